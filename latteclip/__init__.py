@@ -1,0 +1,1 @@
+"""LatteCLIP as a workflow: adapt CLIP to unlabelled images with synthetic texts."""

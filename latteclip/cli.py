@@ -1,0 +1,239 @@
+"""`latteclip <command>`: one command a workflow rule, of the same name.
+
+A command parses, calls one function with paths and settings, and logs to stderr and to a file.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from latteclip.errors import UserError
+from latteclip.settings import from_json
+
+BAD_INPUT = 2
+Command = Callable[[argparse.Namespace], None]
+
+
+def generate_textures(args: argparse.Namespace) -> None:
+    """Make a dataset of procedural textures."""
+    from latteclip.demo.textures import write_dataset
+
+    write_dataset(args.output, **json.loads(args.settings))
+
+
+def download_dataset(args: argparse.Namespace) -> None:
+    """Fetch, verify and unpack a dataset."""
+    raise UserError(
+        f"Dataset {args.dataset} cannot be downloaded yet: unpack it yourself and set "
+        f"datasets.{args.dataset}.source to folder: <where it lies>."
+    )
+
+
+def index_images(args: argparse.Namespace) -> None:
+    """Read a dataset's split and decode its images once."""
+    from latteclip import splits
+
+    settings = from_json(splits.SplitSettings, args.settings)
+    splits.index_images(args.folder, settings, args.output, threads=args.threads)
+
+
+def pseudo_label_images(args: argparse.Namespace) -> None:
+    """Classify every image with the pretrained CLIP."""
+    from latteclip import zero_shot
+
+    zero_shot.pseudo_label_images(
+        args.images,
+        from_json(zero_shot.ZeroShotSettings, args.settings),
+        args.output,
+        device=args.device,
+        threads=args.threads,
+    )
+
+
+def caption_images(args: argparse.Namespace) -> None:
+    """Describe every training image."""
+    from latteclip import captioners, captions
+
+    captions.caption_images(
+        args.images,
+        args.pseudo_labels,
+        args.prompt,
+        from_json(captioners.CaptionerSettings, args.captioner),
+        args.output,
+        threads=args.threads,
+    )
+
+
+def caption_groups(args: argparse.Namespace) -> None:
+    """Describe groups of training images that share a pseudo-label."""
+    from latteclip import captioners, captions
+
+    captions.caption_groups(
+        args.images,
+        args.pseudo_labels,
+        args.prompt,
+        from_json(captions.GroupSettings, args.groups),
+        from_json(captioners.CaptionerSettings, args.captioner),
+        args.output,
+        threads=args.threads,
+    )
+
+
+def finetune(args: argparse.Namespace) -> None:
+    """Tune CLIP under a method's objective."""
+    from latteclip import finetune as stage
+
+    stage.finetune(
+        stage.TrainingFiles(
+            args.images, args.pseudo_labels, args.image_captions, args.group_captions
+        ),
+        from_json(stage.FinetuneSettings, args.settings),
+        args.model,
+        args.history,
+        seed=args.seed,
+        device=args.device,
+        threads=args.threads,
+    )
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Classify the test split with a tuned model."""
+    from latteclip import evaluate as stage
+
+    stage.evaluate(
+        args.images,
+        args.model,
+        from_json(stage.EvaluateSettings, args.settings),
+        stage.Run(args.dataset, args.method, args.seed),
+        args.predictions,
+        args.metrics,
+        device=args.device,
+        threads=args.threads,
+    )
+
+
+def evaluate_zero_shot(args: argparse.Namespace) -> None:
+    """Score the pseudo-labels of the test split."""
+    from latteclip import evaluate as stage
+
+    stage.evaluate_zero_shot(
+        args.images,
+        args.pseudo_labels,
+        stage.Run(args.dataset, args.method, args.seed),
+        args.predictions,
+        args.metrics,
+    )
+
+
+def summarize(args: argparse.Namespace) -> None:
+    """Collect the metrics of all runs in one table."""
+    from latteclip import report
+
+    report.summarize(args.metrics, args.csv, args.markdown)
+
+
+# Options that several commands share; everything else is a required string.
+OPTIONS = {
+    "threads": {"type": int, "default": os.cpu_count(), "help": "CPU threads"},
+    "device": {"default": "auto", "help": "auto, cuda or cpu"},
+    "seed": {"type": int, "required": True},
+}
+COMMANDS: dict[Command, list[str]] = {
+    generate_textures: ["settings", "output"],
+    download_dataset: ["dataset", "source", "output"],
+    index_images: ["folder", "settings", "output", "threads"],
+    pseudo_label_images: ["images", "settings", "output", "device", "threads"],
+    caption_images: ["images", "pseudo-labels?", "prompt", "captioner", "output", "threads"],
+    caption_groups: [
+        "images",
+        "pseudo-labels",
+        "prompt",
+        "groups",
+        "captioner",
+        "output",
+        "threads",
+    ],
+    finetune: [
+        "images",
+        "pseudo-labels",
+        "image-captions?",
+        "group-captions?",
+        "settings",
+        "seed",
+        "model",
+        "history",
+        "device",
+        "threads",
+    ],
+    evaluate: [
+        "dataset",
+        "method",
+        "seed",
+        "images",
+        "model",
+        "settings",
+        "predictions",
+        "metrics",
+        "device",
+        "threads",
+    ],
+    evaluate_zero_shot: [
+        "dataset",
+        "method",
+        "seed",
+        "images",
+        "pseudo-labels",
+        "predictions",
+        "metrics",
+    ],
+    summarize: ["metrics...", "csv", "markdown"],
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; a name that ends in "?" is optional, one in "..." is positional."""
+    top = argparse.ArgumentParser(
+        prog="latteclip",
+        description="Stages of the LatteCLIP workflow. Snakemake runs them in order: "
+        "snakemake -j4 --config dataset=demo",
+    )
+    top.add_argument("--version", action="version", version=version("latteclip"))
+    commands = top.add_subparsers(required=True, metavar="command")
+    for command, options in COMMANDS.items():
+        name = command.__name__.replace("_", "-")
+        sub = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
+        sub.set_defaults(command=command)
+        for option in options:
+            if option.endswith("..."):
+                sub.add_argument(option.removesuffix("..."), nargs="+")
+            else:
+                known = OPTIONS.get(option, {"required": not option.endswith("?")})
+                sub.add_argument(f"--{option.removesuffix('?')}", **known)  # type: ignore[arg-type]
+        sub.add_argument("--log", help="file that gets the log as well")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; exit status 0, or 2 after one sentence about bad input."""
+    args = parser().parse_args(arguments)
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if args.log:
+        Path(args.log).parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(args.log, mode="w", encoding="utf-8"))
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers, force=True)
+    log = logging.getLogger("latteclip")
+    log.setLevel(logging.INFO)
+    try:
+        args.command(args)
+    except UserError as error:
+        log.error("error: %s", error)
+        return BAD_INPUT
+    except Exception:
+        log.exception("%s failed.", args.command.__name__)
+        return 1
+    return 0

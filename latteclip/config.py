@@ -1,0 +1,201 @@
+"""The workflow's configuration: types, typos, and which layer wins.
+
+Imports nothing heavy: a mistake in the configuration is answered in the first second.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from latteclip.errors import UserError
+from latteclip.prompts import PLACE
+
+Config = Mapping[str, Any]
+ALL = "all"
+
+
+def merge(*layers: Config | None) -> dict[str, Any]:
+    """A copy of the first mapping with each later one laid over it, key by key."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in (layer or {}).items():
+            mine = result.get(key)
+            both = isinstance(mine, Mapping) and isinstance(value, Mapping)
+            result[key] = merge(mine, value) if both else value
+    return result
+
+
+def names(value: Any) -> list[str]:
+    """A list of names from a list, or from a comma-separated string as `--config` gives it."""
+    parts = value.split(",") if isinstance(value, str) else value
+    return [str(part).strip() for part in parts]
+
+
+def seed_list(value: int | str | Iterable[int]) -> list[int]:
+    """Seeds from a count (3 -> 0, 1, 2), a list, or a comma-separated string."""
+    if isinstance(value, int):
+        return list(range(value))
+    return [int(part) for part in names(value)]
+
+
+class Schema:
+    """A JSON Schema with `$defs`, as YAML."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.root = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+
+    def coerce(self, value: Any, schema: Config | None = None) -> Any:
+        """`value` with strings parsed where the schema wants no string.
+
+        `--config "finetune={'lr': 0.2}"` hands its leaves over as strings.
+        """
+        schema = self._resolve(self.root if schema is None else schema)
+        if isinstance(value, Mapping):
+            named = schema.get("properties", {})
+            other = schema.get("additionalProperties")
+            other = other if isinstance(other, Mapping) else {}
+            return {key: self.coerce(item, named.get(key, other)) for key, item in value.items()}
+        kinds = schema.get("type", "string")
+        if isinstance(value, str) and "string" not in (
+            kinds if isinstance(kinds, list) else [kinds]
+        ):
+            return yaml.safe_load(value)
+        return value
+
+    def validate(self, value: Any) -> None:
+        """Raise UserError about the first mistake, naming the key and, for a typo, the nearest."""
+        validator = jsonschema.Draft202012Validator(self.root)
+        errors = sorted(validator.iter_errors(value), key=lambda error: list(map(str, error.path)))
+        if errors:
+            raise UserError(_sentence(errors[0]))
+
+    def _resolve(self, schema: Config) -> Config:
+        if "$ref" not in schema:
+            return schema
+        return self.root["$defs"][schema["$ref"].removeprefix("#/$defs/")]
+
+
+def _sentence(error: jsonschema.ValidationError) -> str:
+    where = ".".join(map(str, error.absolute_path))
+    if error.validator == "additionalProperties":
+        known = list(error.schema.get("properties", {}))
+        key = next(key for key in error.instance if key not in known)
+        return unknown(f"Configuration key {where + '.' if where else ''}{key}", key, known)
+    if error.validator == "required":
+        return f"Configuration {where or 'file'}: {error.message}."
+    described = error.schema.get("description")
+    meaning = f" ({described})" if described else ""
+    return f"Configuration key {where}{meaning}: {error.message}."
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """The sentence for a name that is not there: the nearest right one, or all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"{what} is unknown; " + (
+        f"did you mean {near[0]}?" if near else f"known are: {', '.join(known)}."
+    )
+
+
+class Settings:
+    """The resolved configuration: what each stage of each dataset and method is given.
+
+    Layers, the later one winning: the defaults of config.yaml; the dataset's file; the method; what
+    the dataset's file says of the method; what the user gave on the command line.
+    """
+
+    def __init__(self, config: Config, given: Config, schema: str | Path) -> None:
+        """Check a configuration.
+
+        Args:
+            config: as Snakemake merged it.
+            given: the part of it that comes from --config and --configfile.
+            schema: path of the JSON Schema.
+
+        Raises:
+            UserError: the first mistake found.
+        """
+        rules = Schema(schema)
+        self.config = rules.coerce(config)
+        rules.validate(self.config)
+        self._given = rules.coerce(given)
+        asked = names(self.config["dataset"])
+        self.datasets = sorted(self.config["datasets"]) if asked == [ALL] else asked
+        self.methods = names(self.config["method"])
+        self.seeds = seed_list(self.config["seeds"])
+        for kind, chosen in (("dataset", self.datasets), ("method", self.methods)):
+            for name in chosen:
+                if name not in self.config[kind + "s"]:
+                    raise UserError(
+                        unknown(f"{kind.capitalize()} {name!r}", name, self.config[kind + "s"])
+                    )
+        for dataset in self.datasets:
+            self._check_dataset(dataset)
+
+    def dataset(self, dataset: str) -> dict[str, Any]:
+        """What the dataset's file says."""
+        return self.config["datasets"][dataset]
+
+    def section(self, name: str, dataset: str) -> dict[str, Any]:
+        """A section of shared settings (clip, captioner, ...) as it stands for one dataset."""
+        return merge(self.config[name], self.dataset(dataset).get(name), self._given.get(name))
+
+    def method(self, method: str, dataset: str) -> dict[str, Any]:
+        """A method's objective and switches, and its `finetune` section, for one dataset."""
+        own = self.dataset(dataset).get("methods", {}).get(method)
+        result = merge(self.config["methods"][method], own)
+        result["finetune"] = merge(
+            self.config["finetune"],
+            self.dataset(dataset).get("finetune"),
+            result.get("finetune"),
+            self._given.get("finetune"),
+        )
+        return result
+
+    def is_trained(self, method: str) -> bool:
+        """Whether the method fine-tunes, and hence depends on a seed."""
+        return self.config["methods"][method]["objective"] != "zero_shot"
+
+    def reads_captions(self, method: str, kind: str, dataset: str) -> bool:
+        """Whether the method uses the descriptions of a kind, "image" or "group"."""
+        settings = self.method(method, dataset)
+        return settings["objective"] == "latteclip" and settings.get("switches", {}).get(
+            f"{kind}_description", True
+        )
+
+    def runs(self, dataset: str) -> list[tuple[str, int]]:
+        """(method, seed) of everything to evaluate; a method without training runs once."""
+        return [
+            (method, seed)
+            for method in self.methods
+            for seed in (self.seeds if self.is_trained(method) else [0])
+        ]
+
+    def _check_dataset(self, dataset: str) -> None:
+        if PLACE not in self.dataset(dataset)["template"]:
+            raise UserError(
+                f"Dataset {dataset}: template {self.dataset(dataset)['template']!r} has no {PLACE} "
+                "for the class name."
+            )
+        folder = self.dataset(dataset)["source"].get("folder")
+        if folder is not None and not Path(folder).is_dir():
+            raise UserError(f"Dataset {dataset}: source.folder {folder} is no folder.")
+        clip = self.section("clip", dataset)
+        local = clip["model"].removeprefix("local-dir:")
+        if local != clip["model"] and not (Path(local) / "open_clip_config.json").is_file():
+            raise UserError(
+                f"Dataset {dataset}: clip.model names the folder {local}, which has no "
+                "open_clip_config.json."
+            )
+        if local == clip["model"] and not local.startswith("hf-hub:") and not clip["pretrained"]:
+            raise UserError(f"Dataset {dataset}: clip.model {local} needs clip.pretrained.")
+
+
+def as_json(value: Any) -> str:
+    """One line of JSON with sorted keys: how a rule hands settings to its command."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)

@@ -1,0 +1,634 @@
+"""Synthetic textures for the demo: 64x64 RGB images of 14 DTD classes, with their attributes.
+
+Two domains share the classes: SOURCE is clean, TARGET is bent, blotchy, dim, blurred and noisy;
+`mix` makes every domain between them. Only numpy draws, from one seeded generator, so the same
+arguments give the same bytes. Arrays are float32 [N, 64, 64] unless said otherwise (N images of
+one class, drawn together); coordinates run from -1 to 1 over the image.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from latteclip.files import replacing
+
+SIDE = 64
+CHUNK = 128  # images of one class drawn at once; bounds memory, and is part of what a seed means
+COLOURS = {
+    "red": (205, 40, 40),
+    "orange": (240, 140, 30),
+    "yellow": (245, 215, 60),
+    "green": (50, 150, 60),
+    "teal": (30, 150, 150),
+    "blue": (45, 85, 200),
+    "purple": (130, 60, 170),
+    "pink": (240, 140, 180),
+    "brown": (125, 80, 45),
+    "black": (25, 25, 28),
+    "grey": (128, 128, 128),
+    "white": (245, 245, 245),
+    "beige": (220, 200, 165),
+    "olive": (115, 115, 50),
+    "navy": (25, 35, 95),
+}
+EARTHY = ("brown", "grey", "beige", "olive", "black", "white", "teal", "navy")
+SIZES = ("fine", "medium", "coarse")
+ORIENTATIONS = ("horizontal", "diagonal", "vertical")
+FINISHES = ("crisp", "soft", "grainy", "faded")
+DIRECTIONAL = ("banded", "striped", "zigzagged")
+
+COLOUR_NAMES = tuple(COLOURS)
+_RGB = np.array(list(COLOURS.values()), np.float32) / 255  # [15, 3]
+_LUMINANCE = _RGB @ np.array([0.3, 0.59, 0.11], np.float32)  # [15]
+_EARTHY_IDS = np.array([COLOUR_NAMES.index(name) for name in EARTHY])
+_AXIS = ((np.arange(SIDE) + 0.5) / SIDE * 2 - 1).astype(np.float32)
+_X, _Y = _AXIS[None, None, :], _AXIS[None, :, None]  # broadcast to [1, 64, 64]
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """What is true of one image; `orientation` is None for classes without a direction."""
+
+    classname: str
+    foreground: str
+    background: str
+    size: str
+    orientation: str | None
+    finish: str
+
+
+@dataclass(frozen=True)
+class Domain:
+    """How images of a domain are drawn: (low, high) of a uniform draw, or a single number."""
+
+    noise: tuple[float, float]  # standard deviation of pixel noise, intensities in 0..1
+    blur: tuple[float, float]  # sigma of the blur, pixels
+    light: tuple[float, float]  # slope of the light across the image
+    perspective: tuple[float, float]
+    warp: tuple[float, float]  # bending, in image halves
+    contrast: tuple[float, float]
+    frequency: tuple[float, float]  # factor on the pattern's frequency
+    brightness: tuple[float, float]  # added to intensities
+    blotches: tuple[float, float]  # strength of uneven ground
+    cast: float  # standard deviation of the colour cast
+    rotation: float  # standard deviation of the angle around its orientation, radians
+    inverted: float  # probability that a pattern may be lighter than its ground
+    earthy: float  # probability that a colour comes from EARTHY
+
+
+SOURCE = Domain(
+    noise=(0.0, 0.02),
+    blur=(0.1, 0.4),
+    light=(0.0, 0.12),
+    perspective=(0.0, 0.08),
+    warp=(0.0, 0.02),
+    contrast=(0.85, 1.0),
+    frequency=(0.95, 1.05),
+    brightness=(0.0, 0.1),
+    blotches=(0.0, 0.02),
+    cast=0.0,
+    rotation=0.08,
+    inverted=0.1,
+    earthy=0.0,
+)
+TARGET = Domain(
+    noise=(0.03, 0.10),
+    blur=(0.5, 1.1),
+    light=(0.2, 0.6),
+    perspective=(0.15, 0.4),
+    warp=(0.03, 0.08),
+    contrast=(0.3, 0.65),
+    frequency=(0.7, 1.5),
+    brightness=(-0.15, 0.05),
+    blotches=(0.05, 0.18),
+    cast=0.08,
+    rotation=0.2,
+    inverted=0.5,
+    earthy=0.75,
+)
+
+
+def mix(source: Domain, target: Domain, gap: float) -> Domain:
+    """The domain a fraction `gap` (0..1) of the way from source to target."""
+    if not 0 <= gap <= 1:
+        raise ValueError(f"gap must be between 0 (source) and 1 (target), not {gap}")
+
+    def between(a: Any, b: Any) -> Any:
+        if isinstance(a, tuple):
+            return tuple(between(low, high) for low, high in zip(a, b, strict=True))
+        return (1 - gap) * a + gap * b
+
+    values = {
+        f.name: between(getattr(source, f.name), getattr(target, f.name)) for f in fields(Domain)
+    }
+    return Domain(**values)
+
+
+# --- the plane that patterns are drawn on ------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plane:
+    """N bent planes and the generator that decides the details of a pattern on them."""
+
+    rng: np.random.Generator
+    x: np.ndarray  # [N, 64, 64]
+    y: np.ndarray  # [N, 64, 64]
+    cos: np.ndarray  # [N, 1, 1], of the pattern's angle
+    sin: np.ndarray  # [N, 1, 1]
+    frequency: np.ndarray  # [N, 1, 1], periods across the image
+    phase: tuple[np.ndarray, np.ndarray]  # two of [N, 1, 1], periods
+
+    @property
+    def n(self) -> int:
+        """How many planes."""
+        return len(self.x)
+
+    @property
+    def pixel(self) -> np.ndarray:
+        """Width of a pixel in periods, [N, 1, 1]."""
+        return self.frequency / SIDE
+
+    @property
+    def along(self) -> np.ndarray:
+        """Position along the pattern's direction, in periods."""
+        turned = self.x * self.cos + self.y * self.sin
+        return turned * self.frequency / 2 + self.phase[0]
+
+    @property
+    def across(self) -> np.ndarray:
+        """Position across the pattern's direction, in periods."""
+        turned = -self.x * self.sin + self.y * self.cos
+        return turned * self.frequency / 2 + self.phase[1]
+
+    def uniform(self, low: float, high: float) -> np.ndarray:
+        """One number an image, [N, 1, 1]."""
+        return self.rng.uniform(low, high, (self.n, 1, 1)).astype(np.float32)
+
+    def by_image(self, table: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """Look `index` [N, 64, 64] up in each image's row of `table` [N, K]."""
+        return table[np.arange(self.n)[:, None, None], index]
+
+
+class Relief(NamedTuple):
+    """A drawn pattern: 0 is background, 1 is foreground; shade multiplies, gloss adds white."""
+
+    cover: np.ndarray
+    shade: np.ndarray | None = None
+    gloss: np.ndarray | None = None
+
+
+def _upsampling(grid: int) -> np.ndarray:
+    """Smooth interpolation from `grid` points to 64 pixels, [64, grid]."""
+    position = np.linspace(0, grid - 1.0001, SIDE)
+    left = position.astype(int)
+    fraction = position - left
+    fraction = fraction * fraction * (3 - 2 * fraction)
+    weights = np.zeros((SIDE, grid), np.float32)
+    weights[np.arange(SIDE), left] = 1 - fraction
+    weights[np.arange(SIDE), left + 1] += fraction
+    return weights
+
+
+_UPSAMPLING = {grid: _upsampling(grid) for grid in (3, 4, 6, 9, 13, 20)}
+
+
+def _smooth_noise(rng: np.random.Generator, n: int, grid: int) -> np.ndarray:
+    """Noise in -1..1 with `grid` independent points a side."""
+    points = rng.uniform(-1, 1, (n, grid, grid)).astype(np.float32)
+    return _UPSAMPLING[grid] @ points @ _UPSAMPLING[grid].T
+
+
+def _fractal_noise(
+    rng: np.random.Generator, n: int, grids: tuple[int, ...] = (4, 6, 9, 13, 20)
+) -> np.ndarray:
+    """Sum of smooth noises, each finer one 0.6 times as strong."""
+    octaves = [0.6**i * _smooth_noise(rng, n, grid) for i, grid in enumerate(grids)]
+    return np.sum(octaves, axis=0)
+
+
+def _fraction(t: np.ndarray) -> np.ndarray:
+    return t - np.floor(t)
+
+
+def _step(t: np.ndarray, pixel: np.ndarray | float) -> np.ndarray:
+    """1 where t > 0, 0 elsewhere, with an edge one pixel wide."""
+    return np.clip(t / pixel + 0.5, 0, 1)
+
+
+def _lines(t: np.ndarray, width: np.ndarray, pixel: np.ndarray) -> np.ndarray:
+    """Lines of `width` at the middle of every period of t."""
+    return _step(width / 2 - np.abs(_fraction(t) - 0.5), pixel)
+
+
+def _distances(x: np.ndarray, y: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Squared distance of every pixel to each of K points [N, K, 2], [N, K, 64, 64]."""
+    dx = x[:, None] - points[:, :, 0, None, None]
+    dy = y[:, None] - points[:, :, 1, None, None]
+    return dx * dx + dy * dy
+
+
+# --- one function a class ----------------------------------------------------------------------
+
+
+def _striped(p: Plane) -> Relief:
+    return Relief(_lines(p.across, p.uniform(0.3, 0.6), p.pixel))
+
+
+def _banded(p: Plane) -> Relief:
+    """Bands of five tones and uneven width that melt into each other."""
+    pace = 0.62
+    t = p.across * pace
+    sway = np.sin(2 * np.pi * t * p.uniform(0.3, 0.6) + 2 * np.pi * p.phase[0])
+    t = t + p.uniform(0.1, 0.22) * sway
+    tones = (np.cumsum(p.rng.integers(1, 4, (p.n, 64)), 1) % 5 / 4).astype(np.float32)
+    band = np.floor(t).astype(int)
+    blend = np.clip((t - band) / (p.pixel * pace * 2 + p.uniform(0, 0.12)), 0, 1)
+    before, here = p.by_image(tones, (band - 1) % 64), p.by_image(tones, band % 64)
+    return Relief(before * (1 - blend) + here * blend)
+
+
+def _chequered(p: Plane) -> Relief:
+    return Relief(_step(np.sin(np.pi * p.along) * np.sin(np.pi * p.across), p.pixel * np.pi * 0.8))
+
+
+def _dotted(p: Plane) -> Relief:
+    staggered = (p.rng.random((p.n, 1, 1)) < 0.5) * 0.5
+    row = np.floor(p.across).astype(int) & 1
+    distance = np.hypot(_fraction(p.along + staggered * row) - 0.5, _fraction(p.across) - 0.5)
+    return Relief(_step(p.uniform(0.2, 0.36) - distance, p.pixel))
+
+
+def _grid(p: Plane) -> Relief:
+    width = np.maximum(p.uniform(0.08, 0.2), 1.2 * p.pixel)
+    return Relief(np.maximum(_lines(p.along, width, p.pixel), _lines(p.across, width, p.pixel)))
+
+
+def _zigzagged(p: Plane) -> Relief:
+    turn = np.abs(_fraction(p.along * 0.5) - 0.5) * 2 * p.uniform(1.0, 1.7)
+    return Relief(_lines(p.across * 0.8 + turn, p.uniform(0.35, 0.58), p.pixel * 1.2))
+
+
+def _honeycombed(p: Plane) -> Relief:
+    """Hexagons: the nearer of two shifted rectangular lattices is the cell's centre."""
+    ratio = float(np.sqrt(3))
+    along, across = p.along, p.across
+    ax, ay = _fraction(along) - 0.5, (_fraction(across / ratio) - 0.5) * ratio
+    bx, by = _fraction(along - 0.5) - 0.5, (_fraction(across / ratio - 0.5) - 0.5) * ratio
+    near = ax * ax + ay * ay < bx * bx + by * by
+    dx, dy = np.abs(np.where(near, ax, bx)), np.abs(np.where(near, ay, by))
+    to_centre = np.maximum(dx, dx * 0.5 + dy * ratio / 2)
+    wall = np.maximum(p.uniform(0.05, 0.12), 0.6 * p.pixel)
+    return Relief(1 - _step(to_centre - (0.5 - wall), p.pixel))
+
+
+def _cracked(p: Plane) -> Relief:
+    """Borders between the cells of random points, on a crumpled plane."""
+    most = 26
+    points = p.rng.uniform(-1.15, 1.15, (p.n, most, 2)).astype(np.float32)
+    wanted = np.clip((p.frequency[:, 0] * 0.5) ** 2, 5, most)
+    points[np.arange(most)[None] >= wanted] = 9  # far outside the image
+    x = p.x + 0.09 * _fractal_noise(p.rng, p.n)
+    y = p.y + 0.09 * _fractal_noise(p.rng, p.n)
+    nearest = np.sqrt(np.partition(_distances(x, y, points), 1, axis=1)[:, :2])
+    width = p.uniform(0.05, 0.1) * (1 + 0.8 * _smooth_noise(p.rng, p.n, 6))
+    return Relief(_step(width - (nearest[:, 1] - nearest[:, 0]), 0.05))
+
+
+def _bubbly(p: Plane) -> Relief:
+    """Lit balls of uneven size, the frontmost at each pixel seen."""
+    most = 34
+    centres = p.rng.uniform(-1.15, 1.15, (p.n, most, 2)).astype(np.float32)
+    radii = p.rng.uniform(0.56, 1.44, (p.n, most)).astype(np.float32) / p.frequency[:, 0]
+    wanted = np.clip((p.frequency[:, 0] * 0.62) ** 2, 5, most)
+    radii[np.arange(most)[None] >= wanted] = 1e-3
+    heights = radii[..., None, None] ** 2 - _distances(p.x, p.y, centres)  # [N, K, 64, 64]
+    front = heights.argmax(1)
+    height = np.take_along_axis(heights, front[:, None], 1)[:, 0]
+    radius = p.by_image(radii, front)
+    nx = (p.x - p.by_image(centres[..., 0], front)) / radius
+    ny = (p.y - p.by_image(centres[..., 1], front)) / radius
+    inside = _step(height / (2 * radius), 2 / SIDE)
+    rim = inside * np.clip(1 - 1.6 * np.sqrt(np.clip(height, 0, None)) / radius, 0, 1)
+    light = p.uniform(0, 2 * np.pi)
+    lx, ly = np.cos(light), np.sin(light)
+    spot = np.exp(-((nx - 0.42 * lx) ** 2 + (ny - 0.42 * ly) ** 2) / 0.035)
+    shade = 1 + inside * 0.38 * (nx * lx + ny * ly) - 0.3 * rim
+    return Relief(inside * p.uniform(0.6, 1.0), shade, 0.75 * inside * spot)
+
+
+def _marbled(p: Plane) -> Relief:
+    turbulence = _fractal_noise(p.rng, p.n, (3, 4, 6, 9, 13, 20))
+    t = p.across * 0.33 + p.uniform(0.5, 0.9) * turbulence
+    veins = (1 - np.abs(np.sin(np.pi * t))) ** p.uniform(1.0, 3.2)
+    return Relief(np.clip(veins + 0.18 * _fractal_noise(p.rng, p.n, (6, 9, 13)), 0, 1))
+
+
+def _polar(p: Plane) -> tuple[np.ndarray, np.ndarray]:
+    """Radius and angle around a random centre near the middle."""
+    dx, dy = p.x - p.uniform(-0.45, 0.45), p.y - p.uniform(-0.45, 0.45)
+    return np.hypot(dx, dy), np.arctan2(dy, dx)
+
+
+def _spiralled(p: Plane) -> Relief:
+    radius, angle = _polar(p)
+    arms = p.rng.choice([-3, -2, -1, 1, 2, 3], (p.n, 1, 1))
+    logarithmic = p.rng.random((p.n, 1, 1)) < 0.3
+    evenly, widening = radius * 0.5, np.log(radius + 0.05) * 0.35
+    turn = p.frequency * np.where(logarithmic, widening, evenly)
+    t = arms * angle / (2 * np.pi) + turn + p.phase[0]
+    return Relief(_lines(t, p.uniform(0.35, 0.55), p.pixel * 1.3))
+
+
+def _cobwebbed(p: Plane) -> Relief:
+    """Uneven spokes around a centre and sagging rings between them."""
+    radius, angle = _polar(p)
+    n_spokes = p.rng.integers(7, 15, (p.n, 1, 1))
+    wobble = 0.25 * np.sin(angle * 2 + 2 * np.pi * p.phase[0]) + 0.12 * np.sin(
+        angle * 5 + 2 * np.pi * p.phase[1]
+    )
+    sector = _fraction((angle + wobble) * n_spokes / (2 * np.pi)) - 0.5  # 0 on a spoke
+    width = p.uniform(0.9, 1.7) * 2 / SIDE
+    spokes = _step(width / 2 - np.abs(np.sin(np.pi * sector)) * 2 * radius / n_spokes, 2 / SIDE)
+    sagging = radius * (1 + 0.16 * (0.5 - 2 * np.abs(sector)))
+    rings = sagging * p.frequency * 0.75 + 0.25 * _smooth_noise(p.rng, p.n, 6)
+    threads = _lines(rings, width * p.frequency * 0.75, p.pixel * 1.5)
+    return Relief(np.maximum(spokes, threads * p.uniform(0.65, 1.0)))
+
+
+def _woven(p: Plane) -> Relief:
+    """Strands that pass over and under each other, rounded by their shade."""
+    along, across = p.along, p.across
+    over = ((np.floor(along) + np.floor(across)).astype(int) & 1) == 1
+    side = np.where(over, _fraction(across), _fraction(along))
+    length = np.where(over, _fraction(along), _fraction(across))
+    slack = np.maximum(p.uniform(0.04, 0.12), 0.5 * p.pixel)
+    edge = _step(0.5 - slack - np.abs(side - 0.5), p.pixel)
+    bulge = (0.62 + 0.38 * np.sin(np.pi * length)) * (0.8 + 0.2 * np.sin(np.pi * side))
+    return Relief(np.where(over, 1, p.uniform(0, 0.5)), (0.35 + 0.65 * edge) * bulge)
+
+
+def _crosshatched(p: Plane) -> Relief:
+    """Two families of unsteady pencil strokes that cross at a slant."""
+    slant = p.uniform(0.45, 0.68)  # radians from the pattern's direction
+    unsteady = 0.12 * _smooth_noise(p.rng, p.n, 6)
+    along, across = p.x * p.cos + p.y * p.sin, -p.x * p.sin + p.y * p.cos
+    cover = np.zeros_like(along)
+    for sign in (1, -1):
+        turned = -along * np.sin(sign * slant) + across * np.cos(slant)
+        t = turned * p.frequency * 0.62 + unsteady + sign * 5 * p.phase[0]
+        strength = p.rng.uniform(0.35, 1.0, (p.n, 64)).astype(np.float32)
+        pressure = np.clip(1 + 0.5 * _smooth_noise(p.rng, p.n, 9), 0, 1)
+        width = np.maximum(p.uniform(0.18, 0.36), 1.3 * p.pixel)
+        strokes = _lines(t, width, p.pixel * 1.3)
+        drawn = p.by_image(strength, np.floor(t).astype(int) % 64) * strokes * pressure
+        cover = np.maximum(cover, drawn)
+    return Relief(cover)
+
+
+PATTERNS: dict[str, Callable[[Plane], Relief]] = {
+    "banded": _banded,
+    "bubbly": _bubbly,
+    "chequered": _chequered,
+    "cobwebbed": _cobwebbed,
+    "cracked": _cracked,
+    "crosshatched": _crosshatched,
+    "dotted": _dotted,
+    "grid": _grid,
+    "honeycombed": _honeycombed,
+    "marbled": _marbled,
+    "spiralled": _spiralled,
+    "striped": _striped,
+    "woven": _woven,
+    "zigzagged": _zigzagged,
+}
+CLASSNAMES = tuple(PATTERNS)
+
+
+# --- from pattern to photo ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """The attribute ids and measures of N images of one class, each array [N]."""
+
+    foreground: np.ndarray
+    background: np.ndarray
+    size: np.ndarray
+    orientation: np.ndarray
+    angle: np.ndarray
+    frequency: np.ndarray
+    measures: dict[str, np.ndarray]  # the uniform draws of the domain, by name
+
+    @property
+    def finish(self) -> np.ndarray:
+        """Index into FINISHES, [N]: the strongest flaw names it."""
+        noise, contrast, blur = (self.measures[k] for k in ("noise", "contrast", "blur"))
+        return np.where(noise > 0.055, 2, np.where(contrast < 0.5, 3, np.where(blur > 0.6, 1, 0)))
+
+
+def _colour(rng: np.random.Generator, n: int, earthy: float) -> np.ndarray:
+    """Ids of n colours, earthy ones with the given probability."""
+    any_colour = rng.integers(0, len(COLOUR_NAMES), n)
+    earthy_colour = rng.choice(_EARTHY_IDS, n)
+    return np.where(rng.random(n) < earthy, earthy_colour, any_colour)
+
+
+def _colours(
+    rng: np.random.Generator, n: int, domain: Domain, classname: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Foreground and background ids, [N] each, that can be told from one another."""
+    front, back = _colour(rng, n, domain.earthy), _colour(rng, n, domain.earthy)
+    while (alike := np.abs(_RGB[front] - _RGB[back]).sum(1) < 0.75).any():
+        back[alike] = _colour(rng, int(alike.sum()), domain.earthy)
+    front_is_lighter = _LUMINANCE[front] > _LUMINANCE[back]
+    if classname == "cobwebbed":  # threads are lighter than what is behind them
+        swap = ~front_is_lighter & (rng.random(n) < 0.8)
+    else:
+        swap = front_is_lighter & (rng.random(n) > domain.inverted)
+    return np.where(swap, back, front), np.where(swap, front, back)
+
+
+def _draw_attributes(rng: np.random.Generator, n: int, domain: Domain, classname: str) -> _Draw:
+    ranges = {f.name: getattr(domain, f.name) for f in fields(domain)}
+    measures = {
+        name: rng.uniform(value[0], value[1], n).astype(np.float32)
+        for name, value in ranges.items()
+        if isinstance(value, tuple)
+    }
+    front, back = _colours(rng, n, domain, classname)
+    base = np.array([8.5, 6.0, 4.0])[rng.integers(0, 3, n)] * rng.uniform(0.9, 1.1, n)
+    frequency = np.clip(base * measures["frequency"], 2.6, 13).astype(np.float32)
+    direction = rng.integers(0, 4, n)  # multiples of 45 degrees; both diagonals have one name
+    angle = direction * np.pi / 4 + rng.normal(0, domain.rotation, n).clip(-0.3, 0.3)
+    return _Draw(
+        foreground=front,
+        background=back,
+        size=np.digitize(-frequency, [-7.2, -5.0]),  # named for what is seen, not for the base
+        orientation=np.array([0, 1, 2, 1])[direction],
+        angle=angle.astype(np.float32),
+        frequency=frequency,
+        measures=measures,
+    )
+
+
+def _bend(rng: np.random.Generator, draw: _Draw) -> Plane:
+    """Planes seen in perspective and warped, with the pattern's angle and frequency on them."""
+    n = len(draw.angle)
+    towards = rng.uniform(0, 2 * np.pi, n).astype(np.float32)
+    tilt = draw.measures["perspective"]
+    tilt_x = (tilt * np.cos(towards))[:, None, None]
+    tilt_y = (tilt * np.sin(towards))[:, None, None]
+    depth = 1 + tilt_x * _X + tilt_y * _Y
+    warp = 2 * draw.measures["warp"][:, None, None]
+    phases = rng.uniform(0, 1, (2, n, 1, 1)).astype(np.float32)
+    return Plane(
+        rng=rng,
+        x=_X / depth + warp * _smooth_noise(rng, n, 4),
+        y=_Y / depth + warp * _smooth_noise(rng, n, 4),
+        cos=np.cos(draw.angle)[:, None, None],
+        sin=np.sin(draw.angle)[:, None, None],
+        frequency=draw.frequency[:, None, None],
+        phase=(phases[0], phases[1]),
+    )
+
+
+def _paint(rng: np.random.Generator, draw: _Draw, relief: Relief) -> np.ndarray:
+    """Colour a pattern, [N, 64, 64, 3] in about 0..1."""
+    n = len(draw.foreground)
+    jitter = rng.normal(0, 0.035, (2, n, 3)).astype(np.float32)
+    front = np.clip(_RGB[draw.foreground] + jitter[0], 0, 1)[:, None, None]
+    back = np.clip(_RGB[draw.background] + jitter[1], 0, 1)[:, None, None]
+    image = back + (front - back) * relief.cover[..., None]
+    if relief.shade is not None:
+        image = image * relief.shade[..., None]
+    if relief.gloss is not None:
+        image = image + (1 - image) * relief.gloss[..., None]
+    return image
+
+
+def _blur(image: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    """Gaussian blur with seven taps a side; sigma [N] in pixels."""
+    taps = np.arange(-3, 4, dtype=np.float32)
+    weights = np.exp(-(taps**2) / (2 * np.maximum(sigma, 0.12)[:, None] ** 2))  # [N, 7]
+    weights = (weights / weights.sum(1, keepdims=True))[:, :, None, None, None]
+    padded = np.pad(image, ((0, 0), (3, 3), (0, 0), (0, 0)), mode="edge")
+    image = sum(weights[:, i] * padded[:, i : i + SIDE] for i in range(7))
+    padded = np.pad(image, ((0, 0), (0, 0), (3, 3), (0, 0)), mode="edge")
+    return sum(weights[:, i] * padded[:, :, i : i + SIDE] for i in range(7))
+
+
+def _photograph(
+    rng: np.random.Generator, image: np.ndarray, draw: _Draw, domain: Domain
+) -> np.ndarray:
+    """Give painted images [N, 64, 64, 3] the flaws of the domain; returns uint8."""
+    n = len(image)
+    measure = {name: value[:, None, None, None] for name, value in draw.measures.items()}
+    mean = image.mean((1, 2), keepdims=True)
+    image = mean + (image - mean) * measure["contrast"]
+    image = image + measure["blotches"] * _fractal_noise(rng, n, (4, 6, 9, 13))[..., None]
+    towards = rng.uniform(0, 2 * np.pi, (n, 1, 1)).astype(np.float32)
+    slope = _X * np.cos(towards) + _Y * np.sin(towards)
+    image = image * (1 + measure["light"] * slope[..., None])
+    cast = rng.normal(0, domain.cast, (n, 1, 1, 3)).astype(np.float32)
+    image = _blur(image + measure["brightness"] + cast, draw.measures["blur"])
+    image = image + measure["noise"] * rng.standard_normal(image.shape, np.float32)
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _name(draw: _Draw, classname: str) -> list[Attributes]:
+    return [
+        Attributes(
+            classname=classname,
+            foreground=COLOUR_NAMES[draw.foreground[i]],
+            background=COLOUR_NAMES[draw.background[i]],
+            size=SIZES[draw.size[i]],
+            orientation=ORIENTATIONS[draw.orientation[i]] if classname in DIRECTIONAL else None,
+            finish=FINISHES[draw.finish[i]],
+        )
+        for i in range(len(draw.foreground))
+    ]
+
+
+def _generate_class(
+    rng: np.random.Generator, n: int, domain: Domain, classname: str
+) -> tuple[np.ndarray, list[Attributes]]:
+    draw = _draw_attributes(rng, n, domain, classname)
+    relief = PATTERNS[classname](_bend(rng, draw))
+    return _photograph(rng, _paint(rng, draw, relief), draw, domain), _name(draw, classname)
+
+
+def generate(
+    n: int, gap: float, seed: int, *, stream: int = 0
+) -> tuple[np.ndarray, list[Attributes]]:
+    """Draw n textures of random classes from the domain at `gap`.
+
+    The pair (seed, stream) decides everything: streams of one seed share no images.
+
+    Returns images uint8 [N, 64, 64, 3], and the attributes of each.
+    """
+    rng = np.random.default_rng([seed, stream])
+    domain = mix(SOURCE, TARGET, gap)
+    labels = rng.integers(0, len(CLASSNAMES), n)
+    images = np.empty((n, SIDE, SIDE, 3), np.uint8)
+    attributes: dict[int, Attributes] = {}
+    for label, classname in enumerate(CLASSNAMES):
+        members = np.flatnonzero(labels == label)
+        for start in range(0, len(members), CHUNK):
+            chunk = members[start : start + CHUNK]
+            images[chunk], named = _generate_class(rng, len(chunk), domain, classname)
+            attributes.update(zip(chunk.tolist(), named, strict=True))
+    return images, [attributes[i] for i in range(n)]
+
+
+def generate_range(
+    n: int, largest_gap: float, seed: int, *, steps: int = 8
+) -> tuple[np.ndarray, list[Attributes]]:
+    """Draw n textures in equal parts from `steps` gaps spread evenly over 0..largest_gap."""
+    parts = [
+        generate(len(part), gap, seed, stream=stream)
+        for stream, (part, gap) in enumerate(
+            zip(
+                np.array_split(np.arange(n), steps), np.linspace(0, largest_gap, steps), strict=True
+            )
+        )
+    ]
+    images = np.concatenate([images for images, _ in parts])
+    return images, [attributes for _, named in parts for attributes in named]
+
+
+# --- a data set on disk ------------------------------------------------------------------------
+
+
+def _write_images(
+    folder: Path, images: np.ndarray, attributes: list[Attributes], first: int
+) -> list[list[str | int]]:
+    """Write images as images/<classname>/<classname>_<number>.png; returns their split entries."""
+    entries: list[list[str | int]] = []
+    for number, (image, named) in enumerate(zip(images, attributes, strict=True), first):
+        path = Path("images", named.classname, f"{named.classname}_{number:05d}.png")
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / path)
+        entries.append([path.as_posix(), CLASSNAMES.index(named.classname), named.classname])
+    return entries
+
+
+def write_dataset(folder: str | Path, *, train: int, test: int, gap: float, seed: int) -> None:
+    """Write a data set of PNG files and a CoOp split: `folder/images/`, `folder/split.json`.
+
+    Train and test images come from different random streams of the seed. The whole folder appears
+    at once, in place of an older one if any.
+    """
+    with replacing(folder) as new:
+        new.mkdir()
+        split = {
+            "train": _write_images(new, *generate(train, gap, seed, stream=0), first=0),
+            "val": [],
+            "test": _write_images(new, *generate(test, gap, seed, stream=1), first=train),
+        }
+        (new / "split.json").write_text(json.dumps(split, indent=0) + "\n", encoding="utf-8")

@@ -1,0 +1,97 @@
+"""Image files to RGB pictures and batches of tensors.
+
+Letters: N images, B batch, H x W the model's input size.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader, Dataset
+
+from latteclip.errors import UserError
+
+Transform = Callable[[Image.Image], torch.Tensor]
+SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L")
+
+
+def open_rgb(path: str | Path) -> Image.Image:
+    """Decode an image file: upright by its EXIF orientation, 8-bit RGB.
+
+    Raises:
+        UserError: the file is missing or cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode in SIXTEEN_BIT:  # convert("RGB") would clip, not scale
+                upright = upright.point(lambda value: value / 256.0).convert("L")
+            return upright.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"Image {path} cannot be decoded ({error}); replace or remove it."
+        ) from None
+
+
+class ImageFiles(Dataset[tuple[int, torch.Tensor]]):
+    """N image files under one transform; a key is (epoch, index).
+
+    Random transforms draw from a generator seeded by (seed, epoch, index), so that a sample does
+    not depend on the number of worker processes nor on the order in which samples are made.
+    """
+
+    def __init__(self, paths: Sequence[str], transform: Transform, seed: int | None = None) -> None:
+        self.paths, self.transform, self.seed = list(paths), transform, seed
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, torch.Tensor]:
+        epoch, index = key
+        image = open_rgb(self.paths[index])
+        if self.seed is None:
+            return index, self.transform(image)
+        with torch.random.fork_rng(devices=[]):
+            outer = random.getstate()
+            mixed = hash((self.seed, epoch, index)) % 2**63
+            torch.manual_seed(mixed)
+            random.seed(mixed)  # open_clip decides about jitter and greyscale with `random`
+            tensor = self.transform(image)
+            random.setstate(outer)
+        return index, tensor
+
+
+def batches(
+    files: ImageFiles, keys: Sequence[Sequence[tuple[int, int]]], device: torch.device, threads: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Decode ahead of the model.
+
+    Yields:
+        Indices [B] on the CPU, and images [B, 3, H, W] on `device`.
+
+    Args:
+        files: what to read.
+        keys: the (epoch, index) keys of each batch, in order.
+        threads: CPU threads of this job: worker processes beside a GPU. Without a GPU the model
+            itself keeps the threads busy, and images are decoded between its batches.
+    """
+    on_gpu = device.type == "cuda"
+    loader = DataLoader(
+        files,
+        batch_sampler=keys,  # type: ignore[arg-type]
+        num_workers=threads if on_gpu else 0,
+        pin_memory=on_gpu,
+        persistent_workers=on_gpu,
+    )
+    for indices, images in loader:
+        yield indices, images.to(device, non_blocking=True)
+
+
+def in_order(n: int, batch_size: int) -> list[list[tuple[int, int]]]:
+    """Keys of all N images once, in order, in batches of at most `batch_size`."""
+    return [
+        [(0, index) for index in range(start, min(start + batch_size, n))]
+        for start in range(0, n, batch_size)
+    ]

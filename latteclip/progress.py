@@ -1,0 +1,34 @@
+"""A steady line of progress for everything that takes longer than a few seconds."""
+
+import logging
+import time
+
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+
+class Progress:
+    """Counts finished items and logs a bar with rate and time left, at most every few seconds.
+
+    A line of its own each time, not a bar that redraws itself: jobs of one Snakemake run share the
+    terminal, and the same line must read well in a log file.
+    """
+
+    def __init__(self, total: int, unit: str, every: float = 5.0) -> None:
+        self.total, self.unit, self.every = total, unit, every
+        self.done = 0
+        self.started = self.logged = time.monotonic()
+
+    def add(self, n: int, note: str = "") -> None:
+        """Count `n` more items; `note` is appended to the line when one is due."""
+        self.done += n
+        now = time.monotonic()
+        if now - self.logged >= self.every or (
+            self.done == self.total and self.logged > self.started
+        ):
+            self.logged = now
+            meter = tqdm.format_meter(
+                self.done, self.total, now - self.started, ncols=90, unit=f" {self.unit}"
+            )
+            log.info("%s %s", meter, note)

@@ -1,0 +1,138 @@
+"""The Parquet tables that stages hand to each other, with their schemas.
+
+Letters: N images, C classes, D embedding width, G groups.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from latteclip.errors import UserError
+from latteclip.files import replacing
+
+IMAGES = pa.schema(
+    [
+        ("image_id", pa.string()),  # the path inside the split: unique
+        ("path", pa.string()),  # where the file lies, relative to the working directory
+        ("split", pa.string()),  # train, val or test
+        ("label", pa.int32()),  # null where unknown
+        ("classname", pa.string()),  # null where the label is
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+    ]
+)
+PSEUDO_LABELS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("split", pa.string()),
+        ("pseudo_label", pa.int32()),
+        ("confidence", pa.float32()),  # softmax of the scaled scores at the pseudo-label
+        ("topk_labels", pa.list_(pa.int32())),  # best first
+        ("topk_scores", pa.list_(pa.float32())),  # cosines
+        ("image_features", pa.list_(pa.float32())),  # [D], L2-normalised
+    ]
+)
+CAPTIONS = pa.schema(
+    [
+        ("id", pa.string()),  # the image_id, or the number of the group
+        ("members", pa.list_(pa.string())),  # the image_ids in the picture
+        ("pseudo_label", pa.int32()),  # of a group; null for an image
+        ("prompt", pa.string()),
+        ("caption", pa.string()),
+        ("finish_reason", pa.string()),
+        ("n_tokens", pa.int32()),
+    ]
+)
+PREDICTIONS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("label", pa.int32()),  # null where unknown
+        ("prediction", pa.int32()),
+        ("topk_labels", pa.list_(pa.int32())),
+        ("topk_scores", pa.list_(pa.float32())),
+    ]
+)
+LABEL_COLUMNS = frozenset({"label", "classname"})
+
+
+def write(
+    path: str | Path,
+    columns: Mapping[str, Any],
+    schema: pa.Schema,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write one table, whole or not at all; each metadata value is stored as JSON."""
+    encoded = {
+        key: json.dumps(value, ensure_ascii=False) for key, value in (metadata or {}).items()
+    }
+    table = pa.table(dict(columns), schema=schema.with_metadata(encoded))
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read(
+    path: str | Path, schema: pa.Schema, columns: Sequence[str] | None = None
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Read a table and its metadata.
+
+    Raises:
+        UserError: the file is missing, is no Parquet, or lacks a column of `schema`.
+    """
+    wanted = list(columns or schema.names)
+    try:
+        table = pq.read_table(path, columns=wanted)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run the stage that writes it.") from None
+    except pa.ArrowInvalid as error:
+        raise UserError(
+            f"{path} is no valid Parquet file ({error}); delete it and rerun."
+        ) from None
+    missing = sorted(set(wanted) - set(table.column_names))
+    if missing:
+        raise UserError(f"{path} lacks the columns {missing}; delete it and rerun its stage.")
+    metadata = {
+        key.decode(): json.loads(value)
+        for key, value in (table.schema.metadata or {}).items()
+        if key != b"pandas"
+    }
+    return table.select(wanted).cast(pa.schema([schema.field(name) for name in wanted])), metadata
+
+
+def read_unlabelled(path: str | Path, *, training: bool) -> tuple[pa.Table, list[str]]:
+    """Read an image index without its labels: what training stages may know.
+
+    Args:
+        path: an IMAGES table.
+        training: keep only the images that are not in the test split.
+
+    Returns:
+        The table without `label` and `classname`, and the C class names in label order.
+    """
+    table, metadata = read(path, IMAGES, [n for n in IMAGES.names if n not in LABEL_COLUMNS])
+    if training:
+        table = table.filter(pc.not_equal(table["split"], "test"))
+    return table, metadata["classnames"]
+
+
+def lookup(
+    path: str | Path, schema: pa.Schema, key: str, column: str, ids: Sequence[str]
+) -> list[Any]:
+    """The values of `column` in the table at `path`, for the rows whose `key` is each of `ids`.
+
+    Raises:
+        UserError: the table lacks one of them.
+    """
+    table, _ = read(path, schema, [key, column])
+    values = dict(zip(table[key].to_pylist(), table[column].to_pylist(), strict=True))
+    missing = [name for name in ids if name not in values]
+    if missing:
+        raise UserError(
+            f"{path} lacks {len(missing)} of {len(ids)} images, the first {missing[0]!r}; "
+            "delete it and rerun its stage."
+        )
+    return [values[name] for name in ids]

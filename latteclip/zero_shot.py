@@ -1,0 +1,68 @@
+"""Zero-shot pseudo-labels from a frozen CLIP (LatteCLIP, section 3.1).
+
+Letters: N images, C classes, D embedding width.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+
+from latteclip import clip as clips
+from latteclip import devices, tables
+from latteclip.features import best_classes, encode_files
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ZeroShotSettings:
+    """What decides the pseudo-labels."""
+
+    model: str
+    pretrained: str | None
+    template: str
+    batch_size: int
+    topk: int
+
+
+def feature_column(features: torch.Tensor) -> pa.Array:
+    """[N, D] as a Parquet column of lists."""
+    n, width = features.shape
+    offsets = pa.array(range(0, n * width + 1, width), pa.int32())
+    return pa.ListArray.from_arrays(offsets, pa.array(features.reshape(-1).numpy()))
+
+
+def pseudo_label_images(
+    images_path: str, settings: ZeroShotSettings, output: str, *, device: str, threads: int
+) -> None:
+    """Write PSEUDO_LABELS for every image of every split; labels are not read."""
+    table, classnames = tables.read_unlabelled(images_path, training=False)
+    clip = clips.load(settings.model, settings.pretrained, devices.pick(device, threads))
+    embeddings = clips.class_embeddings(clip, settings.template, classnames).cpu()  # [C, D]
+    features = encode_files(clip, table["path"].to_pylist(), settings.batch_size, threads)
+    scores = features @ embeddings.T  # [N, C]
+    labels, best = best_classes(scores, settings.topk)
+    scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
+    confidence = (scale * scores).softmax(dim=1).gather(1, labels[:, :1])[:, 0]
+    tables.write(
+        output,
+        {
+            "image_id": table["image_id"],
+            "split": table["split"],
+            "pseudo_label": pa.array(labels[:, 0].numpy(), pa.int32()),
+            "confidence": confidence.numpy(),
+            "topk_labels": labels.tolist(),
+            "topk_scores": best.tolist(),
+            "image_features": feature_column(features),
+        },
+        tables.PSEUDO_LABELS,
+        {
+            "classnames": classnames,
+            "model": settings.model,
+            "pretrained": settings.pretrained,
+            "template": settings.template,
+        },
+    )
+    log.info("Pseudo-labelled %d images with %d classes.", len(table), len(classnames))

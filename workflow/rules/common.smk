@@ -1,0 +1,118 @@
+# What the rules share: the checked configuration, the code that a stage runs, GPUs and threads.
+import os
+import shutil
+from modulefinder import ModuleFinder
+
+from snakemake.exceptions import WorkflowError
+
+from latteclip.config import Settings, as_json
+from latteclip.errors import UserError
+
+try:
+    settings = Settings(
+        config,
+        workflow.config_settings.overwrite_config,
+        workflow.source_path("../schemas/config.schema.yaml"),
+    )
+except UserError as error:
+    raise WorkflowError(str(error))
+
+
+# Folder of class folders or the like, made or downloaded for a dataset: shared by all runs.
+DATA = "resources/{dataset}/data"
+# Jobs that want a GPU take turns on it (profiles/default); without one there is nothing to share.
+GPU = int(shutil.which("nvidia-smi") is not None)
+
+
+wildcard_constraints:
+    dataset="[^/]+",
+    method="[^/]+",
+    seed=r"\d+",
+
+
+def sources(module):
+    """The files of a package module and of all that it imports from the package.
+
+    Declared as inputs, they let an edit of the code rerun the stages that run it, and no other.
+    """
+    finder = ModuleFinder(path=[os.getcwd()])
+    finder.import_hook(module)
+    return sorted(
+        os.path.relpath(found.__file__)
+        for name, found in finder.modules.items()
+        if name.startswith("latteclip.") and found.__file__
+    )
+
+
+def one_of(names):
+    """A wildcard constraint: any of the names, or none where there are none."""
+    return "|".join(names) or "(?!)"
+
+
+def datasets_from(kind):
+    """Keys of the datasets whose source is of one kind."""
+    return [
+        key
+        for key in settings.config["datasets"]
+        if kind in settings.dataset(key)["source"]
+    ]
+
+
+def threads_of(stage):
+    """Threads of a stage, at most the cores of this machine."""
+    return lambda wildcards: min(
+        settings.section("threads", wildcards.dataset)[stage], os.cpu_count()
+    )
+
+
+def data_folder(wildcards):
+    """The user's own folder, or the one that a rule makes."""
+    return settings.dataset(wildcards.dataset)["source"].get("folder", DATA)
+
+
+def clip_settings(dataset):
+    """The CLIP model, the class template, and how images are encoded."""
+    return {
+        **settings.section("clip", dataset),
+        **settings.section("inference", dataset),
+        "template": settings.dataset(dataset)["template"],
+    }
+
+
+def captioner(wildcards):
+    return as_json(settings.section("captioner", wildcards.dataset))
+
+
+def prompt(kind):
+    return lambda wildcards: settings.dataset(wildcards.dataset)["prompts"][kind]
+
+
+def pseudo_labels_if_named(wildcards):
+    """The pseudo-labels, where the image prompt has a place for them."""
+    if "{}" in prompt("image")(wildcards):
+        return [f"results/{wildcards.dataset}/pseudo_labels.parquet"]
+    return []
+
+
+def captions_of(kind):
+    """The captions of a kind, where the method reads them."""
+
+    def path(wildcards):
+        if settings.reads_captions(wildcards.method, kind, wildcards.dataset):
+            return [f"results/{wildcards.dataset}/captions/{kind}s.parquet"]
+        return []
+
+    return path
+
+
+def finetune_settings(wildcards):
+    method = settings.method(wildcards.method, wildcards.dataset)
+    return as_json(
+        {
+            **settings.section("clip", wildcards.dataset),
+            "template": settings.dataset(wildcards.dataset)["template"],
+            "objective": method["objective"],
+            "switches": method.get("switches", {}),
+            "optimiser": method["finetune"],
+        }
+    )

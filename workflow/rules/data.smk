@@ -1,0 +1,52 @@
+# From a source to the image index.
+
+
+rule generate_textures:
+    input:
+        code=sources("latteclip.demo.textures"),
+    output:
+        directory(DATA),
+    log:
+        "results/{dataset}/logs/generate_textures.log",
+    wildcard_constraints:
+        dataset=one_of(datasets_from("textures")),
+    conda:
+        "../../envs/latteclip.yaml"
+    params:
+        settings=lambda w: as_json(settings.dataset(w.dataset)["source"]["textures"]),
+    shell:
+        "latteclip generate-textures --settings {params.settings:q} --output {output} --log {log}"
+
+
+rule download_dataset:
+    output:
+        directory(DATA),
+    log:
+        "results/{dataset}/logs/download_dataset.log",
+    wildcard_constraints:
+        dataset=one_of(datasets_from("archives")),
+    conda:
+        "../../envs/latteclip.yaml"
+    params:
+        source=lambda w: as_json(settings.dataset(w.dataset)["source"]),
+    shell:
+        "latteclip download-dataset --dataset {wildcards.dataset} --source {params.source:q}"
+        " --output {output} --log {log}"
+
+
+rule index_images:
+    input:
+        folder=data_folder,
+        code=sources("latteclip.splits"),
+    output:
+        "results/{dataset}/images.parquet",
+    log:
+        "results/{dataset}/logs/index_images.log",
+    conda:
+        "../../envs/latteclip.yaml"
+    threads: threads_of("index_images")
+    params:
+        settings=lambda w: as_json(settings.dataset(w.dataset)["split"]),
+    shell:
+        "latteclip index-images --folder {input.folder:q} --settings {params.settings:q}"
+        " --output {output} --threads {threads} --log {log}"

@@ -1,0 +1,71 @@
+# Accuracy of every run on the test split, and the table over all runs.
+
+
+rule evaluate:
+    input:
+        images="results/{dataset}/images.parquet",
+        model="results/{dataset}/{method}/seed{seed}/model",
+        code=sources("latteclip.evaluate"),
+    output:
+        predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
+        metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
+    log:
+        "results/{dataset}/{method}/seed{seed}/logs/evaluate.log",
+    wildcard_constraints:
+        method=one_of(m for m in settings.config["methods"] if settings.is_trained(m)),
+    conda:
+        "../../envs/latteclip.yaml"
+    threads: threads_of("evaluate")
+    resources:
+        gpu=GPU,
+    params:
+        settings=lambda w: as_json(settings.section("inference", w.dataset)),
+    shell:
+        "latteclip evaluate --dataset {wildcards.dataset} --method {wildcards.method}"
+        " --seed {wildcards.seed} --images {input.images} --model {input.model}"
+        " --settings {params.settings:q} --predictions {output.predictions}"
+        " --metrics {output.metrics} --threads {threads} --log {log}"
+
+
+rule evaluate_zero_shot:
+    input:
+        images="results/{dataset}/images.parquet",
+        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
+        code=sources("latteclip.evaluate"),
+    output:
+        predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
+        metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
+    log:
+        "results/{dataset}/{method}/seed{seed}/logs/evaluate_zero_shot.log",
+    wildcard_constraints:
+        method=one_of(
+            m for m in settings.config["methods"] if not settings.is_trained(m)
+        ),
+    conda:
+        "../../envs/latteclip.yaml"
+    shell:
+        "latteclip evaluate-zero-shot --dataset {wildcards.dataset} --method {wildcards.method}"
+        " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
+        " --predictions {output.predictions} --metrics {output.metrics} --log {log}"
+
+
+rule summarize:
+    input:
+        metrics=[
+            f"results/{dataset}/{method}/seed{seed}/metrics.json"
+            for dataset in settings.datasets
+            for method, seed in settings.runs(dataset)
+        ],
+        code=sources("latteclip.report"),
+    output:
+        csv=report(
+            "results/summary.csv", caption="../report/summary.rst", category="Accuracy"
+        ),
+        markdown="results/summary.md",
+    log:
+        "results/logs/summarize.log",
+    conda:
+        "../../envs/latteclip.yaml"
+    shell:
+        "latteclip summarize {input.metrics} --csv {output.csv} --markdown {output.markdown}"
+        " --log {log}"

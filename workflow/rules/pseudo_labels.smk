@@ -1,0 +1,23 @@
+# Zero-shot pseudo-labels and image features of every split.
+
+
+rule pseudo_label_images:
+    input:
+        images="results/{dataset}/images.parquet",
+        code=sources("latteclip.zero_shot"),
+    output:
+        "results/{dataset}/pseudo_labels.parquet",
+    log:
+        "results/{dataset}/logs/pseudo_label_images.log",
+    benchmark:
+        "results/{dataset}/benchmarks/pseudo_label_images.jsonl"
+    conda:
+        "../../envs/latteclip.yaml"
+    threads: threads_of("pseudo_label_images")
+    resources:
+        gpu=GPU,
+    params:
+        settings=lambda w: as_json(clip_settings(w.dataset)),
+    shell:
+        "latteclip pseudo-label-images --images {input.images} --settings {params.settings:q}"
+        " --output {output} --threads {threads} --log {log}"
