@@ -80,29 +80,38 @@ class VllmCaptioner:
     """vLLM's offline engine."""
 
     def __init__(self, settings: CaptionerSettings, threads: int) -> None:
-        environment = {
-            "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_LOGGING_LEVEL": "WARNING",
-            # Without a GPU: a small cache, and no binding to cores that other jobs use too.
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": str(threads),
-        }
+        import torch
+
+        environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+        on_gpu = torch.cuda.is_available()
+        if not on_gpu:
+            torch.set_num_threads(threads)
+            environment |= {
+                "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+                "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # other jobs use the same cores
+                "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # nothing to overlap; starts twice as fast
+                "OMP_NUM_THREADS": str(threads),
+            }
         for name, value in environment.items():
             os.environ.setdefault(name, value)
         import vllm
 
         self.version = f"vllm {vllm.__version__}"
-        self._llm = vllm.LLM(
-            model=settings.model,
-            revision=settings.revision,
-            dtype=settings.dtype,  # type: ignore[arg-type]
-            max_model_len=settings.max_model_len,
-            gpu_memory_utilization=settings.gpu_memory_utilization,
-            limit_mm_per_prompt={"image": 1},
-            enforce_eager=not _has_cuda(),
-            trust_remote_code=False,
-        )
+        try:
+            self._llm = vllm.LLM(
+                model=settings.model,
+                revision=settings.revision,
+                dtype=settings.dtype,  # type: ignore[arg-type]
+                max_model_len=settings.max_model_len,
+                gpu_memory_utilization=settings.gpu_memory_utilization,
+                limit_mm_per_prompt={"image": 1},
+                enforce_eager=not on_gpu,
+                trust_remote_code=False,
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"Captioner model {settings.model!r} cannot be loaded: {error}"
+            ) from None
         self._sampling = vllm.SamplingParams(temperature=0.0, max_tokens=settings.max_new_tokens)
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
@@ -147,13 +156,12 @@ class TransformersCaptioner:
                 dtype=settings.dtype
                 if settings.dtype == "auto"
                 else getattr(torch, settings.dtype),
-                device_map=self._device,
             )
         except (OSError, ValueError) as error:
             raise UserError(
                 f"Captioner model {settings.model!r} cannot be loaded: {error}"
             ) from None
-        self._model.eval()
+        self._model.eval().to(self._device)
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         import torch
@@ -197,9 +205,3 @@ class TransformersCaptioner:
             end = next((i for i, token in enumerate(row) if token in ends), None)
             result.append((len(row), False) if end is None else (end + 1, True))
         return result
-
-
-def _has_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

@@ -21,6 +21,7 @@ from latteclip.prompts import PLACE, fill
 
 log = logging.getLogger(__name__)
 GROUP_SIZE = 4
+MAX_EMPTY = 0.05  # share of pictures about which the model may write nothing
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def _caption(
         progress.add(len(batch))
     captions = [" ".join(answer.text.split()) for answer in answers]
     empty = sum(not caption for caption in captions)
-    if empty:
+    if empty > MAX_EMPTY * len(captions):
         raise UserError(
             f"{settings.model} wrote nothing for {empty} of {len(captions)} pictures; "
             "try another prompt or captioner.model."
@@ -165,9 +166,10 @@ def _caption(
         {"captioner": asdict(settings), "engine": captioner.version, **provenance},
     )
     log.info(
-        "Wrote %d captions, %d distinct, %d cut at %d tokens.",
+        "Wrote %d captions, %d distinct, %d empty, %d cut at %d tokens.",
         len(captions),
         len(set(captions)),
+        empty,
         sum(answer.finish_reason == "length" for answer in answers),
         settings.max_new_tokens,
     )

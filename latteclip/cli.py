@@ -28,10 +28,10 @@ def generate_textures(args: argparse.Namespace) -> None:
 
 def download_dataset(args: argparse.Namespace) -> None:
     """Fetch, verify and unpack a dataset."""
-    raise UserError(
-        f"Dataset {args.dataset} cannot be downloaded yet: unpack it yourself and set "
-        f"datasets.{args.dataset}.source to folder: <where it lies>."
-    )
+    from latteclip import download
+
+    settings = from_json(download.DownloadSettings, args.settings)
+    download.download_dataset(args.dataset, settings, args.output)
 
 
 def index_images(args: argparse.Namespace) -> None:
@@ -39,7 +39,14 @@ def index_images(args: argparse.Namespace) -> None:
     from latteclip import splits
 
     settings = from_json(splits.SplitSettings, args.settings)
-    splits.index_images(args.folder, settings, args.output, threads=args.threads)
+    splits.index_images(args.folder, settings, args.output, args.corrupt, threads=args.threads)
+
+
+def datasets(args: argparse.Namespace) -> None:
+    """List the datasets, or verify what is on disk: datasets check [KEY ...]."""
+    from latteclip import datasets as listing
+
+    print(listing.command(args.check))
 
 
 def pseudo_label_images(args: argparse.Namespace) -> None:
@@ -145,8 +152,8 @@ OPTIONS = {
 }
 COMMANDS: dict[Command, list[str]] = {
     generate_textures: ["settings", "output"],
-    download_dataset: ["dataset", "source", "output"],
-    index_images: ["folder", "settings", "output", "threads"],
+    download_dataset: ["dataset", "settings", "output"],
+    index_images: ["folder", "settings", "output", "corrupt", "threads"],
     pseudo_label_images: ["images", "settings", "output", "device", "threads"],
     caption_images: ["images", "pseudo-labels?", "prompt", "captioner", "output", "threads"],
     caption_groups: [
@@ -192,11 +199,12 @@ COMMANDS: dict[Command, list[str]] = {
         "metrics",
     ],
     summarize: ["metrics...", "csv", "markdown"],
+    datasets: ["check*"],
 }
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; a name that ends in "?" is optional, one in "..." is positional."""
+    """The command line; "?" ends an optional name, "..." and "*" positional ones, "*" optional."""
     top = argparse.ArgumentParser(
         prog="latteclip",
         description="Stages of the LatteCLIP workflow. Snakemake runs them in order: "
@@ -211,6 +219,8 @@ def parser() -> argparse.ArgumentParser:
         for option in options:
             if option.endswith("..."):
                 sub.add_argument(option.removesuffix("..."), nargs="+")
+            elif option.endswith("*"):
+                sub.add_argument(option.removesuffix("*"), nargs="*")
             else:
                 known = OPTIONS.get(option, {"required": not option.endswith("?")})
                 sub.add_argument(f"--{option.removesuffix('?')}", **known)  # type: ignore[arg-type]

@@ -144,14 +144,17 @@ def save(
     save_config_for_hf(clip.model, folder / "open_clip_config.json", model_config=clip.config)
     if isinstance(clip.tokenizer, open_clip.tokenizer.HFTokenizer):
         clip.tokenizer.save_pretrained(folder)
+    # One metadata key: safetensors writes several in random order, and equal runs must be equal.
+    described = json.dumps({"classnames": classnames, "template": template})
     save_file(
         {"prototypes": classifier.detach().float().cpu().contiguous()},
         folder / CLASSIFIER,
-        metadata={"classnames": json.dumps(classnames), "template": template},
+        metadata={"classifier": described},
     )
 
 
 def load_classifier(folder: str | Path) -> tuple[torch.Tensor, list[str]]:
     """The classifier [C, D] of a saved model, and its class names."""
     with safe_open(Path(folder) / CLASSIFIER, framework="pt") as file:
-        return file.get_tensor("prototypes"), json.loads(file.metadata()["classnames"])
+        described = json.loads(file.metadata()["classifier"])
+        return file.get_tensor("prototypes"), described["classnames"]

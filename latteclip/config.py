@@ -17,6 +17,16 @@ from latteclip.prompts import PLACE
 
 Config = Mapping[str, Any]
 ALL = "all"
+# A dataset that has no file of its own, only a folder of class folders.
+OWN_DATASET: Config = {
+    "split": {"kind": "folders"},
+    "template": "a photo of a {}.",
+    "prompts": {
+        "image": "Describe the object in the photo concisely, less than 20 words.",
+        "group": "Describe the common visual attributes of the objects in all the photos "
+        "concisely, less than 20 words.",
+    },
+}
 
 
 def merge(*layers: Config | None) -> dict[str, Any]:
@@ -64,7 +74,10 @@ class Schema:
         if isinstance(value, str) and "string" not in (
             kinds if isinstance(kinds, list) else [kinds]
         ):
-            return yaml.safe_load(value)
+            try:
+                return json.loads(value)  # 1e-3 is a number in JSON, but a string in YAML
+            except json.JSONDecodeError:
+                return yaml.safe_load(value)
         return value
 
     def validate(self, value: Any) -> None:
@@ -102,6 +115,19 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     )
 
 
+def _with_image_dir(config: dict[str, Any]) -> dict[str, Any]:
+    """`image_dir` as the source of the one dataset that is run; a new key makes a new dataset."""
+    folder = config.get("image_dir")
+    if folder is None:
+        return config
+    asked = names(config.get("dataset", ""))
+    if len(asked) != 1 or asked == [ALL]:
+        raise UserError(f"image_dir belongs to one dataset, but dataset asks for {asked}.")
+    datasets = config.get("datasets", {})
+    values = {**datasets.get(asked[0], OWN_DATASET), "source": {"folder": folder}}
+    return {**config, "datasets": {**datasets, asked[0]: values}}
+
+
 class Settings:
     """The resolved configuration: what each stage of each dataset and method is given.
 
@@ -121,7 +147,7 @@ class Settings:
             UserError: the first mistake found.
         """
         rules = Schema(schema)
-        self.config = rules.coerce(config)
+        self.config = _with_image_dir(rules.coerce(config))
         rules.validate(self.config)
         self._given = rules.coerce(given)
         asked = names(self.config["dataset"])
@@ -140,6 +166,13 @@ class Settings:
     def dataset(self, dataset: str) -> dict[str, Any]:
         """What the dataset's file says."""
         return self.config["datasets"][dataset]
+
+    def download(self, dataset: str) -> dict[str, Any]:
+        """What the download step is given: the files, and on whose terms they are used."""
+        values = self.dataset(dataset)
+        terms = ("title", "licence", "citation")
+        files = {"downloads": values["source"]["downloads"]}
+        return files | {key: values[key] for key in terms if key in values}
 
     def section(self, name: str, dataset: str) -> dict[str, Any]:
         """A section of shared settings (clip, captioner, ...) as it stands for one dataset."""

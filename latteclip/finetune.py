@@ -14,7 +14,6 @@ from latteclip import clip as clips
 from latteclip import devices, images, objectives, tables
 from latteclip.errors import UserError
 from latteclip.files import replacing
-from latteclip.memory import keep_big_buffers
 from latteclip.progress import Progress
 from latteclip.prompts import class_texts
 from latteclip.texts import TextBank
@@ -101,7 +100,6 @@ def finetune(
     Raises:
         UserError: an input does not fit, or the loss is not finite.
     """
-    keep_big_buffers()
     torch.manual_seed(seed)
     optimiser = Optimiser(**settings.optimiser)
     clip = clips.load(settings.model, settings.pretrained, devices.pick(device, threads))
@@ -148,23 +146,29 @@ def _read(
     pseudo_labels = tables.lookup(
         files.pseudo_labels, tables.PSEUDO_LABELS, "image_id", "pseudo_label", image_ids
     )
+    descriptions = class_texts(settings.template, classnames)
+    classes = bank.add(descriptions)
     none = torch.zeros(0, dtype=torch.long)
     image_texts, group_texts, group_labels = none, none, none
     if files.image_captions:
-        image_texts = bank.add(
-            tables.lookup(files.image_captions, tables.CAPTIONS, "id", "caption", image_ids)
-        )
+        captions = tables.lookup(files.image_captions, tables.CAPTIONS, "id", "caption", image_ids)
+        image_texts = bank.add(_or_class(captions, pseudo_labels, descriptions))
     if files.group_captions:
         groups, _ = tables.read(files.group_captions, tables.CAPTIONS, ["pseudo_label", "caption"])
-        group_texts = bank.add(groups["caption"].to_pylist())
-        group_labels = torch.tensor(groups["pseudo_label"].to_pylist())
-    classes = bank.add(class_texts(settings.template, classnames))
+        labels = groups["pseudo_label"].to_pylist()
+        group_texts = bank.add(_or_class(groups["caption"].to_pylist(), labels, descriptions))
+        group_labels = torch.tensor(labels)
     return (
         table["path"].to_pylist(),
         classnames,
         torch.tensor(pseudo_labels),
         objectives.TrainingTexts(classes, image_texts, group_texts, group_labels),
     )
+
+
+def _or_class(captions: list[str], labels: list[int], descriptions: list[str]) -> list[str]:
+    """The captions, an empty one replaced by the class description of its pseudo-label."""
+    return [caption or descriptions[label] for caption, label in zip(captions, labels, strict=True)]
 
 
 def _objective(

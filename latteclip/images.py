@@ -53,13 +53,15 @@ class ImageFiles(Dataset[tuple[int, torch.Tensor]]):
         image = open_rgb(self.paths[index])
         if self.seed is None:
             return index, self.transform(image)
-        with torch.random.fork_rng(devices=[]):
-            outer = random.getstate()
-            mixed = hash((self.seed, epoch, index)) % 2**63
-            torch.manual_seed(mixed)
-            random.seed(mixed)  # open_clip decides about jitter and greyscale with `random`
+        outer, torch_outer = random.getstate(), torch.get_rng_state()
+        mixed = hash((self.seed, epoch, index)) % 2**63
+        torch.default_generator.manual_seed(mixed)
+        random.seed(mixed)  # open_clip decides about jitter and greyscale with `random`
+        try:
             tensor = self.transform(image)
+        finally:
             random.setstate(outer)
+            torch.set_rng_state(torch_outer)
         return index, tensor
 
 

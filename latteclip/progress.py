@@ -15,9 +15,27 @@ class Progress:
     terminal, and the same line must read well in a log file.
     """
 
-    def __init__(self, total: int, unit: str, every: float = 5.0) -> None:
+    def __init__(
+        self,
+        total: int | None,
+        unit: str,
+        every: float = 5.0,
+        *,
+        done: int = 0,
+        scale: bool = False,
+    ) -> None:
+        """Start the clock.
+
+        Args:
+            total: items in all; None where it is not known.
+            unit: what is counted.
+            every: seconds between two lines.
+            done: items of an earlier run: they count, but not for the rate.
+            scale: write 1.2M for 1200000.
+        """
         self.total, self.unit, self.every = total, unit, every
-        self.done = 0
+        self.done = self.initial = done
+        self.scale = scale
         self.started = self.logged = time.monotonic()
 
     def add(self, n: int, note: str = "") -> None:
@@ -29,6 +47,12 @@ class Progress:
         ):
             self.logged = now
             meter = tqdm.format_meter(
-                self.done, self.total, now - self.started, ncols=90, unit=f" {self.unit}"
+                self.done,
+                self.total,
+                now - self.started,
+                ncols=90,
+                unit=self.unit if self.scale else f" {self.unit}",
+                unit_scale=self.scale,
+                initial=self.initial,
             )
             log.info("%s %s", meter, note)

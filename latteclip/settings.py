@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from latteclip.errors import UserError
 
@@ -21,6 +22,15 @@ def from_json(cls: type[T], text: str) -> T:
         raise UserError(f"Settings for {cls.__name__} are not JSON ({error}): {text!r}.") from None
     if not isinstance(values, dict):
         raise UserError(f"Settings for {cls.__name__} must be a JSON object, not {text!r}.")
+    return from_values(cls, values)
+
+
+def from_values(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Build the dataclass `cls` from a mapping.
+
+    Raises:
+        UserError: a key is missing or unknown.
+    """
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
     if unknown:

@@ -3,8 +3,9 @@
 Letters: N images, C classes, D embedding width, G groups.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,28 @@ def write(
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
     """Write one table, whole or not at all; each metadata value is stored as JSON."""
+    with writing(path, schema, metadata) as add:
+        add(columns)
+
+
+@contextlib.contextmanager
+def writing(
+    path: str | Path, schema: pa.Schema, metadata: Mapping[str, Any] | None = None
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Write one table in pieces, whole or not at all.
+
+    Yields:
+        A function that appends columns; the rows of one call are one row group.
+    """
     encoded = {
         key: json.dumps(value, ensure_ascii=False) for key, value in (metadata or {}).items()
     }
-    table = pa.table(dict(columns), schema=schema.with_metadata(encoded))
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    whole = schema.with_metadata(encoded)
+    with (
+        replacing(path) as temporary,
+        pq.ParquetWriter(temporary, whole, compression="zstd") as file,
+    ):
+        yield lambda columns: file.write_table(pa.table(dict(columns), schema=whole))
 
 
 def read(
@@ -85,15 +102,16 @@ def read(
     """
     wanted = list(columns or schema.names)
     try:
-        table = pq.read_table(path, columns=wanted)
+        with pq.ParquetFile(path) as file:
+            missing = sorted(set(wanted) - set(file.schema_arrow.names))
+            table = None if missing else file.read(columns=wanted)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run the stage that writes it.") from None
     except pa.ArrowInvalid as error:
         raise UserError(
             f"{path} is no valid Parquet file ({error}); delete it and rerun."
         ) from None
-    missing = sorted(set(wanted) - set(table.column_names))
-    if missing:
+    if table is None:
         raise UserError(f"{path} lacks the columns {missing}; delete it and rerun its stage.")
     metadata = {
         key.decode(): json.loads(value)

@@ -7,23 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import DEMO_CLIP, ROOT, SHARED, random_llava
+from tiny import DEMO_CLIP, ROOT, SHARED
 
 from latteclip import clip as clips
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 
 @pytest.fixture(scope="session")
 def demo_clip():
     return clips.load(f"local-dir:{DEMO_CLIP}", None, torch.device("cpu"))
-
-
-@pytest.fixture(scope="session")
-def llava(tmp_path_factory):
-    """Folder of a LLaVA with random weights."""
-    return random_llava(tmp_path_factory.mktemp("models") / "llava")
 
 
 @pytest.fixture(scope="session")

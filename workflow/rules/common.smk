@@ -30,12 +30,21 @@ wildcard_constraints:
     seed=r"\d+",
 
 
+class PackageFinder(ModuleFinder):
+    """Follows imports of the package alone: a folder of data may be called json or torch."""
+
+    def find_module(self, name, path, parent=None):
+        if path is None and name != "latteclip":
+            raise ImportError(name)
+        return super().find_module(name, path, parent)
+
+
 def sources(module):
     """The files of a package module and of all that it imports from the package.
 
     Declared as inputs, they let an edit of the code rerun the stages that run it, and no other.
     """
-    finder = ModuleFinder(path=[os.getcwd()])
+    finder = PackageFinder(path=[os.getcwd()])
     finder.import_hook(module)
     return sorted(
         os.path.relpath(found.__file__)

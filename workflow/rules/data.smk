@@ -18,19 +18,21 @@ rule generate_textures:
         "latteclip generate-textures --settings {params.settings:q} --output {output} --log {log}"
 
 
+# No `code` among its inputs: an edit of the package must not unpack gigabytes again.
 rule download_dataset:
     output:
         directory(DATA),
     log:
         "results/{dataset}/logs/download_dataset.log",
     wildcard_constraints:
-        dataset=one_of(datasets_from("archives")),
+        dataset=one_of(datasets_from("downloads")),
+    localrule: True
     conda:
         "../../envs/latteclip.yaml"
     params:
-        source=lambda w: as_json(settings.dataset(w.dataset)["source"]),
+        settings=lambda w: as_json(settings.download(w.dataset)),
     shell:
-        "latteclip download-dataset --dataset {wildcards.dataset} --source {params.source:q}"
+        "latteclip download-dataset --dataset {wildcards.dataset} --settings {params.settings:q}"
         " --output {output} --log {log}"
 
 
@@ -39,7 +41,8 @@ rule index_images:
         folder=data_folder,
         code=sources("latteclip.splits"),
     output:
-        "results/{dataset}/images.parquet",
+        images="results/{dataset}/images.parquet",
+        corrupt="results/{dataset}/corrupt.csv",
     log:
         "results/{dataset}/logs/index_images.log",
     conda:
@@ -49,4 +52,4 @@ rule index_images:
         settings=lambda w: as_json(settings.dataset(w.dataset)["split"]),
     shell:
         "latteclip index-images --folder {input.folder:q} --settings {params.settings:q}"
-        " --output {output} --threads {threads} --log {log}"
+        " --output {output.images} --corrupt {output.corrupt} --threads {threads} --log {log}"

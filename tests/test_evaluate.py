@@ -1,0 +1,171 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import write_index, write_pictures
+
+from latteclip import clip as clips
+from latteclip import evaluate as stage
+from latteclip import tables
+from latteclip.errors import UserError
+
+CLASSNAMES = ["a", "b", "c", "d", "e", "f", "g"]
+N, C, K = 23, 7, 5
+
+
+@pytest.fixture
+def ranked():
+    """Ranked classes [N, K] and labels [N] of random images, none of class 4."""
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.resize([0, 1, 2, 3, 5, 6], N))
+    return np.stack([rng.permutation(C)[:K] for _ in range(N)]), labels
+
+
+def test_accuracy_equals_the_loop(ranked):
+    best, labels = ranked
+    for k in range(1, K + 1):
+        hits = sum(label in row[:k] for row, label in zip(best.tolist(), labels, strict=True))
+        assert stage.accuracy(best, labels, k) == pytest.approx(hits / N)
+
+
+def test_recalls_equal_the_loop(ranked):
+    predictions, labels = ranked[0][:, 0], ranked[1]
+    recall, counts = stage.recalls(predictions, labels, C)
+    for c in range(C):
+        own = [p for p, label in zip(predictions, labels, strict=True) if label == c]
+        assert counts[c] == len(own)
+        if c == 4:
+            assert math.isnan(recall[c])
+        else:
+            assert recall[c] == pytest.approx(sum(p == c for p in own) / len(own))
+
+
+def test_a_class_without_test_images_does_not_count_in_the_mean_recall():
+    best, labels = np.array([[0, 1], [1, 0], [2, 1]]), np.array([0, 0, 2])
+    metrics = stage.metrics(best, labels, ["a", "b", "c"])
+    assert metrics["acc1"] == pytest.approx(2 / 3)
+    assert metrics["acc5"] == 1
+    assert metrics["mean_per_class_recall"] == pytest.approx((0.5 + 1) / 2)
+    assert metrics["per_class"] == [
+        {"classname": "a", "images": 2, "recall": 0.5},
+        {"classname": "b", "images": 0, "recall": None},
+        {"classname": "c", "images": 1, "recall": 1.0},
+    ]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    files = write_pictures(tmp_path / "pictures", 6)
+    return files, ["test", "train", "test", "test", "val", "test"], [2, 0, 1, 6, 3, 2]
+
+
+def evaluate(tmp_path, index, classifier, demo_clip, classnames=CLASSNAMES):
+    clips.save(demo_clip, classifier, classnames, "{}", tmp_path / "model")
+    stage.evaluate(
+        index,
+        str(tmp_path / "model"),
+        stage.EvaluateSettings(batch_size=3, topk=5),
+        stage.Run("set", "latteclip", 4),
+        str(tmp_path / "predictions.parquet"),
+        str(tmp_path / "metrics.json"),
+        device="cpu",
+        threads=1,
+    )
+    predictions, metadata = tables.read(tmp_path / "predictions.parquet", tables.PREDICTIONS)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    return predictions.to_pydict(), metadata, metrics
+
+
+def test_test_images_get_the_class_of_the_nearest_prototype(tmp_path, pictures, demo_clip):
+    files, splits, labels = pictures
+    index = write_index(tmp_path / "images.parquet", files, splits, labels, CLASSNAMES)
+    torch.manual_seed(0)
+    classifier = torch.nn.functional.normalize(torch.randn(C, 128), dim=1)
+    predictions, metadata, metrics = evaluate(tmp_path, index, classifier, demo_clip)
+    tests = [i for i, split in enumerate(splits) if split == "test"]
+    assert predictions["image_id"] == [Path(files[i]).name for i in tests]
+    assert predictions["label"] == [labels[i] for i in tests]
+    hits = 0
+    for row, i in enumerate(tests):
+        with torch.no_grad():
+            feature = demo_clip.model.encode_image(demo_clip.preprocess(Image.open(files[i]))[None])
+        scores = ((feature / feature.norm()) @ classifier.T)[0].tolist()
+        order = sorted(range(C), key=lambda c, s=scores: -s[c])
+        assert predictions["topk_labels"][row] == order[:5]
+        assert predictions["prediction"][row] == order[0]
+        assert predictions["topk_scores"][row] == pytest.approx(sorted(scores)[::-1][:5], abs=1e-5)
+        hits += order[0] == labels[i]
+    assert metadata == {"classnames": CLASSNAMES}
+    assert metrics["acc1"] == hits / 4
+    assert {key: metrics[key] for key in ("dataset", "method", "seed", "images")} == {
+        "dataset": "set",
+        "method": "latteclip",
+        "seed": 4,
+        "images": 4,
+    }
+
+
+def test_without_test_labels_there_are_predictions_but_no_metrics(tmp_path, pictures, demo_clip):
+    files, splits, _ = pictures
+    index = write_index(tmp_path / "images.parquet", files, splits, [None] * 6, CLASSNAMES)
+    predictions, _, metrics = evaluate(tmp_path, index, torch.eye(C, 128), demo_clip)
+    assert predictions["label"] == [None] * 4
+    assert len(predictions["prediction"]) == 4
+    assert metrics["acc1"] is metrics["acc5"] is metrics["mean_per_class_recall"] is None
+    assert metrics["per_class"] == []
+
+
+def test_a_model_of_other_classes_is_refused(tmp_path, pictures, demo_clip):
+    index = write_index(tmp_path / "images.parquet", *pictures, CLASSNAMES)
+    with pytest.raises(UserError, match="other classes"):
+        evaluate(tmp_path, index, torch.eye(C, 128), demo_clip, CLASSNAMES[::-1])
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_dataset_without_test_images_is_refused(tmp_path, pictures, demo_clip):
+    files, _, labels = pictures
+    index = write_index(tmp_path / "images.parquet", files, ["train"] * 6, labels, CLASSNAMES)
+    pseudo = tmp_path / "pseudo.parquet"
+    columns = {name: [] for name in tables.PSEUDO_LABELS.names}
+    tables.write(pseudo, columns, tables.PSEUDO_LABELS)
+    with pytest.raises(UserError, match="set has no test image"):
+        stage.evaluate_zero_shot(
+            index, str(pseudo), stage.Run("set", "zero_shot", 0), str(tmp_path / "p"), "m"
+        )
+
+
+def test_zero_shot_row_scores_the_pseudo_labels_of_the_test_split(tmp_path, pictures):
+    files, splits, labels = pictures
+    index = write_index(tmp_path / "images.parquet", files, splits, labels, CLASSNAMES)
+    best = [[2, 1, 0, 3, 4], [0] * 5, [3, 2, 4, 5, 6], [5, 6, 1, 2, 3], [1] * 5, [2, 0, 1, 3, 4]]
+    names = [Path(file).name for file in files]
+    tables.write(
+        tmp_path / "pseudo.parquet",
+        {
+            "image_id": names[::-1],
+            "split": splits[::-1],
+            "pseudo_label": [row[0] for row in best[::-1]],
+            "confidence": [0.5] * 6,
+            "topk_labels": best[::-1],
+            "topk_scores": [[0.9, 0.8, 0.7, 0.6, 0.5]] * 6,
+            "image_features": [[1.0]] * 6,
+        },
+        tables.PSEUDO_LABELS,
+    )
+    stage.evaluate_zero_shot(
+        index,
+        str(tmp_path / "pseudo.parquet"),
+        stage.Run("set", "zero_shot", 0),
+        str(tmp_path / "predictions.parquet"),
+        str(tmp_path / "metrics.json"),
+    )
+    predictions, _ = tables.read(tmp_path / "predictions.parquet", tables.PREDICTIONS)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert predictions["prediction"].to_pylist() == [2, 3, 5, 2]  # of the labels 2, 1, 6, 2
+    assert metrics["acc1"] == 0.5
+    assert metrics["acc5"] == 0.75
+    assert metrics["mean_per_class_recall"] == pytest.approx(1 / 3)

@@ -1,0 +1,475 @@
+import json
+import os
+import re
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from open_clip import create_model_and_transforms
+from PIL import Image
+from tiny import ROOT, write_index, write_pictures
+
+from latteclip import cli, tables
+from latteclip.demo import textures
+
+N_TRAIN, N_TEST = 60, 40
+DEMO = "config/datasets/demo.yaml"
+RESULTS = "results/demo"
+
+
+def edit(checkout, file, change):
+    """Change a YAML file of a checkout in place."""
+    path = checkout.root / file
+    content = yaml.safe_load(path.read_text())
+    change(content)
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def shrink(content):
+    """The demo with few images and one epoch, and an engine that starts quickly."""
+    demo = content["datasets"]["demo"]
+    demo["source"]["textures"] |= {"train": N_TRAIN, "test": N_TEST}
+    demo["captioner"] |= {"engine": "transformers", "max_new_tokens": 8}
+    demo["finetune"] |= {"epochs": 1, "batch_size": 20, "warmup_steps": 1}
+
+
+@pytest.fixture(scope="session")
+def finished(new_checkout):
+    """A checkout in which the shrunken demo has run from its textures to its table."""
+    checkout = new_checkout("finished")
+    where = checkout.run("python", "-c", "import latteclip; print(latteclip.__file__)")
+    assert where.stdout.strip() == str(checkout.root / "latteclip" / "__init__.py")
+    edit(checkout, DEMO, shrink)
+    run = checkout.snakemake("--config", "seeds=1")
+    assert run.returncode == 0, run.stdout
+    return checkout
+
+
+def planned(checkout, *config):
+    """The jobs of a dry run, as {rule: number}."""
+    run = checkout.snakemake("--dry-run", "--config", "seeds=1", *config)
+    assert run.returncode == 0, run.stdout
+    if "Nothing to be done" in run.stdout:
+        return {}
+    table = run.stdout.split("Job stats:")[1].split("total")[0]
+    jobs = dict(re.findall(r"^(\w+) +(\d+)$", table, flags=re.MULTILINE))
+    return {rule: int(n) for rule, n in jobs.items() if rule != "all"}
+
+
+def parquet(checkout, name):
+    return pq.read_table(checkout.root / RESULTS / name).to_pydict()
+
+
+# --- a run ---------------------------------------------------------------------------------------
+
+
+def test_a_run_ends_with_the_table(finished):
+    lines = (finished.root / "results" / "summary.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert [row[:3] for row in rows] == [
+        ["demo", "zero_shot", "1"],
+        ["demo", "flyp", "1"],
+        ["demo", "latteclip", "1"],
+    ]
+    assert (finished.root / "results" / "summary.csv").is_file()
+
+
+def test_every_stage_covers_its_images(finished):
+    index = parquet(finished, "images.parquet")
+    train = [i for i, s in zip(index["image_id"], index["split"], strict=True) if s != "test"]
+    assert len(index["image_id"]) == N_TRAIN + N_TEST
+    assert len(train) == N_TRAIN
+    assert parquet(finished, "pseudo_labels.parquet")["image_id"] == index["image_id"]
+    assert parquet(finished, "captions/images.parquet")["id"] == train
+    groups = parquet(finished, "captions/groups.parquet")
+    assert len(groups["id"]) == N_TRAIN
+    assert {member for members in groups["members"] for member in members} <= set(train)
+    for method in ("zero_shot", "flyp", "latteclip"):
+        predictions = parquet(finished, f"{method}/seed0/predictions.parquet")
+        assert len(predictions["image_id"]) == N_TEST
+        assert not set(predictions["image_id"]) & set(train)
+
+
+def test_groups_share_the_pseudo_label_of_their_row(finished):
+    labels = parquet(finished, "pseudo_labels.parquet")
+    label_of = dict(zip(labels["image_id"], labels["pseudo_label"], strict=True))
+    groups = parquet(finished, "captions/groups.parquet")
+    for members, label in zip(groups["members"], groups["pseudo_label"], strict=True):
+        assert {label_of[member] for member in members} == {label}
+
+
+def test_tuned_models_are_stock_open_clip_folders(finished):
+    for method in ("flyp", "latteclip"):
+        folder = finished.root / RESULTS / method / "seed0" / "model"
+        model, _, _ = create_model_and_transforms(f"local-dir:{folder}")
+        assert torch.isfinite(model.encode_image(torch.zeros(1, 3, 64, 64))).all()
+        assert (folder / "prototypes.safetensors").is_file()
+
+
+def test_every_job_leaves_a_log(finished):
+    logs = {path.name for path in (finished.root / "results").rglob("*.log")}
+    assert logs >= {
+        "generate_textures.log",
+        "index_images.log",
+        "pseudo_label_images.log",
+        "caption_images.log",
+        "caption_groups.log",
+        "finetune.log",
+        "evaluate.log",
+        "evaluate_zero_shot.log",
+        "summarize.log",
+    }
+
+
+def test_nothing_is_left_half_written(finished):
+    assert [p for p in (finished.root / "results").rglob("*") if p.name.endswith(".tmp")] == []
+
+
+def test_a_second_run_has_nothing_to_do(finished):
+    run = finished.snakemake("--config", "seeds=1")
+    assert run.returncode == 0
+    assert "Nothing to be done" in run.stdout
+
+
+# --- reruns: what was edited, and the jobs that a dry run then wants -----------------------------
+
+TUNED = {"finetune": 2, "evaluate": 2, "summarize": 1}  # flyp and latteclip
+TUNED_ON_CAPTIONS = {"finetune": 1, "evaluate": 1, "summarize": 1}  # latteclip
+
+
+def in_demo(*keys, value):
+    def change(checkout):
+        def set_value(content):
+            section = content["datasets"]["demo"]
+            for key in keys[:-1]:
+                section = section[key]
+            section[keys[-1]] = value
+
+        edit(checkout, DEMO, set_value)
+
+    return change
+
+
+def in_file(name):
+    """An edit that changes what a Python or Markdown file says, but not what it does."""
+
+    def change(checkout):
+        with (checkout.root / name).open("a") as file:
+            file.write("\n# Edited.\n")
+
+    return change
+
+
+def touched(name):
+    def change(checkout):
+        os.utime(checkout.root / name)
+
+    return change
+
+
+EDITS = {
+    "learning rate": (in_demo("finetune", "lr", value=1e-4), TUNED),
+    "a switch of latteclip": (
+        in_demo("methods", "latteclip", "switches", "alpha", value=0.2),
+        TUNED_ON_CAPTIONS,
+    ),
+    "image prompt": (
+        in_demo("prompts", "image", value="What is this?"),
+        {"caption_images": 1, **TUNED_ON_CAPTIONS},
+    ),
+    "group prompt": (
+        in_demo("prompts", "group", value="What are these?"),
+        {"caption_groups": 1, **TUNED_ON_CAPTIONS},
+    ),
+    "captioner's model": (
+        in_demo("captioner", "model", value="another/model"),
+        {"caption_images": 1, "caption_groups": 1, **TUNED_ON_CAPTIONS},
+    ),
+    "layout of the groups": (
+        in_demo("groups", "gap", value=6),
+        {"caption_groups": 1, **TUNED_ON_CAPTIONS},
+    ),
+    "template": (
+        in_demo("template", value="{} texture."),
+        {"pseudo_label_images": 1, "caption_groups": 1, "evaluate_zero_shot": 1, **TUNED},
+    ),
+    "losses.py": (in_file("latteclip/losses.py"), TUNED),
+    "captions.py": (
+        in_file("latteclip/captions.py"),
+        {"caption_images": 1, "caption_groups": 1, **TUNED_ON_CAPTIONS},
+    ),
+    "evaluate.py": (
+        in_file("latteclip/evaluate.py"),
+        {"evaluate": 2, "evaluate_zero_shot": 1, "summarize": 1},
+    ),
+    "report.py": (in_file("latteclip/report.py"), {"summarize": 1}),
+    "cli.py": (in_file("latteclip/cli.py"), {}),
+    "README.md": (in_file("README.md"), {}),
+    "time of losses.py": (touched("latteclip/losses.py"), {}),
+}
+
+
+@pytest.fixture
+def edited(finished):
+    """The finished checkout, whose code and configuration come back after the test."""
+    kept = {
+        path: (path.read_bytes(), path.stat())
+        for name in ("latteclip", "config", "README.md")
+        for path in [finished.root / name, *(finished.root / name).rglob("*")]
+        if path.is_file() and path.suffix in (".py", ".yaml", ".md")
+    }
+    yield finished
+    for path, (content, stat) in kept.items():
+        path.write_bytes(content)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_reruns_what_depends_on_it_and_nothing_else(edited, name):
+    change, wanted = EDITS[name]
+    change(edited)
+    assert planned(edited) == wanted
+
+
+def test_an_added_seed_runs_alone(finished):
+    assert planned(finished, "seeds=2") == {"finetune": 2, "evaluate": 2, "summarize": 1}
+
+
+def test_an_added_method_runs_alone(finished):
+    assert planned(finished, "method=zero_shot,flyp,latteclip,latteclip_no_captions") == {
+        "finetune": 1,
+        "evaluate": 1,
+        "summarize": 1,
+    }
+
+
+def test_the_added_seed_s_option_did_not_change_the_checkout(finished):
+    assert planned(finished) == {}
+
+
+# --- labels do not leak --------------------------------------------------------------------------
+
+
+def run_training_stages(folder, index, config):
+    """Pseudo-labels, captions and LatteCLIP by the commands; every file written, by its name."""
+    folder.mkdir()
+    captioner = {**config["captioner"], "engine": "transformers", "max_new_tokens": 8}
+    captioner |= {"revision": None, "gpu_memory_utilization": 0.5}
+    clip = config["clip"]
+    labels = folder / "pseudo_labels.parquet"
+    clip_settings = {**clip, "template": config["template"], "batch_size": 8, "topk": 5}
+    finetune_settings = {
+        **clip,
+        "template": config["template"],
+        "objective": "latteclip",
+        "optimiser": {
+            **{"beta1": 0.9, "beta2": 0.98, "eps": 1e-6},
+            **config["finetune"],
+            **{"epochs": 2, "batch_size": 6, "warmup_steps": 1},
+        },
+    }
+    commands = [
+        ("pseudo-label-images", {"settings": clip_settings, "output": labels}),
+        (
+            "caption-images",
+            {"prompt": "What?", "captioner": captioner, "output": folder / "images.parquet"},
+        ),
+        (
+            "caption-groups",
+            {
+                "pseudo-labels": labels,
+                "prompt": "What?",
+                "groups": {"seed": 0, "canvas": 128, "gap": 4},
+                "captioner": captioner,
+                "output": folder / "groups.parquet",
+            },
+        ),
+        (
+            "finetune",
+            {
+                "pseudo-labels": labels,
+                "image-captions": folder / "images.parquet",
+                "group-captions": folder / "groups.parquet",
+                "settings": finetune_settings,
+                "seed": 0,
+                "model": folder / "model",
+                "history": folder / "history.parquet",
+            },
+        ),
+    ]
+    for command, options in commands:
+        arguments = [command, "--images", index, "--threads", "1"]
+        for name, value in options.items():
+            text = json.dumps(value) if isinstance(value, dict) else str(value)
+            arguments += [f"--{name}", text]
+        assert cli.main(arguments) == 0
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_training_labels_change_no_byte_of_labels_captions_and_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = yaml.safe_load((ROOT / DEMO).read_text())["datasets"]["demo"]
+    files = write_pictures(tmp_path / "pictures", 16, size=(64, 64))
+    splits = ["train"] * 11 + ["val"] + ["test"] * 4
+    names = list(textures.CLASSNAMES[:3])
+    right = [i % 3 for i in range(16)]
+    indices = {
+        "with": right,
+        "without": [None] * 12 + right[12:],
+        "wrong": [(label + 1) % 3 for label in right],
+    }
+    written = {}
+    for kind, labels in indices.items():
+        index = write_index(tmp_path / f"{kind}.parquet", files, splits, labels, names)
+        written[kind] = run_training_stages(tmp_path / kind, index, config)
+    assert len(written["with"]) >= 7
+    assert written["with"] == written["without"] == written["wrong"]
+
+
+# --- mistakes: one sentence, a status, and nothing written ---------------------------------------
+
+
+def class_folders(root, names=("red dots", "lines"), n=4):
+    for number, name in enumerate(names):
+        write_pictures(root / name, n, seed=number, size=(64, 64))
+    return root
+
+
+def mine(checkout, folder, **changes):
+    """Configuration file of a dataset `mine` in a folder of class folders."""
+    dataset = {
+        "source": {"folder": str(folder)},
+        "split": {"kind": "folders"},
+        "template": "a photo of a {}.",
+        "prompts": {"image": "What?", "group": "What?"},
+        "clip": {"model": "local-dir:latteclip/demo/models/clip", "pretrained": None},
+        **changes,
+    }
+    path = checkout.root / "mine.yaml"
+    path.write_text(yaml.safe_dump({"dataset": "mine", "datasets": {"mine": dataset}}))
+    return ["--configfile", str(path)]
+
+
+def assert_one_sentence(run, message):
+    assert run.returncode != 0
+    assert len(re.findall(message, run.stdout)) >= 1, run.stdout
+    assert "Traceback" not in run.stdout
+
+
+@pytest.fixture
+def no_heavy_imports(tmp_path):
+    """A folder that makes the import of torch, vllm or open_clip fail."""
+    folder = tmp_path / "no_heavy_imports"
+    for name in ("torch", "vllm", "transformers", "open_clip", "torchvision"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text(f"raise ImportError('heavy import of {name}')\n")
+    return [folder]
+
+
+def test_a_dry_run_of_the_demo_imports_nothing_heavy(checkout, no_heavy_imports):
+    run = checkout.snakemake("--dry-run", path=no_heavy_imports)
+    assert run.returncode == 0, run.stdout
+    assert "finetune" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (["dataset=demmo"], r"Dataset 'demmo' is unknown; did you mean demo\?"),
+        (["method=lateclip"], r"Method 'lateclip' is unknown; did you mean latteclip\?"),
+        (
+            ["finetune={'learning_rate': 0.1, 'epoch': 1}"],
+            r"finetune\.(epoch|learning_rate) is unknown",
+        ),
+        (["sedes=3"], r"Configuration key sedes is unknown; did you mean seeds\?"),
+        (["clip={'model': 'local-dir:nowhere'}"], r"names the folder nowhere, which has no"),
+    ],
+    ids=str,
+)
+def test_a_mistaken_option_is_one_sentence_before_any_heavy_import(
+    checkout, no_heavy_imports, config, message
+):
+    run = checkout.snakemake("--config", *config, path=no_heavy_imports)
+    assert_one_sentence(run, message)
+    assert not (checkout.root / "results").exists()
+
+
+def test_a_missing_source_folder_is_one_sentence_before_any_heavy_import(
+    checkout, no_heavy_imports
+):
+    run = checkout.snakemake(*mine(checkout, "nowhere"), path=no_heavy_imports)
+    assert_one_sentence(run, r"Dataset mine: source\.folder nowhere is no folder")
+
+
+def spoil_nothing_but_add_an_empty_class(root):
+    (root / "hollow").mkdir()
+
+
+def spoil_an_image(root):
+    path = root / "lines" / "002.png"
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def spoil_class_names(root):
+    shutil.copytree(root / "lines", root / "Lines")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_nothing_but_add_an_empty_class, r"error: .*hollow"),
+        (spoil_an_image, r"error: .*cannot be decoded.*002\.png"),
+        (spoil_class_names, r"error: Class names 'Lines' and 'lines' are both 'lines'"),
+    ],
+)
+def test_a_bad_folder_is_one_sentence(checkout, tmp_path, spoil, message):
+    folder = class_folders(tmp_path / "pictures")
+    spoil(folder)
+    run = checkout.snakemake("results/mine/images.parquet", *mine(checkout, folder))
+    assert_one_sentence(run, message)
+    assert not (checkout.root / "results" / "mine" / "images.parquet").exists()
+
+
+def test_a_missing_captioner_folder_is_one_sentence(checkout, tmp_path):
+    files = write_pictures(tmp_path / "pictures", 4)
+    (checkout.root / "results" / "mine").mkdir(parents=True)
+    index = checkout.root / "results" / "mine" / "images.parquet"
+    write_index(index, files, ["train"] * 3 + ["test"], [0, 1, 0, 1], ["a", "b"])
+    run = checkout.run(
+        "latteclip",
+        "caption-images",
+        *("--images", index, "--prompt", "What?", "--output", "out.parquet"),
+        "--captioner",
+        json.dumps(
+            {
+                "engine": "vllm",
+                "model": "./models/nowhere",
+                "revision": None,
+                "dtype": "auto",
+                "max_new_tokens": 8,
+                "max_model_len": 256,
+                "gpu_memory_utilization": 0.5,
+                "batch_size": 8,
+            }
+        ),
+    )
+    assert run.returncode == 2
+    assert run.stdout.startswith(
+        "error: Captioner model folder ./models/nowhere has no config.json"
+    )
+    assert run.stdout.count("\n") == 1
+    assert not (checkout.root / "out.parquet").exists()
+
+
+def test_class_folders_are_a_dataset_by_configuration_alone(checkout, tmp_path):
+    folder = class_folders(tmp_path / "pictures", n=10)
+    run = checkout.snakemake("results/mine/pseudo_labels.parquet", *mine(checkout, folder))
+    assert run.returncode == 0, run.stdout
+    index, metadata = tables.read(
+        checkout.root / "results" / "mine" / "images.parquet", tables.IMAGES
+    )
+    assert metadata["classnames"] == ["lines", "red dots"]
+    assert len(index) == 20
+    assert Image.open(checkout.root / index["path"][0].as_py()).size == (64, 64)

@@ -1,0 +1,122 @@
+"""A web server on 127.0.0.1 with the faults of real ones, and small archives to serve from it."""
+
+import contextlib
+import hashlib
+import io
+import tarfile
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from PIL import Image
+
+
+class Host:
+    """Serves `files` (path -> bytes); notes each request as (path, first byte asked for)."""
+
+    def __init__(self):
+        self.files = {}
+        self.cut = {}  # path -> how many answers end at half of what they announce
+        self.busy = {}  # path -> how many answers are 503
+        self.ranges = True
+        self.requests = []
+        handler = type("Handler", (_Handler,), {"host": self})
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def serve(self, path, content):
+        """Serve bytes; returns their URL."""
+        self.files[path] = content
+        return self.url + path
+
+    @contextlib.contextmanager
+    def running(self):
+        thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self.server.shutdown()
+            self.server.server_close()
+            thread.join()
+
+    def spend(self, faults, path):
+        """Whether a fault is due; each is due a number of times."""
+        faults[path] = faults.get(path, 0) - 1
+        return faults[path] >= 0
+
+
+class _Handler(BaseHTTPRequestHandler):
+    host: Host
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, *, body):
+        path = self.path.split("?")[0]
+        asked = self.headers.get("Range")
+        start = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
+        self.host.requests.append((path, start))
+        if body and self.host.spend(self.host.busy, path):
+            self.send_error(503)
+            return
+        if path not in self.host.files:
+            self.send_error(404)
+            return
+        content = self.host.files[path]
+        partial = asked is not None and self.host.ranges
+        rest = content[start:] if partial else content
+        self.send_response(206 if partial else 200)
+        if partial:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        digest = hashlib.sha256(content).hexdigest()
+        self.send_header("ETag", f'"{digest}"')
+        self.send_header("X-Repo-Commit", "c" * 40)
+        self.send_header("X-Linked-ETag", f'"{digest}"')
+        self.send_header("X-Linked-Size", str(len(content)))
+        kind = "application/json" if path.startswith("/api/") else "application/octet-stream"
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(rest)))
+        self.end_headers()
+        if body:
+            cut = self.host.spend(self.host.cut, path)
+            with contextlib.suppress(ConnectionError):
+                self.wfile.write(rest[: len(rest) // 2] if cut else rest)
+
+
+def jpeg(colour=(10, 200, 30), size=(12, 8)):
+    """A small real JPEG."""
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def tar(files, mode="w:gz"):
+    """A tar archive of files by name."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def zipped(files):
+    """A zip archive of files by name."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def sha256(content):
+    """A checksum as a dataset's file writes it."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
