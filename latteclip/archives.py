@@ -154,9 +154,8 @@ def _link(links: Sequence[tuple[Entry, Path]], folder: Path, archive: Path) -> N
         check(entry, place.parent)  # it may be a link that was made a moment ago
         place.parent.mkdir(parents=True, exist_ok=True)
         hard = entry.kind == "hardlink"  # names its target from the top of the archive
-        place.symlink_to(
-            os.path.relpath(folder / entry.target, place.parent) if hard else entry.target
-        )
+        target = os.path.relpath(folder / entry.target, place.parent) if hard else entry.target
+        place.symlink_to(target)
     for entry, place in links:
         check(entry, place)
 

@@ -17,6 +17,7 @@ from open_clip.transformer import text_global_pool
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from latteclip import devices
 from latteclip.errors import UserError
 from latteclip.images import Transform
 from latteclip.prompts import class_texts
@@ -76,7 +77,9 @@ def load(model: str, pretrained: str | None, device: torch.device) -> Clip:
 
 def encode_images(clip: Clip, images: torch.Tensor) -> torch.Tensor:
     """[B, 3, H, W] to L2-normalised float32 features [B, D]."""
-    return F.normalize(clip.model.encode_image(images).float(), dim=-1)  # type: ignore[operator]
+    with devices.autocast(clip.device):
+        features = clip.model.encode_image(images)  # type: ignore[operator]
+    return F.normalize(features.float(), dim=-1)
 
 
 def encode_texts(clip: Clip, tokens: torch.Tensor) -> torch.Tensor:
@@ -86,17 +89,24 @@ def encode_texts(clip: Clip, tokens: torch.Tensor) -> torch.Tensor:
     it, so the texts are sorted by length and encoded in a few batches that are each cut to their
     longest text. Other towers get the full length.
     """
-    if not isinstance(clip.model, open_clip.CLIP) or clip.model.attn_mask is None:
-        return F.normalize(clip.model.encode_text(tokens.to(clip.device)).float(), dim=-1)  # type: ignore[operator]
-    lengths = _end_of_text(clip.model, tokens) + 1  # [T]
+    with devices.autocast(clip.device):
+        if isinstance(clip.model, open_clip.CLIP) and clip.model.attn_mask is not None:
+            features = _encode_by_length(clip.model, tokens, clip.device)
+        else:
+            features = clip.model.encode_text(tokens.to(clip.device))  # type: ignore[operator]
+    return F.normalize(features.float(), dim=-1)
+
+
+def _encode_by_length(
+    model: open_clip.CLIP, tokens: torch.Tensor, device: torch.device
+) -> torch.Tensor:
+    lengths = _end_of_text(model, tokens) + 1  # [T]
     order = lengths.argsort(stable=True)
-    features = torch.cat(
-        [
-            _encode_causal(clip.model, tokens[part, : int(lengths[part].max())].to(clip.device))
-            for part in order.chunk(LENGTH_BUCKETS)
-        ]
-    )
-    return F.normalize(features[order.argsort()].float(), dim=-1)
+    features = [
+        _encode_causal(model, tokens[part, : int(lengths[part].max())].to(device))
+        for part in order.chunk(LENGTH_BUCKETS)
+    ]
+    return torch.cat(features)[order.argsort()]
 
 
 def _end_of_text(model: open_clip.CLIP, tokens: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from latteclip import clip as clips
-from latteclip import devices, images
+from latteclip import images
 from latteclip.progress import Progress
 
 
@@ -32,7 +32,6 @@ def encode_files(
     for indices, batch in images.batches(
         files, images.in_order(len(paths), batch_size), clip.device, threads
     ):
-        with devices.autocast(clip.device):
-            features.append(clips.encode_images(clip, batch).cpu())
+        features.append(clips.encode_images(clip, batch).cpu())
         progress.add(len(indices))
     return torch.cat(features)

@@ -223,11 +223,8 @@ def _step(
         group["lr"] = rate
     clip.model.train()
     logit_scale: torch.nn.Parameter = clip.model.logit_scale  # type: ignore[assignment]
-    with devices.autocast(clip.device):
-        features = clips.encode_images(clip, batch)
-        loss, logs = objective.loss(
-            objectives.Batch(index, pseudo_labels, features, logit_scale.exp())
-        )
+    features = clips.encode_images(clip, batch)  # [B, D]
+    loss, logs = objective.loss(objectives.Batch(index, pseudo_labels, features, logit_scale.exp()))
     adamw.zero_grad()
     loss.backward()
     adamw.step()

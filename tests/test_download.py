@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gdown
 import pytest
 from web import Host, jpeg, sha256, tar, zipped
 
@@ -28,7 +29,8 @@ def waits(monkeypatch):
     """Seconds that were waited between tries, without waiting."""
     waited = []
     monkeypatch.setattr("time.sleep", waited.append)
-    monkeypatch.setattr("gdown.download._wait_or_cancel", lambda *, seconds, cancel: None)
+    module = sys.modules[gdown.download.__module__]  # hidden behind the function of its name
+    monkeypatch.setattr(module, "_wait_or_cancel", lambda *, seconds, cancel: None)
     return waited
 
 
@@ -255,7 +257,7 @@ def command(host, tmp_path, *where, **spec):
     output = tmp_path / "resources" / "demo" / "data"
     arguments = ["--dataset", "demo", "--settings", json.dumps(values), "--output", str(output)]
     done = subprocess.run(
-        [sys.executable, "-m", "latteclip.cli", "download-dataset", *arguments],
+        [Path(sys.executable).with_name("latteclip"), "download-dataset", *arguments],
         env={**os.environ, "HF_ENDPOINT": host.url, "HF_HUB_OFFLINE": "0"}
         | {"HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")},
         capture_output=True,

@@ -12,6 +12,7 @@ from PIL import Image
 from tiny import ROOT, write_index, write_pictures
 
 from latteclip import cli, tables
+from latteclip.config import Settings, merge
 from latteclip.demo import textures
 
 N_TRAIN, N_TEST = 60, 40
@@ -252,23 +253,30 @@ def test_the_added_seed_s_option_did_not_change_the_checkout(finished):
 # --- labels do not leak --------------------------------------------------------------------------
 
 
-def run_training_stages(folder, index, config):
+@pytest.fixture
+def demo_settings(monkeypatch):
+    """The repository's configuration."""
+    monkeypatch.chdir(ROOT)
+    config = [yaml.safe_load((ROOT / file).read_text()) for file in ("config/config.yaml", DEMO)]
+    return Settings(merge(*config), {}, "workflow/schemas/config.schema.yaml")
+
+
+def run_training_stages(folder, index, settings):
     """Pseudo-labels, captions and LatteCLIP by the commands; every file written, by its name."""
     folder.mkdir()
-    captioner = {**config["captioner"], "engine": "transformers", "max_new_tokens": 8}
-    captioner |= {"revision": None, "gpu_memory_utilization": 0.5}
-    clip = config["clip"]
+    template = {"template": settings.dataset("demo")["template"]}
+    clip = {**settings.section("clip", "demo"), **template}
+    captioner = settings.section("captioner", "demo")
+    captioner |= {"engine": "transformers", "max_new_tokens": 8}
     labels = folder / "pseudo_labels.parquet"
-    clip_settings = {**clip, "template": config["template"], "batch_size": 8, "topk": 5}
+    clip_settings = {**clip, "batch_size": 8, "topk": 5}
+    method = settings.method("latteclip", "demo")
+    small = {"epochs": 2, "batch_size": 6, "warmup_steps": 1}
     finetune_settings = {
         **clip,
-        "template": config["template"],
-        "objective": "latteclip",
-        "optimiser": {
-            **{"beta1": 0.9, "beta2": 0.98, "eps": 1e-6},
-            **config["finetune"],
-            **{"epochs": 2, "batch_size": 6, "warmup_steps": 1},
-        },
+        "objective": method["objective"],
+        "switches": method.get("switches", {}),
+        "optimiser": {**method["finetune"], **small},
     }
     commands = [
         ("pseudo-label-images", {"settings": clip_settings, "output": labels}),
@@ -308,9 +316,7 @@ def run_training_stages(folder, index, config):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_training_labels_change_no_byte_of_labels_captions_and_weights(tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    config = yaml.safe_load((ROOT / DEMO).read_text())["datasets"]["demo"]
+def test_training_labels_change_no_byte_of_labels_captions_and_weights(tmp_path, demo_settings):
     files = write_pictures(tmp_path / "pictures", 16, size=(64, 64))
     splits = ["train"] * 11 + ["val"] + ["test"] * 4
     names = list(textures.CLASSNAMES[:3])
@@ -323,7 +329,7 @@ def test_training_labels_change_no_byte_of_labels_captions_and_weights(tmp_path,
     written = {}
     for kind, labels in indices.items():
         index = write_index(tmp_path / f"{kind}.parquet", files, splits, labels, names)
-        written[kind] = run_training_stages(tmp_path / kind, index, config)
+        written[kind] = run_training_stages(tmp_path / kind, index, demo_settings)
     assert len(written["with"]) >= 7
     assert written["with"] == written["without"] == written["wrong"]
 
@@ -461,6 +467,12 @@ def test_a_missing_captioner_folder_is_one_sentence(checkout, tmp_path):
     )
     assert run.stdout.count("\n") == 1
     assert not (checkout.root / "out.parquet").exists()
+
+
+def test_a_folder_beside_the_workflow_may_bear_the_name_of_a_module(checkout):
+    class_folders(checkout.root / "json")
+    run = checkout.snakemake("--dry-run", *mine(checkout, "json"))
+    assert run.returncode == 0, run.stdout
 
 
 def test_class_folders_are_a_dataset_by_configuration_alone(checkout, tmp_path):
