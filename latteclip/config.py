@@ -151,7 +151,7 @@ class Settings:
         rules.validate(self.config)
         self._given = rules.coerce(given)
         asked = names(self.config["dataset"])
-        self.datasets = sorted(self.config["datasets"]) if asked == [ALL] else asked
+        self.datasets = self.from_source("downloads") if asked == [ALL] else asked
         self.methods = names(self.config["method"])
         self.seeds = seed_list(self.config["seeds"])
         for kind, chosen in (("dataset", self.datasets), ("method", self.methods)):
@@ -173,6 +173,12 @@ class Settings:
         terms = ("title", "licence", "citation")
         files = {"downloads": values["source"]["downloads"]}
         return files | {key: values[key] for key in terms if key in values}
+
+    def from_source(self, kind: str) -> list[str]:
+        """Keys of the datasets whose source is of one kind."""
+        return sorted(
+            key for key, values in self.config["datasets"].items() if kind in values["source"]
+        )
 
     def section(self, name: str, dataset: str) -> dict[str, Any]:
         """A section of shared settings (clip, captioner, ...) as it stands for one dataset."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from latteclip import download, split_files
+from latteclip import download, layouts
 from latteclip.config import unknown
 from latteclip.errors import UserError
 from latteclip.prompts import clean_classnames
@@ -35,9 +35,9 @@ class Dataset:
         return Path(self.values["source"].get("folder", RESOURCES / self.key / "data"))
 
     @property
-    def split(self) -> split_files.SplitSettings:
+    def split(self) -> layouts.SplitSettings:
         """How its folder is read."""
-        return from_values(split_files.SplitSettings, self.values["split"])
+        return from_values(layouts.SplitSettings, self.values["split"])
 
     @property
     def files(self) -> dict[str, download.Download]:
@@ -137,7 +137,7 @@ def _check_files(dataset: Dataset) -> Iterator[tuple[bool, str]]:
 def _check_folder(dataset: Dataset) -> Iterator[tuple[bool, str]]:
     """Whether the split can be read, has the expected counts, and all its images."""
     try:
-        images, split = split_files.read_split(dataset.folder, dataset.split)
+        images, split = layouts.read_split(dataset.folder, dataset.split)
         clean_classnames(split.names, dataset.split.classname_replace)
     except UserError as error:
         yield False, str(error)

@@ -18,9 +18,10 @@ from latteclip import tables
 from latteclip.errors import UserError
 from latteclip.files import replacing
 from latteclip.images import open_rgb
+from latteclip.layouts import SplitSettings, read_split
 from latteclip.progress import Progress
 from latteclip.prompts import clean_classnames
-from latteclip.split_files import Item, SplitSettings, read_split
+from latteclip.split_files import Item
 
 log = logging.getLogger(__name__)
 CHUNK = 64  # images that a worker decodes at a time

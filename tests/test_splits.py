@@ -17,8 +17,9 @@ from web import jpeg
 from latteclip import split_files, splits, tables
 from latteclip.errors import UserError
 from latteclip.images import open_rgb
+from latteclip.layouts import SplitSettings, read_split
 from latteclip.prompts import clean_classnames
-from latteclip.split_files import Item, SplitSettings, read_split
+from latteclip.split_files import Item
 
 COOP_SPLITS = SHARED / "data" / "coop_splits"
 KEYS = {  # split file -> key of classnames.json, train+val and test images
@@ -117,6 +118,23 @@ def test_any_json_is_a_split_or_one_error(content):
     split = read_text(split_files.read_coop, json.dumps(content))
     if split is not None:
         assert is_valid(split) and set(content) <= {"train", "val", "test"}
+
+
+@given(
+    st.lists(
+        st.tuples(st.text("ab/ü ", min_size=1).map("x{}".format), st.integers(0, 2)),
+        min_size=1,
+        unique_by=lambda row: row[0],
+    ),
+    st.sampled_from(["train", "val", "test"]),
+)
+def test_a_valid_split_is_given_back(rows, split):
+    labels = {label: i for i, label in enumerate(sorted({label for _, label in rows}))}
+    rows = [[image_id, labels[label], f"class {label}"] for image_id, label in rows]
+    content = {"train": [], "test": []} | {split: rows}
+    read = read_text(split_files.read_coop, json.dumps(content))
+    assert [[i.image_id, i.label, read.names[i.label]] for i in read.items] == rows
+    assert {item.split for item in read.items} == {split}
 
 
 @given(st.binary(max_size=40))

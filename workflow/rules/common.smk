@@ -58,15 +58,6 @@ def one_of(names):
     return "|".join(names) or "(?!)"
 
 
-def datasets_from(kind):
-    """Keys of the datasets whose source is of one kind."""
-    return [
-        key
-        for key in settings.config["datasets"]
-        if kind in settings.dataset(key)["source"]
-    ]
-
-
 def threads_of(stage):
     """Threads of a stage, at most the cores of this machine."""
     return lambda wildcards: min(

@@ -9,7 +9,7 @@ rule generate_textures:
     log:
         "results/{dataset}/logs/generate_textures.log",
     wildcard_constraints:
-        dataset=one_of(datasets_from("textures")),
+        dataset=one_of(settings.from_source("textures")),
     conda:
         "../../envs/latteclip.yaml"
     params:
@@ -25,7 +25,7 @@ rule download_dataset:
     log:
         "results/{dataset}/logs/download_dataset.log",
     wildcard_constraints:
-        dataset=one_of(datasets_from("downloads")),
+        dataset=one_of(settings.from_source("downloads")),
     localrule: True
     conda:
         "../../envs/latteclip.yaml"
