@@ -187,12 +187,14 @@ class Settings:
     def method(self, method: str, dataset: str) -> dict[str, Any]:
         """A method's objective and switches, and its `finetune` section, for one dataset."""
         own = self.dataset(dataset).get("methods", {}).get(method)
-        result = merge(self.config["methods"][method], own)
+        given = self._given.get("methods", {}).get(method, {})
+        result = merge(self.config["methods"][method], own, given)
         result["finetune"] = merge(
             self.config["finetune"],
             self.dataset(dataset).get("finetune"),
             result.get("finetune"),
             self._given.get("finetune"),
+            given.get("finetune"),
         )
         return result
 
