@@ -243,6 +243,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         log.error("error: %s", error)
         return BAD_INPUT
+    except BrokenPipeError:  # of `latteclip datasets | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception:
         log.exception("%s failed.", args.command.__name__)
         return 1
