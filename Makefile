@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed-$(KIND)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install demo test lint format demo-models clean
+.PHONY: install demo test bench lint format demo-models clean
 
 install: $(INSTALLED)
 
@@ -36,6 +36,11 @@ demo: install
 
 test: install
 	pytest
+
+# Timings, side by side where they are compared; BENCHMARKS.md says what they gave where.
+bench: install
+	python benchmarks/train_step.py
+	python benchmarks/index.py
 
 lint: install
 	ruff check .

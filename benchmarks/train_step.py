@@ -1,0 +1,185 @@
+"""Time a LatteCLIP training step as the paper's authors encode texts, and as this package does.
+
+Both steps do the same mathematics (the losses are compared) on the same ViT-B-32 with random
+weights. The authors' way encodes four batches of texts, each at the full context: a class template
+for each image and pseudo-label, its image description and a group description. The package encodes
+each distinct text once, without its padding. The two alternate, so that a busy machine slows both.
+
+    python benchmarks/train_step.py [--pairs 5] [--threads 2]
+"""
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable
+
+import open_clip
+import torch
+import torch.nn.functional as F
+
+from latteclip import clip as clips
+from latteclip import devices, losses, mixer, objectives, prototypes
+from latteclip.finetune import parameter_groups
+from latteclip.texts import TextBank
+
+CLASSES, IMAGES, ALPHA, LR = 47, 480, 0.01, 1e-7  # the size of DTD's class list; its learning rate
+VOCABULARY = (
+    "a the of with and in on rough smooth shiny dark bright pattern surface lines dots squares "
+    "threads cracks holes folds waves grains cells woven striped blue red green brown white black "
+    "small large thin thick regular irregular repeated natural fabric stone paper metal skin"
+)
+WORDS = VOCABULARY.split()
+
+
+def captions(n: int, rng: random.Random) -> list[str]:
+    """Texts of 12 to 24 words."""
+    return [" ".join(rng.choices(WORDS, k=rng.randint(12, 24))) for _ in range(n)]
+
+
+def make_clip(device: torch.device) -> clips.Clip:
+    """ViT-B-32 with random weights."""
+    torch.manual_seed(0)
+    model, augment, preprocess = open_clip.create_model_and_transforms("ViT-B-32", device=device)
+    config = open_clip.get_model_config("ViT-B-32")
+    return clips.Clip(
+        model.train(), open_clip.get_tokenizer("ViT-B-32"), augment, preprocess, config, device
+    )
+
+
+class Setting:
+    """One batch of images and texts, and the two ways to compute its loss."""
+
+    def __init__(self, clip: clips.Clip, batch: int) -> None:
+        rng = random.Random(0)
+        self.clip = clip
+        self.images = torch.randn(batch, 3, 224, 224, device=clip.device)
+        self.index = torch.arange(batch)
+        self.labels = torch.tensor([rng.randrange(CLASSES) for _ in range(IMAGES)])
+        classes = [f"{' '.join(rng.choices(WORDS, k=2))} texture." for _ in range(CLASSES)]
+        texts = [classes, captions(IMAGES, rng), captions(IMAGES, rng)]
+        self.tokens = [clip.tokenizer(kind).to(clip.device) for kind in texts]
+        bank = TextBank(clip)
+        classes_ids, image_ids, group_ids = (bank.add(kind) for kind in texts)
+        self.training_texts = objectives.TrainingTexts(
+            classes_ids, image_ids, group_ids, self.labels
+        )
+        with torch.no_grad():
+            self.objective = objectives.LatteClip(
+                bank, self.training_texts, objectives.LatteClipSettings(alpha=ALPHA), seed=0
+            )
+
+    def package(self) -> torch.Tensor:
+        """The loss as the package computes it."""
+        features = clips.encode_images(self.clip, self.images)
+        batch = objectives.Batch(self.index, self.labels[self.index], features, self.scale())
+        return self.objective.loss(batch)[0]
+
+    def authors(self) -> torch.Tensor:
+        """The same loss from four batches of texts, each at the full context."""
+        features = clips.encode_images(self.clip, self.images)
+        fixed = self.objective.prototypes
+        zero_shot = self.labels[self.index]
+        finetuned = (features.detach() @ fixed.T).argmax(dim=1).cpu()
+        groups = self.objective.groups.draw(zero_shot)
+        class_tokens, image_tokens, group_tokens = self.tokens
+        of_zero_shot, of_finetuned, of_image, of_group = (
+            self.encode(tokens)
+            for tokens in (
+                class_tokens[zero_shot],
+                class_tokens[finetuned],
+                image_tokens[self.index],
+                group_tokens[groups],
+            )
+        )
+        total = features.new_zeros(())
+        for labels, own in ((zero_shot, of_zero_shot), (finetuned, of_finetuned)):
+            kinds = torch.stack([own, of_image, of_group])
+            mixed = mixer.mix(kinds, mixer.margins(kinds, fixed))
+            target = prototypes.targets(fixed, labels.to(features.device), mixed, ALPHA)
+            total = total + losses.contrastive(features, target, self.scale())
+        return total
+
+    def encode(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Texts [B, 77] by open_clip's own encode_text."""
+        with devices.autocast(self.clip.device):
+            features = self.clip.model.encode_text(tokens)  # type: ignore[operator]
+        return F.normalize(features.float(), dim=-1)
+
+    def scale(self) -> torch.Tensor:
+        """exp(logit_scale)."""
+        return self.clip.model.logit_scale.exp()  # type: ignore[operator]
+
+    def same_groups(self) -> None:
+        """Draw the same group descriptions again."""
+        self.objective.groups.generator.manual_seed(0)
+
+
+def timed(
+    loss: Callable[[], torch.Tensor], setting: Setting, optimiser: torch.optim.Optimizer
+) -> tuple[float, float]:
+    """Seconds of a whole step, and its loss; the weights hardly move at this learning rate."""
+    setting.same_groups()
+    _wait(setting.clip.device)
+    started = time.perf_counter()
+    value = loss()
+    optimiser.zero_grad()
+    value.backward()
+    optimiser.step()
+    _wait(setting.clip.device)
+    return time.perf_counter() - started, value.item()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def encoding_rate(clip: clips.Clip, images: torch.Tensor) -> float:
+    """Images a second of evaluation-time encoding."""
+    clip.model.eval()
+    with torch.no_grad():
+        clips.encode_images(clip, images)
+        _wait(clip.device)
+        started = time.perf_counter()
+        for _ in range(3):
+            clips.encode_images(clip, images)
+        _wait(clip.device)
+    return 3 * len(images) / (time.perf_counter() - started)
+
+
+def main() -> None:
+    """Print the two medians, their ratio and the spread of the ratio over pairs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    device = devices.pick("auto", args.threads)
+    batch = 512 if device.type == "cuda" else 48
+    clip = make_clip(device)
+    setting = Setting(clip, batch)
+    adamw = torch.optim.AdamW(parameter_groups(clip.model, 0.2), lr=LR)
+    timed(setting.package, setting, adamw)  # warm-up: first allocations, optimiser state
+    times: list[tuple[float, float]] = []
+    for pair in range(args.pairs):
+        authors, expected = timed(setting.authors, setting, adamw)
+        package, found = timed(setting.package, setting, adamw)
+        # The weights move by a step of 1e-7 in between; bfloat16 rounds on a GPU.
+        if abs(found - expected) > (1e-3 if device.type == "cpu" else 2e-2) * abs(expected):
+            raise SystemExit(f"The losses differ: {expected} and {found}.")
+        times.append((authors, package))
+        print(
+            f"pair {pair + 1}: {authors:.2f} s, {package:.2f} s; losses {expected:.5f} {found:.5f}"
+        )
+    medians = [statistics.median(column) for column in zip(*times, strict=True)]
+    ratios = sorted(authors / package for authors, package in times)
+    print(
+        f"{device.type}, batch {batch}, {CLASSES} classes: medians {medians[0]:.2f} s and "
+        f"{medians[1]:.2f} s, ratio {medians[0] / medians[1]:.2f} "
+        f"(pairs {ratios[0]:.2f} to {ratios[-1]:.2f})"
+    )
+    print(f"evaluation-time encoding: {encoding_rate(clip, setting.images):.1f} images/s")
+
+
+if __name__ == "__main__":
+    main()
