@@ -234,7 +234,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if args.log:
         Path(args.log).parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(args.log, mode="w", encoding="utf-8"))
+        Path(args.log).write_text("")
+        # To append: vLLM closes all handlers when it starts, and only such a one opens again.
+        handlers.append(logging.FileHandler(args.log, encoding="utf-8"))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers, force=True)
     log = logging.getLogger("latteclip")
     log.setLevel(logging.INFO)

@@ -84,7 +84,7 @@ def test_vllm_writes_what_transformers_writes(index, answers, tmp_path):
             *(Path(sys.executable).parent / "latteclip", "caption-images"),
             *("--images", index, "--prompt", PROMPT, "--threads", "2"),
             *("--captioner", json.dumps(dataclasses.asdict(settings))),
-            *("--output", str(output)),
+            *("--output", str(output), "--log", str(tmp_path / "log")),
         ],
         capture_output=True,
         text=True,
@@ -92,6 +92,7 @@ def test_vllm_writes_what_transformers_writes(index, answers, tmp_path):
     assert run.returncode == 0, run.stderr
     table, metadata = tables.read(output, tables.CAPTIONS)
     assert metadata["engine"].startswith("vllm ")
+    assert f"Wrote {len(table)} captions" in (tmp_path / "log").read_text()
     written = table.to_pydict()
     assert written["caption"] == answers["caption"]
     assert written["finish_reason"] == answers["finish_reason"]
