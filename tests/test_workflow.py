@@ -246,6 +246,15 @@ def test_an_added_method_runs_alone(finished):
     }
 
 
+def test_a_deleted_result_is_made_again_though_the_table_stands(finished):
+    metrics = finished.root / "results/demo/flyp/seed0/metrics.json"
+    aside = metrics.rename(metrics.with_suffix(".aside"))
+    try:
+        assert planned(finished) == {"evaluate": 1, "summarize": 1}
+    finally:
+        aside.rename(metrics)
+
+
 def test_the_added_seed_s_option_did_not_change_the_checkout(finished):
     assert planned(finished) == {}
 
