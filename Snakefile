@@ -20,8 +20,8 @@ include: "workflow/rules/evaluation.smk"
 
 
 rule all:
+    default_target: True
     input:
         rules.summarize.output,
         # By themselves too: the table alone would hide that a deleted result is missing.
         rules.summarize.input.metrics,
-    default_target: True
