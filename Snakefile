@@ -15,6 +15,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/pseudo_labels.smk"
 include: "workflow/rules/captions.smk"
+include: "workflow/rules/caption_labels.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/evaluation.smk"
 

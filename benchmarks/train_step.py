@@ -11,17 +11,20 @@ each distinct text once, without its padding. The two alternate, so that a busy 
 import argparse
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 
+import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from latteclip import clip as clips
-from latteclip import devices, losses, mixer, objectives, prototypes
-from latteclip.finetune import parameter_groups
+from latteclip import devices, images, losses, mixer, objectives, prototypes
 from latteclip.texts import TextBank
+from latteclip.training import parameter_groups
 
 CLASSES, IMAGES, ALPHA, LR = 47, 480, 0.01, 1e-7  # the size of DTD's class list; its learning rate
 VOCABULARY = (
@@ -73,7 +76,7 @@ class Setting:
         """The loss as the package computes it."""
         features = clips.encode_images(self.clip, self.images)
         batch = objectives.Batch(self.index, self.labels[self.index], features, self.scale())
-        return self.objective.loss(batch)[0]
+        return self.objective.loss(batch).loss
 
     def authors(self) -> torch.Tensor:
         """The same loss from four batches of texts, each at the full context."""
@@ -102,7 +105,7 @@ class Setting:
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
         """Texts [B, 77] by open_clip's own encode_text."""
-        with devices.autocast(self.clip.device):
+        with devices.autocast(self.clip.device, self.clip.precision):
             features = self.clip.model.encode_text(tokens)  # type: ignore[operator]
         return F.normalize(features.float(), dim=-1)
 
@@ -148,6 +151,31 @@ def encoding_rate(clip: clips.Clip, images: torch.Tensor) -> float:
     return 3 * len(images) / (time.perf_counter() - started)
 
 
+def data_wait(
+    setting: Setting, optimiser: torch.optim.Optimizer, threads: int
+) -> tuple[float, float]:
+    """Shares of a step's time spent waiting for images: decoded from JPEG, and kept decoded."""
+    batch, side = len(setting.images), (500, 450)  # about the size of DTD's
+    noise = np.random.default_rng(0).integers(0, 256, (batch, 60, 60, 3), dtype=np.uint8)
+    shares = []
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [f"{folder}/{number}.jpg" for number in range(batch)]
+        for path, pixels in zip(paths, noise, strict=True):
+            Image.fromarray(pixels).resize(side).save(path, quality=90)
+        decoded = images.decoded_images([3 * side[0] * side[1]] * batch, limit=1e9)
+        files = images.ImageFiles(paths, setting.clip.augment, 0, decoded)
+        epochs = 2 if setting.clip.device.type == "cpu" else 6
+        keys = [[(epoch, index) for index in range(batch)] for epoch in range(epochs)]
+        loader = images.batches(files, keys, setting.clip.device, threads)
+        for _ in keys:
+            began = time.perf_counter()
+            _, setting.images = next(loader)
+            waited = time.perf_counter() - began
+            step, _ = timed(setting.package, setting, optimiser)
+            shares.append(waited / (waited + step))
+    return shares[0], statistics.median(shares[1:])
+
+
 def main() -> None:
     """Print the two medians, their ratio and the spread of the ratio over pairs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -178,6 +206,8 @@ def main() -> None:
         f"{medians[1]:.2f} s, ratio {medians[0] / medians[1]:.2f} "
         f"(pairs {ratios[0]:.2f} to {ratios[-1]:.2f})"
     )
+    anew, kept = data_wait(setting, adamw, args.threads)
+    print(f"share of a step spent waiting for images: {anew:.1%} decoding JPEGs, {kept:.1%} after")
     print(f"evaluation-time encoding: {encoding_rate(clip, setting.images):.1f} images/s")
 
 

@@ -57,6 +57,7 @@ def pseudo_label_images(args: argparse.Namespace) -> None:
         args.images,
         from_json(zero_shot.ZeroShotSettings, args.settings),
         args.output,
+        args.class_embeddings,
         device=args.device,
         threads=args.threads,
     )
@@ -91,17 +92,40 @@ def caption_groups(args: argparse.Namespace) -> None:
     )
 
 
+def label_by_captions(args: argparse.Namespace) -> None:
+    """Label training images by their captions and CLIP together."""
+    from latteclip import caption_labels
+
+    caption_labels.label_by_captions(
+        args.images,
+        args.pseudo_labels,
+        args.class_embeddings,
+        args.image_captions,
+        args.group_captions,
+        from_json(caption_labels.CaptionLabelSettings, args.settings),
+        args.output,
+        device=args.device,
+        threads=args.threads,
+    )
+
+
 def finetune(args: argparse.Namespace) -> None:
     """Tune CLIP under a method's objective."""
     from latteclip import finetune as stage
+    from latteclip.training_data import TrainingFiles
 
     stage.finetune(
-        stage.TrainingFiles(
-            args.images, args.pseudo_labels, args.image_captions, args.group_captions
+        TrainingFiles(
+            args.images,
+            args.pseudo_labels,
+            args.image_captions,
+            args.group_captions,
+            args.caption_labels,
         ),
         from_json(stage.FinetuneSettings, args.settings),
         args.model,
         args.history,
+        args.checkpoint,
         seed=args.seed,
         device=args.device,
         threads=args.threads,
@@ -111,12 +135,14 @@ def finetune(args: argparse.Namespace) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     """Classify the test split with a tuned model."""
     from latteclip import evaluate as stage
+    from latteclip.metrics import Run
 
     stage.evaluate(
         args.images,
         args.model,
+        args.history,
         from_json(stage.EvaluateSettings, args.settings),
-        stage.Run(args.dataset, args.method, args.seed),
+        Run(args.dataset, args.method, args.seed),
         args.predictions,
         args.metrics,
         device=args.device,
@@ -127,13 +153,32 @@ def evaluate(args: argparse.Namespace) -> None:
 def evaluate_zero_shot(args: argparse.Namespace) -> None:
     """Score the pseudo-labels of the test split."""
     from latteclip import evaluate as stage
+    from latteclip.metrics import Run
 
     stage.evaluate_zero_shot(
         args.images,
         args.pseudo_labels,
-        stage.Run(args.dataset, args.method, args.seed),
+        Run(args.dataset, args.method, args.seed),
         args.predictions,
         args.metrics,
+    )
+
+
+def propagate_labels(args: argparse.Namespace) -> None:
+    """Classify the test split by a graph of the training images, without training."""
+    from latteclip import label_propagation as stage
+    from latteclip.metrics import Run
+
+    stage.propagate_labels(
+        args.images,
+        args.pseudo_labels,
+        args.class_embeddings,
+        from_json(stage.PropagationSettings, args.settings),
+        Run(args.dataset, args.method, args.seed),
+        args.predictions,
+        args.metrics,
+        device=args.device,
+        threads=args.threads,
     )
 
 
@@ -141,7 +186,7 @@ def summarize(args: argparse.Namespace) -> None:
     """Collect the metrics of all runs in one table."""
     from latteclip import report
 
-    report.summarize(args.metrics, args.csv, args.markdown)
+    report.summarize(args.metrics, args.baseline, args.csv, args.markdown)
 
 
 # Options that several commands share; everything else is a required string.
@@ -149,12 +194,20 @@ OPTIONS = {
     "threads": {"type": int, "default": os.cpu_count(), "help": "CPU threads"},
     "device": {"default": "auto", "help": "auto, cuda or cpu"},
     "seed": {"type": int, "required": True},
+    "baseline": {"default": "zero_shot", "help": "the method that gains are over"},
 }
 COMMANDS: dict[Command, list[str]] = {
     generate_textures: ["settings", "output"],
     download_dataset: ["dataset", "settings", "output"],
     index_images: ["folder", "settings", "output", "corrupt", "threads"],
-    pseudo_label_images: ["images", "settings", "output", "device", "threads"],
+    pseudo_label_images: [
+        "images",
+        "settings",
+        "output",
+        "class-embeddings",
+        "device",
+        "threads",
+    ],
     caption_images: ["images", "pseudo-labels?", "prompt", "captioner", "output", "threads"],
     caption_groups: [
         "images",
@@ -165,15 +218,28 @@ COMMANDS: dict[Command, list[str]] = {
         "output",
         "threads",
     ],
+    label_by_captions: [
+        "images",
+        "pseudo-labels",
+        "class-embeddings",
+        "image-captions",
+        "group-captions",
+        "settings",
+        "output",
+        "device",
+        "threads",
+    ],
     finetune: [
         "images",
         "pseudo-labels",
         "image-captions?",
         "group-captions?",
+        "caption-labels?",
         "settings",
         "seed",
         "model",
         "history",
+        "checkpoint",
         "device",
         "threads",
     ],
@@ -183,6 +249,7 @@ COMMANDS: dict[Command, list[str]] = {
         "seed",
         "images",
         "model",
+        "history",
         "settings",
         "predictions",
         "metrics",
@@ -198,7 +265,20 @@ COMMANDS: dict[Command, list[str]] = {
         "predictions",
         "metrics",
     ],
-    summarize: ["metrics...", "csv", "markdown"],
+    propagate_labels: [
+        "dataset",
+        "method",
+        "seed",
+        "images",
+        "pseudo-labels",
+        "class-embeddings",
+        "settings",
+        "predictions",
+        "metrics",
+        "device",
+        "threads",
+    ],
+    summarize: ["metrics...", "baseline", "csv", "markdown"],
     datasets: ["check*"],
 }
 
@@ -231,15 +311,17 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; exit status 0, or 2 after one sentence about bad input."""
     args = parser().parse_args(arguments)
+    is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if args.log:
         Path(args.log).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.log).write_text("")
+        if is_first:
+            Path(args.log).write_text("")
         # To append: vLLM closes all handlers when it starts, and only such a one opens again.
         handlers.append(logging.FileHandler(args.log, encoding="utf-8"))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers, force=True)
     log = logging.getLogger("latteclip")
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if is_first else logging.WARNING)
     try:
         args.command(args)
     except UserError as error:

@@ -17,6 +17,7 @@ from latteclip.prompts import PLACE
 
 Config = Mapping[str, Any]
 ALL = "all"
+UNTRAINED = ("zero_shot", "label_propagation")  # objectives of methods that do not fine-tune
 # A dataset that has no file of its own, only a folder of class folders.
 OWN_DATASET: Config = {
     "split": {"kind": "folders"},
@@ -132,7 +133,8 @@ class Settings:
     """The resolved configuration: what each stage of each dataset and method is given.
 
     Layers, the later one winning: the defaults of config.yaml; the dataset's file; the method; what
-    the dataset's file says of the method; what the user gave on the command line.
+    the dataset's file says of the method; what the user gave on the command line. A method that is
+    `like` another has all that the other has for the dataset below its own.
     """
 
     def __init__(self, config: Config, given: Config, schema: str | Path) -> None:
@@ -160,6 +162,14 @@ class Settings:
                     raise UserError(
                         unknown(f"{kind.capitalize()} {name!r}", name, self.config[kind + "s"])
                     )
+        self.table = self.config["table"]
+        for name in self.config["methods"]:
+            self._check_likeness(name)
+        base = self.table["baseline"]
+        if base not in self.config["methods"]:
+            raise UserError(
+                unknown(f"Method {base!r} of table.baseline", base, self.config["methods"])
+            )
         for dataset in self.datasets:
             self._check_dataset(dataset)
 
@@ -185,22 +195,37 @@ class Settings:
         return merge(self.config[name], self.dataset(dataset).get(name), self._given.get(name))
 
     def method(self, method: str, dataset: str) -> dict[str, Any]:
-        """A method's objective and switches, and its `finetune` section, for one dataset."""
-        own = self.dataset(dataset).get("methods", {}).get(method)
-        given = self._given.get("methods", {}).get(method, {})
-        result = merge(self.config["methods"][method], own, given)
+        """A method's objective, what it sets, and its `finetune` section, for one dataset."""
+        lineage = self._lineage(method)
+        given = self._given.get("methods", {})
+        layers = (self.config["methods"], self.dataset(dataset).get("methods", {}), given)
+        result = merge(*(layer.get(name) for name in lineage for layer in layers))
         result["finetune"] = merge(
             self.config["finetune"],
             self.dataset(dataset).get("finetune"),
             result.get("finetune"),
             self._given.get("finetune"),
-            given.get("finetune"),
+            *(given.get(name, {}).get("finetune") for name in lineage),
         )
+        result.pop("like", None)
         return result
+
+    def objective(self, method: str) -> str:
+        """What the method optimises, if anything."""
+        return merge(*map(self.config["methods"].get, self._lineage(method)))["objective"]
 
     def is_trained(self, method: str) -> bool:
         """Whether the method fine-tunes, and hence depends on a seed."""
-        return self.config["methods"][method]["objective"] != "zero_shot"
+        return self.objective(method) not in UNTRAINED
+
+    def _lineage(self, method: str) -> list[str]:
+        """The method and those that it is like, the one that is like no other first."""
+        other = self.config["methods"][method].get("like")
+        return [*(self._lineage(other) if other else []), method]
+
+    def reads_caption_labels(self, method: str, dataset: str) -> bool:
+        """Whether the method trains on the labels that captions give."""
+        return self.method(method, dataset).get("pseudo_labels", "zero_shot") != "zero_shot"
 
     def reads_captions(self, method: str, kind: str, dataset: str) -> bool:
         """Whether the method uses the descriptions of a kind, "image" or "group"."""
@@ -216,6 +241,20 @@ class Settings:
             for method in self.methods
             for seed in (self.seeds if self.is_trained(method) else [0])
         ]
+
+    def _check_likeness(self, method: str) -> None:
+        methods = self.config["methods"]
+        seen = [method]
+        while other := methods[seen[-1]].get("like"):
+            if other not in methods:
+                raise UserError(
+                    unknown(f"Method {other!r}, which {seen[-1]} is like,", other, methods)
+                )
+            if other in seen:
+                raise UserError(
+                    f"Methods are like each other in a circle: {', '.join([*seen, other])}."
+                )
+            seen.append(other)
 
     def _check_dataset(self, dataset: str) -> None:
         if PLACE not in self.dataset(dataset)["template"]:

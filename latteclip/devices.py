@@ -1,10 +1,14 @@
-"""Where tensors live and how many threads compute."""
+"""Where tensors live, in which precision they are computed, and by how many threads."""
 
 import contextlib
 
 import torch
 
+from latteclip.errors import UserError
 from latteclip.memory import keep_big_buffers
+
+# Values of clip.precision, and what a GPU's matrix products are then computed in.
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
 
 
 def pick(name: str, threads: int) -> torch.device:
@@ -17,8 +21,25 @@ def pick(name: str, threads: int) -> torch.device:
     return torch.device(name)
 
 
-def autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """bfloat16 autocast on CUDA, float32 elsewhere."""
-    if device.type == "cuda":
-        return torch.autocast("cuda", dtype=torch.bfloat16)
+def check_precision(device: torch.device, precision: str) -> None:
+    """Raise UserError where `precision` is unknown, or is bf16 on a card that only emulates it."""
+    if precision not in PRECISIONS:
+        raise UserError(f"clip.precision {precision!r} is none of {', '.join(PRECISIONS)}.")
+    if (
+        device.type == "cuda"
+        and precision == "bf16"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        raise UserError(
+            f"clip.precision is bf16, which the card {torch.cuda.get_device_name(device)} cannot "
+            "compute in; set it to fp16 or float32."
+        )
+
+
+def autocast(
+    device: torch.device, precision: str = "bf16"
+) -> contextlib.AbstractContextManager[None]:
+    """Autocast to bf16 or fp16 on CUDA; nothing for float32, and nothing elsewhere."""
+    if device.type == "cuda" and precision != "float32":
+        return torch.autocast("cuda", dtype=PRECISIONS[precision])
     return contextlib.nullcontext()

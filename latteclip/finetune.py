@@ -3,21 +3,28 @@
 Letters: N training images, B batch, C classes, D embedding width.
 """
 
-import math
+import logging
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 
+from latteclip import checkpoints, devices, images, monitor, objectives, parallel, tables
 from latteclip import clip as clips
-from latteclip import devices, images, objectives, tables
+from latteclip import training_data as data
 from latteclip.errors import UserError
 from latteclip.files import replacing
 from latteclip.progress import Progress
-from latteclip.prompts import class_texts
 from latteclip.texts import TextBank
+from latteclip.training import Optimiser, Training
 
+log = logging.getLogger(__name__)
 HISTORY = pa.schema(
     [("step", pa.int32()), ("epoch", pa.int32())]
     + [
@@ -27,38 +34,31 @@ HISTORY = pa.schema(
             "loss",
             "loss_zero_shot",
             "loss_finetuned",
-            "agreement",  # share of the batch whose two pseudo-labels are the same
+            "agreement",  # share of the batch whose prediction is its pseudo-label
+            "entropy",  # of the predictions, and their balance: see monitor.spread
+            "class_balance",
             "weight_class",  # mean share of each text in the mixes
             "weight_image",
             "weight_group",
             "prototype_drift",  # mean over classes of 1 - cosine(P_c, W0_c)
             "logit_scale",
+            "images_per_second",
+            "data_wait",  # share of the step's time that was spent waiting for images
         )
     ]
 )
-MAX_LOGIT_SCALE = math.log(100)
 CHECK_EVERY = 20  # steps between looks at the losses: each look waits for the device
 
 
 @dataclass(frozen=True)
-class Optimiser:
-    """AdamW with a linear warm-up and a cosine decay (LatteCLIP, section 4)."""
+class Compute:
+    """How a training is computed; what it computes stays the same up to rounding."""
 
-    epochs: int
-    warmup_steps: int
-    batch_size: int
-    lr: float
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-
-    def rate(self, step: int, total: int) -> float:
-        """Learning rate of a step, counted from 0, of `total` steps."""
-        if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, total - self.warmup_steps)
-        return self.lr * (1 + math.cos(math.pi * done)) / 2
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    micro_batch: int | None = None  # images and texts that are encoded at once
+    cache_gib: float = 0.0  # decoded images are kept where all of them fit into this
+    checkpoint_every: int = 1  # epochs
 
 
 @dataclass(frozen=True)
@@ -70,187 +70,162 @@ class FinetuneSettings:
     template: str
     objective: str
     optimiser: dict[str, Any]
+    precision: str = "bf16"
+    pseudo_labels: str = "zero_shot"  # caption or fused: see caption_labels
     switches: dict[str, Any] = field(default_factory=dict)  # of LatteCLIP
+    compute: dict[str, Any] = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class TrainingFiles:
-    """The inputs; the captions are None where the method does without them."""
-
-    images: str
-    pseudo_labels: str
-    image_captions: str | None = None
-    group_captions: str | None = None
+    @property
+    def labels(self) -> str:
+        """Which labels are trained on."""
+        return data.GROUND_TRUTH if self.objective == "flyp_supervised" else self.pseudo_labels
 
 
 def finetune(
-    files: TrainingFiles,
+    files: data.TrainingFiles,
     settings: FinetuneSettings,
     model_output: str,
     history_output: str,
+    checkpoint_folder: str,
     *,
     seed: int,
     device: str,
     threads: int,
 ) -> None:
-    """Tune CLIP on the images that are not in the test split; labels are not read.
+    """Tune CLIP on the images that are not in the test split.
 
-    Writes the tuned model (see `clip.save`) and one HISTORY row a step.
+    Only the objective `flyp_supervised` reads labels. Writes the tuned model (see `clip.save`) and
+    one HISTORY row a step. A run that was broken off goes on from its last checkpoint and gives
+    what an unbroken one gives; the checkpoints are removed at the end.
 
     Raises:
-        UserError: an input does not fit, or the loss is not finite.
+        UserError: an input does not fit, a checkpoint is of other settings, or the loss is not
+            finite.
     """
+    parallel.start(device)
     torch.manual_seed(seed)
-    optimiser = Optimiser(**settings.optimiser)
-    clip = clips.load(settings.model, settings.pretrained, devices.pick(device, threads))
+    random.seed(seed)
+    np.random.seed(seed)
+    optimiser, compute = Optimiser(**settings.optimiser), Compute(**settings.compute)
+    clip = clips.load(
+        settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
+    )
+    if parallel.size() > 1:
+        why = "would see the images of their process alone"
+        clips.refuse_batch_norm(clip, "processes.finetune", "1", why)
+    clips.prepare_training(
+        clip,
+        compile=compute.compile,
+        gradient_checkpointing=compute.gradient_checkpointing,
+        micro_batch=compute.micro_batch,
+    )
     bank = TextBank(clip)
-    paths, classnames, pseudo_labels, texts = _read(files, settings, bank)
-    objective = _objective(settings, bank, texts, seed)
-    steps = schedule(len(paths), optimiser.batch_size, optimiser.epochs, seed)
-    loader = images.batches(
-        images.ImageFiles(paths, clip.augment, seed),
-        [keys for _, keys in steps],
-        clip.device,
-        threads,
+    inputs = data.read(files, settings.template, settings.labels, bank)
+    training = Training(
+        clip,
+        _objective(settings, bank, inputs.texts, seed),
+        optimiser.start(clip.model),
+        torch.zeros(len(inputs.classnames), dtype=torch.long),
     )
-    adamw = torch.optim.AdamW(
-        parameter_groups(clip.model, optimiser.weight_decay),
-        betas=(optimiser.beta1, optimiser.beta2),
-        eps=optimiser.eps,
-    )
-    history: list[dict[str, torch.Tensor | float]] = []
-    progress = Progress(sum(len(keys) for _, keys in steps), "images")
-    for step, ((epoch, keys), (index, batch)) in enumerate(zip(steps, loader, strict=True)):
-        if step == 0 or epoch != steps[step - 1][0]:
-            objective.start_epoch()
-        rate = optimiser.rate(step, len(steps))
-        logs = _step(clip, objective, adamw, rate, index, pseudo_labels[index], batch)
-        history.append({"step": step, "epoch": epoch, "lr": rate, **logs})
-        if (step + 1) % CHECK_EVERY == 0 or step == len(steps) - 1:
-            check_finite(history[-CHECK_EVERY:])
-        progress.add(len(keys), f"epoch {epoch + 1} of {optimiser.epochs}")
+    identity = {
+        **asdict(settings),
+        "seed": seed,
+        "digest of images, labels and captions": inputs.digest,
+    }
+    saved = checkpoints.latest(checkpoint_folder)
+    if saved:
+        checkpoints.refuse_others(identity, saved, checkpoint_folder)
+        training.restore(saved)
+        log.info("Going on after epoch %d, from %s.", saved.epochs, checkpoint_folder)
+
+    def end_epoch(epochs: int) -> None:
+        if parallel.rank() == 0 and epochs % compute.checkpoint_every == 0:
+            checkpoints.save(checkpoint_folder, training.checkpoint(epochs, identity))
+
+    start = saved.epochs if saved else 0
+    _train(training, inputs, optimiser, compute, start, end_epoch, seed=seed, threads=threads)
     clip.model.eval()
-    with replacing(model_output) as folder:
-        clips.save(clip, objective.classifier(), classnames, settings.template, folder)
-    _write_history(history, settings, seed, history_output)
-
-
-def _read(
-    files: TrainingFiles, settings: FinetuneSettings, bank: TextBank
-) -> tuple[list[str], list[str], torch.Tensor, objectives.TrainingTexts]:
-    """Paths of the N images, the class names, the pseudo-labels [N] and the texts."""
-    table, classnames = tables.read_unlabelled(files.images, training=True)
-    image_ids = table["image_id"].to_pylist()
-    if not image_ids:
-        raise UserError(f"{files.images} has no training image; check the dataset's split.")
-    pseudo_labels = tables.lookup(
-        files.pseudo_labels, tables.PSEUDO_LABELS, "image_id", "pseudo_label", image_ids
-    )
-    descriptions = class_texts(settings.template, classnames)
-    classes = bank.add(descriptions)
-    none = torch.zeros(0, dtype=torch.long)
-    image_texts, group_texts, group_labels = none, none, none
-    if files.image_captions:
-        captions = tables.lookup(files.image_captions, tables.CAPTIONS, "id", "caption", image_ids)
-        image_texts = bank.add(_or_class(captions, pseudo_labels, descriptions))
-    if files.group_captions:
-        groups, _ = tables.read(files.group_captions, tables.CAPTIONS, ["pseudo_label", "caption"])
-        labels = groups["pseudo_label"].to_pylist()
-        group_texts = bank.add(_or_class(groups["caption"].to_pylist(), labels, descriptions))
-        group_labels = torch.tensor(labels)
-    return (
-        table["path"].to_pylist(),
-        classnames,
-        torch.tensor(pseudo_labels),
-        objectives.TrainingTexts(classes, image_texts, group_texts, group_labels),
-    )
-
-
-def _or_class(captions: list[str], labels: list[int], descriptions: list[str]) -> list[str]:
-    """The captions, an empty one replaced by the class description of its pseudo-label."""
-    return [caption or descriptions[label] for caption, label in zip(captions, labels, strict=True)]
+    classifier = training.objective.classifier()  # every process takes part in encoding it
+    if parallel.rank() == 0:
+        metadata = {"settings": asdict(settings), "seed": seed, "marks": _marks(settings, training)}
+        with replacing(model_output) as folder:
+            clips.save(clip, classifier, inputs.classnames, settings.template, folder)
+        columns = {name: [row.get(name) for row in training.history] for name in HISTORY.names}
+        tables.write(history_output, columns, HISTORY, metadata)
+        shutil.rmtree(checkpoint_folder, ignore_errors=True)
+    parallel.finish()
 
 
 def _objective(
     settings: FinetuneSettings, bank: TextBank, texts: objectives.TrainingTexts, seed: int
 ) -> objectives.Objective:
-    if settings.objective == "flyp":
+    if settings.objective in ("flyp", "flyp_supervised"):
         return objectives.Flyp(bank, texts)
     if settings.objective == "latteclip":
         switches = objectives.LatteClipSettings(**settings.switches)
         return objectives.LatteClip(bank, texts, switches, seed)
-    raise UserError(f"Objective {settings.objective!r} is none of flyp, latteclip.")
+    raise UserError(
+        f"Objective {settings.objective!r} is none of flyp, flyp_supervised, latteclip."
+    )
 
 
-def schedule(
-    n: int, batch_size: int, epochs: int, seed: int
-) -> list[tuple[int, list[tuple[int, int]]]]:
-    """(epoch, keys of the batch) of every step: a new shuffle each epoch.
-
-    Images that do not fill a batch sit out that epoch: the loss compares within a batch, so its
-    size must not change. With fewer images than a batch holds, all of them are one batch.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    size = min(batch_size, n)
-    return [
-        (epoch, [(epoch, index) for index in order[start : start + size]])
-        for epoch in range(epochs)
-        for order in [torch.randperm(n, generator=generator).tolist()]
-        for start in range(0, n - size + 1, size)
-    ]
-
-
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on matrices, none on gains, biases, norms and logit_scale."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-
-
-def _step(
-    clip: clips.Clip,
-    objective: objectives.Objective,
-    adamw: torch.optim.Optimizer,
-    rate: float,
-    index: torch.Tensor,
-    pseudo_labels: torch.Tensor,
-    batch: torch.Tensor,
-) -> dict[str, torch.Tensor]:
-    """One optimiser step; detached scalars for the history."""
-    for group in adamw.param_groups:
-        group["lr"] = rate
-    clip.model.train()
-    logit_scale: torch.nn.Parameter = clip.model.logit_scale  # type: ignore[assignment]
-    features = clips.encode_images(clip, batch)  # [B, D]
-    loss, logs = objective.loss(objectives.Batch(index, pseudo_labels, features, logit_scale.exp()))
-    adamw.zero_grad()
-    loss.backward()
-    adamw.step()
-    with torch.no_grad():
-        logit_scale.clamp_(0, MAX_LOGIT_SCALE)
-    objective.after_step()
-    return {"loss": loss.detach(), "logit_scale": logit_scale.detach().clone(), **logs}
-
-
-def check_finite(rows: list[dict[str, Any]]) -> None:
-    """Raise UserError at the first row of the history whose loss is not finite."""
-    for row in rows:
-        if not math.isfinite(row["loss"]):
-            raise UserError(
-                f"The loss became {float(row['loss'])} at step {row['step']} (epoch "
-                f"{row['epoch'] + 1}); nothing was written: lower finetune.lr or raise "
-                "finetune.warmup_steps."
-            )
-
-
-def _write_history(
-    history: list[dict[str, Any]], settings: FinetuneSettings, seed: int, output: str
+def _train(
+    training: Training,
+    inputs: data.TrainingData,
+    optimiser: Optimiser,
+    compute: Compute,
+    start: int,
+    end_epoch: Callable[[int], None],
+    *,
+    seed: int,
+    threads: int,
 ) -> None:
-    columns = {
-        name: [None if row.get(name) is None else float(row[name]) for row in history]
-        for name in HISTORY.names
-    }
-    columns |= {name: [row[name] for row in history] for name in ("step", "epoch")}
-    tables.write(output, columns, HISTORY, {"settings": asdict(settings), "seed": seed})
+    """All epochs from `start`; `end_epoch` is told how many are done."""
+    n = len(inputs.paths)
+    per_epoch = data.steps_per_epoch(n, optimiser.batch_size)
+
+    def steps() -> Iterator[tuple[int, list[tuple[int, int]]]]:
+        return data.schedule(n, optimiser.batch_size, optimiser.epochs, seed, start)
+
+    decoded = images.decoded_images(inputs.sizes, compute.cache_gib * 2**30)
+    loader = images.batches(
+        images.ImageFiles(inputs.paths, training.clip.augment, seed, decoded),
+        (parallel.share(keys) for _, keys in steps()),
+        training.clip.device,
+        threads,
+    )
+    progress = Progress(optimiser.epochs * per_epoch, "steps", done=start * per_epoch)
+    for step, (epoch, keys) in enumerate(steps(), start * per_epoch):
+        if step % per_epoch == 0:
+            training.start_epoch()
+        began = time.monotonic()
+        _, batch = next(loader)
+        waited = time.monotonic() - began
+        index = torch.tensor([index for _, index in keys])  # [B]
+        rate = optimiser.rate(step, optimiser.epochs * per_epoch)
+        logs = training.step(index, inputs.labels[index], batch, rate)
+        seconds = time.monotonic() - began
+        timings = {"images_per_second": len(keys) / seconds, "data_wait": waited / seconds}
+        training.record({"step": step, "epoch": epoch, "lr": rate, **logs, **timings})
+        is_last = (step + 1) % per_epoch == 0
+        if is_last or (step + 1) % CHECK_EVERY == 0:
+            training.settle()
+        progress.add(1, f"epoch {epoch + 1} of {optimiser.epochs}")
+        if is_last:
+            end_epoch(epoch + 1)
+
+
+def _marks(settings: FinetuneSettings, training: Training) -> list[str]:
+    """What tables must say of the run beside its numbers."""
+    marks = []
+    if settings.labels == data.GROUND_TRUTH:
+        marks.append("supervised")
+    elif settings.labels != "zero_shot":
+        marks.append("ours")
+    last = [row for row in training.history if row["epoch"] == training.history[-1]["epoch"]]
+    agreement = sum(row["agreement"] for row in last) / len(last)
+    collapsed = monitor.collapse(training.predicted, agreement)
+    if collapsed:
+        log.warning("The training looks collapsed: in the last epoch %s.", collapsed)
+        marks.append("collapsed")
+    return marks

@@ -3,16 +3,20 @@
 Letters: N images, B batch, H x W the model's input size.
 """
 
+import logging
+import mmap
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
 from latteclip.errors import UserError
 
+log = logging.getLogger(__name__)
 Transform = Callable[[Image.Image], torch.Tensor]
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L")
 
@@ -35,6 +39,45 @@ def open_rgb(path: str | Path) -> Image.Image:
         ) from None
 
 
+class DecodedImages:
+    """Decoded pictures kept in memory that forked worker processes share.
+
+    A worker may find a picture that another one decoded. Memory is taken as pictures come.
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        """sizes: bytes of each of the N pictures, width * height * 3."""
+        self.ends = np.cumsum(sizes, dtype=np.int64)  # [N]
+        self.pixels = np.frombuffer(mmap.mmap(-1, int(self.ends[-1])), np.uint8)
+        shapes = mmap.mmap(-1, len(sizes) * 8)
+        self.shapes = np.frombuffer(shapes, np.int32).reshape(-1, 2)  # height and width, 0: not yet
+
+    def open(self, index: int, path: str | Path) -> Image.Image:
+        """`open_rgb(path)`, from memory where picture `index` was opened before."""
+        height, width = self.shapes[index]
+        end = self.ends[index]
+        if height:
+            flat = self.pixels[end - height * width * 3 : end]
+            return Image.fromarray(flat.reshape(height, width, 3))
+        image = open_rgb(path)
+        pixels = np.asarray(image)
+        if end - pixels.size >= (self.ends[index - 1] if index else 0):
+            self.pixels[end - pixels.size : end] = pixels.reshape(-1)
+            self.shapes[index] = pixels.shape[:2]  # last: it says that the pixels are there
+        return image
+
+
+def decoded_images(sizes: Sequence[int], limit: float) -> DecodedImages | None:
+    """Memory for decoded pictures, where all of them fit into `limit` bytes."""
+    fits = sum(sizes) <= limit
+    log.info(
+        "Decoded, the images take %.1f GiB and are %s.",
+        sum(sizes) / 2**30,
+        "kept in memory" if fits else "decoded anew each epoch (see compute.cache_gib)",
+    )
+    return DecodedImages(sizes) if fits else None
+
+
 class ImageFiles(Dataset[tuple[int, torch.Tensor]]):
     """N image files under one transform; a key is (epoch, index).
 
@@ -42,15 +85,24 @@ class ImageFiles(Dataset[tuple[int, torch.Tensor]]):
     not depend on the number of worker processes nor on the order in which samples are made.
     """
 
-    def __init__(self, paths: Sequence[str], transform: Transform, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[str],
+        transform: Transform,
+        seed: int | None = None,
+        decoded: DecodedImages | None = None,
+    ) -> None:
+        """seed: None for a transform that draws nothing; decoded: where pictures are kept."""
         self.paths, self.transform, self.seed = list(paths), transform, seed
+        self.decoded = decoded
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, torch.Tensor]:
         epoch, index = key
-        image = open_rgb(self.paths[index])
+        path = self.paths[index]
+        image = self.decoded.open(index, path) if self.decoded else open_rgb(path)
         if self.seed is None:
             return index, self.transform(image)
         outer, torch_outer = random.getstate(), torch.get_rng_state()
@@ -66,7 +118,7 @@ class ImageFiles(Dataset[tuple[int, torch.Tensor]]):
 
 
 def batches(
-    files: ImageFiles, keys: Sequence[Sequence[tuple[int, int]]], device: torch.device, threads: int
+    files: ImageFiles, keys: Iterable[Sequence[tuple[int, int]]], device: torch.device, threads: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Decode ahead of the model.
 
@@ -80,15 +132,22 @@ def batches(
             itself keeps the threads busy, and images are decoded between its batches.
     """
     on_gpu = device.type == "cuda"
-    loader = DataLoader(
+    for indices, images in loader(files, keys, workers=threads if on_gpu else 0, pinned=on_gpu):
+        yield indices, images.to(device, non_blocking=True)
+
+
+def loader(
+    files: ImageFiles, keys: Iterable[Sequence[tuple[int, int]]], *, workers: int, pinned: bool
+) -> DataLoader[tuple[int, torch.Tensor]]:
+    """A loader of whole batches; the number of worker processes changes nothing but its speed."""
+    return DataLoader(
         files,
         batch_sampler=keys,  # type: ignore[arg-type]
-        num_workers=threads if on_gpu else 0,
-        pin_memory=on_gpu,
-        persistent_workers=on_gpu,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,  # they share `DecodedImages`
+        pin_memory=pinned,
+        generator=torch.Generator(),  # or it would draw a number that a resumed run lacks
     )
-    for indices, images in loader:
-        yield indices, images.to(device, non_blocking=True)
 
 
 def in_order(n: int, batch_size: int) -> list[list[tuple[int, int]]]:

@@ -29,22 +29,37 @@ class Batch:
     """One step's images."""
 
     index: torch.Tensor  # [B] rows of the training images, on the CPU
-    pseudo_labels: torch.Tensor  # [B] zero-shot pseudo-labels, on the CPU
+    pseudo_labels: torch.Tensor  # [B] frozen labels: zero-shot ones by default, on the CPU
     features: torch.Tensor  # [B, D] image features, with gradient
     scale: torch.Tensor  # exp(logit_scale), with gradient
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an objective says of a batch."""
+
+    loss: torch.Tensor  # the scalar to minimise
+    scores: torch.Tensor  # [B, C] cosines to the classifier that the objective has at hand
+    logs: dict[str, torch.Tensor]  # detached scalars for the history
 
 
 class Objective(Protocol):
     """One method."""
 
-    def loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The scalar to minimise, and detached scalars for the history."""
+    def loss(self, batch: Batch) -> Outcome:
+        """The loss of a batch, and what there is to see of it."""
 
     def after_step(self) -> None:
         """Called once after each optimiser step."""
 
     def start_epoch(self) -> None:
         """Called before the first step of each epoch."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What outlives an epoch beside the model, by name."""
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from a `state`."""
 
     def classifier(self) -> torch.Tensor:
         """The classifier [C, D] of the model as it is now."""
@@ -57,21 +72,32 @@ def text_classifier(bank: TextBank, classes: torch.Tensor) -> torch.Tensor:
 
 
 class Flyp:
-    """FLYP (Goyal et al. 2023) with zero-shot pseudo-labels: L(v, f_txt(T(zs)))."""
+    """FLYP (Goyal et al. 2023) on given labels: L(v, f_txt(T(y))).
+
+    Its scores are those of the class texts at the epoch's start.
+    """
 
     def __init__(self, bank: TextBank, texts: TrainingTexts) -> None:
         self.bank, self.texts = bank, texts
+        self.start_epoch()
 
-    def loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(self, batch: Batch) -> Outcome:
         targets = self.bank.encode(self.texts.classes[batch.pseudo_labels])  # [B, D]
         loss = losses.contrastive(batch.features, targets, batch.scale)
-        return loss, {"loss_zero_shot": loss.detach()}
+        scores = batch.features.detach() @ self.epoch_classifier.T
+        return Outcome(loss, scores, {"loss_zero_shot": loss.detach()})
 
     def after_step(self) -> None:
-        """Nothing outlives a step."""
+        """Nothing is learned beside the model."""
 
     def start_epoch(self) -> None:
-        """Nothing changes with the epoch."""
+        self.epoch_classifier = self.classifier()  # [C, D]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Nothing outlives an epoch."""
 
     def classifier(self) -> torch.Tensor:
         return text_classifier(self.bank, self.texts.classes)
@@ -140,21 +166,19 @@ class LatteClip:
         self._labels: list[torch.Tensor] = []  # of this step's targets, [B] each
         self._targets: list[torch.Tensor] = []  # [B, D] each
 
-    def loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(self, batch: Batch) -> Outcome:
         if not self.settings.prototypes:
             self.prototypes = text_classifier(self.bank, self.texts.classes)
         device = batch.features.device
         zero_shot = batch.pseudo_labels  # [B]
-        finetuned = (batch.features.detach() @ self.prototypes.T).argmax(dim=1).cpu()  # [B]
+        scores = batch.features.detach() @ self.prototypes.T  # [B, C]
+        finetuned = scores.argmax(dim=1).cpu()  # [B]
         classes, described = self._encode(batch, torch.stack([zero_shot, finetuned]))
         against = (
             self.epoch_prototypes if self.settings.mixer_prototypes == "epoch" else self.prototypes
         )
         total = batch.features.new_zeros(())
-        logs = {
-            "agreement": (zero_shot == finetuned).float().mean(),
-            "prototype_drift": 1 - (self.prototypes * self.start).sum(dim=1).mean(),
-        }
+        logs = {"prototype_drift": 1 - (self.prototypes * self.start).sum(dim=1).mean()}
         self._labels, self._targets = [], []
         for name, labels, own, used in (
             ("zero_shot", zero_shot.to(device), classes[0], self.settings.zero_shot_loss),
@@ -176,7 +200,7 @@ class LatteClip:
                 self._targets.append(target.detach())
         shares = (weights / weights.sum(dim=0)).mean(dim=1)
         logs |= dict(zip(("weight_class", "weight_image", "weight_group"), shares, strict=True))
-        return total, logs
+        return Outcome(total, scores, logs)
 
     def _encode(self, batch: Batch, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Class features [2, B, D] of two rows of labels [2, B]; descriptions [2, B, D].
@@ -221,6 +245,18 @@ class LatteClip:
 
     def start_epoch(self) -> None:
         self.epoch_prototypes = self.prototypes
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {
+            "prototypes": self.prototypes,
+            "start": self.start,
+            "generator": self.groups.generator.get_state(),
+        }
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        device = self.prototypes.device
+        self.prototypes, self.start = state["prototypes"].to(device), state["start"].to(device)
+        self.groups.generator.set_state(state["generator"])
 
     def classifier(self) -> torch.Tensor:
         if self.settings.prototypes:

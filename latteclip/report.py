@@ -1,41 +1,58 @@
 """One table over datasets and methods from the metrics of every run."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from latteclip.files import write_text
+from latteclip.metrics import MARKS
 
 METRICS = ["acc1", "acc5", "mean_per_class_recall"]
+COLUMNS = [
+    "dataset",
+    "method",
+    "marks",
+    "seeds",
+    "acc1_mean",
+    "acc1_std",
+    "acc1_gain",
+    "baseline",
+    "acc5_mean",
+    "mean_per_class_recall",
+]
 
 
-def summarize(metrics_paths: Sequence[str], csv_output: str, markdown_output: str) -> None:
-    """Write a row per dataset and method: means and spreads over seeds, gain over zero-shot."""
+def summarize(
+    metrics_paths: Sequence[str], baseline: str, csv_output: str, markdown_output: str
+) -> None:
+    """Write a row per dataset and method: means and spreads over seeds, gain over the baseline."""
     runs = pd.DataFrame(
         [json.loads(Path(path).read_text(encoding="utf-8")) for path in metrics_paths]
     )
-    table = summary(runs)
+    table = summary(runs, baseline)
     write_text(csv_output, table.to_csv(index=False, float_format="%.2f"))
-    write_text(markdown_output, markdown(table))
+    write_text(markdown_output, markdown(table, baseline))
 
 
-def summary(runs: pd.DataFrame) -> pd.DataFrame:
+def summary(runs: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """Percentages per dataset and method, in the order in which they first occur.
 
     Args:
-        runs: one row a run, with dataset, method, seed and the METRICS as fractions or null.
+        runs: one row a run, with dataset, method, seed, marks and the METRICS as fractions or null.
+        baseline: the method that gains are over.
 
     Returns:
-        dataset, method, seeds, and for each metric its mean and, for acc1, its sample standard
-        deviation over seeds (null for a single run) and its gain over zero_shot of the same
-        dataset (null where that was not run).
+        The COLUMNS: marks of any seed, separated by spaces; of each metric its mean over seeds, and
+        of acc1 its sample standard deviation (null for a single run) and its gain over the baseline
+        on the same dataset (null where that was not run).
     """
     runs = runs.assign(**{name: pd.to_numeric(runs[name]) * 100 for name in METRICS})
     groups = runs.groupby(["dataset", "method"], sort=False)
     table = pd.DataFrame(
         {
+            "marks": groups["marks"].agg(_union),
             "seeds": groups["seed"].nunique(),
             "acc1_mean": groups["acc1"].mean(),
             "acc1_std": groups["acc1"].std(),
@@ -43,23 +60,33 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
             "mean_per_class_recall": groups["mean_per_class_recall"].mean(),
         }
     ).reset_index()
-    zero_shot = table[table["method"] == "zero_shot"].set_index("dataset")["acc1_mean"]
-    gain = table["acc1_mean"] - table["dataset"].map(zero_shot)
-    table.insert(5, "acc1_gain", gain)
-    return table
+    base = table[table["method"] == baseline].set_index("dataset")["acc1_mean"]
+    table["acc1_gain"] = table["acc1_mean"] - table["dataset"].map(base)
+    table["baseline"] = baseline
+    return table[COLUMNS]
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """The summary for people: a Markdown table that also reads well in a terminal."""
-    header = ["dataset", "method", "seeds", "acc1", "over zero-shot", "acc5", "per-class recall"]
+def _union(marks: Iterable[Sequence[str]]) -> str:
+    """The marks of some runs, each once, in the order of MARKS."""
+    found = {mark for run in marks for mark in run}
+    return " ".join(mark for mark in MARKS if mark in found)
+
+
+def markdown(table: pd.DataFrame, baseline: str) -> str:
+    """The summary for people: a Markdown table that also reads well in a terminal.
+
+    Marks follow the method's name, and below the table it says what they mean.
+    """
+    gain = f"over {baseline.replace('_', '-')}"
+    header = ["dataset", "method", "seeds", "acc1", gain, "acc5", "per-class recall"]
     rows: list[list[str]] = [
         [
             row["dataset"],
-            row["method"],
+            row["method"] + (f" ({', '.join(row['marks'].split())})" if row["marks"] else ""),
             str(row["seeds"]),
             _number(row["acc1_mean"])
             + ("" if pd.isna(row["acc1_std"]) else f" +- {row['acc1_std']:.1f}"),
-            "" if row["method"] == "zero_shot" else _number(row["acc1_gain"], signed=True),
+            "" if row["method"] == baseline else _number(row["acc1_gain"], signed=True),
             _number(row["acc5_mean"]),
             _number(row["mean_per_class_recall"]),
         ]
@@ -79,7 +106,9 @@ def markdown(table: pd.DataFrame) -> str:
         ("-" * width) if is_left else ("-" * (width - 1) + ":")
         for width, is_left in zip(widths, left, strict=True)
     ]
-    return "\n".join([line(header), line(rule), *map(line, rows)]) + "\n"
+    used = _union(table["marks"].str.split()).split()
+    notes = ["", *(f"- {mark}: {MARKS[mark]}." for mark in used)] if used else []
+    return "\n".join([line(header), line(rule), *map(line, rows), *notes]) + "\n"
 
 
 def _number(value: float, signed: bool = False) -> str:

@@ -49,6 +49,16 @@ CAPTIONS = pa.schema(
         ("n_tokens", pa.int32()),
     ]
 )
+CAPTION_LABELS = pa.schema(
+    [
+        ("image_id", pa.string()),  # of a training image
+        ("caption_label", pa.int32()),  # the zero-shot label where the caption is empty
+        ("caption_confidence", pa.float32()),  # softmax of the scaled scores; 0 where it is empty
+        ("group_label", pa.int32()),  # of the mean vote of its groups; null where it is in none
+        ("fused_label", pa.int32()),
+        ("fused_confidence", pa.float32()),
+    ]
+)
 PREDICTIONS = pa.schema(
     [
         ("image_id", pa.string()),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from latteclip import clip as clips
+from latteclip import parallel
 
 
 class TextBank:
@@ -24,13 +25,22 @@ class TextBank:
         return torch.tensor([self._ids.setdefault(text, len(self._ids)) for text in texts])
 
     @property
+    def texts(self) -> list[str]:
+        """The U distinct texts, in the order of their ids."""
+        return list(self._ids)
+
+    @property
     def tokens(self) -> torch.Tensor:
         """[U, L] of all texts added so far."""
         if self._tokens is None:
-            self._tokens = self.clip.tokenizer(list(self._ids))
+            self._tokens = self.clip.tokenizer(self.texts)
         return self._tokens
 
     def encode(self, ids: torch.Tensor) -> torch.Tensor:
-        """L2-normalised features [*ids.shape, D], with gradient."""
+        """L2-normalised features [*ids.shape, D], with gradient.
+
+        Each distinct text is encoded once, by one of the processes.
+        """
         distinct, where = ids.unique(return_inverse=True)
-        return clips.encode_texts(self.clip, self.tokens[distinct])[where.to(self.clip.device)]
+        own = clips.encode_texts(self.clip, self.tokens[parallel.share(distinct)])
+        return parallel.gather(own, len(distinct))[where.to(self.clip.device)]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import torch
 
+from latteclip import classifiers, devices, tables
 from latteclip import clip as clips
-from latteclip import devices, tables
 from latteclip.features import best_classes, encode_files
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,7 @@ class ZeroShotSettings:
     template: str
     batch_size: int
     topk: int
+    precision: str = "bf16"
 
 
 def feature_column(features: torch.Tensor) -> pa.Array:
@@ -35,17 +36,35 @@ def feature_column(features: torch.Tensor) -> pa.Array:
 
 
 def pseudo_label_images(
-    images_path: str, settings: ZeroShotSettings, output: str, *, device: str, threads: int
+    images_path: str,
+    settings: ZeroShotSettings,
+    output: str,
+    class_embeddings_output: str,
+    *,
+    device: str,
+    threads: int,
 ) -> None:
-    """Write PSEUDO_LABELS for every image of every split; labels are not read."""
+    """Write PSEUDO_LABELS for every image of every split, and W0; labels are not read.
+
+    W0 [C, D] is a classifier described by classnames, template, model, pretrained and logit_scale,
+    which is exp of the model's parameter: the factor of cosines in a softmax.
+    """
     table, classnames = tables.read_unlabelled(images_path, training=False)
-    clip = clips.load(settings.model, settings.pretrained, devices.pick(device, threads))
+    clip = clips.load(
+        settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
+    )
     embeddings = clips.class_embeddings(clip, settings.template, classnames).cpu()  # [C, D]
     features = encode_files(clip, table["path"].to_pylist(), settings.batch_size, threads)
     scores = features @ embeddings.T  # [N, C]
     labels, best = best_classes(scores, settings.topk)
     scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
     confidence = (scale * scores).softmax(dim=1).gather(1, labels[:, :1])[:, 0]
+    described = {
+        "classnames": classnames,
+        "model": settings.model,
+        "pretrained": settings.pretrained,
+        "template": settings.template,
+    }
     tables.write(
         output,
         {
@@ -58,11 +77,9 @@ def pseudo_label_images(
             "image_features": feature_column(features),
         },
         tables.PSEUDO_LABELS,
-        {
-            "classnames": classnames,
-            "model": settings.model,
-            "pretrained": settings.pretrained,
-            "template": settings.template,
-        },
+        described,
+    )
+    classifiers.save_classifier(
+        class_embeddings_output, embeddings, {**described, "logit_scale": scale}
     )
     log.info("Pseudo-labelled %d images with %d classes.", len(table), len(classnames))

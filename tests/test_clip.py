@@ -2,7 +2,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import CONTEXT, DEMO_CLIP, END, START, WIDTH, tiny_clip
+from tiny import BACKBONES, CONTEXT, DEMO_CLIP, END, START, WIDTH, tiny_clip, write_backbone
 
 from latteclip import clip as clips
 from latteclip.errors import UserError
@@ -57,7 +57,8 @@ def test_short_texts_are_encoded_without_their_padding(monkeypatch):
     "other",
     [
         {"no_causal_mask": True},
-        {"tower": open_clip.CustomTextCLIP},
+        {"tower": open_clip.CustomTextCLIP, "no_causal_mask": True},
+        {"tower": open_clip.CustomTextCLIP, "embed_cls": True},
         {"pool_type": "last"},
     ],
     ids=str,
@@ -152,3 +153,34 @@ def test_a_folder_without_weights_is_refused(tmp_path):
             (tmp_path / file.name).write_bytes(file.read_bytes())
     with pytest.raises(UserError, match="cannot be loaded"):
         clips.load(f"local-dir:{tmp_path}", None, torch.device("cpu"))
+
+
+def test_a_configuration_that_open_clip_does_not_know_is_refused(tmp_path):
+    for file in DEMO_CLIP.iterdir():
+        text = file.read_bytes().replace(b'"patch_size"', b'"patchsize"')
+        (tmp_path / file.name).write_bytes(text)
+    with pytest.raises(UserError, match=r"cannot be loaded .*patchsize"):
+        clips.load(f"local-dir:{tmp_path}", None, torch.device("cpu"))
+
+
+def test_truncated_weights_are_refused(tmp_path):
+    for file in DEMO_CLIP.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes()[:100_000])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        clips.load(f"local-dir:{tmp_path}", None, torch.device("cpu"))
+
+
+def test_a_name_of_open_clip_takes_a_weights_file_and_may_have_a_slash(tmp_path, monkeypatch):
+    write_backbone("custom_text", tmp_path / "folder")
+    config = BACKBONES["custom_text"][0]
+    text = {**config["text_cfg"], "hf_tokenizer_name": str(tmp_path / "folder")}
+    known = open_clip.factory._MODEL_CONFIGS
+    monkeypatch.setitem(known, "ViT-tiny-8", {**config, "text_cfg": text})
+    weights = str(tmp_path / "folder" / "open_clip_model.safetensors")
+    clip = clips.load("ViT-tiny/8", weights, torch.device("cpu"))
+    clips.save(clip, torch.eye(2), ["a", "b"], "{}", tmp_path / "model")
+    name = f"local-dir:{tmp_path / 'model'}"
+    tokens = open_clip.get_tokenizer(name)(["a red thing"])
+    assert torch.equal(tokens, clip.tokenizer(["a red thing"]))
+    model = open_clip.create_model(name).eval()
+    assert torch.equal(model.encode_text(tokens), clip.model.encode_text(tokens))

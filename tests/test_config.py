@@ -68,6 +68,11 @@ def test_a_method_without_training_runs_once(config):
     ]
 
 
+def test_label_propagation_is_not_trained(config):
+    found = settings(config, method="label_propagation,flyp", seeds=2)
+    assert found.runs("demo") == [("label_propagation", 0), ("flyp", 0), ("flyp", 1)]
+
+
 def test_datasets_and_methods_come_from_commas(config):
     found = settings(config, dataset="dtd,demo", method="latteclip,zero_shot")
     assert found.datasets == ["dtd", "demo"]
@@ -132,6 +137,93 @@ def test_a_dataset_s_switches_are_laid_over_the_method_s(config):
         "image_description": False,
         "group_description": False,
     }
+
+
+@pytest.fixture
+def alike(config):
+    """Configuration in which `child` is like latteclip, and `grandchild` like that."""
+    methods = {
+        "child": {"like": "latteclip", "switches": {"image_description": False}},
+        "grandchild": {"like": "child", "switches": {"alpha": 0.25}, "finetune": {"lr": 0.5}},
+    }
+    demo = {"latteclip": {"switches": {"alpha": 0.75}, "finetune": {"beta1": 0.3}}}
+    config["datasets"]["demo"]["methods"] = demo
+    return merge(config, {"methods": methods})
+
+
+def test_a_method_that_is_like_another_has_what_the_other_has_for_the_dataset(alike):
+    found = settings(alike, dataset="demo,dtd")
+    other, child = found.method("latteclip", "demo"), found.method("child", "demo")
+    assert child["switches"] == {"alpha": 0.75, "image_description": False}
+    assert child["finetune"] == other["finetune"]
+    assert child["finetune"]["beta1"] == 0.3
+    assert child["objective"] == "latteclip"
+    assert "like" not in child
+    assert found.method("child", "dtd")["switches"] == {"image_description": False}
+
+
+def test_likeness_reaches_through_methods_and_the_own_settings_win(alike):
+    found = settings(alike).method("grandchild", "demo")
+    assert found["switches"] == {"alpha": 0.25, "image_description": False}
+    assert (found["finetune"]["lr"], found["finetune"]["beta1"]) == (0.5, 0.3)
+
+
+def test_a_dataset_may_change_a_method_that_is_like_another(alike):
+    change = {"datasets": {"demo": {"methods": {"child": {"switches": {"alpha": 0.9}}}}}}
+    found = settings(merge(alike, change))
+    assert found.method("child", "demo")["switches"]["alpha"] == 0.9
+    assert found.method("latteclip", "demo")["switches"]["alpha"] == 0.75
+
+
+def test_what_the_user_gives_a_method_reaches_those_that_are_like_it(alike):
+    given = {"methods": {"latteclip": {"switches": {"alpha": "0.5"}, "finetune": {"lr": "0.125"}}}}
+    found = settings(alike, finetune={"lr": "0.75"}, **given)
+    assert found.method("child", "demo")["switches"]["alpha"] == 0.5
+    assert found.method("child", "demo")["finetune"]["lr"] == 0.125
+    assert found.method("grandchild", "demo")["switches"]["alpha"] == 0.25
+    assert found.method("flyp", "demo")["finetune"]["lr"] == 0.75
+
+
+def test_likeness_decides_how_a_method_runs(alike):
+    methods = {"frozen": {"like": "zero_shot"}}
+    found = settings(merge(alike, {"methods": methods}))
+    assert not found.is_trained("frozen")
+    assert found.is_trained("grandchild")
+    assert found.objective("grandchild") == "latteclip"
+    assert not found.reads_captions("grandchild", "image", "demo")
+    assert found.reads_captions("grandchild", "group", "demo")
+
+
+def test_methods_may_not_be_like_each_other_in_a_circle(config):
+    circle = {"a": {"like": "b"}, "b": {"like": "c"}, "c": {"like": "b"}}
+    refused(config, "in a circle: a, b, c, b", methods=circle)
+
+
+def test_every_ablation_differs_from_latteclip_in_its_switches_alone(config):
+    """On the demo, too, whose file changes a switch of latteclip."""
+    ablations = yaml.safe_load((ROOT / "config" / "ablations.yaml").read_text())
+    found = settings(config, dataset="demo,dtd", **ablations)
+    assert found.table == {"name": "ablations", "baseline": "latteclip"}
+    assert found.methods[0] == "latteclip"
+    assert set(ablations["methods"]) <= set(found.methods)
+    seen = []
+    for dataset in found.datasets:
+        whole = found.method("latteclip", dataset)
+        for name in found.methods[1:]:
+            one = found.method(name, dataset)
+            own = merge(config["methods"], ablations["methods"])[name]["switches"]
+            assert one["switches"] == merge(whole.get("switches", {}), own)
+            assert {**one, "switches": None} == {**whole, "switches": None}
+            seen.append((dataset, as_json(one["switches"])))
+    assert len(set(seen)) == len(seen)
+
+
+def test_a_table_s_baseline_must_be_a_method(config):
+    refused(
+        config,
+        r"Method 'latte' of table\.baseline is unknown; did you mean latteclip\?",
+        table={"baseline": "latte"},
+    )
 
 
 def test_sections_have_three_layers(config):
@@ -202,6 +294,16 @@ def test_numbers_may_be_written_in_every_usual_way(config, text):
         ({"captioner": {"engine": "vlm"}}, r"captioner\.engine .*'vlm' is not one of"),
         ({"datasets": {"new": {"template": "{}"}}}, r"datasets\.new: '.*' is a required property"),
         ({"methods": {"new": {"switches": {}}}}, r"methods\.new: 'objective' is a required"),
+        (
+            {"methods": {"new": {"like": "lateclip"}}},
+            "Method 'lateclip', which new is like, is unknown; did you mean latteclip",
+        ),
+        (
+            {"datasets": {"demo": {"methods": {"flyp": {"like": "latteclip"}}}}},
+            r"datasets\.demo\.methods\.flyp \(which cannot be what it is like\)",
+        ),
+        ({"methods": {"label_propagation": {"graph": {"alpha": 1}}}}, r"graph\.alpha .*share"),
+        ({"table": {"name": "a/b"}}, r"table\.name .*'a/b' does not match"),
         (
             {"datasets": {"demo": {"source": {"folder": "."}}}},
             r"datasets\.demo\.source.*too many properties",

@@ -1,8 +1,7 @@
 import json
-import math
 from pathlib import Path
 
-import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -10,51 +9,11 @@ from tiny import write_index, write_pictures
 
 from latteclip import clip as clips
 from latteclip import evaluate as stage
-from latteclip import tables
+from latteclip import metrics, tables
 from latteclip.errors import UserError
 
 CLASSNAMES = ["a", "b", "c", "d", "e", "f", "g"]
-N, C, K = 23, 7, 5
-
-
-@pytest.fixture
-def ranked():
-    """Ranked classes [N, K] and labels [N] of random images, none of class 4."""
-    rng = np.random.default_rng(0)
-    labels = rng.permutation(np.resize([0, 1, 2, 3, 5, 6], N))
-    return np.stack([rng.permutation(C)[:K] for _ in range(N)]), labels
-
-
-def test_accuracy_equals_the_loop(ranked):
-    best, labels = ranked
-    for k in range(1, K + 1):
-        hits = sum(label in row[:k] for row, label in zip(best.tolist(), labels, strict=True))
-        assert stage.accuracy(best, labels, k) == pytest.approx(hits / N)
-
-
-def test_recalls_equal_the_loop(ranked):
-    predictions, labels = ranked[0][:, 0], ranked[1]
-    recall, counts = stage.recalls(predictions, labels, C)
-    for c in range(C):
-        own = [p for p, label in zip(predictions, labels, strict=True) if label == c]
-        assert counts[c] == len(own)
-        if c == 4:
-            assert math.isnan(recall[c])
-        else:
-            assert recall[c] == pytest.approx(sum(p == c for p in own) / len(own))
-
-
-def test_a_class_without_test_images_does_not_count_in_the_mean_recall():
-    best, labels = np.array([[0, 1], [1, 0], [2, 1]]), np.array([0, 0, 2])
-    metrics = stage.metrics(best, labels, ["a", "b", "c"])
-    assert metrics["acc1"] == pytest.approx(2 / 3)
-    assert metrics["acc5"] == 1
-    assert metrics["mean_per_class_recall"] == pytest.approx((0.5 + 1) / 2)
-    assert metrics["per_class"] == [
-        {"classname": "a", "images": 2, "recall": 0.5},
-        {"classname": "b", "images": 0, "recall": None},
-        {"classname": "c", "images": 1, "recall": 1.0},
-    ]
+C = 7
 
 
 @pytest.fixture
@@ -63,21 +22,24 @@ def pictures(tmp_path):
     return files, ["test", "train", "test", "test", "val", "test"], [2, 0, 1, 6, 3, 2]
 
 
-def evaluate(tmp_path, index, classifier, demo_clip, classnames=CLASSNAMES):
+def evaluate(tmp_path, index, classifier, demo_clip, classnames=CLASSNAMES, history=None):
     clips.save(demo_clip, classifier, classnames, "{}", tmp_path / "model")
+    steps = {"step": pa.array([0, 1], pa.int32()), "loss": pa.array([0.5, 0.25])}
+    schema = pa.schema([("step", pa.int32()), ("loss", pa.float64())])
+    tables.write(tmp_path / "history.parquet", steps, schema, history)
     stage.evaluate(
         index,
         str(tmp_path / "model"),
+        str(tmp_path / "history.parquet"),
         stage.EvaluateSettings(batch_size=3, topk=5),
-        stage.Run("set", "latteclip", 4),
+        metrics.Run("set", "latteclip", 4),
         str(tmp_path / "predictions.parquet"),
         str(tmp_path / "metrics.json"),
         device="cpu",
         threads=1,
     )
     predictions, metadata = tables.read(tmp_path / "predictions.parquet", tables.PREDICTIONS)
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    return predictions.to_pydict(), metadata, metrics
+    return predictions.to_pydict(), metadata, json.loads((tmp_path / "metrics.json").read_text())
 
 
 def test_test_images_get_the_class_of_the_nearest_prototype(tmp_path, pictures, demo_clip):
@@ -85,7 +47,7 @@ def test_test_images_get_the_class_of_the_nearest_prototype(tmp_path, pictures, 
     index = write_index(tmp_path / "images.parquet", files, splits, labels, CLASSNAMES)
     torch.manual_seed(0)
     classifier = torch.nn.functional.normalize(torch.randn(C, 128), dim=1)
-    predictions, metadata, metrics = evaluate(tmp_path, index, classifier, demo_clip)
+    predictions, metadata, found = evaluate(tmp_path, index, classifier, demo_clip)
     tests = [i for i, split in enumerate(splits) if split == "test"]
     assert predictions["image_id"] == [Path(files[i]).name for i in tests]
     assert predictions["label"] == [labels[i] for i in tests]
@@ -100,8 +62,8 @@ def test_test_images_get_the_class_of_the_nearest_prototype(tmp_path, pictures, 
         assert predictions["topk_scores"][row] == pytest.approx(sorted(scores)[::-1][:5], abs=1e-5)
         hits += order[0] == labels[i]
     assert metadata == {"classnames": CLASSNAMES}
-    assert metrics["acc1"] == hits / 4
-    assert {key: metrics[key] for key in ("dataset", "method", "seed", "images")} == {
+    assert found["acc1"] == hits / 4
+    assert {key: found[key] for key in ("dataset", "method", "seed", "images")} == {
         "dataset": "set",
         "method": "latteclip",
         "seed": 4,
@@ -109,14 +71,32 @@ def test_test_images_get_the_class_of_the_nearest_prototype(tmp_path, pictures, 
     }
 
 
-def test_without_test_labels_there_are_predictions_but_no_metrics(tmp_path, pictures, demo_clip):
-    files, splits, _ = pictures
-    index = write_index(tmp_path / "images.parquet", files, splits, [None] * 6, CLASSNAMES)
-    predictions, _, metrics = evaluate(tmp_path, index, torch.eye(C, 128), demo_clip)
-    assert predictions["label"] == [None] * 4
-    assert len(predictions["prediction"]) == 4
-    assert metrics["acc1"] is metrics["acc5"] is metrics["mean_per_class_recall"] is None
-    assert metrics["per_class"] == []
+@pytest.mark.parametrize(
+    ("history", "marks"),
+    [({"marks": ["supervised", "collapsed"]}, ["supervised", "collapsed"]), ({"seed": 3}, [])],
+)
+def test_the_marks_are_those_of_the_training_s_history(
+    tmp_path, pictures, demo_clip, history, marks
+):
+    index = write_index(tmp_path / "images.parquet", *pictures, CLASSNAMES)
+    found = evaluate(tmp_path, index, torch.eye(C, 128), demo_clip, history=history)[2]
+    assert found["marks"] == marks
+
+
+def test_a_missing_history_is_refused(tmp_path, pictures):
+    index = write_index(tmp_path / "images.parquet", *pictures, CLASSNAMES)
+    with pytest.raises(UserError, match=r"history\.parquet does not exist"):
+        stage.evaluate(
+            index,
+            str(tmp_path / "model"),
+            str(tmp_path / "history.parquet"),
+            stage.EvaluateSettings(batch_size=3, topk=5),
+            metrics.Run("set", "latteclip", 4),
+            str(tmp_path / "predictions.parquet"),
+            str(tmp_path / "metrics.json"),
+            device="cpu",
+            threads=1,
+        )
 
 
 def test_a_model_of_other_classes_is_refused(tmp_path, pictures, demo_clip):
@@ -134,7 +114,7 @@ def test_a_dataset_without_test_images_is_refused(tmp_path, pictures, demo_clip)
     tables.write(pseudo, columns, tables.PSEUDO_LABELS)
     with pytest.raises(UserError, match="set has no test image"):
         stage.evaluate_zero_shot(
-            index, str(pseudo), stage.Run("set", "zero_shot", 0), str(tmp_path / "p"), "m"
+            index, str(pseudo), metrics.Run("set", "zero_shot", 0), str(tmp_path / "p"), "m"
         )
 
 
@@ -159,13 +139,14 @@ def test_zero_shot_row_scores_the_pseudo_labels_of_the_test_split(tmp_path, pict
     stage.evaluate_zero_shot(
         index,
         str(tmp_path / "pseudo.parquet"),
-        stage.Run("set", "zero_shot", 0),
+        metrics.Run("set", "zero_shot", 0),
         str(tmp_path / "predictions.parquet"),
         str(tmp_path / "metrics.json"),
     )
     predictions, _ = tables.read(tmp_path / "predictions.parquet", tables.PREDICTIONS)
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    found = json.loads((tmp_path / "metrics.json").read_text())
     assert predictions["prediction"].to_pylist() == [2, 3, 5, 2]  # of the labels 2, 1, 6, 2
-    assert metrics["acc1"] == 0.5
-    assert metrics["acc5"] == 0.75
-    assert metrics["mean_per_class_recall"] == pytest.approx(1 / 3)
+    assert found["acc1"] == 0.5
+    assert found["acc5"] == 0.75
+    assert found["mean_per_class_recall"] == pytest.approx(1 / 3)
+    assert found["marks"] == []

@@ -1,5 +1,10 @@
 import json
 import math
+import random
+import subprocess
+import sys
+import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -8,17 +13,13 @@ import torch
 from safetensors.torch import load_file
 from tiny import DEMO_CLIP, write_captions, write_index, write_pictures, write_pseudo_labels
 
+from latteclip import checkpoints, monitor, tables
 from latteclip import clip as clips
 from latteclip.errors import UserError
-from latteclip.finetune import (
-    FinetuneSettings,
-    Optimiser,
-    TrainingFiles,
-    check_finite,
-    finetune,
-    parameter_groups,
-    schedule,
-)
+from latteclip.finetune import FinetuneSettings, finetune
+from latteclip.images import ImageFiles
+from latteclip.training import Optimiser
+from latteclip.training_data import TrainingFiles
 
 CLASSNAMES = ["striped", "dotted", "woven"]
 LABELS = [2, 0, 2, 1, 0, 2, 1]
@@ -32,88 +33,6 @@ OPTIMISER = {
     "eps": 1e-6,
     "weight_decay": 0.2,
 }
-
-
-def test_every_epoch_is_a_new_shuffle_in_whole_batches():
-    steps = schedule(n=11, batch_size=3, epochs=4, seed=5)
-    assert [epoch for epoch, _ in steps] == [e for e in range(4) for _ in range(3)]
-    orders = []
-    for epoch in range(4):
-        keys = [key for e, batch in steps if e == epoch for key in batch]
-        assert all(e == epoch for e, _ in keys)
-        order = [index for _, index in keys]
-        assert len(set(order)) == 9
-        assert set(order) <= set(range(11))
-        orders.append(tuple(order))
-    assert all(len(batch) == 3 for _, batch in steps)
-    assert len(set(orders)) == 4
-
-
-def test_images_that_sit_out_change_with_the_epoch():
-    used = [set() for _ in range(6)]
-    for epoch, batch in schedule(11, 3, 6, 5):
-        used[epoch] |= {index for _, index in batch}
-    assert len(set(map(frozenset, used))) > 1
-
-
-def test_fewer_images_than_a_batch_holds_are_one_batch():
-    steps = schedule(n=5, batch_size=8, epochs=2, seed=0)
-    assert [sorted(index for _, index in batch) for _, batch in steps] == [[0, 1, 2, 3, 4]] * 2
-
-
-def test_schedule_is_a_function_of_the_seed():
-    assert schedule(11, 3, 2, 5) == schedule(11, 3, 2, 5)
-    assert schedule(11, 3, 2, 5) != schedule(11, 3, 2, 6)
-
-
-def test_rate_rises_linearly_then_falls_by_a_cosine():
-    optimiser = Optimiser(**OPTIMISER | {"warmup_steps": 4, "lr": 8.0})
-    rates = [optimiser.rate(step, 14) for step in range(14)]
-    assert rates[:5] == pytest.approx([2, 4, 6, 8, 8])
-    for step in range(4, 14):
-        assert rates[step] == pytest.approx(4 * (1 + math.cos(math.pi * (step - 4) / 10)))
-    assert rates[4:] == sorted(rates[4:], reverse=True)
-    assert 0 < rates[-1] < 0.3
-
-
-def test_rate_without_warm_up_starts_at_the_top():
-    assert Optimiser(**OPTIMISER | {"warmup_steps": 0, "lr": 8.0}).rate(0, 10) == 8
-
-
-def test_a_warm_up_longer_than_the_training_never_reaches_the_top():
-    optimiser = Optimiser(**OPTIMISER | {"warmup_steps": 10, "lr": 8.0})
-    assert [optimiser.rate(step, 3) for step in range(3)] == pytest.approx([0.8, 1.6, 2.4])
-
-
-def test_only_matrices_decay(demo_clip):
-    groups = parameter_groups(demo_clip.model, 0.2)
-    named = {id(p): name for name, p in demo_clip.model.named_parameters()}
-    decayed, spared = (
-        {named[id(p)] for p in group["params"]}
-        for group in sorted(groups, key=lambda group: -group["weight_decay"])
-    )
-    assert sorted(group["weight_decay"] for group in groups) == [0.0, 0.2]
-    assert decayed | spared == set(named.values())
-    assert not decayed & spared
-    assert {"logit_scale", "ln_final.weight", "ln_final.bias", "visual.ln_pre.weight"} <= spared
-    assert {"text_projection", "token_embedding.weight", "visual.conv1.weight"} <= decayed
-    assert not any(name.endswith(".bias") for name in decayed)
-
-
-def test_frozen_parameters_are_not_trained():
-    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 5))
-    model[0].requires_grad_(False)
-    trained = [p for group in parameter_groups(model, 0.2) for p in group["params"]]
-    assert {id(p) for p in trained} == {id(p) for p in model[1].parameters()}
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_is_named_with_its_step(value):
-    rows = [{"step": step, "epoch": 4, "loss": torch.tensor(1.0)} for step in range(7, 11)]
-    check_finite(rows)
-    rows[2]["loss"] = torch.tensor(value)
-    with pytest.raises(UserError, match=r"at step 9 \(epoch 5\)"):
-        check_finite(rows)
 
 
 class Inputs:
@@ -135,28 +54,32 @@ class Inputs:
             [str(i) for i in range(7)],
             [f"mostly {CLASSNAMES[label]} {i}" for i, label in enumerate(LABELS)],
             LABELS,
+            [[name] for name in self.names],
         )
 
-    def run(self, name, objective="latteclip", seed=3, switches=None, captions=True, **optimiser):
-        settings = FinetuneSettings(
+    def settings(self, objective="latteclip", switches=None, compute=None, **optimiser):
+        return FinetuneSettings(
             model=f"local-dir:{DEMO_CLIP}",
             pretrained=None,
             template="a photo of a {} texture.",
             objective=objective,
             optimiser=OPTIMISER | optimiser,
             switches=switches or {},
+            compute=compute or {},
         )
+
+    def run(self, name, objective="latteclip", seed=3, captions=True, **settings):
         captions = (self.images, self.groups) if captions else ()
-        outputs = self.folder / name / "model", self.folder / name / "history.parquet"
+        outputs = [self.folder / name / part for part in ("model", "history.parquet", "checkpoint")]
         finetune(
             TrainingFiles(self.index, self.labels, *captions),
-            settings,
+            self.settings(objective, **settings),
             *map(str, outputs),
             seed=seed,
             device="cpu",
             threads=1,
         )
-        return outputs
+        return outputs[:2]
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +95,11 @@ def tuned(inputs):
 
 def state(model):
     return load_file(model / "open_clip_model.safetensors")
+
+
+def history(path):
+    """All of a history that equal runs have in common."""
+    return pq.read_table(path).drop_columns(["images_per_second", "data_wait"])
 
 
 def test_both_towers_and_the_scale_move(tuned):
@@ -204,6 +132,10 @@ def test_history_has_a_row_a_step(tuned):
     assert [sum(share) for share in shares] == pytest.approx([1] * 4)
     assert table["prototype_drift"][0] == pytest.approx(0, abs=1e-6)
     assert table["prototype_drift"][3] > 0
+    assert all(speed > 0 for speed in table["images_per_second"])
+    assert all(0 < share < 1 for share in table["data_wait"])
+    assert all(0 <= balance <= 1.0001 for balance in table["class_balance"])
+    assert all(0 <= entropy <= math.log(3) + 1e-4 for entropy in table["entropy"])
 
 
 def test_history_tells_settings_and_seed(tuned):
@@ -216,7 +148,7 @@ def test_the_same_seed_gives_the_same_bytes(inputs, tuned):
     again = inputs.run("again")
     for name in ("open_clip_model.safetensors", clips.CLASSIFIER):
         assert (again[0] / name).read_bytes() == (tuned[0] / name).read_bytes()
-    assert again[1].read_bytes() == tuned[1].read_bytes()
+    assert history(again[1]) == history(tuned[1])
 
 
 def test_another_seed_gives_another_model(inputs, tuned):
@@ -269,9 +201,182 @@ def test_captions_of_other_images_are_refused(inputs, tmp_path):
         other.run("out")
 
 
-def test_a_dataset_without_training_images_is_refused(inputs, tmp_path):
-    other = Inputs(tmp_path)
-    files = [str(tmp_path / "test0.png")]
-    other.index = write_index(tmp_path / "i.parquet", files, ["test"], [0], CLASSNAMES)
-    with pytest.raises(UserError, match="no training image"):
-        other.run("out")
+# --- resuming ------------------------------------------------------------------------------------
+
+EPOCHS = 4
+
+
+@pytest.fixture(scope="module")
+def unbroken(inputs):
+    return inputs.run("unbroken", epochs=EPOCHS)
+
+
+@pytest.fixture
+def broken_after(inputs, monkeypatch):
+    """Breaks a run off after so many epochs; its checkpoints' folder."""
+
+    def broken_after(epochs, name, **settings):
+        save = checkpoints.save
+
+        def save_and_break(folder, checkpoint):
+            save(folder, checkpoint)
+            if checkpoint.epochs == epochs:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(checkpoints, "save", save_and_break)
+        with pytest.raises(KeyboardInterrupt):
+            inputs.run(name, epochs=EPOCHS, **settings)
+        monkeypatch.setattr(checkpoints, "save", save)
+        assert not (inputs.folder / name / "model").exists()
+        return inputs.folder / name / "checkpoint"
+
+    return broken_after
+
+
+def assert_same_run(first, second):
+    for name in ("open_clip_model.safetensors", clips.CLASSIFIER):
+        assert (first[0] / name).read_bytes() == (second[0] / name).read_bytes()
+    assert history(first[1]) == history(second[1])
+
+
+@pytest.mark.parametrize("epochs", [1, 3, EPOCHS])
+def test_a_broken_run_goes_on_to_the_same_bytes(inputs, unbroken, broken_after, epochs, caplog):
+    folder = broken_after(epochs, f"broken{epochs}")
+    torch.rand(3)
+    with caplog.at_level("INFO"):
+        resumed = inputs.run(f"broken{epochs}", epochs=EPOCHS)
+    assert f"Going on after epoch {epochs}" in caplog.text
+    assert_same_run(resumed, unbroken)
+    assert not folder.exists()
+
+
+def test_a_truncated_checkpoint_costs_an_epoch_and_changes_nothing(
+    inputs, unbroken, broken_after, caplog
+):
+    folder = broken_after(3, "truncated")
+    file = folder / "epoch-00003" / "state.safetensors"
+    file.write_bytes(file.read_bytes()[:-7])
+    with caplog.at_level("INFO"):
+        resumed = inputs.run("truncated", epochs=EPOCHS)
+    assert "epoch-00003 cannot be read" in caplog.text
+    assert "Going on after epoch 2" in caplog.text
+    assert_same_run(resumed, unbroken)
+
+
+def test_checkpoints_come_as_often_as_is_asked(inputs, broken_after):
+    folder = broken_after(4, "seldom", compute={"checkpoint_every": 2})
+    assert sorted(path.name for path in folder.iterdir()) == ["epoch-00002", "epoch-00004"]
+
+
+def test_a_checkpoint_of_another_learning_rate_is_refused_and_kept(inputs, broken_after):
+    folder = broken_after(2, "other_rate")
+    with pytest.raises(UserError, match=r"optimiser\.lr is 0\.001, not 0\.002"):
+        inputs.run("other_rate", epochs=EPOCHS, lr=2e-3)
+    assert (folder / "epoch-00002").is_dir()
+
+
+def test_a_checkpoint_of_other_captions_is_refused(inputs, broken_after, tmp_path, monkeypatch):
+    broken_after(1, "other_captions")
+    other = write_captions(tmp_path / "c.parquet", inputs.names, ["blue"] * 7)
+    monkeypatch.setattr(inputs, "images", other)
+    with pytest.raises(UserError, match="digest of images, labels and captions is"):
+        inputs.run("other_captions", epochs=EPOCHS)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(inputs, tmp_path):
+    """kill -9 at random moments after the first checkpoint, through the command line."""
+    epochs, delays = 40, random.Random(0)
+    settings = asdict(inputs.settings(epochs=epochs))
+
+    def start(name):
+        command = [sys.executable, "-m", "latteclip", "finetune", "--images", inputs.index]
+        command += ["--pseudo-labels", inputs.labels, "--image-captions", inputs.images]
+        command += ["--group-captions", inputs.groups, "--settings", json.dumps(settings)]
+        command += ["--seed", "3", "--device", "cpu", "--threads", "1"]
+        for part in ("model", "history", "checkpoint"):
+            command += [f"--{part}", str(tmp_path / name / part)]
+        return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+    whole = start("whole")
+    kills = 0
+    while True:
+        process = start("killed")
+        before = set((tmp_path / "killed" / "checkpoint").glob("epoch-*"))
+        while process.poll() is None:  # until it has done an epoch more, then a little longer
+            if set((tmp_path / "killed" / "checkpoint").glob("epoch-*")) - before:
+                time.sleep(delays.uniform(0, 0.4))
+                break
+            time.sleep(0.005)
+        if kills == 3 or process.poll() is not None:
+            break
+        process.kill()
+        process.wait()
+        kills += 1
+    assert process.wait() == whole.wait() == 0
+    assert kills >= 1
+    runs = [
+        (tmp_path / name / "model", tmp_path / name / "history") for name in ("whole", "killed")
+    ]
+    assert_same_run(*runs)
+    assert not (tmp_path / "killed" / "checkpoint").exists()
+
+
+# --- how it is computed --------------------------------------------------------------------------
+
+
+def test_pictures_kept_in_memory_change_no_byte(inputs, tuned):
+    assert_same_run(inputs.run("cached", compute={"cache_gib": 1}), tuned)
+
+
+def test_micro_batches_change_nothing_but_rounding(inputs, tuned):
+    micro = inputs.run("micro", compute={"micro_batch": 2})
+    wanted = state(tuned[0])
+    for name, tensor in state(micro[0]).items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+# --- marks ---------------------------------------------------------------------------------------
+
+
+def marks(path):
+    return tables.read(path, pq.read_schema(path))[1]["marks"]
+
+
+@pytest.fixture
+def own_predictions(inputs, demo_clip):
+    """The class that CLIP sees in each training picture as `inputs.run` shows it first."""
+    paths = [str(inputs.folder / "pictures" / name) for name in inputs.names]
+    files = ImageFiles(paths, demo_clip.augment, seed=3)
+    classes = clips.class_embeddings(demo_clip, "a photo of a {} texture.", CLASSNAMES)
+    with torch.no_grad():
+        features = clips.encode_images(demo_clip, torch.stack([files[0, i][1] for i in range(7)]))
+    return (features @ classes.T).argmax(dim=1).tolist()
+
+
+def test_agreement_is_the_share_of_predictions_that_are_the_pseudo_label(inputs, own_predictions):
+    _, path = inputs.run("agreement", "flyp", epochs=1, batch_size=7)
+    same = [a == b for a, b in zip(own_predictions, LABELS, strict=True)]
+    assert pq.read_table(path)["agreement"].to_pylist() == pytest.approx([sum(same) / 7])
+
+
+def test_predictions_that_hardly_agree_warn_and_are_marked(
+    inputs, own_predictions, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(monitor, "MIN_CLASSES", 0)
+    settings = {"captions": False, "epochs": 1, "batch_size": 7}
+    for name, shift in (("agreeing", 0), ("disagreeing", 1)):
+        labels = [(label + shift) % 3 for label in own_predictions]
+        path = write_pseudo_labels(tmp_path / f"{name}.parquet", inputs.names, labels)
+        monkeypatch.setattr(inputs, "labels", path)
+        found = marks(inputs.run(name, "flyp", **settings)[1])
+        assert found == (["collapsed"] if shift else [])
+        assert ("only 0% of the predictions agree" in caplog.text) == bool(shift)
+
+
+def test_supervision_trains_on_true_labels_and_is_marked(inputs):
+    supervised = inputs.run("supervised", "flyp_supervised", epochs=1)
+    assert "supervised" in marks(supervised[1])
+    plain = inputs.run("plain", "flyp", epochs=1)
+    assert "supervised" not in marks(plain[1])
+    assert history(supervised[1])["loss"] != history(plain[1])["loss"]

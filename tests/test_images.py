@@ -1,5 +1,6 @@
 import random
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image
 from tiny import write_pictures
 
 from latteclip.errors import UserError
-from latteclip.images import ImageFiles, batches, in_order, open_rgb
+from latteclip.images import ImageFiles, batches, decoded_images, in_order, loader, open_rgb
 
 CPU = torch.device("cpu")
 
@@ -157,6 +158,50 @@ def test_an_augmentation_depends_on_seed_epoch_and_index_alone(augmented):
         index, tensor = files[key]
         assert index == key[1]
         assert torch.equal(tensor, first[key])
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["decoded anew", "kept decoded"])
+def test_worker_processes_and_kept_pictures_change_no_sample(demo_clip, tmp_path, kept):
+    paths = write_pictures(tmp_path, 5)
+    keys = [[(0, 4), (0, 1)], [(0, 0), (0, 2)], [(1, 1), (1, 4)], [(1, 3), (1, 0)]]
+    wanted = list(batches(ImageFiles(paths, demo_clip.augment, 11), keys, CPU, threads=1))
+    for workers in (0, 1, 3):
+        decoded = decoded_images([70 * 64 * 3] * 5, limit=1e6) if kept else None
+        files = ImageFiles(paths, demo_clip.augment, 11, decoded)
+        found = list(loader(files, keys, workers=workers, pinned=False))
+        for (index, tensor), (wanted_index, wanted_tensor) in zip(found, wanted, strict=True):
+            assert torch.equal(index, wanted_index)
+            assert torch.equal(tensor, wanted_tensor)
+
+
+def test_a_kept_picture_is_decoded_once(tmp_path):
+    paths = write_pictures(tmp_path, 3)
+    decoded = decoded_images([70 * 64 * 3] * 3, limit=1e6)
+    pictures = [decoded.open(index, paths[index]) for index in (2, 0)]
+    for path in paths:
+        Path(path).unlink()
+    for index, picture in zip((2, 0), pictures, strict=True):
+        assert decoded.open(index, "gone").tobytes() == picture.tobytes()
+        assert decoded.open(index, "gone").size == (70, 64)
+    with pytest.raises(UserError):
+        decoded.open(1, paths[1])
+
+
+def test_a_picture_larger_than_was_said_is_not_kept_and_harms_no_other(tmp_path):
+    paths = write_pictures(tmp_path, 2)
+    decoded = decoded_images([70 * 64 * 3, 10], limit=1e6)
+    first, second = (decoded.open(index, paths[index]).tobytes() for index in (0, 1))
+    Path(paths[0]).unlink()
+    assert decoded.open(0, paths[0]).tobytes() == first
+    assert decoded.open(1, paths[1]).tobytes() == second
+    Path(paths[1]).unlink()
+    with pytest.raises(UserError):
+        decoded.open(1, paths[1])
+
+
+def test_pictures_are_kept_only_where_all_of_them_fit():
+    assert decoded_images([10, 20], limit=30) is not None
+    assert decoded_images([10, 21], limit=30) is None
 
 
 def test_augmentations_differ_between_epochs_seeds_and_images(demo_clip, tmp_path):

@@ -124,7 +124,7 @@ def assert_latteclip_equals_the_reference(case, switches):
     start = [row.detach() for row in reference.class_features(case.clip, case.class_texts)]
     assert_same_rows(objective.prototypes, start)
     objective.start_epoch()
-    loss, _ = objective.loss(case.batch())
+    loss = objective.loss(case.batch()).loss
     step = case.reference_step(start, start, switches)
     torch.testing.assert_close(loss, step.loss, rtol=1e-5, atol=1e-6)
     case.assert_same_gradients(loss, step.loss)
@@ -155,7 +155,7 @@ def test_second_step_weighs_against_the_prototypes_of_the_step_or_of_the_epoch(m
         if step_number in (0, 3):
             objective.start_epoch()
             epoch_start = now
-        loss, _ = objective.loss(case.batch())
+        loss = objective.loss(case.batch()).loss
         step = case.reference_step(now, epoch_start, switches)
         torch.testing.assert_close(loss, step.loss, rtol=1e-5, atol=1e-6)
         objective.after_step()
@@ -173,7 +173,7 @@ def test_step_and_epoch_prototypes_differ_from_the_second_step_on():
         objective.start_epoch()
         losses[kind] = []
         for _ in range(2):
-            losses[kind].append(objective.loss(case.batch())[0].item())
+            losses[kind].append(objective.loss(case.batch()).loss.item())
             objective.after_step()
     assert losses["step"][0] == losses["epoch"][0]
     assert losses["step"][1] != losses["epoch"][1]
@@ -183,7 +183,7 @@ def test_prototypes_move_only_after_the_step_and_take_no_gradient():
     case = Case(5, 7, 11)
     objective = case.latteclip()
     before = objective.prototypes
-    loss, _ = objective.loss(case.batch())
+    loss = objective.loss(case.batch()).loss
     loss.backward()
     assert objective.prototypes is before
     objective.after_step()
@@ -214,17 +214,17 @@ def test_without_prototypes_the_classifier_is_the_class_texts_of_the_tuned_model
     assert_same_rows(objective.classifier(), wanted)
 
 
-def test_history_tells_agreement_drift_and_shares_of_the_mix():
+def test_history_tells_scores_drift_and_shares_of_the_mix():
     case = Case(5, 7, 11)
     batch = case.batch()
     objective = case.latteclip(image_description=False)
-    _, logs = objective.loss(batch)
-    finetuned = (batch.features @ objective.prototypes.T).argmax(dim=1)
-    agreement = (finetuned == batch.pseudo_labels).float().mean()
+    outcome = objective.loss(batch)
+    logs = outcome.logs
+    torch.testing.assert_close(outcome.scores, batch.features @ objective.prototypes.T)
+    assert not outcome.scores.requires_grad
     shares = [logs[f"weight_{kind}"].item() for kind in ("class", "image", "group")]
     assert sum(shares) == pytest.approx(1)
     assert shares[1] == 0
-    assert logs["agreement"] == agreement
     assert logs["prototype_drift"].item() == pytest.approx(0, abs=1e-6)
 
 
@@ -232,7 +232,7 @@ def test_history_tells_agreement_drift_and_shares_of_the_mix():
 def test_flyp_equals_the_reference(shape):
     case = Case(*shape, seed=sum(shape))
     objective = Flyp(case.bank, case.texts)
-    loss, _ = objective.loss(case.batch())
+    loss = objective.loss(case.batch()).loss
     wanted = reference.flyp(
         case.clip, case.images, case.labels[case.index].tolist(), case.reference_texts()
     )
@@ -249,9 +249,39 @@ def test_flyp_reads_no_captions():
     none = torch.zeros(0, dtype=torch.long)
     texts = TrainingTexts(case.texts.classes, none, none, none)
     torch.testing.assert_close(
-        Flyp(case.bank, texts).loss(case.batch())[0],
-        Flyp(case.bank, case.texts).loss(case.batch())[0],
+        Flyp(case.bank, texts).loss(case.batch()).loss,
+        Flyp(case.bank, case.texts).loss(case.batch()).loss,
     )
+
+
+def test_scores_of_flyp_are_those_of_the_class_texts_at_the_epochs_start():
+    case = Case(5, 7, 11)
+    objective = Flyp(case.bank, case.texts)
+    before = objective.classifier()
+    with torch.no_grad():
+        case.clip.model.text_projection.add_(0.05 * torch.randn(40, WIDTH))
+    batch = case.batch()
+    torch.testing.assert_close(objective.loss(batch).scores, batch.features.detach() @ before.T)
+    objective.start_epoch()
+    now = objective.loss(batch).scores
+    torch.testing.assert_close(now, batch.features.detach() @ objective.classifier().T)
+    assert not torch.allclose(now, batch.features @ before.T)
+
+
+def test_an_objective_goes_on_from_its_state_with_the_same_draws():
+    losses = []
+    for restored in (False, True):
+        case = Case(5, 7, 11)
+        objective = case.latteclip(alpha=0.7)
+        objective.loss(case.batch())
+        objective.after_step()
+        if restored:
+            state = {name: tensor.clone() for name, tensor in objective.state().items()}
+            objective = case.latteclip(alpha=0.7)
+            objective.restore(state)
+        losses.append([objective.loss(case.batch()) for _ in range(3)][-1])
+    assert losses[0].loss == losses[1].loss
+    assert losses[0].logs["prototype_drift"] == losses[1].logs["prototype_drift"] > 0
 
 
 GROUP_LABELS = torch.tensor([2, 0, 2, 5, 2, 0])

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from tiny import DEMO_CLIP, write_index, write_pictures
 
-from latteclip import tables
+from latteclip import classifiers, tables
 from latteclip.zero_shot import ZeroShotSettings, pseudo_label_images
 
 CLASSNAMES = ["striped", "dotted", "woven", "marbled", "grid", "cracked"]
@@ -26,9 +26,10 @@ def labelled(tmp_path_factory):
     files = write_pictures(folder / "pictures", 7)
     splits = ["train", "test", "val", "train", "train", "test", "train"]
     index = write_index(folder / "images.parquet", files, splits, [None] * 7, CLASSNAMES)
-    pseudo_label_images(index, SETTINGS, str(folder / "out.parquet"), device="cpu", threads=1)
+    outputs = [str(folder / name) for name in ("out.parquet", "out.safetensors")]
+    pseudo_label_images(index, SETTINGS, *outputs, device="cpu", threads=1)
     table, metadata = tables.read(folder / "out.parquet", tables.PSEUDO_LABELS)
-    return files, splits, table.to_pydict(), metadata
+    return files, splits, table.to_pydict(), metadata, classifiers.load_classifier(outputs[1])
 
 
 def unit(vector):
@@ -38,7 +39,7 @@ def unit(vector):
 @pytest.fixture(scope="module")
 @torch.no_grad()
 def direct(labelled, demo_clip):
-    """Features [N, D] and cosines [N, C], one image and one text at a time."""
+    """Features [N, D], cosines [N, C] and W0 [C, D], one image and one text at a time."""
     model, tokenizer = demo_clip.model, demo_clip.tokenizer
     images = [
         unit(model.encode_image(demo_clip.preprocess(Image.open(file))[None])[0])
@@ -48,11 +49,11 @@ def direct(labelled, demo_clip):
         unit(model.encode_text(tokenizer([f"a photo of a {name} texture."]))[0])
         for name in CLASSNAMES
     ]
-    return images, [[(v @ u).item() for u in texts] for v in images]
+    return images, [[(v @ u).item() for u in texts] for v in images], texts
 
 
 def test_every_image_of_every_split_is_labelled_in_order(labelled):
-    files, splits, columns, _ = labelled
+    files, splits, columns = labelled[:3]
     assert columns["image_id"] == [Path(file).name for file in files]
     assert columns["split"] == splits
 
@@ -91,4 +92,13 @@ def test_metadata_say_what_labelled(labelled):
         "model": SETTINGS.model,
         "pretrained": None,
         "template": SETTINGS.template,
+    }
+
+
+def test_class_embeddings_are_kept_with_all_that_scores_need(labelled, direct, demo_clip):
+    embeddings, described = labelled[4]
+    torch.testing.assert_close(embeddings, torch.stack(direct[2]), rtol=1e-4, atol=1e-5)
+    assert described == {
+        **labelled[3],
+        "logit_scale": pytest.approx(math.exp(demo_clip.model.logit_scale.item())),
     }

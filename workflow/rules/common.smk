@@ -105,6 +105,53 @@ def captions_of(kind):
     return path
 
 
+def caption_labels_if_used(wildcards):
+    """The labels that captions give, where the method trains on them."""
+    if settings.reads_caption_labels(wildcards.method, wildcards.dataset):
+        return [f"results/{wildcards.dataset}/caption_labels.parquet"]
+    return []
+
+
+def caption_label_settings(wildcards):
+    return as_json(
+        {
+            **settings.section("clip", wildcards.dataset),
+            "batch_size": settings.section("inference", wildcards.dataset)["batch_size"],
+        }
+    )
+
+
+def processes_of(wildcards):
+    """Processes of a fine-tuning, each on a GPU of its own."""
+    return settings.section("processes", wildcards.dataset)["finetune"]
+
+
+def finetune_command(wildcards):
+    """One process, or several under torchrun."""
+    processes = processes_of(wildcards)
+    if processes == 1:
+        return "latteclip"
+    return f"torchrun --standalone --nproc-per-node {processes} -m -- latteclip"
+
+
+def evaluate_settings(wildcards):
+    return as_json(
+        {
+            **settings.section("inference", wildcards.dataset),
+            "precision": settings.section("clip", wildcards.dataset)["precision"],
+        }
+    )
+
+
+def propagation_settings(wildcards):
+    return as_json(
+        {
+            **settings.method(wildcards.method, wildcards.dataset).get("graph", {}),
+            "topk": settings.section("inference", wildcards.dataset)["topk"],
+        }
+    )
+
+
 def finetune_settings(wildcards):
     method = settings.method(wildcards.method, wildcards.dataset)
     return as_json(
@@ -112,7 +159,9 @@ def finetune_settings(wildcards):
             **settings.section("clip", wildcards.dataset),
             "template": settings.dataset(wildcards.dataset)["template"],
             "objective": method["objective"],
+            "pseudo_labels": method.get("pseudo_labels", "zero_shot"),
             "switches": method.get("switches", {}),
             "optimiser": method["finetune"],
+            "compute": settings.section("compute", wildcards.dataset),
         }
     )

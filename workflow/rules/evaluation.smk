@@ -5,6 +5,7 @@ rule evaluate:
     input:
         images="results/{dataset}/images.parquet",
         model="results/{dataset}/{method}/seed{seed}/model",
+        history="results/{dataset}/{method}/seed{seed}/history.parquet",
         code=sources("latteclip.evaluate"),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
@@ -19,11 +20,12 @@ rule evaluate:
     resources:
         gpu=GPU,
     params:
-        settings=lambda w: as_json(settings.section("inference", w.dataset)),
+        settings=evaluate_settings,
     shell:
         "latteclip evaluate --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --model {input.model}"
-        " --settings {params.settings:q} --predictions {output.predictions}"
+        " --history {input.history} --settings {params.settings:q}"
+        " --predictions {output.predictions}"
         " --metrics {output.metrics} --threads {threads} --log {log}"
 
 
@@ -39,7 +41,9 @@ rule evaluate_zero_shot:
         "results/{dataset}/{method}/seed{seed}/logs/evaluate_zero_shot.log",
     wildcard_constraints:
         method=one_of(
-            m for m in settings.config["methods"] if not settings.is_trained(m)
+            m
+            for m in settings.config["methods"]
+            if settings.objective(m) == "zero_shot"
         ),
     conda:
         "../../envs/latteclip.yaml"
@@ -47,6 +51,40 @@ rule evaluate_zero_shot:
         "latteclip evaluate-zero-shot --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
         " --predictions {output.predictions} --metrics {output.metrics} --log {log}"
+
+
+rule propagate_labels:
+    input:
+        images="results/{dataset}/images.parquet",
+        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
+        class_embeddings="results/{dataset}/class_embeddings.safetensors",
+        code=sources("latteclip.label_propagation"),
+    output:
+        predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
+        metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
+    log:
+        "results/{dataset}/{method}/seed{seed}/logs/propagate_labels.log",
+    benchmark:
+        "results/{dataset}/{method}/seed{seed}/benchmarks/propagate_labels.jsonl"
+    wildcard_constraints:
+        method=one_of(
+            m
+            for m in settings.config["methods"]
+            if settings.objective(m) == "label_propagation"
+        ),
+    conda:
+        "../../envs/latteclip.yaml"
+    threads: threads_of("evaluate")
+    resources:
+        gpu=GPU,
+    params:
+        settings=propagation_settings,
+    shell:
+        "latteclip propagate-labels --dataset {wildcards.dataset} --method {wildcards.method}"
+        " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
+        " --class-embeddings {input.class_embeddings} --settings {params.settings:q}"
+        " --predictions {output.predictions} --metrics {output.metrics}"
+        " --threads {threads} --log {log}"
 
 
 rule summarize:
@@ -59,13 +97,17 @@ rule summarize:
         code=sources("latteclip.report"),
     output:
         csv=report(
-            "results/summary.csv", caption="../report/summary.rst", category="Accuracy"
+            f"results/{settings.table['name']}.csv",
+            caption="../report/summary.rst",
+            category="Accuracy",
         ),
-        markdown="results/summary.md",
+        markdown=f"results/{settings.table['name']}.md",
     log:
         "results/logs/summarize.log",
     conda:
         "../../envs/latteclip.yaml"
+    params:
+        baseline=settings.table["baseline"],
     shell:
-        "latteclip summarize {input.metrics} --csv {output.csv} --markdown {output.markdown}"
-        " --log {log}"
+        "latteclip summarize {input.metrics} --baseline {params.baseline} --csv {output.csv}"
+        " --markdown {output.markdown} --log {log}"

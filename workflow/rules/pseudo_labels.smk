@@ -6,7 +6,8 @@ rule pseudo_label_images:
         images="results/{dataset}/images.parquet",
         code=sources("latteclip.zero_shot"),
     output:
-        "results/{dataset}/pseudo_labels.parquet",
+        labels="results/{dataset}/pseudo_labels.parquet",
+        class_embeddings="results/{dataset}/class_embeddings.safetensors",
     log:
         "results/{dataset}/logs/pseudo_label_images.log",
     benchmark:
@@ -20,4 +21,5 @@ rule pseudo_label_images:
         settings=lambda w: as_json(clip_settings(w.dataset)),
     shell:
         "latteclip pseudo-label-images --images {input.images} --settings {params.settings:q}"
-        " --output {output} --threads {threads} --log {log}"
+        " --output {output.labels} --class-embeddings {output.class_embeddings}"
+        " --threads {threads} --log {log}"

@@ -7,6 +7,7 @@ rule finetune:
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         image_captions=captions_of("image"),
         group_captions=captions_of("group"),
+        caption_labels=caption_labels_if_used,
         code=sources("latteclip.finetune"),
     output:
         model=directory("results/{dataset}/{method}/seed{seed}/model"),
@@ -19,16 +20,19 @@ rule finetune:
         "../../envs/latteclip.yaml"
     threads: threads_of("finetune")
     resources:
-        gpu=GPU,
+        gpu=lambda w: GPU * processes_of(w),
     params:
+        command=finetune_command,
         settings=finetune_settings,
         captions=lambda w, input: " ".join(
-            f"--{kind}-captions {file}"
-            for kind in ("image", "group")
-            for file in input[f"{kind}_captions"]
+            f"--{name.replace('_', '-')} {file}"
+            for name in ("image_captions", "group_captions", "caption_labels")
+            for file in input[name]
         ),
+        # No output: Snakemake removes those of a job that failed, and this is to go on from.
+        checkpoint="results/{dataset}/{method}/seed{seed}/checkpoint",
     shell:
-        "latteclip finetune --images {input.images} --pseudo-labels {input.pseudo_labels}"
+        "{params.command} finetune --images {input.images} --pseudo-labels {input.pseudo_labels}"
         " {params.captions} --settings {params.settings:q} --seed {wildcards.seed}"
-        " --model {output.model} --history {output.history}"
+        " --model {output.model} --history {output.history} --checkpoint {params.checkpoint}"
         " --threads {threads} --log {log}"

@@ -1,0 +1,98 @@
+"""Data-parallel training: one process a device, as `torchrun` starts them.
+
+Every process computes the same loss over the whole batch; only the encoding of images and texts is
+shared out. Outside of `torchrun` there is one process, and every function here is a no-op.
+Letters: P processes.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+Items = TypeVar("Items", bound=Sequence[Any] | torch.Tensor)
+
+
+def start(device: str) -> None:
+    """Join the other processes, where `torchrun` started several; each takes a GPU of its own."""
+    if size() == 1 or dist.is_initialized():
+        return
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+
+
+def finish() -> None:
+    """Leave the group of processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def size() -> int:
+    """Number of processes P."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def rank() -> int:
+    """Number of this process, from 0; process 0 writes the files."""
+    return int(os.environ.get("RANK", 0))
+
+
+def _bounds(n: int) -> list[int]:
+    """Where the P shares of n items begin and end, [P + 1]; their sizes differ by one at most."""
+    return [n * process // size() for process in range(size() + 1)]
+
+
+def share(items: Items) -> Items:
+    """The consecutive items that fall to this process."""
+    bounds = _bounds(len(items))
+    return items[bounds[rank()] : bounds[rank() + 1]]  # type: ignore[return-value]
+
+
+def gather(part: torch.Tensor, n: int) -> torch.Tensor:
+    """The shares [m, D] of all processes, one after the other, [n, D], with gradient.
+
+    The gradient is right where every process computes the same loss from the result and gradients
+    are then averaged over the processes (`average_gradients`).
+    """
+    if size() == 1:
+        return part
+    return _Gather.apply(part, n)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: torch.Tensor, n: int) -> torch.Tensor:
+        ctx.bounds = _bounds(n)
+        sizes = [end - start for start, end in zip(ctx.bounds, ctx.bounds[1:], strict=False)]
+        padded = part.new_zeros(max(sizes), *part.shape[1:])
+        padded[: len(part)] = part
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:m] for part, m in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        own = gradients[0][ctx.bounds[rank()] : ctx.bounds[rank() + 1]]
+        return own * size(), None  # the average over processes divides by P again
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Average gradients over processes; a parameter without one anywhere stays without."""
+    if size() == 1:
+        return
+    trained = list(parameters)
+    used = torch.tensor([p.grad is not None for p in trained], device=trained[0].device).int()
+    dist.all_reduce(used, dist.ReduceOp.MAX)
+    pending = []
+    for parameter, anywhere in zip(trained, used.tolist(), strict=True):
+        if anywhere:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad /= size()
+            pending.append(dist.all_reduce(parameter.grad, async_op=True))
+    for work in pending:
+        work.wait()
