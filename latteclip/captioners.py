@@ -42,7 +42,6 @@ class CaptionerSettings:
             dtype=self.dtype,
             quantization=self.quantization,
             max_new_tokens=self.max_new_tokens,
-            max_model_len=self.max_model_len,
             layout=layout,
         )
 

@@ -81,10 +81,8 @@ class Preparer:
 
 def show(layout: Layout, paths: Sequence[str], contents: Sequence[bytes]) -> list[Image.Image]:
     """The RGB pictures that the model sees of the images at `paths`."""
-    # A cell of a grid scales each image anyway.
-    max_side = layout.canvas if layout.kind == "grid" else layout.max_side
     pictures = [
-        open_rgb(path, content=io.BytesIO(content), max_side=max_side)
+        open_rgb(path, content=io.BytesIO(content), max_side=layout.max_side)
         for path, content in zip(paths, contents, strict=True)
     ]
     return [grid(pictures, layout.canvas, layout.gap)] if layout.kind == "grid" else pictures

@@ -37,7 +37,6 @@ class Identity:
     dtype: str
     quantization: str | None
     max_new_tokens: int
-    max_model_len: int
     layout: Layout
     temperature: float = 0.0
 
