@@ -13,7 +13,7 @@ import re
 _TOKENS = re.compile(r"<\|?/?(?:s|pad|unk|eos|bos|im_start|im_end|endoftext|eot_id)\|?>", re.I)
 _LABEL = re.compile(r"^(?:assistant|caption|description|answer)\s*:\s*", re.I)
 _CONSENT = re.compile(r"^(?:sure|certainly|of course|absolutely|okay|ok)\s*[!,.:]\s*(?=\S)", re.I)
-_PREFACE = re.compile(r"^here(?:['\u2019]s| is| are)\b[^.!?\"\u201c]{0,100}?:\s*(?=\S)", re.I)
+_PREFACE = re.compile(r"^here(?:['\u2019]s| is| are| it is)\b[^.!?\"\u201c]{0,100}?:\s*(?=\S)", re.I)
 _CURLY = (("\u201c", "\u201d"), ("\u2018", "\u2019"))
 _QUOTES = (*((mark, mark) for mark in ('"', "'", "**", "*", "`")), *_CURLY)
 
