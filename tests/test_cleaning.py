@@ -18,6 +18,7 @@ from latteclip.cleaning import clean
         ("Caption: 'A red texture.'", "A red texture."),
         ("A red texture.</s>", "A red texture."),
         ("<|im_end|>", ""),
+        ("A red textur\ufffd\ufffd", "A red textur"),
         ('""', ""),
         ("", ""),
         (" \n ", ""),
