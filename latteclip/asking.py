@@ -22,7 +22,6 @@ from latteclip.progress import Progress
 from latteclip.requests import Layout, Request
 
 log = logging.getLogger(__name__)
-ATTEMPTS = 2
 HOPELESS = 50  # requests that fail one after another before a run gives up
 
 
@@ -175,18 +174,16 @@ class Asking:
 
     def outcome(self, row: int) -> Outcome:
         """What became of a row: its first good answer, else one that has a text."""
-        digests = [self._digest(row, attempt) for attempt in range(1, ATTEMPTS + 1)]
-        first = self.store.get(digests[0])
+        request_digest = self._digest(row, 1)
+        first = self.store.get(request_digest)
         if first is None:
-            error = self.errors.get(digests[0], "not answered")
-            return Outcome("", "error", None, 1, error, digests[0], "", None)
-        if _is_good(first):
-            return _outcome(first, 1, digests[0])
-        second = self.store.get(digests[1])
+            error = self.errors.get(request_digest, "not answered")
+            return Outcome("", "error", None, 1, error, request_digest, "", None)
+        second = None if _is_good(first) else self.store.get(self._digest(row, 2))
         if second is None:
-            return _outcome(first, 1, digests[0])
+            return _outcome(first, 1, request_digest)
         best = second if _is_good(second) or not clean(first.answer.text) else first
-        return _outcome(best, 2, digests[0])
+        return _outcome(best, 2, request_digest)
 
 
 def _is_good(kept: Kept) -> bool:

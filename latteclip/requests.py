@@ -1,5 +1,6 @@
 """What is asked of a captioner, and the digest by which an answer to it is found again."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -69,9 +70,14 @@ def digest(image_digests: bytes, n_images: int, prompt: str, identity: Identity)
         prompt: of this attempt.
         identity: the rest.
     """
+    return files.digest(image_digests, _about(n_images, prompt, identity))[:DIGEST_LENGTH]
+
+
+@functools.lru_cache(maxsize=4096)
+def _about(n_images: int, prompt: str, identity: Identity) -> bytes:
+    """What many requests have in common, in one way of writing it."""
     asked = messages([{"type": "image"}] * n_images, prompt)
-    about = json.dumps([asked, asdict(identity)], sort_keys=True)
-    return files.digest(image_digests, about)[:DIGEST_LENGTH]
+    return json.dumps([asked, asdict(identity)], sort_keys=True).encode()
 
 
 def digest_of_images(contents: Sequence[bytes]) -> bytes:
