@@ -159,7 +159,7 @@ class Asking:
         if self._failed_in_a_row >= HOPELESS:
             raise UserError(
                 f"{self._failed_in_a_row} requests failed one after another, the last with: "
-                f"{answer.error} The answers before them are kept."
+                f"{answer.error.rstrip('.')}. The answers before them are kept."
             )
 
     def _digest(self, row: int, attempt: int) -> str:

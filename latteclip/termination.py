@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -34,6 +35,8 @@ def ending_in_order(kept: str) -> Iterator[None]:
     except (Terminated, KeyboardInterrupt) as error:
         log.error("Stopped before the end. %s", kept)
         logging.shutdown()
+        for child in multiprocessing.active_children():  # an engine that holds a GPU
+            child.terminate()
         number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
         os._exit(128 + number)
     finally:
