@@ -27,7 +27,7 @@ REMEDIES = (
         "spread the model over GPUs with captioner.tensor_parallel_size",
     ),
     (
-        ("maximum model length", "max_model_len"),
+        ("maximum model length", "maximum context length", "max_model_len"),
         "set captioner.max_model_len to what the model can read, and large enough for picture, "
         "prompt and captioner.max_new_tokens; a lower captioner.max_image_side makes pictures "
         "shorter",
@@ -101,6 +101,7 @@ class VllmCaptioner:
             raise UserError(
                 f"Captioner model {settings.model!r} cannot be loaded: {explained(error)}"
             ) from None
+        self._refusals = (ValueError, vllm.exceptions.VLLMClientError)
         self._sampling = vllm.SamplingParams(temperature=0.0, max_tokens=settings.max_new_tokens)
         self._room = ROOM * settings.batch_size
 
@@ -116,7 +117,7 @@ class VllmCaptioner:
                     break
                 try:
                     waiting[self._enqueue(request)] = request
-                except ValueError as error:  # too long, or a picture that the model cannot take
+                except self._refusals as error:  # too long, or a picture that it cannot take
                     yield request, Answer("", "error", None, explained(error))
             if not waiting:
                 continue
@@ -143,10 +144,10 @@ def _answer(output: Any) -> Answer:
 
 
 def explained(error: BaseException) -> str:
-    """One sentence: the first line of vLLM's error, and which key of the configuration to turn."""
-    text = str(error)
-    line = next((line.strip() for line in text.splitlines() if line.strip()), repr(error))
+    """One sentence: the telling line of the error, and which key of the configuration to turn."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     for marks, remedy in REMEDIES:
-        if any(mark in text.lower() for mark in marks):
-            return f"{line.rstrip('.')}; {remedy}."
-    return line
+        for line in lines:
+            if any(mark in line.lower() for mark in marks):
+                return f"{line.rstrip('.')}; {remedy}."
+    return lines[0] if lines else repr(error)

@@ -273,6 +273,14 @@ def test_what_a_vllm_server_refuses_is_recorded(index, vllm_server, tmp_path, mo
 
 
 @pytest.mark.slow
+def test_what_vllm_refuses_is_recorded_and_names_the_key(index, tmp_path):
+    settings = dataclasses.replace(SETTINGS, engine="vllm", max_failed=1.0)
+    run(index, settings, tmp_path / "captions.parquet", prompt="word " * 400)
+    errors = read(tmp_path / "captions.parquet")["error"]
+    assert all("captioner.max_model_len" in error for error in errors)
+
+
+@pytest.mark.slow
 def test_another_architecture_and_several_pictures_go_through_vllm_unchanged(index, tmp_path):
     """Four pictures a request, through both engines, of a model that is not LLaVA."""
     table = tables.read(index, tables.IMAGES)[0]
@@ -347,6 +355,11 @@ def test_a_folder_without_weights_is_one_sentence(tmp_path):
             ["max_model_len", "max_image_side"],
         ),
         (
+            "This model's maximum context length is 256 tokens. However, your prompt contains at "
+            "least 257 input tokens, which exceeds this limit",
+            ["max_model_len"],
+        ),
+        (
             "User-specified max_model_len (9999) is greater than the derived max_model_len "
             "(max_position_embeddings=4096)",
             ["max_model_len"],
@@ -371,7 +384,7 @@ def test_a_folder_without_weights_is_one_sentence(tmp_path):
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )
 def test_errors_of_vllm_name_the_keys_to_turn(error, keys):
-    sentence = explained(ValueError(f"\n{error}\nMore lines."))
+    sentence = explained(ValueError(f"\n1 validation error\n  {error}\nMore lines."))
     assert sentence.startswith(error.rstrip("."))
     assert "\n" not in sentence
     assert all(key in sentence for key in keys)
