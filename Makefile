@@ -41,6 +41,8 @@ test: install
 bench: install
 	python benchmarks/train_step.py
 	python benchmarks/index.py
+	python benchmarks/captions.py
+	python benchmarks/captions.py --memory 2000 20000
 
 lint: install
 	ruff check .

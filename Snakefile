@@ -26,3 +26,8 @@ rule all:
         rules.summarize.output,
         # By themselves too: the table alone would hide that a deleted result is missing.
         rules.summarize.input.metrics,
+        [
+            f"results/{dataset}/captions/summary.json"
+            for dataset in settings.datasets
+            if settings.caption_kinds(dataset)
+        ],

@@ -1,27 +1,39 @@
 """Image and group descriptions from a multimodal model (LatteCLIP, section 3.2).
 
-Letters: N training images, G groups.
+Every answer goes to a store as it comes, under the digest of its request; the table is made from
+the store at the end. So a broken run goes on where it stopped, and what was asked once is not asked
+again, whatever else changes.
+
+Letters: N training images, R rows of a table (images or groups).
 """
 
+import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
-from latteclip import captioners, tables
+from latteclip import captioners, requests, tables
+from latteclip.answers import AnswerStore
+from latteclip.asking import Asking, Outcome, Questions
+from latteclip.captioners import CaptionerSettings
 from latteclip.errors import UserError
-from latteclip.grids import grid
-from latteclip.images import open_rgb
-from latteclip.progress import Progress
+from latteclip.files import digest
+from latteclip.groups import GROUP_SIZE, draw_groups
+from latteclip.own_captions import read_captions
 from latteclip.prompts import PLACE, fill
+from latteclip.requests import Layout
+from latteclip.shards import WHOLE, Shard
+from latteclip.termination import ending_in_order
 
 log = logging.getLogger(__name__)
-GROUP_SIZE = 4
-MAX_EMPTY = 0.05  # share of pictures about which the model may write nothing
 
 
 @dataclass(frozen=True)
@@ -31,45 +43,42 @@ class GroupSettings:
     seed: int
     canvas: int  # side of the square picture, pixels
     gap: int  # between its cells, pixels
+    layout: str = "grid"  # or multi_image: the four as pictures of their own
+    groups_per_class: int | None = None  # null: one for every image
 
 
 @dataclass(frozen=True)
-class Question:
-    """One text that is wanted: which images, of which class, with which prompt."""
+class Job:
+    """How a table of captions is made."""
 
-    id: str
-    members: list[str]
-    pseudo_label: int | None
-    prompt: str
+    settings: CaptionerSettings
+    output: str
+    store: str | None  # folder of the kept answers; None keeps them for this run alone
+    threads: int
+    shard: Shard = WHOLE
 
 
-def caption_images(
-    images_path: str,
-    pseudo_labels_path: str | None,
-    prompt: str,
-    settings: captioners.CaptionerSettings,
-    output: str,
-    *,
-    threads: int,
-) -> None:
+def caption_images(images_path: str, pseudo_labels_path: str | None, prompt: str, job: Job) -> None:
     """Write a caption for every image that is not in the test split.
 
     Args:
         pseudo_labels_path: needed where the prompt has a place for the pseudo-label.
     """
+    captioners.check(job.settings)
     table, classnames = tables.read_unlabelled(images_path, training=True)
     image_ids = table["image_id"].to_pylist()
-    prompts = [prompt] * len(image_ids)
-    if PLACE in prompt:
-        if pseudo_labels_path is None:
-            raise UserError(f"Prompt {prompt!r} names the pseudo-label; give --pseudo-labels.")
-        labels = _pseudo_labels(pseudo_labels_path, image_ids)
-        prompts = [fill(prompt, classnames[label]) for label in labels]
-    questions = [Question(i, [i], None, text) for i, text in zip(image_ids, prompts, strict=True)]
-    paths = dict(zip(image_ids, table["path"].to_pylist(), strict=True))
-    _caption(
-        questions, lambda question: open_rgb(paths[question.id]), settings, {}, output, threads
+    rows = [i for i, name in enumerate(image_ids) if job.shard.holds(name)]
+    prompts = _prompts(prompt, classnames, pseudo_labels_path, image_ids, rows)
+    questions = Questions(
+        ids=[image_ids[i] for i in rows],
+        members=np.array(rows, np.int64).reshape(-1, 1),
+        image_ids=table["image_id"],
+        paths=table["path"],
+        labels=None,
+        prompts=prompts,
+        layout=Layout(max_side=job.settings.max_image_side),
     )
+    _caption(questions, prompt, {}, job, job.settings.images_file)
 
 
 def caption_groups(
@@ -77,52 +86,50 @@ def caption_groups(
     pseudo_labels_path: str,
     prompt: str,
     groups: GroupSettings,
-    settings: captioners.CaptionerSettings,
-    output: str,
-    *,
-    threads: int,
+    job: Job,
 ) -> None:
-    """Draw a group for every image that is not in the test split and write its caption."""
+    """Draw groups of the images that are not in the test split and write their captions."""
+    captioners.check(job.settings)
     table, classnames = tables.read_unlabelled(images_path, training=True)
     image_ids = table["image_id"].to_pylist()
     labels = _pseudo_labels(pseudo_labels_path, image_ids)
-    questions = [
-        Question(
-            str(number),
-            [image_ids[i] for i in members],
-            labels[number],
-            fill(prompt, classnames[labels[number]]),
-        )
-        for number, members in enumerate(draw_groups(labels, groups.seed))
-    ]
-    paths = dict(zip(image_ids, table["path"].to_pylist(), strict=True))
-
-    def picture(question: Question) -> Image.Image:
-        pictures = [open_rgb(paths[member]) for member in question.members]
-        return grid(pictures, groups.canvas, groups.gap)
-
-    _caption(questions, picture, settings, {"groups": asdict(groups)}, output, threads)
+    # Drawn over the whole dataset in every shard, so that shards agree.
+    drawn = draw_groups(image_ids, labels, groups.seed, groups.groups_per_class)
+    rows = [i for i in drawn if job.shard.holds(image_ids[i])]
+    questions = Questions(
+        ids=[image_ids[i] for i in rows],
+        members=np.array([drawn[i] for i in rows], np.int64).reshape(-1, GROUP_SIZE),
+        image_ids=table["image_id"],
+        paths=table["path"],
+        labels=[labels[i] for i in rows],
+        prompts=_prompts(prompt, classnames, pseudo_labels_path, image_ids, rows),
+        layout=layout_of(groups, job.settings.max_image_side),
+    )
+    _caption(questions, prompt, {"groups": asdict(groups)}, job, job.settings.groups_file)
 
 
-def draw_groups(labels: Sequence[int], seed: int) -> list[list[int]]:
-    """One group an image: four images of its pseudo-label, drawn at random.
+def layout_of(groups: GroupSettings, max_side: int | None) -> Layout:
+    """How the four images of a group are shown."""
+    if groups.layout == "grid":
+        return Layout("grid", groups.canvas, groups.gap)
+    return Layout(groups.layout, max_side=max_side)
 
-    Drawn with replacement only where the class has fewer than four images.
 
-    Args:
-        labels: pseudo-label of each of the N images.
-
-    Returns:
-        N lists of four indices into `labels`.
-    """
-    generator = np.random.default_rng(seed)
-    of_class = {label: np.flatnonzero(np.equal(labels, label)) for label in set(labels)}
-    return [
-        generator.choice(
-            of_class[label], GROUP_SIZE, replace=len(of_class[label]) < GROUP_SIZE
-        ).tolist()
-        for label in labels
-    ]
+def _prompts(
+    prompt: str,
+    classnames: Sequence[str],
+    pseudo_labels_path: str | None,
+    image_ids: Sequence[str],
+    rows: Sequence[int],
+) -> Callable[[int], str]:
+    """The prompt of a row, its place for the pseudo-label filled."""
+    if PLACE not in prompt:
+        return lambda row: prompt
+    if pseudo_labels_path is None:
+        raise UserError(f"Prompt {prompt!r} names the pseudo-label; give --pseudo-labels.")
+    labels = _pseudo_labels(pseudo_labels_path, image_ids)
+    filled = [fill(prompt, classname) for classname in classnames]
+    return lambda row: filled[labels[rows[row]]]
 
 
 def _pseudo_labels(path: str, image_ids: Sequence[str]) -> list[int]:
@@ -130,66 +137,109 @@ def _pseudo_labels(path: str, image_ids: Sequence[str]) -> list[int]:
 
 
 def _caption(
-    questions: Sequence[Question],
-    picture: Callable[[Question], Image.Image],
-    settings: captioners.CaptionerSettings,
-    provenance: dict[str, object],
-    output: str,
-    threads: int,
+    questions: Questions,
+    prompt: str,
+    provenance: dict[str, Any],
+    job: Job,
+    own_file: str | None,
 ) -> None:
-    """Ask every question and write CAPTIONS in their order."""
-    captioner = captioners.start(settings, threads)
-    answers: list[captioners.Answer] = []
-    progress = Progress(len(questions), "captions")
-    for batch in _ahead(questions, picture, settings.batch_size, threads):
-        answers += captioner.answer(batch)
-        progress.add(len(batch))
-    captions = [" ".join(answer.text.split()) for answer in answers]
-    empty = sum(not caption for caption in captions)
-    if empty > MAX_EMPTY * len(captions):
-        raise UserError(
-            f"{settings.model} wrote nothing for {empty} of {len(captions)} pictures; "
-            "try another prompt or captioner.model."
-        )
-    tables.write(
-        output,
-        {
-            "id": [q.id for q in questions],
-            "members": [q.members for q in questions],
-            "pseudo_label": [q.pseudo_label for q in questions],
-            "prompt": [q.prompt for q in questions],
-            "caption": captions,
-            "finish_reason": [answer.finish_reason for answer in answers],
-            "n_tokens": pa.array([answer.n_tokens for answer in answers], pa.int32()),
-        },
-        tables.CAPTIONS,
-        {"captioner": asdict(settings), "engine": captioner.version, **provenance},
-    )
+    """Find out every answer, ask for those that are not held, and write CAPTIONS."""
+    settings = job.settings
+    about = {"prompt": prompt, "captioner": asdict(settings), **provenance}
+    if settings.engine == "file":
+        own = read_captions(own_file, "images" if questions.labels is None else "groups")
+        _write(questions, lambda row: _own(own.get(questions.ids[row])), about, job)
+        return
+    kept = f"The captions so far are kept in {job.store}: rerun to go on."
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(ending_in_order(kept if job.store else "Without --store, all is lost."))
+        folder = job.store or stack.enter_context(tempfile.TemporaryDirectory())
+        store = stack.enter_context(AnswerStore(folder))
+        asking = Asking(questions, settings, store, job.threads)
+        asking.ask()
+        _write(questions, asking.outcome, about, job)
+
+
+def _own(caption: str | None) -> Outcome:
+    """A caption that the user brought along, as it is."""
+    if caption is None:
+        return Outcome("", "error", None, 1, "the file has no caption of it", None, "file", None)
+    return Outcome(" ".join(caption.split()), "stop", None, 1, None, None, "file", None)
+
+
+def _write(
+    questions: Questions, outcomes: Callable[[int], Outcome], about: dict[str, Any], job: Job
+) -> None:
+    """Write CAPTIONS, a piece at a time; read each answer twice and hold none."""
+    count = Counter[str]()
+    engines: set[str] = set()
+    last_date, first_error = "", ""
+    for row in range(len(questions)):
+        outcome = outcomes(row)
+        engines.add(outcome.engine)
+        last_date = max(last_date, outcome.date or "")
+        first_error = first_error or outcome.error or ""
+        count["failed"] += outcome.error is not None
+        count["empty"] += outcome.error is None and not outcome.caption
+        count["cut"] += outcome.finish_reason == "length"
+    _check(len(questions), count, first_error, job.settings)
+    metadata = {
+        **about,
+        "engine": ", ".join(sorted(engines - {""})),
+        "date": last_date or None,
+        "code": code_version(),
+        "retry_prompt": requests.AGAIN,
+    }
+    with tables.writing(job.output, tables.CAPTIONS, metadata) as add:
+        for start in range(0, max(1, len(questions)), tables.CAPTION_ROWS):
+            rows = range(start, min(start + tables.CAPTION_ROWS, len(questions)))
+            add(_columns(questions, rows, [outcomes(row) for row in rows]))
     log.info(
-        "Wrote %d captions, %d distinct, %d empty, %d cut at %d tokens.",
-        len(captions),
-        len(set(captions)),
-        empty,
-        sum(answer.finish_reason == "length" for answer in answers),
-        settings.max_new_tokens,
+        "Wrote %d captions, %d empty, %d without an answer, %d cut at %d tokens.",
+        len(questions),
+        count["empty"],
+        count["failed"],
+        count["cut"],
+        job.settings.max_new_tokens,
     )
 
 
-def _ahead(
-    questions: Sequence[Question],
-    picture: Callable[[Question], Image.Image],
-    batch_size: int,
-    threads: int,
-) -> Iterator[list[captioners.Request]]:
-    """Batches of requests; the next batch's pictures are made while the engine works on one."""
-    chunks = [questions[i : i + batch_size] for i in range(0, len(questions), batch_size)]
-    with ThreadPoolExecutor(max(2, threads)) as pool:
-        upcoming = [pool.submit(picture, question) for question in chunks[0]] if chunks else []
-        for number, chunk in enumerate(chunks):
-            current = upcoming
-            if number + 1 < len(chunks):
-                upcoming = [pool.submit(picture, question) for question in chunks[number + 1]]
-            yield [
-                captioners.Request(future.result(), question.prompt)
-                for future, question in zip(current, chunk, strict=True)
-            ]
+def _check(n: int, count: Mapping[str, int], error: str, settings: CaptionerSettings) -> None:
+    if count["empty"] + count["failed"] > settings.max_failed * n:
+        reason = f" (the first error: {error})" if error else ""
+        raise UserError(
+            f"{settings.model} wrote nothing for {count['empty']} of {n} pictures and did not "
+            f"answer for {count['failed']}{reason}, more than captioner.max_failed "
+            f"({settings.max_failed:.0%}); try another prompt or captioner.model, or rerun: what "
+            "was answered is not asked again."
+        )
+
+
+def _columns(
+    questions: Questions, rows: Sequence[int], outcomes: Sequence[Outcome]
+) -> dict[str, Any]:
+    ids = questions.image_ids
+    return {
+        "id": [questions.ids[row] for row in rows],
+        "members": [[ids[int(i)].as_py() for i in questions.members[row]] for row in rows],
+        "pseudo_label": pa.array(
+            [None if questions.labels is None else questions.labels[row] for row in rows],
+            pa.int32(),
+        ),
+        "prompt": [questions.prompts(row) for row in rows],
+        "caption": [outcome.caption for outcome in outcomes],
+        "finish_reason": [outcome.finish_reason for outcome in outcomes],
+        "n_tokens": pa.array([outcome.n_tokens for outcome in outcomes], pa.int32()),
+        "attempts": pa.array([outcome.attempts for outcome in outcomes], pa.int8()),
+        "error": pa.array([outcome.error for outcome in outcomes], pa.string()),
+        "digest": pa.array([outcome.digest for outcome in outcomes], pa.string()),
+    }
+
+
+def code_version() -> str:
+    """The package's version and a digest of its code."""
+    folder = Path(__file__).parent
+    parts: list[str | bytes] = []
+    for path in sorted(folder.glob("*.py")):
+        parts += [path.name, path.read_bytes()]
+    return f"latteclip {version('latteclip')} ({digest(*parts)[:12]})"

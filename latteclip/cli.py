@@ -11,9 +11,13 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from latteclip.errors import UserError
 from latteclip.settings import from_json
+
+if TYPE_CHECKING:
+    from latteclip.captions import Job
 
 BAD_INPUT = 2
 Command = Callable[[argparse.Namespace], None]
@@ -65,31 +69,56 @@ def pseudo_label_images(args: argparse.Namespace) -> None:
 
 def caption_images(args: argparse.Namespace) -> None:
     """Describe every training image."""
-    from latteclip import captioners, captions
+    from latteclip import captions
 
-    captions.caption_images(
-        args.images,
-        args.pseudo_labels,
-        args.prompt,
+    captions.caption_images(args.images, args.pseudo_labels, args.prompt, _captioning(args))
+
+
+def _captioning(args: argparse.Namespace) -> "Job":
+    """What the two kinds of captions have in common."""
+    from latteclip import captioners, captions, shards
+
+    return captions.Job(
         from_json(captioners.CaptionerSettings, args.captioner),
         args.output,
-        threads=args.threads,
+        args.store,
+        args.threads,
+        shards.Shard.parse(args.shard),
     )
 
 
 def caption_groups(args: argparse.Namespace) -> None:
     """Describe groups of training images that share a pseudo-label."""
-    from latteclip import captioners, captions
+    from latteclip import captions
 
     captions.caption_groups(
         args.images,
         args.pseudo_labels,
         args.prompt,
         from_json(captions.GroupSettings, args.groups),
-        from_json(captioners.CaptionerSettings, args.captioner),
-        args.output,
-        threads=args.threads,
+        _captioning(args),
     )
+
+
+def gather_captions(args: argparse.Namespace) -> None:
+    """Put the shards of a table of captions together."""
+    from latteclip import shards
+
+    shards.gather_captions(args.images, args.shards, args.output)
+
+
+def summarize_captions(args: argparse.Namespace) -> None:
+    """Say in numbers what the captions look like."""
+    from latteclip import caption_summary
+
+    caption_summary.summarize_captions(args.captions, args.images, args.output)
+
+
+def captions(args: argparse.Namespace) -> None:
+    """Look at captions: captions show FILE --n 5 [--pictures FOLDER]."""
+    from latteclip import caption_listing
+
+    print(caption_listing.command(args.show, args.n, args.pictures))
 
 
 def label_by_captions(args: argparse.Namespace) -> None:
@@ -195,7 +224,11 @@ OPTIONS = {
     "device": {"default": "auto", "help": "auto, cuda or cpu"},
     "seed": {"type": int, "required": True},
     "baseline": {"default": "zero_shot", "help": "the method that gains are over"},
+    "shard": {"default": "1/1", "help": "which part of how many"},
+    "store": {"help": "folder of the answers that outlive this run"},
+    "n": {"type": int, "default": 5, "help": "how many"},
 }
+CAPTIONING = ["captioner", "store", "shard", "output", "threads"]
 COMMANDS: dict[Command, list[str]] = {
     generate_textures: ["settings", "output"],
     download_dataset: ["dataset", "settings", "output"],
@@ -208,16 +241,11 @@ COMMANDS: dict[Command, list[str]] = {
         "device",
         "threads",
     ],
-    caption_images: ["images", "pseudo-labels?", "prompt", "captioner", "output", "threads"],
-    caption_groups: [
-        "images",
-        "pseudo-labels",
-        "prompt",
-        "groups",
-        "captioner",
-        "output",
-        "threads",
-    ],
+    caption_images: ["images", "pseudo-labels?", "prompt", *CAPTIONING],
+    caption_groups: ["images", "pseudo-labels", "prompt", "groups", *CAPTIONING],
+    gather_captions: ["shards...", "images", "output"],
+    summarize_captions: ["captions...", "images", "output"],
+    captions: ["show...", "n", "pictures?"],
     label_by_captions: [
         "images",
         "pseudo-labels",

@@ -234,6 +234,29 @@ class Settings:
             f"{kind}_description", True
         )
 
+    def caption_kinds(self, dataset: str) -> list[str]:
+        """Of "image" and "group", the kinds of descriptions that some method or its labels need."""
+        return [
+            kind
+            for kind in ("image", "group")
+            if any(
+                self.reads_captions(method, kind, dataset)
+                or self.reads_caption_labels(method, dataset)
+                for method in self.methods
+            )
+        ]
+
+    def sharded(self) -> list[str]:
+        """Keys of the datasets whose captions several jobs write."""
+        return [key for key in self.config["datasets"] if self._shards(key) > 1]
+
+    def unsharded(self) -> list[str]:
+        """Keys of the datasets whose captions one job writes."""
+        return [key for key in self.config["datasets"] if self._shards(key) == 1]
+
+    def _shards(self, dataset: str) -> int:
+        return self.section("captions", dataset)["shards"]
+
     def runs(self, dataset: str) -> list[tuple[str, int]]:
         """(method, seed) of everything to evaluate; a method without training runs once."""
         return [

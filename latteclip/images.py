@@ -11,32 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from latteclip.errors import UserError
+from latteclip.pictures import open_rgb
 
 log = logging.getLogger(__name__)
 Transform = Callable[[Image.Image], torch.Tensor]
-SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L")
-
-
-def open_rgb(path: str | Path) -> Image.Image:
-    """Decode an image file: upright by its EXIF orientation, 8-bit RGB.
-
-    Raises:
-        UserError: the file is missing or cannot be decoded.
-    """
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode in SIXTEEN_BIT:  # convert("RGB") would clip, not scale
-                upright = upright.point(lambda value: value / 256.0).convert("L")
-            return upright.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"Image {path} cannot be decoded ({error}); replace or remove it."
-        ) from None
 
 
 class DecodedImages:

@@ -38,6 +38,15 @@ class Progress:
         self.scale = scale
         self.started = self.logged = time.monotonic()
 
+    def restart(self) -> None:
+        """Start the clock anew, after a preparation that says nothing about the rate."""
+        self.started = self.logged = time.monotonic()
+
+    def held(self, n: int) -> None:
+        """Count `n` items that an earlier run finished: not for the rate."""
+        self.done += n
+        self.initial += n
+
     def add(self, n: int, note: str = "") -> None:
         """Count `n` more items; `note` is appended to the line when one is due."""
         self.done += n

@@ -17,8 +17,8 @@ from pathlib import Path
 from latteclip import tables
 from latteclip.errors import UserError
 from latteclip.files import replacing
-from latteclip.images import open_rgb
 from latteclip.layouts import SplitSettings, read_split
+from latteclip.pictures import open_rgb
 from latteclip.progress import Progress
 from latteclip.prompts import clean_classnames
 from latteclip.split_files import Item

@@ -40,13 +40,16 @@ PSEUDO_LABELS = pa.schema(
 )
 CAPTIONS = pa.schema(
     [
-        ("id", pa.string()),  # the image_id, or the number of the group
+        ("id", pa.string()),  # the image_id; of a group, that of the image it was drawn for
         ("members", pa.list_(pa.string())),  # the image_ids in the picture
         ("pseudo_label", pa.int32()),  # of a group; null for an image
         ("prompt", pa.string()),
-        ("caption", pa.string()),
-        ("finish_reason", pa.string()),
-        ("n_tokens", pa.int32()),
+        ("caption", pa.string()),  # empty where the model wrote nothing or was not reached
+        ("finish_reason", pa.string()),  # stop, length (cut) or error
+        ("n_tokens", pa.int32()),  # null where the engine does not say
+        ("attempts", pa.int8()),  # 2 where the first answer was empty or cut
+        ("error", pa.string()),  # why there is no answer
+        ("digest", pa.string()),  # of the request, see latteclip.requests
     ]
 )
 CAPTION_LABELS = pa.schema(
@@ -68,6 +71,7 @@ PREDICTIONS = pa.schema(
         ("topk_scores", pa.list_(pa.float32())),
     ]
 )
+CAPTION_ROWS = 10_000  # of a row group of CAPTIONS
 LABEL_COLUMNS = frozenset({"label", "classname"})
 
 
@@ -100,6 +104,11 @@ def writing(
         pq.ParquetWriter(temporary, whole, compression="zstd") as file,
     ):
         yield lambda columns: file.write_table(pa.table(dict(columns), schema=whole))
+
+
+def as_columns(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> dict[str, pa.Array]:
+    """The columns of `schema` from rows."""
+    return {field.name: pa.array([r[field.name] for r in rows], field.type) for field in schema}
 
 
 def read(

@@ -11,7 +11,7 @@ from open_clip import create_model_and_transforms
 from PIL import Image
 from tiny import ROOT, write_index, write_pictures
 
-from latteclip import cli, tables
+from latteclip import answers, cli, tables
 from latteclip.config import Settings, merge
 from latteclip.demo import textures
 
@@ -138,6 +138,7 @@ def test_a_second_run_has_nothing_to_do(finished):
 
 TUNED = {"finetune": 2, "evaluate": 2, "summarize": 1}  # flyp and latteclip
 TUNED_ON_CAPTIONS = {"finetune": 1, "evaluate": 1, "summarize": 1}  # latteclip
+NEW_CAPTIONS = {"summarize_captions": 1, **TUNED_ON_CAPTIONS}
 
 
 def in_demo(*keys, value):
@@ -178,28 +179,48 @@ EDITS = {
     ),
     "image prompt": (
         in_demo("prompts", "image", value="What is this?"),
-        {"caption_images": 1, **TUNED_ON_CAPTIONS},
+        {"caption_images": 1, **NEW_CAPTIONS},
     ),
     "group prompt": (
         in_demo("prompts", "group", value="What are these?"),
-        {"caption_groups": 1, **TUNED_ON_CAPTIONS},
+        {"caption_groups": 1, **NEW_CAPTIONS},
     ),
     "captioner's model": (
         in_demo("captioner", "model", value="another/model"),
-        {"caption_images": 1, "caption_groups": 1, **TUNED_ON_CAPTIONS},
+        {"caption_images": 1, "caption_groups": 1, **NEW_CAPTIONS},
     ),
     "layout of the groups": (
         in_demo("groups", "gap", value=6),
-        {"caption_groups": 1, **TUNED_ON_CAPTIONS},
+        {"caption_groups": 1, **NEW_CAPTIONS},
     ),
     "template": (
         in_demo("template", value="{} texture."),
-        {"pseudo_label_images": 1, "caption_groups": 1, "evaluate_zero_shot": 1, **TUNED},
+        {
+            **{"pseudo_label_images": 1, "caption_groups": 1, "summarize_captions": 1},
+            **{"evaluate_zero_shot": 1, **TUNED},
+        },
     ),
     "losses.py": (in_file("latteclip/losses.py"), TUNED),
     "captions.py": (
         in_file("latteclip/captions.py"),
-        {"caption_images": 1, "caption_groups": 1, **TUNED_ON_CAPTIONS},
+        {"caption_images": 1, "caption_groups": 1, **NEW_CAPTIONS},
+    ),
+    "cleaning.py": (
+        in_file("latteclip/cleaning.py"),
+        {"caption_images": 1, "caption_groups": 1, **NEW_CAPTIONS},
+    ),
+    "caption_summary.py": (in_file("latteclip/caption_summary.py"), {"summarize_captions": 1}),
+    "caption_listing.py": (in_file("latteclip/caption_listing.py"), {}),
+    "shards.py, with one shard": (
+        in_file("latteclip/shards.py"),
+        {"caption_images": 1, "caption_groups": 1, **NEW_CAPTIONS},
+    ),
+    "two shards": (
+        in_demo("captions", value={"shards": 2}),
+        {
+            **{"caption_images_shard": 2, "caption_groups_shard": 2, "gather_captions": 2},
+            **NEW_CAPTIONS,
+        },
     ),
     "evaluate.py": (
         in_file("latteclip/evaluate.py"),
@@ -261,6 +282,61 @@ def test_a_deleted_result_is_made_again_though_the_table_stands(finished):
 
 def test_the_added_seed_s_option_did_not_change_the_checkout(finished):
     assert planned(finished) == {}
+
+
+# --- captions are not asked twice ----------------------------------------------------------------
+
+
+def logged(checkout, name):
+    return (checkout.root / RESULTS / "logs" / f"{name}.log").read_text()
+
+
+def test_captions_that_were_removed_are_made_again_without_an_engine(edited):
+    tables_before = {
+        kind: (edited.root / RESULTS / f"captions/{kind}.parquet").read_bytes()
+        for kind in ("images", "groups")
+    }
+    for kind in tables_before:
+        (edited.root / RESULTS / f"captions/{kind}.parquet").unlink()
+    targets = [f"{RESULTS}/captions/{kind}.parquet" for kind in tables_before]
+    run = edited.snakemake(*targets, "--config", "seeds=1")
+    assert run.returncode == 0, run.stdout
+    for kind, before in tables_before.items():
+        assert "Asked 0 requests" in logged(edited, f"caption_{kind}")
+        assert "started" not in logged(edited, f"caption_{kind}")
+        assert (edited.root / RESULTS / f"captions/{kind}.parquet").read_bytes() == before
+    assert planned(edited) == {}  # the same bytes rerun nothing
+
+
+def test_shards_write_the_same_captions_and_ask_nothing_anew(edited):
+    before = {kind: parquet(edited, f"captions/{kind}.parquet") for kind in ("images", "groups")}
+    kept = {path: path.read_bytes() for path in (edited.root / RESULTS / "captions").iterdir()}
+    EDITS["two shards"][0](edited)
+    targets = [f"{RESULTS}/captions/{kind}.parquet" for kind in before]
+    run = edited.snakemake(*targets, "--config", "seeds=1")
+    assert run.returncode == 0, run.stdout
+    for kind, columns in before.items():
+        assert parquet(edited, f"captions/{kind}.parquet") == columns
+        for shard in ("1-of-2", "2-of-2"):
+            assert "Asked 0 requests" in logged(edited, f"caption_{kind}-{shard}")
+    assert not list((edited.root / RESULTS / "captions").rglob("*-of-2.parquet"))
+    for path, content in kept.items():
+        path.write_bytes(content)
+
+
+def test_the_summary_of_the_captions_covers_both_kinds(finished):
+    summary = json.loads((finished.root / RESULTS / "captions/summary.json").read_text())
+    assert {kind: values["captions"] for kind, values in summary.items()} == {
+        "images": N_TRAIN,
+        "groups": N_TRAIN,
+    }
+
+
+def test_captions_are_shown_with_class_and_prompt(finished):
+    run = finished.run("latteclip", "captions", "show", f"{RESULTS}/captions/groups.parquet")
+    assert run.returncode == 0, run.stdout
+    assert run.stdout.count("(pseudo-label)") == 5
+    assert "Describe the common visual attributes" in run.stdout
 
 
 # --- labels do not leak --------------------------------------------------------------------------
@@ -356,7 +432,10 @@ def run_training_stages(folder, index, settings):
     return written
 
 
-def test_training_labels_change_no_byte_of_labels_captions_and_weights(tmp_path, demo_settings):
+def test_training_labels_change_no_byte_of_labels_captions_and_weights(
+    tmp_path, demo_settings, monkeypatch
+):
+    monkeypatch.setattr(answers, "today", lambda: "2026-02-03")  # a run may cross midnight
     files = write_pictures(tmp_path / "pictures", 16, size=(64, 64))
     splits = ["train"] * 11 + ["val"] + ["test"] * 4
     names = list(textures.CLASSNAMES[:3])

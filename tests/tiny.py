@@ -296,6 +296,9 @@ def write_captions(path, ids, captions, pseudo_labels=None, members=None):
             "caption": captions,
             "finish_reason": ["stop"] * n,
             "n_tokens": pa.array([3] * n, pa.int32()),
+            "attempts": pa.array([1] * n, pa.int8()),
+            "error": pa.nulls(n, pa.string()),
+            "digest": pa.nulls(n, pa.string()),
         },
         tables.CAPTIONS,
     )

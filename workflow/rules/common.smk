@@ -24,10 +24,16 @@ DATA = "resources/{dataset}/data"
 GPU = int(shutil.which("nvidia-smi") is not None)
 
 
+ANY_DATASET = "[^/]+"
+
+
 wildcard_constraints:
-    dataset="[^/]+",
+    dataset=ANY_DATASET,
     method="[^/]+",
     seed=r"\d+",
+    kind="images|groups",
+    shard=r"\d+",
+    shards=r"\d+",
 
 
 class PackageFinder(ModuleFinder):
@@ -92,6 +98,39 @@ def pseudo_labels_if_named(wildcards):
     if "{}" in prompt("image")(wildcards):
         return [f"results/{wildcards.dataset}/pseudo_labels.parquet"]
     return []
+
+
+def captioner_gpus(wildcards):
+    """GPUs of a captioning job: none where a server or the user writes the captions."""
+    values = settings.section("captioner", wildcards.dataset)
+    if values["engine"] in ("openai", "file"):
+        return 0
+    return GPU * values["tensor_parallel_size"]
+
+
+def own_captions(kind):
+    """The user's file of captions, where it stands in for the captioner."""
+
+    def path(wildcards):
+        values = settings.section("captioner", wildcards.dataset)
+        file = values[f"{kind}_file"]
+        return [file] if values["engine"] == "file" and file else []
+
+    return path
+
+
+def caption_shards(wildcards):
+    n = settings.section("captions", wildcards.dataset)["shards"]
+    folder = f"results/{wildcards.dataset}/captions/shards"
+    return [f"{folder}/{wildcards.kind}-{i}-of-{n}.parquet" for i in range(1, n + 1)]
+
+
+def captions_in_use(wildcards):
+    """The kinds of captions that a method which runs reads."""
+    return [
+        f"results/{wildcards.dataset}/captions/{kind}s.parquet"
+        for kind in settings.caption_kinds(wildcards.dataset)
+    ]
 
 
 def captions_of(kind):

@@ -1,0 +1,220 @@
+"""Time the captioning stage against one image at a time, and against the bare engine.
+
+    python benchmarks/captions.py [--images 1000] [--rounds 5] [--threads 1] [--memory 2000 20000]
+
+The same images and the same prompt, alternating, so that a busy machine slows all alike:
+
+- one at a time with transformers: a `generate` for each of 100 images, as the authors do it;
+- one at a time with vLLM: an `LLM.generate` for each of them;
+- bare: one `LLM.generate` for all images, which are decoded before the clock starts;
+- the stage: from the image index to the Parquet file, files read, hashed and decoded by worker
+  processes and every answer stored; its clock leaves out the start of the engine alone.
+
+With --memory the stage runs once for each number of images in a process of its own, whose largest
+resident memory is printed. Without a GPU the model is the demo's LLaVA; with one, give --model.
+"""
+
+import argparse
+import io
+import logging
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+
+from latteclip import captioners, captions, tables
+from latteclip.captioners import CaptionerSettings
+from latteclip.demo import textures
+from latteclip.pictures import open_rgb
+from latteclip.requests import Request, messages
+from latteclip.transformers_captioner import TransformersCaptioner
+from latteclip.vllm_captioner import VllmCaptioner
+
+DEMO = Path(captions.__file__).parent / "demo" / "models" / "llava"
+PROMPT = "Describe the texture in the photo concisely, less than 20 words."
+ALONE = 100  # images for the two slow ways
+DISTINCT = 500  # textures; further files differ in bytes that no decoder reads
+Way = Callable[[], list[str]]
+
+
+def settings_for(model: str | None) -> CaptionerSettings:
+    """Of the demo's LLaVA, or of a real model on a GPU."""
+    small = model is None
+    return CaptionerSettings(
+        engine="vllm",
+        model=str(DEMO) if model is None else model,
+        revision=None,
+        dtype="float32" if small else "auto",
+        max_new_tokens=40 if small else 77,
+        max_model_len=256 if small else 4096,
+        gpu_memory_utilization=0.9,
+        batch_size=250 if small else 512,
+        max_image_side=1344,
+    )
+
+
+def make_images(folder: Path, n: int) -> str:
+    """An index of n textures, no two files of the same bytes."""
+    textures.write_dataset(folder / "data", train=min(n, DISTINCT), test=1, gap=0.5, seed=1)
+    contents = [path.read_bytes() for path in sorted((folder / "data").rglob("*.png"))]
+    contents = contents[: min(n, DISTINCT)]
+    paths = [folder / "images" / f"{number:06d}.png" for number in range(n)]
+    paths[0].parent.mkdir()
+    for number, path in enumerate(paths):
+        path.write_bytes(contents[number % len(contents)] + number.to_bytes(8))
+    side = Image.open(io.BytesIO(contents[0])).size[0]
+    tables.write(
+        folder / "images.parquet",
+        {
+            "image_id": [path.name for path in paths],
+            "path": [str(path) for path in paths],
+            "split": ["train"] * n,
+            "label": pa.nulls(n, pa.int32()),
+            "classname": pa.nulls(n, pa.string()),
+            "width": [side] * n,
+            "height": [side] * n,
+        },
+        tables.IMAGES,
+        {"classnames": ["a", "b"]},
+    )
+    return str(folder / "images.parquet")
+
+
+class Ways:
+    """The four ways to caption the same images; each returns the captions in order."""
+
+    def __init__(self, index: str, folder: Path, settings: CaptionerSettings, threads: int) -> None:
+        self.index, self.folder, self.settings, self.threads = index, folder, settings, threads
+        paths = tables.read(index, tables.IMAGES, ["path"])[0]["path"].to_pylist()
+        self.pictures = [open_rgb(path) for path in paths]
+        started = time.perf_counter()
+        self.vllm = VllmCaptioner(settings, threads, pictures=1)
+        print(f"start of {self.vllm.version}: {time.perf_counter() - started:.0f} s")
+        started = time.perf_counter()
+        self.transformers = TransformersCaptioner(settings, threads)
+        print(f"start of {self.transformers.version}: {time.perf_counter() - started:.0f} s")
+        processor = self.transformers._processor
+        turn = messages([{"type": "image"}], PROMPT)
+        self.rendered = processor.apply_chat_template(turn, add_generation_prompt=True)
+        captioners.start = lambda *_: self.vllm
+        torch.set_num_threads(threads)
+
+    def one_at_a_time_transformers(self) -> list[str]:
+        return [
+            answer.text
+            for picture in self.pictures[:ALONE]
+            for _, answer in self.transformers.answer([Request(0, [picture], PROMPT)])
+        ]
+
+    def one_at_a_time_vllm(self) -> list[str]:
+        return [text for picture in self.pictures[:ALONE] for text in self._generate([picture])]
+
+    def bare(self) -> list[str]:
+        return self._generate(self.pictures)
+
+    def stage(self) -> list[str]:
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            output = f"{folder}/captions.parquet"
+            job = captions.Job(self.settings, output, f"{folder}/store", self.threads)
+            captions.caption_images(self.index, None, PROMPT, job)
+            return tables.read(output, tables.CAPTIONS, ["caption"])[0]["caption"].to_pylist()
+
+    def _generate(self, pictures: list[Image.Image]) -> list[str]:
+        prompts: list[Any] = [
+            {"prompt": self.rendered, "multi_modal_data": {"image": picture}}
+            for picture in pictures
+        ]
+        outputs = self.vllm._llm.generate(prompts, self.vllm._sampling, use_tqdm=False)
+        return [output.outputs[0].text for output in outputs]
+
+
+def compare(ways: Ways, rounds: int) -> None:
+    """Alternate the ways, check that they agree, and print medians and ratios."""
+    named: dict[str, Way] = {
+        "one at a time, transformers": ways.one_at_a_time_transformers,
+        "one at a time, vLLM": ways.one_at_a_time_vllm,
+        "bare LLM.generate": ways.bare,
+        "the stage": ways.stage,
+    }
+    rates: dict[str, list[float]] = {name: [] for name in named}
+    seconds: dict[str, list[float]] = {name: [] for name in named}  # of this process's CPU
+    ways.bare()  # warm-up
+    for number in range(rounds):
+        texts = {}
+        for name, way in named.items():
+            started, used = time.perf_counter(), time.process_time()
+            texts[name] = [" ".join(text.split()) for text in way()]
+            seconds[name].append(time.process_time() - used)
+            rates[name].append(len(texts[name]) / (time.perf_counter() - started))
+        agree = np.mean(
+            [a == b for a, b in zip(texts["the stage"], texts["bare LLM.generate"], strict=True)]
+        )
+        line = ", ".join(f"{name} {values[-1]:.1f}/s" for name, values in rates.items())
+        print(f"round {number + 1}: {line}; {agree:.0%} equal captions", flush=True)
+    for name, values in rates.items():
+        print(f"{name}: {statistics.median(values):.1f} captions/s ({_spread(values)})")
+    for name in list(named)[:3]:
+        ratios = [a / b for a, b in zip(rates["the stage"], rates[name], strict=True)]
+        print(f"the stage / {name}: {statistics.median(ratios):.2f} ({_spread(ratios, 2)})")
+    pairs = zip(seconds["the stage"], seconds["bare LLM.generate"], strict=True)
+    ratios = [a / b for a, b in pairs]
+    print(
+        "CPU time of the engine's process, the stage / bare LLM.generate: "
+        f"{statistics.median(ratios):.2f} ({_spread(ratios, 2)})"
+    )
+
+
+def _spread(values: list[float], digits: int = 1) -> str:
+    return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+
+
+def measure_memory(n: int, threads: int) -> None:
+    """Run the stage about n images; print the largest resident memory of its processes."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("latteclip").setLevel(logging.INFO)
+    with tempfile.TemporaryDirectory() as folder:
+        index = make_images(Path(folder), n)
+        job = captions.Job(
+            settings_for(None), f"{folder}/captions.parquet", f"{folder}/store", threads
+        )
+        captions.caption_images(index, None, PROMPT, job)
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{n} images: {own:.0f} MiB, the engine included", flush=True)
+
+
+def main() -> None:
+    """Print the rates, or the memory."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--model")
+    parser.add_argument("--memory", type=int, nargs="+", metavar="N")
+    args = parser.parse_args()
+    if args.memory:
+        for n in args.memory:
+            process = multiprocessing.get_context("spawn").Process(
+                target=measure_memory, args=(n, args.threads)
+            )
+            process.start()
+            process.join()
+        return
+    settings = settings_for(args.model)
+    device = "GPU" if torch.cuda.is_available() else f"no GPU, {args.threads} thread(s)"
+    print(f"{settings.model}, {args.images} images, {device}")
+    with tempfile.TemporaryDirectory() as name:
+        index = make_images(Path(name), args.images)
+        compare(Ways(index, Path(name), settings, args.threads), args.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""A small server that speaks OpenAI's chat completions on 127.0.0.1, and fails as it is told to."""
+
+import base64
+import io
+import json
+import threading
+import time
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+from PIL import Image
+
+MODEL = "tiny"
+
+
+def describe(picture):
+    """A text that tells pictures apart."""
+    return " ".join(str(round(value)) for value in np.asarray(picture).mean(axis=(0, 1)))
+
+
+class ChatServer:
+    """What it was asked, and how it replies.
+
+    `fail(number, body)` may return (status, headers) for the request of that number, counted from
+    0, in place of an answer; `pause` seconds pass before each answer.
+    """
+
+    def __init__(self):
+        self.requests, self.active, self.most_active = [], 0, 0
+        self.fail = lambda number, body: None
+        self.pause = 0.0
+        self.answered = 0
+        self._lock = threading.Lock()
+
+    def reply(self, body, headers):
+        with self._lock:
+            number = len(self.requests)
+            self.requests.append({"body": body, "headers": headers, "time": time.monotonic()})
+            self.active += 1
+            self.most_active = max(self.active, self.most_active)
+        try:
+            time.sleep(self.pause)
+            failure = self.fail(number, body)
+            if failure is not None:
+                return failure[0], failure[1], {"error": {"message": "told to fail"}}
+            return 200, {}, self.completion(body)
+        finally:
+            with self._lock:
+                self.active -= 1
+                self.answered += 1
+
+    def completion(self, body):
+        *pictures, text = body["messages"][0]["content"]
+        seen = [describe(decoded(part["image_url"]["url"])) for part in pictures]
+        words = f"{text['text']} {'/'.join(seen)}".split()
+        cut = words[: body["max_tokens"]]
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": " ".join(cut)},
+            "finish_reason": "stop" if cut == words else "length",
+        }
+        usage = {"prompt_tokens": 1, "completion_tokens": len(cut), "total_tokens": 1 + len(cut)}
+        return {
+            **{"id": "x", "object": "chat.completion", "created": 0, "model": body["model"]},
+            **{"choices": [choice], "usage": usage},
+        }
+
+
+def decoded(url):
+    return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+
+
+def handler(server):
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            models = [{"id": MODEL, "object": "model", "created": 0, "owned_by": "tests"}]
+            self._send(200, {}, {"object": "list", "data": models})
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self._send(
+                *server.reply(body, {name.lower(): value for name, value in self.headers.items()})
+            )
+
+        def _send(self, status, headers, content):
+            data = json.dumps(content).encode()
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": len(data)}.items():
+                self.send_header(name, str(value))
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            with suppress(BrokenPipeError, ConnectionResetError):  # who asked may be gone
+                self.wfile.write(data)
+
+        def log_message(self, *args):
+            pass
+
+    return Handler
+
+
+@contextmanager
+def serving():
+    """A running server; its address is `url`."""
+    server = ChatServer()
+    http = ThreadingHTTPServer(("127.0.0.1", 0), handler(server))
+    http.daemon_threads = True
+    server.url = f"http://127.0.0.1:{http.server_port}/v1"
+    thread = threading.Thread(target=http.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        http.shutdown()
+        thread.join()
+        http.server_close()
