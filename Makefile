@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed-$(KIND)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install demo test bench lint format demo-models clean
+.PHONY: install demo test bench docs lint format demo-models clean
 
 install: $(INSTALLED)
 
@@ -43,6 +43,11 @@ bench: install
 	python benchmarks/index.py
 	python benchmarks/captions.py
 	python benchmarks/captions.py --memory 2000 20000
+	python benchmarks/predict.py
+
+# The tables of keys in config/README.md, from the schema and the defaults.
+docs: install
+	python -m latteclip.config_reference
 
 lint: install
 	ruff check .

@@ -1,4 +1,4 @@
-"""`latteclip <command>`: one command a workflow rule, of the same name.
+"""`latteclip <command>`: one command a workflow rule, of the same name; people's are in `commands`.
 
 A command parses, calls one function with paths and settings, and logs to stderr and to a file.
 """
@@ -13,13 +13,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from latteclip import commands
+from latteclip.colours import Formatter
 from latteclip.errors import UserError
 from latteclip.settings import from_json
 
 if TYPE_CHECKING:
     from latteclip.captions import Job
 
-BAD_INPUT = 2
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 Command = Callable[[argparse.Namespace], None]
 
 
@@ -44,13 +46,6 @@ def index_images(args: argparse.Namespace) -> None:
 
     settings = from_json(splits.SplitSettings, args.settings)
     splits.index_images(args.folder, settings, args.output, args.corrupt, threads=args.threads)
-
-
-def datasets(args: argparse.Namespace) -> None:
-    """List the datasets, or verify what is on disk: datasets check [KEY ...]."""
-    from latteclip import datasets as listing
-
-    print(listing.command(args.check))
 
 
 def pseudo_label_images(args: argparse.Namespace) -> None:
@@ -307,58 +302,130 @@ COMMANDS: dict[Command, list[str]] = {
         "threads",
     ],
     summarize: ["metrics...", "baseline", "csv", "markdown"],
-    datasets: ["check*"],
 }
 
 
+DESCRIPTION = "Adapt CLIP to unlabelled images (LatteCLIP, arXiv 2410.08211)."
+EPILOG = """\
+the workflow is run by snakemake, in the folder of the Snakefile:
+  snakemake -j4 --config dataset=demo           all stages, to the table of results
+  snakemake -n --config dataset=demo            what would run, and why
+  snakemake -j4 results/demo/images.parquet     one stage: name a file that it writes
+
+stages, which its rules call (each has --help):
+{stages}
+
+exit status:
+  0    done
+  1    failed: a bug or the machine; of doctor: something is to be mended
+  2    bad usage or bad input: one sentence says what, where and what to do
+  3    predict: done, but some images could not be decoded
+  130  interrupted
+"""
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help with a line for each command, and no line for the choice of them as such."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
+
+    def _format_action(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse._SubParsersAction):
+            return "".join(map(self._format_action, action._get_subactions()))
+        return super()._format_action(action)
+
+
 def parser() -> argparse.ArgumentParser:
-    """The command line; "?" ends an optional name, "..." and "*" positional ones, "*" optional."""
+    """The command line: people's commands, then those of the workflow's rules.
+
+    Of the latter, "?" ends an optional name and "..." a positional one.
+    """
     top = argparse.ArgumentParser(
         prog="latteclip",
-        description="Stages of the LatteCLIP workflow. Snakemake runs them in order: "
-        "snakemake -j4 --config dataset=demo",
+        description=DESCRIPTION,
+        epilog=EPILOG.format(stages=_stages()),
+        formatter_class=Help,
     )
-    top.add_argument("--version", action="version", version=version("latteclip"))
-    commands = top.add_subparsers(required=True, metavar="command")
+    top.add_argument("--version", action="version", version=f"latteclip {version('latteclip')}")
+    _add_debug(top, default=False)
+    subs = top.add_subparsers(required=True, title="commands", metavar="command")
+    for person_command, add_arguments in commands.COMMANDS.items():
+        about = person_command.__doc__
+        sub = subs.add_parser(_name(person_command), help=about, description=about)
+        add_arguments(sub)
+        sub.set_defaults(command=person_command, parser=parser)
+        _add_debug(sub)
     for command, options in COMMANDS.items():
-        name = command.__name__.replace("_", "-")
-        sub = commands.add_parser(name, help=command.__doc__, description=command.__doc__)
+        sub = subs.add_parser(_name(command), description=command.__doc__)  # not in the list
         sub.set_defaults(command=command)
         for option in options:
             if option.endswith("..."):
                 sub.add_argument(option.removesuffix("..."), nargs="+")
-            elif option.endswith("*"):
-                sub.add_argument(option.removesuffix("*"), nargs="*")
             else:
                 known = OPTIONS.get(option, {"required": not option.endswith("?")})
                 sub.add_argument(f"--{option.removesuffix('?')}", **known)  # type: ignore[arg-type]
         sub.add_argument("--log", help="file that gets the log as well")
+        _add_debug(sub)
     return top
 
 
+def _name(command: Callable[..., object]) -> str:
+    return command.__name__.replace("_", "-")
+
+
+def _stages() -> str:
+    """A line each for the epilog."""
+    width = max(len(_name(command)) for command in COMMANDS)
+    return "\n".join(f"  {_name(command):{width}}  {command.__doc__}" for command in COMMANDS)
+
+
+def _add_debug(sub: argparse.ArgumentParser, default: object = argparse.SUPPRESS) -> None:
+    """The option before or after the command: what is not given must not undo what is."""
+    sub.add_argument(
+        "--debug", action="store_true", default=default, help="show where an error came from"
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; exit status 0, or 2 after one sentence about bad input."""
+    """Run one command; the exit status is one of those in EPILOG."""
     args = parser().parse_args(arguments)
-    is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
-    if args.log:
-        Path(args.log).parent.mkdir(parents=True, exist_ok=True)
-        if is_first:
-            Path(args.log).write_text("")
-        # To append: vLLM closes all handlers when it starts, and only such a one opens again.
-        handlers.append(logging.FileHandler(args.log, encoding="utf-8"))
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers, force=True)
-    log = logging.getLogger("latteclip")
-    log.setLevel(logging.INFO if is_first else logging.WARNING)
+    log = _logger(getattr(args, "log", None), debug=args.debug)
     try:
-        args.command(args)
+        return args.command(args) or 0
     except UserError as error:
-        log.error("error: %s", error)
+        log.error("error: %s", error, exc_info=args.debug)
         return BAD_INPUT
     except BrokenPipeError:  # of `latteclip datasets | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception:
-        log.exception("%s failed.", args.command.__name__)
-        return 1
-    return 0
+        return FAILED
+    except KeyboardInterrupt:
+        log.error("interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        log.exception(
+            "error: %s failed (%s: %s); --debug shows where.",
+            _name(args.command),
+            type(error).__name__,
+            error,
+        )
+        return FAILED
+
+
+def _logger(file: str | None, *, debug: bool) -> logging.Logger:
+    """The package's logger, to stderr and a file; the file has the tracebacks of bugs."""
+    is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setFormatter(Formatter(sys.stderr, tracebacks=debug))
+    handlers: list[logging.Handler] = [terminal]
+    if file:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        if is_first:
+            Path(file).write_text("")
+        # To append: vLLM closes all handlers when it starts, and only such a one opens again.
+        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        handlers[-1].setFormatter(Formatter(None, tracebacks=True))
+    logging.basicConfig(level=logging.WARNING, handlers=handlers, force=True)
+    log = logging.getLogger("latteclip")
+    log.setLevel(logging.INFO if is_first else logging.WARNING)
+    return log

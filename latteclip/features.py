@@ -3,7 +3,7 @@
 Letters: N images, C classes, D embedding width, K best classes kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -21,17 +21,22 @@ def best_classes(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tens
     return ordered.indices[:, :k], ordered.values[:, :k]
 
 
-@torch.no_grad()
 def encode_files(
     clip: clips.Clip, paths: Sequence[str], batch_size: int, threads: int
 ) -> torch.Tensor:
     """Features [N, D] of image files under the evaluation transform, on the CPU."""
     files = images.ImageFiles(paths, clip.preprocess)
-    progress = Progress(len(paths), "images")
-    features = []
+    return torch.cat([features for _, features in encoded(clip, files, batch_size, threads)])
+
+
+@torch.no_grad()
+def encoded(
+    clip: clips.Clip, files: images.ImageFiles, batch_size: int, threads: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The indices [B] that the files give, and features [B, D], batch by batch, on the CPU."""
+    progress = Progress(len(files), "images")
     for indices, batch in images.batches(
-        files, images.in_order(len(paths), batch_size), clip.device, threads
+        files, images.in_order(len(files), batch_size), clip.device, threads
     ):
-        features.append(clips.encode_images(clip, batch).cpu())
+        yield indices, clips.encode_images(clip, batch).cpu()
         progress.add(len(indices))
-    return torch.cat(features)

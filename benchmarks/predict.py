@@ -1,0 +1,135 @@
+"""Time `latteclip predict` beside the evaluation stage, on the same images and the same model.
+
+The two alternate, so that a busy machine slows both; each time is that of the whole function, from
+reading the model to writing the results. The predictions are compared.
+
+    python benchmarks/predict.py [--pairs 5] [--images 96] [--threads 2]
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from latteclip import clip as clips
+from latteclip import devices, tables
+from latteclip.evaluate import EvaluateSettings, evaluate
+from latteclip.metrics import Run
+from latteclip.predict import predict
+
+HISTORY = pa.schema([("step", pa.int32())])  # of which evaluate reads the metadata alone
+CLASSES, SIZE, BATCH, TOPK = 47, (500, 375), 32, 5
+
+
+def make_model(root: Path, device: torch.device) -> list[str]:
+    """A ViT-B-32 with random weights as a tuned model; its class names."""
+    torch.manual_seed(0)
+    name = "ViT-B-32"
+    model, augment, preprocess = open_clip.create_model_and_transforms(name, device=device)
+    config = open_clip.get_model_config(name)
+    tokenizer = open_clip.get_tokenizer(name)
+    clip = clips.Clip(model, tokenizer, augment, preprocess, config, device)
+    classnames = [f"class {number}" for number in range(CLASSES)]
+    classifier = F.normalize(torch.randn(CLASSES, config["embed_dim"]), dim=1)
+    clips.save(clip, classifier, classnames, "a photo of a {}.", root / "model")
+    tables.write(root / "history.parquet", {"step": [1]}, HISTORY)
+    return classnames
+
+
+def make_images(root: Path, n: int, classnames: list[str]) -> list[str]:
+    """JPEGs of smooth noise, which compress like photographs, and their index."""
+    rng = np.random.default_rng(0)
+    (root / "images").mkdir()
+    paths = [str(root / "images" / f"{number:05d}.jpg") for number in range(n)]
+    for path in paths:
+        coarse = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC).save(path, quality=90)
+    columns = {
+        "image_id": paths,
+        "path": paths,
+        "split": ["test"] * n,
+        "label": [0] * n,
+        "classname": [classnames[0]] * n,
+        "width": [SIZE[0]] * n,
+        "height": [SIZE[1]] * n,
+    }
+    tables.write(root / "images.parquet", columns, tables.IMAGES, {"classnames": classnames})
+    return paths
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long it takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Print both rates, and the median and spread of their ratio over pairs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--images", type=int, default=96)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    device = devices.pick("auto", args.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        classnames = make_model(root, device)
+        paths = make_images(root, args.images, classnames)
+
+        def stage() -> None:
+            evaluate(
+                str(root / "images.parquet"),
+                str(root / "model"),
+                str(root / "history.parquet"),
+                EvaluateSettings(BATCH, TOPK),
+                Run("benchmark", "random", 0),
+                str(root / "predictions.parquet"),
+                str(root / "metrics.json"),
+                device=device.type,
+                threads=args.threads,
+            )
+
+        def command() -> None:
+            predict(
+                str(root / "model"),
+                paths,
+                str(root / "out.jsonl"),
+                topk=TOPK,
+                batch_size=BATCH,
+                precision="bf16",
+                device=device.type,
+                threads=args.threads,
+            )
+
+        stage()  # warm-up
+        times = []
+        for pair in range(args.pairs):
+            times.append((seconds(stage), seconds(command)))
+            print(f"pair {pair + 1}: evaluate {times[-1][0]:.2f} s, predict {times[-1][1]:.2f} s")
+        lines = (root / "out.jsonl").read_text("utf-8").splitlines()
+        found = [json.loads(line)["topk_labels"] for line in lines]
+        wanted = tables.read(root / "predictions.parquet", tables.PREDICTIONS)[0]["topk_labels"]
+        if found != wanted.to_pylist():
+            raise SystemExit("The predictions differ.")
+    rates = [args.images / statistics.median(column) for column in zip(*times, strict=True)]
+    ratios = sorted(of_stage / of_command for of_stage, of_command in times)
+    print(
+        f"{device.type}, {args.images} images: evaluate {rates[0]:.1f} images/s, predict "
+        f"{rates[1]:.1f} images/s; ratio of pairs {statistics.median(ratios):.3f} "
+        f"({ratios[0]:.3f} to {ratios[-1]:.3f})"
+    )
+
+
+if __name__ == "__main__":
+    main()
