@@ -67,11 +67,21 @@ def make_images(root: Path, n: int, classnames: list[str]) -> list[str]:
     return paths
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """How long it takes."""
-    started = time.perf_counter()
+def seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """How long it takes by the clock, and in CPU time of this process, which others do not slow."""
+    clock, used = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - started
+    return time.perf_counter() - clock, time.process_time() - used
+
+
+def summary(what: str, images: int, times: list[tuple[float, float]]) -> str:
+    """Rates of both, and the median and spread of their ratio over pairs."""
+    rates = [images / statistics.median(column) for column in zip(*times, strict=True)]
+    ratios = sorted(of_stage / of_command for of_stage, of_command in times)
+    return (
+        f"{what}: evaluate {rates[0]:.1f} images/s, predict {rates[1]:.1f} images/s; "
+        f"ratio of pairs {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
+    )
 
 
 def main() -> None:
@@ -116,19 +126,17 @@ def main() -> None:
         times = []
         for pair in range(args.pairs):
             times.append((seconds(stage), seconds(command)))
-            print(f"pair {pair + 1}: evaluate {times[-1][0]:.2f} s, predict {times[-1][1]:.2f} s")
+            (clock, _), (other, _) = times[-1]
+            print(f"pair {pair + 1}: evaluate {clock:.2f} s, predict {other:.2f} s", flush=True)
         lines = (root / "out.jsonl").read_text("utf-8").splitlines()
         found = [json.loads(line)["topk_labels"] for line in lines]
         wanted = tables.read(root / "predictions.parquet", tables.PREDICTIONS)[0]["topk_labels"]
         if found != wanted.to_pylist():
             raise SystemExit("The predictions differ.")
-    rates = [args.images / statistics.median(column) for column in zip(*times, strict=True)]
-    ratios = sorted(of_stage / of_command for of_stage, of_command in times)
-    print(
-        f"{device.type}, {args.images} images: evaluate {rates[0]:.1f} images/s, predict "
-        f"{rates[1]:.1f} images/s; ratio of pairs {statistics.median(ratios):.3f} "
-        f"({ratios[0]:.3f} to {ratios[-1]:.3f})"
-    )
+    print(f"{device.type}, {args.images} images, {args.threads} threads")
+    for what, place in (("clock", 0), ("CPU time", 1)):
+        columns = [(of_stage[place], of_command[place]) for of_stage, of_command in times]
+        print(summary(what, args.images, columns))
 
 
 if __name__ == "__main__":

@@ -244,8 +244,9 @@ def slurm() -> Iterator[Finding]:
         yield Finding("ok", f"partition {name}: {state}, at most {limit}, devices {devices}")
 
 
-def _run(command: Sequence[str], timeout: float = TOOL_TIMEOUT) -> subprocess.CompletedProcess[str]:
+def _run(command: Sequence[str], timeout: float | None = None) -> subprocess.CompletedProcess[str]:
     """A finished process; one that takes too long has the exit status of `timeout`."""
+    timeout = timeout or TOOL_TIMEOUT
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired:

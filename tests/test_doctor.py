@@ -213,7 +213,7 @@ def test_a_cluster_that_does_not_answer_is_a_warning(tools, monkeypatch):
     tools("sbatch", "echo slurm 24.05.1")
     tools("sinfo", "exec sleep 30")
     monkeypatch.setenv("PATH", os.environ["PATH"] + os.pathsep + os.defpath)
-    monkeypatch.setattr(doctor._run, "__defaults__", (0.5,))
+    monkeypatch.setattr(doctor, "TOOL_TIMEOUT", 0.5)
     assert found(doctor.slurm) == [
         ("warning", "slurm 24.05.1, but sinfo fails: no answer in 0.5 s")
     ]
