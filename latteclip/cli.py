@@ -109,13 +109,6 @@ def summarize_captions(args: argparse.Namespace) -> None:
     caption_summary.summarize_captions(args.captions, args.images, args.output)
 
 
-def captions(args: argparse.Namespace) -> None:
-    """Look at captions: captions show FILE --n 5 [--pictures FOLDER]."""
-    from latteclip import caption_listing
-
-    print(caption_listing.command(args.show, args.n, args.pictures))
-
-
 def label_by_captions(args: argparse.Namespace) -> None:
     """Label training images by their captions and CLIP together."""
     from latteclip import caption_labels
@@ -221,7 +214,6 @@ OPTIONS = {
     "baseline": {"default": "zero_shot", "help": "the method that gains are over"},
     "shard": {"default": "1/1", "help": "which part of how many"},
     "store": {"help": "folder of the answers that outlive this run"},
-    "n": {"type": int, "default": 5, "help": "how many"},
 }
 CAPTIONING = ["captioner", "store", "shard", "output", "threads"]
 COMMANDS: dict[Command, list[str]] = {
@@ -240,7 +232,6 @@ COMMANDS: dict[Command, list[str]] = {
     caption_groups: ["images", "pseudo-labels", "prompt", "groups", *CAPTIONING],
     gather_captions: ["shards...", "images", "output"],
     summarize_captions: ["captions...", "images", "output"],
-    captions: ["show...", "n", "pictures?"],
     label_by_captions: [
         "images",
         "pseudo-labels",

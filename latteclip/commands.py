@@ -29,6 +29,21 @@ def add_datasets(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("check", nargs="*", help="check: verify those that are named, or all on disk")
 
 
+def captions(args: argparse.Namespace) -> None:
+    """Show a few captions with class and prompt."""
+    from latteclip import caption_listing
+
+    print(caption_listing.command(args.show, args.n, args.pictures))
+
+
+def add_captions(sub: argparse.ArgumentParser) -> None:
+    """Arguments of captions."""
+    sub.usage = "latteclip captions show FILE [--n N] [--pictures FOLDER]"
+    sub.add_argument("show", nargs="*", help="show, and a table: results/<dataset>/captions/*.parquet")
+    sub.add_argument("--n", type=int, default=5, help="how many (default: 5)")
+    sub.add_argument("--pictures", metavar="FOLDER", help="make their pictures again there")
+
+
 def predict(args: argparse.Namespace) -> int:
     """Classify images with a tuned model."""
     from latteclip import predict as prediction
@@ -184,7 +199,7 @@ def _add_model(sub: argparse.ArgumentParser) -> None:
 
 def _file_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     """The arguments that are paths, of all commands that the help shows."""
-    names = {"model", "paths", "output", "destination", "configfile"}
+    names = {"model", "paths", "output", "destination", "configfile", "show", "pictures"}
     found = []
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -197,6 +212,7 @@ def _file_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
 # In the order of the help.
 COMMANDS: dict[Callable[[argparse.Namespace], Any], Callable[[argparse.ArgumentParser], None]] = {
     datasets: add_datasets,
+    captions: add_captions,
     predict: add_predict,
     export: add_export,
     status: add_status,
