@@ -18,6 +18,7 @@ include: "workflow/rules/captions.smk"
 include: "workflow/rules/caption_labels.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/reports.smk"
 
 
 rule all:
@@ -31,3 +32,5 @@ rule all:
             for dataset in settings.datasets
             if settings.caption_kinds(dataset)
         ],
+        expand(rules.report_dataset.output, dataset=settings.datasets),
+        rules.index_results.output,

@@ -206,6 +206,29 @@ def summarize(args: argparse.Namespace) -> None:
     report.summarize(args.metrics, args.baseline, args.csv, args.markdown)
 
 
+def report_dataset(args: argparse.Namespace) -> None:
+    """Write the page of a dataset: accuracies, changes, pictures, provenance."""
+    from latteclip.html import dataset_report, runs
+
+    dataset_report.report_dataset(
+        dataset_report.ReportFiles(
+            args.images, args.pseudo_labels, args.image_captions, args.group_captions
+        ),
+        runs.run_files(args.runs),
+        from_json(dataset_report.ReportSettings, args.settings),
+        args.output,
+        threads=args.threads,
+    )
+
+
+def index_results(args: argparse.Namespace) -> None:
+    """Write the page that compares all datasets and methods."""
+    from latteclip.html import results_index
+
+    settings = from_json(results_index.IndexSettings, args.settings)
+    results_index.index_results(args.metrics, settings, args.output)
+
+
 # Options that several commands share; everything else is a required string.
 OPTIONS = {
     "threads": {"type": int, "default": os.cpu_count(), "help": "CPU threads"},
@@ -293,6 +316,17 @@ COMMANDS: dict[Command, list[str]] = {
         "threads",
     ],
     summarize: ["metrics...", "baseline", "csv", "markdown"],
+    report_dataset: [
+        "images",
+        "pseudo-labels",
+        "image-captions?",
+        "group-captions?",
+        "runs",
+        "settings",
+        "output",
+        "threads",
+    ],
+    index_results: ["metrics...", "settings", "output"],
 }
 
 

@@ -1,0 +1,135 @@
+"""One page over all datasets and methods, with what the paper reports beside it."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from latteclip.files import write_text
+from latteclip.html import pages, published
+from latteclip.html.runs import read_metrics
+from latteclip.metrics import MARKS
+from latteclip.report import summary
+
+log = logging.getLogger(__name__)
+TEMPLATE = "index.html"
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """What the page compares with, and where the pages of the datasets are."""
+
+    baseline: str
+    reports: dict[str, str] = field(default_factory=dict)  # dataset: path beside the page
+    titles: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one dataset, in percent and points; None where not known."""
+
+    acc1: float | None
+    spread: float | None
+    seeds: int
+    gain: float | None
+    is_best: bool  # of the methods on the dataset that read no labels
+
+
+def index_results(metrics_paths: Sequence[str], settings: IndexSettings, output: str) -> None:
+    """Write the page that compares every run, one HTML file that needs no network."""
+    runs = [read_metrics(path) for path in metrics_paths]
+    table = summary(pd.DataFrame(runs), settings.baseline)
+    methods = list(dict.fromkeys(table["method"]))
+    datasets = list(dict.fromkeys(table["dataset"]))
+    cells = {dataset: _cells(table[table["dataset"] == dataset]) for dataset in datasets}
+    sizes = {
+        run["dataset"]: {"images": run["images"], "classes": len(run["per_class"]) or None}
+        for run in runs
+    }
+    marks = {
+        row["method"]: row["marks"].split() for row in table.to_dict("records") if row["marks"]
+    }
+    complete = [
+        dataset
+        for dataset in datasets
+        if all(m in cells[dataset] and cells[dataset][m].acc1 is not None for m in methods)
+    ]
+    page = pages.render(
+        TEMPLATE,
+        settings=settings,
+        datasets=datasets,
+        methods=methods,
+        cells=cells,
+        sizes=sizes,
+        marks=marks,
+        explained={mark: MARKS[mark] for mark in MARKS if any(mark in m for m in marks.values())},
+        complete=complete,
+        means=_means(cells, complete, methods),
+        paper=paper_rows(cells),
+        source=published.SOURCE,
+    )
+    write_text(output, page)
+    log.info("Wrote %s: %d datasets, %d methods.", output, len(datasets), len(methods))
+
+
+def _cells(table: pd.DataFrame) -> dict[str, Cell]:
+    rows = table.to_dict("records")
+    fair = [row["acc1_mean"] for row in rows if "supervised" not in row["marks"].split()]
+    best = max((value for value in fair if not pd.isna(value)), default=None)
+    return {
+        row["method"]: Cell(
+            _known(row["acc1_mean"]),
+            _known(row["acc1_std"]),
+            row["seeds"],
+            _known(row["acc1_gain"]),
+            row["acc1_mean"] == best and "supervised" not in row["marks"].split(),
+        )
+        for row in rows
+    }
+
+
+def _known(value: float) -> float | None:
+    return None if pd.isna(value) else float(value)
+
+
+def _means(
+    cells: dict[str, dict[str, Cell]], complete: Sequence[str], methods: Sequence[str]
+) -> dict[str, float]:
+    """Mean accuracy of each method over the datasets on which all of them were run."""
+    if len(complete) < 2:
+        return {}
+    return {
+        method: sum(cells[dataset][method].acc1 or 0 for dataset in complete) / len(complete)
+        for method in methods
+    }
+
+
+def paper_rows(cells: dict[str, dict[str, Cell]]) -> list[dict[str, Any]]:
+    """What the paper reports as a mean over its ten datasets, and the same of our runs.
+
+    Ours is over those of the ten on which both methods have an accuracy.
+    """
+    rows = []
+    for name, other, value in (
+        ("latteclip over zero_shot", "zero_shot", published.GAIN_OVER_ZERO_SHOT),
+        ("latteclip over the best other unsupervised method", None, published.GAIN_OVER_OTHERS),
+    ):
+        gains = []
+        for dataset in published.DATASETS:
+            own = cells.get(dataset, {})
+            ours, theirs = (own[m].acc1 if m in own else None for m in ("latteclip", other))
+            if ours is not None and theirs is not None:
+                gains.append(ours - theirs)
+        rows.append(
+            {
+                "name": name,
+                "published": value,
+                "ours": sum(gains) / len(gains) if gains else None,
+                "datasets": len(gains),
+                "of": len(published.DATASETS),
+                "comparable": other is not None,
+            }
+        )
+    return rows
