@@ -1,13 +1,14 @@
 """Line and bar charts as SVG that takes its colours and fonts from the page.
 
-Matplotlib draws; colours are written as placeholders and replaced by CSS variables, so that one drawing
-serves light and dark. Texts stay texts. Letters: S seeds, T points, B bins.
+Matplotlib draws; colours are written as placeholders and replaced by CSS variables, so that one
+drawing serves light and dark. Texts stay texts. Letters: S seeds, T points, B bins.
 """
 
 import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -23,7 +24,7 @@ SERIES = [(f"#5e71{i:02x}", f"var(--series-{i})") for i in range(1, 7)]
 DASHES = ["solid", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1)), (0, (8, 2))]
 INK, MUTED, LINE = "#5e71f1", "#5e71f2", "#5e71f3"
 VARIABLES = dict(SERIES) | {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)"}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 10.5,
     "text.color": INK,
@@ -151,5 +152,7 @@ def _svg(figure: Figure, title: str, description: str) -> Markup:
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = text.replace("<svg", f'<svg class="chart" role="img" aria-label="{escape(description)}"', 1)
-    return Markup(text)  # noqa: S704 (matplotlib escapes what it writes)
+    text = text.replace(
+        "<svg", f'<svg class="chart" role="img" aria-label="{escape(description)}"', 1
+    )
+    return Markup(text)  # matplotlib escapes what it writes

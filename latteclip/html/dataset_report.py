@@ -82,9 +82,7 @@ def report_dataset(
         for path in (files.image_captions, files.group_captions)
     )
     chosen = gallery.choose(train)
-    tuned = _tuned_labels(
-        run_files, [train.paths[i] for i in chosen], classnames, threads
-    )
+    tuned = _tuned_labels(run_files, [train.paths[i] for i in chosen], classnames, threads)
     page = pages.render(
         TEMPLATE,
         dataset=settings.dataset,
@@ -176,9 +174,7 @@ class Variant:
     difference: float | None  # to the method that it is like
 
 
-def variants(
-    rows: Sequence[figures.Row], methods: dict[str, dict[str, Any]]
-) -> list[Variant]:
+def variants(rows: Sequence[figures.Row], methods: dict[str, dict[str, Any]]) -> list[Variant]:
     """The ablations among the rows: methods that are `like` another one that was run."""
     by_name = {row.method: row for row in rows}
     found = []
@@ -250,9 +246,7 @@ def _changes(
     return changes
 
 
-def training_charts(
-    run_files: Sequence[runs.RunFiles], shown: str | None
-) -> list[charts.Chart]:
+def training_charts(run_files: Sequence[runs.RunFiles], shown: str | None) -> list[charts.Chart]:
     """Curves of the trained methods, the shown one first, and the parts of the shown one."""
     names = list(dict.fromkeys(run.method for run in run_files if run.history))
     names.sort(key=lambda name: name != shown)
@@ -302,9 +296,7 @@ def training_charts(
             if (line := _line(name, parts, column, series))
         ]
         if lines:
-            found.append(
-                charts.line_chart(title, lines, x_label="epoch", note=note, legend=True)
-            )
+            found.append(charts.line_chart(title, lines, x_label="epoch", note=note, legend=True))
     return found
 
 
@@ -339,7 +331,7 @@ def pseudo_label_charts(train: runs.TrainingSplit, test: runs.TestSplit) -> dict
         )
     ]
     if found.kept is not None:
-        line = charts.Line("accuracy", np.arange(1.0, 101.0), [100 * found.kept], 0)
+        line = charts.Line("accuracy", np.linspace(1, 100, 100), [100 * found.kept], 0)
         drawn.append(
             charts.line_chart(
                 "Accuracy of the surest",
@@ -371,11 +363,7 @@ def _caption_statistics(
         if kind == "image":
             rows = [row_of[name] for name in captions.ids]
             pseudo = [classnames[train.pseudo_labels[row]] for row in rows]
-            true = (
-                None
-                if train.labels is None
-                else [classnames[train.labels[row]] for row in rows]
-            )
+            true = None if train.labels is None else [classnames[train.labels[row]] for row in rows]
         else:
             pseudo = [classnames[label or 0] for label in captions.pseudo_labels]
             true = None  # the members of a group may be of several classes

@@ -227,7 +227,13 @@ def moved(
 
 
 def spread_over(confidence: Floats, pseudo_labels: Ints, n: int) -> list[int]:
-    """n images from the surest pseudo-label to the least sure, of different classes if possible."""
+    """Some images from the surest pseudo-label to the least sure, of different classes if possible.
+
+    Args:
+        confidence: [N] of the pseudo-labels.
+        pseudo_labels: [N].
+        n: how many, at most N.
+    """
     order = np.argsort(-confidence, kind="stable")
     chosen: list[int] = []
     classes: set[int] = set()

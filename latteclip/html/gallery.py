@@ -14,8 +14,8 @@ from latteclip.html.pictures import Picture, picture
 from latteclip.html.runs import Ints, TestSplit, TrainingSplit
 from latteclip.images import open_rgb
 
-ITEMS, EXAMPLES = 12, 8
-# Sides in pixels and bytes before base64: at most 12 * (40 + 70) + 16 * 40 kB, 2.6 MB as text.
+ITEMS, EXAMPLES = 12, 6
+# Sides in pixels and bytes before base64: at most 12 * (40 + 70) + 12 * 40 kB, 2.4 MB as text.
 PICTURE, PICTURE_BYTES = 320, 40_000
 GRID, GRID_BYTES = 448, 70_000
 
@@ -36,10 +36,15 @@ class Captions:
 def read_captions(path: str) -> Captions:
     """A CAPTIONS table."""
     table, metadata = tables.read(path, tables.CAPTIONS)
-    columns = table.select(
-        ["id", "members", "caption", "finish_reason", "n_tokens", "pseudo_label"]
-    ).to_pydict()
-    return Captions(*columns.values(), metadata)
+    return Captions(
+        ids=table["id"].to_pylist(),
+        members=table["members"].to_pylist(),
+        texts=table["caption"].to_pylist(),
+        finish_reasons=table["finish_reason"].to_pylist(),
+        n_tokens=table["n_tokens"].to_pylist(),
+        pseudo_labels=table["pseudo_label"].to_pylist(),
+        metadata=metadata,
+    )
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ def items(
 
 
 def group_of(i: int, train: TrainingSplit, groups: Captions) -> int | None:
-    """A group of the pseudo-label of image i: one that holds it, or else the first; None if none."""
+    """A group of the pseudo-label of image i, one that holds it if possible; None without any."""
     own = [n for n, label in enumerate(groups.pseudo_labels) if label == train.pseudo_labels[i]]
     holding = [n for n in own if train.image_ids[i] in groups.members[n]]
     return next(iter(holding or own), None)

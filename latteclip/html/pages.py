@@ -28,6 +28,7 @@ def render(template: str, **values: Any) -> str:
     environment.filters |= {
         "number": number,
         "signed": signed,
+        "breakable": breakable,
         "duration": duration,
         "memory": memory,
     }
@@ -40,8 +41,8 @@ def render(template: str, **values: Any) -> str:
         f"script-src 'sha256-{digest}'"
     )
     return environment.get_template(template).render(
-        style=Markup(style),  # noqa: S704 (a file of this package)
-        script=Markup(script),  # noqa: S704
+        style=Markup(style),  # a file of this package
+        script=Markup(script),
         policy=policy,
         **values,
     )
@@ -60,6 +61,11 @@ def signed(value: float | None, digits: int = 1) -> str:
     return text.replace("-", "−") if float(text) else text.lstrip("+-")  # noqa: RUF001
 
 
+def breakable(name: str) -> Markup:
+    """A name that may be broken after each underscore."""
+    return Markup("_<wbr>").join(name.split("_"))
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as 41 s, 3 min 05 s or 2 h 07 min."""
     if seconds is None:
@@ -68,7 +74,11 @@ def duration(seconds: float | None) -> str:
     if whole < 60:
         return f"{whole} s"
     minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return (
+        f"{minutes} min {rest:02d} s"
+        if minutes < 60
+        else f"{minutes // 60} h {minutes % 60:02d} min"
+    )
 
 
 def memory(mebibytes: float | None) -> str:

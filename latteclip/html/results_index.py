@@ -107,29 +107,30 @@ def _means(
 
 
 def paper_rows(cells: dict[str, dict[str, Cell]]) -> list[dict[str, Any]]:
-    """What the paper reports as a mean over its ten datasets, and the same of our runs.
+    """What the paper reports as means over its ten datasets, and the same of our runs.
 
-    Ours is over those of the ten on which both methods have an accuracy.
+    Ours is over those of the ten on which both methods have an accuracy. With which other methods
+    the paper compares is not run here, so nothing of ours stands beside its second figure.
     """
-    rows = []
-    for name, other, value in (
-        ("latteclip over zero_shot", "zero_shot", published.GAIN_OVER_ZERO_SHOT),
-        ("latteclip over the best other unsupervised method", None, published.GAIN_OVER_OTHERS),
-    ):
-        gains = []
-        for dataset in published.DATASETS:
-            own = cells.get(dataset, {})
-            ours, theirs = (own[m].acc1 if m in own else None for m in ("latteclip", other))
-            if ours is not None and theirs is not None:
-                gains.append(ours - theirs)
-        rows.append(
-            {
-                "name": name,
-                "published": value,
-                "ours": sum(gains) / len(gains) if gains else None,
-                "datasets": len(gains),
-                "of": len(published.DATASETS),
-                "comparable": other is not None,
-            }
-        )
-    return rows
+    gains = []
+    for dataset in published.DATASETS:
+        pair = [cells.get(dataset, {}).get(method) for method in ("latteclip", "zero_shot")]
+        accuracies = [cell.acc1 for cell in pair if cell and cell.acc1 is not None]
+        if len(accuracies) == 2:
+            gains.append(accuracies[0] - accuracies[1])
+    return [
+        {
+            "name": "latteclip over zero_shot",
+            "published": published.GAIN_OVER_ZERO_SHOT,
+            "ours": sum(gains) / len(gains) if gains else None,
+            "datasets": len(gains),
+            "of": len(published.DATASETS),
+        },
+        {
+            "name": "latteclip over the best other unsupervised method",
+            "published": published.GAIN_OVER_OTHERS,
+            "ours": None,
+            "datasets": None,
+            "of": len(published.DATASETS),
+        },
+    ]

@@ -109,9 +109,7 @@ def read_splits(images: str, pseudo_labels: str) -> tuple[TrainingSplit, TestSpl
     Raises:
         UserError: the two tables are not of the same images.
     """
-    index, metadata = tables.read(
-        images, tables.IMAGES, ["image_id", "path", "split", "label"]
-    )
+    index, metadata = tables.read(images, tables.IMAGES, ["image_id", "path", "split", "label"])
     zero_shot, _ = tables.read(
         pseudo_labels, tables.PSEUDO_LABELS, ["image_id", "pseudo_label", "confidence"]
     )
@@ -152,9 +150,7 @@ def read_predictions(paths: Sequence[str], test: TestSplit) -> tuple[Ints, Float
     """
     predictions, margins = [], []
     for path in paths:
-        table, _ = tables.read(
-            path, tables.PREDICTIONS, ["image_id", "prediction", "topk_scores"]
-        )
+        table, _ = tables.read(path, tables.PREDICTIONS, ["image_id", "prediction", "topk_scores"])
         if table["image_id"].to_pylist() != test.image_ids:
             raise UserError(f"{path} is not of the test images of the index; rerun its stage.")
         predictions.append(table["prediction"].to_numpy())

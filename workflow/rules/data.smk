@@ -45,6 +45,8 @@ rule index_images:
         corrupt="results/{dataset}/corrupt.csv",
     log:
         "results/{dataset}/logs/index_images.log",
+    benchmark:
+        "results/{dataset}/benchmarks/index_images.jsonl"
     conda:
         "../../envs/latteclip.yaml"
     threads: threads_of("index_images")

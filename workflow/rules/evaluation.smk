@@ -12,6 +12,8 @@ rule evaluate:
         metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
     log:
         "results/{dataset}/{method}/seed{seed}/logs/evaluate.log",
+    benchmark:
+        "results/{dataset}/{method}/seed{seed}/benchmarks/evaluate.jsonl"
     wildcard_constraints:
         method=one_of(m for m in settings.config["methods"] if settings.is_trained(m)),
     conda:
@@ -39,6 +41,8 @@ rule evaluate_zero_shot:
         metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
     log:
         "results/{dataset}/{method}/seed{seed}/logs/evaluate_zero_shot.log",
+    benchmark:
+        "results/{dataset}/{method}/seed{seed}/benchmarks/evaluate_zero_shot.jsonl"
     wildcard_constraints:
         method=one_of(
             m

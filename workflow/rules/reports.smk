@@ -67,13 +67,18 @@ def captions_if_read(kind):
 def report_benchmarks(dataset):
     """Snakemake's benchmark files: no inputs, for one that is missing must rerun nothing."""
     folder = f"results/{dataset}"
-    rules_of_dataset = ["pseudo_label_images", "caption_images", "caption_groups"]
+    rules_of_dataset = [
+        "index_images",
+        "pseudo_label_images",
+        "caption_images",
+        "caption_groups",
+    ]
     files = [
         {"rule": rule, "run": "", "path": f"{folder}/benchmarks/{rule}.jsonl"}
         for rule in rules_of_dataset
     ]
     for method, seed in settings.runs(dataset):
-        for rule in ("finetune", "propagate_labels"):
+        for rule in ("finetune", "propagate_labels", "evaluate", "evaluate_zero_shot"):
             path = f"{folder}/{method}/seed{seed}/benchmarks/{rule}.jsonl"
             files.append({"rule": rule, "run": f"{method}, seed {seed}", "path": path})
     return files
