@@ -121,7 +121,25 @@ def test_every_job_leaves_a_log(finished):
         "evaluate.log",
         "evaluate_zero_shot.log",
         "summarize.log",
+        "report_dataset.log",
+        "index_results.log",
     }
+
+
+def test_a_run_ends_with_its_pages(finished):
+    page = (finished.root / RESULTS / "report.html").read_text()
+    metrics = json.loads((finished.root / RESULTS / "latteclip/seed0/metrics.json").read_text())
+    assert f"<strong>{100 * metrics['acc1']:.1f}&nbsp;%</strong>" in page
+    assert 'href="demo/report.html"' in (finished.root / "results" / "index.html").read_text()
+
+
+def test_snakemake_s_own_report_carries_the_pages(finished, tmp_path):
+    output = tmp_path / "report.html"
+    run = finished.snakemake("--report", output, "--config", "seeds=1")
+    assert run.returncode == 0, run.stdout
+    text = output.read_text()
+    for name in ("summary.csv", "report.html", "index.html", "Everything about demo"):
+        assert name in text
 
 
 def test_nothing_is_left_half_written(finished):
@@ -136,8 +154,9 @@ def test_a_second_run_has_nothing_to_do(finished):
 
 # --- reruns: what was edited, and the jobs that a dry run then wants -----------------------------
 
-TUNED = {"finetune": 2, "evaluate": 2, "summarize": 1}  # flyp and latteclip
-TUNED_ON_CAPTIONS = {"finetune": 1, "evaluate": 1, "summarize": 1}  # latteclip
+COLLECTED = {"summarize": 1, "report_dataset": 1, "index_results": 1}
+TUNED = {"finetune": 2, "evaluate": 2, **COLLECTED}  # flyp and latteclip
+TUNED_ON_CAPTIONS = {"finetune": 1, "evaluate": 1, **COLLECTED}  # latteclip
 NEW_CAPTIONS = {"summarize_captions": 1, **TUNED_ON_CAPTIONS}
 
 
@@ -224,13 +243,19 @@ EDITS = {
     ),
     "evaluate.py": (
         in_file("latteclip/evaluate.py"),
-        {"evaluate": 2, "evaluate_zero_shot": 1, "summarize": 1},
+        {"evaluate": 2, "evaluate_zero_shot": 1, **COLLECTED},
     ),
     "metrics.py": (
         in_file("latteclip/metrics.py"),
-        {"evaluate": 2, "evaluate_zero_shot": 1, "summarize": 1},
+        {"evaluate": 2, "evaluate_zero_shot": 1, **COLLECTED},
     ),
-    "report.py": (in_file("latteclip/report.py"), {"summarize": 1}),
+    "report.py": (in_file("latteclip/report.py"), COLLECTED),
+    "a module of the pages": (in_file("latteclip/html/figures.py"), {"report_dataset": 1}),
+    "a template of the pages": (
+        in_file("latteclip/html/templates/page.css"),
+        {"report_dataset": 1, "index_results": 1},
+    ),
+    "the dataset's licence": (in_demo("licence", value="none"), {"report_dataset": 1}),
     "cli.py": (in_file("latteclip/cli.py"), {}),
     "README.md": (in_file("README.md"), {}),
     "time of losses.py": (touched("latteclip/losses.py"), {}),
@@ -244,7 +269,7 @@ def edited(finished):
         path: (path.read_bytes(), path.stat())
         for name in ("latteclip", "config", "README.md")
         for path in [finished.root / name, *(finished.root / name).rglob("*")]
-        if path.is_file() and path.suffix in (".py", ".yaml", ".md")
+        if path.is_file() and path.suffix in (".py", ".yaml", ".md", ".css")
     }
     yield finished
     for path, (content, stat) in kept.items():
@@ -260,14 +285,14 @@ def test_an_edit_reruns_what_depends_on_it_and_nothing_else(edited, name):
 
 
 def test_an_added_seed_runs_alone(finished):
-    assert planned(finished, "seeds=2") == {"finetune": 2, "evaluate": 2, "summarize": 1}
+    assert planned(finished, "seeds=2") == TUNED
 
 
 def test_an_added_method_runs_alone(finished):
     assert planned(finished, "method=zero_shot,flyp,latteclip,latteclip_no_captions") == {
         "finetune": 1,
         "evaluate": 1,
-        "summarize": 1,
+        **COLLECTED,
     }
 
 
@@ -275,7 +300,7 @@ def test_a_deleted_result_is_made_again_though_the_table_stands(finished):
     metrics = finished.root / "results/demo/flyp/seed0/metrics.json"
     aside = metrics.rename(metrics.with_suffix(".aside"))
     try:
-        assert planned(finished) == {"evaluate": 1, "summarize": 1}
+        assert planned(finished) == {"evaluate": 1, **COLLECTED}
     finally:
         aside.rename(metrics)
 

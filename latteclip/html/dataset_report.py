@@ -327,7 +327,7 @@ def pseudo_label_charts(train: runs.TrainingSplit, test: runs.TestSplit) -> dict
             found.accuracy,
             x_label="confidence of the pseudo-label",
             note="Bars: share of the training images."
-            + ("" if correct is None else " Dashed: as sure as right."),
+            + ("" if correct is None else " Dotted: as right as sure."),
         )
     ]
     if found.kept is not None:
