@@ -18,6 +18,7 @@ include: "workflow/rules/captions.smk"
 include: "workflow/rules/caption_labels.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/common_reports.smk"
 include: "workflow/rules/reports.smk"
 
 

@@ -1,0 +1,141 @@
+# What the pages are made of: files, settings, and which method is shown in detail.
+import json
+
+
+def templates():
+    """The templates, style and script of the pages: an edit of them is one of the code."""
+    return sorted(map(str, Path("latteclip/html/templates").iterdir()))
+
+
+def shown_method(dataset):
+    """The method that a page shows in detail.
+
+    The first LatteCLIP that is like no other method; without one, the last that is not zero-shot.
+    """
+    asked = [m for m in settings.methods if settings.objective(m) != "zero_shot"]
+    whole = [
+        m
+        for m in asked
+        if settings.objective(m) == "latteclip"
+        and "like" not in settings.config["methods"][m]
+    ]
+    return (whole or asked[-1:] or [None])[0]
+
+
+def report_runs(dataset):
+    """What a page reads of each run: the metrics and history of all, and more of one method."""
+    shown = shown_method(dataset)
+    first = min(
+        (seed for method, seed in settings.runs(dataset) if method == shown),
+        default=None,
+    )
+    runs = []
+    for method, seed in settings.runs(dataset):
+        folder = f"results/{dataset}/{method}/seed{seed}"
+        run = {"method": method, "seed": seed, "metrics": f"{folder}/metrics.json"}
+        if settings.is_trained(method):
+            run["history"] = f"{folder}/history.parquet"
+        if method == shown:
+            run["predictions"] = f"{folder}/predictions.parquet"
+            if seed == first and settings.is_trained(method):
+                run["model"] = f"{folder}/model"
+        runs.append(run)
+    return runs
+
+
+def of_runs(kind):
+    """The files of one kind that a page reads of the runs."""
+    return lambda wildcards: [
+        run[kind] for run in report_runs(wildcards.dataset) if kind in run
+    ]
+
+
+def captions_if_read(kind):
+    """The captions of a kind, where any method of the run reads them."""
+
+    def path(wildcards):
+        if any(
+            settings.reads_captions(method, kind, wildcards.dataset)
+            for method in settings.methods
+        ):
+            return [f"results/{wildcards.dataset}/captions/{kind}s.parquet"]
+        return []
+
+    return path
+
+
+def report_benchmarks(dataset):
+    """Snakemake's benchmark files: no inputs, for one that is missing must rerun nothing."""
+    folder = f"results/{dataset}"
+    rules_of_dataset = [
+        "index_images",
+        "pseudo_label_images",
+        "caption_images",
+        "caption_groups",
+    ]
+    files = [
+        {"rule": rule, "run": "", "path": f"{folder}/benchmarks/{rule}.jsonl"}
+        for rule in rules_of_dataset
+    ]
+    for method, seed in settings.runs(dataset):
+        for rule in ("finetune", "propagate_labels", "evaluate", "evaluate_zero_shot"):
+            path = f"{folder}/{method}/seed{seed}/benchmarks/{rule}.jsonl"
+            files.append({"rule": rule, "run": f"{method}, seed {seed}", "path": path})
+    return files
+
+
+def report_config(dataset):
+    """The configuration as it stands for a dataset, for people to read."""
+    sections = (
+        *("clip", "inference", "captioner", "groups"),
+        *("compute", "processes", "threads"),
+    )
+    shared = {name: settings.section(name, dataset) for name in sections}
+    methods = {}
+    for method in settings.methods:
+        like = settings.config["methods"][method].get("like")
+        methods[method] = ({"like": like} if like else {}) | settings.method(
+            method, dataset
+        )
+    own = settings.dataset(dataset)
+    described = (
+        "title",
+        "licence",
+        "citation",
+        "source",
+        "split",
+        "template",
+        "prompts",
+    )
+    return {
+        "dataset": dataset,
+        "seeds": settings.seeds,
+        **{key: own[key] for key in described if key in own},
+        **shared,
+        "methods": methods,
+    }
+
+
+def report_settings(wildcards):
+    dataset = wildcards.dataset
+    return json.dumps(  # in the order in which people read it
+        {
+            "dataset": dataset,
+            "baseline": settings.table["baseline"],
+            "shown": shown_method(dataset),
+            "config": report_config(dataset),
+            "benchmarks": report_benchmarks(dataset),
+        },
+        ensure_ascii=False,
+    )
+
+
+def index_settings():
+    titles = {d: settings.dataset(d).get("title", "") for d in settings.datasets}
+    return as_json(
+        {
+            "baseline": settings.table["baseline"],
+            "reports": {d: f"{d}/report.html" for d in settings.datasets},
+            "titles": {d: title for d, title in titles.items() if title},
+        }
+    )
