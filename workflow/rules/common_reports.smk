@@ -67,20 +67,17 @@ def captions_if_read(kind):
 def report_benchmarks(dataset):
     """Snakemake's benchmark files: no inputs, for one that is missing must rerun nothing."""
     folder = f"results/{dataset}"
-    rules_of_dataset = [
-        "index_images",
-        "pseudo_label_images",
-        "caption_images",
-        "caption_groups",
-    ]
     files = [
-        {"rule": rule, "run": "", "path": f"{folder}/benchmarks/{rule}.jsonl"}
-        for rule in rules_of_dataset
+        {"rule": stage, "run": "", "path": f"{folder}/benchmarks/{stage}.jsonl"}
+        for stage in (
+            *("index_images", "pseudo_label_images"),
+            *("caption_images", "caption_groups"),
+        )
     ]
     for method, seed in settings.runs(dataset):
-        for rule in ("finetune", "propagate_labels", "evaluate", "evaluate_zero_shot"):
-            path = f"{folder}/{method}/seed{seed}/benchmarks/{rule}.jsonl"
-            files.append({"rule": rule, "run": f"{method}, seed {seed}", "path": path})
+        for stage in ("finetune", "propagate_labels", "evaluate", "evaluate_zero_shot"):
+            path = f"{folder}/{method}/seed{seed}/benchmarks/{stage}.jsonl"
+            files.append({"rule": stage, "run": f"{method}, seed {seed}", "path": path})
     return files
 
 
