@@ -39,7 +39,9 @@ def captions(args: argparse.Namespace) -> None:
 def add_captions(sub: argparse.ArgumentParser) -> None:
     """Arguments of captions."""
     sub.usage = "latteclip captions show FILE [--n N] [--pictures FOLDER]"
-    sub.add_argument("show", nargs="*", help="show, and a table: results/<dataset>/captions/*.parquet")
+    sub.add_argument(
+        "show", nargs="*", help="show, and a table: results/<dataset>/captions/*.parquet"
+    )
     sub.add_argument("--n", type=int, default=5, help="how many (default: 5)")
     sub.add_argument("--pictures", metavar="FOLDER", help="make their pictures again there")
 

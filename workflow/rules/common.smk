@@ -155,7 +155,9 @@ def caption_label_settings(wildcards):
     return as_json(
         {
             **settings.section("clip", wildcards.dataset),
-            "batch_size": settings.section("inference", wildcards.dataset)["batch_size"],
+            "batch_size": settings.section("inference", wildcards.dataset)[
+                "batch_size"
+            ],
         }
     )
 

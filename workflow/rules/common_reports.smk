@@ -51,13 +51,10 @@ def of_runs(kind):
 
 
 def captions_if_read(kind):
-    """The captions of a kind, where any method of the run reads them."""
+    """The captions of a kind, where any method of the run needs them."""
 
     def path(wildcards):
-        if any(
-            settings.reads_captions(method, kind, wildcards.dataset)
-            for method in settings.methods
-        ):
+        if kind in settings.caption_kinds(wildcards.dataset):
             return [f"results/{wildcards.dataset}/captions/{kind}s.parquet"]
         return []
 
@@ -71,7 +68,7 @@ def report_benchmarks(dataset):
         {"rule": stage, "run": "", "path": f"{folder}/benchmarks/{stage}.jsonl"}
         for stage in (
             *("index_images", "pseudo_label_images"),
-            *("caption_images", "caption_groups"),
+            *("caption_images", "caption_groups", "label_by_captions"),
         )
     ]
     for method, seed in settings.runs(dataset):
