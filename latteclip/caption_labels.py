@@ -136,9 +136,7 @@ def fuse(
     if group_evidence <= _needed(group_votes) / 2:
         rate = 0.0
     posterior = posterior + group_votes * torch.log1p(rate / ((1 - rate) * chances))
-    return Fusion(
-        posterior.log_softmax(dim=1), model, evidence, needed, rate, float(group_evidence)
-    )
+    return Fusion(posterior.log_softmax(dim=1), model, evidence, needed, rate, group_evidence)
 
 
 def fit(zero_shot: torch.Tensor, votes: torch.Tensor) -> tuple[VoteModel | None, float, float]:
