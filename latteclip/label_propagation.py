@@ -12,11 +12,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
 from latteclip import classifiers, devices, metrics, tables
+from latteclip.cached_features import read_features
 from latteclip.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -95,22 +95,6 @@ def propagate_labels(
         predictions_output,
         metrics_output,
     )
-
-
-def read_features(path: str, image_ids: pa.ChunkedArray) -> torch.Tensor:
-    """Features [N, D] of images in a PSEUDO_LABELS table, in the order of `image_ids`.
-
-    Raises:
-        UserError: the table lacks one of them.
-    """
-    table, _ = tables.read(path, tables.PSEUDO_LABELS, ["image_id", "image_features"])
-    rows = pc.index_in(image_ids, table["image_id"])
-    if rows.null_count:
-        raise UserError(
-            f"{path} lacks {rows.null_count} of {len(rows)} images; delete it and rerun its stage."
-        )
-    features = table["image_features"].take(rows).combine_chunks()
-    return torch.tensor(features.flatten().to_numpy()).reshape(len(features), -1)
 
 
 def nearest(

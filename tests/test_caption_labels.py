@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tiny import DEMO_CLIP, write_captions, write_index
 
 from latteclip import caption_labels as stage
-from latteclip import classifiers, cli, tables
+from latteclip import classifiers, cli, fusion, tables
 from latteclip import clip as clips
 from latteclip.errors import UserError
 from latteclip.zero_shot import feature_column
@@ -35,7 +35,7 @@ def some_votes(n, c, seed, silent=(2,)):
 
 def some_model():
     draw = generator(3)
-    return stage.VoteModel(
+    return fusion.VoteModel(
         torch.tensor(0.4).double(),
         torch.randn(C, generator=draw).double(),
         torch.randn(C, generator=draw).double(),
@@ -82,7 +82,7 @@ def test_a_caption_that_does_not_vote_changes_no_probability():
 def test_a_vote_weighs_more_for_a_class_that_is_seldom_named_by_chance():
     chances = torch.tensor([0.7, 0.2, 0.1]).double()
     zeros = torch.zeros(3).double()
-    model = stage.VoteModel(zeros[0], zeros, zeros, chances.log())
+    model = fusion.VoteModel(zeros[0], zeros, zeros, chances.log())
     torch.testing.assert_close(model.weights(), (1 + 1 / chances).log())
 
 
@@ -91,7 +91,7 @@ def test_mean_group_votes_equal_the_loops():
     members = [[0, 3], [3, 4], [6], [0, 3, 8], [9], [10], [0]]  # of the silent 1: 3, 4; of 5: 10
     pairs = [(group, image) for group, images in enumerate(members) for image in images]
     groups, images = torch.tensor(pairs).T
-    found = stage.mean_group_votes(votes, groups, images, N)
+    found = fusion.mean_group_votes(votes, groups, images, N)
     for image in range(N):
         voters = [g for g in range(G) if image in members[g] and g not in (1, 5)]
         for c in range(C):
@@ -102,7 +102,7 @@ def test_mean_group_votes_equal_the_loops():
 def test_chances_of_labels_equal_the_loops():
     votes = some_votes(N, C, 5, silent=(0, 7))
     labels = torch.tensor([0, 1, 0, 3, 3, 1, 0, 4, 1, 0, 3])  # no image is labelled 2
-    found = stage.chances_of_labels(votes, labels)
+    found = fusion.chances_of_labels(votes, labels)
     rows, total = votes.tolist(), N - 2
     overall = [(sum(row[k] for row in rows) + 1 / C) / (total + 1) for k in range(C)]
     for label in range(C):
@@ -125,7 +125,7 @@ def test_the_rate_of_groups_is_the_best_of_a_grid(seed):
             votes * chances.log()
         ).sum().item()
 
-    rate, evidence = stage.fit_rate(posterior, votes, chances)
+    rate, evidence = fusion.fit_rate(posterior, votes, chances)
     assert 0 <= rate < 1
     assert evidence == pytest.approx(gain(rate))
     assert all(gain(x / 500) <= evidence + 1e-9 for x in range(500))
@@ -161,7 +161,7 @@ def no_groups(votes):
 
 def fuse(zero_shot, votes, group_votes=None):
     labels = zero_shot.argmax(1)
-    return stage.fuse(
+    return fusion.fuse(
         zero_shot, votes, no_groups(votes) if group_votes is None else group_votes, labels
     )
 
@@ -174,11 +174,11 @@ def accuracy(scores, classes):
 def test_captions_that_are_sometimes_right_make_labels_better(right):
     classes, zero_shot = images()
     votes = captions(classes, right=right)
-    fusion = fuse(zero_shot, votes)
+    fused = fuse(zero_shot, votes)
     best = max(accuracy(zero_shot, classes), accuracy(votes, classes))
-    assert accuracy(fusion.log_posterior, classes) > best + 0.02
+    assert accuracy(fused.log_posterior, classes) > best + 0.02
     plain_sum = accuracy(zero_shot + votes.log(), classes)
-    assert accuracy(fusion.log_posterior, classes) > plain_sum
+    assert accuracy(fused.log_posterior, classes) > plain_sum
 
 
 def test_temperature_and_rate_are_found():
@@ -203,10 +203,10 @@ def test_fused_confidence_says_how_many_labels_are_right():
 @pytest.mark.parametrize("n", [60, MANY])
 def test_captions_of_other_images_leave_the_zero_shot_labels(n, seed):
     classes, zero_shot = images(n, seed=seed)
-    fusion = fuse(zero_shot, captions(classes, right=0.0, seed=seed))
-    assert fusion.model is None
-    assert fusion.evidence <= fusion.needed
-    torch.testing.assert_close(fusion.log_posterior, zero_shot)
+    fused = fuse(zero_shot, captions(classes, right=0.0, seed=seed))
+    assert fused.model is None
+    assert fused.evidence <= fused.needed
+    torch.testing.assert_close(fused.log_posterior, zero_shot)
 
 
 @pytest.mark.parametrize("vote", [[0.2] * 5 + [0.0], [0, 1, 0, 0, 0, 0], [0.5, 0.3, 0.2, 0, 0, 0]])
@@ -221,9 +221,9 @@ def test_a_default_answer_does_not_draw_the_other_images_to_it():
     votes = captions(classes, right=0.9)
     default = torch.rand(MANY, generator=generator(9)) < 0.5
     votes[default] = F.one_hot(torch.tensor(2), 6).double()
-    fusion = fuse(zero_shot, votes)
-    assert accuracy(fusion.log_posterior, classes) > accuracy(zero_shot, classes) + 0.05
-    assert fusion.model.weights()[2] < fusion.model.weights()[[0, 1, 3, 4, 5]].min()
+    fused = fuse(zero_shot, votes)
+    assert accuracy(fused.log_posterior, classes) > accuracy(zero_shot, classes) + 0.05
+    assert fused.model.weights()[2] < fused.model.weights()[[0, 1, 3, 4, 5]].min()
 
 
 def test_a_class_that_captions_never_name_keeps_its_images():
@@ -276,7 +276,7 @@ def test_images_computed_in_parts_are_one_sum(monkeypatch):
     classes, zero_shot = images(100)
     votes = captions(classes, right=0.6)
     whole = fuse(zero_shot, votes)
-    monkeypatch.setattr(stage, "ROWS", 7)
+    monkeypatch.setattr(fusion, "ROWS", 7)
     parts = fuse(zero_shot, votes)
     assert parts.evidence == pytest.approx(whole.evidence)
     torch.testing.assert_close(parts.log_posterior, whole.log_posterior, rtol=1e-3, atol=1e-3)
@@ -289,9 +289,9 @@ def test_a_handful_of_images_keeps_its_labels(n):
 
 
 def test_one_class_is_the_label_of_all():
-    fusion = fuse(torch.zeros(9, 1).double(), torch.ones(9, 1).double(), torch.ones(9, 1).double())
-    torch.testing.assert_close(fusion.log_posterior, torch.zeros(9, 1).double())
-    assert (fusion.evidence, fusion.group_evidence) == pytest.approx((0, 0), abs=1e-9)
+    fused = fuse(torch.zeros(9, 1).double(), torch.ones(9, 1).double(), torch.ones(9, 1).double())
+    torch.testing.assert_close(fused.log_posterior, torch.zeros(9, 1).double())
+    assert (fused.evidence, fused.group_evidence) == pytest.approx((0, 0), abs=1e-9)
 
 
 def test_no_votes_at_all_leave_the_zero_shot_labels():
@@ -304,18 +304,18 @@ def test_groups_that_repeat_the_label_they_were_drawn_from_do_not_count():
     classes, zero_shot = images()
     votes = captions(classes, right=0.6)
     groups = captions(zero_shot.argmax(1), right=0.9, seed=7)
-    fusion = fuse(zero_shot, votes, groups)
-    assert fusion.group_rate == 0
-    torch.testing.assert_close(fusion.log_posterior, fuse(zero_shot, votes).log_posterior)
+    fused = fuse(zero_shot, votes, groups)
+    assert fused.group_rate == 0
+    torch.testing.assert_close(fused.log_posterior, fuse(zero_shot, votes).log_posterior)
 
 
 def test_groups_that_tell_images_of_a_label_apart_make_labels_better():
     classes, zero_shot = images()
     votes, groups = captions(classes, right=0.6), captions(classes, right=0.5, seed=7)
-    fusion = fuse(zero_shot, votes, groups)
-    assert fusion.group_rate > 0.1
+    fused = fuse(zero_shot, votes, groups)
+    assert fused.group_rate > 0.1
     without = accuracy(fuse(zero_shot, votes).log_posterior, classes)
-    assert accuracy(fusion.log_posterior, classes) > without + 0.01
+    assert accuracy(fused.log_posterior, classes) > without + 0.01
 
 
 # The stage, on the demo's CLIP and made-up image features.
@@ -434,16 +434,16 @@ def test_the_table_is_the_fusion_of_the_votes(dataset):
     votes = votes_one_by_one(dataset, list(dataset.captions.values()))
     group_votes = torch.zeros_like(votes)
     group_votes[:20] = votes_one_by_one(dataset, ["all of them woven."])
-    fusion = fuse(zero_shot, votes, group_votes)
-    assert fusion.model is not None
-    confidence, labels = fusion.log_posterior.exp().max(1)
+    fused = fuse(zero_shot, votes, group_votes)
+    assert fused.model is not None
+    confidence, labels = fused.log_posterior.exp().max(1)
     assert columns["fused_label"] == labels.tolist()
     assert columns["fused_confidence"] == pytest.approx(confidence.tolist(), abs=1e-3)
-    assert metadata["evidence"] == pytest.approx(fusion.evidence, rel=1e-3)
+    assert metadata["evidence"] == pytest.approx(fused.evidence, rel=1e-3)
     assert metadata["temperature"] == pytest.approx(
-        fusion.model.log_temperature.exp().item(), rel=1e-2
+        fused.model.log_temperature.exp().item(), rel=1e-2
     )
-    assert metadata["class_weights"] == pytest.approx(fusion.model.weights().tolist(), rel=1e-2)
+    assert metadata["class_weights"] == pytest.approx(fused.model.weights().tolist(), rel=1e-2)
     assert metadata["changed"] == sum(
         a != b
         for a, b in zip(

@@ -86,16 +86,17 @@ OPTIONS = ("--config", "seeds=2", "method=zero_shot,flyp")
 
 def test_done_stages_and_missing_ones(indexed):
     lines = told(indexed, *OPTIONS)
-    assert lines[0] == ["demo: 2 of 8 jobs done"]
+    assert lines[0] == ["demo: 2 of 9 jobs done"]
     assert ["done", "generate_textures"] in lines
     assert ["done", "index_images"] in lines
     assert ["missing", "finetune", "flyp, seeds 0, 1", "not run yet"] in lines
     assert ["missing", "evaluate_zero_shot", "zero_shot, seed 0", "not run yet"] in lines
     rules = [line[1] for line in lines if len(line) > 1]
     assert rules.index("index_images") < rules.index("finetune") < rules.index("evaluate")
-    assert lines[-2:] == [
-        ["all datasets: 0 of 1 jobs done"],
+    assert lines[-3:] == [
+        ["all datasets: 0 of 2 jobs done"],
         ["missing", "summarize", "not run yet"],
+        ["missing", "index_results", "not run yet"],
     ]
 
 
@@ -113,7 +114,7 @@ def test_an_edit_makes_stages_stale_and_says_why(indexed):
 
 def test_a_dataset_that_never_ran(indexed):
     lines = told(indexed, "dtd", "--config", "method=zero_shot")
-    assert lines[0] == ["dtd: 0 of 4 jobs done"]
+    assert lines[0] == ["dtd: 0 of 5 jobs done"]
     assert ["missing", "download_dataset", "not run yet"] in lines
 
 
