@@ -17,6 +17,7 @@ from latteclip.prompts import PLACE
 
 Config = Mapping[str, Any]
 ALL = "all"
+WHOLE_MODELS = ("hf-hub:", "local-dir:")  # these names stand for architecture and weights
 UNTRAINED = ("zero_shot", "label_propagation")  # objectives of methods that do not fine-tune
 # A dataset that has no file of its own, only a folder of class folders.
 OWN_DATASET: Config = {
@@ -192,7 +193,10 @@ class Settings:
 
     def section(self, name: str, dataset: str) -> dict[str, Any]:
         """A section of shared settings (clip, captioner, ...) as it stands for one dataset."""
-        return merge(self.config[name], self.dataset(dataset).get(name), self._given.get(name))
+        result = merge(self.config[name], self.dataset(dataset).get(name), self._given.get(name))
+        if name == "clip" and result["model"].startswith(WHOLE_MODELS):
+            result["pretrained"] = None
+        return result
 
     def method(self, method: str, dataset: str) -> dict[str, Any]:
         """A method's objective, what it sets, and its `finetune` section, for one dataset."""
@@ -225,7 +229,9 @@ class Settings:
 
     def reads_caption_labels(self, method: str, dataset: str) -> bool:
         """Whether the method trains on the labels that captions give."""
-        return self.method(method, dataset).get("pseudo_labels", "zero_shot") != "zero_shot"
+        settings = self.method(method, dataset)
+        trained = settings["objective"] in ("flyp", "latteclip")
+        return trained and settings.get("pseudo_labels", "zero_shot") != "zero_shot"
 
     def reads_captions(self, method: str, kind: str, dataset: str) -> bool:
         """Whether the method uses the descriptions of a kind, "image" or "group"."""

@@ -4,6 +4,7 @@ import contextlib
 
 import torch
 
+from latteclip import gpus
 from latteclip.errors import UserError
 from latteclip.memory import keep_big_buffers
 
@@ -14,6 +15,8 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.fl
 def pick(name: str, threads: int) -> torch.device:
     """The device called `name` ("auto": CUDA where there is one), with `threads` CPU threads."""
     torch.set_num_threads(threads)
+    if name != "cpu":
+        gpus.claim()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":

@@ -238,7 +238,7 @@ def slurm() -> Iterator[Finding]:
             "ask who runs the cluster",
         )
         return
-    yield Finding("ok", f"{found.stdout.strip()}; run with --workflow-profile profiles/slurm")
+    yield Finding("ok", found.stdout.strip())
     for line in partitions.stdout.splitlines():
         name, state, limit, devices = line.split(maxsplit=3)
         yield Finding("ok", f"partition {name}: {state}, at most {limit}, devices {devices}")

@@ -32,7 +32,7 @@ HISTORY = pa.schema(
         for name in (
             "lr",
             "loss",
-            "loss_zero_shot",
+            "loss_zero_shot",  # on the frozen labels: zero-shot ones unless the method says so
             "loss_finetuned",
             "agreement",  # share of the batch whose prediction is its pseudo-label
             "entropy",  # of the predictions, and their balance: see monitor.spread
@@ -103,6 +103,7 @@ def finetune(
             finite.
     """
     parallel.start(device)
+    threads = max(1, threads // parallel.size())
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
@@ -127,11 +128,8 @@ def finetune(
         optimiser.start(clip.model),
         torch.zeros(len(inputs.classnames), dtype=torch.long),
     )
-    identity = {
-        **asdict(settings),
-        "seed": seed,
-        "digest of images, labels and captions": inputs.digest,
-    }
+    decisive = {key: value for key, value in asdict(settings).items() if key != "compute"}
+    identity = {**decisive, "seed": seed, "digest of images, labels and captions": inputs.digest}
     saved = checkpoints.latest(checkpoint_folder)
     if saved:
         checkpoints.refuse_others(identity, saved, checkpoint_folder)
@@ -182,12 +180,18 @@ def _train(
 ) -> None:
     """All epochs from `start`; `end_epoch` is told how many are done."""
     n = len(inputs.paths)
+    if min(n, optimiser.batch_size) < parallel.size():
+        raise UserError(
+            f"A batch of {min(n, optimiser.batch_size)} images cannot be shared out among "
+            f"{parallel.size()} processes; lower processes.finetune."
+        )
     per_epoch = data.steps_per_epoch(n, optimiser.batch_size)
 
     def steps() -> Iterator[tuple[int, list[tuple[int, int]]]]:
         return data.schedule(n, optimiser.batch_size, optimiser.epochs, seed, start)
 
-    decoded = images.decoded_images(inputs.sizes, compute.cache_gib * 2**30)
+    limit = compute.cache_gib * 2**30 / parallel.size()  # each process keeps pictures of its own
+    decoded = images.decoded_images(inputs.sizes, limit)
     loader = images.batches(
         images.ImageFiles(inputs.paths, training.clip.augment, seed, decoded),
         (parallel.share(keys) for _, keys in steps()),

@@ -30,7 +30,7 @@ import open_clip
 from safetensors.torch import load_file
 
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:<this folder>")
-prototypes = load_file("<this folder>/prototypes.safetensors")["prototypes"]  # [C, D]
+prototypes = load_file("<this folder>/prototypes.safetensors")["classifier"]  # [C, D]
 features = model.eval().encode_image(preprocess(image)[None], normalize=True)
 label = (features @ prototypes.T).argmax(1)
 """,
@@ -40,7 +40,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 model = CLIPModel.from_pretrained("<this folder>")
 processor = CLIPProcessor.from_pretrained("<this folder>")
-prototypes = load_file("<this folder>/prototypes.safetensors")["prototypes"]  # [C, D]
+prototypes = load_file("<this folder>/prototypes.safetensors")["classifier"]  # [C, D]
 features = model.get_image_features(**processor(images=image, return_tensors="pt")).pooler_output
 label = (features @ prototypes.T).argmax(1)  # the length of a feature changes no label
 """,

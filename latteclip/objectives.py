@@ -180,6 +180,7 @@ class LatteClip:
         total = batch.features.new_zeros(())
         logs = {"prototype_drift": 1 - (self.prototypes * self.start).sum(dim=1).mean()}
         self._labels, self._targets = [], []
+        weighed = []
         for name, labels, own, used in (
             ("zero_shot", zero_shot.to(device), classes[0], self.settings.zero_shot_loss),
             ("finetuned", finetuned.to(device), classes[1], self.settings.finetuned_loss),
@@ -198,6 +199,8 @@ class LatteClip:
                 logs[f"loss_{name}"] = part.detach()
                 self._labels.append(labels)
                 self._targets.append(target.detach())
+                weighed.append(weights)
+        weights = torch.cat(weighed, dim=1)  # [3, B or 2 B]
         shares = (weights / weights.sum(dim=0)).mean(dim=1)
         logs |= dict(zip(("weight_class", "weight_image", "weight_group"), shares, strict=True))
         return Outcome(total, scores, logs)

@@ -4,7 +4,7 @@ From Python, three lines:
 
     from latteclip.predict import Classifier
     classifier = Classifier("results/demo/latteclip/seed0/model")
-    predictions = classifier(["a.jpg", "b.jpg"], topk=3)  # each: path, classnames, probabilities
+    predictions = classifier(["a.jpg", "b.jpg"], topk=3)  # each: .path, .classname, .topk_scores
 
 Letters: B images of a batch, C classes, D embedding width, K best classes kept.
 """

@@ -35,6 +35,7 @@ class Shard:
 
 
 WHOLE = Shard()
+JOINED = ("engine", "code")  # what the metadata of shards may differ in
 
 
 def shard_of(row_id: str, of: int) -> int:
@@ -75,17 +76,18 @@ def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -
 
 
 def _metadata(paths: Sequence[str]) -> dict[str, Any]:
-    """Of all shards together: engines joined, the last date."""
+    """Of all shards together: engines and code versions joined, the last date."""
     every = [tables.read(path, tables.CAPTIONS, ["id"])[1] for path in paths]
     result = dict(every[0])
     for path, other in zip(paths, every, strict=True):
         for key, value in other.items():
-            if key not in ("engine", "date") and result.get(key) != value:
+            if key not in (*JOINED, "date") and result.get(key) != value:
                 raise UserError(
                     f"{path} and {paths[0]} differ in their {key}; delete them and rerun."
                 )
-    engines = {name for each in every for name in each["engine"].split(", ") if name}
-    result["engine"] = ", ".join(sorted(engines))
+    for key in JOINED:
+        names = {name for each in every for name in each[key].split(", ") if name}
+        result[key] = ", ".join(sorted(names))
     result["date"] = max((each["date"] for each in every if each["date"]), default=None)
     return result
 

@@ -16,6 +16,7 @@ from latteclip.colours import paint
 from latteclip.errors import UserError
 
 SNAKEFILE, RESULTS = Path("Snakefile"), Path("results")
+RULE = r"^(?:rule|use rule \w+ as) (\w+)"
 HEAD = ["output_file", "date", "rule", "log-file(s)", "status", "plan"]  # of --summary
 PENDING = "update pending"
 SHARED = "all datasets"
@@ -201,4 +202,4 @@ def _rule_order() -> list[str]:
     """The names of the rules, as the files that the Snakefile includes have them."""
     files = re.findall(r'^include: "(.+)"', SNAKEFILE.read_text("utf-8"), flags=re.MULTILINE)
     texts = [Path(file).read_text("utf-8") for file in files]
-    return [rule for text in texts for rule in re.findall(r"^rule (\w+):", text, re.MULTILINE)]
+    return [rule for text in texts for rule in re.findall(RULE, text, re.MULTILINE)]

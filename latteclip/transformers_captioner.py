@@ -20,6 +20,11 @@ class TransformersCaptioner:
         import torch
         import transformers
 
+        if settings.quantization is not None:
+            raise UserError(
+                "captioner.quantization is vLLM's; with engine transformers set it to null."
+            )
+
         from latteclip import devices
 
         self.version = f"transformers {transformers.__version__}"
@@ -28,11 +33,16 @@ class TransformersCaptioner:
         self._max_new_tokens = settings.max_new_tokens
         try:
             self._processor = transformers.AutoProcessor.from_pretrained(
-                settings.model, revision=settings.revision, padding_side="left"
+                settings.model,
+                revision=settings.revision,
+                padding_side="left",
+                trust_remote_code=False,
             )
             self._model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
                 settings.model,
                 revision=settings.revision,
+                trust_remote_code=False,
+                use_safetensors=True,
                 dtype=settings.dtype
                 if settings.dtype == "auto"
                 else getattr(torch, settings.dtype),

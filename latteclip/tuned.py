@@ -3,13 +3,12 @@
 Letters: C classes, D embedding width.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
+from latteclip import classifiers
 from latteclip import clip as clips
 from latteclip.errors import UserError
 
@@ -55,13 +54,6 @@ def load(model: str | Path, device: torch.device, precision: str = "bf16") -> Tu
         UserError: it is no tuned model, or a file of it is broken.
     """
     folder = find(model)
-    try:
-        with safe_open(folder / clips.CLASSIFIER, framework="pt") as file:
-            described = json.loads(file.metadata()["classifier"])
-            classifier = file.get_tensor("prototypes")
-    except (SafetensorError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{folder / clips.CLASSIFIER} is no classifier ({error}); run its training again."
-        ) from None
+    classifier, described = classifiers.load_classifier(folder / clips.CLASSIFIER)
     clip = clips.load(f"local-dir:{folder}", None, device, precision)
     return TunedModel(folder, clip, classifier, described["classnames"], described["template"])

@@ -75,7 +75,7 @@ def test_open_clip_loads_the_folder_and_predicts_the_same(demo, pictures, tmp_pa
     export(str(demo), str(tmp_path / "out"), "open_clip")
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}/out")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path}/out")
-    prototypes = load_file(tmp_path / "out" / "prototypes.safetensors")["prototypes"]
+    prototypes = load_file(tmp_path / "out" / "prototypes.safetensors")["classifier"]
     model.eval()
     with torch.no_grad():
         batch = torch.stack([preprocess(image) for image in rgb(pictures)])
@@ -91,7 +91,7 @@ def transformers_scores(folder, pictures):
     """Cosines [N, C] of images, and of class texts [C, D], by stock transformers."""
     model = transformers.CLIPModel.from_pretrained(folder)
     processor = transformers.CLIPProcessor.from_pretrained(folder)
-    prototypes = load_file(folder / "prototypes.safetensors")["prototypes"]
+    prototypes = load_file(folder / "prototypes.safetensors")["classifier"]
     with torch.no_grad():
         inputs = processor(
             images=rgb(pictures),

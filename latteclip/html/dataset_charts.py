@@ -46,7 +46,7 @@ def training_charts(run_files: Sequence[runs.RunFiles], shown: str | None) -> li
     for title, columns, note in (
         (
             "Losses by label",
-            {"loss_zero_shot": "zero-shot label", "loss_finetuned": "tuned model's label"},
+            {"loss_zero_shot": "frozen label", "loss_finetuned": "tuned model's label"},
             f"Of {shown}.",
         ),
         (

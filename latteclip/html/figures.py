@@ -253,7 +253,7 @@ class CaptionStatistics:
     empty: int
     cut: float  # share that ended at the token limit
     words: float  # mean
-    tokens: float  # mean
+    tokens: float | None  # mean
     names_pseudo_label: float | None  # share that holds the name of its pseudo-label
     names_label: float | None  # share that holds the name of its true class
     frequent: list[tuple[str, int]]
@@ -262,7 +262,7 @@ class CaptionStatistics:
 def caption_statistics(
     captions: Sequence[str],
     finish_reasons: Sequence[str],
-    n_tokens: Sequence[int],
+    n_tokens: Sequence[int | None],
     pseudo_names: Sequence[str] | None,
     names: Sequence[str] | None,
     n_frequent: int = 5,
@@ -272,20 +272,21 @@ def caption_statistics(
     Args:
         captions: N texts.
         finish_reasons: why each ended; "length" at the limit of tokens.
-        n_tokens: of each.
+        n_tokens: of each, None where the engine does not say.
         pseudo_names: class name of each one's pseudo-label.
         names: true class name of each, where all are known.
         n_frequent: how many of the most frequent texts are kept.
     """
     total = max(1, len(captions))
     counts = Counter(captions)
+    known = [n for n in n_tokens if n is not None]
     return CaptionStatistics(
         captions=len(captions),
         distinct=len(counts),
         empty=counts[""],
         cut=100 * sum(reason == "length" for reason in finish_reasons) / total,
         words=sum(len(text.split()) for text in captions) / total,
-        tokens=sum(n_tokens) / total,
+        tokens=sum(known) / len(known) if known else None,
         names_pseudo_label=_naming(captions, pseudo_names),
         names_label=_naming(captions, names),
         frequent=[(text, count) for text, count in counts.most_common(n_frequent) if count > 1],

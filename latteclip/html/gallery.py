@@ -28,7 +28,7 @@ class Captions:
     members: list[list[str]]
     texts: list[str]
     finish_reasons: list[str]
-    n_tokens: list[int]
+    n_tokens: list[int | None]
     pseudo_labels: list[int | None]
     metadata: dict[str, Any]
 
@@ -113,7 +113,7 @@ def group_of(i: int, train: TrainingSplit, groups: Captions) -> int | None:
 def _group_picture(
     members: Sequence[str], paths: dict[str, str], groups: Captions
 ) -> Picture | None:
-    """The grid that the captioner saw, laid out anew from its members."""
+    """The members in a grid: what the captioner saw, or, with separate images, all of them."""
     layout = groups.metadata["groups"]
     if not members:
         return None

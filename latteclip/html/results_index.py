@@ -48,9 +48,10 @@ def index_results(metrics_paths: Sequence[str], settings: IndexSettings, output:
         run["dataset"]: {"images": run["images"], "classes": len(run["per_class"]) or None}
         for run in runs
     }
-    marks = {
-        row["method"]: row["marks"].split() for row in table.to_dict("records") if row["marks"]
-    }
+    marks: dict[str, list[str]] = {}
+    for row in table.to_dict("records"):
+        known = marks.setdefault(row["method"], [])
+        known += [mark for mark in row["marks"].split() if mark not in known]
     complete = [
         dataset
         for dataset in datasets

@@ -2,6 +2,10 @@
 import json
 
 
+# Pages of a table of its own stand beside the main ones.
+PAGES = "" if settings.table["name"] == "summary" else f"-{settings.table['name']}"
+
+
 def templates():
     """The templates, style and script of the pages: an edit of them is one of the code."""
     return sorted(map(str, Path("latteclip/html/templates").iterdir()))
@@ -64,12 +68,16 @@ def captions_if_read(kind):
 def report_benchmarks(dataset):
     """Snakemake's benchmark files: no inputs, for one that is missing must rerun nothing."""
     folder = f"results/{dataset}"
+    n = settings.section("captions", dataset)["shards"]
+    shards = [f"-{i}-of-{n}" for i in range(1, n + 1)] if n > 1 else [""]
     files = [
-        {"rule": stage, "run": "", "path": f"{folder}/benchmarks/{stage}.jsonl"}
-        for stage in (
-            *("index_images", "pseudo_label_images"),
-            *("caption_images", "caption_groups", "label_by_captions"),
+        {"rule": stage, "run": "", "path": f"{folder}/benchmarks/{stage}{shard}.jsonl"}
+        for stage, parts in (
+            *(("index_images", [""]), ("pseudo_label_images", [""])),
+            *(("caption_images", shards), ("caption_groups", shards)),
+            ("label_by_captions", [""]),
         )
+        for shard in parts
     ]
     for method, seed in settings.runs(dataset):
         for stage in ("finetune", "propagate_labels", "evaluate", "evaluate_zero_shot"):
@@ -81,7 +89,7 @@ def report_benchmarks(dataset):
 def report_config(dataset):
     """The configuration as it stands for a dataset, for people to read."""
     sections = (
-        *("clip", "inference", "captioner", "groups"),
+        *("clip", "inference", "captioner", "captions", "groups"),
         *("compute", "processes", "threads"),
     )
     shared = {name: settings.section(name, dataset) for name in sections}
@@ -129,7 +137,7 @@ def index_settings():
     return as_json(
         {
             "baseline": settings.table["baseline"],
-            "reports": {d: f"{d}/report.html" for d in settings.datasets},
+            "reports": {d: f"{d}/report{PAGES}.html" for d in settings.datasets},
             "titles": {d: title for d, title in titles.items() if title},
         }
     )

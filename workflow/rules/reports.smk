@@ -15,7 +15,7 @@ rule report_dataset:
         code=sources("latteclip.html.dataset_report"),
     output:
         report(
-            "results/{dataset}/report.html",
+            f"results/{{dataset}}/report{PAGES}.html",
             caption="../report/dataset.rst",
             category="Datasets",
             labels={"dataset": "{dataset}"},
@@ -46,7 +46,7 @@ rule index_results:
         code=sources("latteclip.html.results_index"),
     output:
         report(
-            "results/index.html",
+            f"results/index{PAGES}.html",
             caption="../report/index.rst",
             category="Accuracy",
         ),
