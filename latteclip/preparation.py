@@ -28,8 +28,8 @@ from latteclip.grids import grid
 from latteclip.pictures import is_plain, open_rgb
 from latteclip.requests import Identity, Layout
 
-CHUNK = 4  # requests that a worker prepares at a time
-AHEAD = 16  # chunks that are ready or wait for a worker, beside those that workers are at
+CHUNK = 8  # requests that a worker prepares at a time
+AHEAD = 8  # chunks that are ready or wait for a worker, beside those that workers are at
 
 
 @dataclass(frozen=True)
