@@ -10,6 +10,8 @@ The same images and the same prompt, alternating, so that a busy machine slows a
 - the stage: from the image index to the Parquet file, files read, hashed and decoded by worker
   processes and every answer stored; its clock leaves out the start of the engine alone.
 
+Worker processes import this script anew: what is heavy is imported where it is used.
+
 With --memory the stage runs once for each number of images in a process of its own, whose largest
 resident memory is printed. Without a GPU the model is the demo's LLaVA; with one, give --model.
 """
@@ -19,6 +21,7 @@ import io
 import logging
 import multiprocessing
 import resource
+import shutil
 import statistics
 import tempfile
 import time
@@ -28,12 +31,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from PIL import Image
 
 from latteclip import captioners, captions, tables
 from latteclip.captioners import CaptionerSettings
-from latteclip.demo import textures
 from latteclip.pictures import open_rgb
 from latteclip.requests import Request, messages
 from latteclip.transformers_captioner import TransformersCaptioner
@@ -64,6 +65,8 @@ def settings_for(model: str | None) -> CaptionerSettings:
 
 def make_images(folder: Path, n: int) -> str:
     """An index of n textures, no two files of the same bytes."""
+    from latteclip.demo import textures
+
     textures.write_dataset(folder / "data", train=min(n, DISTINCT), test=1, gap=0.5, seed=1)
     contents = [path.read_bytes() for path in sorted((folder / "data").rglob("*.png"))]
     contents = contents[: min(n, DISTINCT)]
@@ -106,7 +109,6 @@ class Ways:
         turn = messages([{"type": "image"}], PROMPT)
         self.rendered = processor.apply_chat_template(turn, add_generation_prompt=True)
         captioners.start = lambda *_: self.vllm
-        torch.set_num_threads(threads)
 
     def one_at_a_time_transformers(self) -> list[str]:
         return [
@@ -209,7 +211,7 @@ def main() -> None:
             process.join()
         return
     settings = settings_for(args.model)
-    device = "GPU" if torch.cuda.is_available() else f"no GPU, {args.threads} thread(s)"
+    device = "GPU" if shutil.which("nvidia-smi") else f"no GPU, {args.threads} thread(s)"
     print(f"{settings.model}, {args.images} images, {device}")
     with tempfile.TemporaryDirectory() as name:
         index = make_images(Path(name), args.images)

@@ -111,9 +111,10 @@ class Asking:
         if first is None:
             return
         captioner = self._start()
+        source = itertools.chain([first], pending)
         started, tokens_before = time.monotonic(), self.n_tokens
         progress.restart()
-        for request, answer in captioner.answer(itertools.chain([first], pending)):
+        for request, answer in captioner.answer(source, workers.are_behind):
             self._take(request, answer, attempt, captioner.version)
             rate = (self.n_tokens - tokens_before) / (time.monotonic() - started)
             progress.add(1, f"{rate:.0f} tokens/s")

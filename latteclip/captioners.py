@@ -1,6 +1,6 @@
 """Engines that write a text about pictures, behind one small protocol."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -46,16 +46,27 @@ class CaptionerSettings:
         )
 
 
+def never() -> bool:
+    """Of requests that are all there."""
+    return False
+
+
 class Captioner(Protocol):
     """A model that answers requests greedily."""
 
     version: str
 
-    def answer(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Answer]]:
+    def answer(
+        self, requests: Iterable[Request], would_wait: Callable[[], bool] = never
+    ) -> Iterator[tuple[Request, Answer]]:
         """Each request with its answer, as answers come.
 
         Takes requests from `requests` as it has room for them. A request that cannot be answered
         gets an answer that says why.
+
+        Args:
+            would_wait: whether the next request is not there yet, so that an engine which has
+                something to do had better do that.
         """
 
 

@@ -132,7 +132,9 @@ def _tokenizer(opened: TunedModel, context_length: int) -> Any:
     """The tokenizer, of which only the padding may differ."""
     own = opened.clip.tokenizer
     if isinstance(own, open_clip.tokenizer.HFTokenizer):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(opened.folder, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            opened.folder, trust_remote_code=False
+        )
     elif isinstance(own, open_clip.tokenizer.SimpleTokenizer):
         start, end = "<|startoftext|>", "<|endoftext|>"
         names = {own.sot_token_id: start, own.eot_token_id: end}

@@ -1,12 +1,12 @@
 """Any server that speaks OpenAI's chat completions, such as `vllm serve` on another machine."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from latteclip.answers import Answer
-from latteclip.captioners import CaptionerSettings
+from latteclip.captioners import CaptionerSettings, never
 from latteclip.errors import UserError
 from latteclip.requests import Request, messages
 
@@ -53,7 +53,9 @@ class OpenaiCaptioner:
             raise UserError(f"The server at {self._url} ({URL}) does not answer: {error}") from None
         return f"server of {owners[self._model]}" if self._model in owners else "server"
 
-    def answer(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Answer]]:
+    def answer(
+        self, requests: Iterable[Request], would_wait: Callable[[], bool] = never
+    ) -> Iterator[tuple[Request, Answer]]:
         source = iter(requests)
         waiting: dict[Future[Answer], Request] = {}
         pool = ThreadPoolExecutor(self._concurrency)

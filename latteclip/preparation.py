@@ -28,8 +28,8 @@ from latteclip.grids import grid
 from latteclip.pictures import is_plain, open_rgb
 from latteclip.requests import Identity, Layout
 
-CHUNK = 4  # requests that a worker prepares at a time
-AHEAD = 2  # chunks on their way for each worker, beside the one that it works on
+CHUNK = 8  # requests that a worker prepares at a time
+AHEAD = 8  # chunks that are ready or wait for a worker, beside those that workers are at
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,10 @@ class Workers:
         # Not forked from this process, which may hold the threads and the GPU of an engine.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
-        self._n = n
+        self._room = n + AHEAD
         self._pool = ProcessPoolExecutor(n, context, _start_worker, (preparer,))
+        self._waiting: deque[tuple[Task, Future[list[Prepared]]]] = deque()
+        self._ready: deque[Prepared] = deque()
 
     def __enter__(self) -> Self:
         return self
@@ -112,24 +114,30 @@ class Workers:
     def prepare(self, tasks: Iterable[Task]) -> Iterator[Prepared]:
         """Each task prepared, in order."""
         source = iter(tasks)
-        waiting: deque[tuple[Task, Future[list[Prepared]]]] = deque()
         while True:
-            while len(waiting) < (1 + AHEAD) * self._n:
+            while len(self._waiting) < self._room:
                 chunk = list(itertools.islice(source, CHUNK))
                 if not chunk:
                     break
-                waiting.append((chunk[0], self._pool.submit(_work, chunk)))
-            if not waiting:
+                self._waiting.append((chunk[0], self._pool.submit(_work, chunk)))
+            if not self._waiting:
                 return
-            first, future = waiting.popleft()
+            first, future = self._waiting.popleft()
             try:
-                yield from future.result()
+                self._ready.extend(future.result())
             except BrokenProcessPool:
                 raise UserError(
                     f"A process that decodes images died near {first.paths[0]} (out of memory, or "
                     "a file that crashes the decoder); set threads.caption lower or remove the "
                     "file."
                 ) from None
+
+            while self._ready:
+                yield self._ready.popleft()
+
+    def are_behind(self) -> bool:
+        """Whether the next task is still being prepared."""
+        return not self._ready and bool(self._waiting) and not self._waiting[0][1].done()
 
 
 _preparer: Preparer  # of a worker process

@@ -4,11 +4,11 @@ Letters: R requests of a batch.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from latteclip.answers import Answer
-from latteclip.captioners import CaptionerSettings
+from latteclip.captioners import CaptionerSettings, never
 from latteclip.errors import UserError
 from latteclip.requests import Request, messages
 
@@ -53,7 +53,9 @@ class TransformersCaptioner:
             ) from None
         self._model.eval().to(self._device)
 
-    def answer(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Answer]]:
+    def answer(
+        self, requests: Iterable[Request], would_wait: Callable[[], bool] = never
+    ) -> Iterator[tuple[Request, Answer]]:
         source = iter(requests)
         while batch := list(itertools.islice(source, self._batch_size)):
             yield from zip(batch, self._answers(batch), strict=True)

@@ -1,11 +1,12 @@
 """vLLM's offline engine."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from latteclip import gpus
 from latteclip.answers import Answer
-from latteclip.captioners import CaptionerSettings
+from latteclip.captioners import CaptionerSettings, never
 from latteclip.errors import UserError
 from latteclip.requests import Request, messages
 
@@ -65,6 +66,7 @@ class VllmCaptioner:
     def __init__(self, settings: CaptionerSettings, threads: int, pictures: int) -> None:
         import torch
 
+        gpus.claim(settings.tensor_parallel_size)
         environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
         on_gpu = torch.cuda.is_available()
         if not on_gpu:
@@ -105,12 +107,14 @@ class VllmCaptioner:
         self._sampling = vllm.SamplingParams(temperature=0.0, max_tokens=settings.max_new_tokens)
         self._room = ROOM * settings.batch_size
 
-    def answer(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Answer]]:
+    def answer(
+        self, requests: Iterable[Request], would_wait: Callable[[], bool] = never
+    ) -> Iterator[tuple[Request, Answer]]:
         engine, source = self._llm.llm_engine, iter(requests)
         waiting: dict[str, Request] = {}
         more = True
         while more or waiting:
-            while more and len(waiting) < self._room:
+            while more and len(waiting) < self._room and not (waiting and would_wait()):
                 request = next(source, None)
                 if request is None:
                     more = False

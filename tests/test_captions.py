@@ -51,7 +51,7 @@ class Recorder:
         self.requests, self.starts = [], 0
         self.version = "recorder 1"
 
-    def answer(self, requests):
+    def answer(self, requests, would_wait):
         late = []
         for request in requests:
             self.requests.append(request)

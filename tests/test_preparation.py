@@ -14,7 +14,7 @@ from tiny import ROOT, write_pictures
 
 from latteclip.errors import UserError
 from latteclip.grids import grid
-from latteclip.preparation import Preparer, Task, Workers, show
+from latteclip.preparation import AHEAD, CHUNK, Preparer, Task, Workers, show
 from latteclip.requests import Identity, Layout, digest, digest_of_images
 
 
@@ -64,8 +64,25 @@ def test_only_a_few_tasks_are_on_their_way(files):
         prepared = workers.prepare(tasks())
         for _ in range(30):
             next(prepared)
-        assert len(taken) <= 30 + 3 * 4
+        assert len(taken) <= 32 + (1 + AHEAD) * CHUNK
         prepared.close()
+
+
+def test_workers_say_whether_they_are_behind(files, tmp_path):
+    pipe = tmp_path / "slow.png"
+    os.mkfifo(pipe)
+    with Workers(preparer(), 1) as workers:
+        prepared = workers.prepare(
+            [*(Task(n, [files[0]], "?") for n in range(CHUNK)), Task(CHUNK, [str(pipe)], "?")]
+        )
+        next(prepared)
+        assert not workers.are_behind()
+        for _ in range(CHUNK - 1):
+            next(prepared)
+        assert workers.are_behind()
+        pipe.write_bytes(Path(files[1]).read_bytes())
+        assert next(prepared).task.key == CHUNK
+        assert not workers.are_behind()
 
 
 def test_what_is_held_is_identified_but_not_decoded(files):

@@ -1,7 +1,6 @@
 # What the pages are made of: files, settings, and which method is shown in detail.
 import json
 
-
 # Pages of a table of its own stand beside the main ones.
 PAGES = "" if settings.table["name"] == "summary" else f"-{settings.table['name']}"
 
