@@ -147,7 +147,10 @@ class Results:
                 "prompt": ["?"] * n,
                 "caption": [f"<b>a {kind}</b> of dots & {i % 4}" for i in range(n)],
                 "finish_reason": ["stop"] * (n - 1) + ["length"],
-                "n_tokens": pa.array([7] * n, pa.int32()),
+                "n_tokens": pa.array([7] * (n - 1) + [None], pa.int32()),  # some servers do not say
+                "attempts": pa.array([1] * n, pa.int8()),
+                "error": pa.nulls(n, pa.string()),
+                "digest": pa.nulls(n, pa.string()),
             },
             tables.CAPTIONS,
             {
