@@ -207,9 +207,10 @@ def _write(
 def _check(n: int, count: Mapping[str, int], error: str, settings: CaptionerSettings) -> None:
     if count["empty"] + count["failed"] > settings.max_failed * n:
         if settings.engine == "file":
+            first = f" (the first: {error})" if error else ""
             raise UserError(
                 f"Your file lacks the captions of {count['empty'] + count['failed']} of {n} images "
-                "or groups, more than captioner.max_failed "
+                f"or groups{first}, more than captioner.max_failed "
                 f"({settings.max_failed:.0%}); see captioner.images_file and captioner.groups_file."
             )
         reason = f" (the first error: {error})" if error else ""

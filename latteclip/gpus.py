@@ -31,7 +31,7 @@ def claim(n: int = 1) -> None:
     found = _uuids()
     if len(found) < 2:
         return
-    chosen = []
+    chosen: list[str] = []
     for uuid in found:
         if len(chosen) < n and _lock(uuid):
             chosen.append(uuid)

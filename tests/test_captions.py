@@ -473,5 +473,7 @@ def test_captions_of_ones_own_take_the_captioner_s_place(dataset, recorder):
 def test_captions_of_ones_own_must_cover_the_images(dataset, recorder):
     path = dataset.folder / "mine.csv"
     path.write_text(f"image_id,caption\n{dataset.names[0]},x\n")
-    with pytest.raises(UserError, match=r"did not answer for 6 .the first error: the file has no"):
+    with pytest.raises(
+        UserError, match=r"lacks the captions of 6 of 7 .*\(the first: the file has no"
+    ):
         dataset.caption_images(engine="file", images_file=str(path))
