@@ -11,7 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import DEMO_CLIP, write_captions, write_index, write_pictures, write_pseudo_labels
+from tiny import (
+    DEMO_CLIP,
+    OPTIMISER,
+    write_captions,
+    write_index,
+    write_pictures,
+    write_pseudo_labels,
+)
 
 from latteclip import checkpoints, monitor, tables
 from latteclip import clip as clips
@@ -23,16 +30,6 @@ from latteclip.training_data import TrainingFiles
 
 CLASSNAMES = ["striped", "dotted", "woven"]
 LABELS = [2, 0, 2, 1, 0, 2, 1]
-OPTIMISER = {
-    "epochs": 2,
-    "warmup_steps": 1,
-    "batch_size": 3,
-    "lr": 1e-3,
-    "beta1": 0.9,
-    "beta2": 0.98,
-    "eps": 1e-6,
-    "weight_decay": 0.2,
-}
 
 
 class Inputs:

@@ -12,7 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import DEMO_CLIP, ROOT, write_captions, write_index, write_pictures, write_pseudo_labels
+from tiny import (
+    DEMO_CLIP,
+    OPTIMISER,
+    ROOT,
+    write_captions,
+    write_index,
+    write_pictures,
+    write_pseudo_labels,
+)
 
 from latteclip import parallel
 from latteclip.finetune import FinetuneSettings
@@ -97,14 +105,12 @@ def model(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(("objective", "batch_size"), [("latteclip", 32), ("flyp", 9)])
 def test_two_processes_train_as_one_does(tmp_path, inputs, model, objective, batch_size):
-    optimiser = {"epochs": 2, "warmup_steps": 1, "batch_size": batch_size, "lr": 1e-3}
-    optimiser |= {"beta1": 0.9, "beta2": 0.98, "eps": 1e-6, "weight_decay": 0.2}
     settings = FinetuneSettings(
         model=model,
         pretrained=None,
         template="a photo of a {} texture.",
         objective=objective,
-        optimiser=optimiser,
+        optimiser=OPTIMISER | {"batch_size": batch_size},
     )
     one, two = (run(tmp_path / str(n), inputs, settings, n) for n in (1, 2))
     first, second = (pq.read_table(folder / "history").to_pydict() for folder in (one, two))

@@ -2,20 +2,10 @@ import math
 
 import pytest
 import torch
+from tiny import OPTIMISER
 
 from latteclip.errors import UserError
 from latteclip.training import Optimiser, check_finite, parameter_groups
-
-OPTIMISER = {
-    "epochs": 2,
-    "warmup_steps": 1,
-    "batch_size": 3,
-    "lr": 1e-3,
-    "beta1": 0.9,
-    "beta2": 0.98,
-    "eps": 1e-6,
-    "weight_decay": 0.2,
-}
 
 
 def test_rate_rises_linearly_then_falls_by_a_cosine():

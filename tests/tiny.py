@@ -24,6 +24,17 @@ DEMO_LLAVA = ROOT / "latteclip" / "demo" / "models" / "llava"
 CONTEXT, VOCABULARY, SIDE, WIDTH = 16, 50, 32, 24
 START, END = VOCABULARY - 2, VOCABULARY - 1
 TEMPLATE = "a photo of a {}."
+# Of a training that a test can wait for.
+OPTIMISER = {
+    "epochs": 2,
+    "warmup_steps": 1,
+    "batch_size": 3,
+    "lr": 1e-3,
+    "beta1": 0.9,
+    "beta2": 0.98,
+    "eps": 1e-6,
+    "weight_decay": 0.2,
+}
 
 
 def tokenize(texts):
