@@ -203,7 +203,7 @@ def test_partitions_of_a_cluster(tools):
     tools("sbatch", "echo slurm 24.05.1")
     tools("sinfo", "echo 'gpu* up 1-00:00:00 gpu:a100:4'; echo 'cpu up infinite (null)'")
     assert [text for _, text in found(doctor.slurm)] == [
-        "slurm 24.05.1; run with --workflow-profile profiles/slurm",
+        "slurm 24.05.1",
         "partition gpu*: up, at most 1-00:00:00, devices gpu:a100:4",
         "partition cpu: up, at most infinite, devices (null)",
     ]

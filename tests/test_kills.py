@@ -43,9 +43,15 @@ def start(server, tmp_path):
             stderr=subprocess.PIPE,
             text=True,
             env=dict(os.environ),
+            preexec_fn=hear_interrupts,
         ), output
 
     return start
+
+
+def hear_interrupts():
+    """In a process to be: a suite that runs in the background would have it ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(started):
