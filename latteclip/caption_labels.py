@@ -85,7 +85,7 @@ def label_by_captions(
             "The captions were asked with the pseudo-labels in the prompt: they may agree with the "
             "zero-shot labels because they were told them, and then correct few."
         )
-    group_captions, groups, members = _groups(group_captions_path, image_ids)
+    group_captions, groups = tables.read_groups(group_captions_path, image_ids)
     clip = clips.load(
         settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
     )
@@ -94,33 +94,18 @@ def label_by_captions(
     )  # [N + G, C]
     own, of_groups = votes.split([len(captions), len(group_captions)])
     own_labels = torch.tensor(labels)  # [N]
-    of_groups = mean_group_votes(of_groups, groups, members, len(image_ids))  # [N, C]
+    of_groups = mean_group_votes(of_groups, *_memberships(groups), len(image_ids))  # [N, C]
     fusion = fuse(zero_shot.double().log_softmax(dim=1), own, of_groups, own_labels)
     _write(output, table["image_id"], own_labels, own, of_groups, fusion, {**described, "how": HOW})
 
 
-def _groups(
-    path: str, image_ids: Sequence[str]
-) -> tuple[list[str | None], torch.Tensor, torch.Tensor]:
-    """Captions of the G groups; group [M] and image [M] of each membership, counted once.
-
-    Raises:
-        UserError: a member is no training image.
-    """
-    table, _ = tables.read(path, tables.CAPTIONS, ["members", "caption"])
-    row_of = {image_id: row for row, image_id in enumerate(image_ids)}
-    try:
-        pairs = [
-            (group, row_of[member])
-            for group, members in enumerate(table["members"].to_pylist())
-            for member in dict.fromkeys(members)
-        ]
-    except KeyError as error:
-        raise UserError(
-            f"{path} speaks of the image {error}, which is no training image; delete it and rerun."
-        ) from None
-    groups, images = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
-    return table["caption"].to_pylist(), groups, images
+def _memberships(groups: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Group [M] and image [M] of each membership, counted once."""
+    pairs = [
+        (group, member) for group, members in enumerate(groups) for member in dict.fromkeys(members)
+    ]
+    group_of, image_of = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
+    return group_of, image_of
 
 
 @torch.no_grad()

@@ -6,13 +6,9 @@ Letters: N test images, C classes, D embedding width, K best classes kept.
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
 from latteclip import metrics, tables
 from latteclip.errors import UserError
-
-# Any column will do of a training's history: its metadata say what a table must.
-HISTORY_HEAD = pa.schema([("step", pa.int32())])
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ def evaluate(
     from latteclip.features import best_classes, encode_files
 
     table, names = metrics.read_test_images(images_path, run.dataset)
-    _, history = tables.read(history_path, HISTORY_HEAD)
+    history = tables.read_metadata(history_path, "step")
     classifier, classnames = clips.load_classifier(model)  # [C, D]
     if classnames != names:
         raise UserError(f"{model} was tuned for other classes than {images_path}; rerun its stage.")

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from latteclip import checkpoints, devices, images, monitor, objectives, parallel, tables
@@ -25,28 +24,6 @@ from latteclip.texts import TextBank
 from latteclip.training import Optimiser, Training
 
 log = logging.getLogger(__name__)
-HISTORY = pa.schema(
-    [("step", pa.int32()), ("epoch", pa.int32())]
-    + [
-        (name, pa.float32())
-        for name in (
-            "lr",
-            "loss",
-            "loss_zero_shot",  # on the frozen labels: zero-shot ones unless the method says so
-            "loss_finetuned",
-            "agreement",  # share of the batch whose prediction is its pseudo-label
-            "entropy",  # of the predictions, and their balance: see monitor.spread
-            "class_balance",
-            "weight_class",  # mean share of each text in the mixes
-            "weight_image",
-            "weight_group",
-            "prototype_drift",  # mean over classes of 1 - cosine(P_c, W0_c)
-            "logit_scale",
-            "images_per_second",
-            "data_wait",  # share of the step's time that was spent waiting for images
-        )
-    ]
-)
 CHECK_EVERY = 20  # steps between looks at the losses: each look waits for the device
 
 
@@ -95,8 +72,8 @@ def finetune(
     """Tune CLIP on the images that are not in the test split.
 
     Only the objective `flyp_supervised` reads labels. Writes the tuned model (see `clip.save`) and
-    one HISTORY row a step. A run that was broken off goes on from its last checkpoint and gives
-    what an unbroken one gives; the checkpoints are removed at the end.
+    a row of tables.HISTORY a step. A run that was broken off goes on from its last checkpoint and
+    gives what an unbroken one gives; the checkpoints are removed at the end.
 
     Raises:
         UserError: an input does not fit, a checkpoint is of other settings, or the loss is not
@@ -148,8 +125,10 @@ def finetune(
         metadata = {"settings": asdict(settings), "seed": seed, "marks": _marks(settings, training)}
         with replacing(model_output) as folder:
             clips.save(clip, classifier, inputs.classnames, settings.template, folder)
-        columns = {name: [row.get(name) for row in training.history] for name in HISTORY.names}
-        tables.write(history_output, columns, HISTORY, metadata)
+        columns = {
+            name: [row.get(name) for row in training.history] for name in tables.HISTORY.names
+        }
+        tables.write(history_output, columns, tables.HISTORY, metadata)
         shutil.rmtree(checkpoint_folder, ignore_errors=True)
     parallel.finish()
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-import pyarrow as pa
 import yaml
 
 from latteclip import tables
@@ -22,7 +21,6 @@ METRICS = {
     "acc5": "top-5 accuracy",
     "mean_per_class_recall": "mean per-class recall",
 }
-HISTORY_HEAD = pa.schema([("step", pa.int32())])
 DATASETS = Path("config/datasets")
 USE = {
     "open_clip": """\
@@ -75,7 +73,7 @@ def provenance(model: Path) -> Provenance:
     metrics = json.loads(metrics_file.read_text("utf-8")) if metrics_file.is_file() else {}
     settings: Mapping[str, Any] = {}
     if history_file.is_file():
-        settings = tables.read(history_file, HISTORY_HEAD)[1].get("settings", {})
+        settings = tables.read_metadata(history_file, "step").get("settings", {})
     dataset = metrics.get("dataset", "custom")
     file = DATASETS / f"{dataset}.yaml"
     content = yaml.safe_load(file.read_text("utf-8")) if file.is_file() else {}

@@ -72,6 +72,11 @@ def _union(marks: Iterable[Sequence[str]]) -> str:
     return " ".join(mark for mark in MARKS if mark in found)
 
 
+def known(value: float) -> float | None:
+    """A figure of a table, or None where there is none."""
+    return None if pd.isna(value) else float(value)
+
+
 def markdown(table: pd.DataFrame, baseline: str) -> str:
     """The summary for people: a Markdown table that also reads well in a terminal.
 

@@ -77,7 +77,7 @@ def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -
 
 def _metadata(paths: Sequence[str]) -> dict[str, Any]:
     """Of all shards together: engines and code versions joined, the last date."""
-    every = [tables.read(path, tables.CAPTIONS, ["id"])[1] for path in paths]
+    every = [tables.read_metadata(path, "id") for path in paths]
     result = dict(every[0])
     for path, other in zip(paths, every, strict=True):
         for key, value in other.items():

@@ -72,6 +72,29 @@ PREDICTIONS = pa.schema(
     ]
 )
 CAPTION_ROWS = 10_000  # of a row group of CAPTIONS
+# A row a step of a training.
+HISTORY = pa.schema(
+    [("step", pa.int32()), ("epoch", pa.int32())]
+    + [
+        (name, pa.float32())
+        for name in (
+            "lr",
+            "loss",
+            "loss_zero_shot",  # on the frozen labels: zero-shot ones unless the method says so
+            "loss_finetuned",
+            "agreement",  # share of the batch whose prediction is its pseudo-label
+            "entropy",  # of the predictions, and their balance: see monitor.spread
+            "class_balance",
+            "weight_class",  # mean share of each text in the mixes
+            "weight_image",
+            "weight_group",
+            "prototype_drift",  # mean over classes of 1 - cosine(P_c, W0_c)
+            "logit_scale",
+            "images_per_second",
+            "data_wait",  # share of the step's time that was spent waiting for images
+        )
+    ]
+)
 LABEL_COLUMNS = frozenset({"label", "classname"})
 
 
@@ -120,24 +143,64 @@ def read(
         UserError: the file is missing, is no Parquet, or lacks a column of `schema`.
     """
     wanted = list(columns or schema.names)
+    with _opened(path, wanted) as file:
+        table = file.read(columns=wanted)
+    own = pa.schema([schema.field(name) for name in wanted])
+    return table.select(wanted).cast(own), _metadata(table.schema)
+
+
+def read_metadata(path: str | Path, column: str) -> dict[str, Any]:
+    """The metadata of a table alone; its rows are not read.
+
+    Raises:
+        UserError: the file is missing, is no Parquet, or lacks the column that tells its kind.
+    """
+    with _opened(path, [column]) as file:
+        return _metadata(file.schema_arrow)
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
+    """A file that has the columns, or a UserError."""
     try:
         with pq.ParquetFile(path) as file:
-            missing = sorted(set(wanted) - set(file.schema_arrow.names))
-            table = None if missing else file.read(columns=wanted)
+            missing = sorted(set(columns) - set(file.schema_arrow.names))
+            if missing:
+                raise UserError(
+                    f"{path} lacks the columns {missing}; delete it and rerun its stage."
+                )
+            yield file
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run the stage that writes it.") from None
     except pa.ArrowInvalid as error:
         raise UserError(
             f"{path} is no valid Parquet file ({error}); delete it and rerun."
         ) from None
-    if table is None:
-        raise UserError(f"{path} lacks the columns {missing}; delete it and rerun its stage.")
-    metadata = {
+
+
+def _metadata(schema: pa.Schema) -> dict[str, Any]:
+    return {
         key.decode(): json.loads(value)
-        for key, value in (table.schema.metadata or {}).items()
-        if key != b"pandas"
+        for key, value in (schema.metadata or {}).items()
+        if key not in (b"pandas", b"ARROW:schema")
     }
-    return table.select(wanted).cast(pa.schema([schema.field(name) for name in wanted])), metadata
+
+
+def read_groups(path: str, image_ids: Sequence[str]) -> tuple[list[str | None], list[list[int]]]:
+    """The captions of the G groups, and the members of each as indices into `image_ids`.
+
+    Raises:
+        UserError: a member is none of them.
+    """
+    table, _ = read(path, CAPTIONS, ["members", "caption"])
+    row_of = {image_id: row for row, image_id in enumerate(image_ids)}
+    try:
+        members = [[row_of[name] for name in names] for names in table["members"].to_pylist()]
+    except KeyError as error:
+        raise UserError(
+            f"{path} speaks of the image {error}, which is no training image; delete it and rerun."
+        ) from None
+    return table["caption"].to_pylist(), members
 
 
 def read_unlabelled(path: str | Path, *, training: bool) -> tuple[pa.Table, list[str]]:

@@ -117,29 +117,23 @@ def _labels(files: TrainingFiles, kind: str, image_ids: list[str]) -> list[int]:
 
 def _groups(
     path: str, image_ids: Sequence[str], labels: Sequence[int]
-) -> tuple[list[str], list[int]]:
+) -> tuple[list[str | None], list[int]]:
     """Captions of the groups, and the class of each: the most frequent one among its members.
 
     With zero-shot pseudo-labels that is the class which the group was drawn from. A class that has
     images but no group gets one with an empty caption.
     """
-    table, _ = tables.read(path, tables.CAPTIONS, ["members", "caption"])
-    label_of = dict(zip(image_ids, labels, strict=True))
-    captions = table["caption"].to_pylist()
-    try:
-        classes = [
-            Counter(label_of[member] for member in members).most_common(1)[0][0]
-            for members in table["members"].to_pylist()
-        ]
-    except KeyError as error:
-        raise UserError(
-            f"{path} speaks of the image {error}, which is no training image; delete it and rerun."
-        ) from None
+    captions, groups = tables.read_groups(path, image_ids)
+    classes = [
+        Counter(labels[member] for member in members).most_common(1)[0][0] for members in groups
+    ]
     lacking = sorted(set(labels) - set(classes))
     return captions + [""] * len(lacking), classes + lacking
 
 
-def _or_class(captions: list[str], labels: list[int], descriptions: list[str]) -> list[str]:
+def _or_class(
+    captions: Sequence[str | None], labels: list[int], descriptions: list[str]
+) -> list[str]:
     """The captions, an empty one replaced by the class description of its label."""
     return [caption or descriptions[label] for caption, label in zip(captions, labels, strict=True)]
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from tiny import write_pictures
 
 from latteclip import metrics, tables
-from latteclip.html.runs import HISTORY, RunFiles
+from latteclip.html.runs import RunFiles
 from latteclip.metrics import Run
 
 HOSTILE = "<script>alert('class')</script>"
@@ -123,11 +123,11 @@ class Results:
     def write_history(self, path, *, is_latteclip, steps=300, epochs=3):
         columns = {"step": np.arange(steps, dtype=np.int32)}
         columns["epoch"] = (columns["step"] // (steps // epochs)).astype(np.int32)
-        for name in HISTORY.names[2:]:
+        for name in tables.HISTORY.names[2:]:
             own = is_latteclip or name in ("loss", "agreement", "class_balance")
             values = self.rng.random(steps, dtype=np.float32)
             columns[name] = values if own else pa.nulls(steps, pa.float32())
-        tables.write(path, columns, HISTORY)
+        tables.write(path, columns, tables.HISTORY)
 
     def write_captions(self, kind):
         """Captions of a kind, with one text that is no HTML; their path."""

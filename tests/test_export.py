@@ -15,7 +15,6 @@ from tiny import BACKBONES, write_backbone, write_pictures
 from latteclip import cli, predict, tables
 from latteclip import clip as clips
 from latteclip.export import export
-from latteclip.finetune import HISTORY
 
 CLASSNAMES = ["red thing", "blue sky", "grey", "striped", "dotted thing", "woven", "the sky"]
 TEMPLATE = "a photo of the {}."
@@ -222,8 +221,8 @@ def with_metrics(demo, tmp_path):
     }
     (run / "metrics.json").write_text(json.dumps(metrics))
     settings = {"model": "ViT-B/32", "pretrained": "laion2b_s34b_b79k"}
-    columns = {name: [None] for name in HISTORY.names}
-    tables.write(run / "history.parquet", columns, HISTORY, {"settings": settings})
+    columns = {name: [None] for name in tables.HISTORY.names}
+    tables.write(run / "history.parquet", columns, tables.HISTORY, {"settings": settings})
     return run, metrics
 
 

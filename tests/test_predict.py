@@ -5,6 +5,7 @@ import math
 import os
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -87,7 +88,7 @@ def test_the_three_lines_of_the_docstring_are_right(model, pictures, monkeypatch
 
 def test_the_predictions_are_those_of_the_evaluation_stage(tmp_path, model, pictures):
     index = write_index(tmp_path / "images.parquet", pictures, ["test"] * N, [0] * N, CLASSNAMES)
-    tables.write(tmp_path / "history.parquet", {"step": [1]}, evaluate.HISTORY_HEAD)
+    tables.write(tmp_path / "history.parquet", {"step": [1]}, pa.schema([("step", pa.int32())]))
     evaluate.evaluate(
         index,
         str(model),

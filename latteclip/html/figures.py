@@ -13,7 +13,7 @@ import pandas as pd
 
 from latteclip.html.runs import Floats, Ints
 from latteclip.metrics import recalls
-from latteclip.report import summary
+from latteclip.report import known, summary
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def headline(
     rows = []
     for values in table.to_dict("records"):
         own = [run["acc1"] for run in runs if run["method"] == values["method"]]
-        acc1 = _known(values["acc1_mean"])
+        acc1 = known(values["acc1_mean"])
         gain = None if acc1 is None or zero_shot is None else acc1 - 100 * zero_shot
         rows.append(
             Row(
@@ -54,19 +54,15 @@ def headline(
                 marks=values["marks"].split(),
                 seeds=values["seeds"],
                 acc1=acc1,
-                spread=_known(values["acc1_std"]),
+                spread=known(values["acc1_std"]),
                 each=[100 * value for value in own if value is not None],
                 gain=gain,
-                over_baseline=_known(values["acc1_gain"]),
-                acc5=_known(values["acc5_mean"]),
-                recall=_known(values["mean_per_class_recall"]),
+                over_baseline=known(values["acc1_gain"]),
+                acc5=known(values["acc5_mean"]),
+                recall=known(values["mean_per_class_recall"]),
             )
         )
     return rows
-
-
-def _known(value: float) -> float | None:
-    return None if pd.isna(value) else float(value)
 
 
 @dataclass(frozen=True)
@@ -279,14 +275,14 @@ def caption_statistics(
     """
     total = max(1, len(captions))
     counts = Counter(captions)
-    known = [n for n in n_tokens if n is not None]
+    counted = [n for n in n_tokens if n is not None]
     return CaptionStatistics(
         captions=len(captions),
         distinct=len(counts),
         empty=counts[""],
         cut=100 * sum(reason == "length" for reason in finish_reasons) / total,
         words=sum(len(text.split()) for text in captions) / total,
-        tokens=sum(known) / len(known) if known else None,
+        tokens=sum(counted) / len(counted) if counted else None,
         names_pseudo_label=_naming(captions, pseudo_names),
         names_label=_naming(captions, names),
         frequent=[(text, count) for text, count in counts.most_common(n_frequent) if count > 1],

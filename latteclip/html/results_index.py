@@ -11,7 +11,7 @@ from latteclip.files import write_text
 from latteclip.html import pages, published
 from latteclip.html.runs import read_metrics
 from latteclip.metrics import MARKS
-from latteclip.report import summary
+from latteclip.report import known, summary
 
 log = logging.getLogger(__name__)
 TEMPLATE = "index.html"
@@ -50,8 +50,8 @@ def index_results(metrics_paths: Sequence[str], settings: IndexSettings, output:
     }
     marks: dict[str, list[str]] = {}
     for row in table.to_dict("records"):
-        known = marks.setdefault(row["method"], [])
-        known += [mark for mark in row["marks"].split() if mark not in known]
+        own = marks.setdefault(row["method"], [])
+        own += [mark for mark in row["marks"].split() if mark not in own]
     complete = [
         dataset
         for dataset in datasets
@@ -81,18 +81,14 @@ def _cells(table: pd.DataFrame) -> dict[str, Cell]:
     best = max((value for value in fair if not pd.isna(value)), default=None)
     return {
         row["method"]: Cell(
-            _known(row["acc1_mean"]),
-            _known(row["acc1_std"]),
+            known(row["acc1_mean"]),
+            known(row["acc1_std"]),
             row["seeds"],
-            _known(row["acc1_gain"]),
+            known(row["acc1_gain"]),
             row["acc1_mean"] == best and "supervised" not in row["marks"].split(),
         )
         for row in rows
     }
-
-
-def _known(value: float) -> float | None:
-    return None if pd.isna(value) else float(value)
 
 
 def _means(

@@ -21,22 +21,16 @@ from latteclip.settings import from_values
 Ints = npt.NDArray[np.int_]
 Floats = npt.NDArray[np.float64]
 # The columns of a training's history that are drawn.
-HISTORY = pa.schema(
-    [("step", pa.int32()), ("epoch", pa.int32())]
-    + [
-        (name, pa.float32())
-        for name in (
-            "loss",
-            "loss_zero_shot",
-            "loss_finetuned",
-            "agreement",
-            "class_balance",
-            "weight_class",
-            "weight_image",
-            "weight_group",
-            "prototype_drift",
-        )
-    ]
+DRAWN = (
+    "loss",
+    "loss_zero_shot",
+    "loss_finetuned",
+    "agreement",
+    "class_balance",
+    "weight_class",
+    "weight_image",
+    "weight_group",
+    "prototype_drift",
 )
 
 
@@ -164,17 +158,17 @@ def read_curves(path: str, points: int) -> dict[str, Floats]:
     """A training's history as at most `points` means of neighbouring steps.
 
     Returns:
-        `epoch`, how many epochs were done by the middle of each point, and each column of HISTORY
+        `epoch`, how many epochs were done by the middle of each point, and each column of DRAWN
         that is not empty.
     """
-    table, _ = tables.read(path, HISTORY)
+    table, _ = tables.read(path, tables.HISTORY, ["step", "epoch", *DRAWN])
     steps = len(table)
     if steps == 0:
         return {}
     per_epoch = max(1, int(pc.sum(pc.equal(table["epoch"], table["epoch"][0])).as_py()))
     edges = np.linspace(0, steps, min(points, steps) + 1).astype(int)
     curves = {"epoch": (edges[:-1] + edges[1:]) / 2 / per_epoch}
-    for name in HISTORY.names[2:]:
+    for name in DRAWN:
         column = table[name]
         if column.null_count == 0:
             values = column.to_numpy().astype(np.float64)

@@ -24,9 +24,7 @@ rule caption_images:
     params:
         captioner=captioner,
         prompt=prompt("image"),
-        pseudo_labels=lambda w, input: " ".join(
-            f"--pseudo-labels {f}" for f in input.pseudo_labels
-        ),
+        pseudo_labels=options("pseudo_labels"),
         # No output: Snakemake removes those before a job, and these are to outlive it.
         store="resources/{dataset}/captions/images",
         shard="",

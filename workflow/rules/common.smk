@@ -133,6 +133,13 @@ def captions_in_use(wildcards):
     ]
 
 
+def options(*names):
+    """Inputs that may be absent, as options of the command."""
+    return lambda wildcards, input: " ".join(
+        f"--{name.replace('_', '-')} {file}" for name in names for file in input[name]
+    )
+
+
 def captions_of(kind):
     """The captions of a kind, where the method reads them."""
 

@@ -26,11 +26,7 @@ rule report_dataset:
         "../../envs/latteclip.yaml"
     threads: threads_of("evaluate")
     params:
-        captions=lambda w, input: " ".join(
-            f"--{name.replace('_', '-')} {file}"
-            for name in ("image_captions", "group_captions")
-            for file in input[name]
-        ),
+        captions=options("image_captions", "group_captions"),
         runs=lambda w: as_json(report_runs(w.dataset)),
         settings=report_settings,
     shell:

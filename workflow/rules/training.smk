@@ -24,11 +24,7 @@ rule finetune:
     params:
         command=finetune_command,
         settings=finetune_settings,
-        captions=lambda w, input: " ".join(
-            f"--{name.replace('_', '-')} {file}"
-            for name in ("image_captions", "group_captions", "caption_labels")
-            for file in input[name]
-        ),
+        captions=options("image_captions", "group_captions", "caption_labels"),
         # No output: Snakemake removes those of a job that failed, and this is to go on from.
         checkpoint="results/{dataset}/{method}/seed{seed}/checkpoint",
     shell:
