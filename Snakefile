@@ -12,6 +12,7 @@ for dataset_file in sorted(Path("config/datasets").glob("*.yaml")):
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/common_resources.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/pseudo_labels.smk"
 include: "workflow/rules/captions.smk"
@@ -35,3 +36,8 @@ rule all:
         ],
         expand(rules.report_dataset.output, dataset=settings.datasets),
         rules.index_results.output,
+    localrule: True
+
+
+onstart:
+    refuse_second_run()

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latteclip import commands
+from latteclip import cluster, commands
 from latteclip.colours import Formatter
 from latteclip.errors import UserError
 from latteclip.settings import from_json
@@ -416,6 +416,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is one of those in EPILOG."""
     args = parser().parse_args(arguments)
     log = _logger(getattr(args, "log", None), debug=args.debug)
+    cluster.log_job()
     try:
         return args.command(args) or 0
     except UserError as error:

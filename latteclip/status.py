@@ -1,7 +1,8 @@
 """Which stages of each dataset are done, stale or missing, as Snakemake itself sees it.
 
 Snakemake is asked twice, in processes of its own: `--summary` lists every output of the workflow
-with what is planned for it, and a dry run gives the reasons. Nothing is run or written.
+with what is planned for it, and a dry run gives the reasons. Where there is a cluster, its queue
+follows. Nothing is run or written.
 """
 
 import re
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from latteclip import cluster
 from latteclip.colours import paint
 from latteclip.errors import UserError
 
@@ -20,6 +22,7 @@ RULE = r"^(?:rule|use rule \w+ as) (\w+)"
 HEAD = ["output_file", "date", "rule", "log-file(s)", "status", "plan"]  # of --summary
 PENDING = "update pending"
 SHARED = "all datasets"
+QUEUE = "SLURM queue"
 COLOURS = {"done": "green", "stale": "yellow", "missing": "red"}
 FOLLOWING = ("Missing output files", "Input files updated by another job")
 LONGEST = 70  # characters of a reason
@@ -75,7 +78,21 @@ def status(
         job.why = _why(job, reasons)
     order = {rule: number for number, rule in enumerate(_rule_order())}
     jobs.sort(key=lambda job: (order.get(job.rule, len(order)), job.run))
-    return table(jobs, stream)
+    return "\n\n".join([table(jobs, stream), *_queue(stream)])
+
+
+def _queue(stream: TextIO) -> Iterator[str]:
+    """The jobs of this folder that wait or run on a cluster, where there is one."""
+    if not cluster.has_queue():
+        return
+    try:
+        jobs = cluster.queue()
+    except UserError as error:
+        yield f"{paint(QUEUE, 'bold', stream)}: {error}"
+        return
+    if jobs:
+        lines = [f"  job {job.id:9}  {job.what:40}  {job}" for job in jobs]
+        yield "\n".join([f"{paint(QUEUE, 'bold', stream)}: {len(jobs)} jobs", *lines])
 
 
 def _with_results() -> list[str]:

@@ -19,7 +19,9 @@ rule label_by_captions:
         "../../envs/latteclip.yaml"
     threads: threads_of("pseudo_label_images")
     resources:
-        gpu=GPU,
+        gpu=gpus(),
+        mem_mb=memory("label_by_captions"),
+        runtime=minutes("label_by_captions"),
     params:
         settings=caption_label_settings,
     shell:

@@ -20,7 +20,9 @@ rule caption_images:
         "../../envs/latteclip.yaml"
     threads: threads_of("caption")
     resources:
-        gpu=captioner_gpus,
+        gpu=gpus(captioner_gpus),
+        mem_mb=memory("caption_images"),
+        runtime=minutes("caption_images"),
     params:
         captioner=captioner,
         prompt=prompt("image"),
@@ -43,6 +45,8 @@ use rule caption_images as caption_images_shard with:
         "results/{dataset}/benchmarks/caption_images-{shard}-of-{shards}.jsonl"
     wildcard_constraints:
         dataset=ANY_DATASET,
+    resources:
+        runtime=minutes("caption_images", share_of_shard),
     params:
         shard="--shard {shard}/{shards}",
 
@@ -65,7 +69,9 @@ rule caption_groups:
         "../../envs/latteclip.yaml"
     threads: threads_of("caption")
     resources:
-        gpu=captioner_gpus,
+        gpu=gpus(captioner_gpus),
+        mem_mb=memory("caption_groups"),
+        runtime=minutes("caption_groups"),
     params:
         captioner=captioner,
         groups=lambda w: as_json(settings.section("groups", w.dataset)),
@@ -88,6 +94,8 @@ use rule caption_groups as caption_groups_shard with:
         "results/{dataset}/benchmarks/caption_groups-{shard}-of-{shards}.jsonl"
     wildcard_constraints:
         dataset=ANY_DATASET,
+    resources:
+        runtime=minutes("caption_groups", share_of_shard),
     params:
         shard="--shard {shard}/{shards}",
 
@@ -105,6 +113,9 @@ rule gather_captions:
         dataset=one_of(settings.sharded()),
     conda:
         "../../envs/latteclip.yaml"
+    resources:
+        mem_mb=memory("gather_captions"),
+        runtime=minutes("gather_captions"),
     shell:
         "latteclip gather-captions {input.shards} --images {input.images} --output {output}"
         " --log {log}"
@@ -121,6 +132,9 @@ rule summarize_captions:
         "results/{dataset}/logs/summarize_captions.log",
     conda:
         "../../envs/latteclip.yaml"
+    resources:
+        mem_mb=memory("summarize_captions"),
+        runtime=minutes("summarize_captions"),
     shell:
         "latteclip summarize-captions {input.captions} --images {input.images} --output {output}"
         " --log {log}"

@@ -1,10 +1,12 @@
-# What the rules share: the checked configuration, the code that a stage runs, GPUs and threads.
+# What the rules share: the checked configuration, the code that a stage runs, its settings.
 import os
 import shutil
+import sys
 from modulefinder import ModuleFinder
 
 from snakemake.exceptions import WorkflowError
 
+from latteclip import cluster
 from latteclip.config import Settings, as_json
 from latteclip.errors import UserError
 
@@ -20,8 +22,13 @@ except UserError as error:
 
 # Folder of class folders or the like, made or downloaded for a dataset: shared by all runs.
 DATA = "resources/{dataset}/data"
-# Jobs that want a GPU take turns on it (profiles/default); without one there is nothing to share.
-GPU = int(shutil.which("nvidia-smi") is not None)
+# On whatever node a job runs, the commands of the environment that runs Snakemake come first.
+os.environ.update(
+    PATH=os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()])
+)
+# Nodes of a cluster have no internet: rules that run where there is some fetched what is needed.
+if workflow.remote_exec:
+    os.environ.update(HF_HUB_OFFLINE="1")
 
 
 ANY_DATASET = "[^/]+"
@@ -64,13 +71,6 @@ def one_of(names):
     return "|".join(names) or "(?!)"
 
 
-def threads_of(stage):
-    """Threads of a stage, at most the cores of this machine."""
-    return lambda wildcards: min(
-        settings.section("threads", wildcards.dataset)[stage], os.cpu_count()
-    )
-
-
 def data_folder(wildcards):
     """The user's own folder, or the one that a rule makes."""
     return settings.dataset(wildcards.dataset)["source"].get("folder", DATA)
@@ -98,14 +98,6 @@ def pseudo_labels_if_named(wildcards):
     if "{}" in prompt("image")(wildcards):
         return [f"results/{wildcards.dataset}/pseudo_labels.parquet"]
     return []
-
-
-def captioner_gpus(wildcards):
-    """GPUs of a captioning job: none where a server or the user writes the captions."""
-    values = settings.section("captioner", wildcards.dataset)
-    if values["engine"] in ("openai", "file"):
-        return 0
-    return GPU * values["tensor_parallel_size"]
 
 
 def own_captions(kind):

@@ -12,6 +12,9 @@ rule generate_textures:
         dataset=one_of(settings.from_source("textures")),
     conda:
         "../../envs/latteclip.yaml"
+    resources:
+        mem_mb=memory("generate_textures"),
+        runtime=minutes("generate_textures"),
     params:
         settings=lambda w: as_json(settings.dataset(w.dataset)["source"]["textures"]),
     shell:
@@ -50,6 +53,9 @@ rule index_images:
     conda:
         "../../envs/latteclip.yaml"
     threads: threads_of("index_images")
+    resources:
+        mem_mb=memory("index_images"),
+        runtime=minutes("index_images"),
     params:
         settings=lambda w: as_json(settings.dataset(w.dataset)["split"]),
     shell:

@@ -20,7 +20,9 @@ rule evaluate:
         "../../envs/latteclip.yaml"
     threads: threads_of("evaluate")
     resources:
-        gpu=GPU,
+        gpu=gpus(),
+        mem_mb=memory("evaluate"),
+        runtime=minutes("evaluate"),
     params:
         settings=evaluate_settings,
     shell:
@@ -51,6 +53,9 @@ rule evaluate_zero_shot:
         ),
     conda:
         "../../envs/latteclip.yaml"
+    resources:
+        mem_mb=memory("evaluate_zero_shot"),
+        runtime=minutes("evaluate_zero_shot"),
     shell:
         "latteclip evaluate-zero-shot --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
@@ -80,7 +85,9 @@ rule propagate_labels:
         "../../envs/latteclip.yaml"
     threads: threads_of("evaluate")
     resources:
-        gpu=GPU,
+        gpu=gpus(),
+        mem_mb=memory("propagate_labels"),
+        runtime=minutes("propagate_labels"),
     params:
         settings=propagation_settings,
     shell:
@@ -108,6 +115,7 @@ rule summarize:
         markdown=f"results/{settings.table['name']}.md",
     log:
         "results/logs/summarize.log",
+    localrule: True
     conda:
         "../../envs/latteclip.yaml"
     params:

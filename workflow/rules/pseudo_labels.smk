@@ -16,7 +16,9 @@ rule pseudo_label_images:
         "../../envs/latteclip.yaml"
     threads: threads_of("pseudo_label_images")
     resources:
-        gpu=GPU,
+        gpu=gpus(),
+        mem_mb=memory("pseudo_label_images"),
+        runtime=minutes("pseudo_label_images"),
     params:
         settings=lambda w: as_json(clip_settings(w.dataset)),
     shell:

@@ -25,6 +25,9 @@ rule report_dataset:
     conda:
         "../../envs/latteclip.yaml"
     threads: threads_of("evaluate")
+    resources:
+        mem_mb=memory("report_dataset"),
+        runtime=minutes("report_dataset"),
     params:
         captions=options("image_captions", "group_captions"),
         runs=lambda w: as_json(report_runs(w.dataset)),
@@ -48,6 +51,7 @@ rule index_results:
         ),
     log:
         "results/logs/index_results.log",
+    localrule: True
     conda:
         "../../envs/latteclip.yaml"
     params:

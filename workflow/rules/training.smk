@@ -20,7 +20,9 @@ rule finetune:
         "../../envs/latteclip.yaml"
     threads: threads_of("finetune")
     resources:
-        gpu=lambda w: GPU * processes_of(w),
+        gpu=gpus(processes_of),
+        mem_mb=memory("finetune"),
+        runtime=minutes("finetune", epochs),
     params:
         command=finetune_command,
         settings=finetune_settings,

@@ -1,0 +1,197 @@
+"""A real SLURM of one node, whole in a temporary folder: no root, no systemd, no accounting."""
+
+import contextlib
+import getpass
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
+CPUS, MEMORY_MB = 8, 64_000  # what the node claims to have
+GPUS = ("/dev/null", "/dev/zero")  # SLURM wants character devices, and looks at no more than that
+PATIENCE = 60  # seconds until something that must come is missed
+CONFIG = """
+ClusterName=test
+SlurmctldHost={host}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={folder}/munge.socket
+SlurmctldPort={controller_port}
+SlurmdPort={node_port}
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+MailProg=/bin/true
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+KillWait=10
+MinJobAge=3600
+AccountingStorageType=accounting_storage/none
+SlurmdParameters=config_overrides
+ReturnToService=2
+GresTypes=gpu
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:{gpus}
+PartitionName=cpu Nodes=ALL Default=YES
+PartitionName=gpu Nodes=ALL
+"""
+
+
+def missing():
+    """Which programs of SLURM this machine lacks."""
+    path = f"{os.environ['PATH']}:/usr/sbin"
+    return [name for name in DAEMONS if shutil.which(name, path=path) is None]
+
+
+@dataclass
+class Slurm:
+    """The cluster; a context manager that starts and stops it."""
+
+    folder: Path
+    _started: list[subprocess.Popen] = field(default_factory=list)
+
+    def __enter__(self):
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        for process in reversed(self._started):
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            process.kill()
+            process.wait()
+
+    @property
+    def environment(self):
+        """What programs of SLURM need to find this cluster, and no other."""
+        path = f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}{os.pathsep}/usr/sbin"
+        return {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": path}
+
+    def __call__(self, *command):
+        """Run a program of SLURM; its output."""
+        return subprocess.run(
+            list(map(str, command)),
+            env={**os.environ, **self.environment},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+
+    def jobs(self):
+        """What `scontrol show job` says of each job, finished ones and tasks of arrays included."""
+        listed = self("scontrol", "--oneliner", "show", "jobs").splitlines()
+        return [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in listed if "=" in line]
+
+    def jobs_of(self, rule):
+        """The jobs of one rule, in the order of their submission."""
+        return [job for job in self.jobs() if job.get("Comment", "").startswith(f"rule_{rule}_")]
+
+    def running(self, rule):
+        """The id of the job of a rule that runs, once one does."""
+
+        def look():
+            running = (job for job in self.jobs_of(rule) if job["JobState"] == "RUNNING")
+            return next((job["JobId"] for job in running), None)
+
+        return wait(look, f"a running job of {rule}")
+
+    def _start(self):
+        for name in ("state", "spool", "bin"):
+            (self.folder / name).mkdir(parents=True)
+        # Snakemake's job step calls srun without SLURM_CONF.
+        srun = self.folder / "bin" / "srun"
+        configuration = shlex.quote(self.environment["SLURM_CONF"])
+        srun.write_text(
+            f'#!/bin/sh\nSLURM_CONF={configuration} exec {shutil.which("srun")} "$@"\n'
+        )
+        srun.chmod(0o755)
+        key = self.folder / "munge.key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o400)
+        self.folder.chmod(0o755)
+        host = socket.gethostname().split(".")[0]
+        (self.folder / "slurm.conf").write_text(
+            CONFIG.format(
+                host=f"{host}(127.0.0.1)",
+                user=getpass.getuser(),
+                folder=self.folder,
+                controller_port=_free_port(),
+                node_port=_free_port(),
+                cpus=CPUS,
+                memory=MEMORY_MB,
+                gpus=len(GPUS),
+            ).replace(f"NodeName={host}(127.0.0.1)", f"NodeName={host}")
+        )
+        lines = [f"Name=gpu File={device}" for device in GPUS]
+        (self.folder / "gres.conf").write_text("\n".join(["AutoDetect=off", *lines]) + "\n")
+        (self.folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
+        munge = [
+            f"--{name}={self.folder}/munge.{suffix}"
+            for name, suffix in (
+                ("key-file", "key"),
+                ("socket", "socket"),
+                ("pid-file", "pid"),
+                ("log-file", "log"),
+                ("seed-file", "seed"),
+            )
+        ]
+        self._daemon("munged", "--foreground", "--force", *munge)  # in a private folder
+        wait(lambda: (self.folder / "munge.socket").exists(), "munge's socket")
+        self._daemon("slurmctld", "-D", "-i")
+        self._daemon("slurmd", "-D", "-N", host)
+        wait(self._is_idle, f"an idle node (see the logs in {self.folder})")
+
+    def _daemon(self, name, *options):
+        with (self.folder / f"{name}.out").open("w") as output:
+            self._started.append(
+                subprocess.Popen(
+                    [name, *options],
+                    env={**os.environ, **self.environment},
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            )
+
+    def _is_idle(self):
+        with contextlib.suppress(subprocess.CalledProcessError):
+            return self("sinfo", "-h", "-o", "%T", "-p", "cpu").strip() == "idle"
+        return False
+
+
+def wait(condition, what):
+    """The first true value of a condition.
+
+    Raises:
+        TimeoutError: it does not come.
+    """
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.1)
+    raise TimeoutError(f"{what} did not come within {PATIENCE} s")
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
