@@ -27,7 +27,7 @@ install: $(INSTALLED)
 
 .venv/.installed-cuda: pyproject.toml | .venv/bin/pip
 	@echo "NVIDIA GPU found: installing the CUDA builds of torch and vLLM (KIND=cpu for the others)."
-	pip install --quiet --editable '.[vllm,dev]'
+	pip install --quiet --editable '.[vllm,slurm,dev]'
 	@touch $@
 
 demo: install

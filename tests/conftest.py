@@ -2,11 +2,12 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tiny import DEMO_CLIP, ROOT, SHARED
 
 from latteclip import clip as clips
@@ -34,6 +35,7 @@ class Checkout:
     """A copy of the repository, in which Snakemake runs on the copy's own code."""
 
     root: Path
+    environment: dict = field(default_factory=dict)  # beside that of the tests
 
     def __post_init__(self):
         self.root.mkdir(parents=True)
@@ -43,23 +45,28 @@ class Checkout:
         shutil.copy(ROOT / "Snakefile", self.root)
         (self.root / "README.md").write_text("The manual.\n")
 
-    def run(self, *command, path=()):
-        """Run a command of the environment here; its output is stdout and stderr together."""
-        environment = {
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    def start(self, *command, path=(), output=subprocess.PIPE):
+        """Start a command of the environment here; its output is stdout and stderr together."""
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", **self.environment}
+        environment |= {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}",
             "PYTHONPATH": os.pathsep.join([*map(str, path), str(self.root)]),
-            "HF_HUB_OFFLINE": "1",
         }
-        return subprocess.run(
+        return subprocess.Popen(
             list(map(str, command)),
             cwd=self.root,
             env=environment,
-            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
-            check=False,
         )
+
+    def run(self, *command, path=()):
+        """Run a command to its end."""
+        process = self.start(*command, path=path)
+        stdout, _ = process.communicate()
+        return subprocess.CompletedProcess(command, process.returncode, stdout)
 
     def snakemake(self, *arguments, path=()):
         return self.run("snakemake", "-j2", *arguments, path=path)
@@ -74,3 +81,35 @@ def checkout(tmp_path):
 def new_checkout(tmp_path_factory):
     """Makes checkouts that outlive a test."""
     return lambda name: Checkout(tmp_path_factory.mktemp(name) / "checkout")
+
+
+N_TRAIN, N_TEST = 60, 40
+DEMO = "config/datasets/demo.yaml"
+
+
+def edit(checkout, file, change):
+    """Change a YAML file of a checkout in place."""
+    path = checkout.root / file
+    content = yaml.safe_load(path.read_text())
+    change(content)
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def shrink(content):
+    """The demo with few images and one epoch, and an engine that starts quickly."""
+    demo = content["datasets"]["demo"]
+    demo["source"]["textures"] |= {"train": N_TRAIN, "test": N_TEST}
+    demo["captioner"] |= {"engine": "transformers", "max_new_tokens": 8}
+    demo["finetune"] |= {"epochs": 1, "batch_size": 20, "warmup_steps": 1}
+
+
+@pytest.fixture(scope="session")
+def finished(new_checkout):
+    """A checkout in which the shrunken demo has run from its textures to its table."""
+    checkout = new_checkout("finished")
+    where = checkout.run("python", "-c", "import latteclip; print(latteclip.__file__)")
+    assert where.stdout.strip() == str(checkout.root / "latteclip" / "__init__.py")
+    edit(checkout, DEMO, shrink)
+    run = checkout.snakemake("--config", "seeds=1")
+    assert run.returncode == 0, run.stdout
+    return checkout

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from conftest import DEMO, N_TEST, N_TRAIN, edit
 from open_clip import create_model_and_transforms
 from PIL import Image
 from tiny import ROOT, write_index, write_pictures
@@ -15,37 +16,7 @@ from latteclip import answers, cli, tables
 from latteclip.config import Settings, merge
 from latteclip.demo import textures
 
-N_TRAIN, N_TEST = 60, 40
-DEMO = "config/datasets/demo.yaml"
 RESULTS = "results/demo"
-
-
-def edit(checkout, file, change):
-    """Change a YAML file of a checkout in place."""
-    path = checkout.root / file
-    content = yaml.safe_load(path.read_text())
-    change(content)
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
-
-
-def shrink(content):
-    """The demo with few images and one epoch, and an engine that starts quickly."""
-    demo = content["datasets"]["demo"]
-    demo["source"]["textures"] |= {"train": N_TRAIN, "test": N_TEST}
-    demo["captioner"] |= {"engine": "transformers", "max_new_tokens": 8}
-    demo["finetune"] |= {"epochs": 1, "batch_size": 20, "warmup_steps": 1}
-
-
-@pytest.fixture(scope="session")
-def finished(new_checkout):
-    """A checkout in which the shrunken demo has run from its textures to its table."""
-    checkout = new_checkout("finished")
-    where = checkout.run("python", "-c", "import latteclip; print(latteclip.__file__)")
-    assert where.stdout.strip() == str(checkout.root / "latteclip" / "__init__.py")
-    edit(checkout, DEMO, shrink)
-    run = checkout.snakemake("--config", "seeds=1")
-    assert run.returncode == 0, run.stdout
-    return checkout
 
 
 def planned(checkout, *config):

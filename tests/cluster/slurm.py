@@ -16,7 +16,13 @@ from pathlib import Path
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
 CPUS, MEMORY_MB = 8, 64_000  # what the node claims to have
 GPUS = ("/dev/null", "/dev/zero")  # SLURM wants character devices, and looks at no more than that
-PATIENCE = 60  # seconds until something that must come is missed
+# The profile, but at the pace of a test.
+PROFILE = (
+    *("--workflow-profile", "profiles/slurm"),
+    *("--slurm-init-seconds-before-status-checks", "2"),
+    *("--latency-wait", "10"),
+)
+PATIENCE = 180  # seconds until something that must come is missed
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}
@@ -82,8 +88,9 @@ class Slurm:
     @property
     def environment(self):
         """What programs of SLURM need to find this cluster, and no other."""
-        path = f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}{os.pathsep}/usr/sbin"
-        return {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": path}
+        path = [self.folder / "bin", *os.get_exec_path(), "/usr/sbin"]
+        configuration = str(self.folder / "slurm.conf")
+        return {"SLURM_CONF": configuration, "PATH": os.pathsep.join(map(str, path))}
 
     def __call__(self, *command):
         """Run a program of SLURM; its output."""
@@ -104,14 +111,29 @@ class Slurm:
         """The jobs of one rule, in the order of their submission."""
         return [job for job in self.jobs() if job.get("Comment", "").startswith(f"rule_{rule}_")]
 
-    def running(self, rule):
-        """The id of the job of a rule that runs, once one does."""
+    def cancel_all(self):
+        """End the jobs that a test left."""
+        for job in self.jobs():
+            if job["JobState"] in ("PENDING", "RUNNING"):
+                self("scancel", job["JobId"])
+        wait(self._is_idle, "an idle node")
+
+    def running(self, rule, after=None, patience=PATIENCE):
+        """The id of the job of a rule that runs, once one does that is not `after`."""
 
         def look():
-            running = (job for job in self.jobs_of(rule) if job["JobState"] == "RUNNING")
-            return next((job["JobId"] for job in running), None)
+            running = [job["JobId"] for job in self.jobs_of(rule) if job["JobState"] == "RUNNING"]
+            return next((number for number in running if number != after), None)
 
-        return wait(look, f"a running job of {rule}")
+        return wait(look, f"a running job of {rule}", patience)
+
+    def requeue(self, number):
+        """Put a running job back into the queue; SLURM would let it wait for two minutes."""
+        self("scontrol", "requeue", number)
+        job = f"JobId={number}"
+        wait(lambda: "JobState=PENDING" in self("scontrol", "show", job), "the job in the queue")
+        self("scontrol", "update", job, "StartTime=now")
+        wait(lambda: "JobState=RUNNING" in self("scontrol", "show", job), "the job to run again")
 
     def _start(self):
         for name in ("state", "spool", "bin"):
@@ -119,9 +141,7 @@ class Slurm:
         # Snakemake's job step calls srun without SLURM_CONF.
         srun = self.folder / "bin" / "srun"
         configuration = shlex.quote(self.environment["SLURM_CONF"])
-        srun.write_text(
-            f'#!/bin/sh\nSLURM_CONF={configuration} exec {shutil.which("srun")} "$@"\n'
-        )
+        srun.write_text(f'#!/bin/sh\nSLURM_CONF={configuration} exec {shutil.which("srun")} "$@"\n')
         srun.chmod(0o755)
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(128))
@@ -177,18 +197,46 @@ class Slurm:
         return False
 
 
-def wait(condition, what):
+class OnCluster:
+    """A checkout whose workflow runs on a cluster."""
+
+    def __init__(self, checkout, slurm):
+        self.checkout = checkout
+        self.slurm = slurm
+        checkout.environment |= slurm.environment
+        self._log = checkout.root / "snakemake.out"
+
+    def start(self, *arguments):
+        """Start snakemake; what it says goes to a file."""
+        with self._log.open("w") as output:
+            return self.checkout.start("snakemake", *PROFILE, *arguments, output=output)
+
+    def snakemake(self, *arguments):
+        """Run snakemake to a good end; what it said."""
+        return self.finish(self.start(*arguments))
+
+    def finish(self, process):
+        """The same for a started one."""
+        process.wait(900)
+        assert process.returncode == 0, self.said()
+        return self.said()
+
+    def said(self):
+        return self._log.read_text()
+
+
+def wait(condition, what, patience=PATIENCE):
     """The first true value of a condition.
 
     Raises:
         TimeoutError: it does not come.
     """
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + patience
     while time.monotonic() < end:
         if value := condition():
             return value
         time.sleep(0.1)
-    raise TimeoutError(f"{what} did not come within {PATIENCE} s")
+    raise TimeoutError(f"{what} did not come within {patience} s")
 
 
 def _free_port():

@@ -22,7 +22,7 @@ rule caption_images:
     resources:
         gpu=gpus(captioner_gpus),
         mem_mb=memory("caption_images"),
-        runtime=minutes("caption_images"),
+        runtime=minutes("caption_images", share_of_shard),
     params:
         captioner=captioner,
         prompt=prompt("image"),
@@ -45,8 +45,6 @@ use rule caption_images as caption_images_shard with:
         "results/{dataset}/benchmarks/caption_images-{shard}-of-{shards}.jsonl"
     wildcard_constraints:
         dataset=ANY_DATASET,
-    resources:
-        runtime=minutes("caption_images", share_of_shard),
     params:
         shard="--shard {shard}/{shards}",
 
@@ -71,7 +69,7 @@ rule caption_groups:
     resources:
         gpu=gpus(captioner_gpus),
         mem_mb=memory("caption_groups"),
-        runtime=minutes("caption_groups"),
+        runtime=minutes("caption_groups", share_of_shard),
     params:
         captioner=captioner,
         groups=lambda w: as_json(settings.section("groups", w.dataset)),
@@ -94,8 +92,6 @@ use rule caption_groups as caption_groups_shard with:
         "results/{dataset}/benchmarks/caption_groups-{shard}-of-{shards}.jsonl"
     wildcard_constraints:
         dataset=ANY_DATASET,
-    resources:
-        runtime=minutes("caption_groups", share_of_shard),
     params:
         shard="--shard {shard}/{shards}",
 

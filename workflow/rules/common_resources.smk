@@ -119,7 +119,8 @@ def epochs(wildcards):
 
 
 def share_of_shard(wildcards):
-    return 1 / int(wildcards.shards)
+    """Of the images, the share that a captioning job asks about."""
+    return 1 / int(wildcards.get("shards", 1))
 
 
 def refuse_second_run():

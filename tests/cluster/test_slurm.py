@@ -1,0 +1,289 @@
+"""The workflow on a real SLURM: what a cluster does to jobs, and what comes out all the same."""
+
+import json
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from chat_server import MODEL, serving
+from conftest import DEMO, edit, shrink
+from slurm import MEMORY_MB, OnCluster, Slurm, missing, wait
+
+from latteclip import tables
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+IMAGES = "results/demo/images.parquet"
+PSEUDO_LABELS = "results/demo/pseudo_labels.parquet"
+CAPTIONS = "results/demo/captions/images.parquet"
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """A running SLURM."""
+    if lacking := missing():
+        pytest.skip(f"SLURM is not installed: no {', '.join(lacking)}")
+    with Slurm(tmp_path_factory.mktemp("slurm") / "slurm") as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def on_cluster(slurm):
+    """Makes the workflow of a checkout run on the cluster."""
+    yield lambda checkout: OnCluster(checkout, slurm)
+    slurm.cancel_all()
+
+
+@pytest.fixture
+def indexed(checkout):
+    """A checkout of the shrunken demo with pseudo-labels, made by this machine."""
+    edit(checkout, DEMO, shrink)
+    run = checkout.snakemake(PSEUDO_LABELS)
+    assert run.returncode == 0, run.stdout
+    return checkout
+
+
+def measured(checkout, path):
+    return json.loads((checkout.root / path).read_text())
+
+
+def requested(job):
+    """What a job asked for: partition, cores, memory in MB, minutes, GPUs."""
+    asked = dict(item.split("=", 1) for item in job["ReqTRES"].split(","))
+    hours, minutes, _ = map(int, job["TimeLimit"].split(":"))
+    gpus = re.search(r"gpu[:=](\d+)", job.get("TresPerJob", ""))
+    return {
+        "partition": job["Partition"],
+        "cores": int(asked["cpu"]),
+        "memory": int(asked["mem"].removesuffix("M")),
+        "minutes": 60 * hours + minutes,
+        "gpus": int(gpus[1]) if gpus else 0,
+    }
+
+
+# --- a whole run ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(slurm, new_checkout):
+    """The shrunken demo as the cluster ran it, its captions in two shards."""
+    checkout = new_checkout("whole")
+    edit(checkout, DEMO, shrink)
+    run = OnCluster(checkout, slurm)
+    run.snakemake("--config", "method=zero_shot,latteclip", "seeds=1", "captions={'shards': 2}")
+    return run
+
+
+def test_a_cluster_measures_what_one_machine_measures(whole, finished):
+    for method in ("zero_shot", "latteclip"):
+        path = f"results/demo/{method}/seed0/metrics.json"
+        assert measured(whole.checkout, path) == measured(finished, path)
+
+
+def test_each_stage_asks_for_what_it_needs(whole):
+    asked = {}
+    for job in whole.slurm.jobs():
+        rule = re.fullmatch(r"rule_(.+)_wildcards_.+", job["Comment"])[1]
+        asked.setdefault(rule, requested(job))
+    assert {rule for rule, each in asked.items() if each["gpus"]} == {
+        "pseudo_label_images",
+        "caption_images_shard",
+        "caption_groups_shard",
+        "finetune",
+        "evaluate",
+    }
+    for rule, each in asked.items():
+        assert each["partition"] == ("gpu" if each["gpus"] else "cpu"), rule
+        assert each["memory"] >= 4_000, rule
+        assert each["minutes"] >= 10, rule
+    assert {"generate_textures", "index_images", "gather_captions", "report_dataset"} <= set(asked)
+    assert not {"summarize", "index_results", "all"} & set(asked)  # on the login node
+
+
+def test_stages_on_gpu_nodes_see_their_gpu(whole):
+    logs = whole.checkout.root / "results" / "demo"
+    for name in ("logs/pseudo_label_images.log", "latteclip/seed0/logs/finetune.log"):
+        text = (logs / name).read_text()
+        assert re.search(r"SLURM job \d+ on .*CUDA_VISIBLE_DEVICES=[01]\.", text)
+    assert "CUDA_VISIBLE_DEVICES=." in (logs / "logs/index_images.log").read_text()
+
+
+def test_shards_of_captions_are_one_array_job(whole):
+    for kind in ("images", "groups"):
+        tasks = whole.slurm.jobs_of(f"caption_{kind}_shard")
+        assert {task["ArrayTaskId"] for task in tasks} == {"1", "2"}
+        assert len({task["ArrayJobId"] for task in tasks}) == 1
+
+
+def test_a_finished_run_has_nothing_to_do(whole):
+    said = whole.snakemake(
+        "--config", "method=zero_shot,latteclip", "seeds=1", "captions={'shards': 2}"
+    )
+    assert "Nothing to be done" in said
+
+
+# --- captions ------------------------------------------------------------------------------------
+
+
+def processes_of(command):
+    """(pid, environment) of the running processes of a command of the package."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            pairs = (folder / "environ").read_bytes().decode().split("\0")
+        except OSError:  # it has ended, or is not ours
+            continue
+        if command.encode() in words[1:3]:
+            yield int(folder.name), dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+
+
+def test_captions_survive_what_befalls_their_job(indexed, on_cluster):
+    with serving() as server:
+        indexed.environment |= {"OPENAI_BASE_URL": server.url, "HF_HUB_OFFLINE": "0"}
+        run = on_cluster(indexed)
+        engine = f"{{'engine': 'openai', 'model': '{MODEL}', 'concurrency': 2,"
+        engine += " 'max_new_tokens': 40}"
+        command = (CAPTIONS, "--config", f"captioner={engine}")
+        server.pause = 0.3
+        process = run.start(*command)
+
+        def work(n):
+            """Let the running job get n more answers."""
+            wanted = server.answered + n
+            wait(lambda: server.answered >= wanted, f"answer {wanted}")
+
+        first = run.slurm.running("caption_images")
+        work(5)
+        (environment,) = {
+            tuple(found[name] for name in ("HF_HUB_OFFLINE", "SLURM_JOB_ID"))
+            for _, found in processes_of("caption-images")
+        }
+        assert environment == ("1", first)  # where the controller itself had the hub
+        run.slurm("scancel", first)
+        second = run.slurm.running("caption_images", after=first)
+        work(5)
+        run.slurm.requeue(second)
+        work(5)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+        # Whoever starts again while the job still works is told so, and that it can be unlocked.
+        refused = run.start(*command)
+        assert refused.wait() != 0
+        assert "Directory cannot be locked" in run.said()
+        run.snakemake(*command, "--unlock")
+        refused = run.start(*command)
+        assert refused.wait() != 0
+        assert re.search(
+            rf"SLURM still has 1 jobs of another run in this folder.*scancel {second}", run.said()
+        )
+        assert "Traceback" not in run.said()
+
+        server.pause = 0.0
+        wait(lambda: not list(processes_of("caption-images")), "the end of the job")
+        run.snakemake(*command, "--rerun-incomplete")
+        n = len(tables.read_unlabelled(str(indexed.root / IMAGES), training=True)[0])
+        captions = tables.read(str(indexed.root / CAPTIONS), tables.CAPTIONS)[0].to_pydict()
+        assert len(captions["caption"]) == n
+        assert all(captions["caption"])
+        # Each of the three breaks may have lost the two answers that were on their way.
+        assert len(server.requests) <= n + 3 * 2
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+FLYP = "results/demo/flyp/seed0"
+
+
+def trained(checkout):
+    """What a training left: history without times, tensors, metrics."""
+    folder = checkout.root / FLYP
+    history = pq.read_table(folder / "history.parquet").to_pydict()
+    for timing in ("images_per_second", "data_wait"):
+        del history[timing]
+    files = ("model/open_clip_model.safetensors", "model/prototypes.safetensors")
+    tensors = {name: (folder / name).read_bytes() for name in files}
+    return history, tensors, measured(checkout, f"{FLYP}/metrics.json")
+
+
+def test_training_survives_what_befalls_its_job(indexed, on_cluster):
+    command = (
+        *(f"{FLYP}/metrics.json", "--config", "compute={'checkpoint_every': 5}"),
+        "finetune={'epochs': 200, 'batch_size': 20}",
+    )
+    unbroken = indexed.snakemake(*command)
+    assert unbroken.returncode == 0, unbroken.stdout
+    expected = trained(indexed)
+    shutil.rmtree(indexed.root / FLYP)
+
+    run = on_cluster(indexed)
+    log = indexed.root / FLYP / "logs" / "finetune.log"
+
+    def work():
+        """Let the running job go on until it keeps another checkpoint."""
+        kept = set((indexed.root / FLYP / "checkpoint").glob("step-*"))
+        wait(
+            lambda: set((indexed.root / FLYP / "checkpoint").glob("step-*")) - kept,
+            "another checkpoint",
+        )
+
+    # A minute at the first attempt, two at the second, ...
+    limits = ("finetune:runtime=attempt", "finetune:slurm_extra='--signal=TERM@10'")
+    process = run.start(*command, "--set-resources", *limits)
+    first = run.slurm.running("finetune")
+    work()
+    # It stands still until SLURM ends it because its minute is over.
+    (pid,) = {pid for pid, _ in processes_of("finetune")}
+    os.kill(pid, signal.SIGSTOP)
+    second = run.slurm.running("finetune", after=first, patience=240)
+    states = {job["JobId"]: job for job in run.slurm.jobs_of("finetune")}
+    assert states[first]["JobState"] in ("TIMEOUT", "FAILED")
+    assert [requested(states[number])["minutes"] for number in (first, second)] == [1, 2]
+    work()
+    assert "Going on after step" in log.read_text()
+    run.slurm.requeue(second)
+    work()
+    assert "Going on after step" in log.read_text()
+    run.slurm("scancel", second)
+    run.slurm.running("finetune", after=second)
+    run.finish(process)
+    assert "Going on after step" in log.read_text()
+    assert trained(indexed) == expected
+    assert not (indexed.root / FLYP / "checkpoint").exists()
+
+
+# --- what does not fit ---------------------------------------------------------------------------
+
+
+def test_an_impossible_request_says_why(indexed, on_cluster):
+    run = on_cluster(indexed)
+    process = run.start(
+        *(f"{FLYP}/history.parquet", "--retries", "0"),
+        *("--set-resources", f"finetune:mem_mb={100 * MEMORY_MB}"),
+    )
+    assert process.wait() != 0
+    assert "Memory specification can not be satisfied" in run.said()
+
+
+def test_a_job_that_waits_says_for_what(indexed, on_cluster):
+    run = on_cluster(indexed)
+    run.slurm("sbatch", "--exclusive", "--wrap", "sleep 600")
+    process = run.start(f"{FLYP}/history.parquet")
+    wait(lambda: run.slurm.jobs_of("finetune"), "a job in the queue")
+    told = wait(lambda: _queue_of(indexed), "the queue")
+    why = r"waits: all nodes that could take it are busy \(Resources\)"
+    assert re.search(rf"SLURM queue: 1 jobs\n +job \d+ +finetune demo_flyp_0 +{why}", told)
+    process.send_signal(signal.SIGINT)
+    process.wait()
+    states = [job["JobState"] for job in run.slurm.jobs_of("finetune")]
+    assert states[-1] == "CANCELLED"  # snakemake takes its jobs along
+
+
+def _queue_of(checkout):
+    told = checkout.run("latteclip", "status", "--config", "method=flyp", "seeds=1")
+    assert told.returncode == 0, told.stdout
+    return "Resources" in told.stdout and told.stdout
