@@ -6,6 +6,7 @@ from tiny import ROOT
 
 from latteclip.config import Schema, Settings, as_json, merge, names, seed_list, unknown
 from latteclip.errors import UserError
+from latteclip.html import published
 
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 
@@ -205,17 +206,30 @@ def test_every_ablation_differs_from_latteclip_in_its_switches_alone(config):
     found = settings(config, dataset="demo,dtd", **ablations)
     assert found.table == {"name": "ablations", "baseline": "latteclip"}
     assert found.methods[:2] == ["zero_shot", "latteclip"]
-    assert set(ablations["methods"]) <= set(found.methods)
+    assert set(found.methods) == {
+        name
+        for name in config["methods"]
+        if name.startswith("latteclip") and not name.endswith("fused")
+    } | {"zero_shot"}
     seen = []
     for dataset in found.datasets:
         whole = found.method("latteclip", dataset)
         for name in found.methods[2:]:
             one = found.method(name, dataset)
-            own = merge(config["methods"], ablations["methods"])[name]["switches"]
+            own = config["methods"][name]["switches"]
             assert one["switches"] == merge(whole.get("switches", {}), own)
             assert {**one, "switches": None} == {**whole, "switches": None}
             seen.append((dataset, as_json(one["switches"])))
     assert len(set(seen)) == len(seen)
+
+
+def test_the_study_runs_what_the_paper_compares(config):
+    study = yaml.safe_load((ROOT / "config" / "study.yaml").read_text())
+    found = settings(config, **study)
+    assert set(found.datasets) == set(published.DATASETS)
+    assert found.seeds == [0, 1, 2]
+    ablations = yaml.safe_load((ROOT / "config" / "ablations.yaml").read_text())
+    assert set(found.methods) == {*ablations["method"], "flyp", "label_propagation"}
 
 
 def test_a_table_s_baseline_must_be_a_method(config):
