@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import DEMO, N_TEST, N_TRAIN, edit
+from conftest import DEMO, N_TEST, N_TRAIN, edit, shrink
 from open_clip import create_model_and_transforms
 from PIL import Image
 from tiny import ROOT, write_index, write_pictures
@@ -600,3 +600,52 @@ def test_class_folders_are_a_dataset_by_configuration_alone(checkout, tmp_path):
     assert metadata["classnames"] == ["lines", "red dots"]
     assert len(index) == 20
     assert Image.open(checkout.root / index["path"][0].as_py()).size == (64, 64)
+
+
+# --- on a cluster --------------------------------------------------------------------------------
+
+
+def asked(checkout, rule, *options):
+    """The resources of the first job of a rule, as a dry run with the SLURM profile has them."""
+    run = checkout.run("snakemake", "--dry-run", "--workflow-profile", "profiles/slurm", *options)
+    assert run.returncode == 0, run.stdout
+    _, _, text = run.stdout.partition(f"\nrule {rule}:\n")
+    listed = re.search(r"^    resources: (.*)$", text, flags=re.MULTILINE)[1]
+    return dict(item.split("=", 1) for item in listed.split(", "))
+
+
+def test_resources_wait_for_the_index_and_grow_with_it(checkout, tmp_path):
+    edit(checkout, DEMO, shrink)
+    assert asked(checkout, "finetune")["runtime"] == "<TBD>"
+    made = checkout.snakemake("results/demo/images.parquet")
+    assert made.returncode == 0, made.stdout
+    small = asked(checkout, "finetune")
+    long = asked(checkout, "finetune", "--config", "finetune={'epochs': 100000}")
+    # 100 images more or less, a hundred thousand times, 200 a second.
+    assert int(long["runtime"]) - int(small["runtime"]) == pytest.approx(
+        (N_TRAIN + N_TEST) * 100_000 / 200 / 60, abs=1
+    )
+    assert long["mem_mb"] == small["mem_mb"]
+
+
+def test_gpu_stages_go_where_gpus_are(checkout):
+    config = ("--config", "dataset=dtd", "captioner={'tensor_parallel_size': 2}")
+    captions = asked(checkout, "caption_images", *config)
+    assert (captions["slurm_partition"], captions["gpu"]) == ("gpu", "2")
+    tuned = asked(checkout, "finetune", *config, "processes={'finetune': 4}")
+    assert (tuned["slurm_partition"], tuned["gpu"]) == ("gpu", "4")
+    index = asked(checkout, "index_images", *config)
+    assert (index["slurm_partition"], index.get("gpu")) == ("cpu", None)
+    assert int(index["runtime"]) > 15  # by what the dataset's file says of its size
+    served = asked(checkout, "caption_images", "--config", "captioner={'engine': 'openai'}")
+    assert served["gpu"] == "0"
+
+
+def test_shards_share_the_time_of_captions(checkout):
+    made = checkout.snakemake("results/demo/images.parquet")
+    assert made.returncode == 0, made.stdout
+    whole = asked(checkout, "caption_images")
+    shard = asked(checkout, "caption_images_shard", "--config", "captions={'shards': 10}")
+    assert shard["gpu"] == whole["gpu"] == "1"
+    assert shard["mem_mb"] == whole["mem_mb"]
+    assert 10 * (int(shard["runtime"]) - 20) == pytest.approx(int(whole["runtime"]) - 20, abs=10)

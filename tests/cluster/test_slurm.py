@@ -99,6 +99,7 @@ def test_each_stage_asks_for_what_it_needs(whole):
         assert each["partition"] == ("gpu" if each["gpus"] else "cpu"), rule
         assert each["memory"] >= 4_000, rule
         assert each["minutes"] >= 10, rule
+    assert asked["index_images"]["cores"] == 8  # whatever the login node has
     assert {"generate_textures", "index_images", "gather_captions", "report_dataset"} <= set(asked)
     assert not {"summarize", "index_results", "all"} & set(asked)  # on the login node
 
@@ -116,6 +117,20 @@ def test_shards_of_captions_are_one_array_job(whole):
         tasks = whole.slurm.jobs_of(f"caption_{kind}_shard")
         assert {task["ArrayTaskId"] for task in tasks} == {"1", "2"}
         assert len({task["ArrayJobId"] for task in tasks}) == 1
+
+
+def test_shards_may_share_a_job_and_its_gpu(indexed, on_cluster):
+    run = on_cluster(indexed)
+    run.snakemake(
+        *(CAPTIONS, "--config", "captions={'shards': 2}"),
+        *("--groups", "caption_images_shard=captions", "--group-components", "captions=2"),
+        *("--resources", "gpu=1", "--set-resource-scopes", "gpu=local"),
+    )
+    (job,) = run.slurm.jobs_of("captions")
+    assert requested(job)["gpus"] == 1
+    assert requested(job)["minutes"] >= 40  # of both together
+    logs = sorted((indexed.root / "results/demo/logs").glob("caption_images-*-of-2.log"))
+    assert [f"SLURM job {job['JobId']} on" in log.read_text() for log in logs] == [True, True]
 
 
 def test_a_finished_run_has_nothing_to_do(whole):
