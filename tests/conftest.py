@@ -43,23 +43,29 @@ class Checkout:
         shutil.copy(ROOT / "Snakefile", self.root)
         (self.root / "README.md").write_text("The manual.\n")
 
-    def run(self, *command, path=()):
-        """Run a command of the environment here; its output is stdout and stderr together."""
+    def start(self, *command, path=(), **options):
+        """Start a command of the environment here; its output is stdout and stderr together."""
         environment = {
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": os.pathsep.join([*map(str, path), str(self.root)]),
             "HF_HUB_OFFLINE": "1",
         }
-        return subprocess.run(
+        return subprocess.Popen(
             list(map(str, command)),
             cwd=self.root,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            check=False,
+            **options,
         )
+
+    def run(self, *command, path=()):
+        """Run a command of the environment here to its end."""
+        with self.start(*command, path=path) as process:
+            output, _ = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, output)
 
     def snakemake(self, *arguments, path=()):
         return self.run("snakemake", "-j2", *arguments, path=path)

@@ -2,6 +2,8 @@ import json
 import os
 import re
 import shutil
+import signal
+import time
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,6 +11,7 @@ import torch
 import yaml
 from open_clip import create_model_and_transforms
 from PIL import Image
+from test_kills import hear_interrupts
 from tiny import ROOT, write_index, write_pictures
 
 from latteclip import answers, cli, tables
@@ -362,6 +365,43 @@ def test_captions_are_shown_with_class_and_prompt(finished):
     assert run.returncode == 0, run.stdout
     assert run.stdout.count("(pseudo-label)") == 5
     assert "Describe the common visual attributes" in run.stdout
+
+
+# --- signals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_training_that_is_ended_through_snakemake_goes_on_with_the_next_run(
+    finished, new_checkout
+):
+    """SIGTERM to all processes of a job is what SLURM sends; SIGINT to all is Ctrl-C."""
+    checkout = new_checkout("signalled")
+    shutil.copytree(finished.root, checkout.root, dirs_exist_ok=True)
+    in_demo("finetune", "epochs", value=20)(checkout)  # of three steps
+    folder = checkout.root / RESULTS / "latteclip/seed0"
+    command = ["snakemake", "-j1", folder.relative_to(checkout.root) / "history.parquet"]
+    command += ["--config", "seeds=1"]
+    kept = 0
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before = set(folder.glob("checkpoint/step-*"))
+        run = checkout.start(*command, start_new_session=True, preexec_fn=hear_interrupts)
+        while not set(folder.glob("checkpoint/step-*")) - before and run.poll() is None:
+            time.sleep(0.005)
+        os.killpg(run.pid, number)
+        output, _ = run.communicate()
+        assert run.returncode != 0, output
+        log = (folder / "logs/finetune.log").read_text()
+        if kept:
+            assert f"Going on after step {kept}," in log
+        kept = int(re.search(r"Step (\d+) is kept", log)[1])
+        assert (folder / "checkpoint" / f"step-{kept:08d}").is_dir()
+        assert not (folder / "model").exists()
+        assert not (folder / "history.parquet").exists()
+    run = checkout.run(*command)
+    assert run.returncode == 0, run.stdout
+    assert f"Going on after step {kept}," in (folder / "logs/finetune.log").read_text()
+    assert pq.read_table(folder / "history.parquet")["step"].to_pylist() == list(range(60))
+    assert not (folder / "checkpoint").exists()
 
 
 # --- labels do not leak --------------------------------------------------------------------------
