@@ -1,7 +1,7 @@
 import logging
 import re
-import signal
 import shutil
+import signal
 import subprocess
 import sys
 
