@@ -36,7 +36,8 @@ def save(folder: str | Path, checkpoint: Checkpoint) -> None:
         }
         save_file(tensors, temporary / "state.safetensors")
         (temporary / "state.json").write_text(json.dumps(checkpoint.values), encoding="utf-8")
-    for old in _newest_first(folder)[KEPT:]:
+    half_written = Path(folder).glob(".step-*.tmp")  # by runs that were killed
+    for old in (*_newest_first(folder)[KEPT:], *half_written):
         shutil.rmtree(old)
 
 

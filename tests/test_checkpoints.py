@@ -60,9 +60,11 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before_with_a_warning(folde
     assert "step-00000011 cannot be read" in caplog.text
 
 
-def test_a_checkpoint_that_is_half_written_is_not_seen(folder):
+def test_a_checkpoint_that_is_half_written_is_not_seen_and_removed_by_the_next(folder):
     (folder / "step-00000011").rename(folder / ".step-00000012.77.tmp")
     assert checkpoints.latest(folder).steps == 10
+    checkpoints.save(folder, make(11))
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000010", "step-00000011"]
 
 
 @pytest.mark.parametrize(

@@ -308,6 +308,8 @@ def ending(monkeypatch):
 
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(logging, "shutdown", lambda: None)
+    # A suite that runs in the background would have Ctrl-C ignored.
+    outer = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = [signal.getsignal(number) for number in HEARD]
 
     @contextlib.contextmanager
@@ -317,7 +319,8 @@ def ending(monkeypatch):
         assert ended.value.args == (status,)
         assert [signal.getsignal(number) for number in HEARD] == before
 
-    return ending
+    yield ending
+    signal.signal(signal.SIGINT, outer)
 
 
 @pytest.fixture
