@@ -20,23 +20,24 @@ KEPT = 2
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a training after so many whole epochs."""
+    """The state of a training after so many steps, of all epochs so far."""
 
-    epochs: int
+    steps: int
     tensors: dict[str, torch.Tensor]
     values: dict[str, Any]  # whatever JSON holds exactly
 
 
 def save(folder: str | Path, checkpoint: Checkpoint) -> None:
     """Add a checkpoint, whole or not at all, and remove all but the newest `KEPT`."""
-    with replacing(Path(folder) / f"epoch-{checkpoint.epochs:05d}") as temporary:
+    with replacing(Path(folder) / f"step-{checkpoint.steps:08d}") as temporary:
         temporary.mkdir()
         tensors = {
             name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()
         }
         save_file(tensors, temporary / "state.safetensors")
         (temporary / "state.json").write_text(json.dumps(checkpoint.values), encoding="utf-8")
-    for old in _newest_first(folder)[KEPT:]:
+    half_written = Path(folder).glob(".step-*.tmp")  # by runs that were killed
+    for old in (*_newest_first(folder)[KEPT:], *half_written):
         shutil.rmtree(old)
 
 
@@ -45,7 +46,7 @@ def latest(folder: str | Path) -> Checkpoint | None:
     for path in _newest_first(folder):
         try:
             return Checkpoint(
-                int(path.name.removeprefix("epoch-")),
+                int(path.name.removeprefix("step-")),
                 load_file(path / "state.safetensors"),
                 json.loads((path / "state.json").read_text(encoding="utf-8")),
             )
@@ -78,4 +79,4 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _newest_first(folder: str | Path) -> list[Path]:
-    return sorted(Path(folder).glob("epoch-*"), reverse=True)
+    return sorted(Path(folder).glob("step-*"), reverse=True)

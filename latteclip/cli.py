@@ -345,7 +345,8 @@ exit status:
   1    failed: a bug or the machine; of doctor: something is to be mended
   2    bad usage or bad input: one sentence says what, where and what to do
   3    predict: done, but some images could not be decoded
-  130  interrupted
+  130  interrupted; what captioning and finetune have done is kept
+  143  the same by SIGTERM: a cluster's time limit, scancel
 """
 
 

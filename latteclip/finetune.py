@@ -7,9 +7,9 @@ import logging
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from latteclip import training_data as data
 from latteclip.errors import UserError
 from latteclip.files import replacing
 from latteclip.progress import Progress
+from latteclip.termination import Signals, Terminated, ending_in_order
 from latteclip.texts import TextBank
 from latteclip.training import Optimiser, Training
 
@@ -35,7 +36,7 @@ class Compute:
     gradient_checkpointing: bool = False
     micro_batch: int | None = None  # images and texts that are encoded at once
     cache_gib: float = 0.0  # decoded images are kept where all of them fit into this
-    checkpoint_every: int = 1  # epochs
+    checkpoint_every: int = 1  # epochs; the last one leaves a checkpoint in any case
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def finetune(
 
     Only the objective `flyp_supervised` reads labels. Writes the tuned model (see `clip.save`) and
     a row of tables.HISTORY a step. A run that was broken off goes on from its last checkpoint and
-    gives what an unbroken one gives; the checkpoints are removed at the end.
+    gives what an unbroken one gives; the checkpoints are removed at the end. SIGTERM and Ctrl-C let
+    the running step end, leave a checkpoint of it, and end the process.
 
     Raises:
         UserError: an input does not fit, a checkpoint is of other settings, or the loss is not
@@ -81,10 +83,71 @@ def finetune(
     """
     parallel.start(device)
     threads = max(1, threads // parallel.size())
+    optimiser, compute = Optimiser(**settings.optimiser), Compute(**settings.compute)
+    with ending_in_order("Nothing was trained yet: a rerun starts where this run did.") as signals:
+        training, inputs = _load(
+            files, settings, optimiser, compute, signals, seed=seed, device=device, threads=threads
+        )
+        kept = _Kept(checkpoint_folder, _identity(settings, seed, inputs))
+        start = kept.resume(training)
+        with signals.held():  # neither a step nor the writing may break off in the middle
+            _train(training, inputs, optimiser, compute, kept, start, seed=seed, threads=threads)
+            training.clip.model.eval()
+            classifier = training.objective.classifier()  # every process takes part in encoding it
+            if parallel.rank() == 0:
+                _write(training, classifier, inputs, settings, seed, model_output, history_output)
+                if signals.number:  # who ends a job may remove what it wrote
+                    kept.end(signals.number, len(training.history))
+                shutil.rmtree(checkpoint_folder, ignore_errors=True)
+    parallel.finish()
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The checkpoints of a training."""
+
+    folder: str
+    identity: dict[str, Any]
+
+    def resume(self, training: Training) -> int:
+        """Go on from the newest one; the number of steps done.
+
+        Raises:
+            UserError: it is of another training.
+        """
+        saved = checkpoints.latest(self.folder)
+        if saved is None:
+            return 0
+        checkpoints.refuse_others(self.identity, saved, self.folder)
+        training.restore(saved)
+        log.info("Going on after step %d, from %s.", saved.steps, self.folder)
+        return saved.steps
+
+    def save(self, training: Training, steps: int) -> None:
+        """Add one after so many steps, by process 0."""
+        if parallel.rank() == 0:
+            checkpoints.save(self.folder, training.checkpoint(steps, self.identity))
+
+    def end(self, number: int, steps: int) -> NoReturn:
+        """End the process, as a signal asks, after the newest one."""
+        raise Terminated(number, f"Step {steps} is kept in {self.folder}: rerun to go on.")
+
+
+def _load(
+    files: data.TrainingFiles,
+    settings: FinetuneSettings,
+    optimiser: Optimiser,
+    compute: Compute,
+    signals: Signals,
+    *,
+    seed: int,
+    device: str,
+    threads: int,
+) -> tuple[Training, data.TrainingData]:
+    """The start of a training, and what it is on."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
-    optimiser, compute = Optimiser(**settings.optimiser), Compute(**settings.compute)
     clip = clips.load(
         settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
     )
@@ -104,33 +167,15 @@ def finetune(
         _objective(settings, bank, inputs.texts, seed),
         optimiser.start(clip.model),
         torch.zeros(len(inputs.classnames), dtype=torch.long),
+        signals,
     )
+    return training, inputs
+
+
+def _identity(settings: FinetuneSettings, seed: int, inputs: data.TrainingData) -> dict[str, Any]:
+    """What decides the result of a training."""
     decisive = {key: value for key, value in asdict(settings).items() if key != "compute"}
-    identity = {**decisive, "seed": seed, "digest of images, labels and captions": inputs.digest}
-    saved = checkpoints.latest(checkpoint_folder)
-    if saved:
-        checkpoints.refuse_others(identity, saved, checkpoint_folder)
-        training.restore(saved)
-        log.info("Going on after epoch %d, from %s.", saved.epochs, checkpoint_folder)
-
-    def end_epoch(epochs: int) -> None:
-        if parallel.rank() == 0 and epochs % compute.checkpoint_every == 0:
-            checkpoints.save(checkpoint_folder, training.checkpoint(epochs, identity))
-
-    start = saved.epochs if saved else 0
-    _train(training, inputs, optimiser, compute, start, end_epoch, seed=seed, threads=threads)
-    clip.model.eval()
-    classifier = training.objective.classifier()  # every process takes part in encoding it
-    if parallel.rank() == 0:
-        metadata = {"settings": asdict(settings), "seed": seed, "marks": _marks(settings, training)}
-        with replacing(model_output) as folder:
-            clips.save(clip, classifier, inputs.classnames, settings.template, folder)
-        columns = {
-            name: [row.get(name) for row in training.history] for name in tables.HISTORY.names
-        }
-        tables.write(history_output, columns, tables.HISTORY, metadata)
-        shutil.rmtree(checkpoint_folder, ignore_errors=True)
-    parallel.finish()
+    return {**decisive, "seed": seed, "digest of images, labels and captions": inputs.digest}
 
 
 def _objective(
@@ -151,13 +196,17 @@ def _train(
     inputs: data.TrainingData,
     optimiser: Optimiser,
     compute: Compute,
+    kept: _Kept,
     start: int,
-    end_epoch: Callable[[int], None],
     *,
     seed: int,
     threads: int,
 ) -> None:
-    """All epochs from `start`; `end_epoch` is told how many are done."""
+    """All steps from `start`.
+
+    Raises:
+        Terminated: a signal came; the step that was running is done and kept.
+    """
     n = len(inputs.paths)
     if min(n, optimiser.batch_size) < parallel.size():
         raise UserError(
@@ -165,6 +214,7 @@ def _train(
             f"{parallel.size()} processes; lower processes.finetune."
         )
     per_epoch = data.steps_per_epoch(n, optimiser.batch_size)
+    total = optimiser.epochs * per_epoch
 
     def steps() -> Iterator[tuple[int, list[tuple[int, int]]]]:
         return data.schedule(n, optimiser.batch_size, optimiser.epochs, seed, start)
@@ -177,25 +227,46 @@ def _train(
         training.clip.device,
         threads,
     )
-    progress = Progress(optimiser.epochs * per_epoch, "steps", done=start * per_epoch)
-    for step, (epoch, keys) in enumerate(steps(), start * per_epoch):
+    progress = Progress(total, "steps", done=start)
+    for step, (epoch, keys) in enumerate(steps(), start):
         if step % per_epoch == 0:
             training.start_epoch()
         began = time.monotonic()
         _, batch = next(loader)
         waited = time.monotonic() - began
         index = torch.tensor([index for _, index in keys])  # [B]
-        rate = optimiser.rate(step, optimiser.epochs * per_epoch)
+        rate = optimiser.rate(step, total)
         logs = training.step(index, inputs.labels[index], batch, rate)
         seconds = time.monotonic() - began
         timings = {"images_per_second": len(keys) / seconds, "data_wait": waited / seconds}
         training.record({"step": step, "epoch": epoch, "lr": rate, **logs, **timings})
-        is_last = (step + 1) % per_epoch == 0
-        if is_last or (step + 1) % CHECK_EVERY == 0:
+        done = step + 1
+        ends_epoch = done % per_epoch == 0
+        if ends_epoch or training.ending or done % CHECK_EVERY == 0:
             training.settle()
         progress.add(1, f"epoch {epoch + 1} of {optimiser.epochs}")
-        if is_last:
-            end_epoch(epoch + 1)
+        is_due = ends_epoch and (epoch + 1) % compute.checkpoint_every == 0
+        if is_due or training.ending or done == total:
+            kept.save(training, done)
+        if training.ending:
+            parallel.wait()  # for the checkpoint: torchrun kills the others when one is gone
+            kept.end(training.ending, done)
+
+
+def _write(
+    training: Training,
+    classifier: torch.Tensor,
+    inputs: data.TrainingData,
+    settings: FinetuneSettings,
+    seed: int,
+    model_output: str,
+    history_output: str,
+) -> None:
+    metadata = {"settings": asdict(settings), "seed": seed, "marks": _marks(settings, training)}
+    with replacing(model_output) as folder:
+        clips.save(training.clip, classifier, inputs.classnames, settings.template, folder)
+    columns = {name: [row.get(name) for row in training.history] for name in tables.HISTORY.names}
+    tables.write(history_output, columns, tables.HISTORY, metadata)
 
 
 def _marks(settings: FinetuneSettings, training: Training) -> list[str]:

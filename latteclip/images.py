@@ -6,6 +6,7 @@ Letters: N images, B batch, H x W the model's input size.
 import logging
 import mmap
 import random
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -128,7 +129,14 @@ def loader(
         multiprocessing_context="fork" if workers else None,  # they share `DecodedImages`
         pin_memory=pinned,
         generator=torch.Generator(),  # or it would draw a number that a resumed run lacks
+        worker_init_fn=_leave_signals_to_parent,
     )
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """A cluster signals every process of a job, but the parent needs its workers to the end."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def in_order(n: int, batch_size: int) -> list[list[tuple[int, int]]]:

@@ -56,7 +56,7 @@ class Objective(Protocol):
         """Called before the first step of each epoch."""
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What outlives an epoch beside the model, by name."""
+        """What outlives a step beside the model, by name."""
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:
         """Go on from a `state`."""
@@ -94,10 +94,10 @@ class Flyp:
         self.epoch_classifier = self.classifier()  # [C, D]
 
     def state(self) -> dict[str, torch.Tensor]:
-        return {}
+        return {"epoch_classifier": self.epoch_classifier}
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:
-        """Nothing outlives an epoch."""
+        self.epoch_classifier = state["epoch_classifier"].to(self.epoch_classifier.device)
 
     def classifier(self) -> torch.Tensor:
         return text_classifier(self.bank, self.texts.classes)
@@ -253,12 +253,15 @@ class LatteClip:
         return {
             "prototypes": self.prototypes,
             "start": self.start,
+            # A copy: it may be one tensor with another of these.
+            "epoch_prototypes": self.epoch_prototypes.clone(),
             "generator": self.groups.generator.get_state(),
         }
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:
         device = self.prototypes.device
         self.prototypes, self.start = state["prototypes"].to(device), state["start"].to(device)
+        self.epoch_prototypes = state["epoch_prototypes"].to(device)
         self.groups.generator.set_state(state["generator"])
 
     def classifier(self) -> torch.Tensor:

@@ -5,6 +5,7 @@ shared out. Outside of `torchrun` there is one process, and every function here 
 Letters: P processes.
 """
 
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
@@ -23,6 +24,13 @@ def start(device: str) -> None:
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if on_gpu else "gloo")
+
+
+def wait() -> None:
+    """Wait until every process is here, or one has gone."""
+    if dist.is_initialized():
+        with contextlib.suppress(RuntimeError):
+            dist.barrier()
 
 
 def finish() -> None:
@@ -80,15 +88,21 @@ class _Gather(torch.autograd.Function):
         return own * size(), None  # the average over processes divides by P again
 
 
-def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Average gradients over processes; a parameter without one anywhere stays without."""
+def average_gradients(parameters: Iterable[torch.nn.Parameter], note: int = 0) -> int:
+    """Average gradients over processes; a parameter without one anywhere stays without.
+
+    Returns:
+        The largest `note` of all processes: a number that travels along, in no message of its own.
+    """
     if size() == 1:
-        return
+        return note
     trained = list(parameters)
-    used = torch.tensor([p.grad is not None for p in trained], device=trained[0].device).int()
-    dist.all_reduce(used, dist.ReduceOp.MAX)
+    notes = [*(int(p.grad is not None) for p in trained), note]
+    largest = torch.tensor(notes, device=trained[0].device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    *used, note = largest.tolist()
     pending = []
-    for parameter, anywhere in zip(trained, used.tolist(), strict=True):
+    for parameter, anywhere in zip(trained, used, strict=True):
         if anywhere:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -96,3 +110,4 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
             pending.append(dist.all_reduce(parameter.grad, async_op=True))
     for work in pending:
         work.wait()
+    return note

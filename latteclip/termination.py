@@ -10,14 +10,44 @@ from collections.abc import Iterator
 from types import FrameType
 
 log = logging.getLogger(__name__)
+HEARD = (signal.SIGTERM, signal.SIGINT)
 
 
 class Terminated(BaseException):
-    """SIGTERM; no `except Exception` of a library keeps it from unwinding."""
+    """A signal ends the process; no `except Exception` of a library keeps it from unwinding."""
+
+    def __init__(self, number: int, kept: str | None = None) -> None:
+        """kept: what of the work remains; None for what `ending_in_order` was told."""
+        super().__init__(number)
+        self.number, self.kept = number, kept
+
+
+class Signals:
+    """SIGTERM and Ctrl-C as they come: the first one counts, those after it are ignored."""
+
+    def __init__(self) -> None:
+        self.number = 0  # of the signal that came, 0: none
+        self._held = False
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Let no signal unwind the body, which looks at `number` and raises Terminated itself."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """The handler."""
+        if not self.number:
+            self.number = number
+            if not self._held:
+                raise Terminated(number)
 
 
 @contextlib.contextmanager
-def ending_in_order(kept: str) -> Iterator[None]:
+def ending_in_order(kept: str) -> Iterator[Signals]:
     """Let SIGTERM and Ctrl-C unwind the body, and then end the process at once.
 
     Threads of an engine or requests on their way would otherwise hold it up beyond the seconds that
@@ -26,23 +56,23 @@ def ending_in_order(kept: str) -> Iterator[None]:
     Args:
         kept: said in the log: what of the work remains.
     """
+    signals = Signals()
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals reach the main thread alone
+        yield signals  # none reaches another thread
         return
-    before = signal.signal(signal.SIGTERM, _raise)
+    before = {
+        number: signal.signal(number, signals.receive)
+        for number in HEARD
+        if signal.getsignal(number) is not signal.SIG_IGN  # as in a job that a shell runs behind
+    }
     try:
-        yield
-    except (Terminated, KeyboardInterrupt) as error:
-        log.error("Stopped before the end. %s", kept)
+        yield signals
+    except Terminated as error:
+        log.info("Stopped before the end. %s", kept if error.kept is None else error.kept)
         logging.shutdown()
         for child in multiprocessing.active_children():  # an engine that holds a GPU
             child.terminate()
-        number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
-        os._exit(128 + number)
+        os._exit(128 + error.number)
     finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _raise(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not break the unwinding
-    raise Terminated
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -15,6 +15,7 @@ from latteclip import clip as clips
 from latteclip import monitor, objectives, parallel
 from latteclip.checkpoints import Checkpoint
 from latteclip.errors import UserError
+from latteclip.termination import Signals
 
 MAX_LOGIT_SCALE = math.log(100)
 
@@ -69,7 +70,9 @@ class Training:
     objective: objectives.Objective
     adamw: torch.optim.AdamW
     predicted: torch.Tensor  # [C] how often each class was predicted in the epoch so far
+    signals: Signals
     history: list[dict[str, Any]] = field(default_factory=list)  # a row a step, plain numbers
+    ending: int = 0  # number of a signal that any process had come in the last step
 
     def __post_init__(self) -> None:
         fp16 = self.clip.device.type == "cuda" and self.clip.precision == "fp16"
@@ -107,7 +110,8 @@ class Training:
         outcome = self.objective.loss(objectives.Batch(index, labels, features, scale))
         self.adamw.zero_grad()
         self.scaler.scale(outcome.loss).backward()
-        parallel.average_gradients(p for group in self.adamw.param_groups for p in group["params"])
+        trained = (p for group in self.adamw.param_groups for p in group["params"])
+        self.ending = parallel.average_gradients(trained, self.signals.number)
         self.scaler.step(self.adamw)
         self.scaler.update()
         self.objective.after_step()
@@ -138,8 +142,8 @@ class Training:
         self.history += rows
         self._recent = []
 
-    def checkpoint(self, epochs: int, identity: dict[str, Any]) -> Checkpoint:
-        """The state after so many whole epochs, random generators included."""
+    def checkpoint(self, steps: int, identity: dict[str, Any]) -> Checkpoint:
+        """The state after so many steps, random generators included."""
         tensors = {f"model.{name}": value for name, value in self.clip.model.state_dict().items()}
         for number, state in self.adamw.state_dict()["state"].items():
             tensors |= {f"adamw.{number}.{name}": value for name, value in state.items()}
@@ -155,7 +159,7 @@ class Training:
             "random.numpy": [kind, words.tolist(), *rest],  # type: ignore[union-attr]
             "random.python": random.getstate(),
         }
-        return Checkpoint(epochs, tensors, values)
+        return Checkpoint(steps, tensors, values)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint."""

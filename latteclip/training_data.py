@@ -146,15 +146,14 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
 def schedule(
     n: int, batch_size: int, epochs: int, seed: int, start: int = 0
 ) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-    """(epoch, keys of the batch) of every step from epoch `start`: a new shuffle each epoch.
+    """(epoch, keys of the batch) of every step from step `start`: a new shuffle each epoch.
 
     Images that do not fill a batch sit out that epoch: the loss compares within a batch, so its
     size must not change. With fewer images than a batch holds, all of them are one batch.
     """
     generator = torch.Generator().manual_seed(seed)
-    size = min(batch_size, n)
+    size, per_epoch = min(batch_size, n), steps_per_epoch(n, batch_size)
     for epoch in range(epochs):
         order = torch.randperm(n, generator=generator).tolist()
-        if epoch >= start:
-            for first in range(0, n - size + 1, size):
-                yield epoch, [(epoch, index) for index in order[first : first + size]]
+        for step in range(max(0, start - epoch * per_epoch), per_epoch):
+            yield epoch, [(epoch, index) for index in order[step * size : (step + 1) * size]]

@@ -45,28 +45,23 @@ class Checkout:
         shutil.copy(ROOT / "Snakefile", self.root)
         (self.root / "README.md").write_text("The manual.\n")
 
-    def start(self, *command, path=(), output=subprocess.PIPE):
+    def start(self, *command, path=(), **options):
         """Start a command of the environment here; its output is stdout and stderr together."""
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", **self.environment}
         environment |= {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}",
             "PYTHONPATH": os.pathsep.join([*map(str, path), str(self.root)]),
         }
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **options}
         return subprocess.Popen(
-            list(map(str, command)),
-            cwd=self.root,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            text=True,
+            list(map(str, command)), cwd=self.root, env=environment, text=True, **options
         )
 
     def run(self, *command, path=()):
-        """Run a command to its end."""
-        process = self.start(*command, path=path)
-        stdout, _ = process.communicate()
-        return subprocess.CompletedProcess(command, process.returncode, stdout)
+        """Run a command of the environment here to its end."""
+        with self.start(*command, path=path) as process:
+            output, _ = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, output)
 
     def snakemake(self, *arguments, path=()):
         return self.run("snakemake", "-j2", *arguments, path=path)

@@ -10,28 +10,28 @@ from latteclip.errors import UserError
 IDENTITY = {"optimiser": {"lr": 0.1, "epochs": 3}, "seed": 4, "pretrained": None}
 
 
-def make(epochs):
-    tensors = {"a": torch.arange(6.0).reshape(2, 3).T * epochs, "n": torch.tensor(epochs)}
-    return Checkpoint(epochs, tensors, {"identity": IDENTITY, "rate": 0.1 + epochs})
+def make(steps):
+    tensors = {"a": torch.arange(6.0).reshape(2, 3).T * steps, "n": torch.tensor(steps)}
+    return Checkpoint(steps, tensors, {"identity": IDENTITY, "rate": 0.1 + steps})
 
 
 @pytest.fixture
 def folder(tmp_path):
-    for epochs in (9, 10, 11):
-        checkpoints.save(tmp_path / "c", make(epochs))
+    for steps in (9, 10, 11):
+        checkpoints.save(tmp_path / "c", make(steps))
     return tmp_path / "c"
 
 
 def test_what_is_saved_comes_back_exactly(folder):
     saved = checkpoints.latest(folder)
-    assert saved.epochs == 11
+    assert saved.steps == 11
     assert saved.values == make(11).values
     for name, tensor in make(11).tensors.items():
         assert torch.equal(saved.tensors[name], tensor)
 
 
 def test_only_the_newest_two_are_kept(folder):
-    assert sorted(path.name for path in folder.iterdir()) == ["epoch-00010", "epoch-00011"]
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000010", "step-00000011"]
 
 
 def test_where_none_was_written_there_is_none(tmp_path):
@@ -54,15 +54,17 @@ def remove_values(path):
 
 @pytest.mark.parametrize("spoil", [truncate_tensors, truncate_values, remove_values])
 def test_a_truncated_checkpoint_gives_way_to_the_one_before_with_a_warning(folder, spoil, caplog):
-    spoil(folder / "epoch-00011")
+    spoil(folder / "step-00000011")
     with caplog.at_level(logging.WARNING):
-        assert checkpoints.latest(folder).epochs == 10
-    assert "epoch-00011 cannot be read" in caplog.text
+        assert checkpoints.latest(folder).steps == 10
+    assert "step-00000011 cannot be read" in caplog.text
 
 
-def test_a_checkpoint_that_is_half_written_is_not_seen(folder):
-    (folder / "epoch-00011").rename(folder / ".epoch-00012.77.tmp")
-    assert checkpoints.latest(folder).epochs == 10
+def test_a_checkpoint_that_is_half_written_is_not_seen_and_removed_by_the_next(folder):
+    (folder / "step-00000011").rename(folder / ".step-00000012.77.tmp")
+    assert checkpoints.latest(folder).steps == 10
+    checkpoints.save(folder, make(11))
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000010", "step-00000011"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import logging
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -160,7 +161,7 @@ def test_the_help_tells_every_exit_status(capsys):
     text = help_of(capsys=capsys).split("exit status:")[1]
     told = {int(number) for number in re.findall(r"^  (\d+) ", text, flags=re.MULTILINE)}
     assert told == {
-        *(0, cli.FAILED, cli.BAD_INPUT, cli.INTERRUPTED),
+        *(0, cli.FAILED, cli.BAD_INPUT, cli.INTERRUPTED, 128 + signal.SIGTERM),
         *(commands.SKIPPED, commands.NOT_READY),
     }
 

@@ -1,6 +1,13 @@
+import contextlib
+import itertools
 import json
+import logging
 import math
+import os
 import random
+import re
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +32,7 @@ from latteclip import clip as clips
 from latteclip.errors import UserError
 from latteclip.finetune import FinetuneSettings, finetune
 from latteclip.images import ImageFiles
+from latteclip.termination import HEARD
 from latteclip.training import Optimiser
 from latteclip.training_data import TrainingFiles
 
@@ -200,7 +208,7 @@ def test_captions_of_other_images_are_refused(inputs, tmp_path):
 
 # --- resuming ------------------------------------------------------------------------------------
 
-EPOCHS = 4
+EPOCHS = 4  # of two steps
 
 
 @pytest.fixture(scope="module")
@@ -210,14 +218,14 @@ def unbroken(inputs):
 
 @pytest.fixture
 def broken_after(inputs, monkeypatch):
-    """Breaks a run off after so many epochs; its checkpoints' folder."""
+    """Breaks a run off after so many steps, as a kill would; its checkpoints' folder."""
 
-    def broken_after(epochs, name, **settings):
+    def broken_after(steps, name, **settings):
         save = checkpoints.save
 
         def save_and_break(folder, checkpoint):
             save(folder, checkpoint)
-            if checkpoint.epochs == epochs:
+            if checkpoint.steps == steps:
                 raise KeyboardInterrupt
 
         monkeypatch.setattr(checkpoints, "save", save_and_break)
@@ -236,13 +244,17 @@ def assert_same_run(first, second):
     assert history(first[1]) == history(second[1])
 
 
-@pytest.mark.parametrize("epochs", [1, 3, EPOCHS])
-def test_a_broken_run_goes_on_to_the_same_bytes(inputs, unbroken, broken_after, epochs, caplog):
-    folder = broken_after(epochs, f"broken{epochs}")
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("steps", [2, 6, 2 * EPOCHS])
+def test_a_broken_run_goes_on_to_the_same_bytes(inputs, unbroken, broken_after, steps, caplog):
+    folder = broken_after(steps, f"broken{steps}")
     torch.rand(3)
     with caplog.at_level("INFO"):
-        resumed = inputs.run(f"broken{epochs}", epochs=EPOCHS)
-    assert f"Going on after epoch {epochs}" in caplog.text
+        resumed = inputs.run(f"broken{steps}", epochs=EPOCHS)
+    assert f"Going on after step {steps}, from {folder}" in caplog.text
     assert_same_run(resumed, unbroken)
     assert not folder.exists()
 
@@ -250,73 +262,244 @@ def test_a_broken_run_goes_on_to_the_same_bytes(inputs, unbroken, broken_after, 
 def test_a_truncated_checkpoint_costs_an_epoch_and_changes_nothing(
     inputs, unbroken, broken_after, caplog
 ):
-    folder = broken_after(3, "truncated")
-    file = folder / "epoch-00003" / "state.safetensors"
+    folder = broken_after(6, "truncated")
+    file = folder / "step-00000006" / "state.safetensors"
     file.write_bytes(file.read_bytes()[:-7])
     with caplog.at_level("INFO"):
         resumed = inputs.run("truncated", epochs=EPOCHS)
-    assert "epoch-00003 cannot be read" in caplog.text
-    assert "Going on after epoch 2" in caplog.text
+    assert "step-00000006 cannot be read" in caplog.text
+    assert "Going on after step 4," in caplog.text
     assert_same_run(resumed, unbroken)
 
 
-def test_checkpoints_come_as_often_as_is_asked(inputs, broken_after):
-    folder = broken_after(4, "seldom", compute={"checkpoint_every": 2})
-    assert sorted(path.name for path in folder.iterdir()) == ["epoch-00002", "epoch-00004"]
+def test_checkpoints_come_as_often_as_is_asked_and_after_the_last_epoch(inputs, broken_after):
+    folder = broken_after(2 * EPOCHS, "seldom", compute={"checkpoint_every": 3})
+    assert names(folder) == ["step-00000006", "step-00000008"]
 
 
 def test_a_checkpoint_of_another_learning_rate_is_refused_and_kept(inputs, broken_after):
-    folder = broken_after(2, "other_rate")
+    folder = broken_after(4, "other_rate")
     with pytest.raises(UserError, match=r"optimiser\.lr is 0\.001, not 0\.002"):
         inputs.run("other_rate", epochs=EPOCHS, lr=2e-3)
-    assert (folder / "epoch-00002").is_dir()
+    assert (folder / "step-00000004").is_dir()
 
 
 def test_a_checkpoint_of_other_captions_is_refused(inputs, broken_after, tmp_path, monkeypatch):
-    broken_after(1, "other_captions")
+    broken_after(2, "other_captions")
     other = write_captions(tmp_path / "c.parquet", inputs.names, ["blue"] * 7)
     monkeypatch.setattr(inputs, "images", other)
     with pytest.raises(UserError, match="digest of images, labels and captions is"):
         inputs.run("other_captions", epochs=EPOCHS)
 
 
+# --- signals -------------------------------------------------------------------------------------
+
+
+class Ended(BaseException):
+    """Takes the place of the end of the process."""
+
+
+@pytest.fixture
+def ending(monkeypatch):
+    """A context in which a run must end with a status."""
+
+    def end(status):
+        raise Ended(status)
+
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(logging, "shutdown", lambda: None)
+    # A suite that runs in the background would have Ctrl-C ignored.
+    outer = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = [signal.getsignal(number) for number in HEARD]
+
+    @contextlib.contextmanager
+    def ending(status):
+        with pytest.raises(Ended) as ended:
+            yield
+        assert ended.value.args == (status,)
+        assert [signal.getsignal(number) for number in HEARD] == before
+
+    yield ending
+    signal.signal(signal.SIGINT, outer)
+
+
+@pytest.fixture
+def signal_before(monkeypatch):
+    """Lets signals come right before the n-th call of a function from now on."""
+
+    def signal_before(module, name, n=1, numbers=(signal.SIGTERM,)):
+        function, calls = getattr(module, name), itertools.count(1)
+
+        def wrapper(*args, **kwargs):
+            if next(calls) == n:
+                for number in numbers:
+                    signal.raise_signal(number)
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, wrapper)
+        return lambda: monkeypatch.setattr(module, name, function)
+
+    return signal_before
+
+
+@pytest.fixture
+def in_step(signal_before):
+    """Lets a signal come in the middle of the n-th step from now on."""
+    return lambda n, number=signal.SIGTERM: signal_before(clips, "encode_images", n, [number])
+
+
+@pytest.fixture
+def last_state(monkeypatch):
+    """All that runs keep after their last step, timings aside."""
+    states, save = [], checkpoints.save
+
+    def keep_state(folder, checkpoint):
+        save(folder, checkpoint)
+        saved = checkpoints.latest(folder)
+        for row in saved.values["history"]:
+            del row["images_per_second"], row["data_wait"]
+        states.append(saved)
+
+    monkeypatch.setattr(checkpoints, "save", keep_state)
+    return lambda: states[-1]
+
+
+@pytest.mark.parametrize(
+    ("objective", "switches"),
+    [
+        ("latteclip", {}),
+        ("latteclip", {"mixer_prototypes": "epoch"}),
+        ("latteclip", {"prototypes": False}),
+        ("flyp", {}),
+    ],
+    ids=str,
+)
+def test_signals_in_any_steps_cost_none_and_change_no_byte(
+    inputs, ending, in_step, last_state, objective, switches, caplog
+):
+    caplog.set_level("INFO")
+    settings = {"switches": switches, "batch_size": 2, "epochs": 3}  # of three steps
+    unbroken = inputs.run(f"unbroken_{objective}_{switches}", objective, **settings)
+    wanted = last_state()
+    name, done = f"signals_{objective}_{switches}", 0
+    folder = inputs.folder / name / "checkpoint"
+    for steps, number in ((1, signal.SIGTERM), (3, signal.SIGINT), (1, signal.SIGTERM)):
+        undo = in_step(steps, number)
+        with ending(128 + number):
+            inputs.run(name, objective, **settings)
+        undo()
+        done += steps  # 1: in the first epoch, 4 and 5: in the second
+        assert f"Step {done} is kept in {folder}: rerun to go on." in caplog.text
+        assert names(folder)[-1] == f"step-0000000{done}"
+        assert not (inputs.folder / name / "model").exists()
+        torch.rand(3)
+        random.random()
+    resumed = inputs.run(name, objective, **settings)
+    assert caplog.text.count("Going on after") == 3
+    assert f"Going on after step {done}," in caplog.text
+    assert_same_run(resumed, unbroken)
+    found = last_state()
+    assert found.values == wanted.values
+    assert found.tensors.keys() == wanted.tensors.keys()
+    for key, tensor in wanted.tensors.items():
+        assert torch.equal(found.tensors[key], tensor), key
+
+
+def test_signals_while_a_checkpoint_is_written_do_not_break_it(
+    inputs, ending, in_step, signal_before, unbroken
+):
+    undo = in_step(3), signal_before(checkpoints, "save_file", 2, HEARD)
+    with ending(143):
+        inputs.run("twice", epochs=EPOCHS)
+    for function in undo:
+        function()
+    assert names(inputs.folder / "twice" / "checkpoint") == ["step-00000002", "step-00000003"]
+    assert_same_run(inputs.run("twice", epochs=EPOCHS), unbroken)
+
+
+def test_a_signal_before_the_first_step_ends_at_once(inputs, ending, signal_before, caplog):
+    caplog.set_level("INFO")
+    signal_before(clips, "prepare_training")
+    with ending(143):
+        inputs.run("early")
+    assert "Nothing was trained yet" in caplog.text
+    assert not (inputs.folder / "early").exists()
+
+
+def test_a_signal_after_the_last_step_costs_none(inputs, ending, signal_before, unbroken, caplog):
+    caplog.set_level("INFO")
+    undo = signal_before(clips, "save")
+    with ending(143):
+        inputs.run("late", epochs=EPOCHS)
+    undo()
+    folder = inputs.folder / "late" / "checkpoint"
+    assert f"Step {2 * EPOCHS} is kept in {folder}: rerun to go on." in caplog.text
+    shutil.rmtree(inputs.folder / "late" / "model")  # as Snakemake does with a failed job's output
+    assert_same_run(inputs.run("late", epochs=EPOCHS), unbroken)
+    assert f"Going on after step {2 * EPOCHS}," in caplog.text
+    assert not folder.exists()
+
+
+def test_a_loss_that_explodes_is_told_also_where_a_signal_came(inputs, in_step):
+    in_step(3)
+    with pytest.raises(UserError, match="The loss became nan at step"):
+        inputs.run("explodes_signalled", lr=1e30, epochs=3, warmup_steps=0, batch_size=2)
+    assert list((inputs.folder / "explodes_signalled").glob("*")) == []
+
+
+@pytest.fixture
+def command(inputs, tmp_path):
+    """Starts a training of 40 epochs by the command line, its parts in a folder of a name."""
+
+    def command(name):
+        settings = asdict(inputs.settings(epochs=40))
+        words = [sys.executable, "-m", "latteclip", "finetune", "--images", inputs.index]
+        words += ["--pseudo-labels", inputs.labels, "--image-captions", inputs.images]
+        words += ["--group-captions", inputs.groups, "--settings", json.dumps(settings)]
+        words += ["--seed", "3", "--device", "cpu", "--threads", "1"]
+        for part in ("model", "history", "checkpoint", "log"):
+            words += [f"--{part}", str(tmp_path / name / part)]
+        return subprocess.Popen(words, stderr=subprocess.DEVNULL)
+
+    return command
+
+
 @pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(inputs, tmp_path):
-    """kill -9 at random moments after the first checkpoint, through the command line."""
-    epochs, delays = 40, random.Random(0)
-    settings = asdict(inputs.settings(epochs=epochs))
-
-    def start(name):
-        command = [sys.executable, "-m", "latteclip", "finetune", "--images", inputs.index]
-        command += ["--pseudo-labels", inputs.labels, "--image-captions", inputs.images]
-        command += ["--group-captions", inputs.groups, "--settings", json.dumps(settings)]
-        command += ["--seed", "3", "--device", "cpu", "--threads", "1"]
-        for part in ("model", "history", "checkpoint"):
-            command += [f"--{part}", str(tmp_path / name / part)]
-        return subprocess.Popen(command, stderr=subprocess.DEVNULL)
-
-    whole = start("whole")
-    kills = 0
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_that_is_ended_again_and_again_ends_with_the_same_bytes(command, tmp_path, number):
+    """At random moments after it has written a checkpoint, through the command line."""
+    delays = random.Random(0)
+    whole = command("whole")
+    folder, kept = tmp_path / "broken" / "checkpoint", None
+    ends = 0
     while True:
-        process = start("killed")
-        before = set((tmp_path / "killed" / "checkpoint").glob("epoch-*"))
+        before = set(folder.glob("step-*"))
+        process = command("broken")
         while process.poll() is None:  # until it has done an epoch more, then a little longer
-            if set((tmp_path / "killed" / "checkpoint").glob("epoch-*")) - before:
+            if set(folder.glob("step-*")) - before:
                 time.sleep(delays.uniform(0, 0.4))
                 break
             time.sleep(0.005)
-        if kills == 3 or process.poll() is not None:
+        is_last = ends == 4 or process.poll() is not None
+        if not is_last:
+            process.send_signal(number)
+        status = process.wait()
+        log = (tmp_path / "broken" / "log").read_text()
+        if kept:  # a signal costs no step
+            assert f"Going on after step {kept}," in log
+        if is_last:
             break
-        process.kill()
-        process.wait()
-        kills += 1
-    assert process.wait() == whole.wait() == 0
-    assert kills >= 1
-    runs = [
-        (tmp_path / name / "model", tmp_path / name / "history") for name in ("whole", "killed")
-    ]
-    assert_same_run(*runs)
-    assert not (tmp_path / "killed" / "checkpoint").exists()
+        ends += 1
+        if number == signal.SIGTERM:
+            assert status == 128 + number
+            kept = int(re.search(r"Step (\d+) is kept", log)[1])
+            assert names(folder)[-1] == f"step-{kept:08d}"
+    assert status == whole.wait() == 0
+    assert ends >= 2
+    assert_same_run(
+        *((tmp_path / name / "model", tmp_path / name / "history") for name in ("whole", "broken"))
+    )
+    assert not folder.exists()
 
 
 # --- how it is computed --------------------------------------------------------------------------

@@ -1,4 +1,7 @@
+import multiprocessing
+import os
 import random
+import signal
 import struct
 from pathlib import Path
 
@@ -172,6 +175,20 @@ def test_worker_processes_and_kept_pictures_change_no_sample(demo_clip, tmp_path
         for (index, tensor), (wanted_index, wanted_tensor) in zip(found, wanted, strict=True):
             assert torch.equal(index, wanted_index)
             assert torch.equal(tensor, wanted_tensor)
+
+
+def test_signals_to_a_whole_job_leave_the_workers_to_their_parent(demo_clip, tmp_path):
+    paths = write_pictures(tmp_path, 2)
+    keys = [[(epoch, 0), (epoch, 1)] for epoch in range(20)]
+    files = ImageFiles(paths, demo_clip.augment, 11)
+    wanted = list(loader(files, keys, workers=0, pinned=False))
+    found = iter(loader(files, keys, workers=2, pinned=False))
+    first = [next(found), next(found)]  # both workers are up
+    for worker in multiprocessing.active_children():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(worker.pid, number)
+    for (_, tensor), (_, wanted_tensor) in zip([*first, *found], wanted, strict=True):
+        assert torch.equal(tensor, wanted_tensor)
 
 
 def test_a_kept_picture_is_decoded_once(tmp_path):

@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -55,8 +58,8 @@ def test_alone_nothing_is_shared_out(monkeypatch):
     assert parallel.share([1, 2, 3]) == [1, 2, 3]
 
 
-def run(folder, inputs, settings, processes):
-    """A training by the command line, under torchrun where processes are several."""
+def start(folder, inputs, settings, processes):
+    """Starts a training by the command line, under torchrun where processes are several."""
     command = [sys.executable, "-m", "latteclip"]
     if processes > 1:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -64,14 +67,18 @@ def run(folder, inputs, settings, processes):
     command += ["finetune", *inputs, "--settings", json.dumps(asdict(settings)), "--seed", "0"]
     for part in ("model", "history", "checkpoint"):
         command += [f"--{part}", str(folder / part)]
-    done = subprocess.run(
+    return subprocess.Popen(
         [*command, "--device", "cpu", "--threads", "1", "--log", str(folder / "log")],
         env={**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
     )
-    assert done.returncode == 0, done.stderr
+
+
+def run(folder, inputs, settings, processes):
+    process = start(folder, inputs, settings, processes)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
     return folder
 
 
@@ -122,3 +129,52 @@ def test_two_processes_train_as_one_does(tmp_path, inputs, model, objective, bat
         for name, tensor in load_file(two / "model" / file).items():
             torch.testing.assert_close(tensor, wanted[name], rtol=1e-3, atol=2e-4, msg=name)
     assert (two / "log").read_text().count("epoch") <= (one / "log").read_text().count("epoch") + 1
+
+
+def worker(process, rank):
+    """Process id of a process that torchrun started."""
+    for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text():
+            return int(pid)
+    raise LookupError(rank)
+
+
+@pytest.mark.slow
+def test_two_processes_end_on_a_signal_with_one_checkpoint_and_go_on_from_it(
+    tmp_path, inputs, model
+):
+    settings = FinetuneSettings(
+        model=model,
+        pretrained=None,
+        template="a photo of a {} texture.",
+        objective="latteclip",
+        optimiser=OPTIMISER | {"batch_size": 9, "epochs": 6},  # of four steps
+        switches={"mixer_prototypes": "epoch"},
+    )
+    whole, folder = run(tmp_path / "whole", inputs, settings, 2), tmp_path / "broken"
+    kept = 0
+    for sent_to in ("torchrun", "process 1"):
+        before = set(folder.glob("checkpoint/step-*"))
+        process = start(folder, inputs, settings, 2)
+        while not set(folder.glob("checkpoint/step-*")) - before and process.poll() is None:
+            time.sleep(0.001)
+        os.kill(process.pid if sent_to == "torchrun" else worker(process, 1), signal.SIGTERM)
+        process.communicate()
+        assert process.returncode != 0
+        log = (folder / "log").read_text()
+        assert "Traceback" not in log
+        assert log.count("Stopped before the end.") == 1
+        if kept:
+            assert f"Going on after step {kept}," in log
+        kept = int(re.search(r"Step (\d+) is kept", log)[1])
+        assert (folder / "checkpoint" / f"step-{kept:08d}").is_dir()
+        assert not (folder / "model").exists()
+    run(folder, inputs, settings, 2)
+    assert f"Going on after step {kept}," in (folder / "log").read_text()
+    for file in ("prototypes.safetensors", "open_clip_model.safetensors"):
+        assert (folder / "model" / file).read_bytes() == (whole / "model" / file).read_bytes()
+    first, second = (
+        pq.read_table(run / "history").drop_columns(["images_per_second", "data_wait"])
+        for run in (whole, folder)
+    )
+    assert first == second

@@ -53,9 +53,11 @@ def test_schedule_is_a_function_of_the_seed():
     assert list(schedule(11, 3, 2, 5)) != list(schedule(11, 3, 2, 6))
 
 
-def test_a_schedule_that_starts_later_is_the_rest_of_the_whole_one():
-    whole = list(schedule(11, 3, 5, 5))
-    assert list(schedule(11, 3, 5, 5, start=2)) == whole[2 * steps_per_epoch(11, 3) :]
+@pytest.mark.parametrize("n", [2, 3, 11])
+def test_a_schedule_that_starts_later_is_the_rest_of_the_whole_one(n):
+    whole = list(schedule(n, 3, 5, 5))
+    for start in range(len(whole) + 1):
+        assert list(schedule(n, 3, 5, 5, start)) == whole[start:]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 9])

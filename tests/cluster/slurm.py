@@ -209,7 +209,7 @@ class OnCluster:
     def start(self, *arguments):
         """Start snakemake; what it says goes to a file."""
         with self._log.open("w") as output:
-            return self.checkout.start("snakemake", *PROFILE, *arguments, output=output)
+            return self.checkout.start("snakemake", *PROFILE, *arguments, stdout=output)
 
     def snakemake(self, *arguments):
         """Run snakemake to a good end; what it said."""
