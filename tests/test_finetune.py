@@ -513,7 +513,12 @@ def test_micro_batches_change_nothing_but_rounding(inputs, tuned):
     micro = inputs.run("micro", compute={"micro_batch": 2})
     wanted = state(tuned[0])
     for name, tensor in state(micro[0]).items():
-        torch.testing.assert_close(tensor, wanted[name], rtol=1e-3, atol=1e-4, msg=name)
+        pair = tensor, wanted[name]
+        if name.endswith("attn.in_proj_bias"):
+            # Attention does not depend on the bias of its keys, the middle third: its gradient is
+            # rounding alone, of which AdamW makes whole steps.
+            pair = tuple(torch.cat([each.chunk(3)[i] for i in (0, 2)]) for each in pair)
+        torch.testing.assert_close(*pair, rtol=1e-3, atol=1e-4, msg=name)
 
 
 # --- marks ---------------------------------------------------------------------------------------

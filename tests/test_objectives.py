@@ -160,7 +160,8 @@ def test_second_step_weighs_against_the_prototypes_of_the_step_or_of_the_epoch(m
         torch.testing.assert_close(loss, step.loss, rtol=1e-5, atol=1e-6)
         objective.after_step()
         now = reference.updated(now, step.values)
-        assert_same_rows(objective.prototypes, now)
+        # Each step starts from the rounding of the last.
+        torch.testing.assert_close(objective.prototypes, torch.stack(now), rtol=1e-4, atol=1e-5)
         losses.append(loss.item())
     assert len(set(losses)) == 4
 
