@@ -7,6 +7,7 @@ from snakemake.exceptions import WorkflowError
 
 from latteclip.config import Settings, as_json
 from latteclip.errors import UserError
+from latteclip.model_names import slug as model_slug
 
 try:
     settings = Settings(
@@ -20,6 +21,8 @@ except UserError as error:
 
 # Folder of class folders or the like, made or downloaded for a dataset: shared by all runs.
 DATA = "resources/{dataset}/data"
+# What the cache of Hugging Face holds of a model: shared by all datasets that name it.
+MODEL_NOTE = "resources/models/{model}.json"
 # Jobs that want a GPU take turns on it (profiles/default); without one there is nothing to share.
 GPU = int(shutil.which("nvidia-smi") is not None)
 
@@ -83,6 +86,16 @@ def clip_settings(dataset):
         **settings.section("inference", dataset),
         "template": settings.dataset(dataset)["template"],
     }
+
+
+def hub_model(section):
+    """The note on a dataset's model, where it is of the Hugging Face hub (models.smk)."""
+
+    def path(wildcards):
+        names = settings.hub_model(section, wildcards.dataset)
+        return [MODEL_NOTE.format(model=model_slug(names))] if names else []
+
+    return path
 
 
 def captioner(wildcards):
