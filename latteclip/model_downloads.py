@@ -142,7 +142,7 @@ def _check_weights(repo: str, names: Collection[str]) -> None:
 
 
 def _held(repo: str, revision: str | None = None) -> dict[str, Any]:
-    """What the cache has of a repo: commit, day (UTC) of the newest file, and bytes of each.
+    """What the cache has of a repo: the commit, and each file with its bytes.
 
     Raises:
         FileNotFoundError: no such repo or revision, or a part of its weights is not there.
@@ -152,40 +152,31 @@ def _held(repo: str, revision: str | None = None) -> dict[str, Any]:
     folder = Path(  # whichever files there are
         snapshot_download(repo, revision=revision, ignore_patterns="*", local_files_only=True)
     )
-    stats = {path.relative_to(folder).as_posix(): path.stat() for path in _files(folder)}
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
     if (folder / INDEX).is_file():
         wanted = set(json.loads((folder / INDEX).read_bytes())["weight_map"].values())
-        if missing := sorted(wanted - set(stats)):
+        if missing := sorted(wanted - set(files)):
             raise FileNotFoundError(f"{len(missing)} files such as {missing[0]} are missing")
-    newest = datetime.fromtimestamp(max(stat.st_mtime for stat in stats.values()), UTC)
-    return {
-        "repo": repo,
-        "commit": folder.name,
-        "fetched": newest.date().isoformat(),
-        "files": {name: stat.st_size for name, stat in stats.items()},
-    }
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return {"repo": repo, "commit": folder.name, "files": files}
 
 
 def _write_note(
     settings: HubClip | HubCaptioner, repos: Sequence[dict[str, Any]], output: str
 ) -> None:
-    """Nothing but what the cache holds, so that a note written anew is the same."""
+    """Write what the cache holds, and nothing that differs when the same is fetched again.
+
+    A note that comes out the same reruns nothing. Day, versions and folder go to the log.
+    """
     from huggingface_hub import constants
 
     for held in repos:
         size = sum(held["files"].values()) / 1e9
         log.info("%s, commit %s: %.2f GB in the cache.", held["repo"], held["commit"], size)
-    note = {
-        **asdict(settings),
-        "cache": constants.HF_HUB_CACHE,
-        "repos": repos,
-        "libraries": {name: version(name) for name in LIBRARIES},
-    }
-    write_json(output, note)
+    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    today = datetime.now(UTC).date()
+    log.info("The cache is %s; noted on %s with %s.", constants.HF_HUB_CACHE, today, libraries)
+    write_json(output, {**asdict(settings), "repos": repos})
 
 
 @contextlib.contextmanager
