@@ -53,8 +53,8 @@ def download_clip(settings: HubClip, output: str) -> None:
     """
     what = f"CLIP model {settings.model!r} with pretrained {settings.pretrained!r}"
     with _explained(what, "clip.model and clip.pretrained"):
-        repos = _fetch_clip(settings)
-        _write_note(settings, [_held(repo) for repo in repos], output)
+        held = [_held(repo) for repo in _fetch_clip(settings)]
+    _write_note(settings, held, output)
 
 
 def _fetch_clip(settings: HubClip) -> list[str]:

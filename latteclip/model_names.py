@@ -1,6 +1,6 @@
 """Which names of models stand for what the Hugging Face hub has, and what a note on one is called.
 
-Imports nothing: the workflow asks while it reads its configuration.
+Imports nothing heavy: the workflow asks while it reads its configuration.
 """
 
 from collections.abc import Mapping

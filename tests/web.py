@@ -116,9 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
     def refuse(self, status, code):
         self.send_response(status)
         self.send_header("X-Error-Code", code)
-        self.send_header(
-            "X-Repo-Commit", COMMIT
-        )  # by which clients note that there is no such file
+        self.send_header("X-Repo-Commit", COMMIT)  # lets clients note that there is no such file
         self.send_header("Content-Length", "0")
         self.end_headers()
 

@@ -1,5 +1,5 @@
-# Models of the Hugging Face hub, fetched into its cache where there is internet: the stages that load
-# them need none. No `code` among the inputs: an edit of the package must not fetch gigabytes again.
+# Models of the Hugging Face hub, fetched into its cache where there is internet: the stages that
+# load them need none. No `code` among the inputs: an edit must not fetch gigabytes again.
 
 
 rule download_clip:
