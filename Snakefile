@@ -13,6 +13,7 @@ for dataset_file in sorted(Path("config/datasets").glob("*.yaml")):
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/common_resources.smk"
+include: "workflow/rules/models.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/pseudo_labels.smk"
 include: "workflow/rules/captions.smk"

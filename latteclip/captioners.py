@@ -7,6 +7,7 @@ from typing import Protocol
 
 from latteclip.answers import Answer
 from latteclip.errors import UserError
+from latteclip.model_names import is_folder
 from latteclip.requests import Identity, Layout, Request, fingerprint
 
 ENGINES = ("vllm", "openai", "transformers", "file")
@@ -98,12 +99,8 @@ def check(settings: CaptionerSettings) -> None:
         raise UserError(f"captioner.engine {settings.engine!r} is none of {', '.join(ENGINES)}.")
     if settings.engine in ("openai", "file"):
         return
-    if _looks_like_folder(settings.model) and not (Path(settings.model) / "config.json").is_file():
+    if is_folder(settings.model) and not (Path(settings.model) / "config.json").is_file():
         raise UserError(
             f"Captioner model folder {settings.model} has no config.json; "
             "set captioner.model to a model folder or a Hugging Face id."
         )
-
-
-def _looks_like_folder(model: str) -> bool:
-    return Path(model).is_dir() or model.startswith((".", "/")) or model.count("/") > 1

@@ -40,6 +40,22 @@ def download_dataset(args: argparse.Namespace) -> None:
     download.download_dataset(args.dataset, settings, args.output)
 
 
+def download_clip(args: argparse.Namespace) -> None:
+    """Fetch a CLIP of the Hugging Face hub into its cache."""
+    from latteclip import model_downloads
+
+    settings = from_json(model_downloads.HubClip, args.settings)
+    model_downloads.download_clip(settings, args.output)
+
+
+def download_captioner(args: argparse.Namespace) -> None:
+    """Fetch a captioner of the Hugging Face hub into its cache."""
+    from latteclip import model_downloads
+
+    settings = from_json(model_downloads.HubCaptioner, args.settings)
+    model_downloads.download_captioner(settings, args.output)
+
+
 def index_images(args: argparse.Namespace) -> None:
     """Read a dataset's split and decode its images once."""
     from latteclip import splits
@@ -242,6 +258,8 @@ CAPTIONING = ["captioner", "store", "shard", "output", "threads"]
 COMMANDS: dict[Command, list[str]] = {
     generate_textures: ["settings", "output"],
     download_dataset: ["dataset", "settings", "output"],
+    download_clip: ["settings", "output"],
+    download_captioner: ["settings", "output"],
     index_images: ["folder", "settings", "output", "corrupt", "threads"],
     pseudo_label_images: [
         "images",

@@ -12,12 +12,12 @@ from typing import Any
 import jsonschema
 import yaml
 
+from latteclip import model_names
 from latteclip.errors import UserError
 from latteclip.prompts import PLACE
 
 Config = Mapping[str, Any]
 ALL = "all"
-WHOLE_MODELS = ("hf-hub:", "local-dir:")  # these names stand for architecture and weights
 UNTRAINED = ("zero_shot", "label_propagation")  # objectives of methods that do not fine-tune
 # A dataset that has no file of its own, only a folder of class folders.
 OWN_DATASET: Config = {
@@ -194,7 +194,7 @@ class Settings:
     def section(self, name: str, dataset: str) -> dict[str, Any]:
         """A section of shared settings (clip, captioner, ...) as it stands for one dataset."""
         result = merge(self.config[name], self.dataset(dataset).get(name), self._given.get(name))
-        if name == "clip" and result["model"].startswith(WHOLE_MODELS):
+        if name == "clip" and result["model"].startswith(model_names.WHOLE):
             result["pretrained"] = None
         return result
 
@@ -263,6 +263,16 @@ class Settings:
     def _shards(self, dataset: str) -> int:
         return self.section("captions", dataset)["shards"]
 
+    def hub_model(self, section: str, dataset: str) -> model_names.Names | None:
+        """The model of section "clip" or "captioner", where it comes from the hub."""
+        named = {"clip": model_names.hub_clip, "captioner": model_names.hub_captioner}
+        return named[section](self.section(section, dataset))
+
+    def hub_models(self, section: str) -> dict[str, model_names.Names]:
+        """Models of the hub that any dataset has in a section, by the names of their notes."""
+        found = [self.hub_model(section, dataset) for dataset in self.config["datasets"]]
+        return {model_names.slug(names): names for names in found if names}
+
     def runs(self, dataset: str) -> list[tuple[str, int]]:
         """(method, seed) of everything to evaluate; a method without training runs once."""
         return [
@@ -295,13 +305,13 @@ class Settings:
         if folder is not None and not Path(folder).is_dir():
             raise UserError(f"Dataset {dataset}: source.folder {folder} is no folder.")
         clip = self.section("clip", dataset)
-        local = clip["model"].removeprefix("local-dir:")
+        local = clip["model"].removeprefix(model_names.FOLDER)
         if local != clip["model"] and not (Path(local) / "open_clip_config.json").is_file():
             raise UserError(
                 f"Dataset {dataset}: clip.model names the folder {local}, which has no "
                 "open_clip_config.json."
             )
-        if local == clip["model"] and not local.startswith("hf-hub:") and not clip["pretrained"]:
+        if not clip["model"].startswith(model_names.WHOLE) and not clip["pretrained"]:
             raise UserError(f"Dataset {dataset}: clip.model {local} needs clip.pretrained.")
 
 

@@ -5,26 +5,33 @@ hold. A file counts only after its checksum; the data folder appears whole or no
 """
 
 import contextlib
-import fcntl
 import fnmatch
 import hashlib
 import json
 import logging
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import LeaseCompromise, SoftFileLease, Timeout
+
 from latteclip import archives, sources
 from latteclip.errors import UserError
 from latteclip.files import digest, replacing, write_json
 from latteclip.settings import from_values
+from latteclip.termination import ending_in_order
 
 log = logging.getLogger(__name__)
 DOWNLOADS = "downloads"  # beside the data folder
 REJECTED = ".rejected"  # appended to the name of a file with a wrong checksum
+# Seconds without a sign of life after which a run on another machine counts as gone: more than the
+# minute for which NFS may hold back what it knows of a file.
+LEASE = 120.0
+POLL = 1.0  # seconds between two looks at what another run holds
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,8 @@ def download_dataset(dataset: str, settings: DownloadSettings, output: str) -> N
         settings.licence,
         settings.citation,
     )
-    with _alone(folder):
+    kept = "What was fetched is kept, and a rerun goes on from there."
+    with ending_in_order(kept), _alone(folder):
         for stale in Path(output).parent.glob(f".{Path(output).name}.*.tmp"):
             shutil.rmtree(stale)  # of a run that was killed
         files = {name: fetch(name, download, folder) for name, download in settings.files.items()}
@@ -209,12 +217,29 @@ def _place(file: Path, name: str, download: Download, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold the downloads folder: two runs may want the same dataset at once."""
+    """Hold the downloads folder: two runs may want the same dataset at once.
+
+    By a file with machine and process that is kept fresh, for NFS may lack other locks. It goes
+    with the run, however that ends; a killed run's is taken over, at once on the same machine.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("Another run is busy in %s; waiting for it.", folder)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    lease = SoftFileLease(
+        folder / ".busy", lease_duration=LEASE, poll_interval=POLL, on_compromise=_stop
+    )
+    try:
+        lease.acquire(timeout=0)
+    except Timeout:
+        owner = lease.owner
+        whose = f"process {owner.pid} on {owner.hostname}" if owner else "another run"
+        log.info("%s is busy in %s; waiting for it.", whose, folder)
+        lease.acquire()
+    try:
         yield
+    finally:
+        lease.release()
+
+
+def _stop(lost: LeaseCompromise) -> None:
+    """End this run: it was held up for so long that another one took the folder over."""
+    log.error("%s was lost (%s): another run may be busy there.", lost.lock_file, lost.reason)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -18,6 +18,7 @@ from latteclip.colours import paint
 from latteclip.errors import UserError
 
 SNAKEFILE, RESULTS = Path("Snakefile"), Path("results")
+MODELS = Path("resources/models")  # notes on models, which datasets share
 RULE = r"^(?:rule|use rule \w+ as) (\w+)"
 HEAD = ["output_file", "date", "rule", "log-file(s)", "status", "plan"]  # of --summary
 PENDING = "update pending"
@@ -156,8 +157,8 @@ def read_summary(text: str) -> list[Job]:
 
 def _place(file: str) -> tuple[str, str]:
     """The dataset, and the method and seed, that an output belongs to."""
-    parts = Path(file).parts
-    if len(parts) < 3:
+    path, parts = Path(file), Path(file).parts
+    if len(parts) < 3 or (path.parent == MODELS and path.suffix == ".json"):
         return SHARED, ""
     seed = re.fullmatch(r"seed(\d+)", parts[3]) if len(parts) > 3 else None
     return parts[1], f"{parts[2]}, seed {seed[1]}" if seed else ""

@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import json
 import logging
@@ -5,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import gdown
@@ -141,7 +143,7 @@ def test_when_all_fail_one_message_says_what_to_do(host, folder, waits):
         download.fetch("file.bin", wanted(*urls), folder)
     message = str(raised.value)
     assert all(f"{url}: " in message for url in urls)
-    assert message.count("404") == 2 and "no such file" in message
+    assert message.count(": 404 ") == 2 and "no such file" in message
     assert f"put it into {folder.resolve()} as file.bin ({sha256(CONTENT)})" in message
 
 
@@ -335,6 +337,7 @@ def test_an_unsafe_archive_leaves_no_data(host, tmp_path):
             "demo", settings(url, content=evil), str(tmp_path / "demo" / "data")
         )
     assert [path.name for path in (tmp_path / "demo").iterdir()] == ["downloads"]
+    assert not (tmp_path / "demo" / "downloads" / ".busy").exists()
 
 
 KILLED = """
@@ -365,3 +368,156 @@ def test_an_unpack_killed_half_way_is_redone(host, tmp_path):
     assert sorted(p.name for p in (output / "images").iterdir()) == ["a.jpg", "b.jpg"]
     assert sorted(p.name for p in output.parent.iterdir()) == ["data", "downloads"]
     assert len(host.requests) == 1
+
+
+# --- one run at a time ---------------------------------------------------------------------------
+
+# Holds a downloads folder, on a machine of a name, until it is told to end.
+HOLD = """
+import logging, socket, sys
+folder, machine, lease = sys.argv[1:]
+socket.gethostname = lambda: machine
+from pathlib import Path
+from latteclip import download, termination
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+download.LEASE, download.POLL = float(lease), 0.05
+with termination.ending_in_order(""), download._alone(Path(folder)):
+    print("holds", flush=True)
+    sys.stdin.readline()
+"""
+LONG, SHORT = 600, 1.5  # seconds: longer than any test, and what a test can wait for
+
+
+class Holder:
+    """A process of HOLD."""
+
+    def __init__(self, folder, machine="here", lease=LONG):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", HOLD, folder, machine, str(lease)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def says(self):
+        """Its next line."""
+        return self.process.stdout.readline().strip()
+
+    def send(self, number):
+        self.process.send_signal(number)
+
+    def end(self):
+        """Let it end, if it has not; its exit status."""
+        with contextlib.suppress(BrokenPipeError):
+            self.process.communicate("\n", timeout=60)
+        return self.process.returncode
+
+
+@pytest.fixture
+def holder(folder):
+    """Starts holders of the downloads folder."""
+    started = []
+
+    def start(**options):
+        started.append(Holder(folder, **options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            one.process.kill()
+        one.process.communicate()
+
+
+def assert_free(folder):
+    assert list(folder.iterdir()) == []
+
+
+def test_a_second_run_says_for_whom_it_waits(folder, holder):
+    first = holder()
+    assert first.says() == "holds"
+    second = holder()
+    assert second.says() == (
+        f"process {first.process.pid} on here is busy in {folder}; waiting for it."
+    )
+    assert first.end() == 0
+    assert second.says() == "holds"
+    assert second.end() == 0
+    assert_free(folder)
+
+
+def test_two_runs_at_once_fetch_once(host, tmp_path):
+    url = host.serve("/images.tar.gz", ARCHIVE)
+    values = {"downloads": settings(url).downloads}
+    output = tmp_path / "demo" / "data"
+    arguments = ["download-dataset", "--dataset", "demo", "--settings", json.dumps(values)]
+    program = [Path(sys.executable).with_name("latteclip"), *arguments, "--output", output]
+    runs = [subprocess.Popen(program) for _ in range(2)]
+    assert [run.wait() for run in runs] == [0, 0]
+    assert len(host.requests) == 1
+    assert sorted(p.name for p in (output / "images").iterdir()) == ["a.jpg", "b.jpg"]
+    assert sorted(p.name for p in (tmp_path / "demo" / "downloads").iterdir()) == [
+        ".images.tar.gz.json",
+        ".part",
+        "images.tar.gz",
+    ]
+
+
+def test_a_run_that_was_killed_holds_up_nobody_on_its_machine(folder, holder):
+    killed = holder()
+    assert killed.says() == "holds"
+    killed.send(signal.SIGKILL)
+    assert killed.end() == -signal.SIGKILL
+    assert (folder / ".busy").is_file()
+    heir = holder()
+    assert heir.says() == "holds"
+    assert heir.end() == 0
+    assert_free(folder)
+
+
+def test_a_run_that_was_killed_elsewhere_is_given_up_after_a_while(folder, holder):
+    killed = holder(machine="there", lease=SHORT)
+    assert killed.says() == "holds"
+    killed.send(signal.SIGKILL)
+    killed.end()
+    heir = holder(lease=SHORT)
+    assert heir.says().startswith(f"process {killed.process.pid} on there is busy")
+    assert heir.says() == "holds"
+    assert heir.end() == 0
+    assert_free(folder)
+
+
+def test_a_run_that_lives_elsewhere_is_waited_for(folder, holder):
+    living = holder(machine="there", lease=SHORT)
+    assert living.says() == "holds"
+    waiting = holder(lease=SHORT)
+    assert "waiting for it" in waiting.says()
+    time.sleep(3 * SHORT)
+    assert f"pid={living.process.pid}\n" in (folder / ".busy").read_text()
+    assert living.end() == 0
+    assert waiting.says() == "holds"
+    assert waiting.end() == 0
+    assert_free(folder)
+
+
+def test_a_run_that_lost_the_folder_to_another_ends(folder, holder):
+    sleeping = holder(machine="there", lease=SHORT)
+    assert sleeping.says() == "holds"
+    sleeping.send(signal.SIGSTOP)
+    heir = holder(lease=SHORT)
+    assert "waiting for it" in heir.says()
+    assert heir.says() == "holds"
+    sleeping.send(signal.SIGCONT)
+    assert "was lost" in sleeping.says()
+    assert sleeping.process.wait(60) == 128 + signal.SIGTERM
+    assert (folder / ".busy").is_file()
+    assert heir.end() == 0
+    assert_free(folder)
+
+
+def test_a_run_that_is_told_to_end_leaves_the_folder_free(folder, holder):
+    told = holder()
+    assert told.says() == "holds"
+    told.send(signal.SIGTERM)
+    assert told.process.wait(60) == 128 + signal.SIGTERM
+    assert_free(folder)

@@ -18,6 +18,8 @@ results/a/flyp/seed0/history.parquet\tMon\tfinetune\t-\tok\tno update
 results/a/flyp/seed1/model\tMon\tfinetune\t-\tparams changed\tupdate pending
 results/a/flyp/seed2/model\tMon\tfinetune\t-\tok\tupdate pending
 resources/b/data\t-\tdownload_dataset\t-\tmissing\tupdate pending
+resources/models/data\t-\tgenerate_textures\t-\tmissing\tupdate pending
+resources/models/me--clip.json\t-\tdownload_clip\tx.log\tmissing\tupdate pending
 """
 DRY_RUN = """\
 [Tue Nov 24 19:59:29 2026]
@@ -45,7 +47,9 @@ def test_a_job_is_done_only_when_all_its_outputs_are_there():
     assert jobs["index_images", ""].state == "missing"
     assert jobs["download_dataset", ""].dataset == "b"
     assert jobs["summarize", ""].dataset == status.SHARED
-    assert len(jobs) == 6
+    assert jobs["download_clip", ""].dataset == status.SHARED
+    assert jobs["generate_textures", ""].dataset == "models"
+    assert len(jobs) == 8
 
 
 def test_reasons_belong_to_outputs():
@@ -116,6 +120,8 @@ def test_a_dataset_that_never_ran(indexed):
     lines = told(indexed, "dtd", "--config", "method=zero_shot")
     assert lines[0] == ["dtd: 0 of 5 jobs done"]
     assert ["missing", "download_dataset", "not run yet"] in lines
+    shared = lines[lines.index(["all datasets: 0 of 3 jobs done"]) :]
+    assert ["missing", "download_clip", "not run yet"] in shared
 
 
 def test_a_typo_is_one_sentence(indexed):

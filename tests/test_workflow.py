@@ -180,7 +180,10 @@ EDITS = {
     ),
     "captioner's model": (
         in_demo("captioner", "model", value="another/model"),
-        {"caption_images": 1, "caption_groups": 1, **NEW_CAPTIONS},
+        {
+            **{"download_captioner": 1, "caption_images": 1, "caption_groups": 1},
+            **NEW_CAPTIONS,
+        },
     ),
     "layout of the groups": (
         in_demo("groups", "gap", value=6),
@@ -230,6 +233,7 @@ EDITS = {
         {"report_dataset": 1, "index_results": 1},
     ),
     "the dataset's licence": (in_demo("licence", value="none"), {"report_dataset": 1}),
+    "model_downloads.py": (in_file("latteclip/model_downloads.py"), {}),
     "cli.py": (in_file("latteclip/cli.py"), {}),
     "README.md": (in_file("README.md"), {}),
     "time of losses.py": (touched("latteclip/losses.py"), {}),
@@ -281,6 +285,70 @@ def test_a_deleted_result_is_made_again_though_the_table_stands(finished):
 
 def test_the_added_seed_s_option_did_not_change_the_checkout(finished):
     assert planned(finished) == {}
+
+
+# --- models of the hub are fetched by jobs of their own ------------------------------------------
+
+CLIP = "resources/models/ViT-B-32@laion2b_s34b_b79k.json"
+CAPTIONER = "resources/models/llava-hf--llava-v1.6-mistral-7b-hf.json"
+LOADS_CLIP = {"pseudo_label_images", "finetune", "label_by_captions"}
+LOADS_CAPTIONER = {"caption_images", "caption_groups"}
+
+
+def inputs_and_outputs(checkout, *config, path=()):
+    """Of the jobs of a dry run: {rule: inputs} and {output: rule}."""
+    run = checkout.snakemake("--dry-run", "--config", "seeds=1", *config, path=path)
+    assert run.returncode == 0, run.stdout
+    inputs, outputs, rule = {}, {}, ""
+    for line in run.stdout.split("Job stats:")[1].splitlines():
+        key, _, value = line.strip().partition(" ")
+        if key in ("rule", "localrule"):
+            rule = value.rstrip(":")
+        elif key == "input:":
+            inputs.setdefault(rule, set()).update(value.split(", "))
+        elif key == "output:":
+            outputs |= dict.fromkeys(value.split(", "), rule)
+    return inputs, outputs
+
+
+def notes(outputs):
+    """The notes on models among the outputs, with the rules that write them."""
+    return {file: rule for file, rule in outputs.items() if file.startswith("resources/models/")}
+
+
+def test_each_model_is_fetched_once_and_before_the_stages_that_load_it(checkout, no_heavy_imports):
+    config = ["dataset=dtd,eurosat", "method=zero_shot,latteclip,flyp_fused"]
+    inputs, outputs = inputs_and_outputs(checkout, *config, path=no_heavy_imports)
+    assert notes(outputs) == {CLIP: "download_clip", CAPTIONER: "download_captioner"}
+    assert set(inputs) >= LOADS_CLIP | LOADS_CAPTIONER
+    for rule, files in inputs.items():
+        assert (CLIP in files) == (rule in LOADS_CLIP), rule
+        assert (CAPTIONER in files) == (rule in LOADS_CAPTIONER), rule
+
+
+def test_shards_of_captions_load_the_captioner_too(checkout):
+    inputs, _ = inputs_and_outputs(checkout, "dataset=dtd", "captions={'shards': 2}")
+    for rule in LOADS_CAPTIONER:
+        assert CAPTIONER in inputs[f"{rule}_shard"]
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        (["dataset=demo"], []),
+        (["dataset=dtd", "captioner={'engine': 'openai'}"], [CLIP]),
+        (["dataset=dtd", "clip={'pretrained': 'weights/mine.pt'}"], [CAPTIONER]),
+        (
+            ["dataset=dtd", "clip={'model': 'hf-hub:me/clip'}", "captioner={'revision': 'v2'}"],
+            ["resources/models/hf-hub--me--clip.json", CAPTIONER.replace(".json", "@v2.json")],
+        ),
+    ],
+    ids=str,
+)
+def test_only_models_of_the_hub_are_fetched(checkout, config, wanted):
+    inputs, outputs = inputs_and_outputs(checkout, *config)
+    assert sorted(notes(outputs)) == sorted(wanted)
+    assert {f for files in inputs.values() for f in files if "models/" in f} == set(wanted)
 
 
 # --- captions are not asked twice ----------------------------------------------------------------

@@ -3,12 +3,15 @@
 import contextlib
 import hashlib
 import io
+import json
 import tarfile
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from PIL import Image
+
+COMMIT = "c" * 40  # of every repo that it serves as a Hugging Face hub
 
 
 class Host:
@@ -18,6 +21,7 @@ class Host:
         self.files = {}
         self.cut = {}  # path -> how many answers end at half of what they announce
         self.busy = {}  # path -> how many answers are 503
+        self.refused = {}  # start of a path -> (status, error code of the Hugging Face hub)
         self.ranges = True
         self.requests = []
         handler = type("Handler", (_Handler,), {"host": self})
@@ -28,6 +32,22 @@ class Host:
         """Serve bytes; returns their URL."""
         self.files[path] = content
         return self.url + path
+
+    def serve_repo(self, repo, files, revision="main"):
+        """Serve a model repo of the Hugging Face hub: {name: content}."""
+        tree = []
+        for name, content in files.items():
+            for place in (revision, COMMIT):
+                self.files[f"/{repo}/resolve/{place}/{name}"] = content
+            digest = hashlib.sha256(content).hexdigest()
+            lfs = {"oid": digest, "size": len(content), "pointerSize": 1}
+            size = len(content)
+            tree.append({"type": "file", "path": name, "size": size, "oid": "0", "lfs": lfs})
+        said = {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
+        for place in (revision, COMMIT):
+            self.files[f"/api/models/{repo}/revision/{place}"] = json.dumps(said).encode()
+            self.files[f"/api/models/{repo}/tree/{place}"] = json.dumps(tree).encode()
+        self.files[f"/api/models/{repo}"] = json.dumps(said).encode()
 
     @contextlib.contextmanager
     def running(self):
@@ -66,8 +86,12 @@ class _Handler(BaseHTTPRequestHandler):
         if body and self.host.spend(self.host.busy, path):
             self.send_error(503)
             return
+        for start_of_path, (status, code) in self.host.refused.items():
+            if path.startswith(start_of_path):
+                self.refuse(status, code)
+                return
         if path not in self.host.files:
-            self.send_error(404)
+            self.refuse(404, "EntryNotFound")
             return
         content = self.host.files[path]
         partial = asked is not None and self.host.ranges
@@ -77,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         digest = hashlib.sha256(content).hexdigest()
         self.send_header("ETag", f'"{digest}"')
-        self.send_header("X-Repo-Commit", "c" * 40)
+        self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("X-Linked-ETag", f'"{digest}"')
         self.send_header("X-Linked-Size", str(len(content)))
         kind = "application/json" if path.startswith("/api/") else "application/octet-stream"
@@ -88,6 +112,13 @@ class _Handler(BaseHTTPRequestHandler):
             cut = self.host.spend(self.host.cut, path)
             with contextlib.suppress(ConnectionError):
                 self.wfile.write(rest[: len(rest) // 2] if cut else rest)
+
+    def refuse(self, status, code):
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("X-Repo-Commit", COMMIT)  # lets clients note that there is no such file
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
 
 def jpeg(colour=(10, 200, 30), size=(12, 8)):

@@ -8,6 +8,7 @@ rule label_by_captions:
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
         image_captions="results/{dataset}/captions/images.parquet",
         group_captions="results/{dataset}/captions/groups.parquet",
+        clip_model=hub_model("clip"),
         code=sources("latteclip.caption_labels"),
     output:
         "results/{dataset}/caption_labels.parquet",

@@ -7,6 +7,7 @@ rule caption_images:
         images="results/{dataset}/images.parquet",
         pseudo_labels=pseudo_labels_if_named,
         own=own_captions("images"),
+        captioner_model=hub_model("captioner"),
         code=sources("latteclip.captions"),
     output:
         "results/{dataset}/captions/images.parquet",
@@ -54,6 +55,7 @@ rule caption_groups:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         own=own_captions("groups"),
+        captioner_model=hub_model("captioner"),
         code=sources("latteclip.captions"),
     output:
         "results/{dataset}/captions/groups.parquet",

@@ -9,6 +9,7 @@ from snakemake.exceptions import WorkflowError
 from latteclip import cluster
 from latteclip.config import Settings, as_json
 from latteclip.errors import UserError
+from latteclip.model_names import slug as model_slug
 
 try:
     settings = Settings(
@@ -22,6 +23,8 @@ except UserError as error:
 
 # Folder of class folders or the like, made or downloaded for a dataset: shared by all runs.
 DATA = "resources/{dataset}/data"
+# What the cache of Hugging Face holds of a model: shared by all datasets that name it.
+MODEL_NOTE = "resources/models/{model}.json"
 # On whatever node a job runs, the commands of the environment that runs Snakemake come first.
 os.environ.update(
     PATH=os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()])
@@ -83,6 +86,16 @@ def clip_settings(dataset):
         **settings.section("inference", dataset),
         "template": settings.dataset(dataset)["template"],
     }
+
+
+def hub_model(section):
+    """The note on a dataset's model, where it is of the Hugging Face hub (models.smk)."""
+
+    def path(wildcards):
+        names = settings.hub_model(section, wildcards.dataset)
+        return [MODEL_NOTE.format(model=model_slug(names))] if names else []
+
+    return path
 
 
 def captioner(wildcards):

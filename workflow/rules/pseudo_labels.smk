@@ -4,6 +4,7 @@
 rule pseudo_label_images:
     input:
         images="results/{dataset}/images.parquet",
+        clip_model=hub_model("clip"),
         code=sources("latteclip.zero_shot"),
     output:
         labels="results/{dataset}/pseudo_labels.parquet",

@@ -8,6 +8,7 @@ rule finetune:
         image_captions=captions_of("image"),
         group_captions=captions_of("group"),
         caption_labels=caption_labels_if_used,
+        clip_model=hub_model("clip"),
         code=sources("latteclip.finetune"),
     output:
         model=directory("results/{dataset}/{method}/seed{seed}/model"),

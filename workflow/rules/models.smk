@@ -1,0 +1,34 @@
+# Models of the Hugging Face hub, fetched into its cache where there is internet: the stages that
+# load them need none. No `code` among the inputs: an edit must not fetch gigabytes again.
+
+
+rule download_clip:
+    output:
+        MODEL_NOTE,
+    log:
+        "results/logs/download_clip-{model}.log",
+    wildcard_constraints:
+        model=one_of(settings.hub_models("clip")),
+    localrule: True
+    conda:
+        "../../envs/latteclip.yaml"
+    params:
+        settings=lambda w: as_json(settings.hub_models("clip")[w.model]),
+    shell:
+        "latteclip download-clip --settings {params.settings:q} --output {output} --log {log}"
+
+
+rule download_captioner:
+    output:
+        MODEL_NOTE,
+    log:
+        "results/logs/download_captioner-{model}.log",
+    wildcard_constraints:
+        model=one_of(settings.hub_models("captioner")),
+    localrule: True
+    conda:
+        "../../envs/latteclip.yaml"
+    params:
+        settings=lambda w: as_json(settings.hub_models("captioner")[w.model]),
+    shell:
+        "latteclip download-captioner --settings {params.settings:q} --output {output} --log {log}"
