@@ -24,8 +24,9 @@ from PIL import Image
 from latteclip import devices, images, tuned
 from latteclip.class_folders import IMAGE_SUFFIXES
 from latteclip.errors import UserError
-from latteclip.features import best_classes, encoded
+from latteclip.features import encoded
 from latteclip.prediction_files import Prediction, writing
+from latteclip.ranking import best_classes
 
 log = logging.getLogger(__name__)
 STDIN = "-"

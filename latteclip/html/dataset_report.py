@@ -140,7 +140,8 @@ def _tuned_labels(
         return None
     from latteclip import clip as clips  # here: a page without a tuned model needs no torch
     from latteclip import devices
-    from latteclip.features import best_classes, encode_files
+    from latteclip.features import encode_files
+    from latteclip.ranking import best_classes
 
     classifier, own = clips.load_classifier(model)
     if list(own) != list(classnames):
