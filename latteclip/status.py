@@ -4,6 +4,8 @@ Snakemake is asked twice, in processes of its own: `--summary` lists every outpu
 with what is planned for it, and a dry run gives the reasons. Nothing is run or written.
 """
 
+import ast
+import json
 import re
 import subprocess
 import sys
@@ -23,6 +25,8 @@ SHARED = "all datasets"
 COLOURS = {"done": "green", "stale": "yellow", "missing": "red"}
 FOLLOWING = ("Missing output files", "Input files updated by another job")
 LONGEST = 70  # characters of a reason
+PARAMS = "Params have changed"
+QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")  # what repr makes of a string
 
 
 @dataclass
@@ -166,12 +170,52 @@ def _why(job: Job, reasons: dict[str, str]) -> str:
     if not job.pending:
         return "" if job.exists else "not needed"
     said = next((reasons[file] for file in job.outputs if file in reasons), "")
+    if said.startswith(PARAMS):
+        return _cut(f"settings changed{changed_settings(said)}")
     parts = [part.strip() for part in said.split(";")]
     own = [part for part in parts if part and not part.startswith(FOLLOWING)]
     if not own:
         return "not run yet" if not job.exists else "an earlier stage will run"
-    short = own[0].replace(" since last execution", "")
-    return short if len(short) <= LONGEST else short[: LONGEST - 3] + "..."
+    return _cut(own[0].replace(" since last execution", ""))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+
+
+def changed_settings(reason: str) -> str:
+    """`: key old -> new` for each leaf, from Snakemake's lists of parameters before and now.
+
+    A parameter that is no JSON object, such as a prompt, is told by what it is now.
+    """
+    before, _, now = reason.partition(" now: ")
+    old, new = _leaves(before), _leaves(now)
+    parts = [
+        f"{key} {old[key]} -> {value}" if key in old else f"now {value}"
+        for key, value in new.items()
+        if old.get(key) != value
+    ]
+    return f": {', '.join(parts)}" if parts else ""
+
+
+def _leaves(text: str) -> dict[str, str]:
+    """Dotted keys and values of the JSON objects among the quoted parameters, and other texts."""
+    found: dict[str, str] = {}
+
+    def walk(value: object, name: str) -> None:
+        if isinstance(value, dict):
+            for key, part in value.items():
+                walk(part, f"{name}.{key}" if name else key)
+        else:
+            found[name or str(value)] = json.dumps(value, ensure_ascii=False)
+
+    for quoted in QUOTED.findall(text):
+        content = ast.literal_eval(quoted)
+        try:
+            walk(json.loads(content), "")
+        except ValueError:
+            walk(content, "")
+    return found
 
 
 def table(jobs: Sequence[Job], stream: TextIO) -> str:
