@@ -212,7 +212,11 @@ def report_dataset(args: argparse.Namespace) -> None:
 
     dataset_report.report_dataset(
         dataset_report.ReportFiles(
-            args.images, args.pseudo_labels, args.image_captions, args.group_captions
+            args.images,
+            args.pseudo_labels,
+            args.image_captions,
+            args.group_captions,
+            args.caption_summary,
         ),
         runs.run_files(args.runs),
         from_json(dataset_report.ReportSettings, args.settings),
@@ -321,6 +325,7 @@ COMMANDS: dict[Command, list[str]] = {
         "pseudo-labels",
         "image-captions?",
         "group-captions?",
+        "caption-summary?",
         "runs",
         "settings",
         "output",

@@ -228,7 +228,15 @@ EDITS = {
         in_file("latteclip/cleaning.py"),
         {"caption_images": 1, "caption_groups": 1, **NEW_CAPTIONS},
     ),
-    "caption_summary.py": (in_file("latteclip/caption_summary.py"), {"summarize_captions": 1}),
+    "caption_summary.py": (
+        in_file("latteclip/caption_summary.py"),
+        {"summarize_captions": 1, "report_dataset": 1},
+    ),
+    "mentions.py": (
+        in_file("latteclip/mentions.py"),
+        {"summarize_captions": 1, "report_dataset": 1},
+    ),
+    "stage_json.py": (in_file("latteclip/stage_json.py"), COLLECTED),
     "caption_listing.py": (in_file("latteclip/caption_listing.py"), {}),
     "shards.py, with one shard": (
         in_file("latteclip/shards.py"),
