@@ -12,6 +12,11 @@ for dataset_file in sorted(Path("config/datasets").glob("*.yaml")):
 
 
 include: "workflow/rules/common.smk"
+
+
+container: settings.config["container"]  # for --sdm apptainer; null: none
+
+
 include: "workflow/rules/data.smk"
 include: "workflow/rules/pseudo_labels.smk"
 include: "workflow/rules/captions.smk"

@@ -50,7 +50,11 @@ class Job:
 
 
 def status(
-    datasets: Sequence[str], config: Sequence[str], configfiles: Sequence[str], stream: TextIO
+    datasets: Sequence[str],
+    config: Sequence[str],
+    configfiles: Sequence[str],
+    deployment: Sequence[str],
+    stream: TextIO,
 ) -> str:
     """The state of every stage, for people.
 
@@ -58,6 +62,7 @@ def status(
         datasets: keys; none for those with results, or else what the configuration names.
         config: KEY=VALUE pairs for Snakemake.
         configfiles: configuration files for Snakemake.
+        deployment: methods for its --sdm; another one than the run's makes every stage stale.
         stream: where it will be printed.
 
     Raises:
@@ -72,6 +77,7 @@ def status(
     options = [
         *(["--configfile", *configfiles] if configfiles else []),
         *(["--config", *pairs] if pairs else []),
+        *(["--sdm", *deployment] if deployment else []),
     ]
     jobs = read_summary(_snakemake("--summary", *options))
     reasons = read_reasons(_snakemake("--dry-run", *options))

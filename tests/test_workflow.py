@@ -304,6 +304,10 @@ def test_an_added_method_runs_alone(finished):
     }
 
 
+def test_an_image_that_is_not_used_reruns_nothing(finished):
+    assert planned(finished, "container=some.sif") == {}
+
+
 def test_a_deleted_result_is_made_again_though_the_table_stands(finished):
     metrics = finished.root / "results/demo/flyp/seed0/metrics.json"
     aside = metrics.rename(metrics.with_suffix(".aside"))
