@@ -9,11 +9,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latteclip import commands
+from latteclip import __version__, commands
 from latteclip.colours import Formatter
 from latteclip.errors import UserError
 from latteclip.settings import from_json
@@ -377,7 +376,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG.format(stages=_stages()),
         formatter_class=Help,
     )
-    top.add_argument("--version", action="version", version=f"latteclip {version('latteclip')}")
+    top.add_argument("--version", action="version", version=f"latteclip {__version__}")
     _add_debug(top, default=False)
     subs = top.add_subparsers(required=True, title="commands", metavar="command")
     for person_command, add_arguments in commands.COMMANDS.items():

@@ -109,8 +109,7 @@ case "$*" in
   "env create"*)
     prefix="${{@: -1}}"
     mkdir -p "$prefix/bin"
-    printf '#!/bin/sh\\nexec {python} "$@"\\n' > "$prefix/bin/python"
-    chmod +x "$prefix/bin/python" ;;
+    ln -s "{base}/image/python" "$prefix/bin/python" ;;
   "clean "*) ;;
   *) exit 3 ;;
 esac
@@ -120,6 +119,23 @@ APPTAINER = """\
 if [ "$*" = --version ]; then echo "apptainer version 1.3.4"; exit; fi
 echo "$@" >> apptainer.log
 PATH="{image}:$PATH" exec "${{@: -3}}"
+"""
+# Where the package is installed for these tests, an interpreter takes this as its sitecustomize.
+NOT_INSTALLED = """\
+import importlib.metadata as metadata
+import sys
+
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(finder)]
+version = metadata.version
+
+
+def version_of_others(name):
+    if name == "latteclip":
+        raise metadata.PackageNotFoundError(name)
+    return version(name)
+
+
+metadata.version = version_of_others
 """
 TARGET = "results/demo/images.parquet"
 
@@ -150,9 +166,12 @@ def indexed(tmp_path):
 def tools(tmp_path, monkeypatch):
     """Stand-ins for conda and Apptainer, found before the true ones if there are any."""
     folder = tmp_path / "tools"
-    script(folder / "conda", CONDA.format(base=tmp_path, python=sys.executable))
+    script(folder / "conda", CONDA.format(base=tmp_path))
     script(tmp_path / "bin" / "activate", ACTIVATE)
-    script(tmp_path / "image" / "python", f'exec {sys.executable} "$@"\n')
+    (tmp_path / "hide").mkdir()
+    (tmp_path / "hide" / "sitecustomize.py").write_text(NOT_INSTALLED)
+    python = f'PYTHONPATH={tmp_path / "hide"} exec {sys.executable} "$@"\n'
+    script(tmp_path / "image" / "python", python)
     (tmp_path / "image" / "latteclip").symlink_to(ENVS / "latteclip.sh")
     script(folder / "apptainer", APPTAINER.format(image=tmp_path / "image"))
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
