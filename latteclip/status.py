@@ -197,30 +197,36 @@ def changed_settings(reason: str) -> str:
     before, _, now = reason.partition(" now: ")
     old, new = _leaves(before), _leaves(now)
     parts = [
-        f"{key} {old[key]} -> {value}" if key in old else f"now {value}"
+        f"now {json.dumps(key, ensure_ascii=False)}"
+        if value is None
+        else f"{key} {old.get(key, 'unset')} -> {value}"
         for key, value in new.items()
-        if old.get(key) != value
+        if key not in old or old[key] != value
     ]
     return f": {', '.join(parts)}" if parts else ""
 
 
-def _leaves(text: str) -> dict[str, str]:
-    """Dotted keys and values of the JSON objects among the quoted parameters, and other texts."""
-    found: dict[str, str] = {}
+def _leaves(text: str) -> dict[str, str | None]:
+    """Dotted key -> value of the JSON objects among the quoted parameters; other text -> None."""
+    found: dict[str, str | None] = {}
 
     def walk(value: object, name: str) -> None:
         if isinstance(value, dict):
             for key, part in value.items():
                 walk(part, f"{name}.{key}" if name else key)
         else:
-            found[name or str(value)] = json.dumps(value, ensure_ascii=False)
+            found[name] = json.dumps(value, ensure_ascii=False)
 
     for quoted in QUOTED.findall(text):
         content = ast.literal_eval(quoted)
         try:
-            walk(json.loads(content), "")
+            value = json.loads(content)
         except ValueError:
-            walk(content, "")
+            value = None
+        if isinstance(value, dict):
+            walk(value, "")
+        else:
+            found[content] = None
     return found
 
 

@@ -128,10 +128,12 @@ def test_a_changed_setting_is_told_with_its_values(indexed):
 
 def test_changed_settings_are_leaves_and_texts():
     before = [json.dumps({"finetune": {"lr": 1e-7, "epochs": 3}, "note": "it's"}), 'A "word"; or?']
-    now = [json.dumps({"finetune": {"lr": 1e-6, "epochs": 3}, "note": "it's"}), "What now: ?"]
+    now = [json.dumps({"finetune": {"lr": 1e-6, "epochs": 3}, "note": "it's", "n": 1}), "{}?"]
     reason = f"Params have changed: before: {','.join(map(repr, before))} now: "
     reason += ",".join(map(repr, now))
-    assert status.changed_settings(reason) == ': finetune.lr 1e-07 -> 1e-06, now "What now: ?"'
+    assert (
+        status.changed_settings(reason) == ': finetune.lr 1e-07 -> 1e-06, n unset -> 1, now "{}?"'
+    )
     assert status.changed_settings("before: <nothing exclusive> now: 2") == ""
 
 
