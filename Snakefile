@@ -13,6 +13,11 @@ for dataset_file in sorted(Path("config/datasets").glob("*.yaml")):
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/common_resources.smk"
+
+
+container: settings.config["container"]  # for --sdm apptainer; null: none
+
+
 include: "workflow/rules/models.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/pseudo_labels.smk"

@@ -1,9 +1,8 @@
 """What the captions of a dataset look like, in numbers."""
 
 import hashlib
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 
 from latteclip import tables
 from latteclip.files import write_json
+from latteclip.mentions import mentions
 
 PERCENTILES = {"min": 0, "p5": 5, "median": 50, "p95": 95, "max": 100}
 TOP = 10  # repeated captions that are named
@@ -32,7 +32,7 @@ def summarize_captions(captions_paths: Sequence[str], images_path: str, output: 
 def _summary(path: str, classnames: Sequence[str]) -> dict[str, Any]:
     """Of one table, which is read piece by piece; of most captions only a hash stays in memory."""
     _, metadata = tables.read(path, tables.CAPTIONS, ["error"])
-    names_a_class = _matcher(classnames)
+    names_a_class = mentions(classnames)
     words, tokens = Counter[int](), Counter[int]()
     times = Counter[bytes]()
     count = Counter[str]()
@@ -68,13 +68,6 @@ def _rows(path: str) -> Iterator[dict[str, Any]]:
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(columns=list(COLUMNS)):
             yield from batch.to_pylist()
-
-
-def _matcher(classnames: Sequence[str]) -> Callable[[str], bool]:
-    """Whether a text holds one of the class names as whole words, in whatever case."""
-    names = sorted(map(re.escape, classnames), key=len, reverse=True)
-    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(names)})(?!\w)", re.IGNORECASE)
-    return lambda text: pattern.search(text) is not None
 
 
 def _hash(caption: str) -> bytes:

@@ -13,14 +13,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from latteclip import captioners, requests, tables
+from latteclip import __version__, captioners, requests, tables
 from latteclip.answers import AnswerStore
 from latteclip.asking import Asking, Outcome, Questions
 from latteclip.captioners import CaptionerSettings
@@ -249,4 +248,4 @@ def code_version() -> str:
     parts: list[str | bytes] = []
     for path in sorted(folder.glob("*.py")):
         parts += [path.name, path.read_bytes()]
-    return f"latteclip {version('latteclip')} ({digest(*parts)[:12]})"
+    return f"latteclip {__version__} ({digest(*parts)[:12]})"

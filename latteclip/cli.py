@@ -9,11 +9,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latteclip import cluster, commands
+from latteclip import __version__, cluster, commands
 from latteclip.colours import Formatter
 from latteclip.errors import UserError
 from latteclip.settings import from_json
@@ -228,7 +227,11 @@ def report_dataset(args: argparse.Namespace) -> None:
 
     dataset_report.report_dataset(
         dataset_report.ReportFiles(
-            args.images, args.pseudo_labels, args.image_captions, args.group_captions
+            args.images,
+            args.pseudo_labels,
+            args.image_captions,
+            args.group_captions,
+            args.caption_summary,
         ),
         runs.run_files(args.runs),
         from_json(dataset_report.ReportSettings, args.settings),
@@ -339,6 +342,7 @@ COMMANDS: dict[Command, list[str]] = {
         "pseudo-labels",
         "image-captions?",
         "group-captions?",
+        "caption-summary?",
         "runs",
         "settings",
         "output",
@@ -391,7 +395,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG.format(stages=_stages()),
         formatter_class=Help,
     )
-    top.add_argument("--version", action="version", version=f"latteclip {version('latteclip')}")
+    top.add_argument("--version", action="version", version=f"latteclip {__version__}")
     _add_debug(top, default=False)
     subs = top.add_subparsers(required=True, title="commands", metavar="command")
     for person_command, add_arguments in commands.COMMANDS.items():

@@ -133,7 +133,7 @@ def status(args: argparse.Namespace) -> None:
     """Show which stages are done, stale or missing, and why."""
     from latteclip import status as report
 
-    print(report.status(args.datasets, args.config, args.configfile, sys.stdout))
+    print(report.status(args.datasets, args.config, args.configfile, args.sdm, sys.stdout))
 
 
 def add_status(sub: argparse.ArgumentParser) -> None:
@@ -159,6 +159,14 @@ def add_status(sub: argparse.ArgumentParser) -> None:
         default=[],
         metavar="FILE",
         help="as snakemake takes it",
+    )
+    sub.add_argument(
+        "--sdm",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="METHOD",
+        help="as snakemake takes it: conda or apptainer",
     )
     sub.epilog = "Run it in the folder of the Snakefile, with the options that the run was given."
 

@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TextIO
 
+from latteclip import __version__
 from latteclip.colours import paint
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def python() -> Iterator[Finding]:
     """Versions of what is always needed."""
     yield Finding(
         "ok",
-        f"Python {platform.python_version()}, latteclip {version('latteclip')}, "
+        f"Python {platform.python_version()}, latteclip {__version__}, "
         f"Snakemake {version('snakemake')}",
     )
 

@@ -38,7 +38,8 @@ def evaluate(
     """
     from latteclip import clip as clips  # here: the zero-shot row needs no torch
     from latteclip import devices
-    from latteclip.features import best_classes, encode_files
+    from latteclip.features import encode_files
+    from latteclip.ranking import best_classes
 
     table, names = metrics.read_test_images(images_path, run.dataset)
     history = tables.read_metadata(history_path, "step")

@@ -1,6 +1,6 @@
-"""Image features of files, and the classes they are closest to.
+"""Image features of files.
 
-Letters: N images, C classes, D embedding width, K best classes kept.
+Letters: N images, B batch, D embedding width.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,15 +10,6 @@ import torch
 from latteclip import clip as clips
 from latteclip import images
 from latteclip.progress import Progress
-
-
-def best_classes(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k best classes of each row [N, C], best first, and their scores, both [N, min(k, C)].
-
-    Equal scores are ordered by class, so that the first column is always `scores.argmax(1)`.
-    """
-    ordered = scores.sort(dim=1, descending=True, stable=True)
-    return ordered.indices[:, :k], ordered.values[:, :k]
 
 
 def encode_files(

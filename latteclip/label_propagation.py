@@ -18,6 +18,7 @@ import torch
 from latteclip import classifiers, devices, metrics, tables
 from latteclip.cached_features import read_features
 from latteclip.errors import UserError
+from latteclip.ranking import best_classes
 
 log = logging.getLogger(__name__)
 SIMILARITIES = 2**26  # cosines held at once in a search for neighbours: 256 MiB
@@ -84,12 +85,12 @@ def propagate_labels(
     scores = propagate(graph, settings.alpha)  # [V, C]
     test_images, names = metrics.read_test_images(images_path, run.dataset)
     tests = read_features(pseudo_labels_path, tested).to(where)  # [M, D]
-    best = classify(tests, graph, scores, settings).cpu().sort(dim=1, descending=True, stable=True)
+    ranked, best = best_classes(classify(tests, graph, scores, settings).cpu(), settings.topk)
     metrics.write(
         test_images,
         names,
-        best.indices[:, : settings.topk].numpy(),
-        best.values[:, : settings.topk].numpy(),
+        ranked.numpy(),
+        best.numpy(),
         run,
         [],
         predictions_output,

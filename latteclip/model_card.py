@@ -1,6 +1,5 @@
 """The README of an exported model: what it is, how it was made, how well it does."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ import open_clip
 import yaml
 
 from latteclip import tables
+from latteclip.stage_json import read_metrics
 from latteclip.tuned import TunedModel
 
 PAPER = (
@@ -66,11 +66,15 @@ class Provenance:
 
 
 def provenance(model: Path) -> Provenance:
-    """Read what lies beside the folder of a model: metrics.json and history.parquet."""
+    """Read what lies beside the folder of a model: metrics.json and history.parquet.
+
+    Raises:
+        UserError: one of them is broken.
+    """
     metrics_file, history_file = (
         model.parent / name for name in ("metrics.json", "history.parquet")
     )
-    metrics = json.loads(metrics_file.read_text("utf-8")) if metrics_file.is_file() else {}
+    metrics = read_metrics(metrics_file) if metrics_file.is_file() else {}
     settings: Mapping[str, Any] = {}
     if history_file.is_file():
         settings = tables.read_metadata(history_file, "step").get("settings", {})

@@ -52,7 +52,7 @@ def write(opened: TunedModel, folder: Path) -> None:
     except ImportError as error:
         raise UserError(
             f"--format onnx needs packages that are not installed ({error}); "
-            "pip install 'latteclip[onnx]'."
+            "pip install onnx onnxruntime onnxscript."
         ) from None
     tower: Any = opened.clip.model.visual
     preprocessing = tower.preprocess_cfg

@@ -24,8 +24,9 @@ from PIL import Image
 from latteclip import devices, images, tuned
 from latteclip.class_folders import IMAGE_SUFFIXES
 from latteclip.errors import UserError
-from latteclip.features import best_classes, encoded
+from latteclip.features import encoded
 from latteclip.prediction_files import Prediction, writing
+from latteclip.ranking import best_classes
 
 log = logging.getLogger(__name__)
 STDIN = "-"
@@ -152,12 +153,13 @@ def predict(
     """
     if topk < 1 or batch_size < 1:
         raise UserError(f"--topk {topk} and --batch-size {batch_size} must both be at least 1.")
-    with writing(output, topk) as add:  # first, so that a bad suffix is told before the work
-        paths = image_paths(words, sys.stdin)
-        classifier = Classifier(
-            model, device=device, threads=threads, batch_size=batch_size, precision=precision
-        )
-        n_skipped = 0
+    written = writing(output, topk)  # first, so that a bad suffix is told before the work
+    paths = image_paths(words, sys.stdin)
+    classifier = Classifier(
+        model, device=device, threads=threads, batch_size=batch_size, precision=precision
+    )
+    n_skipped = 0
+    with written as add:  # last, so that an error leaves nothing on stdout
         for batch in classifier.batches(paths, topk):
             add(batch.predictions)
             n_skipped += len(batch.skipped)

@@ -62,12 +62,17 @@ def writing(output: str | None, topk: int) -> contextlib.AbstractContextManager[
         UserError: the suffix names no format.
     """
     if output is None:
-        return contextlib.nullcontext(_csv_rows(sys.stdout, topk))
+        return _stdout(topk)
     formats = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
     suffix = Path(output).suffix.lower()
     if suffix not in formats:
         raise UserError(f"--output {output} ends in none of {', '.join(formats)}.")
     return formats[suffix](output, topk)
+
+
+@contextlib.contextmanager
+def _stdout(topk: int) -> Iterator[Add]:
+    yield _csv_rows(sys.stdout, topk)
 
 
 @contextlib.contextmanager

@@ -1,15 +1,13 @@
 """One table over datasets and methods from the metrics of every run."""
 
-import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import pandas as pd
 
 from latteclip.files import write_text
 from latteclip.metrics import MARKS
+from latteclip.stage_json import FIGURES, read_metrics
 
-METRICS = ["acc1", "acc5", "mean_per_class_recall"]
 COLUMNS = [
     "dataset",
     "method",
@@ -27,10 +25,12 @@ COLUMNS = [
 def summarize(
     metrics_paths: Sequence[str], baseline: str, csv_output: str, markdown_output: str
 ) -> None:
-    """Write a row per dataset and method: means and spreads over seeds, gain over the baseline."""
-    runs = pd.DataFrame(
-        [json.loads(Path(path).read_text(encoding="utf-8")) for path in metrics_paths]
-    )
+    """Write a row per dataset and method: means and spreads over seeds, gain over the baseline.
+
+    Raises:
+        UserError: a metrics file is missing or broken.
+    """
+    runs = pd.DataFrame([read_metrics(path) for path in metrics_paths])
     table = summary(runs, baseline)
     write_text(csv_output, table.to_csv(index=False, float_format="%.2f"))
     write_text(markdown_output, markdown(table, baseline))
@@ -40,7 +40,7 @@ def summary(runs: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """Percentages per dataset and method, in the order in which they first occur.
 
     Args:
-        runs: one row a run, with dataset, method, seed, marks and the METRICS as fractions or null.
+        runs: one row a run, with dataset, method, seed, marks and the FIGURES as fractions or null.
         baseline: the method that gains are over.
 
     Returns:
@@ -48,7 +48,7 @@ def summary(runs: pd.DataFrame, baseline: str) -> pd.DataFrame:
         of acc1 its sample standard deviation (null for a single run) and its gain over the baseline
         on the same dataset (null where that was not run).
     """
-    runs = runs.assign(**{name: pd.to_numeric(runs[name]) * 100 for name in METRICS})
+    runs = runs.assign(**{name: pd.to_numeric(runs[name]) * 100 for name in FIGURES})
     groups = runs.groupby(["dataset", "method"], sort=False)
     table = pd.DataFrame(
         {

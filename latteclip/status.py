@@ -5,6 +5,8 @@ with what is planned for it, and a dry run gives the reasons. Where there is a c
 follows. Nothing is run or written.
 """
 
+import ast
+import json
 import re
 import subprocess
 import sys
@@ -27,6 +29,8 @@ QUEUE = "SLURM queue"
 COLOURS = {"done": "green", "stale": "yellow", "missing": "red"}
 FOLLOWING = ("Missing output files", "Input files updated by another job")
 LONGEST = 70  # characters of a reason
+PARAMS = "Params have changed"
+QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")  # what repr makes of a string
 
 
 @dataclass
@@ -50,7 +54,11 @@ class Job:
 
 
 def status(
-    datasets: Sequence[str], config: Sequence[str], configfiles: Sequence[str], stream: TextIO
+    datasets: Sequence[str],
+    config: Sequence[str],
+    configfiles: Sequence[str],
+    deployment: Sequence[str],
+    stream: TextIO,
 ) -> str:
     """The state of every stage, for people.
 
@@ -58,6 +66,7 @@ def status(
         datasets: keys; none for those with results, or else what the configuration names.
         config: KEY=VALUE pairs for Snakemake.
         configfiles: configuration files for Snakemake.
+        deployment: methods for its --sdm; another one than the run's makes every stage stale.
         stream: where it will be printed.
 
     Raises:
@@ -72,6 +81,7 @@ def status(
     options = [
         *(["--configfile", *configfiles] if configfiles else []),
         *(["--config", *pairs] if pairs else []),
+        *(["--sdm", *deployment] if deployment else []),
     ]
     jobs = read_summary(_snakemake("--summary", *options))
     reasons = read_reasons(_snakemake("--dry-run", *options))
@@ -184,12 +194,58 @@ def _why(job: Job, reasons: dict[str, str]) -> str:
     if not job.pending:
         return "" if job.exists else "not needed"
     said = next((reasons[file] for file in job.outputs if file in reasons), "")
+    if said.startswith(PARAMS):
+        return _cut(f"settings changed{changed_settings(said)}")
     parts = [part.strip() for part in said.split(";")]
     own = [part for part in parts if part and not part.startswith(FOLLOWING)]
     if not own:
         return "not run yet" if not job.exists else "an earlier stage will run"
-    short = own[0].replace(" since last execution", "")
-    return short if len(short) <= LONGEST else short[: LONGEST - 3] + "..."
+    return _cut(own[0].replace(" since last execution", ""))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+
+
+def changed_settings(reason: str) -> str:
+    """`: key old -> new` for each leaf, from Snakemake's lists of parameters before and now.
+
+    A parameter that is no JSON object, such as a prompt, is told by what it is now.
+    """
+    before, _, now = reason.partition(" now: ")
+    old, new = _leaves(before), _leaves(now)
+    parts = [
+        f"now {json.dumps(key, ensure_ascii=False)}"
+        if value is None
+        else f"{key} {old.get(key, 'unset')} -> {value}"
+        for key, value in new.items()
+        if key not in old or old[key] != value
+    ]
+    return f": {', '.join(parts)}" if parts else ""
+
+
+def _leaves(text: str) -> dict[str, str | None]:
+    """Dotted key -> value of the JSON objects among the quoted parameters; other text -> None."""
+    found: dict[str, str | None] = {}
+
+    def walk(value: object, name: str) -> None:
+        if isinstance(value, dict):
+            for key, part in value.items():
+                walk(part, f"{name}.{key}" if name else key)
+        else:
+            found[name] = json.dumps(value, ensure_ascii=False)
+
+    for quoted in QUOTED.findall(text):
+        content = ast.literal_eval(quoted)
+        try:
+            value = json.loads(content)
+        except ValueError:
+            value = None
+        if isinstance(value, dict):
+            walk(value, "")
+        else:
+            found[content] = None
+    return found
 
 
 def table(jobs: Sequence[Job], stream: TextIO) -> str:

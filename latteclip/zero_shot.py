@@ -11,7 +11,8 @@ import torch
 
 from latteclip import classifiers, devices, tables
 from latteclip import clip as clips
-from latteclip.features import best_classes, encode_files
+from latteclip.features import encode_files
+from latteclip.ranking import best_classes
 
 log = logging.getLogger(__name__)
 

@@ -129,9 +129,10 @@ class Results:
             columns[name] = values if own else pa.nulls(steps, pa.float32())
         tables.write(path, columns, tables.HISTORY)
 
-    def write_captions(self, kind):
-        """Captions of a kind, with one text that is no HTML; their path."""
+    def write_captions(self, kind, texts=None):
+        """Captions of a kind, by default with one text that is no HTML; their path."""
         n = self.n_train
+        texts = texts or [f"<b>a {kind}</b> of dots & {i % 4}" for i in range(n)]
         members = [[self.image_ids[i]] for i in range(n)]
         if kind == "group":
             for i, label in enumerate(self.before[:n]):
@@ -145,7 +146,7 @@ class Results:
                 "members": members,
                 "pseudo_label": [None] * n if kind == "image" else self.before[:n].astype(np.int32),
                 "prompt": ["?"] * n,
-                "caption": [f"<b>a {kind}</b> of dots & {i % 4}" for i in range(n)],
+                "caption": texts,
                 "finish_reason": ["stop"] * (n - 1) + ["length"],
                 "n_tokens": pa.array([7] * (n - 1) + [None], pa.int32()),  # some servers do not say
                 "attempts": pa.array([1] * n, pa.int8()),

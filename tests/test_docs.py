@@ -5,7 +5,7 @@ import pytest
 import yaml
 from tiny import ROOT
 
-from latteclip import config_reference, model_card
+from latteclip import __version__, config_reference, model_card
 
 TROUBLES = ROOT / "docs" / "troubleshooting.md"
 GAP = "…"
@@ -115,6 +115,7 @@ def test_the_citation_is_that_of_the_paper():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
     assert citation["cff-version"] == "1.2.0"
     assert {"message", "title", "authors"} <= set(citation)
+    assert citation["version"] == __version__
     paper = citation["preferred-citation"]
     names = [author["family-names"] for author in paper["authors"]]
     assert names == ["Cao", "Jaritz", "Guillaumin", "Charette", "Bazzani"]
@@ -124,6 +125,6 @@ def test_the_citation_is_that_of_the_paper():
 
 
 def test_links_of_the_pages_lead_somewhere():
-    for page in (TROUBLES, ROOT / "config" / "README.md"):
+    for page in (*sorted((ROOT / "docs").glob("*.md")), ROOT / "config" / "README.md"):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), target

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 from made_results import CLASSNAMES, Results
-from test_html_report import write, write_metrics
+from test_html_report import BOTH_KINDS, write, write_metrics
 
 from latteclip.html import results_index as index
 
@@ -35,7 +35,7 @@ def results(tmp_path_factory):
 @pytest.fixture(scope="module")
 def files(results):
     """Both pages."""
-    write(results, captions=("image", "group"))
+    write(results, captions=BOTH_KINDS)
     paths = [
         write_metrics(results.folder, f"dataset_{number}", method, 0, 0.1 * number + 0.01 * place)
         for number in range(1, 6)

@@ -16,6 +16,14 @@ def arrays():
     return labels, rng.integers(0, C, N), rng.integers(0, C, (S, N)), rng.random((S, N))
 
 
+# Of a kind of captions, as in captions/summary.json.
+SUMMARY = {
+    **{"captions": 5, "failed": 0, "empty": 1, "cut": 2, "distinct": 3},
+    **{"words": {"mean": 2.5}, "tokens": {"mean": 2}, "share_naming_a_class": 0.75},
+    "most_repeated": [{"caption": "a red dot", "times": 2}],
+}
+
+
 def run(method, seed, acc1, **more):
     other = None if acc1 is None else acc1 / 2
     return {
@@ -147,16 +155,17 @@ def test_gallery_goes_from_sure_to_unsure_over_different_classes():
 
 
 def test_caption_statistics_count_what_they_say():
-    captions = ["A red dot", "a red dot", "", "a red dot", "lines"]
-    found = figures.caption_statistics(
-        captions,
-        ["stop", "length", "stop", "stop", "length"],
-        [3, 3, 0, 3, 1],
-        ["red", "dot", "red", "line", "line"],
-        None,
-    )
-    assert (found.captions, found.distinct, found.empty) == (5, 4, 1)
-    assert (found.cut, found.words, found.tokens) == pytest.approx((40, 2, 2))
-    assert found.names_pseudo_label == pytest.approx(60)
+    captions = ["A Red dot", "a red dot", "", "a red dot", "lines"]
+    found = figures.caption_statistics(SUMMARY, captions, ["red", "Dot", "red", "line", "l"], None)
+    assert (found.captions, found.distinct, found.empty, found.failed) == (5, 3, 1, 0)
+    assert (found.cut, found.words, found.tokens) == pytest.approx((40, 2.5, 2))
+    assert found.names_class == pytest.approx(75)
+    assert found.names_pseudo_label == pytest.approx(50)  # of 4 texts; "lines" holds no word "l"
     assert found.names_label is None
     assert found.frequent == [("a red dot", 2)]
+
+
+def test_captions_without_a_text_have_no_shares():
+    nothing = {**SUMMARY, "words": {}, "tokens": {}, "most_repeated": []}
+    found = figures.caption_statistics(nothing, ["", ""], ["red", "red"], ["red", "red"])
+    assert found.words is found.tokens is found.names_pseudo_label is found.names_label is None

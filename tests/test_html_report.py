@@ -14,6 +14,7 @@ from PIL import Image
 
 from latteclip import cli
 from latteclip import clip as clips
+from latteclip.caption_summary import summarize_captions
 from latteclip.errors import UserError
 from latteclip.html import charts, dataset_report, gallery, pages, pictures, provenance, runs
 from latteclip.html import results_index as index
@@ -66,15 +67,24 @@ class Page(HTMLParser):
         return [row[number] for row in self.tables[table][1:]]
 
 
+BOTH_KINDS = {"image": None, "group": None}
+
+
 def write(results, *, shown="latteclip", captions=(), model=None, baseline="zero_shot", **config):
-    """The page of some results, and its text."""
+    """The page of some results, and its text.
+
+    Captions are given as {kind: texts}, with None for some of their own.
+    """
+    written = {kind: results.write_captions(kind, texts) for kind, texts in dict(captions).items()}
+    summary = str(results.folder / "captions" / "summary.json") if written else None
+    if summary:
+        summarize_captions(list(written.values()), results.images, summary)
     files = dataset_report.ReportFiles(
         results.images,
         results.pseudo_labels,
-        *(
-            results.write_captions(kind) if kind in captions else None
-            for kind in ("image", "group")
-        ),
+        written.get("image"),
+        written.get("group"),
+        summary,
     )
     methods = {m: {"objective": m, "switches": {}} for m in results.methods}
     settings = dataset_report.ReportSettings(
@@ -101,7 +111,7 @@ def results(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(results):
-    return write(results, captions=("image", "group"))
+    return write(results, captions=BOTH_KINDS)
 
 
 def test_the_table_has_the_figures_of_the_metrics_files(results, written):
@@ -222,10 +232,44 @@ def test_gallery_shows_what_is_known_of_each_image(results, written):
 def test_captions_are_counted(written):
     page, _ = written
     rows = {row[0][0]: [cell[0] for cell in row[1:]] for row in page.tables["caption-statistics"]}
-    assert rows["written"] == ["31", "31"]
-    assert rows["distinct"] == ["4", "4"]
+    assert rows["asked for"] == ["31", "31"]
+    assert rows["distinct texts"] == ["4", "4"]
     assert rows["cut at the token limit"] == ["3.2 %", "3.2 %"]
     assert "<i>llava</i>" in page.sections["captions"]
+
+
+def test_the_page_and_the_summary_of_the_captions_agree(tmp_path):
+    """Where a name inside a longer word, the case or a missing text make counts differ."""
+    results = Results(tmp_path, classnames=["cat", "Dog", *CLASSNAMES[3:]])
+    texts = ["category", "A CAT", "dogma", "a dog.", "hotdog", "", "", *["a CAT"] * 24]
+    page, _ = write(results, captions={"image": texts, "group": texts[::-1]})
+    summary = json.loads((tmp_path / "captions" / "summary.json").read_text())["images"]
+    assert summary["share_naming_a_class"] == round(26 / 29, 4)
+    rows = {row[0][0]: row[1][0] for row in page.tables["caption-statistics"]}
+    assert rows["name a class"] == f"{100 * summary['share_naming_a_class']:.1f} %"
+    for row, key in (("asked for", "captions"), ("empty", "empty"), ("distinct texts", "distinct")):
+        assert rows[row] == str(summary[key])
+    assert rows["words, mean"] == f"{summary['words']['mean']:.1f}"
+    for row, labels in (("pseudo-label", results.before), ("true class", results.labels)):
+        words = [re.findall(r"\w+", text.lower()) for text in texts]
+        named = [
+            results.classnames[label].lower() in own
+            for own, label in zip(words, labels[:31], strict=True)
+            if own
+        ]
+        assert rows[f"name their {row}"] == f"{100 * sum(named) / 29:.1f} %"
+    (repeated,) = summary["most_repeated"]
+    assert f"{repeated['caption']} {repeated['times']} times" in page.sections["captions"]
+
+
+def test_captions_without_their_summary_are_refused(results):
+    files = dataset_report.ReportFiles(
+        results.images, results.pseudo_labels, results.write_captions("image")
+    )
+    methods = {method: {} for method in results.methods}
+    settings = dataset_report.ReportSettings("made", "zero_shot", None, {"methods": methods}, [])
+    with pytest.raises(UserError, match="needs --caption-summary"):
+        dataset_report.report_dataset(files, results.runs, settings, "page.html", threads=1)
 
 
 def test_the_tuned_model_labels_the_images_of_the_gallery(tmp_path, demo_clip):
@@ -256,7 +300,7 @@ def test_a_model_of_other_classes_is_refused(tmp_path, demo_clip):
 
 
 def test_without_labels_their_figures_are_left_out_with_a_note(tmp_path):
-    page, _ = write(Results(tmp_path, labelled=False), captions=("image",))
+    page, _ = write(Results(tmp_path, labelled=False), captions={"image": None})
     for section in ("classes", "confusions", "changes"):
         assert "Left out: the test images have no labels." in page.sections[section]
     assert "no method has an accuracy" in page.sections["accuracy"]
@@ -276,12 +320,6 @@ def test_zero_shot_alone_makes_a_page(tmp_path):
     assert float(page.tables["headline"][1][2][1]) == pytest.approx(
         100 * results.metrics("zero_shot")[0]["acc1"]
     )
-
-
-def test_metrics_without_marks_are_read(tmp_path):
-    path = tmp_path / "metrics.json"
-    path.write_text('{"acc1": 0.5}')
-    assert runs.read_metrics(str(path)) == {"marks": [], "acc1": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -311,7 +349,7 @@ def test_many_classes_and_images_make_a_page_that_can_be_mailed(tmp_path):
         methods=("zero_shot", *(f"latteclip_{i}" for i in range(8)), "latteclip"),
         seeds=3,
     )
-    page, text = write(results, captions=("image", "group"))
+    page, text = write(results, captions=BOTH_KINDS)
     assert len(text.encode()) < pages.MAX_BYTES / 2
     assert len(page.tables["per-class"]) == 1 + 397
     assert "The first 6 of 9 methods." in page.sections["training"]

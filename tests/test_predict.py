@@ -215,6 +215,13 @@ def test_only_broken_images_still_give_a_table(model, broken, tmp_path):
     assert pq.read_table(tmp_path / "out.parquet").num_rows == 0
 
 
+def test_an_error_leaves_nothing_on_stdout(tmp_path, pictures, capsys):
+    assert run(tmp_path, *pictures) == 2
+    said = capsys.readouterr()
+    assert "is no tuned model" in said.err
+    assert said.out == ""
+
+
 def test_a_bad_suffix_is_told_before_the_work(tmp_path, capsys):
     assert run(tmp_path / "no_model", tmp_path, "-o", tmp_path / "out.xlsx") == 2
     assert "ends in none of .csv, .jsonl, .parquet" in capsys.readouterr().err

@@ -1,3 +1,4 @@
+import json
 import re
 import sys
 
@@ -114,6 +115,30 @@ def test_an_edit_makes_stages_stale_and_says_why(indexed):
         layouts.write_bytes(kept)
     assert ["stale", "index_images", "Updated input files: latteclip/layouts.py"] in lines
     assert ["done", "generate_textures"] in lines
+
+
+def test_a_changed_setting_is_told_with_its_values(indexed):
+    dataset = indexed.root / "config" / "datasets" / "demo.yaml"
+    kept = dataset.read_text()
+    changed = kept.replace("gap: 0.85", "gap: 0.8")
+    assert changed != kept
+    dataset.write_text(changed)
+    try:
+        lines = told(indexed, "demo", *OPTIONS)
+    finally:
+        dataset.write_text(kept)
+    assert ["stale", "generate_textures", "settings changed: gap 0.85 -> 0.8"] in lines
+
+
+def test_changed_settings_are_leaves_and_texts():
+    before = [json.dumps({"finetune": {"lr": 1e-7, "epochs": 3}, "note": "it's"}), 'A "word"; or?']
+    now = [json.dumps({"finetune": {"lr": 1e-6, "epochs": 3}, "note": "it's", "n": 1}), "{}?"]
+    reason = f"Params have changed: before: {','.join(map(repr, before))} now: "
+    reason += ",".join(map(repr, now))
+    assert (
+        status.changed_settings(reason) == ': finetune.lr 1e-07 -> 1e-06, n unset -> 1, now "{}?"'
+    )
+    assert status.changed_settings("before: <nothing exclusive> now: 2") == ""
 
 
 def test_a_dataset_that_never_ran(indexed):

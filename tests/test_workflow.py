@@ -205,7 +205,15 @@ EDITS = {
         in_file("latteclip/cleaning.py"),
         {"caption_images": 1, "caption_groups": 1, **NEW_CAPTIONS},
     ),
-    "caption_summary.py": (in_file("latteclip/caption_summary.py"), {"summarize_captions": 1}),
+    "caption_summary.py": (
+        in_file("latteclip/caption_summary.py"),
+        {"summarize_captions": 1, "report_dataset": 1},
+    ),
+    "mentions.py": (
+        in_file("latteclip/mentions.py"),
+        {"summarize_captions": 1, "report_dataset": 1},
+    ),
+    "stage_json.py": (in_file("latteclip/stage_json.py"), COLLECTED),
     "caption_listing.py": (in_file("latteclip/caption_listing.py"), {}),
     "shards.py, with one shard": (
         in_file("latteclip/shards.py"),
@@ -272,6 +280,10 @@ def test_an_added_method_runs_alone(finished):
         "evaluate": 1,
         **COLLECTED,
     }
+
+
+def test_an_image_that_is_not_used_reruns_nothing(finished):
+    assert planned(finished, "container=some.sif") == {}
 
 
 def test_a_deleted_result_is_made_again_though_the_table_stands(finished):

@@ -17,6 +17,7 @@ from latteclip.errors import UserError
 from latteclip.files import write_text
 from latteclip.html import dataset_charts, figures, gallery, pages, provenance, runs
 from latteclip.metrics import MARKS, accuracy
+from latteclip.stage_json import read_metrics, read_object
 
 log = logging.getLogger(__name__)
 TEMPLATE = "report.html"
@@ -31,6 +32,7 @@ class ReportFiles:
     pseudo_labels: str
     image_captions: str | None = None
     group_captions: str | None = None
+    caption_summary: str | None = None  # of the captions above
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def report_dataset(
         UserError: an input is missing or does not fit the others.
     """
     train, test, classnames = runs.read_splits(files.images, files.pseudo_labels)
-    metrics = [runs.read_metrics(run.metrics) for run in run_files]
+    metrics = [read_metrics(run.metrics) for run in run_files]
     zero_shot = None
     if test.labels is not None:
         zero_shot = accuracy(test.before[:, None], test.labels, 1)
@@ -103,7 +105,9 @@ def report_dataset(
         training=dataset_charts.training_charts(run_files, settings.shown),
         pseudo_labels=dataset_charts.pseudo_label_charts(train),
         items=gallery.items(chosen, train, tuned, image_captions, group_captions),
-        captions=_caption_statistics(train, image_captions, group_captions, classnames),
+        captions=_caption_statistics(
+            files.caption_summary, train, image_captions, group_captions, classnames
+        ),
         provenance=_provenance(settings, run_files, image_captions, group_captions),
     )
     size = len(page.encode())
@@ -140,7 +144,8 @@ def _tuned_labels(
         return None
     from latteclip import clip as clips  # here: a page without a tuned model needs no torch
     from latteclip import devices
-    from latteclip.features import best_classes, encode_files
+    from latteclip.features import encode_files
+    from latteclip.ranking import best_classes
 
     classifier, own = clips.load_classifier(model)
     if list(own) != list(classnames):
@@ -246,17 +251,26 @@ def _changes(
 
 
 def _caption_statistics(
+    summary_path: str | None,
     train: runs.TrainingSplit,
     image_captions: gallery.Captions | None,
     group_captions: gallery.Captions | None,
     classnames: Sequence[str],
 ) -> dict[str, figures.CaptionStatistics]:
-    """Statistics by kind of the captions that were read."""
+    """Statistics by kind of the captions that were read, from their summary."""
+    kinds = {
+        kind: captions
+        for kind, captions in (("image", image_captions), ("group", group_captions))
+        if captions is not None
+    }
+    if not kinds:
+        return {}
+    if summary_path is None:
+        raise UserError("A page with captions needs --caption-summary as well.")
+    summaries = read_object(summary_path, [f"{kind}s" for kind in kinds])
     row_of = {name: i for i, name in enumerate(train.image_ids)}
     found = {}
-    for kind, captions in (("image", image_captions), ("group", group_captions)):
-        if captions is None:
-            continue
+    for kind, captions in kinds.items():
         if kind == "image":
             rows = [row_of[name] for name in captions.ids]
             pseudo = [classnames[train.pseudo_labels[row]] for row in rows]
@@ -265,7 +279,7 @@ def _caption_statistics(
             pseudo = [classnames[label or 0] for label in captions.pseudo_labels]
             true = None  # the members of a group may be of several classes
         found[kind] = figures.caption_statistics(
-            captions.texts, captions.finish_reasons, captions.n_tokens, pseudo, true
+            summaries[f"{kind}s"], captions.texts, pseudo, true
         )
     return found
 

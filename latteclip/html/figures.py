@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from latteclip.html.runs import Floats, Ints
+from latteclip.mentions import mentions
 from latteclip.metrics import recalls
 from latteclip.report import known, summary
 
@@ -245,52 +246,50 @@ class CaptionStatistics:
     """Captions of one kind in numbers; shares in percent."""
 
     captions: int
+    failed: int  # the model was not reached
+    empty: int  # it wrote nothing
     distinct: int
-    empty: int
     cut: float  # share that ended at the token limit
-    words: float  # mean
+    words: float | None  # mean
     tokens: float | None  # mean
+    names_class: float  # share of the texts that hold the name of any class
     names_pseudo_label: float | None  # share that holds the name of its pseudo-label
     names_label: float | None  # share that holds the name of its true class
     frequent: list[tuple[str, int]]
 
 
 def caption_statistics(
+    summary: Mapping[str, Any],
     captions: Sequence[str],
-    finish_reasons: Sequence[str],
-    n_tokens: Sequence[int | None],
-    pseudo_names: Sequence[str] | None,
+    pseudo_names: Sequence[str],
     names: Sequence[str] | None,
     n_frequent: int = 5,
 ) -> CaptionStatistics:
-    """Captions of one kind in numbers.
+    """Captions of one kind in numbers: those of their summary, and what needs labels.
 
     Args:
-        captions: N texts.
-        finish_reasons: why each ended; "length" at the limit of tokens.
-        n_tokens: of each, None where the engine does not say.
+        summary: of this kind in captions/summary.json.
+        captions: N texts, empty where there is none.
         pseudo_names: class name of each one's pseudo-label.
         names: true class name of each, where all are known.
         n_frequent: how many of the most frequent texts are kept.
     """
-    total = max(1, len(captions))
-    counts = Counter(captions)
-    counted = [n for n in n_tokens if n is not None]
     return CaptionStatistics(
-        captions=len(captions),
-        distinct=len(counts),
-        empty=counts[""],
-        cut=100 * sum(reason == "length" for reason in finish_reasons) / total,
-        words=sum(len(text.split()) for text in captions) / total,
-        tokens=sum(counted) / len(counted) if counted else None,
+        **{key: summary[key] for key in ("captions", "failed", "empty", "distinct")},
+        cut=100 * summary["cut"] / max(1, summary["captions"]),
+        words=summary["words"].get("mean"),
+        tokens=summary["tokens"].get("mean"),
+        names_class=100 * summary["share_naming_a_class"],
         names_pseudo_label=_naming(captions, pseudo_names),
         names_label=_naming(captions, names),
-        frequent=[(text, count) for text, count in counts.most_common(n_frequent) if count > 1],
+        frequent=[(row["caption"], row["times"]) for row in summary["most_repeated"][:n_frequent]],
     )
 
 
 def _naming(captions: Sequence[str], names: Sequence[str] | None) -> float | None:
-    if names is None or not captions:
+    """Share of the texts that hold the name given for them, in percent."""
+    if names is None or not any(captions):
         return None
-    hits = sum(name in text.lower() for text, name in zip(captions, names, strict=True))
-    return 100 * hits / len(captions)
+    holds = {name: mentions([name]) for name in set(names)}
+    hits = [holds[name](text) for text, name in zip(captions, names, strict=True) if text]
+    return 100 * sum(hits) / len(hits)

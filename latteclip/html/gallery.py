@@ -27,21 +27,18 @@ class Captions:
     ids: list[str]
     members: list[list[str]]
     texts: list[str]
-    finish_reasons: list[str]
-    n_tokens: list[int | None]
     pseudo_labels: list[int | None]
     metadata: dict[str, Any]
 
 
 def read_captions(path: str) -> Captions:
     """A CAPTIONS table."""
-    table, metadata = tables.read(path, tables.CAPTIONS)
+    columns = ["id", "members", "caption", "pseudo_label"]
+    table, metadata = tables.read(path, tables.CAPTIONS, columns)
     return Captions(
         ids=table["id"].to_pylist(),
         members=table["members"].to_pylist(),
         texts=table["caption"].to_pylist(),
-        finish_reasons=table["finish_reason"].to_pylist(),
-        n_tokens=table["n_tokens"].to_pylist(),
         pseudo_labels=table["pseudo_label"].to_pylist(),
         metadata=metadata,
     )

@@ -8,8 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
 
+from latteclip import __version__
+
 PACKAGES = (
-    "latteclip",
     "open_clip_torch",
     "torch",
     "transformers",
@@ -35,7 +36,7 @@ class Job:
 
 def versions() -> dict[str, str]:
     """Of Python and of the installed packages that decide results."""
-    found = {"python": python_version()}
+    found = {"python": python_version(), "latteclip": __version__}
     for name in PACKAGES:
         try:
             found[name] = version(name)

@@ -9,9 +9,9 @@ import pandas as pd
 
 from latteclip.files import write_text
 from latteclip.html import pages, published
-from latteclip.html.runs import read_metrics
 from latteclip.metrics import MARKS
 from latteclip.report import known, summary
+from latteclip.stage_json import read_metrics
 
 log = logging.getLogger(__name__)
 TEMPLATE = "index.html"
@@ -38,7 +38,11 @@ class Cell:
 
 
 def index_results(metrics_paths: Sequence[str], settings: IndexSettings, output: str) -> None:
-    """Write the page that compares every run, one HTML file that needs no network."""
+    """Write the page that compares every run, one HTML file that needs no network.
+
+    Raises:
+        UserError: a metrics file is missing or broken.
+    """
     runs = [read_metrics(path) for path in metrics_paths]
     table = summary(pd.DataFrame(runs), settings.baseline)
     methods = list(dict.fromkeys(table["method"]))

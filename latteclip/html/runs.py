@@ -1,4 +1,4 @@
-"""What the pages read of the runs: metrics, predictions and histories.
+"""What the pages read of the runs: splits, predictions and histories.
 
 Letters: S seeds, N test images, C classes.
 """
@@ -6,8 +6,6 @@ Letters: S seeds, N test images, C classes.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -59,21 +57,6 @@ def run_files(text: str) -> list[RunFiles]:
     if not isinstance(values, list) or not values:
         raise UserError(f"The runs must be a JSON list with at least one run, not {text!r}.")
     return [from_values(RunFiles, value) for value in values]
-
-
-def read_metrics(path: str) -> dict[str, Any]:
-    """One metrics.json; `marks` is empty where the file has none.
-
-    Raises:
-        UserError: the file is missing or no JSON.
-    """
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run the stage that writes it.") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is no JSON ({error}); delete it and rerun its stage.") from None
-    return {"marks": [], **values}
 
 
 @dataclass(frozen=True)

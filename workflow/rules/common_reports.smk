@@ -64,6 +64,13 @@ def captions_if_read(kind):
     return path
 
 
+def caption_summary_if_read(wildcards):
+    """The captions in numbers, where any method of the run needs captions."""
+    if settings.caption_kinds(wildcards.dataset):
+        return [f"results/{wildcards.dataset}/captions/summary.json"]
+    return []
+
+
 def report_benchmarks(dataset):
     """Snakemake's benchmark files: no inputs, for one that is missing must rerun nothing."""
     folder = f"results/{dataset}"

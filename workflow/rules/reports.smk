@@ -7,6 +7,7 @@ rule report_dataset:
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         image_captions=captions_if_read("image"),
         group_captions=captions_if_read("group"),
+        caption_summary=caption_summary_if_read,
         metrics=of_runs("metrics"),
         histories=of_runs("history"),
         predictions=of_runs("predictions"),
@@ -29,7 +30,7 @@ rule report_dataset:
         mem_mb=memory("report_dataset"),
         runtime=minutes("report_dataset"),
     params:
-        captions=options("image_captions", "group_captions"),
+        captions=options("image_captions", "group_captions", "caption_summary"),
         runs=lambda w: as_json(report_runs(w.dataset)),
         settings=report_settings,
     shell:
