@@ -2,8 +2,8 @@
 
 How votes are fused is in `fusion`; here they are made, and the labels written.
 
-Letters: N training images, C classes, D embedding width, T texts, G groups, M memberships of
-images in groups.
+Letters: N training images, C classes, D embedding width, T texts, U distinct ones, G groups, M
+memberships of images in groups.
 """
 
 import logging
@@ -18,7 +18,7 @@ from latteclip import classifiers, devices, tables
 from latteclip import clip as clips
 from latteclip.cached_features import read_features
 from latteclip.errors import UserError
-from latteclip.fusion import DEVIATION, Fusion, fuse, mean_group_votes
+from latteclip.fusion import DEVIATION, Fusion, fuse, log_probabilities, mean_group_votes
 from latteclip.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -70,9 +70,9 @@ def label_by_captions(
             "delete it and rerun its stage."
         )
     scale = described["logit_scale"]
-    zero_shot = scale * (
-        read_features(pseudo_labels_path, table["image_id"]) @ embeddings.T
-    )  # [N, C]
+    # [N, C], in float32 like all tables of that size.
+    zero_shot = read_features(pseudo_labels_path, table["image_id"]) @ embeddings.T
+    zero_shot.mul_(scale)
     labels = tables.lookup(
         pseudo_labels_path, tables.PSEUDO_LABELS, "image_id", "pseudo_label", image_ids
     )
@@ -89,13 +89,16 @@ def label_by_captions(
     clip = clips.load(
         settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
     )
-    votes = _votes(
+    votes, rows = _votes(
         [*captions, *group_captions], clip, scale * embeddings, settings.batch_size
-    )  # [N + G, C]
-    own, of_groups = votes.split([len(captions), len(group_captions)])
+    )  # [U + 1, C], [N + G]
+    group_of, image_of = _memberships(groups)
+    own_rows, group_rows = rows.split([len(captions), len(group_captions)])
+    own = votes[own_rows]  # [N, C]
+    of_groups = mean_group_votes(votes, group_rows[group_of], image_of, len(image_ids))  # [N, C]
+    del votes
     own_labels = torch.tensor(labels)  # [N]
-    of_groups = mean_group_votes(of_groups, *_memberships(groups), len(image_ids))  # [N, C]
-    fusion = fuse(zero_shot.double().log_softmax(dim=1), own, of_groups, own_labels)
+    fusion = fuse(log_probabilities(zero_shot), own, of_groups, own_labels)
     _write(output, table["image_id"], own_labels, own, of_groups, fusion, {**described, "how": HOW})
 
 
@@ -111,10 +114,11 @@ def _memberships(groups: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.T
 @torch.no_grad()
 def _votes(
     captions: Sequence[str | None], clip: clips.Clip, classes: torch.Tensor, batch_size: int
-) -> torch.Tensor:
-    """Votes [T, C] in float64: softmax of the scaled scores, or zeros for an empty caption.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Votes [U + 1, C], softmaxes of the scaled scores, and the row of each caption [T].
 
-    Each distinct caption is encoded once. The tokenizer cuts what is too long for the text tower.
+    The last row is zero: that of an empty caption. Each distinct caption is encoded once. The
+    tokenizer cuts what is too long for the text tower.
 
     Args:
         classes: [C, D] class embeddings times the logit scale.
@@ -123,14 +127,13 @@ def _votes(
     row_of = {text: row for row, text in enumerate(dict.fromkeys(filter(None, texts)))}
     distinct = list(row_of)
     progress = Progress(len(distinct), "captions")
-    votes = []
+    votes = torch.zeros(len(distinct) + 1, len(classes))
     for start in range(0, len(distinct), batch_size):
         batch = distinct[start : start + batch_size]
         scores = clips.encode_texts(clip, clip.tokenizer(batch)).cpu() @ classes.T
-        votes.append(scores.double().softmax(dim=1))
+        votes[start : start + len(batch)] = scores.double().softmax(dim=1)
         progress.add(len(batch))
-    nothing = torch.zeros(1, len(classes), dtype=torch.float64)  # the last row
-    return torch.cat([*votes, nothing])[[row_of.get(text, -1) for text in texts]]
+    return votes, torch.tensor([row_of.get(text, len(distinct)) for text in texts])
 
 
 def _write(

@@ -31,7 +31,7 @@ def summarize_captions(captions_paths: Sequence[str], images_path: str, output: 
 
 def _summary(path: str, classnames: Sequence[str]) -> dict[str, Any]:
     """Of one table, which is read piece by piece; of most captions only a hash stays in memory."""
-    _, metadata = tables.read(path, tables.CAPTIONS, ["error"])
+    metadata = tables.read_metadata(path, "error")
     names_a_class = mentions(classnames)
     words, tokens = Counter[int](), Counter[int]()
     times = Counter[bytes]()

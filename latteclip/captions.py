@@ -64,20 +64,26 @@ def caption_images(images_path: str, pseudo_labels_path: str | None, prompt: str
         pseudo_labels_path: needed where the prompt has a place for the pseudo-label.
     """
     captioners.check(job.settings)
+    questions = image_questions(images_path, pseudo_labels_path, prompt, job)
+    _caption(questions, prompt, {}, job, job.settings.images_file)
+
+
+def image_questions(
+    images_path: str, pseudo_labels_path: str | None, prompt: str, job: Job
+) -> Questions:
+    """What a job asks about images; see `caption_images`."""
     table, classnames = tables.read_unlabelled(images_path, training=True)
     image_ids = table["image_id"].to_pylist()
     rows = [i for i, name in enumerate(image_ids) if job.shard.holds(name)]
-    prompts = _prompts(prompt, classnames, pseudo_labels_path, image_ids, rows)
-    questions = Questions(
+    return Questions(
         ids=[image_ids[i] for i in rows],
         members=np.array(rows, np.int64).reshape(-1, 1),
         image_ids=table["image_id"],
         paths=table["path"],
         labels=None,
-        prompts=prompts,
+        prompts=_prompts(prompt, classnames, pseudo_labels_path, image_ids, rows),
         layout=Layout(max_side=job.settings.max_image_side),
     )
-    _caption(questions, prompt, {}, job, job.settings.images_file)
 
 
 def caption_groups(
@@ -89,13 +95,25 @@ def caption_groups(
 ) -> None:
     """Draw groups of the images that are not in the test split and write their captions."""
     captioners.check(job.settings)
+    questions = group_questions(images_path, pseudo_labels_path, prompt, groups, job)
+    _caption(questions, prompt, {"groups": asdict(groups)}, job, job.settings.groups_file)
+
+
+def group_questions(
+    images_path: str,
+    pseudo_labels_path: str,
+    prompt: str,
+    groups: GroupSettings,
+    job: Job,
+) -> Questions:
+    """What a job asks about groups; see `caption_groups`."""
     table, classnames = tables.read_unlabelled(images_path, training=True)
     image_ids = table["image_id"].to_pylist()
     labels = _pseudo_labels(pseudo_labels_path, image_ids)
     # Drawn over the whole dataset in every shard, so that shards agree.
     drawn = draw_groups(image_ids, labels, groups.seed, groups.groups_per_class)
     rows = [i for i in drawn if job.shard.holds(image_ids[i])]
-    questions = Questions(
+    return Questions(
         ids=[image_ids[i] for i in rows],
         members=np.array([drawn[i] for i in rows], np.int64).reshape(-1, GROUP_SIZE),
         image_ids=table["image_id"],
@@ -104,7 +122,6 @@ def caption_groups(
         prompts=_prompts(prompt, classnames, pseudo_labels_path, image_ids, rows),
         layout=layout_of(groups, job.settings.max_image_side),
     )
-    _caption(questions, prompt, {"groups": asdict(groups)}, job, job.settings.groups_file)
 
 
 def layout_of(groups: GroupSettings, max_side: int | None) -> Layout:

@@ -39,7 +39,7 @@ def evaluate(
     from latteclip import clip as clips  # here: the zero-shot row needs no torch
     from latteclip import devices
     from latteclip.features import encode_files
-    from latteclip.ranking import best_classes
+    from latteclip.ranking import classify
 
     table, names = metrics.read_test_images(images_path, run.dataset)
     history = tables.read_metadata(history_path, "step")
@@ -48,7 +48,7 @@ def evaluate(
         raise UserError(f"{model} was tuned for other classes than {images_path}; rerun its stage.")
     clip = clips.load(f"local-dir:{model}", None, devices.pick(device, threads), settings.precision)
     features = encode_files(clip, table["path"].to_pylist(), settings.batch_size, threads)  # [N, D]
-    labels, scores = best_classes(features @ classifier.T, settings.topk)  # [N, K]
+    labels, scores = classify(features, classifier, settings.topk)  # [N, K]
     metrics.write(
         table,
         names,

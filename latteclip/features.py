@@ -17,7 +17,13 @@ def encode_files(
 ) -> torch.Tensor:
     """Features [N, D] of image files under the evaluation transform, on the CPU."""
     files = images.ImageFiles(paths, clip.preprocess)
-    return torch.cat([features for _, features in encoded(clip, files, batch_size, threads)])
+    batches = encoded(clip, files, batch_size, threads)
+    indices, batch = next(batches)
+    features = batch.new_empty(len(paths), batch.shape[1])  # filled: `cat` would hold all twice
+    features[indices] = batch
+    for indices, batch in batches:
+        features[indices] = batch
+    return features
 
 
 @torch.no_grad()

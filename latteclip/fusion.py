@@ -13,11 +13,13 @@ In words: the caption of an image of class c names c with probability rate_c, el
 probability chance_k, whatever the image shows. Temperature, biases, rates and chances maximise the
 likelihood of all votes, under normal priors that keep them at no correction where votes are few.
 
+The tables of N rows may be float32: a part at a time is computed with, in float64.
+
 Letters: N training images, C classes, G groups, M memberships of images in groups.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -25,14 +27,14 @@ import torch.nn.functional as F
 
 DEVIATION = 0.5  # of every correction, in logits: the priors
 SMOOTHING = 1.0  # votes of the overall distribution added to each counted one
-ROWS = 4096  # images whose likelihood is computed at once
+ROWS = 4096  # images that are computed with at once
 STEPS = 200  # of L-BFGS at most; it needs about 30
 HALVINGS = 50  # of the interval in which a group's rate is searched
 
 
 @dataclass(frozen=True)
 class VoteModel:
-    """What the votes of captions tell of classes; everything in float64."""
+    """What the votes of captions tell of classes; everything in float64, arguments as well."""
 
     log_temperature: torch.Tensor  # scalar: of the zero-shot scores
     biases: torch.Tensor  # [C] added to the zero-shot scores, logits
@@ -96,19 +98,48 @@ def fuse(
     label, and `group_rate` is how often it names the fused class beyond them.
 
     Args:
-        zero_shot: [N, C] log-probabilities, float64.
+        zero_shot: [N, C] log-probabilities.
         votes: [N, C] votes of the captions, rows of sum 1 or 0.
         group_votes: [N, C] mean votes of the groups of each image, rows of sum 1 or 0.
         labels: [N] zero-shot labels, from which the groups were drawn.
     """
     model, evidence, needed = fit(zero_shot, votes)
-    posterior = zero_shot if model is None else model.log_posterior(zero_shot, votes)
-    chances = chances_of_labels(group_votes, labels)[labels]  # [N, C]
-    rate, group_evidence = fit_rate(posterior.exp(), group_votes, chances)
+    posterior = zero_shot if model is None else _by_parts(model.log_posterior, zero_shot, votes)
+    chances = chances_of_labels(group_votes, labels)  # [C, C]
+    rate, group_evidence = fit_rate(posterior, group_votes, labels, chances)
     if group_evidence <= _needed(group_votes) / 2:
         rate = 0.0
-    posterior = posterior + group_votes * torch.log1p(rate / ((1 - rate) * chances))
-    return Fusion(posterior.log_softmax(dim=1), model, evidence, needed, rate, group_evidence)
+    weights = torch.log1p(rate / ((1 - rate) * chances))  # [C, C]
+    posterior = _by_parts(
+        lambda own, groups, of: (own + groups * weights[of]).log_softmax(dim=1),
+        posterior,
+        group_votes,
+        labels,
+    )
+    return Fusion(posterior, model, evidence, needed, rate, group_evidence)
+
+
+def log_probabilities(scores: torch.Tensor) -> torch.Tensor:
+    """Log-softmax of scores [N, C], which it takes the place of."""
+    for part in scores.split(ROWS):
+        part.copy_(part.double().log_softmax(dim=1))
+    return scores
+
+
+def _by_parts(compute: Callable[..., torch.Tensor], *tables: torch.Tensor) -> torch.Tensor:
+    """`compute` of ROWS rows at a time, in the precision of the first table."""
+    result = torch.empty_like(tables[0])
+    for out, *parts in zip(result.split(ROWS), *_parts(*tables), strict=True):
+        out.copy_(compute(*parts))
+    return result
+
+
+def _parts(*tables: torch.Tensor) -> Iterator[Iterator[torch.Tensor]]:
+    """ROWS rows at a time of each table, in float64 if it holds numbers with a fraction."""
+    return (
+        (part.double() if part.is_floating_point() else part for part in table.split(ROWS))
+        for table in tables
+    )
 
 
 def fit(zero_shot: torch.Tensor, votes: torch.Tensor) -> tuple[VoteModel | None, float, float]:
@@ -121,12 +152,13 @@ def fit(zero_shot: torch.Tensor, votes: torch.Tensor) -> tuple[VoteModel | None,
     it would fit votes that name the classes wrongly but consistently.
 
     Args:
-        zero_shot: [N, C] log-probabilities, float64.
-        votes: [N, C] rows of sum 1 or 0, float64.
+        zero_shot: [N, C] log-probabilities.
+        votes: [N, C] rows of sum 1 or 0.
     """
-    overall = _distribution(votes.sum(dim=0), _uniform(votes)).log()  # [C]
+    totals = votes.sum(dim=0, dtype=torch.float64)  # [C]
+    overall = _distribution(totals, _uniform(totals)).log()  # [C]
     _, density = _likeliest(zero_shot, votes, overall, own=False)
-    evidence, needed = density - (votes * overall).sum().item(), _needed(votes)
+    evidence, needed = density - (totals * overall).sum().item(), _needed(votes)
     if not evidence > needed:
         return None, evidence, needed
     return _likeliest(zero_shot, votes, overall, own=True)[0], evidence, needed
@@ -144,8 +176,8 @@ def _likeliest(
         own: whether classes have corrections of their own.
     """
     n_classes = len(overall)
-    free = votes.new_zeros(2 + 3 * n_classes if own else 2, requires_grad=True)
-    fixed = votes.new_zeros(2 + 3 * n_classes - len(free))
+    free = overall.new_zeros(2 + 3 * n_classes if own else 2, requires_grad=True)
+    fixed = overall.new_zeros(2 + 3 * n_classes - len(free))
 
     def model(parameters: torch.Tensor) -> VoteModel:
         biases, rates, chances = torch.cat([parameters, fixed])[2:].chunk(3)
@@ -154,7 +186,7 @@ def _likeliest(
 
     def log_density() -> Iterator[torch.Tensor]:
         """The terms of the log posterior density, each with a graph of its own."""
-        for part in zip(zero_shot.split(ROWS), votes.split(ROWS), strict=True):
+        for part in zip(*_parts(zero_shot, votes), strict=True):
             yield model(free).log_likelihood(*part)
         corrections = torch.cat([free[:1], free[2:]])  # the common rate has no prior
         yield -corrections.square().sum() / (2 * DEVIATION**2)
@@ -185,8 +217,8 @@ def _needed(votes: torch.Tensor) -> float:
     return math.log(max(2, int((votes.sum(dim=1) > 0).sum())))
 
 
-def _uniform(votes: torch.Tensor) -> torch.Tensor:
-    return torch.full_like(votes[0], 1 / votes.shape[1])
+def _uniform(totals: torch.Tensor) -> torch.Tensor:
+    return torch.full_like(totals, 1 / len(totals))
 
 
 def _distribution(counts: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
@@ -202,11 +234,13 @@ def mean_group_votes(
 
     Args:
         votes: [G, C] rows of sum 1, or of 0 for a group that does not vote.
-        groups: [M] the group of each membership.
+        groups: [M] the row of the group of each membership.
         images: [M] its image.
     """
-    total = votes.new_zeros(n_images, votes.shape[1]).index_add(0, images, votes[groups])
-    return total / total.sum(dim=1, keepdim=True).clamp(min=1)
+    total = votes.new_zeros(n_images, votes.shape[1])
+    for group, image in zip(groups.split(ROWS), images.split(ROWS), strict=True):
+        total.index_add_(0, image, votes[group])
+    return total.div_(total.sum(dim=1, keepdim=True).clamp(min=1))
 
 
 def chances_of_labels(votes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -217,30 +251,41 @@ def chances_of_labels(votes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
         labels: [N].
     """
     n_classes = votes.shape[1]
-    overall = _distribution(votes.sum(dim=0), _uniform(votes))  # [C]
-    totals = votes.new_zeros(n_classes, n_classes).index_add(0, labels, votes)
-    return _distribution(totals, overall)
+    totals = torch.zeros(n_classes, n_classes, dtype=torch.float64)
+    for label, part in zip(*_parts(labels, votes), strict=True):
+        totals.index_add_(0, label, part)
+    counts = totals.sum(dim=0)  # [C]
+    return _distribution(totals, _distribution(counts, _uniform(counts)))
 
 
 def fit_rate(
-    posterior: torch.Tensor, votes: torch.Tensor, chances: torch.Tensor
+    posterior: torch.Tensor, votes: torch.Tensor, labels: torch.Tensor, chances: torch.Tensor
 ) -> tuple[float, float]:
     """The rate r below 1 that maximises sum q log(r posterior + (1 - r) chances), a concave sum.
 
     Args:
-        posterior: [N, C] probabilities.
+        posterior: [N, C] log-probabilities.
         votes: [N, C], q: rows of sum 1 or 0.
-        chances: [N, C] probabilities of each vote, were nothing else known of the image.
+        labels: [N] rows of `chances`.
+        chances: [C, C] probabilities of each vote, were nothing but its label known of the image.
 
     Returns:
         The rate, and what it gains over the rate 0, in nats.
     """
-    ratio = posterior / chances - 1  # [N, C]
+    ratios = _by_parts(lambda own, of: own.exp() / chances[of] - 1, posterior, labels)  # [N, C]
+
+    def sum_of(term: Callable[[torch.Tensor], torch.Tensor]) -> float:
+        parts = zip(*_parts(votes, ratios), strict=True)
+        return sum((part * term(ratio)).sum().item() for part, ratio in parts)
+
+    def slope(rate: float) -> float:
+        return sum_of(lambda ratio: ratio / (1 + rate * ratio))
+
     low, high = 0.0, 1.0
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        if (votes * ratio / (1 + middle * ratio)).sum() > 0:
+        if slope(middle) > 0:
             low = middle
         else:
             high = middle
-    return low, (votes * torch.log1p(low * ratio)).sum().item()
+    return low, sum_of(lambda ratio: torch.log1p(low * ratio))

@@ -6,6 +6,19 @@ from collections.abc import Callable, Sequence
 
 def mentions(classnames: Sequence[str]) -> Callable[[str], bool]:
     """A test of texts: whether one holds any of the class names as whole words, in any case."""
-    names = sorted(map(re.escape, classnames), key=len, reverse=True)
-    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(names)})(?!\w)", re.IGNORECASE)
+    pattern = re.compile(rf"(?<!\w){_any_of(classnames)}(?!\w)", re.IGNORECASE)
     return lambda text: pattern.search(text) is not None
+
+
+def _any_of(names: Sequence[str]) -> str:
+    """A regular expression of all names that has their common beginnings but once.
+
+    Written one after the other, a thousand names would all be tried at every word of a caption.
+    """
+    rests: dict[str, list[str]] = {}
+    for name in filter(None, names):
+        rests.setdefault(name[0], []).append(name[1:])
+    branches = [re.escape(first) + _any_of(rest) for first, rest in rests.items()]
+    if "" in names:  # one of them ends here
+        branches.append("")
+    return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"

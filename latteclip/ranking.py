@@ -1,9 +1,11 @@
 """The best classes of images by their scores.
 
-Letters: N images, C classes, K best classes kept.
+Letters: N images, C classes, D embedding width, K best classes kept.
 """
 
 import torch
+
+ROWS = 2**14  # images whose scores are held at once
 
 
 def best_classes(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -11,5 +13,20 @@ def best_classes(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tens
 
     Equal scores are ordered by class, so that the first column is always `scores.argmax(1)`.
     """
-    ordered = scores.sort(dim=1, descending=True, stable=True)
-    return ordered.indices[:, :k], ordered.values[:, :k]
+    best = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    indices, values = best.indices[:, :k], best.values[:, :k]
+    # `topk` orders equal scores as it likes; only rows that have some are worth the sorting.
+    ties = (best.values[:, 1:] == best.values[:, :-1]).any(dim=1)
+    if ties.any():
+        ordered = scores[ties].sort(dim=1, descending=True, stable=True)
+        indices[ties] = ordered.indices[:, :k]
+    return indices, values
+
+
+def classify(
+    features: torch.Tensor, classifier: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`best_classes` of images [N, D] under a classifier [C, D]; ROWS of [N, C] at a time."""
+    parts = [best_classes(part @ classifier.T, k) for part in features.split(ROWS)]
+    indices, values = zip(*parts, strict=True)
+    return torch.cat(indices), torch.cat(values)

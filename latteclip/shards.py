@@ -35,6 +35,7 @@ class Shard:
 
 
 WHOLE = Shard()
+ROWS = 256  # of each shard that are in memory at once
 JOINED = ("engine", "code")  # what the metadata of shards may differ in
 
 
@@ -112,5 +113,5 @@ class _Rows:
 
     def _read(self) -> Iterator[dict[str, Any]]:
         with pq.ParquetFile(self.path) as file:
-            for batch in file.iter_batches():
+            for batch in file.iter_batches(ROWS):
                 yield from batch.to_pylist()

@@ -149,6 +149,21 @@ def read(
     return table.select(wanted).cast(own), _metadata(table.schema)
 
 
+def read_pieces(
+    path: str | Path, schema: pa.Schema, columns: Sequence[str], rows: int
+) -> Iterator[pa.Table]:
+    """Read some columns of a table, at most so many rows at a time.
+
+    Raises:
+        UserError: as of `read`.
+    """
+    own = pa.schema([schema.field(name) for name in columns])
+    with _opened(path, columns) as file:
+        for group in range(file.num_row_groups):  # of all, the bytes would be read beforehand
+            for batch in file.iter_batches(rows, [group], list(columns)):
+                yield pa.table(batch).select(columns).cast(own)
+
+
 def read_metadata(path: str | Path, column: str) -> dict[str, Any]:
     """The metadata of a table alone; its rows are not read.
 

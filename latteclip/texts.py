@@ -10,6 +10,8 @@ import torch
 from latteclip import clip as clips
 from latteclip import parallel
 
+ROWS = 2**14  # texts tokenised at once
+
 
 class TextBank:
     """Distinct texts of a dataset and their tokens."""
@@ -31,9 +33,11 @@ class TextBank:
 
     @property
     def tokens(self) -> torch.Tensor:
-        """[U, L] of all texts added so far."""
+        """int32 [U, L] of all texts added so far."""
         if self._tokens is None:
-            self._tokens = self.clip.tokenizer(self.texts)
+            texts = self.texts
+            parts = [texts[start : start + ROWS] for start in range(0, len(texts), ROWS)]
+            self._tokens = torch.cat([self.clip.tokenizer(part).int() for part in parts])
         return self._tokens
 
     def encode(self, ids: torch.Tensor) -> torch.Tensor:
@@ -42,5 +46,5 @@ class TextBank:
         Each distinct text is encoded once, by one of the processes.
         """
         distinct, where = ids.unique(return_inverse=True)
-        own = clips.encode_texts(self.clip, self.tokens[parallel.share(distinct)])
+        own = clips.encode_texts(self.clip, self.tokens[parallel.share(distinct)].long())
         return parallel.gather(own, len(distinct))[where.to(self.clip.device)]

@@ -4,6 +4,7 @@ Letters: N images, C classes, D embedding width.
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ import torch
 from latteclip import classifiers, devices, tables
 from latteclip import clip as clips
 from latteclip.features import encode_files
-from latteclip.ranking import best_classes
+from latteclip.ranking import ROWS, best_classes
 
 log = logging.getLogger(__name__)
 
@@ -56,31 +57,53 @@ def pseudo_label_images(
     )
     embeddings = clips.class_embeddings(clip, settings.template, classnames).cpu()  # [C, D]
     features = encode_files(clip, table["path"].to_pylist(), settings.batch_size, threads)
-    scores = features @ embeddings.T  # [N, C]
-    labels, best = best_classes(scores, settings.topk)
-    scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
-    confidence = (scale * scores).softmax(dim=1).gather(1, labels[:, :1])[:, 0]
     described = {
         "classnames": classnames,
         "model": settings.model,
         "pretrained": settings.pretrained,
         "template": settings.template,
     }
-    tables.write(
-        output,
-        {
-            "image_id": table["image_id"],
-            "split": table["split"],
-            "pseudo_label": pa.array(labels[:, 0].numpy(), pa.int32()),
-            "confidence": confidence.numpy(),
-            "topk_labels": labels.tolist(),
-            "topk_scores": best.tolist(),
-            "image_features": feature_column(features),
-        },
-        tables.PSEUDO_LABELS,
-        described,
-    )
+    scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
+    write_pseudo_labels(output, table, features, embeddings, scale, settings.topk, described)
     classifiers.save_classifier(
         class_embeddings_output, embeddings, {**described, "logit_scale": scale}
     )
     log.info("Pseudo-labelled %d images with %d classes.", len(table), len(classnames))
+
+
+def write_pseudo_labels(
+    output: str,
+    table: pa.Table,
+    features: torch.Tensor,
+    embeddings: torch.Tensor,
+    scale: float,
+    topk: int,
+    described: Mapping[str, object],
+) -> None:
+    """Classify images by their features, and write PSEUDO_LABELS, ROWS at a time.
+
+    Args:
+        table: image_id and split of the N images.
+        features: [N, D].
+        embeddings: [C, D], W0.
+        scale: factor of the cosines in a softmax.
+        topk: best classes kept.
+        described: the metadata.
+    """
+    with tables.writing(output, tables.PSEUDO_LABELS, described) as add:
+        for start, part in zip(range(0, len(features), ROWS), features.split(ROWS), strict=True):
+            scores = part @ embeddings.T  # [rows, C]
+            labels, best = best_classes(scores, topk)
+            confidence = (scale * scores).softmax(dim=1).gather(1, labels[:, :1])[:, 0]
+            rows = table.slice(start, len(part))
+            add(
+                {
+                    "image_id": rows["image_id"],
+                    "split": rows["split"],
+                    "pseudo_label": pa.array(labels[:, 0].numpy(), pa.int32()),
+                    "confidence": confidence.numpy(),
+                    "topk_labels": labels.tolist(),
+                    "topk_scores": best.tolist(),
+                    "image_features": feature_column(part),
+                }
+            )

@@ -1,0 +1,498 @@
+"""Time the stages around the models for many images: what grows with a dataset, and how.
+
+    python benchmarks/scale.py N [N ...] [--classes 200] [--folder DIR]
+
+N tiny JPEGs (links to a few distinct ones) in class folders are indexed; features, captions and
+answers are random, so that no model runs, but they go through the files and functions of the
+stages. Each step runs in a process of its own. Its time is that of the work alone, without imports;
+its memory is the largest resident size of its largest process, imports included.
+"""
+
+import argparse
+import itertools
+import json
+import logging
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+ROOT = Path(__file__).parents[1]
+DISTINCT = 64  # JPEGs; a file system links a file 65,000 times at most
+WIDTH = 512  # of features, as ViT-B/32 gives them
+SHARDS = 64
+FUSED = 50_000  # training images whose labels are fused at most: it takes long, and is linear
+PROSE = """a the of with on in and small large bright dark red green blue old round long striped
+smooth photo object table grass water sky wall shadow pattern detail surface edge corner"""
+ADJECTIVES = ["alpine", "common", "crested", "dusky", "giant", "golden", "grey", "hooded", "lesser"]
+Work = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the files of a dataset of n images are."""
+
+    folder: Path
+    n: int
+    n_classes: int
+
+    @property
+    def images(self) -> Path:
+        return self.folder / "images"
+
+    @property
+    def checkout(self) -> Path:
+        return self.folder / "checkout"
+
+    def file(self, name: str) -> str:
+        """A file below results/scale of the workflow's copy."""
+        return str(self.checkout / "results" / "scale" / name)
+
+    def shards(self) -> list[str]:
+        return [
+            self.file(f"captions/shards/images-{i + 1}-of-{SHARDS}.parquet") for i in range(SHARDS)
+        ]
+
+    @property
+    def classnames(self) -> list[str]:
+        """Two words each, as most names of species are."""
+        return [f"{ADJECTIVES[i % 9]} kind{i // 9}" for i in range(self.n_classes)]
+
+
+# --- steps: each imports what it needs and returns the work that is timed ------------------------
+
+
+def make_images(place: Place) -> Work:
+    """Class folders, and a copy of the workflow."""
+    import numpy as np
+    from PIL import Image
+
+    def work() -> None:
+        place.images.mkdir(parents=True)
+        rng = np.random.default_rng(0)
+        distinct = [place.folder / f"{number}.jpg" for number in range(DISTINCT)]
+        for path in distinct:
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+        folders = [place.images / name.replace(" ", "_") for name in place.classnames]
+        for folder in folders:
+            folder.mkdir()
+        for number in range(place.n):
+            path = folders[number % place.n_classes] / f"image_{number:08d}.jpg"
+            os.link(distinct[number % DISTINCT], path)
+        for name in ("workflow", "config", "profiles", "envs", "latteclip"):
+            shutil.copytree(ROOT / name, place.checkout / name)
+        shutil.copy(ROOT / "Snakefile", place.checkout)
+
+    return work
+
+
+def plan_jobs(place: Place) -> Work:
+    """A dry run of Snakemake: the jobs of the whole dataset, captions in shards."""
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "all", "--cores=2"]
+    given = ["--config", "dataset=scale", f"image_dir={place.images}", "seeds=3"]
+    shards = f"captions={{'shards': {SHARDS}}}"
+    environment = {**os.environ, "PYTHONPATH": str(place.checkout)}
+
+    def work() -> None:
+        subprocess.run(
+            [*command, *given, shards],
+            cwd=place.checkout,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+
+    return work
+
+
+def index_images(place: Place) -> Work:
+    """The image index, by two processes."""
+    from latteclip import splits
+    from latteclip.layouts import SplitSettings
+
+    settings = SplitSettings(kind="folders")
+    outputs = [place.file("images.parquet"), place.file("corrupt.csv")]
+    return lambda: splits.index_images(str(place.images), settings, *outputs, threads=2)
+
+
+def write_pseudo_labels(place: Place) -> Work:
+    """Scores of random features, and the table of pseudo-labels; the features are made before."""
+    import torch
+
+    from latteclip import tables, zero_shot
+
+    table, classnames = tables.read_unlabelled(place.file("images.parquet"), training=False)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.empty(len(table), WIDTH)
+    for part in features.split(2**14):
+        part.normal_(generator=generator)
+        part /= part.norm(dim=1, keepdim=True)
+    embeddings = torch.nn.functional.normalize(torch.randn(len(classnames), WIDTH), dim=1)
+    described = {"classnames": classnames, "model": "random", "pretrained": None, "template": "{}"}
+    output = place.file("pseudo_labels.parquet")
+    return lambda: zero_shot.write_pseudo_labels(
+        output, table, features, embeddings, 100.0, 5, described
+    )
+
+
+def read_features(place: Place) -> Work:
+    """The features of the training images, as label propagation and label fusion read them."""
+    from latteclip import cached_features, tables
+
+    def work() -> None:
+        table, _ = tables.read_unlabelled(place.file("images.parquet"), training=True)
+        cached_features.read_features(place.file("pseudo_labels.parquet"), table["image_id"])
+
+    return work
+
+
+def evaluate_zero_shot(place: Place) -> Work:
+    """Predictions and accuracy of the test split from the pseudo-labels."""
+    from latteclip import evaluate, metrics
+
+    index, labels = place.file("images.parquet"), place.file("pseudo_labels.parquet")
+    outputs = place.file("predictions.parquet"), place.file("metrics.json")
+    run = metrics.Run("scale", "zero_shot", 0)
+    return lambda: evaluate.evaluate_zero_shot(index, labels, run, *outputs)
+
+
+def _job(shard: str) -> Any:
+    from latteclip.captioners import CaptionerSettings
+    from latteclip.captions import Job
+    from latteclip.shards import Shard
+
+    settings = CaptionerSettings("vllm", "none", None, "auto", 77, 4096, 0.9, 512)
+    return Job(settings, "", None, 1, Shard.parse(shard))
+
+
+def _group_questions(place: Place, shard: str) -> Callable[[], Any]:
+    from latteclip.captions import GroupSettings, group_questions
+
+    index, labels = place.file("images.parquet"), place.file("pseudo_labels.parquet")
+    drawn = GroupSettings(seed=0, canvas=672, gap=20)
+    return lambda: group_questions(index, labels, "Describe them.", drawn, _job(shard))
+
+
+def plan_images(place: Place) -> Work:
+    """What a job of 64 does before it asks about its first image."""
+    from latteclip.captions import image_questions
+
+    index, labels = place.file("images.parquet"), place.file("pseudo_labels.parquet")
+    return lambda: _walk(image_questions(index, labels, "Describe the {}.", _job(f"1/{SHARDS}")))
+
+
+def plan_groups(place: Place) -> Work:
+    """What a job of 64 does before it asks about its first group."""
+    questions = _group_questions(place, f"1/{SHARDS}")
+    return lambda: _walk(questions())
+
+
+def plan_all_groups(place: Place) -> Work:
+    """The same where one job asks about all groups."""
+    questions = _group_questions(place, "1/1")
+    return lambda: _walk(questions())
+
+
+def _walk(questions: Any) -> None:
+    """Every task, as worker processes are given it."""
+    for row in range(len(questions)):
+        questions.task(row, attempt=1)
+
+
+def make_captions(place: Place) -> Work:
+    """Captions of images in shards and of groups in one table, and a store of answers."""
+    from latteclip import answers, tables
+    from latteclip.shards import shard_of
+
+    texts = _captions(place)
+    metadata = {
+        "prompt": "Describe it.",
+        "captioner": {"model": "none", "max_image_side": 1344},
+        "engine": "none",
+        "date": "2026-01-01",
+        "code": "latteclip",
+    }
+
+    def write(path: str, rows: list[tuple[str, list[str], int | None]], about: Any) -> None:
+        with tables.writing(path, tables.CAPTIONS, {**metadata, **about}) as add:
+            for start in range(0, len(rows), tables.CAPTION_ROWS):
+                part = rows[start : start + tables.CAPTION_ROWS]
+                add(
+                    {
+                        "id": [row[0] for row in part],
+                        "members": [row[1] for row in part],
+                        "pseudo_label": [row[2] for row in part],
+                        "prompt": ["Describe it."] * len(part),
+                        "caption": list(itertools.islice(texts, len(part))),
+                        "finish_reason": ["stop"] * len(part),
+                        "n_tokens": [20] * len(part),
+                        "attempts": [1] * len(part),
+                        "error": [None] * len(part),
+                        "digest": [f"{hash(row[0]) % 2**64:032x}" for row in part],
+                    }
+                )
+
+    def work() -> None:
+        index, _ = tables.read_unlabelled(place.file("images.parquet"), training=True)
+        ids = index["image_id"].to_pylist()
+        shards: list[list[Any]] = [[] for _ in range(SHARDS)]
+        for name in ids:
+            shards[shard_of(name, SHARDS) - 1].append((name, [name], None))
+        for path, rows in zip(place.shards(), shards, strict=True):
+            write(path, rows, {})
+        questions = _group_questions(place, "1/1")()
+        every = zip(questions.ids, questions.members, questions.labels, strict=True)
+        groups = [(name, [ids[i] for i in members], label) for name, members, label in every]
+        write(place.file("captions/groups.parquet"), groups, {"groups": {"canvas": 672, "gap": 20}})
+        folder = place.folder / "answers"
+        folder.mkdir()
+        with (folder / "part.jsonl").open("wb") as part:
+            for number, text in zip(range(place.n), texts, strict=False):
+                values = {
+                    "digest": f"{number * 2**44:016x}{number:016x}",
+                    **{"text": text, "finish_reason": "stop", "n_tokens": 20},
+                    **{"engine": "vllm 0.19.1", "date": "2026-01-01"},
+                }
+                part.write(answers._line(values))
+
+    return work
+
+
+def _captions(place: Place) -> Iterator[str]:
+    """Texts without end, of 16 words; a third names a class."""
+    import numpy as np
+
+    rng = np.random.default_rng(1)
+    vocabulary, names = PROSE.split(), place.classnames
+    while True:
+        drawn = rng.integers(0, len(vocabulary), (4096, 16))
+        classes = rng.integers(0, 3 * len(names), 4096)
+        for words, number in zip(drawn, classes, strict=True):
+            text = " ".join(vocabulary[i] for i in words)
+            yield f"{text} {names[number]}." if number < len(names) else f"{text}."
+
+
+def open_answers(place: Place) -> Work:
+    """What a captioning job does to learn which answers are held: N of them."""
+    from latteclip.answers import AnswerStore
+
+    def work() -> None:
+        with AnswerStore(place.folder / "answers") as store:
+            store.keys()
+
+    return work
+
+
+def gather_captions(place: Place) -> Work:
+    """64 shards into one table."""
+    from latteclip import shards
+
+    output = place.file("captions/images.parquet")
+    return lambda: shards.gather_captions(place.file("images.parquet"), place.shards(), output)
+
+
+def summarize_captions(place: Place) -> Work:
+    """The summary of images and groups."""
+    from latteclip import caption_summary
+
+    paths = [place.file(f"captions/{kind}.parquet") for kind in ("images", "groups")]
+    index, output = place.file("images.parquet"), place.file("captions/summary.json")
+    return lambda: caption_summary.summarize_captions(paths, index, output)
+
+
+def fuse_labels(place: Place) -> Work:
+    """Zero-shot labels of FUSED images fused with votes of captions, which are made before."""
+    import torch
+
+    from latteclip import fusion, tables
+
+    index, _ = tables.read_unlabelled(place.file("images.parquet"), training=True)
+    n, n_classes = min(FUSED, len(index)), place.n_classes
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.randint(n_classes, (n,), generator=draw)
+
+    def scores(right: float, strength: float) -> torch.Tensor:
+        """float32 [n, C]: large at the label for a share of the images, else at any class."""
+        table = torch.empty(n, n_classes).normal_(generator=draw)
+        wrong = torch.randint(n_classes, (n,), generator=draw)
+        named = torch.where(torch.rand(n, generator=draw) < right, labels, wrong)
+        table[torch.arange(n), named] += strength
+        return fusion.log_probabilities(table)
+
+    zero_shot, votes, group_votes = scores(0.7, 5), scores(0.6, 8), scores(0.6, 8)
+    return lambda: _done(fusion.fuse(zero_shot, votes.exp_(), group_votes.exp_(), labels))
+
+
+def _done(result: object) -> None:
+    """The end of a work whose result is not needed."""
+
+
+def report_dataset(place: Place) -> Work:
+    """The page of the dataset with the zero-shot row alone."""
+    from latteclip.html import dataset_report
+    from latteclip.html.runs import RunFiles
+
+    files = dataset_report.ReportFiles(
+        images=place.file("images.parquet"),
+        pseudo_labels=place.file("pseudo_labels.parquet"),
+        image_captions=place.file("captions/images.parquet"),
+        group_captions=place.file("captions/groups.parquet"),
+    )
+    runs = [RunFiles("zero_shot", 0, place.file("metrics.json"))]
+    settings = dataset_report.ReportSettings(
+        "scale", "zero_shot", None, {"methods": {"zero_shot": {}}}, []
+    )
+    output = place.file("report.html")
+    return lambda: dataset_report.report_dataset(files, runs, settings, output, threads=1)
+
+
+def _training_data(place: Place) -> tuple[Any, Any]:
+    """What fine-tuning reads, and its bank of texts."""
+    import open_clip
+
+    from latteclip import texts, training_data
+
+    class Clip:
+        tokenizer = staticmethod(open_clip.get_tokenizer("ViT-B-32"))
+
+    bank = texts.TextBank(cast(Any, Clip()))
+    files = training_data.TrainingFiles(
+        images=place.file("images.parquet"),
+        pseudo_labels=place.file("pseudo_labels.parquet"),
+        image_captions=place.file("captions/images.parquet"),
+        group_captions=place.file("captions/groups.parquet"),
+    )
+    return training_data.read(files, "a photo of a {}.", "zero_shot", bank), bank
+
+
+def read_training_data(place: Place) -> Work:
+    """What fine-tuning reads before it touches a text or an image, and the batches of an epoch."""
+    from latteclip import training_data
+
+    def work() -> None:
+        data, _ = _training_data(place)
+        for _ in training_data.schedule(len(data.paths), 512, 1, 0):
+            pass
+
+    return work
+
+
+def tokenize_texts(place: Place) -> Work:
+    """The tokens of all captions, once a training; reading them is not timed."""
+    _, bank = _training_data(place)
+    return lambda: print(f"{len(bank.tokens)} texts", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A function of this module, and how the table calls it; None: not in the table."""
+
+    run: Callable[[Place], Work]
+    title: str | None
+
+
+STEPS = [
+    Step(make_images, None),
+    Step(plan_jobs, "`snakemake -n`, nothing there"),
+    Step(index_images, "index_images, two processes"),
+    Step(write_pseudo_labels, "pseudo-labels: scores, table written"),
+    Step(plan_jobs, "`snakemake -n`, index and pseudo-labels there"),
+    Step(read_features, "features of the training images read"),
+    Step(evaluate_zero_shot, "evaluation of the zero-shot row"),
+    Step(plan_images, "captions of images: plan of a shard of 64"),
+    Step(plan_groups, "captions of groups: plan of a shard of 64"),
+    Step(plan_all_groups, "captions of groups: plan of all"),
+    Step(make_captions, None),
+    Step(open_answers, "N kept answers found"),
+    Step(gather_captions, "gather_captions of 64 shards"),
+    Step(summarize_captions, "summarize_captions, images and groups"),
+    Step(read_training_data, "fine-tuning: inputs read, one epoch's batches"),
+    Step(tokenize_texts, "fine-tuning: captions tokenised"),
+    Step(report_dataset, "report_dataset of the zero-shot row"),
+    Step(fuse_labels, f"label_by_captions: votes fused, {FUSED:,} images at most"),
+]
+
+
+# --- processes -----------------------------------------------------------------------------------
+
+
+def measure(step: Step, place: Place) -> None:
+    """In a process of its own: do a step and print its figures as JSON."""
+    work = step.run(place)
+    before = _cpu_seconds()
+    started = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - started
+    print(json.dumps({"seconds": seconds, "cpu": _cpu_seconds() - before, "memory": _memory()}))
+
+
+def _cpu_seconds() -> float:
+    """User and system time of this process and of its children that ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def _memory() -> float:
+    """MiB: the largest resident size of this process or of a child."""
+    # Not ru_maxrss of this process: that counts from before it became another program.
+    status = Path("/proc/self/status").read_text().split()
+    own = int(status[status.index("VmHWM:") + 1])
+    return max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
+
+
+def run_step(number: int, place: Place) -> dict[str, float]:
+    """Figures of a step, from a process of its own."""
+    arguments = [str(place.n), f"--classes={place.n_classes}", f"--folder={place.folder}"]
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments, f"--step={number}"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run(place: Place) -> None:
+    """All steps about one number of images, and the sizes of the files."""
+    print(f"\n{place.n} images, {place.n_classes} classes, features of {WIDTH}\n")
+    print("| step | seconds | CPU seconds | MiB |\n|---|---:|---:|---:|", flush=True)
+    for number, step in enumerate(STEPS):
+        found = run_step(number, place)
+        if step.title is not None:
+            figures = f"{found['seconds']:.1f} | {found['cpu']:.1f} | {found['memory']:.0f}"
+            print(f"| {step.title} | {figures} |", flush=True)
+    print("\n| file | bytes an image |\n|---|---:|")
+    results = place.checkout / "results" / "scale"
+    for path in sorted(results.rglob("*.parquet")):
+        if path.parent.name != "shards":
+            print(f"| {path.relative_to(results)} | {path.stat().st_size / place.n:.0f} |")
+    kept = (place.folder / "answers" / "part.jsonl").stat().st_size
+    print(f"| kept answers | {kept / place.n:.0f} |")
+
+
+def main() -> None:
+    """Print a table for each number of images."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("images", type=int, nargs="+", metavar="N")
+    parser.add_argument("--classes", type=int, default=200)
+    parser.add_argument("--folder", type=Path, help="where the files are put; default: a temporary")
+    parser.add_argument("--step", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.step is not None:
+        logging.basicConfig(level=logging.ERROR)
+        measure(STEPS[args.step], Place(args.folder, args.images[0], args.classes))
+        return
+    for n in args.images:
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            run(Place(Path(folder), n, args.classes))
+
+
+if __name__ == "__main__":
+    main()
