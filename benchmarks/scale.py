@@ -344,6 +344,7 @@ def report_dataset(place: Place) -> Work:
         pseudo_labels=place.file("pseudo_labels.parquet"),
         image_captions=place.file("captions/images.parquet"),
         group_captions=place.file("captions/groups.parquet"),
+        caption_summary=place.file("captions/summary.json"),
     )
     runs = [RunFiles("zero_shot", 0, place.file("metrics.json"))]
     settings = dataset_report.ReportSettings(

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
+from latteclip import published
 from latteclip.files import write_text
 from latteclip.metrics import MARKS
 from latteclip.stage_json import FIGURES, read_metrics
@@ -33,7 +34,7 @@ def summarize(
     runs = pd.DataFrame([read_metrics(path) for path in metrics_paths])
     table = summary(runs, baseline)
     write_text(csv_output, table.to_csv(index=False, float_format="%.2f"))
-    write_text(markdown_output, markdown(table, baseline))
+    write_text(markdown_output, markdown(table, baseline) + across(table))
 
 
 def summary(runs: pd.DataFrame, baseline: str) -> pd.DataFrame:
@@ -97,23 +98,80 @@ def markdown(table: pd.DataFrame, baseline: str) -> str:
         ]
         for row in table.to_dict("records")
     ]
-    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
-    left = [True, True] + [False] * (len(header) - 2)
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [
-            cell.ljust(width) if is_left else cell.rjust(width)
-            for cell, width, is_left in zip(cells, widths, left, strict=True)
-        ]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = [
-        ("-" * width) if is_left else ("-" * (width - 1) + ":")
-        for width, is_left in zip(widths, left, strict=True)
-    ]
     used = _union(table["marks"].str.split()).split()
     notes = ["", *(f"- {mark}: {MARKS[mark]}." for mark in used)] if used else []
-    return "\n".join([line(header), line(rule), *map(line, rows), *notes]) + "\n"
+    return "\n".join([*_lines(header, rows, n_left=2), *notes]) + "\n"
+
+
+def across(table: pd.DataFrame) -> str:
+    """A table of methods by datasets, where there are several, and the paper's mean beside ours."""
+    lines: list[str] = []
+    accuracies = by_dataset(table)
+    means, complete = means_over_datasets(table)
+    if len(accuracies.columns) > 1:
+        rows = [
+            [method, *map(_number, row), _number(means.get(method, float("nan")))]
+            for method, row in zip(accuracies.index, accuracies.to_numpy(), strict=True)
+        ]
+        lines += ["", *_lines(["acc1", *accuracies.columns, "mean"], rows, n_left=1)]
+    if means and len(complete) < len(accuracies.columns):
+        lines += ["", f"The mean is over {', '.join(complete)}, on which all methods were run."]
+    gain, n = gain_on_paper_datasets(table)
+    if gain is not None:
+        lines += [
+            "",
+            f"latteclip over zero_shot, mean over {n} of the paper's {len(published.DATASETS)} "
+            f"datasets: {gain:+.2f}; published, over all: {published.GAIN_OVER_ZERO_SHOT:+.2f} "
+            f"({published.SOURCE}).",
+        ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def by_dataset(table: pd.DataFrame) -> pd.DataFrame:
+    """Of a summary, acc1 with a row a method and a column a dataset."""
+    accuracies = table.pivot(index="method", columns="dataset", values="acc1_mean")
+    return accuracies.loc[table["method"].unique(), table["dataset"].unique()]
+
+
+def means_over_datasets(table: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
+    """Mean acc1 of each method over the datasets on which all of them have one; which those are.
+
+    No means where there are fewer than two such datasets.
+    """
+    accuracies = by_dataset(table)
+    complete = [str(name) for name in accuracies if accuracies[name].notna().all()]
+    if len(complete) < 2:
+        return {}, complete
+    means = accuracies[complete].mean(axis=1)
+    return {str(method): float(mean) for method, mean in means.items()}, complete
+
+
+def gain_on_paper_datasets(table: pd.DataFrame) -> tuple[float | None, int]:
+    """Mean gain of latteclip over zero_shot in points, and on how many of the paper's datasets.
+
+    None where the two were run together on none of them.
+    """
+    wanted = by_dataset(table).reindex(
+        index=["latteclip", "zero_shot"], columns=list(published.DATASETS)
+    )
+    gains = [new - old for new, old in wanted.to_numpy().T if not pd.isna(new - old)]
+    return (sum(gains) / len(gains), len(gains)) if gains else (None, 0)
+
+
+def _lines(header: Sequence[str], rows: Sequence[Sequence[str]], *, n_left: int) -> list[str]:
+    """The lines of a Markdown table, padded; the first n_left columns are set to the left."""
+    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
+    cells = [
+        [
+            cell.ljust(width) if i < n_left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        for line in [header, *rows]
+    ]
+    rule = [
+        "-" * width if i < n_left else "-" * (width - 1) + ":" for i, width in enumerate(widths)
+    ]
+    return [f"| {' | '.join(line)} |" for line in [cells[0], rule, *cells[1:]]]
 
 
 def _number(value: float, signed: bool = False) -> str:

@@ -153,3 +153,44 @@ def test_summary_files_are_written(tmp_path):
     assert written["acc1_mean"].tolist() == [40, 60, 30, 90, 70]
     assert written["marks"].fillna("").tolist() == ["", "", "", "supervised", "ours collapsed"]
     assert "latteclip_fused (ours, collapsed)" in (tmp_path / "s.md").read_text()
+
+
+def several():
+    return report.summary(
+        pd.DataFrame(
+            [
+                run("dtd", "zero_shot", 0, 0.4),
+                run("dtd", "latteclip", 0, 0.5),
+                run("dtd", "latteclip", 1, 0.7),
+                run("mine", "zero_shot", 0, 0.1),
+                run("mine", "latteclip", 0, 0.9),
+                run("eurosat", "zero_shot", 0, 0.2),
+                run("eurosat", "latteclip", 0, 0.25),
+                run("sun397", "latteclip", 0, 0.3),
+            ]
+        ),
+        "zero_shot",
+    )
+
+
+def test_several_datasets_make_the_paper_s_table():
+    text = report.across(several())
+    table = text[text.index("| acc1 ") :].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[:4]]
+    assert cells[0] == ["acc1", "dtd", "mine", "eurosat", "sun397", "mean"]
+    assert cells[2] == ["zero_shot", "40.0", "10.0", "20.0", "-", "23.3"]
+    assert cells[3] == ["latteclip", "60.0", "90.0", "25.0", "30.0", "58.3"]
+    assert "The mean is over dtd, mine, eurosat, on which all methods were run." in table
+
+
+def test_our_mean_stands_beside_the_published_one():
+    """Over the paper's datasets alone: 20 points on dtd, 5 on eurosat, but not those on mine."""
+    assert report.gain_on_paper_datasets(several()) == (pytest.approx(12.5), 2)
+    text = report.across(several())
+    assert "mean over 2 of the paper's 10 datasets: +12.50; published, over all: +4.74 (" in text
+
+
+def test_without_the_paper_s_datasets_nothing_is_compared():
+    one = report.summary(pd.DataFrame([run("mine", "zero_shot", 0, 0.4)]), "zero_shot")
+    assert report.gain_on_paper_datasets(one) == (None, 0)
+    assert report.across(one) == ""  # and one dataset needs no second table

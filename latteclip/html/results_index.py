@@ -7,10 +7,11 @@ from typing import Any
 
 import pandas as pd
 
+from latteclip import published
 from latteclip.files import write_text
-from latteclip.html import pages, published
+from latteclip.html import pages
 from latteclip.metrics import MARKS
-from latteclip.report import known, summary
+from latteclip.report import gain_on_paper_datasets, known, means_over_datasets, summary
 from latteclip.stage_json import read_metrics
 
 log = logging.getLogger(__name__)
@@ -56,11 +57,7 @@ def index_results(metrics_paths: Sequence[str], settings: IndexSettings, output:
     for row in table.to_dict("records"):
         own = marks.setdefault(row["method"], [])
         own += [mark for mark in row["marks"].split() if mark not in own]
-    complete = [
-        dataset
-        for dataset in datasets
-        if all(m in cells[dataset] and cells[dataset][m].acc1 is not None for m in methods)
-    ]
+    means, complete = means_over_datasets(table)
     page = pages.render(
         TEMPLATE,
         settings=settings,
@@ -71,8 +68,8 @@ def index_results(metrics_paths: Sequence[str], settings: IndexSettings, output:
         marks=marks,
         explained={mark: MARKS[mark] for mark in MARKS if any(mark in m for m in marks.values())},
         complete=complete,
-        means=_means(cells, complete, methods),
-        paper=paper_rows(cells),
+        means=means,
+        paper=paper_rows(table),
         source=published.SOURCE,
     )
     write_text(output, page)
@@ -95,36 +92,19 @@ def _cells(table: pd.DataFrame) -> dict[str, Cell]:
     }
 
 
-def _means(
-    cells: dict[str, dict[str, Cell]], complete: Sequence[str], methods: Sequence[str]
-) -> dict[str, float]:
-    """Mean accuracy of each method over the datasets on which all of them were run."""
-    if len(complete) < 2:
-        return {}
-    return {
-        method: sum(cells[dataset][method].acc1 or 0 for dataset in complete) / len(complete)
-        for method in methods
-    }
-
-
-def paper_rows(cells: dict[str, dict[str, Cell]]) -> list[dict[str, Any]]:
+def paper_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     """What the paper reports as means over its ten datasets, and the same of our runs.
 
-    Ours is over those of the ten on which both methods have an accuracy. With which other methods
-    the paper compares is not run here, so nothing of ours stands beside its second figure.
+    With which other methods the paper compares is not run here, so nothing of ours stands beside
+    its second figure.
     """
-    gains = []
-    for dataset in published.DATASETS:
-        pair = [cells.get(dataset, {}).get(method) for method in ("latteclip", "zero_shot")]
-        accuracies = [cell.acc1 for cell in pair if cell and cell.acc1 is not None]
-        if len(accuracies) == 2:
-            gains.append(accuracies[0] - accuracies[1])
+    gain, n = gain_on_paper_datasets(table)
     return [
         {
             "name": "latteclip over zero_shot",
             "published": published.GAIN_OVER_ZERO_SHOT,
-            "ours": sum(gains) / len(gains) if gains else None,
-            "datasets": len(gains),
+            "ours": gain,
+            "datasets": n,
             "of": len(published.DATASETS),
         },
         {
