@@ -4,9 +4,9 @@ import pytest
 import yaml
 from tiny import ROOT
 
+from latteclip import published
 from latteclip.config import Schema, Settings, as_json, merge, names, seed_list, unknown
 from latteclip.errors import UserError
-from latteclip.html import published
 
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 
