@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TextIO
 
@@ -243,6 +244,12 @@ def slurm() -> Iterator[Finding]:
     for line in partitions.stdout.splitlines():
         name, state, limit, devices = line.split(maxsplit=3)
         yield Finding("ok", f"partition {name}: {state}, at most {limit}, devices {devices}")
+    if find_spec("snakemake_executor_plugin_slurm") is None:
+        yield Finding(
+            "warning",
+            "Snakemake lacks its plugin for SLURM",
+            "pip install snakemake-executor-plugin-slurm",
+        )
 
 
 def _run(command: Sequence[str], timeout: float | None = None) -> subprocess.CompletedProcess[str]:

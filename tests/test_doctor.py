@@ -195,6 +195,14 @@ def test_a_hub_that_nobody_wants(monkeypatch):
 # --- SLURM ---------------------------------------------------------------------------------------
 
 
+def test_a_cluster_without_snakemake_s_plugin_is_a_warning(tools, monkeypatch):
+    tools("sbatch", "echo slurm 24.05.1")
+    tools("sinfo", 'echo "cpu* up infinite (null)"')
+    assert [level for level, _ in found(doctor.slurm)] == ["ok", "ok"]
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    assert found(doctor.slurm)[-1] == ("warning", "Snakemake lacks its plugin for SLURM")
+
+
 def test_no_slurm_is_a_note(tools):
     assert found(doctor.slurm) == [("note", "no SLURM (sbatch is not there)")]
 

@@ -29,9 +29,12 @@ MODEL_NOTE = "resources/models/{model}.json"
 os.environ.update(
     PATH=os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()])
 )
-# Nodes of a cluster have no internet: rules that run where there is some fetched what is needed.
-if workflow.remote_exec:
+if workflow.remote_exec:  # a job of a cluster
+    # Nodes have no internet: rules that run where there is some fetched what is needed.
     os.environ.update(HF_HUB_OFFLINE="1")
+    # A cluster's SIGTERM reaches the shell as well. It is to live until the command has heard it:
+    # with the shell the job would end, and the command with it, before that has kept its work.
+    shell.prefix("set -euo pipefail; trap : TERM; ")
 
 
 ANY_DATASET = "[^/]+"
