@@ -83,7 +83,8 @@ def told(checkout, *arguments):
     """Lines of `latteclip status` as words."""
     run = checkout.run("latteclip", "status", *arguments)
     assert run.returncode == 0, run.stdout
-    return [re.split(r"\s{2,}", line.strip()) for line in run.stdout.splitlines() if line]
+    stages, _, _ = run.stdout.partition("SLURM queue")  # which this machine may have
+    return [re.split(r"\s{2,}", line.strip()) for line in stages.splitlines() if line]
 
 
 OPTIONS = ("--config", "seeds=2", "method=zero_shot,flyp")
