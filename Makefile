@@ -44,6 +44,7 @@ bench: install
 	python benchmarks/captions.py
 	python benchmarks/captions.py --memory 2000 20000
 	python benchmarks/predict.py
+	python benchmarks/study.py
 	python benchmarks/scale.py 100000
 
 # The tables of keys in config/README.md, from the schema and the defaults.
