@@ -13,6 +13,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from test_kills import hear_interrupts
+
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
 CPUS, MEMORY_MB = 8, 64_000  # what the node claims to have
 GPUS = ("/dev/null", "/dev/zero")  # SLURM wants character devices, and looks at no more than that
@@ -132,6 +134,8 @@ class Slurm:
         self("scontrol", "requeue", number)
         job = f"JobId={number}"
         wait(lambda: "JobState=PENDING" in self("scontrol", "show", job), "the job in the queue")
+        wait(self._is_idle, "an idle node")
+        time.sleep(2)  # what the node was told to forget it would refuse within the same second
         self("scontrol", "update", job, "StartTime=now")
         wait(lambda: "JobState=RUNNING" in self("scontrol", "show", job), "the job to run again")
 
@@ -209,7 +213,9 @@ class OnCluster:
     def start(self, *arguments):
         """Start snakemake; what it says goes to a file."""
         with self._log.open("w") as output:
-            return self.checkout.start("snakemake", *PROFILE, *arguments, stdout=output)
+            return self.checkout.start(
+                *("snakemake", *PROFILE, *arguments), stdout=output, preexec_fn=hear_interrupts
+            )
 
     def snakemake(self, *arguments):
         """Run snakemake to a good end; what it said."""

@@ -1,6 +1,6 @@
 # What a job asks for: threads, GPUs, memory and time.
 # On a cluster memory and time grow with the dataset and with each attempt; a profile's
-# `set-resources` overrides any of it. docs/scaling.md says where the figures come from.
+# `set-resources` overrides any of it. The figures are generous ones beside those of docs/scaling.md.
 from dataclasses import dataclass
 from functools import cache
 
@@ -12,9 +12,7 @@ class Demand:
     mem_mb: int  # whatever the dataset
     mb_a_million: int  # for each million images more
     minutes: int
-    images_per_second: (
-        float  # on the safe side: a job that needs longer is stopped and resumes
-    )
+    images_per_second: float  # low; a job that needs longer resumes
 
 
 CAPTIONING = Demand(24_000, 4_000, 20, 1)
