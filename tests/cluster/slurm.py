@@ -27,7 +27,8 @@ PROFILE = (
 PATIENCE = 180  # seconds until something that must come is missed
 CONFIG = """
 ClusterName=test
-SlurmctldHost={host}
+SlurmctldHost={host}({address})
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
@@ -52,16 +53,28 @@ AccountingStorageType=accounting_storage/none
 SlurmdParameters=config_overrides
 ReturnToService=2
 GresTypes=gpu
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:{gpus}
+NodeName={host} NodeAddr={address} CPUs={cpus} RealMemory={memory} Gres=gpu:{gpus}
 PartitionName=cpu Nodes=ALL Default=YES
 PartitionName=gpu Nodes=ALL
 """
 
 
-def missing():
-    """Which programs of SLURM this machine lacks."""
-    path = f"{os.environ['PATH']}:/usr/sbin"
-    return [name for name in DAEMONS if shutil.which(name, path=path) is None]
+def obstacle():
+    """Why SLURM cannot be started here, or None."""
+    path = os.pathsep.join([*os.get_exec_path(), "/usr/sbin"])
+    lacking = [name for name in DAEMONS if shutil.which(name, path=path) is None]
+    if lacking:
+        return f"SLURM is not installed: no {', '.join(lacking)}"
+    if not (_address() or "").startswith("127."):
+        return f"{socket.gethostname()} does not stand for 127.0.0.1 here: others could reach SLURM"
+    return None
+
+
+def _address():
+    """What this machine's name stands for; its daemons listen there and nowhere else."""
+    with contextlib.suppress(OSError):
+        return socket.gethostbyname(socket.gethostname())
+    return None
 
 
 @dataclass
@@ -154,7 +167,8 @@ class Slurm:
         host = socket.gethostname().split(".")[0]
         (self.folder / "slurm.conf").write_text(
             CONFIG.format(
-                host=f"{host}(127.0.0.1)",
+                host=host,
+                address=_address(),
                 user=getpass.getuser(),
                 folder=self.folder,
                 controller_port=_free_port(),
@@ -162,7 +176,7 @@ class Slurm:
                 cpus=CPUS,
                 memory=MEMORY_MB,
                 gpus=len(GPUS),
-            ).replace(f"NodeName={host}(127.0.0.1)", f"NodeName={host}")
+            )
         )
         lines = [f"Name=gpu File={device}" for device in GPUS]
         (self.folder / "gres.conf").write_text("\n".join(["AutoDetect=off", *lines]) + "\n")
@@ -247,5 +261,5 @@ def wait(condition, what, patience=PATIENCE):
 
 def _free_port():
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((_address(), 0))
         return probe.getsockname()[1]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from chat_server import MODEL, serving
 from conftest import DEMO, edit, shrink
-from slurm import MEMORY_MB, OnCluster, Slurm, missing, wait
+from slurm import MEMORY_MB, OnCluster, Slurm, obstacle, wait
 
 from latteclip import tables
 
@@ -27,8 +27,8 @@ WHOLE = ("--configfile", "shards.yaml", "--config", "method=zero_shot,latteclip"
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
     """A running SLURM."""
-    if lacking := missing():
-        pytest.skip(f"SLURM is not installed: no {', '.join(lacking)}")
+    if reason := obstacle():
+        pytest.skip(reason)
     with Slurm(tmp_path_factory.mktemp("slurm") / "slurm") as cluster:
         yield cluster
 
