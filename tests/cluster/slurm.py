@@ -61,13 +61,17 @@ PartitionName=gpu Nodes=ALL
 
 def obstacle():
     """Why SLURM cannot be started here, or None."""
-    path = os.pathsep.join([*os.get_exec_path(), "/usr/sbin"])
-    lacking = [name for name in DAEMONS if shutil.which(name, path=path) is None]
+    lacking = [name for name in DAEMONS if shutil.which(name, path=_search_path()) is None]
     if lacking:
         return f"SLURM is not installed: no {', '.join(lacking)}"
     if not (_address() or "").startswith("127."):
         return f"{socket.gethostname()} does not stand for 127.0.0.1 here: others could reach SLURM"
     return None
+
+
+def _search_path(*before):
+    """PATH with the folder of daemons, which people's may lack, behind it."""
+    return os.pathsep.join(map(str, [*before, *os.get_exec_path(), "/usr/sbin"]))
 
 
 def _address():
@@ -103,9 +107,8 @@ class Slurm:
     @property
     def environment(self):
         """What programs of SLURM need to find this cluster, and no other."""
-        path = [self.folder / "bin", *os.get_exec_path(), "/usr/sbin"]
         configuration = str(self.folder / "slurm.conf")
-        return {"SLURM_CONF": configuration, "PATH": os.pathsep.join(map(str, path))}
+        return {"SLURM_CONF": configuration, "PATH": _search_path(self.folder / "bin")}
 
     def __call__(self, *command):
         """Run a program of SLURM; its output."""

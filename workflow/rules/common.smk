@@ -1,12 +1,10 @@
 # What the rules share: the checked configuration, the code that a stage runs, its settings.
 import os
-import shutil
 import sys
 from modulefinder import ModuleFinder
 
 from snakemake.exceptions import WorkflowError
 
-from latteclip import cluster
 from latteclip.config import Settings, as_json
 from latteclip.errors import UserError
 from latteclip.model_names import slug as model_slug

@@ -1,8 +1,11 @@
 # What a job asks for: threads, GPUs, memory and time.
 # On a cluster memory and time grow with the dataset and with each attempt; a profile's
 # `set-resources` overrides any of it. The figures are generous ones beside those of docs/scaling.md.
+import shutil
 from dataclasses import dataclass
-from functools import cache
+
+from latteclip import cluster
+from latteclip.model_names import ENGINES
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,7 @@ def gpus(count=lambda wildcards: 1):
 def captioner_gpus(wildcards):
     """GPUs of a captioning job: none where a server or the user writes the captions."""
     values = settings.section("captioner", wildcards.dataset)
-    if values["engine"] in ("openai", "file"):
-        return 0
-    return values["tensor_parallel_size"]
+    return values["tensor_parallel_size"] if values["engine"] in ENGINES else 0
 
 
 def memory(stage):
@@ -103,7 +104,6 @@ def images_of(wildcards, input):
     return counts.get("train", 0) + counts.get("test", 0)
 
 
-@cache
 def rows_of(path):
     """Rows of a Parquet file. One that is not there yet leaves Snakemake to ask again later."""
     from pyarrow.parquet import read_metadata
