@@ -285,7 +285,7 @@ def test_an_impossible_request_says_why(indexed, on_cluster):
 
 def test_a_job_that_waits_says_for_what(indexed, on_cluster):
     run = on_cluster(indexed)
-    run.slurm("sbatch", "--exclusive", "--wrap", "sleep 600")
+    run.slurm("sbatch", "--exclusive", "--output", "/dev/null", "--wrap", "sleep 600")
     process = run.start(f"{FLYP}/history.parquet")
     wait(lambda: run.slurm.jobs_of("finetune"), "a job in the queue")
     told = wait(lambda: _queue_of(indexed), "the queue")
