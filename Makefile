@@ -49,7 +49,7 @@ bench: install
 
 # The tables of keys in config/README.md, from the schema and the defaults.
 docs: install
-	python -m latteclip.config_reference
+	python -m latteclip.config.reference
 
 lint: install
 	ruff check .

@@ -33,14 +33,16 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from latteclip import captioners, captions, tables
-from latteclip.captioners import CaptionerSettings
-from latteclip.pictures import open_rgb
-from latteclip.requests import Request, messages
-from latteclip.transformers_captioner import TransformersCaptioner
-from latteclip.vllm_captioner import VllmCaptioner
+from latteclip.captions import caption
+from latteclip.captions.engines import base as captioners
+from latteclip.captions.engines.base import CaptionerSettings
+from latteclip.captions.engines.transformers import TransformersCaptioner
+from latteclip.captions.engines.vllm import VllmCaptioner
+from latteclip.captions.request import Request, messages
+from latteclip.core import tables
+from latteclip.data.images import open_rgb
 
-DEMO = Path(captions.__file__).parent / "demo" / "models" / "llava"
+DEMO = Path(caption.__file__).parent / "demo" / "models" / "llava"
 PROMPT = "Describe the texture in the photo concisely, less than 20 words."
 ALONE = 100  # images for the two slow ways
 DISTINCT = 500  # textures; further files differ in bytes that no decoder reads
@@ -126,8 +128,8 @@ class Ways:
     def stage(self) -> list[str]:
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             output = f"{folder}/captions.parquet"
-            job = captions.Job(self.settings, output, f"{folder}/store", self.threads)
-            captions.caption_images(self.index, None, PROMPT, job)
+            job = caption.Job(self.settings, output, f"{folder}/store", self.threads)
+            caption.caption_images(self.index, None, PROMPT, job)
             return tables.read(output, tables.CAPTIONS, ["caption"])[0]["caption"].to_pylist()
 
     def _generate(self, pictures: list[Image.Image]) -> list[str]:
@@ -185,10 +187,10 @@ def measure_memory(n: int, threads: int) -> None:
     logging.getLogger("latteclip").setLevel(logging.INFO)
     with tempfile.TemporaryDirectory() as folder:
         index = make_images(Path(folder), n)
-        job = captions.Job(
+        job = caption.Job(
             settings_for(None), f"{folder}/captions.parquet", f"{folder}/store", threads
         )
-        captions.caption_images(index, None, PROMPT, job)
+        caption.caption_images(index, None, PROMPT, job)
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{n} images: {own:.0f} MiB, the engine included", flush=True)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from latteclip.layouts import SplitSettings
-from latteclip.splits import index_images
+from latteclip.data.index_images import index_images
+from latteclip.data.splits import SplitSettings
 
 SIZE = (500, 375)  # pixels, as most photographs of the ten datasets
 DISTINCT = 40  # different images; the others are links to them

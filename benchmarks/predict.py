@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from latteclip import clip as clips
-from latteclip import devices, tables
-from latteclip.evaluate import EvaluateSettings, evaluate
-from latteclip.metrics import Run
-from latteclip.predict import predict
+from latteclip.clip import model as clips
+from latteclip.core import devices, tables
+from latteclip.deploy.predict import predict
+from latteclip.evaluate.evaluate import EvaluateSettings, evaluate
+from latteclip.evaluate.metrics import Run
 
 HISTORY = pa.schema([("step", pa.int32())])  # of which evaluate reads the metadata alone
 CLASSES, SIZE, BATCH, TOPK = 47, (500, 375), 32, 5

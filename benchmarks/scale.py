@@ -114,8 +114,8 @@ def plan_jobs(place: Place) -> Work:
 
 def index_images(place: Place) -> Work:
     """The image index, by two processes."""
-    from latteclip import splits
-    from latteclip.layouts import SplitSettings
+    from latteclip.data import index_images as splits
+    from latteclip.data.splits import SplitSettings
 
     settings = SplitSettings(kind="folders")
     outputs = [place.file("images.parquet"), place.file("corrupt.csv")]
@@ -126,7 +126,8 @@ def write_pseudo_labels(place: Place) -> Work:
     """Scores of random features, and the table of pseudo-labels; the features are made before."""
     import torch
 
-    from latteclip import tables, zero_shot
+    from latteclip.core import tables
+    from latteclip.labels import pseudo_label_images
 
     table, classnames = tables.read_unlabelled(place.file("images.parquet"), training=False)
     generator = torch.Generator().manual_seed(0)
@@ -137,14 +138,15 @@ def write_pseudo_labels(place: Place) -> Work:
     embeddings = torch.nn.functional.normalize(torch.randn(len(classnames), WIDTH), dim=1)
     described = {"classnames": classnames, "model": "random", "pretrained": None, "template": "{}"}
     output = place.file("pseudo_labels.parquet")
-    return lambda: zero_shot.write_pseudo_labels(
+    return lambda: pseudo_label_images.write_pseudo_labels(
         output, table, features, embeddings, 100.0, 5, described
     )
 
 
 def read_features(place: Place) -> Work:
     """The features of the training images, as label propagation and label fusion read them."""
-    from latteclip import cached_features, tables
+    from latteclip.core import tables
+    from latteclip.labels import features as cached_features
 
     def work() -> None:
         table, _ = tables.read_unlabelled(place.file("images.parquet"), training=True)
@@ -155,7 +157,7 @@ def read_features(place: Place) -> Work:
 
 def evaluate_zero_shot(place: Place) -> Work:
     """Predictions and accuracy of the test split from the pseudo-labels."""
-    from latteclip import evaluate, metrics
+    from latteclip.evaluate import evaluate, metrics
 
     index, labels = place.file("images.parquet"), place.file("pseudo_labels.parquet")
     outputs = place.file("predictions.parquet"), place.file("metrics.json")
@@ -164,16 +166,16 @@ def evaluate_zero_shot(place: Place) -> Work:
 
 
 def _job(shard: str) -> Any:
-    from latteclip.captioners import CaptionerSettings
-    from latteclip.captions import Job
-    from latteclip.shards import Shard
+    from latteclip.captions.caption import Job
+    from latteclip.captions.engines.base import CaptionerSettings
+    from latteclip.captions.shard import Shard
 
     settings = CaptionerSettings("vllm", "none", None, "auto", 77, 4096, 0.9, 512)
     return Job(settings, "", None, 1, Shard.parse(shard))
 
 
 def _group_questions(place: Place, shard: str) -> Callable[[], Any]:
-    from latteclip.captions import GroupSettings, group_questions
+    from latteclip.captions.caption import GroupSettings, group_questions
 
     index, labels = place.file("images.parquet"), place.file("pseudo_labels.parquet")
     drawn = GroupSettings(seed=0, canvas=672, gap=20)
@@ -182,7 +184,7 @@ def _group_questions(place: Place, shard: str) -> Callable[[], Any]:
 
 def plan_images(place: Place) -> Work:
     """What a job of 64 does before it asks about its first image."""
-    from latteclip.captions import image_questions
+    from latteclip.captions.caption import image_questions
 
     index, labels = place.file("images.parquet"), place.file("pseudo_labels.parquet")
     return lambda: _walk(image_questions(index, labels, "Describe the {}.", _job(f"1/{SHARDS}")))
@@ -208,8 +210,9 @@ def _walk(questions: Any) -> None:
 
 def make_captions(place: Place) -> Work:
     """Captions of images in shards and of groups in one table, and a store of answers."""
-    from latteclip import answers, tables
-    from latteclip.shards import shard_of
+    from latteclip.captions import answers
+    from latteclip.captions.shard import shard_of
+    from latteclip.core import tables
 
     texts = _captions(place)
     metadata = {
@@ -281,7 +284,7 @@ def _captions(place: Place) -> Iterator[str]:
 
 def open_answers(place: Place) -> Work:
     """What a captioning job does to learn which answers are held: N of them."""
-    from latteclip.answers import AnswerStore
+    from latteclip.captions.answers import AnswerStore
 
     def work() -> None:
         with AnswerStore(place.folder / "answers") as store:
@@ -292,7 +295,7 @@ def open_answers(place: Place) -> Work:
 
 def gather_captions(place: Place) -> Work:
     """64 shards into one table."""
-    from latteclip import shards
+    from latteclip.captions import shard as shards
 
     output = place.file("captions/images.parquet")
     return lambda: shards.gather_captions(place.file("images.parquet"), place.shards(), output)
@@ -300,7 +303,7 @@ def gather_captions(place: Place) -> Work:
 
 def summarize_captions(place: Place) -> Work:
     """The summary of images and groups."""
-    from latteclip import caption_summary
+    from latteclip.captions import summarize_captions as caption_summary
 
     paths = [place.file(f"captions/{kind}.parquet") for kind in ("images", "groups")]
     index, output = place.file("images.parquet"), place.file("captions/summary.json")
@@ -311,7 +314,8 @@ def fuse_labels(place: Place) -> Work:
     """Zero-shot labels of FUSED images fused with votes of captions, which are made before."""
     import torch
 
-    from latteclip import fusion, tables
+    from latteclip.core import tables
+    from latteclip.labels import fusion
 
     index, _ = tables.read_unlabelled(place.file("images.parquet"), training=True)
     n, n_classes = min(FUSED, len(index)), place.n_classes
@@ -326,8 +330,8 @@ def fuse_labels(place: Place) -> Work:
         table[torch.arange(n), named] += strength
         return fusion.log_probabilities(table)
 
-    zero_shot, votes, group_votes = scores(0.7, 5), scores(0.6, 8), scores(0.6, 8)
-    return lambda: _done(fusion.fuse(zero_shot, votes.exp_(), group_votes.exp_(), labels))
+    pseudo_label_images, votes, group_votes = scores(0.7, 5), scores(0.6, 8), scores(0.6, 8)
+    return lambda: _done(fusion.fuse(pseudo_label_images, votes.exp_(), group_votes.exp_(), labels))
 
 
 def _done(result: object) -> None:
@@ -336,8 +340,8 @@ def _done(result: object) -> None:
 
 def report_dataset(place: Place) -> Work:
     """The page of the dataset with the zero-shot row alone."""
-    from latteclip.html import dataset_report
-    from latteclip.html.runs import RunFiles
+    from latteclip.report import report_dataset as dataset_report
+    from latteclip.report.runs import RunFiles
 
     files = dataset_report.ReportFiles(
         images=place.file("images.parquet"),
@@ -358,7 +362,8 @@ def _training_data(place: Place) -> tuple[Any, Any]:
     """What fine-tuning reads, and its bank of texts."""
     import open_clip
 
-    from latteclip import texts, training_data
+    from latteclip.train import data as training_data
+    from latteclip.train import texts
 
     class Clip:
         tokenizer = staticmethod(open_clip.get_tokenizer("ViT-B-32"))
@@ -375,7 +380,7 @@ def _training_data(place: Place) -> tuple[Any, Any]:
 
 def read_training_data(place: Place) -> Work:
     """What fine-tuning reads before it touches a text or an image, and the batches of an epoch."""
-    from latteclip import training_data
+    from latteclip.train import data as training_data
 
     def work() -> None:
         data, _ = _training_data(place)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from latteclip.config import Settings, merge
+from latteclip.config.configuration import Settings, merge
 
 STUDY = "config/study.yaml"
 CORES = 8  # of a job: `threads` of config.yaml

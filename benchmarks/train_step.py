@@ -21,10 +21,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from latteclip import clip as clips
-from latteclip import devices, images, losses, mixer, objectives, prototypes
-from latteclip.texts import TextBank
-from latteclip.training import parameter_groups
+from latteclip.clip import model as clips
+from latteclip.core import devices
+from latteclip.data import loader
+from latteclip.train.objectives import base, losses, mixer, prototypes
+from latteclip.train.step import parameter_groups
+from latteclip.train.texts import TextBank
 
 CLASSES, IMAGES, ALPHA, LR = 47, 480, 0.01, 1e-7  # the size of DTD's class list; its learning rate
 VOCABULARY = (
@@ -64,18 +66,16 @@ class Setting:
         self.tokens = [clip.tokenizer(kind).to(clip.device) for kind in texts]
         bank = TextBank(clip)
         classes_ids, image_ids, group_ids = (bank.add(kind) for kind in texts)
-        self.training_texts = objectives.TrainingTexts(
-            classes_ids, image_ids, group_ids, self.labels
-        )
+        self.training_texts = base.TrainingTexts(classes_ids, image_ids, group_ids, self.labels)
         with torch.no_grad():
-            self.objective = objectives.LatteClip(
-                bank, self.training_texts, objectives.LatteClipSettings(alpha=ALPHA), seed=0
+            self.objective = base.LatteClip(
+                bank, self.training_texts, base.LatteClipSettings(alpha=ALPHA), seed=0
             )
 
     def package(self) -> torch.Tensor:
         """The loss as the package computes it."""
         features = clips.encode_images(self.clip, self.images)
-        batch = objectives.Batch(self.index, self.labels[self.index], features, self.scale())
+        batch = base.Batch(self.index, self.labels[self.index], features, self.scale())
         return self.objective.loss(batch).loss
 
     def authors(self) -> torch.Tensor:
@@ -162,14 +162,14 @@ def data_wait(
         paths = [f"{folder}/{number}.jpg" for number in range(batch)]
         for path, pixels in zip(paths, noise, strict=True):
             Image.fromarray(pixels).resize(side).save(path, quality=90)
-        decoded = images.decoded_images([3 * side[0] * side[1]] * batch, limit=1e9)
-        files = images.ImageFiles(paths, setting.clip.augment, 0, decoded)
+        decoded = loader.decoded_images([3 * side[0] * side[1]] * batch, limit=1e9)
+        files = loader.ImageFiles(paths, setting.clip.augment, 0, decoded)
         epochs = 2 if setting.clip.device.type == "cpu" else 6
         keys = [[(epoch, index) for index in range(batch)] for epoch in range(epochs)]
-        loader = images.batches(files, keys, setting.clip.device, threads)
+        batches = loader.batches(files, keys, setting.clip.device, threads)
         for _ in keys:
             began = time.perf_counter()
-            _, setting.images = next(loader)
+            _, setting.images = next(batches)
             waited = time.perf_counter() - began
             step, _ = timed(setting.package, setting, optimiser)
             shares.append(waited / (waited + step))

@@ -2,6 +2,6 @@
 
 import sys
 
-from latteclip.cli import main
+from latteclip.cli.main import main
 
 sys.exit(main())

@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from latteclip.core.memory import keep_big_buffers
 from latteclip.demo import textures, train_clip, train_llava
 from latteclip.demo.descriptions import NOUNS, size_word
 from latteclip.demo.textures import CLASSNAMES, Attributes
 from latteclip.demo.training import normalise, to_channels
-from latteclip.memory import keep_big_buffers
 
 log = logging.getLogger(__name__)
 

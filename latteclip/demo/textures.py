@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from latteclip.files import replacing
+from latteclip.core.files import replacing
 
 SIDE = 64
 CHUNK = 128  # images of one class drawn at once; bounds memory, and is part of what a seed means

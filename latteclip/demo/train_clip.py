@@ -30,6 +30,8 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
+from latteclip.core.files import replacing, write_json
+from latteclip.core.memory import keep_big_buffers
 from latteclip.demo import textures
 from latteclip.demo.descriptions import short_captions
 from latteclip.demo.training import (
@@ -44,8 +46,6 @@ from latteclip.demo.training import (
     optimiser,
     to_channels,
 )
-from latteclip.files import replacing, write_json
-from latteclip.memory import keep_big_buffers
 
 log = logging.getLogger(__name__)
 

@@ -30,6 +30,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from latteclip.core.files import replacing
+from latteclip.core.memory import keep_big_buffers
 from latteclip.demo import textures, train_clip
 from latteclip.demo.descriptions import describe, describe_group
 from latteclip.demo.training import (
@@ -44,8 +46,6 @@ from latteclip.demo.training import (
     optimiser,
     to_channels,
 )
-from latteclip.files import replacing
-from latteclip.memory import keep_big_buffers
 
 log = logging.getLogger(__name__)
 

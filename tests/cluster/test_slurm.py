@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from chat_server import MODEL, serving
-from conftest import DEMO, edit, shrink
-from slurm import MEMORY_MB, OnCluster, Slurm, obstacle, wait
+from support.chat_server import MODEL, serving
+from support.checkout import DEMO, edit, shrink
+from support.slurm import MEMORY_MB, OnCluster, Slurm, obstacle, wait
 
-from latteclip import tables
+from latteclip.core import tables
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 IMAGES = "results/demo/images.parquet"

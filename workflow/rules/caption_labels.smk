@@ -9,7 +9,7 @@ rule label_by_captions:
         image_captions="results/{dataset}/captions/images.parquet",
         group_captions="results/{dataset}/captions/groups.parquet",
         clip_model=hub_model("clip"),
-        code=sources("latteclip.caption_labels"),
+        code=sources("latteclip.labels.label_by_captions"),
     output:
         "results/{dataset}/caption_labels.parquet",
     log:

@@ -8,7 +8,7 @@ rule caption_images:
         pseudo_labels=pseudo_labels_if_named,
         own=own_captions("images"),
         captioner_model=hub_model("captioner"),
-        code=sources("latteclip.captions"),
+        code=sources("latteclip.captions.caption"),
     output:
         "results/{dataset}/captions/images.parquet",
     log:
@@ -56,7 +56,7 @@ rule caption_groups:
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         own=own_captions("groups"),
         captioner_model=hub_model("captioner"),
-        code=sources("latteclip.captions"),
+        code=sources("latteclip.captions.caption"),
     output:
         "results/{dataset}/captions/groups.parquet",
     log:
@@ -102,7 +102,7 @@ rule gather_captions:
     input:
         images="results/{dataset}/images.parquet",
         shards=caption_shards,
-        code=sources("latteclip.shards"),
+        code=sources("latteclip.captions.shard"),
     output:
         "results/{dataset}/captions/{kind}.parquet",
     log:
@@ -123,7 +123,7 @@ rule summarize_captions:
     input:
         images="results/{dataset}/images.parquet",
         captions=captions_in_use,
-        code=sources("latteclip.caption_summary"),
+        code=sources("latteclip.captions.summarize_captions"),
     output:
         "results/{dataset}/captions/summary.json",
     log:

@@ -5,9 +5,9 @@ from modulefinder import ModuleFinder
 
 from snakemake.exceptions import WorkflowError
 
-from latteclip.config import Settings, as_json
-from latteclip.errors import UserError
-from latteclip.model_names import slug as model_slug
+from latteclip.config.configuration import Settings, as_json
+from latteclip.core.errors import UserError
+from latteclip.config.model_names import slug as model_slug
 
 try:
     settings = Settings(

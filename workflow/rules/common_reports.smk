@@ -7,7 +7,7 @@ PAGES = "" if settings.table["name"] == "summary" else f"-{settings.table['name'
 
 def templates():
     """The templates, style and script of the pages: an edit of them is one of the code."""
-    return sorted(map(str, Path("latteclip/html/templates").iterdir()))
+    return sorted(map(str, Path("latteclip/report/templates").iterdir()))
 
 
 def shown_method(dataset):

@@ -4,8 +4,8 @@
 import shutil
 from dataclasses import dataclass
 
-from latteclip import cluster
-from latteclip.model_names import ENGINES
+from latteclip.cli import cluster
+from latteclip.config.model_names import ENGINES
 
 
 @dataclass(frozen=True)

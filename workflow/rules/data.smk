@@ -42,7 +42,7 @@ rule download_dataset:
 rule index_images:
     input:
         folder=data_folder,
-        code=sources("latteclip.splits"),
+        code=sources("latteclip.data.index_images"),
     output:
         images="results/{dataset}/images.parquet",
         corrupt="results/{dataset}/corrupt.csv",

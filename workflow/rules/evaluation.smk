@@ -6,7 +6,7 @@ rule evaluate:
         images="results/{dataset}/images.parquet",
         model="results/{dataset}/{method}/seed{seed}/model",
         history="results/{dataset}/{method}/seed{seed}/history.parquet",
-        code=sources("latteclip.evaluate"),
+        code=sources("latteclip.evaluate.evaluate"),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
         metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
@@ -37,7 +37,7 @@ rule evaluate_zero_shot:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        code=sources("latteclip.evaluate"),
+        code=sources("latteclip.evaluate.evaluate"),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
         metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
@@ -67,7 +67,7 @@ rule propagate_labels:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        code=sources("latteclip.label_propagation"),
+        code=sources("latteclip.evaluate.propagate_labels"),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
         metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
@@ -105,7 +105,7 @@ rule summarize:
             for dataset in settings.datasets
             for method, seed in settings.runs(dataset)
         ],
-        code=sources("latteclip.report"),
+        code=sources("latteclip.evaluate.summarize"),
     output:
         csv=report(
             f"results/{settings.table['name']}.csv",

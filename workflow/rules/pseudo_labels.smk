@@ -5,7 +5,7 @@ rule pseudo_label_images:
     input:
         images="results/{dataset}/images.parquet",
         clip_model=hub_model("clip"),
-        code=sources("latteclip.zero_shot"),
+        code=sources("latteclip.labels.pseudo_label_images"),
     output:
         labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",

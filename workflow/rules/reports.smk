@@ -13,7 +13,7 @@ rule report_dataset:
         predictions=of_runs("predictions"),
         model=of_runs("model"),
         templates=templates(),
-        code=sources("latteclip.html.dataset_report"),
+        code=sources("latteclip.report.report_dataset"),
     output:
         report(
             f"results/{{dataset}}/report{PAGES}.html",
@@ -43,7 +43,7 @@ rule index_results:
     input:
         metrics=rules.summarize.input.metrics,
         templates=templates(),
-        code=sources("latteclip.html.results_index"),
+        code=sources("latteclip.report.index_results"),
     output:
         report(
             f"results/index{PAGES}.html",

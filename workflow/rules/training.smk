@@ -9,7 +9,7 @@ rule finetune:
         group_captions=captions_of("group"),
         caption_labels=caption_labels_if_used,
         clip_model=hub_model("clip"),
-        code=sources("latteclip.finetune"),
+        code=sources("latteclip.train.finetune"),
     output:
         model=directory("results/{dataset}/{method}/seed{seed}/model"),
         history="results/{dataset}/{method}/seed{seed}/history.parquet",

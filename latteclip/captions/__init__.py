@@ -1,0 +1,1 @@
+"""Ask an engine about images, and keep its answers."""

@@ -1,0 +1,206 @@
+"""Asking an engine about every row of a table, each request once.
+
+Letters: N training images, R rows of a table (images or groups).
+"""
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from latteclip.captions import request as requests
+from latteclip.captions.answers import Answer, AnswerStore, Kept
+from latteclip.captions.clean import clean
+from latteclip.captions.engines import base as captioners
+from latteclip.captions.engines.base import CaptionerSettings
+from latteclip.captions.prepare import Prepared, Preparer, Task, Workers
+from latteclip.captions.request import Layout, Request
+from latteclip.core.errors import UserError
+from latteclip.core.progress import Progress
+
+log = logging.getLogger(__name__)
+HOPELESS = 50  # requests that fail one after another before a run gives up
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The R rows that a table will have: what is asked about which images.
+
+    Columns, not objects a row: a million rows must fit.
+    """
+
+    ids: Sequence[str]  # R
+    members: np.ndarray  # int [R, images of a request], indices into `image_ids`
+    image_ids: pa.ChunkedArray  # N
+    paths: pa.ChunkedArray  # N
+    labels: Sequence[int] | None  # R, of groups
+    prompts: Callable[[int], str]  # of a row
+    layout: Layout
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def task(self, row: int, attempt: int) -> Task:
+        paths = [self.paths[int(i)].as_py() for i in self.members[row]]
+        return Task(row, paths, requests.prompt_of(self.prompts(row), attempt))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a row of the table says of its request."""
+
+    caption: str
+    finish_reason: str
+    n_tokens: int | None
+    attempts: int
+    error: str | None
+    digest: str | None
+    engine: str
+    date: str | None
+
+
+class Asking:
+    """Asks what the store does not hold, and says what became of each row."""
+
+    def __init__(
+        self, questions: Questions, settings: CaptionerSettings, store: AnswerStore, threads: int
+    ) -> None:
+        self.questions, self.settings, self.store = questions, settings, store
+        self.threads = threads
+        self.identity = settings.identity(questions.layout)
+        self.image_digests = np.zeros((len(questions), 32), np.uint8)  # read as bytes
+        self.errors: dict[str, str] = {}  # by the digest of the request
+        self.captioner: captioners.Captioner | None = None
+        self._on_their_way: set[str] = set()  # digests
+        self.n_asked = self.n_tokens = self._failed_in_a_row = 0
+        self._seconds = 0.0  # of answering
+
+    def ask(self) -> None:
+        """Ask once about every row, and again about those with an empty or cut answer.
+
+        Raises:
+            UserError: nothing but failures, for HOPELESS requests or all that there are.
+        """
+        as_urls = self.settings.engine == "openai"
+        preparer = Preparer(self.identity, as_urls, self.store.keys())
+        everything = range(len(self.questions))
+        with Workers(preparer, self.threads) as workers:
+            self._attempt(1, everything, workers)
+            again = [row for row in everything if self._wants_another(row)]
+            if again:
+                log.info("%d answers are empty or cut.", len(again))
+                self._attempt(2, again, workers)
+        seconds = max(self._seconds, 1e-9)
+        log.info(
+            "Asked %d requests about %d rows in %.0f s: %.1f captions/s, %.0f tokens/s.",
+            self.n_asked,
+            len(self.questions),
+            self._seconds,
+            self.n_asked / seconds,
+            self.n_tokens / seconds,
+        )
+
+    def _attempt(self, attempt: int, rows: Sequence[int], workers: Workers) -> None:
+        progress = Progress(len(rows), "captions")
+        tasks = (self.questions.task(row, attempt) for row in rows)
+        pending = self._pending(workers.prepare(tasks), attempt, progress)
+        first = next(pending, None)
+        if first is None:
+            return
+        captioner = self._start()
+        source = itertools.chain([first], pending)
+        started, tokens_before = time.monotonic(), self.n_tokens
+        progress.restart()
+        for request, answer in captioner.answer(source, workers.are_behind):
+            self._take(request, answer, attempt, captioner.version)
+            rate = (self.n_tokens - tokens_before) / (time.monotonic() - started)
+            progress.add(1, f"{rate:.0f} tokens/s")
+        self._seconds += time.monotonic() - started
+
+    def _start(self) -> captioners.Captioner:
+        """The engine, started when the first request needs it."""
+        if self.captioner is None:
+            started = time.monotonic()
+            layout = self.questions.layout
+            pictures = self.questions.members.shape[1] if layout.kind == "multi_image" else 1
+            self.captioner = captioners.start(self.settings, self.threads, pictures)
+            seconds = time.monotonic() - started
+            log.info("%s started in %.0f s.", self.captioner.version, seconds)
+        return self.captioner
+
+    def _pending(
+        self, prepared: Iterable[Prepared], attempt: int, progress: Progress
+    ) -> Iterator[Request]:
+        """What must be asked: neither held nor on its way for an equal row."""
+        for item in prepared:
+            row = item.task.key
+            self.image_digests[row] = np.frombuffer(item.image_digests, np.uint8)
+            request_digest = self._digest(row, attempt)
+            known = request_digest in self.store or request_digest in self._on_their_way
+            if known or item.pictures is None:
+                progress.held(1)
+                continue
+            self._on_their_way.add(request_digest)
+            yield Request(row, item.pictures, item.task.prompt)
+
+    def _take(self, request: Request, answer: Answer, attempt: int, engine: str) -> None:
+        request_digest = self._digest(request.key, attempt)
+        self._on_their_way.discard(request_digest)
+        self.n_asked += 1
+        if answer.error is None:
+            self._failed_in_a_row = 0
+            self.n_tokens += answer.n_tokens or 0
+            self.store.add(request_digest, answer, engine)
+            return
+        self._failed_in_a_row += 1
+        self.errors[request_digest] = answer.error
+        if self._failed_in_a_row >= HOPELESS:
+            raise UserError(
+                f"{self._failed_in_a_row} requests failed one after another, the last with: "
+                f"{answer.error.rstrip('.')}. The answers before them are kept."
+            )
+
+    def _digest(self, row: int, attempt: int) -> str:
+        """Of the request about a row, whose images have been read."""
+        prompt = requests.prompt_of(self.questions.prompts(row), attempt)
+        n_images = self.questions.members.shape[1]
+        return requests.digest(self.image_digests[row].tobytes(), n_images, prompt, self.identity)
+
+    def _wants_another(self, row: int) -> bool:
+        first = self.store.get(self._digest(row, 1))
+        return first is not None and not _is_good(first)
+
+    def outcome(self, row: int) -> Outcome:
+        """What became of a row: its first good answer, else one that has a text."""
+        request_digest = self._digest(row, 1)
+        first = self.store.get(request_digest)
+        if first is None:
+            error = self.errors.get(request_digest, "not answered")
+            return Outcome("", "error", None, 1, error, request_digest, "", None)
+        second = None if _is_good(first) else self.store.get(self._digest(row, 2))
+        if second is None:
+            return _outcome(first, 1, request_digest)
+        best = second if _is_good(second) or not clean(first.answer.text) else first
+        return _outcome(best, 2, request_digest)
+
+
+def _is_good(kept: Kept) -> bool:
+    return kept.answer.finish_reason != "length" and bool(clean(kept.answer.text))
+
+
+def _outcome(kept: Kept, attempts: int, request_digest: str) -> Outcome:
+    answer = kept.answer
+    return Outcome(
+        clean(answer.text),
+        answer.finish_reason,
+        answer.n_tokens,
+        attempts,
+        None,
+        request_digest,
+        kept.engine,
+        kept.date,
+    )

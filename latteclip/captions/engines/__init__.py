@@ -1,0 +1,1 @@
+"""What answers: vLLM, transformers, a server, a file."""

@@ -1,0 +1,157 @@
+"""vLLM's offline engine."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from latteclip.captions.answers import Answer
+from latteclip.captions.engines.base import CaptionerSettings, never
+from latteclip.captions.request import Request, messages
+from latteclip.core import gpus
+from latteclip.core.errors import UserError
+
+ROOM = 2  # requests inside the engine for each that it works on: rendered ahead
+# What vLLM's errors say, in lower case, and what to do about them; the first that fits.
+REMEDIES = (
+    (
+        ("no available memory for the cache", "kv cache is needed", "larger than the available kv"),
+        "raise captioner.gpu_memory_utilization, lower captioner.max_model_len, or spread the "
+        "model over GPUs with captioner.tensor_parallel_size",
+    ),
+    (
+        ("less than desired gpu memory utilization",),
+        "something else uses this GPU: lower captioner.gpu_memory_utilization, or free the GPU",
+    ),
+    (
+        ("out of memory",),
+        "lower captioner.batch_size or captioner.max_model_len, set captioner.quantization, or "
+        "spread the model over GPUs with captioner.tensor_parallel_size",
+    ),
+    (
+        ("maximum model length", "maximum context length", "max_model_len"),
+        "set captioner.max_model_len to what the model can read, and large enough for picture, "
+        "prompt and captioner.max_new_tokens; a lower captioner.max_image_side makes pictures "
+        "shorter",
+    ),
+    (
+        ("not supported for now", "model architectures", "does not recognize this architecture"),
+        "this vLLM does not know the model: set another captioner.model, or captioner.engine to "
+        "transformers",
+    ),
+    (
+        ("not a valid model identifier", "repository not found", "is not a local folder", "404"),
+        "check captioner.model and captioner.revision, and HF_TOKEN for a model that asks for it",
+    ),
+    (
+        ("bfloat16", "compute capability"),
+        "this GPU lacks that arithmetic: set captioner.dtype to float16",
+    ),
+    (("quantization",), "set captioner.quantization to what the model's files are, or to null"),
+    (
+        ("world size", "tensor parallel", "tensor_parallel"),
+        "set captioner.tensor_parallel_size to a number of GPUs that this machine has and that "
+        "divides the model's attention heads",
+    ),
+    (
+        ("engine core initialization failed",),
+        "the reason stands above in the output; where it is memory, lower captioner.max_model_len "
+        "or captioner.batch_size, or change captioner.gpu_memory_utilization",
+    ),
+)
+
+
+class VllmCaptioner:
+    """Keeps vLLM's scheduler full: each finished request makes room for the next one."""
+
+    def __init__(self, settings: CaptionerSettings, threads: int, pictures: int) -> None:
+        import torch
+
+        gpus.claim(settings.tensor_parallel_size)
+        environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+        on_gpu = torch.cuda.is_available()
+        if not on_gpu:
+            torch.set_num_threads(threads)
+            environment |= {
+                "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+                "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # other jobs use the same cores
+                "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # nothing to overlap; starts twice as fast
+                "OMP_NUM_THREADS": str(threads),
+            }
+        for name, value in environment.items():
+            os.environ.setdefault(name, value)
+        import vllm
+
+        self.version = f"vllm {vllm.__version__}"
+        try:
+            self._llm = vllm.LLM(
+                model=settings.model,
+                revision=settings.revision,
+                dtype=settings.dtype,  # type: ignore[arg-type]
+                quantization=settings.quantization,  # type: ignore[arg-type]
+                tensor_parallel_size=settings.tensor_parallel_size,
+                max_model_len=settings.max_model_len,
+                max_num_seqs=settings.batch_size,
+                gpu_memory_utilization=settings.gpu_memory_utilization,
+                limit_mm_per_prompt={"image": pictures},
+                # Each picture comes once: caches would only hash it and hold on to it.
+                mm_processor_cache_gb=0,
+                enable_prefix_caching=False,
+                enforce_eager=not on_gpu,
+                trust_remote_code=False,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"Captioner model {settings.model!r} cannot be loaded: {explained(error)}"
+            ) from None
+        self._refusals = (ValueError, vllm.exceptions.VLLMClientError)
+        self._sampling = vllm.SamplingParams(temperature=0.0, max_tokens=settings.max_new_tokens)
+        self._room = ROOM * settings.batch_size
+
+    def answer(
+        self, requests: Iterable[Request], would_wait: Callable[[], bool] = never
+    ) -> Iterator[tuple[Request, Answer]]:
+        engine, source = self._llm.llm_engine, iter(requests)
+        waiting: dict[str, Request] = {}
+        more = True
+        while more or waiting:
+            while more and len(waiting) < self._room and not (waiting and would_wait()):
+                request = next(source, None)
+                if request is None:
+                    more = False
+                    break
+                try:
+                    waiting[self._enqueue(request)] = request
+                except self._refusals as error:  # too long, or a picture that it cannot take
+                    yield request, Answer("", "error", None, explained(error))
+            if not waiting:
+                continue
+            try:
+                outputs = engine.step()
+            except (RuntimeError, MemoryError) as error:
+                raise UserError(f"vLLM stopped: {explained(error)}") from None
+            for output in outputs:
+                if output.finished:
+                    yield waiting.pop(output.request_id), _answer(output)
+
+    def _enqueue(self, request: Request) -> str:
+        """Hand a request over; the id that its output will bear."""
+        pictures = [{"type": "image_pil", "image_pil": p} for p in request.pictures]
+        conversation: Any = messages(pictures, request.prompt)
+        [internal] = self._llm.enqueue_chat([conversation], self._sampling, use_tqdm=False)
+        return internal.partition("-")[0]  # vLLM appends random characters to a number
+
+
+def _answer(output: Any) -> Answer:
+    completion = output.outputs[0]
+    reason = completion.finish_reason or "unknown"
+    return Answer(completion.text, reason, len(completion.token_ids))
+
+
+def explained(error: BaseException) -> str:
+    """One sentence: the telling line of the error, and which key of the configuration to turn."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    for marks, remedy in REMEDIES:
+        for line in lines:
+            if any(mark in line.lower() for mark in marks):
+                return f"{line.rstrip('.')}; {remedy}."
+    return lines[0] if lines else repr(error)

@@ -1,0 +1,118 @@
+"""`latteclip captions show`: a few captions with what was asked about which images."""
+
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from latteclip.captions.caption import GroupSettings, layout_of
+from latteclip.captions.prepare import show as pictures_of
+from latteclip.captions.request import Layout
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.core.settings import from_values
+
+WIDTH = 100
+
+
+def command(words: Sequence[str], n: int, pictures: str | None) -> str:
+    """What `latteclip captions WORDS` prints.
+
+    Args:
+        words: "show" and the path of a CAPTIONS table.
+        n: how many captions, spread over the table.
+        pictures: folder that gets the pictures as the model saw them.
+    """
+    if len(words) != 2 or words[0] != "show":
+        raise UserError("Say: latteclip captions show FILE [--n 5] [--pictures FOLDER].")
+    return show(words[1], n, pictures)
+
+
+def show(path: str, n: int, pictures: str | None = None) -> str:
+    """A few captions as text; the image index is taken from the folder above."""
+    table, metadata = tables.read(path, tables.CAPTIONS)
+    index, classnames = tables.read_unlabelled(_index_of(path), training=True)
+    ids = index["image_id"].to_pylist()
+    paths = dict(zip(ids, index["path"].to_pylist(), strict=True))
+    step = max(1, len(table) // max(1, n))
+    rows = table.take(list(range(0, len(table), step))[:n]).to_pylist()
+    labels = _labels_beside(path)
+    blocks = [_header(path, len(table), metadata)]
+    for row in rows:
+        label = row["pseudo_label"]
+        label = labels.get(row["id"]) if label is None else label
+        blocks.append(_block(row, None if label is None else classnames[label]))
+        if pictures is not None:
+            blocks[-1] += "\n" + "\n".join(
+                f"  picture   {file}" for file in save_pictures(row, metadata, paths, pictures)
+            )
+    return "\n\n".join(blocks)
+
+
+def save_pictures(
+    row: dict[str, Any], metadata: dict[str, Any], paths: dict[str, str], folder: str
+) -> list[Path]:
+    """Make the pictures of a row again from its members; the files written.
+
+    Args:
+        metadata: of the table.
+        paths: where each image lies.
+    """
+    files = [paths[member] for member in row["members"]]
+    made = pictures_of(_layout(metadata), files, [Path(file).read_bytes() for file in files])
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    name = row["id"].replace(os.sep, "-")
+    written = []
+    for number, picture in enumerate(made):
+        suffix = f"-{number}" if len(made) > 1 else ""
+        written.append(Path(folder) / f"{name}{suffix}.png")
+        picture.save(written[-1])
+    return written
+
+
+def _layout(metadata: dict[str, Any]) -> Layout:
+    max_side = metadata["captioner"].get("max_image_side")
+    if "groups" not in metadata:
+        return Layout(max_side=max_side)
+    return layout_of(from_values(GroupSettings, metadata["groups"]), max_side)
+
+
+def _index_of(path: str) -> Path:
+    """images.parquet of the dataset whose folder `captions` holds the table, or a shard of it."""
+    for folder in Path(path).resolve().parents:
+        if folder.name == "captions":
+            return folder.parent / "images.parquet"
+    raise UserError(f"{path} does not lie in a folder results/<dataset>/captions.")
+
+
+def _labels_beside(path: str) -> dict[str, int]:
+    """The pseudo-labels of the dataset, where they are there: a table of images has none."""
+    labels_path = _index_of(path).with_name("pseudo_labels.parquet")
+    if not labels_path.is_file():
+        return {}
+    table, _ = tables.read(labels_path, tables.PSEUDO_LABELS, ["image_id", "pseudo_label"])
+    columns = table.to_pydict()
+    return dict(zip(columns["image_id"], columns["pseudo_label"], strict=True))
+
+
+def _header(path: str, n: int, metadata: dict[str, Any]) -> str:
+    captioner = metadata["captioner"]
+    return (
+        f"{path}: {n} captions by {captioner['model']} "
+        f"({metadata['engine']}, revision {captioner['revision']}, {metadata['date']})"
+    )
+
+
+def _block(row: dict[str, Any], classname: str | None) -> str:
+    facts = [row["finish_reason"], f"{row['n_tokens']} tokens"]
+    if row["attempts"] > 1:
+        facts.append("second attempt")
+    lines = [row["id"], f"  prompt    {row['prompt']}"]
+    if len(row["members"]) > 1:
+        lines.append(f"  members   {', '.join(row['members'])}")
+    if classname is not None:
+        lines.append(f"  class     {classname} (pseudo-label)")
+    caption = textwrap.wrap(row["caption"] or f"none: {row['error'] or 'empty'}", WIDTH - 12)
+    lines.append("  caption   " + "\n            ".join(caption))
+    return "\n".join([*lines, f"            ({', '.join(facts)})"])

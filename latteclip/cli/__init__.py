@@ -1,0 +1,1 @@
+"""The command line: commands of rules and of people."""

@@ -1,0 +1,288 @@
+"""What this machine can do for the workflow: one line a check, with what to do about it.
+
+Checks do not depend on each other, and one that fails hides no other. Torch and vLLM are imported
+in processes of their own: a broken build may end the process that imports it.
+"""
+
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TextIO
+
+from latteclip.cli.colours import paint
+from latteclip.core.version import __version__
+
+log = logging.getLogger(__name__)
+GIB = 2**30
+DISK_WANTED = 40  # GiB: LLaVA 1.6 with 7 billion parameters takes 15, the largest dataset 37
+MEMORY_WANTED = 8  # GiB
+HUB_TIMEOUT, IMPORT_TIMEOUT, TOOL_TIMEOUT = 5, 180, 20  # seconds
+COLOURS = {"ok": "green", "note": "bold", "warning": "yellow"}
+TORCH = """
+import json, torch
+found = {"version": torch.__version__, "cuda": torch.version.cuda, "cards": []}
+for i in range(torch.cuda.device_count()):
+    card = torch.cuda.get_device_properties(i)
+    with torch.cuda.device(i):
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    found["cards"].append({"name": card.name, "memory": card.total_memory, "bf16": bf16})
+print(json.dumps(found))
+"""
+VLLM = """
+import json, vllm
+from vllm.platforms import current_platform
+print(json.dumps({"version": vllm.__version__, "device": current_platform.device_type}))
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found."""
+
+    level: str  # ok; note: the workflow runs without it; warning: to be mended
+    text: str
+    advice: str = ""
+
+
+Check = Callable[[], Iterator[Finding]]
+
+
+def doctor(stream: TextIO) -> bool:
+    """Run all checks and print their lines as they come; whether none is a warning."""
+    good = True
+    for name, check in CHECKS.items():
+        for finding in findings(check):
+            good &= finding.level != "warning"
+            level = paint(f"{finding.level:7}", COLOURS[finding.level], stream)
+            advice = f"; {finding.advice}" if finding.advice else ""
+            print(f"{level}  {name:9}  {finding.text}{advice}", file=stream, flush=True)
+    return good
+
+
+def findings(check: Check) -> list[Finding]:
+    """What a check finds; one that breaks is a warning itself."""
+    try:
+        return list(check())
+    except Exception as error:  # whatever it is, the other checks are to run
+        log.debug("A check broke.", exc_info=True)
+        return [
+            Finding(
+                "warning",
+                f"could not be checked ({type(error).__name__}: {error})",
+                "this is a bug: report it with the line",
+            )
+        ]
+
+
+def python() -> Iterator[Finding]:
+    """Versions of what is always needed."""
+    yield Finding(
+        "ok",
+        f"Python {platform.python_version()}, latteclip {__version__}, "
+        f"Snakemake {version('snakemake')}",
+    )
+
+
+def cpu() -> Iterator[Finding]:
+    """Cores that this process may use, and what limits threads."""
+    usable, all_cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    text = f"{usable} of {all_cores} cores may be used"
+    limit = os.environ.get("OMP_NUM_THREADS")
+    if limit:
+        text += f"; OMP_NUM_THREADS is {limit}"
+    if usable < all_cores:
+        yield Finding("note", text, f"give snakemake -j{usable}")
+    else:
+        yield Finding("ok", text)
+
+
+def memory() -> Iterator[Finding]:
+    """Main memory."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / GIB
+    text = f"{total:.0f} GiB"
+    if total < MEMORY_WANTED:
+        yield Finding("warning", text, "the captioner and two jobs side by side want 8 GiB or more")
+    else:
+        yield Finding("ok", f"{text}, {free:.0f} GiB of it unused")
+
+
+def disk() -> Iterator[Finding]:
+    """Room where results, downloads and models go."""
+    cache = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    folders = {"results": Path("results"), "resources": Path("resources"), "models": cache}
+    devices: dict[int, tuple[Path, list[str]]] = {}
+    for name, path in folders.items():
+        existing = next(p for p in (path.resolve(), *path.resolve().parents) if p.exists())
+        devices.setdefault(existing.stat().st_dev, (existing, []))[1].append(name)
+    for existing, names in devices.values():
+        free = shutil.disk_usage(existing).free / GIB
+        text = f"{free:.0f} GiB free for {', '.join(names)} ({existing})"
+        if not os.access(existing, os.W_OK):
+            yield Finding("warning", f"{existing} cannot be written to", "change its permissions")
+        elif free < DISK_WANTED:
+            yield Finding(
+                "warning" if free < 2 else "note",
+                text,
+                f"a large dataset and LLaVA want {DISK_WANTED}; the demo wants 1",
+            )
+        else:
+            yield Finding("ok", text)
+
+
+def gpu() -> Iterator[Finding]:
+    """NVIDIA's own word, independent of torch."""
+    asked = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    if shutil.which(asked[0]) is None:
+        yield Finding(
+            "note",
+            "no NVIDIA GPU (nvidia-smi is not there)",
+            "the demo runs; captions of a real dataset by LLaVA would take days",
+        )
+        return
+    run = _run(asked)
+    if run.returncode:
+        yield Finding("warning", f"nvidia-smi fails: {_last(run)}", "repair the driver")
+    for line in run.stdout.splitlines() if not run.returncode else []:
+        yield Finding("ok", line)
+
+
+def torch() -> Iterator[Finding]:
+    """Whether torch imports, and which cards it sees."""
+    found, problem = _import(TORCH)
+    if found is None:
+        yield Finding("warning", f"torch does not import: {problem}", "run make install again")
+        return
+    build = f"CUDA {found['cuda']}" if found["cuda"] else "CPU build"
+    text = f"torch {found['version']} ({build})"
+    if not found["cards"] and shutil.which("nvidia-smi"):
+        yield Finding(
+            "warning",
+            f"{text} sees no GPU, though nvidia-smi is there",
+            "run make install KIND=cuda, or install a torch build that fits the driver",
+        )
+        return
+    yield Finding("ok", text)
+    for card in found["cards"]:
+        seen = f"{card['name']}, {card['memory'] / GIB:.0f} GiB"
+        if card["bf16"]:
+            yield Finding("ok", f"{seen}, computes in bf16")
+        else:
+            yield Finding("note", f"{seen}, no bf16", "set clip.precision to fp16")
+
+
+def vllm() -> Iterator[Finding]:
+    """Whether vLLM imports, and for what it was built."""
+    found, problem = _import(VLLM)
+    if found is None:
+        yield Finding(
+            "warning",
+            f"vLLM does not import: {problem}",
+            "run make install again, or caption with \"captioner={'engine': 'transformers'}\"",
+        )
+    elif found["device"] != "cuda" and shutil.which("nvidia-smi"):
+        yield Finding(
+            "warning",
+            f"vLLM {found['version']} is built for {found['device']}, though a GPU is there",
+            "run make install KIND=cuda",
+        )
+    else:
+        yield Finding("ok", f"vLLM {found['version']}, built for {found['device']}")
+
+
+def hub() -> Iterator[Finding]:
+    """Whether models and datasets can be fetched from Hugging Face."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        yield Finding(
+            "note", "HF_HUB_OFFLINE is set", "models must be in the cache, or local-dir: folders"
+        )
+        return
+    address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        request = urllib.request.Request(address, method="HEAD")
+        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT) as answer:
+            yield Finding("ok", f"{address} answers ({answer.status})")
+    except urllib.error.HTTPError as error:
+        yield Finding("ok", f"{address} answers ({error.code})")
+    except (OSError, ValueError) as error:
+        yield Finding(
+            "warning",
+            f"{address} does not answer ({getattr(error, 'reason', error)})",
+            "set https_proxy or HF_ENDPOINT, or HF_HUB_OFFLINE=1 where models are in the cache",
+        )
+
+
+def slurm() -> Iterator[Finding]:
+    """Whether jobs can be handed to a cluster."""
+    if shutil.which("sbatch") is None:
+        yield Finding("note", "no SLURM (sbatch is not there)", "jobs run on this machine")
+        return
+    found = _run(["sbatch", "--version"])
+    if found.returncode:
+        yield Finding("warning", f"sbatch fails: {_last(found)}", "ask who runs the cluster")
+        return
+    partitions = _run(["sinfo", "--noheader", "--format=%P %a %l %G"])
+    if partitions.returncode:
+        yield Finding(
+            "warning",
+            f"{found.stdout.strip()}, but sinfo fails: {_last(partitions)}",
+            "ask who runs the cluster",
+        )
+        return
+    yield Finding("ok", found.stdout.strip())
+    for line in partitions.stdout.splitlines():
+        name, state, limit, devices = line.split(maxsplit=3)
+        yield Finding("ok", f"partition {name}: {state}, at most {limit}, devices {devices}")
+    if find_spec("snakemake_executor_plugin_slurm") is None:
+        yield Finding(
+            "warning",
+            "Snakemake lacks its plugin for SLURM",
+            "pip install snakemake-executor-plugin-slurm",
+        )
+
+
+def _run(command: Sequence[str], timeout: float | None = None) -> subprocess.CompletedProcess[str]:
+    """A finished process; one that takes too long has the exit status of `timeout`."""
+    timeout = timeout or TOOL_TIMEOUT
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, "", f"no answer in {timeout} s")
+
+
+def _last(run: subprocess.CompletedProcess[str]) -> str:
+    """The last line of what a failed process said."""
+    lines = (run.stderr.strip() or run.stdout.strip()).splitlines()
+    return lines[-1].strip() if lines else f"exit status {run.returncode}"
+
+
+def _import(code: str) -> tuple[dict | None, str]:
+    """The JSON that code prints last in a new interpreter, or else what went wrong."""
+    run = _run([sys.executable, "-c", code], IMPORT_TIMEOUT)
+    if run.returncode:
+        return None, _last(run)
+    return json.loads(run.stdout.splitlines()[-1]), ""
+
+
+CHECKS: dict[str, Check] = {
+    "python": python,
+    "cpu": cpu,
+    "memory": memory,
+    "disk": disk,
+    "gpu": gpu,
+    "torch": torch,
+    "vllm": vllm,
+    "hub": hub,
+    "slurm": slurm,
+}

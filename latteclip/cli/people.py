@@ -1,0 +1,231 @@
+"""The commands that people type; `latteclip.cli.main` holds those of the workflow's rules.
+
+A function `add_<name>` defines a command's arguments. What a command does is imported when it runs:
+the help answers without torch.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+SKIPPED = 3  # exit status: some images were left out
+NOT_READY = 1  # exit status of doctor: something is wrong with this machine
+SHELLS = ("bash", "zsh", "fish", "tcsh")
+FORMATS = ("open_clip", "transformers", "onnx")
+
+
+def datasets(args: argparse.Namespace) -> None:
+    """List the datasets, or verify what is on disk."""
+    from latteclip.data import datasets as listing
+
+    print(listing.command(args.check))
+
+
+def add_datasets(sub: argparse.ArgumentParser) -> None:
+    """Arguments of datasets."""
+    sub.usage = "latteclip datasets [check [KEY ...]]"
+    sub.add_argument("check", nargs="*", help="check: verify those that are named, or all on disk")
+
+
+def captions(args: argparse.Namespace) -> None:
+    """Show a few captions with class and prompt."""
+    from latteclip.captions import show
+
+    print(show.command(args.show, args.n, args.pictures))
+
+
+def add_captions(sub: argparse.ArgumentParser) -> None:
+    """Arguments of captions."""
+    sub.usage = "latteclip captions show FILE [--n N] [--pictures FOLDER]"
+    sub.add_argument(
+        "show", nargs="*", help="show, and a table: results/<dataset>/captions/*.parquet"
+    )
+    sub.add_argument("--n", type=int, default=5, help="how many (default: 5)")
+    sub.add_argument("--pictures", metavar="FOLDER", help="make their pictures again there")
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Classify images with a tuned model."""
+    from latteclip.deploy import predict as prediction
+
+    skipped = prediction.predict(
+        args.model,
+        args.paths,
+        args.output,
+        topk=args.topk,
+        batch_size=args.batch_size,
+        precision=args.precision,
+        device=args.device,
+        threads=args.threads,
+    )
+    return SKIPPED if skipped else 0
+
+
+def add_predict(sub: argparse.ArgumentParser) -> None:
+    """Arguments of predict."""
+    _add_model(sub)
+    sub.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="image, folder (with all below it), glob, or - for a list on stdin",
+    )
+    sub.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help=".csv, .jsonl or .parquet (default: CSV on stdout)",
+    )
+    sub.add_argument(
+        "-k", "--topk", type=int, default=1, metavar="K", help="classes an image (default: 1)"
+    )
+    sub.add_argument(
+        "--batch-size",
+        type=int,
+        default=256,
+        metavar="N",
+        help="images encoded at once (default: 256)",
+    )
+    sub.add_argument(
+        "--precision",
+        choices=("bf16", "fp16", "float32"),
+        default="bf16",
+        help="of a GPU's arithmetic (default: bf16)",
+    )
+    sub.add_argument("--device", default="auto", help="auto, cuda or cpu (default: auto)")
+    sub.add_argument(
+        "--threads",
+        type=int,
+        default=os.cpu_count(),
+        metavar="N",
+        help="CPU threads (default: all)",
+    )
+    sub.epilog = (
+        "Images that cannot be decoded are reported on stderr and left out; the exit status is "
+        f"then {SKIPPED}. score is the cosine of image and prototype, probability the softmax of "
+        "the scaled scores over all classes."
+    )
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write a tuned model as open_clip, transformers or ONNX load it."""
+    from latteclip.deploy import export as exporting
+
+    command = exporting.export(args.model, args.destination, args.format, args.licence)
+    print(f"To upload it: {command}")
+
+
+def add_export(sub: argparse.ArgumentParser) -> None:
+    """Arguments of export."""
+    _add_model(sub)
+    sub.add_argument("destination", metavar="DEST", help="new or empty folder")
+    sub.add_argument("--format", choices=FORMATS, required=True, help="who is to load it")
+    sub.add_argument(
+        "--licence",
+        metavar="ID",
+        help="of the weights, as the hub spells it: mit, apache-2.0, cc-by-nc-4.0, ...",
+    )
+
+
+def status(args: argparse.Namespace) -> None:
+    """Show which stages are done, stale or missing, and why."""
+    from latteclip.cli import status as report
+
+    print(report.status(args.datasets, args.config, args.configfile, args.sdm, sys.stdout))
+
+
+def add_status(sub: argparse.ArgumentParser) -> None:
+    """Arguments of status."""
+    sub.add_argument(
+        "datasets",
+        nargs="*",
+        metavar="DATASET",
+        help="dataset keys (default: those with results, else the configured one)",
+    )
+    sub.add_argument(
+        "--config",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="as snakemake takes it: method=latteclip seeds=5",
+    )
+    sub.add_argument(
+        "--configfile",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="as snakemake takes it",
+    )
+    sub.add_argument(
+        "--sdm",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="METHOD",
+        help="as snakemake takes it: conda or apptainer",
+    )
+    sub.epilog = "Run it in the folder of the Snakefile, with the options that the run was given."
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Say what this machine can do, and what to mend."""
+    from latteclip.cli import doctor as checks
+
+    return 0 if checks.doctor(sys.stdout) else NOT_READY
+
+
+def completion(args: argparse.Namespace) -> None:
+    """Print the shell's completion script."""
+    import shtab
+
+    parser = args.parser()
+    for action in _file_actions(parser):
+        action.complete = shtab.FILE  # type: ignore[attr-defined]
+    print(shtab.complete(parser, shell=args.shell))
+
+
+def add_completion(sub: argparse.ArgumentParser) -> None:
+    """Arguments of completion."""
+    sub.formatter_class = argparse.RawDescriptionHelpFormatter
+    sub.add_argument("shell", choices=SHELLS)
+    sub.epilog = """\
+Put a line into the shell's start-up file:
+  bash (~/.bashrc)                  eval "$(latteclip completion bash)"
+  zsh  (~/.zshrc, after compinit)   eval "$(latteclip completion zsh)"
+  fish (~/.config/fish/config.fish) latteclip completion fish | source
+  tcsh (~/.tcshrc)                  eval "`latteclip completion tcsh`"
+"""
+
+
+def _add_model(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "model", metavar="MODEL", help="tuned model: results/<dataset>/<method>/seed<n>/model"
+    )
+
+
+def _file_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """The arguments that are paths, of all commands that the help shows."""
+    names = {"model", "paths", "output", "destination", "configfile", "show", "pictures"}
+    found = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found += [a for sub in action.choices.values() for a in _file_actions(sub)]
+        elif action.dest in names:
+            found.append(action)
+    return found
+
+
+# In the order of the help.
+COMMANDS: dict[Callable[[argparse.Namespace], Any], Callable[[argparse.ArgumentParser], None]] = {
+    datasets: add_datasets,
+    captions: add_captions,
+    predict: add_predict,
+    export: add_export,
+    status: add_status,
+    doctor: lambda sub: None,
+    completion: add_completion,
+}

@@ -1,0 +1,279 @@
+"""Which stages of each dataset are done, stale or missing, as Snakemake itself sees it.
+
+Snakemake is asked twice, in processes of its own: `--summary` lists every output of the workflow
+with what is planned for it, and a dry run gives the reasons. Where there is a cluster, its queue
+follows. Nothing is run or written.
+"""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from latteclip.cli import cluster
+from latteclip.cli.colours import paint
+from latteclip.core.errors import UserError
+
+SNAKEFILE, RESULTS = Path("Snakefile"), Path("results")
+MODELS = Path("resources/models")  # notes on models, which datasets share
+RULE = r"^(?:rule|use rule \w+ as) (\w+)"
+HEAD = ["output_file", "date", "rule", "log-file(s)", "status", "plan"]  # of --summary
+PENDING = "update pending"
+SHARED = "all datasets"
+QUEUE = "SLURM queue"
+COLOURS = {"done": "green", "stale": "yellow", "missing": "red"}
+FOLLOWING = ("Missing output files", "Input files updated by another job")
+LONGEST = 70  # characters of a reason
+PARAMS = "Params have changed"
+QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")  # what repr makes of a string
+
+
+@dataclass
+class Job:
+    """One job of the workflow."""
+
+    rule: str
+    dataset: str
+    run: str  # "method, seed n" where it has them
+    outputs: list[str]
+    exists: bool
+    pending: bool
+    why: str = ""
+
+    @property
+    def state(self) -> str:
+        """Done, stale (there, but to be made again) or missing."""
+        if not self.exists:
+            return "missing"
+        return "stale" if self.pending else "done"
+
+
+def status(
+    datasets: Sequence[str],
+    config: Sequence[str],
+    configfiles: Sequence[str],
+    deployment: Sequence[str],
+    stream: TextIO,
+) -> str:
+    """The state of every stage, for people.
+
+    Args:
+        datasets: keys; none for those with results, or else what the configuration names.
+        config: KEY=VALUE pairs for Snakemake.
+        configfiles: configuration files for Snakemake.
+        deployment: methods for its --sdm; another one than the run's makes every stage stale.
+        stream: where it will be printed.
+
+    Raises:
+        UserError: there is no Snakefile here, or Snakemake refuses the configuration.
+    """
+    if not SNAKEFILE.is_file():
+        raise UserError(f"{Path.cwd()} has no Snakefile; run this in the folder that has it.")
+    named = any(pair.startswith("dataset=") for pair in config)
+    if not datasets and not named and not configfiles:
+        datasets = _with_results()
+    pairs = [*config, f"dataset={','.join(datasets)}"] if datasets else list(config)
+    options = [
+        *(["--configfile", *configfiles] if configfiles else []),
+        *(["--config", *pairs] if pairs else []),
+        *(["--sdm", *deployment] if deployment else []),
+    ]
+    jobs = read_summary(_snakemake("--summary", *options))
+    reasons = read_reasons(_snakemake("--dry-run", *options))
+    for job in jobs:
+        job.why = _why(job, reasons)
+    order = {rule: number for number, rule in enumerate(_rule_order())}
+    jobs.sort(key=lambda job: (order.get(job.rule, len(order)), job.run))
+    return "\n\n".join([table(jobs, stream), *_queue(stream)])
+
+
+def _queue(stream: TextIO) -> Iterator[str]:
+    """The jobs of this folder that wait or run on a cluster, where there is one."""
+    if not cluster.has_queue():
+        return
+    try:
+        jobs = cluster.queue()
+    except UserError as error:
+        yield f"{paint(QUEUE, 'bold', stream)}: {error}"
+        return
+    if jobs:
+        lines = [f"  job {job.id:9}  {job.what:40}  {job}" for job in jobs]
+        yield "\n".join([f"{paint(QUEUE, 'bold', stream)}: {len(jobs)} jobs", *lines])
+
+
+def _with_results() -> list[str]:
+    """Datasets that have results here and a file in config/datasets."""
+    return sorted(
+        path.name
+        for path in RESULTS.glob("*")
+        if path.is_dir() and Path("config/datasets", f"{path.name}.yaml").is_file()
+    )
+
+
+def _snakemake(*arguments: str) -> str:
+    """What Snakemake prints.
+
+    Raises:
+        UserError: it failed; says in its words why.
+    """
+    run = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--nocolor", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if run.returncode:
+        raise UserError(f"Snakemake cannot tell: {_complaint(run.stdout)}")
+    return run.stdout
+
+
+def _complaint(text: str) -> str:
+    """What Snakemake says of an error, without where in the workflow it was raised."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    heads = [i for i, line in enumerate(lines) if re.match(r"\w*(Error|Exception)\b.*:$", line)]
+    said = lines[heads[-1] + 1 :] if heads else lines[-3:]
+    return " ".join(line for line in said if not line.startswith('File "'))
+
+
+def read_summary(text: str) -> list[Job]:
+    """The jobs in what `snakemake --summary` prints.
+
+    Raises:
+        UserError: it has not the columns that it should have.
+    """
+    rows = [line.split("\t") for line in text.splitlines() if line.count("\t") >= len(HEAD) - 1]
+    if not rows or rows[0] != HEAD:
+        raise UserError(
+            "Snakemake's --summary has other columns than expected; install the version of "
+            "Snakemake that pyproject.toml names."
+        )
+    jobs: dict[tuple[str, str, str], Job] = {}
+    for file, _, rule, _, state, plan in rows[1:]:
+        dataset, run = _place(file)
+        job = jobs.setdefault(
+            (rule, dataset, run), Job(rule, dataset, run, [], exists=True, pending=False)
+        )
+        job.outputs.append(file)
+        job.exists &= state != "missing"
+        job.pending |= plan == PENDING
+    return list(jobs.values())
+
+
+def _place(file: str) -> tuple[str, str]:
+    """The dataset, and the method and seed, that an output belongs to."""
+    path, parts = Path(file), Path(file).parts
+    if len(parts) < 3 or (path.parent == MODELS and path.suffix == ".json"):
+        return SHARED, ""
+    seed = re.fullmatch(r"seed(\d+)", parts[3]) if len(parts) > 3 else None
+    return parts[1], f"{parts[2]}, seed {seed[1]}" if seed else ""
+
+
+def read_reasons(text: str) -> dict[str, str]:
+    """Output -> why its job would run, from what `snakemake --dry-run` prints."""
+    found: dict[str, str] = {}
+    outputs: list[str] = []
+    for line in text.splitlines():
+        key, _, value = line.strip().partition(": ")
+        if re.match(r"(local)?(rule|checkpoint) \w+:$", line):
+            outputs = []
+        elif key == "output":
+            outputs = value.split(", ")
+        elif key == "reason":
+            found |= dict.fromkeys(outputs, value)
+    return found
+
+
+def _why(job: Job, reasons: dict[str, str]) -> str:
+    """A reason in short: what is missing is seen, what other jobs will bring follows from them."""
+    if not job.pending:
+        return "" if job.exists else "not needed"
+    said = next((reasons[file] for file in job.outputs if file in reasons), "")
+    if said.startswith(PARAMS):
+        return _cut(f"settings changed{changed_settings(said)}")
+    parts = [part.strip() for part in said.split(";")]
+    own = [part for part in parts if part and not part.startswith(FOLLOWING)]
+    if not own:
+        return "not run yet" if not job.exists else "an earlier stage will run"
+    return _cut(own[0].replace(" since last execution", ""))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+
+
+def changed_settings(reason: str) -> str:
+    """`: key old -> new` for each leaf, from Snakemake's lists of parameters before and now.
+
+    A parameter that is no JSON object, such as a prompt, is told by what it is now.
+    """
+    before, _, now = reason.partition(" now: ")
+    old, new = _leaves(before), _leaves(now)
+    parts = [
+        f"now {json.dumps(key, ensure_ascii=False)}"
+        if value is None
+        else f"{key} {old.get(key, 'unset')} -> {value}"
+        for key, value in new.items()
+        if key not in old or old[key] != value
+    ]
+    return f": {', '.join(parts)}" if parts else ""
+
+
+def _leaves(text: str) -> dict[str, str | None]:
+    """Dotted key -> value of the JSON objects among the quoted parameters; other text -> None."""
+    found: dict[str, str | None] = {}
+
+    def walk(value: object, name: str) -> None:
+        if isinstance(value, dict):
+            for key, part in value.items():
+                walk(part, f"{name}.{key}" if name else key)
+        else:
+            found[name] = json.dumps(value, ensure_ascii=False)
+
+    for quoted in QUOTED.findall(text):
+        content = ast.literal_eval(quoted)
+        try:
+            value = json.loads(content)
+        except ValueError:
+            value = None
+        if isinstance(value, dict):
+            walk(value, "")
+        else:
+            found[content] = None
+    return found
+
+
+def table(jobs: Sequence[Job], stream: TextIO) -> str:
+    """A block a dataset, a line for the jobs of a rule and method in the same state."""
+    lines: list[str] = []
+    names = [name for name in dict.fromkeys(job.dataset for job in jobs) if name != SHARED]
+    for name in [*sorted(names), SHARED]:
+        own = [job for job in jobs if job.dataset == name]
+        if own:
+            done = sum(job.state == "done" for job in own)
+            title = paint(name, "bold", stream)
+            lines += [f"{title}: {done} of {len(own)} jobs done", *_rows(own, stream), ""]
+    return "\n".join(lines).rstrip()
+
+
+def _rows(jobs: Sequence[Job], stream: TextIO) -> Iterator[str]:
+    together: dict[tuple[str, str, str, str], list[str]] = {}
+    for job in jobs:
+        method, _, seed = job.run.partition(", seed ")
+        together.setdefault((job.rule, method, job.state, job.why), []).append(seed)
+    for (rule, method, state, why), seeds in together.items():
+        what = f"{method}, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" if method else ""
+        text = f"  {paint(f'{state:7}', COLOURS[state], stream)}  {rule:22}  {what:34}  {why}"
+        yield text.rstrip()
+
+
+def _rule_order() -> list[str]:
+    """The names of the rules, as the files that the Snakefile includes have them."""
+    files = re.findall(r'^include: "(.+)"', SNAKEFILE.read_text("utf-8"), flags=re.MULTILINE)
+    texts = [Path(file).read_text("utf-8") for file in files]
+    return [rule for text in texts for rule in re.findall(RULE, text, re.MULTILINE)]

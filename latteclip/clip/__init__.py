@@ -1,0 +1,1 @@
+"""CLIP models: load, encode, save, classify."""

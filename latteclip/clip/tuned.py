@@ -1,0 +1,59 @@
+"""A tuned model as people hold it: the folder that fine-tuning wrote, opened.
+
+Letters: C classes, D embedding width.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from latteclip.clip import classifier as classifiers
+from latteclip.clip import model as clips
+from latteclip.core.errors import UserError
+
+CONFIG = "open_clip_config.json"
+MODEL = "model"  # the folder's name inside that of a run
+
+
+@dataclass(frozen=True)
+class TunedModel:
+    """A CLIP model with the classifier that was tuned with it."""
+
+    folder: Path
+    clip: clips.Clip
+    classifier: torch.Tensor  # [C, D] float32, L2-normalised rows, on the CPU
+    classnames: list[str]
+    template: str
+
+    @property
+    def logit_scale(self) -> float:
+        """The exponential of the model's parameter: the factor of cosines in a softmax."""
+        return self.clip.model.logit_scale.exp().item()  # type: ignore[operator]
+
+
+def find(model: str | Path) -> Path:
+    """The folder of a tuned model; that of its run will do.
+
+    Raises:
+        UserError: it is no tuned model.
+    """
+    for folder in (Path(model), Path(model) / MODEL):
+        if (folder / clips.CLASSIFIER).is_file() and (folder / CONFIG).is_file():
+            return folder
+    raise UserError(
+        f"{model} is no tuned model: it has no {CONFIG} with {clips.CLASSIFIER} beside it; give a "
+        "folder such as results/<dataset>/<method>/seed0/model."
+    )
+
+
+def load(model: str | Path, device: torch.device, precision: str = "bf16") -> TunedModel:
+    """Open a tuned model.
+
+    Raises:
+        UserError: it is no tuned model, or a file of it is broken.
+    """
+    folder = find(model)
+    classifier, described = classifiers.load_classifier(folder / clips.CLASSIFIER)
+    clip = clips.load(f"local-dir:{folder}", None, device, precision)
+    return TunedModel(folder, clip, classifier, described["classnames"], described["template"])

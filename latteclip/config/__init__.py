@@ -1,0 +1,1 @@
+"""The configuration, and what rules are given of it."""

@@ -1,0 +1,320 @@
+"""The workflow's configuration: types, typos, and which layer wins.
+
+Imports nothing heavy: a mistake in the configuration is answered in the first second.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from latteclip.config import model_names
+from latteclip.core.errors import UserError
+from latteclip.core.prompts import PLACE
+
+Config = Mapping[str, Any]
+ALL = "all"
+UNTRAINED = ("zero_shot", "label_propagation")  # objectives of methods that do not fine-tune
+# A dataset that has no file of its own, only a folder of class folders.
+OWN_DATASET: Config = {
+    "split": {"kind": "folders"},
+    "template": "a photo of a {}.",
+    "prompts": {
+        "image": "Describe the object in the photo concisely, less than 20 words.",
+        "group": "Describe the common visual attributes of the objects in all the photos "
+        "concisely, less than 20 words.",
+    },
+}
+
+
+def merge(*layers: Config | None) -> dict[str, Any]:
+    """A copy of the first mapping with each later one laid over it, key by key."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in (layer or {}).items():
+            mine = result.get(key)
+            both = isinstance(mine, Mapping) and isinstance(value, Mapping)
+            result[key] = merge(mine, value) if both else value
+    return result
+
+
+def names(value: Any) -> list[str]:
+    """A list of names from a list, or from a comma-separated string as `--config` gives it."""
+    parts = value.split(",") if isinstance(value, str) else value
+    return [str(part).strip() for part in parts]
+
+
+def seed_list(value: int | str | Iterable[int]) -> list[int]:
+    """Seeds from a count (3 -> 0, 1, 2), a list, or a comma-separated string."""
+    if isinstance(value, int):
+        return list(range(value))
+    return [int(part) for part in names(value)]
+
+
+class Schema:
+    """A JSON Schema with `$defs`, as YAML."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.root = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+
+    def coerce(self, value: Any, schema: Config | None = None) -> Any:
+        """`value` with strings parsed where the schema wants no string.
+
+        `--config "finetune={'lr': 0.2}"` hands its leaves over as strings.
+        """
+        schema = self._resolve(self.root if schema is None else schema)
+        if isinstance(value, Mapping):
+            named = schema.get("properties", {})
+            other = schema.get("additionalProperties")
+            other = other if isinstance(other, Mapping) else {}
+            return {key: self.coerce(item, named.get(key, other)) for key, item in value.items()}
+        kinds = schema.get("type", "string")
+        if isinstance(value, str) and "string" not in (
+            kinds if isinstance(kinds, list) else [kinds]
+        ):
+            try:
+                return json.loads(value)  # 1e-3 is a number in JSON, but a string in YAML
+            except json.JSONDecodeError:
+                return yaml.safe_load(value)
+        return value
+
+    def validate(self, value: Any) -> None:
+        """Raise UserError about the first mistake, naming the key and, for a typo, the nearest."""
+        validator = jsonschema.Draft202012Validator(self.root)
+        errors = sorted(validator.iter_errors(value), key=lambda error: list(map(str, error.path)))
+        if errors:
+            raise UserError(_sentence(errors[0]))
+
+    def _resolve(self, schema: Config) -> Config:
+        if "$ref" not in schema:
+            return schema
+        return self.root["$defs"][schema["$ref"].removeprefix("#/$defs/")]
+
+
+def _sentence(error: jsonschema.ValidationError) -> str:
+    where = ".".join(map(str, error.absolute_path))
+    if error.validator == "additionalProperties":
+        known = list(error.schema.get("properties", {}))
+        key = next(key for key in error.instance if key not in known)
+        return unknown(f"Configuration key {where + '.' if where else ''}{key}", key, known)
+    if error.validator == "required":
+        return f"Configuration {where or 'file'}: {error.message}."
+    described = error.schema.get("description")
+    meaning = f" ({described})" if described else ""
+    return f"Configuration key {where}{meaning}: {error.message}."
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """The sentence for a name that is not there: the nearest right one, or all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"{what} is unknown; " + (
+        f"did you mean {near[0]}?" if near else f"known are: {', '.join(known)}."
+    )
+
+
+def _with_image_dir(config: dict[str, Any]) -> dict[str, Any]:
+    """`image_dir` as the source of the one dataset that is run; a new key makes a new dataset."""
+    folder = config.get("image_dir")
+    if folder is None:
+        return config
+    asked = names(config.get("dataset", ""))
+    if len(asked) != 1 or asked == [ALL]:
+        raise UserError(f"image_dir belongs to one dataset, but dataset asks for {asked}.")
+    datasets = config.get("datasets", {})
+    values = {**datasets.get(asked[0], OWN_DATASET), "source": {"folder": folder}}
+    return {**config, "datasets": {**datasets, asked[0]: values}}
+
+
+class Settings:
+    """The resolved configuration: what each stage of each dataset and method is given.
+
+    Layers, the later one winning: the defaults of config.yaml; the dataset's file; the method; what
+    the dataset's file says of the method; what the user gave on the command line. A method that is
+    `like` another has all that the other has for the dataset below its own.
+    """
+
+    def __init__(self, config: Config, given: Config, schema: str | Path) -> None:
+        """Check a configuration.
+
+        Args:
+            config: as Snakemake merged it.
+            given: the part of it that comes from --config and --configfile.
+            schema: path of the JSON Schema.
+
+        Raises:
+            UserError: the first mistake found.
+        """
+        rules = Schema(schema)
+        self.config = _with_image_dir(rules.coerce(config))
+        rules.validate(self.config)
+        self._given = rules.coerce(given)
+        asked = names(self.config["dataset"])
+        self.datasets = self.from_source("downloads") if asked == [ALL] else asked
+        self.methods = names(self.config["method"])
+        self.seeds = seed_list(self.config["seeds"])
+        for kind, chosen in (("dataset", self.datasets), ("method", self.methods)):
+            for name in chosen:
+                if name not in self.config[kind + "s"]:
+                    raise UserError(
+                        unknown(f"{kind.capitalize()} {name!r}", name, self.config[kind + "s"])
+                    )
+        self.table = self.config["table"]
+        for name in self.config["methods"]:
+            self._check_likeness(name)
+        base = self.table["baseline"]
+        if base not in self.config["methods"]:
+            raise UserError(
+                unknown(f"Method {base!r} of table.baseline", base, self.config["methods"])
+            )
+        for dataset in self.datasets:
+            self._check_dataset(dataset)
+
+    def dataset(self, dataset: str) -> dict[str, Any]:
+        """What the dataset's file says."""
+        return self.config["datasets"][dataset]
+
+    def download(self, dataset: str) -> dict[str, Any]:
+        """What the download step is given: the files, and on whose terms they are used."""
+        values = self.dataset(dataset)
+        terms = ("title", "licence", "citation")
+        files = {"downloads": values["source"]["downloads"]}
+        return files | {key: values[key] for key in terms if key in values}
+
+    def from_source(self, kind: str) -> list[str]:
+        """Keys of the datasets whose source is of one kind."""
+        return sorted(
+            key for key, values in self.config["datasets"].items() if kind in values["source"]
+        )
+
+    def section(self, name: str, dataset: str) -> dict[str, Any]:
+        """A section of shared settings (clip, captioner, ...) as it stands for one dataset."""
+        result = merge(self.config[name], self.dataset(dataset).get(name), self._given.get(name))
+        if name == "clip" and result["model"].startswith(model_names.WHOLE):
+            result["pretrained"] = None
+        return result
+
+    def method(self, method: str, dataset: str) -> dict[str, Any]:
+        """A method's objective, what it sets, and its `finetune` section, for one dataset."""
+        lineage = self._lineage(method)
+        given = self._given.get("methods", {})
+        layers = (self.config["methods"], self.dataset(dataset).get("methods", {}), given)
+        result = merge(*(layer.get(name) for name in lineage for layer in layers))
+        result["finetune"] = merge(
+            self.config["finetune"],
+            self.dataset(dataset).get("finetune"),
+            result.get("finetune"),
+            self._given.get("finetune"),
+            *(given.get(name, {}).get("finetune") for name in lineage),
+        )
+        result.pop("like", None)
+        return result
+
+    def objective(self, method: str) -> str:
+        """What the method optimises, if anything."""
+        return merge(*map(self.config["methods"].get, self._lineage(method)))["objective"]
+
+    def is_trained(self, method: str) -> bool:
+        """Whether the method fine-tunes, and hence depends on a seed."""
+        return self.objective(method) not in UNTRAINED
+
+    def _lineage(self, method: str) -> list[str]:
+        """The method and those that it is like, the one that is like no other first."""
+        other = self.config["methods"][method].get("like")
+        return [*(self._lineage(other) if other else []), method]
+
+    def reads_caption_labels(self, method: str, dataset: str) -> bool:
+        """Whether the method trains on the labels that captions give."""
+        settings = self.method(method, dataset)
+        trained = settings["objective"] in ("flyp", "latteclip")
+        return trained and settings.get("pseudo_labels", "zero_shot") != "zero_shot"
+
+    def reads_captions(self, method: str, kind: str, dataset: str) -> bool:
+        """Whether the method uses the descriptions of a kind, "image" or "group"."""
+        settings = self.method(method, dataset)
+        return settings["objective"] == "latteclip" and settings.get("switches", {}).get(
+            f"{kind}_description", True
+        )
+
+    def caption_kinds(self, dataset: str) -> list[str]:
+        """Of "image" and "group", the kinds of descriptions that some method or its labels need."""
+        return [
+            kind
+            for kind in ("image", "group")
+            if any(
+                self.reads_captions(method, kind, dataset)
+                or self.reads_caption_labels(method, dataset)
+                for method in self.methods
+            )
+        ]
+
+    def sharded(self) -> list[str]:
+        """Keys of the datasets whose captions several jobs write."""
+        return [key for key in self.config["datasets"] if self._shards(key) > 1]
+
+    def unsharded(self) -> list[str]:
+        """Keys of the datasets whose captions one job writes."""
+        return [key for key in self.config["datasets"] if self._shards(key) == 1]
+
+    def _shards(self, dataset: str) -> int:
+        return self.section("captions", dataset)["shards"]
+
+    def hub_model(self, section: str, dataset: str) -> model_names.Names | None:
+        """The model of section "clip" or "captioner", where it comes from the hub."""
+        named = {"clip": model_names.hub_clip, "captioner": model_names.hub_captioner}
+        return named[section](self.section(section, dataset))
+
+    def hub_models(self, section: str) -> dict[str, model_names.Names]:
+        """Models of the hub that any dataset has in a section, by the names of their notes."""
+        found = [self.hub_model(section, dataset) for dataset in self.config["datasets"]]
+        return {model_names.slug(names): names for names in found if names}
+
+    def runs(self, dataset: str) -> list[tuple[str, int]]:
+        """(method, seed) of everything to evaluate; a method without training runs once."""
+        return [
+            (method, seed)
+            for method in self.methods
+            for seed in (self.seeds if self.is_trained(method) else [0])
+        ]
+
+    def _check_likeness(self, method: str) -> None:
+        methods = self.config["methods"]
+        seen = [method]
+        while other := methods[seen[-1]].get("like"):
+            if other not in methods:
+                raise UserError(
+                    unknown(f"Method {other!r}, which {seen[-1]} is like,", other, methods)
+                )
+            if other in seen:
+                raise UserError(
+                    f"Methods are like each other in a circle: {', '.join([*seen, other])}."
+                )
+            seen.append(other)
+
+    def _check_dataset(self, dataset: str) -> None:
+        if PLACE not in self.dataset(dataset)["template"]:
+            raise UserError(
+                f"Dataset {dataset}: template {self.dataset(dataset)['template']!r} has no {PLACE} "
+                "for the class name."
+            )
+        folder = self.dataset(dataset)["source"].get("folder")
+        if folder is not None and not Path(folder).is_dir():
+            raise UserError(f"Dataset {dataset}: source.folder {folder} is no folder.")
+        clip = self.section("clip", dataset)
+        local = clip["model"].removeprefix(model_names.FOLDER)
+        if local != clip["model"] and not (Path(local) / "open_clip_config.json").is_file():
+            raise UserError(
+                f"Dataset {dataset}: clip.model names the folder {local}, which has no "
+                "open_clip_config.json."
+            )
+        if not clip["model"].startswith(model_names.WHOLE) and not clip["pretrained"]:
+            raise UserError(f"Dataset {dataset}: clip.model {local} needs clip.pretrained.")
+
+
+def as_json(value: Any) -> str:
+    """One line of JSON with sorted keys: how a rule hands settings to its command."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)

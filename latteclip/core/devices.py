@@ -1,0 +1,48 @@
+"""Where tensors live, in which precision they are computed, and by how many threads."""
+
+import contextlib
+
+import torch
+
+from latteclip.core import gpus
+from latteclip.core.errors import UserError
+from latteclip.core.memory import keep_big_buffers
+
+# Values of clip.precision, and what a GPU's matrix products are then computed in.
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
+
+
+def pick(name: str, threads: int) -> torch.device:
+    """The device called `name` ("auto": CUDA where there is one), with `threads` CPU threads."""
+    torch.set_num_threads(threads)
+    if name != "cpu":
+        gpus.claim()
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        keep_big_buffers()
+    return torch.device(name)
+
+
+def check_precision(device: torch.device, precision: str) -> None:
+    """Raise UserError where `precision` is unknown, or is bf16 on a card that only emulates it."""
+    if precision not in PRECISIONS:
+        raise UserError(f"clip.precision {precision!r} is none of {', '.join(PRECISIONS)}.")
+    if (
+        device.type == "cuda"
+        and precision == "bf16"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        raise UserError(
+            f"clip.precision is bf16, which the card {torch.cuda.get_device_name(device)} cannot "
+            "compute in; set it to fp16 or float32."
+        )
+
+
+def autocast(
+    device: torch.device, precision: str = "bf16"
+) -> contextlib.AbstractContextManager[None]:
+    """Autocast to bf16 or fp16 on CUDA; nothing for float32, and nothing elsewhere."""
+    if device.type == "cuda" and precision != "float32":
+        return torch.autocast("cuda", dtype=PRECISIONS[precision])
+    return contextlib.nullcontext()

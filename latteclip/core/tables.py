@@ -1,0 +1,253 @@
+"""The Parquet tables that stages hand to each other, with their schemas.
+
+Letters: N images, C classes, D embedding width, G groups.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from latteclip.core.errors import UserError
+from latteclip.core.files import replacing
+
+IMAGES = pa.schema(
+    [
+        ("image_id", pa.string()),  # the path inside the split: unique
+        ("path", pa.string()),  # where the file lies, relative to the working directory
+        ("split", pa.string()),  # train, val or test
+        ("label", pa.int32()),  # null where unknown
+        ("classname", pa.string()),  # null where the label is
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+    ]
+)
+PSEUDO_LABELS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("split", pa.string()),
+        ("pseudo_label", pa.int32()),
+        ("confidence", pa.float32()),  # softmax of the scaled scores at the pseudo-label
+        ("topk_labels", pa.list_(pa.int32())),  # best first
+        ("topk_scores", pa.list_(pa.float32())),  # cosines
+        ("image_features", pa.list_(pa.float32())),  # [D], L2-normalised
+    ]
+)
+CAPTIONS = pa.schema(
+    [
+        ("id", pa.string()),  # the image_id; of a group, that of the image it was drawn for
+        ("members", pa.list_(pa.string())),  # the image_ids in the picture
+        ("pseudo_label", pa.int32()),  # of a group; null for an image
+        ("prompt", pa.string()),
+        ("caption", pa.string()),  # empty where the model wrote nothing or was not reached
+        ("finish_reason", pa.string()),  # stop, length (cut) or error
+        ("n_tokens", pa.int32()),  # null where the engine does not say
+        ("attempts", pa.int8()),  # 2 where the first answer was empty or cut
+        ("error", pa.string()),  # why there is no answer
+        ("digest", pa.string()),  # of the request, see latteclip.captions.request
+    ]
+)
+CAPTION_LABELS = pa.schema(
+    [
+        ("image_id", pa.string()),  # of a training image
+        ("caption_label", pa.int32()),  # the zero-shot label where the caption is empty
+        ("caption_confidence", pa.float32()),  # softmax of the scaled scores; 0 where it is empty
+        ("group_label", pa.int32()),  # of the mean vote of its groups; null where it is in none
+        ("fused_label", pa.int32()),
+        ("fused_confidence", pa.float32()),
+    ]
+)
+PREDICTIONS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("label", pa.int32()),  # null where unknown
+        ("prediction", pa.int32()),
+        ("topk_labels", pa.list_(pa.int32())),
+        ("topk_scores", pa.list_(pa.float32())),
+    ]
+)
+CAPTION_ROWS = 10_000  # of a row group of CAPTIONS
+# A row a step of a training.
+HISTORY = pa.schema(
+    [("step", pa.int32()), ("epoch", pa.int32())]
+    + [
+        (name, pa.float32())
+        for name in (
+            "lr",
+            "loss",
+            "loss_zero_shot",  # on the frozen labels: zero-shot ones unless the method says so
+            "loss_finetuned",
+            "agreement",  # share of the batch whose prediction is its pseudo-label
+            "entropy",  # of the predictions, and their balance: see monitor.spread
+            "class_balance",
+            "weight_class",  # mean share of each text in the mixes
+            "weight_image",
+            "weight_group",
+            "prototype_drift",  # mean over classes of 1 - cosine(P_c, W0_c)
+            "logit_scale",
+            "images_per_second",
+            "data_wait",  # share of the step's time that was spent waiting for images
+        )
+    ]
+)
+LABEL_COLUMNS = frozenset({"label", "classname"})
+
+
+def write(
+    path: str | Path,
+    columns: Mapping[str, Any],
+    schema: pa.Schema,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write one table, whole or not at all; each metadata value is stored as JSON."""
+    with writing(path, schema, metadata) as add:
+        add(columns)
+
+
+@contextlib.contextmanager
+def writing(
+    path: str | Path, schema: pa.Schema, metadata: Mapping[str, Any] | None = None
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Write one table in pieces, whole or not at all.
+
+    Yields:
+        A function that appends columns; the rows of one call are one row group.
+    """
+    encoded = {
+        key: json.dumps(value, ensure_ascii=False) for key, value in (metadata or {}).items()
+    }
+    whole = schema.with_metadata(encoded)
+    with (
+        replacing(path) as temporary,
+        pq.ParquetWriter(temporary, whole, compression="zstd") as file,
+    ):
+        yield lambda columns: file.write_table(pa.table(dict(columns), schema=whole))
+
+
+def as_columns(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> dict[str, pa.Array]:
+    """The columns of `schema` from rows."""
+    return {field.name: pa.array([r[field.name] for r in rows], field.type) for field in schema}
+
+
+def read(
+    path: str | Path, schema: pa.Schema, columns: Sequence[str] | None = None
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Read a table and its metadata.
+
+    Raises:
+        UserError: the file is missing, is no Parquet, or lacks a column of `schema`.
+    """
+    wanted = list(columns or schema.names)
+    with _opened(path, wanted) as file:
+        table = file.read(columns=wanted)
+    own = pa.schema([schema.field(name) for name in wanted])
+    return table.select(wanted).cast(own), _metadata(table.schema)
+
+
+def read_pieces(
+    path: str | Path, schema: pa.Schema, columns: Sequence[str], rows: int
+) -> Iterator[pa.Table]:
+    """Read some columns of a table, at most so many rows at a time.
+
+    Raises:
+        UserError: as of `read`.
+    """
+    own = pa.schema([schema.field(name) for name in columns])
+    with _opened(path, columns) as file:
+        for group in range(file.num_row_groups):  # of all, the bytes would be read beforehand
+            for batch in file.iter_batches(rows, [group], list(columns)):
+                yield pa.table(batch).select(columns).cast(own)
+
+
+def read_metadata(path: str | Path, column: str) -> dict[str, Any]:
+    """The metadata of a table alone; its rows are not read.
+
+    Raises:
+        UserError: the file is missing, is no Parquet, or lacks the column that tells its kind.
+    """
+    with _opened(path, [column]) as file:
+        return _metadata(file.schema_arrow)
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
+    """A file that has the columns, or a UserError."""
+    try:
+        with pq.ParquetFile(path) as file:
+            missing = sorted(set(columns) - set(file.schema_arrow.names))
+            if missing:
+                raise UserError(
+                    f"{path} lacks the columns {missing}; delete it and rerun its stage."
+                )
+            yield file
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run the stage that writes it.") from None
+    except pa.ArrowInvalid as error:
+        raise UserError(
+            f"{path} is no valid Parquet file ({error}); delete it and rerun."
+        ) from None
+
+
+def _metadata(schema: pa.Schema) -> dict[str, Any]:
+    return {
+        key.decode(): json.loads(value)
+        for key, value in (schema.metadata or {}).items()
+        if key not in (b"pandas", b"ARROW:schema")
+    }
+
+
+def read_groups(path: str, image_ids: Sequence[str]) -> tuple[list[str | None], list[list[int]]]:
+    """The captions of the G groups, and the members of each as indices into `image_ids`.
+
+    Raises:
+        UserError: a member is none of them.
+    """
+    table, _ = read(path, CAPTIONS, ["members", "caption"])
+    row_of = {image_id: row for row, image_id in enumerate(image_ids)}
+    try:
+        members = [[row_of[name] for name in names] for names in table["members"].to_pylist()]
+    except KeyError as error:
+        raise UserError(
+            f"{path} speaks of the image {error}, which is no training image; delete it and rerun."
+        ) from None
+    return table["caption"].to_pylist(), members
+
+
+def read_unlabelled(path: str | Path, *, training: bool) -> tuple[pa.Table, list[str]]:
+    """Read an image index without its labels: what training stages may know.
+
+    Args:
+        path: an IMAGES table.
+        training: keep only the images that are not in the test split.
+
+    Returns:
+        The table without `label` and `classname`, and the C class names in label order.
+    """
+    table, metadata = read(path, IMAGES, [n for n in IMAGES.names if n not in LABEL_COLUMNS])
+    if training:
+        table = table.filter(pc.not_equal(table["split"], "test"))
+    return table, metadata["classnames"]
+
+
+def lookup(
+    path: str | Path, schema: pa.Schema, key: str, column: str, ids: Sequence[str]
+) -> list[Any]:
+    """The values of `column` in the table at `path`, for the rows whose `key` is each of `ids`.
+
+    Raises:
+        UserError: the table lacks one of them.
+    """
+    table, _ = read(path, schema, [key, column])
+    values = dict(zip(table[key].to_pylist(), table[column].to_pylist(), strict=True))
+    missing = [name for name in ids if name not in values]
+    if missing:
+        raise UserError(
+            f"{path} lacks {len(missing)} of {len(ids)} images, the first {missing[0]!r}; "
+            "delete it and rerun its stage."
+        )
+    return [values[name] for name in ids]

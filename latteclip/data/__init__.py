@@ -1,0 +1,1 @@
+"""From a source to the image index, and image files to batches."""

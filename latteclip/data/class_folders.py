@@ -1,0 +1,125 @@
+"""Splits that folders tell: a folder a class, with or without folders of train, val and test.
+
+Letters: N images, C classes.
+"""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from latteclip.core.errors import UserError
+from latteclip.core.prompts import clean_classname, clean_classnames
+from latteclip.data.split_files import (
+    CLASSES,
+    SPLITS,
+    Item,
+    Split,
+    hashed_split,
+    inside,
+    read_names,
+)
+
+log = logging.getLogger(__name__)
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+
+
+def read_class_folders(
+    root: Path, classes: Path | None, test_fraction: float, replace: Mapping[str, str]
+) -> Split:
+    """Class folders: root/{train,val,test}/<class>/..., or root/<class>/... .
+
+    Images that lie in no class folder are unlabelled. Without a test folder, an image belongs to
+    the test split by a hash of its path: it stays there whatever else the folder holds.
+
+    Args:
+        root: the folder.
+        classes: class names, one a line, in label order; folders of `root` are matched with them
+            after clean-up. None: the folders name the classes, sorted.
+        test_fraction: share of test images where there is no test folder.
+        replace: how names are cleaned.
+    """
+    parts = [split for split in SPLITS if (root / split).is_dir()]
+    if parts and not {"train", "test"} <= set(parts):
+        raise UserError(f"{root} has a folder {parts[0]} but not both of train and test.")
+    places = [(split, root / split) for split in parts] or [("", root)]
+    names = read_names(classes) if classes else _folder_names(root, places)
+    labels = {name: i for i, name in enumerate(clean_classnames(names, replace))}
+    items = []
+    for split, place in places:
+        for label, file in _labelled_files(place, split, labels, replace, strict=classes is None):
+            image_id = inside(file.relative_to(root).as_posix(), root)
+            items.append(Item(image_id, split or hashed_split(image_id, test_fraction), label))
+    for split in ("train", "test"):
+        if not any(item.split == split for item in items):
+            raise UserError(f"{root} leaves no image for the {split} split.")
+    unlabelled = Counter(item.split for item in items if item.label is None)
+    if unlabelled:
+        log.info("%s: unlabelled images lie outside class folders: %s.", root, dict(unlabelled))
+    return Split(items, names)
+
+
+def _folder_names(root: Path, places: Sequence[tuple[str, Path]]) -> list[str]:
+    found = {split: {folder.name for folder in subfolders(place)} for split, place in places}
+    names = sorted(set().union(*found.values()))
+    if not names:
+        raise UserError(
+            f"{root} holds no class folders; put each class's images in one, or write the class "
+            f"names into {root / CLASSES}, one a line, if no image has a label."
+        )
+    train, test = found.get("train", set()), found.get("test", set())
+    if train and test and not train & test:
+        raise UserError(
+            f"{root}: the folders of train {sorted(train)} and of test {sorted(test)} have no "
+            f"class in common; put unlabelled images right into train, or write the class names "
+            f"into {root / CLASSES}."
+        )
+    return names
+
+
+def _labelled_files(
+    place: Path, split: str, labels: Mapping[str, int], replace: Mapping[str, str], *, strict: bool
+) -> Iterator[tuple[int | None, Path]]:
+    """Images of one split with their labels, None outside of class folders; sorted by path."""
+    for file in _image_files(place, deep=False):
+        yield None, file
+    seen = dict[int, Path]()
+    for folder in subfolders(place):
+        label = labels.get(clean_classname(folder.name, replace))
+        if label is not None and seen.setdefault(label, folder) != folder:
+            raise UserError(f"{seen[label]} and {folder} are the same class after clean-up.")
+        files = _image_files(folder, deep=True)
+        if label is None and split == "test" and files:
+            raise UserError(f"Folder {folder} is no class of {CLASSES}; known are {list(labels)}.")
+        if strict and not files and split in ("", "train"):
+            raise UserError(
+                f"Class folder {folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); add "
+                "some or remove the folder."
+            )
+        for file in files:
+            yield label, file
+
+
+def subfolders(place: Path) -> list[Path]:
+    """Folders in a folder, sorted, without hidden ones and what macOS leaves in archives."""
+    return sorted(f for f in place.iterdir() if f.is_dir() and _is_seen(f.name))
+
+
+def _is_seen(name: str) -> bool:
+    return not name.startswith((".", "__MACOSX"))
+
+
+def _image_files(folder: Path, *, deep: bool) -> list[Path]:
+    """Images in a folder, or in all below it as well, sorted by path."""
+    found = []
+    for place, below, files in os.walk(folder):
+        below[:] = [name for name in below if _is_seen(name)] if deep else []
+        found += [
+            Path(place, name)
+            for name in files
+            if _is_seen(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+        ]
+    return sorted(found)

@@ -1,0 +1,180 @@
+"""From a dataset's folder to the image index: every image is decoded once.
+
+Letters: N images, C classes.
+"""
+
+import csv
+import itertools
+import logging
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.core.files import replacing
+from latteclip.core.progress import Progress
+from latteclip.core.prompts import clean_classnames
+from latteclip.data.images import open_rgb
+from latteclip.data.split_files import Item
+from latteclip.data.splits import SplitSettings, read_split
+
+log = logging.getLogger(__name__)
+CHUNK = 64  # images that a worker decodes at a time
+AHEAD = 4  # chunks on their way for each worker
+BATCH = 128 * CHUNK  # images written at a time
+SHOWN = 100  # broken images that the log names
+Decoded = tuple[int, int] | str  # width and height, or why it cannot be decoded
+
+
+def index_images(
+    folder: str, settings: SplitSettings, output: str, corrupt_output: str, *, threads: int
+) -> None:
+    """Write the IMAGES table of a dataset, with its class names as metadata.
+
+    Images that cannot be decoded are left out and listed in a CSV file beside it.
+
+    Raises:
+        UserError: the split does not fit its form or the folder, or too many images are broken.
+    """
+    started = time.monotonic()
+    images, split = read_split(Path(folder), settings)
+    classnames = clean_classnames(split.names, settings.classname_replace)
+    counts = Counter[str]()
+    broken: list[list[str]] = []
+    with (
+        tables.writing(output, tables.IMAGES, {"classnames": classnames}) as add,
+        replacing(corrupt_output) as corrupt,
+    ):
+        for items, decoded in _batches(images, split.items, threads):
+            good = [
+                (item, size)
+                for item, size in zip(items, decoded, strict=True)
+                if not isinstance(size, str)
+            ]
+            counts.update(item.split for item, _ in good)
+            broken += [
+                [item.image_id, _path(images, item), item.split, reason]
+                for item, reason in zip(items, decoded, strict=True)
+                if isinstance(reason, str)
+            ]
+            add(_columns(images, good, classnames))
+        _report(broken, corrupt)
+        _check(broken, len(split.items), counts, settings.max_corrupt, folder)
+    seconds = time.monotonic() - started
+    log.info(
+        "Indexed %d images of %d classes (%d train, %d val, %d test) in %.1f s, %.0f images/s.",
+        counts.total(),
+        len(classnames),
+        *(counts[part] for part in ("train", "val", "test")),
+        seconds,
+        len(split.items) / seconds,
+    )
+
+
+def _columns(
+    images: Path, rows: Sequence[tuple[Item, tuple[int, int]]], classnames: Sequence[str]
+) -> dict[str, list[str | int | None]]:
+    """The IMAGES columns of some images."""
+    return {
+        "image_id": [item.image_id for item, _ in rows],
+        "path": [_path(images, item) for item, _ in rows],
+        "split": [item.split for item, _ in rows],
+        "label": [item.label for item, _ in rows],
+        "classname": [None if i.label is None else classnames[i.label] for i, _ in rows],
+        "width": [width for _, (width, _) in rows],
+        "height": [height for _, (_, height) in rows],
+    }
+
+
+def _path(images: Path, item: Item) -> str:
+    return os.path.normpath(images / item.image_id)
+
+
+def _report(broken: Sequence[Sequence[str]], output: Path) -> None:
+    """List the broken images in a CSV file and, up to a number, in the log."""
+    with output.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["image_id", "path", "split", "reason"], *broken])
+    for image_id, _, _, reason in broken[:SHOWN]:
+        log.warning("Cannot be decoded: %s (%s)", image_id, reason)
+    if len(broken) > SHOWN:
+        log.warning("... and %d more that cannot be decoded.", len(broken) - SHOWN)
+
+
+def _check(
+    broken: Sequence[Sequence[str]],
+    n_images: int,
+    counts: Counter[str],
+    max_corrupt: float,
+    folder: str,
+) -> None:
+    """UserError where too many images are broken, or a split has none left."""
+    if len(broken) > max_corrupt * n_images:
+        image_id, _, _, reason = broken[0]
+        raise UserError(
+            f"{len(broken)} of the {n_images} images of {folder} cannot be decoded, more than "
+            f"{max_corrupt:.2%}; the first is {image_id} ({reason}). Replace or remove them, or "
+            "raise split.max_corrupt of the dataset."
+        )
+    for name, n in (("train", counts["train"] + counts["val"]), ("test", counts["test"])):
+        if not n:
+            raise UserError(f"{folder} has no usable image in the {name} split.")
+    if broken:
+        log.warning("Left out %d of %d images that cannot be decoded.", len(broken), n_images)
+
+
+def _decode(paths: Sequence[str]) -> list[Decoded]:
+    """In a worker: the size of each image, or why it cannot be decoded."""
+    results: list[Decoded] = []
+    for path in paths:
+        try:
+            results.append(open_rgb(path).size)
+        except Exception as error:  # decoders fail in many ways on broken files
+            results.append(f"{type(error).__name__}: {error}")
+    return results
+
+
+def _batches(
+    images: Path, items: Sequence[Item], threads: int
+) -> Iterator[tuple[list[Item], list[Decoded]]]:
+    """Items and what became of them, in order, BATCH at a time."""
+    batch: tuple[list[Item], list[Decoded]] = ([], [])
+    for chunk, decoded in _chunks(images, items, threads):
+        batch[0].extend(chunk)
+        batch[1].extend(decoded)
+        if len(batch[0]) >= BATCH:
+            yield batch
+            batch = ([], [])
+    if batch[0]:
+        yield batch
+
+
+def _chunks(
+    images: Path, items: Sequence[Item], threads: int
+) -> Iterator[tuple[Sequence[Item], list[Decoded]]]:
+    """Decode with all threads, in order; only a few chunks are on their way at any time."""
+    progress = Progress(len(items), "images")
+    waiting: deque[tuple[Sequence[Item], Future[list[Decoded]]]] = deque()
+    starts = iter(range(0, len(items), CHUNK))
+    with ProcessPoolExecutor(threads) as pool:
+        while True:
+            for start in itertools.islice(starts, AHEAD * threads - len(waiting)):
+                chunk = items[start : start + CHUNK]
+                waiting.append((chunk, pool.submit(_decode, [_path(images, i) for i in chunk])))
+            if not waiting:
+                return
+            chunk, future = waiting.popleft()
+            try:
+                decoded = future.result()
+            except BrokenProcessPool:
+                raise UserError(
+                    f"A process that decodes images died near {chunk[0].image_id} (out of memory, "
+                    "or a file that crashes the decoder); set threads.index_images lower or remove "
+                    "the file."
+                ) from None
+            yield chunk, decoded
+            progress.add(len(chunk))

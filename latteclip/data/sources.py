@@ -1,0 +1,281 @@
+"""Where a file of a dataset comes from: the web, Hugging Face, Google Drive or this machine.
+
+Each kind fetches one file into a folder and knows nothing of checksums. A broken transfer leaves
+its part in that folder, and the next call goes on from there.
+"""
+
+import fnmatch
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from latteclip.core.errors import UserError
+from latteclip.core.progress import Progress
+
+log = logging.getLogger(__name__)
+RETRIES = 5  # of one transfer, each going on where the last one broke
+TIMEOUT = (15.0, 60.0)  # seconds to connect, and between two pieces
+BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})  # answers that may pass
+HUB = "hub"  # a checksum to be asked of the Hugging Face hub
+
+
+class FetchError(Exception):
+    """A source does not give the file; the next one is tried."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A file that a source gave."""
+
+    path: Path
+    name: str  # what the source calls it
+    checksum: str | None = None  # what the source says of it
+
+
+class Source(Protocol):
+    """One place to fetch a file from."""
+
+    @property
+    def label(self) -> str:
+        """How messages name it."""
+
+    @property
+    def names(self) -> str:
+        """A glob for the file's own name."""
+
+    def fetch(self, folder: Path) -> Fetched:
+        """Fetch the file into `folder`; FetchError where that fails."""
+
+
+@dataclass(frozen=True)
+class Web:
+    """A file at an http or https URL."""
+
+    url: str
+
+    @property
+    def label(self) -> str:
+        return self.url
+
+    @property
+    def names(self) -> str:
+        return self.url.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
+
+    def fetch(self, folder: Path) -> Fetched:
+        return Fetched(_transfer({"url": self.url}, folder / "file"), self.names)
+
+
+@dataclass(frozen=True)
+class Drive:
+    """A file shared on Google Drive."""
+
+    id: str
+
+    @property
+    def label(self) -> str:
+        return f"https://drive.google.com/uc?id={self.id}"
+
+    @property
+    def names(self) -> str:
+        return self.id
+
+    def fetch(self, folder: Path) -> Fetched:
+        return Fetched(_transfer({"id": self.id}, folder / "file"), self.names)
+
+
+@dataclass(frozen=True)
+class Local:
+    """A file on this machine."""
+
+    path: str
+
+    @property
+    def label(self) -> str:
+        return self.path
+
+    @property
+    def names(self) -> str:
+        return Path(self.path).name
+
+    def fetch(self, folder: Path) -> Fetched:
+        if not Path(self.path).is_file():
+            raise FetchError("no such file")
+        shutil.copyfile(self.path, folder / "file")
+        return Fetched(folder / "file", self.names)
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A file in a Hugging Face repo; HF_ENDPOINT and HF_TOKEN of the environment hold."""
+
+    repo: str
+    file: str  # a path in the repo, or a glob where its name is not known for sure
+    revision: str | None = None
+    type: str = "model"
+    asks_checksum: bool = False
+
+    @property
+    def label(self) -> str:
+        kind = "datasets/" if self.type == "dataset" else ""
+        return f"https://huggingface.co/{kind}{self.repo}/{self.file}"
+
+    @property
+    def names(self) -> str:
+        return Path(self.file).name
+
+    def fetch(self, folder: Path) -> Fetched:
+        from huggingface_hub import hf_hub_download
+
+        try:
+            file, checksum = self._look_up()
+            path = hf_hub_download(
+                self.repo,
+                file,
+                repo_type=self.type,
+                revision=self.revision,
+                local_dir=folder,
+                tqdm_class=_hub_bar(),
+            )
+        except FetchError:
+            raise
+        except Exception as error:  # of this client, of httpx, of xet, or of the system
+            raise FetchError(_first_line(error)) from None
+        return Fetched(Path(path), Path(file).name, checksum)
+
+    def _look_up(self) -> tuple[str, str | None]:
+        """The file's full name in the repo and, where it is asked for, the hub's own SHA-256."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.hf_api import RepoFile
+
+        if "*" not in self.file and not self.asks_checksum:
+            return self.file, None
+        tree = HfApi().list_repo_tree(
+            self.repo, recursive=True, revision=self.revision, repo_type=self.type
+        )
+        files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+        found = [p for p in files if fnmatch.fnmatchcase(p.lower(), self.file.lower())]
+        if len(found) != 1:
+            raise FetchError(
+                f"{self.file} fits {len(found)} files of the repo, which holds {sorted(files)}"
+            )
+        if found[0] != self.file:
+            log.info("%s: its name was looked up, it is %s.", self.label, found[0])
+        lfs = files[found[0]].lfs
+        return found[0], f"sha256:{lfs.sha256}" if lfs else f"git_blob:{files[found[0]].blob_id}"
+
+
+def parse(spec: str | Mapping[str, Any]) -> tuple[Source, str | None]:
+    """A source as a dataset's file writes it, and the checksum of its own where it has one.
+
+    Raises:
+        UserError: it is none of the known kinds.
+    """
+    if isinstance(spec, str):
+        return (Web(spec) if spec.startswith(("http://", "https://")) else Local(spec)), None
+    values = dict(spec)
+    checksum = values.pop("checksum", None)
+    try:
+        if "drive" in values:
+            return Drive(id=values.pop("drive"), **values), checksum
+        return Hub(repo=values.pop("hf"), asks_checksum=checksum == HUB, **values), checksum
+    except (KeyError, TypeError):
+        raise UserError(
+            f"Source {spec!r} is none of: a URL, a path, {{hf: repo, file: name}}, {{drive: id}}."
+        ) from None
+
+
+def _transfer(where: Mapping[str, str], target: Path) -> Path:
+    """Fetch a URL or Drive id with gdown: goes on after a break, honours the proxy variables."""
+    import requests
+    from gdown.exceptions import DownloadError
+
+    for attempt in range(RETRIES + 1):
+        try:
+            return _attempt(where, target)
+        except requests.HTTPError as error:
+            status = error.response.status_code if error.response is not None else 0
+            if status not in BUSY or attempt == RETRIES:
+                raise FetchError(_first_line(error)) from None
+            log.info("%s: trying again.", _first_line(error))
+            time.sleep(2.0**attempt / 2)
+        except (DownloadError, OSError) as error:  # requests' exceptions are OSErrors
+            raise FetchError(_first_line(error)) from None
+    raise AssertionError
+
+
+def _attempt(where: Mapping[str, str], target: Path) -> Path:
+    """One transfer; a part of an earlier one that the server cannot continue is dropped."""
+    import gdown
+    from gdown.exceptions import DownloadError
+
+    before = _parts(target)
+    options: dict[str, Any] = {
+        **where,
+        "output": str(target),
+        "quiet": True,
+        "resume": True,
+        "retries": RETRIES,
+        "timeout": TIMEOUT,
+        "use_cookies": False,
+        "progress": _Meter(target.parent),
+    }
+    try:
+        gdown.download(**options)
+    except DownloadError:
+        if not before or _parts(target) != before:
+            raise
+        for part in before:
+            part.unlink()
+        gdown.download(**options)
+    return target
+
+
+def _parts(target: Path) -> dict[Path, int]:
+    """What earlier transfers left, with sizes in bytes."""
+    return {part: part.stat().st_size for part in target.parent.glob(f"{target.name}*.part")}
+
+
+class _Meter:
+    """gdown's callback: bytes so far and in all."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.progress: Progress | None = None
+
+    def __call__(self, done: int, total: int | None) -> None:
+        if self.progress is None:
+            free = shutil.disk_usage(self.folder).free
+            if total is not None and total - done > free:
+                raise UserError(
+                    f"The file has {total} bytes and {self.folder} has room for {free} only; free "
+                    "some space and rerun."
+                )
+            self.progress = Progress(total, "B", done=done, scale=True)
+        self.progress.add(done - self.progress.done)
+
+
+def _hub_bar() -> type:
+    """A tqdm bar for huggingface_hub that logs steady lines."""
+    from tqdm import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs.pop("name", None)
+            self.lines = Progress(
+                kwargs.get("total"), "B", done=kwargs.get("initial") or 0, scale=True
+            )
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.lines.add(int(n or 0))
+            return super().update(n)
+
+    return Bar
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

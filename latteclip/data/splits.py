@@ -1,0 +1,129 @@
+"""Where a dataset's split and images lie in its folder, whichever form they have.
+
+Letters: N images, C classes.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from latteclip.core.errors import UserError
+from latteclip.data.class_folders import read_class_folders, subfolders
+from latteclip.data.split_files import CLASSES, Item, Split, read_coop, read_csv, read_lists
+
+DEPTH = 3  # folders below a dataset's folder in which its parts are looked for
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """How a dataset's folder is read; all paths are relative to it."""
+
+    kind: str  # coop, folders, csv or lists
+    file: str | None = None  # of coop the JSON, of csv the table
+    lists: dict[str, str] = field(default_factory=dict)  # of lists: the file of each split
+    suffix: str = ""  # of lists: what turns a line's first word into a path
+    classes: str | None = None  # class names, one a line; classes.txt counts if it is there
+    images: str = "."  # the folder to which the split's paths are relative
+    test_fraction: float = 0.3  # where the split does not say what is for testing
+    classname_replace: dict[str, str] = field(default_factory=lambda: {"_": " "})
+    counts: dict[str, int] = field(default_factory=dict)  # expected train (and val), test, classes
+    max_corrupt: float = 0.01  # share of the images that may be dropped because they are broken
+
+
+def read_split(root: Path, settings: SplitSettings) -> tuple[Path, Split]:
+    """Read a dataset's folder as its settings say.
+
+    Returns:
+        The folder of images, and the split.
+
+    Raises:
+        UserError: the split does not fit its form, the folder or the expected counts.
+    """
+    if not root.is_dir():
+        raise UserError(f"Dataset folder {root} does not exist.")
+    if settings.kind == "folders":
+        images = root / settings.images
+        if not images.is_dir():
+            raise UserError(f"Folder of images {images} does not exist (split.images names it).")
+        split = read_class_folders(
+            images, _classes(root, settings), settings.test_fraction, settings.classname_replace
+        )
+    else:
+        split = _read_listed(root, settings)
+        images = _images_folder(root, settings.images, split.items)
+    check_counts(split, settings.counts, root)
+    return images, split
+
+
+def _read_listed(root: Path, settings: SplitSettings) -> Split:
+    """A split whose files list the images."""
+    if settings.kind == "coop":
+        return read_coop(_existing(root, settings.file or "split.json"))
+    if settings.kind == "csv":
+        return read_csv(
+            _existing(root, settings.file or "split.csv"),
+            _classes(root, settings),
+            settings.test_fraction,
+        )
+    lists = {split: _existing(root, name) for split, name in settings.lists.items()}
+    return read_lists(lists, _existing(root, settings.classes or CLASSES), settings.suffix)
+
+
+def _classes(root: Path, settings: SplitSettings) -> Path | None:
+    if settings.classes is not None:
+        return _existing(root, settings.classes)
+    return root / CLASSES if (root / CLASSES).is_file() else None
+
+
+def _existing(root: Path, name: str) -> Path:
+    """`root/name`, or else a file with the last part of `name` near the top of `root`.
+
+    Mirrors pack the same files under other top folders.
+    """
+    for folder in (root / Path(name).parent, *_nearby(root)):
+        path = folder / Path(name).name
+        if path.is_file():
+            return path
+    raise UserError(f"Split file {name} is neither in {root} nor in the folders below it.")
+
+
+def _images_folder(root: Path, name: str, items: Sequence[Item]) -> Path:
+    """`root/name`, or else the folder near the top of `root` that holds the split's images."""
+    probes = [items[i].image_id for i in (0, len(items) // 2, -1)]
+    for folder in (root / name, *_nearby(root)):
+        if any((folder / probe).is_file() for probe in probes):
+            return folder
+    raise UserError(
+        f"The images of the split, such as {probes[0]}, are neither in {root / name} nor in the "
+        f"folders below {root}."
+    )
+
+
+def _nearby(root: Path) -> Iterator[Path]:
+    """`root` and the folders below it, nearest first, down to DEPTH."""
+    level: Iterable[Path] = [root]
+    for depth in range(DEPTH + 1):
+        here = list(level)
+        yield from here
+        if depth < DEPTH:
+            level = (below for folder in here for below in subfolders(folder))
+
+
+def check_counts(split: Split, counts: Mapping[str, int], root: Path) -> None:
+    """Compare with the expected images of train (val included) and test, and classes.
+
+    Raises:
+        UserError: a number differs; shows both.
+    """
+    tests = sum(item.split == "test" for item in split.items)
+    found = {"train": len(split.items) - tests, "test": tests, "classes": len(split.names)}
+    wrong = [
+        f"{found[what]} {what} where {wanted} are expected"
+        for what, wanted in counts.items()
+        if found[what] != wanted
+    ]
+    if wrong:
+        raise UserError(
+            f"The split of {root} has {' and '.join(wrong)}; complete the folder, or correct "
+            "split.counts of the dataset (train counts val as well)."
+        )

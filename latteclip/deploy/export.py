@@ -1,0 +1,87 @@
+"""A tuned model in the forms that other software loads.
+
+Each form is a folder with the weights as its library expects them, the classifier, the class names
+as CLIP_benchmark reads them, and a model card.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from latteclip.clip import tuned
+from latteclip.clip.model import CLASSIFIER
+from latteclip.core.errors import UserError
+from latteclip.core.files import replacing, write_json
+from latteclip.core.prompts import PLACE
+from latteclip.deploy.model_card import Provenance, card, provenance
+
+log = logging.getLogger(__name__)
+# As --custom_classname_file and --custom_template_file of CLIP_benchmark read them.
+BENCHMARK_CLASSNAMES = "clip_benchmark_classnames.json"
+BENCHMARK_TEMPLATES = "clip_benchmark_templates.json"
+BENCHMARK_PLACE = "{c}"
+
+
+def export(model: str, destination: str, form: str, licence: str | None = None) -> str:
+    """Write a tuned model to a new folder, whole or not at all.
+
+    Args:
+        model: the folder that fine-tuning wrote, or that of its run.
+        destination: a folder that does not exist, or is empty.
+        form: a key of FORMS.
+        licence: of the weights, as the hub spells it (mit, cc-by-nc-4.0, ...).
+
+    Returns:
+        The command that uploads the folder to the Hugging Face hub.
+
+    Raises:
+        UserError: no tuned model, a folder that holds something, or a model that has no such form.
+    """
+    folder = Path(destination).resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{destination} exists and is no empty folder; name another one.")
+    opened = tuned.load(model, torch.device("cpu"))
+    origin = provenance(opened.folder)
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        FORMS[form](opened, temporary)
+        shutil.copyfile(opened.folder / CLASSIFIER, temporary / CLASSIFIER)
+        _write_benchmark_files(opened, origin, temporary)
+        text = card(opened, origin, form, licence)
+        (temporary / "README.md").write_text(text, encoding="utf-8")
+    log.info("%s: %d classes as %s.", destination, len(opened.classnames), form)
+    return f"hf upload <user>/<name> {destination}"
+
+
+def _write_benchmark_files(opened: tuned.TunedModel, origin: Provenance, folder: Path) -> None:
+    """Class names and templates by dataset; CLIP_benchmark writes {c} where we write {}."""
+    template = opened.template.replace(PLACE, BENCHMARK_PLACE)
+    write_json(folder / BENCHMARK_CLASSNAMES, {origin.dataset: opened.classnames})
+    write_json(folder / BENCHMARK_TEMPLATES, {origin.dataset: [template]})
+
+
+def _open_clip(opened: tuned.TunedModel, folder: Path) -> None:
+    """The files of the model's own folder, which are what open_clip reads from the hub."""
+    shutil.copytree(opened.folder, folder, dirs_exist_ok=True)
+
+
+def _transformers(opened: tuned.TunedModel, folder: Path) -> None:
+    from latteclip.deploy import transformers_clip
+
+    transformers_clip.write(opened, folder)
+
+
+def _onnx(opened: tuned.TunedModel, folder: Path) -> None:
+    from latteclip.deploy import onnx_graph
+
+    onnx_graph.write(opened, folder)
+
+
+FORMS: dict[str, Callable[[tuned.TunedModel, Path], None]] = {
+    "open_clip": _open_clip,
+    "transformers": _transformers,
+    "onnx": _onnx,
+}

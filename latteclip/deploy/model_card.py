@@ -1,0 +1,208 @@
+"""The README of an exported model: what it is, how it was made, how well it does."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import yaml
+
+from latteclip.clip.tuned import TunedModel
+from latteclip.core import tables
+from latteclip.core.json_files import read_metrics
+
+PAPER = (
+    "Cao, Jaritz, Guillaumin, de Charette, Bazzani, *LatteCLIP: Unsupervised CLIP Fine-Tuning via "
+    "LMM-Synthetic Texts*, WACV 2025, [arXiv 2410.08211](https://arxiv.org/abs/2410.08211)"
+)
+METRICS = {
+    "acc1": "top-1 accuracy",
+    "acc5": "top-5 accuracy",
+    "mean_per_class_recall": "mean per-class recall",
+}
+DATASETS = Path("config/datasets")
+USE = {
+    "open_clip": """\
+import open_clip
+from safetensors.torch import load_file
+
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:<this folder>")
+prototypes = load_file("<this folder>/prototypes.safetensors")["classifier"]  # [C, D]
+features = model.eval().encode_image(preprocess(image)[None], normalize=True)
+label = (features @ prototypes.T).argmax(1)
+""",
+    "transformers": """\
+from safetensors.torch import load_file
+from transformers import CLIPModel, CLIPProcessor
+
+model = CLIPModel.from_pretrained("<this folder>")
+processor = CLIPProcessor.from_pretrained("<this folder>")
+prototypes = load_file("<this folder>/prototypes.safetensors")["classifier"]  # [C, D]
+features = model.get_image_features(**processor(images=image, return_tensors="pt")).pooler_output
+label = (features @ prototypes.T).argmax(1)  # the length of a feature changes no label
+""",
+    "onnx": """\
+import json
+import onnxruntime
+
+session = onnxruntime.InferenceSession("<this folder>/model.onnx")
+classnames = json.loads(session.get_modelmeta().custom_metadata_map["classnames"])
+# pixels [N, 3, H, W]: resized and normalised as preprocess.json says
+scores, probabilities, image_features = session.run(None, {"pixel_values": pixels})
+label = probabilities.argmax(1)
+""",
+}
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the files beside a model tell of it; empty where they are not there."""
+
+    dataset: str = "custom"
+    metrics: Mapping[str, Any] = field(default_factory=dict)  # of metrics.json
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the training
+    described: Mapping[str, Any] = field(default_factory=dict)  # the dataset's own file
+
+
+def provenance(model: Path) -> Provenance:
+    """Read what lies beside the folder of a model: metrics.json and history.parquet.
+
+    Raises:
+        UserError: one of them is broken.
+    """
+    metrics_file, history_file = (
+        model.parent / name for name in ("metrics.json", "history.parquet")
+    )
+    metrics = read_metrics(metrics_file) if metrics_file.is_file() else {}
+    settings: Mapping[str, Any] = {}
+    if history_file.is_file():
+        settings = tables.read_metadata(history_file, "step").get("settings", {})
+    dataset = metrics.get("dataset", "custom")
+    file = DATASETS / f"{dataset}.yaml"
+    content = yaml.safe_load(file.read_text("utf-8")) if file.is_file() else {}
+    described = content.get("datasets", {}).get(dataset, {})
+    return Provenance(dataset, metrics, settings, described)
+
+
+def card(opened: TunedModel, origin: Provenance, form: str, licence: str | None) -> str:
+    """The model card, Markdown under the YAML that the hub reads."""
+    parts = [
+        f"---\n{yaml.safe_dump(_front(origin, form, licence), sort_keys=False)}---\n",
+        f"# CLIP adapted to {origin.described.get('title', origin.dataset)}\n",
+        f"A CLIP model that was fine-tuned for {len(opened.classnames)} classes and comes with a "
+        "classifier for them, one vector a class, in `prototypes.safetensors`.\n",
+        "## How it was made\n",
+        *_made(opened, origin),
+        *_numbers(origin),
+        "## Use\n",
+        f"```python\n{USE[form]}```\n",
+        "`clip_benchmark_classnames.json` and `clip_benchmark_templates.json` are for "
+        "`--custom_classname_file` and `--custom_template_file` of CLIP_benchmark, which compares "
+        "images with the class texts, not with the prototypes.\n",
+        "## Licence\n",
+        _licence(origin, licence),
+        "## Classes\n",
+        ", ".join(opened.classnames) + "\n",
+        "## Citation\n",
+        f"{PAPER}.\n",
+    ]
+    return "\n".join(parts)
+
+
+def _front(origin: Provenance, form: str, licence: str | None) -> dict[str, Any]:
+    """The keys that the hub reads of a model card."""
+    front: dict[str, Any] = {
+        "library_name": form,
+        "pipeline_tag": "zero-shot-image-classification",
+        "tags": ["clip", "latteclip"],
+    }
+    if licence:
+        front["license"] = licence
+    else:
+        front |= {"license": "other", "license_name": "that-of-the-base-model"}
+    repo = _repo(origin.settings)
+    if repo:
+        front["base_model"] = repo
+    if origin.metrics.get("acc1") is not None:
+        front["model-index"] = [
+            {
+                "name": f"{origin.metrics['method']}-{origin.dataset}",
+                "results": [
+                    {
+                        "task": {"type": "image-classification"},
+                        "dataset": {
+                            "type": origin.dataset,
+                            "name": origin.described.get("title", origin.dataset),
+                            "split": "test",
+                        },
+                        "metrics": [
+                            {"type": "accuracy", "name": name, "value": origin.metrics[key]}
+                            for key, name in METRICS.items()
+                        ],
+                    }
+                ],
+            }
+        ]
+    return front
+
+
+def _repo(settings: Mapping[str, Any]) -> str | None:
+    """The base model's repo on the hub, where open_clip knows it."""
+    model, tag = settings.get("model", ""), settings.get("pretrained")
+    if model.startswith("hf-hub:"):
+        return model.removeprefix("hf-hub:")
+    if not tag:
+        return None
+    known = open_clip.get_pretrained_cfg(model.replace("/", "-"), tag)
+    return known.get("hf_hub", "").strip("/") or None
+
+
+def _base(settings: Mapping[str, Any]) -> str:
+    if not settings:
+        return "not recorded"
+    tag = settings.get("pretrained")
+    name = settings["model"] + (f" with {tag}" if tag else "")
+    repo = _repo(settings)
+    return f"[{name}](https://huggingface.co/{repo})" if repo else f"`{name}`"
+
+
+def _made(opened: TunedModel, origin: Provenance) -> list[str]:
+    rows = {
+        "base model": _base(origin.settings),
+        "dataset": origin.described.get("title", origin.dataset),
+        "method": origin.metrics.get("method", "not recorded"),
+        "seed": origin.metrics.get("seed", "not recorded"),
+        "class template": f"`{opened.template}`",
+        "labels of training images": _labels(origin.metrics),
+    }
+    lines = [f"| {name} | {value} |" for name, value in rows.items()]
+    return ["\n".join(["| | |", "|---|---|", *lines]) + "\n"]
+
+
+def _labels(metrics: Mapping[str, Any]) -> str:
+    if "marks" not in metrics:
+        return "not recorded"
+    return "read: a supervised upper bound" if "supervised" in metrics["marks"] else "not read"
+
+
+def _numbers(origin: Provenance) -> list[str]:
+    if origin.metrics.get("acc1") is None:
+        return []
+    lines = [f"| {name} | {100 * origin.metrics[key]:.2f} % |" for key, name in METRICS.items()]
+    head = f"On the {origin.metrics['images']} test images of {origin.dataset}, this one seed:\n"
+    return ["## Results\n", head, "\n".join(["| | |", "|---|---|", *lines]) + "\n"]
+
+
+def _licence(origin: Provenance, licence: str | None) -> str:
+    words = (
+        f"The weights: {licence}."
+        if licence
+        else "The weights derive from the base model, whose licence applies."
+    )
+    images = origin.described.get("licence")
+    if images:
+        words += f" The images they were trained on: {images}."
+    if citation := origin.described.get("citation"):
+        words += f" Their source: {citation}."
+    return words + "\n"

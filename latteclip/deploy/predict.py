@@ -1,0 +1,226 @@
+"""Images of any place classified by a tuned model.
+
+From Python, three lines:
+
+    from latteclip.predict import Classifier
+    classifier = Classifier("results/demo/latteclip/seed0/model")
+    predictions = classifier(["a.jpg", "b.jpg"], topk=3)  # each: .path, .classname, .topk_scores
+
+Letters: B images of a batch, C classes, D embedding width, K best classes kept.
+"""
+
+import glob
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from PIL import Image
+
+from latteclip.clip import tuned
+from latteclip.clip.features import encoded
+from latteclip.clip.ranking import best_classes
+from latteclip.core import devices
+from latteclip.core.errors import UserError
+from latteclip.data import loader
+from latteclip.data.class_folders import IMAGE_SUFFIXES
+from latteclip.deploy.prediction_files import Prediction, writing
+
+log = logging.getLogger(__name__)
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What came of the images of one batch."""
+
+    predictions: list[Prediction]
+    skipped: list[str] = field(default_factory=list)  # a sentence each
+
+
+class Classifier:
+    """A tuned model that classifies image files."""
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        batch_size: int = 256,
+        precision: str = "bf16",
+    ) -> None:
+        """Open a model.
+
+        Args:
+            model: the folder that fine-tuning wrote, or that of its run.
+            device: auto, cuda or cpu.
+            threads: CPU threads; None for all.
+            batch_size: images encoded at once.
+            precision: bf16, fp16 or float32, in which a GPU encodes.
+
+        Raises:
+            UserError: it is no tuned model.
+        """
+        self.threads = threads or os.cpu_count() or 1
+        self.batch_size = batch_size
+        self.model = tuned.load(model, devices.pick(device, self.threads), precision)
+
+    def __call__(self, paths: Sequence[str | Path], topk: int = 1) -> list[Prediction]:
+        """The predictions of image files, in order; those that cannot be decoded are left out."""
+        return [
+            prediction
+            for batch in self.batches([str(path) for path in paths], topk)
+            for prediction in batch.predictions
+        ]
+
+    def batches(self, paths: Sequence[str], topk: int) -> Iterator[Batch]:
+        """Classify image files batch by batch; logs what it has to skip."""
+        files = ReadableFiles(paths, self.model.clip.preprocess)
+        for marks, features in encoded(self.model.clip, files, self.batch_size, self.threads):
+            skipped = [_why(paths[-mark - 1]) for mark in marks.tolist() if mark < 0]
+            for sentence in skipped:
+                log.warning("skipped: %s", sentence)
+            readable = marks >= 0  # [B]
+            named = [paths[mark] for mark in marks[readable].tolist()]
+            yield Batch(self._predict(named, features[readable], topk), skipped)
+
+    def _predict(self, paths: list[str], features: torch.Tensor, topk: int) -> list[Prediction]:
+        """Predictions of B images from their features [B, D]."""
+        scores = features @ self.model.classifier.T  # [B, C]
+        labels, best = best_classes(scores, topk)  # [B, K]
+        probabilities = (self.model.logit_scale * scores).softmax(dim=1).gather(1, labels)
+        names = self.model.classnames
+        rows = zip(paths, labels.tolist(), best.tolist(), probabilities.tolist(), strict=True)
+        return [
+            Prediction(path, own, [names[label] for label in own], row_scores, row_probabilities)
+            for path, own, row_scores, row_probabilities in rows
+        ]
+
+
+class ReadableFiles(loader.ImageFiles):
+    """Image files of which some may be broken: such a one gives a blank picture.
+
+    Its index is then -1 - index, so that it is known in the process that encodes.
+    """
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, torch.Tensor]:
+        try:
+            return super().__getitem__(key)
+        except UserError:
+            return -1 - key[1], self.transform(Image.new("RGB", (64, 64)))
+
+
+def _why(path: str) -> str:
+    """The sentence that says why an image cannot be decoded."""
+    try:
+        loader.open_rgb(path)
+    except UserError as error:
+        return str(error)
+    return f"Image {path} could not be decoded, but can be by now; try it again."
+
+
+def predict(
+    model: str,
+    words: Sequence[str],
+    output: str | None,
+    *,
+    topk: int,
+    batch_size: int,
+    precision: str,
+    device: str,
+    threads: int,
+) -> int:
+    """Classify what `words` name, and write it.
+
+    Args:
+        model: folder of a tuned model.
+        words: see `image_paths`.
+        output: a .csv, .jsonl or .parquet file; None for CSV on stdout.
+        topk: classes written for each image.
+        batch_size: images encoded at once.
+        precision: bf16, fp16 or float32, in which a GPU encodes.
+        device: auto, cuda or cpu.
+        threads: CPU threads.
+
+    Returns:
+        How many images had to be skipped.
+
+    Raises:
+        UserError: no such model, no image, or no such format.
+    """
+    if topk < 1 or batch_size < 1:
+        raise UserError(f"--topk {topk} and --batch-size {batch_size} must both be at least 1.")
+    written = writing(output, topk)  # first, so that a bad suffix is told before the work
+    paths = image_paths(words, sys.stdin)
+    classifier = Classifier(
+        model, device=device, threads=threads, batch_size=batch_size, precision=precision
+    )
+    n_skipped = 0
+    with written as add:  # last, so that an error leaves nothing on stdout
+        for batch in classifier.batches(paths, topk):
+            add(batch.predictions)
+            n_skipped += len(batch.skipped)
+    log.info("Classified %d images, skipped %d.", len(paths) - n_skipped, n_skipped)
+    return n_skipped
+
+
+def image_paths(words: Iterable[str], stdin: TextIO) -> list[str]:
+    """The image files that words name, each once, in order.
+
+    Args:
+        words: files, folders (searched with all below them), globs (`**` for any folders), or "-"
+            for a list on stdin with a path a line, or between null characters.
+        stdin: where that list is.
+
+    Raises:
+        UserError: a word names nothing.
+    """
+    found: list[str] = []
+    for word in words:
+        if word == STDIN:
+            text = stdin.read()
+            found += [line for line in text.split("\0" if "\0" in text else "\n") if line]
+        else:
+            found += _named(word)
+    if not found:
+        raise UserError("No image is named; give images, folders, globs, or a list on stdin by -.")
+    return list(dict.fromkeys(found))
+
+
+def _named(word: str) -> list[str]:
+    if Path(word).is_dir():
+        below = _images_below(word)
+        if not below:
+            raise UserError(f"Folder {word} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+        return below
+    if Path(word).exists():
+        return [word]
+    matches = sorted(glob.glob(word, recursive=True))
+    files = [
+        file
+        for match in matches
+        for file in (_images_below(match) if Path(match).is_dir() else [match])
+    ]
+    if not files:
+        raise UserError(
+            f"{word} is neither a file nor a folder, and fits none; check its spelling."
+        )
+    return files
+
+
+def _images_below(folder: str) -> list[str]:
+    """Image files in a folder and the folders below it, sorted; hidden ones do not count."""
+    found = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            str(Path(root) / name)
+            for name in files
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+        ]
+    return sorted(found)

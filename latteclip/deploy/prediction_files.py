@@ -1,0 +1,132 @@
+"""Predictions as CSV, JSON lines or Parquet, written as they come.
+
+Letters: K best classes of an image.
+"""
+
+import contextlib
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TextIO
+
+import pyarrow as pa
+
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.core.files import replacing
+
+SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        ("topk_labels", pa.list_(pa.int32())),  # best first
+        ("topk_classnames", pa.list_(pa.string())),
+        ("topk_scores", pa.list_(pa.float32())),  # cosines
+        ("topk_probabilities", pa.list_(pa.float32())),  # softmax of the scaled cosines
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The K best classes of one image, best first."""
+
+    path: str
+    topk_labels: list[int]
+    topk_classnames: list[str]
+    topk_scores: list[float]  # cosines of image and prototype
+    topk_probabilities: list[float]  # softmax over all classes of logit_scale times the cosines
+
+    @property
+    def classname(self) -> str:
+        """The best class."""
+        return self.topk_classnames[0]
+
+
+Add = Callable[[Sequence[Prediction]], None]
+
+
+def writing(output: str | None, topk: int) -> contextlib.AbstractContextManager[Add]:
+    """Write predictions piece by piece, a file whole or not at all.
+
+    Args:
+        output: a file whose suffix names the format; None for CSV on stdout.
+        topk: classes a row of CSV has places for.
+
+    Returns:
+        A context manager that yields what takes the next predictions.
+
+    Raises:
+        UserError: the suffix names no format.
+    """
+    if output is None:
+        return _stdout(topk)
+    formats = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
+    suffix = Path(output).suffix.lower()
+    if suffix not in formats:
+        raise UserError(f"--output {output} ends in none of {', '.join(formats)}.")
+    return formats[suffix](output, topk)
+
+
+@contextlib.contextmanager
+def _stdout(topk: int) -> Iterator[Add]:
+    yield _csv_rows(sys.stdout, topk)
+
+
+@contextlib.contextmanager
+def _csv(output: str, topk: int) -> Iterator[Add]:
+    with replacing(output) as temporary, _text(temporary) as file:
+        yield _csv_rows(file, topk)
+
+
+@contextlib.contextmanager
+def _jsonl(output: str, topk: int) -> Iterator[Add]:
+    with replacing(output) as temporary, _text(temporary) as file:
+        yield lambda predictions: file.writelines(
+            json.dumps(asdict(prediction), ensure_ascii=False) + "\n" for prediction in predictions
+        )
+
+
+@contextlib.contextmanager
+def _parquet(output: str, topk: int) -> Iterator[Add]:
+    with tables.writing(output, SCHEMA) as add:
+        yield lambda predictions: add(
+            {
+                name: [_unicode(getattr(prediction, name)) for prediction in predictions]
+                for name in SCHEMA.names
+            }
+        )
+
+
+def _unicode(value: object) -> object:
+    """A path whose bytes are no UTF-8 with those bytes spelt out, which Parquet's strings need."""
+    if isinstance(value, str):
+        return value.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return value
+
+
+def _text(path: Path) -> TextIO:
+    """A new text file that takes any path as the system gave it."""
+    return path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+
+
+def _csv_rows(file: TextIO, topk: int) -> Add:
+    """CSV with three columns for each of the best classes; those of the best come first."""
+    writer = csv.writer(file, lineterminator="\n")
+    columns = ("classname", "probability", "score")
+    places = ["" if rank == 0 else f"_{rank + 1}" for rank in range(topk)]
+    writer.writerow(["path", *(name + place for place in places for name in columns)])
+
+    def add(predictions: Sequence[Prediction]) -> None:
+        for one in predictions:
+            ranked = zip(one.topk_classnames, one.topk_probabilities, one.topk_scores, strict=True)
+            cells = [
+                cell
+                for name, probability, score in ranked
+                for cell in (name, f"{probability:.6f}", f"{score:.6f}")
+            ]
+            writer.writerow([one.path, *cells, *[""] * (3 * topk - len(cells))])
+
+    return add

@@ -1,0 +1,1 @@
+"""Predictions, accuracies and the table over all runs."""

@@ -1,0 +1,125 @@
+"""Accuracy on the test split, and how it is written down.
+
+Letters: N test images, C classes, K best classes kept.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.core.files import write_json
+
+log = logging.getLogger(__name__)
+# What a table must say of a run beside its numbers: each mark, and its footnote.
+MARKS = {
+    "supervised": "reads the labels of the training images: an upper bound, no unsupervised method",
+    "ours": "not in the paper",
+    "collapsed": "predictions collapsed in training: fewer than half of the classes are predicted, "
+    "or hardly any prediction agrees with its pseudo-label",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was evaluated."""
+
+    dataset: str
+    method: str
+    seed: int
+
+
+def accuracy(ranked: npt.NDArray[np.int_], labels: npt.NDArray[np.int_], k: int) -> float:
+    """Share of the N images whose label is among the first k of its ranked classes [N, K]."""
+    return float((ranked[:, :k] == labels[:, None]).any(axis=1).mean())
+
+
+def recalls(
+    predictions: npt.NDArray[np.int_], labels: npt.NDArray[np.int_], n_classes: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int_]]:
+    """Recall of each class [C], NaN for a class without test images, and its images [C]."""
+    counts = np.bincount(labels, minlength=n_classes)
+    hits = np.bincount(labels[predictions == labels], minlength=n_classes)
+    return np.divide(hits, counts, out=np.full(n_classes, np.nan), where=counts > 0), counts
+
+
+def metrics(
+    ranked: npt.NDArray[np.int_], labels: npt.NDArray[np.int_], classnames: Sequence[str]
+) -> dict[str, object]:
+    """acc1, acc5 and mean_per_class_recall as fractions, and the per-class table."""
+    recall, counts = recalls(ranked[:, 0], labels, len(classnames))
+    return {
+        "acc1": accuracy(ranked, labels, 1),
+        "acc5": accuracy(ranked, labels, 5),
+        "mean_per_class_recall": float(np.nanmean(recall)),
+        "per_class": [
+            {"classname": name, "images": int(n), "recall": None if n == 0 else float(value)}
+            for name, n, value in zip(classnames, counts, recall, strict=True)
+        ],
+    }
+
+
+def read_test_images(images_path: str, dataset: str) -> tuple[pa.Table, list[str]]:
+    """The N rows of the test split of an IMAGES table, and the C class names.
+
+    Raises:
+        UserError: the split is empty.
+    """
+    table, metadata = tables.read(images_path, tables.IMAGES)
+    table = table.filter(pc.equal(table["split"], "test"))
+    if len(table) == 0:
+        raise UserError(f"Dataset {dataset} has no test image; check its split.")
+    return table, metadata["classnames"]
+
+
+def write(
+    images: pa.Table,
+    classnames: Sequence[str],
+    ranked: npt.NDArray[np.int_],
+    scores: npt.NDArray[np.float32],
+    run: Run,
+    marks: Sequence[str],
+    predictions_output: str,
+    metrics_output: str,
+) -> None:
+    """Write the predictions of a run, and its metrics where the test images have labels.
+
+    Args:
+        images: the N test images, from `read_test_images`.
+        ranked: [N, K] the best classes of each image, best first.
+        scores: [N, K] their scores.
+        marks: keys of MARKS.
+    """
+    tables.write(
+        predictions_output,
+        {
+            "image_id": images["image_id"],
+            "label": images["label"],
+            "prediction": ranked[:, 0].astype(np.int32),
+            "topk_labels": ranked.tolist(),
+            "topk_scores": scores.tolist(),
+        },
+        tables.PREDICTIONS,
+        {"classnames": list(classnames)},
+    )
+    result: dict[str, object] = {
+        "dataset": run.dataset,
+        "method": run.method,
+        "seed": run.seed,
+        "marks": list(marks),
+        "images": len(images),
+    }
+    labels = images["label"]
+    if labels.null_count:
+        log.warning("No labels for the test split of %s: predictions only.", run.dataset)
+        result |= {"acc1": None, "acc5": None, "mean_per_class_recall": None, "per_class": []}
+    else:
+        result |= metrics(ranked, labels.to_numpy(), classnames)
+        log.info("%s, %s, seed %d: acc1 %.4f", run.dataset, run.method, run.seed, result["acc1"])
+    write_json(metrics_output, result)

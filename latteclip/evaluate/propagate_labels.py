@@ -1,0 +1,220 @@
+"""Labels propagated from class texts over unlabelled images: a baseline without training.
+
+ZLaP (Stojnic, Kalantidis, Tolias, CVPR 2024, arXiv 2404.04072) in its inductive form. The graph
+joins the texts of the classes and the training images; test images are linked to it one by one.
+
+Letters: N training images, M test images, C classes, D embedding width, Q queries, P points,
+K neighbours, V = C + N nodes: the classes, then the training images.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow.compute as pc
+import torch
+
+from latteclip.clip import classifier
+from latteclip.clip.ranking import best_classes
+from latteclip.core import devices, tables
+from latteclip.core.errors import UserError
+from latteclip.evaluate import metrics
+from latteclip.labels.features import read_features
+
+log = logging.getLogger(__name__)
+SIMILARITIES = 2**26  # cosines held at once in a search for neighbours: 256 MiB
+TOLERANCE = 1e-8  # of the propagated scores, relative to what is propagated
+
+
+@dataclass(frozen=True)
+class PropagationSettings:
+    """How the graph is made, with the defaults of the authors' code."""
+
+    topk: int  # best classes kept for each test image
+    neighbours: int = 5  # K: images, and texts, that an image is linked to
+    gamma: float = 5.0  # power of cosines between images and texts: they are on another scale
+    alpha: float = 0.3  # share of a score that comes from the neighbours
+    normalise_test_links: bool = True  # false: links of test images are bare similarities
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1:
+            raise UserError(f"graph.alpha must be between 0 and 1, not {self.alpha}.")
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The class texts and the training images with their links."""
+
+    classes: torch.Tensor  # [C, D]
+    images: torch.Tensor  # [N, D]
+    links: torch.Tensor  # [V, V] sparse: W, symmetric, with a zero diagonal
+    degrees: torch.Tensor  # [V] row sums of W
+
+
+def propagate_labels(
+    images_path: str,
+    pseudo_labels_path: str,
+    class_embeddings_path: str,
+    settings: PropagationSettings,
+    run: metrics.Run,
+    predictions_output: str,
+    metrics_output: str,
+    *,
+    device: str,
+    threads: int,
+) -> None:
+    """Fit the graph on the images that are not in the test split, and classify those that are.
+
+    Labels are read to measure the accuracy, after the predictions are made.
+
+    Raises:
+        UserError: an input does not fit, or a split is empty.
+    """
+    where = devices.pick(device, threads)
+    index, classnames = tables.read_unlabelled(images_path, training=False)
+    classes, described = classifier.load_classifier(class_embeddings_path)  # [C, D]
+    if described["classnames"] != classnames:
+        raise UserError(
+            f"{class_embeddings_path} is of other classes than {images_path}; rerun its stage."
+        )
+    is_test = pc.equal(index["split"], "test")
+    trained, tested = (index.filter(rows)["image_id"] for rows in (pc.invert(is_test), is_test))
+    if len(trained) == 0:
+        raise UserError(f"{images_path} has no training image; check the dataset's split.")
+    images = read_features(pseudo_labels_path, trained).to(where)  # [N, D]
+    graph = link(classes.to(where), images, settings)
+    scores = propagate(graph, settings.alpha)  # [V, C]
+    test_images, names = metrics.read_test_images(images_path, run.dataset)
+    tests = read_features(pseudo_labels_path, tested).to(where)  # [M, D]
+    ranked, best = best_classes(classify(tests, graph, scores, settings).cpu(), settings.topk)
+    metrics.write(
+        test_images,
+        names,
+        ranked.numpy(),
+        best.numpy(),
+        run,
+        [],
+        predictions_output,
+        metrics_output,
+    )
+
+
+def nearest(
+    queries: torch.Tensor, points: torch.Tensor, k: int, *, same: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k points of the largest cosine with each query.
+
+    Args:
+        queries: [Q, D], L2-normalised.
+        points: [P, D], L2-normalised.
+        k: at most P, and less where `same`.
+        same: queries and points are the same, and none is its own neighbour.
+
+    Returns:
+        Cosines and indices of the points, both [Q, k], nearest first.
+    """
+    values, indices = [], []
+    rows = max(1, SIMILARITIES // len(points))
+    for start in range(0, len(queries), rows):
+        cosines = queries[start : start + rows] @ points.T  # [rows, P]
+        if same:
+            cosines[:, start:].diagonal().fill_(-math.inf)
+        found = cosines.topk(k, dim=1)
+        values.append(found.values)
+        indices.append(found.indices)
+    return torch.cat(values), torch.cat(indices)
+
+
+def neighbours(
+    queries: torch.Tensor,
+    classes: torch.Tensor,
+    images: torch.Tensor,
+    settings: PropagationSettings,
+    *,
+    same: bool = False,
+) -> torch.Tensor:
+    """The links of images into a graph: [Q, V] sparse, a row an image.
+
+    An image is linked to the K nearest class texts, and by itself to the K nearest images: cosines
+    of the two kinds are no rivals. A link weighs as much as the cosine, to the power gamma for a
+    text; negative cosines are no links.
+    """
+    n_classes, n_images, k = len(classes), len(images), settings.neighbours
+    to_classes, class_index = nearest(queries, classes, min(k, n_classes))
+    to_images, image_index = nearest(queries, images, min(k, n_images - same), same=same)
+    weights = torch.cat([to_classes.clamp(min=0) ** settings.gamma, to_images.clamp(min=0)], 1)
+    nodes = torch.cat([class_index, n_classes + image_index], 1)  # [Q, up to 2 K]
+    rows = torch.arange(len(queries), device=nodes.device)[:, None].expand_as(nodes)
+    return _sparse(rows, nodes, weights, (len(queries), n_classes + n_images))
+
+
+def link(classes: torch.Tensor, images: torch.Tensor, settings: PropagationSettings) -> Graph:
+    """The graph of class texts [C, D] and training images [N, D].
+
+    W = A + A^T, where A holds the links of the images; class texts have none of their own.
+    """
+    one_way = neighbours(images, classes, images, settings, same=True)
+    rows, columns = one_way.indices()
+    rows = len(classes) + rows
+    nodes = len(classes) + len(images)
+    links = _sparse(
+        torch.cat([rows, columns]),
+        torch.cat([columns, rows]),
+        one_way.values().repeat(2),
+        (nodes, nodes),
+    )
+    return Graph(classes, images, links, torch.sparse.sum(links, 1).to_dense())
+
+
+def propagate(graph: Graph, alpha: float) -> torch.Tensor:
+    """Scores Z [V, C] of every node for every class: (I - alpha S)^-1 Y.
+
+    S = D^-1/2 W D^-1/2, D the degrees; Y [V, C] is 1 where a node is the text of the class, else 0.
+    Z is the limit of Z <- alpha S Z + Y (Zhou et al. 2003), which is alpha^(t + 1) / (1 - alpha)
+    from it after t steps, S having no eigenvalue beyond 1.
+    """
+    scale = _inverse_root(graph.degrees)  # [V]
+    rows, columns = graph.links.indices()
+    spread = _sparse(
+        rows,
+        columns,
+        alpha * scale[rows] * graph.links.values() * scale[columns],
+        graph.links.shape,
+    )
+    scores = torch.eye(len(graph.degrees), len(graph.classes), device=scale.device)  # Y
+    for _ in range(math.ceil(math.log(TOLERANCE * (1 - alpha), alpha))):
+        scores = torch.sparse.mm(spread, scores)
+        scores.diagonal().add_(1)
+    return scores
+
+
+def classify(
+    tests: torch.Tensor, graph: Graph, scores: torch.Tensor, settings: PropagationSettings
+) -> torch.Tensor:
+    """Scores [M, C] of test images [M, D], each linked to the graph as if it were alone.
+
+    A test image x scores sum_j w_xj d_j^-1/2 Z_j. Up to a factor of the image, that is what the
+    propagation gives to a node that hangs on the graph and sends nothing back. The authors' code
+    leaves d_j out, as does `normalise_test_links: false`: then the texts, whose degrees are large,
+    count for much more than the images. A text that no training image is linked to has no say.
+    """
+    links = neighbours(tests, graph.classes, graph.images, settings)  # [M, V]
+    if settings.normalise_test_links:
+        scores = _inverse_root(graph.degrees)[:, None] * scores
+    return torch.sparse.mm(links, scores)
+
+
+def _inverse_root(degrees: torch.Tensor) -> torch.Tensor:
+    """d^-1/2, and 0 for a node without links."""
+    return torch.where(degrees > 0, degrees.rsqrt(), 0)
+
+
+def _sparse(
+    rows: torch.Tensor, columns: torch.Tensor, weights: torch.Tensor, shape: Sequence[int]
+) -> torch.Tensor:
+    """A sparse matrix of the weights, summed where they share a place."""
+    places = torch.stack([rows.flatten(), columns.flatten()])
+    return torch.sparse_coo_tensor(
+        places, weights.flatten(), tuple(shape), check_invariants=True
+    ).coalesce()

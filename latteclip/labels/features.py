@@ -1,0 +1,40 @@
+"""Image features as the zero-shot stage stored them.
+
+Letters: N images, D embedding width.
+"""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+
+ROWS = 2**14  # of the table that are held at once beside the result
+
+
+def read_features(path: str, image_ids: pa.ChunkedArray) -> torch.Tensor:
+    """Features [N, D] of images in a PSEUDO_LABELS table, in the order of `image_ids`.
+
+    Raises:
+        UserError: the table lacks one of them.
+    """
+    table, _ = tables.read(path, tables.PSEUDO_LABELS, ["image_id"])
+    rows = pc.index_in(image_ids, table["image_id"])
+    if rows.null_count:
+        raise UserError(
+            f"{path} lacks {rows.null_count} of {len(rows)} images; delete it and rerun its stage."
+        )
+    order = np.argsort(rows.to_numpy(), kind="stable")
+    rows = rows.to_numpy()[order]  # ascending, as they come from the file
+    features, start = np.empty((0, 0), np.float32), 0
+    for piece in tables.read_pieces(path, tables.PSEUDO_LABELS, ["image_features"], ROWS):
+        column = piece["image_features"].combine_chunks()
+        values = column.flatten().to_numpy().reshape(len(column), -1)
+        if not start:
+            features = np.empty((len(rows), values.shape[1]), np.float32)
+        first, last = np.searchsorted(rows, (start, start + len(values)))
+        features[order[first:last]] = values[rows[first:last] - start]
+        start += len(values)
+    return torch.from_numpy(features)

@@ -1,0 +1,113 @@
+"""The charts of a dataset's page: curves of the training, and confidence of the pseudo-labels."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from latteclip.report import charts, figures, runs
+from latteclip.report.runs import Floats
+
+CURVES, POINTS = 6, 120  # methods in a chart of the training, and points of a line
+
+
+def training_charts(run_files: Sequence[runs.RunFiles], shown: str | None) -> list[charts.Chart]:
+    """Curves of the trained methods, the shown one first, and the parts of the shown one."""
+    names = list(dict.fromkeys(run.method for run in run_files if run.history))
+    names.sort(key=lambda name: name != shown)
+    read: dict[str, list[dict[str, Floats]]] = {}
+    for name in names[:CURVES]:
+        curves = [
+            runs.read_curves(run.history, POINTS)
+            for run in run_files
+            if run.method == name and run.history
+        ]
+        read[name] = [curve for curve in curves if curve]
+    left_out = f"The first {CURVES} of {len(names)} methods." if len(names) > CURVES else ""
+    found = []
+    for column, title, note in (
+        ("loss", "Loss", "The sum that is minimised."),
+        ("agreement", "Label agreement", "Share of predictions that are their pseudo-label."),
+        ("class_balance", "Class balance", "1 where all classes are predicted equally often."),
+        ("prototype_drift", "Prototype drift", "Mean of 1 − cosine to the start."),  # noqa: RUF001
+    ):
+        lines = [
+            line
+            for series, (name, curves) in enumerate(read.items())
+            if (line := _line(name, curves, column, series))
+        ]
+        if lines:
+            found.append(
+                charts.line_chart(
+                    title, lines, x_label="epoch", note=f"{note} {left_out}", legend=True
+                )
+            )
+    parts = read.get(shown or "", [])
+    for title, columns, note in (
+        (
+            "Losses by label",
+            {"loss_zero_shot": "frozen label", "loss_finetuned": "tuned model's label"},
+            f"Of {shown}.",
+        ),
+        (
+            "Mixer weights",
+            {"weight_class": "class", "weight_image": "image", "weight_group": "group"},
+            f"Share of each description in the mix; of {shown}.",
+        ),
+    ):
+        lines = [
+            line
+            for series, (column, name) in enumerate(columns.items())
+            if (line := _line(name, parts, column, series))
+        ]
+        if lines:
+            found.append(charts.line_chart(title, lines, x_label="epoch", note=note, legend=True))
+    return found
+
+
+def _line(
+    name: str, curves: Sequence[dict[str, Floats]], column: str, series: int
+) -> charts.Line | None:
+    """A column of the histories of S seeds, over the epochs that all of them reached."""
+    having = [curve for curve in curves if column in curve and curve[column].any()]
+    if not having:
+        return None
+    points = min(len(curve["epoch"]) for curve in having)
+    return charts.Line(
+        name, having[0]["epoch"][:points], [curve[column] for curve in having], series
+    )
+
+
+def pseudo_label_charts(train: runs.TrainingSplit) -> dict[str, Any]:
+    """Confidence of the pseudo-labels of the training images, and how often they are right."""
+    correct = None
+    if train.labels is not None:
+        correct = (train.pseudo_labels == train.labels).astype(np.int_)
+    found = figures.reliability(train.confidence, correct)
+    drawn = [
+        charts.bar_chart(
+            "Confidence" if correct is None else "Accuracy against confidence",
+            found.edges,
+            found.shares,
+            found.accuracy,
+            x_label="confidence of the pseudo-label",
+            note="Bars: share of the training images."
+            + ("" if correct is None else " Dotted: as right as sure."),
+        )
+    ]
+    if found.kept is not None:
+        line = charts.Line("accuracy", np.linspace(1, 100, 100), [100 * found.kept], 0)
+        drawn.append(
+            charts.line_chart(
+                "Accuracy of the surest",
+                [line],
+                x_label="surest pseudo-labels kept, percent",
+                note="How right the pseudo-labels are if only the surest are kept, percent.",
+            )
+        )
+    return {
+        "charts": drawn,
+        "accuracy": None if correct is None else 100 * float(correct.mean()),
+        "confidence": 100 * float(train.confidence.mean()),
+        "classes": len(np.unique(train.pseudo_labels)),
+    }

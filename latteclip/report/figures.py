@@ -1,0 +1,295 @@
+"""The figures of a dataset's page: arrays in, small tables out.
+
+Letters: S seeds, N images, C classes.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from latteclip.captions.mentions import mentions
+from latteclip.evaluate.metrics import recalls
+from latteclip.evaluate.summarize import known, summary
+from latteclip.report.runs import Floats, Ints
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method in the table of accuracies, in percent and points; None where not known."""
+
+    method: str
+    marks: list[str]
+    seeds: int
+    acc1: float | None
+    spread: float | None  # sample standard deviation over seeds
+    each: list[float]  # acc1 of every seed
+    gain: float | None  # over zero-shot
+    over_baseline: float | None  # over the method that the run's configuration names
+    acc5: float | None
+    recall: float | None  # mean over classes
+
+
+def headline(
+    runs: Sequence[Mapping[str, Any]], baseline: str, zero_shot: float | None
+) -> list[Row]:
+    """A row a method, in the order of the runs.
+
+    Args:
+        runs: the metrics of every run of one dataset.
+        baseline: the method of `over_baseline`.
+        zero_shot: acc1 of the pretrained model as a fraction.
+    """
+    table = summary(pd.DataFrame(list(runs)), baseline)
+    rows = []
+    for values in table.to_dict("records"):
+        own = [run["acc1"] for run in runs if run["method"] == values["method"]]
+        acc1 = known(values["acc1_mean"])
+        gain = None if acc1 is None or zero_shot is None else acc1 - 100 * zero_shot
+        rows.append(
+            Row(
+                method=values["method"],
+                marks=values["marks"].split(),
+                seeds=values["seeds"],
+                acc1=acc1,
+                spread=known(values["acc1_std"]),
+                each=[100 * value for value in own if value is not None],
+                gain=gain,
+                over_baseline=known(values["acc1_gain"]),
+                acc5=known(values["acc5_mean"]),
+                recall=known(values["mean_per_class_recall"]),
+            )
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    """Recall of one class in percent, before and after tuning."""
+
+    classname: str
+    images: int
+    before: float
+    after: float
+
+    @property
+    def change(self) -> float:
+        return self.after - self.before
+
+
+def class_changes(
+    labels: Ints, before: Ints, after: Ints, classnames: Sequence[str]
+) -> list[ClassChange]:
+    """Classes with test images, those that gained most first.
+
+    Args:
+        labels: [N].
+        before: [N] predictions of the pretrained model.
+        after: [S, N] predictions of a method; the mean over seeds is taken.
+        classnames: of the C classes.
+    """
+    c = len(classnames)
+    old, counts = recalls(before, labels, c)
+    new = np.mean([recalls(one, labels, c)[0] for one in after], axis=0)
+    changes = [
+        ClassChange(classnames[i], int(counts[i]), 100 * float(old[i]), 100 * float(new[i]))
+        for i in np.flatnonzero(counts)
+    ]
+    return sorted(changes, key=lambda row: (-row.change, row.classname))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Images of one class that are taken for another, in percent of the class."""
+
+    true: int
+    predicted: int
+    before: float
+    after: float
+
+
+def confusion(labels: Ints, predictions: Ints, c: int) -> Floats:
+    """Share of the images of each class (row) that are given each class (column) [C, C].
+
+    Args:
+        labels: [N].
+        predictions: [S, N]; the mean over seeds is taken.
+        c: number of classes; the row of one without images is zero.
+    """
+    counts = np.zeros((c, c))
+    for one in predictions:
+        counts += np.bincount(labels * c + one, minlength=c * c).reshape(c, c)
+    return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+
+
+def worst_pairs(before: Floats, after: Floats, n: int) -> list[Pair]:
+    """The n largest confusions after tuning, from matrices of `confusion` [C, C]."""
+    c = len(after)
+    wrong = after.copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:n]
+    return [
+        Pair(i, j, 100 * float(before[i, j]), 100 * float(after[i, j]))
+        for i, j in (divmod(int(flat), c) for flat in order)
+        if wrong[i, j] > 0
+    ]
+
+
+def classes_of(pairs: Sequence[Pair], n: int) -> list[int]:
+    """The classes of the first pairs, at most n, neighbours where they are confused."""
+    chosen: list[int] = []
+    for pair in pairs:
+        new = [c for c in (pair.true, pair.predicted) if c not in chosen]
+        if len(chosen) + len(new) <= n:
+            chosen += new
+    return chosen
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Images in bins of confidence."""
+
+    edges: Floats  # [B + 1]
+    shares: Floats  # [B], of all images
+    accuracy: Floats | None  # [B], NaN where a bin is empty; None without labels
+    kept: Floats | None  # accuracy among the surest 1, 2, ... 100 percent
+
+
+def reliability(confidence: Floats, correct: Ints | None, bins: int = 10) -> Reliability:
+    """How often pseudo-labels are right, by their confidence.
+
+    Args:
+        confidence: [N], between 0 and 1.
+        correct: [N], 1 where the pseudo-label is the label; None where labels are not known.
+        bins: of equal width.
+    """
+    edges = np.linspace(0, 1, bins + 1)
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    counts = np.bincount(place, minlength=bins)
+    shares = counts / max(1, len(confidence))
+    if correct is None:
+        return Reliability(edges, shares, None, None)
+    hits = np.bincount(place, weights=correct, minlength=bins)
+    accuracy = np.divide(hits, counts, out=np.full(bins, np.nan), where=counts > 0)
+    running = np.cumsum(correct[np.argsort(-confidence, kind="stable")])  # [N]
+    ends = np.ceil(np.arange(1, 101) / 100 * len(confidence)).astype(int)
+    return Reliability(edges, shares, accuracy, running[ends - 1] / ends)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A test image whose prediction changed between right and wrong."""
+
+    index: int
+    before: int
+    after: int
+    seeds: int  # in how many of the S seeds
+
+
+def moved(
+    labels: Ints, before: Ints, after: Ints, margins: Floats, *, improved: bool, n: int
+) -> list[Moved]:
+    """The n clearest images that tuning put right, or wrong.
+
+    Clearest is what happened in most seeds, and then with the largest margin over the second best
+    class. No two are of the same class before the class is seen in all others.
+
+    Args:
+        labels: [N].
+        before: [N] predictions of the pretrained model.
+        after: [S, N] predictions of a method.
+        margins: [S, N] of those over the second best class.
+        improved: right after and wrong before, or the other way round.
+        n: how many at most.
+    """
+    right = after == labels  # [S, N]
+    was = before == labels  # [N]
+    happened = (right & ~was) if improved else (~right & was)
+    counts = happened.sum(axis=0)
+    strength = np.where(happened, margins, 0).sum(axis=0)
+    order = [int(i) for i in np.lexsort((-strength, -counts)) if counts[i]]
+    seen: Counter[int] = Counter()
+    turns = []
+    for place, i in enumerate(order):
+        turns.append((seen[int(labels[i])], place, i))
+        seen[int(labels[i])] += 1
+    chosen = [i for _, _, i in sorted(turns)[:n]]
+    return [
+        Moved(i, int(before[i]), int(after[np.argmax(happened[:, i]), i]), int(counts[i]))
+        for i in chosen
+    ]
+
+
+def spread_over(confidence: Floats, pseudo_labels: Ints, n: int) -> list[int]:
+    """Some images from the surest pseudo-label to the least sure, of different classes if possible.
+
+    Args:
+        confidence: [N] of the pseudo-labels.
+        pseudo_labels: [N].
+        n: how many, at most N.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    chosen: list[int] = []
+    classes: set[int] = set()
+    for part in np.array_split(order, min(n, len(order))):
+        fresh = [int(i) for i in part if int(pseudo_labels[i]) not in classes]
+        chosen.append(fresh[0] if fresh else int(part[0]))
+        classes.add(int(pseudo_labels[chosen[-1]]))
+    return chosen
+
+
+@dataclass(frozen=True)
+class CaptionStatistics:
+    """Captions of one kind in numbers; shares in percent."""
+
+    captions: int
+    failed: int  # the model was not reached
+    empty: int  # it wrote nothing
+    distinct: int
+    cut: float  # share that ended at the token limit
+    words: float | None  # mean
+    tokens: float | None  # mean
+    names_class: float  # share of the texts that hold the name of any class
+    names_pseudo_label: float | None  # share that holds the name of its pseudo-label
+    names_label: float | None  # share that holds the name of its true class
+    frequent: list[tuple[str, int]]
+
+
+def caption_statistics(
+    summary: Mapping[str, Any],
+    captions: Sequence[str],
+    pseudo_names: Sequence[str],
+    names: Sequence[str] | None,
+    n_frequent: int = 5,
+) -> CaptionStatistics:
+    """Captions of one kind in numbers: those of their summary, and what needs labels.
+
+    Args:
+        summary: of this kind in captions/summary.json.
+        captions: N texts, empty where there is none.
+        pseudo_names: class name of each one's pseudo-label.
+        names: true class name of each, where all are known.
+        n_frequent: how many of the most frequent texts are kept.
+    """
+    return CaptionStatistics(
+        **{key: summary[key] for key in ("captions", "failed", "empty", "distinct")},
+        cut=100 * summary["cut"] / max(1, summary["captions"]),
+        words=summary["words"].get("mean"),
+        tokens=summary["tokens"].get("mean"),
+        names_class=100 * summary["share_naming_a_class"],
+        names_pseudo_label=_naming(captions, pseudo_names),
+        names_label=_naming(captions, names),
+        frequent=[(row["caption"], row["times"]) for row in summary["most_repeated"][:n_frequent]],
+    )
+
+
+def _naming(captions: Sequence[str], names: Sequence[str] | None) -> float | None:
+    """Share of the texts that hold the name given for them, in percent."""
+    if names is None or not any(captions):
+        return None
+    holds = {name: mentions([name]) for name in set(names)}
+    hits = [holds[name](text) for text, name in zip(captions, names, strict=True) if text]
+    return 100 * sum(hits) / len(hits)

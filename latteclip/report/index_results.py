@@ -1,0 +1,117 @@
+"""One page over all datasets and methods, with what the paper reports beside it."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from latteclip.core.files import write_text
+from latteclip.core.json_files import read_metrics
+from latteclip.evaluate import published
+from latteclip.evaluate.metrics import MARKS
+from latteclip.evaluate.summarize import gain_on_paper_datasets, known, means_over_datasets, summary
+from latteclip.report import render
+
+log = logging.getLogger(__name__)
+TEMPLATE = "index.html"
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """What the page compares with, and where the pages of the datasets are."""
+
+    baseline: str
+    reports: dict[str, str] = field(default_factory=dict)  # dataset: path beside the page
+    titles: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one dataset, in percent and points; None where not known."""
+
+    acc1: float | None
+    spread: float | None
+    seeds: int
+    gain: float | None
+    is_best: bool  # of the methods on the dataset that read no labels
+
+
+def index_results(metrics_paths: Sequence[str], settings: IndexSettings, output: str) -> None:
+    """Write the page that compares every run, one HTML file that needs no network.
+
+    Raises:
+        UserError: a metrics file is missing or broken.
+    """
+    runs = [read_metrics(path) for path in metrics_paths]
+    table = summary(pd.DataFrame(runs), settings.baseline)
+    methods = list(dict.fromkeys(table["method"]))
+    datasets = list(dict.fromkeys(table["dataset"]))
+    cells = {dataset: _cells(table[table["dataset"] == dataset]) for dataset in datasets}
+    sizes = {
+        run["dataset"]: {"images": run["images"], "classes": len(run["per_class"]) or None}
+        for run in runs
+    }
+    marks: dict[str, list[str]] = {}
+    for row in table.to_dict("records"):
+        own = marks.setdefault(row["method"], [])
+        own += [mark for mark in row["marks"].split() if mark not in own]
+    means, complete = means_over_datasets(table)
+    page = render.render(
+        TEMPLATE,
+        settings=settings,
+        datasets=datasets,
+        methods=methods,
+        cells=cells,
+        sizes=sizes,
+        marks=marks,
+        explained={mark: MARKS[mark] for mark in MARKS if any(mark in m for m in marks.values())},
+        complete=complete,
+        means=means,
+        paper=paper_rows(table),
+        source=published.SOURCE,
+    )
+    write_text(output, page)
+    log.info("Wrote %s: %d datasets, %d methods.", output, len(datasets), len(methods))
+
+
+def _cells(table: pd.DataFrame) -> dict[str, Cell]:
+    rows = table.to_dict("records")
+    fair = [row["acc1_mean"] for row in rows if "supervised" not in row["marks"].split()]
+    best = max((value for value in fair if not pd.isna(value)), default=None)
+    return {
+        row["method"]: Cell(
+            known(row["acc1_mean"]),
+            known(row["acc1_std"]),
+            row["seeds"],
+            known(row["acc1_gain"]),
+            row["acc1_mean"] == best and "supervised" not in row["marks"].split(),
+        )
+        for row in rows
+    }
+
+
+def paper_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """What the paper reports as means over its ten datasets, and the same of our runs.
+
+    With which other methods the paper compares is not run here, so nothing of ours stands beside
+    its second figure.
+    """
+    gain, n = gain_on_paper_datasets(table)
+    return [
+        {
+            "name": "latteclip over zero_shot",
+            "published": published.GAIN_OVER_ZERO_SHOT,
+            "ours": gain,
+            "datasets": n,
+            "of": len(published.DATASETS),
+        },
+        {
+            "name": "latteclip over the best other unsupervised method",
+            "published": published.GAIN_OVER_OTHERS,
+            "ours": None,
+            "datasets": None,
+            "of": len(published.DATASETS),
+        },
+    ]

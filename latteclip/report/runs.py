@@ -1,0 +1,159 @@
+"""What the pages read of the runs: splits, predictions and histories.
+
+Letters: S seeds, N test images, C classes.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.core.settings import from_values
+
+Ints = npt.NDArray[np.int_]
+Floats = npt.NDArray[np.float64]
+# The columns of a training's history that are drawn.
+DRAWN = (
+    "loss",
+    "loss_zero_shot",
+    "loss_finetuned",
+    "agreement",
+    "class_balance",
+    "weight_class",
+    "weight_image",
+    "weight_group",
+    "prototype_drift",
+)
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Where the results of one run are."""
+
+    method: str
+    seed: int
+    metrics: str
+    history: str | None = None  # of a trained method
+    predictions: str | None = None  # of the method that the page shows in detail
+    model: str | None = None  # of one run of it
+
+
+def run_files(text: str) -> list[RunFiles]:
+    """The runs that a rule names, from a JSON list of objects.
+
+    Raises:
+        UserError: the text is no such list, or it is empty.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"The runs are not JSON ({error}): {text!r}.") from None
+    if not isinstance(values, list) or not values:
+        raise UserError(f"The runs must be a JSON list with at least one run, not {text!r}.")
+    return [from_values(RunFiles, value) for value in values]
+
+
+@dataclass(frozen=True)
+class TestSplit:
+    """The N test images, in the order of the index."""
+
+    image_ids: list[str]
+    paths: list[str]
+    labels: Ints | None  # [N], None where any is unknown
+    before: Ints  # [N], the predictions of the pretrained model
+
+
+@dataclass(frozen=True)
+class TrainingSplit:
+    """The training images, in the order of the index, with what zero-shot CLIP says of them."""
+
+    image_ids: list[str]
+    paths: list[str]
+    labels: Ints | None  # None where any is unknown
+    pseudo_labels: Ints
+    confidence: Floats
+
+
+def read_splits(images: str, pseudo_labels: str) -> tuple[TrainingSplit, TestSplit, list[str]]:
+    """Both splits of an index, and the C class names.
+
+    Raises:
+        UserError: the two tables are not of the same images.
+    """
+    index, metadata = tables.read(images, tables.IMAGES, ["image_id", "path", "split", "label"])
+    zero_shot, _ = tables.read(
+        pseudo_labels, tables.PSEUDO_LABELS, ["image_id", "pseudo_label", "confidence"]
+    )
+    if zero_shot["image_id"].to_pylist() != index["image_id"].to_pylist():
+        raise UserError(f"{pseudo_labels} is not of the images of {images}; rerun its stage.")
+    index = index.append_column("pseudo_label", zero_shot["pseudo_label"])
+    index = index.append_column("confidence", zero_shot["confidence"])
+    is_test = pc.equal(index["split"], "test")
+    train, test = index.filter(pc.invert(is_test)), index.filter(is_test)
+    return (
+        TrainingSplit(
+            train["image_id"].to_pylist(),
+            train["path"].to_pylist(),
+            _labels(train),
+            train["pseudo_label"].to_numpy(),
+            train["confidence"].to_numpy().astype(np.float64),
+        ),
+        TestSplit(
+            test["image_id"].to_pylist(),
+            test["path"].to_pylist(),
+            _labels(test),
+            test["pseudo_label"].to_numpy(),
+        ),
+        metadata["classnames"],
+    )
+
+
+def _labels(table: pa.Table) -> Ints | None:
+    column = table["label"]
+    return None if column.null_count or not len(column) else column.to_numpy()
+
+
+def read_predictions(paths: Sequence[str], test: TestSplit) -> tuple[Ints, Floats]:
+    """Predictions of S runs [S, N], and by how much each beats the second best class [S, N].
+
+    Raises:
+        UserError: a file is not of the test images.
+    """
+    predictions, margins = [], []
+    for path in paths:
+        table, _ = tables.read(path, tables.PREDICTIONS, ["image_id", "prediction", "topk_scores"])
+        if table["image_id"].to_pylist() != test.image_ids:
+            raise UserError(f"{path} is not of the test images of the index; rerun its stage.")
+        predictions.append(table["prediction"].to_numpy())
+        best = pc.list_element(table["topk_scores"], 0).to_numpy()
+        second = pc.list_element(table["topk_scores"], 1).to_numpy()
+        margins.append((best - second).astype(np.float64))
+    return np.stack(predictions), np.stack(margins)
+
+
+def read_curves(path: str, points: int) -> dict[str, Floats]:
+    """A training's history as at most `points` means of neighbouring steps.
+
+    Returns:
+        `epoch`, how many epochs were done by the middle of each point, and each column of DRAWN
+        that is not empty.
+    """
+    table, _ = tables.read(path, tables.HISTORY, ["step", "epoch", *DRAWN])
+    steps = len(table)
+    if steps == 0:
+        return {}
+    per_epoch = max(1, int(pc.sum(pc.equal(table["epoch"], table["epoch"][0])).as_py()))
+    edges = np.linspace(0, steps, min(points, steps) + 1).astype(int)
+    curves = {"epoch": (edges[:-1] + edges[1:]) / 2 / per_epoch}
+    for name in DRAWN:
+        column = table[name]
+        if column.null_count == 0:
+            values = column.to_numpy().astype(np.float64)
+            curves[name] = np.add.reduceat(values, edges[:-1]) / np.diff(edges)
+    return curves

@@ -1,0 +1,159 @@
+"""What fine-tuning reads: images, the labels it trusts, texts, and the order of the images.
+
+Letters: N training images, C classes.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.core.files import digest
+from latteclip.core.prompts import class_texts
+from latteclip.train.objectives.base import TrainingTexts
+from latteclip.train.texts import TextBank
+
+GROUND_TRUTH = "ground_truth"
+# The column of `caption_labels.parquet` that takes the place of the zero-shot pseudo-labels.
+CAPTION_LABEL_COLUMNS = {"caption": "caption_label", "fused": "fused_label"}
+
+
+@dataclass(frozen=True)
+class TrainingFiles:
+    """The inputs; captions and their labels are None where the method does without them."""
+
+    images: str
+    pseudo_labels: str
+    image_captions: str | None = None
+    group_captions: str | None = None
+    caption_labels: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The N images that are not in the test split."""
+
+    paths: list[str]
+    sizes: list[int]  # bytes of each decoded picture
+    labels: torch.Tensor  # [N] class that the training takes each image for
+    classnames: list[str]
+    texts: TrainingTexts
+    digest: str  # changes when anything above does
+
+
+def read(files: TrainingFiles, template: str, labels: str, bank: TextBank) -> TrainingData:
+    """Read the inputs; their texts go into `bank`.
+
+    Args:
+        labels: zero_shot, caption, fused, or ground_truth: the one that reads labels.
+
+    Raises:
+        UserError: an input lacks an image or a label, or there is nothing to train on.
+    """
+    table, classnames = tables.read_unlabelled(files.images, training=True)
+    image_ids = table["image_id"].to_pylist()
+    if len(image_ids) < 2:
+        raise UserError(
+            f"{files.images} has {len(image_ids)} training images, but the loss compares images "
+            "with each other; check the dataset's split."
+        )
+    if len(classnames) < 2:
+        raise UserError(f"{files.images} names one class alone; nothing can be told apart.")
+    own = _labels(files, labels, image_ids)
+    descriptions = class_texts(template, classnames)
+    none = torch.zeros(0, dtype=torch.long)
+    image_texts = group_texts = group_labels = none
+    classes = bank.add(descriptions)
+    if files.image_captions:
+        captions = tables.lookup(files.image_captions, tables.CAPTIONS, "id", "caption", image_ids)
+        image_texts = bank.add(_or_class(captions, own, descriptions))
+    if files.group_captions:
+        captions, labels_of_groups = _groups(files.group_captions, image_ids, own)
+        captions = _or_class(captions, labels_of_groups, descriptions)
+        group_texts, group_labels = bank.add(captions), torch.tensor(labels_of_groups)
+    texts = TrainingTexts(classes, image_texts, group_texts, group_labels)
+    paths = table["path"].to_pylist()
+    sizes = zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True)
+    ids = [str(kind.tolist()) for kind in vars(texts).values()]
+    content = [*paths, *map(str, own), *bank.texts, *ids]
+    return TrainingData(
+        paths,
+        [3 * width * height for width, height in sizes],
+        torch.tensor(own),
+        classnames,
+        texts,
+        digest(*content),
+    )
+
+
+def _labels(files: TrainingFiles, kind: str, image_ids: list[str]) -> list[int]:
+    """The class that each image is taken for."""
+    if kind == GROUND_TRUTH:
+        labels = tables.lookup(files.images, tables.IMAGES, "image_id", "label", image_ids)
+        unknown = labels.count(None)
+        if unknown:
+            raise UserError(
+                f"{files.images} has no label for {unknown} of {len(labels)} training images; "
+                "a supervised method needs them all."
+            )
+        return labels
+    if kind == "zero_shot":
+        return tables.lookup(
+            files.pseudo_labels, tables.PSEUDO_LABELS, "image_id", "pseudo_label", image_ids
+        )
+    if files.caption_labels is None:
+        raise UserError(f"Pseudo-labels {kind!r} come from captions; give --caption-labels.")
+    return tables.lookup(
+        files.caption_labels,
+        tables.CAPTION_LABELS,
+        "image_id",
+        CAPTION_LABEL_COLUMNS[kind],
+        image_ids,
+    )
+
+
+def _groups(
+    path: str, image_ids: Sequence[str], labels: Sequence[int]
+) -> tuple[list[str | None], list[int]]:
+    """Captions of the groups, and the class of each: the most frequent one among its members.
+
+    With zero-shot pseudo-labels that is the class which the group was drawn from. A class that has
+    images but no group gets one with an empty caption.
+    """
+    captions, groups = tables.read_groups(path, image_ids)
+    classes = [
+        Counter(labels[member] for member in members).most_common(1)[0][0] for members in groups
+    ]
+    lacking = sorted(set(labels) - set(classes))
+    return captions + [""] * len(lacking), classes + lacking
+
+
+def _or_class(
+    captions: Sequence[str | None], labels: list[int], descriptions: list[str]
+) -> list[str]:
+    """The captions, an empty one replaced by the class description of its label."""
+    return [caption or descriptions[label] for caption, label in zip(captions, labels, strict=True)]
+
+
+def steps_per_epoch(n: int, batch_size: int) -> int:
+    """Whole batches of n images, or one batch where they are fewer."""
+    return max(1, n // batch_size)
+
+
+def schedule(
+    n: int, batch_size: int, epochs: int, seed: int, start: int = 0
+) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """(epoch, keys of the batch) of every step from step `start`: a new shuffle each epoch.
+
+    Images that do not fill a batch sit out that epoch: the loss compares within a batch, so its
+    size must not change. With fewer images than a batch holds, all of them are one batch.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    size, per_epoch = min(batch_size, n), steps_per_epoch(n, batch_size)
+    for epoch in range(epochs):
+        order = torch.randperm(n, generator=generator).tolist()
+        for step in range(max(0, start - epoch * per_epoch), per_epoch):
+            yield epoch, [(epoch, index) for index in order[step * size : (step + 1) * size]]

@@ -1,0 +1,205 @@
+"""The state of a training, and its one step.
+
+Letters: N training images, B batch, C classes, D embedding width.
+"""
+
+import math
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from latteclip.clip import model as clips
+from latteclip.core.errors import UserError
+from latteclip.core.signals import Signals
+from latteclip.train import monitor, parallel
+from latteclip.train.checkpoints import Checkpoint
+from latteclip.train.objectives import base
+
+MAX_LOGIT_SCALE = math.log(100)
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """AdamW with a linear warm-up and a cosine decay (LatteCLIP, section 4)."""
+
+    epochs: int
+    warmup_steps: int
+    batch_size: int
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 2:
+            raise UserError(
+                f"finetune.batch_size is {self.batch_size}, but the loss compares images within "
+                "the batch; set it to 2 or more."
+            )
+
+    def rate(self, step: int, total: int) -> float:
+        """Learning rate of a step, counted from 0, of `total` steps."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, total - self.warmup_steps)
+        return self.lr * (1 + math.cos(math.pi * done)) / 2
+
+    def start(self, model: torch.nn.Module) -> torch.optim.AdamW:
+        """The optimiser of a model; its learning rate is set at each step."""
+        groups = parameter_groups(model, self.weight_decay)
+        return torch.optim.AdamW(groups, betas=(self.beta1, self.beta2), eps=self.eps)
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay on matrices, none on gains, biases, norms and logit_scale."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+@dataclass
+class Training:
+    """Everything that a step changes."""
+
+    clip: clips.Clip
+    objective: base.Objective
+    adamw: torch.optim.AdamW
+    predicted: torch.Tensor  # [C] how often each class was predicted in the epoch so far
+    signals: Signals
+    history: list[dict[str, Any]] = field(default_factory=list)  # a row a step, plain numbers
+    ending: int = 0  # number of a signal that any process had come in the last step
+
+    def __post_init__(self) -> None:
+        fp16 = self.clip.device.type == "cuda" and self.clip.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(self.clip.device.type, enabled=fp16)
+        # A pretrained scale may lie above the bound: SigLIP's does.
+        self.max_logit_scale = max(MAX_LOGIT_SCALE, self.logit_scale.item())
+        self._recent: list[dict[str, Any]] = []  # rows whose tensors were not looked at yet
+
+    @property
+    def logit_scale(self) -> torch.Tensor:
+        """The logarithm of s, a trained scalar."""
+        return self.clip.model.logit_scale  # type: ignore[return-value]
+
+    def start_epoch(self) -> None:
+        """To be called before the first step of each epoch."""
+        self.objective.start_epoch()
+        self.predicted = torch.zeros_like(self.predicted)
+
+    def step(
+        self, index: torch.Tensor, labels: torch.Tensor, batch: torch.Tensor, rate: float
+    ) -> dict[str, torch.Tensor]:
+        """One optimiser step; returns detached scalars for the history.
+
+        Args:
+            index: [B] rows of the training images.
+            labels: [B] class that each is taken for.
+            batch: [b, 3, H, W], the images that fall to this process.
+            rate: learning rate.
+        """
+        for group in self.adamw.param_groups:
+            group["lr"] = rate
+        self.clip.model.train()
+        scale = self.logit_scale.exp()
+        features = parallel.gather(clips.encode_images(self.clip, batch), len(index))  # [B, D]
+        outcome = self.objective.loss(base.Batch(index, labels, features, scale))
+        self.adamw.zero_grad()
+        self.scaler.scale(outcome.loss).backward()
+        trained = (p for group in self.adamw.param_groups for p in group["params"])
+        self.ending = parallel.average_gradients(trained, self.signals.number)
+        self.scaler.step(self.adamw)
+        self.scaler.update()
+        self.objective.after_step()
+        with torch.no_grad():
+            self.logit_scale.clamp_(0, self.max_logit_scale)
+            predicted = outcome.scores.argmax(dim=1).cpu()  # [B]
+            self.predicted += predicted.bincount(minlength=len(self.predicted))
+            return {
+                "loss": outcome.loss.detach(),
+                "agreement": (predicted == labels).float().mean(),
+                **monitor.spread(outcome.scores, scale),
+                "logit_scale": self.logit_scale.clone(),
+                **outcome.logs,
+            }
+
+    def record(self, row: dict[str, Any]) -> None:
+        """Keep a row for the history; its tensors stay on their device until `settle`."""
+        self._recent.append(row)
+
+    def settle(self) -> None:
+        """Make numbers of the rows recorded since the last call.
+
+        Raises:
+            UserError: a loss among them is not finite.
+        """
+        rows = [{name: _number(value) for name, value in row.items()} for row in self._recent]
+        check_finite(rows)
+        self.history += rows
+        self._recent = []
+
+    def checkpoint(self, steps: int, identity: dict[str, Any]) -> Checkpoint:
+        """The state after so many steps, random generators included."""
+        tensors = {f"model.{name}": value for name, value in self.clip.model.state_dict().items()}
+        for number, state in self.adamw.state_dict()["state"].items():
+            tensors |= {f"adamw.{number}.{name}": value for name, value in state.items()}
+        tensors |= {f"objective.{name}": value for name, value in self.objective.state().items()}
+        tensors |= {"predicted": self.predicted, "random.torch": torch.get_rng_state()}
+        if self.clip.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state()
+        kind, words, *rest = np.random.get_state(legacy=True)
+        values = {
+            "identity": identity,
+            "history": self.history,
+            "scaler": self.scaler.state_dict(),
+            "random.numpy": [kind, words.tolist(), *rest],  # type: ignore[union-attr]
+            "random.python": random.getstate(),
+        }
+        return Checkpoint(steps, tensors, values)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint."""
+        tensors, values = checkpoint.tensors, checkpoint.values
+        self.clip.model.load_state_dict(_named(tensors, "model."))
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for key, tensor in _named(tensors, "adamw.").items():
+            number, name = key.split(".")
+            state.setdefault(int(number), {})[name] = tensor
+        self.adamw.load_state_dict({**self.adamw.state_dict(), "state": state})
+        self.objective.restore(_named(tensors, "objective."))
+        self.scaler.load_state_dict(values["scaler"])
+        self.predicted, self.history = tensors["predicted"], values["history"]
+        torch.set_rng_state(tensors["random.torch"])
+        if self.clip.device.type == "cuda" and "random.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random.cuda"])
+        np.random.set_state(tuple(values["random.numpy"]))
+        version, internal, gauss = values["random.python"]
+        random.setstate((version, tuple(internal), gauss))
+
+
+def _number(value: Any) -> float | int:
+    return value.item() if isinstance(value, torch.Tensor) else value
+
+
+def _named(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def check_finite(rows: list[dict[str, Any]]) -> None:
+    """Raise UserError at the first row of the history whose loss is not finite."""
+    for row in rows:
+        if not math.isfinite(row["loss"]):
+            raise UserError(
+                f"The loss became {row['loss']} at step {row['step']} (epoch {row['epoch'] + 1}); "
+                "nothing was written: lower finetune.lr or raise finetune.warmup_steps."
+            )

@@ -1,0 +1,1 @@
+from support.captioning import dataset, recorder  # noqa: F401

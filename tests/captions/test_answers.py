@@ -1,0 +1,199 @@
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from support.tiny import ROOT
+
+from latteclip.captions import answers
+from latteclip.captions.answers import Answer, AnswerStore, has
+from latteclip.core.files import digest
+
+
+def name(number):
+    return digest(str(number))[:32]
+
+
+def answer(number):
+    return Answer(f'text "{number}"\nmore \u00e9', "stop", number)
+
+
+def fill(folder, numbers):
+    with AnswerStore(folder) as store:
+        for number in numbers:
+            store.add(name(number), answer(number), "engine 1")
+
+
+def held(folder, numbers):
+    with AnswerStore(folder) as store:
+        return [number for number in numbers if store.get(name(number)) is not None]
+
+
+def parts(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_an_answer_comes_back_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(answers, "today", lambda: "2026-02-03")
+    fill(tmp_path, range(5))
+    with AnswerStore(tmp_path) as store:
+        kept = store.get(name(3))
+        assert kept.answer == answer(3)
+        assert (kept.engine, kept.date) == ("engine 1", "2026-02-03")
+        assert len(store) == 5
+        assert name(4) in store
+        assert name(5) not in store
+        assert store.get(name(5)) is None
+
+
+def test_an_answer_can_be_read_before_its_part_is_closed(tmp_path):
+    with AnswerStore(tmp_path) as store:
+        store.add(name(1), answer(1), "engine")
+        assert store.get(name(1)).answer == answer(1)
+        assert held(tmp_path, [1]) == [1]  # by another process too
+        assert [p.endswith(".open.jsonl") for p in parts(tmp_path)] == [True]
+    assert [p.endswith(".open.jsonl") for p in parts(tmp_path)] == [False]
+
+
+def test_a_run_that_asks_nothing_leaves_no_part(tmp_path):
+    fill(tmp_path, [])
+    assert parts(tmp_path) == []
+
+
+def test_parts_are_lines_of_json(tmp_path):
+    fill(tmp_path, range(3))
+    [path] = tmp_path.iterdir()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["digest"] for line in lines] == [name(number) for number in range(3)]
+    assert lines[1]["text"] == answer(1).text
+
+
+@pytest.mark.parametrize("cut", [1, 2, 30, 100])
+def test_a_torn_last_line_costs_that_answer_alone(tmp_path, cut):
+    fill(tmp_path, range(4))
+    [path] = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert held(tmp_path, range(4)) == [0, 1, 2]
+
+
+def test_a_changed_byte_costs_that_answer_alone(tmp_path):
+    fill(tmp_path, range(4))
+    [path] = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes().replace(b'text \\"2', b'test \\"2'))
+    assert held(tmp_path, range(4)) == [0, 1, 3]
+
+
+def test_foreign_lines_are_passed_over(tmp_path):
+    fill(tmp_path, range(2))
+    (tmp_path / "notes.jsonl").write_bytes(b"\x00\xff\n\n{}\n")
+    assert held(tmp_path, range(2)) == [0, 1]
+
+
+def test_processes_write_side_by_side(tmp_path):
+    with AnswerStore(tmp_path) as one, AnswerStore(tmp_path) as other:
+        for number in range(10):
+            (one if number % 2 else other).add(name(number), answer(number), "engine")
+    assert held(tmp_path, range(10)) == list(range(10))
+    assert len(parts(tmp_path)) == 2
+
+
+def test_many_closed_parts_become_one_without_loss(tmp_path):
+    for number in range(answers.MAX_PARTS + 1):
+        fill(tmp_path, [number, number + 1])
+    assert len(parts(tmp_path)) == 1
+    assert held(tmp_path, range(answers.MAX_PARTS + 2)) == list(range(answers.MAX_PARTS + 2))
+    [path] = tmp_path.iterdir()
+    assert len(path.read_text().splitlines()) == answers.MAX_PARTS + 2  # each once
+
+
+def test_an_open_part_is_left_alone_unless_it_was_abandoned(tmp_path):
+    for number in range(answers.MAX_PARTS):
+        fill(tmp_path, [number])
+    abandoned = tmp_path / "a.open.jsonl"
+    (tmp_path / parts(tmp_path)[0]).rename(abandoned)
+    old = time.time() - 2 * answers.ABANDONED
+    with AnswerStore(tmp_path) as running:
+        running.add(name(90), answer(90), "engine")
+        fill(tmp_path, [91])
+        assert len(parts(tmp_path)) == answers.MAX_PARTS + 2
+        os.utime(abandoned, (old, old))
+        fill(tmp_path, [92])
+        assert len(parts(tmp_path)) == 2  # the running one, and all others in one
+        running.add(name(93), answer(93), "engine")
+    numbers = [*range(answers.MAX_PARTS), 90, 91, 92, 93]
+    assert held(tmp_path, numbers) == numbers
+
+
+def test_answers_are_found_after_another_job_tidied_up(tmp_path, monkeypatch):
+    for number in range(answers.MAX_PARTS):
+        fill(tmp_path, [number])
+    with AnswerStore(tmp_path) as store:
+        store.add(name(50), answer(50), "engine")
+        fill(tmp_path, [60])
+        fill(tmp_path, [61])
+
+        def stale(place, read=store._read):
+            monkeypatch.setattr(store, "_read", read)
+            raise OSError("Stale file handle")
+
+        monkeypatch.setattr(store, "_read", stale)
+        assert store.get(name(2)).answer == answer(2)
+        store.add(name(51), answer(51), "engine")
+        assert store.get(name(51)).answer == answer(51)
+        assert store.get(name(50)).answer == answer(50)
+
+
+def test_keys_tell_a_worker_what_is_held(tmp_path):
+    fill(tmp_path, range(30))
+    with AnswerStore(tmp_path) as store:
+        keys = store.keys()
+    assert [number for number in range(60) if has(keys, name(number))] == list(range(30))
+
+
+WRITER = """
+import sys, time
+from latteclip.captions.answers import (Answer, AnswerStore)
+from latteclip.core.files import digest
+with AnswerStore(sys.argv[1]) as store:
+    for number in range(100000):
+        store.add(digest(str(number))[:32], Answer("x" * 300, "stop", 1), "engine")
+        print(number, flush=True)
+"""
+
+
+def test_what_a_killed_process_reported_is_held(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    reported = []
+    while len(reported) < 500:
+        reported.append(int(process.stdout.readline()))
+    process.kill()
+    rest = process.stdout.read().split("\n")
+    process.wait()
+    reported += [int(line) for line in rest[:-1]]
+    assert held(tmp_path, reported) == reported
+
+
+def test_answers_reach_the_disk_after_so_many_and_after_a_while(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(answers.os, "fsync", lambda number: synced.append(number))
+    monkeypatch.setattr(answers, "SYNC_ANSWERS", 3)
+    with AnswerStore(tmp_path / "count") as store:
+        for number in range(7):
+            store.add(name(number), answer(number), "engine")
+        assert len(synced) == 2
+    monkeypatch.setattr(answers, "SYNC_SECONDS", 0.01)
+    with AnswerStore(tmp_path / "time") as store:
+        before = len(synced)
+        store.add(name(1), answer(1), "engine")
+        for _ in range(500):
+            if len(synced) > before:
+                break
+            time.sleep(0.01)
+        assert len(synced) > before

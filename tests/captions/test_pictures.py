@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from latteclip.captions.pictures import grid
+
+COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
+
+
+def squares(side=30):
+    return [Image.new("RGB", (side, side), colour) for colour in COLOURS]
+
+
+@pytest.mark.parametrize(("canvas", "gap"), [(672, 20), (128, 4), (129, 4), (61, 0)])
+def test_four_squares_fill_their_cells_and_the_gaps_are_black(canvas, gap):
+    picture = np.asarray(grid(squares(), canvas, gap))
+    assert picture.shape == (canvas, canvas, 3)
+    cell = (canvas - gap) // 2
+    wanted = np.zeros_like(picture)
+    for place, colour in enumerate(COLOURS):
+        top, left = (place // 2) * (cell + gap), (place % 2) * (cell + gap)
+        wanted[top : top + cell, left : left + cell] = colour
+    np.testing.assert_array_equal(picture, wanted)
+
+
+@pytest.mark.parametrize("size", [(40, 10), (10, 40), (400, 100), (31, 62)])
+def test_a_picture_keeps_its_shape_and_lies_in_the_middle_of_its_cell(size):
+    pictures = [Image.new("RGB", size, (255, 255, 255)), *squares()[1:]]
+    cell = np.asarray(grid(pictures, 672, 20))[:326, :326].any(axis=2)
+    rows, columns = np.flatnonzero(cell.any(axis=1)), np.flatnonzero(cell.any(axis=0))
+    height, width = len(rows), len(columns)
+    assert max(height, width) == 326
+    assert width / height == pytest.approx(size[0] / size[1], rel=0.01)
+    assert cell.sum() == height * width  # one full rectangle
+    assert abs(rows[0] - (325 - rows[-1])) <= 1
+    assert abs(columns[0] - (325 - columns[-1])) <= 1
+
+
+def test_pictures_are_resampled_with_lanczos():
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (100, 100, 3), np.uint8))
+    picture = grid([noise, *squares()[1:]], 128, 4)
+    assert picture.crop((0, 0, 62, 62)) == noise.resize((62, 62), Image.Resampling.LANCZOS)
+
+
+def test_a_sliver_still_shows():
+    picture = np.asarray(grid([Image.new("RGB", (5000, 2), (9, 9, 9)), *squares()[1:]], 128, 4))
+    assert picture[:62, :62].any()

@@ -1,0 +1,224 @@
+import base64
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.tiny import ROOT, write_pictures
+
+from latteclip.captions.pictures import grid
+from latteclip.captions.prepare import AHEAD, CHUNK, Preparer, Task, Workers, show
+from latteclip.captions.request import Identity, Layout, digest, digest_of_images
+from latteclip.core.errors import UserError
+
+
+def identity(**layout):
+    return Identity("m", None, "auto", None, 77, Layout(**layout))
+
+
+def preparer(*, as_urls=False, held=(), **layout):
+    keys = np.array(sorted(int(name[:16], 16) for name in held), np.uint64)
+    return Preparer(identity(**layout), as_urls, keys)
+
+
+def prepare(tasks, n=2, **options):
+    with Workers(preparer(**options), n) as workers:
+        return list(workers.prepare(tasks))
+
+
+def decoded(url):
+    head, _, data = url.partition(",")
+    return head, np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return write_pictures(tmp_path_factory.mktemp("pictures"), 11)
+
+
+def test_tasks_come_back_in_order_with_their_pictures(files):
+    tasks = [Task(10 + number, [file], "?") for number, file in enumerate(files)]
+    prepared = prepare(tasks)
+    assert [item.task for item in prepared] == tasks
+    for item, file in zip(prepared, files, strict=True):
+        [picture] = item.pictures
+        assert np.array_equal(np.asarray(picture), np.asarray(Image.open(file)))
+        assert item.image_digests == digest_of_images([Path(file).read_bytes()])
+
+
+def test_only_a_few_tasks_are_on_their_way(files):
+    taken = []
+
+    def tasks():
+        for number in range(200):
+            taken.append(number)
+            yield Task(number, [files[0]], "?")
+
+    with Workers(preparer(), 1) as workers:
+        prepared = workers.prepare(tasks())
+        for _ in range(30):
+            next(prepared)
+        assert len(taken) <= 32 + (1 + AHEAD) * CHUNK
+        prepared.close()
+
+
+def test_workers_say_whether_they_are_behind(files, tmp_path):
+    pipe = tmp_path / "slow.png"
+    os.mkfifo(pipe)
+    with Workers(preparer(), 1) as workers:
+        prepared = workers.prepare(
+            [*(Task(n, [files[0]], "?") for n in range(CHUNK)), Task(CHUNK, [str(pipe)], "?")]
+        )
+        next(prepared)
+        assert not workers.are_behind()
+        for _ in range(CHUNK - 1):
+            next(prepared)
+        assert workers.are_behind()
+        pipe.write_bytes(Path(files[1]).read_bytes())
+        assert next(prepared).task.key == CHUNK
+        assert not workers.are_behind()
+
+
+def test_what_is_held_is_identified_but_not_decoded(files):
+    images = [digest_of_images([Path(file).read_bytes()]) for file in files]
+    held = [digest(image, 1, "?", identity()) for image in images[:4]]
+    prepared = prepare([Task(n, [f], "?") for n, f in enumerate(files)], held=held)
+    assert [item.pictures is None for item in prepared] == [n < 4 for n in range(11)]
+    assert [item.image_digests for item in prepared] == images
+
+
+def test_a_large_image_is_scaled_down(tmp_path):
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (120, 240, 3), np.uint8))
+    noise.save(tmp_path / "a.png")
+    [item] = prepare([Task(0, [str(tmp_path / "a.png")], "?")], max_side=100)
+    [picture] = item.pictures
+    assert picture.size == (100, 50)
+    noise.thumbnail((100, 100), Image.Resampling.LANCZOS)
+    assert np.array_equal(np.asarray(picture), np.asarray(noise))
+
+
+def test_a_large_jpeg_looks_the_same_scaled_down_while_it_is_decoded(tmp_path):
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
+    smooth = smooth.resize((1600, 1200), Image.Resampling.BICUBIC)
+    smooth.save(tmp_path / "a.jpg", quality=95)
+    [item] = prepare([Task(0, [str(tmp_path / "a.jpg")], "?")], max_side=200)
+    [picture] = item.pictures
+    assert picture.size == (200, 150)
+    wanted = smooth.resize((200, 150), Image.Resampling.LANCZOS)
+    difference = np.asarray(picture).astype(float) - np.asarray(wanted)
+    assert np.abs(difference).mean() < 2
+
+
+@pytest.mark.parametrize("kind", ["grid", "multi_image"])
+def test_four_images_are_one_grid_or_four_pictures(files, kind):
+    [item] = prepare([Task(0, files[:4], "?")], kind=kind, canvas=64, gap=4)
+    singles = [Image.open(file) for file in files[:4]]
+    wanted = [grid(singles, 64, 4)] if kind == "grid" else singles
+    assert len(item.pictures) == len(wanted)
+    for picture, single in zip(item.pictures, wanted, strict=True):
+        assert np.array_equal(np.asarray(picture), np.asarray(single))
+
+
+def test_a_server_gets_plain_files_as_they_are_and_others_as_they_are_shown(tmp_path):
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8))
+    turned = noise.getexif()
+    turned[0x0112] = 6
+    noise.save(tmp_path / "plain.png")
+    noise.save(tmp_path / "plain.jpg", quality=80)
+    noise.save(tmp_path / "turned.jpg", exif=turned)
+    noise.convert("L").save(tmp_path / "grey.png")
+    noise.save(tmp_path / "other.bmp")
+    files = [str(path) for path in sorted(tmp_path.iterdir())]
+    prepared = prepare([Task(n, [f], "?") for n, f in enumerate(files)], as_urls=True)
+    for item, file in zip(prepared, files, strict=True):
+        [url] = item.pictures
+        head, pixels = decoded(url)
+        [shown] = show(Layout(), [file], [Path(file).read_bytes()])
+        assert np.array_equal(pixels, np.asarray(shown)), file
+        kind = "jpeg" if file.endswith("plain.jpg") else "png"
+        assert head == f"data:image/{kind};base64"
+        if Path(file).stem == "plain":
+            assert base64.b64decode(url.partition(",")[2]) == Path(file).read_bytes()
+
+
+def test_a_server_gets_a_grid_as_one_picture(files):
+    [item] = prepare([Task(0, files[:4], "?")], as_urls=True, kind="grid", canvas=64, gap=4)
+    [url] = item.pictures
+    wanted = grid([Image.open(file) for file in files[:4]], 64, 4)
+    assert np.array_equal(decoded(url)[1], np.asarray(wanted))
+
+
+@pytest.mark.parametrize("as_urls", [False, True])
+def test_an_image_that_is_no_image_is_named(tmp_path, as_urls):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"a\.png cannot be decoded"):
+        prepare([Task(0, [str(tmp_path / "a.png")], "?")], as_urls=as_urls)
+
+
+def test_an_image_that_vanished_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.png cannot be read .* index_images"):
+        prepare([Task(0, [str(tmp_path / "nowhere.png")], "?")])
+
+
+def test_workers_import_nothing_heavy():
+    heavy = "{'torch', 'vllm', 'pandas'}"
+    code = f"import sys, latteclip.captions.prepare; print({heavy} & set(sys.modules))"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert run.stdout.strip() == "set()", run.stderr
+
+
+PARENT = """
+import sys, time
+import numpy as np
+from latteclip.captions.prepare import (Preparer, Task, Workers)
+from latteclip.captions.request import (Identity, Layout)
+if __name__ == "__main__":
+    identity = Identity("m", None, "auto", None, 77, Layout())
+    workers = Workers(Preparer(identity, False, np.array([], np.uint64)), 2)
+    next(workers.prepare(Task(n, [sys.argv[1]], "?") for n in range(1000)))
+    print(*workers._pool._processes, flush=True)
+    time.sleep(60)
+"""
+
+
+def is_running(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
+def test_workers_do_not_outlive_a_killed_parent(files, tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "parent.py"), files[0]],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(pids) == 2
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for _ in range(200):
+        if not any(map(is_running, pids)):
+            break
+        time.sleep(0.05)
+    assert not any(map(is_running, pids))

@@ -1,0 +1,116 @@
+import logging
+import sys
+
+import pytest
+
+from latteclip.cli import cluster
+from latteclip.cli.cluster import QueuedJob
+from latteclip.core.errors import UserError
+
+
+@pytest.fixture
+def squeue(tmp_path, monkeypatch):
+    """A squeue that runs the Python that it is given; its folder is alone on PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+
+    def install(code):
+        program = folder / "squeue"
+        program.write_text(f"#!{sys.executable}\nimport sys\n{code}\n")
+        program.chmod(0o755)
+
+    return install
+
+
+@pytest.fixture
+def listing(squeue, tmp_path):
+    """Makes squeue list rows, whose %Z is a folder below tmp_path."""
+
+    def install(*rows):
+        lines = ["\t".join([*row[:-2], str(tmp_path / row[-2]), row[-1]]) for row in rows]
+        squeue(f"print(*{lines!r}, sep='\\n', end='\\n' * {bool(lines)})")
+
+    return install
+
+
+WAITING = ("3", "PENDING", "Resources", "0:00", "2:00:00", "here")
+RUNNING = ("4_2", "RUNNING", "None", "1:05", "20:00", "here")
+
+
+def test_the_queue_holds_the_jobs_of_the_folder(listing, tmp_path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    listing(
+        (*WAITING, "rule_finetune_wildcards_demo_flyp_0"),
+        (*RUNNING, "rule_caption_images_shard_wildcards_demo_2_4"),
+        (*RUNNING[:-1], "elsewhere", "rule_finetune_wildcards_demo_flyp_0"),
+        (*RUNNING, "(null)"),  # somebody's own job, submitted in the same folder
+        (*RUNNING, "rule_all"),
+    )
+    assert cluster.queue(tmp_path / "link") == [
+        QueuedJob("3", "PENDING", "Resources", "0:00", "2:00:00", "finetune demo_flyp_0"),
+        QueuedJob("4_2", "RUNNING", "None", "1:05", "20:00", "caption_images_shard demo_2_4"),
+        QueuedJob("4_2", "RUNNING", "None", "1:05", "20:00", "all"),
+    ]
+
+
+def test_an_empty_queue(listing):
+    listing()
+    assert cluster.queue() == []
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "said"),
+    [
+        ("PENDING", "Resources", "waits: all nodes that could take it are busy (Resources)"),
+        ("PENDING", "SomethingNew", "waits: SomethingNew"),
+        ("RUNNING", "None", "running for 1:05 of 20:00"),
+        ("COMPLETING", "None", "completing for 1:05 of 20:00"),
+    ],
+)
+def test_what_a_job_does(state, reason, said):
+    assert str(QueuedJob("3", state, reason, "1:05", "20:00", "finetune")) == said
+
+
+def test_a_second_run_is_told_what_to_do():
+    cluster.refuse_running([])
+    jobs = [
+        QueuedJob(number, "RUNNING", "None", "1:05", "20:00", "finetune demo_flyp_0")
+        for number in ("3", "4_2")
+    ]
+    with pytest.raises(UserError, match=r"2 jobs .* finetune demo_flyp_0 \(job 3, .*scancel 3 4_2"):
+        cluster.refuse_running(jobs)
+
+
+def test_a_cluster_that_fails_is_one_sentence(squeue):
+    squeue("sys.exit('slurm_load_jobs error: Unable to contact slurm controller')")
+    with pytest.raises(UserError, match="squeue fails: slurm_load_jobs error: Unable to contact"):
+        cluster.queue()
+
+
+def test_a_cluster_that_is_silent_is_one_sentence(squeue, monkeypatch):
+    squeue("import time; time.sleep(60)")
+    monkeypatch.setattr(cluster, "TIMEOUT", 0.5)
+    with pytest.raises(UserError, match=r"no answer in 0\.5 s"):
+        cluster.queue()
+
+
+def test_without_slurm_there_is_no_queue(monkeypatch, tmp_path, squeue):
+    assert not cluster.has_queue()
+    squeue("")
+    assert cluster.has_queue()
+
+
+def test_a_job_says_which_it_is(monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger="latteclip")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    cluster.log_job()
+    assert caplog.messages == []
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    cluster.log_job()
+    (message,) = caplog.messages
+    assert message.startswith("SLURM job 12 on ")
+    assert message.endswith("restarted 2 times; CUDA_VISIBLE_DEVICES=1.")

@@ -1,0 +1,63 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from latteclip.clip.classifier import load_classifier, save_classifier
+from latteclip.core.errors import UserError
+
+C, D = 5, 3
+DESCRIBED = {"classnames": ["a", "é", "c", "d", "e"], "template": "{}.", "logit_scale": 12.5}
+
+
+def test_a_classifier_and_its_description_come_back(tmp_path):
+    classifier = torch.randn(D, C).T  # not contiguous
+    save_classifier(tmp_path / "c.safetensors", classifier, DESCRIBED)
+    loaded, described = load_classifier(tmp_path / "c.safetensors")
+    assert torch.equal(loaded, classifier)
+    assert described == DESCRIBED
+
+
+def test_it_is_stored_as_float32(tmp_path):
+    parameter = torch.nn.Parameter(torch.ones(C, D, dtype=torch.float64))
+    save_classifier(tmp_path / "c.safetensors", parameter, {})
+    assert load_classifier(tmp_path / "c.safetensors")[0].dtype == torch.float32
+
+
+def test_equal_classifiers_are_equal_files(tmp_path):
+    contents = set()
+    for number in range(8):
+        save_classifier(tmp_path / str(number), torch.ones(C, D), DESCRIBED)
+        contents.add((tmp_path / str(number)).read_bytes())
+    assert len(contents) == 1
+
+
+def test_a_classifier_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    path = tmp_path / "c.safetensors"
+    save_classifier(path, torch.ones(C, D), DESCRIBED)
+    with pytest.raises(TypeError):
+        save_classifier(path, torch.zeros(C, D), {"classnames": object()})
+    assert torch.equal(load_classifier(path)[0], torch.ones(C, D))
+    assert [file.name for file in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match="nowhere does not exist; run the stage"):
+        load_classifier(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_bytes(b"no safetensors"),
+        lambda path: save_file({"classifier": torch.ones(C, D)}, path),
+        lambda path: save_file({"classifier": torch.ones(C, D)}, path, {"format": "pt"}),
+        lambda path: save_file({"weight": torch.ones(C, D)}, path, {"classifier": "{}"}),
+        lambda path: save_file({"classifier": torch.ones(C, D)}, path, {"classifier": "{"}),
+    ],
+    ids=["other bytes", "no metadata", "other metadata", "other tensor", "no JSON"],
+)
+def test_a_file_of_another_kind_is_refused(tmp_path, write):
+    path = tmp_path / "c.safetensors"
+    write(path)
+    with pytest.raises(UserError, match="is no classifier"):
+        load_classifier(path)

@@ -1,0 +1,390 @@
+import copy
+
+import pytest
+import yaml
+from support.tiny import ROOT
+
+from latteclip.config.configuration import (
+    Schema,
+    Settings,
+    as_json,
+    merge,
+    names,
+    seed_list,
+    unknown,
+)
+from latteclip.core.errors import UserError
+from latteclip.evaluate import published
+
+SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def config():
+    """The repository's own configuration, as Snakemake merges it."""
+    files = [ROOT / "config" / "config.yaml", *sorted((ROOT / "config/datasets").glob("*.yaml"))]
+    return merge(*(yaml.safe_load(file.read_text()) for file in files))
+
+
+def settings(config, **given):
+    return Settings(merge(config, given), given, SCHEMA)
+
+
+def refused(config, message, **given):
+    with pytest.raises(UserError, match=message) as caught:
+        settings(config, **given)
+    assert "\n" not in str(caught.value)
+
+
+def test_merge_lays_later_layers_over_earlier_ones_key_by_key():
+    first = {"a": {"x": 1, "y": 2}, "b": [1, 2], "c": 3}
+    before = copy.deepcopy(first)
+    merged = merge(first, None, {"a": {"y": 5, "z": {"w": 6}}, "b": [9]}, {"a": {"z": {"v": 7}}})
+    assert merged == {"a": {"x": 1, "y": 5, "z": {"w": 6, "v": 7}}, "b": [9], "c": 3}
+    assert first == before
+
+
+def test_names_come_from_lists_and_from_commas():
+    assert names("a, b,c") == ["a", "b", "c"]
+    assert names(["a", "b"]) == ["a", "b"]
+
+
+def test_seeds_come_from_a_count_a_list_or_commas():
+    assert seed_list(3) == [0, 1, 2]
+    assert seed_list([4, 7]) == [4, 7]
+    assert seed_list("4,7") == [4, 7]
+
+
+def test_the_repository_s_configuration_is_valid_and_runs_the_demo(config):
+    found = settings(config)
+    assert found.datasets == ["demo"]
+    assert found.methods == ["zero_shot", "flyp", "latteclip"]
+    assert found.seeds == [0, 1, 2]
+
+
+def test_a_method_without_training_runs_once(config):
+    assert settings(config, seeds=2).runs("demo") == [
+        ("zero_shot", 0),
+        ("flyp", 0),
+        ("flyp", 1),
+        ("latteclip", 0),
+        ("latteclip", 1),
+    ]
+
+
+def test_label_propagation_is_not_trained(config):
+    found = settings(config, method="label_propagation,flyp", seeds=2)
+    assert found.runs("demo") == [("label_propagation", 0), ("flyp", 0), ("flyp", 1)]
+
+
+def test_datasets_and_methods_come_from_commas(config):
+    found = settings(config, dataset="dtd,demo", method="latteclip,zero_shot")
+    assert found.datasets == ["dtd", "demo"]
+    assert found.methods == ["latteclip", "zero_shot"]
+
+
+def test_all_datasets_are_those_that_are_downloaded(config):
+    assert len(settings(config, dataset="all").datasets) == 10
+    assert "demo" not in settings(config, dataset="all").datasets
+
+
+LAYERS = ["defaults", "dataset", "method", "the dataset's method", "command line"]
+
+
+@pytest.mark.parametrize("top", range(len(LAYERS)), ids=LAYERS)
+def test_the_later_layer_wins(config, top):
+    for section in (config["datasets"]["demo"]["finetune"], config["finetune"]):
+        section.pop("lr", None)
+    config["datasets"]["demo"]["methods"] = {}
+    layers = [
+        {"finetune": {"lr": 0.1}},
+        {"datasets": {"demo": {"finetune": {"lr": 0.2}}}},
+        {"methods": {"latteclip": {"finetune": {"lr": 0.3}}}},
+        {"datasets": {"demo": {"methods": {"latteclip": {"finetune": {"lr": 0.4}}}}}},
+    ]
+    given = {"finetune": {"lr": 0.5}} if LAYERS[top] == "command line" else {}
+    found = settings(merge(config, *layers[: top + 1]), **given)
+    assert found.method("latteclip", "demo")["finetune"]["lr"] == [0.1, 0.2, 0.3, 0.4, 0.5][top]
+
+
+def test_layers_of_one_method_and_dataset_do_not_reach_others(config):
+    config = merge(
+        config,
+        {"methods": {"latteclip": {"finetune": {"beta1": 0.3}}}},
+        {"datasets": {"demo": {"methods": {"latteclip": {"finetune": {"beta2": 0.4}}}}}},
+    )
+    found = settings(config, dataset="demo,dtd")
+    assert found.method("flyp", "demo")["finetune"]["beta1"] == config["finetune"]["beta1"]
+    assert found.method("latteclip", "dtd")["finetune"]["beta1"] == 0.3
+    assert found.method("latteclip", "dtd")["finetune"]["beta2"] == config["finetune"]["beta2"]
+
+
+def test_a_method_given_on_the_command_line_wins_over_the_dataset_s(config):
+    given = {"methods": {"latteclip": {"switches": {"alpha": 0.25}, "finetune": {"lr": 0.5}}}}
+    config = merge(config, {"datasets": {"demo": {"finetune": {"lr": 0.1}}}})
+    found = settings(config, **given).method("latteclip", "demo")
+    assert found["switches"]["alpha"] == 0.25
+    assert found["finetune"]["lr"] == 0.5
+
+
+def test_a_dataset_s_switches_are_laid_over_the_method_s(config):
+    config = merge(
+        config,
+        {
+            "datasets": {
+                "demo": {"methods": {"latteclip_no_captions": {"switches": {"alpha": 0.9}}}}
+            }
+        },
+    )
+    assert settings(config).method("latteclip_no_captions", "demo")["switches"] == {
+        "alpha": 0.9,
+        "image_description": False,
+        "group_description": False,
+    }
+
+
+@pytest.fixture
+def alike(config):
+    """Configuration in which `child` is like latteclip, and `grandchild` like that."""
+    methods = {
+        "child": {"like": "latteclip", "switches": {"image_description": False}},
+        "grandchild": {"like": "child", "switches": {"alpha": 0.25}, "finetune": {"lr": 0.5}},
+    }
+    demo = {"latteclip": {"switches": {"alpha": 0.75}, "finetune": {"beta1": 0.3}}}
+    config["datasets"]["demo"]["methods"] = demo
+    return merge(config, {"methods": methods})
+
+
+def test_a_method_that_is_like_another_has_what_the_other_has_for_the_dataset(alike):
+    found = settings(alike, dataset="demo,dtd")
+    other, child = found.method("latteclip", "demo"), found.method("child", "demo")
+    assert child["switches"] == {"alpha": 0.75, "image_description": False}
+    assert child["finetune"] == other["finetune"]
+    assert child["finetune"]["beta1"] == 0.3
+    assert child["objective"] == "latteclip"
+    assert "like" not in child
+    assert found.method("child", "dtd")["switches"] == {"image_description": False}
+
+
+def test_likeness_reaches_through_methods_and_the_own_settings_win(alike):
+    found = settings(alike).method("grandchild", "demo")
+    assert found["switches"] == {"alpha": 0.25, "image_description": False}
+    assert (found["finetune"]["lr"], found["finetune"]["beta1"]) == (0.5, 0.3)
+
+
+def test_a_dataset_may_change_a_method_that_is_like_another(alike):
+    change = {"datasets": {"demo": {"methods": {"child": {"switches": {"alpha": 0.9}}}}}}
+    found = settings(merge(alike, change))
+    assert found.method("child", "demo")["switches"]["alpha"] == 0.9
+    assert found.method("latteclip", "demo")["switches"]["alpha"] == 0.75
+
+
+def test_what_the_user_gives_a_method_reaches_those_that_are_like_it(alike):
+    given = {"methods": {"latteclip": {"switches": {"alpha": "0.5"}, "finetune": {"lr": "0.125"}}}}
+    found = settings(alike, finetune={"lr": "0.75"}, **given)
+    assert found.method("child", "demo")["switches"]["alpha"] == 0.5
+    assert found.method("child", "demo")["finetune"]["lr"] == 0.125
+    assert found.method("grandchild", "demo")["switches"]["alpha"] == 0.25
+    assert found.method("flyp", "demo")["finetune"]["lr"] == 0.75
+
+
+def test_likeness_decides_how_a_method_runs(alike):
+    methods = {"frozen": {"like": "zero_shot"}}
+    found = settings(merge(alike, {"methods": methods}))
+    assert not found.is_trained("frozen")
+    assert found.is_trained("grandchild")
+    assert found.objective("grandchild") == "latteclip"
+    assert not found.reads_captions("grandchild", "image", "demo")
+    assert found.reads_captions("grandchild", "group", "demo")
+
+
+def test_methods_may_not_be_like_each_other_in_a_circle(config):
+    circle = {"a": {"like": "b"}, "b": {"like": "c"}, "c": {"like": "b"}}
+    refused(config, "in a circle: a, b, c, b", methods=circle)
+
+
+def test_every_ablation_differs_from_latteclip_in_its_switches_alone(config):
+    """On the demo, too, whose file changes a switch of latteclip."""
+    ablations = yaml.safe_load((ROOT / "config" / "ablations.yaml").read_text())
+    found = settings(config, dataset="demo,dtd", **ablations)
+    assert found.table == {"name": "ablations", "baseline": "latteclip"}
+    assert found.methods[:2] == ["zero_shot", "latteclip"]
+    assert set(found.methods) == {
+        name
+        for name in config["methods"]
+        if name.startswith("latteclip") and not name.endswith("fused")
+    } | {"zero_shot"}
+    seen = []
+    for dataset in found.datasets:
+        whole = found.method("latteclip", dataset)
+        for name in found.methods[2:]:
+            one = found.method(name, dataset)
+            own = config["methods"][name]["switches"]
+            assert one["switches"] == merge(whole.get("switches", {}), own)
+            assert {**one, "switches": None} == {**whole, "switches": None}
+            seen.append((dataset, as_json(one["switches"])))
+    assert len(set(seen)) == len(seen)
+
+
+def test_the_study_runs_what_the_paper_compares(config):
+    study = yaml.safe_load((ROOT / "config" / "study.yaml").read_text())
+    found = settings(config, **study)
+    assert set(found.datasets) == set(published.DATASETS)
+    assert found.seeds == [0, 1, 2]
+    ablations = yaml.safe_load((ROOT / "config" / "ablations.yaml").read_text())
+    assert set(found.methods) == {*ablations["method"], "flyp", "label_propagation"}
+
+
+def test_a_table_s_baseline_must_be_a_method(config):
+    refused(
+        config,
+        r"Method 'latte' of table\.baseline is unknown; did you mean latteclip\?",
+        table={"baseline": "latte"},
+    )
+
+
+def test_sections_have_three_layers(config):
+    found = settings(config, captioner={"max_new_tokens": 12})
+    captioner = found.section("captioner", "demo")
+    assert captioner["max_new_tokens"] == 12
+    assert captioner["model"] == config["datasets"]["demo"]["captioner"]["model"]
+    assert captioner["engine"] == config["captioner"]["engine"]
+    assert found.section("groups", "dtd") == config["groups"]
+
+
+def test_captions_are_read_by_methods_that_use_them(config):
+    config = merge(
+        config,
+        {
+            "datasets": {
+                "dtd": {"methods": {"latteclip": {"switches": {"group_description": False}}}}
+            }
+        },
+    )
+    found = settings(config)
+    assert found.reads_captions("latteclip", "image", "demo")
+    assert found.reads_captions("latteclip", "group", "demo")
+    assert found.reads_captions("latteclip", "image", "dtd")
+    assert not found.reads_captions("latteclip", "group", "dtd")
+    assert not found.reads_captions("latteclip_no_captions", "image", "demo")
+    assert not found.reads_captions("flyp", "image", "demo")
+
+
+def test_strings_of_the_command_line_become_what_the_schema_wants(config):
+    found = settings(
+        config,
+        finetune={"lr": "0.25", "epochs": "7"},
+        captioner={"revision": "null", "model": "123"},
+        methods={"latteclip": {"switches": {"prototypes": "false", "alpha": "0.5"}}},
+    )
+    method = found.method("latteclip", "dtd")
+    assert (method["finetune"]["lr"], method["finetune"]["epochs"]) == (0.25, 7)
+    assert method["switches"]["prototypes"] is False
+    assert found.section("captioner", "demo")["model"] == "123"
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "0.001", "1E-03"])
+def test_numbers_may_be_written_in_every_usual_way(config, text):
+    assert settings(config, finetune={"lr": text}).method("flyp", "demo")["finetune"]["lr"] == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"captionr": {}}, "captionr is unknown; did you mean captioner"),
+        ({"finetune": {"epoch": 3}}, r"finetune\.epoch is unknown; did you mean epochs"),
+        (
+            {"datasets": {"demo": {"prompts": {"images": "?"}}}},
+            r"datasets\.demo\.prompts\.images is unknown; did you mean image\?",
+        ),
+        (
+            {"methods": {"latteclip": {"switches": {"mixer_weight": False}}}},
+            r"switches\.mixer_weight is unknown; did you mean mixer_weights",
+        ),
+        ({"finetune": {"zzz": 3}}, "known are: batch_size, beta1"),
+        ({"dataset": "demoo"}, "Dataset 'demoo' is unknown; did you mean demo"),
+        ({"method": "flyp,lateclip"}, "Method 'lateclip' is unknown; did you mean latteclip"),
+        ({"finetune": {"lr": -1}}, r"finetune\.lr .*learning rate"),
+        ({"finetune": {"epochs": "many"}}, r"finetune\.epochs .*'many' is not of type 'integer'"),
+        ({"seeds": 0}, "seeds"),
+        ({"seeds": "a,b"}, "seeds"),
+        ({"captioner": {"engine": "vlm"}}, r"captioner\.engine .*'vlm' is not one of"),
+        ({"datasets": {"new": {"template": "{}"}}}, r"datasets\.new: '.*' is a required property"),
+        ({"methods": {"new": {"switches": {}}}}, r"methods\.new: 'objective' is a required"),
+        (
+            {"methods": {"new": {"like": "lateclip"}}},
+            "Method 'lateclip', which new is like, is unknown; did you mean latteclip",
+        ),
+        (
+            {"datasets": {"demo": {"methods": {"flyp": {"like": "latteclip"}}}}},
+            r"datasets\.demo\.methods\.flyp \(which cannot be what it is like\)",
+        ),
+        ({"methods": {"label_propagation": {"graph": {"alpha": 1}}}}, r"graph\.alpha .*share"),
+        ({"table": {"name": "a/b"}}, r"table\.name .*'a/b' does not match"),
+        (
+            {"datasets": {"demo": {"source": {"folder": "."}}}},
+            r"datasets\.demo\.source.*too many properties",
+        ),
+    ],
+    ids=str,
+)
+def test_mistakes_are_one_sentence_that_names_the_key(config, given, message):
+    refused(config, message, **given)
+
+
+def test_a_template_without_a_place_is_refused(config):
+    refused(
+        config,
+        r"Dataset demo: template 'a photo' has no \{\}",
+        datasets={"demo": {"template": "a photo"}},
+    )
+
+
+def test_a_missing_source_folder_is_refused(config, tmp_path):
+    del config["datasets"]["demo"]["source"]["textures"]
+    source = {"folder": str(tmp_path / "nowhere")}
+    refused(config, "nowhere is no folder", datasets={"demo": {"source": source}})
+
+
+def test_a_missing_model_folder_is_refused(config, tmp_path):
+    refused(
+        config,
+        f"Dataset demo: clip.model names the folder {tmp_path}, which has no",
+        clip={"model": f"local-dir:{tmp_path}"},
+    )
+
+
+def test_a_named_model_needs_pretrained_weights(config):
+    refused(config, "ViT-B-32 needs clip.pretrained", clip={"model": "ViT-B-32"})
+
+
+def test_mistakes_in_datasets_that_do_not_run_are_left_for_later(config, tmp_path):
+    settings(config, datasets={"dtd": {"clip": {"model": f"local-dir:{tmp_path}"}}})
+
+
+def test_every_key_of_the_schema_is_described():
+    def walk(schema, where):
+        for key, sub in schema.get("properties", {}).items():
+            if "$ref" not in sub:
+                assert "description" in sub, f"{where}.{key}"
+                walk(sub, f"{where}.{key}")
+        for key, sub in schema.get("$defs", {}).items():
+            assert sub.get("additionalProperties") is False, key
+            walk(sub, key)
+
+    walk(Schema(SCHEMA).root, "config")
+
+
+def test_unknown_lists_the_known_where_nothing_is_near():
+    assert unknown("Dataset 'x'", "x", ["beta", "alpha"]) == (
+        "Dataset 'x' is unknown; known are: alpha, beta."
+    )
+
+
+def test_settings_for_commands_do_not_depend_on_the_order_of_keys():
+    assert as_json({"b": 1, "a": "é"}) == as_json({"a": "é", "b": 1}) == '{"a": "é", "b": 1}'

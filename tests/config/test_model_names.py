@@ -1,0 +1,54 @@
+import pytest
+
+from latteclip.config import model_names
+
+SAFE = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_~=@")
+
+
+@pytest.mark.parametrize(
+    ("model", "pretrained", "slug"),
+    [
+        ("ViT-B-32", "laion2b_s34b_b79k", "ViT-B-32@laion2b_s34b_b79k"),
+        ("ViT-B/32", "openai", "ViT-B-32@openai"),
+        ("hf-hub:timm/ViT-B-16-SigLIP", None, "hf-hub--timm--ViT-B-16-SigLIP"),
+    ],
+)
+def test_a_clip_of_the_hub_has_a_note(model, pretrained, slug):
+    names = model_names.hub_clip({"model": model, "pretrained": pretrained, "precision": "bf16"})
+    assert model_names.slug(names) == slug
+
+
+@pytest.mark.parametrize(
+    ("model", "pretrained"),
+    [("local-dir:some/where", None), ("ViT-B-32", "weights/mine.pt"), ("ViT-B-32", "mine.pt")],
+)
+def test_a_clip_of_this_machine_has_none(model, pretrained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.pt").touch()
+    assert model_names.hub_clip({"model": model, "pretrained": pretrained}) is None
+
+
+@pytest.mark.parametrize(
+    ("engine", "model", "revision", "slug"),
+    [
+        ("vllm", "me/llava", None, "me--llava"),
+        ("transformers", "me/llava", "refs/pr/1", "me--llava@refs--pr--1"),
+        ("openai", "me/llava", None, None),
+        ("file", "me/llava", None, None),
+        ("vllm", "./llava", None, None),
+        ("vllm", "models/my/llava", None, None),
+        ("transformers", "here/llava", None, None),
+    ],
+)
+def test_a_captioner_of_the_hub_has_a_note(engine, model, revision, slug, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "llava").mkdir(parents=True)
+    names = model_names.hub_captioner({"engine": engine, "model": model, "revision": revision})
+    assert (names and model_names.slug(names)) == slug
+
+
+def test_odd_names_stay_apart_and_safe():
+    odd = ["a b", "a+b", "a%b", "a*b", "../a", "é", "$(a)", "a'b"]
+    slugs = [model_names.slug({"model": "me/it", "revision": name}) for name in odd]
+    assert len(set(slugs)) == len(odd)
+    assert all(set(slug) <= SAFE for slug in slugs)

@@ -1,0 +1,81 @@
+import contextlib
+
+import pytest
+import torch
+
+from latteclip.core import devices
+from latteclip.core.errors import UserError
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """Plays a card that computes in bfloat16, or one that does not."""
+
+    def play(has_bf16):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16
+        )
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla T4")
+
+    return play
+
+
+@pytest.mark.parametrize("precision", devices.PRECISIONS)
+def test_a_cpu_computes_as_it_stores_whatever_the_precision(precision):
+    with devices.autocast(CPU, precision):
+        product = torch.ones(2, 3) @ torch.ones(3, 2)
+    assert product.dtype == torch.float32
+    devices.check_precision(CPU, precision)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_half_precisions_are_autocast_on_a_gpu(precision, dtype, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        torch, "autocast", lambda *args, **kwargs: asked.append((args, kwargs)) or "autocast"
+    )
+    assert devices.autocast(CUDA, precision) == "autocast"
+    assert asked == [(("cuda",), {"dtype": dtype})]
+
+
+def test_float32_is_no_autocast_on_a_gpu():
+    assert isinstance(devices.autocast(CUDA, "float32"), contextlib.nullcontext)
+
+
+def test_a_card_without_bfloat16_is_told_what_to_set(card):
+    card(has_bf16=False)
+    with pytest.raises(UserError, match=r"clip.precision is bf16, which the card Tesla T4 cannot"):
+        devices.check_precision(CUDA, "bf16")
+    devices.check_precision(CUDA, "fp16")
+    devices.check_precision(CUDA, "float32")
+
+
+def test_a_card_with_bfloat16_takes_every_precision(card):
+    card(has_bf16=True)
+    for precision in devices.PRECISIONS:
+        devices.check_precision(CUDA, precision)
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA])
+def test_an_unknown_precision_is_refused_with_the_known_ones(device):
+    with pytest.raises(UserError, match=r"clip.precision 'half' is none of bf16, fp16, float32"):
+        devices.check_precision(device, "half")
+
+
+@pytest.mark.parametrize(("has_gpu", "kind"), [(True, "cuda"), (False, "cpu")])
+def test_auto_is_the_gpu_where_there_is_one(has_gpu, kind, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    assert devices.pick("auto", 1).type == kind
+
+
+def test_a_device_is_picked_with_its_threads():
+    before = torch.get_num_threads()
+    try:
+        assert devices.pick("cpu", 3) == CPU
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

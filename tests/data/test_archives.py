@@ -1,0 +1,229 @@
+import io
+import stat
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.web import tar, zipped
+
+from latteclip.core.errors import UserError
+from latteclip.data import archives
+
+FILES = {"a/one.txt": b"one", "a/b/two.txt": b"two", "three.txt": b""}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Where archives are unpacked; what is beside it must stay as it is."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "kept.txt").write_text("kept")
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+
+def saved(folder, content, name="archive"):
+    path = folder.parent / name
+    path.write_bytes(content)
+    return path
+
+
+def tree(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def untouched(folder):
+    """Nothing but the archive and its folder was added beside the folder."""
+    beside = {str(p.relative_to(folder.parent)) for p in folder.parent.rglob("*")}
+    inside = {name for name in beside if name.startswith("data")}
+    return (
+        beside - inside == {"archive", "outside", "outside/kept.txt"}
+        and (folder.parent / "outside" / "kept.txt").read_text() == "kept"
+    )
+
+
+def tar_of(*members):
+    """A tar of TarInfo objects without content."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for member in members:
+            archive.addfile(member, io.BytesIO(b"x" * member.size))
+    return buffer.getvalue()
+
+
+def member(name, kind=tarfile.REGTYPE, target="", size=0):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, target, size
+    return info
+
+
+@pytest.mark.parametrize(
+    "content",
+    [tar(FILES), tar(FILES, "w"), tar(FILES, "w:bz2"), tar(FILES, "w:xz"), zipped(FILES)],
+    ids=["tar.gz", "tar", "tar.bz2", "tar.xz", "zip"],
+)
+def test_unpacks_whatever_the_name_says(folder, content):
+    archives.unpack(saved(folder, content), folder)
+    assert tree(folder) == FILES
+
+
+def test_a_plain_tar_whose_last_file_is_a_zip_is_a_tar(folder):
+    archives.unpack(saved(folder, tar({"inner.zip": zipped(FILES)}, "w")), folder)
+    assert list(tree(folder)) == ["inner.zip"]
+
+
+def test_nested_archives_are_unpacked_where_they_lie(folder):
+    content = zipped({"top/inner.tar.gz": tar(FILES), "top/other.tar.gz": b"left alone"})
+    archives.unpack(saved(folder, content), folder, nested=["inner.tar.gz"])
+    assert tree(folder) == {
+        **{f"top/{name}": text for name, text in FILES.items()},
+        "top/other.tar.gz": b"left alone",
+    }
+
+
+OUTSIDE = [
+    "../evil",
+    "a/../../evil",
+    "/evil",
+    "..",
+    "..\\evil",
+    "C:\\evil",
+    "\\evil",
+    "a\\..\\..\\x",
+]
+
+
+@pytest.mark.parametrize("pack", [tar, zipped])
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_refuses_entries_that_lead_out(folder, pack, name):
+    with pytest.raises(UserError, match="leads out of its folder"):
+        archives.unpack(saved(folder, pack({name: b"evil"})), folder)
+    assert untouched(folder)
+
+
+@given(st.lists(st.sampled_from(["..", ".", "a", "/", "\\", "b/", "C:", ""]), max_size=5))
+def test_no_name_of_an_entry_writes_outside(parts):
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place, "deep", "data")
+        folder.mkdir(parents=True)
+        archive = saved(folder, tar({"".join(parts): b"content"}, "w"))
+        try:
+            archives.unpack(archive, folder)
+        except UserError:
+            assert not tree(folder)
+        else:
+            assert list(tree(folder).values()) == [b"content"]
+        assert {p.name for p in Path(place).iterdir()} == {"deep"}
+        assert {p.name for p in folder.parent.iterdir()} == {"data", "archive"}
+
+
+LINKS = {
+    "symlink up": [member("link", tarfile.SYMTYPE, "../outside")],
+    "absolute symlink": [member("link", tarfile.SYMTYPE, "/etc/passwd")],
+    "hard link up": [member("link", tarfile.LNKTYPE, "../outside/kept.txt")],
+    "absolute hard link": [member("link", tarfile.LNKTYPE, "/etc/passwd")],
+    "a link below a link": [
+        member("link", tarfile.SYMTYPE, "../outside"),
+        member("link/new/deep", tarfile.SYMTYPE, "x"),
+    ],
+    "links that lead out together": [
+        member("a/b/far", tarfile.SYMTYPE, "near/../../../outside"),
+        member("a/b/near", tarfile.SYMTYPE, "../.."),
+    ],
+}
+
+
+@pytest.mark.parametrize("members", LINKS.values(), ids=LINKS)
+def test_refuses_links_that_lead_out(folder, members):
+    with pytest.raises(UserError, match="link that leads out of its folder"):
+        archives.unpack(saved(folder, tar_of(*members)), folder)
+    assert untouched(folder)
+
+
+def test_no_file_is_written_through_a_link(folder):
+    content = tar_of(member("link", tarfile.SYMTYPE, "../outside"), member("link/kept.txt", size=3))
+    with pytest.raises(UserError, match=r"cannot be unpacked|leads out"):
+        archives.unpack(saved(folder, content), folder)
+    assert untouched(folder)
+
+
+def test_refuses_a_symlink_in_a_zip(folder):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        info = zipfile.ZipInfo("link")
+        info.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(info, "../outside")
+    with pytest.raises(UserError, match="link that leads out"):
+        archives.unpack(saved(folder, buffer.getvalue()), folder)
+    assert untouched(folder)
+
+
+def test_links_inside_the_folder_are_kept(folder):
+    content = tar_of(
+        member("again.txt", tarfile.LNKTYPE, "a/one.txt"),
+        member("also", tarfile.SYMTYPE, "a"),
+        member("a/one.txt", size=3),
+    )
+    archives.unpack(saved(folder, content), folder)
+    assert (folder / "again.txt").read_bytes() == b"xxx"
+    assert (folder / "also" / "one.txt").read_bytes() == b"xxx"
+
+
+@pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
+def test_refuses_devices(folder, kind):
+    with pytest.raises(UserError, match="device 'thing': refused"):
+        archives.unpack(saved(folder, tar_of(member("thing", kind))), folder)
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("pack", [tar, zipped])
+def test_refuses_a_bomb_at_its_bound(folder, pack, monkeypatch):
+    monkeypatch.setattr(archives, "ALLOWANCE", 2**20)
+    archive = saved(folder, pack({"zeros": bytes(40 * 2**20)}))
+    with pytest.raises(UserError, match=r"swells beyond 1 MB .*max_swell"):
+        archives.unpack(archive, folder, max_swell=1)
+    assert sum(len(content) for content in tree(folder).values()) <= 2 * 2**20
+
+
+def test_the_bound_holds_for_what_is_nested(folder, monkeypatch):
+    monkeypatch.setattr(archives, "ALLOWANCE", 2**20)
+    inner = zipped({"zeros": bytes(8 * 2**20)})
+    with pytest.raises(UserError, match="swells beyond"):
+        archives.unpack(saved(folder, zipped({"in.zip": inner})), folder, nested=["in.zip"])
+
+
+def test_many_empty_files_are_a_bomb_as_well(folder, monkeypatch):
+    monkeypatch.setattr(archives, "ALLOWANCE", 2**16)
+    archive = saved(folder, tar({f"{n}": b"" for n in range(200)}))
+    with pytest.raises(UserError, match="swells beyond"):
+        archives.unpack(archive, folder, max_swell=1)
+    assert len(tree(folder)) < 100
+
+
+@pytest.mark.parametrize("pack", [tar, zipped])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.95])
+def test_a_truncated_archive_is_an_error(folder, pack, share):
+    noise = {f"{n}.bin": bytes((n * i * i) % 251 for i in range(5000)) for n in range(20)}
+    content = pack(noise)
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        archives.unpack(saved(folder, content[: int(share * len(content))]), folder)
+
+
+@pytest.mark.parametrize("content", [b"<html>not found</html>", b"PK\x03\x04 but no zip"])
+def test_something_else_is_an_error(folder, content):
+    with pytest.raises(UserError, match=r"archive cannot be unpacked .*delete it and rerun"):
+        archives.unpack(saved(folder, content), folder)
+
+
+def test_a_damaged_zip_fails_its_own_checksum(folder):
+    content = bytearray(zipped({"a.bin": bytes(range(256)) * 40}))
+    content[60] ^= 0xFF
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        archives.unpack(saved(folder, bytes(content)), folder)

@@ -1,0 +1,382 @@
+"""Models are fetched from a hub on 127.0.0.1 and then loaded with the hub gone.
+
+In processes of their own, for huggingface_hub reads its environment when it is imported.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from support.tiny import DEMO_CLIP, DEMO_LLAVA, write_backbone
+from support.web import COMMIT, Host
+
+TOKEN = "hf_tokenThatMayNotBeShown"
+# A model as open_clip's own list has them: architecture, tag and repo.
+LISTED = """
+import open_clip
+from open_clip import pretrained
+open_clip.add_model_config({config!r})
+pretrained._PRETRAINED["tiny"] = {{"mine": pretrained._pcfg(hf_hub="me/weights/")}}
+"""
+COMMAND = """
+import sys
+from latteclip.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+ENCODE = """
+import sys, torch
+from latteclip.clip import model as clips
+found = clips.load(sys.argv[1], sys.argv[2] or None, torch.device("cpu"))
+print(clips.encode_texts(found, found.tokenizer(["a photo of a red thing"])).norm().item())
+"""
+CAPTION = """
+import json, sys
+from PIL import Image
+from latteclip.captions.engines.base import CaptionerSettings, start
+from latteclip.captions.request import Request
+captioner = start(CaptionerSettings(**json.loads(sys.argv[1])), 1, 1)
+[(_, answer)] = captioner.answer([Request(0, [Image.new("RGB", (64, 64))], "What is it?")])
+print(answer.n_tokens)
+"""
+CAPTIONER = {
+    "engine": "transformers",
+    "model": "me/llava",
+    "revision": None,
+    "dtype": "float32",
+    "max_new_tokens": 8,
+    "max_model_len": 256,
+    "gpu_memory_utilization": 0.5,
+    "batch_size": 4,
+}
+# A file system on which file locks fail, as errno says.
+NO_LOCKS = """
+import errno, fcntl
+def refuse(*_):
+    raise OSError(errno.{errno}, "no locks")
+fcntl.flock = refuse
+"""
+LOOK_UP = """
+import os
+from vllm.engine.arg_utils import EngineArgs
+config = EngineArgs(model="me/llava", dtype="float32", max_model_len=256).create_model_config()
+print(config.architectures[0], *sorted(os.listdir(config.model)))
+"""
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+class Hub(Host):
+    """A hub, a machine with a cache of its own, and the processes that run there."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+        self.cache = folder / "hf"
+        self.note = folder / "note.json"
+        self.prelude = ""
+
+    def python(self, code, *arguments, offline=False):
+        return subprocess.run(
+            [sys.executable, "-c", self.prelude + code, *map(str, arguments)],
+            env={
+                **os.environ,
+                "HF_ENDPOINT": self.url,
+                "HF_HOME": str(self.cache),
+                "HF_HUB_OFFLINE": str(int(offline)),
+                "HF_HUB_DISABLE_XET": "1",
+                "HF_TOKEN": TOKEN,
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def download(self, kind, offline=False, **settings):
+        """`latteclip download-<kind>`; its exit status and what it said."""
+        names = {"clip": {"pretrained": None}, "captioner": {"revision": None}}[kind] | settings
+        options = ["--settings", json.dumps(names), "--output", self.note]
+        done = self.python(COMMAND, f"download-{kind}", *options, offline=offline)
+        assert TOKEN not in done.stdout + done.stderr
+        assert self.note.exists() == (done.returncode == 0)
+        return done.returncode, done.stderr
+
+    def noted(self):
+        return json.loads(self.note.read_text())
+
+    def fetched(self):
+        """Names of the files of repos that were asked for."""
+        return {Path(path).name for path, _ in self.requests if "/resolve/" in path}
+
+
+@pytest.fixture
+def hub(tmp_path):
+    hub = Hub(tmp_path)
+    with hub.running():
+        yield hub
+
+
+@pytest.fixture
+def gone(tmp_path):
+    """A hub that does not answer; its method `running` makes it answer for a while."""
+    return Hub(tmp_path)
+
+
+def refusal(told):
+    """The one sentence of a command that failed."""
+    status, said = told
+    assert status == 2, said
+    [sentence] = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in said
+    return sentence
+
+
+def serve_clip(hub):
+    """The demo's CLIP as a repo that names itself as the repo of its tokenizer."""
+    files = contents(DEMO_CLIP)
+    config = json.loads(files["open_clip_config.json"])
+    config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "me/clip"
+    files["open_clip_config.json"] = json.dumps(config).encode()
+    hub.serve_repo("me/clip", {**files, "open_clip_pytorch_model.bin": b"a pickle"})
+    return files
+
+
+def assert_encodes_offline(hub, model, pretrained=""):
+    done = hub.python(ENCODE, model, pretrained, offline=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_clip_repo_is_fetched_and_loaded_offline(gone):
+    with gone.running():
+        files = serve_clip(gone)
+        status, said = gone.download("clip", model="hf-hub:me/clip")
+        assert status == 0, said
+    assert (
+        str(gone.cache / "hub") in said and f"open_clip_torch {version('open_clip_torch')}" in said
+    )
+    note = gone.noted()
+    assert note["model"] == "hf-hub:me/clip" and note["pretrained"] is None
+    [repo] = note["repos"]
+    assert (repo["repo"], repo["commit"]) == ("me/clip", COMMIT)
+    assert repo["files"].items() >= {name: len(content) for name, content in files.items()}.items()
+    assert "open_clip_pytorch_model.bin" not in gone.fetched()
+    assert_encodes_offline(gone, "hf-hub:me/clip")
+
+
+def test_a_listed_clip_is_fetched_and_loaded_offline(gone, tmp_path):
+    model = json.loads((DEMO_CLIP / "open_clip_config.json").read_text())["model_cfg"]
+    model["text_cfg"]["hf_tokenizer_name"] = "me/words"
+    config = tmp_path / "tiny.json"
+    config.write_text(json.dumps(model))
+    gone.prelude = LISTED.format(config=str(config))
+    files = contents(DEMO_CLIP)
+    weights = {"open_clip_model.safetensors": files.pop("open_clip_model.safetensors")}
+    with gone.running():
+        gone.serve_repo("me/weights", weights)
+        gone.serve_repo("me/words", {k: v for k, v in files.items() if k.startswith("tokenizer")})
+        status, said = gone.download("clip", model="tiny", pretrained="mine")
+        assert status == 0, said
+    assert [repo["repo"] for repo in gone.noted()["repos"]] == ["me/weights", "me/words"]
+    assert_encodes_offline(gone, "tiny", "mine")
+
+
+def test_the_configuration_of_a_text_tower_is_fetched_and_not_its_weights(gone, tmp_path):
+    folder = tmp_path / "made"
+    write_backbone("hf_mean", folder)
+    files = contents(folder)
+    config = json.loads(files["open_clip_config.json"])
+    config["model_cfg"]["text_cfg"] |= {"hf_model_name": "me/bert", "hf_tokenizer_name": "me/both"}
+    files["open_clip_config.json"] = json.dumps(config).encode()
+    with gone.running():
+        gone.serve_repo("me/both", files)
+        gone.serve_repo("me/bert", contents(folder / "text"))
+        status, said = gone.download("clip", model="hf-hub:me/both")
+        assert status == 0, said
+    assert [repo["repo"] for repo in gone.noted()["repos"]] == ["me/both", "me/bert"]
+    assert list(gone.noted()["repos"][1]["files"]) == ["config.json"]
+    assert_encodes_offline(gone, "hf-hub:me/both")
+
+
+def serve_captioner(hub, **more):
+    hub.serve_repo("me/llava", {**contents(DEMO_LLAVA), **more})
+
+
+OTHER_FORMATS = {
+    "pytorch_model.bin": b"a pickle",
+    "consolidated.safetensors": b"the same weights",
+    "modeling_llava.py": b"raise SystemExit",
+    "onnx/config.json": b"{}",
+}
+
+
+def test_a_captioner_is_fetched_and_answers_offline(gone):
+    with gone.running():
+        serve_captioner(gone, **OTHER_FORMATS)
+        status, said = gone.download("captioner", model="me/llava")
+        assert status == 0, said
+    [repo] = gone.noted()["repos"]
+    assert (repo["repo"], repo["commit"]) == ("me/llava", COMMIT)
+    sizes = {name: len(content) for name, content in contents(DEMO_LLAVA).items()}
+    assert repo["files"] == sizes
+    assert not gone.fetched() & (OTHER_FORMATS.keys() - {"onnx/config.json"})
+    gone.prelude = NO_LOCKS.format(errno="ENOLCK")  # what is there needs none
+    done = gone.python(CAPTION, json.dumps(CAPTIONER), offline=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0
+
+
+def test_a_revision_is_loaded_offline_by_its_name(gone):
+    with gone.running():
+        gone.serve_repo("me/llava", contents(DEMO_LLAVA), revision="v2")
+        status, said = gone.download("captioner", model="me/llava", revision="v2")
+        assert status == 0, said
+    assert gone.noted()["revision"] == "v2" and gone.noted()["repos"][0]["commit"] == COMMIT
+    done = gone.python(CAPTION, json.dumps(CAPTIONER | {"revision": "v2"}), offline=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_vllm_finds_the_files_offline(gone):
+    with gone.running():
+        serve_captioner(gone)
+        assert gone.download("captioner", model="me/llava")[0] == 0
+    done = gone.python(LOOK_UP, offline=True)
+    assert done.returncode == 0, done.stderr
+    architecture, *files = done.stdout.splitlines()[-1].split()
+    assert architecture == "LlavaForConditionalGeneration" and files == sorted(contents(DEMO_LLAVA))
+
+
+def test_what_the_cache_holds_is_noted_again_offline(gone):
+    with gone.running():
+        serve_captioner(gone)
+        serve_clip(gone)
+        assert gone.download("clip", model="hf-hub:me/clip")[0] == 0
+        clip = gone.note.read_bytes()
+        assert gone.download("captioner", model="me/llava")[0] == 0
+        captioner = gone.note.read_bytes()
+    gone.note.unlink()
+    assert gone.download("clip", model="hf-hub:me/clip", offline=True)[0] == 0
+    assert gone.note.read_bytes() == clip
+    assert gone.download("captioner", model="me/llava", offline=True)[0] == 0
+    assert gone.note.read_bytes() == captioner
+    gone.note.unlink()
+    status, said = gone.download("captioner", model="me/llava")  # it may be asked, and is silent
+    assert status == 0, said
+
+
+def test_what_is_there_is_not_fetched_again(hub):
+    serve_captioner(hub)
+    assert hub.download("captioner", model="me/llava")[0] == 0
+    hub.requests.clear()
+    assert hub.download("captioner", model="me/llava")[0] == 0
+    assert not hub.fetched()
+
+
+def test_a_cache_that_was_emptied_and_filled_again_has_the_same_note(hub):
+    serve_captioner(hub)
+    assert hub.download("captioner", model="me/llava")[0] == 0
+    before = hub.note.read_bytes()
+    hub.cache = hub.folder / "another"
+    hub.note.unlink()
+    assert hub.download("captioner", model="me/llava")[0] == 0
+    assert (hub.cache / "hub").is_dir()
+    assert hub.note.read_bytes() == before
+
+
+def test_a_transfer_that_is_cut_goes_on(hub):
+    weights = bytes(range(256)) * 2**17  # 32 MiB: the hub's client keeps what came in pieces of ten
+    serve_captioner(hub, **{"model.safetensors": weights})
+    path = f"/me/llava/resolve/{COMMIT}/model.safetensors"
+    hub.cut[path] = 1
+    status, said = hub.download("captioner", model="me/llava")
+    assert status == 0, said
+    assert [start for asked, start in hub.requests if asked == path and start] == [10 * 2**20]
+    [file] = (hub.cache / "hub").rglob("model.safetensors")
+    assert file.read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [("clip", {"model": "hf-hub:me/clip"}), ("captioner", {"model": "me/llava"})],
+)
+def test_offline_and_not_there(gone, kind, names):
+    sentence = refusal(gone.download(kind, offline=True, **names))
+    assert names["model"] in sentence and f"not in the cache {gone.cache}" in sentence
+    assert "HF_HUB_OFFLINE is set" in sentence and "HF_HOME" in sentence
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [("clip", {"model": "hf-hub:me/clip"}), ("captioner", {"model": "me/llava"})],
+)
+def test_without_a_network(gone, kind, names):
+    gone.server.server_close()
+    sentence = refusal(gone.download(kind, **names))
+    assert names["model"] in sentence and "cannot be fetched" in sentence
+    assert "https_proxy" in sentence and "HF_ENDPOINT" in sentence
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "hint"),
+    [
+        (403, "GatedRepo", "accept its terms"),
+        (401, "RepoNotFound", "HF_TOKEN for a private model"),
+        (404, "RevisionNotFound", "HF_TOKEN for a private model"),
+    ],
+)
+def test_a_repo_that_is_closed_or_not_there(hub, status, code, hint):
+    hub.refused = {"/me/": (status, code), "/api/models/me/": (status, code)}
+    for kind, model in (("clip", "hf-hub:me/clip"), ("captioner", "me/llava")):
+        sentence = refusal(hub.download(kind, model=model))
+        assert model in sentence and hint in sentence and "HF_TOKEN" in sentence
+
+
+def test_a_captioner_without_safetensors_is_refused_before_it_is_fetched(hub):
+    files = contents(DEMO_LLAVA)
+    hub.serve_repo("me/llava", {"config.json": files["config.json"], "pytorch_model.bin": b"x"})
+    assert "has no safetensors" in refusal(hub.download("captioner", model="me/llava"))
+    assert not any((hub.cache / "hub").rglob("snapshots/*/*"))
+
+
+def test_a_disk_without_room_is_named_before_anything_is_fetched(hub):
+    serve_captioner(hub)
+    hub.prelude = """
+import shutil
+shutil.disk_usage = lambda folder, whole=shutil.disk_usage: whole(folder)._replace(free=1000)
+"""
+    sentence = refusal(hub.download("captioner", model="me/llava"))
+    assert f"{hub.cache / 'hub'} has room for 1000 only" in sentence
+    assert not any((hub.cache / "hub").rglob("snapshots/*/*"))
+
+
+def test_a_file_system_without_locks_is_named(hub):
+    serve_captioner(hub)
+    hub.prelude = NO_LOCKS.format(errno="ENOLCK")
+    sentence = refusal(hub.download("captioner", model="me/llava"))
+    assert "has no file locks: set HF_HOME" in sentence
+
+
+def test_a_file_system_that_knows_no_locks_is_no_hindrance(hub):
+    serve_captioner(hub)
+    hub.prelude = NO_LOCKS.format(errno="ENOSYS")
+    status, said = hub.download("captioner", model="me/llava")
+    assert status == 0, said
+
+
+def test_a_shard_that_the_cache_lacks_is_noticed_offline(hub):
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    files = {**contents(DEMO_LLAVA), "model.safetensors.index.json": json.dumps(index).encode()}
+    hub.serve_repo("me/llava", files)
+    sentence = refusal(hub.download("captioner", model="me/llava"))
+    assert "1 files such as model-2.safetensors are missing" in sentence
+
+
+def test_a_clip_that_open_clip_does_not_list(hub):
+    sentence = refusal(hub.download("clip", model="ViT-B-32", pretrained="laion3b"))
+    assert "open_clip knows no CLIP model 'ViT-B-32' with pretrained 'laion3b'" in sentence

@@ -1,0 +1,325 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import transformers
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from support.tiny import BACKBONES, write_backbone, write_pictures
+
+from latteclip.cli import main
+from latteclip.clip import model as clips
+from latteclip.core import tables
+from latteclip.deploy import predict
+from latteclip.deploy.export import export
+
+CLASSNAMES = ["red thing", "blue sky", "grey", "striped", "dotted thing", "woven", "the sky"]
+TEMPLATE = "a photo of the {}."
+N = 50
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Images of two shapes: pictures that must be cropped, and squares."""
+    folder = tmp_path_factory.mktemp("pictures")
+    return [
+        *write_pictures(folder / "wide", N // 2, size=(97, 70)),
+        *write_pictures(folder / "square", N // 2, seed=1, size=(64, 64)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def tuned_model(tmp_path_factory):
+    """Makes the folder of a tuned model from an open_clip name, with the class texts' features."""
+
+    def make(name):
+        folder = tmp_path_factory.mktemp("run") / "model"
+        clip = clips.load(name, None, torch.device("cpu"))
+        embeddings = clips.class_embeddings(clip, TEMPLATE, CLASSNAMES)
+        clips.save(clip, embeddings, CLASSNAMES, TEMPLATE, folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def demo(tuned_model, demo_clip):
+    """The demo's CLIP as a tuned model."""
+    return tuned_model(f"local-dir:{Path(__file__).parents[2]}/latteclip/demo/models/clip")
+
+
+def predicted(model, pictures):
+    classifier = predict.Classifier(model, device="cpu", threads=1)
+    return classifier(pictures, topk=len(CLASSNAMES))
+
+
+def assert_same(ours, scores):
+    """scores [N, C]: the same predictions; and nearly the same cosines."""
+    assert [one.topk_labels[0] for one in ours] == scores.argmax(1).tolist()
+    for one, row in zip(ours, scores.tolist(), strict=True):
+        assert [row[label] for label in one.topk_labels] == pytest.approx(one.topk_scores, abs=2e-3)
+
+
+def rgb(paths):
+    return [Image.open(path).convert("RGB") for path in paths]
+
+
+# --- each form, loaded by the stock library ------------------------------------------------------
+
+
+def test_open_clip_loads_the_folder_and_predicts_the_same(demo, pictures, tmp_path):
+    export(str(demo), str(tmp_path / "out"), "open_clip")
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}/out")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path}/out")
+    prototypes = load_file(tmp_path / "out" / "prototypes.safetensors")["classifier"]
+    model.eval()
+    with torch.no_grad():
+        batch = torch.stack([preprocess(image) for image in rgb(pictures)])
+        scores = model.encode_image(batch, normalize=True) @ prototypes.T
+        texts = model.encode_text(tokenizer([TEMPLATE.format(c) for c in CLASSNAMES]))
+    ours = predicted(demo, pictures)
+    assert len({one.classname for one in ours}) > 1
+    assert_same(ours, scores)
+    assert torch.allclose(torch.nn.functional.normalize(texts, dim=1), prototypes, atol=1e-5)
+
+
+def transformers_scores(folder, pictures):
+    """Cosines [N, C] of images, and of class texts [C, D], by stock transformers."""
+    model = transformers.CLIPModel.from_pretrained(folder)
+    processor = transformers.CLIPProcessor.from_pretrained(folder)
+    prototypes = load_file(folder / "prototypes.safetensors")["classifier"]
+    with torch.no_grad():
+        inputs = processor(
+            images=rgb(pictures),
+            text=[TEMPLATE.format(name) for name in CLASSNAMES],
+            return_tensors="pt",
+            padding=True,
+        )
+        output = model(**inputs)
+    return output.image_embeds @ prototypes.T, output.text_embeds, prototypes, model
+
+
+def test_transformers_loads_the_folder_and_predicts_the_same(demo, pictures, tmp_path):
+    export(str(demo), str(tmp_path / "out"), "transformers")
+    scores, texts, prototypes, model = transformers_scores(tmp_path / "out", pictures)
+    assert_same(predicted(demo, pictures), scores)
+    assert torch.allclose(texts, prototypes, atol=1e-5)
+    exact = clips.load(f"local-dir:{demo}", None, torch.device("cpu")).model.logit_scale
+    assert model.logit_scale.item() == exact.item()
+
+
+@pytest.fixture
+def variant(tmp_path, monkeypatch, tuned_model):
+    """A tuned model of a random ViT with the parts that differ among CLIPs."""
+
+    def make(preprocess, **config):
+        described = {**BACKBONES["vit"][0], **config}
+        monkeypatch.setitem(BACKBONES, "variant", (described, preprocess))
+        return tuned_model(write_backbone("variant", tmp_path / "variant"))
+
+    return make
+
+
+SHORTEST = {"resize_mode": "shortest", "interpolation": "bilinear", "mean": [0.4, 0.5, 0.6]}
+SQUASH = {"resize_mode": "squash", "std": [0.2, 0.3, 0.4]}
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "config"),
+    [
+        (SHORTEST, {}),  # OpenAI's tokenizer
+        (SQUASH, {"quick_gelu": True}),
+        ({}, {"custom_text": True}),
+    ],
+    ids=["clip's tokenizer", "quick_gelu", "custom_text"],
+)
+def test_kinds_of_vit_are_the_same_in_transformers(variant, pictures, tmp_path, preprocess, config):
+    model = variant(preprocess, **config)
+    export(str(model), str(tmp_path / "out"), "transformers")
+    scores, texts, prototypes, _ = transformers_scores(tmp_path / "out", pictures)
+    assert_same(predicted(model, pictures), scores)
+    assert torch.allclose(texts, prototypes, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        ("vit", "resized by their longest side"),
+        ("siglip", "adds a bias to its logits"),
+        ("convnext", "the image tower is a TimmModel"),
+        ("custom_text", "the text projection has a bias"),
+        ("hf_mean", "the text tower is not a causal one"),
+        ("coca", "the text tower is not a causal one"),
+        ("resnet", "the image tower is a ModifiedResNet"),
+    ],
+)
+def test_a_part_that_transformers_lacks_is_named(tuned_model, tmp_path, kind, part, capsys):
+    model = tuned_model(write_backbone(kind, tmp_path / "base"))
+    arguments = ["export", str(model), str(tmp_path / "out"), "--format", "transformers"]
+    assert main.main(arguments) == 2
+    printed = capsys.readouterr().err
+    assert f"error: --format transformers: {part}" in printed or part in printed
+    assert printed.count("which transformers' CLIPModel does not have") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def onnx_scores(folder, pictures, preprocess):
+    runtime = pytest.importorskip("onnxruntime")
+    session = runtime.InferenceSession(folder / "model.onnx")
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classnames"]) == CLASSNAMES
+    pixels = np.stack([preprocess(image).numpy() for image in rgb(pictures)])
+    return session.run(None, {"pixel_values": pixels})
+
+
+@pytest.mark.parametrize("kind", ["demo", "convnext", "siglip", "resnet"])
+def test_onnx_runtime_predicts_the_same(demo, tuned_model, pictures, tmp_path, kind):
+    pytest.importorskip("onnxscript", reason="the extra latteclip[onnx] is not installed")
+    model = demo if kind == "demo" else tuned_model(write_backbone(kind, tmp_path / "base"))
+    export(str(model), str(tmp_path / "out"), "onnx")
+    described = json.loads((tmp_path / "out" / "preprocess.json").read_text())
+    preprocess = open_clip.transform.image_transform_v2(
+        open_clip.transform.PreprocessCfg(**described), is_train=False
+    )
+    scores, probabilities, features = onnx_scores(tmp_path / "out", pictures, preprocess)
+    ours = predicted(model, pictures)
+    assert_same(ours, torch.from_numpy(scores))
+    best = [row[one.topk_labels[0]] for row, one in zip(probabilities, ours, strict=True)]
+    assert best == pytest.approx([one.topk_probabilities[0] for one in ours], abs=1e-3)
+    assert np.linalg.norm(features, axis=1) == pytest.approx(1, abs=1e-5)
+    assert len(features) == N
+
+
+def test_onnx_without_its_packages_is_one_sentence(demo, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    arguments = ["export", str(demo), str(tmp_path / "out"), "--format", "onnx"]
+    assert main.main(arguments) == 2
+    assert "pip install onnx onnxruntime onnxscript" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- what lies beside the weights ----------------------------------------------------------------
+
+
+@pytest.fixture
+def with_metrics(demo, tmp_path):
+    """The tuned model in a run that has metrics and history; the metrics."""
+    run = tmp_path / "run"
+    shutil.copytree(demo, run / "model")
+    metrics = {
+        "dataset": "demo",
+        "method": "latteclip",
+        "seed": 2,
+        "marks": [],
+        "images": 40,
+        "acc1": 0.5125,
+        "acc5": 0.9,
+        "mean_per_class_recall": 0.4,
+        "per_class": [],
+    }
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    settings = {"model": "ViT-B/32", "pretrained": "laion2b_s34b_b79k"}
+    columns = {name: [None] for name in tables.HISTORY.names}
+    tables.write(run / "history.parquet", columns, tables.HISTORY, {"settings": settings})
+    return run, metrics
+
+
+def card_of(folder):
+    """The YAML and the text of a model card."""
+    _, front, text = (folder / "README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(front), text
+
+
+def test_the_card_tells_dataset_method_numbers_licence_and_base_model(with_metrics, tmp_path):
+    run, _ = with_metrics
+    export(str(run), str(tmp_path / "out"), "open_clip", "mit")
+    front, text = card_of(tmp_path / "out")
+    assert front["license"] == "mit"
+    assert front["library_name"] == "open_clip"
+    assert front["base_model"] == "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
+    results = front["model-index"][0]["results"][0]
+    assert results["dataset"]["type"] == "demo"
+    assert [metric["value"] for metric in results["metrics"]] == [0.5125, 0.9, 0.4]
+    for said in (
+        "latteclip",
+        "51.25 %",
+        "The weights: mit.",
+        "| seed | 2 |",
+        "not read",
+        *CLASSNAMES,
+    ):
+        assert said in text
+
+
+def test_a_supervised_run_says_so(with_metrics, tmp_path):
+    run, metrics = with_metrics
+    (run / "metrics.json").write_text(json.dumps({**metrics, "marks": ["supervised"]}))
+    export(str(run), str(tmp_path / "out"), "open_clip")
+    front, text = card_of(tmp_path / "out")
+    assert "a supervised upper bound" in text
+    assert front["license"] == "other"
+
+
+def test_without_metrics_the_card_says_what_is_not_known(demo, tmp_path):
+    export(str(demo), str(tmp_path / "out"), "open_clip")
+    front, text = card_of(tmp_path / "out")
+    assert "model-index" not in front
+    assert "base_model" not in front
+    assert "not recorded" in text
+
+
+def test_the_python_of_the_card_runs(demo, pictures, tmp_path, monkeypatch):
+    for form in ("open_clip", "transformers"):
+        out = tmp_path / form
+        export(str(demo), str(out), form)
+        code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
+        names = {"image": Image.open(pictures[0]).convert("RGB")}
+        exec(code.replace("<this folder>", str(out)), names)
+        assert CLASSNAMES[int(names["label"])] == predicted(demo, pictures[:1])[0].classname
+
+
+def test_class_names_and_templates_as_clip_benchmark_reads_them(with_metrics, tmp_path):
+    export(str(with_metrics[0]), str(tmp_path / "out"), "open_clip")
+    names, templates = (
+        json.loads((tmp_path / "out" / f"clip_benchmark_{name}.json").read_text())
+        for name in ("classnames", "templates")
+    )
+    assert names == {"demo": CLASSNAMES}
+    assert [template.format(c="grey") for template in templates["demo"]] == ["a photo of the grey."]
+
+
+# --- the folder ----------------------------------------------------------------------------------
+
+
+def test_the_command_prints_how_to_upload(demo, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main.main(["export", str(demo), str(out), "--format", "open_clip"]) == 0
+    assert capsys.readouterr().out == f"To upload it: hf upload <user>/<name> {out}\n"
+
+
+def test_an_empty_folder_is_filled_and_another_refused(demo, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    export(str(demo), str(out), "open_clip")
+    assert (out / "README.md").is_file()
+    assert main.main(["export", str(demo), str(out), "--format", "open_clip"]) == 2
+    assert "exists and is no empty folder" in capsys.readouterr().err
+
+
+def test_what_is_no_tuned_model_is_refused(tmp_path, capsys):
+    arguments = ["export", str(tmp_path), str(tmp_path / "out"), "--format", "open_clip"]
+    assert main.main(arguments) == 2
+    assert "is no tuned model" in capsys.readouterr().err
+
+
+def test_a_broken_classifier_is_refused(demo, tmp_path, capsys):
+    shutil.copytree(demo, tmp_path / "model")
+    (tmp_path / "model" / "prototypes.safetensors").write_bytes(b"nothing")
+    arguments = ["export", str(tmp_path / "model"), str(tmp_path / "out"), "--format", "open_clip"]
+    assert main.main(arguments) == 2
+    assert "is no classifier" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

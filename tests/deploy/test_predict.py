@@ -1,0 +1,331 @@
+import csv
+import io
+import json
+import math
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from support.tiny import write_index, write_pictures
+
+from latteclip.cli import main
+from latteclip.clip import model as clips
+from latteclip.clip import tuned
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.deploy import predict
+from latteclip.evaluate import evaluate, metrics
+
+CLASSNAMES = ["a", "b, with a comma", "c", "d", "e", "f", "g"]
+N, C, D, BATCH = 11, 7, 128, 3
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, demo_clip):
+    """A tuned model, in the folder of its run."""
+    folder = tmp_path_factory.mktemp("run") / "model"
+    generator = torch.Generator().manual_seed(0)
+    classifier = torch.nn.functional.normalize(torch.randn(C, D, generator=generator), dim=1)
+    clips.save(demo_clip, classifier, CLASSNAMES, "a {}.", folder)
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    return write_pictures(tmp_path / "pictures", N)
+
+
+@pytest.fixture
+def broken(tmp_path, pictures):
+    """The pictures, of which the one in place 4 cannot be decoded."""
+    path = Path(pictures[4])
+    path.write_bytes(path.read_bytes()[:100])
+    return pictures
+
+
+def expected(model, path, demo_clip):
+    """(scores, probabilities) over all classes of one image, from the definitions."""
+    classifier, _ = clips.load_classifier(model)
+    with torch.no_grad():
+        feature = demo_clip.model.encode_image(demo_clip.preprocess(Image.open(path))[None])[0]
+    feature = feature / feature.norm()
+    scores = [float(feature @ row) for row in classifier]
+    scale = demo_clip.model.logit_scale.exp().item()
+    powers = [math.exp(scale * (score - max(scores))) for score in scores]
+    return scores, [power / sum(powers) for power in powers]
+
+
+def test_three_lines_from_python(model, pictures, demo_clip):
+    classifier = predict.Classifier(model, device="cpu", threads=1, batch_size=BATCH)
+    predictions = classifier(pictures, topk=4)
+    assert [one.path for one in predictions] == pictures
+    for one in predictions:
+        scores, probabilities = expected(model, one.path, demo_clip)
+        order = sorted(range(C), key=lambda c, s=scores: -s[c])[:4]
+        assert one.topk_labels == order
+        assert one.topk_classnames == [CLASSNAMES[c] for c in order]
+        assert one.classname == CLASSNAMES[order[0]]
+        assert one.topk_scores == pytest.approx([scores[c] for c in order], abs=1e-5)
+        assert one.topk_probabilities == pytest.approx([probabilities[c] for c in order], abs=1e-4)
+
+
+def test_the_three_lines_of_the_docstring_are_right(model, pictures, monkeypatch, tmp_path):
+    """They are run as they stand, on a model and images of those names."""
+    code = predict.__doc__.split("three lines:")[1].split("Letters")[0]
+    lines = [line.strip() for line in code.strip().splitlines()]
+    assert len(lines) == 3
+    run = tmp_path / "results" / "demo" / "latteclip" / "seed0"
+    run.mkdir(parents=True)
+    (run / "model").symlink_to(model)
+    for name, path in zip(["a.jpg", "b.jpg"], pictures, strict=False):
+        Image.open(path).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec("\n".join(lines), names)
+    assert [one.path for one in names["predictions"]] == ["a.jpg", "b.jpg"]
+    assert {len(one.topk_classnames) for one in names["predictions"]} == {3}
+
+
+def test_the_predictions_are_those_of_the_evaluation_stage(tmp_path, model, pictures):
+    index = write_index(tmp_path / "images.parquet", pictures, ["test"] * N, [0] * N, CLASSNAMES)
+    tables.write(tmp_path / "history.parquet", {"step": [1]}, pa.schema([("step", pa.int32())]))
+    evaluate.evaluate(
+        index,
+        str(model),
+        str(tmp_path / "history.parquet"),
+        evaluate.EvaluateSettings(batch_size=BATCH, topk=5),
+        metrics.Run("set", "method", 0),
+        str(tmp_path / "predictions.parquet"),
+        str(tmp_path / "metrics.json"),
+        device="cpu",
+        threads=1,
+    )
+    stage, _ = tables.read(tmp_path / "predictions.parquet", tables.PREDICTIONS)
+    found = predict.Classifier(model, device="cpu", threads=1, batch_size=BATCH)(pictures, topk=5)
+    assert [one.topk_labels for one in found] == stage["topk_labels"].to_pylist()
+    assert [one.topk_scores for one in found] == stage["topk_scores"].to_pylist()
+
+
+def test_the_folder_of_the_run_will_do(model):
+    assert tuned.find(model.parent) == model
+
+
+@pytest.mark.parametrize("lacks", ["prototypes.safetensors", "open_clip_config.json"])
+def test_another_folder_is_refused(tmp_path, model, lacks):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for file in model.iterdir():
+        if file.name != lacks:
+            (folder / file.name).symlink_to(file)
+    with pytest.raises(UserError, match="is no tuned model"):
+        predict.Classifier(folder, device="cpu", threads=1)
+
+
+def run(model, *arguments):
+    return main.main(
+        ["predict", str(model), *map(str, arguments), "--device", "cpu", "--threads", "1"]
+    )
+
+
+def test_csv_on_stdout(model, pictures, capsys):
+    assert run(model, *pictures, "--topk", "2", "--batch-size", BATCH) == 0
+    printed = capsys.readouterr()
+    rows = list(csv.reader(io.StringIO(printed.out)))
+    assert rows[0] == [
+        *("path", "classname", "probability", "score"),
+        *("classname_2", "probability_2", "score_2"),
+    ]
+    assert [row[0] for row in rows[1:]] == pictures
+    for row in rows[1:]:
+        assert {row[1], row[4]} <= set(CLASSNAMES)
+        assert 1 >= float(row[2]) >= float(row[5]) >= 0
+        assert float(row[3]) >= float(row[6])
+    assert f"Classified {N} images, skipped 0." in printed.err
+
+
+def test_more_classes_than_there_are_leave_columns_empty(model, pictures, tmp_path):
+    output = tmp_path / "out.csv"
+    assert run(model, pictures[0], "-k", C + 2, "-o", output) == 0
+    header, row = csv.reader(output.read_text().splitlines())
+    assert len(header) == len(row) == 1 + 3 * (C + 2)
+    assert row[-6:] == [""] * 6
+    assert "" not in row[:-6]
+
+
+def test_every_format_says_the_same(model, pictures, tmp_path, capsys):
+    for suffix in ("csv", "jsonl", "parquet"):
+        output = tmp_path / f"out.{suffix}"
+        assert run(model, *pictures, "-k", 3, "--batch-size", BATCH, "-o", output) == 0
+    assert capsys.readouterr().out == ""
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["path"] for row in rows] == pictures
+    assert {len(row["topk_labels"]) for row in rows} == {3}
+    table = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row.keys() for row in table] == [row.keys() for row in rows]
+    with (tmp_path / "out.csv").open(newline="") as file:
+        in_csv = list(csv.DictReader(file))
+    for one, other, third in zip(rows, table, in_csv, strict=True):
+        assert one["path"] == other["path"] == third["path"]
+        assert one["topk_classnames"] == other["topk_classnames"]
+        assert third["classname_3"] == one["topk_classnames"][2]
+        assert other["topk_scores"] == pytest.approx(one["topk_scores"])
+        assert float(third["probability_2"]) == pytest.approx(
+            one["topk_probabilities"][1], abs=1e-6
+        )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_images_are_reported_and_skipped(model, broken, workers, monkeypatch, caplog):
+    monkeypatch.setattr("latteclip.clip.features.loader.batches", batches_with(workers))
+    classifier = predict.Classifier(model, device="cpu", threads=1, batch_size=BATCH)
+    found = classifier(broken)
+    good = broken[:4] + broken[5:]
+    assert [one.path for one in found] == good
+    for one, other in zip(found, classifier(good), strict=True):
+        assert one.topk_labels == other.topk_labels
+        assert one.topk_scores == pytest.approx(other.topk_scores, abs=1e-6)
+    said = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == 1
+    assert said[0].startswith(f"skipped: Image {broken[4]} cannot be decoded")
+
+
+def batches_with(workers):
+    """`images.batches` with worker processes on a machine without a GPU."""
+
+    def batches(files, keys, device, threads):
+        from latteclip.data import loader
+
+        return iter(loader.loader(files, keys, workers=workers, pinned=False))
+
+    return batches
+
+
+def test_the_exit_status_says_that_images_were_skipped(model, broken, tmp_path, capsys):
+    output = tmp_path / "out.csv"
+    assert run(model, tmp_path / "pictures", "-o", output) == 3
+    assert f"skipped: Image {broken[4]} cannot be decoded" in capsys.readouterr().err
+    assert len(output.read_text().splitlines()) == N  # the header and all but one
+
+
+def test_only_broken_images_still_give_a_table(model, broken, tmp_path):
+    for suffix in ("csv", "jsonl", "parquet"):
+        output = tmp_path / f"out.{suffix}"
+        assert run(model, broken[4], "-o", output) == 3
+        assert output.is_file()
+    assert pq.read_table(tmp_path / "out.parquet").num_rows == 0
+
+
+def test_an_error_leaves_nothing_on_stdout(tmp_path, pictures, capsys):
+    assert run(tmp_path, *pictures) == 2
+    said = capsys.readouterr()
+    assert "is no tuned model" in said.err
+    assert said.out == ""
+
+
+def test_a_bad_suffix_is_told_before_the_work(tmp_path, capsys):
+    assert run(tmp_path / "no_model", tmp_path, "-o", tmp_path / "out.xlsx") == 2
+    assert "ends in none of .csv, .jsonl, .parquet" in capsys.readouterr().err
+
+
+def test_a_failure_leaves_the_former_output(model, pictures, tmp_path, monkeypatch):
+    output = tmp_path / "out.csv"
+    output.write_text("kept")
+
+    def broken(*_):
+        raise UserError("in the middle")
+        yield
+
+    monkeypatch.setattr(predict.Classifier, "batches", broken)
+    assert run(model, *pictures, "-o", output) == 2
+    assert output.read_text() == "kept"
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")] == []
+
+
+@pytest.mark.parametrize("option", [("--topk", "0"), ("--batch-size", "0")])
+def test_numbers_below_one_are_refused(model, pictures, option, capsys):
+    assert run(model, *pictures, *option) == 2
+    assert "must both be at least 1" in capsys.readouterr().err
+
+
+# --- what words name -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    for name in ("a.jpg", "deep/er/b.PNG", "deep/c.webp", "deep/notes.txt", "deep/.hidden.jpg"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+
+NO_STDIN = io.StringIO()
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["a.jpg"], ["a.jpg"]),
+        (["deep"], ["deep/c.webp", "deep/er/b.PNG"]),
+        (["deep", "a.jpg", "deep/c.webp"], ["deep/c.webp", "deep/er/b.PNG", "a.jpg"]),
+        (["*.jpg"], ["a.jpg"]),
+        (["**/*.PNG"], ["deep/er/b.PNG"]),
+        (["dee*"], ["deep/c.webp", "deep/er/b.PNG"]),
+        (["deep/notes.txt"], ["deep/notes.txt"]),  # whoever names a file means it
+    ],
+)
+def test_words_name_images(tree, words, found):
+    assert predict.image_paths(words, NO_STDIN) == found
+
+
+@pytest.mark.parametrize("between", ["\n", "\0"])
+def test_a_list_on_stdin(tree, between):
+    text = between.join(["deep/c.webp", "not there.jpg", "deep/c.webp"]) + between
+    found = predict.image_paths(["a.jpg", "-"], io.StringIO(text))
+    assert found == ["a.jpg", "deep/c.webp", "not there.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["b.jpg"], "b.jpg is neither a file nor a folder"),
+        (["*.tiff"], "fits none"),
+        (["empty"], "Folder empty holds no image"),
+        (["-"], "No image is named"),
+    ],
+)
+def test_words_that_name_nothing_are_refused(tree, words, message):
+    with pytest.raises(UserError, match=message):
+        predict.image_paths(words, NO_STDIN)
+
+
+def test_a_missing_image_of_a_list_is_skipped(model, pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{pictures[0]}\n{tmp_path}/nowhere.jpg\n"))
+    assert run(model, "-") == 3
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 2
+    assert "skipped: Image" in printed.err
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_path_that_is_no_unicode_is_written(model, pictures, tmp_path, suffix):
+    strange = os.fsencode(tmp_path / "photo-") + b"\xff.png"
+    os.rename(os.fsencode(pictures[0]), strange)
+    output = tmp_path / f"out.{suffix}"
+    assert run(model, os.fsdecode(strange), "-o", output) == 0
+    if suffix == "parquet":
+        assert pq.read_table(output)["path"].to_pylist()[0].endswith(r"photo-\xff.png")
+    else:
+        assert b"photo-\xff.png" in output.read_bytes()
+
+
+def test_photographs_of_a_folder(model, photographs, tmp_path):
+    output = tmp_path / "out.jsonl"
+    assert run(model, photographs / "images", "-o", output) == 0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(rows) == len(list((photographs / "images").rglob("*.jpg")))

@@ -1,0 +1,153 @@
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+from support.tiny import write_index, write_pictures
+
+from latteclip.clip import model as clips
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.evaluate import evaluate as stage
+from latteclip.evaluate import metrics
+
+CLASSNAMES = ["a", "b", "c", "d", "e", "f", "g"]
+C = 7
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    files = write_pictures(tmp_path / "pictures", 6)
+    return files, ["test", "train", "test", "test", "val", "test"], [2, 0, 1, 6, 3, 2]
+
+
+def evaluate(tmp_path, index, classifier, demo_clip, classnames=CLASSNAMES, history=None):
+    clips.save(demo_clip, classifier, classnames, "{}", tmp_path / "model")
+    steps = {"step": pa.array([0, 1], pa.int32()), "loss": pa.array([0.5, 0.25])}
+    schema = pa.schema([("step", pa.int32()), ("loss", pa.float64())])
+    tables.write(tmp_path / "history.parquet", steps, schema, history)
+    stage.evaluate(
+        index,
+        str(tmp_path / "model"),
+        str(tmp_path / "history.parquet"),
+        stage.EvaluateSettings(batch_size=3, topk=5),
+        metrics.Run("set", "latteclip", 4),
+        str(tmp_path / "predictions.parquet"),
+        str(tmp_path / "metrics.json"),
+        device="cpu",
+        threads=1,
+    )
+    predictions, metadata = tables.read(tmp_path / "predictions.parquet", tables.PREDICTIONS)
+    return predictions.to_pydict(), metadata, json.loads((tmp_path / "metrics.json").read_text())
+
+
+def test_test_images_get_the_class_of_the_nearest_prototype(tmp_path, pictures, demo_clip):
+    files, splits, labels = pictures
+    index = write_index(tmp_path / "images.parquet", files, splits, labels, CLASSNAMES)
+    torch.manual_seed(0)
+    classifier = torch.nn.functional.normalize(torch.randn(C, 128), dim=1)
+    predictions, metadata, found = evaluate(tmp_path, index, classifier, demo_clip)
+    tests = [i for i, split in enumerate(splits) if split == "test"]
+    assert predictions["image_id"] == [Path(files[i]).name for i in tests]
+    assert predictions["label"] == [labels[i] for i in tests]
+    hits = 0
+    for row, i in enumerate(tests):
+        with torch.no_grad():
+            feature = demo_clip.model.encode_image(demo_clip.preprocess(Image.open(files[i]))[None])
+        scores = ((feature / feature.norm()) @ classifier.T)[0].tolist()
+        order = sorted(range(C), key=lambda c, s=scores: -s[c])
+        assert predictions["topk_labels"][row] == order[:5]
+        assert predictions["prediction"][row] == order[0]
+        assert predictions["topk_scores"][row] == pytest.approx(sorted(scores)[::-1][:5], abs=1e-5)
+        hits += order[0] == labels[i]
+    assert metadata == {"classnames": CLASSNAMES}
+    assert found["acc1"] == hits / 4
+    assert {key: found[key] for key in ("dataset", "method", "seed", "images")} == {
+        "dataset": "set",
+        "method": "latteclip",
+        "seed": 4,
+        "images": 4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("history", "marks"),
+    [({"marks": ["supervised", "collapsed"]}, ["supervised", "collapsed"]), ({"seed": 3}, [])],
+)
+def test_the_marks_are_those_of_the_training_s_history(
+    tmp_path, pictures, demo_clip, history, marks
+):
+    index = write_index(tmp_path / "images.parquet", *pictures, CLASSNAMES)
+    found = evaluate(tmp_path, index, torch.eye(C, 128), demo_clip, history=history)[2]
+    assert found["marks"] == marks
+
+
+def test_a_missing_history_is_refused(tmp_path, pictures):
+    index = write_index(tmp_path / "images.parquet", *pictures, CLASSNAMES)
+    with pytest.raises(UserError, match=r"history\.parquet does not exist"):
+        stage.evaluate(
+            index,
+            str(tmp_path / "model"),
+            str(tmp_path / "history.parquet"),
+            stage.EvaluateSettings(batch_size=3, topk=5),
+            metrics.Run("set", "latteclip", 4),
+            str(tmp_path / "predictions.parquet"),
+            str(tmp_path / "metrics.json"),
+            device="cpu",
+            threads=1,
+        )
+
+
+def test_a_model_of_other_classes_is_refused(tmp_path, pictures, demo_clip):
+    index = write_index(tmp_path / "images.parquet", *pictures, CLASSNAMES)
+    with pytest.raises(UserError, match="other classes"):
+        evaluate(tmp_path, index, torch.eye(C, 128), demo_clip, CLASSNAMES[::-1])
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_dataset_without_test_images_is_refused(tmp_path, pictures, demo_clip):
+    files, _, labels = pictures
+    index = write_index(tmp_path / "images.parquet", files, ["train"] * 6, labels, CLASSNAMES)
+    pseudo = tmp_path / "pseudo.parquet"
+    columns = {name: [] for name in tables.PSEUDO_LABELS.names}
+    tables.write(pseudo, columns, tables.PSEUDO_LABELS)
+    with pytest.raises(UserError, match="set has no test image"):
+        stage.evaluate_zero_shot(
+            index, str(pseudo), metrics.Run("set", "zero_shot", 0), str(tmp_path / "p"), "m"
+        )
+
+
+def test_zero_shot_row_scores_the_pseudo_labels_of_the_test_split(tmp_path, pictures):
+    files, splits, labels = pictures
+    index = write_index(tmp_path / "images.parquet", files, splits, labels, CLASSNAMES)
+    best = [[2, 1, 0, 3, 4], [0] * 5, [3, 2, 4, 5, 6], [5, 6, 1, 2, 3], [1] * 5, [2, 0, 1, 3, 4]]
+    names = [Path(file).name for file in files]
+    tables.write(
+        tmp_path / "pseudo.parquet",
+        {
+            "image_id": names[::-1],
+            "split": splits[::-1],
+            "pseudo_label": [row[0] for row in best[::-1]],
+            "confidence": [0.5] * 6,
+            "topk_labels": best[::-1],
+            "topk_scores": [[0.9, 0.8, 0.7, 0.6, 0.5]] * 6,
+            "image_features": [[1.0]] * 6,
+        },
+        tables.PSEUDO_LABELS,
+    )
+    stage.evaluate_zero_shot(
+        index,
+        str(tmp_path / "pseudo.parquet"),
+        metrics.Run("set", "zero_shot", 0),
+        str(tmp_path / "predictions.parquet"),
+        str(tmp_path / "metrics.json"),
+    )
+    predictions, _ = tables.read(tmp_path / "predictions.parquet", tables.PREDICTIONS)
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert predictions["prediction"].to_pylist() == [2, 3, 5, 2]  # of the labels 2, 1, 6, 2
+    assert found["acc1"] == 0.5
+    assert found["acc5"] == 0.75
+    assert found["mean_per_class_recall"] == pytest.approx(1 / 3)
+    assert found["marks"] == []

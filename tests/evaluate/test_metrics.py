@@ -1,0 +1,108 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.tiny import write_index
+
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.evaluate import metrics as module
+
+N, C, K = 23, 7, 5
+CLASSNAMES = ["a", "b", "c"]
+
+
+@pytest.fixture
+def ranked():
+    """Ranked classes [N, K] and labels [N] of random images, none of class 4."""
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.resize([0, 1, 2, 3, 5, 6], N))
+    return np.stack([rng.permutation(C)[:K] for _ in range(N)]), labels
+
+
+def test_accuracy_equals_the_loop(ranked):
+    best, labels = ranked
+    for k in range(1, K + 1):
+        hits = sum(label in row[:k] for row, label in zip(best.tolist(), labels, strict=True))
+        assert module.accuracy(best, labels, k) == pytest.approx(hits / N)
+
+
+def test_recalls_equal_the_loop(ranked):
+    predictions, labels = ranked[0][:, 0], ranked[1]
+    recall, counts = module.recalls(predictions, labels, C)
+    for c in range(C):
+        own = [p for p, label in zip(predictions, labels, strict=True) if label == c]
+        assert counts[c] == len(own)
+        if c == 4:
+            assert math.isnan(recall[c])
+        else:
+            assert recall[c] == pytest.approx(sum(p == c for p in own) / len(own))
+
+
+def test_a_class_without_test_images_does_not_count_in_the_mean_recall():
+    best, labels = np.array([[0, 1], [1, 0], [2, 1]]), np.array([0, 0, 2])
+    metrics = module.metrics(best, labels, CLASSNAMES)
+    assert metrics["acc1"] == pytest.approx(2 / 3)
+    assert metrics["acc5"] == 1
+    assert metrics["mean_per_class_recall"] == pytest.approx((0.5 + 1) / 2)
+    assert metrics["per_class"] == [
+        {"classname": "a", "images": 2, "recall": 0.5},
+        {"classname": "b", "images": 0, "recall": None},
+        {"classname": "c", "images": 1, "recall": 1.0},
+    ]
+
+
+FILES = [f"{number}.png" for number in range(6)]
+SPLITS = ["test", "train", "test", "test", "val", "test"]
+
+
+def written(tmp_path, labels, marks=()):
+    """What is written of four test images whose predictions are 2, 1, 0, 0."""
+    index = write_index(tmp_path / "images.parquet", FILES, SPLITS, labels, CLASSNAMES)
+    images, names = module.read_test_images(index, "set")
+    ranked = np.array([[2, 0, 1], [1, 2, 0], [0, 1, 2], [0, 2, 1]])
+    scores = np.array([[0.75, 0.5, 0.25]] * 4, np.float32)
+    outputs = [str(tmp_path / name) for name in ("predictions.parquet", "metrics.json")]
+    module.write(images, names, ranked, scores, module.Run("set", "m", 4), marks, *outputs)
+    table, metadata = tables.read(outputs[0], tables.PREDICTIONS)
+    assert metadata == {"classnames": CLASSNAMES}
+    return table.to_pydict(), json.loads(Path(outputs[1]).read_text())
+
+
+def test_predictions_of_the_test_split_and_their_metrics_are_written(tmp_path):
+    predictions, metrics = written(tmp_path, [2, 0, 1, 1, 0, 0], ["supervised", "collapsed"])
+    assert predictions == {
+        "image_id": ["0.png", "2.png", "3.png", "5.png"],
+        "label": [2, 1, 1, 0],
+        "prediction": [2, 1, 0, 0],
+        "topk_labels": [[2, 0, 1], [1, 2, 0], [0, 1, 2], [0, 2, 1]],
+        "topk_scores": [[0.75, 0.5, 0.25]] * 4,
+    }
+    recall = [metrics.pop("mean_per_class_recall"), *(c["recall"] for c in metrics["per_class"])]
+    assert recall == pytest.approx([2.5 / 3, 1, 0.5, 1])
+    del metrics["per_class"]
+    assert metrics == {
+        "dataset": "set",
+        "method": "m",
+        "seed": 4,
+        "marks": ["supervised", "collapsed"],
+        "images": 4,
+        "acc1": 0.75,
+        "acc5": 1.0,
+    }
+
+
+def test_without_test_labels_there_are_predictions_but_no_metrics(tmp_path):
+    predictions, metrics = written(tmp_path, [None] * 6)
+    assert predictions["label"] == [None] * 4
+    assert predictions["prediction"] == [2, 1, 0, 0]
+    assert metrics["acc1"] is metrics["acc5"] is metrics["mean_per_class_recall"] is None
+    assert metrics["per_class"] == metrics["marks"] == []
+
+
+def test_a_dataset_without_test_images_is_refused(tmp_path):
+    index = write_index(tmp_path / "i.parquet", FILES, ["train"] * 6, [None] * 6, CLASSNAMES)
+    with pytest.raises(UserError, match="set has no test image"):
+        module.read_test_images(index, "set")

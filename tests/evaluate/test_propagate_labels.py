@@ -1,0 +1,360 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.tiny import write_index
+
+from latteclip.clip import classifier
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.evaluate import metrics
+from latteclip.evaluate import propagate_labels as stage
+from latteclip.labels.pseudo_label_images import feature_column
+
+N, M, C, D, K = 31, 9, 6, 5, 4
+SETTINGS = stage.PropagationSettings(topk=5, neighbours=K, gamma=2.5, alpha=0.6)
+CLASSNAMES = ["a", "b", "c", "d", "e", "f"]
+
+
+def unit_vectors(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(n, D, generator=generator), dim=1)
+
+
+@pytest.fixture
+def classes():
+    return unit_vectors(C, 0)
+
+
+@pytest.fixture
+def images():
+    return unit_vectors(N, 1)
+
+
+@pytest.fixture
+def tests():
+    return unit_vectors(M, 2)
+
+
+# --- the reference: plain loops over lists, and a dense inverse ----------------------------------
+
+
+def best(query, points, k, leave_out=None):
+    """The k points of the largest cosine with the query, as (index, cosine)."""
+    cosines = [
+        (index, sum(a * b for a, b in zip(query, point, strict=True)))
+        for index, point in enumerate(points)
+        if index != leave_out
+    ]
+    return sorted(cosines, key=lambda pair: -pair[1])[:k]
+
+
+def links_of(query, classes, images, settings, leave_out=None):
+    """{node: weight} of the links of one image; classes are the first nodes."""
+    links = {
+        node: max(0, cosine) ** settings.gamma
+        for node, cosine in best(query, classes, settings.neighbours)
+    }
+    for index, cosine in best(query, images, settings.neighbours, leave_out):
+        links[len(classes) + index] = max(0, cosine)
+    return links
+
+
+def weights_of(classes, images, settings):
+    """W as nested lists."""
+    nodes = len(classes) + len(images)
+    weights = [[0.0] * nodes for _ in range(nodes)]
+    for index, image in enumerate(images):
+        own = len(classes) + index
+        for node, weight in links_of(image, classes, images, settings, leave_out=index).items():
+            weights[own][node] += weight
+            weights[node][own] += weight
+    return weights
+
+
+def inverse_root(degree):
+    return 1 / math.sqrt(degree) if degree > 0 else 0.0
+
+
+def scores_of(weights, alpha):
+    """(I - alpha S)^-1 at the columns of the classes, in double precision."""
+    roots = [inverse_root(sum(row)) for row in weights]
+    system = [
+        [(i == j) - alpha * roots[i] * weights[i][j] * roots[j] for j in range(len(weights))]
+        for i in range(len(weights))
+    ]
+    return torch.linalg.inv(torch.tensor(system, dtype=torch.float64))[:, :C].tolist()
+
+
+def test_scores_of(tests, classes, images, settings):
+    """Scores [M][C] of test images."""
+    weights = weights_of(classes, images, settings)
+    scores = scores_of(weights, settings.alpha)
+    result = []
+    for test in tests:
+        row = [0.0] * C
+        for node, weight in links_of(test, classes, images, settings).items():
+            root = inverse_root(sum(weights[node])) if settings.normalise_test_links else 1
+            row = [s + weight * root * scores[node][c] for c, s in enumerate(row)]
+        result.append(row)
+    return torch.tensor(result)
+
+
+test_scores_of.__test__ = False
+
+
+# --- the maths ------------------------------------------------------------------------------------
+
+
+def dense(graph):
+    return graph.links.to_dense()
+
+
+@pytest.mark.parametrize("similarities", [1, 3 * N, 2**26])
+def test_nearest_equals_the_loop_whatever_is_held_at_once(monkeypatch, tests, images, similarities):
+    monkeypatch.setattr(stage, "SIMILARITIES", similarities)
+    for queries, same in ((tests, False), (images, True)):
+        cosines, indices = stage.nearest(queries, images, K, same=same)
+        for row, query in enumerate(queries.tolist()):
+            wanted = best(query, images.tolist(), K, leave_out=row if same else None)
+            assert indices[row].tolist() == [index for index, _ in wanted]
+            assert cosines[row].tolist() == pytest.approx([cosine for _, cosine in wanted])
+
+
+def test_the_graph_equals_the_loop(classes, images):
+    graph = stage.link(classes, images, SETTINGS)
+    wanted = torch.tensor(weights_of(classes.tolist(), images.tolist(), SETTINGS))
+    torch.testing.assert_close(dense(graph), wanted)
+    torch.testing.assert_close(graph.degrees, wanted.sum(dim=1))
+
+
+def test_the_graph_is_symmetric_and_links_neither_texts_nor_a_node_to_itself(classes, images):
+    links = dense(stage.link(classes, images, SETTINGS))
+    assert torch.equal(links, links.T)
+    assert not links.diagonal().any()
+    assert not links[:C, :C].any()
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.6, 0.95])
+def test_propagated_scores_equal_the_inverse(classes, images, alpha):
+    graph = stage.link(classes, images, SETTINGS)
+    wanted = scores_of(weights_of(classes.tolist(), images.tolist(), SETTINGS), alpha)
+    torch.testing.assert_close(
+        stage.propagate(graph, alpha), torch.tensor(wanted), rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_scores_of_test_images_equal_the_loop(classes, images, tests, normalise):
+    settings = stage.PropagationSettings(
+        topk=5, neighbours=K, gamma=2.5, alpha=0.6, normalise_test_links=normalise
+    )
+    graph = stage.link(classes, images, settings)
+    found = stage.classify(tests, graph, stage.propagate(graph, settings.alpha), settings)
+    wanted = test_scores_of(tests.tolist(), classes.tolist(), images.tolist(), settings)
+    assert found.shape == (M, C)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_test_image_scores_as_a_node_that_sends_nothing_back(classes, images, tests):
+    """One more row of S, with a column of zeros: what a propagation over all nodes gives it."""
+    graph = stage.link(classes, images, SETTINGS)
+    scores = stage.propagate(graph, SETTINGS.alpha)
+    found = stage.classify(tests, graph, scores, SETTINGS)
+    for test, row in zip(tests.tolist(), found, strict=True):
+        links = links_of(test, classes.tolist(), images.tolist(), SETTINGS)
+        weights = torch.tensor([links.get(node, 0.0) for node in range(C + N)])
+        spread = dense(graph) / (graph.degrees[:, None] * graph.degrees).sqrt()
+        new = weights / (weights.sum() * graph.degrees).sqrt()
+        whole = torch.zeros(C + N + 1, C + N + 1)
+        whole[:-1, :-1], whole[-1, :-1] = spread, new
+        wanted = torch.linalg.inv(torch.eye(C + N + 1) - SETTINGS.alpha * whole)[-1, :C]
+        factor = SETTINGS.alpha / weights.sum().sqrt()
+        torch.testing.assert_close(factor * row, wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_a_test_image_does_not_depend_on_the_others(classes, images, tests):
+    graph = stage.link(classes, images, SETTINGS)
+    scores = stage.propagate(graph, SETTINGS.alpha)
+    together = stage.classify(tests, graph, scores, SETTINGS)
+    alone = torch.cat([stage.classify(row[None], graph, scores, SETTINGS) for row in tests])
+    torch.testing.assert_close(alone, together)
+
+
+def test_more_neighbours_than_there_are_are_all_of_them(classes):
+    settings = stage.PropagationSettings(topk=5, neighbours=50)
+    few = unit_vectors(3, 7)
+    graph = stage.link(classes, few, settings)
+    wanted = torch.tensor(weights_of(classes.tolist(), few.tolist(), settings))
+    torch.testing.assert_close(dense(graph), wanted)
+    one = stage.link(classes, few[:1], settings)
+    assert not dense(one)[C:, C:].any()
+
+
+def test_a_text_without_a_link_has_no_say():
+    """The text of class 1 points away from all training images, and the test image towards it."""
+    classes = torch.tensor([[1.0, 0, 0], [-1.0, 0, 0]])
+    images = F.normalize(torch.tensor([[1.0, 0.1, 0], [1.0, 0.2, 0], [1.0, 0, 0.3]]), dim=1)
+    settings = stage.PropagationSettings(topk=5, neighbours=2)
+    graph = stage.link(classes, images, settings)
+    scores = stage.propagate(graph, settings.alpha)
+    assert graph.degrees[1] == 0
+    assert torch.isfinite(scores).all()
+    found = stage.classify(
+        F.normalize(torch.tensor([[-0.2, 1.0, 0]]), dim=1), graph, scores, settings
+    )
+    assert found[0, 1] == 0
+    assert torch.isfinite(found).all()
+
+
+def test_images_of_one_cluster_share_the_label_of_its_sure_ones():
+    """An image between two texts goes with the images around it, which zero-shot does not see."""
+    classes = F.normalize(torch.tensor([[1.0, 0, 0], [0, 1.0, 0]]), dim=1)
+    first = F.normalize(torch.tensor([[1.0, 0.4, 0.1 * i] for i in range(8)]), dim=1)
+    second = F.normalize(torch.tensor([[0.2, 1.0, -1 - 0.1 * i] for i in range(8)]), dim=1)
+    test = F.normalize(torch.tensor([[0.7, 0.68, -0.9]]), dim=1)
+    settings = stage.PropagationSettings(topk=5, neighbours=3)
+    graph = stage.link(classes, torch.cat([first, second]), settings)
+    scores = stage.propagate(graph, settings.alpha)
+    assert (test @ classes.T).argmax() == 0
+    assert stage.classify(test, graph, scores, settings).argmax() == 1
+
+
+@pytest.mark.parametrize("alpha", [0, 1, -0.5])
+def test_alpha_must_be_a_share(alpha):
+    with pytest.raises(UserError, match=r"graph\.alpha must be between 0 and 1"):
+        stage.PropagationSettings(topk=5, alpha=alpha)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+SPLITS = (["train"] * 3 + ["test"]) * 7 + ["val"] * 3
+LABELS = [number % C for number in range(len(SPLITS))]
+IDS = [f"{number:02d}.png" for number in range(len(SPLITS))]
+FEATURES = unit_vectors(len(SPLITS), 3)
+
+
+def write_inputs(folder, classes, *, labels=LABELS, keep=None, features=FEATURES):
+    """The three inputs; `keep`: the rows that they have."""
+    folder.mkdir(exist_ok=True)
+    rows = list(range(len(SPLITS))) if keep is None else keep
+    ids, splits = [IDS[row] for row in rows], [SPLITS[row] for row in rows]
+    index = write_index(
+        folder / "images.parquet", ids, splits, [labels[row] for row in rows], CLASSNAMES
+    )
+    backwards = rows[::-1]
+    tables.write(
+        folder / "pseudo_labels.parquet",
+        {
+            "image_id": ids[::-1],
+            "split": splits[::-1],
+            "pseudo_label": [0] * len(rows),
+            "confidence": [0.5] * len(rows),
+            "topk_labels": [[0]] * len(rows),
+            "topk_scores": [[0.5]] * len(rows),
+            "image_features": feature_column(features[backwards]),
+        },
+        tables.PSEUDO_LABELS,
+    )
+    classifier.save_classifier(folder / "classes.safetensors", classes, {"classnames": CLASSNAMES})
+    return index, str(folder / "pseudo_labels.parquet"), str(folder / "classes.safetensors")
+
+
+def run(folder, inputs, settings=SETTINGS):
+    """The predictions by image id, and the metrics."""
+    outputs = [folder / "predictions.parquet", folder / "metrics.json"]
+    stage.propagate_labels(
+        *inputs,
+        settings,
+        metrics.Run("set", "label_propagation", 0),
+        *map(str, outputs),
+        device="cpu",
+        threads=1,
+    )
+    rows = tables.read(outputs[0], tables.PREDICTIONS)[0].to_pylist()
+    return {row["image_id"]: row for row in rows}, json.loads(outputs[1].read_text())
+
+
+def test_the_test_split_is_classified_by_the_graph_of_the_other_images(tmp_path, classes):
+    predictions, found = run(tmp_path, write_inputs(tmp_path, classes))
+    trained = [row for row, split in enumerate(SPLITS) if split != "test"]
+    tested = [row for row, split in enumerate(SPLITS) if split == "test"]
+    wanted = test_scores_of(
+        FEATURES[tested].tolist(), classes.tolist(), FEATURES[trained].tolist(), SETTINGS
+    )
+    assert list(predictions) == [IDS[row] for row in tested]
+    for row, scores in zip(tested, wanted.tolist(), strict=True):
+        order = sorted(range(C), key=lambda c, s=scores: -s[c])[:5]
+        assert predictions[IDS[row]]["topk_labels"] == order
+        assert predictions[IDS[row]]["prediction"] == order[0]
+        assert predictions[IDS[row]]["topk_scores"] == pytest.approx(
+            [scores[c] for c in order], rel=1e-4
+        )
+    hits = [predictions[IDS[row]]["prediction"] == LABELS[row] for row in tested]
+    assert found["acc1"] == pytest.approx(sum(hits) / len(tested))
+    assert found["method"] == "label_propagation"
+    assert found["marks"] == []
+
+
+def test_a_prediction_does_not_change_with_the_other_test_images(tmp_path, classes):
+    whole, _ = run(tmp_path, write_inputs(tmp_path, classes))
+    tested = [row for row, split in enumerate(SPLITS) if split == "test"]
+    trained = [row for row, split in enumerate(SPLITS) if split != "test"]
+    for row in tested:
+        folder = tmp_path / IDS[row]
+        alone, _ = run_in(folder, classes, keep=sorted([*trained, row]))
+        assert list(alone) == [IDS[row]]
+        assert alone[IDS[row]]["topk_labels"] == whole[IDS[row]]["topk_labels"]
+        assert alone[IDS[row]]["topk_scores"] == pytest.approx(whole[IDS[row]]["topk_scores"])
+
+
+def run_in(folder, classes, **inputs):
+    return run(folder, write_inputs(folder, classes, **inputs))
+
+
+def test_labels_of_training_images_change_no_byte(tmp_path, classes):
+    kept = [label if split == "test" else None for label, split in zip(LABELS, SPLITS, strict=True)]
+    wrong = [
+        label if split == "test" else (label + 1) % C
+        for label, split in zip(LABELS, SPLITS, strict=True)
+    ]
+    written = set()
+    for name, labels in {"with": LABELS, "without": kept, "wrong": wrong}.items():
+        run_in(tmp_path / name, classes, labels=labels)
+        files = ("predictions.parquet", "metrics.json")
+        written.add(tuple((tmp_path / name / file).read_bytes() for file in files))
+    assert len(written) == 1
+
+
+def test_labels_of_test_images_change_no_prediction(tmp_path, classes):
+    with_labels, _ = run_in(tmp_path / "with", classes)
+    without, found = run_in(tmp_path / "without", classes, labels=[None] * len(SPLITS))
+    for name, row in with_labels.items():
+        assert without[name]["topk_scores"] == row["topk_scores"]
+    assert found["acc1"] is None
+
+
+def test_an_image_without_features_is_refused(tmp_path, classes):
+    inputs = write_inputs(tmp_path, classes)
+    fewer = write_inputs(tmp_path / "fewer", classes, keep=list(range(3, len(SPLITS))))
+    with pytest.raises(UserError, match=r"lacks 3 of 24 images; delete it and rerun"):
+        run(tmp_path, (inputs[0], fewer[1], inputs[2]))
+    assert not (tmp_path / "predictions.parquet").exists()
+
+
+def test_embeddings_of_other_classes_are_refused(tmp_path, classes):
+    inputs = write_inputs(tmp_path, classes)
+    classifier.save_classifier(inputs[2], classes, {"classnames": CLASSNAMES[::-1]})
+    with pytest.raises(UserError, match=r"classes\.safetensors is of other classes than"):
+        run(tmp_path, inputs)
+
+
+@pytest.mark.parametrize(("split", "message"), [("test", "no training"), ("train", "no test")])
+def test_a_split_that_is_empty_is_refused(tmp_path, classes, split, message):
+    keep = [row for row, own in enumerate(SPLITS) if own == split]
+    with pytest.raises(UserError, match=f"has {message} image"):
+        run_in(tmp_path / "empty", classes, keep=keep)
+    assert not Path(tmp_path / "empty" / "metrics.json").exists()

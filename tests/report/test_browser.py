@@ -1,0 +1,208 @@
+"""The pages in a real browser: Debian's chromium, driven by Playwright, without a network."""
+
+import shutil
+import statistics
+
+import pytest
+from support.made_results import CLASSNAMES, Results
+from support.pages import BOTH_KINDS, write, write_metrics
+
+from latteclip.report import index_results as index
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+WIDTHS = (1280, 390)
+BLOCKED = "net::ERR_"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
+    with playwright.sync_playwright() as driver:
+        # Without its sandbox, which root and most containers cannot have; the page is our own.
+        running = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return Results(tmp_path_factory.mktemp("made"), classnames=[*CLASSNAMES, "x" * 90])
+
+
+@pytest.fixture(scope="module")
+def files(results):
+    """Both pages."""
+    write(results, captions=BOTH_KINDS)
+    paths = [
+        write_metrics(results.folder, f"dataset_{number}", method, 0, 0.1 * number + 0.01 * place)
+        for number in range(1, 6)
+        for place, method in enumerate(f"a_method_with_a_long_name_{i}" for i in range(8))
+    ]
+    settings = index.IndexSettings("a_method_with_a_long_name_0")
+    index.index_results(paths, settings, str(results.folder / "index.html"))
+    return {name: results.folder / f"{name}.html" for name in ("report", "index")}
+
+
+@pytest.fixture
+def visit(browser, files):
+    """Opens a page from its file; afterwards it must have complained of nothing."""
+    contexts, complaints = [], []
+
+    def open_page(name="report", width=1280, **options):
+        context = browser.new_context(
+            offline=True, viewport={"width": width, "height": 900}, **options
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: seen.append(request.url))
+        page.on("dialog", lambda dialog: complaints.append(dialog.message))
+        page.goto(files[name].as_uri())
+        return page
+
+    seen = []
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert [url for url in seen if not url.startswith(("file:", "data:"))] == []
+
+
+def column(page, table, number):
+    return page.locator(f"#{table} tbody tr > :nth-child({number})").all_inner_texts()
+
+
+def test_the_table_shows_the_figures_of_the_metrics_files(visit, results):
+    page = visit()
+    for method in results.methods:
+        mean = statistics.mean(one["acc1"] for one in results.metrics(method))
+        cell = page.locator(f"#headline tr[data-method={method}] > :nth-child(3)")
+        assert cell.inner_text().split()[0] == f"{100 * mean:.1f}"
+        assert float(cell.get_attribute("data-value")) == pytest.approx(100 * mean)
+
+
+def test_a_table_is_sorted_by_a_click_and_by_the_keyboard(visit):
+    page = visit()
+    names = column(page, "per-class", 1)
+    by_images = page.locator("#per-class th", has_text="images")
+    by_images.locator("button").click()
+    assert by_images.get_attribute("aria-sort") == "descending"
+    counts = [int(text) for text in column(page, "per-class", 2)]
+    assert counts == sorted(counts, reverse=True)
+    by_images.locator("button").press("Enter")
+    counts = [int(text) for text in column(page, "per-class", 2)]
+    assert counts == sorted(counts)
+    page.locator("#per-class th", has_text="class").locator("button").click()
+    assert by_images.get_attribute("aria-sort") is None
+    sorted_names = column(page, "per-class", 1)
+    assert sorted(sorted_names) == sorted(names)
+    # Numbers with a minus sign of their own are sorted as numbers.
+    page.locator("#per-class th", has_text="change").locator("button").click()
+    values = [
+        float(cell.get_attribute("data-value"))
+        for cell in page.locator("#per-class tbody tr > :nth-child(5)").all()
+    ]
+    assert values == sorted(values, reverse=True)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_an_item_of_the_gallery_opens(visit, width):
+    page = visit(width=width)
+    item = page.locator("details.card").nth(3)
+    assert not item.locator("text=Image caption").is_visible()
+    item.locator("summary").click()
+    assert item.locator("text=Image caption").is_visible()
+    grid = item.locator(".group img")
+    assert grid.is_visible()
+    assert grid.evaluate("image => image.decode().then(() => image.naturalWidth)") == 128
+    item.locator("summary").press("Enter")
+    assert not grid.is_visible()
+
+
+def test_every_picture_decodes(visit):
+    page = visit()
+    widths = page.evaluate(
+        "Promise.all([...document.images].map(i => (i.loading = 'eager', i.decode())"
+        ".then(() => i.naturalWidth)))"
+    )
+    assert len(widths) >= 24
+    assert min(widths) > 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", ["report", "index"])
+def test_nothing_is_wider_than_the_window(visit, tmp_path, name, width, scheme):
+    page = visit(name, width, color_scheme=scheme)
+    for item in page.locator("details").all():
+        item.evaluate("item => item.open = true")
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    file = tmp_path / "page.png"
+    page.screenshot(path=file, full_page=True)
+    assert file.stat().st_size > 10_000
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    brightness = sum(map(int, background.removeprefix("rgb(").removesuffix(")").split(",")))
+    assert (brightness > 600) == (scheme == "light")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["report", "index"])
+def test_texts_stand_out_from_what_is_behind_them(visit, name, scheme):
+    """WCAG 2.2, 1.4.3: 4.5 to 1."""
+    page = visit(name, color_scheme=scheme)
+    faint = page.evaluate("""() => {
+      const parse = text => (text.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+      const over = (top, below) => {
+        const alpha = top.length > 3 ? top[3] : 1;
+        return [0, 1, 2].map(i => alpha * top[i] + (1 - alpha) * below[i]);
+      };
+      const light = colour => {
+        const [r, g, b] = colour.map(v => v / 255)
+          .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+      };
+      const behind = element => {
+        const chain = [];
+        for (let e = element; e; e = e.parentElement) chain.unshift(e);
+        return chain.map(e => parse(getComputedStyle(e).backgroundColor))
+          .reduce((below, top) => over(top, below), [255, 255, 255]);
+      };
+      const found = [];
+      for (const element of document.querySelectorAll("main *, header *, nav *, footer *")) {
+        const text = [...element.childNodes].filter(n => n.nodeType === 3 && n.data.trim());
+        if (!text.length || !element.checkVisibility()) continue;
+        const style = getComputedStyle(element);
+        const back = behind(element);
+        const front = over(parse(element.closest("svg") ? style.fill : style.color), back);
+        const [low, high] = [light(back), light(front)].sort((a, b) => a - b);
+        const ratio = (high + 0.05) / (low + 0.05);
+        if (ratio < 4.5) found.push([text[0].data.trim(), ratio.toFixed(2)]);
+      }
+      return found;
+    }""")
+    assert faint == []
+
+
+def test_without_a_script_the_page_is_complete(visit):
+    page = visit(java_script_enabled=False)
+    assert page.locator("#per-class tbody tr").count() == len(CLASSNAMES) + 1
+    assert page.locator("#per-class th button").count() == 0
+    page.locator("details.card summary").first.click()
+    assert page.locator("details.card").first.locator("text=Image caption").is_visible()
+
+
+def test_classes_are_found_by_their_name(browser, tmp_path, visit):
+    results = Results(tmp_path, classnames=[f"{kind} {i}" for i in range(9) for kind in ("a", "b")])
+    write(results)
+    context = browser.new_context(offline=True)
+    page = context.new_page()
+    page.goto((tmp_path / "report.html").as_uri())
+    page.get_by_label("Find a class").fill("B 7")
+    shown = page.locator("#per-class tbody tr:visible")
+    assert shown.count() == 1
+    assert shown.locator("th").inner_text() == "b 7"
+    context.close()

@@ -1,0 +1,171 @@
+import math
+
+import numpy as np
+import pytest
+
+from latteclip.report import figures
+
+S, N, C = 3, 41, 7
+
+
+@pytest.fixture
+def arrays():
+    """Labels [N] without class 4, predictions before [N] and after [S, N], margins [S, N]."""
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.resize([0, 1, 2, 3, 5, 6], N))
+    return labels, rng.integers(0, C, N), rng.integers(0, C, (S, N)), rng.random((S, N))
+
+
+# Of a kind of captions, as in captions/summary.json.
+SUMMARY = {
+    **{"captions": 5, "failed": 0, "empty": 1, "cut": 2, "distinct": 3},
+    **{"words": {"mean": 2.5}, "tokens": {"mean": 2}, "share_naming_a_class": 0.75},
+    "most_repeated": [{"caption": "a red dot", "times": 2}],
+}
+
+
+def run(method, seed, acc1, **more):
+    other = None if acc1 is None else acc1 / 2
+    return {
+        "dataset": "d",
+        "method": method,
+        "seed": seed,
+        "marks": [],
+        "acc1": acc1,
+        "acc5": other,
+        "mean_per_class_recall": other,
+        **more,
+    }
+
+
+def test_headline_is_mean_spread_and_differences_in_percent():
+    runs = [run("a", 0, 0.5), run("b", 0, 0.6, marks=["ours"]), run("b", 1, 0.8)]
+    first, second = figures.headline(runs, "a", zero_shot=0.45)
+    assert (first.method, first.seeds, first.spread, first.over_baseline) == ("a", 1, None, 0)
+    assert first.gain == pytest.approx(5)
+    assert second.acc1 == pytest.approx(70)
+    assert second.spread == pytest.approx(math.sqrt(200))
+    assert second.each == pytest.approx([60, 80])
+    assert second.gain == pytest.approx(25)
+    assert second.over_baseline == pytest.approx(20)
+    assert (second.acc5, second.recall) == pytest.approx((35, 35))
+    assert second.marks == ["ours"]
+
+
+def test_headline_without_labels_is_blank():
+    (row,) = figures.headline([run("a", 0, None)], "a", zero_shot=None)
+    assert row.acc1 is row.spread is row.gain is row.acc5 is row.recall is None
+    assert row.each == []
+
+
+def test_class_changes_equal_the_loop_and_are_sorted_by_change(arrays):
+    labels, before, after, _ = arrays
+    changes = figures.class_changes(labels, before, after, [f"class {c}" for c in range(C)])
+    assert [row.change for row in changes] == sorted((r.change for r in changes), reverse=True)
+    found = {row.classname: row for row in changes}
+    assert len(found) == C - 1  # class 4 has no image
+    for c in set(labels.tolist()):
+        own = [i for i in range(N) if labels[i] == c]
+        row = found[f"class {c}"]
+        assert row.images == len(own)
+        assert row.before == pytest.approx(100 * sum(before[i] == c for i in own) / len(own))
+        means = [sum(after[s, i] == c for i in own) / len(own) for s in range(S)]
+        assert row.after == pytest.approx(100 * sum(means) / S)
+
+
+def test_confusion_equals_the_loop(arrays):
+    labels, _, after, _ = arrays
+    matrix = figures.confusion(labels, after, C)
+    for i in range(C):
+        own = [n for n in range(N) if labels[n] == i]
+        for j in range(C):
+            hits = sum(after[s, n] == j for s in range(S) for n in own)
+            assert matrix[i, j] == pytest.approx(hits / (S * len(own)) if own else 0)
+
+
+def test_worst_pairs_are_the_largest_outside_the_diagonal():
+    after = np.array([[0.2, 0.5, 0.3], [0.0, 1.0, 0.0], [0.4, 0.0, 0.6]])
+    before = np.full((3, 3), 0.1)
+    pairs = figures.worst_pairs(before, after, 9)
+    assert [(p.true, p.predicted) for p in pairs] == [(0, 1), (2, 0), (0, 2)]
+    assert pairs[0].after == pytest.approx(50)
+    assert pairs[0].before == pytest.approx(10)
+    assert figures.classes_of(pairs, 2) == [0, 1]
+    assert figures.classes_of(pairs, 3) == [0, 1, 2]
+
+
+def test_reliability_equals_the_loop():
+    rng = np.random.default_rng(1)
+    confidence = np.append(rng.random(N - 2) * 0.79, [0.0, 1.0])
+    correct = rng.integers(0, 2, N)
+    found = figures.reliability(confidence, correct, bins=5)
+    for b in range(5):
+        own = [i for i in range(N) if min(int(confidence[i] * 5), 4) == b]
+        assert found.shares[b] == pytest.approx(len(own) / N)
+        if own:
+            assert found.accuracy[b] == pytest.approx(sum(correct[i] for i in own) / len(own))
+        else:
+            assert math.isnan(found.accuracy[b])
+    order = sorted(range(N), key=lambda i: -confidence[i])
+    for percent in (1, 37, 100):
+        kept = order[: math.ceil(percent / 100 * N)]
+        assert found.kept[percent - 1] == pytest.approx(np.mean([correct[i] for i in kept]))
+
+
+def test_without_labels_only_the_confidence_is_known():
+    found = figures.reliability(np.array([0.1, 0.9]), None)
+    assert found.accuracy is None
+    assert found.kept is None
+    assert found.shares.sum() == 1
+
+
+@pytest.mark.parametrize("improved", [True, False])
+def test_moved_images_changed_as_they_say(arrays, improved):
+    labels, before, after, margins = arrays
+    found = figures.moved(labels, before, after, margins, improved=improved, n=N)
+    changed = {}
+    for i in range(N):
+        was = before[i] == labels[i]
+        turned = [s for s in range(S) if (after[s, i] == labels[i]) == improved and was != improved]
+        if turned:
+            changed[i] = (len(turned), after[turned[0], i])
+    assert {one.index: (one.seeds, one.after) for one in found} == changed
+    assert all(one.before == before[one.index] for one in found)
+
+
+def test_moved_images_are_of_different_classes_first_and_the_clearest_of_each():
+    labels = np.array([0, 0, 0, 1])
+    before = np.array([1, 1, 1, 0])
+    after = np.array([[0, 0, 0, 1], [0, 1, 0, 1]])
+    margins = np.array([[0.1, 0.9, 0.2, 0.1], [0.1, 0.9, 0.2, 0.1]])
+    found = figures.moved(labels, before, after, margins, improved=True, n=3)
+    assert [one.index for one in found] == [2, 3, 0]  # 1 changed in one seed only
+
+
+def test_gallery_goes_from_sure_to_unsure_over_different_classes():
+    rng = np.random.default_rng(2)
+    confidence, labels = rng.random(N), rng.integers(0, C, N)
+    chosen = figures.spread_over(confidence, labels, 5)
+    assert len(set(chosen)) == 5
+    assert sorted(confidence[chosen], reverse=True) == confidence[chosen].tolist()
+    assert len(set(labels[chosen])) == 5
+    assert (
+        figures.spread_over(confidence[:3], labels[:3], 12) == np.argsort(-confidence[:3]).tolist()
+    )
+
+
+def test_caption_statistics_count_what_they_say():
+    captions = ["A Red dot", "a red dot", "", "a red dot", "lines"]
+    found = figures.caption_statistics(SUMMARY, captions, ["red", "Dot", "red", "line", "l"], None)
+    assert (found.captions, found.distinct, found.empty, found.failed) == (5, 3, 1, 0)
+    assert (found.cut, found.words, found.tokens) == pytest.approx((40, 2.5, 2))
+    assert found.names_class == pytest.approx(75)
+    assert found.names_pseudo_label == pytest.approx(50)  # of 4 texts; "lines" holds no word "l"
+    assert found.names_label is None
+    assert found.frequent == [("a red dot", 2)]
+
+
+def test_captions_without_a_text_have_no_shares():
+    nothing = {**SUMMARY, "words": {}, "tokens": {}, "most_repeated": []}
+    found = figures.caption_statistics(nothing, ["", ""], ["red", "red"], ["red", "red"])
+    assert found.words is found.tokens is found.names_pseudo_label is found.names_label is None

@@ -1,0 +1,415 @@
+import io
+import json
+import re
+import statistics
+from base64 import b64decode
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from support.made_results import CLASSNAMES, HOSTILE, Results
+from support.pages import BOTH_KINDS, Page, write, write_metrics
+
+from latteclip.cli import main
+from latteclip.clip import model as clips
+from latteclip.core.errors import UserError
+from latteclip.report import charts, gallery, pictures, provenance, render, report_dataset, runs
+from latteclip.report import index_results as index
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return Results(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture(scope="module")
+def written(results):
+    return write(results, captions=BOTH_KINDS)
+
+
+def test_the_table_has_the_figures_of_the_metrics_files(results, written):
+    page, _ = written
+    rows = page.tables["headline"][1:]
+    assert [row[0][0].split()[0] for row in rows] == list(results.methods)
+    zero_shot = results.metrics("zero_shot")[0]["acc1"]
+    for method, row in zip(results.methods, rows, strict=True):
+        metrics = results.metrics(method)
+        acc1 = [one["acc1"] for one in metrics]
+        assert float(row[1][1]) == len(metrics)
+        assert float(row[2][1]) == pytest.approx(100 * statistics.mean(acc1))
+        spread = f"± {100 * statistics.stdev(acc1):.1f}" if len(acc1) > 1 else ""
+        assert row[2][0].split() == [f"{100 * statistics.mean(acc1):.1f}", *spread.split()]
+        assert float(row[4][1]) == pytest.approx(100 * (statistics.mean(acc1) - zero_shot))
+        for place, name in ((5, "acc5"), (6, "mean_per_class_recall")):
+            mean = statistics.mean(one[name] for one in metrics)
+            assert float(row[place][1]) == pytest.approx(100 * mean)
+
+
+def test_the_classes_have_the_recalls_of_the_metrics_files(results, written):
+    page, _ = written
+    before, after = (
+        pd.DataFrame([{c["classname"]: c["recall"] for c in one["per_class"]} for one in metrics])
+        for metrics in (results.metrics("zero_shot"), results.metrics("latteclip"))
+    )
+    rows = page.tables["per-class"][1:]
+    assert {row[0][0] for row in rows} == set(CLASSNAMES)
+    for name, images, old, new, change, _ in rows:
+        assert float(images[1]) == sum(results.labels[31:] == CLASSNAMES.index(name[0]))
+        assert float(old[1]) == pytest.approx(100 * before[name[0]].mean())
+        assert float(new[1]) == pytest.approx(100 * after[name[0]].mean())
+        assert float(change[1]) == pytest.approx(float(new[1]) - float(old[1]))
+
+
+def test_ablations_name_what_differs_and_by_how_much(tmp_path):
+    results = Results(tmp_path, methods=("latteclip", "latteclip_plain", "zero_shot"))
+    methods = {
+        "zero_shot": {"objective": "zero_shot"},
+        "latteclip": {"objective": "latteclip", "switches": {"alpha": 0.1}, "finetune": {"lr": 1}},
+        "latteclip_plain": {
+            "like": "latteclip",
+            "objective": "latteclip",
+            "switches": {"alpha": 0.1, "prototypes": False},
+            "finetune": {"lr": 1},
+        },
+    }
+    page, _ = write(results, methods=methods, baseline="latteclip")
+    (row,) = page.tables["ablations"][1:]
+    own, whole = (
+        statistics.mean(one["acc1"] for one in results.metrics(method))
+        for method in ("latteclip_plain", "latteclip")
+    )
+    assert [cell[0] for cell in row[:2]] == ["latteclip_plain", "prototypes: false"]
+    assert float(row[4][1]) == pytest.approx(100 * (own - whole))
+    header = [cell[0].strip() for cell in page.tables["headline"][0]]
+    assert "over latteclip" in header
+    place = header.index("over latteclip")
+    assert float(page.tables["headline"][2][place][1]) == pytest.approx(100 * (own - whole))
+
+
+def test_no_text_becomes_an_element(written):
+    page, text = written
+    kinds = {tag for tag, _ in page.elements}
+    assert not kinds & {"b", "u", "iframe", "object"}
+    assert sum(tag == "script" for tag, _ in page.elements) == 1
+    assert not [a for _, attributes in page.elements for a in attributes if a.startswith("on")]
+    assert HOSTILE in page.sections["classes"]
+    assert "c{{ 7 * 7 }}" in page.sections["classes"]
+    assert "<b>a group</b> of dots & 0" in page.sections["gallery"]
+    assert HOSTILE not in text
+    alts = [attributes["alt"] for tag, attributes in page.elements if tag == "img"]
+    assert any("onerror=alert(1)" in alt for alt in alts)
+
+
+def test_the_page_fetches_nothing_and_runs_only_its_own_script(written):
+    page, text = written
+    for tag, attributes in page.elements:
+        for name in ("src", "href", "xlink:href"):
+            target = attributes.get(name) or "#"
+            is_inside = target.startswith(("#", "data:", "../index.html"))
+            assert is_inside, (tag, target)
+    assert not re.search(r"url\((?!#)|@import", text)
+    policy = next(a["content"] for t, a in page.elements if t == "meta" and "http-equiv" in a)
+    assert policy.startswith("default-src 'none'; img-src data:")
+    assert "script-src 'sha256-" in policy
+
+
+def test_every_picture_and_chart_has_a_text(written):
+    page, _ = written
+    pictures_ = [attributes for tag, attributes in page.elements if tag == "img"]
+    drawings = [attributes for tag, attributes in page.elements if tag == "svg"]
+    assert len(pictures_) >= 2 * gallery.ITEMS
+    assert all(len(attributes["alt"]) > 10 for attributes in pictures_)
+    assert len(drawings) == 8
+    assert all(" from " in d["aria-label"] or "%" in d["aria-label"] for d in drawings)
+
+
+def test_ids_are_unique_and_links_inside_the_page_lead_somewhere(written):
+    page, _ = written
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {
+        a[n][1:] for _, a in page.elements for n in a if n.endswith("href") if a[n][0] == "#"
+    }
+    assert targets <= set(ids)
+
+
+def test_gallery_shows_what_is_known_of_each_image(results, written):
+    page, _ = written
+    assert sum(tag == "details" and "card" in a.get("class", "") for tag, a in page.elements) == 12
+    text = page.sections["gallery"]
+    assert text.count("Image caption") == text.count("Group caption") == 12
+    assert text.count("Zero-shot pseudo-label, the prediction before") == 12
+    assert "the prediction after" not in text  # no model was named
+
+
+def test_captions_are_counted(written):
+    page, _ = written
+    rows = {row[0][0]: [cell[0] for cell in row[1:]] for row in page.tables["caption-statistics"]}
+    assert rows["asked for"] == ["31", "31"]
+    assert rows["distinct texts"] == ["4", "4"]
+    assert rows["cut at the token limit"] == ["3.2 %", "3.2 %"]
+    assert "<i>llava</i>" in page.sections["captions"]
+
+
+def test_the_page_and_the_summary_of_the_captions_agree(tmp_path):
+    """Where a name inside a longer word, the case or a missing text make counts differ."""
+    results = Results(tmp_path, classnames=["cat", "Dog", *CLASSNAMES[3:]])
+    texts = ["category", "A CAT", "dogma", "a dog.", "hotdog", "", "", *["a CAT"] * 24]
+    page, _ = write(results, captions={"image": texts, "group": texts[::-1]})
+    summary = json.loads((tmp_path / "captions" / "summary.json").read_text())["images"]
+    assert summary["share_naming_a_class"] == round(26 / 29, 4)
+    rows = {row[0][0]: row[1][0] for row in page.tables["caption-statistics"]}
+    assert rows["name a class"] == f"{100 * summary['share_naming_a_class']:.1f} %"
+    for row, key in (("asked for", "captions"), ("empty", "empty"), ("distinct texts", "distinct")):
+        assert rows[row] == str(summary[key])
+    assert rows["words, mean"] == f"{summary['words']['mean']:.1f}"
+    for row, labels in (("pseudo-label", results.before), ("true class", results.labels)):
+        words = [re.findall(r"\w+", text.lower()) for text in texts]
+        named = [
+            results.classnames[label].lower() in own
+            for own, label in zip(words, labels[:31], strict=True)
+            if own
+        ]
+        assert rows[f"name their {row}"] == f"{100 * sum(named) / 29:.1f} %"
+    (repeated,) = summary["most_repeated"]
+    assert f"{repeated['caption']} {repeated['times']} times" in page.sections["captions"]
+
+
+def test_captions_without_their_summary_are_refused(results):
+    files = report_dataset.ReportFiles(
+        results.images, results.pseudo_labels, results.write_captions("image")
+    )
+    methods = {method: {} for method in results.methods}
+    settings = report_dataset.ReportSettings("made", "zero_shot", None, {"methods": methods}, [])
+    with pytest.raises(UserError, match="needs --caption-summary"):
+        report_dataset.report_dataset(files, results.runs, settings, "page.html", threads=1)
+
+
+def test_the_tuned_model_labels_the_images_of_the_gallery(tmp_path, demo_clip):
+    results = Results(tmp_path)
+    torch.manual_seed(0)
+    classifier = torch.nn.functional.normalize(torch.randn(len(CLASSNAMES), 128), dim=1)
+    clips.save(demo_clip, classifier, CLASSNAMES, "{}", tmp_path / "model")
+    page, _ = write(results, model=str(tmp_path / "model"))
+    train, _, _ = runs.read_splits(results.images, results.pseudo_labels)
+    wanted = []
+    for i in gallery.choose(train):
+        with torch.no_grad():
+            picture = demo_clip.preprocess(Image.open(train.paths[i]).convert("RGB"))
+            feature = demo_clip.model.encode_image(picture[None])
+        wanted.append(CLASSNAMES[int((feature @ classifier.T).argmax())])
+    told = [text for name, text in page.facts if name.endswith("the prediction after")]
+    assert [re.sub(" (right|wrong)$", "", text) for text in told] == wanted
+    assert len(set(wanted)) > 1
+    assert "latteclip" in page.sections["gallery"]
+
+
+def test_a_model_of_other_classes_is_refused(tmp_path, demo_clip):
+    results = Results(tmp_path)
+    clips.save(demo_clip, torch.eye(2, 128), ["a", "b"], "{}", tmp_path / "model")
+    with pytest.raises(UserError, match="other classes"):
+        write(results, model=str(tmp_path / "model"))
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_without_labels_their_figures_are_left_out_with_a_note(tmp_path):
+    page, _ = write(Results(tmp_path, labelled=False), captions={"image": None})
+    for section in ("classes", "confusions", "changes"):
+        assert "Left out: the test images have no labels." in page.sections[section]
+    assert "no method has an accuracy" in page.sections["accuracy"]
+    assert "only the confidence is known" in page.sections["pseudo-labels"]
+    assert [cell[0] for cell in page.column("headline", 2)] == ["–"] * 3  # noqa: RUF001
+    assert page.sections["gallery"].count("not known") == 12
+    assert {"per-class", "pairs"} & set(page.tables) == set()
+
+
+def test_zero_shot_alone_makes_a_page(tmp_path):
+    results = Results(tmp_path, methods=("zero_shot",))
+    page, _ = write(results, shown=None)
+    assert "nothing changed" in page.sections["classes"]
+    assert "only zero-shot was run" in page.sections["changes"]
+    assert "no method that was run is trained" in page.sections["training"]
+    assert "no method that was run reads captions" in page.sections["captions"]
+    assert float(page.tables["headline"][1][2][1]) == pytest.approx(
+        100 * results.metrics("zero_shot")[0]["acc1"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[", "not JSON"), ("[]", "at least one run"), ('[{"methd": "a"}]', "methd")],
+)
+def test_runs_that_are_none_are_refused(text, message):
+    with pytest.raises(UserError, match=message):
+        runs.run_files(text)
+
+
+def test_predictions_of_other_images_are_refused(results, tmp_path):
+    other = Results(tmp_path, n_test=11)
+    _, test, _ = runs.read_splits(results.images, results.pseudo_labels)
+    with pytest.raises(UserError, match="not of the test images"):
+        runs.read_predictions([other.runs[0].predictions], test)
+    with pytest.raises(UserError, match="not of the images"):
+        runs.read_splits(results.images, other.pseudo_labels)
+
+
+def test_many_classes_and_images_make_a_page_that_can_be_mailed(tmp_path):
+    results = Results(
+        tmp_path,
+        classnames=[f"class number {i}" for i in range(397)],
+        n_train=2000,
+        n_test=20_000,
+        methods=("zero_shot", *(f"latteclip_{i}" for i in range(8)), "latteclip"),
+        seeds=3,
+    )
+    page, text = write(results, captions=BOTH_KINDS)
+    assert len(text.encode()) < render.MAX_BYTES / 2
+    assert len(page.tables["per-class"]) == 1 + 397
+    assert "The first 6 of 9 methods." in page.sections["training"]
+
+
+def test_a_page_that_is_too_large_is_refused(results, monkeypatch):
+    monkeypatch.setattr(render, "MAX_BYTES", 10_000)
+    with pytest.raises(UserError, match="more than the 0 MB"):
+        write(results)
+
+
+def test_noise_fits_into_its_bytes_and_a_small_picture_keeps_its_size():
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (700, 500, 3), dtype=np.uint8))
+    small = pictures.picture(noise, 320, 9_000)
+    data = b64decode(small.uri.removeprefix("data:image/webp;base64,"))
+    assert len(data) <= 9_000
+    shown = Image.open(io.BytesIO(data))
+    assert shown.size == (small.width, small.height)
+    assert shown.width / shown.height == pytest.approx(5 / 7, abs=0.02)
+    flat = pictures.picture(Image.new("RGB", (64, 48), "red"), 320, 9_000)
+    assert (flat.width, flat.height) == (64, 48)
+
+
+def test_a_history_is_drawn_as_means_of_neighbouring_steps(results):
+    path = next(run.history for run in results.runs if run.method == "flyp")
+    whole = pd.read_parquet(path)
+    curves = runs.read_curves(path, 50)
+    assert set(curves) == {"epoch", "loss", "agreement", "class_balance"}
+    for point in (0, 17, 49):
+        steps = whole["loss"].iloc[6 * point : 6 * point + 6]
+        assert curves["loss"][point] == pytest.approx(steps.mean(), rel=1e-5)
+    assert curves["epoch"][0] == pytest.approx(0.03)
+    assert curves["epoch"][-1] == pytest.approx(2.97)
+
+
+def test_a_chart_takes_its_colours_from_the_page_and_is_the_same_each_time():
+    x = np.arange(4.0)
+    lines = [charts.Line("a", x, [x, 2 * x], 0), charts.Line("b", x, [3 - x], 3)]
+    drawing, again = (charts.line_chart("Loss", lines, x_label="epoch") for _ in range(2))
+    assert drawing.svg == again.svg
+    assert "var(--series-1)" in drawing.svg
+    assert "var(--series-4)" in drawing.svg
+    assert set(re.findall(r"#[0-9a-f]{6}\b", drawing.svg)) == set()
+    assert "a from 0 to 4.5; b from 3 to 0" in drawing.svg
+    assert "<style" not in drawing.svg  # it would be one of the whole page
+
+
+def test_benchmarks_that_are_missing_are_passed_over(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        '{"s": 1, "max_rss": 1}\n{"s": 61.5, "max_rss": "NA", "mean_load": 98.5}\n'
+    )
+    files = [{"rule": r, "run": "", "path": str(tmp_path / f"{r}.jsonl")} for r in ("a", "b")]
+    assert provenance.jobs(files) == [provenance.Job("a", "", 61.5, None, 98.5)]
+
+
+def test_a_folder_without_git_has_no_commit(tmp_path):
+    assert provenance.commit(str(tmp_path)) is None
+    assert provenance.versions()["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (0.2, "0 s"), (61, "1 min 01 s"), (7620, "2 h 07 min")],  # noqa: RUF001
+)
+def test_durations_read_well(value, text):
+    assert render.duration(value) == text
+
+
+def test_differences_read_well():
+    values = [1.25, -1.25, 0.04, -0.04, None]
+    assert [render.signed(value) for value in values] == ["+1.2", "−1.2", "0.0", "0.0", "–"]  # noqa: RUF001
+
+
+# --- the page over all datasets ------------------------------------------------------------------
+
+
+@pytest.fixture
+def compared(tmp_path):
+    paths = [
+        write_metrics(tmp_path, "dtd", "zero_shot", 0, 0.50),
+        write_metrics(tmp_path, "dtd", "latteclip", 0, 0.56),
+        write_metrics(tmp_path, "dtd", "latteclip", 1, 0.58),
+        write_metrics(tmp_path, "dtd", "flyp_supervised", 0, 0.90, ["supervised"]),
+        write_metrics(tmp_path, "sun397", "zero_shot", 0, 0.60),
+        write_metrics(tmp_path, "sun397", "latteclip", 0, 0.61),
+        write_metrics(tmp_path, "sun397", "flyp_supervised", 0, 0.80, ["supervised"]),
+        write_metrics(tmp_path, "mine", "latteclip", 0, None),
+    ]
+    settings = index.IndexSettings(
+        "zero_shot", {"dtd": "dtd/report.html"}, {"dtd": "<u>Textures</u>"}
+    )
+    index.index_results(paths, settings, str(tmp_path / "index.html"))
+    text = (tmp_path / "index.html").read_text()
+    return Page(text), text
+
+
+def test_the_index_has_a_row_a_dataset_and_a_column_a_method(compared):
+    page, text = compared
+    table = page.tables["comparison"]
+    names = [cell[0].split()[0] for cell in table[0][3:]]
+    assert names == ["zero_shot", "latteclip", "flyp_supervised"]
+    names = [row[0][0].split("<")[0].strip() for row in table[1:]]
+    assert names == ["dtd", "sun397", "mine", "mean"]
+    assert [float(cell[1]) for cell in table[1][3:]] == pytest.approx([50, 57, 90])
+    assert table[1][4][0].split() == ["★", "57.0", "±", "1.4", "+7.0"]
+    assert "★" not in table[1][5][0]  # it reads labels
+    assert [cell[0].strip() for cell in table[3][3:]] == ["–", "no labels", "–"]  # noqa: RUF001
+    assert [cell[0] for cell in table[4][3:]] == ["55.0", "59.0", "85.0"]
+    assert 'href="dtd/report.html"' in text
+    assert "<u>Textures</u>" in page.sections[""]
+    assert ("u", {}) not in page.elements
+
+
+def test_our_means_stand_beside_those_of_the_paper(compared):
+    page, _ = compared
+    gain, others = ([cell[0] for cell in row] for row in page.tables["paper"][1:])
+    assert gain == ["latteclip over zero_shot", "+4.74", "+4.00", "2 of 10 datasets"]
+    assert others[1:] == ["+3.45", "–", "not compared here"]  # noqa: RUF001
+    assert "published" in page.tables["paper"][0][1][0]
+
+
+def test_the_commands_write_the_pages(results, tmp_path):
+    config = {"methods": {m: {"objective": m} for m in results.methods}}
+    settings = {
+        "dataset": "made",
+        "baseline": "zero_shot",
+        "shown": "flyp",
+        "config": config,
+        "benchmarks": [],
+    }
+    paths = [run.metrics for run in results.runs]
+    of_runs = [{k: v for k, v in vars(run).items() if v} for run in results.runs]
+    arguments = {
+        "--images": results.images,
+        "--pseudo-labels": results.pseudo_labels,
+        "--runs": json.dumps([{"seed": 0, **run} for run in of_runs]),
+        "--settings": json.dumps(settings),
+        "--output": str(tmp_path / "report.html"),
+        "--threads": "1",
+    }
+    flat = [part for pair in arguments.items() for part in pair]
+    assert main.main(["report-dataset", *flat]) == 0
+    assert "<code>flyp</code>" in (tmp_path / "report.html").read_text()
+    output = str(tmp_path / "index.html")
+    given = ["--settings", '{"baseline": "zero_shot"}', "--output", output]
+    assert main.main(["index-results", *paths, *given]) == 0
+    assert (tmp_path / "index.html").stat().st_size > 5000

@@ -1,0 +1,135 @@
+"""A dataset to caption, and an engine that remembers what it was asked."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.tiny import write_index, write_pictures, write_pseudo_labels
+
+from latteclip.captions import caption as captions
+from latteclip.captions.answers import Answer
+from latteclip.captions.caption import GroupSettings, Job
+from latteclip.captions.engines import base as captioners
+from latteclip.captions.engines.base import CaptionerSettings
+from latteclip.captions.shard import Shard
+from latteclip.core import tables
+
+SETTINGS = CaptionerSettings(
+    engine="transformers",
+    model="some/model",
+    revision="abc",
+    dtype="float32",
+    max_new_tokens=9,
+    max_model_len=99,
+    gpu_memory_utilization=0.5,
+    batch_size=3,
+)
+GROUPS = GroupSettings(seed=4, canvas=64, gap=4)
+CLASSNAMES = ["red dots", "lines"]
+LABELS = [1, 0, 1, 1, 1, 0, 1]
+
+
+def mean_colour(picture):
+    return " ".join(str(round(value)) for value in np.asarray(picture).mean(axis=(0, 1)))
+
+
+def describe(request):
+    """An answer that depends on all that is asked, and on nothing else."""
+    return Answer(f" {request.prompt}\n {'/'.join(map(mean_colour, request.pictures))}", "stop", 7)
+
+
+class Recorder:
+    """Remembers what it is asked and answers out of order, two requests late."""
+
+    def __init__(self, reply=describe):
+        self.reply = reply
+        self.requests, self.starts = [], 0
+        self.version = "recorder 1"
+
+    def answer(self, requests, would_wait):
+        late = []
+        for request in requests:
+            self.requests.append(request)
+            late.append(request)
+            if len(late) == 3:
+                yield self._answered(late.pop())
+        for request in late:
+            yield self._answered(request)
+
+    def _answered(self, request):
+        return request, self.reply(request)
+
+    @property
+    def prompts(self):
+        return [request.prompt for request in self.requests]
+
+    def forget(self):
+        self.requests, self.starts = [], 0
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    recorder = Recorder()
+
+    def start(settings, threads, pictures):
+        recorder.starts += 1
+        recorder.pictures = pictures
+        return recorder
+
+    monkeypatch.setattr(captioners, "start", start)
+    return recorder
+
+
+class Dataset:
+    """7 training images and 2 test images that are not even on the disk."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.files = write_pictures(folder / "pictures", 7)
+        self.index(self.files)
+        self.names = [Path(file).name for file in self.files]
+        self.labels = write_pseudo_labels(folder / "pseudo_labels.parquet", self.names, LABELS)
+        self.output = folder / "captions" / "out.parquet"
+
+    def index(self, files):
+        tests = [str(self.folder / "pictures" / f"test{i}.png") for i in range(2)]
+        splits = ["test", *["train"] * (len(files) - 1), "val", "test"]
+        self.images = write_index(
+            self.folder / "images.parquet",
+            [tests[0], *files, tests[1]],
+            splits,
+            [0] * (len(files) + 2),
+            CLASSNAMES,
+        )
+
+    def job(self, *, store=True, output=None, shard=None, **changes):
+        return Job(
+            dataclasses.replace(SETTINGS, **changes),
+            str(output or self.output),
+            str(self.folder / "store") if store else None,
+            1,
+            shard or Shard(),
+        )
+
+    def caption_images(self, prompt="What?", *, labels=None, **options):
+        captions.caption_images(self.images, labels, prompt, self.job(**options))
+        return read(options.get("output") or self.output)
+
+    def caption_groups(self, prompt="All {}?", groups=GROUPS, **options):
+        job = self.job(**options)
+        captions.caption_groups(self.images, self.labels, prompt, groups, job)
+        return read(options.get("output") or self.output)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return Dataset(tmp_path)
+
+
+def read(path):
+    return tables.read(path, tables.CAPTIONS)[0].to_pydict()
+
+
+def provenance(path):
+    return tables.read(path, tables.CAPTIONS)[1]

@@ -1,0 +1,108 @@
+"""Pages of made results."""
+
+import json
+from html.parser import HTMLParser
+
+from latteclip.captions.summarize_captions import summarize_captions
+from latteclip.report import report_dataset, runs
+
+VOID = {"meta", "link", "img", "input", "br", "wbr"}
+
+
+class Page(HTMLParser):
+    """The elements of a page, its text by section, its tables, and its terms with what they say."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open, self.sections = [], [], {}
+        self.tables, self.section, self.facts = {}, "", []
+        self.feed(text)
+        assert self.open == []  # every element is closed
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.elements.append((tag, attributes))
+        if tag not in VOID:
+            self.open.append((tag, attributes))
+        if tag == "section":
+            self.section = attributes.get("id", "")
+        if tag == "table":
+            self.rows = self.tables.setdefault(attributes.get("id"), [])
+        if tag == "dt":
+            self.facts.append(["", ""])
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append(["", attributes.get("data-value")])
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data):
+        self.sections[self.section] = self.sections.get(self.section, "") + data
+        inside = {tag for tag, _ in self.open}
+        if inside & {"td", "th"}:
+            self.rows[-1][-1][0] += data
+        for place, tag in enumerate(("dt", "dd")):
+            if tag in inside:
+                self.facts[-1][place] += data
+
+    def column(self, table, number):
+        return [row[number] for row in self.tables[table][1:]]
+
+
+BOTH_KINDS = {"image": None, "group": None}
+
+
+def write(results, *, shown="latteclip", captions=(), model=None, baseline="zero_shot", **config):
+    """The page of some results, and its text.
+
+    Captions are given as {kind: texts}, with None for some of their own.
+    """
+    written = {kind: results.write_captions(kind, texts) for kind, texts in dict(captions).items()}
+    summary = str(results.folder / "captions" / "summary.json") if written else None
+    if summary:
+        summarize_captions(list(written.values()), results.images, summary)
+    files = report_dataset.ReportFiles(
+        results.images,
+        results.pseudo_labels,
+        written.get("image"),
+        written.get("group"),
+        summary,
+    )
+    methods = {m: {"objective": m, "switches": {}} for m in results.methods}
+    settings = report_dataset.ReportSettings(
+        "made",
+        baseline,
+        shown,
+        {"title": "<u>Made</u>", "methods": methods} | config,
+        [],
+    )
+    chosen = [
+        runs.RunFiles(**{**vars(run), "model": model if run.method == shown else None})
+        for run in results.runs
+    ]
+    output = results.folder / "report.html"
+    report_dataset.report_dataset(files, chosen, settings, str(output), threads=1)
+    text = output.read_text()
+    return Page(text), text
+
+
+def write_metrics(folder, dataset, method, seed, acc1, marks=()):
+    path = folder / f"{dataset}-{method}-{seed}.json"
+    values = {
+        "dataset": dataset,
+        "method": method,
+        "seed": seed,
+        "marks": list(marks),
+        "images": 1234,
+        "acc1": acc1,
+        "acc5": acc1,
+        "mean_per_class_recall": acc1,
+        "per_class": [] if acc1 is None else [{}] * 3,
+    }
+    path.write_text(json.dumps(values))
+    return str(path)

@@ -1,0 +1,268 @@
+"""A real SLURM of one node, whole in a temporary folder: no root, no systemd, no accounting."""
+
+import contextlib
+import getpass
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from support.checkout import hear_interrupts
+
+DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
+CPUS, MEMORY_MB = 8, 64_000  # what the node claims to have
+GPUS = ("/dev/null", "/dev/zero")  # SLURM wants character devices, and looks at no more than that
+# The profile, but at the pace of a test.
+PROFILE = (
+    *("--workflow-profile", "profiles/slurm"),
+    *("--slurm-init-seconds-before-status-checks", "2"),
+    *("--latency-wait", "10"),
+)
+PATIENCE = 180  # seconds until something that must come is missed
+CONFIG = """
+ClusterName=test
+SlurmctldHost={host}({address})
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={folder}/munge.socket
+SlurmctldPort={controller_port}
+SlurmdPort={node_port}
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+MailProg=/bin/true
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+KillWait=10
+MinJobAge=3600
+AccountingStorageType=accounting_storage/none
+SlurmdParameters=config_overrides
+ReturnToService=2
+GresTypes=gpu
+NodeName={host} NodeAddr={address} CPUs={cpus} RealMemory={memory} Gres=gpu:{gpus}
+PartitionName=cpu Nodes=ALL Default=YES
+PartitionName=gpu Nodes=ALL
+"""
+
+
+def obstacle():
+    """Why SLURM cannot be started here, or None."""
+    lacking = [name for name in DAEMONS if shutil.which(name, path=_search_path()) is None]
+    if lacking:
+        return f"SLURM is not installed: no {', '.join(lacking)}"
+    if not (_address() or "").startswith("127."):
+        return f"{socket.gethostname()} does not stand for 127.0.0.1 here: others could reach SLURM"
+    return None
+
+
+def _search_path(*before):
+    """PATH with the folder of daemons, which people's may lack, behind it."""
+    return os.pathsep.join(map(str, [*before, *os.get_exec_path(), "/usr/sbin"]))
+
+
+def _address():
+    """What this machine's name stands for; its daemons listen there and nowhere else."""
+    with contextlib.suppress(OSError):
+        return socket.gethostbyname(socket.gethostname())
+    return None
+
+
+@dataclass
+class Slurm:
+    """The cluster; a context manager that starts and stops it."""
+
+    folder: Path
+    _started: list[subprocess.Popen] = field(default_factory=list)
+
+    def __enter__(self):
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        for process in reversed(self._started):
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            process.kill()
+            process.wait()
+
+    @property
+    def environment(self):
+        """What programs of SLURM need to find this cluster, and no other."""
+        configuration = str(self.folder / "slurm.conf")
+        return {"SLURM_CONF": configuration, "PATH": _search_path(self.folder / "bin")}
+
+    def __call__(self, *command):
+        """Run a program of SLURM; its output."""
+        return subprocess.run(
+            list(map(str, command)),
+            env={**os.environ, **self.environment},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+
+    def jobs(self):
+        """What `scontrol show job` says of each job, finished ones and tasks of arrays included."""
+        listed = self("scontrol", "--oneliner", "show", "jobs").splitlines()
+        return [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in listed if "=" in line]
+
+    def jobs_of(self, rule):
+        """The jobs of one rule, in the order of their submission."""
+        return [job for job in self.jobs() if job.get("Comment", "").startswith(f"rule_{rule}_")]
+
+    def cancel_all(self):
+        """End the jobs that a test left."""
+        for job in self.jobs():
+            if job["JobState"] in ("PENDING", "RUNNING"):
+                self("scancel", job["JobId"])
+        wait(self._is_idle, "an idle node")
+
+    def running(self, rule, after=None, patience=PATIENCE):
+        """The id of the job of a rule that runs, once one does that is not `after`."""
+
+        def look():
+            running = [job["JobId"] for job in self.jobs_of(rule) if job["JobState"] == "RUNNING"]
+            return next((number for number in running if number != after), None)
+
+        return wait(look, f"a running job of {rule}", patience)
+
+    def requeue(self, number):
+        """Put a running job back into the queue; SLURM would let it wait for two minutes."""
+        self("scontrol", "requeue", number)
+        job = f"JobId={number}"
+        wait(lambda: "JobState=PENDING" in self("scontrol", "show", job), "the job in the queue")
+        wait(self._is_idle, "an idle node")
+        time.sleep(2)  # what the node was told to forget it would refuse within the same second
+        self("scontrol", "update", job, "StartTime=now")
+        wait(lambda: "JobState=RUNNING" in self("scontrol", "show", job), "the job to run again")
+
+    def _start(self):
+        for name in ("state", "spool", "bin"):
+            (self.folder / name).mkdir(parents=True)
+        # Snakemake's job step calls srun without SLURM_CONF.
+        srun = self.folder / "bin" / "srun"
+        configuration = shlex.quote(self.environment["SLURM_CONF"])
+        srun.write_text(f'#!/bin/sh\nSLURM_CONF={configuration} exec {shutil.which("srun")} "$@"\n')
+        srun.chmod(0o755)
+        key = self.folder / "munge.key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o400)
+        self.folder.chmod(0o755)
+        host = socket.gethostname().split(".")[0]
+        (self.folder / "slurm.conf").write_text(
+            CONFIG.format(
+                host=host,
+                address=_address(),
+                user=getpass.getuser(),
+                folder=self.folder,
+                controller_port=_free_port(),
+                node_port=_free_port(),
+                cpus=CPUS,
+                memory=MEMORY_MB,
+                gpus=len(GPUS),
+            )
+        )
+        lines = [f"Name=gpu File={device}" for device in GPUS]
+        (self.folder / "gres.conf").write_text("\n".join(["AutoDetect=off", *lines]) + "\n")
+        (self.folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
+        munge = [
+            f"--{name}={self.folder}/munge.{suffix}"
+            for name, suffix in (
+                ("key-file", "key"),
+                ("socket", "socket"),
+                ("pid-file", "pid"),
+                ("log-file", "log"),
+                ("seed-file", "seed"),
+            )
+        ]
+        self._daemon("munged", "--foreground", "--force", *munge)  # in a private folder
+        wait(lambda: (self.folder / "munge.socket").exists(), "munge's socket")
+        self._daemon("slurmctld", "-D", "-i")
+        self._daemon("slurmd", "-D", "-N", host)
+        wait(self._is_idle, f"an idle node (see the logs in {self.folder})")
+
+    def _daemon(self, name, *options):
+        with (self.folder / f"{name}.out").open("w") as output:
+            self._started.append(
+                subprocess.Popen(
+                    [name, *options],
+                    env={**os.environ, **self.environment},
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            )
+
+    def _is_idle(self):
+        with contextlib.suppress(subprocess.CalledProcessError):
+            return self("sinfo", "-h", "-o", "%T", "-p", "cpu").strip() == "idle"
+        return False
+
+
+class OnCluster:
+    """A checkout whose workflow runs on a cluster."""
+
+    def __init__(self, checkout, slurm):
+        self.checkout = checkout
+        self.slurm = slurm
+        checkout.environment |= slurm.environment
+        self._log = checkout.root / "snakemake.out"
+
+    def start(self, *arguments):
+        """Start snakemake; what it says goes to a file."""
+        with self._log.open("w") as output:
+            return self.checkout.start(
+                *("snakemake", *PROFILE, *arguments), stdout=output, preexec_fn=hear_interrupts
+            )
+
+    def snakemake(self, *arguments):
+        """Run snakemake to a good end; what it said."""
+        return self.finish(self.start(*arguments))
+
+    def finish(self, process):
+        """The same for a started one."""
+        process.wait(900)
+        assert process.returncode == 0, self.said()
+        return self.said()
+
+    def said(self):
+        return self._log.read_text()
+
+
+def wait(condition, what, patience=PATIENCE):
+    """The first true value of a condition.
+
+    Raises:
+        TimeoutError: it does not come.
+    """
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.1)
+    raise TimeoutError(f"{what} did not come within {patience} s")
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind((_address(), 0))
+        return probe.getsockname()[1]

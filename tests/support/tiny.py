@@ -1,0 +1,316 @@
+"""Tiny models and datasets that tests run on, made on the spot from random numbers."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pyarrow as pa
+import torch
+import transformers
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from PIL import Image
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from latteclip.clip.model import Clip
+from latteclip.core import tables
+
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared"
+DEMO_CLIP = ROOT / "latteclip" / "demo" / "models" / "clip"
+DEMO_LLAVA = ROOT / "latteclip" / "demo" / "models" / "llava"
+CONTEXT, VOCABULARY, SIDE, WIDTH = 16, 50, 32, 24
+START, END = VOCABULARY - 2, VOCABULARY - 1
+TEMPLATE = "a photo of a {}."
+# Of a training that a test can wait for.
+OPTIMISER = {
+    "epochs": 2,
+    "warmup_steps": 1,
+    "batch_size": 3,
+    "lr": 1e-3,
+    "beta1": 0.9,
+    "beta2": 0.98,
+    "eps": 1e-6,
+    "weight_decay": 0.2,
+}
+
+
+def tokenize(texts):
+    """One token a word, between START and END, padded with 0: LongTensor [T, CONTEXT]."""
+    tokens = torch.zeros(len(texts), CONTEXT, dtype=torch.long)
+    for row, text in zip(tokens, texts, strict=True):
+        words = [1 + zlib.crc32(word.encode()) % (START - 1) for word in text.split()]
+        words = [START, *words[: CONTEXT - 2], END]
+        row[: len(words)] = torch.tensor(words)
+    return tokens
+
+
+def tiny_clip(seed=0, *, tower=open_clip.CLIP, **text):
+    """A random CLIP; `text` overrides its CLIPTextCfg."""
+    torch.manual_seed(seed)
+    model = tower(
+        WIDTH,
+        CLIPVisionCfg(layers=2, width=32, head_width=16, patch_size=8, image_size=SIDE),
+        CLIPTextCfg(
+            **{
+                "context_length": CONTEXT,
+                "vocab_size": VOCABULARY,
+                "width": 40,
+                "heads": 4,
+                "layers": 2,
+                "eos_id": END,
+                **text,
+            }
+        ),
+    )
+    for parameter in model.parameters():  # fresh biases are zero, which would hide mistakes
+        if parameter.ndim == 1:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    # A fresh tower hardly tells texts apart, which would leave the mixer's margins to rounding.
+    embedding = model.token_embedding if tower is open_clip.CLIP else model.text.token_embedding
+    embedding.weight.data *= 30
+    transform = open_clip.image_transform(SIDE, is_train=False)
+    config = {"embed_dim": WIDTH}
+    return Clip(model.eval(), tokenize, transform, transform, config, torch.device("cpu"))
+
+
+PAD, UNKNOWN, BEGIN, EOS = range(4)
+WORDS = (
+    *("a", "photo", "of", "the", "with", "and", "thing", "sky"),
+    *("red", "blue", "grey", "striped", "dotted", "woven"),
+)
+VIT = {"image_size": SIDE, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
+TEXT = {"context_length": CONTEXT, "width": 40, "heads": 4, "layers": 2}
+OWN = {"vocab_size": 4 + len(WORDS), "hf_tokenizer_name": "own", "eos_id": EOS, "pad_id": PAD}
+HF = {"context_length": CONTEXT, "hf_tokenizer_name": "own", "hf_proj_type": "linear"}
+# Kind of backbone: (open_clip's model_cfg, its preprocess_cfg). A model whose text tower names a
+# tokenizer has the one of `write_tokenizer`, any other that of OpenAI's CLIP.
+BACKBONES = {
+    "vit": (
+        {
+            "embed_dim": WIDTH,
+            "vision_cfg": {**VIT, "image_size": 48, "patch_size": 16},
+            "text_cfg": {**TEXT, "vocab_size": 49408},
+        },
+        {
+            "mean": [0.4, 0.5, 0.6],
+            "std": [0.2, 0.3, 0.4],
+            "interpolation": "bilinear",
+            "resize_mode": "longest",
+            "fill_color": 90,
+        },
+    ),
+    "siglip": (
+        {
+            "embed_dim": 64,
+            "custom_text": True,
+            "init_logit_bias": -10,
+            "init_logit_scale": 4.77,
+            "vision_cfg": {
+                "image_size": 160,
+                "timm_model_name": "test_vit",
+                "timm_pool": "map",
+                "timm_proj": "none",
+            },
+            "text_cfg": {
+                **TEXT,
+                **OWN,
+                "tokenizer_kwargs": {"clean": "canonicalize"},
+                "no_causal_mask": True,
+                "pool_type": "last",
+                "proj_bias": True,
+                "norm_kwargs": {"eps": 1e-6},
+                "act_kwargs": {"approximate": "tanh"},
+            },
+        },
+        {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"},
+    ),
+    "convnext": (
+        {
+            "embed_dim": WIDTH,
+            "vision_cfg": {
+                "image_size": 64,
+                "timm_model_name": "test_convnext",
+                "timm_pool": "",
+                "timm_proj": "linear",
+            },
+            "text_cfg": {**TEXT, **OWN, "pool_type": "eos"},
+        },
+        {},
+    ),
+    "custom_text": (
+        {
+            "embed_dim": WIDTH,
+            "custom_text": True,
+            "quick_gelu": True,
+            "vision_cfg": VIT,
+            "text_cfg": {**TEXT, **OWN, "pool_type": "eos", "proj_bias": True},
+        },
+        {},
+    ),
+    "hf_mean": (
+        {
+            "embed_dim": WIDTH,
+            "vision_cfg": VIT,
+            "text_cfg": {**HF, "hf_pooler_type": "mean_pooler"},
+        },
+        {},
+    ),
+    "hf_cls": (
+        {"embed_dim": WIDTH, "vision_cfg": VIT, "text_cfg": {**HF, "hf_pooler_type": "cls_pooler"}},
+        {},
+    ),
+    "coca": (
+        {
+            "embed_dim": WIDTH,
+            "custom_text": True,
+            "vision_cfg": {**VIT, "attentional_pool": True, "output_tokens": True},
+            "text_cfg": {**TEXT, **OWN, "embed_cls": True, "output_tokens": True},
+            "multimodal_cfg": {**TEXT, "vocab_size": OWN["vocab_size"]},
+        },
+        {},
+    ),
+    "resnet": (
+        {
+            "embed_dim": WIDTH,
+            "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32},
+            "text_cfg": {**TEXT, **OWN, "pool_type": "eos"},
+        },
+        {},
+    ),
+}
+
+
+def write_backbone(kind, folder):
+    """A random model of a kind of BACKBONES as a folder; the name by which it is loaded."""
+    config, preprocess = BACKBONES[kind]
+    text = dict(config["text_cfg"])
+    if "hf_tokenizer_name" in text:
+        write_tokenizer(folder)
+    if "hf_pooler_type" in text:
+        text["hf_model_name"] = write_bert(folder / "text")
+    folder.mkdir(parents=True, exist_ok=True)
+    described = {"model_cfg": {**config, "text_cfg": text}, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(described))
+    torch.manual_seed(zlib.crc32(kind.encode()))
+    model = open_clip.create_model(f"local-dir:{folder}")
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():  # as in tiny_clip
+            if tensor.ndim == 1 and tensor.is_floating_point():
+                tensor += 0.1 * torch.rand_like(tensor)
+            if name.endswith(("token_embedding.weight", "word_embeddings.weight")):
+                tensor *= 30
+            if name == "text_decoder.text_projection":  # open_clip leaves it uninitialised
+                tensor.normal_()
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
+
+
+def write_tokenizer(folder):
+    """A Hugging Face tokenizer of WORDS, as open_clip loads it: BEGIN, a token a word, EOS."""
+    special = ["<pad>", "<unk>", "<s>", "</s>"]
+    ids = {word: number for number, word in enumerate([*special, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", BEGIN), ("</s>", EOS)]
+    )
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+    ).save_pretrained(folder)
+
+
+def write_bert(folder):
+    """A random BERT, configuration and weights; its folder."""
+    config = transformers.BertConfig(
+        vocab_size=OWN["vocab_size"],
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=CONTEXT,
+        initializer_range=0.3,  # a fresh one hardly tells texts apart
+        pad_token_id=PAD,
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+def write_pictures(folder, n, *, seed=0, size=(70, 64)):
+    """n PNGs of random coloured noise; their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    paths = []
+    for number in range(n):
+        colour = rng.integers(0, 200, 3)
+        noise = rng.integers(0, 56, (size[1], size[0], 3))
+        path = folder / f"{number:03d}.png"
+        Image.fromarray((colour + noise).astype(np.uint8)).save(path)
+        paths.append(str(path))
+    return paths
+
+
+def write_index(path, files, splits, labels, classnames):
+    """An IMAGES table of picture files; a label may be None."""
+    tables.write(
+        path,
+        {
+            "image_id": [Path(file).name for file in files],
+            "path": files,
+            "split": splits,
+            "label": labels,
+            "classname": [None if label is None else classnames[label] for label in labels],
+            "width": [70] * len(files),
+            "height": [64] * len(files),
+        },
+        tables.IMAGES,
+        {"classnames": classnames},
+    )
+    return str(path)
+
+
+def write_pseudo_labels(path, image_ids, labels):
+    """A PSEUDO_LABELS table that holds nothing but labels."""
+    n = len(image_ids)
+    tables.write(
+        path,
+        {
+            "image_id": image_ids,
+            "split": ["train"] * n,
+            "pseudo_label": pa.array(labels, pa.int32()),
+            "confidence": pa.nulls(n, pa.float32()),
+            "topk_labels": [[label] for label in labels],
+            "topk_scores": [[0.5]] * n,
+            "image_features": [[1.0]] * n,
+        },
+        tables.PSEUDO_LABELS,
+    )
+    return str(path)
+
+
+def write_captions(path, ids, captions, pseudo_labels=None, members=None):
+    """A CAPTIONS table; without `members` every id is an image's."""
+    n = len(ids)
+    tables.write(
+        path,
+        {
+            "id": ids,
+            "members": members or [[name] for name in ids],
+            "pseudo_label": pa.array(pseudo_labels or [None] * n, pa.int32()),
+            "prompt": ["?"] * n,
+            "caption": captions,
+            "finish_reason": ["stop"] * n,
+            "n_tokens": pa.array([3] * n, pa.int32()),
+            "attempts": pa.array([1] * n, pa.int8()),
+            "error": pa.nulls(n, pa.string()),
+            "digest": pa.nulls(n, pa.string()),
+        },
+        tables.CAPTIONS,
+    )
+    return str(path)

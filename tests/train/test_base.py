@@ -1,0 +1,325 @@
+from collections import Counter
+
+import pytest
+import torch
+from support import reference
+from support.tiny import SIDE, TEMPLATE, WIDTH, tiny_clip
+
+from latteclip.clip import model as clips
+from latteclip.core.errors import UserError
+from latteclip.core.prompts import class_texts
+from latteclip.train.objectives.base import (
+    Batch,
+    Flyp,
+    GroupSampler,
+    LatteClip,
+    LatteClipSettings,
+    TrainingTexts,
+)
+from latteclip.train.texts import TextBank
+
+SHAPES = [(5, 7, 11), (6, 4, 9), (3, 13, 8)]  # B, C, N
+WORDS = ["red", "fine", "coarse", "woven", "soft", "thin", "bold", "dots", "lines", "cells", "x"]
+
+
+class Case:
+    """A tiny CLIP, N images with random pseudo-labels and descriptions, and one batch of B."""
+
+    def __init__(self, b, c, n, seed=0):
+        self.clip = tiny_clip(seed)
+        generator = torch.Generator().manual_seed(seed)
+
+        def text():
+            length = int(torch.randint(1, 13, (), generator=generator))
+            picks = torch.randint(len(WORDS), (length,), generator=generator)
+            return " ".join(WORDS[pick] for pick in picks)
+
+        self.classnames = [f"{WORDS[i % len(WORDS)]} {i}" for i in range(c)]
+        self.labels = torch.randint(c, (n,), generator=generator)
+        self.image_texts = [text() for _ in range(n)]
+        self.group_texts = [text() for _ in range(n)]
+        self.class_texts = class_texts(TEMPLATE, self.classnames)
+        self.index = torch.randperm(n, generator=generator)[:b]
+        self.images = torch.randn(b, 3, SIDE, SIDE, generator=generator)
+        self.bank = TextBank(self.clip)
+        self.texts = TrainingTexts(
+            self.bank.add(self.class_texts),
+            self.bank.add(self.image_texts),
+            self.bank.add(self.group_texts),
+            self.labels,
+        )
+        self.draws = GroupSampler(self.labels, c, seed)
+
+    def latteclip(self, **switches):
+        return LatteClip(self.bank, self.texts, LatteClipSettings(**switches), self.draws_seed())
+
+    def draws_seed(self):
+        return self.draws.generator.initial_seed()
+
+    def batch(self):
+        features = clips.encode_images(self.clip, self.images)
+        return Batch(
+            self.index, self.labels[self.index], features, self.clip.model.logit_scale.exp()
+        )
+
+    def reference_texts(self):
+        """The texts of the batch, with the groups that a sampler of the same seed draws."""
+        drawn = self.draws.draw(self.labels[self.index]).tolist()
+        return reference.Texts(
+            self.class_texts,
+            [self.image_texts[i] for i in self.index.tolist()],
+            [self.group_texts[group] for group in drawn],
+        )
+
+    def reference_step(self, now, epoch_start, switches):
+        return reference.latteclip(
+            self.clip,
+            self.images,
+            self.labels[self.index].tolist(),
+            self.reference_texts(),
+            now,
+            epoch_start,
+            reference.Switches(**switches),
+        )
+
+    def gradients(self, loss):
+        return torch.autograd.grad(
+            loss, list(self.clip.model.parameters()), allow_unused=True, materialize_grads=True
+        )
+
+    def assert_same_gradients(self, loss, wanted_loss):
+        names = [name for name, _ in self.clip.model.named_parameters()]
+        for name, gradient, wanted in zip(
+            names, self.gradients(loss), self.gradients(wanted_loss), strict=True
+        ):
+            # Float32 sums of many terms: small entries err by as much as the largest ones.
+            tolerance = 5e-5 * wanted.abs().max().item()
+            torch.testing.assert_close(
+                gradient, wanted, rtol=1e-5, atol=max(tolerance, 1e-9), msg=lambda m, n=name: n + m
+            )
+
+
+def assert_same_rows(tensor, rows):
+    torch.testing.assert_close(tensor, torch.stack(rows), rtol=1e-5, atol=1e-6)
+
+
+SWITCHES = [
+    {},
+    {"alpha": 0.3},
+    {"mixer_weights": False, "alpha": 0.3},
+    {"class_description": False, "alpha": 0.3},
+    {"image_description": False, "alpha": 0.3},
+    {"group_description": False, "alpha": 0.3},
+    {"image_description": False, "group_description": False, "alpha": 0.3},
+    {"class_description": False, "group_description": False, "mixer_weights": False, "alpha": 0.3},
+    {"zero_shot_loss": False, "alpha": 0.3},
+    {"finetuned_loss": False, "alpha": 0.3},
+    {"prototypes": False},
+    {"prototypes": False, "mixer_weights": False},
+]
+
+
+def assert_latteclip_equals_the_reference(case, switches):
+    objective = case.latteclip(**switches)
+    start = [row.detach() for row in reference.class_features(case.clip, case.class_texts)]
+    assert_same_rows(objective.prototypes, start)
+    objective.start_epoch()
+    loss = objective.loss(case.batch()).loss
+    step = case.reference_step(start, start, switches)
+    torch.testing.assert_close(loss, step.loss, rtol=1e-5, atol=1e-6)
+    case.assert_same_gradients(loss, step.loss)
+    objective.after_step()
+    if objective.settings.prototypes:
+        assert_same_rows(objective.classifier(), reference.updated(start, step.values))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_latteclip_equals_the_reference(shape):
+    assert_latteclip_equals_the_reference(Case(*shape, seed=sum(shape)), {})
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_each_switch_equals_the_reference(switches):
+    assert_latteclip_equals_the_reference(Case(5, 7, 11), switches)
+
+
+@pytest.mark.parametrize("mixer_prototypes", ["step", "epoch"])
+def test_second_step_weighs_against_the_prototypes_of_the_step_or_of_the_epoch(mixer_prototypes):
+    case = Case(5, 7, 11)
+    switches = {"mixer_prototypes": mixer_prototypes, "alpha": 0.7}
+    objective = case.latteclip(**switches)
+    start = [row.detach() for row in reference.class_features(case.clip, case.class_texts)]
+    now, epoch_start = start, start
+    losses = []
+    for step_number in range(4):
+        if step_number in (0, 3):
+            objective.start_epoch()
+            epoch_start = now
+        loss = objective.loss(case.batch()).loss
+        step = case.reference_step(now, epoch_start, switches)
+        torch.testing.assert_close(loss, step.loss, rtol=1e-5, atol=1e-6)
+        objective.after_step()
+        now = reference.updated(now, step.values)
+        # Each step starts from the rounding of the last.
+        torch.testing.assert_close(objective.prototypes, torch.stack(now), rtol=1e-4, atol=1e-5)
+        losses.append(loss.item())
+    assert len(set(losses)) == 4
+
+
+def test_step_and_epoch_prototypes_differ_from_the_second_step_on():
+    losses = {}
+    for kind in ("step", "epoch"):
+        case = Case(5, 7, 11)
+        objective = case.latteclip(mixer_prototypes=kind, alpha=0.7)
+        objective.start_epoch()
+        losses[kind] = []
+        for _ in range(2):
+            losses[kind].append(objective.loss(case.batch()).loss.item())
+            objective.after_step()
+    assert losses["step"][0] == losses["epoch"][0]
+    assert losses["step"][1] != losses["epoch"][1]
+
+
+def test_prototypes_move_only_after_the_step_and_take_no_gradient():
+    case = Case(5, 7, 11)
+    objective = case.latteclip()
+    before = objective.prototypes
+    loss = objective.loss(case.batch()).loss
+    loss.backward()
+    assert objective.prototypes is before
+    objective.after_step()
+    assert not torch.equal(objective.prototypes, before)
+    assert not objective.prototypes.requires_grad
+    assert objective.prototypes.dtype == torch.float32
+
+
+def test_classes_that_do_not_occur_keep_their_prototype_bit_for_bit():
+    case = Case(3, 13, 8)
+    objective = case.latteclip(alpha=0.3)
+    before = objective.prototypes
+    batch = case.batch()
+    finetuned = (batch.features @ before.T).argmax(dim=1)
+    occurring = {*batch.pseudo_labels.tolist(), *finetuned.tolist()}
+    objective.loss(batch)
+    objective.after_step()
+    kept = [c for c in range(13) if torch.equal(objective.prototypes[c], before[c])]
+    assert kept == [c for c in range(13) if c not in occurring]
+
+
+def test_without_prototypes_the_classifier_is_the_class_texts_of_the_tuned_model():
+    case = Case(5, 7, 11)
+    objective = case.latteclip(prototypes=False)
+    with torch.no_grad():
+        case.clip.model.text_projection.mul_(1.0).add_(0.05 * torch.randn(40, WIDTH))
+    wanted = [row.detach() for row in reference.class_features(case.clip, case.class_texts)]
+    assert_same_rows(objective.classifier(), wanted)
+
+
+def test_history_tells_scores_drift_and_shares_of_the_mix():
+    case = Case(5, 7, 11)
+    batch = case.batch()
+    objective = case.latteclip(image_description=False)
+    outcome = objective.loss(batch)
+    logs = outcome.logs
+    torch.testing.assert_close(outcome.scores, batch.features @ objective.prototypes.T)
+    assert not outcome.scores.requires_grad
+    shares = [logs[f"weight_{kind}"].item() for kind in ("class", "image", "group")]
+    assert sum(shares) == pytest.approx(1)
+    assert shares[1] == 0
+    assert logs["prototype_drift"].item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_flyp_equals_the_reference(shape):
+    case = Case(*shape, seed=sum(shape))
+    objective = Flyp(case.bank, case.texts)
+    loss = objective.loss(case.batch()).loss
+    wanted = reference.flyp(
+        case.clip, case.images, case.labels[case.index].tolist(), case.reference_texts()
+    )
+    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-6)
+    case.assert_same_gradients(loss, wanted)
+    assert_same_rows(
+        objective.classifier(),
+        [row.detach() for row in reference.class_features(case.clip, case.class_texts)],
+    )
+
+
+def test_flyp_reads_no_captions():
+    case = Case(5, 7, 11)
+    none = torch.zeros(0, dtype=torch.long)
+    texts = TrainingTexts(case.texts.classes, none, none, none)
+    torch.testing.assert_close(
+        Flyp(case.bank, texts).loss(case.batch()).loss,
+        Flyp(case.bank, case.texts).loss(case.batch()).loss,
+    )
+
+
+def test_scores_of_flyp_are_those_of_the_class_texts_at_the_epochs_start():
+    case = Case(5, 7, 11)
+    objective = Flyp(case.bank, case.texts)
+    before = objective.classifier()
+    with torch.no_grad():
+        case.clip.model.text_projection.add_(0.05 * torch.randn(40, WIDTH))
+    batch = case.batch()
+    torch.testing.assert_close(objective.loss(batch).scores, batch.features.detach() @ before.T)
+    objective.start_epoch()
+    now = objective.loss(batch).scores
+    torch.testing.assert_close(now, batch.features.detach() @ objective.classifier().T)
+    assert not torch.allclose(now, batch.features @ before.T)
+
+
+def test_an_objective_goes_on_from_its_state_with_the_same_draws():
+    losses = []
+    for restored in (False, True):
+        case = Case(5, 7, 11)
+        objective = case.latteclip(alpha=0.7)
+        objective.loss(case.batch())
+        objective.after_step()
+        if restored:
+            state = {name: tensor.clone() for name, tensor in objective.state().items()}
+            objective = case.latteclip(alpha=0.7)
+            objective.restore(state)
+        losses.append([objective.loss(case.batch()) for _ in range(3)][-1])
+    assert losses[0].loss == losses[1].loss
+    assert losses[0].logs["prototype_drift"] == losses[1].logs["prototype_drift"] > 0
+
+
+GROUP_LABELS = torch.tensor([2, 0, 2, 5, 2, 0])
+
+
+def test_groups_are_drawn_from_their_class_each_equally_often():
+    sampler = GroupSampler(GROUP_LABELS, 7, seed=0)
+    drawn = sampler.draw(torch.tensor([2, 5, 0] * 1000))
+    assert GROUP_LABELS[drawn].tolist() == [2, 5, 0] * 1000
+    counts = Counter(drawn.tolist())
+    assert all(counts[group] == pytest.approx(1000 / 3, rel=0.15) for group in (0, 2, 4))
+    assert all(counts[group] == pytest.approx(500, rel=0.15) for group in (1, 5))
+
+
+def test_draws_are_a_function_of_the_seed():
+    labels = torch.tensor([2, 0] * 20)
+    first, again, other = (GroupSampler(GROUP_LABELS, 7, seed=s).draw(labels) for s in (4, 4, 5))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_pseudo_label_without_groups_is_named():
+    with pytest.raises(UserError, match=r"pseudo-labels \[3\]"):
+        GroupSampler(GROUP_LABELS, 7, seed=0).draw(torch.tensor([2, 3]))
+
+
+@pytest.mark.parametrize(
+    ("switches", "message"),
+    [
+        (
+            dict.fromkeys(["class_description", "image_description", "group_description"], False),
+            "one kind of description",
+        ),
+        (dict.fromkeys(["zero_shot_loss", "finetuned_loss"], False), "one of its two losses"),
+        ({"mixer_prototypes": "never"}, "step or epoch"),
+    ],
+)
+def test_switches_that_leave_nothing_are_refused(switches, message):
+    with pytest.raises(UserError, match=message):
+        LatteClipSettings(**switches)

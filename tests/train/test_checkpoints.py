@@ -1,0 +1,84 @@
+import logging
+
+import pytest
+import torch
+
+from latteclip.core.errors import UserError
+from latteclip.train import checkpoints
+from latteclip.train.checkpoints import Checkpoint
+
+IDENTITY = {"optimiser": {"lr": 0.1, "epochs": 3}, "seed": 4, "pretrained": None}
+
+
+def make(steps):
+    tensors = {"a": torch.arange(6.0).reshape(2, 3).T * steps, "n": torch.tensor(steps)}
+    return Checkpoint(steps, tensors, {"identity": IDENTITY, "rate": 0.1 + steps})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for steps in (9, 10, 11):
+        checkpoints.save(tmp_path / "c", make(steps))
+    return tmp_path / "c"
+
+
+def test_what_is_saved_comes_back_exactly(folder):
+    saved = checkpoints.latest(folder)
+    assert saved.steps == 11
+    assert saved.values == make(11).values
+    for name, tensor in make(11).tensors.items():
+        assert torch.equal(saved.tensors[name], tensor)
+
+
+def test_only_the_newest_two_are_kept(folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000010", "step-00000011"]
+
+
+def test_where_none_was_written_there_is_none(tmp_path):
+    assert checkpoints.latest(tmp_path / "nowhere") is None
+
+
+def truncate_tensors(path):
+    file = path / "state.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+def truncate_values(path):
+    file = path / "state.json"
+    file.write_text(file.read_text()[:20])
+
+
+def remove_values(path):
+    (path / "state.json").unlink()
+
+
+@pytest.mark.parametrize("spoil", [truncate_tensors, truncate_values, remove_values])
+def test_a_truncated_checkpoint_gives_way_to_the_one_before_with_a_warning(folder, spoil, caplog):
+    spoil(folder / "step-00000011")
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints.latest(folder).steps == 10
+    assert "step-00000011 cannot be read" in caplog.text
+
+
+def test_a_checkpoint_that_is_half_written_is_not_seen_and_removed_by_the_next(folder):
+    (folder / "step-00000011").rename(folder / ".step-00000012.77.tmp")
+    assert checkpoints.latest(folder).steps == 10
+    checkpoints.save(folder, make(11))
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000010", "step-00000011"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"optimiser": {"lr": 0.2, "epochs": 3}}, "optimiser.lr is 0.1, not 0.2"),
+        ({"seed": 5}, "seed is 4, not 5"),
+        ({"pretrained": "tag"}, "pretrained is None, not 'tag'"),
+        ({"new": 1}, "new is None, not 1"),
+    ],
+)
+def test_other_settings_are_refused_by_name(folder, change, named):
+    saved = checkpoints.latest(folder)
+    checkpoints.refuse_others(IDENTITY, saved, folder)
+    with pytest.raises(UserError, match=named) as error:
+        checkpoints.refuse_others(IDENTITY | change, saved, folder)
+    assert f"{folder} holds a checkpoint" in str(error.value)

@@ -1,0 +1,206 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from support.tiny import (
+    tiny_clip,
+    write_captions,
+    write_index,
+    write_pictures,
+    write_pseudo_labels,
+)
+
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.train import data as training_data
+from latteclip.train.data import TrainingFiles, schedule, steps_per_epoch
+from latteclip.train.texts import TextBank
+
+CLASSNAMES = ["striped", "dotted", "woven"]
+LABELS = [2, 0, 2, 1, 0, 2, 1]
+TRUE = [0, 0, 2, 1, 1, 2, 1]
+FUSED = [2, 0, 2, 1, 0, 1, 1]
+
+
+def test_every_epoch_is_a_new_shuffle_in_whole_batches():
+    steps = list(schedule(n=11, batch_size=3, epochs=4, seed=5))
+    assert [epoch for epoch, _ in steps] == [e for e in range(4) for _ in range(3)]
+    orders = []
+    for epoch in range(4):
+        keys = [key for e, batch in steps if e == epoch for key in batch]
+        assert all(e == epoch for e, _ in keys)
+        order = [index for _, index in keys]
+        assert len(set(order)) == 9
+        assert set(order) <= set(range(11))
+        orders.append(tuple(order))
+    assert all(len(batch) == 3 for _, batch in steps)
+    assert len(set(orders)) == 4
+
+
+def test_images_that_sit_out_change_with_the_epoch():
+    used = [set() for _ in range(6)]
+    for epoch, batch in schedule(11, 3, 6, 5):
+        used[epoch] |= {index for _, index in batch}
+    assert len(set(map(frozenset, used))) > 1
+
+
+def test_fewer_images_than_a_batch_holds_are_one_batch():
+    steps = list(schedule(n=5, batch_size=8, epochs=2, seed=0))
+    assert [sorted(index for _, index in batch) for _, batch in steps] == [[0, 1, 2, 3, 4]] * 2
+
+
+def test_schedule_is_a_function_of_the_seed():
+    assert list(schedule(11, 3, 2, 5)) == list(schedule(11, 3, 2, 5))
+    assert list(schedule(11, 3, 2, 5)) != list(schedule(11, 3, 2, 6))
+
+
+@pytest.mark.parametrize("n", [2, 3, 11])
+def test_a_schedule_that_starts_later_is_the_rest_of_the_whole_one(n):
+    whole = list(schedule(n, 3, 5, 5))
+    for start in range(len(whole) + 1):
+        assert list(schedule(n, 3, 5, 5, start)) == whole[start:]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 9])
+def test_an_epoch_has_as_many_steps_as_is_said(n):
+    assert len(list(schedule(n, 3, 2, 0))) == 2 * steps_per_epoch(n, 3)
+
+
+class Files:
+    """Seven training images, two test images that are not on disk, labels and captions."""
+
+    def __init__(self, folder, true=TRUE, n=7):
+        self.folder = folder
+        train = write_pictures(folder / "pictures", n)
+        files = [str(folder / "test0.png"), *train, str(folder / "test1.png")]
+        splits = ["test", *["train"] * (n - 1), "val", "test"]
+        self.names = [Path(file).name for file in train]
+        self.index = write_index(folder / "i.parquet", files, splits, [0, *true, None], CLASSNAMES)
+        self.labels = write_pseudo_labels(folder / "p.parquet", self.names, LABELS[:n])
+
+    def captions(self, captions):
+        return write_captions(self.folder / "c.parquet", self.names, captions)
+
+    def groups(self, members, captions):
+        return write_captions(
+            self.folder / "g.parquet",
+            [str(i) for i in range(len(members))],
+            captions,
+            members=[[self.names[i] for i in group] for group in members],
+        )
+
+    def caption_labels(self):
+        schema = tables.CAPTION_LABELS
+        columns = {field.name: pa.nulls(len(self.names), field.type) for field in schema}
+        columns |= {"image_id": self.names, "fused_label": FUSED, "caption_label": FUSED[::-1]}
+        tables.write(self.folder / "l.parquet", columns, schema)
+        return str(self.folder / "l.parquet")
+
+    def read(self, labels="zero_shot", **files):
+        bank = TextBank(tiny_clip())
+        read = training_data.read(
+            TrainingFiles(self.index, self.labels, **files), "a {}.", labels, bank
+        )
+        return read, bank.texts
+
+
+@pytest.fixture
+def files(tmp_path):
+    return Files(tmp_path)
+
+
+def test_training_images_and_their_zero_shot_labels_are_read(files):
+    data, texts = files.read()
+    assert [Path(path).name for path in data.paths] == files.names
+    assert data.labels.tolist() == LABELS
+    assert data.sizes == [70 * 64 * 3] * 7
+    assert data.classnames == CLASSNAMES
+    assert [texts[i] for i in data.texts.classes] == ["a striped.", "a dotted.", "a woven."]
+    assert len(data.texts.images) == len(data.texts.groups) == 0
+
+
+def test_supervision_reads_the_true_labels(files):
+    assert files.read("ground_truth")[0].labels.tolist() == TRUE
+
+
+def test_supervision_needs_every_label(tmp_path):
+    files = Files(tmp_path, [*TRUE[:5], None, None])
+    files.read()
+    with pytest.raises(UserError, match="no label for 2 of 7 training images"):
+        files.read("ground_truth")
+
+
+def test_labels_of_captions_take_the_place_of_zero_shot_ones(files):
+    labels = files.caption_labels()
+    assert files.read("fused", caption_labels=labels)[0].labels.tolist() == FUSED
+    assert files.read("caption", caption_labels=labels)[0].labels.tolist() == FUSED[::-1]
+    with pytest.raises(UserError, match="give --caption-labels"):
+        files.read("fused")
+
+
+def test_an_empty_caption_is_the_class_description(files):
+    captions = ["red", "", "blue", "", "grey", "x", "y"]
+    data, texts = files.read(image_captions=files.captions(captions))
+    wanted = ["red", "a striped.", "blue", "a dotted.", "grey", "x", "y"]
+    assert [texts[i] for i in data.texts.images] == wanted
+
+
+def test_a_group_is_of_the_class_that_most_of_its_members_have(files):
+    groups = files.groups([[0, 5, 5, 5], [1, 4, 1, 0], [3, 6, 3, 3]], ["a", "b", "c"])
+    data, texts = files.read(group_captions=groups)
+    assert [texts[i] for i in data.texts.groups] == ["a", "b", "c"]
+    assert data.texts.group_labels.tolist() == [2, 0, 1]
+    fused, _ = files.read("fused", group_captions=groups, caption_labels=files.caption_labels())
+    assert fused.texts.group_labels[:3].tolist() == [1, 0, 1]
+
+
+def test_a_class_of_images_without_groups_gets_its_description(files):
+    groups = files.groups([[0, 2, 5, 5]], ["a"])
+    data, texts = files.read(group_captions=groups)
+    assert [texts[i] for i in data.texts.groups] == ["a", "a striped.", "a dotted."]
+    assert data.texts.group_labels.tolist() == [2, 0, 1]
+
+
+def test_groups_of_other_images_are_refused(files):
+    files.names[0] = "elsewhere.png"
+    with pytest.raises(UserError, match=r"g.parquet speaks of the image 'elsewhere.png'"):
+        files.read(group_captions=files.groups([[0, 1]], ["a"]))
+
+
+def test_captions_that_lack_an_image_are_refused(files):
+    files.names.pop()
+    with pytest.raises(UserError, match="lacks 1 of 7 images"):
+        files.read(image_captions=files.captions(["x"] * 6))
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_fewer_than_two_images_are_refused(tmp_path, n):
+    index = write_index(
+        tmp_path / "i.parquet",
+        ["a.png", "b.png"],
+        ["test", ["test", "train"][n]],
+        [0, 1],
+        CLASSNAMES,
+    )
+    bank = TextBank(tiny_clip())
+    with pytest.raises(UserError, match=f"has {n} training images"):
+        training_data.read(TrainingFiles(index, "p.parquet"), "a {}.", "zero_shot", bank)
+
+
+def test_one_class_alone_is_refused(tmp_path):
+    index = write_index(tmp_path / "i.parquet", ["a.png", "b.png"], ["train"] * 2, [0, 0], ["a"])
+    bank = TextBank(tiny_clip())
+    with pytest.raises(UserError, match="one class alone"):
+        training_data.read(TrainingFiles(index, "p.parquet"), "a {}.", "zero_shot", bank)
+
+
+def test_the_digest_changes_with_all_that_is_trained_on(files):
+    digests = [files.read()[0].digest]
+    digests.append(files.read("ground_truth")[0].digest)
+    captions = files.captions(list("abcdefg"))
+    digests.append(files.read(image_captions=captions)[0].digest)
+    digests.append(files.read(image_captions=files.captions(list("abcdefh")))[0].digest)
+    swapped = files.captions(list("abcdefgh")[1::-1] + list("cdefg"))
+    digests.append(files.read(image_captions=swapped)[0].digest)
+    assert len(set(digests)) == 5
+    assert files.read()[0].digest == digests[0]

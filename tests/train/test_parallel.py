@@ -1,0 +1,180 @@
+"""Two processes against one: the same loss, prototypes and weights."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.tiny import (
+    DEMO_CLIP,
+    OPTIMISER,
+    ROOT,
+    write_captions,
+    write_index,
+    write_pictures,
+    write_pseudo_labels,
+)
+
+from latteclip.train import parallel
+from latteclip.train.finetune import FinetuneSettings
+
+CLASSNAMES = ["striped", "dotted", "woven", "cracked", "smooth"]
+N = 37
+
+
+@pytest.fixture
+def as_process(monkeypatch):
+    def as_process(rank, size):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", str(size))
+
+    return as_process
+
+
+@pytest.mark.parametrize(("n", "size"), [(7, 3), (6, 3), (2, 3), (0, 2)])
+def test_shares_are_the_whole_in_order(as_process, n, size):
+    shares = []
+    for rank in range(size):
+        as_process(rank, size)
+        shares.append(parallel.share(list(range(n))))
+    assert [item for share in shares for item in share] == list(range(n))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_alone_nothing_is_shared_out(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    part = torch.randn(3, 2, requires_grad=True)
+    assert parallel.gather(part, 3) is part
+    assert parallel.share([1, 2, 3]) == [1, 2, 3]
+
+
+def start(folder, inputs, settings, processes):
+    """Starts a training by the command line, under torchrun where processes are several."""
+    command = [sys.executable, "-m", "latteclip"]
+    if processes > 1:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", str(processes), "-m", "--", "latteclip"]
+    command += ["finetune", *inputs, "--settings", json.dumps(asdict(settings)), "--seed", "0"]
+    for part in ("model", "history", "checkpoint"):
+        command += [f"--{part}", str(folder / part)]
+    return subprocess.Popen(
+        [*command, "--device", "cpu", "--threads", "1", "--log", str(folder / "log")],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(folder, inputs, settings, processes):
+    process = start(folder, inputs, settings, processes)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return folder
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parallel")
+    labels = [i % 4 for i in range(N)]
+    files = write_pictures(folder / "pictures", N, size=(64, 64))
+    names = [Path(file).name for file in files]
+    captions = [f"a red {CLASSNAMES[label]} {i}" for i, label in enumerate(labels)]
+    return [
+        *("--images", write_index(folder / "i", files, ["train"] * N, labels, CLASSNAMES)),
+        *("--pseudo-labels", write_pseudo_labels(folder / "p", names, labels)),
+        *("--image-captions", write_captions(folder / "c", names, captions)),
+        *("--group-captions", write_captions(folder / "g", names, captions[::-1])),
+    ]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The demo's CLIP without its patch dropout, which would draw for each process anew."""
+    folder = tmp_path_factory.mktemp("model") / "clip"
+    shutil.copytree(DEMO_CLIP, folder)
+    path = folder / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    del config["model_cfg"]["vision_cfg"]["patch_dropout"]
+    path.write_text(json.dumps(config))
+    return f"local-dir:{folder}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("objective", "batch_size"), [("latteclip", 32), ("flyp", 9)])
+def test_two_processes_train_as_one_does(tmp_path, inputs, model, objective, batch_size):
+    settings = FinetuneSettings(
+        model=model,
+        pretrained=None,
+        template="a photo of a {} texture.",
+        objective=objective,
+        optimiser=OPTIMISER | {"batch_size": batch_size},
+    )
+    one, two = (run(tmp_path / str(n), inputs, settings, n) for n in (1, 2))
+    first, second = (pq.read_table(folder / "history").to_pydict() for folder in (one, two))
+    for name in ("loss", "agreement", "prototype_drift", "logit_scale", "entropy"):
+        if first[name][0] is not None:
+            assert second[name] == pytest.approx(first[name], rel=1e-4, abs=1e-6), name
+    for file in ("prototypes.safetensors", "open_clip_model.safetensors"):
+        wanted = load_file(one / "model" / file)
+        for name, tensor in load_file(two / "model" / file).items():
+            torch.testing.assert_close(tensor, wanted[name], rtol=1e-3, atol=2e-4, msg=name)
+    assert (two / "log").read_text().count("epoch") <= (one / "log").read_text().count("epoch") + 1
+
+
+def worker(process, rank):
+    """Process id of a process that torchrun started."""
+    for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text():
+            return int(pid)
+    raise LookupError(rank)
+
+
+@pytest.mark.slow
+def test_two_processes_end_on_a_signal_with_one_checkpoint_and_go_on_from_it(
+    tmp_path, inputs, model
+):
+    settings = FinetuneSettings(
+        model=model,
+        pretrained=None,
+        template="a photo of a {} texture.",
+        objective="latteclip",
+        optimiser=OPTIMISER | {"batch_size": 9, "epochs": 6},  # of four steps
+        switches={"mixer_prototypes": "epoch"},
+    )
+    whole, folder = run(tmp_path / "whole", inputs, settings, 2), tmp_path / "broken"
+    kept = 0
+    for sent_to in ("torchrun", "process 1"):
+        before = set(folder.glob("checkpoint/step-*"))
+        process = start(folder, inputs, settings, 2)
+        while not set(folder.glob("checkpoint/step-*")) - before and process.poll() is None:
+            time.sleep(0.001)
+        os.kill(process.pid if sent_to == "torchrun" else worker(process, 1), signal.SIGTERM)
+        process.communicate()
+        assert process.returncode != 0
+        log = (folder / "log").read_text()
+        assert "Traceback" not in log
+        assert log.count("Stopped before the end.") == 1
+        if kept:
+            assert f"Going on after step {kept}," in log
+        kept = int(re.search(r"Step (\d+) is kept", log)[1])
+        assert (folder / "checkpoint" / f"step-{kept:08d}").is_dir()
+        assert not (folder / "model").exists()
+    run(folder, inputs, settings, 2)
+    assert f"Going on after step {kept}," in (folder / "log").read_text()
+    for file in ("prototypes.safetensors", "open_clip_model.safetensors"):
+        assert (folder / "model" / file).read_bytes() == (whole / "model" / file).read_bytes()
+    first, second = (
+        pq.read_table(run / "history").drop_columns(["images_per_second", "data_wait"])
+        for run in (whole, folder)
+    )
+    assert first == second

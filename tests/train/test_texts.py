@@ -1,0 +1,38 @@
+import torch
+from support.tiny import tiny_clip
+
+from latteclip.train.texts import TextBank
+
+TEXTS = ["red dots", "a woven thing", "red dots", "x"]
+
+
+def test_a_text_has_one_id_whenever_it_is_added():
+    bank = TextBank(tiny_clip())
+    first = bank.add(TEXTS)
+    assert first.tolist() == [0, 1, 0, 2]
+    assert bank.add(["x", "new"]).tolist() == [2, 3]
+    assert len(bank.tokens) == 4
+
+
+def test_features_keep_the_shape_of_the_ids():
+    bank = TextBank(tiny_clip())
+    ids = bank.add([*TEXTS, "y z"]).reshape(1, 5).expand(3, 5)
+    features = bank.encode(ids)
+    assert features.shape == (3, 5, 24)
+    for row in range(3):
+        torch.testing.assert_close(features[row], bank.encode(ids[0]))
+
+
+def test_each_distinct_text_is_encoded_once(monkeypatch):
+    bank = TextBank(tiny_clip())
+    ids = bank.add(TEXTS)
+    seen = []
+
+    def encode(clip, tokens):
+        seen.append(tokens)
+        return tokens.float()
+
+    monkeypatch.setattr("latteclip.clip.model.encode_texts", encode)
+    features = bank.encode(ids)
+    assert [len(tokens) for tokens in seen] == [3]
+    assert torch.equal(features, bank.tokens[ids].float())

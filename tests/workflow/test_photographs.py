@@ -1,0 +1,151 @@
+"""Real photographs through every stage, by configuration alone.
+
+The demo's models know nothing about photographs: the accuracies mean nothing, and are not asserted.
+"""
+
+import csv
+import json
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from latteclip.clip import model as clips
+
+PER_CLASS, SPLITS = 6, ["train", "train", "train", "val", "test", "test"]
+COMMON = {
+    "template": "a photo of a {} texture.",
+    "prompts": {"image": "Describe the texture.", "group": "Describe the {} textures."},
+    "clip": {"model": "local-dir:latteclip/demo/models/clip", "pretrained": None},
+    "captioner": {
+        "engine": "transformers",
+        "model": "latteclip/demo/models/llava",
+        "dtype": "float32",
+        "max_new_tokens": 8,
+        "max_model_len": 256,
+        "batch_size": 20,
+    },
+    "groups": {"canvas": 128, "gap": 4},
+    "finetune": {"epochs": 1, "batch_size": 16, "warmup_steps": 1, "lr": 1e-4},
+    "threads": {"caption": 1, "finetune": 1, "evaluate": 1},
+}
+
+
+def slice_of(photographs):
+    """Six photographs of each class: [path, label, classname] by split."""
+    split = json.loads(next(photographs.glob("*.json")).read_text())
+    taken = {"train": [], "val": [], "test": []}
+    seen = {}
+    for path, label, classname in [*split["train"], *split["val"], *split["test"]]:
+        seen[label] = seen.get(label, 0) + 1
+        if seen[label] <= PER_CLASS:
+            taken[SPLITS[seen[label] - 1]].append([path, label, classname])
+    return taken
+
+
+@pytest.fixture(scope="module")
+def photos(photographs, new_checkout):
+    """A checkout after two runs: all stages on a folder with a split JSON, then zero-shot on class
+    folders, which differ from it in their index alone."""
+    checkout = new_checkout("photographs")
+    taken = slice_of(photographs)
+    for part, rows in taken.items():
+        for path, _, classname in rows:
+            in_folder = "test" if part == "test" else "train"
+            for target in (f"json/images/{path}", f"folders/{in_folder}/{classname}/{part}.jpg"):
+                target = checkout.root / target
+                target.parent.mkdir(parents=True, exist_ok=True)
+                while target.exists():
+                    target = target.with_stem(target.stem + "_")
+                shutil.copy(photographs / "images" / path, target)
+    (checkout.root / "json" / "split.json").write_text(json.dumps(taken))
+    coop = {"kind": "coop", "file": "split.json", "images": "images"}
+    datasets = {
+        "json": {"source": {"folder": "json"}, "split": coop, **COMMON},
+        "folders": {"source": {"folder": "folders"}, "split": {"kind": "folders"}, **COMMON},
+    }
+    (checkout.root / "photos.yaml").write_text(yaml.safe_dump({"datasets": datasets}))
+    for dataset, methods in (("json", "zero_shot,latteclip"), ("folders", "zero_shot")):
+        chosen = [f"dataset={dataset}", f"method={methods}", "seeds=1"]
+        run = checkout.snakemake("--configfile", "photos.yaml", "--config", *chosen)
+        assert run.returncode == 0, run.stdout
+        shutil.copy(checkout.root / "results/summary.csv", checkout.root / f"{dataset}.csv")
+    return checkout.root, taken
+
+
+def parquet(root, name):
+    return pq.read_table(root / "results" / name).to_pydict()
+
+
+def test_index_follows_the_split_json(photos):
+    root, taken = photos
+    index = parquet(root, "json/images.parquet")
+    found = set(zip(index["split"], index["image_id"], index["label"], strict=True))
+    assert found == {(part, path, label) for part in taken for path, label, _ in taken[part]}
+    assert all(side > 64 for side in index["width"] + index["height"])
+
+
+def test_index_follows_the_class_folders(photos):
+    root, taken = photos
+    index = parquet(root, "folders/images.parquet")
+    counts = {part: index["split"].count(part) for part in ("train", "val", "test")}
+    n = {part: len(rows) for part, rows in taken.items()}
+    assert counts == {"train": n["train"] + n["val"], "val": 0, "test": n["test"]}
+    assert all(
+        classname in image_id.split("/")
+        for image_id, classname in zip(index["image_id"], index["classname"], strict=True)
+    )
+
+
+def test_every_stage_covers_the_photographs(photos):
+    root, taken = photos
+    n_test = len(taken["test"])
+    n_train = len(taken["train"]) + len(taken["val"])
+    assert len(parquet(root, "json/pseudo_labels.parquet")["image_id"]) == n_train + n_test
+    images = parquet(root, "json/captions/images.parquet")
+    groups = parquet(root, "json/captions/groups.parquet")
+    assert len(images["caption"]) == len(groups["caption"]) == n_train
+    assert all(images["caption"] + groups["caption"])
+    assert all(len(members) == 4 for members in groups["members"])
+    history = parquet(root, "json/latteclip/seed0/history.parquet")
+    assert history["step"] == list(range(n_train // 16))
+
+
+@pytest.mark.parametrize("run", ["json/zero_shot", "json/latteclip", "folders/zero_shot"])
+def test_every_method_predicts_the_test_photographs(photos, run):
+    root, taken = photos
+    n_test = len(taken["test"])
+    assert len(parquet(root, f"{run}/seed0/predictions.parquet")["prediction"]) == n_test
+    metrics = json.loads((root / "results" / run / "seed0" / "metrics.json").read_text())
+    assert metrics["images"] == n_test
+    assert sum(row["images"] for row in metrics["per_class"]) == n_test
+
+
+def test_group_prompts_name_the_pseudo_label(photos):
+    root, taken = photos
+    classnames = sorted({name for rows in taken.values() for _, _, name in rows})
+    groups = parquet(root, "json/captions/groups.parquet")
+    assert groups["prompt"] == [
+        f"Describe the {classnames[label]} textures." for label in groups["pseudo_label"]
+    ]
+
+
+def test_the_tuned_model_knows_the_class_names(photos):
+    root, taken = photos
+    _, classnames = clips.load_classifier(root / "results/json/latteclip/seed0/model")
+    assert classnames == sorted({name for rows in taken.values() for _, _, name in rows})
+
+
+def test_each_run_ends_with_a_table_of_its_methods(photos):
+    rows = {
+        name: [
+            [row["dataset"], row["method"], row["seeds"]]
+            for row in csv.DictReader((photos[0] / f"{name}.csv").open())
+        ]
+        for name in ("json", "folders")
+    }
+    assert rows == {
+        "json": [["json", "zero_shot", "1"], ["json", "latteclip", "1"]],
+        "folders": [["folders", "zero_shot", "1"]],
+    }
