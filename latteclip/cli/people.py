@@ -1,4 +1,4 @@
-"""The commands that people type; `latteclip.cli.main` holds those of the workflow's rules.
+"""The commands that people type; `latteclip.cli.stages` holds those of the workflow's rules.
 
 A function `add_<name>` defines a command's arguments. What a command does is imported when it runs:
 the help answers without torch.

@@ -8,7 +8,7 @@ import sys
 import pytest
 from support.tiny import write_pseudo_labels
 
-from latteclip.cli import main, people
+from latteclip.cli import main, people, stages
 from latteclip.cli.colours import Formatter, wanted
 from latteclip.core.errors import UserError
 
@@ -47,7 +47,7 @@ def test_heavy_imports_would_be_seen():
     assert "torch" in heavy_imports("import latteclip.train.objectives.losses")
 
 
-@pytest.mark.parametrize("command", [*map(main._name, [*people.COMMANDS, *main.COMMANDS])])
+@pytest.mark.parametrize("command", [*map(main._name, [*people.COMMANDS, *stages.COMMANDS])])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as caught:
         main.main([command, "--help"])
@@ -151,8 +151,8 @@ def test_the_help_has_a_line_for_each_command_and_stage(capsys):
     }
     for line, command in zip(listed, people.COMMANDS, strict=True):
         assert line.endswith(command.__doc__)
-    stages = text.split("stages, which its rules call")[1].split("\n\n")[0].splitlines()[1:]
-    assert [line.split()[0] for line in stages] == list(map(main._name, main.COMMANDS))
+    lines = text.split("stages, which its rules call")[1].split("\n\n")[0].splitlines()[1:]
+    assert [line.split()[0] for line in lines] == list(map(main._name, stages.COMMANDS))
     assert "name a file that it writes" in text
     assert max(map(len, text.splitlines())) <= 100
 

@@ -1,0 +1,347 @@
+"""Commands of the workflow's rules: rule, command (with dashes) and function have one name.
+
+A command parses, calls one function with paths and settings, and returns nothing.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from latteclip.core.settings import from_json
+
+if TYPE_CHECKING:
+    from latteclip.captions.caption import Job
+
+Command = Callable[[argparse.Namespace], None]
+
+
+def generate_textures(args: argparse.Namespace) -> None:
+    """Make a dataset of procedural textures."""
+    from latteclip.demo.textures import write_dataset
+
+    write_dataset(args.output, **json.loads(args.settings))
+
+
+def download_dataset(args: argparse.Namespace) -> None:
+    """Fetch, verify and unpack a dataset."""
+    from latteclip.data import download_dataset as download
+
+    settings = from_json(download.DownloadSettings, args.settings)
+    download.download_dataset(args.dataset, settings, args.output)
+
+
+def download_clip(args: argparse.Namespace) -> None:
+    """Fetch a CLIP of the Hugging Face hub into its cache."""
+    from latteclip.data import download_models
+
+    settings = from_json(download_models.HubClip, args.settings)
+    download_models.download_clip(settings, args.output)
+
+
+def download_captioner(args: argparse.Namespace) -> None:
+    """Fetch a captioner of the Hugging Face hub into its cache."""
+    from latteclip.data import download_models
+
+    settings = from_json(download_models.HubCaptioner, args.settings)
+    download_models.download_captioner(settings, args.output)
+
+
+def index_images(args: argparse.Namespace) -> None:
+    """Read a dataset's split and decode its images once."""
+    from latteclip.data import index_images as splits
+
+    settings = from_json(splits.SplitSettings, args.settings)
+    splits.index_images(args.folder, settings, args.output, args.corrupt, threads=args.threads)
+
+
+def pseudo_label_images(args: argparse.Namespace) -> None:
+    """Classify every image with the pretrained CLIP."""
+    from latteclip.labels import pseudo_label_images as zero_shot
+
+    zero_shot.pseudo_label_images(
+        args.images,
+        from_json(zero_shot.ZeroShotSettings, args.settings),
+        args.output,
+        args.class_embeddings,
+        device=args.device,
+        threads=args.threads,
+    )
+
+
+def caption_images(args: argparse.Namespace) -> None:
+    """Describe every training image."""
+    from latteclip.captions import caption
+
+    caption.caption_images(args.images, args.pseudo_labels, args.prompt, _captioning(args))
+
+
+def _captioning(args: argparse.Namespace) -> "Job":
+    """What the two kinds of captions have in common."""
+    from latteclip.captions import caption, shard
+    from latteclip.captions.engines import base as captioners
+
+    return caption.Job(
+        from_json(captioners.CaptionerSettings, args.captioner),
+        args.output,
+        args.store,
+        args.threads,
+        shard.Shard.parse(args.shard),
+    )
+
+
+def caption_groups(args: argparse.Namespace) -> None:
+    """Describe groups of training images that share a pseudo-label."""
+    from latteclip.captions import caption
+
+    caption.caption_groups(
+        args.images,
+        args.pseudo_labels,
+        args.prompt,
+        from_json(caption.GroupSettings, args.groups),
+        _captioning(args),
+    )
+
+
+def gather_captions(args: argparse.Namespace) -> None:
+    """Put the shards of a table of captions together."""
+    from latteclip.captions import shard
+
+    shard.gather_captions(args.images, args.shards, args.output)
+
+
+def summarize_captions(args: argparse.Namespace) -> None:
+    """Say in numbers what the captions look like."""
+    from latteclip.captions import summarize_captions as caption_summary
+
+    caption_summary.summarize_captions(args.captions, args.images, args.output)
+
+
+def label_by_captions(args: argparse.Namespace) -> None:
+    """Label training images by their captions and CLIP together."""
+    from latteclip.labels import label_by_captions as caption_labels
+
+    caption_labels.label_by_captions(
+        args.images,
+        args.pseudo_labels,
+        args.class_embeddings,
+        args.image_captions,
+        args.group_captions,
+        from_json(caption_labels.CaptionLabelSettings, args.settings),
+        args.output,
+        device=args.device,
+        threads=args.threads,
+    )
+
+
+def finetune(args: argparse.Namespace) -> None:
+    """Tune CLIP under a method's objective."""
+    from latteclip.train import finetune as stage
+    from latteclip.train.data import TrainingFiles
+
+    stage.finetune(
+        TrainingFiles(
+            args.images,
+            args.pseudo_labels,
+            args.image_captions,
+            args.group_captions,
+            args.caption_labels,
+        ),
+        from_json(stage.FinetuneSettings, args.settings),
+        args.model,
+        args.history,
+        args.checkpoint,
+        seed=args.seed,
+        device=args.device,
+        threads=args.threads,
+    )
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Classify the test split with a tuned model."""
+    from latteclip.evaluate import evaluate as stage
+    from latteclip.evaluate.metrics import Run
+
+    stage.evaluate(
+        args.images,
+        args.model,
+        args.history,
+        from_json(stage.EvaluateSettings, args.settings),
+        Run(args.dataset, args.method, args.seed),
+        args.predictions,
+        args.metrics,
+        device=args.device,
+        threads=args.threads,
+    )
+
+
+def evaluate_zero_shot(args: argparse.Namespace) -> None:
+    """Score the pseudo-labels of the test split."""
+    from latteclip.evaluate import evaluate as stage
+    from latteclip.evaluate.metrics import Run
+
+    stage.evaluate_zero_shot(
+        args.images,
+        args.pseudo_labels,
+        Run(args.dataset, args.method, args.seed),
+        args.predictions,
+        args.metrics,
+    )
+
+
+def propagate_labels(args: argparse.Namespace) -> None:
+    """Classify the test split by a graph of the training images, without training."""
+    from latteclip.evaluate import propagate_labels as stage
+    from latteclip.evaluate.metrics import Run
+
+    stage.propagate_labels(
+        args.images,
+        args.pseudo_labels,
+        args.class_embeddings,
+        from_json(stage.PropagationSettings, args.settings),
+        Run(args.dataset, args.method, args.seed),
+        args.predictions,
+        args.metrics,
+        device=args.device,
+        threads=args.threads,
+    )
+
+
+def summarize(args: argparse.Namespace) -> None:
+    """Collect the metrics of all runs in one table."""
+    from latteclip.evaluate import summarize as report
+
+    report.summarize(args.metrics, args.baseline, args.csv, args.markdown)
+
+
+def report_dataset(args: argparse.Namespace) -> None:
+    """Write the page of a dataset: accuracies, changes, pictures, provenance."""
+    from latteclip.report import report_dataset as dataset_report
+    from latteclip.report import runs
+
+    dataset_report.report_dataset(
+        dataset_report.ReportFiles(
+            args.images,
+            args.pseudo_labels,
+            args.image_captions,
+            args.group_captions,
+            args.caption_summary,
+        ),
+        runs.run_files(args.runs),
+        from_json(dataset_report.ReportSettings, args.settings),
+        args.output,
+        threads=args.threads,
+    )
+
+
+def index_results(args: argparse.Namespace) -> None:
+    """Write the page that compares all datasets and methods."""
+    from latteclip.report import index_results as results_index
+
+    settings = from_json(results_index.IndexSettings, args.settings)
+    results_index.index_results(args.metrics, settings, args.output)
+
+
+# Options that several commands share; everything else is a required string.
+OPTIONS = {
+    "threads": {"type": int, "default": os.cpu_count(), "help": "CPU threads"},
+    "device": {"default": "auto", "help": "auto, cuda or cpu"},
+    "seed": {"type": int, "required": True},
+    "baseline": {"default": "zero_shot", "help": "the method that gains are over"},
+    "shard": {"default": "1/1", "help": "which part of how many"},
+    "store": {"help": "folder of the answers that outlive this run"},
+}
+CAPTIONING = ["captioner", "store", "shard", "output", "threads"]
+COMMANDS: dict[Command, list[str]] = {
+    generate_textures: ["settings", "output"],
+    download_dataset: ["dataset", "settings", "output"],
+    download_clip: ["settings", "output"],
+    download_captioner: ["settings", "output"],
+    index_images: ["folder", "settings", "output", "corrupt", "threads"],
+    pseudo_label_images: [
+        "images",
+        "settings",
+        "output",
+        "class-embeddings",
+        "device",
+        "threads",
+    ],
+    caption_images: ["images", "pseudo-labels?", "prompt", *CAPTIONING],
+    caption_groups: ["images", "pseudo-labels", "prompt", "groups", *CAPTIONING],
+    gather_captions: ["shards...", "images", "output"],
+    summarize_captions: ["captions...", "images", "output"],
+    label_by_captions: [
+        "images",
+        "pseudo-labels",
+        "class-embeddings",
+        "image-captions",
+        "group-captions",
+        "settings",
+        "output",
+        "device",
+        "threads",
+    ],
+    finetune: [
+        "images",
+        "pseudo-labels",
+        "image-captions?",
+        "group-captions?",
+        "caption-labels?",
+        "settings",
+        "seed",
+        "model",
+        "history",
+        "checkpoint",
+        "device",
+        "threads",
+    ],
+    evaluate: [
+        "dataset",
+        "method",
+        "seed",
+        "images",
+        "model",
+        "history",
+        "settings",
+        "predictions",
+        "metrics",
+        "device",
+        "threads",
+    ],
+    evaluate_zero_shot: [
+        "dataset",
+        "method",
+        "seed",
+        "images",
+        "pseudo-labels",
+        "predictions",
+        "metrics",
+    ],
+    propagate_labels: [
+        "dataset",
+        "method",
+        "seed",
+        "images",
+        "pseudo-labels",
+        "class-embeddings",
+        "settings",
+        "predictions",
+        "metrics",
+        "device",
+        "threads",
+    ],
+    summarize: ["metrics...", "baseline", "csv", "markdown"],
+    report_dataset: [
+        "images",
+        "pseudo-labels",
+        "image-captions?",
+        "group-captions?",
+        "caption-summary?",
+        "runs",
+        "settings",
+        "output",
+        "threads",
+    ],
+    index_results: ["metrics...", "settings", "output"],
+}
