@@ -34,7 +34,7 @@ import pyarrow as pa
 from PIL import Image
 
 from latteclip.captions import caption
-from latteclip.captions.engines import base as captioners
+from latteclip.captions.engines import start as engines
 from latteclip.captions.engines.base import CaptionerSettings
 from latteclip.captions.engines.transformers import TransformersCaptioner
 from latteclip.captions.engines.vllm import VllmCaptioner
@@ -110,7 +110,7 @@ class Ways:
         processor = self.transformers._processor
         turn = messages([{"type": "image"}], PROMPT)
         self.rendered = processor.apply_chat_template(turn, add_generation_prompt=True)
-        captioners.start = lambda *_: self.vllm
+        engines.start = lambda *_: self.vllm
 
     def one_at_a_time_transformers(self) -> list[str]:
         return [
@@ -128,7 +128,7 @@ class Ways:
     def stage(self) -> list[str]:
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             output = f"{folder}/captions.parquet"
-            job = caption.Job(self.settings, output, f"{folder}/store", self.threads)
+            job = caption.CaptionJob(self.settings, output, f"{folder}/store", self.threads)
             caption.caption_images(self.index, None, PROMPT, job)
             return tables.read(output, tables.CAPTIONS, ["caption"])[0]["caption"].to_pylist()
 
@@ -187,7 +187,7 @@ def measure_memory(n: int, threads: int) -> None:
     logging.getLogger("latteclip").setLevel(logging.INFO)
     with tempfile.TemporaryDirectory() as folder:
         index = make_images(Path(folder), n)
-        job = caption.Job(
+        job = caption.CaptionJob(
             settings_for(None), f"{folder}/captions.parquet", f"{folder}/store", threads
         )
         caption.caption_images(index, None, PROMPT, job)

@@ -165,29 +165,23 @@ def evaluate_zero_shot(place: Place) -> Work:
     return lambda: evaluate.evaluate_zero_shot(index, labels, run, *outputs)
 
 
-def _job(shard: str) -> Any:
-    from latteclip.captions.caption import Job
-    from latteclip.captions.engines.base import CaptionerSettings
-    from latteclip.captions.shard import Shard
-
-    settings = CaptionerSettings("vllm", "none", None, "auto", 77, 4096, 0.9, 512)
-    return Job(settings, "", None, 1, Shard.parse(shard))
-
-
 def _group_questions(place: Place, shard: str) -> Callable[[], Any]:
-    from latteclip.captions.caption import GroupSettings, group_questions
+    from latteclip.captions.questions import GroupSettings, group_questions
+    from latteclip.captions.shard import Shard
 
     index, labels = place.file("images.parquet"), place.file("pseudo_labels.parquet")
     drawn = GroupSettings(seed=0, canvas=672, gap=20)
-    return lambda: group_questions(index, labels, "Describe them.", drawn, _job(shard))
+    return lambda: group_questions(index, labels, "Describe them.", drawn, Shard.parse(shard), None)
 
 
 def plan_images(place: Place) -> Work:
     """What a job of 64 does before it asks about its first image."""
-    from latteclip.captions.caption import image_questions
+    from latteclip.captions.questions import image_questions
+    from latteclip.captions.shard import Shard
 
     index, labels = place.file("images.parquet"), place.file("pseudo_labels.parquet")
-    return lambda: _walk(image_questions(index, labels, "Describe the {}.", _job(f"1/{SHARDS}")))
+    part = Shard(1, SHARDS)
+    return lambda: _walk(image_questions(index, labels, "Describe the {}.", part, None))
 
 
 def plan_groups(place: Place) -> Work:
@@ -204,13 +198,15 @@ def plan_all_groups(place: Place) -> Work:
 
 def _walk(questions: Any) -> None:
     """Every task, as worker processes are given it."""
+    from latteclip.captions.prepare import Task
+
     for row in range(len(questions)):
-        questions.task(row, attempt=1)
+        Task(row, questions.paths_of(row), questions.prompts(row))
 
 
 def make_captions(place: Place) -> Work:
     """Captions of images in shards and of groups in one table, and a store of answers."""
-    from latteclip.captions import answers
+    from latteclip.captions import answer_files
     from latteclip.captions.shard import shard_of
     from latteclip.core import tables
 
@@ -263,7 +259,7 @@ def make_captions(place: Place) -> Work:
                     **{"text": text, "finish_reason": "stop", "n_tokens": 20},
                     **{"engine": "vllm 0.19.1", "date": "2026-01-01"},
                 }
-                part.write(answers._line(values))
+                part.write(answer_files.line_of(values))
 
     return work
 
@@ -295,10 +291,10 @@ def open_answers(place: Place) -> Work:
 
 def gather_captions(place: Place) -> Work:
     """64 shards into one table."""
-    from latteclip.captions import shard as shards
+    from latteclip.captions import gather_captions as stage
 
     output = place.file("captions/images.parquet")
-    return lambda: shards.gather_captions(place.file("images.parquet"), place.shards(), output)
+    return lambda: stage.gather_captions(place.file("images.parquet"), place.shards(), output)
 
 
 def summarize_captions(place: Place) -> Work:

@@ -1,37 +1,23 @@
-"""Answered requests, kept beyond the run that asked them.
+"""Answers to requests, kept beyond the run that asked.
 
-A store is a folder of JSON Lines files ("parts"). Each process appends to a part of its own, so
-that no lock is needed, and a part is `<name>.open.jsonl` until its process closes it. A line opens
-with a checksum over the rest of it: what was torn by a crash is not read.
+A store is a folder of files to which processes append side by side; see `answer_files`.
 """
 
 import contextlib
 import json
-import logging
 import os
-import threading
-import time
 import uuid
-import zlib
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import numpy as np
 
+from latteclip.captions import answer_files
 from latteclip.core.files import replacing
 
-log = logging.getLogger(__name__)
-OPEN, CLOSED = ".open.jsonl", ".jsonl"
-SYNC_ANSWERS, SYNC_SECONDS = 200, 30.0  # written to the disk at least as often
 MAX_PARTS = 8  # closed parts beyond which a run leaves one in their place
-ABANDONED = 24 * 3600  # seconds after which a part that nobody closed counts as closed
-PREFIX = b'{"crc": "'
-DIGEST_AT = len(PREFIX) + len(b'00000000", "digest": "')
-KEY_LENGTH = 16  # hexadecimal digits of a digest by which the index finds its line
 
 
 @dataclass(frozen=True)
@@ -45,12 +31,26 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptAnswer:
     """An answer in the store, who gave it, and on which day (UTC)."""
 
     answer: Answer
     engine: str
     date: str
+
+
+@dataclass(frozen=True)
+class RowOutcome:
+    """What a row of the table of captions says of its request."""
+
+    caption: str
+    finish_reason: str
+    n_tokens: int | None
+    attempts: int
+    error: str | None
+    digest: str | None  # of the request; None where nothing was asked
+    engine: str
+    date: str | None
 
 
 def today() -> str:
@@ -65,7 +65,7 @@ class AnswerStore:
         """Read which answers the folder holds; it is made where it is not there."""
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._own: _Part | None = None
+        self._own: answer_files.Part | None = None
         self._own_number = -1
         self._files: list[BinaryIO] = []
         self._places: dict[int, tuple[int, int]] = {}  # key to (part, offset)
@@ -74,12 +74,7 @@ class AnswerStore:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.seal()
         for file in self._files:
             file.close()
@@ -90,7 +85,7 @@ class AnswerStore:
         return len(self._places)
 
     def __contains__(self, digest: str) -> bool:
-        return _key(digest) in self._places
+        return answer_files.key_of(digest) in self._places
 
     def keys(self) -> np.ndarray:
         """Sorted uint64 [answers]: the head of each digest; see `has`."""
@@ -98,32 +93,32 @@ class AnswerStore:
         keys.sort()
         return keys
 
-    def get(self, digest: str) -> Kept | None:
+    def get(self, digest: str) -> KeptAnswer | None:
         """The answer to a request, if it is held."""
-        place = self._places.get(_key(digest))
+        place = self._places.get(answer_files.key_of(digest))
         if place is None:
             return None
         try:
             values = self._read(place)
         except (OSError, ValueError):  # a shared file system, and another job tidied up
             self._load()
-            place = self._places.get(_key(digest))
+            place = self._places.get(answer_files.key_of(digest))
             values = {} if place is None else self._read(place)
         if values.get("digest") != digest:
             return None
         answer = Answer(values["text"], values["finish_reason"], values["n_tokens"])
-        return Kept(answer, values["engine"], values["date"])
+        return KeptAnswer(answer, values["engine"], values["date"])
 
     def add(self, digest: str, answer: Answer, engine: str) -> None:
         """Keep an answer: at once for other processes, on the disk within SYNC_SECONDS."""
         if self._own is None:
-            self._own = _Part(self.folder)
+            self._own = answer_files.Part(self.folder)
             self._own_number = len(self._files)
             self._files.append(self._own.path.open("rb"))
         values = {"digest": digest, **asdict(answer), "engine": engine, "date": today()}
         del values["error"]
-        offset = self._own.append(_line(values))
-        self._places[_key(digest)] = (self._own_number, offset)
+        offset = self._own.append(answer_files.line_of(values))
+        self._places[answer_files.key_of(digest)] = (self._own_number, offset)
 
     def seal(self) -> None:
         """Close this process's part; further answers go to a new one."""
@@ -143,34 +138,37 @@ class AnswerStore:
                 file.close()
             self._files, self._places = [], {}
             try:
-                for path in sorted(self.folder.glob(f"*{CLOSED}")):
+                for path in self._paths():
                     self._index(path)
                 return
             except FileNotFoundError:
                 continue
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob(f"*{answer_files.CLOSED}"))
 
     def _index(self, path: Path) -> None:
         number = len(self._files)
         if self._own is not None and path == self._own.path:
             self._own_number = number
         self._files.append(path.open("rb"))
-        for offset, line in _whole_lines(self._files[-1]):
-            self._places[_key_of_line(line)] = (number, offset)
+        for offset, line in answer_files.whole_lines(self._files[-1]):
+            self._places[answer_files.key_of_line(line)] = (number, offset)
 
     def _compact(self) -> None:
         """Leave one part in the place of many, for folders that live for years."""
-        parts = [path for path in sorted(self.folder.glob(f"*{CLOSED}")) if _is_closed(path)]
+        parts = [path for path in self._paths() if answer_files.is_closed(path)]
         if len(parts) <= MAX_PARTS:
             return
         seen: set[int] = set()
         with (
-            replacing(self.folder / f"{uuid.uuid4().hex}{CLOSED}") as temporary,
+            replacing(self.folder / f"{uuid.uuid4().hex}{answer_files.CLOSED}") as temporary,
             temporary.open("wb") as whole,
         ):
             for path in parts:
                 with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-                    for _, line in _whole_lines(file):
-                        if (key := _key_of_line(line)) not in seen:
+                    for _, line in answer_files.whole_lines(file):
+                        if (key := answer_files.key_of_line(line)) not in seen:
                             seen.add(key)
                             whole.write(line)
             whole.flush()
@@ -179,80 +177,8 @@ class AnswerStore:
             path.unlink(missing_ok=True)
 
 
-class _Part:
-    """The file that one process appends to."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / f"{uuid.uuid4().hex}{OPEN}"
-        self._file = self.path.open("ab", buffering=0)
-        self._size = self._unsynced = 0
-        self._closing = threading.Event()
-        self._syncer = threading.Thread(target=self._sync_now_and_then, daemon=True)
-        self._syncer.start()
-
-    def append(self, line: bytes) -> int:
-        """Write a line; the offset at which it stands."""
-        written = self._file.write(line)
-        if written != len(line):
-            raise OSError(f"{self.path}: only {written} of {len(line)} bytes could be written")
-        offset, self._size = self._size, self._size + written
-        self._unsynced += 1
-        if self._unsynced >= SYNC_ANSWERS:
-            self._sync()
-        return offset
-
-    def close(self) -> None:
-        self._closing.set()
-        self._syncer.join()
-        self._sync()
-        self._file.close()
-        self.path.rename(self.path.with_name(self.path.name.removesuffix(OPEN) + CLOSED))
-
-    def _sync(self) -> None:
-        self._unsynced = 0
-        os.fsync(self._file.fileno())
-
-    def _sync_now_and_then(self) -> None:
-        while not self._closing.wait(SYNC_SECONDS):
-            if self._unsynced:
-                self._sync()
-
-
 def has(keys: np.ndarray, digest: str) -> bool:
     """Whether the head of a digest is among sorted `keys`: what a worker process can tell."""
-    key = np.uint64(_key(digest))
+    key = np.uint64(answer_files.key_of(digest))
     place = int(np.searchsorted(keys, key))
     return place < len(keys) and keys[place] == key
-
-
-def _is_closed(path: Path) -> bool:
-    if not path.name.endswith(OPEN):
-        return True
-    try:
-        return time.time() - path.stat().st_mtime > ABANDONED
-    except FileNotFoundError:
-        return False
-
-
-def _key(digest: str) -> int:
-    return int(digest[:KEY_LENGTH], 16)
-
-
-def _key_of_line(line: bytes) -> int:
-    return int(line[DIGEST_AT : DIGEST_AT + KEY_LENGTH], 16)
-
-
-def _line(values: dict[str, object]) -> bytes:
-    """A JSON object in one line, whose first member is the checksum of what follows it."""
-    rest = b'", ' + json.dumps(values).encode()[1:] + b"\n"
-    return PREFIX + b"%08x" % zlib.crc32(rest) + rest
-
-
-def _whole_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """(offset, line) of every line whose checksum is right."""
-    offset = 0
-    for line in file:
-        head, rest = line[: len(PREFIX) + 8], line[len(PREFIX) + 8 :]
-        if head == PREFIX + b"%08x" % zlib.crc32(rest) and line.endswith(b"\n"):
-            yield offset, line
-        offset += len(line)

@@ -6,61 +6,23 @@ Letters: N training images, R rows of a table (images or groups).
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-import pyarrow as pa
 
-from latteclip.captions import request as requests
-from latteclip.captions.answers import Answer, AnswerStore, Kept
+from latteclip.captions.answers import Answer, AnswerStore, KeptAnswer, RowOutcome
 from latteclip.captions.clean import clean
-from latteclip.captions.engines import base as captioners
-from latteclip.captions.engines.base import CaptionerSettings
-from latteclip.captions.prepare import Prepared, Preparer, Task, Workers
-from latteclip.captions.request import Layout, Request
+from latteclip.captions.engines import start as engines
+from latteclip.captions.engines.base import Captioner, CaptionerSettings
+from latteclip.captions.prepare import Prepared, Preparer, Task, workers
+from latteclip.captions.questions import Questions
+from latteclip.captions.request import Request, digest, prompt_of
 from latteclip.core.errors import UserError
 from latteclip.core.progress import Progress
+from latteclip.data.workers import Workers
 
 log = logging.getLogger(__name__)
 HOPELESS = 50  # requests that fail one after another before a run gives up
-
-
-@dataclass(frozen=True)
-class Questions:
-    """The R rows that a table will have: what is asked about which images.
-
-    Columns, not objects a row: a million rows must fit.
-    """
-
-    ids: Sequence[str]  # R
-    members: np.ndarray  # int [R, images of a request], indices into `image_ids`
-    image_ids: pa.ChunkedArray  # N
-    paths: pa.ChunkedArray  # N
-    labels: Sequence[int] | None  # R, of groups
-    prompts: Callable[[int], str]  # of a row
-    layout: Layout
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def task(self, row: int, attempt: int) -> Task:
-        paths = [self.paths[int(i)].as_py() for i in self.members[row]]
-        return Task(row, paths, requests.prompt_of(self.prompts(row), attempt))
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a row of the table says of its request."""
-
-    caption: str
-    finish_reason: str
-    n_tokens: int | None
-    attempts: int
-    error: str | None
-    digest: str | None
-    engine: str
-    date: str | None
 
 
 class Asking:
@@ -74,7 +36,7 @@ class Asking:
         self.identity = settings.identity(questions.layout)
         self.image_digests = np.zeros((len(questions), 32), np.uint8)  # read as bytes
         self.errors: dict[str, str] = {}  # by the digest of the request
-        self.captioner: captioners.Captioner | None = None
+        self.captioner: Captioner | None = None
         self._on_their_way: set[str] = set()  # digests
         self.n_asked = self.n_tokens = self._failed_in_a_row = 0
         self._seconds = 0.0  # of answering
@@ -85,15 +47,15 @@ class Asking:
         Raises:
             UserError: nothing but failures, for HOPELESS requests or all that there are.
         """
-        as_urls = self.settings.engine == "openai"
+        as_urls = not engines.loads_model(self.settings.engine)
         preparer = Preparer(self.identity, as_urls, self.store.keys())
         everything = range(len(self.questions))
-        with Workers(preparer, self.threads) as workers:
-            self._attempt(1, everything, workers)
+        with workers(preparer, self.threads) as pool:
+            self._attempt(1, everything, pool)
             again = [row for row in everything if self._wants_another(row)]
             if again:
                 log.info("%d answers are empty or cut.", len(again))
-                self._attempt(2, again, workers)
+                self._attempt(2, again, pool)
         seconds = max(self._seconds, 1e-9)
         log.info(
             "Asked %d requests about %d rows in %.0f s: %.1f captions/s, %.0f tokens/s.",
@@ -104,10 +66,10 @@ class Asking:
             self.n_tokens / seconds,
         )
 
-    def _attempt(self, attempt: int, rows: Sequence[int], workers: Workers) -> None:
+    def _attempt(self, attempt: int, rows: Sequence[int], pool: Workers[Task, Prepared]) -> None:
         progress = Progress(len(rows), "captions")
-        tasks = (self.questions.task(row, attempt) for row in rows)
-        pending = self._pending(workers.prepare(tasks), attempt, progress)
+        tasks = (self._task(row, attempt) for row in rows)
+        pending = self._pending(pool.in_order(tasks), attempt, progress)
         first = next(pending, None)
         if first is None:
             return
@@ -115,19 +77,25 @@ class Asking:
         source = itertools.chain([first], pending)
         started, tokens_before = time.monotonic(), self.n_tokens
         progress.restart()
-        for request, answer in captioner.answer(source, workers.are_behind):
+        for request, answer in captioner.answer(source, pool.are_behind):
             self._take(request, answer, attempt, captioner.version)
             rate = (self.n_tokens - tokens_before) / (time.monotonic() - started)
             progress.add(1, f"{rate:.0f} tokens/s")
         self._seconds += time.monotonic() - started
 
-    def _start(self) -> captioners.Captioner:
+    def _task(self, row: int, attempt: int) -> Task:
+        return Task(row, self.questions.paths_of(row), self._prompt(row, attempt))
+
+    def _prompt(self, row: int, attempt: int) -> str:
+        return prompt_of(self.questions.prompts(row), attempt)
+
+    def _start(self) -> Captioner:
         """The engine, started when the first request needs it."""
         if self.captioner is None:
             started = time.monotonic()
-            layout = self.questions.layout
-            pictures = self.questions.members.shape[1] if layout.kind == "multi_image" else 1
-            self.captioner = captioners.start(self.settings, self.threads, pictures)
+            several = self.questions.layout.kind == "multi_image"
+            pictures = self.questions.n_images if several else 1
+            self.captioner = engines.start(self.settings, self.threads, pictures)
             seconds = time.monotonic() - started
             log.info("%s started in %.0f s.", self.captioner.version, seconds)
         return self.captioner
@@ -166,21 +134,20 @@ class Asking:
 
     def _digest(self, row: int, attempt: int) -> str:
         """Of the request about a row, whose images have been read."""
-        prompt = requests.prompt_of(self.questions.prompts(row), attempt)
-        n_images = self.questions.members.shape[1]
-        return requests.digest(self.image_digests[row].tobytes(), n_images, prompt, self.identity)
+        images = self.image_digests[row].tobytes()
+        return digest(images, self.questions.n_images, self._prompt(row, attempt), self.identity)
 
     def _wants_another(self, row: int) -> bool:
         first = self.store.get(self._digest(row, 1))
         return first is not None and not _is_good(first)
 
-    def outcome(self, row: int) -> Outcome:
+    def outcome(self, row: int) -> RowOutcome:
         """What became of a row: its first good answer, else one that has a text."""
         request_digest = self._digest(row, 1)
         first = self.store.get(request_digest)
         if first is None:
             error = self.errors.get(request_digest, "not answered")
-            return Outcome("", "error", None, 1, error, request_digest, "", None)
+            return RowOutcome("", "error", None, 1, error, request_digest, "", None)
         second = None if _is_good(first) else self.store.get(self._digest(row, 2))
         if second is None:
             return _outcome(first, 1, request_digest)
@@ -188,13 +155,13 @@ class Asking:
         return _outcome(best, 2, request_digest)
 
 
-def _is_good(kept: Kept) -> bool:
+def _is_good(kept: KeptAnswer) -> bool:
     return kept.answer.finish_reason != "length" and bool(clean(kept.answer.text))
 
 
-def _outcome(kept: Kept, attempts: int, request_digest: str) -> Outcome:
+def _outcome(kept: KeptAnswer, attempts: int, request_digest: str) -> RowOutcome:
     answer = kept.answer
-    return Outcome(
+    return RowOutcome(
         clean(answer.text),
         answer.finish_reason,
         answer.n_tokens,

@@ -1,23 +1,13 @@
-"""Worker processes that read, identify and decode images ahead of the engine.
+"""Reading, identifying and decoding images ahead of the engine, in worker processes.
 
 Imports neither torch nor an engine: a worker starts in a fraction of a second and stays small.
 """
 
 import base64
 import io
-import itertools
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from PIL import Image
@@ -27,9 +17,10 @@ from latteclip.captions.pictures import grid
 from latteclip.captions.request import Identity, Layout
 from latteclip.core.errors import UserError
 from latteclip.data.images import is_plain, open_rgb
+from latteclip.data.workers import Workers
 
 CHUNK = 8  # requests that a worker prepares at a time
-AHEAD = 8  # chunks that are ready or wait for a worker, beside those that workers are at
+AHEAD = 8  # chunks that are ready or wait for a worker, besides those in work
 
 
 @dataclass(frozen=True)
@@ -58,10 +49,8 @@ class Preparer:
     as_urls: bool  # encode pictures for a server
     held: np.ndarray  # heads of the digests whose answers are held, see `answers.has`
 
-    def __call__(self, tasks: Sequence[Task]) -> list[Prepared]:
-        return [self._prepare(task) for task in tasks]
-
-    def _prepare(self, task: Task) -> Prepared:
+    def __call__(self, task: Task) -> Prepared:
+        """Read the images of a task, and decode them unless its answer is held."""
         contents = [_read(path) for path in task.paths]
         image_digests = request.digest_of_images(contents)
         digest = request.digest(image_digests, len(contents), task.prompt, self.identity)
@@ -88,79 +77,16 @@ def show(layout: Layout, paths: Sequence[str], contents: Sequence[bytes]) -> lis
     return [grid(pictures, layout.canvas, layout.gap)] if layout.kind == "grid" else pictures
 
 
-class Workers:
-    """Processes that prepare tasks in order; only a few are on their way at any time."""
-
-    def __init__(self, preparer: Preparer, n: int) -> None:
-        # Not forked from this process, which may hold the threads and the GPU of an engine.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
-        self._room = n + AHEAD
-        self._pool = ProcessPoolExecutor(n, context, _start_worker, (preparer,))
-        self._waiting: deque[tuple[Task, Future[list[Prepared]]]] = deque()
-        self._ready: deque[Prepared] = deque()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._pool.shutdown(wait=kind is None, cancel_futures=True)
-
-    def prepare(self, tasks: Iterable[Task]) -> Iterator[Prepared]:
-        """Each task prepared, in order."""
-        source = iter(tasks)
-        while True:
-            while len(self._waiting) < self._room:
-                chunk = list(itertools.islice(source, CHUNK))
-                if not chunk:
-                    break
-                self._waiting.append((chunk[0], self._pool.submit(_work, chunk)))
-            if not self._waiting:
-                return
-            first, future = self._waiting.popleft()
-            try:
-                self._ready.extend(future.result())
-            except BrokenProcessPool:
-                raise UserError(
-                    f"A process that decodes images died near {first.paths[0]} (out of memory, or "
-                    "a file that crashes the decoder); set threads.caption lower or remove the "
-                    "file."
-                ) from None
-
-            while self._ready:
-                yield self._ready.popleft()
-
-    def are_behind(self) -> bool:
-        """Whether the next task is still being prepared."""
-        return not self._ready and bool(self._waiting) and not self._waiting[0][1].done()
-
-
-_preparer: Preparer  # of a worker process
-
-
-def _start_worker(preparer: Preparer) -> None:
-    global _preparer
-    _preparer = preparer
-    for stop in (signal.SIGINT, signal.SIGTERM):  # the parent stops its workers
-        signal.signal(stop, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A parent that is killed cannot stop its workers."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _work(tasks: Sequence[Task]) -> list[Prepared]:
-    return _preparer(tasks)
+def workers(preparer: Preparer, n: int) -> Workers[Task, Prepared]:
+    """Processes that prepare tasks in order."""
+    return Workers(
+        preparer,
+        n,
+        chunk=CHUNK,
+        ahead=AHEAD,
+        name=lambda task: task.paths[0],
+        threads_key="threads.caption",
+    )
 
 
 def _read(path: str) -> bytes:

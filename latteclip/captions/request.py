@@ -15,7 +15,7 @@ from latteclip.core import files
 DIGEST_LENGTH = 32  # hexadecimal digits: 128 bits
 # Asked in a second attempt, after an answer that was empty or cut.
 AGAIN = "Answer with one short sentence."
-WHOLE = 64 * 2**20  # files up to this size are hashed whole
+HASHED_WHOLE = 64 * 2**20  # files up to this size are hashed whole
 SAMPLES, SAMPLE = 256, 64 * 2**10  # of larger ones: as many blocks of so many bytes
 
 
@@ -103,7 +103,7 @@ def fingerprint(model: str) -> str:
 
 def _sampled(path: Path) -> bytes:
     size = path.stat().st_size
-    if size <= WHOLE:
+    if size <= HASHED_WHOLE:
         return hashlib.sha256(path.read_bytes()).digest()
     state = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:

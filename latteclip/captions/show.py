@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from latteclip.captions.caption import GroupSettings, layout_of
 from latteclip.captions.prepare import show as pictures_of
+from latteclip.captions.questions import GroupSettings, layout_of
 from latteclip.captions.request import Layout
 from latteclip.core import tables
 from latteclip.core.errors import UserError

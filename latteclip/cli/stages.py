@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from latteclip.core.settings import from_json
 
 if TYPE_CHECKING:
-    from latteclip.captions.caption import Job
+    from latteclip.captions.caption import CaptionJob
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -50,10 +50,11 @@ def download_captioner(args: argparse.Namespace) -> None:
 
 def index_images(args: argparse.Namespace) -> None:
     """Read a dataset's split and decode its images once."""
-    from latteclip.data import index_images as splits
+    from latteclip.data import index_images as stage
+    from latteclip.data.splits import SplitSettings
 
-    settings = from_json(splits.SplitSettings, args.settings)
-    splits.index_images(args.folder, settings, args.output, args.corrupt, threads=args.threads)
+    settings = from_json(SplitSettings, args.settings)
+    stage.index_images(args.folder, settings, args.output, args.corrupt, threads=args.threads)
 
 
 def pseudo_label_images(args: argparse.Namespace) -> None:
@@ -77,13 +78,13 @@ def caption_images(args: argparse.Namespace) -> None:
     caption.caption_images(args.images, args.pseudo_labels, args.prompt, _captioning(args))
 
 
-def _captioning(args: argparse.Namespace) -> "Job":
+def _captioning(args: argparse.Namespace) -> "CaptionJob":
     """What the two kinds of captions have in common."""
     from latteclip.captions import caption, shard
-    from latteclip.captions.engines import base as captioners
+    from latteclip.captions.engines.base import CaptionerSettings
 
-    return caption.Job(
-        from_json(captioners.CaptionerSettings, args.captioner),
+    return caption.CaptionJob(
+        from_json(CaptionerSettings, args.captioner),
         args.output,
         args.store,
         args.threads,
@@ -93,29 +94,29 @@ def _captioning(args: argparse.Namespace) -> "Job":
 
 def caption_groups(args: argparse.Namespace) -> None:
     """Describe groups of training images that share a pseudo-label."""
-    from latteclip.captions import caption
+    from latteclip.captions import caption, questions
 
     caption.caption_groups(
         args.images,
         args.pseudo_labels,
         args.prompt,
-        from_json(caption.GroupSettings, args.groups),
+        from_json(questions.GroupSettings, args.groups),
         _captioning(args),
     )
 
 
 def gather_captions(args: argparse.Namespace) -> None:
     """Put the shards of a table of captions together."""
-    from latteclip.captions import shard
+    from latteclip.captions import gather_captions as stage
 
-    shard.gather_captions(args.images, args.shards, args.output)
+    stage.gather_captions(args.images, args.shards, args.output)
 
 
 def summarize_captions(args: argparse.Namespace) -> None:
     """Say in numbers what the captions look like."""
-    from latteclip.captions import summarize_captions as caption_summary
+    from latteclip.captions import summarize_captions as stage
 
-    caption_summary.summarize_captions(args.captions, args.images, args.output)
+    stage.summarize_captions(args.captions, args.images, args.output)
 
 
 def label_by_captions(args: argparse.Namespace) -> None:

@@ -84,14 +84,14 @@ def _labelled_files(
     place: Path, split: str, labels: Mapping[str, int], replace: Mapping[str, str], *, strict: bool
 ) -> Iterator[tuple[int | None, Path]]:
     """Images of one split with their labels, None outside of class folders; sorted by path."""
-    for file in _image_files(place, deep=False):
+    for file in image_files(place, deep=False):
         yield None, file
     seen = dict[int, Path]()
     for folder in subfolders(place):
         label = labels.get(clean_classname(folder.name, replace))
         if label is not None and seen.setdefault(label, folder) != folder:
             raise UserError(f"{seen[label]} and {folder} are the same class after clean-up.")
-        files = _image_files(folder, deep=True)
+        files = image_files(folder, deep=True)
         if label is None and split == "test" and files:
             raise UserError(f"Folder {folder} is no class of {CLASSES}; known are {list(labels)}.")
         if strict and not files and split in ("", "train"):
@@ -112,8 +112,11 @@ def _is_seen(name: str) -> bool:
     return not name.startswith((".", "__MACOSX"))
 
 
-def _image_files(folder: Path, *, deep: bool) -> list[Path]:
-    """Images in a folder, or in all below it as well, sorted by path."""
+def image_files(folder: str | Path, *, deep: bool) -> list[Path]:
+    """Image files in a folder, or in all folders below it as well, sorted by path.
+
+    Hidden ones do not count, nor does what macOS leaves in archives.
+    """
     found = []
     for place, below, files in os.walk(folder):
         below[:] = [name for name in below if _is_seen(name)] if deep else []

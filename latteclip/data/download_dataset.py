@@ -23,7 +23,8 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import digest, replacing, write_json
 from latteclip.core.settings import from_values
 from latteclip.core.signals import ending_in_order
-from latteclip.data import archives, sources
+from latteclip.data import archives, file_sources
+from latteclip.data.transfer import FetchError
 
 log = logging.getLogger(__name__)
 DOWNLOADS = "downloads"  # beside the data folder
@@ -103,10 +104,10 @@ def fetch(name: str, download: Download, folder: Path) -> Path:
             return path
         problems.append(_set_aside(path, checksums))
     for spec in download.sources:
-        source, own = sources.parse(spec)
+        source, own = file_sources.parse(spec)
         try:
             return _fetch_from(source, own, name, download, folder)
-        except sources.FetchError as error:
+        except FetchError as error:
             log.warning("%s failed: %s", source.label, error)
             problems.append(f"{source.label}: {error}")
     wanted = download.checksum or "it has no known checksum"
@@ -119,21 +120,21 @@ def fetch(name: str, download: Download, folder: Path) -> Path:
 
 
 def _fetch_from(
-    source: sources.Source, own: str | None, name: str, download: Download, folder: Path
+    source: file_sources.Source, own: str | None, name: str, download: Download, folder: Path
 ) -> Path:
     """Fetch from one source, verify, and keep a note of where the file is from."""
     log.info("Fetching %s from %s.", name, source.label)
     part = folder / ".part" / digest(source.label)[:16]
     part.mkdir(parents=True, exist_ok=True)
     fetched = source.fetch(part)
-    checksum = (fetched.checksum if own == sources.HUB else own) or download.checksum
+    checksum = (fetched.checksum if own == file_sources.HUB else own) or download.checksum
     target = folder / (fetched.name if own else name)
     os.replace(fetched.path, target)
     shutil.rmtree(part)
     if checksum is None:
         log.warning("No checksum of %s is known: taken as it is.", target)
     elif not matches(target, checksum):
-        raise sources.FetchError(_set_aside(target, [checksum]))
+        raise FetchError(_set_aside(target, [checksum]))
     sha256 = (checksum or "").removeprefix("sha256:")
     if len(sha256) != 64:
         sha256 = checksum_of(target, "sha256")
@@ -146,9 +147,9 @@ def candidates(name: str, download: Download, folder: Path) -> Iterator[tuple[Pa
     """Files in the downloads folder that may be the wanted one, each with its known checksums."""
     known = {name: download.checksum}
     for spec in download.sources:
-        source, own = sources.parse(spec)
+        source, own = file_sources.parse(spec)
         if own:  # not the same bytes: a file of its own name
-            known.setdefault(source.names, None if own == sources.HUB else own)
+            known.setdefault(source.names, None if own == file_sources.HUB else own)
     here = sorted(path for path in folder.iterdir() if path.is_file())
     for pattern, checksum in known.items():
         for path in here:

@@ -10,6 +10,7 @@ from latteclip.core.errors import UserError
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L")
 UPRIGHT = (None, 1)  # values of the EXIF orientation
 ORIENTATION = 0x0112
+Decoded = tuple[int, int] | str  # width and height, or why the image cannot be decoded
 
 
 def open_rgb(
@@ -59,3 +60,11 @@ def is_plain(content: BinaryIO, max_side: int | None) -> bool:
             and image.getexif().get(ORIENTATION) in UPRIGHT
             and (max_side is None or max(image.size) <= max_side)
         )
+
+
+def size_of(path: str | Path) -> Decoded:
+    """Decode an image file for its width and height; or else the reason, in its own words."""
+    try:
+        return open_rgb(path).size
+    except Exception as error:  # decoders fail in many ways on broken files
+        return f"{type(error).__name__}: {error}"

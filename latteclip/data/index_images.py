@@ -8,10 +8,8 @@ import itertools
 import logging
 import os
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from latteclip.core import tables
@@ -19,16 +17,16 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import replacing
 from latteclip.core.progress import Progress
 from latteclip.core.prompts import clean_classnames
-from latteclip.data.images import open_rgb
+from latteclip.data.images import Decoded, size_of
 from latteclip.data.split_files import Item
 from latteclip.data.splits import SplitSettings, read_split
+from latteclip.data.workers import Workers
 
 log = logging.getLogger(__name__)
-CHUNK = 64  # images that a worker decodes at a time
-AHEAD = 4  # chunks on their way for each worker
+CHUNK = 64  # images that a worker takes at a time
+AHEAD = 3  # chunks that are ready or wait, for each worker
 BATCH = 128 * CHUNK  # images written at a time
 SHOWN = 100  # broken images that the log names
-Decoded = tuple[int, int] | str  # width and height, or why it cannot be decoded
 
 
 def index_images(
@@ -127,54 +125,23 @@ def _check(
         log.warning("Left out %d of %d images that cannot be decoded.", len(broken), n_images)
 
 
-def _decode(paths: Sequence[str]) -> list[Decoded]:
-    """In a worker: the size of each image, or why it cannot be decoded."""
-    results: list[Decoded] = []
-    for path in paths:
-        try:
-            results.append(open_rgb(path).size)
-        except Exception as error:  # decoders fail in many ways on broken files
-            results.append(f"{type(error).__name__}: {error}")
-    return results
-
-
 def _batches(
     images: Path, items: Sequence[Item], threads: int
-) -> Iterator[tuple[list[Item], list[Decoded]]]:
-    """Items and what became of them, in order, BATCH at a time."""
-    batch: tuple[list[Item], list[Decoded]] = ([], [])
-    for chunk, decoded in _chunks(images, items, threads):
-        batch[0].extend(chunk)
-        batch[1].extend(decoded)
-        if len(batch[0]) >= BATCH:
-            yield batch
-            batch = ([], [])
-    if batch[0]:
-        yield batch
-
-
-def _chunks(
-    images: Path, items: Sequence[Item], threads: int
 ) -> Iterator[tuple[Sequence[Item], list[Decoded]]]:
-    """Decode with all threads, in order; only a few chunks are on their way at any time."""
+    """Items and what became of them, in order, BATCH at a time; decoded with all threads."""
     progress = Progress(len(items), "images")
-    waiting: deque[tuple[Sequence[Item], Future[list[Decoded]]]] = deque()
-    starts = iter(range(0, len(items), CHUNK))
-    with ProcessPoolExecutor(threads) as pool:
-        while True:
-            for start in itertools.islice(starts, AHEAD * threads - len(waiting)):
-                chunk = items[start : start + CHUNK]
-                waiting.append((chunk, pool.submit(_decode, [_path(images, i) for i in chunk])))
-            if not waiting:
-                return
-            chunk, future = waiting.popleft()
-            try:
-                decoded = future.result()
-            except BrokenProcessPool:
-                raise UserError(
-                    f"A process that decodes images died near {chunk[0].image_id} (out of memory, "
-                    "or a file that crashes the decoder); set threads.index_images lower or remove "
-                    "the file."
-                ) from None
-            yield chunk, decoded
-            progress.add(len(chunk))
+    with Workers(
+        size_of,
+        threads,
+        chunk=CHUNK,
+        ahead=AHEAD * threads,
+        name=str,
+        threads_key="threads.index_images",
+    ) as workers:
+        results = workers.in_order(_path(images, item) for item in items)
+        for start in range(0, len(items), BATCH):
+            decoded = []
+            for result in itertools.islice(results, BATCH):
+                decoded.append(result)
+                progress.add(1)
+            yield items[start : start + BATCH], decoded

@@ -27,7 +27,7 @@ from latteclip.clip.ranking import best_classes
 from latteclip.core import devices
 from latteclip.core.errors import UserError
 from latteclip.data import loader
-from latteclip.data.class_folders import IMAGE_SUFFIXES
+from latteclip.data.class_folders import IMAGE_SUFFIXES, image_files
 from latteclip.deploy.prediction_files import Prediction, writing
 
 log = logging.getLogger(__name__)
@@ -214,13 +214,4 @@ def _named(word: str) -> list[str]:
 
 
 def _images_below(folder: str) -> list[str]:
-    """Image files in a folder and the folders below it, sorted; hidden ones do not count."""
-    found = []
-    for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            str(Path(root) / name)
-            for name in files
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
-        ]
-    return sorted(found)
+    return sorted(map(str, image_files(folder, deep=True)))

@@ -1,1 +1,1 @@
-from support.captioning import dataset, recorder  # noqa: F401
+from support.captioning import captioned, dataset, recorder  # noqa: F401

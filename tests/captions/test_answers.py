@@ -7,7 +7,7 @@ import time
 import pytest
 from support.tiny import ROOT
 
-from latteclip.captions import answers
+from latteclip.captions import answer_files, answers
 from latteclip.captions.answers import Answer, AnswerStore, has
 from latteclip.core.files import digest
 
@@ -113,7 +113,7 @@ def test_an_open_part_is_left_alone_unless_it_was_abandoned(tmp_path):
         fill(tmp_path, [number])
     abandoned = tmp_path / "a.open.jsonl"
     (tmp_path / parts(tmp_path)[0]).rename(abandoned)
-    old = time.time() - 2 * answers.ABANDONED
+    old = time.time() - 2 * answer_files.ABANDONED
     with AnswerStore(tmp_path) as running:
         running.add(name(90), answer(90), "engine")
         fill(tmp_path, [91])
@@ -182,13 +182,13 @@ def test_what_a_killed_process_reported_is_held(tmp_path):
 
 def test_answers_reach_the_disk_after_so_many_and_after_a_while(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr(answers.os, "fsync", lambda number: synced.append(number))
-    monkeypatch.setattr(answers, "SYNC_ANSWERS", 3)
+    monkeypatch.setattr(answer_files.os, "fsync", lambda number: synced.append(number))
+    monkeypatch.setattr(answer_files, "SYNC_ANSWERS", 3)
     with AnswerStore(tmp_path / "count") as store:
         for number in range(7):
             store.add(name(number), answer(number), "engine")
         assert len(synced) == 2
-    monkeypatch.setattr(answers, "SYNC_SECONDS", 0.01)
+    monkeypatch.setattr(answer_files, "SYNC_SECONDS", 0.01)
     with AnswerStore(tmp_path / "time") as store:
         before = len(synced)
         store.add(name(1), answer(1), "engine")

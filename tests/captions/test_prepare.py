@@ -13,7 +13,7 @@ from PIL import Image
 from support.tiny import ROOT, write_pictures
 
 from latteclip.captions.pictures import grid
-from latteclip.captions.prepare import AHEAD, CHUNK, Preparer, Task, Workers, show
+from latteclip.captions.prepare import AHEAD, CHUNK, Preparer, Task, show, workers
 from latteclip.captions.request import Identity, Layout, digest, digest_of_images
 from latteclip.core.errors import UserError
 
@@ -28,8 +28,8 @@ def preparer(*, as_urls=False, held=(), **layout):
 
 
 def prepare(tasks, n=2, **options):
-    with Workers(preparer(**options), n) as workers:
-        return list(workers.prepare(tasks))
+    with workers(preparer(**options), n) as pool:
+        return list(pool.in_order(tasks))
 
 
 def decoded(url):
@@ -60,8 +60,8 @@ def test_only_a_few_tasks_are_on_their_way(files):
             taken.append(number)
             yield Task(number, [files[0]], "?")
 
-    with Workers(preparer(), 1) as workers:
-        prepared = workers.prepare(tasks())
+    with workers(preparer(), 1) as pool:
+        prepared = pool.in_order(tasks())
         for _ in range(30):
             next(prepared)
         assert len(taken) <= 32 + (1 + AHEAD) * CHUNK
@@ -71,18 +71,18 @@ def test_only_a_few_tasks_are_on_their_way(files):
 def test_workers_say_whether_they_are_behind(files, tmp_path):
     pipe = tmp_path / "slow.png"
     os.mkfifo(pipe)
-    with Workers(preparer(), 1) as workers:
-        prepared = workers.prepare(
+    with workers(preparer(), 1) as pool:
+        prepared = pool.in_order(
             [*(Task(n, [files[0]], "?") for n in range(CHUNK)), Task(CHUNK, [str(pipe)], "?")]
         )
         next(prepared)
-        assert not workers.are_behind()
+        assert not pool.are_behind()
         for _ in range(CHUNK - 1):
             next(prepared)
-        assert workers.are_behind()
+        assert pool.are_behind()
         pipe.write_bytes(Path(files[1]).read_bytes())
         assert next(prepared).task.key == CHUNK
-        assert not workers.are_behind()
+        assert not pool.are_behind()
 
 
 def test_what_is_held_is_identified_but_not_decoded(files):
@@ -184,13 +184,13 @@ def test_workers_import_nothing_heavy():
 PARENT = """
 import sys, time
 import numpy as np
-from latteclip.captions.prepare import (Preparer, Task, Workers)
+from latteclip.captions.prepare import (Preparer, Task, workers)
 from latteclip.captions.request import (Identity, Layout)
 if __name__ == "__main__":
     identity = Identity("m", None, "auto", None, 77, Layout())
-    workers = Workers(Preparer(identity, False, np.array([], np.uint64)), 2)
-    next(workers.prepare(Task(n, [sys.argv[1]], "?") for n in range(1000)))
-    print(*workers._pool._processes, flush=True)
+    pool = workers(Preparer(identity, False, np.array([], np.uint64)), 2)
+    next(pool.in_order(Task(n, [sys.argv[1]], "?") for n in range(1000)))
+    print(*pool._pool._processes, flush=True)
     time.sleep(60)
 """
 

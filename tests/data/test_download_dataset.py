@@ -15,7 +15,7 @@ from support.web import Host, jpeg, sha256, tar, zipped
 
 from latteclip.cli import main
 from latteclip.core.errors import UserError
-from latteclip.data import download_dataset, sources
+from latteclip.data import download_dataset, file_sources, transfer
 
 CONTENT = bytes(range(256)) * 8192  # 2 MB: several pieces
 ARCHIVE = tar({"images/a.jpg": jpeg(), "images/b.jpg": jpeg((1, 2, 3))})
@@ -79,7 +79,7 @@ def test_a_connection_cut_at_half_is_continued(host, folder, waits):
 
 
 def test_a_later_run_goes_on_where_an_earlier_one_stopped(host, folder, monkeypatch):
-    monkeypatch.setattr(sources, "RETRIES", 0)
+    monkeypatch.setattr(transfer, "RETRIES", 0)
     host.cut["/file.bin"] = 1
     url = host.serve("/file.bin", CONTENT)
     with pytest.raises(UserError, match="incomplete"):
@@ -90,7 +90,7 @@ def test_a_later_run_goes_on_where_an_earlier_one_stopped(host, folder, monkeypa
 
 
 def test_a_host_that_cannot_continue_sends_it_anew(host, folder, monkeypatch):
-    monkeypatch.setattr(sources, "RETRIES", 0)
+    monkeypatch.setattr(transfer, "RETRIES", 0)
     host.cut["/file.bin"] = 1
     url = host.serve("/file.bin", CONTENT)
     with pytest.raises(UserError, match="incomplete"):
@@ -151,7 +151,7 @@ def test_when_all_fail_one_message_says_what_to_do(host, folder, waits):
 
 
 def test_an_unreachable_host_is_named(folder, waits, monkeypatch):
-    monkeypatch.setattr(sources, "RETRIES", 1)
+    monkeypatch.setattr(transfer, "RETRIES", 1)
     with Host().running() as gone:
         url = f"{gone.url}/file.bin"
     with pytest.raises(UserError, match=r"file\.bin: .*[Cc]onnection"):
@@ -247,7 +247,7 @@ def test_a_file_of_this_machine(folder, tmp_path):
 @pytest.mark.parametrize("spec", [{"file": "x"}, {"hf": "a/b"}, {"drive": "x", "file": "y"}, {}])
 def test_a_source_of_no_known_kind(spec):
     with pytest.raises(UserError, match="is none of"):
-        sources.parse(spec)
+        file_sources.parse(spec)
 
 
 def hub(host, *, revision="main", kind="models", **files):

@@ -17,7 +17,8 @@ from support.web import jpeg
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.prompts import clean_classnames
-from latteclip.data import index_images, split_files
+from latteclip.data import index_images, split_files, workers
+from latteclip.data.images import size_of
 from latteclip.data.loader import open_rgb
 from latteclip.data.split_files import Item
 from latteclip.data.splits import SplitSettings, read_split
@@ -522,28 +523,26 @@ def test_only_a_few_pieces_are_on_their_way_at_once(tmp_path, monkeypatch):
     submitted, most = [], 0
 
     class Pool:
-        def __init__(self, _):
+        def __init__(self, *_):
             pass
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
+        def shutdown(self, **_):
             pass
 
         def submit(self, function, paths):
             nonlocal most
-            future = index_images.Future()
-            future.set_result(function(paths))
+            future = workers.Future()
+            future.set_result([size_of(path) for path in paths])
             submitted.append(future)
             most = max(most, len(submitted) - done[0])
             return future
 
     done = [0]
     monkeypatch.setattr(index_images, "CHUNK", 1)
-    monkeypatch.setattr(index_images, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(index_images, "BATCH", 1)
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", Pool)
     root = folders(tmp_path / "d", n=30)
     items = read_split(root, SplitSettings("folders"))[1].items
-    for _ in index_images._chunks(root, items, 2):
+    for _ in index_images._batches(root, items, 2):
         done[0] += 1
-    assert done[0] == 60 and most <= index_images.AHEAD * 2
+    assert done[0] == 60 and most <= (index_images.AHEAD + 1) * 2

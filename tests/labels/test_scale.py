@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from support.tiny import ROOT, write_captions, write_index
 
-from latteclip.captions import shard
+from latteclip.captions import gather_captions
 from latteclip.captions.mentions import mentions
 from latteclip.captions.shard import shard_of
 from latteclip.clip import ranking
@@ -104,9 +104,9 @@ def test_shards_are_gathered_in_pieces(tmp_path, monkeypatch):
     for number in (1, 2, 3):
         own = [name for name in names if shard_of(name, 3) == number]
         paths.append(write_captions(tmp_path / f"{number}.parquet", own, [f"of {n}" for n in own]))
-    monkeypatch.setattr(shard, "ROWS", 2)
-    monkeypatch.setattr(shard, "_metadata", lambda _: {})
-    shard.gather_captions(index, paths, str(tmp_path / "all.parquet"))
+    monkeypatch.setattr(gather_captions, "ROWS", 2)
+    monkeypatch.setattr(gather_captions, "_metadata", lambda _: {})
+    gather_captions.gather_captions(index, paths, str(tmp_path / "all.parquet"))
     table, _ = tables.read(tmp_path / "all.parquet", tables.CAPTIONS, ["id", "caption"])
     assert table["id"].to_pylist() == names
     assert table["caption"].to_pylist() == [f"of {name}" for name in names]

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from support.tiny import write_index, write_pictures, write_pseudo_labels
 
-from latteclip.captions import caption as captions
+from latteclip.captions import caption
 from latteclip.captions.answers import Answer
-from latteclip.captions.caption import GroupSettings, Job
-from latteclip.captions.engines import base as captioners
+from latteclip.captions.caption import CaptionJob
+from latteclip.captions.engines import start as engines
 from latteclip.captions.engines.base import CaptionerSettings
+from latteclip.captions.questions import GroupSettings
 from latteclip.captions.shard import Shard
 from latteclip.core import tables
 
@@ -28,6 +29,15 @@ SETTINGS = CaptionerSettings(
 GROUPS = GroupSettings(seed=4, canvas=64, gap=4)
 CLASSNAMES = ["red dots", "lines"]
 LABELS = [1, 0, 1, 1, 1, 0, 1]
+TEXTS = [
+    "Red  dots on cloth.",
+    "red dots on cloth.",
+    "A grid",
+    "A grid",
+    "Outlines, reddots",
+    "",
+    "",
+]
 
 
 def mean_colour(picture):
@@ -77,7 +87,7 @@ def recorder(monkeypatch):
         recorder.pictures = pictures
         return recorder
 
-    monkeypatch.setattr(captioners, "start", start)
+    monkeypatch.setattr(engines, "start", start)
     return recorder
 
 
@@ -104,7 +114,7 @@ class Dataset:
         )
 
     def job(self, *, store=True, output=None, shard=None, **changes):
-        return Job(
+        return CaptionJob(
             dataclasses.replace(SETTINGS, **changes),
             str(output or self.output),
             str(self.folder / "store") if store else None,
@@ -113,12 +123,12 @@ class Dataset:
         )
 
     def caption_images(self, prompt="What?", *, labels=None, **options):
-        captions.caption_images(self.images, labels, prompt, self.job(**options))
+        caption.caption_images(self.images, labels, prompt, self.job(**options))
         return read(options.get("output") or self.output)
 
     def caption_groups(self, prompt="All {}?", groups=GROUPS, **options):
         job = self.job(**options)
-        captions.caption_groups(self.images, self.labels, prompt, groups, job)
+        caption.caption_groups(self.images, self.labels, prompt, groups, job)
         return read(options.get("output") or self.output)
 
 
@@ -133,3 +143,20 @@ def read(path):
 
 def provenance(path):
     return tables.read(path, tables.CAPTIONS)[1]
+
+
+@pytest.fixture
+def captioned(dataset, recorder):
+    """images.parquet and groups.parquet where a run leaves them."""
+
+    def reply(request):
+        if request.key == 5:
+            return Answer("", "error", None, "HTTP 400")
+        text = TEXTS[request.key]
+        return Answer(text, "length" if text == "A grid" else "stop", len(text.split()))
+
+    recorder.reply = reply
+    dataset.caption_images(output=dataset.folder / "captions/images.parquet", max_failed=1.0)
+    recorder.reply = lambda request: Answer("lines", "stop", 1)
+    dataset.caption_groups(output=dataset.folder / "captions/groups.parquet")
+    return dataset

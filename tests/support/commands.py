@@ -2,13 +2,23 @@
 
 import dataclasses
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
-from support.tiny import DEMO_LLAVA
+import pytest
+from support.tiny import DEMO_LLAVA, write_index
 
+from latteclip.captions import caption
+from latteclip.captions.caption import CaptionJob
 from latteclip.captions.engines.base import CaptionerSettings
+from latteclip.captions.request import Request
 from latteclip.core import tables
+from latteclip.data.images import open_rgb
+from latteclip.demo import textures
+
+N = 30
 
 PROMPT = "Describe the texture in the photo concisely, less than 20 words."
 SETTINGS = CaptionerSettings(
@@ -36,3 +46,46 @@ def command(index, settings, output, *more, prompt=PROMPT, kind="images"):
         *("--captioner", json.dumps(dataclasses.asdict(settings))),
         *("--output", str(output), *map(str, more)),
     ]
+
+
+def run(*arguments, env=None, **options):
+    """Run caption-images or caption-groups as a command of its own."""
+    finished = subprocess.run(
+        command(*arguments, **options),
+        capture_output=True,
+        text=True,
+        env={**os.environ, **(env or {})},
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished
+
+
+@pytest.fixture(scope="session")
+def index(tmp_path_factory):
+    """An index of N demo textures."""
+    folder = tmp_path_factory.mktemp("captioners")
+    textures.write_dataset(folder / "data", train=N, test=1, gap=0.5, seed=9)
+    files = sorted(map(str, (folder / "data").rglob("*.png")))[:N]
+    return write_index(folder / "images.parquet", files, ["train"] * N, [None] * N, ["a", "b"])
+
+
+@pytest.fixture(scope="session")
+def answers(index, tmp_path_factory):
+    """What transformers writes about them: the CAPTIONS columns."""
+    output = tmp_path_factory.mktemp("answers") / "captions.parquet"
+    caption.caption_images(index, None, PROMPT, CaptionJob(SETTINGS, str(output), None, threads=1))
+    return read(output)
+
+
+def ask(captioner, *requests):
+    """The answers in the order of the requests."""
+    found = {request.key: answer for request, answer in captioner.answer(requests)}
+    return [found[request.key] for request in requests]
+
+
+def about(path, prompt=PROMPT, key=0):
+    return Request(key, [open_rgb(path)], prompt)
+
+
+def paths_of(index):
+    return tables.read(index, tables.IMAGES)[0]["path"].to_pylist()

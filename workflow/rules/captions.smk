@@ -102,7 +102,7 @@ rule gather_captions:
     input:
         images="results/{dataset}/images.parquet",
         shards=caption_shards,
-        code=sources("latteclip.captions.shard"),
+        code=sources("latteclip.captions.gather_captions"),
     output:
         "results/{dataset}/captions/{kind}.parquet",
     log:

@@ -1,23 +1,20 @@
-"""Engines that write a text about pictures, behind one small protocol."""
+"""What an engine is given and what it does: writing a text about pictures."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from latteclip.captions.answers import Answer
 from latteclip.captions.request import Identity, Layout, Request, fingerprint
-from latteclip.config.model_names import is_folder
-from latteclip.core.errors import UserError
 
-ENGINES = ("vllm", "openai", "transformers", "file")
+OWN = "file"  # the engine that asks nobody: captions that the user brings along
 
 
 @dataclass(frozen=True)
 class CaptionerSettings:
     """What decides a caption, beside the picture and the prompt, and how fast it comes."""
 
-    engine: str  # one of ENGINES
+    engine: str  # see `engines.start.CLASSES`
     model: str  # Hugging Face id or folder, or the name under which a server serves it
     revision: str | None
     dtype: str
@@ -53,7 +50,7 @@ def never() -> bool:
 
 
 class Captioner(Protocol):
-    """A model that answers requests greedily."""
+    """A model that answers requests greedily; made of (settings, threads, pictures)."""
 
     version: str
 
@@ -66,41 +63,7 @@ class Captioner(Protocol):
         gets an answer that says why.
 
         Args:
+            requests: what is asked.
             would_wait: whether the next request is not there yet, so that an engine which has
                 something to do had better do that.
         """
-
-
-def start(settings: CaptionerSettings, threads: int, pictures: int) -> Captioner:
-    """Start the engine that the settings name.
-
-    Args:
-        pictures: the most that one request shows.
-
-    Raises:
-        UserError: a model that is not there, or an engine that does not start.
-    """
-    if settings.engine == "vllm":
-        from latteclip.captions.engines.vllm import VllmCaptioner
-
-        return VllmCaptioner(settings, threads, pictures)
-    if settings.engine == "transformers":
-        from latteclip.captions.engines.transformers import TransformersCaptioner
-
-        return TransformersCaptioner(settings, threads)
-    from latteclip.captions.engines.openai import OpenaiCaptioner
-
-    return OpenaiCaptioner(settings)
-
-
-def check(settings: CaptionerSettings) -> None:
-    """Refuse, before anything is read, an engine or a model folder that is not there."""
-    if settings.engine not in ENGINES:
-        raise UserError(f"captioner.engine {settings.engine!r} is none of {', '.join(ENGINES)}.")
-    if settings.engine in ("openai", "file"):
-        return
-    if is_folder(settings.model) and not (Path(settings.model) / "config.json").is_file():
-        raise UserError(
-            f"Captioner model folder {settings.model} has no config.json; "
-            "set captioner.model to a model folder or a Hugging Face id."
-        )

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from latteclip.captions.answers import RowOutcome
+from latteclip.captions.engines.base import OWN, CaptionerSettings
 from latteclip.core.errors import UserError
 
 READERS = {
@@ -13,6 +15,23 @@ READERS = {
     ".tsv": lambda path: pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False),
     ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False),
 }
+
+
+class OwnCaptions:
+    """The captions of images or of groups, as they are but for white space."""
+
+    def __init__(self, settings: CaptionerSettings, *, grouped: bool) -> None:
+        path = settings.groups_file if grouped else settings.images_file
+        self._captions = read_captions(path, "groups" if grouped else "images")
+
+    def __call__(self, row_id: str) -> RowOutcome:
+        """What becomes of the row with this id."""
+        text = self._captions.get(row_id)
+        if text is None:
+            error = "the file has no caption of it"
+            return RowOutcome("", "error", None, 1, error, None, OWN, None)
+        caption = " ".join(text.split())
+        return RowOutcome(caption, "stop", None, 1, None, None, OWN, None)
 
 
 def read_captions(path: str | None, kind: str) -> Mapping[str, str]:

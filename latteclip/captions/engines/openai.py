@@ -21,7 +21,7 @@ class OpenaiCaptioner:
     says, when the server is busy, fails or cannot be reached.
     """
 
-    def __init__(self, settings: CaptionerSettings) -> None:
+    def __init__(self, settings: CaptionerSettings, threads: int = 1, pictures: int = 1) -> None:
         import openai
 
         self._url = os.environ.get(URL, "")

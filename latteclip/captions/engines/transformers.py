@@ -16,7 +16,7 @@ from latteclip.core.errors import UserError
 class TransformersCaptioner:
     """Answers in batches, each padded to its longest prompt."""
 
-    def __init__(self, settings: CaptionerSettings, threads: int) -> None:
+    def __init__(self, settings: CaptionerSettings, threads: int = 1, pictures: int = 1) -> None:
         import torch
         import transformers
 

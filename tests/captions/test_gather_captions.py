@@ -1,0 +1,44 @@
+import dataclasses
+
+import pytest
+from support.captioning import GROUPS, read
+
+from latteclip.captions.gather_captions import gather_captions
+from latteclip.captions.shard import Shard, shard_of
+from latteclip.core.errors import UserError
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+@pytest.mark.parametrize("kind", ["images", "groups"])
+def test_shards_give_the_same_bytes_however_many_there_are(dataset, recorder, kind, n):
+    groups = dataclasses.replace(GROUPS, groups_per_class=3)
+    caption = {
+        "images": dataset.caption_images,
+        "groups": lambda **options: dataset.caption_groups(groups=groups, **options),
+    }[kind]
+    whole = dataset.folder / "whole.parquet"
+    caption(output=whole, store=False)
+    asked = len(recorder.requests)
+    recorder.forget()
+    shards = [dataset.folder / f"shards/{number}.parquet" for number in range(1, n + 1)]
+    for number, path in enumerate(shards, start=1):
+        rows = caption(output=path, shard=Shard(number, n), store=False)
+        assert {shard_of(row, n) for row in rows["id"]} <= {number}
+    assert len(recorder.requests) == asked
+    gathered = dataset.folder / "gathered.parquet"
+    gather_captions(dataset.images, [str(path) for path in shards], str(gathered))
+    assert read(gathered) == read(whole)
+    assert gathered.read_bytes() == whole.read_bytes()
+
+
+def test_shards_of_other_images_or_prompts_are_refused(dataset, recorder):
+    paths = [str(dataset.folder / f"{number}.parquet") for number in (1, 2)]
+    dataset.caption_images(output=paths[0], shard=Shard(1, 2))
+    dataset.caption_images("Where?", output=paths[1], shard=Shard(2, 2))
+    with pytest.raises(UserError, match="differ in their prompt"):
+        gather_captions(dataset.images, paths, str(dataset.output))
+    dataset.caption_images(output=paths[1], shard=Shard(2, 2))
+    dataset.index(dataset.files[:3])
+    with pytest.raises(UserError, match="does not call for"):
+        gather_captions(dataset.images, paths, str(dataset.output))
+    assert not dataset.output.exists()

@@ -1,0 +1,50 @@
+import pytest
+from PIL import Image
+from support.captioning import CLASSNAMES, provenance, read
+
+from latteclip.captions.pictures import grid
+from latteclip.captions.show import command, save_pictures, show
+from latteclip.core.errors import UserError
+
+
+def test_captions_are_shown_with_class_and_prompt(captioned):
+    text = show(str(captioned.folder / "captions/images.parquet"), 3)
+    assert "7 captions by some/model (recorder 1, revision abc, " in text
+    assert text.count("prompt    What?") == 3
+    assert f"class     {CLASSNAMES[1]} (pseudo-label)" in text
+    assert "caption   Red dots on cloth." in text
+    everything = show(str(captioned.folder / "captions/images.parquet"), 99)
+    assert everything.count("prompt    What?") == 7
+    assert "none: HTTP 400" in everything
+    assert "none: empty" in everything
+    assert "second attempt" in everything
+
+
+def test_groups_are_shown_with_their_members_and_their_pictures_can_be_made_again(
+    captioned,
+    recorder,
+    tmp_path,
+):
+    path = captioned.folder / "captions/groups.parquet"
+    folder = tmp_path / "pictures"
+    text = command(["show", str(path)], 2, str(folder))
+    assert text.count("members   ") == 2
+    asked = {request.key: request.pictures for request in recorder.requests[-7:]}
+    columns = read(path)
+    paths = dict(zip(captioned.names, captioned.files, strict=True))
+    for number, (row_id, members) in enumerate(zip(columns["id"], columns["members"], strict=True)):
+        row = {"id": row_id, "members": members}
+        [file] = save_pictures(row, provenance(path), paths, str(folder))
+        assert Image.open(file).tobytes() == asked[number][0].tobytes()
+        wanted = grid([Image.open(paths[member]) for member in members], 64, 4)
+        assert Image.open(file).tobytes() == wanted.tobytes()
+
+
+def test_other_words_and_places_are_one_sentence(captioned, tmp_path):
+    for words in (["show"], ["list", "x"], []):
+        with pytest.raises(UserError, match="captions show FILE"):
+            command(words, 5, None)
+    elsewhere = tmp_path / "images.parquet"
+    elsewhere.write_bytes((captioned.folder / "captions/images.parquet").read_bytes())
+    with pytest.raises(UserError, match="does not lie in a folder"):
+        show(str(elsewhere), 5)
