@@ -96,7 +96,7 @@ def _checked(kind: Any, value: Any, place: _Place) -> Any:
         raise UserError(
             f"Settings for {place.settings}: {place.key} must be {wanted}, not {value!r}."
         )
-    if dataclasses.is_dataclass(chosen):
+    if isinstance(chosen, type) and dataclasses.is_dataclass(chosen):
         return _built(chosen, value, place)
     inner = get_args(chosen)
     if get_origin(chosen) is list:
