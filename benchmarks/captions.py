@@ -67,9 +67,9 @@ def settings_for(model: str | None) -> CaptionerSettings:
 
 def make_images(folder: Path, n: int) -> str:
     """An index of n textures, no two files of the same bytes."""
-    from latteclip.demo import textures
+    from latteclip.demo.generate_textures import TextureSettings, generate_textures
 
-    textures.write_dataset(folder / "data", train=min(n, DISTINCT), test=1, gap=0.5, seed=1)
+    generate_textures(TextureSettings(min(n, DISTINCT), 1, gap=0.5, seed=1), folder / "data")
     contents = [path.read_bytes() for path in sorted((folder / "data").rglob("*.png"))]
     contents = contents[: min(n, DISTINCT)]
     paths = [folder / "images" / f"{number:06d}.png" for number in range(n)]
@@ -130,7 +130,9 @@ class Ways:
             output = f"{folder}/captions.parquet"
             job = caption.CaptionJob(self.settings, output, f"{folder}/store", self.threads)
             caption.caption_images(self.index, None, PROMPT, job)
-            return tables.read(output, tables.CAPTIONS, ["caption"])[0]["caption"].to_pylist()
+            table, _ = tables.read(output, tables.CAPTIONS, ["caption"])
+            captions: list[str] = table["caption"].to_pylist()
+            return captions
 
     def _generate(self, pictures: list[Image.Image]) -> list[str]:
         prompts: list[Any] = [

@@ -458,7 +458,8 @@ def run_step(number: int, place: Place) -> dict[str, float]:
         text=True,
         check=True,
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def run(place: Place) -> None:
@@ -470,7 +471,7 @@ def run(place: Place) -> None:
         if step.title is not None:
             figures = f"{found['seconds']:.1f} | {found['cpu']:.1f} | {found['memory']:.0f}"
             print(f"| {step.title} | {figures} |", flush=True)
-    print("\n| file | bytes an image |\n|---|---:|")
+    print("\n| file | bytes per image |\n|---|---:|")
     results = place.checkout / "results" / "scale"
     for path in sorted(results.rglob("*.parquet")):
         if path.parent.name != "shards":

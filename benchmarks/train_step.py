@@ -21,10 +21,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.core import devices
 from latteclip.data import loader
-from latteclip.train.objectives import base, losses, mixer, prototypes
+from latteclip.train.objectives import losses, mixer, prototypes
+from latteclip.train.objectives.base import TrainingBatch, TrainingTexts
+from latteclip.train.objectives.latteclip import LatteClip, Switches
 from latteclip.train.step import parameter_groups
 from latteclip.train.texts import TextBank
 
@@ -66,21 +69,20 @@ class Setting:
         self.tokens = [clip.tokenizer(kind).to(clip.device) for kind in texts]
         bank = TextBank(clip)
         classes_ids, image_ids, group_ids = (bank.add(kind) for kind in texts)
-        self.training_texts = base.TrainingTexts(classes_ids, image_ids, group_ids, self.labels)
+        self.training_texts = TrainingTexts(classes_ids, image_ids, group_ids, self.labels)
         with torch.no_grad():
-            self.objective = base.LatteClip(
-                bank, self.training_texts, base.LatteClipSettings(alpha=ALPHA), seed=0
-            )
+            self.objective = LatteClip(bank, self.training_texts, Switches(alpha=ALPHA), seed=0)
 
     def package(self) -> torch.Tensor:
         """The loss as the package computes it."""
-        features = clips.encode_images(self.clip, self.images)
-        batch = base.Batch(self.index, self.labels[self.index], features, self.scale())
-        return self.objective.loss(batch).loss
+        features = encode.encode_images(self.clip, self.images)
+        batch = TrainingBatch(self.index, self.labels[self.index], features, self.scale())
+        loss: torch.Tensor = self.objective.loss(batch).loss
+        return loss
 
     def authors(self) -> torch.Tensor:
         """The same loss from four batches of texts, each at the full context."""
-        features = clips.encode_images(self.clip, self.images)
+        features = encode.encode_images(self.clip, self.images)
         fixed = self.objective.prototypes
         zero_shot = self.labels[self.index]
         finetuned = (features.detach() @ fixed.T).argmax(dim=1).cpu()
@@ -111,7 +113,8 @@ class Setting:
 
     def scale(self) -> torch.Tensor:
         """exp(logit_scale)."""
-        return self.clip.model.logit_scale.exp()  # type: ignore[operator]
+        scale: torch.Tensor = self.clip.model.logit_scale.exp()  # type: ignore[operator]
+        return scale
 
     def same_groups(self) -> None:
         """Draw the same group descriptions again."""
@@ -139,14 +142,14 @@ def _wait(device: torch.device) -> None:
 
 
 def encoding_rate(clip: clips.Clip, images: torch.Tensor) -> float:
-    """Images a second of evaluation-time encoding."""
+    """Images per second of evaluation-time encoding."""
     clip.model.eval()
     with torch.no_grad():
-        clips.encode_images(clip, images)
+        encode.encode_images(clip, images)
         _wait(clip.device)
         started = time.perf_counter()
         for _ in range(3):
-            clips.encode_images(clip, images)
+            encode.encode_images(clip, images)
         _wait(clip.device)
     return 3 * len(images) / (time.perf_counter() - started)
 

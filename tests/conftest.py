@@ -3,7 +3,7 @@ import os
 import pytest
 import torch
 from support.checkout import DEMO, Checkout, edit, shrink
-from support.tiny import DEMO_CLIP, SHARED
+from support.tiny import DEMO_CLIP, SHARED, write_backbone
 
 from latteclip.clip import model as clips
 
@@ -14,6 +14,18 @@ torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 @pytest.fixture(scope="session")
 def demo_clip():
     return clips.load(f"local-dir:{DEMO_CLIP}", None, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def backbones(tmp_path_factory):
+    """Names by which the kinds are loaded; each is written when it is first asked for."""
+
+    class Names(dict):
+        def __missing__(self, kind):
+            self[kind] = write_backbone(kind, tmp_path_factory.mktemp("backbones") / kind)
+            return self[kind]
+
+    return Names()
 
 
 @pytest.fixture(scope="session")

@@ -129,7 +129,8 @@ class AnswerStore:
     def _read(self, place: tuple[int, int]) -> dict[str, Any]:
         number, offset = place
         self._files[number].seek(offset)
-        return json.loads(self._files[number].readline())
+        answer: dict[str, Any] = json.loads(self._files[number].readline())
+        return answer
 
     def _load(self) -> None:
         """Index every whole line; anew where a part vanishes meanwhile."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from latteclip.cli.colours import paint
 from latteclip.core.version import __version__
@@ -267,7 +267,7 @@ def _last(run: subprocess.CompletedProcess[str]) -> str:
     return lines[-1].strip() if lines else f"exit status {run.returncode}"
 
 
-def _import(code: str) -> tuple[dict | None, str]:
+def _import(code: str) -> tuple[dict[str, Any] | None, str]:
     """The JSON that code prints last in a new interpreter, or else what went wrong."""
     run = _run([sys.executable, "-c", code], IMPORT_TIMEOUT)
     if run.returncode:

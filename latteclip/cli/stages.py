@@ -4,7 +4,6 @@ A command parses, calls one function with paths and settings, and returns nothin
 """
 
 import argparse
-import json
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -19,9 +18,9 @@ Command = Callable[[argparse.Namespace], None]
 
 def generate_textures(args: argparse.Namespace) -> None:
     """Make a dataset of procedural textures."""
-    from latteclip.demo.textures import write_dataset
+    from latteclip.demo import generate_textures as stage
 
-    write_dataset(args.output, **json.loads(args.settings))
+    stage.generate_textures(from_json(stage.TextureSettings, args.settings), args.output)
 
 
 def download_dataset(args: argparse.Namespace) -> None:
@@ -140,6 +139,7 @@ def finetune(args: argparse.Namespace) -> None:
     """Tune CLIP under a method's objective."""
     from latteclip.train import finetune as stage
     from latteclip.train.data import TrainingFiles
+    from latteclip.train.settings import FinetuneSettings
 
     stage.finetune(
         TrainingFiles(
@@ -149,10 +149,8 @@ def finetune(args: argparse.Namespace) -> None:
             args.group_captions,
             args.caption_labels,
         ),
-        from_json(stage.FinetuneSettings, args.settings),
-        args.model,
-        args.history,
-        args.checkpoint,
+        from_json(FinetuneSettings, args.settings),
+        stage.TrainingOutputs(args.model, args.history, args.checkpoint),
         seed=args.seed,
         device=args.device,
         threads=args.threads,

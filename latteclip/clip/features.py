@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.core.progress import Progress
 from latteclip.data import loader
@@ -35,5 +36,5 @@ def encoded(
     for indices, batch in loader.batches(
         files, loader.in_order(len(files), batch_size), clip.device, threads
     ):
-        yield indices, clips.encode_images(clip, batch).cpu()
+        yield indices, encode.encode_images(clip, batch).cpu()
         progress.add(len(indices))

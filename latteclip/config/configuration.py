@@ -92,7 +92,8 @@ class Schema:
     def _resolve(self, schema: Config) -> Config:
         if "$ref" not in schema:
             return schema
-        return self.root["$defs"][schema["$ref"].removeprefix("#/$defs/")]
+        found: Config = self.root["$defs"][schema["$ref"].removeprefix("#/$defs/")]
+        return found
 
 
 def _sentence(error: jsonschema.ValidationError) -> str:
@@ -176,7 +177,8 @@ class Settings:
 
     def dataset(self, dataset: str) -> dict[str, Any]:
         """What the dataset's file says."""
-        return self.config["datasets"][dataset]
+        found: dict[str, Any] = self.config["datasets"][dataset]
+        return found
 
     def download(self, dataset: str) -> dict[str, Any]:
         """What the download step is given: the files, and on whose terms they are used."""
@@ -216,7 +218,7 @@ class Settings:
 
     def objective(self, method: str) -> str:
         """What the method optimises, if anything."""
-        return merge(*map(self.config["methods"].get, self._lineage(method)))["objective"]
+        return str(merge(*map(self.config["methods"].get, self._lineage(method)))["objective"])
 
     def is_trained(self, method: str) -> bool:
         """Whether the method fine-tunes, and hence depends on a seed."""
@@ -236,8 +238,9 @@ class Settings:
     def reads_captions(self, method: str, kind: str, dataset: str) -> bool:
         """Whether the method uses the descriptions of a kind, "image" or "group"."""
         settings = self.method(method, dataset)
-        return settings["objective"] == "latteclip" and settings.get("switches", {}).get(
-            f"{kind}_description", True
+        switches = settings.get("switches", {})
+        return settings["objective"] == "latteclip" and bool(
+            switches.get(f"{kind}_description", True)
         )
 
     def caption_kinds(self, dataset: str) -> list[str]:
@@ -261,7 +264,7 @@ class Settings:
         return [key for key in self.config["datasets"] if self._shards(key) == 1]
 
     def _shards(self, dataset: str) -> int:
-        return self.section("captions", dataset)["shards"]
+        return int(self.section("captions", dataset)["shards"])
 
     def hub_model(self, section: str, dataset: str) -> model_names.Names | None:
         """The model of section "clip" or "captioner", where it comes from the hub."""

@@ -72,7 +72,7 @@ PREDICTIONS = pa.schema(
     ]
 )
 CAPTION_ROWS = 10_000  # of a row group of CAPTIONS
-# A row a step of a training.
+# One row per step of a training.
 HISTORY = pa.schema(
     [("step", pa.int32()), ("epoch", pa.int32())]
     + [
@@ -140,7 +140,7 @@ def read(
     """Read a table and its metadata.
 
     Raises:
-        UserError: the file is missing, is no Parquet, or lacks a column of `schema`.
+        UserError: the file is missing, is not a Parquet file, or lacks a column of `schema`.
     """
     wanted = list(columns or schema.names)
     with _opened(path, wanted) as file:
@@ -168,7 +168,8 @@ def read_metadata(path: str | Path, column: str) -> dict[str, Any]:
     """The metadata of a table alone; its rows are not read.
 
     Raises:
-        UserError: the file is missing, is no Parquet, or lacks the column that tells its kind.
+        UserError: the file is missing, is not a Parquet file, or lacks the column that tells its
+            kind.
     """
     with _opened(path, [column]) as file:
         return _metadata(file.schema_arrow)
@@ -189,7 +190,7 @@ def _opened(path: str | Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile
         raise UserError(f"{path} does not exist; run the stage that writes it.") from None
     except pa.ArrowInvalid as error:
         raise UserError(
-            f"{path} is no valid Parquet file ({error}); delete it and rerun."
+            f"{path} is not a valid Parquet file ({error}); delete it and rerun."
         ) from None
 
 
@@ -205,7 +206,7 @@ def read_groups(path: str, image_ids: Sequence[str]) -> tuple[list[str | None], 
     """The captions of the G groups, and the members of each as indices into `image_ids`.
 
     Raises:
-        UserError: a member is none of them.
+        UserError: a member is not among them.
     """
     table, _ = read(path, CAPTIONS, ["members", "caption"])
     row_of = {image_id: row for row, image_id in enumerate(image_ids)}
@@ -213,7 +214,7 @@ def read_groups(path: str, image_ids: Sequence[str]) -> tuple[list[str | None], 
         members = [[row_of[name] for name in names] for names in table["members"].to_pylist()]
     except KeyError as error:
         raise UserError(
-            f"{path} speaks of the image {error}, which is no training image; delete it and rerun."
+            f"{path} names the image {error}, which is not a training image; delete it and rerun."
         ) from None
     return table["caption"].to_pylist(), members
 

@@ -201,7 +201,7 @@ def _note(path: Path) -> Path:
 def _noted(path: Path) -> str | None:
     """The SHA-256 that a file had when it was verified, or None."""
     try:
-        return json.loads(_note(path).read_text(encoding="utf-8"))["sha256"]
+        return str(json.loads(_note(path).read_text(encoding="utf-8"))["sha256"])
     except (FileNotFoundError, KeyError, json.JSONDecodeError):
         return None
 

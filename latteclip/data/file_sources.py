@@ -195,6 +195,7 @@ def _hub_bar() -> type:
 
         def update(self, n: float | None = 1) -> bool | None:
             self.lines.add(int(n or 0))
-            return super().update(n)
+            shown: bool | None = super().update(n)
+            return shown
 
     return Bar

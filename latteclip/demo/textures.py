@@ -6,16 +6,11 @@ arguments give the same bytes. Arrays are float32 [N, 64, 64] unless said otherw
 one class, drawn together); coordinates run from -1 to 1 over the image.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
-
-from latteclip.core.files import replacing
 
 SIDE = 64
 CHUNK = 128  # images of one class drawn at once; bounds memory, and is part of what a seed means
@@ -158,21 +153,24 @@ class Plane:
     def along(self) -> np.ndarray:
         """Position along the pattern's direction, in periods."""
         turned = self.x * self.cos + self.y * self.sin
-        return turned * self.frequency / 2 + self.phase[0]
+        position: np.ndarray = turned * self.frequency / 2 + self.phase[0]
+        return position
 
     @property
     def across(self) -> np.ndarray:
         """Position across the pattern's direction, in periods."""
         turned = -self.x * self.sin + self.y * self.cos
-        return turned * self.frequency / 2 + self.phase[1]
+        position: np.ndarray = turned * self.frequency / 2 + self.phase[1]
+        return position
 
     def uniform(self, low: float, high: float) -> np.ndarray:
-        """One number an image, [N, 1, 1]."""
+        """One number per image, [N, 1, 1]."""
         return self.rng.uniform(low, high, (self.n, 1, 1)).astype(np.float32)
 
     def by_image(self, table: np.ndarray, index: np.ndarray) -> np.ndarray:
         """Look `index` [N, 64, 64] up in each image's row of `table` [N, K]."""
-        return table[np.arange(self.n)[:, None, None], index]
+        found: np.ndarray = table[np.arange(self.n)[:, None, None], index]
+        return found
 
 
 class Relief(NamedTuple):
@@ -199,9 +197,10 @@ _UPSAMPLING = {grid: _upsampling(grid) for grid in (3, 4, 6, 9, 13, 20)}
 
 
 def _smooth_noise(rng: np.random.Generator, n: int, grid: int) -> np.ndarray:
-    """Noise in -1..1 with `grid` independent points a side."""
+    """Noise in -1..1 with `grid` independent points per side."""
     points = rng.uniform(-1, 1, (n, grid, grid)).astype(np.float32)
-    return _UPSAMPLING[grid] @ points @ _UPSAMPLING[grid].T
+    noise: np.ndarray = _UPSAMPLING[grid] @ points @ _UPSAMPLING[grid].T
+    return noise
 
 
 def _fractal_noise(
@@ -209,11 +208,13 @@ def _fractal_noise(
 ) -> np.ndarray:
     """Sum of smooth noises, each finer one 0.6 times as strong."""
     octaves = [0.6**i * _smooth_noise(rng, n, grid) for i, grid in enumerate(grids)]
-    return np.sum(octaves, axis=0)
+    noise: np.ndarray = np.sum(octaves, axis=0)
+    return noise
 
 
 def _fraction(t: np.ndarray) -> np.ndarray:
-    return t - np.floor(t)
+    fraction: np.ndarray = t - np.floor(t)
+    return fraction
 
 
 def _step(t: np.ndarray, pixel: np.ndarray | float) -> np.ndarray:
@@ -230,10 +231,11 @@ def _distances(x: np.ndarray, y: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Squared distance of every pixel to each of K points [N, K, 2], [N, K, 64, 64]."""
     dx = x[:, None] - points[:, :, 0, None, None]
     dy = y[:, None] - points[:, :, 1, None, None]
-    return dx * dx + dy * dy
+    squares: np.ndarray = dx * dx + dy * dy
+    return squares
 
 
-# --- one function a class ----------------------------------------------------------------------
+# --- one function per class --------------------------------------------------------------------
 
 
 def _striped(p: Plane) -> Relief:
@@ -504,7 +506,7 @@ def _paint(rng: np.random.Generator, draw: _Draw, relief: Relief) -> np.ndarray:
     jitter = rng.normal(0, 0.035, (2, n, 3)).astype(np.float32)
     front = np.clip(_RGB[draw.foreground] + jitter[0], 0, 1)[:, None, None]
     back = np.clip(_RGB[draw.background] + jitter[1], 0, 1)[:, None, None]
-    image = back + (front - back) * relief.cover[..., None]
+    image: np.ndarray = back + (front - back) * relief.cover[..., None]
     if relief.shade is not None:
         image = image * relief.shade[..., None]
     if relief.gloss is not None:
@@ -513,14 +515,15 @@ def _paint(rng: np.random.Generator, draw: _Draw, relief: Relief) -> np.ndarray:
 
 
 def _blur(image: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """Gaussian blur with seven taps a side; sigma [N] in pixels."""
+    """Gaussian blur with seven taps per side; sigma [N] in pixels."""
     taps = np.arange(-3, 4, dtype=np.float32)
     weights = np.exp(-(taps**2) / (2 * np.maximum(sigma, 0.12)[:, None] ** 2))  # [N, 7]
     weights = (weights / weights.sum(1, keepdims=True))[:, :, None, None, None]
     padded = np.pad(image, ((0, 0), (3, 3), (0, 0), (0, 0)), mode="edge")
     image = sum(weights[:, i] * padded[:, i : i + SIDE] for i in range(7))
     padded = np.pad(image, ((0, 0), (0, 0), (3, 3), (0, 0)), mode="edge")
-    return sum(weights[:, i] * padded[:, :, i : i + SIDE] for i in range(7))
+    blurred: np.ndarray = sum(weights[:, i] * padded[:, :, i : i + SIDE] for i in range(7))
+    return blurred
 
 
 def _photograph(
@@ -600,35 +603,3 @@ def generate_range(
     ]
     images = np.concatenate([images for images, _ in parts])
     return images, [attributes for _, named in parts for attributes in named]
-
-
-# --- a data set on disk ------------------------------------------------------------------------
-
-
-def _write_images(
-    folder: Path, images: np.ndarray, attributes: list[Attributes], first: int
-) -> list[list[str | int]]:
-    """Write images as images/<classname>/<classname>_<number>.png; returns their split entries."""
-    entries: list[list[str | int]] = []
-    for number, (image, named) in enumerate(zip(images, attributes, strict=True), first):
-        path = Path("images", named.classname, f"{named.classname}_{number:05d}.png")
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(folder / path)
-        entries.append([path.as_posix(), CLASSNAMES.index(named.classname), named.classname])
-    return entries
-
-
-def write_dataset(folder: str | Path, *, train: int, test: int, gap: float, seed: int) -> None:
-    """Write a data set of PNG files and a CoOp split: `folder/images/`, `folder/split.json`.
-
-    Train and test images come from different random streams of the seed. The whole folder appears
-    at once, in place of an older one if any.
-    """
-    with replacing(folder) as new:
-        new.mkdir()
-        split = {
-            "train": _write_images(new, *generate(train, gap, seed, stream=0), first=0),
-            "val": [],
-            "test": _write_images(new, *generate(test, gap, seed, stream=1), first=train),
-        }
-        (new / "split.json").write_text(json.dumps(split, indent=0) + "\n", encoding="utf-8")

@@ -121,9 +121,10 @@ def build(config: dict[str, Any]) -> open_clip.CLIP:
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor:
     """[T, CONTEXT], as open_clip's HFTokenizer does it."""
-    return tokenizer(
+    tokens: torch.Tensor = tokenizer(
         texts, return_tensors="pt", max_length=CONTEXT, padding="max_length", truncation=True
     ).input_ids
+    return tokens
 
 
 class Pool:

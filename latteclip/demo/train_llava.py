@@ -207,7 +207,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenera
         vision_feature_select_strategy="default",
         image_seq_length=(SIDE // PATCH) ** 2,
     )
-    return LlavaForConditionalGeneration(config).float()
+    model: LlavaForConditionalGeneration = LlavaForConditionalGeneration(config).float()
+    return model
 
 
 @torch.no_grad()
@@ -242,7 +243,7 @@ def patch_features(
     tower: Any, pixels: torch.Tensor, kept: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Features [B, 64, WIDTH] that LLaVA reads, or those of the `kept` patches alone."""
-    hidden = tower.pre_layrnorm(tower.embeddings(pixels))
+    hidden: torch.Tensor = tower.pre_layrnorm(tower.embeddings(pixels))
     if kept is not None:
         hidden = torch.cat([hidden[:, :1], hidden[:, 1:][:, kept]], dim=1)
     for layer in tower.encoder.layers[:-1]:
@@ -270,7 +271,8 @@ def prompt_tokens(processor: LlavaProcessor, prompt: str) -> list[int]:
     content: Any = [{"type": "image"}, {"type": "text", "text": prompt}]
     text = processor.apply_chat_template([{"role": "user", "content": content}])
     image_tokens = "<image>" * (SIDE // PATCH) ** 2
-    return processor.tokenizer(text.replace("<image>", image_tokens)).input_ids
+    tokens: list[int] = processor.tokenizer(text.replace("<image>", image_tokens)).input_ids
+    return tokens
 
 
 def pad(

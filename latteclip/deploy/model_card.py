@@ -149,13 +149,13 @@ def _front(origin: Provenance, form: str, licence: str | None) -> dict[str, Any]
 
 def _repo(settings: Mapping[str, Any]) -> str | None:
     """The base model's repo on the hub, where open_clip knows it."""
-    model, tag = settings.get("model", ""), settings.get("pretrained")
+    model, tag = str(settings.get("model", "")), settings.get("pretrained")
     if model.startswith("hf-hub:"):
         return model.removeprefix("hf-hub:")
     if not tag:
         return None
     known = open_clip.get_pretrained_cfg(model.replace("/", "-"), tag)
-    return known.get("hf_hub", "").strip("/") or None
+    return str(known.get("hf_hub", "")).strip("/") or None
 
 
 def _base(settings: Mapping[str, Any]) -> str:

@@ -20,7 +20,8 @@ from open_clip.transformer import (
 )
 from torch import nn
 
-from latteclip.clip.model import CausalText, Clip
+from latteclip.clip.encode import CausalText
+from latteclip.clip.model import Clip
 from latteclip.clip.tuned import TunedModel
 from latteclip.core.errors import UserError
 from latteclip.core.prompts import class_texts
@@ -120,7 +121,7 @@ def _end_of_text(text: Any, clip: Clip) -> int:
     """The id of the end-of-text token, at which the text tower is pooled."""
     of_clip = isinstance(text, open_clip.CLIP)
     if (text.text_pool_type if of_clip else text.pool_type) == "eos":
-        end = text.text_eos_id if of_clip else text.eos_id
+        end = int(text.text_eos_id if of_clip else text.eos_id)
     else:  # at the largest id
         end = int(clip.tokenizer(["a"]).max())
     if end == LEGACY_EOS:
@@ -177,7 +178,7 @@ def _model(clip: Clip, text: Any, tokenizer: Any, end: int) -> transformers.CLIP
             **_shape(visual.transformer, visual.ln_post),
         },
     )
-    model = transformers.CLIPModel(config).eval()
+    model: transformers.CLIPModel = transformers.CLIPModel(config).eval()
     model.load_state_dict(_state(clip.model, text))
     return model
 

@@ -202,7 +202,8 @@ def classify(
     links = neighbours(tests, graph.classes, graph.images, settings)  # [M, V]
     if settings.normalise_test_links:
         scores = _inverse_root(graph.degrees)[:, None] * scores
-    return torch.sparse.mm(links, scores)
+    found: torch.Tensor = torch.sparse.mm(links, scores)
+    return found
 
 
 def _inverse_root(degrees: torch.Tensor) -> torch.Tensor:

@@ -276,7 +276,7 @@ def fit_rate(
 
     def sum_of(term: Callable[[torch.Tensor], torch.Tensor]) -> float:
         parts = zip(*_parts(votes, ratios), strict=True)
-        return sum((part * term(ratio)).sum().item() for part, ratio in parts)
+        return sum(float((part * term(ratio)).sum()) for part, ratio in parts)
 
     def slope(rate: float) -> float:
         return sum_of(lambda ratio: ratio / (1 + rate * ratio))

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from latteclip.clip import classifier
+from latteclip.clip import classifier, encode
 from latteclip.clip import model as clips
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
@@ -131,7 +131,7 @@ def _votes(
     votes = torch.zeros(len(distinct) + 1, len(classes))
     for start in range(0, len(distinct), batch_size):
         batch = distinct[start : start + batch_size]
-        scores = clips.encode_texts(clip, clip.tokenizer(batch)).cpu() @ classes.T
+        scores = encode.encode_texts(clip, clip.tokenizer(batch)).cpu() @ classes.T
         votes[start : start + len(batch)] = scores.double().softmax(dim=1)
         progress.add(len(batch))
     return votes, torch.tensor([row_of.get(text, len(distinct)) for text in texts])

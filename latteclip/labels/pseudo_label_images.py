@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import pyarrow as pa
 import torch
 
-from latteclip.clip import classifier
+from latteclip.clip import classifier, encode
 from latteclip.clip import model as clips
 from latteclip.clip.features import encode_files
 from latteclip.clip.ranking import ROWS, best_classes
 from latteclip.core import devices, tables
+from latteclip.core.prompts import class_texts
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,12 @@ class ZeroShotSettings:
     batch_size: int
     topk: int
     precision: str = "bf16"
+
+
+@torch.no_grad()
+def class_embeddings(clip: clips.Clip, template: str, classnames: list[str]) -> torch.Tensor:
+    """W0: row c = f_txt(T(c)), [C, D], L2-normalised (LatteCLIP, section 3.1)."""
+    return encode.encode_texts(clip, clip.tokenizer(class_texts(template, classnames)))
 
 
 def feature_column(features: torch.Tensor) -> pa.Array:
@@ -56,7 +63,7 @@ def pseudo_label_images(
     clip = clips.load(
         settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
     )
-    embeddings = clips.class_embeddings(clip, settings.template, classnames).cpu()  # [C, D]
+    embeddings = class_embeddings(clip, settings.template, classnames).cpu()  # [C, D]
     features = encode_files(clip, table["path"].to_pylist(), settings.batch_size, threads)
     described = {
         "classnames": classnames,

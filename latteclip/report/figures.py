@@ -122,7 +122,8 @@ def confusion(labels: Ints, predictions: Ints, c: int) -> Floats:
     counts = np.zeros((c, c))
     for one in predictions:
         counts += np.bincount(labels * c + one, minlength=c * c).reshape(c, c)
-    return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    shares: Floats = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return shares
 
 
 def worst_pairs(before: Floats, after: Floats, n: int) -> list[Pair]:

@@ -59,7 +59,12 @@ def refuse_others(wanted: dict[str, Any], checkpoint: Checkpoint, folder: str | 
     """Raise UserError naming the first setting in which the checkpoint's `identity` differs."""
     saved = _flat(checkpoint.values["identity"])
     for key, value in _flat(wanted).items():
-        if saved.get(key) != value:
+        if key not in saved:
+            raise UserError(
+                f"{folder} holds a checkpoint of another version of this program, which did not "
+                f"know {key}; delete that folder to start anew."
+            )
+        if saved[key] != value:
             raise UserError(
                 f"{folder} holds a checkpoint of an unfinished training whose {key} is "
                 f"{saved.get(key)!r}, not {value!r}; delete that folder to start anew, or restore "

@@ -14,9 +14,9 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import digest
 from latteclip.core.prompts import class_texts
 from latteclip.train.objectives.base import TrainingTexts
+from latteclip.train.settings import GROUND_TRUTH
 from latteclip.train.texts import TextBank
 
-GROUND_TRUTH = "ground_truth"
 # The column of `caption_labels.parquet` that takes the place of the zero-shot pseudo-labels.
 CAPTION_LABEL_COLUMNS = {"caption": "caption_label", "fused": "fused_label"}
 
@@ -61,7 +61,7 @@ def read(files: TrainingFiles, template: str, labels: str, bank: TextBank) -> Tr
             "with each other; check the dataset's split."
         )
     if len(classnames) < 2:
-        raise UserError(f"{files.images} names one class alone; nothing can be told apart.")
+        raise UserError(f"{files.images} names only one class; nothing can be told apart.")
     own = _labels(files, labels, image_ids)
     descriptions = class_texts(template, classnames)
     none = torch.zeros(0, dtype=torch.long)

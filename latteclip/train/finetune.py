@@ -8,7 +8,7 @@ import random
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 import numpy as np
@@ -21,9 +21,10 @@ from latteclip.core.files import replacing
 from latteclip.core.progress import Progress
 from latteclip.core.signals import Signals, Terminated, ending_in_order
 from latteclip.data import loader
-from latteclip.train import checkpoints, data, monitor, parallel
-from latteclip.train.objectives import base
-from latteclip.train.step import Optimiser, Training
+from latteclip.train import checkpoints, data, monitor, parallel, prepare
+from latteclip.train.objectives.choose import choose
+from latteclip.train.settings import GROUND_TRUTH, FinetuneSettings
+from latteclip.train.step import Training, adamw
 from latteclip.train.texts import TextBank
 
 log = logging.getLogger(__name__)
@@ -31,42 +32,18 @@ CHECK_EVERY = 20  # steps between looks at the losses: each look waits for the d
 
 
 @dataclass(frozen=True)
-class Compute:
-    """How a training is computed; what it computes stays the same up to rounding."""
+class TrainingOutputs:
+    """What a training leaves, and where it keeps what it has until then."""
 
-    compile: bool = False
-    gradient_checkpointing: bool = False
-    micro_batch: int | None = None  # images and texts that are encoded at once
-    cache_gib: float = 0.0  # decoded images are kept where all of them fit into this
-    checkpoint_every: int = 1  # epochs; the last one leaves a checkpoint in any case
-
-
-@dataclass(frozen=True)
-class FinetuneSettings:
-    """What decides a tuned model, beside its inputs and its seed."""
-
-    model: str
-    pretrained: str | None
-    template: str
-    objective: str
-    optimiser: dict[str, Any]
-    precision: str = "bf16"
-    pseudo_labels: str = "zero_shot"  # caption or fused: see caption_labels
-    switches: dict[str, Any] = field(default_factory=dict)  # of LatteCLIP
-    compute: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def labels(self) -> str:
-        """Which labels are trained on."""
-        return data.GROUND_TRUTH if self.objective == "flyp_supervised" else self.pseudo_labels
+    model: str  # folder
+    history: str
+    checkpoints: str  # folder; gone at the end
 
 
 def finetune(
     files: data.TrainingFiles,
     settings: FinetuneSettings,
-    model_output: str,
-    history_output: str,
-    checkpoint_folder: str,
+    outputs: TrainingOutputs,
     *,
     seed: int,
     device: str,
@@ -74,33 +51,33 @@ def finetune(
 ) -> None:
     """Tune CLIP on the images that are not in the test split.
 
-    Only the objective `flyp_supervised` reads labels. Writes the tuned model (see `clip.save`) and
-    a row of tables.HISTORY a step. A run that was broken off goes on from its last checkpoint and
-    gives what an unbroken one gives; the checkpoints are removed at the end. SIGTERM and Ctrl-C let
-    the running step end, leave a checkpoint of it, and end the process.
+    Only the objective `flyp_supervised` reads labels. Writes the tuned model (see
+    `clip.model.save`) and one row of tables.HISTORY per step. A run that was interrupted goes on
+    from its last checkpoint and gives what an uninterrupted one gives; the checkpoints are removed
+    at the end. On SIGTERM and Ctrl-C the running step is finished and kept as a checkpoint before
+    the process ends.
 
     Raises:
-        UserError: an input does not fit, a checkpoint is of other settings, or the loss is not
-            finite.
+        UserError: an input does not fit, a checkpoint belongs to other settings, or the loss is
+            not finite.
     """
     parallel.start(device)
     threads = max(1, threads // parallel.size())
-    optimiser, compute = Optimiser(**settings.optimiser), Compute(**settings.compute)
     with ending_in_order("Nothing was trained yet: a rerun starts where this run did.") as signals:
         training, inputs = _load(
-            files, settings, optimiser, compute, signals, seed=seed, device=device, threads=threads
+            files, settings, signals, seed=seed, device=device, threads=threads
         )
-        kept = _Kept(checkpoint_folder, _identity(settings, seed, inputs))
+        kept = _Kept(outputs.checkpoints, _identity(settings, seed, inputs))
         start = kept.resume(training)
         with signals.held():  # neither a step nor the writing may break off in the middle
-            _train(training, inputs, optimiser, compute, kept, start, seed=seed, threads=threads)
+            _train(training, inputs, settings, kept, start, seed=seed, threads=threads)
             training.clip.model.eval()
             classifier = training.objective.classifier()  # every process takes part in encoding it
             if parallel.rank() == 0:
-                _write(training, classifier, inputs, settings, seed, model_output, history_output)
+                _write(training, classifier, inputs, settings, seed, outputs)
                 if signals.number:  # who ends a job may remove what it wrote
                     kept.end(signals.number, len(training.history))
-                shutil.rmtree(checkpoint_folder, ignore_errors=True)
+                shutil.rmtree(outputs.checkpoints, ignore_errors=True)
     parallel.finish()
 
 
@@ -138,15 +115,14 @@ class _Kept:
 def _load(
     files: data.TrainingFiles,
     settings: FinetuneSettings,
-    optimiser: Optimiser,
-    compute: Compute,
     signals: Signals,
     *,
     seed: int,
     device: str,
     threads: int,
 ) -> tuple[Training, data.TrainingData]:
-    """The start of a training, and what it is on."""
+    """A training before its first step, and its data."""
+    make_objective = choose(settings.objective, settings.switches)
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
@@ -155,19 +131,14 @@ def _load(
     )
     if parallel.size() > 1:
         why = "would see the images of their process alone"
-        clips.refuse_batch_norm(clip, "processes.finetune", "1", why)
-    clips.prepare_training(
-        clip,
-        compile=compute.compile,
-        gradient_checkpointing=compute.gradient_checkpointing,
-        micro_batch=compute.micro_batch,
-    )
+        prepare.refuse_batch_norm(clip, "processes.finetune", "1", why)
+    prepare.prepare_training(clip, settings.compute)
     bank = TextBank(clip)
     inputs = data.read(files, settings.template, settings.labels, bank)
     training = Training(
         clip,
-        _objective(settings, bank, inputs.texts, seed),
-        optimiser.start(clip.model),
+        make_objective(bank, inputs.texts, seed),
+        adamw(clip.model, settings.finetune),
         torch.zeros(len(inputs.classnames), dtype=torch.long),
         signals,
     )
@@ -180,24 +151,10 @@ def _identity(settings: FinetuneSettings, seed: int, inputs: data.TrainingData) 
     return {**decisive, "seed": seed, "digest of images, labels and captions": inputs.digest}
 
 
-def _objective(
-    settings: FinetuneSettings, bank: TextBank, texts: base.TrainingTexts, seed: int
-) -> base.Objective:
-    if settings.objective in ("flyp", "flyp_supervised"):
-        return base.Flyp(bank, texts)
-    if settings.objective == "latteclip":
-        switches = base.LatteClipSettings(**settings.switches)
-        return base.LatteClip(bank, texts, switches, seed)
-    raise UserError(
-        f"Objective {settings.objective!r} is none of flyp, flyp_supervised, latteclip."
-    )
-
-
 def _train(
     training: Training,
     inputs: data.TrainingData,
-    optimiser: Optimiser,
-    compute: Compute,
+    settings: FinetuneSettings,
     kept: _Kept,
     start: int,
     *,
@@ -209,22 +166,27 @@ def _train(
     Raises:
         Terminated: a signal came; the step that was running is done and kept.
     """
-    n = len(inputs.paths)
-    if min(n, optimiser.batch_size) < parallel.size():
+    n, section = len(inputs.paths), settings.finetune
+    if min(n, section.batch_size) < parallel.size():
         raise UserError(
-            f"A batch of {min(n, optimiser.batch_size)} images cannot be shared out among "
+            f"A batch of {min(n, section.batch_size)} images cannot be shared out among "
             f"{parallel.size()} processes; lower processes.finetune."
         )
-    per_epoch = data.steps_per_epoch(n, optimiser.batch_size)
-    total = optimiser.epochs * per_epoch
+    per_epoch = data.steps_per_epoch(n, section.batch_size)
+    total = section.epochs * per_epoch
 
     def steps() -> Iterator[tuple[int, list[tuple[int, int]]]]:
-        return data.schedule(n, optimiser.batch_size, optimiser.epochs, seed, start)
+        return data.schedule(n, section.batch_size, section.epochs, seed, start)
 
-    limit = compute.cache_gib * 2**30 / parallel.size()  # each process keeps pictures of its own
-    decoded = loader.decoded_images(inputs.sizes, limit)
+    # Each process keeps pictures of its own.
+    limit = settings.compute.cache_gib * 2**30 / parallel.size()
     batches = loader.batches(
-        loader.ImageFiles(inputs.paths, training.clip.augment, seed, decoded),
+        loader.ImageFiles(
+            inputs.paths,
+            training.clip.augment,
+            seed,
+            loader.decoded_images(inputs.sizes, limit),
+        ),
         (parallel.share(keys) for _, keys in steps()),
         training.clip.device,
         threads,
@@ -237,7 +199,7 @@ def _train(
         _, batch = next(batches)
         waited = time.monotonic() - began
         index = torch.tensor([index for _, index in keys])  # [B]
-        rate = optimiser.rate(step, total)
+        rate = section.rate(step, total)
         logs = training.step(index, inputs.labels[index], batch, rate)
         seconds = time.monotonic() - began
         timings = {"images_per_second": len(keys) / seconds, "data_wait": waited / seconds}
@@ -246,8 +208,8 @@ def _train(
         ends_epoch = done % per_epoch == 0
         if ends_epoch or training.ending or done % CHECK_EVERY == 0:
             training.settle()
-        progress.add(1, f"epoch {epoch + 1} of {optimiser.epochs}")
-        is_due = ends_epoch and (epoch + 1) % compute.checkpoint_every == 0
+        progress.add(1, f"epoch {epoch + 1} of {section.epochs}")
+        is_due = ends_epoch and (epoch + 1) % settings.compute.checkpoint_every == 0
         if is_due or training.ending or done == total:
             kept.save(training, done)
         if training.ending:
@@ -261,20 +223,20 @@ def _write(
     inputs: data.TrainingData,
     settings: FinetuneSettings,
     seed: int,
-    model_output: str,
-    history_output: str,
+    outputs: TrainingOutputs,
 ) -> None:
+    """The model with its classifier, and the history."""
     metadata = {"settings": asdict(settings), "seed": seed, "marks": _marks(settings, training)}
-    with replacing(model_output) as folder:
+    with replacing(outputs.model) as folder:
         clips.save(training.clip, classifier, inputs.classnames, settings.template, folder)
     columns = {name: [row.get(name) for row in training.history] for name in tables.HISTORY.names}
-    tables.write(history_output, columns, tables.HISTORY, metadata)
+    tables.write(outputs.history, columns, tables.HISTORY, metadata)
 
 
 def _marks(settings: FinetuneSettings, training: Training) -> list[str]:
     """What tables must say of the run beside its numbers."""
     marks = []
-    if settings.labels == data.GROUND_TRUTH:
+    if settings.labels == GROUND_TRUTH:
         marks.append("supervised")
     elif settings.labels != "zero_shot":
         marks.append("ours")

@@ -32,7 +32,8 @@ def spread(scores: torch.Tensor, scale: torch.Tensor) -> dict[str, torch.Tensor]
 
 def _entropy(probabilities: torch.Tensor) -> torch.Tensor:
     """Over the last dimension, in nats."""
-    return torch.special.entr(probabilities).sum(dim=-1)
+    entropies: torch.Tensor = torch.special.entr(probabilities)
+    return entropies.sum(dim=-1)
 
 
 def collapse(counts: torch.Tensor, agreement: float) -> str | None:

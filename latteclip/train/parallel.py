@@ -1,4 +1,4 @@
-"""Data-parallel training: one process a device, as `torchrun` starts them.
+"""Data-parallel training: one process per device, as `torchrun` starts them.
 
 Every process computes the same loss over the whole batch; only the encoding of images and texts is
 shared out. Outside of `torchrun` there is one process, and every function here is a no-op.
@@ -68,7 +68,8 @@ def gather(part: torch.Tensor, n: int) -> torch.Tensor:
     """
     if size() == 1:
         return part
-    return _Gather.apply(part, n)
+    whole: torch.Tensor = _Gather.apply(part, n)
+    return whole
 
 
 class _Gather(torch.autograd.Function):

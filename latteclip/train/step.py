@@ -11,47 +11,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.core.errors import UserError
 from latteclip.core.signals import Signals
 from latteclip.train import monitor, parallel
 from latteclip.train.checkpoints import Checkpoint
-from latteclip.train.objectives import base
+from latteclip.train.objectives.base import Objective, TrainingBatch
+from latteclip.train.settings import Finetune
 
 MAX_LOGIT_SCALE = math.log(100)
 
 
-@dataclass(frozen=True)
-class Optimiser:
-    """AdamW with a linear warm-up and a cosine decay (LatteCLIP, section 4)."""
-
-    epochs: int
-    warmup_steps: int
-    batch_size: int
-    lr: float
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 2:
-            raise UserError(
-                f"finetune.batch_size is {self.batch_size}, but the loss compares images within "
-                "the batch; set it to 2 or more."
-            )
-
-    def rate(self, step: int, total: int) -> float:
-        """Learning rate of a step, counted from 0, of `total` steps."""
-        if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, total - self.warmup_steps)
-        return self.lr * (1 + math.cos(math.pi * done)) / 2
-
-    def start(self, model: torch.nn.Module) -> torch.optim.AdamW:
-        """The optimiser of a model; its learning rate is set at each step."""
-        groups = parameter_groups(model, self.weight_decay)
-        return torch.optim.AdamW(groups, betas=(self.beta1, self.beta2), eps=self.eps)
+def adamw(model: torch.nn.Module, settings: Finetune) -> torch.optim.AdamW:
+    """The optimiser of a model; its learning rate is set at each step."""
+    groups = parameter_groups(model, settings.weight_decay)
+    betas = (settings.beta1, settings.beta2)
+    return torch.optim.AdamW(groups, betas=betas, eps=settings.eps)
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -68,12 +44,12 @@ class Training:
     """Everything that a step changes."""
 
     clip: clips.Clip
-    objective: base.Objective
+    objective: Objective
     adamw: torch.optim.AdamW
     predicted: torch.Tensor  # [C] how often each class was predicted in the epoch so far
     signals: Signals
-    history: list[dict[str, Any]] = field(default_factory=list)  # a row a step, plain numbers
-    ending: int = 0  # number of a signal that any process had come in the last step
+    history: list[dict[str, Any]] = field(default_factory=list)  # one row per step, plain numbers
+    ending: int = 0  # signal that any process received during the last step; 0: none
 
     def __post_init__(self) -> None:
         fp16 = self.clip.device.type == "cuda" and self.clip.precision == "fp16"
@@ -107,8 +83,8 @@ class Training:
             group["lr"] = rate
         self.clip.model.train()
         scale = self.logit_scale.exp()
-        features = parallel.gather(clips.encode_images(self.clip, batch), len(index))  # [B, D]
-        outcome = self.objective.loss(base.Batch(index, labels, features, scale))
+        features = parallel.gather(encode.encode_images(self.clip, batch), len(index))  # [B, D]
+        outcome = self.objective.loss(TrainingBatch(index, labels, features, scale))
         self.adamw.zero_grad()
         self.scaler.scale(outcome.loss).backward()
         trained = (p for group in self.adamw.param_groups for p in group["params"])

@@ -1,4 +1,4 @@
-"""A bank of texts, each distinct one tokenised once and encoded once a batch.
+"""A bank of texts, each distinct one tokenised once and encoded once per batch.
 
 Letters: T texts asked for, U distinct texts, L tokens, D embedding width.
 """
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.train import parallel
 
@@ -46,5 +47,5 @@ class TextBank:
         Each distinct text is encoded once, by one of the processes.
         """
         distinct, where = ids.unique(return_inverse=True)
-        own = clips.encode_texts(self.clip, self.tokens[parallel.share(distinct)].long())
+        own = encode.encode_texts(self.clip, self.tokens[parallel.share(distinct)].long())
         return parallel.gather(own, len(distinct))[where.to(self.clip.device)]

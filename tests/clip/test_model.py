@@ -1,92 +1,27 @@
+import json
+import shutil
+
+import huggingface_hub.constants
+import numpy as np
 import open_clip
 import pytest
 import torch
-import torch.nn.functional as F
-from support.tiny import BACKBONES, CONTEXT, DEMO_CLIP, END, START, WIDTH, tiny_clip, write_backbone
+from PIL import Image
+from support.backbones import (
+    CPU,
+    KINDS,
+    TEXTS,
+    pictures,
+)
+from support.tiny import (
+    BACKBONES,
+    DEMO_CLIP,
+    write_backbone,
+)
 
+from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.core.errors import UserError
-
-
-def tokens_of_lengths(lengths):
-    """Random texts that take this many tokens, START and END included."""
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.zeros(len(lengths), CONTEXT, dtype=torch.long)
-    for row, length in zip(tokens, lengths, strict=True):
-        row[:length] = torch.randint(1, START, (length,), generator=generator)
-        row[0], row[length - 1] = START, END
-    return tokens
-
-
-def stock(clip, tokens):
-    return F.normalize(clip.model.encode_text(tokens), dim=-1)
-
-
-@pytest.mark.parametrize("pool_type", ["argmax", "eos"])
-@pytest.mark.parametrize("projection", [{}, {"proj_type": "none", "width": WIDTH}])
-def test_trimmed_texts_of_every_length_have_the_stock_features(pool_type, projection):
-    clip = tiny_clip(pool_type=pool_type, **projection)
-    order = torch.randperm(CONTEXT - 1, generator=torch.Generator().manual_seed(1))
-    tokens = tokens_of_lengths([2 + int(i) for i in order])
-    torch.testing.assert_close(
-        clips.encode_texts(clip, tokens), stock(clip, tokens), rtol=1e-5, atol=1e-6
-    )
-
-
-@pytest.mark.parametrize("lengths", [[9], [3, 3], [16, 16, 16, 16, 2], [5] * 7])
-def test_any_number_of_texts_keeps_its_order(lengths):
-    clip = tiny_clip()
-    tokens = tokens_of_lengths(lengths)
-    torch.testing.assert_close(
-        clips.encode_texts(clip, tokens), stock(clip, tokens), rtol=1e-5, atol=1e-6
-    )
-
-
-def test_short_texts_are_encoded_without_their_padding(monkeypatch):
-    clip = tiny_clip()
-    shapes = []
-    forward = clip.model.token_embedding.forward
-    monkeypatch.setattr(
-        clip.model.token_embedding, "forward", lambda t: (shapes.append(t.shape), forward(t))[1]
-    )
-    clips.encode_texts(clip, tokens_of_lengths([16, 4, 9, 3, 8, 16]))
-    assert [tuple(shape) for shape in shapes] == [(2, 4), (2, 9), (2, 16)]
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"no_causal_mask": True},
-        {"tower": open_clip.CustomTextCLIP, "no_causal_mask": True},
-        {"tower": open_clip.CustomTextCLIP, "embed_cls": True},
-        {"pool_type": "last"},
-    ],
-    ids=str,
-)
-def test_towers_that_see_the_padding_get_the_full_length(other):
-    clip = tiny_clip(**other)
-    tokens = tokens_of_lengths([7, 3, 16, 2, 11])
-    torch.testing.assert_close(
-        clips.encode_texts(clip, tokens), stock(clip, tokens), rtol=1e-5, atol=1e-6
-    )
-
-
-def test_features_are_of_length_one_float32_and_carry_gradient():
-    clip = tiny_clip()
-    texts = clips.encode_texts(clip, tokens_of_lengths([7, 3, 16, 2, 11]))
-    images = clips.encode_images(clip, torch.randn(4, 3, 32, 32))
-    for features in (texts, images):
-        assert features.dtype == torch.float32
-        assert features.requires_grad
-        torch.testing.assert_close(features.norm(dim=1), torch.ones(len(features)))
-
-
-def test_class_embeddings_are_the_features_of_the_filled_template():
-    clip = tiny_clip()
-    embeddings = clips.class_embeddings(clip, "a {} thing", ["red", "blue sky", "x"])
-    for row, text in zip(embeddings, ["a red thing", "a blue sky thing", "a x thing"], strict=True):
-        torch.testing.assert_close(row, stock(clip, clip.tokenizer([text]))[0])
-    assert not embeddings.requires_grad
 
 
 @pytest.fixture
@@ -113,6 +48,22 @@ def test_stock_open_clip_loads_what_was_saved(tuned, tmp_path):
     assert torch.equal(model.encode_text(tokens), tuned.model.encode_text(tokens))
     assert torch.equal(model.logit_scale, tuned.model.logit_scale)
     assert repr(preprocess) == repr(tuned.preprocess)
+
+
+def test_a_name_of_open_clip_takes_a_weights_file_and_may_have_a_slash(tmp_path, monkeypatch):
+    write_backbone("custom_text", tmp_path / "folder")
+    config = BACKBONES["custom_text"][0]
+    text = {**config["text_cfg"], "hf_tokenizer_name": str(tmp_path / "folder")}
+    known = open_clip.factory._MODEL_CONFIGS
+    monkeypatch.setitem(known, "ViT-tiny-8", {**config, "text_cfg": text})
+    weights = str(tmp_path / "folder" / "open_clip_model.safetensors")
+    clip = clips.load("ViT-tiny/8", weights, torch.device("cpu"))
+    clips.save(clip, torch.eye(2), ["a", "b"], "{}", tmp_path / "model")
+    name = f"local-dir:{tmp_path / 'model'}"
+    tokens = open_clip.get_tokenizer(name)(["a red thing"])
+    assert torch.equal(tokens, clip.tokenizer(["a red thing"]))
+    model = open_clip.create_model(name).eval()
+    assert torch.equal(model.encode_text(tokens), clip.model.encode_text(tokens))
 
 
 def test_saved_classifier_comes_back_with_its_class_names(demo_clip, tmp_path):
@@ -170,17 +121,119 @@ def test_truncated_weights_are_refused(tmp_path):
         clips.load(f"local-dir:{tmp_path}", None, torch.device("cpu"))
 
 
-def test_a_name_of_open_clip_takes_a_weights_file_and_may_have_a_slash(tmp_path, monkeypatch):
-    write_backbone("custom_text", tmp_path / "folder")
-    config = BACKBONES["custom_text"][0]
-    text = {**config["text_cfg"], "hf_tokenizer_name": str(tmp_path / "folder")}
-    known = open_clip.factory._MODEL_CONFIGS
-    monkeypatch.setitem(known, "ViT-tiny-8", {**config, "text_cfg": text})
-    weights = str(tmp_path / "folder" / "open_clip_model.safetensors")
-    clip = clips.load("ViT-tiny/8", weights, torch.device("cpu"))
-    clips.save(clip, torch.eye(2), ["a", "b"], "{}", tmp_path / "model")
+@torch.no_grad()
+def test_stock_open_clip_loads_every_kind_that_was_saved(clip, tmp_path):
+    torch.manual_seed(7)
+    for tensor in clip.model.state_dict().values():  # as if trained, running statistics included
+        if tensor.is_floating_point():
+            tensor += 0.01 * torch.rand_like(tensor)
+    classifier = torch.randn(4, 6)
+    clips.save(clip, classifier, ["a", "b", "c", "d é"], "a {}", tmp_path / "model")
     name = f"local-dir:{tmp_path / 'model'}"
-    tokens = open_clip.get_tokenizer(name)(["a red thing"])
-    assert torch.equal(tokens, clip.tokenizer(["a red thing"]))
-    model = open_clip.create_model(name).eval()
+    model, _, preprocess = open_clip.create_model_and_transforms(name, require_pretrained=True)
+    model.eval()
+    assert type(model) is type(clip.model)
+    state = clip.model.state_dict()
+    assert model.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+    images, tokens = pictures(clip, 3), clip.tokenizer(TEXTS)
+    assert torch.equal(model.encode_image(images), clip.model.encode_image(images))
+    assert torch.equal(open_clip.get_tokenizer(name)(TEXTS), tokens)
     assert torch.equal(model.encode_text(tokens), clip.model.encode_text(tokens))
+    assert torch.equal(preprocess(picture()), clip.preprocess(picture()))
+    loaded, classnames = clips.load_classifier(tmp_path / "model")
+    assert torch.equal(loaded, classifier)
+    assert classnames == ["a", "b", "c", "d é"]
+
+
+def picture():
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["loaded", "saved and loaded"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_pictures_are_prepared_as_the_model_says(kind, again, backbones, tmp_path):
+    clip = clips.load(backbones[kind], None, CPU)
+    if again:
+        clips.save(clip, torch.eye(2), ["a", "b"], "{}", tmp_path / "model")
+        clip = clips.load(f"local-dir:{tmp_path / 'model'}", None, CPU)
+    config, preprocess = BACKBONES[kind]
+    side = config["vision_cfg"]["image_size"]
+    wanted = open_clip.image_transform(side, is_train=False, **preprocess)
+    assert torch.equal(clip.preprocess(picture()), wanted(picture()))
+    white = clip.augment(Image.new("RGB", (90, 70), "white"))  # jitter may darken it, evenly
+    assert white.shape == (3, side, side)
+    mean = torch.tensor(preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN))
+    std = torch.tensor(preprocess.get("std", open_clip.OPENAI_DATASET_STD))
+    shades = white[:, 0, 0] * std + mean
+    torch.testing.assert_close(shades, shades[:1].expand(3), rtol=0, atol=1e-5)
+    assert 0 < shades[0] < 1 + 1e-5
+
+
+def test_siglip_keeps_its_scale_and_its_bias(backbones):
+    clip = clips.load(backbones["siglip"], None, CPU)
+    assert clip.model.logit_scale.item() == pytest.approx(4.77)
+    assert clip.model.logit_bias.item() == -10
+
+
+def test_a_model_of_the_hub_is_loaded_as_a_folder_is(backbones, tmp_path, monkeypatch):
+    """The hub itself is played by its cache, which huggingface_hub reads where it is offline."""
+    commit = "0" * 40
+    cache = tmp_path / "hub" / "models--someone--tiny-siglip"
+    snapshot, absent = cache / "snapshots" / commit, cache / ".no_exist" / commit
+    shutil.copytree(backbones["siglip"].removeprefix("local-dir:"), snapshot)
+    config = json.loads((snapshot / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "someone/tiny-siglip"
+    (snapshot / "open_clip_config.json").write_text(json.dumps(config))
+    for path in (cache / "refs" / "main", absent / "config.json"):
+        path.parent.mkdir(parents=True)
+        path.write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+    clip, local = (
+        clips.load(name, None, CPU) for name in ("hf-hub:someone/tiny-siglip", backbones["siglip"])
+    )
+    tokens = clip.tokenizer(TEXTS)
+    assert torch.equal(tokens, local.tokenizer(TEXTS))
+    assert torch.equal(encode.encode_texts(clip, tokens), encode.encode_texts(local, tokens))
+    assert torch.equal(clip.preprocess(picture()), local.preprocess(picture()))
+    clips.save(clip, torch.eye(2), ["a", "b"], "{}", tmp_path / "model")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "nothing"))
+    saved = f"local-dir:{tmp_path / 'model'}"
+    assert torch.equal(open_clip.get_tokenizer(saved)(TEXTS), tokens)
+    assert torch.equal(
+        open_clip.create_model(saved).eval().encode_text(tokens), clip.model.encode_text(tokens)
+    )
+
+
+def test_a_model_that_the_hub_lacks_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="hf-hub:nobody/nothing"):
+        clips.load("hf-hub:nobody/nothing", None, CPU)
+
+
+def test_weights_of_another_activation_are_refused(monkeypatch, tmp_path):
+    """OpenAI's were trained with QuickGELU; the plain name stands for GELU."""
+    weights = tmp_path / "weights.safetensors"
+    weights.touch()
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda *_, **__: str(weights))
+    with pytest.raises(UserError, match="QuickGELU mismatch"):
+        clips.load("ViT-B-32", "openai", CPU)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "float32"])
+def test_precision_changes_nothing_on_a_cpu(precision, backbones):
+    clip = clips.load(backbones["custom_text"], None, CPU, precision)
+    assert clip.precision == precision
+    plain = clips.load(backbones["custom_text"], None, CPU)
+    images = pictures(clip, 3)
+    assert torch.equal(encode.encode_images(clip, images), encode.encode_images(plain, images))
+    assert {parameter.dtype for parameter in clip.model.parameters()} == {torch.float32}
+
+
+def test_an_unknown_precision_is_refused(backbones):
+    with pytest.raises(UserError, match=r"clip.precision 'fp8' is none of bf16, fp16, float32"):
+        clips.load(backbones["custom_text"], None, CPU, "fp8")

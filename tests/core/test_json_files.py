@@ -10,14 +10,14 @@ WHOLE = {
     **{"acc1": 0.5, "acc5": 1, "mean_per_class_recall": None, "per_class": []},
 }
 BROKEN = {
-    "half a file": (json.dumps(WHOLE)[:40], "is no JSON"),
+    "half a file": (json.dumps(WHOLE)[:40], "is not valid JSON"),
     "no object": ("[1]", "lacks dataset, method"),
     "a key too few": (json.dumps({k: v for k, v in WHOLE.items() if k != "seed"}), "lacks seed"),
     "a figure that is none": (
         json.dumps({**WHOLE, "acc1": "high"}),
         "acc1 is 'high', not a number",
     ),
-    "other bytes": (b"\xff\xfe", "is no JSON"),
+    "other bytes": (b"\xff\xfe", "is not valid JSON"),
     "no file": (None, "does not exist"),
 }
 

@@ -48,7 +48,7 @@ def test_a_missing_table_is_named(tmp_path):
 
 def test_a_file_that_is_no_table_is_named(tmp_path):
     (tmp_path / "t.parquet").write_text("hello")
-    with pytest.raises(UserError, match=r"t\.parquet is no valid Parquet file"):
+    with pytest.raises(UserError, match=r"t\.parquet is not a valid Parquet file"):
         tables.read(tmp_path / "t.parquet", SCHEMA)
 
 

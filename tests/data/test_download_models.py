@@ -29,9 +29,10 @@ sys.exit(main(sys.argv[1:]))
 """
 ENCODE = """
 import sys, torch
+from latteclip.clip import encode
 from latteclip.clip import model as clips
 found = clips.load(sys.argv[1], sys.argv[2] or None, torch.device("cpu"))
-print(clips.encode_texts(found, found.tokenizer(["a photo of a red thing"])).norm().item())
+print(encode.encode_texts(found, found.tokenizer(["a photo of a red thing"])).norm().item())
 """
 CAPTION = """
 import json, sys

@@ -17,6 +17,7 @@ from latteclip.clip import model as clips
 from latteclip.core import tables
 from latteclip.deploy import predict
 from latteclip.deploy.export import export
+from latteclip.labels.pseudo_label_images import class_embeddings
 
 CLASSNAMES = ["red thing", "blue sky", "grey", "striped", "dotted thing", "woven", "the sky"]
 TEMPLATE = "a photo of the {}."
@@ -40,7 +41,7 @@ def tuned_model(tmp_path_factory):
     def make(name):
         folder = tmp_path_factory.mktemp("run") / "model"
         clip = clips.load(name, None, torch.device("cpu"))
-        embeddings = clips.class_embeddings(clip, TEMPLATE, CLASSNAMES)
+        embeddings = class_embeddings(clip, TEMPLATE, CLASSNAMES)
         clips.save(clip, embeddings, CLASSNAMES, TEMPLATE, folder)
         return folder
 

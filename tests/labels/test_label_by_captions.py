@@ -11,13 +11,12 @@ import torch.nn.functional as F
 from support.tiny import DEMO_CLIP, write_captions, write_index
 
 from latteclip.cli import main
-from latteclip.clip import classifier
-from latteclip.clip import model as clips
+from latteclip.clip import classifier, encode
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.labels import fusion
 from latteclip.labels import label_by_captions as stage
-from latteclip.labels.pseudo_label_images import feature_column
+from latteclip.labels.pseudo_label_images import class_embeddings, feature_column
 
 N, C, G = 11, 5, 7
 
@@ -337,7 +336,7 @@ class Dataset:
         self.folder, self.clip = folder, clip
         draw = generator(1)
         classes = torch.randint(6, (IMAGES,), generator=draw)
-        self.embeddings = clips.class_embeddings(clip, TEMPLATE, CLASSNAMES)  # [C, D]
+        self.embeddings = class_embeddings(clip, TEMPLATE, CLASSNAMES)  # [C, D]
         self.scale = clip.model.logit_scale.exp().item()
         noise = 0.5 * torch.randn(IMAGES, self.embeddings.shape[1], generator=draw)
         self.features = F.normalize(self.embeddings[classes] + noise, dim=1)
@@ -516,10 +515,10 @@ def test_each_distinct_caption_is_encoded_once(dataset, monkeypatch):
     def count(clip, tokens):
         batches.append(len(tokens))
         assert not torch.is_grad_enabled()
-        return encode(clip, tokens)
+        return encode_texts(clip, tokens)
 
-    encode = clips.encode_texts
-    monkeypatch.setattr(clips, "encode_texts", count)
+    encode_texts = encode.encode_texts
+    monkeypatch.setattr(encode, "encode_texts", count)
     dataset.run()
     assert batches == [3, 3]  # four texts, the dotted one, and that of the groups
 
@@ -579,7 +578,7 @@ def test_missing_image_features_are_refused(dataset, monkeypatch):
 
 def test_a_group_with_a_test_image_is_refused(dataset):
     dataset.groups[3][1] = dataset.names[3]
-    with pytest.raises(UserError, match=r"groups\.parquet speaks of the image '003\.png'"):
+    with pytest.raises(UserError, match=r"groups\.parquet names the image '003\.png'"):
         dataset.run()
 
 

@@ -3,12 +3,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from support.tiny import DEMO_CLIP, write_index, write_pictures
+from support.tiny import DEMO_CLIP, tiny_clip, write_index, write_pictures
 
 from latteclip.clip import classifier
 from latteclip.core import tables
-from latteclip.labels.pseudo_label_images import ZeroShotSettings, pseudo_label_images
+from latteclip.labels.pseudo_label_images import (
+    ZeroShotSettings,
+    class_embeddings,
+    pseudo_label_images,
+)
 
 CLASSNAMES = ["striped", "dotted", "woven", "marbled", "grid", "cracked"]
 SETTINGS = ZeroShotSettings(
@@ -103,3 +108,13 @@ def test_class_embeddings_are_kept_with_all_that_scores_need(labelled, direct, d
         **labelled[3],
         "logit_scale": pytest.approx(math.exp(demo_clip.model.logit_scale.item())),
     }
+
+
+def test_class_embeddings_are_the_features_of_the_filled_template():
+    clip = tiny_clip()
+    embeddings = class_embeddings(clip, "a {} thing", ["red", "blue sky", "x"])
+    for row, text in zip(embeddings, ["a red thing", "a blue sky thing", "a x thing"], strict=True):
+        torch.testing.assert_close(
+            row, F.normalize(clip.model.encode_text(clip.tokenizer([text])), dim=-1)[0]
+        )
+    assert not embeddings.requires_grad

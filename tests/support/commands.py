@@ -16,7 +16,7 @@ from latteclip.captions.engines.base import CaptionerSettings
 from latteclip.captions.request import Request
 from latteclip.core import tables
 from latteclip.data.images import open_rgb
-from latteclip.demo import textures
+from latteclip.demo.generate_textures import TextureSettings, generate_textures
 
 N = 30
 
@@ -64,7 +64,7 @@ def run(*arguments, env=None, **options):
 def index(tmp_path_factory):
     """An index of N demo textures."""
     folder = tmp_path_factory.mktemp("captioners")
-    textures.write_dataset(folder / "data", train=N, test=1, gap=0.5, seed=9)
+    generate_textures(TextureSettings(N, 1, 0.5, seed=9), folder / "data")
     files = sorted(map(str, (folder / "data").rglob("*.png")))[:N]
     return write_index(folder / "images.parquet", files, ["train"] * N, [None] * N, ["a", "b"])
 

@@ -25,7 +25,7 @@ CONTEXT, VOCABULARY, SIDE, WIDTH = 16, 50, 32, 24
 START, END = VOCABULARY - 2, VOCABULARY - 1
 TEMPLATE = "a photo of a {}."
 # Of a training that a test can wait for.
-OPTIMISER = {
+FINETUNE = {
     "epochs": 2,
     "warmup_steps": 1,
     "batch_size": 3,

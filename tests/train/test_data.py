@@ -163,7 +163,7 @@ def test_a_class_of_images_without_groups_gets_its_description(files):
 
 def test_groups_of_other_images_are_refused(files):
     files.names[0] = "elsewhere.png"
-    with pytest.raises(UserError, match=r"g.parquet speaks of the image 'elsewhere.png'"):
+    with pytest.raises(UserError, match=r"g.parquet names the image 'elsewhere.png'"):
         files.read(group_captions=files.groups([[0, 1]], ["a"]))
 
 
@@ -190,7 +190,7 @@ def test_fewer_than_two_images_are_refused(tmp_path, n):
 def test_one_class_alone_is_refused(tmp_path):
     index = write_index(tmp_path / "i.parquet", ["a.png", "b.png"], ["train"] * 2, [0, 0], ["a"])
     bank = TextBank(tiny_clip())
-    with pytest.raises(UserError, match="one class alone"):
+    with pytest.raises(UserError, match="only one class"):
         training_data.read(TrainingFiles(index, "p.parquet"), "a {}.", "zero_shot", bank)
 
 

@@ -20,22 +20,24 @@ import torch
 from safetensors.torch import load_file
 from support.tiny import (
     DEMO_CLIP,
-    OPTIMISER,
+    FINETUNE,
     write_captions,
     write_index,
     write_pictures,
     write_pseudo_labels,
 )
 
+from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.signals import HEARD
 from latteclip.data.loader import ImageFiles
-from latteclip.train import checkpoints, monitor
+from latteclip.labels.pseudo_label_images import class_embeddings
+from latteclip.train import checkpoints, monitor, prepare
 from latteclip.train.data import TrainingFiles
-from latteclip.train.finetune import FinetuneSettings, finetune
-from latteclip.train.step import Optimiser
+from latteclip.train.finetune import TrainingOutputs, finetune
+from latteclip.train.settings import Compute, Finetune, FinetuneSettings
 
 CLASSNAMES = ["striped", "dotted", "woven"]
 LABELS = [2, 0, 2, 1, 0, 2, 1]
@@ -63,15 +65,15 @@ class Inputs:
             [[name] for name in self.names],
         )
 
-    def settings(self, objective="latteclip", switches=None, compute=None, **optimiser):
+    def settings(self, objective="latteclip", switches=None, compute=None, **finetune):
         return FinetuneSettings(
             model=f"local-dir:{DEMO_CLIP}",
             pretrained=None,
             template="a photo of a {} texture.",
             objective=objective,
-            optimiser=OPTIMISER | optimiser,
+            finetune=Finetune(**FINETUNE | finetune),
             switches=switches or {},
-            compute=compute or {},
+            compute=Compute(**compute or {}),
         )
 
     def run(self, name, objective="latteclip", seed=3, captions=True, **settings):
@@ -80,7 +82,7 @@ class Inputs:
         finetune(
             TrainingFiles(self.index, self.labels, *captions),
             self.settings(objective, **settings),
-            *map(str, outputs),
+            TrainingOutputs(*map(str, outputs)),
             seed=seed,
             device="cpu",
             threads=1,
@@ -119,7 +121,7 @@ def test_classifier_is_the_prototypes_of_length_one(tuned, demo_clip):
     classifier, classnames = clips.load_classifier(tuned[0])
     assert classnames == CLASSNAMES
     torch.testing.assert_close(classifier.norm(dim=1), torch.ones(3))
-    start = clips.class_embeddings(demo_clip, "a photo of a {} texture.", CLASSNAMES)
+    start = class_embeddings(demo_clip, "a photo of a {} texture.", CLASSNAMES)
     cosines = (classifier * start).sum(dim=1)
     assert (cosines > 0.9).all()  # momentum: 4 steps of alpha 0.01
     assert (cosines < 1).all()
@@ -129,7 +131,7 @@ def test_history_has_a_row_a_step(tuned):
     table = pq.read_table(tuned[1]).to_pydict()
     assert table["step"] == [0, 1, 2, 3]
     assert table["epoch"] == [0, 0, 1, 1]
-    assert table["lr"] == pytest.approx([Optimiser(**OPTIMISER).rate(s, 4) for s in range(4)])
+    assert table["lr"] == pytest.approx([Finetune(**FINETUNE).rate(s, 4) for s in range(4)])
     for a, b, loss in zip(
         table["loss_zero_shot"], table["loss_finetuned"], table["loss"], strict=True
     ):
@@ -147,7 +149,7 @@ def test_history_has_a_row_a_step(tuned):
 def test_history_tells_settings_and_seed(tuned):
     metadata = pq.read_schema(tuned[1]).metadata
     assert json.loads(metadata[b"seed"]) == 3
-    assert json.loads(metadata[b"settings"])["optimiser"] == OPTIMISER
+    assert json.loads(metadata[b"settings"])["finetune"] == FINETUNE
 
 
 def test_the_same_seed_gives_the_same_bytes(inputs, tuned):
@@ -176,7 +178,7 @@ def test_flyp_trains_without_captions(inputs):
     clip = clips.load(f"local-dir:{model}", None, torch.device("cpu"))
     torch.testing.assert_close(
         clips.load_classifier(model)[0],
-        clips.class_embeddings(clip, "a photo of a {} texture.", CLASSNAMES),
+        class_embeddings(clip, "a photo of a {} texture.", CLASSNAMES),
         rtol=1e-4,
         atol=1e-5,
     )
@@ -280,7 +282,7 @@ def test_checkpoints_come_as_often_as_is_asked_and_after_the_last_epoch(inputs, 
 
 def test_a_checkpoint_of_another_learning_rate_is_refused_and_kept(inputs, broken_after):
     folder = broken_after(4, "other_rate")
-    with pytest.raises(UserError, match=r"optimiser\.lr is 0\.001, not 0\.002"):
+    with pytest.raises(UserError, match=r"finetune\.lr is 0\.001, not 0\.002"):
         inputs.run("other_rate", epochs=EPOCHS, lr=2e-3)
     assert (folder / "step-00000004").is_dir()
 
@@ -346,7 +348,7 @@ def signal_before(monkeypatch):
 @pytest.fixture
 def in_step(signal_before):
     """Lets a signal come in the middle of the n-th step from now on."""
-    return lambda n, number=signal.SIGTERM: signal_before(clips, "encode_images", n, [number])
+    return lambda n, number=signal.SIGTERM: signal_before(encode, "encode_images", n, [number])
 
 
 @pytest.fixture
@@ -420,7 +422,7 @@ def test_signals_while_a_checkpoint_is_written_do_not_break_it(
 
 def test_a_signal_before_the_first_step_ends_at_once(inputs, ending, signal_before, caplog):
     caplog.set_level("INFO")
-    signal_before(clips, "prepare_training")
+    signal_before(prepare, "prepare_training")
     with ending(143):
         inputs.run("early")
     assert "Nothing was trained yet" in caplog.text
@@ -534,9 +536,9 @@ def own_predictions(inputs, demo_clip):
     """The class that CLIP sees in each training picture as `inputs.run` shows it first."""
     paths = [str(inputs.folder / "pictures" / name) for name in inputs.names]
     files = ImageFiles(paths, demo_clip.augment, seed=3)
-    classes = clips.class_embeddings(demo_clip, "a photo of a {} texture.", CLASSNAMES)
+    classes = class_embeddings(demo_clip, "a photo of a {} texture.", CLASSNAMES)
     with torch.no_grad():
-        features = clips.encode_images(demo_clip, torch.stack([files[0, i][1] for i in range(7)]))
+        features = encode.encode_images(demo_clip, torch.stack([files[0, i][1] for i in range(7)]))
     return (features @ classes.T).argmax(dim=1).tolist()
 
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from support.tiny import (
     DEMO_CLIP,
-    OPTIMISER,
+    FINETUNE,
     ROOT,
     write_captions,
     write_index,
@@ -26,7 +26,7 @@ from support.tiny import (
 )
 
 from latteclip.train import parallel
-from latteclip.train.finetune import FinetuneSettings
+from latteclip.train.settings import Finetune, FinetuneSettings
 
 CLASSNAMES = ["striped", "dotted", "woven", "cracked", "smooth"]
 N = 37
@@ -117,7 +117,7 @@ def test_two_processes_train_as_one_does(tmp_path, inputs, model, objective, bat
         pretrained=None,
         template="a photo of a {} texture.",
         objective=objective,
-        optimiser=OPTIMISER | {"batch_size": batch_size},
+        finetune=Finetune(**FINETUNE | {"batch_size": batch_size}),
     )
     one, two = (run(tmp_path / str(n), inputs, settings, n) for n in (1, 2))
     first, second = (pq.read_table(folder / "history").to_pydict() for folder in (one, two))
@@ -148,7 +148,7 @@ def test_two_processes_end_on_a_signal_with_one_checkpoint_and_go_on_from_it(
         pretrained=None,
         template="a photo of a {} texture.",
         objective="latteclip",
-        optimiser=OPTIMISER | {"batch_size": 9, "epochs": 6},  # of four steps
+        finetune=Finetune(**FINETUNE | {"batch_size": 9, "epochs": 6}),  # of four steps
         switches={"mixer_prototypes": "epoch"},
     )
     whole, folder = run(tmp_path / "whole", inputs, settings, 2), tmp_path / "broken"

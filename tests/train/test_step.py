@@ -2,29 +2,9 @@ import math
 
 import pytest
 import torch
-from support.tiny import OPTIMISER
 
 from latteclip.core.errors import UserError
-from latteclip.train.step import Optimiser, check_finite, parameter_groups
-
-
-def test_rate_rises_linearly_then_falls_by_a_cosine():
-    optimiser = Optimiser(**OPTIMISER | {"warmup_steps": 4, "lr": 8.0})
-    rates = [optimiser.rate(step, 14) for step in range(14)]
-    assert rates[:5] == pytest.approx([2, 4, 6, 8, 8])
-    for step in range(4, 14):
-        assert rates[step] == pytest.approx(4 * (1 + math.cos(math.pi * (step - 4) / 10)))
-    assert rates[4:] == sorted(rates[4:], reverse=True)
-    assert 0 < rates[-1] < 0.3
-
-
-def test_rate_without_warm_up_starts_at_the_top():
-    assert Optimiser(**OPTIMISER | {"warmup_steps": 0, "lr": 8.0}).rate(0, 10) == 8
-
-
-def test_a_warm_up_longer_than_the_training_never_reaches_the_top():
-    optimiser = Optimiser(**OPTIMISER | {"warmup_steps": 10, "lr": 8.0})
-    assert [optimiser.rate(step, 3) for step in range(3)] == pytest.approx([0.8, 1.6, 2.4])
+from latteclip.train.step import check_finite, parameter_groups
 
 
 def test_only_matrices_decay(demo_clip):
@@ -56,8 +36,3 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step(value):
     rows[2]["loss"] = value
     with pytest.raises(UserError, match=r"at step 9 \(epoch 5\)"):
         check_finite(rows)
-
-
-def test_a_batch_of_one_is_refused():
-    with pytest.raises(UserError, match="batch_size is 1"):
-        Optimiser(**OPTIMISER | {"batch_size": 1})

@@ -32,7 +32,7 @@ def test_each_distinct_text_is_encoded_once(monkeypatch):
         seen.append(tokens)
         return tokens.float()
 
-    monkeypatch.setattr("latteclip.clip.model.encode_texts", encode)
+    monkeypatch.setattr("latteclip.clip.encode.encode_texts", encode)
     features = bank.encode(ids)
     assert [len(tokens) for tokens in seen] == [3]
     assert torch.equal(features, bank.tokens[ids].float())

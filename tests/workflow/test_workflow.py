@@ -486,7 +486,7 @@ def run_training_stages(folder, index, settings):
         "objective": method["objective"],
         "pseudo_labels": "fused",
         "switches": method.get("switches", {}),
-        "optimiser": {**method["finetune"], **small},
+        "finetune": {**method["finetune"], **small},
     }
     commands = [
         (

@@ -215,7 +215,7 @@ def finetune_settings(wildcards):
             "objective": method["objective"],
             "pseudo_labels": method.get("pseudo_labels", "zero_shot"),
             "switches": method.get("switches", {}),
-            "optimiser": method["finetune"],
+            "finetune": method["finetune"],
             "compute": settings.section("compute", wildcards.dataset),
         }
     )

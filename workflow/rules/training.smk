@@ -1,4 +1,4 @@
-# Fine-tuning: one job a dataset, method and seed.
+# Fine-tuning: one job per dataset, method and seed.
 
 
 rule finetune:

@@ -3,105 +3,11 @@ from collections import Counter
 import pytest
 import torch
 from support import reference
-from support.tiny import SIDE, TEMPLATE, WIDTH, tiny_clip
+from support.objectives import SHAPES, Case, assert_same_rows
+from support.tiny import WIDTH
 
-from latteclip.clip import model as clips
 from latteclip.core.errors import UserError
-from latteclip.core.prompts import class_texts
-from latteclip.train.objectives.base import (
-    Batch,
-    Flyp,
-    GroupSampler,
-    LatteClip,
-    LatteClipSettings,
-    TrainingTexts,
-)
-from latteclip.train.texts import TextBank
-
-SHAPES = [(5, 7, 11), (6, 4, 9), (3, 13, 8)]  # B, C, N
-WORDS = ["red", "fine", "coarse", "woven", "soft", "thin", "bold", "dots", "lines", "cells", "x"]
-
-
-class Case:
-    """A tiny CLIP, N images with random pseudo-labels and descriptions, and one batch of B."""
-
-    def __init__(self, b, c, n, seed=0):
-        self.clip = tiny_clip(seed)
-        generator = torch.Generator().manual_seed(seed)
-
-        def text():
-            length = int(torch.randint(1, 13, (), generator=generator))
-            picks = torch.randint(len(WORDS), (length,), generator=generator)
-            return " ".join(WORDS[pick] for pick in picks)
-
-        self.classnames = [f"{WORDS[i % len(WORDS)]} {i}" for i in range(c)]
-        self.labels = torch.randint(c, (n,), generator=generator)
-        self.image_texts = [text() for _ in range(n)]
-        self.group_texts = [text() for _ in range(n)]
-        self.class_texts = class_texts(TEMPLATE, self.classnames)
-        self.index = torch.randperm(n, generator=generator)[:b]
-        self.images = torch.randn(b, 3, SIDE, SIDE, generator=generator)
-        self.bank = TextBank(self.clip)
-        self.texts = TrainingTexts(
-            self.bank.add(self.class_texts),
-            self.bank.add(self.image_texts),
-            self.bank.add(self.group_texts),
-            self.labels,
-        )
-        self.draws = GroupSampler(self.labels, c, seed)
-
-    def latteclip(self, **switches):
-        return LatteClip(self.bank, self.texts, LatteClipSettings(**switches), self.draws_seed())
-
-    def draws_seed(self):
-        return self.draws.generator.initial_seed()
-
-    def batch(self):
-        features = clips.encode_images(self.clip, self.images)
-        return Batch(
-            self.index, self.labels[self.index], features, self.clip.model.logit_scale.exp()
-        )
-
-    def reference_texts(self):
-        """The texts of the batch, with the groups that a sampler of the same seed draws."""
-        drawn = self.draws.draw(self.labels[self.index]).tolist()
-        return reference.Texts(
-            self.class_texts,
-            [self.image_texts[i] for i in self.index.tolist()],
-            [self.group_texts[group] for group in drawn],
-        )
-
-    def reference_step(self, now, epoch_start, switches):
-        return reference.latteclip(
-            self.clip,
-            self.images,
-            self.labels[self.index].tolist(),
-            self.reference_texts(),
-            now,
-            epoch_start,
-            reference.Switches(**switches),
-        )
-
-    def gradients(self, loss):
-        return torch.autograd.grad(
-            loss, list(self.clip.model.parameters()), allow_unused=True, materialize_grads=True
-        )
-
-    def assert_same_gradients(self, loss, wanted_loss):
-        names = [name for name, _ in self.clip.model.named_parameters()]
-        for name, gradient, wanted in zip(
-            names, self.gradients(loss), self.gradients(wanted_loss), strict=True
-        ):
-            # Float32 sums of many terms: small entries err by as much as the largest ones.
-            tolerance = 5e-5 * wanted.abs().max().item()
-            torch.testing.assert_close(
-                gradient, wanted, rtol=1e-5, atol=max(tolerance, 1e-9), msg=lambda m, n=name: n + m
-            )
-
-
-def assert_same_rows(tensor, rows):
-    torch.testing.assert_close(tensor, torch.stack(rows), rtol=1e-5, atol=1e-6)
-
+from latteclip.train.objectives.latteclip import GroupSampler, Switches
 
 SWITCHES = [
     {},
@@ -129,7 +35,7 @@ def assert_latteclip_equals_the_reference(case, switches):
     torch.testing.assert_close(loss, step.loss, rtol=1e-5, atol=1e-6)
     case.assert_same_gradients(loss, step.loss)
     objective.after_step()
-    if objective.settings.prototypes:
+    if objective.switches.prototypes:
         assert_same_rows(objective.classifier(), reference.updated(start, step.values))
 
 
@@ -229,46 +135,6 @@ def test_history_tells_scores_drift_and_shares_of_the_mix():
     assert logs["prototype_drift"].item() == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_flyp_equals_the_reference(shape):
-    case = Case(*shape, seed=sum(shape))
-    objective = Flyp(case.bank, case.texts)
-    loss = objective.loss(case.batch()).loss
-    wanted = reference.flyp(
-        case.clip, case.images, case.labels[case.index].tolist(), case.reference_texts()
-    )
-    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-6)
-    case.assert_same_gradients(loss, wanted)
-    assert_same_rows(
-        objective.classifier(),
-        [row.detach() for row in reference.class_features(case.clip, case.class_texts)],
-    )
-
-
-def test_flyp_reads_no_captions():
-    case = Case(5, 7, 11)
-    none = torch.zeros(0, dtype=torch.long)
-    texts = TrainingTexts(case.texts.classes, none, none, none)
-    torch.testing.assert_close(
-        Flyp(case.bank, texts).loss(case.batch()).loss,
-        Flyp(case.bank, case.texts).loss(case.batch()).loss,
-    )
-
-
-def test_scores_of_flyp_are_those_of_the_class_texts_at_the_epochs_start():
-    case = Case(5, 7, 11)
-    objective = Flyp(case.bank, case.texts)
-    before = objective.classifier()
-    with torch.no_grad():
-        case.clip.model.text_projection.add_(0.05 * torch.randn(40, WIDTH))
-    batch = case.batch()
-    torch.testing.assert_close(objective.loss(batch).scores, batch.features.detach() @ before.T)
-    objective.start_epoch()
-    now = objective.loss(batch).scores
-    torch.testing.assert_close(now, batch.features.detach() @ objective.classifier().T)
-    assert not torch.allclose(now, batch.features @ before.T)
-
-
 def test_an_objective_goes_on_from_its_state_with_the_same_draws():
     losses = []
     for restored in (False, True):
@@ -322,4 +188,4 @@ def test_a_pseudo_label_without_groups_is_named():
 )
 def test_switches_that_leave_nothing_are_refused(switches, message):
     with pytest.raises(UserError, match=message):
-        LatteClipSettings(**switches)
+        Switches(**switches)

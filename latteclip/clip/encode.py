@@ -1,0 +1,136 @@
+"""Images and texts to features.
+
+Letters: B images, T texts, L tokens, D embedding width.
+"""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import TextTransformer, text_global_pool
+from torch.utils.checkpoint import checkpoint
+
+from latteclip.clip.model import Clip
+from latteclip.core import devices
+
+LENGTH_BUCKETS = 3
+Encoder = Callable[[torch.Tensor], torch.Tensor]
+
+
+class CausalText:
+    """open_clip's causal text transformer, pooled at the end-of-text token.
+
+    open_clip itself insists on texts of the full context length; this encodes shorter ones.
+    """
+
+    def __init__(self, tower: Any, pool_type: str, eos_id: int) -> None:
+        self.tower, self.pool_type, self.eos_id = tower, pool_type, eos_id
+
+    @classmethod
+    def of(cls, model: torch.nn.Module) -> Self | None:
+        """The text tower of a model; None where its feature may depend on what follows the text."""
+        tower = text_tower(model)
+        if isinstance(tower, open_clip.CLIP):
+            found = cls(tower, tower.text_pool_type, tower.text_eos_id)
+        elif isinstance(tower, TextTransformer) and tower.cls_emb is None:
+            found = cls(tower, tower.pool_type, tower.eos_id)
+        else:
+            return None
+        exact = tower.attn_mask is not None and found.pool_type in ("argmax", "eos")
+        return found if exact else None
+
+    def lengths(self, tokens: torch.Tensor) -> torch.Tensor:
+        """How many tokens [T] the feature of each text depends on."""
+        if self.pool_type == "argmax":
+            return tokens.argmax(dim=-1) + 1
+        return (tokens == self.eos_id).int().argmax(dim=-1) + 1
+
+    def encode(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Features [T, D] of tokens [T, L] with L up to the context length."""
+        tower, length = self.tower, tokens.shape[1]
+        dtype = tower.transformer.get_cast_dtype()
+        x: torch.Tensor
+        x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
+        x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
+        x = text_global_pool(tower.ln_final(x), tokens, self.pool_type, self.eos_id)  # [T, width]
+        if tower.text_projection is None:
+            return x
+        if isinstance(tower.text_projection, torch.nn.Linear):
+            x = tower.text_projection(x)
+        else:
+            x = x @ tower.text_projection
+        return x
+
+
+def text_tower(model: torch.nn.Module) -> Any:
+    """The module that holds the text tower's parts; open_clip.CLIP holds them itself."""
+    return getattr(model, "text", model)
+
+
+def encode_images(clip: Clip, images: torch.Tensor) -> torch.Tensor:
+    """[B, 3, H, W] to L2-normalised float32 features [B, D]."""
+    if len(images) == 0:
+        return _no_features(clip)
+    model: Any = clip.model
+    if clip.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    with devices.autocast(clip.device, clip.precision):
+        features = [_encode(clip, model.encode_image, part) for part in _parts(clip, images)]
+    return F.normalize(torch.cat(features).float(), dim=-1)
+
+
+def encode_texts(clip: Clip, tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens [T, L] to L2-normalised float32 features [T, D].
+
+    A causal tower pooled at the end-of-text token gives the same feature without the padding after
+    it, so the texts are sorted by length and encoded in a few batches that are each cut to their
+    longest text. Other towers get the full length.
+    """
+    if len(tokens) == 0:
+        return _no_features(clip)
+    model: Any = clip.model
+    causal = CausalText.of(model)
+    with devices.autocast(clip.device, clip.precision):
+        if causal:
+            features = _encode_by_length(clip, causal, tokens)
+        else:
+            parts = _parts(clip, tokens.to(clip.device))
+            features = torch.cat([_encode(clip, model.encode_text, part) for part in parts])
+    return F.normalize(features.float(), dim=-1)
+
+
+def _no_features(clip: Clip) -> torch.Tensor:
+    """[0, D]: of several processes one may have nothing to encode, which some towers refuse."""
+    return torch.zeros(0, clip.config["embed_dim"], device=clip.device)
+
+
+def _encode_by_length(clip: Clip, tower: CausalText, tokens: torch.Tensor) -> torch.Tensor:
+    lengths = tower.lengths(tokens)  # [T]
+    order = lengths.argsort(stable=True)
+    features = []
+    for part in [part for bucket in order.chunk(LENGTH_BUCKETS) for part in _parts(clip, bucket)]:
+        length = int(lengths[part].max())
+        features.append(_encode(clip, tower.encode, tokens[part, :length].to(clip.device)))
+    return torch.cat(features)[order.argsort()]
+
+
+def _parts(clip: Clip, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The rows that are encoded at once."""
+    if clip.micro_batch is None or not torch.is_grad_enabled():
+        return (rows,)
+    parts: tuple[torch.Tensor, ...] = rows.split(clip.micro_batch)
+    return parts
+
+
+def _encode(clip: Clip, encode: Encoder, part: torch.Tensor) -> torch.Tensor:
+    """`encode(part)`; of a micro-batch only the features are kept until its backward pass.
+
+    The backward pass encodes each micro-batch again when its turn comes, with the same random
+    draws, so that activations of a single one exist at any time while the loss compares all.
+    """
+    if clip.micro_batch is None or not torch.is_grad_enabled():
+        return encode(part)
+    features: torch.Tensor = checkpoint(encode, part, use_reentrant=False)
+    return features

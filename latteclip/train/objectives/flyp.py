@@ -1,0 +1,47 @@
+"""FLYP (Goyal et al. 2023): images against the texts of their classes.
+
+Letters: B batch, C classes, D embedding width.
+"""
+
+import torch
+
+from latteclip.train.objectives import losses
+from latteclip.train.objectives.base import (
+    StepOutcome,
+    TrainingBatch,
+    TrainingTexts,
+    text_classifier,
+)
+from latteclip.train.texts import TextBank
+
+
+class Flyp:
+    """FLYP (Goyal et al. 2023) on given labels: L(v, f_txt(T(y))).
+
+    Its scores are those of the class texts at the epoch's start.
+    """
+
+    def __init__(self, bank: TextBank, texts: TrainingTexts) -> None:
+        self.bank, self.texts = bank, texts
+        self.start_epoch()
+
+    def loss(self, batch: TrainingBatch) -> StepOutcome:
+        targets = self.bank.encode(self.texts.classes[batch.pseudo_labels])  # [B, D]
+        loss = losses.contrastive(batch.features, targets, batch.scale)
+        scores = batch.features.detach() @ self.epoch_classifier.T
+        return StepOutcome(loss, scores, {"loss_zero_shot": loss.detach()})
+
+    def after_step(self) -> None:
+        """Nothing is learned beside the model."""
+
+    def start_epoch(self) -> None:
+        self.epoch_classifier = self.classifier()  # [C, D]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {"epoch_classifier": self.epoch_classifier}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        self.epoch_classifier = state["epoch_classifier"].to(self.epoch_classifier.device)
+
+    def classifier(self) -> torch.Tensor:
+        return text_classifier(self.bank, self.texts.classes)

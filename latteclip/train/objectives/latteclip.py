@@ -1,0 +1,185 @@
+"""LatteCLIP (arXiv 2410.08211), section 3: mixed descriptions pull prototypes along.
+
+Letters: N training images, B batch, C classes, D embedding width, G group descriptions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from latteclip.core.errors import UserError
+from latteclip.train.objectives import losses, mixer, prototypes
+from latteclip.train.objectives.base import (
+    StepOutcome,
+    TrainingBatch,
+    TrainingTexts,
+    text_classifier,
+)
+from latteclip.train.texts import TextBank
+
+
+@dataclass(frozen=True)
+class Switches:
+    """The switches of LatteCLIP's ablations; everything is on by default."""
+
+    alpha: float = 0.01  # 1 - momentum of the targets
+    class_description: bool = True
+    image_description: bool = True
+    group_description: bool = True
+    mixer_weights: bool = True  # off: equal weights
+    mixer_prototypes: str = "step"  # "epoch": weigh against those of the epoch's start
+    zero_shot_loss: bool = True
+    finetuned_loss: bool = True
+    prototypes: bool = True  # off: the target is the mix, the classifier f_txt(T(c))
+
+    def __post_init__(self) -> None:
+        if not (self.class_description or self.image_description or self.group_description):
+            raise UserError("LatteCLIP needs at least one kind of description; switch one on.")
+        if not (self.zero_shot_loss or self.finetuned_loss):
+            raise UserError("LatteCLIP needs at least one of its two losses; switch one on.")
+        if self.mixer_prototypes not in ("step", "epoch"):
+            raise UserError(f"mixer_prototypes is step or epoch, not {self.mixer_prototypes!r}.")
+
+
+class GroupSampler:
+    """Draws a group description of a given class, each of them equally likely."""
+
+    def __init__(self, labels: torch.Tensor, n_classes: int, seed: int) -> None:
+        """labels: [G] class of each group."""
+        self.order = labels.argsort(stable=True)
+        self.counts = torch.bincount(labels, minlength=n_classes)  # [C]
+        self.starts = self.counts.cumsum(0) - self.counts  # [C]
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def draw(self, labels: torch.Tensor) -> torch.Tensor:
+        """One group index [B] for each class in `labels` [B].
+
+        Raises:
+            UserError: a class has no group.
+        """
+        counts = self.counts[labels]
+        if not bool((counts > 0).all()):
+            lacking = labels[counts == 0].unique().tolist()
+            raise UserError(
+                f"No group description for the pseudo-labels {lacking}; the captions do not belong "
+                "to these pseudo-labels: delete captions/groups.parquet and rerun."
+            )
+        uniform = torch.rand(len(labels), generator=self.generator, dtype=torch.float64)
+        return self.order[self.starts[labels] + (uniform * counts).long()]
+
+
+class LatteClip:
+    """LatteCLIP (arXiv 2410.08211), section 3."""
+
+    def __init__(self, bank: TextBank, texts: TrainingTexts, switches: Switches, seed: int) -> None:
+        self.bank, self.texts, self.switches = bank, texts, switches
+        self.prototypes = text_classifier(bank, texts.classes)  # P [C, D]
+        self.start = self.epoch_prototypes = self.prototypes
+        self.groups = GroupSampler(texts.group_labels, len(texts.classes), seed)
+        self._labels: list[torch.Tensor] = []  # of this step's targets, [B] each
+        self._targets: list[torch.Tensor] = []  # [B, D] each
+
+    def loss(self, batch: TrainingBatch) -> StepOutcome:
+        if not self.switches.prototypes:
+            self.prototypes = text_classifier(self.bank, self.texts.classes)
+        device = batch.features.device
+        zero_shot = batch.pseudo_labels  # [B]
+        scores = batch.features.detach() @ self.prototypes.T  # [B, C]
+        finetuned = scores.argmax(dim=1).cpu()  # [B]
+        classes, described = self._encode(batch, torch.stack([zero_shot, finetuned]))
+        against = (
+            self.epoch_prototypes if self.switches.mixer_prototypes == "epoch" else self.prototypes
+        )
+        total = batch.features.new_zeros(())
+        logs = {"prototype_drift": 1 - (self.prototypes * self.start).sum(dim=1).mean()}
+        self._labels, self._targets = [], []
+        weighed = []
+        for name, labels, own, used in (
+            ("zero_shot", zero_shot.to(device), classes[0], self.switches.zero_shot_loss),
+            ("finetuned", finetuned.to(device), classes[1], self.switches.finetuned_loss),
+        ):
+            features = torch.cat([own[None], described])  # [3, B, D]
+            weights = self._weights(features, against)  # [3, B]
+            mixed = mixer.mix(features, weights)  # [B, D]
+            target = (
+                prototypes.targets(self.prototypes, labels, mixed, self.switches.alpha)
+                if self.switches.prototypes
+                else mixed
+            )
+            if used:
+                part = losses.contrastive(batch.features, target, batch.scale)
+                total = total + part
+                logs[f"loss_{name}"] = part.detach()
+                self._labels.append(labels)
+                self._targets.append(target.detach())
+                weighed.append(weights)
+        weights = torch.cat(weighed, dim=1)  # [3, B or 2 B]
+        shares = (weights / weights.sum(dim=0)).mean(dim=1)
+        logs |= dict(zip(("weight_class", "weight_image", "weight_group"), shares, strict=True))
+        return StepOutcome(total, scores, logs)
+
+    def _encode(
+        self, batch: TrainingBatch, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Class features [2, B, D] of two rows of labels [2, B]; descriptions [2, B, D].
+
+        A description that is switched off is not encoded; its features are those of the class,
+        at weight 0.
+        """
+        ids = [self.texts.classes[labels[0]], self.texts.classes[labels[1]]]
+        if self.switches.image_description:
+            ids.append(self.texts.images[batch.index])
+        if self.switches.group_description:
+            ids.append(self.texts.groups[self.groups.draw(labels[0])])
+        features = self.bank.encode(torch.stack(ids))  # [2 to 4, B, D]
+        described = iter(features[2:])
+        return features[:2], torch.stack(
+            [
+                next(described) if used else features[0]
+                for used in (self.switches.image_description, self.switches.group_description)
+            ]
+        )
+
+    def _weights(self, features: torch.Tensor, against: torch.Tensor) -> torch.Tensor:
+        """Weights [3, B] of the class, image and group descriptions."""
+        used = torch.tensor(
+            [
+                self.switches.class_description,
+                self.switches.image_description,
+                self.switches.group_description,
+            ],
+            device=features.device,
+        )[:, None]
+        if not self.switches.mixer_weights:
+            return used.expand(features.shape[:2]).float()
+        return used * mixer.margins(features, against)
+
+    def after_step(self) -> None:
+        """Move the prototypes of the classes that occurred in the step."""
+        if self.switches.prototypes:
+            self.prototypes = prototypes.update(
+                self.prototypes, torch.cat(self._labels), torch.cat(self._targets)
+            )
+
+    def start_epoch(self) -> None:
+        self.epoch_prototypes = self.prototypes
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {
+            "prototypes": self.prototypes,
+            "start": self.start,
+            # A copy: it may be one tensor with another of these.
+            "epoch_prototypes": self.epoch_prototypes.clone(),
+            "generator": self.groups.generator.get_state(),
+        }
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        device = self.prototypes.device
+        self.prototypes, self.start = state["prototypes"].to(device), state["start"].to(device)
+        self.epoch_prototypes = state["epoch_prototypes"].to(device)
+        self.groups.generator.set_state(state["generator"])
+
+    def classifier(self) -> torch.Tensor:
+        if self.switches.prototypes:
+            return self.prototypes
+        return text_classifier(self.bank, self.texts.classes)

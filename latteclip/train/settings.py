@@ -1,0 +1,68 @@
+"""What decides a tuned model, and how it is computed: typed sections of the configuration."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from latteclip.core.errors import UserError
+
+GROUND_TRUTH = "ground_truth"
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """The section `finetune`: AdamW, linear warm-up, cosine decay (LatteCLIP, section 4)."""
+
+    epochs: int
+    warmup_steps: int
+    batch_size: int
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 2:
+            raise UserError(
+                f"finetune.batch_size is {self.batch_size}, but the loss compares images within "
+                "the batch; set it to 2 or more."
+            )
+
+    def rate(self, step: int, total: int) -> float:
+        """Learning rate of a step, counted from 0, of `total` steps."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, total - self.warmup_steps)
+        return self.lr * (1 + math.cos(math.pi * done)) / 2
+
+
+@dataclass(frozen=True)
+class Compute:
+    """The section `compute`: what it computes stays the same up to rounding."""
+
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    micro_batch: int | None = None  # images and texts that are encoded at once
+    cache_gib: float = 0.0  # decoded images are kept where all of them fit into this
+    checkpoint_every: int = 1  # epochs; the last one leaves a checkpoint in any case
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """What decides a tuned model, beside its inputs and its seed."""
+
+    model: str
+    pretrained: str | None
+    template: str
+    objective: str
+    finetune: Finetune
+    precision: str = "bf16"
+    pseudo_labels: str = "zero_shot"  # caption or fused: see label_by_captions
+    switches: dict[str, Any] = field(default_factory=dict)  # of the objective, which checks them
+    compute: Compute = Compute()
+
+    @property
+    def labels(self) -> str:
+        """Which labels are trained on."""
+        return GROUND_TRUTH if self.objective == "flyp_supervised" else self.pseudo_labels

@@ -1,0 +1,41 @@
+import pytest
+from support.objectives import Case
+
+from latteclip.core.errors import UserError
+from latteclip.train.objectives.choose import OBJECTIVES, choose
+from latteclip.train.objectives.flyp import Flyp
+from latteclip.train.objectives.latteclip import LatteClip
+
+
+def made(name, switches):
+    case = Case(5, 7, 11)
+    return choose(name, switches)(case.bank, case.texts, 3)
+
+
+def test_each_name_makes_its_objective():
+    kinds = {name: type(made(name, {})) for name in OBJECTIVES}
+    assert kinds == {"flyp": Flyp, "flyp_supervised": Flyp, "latteclip": LatteClip}
+
+
+def test_switches_and_seed_reach_latteclip():
+    objective = made("latteclip", {"alpha": 0.7, "prototypes": False})
+    assert (objective.switches.alpha, objective.switches.prototypes) == (0.7, False)
+    assert objective.groups.generator.initial_seed() == 3
+
+
+@pytest.mark.parametrize(
+    ("switches", "message"),
+    [
+        ({"alhpa": 0.1}, r"do not know 'switches\.alhpa'; did you mean alpha"),
+        ({"alpha": "0.1"}, r"switches\.alpha must be a number"),
+        ({"mixer_prototypes": "never"}, "step or epoch"),
+    ],
+)
+def test_switches_that_do_not_fit_are_refused_before_anything_is_made(switches, message):
+    with pytest.raises(UserError, match=message):
+        choose("latteclip", switches)
+
+
+def test_an_unknown_objective_is_named():
+    with pytest.raises(UserError, match="'flip' is none of flyp, flyp_supervised, latteclip"):
+        choose("flip", {})

@@ -1,0 +1,283 @@
+"""Every kind of CLIP that open_clip builds, trained in every way."""
+
+import os
+import shutil
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.backbones import (
+    CPU,
+    KINDS,
+    TEXTS,
+    WITH_BATCH_NORM,
+    assert_same_gradients,
+    gradients,
+    pictures,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from latteclip.clip import encode
+from latteclip.clip import model as clips
+from latteclip.core.errors import UserError
+from latteclip.train.objectives.losses import contrastive
+from latteclip.train.prepare import prepare_training
+from latteclip.train.settings import Compute
+
+
+def prepare(clip, **chosen):
+    prepare_training(clip, Compute(**chosen))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in WITH_BATCH_NORM])
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_gradient_checkpointing_changes_no_gradient(kind, training, backbones):
+    clip = clips.load(backbones[kind], None, CPU)
+    clip.model.train(training)
+    switch_off_dropout(clip.model)
+    before = gradients(clip)
+    prepare(clip, gradient_checkpointing=True)
+    forward = count_calls(clip.model.visual), count_calls(text_module(clip))
+    assert_same_gradients(gradients(clip), before)
+    # transformers recomputes in training mode alone
+    recomputed = [calls["n"] > 1 for calls in forward]
+    assert recomputed == [True, training or not kind.startswith("hf")]
+
+
+@pytest.mark.parametrize("kind", ["siglip", "convnext", "hf_mean", "coca"])
+def test_both_ways_to_save_memory_go_together(kind, backbones):
+    clip = clips.load(backbones[kind], None, CPU)
+    clip.model.train()
+    switch_off_dropout(clip.model)
+    before = gradients(clip)
+    prepare(clip, gradient_checkpointing=True, micro_batch=4)
+    assert_same_gradients(gradients(clip), before)
+
+
+def switch_off_dropout(model):
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+
+
+def text_module(clip):
+    return getattr(clip.model, "text", clip.model).transformer
+
+
+def count_calls(tower):
+    """Count forward passes of the LayerNorm of a tower's last block."""
+    calls = {"n": 0}
+    norms = [
+        module
+        for name, module in tower.named_modules()
+        if isinstance(module, torch.nn.LayerNorm)
+        and any(part.isdigit() for part in name.split("."))
+    ]
+    norms[-1].register_forward_pre_hook(lambda *_: calls.update(n=calls["n"] + 1))
+    return calls
+
+
+@pytest.mark.parametrize("option", [{"gradient_checkpointing": True}, {"micro_batch": 2}], ids=str)
+def test_batch_norm_is_refused_where_it_would_see_other_batches(option, backbones):
+    clip = clips.load(backbones["resnet"], None, CPU)
+    with pytest.raises(UserError, match=f"compute.{next(iter(option))} .* BatchNorm"):
+        prepare(clip, **option)
+
+
+def test_a_tower_without_gradient_checkpointing_is_named(backbones):
+    clip = clips.load(backbones["resnet"], None, CPU)
+    for name, module in list(clip.model.visual.named_modules()):
+        if isinstance(module, torch.nn.BatchNorm2d):
+            parent, _, child = name.rpartition(".")
+            clip.model.visual.get_submodule(parent)._modules[child] = torch.nn.Identity()
+    with pytest.raises(UserError, match=r"compute.gradient_checkpointing .* image tower Modified"):
+        prepare(clip, gradient_checkpointing=True)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in WITH_BATCH_NORM])
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
+def test_micro_batches_change_no_gradient(kind, size, backbones):
+    clip = clips.load(backbones[kind], None, CPU)
+    before = gradients(clip)
+    prepare(clip, micro_batch=size)
+    rows = {"visual": [], "text": []}
+    first = text_module(clip)
+    clip.model.visual.register_forward_pre_hook(lambda _, args: rows["visual"].append(len(args[0])))
+    first.register_forward_pre_hook(
+        lambda _, args, kwargs: rows["text"].append(
+            len(kwargs["input_ids"] if "input_ids" in kwargs else args[0])
+        ),
+        with_kwargs=True,
+    )
+    assert_same_gradients(gradients(clip), before)
+    for sizes in rows.values():
+        assert max(sizes) <= size
+        assert sum(sizes) == 2 * len(TEXTS)  # once forward and once again
+
+
+def test_micro_batches_draw_the_same_dropout_again(backbones):
+    """Numerical against analytical gradient: a recomputation with other draws would differ."""
+    clip = clips.load(backbones["hf_mean"], None, CPU)
+    clip.model.train()
+    prepare(clip, micro_batch=2)
+    bias = clip.model.text.transformer.encoder.layer[0].output.dense.bias
+
+    def loss():
+        torch.manual_seed(5)
+        features = encode.encode_texts(clip, clip.tokenizer(TEXTS))
+        return features.double() @ torch.linspace(-1, 1, features.shape[1], dtype=torch.double)
+
+    clip.model.double()
+    (gradient,) = torch.autograd.grad(loss().sum(), bias)
+    with torch.no_grad():
+        bias[0] += 1e-3
+    after = loss().sum().item()
+    with torch.no_grad():
+        bias[0] -= 2e-3
+    before = loss().sum().item()
+    assert gradient[0].item() == pytest.approx((after - before) / 2e-3, rel=1e-2)
+
+
+def test_micro_batches_are_for_gradients_alone(backbones):
+    clip = clips.load(backbones["vit"], None, CPU)
+    prepare(clip, micro_batch=2)
+    calls = []
+    clip.model.visual.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    with torch.no_grad():
+        encode.encode_images(clip, pictures(clip, 5))
+    assert calls == [5]
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes of tensors that existed at once among those made under it."""
+
+    def __init__(self, inputs):
+        super().__init__()
+        self.known = {tensor.untyped_storage()._cdata for tensor in inputs}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.add(tensor.untyped_storage())
+        return result
+
+    def add(self, storage):
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.known:
+            self.known.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self.remove, key, size)
+
+    def remove(self, key, size):
+        self.known.discard(key)
+        self.now -= size
+
+
+def peak_of_a_step(clip, n):
+    clip.model.zero_grad()
+    images, tokens = pictures(clip, n), clip.tokenizer(["the dotted and woven thing"] * n)
+    with LiveBytes([images, tokens]) as live:
+        texts = encode.encode_texts(clip, tokens)
+        contrastive(encode.encode_images(clip, images), texts, torch.tensor(10.0)).backward()
+    return live.peak
+
+
+@pytest.mark.parametrize("kind", ["custom_text", "siglip", "hf_mean"])
+def test_micro_batches_hold_the_activations_of_one_part_at_a_time(kind, backbones):
+    clip = clips.load(backbones[kind], None, CPU)
+    weights = sum(p.numel() for p in clip.model.parameters()) * 4  # their gradients are counted
+    whole, part = (peak_of_a_step(clip, n) - weights for n in (32, 4))
+    assert whole > 5 * part
+    prepare(clip, micro_batch=4)
+    assert peak_of_a_step(clip, 32) - weights < 1.5 * part
+
+
+@pytest.mark.parametrize("kind", ["convnext", "resnet"])
+def test_channels_last_changes_no_feature_and_nothing_that_is_saved(kind, backbones, tmp_path):
+    clip = clips.load(backbones[kind], None, CPU)
+    images = pictures(clip, 3)
+    before = encode.encode_images(clip, images)
+    on_gpu(clip, prepare)
+    assert clip.channels_last
+    formats = []
+    clip.model.visual.register_forward_pre_hook(
+        lambda _, args: formats.append(args[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    torch.testing.assert_close(encode.encode_images(clip, images), before, rtol=1e-4, atol=1e-5)
+    assert formats == [True]
+    clips.save(clip, torch.eye(2), ["a", "b"], "{}", tmp_path / "model")
+    again = clips.load(f"local-dir:{tmp_path / 'model'}", None, CPU)
+    assert torch.equal(encode.encode_images(again, images), before)
+
+
+def on_gpu(clip, function):
+    clip.device = torch.device("cuda")
+    function(clip)
+    clip.device = CPU
+
+
+@pytest.mark.parametrize("kind", ["vit", "siglip", "hf_mean"])
+def test_channels_last_is_for_convolutions_alone(kind, backbones):
+    clip = clips.load(backbones[kind], None, CPU)
+    on_gpu(clip, prepare)
+    assert not clip.channels_last
+
+
+def test_channels_last_is_for_gpus_alone(backbones):
+    clip = clips.load(backbones["convnext"], None, CPU)
+    prepare(clip)
+    assert not clip.channels_last
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_micro_batches_under_autocast_have_the_same_gradients(dtype, backbones, monkeypatch):
+    """As on a GPU, where weights are cast once for all micro-batches of an encoding."""
+    monkeypatch.setattr(clips.devices, "autocast", lambda *_: torch.autocast("cpu", dtype=dtype))
+    clip = clips.load(backbones["custom_text"], None, CPU)
+    before = gradients(clip)
+    prepare(clip, micro_batch=2)
+    after = gradients(clip)
+    torch.testing.assert_close(after[0], before[0], rtol=0, atol=0.02)
+    for name, gradient in before[1].items():
+        cosine = F.cosine_similarity(after[1][name].flatten(), gradient.flatten(), dim=0)
+        assert cosine > 0.98, name
+
+
+def has_compiler():
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize(
+    ("kind", "others"),
+    [("custom_text", {"gradient_checkpointing": True, "micro_batch": 4}), ("hf_mean", {})],
+    ids=str,
+)
+def test_compiled_towers_have_the_same_features_and_gradients(kind, others, backbones):
+    torch.compiler.reset()
+    clip = clips.load(backbones[kind], None, CPU)
+    del clip.model.visual.transformer.resblocks[1:]  # compilers are slow
+    keys = list(clip.model.state_dict())
+    before = gradients(clip)
+    prepare(clip, compile=True, **others)
+    assert list(clip.model.state_dict()) == keys
+    assert_same_gradients(gradients(clip), before, rtol=1e-3)
+
+
+def test_a_machine_that_cannot_compile_is_told_the_key(backbones, monkeypatch):
+    def broken(function):
+        def run(*_):
+            raise RuntimeError("no compiler")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    clip = clips.load(backbones["vit"], None, CPU)
+    with pytest.raises(UserError, match=r"compute.compile.*no compiler"):
+        prepare(clip, compile=True)

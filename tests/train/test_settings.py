@@ -1,0 +1,44 @@
+import math
+
+import pytest
+from support.tiny import FINETUNE
+
+from latteclip.core.errors import UserError
+from latteclip.core.settings import from_values
+from latteclip.train.settings import Compute, Finetune, FinetuneSettings
+
+
+def test_rate_rises_linearly_then_falls_by_a_cosine():
+    section = Finetune(**FINETUNE | {"warmup_steps": 4, "lr": 8.0})
+    rates = [section.rate(step, 14) for step in range(14)]
+    assert rates[:5] == pytest.approx([2, 4, 6, 8, 8])
+    for step in range(4, 14):
+        assert rates[step] == pytest.approx(4 * (1 + math.cos(math.pi * (step - 4) / 10)))
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert 0 < rates[-1] < 0.3
+
+
+def test_rate_without_warm_up_starts_at_the_top():
+    assert Finetune(**FINETUNE | {"warmup_steps": 0, "lr": 8.0}).rate(0, 10) == 8
+
+
+def test_a_warm_up_longer_than_the_training_never_reaches_the_top():
+    section = Finetune(**FINETUNE | {"warmup_steps": 10, "lr": 8.0})
+    assert [section.rate(step, 3) for step in range(3)] == pytest.approx([0.8, 1.6, 2.4])
+
+
+def test_a_batch_of_one_is_refused():
+    with pytest.raises(UserError, match="batch_size is 1"):
+        Finetune(**FINETUNE | {"batch_size": 1})
+
+
+def test_sections_are_typed_at_the_door():
+    values = {"model": "m", "pretrained": None, "template": "{}", "objective": "flyp"}
+    settings = from_values(FinetuneSettings, {**values, "finetune": FINETUNE})
+    assert settings.finetune == Finetune(**FINETUNE)
+    assert settings.compute == Compute()
+    with pytest.raises(UserError, match=r"'finetune\.warmup'; did you mean warmup_steps"):
+        from_values(FinetuneSettings, {**values, "finetune": {**FINETUNE, "warmup": 1}})
+    with pytest.raises(UserError, match=r"compute\.micro_batch must be a whole number or null"):
+        compute = {"micro_batch": "8"}
+        from_values(FinetuneSettings, {**values, "finetune": FINETUNE, "compute": compute})
