@@ -249,7 +249,7 @@ def save(
     model's `hf_model_name` says, a repo of the hub or a folder.
 
     Args:
-        classifier: [C, D] float32, one row a class: prototypes or text embeddings.
+        classifier: [C, D] float32, one row per class: prototypes or text embeddings.
     """
     folder.mkdir(parents=True)
     model: Any = clip.model
@@ -264,9 +264,3 @@ def save(
         clip.tokenizer.save_pretrained(folder)
     described = {"classnames": classnames, "template": template}
     classifiers.save_classifier(folder / CLASSIFIER, classifier, described)
-
-
-def load_classifier(folder: str | Path) -> tuple[torch.Tensor, list[str]]:
-    """The classifier [C, D] of a saved model, and its class names."""
-    classifier, described = classifiers.load_classifier(Path(folder) / CLASSIFIER)
-    return classifier, described["classnames"]

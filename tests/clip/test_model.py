@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from support.tiny import BACKBONES, CONTEXT, DEMO_CLIP, END, START, WIDTH, tiny_clip, write_backbone
 
 from latteclip.clip import model as clips
+from latteclip.clip.classifier import load_classifier
 from latteclip.core.errors import UserError
 
 
@@ -118,9 +119,9 @@ def test_stock_open_clip_loads_what_was_saved(tuned, tmp_path):
 def test_saved_classifier_comes_back_with_its_class_names(demo_clip, tmp_path):
     classifier = torch.randn(3, 128)
     clips.save(demo_clip, classifier, ["a", "b/c", "d é"], "{}.", tmp_path / "model")
-    loaded, classnames = clips.load_classifier(tmp_path / "model")
+    loaded, described = load_classifier(tmp_path / "model" / clips.CLASSIFIER)
     assert torch.equal(loaded, classifier)
-    assert classnames == ["a", "b/c", "d é"]
+    assert described["classnames"] == ["a", "b/c", "d é"]
 
 
 def test_saving_twice_gives_the_same_bytes(demo_clip, tmp_path):

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from latteclip.clip import model as clips
+from latteclip.clip.classifier import load_classifier
 from latteclip.core.errors import UserError
 from latteclip.train.objectives.losses import contrastive
 
@@ -175,9 +176,9 @@ def test_stock_open_clip_loads_what_was_saved(clip, tmp_path):
     assert torch.equal(open_clip.get_tokenizer(name)(TEXTS), tokens)
     assert torch.equal(model.encode_text(tokens), clip.model.encode_text(tokens))
     assert torch.equal(preprocess(picture()), clip.preprocess(picture()))
-    loaded, classnames = clips.load_classifier(tmp_path / "model")
+    loaded, described = load_classifier(tmp_path / "model" / clips.CLASSIFIER)
     assert torch.equal(loaded, classifier)
-    assert classnames == ["a", "b", "c", "d é"]
+    assert described["classnames"] == ["a", "b", "c", "d é"]
 
 
 def picture():
