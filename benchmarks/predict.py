@@ -24,8 +24,9 @@ from PIL import Image
 from latteclip.clip import model as clips
 from latteclip.core import devices, tables
 from latteclip.deploy.predict import predict
-from latteclip.evaluate.evaluate import EvaluateSettings, evaluate
-from latteclip.evaluate.metrics import Run
+from latteclip.evaluate.evaluate import EvaluateFiles, EvaluateSettings, evaluate
+from latteclip.evaluate.gallery_images import SHOWN
+from latteclip.evaluate.metrics import Outputs, Run
 
 HISTORY = pa.schema([("step", pa.int32())])  # of which evaluate reads the metadata alone
 CLASSES, SIZE, BATCH, TOPK = 47, (500, 375), 32, 5
@@ -47,23 +48,37 @@ def make_model(root: Path, device: torch.device) -> list[str]:
 
 
 def make_images(root: Path, n: int, classnames: list[str]) -> list[str]:
-    """JPEGs of smooth noise, which compress like photographs, and their index."""
+    """JPEGs of smooth noise, which compress like photographs, with index and pseudo-labels.
+
+    The first few are those of the page: training images, which `evaluate` classifies as well.
+    """
     rng = np.random.default_rng(0)
     (root / "images").mkdir()
     paths = [str(root / "images" / f"{number:05d}.jpg") for number in range(n)]
     for path in paths:
         coarse = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC).save(path, quality=90)
+    splits = ["train"] * SHOWN + ["test"] * (n - SHOWN)
     columns = {
         "image_id": paths,
         "path": paths,
-        "split": ["test"] * n,
+        "split": splits,
         "label": [0] * n,
         "classname": [classnames[0]] * n,
         "width": [SIZE[0]] * n,
         "height": [SIZE[1]] * n,
     }
     tables.write(root / "images.parquet", columns, tables.IMAGES, {"classnames": classnames})
+    columns = {
+        "image_id": paths,
+        "split": splits,
+        "pseudo_label": [0] * n,
+        "confidence": [0.5] * n,
+        "topk_labels": [[0]] * n,
+        "topk_scores": [[0.5]] * n,
+        "image_features": [[1.0]] * n,
+    }
+    tables.write(root / "pseudo_labels.parquet", columns, tables.PSEUDO_LABELS)
     return paths
 
 
@@ -99,13 +114,16 @@ def main() -> None:
 
         def stage() -> None:
             evaluate(
-                str(root / "images.parquet"),
-                str(root / "model"),
-                str(root / "history.parquet"),
+                EvaluateFiles(
+                    str(root / "images.parquet"),
+                    str(root / "pseudo_labels.parquet"),
+                    str(root / "model"),
+                    str(root / "history.parquet"),
+                ),
                 EvaluateSettings(BATCH, TOPK),
                 Run("benchmark", "random", 0),
-                str(root / "predictions.parquet"),
-                str(root / "metrics.json"),
+                Outputs(str(root / "predictions.parquet"), str(root / "metrics.json")),
+                str(root / "gallery.parquet"),
                 device=device.type,
                 threads=args.threads,
             )

@@ -157,12 +157,13 @@ def read_features(place: Place) -> Work:
 
 def evaluate_zero_shot(place: Place) -> Work:
     """Predictions and accuracy of the test split from the pseudo-labels."""
-    from latteclip.evaluate import evaluate, metrics
+    from latteclip.evaluate import evaluate_zero_shot as stage
+    from latteclip.evaluate import metrics
 
     index, labels = place.file("images.parquet"), place.file("pseudo_labels.parquet")
-    outputs = place.file("predictions.parquet"), place.file("metrics.json")
+    outputs = metrics.Outputs(place.file("predictions.parquet"), place.file("metrics.json"))
     run = metrics.Run("scale", "zero_shot", 0)
-    return lambda: evaluate.evaluate_zero_shot(index, labels, run, *outputs)
+    return lambda: stage.evaluate_zero_shot(index, labels, run, outputs)
 
 
 def _group_questions(place: Place, shard: str) -> Callable[[], Any]:
@@ -351,7 +352,7 @@ def report_dataset(place: Place) -> Work:
         "scale", "zero_shot", None, {"methods": {"zero_shot": {}}}, []
     )
     output = place.file("report.html")
-    return lambda: dataset_report.report_dataset(files, runs, settings, output, threads=1)
+    return lambda: dataset_report.report_dataset(files, runs, settings, output)
 
 
 def _training_data(place: Place) -> tuple[Any, Any]:

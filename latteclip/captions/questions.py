@@ -49,7 +49,7 @@ class Questions:
     @property
     def n_images(self) -> int:
         """How many images each request shows."""
-        return self.members.shape[1]
+        return int(self.members.shape[1])
 
     def paths_of(self, row: int) -> list[str]:
         """Where the images of a row lie."""

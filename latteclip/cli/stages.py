@@ -123,11 +123,13 @@ def label_by_captions(args: argparse.Namespace) -> None:
     from latteclip.labels import label_by_captions as caption_labels
 
     caption_labels.label_by_captions(
-        args.images,
-        args.pseudo_labels,
-        args.class_embeddings,
-        args.image_captions,
-        args.group_captions,
+        caption_labels.CaptionLabelFiles(
+            args.images,
+            args.pseudo_labels,
+            args.class_embeddings,
+            args.image_captions,
+            args.group_captions,
+        ),
         from_json(caption_labels.CaptionLabelSettings, args.settings),
         args.output,
         device=args.device,
@@ -160,16 +162,14 @@ def finetune(args: argparse.Namespace) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     """Classify the test split with a tuned model."""
     from latteclip.evaluate import evaluate as stage
-    from latteclip.evaluate.metrics import Run
+    from latteclip.evaluate.metrics import Outputs, Run
 
     stage.evaluate(
-        args.images,
-        args.model,
-        args.history,
+        stage.EvaluateFiles(args.images, args.pseudo_labels, args.model, args.history),
         from_json(stage.EvaluateSettings, args.settings),
         Run(args.dataset, args.method, args.seed),
-        args.predictions,
-        args.metrics,
+        Outputs(args.predictions, args.metrics),
+        args.gallery,
         device=args.device,
         threads=args.threads,
     )
@@ -177,31 +177,27 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def evaluate_zero_shot(args: argparse.Namespace) -> None:
     """Score the pseudo-labels of the test split."""
-    from latteclip.evaluate import evaluate as stage
-    from latteclip.evaluate.metrics import Run
+    from latteclip.evaluate import evaluate_zero_shot as stage
+    from latteclip.evaluate.metrics import Outputs, Run
 
     stage.evaluate_zero_shot(
         args.images,
         args.pseudo_labels,
         Run(args.dataset, args.method, args.seed),
-        args.predictions,
-        args.metrics,
+        Outputs(args.predictions, args.metrics),
     )
 
 
 def propagate_labels(args: argparse.Namespace) -> None:
     """Classify the test split by a graph of the training images, without training."""
     from latteclip.evaluate import propagate_labels as stage
-    from latteclip.evaluate.metrics import Run
+    from latteclip.evaluate.metrics import Outputs, Run
 
     stage.propagate_labels(
-        args.images,
-        args.pseudo_labels,
-        args.class_embeddings,
+        stage.PropagationFiles(args.images, args.pseudo_labels, args.class_embeddings),
         from_json(stage.PropagationSettings, args.settings),
         Run(args.dataset, args.method, args.seed),
-        args.predictions,
-        args.metrics,
+        Outputs(args.predictions, args.metrics),
         device=args.device,
         threads=args.threads,
     )
@@ -209,9 +205,9 @@ def propagate_labels(args: argparse.Namespace) -> None:
 
 def summarize(args: argparse.Namespace) -> None:
     """Collect the metrics of all runs in one table."""
-    from latteclip.evaluate import summarize as report
+    from latteclip.evaluate import summarize as stage
 
-    report.summarize(args.metrics, args.baseline, args.csv, args.markdown)
+    stage.summarize(args.metrics, args.baseline, args.csv, args.markdown)
 
 
 def report_dataset(args: argparse.Namespace) -> None:
@@ -230,7 +226,6 @@ def report_dataset(args: argparse.Namespace) -> None:
         runs.run_files(args.runs),
         from_json(dataset_report.ReportSettings, args.settings),
         args.output,
-        threads=args.threads,
     )
 
 
@@ -300,11 +295,13 @@ COMMANDS: dict[Command, list[str]] = {
         "method",
         "seed",
         "images",
+        "pseudo-labels",
         "model",
         "history",
         "settings",
         "predictions",
         "metrics",
+        "gallery",
         "device",
         "threads",
     ],
@@ -340,7 +337,6 @@ COMMANDS: dict[Command, list[str]] = {
         "runs",
         "settings",
         "output",
-        "threads",
     ],
     index_results: ["metrics...", "settings", "output"],
 }

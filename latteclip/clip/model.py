@@ -110,9 +110,3 @@ def save(
         clip.tokenizer.save_pretrained(folder)
     described = {"classnames": classnames, "template": template}
     classifiers.save_classifier(folder / CLASSIFIER, classifier, described)
-
-
-def load_classifier(folder: str | Path) -> tuple[torch.Tensor, list[str]]:
-    """The classifier [C, D] of a saved model, and its class names."""
-    classifier, described = classifiers.load_classifier(Path(folder) / CLASSIFIER)
-    return classifier, described["classnames"]

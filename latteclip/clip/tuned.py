@@ -3,13 +3,14 @@
 Letters: C classes, D embedding width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from latteclip.clip import classifier as classifiers
 from latteclip.clip import model as clips
+from latteclip.clip.classifier import load_classifier
 from latteclip.core.errors import UserError
 
 CONFIG = "open_clip_config.json"
@@ -36,24 +37,37 @@ def find(model: str | Path) -> Path:
     """The folder of a tuned model; that of its run will do.
 
     Raises:
-        UserError: it is no tuned model.
+        UserError: it is not a tuned model.
     """
     for folder in (Path(model), Path(model) / MODEL):
         if (folder / clips.CLASSIFIER).is_file() and (folder / CONFIG).is_file():
             return folder
     raise UserError(
-        f"{model} is no tuned model: it has no {CONFIG} with {clips.CLASSIFIER} beside it; give a "
-        "folder such as results/<dataset>/<method>/seed0/model."
+        f"{model} is not a tuned model: it has no {CONFIG} with {clips.CLASSIFIER} beside it; give "
+        "a folder such as results/<dataset>/<method>/seed0/model."
     )
 
 
-def load(model: str | Path, device: torch.device, precision: str = "bf16") -> TunedModel:
+def load(
+    model: str | Path,
+    device: torch.device,
+    precision: str = "bf16",
+    *,
+    classnames: Sequence[str] | None = None,
+) -> TunedModel:
     """Open a tuned model.
 
+    Args:
+        model: its folder, or that of its run.
+        device: where it is to live.
+        precision: bf16, fp16 or float32, in which a GPU encodes.
+        classnames: the C classes that it must have been tuned for; None for any.
+
     Raises:
-        UserError: it is no tuned model, or a file of it is broken.
+        UserError: it is not a tuned model, a file of it is broken, or it is of other classes.
     """
     folder = find(model)
-    classifier, described = classifiers.load_classifier(folder / clips.CLASSIFIER)
+    expected = {} if classnames is None else {"classnames": list(classnames)}
+    classifier, described = load_classifier(folder / clips.CLASSIFIER, **expected)
     clip = clips.load(f"local-dir:{folder}", None, device, precision)
     return TunedModel(folder, clip, classifier, described["classnames"], described["template"])

@@ -7,9 +7,6 @@ from typing import Any
 
 from latteclip.core.errors import UserError
 
-FIGURES = ("acc1", "acc5", "mean_per_class_recall")
-METRICS = ("dataset", "method", "seed", "images", *FIGURES, "per_class")
-
 
 def read_object(path: str | Path, keys: Iterable[str]) -> dict[str, Any]:
     """An object that holds the keys, and perhaps more.
@@ -29,19 +26,3 @@ def read_object(path: str | Path, keys: Iterable[str]) -> dict[str, Any]:
     if lacking:
         raise UserError(f"{path} lacks {', '.join(lacking)}; delete it and rerun its stage.")
     return dict(values)
-
-
-def read_metrics(path: str | Path) -> dict[str, Any]:
-    """The metrics.json of a run; `marks` is empty where the file has none.
-
-    Raises:
-        UserError: as of `read_object`, or a figure is not a number.
-    """
-    values = {"marks": [], **read_object(path, METRICS)}
-    for name in FIGURES:
-        if not isinstance(values[name], int | float | None):
-            raise UserError(
-                f"{path}: {name} is {values[name]!r}, not a number; delete the file and rerun its "
-                "stage."
-            )
-    return values

@@ -38,11 +38,11 @@ def export(model: str, destination: str, form: str, licence: str | None = None) 
         The command that uploads the folder to the Hugging Face hub.
 
     Raises:
-        UserError: no tuned model, a folder that holds something, or a model that has no such form.
+        UserError: the model is not a tuned one or has no such form, or the folder holds something.
     """
     folder = Path(destination).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{destination} exists and is no empty folder; name another one.")
+        raise UserError(f"{destination} exists and is not an empty folder; name another one.")
     opened = tuned.load(model, torch.device("cpu"))
     origin = provenance(opened.folder)
     with replacing(folder) as temporary:

@@ -10,7 +10,7 @@ import yaml
 
 from latteclip.clip.tuned import TunedModel
 from latteclip.core import tables
-from latteclip.core.json_files import read_metrics
+from latteclip.evaluate.results import read_metrics
 
 PAPER = (
     "Cao, Jaritz, Guillaumin, de Charette, Bazzani, *LatteCLIP: Unsupervised CLIP Fine-Tuning via "
@@ -91,7 +91,7 @@ def card(opened: TunedModel, origin: Provenance, form: str, licence: str | None)
         f"---\n{yaml.safe_dump(_front(origin, form, licence), sort_keys=False)}---\n",
         f"# CLIP adapted to {origin.described.get('title', origin.dataset)}\n",
         f"A CLIP model that was fine-tuned for {len(opened.classnames)} classes and comes with a "
-        "classifier for them, one vector a class, in `prototypes.safetensors`.\n",
+        "classifier for them, one vector per class, in `prototypes.safetensors`.\n",
         "## How it was made\n",
         *_made(opened, origin),
         *_numbers(origin),

@@ -2,7 +2,7 @@
 
 From Python, three lines:
 
-    from latteclip.predict import Classifier
+    from latteclip.deploy.predict import Classifier
     classifier = Classifier("results/demo/latteclip/seed0/model")
     predictions = classifier(["a.jpg", "b.jpg"], topk=3)  # each: .path, .classname, .topk_scores
 
@@ -35,11 +35,11 @@ STDIN = "-"
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What came of the images of one batch."""
+class Classified:
+    """What came of some images."""
 
     predictions: list[Prediction]
-    skipped: list[str] = field(default_factory=list)  # a sentence each
+    skipped: list[str] = field(default_factory=list)  # one sentence per image
 
 
 class Classifier:
@@ -64,7 +64,7 @@ class Classifier:
             precision: bf16, fp16 or float32, in which a GPU encodes.
 
         Raises:
-            UserError: it is no tuned model.
+            UserError: it is not a tuned model.
         """
         self.threads = threads or os.cpu_count() or 1
         self.batch_size = batch_size
@@ -74,11 +74,11 @@ class Classifier:
         """The predictions of image files, in order; those that cannot be decoded are left out."""
         return [
             prediction
-            for batch in self.batches([str(path) for path in paths], topk)
-            for prediction in batch.predictions
+            for part in self.in_batches([str(path) for path in paths], topk)
+            for prediction in part.predictions
         ]
 
-    def batches(self, paths: Sequence[str], topk: int) -> Iterator[Batch]:
+    def in_batches(self, paths: Sequence[str], topk: int) -> Iterator[Classified]:
         """Classify image files batch by batch; logs what it has to skip."""
         files = ReadableFiles(paths, self.model.clip.preprocess)
         for marks, features in encoded(self.model.clip, files, self.batch_size, self.threads):
@@ -87,7 +87,7 @@ class Classifier:
                 log.warning("skipped: %s", sentence)
             readable = marks >= 0  # [B]
             named = [paths[mark] for mark in marks[readable].tolist()]
-            yield Batch(self._predict(named, features[readable], topk), skipped)
+            yield Classified(self._predict(named, features[readable], topk), skipped)
 
     def _predict(self, paths: list[str], features: torch.Tensor, topk: int) -> list[Prediction]:
         """Predictions of B images from their features [B, D]."""
@@ -162,9 +162,9 @@ def predict(
     )
     n_skipped = 0
     with written as add:  # last, so that an error leaves nothing on stdout
-        for batch in classifier.batches(paths, topk):
-            add(batch.predictions)
-            n_skipped += len(batch.skipped)
+        for part in classifier.in_batches(paths, topk):
+            add(part.predictions)
+            n_skipped += len(part.skipped)
     log.info("Classified %d images, skipped %d.", len(paths) - n_skipped, n_skipped)
     return n_skipped
 
@@ -174,7 +174,7 @@ def image_paths(words: Iterable[str], stdin: TextIO) -> list[str]:
 
     Args:
         words: files, folders (searched with all below them), globs (`**` for any folders), or "-"
-            for a list on stdin with a path a line, or between null characters.
+            for a list on stdin with one path per line, or with null characters between them.
         stdin: where that list is.
 
     Raises:

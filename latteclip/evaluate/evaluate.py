@@ -1,15 +1,20 @@
-"""The test split classified by a tuned model, or by the pretrained one.
+"""The test split classified by a tuned model, and the training images that the page shows.
 
-Letters: N test images, C classes, D embedding width, K best classes kept.
+Letters: N images, C classes, K best classes kept.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
 
-from latteclip.core import tables
-from latteclip.core.errors import UserError
-from latteclip.evaluate import metrics
+from latteclip.clip import tuned
+from latteclip.clip.features import encode_files
+from latteclip.clip.ranking import classify
+from latteclip.core import devices, tables
+from latteclip.evaluate import gallery_images, metrics
 
 
 @dataclass(frozen=True)
@@ -21,61 +26,62 @@ class EvaluateSettings:
     precision: str = "bf16"
 
 
+@dataclass(frozen=True)
+class EvaluateFiles:
+    """What an evaluation reads."""
+
+    images: str
+    pseudo_labels: str  # by which the page chooses the training images that it shows
+    model: str
+    history: str  # of the training, whose marks are those of the result
+
+
 def evaluate(
-    images_path: str,
-    model: str,
-    history_path: str,
+    files: EvaluateFiles,
     settings: EvaluateSettings,
     run: metrics.Run,
-    predictions_output: str,
-    metrics_output: str,
+    outputs: metrics.Outputs,
+    gallery_output: str,
     *,
     device: str,
     threads: int,
 ) -> None:
-    """Classify the test split with a tuned model and its prototypes.
+    """Classify the test split, and the images of the page, with a tuned model and its prototypes.
 
-    The marks of the result are those of the training's history.
+    Raises:
+        UserError: an input is missing or does not fit the others, or there is no test image.
     """
-    from latteclip.clip import model as clips  # here: the zero-shot row needs no torch
-    from latteclip.clip.features import encode_files
-    from latteclip.clip.ranking import classify
-    from latteclip.core import devices
+    table, names = metrics.read_test_images(files.images, run.dataset)
+    shown = _shown_images(files)
+    history = tables.read_metadata(files.history, "step")
+    where = devices.pick(device, threads)
+    model = tuned.load(files.model, where, settings.precision, classnames=names)
 
-    table, names = metrics.read_test_images(images_path, run.dataset)
-    history = tables.read_metadata(history_path, "step")
-    classifier, classnames = clips.load_classifier(model)  # [C, D]
-    if classnames != names:
-        raise UserError(f"{model} was tuned for other classes than {images_path}; rerun its stage.")
-    clip = clips.load(f"local-dir:{model}", None, devices.pick(device, threads), settings.precision)
-    features = encode_files(clip, table["path"].to_pylist(), settings.batch_size, threads)  # [N, D]
-    labels, scores = classify(features, classifier, settings.topk)  # [N, K]
+    def ranked(paths: Sequence[str], k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The best classes of N image files and their scores, both [N, K]."""
+        features = encode_files(model.clip, paths, settings.batch_size, threads)
+        return classify(features, model.classifier, k)
+
+    labels, scores = ranked(table["path"].to_pylist(), settings.topk)
     metrics.write(
-        table,
-        names,
-        labels.numpy(),
-        scores.numpy(),
-        run,
-        history.get("marks", []),
-        predictions_output,
-        metrics_output,
+        table, names, labels.numpy(), scores.numpy(), run, history.get("marks", []), outputs
+    )
+    predictions, _ = ranked(shown["path"].to_pylist(), 1)
+    tables.write(
+        gallery_output,
+        {
+            "image_id": shown["image_id"],
+            "prediction": pa.array(predictions[:, 0].numpy(), pa.int32()),
+        },
+        gallery_images.GALLERY,
+        {"classnames": names},
     )
 
 
-def evaluate_zero_shot(
-    images_path: str,
-    pseudo_labels_path: str,
-    run: metrics.Run,
-    predictions_output: str,
-    metrics_output: str,
-) -> None:
-    """The zero-shot row: the pseudo-labels of the test split are its predictions."""
-    table, names = metrics.read_test_images(images_path, run.dataset)
-    image_ids = table["image_id"].to_pylist()
-    labels, scores = (
-        np.array(
-            tables.lookup(pseudo_labels_path, tables.PSEUDO_LABELS, "image_id", column, image_ids)
-        )
-        for column in ("topk_labels", "topk_scores")
-    )
-    metrics.write(table, names, labels, scores, run, [], predictions_output, metrics_output)
+def _shown_images(files: EvaluateFiles) -> pa.Table:
+    """The rows of the training images that the page shows."""
+    columns = ["image_id", "path", "split"]
+    index, _ = gallery_images.read_index(files.images, files.pseudo_labels, columns)
+    train = index.filter(pc.not_equal(index["split"], "test"))
+    confidence, pseudo_labels = (train[name].to_numpy() for name in ("confidence", "pseudo_label"))
+    return train.take(gallery_images.choose(confidence, pseudo_labels))

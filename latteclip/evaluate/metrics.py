@@ -1,4 +1,4 @@
-"""Accuracy on the test split, and how it is written down.
+"""Accuracy on the test split, and the files of a run that say it.
 
 Letters: N test images, C classes, K best classes kept.
 """
@@ -17,13 +17,6 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
 
 log = logging.getLogger(__name__)
-# What a table must say of a run beside its numbers: each mark, and its footnote.
-MARKS = {
-    "supervised": "reads the labels of the training images: an upper bound, no unsupervised method",
-    "ours": "not in the paper",
-    "collapsed": "predictions collapsed in training: fewer than half of the classes are predicted, "
-    "or hardly any prediction agrees with its pseudo-label",
-}
 
 
 @dataclass(frozen=True)
@@ -33,6 +26,14 @@ class Run:
     dataset: str
     method: str
     seed: int
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where the results of an evaluation are written."""
+
+    predictions: str  # a PREDICTIONS table
+    metrics: str  # JSON, which `latteclip.evaluate.results` reads
 
 
 def accuracy(ranked: npt.NDArray[np.int_], labels: npt.NDArray[np.int_], k: int) -> float:
@@ -85,8 +86,7 @@ def write(
     scores: npt.NDArray[np.float32],
     run: Run,
     marks: Sequence[str],
-    predictions_output: str,
-    metrics_output: str,
+    outputs: Outputs,
 ) -> None:
     """Write the predictions of a run, and its metrics where the test images have labels.
 
@@ -94,10 +94,10 @@ def write(
         images: the N test images, from `read_test_images`.
         ranked: [N, K] the best classes of each image, best first.
         scores: [N, K] their scores.
-        marks: keys of MARKS.
+        marks: keys of `results.MARKS`.
     """
     tables.write(
-        predictions_output,
+        outputs.predictions,
         {
             "image_id": images["image_id"],
             "label": images["label"],
@@ -122,4 +122,4 @@ def write(
     else:
         result |= metrics(ranked, labels.to_numpy(), classnames)
         log.info("%s, %s, seed %d: acc1 %.4f", run.dataset, run.method, run.seed, result["acc1"])
-    write_json(metrics_output, result)
+    write_json(outputs.metrics, result)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 import torch
 
-from latteclip.clip import classifier
+from latteclip.clip.classifier import load_classifier
 from latteclip.clip.ranking import best_classes
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
@@ -52,14 +52,20 @@ class Graph:
     degrees: torch.Tensor  # [V] row sums of W
 
 
+@dataclass(frozen=True)
+class PropagationFiles:
+    """What the graph is made of."""
+
+    images: str
+    pseudo_labels: str  # for the features of the images
+    class_embeddings: str
+
+
 def propagate_labels(
-    images_path: str,
-    pseudo_labels_path: str,
-    class_embeddings_path: str,
+    files: PropagationFiles,
     settings: PropagationSettings,
     run: metrics.Run,
-    predictions_output: str,
-    metrics_output: str,
+    outputs: metrics.Outputs,
     *,
     device: str,
     threads: int,
@@ -72,32 +78,19 @@ def propagate_labels(
         UserError: an input does not fit, or a split is empty.
     """
     where = devices.pick(device, threads)
-    index, classnames = tables.read_unlabelled(images_path, training=False)
-    classes, described = classifier.load_classifier(class_embeddings_path)  # [C, D]
-    if described["classnames"] != classnames:
-        raise UserError(
-            f"{class_embeddings_path} is of other classes than {images_path}; rerun its stage."
-        )
+    index, classnames = tables.read_unlabelled(files.images, training=False)
+    classes, _ = load_classifier(files.class_embeddings, classnames=classnames)  # [C, D]
     is_test = pc.equal(index["split"], "test")
     trained, tested = (index.filter(rows)["image_id"] for rows in (pc.invert(is_test), is_test))
     if len(trained) == 0:
-        raise UserError(f"{images_path} has no training image; check the dataset's split.")
-    images = read_features(pseudo_labels_path, trained).to(where)  # [N, D]
+        raise UserError(f"{files.images} has no training image; check the dataset's split.")
+    images = read_features(files.pseudo_labels, trained).to(where)  # [N, D]
     graph = link(classes.to(where), images, settings)
     scores = propagate(graph, settings.alpha)  # [V, C]
-    test_images, names = metrics.read_test_images(images_path, run.dataset)
-    tests = read_features(pseudo_labels_path, tested).to(where)  # [M, D]
+    test_images, names = metrics.read_test_images(files.images, run.dataset)
+    tests = read_features(files.pseudo_labels, tested).to(where)  # [M, D]
     ranked, best = best_classes(classify(tests, graph, scores, settings).cpu(), settings.topk)
-    metrics.write(
-        test_images,
-        names,
-        ranked.numpy(),
-        best.numpy(),
-        run,
-        [],
-        predictions_output,
-        metrics_output,
-    )
+    metrics.write(test_images, names, ranked.numpy(), best.numpy(), run, [], outputs)
 
 
 def nearest(
@@ -134,11 +127,11 @@ def neighbours(
     *,
     same: bool = False,
 ) -> torch.Tensor:
-    """The links of images into a graph: [Q, V] sparse, a row an image.
+    """The links of images into a graph: [Q, V] sparse, one row per image.
 
     An image is linked to the K nearest class texts, and by itself to the K nearest images: cosines
-    of the two kinds are no rivals. A link weighs as much as the cosine, to the power gamma for a
-    text; negative cosines are no links.
+    of the two kinds do not compete. A link weighs as much as the cosine, to the power gamma for a
+    text; a negative cosine makes no link.
     """
     n_classes, n_images, k = len(classes), len(images), settings.neighbours
     to_classes, class_index = nearest(queries, classes, min(k, n_classes))

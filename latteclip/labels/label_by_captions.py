@@ -14,8 +14,9 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from latteclip.clip import classifier, encode
+from latteclip.clip import encode
 from latteclip.clip import model as clips
+from latteclip.clip.classifier import load_classifier
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
 from latteclip.core.progress import Progress
@@ -24,11 +25,11 @@ from latteclip.labels.fusion import DEVIATION, Fusion, fuse, log_probabilities, 
 
 log = logging.getLogger(__name__)
 HOW = (
-    "Maximum likelihood of the caption votes given the zero-shot scores, with normal priors of "
-    f"standard deviation {DEVIATION} on log temperature, class biases, and what rates and chances "
-    "differ by between classes. Captions count where their evidence, which is what a temperature "
-    "and a common rate gain in log-likelihood over votes drawn whatever the image shows, is above "
-    "the log of their number; groups where that of their rate is above half of it."
+    "Maximum likelihood of the caption votes given the zero-shot scores. Log temperature, class "
+    "biases and each class's own deviation in rate and chance have normal priors with a standard "
+    f"deviation of {DEVIATION}. Captions count if a model with a temperature and one common rate "
+    "beats class-blind votes by more than log(number of votes) in log-likelihood; groups need half "
+    "that."
 )
 
 
@@ -42,12 +43,19 @@ class CaptionLabelSettings:
     precision: str = "bf16"
 
 
+@dataclass(frozen=True)
+class CaptionLabelFiles:
+    """What the labels are made from."""
+
+    images: str
+    pseudo_labels: str
+    class_embeddings: str
+    image_captions: str
+    group_captions: str
+
+
 def label_by_captions(
-    images_path: str,
-    pseudo_labels_path: str,
-    class_embeddings_path: str,
-    image_captions_path: str,
-    group_captions_path: str,
+    files: CaptionLabelFiles,
     settings: CaptionLabelSettings,
     output: str,
     *,
@@ -59,26 +67,25 @@ def label_by_captions(
     Raises:
         UserError: an input lacks an image or does not belong to the others.
     """
-    table, classnames = tables.read_unlabelled(images_path, training=True)
+    table, classnames = tables.read_unlabelled(files.images, training=True)
     image_ids = table["image_id"].to_pylist()
     if not image_ids:
-        raise UserError(f"{images_path} has no training image; check the dataset's split.")
-    embeddings, described = classifier.load_classifier(class_embeddings_path)  # [C, D]
-    wanted = [classnames, settings.model, settings.pretrained]
-    if [described[key] for key in ("classnames", "model", "pretrained")] != wanted:
-        raise UserError(
-            f"{class_embeddings_path} is of other classes or another CLIP than asked for; "
-            "delete it and rerun its stage."
-        )
+        raise UserError(f"{files.images} has no training image; check the dataset's split.")
+    embeddings, described = load_classifier(  # [C, D]
+        files.class_embeddings,
+        classnames=classnames,
+        model=settings.model,
+        pretrained=settings.pretrained,
+    )
     scale = described["logit_scale"]
     # [N, C], in float32 like all tables of that size.
-    zero_shot = read_features(pseudo_labels_path, table["image_id"]) @ embeddings.T
+    zero_shot = read_features(files.pseudo_labels, table["image_id"]) @ embeddings.T
     zero_shot.mul_(scale)
     labels = tables.lookup(
-        pseudo_labels_path, tables.PSEUDO_LABELS, "image_id", "pseudo_label", image_ids
+        files.pseudo_labels, tables.PSEUDO_LABELS, "image_id", "pseudo_label", image_ids
     )
     captions, prompts = (
-        tables.lookup(image_captions_path, tables.CAPTIONS, "id", column, image_ids)
+        tables.lookup(files.image_captions, tables.CAPTIONS, "id", column, image_ids)
         for column in ("caption", "prompt")
     )
     if len(set(prompts)) > 1:
@@ -86,7 +93,7 @@ def label_by_captions(
             "The captions were asked with the pseudo-labels in the prompt: they may agree with the "
             "zero-shot labels because they were told them, and then correct few."
         )
-    group_captions, groups = tables.read_groups(group_captions_path, image_ids)
+    group_captions, groups = tables.read_groups(files.group_captions, image_ids)
     clip = clips.load(
         settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
     )

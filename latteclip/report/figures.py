@@ -13,7 +13,7 @@ import pandas as pd
 
 from latteclip.captions.mentions import mentions
 from latteclip.evaluate.metrics import recalls
-from latteclip.evaluate.summarize import known, summary
+from latteclip.evaluate.summary import known, summary
 from latteclip.report.runs import Floats, Ints
 
 
@@ -36,7 +36,7 @@ class Row:
 def headline(
     runs: Sequence[Mapping[str, Any]], baseline: str, zero_shot: float | None
 ) -> list[Row]:
-    """A row a method, in the order of the runs.
+    """One row per method, in the order of the runs.
 
     Args:
         runs: the metrics of every run of one dataset.
@@ -222,24 +222,6 @@ def moved(
         Moved(i, int(before[i]), int(after[np.argmax(happened[:, i]), i]), int(counts[i]))
         for i in chosen
     ]
-
-
-def spread_over(confidence: Floats, pseudo_labels: Ints, n: int) -> list[int]:
-    """Some images from the surest pseudo-label to the least sure, of different classes if possible.
-
-    Args:
-        confidence: [N] of the pseudo-labels.
-        pseudo_labels: [N].
-        n: how many, at most N.
-    """
-    order = np.argsort(-confidence, kind="stable")
-    chosen: list[int] = []
-    classes: set[int] = set()
-    for part in np.array_split(order, min(n, len(order))):
-        fresh = [int(i) for i in part if int(pseudo_labels[i]) not in classes]
-        chosen.append(fresh[0] if fresh else int(part[0]))
-        classes.add(int(pseudo_labels[chosen[-1]]))
-    return chosen
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import Any
 
 from latteclip.captions.pictures import grid
 from latteclip.core import tables
-from latteclip.data.loader import open_rgb
-from latteclip.report.figures import Moved, spread_over
+from latteclip.data.images import open_rgb
+from latteclip.report.figures import Moved
 from latteclip.report.pictures import Picture, picture
 from latteclip.report.runs import Ints, TestSplit, TrainingSplit
 
-ITEMS, EXAMPLES = 12, 6
+EXAMPLES = 6
 # Sides in pixels and bytes before base64: at most 12 * (40 + 70) + 12 * 40 kB, 2.4 MB as text.
 PICTURE, PICTURE_BYTES = 320, 40_000
 GRID, GRID_BYTES = 448, 70_000
@@ -58,11 +58,6 @@ class Item:
     group: Picture | None
     group_caption: str | None
     group_members: list[str]
-
-
-def choose(train: TrainingSplit) -> list[int]:
-    """Which training images are shown, from the surest pseudo-label to the least sure."""
-    return spread_over(train.confidence, train.pseudo_labels, ITEMS)
 
 
 def items(

@@ -8,10 +8,9 @@ from typing import Any
 import pandas as pd
 
 from latteclip.core.files import write_text
-from latteclip.core.json_files import read_metrics
 from latteclip.evaluate import published
-from latteclip.evaluate.metrics import MARKS
-from latteclip.evaluate.summarize import gain_on_paper_datasets, known, means_over_datasets, summary
+from latteclip.evaluate.results import MARKS, read_metrics
+from latteclip.evaluate.summary import known, means_over_datasets, summary
 from latteclip.report import render
 
 log = logging.getLogger(__name__)
@@ -98,7 +97,7 @@ def paper_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     With which other methods the paper compares is not run here, so nothing of ours stands beside
     its second figure.
     """
-    gain, n = gain_on_paper_datasets(table)
+    gain, n = published.gain_on_datasets(table)
     return [
         {
             "name": "latteclip over zero_shot",

@@ -24,7 +24,7 @@ PACKAGES = (
 
 
 @dataclass(frozen=True)
-class Job:
+class JobCost:
     """What one job took, from Snakemake's benchmark file; None where it could not tell."""
 
     rule: str
@@ -55,7 +55,7 @@ def commit(folder: str = ".") -> str | None:
     return result.stdout.strip() or None
 
 
-def jobs(files: Sequence[dict[str, str]]) -> list[Job]:
+def job_costs(files: Sequence[dict[str, str]]) -> list[JobCost]:
     """The last line of each benchmark file that is there.
 
     Args:
@@ -70,7 +70,7 @@ def jobs(files: Sequence[dict[str, str]]) -> list[Job]:
         if lines:
             values = json.loads(lines[-1])
             numbers = [_number(values.get(key)) for key in ("s", "max_rss", "mean_load")]
-            found.append(Job(file["rule"], file["run"], *numbers))
+            found.append(JobCost(file["rule"], file["run"], *numbers))
     return found
 
 

@@ -15,8 +15,10 @@ import yaml
 
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_text
-from latteclip.core.json_files import read_metrics, read_object
-from latteclip.evaluate.metrics import MARKS, accuracy
+from latteclip.core.json_files import read_object
+from latteclip.evaluate import gallery_images
+from latteclip.evaluate.metrics import accuracy
+from latteclip.evaluate.results import MARKS, read_metrics
 from latteclip.report import dataset_charts, figures, gallery, provenance, render, runs
 
 log = logging.getLogger(__name__)
@@ -60,8 +62,6 @@ def report_dataset(
     run_files: Sequence[runs.RunFiles],
     settings: ReportSettings,
     output: str,
-    *,
-    threads: int,
 ) -> None:
     """Write the page of a dataset, one HTML file that needs no network.
 
@@ -82,8 +82,8 @@ def report_dataset(
         gallery.read_captions(path) if path else None
         for path in (files.image_captions, files.group_captions)
     )
-    chosen = gallery.choose(train)
-    tuned = _tuned_labels(run_files, [train.paths[i] for i in chosen], classnames, threads)
+    chosen = gallery_images.choose(train.confidence, train.pseudo_labels)
+    tuned = _tuned_labels(run_files, [train.image_ids[i] for i in chosen], classnames)
     page = render.render(
         TEMPLATE,
         dataset=settings.dataset,
@@ -130,30 +130,11 @@ def _detail(
 
 
 def _tuned_labels(
-    run_files: Sequence[runs.RunFiles],
-    paths: Sequence[str],
-    classnames: Sequence[str],
-    threads: int,
+    run_files: Sequence[runs.RunFiles], image_ids: Sequence[str], classnames: Sequence[str]
 ) -> list[int] | None:
-    """What the tuned model says of a few training images, which no stage has written down.
-
-    On the CPU: a dozen images are not worth the wait for a GPU.
-    """
-    model = next((run.model for run in run_files if run.model), None)
-    if model is None:
-        return None
-    from latteclip.clip import model as clips  # here: a page without a tuned model needs no torch
-    from latteclip.clip.features import encode_files
-    from latteclip.clip.ranking import best_classes
-    from latteclip.core import devices
-
-    classifier, own = clips.load_classifier(model)
-    if list(own) != list(classnames):
-        raise UserError(f"{model} was tuned for other classes than the index; rerun its stage.")
-    clip = clips.load(f"local-dir:{model}", None, devices.pick("cpu", threads))
-    features = encode_files(clip, paths, len(paths), threads)
-    labels, _ = best_classes(features @ classifier.T, 1)
-    return [int(label) for label in labels[:, 0]]
+    """What the tuned model says of the training images that are shown; None without one."""
+    path = next((run.gallery for run in run_files if run.gallery), None)
+    return gallery_images.read_predictions(path, image_ids, classnames) if path else None
 
 
 def _axis(rows: Sequence[figures.Row], zero_shot: float | None) -> tuple[float, float] | None:
@@ -298,6 +279,6 @@ def _provenance(
         "seeds": sorted({run.seed for run in run_files}),
         "captioner": metadata.get("captioner"),
         "engine": metadata.get("engine"),
-        "jobs": [asdict(job) for job in provenance.jobs(settings.benchmarks)],
+        "jobs": [asdict(job) for job in provenance.job_costs(settings.benchmarks)],
         "config": yaml.safe_dump(settings.config, sort_keys=False, allow_unicode=True, width=88),
     }

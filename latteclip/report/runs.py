@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.settings import from_values
+from latteclip.evaluate import gallery_images
 
 Ints = npt.NDArray[np.int_]
 Floats = npt.NDArray[np.float64]
@@ -41,14 +42,14 @@ class RunFiles:
     metrics: str
     history: str | None = None  # of a trained method
     predictions: str | None = None  # of the method that the page shows in detail
-    model: str | None = None  # of one run of it
+    gallery: str | None = None  # of one trained run of it: what its model says of training images
 
 
 def run_files(text: str) -> list[RunFiles]:
     """The runs that a rule names, from a JSON list of objects.
 
     Raises:
-        UserError: the text is no such list, or it is empty.
+        UserError: the text is not such a list, or the list is empty.
     """
     try:
         values = json.loads(text)
@@ -86,14 +87,8 @@ def read_splits(images: str, pseudo_labels: str) -> tuple[TrainingSplit, TestSpl
     Raises:
         UserError: the two tables are not of the same images.
     """
-    index, metadata = tables.read(images, tables.IMAGES, ["image_id", "path", "split", "label"])
-    zero_shot, _ = tables.read(
-        pseudo_labels, tables.PSEUDO_LABELS, ["image_id", "pseudo_label", "confidence"]
-    )
-    if zero_shot["image_id"].to_pylist() != index["image_id"].to_pylist():
-        raise UserError(f"{pseudo_labels} is not of the images of {images}; rerun its stage.")
-    index = index.append_column("pseudo_label", zero_shot["pseudo_label"])
-    index = index.append_column("confidence", zero_shot["confidence"])
+    columns = ["image_id", "path", "split", "label"]
+    index, classnames = gallery_images.read_index(images, pseudo_labels, columns)
     is_test = pc.equal(index["split"], "test")
     train, test = index.filter(pc.invert(is_test)), index.filter(is_test)
     return (
@@ -110,7 +105,7 @@ def read_splits(images: str, pseudo_labels: str) -> tuple[TrainingSplit, TestSpl
             _labels(test),
             test["pseudo_label"].to_numpy(),
         ),
-        metadata["classnames"],
+        classnames,
     )
 
 

@@ -59,5 +59,5 @@ def test_a_missing_file_is_refused(tmp_path):
 def test_a_file_of_another_kind_is_refused(tmp_path, write):
     path = tmp_path / "c.safetensors"
     write(path)
-    with pytest.raises(UserError, match="is no classifier"):
+    with pytest.raises(UserError, match="is not a classifier"):
         load_classifier(path)

@@ -21,6 +21,7 @@ from support.tiny import (
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
+from latteclip.clip.classifier import load_classifier
 from latteclip.core.errors import UserError
 
 
@@ -69,9 +70,9 @@ def test_a_name_of_open_clip_takes_a_weights_file_and_may_have_a_slash(tmp_path,
 def test_saved_classifier_comes_back_with_its_class_names(demo_clip, tmp_path):
     classifier = torch.randn(3, 128)
     clips.save(demo_clip, classifier, ["a", "b/c", "d é"], "{}.", tmp_path / "model")
-    loaded, classnames = clips.load_classifier(tmp_path / "model")
+    loaded, described = load_classifier(tmp_path / "model" / clips.CLASSIFIER)
     assert torch.equal(loaded, classifier)
-    assert classnames == ["a", "b/c", "d é"]
+    assert described["classnames"] == ["a", "b/c", "d é"]
 
 
 def test_saving_twice_gives_the_same_bytes(demo_clip, tmp_path):
@@ -141,9 +142,9 @@ def test_stock_open_clip_loads_every_kind_that_was_saved(clip, tmp_path):
     assert torch.equal(open_clip.get_tokenizer(name)(TEXTS), tokens)
     assert torch.equal(model.encode_text(tokens), clip.model.encode_text(tokens))
     assert torch.equal(preprocess(picture()), clip.preprocess(picture()))
-    loaded, classnames = clips.load_classifier(tmp_path / "model")
+    loaded, described = load_classifier(tmp_path / "model" / clips.CLASSIFIER)
     assert torch.equal(loaded, classifier)
-    assert classnames == ["a", "b", "c", "d é"]
+    assert described["classnames"] == ["a", "b", "c", "d é"]
 
 
 def picture():

@@ -308,13 +308,13 @@ def test_an_empty_folder_is_filled_and_another_refused(demo, tmp_path, capsys):
     export(str(demo), str(out), "open_clip")
     assert (out / "README.md").is_file()
     assert main.main(["export", str(demo), str(out), "--format", "open_clip"]) == 2
-    assert "exists and is no empty folder" in capsys.readouterr().err
+    assert "exists and is not an empty folder" in capsys.readouterr().err
 
 
-def test_what_is_no_tuned_model_is_refused(tmp_path, capsys):
+def test_what_is_not_a_tuned_model_is_refused(tmp_path, capsys):
     arguments = ["export", str(tmp_path), str(tmp_path / "out"), "--format", "open_clip"]
     assert main.main(arguments) == 2
-    assert "is no tuned model" in capsys.readouterr().err
+    assert "is not a tuned model" in capsys.readouterr().err
 
 
 def test_a_broken_classifier_is_refused(demo, tmp_path, capsys):
@@ -322,5 +322,5 @@ def test_a_broken_classifier_is_refused(demo, tmp_path, capsys):
     (tmp_path / "model" / "prototypes.safetensors").write_bytes(b"nothing")
     arguments = ["export", str(tmp_path / "model"), str(tmp_path / "out"), "--format", "open_clip"]
     assert main.main(arguments) == 2
-    assert "is no classifier" in capsys.readouterr().err
+    assert "is not a classifier" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -5,13 +5,13 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
-from support.tiny import write_index, write_pictures
+from support.tiny import write_index, write_pictures, write_pseudo_labels
 
 from latteclip.clip import model as clips
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import evaluate as stage
-from latteclip.evaluate import metrics
+from latteclip.evaluate import gallery_images, metrics
 
 CLASSNAMES = ["a", "b", "c", "d", "e", "f", "g"]
 C = 7
@@ -23,22 +23,37 @@ def pictures(tmp_path):
     return files, ["test", "train", "test", "test", "val", "test"], [2, 0, 1, 6, 3, 2]
 
 
+CONFIDENCE = [0.5, 0.25, 0.5, 0.5, 0.75, 0.5]
+
+
+def run(tmp_path, index):
+    """The stage, after writing pseudo-labels for it."""
+    names = tables.read(index, tables.IMAGES, ["image_id"])[0]["image_id"].to_pylist()
+    pseudo_labels = write_pseudo_labels(
+        tmp_path / "pseudo_labels.parquet", names, [0] * len(names), CONFIDENCE
+    )
+    stage.evaluate(
+        stage.EvaluateFiles(
+            index,
+            pseudo_labels,
+            str(tmp_path / "model"),
+            str(tmp_path / "history.parquet"),
+        ),
+        stage.EvaluateSettings(batch_size=3, topk=5),
+        metrics.Run("set", "latteclip", 4),
+        metrics.Outputs(str(tmp_path / "predictions.parquet"), str(tmp_path / "metrics.json")),
+        str(tmp_path / "gallery.parquet"),
+        device="cpu",
+        threads=1,
+    )
+
+
 def evaluate(tmp_path, index, classifier, demo_clip, classnames=CLASSNAMES, history=None):
     clips.save(demo_clip, classifier, classnames, "{}", tmp_path / "model")
     steps = {"step": pa.array([0, 1], pa.int32()), "loss": pa.array([0.5, 0.25])}
     schema = pa.schema([("step", pa.int32()), ("loss", pa.float64())])
     tables.write(tmp_path / "history.parquet", steps, schema, history)
-    stage.evaluate(
-        index,
-        str(tmp_path / "model"),
-        str(tmp_path / "history.parquet"),
-        stage.EvaluateSettings(batch_size=3, topk=5),
-        metrics.Run("set", "latteclip", 4),
-        str(tmp_path / "predictions.parquet"),
-        str(tmp_path / "metrics.json"),
-        device="cpu",
-        threads=1,
-    )
+    run(tmp_path, index)
     predictions, metadata = tables.read(tmp_path / "predictions.parquet", tables.PREDICTIONS)
     return predictions.to_pydict(), metadata, json.loads((tmp_path / "metrics.json").read_text())
 
@@ -72,6 +87,25 @@ def test_test_images_get_the_class_of_the_nearest_prototype(tmp_path, pictures, 
     }
 
 
+def test_the_images_of_the_page_get_the_class_of_the_nearest_prototype(
+    tmp_path, pictures, demo_clip
+):
+    """From the surest to the least sure; images of every split but the test split are shown."""
+    index = write_index(tmp_path / "images.parquet", *pictures, CLASSNAMES)
+    torch.manual_seed(0)
+    classifier = torch.nn.functional.normalize(torch.randn(C, 128), dim=1)
+    evaluate(tmp_path, index, classifier, demo_clip)
+    table, metadata = tables.read(tmp_path / "gallery.parquet", gallery_images.GALLERY)
+    assert metadata == {"classnames": CLASSNAMES}
+    wanted = []
+    for file in (pictures[0][4], pictures[0][1]):
+        with torch.no_grad():
+            feature = demo_clip.model.encode_image(demo_clip.preprocess(Image.open(file))[None])
+        label = int((feature @ classifier.T).argmax())
+        wanted.append({"image_id": Path(file).name, "prediction": label})
+    assert table.to_pylist() == wanted
+
+
 @pytest.mark.parametrize(
     ("history", "marks"),
     [({"marks": ["supervised", "collapsed"]}, ["supervised", "collapsed"]), ({"seed": 3}, [])],
@@ -87,17 +121,7 @@ def test_the_marks_are_those_of_the_training_s_history(
 def test_a_missing_history_is_refused(tmp_path, pictures):
     index = write_index(tmp_path / "images.parquet", *pictures, CLASSNAMES)
     with pytest.raises(UserError, match=r"history\.parquet does not exist"):
-        stage.evaluate(
-            index,
-            str(tmp_path / "model"),
-            str(tmp_path / "history.parquet"),
-            stage.EvaluateSettings(batch_size=3, topk=5),
-            metrics.Run("set", "latteclip", 4),
-            str(tmp_path / "predictions.parquet"),
-            str(tmp_path / "metrics.json"),
-            device="cpu",
-            threads=1,
-        )
+        run(tmp_path, index)
 
 
 def test_a_model_of_other_classes_is_refused(tmp_path, pictures, demo_clip):
@@ -105,49 +129,3 @@ def test_a_model_of_other_classes_is_refused(tmp_path, pictures, demo_clip):
     with pytest.raises(UserError, match="other classes"):
         evaluate(tmp_path, index, torch.eye(C, 128), demo_clip, CLASSNAMES[::-1])
     assert not (tmp_path / "metrics.json").exists()
-
-
-def test_a_dataset_without_test_images_is_refused(tmp_path, pictures, demo_clip):
-    files, _, labels = pictures
-    index = write_index(tmp_path / "images.parquet", files, ["train"] * 6, labels, CLASSNAMES)
-    pseudo = tmp_path / "pseudo.parquet"
-    columns = {name: [] for name in tables.PSEUDO_LABELS.names}
-    tables.write(pseudo, columns, tables.PSEUDO_LABELS)
-    with pytest.raises(UserError, match="set has no test image"):
-        stage.evaluate_zero_shot(
-            index, str(pseudo), metrics.Run("set", "zero_shot", 0), str(tmp_path / "p"), "m"
-        )
-
-
-def test_zero_shot_row_scores_the_pseudo_labels_of_the_test_split(tmp_path, pictures):
-    files, splits, labels = pictures
-    index = write_index(tmp_path / "images.parquet", files, splits, labels, CLASSNAMES)
-    best = [[2, 1, 0, 3, 4], [0] * 5, [3, 2, 4, 5, 6], [5, 6, 1, 2, 3], [1] * 5, [2, 0, 1, 3, 4]]
-    names = [Path(file).name for file in files]
-    tables.write(
-        tmp_path / "pseudo.parquet",
-        {
-            "image_id": names[::-1],
-            "split": splits[::-1],
-            "pseudo_label": [row[0] for row in best[::-1]],
-            "confidence": [0.5] * 6,
-            "topk_labels": best[::-1],
-            "topk_scores": [[0.9, 0.8, 0.7, 0.6, 0.5]] * 6,
-            "image_features": [[1.0]] * 6,
-        },
-        tables.PSEUDO_LABELS,
-    )
-    stage.evaluate_zero_shot(
-        index,
-        str(tmp_path / "pseudo.parquet"),
-        metrics.Run("set", "zero_shot", 0),
-        str(tmp_path / "predictions.parquet"),
-        str(tmp_path / "metrics.json"),
-    )
-    predictions, _ = tables.read(tmp_path / "predictions.parquet", tables.PREDICTIONS)
-    found = json.loads((tmp_path / "metrics.json").read_text())
-    assert predictions["prediction"].to_pylist() == [2, 3, 5, 2]  # of the labels 2, 1, 6, 2
-    assert found["acc1"] == 0.5
-    assert found["acc5"] == 0.75
-    assert found["mean_per_class_recall"] == pytest.approx(1 / 3)
-    assert found["marks"] == []

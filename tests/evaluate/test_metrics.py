@@ -64,11 +64,13 @@ def written(tmp_path, labels, marks=()):
     images, names = module.read_test_images(index, "set")
     ranked = np.array([[2, 0, 1], [1, 2, 0], [0, 1, 2], [0, 2, 1]])
     scores = np.array([[0.75, 0.5, 0.25]] * 4, np.float32)
-    outputs = [str(tmp_path / name) for name in ("predictions.parquet", "metrics.json")]
-    module.write(images, names, ranked, scores, module.Run("set", "m", 4), marks, *outputs)
-    table, metadata = tables.read(outputs[0], tables.PREDICTIONS)
+    outputs = module.Outputs(
+        *(str(tmp_path / name) for name in ("predictions.parquet", "metrics.json"))
+    )
+    module.write(images, names, ranked, scores, module.Run("set", "m", 4), marks, outputs)
+    table, metadata = tables.read(outputs.predictions, tables.PREDICTIONS)
     assert metadata == {"classnames": CLASSNAMES}
-    return table.to_pydict(), json.loads(Path(outputs[1]).read_text())
+    return table.to_pydict(), json.loads(Path(outputs.metrics).read_text())
 
 
 def test_predictions_of_the_test_split_and_their_metrics_are_written(tmp_path):

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -260,22 +261,24 @@ def write_inputs(folder, classes, *, labels=LABELS, keep=None, features=FEATURES
         tables.PSEUDO_LABELS,
     )
     classifier.save_classifier(folder / "classes.safetensors", classes, {"classnames": CLASSNAMES})
-    return index, str(folder / "pseudo_labels.parquet"), str(folder / "classes.safetensors")
+    return stage.PropagationFiles(
+        index, str(folder / "pseudo_labels.parquet"), str(folder / "classes.safetensors")
+    )
 
 
 def run(folder, inputs, settings=SETTINGS):
     """The predictions by image id, and the metrics."""
-    outputs = [folder / "predictions.parquet", folder / "metrics.json"]
+    outputs = metrics.Outputs(str(folder / "predictions.parquet"), str(folder / "metrics.json"))
     stage.propagate_labels(
-        *inputs,
+        inputs,
         settings,
         metrics.Run("set", "label_propagation", 0),
-        *map(str, outputs),
+        outputs,
         device="cpu",
         threads=1,
     )
-    rows = tables.read(outputs[0], tables.PREDICTIONS)[0].to_pylist()
-    return {row["image_id"]: row for row in rows}, json.loads(outputs[1].read_text())
+    rows = tables.read(outputs.predictions, tables.PREDICTIONS)[0].to_pylist()
+    return {row["image_id"]: row for row in rows}, json.loads(Path(outputs.metrics).read_text())
 
 
 def test_the_test_split_is_classified_by_the_graph_of_the_other_images(tmp_path, classes):
@@ -341,13 +344,13 @@ def test_an_image_without_features_is_refused(tmp_path, classes):
     inputs = write_inputs(tmp_path, classes)
     fewer = write_inputs(tmp_path / "fewer", classes, keep=list(range(3, len(SPLITS))))
     with pytest.raises(UserError, match=r"lacks 3 of 24 images; delete it and rerun"):
-        run(tmp_path, (inputs[0], fewer[1], inputs[2]))
+        run(tmp_path, replace(inputs, pseudo_labels=fewer.pseudo_labels))
     assert not (tmp_path / "predictions.parquet").exists()
 
 
 def test_embeddings_of_other_classes_are_refused(tmp_path, classes):
     inputs = write_inputs(tmp_path, classes)
-    classifier.save_classifier(inputs[2], classes, {"classnames": CLASSNAMES[::-1]})
+    classifier.save_classifier(inputs.class_embeddings, classes, {"classnames": CLASSNAMES[::-1]})
     with pytest.raises(UserError, match=r"classes\.safetensors is of other classes than"):
         run(tmp_path, inputs)
 

@@ -142,18 +142,6 @@ def test_moved_images_are_of_different_classes_first_and_the_clearest_of_each():
     assert [one.index for one in found] == [2, 3, 0]  # 1 changed in one seed only
 
 
-def test_gallery_goes_from_sure_to_unsure_over_different_classes():
-    rng = np.random.default_rng(2)
-    confidence, labels = rng.random(N), rng.integers(0, C, N)
-    chosen = figures.spread_over(confidence, labels, 5)
-    assert len(set(chosen)) == 5
-    assert sorted(confidence[chosen], reverse=True) == confidence[chosen].tolist()
-    assert len(set(labels[chosen])) == 5
-    assert (
-        figures.spread_over(confidence[:3], labels[:3], 12) == np.argsort(-confidence[:3]).tolist()
-    )
-
-
 def test_caption_statistics_count_what_they_say():
     captions = ["A Red dot", "a red dot", "", "a red dot", "lines"]
     found = figures.caption_statistics(SUMMARY, captions, ["red", "Dot", "red", "line", "l"], None)

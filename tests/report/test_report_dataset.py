@@ -1,22 +1,19 @@
-import io
 import json
 import re
 import statistics
-from base64 import b64decode
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
-import torch
-from PIL import Image
 from support.made_results import CLASSNAMES, HOSTILE, Results
-from support.pages import BOTH_KINDS, Page, write, write_metrics
+from support.pages import BOTH_KINDS, write
 
 from latteclip.cli import main
-from latteclip.clip import model as clips
+from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.report import charts, gallery, pictures, provenance, render, report_dataset, runs
-from latteclip.report import index_results as index
+from latteclip.evaluate import gallery_images
+from latteclip.report import render, report_dataset, runs
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +116,7 @@ def test_every_picture_and_chart_has_a_text(written):
     page, _ = written
     pictures_ = [attributes for tag, attributes in page.elements if tag == "img"]
     drawings = [attributes for tag, attributes in page.elements if tag == "svg"]
-    assert len(pictures_) >= 2 * gallery.ITEMS
+    assert len(pictures_) >= 2 * gallery_images.SHOWN
     assert all(len(attributes["alt"]) > 10 for attributes in pictures_)
     assert len(drawings) == 8
     assert all(" from " in d["aria-label"] or "%" in d["aria-label"] for d in drawings)
@@ -141,7 +138,7 @@ def test_gallery_shows_what_is_known_of_each_image(results, written):
     text = page.sections["gallery"]
     assert text.count("Image caption") == text.count("Group caption") == 12
     assert text.count("Zero-shot pseudo-label, the prediction before") == 12
-    assert "the prediction after" not in text  # no model was named
+    assert "the prediction after" not in text  # no gallery was named
 
 
 def test_captions_are_counted(written):
@@ -184,33 +181,49 @@ def test_captions_without_their_summary_are_refused(results):
     methods = {method: {} for method in results.methods}
     settings = report_dataset.ReportSettings("made", "zero_shot", None, {"methods": methods}, [])
     with pytest.raises(UserError, match="needs --caption-summary"):
-        report_dataset.report_dataset(files, results.runs, settings, "page.html", threads=1)
+        report_dataset.report_dataset(files, results.runs, settings, "page.html")
 
 
-def test_the_tuned_model_labels_the_images_of_the_gallery(tmp_path, demo_clip):
-    results = Results(tmp_path)
-    torch.manual_seed(0)
-    classifier = torch.nn.functional.normalize(torch.randn(len(CLASSNAMES), 128), dim=1)
-    clips.save(demo_clip, classifier, CLASSNAMES, "{}", tmp_path / "model")
-    page, _ = write(results, model=str(tmp_path / "model"))
+def write_gallery(results, labels, *, classnames=CLASSNAMES, image_ids=None):
+    """What a model says of the images that are shown, as `evaluate` writes it; its path."""
     train, _, _ = runs.read_splits(results.images, results.pseudo_labels)
-    wanted = []
-    for i in gallery.choose(train):
-        with torch.no_grad():
-            picture = demo_clip.preprocess(Image.open(train.paths[i]).convert("RGB"))
-            feature = demo_clip.model.encode_image(picture[None])
-        wanted.append(CLASSNAMES[int((feature @ classifier.T).argmax())])
+    chosen = gallery_images.choose(train.confidence, train.pseudo_labels)
+    path = str(results.folder / "gallery.parquet")
+    tables.write(
+        path,
+        {
+            "image_id": image_ids or [train.image_ids[i] for i in chosen],
+            "prediction": pa.array(labels, pa.int32()),
+        },
+        gallery_images.GALLERY,
+        {"classnames": list(classnames)},
+    )
+    return path
+
+
+def test_the_gallery_shows_what_the_tuned_model_says(tmp_path):
+    results = Results(tmp_path)
+    labels = np.resize(np.arange(len(CLASSNAMES)), gallery_images.SHOWN)
+    page, _ = write(results, gallery=write_gallery(results, labels))
     told = [text for name, text in page.facts if name.endswith("the prediction after")]
-    assert [re.sub(" (right|wrong)$", "", text) for text in told] == wanted
-    assert len(set(wanted)) > 1
+    assert [re.sub(" (right|wrong)$", "", text) for text in told] == [
+        CLASSNAMES[label] for label in labels
+    ]
     assert "latteclip" in page.sections["gallery"]
 
 
-def test_a_model_of_other_classes_is_refused(tmp_path, demo_clip):
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"classnames": ["a", "b"]}, "other classes"),
+        ({"image_ids": ["x"] * gallery_images.SHOWN}, "other images"),
+    ],
+)
+def test_a_gallery_of_something_else_is_refused(tmp_path, other, message):
     results = Results(tmp_path)
-    clips.save(demo_clip, torch.eye(2, 128), ["a", "b"], "{}", tmp_path / "model")
-    with pytest.raises(UserError, match="other classes"):
-        write(results, model=str(tmp_path / "model"))
+    gallery = write_gallery(results, [0] * gallery_images.SHOWN, **other)
+    with pytest.raises(UserError, match=message):
+        write(results, gallery=gallery)
     assert not (tmp_path / "report.html").exists()
 
 
@@ -237,24 +250,6 @@ def test_zero_shot_alone_makes_a_page(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("[", "not JSON"), ("[]", "at least one run"), ('[{"methd": "a"}]', "methd")],
-)
-def test_runs_that_are_none_are_refused(text, message):
-    with pytest.raises(UserError, match=message):
-        runs.run_files(text)
-
-
-def test_predictions_of_other_images_are_refused(results, tmp_path):
-    other = Results(tmp_path, n_test=11)
-    _, test, _ = runs.read_splits(results.images, results.pseudo_labels)
-    with pytest.raises(UserError, match="not of the test images"):
-        runs.read_predictions([other.runs[0].predictions], test)
-    with pytest.raises(UserError, match="not of the images"):
-        runs.read_splits(results.images, other.pseudo_labels)
-
-
 def test_many_classes_and_images_make_a_page_that_can_be_mailed(tmp_path):
     results = Results(
         tmp_path,
@@ -276,118 +271,7 @@ def test_a_page_that_is_too_large_is_refused(results, monkeypatch):
         write(results)
 
 
-def test_noise_fits_into_its_bytes_and_a_small_picture_keeps_its_size():
-    rng = np.random.default_rng(0)
-    noise = Image.fromarray(rng.integers(0, 256, (700, 500, 3), dtype=np.uint8))
-    small = pictures.picture(noise, 320, 9_000)
-    data = b64decode(small.uri.removeprefix("data:image/webp;base64,"))
-    assert len(data) <= 9_000
-    shown = Image.open(io.BytesIO(data))
-    assert shown.size == (small.width, small.height)
-    assert shown.width / shown.height == pytest.approx(5 / 7, abs=0.02)
-    flat = pictures.picture(Image.new("RGB", (64, 48), "red"), 320, 9_000)
-    assert (flat.width, flat.height) == (64, 48)
-
-
-def test_a_history_is_drawn_as_means_of_neighbouring_steps(results):
-    path = next(run.history for run in results.runs if run.method == "flyp")
-    whole = pd.read_parquet(path)
-    curves = runs.read_curves(path, 50)
-    assert set(curves) == {"epoch", "loss", "agreement", "class_balance"}
-    for point in (0, 17, 49):
-        steps = whole["loss"].iloc[6 * point : 6 * point + 6]
-        assert curves["loss"][point] == pytest.approx(steps.mean(), rel=1e-5)
-    assert curves["epoch"][0] == pytest.approx(0.03)
-    assert curves["epoch"][-1] == pytest.approx(2.97)
-
-
-def test_a_chart_takes_its_colours_from_the_page_and_is_the_same_each_time():
-    x = np.arange(4.0)
-    lines = [charts.Line("a", x, [x, 2 * x], 0), charts.Line("b", x, [3 - x], 3)]
-    drawing, again = (charts.line_chart("Loss", lines, x_label="epoch") for _ in range(2))
-    assert drawing.svg == again.svg
-    assert "var(--series-1)" in drawing.svg
-    assert "var(--series-4)" in drawing.svg
-    assert set(re.findall(r"#[0-9a-f]{6}\b", drawing.svg)) == set()
-    assert "a from 0 to 4.5; b from 3 to 0" in drawing.svg
-    assert "<style" not in drawing.svg  # it would be one of the whole page
-
-
-def test_benchmarks_that_are_missing_are_passed_over(tmp_path):
-    (tmp_path / "a.jsonl").write_text(
-        '{"s": 1, "max_rss": 1}\n{"s": 61.5, "max_rss": "NA", "mean_load": 98.5}\n'
-    )
-    files = [{"rule": r, "run": "", "path": str(tmp_path / f"{r}.jsonl")} for r in ("a", "b")]
-    assert provenance.jobs(files) == [provenance.Job("a", "", 61.5, None, 98.5)]
-
-
-def test_a_folder_without_git_has_no_commit(tmp_path):
-    assert provenance.commit(str(tmp_path)) is None
-    assert provenance.versions()["torch"] == torch.__version__
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(None, "–"), (0.2, "0 s"), (61, "1 min 01 s"), (7620, "2 h 07 min")],  # noqa: RUF001
-)
-def test_durations_read_well(value, text):
-    assert render.duration(value) == text
-
-
-def test_differences_read_well():
-    values = [1.25, -1.25, 0.04, -0.04, None]
-    assert [render.signed(value) for value in values] == ["+1.2", "−1.2", "0.0", "0.0", "–"]  # noqa: RUF001
-
-
-# --- the page over all datasets ------------------------------------------------------------------
-
-
-@pytest.fixture
-def compared(tmp_path):
-    paths = [
-        write_metrics(tmp_path, "dtd", "zero_shot", 0, 0.50),
-        write_metrics(tmp_path, "dtd", "latteclip", 0, 0.56),
-        write_metrics(tmp_path, "dtd", "latteclip", 1, 0.58),
-        write_metrics(tmp_path, "dtd", "flyp_supervised", 0, 0.90, ["supervised"]),
-        write_metrics(tmp_path, "sun397", "zero_shot", 0, 0.60),
-        write_metrics(tmp_path, "sun397", "latteclip", 0, 0.61),
-        write_metrics(tmp_path, "sun397", "flyp_supervised", 0, 0.80, ["supervised"]),
-        write_metrics(tmp_path, "mine", "latteclip", 0, None),
-    ]
-    settings = index.IndexSettings(
-        "zero_shot", {"dtd": "dtd/report.html"}, {"dtd": "<u>Textures</u>"}
-    )
-    index.index_results(paths, settings, str(tmp_path / "index.html"))
-    text = (tmp_path / "index.html").read_text()
-    return Page(text), text
-
-
-def test_the_index_has_a_row_a_dataset_and_a_column_a_method(compared):
-    page, text = compared
-    table = page.tables["comparison"]
-    names = [cell[0].split()[0] for cell in table[0][3:]]
-    assert names == ["zero_shot", "latteclip", "flyp_supervised"]
-    names = [row[0][0].split("<")[0].strip() for row in table[1:]]
-    assert names == ["dtd", "sun397", "mine", "mean"]
-    assert [float(cell[1]) for cell in table[1][3:]] == pytest.approx([50, 57, 90])
-    assert table[1][4][0].split() == ["★", "57.0", "±", "1.4", "+7.0"]
-    assert "★" not in table[1][5][0]  # it reads labels
-    assert [cell[0].strip() for cell in table[3][3:]] == ["–", "no labels", "–"]  # noqa: RUF001
-    assert [cell[0] for cell in table[4][3:]] == ["55.0", "59.0", "85.0"]
-    assert 'href="dtd/report.html"' in text
-    assert "<u>Textures</u>" in page.sections[""]
-    assert ("u", {}) not in page.elements
-
-
-def test_our_means_stand_beside_those_of_the_paper(compared):
-    page, _ = compared
-    gain, others = ([cell[0] for cell in row] for row in page.tables["paper"][1:])
-    assert gain == ["latteclip over zero_shot", "+4.74", "+4.00", "2 of 10 datasets"]
-    assert others[1:] == ["+3.45", "–", "not compared here"]  # noqa: RUF001
-    assert "published" in page.tables["paper"][0][1][0]
-
-
-def test_the_commands_write_the_pages(results, tmp_path):
+def test_the_command_writes_the_page(results, tmp_path):
     config = {"methods": {m: {"objective": m} for m in results.methods}}
     settings = {
         "dataset": "made",
@@ -396,7 +280,6 @@ def test_the_commands_write_the_pages(results, tmp_path):
         "config": config,
         "benchmarks": [],
     }
-    paths = [run.metrics for run in results.runs]
     of_runs = [{k: v for k, v in vars(run).items() if v} for run in results.runs]
     arguments = {
         "--images": results.images,
@@ -404,12 +287,7 @@ def test_the_commands_write_the_pages(results, tmp_path):
         "--runs": json.dumps([{"seed": 0, **run} for run in of_runs]),
         "--settings": json.dumps(settings),
         "--output": str(tmp_path / "report.html"),
-        "--threads": "1",
     }
     flat = [part for pair in arguments.items() for part in pair]
     assert main.main(["report-dataset", *flat]) == 0
     assert "<code>flyp</code>" in (tmp_path / "report.html").read_text()
-    output = str(tmp_path / "index.html")
-    given = ["--settings", '{"baseline": "zero_shot"}', "--output", output]
-    assert main.main(["index-results", *paths, *given]) == 0
-    assert (tmp_path / "index.html").stat().st_size > 5000

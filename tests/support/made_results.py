@@ -10,7 +10,7 @@ from support.tiny import write_pictures
 
 from latteclip.core import tables
 from latteclip.evaluate import metrics
-from latteclip.evaluate.metrics import Run
+from latteclip.evaluate.metrics import Outputs, Run
 from latteclip.report.runs import RunFiles
 
 HOSTILE = "<script>alert('class')</script>"
@@ -114,8 +114,7 @@ class Results:
             scores.astype(np.float32),
             Run(self.dataset, method, seed),
             ["ours"] if method.endswith("_fused") else [],
-            run.predictions,
-            run.metrics,
+            Outputs(run.predictions, run.metrics),
         )
         if run.history:
             self.write_history(run.history, is_latteclip=method.startswith("latteclip"))

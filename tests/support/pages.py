@@ -57,7 +57,7 @@ class Page(HTMLParser):
 BOTH_KINDS = {"image": None, "group": None}
 
 
-def write(results, *, shown="latteclip", captions=(), model=None, baseline="zero_shot", **config):
+def write(results, *, shown="latteclip", captions=(), gallery=None, baseline="zero_shot", **config):
     """The page of some results, and its text.
 
     Captions are given as {kind: texts}, with None for some of their own.
@@ -82,11 +82,11 @@ def write(results, *, shown="latteclip", captions=(), model=None, baseline="zero
         [],
     )
     chosen = [
-        runs.RunFiles(**{**vars(run), "model": model if run.method == shown else None})
+        runs.RunFiles(**{**vars(run), "gallery": gallery if run.method == shown else None})
         for run in results.runs
     ]
     output = results.folder / "report.html"
-    report_dataset.report_dataset(files, chosen, settings, str(output), threads=1)
+    report_dataset.report_dataset(files, chosen, settings, str(output))
     text = output.read_text()
     return Page(text), text
 

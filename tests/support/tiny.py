@@ -275,8 +275,8 @@ def write_index(path, files, splits, labels, classnames):
     return str(path)
 
 
-def write_pseudo_labels(path, image_ids, labels):
-    """A PSEUDO_LABELS table that holds nothing but labels."""
+def write_pseudo_labels(path, image_ids, labels, confidence=None):
+    """A PSEUDO_LABELS table that holds nothing but labels, and one confidence or one per image."""
     n = len(image_ids)
     tables.write(
         path,
@@ -284,7 +284,7 @@ def write_pseudo_labels(path, image_ids, labels):
             "image_id": image_ids,
             "split": ["train"] * n,
             "pseudo_label": pa.array(labels, pa.int32()),
-            "confidence": pa.nulls(n, pa.float32()),
+            "confidence": confidence if isinstance(confidence, list) else [confidence] * n,
             "topk_labels": [[label] for label in labels],
             "topk_scores": [[0.5]] * n,
             "image_features": [[1.0]] * n,

@@ -29,6 +29,7 @@ from support.tiny import (
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
+from latteclip.clip.classifier import load_classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.signals import HEARD
@@ -118,8 +119,8 @@ def test_both_towers_and_the_scale_move(tuned):
 
 
 def test_classifier_is_the_prototypes_of_length_one(tuned, demo_clip):
-    classifier, classnames = clips.load_classifier(tuned[0])
-    assert classnames == CLASSNAMES
+    classifier, described = load_classifier(Path(tuned[0]) / clips.CLASSIFIER)
+    assert described["classnames"] == CLASSNAMES
     torch.testing.assert_close(classifier.norm(dim=1), torch.ones(3))
     start = class_embeddings(demo_clip, "a photo of a {} texture.", CLASSNAMES)
     cosines = (classifier * start).sum(dim=1)
@@ -177,7 +178,7 @@ def test_flyp_trains_without_captions(inputs):
     assert table["loss_finetuned"] == [None, None]
     clip = clips.load(f"local-dir:{model}", None, torch.device("cpu"))
     torch.testing.assert_close(
-        clips.load_classifier(model)[0],
+        load_classifier(Path(model) / clips.CLASSIFIER)[0],
         class_embeddings(clip, "a photo of a {} texture.", CLASSNAMES),
         rtol=1e-4,
         atol=1e-5,

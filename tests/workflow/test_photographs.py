@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from latteclip.clip import model as clips
+from latteclip.clip.classifier import load_classifier
 
 PER_CLASS, SPLITS = 6, ["train", "train", "train", "val", "test", "test"]
 COMMON = {
@@ -133,8 +134,11 @@ def test_group_prompts_name_the_pseudo_label(photos):
 
 def test_the_tuned_model_knows_the_class_names(photos):
     root, taken = photos
-    _, classnames = clips.load_classifier(root / "results/json/latteclip/seed0/model")
-    assert classnames == sorted({name for rows in taken.values() for _, _, name in rows})
+    model = root / "results" / "json" / "latteclip" / "seed0" / "model"
+    _, described = load_classifier(model / clips.CLASSIFIER)
+    assert described["classnames"] == sorted(
+        {name for rows in taken.values() for _, _, name in rows}
+    )
 
 
 def test_each_run_ends_with_a_table_of_its_methods(photos):

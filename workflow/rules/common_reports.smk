@@ -41,7 +41,7 @@ def report_runs(dataset):
         if method == shown:
             run["predictions"] = f"{folder}/predictions.parquet"
             if seed == first and settings.is_trained(method):
-                run["model"] = f"{folder}/model"
+                run["gallery"] = f"{folder}/gallery.parquet"
         runs.append(run)
     return runs
 

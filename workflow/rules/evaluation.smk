@@ -4,12 +4,14 @@
 rule evaluate:
     input:
         images="results/{dataset}/images.parquet",
+        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         model="results/{dataset}/{method}/seed{seed}/model",
         history="results/{dataset}/{method}/seed{seed}/history.parquet",
         code=sources("latteclip.evaluate.evaluate"),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
         metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
+        gallery="results/{dataset}/{method}/seed{seed}/gallery.parquet",
     log:
         "results/{dataset}/{method}/seed{seed}/logs/evaluate.log",
     benchmark:
@@ -27,17 +29,17 @@ rule evaluate:
         settings=evaluate_settings,
     shell:
         "latteclip evaluate --dataset {wildcards.dataset} --method {wildcards.method}"
-        " --seed {wildcards.seed} --images {input.images} --model {input.model}"
-        " --history {input.history} --settings {params.settings:q}"
-        " --predictions {output.predictions}"
-        " --metrics {output.metrics} --threads {threads} --log {log}"
+        " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
+        " --model {input.model} --history {input.history} --settings {params.settings:q}"
+        " --predictions {output.predictions} --metrics {output.metrics}"
+        " --gallery {output.gallery} --threads {threads} --log {log}"
 
 
 rule evaluate_zero_shot:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        code=sources("latteclip.evaluate.evaluate"),
+        code=sources("latteclip.evaluate.evaluate_zero_shot"),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
         metrics="results/{dataset}/{method}/seed{seed}/metrics.json",

@@ -1,4 +1,4 @@
-# The pages that people read: one a dataset, and one over all of them.
+# The pages that people read: one per dataset, and one over all of them.
 
 
 rule report_dataset:
@@ -11,7 +11,7 @@ rule report_dataset:
         metrics=of_runs("metrics"),
         histories=of_runs("history"),
         predictions=of_runs("predictions"),
-        model=of_runs("model"),
+        galleries=of_runs("gallery"),
         templates=templates(),
         code=sources("latteclip.report.report_dataset"),
     output:
@@ -25,7 +25,6 @@ rule report_dataset:
         "results/{dataset}/logs/report_dataset.log",
     conda:
         "../../envs/latteclip.yaml"
-    threads: threads_of("evaluate")
     resources:
         mem_mb=memory("report_dataset"),
         runtime=minutes("report_dataset"),
@@ -36,7 +35,7 @@ rule report_dataset:
     shell:
         "latteclip report-dataset --images {input.images} --pseudo-labels {input.pseudo_labels}"
         " {params.captions} --runs {params.runs:q} --settings {params.settings:q}"
-        " --output {output} --threads {threads} --log {log}"
+        " --output {output} --log {log}"
 
 
 rule index_results:

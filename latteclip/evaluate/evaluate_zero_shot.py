@@ -1,0 +1,21 @@
+"""The test split classified by the pretrained model: the row that all others are compared with."""
+
+import numpy as np
+
+from latteclip.core import tables
+from latteclip.evaluate import metrics
+
+
+def evaluate_zero_shot(
+    images_path: str, pseudo_labels_path: str, run: metrics.Run, outputs: metrics.Outputs
+) -> None:
+    """Take the pseudo-labels of the test split for its predictions."""
+    table, names = metrics.read_test_images(images_path, run.dataset)
+    image_ids = table["image_id"].to_pylist()
+    labels, scores = (
+        np.array(
+            tables.lookup(pseudo_labels_path, tables.PSEUDO_LABELS, "image_id", column, image_ids)
+        )
+        for column in ("topk_labels", "topk_scores")
+    )
+    metrics.write(table, names, labels, scores, run, [], outputs)

@@ -1,0 +1,33 @@
+"""The metrics.json of a run, read back and checked, and what its marks mean."""
+
+from pathlib import Path
+from typing import Any
+
+from latteclip.core.errors import UserError
+from latteclip.core.json_files import read_object
+
+FIGURES = ("acc1", "acc5", "mean_per_class_recall")
+METRICS = ("dataset", "method", "seed", "images", *FIGURES, "per_class")
+# What a table must say of a run beside its numbers: each mark, and its footnote.
+MARKS = {
+    "supervised": "reads the labels of the training images: an upper bound, no unsupervised method",
+    "ours": "not in the paper",
+    "collapsed": "predictions collapsed in training: fewer than half of the classes are predicted, "
+    "or hardly any prediction agrees with its pseudo-label",
+}
+
+
+def read_metrics(path: str | Path) -> dict[str, Any]:
+    """The metrics.json of a run; `marks` is empty where the file has none.
+
+    Raises:
+        UserError: as of `read_object`, or a figure is not a number.
+    """
+    values = {"marks": [], **read_object(path, METRICS)}
+    for name in FIGURES:
+        if not isinstance(values[name], int | float | None):
+            raise UserError(
+                f"{path}: {name} is {values[name]!r}, not a number; delete the file and rerun its "
+                "stage."
+            )
+    return values

@@ -1,0 +1,62 @@
+"""What is written and read in pieces, for datasets of a million images, equals the whole."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.nn.functional as F
+
+from latteclip.core import tables
+from latteclip.labels import pseudo_label_images
+from latteclip.labels.features import read_features
+
+N, C, D, K = 23, 7, 5, 3
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def unit_vectors(n, seed):
+    return F.normalize(torch.randn(n, D, generator=generator(seed)), dim=1)
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """Image_ids, their features, and a function that writes their pseudo-labels."""
+    names = [f"{number}.png" for number in range(N)]
+    images, embeddings = unit_vectors(N, 1), unit_vectors(C, 2)
+    table = pa.table({"image_id": names, "split": ["train"] * N})
+
+    def write(name):
+        path = str(tmp_path / name)
+        about = {"classnames": list("abcdefg")}
+        pseudo_label_images.write_pseudo_labels(path, table, images, embeddings, 10.0, K, about)
+        return path
+
+    return names, images, write
+
+
+def test_pseudo_labels_are_written_in_pieces(labelled, monkeypatch):
+    _, _, write = labelled
+    whole, metadata = tables.read(write("whole.parquet"), tables.PSEUDO_LABELS)
+    monkeypatch.setattr(pseudo_label_images, "ROWS", 5)
+    path = write("pieces.parquet")
+    pieces, again = tables.read(path, tables.PSEUDO_LABELS)
+    assert pq.ParquetFile(path).num_row_groups == 5
+    assert again == metadata
+    for column in ("image_id", "split", "pseudo_label", "topk_labels", "image_features"):
+        assert pieces[column].to_pylist() == whole[column].to_pylist()
+    assert pieces["confidence"].to_pylist() == pytest.approx(whole["confidence"].to_pylist())
+
+
+@pytest.mark.parametrize("rows", [1, 4, 100])
+@pytest.mark.parametrize("wanted", [range(N), [20, 3, 4, 11, 0], [7, 7, 2], []])
+def test_features_are_read_in_pieces_and_in_the_order_asked_for(
+    labelled, monkeypatch, rows, wanted
+):
+    names, images, write = labelled
+    monkeypatch.setattr(pseudo_label_images, "ROWS", 6)
+    monkeypatch.setattr("latteclip.labels.features.ROWS", rows)
+    ids = pa.chunked_array([[names[i] for i in wanted]], pa.string())
+    assert torch.equal(read_features(write("t.parquet"), ids), images[list(wanted)])

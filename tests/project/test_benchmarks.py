@@ -1,0 +1,20 @@
+import importlib.util
+
+import pyarrow.parquet as pq
+from support.tiny import ROOT
+
+
+def test_every_step_of_the_benchmark_runs(tmp_path):
+    spec = importlib.util.spec_from_file_location("scale", ROOT / "benchmarks" / "scale.py")
+    scale = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(scale)
+    place = scale.Place(tmp_path, 200, 5)
+    for step in scale.STEPS:
+        if step.run is not scale.plan_jobs:  # dry runs have tests of their own
+            step.run(place)()
+    results = place.checkout / "results" / "scale"
+    captions = pq.read_table(results / "captions" / "images.parquet")
+    index = pq.read_table(results / "images.parquet")
+    assert len(index) == 200
+    assert len(captions) == index["split"].to_pylist().count("train")
+    assert (results / "report.html").is_file()

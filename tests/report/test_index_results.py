@@ -1,0 +1,59 @@
+import pytest
+from support.made_results import Results
+from support.pages import Page, write_metrics
+
+from latteclip.cli import main
+from latteclip.report import index_results as index
+
+
+@pytest.fixture
+def compared(tmp_path):
+    paths = [
+        write_metrics(tmp_path, "dtd", "zero_shot", 0, 0.50),
+        write_metrics(tmp_path, "dtd", "latteclip", 0, 0.56),
+        write_metrics(tmp_path, "dtd", "latteclip", 1, 0.58),
+        write_metrics(tmp_path, "dtd", "flyp_supervised", 0, 0.90, ["supervised"]),
+        write_metrics(tmp_path, "sun397", "zero_shot", 0, 0.60),
+        write_metrics(tmp_path, "sun397", "latteclip", 0, 0.61),
+        write_metrics(tmp_path, "sun397", "flyp_supervised", 0, 0.80, ["supervised"]),
+        write_metrics(tmp_path, "mine", "latteclip", 0, None),
+    ]
+    settings = index.IndexSettings(
+        "zero_shot", {"dtd": "dtd/report.html"}, {"dtd": "<u>Textures</u>"}
+    )
+    index.index_results(paths, settings, str(tmp_path / "index.html"))
+    text = (tmp_path / "index.html").read_text()
+    return Page(text), text
+
+
+def test_the_index_has_one_row_per_dataset_and_one_column_per_method(compared):
+    page, text = compared
+    table = page.tables["comparison"]
+    names = [cell[0].split()[0] for cell in table[0][3:]]
+    assert names == ["zero_shot", "latteclip", "flyp_supervised"]
+    names = [row[0][0].split("<")[0].strip() for row in table[1:]]
+    assert names == ["dtd", "sun397", "mine", "mean"]
+    assert [float(cell[1]) for cell in table[1][3:]] == pytest.approx([50, 57, 90])
+    assert table[1][4][0].split() == ["★", "57.0", "±", "1.4", "+7.0"]
+    assert "★" not in table[1][5][0]  # it reads labels
+    assert [cell[0].strip() for cell in table[3][3:]] == ["–", "no labels", "–"]  # noqa: RUF001
+    assert [cell[0] for cell in table[4][3:]] == ["55.0", "59.0", "85.0"]
+    assert 'href="dtd/report.html"' in text
+    assert "<u>Textures</u>" in page.sections[""]
+    assert ("u", {}) not in page.elements
+
+
+def test_our_means_stand_beside_those_of_the_paper(compared):
+    page, _ = compared
+    gain, others = ([cell[0] for cell in row] for row in page.tables["paper"][1:])
+    assert gain == ["latteclip over zero_shot", "+4.74", "+4.00", "2 of 10 datasets"]
+    assert others[1:] == ["+3.45", "–", "not compared here"]  # noqa: RUF001
+    assert "published" in page.tables["paper"][0][1][0]
+
+
+def test_the_command_writes_the_page(tmp_path):
+    paths = [run.metrics for run in Results(tmp_path).runs]
+    output = str(tmp_path / "index.html")
+    given = ["--settings", '{"baseline": "zero_shot"}', "--output", output]
+    assert main.main(["index-results", *paths, *given]) == 0
+    assert (tmp_path / "index.html").stat().st_size > 5000

@@ -1,0 +1,16 @@
+import torch
+
+from latteclip.report import provenance
+
+
+def test_benchmarks_that_are_missing_are_passed_over(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        '{"s": 1, "max_rss": 1}\n{"s": 61.5, "max_rss": "NA", "mean_load": 98.5}\n'
+    )
+    files = [{"rule": r, "run": "", "path": str(tmp_path / f"{r}.jsonl")} for r in ("a", "b")]
+    assert provenance.job_costs(files) == [provenance.JobCost("a", "", 61.5, None, 98.5)]
+
+
+def test_a_folder_without_git_has_no_commit(tmp_path):
+    assert provenance.commit(str(tmp_path)) is None
+    assert provenance.versions()["torch"] == torch.__version__
