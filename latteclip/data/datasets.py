@@ -79,7 +79,7 @@ def load(folder: Path) -> dict[str, Dataset]:
 
 
 def table(datasets: dict[str, Dataset]) -> str:
-    """Two lines a dataset: its facts in columns, and what to cite."""
+    """Two lines per dataset: its facts in columns, and what to cite."""
     head = ("key", "train", "test", "classes", "download", "present", "licence")
     rows = [head, *(_row(dataset) for dataset in datasets.values())]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
@@ -107,10 +107,10 @@ def check(dataset: Dataset) -> str:
     """Verify checksums, counts, and that every image of the split is there.
 
     Returns:
-        What was found to be right, a line each.
+        What was found to be right, one line each.
 
     Raises:
-        UserError: what is wrong, a line each.
+        UserError: what is wrong, one line each.
     """
     good: list[str] = []
     bad: list[str] = []

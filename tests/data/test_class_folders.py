@@ -76,7 +76,7 @@ def test_a_file_of_class_names_gives_the_order_and_other_train_folders_are_unlab
 def test_a_test_folder_that_is_no_class_is_an_error(tmp_path):
     images(tmp_path, "train/1.jpg", "test/dog/2.jpg", "test/dgo/3.jpg")
     (tmp_path / "classes.txt").write_text("dog\ncat\n")
-    with pytest.raises(UserError, match=r"dgo is no class of classes\.txt"):
+    with pytest.raises(UserError, match=r"dgo is not a class of classes\.txt"):
         read_split(tmp_path, SplitSettings("folders"))
 
 
@@ -103,4 +103,11 @@ def test_a_class_folder_with_one_image(tmp_path):
 def test_what_is_wrong_with_class_folders_is_said(tmp_path, names, message):
     images(tmp_path, *names)
     with pytest.raises(UserError, match=message):
+        read_split(tmp_path, SplitSettings("folders"))
+
+
+def test_a_name_that_is_not_text_is_an_error(tmp_path):
+    folders(tmp_path)
+    images(tmp_path, "cat/\udcff.jpg")
+    with pytest.raises(UserError, match="not a path inside"):
         read_split(tmp_path, SplitSettings("folders"))

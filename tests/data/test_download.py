@@ -36,25 +36,26 @@ def test_a_connection_cut_at_half_is_continued(host, folder, waits):
     assert host.requests == [("/file.bin", 0), ("/file.bin", len(CONTENT) // 2)]
 
 
-def test_a_later_run_goes_on_where_an_earlier_one_stopped(host, folder, monkeypatch):
+@pytest.fixture
+def broken_off(host, folder, monkeypatch):
+    """The URL of a file, of which an earlier run got a half."""
     monkeypatch.setattr(transfer, "RETRIES", 0)
     host.cut["/file.bin"] = 1
     url = host.serve("/file.bin", CONTENT)
     with pytest.raises(UserError, match="incomplete"):
         download.fetch("file.bin", wanted(url), folder)
     assert not names(folder)
-    assert download.fetch("file.bin", wanted(url), folder).read_bytes() == CONTENT
+    return url
+
+
+def test_a_later_run_goes_on_where_an_earlier_one_stopped(host, folder, broken_off):
+    assert download.fetch("file.bin", wanted(broken_off), folder).read_bytes() == CONTENT
     assert ("/file.bin", len(CONTENT) // 2) in host.requests
 
 
-def test_a_host_that_cannot_continue_sends_it_anew(host, folder, monkeypatch):
-    monkeypatch.setattr(transfer, "RETRIES", 0)
-    host.cut["/file.bin"] = 1
-    url = host.serve("/file.bin", CONTENT)
-    with pytest.raises(UserError, match="incomplete"):
-        download.fetch("file.bin", wanted(url), folder)
+def test_a_host_that_cannot_continue_sends_it_anew(host, folder, broken_off):
     host.ranges = False
-    assert download.fetch("file.bin", wanted(url), folder).read_bytes() == CONTENT
+    assert download.fetch("file.bin", wanted(broken_off), folder).read_bytes() == CONTENT
 
 
 def test_a_part_of_one_source_is_not_continued_from_another(host, folder, waits):
