@@ -35,7 +35,7 @@ class Part:
         self._syncer.start()
 
     def append(self, line: bytes) -> int:
-        """Write a line; the offset at which it stands."""
+        """Write a line; returns the offset at which it stands."""
         written = self._file.write(line)
         if written != len(line):
             raise OSError(f"{self.path}: only {written} of {len(line)} bytes could be written")

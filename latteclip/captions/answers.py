@@ -62,7 +62,7 @@ class AnswerStore:
     """Answers by the digest of their request; a context manager that closes its part."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Read which answers the folder holds; it is made where it is not there."""
+        """Read which answers the folder holds; it is created if it is missing."""
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._own: answer_files.Part | None = None
@@ -133,7 +133,7 @@ class AnswerStore:
         return answer
 
     def _load(self) -> None:
-        """Index every whole line; anew where a part vanishes meanwhile."""
+        """Index every whole line; start anew if a part vanishes meanwhile."""
         while True:
             for file in self._files:
                 file.close()
@@ -157,7 +157,7 @@ class AnswerStore:
             self._places[answer_files.key_of_line(line)] = (number, offset)
 
     def _compact(self) -> None:
-        """Leave one part in the place of many, for folders that live for years."""
+        """Put one part in the place of many, for folders that live for years."""
         parts = [path for path in self._paths() if answer_files.is_closed(path)]
         if len(parts) <= MAX_PARTS:
             return

@@ -103,7 +103,7 @@ class Asking:
     def _pending(
         self, prepared: Iterable[Prepared], attempt: int, progress: Progress
     ) -> Iterator[Request]:
-        """What must be asked: neither held nor on its way for an equal row."""
+        """What must be asked: it is neither held nor under way for an equal row."""
         for item in prepared:
             row = item.task.key
             self.image_digests[row] = np.frombuffer(item.image_digests, np.uint8)
@@ -133,7 +133,7 @@ class Asking:
             )
 
     def _digest(self, row: int, attempt: int) -> str:
-        """Of the request about a row, whose images have been read."""
+        """The digest of the request about a row, whose images have been read."""
         images = self.image_digests[row].tobytes()
         return digest(images, self.questions.n_images, self._prompt(row, attempt), self.identity)
 

@@ -9,7 +9,7 @@ from latteclip.captions.shard import shard_of
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 
-ROWS = 256  # of each shard that are in memory at once
+ROWS = 256  # of each shard, in memory at once
 JOINED = ("engine", "code")  # what the metadata of shards may differ in
 
 
@@ -47,7 +47,7 @@ def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -
 
 
 def _metadata(paths: Sequence[str]) -> dict[str, Any]:
-    """Of all shards together: engines and code versions joined, the last date."""
+    """The metadata of all shards together: engines and code versions joined, the last date."""
     every = [tables.read_metadata(path, "id") for path in paths]
     result = dict(every[0])
     for path, other in zip(paths, every, strict=True):

@@ -17,14 +17,14 @@ def draw_groups(
     """Four images of its class for every image, drawn at random.
 
     Each of the four comes from a random circular order of the class's n images of its own: it is
-    the one that follows. So every image is drawn four times or so, and an image that is added to
-    the class later changes the four or so groups in which it takes its place, and no other.
+    the one that follows. So every image is drawn about four times, and an image that is added to
+    the class later changes the few groups in which it takes its place, and no others.
 
     Args:
         image_ids: of the N images.
         labels: their pseudo-labels.
         seed: another one gives other groups.
-        per_class: draw for so many images of each class, chosen at random, and not for all.
+        per_class: draw for this many images of each class, chosen at random, instead of for all.
 
     Returns:
         For each image that has a group, its index and the indices of its four members, in order.

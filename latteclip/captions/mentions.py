@@ -1,19 +1,19 @@
-"""Whether a text names a class: the one definition behind every such share of captions."""
+"""Whether a text names a class: the one definition behind every share of captions that do."""
 
 import re
 from collections.abc import Callable, Sequence
 
 
 def mentions(classnames: Sequence[str]) -> Callable[[str], bool]:
-    """A test of texts: whether one holds any of the class names as whole words, in any case."""
+    """A test whether a text holds any of the class names as whole words, in upper or lower case."""
     pattern = re.compile(rf"(?<!\w){_any_of(classnames)}(?!\w)", re.IGNORECASE)
     return lambda text: pattern.search(text) is not None
 
 
 def _any_of(names: Sequence[str]) -> str:
-    """A regular expression of all names that has their common beginnings but once.
+    """A regular expression of all names that has their common beginnings only once.
 
-    Written one after the other, a thousand names would all be tried at every word of a caption.
+    If the names merely stood side by side, all thousand would be tried at every word of a caption.
     """
     rests: dict[str, list[str]] = {}
     for name in filter(None, names):

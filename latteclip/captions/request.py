@@ -16,7 +16,7 @@ DIGEST_LENGTH = 32  # hexadecimal digits: 128 bits
 # Asked in a second attempt, after an answer that was empty or cut.
 AGAIN = "Answer with one short sentence."
 HASHED_WHOLE = 64 * 2**20  # files up to this size are hashed whole
-SAMPLES, SAMPLE = 256, 64 * 2**10  # of larger ones: as many blocks of so many bytes
+SAMPLES, SAMPLE = 256, 64 * 2**10  # of larger ones: this many blocks of this many bytes
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Identity:
-    """What decides an answer, beside the images and the prompt."""
+    """What decides an answer, besides the images and the prompt."""
 
     model: str  # see `fingerprint`
     revision: str | None

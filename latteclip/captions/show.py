@@ -53,7 +53,7 @@ def show(path: str, n: int, pictures: str | None = None) -> str:
 def save_pictures(
     row: dict[str, Any], metadata: dict[str, Any], paths: dict[str, str], folder: str
 ) -> list[Path]:
-    """Make the pictures of a row again from its members; the files written.
+    """Make the pictures of a row again from its members; returns the files written.
 
     Args:
         metadata: of the table.
@@ -87,7 +87,7 @@ def _index_of(path: str) -> Path:
 
 
 def _labels_beside(path: str) -> dict[str, int]:
-    """The pseudo-labels of the dataset, where they are there: a table of images has none."""
+    """The pseudo-labels of the dataset, if there are any: a table of images holds none."""
     labels_path = _index_of(path).with_name("pseudo_labels.parquet")
     if not labels_path.is_file():
         return {}

@@ -177,7 +177,7 @@ def _tar_entries(archive: Path) -> Iterator[Entry]:
 def _member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
     file = tar.extractfile(member)
     if file is None:
-        raise tarfile.ExtractError(f"{member.name} is no file")
+        raise tarfile.ExtractError(f"{member.name} is not a file")
     return file
 
 

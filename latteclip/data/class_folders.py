@@ -1,4 +1,4 @@
-"""Splits that folders tell: a folder a class, with or without folders of train, val and test.
+"""Splits read from folders: one folder per class, optionally below train, val and test.
 
 Letters: N images, C classes.
 """
@@ -37,7 +37,7 @@ def read_class_folders(
 
     Args:
         root: the folder.
-        classes: class names, one a line, in label order; folders of `root` are matched with them
+        classes: class names, one per line, in label order; folders of `root` are matched with them
             after clean-up. None: the folders name the classes, sorted.
         test_fraction: share of test images where there is no test folder.
         replace: how names are cleaned.
@@ -68,7 +68,7 @@ def _folder_names(root: Path, places: Sequence[tuple[str, Path]]) -> list[str]:
     if not names:
         raise UserError(
             f"{root} holds no class folders; put each class's images in one, or write the class "
-            f"names into {root / CLASSES}, one a line, if no image has a label."
+            f"names into {root / CLASSES}, one per line, if no image has a label."
         )
     train, test = found.get("train", set()), found.get("test", set())
     if train and test and not train & test:
@@ -93,7 +93,9 @@ def _labelled_files(
             raise UserError(f"{seen[label]} and {folder} are the same class after clean-up.")
         files = image_files(folder, deep=True)
         if label is None and split == "test" and files:
-            raise UserError(f"Folder {folder} is no class of {CLASSES}; known are {list(labels)}.")
+            raise UserError(
+                f"Folder {folder} is not a class of {CLASSES}, which names {list(labels)}."
+            )
         if strict and not files and split in ("", "train"):
             raise UserError(
                 f"Class folder {folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); add "

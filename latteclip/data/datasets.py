@@ -15,7 +15,7 @@ from latteclip.config.configuration import unknown
 from latteclip.core.errors import UserError
 from latteclip.core.prompts import clean_classnames
 from latteclip.core.settings import from_values
-from latteclip.data import download_dataset, splits
+from latteclip.data import download, splits
 
 CONFIG = Path("config/datasets")
 RESOURCES = Path("resources")
@@ -40,12 +40,10 @@ class Dataset:
         return from_values(splits.SplitSettings, self.values["split"])
 
     @property
-    def files(self) -> dict[str, download_dataset.Download]:
+    def files(self) -> dict[str, download.Download]:
         """What is downloaded for it, by name."""
         downloads = self.values["source"].get("downloads", {})
-        return {
-            name: from_values(download_dataset.Download, spec) for name, spec in downloads.items()
-        }
+        return {name: from_values(download.Download, spec) for name, spec in downloads.items()}
 
 
 def command(words: Sequence[str]) -> str:
@@ -81,7 +79,7 @@ def load(folder: Path) -> dict[str, Dataset]:
 
 
 def table(datasets: dict[str, Dataset]) -> str:
-    """Two lines a dataset: its facts in columns, and what to cite."""
+    """Two lines per dataset: its facts in columns, and what to cite."""
     head = ("key", "train", "test", "classes", "download", "present", "licence")
     rows = [head, *(_row(dataset) for dataset in datasets.values())]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
@@ -109,10 +107,10 @@ def check(dataset: Dataset) -> str:
     """Verify checksums, counts, and that every image of the split is there.
 
     Returns:
-        What was found to be right, a line each.
+        What was found to be right, one line each.
 
     Raises:
-        UserError: what is wrong, a line each.
+        UserError: what is wrong, one line each.
     """
     good: list[str] = []
     bad: list[str] = []
@@ -125,13 +123,13 @@ def check(dataset: Dataset) -> str:
 
 def _check_files(dataset: Dataset) -> Iterator[tuple[bool, str]]:
     """Whether each downloaded file is there and has its checksum."""
-    folder = RESOURCES / dataset.key / download_dataset.DOWNLOADS
+    folder = RESOURCES / dataset.key / download.DOWNLOADS
     for name, spec in dataset.files.items():
-        found = list(download_dataset.candidates(name, spec, folder)) if folder.is_dir() else []
+        found = list(download.candidates(name, spec, folder)) if folder.is_dir() else []
         if not found:
             yield False, f"{name} is not in {folder}; the next run fetches it"
         for path, checksums in found:
-            right = download_dataset.is_verified(path, checksums)
+            right = download.is_verified(path, checksums)
             known = "has its checksum" if checksums else "has no known checksum"
             yield right, f"{path} {known if right else 'has a wrong checksum'}"
 

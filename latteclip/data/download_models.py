@@ -1,6 +1,6 @@
 """Fetch models of the Hugging Face hub into its cache, where later jobs load them offline.
 
-HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE of the environment hold, as for any program that
+HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE in the environment apply, as to any program that
 uses the hub. What the cache holds is noted in a small file, which is what Snakemake sees.
 """
 
@@ -31,7 +31,7 @@ NOT_READ = ["*/*", "consolidated*"]
 
 @dataclass(frozen=True)
 class HubClip:
-    """A CLIP as `latteclip.clip.model.load` is given it."""
+    """A CLIP as it is given to `latteclip.clip.model.load`."""
 
     model: str  # an open_clip name or hf-hub:<repo>
     pretrained: str | None  # an open_clip tag; None with hf-hub:
@@ -39,7 +39,7 @@ class HubClip:
 
 @dataclass(frozen=True)
 class HubCaptioner:
-    """A captioner as its engine is given it."""
+    """A captioner as it is given to its engine."""
 
     model: str  # a repo
     revision: str | None

@@ -103,7 +103,7 @@ class Local:
 
 @dataclass(frozen=True)
 class Hub:
-    """A file in a Hugging Face repo; HF_ENDPOINT and HF_TOKEN of the environment hold."""
+    """A file in a Hugging Face repo; HF_ENDPOINT and HF_TOKEN in the environment apply."""
 
     repo: str
     file: str  # a path in the repo, or a glob where its name is not known for sure
@@ -162,7 +162,7 @@ class Hub:
 
 
 def parse(spec: str | Mapping[str, Any]) -> tuple[Source, str | None]:
-    """A source as a dataset's file writes it, and the checksum of its own where it has one.
+    """A source as a dataset's file gives it, and its own checksum where it has one.
 
     Raises:
         UserError: it is none of the known kinds.
@@ -177,7 +177,8 @@ def parse(spec: str | Mapping[str, Any]) -> tuple[Source, str | None]:
         return Hub(repo=values.pop("hf"), asks_checksum=checksum == HUB, **values), checksum
     except (KeyError, TypeError):
         raise UserError(
-            f"Source {spec!r} is none of: a URL, a path, {{hf: repo, file: name}}, {{drive: id}}."
+            f"Source {spec!r} is not one of: a URL, a path, {{hf: repo, file: name}}, "
+            "{drive: id}."
         ) from None
 
 

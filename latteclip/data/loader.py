@@ -55,7 +55,7 @@ def decoded_images(sizes: Sequence[int], limit: float) -> DecodedImages | None:
     log.info(
         "Decoded, the images take %.1f GiB and are %s.",
         sum(sizes) / 2**30,
-        "kept in memory" if fits else "decoded anew each epoch (see compute.cache_gib)",
+        "kept in memory" if fits else "decoded anew in each epoch (see compute.cache_gib)",
     )
     return DecodedImages(sizes) if fits else None
 

@@ -1,4 +1,4 @@
-"""Splits that a file lists: CoOp JSON, a table, or one list a split.
+"""Splits that a file lists: CoOp JSON, a table, or one list per split.
 
 Each reader returns a Split, or raises one clear UserError. Letters: N images, C classes.
 """
@@ -37,19 +37,19 @@ class Split:
     def __post_init__(self) -> None:
         for name in self.names:
             if not _is_text(name):
-                raise UserError(f"Class name {name!r} is no text; correct it.")
+                raise UserError(f"Class name {name!r} is not valid text; correct it.")
 
 
 def read_coop(path: Path) -> Split:
     """A CoOp split JSON: {"train": [[path, label, classname], ...], "val": ..., "test": ...}.
 
     Raises:
-        UserError: anything that makes it no valid split, in one sentence.
+        UserError: whatever keeps it from being a valid split, in one sentence.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"Split file {path} is no JSON: {error}.") from None
+        raise UserError(f"Split file {path} is not valid JSON: {error}.") from None
     if not isinstance(content, dict) or not {"train", "test"} <= set(content) <= set(SPLITS):
         raise UserError(f"Split file {path} must be an object with the keys train, test and val.")
     items, names = [], dict[int, str]()
@@ -73,11 +73,11 @@ def _coop_row(row: Any, split: str, path: Path) -> tuple[str, int, str]:
 
 
 def read_lists(paths: Mapping[str, Path], classes: Path, suffix: str) -> Split:
-    """List files, one a split, of lines "<image> <class name>", and the class names in order.
+    """List files, one per split, of lines "<image> <class name>", and the class names in order.
 
     Args:
         paths: the list of each split.
-        classes: class names, one a line.
+        classes: class names, one per line.
         suffix: what turns an image's name into a path, such as ".jpg".
     """
     names = read_names(classes)
@@ -117,7 +117,7 @@ def read_csv(path: Path, classes: Path | None, test_fraction: float) -> Split:
         split = row["split"].lower() or hashed_split(image_id, test_fraction)
         if split not in SPLITS:
             raise UserError(
-                f"{path}, line {number}: split {row['split']!r} is none of {', '.join(SPLITS)}."
+                f"{path}, line {number}: split {row['split']!r} is not one of {', '.join(SPLITS)}."
             )
         items.append(Item(image_id, split, label))
     _check_unique(items, path)
@@ -143,7 +143,7 @@ def _csv_rows(path: Path) -> Iterator[dict[str, str]]:
                     raise UserError(f"{path}, line {reader.line_num}: more fields than columns.")
                 yield {name: (row.get(name) or "").strip() for name in known}
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"Split file {path} is no CSV in UTF-8: {error}.") from None
+        raise UserError(f"Split file {path} is not valid CSV in UTF-8: {error}.") from None
 
 
 def _csv_names(rows: Sequence[Mapping[str, str]], path: Path, classes: Path | None) -> list[str]:
@@ -154,7 +154,7 @@ def _csv_names(rows: Sequence[Mapping[str, str]], path: Path, classes: Path | No
         if row["classname"] and row["label"]:
             label = _number(row["label"])
             if label is None:
-                raise UserError(f"Split file {path}: label {row['label']!r} is no number.")
+                raise UserError(f"Split file {path}: label {row['label']!r} is not a number.")
             _same_name(numbered, label, row["classname"], path)
     if numbered:
         return _in_label_order(numbered, path)
@@ -162,7 +162,7 @@ def _csv_names(rows: Sequence[Mapping[str, str]], path: Path, classes: Path | No
     if not names or all(_number(name) is not None for name in names):
         raise UserError(
             f"Split file {path} has no class names: add a column classname, or a file {CLASSES} "
-            "with one name a line."
+            "with one name per line."
         )
     return names
 
@@ -181,7 +181,7 @@ def hashed_split(image_id: str, test_fraction: float) -> str:
 
 
 def read_names(path: Path) -> list[str]:
-    """Class names, one a line, in label order."""
+    """Class names, one per line, in label order."""
     names = list(_lines(path))
     repeated = [name for name, n in Counter(names).items() if n > 1]
     if repeated:
@@ -196,7 +196,7 @@ def _lines(path: Path) -> Iterator[str]:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8: {error}.") from None
+        raise UserError(f"{path} is not valid UTF-8 text: {error}.") from None
     return (line.strip() for line in text.splitlines() if line.strip())
 
 
@@ -205,8 +205,8 @@ def inside(image_id: str, path: Path) -> str:
     parts = PurePosixPath(image_id)
     if not _is_text(image_id) or parts.is_absolute() or ".." in parts.parts:
         raise UserError(
-            f"{path}: {image_id!r} is no path inside the folder of images (split.images sets that "
-            "folder)."
+            f"{path}: {image_id!r} is not a path inside the folder of images (split.images sets "
+            "that folder)."
         )
     return image_id
 

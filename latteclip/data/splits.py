@@ -22,7 +22,7 @@ class SplitSettings:
     file: str | None = None  # of coop the JSON, of csv the table
     lists: dict[str, str] = field(default_factory=dict)  # of lists: the file of each split
     suffix: str = ""  # of lists: what turns a line's first word into a path
-    classes: str | None = None  # class names, one a line; classes.txt counts if it is there
+    classes: str | None = None  # class names, one per line; classes.txt counts if it is there
     images: str = "."  # the folder to which the split's paths are relative
     test_fraction: float = 0.3  # where the split does not say what is for testing
     classname_replace: dict[str, str] = field(default_factory=lambda: {"_": " "})

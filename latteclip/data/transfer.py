@@ -1,4 +1,4 @@
-"""Transfer of one file from the web or Google Drive, which goes on where the last one broke."""
+"""Transfer of one file from the web or Google Drive, which goes on where the last one broke off."""
 
 import logging
 import shutil
@@ -11,7 +11,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.progress import Progress
 
 log = logging.getLogger(__name__)
-RETRIES = 5  # of one transfer, each going on where the last one broke
+RETRIES = 5  # of one transfer, each going on where the last one broke off
 TIMEOUT = (15.0, 60.0)  # seconds to connect, and between two pieces
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})  # answers that may pass
 

@@ -12,7 +12,7 @@ OWN = "file"  # the engine that asks nobody: captions that the user brings along
 
 @dataclass(frozen=True)
 class CaptionerSettings:
-    """What decides a caption, beside the picture and the prompt, and how fast it comes."""
+    """What decides a caption, besides the picture and the prompt, and how fast it comes."""
 
     engine: str  # see `engines.start.CLASSES`
     model: str  # Hugging Face id or folder, or the name under which a server serves it
@@ -45,7 +45,7 @@ class CaptionerSettings:
 
 
 def never() -> bool:
-    """Of requests that are all there."""
+    """The answer for requests that are all there: no waiting."""
     return False
 
 
@@ -64,6 +64,6 @@ class Captioner(Protocol):
 
         Args:
             requests: what is asked.
-            would_wait: whether the next request is not there yet, so that an engine which has
-                something to do had better do that.
+            would_wait: whether the next request is not there yet, so that an engine with work
+                at hand should do that first.
         """

@@ -18,17 +18,17 @@ READERS = {
 
 
 class OwnCaptions:
-    """The captions of images or of groups, as they are but for white space."""
+    """The captions of images or of groups, as they are except for white space."""
 
     def __init__(self, settings: CaptionerSettings, *, grouped: bool) -> None:
         path = settings.groups_file if grouped else settings.images_file
         self._captions = read_captions(path, "groups" if grouped else "images")
 
     def __call__(self, row_id: str) -> RowOutcome:
-        """What becomes of the row with this id."""
+        """What the table says of the row with this id."""
         text = self._captions.get(row_id)
         if text is None:
-            error = "the file has no caption of it"
+            error = "the file has no caption for it"
             return RowOutcome("", "error", None, 1, error, None, OWN, None)
         caption = " ".join(text.split())
         return RowOutcome(caption, "stop", None, 1, None, None, OWN, None)
@@ -52,7 +52,7 @@ def read_captions(path: str | None, kind: str) -> Mapping[str, str]:
         )
     reader = READERS.get(Path(path).suffix.lower())
     if reader is None:
-        raise UserError(f"{key} {path} ends in none of {', '.join(READERS)}.")
+        raise UserError(f"{key} {path} does not end in any of {', '.join(READERS)}.")
     try:
         table = reader(path)
     except FileNotFoundError:

@@ -15,7 +15,7 @@ REFUSED = (401, 403, 404)  # no request will fare better
 
 
 class OpenaiCaptioner:
-    """Keeps a number of requests on their way.
+    """Keeps several requests under way at once.
 
     The client waits and asks again, with growing and jittered pauses or as long as Retry-After
     says, when the server is busy, fails or cannot be reached.

@@ -60,7 +60,7 @@ def loads_model(engine: str) -> bool:
 def check(settings: CaptionerSettings) -> None:
     """Refuse, before anything is read, an engine or a model folder that is not there."""
     if settings.engine not in CLASSES:
-        raise UserError(f"captioner.engine {settings.engine!r} is none of {', '.join(CLASSES)}.")
+        raise UserError(f"captioner.engine {settings.engine!r} is not one of {', '.join(CLASSES)}.")
     if not loads_model(settings.engine) or not model_names.is_folder(settings.model):
         return
     if not (Path(settings.model) / "config.json").is_file():

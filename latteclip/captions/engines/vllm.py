@@ -10,7 +10,7 @@ from latteclip.captions.request import Request, messages
 from latteclip.core import gpus
 from latteclip.core.errors import UserError
 
-ROOM = 2  # requests inside the engine for each that it works on: rendered ahead
+ROOM = 2  # requests inside the engine for each one that it works on: rendered ahead
 # What vLLM's errors say, in lower case, and what to do about them; the first that fits.
 REMEDIES = (
     (
@@ -134,7 +134,7 @@ class VllmCaptioner:
                     yield waiting.pop(output.request_id), _answer(output)
 
     def _enqueue(self, request: Request) -> str:
-        """Hand a request over; the id that its output will bear."""
+        """Hand a request over; returns the id that its output will bear."""
         pictures = [{"type": "image_pil", "image_pil": p} for p in request.pictures]
         conversation: Any = messages(pictures, request.prompt)
         [internal] = self._llm.enqueue_chat([conversation], self._sampling, use_tqdm=False)
@@ -148,7 +148,7 @@ def _answer(output: Any) -> Answer:
 
 
 def explained(error: BaseException) -> str:
-    """One sentence: the telling line of the error, and which key of the configuration to turn."""
+    """One sentence: the telling line of the error, and which key of the configuration to change."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     for marks, remedy in REMEDIES:
         for line in lines:

@@ -23,7 +23,7 @@ def test_all_forms_say_the_same(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", "", r"ends in none of \.parquet, \.csv, \.tsv, \.jsonl"),
+        ("a.txt", "", r"does not end in any of \.parquet, \.csv, \.tsv, \.jsonl"),
         ("a.csv", "image_id,text\n1,x\n", r"lacks the columns \['caption'\]"),
         ("a.csv", "image_id,caption\n1,x\n1,y\n", "two captions for '1'"),
         ("a.csv", "", "cannot be read"),

@@ -9,7 +9,7 @@ from latteclip.core.errors import UserError
 
 
 def test_an_unknown_engine_is_named():
-    with pytest.raises(UserError, match="'vlm' is none of vllm, openai, transformers, file"):
+    with pytest.raises(UserError, match="'vlm' is not one of vllm, openai, transformers, file"):
         engines.check(dataclasses.replace(SETTINGS, engine="vlm"))
 
 

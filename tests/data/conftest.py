@@ -1,0 +1,1 @@
+from support.downloads import folder, host, waits  # noqa: F401
