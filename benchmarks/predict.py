@@ -27,7 +27,7 @@ from latteclip.deploy.predict import predict
 from latteclip.evaluate.evaluate import EvaluateSettings, evaluate
 from latteclip.evaluate.metrics import Run
 
-HISTORY = pa.schema([("step", pa.int32())])  # of which evaluate reads the metadata alone
+HISTORY = pa.schema([("step", pa.int32())])  # evaluate reads only its metadata
 CLASSES, SIZE, BATCH, TOPK = 47, (500, 375), 32, 5
 
 
