@@ -2,13 +2,13 @@
 
     python benchmarks/captions.py [--images 1000] [--rounds 5] [--threads 1] [--memory 2000 20000]
 
-The same images and the same prompt, alternating, so that a busy machine slows all alike:
+The same images and the same prompt, alternating, so that a busy machine slows all of them alike:
 
 - one at a time with transformers: a `generate` for each of 100 images, as the authors do it;
 - one at a time with vLLM: an `LLM.generate` for each of them;
 - bare: one `LLM.generate` for all images, which are decoded before the clock starts;
 - the stage: from the image index to the Parquet file, files read, hashed and decoded by worker
-  processes and every answer stored; its clock leaves out the start of the engine alone.
+  processes and every answer stored; its clock leaves out only the start of the engine.
 
 Worker processes import this script anew: what is heavy is imported where it is used.
 
@@ -184,7 +184,7 @@ def _spread(values: list[float], digits: int = 1) -> str:
 
 
 def measure_memory(n: int, threads: int) -> None:
-    """Run the stage about n images; print the largest resident memory of its processes."""
+    """Run the stage on n images; print the largest resident memory of its processes."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("latteclip").setLevel(logging.INFO)
     with tempfile.TemporaryDirectory() as folder:

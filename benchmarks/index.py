@@ -1,4 +1,4 @@
-"""Time the index: images decoded a second, and the memory of the largest process.
+"""Time the index: images decoded per second, and the memory of the largest process.
 
 python benchmarks/index.py [--images 4000] [--threads 2]
 """

@@ -28,7 +28,7 @@ from latteclip.evaluate.evaluate import EvaluateFiles, EvaluateSettings, evaluat
 from latteclip.evaluate.gallery_images import SHOWN
 from latteclip.evaluate.metrics import Outputs, Run
 
-HISTORY = pa.schema([("step", pa.int32())])  # of which evaluate reads the metadata alone
+HISTORY = pa.schema([("step", pa.int32())])  # evaluate reads only its metadata
 CLASSES, SIZE, BATCH, TOPK = 47, (500, 375), 32, 5
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, cast
 
 ROOT = Path(__file__).parents[1]
-DISTINCT = 64  # JPEGs; a file system links a file 65,000 times at most
+DISTINCT = 64  # JPEGs; a file system allows at most 65,000 links to a file
 WIDTH = 512  # of features, as ViT-B/32 gives them
 SHARDS = 64
 FUSED = 50_000  # training images whose labels are fused at most: it takes long, and is linear
@@ -388,7 +388,7 @@ def read_training_data(place: Place) -> Work:
 
 
 def tokenize_texts(place: Place) -> Work:
-    """The tokens of all captions, once a training; reading them is not timed."""
+    """The tokens of all captions, once per training; reading them is not timed."""
     _, bank = _training_data(place)
     return lambda: print(f"{len(bank.tokens)} texts", file=sys.stderr)
 

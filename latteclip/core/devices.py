@@ -42,7 +42,7 @@ def check_precision(device: torch.device, precision: str) -> None:
 def autocast(
     device: torch.device, precision: str = "bf16"
 ) -> contextlib.AbstractContextManager[None]:
-    """Autocast to bf16 or fp16 on CUDA; nothing for float32, and nothing elsewhere."""
+    """Autocast to bf16 or fp16 on CUDA; does nothing for float32 or on other devices."""
     if device.type == "cuda" and precision != "float32":
         return torch.autocast("cuda", dtype=PRECISIONS[precision])
     return contextlib.nullcontext()

@@ -11,8 +11,8 @@ log = logging.getLogger(__name__)
 class Progress:
     """Counts finished items and logs a bar with rate and time left, at most every few seconds.
 
-    A line of its own each time, not a bar that redraws itself: jobs of one Snakemake run share the
-    terminal, and the same line must read well in a log file.
+    Each time a line of its own, not a bar that redraws itself: the jobs of one Snakemake run share
+    the terminal, and the same line must read well in a log file.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Progress:
             total: items in all; None where it is not known.
             unit: what is counted.
             every: seconds between two lines.
-            done: items of an earlier run: they count, but not for the rate.
+            done: items of an earlier run: they count, but not towards the rate.
             scale: write 1.2M for 1200000.
         """
         self.total, self.unit, self.every = total, unit, every
@@ -43,7 +43,7 @@ class Progress:
         self.started = self.logged = time.monotonic()
 
     def held(self, n: int) -> None:
-        """Count `n` items that an earlier run finished: not for the rate."""
+        """Count `n` items that an earlier run finished, but not towards the rate."""
         self.done += n
         self.initial += n
 

@@ -1,4 +1,4 @@
-"""Ending early in order: what a cluster's time limit, `scancel` and Ctrl-C ask for."""
+"""An orderly early end, as a cluster's time limit, `scancel` and Ctrl-C ask for."""
 
 import contextlib
 import logging
@@ -17,21 +17,21 @@ class Terminated(BaseException):
     """A signal ends the process; no `except Exception` of a library keeps it from unwinding."""
 
     def __init__(self, number: int, kept: str | None = None) -> None:
-        """kept: what of the work remains; None for what `ending_in_order` was told."""
+        """kept: what remains of the work; None: what `ending_in_order` was told."""
         super().__init__(number)
         self.number, self.kept = number, kept
 
 
 class Signals:
-    """SIGTERM and Ctrl-C as they come: the first one counts, those after it are ignored."""
+    """SIGTERM and Ctrl-C as they come: the first one counts, later ones are ignored."""
 
     def __init__(self) -> None:
-        self.number = 0  # of the signal that came, 0: none
+        self.number = 0  # of the signal that came; 0: none
         self._held = False
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Let no signal unwind the body, which looks at `number` and raises Terminated itself."""
+        """Let no signal unwind the body, which checks `number` and raises Terminated itself."""
         self._held = True
         try:
             yield
@@ -50,20 +50,20 @@ class Signals:
 def ending_in_order(kept: str) -> Iterator[Signals]:
     """Let SIGTERM and Ctrl-C unwind the body, and then end the process at once.
 
-    Threads of an engine or requests on their way would otherwise hold it up beyond the seconds that
-    a cluster grants. The exit status is 128 + the signal's number.
+    Threads of an engine or pending requests would otherwise delay the end beyond the seconds that a
+    cluster grants. The exit status is 128 + the signal's number.
 
     Args:
-        kept: said in the log: what of the work remains.
+        kept: what remains of the work, for the log.
     """
     signals = Signals()
     if threading.current_thread() is not threading.main_thread():
-        yield signals  # none reaches another thread
+        yield signals  # signals reach the main thread alone
         return
     before = {
         number: signal.signal(number, signals.receive)
         for number in HEARD
-        if signal.getsignal(number) is not signal.SIG_IGN  # as in a job that a shell runs behind
+        if signal.getsignal(number) is not signal.SIG_IGN  # as in a background job of a shell
     }
     try:
         yield signals

@@ -1,3 +1,3 @@
-"""The version of the package, known also where it runs from its folder and is not installed."""
+"""The version of the package, known even where it runs from its folder without being installed."""
 
 __version__ = "0.1.0"

@@ -104,7 +104,7 @@ def _shared(values: Iterable[str | None], least: int) -> str | None:
 
 
 def _texture_phrase(classnames: Sequence[str]) -> str:
-    """What class the four have in common.
+    """Which class the four have in common.
 
     "striped", "mostly striped", "partly striped", "striped and woven" or "various".
     """

@@ -75,7 +75,7 @@ class Captioner:
 
 
 def score(captions: Sequence[str], attributes: Sequence[Attributes]) -> dict[str, float]:
-    """Percent of image descriptions that name each attribute rightly."""
+    """Percentage of image descriptions that name each attribute correctly."""
     pairs = list(zip(captions, attributes, strict=True))
     directed = [(text, a) for text, a in pairs if a.orientation]
     hits = {
@@ -98,7 +98,7 @@ def draw_groups(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def score_groups(
     captions: Sequence[str], groups: np.ndarray, attributes: Sequence[Attributes]
 ) -> dict[str, float]:
-    """Percent of groups with three or four of one class whose description names that class."""
+    """Percentage of groups with three or four of one class whose description names that class."""
     named = []
     for text, group in zip(captions, groups, strict=True):
         ((classname, count),) = Counter(attributes[i].classname for i in group).most_common(1)

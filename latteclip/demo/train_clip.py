@@ -137,7 +137,7 @@ class Pool:
         self.targets = attribute_targets(attributes)
 
     def draw(self, n: int) -> tuple[torch.Tensor, list[str], dict[str, torch.Tensor]]:
-        """Pixels [n, 3, 64, 64], a caption of each image, and its attributes' indices [n]."""
+        """Pixels [n, 3, 64, 64], a caption for each image, and its attributes' indices [n]."""
         batch = self.rng.integers(len(self.images), size=n)
         texts = [self.rng.choice(self.captions[i]) for i in batch]
         targets = {name: target[batch] for name, target in self.targets.items()}

@@ -124,7 +124,7 @@ class Pool:
         return describe_group([self.attributes[i] for i in group])
 
     def draw(self, n_images: int, n_groups: int) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-        """Pictures uint8 [n_images + n_groups, 3, 128, 128], and who is on them."""
+        """Pictures uint8 [n_images + n_groups, 3, 128, 128], and whose images are on them."""
         singles = self.rng.integers(len(self.images), size=n_images)
         groups = np.stack([self.draw_group() for _ in range(n_groups)])  # [n_groups, 4]
         single_pictures = enlarge(flip(self.images[singles], self.rng))
@@ -213,7 +213,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenera
 
 @torch.no_grad()
 def start_from_clip(tower: Any, folder: Path) -> None:
-    """Copy the demo's CLIP vision tower; a patch of 8 px at 64 becomes one of 16 px at 128."""
+    """Copy the demo's CLIP vision tower; a patch of 8 px at 64 px becomes one of 16 px at 128."""
     clip, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     source = clip.visual
     embeddings = tower.embeddings

@@ -41,14 +41,14 @@ class TrainingData:
     labels: torch.Tensor  # [N] class that the training takes each image for
     classnames: list[str]
     texts: TrainingTexts
-    digest: str  # changes when anything above does
+    digest: str  # changes when anything above changes
 
 
 def read(files: TrainingFiles, template: str, labels: str, bank: TextBank) -> TrainingData:
     """Read the inputs; their texts go into `bank`.
 
     Args:
-        labels: zero_shot, caption, fused, or ground_truth: the one that reads labels.
+        labels: zero_shot, caption, fused, or ground_truth, the only one that reads labels.
 
     Raises:
         UserError: an input lacks an image or a label, or there is nothing to train on.

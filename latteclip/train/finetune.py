@@ -69,7 +69,7 @@ def finetune(
         )
         kept = _Kept(outputs.checkpoints, _identity(settings, seed, inputs))
         start = kept.resume(training)
-        with signals.held():  # neither a step nor the writing may break off in the middle
+        with signals.held():  # neither a step nor the writing may be interrupted
             _train(training, inputs, settings, kept, start, seed=seed, threads=threads)
             training.clip.model.eval()
             classifier = training.objective.classifier()  # every process takes part in encoding it
@@ -89,10 +89,10 @@ class _Kept:
     identity: dict[str, Any]
 
     def resume(self, training: Training) -> int:
-        """Go on from the newest one; the number of steps done.
+        """Go on from the newest one; returns the number of steps done.
 
         Raises:
-            UserError: it is of another training.
+            UserError: it belongs to another training.
         """
         saved = checkpoints.latest(self.folder)
         if saved is None:
@@ -103,7 +103,7 @@ class _Kept:
         return saved.steps
 
     def save(self, training: Training, steps: int) -> None:
-        """Add one after so many steps, by process 0."""
+        """Let process 0 add one after so many steps."""
         if parallel.rank() == 0:
             checkpoints.save(self.folder, training.checkpoint(steps, self.identity))
 
@@ -234,7 +234,7 @@ def _write(
 
 
 def _marks(settings: FinetuneSettings, training: Training) -> list[str]:
-    """What tables must say of the run beside its numbers."""
+    """What tables must say about the run besides its numbers."""
     marks = []
     if settings.labels == GROUND_TRUTH:
         marks.append("supervised")

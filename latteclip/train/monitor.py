@@ -1,4 +1,4 @@
-"""What can be told of a training without labels: how its predictions spread and agree.
+"""What can be said about a training without labels: how its predictions spread and agree.
 
 Letters: B batch, C classes.
 """

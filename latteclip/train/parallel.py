@@ -93,7 +93,7 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter], note: int = 0) -
     """Average gradients over processes; a parameter without one anywhere stays without.
 
     Returns:
-        The largest `note` of all processes: a number that travels along, in no message of its own.
+        The largest `note` of all processes; it travels along without a message of its own.
     """
     if size() == 1:
         return note

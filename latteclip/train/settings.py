@@ -39,7 +39,7 @@ class Finetune:
 
 @dataclass(frozen=True)
 class Compute:
-    """The section `compute`: what it computes stays the same up to rounding."""
+    """The section `compute`: it changes how a training is computed, not what, up to rounding."""
 
     compile: bool = False
     gradient_checkpointing: bool = False
@@ -50,7 +50,7 @@ class Compute:
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """What decides a tuned model, beside its inputs and its seed."""
+    """What decides a tuned model, besides its inputs and its seed."""
 
     model: str
     pretrained: str | None

@@ -64,7 +64,7 @@ class Training:
         return self.clip.model.logit_scale  # type: ignore[return-value]
 
     def start_epoch(self) -> None:
-        """To be called before the first step of each epoch."""
+        """Call before the first step of each epoch."""
         self.objective.start_epoch()
         self.predicted = torch.zeros_like(self.predicted)
 

@@ -34,7 +34,7 @@ class TrainingBatch:
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What an objective says of a batch."""
+    """What an objective says about a batch."""
 
     loss: torch.Tensor  # the scalar to minimise
     scores: torch.Tensor  # [B, C] cosines to the classifier that the objective has at hand
@@ -45,7 +45,7 @@ class Objective(Protocol):
     """One method."""
 
     def loss(self, batch: TrainingBatch) -> StepOutcome:
-        """The loss of a batch, and what there is to see of it."""
+        """The loss of a batch, and what can be observed of it."""
 
     def after_step(self) -> None:
         """Called once after each optimiser step."""
@@ -54,7 +54,7 @@ class Objective(Protocol):
         """Called before the first step of each epoch."""
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What outlives a step beside the model, by name."""
+        """What outlives a step besides the model, by name."""
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:
         """Go on from a `state`."""

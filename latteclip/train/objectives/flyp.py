@@ -32,7 +32,7 @@ class Flyp:
         return StepOutcome(loss, scores, {"loss_zero_shot": loss.detach()})
 
     def after_step(self) -> None:
-        """Nothing is learned beside the model."""
+        """Nothing is learned besides the model."""
 
     def start_epoch(self) -> None:
         self.epoch_classifier = self.classifier()  # [C, D]

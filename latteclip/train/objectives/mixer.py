@@ -1,4 +1,4 @@
-"""The dynamic feature mixer: a text counts for as much as it tells classes apart.
+"""The dynamic feature mixer: a text counts as much as it tells classes apart.
 
 LatteCLIP (arXiv 2410.08211), section 3.3. Letters: K kinds of text, B batch, C classes,
 D embedding width.
