@@ -1,4 +1,4 @@
-"""The README of an exported model: what it is, how it was made, how well it does."""
+"""The README of an exported model: what it is, how it was made, and how well it does."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -57,7 +57,7 @@ label = probabilities.argmax(1)
 
 @dataclass(frozen=True)
 class Provenance:
-    """What the files beside a model tell of it; empty where they are not there."""
+    """What the files beside a model say about it; empty where they are missing."""
 
     dataset: str = "custom"
     metrics: Mapping[str, Any] = field(default_factory=dict)  # of metrics.json

@@ -19,7 +19,7 @@ GRAPH = "model.onnx"
 INPUTS = ["pixel_values"]
 OUTPUTS = ["scores", "probabilities", "image_features"]
 PREPROCESSING = "preprocess.json"
-LIMIT = 1.8e9  # bytes of weights above which they go to a file of their own: a graph holds 2 GB
+LIMIT = 1.8e9  # bytes of weights above which they get a file of their own: a graph holds 2 GB
 
 
 class ImageClassifier(torch.nn.Module):
@@ -62,7 +62,7 @@ def write(opened: TunedModel, folder: Path) -> None:
     example = torch.zeros(2, 3, height, width)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's exporter about itself
+            warnings.simplefilter("ignore")  # torch's exporter warns about itself
             program = torch.onnx.export(
                 module,
                 (example,),

@@ -1,4 +1,4 @@
-"""Images of any place classified by a tuned model.
+"""Images from anywhere, classified by a tuned model.
 
 From Python, three lines:
 
@@ -135,7 +135,7 @@ def predict(
     device: str,
     threads: int,
 ) -> int:
-    """Classify what `words` name, and write it.
+    """Classify the images that `words` name, and write the predictions.
 
     Args:
         model: folder of a tuned model.
@@ -155,7 +155,7 @@ def predict(
     """
     if topk < 1 or batch_size < 1:
         raise UserError(f"--topk {topk} and --batch-size {batch_size} must both be at least 1.")
-    written = writing(output, topk)  # first, so that a bad suffix is told before the work
+    written = writing(output, topk)  # first, so that a bad suffix is refused before the work
     paths = image_paths(words, sys.stdin)
     classifier = Classifier(
         model, device=device, threads=threads, batch_size=batch_size, precision=precision

@@ -49,11 +49,11 @@ Add = Callable[[Sequence[Prediction]], None]
 
 
 def writing(output: str | None, topk: int) -> contextlib.AbstractContextManager[Add]:
-    """Write predictions piece by piece, a file whole or not at all.
+    """Write predictions piece by piece; a file is written whole or not at all.
 
     Args:
         output: a file whose suffix names the format; None for CSV on stdout.
-        topk: classes a row of CSV has places for.
+        topk: for how many classes a row of CSV has columns.
 
     Returns:
         A context manager that yields what takes the next predictions.
@@ -101,7 +101,7 @@ def _parquet(output: str, topk: int) -> Iterator[Add]:
 
 
 def _unicode(value: object) -> object:
-    """A path whose bytes are no UTF-8 with those bytes spelt out, which Parquet's strings need."""
+    """A path with the bytes that are not UTF-8 spelt out, as Parquet's strings need it."""
     if isinstance(value, str):
         return value.encode(errors="surrogateescape").decode(errors="backslashreplace")
     return value

@@ -1,8 +1,8 @@
 """open_clip's CLIP as the CLIPModel and CLIPProcessor of Hugging Face transformers.
 
-Both are the same network where the image tower is a plain ViT pooled at its class token and the
-text tower a causal transformer pooled at the end of the text. Everything else is refused with the
-part that differs.
+Both are the same network if the image tower is a plain ViT pooled at its class token and the text
+tower is a causal transformer pooled at the end of the text. Everything else is refused, and the
+message names the part that differs.
 
 Letters: T texts, L tokens, D embedding width.
 """
@@ -26,7 +26,7 @@ from latteclip.clip.tuned import TunedModel
 from latteclip.core.errors import UserError
 from latteclip.core.prompts import class_texts
 
-LEGACY_EOS = 2  # transformers' CLIP takes this id for an old mistake, and pools elsewhere
+LEGACY_EOS = 2  # transformers' CLIP treats this id as an old mistake, and pools elsewhere
 RESAMPLING = {"bilinear": 2, "bicubic": 3}  # of PIL
 BLOCK = {  # names in a layer of open_clip: in one of transformers
     "ln_1": "layer_norm1",
@@ -150,7 +150,7 @@ def _tokenizer(opened: TunedModel, context_length: int) -> Any:
 
 
 def _check_tokens(clip: Clip, tokenizer: Any, texts: list[str], end: int) -> None:
-    """Raise UserError where a class's text has other tokens, up to the end of the text."""
+    """Raise UserError if the text of a class has other tokens, up to the end of the text."""
     for text, ours in zip(texts, clip.tokenizer(texts).tolist(), strict=True):
         theirs = tokenizer(text, truncation=True)["input_ids"]
         if ours[: ours.index(end) + 1] != theirs[: theirs.index(end) + 1]:
@@ -253,7 +253,7 @@ def _image_processor(preprocessing: dict[str, Any]) -> Any:
 
 @torch.no_grad()
 def _check_features(clip: Clip, model: transformers.CLIPModel) -> None:
-    """See that both networks give the same features of a random image and a text."""
+    """Raise UserError unless both networks give the same features of two images and two texts."""
     visual: Any = clip.model.visual
     image = torch.randn(2, 3, *visual.image_size, generator=torch.Generator().manual_seed(0))
     tokens = clip.tokenizer(["a", "a photo of a thing."])

@@ -1,7 +1,7 @@
 """What the paper reports, for the comparison beside our own figures.
 
-Only figures that are certain: those of its abstract (arXiv 2410.08211). Accuracies of single
-datasets are not among them.
+Only figures that are certain: those of its abstract (arXiv 2410.08211), which gives no accuracies
+of single datasets.
 """
 
 import pandas as pd

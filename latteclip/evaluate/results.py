@@ -10,7 +10,8 @@ FIGURES = ("acc1", "acc5", "mean_per_class_recall")
 METRICS = ("dataset", "method", "seed", "images", *FIGURES, "per_class")
 # What a table must say of a run beside its numbers: each mark, and its footnote.
 MARKS = {
-    "supervised": "reads the labels of the training images: an upper bound, no unsupervised method",
+    "supervised": "reads the labels of the training images: an upper bound, not an unsupervised "
+    "method",
     "ours": "not in the paper",
     "collapsed": "predictions collapsed in training: fewer than half of the classes are predicted, "
     "or hardly any prediction agrees with its pseudo-label",

@@ -1,4 +1,4 @@
-"""The maths of the table over datasets and methods: means, spreads and gains of all runs."""
+"""The maths of the table over datasets and methods: means, spreads and gains."""
 
 from collections.abc import Iterable, Sequence
 

@@ -11,9 +11,9 @@ of two raters gives probabilities):
 
 In words: the caption of an image of class c names c with probability rate_c, else any class k with
 probability chance_k, whatever the image shows. Temperature, biases, rates and chances maximise the
-likelihood of all votes, under normal priors that keep them at no correction where votes are few.
+likelihood of all votes under normal priors, which allow hardly any correction where votes are few.
 
-The tables of N rows may be float32: a part at a time is computed with, in float64.
+The tables of N rows may be float32; they are computed with in float64, one part at a time.
 
 Letters: N training images, C classes, G groups, M memberships of images in groups.
 """
@@ -34,7 +34,7 @@ HALVINGS = 50  # of the interval in which a group's rate is searched
 
 @dataclass(frozen=True)
 class VoteModel:
-    """What the votes of captions tell of classes; everything in float64, arguments as well."""
+    """What the votes of captions say about classes; everything is float64, arguments included."""
 
     log_temperature: torch.Tensor  # scalar: of the zero-shot scores
     biases: torch.Tensor  # [C] added to the zero-shot scores, logits
@@ -81,10 +81,10 @@ class Fusion:
     """Fused labels and how they came about."""
 
     log_posterior: torch.Tensor  # [N, C]
-    model: VoteModel | None  # None where the captions tell nothing
+    model: VoteModel | None  # None where the captions say nothing
     evidence: float  # of the captions, nats
-    needed: float  # evidence from which on the captions count
-    group_rate: float  # 0 where the groups tell nothing more
+    needed: float  # the evidence above which the captions count
+    group_rate: float  # 0 where the groups add nothing
     group_evidence: float
 
 
@@ -120,7 +120,7 @@ def fuse(
 
 
 def log_probabilities(scores: torch.Tensor) -> torch.Tensor:
-    """Log-softmax of scores [N, C], which it takes the place of."""
+    """Log-softmax of scores [N, C], computed in place."""
     for part in scores.split(ROWS):
         part.copy_(part.double().log_softmax(dim=1))
     return scores
@@ -147,9 +147,9 @@ def fit(zero_shot: torch.Tensor, votes: torch.Tensor) -> tuple[VoteModel | None,
 
     The evidence is what a temperature and one common rate gain in log-likelihood over votes that
     are drawn from their overall distribution whatever the image shows. The Bayesian information
-    criterion asks of two parameters the log of the number of votes; where the evidence is less,
-    there is no model. Classes get biases, rates and chances of their own only thereafter: with them
-    it would fit votes that name the classes wrongly but consistently.
+    criterion asks the log of the number of votes of two parameters; where the evidence is less,
+    there is no model. Classes get biases, rates and chances of their own only after that: with
+    them it would fit votes that name the classes wrongly but consistently.
 
     Args:
         zero_shot: [N, C] log-probabilities.
@@ -167,7 +167,7 @@ def fit(zero_shot: torch.Tensor, votes: torch.Tensor) -> tuple[VoteModel | None,
 def _likeliest(
     zero_shot: torch.Tensor, votes: torch.Tensor, overall: torch.Tensor, *, own: bool
 ) -> tuple[VoteModel, float]:
-    """The model of the largest log posterior density, and this density but for constants.
+    """The model of the largest log posterior density, and this density up to constants.
 
     Args:
         zero_shot: [N, C].
@@ -213,7 +213,7 @@ def _likeliest(
 
 
 def _needed(votes: torch.Tensor) -> float:
-    """The log of the number of rows that vote; more than nothing for one or none."""
+    """The log of the number of rows that vote; above 0 even for one row or none."""
     return math.log(max(2, int((votes.sum(dim=1) > 0).sum())))
 
 

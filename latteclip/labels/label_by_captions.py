@@ -90,8 +90,8 @@ def label_by_captions(
     )
     if len(set(prompts)) > 1:
         log.warning(
-            "The captions were asked with the pseudo-labels in the prompt: they may agree with the "
-            "zero-shot labels because they were told them, and then correct few."
+            "The captions were asked for with the pseudo-labels in the prompt: they may agree with "
+            "the zero-shot labels because they were told them, and then correct few."
         )
     group_captions, groups = tables.read_groups(files.group_captions, image_ids)
     clip = clips.load(
@@ -153,7 +153,7 @@ def _write(
     fusion: Fusion,
     described: dict[str, object],
 ) -> None:
-    """Write CAPTION_LABELS and say in one line what the captions did."""
+    """Write CAPTION_LABELS, and log in one line what the captions did."""
     voted, grouped = votes.sum(dim=1) > 0, group_votes.sum(dim=1) > 0  # [N]
     caption_labels = torch.where(voted, votes.argmax(dim=1), labels)
     confidence, fused_labels = fusion.log_posterior.max(dim=1)

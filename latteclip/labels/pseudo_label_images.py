@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ZeroShotSettings:
-    """What decides the pseudo-labels."""
+    """What the pseudo-labels depend on."""
 
     model: str
     pretrained: str | None

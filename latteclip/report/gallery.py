@@ -1,4 +1,4 @@
-"""A dozen training images with all that the method knew of them, and test images that changed.
+"""A dozen training images with all that the method knew of them, and changed test images.
 
 Letters: N images, S seeds.
 """

@@ -94,8 +94,8 @@ def _cells(table: pd.DataFrame) -> dict[str, Cell]:
 def paper_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     """What the paper reports as means over its ten datasets, and the same of our runs.
 
-    With which other methods the paper compares is not run here, so nothing of ours stands beside
-    its second figure.
+    The other methods that the paper compares with are not run here, so nothing of ours stands
+    beside its second figure.
     """
     gain, n = published.gain_on_datasets(table)
     return [

@@ -1,4 +1,4 @@
-"""Where a page's figures come from: versions, commit, and what each job took."""
+"""Where the figures of a page come from: versions, commit, and what each job took."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class JobCost:
-    """What one job took, from Snakemake's benchmark file; None where it could not tell."""
+    """What one job took, from Snakemake's benchmark file; None where it could not be measured."""
 
     rule: str
     run: str  # method and seed, or nothing
@@ -59,8 +59,8 @@ def job_costs(files: Sequence[dict[str, str]]) -> list[JobCost]:
     """The last line of each benchmark file that is there.
 
     Args:
-        files: objects with `rule`, `run` and `path`. A file that is missing is passed over: a
-            report must not rerun a training in order to time it.
+        files: objects with `rule`, `run` and `path`. A missing file is passed over: a report
+            must not rerun a training in order to time it.
     """
     found = []
     for file in files:

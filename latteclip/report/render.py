@@ -1,4 +1,4 @@
-"""Templates to one self-contained page: everything escaped, nothing fetched."""
+"""From templates to one self-contained page: everything is escaped, nothing is fetched."""
 
 import base64
 import hashlib
@@ -8,15 +8,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-# A page is to go by mail.
+# So that a page can be mailed.
 MAX_BYTES = 5_000_000
 
 
 def render(template: str, **values: Any) -> str:
     """Fill a template of this package, with its style and its script inside the page.
 
-    The page forbids itself every connection and every script but its own: a text that slipped
-    through the escaping would still not run.
+    The page forbids itself every connection and every script but its own: even a text that slipped
+    through the escaping would not run.
     """
     environment = Environment(
         loader=PackageLoader("latteclip.report"),

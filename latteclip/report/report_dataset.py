@@ -28,7 +28,7 @@ WORST_PAIRS, MATRIX_CLASSES = 12, 12
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """What a page is made of, beside the runs."""
+    """What a page is made of, apart from the runs."""
 
     images: str
     pseudo_labels: str
@@ -39,11 +39,11 @@ class ReportFiles:
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """What a page says of the run, and which method it shows in detail."""
+    """What a page says about the runs, and which method it shows in detail."""
 
     dataset: str
     baseline: str  # the method that the configuration compares with
-    shown: str | None  # None where nothing but zero-shot was run
+    shown: str | None  # None if nothing but zero-shot was run
     config: dict[str, Any]  # as merged for this dataset
     benchmarks: list[dict[str, str]]  # rule, run and path of Snakemake's benchmark files
 
@@ -65,8 +65,8 @@ def report_dataset(
 ) -> None:
     """Write the page of a dataset, one HTML file that needs no network.
 
-    What needs labels, captions, a trained method or a second one is left out with a note where they
-    are not there.
+    Where labels, captions, a trained method or a second method are missing, the parts that need
+    them are left out, and a note says so.
 
     Raises:
         UserError: an input is missing or does not fit the others.
@@ -150,7 +150,7 @@ def _axis(rows: Sequence[figures.Row], zero_shot: float | None) -> tuple[float, 
 
 @dataclass(frozen=True)
 class Variant:
-    """A method that is like another but for some settings, and what that costs or brings."""
+    """A method that is like another but for some settings, and what that changes."""
 
     method: str
     like: str
@@ -182,7 +182,7 @@ def variants(rows: Sequence[figures.Row], methods: dict[str, dict[str, Any]]) ->
 
 
 def _difference(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> str:
-    """The leaves of `other` that `one` has not, as `key: value`."""
+    """The leaves of `other` that `one` does not have, as `key: value`."""
     parts = []
     for key, value in other.items():
         if key == "like" or value == one.get(key):

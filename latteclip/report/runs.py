@@ -72,7 +72,7 @@ class TestSplit:
 
 @dataclass(frozen=True)
 class TrainingSplit:
-    """The training images, in the order of the index, with what zero-shot CLIP says of them."""
+    """The training images, in the order of the index, and what zero-shot CLIP says of them."""
 
     image_ids: list[str]
     paths: list[str]

@@ -229,13 +229,23 @@ EDITS = {
     ),
     "evaluate.py": (
         in_file("latteclip/evaluate/evaluate.py"),
-        {"evaluate": 2, "evaluate_zero_shot": 1, **COLLECTED},
+        {"evaluate": 2, **COLLECTED},
+    ),
+    "evaluate_zero_shot.py": (
+        in_file("latteclip/evaluate/evaluate_zero_shot.py"),
+        {"evaluate_zero_shot": 1, **COLLECTED},
+    ),
+    "gallery_images.py": (
+        in_file("latteclip/evaluate/gallery_images.py"),
+        {"evaluate": 2, **COLLECTED},
     ),
     "metrics.py": (
         in_file("latteclip/evaluate/metrics.py"),
         {"evaluate": 2, "evaluate_zero_shot": 1, **COLLECTED},
     ),
-    "report.py": (in_file("latteclip/evaluate/summarize.py"), COLLECTED),
+    "results.py": (in_file("latteclip/evaluate/results.py"), COLLECTED),
+    "summarize.py": (in_file("latteclip/evaluate/summarize.py"), {"summarize": 1}),
+    "summary.py": (in_file("latteclip/evaluate/summary.py"), COLLECTED),
     "a module of the pages": (in_file("latteclip/report/figures.py"), {"report_dataset": 1}),
     "a template of the pages": (
         in_file("latteclip/report/templates/page.css"),

@@ -1,4 +1,4 @@
-# Zero-shot pseudo-labels and image features of every split.
+# Zero-shot pseudo-labels and image features of all splits.
 
 
 rule pseudo_label_images:
