@@ -1,21 +1,17 @@
+# The table of contents, which people run from any folder (docs/projects.md). The profile
+# profiles/default is found beside it.
 from snakemake.utils import min_version
 
 min_version("9.27")
 
 
-configfile: "config/config.yaml"
-
-
-for dataset_file in sorted(Path("config/datasets").glob("*.yaml")):
-
-    configfile: str(dataset_file)
+report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
-include: "workflow/rules/common_resources.smk"
 
 
-container: settings.config["container"]  # for --sdm apptainer; null: none
+container: configuration.config["container"]  # for --sdm apptainer; null: none
 
 
 include: "workflow/rules/models.smk"
@@ -25,7 +21,6 @@ include: "workflow/rules/captions.smk"
 include: "workflow/rules/caption_labels.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/evaluation.smk"
-include: "workflow/rules/common_reports.smk"
 include: "workflow/rules/reports.smk"
 
 
@@ -37,10 +32,10 @@ rule all:
         rules.summarize.input.metrics,
         [
             f"results/{dataset}/captions/summary.json"
-            for dataset in settings.datasets
-            if settings.caption_kinds(dataset)
+            for dataset in configuration.datasets
+            if configuration.caption_kinds(dataset)
         ],
-        expand(rules.report_dataset.output, dataset=settings.datasets),
+        expand(rules.report_dataset.output, dataset=configuration.datasets),
         rules.index_results.output,
     localrule: True
 

@@ -10,13 +10,13 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import yaml
 
-from latteclip.config.configuration import Settings, merge
+from latteclip.config import layers, shipped
+from latteclip.config.configuration import Configuration
 
-STUDY = "config/study.yaml"
+STUDY = shipped.CONFIG / "study.yaml"
 CORES = 8  # of a job: `threads` of config.yaml
 DECODED = 285  # images a second and core (docs/scaling.md)
 START_MINUTES = {"caption": 3, "other": 1}  # of a job: engine or imports, model, first files
@@ -36,15 +36,13 @@ class Card:
 CARDS = {"A100": Card(2.6, 3_200, 14_000), "H100": Card(8.3, 10_000, 45_000)}
 
 
-def settings() -> Settings:
-    """The configuration as Snakemake merges it."""
-    files = [Path("config/config.yaml"), *sorted(Path("config/datasets").glob("*.yaml"))]
-    study = yaml.safe_load(Path(STUDY).read_text(encoding="utf-8"))
-    layers = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in files]
-    return Settings(merge(*layers, study), study, "workflow/schemas/config.schema.yaml")
+def configuration() -> Configuration:
+    """The configuration as the workflow merges it."""
+    study = yaml.safe_load(STUDY.read_text(encoding="utf-8"))
+    return Configuration(layers.defaults(project=None), study)
 
 
-def hours(study: Settings, card: Card) -> dict[str, float]:
+def hours(study: Configuration, card: Card) -> dict[str, float]:
     """GPU hours of each kind of work over all datasets."""
     fed = CORES * DECODED
     seconds = dict.fromkeys(("captions", "fine-tuning", "evaluation and pseudo-labels"), 0.0)
@@ -64,7 +62,7 @@ def hours(study: Settings, card: Card) -> dict[str, float]:
     return {work: total / 3600 for work, total in seconds.items()}
 
 
-def disk(study: Settings) -> dict[str, float]:
+def disk(study: Configuration) -> dict[str, float]:
     """GB of what is kept."""
     downloads, unknown = 0.0, []
     for dataset in study.datasets:
@@ -84,7 +82,7 @@ def disk(study: Settings) -> dict[str, float]:
 
 def jobs() -> tuple[dict[str, int], float]:
     """The jobs of a dry run by rule, and how long it took in seconds."""
-    command = [sys.executable, "-m", "snakemake", "--dry-run", "--configfile", STUDY]
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--configfile", str(STUDY)]
     began = time.monotonic()
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     seconds = time.monotonic() - began
@@ -96,7 +94,7 @@ def jobs() -> tuple[dict[str, int], float]:
 def main() -> None:
     """Print the tables."""
     argparse.ArgumentParser(description=__doc__).parse_args()
-    study = settings()
+    study = configuration()
     planned, seconds = jobs()
     print(f"{sum(planned.values())} jobs; the dry run took {seconds:.1f} s\n")
     print("| rule | jobs |\n|---|---:|")

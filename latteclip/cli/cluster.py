@@ -97,6 +97,18 @@ def refuse_running(jobs: Sequence[QueuedJob]) -> None:
         )
 
 
+def refuse_second_run() -> None:
+    """Raise UserError where jobs of another run still work in the current folder."""
+    if not has_queue():
+        return
+    try:
+        jobs = queue()
+    except UserError as error:
+        log.warning("Jobs of earlier runs were not looked for: %s", error)
+        return
+    refuse_running(jobs)
+
+
 def log_job() -> None:
     """Say in the log which job of the cluster this is, and what it was given."""
     if number := os.environ.get("SLURM_JOB_ID"):

@@ -1,4 +1,4 @@
-"""What this machine can do for the workflow: one line a check, with what to do about it.
+"""What this machine can do for the workflow: one line per check, with what to do about it.
 
 Checks do not depend on each other, and one that fails hides no other. Torch and vLLM are imported
 in processes of their own: a broken build may end the process that imports it.

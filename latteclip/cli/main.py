@@ -10,14 +10,15 @@ from latteclip.core.errors import UserError
 from latteclip.core.version import __version__
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
-
+NONE = "\0"  # as the character that options begin with: every argument is a word
 
 DESCRIPTION = "Adapt CLIP to unlabelled images (LatteCLIP, arXiv 2410.08211)."
 EPILOG = """\
-the workflow is run by snakemake, in the folder of the Snakefile:
-  snakemake -j4 --config dataset=demo           all stages, to the table of results
-  snakemake -n --config dataset=demo            what would run, and why
-  snakemake -j4 results/demo/images.parquet     one stage: name a file that it writes
+the workflow is run by snakemake, in any folder, which gets the results:
+  latteclip workflow -j4 --config dataset=demo        all stages, to the table of results
+  latteclip workflow -n --config dataset=demo         what would run, and why
+  latteclip workflow -j4 results/demo/images.parquet  one stage: name a file that it writes
+in the folder of the Snakefile, and with its path as -s, "snakemake" does the same
 
 stages, which its rules call (each has --help):
 {stages}
@@ -60,10 +61,18 @@ def parser() -> argparse.ArgumentParser:
     subs = top.add_subparsers(required=True, title="commands", metavar="command")
     for person_command, add_arguments in people.COMMANDS.items():
         about = person_command.__doc__
-        sub = subs.add_parser(_name(person_command), help=about, description=about)
+        passing_on = person_command in people.PASSING_ON
+        sub = subs.add_parser(
+            _name(person_command),
+            help=about,
+            description=about,
+            add_help=not passing_on,
+            prefix_chars=NONE if passing_on else "-",
+        )
         add_arguments(sub)
         sub.set_defaults(command=person_command, parser=parser)
-        _add_debug(sub)
+        if not passing_on:
+            _add_debug(sub)
     for command, options in stages.COMMANDS.items():
         sub = subs.add_parser(_name(command), description=command.__doc__)  # not in the list
         sub.set_defaults(command=command)
@@ -83,7 +92,7 @@ def _name(command: Callable[..., object]) -> str:
 
 
 def _stages() -> str:
-    """A line each for the epilog."""
+    """One line per stage for the epilog."""
     width = max(len(_name(command)) for command in stages.COMMANDS)
     return "\n".join(
         f"  {_name(command):{width}}  {command.__doc__}" for command in stages.COMMANDS

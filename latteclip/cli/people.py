@@ -1,7 +1,7 @@
 """The commands that people type; `latteclip.cli.stages` holds those of the workflow's rules.
 
-A function `add_<name>` defines a command's arguments. What a command does is imported when it runs:
-the help answers without torch.
+A function `add_<name>` defines a command's arguments. What a command does is imported when it runs,
+so that the help answers without torch.
 """
 
 import argparse
@@ -14,6 +14,33 @@ SKIPPED = 3  # exit status: some images were left out
 NOT_READY = 1  # exit status of doctor: something is wrong with this machine
 SHELLS = ("bash", "zsh", "fish", "tcsh")
 FORMATS = ("open_clip", "transformers", "onnx")
+
+
+def workflow(args: argparse.Namespace) -> None:
+    """Run the workflow in this folder, by snakemake."""
+    from latteclip.config import shipped
+
+    if args.arguments in (["-h"], ["--help"]):
+        args.show_help()
+        sys.exit(0)
+
+    own = ["--snakefile", str(shipped.SNAKEFILE), "--directory", "."]
+    command = [sys.executable, "-m", "snakemake", *own, *args.arguments]
+    sys.stdout.flush()
+    os.execv(sys.executable, command)  # signals are to reach Snakemake itself
+
+
+def add_workflow(sub: argparse.ArgumentParser) -> None:
+    """Arguments of workflow."""
+    sub.usage = "latteclip workflow [ARGUMENT ...]"
+    sub.add_argument(
+        "arguments",
+        nargs=argparse.REMAINDER,
+        metavar="ARGUMENT",
+        help="as snakemake takes it: -j4 --config dataset=demo",
+    )
+    sub.epilog = "`snakemake --help` lists the arguments. The Snakefile is the package's own."
+    sub.set_defaults(show_help=sub.print_help)
 
 
 def datasets(args: argparse.Namespace) -> None:
@@ -79,7 +106,7 @@ def add_predict(sub: argparse.ArgumentParser) -> None:
         help=".csv, .jsonl or .parquet (default: CSV on stdout)",
     )
     sub.add_argument(
-        "-k", "--topk", type=int, default=1, metavar="K", help="classes an image (default: 1)"
+        "-k", "--topk", type=int, default=1, metavar="K", help="classes per image (default: 1)"
     )
     sub.add_argument(
         "--batch-size",
@@ -168,7 +195,7 @@ def add_status(sub: argparse.ArgumentParser) -> None:
         metavar="METHOD",
         help="as snakemake takes it: conda or apptainer",
     )
-    sub.epilog = "Run it in the folder of the Snakefile, with the options that the run was given."
+    sub.epilog = "Run it in the folder of the results, with the options that the run was given."
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -219,8 +246,11 @@ def _file_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     return found
 
 
+# Commands that hand on all that follows their name, options included.
+PASSING_ON = (workflow,)
 # In the order of the help.
 COMMANDS: dict[Callable[[argparse.Namespace], Any], Callable[[argparse.ArgumentParser], None]] = {
+    workflow: add_workflow,
     datasets: add_datasets,
     captions: add_captions,
     predict: add_predict,

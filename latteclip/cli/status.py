@@ -17,9 +17,12 @@ from typing import TextIO
 
 from latteclip.cli import cluster
 from latteclip.cli.colours import paint
+from latteclip.config import layers, shipped
 from latteclip.core.errors import UserError
 
-SNAKEFILE, RESULTS = Path("Snakefile"), Path("results")
+RESULTS = Path("results")
+# Where Snakemake looks for a workflow that nobody names.
+OWN_SNAKEFILES = (Path("Snakefile"), Path("workflow/Snakefile"))
 MODELS = Path("resources/models")  # notes on models, which datasets share
 RULE = r"^(?:rule|use rule \w+ as) (\w+)"
 HEAD = ["output_file", "date", "rule", "log-file(s)", "status", "plan"]  # of --summary
@@ -70,10 +73,8 @@ def status(
         stream: where it will be printed.
 
     Raises:
-        UserError: there is no Snakefile here, or Snakemake refuses the configuration.
+        UserError: Snakemake refuses the configuration.
     """
-    if not SNAKEFILE.is_file():
-        raise UserError(f"{Path.cwd()} has no Snakefile; run this in the folder that has it.")
     named = any(pair.startswith("dataset=") for pair in config)
     if not datasets and not named and not configfiles:
         datasets = _with_results()
@@ -107,22 +108,20 @@ def _queue(stream: TextIO) -> Iterator[str]:
 
 
 def _with_results() -> list[str]:
-    """Datasets that have results here and a file in config/datasets."""
-    return sorted(
-        path.name
-        for path in RESULTS.glob("*")
-        if path.is_dir() and Path("config/datasets", f"{path.name}.yaml").is_file()
-    )
+    """Datasets that have results here and are in the configuration's files."""
+    return [key for key in layers.datasets() if (RESULTS / key).is_dir()]
 
 
 def _snakemake(*arguments: str) -> str:
-    """What Snakemake prints.
+    """What Snakemake prints of the workflow of this folder, or else of the one that is shipped.
 
     Raises:
         UserError: it failed; says in its words why.
     """
+    own = any(file.is_file() for file in OWN_SNAKEFILES)
+    workflow = [] if own else ["--snakefile", str(shipped.SNAKEFILE), "--directory", "."]
     run = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--nocolor", *arguments],
+        [sys.executable, "-m", "snakemake", "--nocolor", *workflow, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -145,7 +144,7 @@ def read_summary(text: str) -> list[Job]:
     """The jobs in what `snakemake --summary` prints.
 
     Raises:
-        UserError: it has not the columns that it should have.
+        UserError: it does not have the columns that it should have.
     """
     rows = [line.split("\t") for line in text.splitlines() if line.count("\t") >= len(HEAD) - 1]
     if not rows or rows[0] != HEAD:
@@ -210,7 +209,7 @@ def _cut(text: str) -> str:
 def changed_settings(reason: str) -> str:
     """`: key old -> new` for each leaf, from Snakemake's lists of parameters before and now.
 
-    A parameter that is no JSON object, such as a prompt, is told by what it is now.
+    A parameter that is not a JSON object, such as a prompt, is told by what it is now.
     """
     before, _, now = reason.partition(" now: ")
     old, new = _leaves(before), _leaves(now)
@@ -249,7 +248,7 @@ def _leaves(text: str) -> dict[str, str | None]:
 
 
 def table(jobs: Sequence[Job], stream: TextIO) -> str:
-    """A block a dataset, a line for the jobs of a rule and method in the same state."""
+    """One block per dataset, with one line for the jobs of a rule and method in the same state."""
     lines: list[str] = []
     names = [name for name in dict.fromkeys(job.dataset for job in jobs) if name != SHARED]
     for name in [*sorted(names), SHARED]:
@@ -273,7 +272,8 @@ def _rows(jobs: Sequence[Job], stream: TextIO) -> Iterator[str]:
 
 
 def _rule_order() -> list[str]:
-    """The names of the rules, as the files that the Snakefile includes have them."""
-    files = re.findall(r'^include: "(.+)"', SNAKEFILE.read_text("utf-8"), flags=re.MULTILINE)
-    texts = [Path(file).read_text("utf-8") for file in files]
+    """The names of the rules, as the files that the shipped Snakefile includes have them."""
+    contents = shipped.SNAKEFILE.read_text("utf-8")
+    files = re.findall(r'^include: "(.+)"', contents, flags=re.MULTILINE)
+    texts = [(shipped.ROOT / file).read_text("utf-8") for file in files]
     return [rule for text in texts for rule in re.findall(RULE, text, re.MULTILINE)]

@@ -1,18 +1,16 @@
-"""The workflow's configuration: types, typos, and which layer wins.
+"""The workflow's configuration: which layer wins, and what that says of datasets and methods.
 
 Imports nothing heavy: a mistake in the configuration is answered in the first second.
 """
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-import yaml
-
-from latteclip.config import model_names
+from latteclip.config import model_names, shipped
+from latteclip.config.layers import merge
+from latteclip.config.schema import Schema, unknown
 from latteclip.core.errors import UserError
 from latteclip.core.prompts import PLACE
 
@@ -31,17 +29,6 @@ OWN_DATASET: Config = {
 }
 
 
-def merge(*layers: Config | None) -> dict[str, Any]:
-    """A copy of the first mapping with each later one laid over it, key by key."""
-    result: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in (layer or {}).items():
-            mine = result.get(key)
-            both = isinstance(mine, Mapping) and isinstance(value, Mapping)
-            result[key] = merge(mine, value) if both else value
-    return result
-
-
 def names(value: Any) -> list[str]:
     """A list of names from a list, or from a comma-separated string as `--config` gives it."""
     parts = value.split(",") if isinstance(value, str) else value
@@ -53,69 +40,6 @@ def seed_list(value: int | str | Iterable[int]) -> list[int]:
     if isinstance(value, int):
         return list(range(value))
     return [int(part) for part in names(value)]
-
-
-class Schema:
-    """A JSON Schema with `$defs`, as YAML."""
-
-    def __init__(self, path: str | Path) -> None:
-        self.root = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-
-    def coerce(self, value: Any, schema: Config | None = None) -> Any:
-        """`value` with strings parsed where the schema wants no string.
-
-        `--config "finetune={'lr': 0.2}"` hands its leaves over as strings.
-        """
-        schema = self._resolve(self.root if schema is None else schema)
-        if isinstance(value, Mapping):
-            named = schema.get("properties", {})
-            other = schema.get("additionalProperties")
-            other = other if isinstance(other, Mapping) else {}
-            return {key: self.coerce(item, named.get(key, other)) for key, item in value.items()}
-        kinds = schema.get("type", "string")
-        if isinstance(value, str) and "string" not in (
-            kinds if isinstance(kinds, list) else [kinds]
-        ):
-            try:
-                return json.loads(value)  # 1e-3 is a number in JSON, but a string in YAML
-            except json.JSONDecodeError:
-                return yaml.safe_load(value)
-        return value
-
-    def validate(self, value: Any) -> None:
-        """Raise UserError about the first mistake, naming the key and, for a typo, the nearest."""
-        validator = jsonschema.Draft202012Validator(self.root)
-        errors = sorted(validator.iter_errors(value), key=lambda error: list(map(str, error.path)))
-        if errors:
-            raise UserError(_sentence(errors[0]))
-
-    def _resolve(self, schema: Config) -> Config:
-        if "$ref" not in schema:
-            return schema
-        found: Config = self.root["$defs"][schema["$ref"].removeprefix("#/$defs/")]
-        return found
-
-
-def _sentence(error: jsonschema.ValidationError) -> str:
-    where = ".".join(map(str, error.absolute_path))
-    if error.validator == "additionalProperties":
-        known = list(error.schema.get("properties", {}))
-        key = next(key for key in error.instance if key not in known)
-        return unknown(f"Configuration key {where + '.' if where else ''}{key}", key, known)
-    if error.validator == "required":
-        return f"Configuration {where or 'file'}: {error.message}."
-    described = error.schema.get("description")
-    meaning = f" ({described})" if described else ""
-    return f"Configuration key {where}{meaning}: {error.message}."
-
-
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """The sentence for a name that is not there: the nearest right one, or all of them."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"{what} is unknown; " + (
-        f"did you mean {near[0]}?" if near else f"known are: {', '.join(known)}."
-    )
 
 
 def _with_image_dir(config: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +55,7 @@ def _with_image_dir(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "datasets": {**datasets, asked[0]: values}}
 
 
-class Settings:
+class Configuration:
     """The resolved configuration: what each stage of each dataset and method is given.
 
     Layers, the later one winning: the defaults of config.yaml; the dataset's file; the method; what
@@ -139,19 +63,19 @@ class Settings:
     `like` another has all that the other has for the dataset below its own.
     """
 
-    def __init__(self, config: Config, given: Config, schema: str | Path) -> None:
+    def __init__(self, files: Config, given: Config, schema: Path = shipped.SCHEMA) -> None:
         """Check a configuration.
 
         Args:
-            config: as Snakemake merged it.
-            given: the part of it that comes from --config and --configfile.
+            files: what the files of the configuration say (`layers.defaults`).
+            given: what --config and --configfile lay over it, and over what is said of a dataset.
             schema: path of the JSON Schema.
 
         Raises:
             UserError: the first mistake found.
         """
         rules = Schema(schema)
-        self.config = _with_image_dir(rules.coerce(config))
+        self.config = _with_image_dir(rules.coerce(merge(files, given)))
         rules.validate(self.config)
         self._given = rules.coerce(given)
         asked = names(self.config["dataset"])
@@ -180,13 +104,6 @@ class Settings:
         found: dict[str, Any] = self.config["datasets"][dataset]
         return found
 
-    def download(self, dataset: str) -> dict[str, Any]:
-        """What the download step is given: the files, and on whose terms they are used."""
-        values = self.dataset(dataset)
-        terms = ("title", "licence", "citation")
-        files = {"downloads": values["source"]["downloads"]}
-        return files | {key: values[key] for key in terms if key in values}
-
     def from_source(self, kind: str) -> list[str]:
         """Keys of the datasets whose source is of one kind."""
         return sorted(
@@ -194,7 +111,7 @@ class Settings:
         )
 
     def section(self, name: str, dataset: str) -> dict[str, Any]:
-        """A section of shared settings (clip, captioner, ...) as it stands for one dataset."""
+        """A section that datasets share (clip, captioner, ...) as it stands for one of them."""
         result = merge(self.config[name], self.dataset(dataset).get(name), self._given.get(name))
         if name == "clip" and result["model"].startswith(model_names.WHOLE):
             result["pretrained"] = None
@@ -231,15 +148,15 @@ class Settings:
 
     def reads_caption_labels(self, method: str, dataset: str) -> bool:
         """Whether the method trains on the labels that captions give."""
-        settings = self.method(method, dataset)
-        trained = settings["objective"] in ("flyp", "latteclip")
-        return trained and settings.get("pseudo_labels", "zero_shot") != "zero_shot"
+        values = self.method(method, dataset)
+        trained = values["objective"] in ("flyp", "latteclip")
+        return trained and values.get("pseudo_labels", "zero_shot") != "zero_shot"
 
     def reads_captions(self, method: str, kind: str, dataset: str) -> bool:
         """Whether the method uses the descriptions of a kind, "image" or "group"."""
-        settings = self.method(method, dataset)
-        switches = settings.get("switches", {})
-        return settings["objective"] == "latteclip" and bool(
+        values = self.method(method, dataset)
+        switches = values.get("switches", {})
+        return values["objective"] == "latteclip" and bool(
             switches.get(f"{kind}_description", True)
         )
 
@@ -306,7 +223,7 @@ class Settings:
             )
         folder = self.dataset(dataset)["source"].get("folder")
         if folder is not None and not Path(folder).is_dir():
-            raise UserError(f"Dataset {dataset}: source.folder {folder} is no folder.")
+            raise UserError(f"Dataset {dataset}: source.folder {folder} is not a folder.")
         clip = self.section("clip", dataset)
         local = clip["model"].removeprefix(model_names.FOLDER)
         if local != clip["model"] and not (Path(local) / "open_clip_config.json").is_file():
@@ -319,5 +236,5 @@ class Settings:
 
 
 def as_json(value: Any) -> str:
-    """One line of JSON with sorted keys: how a rule hands settings to its command."""
+    """Settings as one line of JSON with sorted keys: how a rule hands them to its command."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False)

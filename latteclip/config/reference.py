@@ -8,16 +8,15 @@ A table stands between a comment `<!-- keys: NAME -->` and the next `<!-- end --
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from latteclip.config import shipped
 from latteclip.core.files import write_text
 
-SCHEMA = Path("workflow/schemas/config.schema.yaml")
-DEFAULTS = Path("config/config.yaml")
-README = Path("config/README.md")
+DEFAULTS = shipped.CONFIG / "config.yaml"
+README = shipped.CONFIG / "README.md"
 TABLE = re.compile(r"(<!-- keys: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Schema = Mapping[str, Any]
 
@@ -112,7 +111,8 @@ def _table(rows: Sequence[tuple[str, str, str]]) -> str:
 
 def main() -> None:
     """Write config/README.md anew."""
-    schema, defaults = (yaml.safe_load(file.read_text("utf-8")) for file in (SCHEMA, DEFAULTS))
+    files = (shipped.SCHEMA, DEFAULTS)
+    schema, defaults = (yaml.safe_load(file.read_text("utf-8")) for file in files)
     write_text(README, render(README.read_text("utf-8"), schema, defaults))
 
 

@@ -1,6 +1,7 @@
 """What datasets there are, on whose terms, and whether what lies on the disk is right.
 
-Reads the datasets' files and the folders that the workflow writes; run it where the Snakefile is.
+Reads the datasets' files, those that are shipped and those of the working folder, and the folders
+that the workflow writes there.
 """
 
 from collections import Counter
@@ -9,15 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from latteclip.config.configuration import unknown
+from latteclip.config import layers
+from latteclip.config.schema import unknown
 from latteclip.core.errors import UserError
 from latteclip.core.prompts import clean_classnames
 from latteclip.core.settings import from_values
 from latteclip.data import download, splits
 
-CONFIG = Path("config/datasets")
 RESOURCES = Path("resources")
 CHECK = "check"
 
@@ -52,7 +51,7 @@ def command(words: Sequence[str]) -> str:
     Raises:
         UserError: a word is unknown, or what is on the disk is wrong.
     """
-    known = load(CONFIG)
+    known = {key: Dataset(key, values) for key, values in layers.datasets().items()}
     if not words:
         return table(known)
     if words[0] != CHECK:
@@ -63,19 +62,6 @@ def command(words: Sequence[str]) -> str:
     present = [key for key, dataset in known.items() if dataset.folder.is_dir()]
     report = "\n".join(check(known[key]) for key in words[1:] or present)
     return report or "No dataset is on the disk yet."
-
-
-def load(folder: Path) -> dict[str, Dataset]:
-    """The datasets of config/datasets, sorted by key."""
-    files = sorted(folder.glob("*.yaml"))
-    if not files:
-        raise UserError(f"{folder.resolve()} holds no dataset; run this where the Snakefile is.")
-    found: dict[str, Dataset] = {}
-    for file in files:
-        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        for key, values in content.get("datasets", {}).items():
-            found[key] = Dataset(key, values)
-    return dict(sorted(found.items()))
 
 
 def table(datasets: dict[str, Dataset]) -> str:
@@ -107,10 +93,10 @@ def check(dataset: Dataset) -> str:
     """Verify checksums, counts, and that every image of the split is there.
 
     Returns:
-        What was found to be right, one line each.
+        What was found to be right, one finding per line.
 
     Raises:
-        UserError: what is wrong, one line each.
+        UserError: what is wrong, one finding per line.
     """
     good: list[str] = []
     bad: list[str] = []

@@ -9,6 +9,7 @@ import open_clip
 import yaml
 
 from latteclip.clip.tuned import TunedModel
+from latteclip.config import layers
 from latteclip.core import tables
 from latteclip.evaluate.results import read_metrics
 
@@ -21,7 +22,6 @@ METRICS = {
     "acc5": "top-5 accuracy",
     "mean_per_class_recall": "mean per-class recall",
 }
-DATASETS = Path("config/datasets")
 USE = {
     "open_clip": """\
 import open_clip
@@ -62,7 +62,7 @@ class Provenance:
     dataset: str = "custom"
     metrics: Mapping[str, Any] = field(default_factory=dict)  # of metrics.json
     settings: Mapping[str, Any] = field(default_factory=dict)  # of the training
-    described: Mapping[str, Any] = field(default_factory=dict)  # the dataset's own file
+    described: Mapping[str, Any] = field(default_factory=dict)  # what files say of the dataset
 
 
 def provenance(model: Path) -> Provenance:
@@ -79,10 +79,7 @@ def provenance(model: Path) -> Provenance:
     if history_file.is_file():
         settings = tables.read_metadata(history_file, "step").get("settings", {})
     dataset = metrics.get("dataset", "custom")
-    file = DATASETS / f"{dataset}.yaml"
-    content = yaml.safe_load(file.read_text("utf-8")) if file.is_file() else {}
-    described = content.get("datasets", {}).get(dataset, {})
-    return Provenance(dataset, metrics, settings, described)
+    return Provenance(dataset, metrics, settings, layers.datasets().get(dataset, {}))
 
 
 def card(opened: TunedModel, origin: Provenance, form: str, licence: str | None) -> str:

@@ -1,52 +1,28 @@
-import copy
-
 import pytest
 import yaml
 from support.tiny import ROOT
 
-from latteclip.config.configuration import (
-    Schema,
-    Settings,
-    as_json,
-    merge,
-    names,
-    seed_list,
-    unknown,
-)
+from latteclip.config import layers
+from latteclip.config.configuration import Configuration, as_json, names, seed_list
+from latteclip.config.layers import merge
 from latteclip.core.errors import UserError
 from latteclip.evaluate import published
-
-SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
-
-
-@pytest.fixture(autouse=True)
-def in_the_repository(monkeypatch):
-    monkeypatch.chdir(ROOT)
 
 
 @pytest.fixture
 def config():
-    """The repository's own configuration, as Snakemake merges it."""
-    files = [ROOT / "config" / "config.yaml", *sorted((ROOT / "config/datasets").glob("*.yaml"))]
-    return merge(*(yaml.safe_load(file.read_text()) for file in files))
+    """The repository's own configuration."""
+    return layers.defaults(project=None)
 
 
-def settings(config, **given):
-    return Settings(merge(config, given), given, SCHEMA)
+def configured(config, **given):
+    return Configuration(config, given)
 
 
 def refused(config, message, **given):
     with pytest.raises(UserError, match=message) as caught:
-        settings(config, **given)
+        configured(config, **given)
     assert "\n" not in str(caught.value)
-
-
-def test_merge_lays_later_layers_over_earlier_ones_key_by_key():
-    first = {"a": {"x": 1, "y": 2}, "b": [1, 2], "c": 3}
-    before = copy.deepcopy(first)
-    merged = merge(first, None, {"a": {"y": 5, "z": {"w": 6}}, "b": [9]}, {"a": {"z": {"v": 7}}})
-    assert merged == {"a": {"x": 1, "y": 5, "z": {"w": 6, "v": 7}}, "b": [9], "c": 3}
-    assert first == before
 
 
 def test_names_come_from_lists_and_from_commas():
@@ -61,14 +37,14 @@ def test_seeds_come_from_a_count_a_list_or_commas():
 
 
 def test_the_repository_s_configuration_is_valid_and_runs_the_demo(config):
-    found = settings(config)
+    found = configured(config)
     assert found.datasets == ["demo"]
     assert found.methods == ["zero_shot", "flyp", "latteclip"]
     assert found.seeds == [0, 1, 2]
 
 
 def test_a_method_without_training_runs_once(config):
-    assert settings(config, seeds=2).runs("demo") == [
+    assert configured(config, seeds=2).runs("demo") == [
         ("zero_shot", 0),
         ("flyp", 0),
         ("flyp", 1),
@@ -78,19 +54,19 @@ def test_a_method_without_training_runs_once(config):
 
 
 def test_label_propagation_is_not_trained(config):
-    found = settings(config, method="label_propagation,flyp", seeds=2)
+    found = configured(config, method="label_propagation,flyp", seeds=2)
     assert found.runs("demo") == [("label_propagation", 0), ("flyp", 0), ("flyp", 1)]
 
 
 def test_datasets_and_methods_come_from_commas(config):
-    found = settings(config, dataset="dtd,demo", method="latteclip,zero_shot")
+    found = configured(config, dataset="dtd,demo", method="latteclip,zero_shot")
     assert found.datasets == ["dtd", "demo"]
     assert found.methods == ["latteclip", "zero_shot"]
 
 
 def test_all_datasets_are_those_that_are_downloaded(config):
-    assert len(settings(config, dataset="all").datasets) == 10
-    assert "demo" not in settings(config, dataset="all").datasets
+    assert len(configured(config, dataset="all").datasets) == 10
+    assert "demo" not in configured(config, dataset="all").datasets
 
 
 LAYERS = ["defaults", "dataset", "method", "the dataset's method", "command line"]
@@ -108,7 +84,7 @@ def test_the_later_layer_wins(config, top):
         {"datasets": {"demo": {"methods": {"latteclip": {"finetune": {"lr": 0.4}}}}}},
     ]
     given = {"finetune": {"lr": 0.5}} if LAYERS[top] == "command line" else {}
-    found = settings(merge(config, *layers[: top + 1]), **given)
+    found = configured(merge(config, *layers[: top + 1]), **given)
     assert found.method("latteclip", "demo")["finetune"]["lr"] == [0.1, 0.2, 0.3, 0.4, 0.5][top]
 
 
@@ -118,7 +94,7 @@ def test_layers_of_one_method_and_dataset_do_not_reach_others(config):
         {"methods": {"latteclip": {"finetune": {"beta1": 0.3}}}},
         {"datasets": {"demo": {"methods": {"latteclip": {"finetune": {"beta2": 0.4}}}}}},
     )
-    found = settings(config, dataset="demo,dtd")
+    found = configured(config, dataset="demo,dtd")
     assert found.method("flyp", "demo")["finetune"]["beta1"] == config["finetune"]["beta1"]
     assert found.method("latteclip", "dtd")["finetune"]["beta1"] == 0.3
     assert found.method("latteclip", "dtd")["finetune"]["beta2"] == config["finetune"]["beta2"]
@@ -127,7 +103,7 @@ def test_layers_of_one_method_and_dataset_do_not_reach_others(config):
 def test_a_method_given_on_the_command_line_wins_over_the_dataset_s(config):
     given = {"methods": {"latteclip": {"switches": {"alpha": 0.25}, "finetune": {"lr": 0.5}}}}
     config = merge(config, {"datasets": {"demo": {"finetune": {"lr": 0.1}}}})
-    found = settings(config, **given).method("latteclip", "demo")
+    found = configured(config, **given).method("latteclip", "demo")
     assert found["switches"]["alpha"] == 0.25
     assert found["finetune"]["lr"] == 0.5
 
@@ -141,7 +117,7 @@ def test_a_dataset_s_switches_are_laid_over_the_method_s(config):
             }
         },
     )
-    assert settings(config).method("latteclip_no_captions", "demo")["switches"] == {
+    assert configured(config).method("latteclip_no_captions", "demo")["switches"] == {
         "alpha": 0.9,
         "image_description": False,
         "group_description": False,
@@ -161,7 +137,7 @@ def alike(config):
 
 
 def test_a_method_that_is_like_another_has_what_the_other_has_for_the_dataset(alike):
-    found = settings(alike, dataset="demo,dtd")
+    found = configured(alike, dataset="demo,dtd")
     other, child = found.method("latteclip", "demo"), found.method("child", "demo")
     assert child["switches"] == {"alpha": 0.75, "image_description": False}
     assert child["finetune"] == other["finetune"]
@@ -172,21 +148,21 @@ def test_a_method_that_is_like_another_has_what_the_other_has_for_the_dataset(al
 
 
 def test_likeness_reaches_through_methods_and_the_own_settings_win(alike):
-    found = settings(alike).method("grandchild", "demo")
+    found = configured(alike).method("grandchild", "demo")
     assert found["switches"] == {"alpha": 0.25, "image_description": False}
     assert (found["finetune"]["lr"], found["finetune"]["beta1"]) == (0.5, 0.3)
 
 
 def test_a_dataset_may_change_a_method_that_is_like_another(alike):
     change = {"datasets": {"demo": {"methods": {"child": {"switches": {"alpha": 0.9}}}}}}
-    found = settings(merge(alike, change))
+    found = configured(merge(alike, change))
     assert found.method("child", "demo")["switches"]["alpha"] == 0.9
     assert found.method("latteclip", "demo")["switches"]["alpha"] == 0.75
 
 
 def test_what_the_user_gives_a_method_reaches_those_that_are_like_it(alike):
     given = {"methods": {"latteclip": {"switches": {"alpha": "0.5"}, "finetune": {"lr": "0.125"}}}}
-    found = settings(alike, finetune={"lr": "0.75"}, **given)
+    found = configured(alike, finetune={"lr": "0.75"}, **given)
     assert found.method("child", "demo")["switches"]["alpha"] == 0.5
     assert found.method("child", "demo")["finetune"]["lr"] == 0.125
     assert found.method("grandchild", "demo")["switches"]["alpha"] == 0.25
@@ -195,7 +171,7 @@ def test_what_the_user_gives_a_method_reaches_those_that_are_like_it(alike):
 
 def test_likeness_decides_how_a_method_runs(alike):
     methods = {"frozen": {"like": "zero_shot"}}
-    found = settings(merge(alike, {"methods": methods}))
+    found = configured(merge(alike, {"methods": methods}))
     assert not found.is_trained("frozen")
     assert found.is_trained("grandchild")
     assert found.objective("grandchild") == "latteclip"
@@ -211,7 +187,7 @@ def test_methods_may_not_be_like_each_other_in_a_circle(config):
 def test_every_ablation_differs_from_latteclip_in_its_switches_alone(config):
     """On the demo, too, whose file changes a switch of latteclip."""
     ablations = yaml.safe_load((ROOT / "config" / "ablations.yaml").read_text())
-    found = settings(config, dataset="demo,dtd", **ablations)
+    found = configured(config, dataset="demo,dtd", **ablations)
     assert found.table == {"name": "ablations", "baseline": "latteclip"}
     assert found.methods[:2] == ["zero_shot", "latteclip"]
     assert set(found.methods) == {
@@ -233,7 +209,7 @@ def test_every_ablation_differs_from_latteclip_in_its_switches_alone(config):
 
 def test_the_study_runs_what_the_paper_compares(config):
     study = yaml.safe_load((ROOT / "config" / "study.yaml").read_text())
-    found = settings(config, **study)
+    found = configured(config, **study)
     assert set(found.datasets) == set(published.DATASETS)
     assert found.seeds == [0, 1, 2]
     ablations = yaml.safe_load((ROOT / "config" / "ablations.yaml").read_text())
@@ -249,7 +225,7 @@ def test_a_table_s_baseline_must_be_a_method(config):
 
 
 def test_sections_have_three_layers(config):
-    found = settings(config, captioner={"max_new_tokens": 12})
+    found = configured(config, captioner={"max_new_tokens": 12})
     captioner = found.section("captioner", "demo")
     assert captioner["max_new_tokens"] == 12
     assert captioner["model"] == config["datasets"]["demo"]["captioner"]["model"]
@@ -266,7 +242,7 @@ def test_captions_are_read_by_methods_that_use_them(config):
             }
         },
     )
-    found = settings(config)
+    found = configured(config)
     assert found.reads_captions("latteclip", "image", "demo")
     assert found.reads_captions("latteclip", "group", "demo")
     assert found.reads_captions("latteclip", "image", "dtd")
@@ -276,7 +252,7 @@ def test_captions_are_read_by_methods_that_use_them(config):
 
 
 def test_strings_of_the_command_line_become_what_the_schema_wants(config):
-    found = settings(
+    found = configured(
         config,
         finetune={"lr": "0.25", "epochs": "7"},
         captioner={"revision": "null", "model": "123"},
@@ -290,7 +266,8 @@ def test_strings_of_the_command_line_become_what_the_schema_wants(config):
 
 @pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "0.001", "1E-03"])
 def test_numbers_may_be_written_in_every_usual_way(config, text):
-    assert settings(config, finetune={"lr": text}).method("flyp", "demo")["finetune"]["lr"] == 1e-3
+    found = configured(config, finetune={"lr": text})
+    assert found.method("flyp", "demo")["finetune"]["lr"] == 1e-3
 
 
 @pytest.mark.parametrize(
@@ -348,7 +325,7 @@ def test_a_template_without_a_place_is_refused(config):
 def test_a_missing_source_folder_is_refused(config, tmp_path):
     del config["datasets"]["demo"]["source"]["textures"]
     source = {"folder": str(tmp_path / "nowhere")}
-    refused(config, "nowhere is no folder", datasets={"demo": {"source": source}})
+    refused(config, "nowhere is not a folder", datasets={"demo": {"source": source}})
 
 
 def test_a_missing_model_folder_is_refused(config, tmp_path):
@@ -364,26 +341,7 @@ def test_a_named_model_needs_pretrained_weights(config):
 
 
 def test_mistakes_in_datasets_that_do_not_run_are_left_for_later(config, tmp_path):
-    settings(config, datasets={"dtd": {"clip": {"model": f"local-dir:{tmp_path}"}}})
-
-
-def test_every_key_of_the_schema_is_described():
-    def walk(schema, where):
-        for key, sub in schema.get("properties", {}).items():
-            if "$ref" not in sub:
-                assert "description" in sub, f"{where}.{key}"
-                walk(sub, f"{where}.{key}")
-        for key, sub in schema.get("$defs", {}).items():
-            assert sub.get("additionalProperties") is False, key
-            walk(sub, key)
-
-    walk(Schema(SCHEMA).root, "config")
-
-
-def test_unknown_lists_the_known_where_nothing_is_near():
-    assert unknown("Dataset 'x'", "x", ["beta", "alpha"]) == (
-        "Dataset 'x' is unknown; known are: alpha, beta."
-    )
+    configured(config, datasets={"dtd": {"clip": {"model": f"local-dir:{tmp_path}"}}})
 
 
 def test_settings_for_commands_do_not_depend_on_the_order_of_keys():

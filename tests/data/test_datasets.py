@@ -9,7 +9,9 @@ from support.tiny import ROOT, SHARED
 from support.web import Host, jpeg, sha256, tar, zipped
 
 from latteclip.cli import main
-from latteclip.config.configuration import Settings, as_json, merge
+from latteclip.config import rule_settings
+from latteclip.config.configuration import Configuration, as_json
+from latteclip.config.layers import merge
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.data import datasets
@@ -129,14 +131,14 @@ def serve(key, host):
 
 def settings_of(key, override):
     config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
-    schema = ROOT / "workflow" / "schemas" / "config.schema.yaml"
-    return Settings(merge(config, own_file(key), override, {"dataset": key}), {}, schema)
+    return Configuration(merge(config, own_file(key), override, {"dataset": key}), {})
 
 
 def run(key, settings):
     """The commands of the rules, here; the exit status of the first that fails."""
     data, results = f"resources/{key}/data", f"results/{key}"
-    download = ["--settings", as_json(settings.download(key)), "--log", f"{results}/logs/d.log"]
+    fetched = as_json(rule_settings.download_dataset(settings, key))
+    download = ["--settings", fetched, "--log", f"{results}/logs/d.log"]
     index = ["--settings", as_json(settings.dataset(key)["split"]), "--threads", "1"]
     outputs = ["--output", f"{results}/images.parquet", "--corrupt", f"{results}/corrupt.csv"]
     return main.main(
@@ -296,10 +298,9 @@ def test_image_dir_takes_the_place_of_a_known_source(tmp_path):
 
 def test_image_dir_belongs_to_one_dataset(tmp_path):
     config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
-    schema = ROOT / "workflow" / "schemas" / "config.schema.yaml"
     for asked in ("all", "dtd,eurosat"):
         with pytest.raises(UserError, match="image_dir belongs to one dataset"):
-            Settings(config | {"dataset": asked, "image_dir": str(tmp_path)}, {}, schema)
+            Configuration(config | {"dataset": asked, "image_dir": str(tmp_path)}, {})
 
 
 # The list, and the check of what is on the disk.
@@ -327,7 +328,7 @@ def test_the_list_has_the_facts_of_each(place, capsys):
     assert main.main(["datasets"]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split()[0]: line for line in lines if not line.startswith(" ")}
-    assert set(rows) == {"key", *TEN}
+    assert set(rows) == {"key", "demo", *TEN}
     assert "3948" in rows["dtd"] and "research only" in rows["dtd"] and " no " in rows["dtd"]
     assert " yes " in rows["eurosat"]
     assert any("Cimpoi" in line for line in lines)
@@ -366,7 +367,8 @@ def test_a_typo_is_answered_with_the_nearest_word(place, caplog, words):
         datasets.command(words)
 
 
-def test_elsewhere_it_says_where_to_run(tmp_path, monkeypatch):
+def test_elsewhere_the_shipped_ones_are_listed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="run this where the Snakefile is"):
-        datasets.command([])
+    assert main.main(["datasets"]) == 0
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[0] != " "]
+    assert set(rows) == {"key", "demo", *TEN}

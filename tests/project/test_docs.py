@@ -5,7 +5,7 @@ import pytest
 import yaml
 from support.tiny import ROOT
 
-from latteclip.config import reference
+from latteclip.config import reference, shipped
 from latteclip.core.version import __version__
 from latteclip.deploy import model_card
 
@@ -57,20 +57,19 @@ def test_the_test_of_sentences_would_see_another_wording(said):
 
 def schema_and_defaults():
     return [
-        yaml.safe_load((ROOT / file).read_text("utf-8"))
-        for file in (reference.SCHEMA, reference.DEFAULTS)
+        yaml.safe_load(file.read_text("utf-8")) for file in (shipped.SCHEMA, reference.DEFAULTS)
     ]
 
 
 def test_the_tables_of_keys_are_those_of_the_schema():
-    text = (ROOT / reference.README).read_text("utf-8")
+    text = reference.README.read_text("utf-8")
     assert reference.render(text, *schema_and_defaults()) == text, "run `make docs`"
 
 
 def test_every_key_of_the_schema_is_in_a_table():
     """Whatever the generator does, each described leaf and its description must be there."""
     schema, _ = schema_and_defaults()
-    text = (ROOT / reference.README).read_text("utf-8")
+    text = reference.README.read_text("utf-8")
     tables = re.findall(r"<!-- keys: \w+ -->\n(.*?)<!-- end -->", text, flags=re.DOTALL)
     assert len(tables) == 2
     rows = "".join(tables)
@@ -82,7 +81,7 @@ def test_every_key_of_the_schema_is_in_a_table():
 
 def test_a_changed_schema_or_default_changes_the_table():
     schema, defaults = schema_and_defaults()
-    text = (ROOT / reference.README).read_text("utf-8")
+    text = reference.README.read_text("utf-8")
     schema["$defs"]["clip"]["properties"]["colour"] = {
         "enum": ["red", "blue"],
         "description": "a new | key",

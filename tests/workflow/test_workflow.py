@@ -12,11 +12,12 @@ import yaml
 from open_clip import create_model_and_transforms
 from PIL import Image
 from support.checkout import DEMO, N_TEST, N_TRAIN, edit, hear_interrupts, shrink
-from support.tiny import ROOT, write_index, write_pictures
+from support.tiny import write_index, write_pictures
 
 from latteclip.captions import answers
 from latteclip.cli import main
-from latteclip.config.configuration import Settings, merge
+from latteclip.config import layers
+from latteclip.config.configuration import Configuration
 from latteclip.core import tables
 from latteclip.demo import textures
 
@@ -254,6 +255,13 @@ EDITS = {
     "the dataset's licence": (in_demo("licence", value="none"), {"report_dataset": 1}),
     "model_downloads.py": (in_file("latteclip/data/download_models.py"), {}),
     "cli.py": (in_file("latteclip/cli/main.py"), {}),
+    "progress.py": (in_file("latteclip/core/progress.py"), {}),
+    "gpus.py": (in_file("latteclip/core/gpus.py"), {}),
+    "an `__init__.py`": (in_file("latteclip/train/__init__.py"), {}),
+    "the engine that runs": (
+        in_file("latteclip/captions/engines/transformers.py"),
+        {"caption_images": 1, "caption_groups": 1, **NEW_CAPTIONS},
+    ),
     "README.md": (in_file("README.md"), {}),
     "time of losses.py": (touched("latteclip/train/objectives/losses.py"), {}),
 }
@@ -470,26 +478,24 @@ def test_a_training_that_is_ended_through_snakemake_goes_on_with_the_next_run(
 
 
 @pytest.fixture
-def demo_settings(monkeypatch):
+def configuration():
     """The repository's configuration."""
-    monkeypatch.chdir(ROOT)
-    config = [yaml.safe_load((ROOT / file).read_text()) for file in ("config/config.yaml", DEMO)]
-    return Settings(merge(*config), {}, "workflow/schemas/config.schema.yaml")
+    return Configuration(layers.defaults(project=None), {})
 
 
-def run_training_stages(folder, index, settings):
+def run_training_stages(folder, index, configuration):
     """Labels by CLIP and by captions, captions and LatteCLIP by the commands; all that is written.
 
     By the names of the files; of the history without its timings.
     """
     folder.mkdir()
-    template = {"template": settings.dataset("demo")["template"]}
-    clip = {**settings.section("clip", "demo"), **template}
-    captioner = settings.section("captioner", "demo")
+    template = {"template": configuration.dataset("demo")["template"]}
+    clip = {**configuration.section("clip", "demo"), **template}
+    captioner = configuration.section("captioner", "demo")
     captioner |= {"engine": "transformers", "max_new_tokens": 8}
     labels = folder / "pseudo_labels.parquet"
     clip_settings = {**clip, "batch_size": 8, "topk": 5}
-    method = settings.method("latteclip", "demo")
+    method = configuration.method("latteclip", "demo")
     small = {"epochs": 2, "batch_size": 6, "warmup_steps": 1}
     finetune_settings = {
         **clip,
@@ -528,7 +534,7 @@ def run_training_stages(folder, index, settings):
                 "class-embeddings": folder / "class_embeddings.safetensors",
                 "image-captions": folder / "images.parquet",
                 "group-captions": folder / "groups.parquet",
-                "settings": {**settings.section("clip", "demo"), "batch_size": 8},
+                "settings": {**configuration.section("clip", "demo"), "batch_size": 8},
                 "output": folder / "caption_labels.parquet",
             },
         ),
@@ -560,7 +566,7 @@ def run_training_stages(folder, index, settings):
 
 
 def test_training_labels_change_no_byte_of_labels_captions_and_weights(
-    tmp_path, demo_settings, monkeypatch
+    tmp_path, configuration, monkeypatch
 ):
     monkeypatch.setattr(answers, "today", lambda: "2026-02-03")  # a run may cross midnight
     files = write_pictures(tmp_path / "pictures", 16, size=(64, 64))
@@ -575,7 +581,7 @@ def test_training_labels_change_no_byte_of_labels_captions_and_weights(
     written = {}
     for kind, labels in indices.items():
         index = write_index(tmp_path / f"{kind}.parquet", files, splits, labels, names)
-        written[kind] = run_training_stages(tmp_path / kind, index, demo_settings)
+        written[kind] = run_training_stages(tmp_path / kind, index, configuration)
     assert len(written["with"]) >= 9
     assert written["with"] == written["without"] == written["wrong"]
 
@@ -652,7 +658,7 @@ def test_a_missing_source_folder_is_one_sentence_before_any_heavy_import(
     checkout, no_heavy_imports
 ):
     run = checkout.snakemake(*mine(checkout, "nowhere"), path=no_heavy_imports)
-    assert_one_sentence(run, r"Dataset mine: source\.folder nowhere is no folder")
+    assert_one_sentence(run, r"Dataset mine: source\.folder nowhere is not a folder")
 
 
 def spoil_nothing_but_add_an_empty_class(root):

@@ -8,7 +8,7 @@ rule label_by_captions:
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
         image_captions="results/{dataset}/captions/images.parquet",
         group_captions="results/{dataset}/captions/groups.parquet",
-        clip_model=hub_model("clip"),
+        clip_model=given(rule_inputs.hub_model, section="clip"),
         code=sources("latteclip.labels.label_by_captions"),
     output:
         "results/{dataset}/caption_labels.parquet",
@@ -24,7 +24,7 @@ rule label_by_captions:
         mem_mb=memory("label_by_captions"),
         runtime=minutes("label_by_captions"),
     params:
-        settings=caption_label_settings,
+        settings=given_json(rule_settings.label_by_captions),
     shell:
         "latteclip label-by-captions --images {input.images}"
         " --pseudo-labels {input.pseudo_labels} --class-embeddings {input.class_embeddings}"

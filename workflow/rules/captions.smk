@@ -5,10 +5,11 @@
 rule caption_images:
     input:
         images="results/{dataset}/images.parquet",
-        pseudo_labels=pseudo_labels_if_named,
-        own=own_captions("images"),
-        captioner_model=hub_model("captioner"),
+        pseudo_labels=given(rule_inputs.pseudo_labels_if_named),
+        own=given(rule_inputs.own_captions, kind="images"),
+        captioner_model=given(rule_inputs.hub_model, section="captioner"),
         code=sources("latteclip.captions.caption"),
+        engine_code=given(rule_inputs.engine_code),
     output:
         "results/{dataset}/captions/images.parquet",
     log:
@@ -16,17 +17,17 @@ rule caption_images:
     benchmark:
         "results/{dataset}/benchmarks/caption_images.jsonl"
     wildcard_constraints:
-        dataset=one_of(settings.unsharded()),
+        dataset=one_of(configuration.unsharded()),
     conda:
         "../../envs/latteclip.yaml"
     threads: threads_of("caption")
     resources:
-        gpu=gpus(captioner_gpus),
+        gpu=gpus(demands.captioner_gpus),
         mem_mb=memory("caption_images"),
-        runtime=minutes("caption_images", share_of_shard),
+        runtime=minutes("caption_images", demands.share_of_shard),
     params:
-        captioner=captioner,
-        prompt=prompt("image"),
+        captioner=given_json(rule_settings.captioner),
+        prompt=given(rule_settings.prompt, kind="image"),
         pseudo_labels=options("pseudo_labels"),
         # No output: Snakemake removes those before a job, and these are to outlive it.
         store="resources/{dataset}/captions/images",
@@ -54,9 +55,10 @@ rule caption_groups:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        own=own_captions("groups"),
-        captioner_model=hub_model("captioner"),
+        own=given(rule_inputs.own_captions, kind="groups"),
+        captioner_model=given(rule_inputs.hub_model, section="captioner"),
         code=sources("latteclip.captions.caption"),
+        engine_code=given(rule_inputs.engine_code),
     output:
         "results/{dataset}/captions/groups.parquet",
     log:
@@ -64,18 +66,18 @@ rule caption_groups:
     benchmark:
         "results/{dataset}/benchmarks/caption_groups.jsonl"
     wildcard_constraints:
-        dataset=one_of(settings.unsharded()),
+        dataset=one_of(configuration.unsharded()),
     conda:
         "../../envs/latteclip.yaml"
     threads: threads_of("caption")
     resources:
-        gpu=gpus(captioner_gpus),
+        gpu=gpus(demands.captioner_gpus),
         mem_mb=memory("caption_groups"),
-        runtime=minutes("caption_groups", share_of_shard),
+        runtime=minutes("caption_groups", demands.share_of_shard),
     params:
-        captioner=captioner,
-        groups=lambda w: as_json(settings.section("groups", w.dataset)),
-        prompt=prompt("group"),
+        captioner=given_json(rule_settings.captioner),
+        groups=given_json(rule_settings.groups),
+        prompt=given(rule_settings.prompt, kind="group"),
         store="resources/{dataset}/captions/groups",
         shard="",
     shell:
@@ -101,14 +103,14 @@ use rule caption_groups as caption_groups_shard with:
 rule gather_captions:
     input:
         images="results/{dataset}/images.parquet",
-        shards=caption_shards,
+        shards=given(rule_inputs.caption_shards),
         code=sources("latteclip.captions.gather_captions"),
     output:
         "results/{dataset}/captions/{kind}.parquet",
     log:
         "results/{dataset}/logs/gather_captions-{kind}.log",
     wildcard_constraints:
-        dataset=one_of(settings.sharded()),
+        dataset=one_of(configuration.sharded()),
     conda:
         "../../envs/latteclip.yaml"
     resources:
@@ -122,7 +124,7 @@ rule gather_captions:
 rule summarize_captions:
     input:
         images="results/{dataset}/images.parquet",
-        captions=captions_in_use,
+        captions=given(rule_inputs.captions_in_use),
         code=sources("latteclip.captions.summarize_captions"),
     output:
         "results/{dataset}/captions/summary.json",

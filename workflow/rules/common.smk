@@ -1,37 +1,53 @@
-# What the rules share: the checked configuration, the code that a stage runs, its settings.
+# What the rules share: the checked configuration, the environment of the commands, and short names
+# for the functions of latteclip/config, which say what rules are given.
+import inspect
 import os
+import shutil
 import sys
-from modulefinder import ModuleFinder
 
 from snakemake.exceptions import WorkflowError
 
-from latteclip.config.configuration import Settings, as_json
+# The folder of the Snakefile that people run: the code beside it comes first, whatever is installed.
+ROOT = Path(os.path.realpath(workflow.current_basedir)).parents[1]
+IS_CLONE = (ROOT / "latteclip").is_dir()
+if IS_CLONE:
+    sys.path.insert(0, str(ROOT))
+
+from latteclip.cli import cluster
+from latteclip.config import demands, layers, page_settings, rule_inputs, rule_settings
+from latteclip.config.code import sources, templates
+from latteclip.config.configuration import Configuration, as_json
+from latteclip.config.rule_inputs import DATA, MODEL_NOTE
 from latteclip.core.errors import UserError
-from latteclip.config.model_names import slug as model_slug
 
 try:
-    settings = Settings(
-        config,
-        workflow.config_settings.overwrite_config,
-        workflow.source_path("../schemas/config.schema.yaml"),
-    )
+    if workflow.modifier.is_main_snakefile():
+        # Without `configfile:`, `config` is what the command line says.
+        configuration = Configuration(layers.defaults(), config)
+    else:
+        # A module of another workflow, whose folder `config` is its own. What its `config` says
+        # otherwise than the shipped files counts as if it came from the command line.
+        shipped_files = layers.defaults(project=None)
+        configuration = Configuration(
+            shipped_files, layers.difference(config, shipped_files)
+        )
 except UserError as error:
     raise WorkflowError(str(error))
 
 
-# Folder of class folders or the like, made or downloaded for a dataset: shared by all runs.
-DATA = "resources/{dataset}/data"
-# What the cache of Hugging Face holds of a model: shared by all datasets that name it.
-MODEL_NOTE = "resources/models/{model}.json"
-# On whatever node a job runs, the commands of the environment that runs Snakemake come first.
+# On whatever node a job runs, the commands of the environment that runs Snakemake come first, and
+# they run the code that belongs to this file.
 os.environ.update(
-    PATH=os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()])
+    PATH=os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()]),
+    LATTECLIP_ENVS=str(ROOT / "envs"),  # for latteclip.post-deploy.sh
 )
+if IS_CLONE:
+    inherited = os.environ.get("PYTHONPATH")
+    os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), inherited])))
 if workflow.remote_exec:  # a job of a cluster
     # Nodes have no internet: rules that run where there is some fetched what is needed.
     os.environ.update(HF_HUB_OFFLINE="1")
-    # A cluster's SIGTERM reaches the shell as well. It is to live until the command has heard it:
-    # with the shell the job would end, and the command with it, before that has kept its work.
+    # SLURM also signals the shell. It must outlive the command, which needs time to save its work.
     shell.prefix("set -euo pipefail; trap : TERM; ")
 
 
@@ -47,96 +63,32 @@ wildcard_constraints:
     shards=r"\d+",
 
 
-class PackageFinder(ModuleFinder):
-    """Follows imports of the package alone: a folder of data may be called json or torch."""
-
-    def find_module(self, name, path, parent=None):
-        if path is None and name != "latteclip":
-            raise ImportError(name)
-        return super().find_module(name, path, parent)
-
-
-def sources(module):
-    """The files of a package module and of all that it imports from the package.
-
-    Declared as inputs, they let an edit of the code rerun the stages that run it, and no other.
-    """
-    finder = PackageFinder(path=[os.getcwd()])
-    finder.import_hook(module)
-    return sorted(
-        os.path.relpath(found.__file__)
-        for name, found in finder.modules.items()
-        if name.startswith("latteclip.") and found.__file__
-    )
-
-
 def one_of(names):
     """A wildcard constraint: any of the names, or none where there are none."""
     return "|".join(names) or "(?!)"
 
 
-def data_folder(wildcards):
-    """The user's own folder, or the one that a rule makes."""
-    return settings.dataset(wildcards.dataset)["source"].get("folder", DATA)
+def methods_with(*objectives):
+    """A wildcard constraint: the methods that have one of the objectives."""
+    methods = configuration.config["methods"]
+    return one_of(m for m in methods if configuration.objective(m) in objectives)
 
 
-def clip_settings(dataset):
-    """The CLIP model, the class template, and how images are encoded."""
-    return {
-        **settings.section("clip", dataset),
-        **settings.section("inference", dataset),
-        "template": settings.dataset(dataset)["template"],
-    }
+def given(function, **fixed):
+    """What a function of the configuration says, for those wildcards of a job that it names."""
+    names = inspect.signature(function).parameters
+
+    def answer(wildcards):
+        named = {key: value for key, value in wildcards.items() if key in names}
+        return function(configuration, **{**named, **fixed})
+
+    return answer
 
 
-def hub_model(section):
-    """The note on a dataset's model, where it is of the Hugging Face hub (models.smk)."""
-
-    def path(wildcards):
-        names = settings.hub_model(section, wildcards.dataset)
-        return [MODEL_NOTE.format(model=model_slug(names))] if names else []
-
-    return path
-
-
-def captioner(wildcards):
-    return as_json(settings.section("captioner", wildcards.dataset))
-
-
-def prompt(kind):
-    return lambda wildcards: settings.dataset(wildcards.dataset)["prompts"][kind]
-
-
-def pseudo_labels_if_named(wildcards):
-    """The pseudo-labels, where the image prompt has a place for them."""
-    if "{}" in prompt("image")(wildcards):
-        return [f"results/{wildcards.dataset}/pseudo_labels.parquet"]
-    return []
-
-
-def own_captions(kind):
-    """The user's file of captions, where it stands in for the captioner."""
-
-    def path(wildcards):
-        values = settings.section("captioner", wildcards.dataset)
-        file = values[f"{kind}_file"]
-        return [file] if values["engine"] == "file" and file else []
-
-    return path
-
-
-def caption_shards(wildcards):
-    n = settings.section("captions", wildcards.dataset)["shards"]
-    folder = f"results/{wildcards.dataset}/captions/shards"
-    return [f"{folder}/{wildcards.kind}-{i}-of-{n}.parquet" for i in range(1, n + 1)]
-
-
-def captions_in_use(wildcards):
-    """The kinds of captions that a method which runs reads."""
-    return [
-        f"results/{wildcards.dataset}/captions/{kind}s.parquet"
-        for kind in settings.caption_kinds(wildcards.dataset)
-    ]
+def given_json(function, **fixed):
+    """The same as JSON."""
+    answer = given(function, **fixed)
+    return lambda wildcards: as_json(answer(wildcards))
 
 
 def options(*names):
@@ -146,76 +98,58 @@ def options(*names):
     )
 
 
-def captions_of(kind):
-    """The captions of a kind, where the method reads them."""
-
-    def path(wildcards):
-        if settings.reads_captions(wildcards.method, kind, wildcards.dataset):
-            return [f"results/{wildcards.dataset}/captions/{kind}s.parquet"]
-        return []
-
-    return path
+def on_cluster():
+    """Whether jobs go to other machines, also while a dry run only tells of them."""
+    # `use_threads` follows the executor that was asked for; `non_local_exec` the dry run's own.
+    return workflow.execution_settings is not None and workflow.use_threads
 
 
-def caption_labels_if_used(wildcards):
-    """The labels that captions give, where the method trains on them."""
-    if settings.reads_caption_labels(wildcards.method, wildcards.dataset):
-        return [f"results/{wildcards.dataset}/caption_labels.parquet"]
-    return []
+def threads_of(stage):
+    """Threads of a stage; on this machine at most its cores."""
+
+    def threads(wildcards):
+        wanted = configuration.section("threads", wildcards.dataset)[stage]
+        return wanted if on_cluster() else min(wanted, os.cpu_count())
+
+    return threads
 
 
-def caption_label_settings(wildcards):
-    return as_json(
-        {
-            **settings.section("clip", wildcards.dataset),
-            "batch_size": settings.section("inference", wildcards.dataset)[
-                "batch_size"
-            ],
-        }
+def gpus(count=demands.one):
+    """GPUs of a job. Without a cluster and without a GPU there is nothing to take turns on."""
+    wanted = given(count)
+
+    def gpu(wildcards):
+        has_gpus = on_cluster() or shutil.which("nvidia-smi") is not None
+        return wanted(wildcards) if has_gpus else 0
+
+    return gpu
+
+
+def images_of(wildcards, input):
+    """Images of the dataset: those of its index, or what its file says before there is one."""
+    if "images" in input.keys():
+        return demands.images_indexed(str(input.images))
+    return demands.images_expected(configuration, wildcards.dataset)
+
+
+def memory(stage):
+    """MB of a stage."""
+    return lambda wildcards, input, attempt: demands.memory(
+        stage, images_of(wildcards, input), attempt
     )
 
 
-def processes_of(wildcards):
-    """Processes of a fine-tuning, each on a GPU of its own."""
-    return settings.section("processes", wildcards.dataset)["finetune"]
-
-
-def finetune_command(wildcards):
-    """One process, or several under torchrun."""
-    processes = processes_of(wildcards)
-    if processes == 1:
-        return "latteclip"
-    return f"torchrun --standalone --nproc-per-node {processes} -m -- latteclip"
-
-
-def evaluate_settings(wildcards):
-    return as_json(
-        {
-            **settings.section("inference", wildcards.dataset),
-            "precision": settings.section("clip", wildcards.dataset)["precision"],
-        }
+def minutes(stage, passes=demands.one):
+    """Minutes of a stage that sees every image in each of its passes."""
+    of_job = given(passes)
+    return lambda wildcards, input, attempt: demands.minutes(
+        stage, images_of(wildcards, input), of_job(wildcards), attempt
     )
 
 
-def propagation_settings(wildcards):
-    return as_json(
-        {
-            **settings.method(wildcards.method, wildcards.dataset).get("graph", {}),
-            "topk": settings.section("inference", wildcards.dataset)["topk"],
-        }
-    )
-
-
-def finetune_settings(wildcards):
-    method = settings.method(wildcards.method, wildcards.dataset)
-    return as_json(
-        {
-            **settings.section("clip", wildcards.dataset),
-            "template": settings.dataset(wildcards.dataset)["template"],
-            "objective": method["objective"],
-            "pseudo_labels": method.get("pseudo_labels", "zero_shot"),
-            "switches": method.get("switches", {}),
-            "finetune": method["finetune"],
-            "compute": settings.section("compute", wildcards.dataset),
-        }
-    )
+def refuse_second_run():
+    """Stop where jobs of another run work in this folder; Snakemake's lock sees live runs alone."""
+    try:
+        cluster.refuse_second_run()
+    except UserError as error:
+        raise WorkflowError(str(error))

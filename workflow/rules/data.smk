@@ -9,14 +9,14 @@ rule generate_textures:
     log:
         "results/{dataset}/logs/generate_textures.log",
     wildcard_constraints:
-        dataset=one_of(settings.from_source("textures")),
+        dataset=one_of(configuration.from_source("textures")),
     conda:
         "../../envs/latteclip.yaml"
     resources:
         mem_mb=memory("generate_textures"),
         runtime=minutes("generate_textures"),
     params:
-        settings=lambda w: as_json(settings.dataset(w.dataset)["source"]["textures"]),
+        settings=given_json(rule_settings.generate_textures),
     shell:
         "latteclip generate-textures --settings {params.settings:q} --output {output} --log {log}"
 
@@ -28,12 +28,12 @@ rule download_dataset:
     log:
         "results/{dataset}/logs/download_dataset.log",
     wildcard_constraints:
-        dataset=one_of(settings.from_source("downloads")),
+        dataset=one_of(configuration.from_source("downloads")),
     localrule: True
     conda:
         "../../envs/latteclip.yaml"
     params:
-        settings=lambda w: as_json(settings.download(w.dataset)),
+        settings=given_json(rule_settings.download_dataset),
     shell:
         "latteclip download-dataset --dataset {wildcards.dataset} --settings {params.settings:q}"
         " --output {output} --log {log}"
@@ -41,7 +41,7 @@ rule download_dataset:
 
 rule index_images:
     input:
-        folder=data_folder,
+        folder=given(rule_inputs.data_folder),
         code=sources("latteclip.data.index_images"),
     output:
         images="results/{dataset}/images.parquet",
@@ -57,7 +57,7 @@ rule index_images:
         mem_mb=memory("index_images"),
         runtime=minutes("index_images"),
     params:
-        settings=lambda w: as_json(settings.dataset(w.dataset)["split"]),
+        settings=given_json(rule_settings.index_images),
     shell:
         "latteclip index-images --folder {input.folder:q} --settings {params.settings:q}"
         " --output {output.images} --corrupt {output.corrupt} --threads {threads} --log {log}"

@@ -17,7 +17,7 @@ rule evaluate:
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/evaluate.jsonl"
     wildcard_constraints:
-        method=one_of(m for m in settings.config["methods"] if settings.is_trained(m)),
+        method=one_of(filter(configuration.is_trained, configuration.config["methods"])),
     conda:
         "../../envs/latteclip.yaml"
     threads: threads_of("evaluate")
@@ -26,7 +26,7 @@ rule evaluate:
         mem_mb=memory("evaluate"),
         runtime=minutes("evaluate"),
     params:
-        settings=evaluate_settings,
+        settings=given_json(rule_settings.evaluate),
     shell:
         "latteclip evaluate --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
@@ -48,11 +48,7 @@ rule evaluate_zero_shot:
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/evaluate_zero_shot.jsonl"
     wildcard_constraints:
-        method=one_of(
-            m
-            for m in settings.config["methods"]
-            if settings.objective(m) == "zero_shot"
-        ),
+        method=methods_with("zero_shot"),
     conda:
         "../../envs/latteclip.yaml"
     resources:
@@ -78,11 +74,7 @@ rule propagate_labels:
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/propagate_labels.jsonl"
     wildcard_constraints:
-        method=one_of(
-            m
-            for m in settings.config["methods"]
-            if settings.objective(m) == "label_propagation"
-        ),
+        method=methods_with("label_propagation"),
     conda:
         "../../envs/latteclip.yaml"
     threads: threads_of("evaluate")
@@ -91,7 +83,7 @@ rule propagate_labels:
         mem_mb=memory("propagate_labels"),
         runtime=minutes("propagate_labels"),
     params:
-        settings=propagation_settings,
+        settings=given_json(rule_settings.propagate_labels),
     shell:
         "latteclip propagate-labels --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
@@ -102,26 +94,23 @@ rule propagate_labels:
 
 rule summarize:
     input:
-        metrics=[
-            f"results/{dataset}/{method}/seed{seed}/metrics.json"
-            for dataset in settings.datasets
-            for method, seed in settings.runs(dataset)
-        ],
+        metrics=rule_inputs.all_metrics(configuration),
         code=sources("latteclip.evaluate.summarize"),
     output:
         csv=report(
-            f"results/{settings.table['name']}.csv",
+            f"results/{configuration.table['name']}.csv",
             caption="../report/summary.rst",
             category="Accuracy",
+            labels={"what": "table of accuracies"},
         ),
-        markdown=f"results/{settings.table['name']}.md",
+        markdown=f"results/{configuration.table['name']}.md",
     log:
         "results/logs/summarize.log",
     localrule: True
     conda:
         "../../envs/latteclip.yaml"
     params:
-        baseline=settings.table["baseline"],
+        baseline=configuration.table["baseline"],
     shell:
         "latteclip summarize {input.metrics} --baseline {params.baseline} --csv {output.csv}"
         " --markdown {output.markdown} --log {log}"

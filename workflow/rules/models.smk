@@ -8,12 +8,12 @@ rule download_clip:
     log:
         "results/logs/download_clip-{model}.log",
     wildcard_constraints:
-        model=one_of(settings.hub_models("clip")),
+        model=one_of(configuration.hub_models("clip")),
     localrule: True
     conda:
         "../../envs/latteclip.yaml"
     params:
-        settings=lambda w: as_json(settings.hub_models("clip")[w.model]),
+        settings=given_json(rule_settings.hub_model, section="clip"),
     shell:
         "latteclip download-clip --settings {params.settings:q} --output {output} --log {log}"
 
@@ -24,11 +24,11 @@ rule download_captioner:
     log:
         "results/logs/download_captioner-{model}.log",
     wildcard_constraints:
-        model=one_of(settings.hub_models("captioner")),
+        model=one_of(configuration.hub_models("captioner")),
     localrule: True
     conda:
         "../../envs/latteclip.yaml"
     params:
-        settings=lambda w: as_json(settings.hub_models("captioner")[w.model]),
+        settings=given_json(rule_settings.hub_model, section="captioner"),
     shell:
         "latteclip download-captioner --settings {params.settings:q} --output {output} --log {log}"

@@ -4,7 +4,7 @@
 rule pseudo_label_images:
     input:
         images="results/{dataset}/images.parquet",
-        clip_model=hub_model("clip"),
+        clip_model=given(rule_inputs.hub_model, section="clip"),
         code=sources("latteclip.labels.pseudo_label_images"),
     output:
         labels="results/{dataset}/pseudo_labels.parquet",
@@ -21,7 +21,7 @@ rule pseudo_label_images:
         mem_mb=memory("pseudo_label_images"),
         runtime=minutes("pseudo_label_images"),
     params:
-        settings=lambda w: as_json(clip_settings(w.dataset)),
+        settings=given_json(rule_settings.pseudo_label_images),
     shell:
         "latteclip pseudo-label-images --images {input.images} --settings {params.settings:q}"
         " --output {output.labels} --class-embeddings {output.class_embeddings}"

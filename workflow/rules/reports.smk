@@ -1,17 +1,20 @@
 # The pages that people read: one per dataset, and one over all of them.
 
+# Pages of a table of its own stand beside the main ones.
+PAGES = page_settings.suffix(configuration)
+
 
 rule report_dataset:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        image_captions=captions_if_read("image"),
-        group_captions=captions_if_read("group"),
-        caption_summary=caption_summary_if_read,
-        metrics=of_runs("metrics"),
-        histories=of_runs("history"),
-        predictions=of_runs("predictions"),
-        galleries=of_runs("gallery"),
+        image_captions=given(rule_inputs.captions_if_in_use, kind="image"),
+        group_captions=given(rule_inputs.captions_if_in_use, kind="group"),
+        caption_summary=given(rule_inputs.caption_summary_if_in_use),
+        metrics=given(page_settings.files_of_runs, kind="metrics"),
+        histories=given(page_settings.files_of_runs, kind="history"),
+        predictions=given(page_settings.files_of_runs, kind="predictions"),
+        galleries=given(page_settings.files_of_runs, kind="gallery"),
         templates=templates(),
         code=sources("latteclip.report.report_dataset"),
     output:
@@ -19,7 +22,7 @@ rule report_dataset:
             f"results/{{dataset}}/report{PAGES}.html",
             caption="../report/dataset.rst",
             category="Datasets",
-            labels={"dataset": "{dataset}"},
+            labels={"what": "page of a dataset", "dataset": "{dataset}"},
         ),
     log:
         "results/{dataset}/logs/report_dataset.log",
@@ -30,8 +33,8 @@ rule report_dataset:
         runtime=minutes("report_dataset"),
     params:
         captions=options("image_captions", "group_captions", "caption_summary"),
-        runs=lambda w: as_json(report_runs(w.dataset)),
-        settings=report_settings,
+        runs=given_json(page_settings.runs),
+        settings=given(page_settings.report_dataset),
     shell:
         "latteclip report-dataset --images {input.images} --pseudo-labels {input.pseudo_labels}"
         " {params.captions} --runs {params.runs:q} --settings {params.settings:q}"
@@ -48,6 +51,7 @@ rule index_results:
             f"results/index{PAGES}.html",
             caption="../report/index.rst",
             category="Accuracy",
+            labels={"what": "page over all datasets"},
         ),
     log:
         "results/logs/index_results.log",
@@ -55,7 +59,7 @@ rule index_results:
     conda:
         "../../envs/latteclip.yaml"
     params:
-        settings=index_settings(),
+        settings=given_json(page_settings.index_results),
     shell:
         "latteclip index-results {input.metrics} --settings {params.settings:q} --output {output}"
         " --log {log}"

@@ -5,10 +5,10 @@ rule finetune:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        image_captions=captions_of("image"),
-        group_captions=captions_of("group"),
-        caption_labels=caption_labels_if_used,
-        clip_model=hub_model("clip"),
+        image_captions=given(rule_inputs.captions_of_method, kind="image"),
+        group_captions=given(rule_inputs.captions_of_method, kind="group"),
+        caption_labels=given(rule_inputs.caption_labels_of_method),
+        clip_model=given(rule_inputs.hub_model, section="clip"),
         code=sources("latteclip.train.finetune"),
     output:
         model=directory("results/{dataset}/{method}/seed{seed}/model"),
@@ -21,12 +21,12 @@ rule finetune:
         "../../envs/latteclip.yaml"
     threads: threads_of("finetune")
     resources:
-        gpu=gpus(processes_of),
+        gpu=gpus(demands.processes),
         mem_mb=memory("finetune"),
-        runtime=minutes("finetune", epochs),
+        runtime=minutes("finetune", demands.epochs),
     params:
-        command=finetune_command,
-        settings=finetune_settings,
+        command=given(rule_settings.finetune_command),
+        settings=given_json(rule_settings.finetune),
         captions=options("image_captions", "group_captions", "caption_labels"),
         # No output: Snakemake removes those of a job that failed, and this is to go on from.
         checkpoint="results/{dataset}/{method}/seed{seed}/checkpoint",

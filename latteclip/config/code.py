@@ -1,0 +1,78 @@
+"""The source files that a stage runs: declared as inputs, they let an edit rerun that stage alone.
+
+Snakemake's own triggers see the shell command of a rule, not the package behind it.
+"""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from latteclip.config import shipped
+
+# Modules that cannot change what a stage writes: how errors, progress and signals are told, on
+# which GPU and with how much memory it runs, and the number of the version.
+WITHOUT_EFFECT = frozenset(
+    f"latteclip.core.{name}"
+    for name in ("errors", "gpus", "memory", "progress", "signals", "version")
+)
+
+
+def sources(*modules: str) -> list[str]:
+    """The files of modules and of all that they import from the package, also inside functions.
+
+    Returns:
+        Sorted paths, relative where they are inside the working folder. A package's `__init__.py`
+        is not among them, for it is a docstring alone.
+
+    Raises:
+        FileNotFoundError: the package has no such module.
+    """
+    root = shipped.PACKAGE.parent
+    return sorted(shipped.seen_from_here(_file(root, name)) for name in closure(root, *modules))
+
+
+def templates() -> list[str]:
+    """The templates, style and script of the pages: an edit of them is one of the code."""
+    return sorted(
+        shipped.seen_from_here(path)
+        for path in (shipped.PACKAGE / "report" / "templates").iterdir()
+    )
+
+
+def closure(root: Path, *modules: str) -> set[str]:
+    """The modules and those that they import, directly or not, of the packages in a folder."""
+    found: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += _imports(_file(root, name), root)
+    return found
+
+
+@cache
+def _imports(file: Path, root: Path) -> list[str]:
+    """The modules of the package that a file imports and that can change what a stage writes."""
+    package = file.relative_to(root).parts[0] + "."
+    names = set(_imported_names(ast.parse(file.read_text(encoding="utf-8"))))
+    return sorted(
+        name
+        for name in names - WITHOUT_EFFECT
+        if name.startswith(package) and _file(root, name).is_file()
+    )
+
+
+def _imported_names(tree: ast.AST) -> Iterator[str]:
+    """What import statements name; what they take from a module may be a module or not."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _file(root: Path, name: str) -> Path:
+    return root.joinpath(*name.split(".")).with_suffix(".py")

@@ -1,0 +1,99 @@
+"""What a job asks for: memory, time and GPUs.
+
+On a cluster memory and time grow with the dataset and with each attempt; a profile's
+`set-resources` overrides any of it. The figures are generous compared with those of
+docs/scaling.md.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from latteclip.config.configuration import Configuration
+from latteclip.config.model_names import ENGINES
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Memory and time of a stage."""
+
+    mem_mb: int  # whatever the dataset
+    mb_per_million: int  # for each further million images
+    minutes: int
+    images_per_second: float  # low; a job that needs longer resumes
+
+
+CAPTIONING = Demand(24_000, 4_000, 20, 1)
+LABELLING = Demand(8_000, 8_000, 15, 100)
+TABLES = Demand(4_000, 4_000, 10, 1_000)
+DEMANDS = {
+    "generate_textures": TABLES,
+    "index_images": Demand(4_000, 4_000, 15, 100),
+    "pseudo_label_images": LABELLING,
+    "caption_images": CAPTIONING,
+    "caption_groups": CAPTIONING,
+    "gather_captions": TABLES,
+    "summarize_captions": TABLES,
+    "label_by_captions": Demand(16_000, 60_000, 20, 200),
+    "finetune": Demand(16_000, 8_000, 20, 200),
+    "evaluate": LABELLING,
+    "evaluate_zero_shot": TABLES,
+    "propagate_labels": Demand(16_000, 16_000, 20, 100),
+    "report_dataset": TABLES,
+}
+
+
+def memory(stage: str, images: int, attempt: int) -> int:
+    """MB of a stage, half as much again at each further attempt."""
+    demand = DEMANDS[stage]
+    return int((demand.mem_mb + demand.mb_per_million * images / 1e6) * 1.5 ** (attempt - 1))
+
+
+def minutes(stage: str, images: int, passes: float, attempt: int) -> int:
+    """Minutes of a stage that sees each of the images so many times, multiplied by the attempt."""
+    demand = DEMANDS[stage]
+    seconds = images * passes / demand.images_per_second
+    return int((demand.minutes + seconds / 60) * attempt)
+
+
+def images_expected(configuration: Configuration, dataset: str) -> int:
+    """Images that the dataset's file speaks of; 0 where it does not."""
+    counts = configuration.dataset(dataset).get("split", {}).get("counts", {})
+    return int(counts.get("train", 0) + counts.get("test", 0))
+
+
+def images_indexed(index: str) -> int:
+    """Images of an index.
+
+    Raises:
+        FileNotFoundError: it is not there yet, which lets Snakemake ask again later.
+    """
+    from pyarrow.parquet import read_metadata
+
+    with Path(index).open("rb") as file:  # given the name, pyarrow's error would lack it
+        return int(read_metadata(file).num_rows)
+
+
+def one(configuration: Configuration) -> int:
+    """One GPU, or one pass over the images."""
+    return 1
+
+
+def captioner_gpus(configuration: Configuration, dataset: str) -> int:
+    """GPUs of a captioning job: none where a server or the user writes the captions."""
+    values = configuration.section("captioner", dataset)
+    return values["tensor_parallel_size"] if values["engine"] in ENGINES else 0
+
+
+def processes(configuration: Configuration, dataset: str) -> int:
+    """Processes of a fine-tuning, each on a GPU of its own."""
+    return int(configuration.section("processes", dataset)["finetune"])
+
+
+def epochs(configuration: Configuration, dataset: str, method: str) -> int:
+    """Passes of a fine-tuning over the images."""
+    return int(configuration.method(method, dataset)["finetune"]["epochs"])
+
+
+def share_of_shard(configuration: Configuration, shards: str = "1") -> float:
+    """The share of the images that a captioning job asks about."""
+    return 1 / int(shards)

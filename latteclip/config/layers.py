@@ -1,0 +1,106 @@
+"""The files of the configuration: those that are shipped, and those of a project laid over them.
+
+A project is a folder in which the workflow runs; in its own folder `config` it may have a
+`config.yaml` and files of datasets. In a clone both folders are the same.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from latteclip.config import shipped
+from latteclip.config.model_names import FOLDER
+from latteclip.core.errors import UserError
+
+Config = Mapping[str, Any]
+PROJECT = Path("config")  # of the working folder
+# Keys of a shipped dataset that may name a folder beside the package, and what stands before it.
+FOLDERS = {"clip": FOLDER, "captioner": ""}
+
+
+def merge(*layers: Config | None) -> dict[str, Any]:
+    """A copy of the first mapping with each later one laid over it, key by key."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in (layer or {}).items():
+            mine = result.get(key)
+            both = isinstance(mine, Mapping) and isinstance(value, Mapping)
+            result[key] = merge(mine, value) if both else value
+    return result
+
+
+def difference(config: Config, base: Config) -> dict[str, Any]:
+    """The leaves of a mapping that another one lacks or has otherwise."""
+    result: dict[str, Any] = {}
+    for key, value in config.items():
+        other = base.get(key)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            value = difference(value, other)
+            if not value:
+                continue
+        elif key in base and value == other:
+            continue
+        result[key] = value
+    return result
+
+
+def defaults(project: Path | None = PROJECT) -> dict[str, Any]:
+    """The configuration as files have it, those of a project over those that are shipped.
+
+    Args:
+        project: its folder of configuration; None to read the shipped files alone.
+
+    Raises:
+        UserError: a file is not valid YAML, or does not hold a mapping.
+    """
+    return merge(*(_read(file) for folder in _folders(project) for file in _files(folder)))
+
+
+def datasets(project: Path | None = PROJECT) -> dict[str, dict[str, Any]]:
+    """What files say of datasets, by key in alphabetical order.
+
+    Raises:
+        UserError: a file is not valid YAML, or does not hold a mapping.
+    """
+    files = (file for folder in _folders(project) for file in _files(folder)[1:])
+    found = merge(*(_read(file) for file in files)).get("datasets", {})
+    return dict(sorted(found.items()))
+
+
+def _folders(project: Path | None) -> Iterator[Path]:
+    yield shipped.CONFIG
+    if project is not None and project.is_dir() and not project.samefile(shipped.CONFIG):
+        yield project
+
+
+def _files(folder: Path) -> list[Path]:
+    """config.yaml, which need not be there, and then the files of datasets."""
+    return [folder / "config.yaml", *sorted((folder / "datasets").glob("*.yaml"))]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"Configuration file {file} is not valid YAML: {reason}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"Configuration file {file} must hold keys with values, not {content!r}.")
+    if file.is_relative_to(shipped.CONFIG):
+        for values in content.get("datasets", {}).values():
+            _find_folders(values)
+    return content
+
+
+def _find_folders(values: dict[str, Any]) -> None:
+    """Let the folders that a shipped dataset names be found from any working folder."""
+    for section, prefix in FOLDERS.items():
+        model = values.get(section, {}).get("model")
+        if model and model.startswith(prefix):
+            folder = shipped.PACKAGE.parent / model.removeprefix(prefix)
+            if folder.is_dir():
+                values[section]["model"] = prefix + shipped.seen_from_here(folder)

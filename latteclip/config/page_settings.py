@@ -1,0 +1,118 @@
+"""What the pages are made of: files, settings, and which method is shown in detail."""
+
+import json
+from typing import Any
+
+from latteclip.config.configuration import Configuration
+
+# Sections that datasets share and a page tells, in its order.
+SECTIONS = ("clip", "inference", "captioner", "captions", "groups", "compute", "processes")
+DESCRIBED = ("title", "licence", "citation", "source", "split", "template", "prompts")
+# Stages whose benchmarks a page reads: those of a dataset, and those of a run.
+CAPTIONING = ("caption_images", "caption_groups")
+OF_DATASET = ("index_images", "pseudo_label_images", *CAPTIONING, "label_by_captions")
+OF_RUN = ("finetune", "propagate_labels", "evaluate", "evaluate_zero_shot")
+
+
+def suffix(configuration: Configuration) -> str:
+    """What the names of pages end in: those of a table of its own stand beside the main ones."""
+    name = configuration.table["name"]
+    return "" if name == "summary" else f"-{name}"
+
+
+def shown_method(configuration: Configuration) -> str | None:
+    """The method that a page shows in detail.
+
+    The first LatteCLIP that is like no other method; without one, the last that is not zero-shot.
+    """
+    asked = [m for m in configuration.methods if configuration.objective(m) != "zero_shot"]
+    whole = [
+        method
+        for method in asked
+        if configuration.objective(method) == "latteclip"
+        and "like" not in configuration.config["methods"][method]
+    ]
+    candidates = whole or asked[-1:]
+    return candidates[0] if candidates else None
+
+
+def runs(configuration: Configuration, dataset: str) -> list[dict[str, Any]]:
+    """What a page reads of each run: the metrics and history of all, and more of one method."""
+    shown = shown_method(configuration)
+    of_dataset = configuration.runs(dataset)
+    first = min((seed for method, seed in of_dataset if method == shown), default=None)
+    found = []
+    for method, seed in of_dataset:
+        folder = f"results/{dataset}/{method}/seed{seed}"
+        run = {"method": method, "seed": seed, "metrics": f"{folder}/metrics.json"}
+        trained = configuration.is_trained(method)
+        if trained:
+            run["history"] = f"{folder}/history.parquet"
+        if method == shown:
+            run["predictions"] = f"{folder}/predictions.parquet"
+            if seed == first and trained:
+                run["gallery"] = f"{folder}/gallery.parquet"
+        found.append(run)
+    return found
+
+
+def files_of_runs(configuration: Configuration, dataset: str, kind: str) -> list[str]:
+    """The files of one kind ("metrics", "history", ...) that a page reads of the runs."""
+    return [run[kind] for run in runs(configuration, dataset) if kind in run]
+
+
+def benchmarks(configuration: Configuration, dataset: str) -> list[dict[str, str]]:
+    """Snakemake's benchmark files: no inputs, for one that is missing must rerun nothing."""
+    folder = f"results/{dataset}"
+    n = configuration.section("captions", dataset)["shards"]
+    shards = [f"-{i}-of-{n}" for i in range(1, n + 1)] if n > 1 else [""]
+    files = [
+        {"rule": stage, "run": "", "path": f"{folder}/benchmarks/{stage}{shard}.jsonl"}
+        for stage in OF_DATASET
+        for shard in (shards if stage in CAPTIONING else [""])
+    ]
+    for method, seed in configuration.runs(dataset):
+        for stage in OF_RUN:
+            path = f"{folder}/{method}/seed{seed}/benchmarks/{stage}.jsonl"
+            files.append({"rule": stage, "run": f"{method}, seed {seed}", "path": path})
+    return files
+
+
+def shown_config(configuration: Configuration, dataset: str) -> dict[str, Any]:
+    """The configuration as it stands for a dataset, for people to read."""
+    own = configuration.dataset(dataset)
+    methods = {}
+    for method in configuration.methods:
+        like = configuration.config["methods"][method].get("like")
+        values = configuration.method(method, dataset)
+        methods[method] = {"like": like, **values} if like else values
+    return {
+        "dataset": dataset,
+        "seeds": configuration.seeds,
+        **{key: own[key] for key in DESCRIBED if key in own},
+        **{name: configuration.section(name, dataset) for name in (*SECTIONS, "threads")},
+        "methods": methods,
+    }
+
+
+def report_dataset(configuration: Configuration, dataset: str) -> str:
+    """The settings of the page of a dataset, as JSON in the order in which people read it."""
+    values = {
+        "dataset": dataset,
+        "baseline": configuration.table["baseline"],
+        "shown": shown_method(configuration),
+        "config": shown_config(configuration, dataset),
+        "benchmarks": benchmarks(configuration, dataset),
+    }
+    return json.dumps(values, ensure_ascii=False)
+
+
+def index_results(configuration: Configuration) -> dict[str, Any]:
+    """The settings of the page over all datasets: their pages and their titles."""
+    datasets = configuration.datasets
+    titles = {key: configuration.dataset(key).get("title", "") for key in datasets}
+    return {
+        "baseline": configuration.table["baseline"],
+        "reports": {key: f"{key}/report{suffix(configuration)}.html" for key in datasets},
+        "titles": {key: title for key, title in titles.items() if title},
+    }

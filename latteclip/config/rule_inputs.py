@@ -1,0 +1,89 @@
+"""Which files a rule reads besides those that it names: the configuration decides."""
+
+from latteclip.config import code, model_names
+from latteclip.config.configuration import Configuration
+
+# Folder of class folders or the like, made or downloaded for a dataset: shared by all runs.
+DATA = "resources/{dataset}/data"
+# What the cache of Hugging Face holds of a model: shared by all datasets that name it.
+MODEL_NOTE = "resources/models/{model}.json"
+Paths = list[str]
+
+
+def data_folder(configuration: Configuration, dataset: str) -> str:
+    """The user's own folder, or the one that a rule makes."""
+    made = DATA.format(dataset=dataset)
+    return str(configuration.dataset(dataset)["source"].get("folder", made))
+
+
+def hub_model(configuration: Configuration, dataset: str, section: str) -> Paths:
+    """The note on the model of section "clip" or "captioner", where it comes from the hub."""
+    names = configuration.hub_model(section, dataset)
+    return [MODEL_NOTE.format(model=model_names.slug(names))] if names else []
+
+
+def engine_code(configuration: Configuration, dataset: str) -> Paths:
+    """The sources of the engine that writes a dataset's captions."""
+    engine = configuration.section("captioner", dataset)["engine"]
+    return code.sources(f"latteclip.captions.engines.{engine}")
+
+
+def pseudo_labels_if_named(configuration: Configuration, dataset: str) -> Paths:
+    """The pseudo-labels, where the image prompt has a place for them."""
+    named = "{}" in configuration.dataset(dataset)["prompts"]["image"]
+    return [f"results/{dataset}/pseudo_labels.parquet"] if named else []
+
+
+def own_captions(configuration: Configuration, dataset: str, kind: str) -> Paths:
+    """The user's file of captions of "images" or "groups", where it replaces the captioner."""
+    values = configuration.section("captioner", dataset)
+    file = values[f"{kind}_file"]
+    return [file] if values["engine"] == "file" and file else []
+
+
+def caption_shards(configuration: Configuration, dataset: str, kind: str) -> Paths:
+    """The parts of which gather_captions makes the table of "images" or "groups"."""
+    n = configuration.section("captions", dataset)["shards"]
+    folder = f"results/{dataset}/captions/shards"
+    return [f"{folder}/{kind}-{i}-of-{n}.parquet" for i in range(1, n + 1)]
+
+
+def captions_in_use(configuration: Configuration, dataset: str) -> Paths:
+    """The tables of captions that some method of the run needs."""
+    return [_captions(dataset, kind) for kind in configuration.caption_kinds(dataset)]
+
+
+def captions_if_in_use(configuration: Configuration, dataset: str, kind: str) -> Paths:
+    """The captions of kind "image" or "group", where some method of the run needs them."""
+    return [_captions(dataset, kind)] if kind in configuration.caption_kinds(dataset) else []
+
+
+def caption_summary_if_in_use(configuration: Configuration, dataset: str) -> Paths:
+    """The captions in numbers, where some method of the run needs captions."""
+    needed = configuration.caption_kinds(dataset)
+    return [f"results/{dataset}/captions/summary.json"] if needed else []
+
+
+def captions_of_method(configuration: Configuration, dataset: str, method: str, kind: str) -> Paths:
+    """The captions of kind "image" or "group", where the method reads them."""
+    reads = configuration.reads_captions(method, kind, dataset)
+    return [_captions(dataset, kind)] if reads else []
+
+
+def caption_labels_of_method(configuration: Configuration, dataset: str, method: str) -> Paths:
+    """The labels that captions give, where the method trains on them."""
+    reads = configuration.reads_caption_labels(method, dataset)
+    return [f"results/{dataset}/caption_labels.parquet"] if reads else []
+
+
+def all_metrics(configuration: Configuration) -> Paths:
+    """The metrics of every run."""
+    return [
+        f"results/{dataset}/{method}/seed{seed}/metrics.json"
+        for dataset in configuration.datasets
+        for method, seed in configuration.runs(dataset)
+    ]
+
+
+def _captions(dataset: str, kind: str) -> str:
+    return f"results/{dataset}/captions/{kind}s.parquet"

@@ -1,0 +1,99 @@
+"""The settings of each stage: what its rule hands to its command as JSON, and nothing more.
+
+A function has the name of its rule, or says what several rules are given. What it returns decides
+which stages a changed key of the configuration reruns.
+"""
+
+from typing import Any
+
+from latteclip.config.configuration import Configuration
+
+Settings = dict[str, Any]
+
+
+def generate_textures(configuration: Configuration, dataset: str) -> Settings:
+    """Numbers of images, the domain gap and the seed."""
+    return dict(configuration.dataset(dataset)["source"]["textures"])
+
+
+def download_dataset(configuration: Configuration, dataset: str) -> Settings:
+    """The files, and on whose terms they are used."""
+    values = configuration.dataset(dataset)
+    terms = ("title", "licence", "citation")
+    files = {"downloads": values["source"]["downloads"]}
+    return files | {key: values[key] for key in terms if key in values}
+
+
+def hub_model(configuration: Configuration, model: str, section: str) -> Settings:
+    """The names of a model of the hub of section "clip" or "captioner", by that of its note."""
+    return dict(configuration.hub_models(section)[model])
+
+
+def index_images(configuration: Configuration, dataset: str) -> Settings:
+    """How the dataset's folder is read."""
+    return dict(configuration.dataset(dataset)["split"])
+
+
+def pseudo_label_images(configuration: Configuration, dataset: str) -> Settings:
+    """The CLIP model, the class template, and how images are encoded."""
+    return {
+        **configuration.section("clip", dataset),
+        **configuration.section("inference", dataset),
+        "template": configuration.dataset(dataset)["template"],
+    }
+
+
+def captioner(configuration: Configuration, dataset: str) -> Settings:
+    """The engine and its model."""
+    return configuration.section("captioner", dataset)
+
+
+def groups(configuration: Configuration, dataset: str) -> Settings:
+    """Which images form a group, and how they are shown."""
+    return configuration.section("groups", dataset)
+
+
+def prompt(configuration: Configuration, dataset: str, kind: str) -> str:
+    """The question about an "image" or a "group"."""
+    return str(configuration.dataset(dataset)["prompts"][kind])
+
+
+def label_by_captions(configuration: Configuration, dataset: str) -> Settings:
+    """The CLIP model that encodes the captions, and how many at once."""
+    batch_size = configuration.section("inference", dataset)["batch_size"]
+    return {**configuration.section("clip", dataset), "batch_size": batch_size}
+
+
+def finetune(configuration: Configuration, dataset: str, method: str) -> Settings:
+    """The CLIP model, the method, and how it is computed."""
+    values = configuration.method(method, dataset)
+    return {
+        **configuration.section("clip", dataset),
+        "template": configuration.dataset(dataset)["template"],
+        "objective": values["objective"],
+        "pseudo_labels": values.get("pseudo_labels", "zero_shot"),
+        "switches": values.get("switches", {}),
+        "finetune": values["finetune"],
+        "compute": configuration.section("compute", dataset),
+    }
+
+
+def finetune_command(configuration: Configuration, dataset: str) -> str:
+    """What runs the command: one process, or several under torchrun, with GPUs of their own."""
+    processes = configuration.section("processes", dataset)["finetune"]
+    if processes == 1:
+        return "latteclip"
+    claim = f"python -m latteclip.core.gpus {processes}"
+    return f"{claim} torchrun --standalone --nproc-per-node {processes} -m -- latteclip"
+
+
+def evaluate(configuration: Configuration, dataset: str) -> Settings:
+    """How test images are encoded, and how many classes are kept for each."""
+    precision = configuration.section("clip", dataset)["precision"]
+    return {**configuration.section("inference", dataset), "precision": precision}
+
+
+def propagate_labels(configuration: Configuration, dataset: str, method: str) -> Settings:
+    """The graph of the images, and how many classes are kept for each."""
+    graph = configuration.method(method, dataset).get("graph", {})
+    return {**graph, "topk": configuration.section("inference", dataset)["topk"]}

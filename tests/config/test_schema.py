@@ -1,0 +1,21 @@
+from latteclip.config import shipped
+from latteclip.config.schema import Schema, unknown
+
+
+def test_every_key_of_the_schema_is_described():
+    def walk(schema, where):
+        for key, sub in schema.get("properties", {}).items():
+            if "$ref" not in sub:
+                assert "description" in sub, f"{where}.{key}"
+                walk(sub, f"{where}.{key}")
+        for key, sub in schema.get("$defs", {}).items():
+            assert sub.get("additionalProperties") is False, key
+            walk(sub, key)
+
+    walk(Schema(shipped.SCHEMA).root, "config")
+
+
+def test_unknown_lists_the_known_where_nothing_is_near():
+    assert unknown("Dataset 'x'", "x", ["beta", "alpha"]) == (
+        "Dataset 'x' is unknown; known are: alpha, beta."
+    )
