@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from latteclip.core import files
+from latteclip.core.digest import digest as joint_digest
 
 DIGEST_LENGTH = 32  # hexadecimal digits: 128 bits
 # Asked in a second attempt, after an answer that was empty or cut.
@@ -70,7 +70,7 @@ def digest(image_digests: bytes, n_images: int, prompt: str, identity: Identity)
         prompt: of this attempt.
         identity: the rest.
     """
-    return files.digest(image_digests, _about(n_images, prompt, identity))[:DIGEST_LENGTH]
+    return joint_digest(image_digests, _about(n_images, prompt, identity))[:DIGEST_LENGTH]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -98,7 +98,7 @@ def fingerprint(model: str) -> str:
     parts: list[str | bytes] = []
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
         parts += [path.name, _sampled(path)]
-    return f"sha256:{files.digest(*parts)}"
+    return f"sha256:{joint_digest(*parts)}"
 
 
 def _sampled(path: Path) -> bytes:

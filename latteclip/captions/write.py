@@ -17,14 +17,14 @@ from latteclip.captions.answers import RowOutcome
 from latteclip.captions.engines.base import OWN, CaptionerSettings
 from latteclip.captions.questions import Questions
 from latteclip.core import tables
+from latteclip.core.digest import digest
 from latteclip.core.errors import UserError
-from latteclip.core.files import digest
 from latteclip.core.version import __version__
 
 log = logging.getLogger(__name__)
 PACKAGE = Path(__file__).parents[1]
 # The code that decides a caption: files of the package, and folders with all below them.
-DECISIVE = ("captions", "core/files.py", "core/prompts.py", "data/images.py")
+DECISIVE = ("captions", "core/digest.py", "core/prompts.py", "data/images.py")
 
 
 @dataclass

@@ -10,11 +10,15 @@ from pathlib import Path
 
 from latteclip.config import shipped
 
-# Modules that cannot change what a stage writes: how errors, progress and signals are told, on
-# which GPU and with how much memory it runs, and the number of the version.
+# Modules that cannot change what a stage writes: how errors, progress and signals are told, how
+# files are put in their place and settings checked, on which GPU, with how much memory and in which
+# processes the work is done in order, and the number of the version.
 WITHOUT_EFFECT = frozenset(
-    f"latteclip.core.{name}"
-    for name in ("errors", "gpus", "memory", "progress", "signals", "version")
+    f"latteclip.{name}"
+    for name in (
+        *("core.errors", "core.files", "core.gpus", "core.memory", "core.progress"),
+        *("core.settings", "core.signals", "core.version", "data.workers"),
+    )
 )
 
 

@@ -28,6 +28,12 @@ def engine_code(configuration: Configuration, dataset: str) -> Paths:
     return code.sources(f"latteclip.captions.engines.{engine}")
 
 
+def objective_code(configuration: Configuration, method: str) -> Paths:
+    """The sources of what a method optimises."""
+    module = configuration.objective(method).removesuffix("_supervised")
+    return code.sources(f"latteclip.train.objectives.{module}")
+
+
 def pseudo_labels_if_named(configuration: Configuration, dataset: str) -> Paths:
     """The pseudo-labels, where the image prompt has a place for them."""
     named = "{}" in configuration.dataset(dataset)["prompts"]["image"]

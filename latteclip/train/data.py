@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from latteclip.core import tables
+from latteclip.core.digest import digest
 from latteclip.core.errors import UserError
-from latteclip.core.files import digest
 from latteclip.core.prompts import class_texts
 from latteclip.train.objectives.base import TrainingTexts
 from latteclip.train.settings import GROUND_TRUTH

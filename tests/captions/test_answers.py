@@ -9,7 +9,7 @@ from support.tiny import ROOT
 
 from latteclip.captions import answer_files, answers
 from latteclip.captions.answers import Answer, AnswerStore, has
-from latteclip.core.files import digest
+from latteclip.core.digest import digest
 
 
 def name(number):
@@ -155,7 +155,7 @@ def test_keys_tell_a_worker_what_is_held(tmp_path):
 WRITER = """
 import sys, time
 from latteclip.captions.answers import (Answer, AnswerStore)
-from latteclip.core.files import digest
+from latteclip.core.digest import digest
 with AnswerStore(sys.argv[1]) as store:
     for number in range(100000):
         store.add(digest(str(number))[:32], Answer("x" * 300, "stop", 1), "engine")

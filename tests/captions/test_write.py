@@ -30,7 +30,7 @@ def test_the_version_is_that_of_the_code_wherever_it_lies(package):
     "file",
     [
         *("captions/clean.py", "captions/caption.py", "captions/engines/vllm.py"),
-        *("data/images.py", "core/prompts.py", "core/files.py"),
+        *("data/images.py", "core/prompts.py", "core/digest.py"),
     ],
 )
 def test_an_edit_of_code_that_decides_captions_changes_the_version(package, file):

@@ -1,8 +1,6 @@
-import json
-
 import pytest
 
-from latteclip.core.files import digest, replacing, write_json, write_text
+from latteclip.core.files import replacing, write_text
 
 
 def fail():
@@ -69,18 +67,3 @@ def test_a_folder_replaces_what_was_there(tmp_path, old):
         (temporary / "new").touch()
     assert [p.name for p in target.iterdir()] == ["new"]
     assert (elsewhere / "kept").exists()
-
-
-def test_json_is_readable_and_comes_back(tmp_path):
-    value = {"é": [1, None, "x"]}
-    write_json(tmp_path / "x.json", value)
-    text = (tmp_path / "x.json").read_text(encoding="utf-8")
-    assert json.loads(text) == value
-    assert "é" in text
-    assert text.endswith("}\n")
-
-
-def test_digest_tells_where_parts_end():
-    assert digest("ab", "c") != digest("a", "bc")
-    assert digest("ab", b"c") == digest(b"ab", "c")
-    assert len(digest()) == 64

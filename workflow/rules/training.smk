@@ -10,6 +10,7 @@ rule finetune:
         caption_labels=given(rule_inputs.caption_labels_of_method),
         clip_model=given(rule_inputs.hub_model, section="clip"),
         code=sources("latteclip.train.finetune"),
+        objective_code=given(rule_inputs.objective_code),
     output:
         model=directory("results/{dataset}/{method}/seed{seed}/model"),
         history="results/{dataset}/{method}/seed{seed}/history.parquet",

@@ -4,6 +4,7 @@ The training loop knows only `Objective`. Letters: N training images, B batch, C
 D embedding width, G group descriptions.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,6 +62,10 @@ class Objective(Protocol):
 
     def classifier(self) -> torch.Tensor:
         """The classifier [C, D] of the model as it is now."""
+
+
+# Makes an objective from the texts of a training and its seed.
+Maker = Callable[[TextBank, TrainingTexts, int], Objective]
 
 
 @torch.no_grad()

@@ -1,34 +1,18 @@
-"""Objectives by the names that a configuration gives them: a new one is an entry here."""
+"""Objectives by the names that a configuration gives them: a new one is an entry here.
 
-from collections.abc import Callable, Mapping
+An objective is a module of this folder with a function `maker`. The module is imported by its name:
+an edit of it reruns the trainings under this objective, and no other.
+"""
+
+import importlib
+from collections.abc import Mapping
 from typing import Any
 
 from latteclip.core.errors import UserError
-from latteclip.core.settings import from_values
-from latteclip.train.objectives.base import Objective, TrainingTexts
-from latteclip.train.objectives.flyp import Flyp
-from latteclip.train.objectives.latteclip import LatteClip, Switches
-from latteclip.train.texts import TextBank
+from latteclip.train.objectives.base import Maker
 
-# Makes an objective from the texts of a training and its seed.
-Maker = Callable[[TextBank, TrainingTexts, int], Objective]
-
-
-def _flyp(switches: Mapping[str, Any]) -> Maker:
-    """FLYP has no switches; a method that is `like` another one may inherit some."""
-    return lambda bank, texts, seed: Flyp(bank, texts)
-
-
-def _latteclip(switches: Mapping[str, Any]) -> Maker:
-    chosen = from_values(Switches, switches, "switches")
-    return lambda bank, texts, seed: LatteClip(bank, texts, chosen, seed)
-
-
-OBJECTIVES: dict[str, Callable[[Mapping[str, Any]], Maker]] = {
-    "flyp": _flyp,
-    "flyp_supervised": _flyp,
-    "latteclip": _latteclip,
-}
+# Where "supervised" is added to a name, the same objective is given the true labels.
+OBJECTIVES = ("flyp", "flyp_supervised", "latteclip")
 
 
 def choose(name: str, switches: Mapping[str, Any]) -> Maker:
@@ -39,4 +23,7 @@ def choose(name: str, switches: Mapping[str, Any]) -> Maker:
     """
     if name not in OBJECTIVES:
         raise UserError(f"Objective {name!r} is none of {', '.join(OBJECTIVES)}.")
-    return OBJECTIVES[name](switches)
+    own = name.removesuffix("_supervised")
+    module = importlib.import_module(f"latteclip.train.objectives.{own}")
+    maker: Maker = module.maker(switches)
+    return maker

@@ -3,16 +3,25 @@
 Letters: B batch, C classes, D embedding width.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from latteclip.train.objectives import losses
 from latteclip.train.objectives.base import (
+    Maker,
     StepOutcome,
     TrainingBatch,
     TrainingTexts,
     text_classifier,
 )
 from latteclip.train.texts import TextBank
+
+
+def maker(switches: Mapping[str, Any]) -> Maker:
+    """FLYP has no switches; a method that is `like` another one may inherit some."""
+    return lambda bank, texts, seed: Flyp(bank, texts)
 
 
 class Flyp:

@@ -3,19 +3,33 @@
 Letters: N training images, B batch, C classes, D embedding width, G group descriptions.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from latteclip.core.errors import UserError
+from latteclip.core.settings import from_values
 from latteclip.train.objectives import losses, mixer, prototypes
 from latteclip.train.objectives.base import (
+    Maker,
     StepOutcome,
     TrainingBatch,
     TrainingTexts,
     text_classifier,
 )
 from latteclip.train.texts import TextBank
+
+
+def maker(switches: Mapping[str, Any]) -> Maker:
+    """LatteCLIP with the given switches.
+
+    Raises:
+        UserError: a switch is unknown, or the switches do not fit each other.
+    """
+    chosen = from_values(Switches, switches, "switches")
+    return lambda bank, texts, seed: LatteClip(bank, texts, chosen, seed)
 
 
 @dataclass(frozen=True)
