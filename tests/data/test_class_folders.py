@@ -5,8 +5,6 @@ from latteclip.core.errors import UserError
 from latteclip.data.split_files import Item
 from latteclip.data.splits import SplitSettings, read_split
 
-# Class folders.
-
 
 def test_class_folders_are_split_by_a_hash_that_other_images_do_not_change(tmp_path):
     folders(tmp_path / "a", n=60)
