@@ -47,20 +47,22 @@ class Checkout:
         (self.root / "README.md").write_text("The manual.\n")
 
     def start(self, *command, path=(), **options):
-        """Start a command of the environment here; its output is stdout and stderr together."""
+        """Start a command of the environment, here unless `cwd` says otherwise.
+
+        Its output is stdout and stderr together.
+        """
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", **self.environment}
         environment |= {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}",
             "PYTHONPATH": os.pathsep.join([*map(str, path), str(self.root)]),
         }
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **options}
-        return subprocess.Popen(
-            list(map(str, command)), cwd=self.root, env=environment, text=True, **options
-        )
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        options = {"cwd": self.root, **streams, **options}
+        return subprocess.Popen(list(map(str, command)), env=environment, text=True, **options)
 
-    def run(self, *command, path=()):
-        """Run a command of the environment here to its end."""
-        with self.start(*command, path=path) as process:
+    def run(self, *command, path=(), **options):
+        """Run a command of the environment to its end."""
+        with self.start(*command, path=path, **options) as process:
             output, _ = process.communicate()
         return subprocess.CompletedProcess(process.args, process.returncode, output)
 

@@ -12,6 +12,7 @@ import yaml
 from open_clip import create_model_and_transforms
 from PIL import Image
 from support.checkout import DEMO, N_TEST, N_TRAIN, edit, hear_interrupts, shrink
+from support.class_folders import class_folders
 from support.tiny import write_index, write_pictures
 
 from latteclip.captions import answers
@@ -587,12 +588,6 @@ def test_training_labels_change_no_byte_of_labels_captions_and_weights(
 
 
 # --- mistakes: one sentence, a status, and nothing written ---------------------------------------
-
-
-def class_folders(root, names=("red dots", "lines"), n=4):
-    for number, name in enumerate(names):
-        write_pictures(root / name, n, seed=number, size=(64, 64))
-    return root
 
 
 def mine(checkout, folder, **changes):

@@ -1,0 +1,258 @@
+"""The workflow run from a folder of its own, as a module of another workflow, and from a wheel."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from support.checkout import Checkout
+from support.class_folders import class_folders
+from support.tiny import ROOT
+
+MINE = ("dataset=mine", "image_dir=photos")
+LABELS = "results/mine/pseudo_labels.parquet"
+# The commands of a checkout say where they run and whose code they are.
+NOTE = "import pathlib\n\npathlib.Path('ran').write_text(__file__)\n"
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A folder with photos, and nothing of the repository."""
+    folder = tmp_path / "my-project"
+    class_folders(folder / "photos", n=5)
+    return folder
+
+
+def own_code(checkout, *command, cwd):
+    """Run a command where no installed or inherited path leads to the checkout's code."""
+    run = checkout.run("env", "-u", "PYTHONPATH", *command, cwd=cwd)
+    assert run.returncode == 0, run.stdout
+    return run.stdout
+
+
+def tiny_clip(checkout):
+    return {"model": f"local-dir:{checkout.root}/latteclip/demo/models/clip", "pretrained": None}
+
+
+def write_yaml(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(content))
+
+
+def files_of(folder):
+    return {
+        path.relative_to(folder)
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+
+
+# --- a folder of its own -------------------------------------------------------------------------
+
+
+def test_photos_in_a_folder_of_their_own(checkout, project, tmp_path):
+    main = checkout.root / "latteclip" / "cli" / "main.py"
+    main.write_text(main.read_text().replace("import argparse\n", f"import argparse\n{NOTE}", 1))
+    write_yaml(project / "config" / "config.yaml", {"clip": tiny_clip(checkout)})
+    before = files_of(checkout.root)
+    snakemake = ("snakemake", "-j2", "--snakefile", checkout.root / "Snakefile")
+    snakemake += ("--directory", project, "--config", *MINE)
+    own_code(checkout, *snakemake, "--", LABELS, cwd=tmp_path)
+    assert (project / LABELS).is_file()
+    assert (project / "ran").read_text() == str(main)
+    assert files_of(checkout.root) == before
+    assert "Nothing to be done" in own_code(checkout, *snakemake, "-n", "--", LABELS, cwd=tmp_path)
+    module = checkout.root / "latteclip" / "labels" / "pseudo_label_images.py"
+    module.write_text(module.read_text() + "\n# Edited.\n")
+    again = own_code(checkout, *snakemake, "-n", "--", LABELS, cwd=tmp_path)
+    assert f"Updated input files: {module}" in again
+    assert "rule index_images" not in again
+
+
+def test_people_s_commands_in_a_folder_of_its_own(checkout, project):
+    write_yaml(project / "config" / "config.yaml", {"clip": tiny_clip(checkout)})
+    config = ("--config", *MINE, "method=zero_shot")
+    run = checkout.run(
+        *("latteclip", "workflow", "-j2", *config, "--", "results/mine/images.parquet"),
+        cwd=project,
+    )
+    assert run.returncode == 0, run.stdout
+    status = checkout.run("latteclip", "status", *config, cwd=project).stdout
+    assert re.search(r"^mine: 1 of 4 jobs done$", status, re.MULTILINE), status
+    assert re.search(r"^  done +index_images$", status, re.MULTILINE)
+    doctor = checkout.run("latteclip", "doctor", cwd=project).stdout
+    assert "ok       python" in doctor
+    assert "could not be checked" not in doctor
+
+
+def test_the_demo_runs_from_any_folder(checkout, project):
+    run = checkout.run("latteclip", "workflow", "-n", "--config", "dataset=demo", cwd=project)
+    planned = run.stdout
+    models = checkout.root / "latteclip" / "demo" / "models"
+    assert f'"model": "local-dir:{models}/clip"' in planned
+    assert f'"model": "{models}/llava"' in planned
+    assert "download_" not in planned
+
+
+def test_in_the_clone_the_demo_s_models_keep_their_names(checkout):
+    """They are part of what a stored answer is found by."""
+    planned = own_code(checkout, "snakemake", "-n", "--config", "dataset=demo", cwd=checkout.root)
+    assert '"model": "local-dir:latteclip/demo/models/clip"' in planned
+    assert '"model": "latteclip/demo/models/llava"' in planned
+
+
+def test_files_of_a_project_add_datasets_and_change_defaults(checkout, project):
+    values = {"source": {"folder": "photos"}, "split": {"kind": "folders"}, "template": "a {}."}
+    values |= {"prompts": {"image": "?", "group": "?"}, "groups": {"gap": 3}}
+    config = project / "config"
+    write_yaml(config / "datasets" / "mine.yaml", {"datasets": {"mine": values}})
+    changed = {"dataset": "mine", "seeds": 1, "groups": {"gap": 9, "seed": 5}}
+    write_yaml(config / "config.yaml", changed | {"clip": tiny_clip(checkout)})
+    planned = checkout.run("latteclip", "workflow", "-n", cwd=project).stdout
+    assert re.search(r"^finetune +2$", planned, re.MULTILINE), planned
+    assert '"gap": 3' in planned and '"seed": 5' in planned
+    assert "mine" in checkout.run("latteclip", "datasets", cwd=project).stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seeds: [1", r"Configuration file config/config\.yaml is not valid YAML: "),
+        ("demo", r"config/config\.yaml must hold keys with values, not 'demo'\."),
+        ("sedes: 1", r"Configuration key sedes is unknown; did you mean seeds\?"),
+    ],
+)
+def test_a_mistake_in_a_file_of_a_project_is_one_sentence(checkout, project, text, message):
+    (project / "config").mkdir()
+    (project / "config" / "config.yaml").write_text(text)
+    run = checkout.run("latteclip", "workflow", "-n", cwd=project)
+    assert run.returncode != 0
+    assert re.search(message, run.stdout), run.stdout
+    assert "Traceback" not in run.stdout
+
+
+# --- a module of another workflow ----------------------------------------------------------------
+
+OUTER = """
+configfile: "config/config.yaml"
+
+rule count:
+    input: "{labels}"
+    output: "counted.txt"
+    shell: "wc -c < {{input}} > {{output}}"
+
+module latteclip:
+    snakefile: "{snakefile}"
+    config: config["latteclip"]
+
+use rule * from latteclip as latteclip_*
+"""
+
+
+@pytest.fixture
+def outer(checkout, project):
+    """Another workflow, with a configuration of its own, that uses this one."""
+    snakefile = checkout.root / "workflow" / "Snakefile"
+    text = OUTER.format(labels=LABELS, snakefile=snakefile)
+    (project / "Snakefile").write_text(text)
+    asked = {"dataset": "mine", "image_dir": "photos", "clip": tiny_clip(checkout)}
+    write_yaml(project / "config" / "config.yaml", {"samples": ["a"], "latteclip": asked})
+    return project
+
+
+def test_another_workflow_uses_it_as_a_module(checkout, outer):
+    planned = own_code(checkout, "snakemake", "-n", cwd=outer)
+    assert re.search(r"^latteclip_index_images +1$", planned, re.MULTILINE)
+    assert re.search(r"^latteclip_pseudo_label_images +1$", planned, re.MULTILINE)
+    assert "profile" not in planned
+    own_code(checkout, "snakemake", "-j2", cwd=outer)
+    assert int((outer / "counted.txt").read_text()) == (outer / LABELS).stat().st_size
+    assert "Nothing to be done" in own_code(checkout, "snakemake", "-n", cwd=outer)
+
+
+def test_all_of_a_module_may_be_asked_for(checkout, outer):
+    planned = own_code(checkout, "snakemake", "-n", "latteclip_all", cwd=outer)
+    assert re.search(r"^latteclip_finetune +6$", planned, re.MULTILINE)
+
+
+def test_a_module_takes_the_options_of_the_command_line(checkout, outer):
+    text = (outer / "Snakefile").read_text().replace('config["latteclip"]', "config")
+    (outer / "Snakefile").write_text(text.replace('configfile: "config/config.yaml"', ""))
+    command = ("snakemake", "-n", "latteclip_all", "--config", "seeds=2", "method=flyp")
+    planned = own_code(checkout, *command, *MINE, cwd=outer)
+    assert re.search(r"^latteclip_finetune +2$", planned, re.MULTILINE)
+    assert "photos" in planned
+
+
+def test_a_copy_of_the_defaults_changes_nothing_for_a_module(checkout, outer):
+    """As `snakedeploy` writes it: what datasets say of themselves still wins over it."""
+    defaults = yaml.safe_load((checkout.root / "config" / "config.yaml").read_text())
+    write_yaml(outer / "config" / "config.yaml", {"latteclip": {**defaults, "seeds": 1}})
+    planned = own_code(checkout, "snakemake", "-np", "latteclip_all", cwd=outer)
+    assert "demo/models/llava" in planned
+    assert "download_" not in planned
+    assert re.search(r"^latteclip_finetune +2$", planned, re.MULTILINE)
+
+
+# --- a wheel -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The folder in which a wheel was unpacked, as pip would do it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = Checkout(folder / "source").root
+    for name in ("pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = [*(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation")]
+    run = subprocess.run(
+        [*build, "--wheel-dir", folder, source], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "site-packages")
+    shutil.rmtree(source)
+    return folder / "site-packages"
+
+
+def test_a_wheel_holds_every_file_of_the_workflow(installed):
+    for name in ("workflow", "config", "profiles", "envs"):
+        wanted = files_of(ROOT / name)
+        assert files_of(installed / "latteclip" / "shipped" / name) == wanted, name
+    code = {path for path in files_of(ROOT / "latteclip") if path.suffix == ".py"}
+    assert code <= files_of(installed / "latteclip")
+
+
+def test_every_package_is_named_for_the_wheel():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for path in (ROOT / "latteclip").rglob("__init__.py")
+    }
+    assert set(project["tool"]["setuptools"]["packages"]) == found | {"latteclip.shipped"}
+
+
+def test_a_wheel_runs_the_workflow(checkout, installed, project):
+    shrunken = "datasets={'demo': {'source': {'textures': {'train': 60, 'test': 40}}}}"
+    target = "results/demo/images.parquet"
+    run = checkout.run(
+        *("env", f"PYTHONPATH={installed}", sys.executable, "-m", "latteclip", "workflow", "-j1"),
+        *("--config", "dataset=demo", "seeds=1", shrunken, "--", target),
+        cwd=project,
+    )
+    assert run.returncode == 0, run.stdout
+    assert (project / target).is_file()
+    told = checkout.run(
+        *("env", f"PYTHONPATH={installed}", sys.executable, "-m", "latteclip", "workflow", "-n"),
+        *("--config", "dataset=demo", "seeds=1", shrunken),
+        cwd=project,
+    ).stdout
+    assert f'"model": "local-dir:{installed}/latteclip/demo/models/clip"' in told
+    assert str(installed / "latteclip" / "train" / "finetune.py") in told
+    assert Path(ROOT / "latteclip").as_posix() not in told
