@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from latteclip.captions.mentions import mentions
 from latteclip.core import tables
-from latteclip.core.json_files import write_json
+from latteclip.core.files import write_json
 
 PERCENTILES = {"min": 0, "p5": 5, "median": 50, "p95": 95, "max": 100}
 TOP = 10  # repeated captions that are named

@@ -1,4 +1,4 @@
-"""The JSON files that stages leave: written whole, read back and checked."""
+"""The JSON files that stages leave: read back and checked."""
 
 import json
 from collections.abc import Iterable
@@ -6,12 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from latteclip.core.errors import UserError
-from latteclip.core.files import write_text
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_object(path: str | Path, keys: Iterable[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from latteclip.core.digest import digest
 from latteclip.core.errors import UserError
-from latteclip.core.json_files import write_json
+from latteclip.core.files import write_json
 from latteclip.data import archives, file_sources
 from latteclip.data.transfer import FetchError
 

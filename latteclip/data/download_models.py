@@ -18,7 +18,7 @@ from typing import Any
 
 from latteclip.config.model_names import HUB
 from latteclip.core.errors import UserError
-from latteclip.core.json_files import write_json
+from latteclip.core.files import write_json
 
 log = logging.getLogger(__name__)
 LIBRARIES = ("huggingface_hub", "open_clip_torch", "transformers")

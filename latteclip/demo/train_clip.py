@@ -30,8 +30,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from latteclip.core.files import replacing
-from latteclip.core.json_files import write_json
+from latteclip.core.files import replacing, write_json
 from latteclip.core.memory import keep_big_buffers
 from latteclip.demo import textures
 from latteclip.demo.descriptions import short_captions

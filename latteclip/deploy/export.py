@@ -14,8 +14,7 @@ import torch
 from latteclip.clip import tuned
 from latteclip.clip.model import CLASSIFIER
 from latteclip.core.errors import UserError
-from latteclip.core.files import replacing
-from latteclip.core.json_files import write_json
+from latteclip.core.files import replacing, write_json
 from latteclip.core.prompts import PLACE
 from latteclip.deploy.model_card import Provenance, card, provenance
 

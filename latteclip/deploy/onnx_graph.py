@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from latteclip.clip.tuned import TunedModel
 from latteclip.core.errors import UserError
-from latteclip.core.json_files import write_json
+from latteclip.core.files import write_json
 
 GRAPH = "model.onnx"
 INPUTS = ["pixel_values"]

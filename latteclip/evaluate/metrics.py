@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.json_files import write_json
+from latteclip.core.files import write_json
 
 log = logging.getLogger(__name__)
 

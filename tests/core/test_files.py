@@ -1,6 +1,8 @@
+import json
+
 import pytest
 
-from latteclip.core.files import replacing, write_text
+from latteclip.core.files import replacing, write_json, write_text
 
 
 def fail():
@@ -67,3 +69,12 @@ def test_a_folder_replaces_what_was_there(tmp_path, old):
         (temporary / "new").touch()
     assert [p.name for p in target.iterdir()] == ["new"]
     assert (elsewhere / "kept").exists()
+
+
+def test_json_is_readable_and_comes_back(tmp_path):
+    value = {"é": [1, None, "x"]}
+    write_json(tmp_path / "x.json", value)
+    text = (tmp_path / "x.json").read_text(encoding="utf-8")
+    assert json.loads(text) == value
+    assert "é" in text
+    assert text.endswith("}\n")

@@ -35,7 +35,7 @@ COMMON = {
 
 def slice_of(photographs):
     """Six photographs of each class: [path, label, classname] by split."""
-    split = json.loads(next(photographs.glob("*.json")).read_text())
+    split = json.loads(next(photographs.glob("split_*.json")).read_text())
     taken = {"train": [], "val": [], "test": []}
     seen = {}
     for path, label, classname in [*split["train"], *split["val"], *split["test"]]:
