@@ -39,10 +39,11 @@ from latteclip.captions.engines.base import CaptionerSettings
 from latteclip.captions.engines.transformers import TransformersCaptioner
 from latteclip.captions.engines.vllm import VllmCaptioner
 from latteclip.captions.request import Request, messages
+from latteclip.config import shipped
 from latteclip.core import tables
 from latteclip.data.images import open_rgb
 
-DEMO = Path(caption.__file__).parent / "demo" / "models" / "llava"
+DEMO = shipped.PACKAGE / "demo" / "models" / "llava"
 PROMPT = "Describe the texture in the photo concisely, less than 20 words."
 ALONE = 100  # images for the two slow ways
 DISTINCT = 500  # textures; further files differ in bytes that no decoder reads
