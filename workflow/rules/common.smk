@@ -43,9 +43,7 @@ os.environ.update(
 )
 if IS_CLONE:
     inherited = os.environ.get("PYTHONPATH")
-    os.environ.update(
-        PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), inherited]))
-    )
+    os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), inherited])))
 if workflow.remote_exec:  # a job of a cluster
     # Nodes have no internet: rules that run where there is some fetched what is needed.
     os.environ.update(HF_HUB_OFFLINE="1")
