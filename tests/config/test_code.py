@@ -1,0 +1,80 @@
+import pytest
+
+from latteclip.config import code, shipped
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A folder with a package `latteclip`, of which it writes a module."""
+
+    def write(name, text=""):
+        path = tmp_path.joinpath("latteclip", *name.split(".")).with_suffix(".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (path.parent / "__init__.py").write_text('"""A room."""\n')
+        path.write_text(text)
+
+    write.root = tmp_path
+    return write
+
+
+def closure(package, *names):
+    found = code.closure(package.root, *(f"latteclip.{name}" for name in names))
+    return {name.removeprefix("latteclip.") for name in found}
+
+
+def test_imports_of_every_form_are_followed(package):
+    package("a.first", "import latteclip.b.plain\nfrom latteclip.b import second\n")
+    package("b.plain")
+    package("b.second", "def f():\n    from latteclip.b.third import name\n")
+    package("b.third", "import json, torch\nfrom latteclip.c.fourth import (\n    x as y,\n)\n")
+    package("c.fourth")
+    package("c.stranger")
+    assert closure(package, "a.first") == {
+        *("a.first", "b.plain", "b.second", "b.third", "c.fourth"),
+    }
+    assert closure(package, "b.third", "c.stranger") == {"b.third", "c.fourth", "c.stranger"}
+
+
+def test_a_circle_of_imports_ends(package):
+    package("a.first", "from latteclip.a import second\n")
+    package("a.second", "from latteclip.a import first\n")
+    assert closure(package, "a.first") == {"a.first", "a.second"}
+
+
+def test_other_packages_are_no_sources(package):
+    package("a.first", "import json\nfrom latteclipper.b import c\nfrom latteclip import x\n")
+    (package.root / "json.py").touch()
+    assert closure(package, "a.first") == {"a.first"}
+
+
+def test_modules_without_effect_are_left_out_with_what_they_import(package):
+    package("a.first", "from latteclip.core import progress\nfrom latteclip.core.errors import E\n")
+    package("core.progress", "from latteclip.core import clock\n")
+    package("core.errors")
+    package("core.clock")
+    assert closure(package, "a.first") == {"a.first"}
+
+
+def test_the_modules_without_effect_exist():
+    for name in code.WITHOUT_EFFECT:
+        assert shipped.PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py").is_file()
+
+
+def test_a_module_that_is_not_there_is_an_error():
+    with pytest.raises(FileNotFoundError, match="finetuna"):
+        code.sources("latteclip.train.finetuna")
+
+
+def test_a_stage_has_its_sources_and_no_others(monkeypatch):
+    monkeypatch.chdir(shipped.ROOT)
+    found = code.sources("latteclip.train.finetune")
+    assert found == sorted(found)
+    assert {"latteclip/train/finetune.py", "latteclip/train/objectives/losses.py"} <= set(found)
+    assert not [file for file in found if file.endswith("__init__.py") or "/cli/" in file]
+    assert "latteclip/core/progress.py" not in found
+
+
+def test_sources_are_absolute_from_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(shipped.PACKAGE / "core" / "tables.py") in code.sources("latteclip.core.tables")
+    assert str(shipped.PACKAGE / "report" / "templates" / "page.css") in code.templates()

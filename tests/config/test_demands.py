@@ -1,0 +1,43 @@
+import pytest
+from support.tiny import write_index
+
+from latteclip.config import demands
+
+
+def test_memory_grows_with_the_images_and_with_each_attempt():
+    assert demands.memory("evaluate", 0, 1) == 8_000
+    assert demands.memory("evaluate", 2_000_000, 1) == 24_000
+    assert demands.memory("evaluate", 2_000_000, 3) == 54_000
+
+
+def test_time_grows_with_images_passes_and_attempts():
+    assert demands.minutes("finetune", 0, 1, 1) == 20
+    assert demands.minutes("finetune", 12_000, 10, 1) == 20 + 10
+    assert demands.minutes("finetune", 12_000, 10, 2) == 60
+
+
+def test_images_are_those_of_the_file_until_there_is_an_index(configured, tmp_path):
+    counts = configured().dataset("dtd")["split"]["counts"]
+    expected = demands.images_expected(configured(), "dtd")
+    assert expected == counts["train"] + counts["test"]
+    assert demands.images_expected(configured(), "demo") == 0
+    index = tmp_path / "images.parquet"
+    with pytest.raises(FileNotFoundError, match=r"images\.parquet"):
+        demands.images_indexed(str(index))
+    write_index(index, ["a.png", "b.png", "c.png"], ["train"] * 3, [0, 1, 0], ["x", "y"])
+    assert demands.images_indexed(str(index)) == 3
+
+
+@pytest.mark.parametrize(("engine", "gpus"), [("vllm", 2), ("openai", 0), ("file", 0)])
+def test_only_an_engine_that_loads_a_model_has_gpus(configured, engine, gpus):
+    found = configured(captioner={"engine": engine, "tensor_parallel_size": 2})
+    assert demands.captioner_gpus(found, "dtd") == gpus
+
+
+def test_passes_and_processes_are_those_of_the_configuration(configured):
+    found = configured(finetune={"epochs": 7}, processes={"finetune": 3})
+    assert demands.epochs(found, "dtd", "flyp") == 7
+    assert demands.processes(found, "dtd") == 3
+    assert demands.one(found) == 1
+    assert demands.share_of_shard(found, shards="4") == 0.25
+    assert demands.share_of_shard(found) == 1

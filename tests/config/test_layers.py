@@ -1,0 +1,97 @@
+import copy
+
+import pytest
+import yaml
+
+from latteclip.config import layers, shipped
+from latteclip.core.errors import UserError
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A working folder with a folder `config`; writes one of its files."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(name, content):
+        path = tmp_path / "config" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(content))
+
+    return write
+
+
+def test_merge_lays_later_layers_over_earlier_ones_key_by_key():
+    first = {"a": {"x": 1, "y": 2}, "b": [1, 2], "c": 3}
+    before = copy.deepcopy(first)
+    merged = layers.merge(
+        first, None, {"a": {"y": 5, "z": {"w": 6}}, "b": [9]}, {"a": {"z": {"v": 7}}}
+    )
+    assert merged == {"a": {"x": 1, "y": 5, "z": {"w": 6, "v": 7}}, "b": [9], "c": 3}
+    assert first == before
+
+
+def test_the_difference_is_what_merge_puts_back():
+    base = {"a": {"x": 1, "y": 2}, "b": [1, 2], "c": 3}
+    config = {"a": {"x": 1, "y": 5, "z": 0}, "b": [1, 2], "c": {"d": 4}, "e": None}
+    found = layers.difference(config, base)
+    assert found == {"a": {"y": 5, "z": 0}, "c": {"d": 4}, "e": None}
+    assert layers.merge(base, found) == layers.merge(base, config)
+    assert layers.difference(base, base) == {}
+
+
+def test_a_project_without_files_has_the_shipped_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = layers.defaults()
+    assert found["dataset"] == "demo"
+    assert set(layers.datasets()) == {file.stem for file in shipped.CONFIG.glob("datasets/*")}
+
+
+def test_files_of_a_project_are_laid_over_the_shipped_ones(project):
+    project("config.yaml", {"finetune": {"lr": 0.5}})
+    project("datasets/mine.yaml", {"datasets": {"mine": {"template": "{}"}}})
+    project("datasets/dtd.yaml", {"datasets": {"dtd": {"title": "Mine too"}}})
+    found = layers.defaults()
+    assert found["finetune"]["lr"] == 0.5
+    assert found["finetune"]["beta1"] == 0.9
+    assert found["datasets"]["mine"] == {"template": "{}"}
+    assert found["datasets"]["dtd"]["title"] == "Mine too"
+    assert "downloads" in found["datasets"]["dtd"]["source"]
+    assert list(layers.datasets()) == sorted(found["datasets"])
+    assert "mine" not in layers.defaults(project=None)["datasets"]
+
+
+def test_the_folder_of_the_clone_is_read_once(monkeypatch):
+    read = []
+    monkeypatch.chdir(shipped.ROOT)
+    monkeypatch.setattr(layers, "_read", lambda file: read.append(file) or {})
+    layers.defaults()
+    assert len(read) == len(set(read)) == 12
+
+
+def test_folders_that_shipped_datasets_name_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(shipped.ROOT)
+    demo = layers.datasets()["demo"]
+    assert demo["clip"]["model"] == "local-dir:latteclip/demo/models/clip"
+    assert demo["captioner"]["model"] == "latteclip/demo/models/llava"
+    monkeypatch.chdir(tmp_path)
+    demo = layers.datasets()["demo"]
+    assert demo["clip"]["model"] == f"local-dir:{shipped.PACKAGE}/demo/models/clip"
+    assert demo["captioner"]["model"] == f"{shipped.PACKAGE}/demo/models/llava"
+
+
+def test_folders_that_a_project_names_are_its_own(project):
+    values = {"clip": {"model": "local-dir:latteclip/demo/models/clip"}}
+    project("datasets/mine.yaml", {"datasets": {"mine": values}})
+    assert layers.datasets()["mine"] == values
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [1", "config.yaml is not valid YAML: "), ("[1]", "must hold keys with values, not")],
+)
+def test_a_broken_file_is_one_sentence(project, text, message):
+    project("config.yaml", {})
+    (layers.PROJECT / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        layers.defaults()
+    assert "\n" not in str(caught.value)

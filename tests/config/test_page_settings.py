@@ -1,0 +1,63 @@
+import json
+
+import pytest
+
+from latteclip.config import page_settings
+
+
+@pytest.mark.parametrize(
+    ("methods", "shown"),
+    [
+        ("zero_shot,flyp,latteclip,latteclip_no_captions", "latteclip"),
+        ("latteclip_no_captions,flyp", "flyp"),
+        ("zero_shot,flyp,label_propagation", "label_propagation"),
+        ("zero_shot", None),
+    ],
+)
+def test_the_method_that_is_shown(configured, methods, shown):
+    assert page_settings.shown_method(configured(method=methods)) == shown
+
+
+def test_only_the_first_seed_of_the_shown_method_is_shown_in_full(configured):
+    found = configured(method="zero_shot,latteclip", seeds="3,1")
+    runs = page_settings.runs(found, "demo")
+    assert [sorted(run) for run in runs] == [
+        ["method", "metrics", "seed"],
+        ["history", "method", "metrics", "predictions", "seed"],
+        ["history", "method", "metrics", "model", "predictions", "seed"],
+    ]
+    assert page_settings.files_of_runs(found, "demo", "model") == [
+        "results/demo/latteclip/seed1/model"
+    ]
+    assert len(page_settings.files_of_runs(found, "demo", "metrics")) == 3
+
+
+def test_pages_of_a_table_of_its_own_have_its_name(configured):
+    assert page_settings.suffix(configured()) == ""
+    found = configured(table={"name": "study"})
+    assert page_settings.suffix(found) == "-study"
+    assert page_settings.index_results(found)["reports"] == {"demo": "demo/report-study.html"}
+
+
+def test_benchmarks_follow_shards_and_seeds(configured):
+    found = configured(method="flyp", seeds=2, captions={"shards": 2})
+    paths = [file["path"] for file in page_settings.benchmarks(found, "demo")]
+    assert "results/demo/benchmarks/caption_images-2-of-2.jsonl" in paths
+    assert "results/demo/benchmarks/index_images.jsonl" in paths
+    assert "results/demo/flyp/seed1/benchmarks/evaluate.jsonl" in paths
+    assert len(paths) == len(set(paths)) == 3 + 2 * 2 + 2 * 4
+
+
+def test_the_page_is_told_in_the_order_in_which_people_read(configured):
+    found = json.loads(page_settings.report_dataset(configured(method="latteclip_fused"), "demo"))
+    assert list(found) == ["dataset", "baseline", "shown", "config", "benchmarks"]
+    told = found["config"]
+    assert list(told)[:3] == ["dataset", "seeds", "title"]
+    assert list(told)[-2:] == ["threads", "methods"]
+    assert next(iter(told["methods"]["latteclip_fused"])) == "like"
+    assert told["methods"]["latteclip_fused"]["pseudo_labels"] == "fused"
+
+
+def test_titles_are_told_where_there_are_any(configured, tmp_path):
+    found = configured(dataset="demo,dtd", datasets={"dtd": {"title": ""}})
+    assert list(page_settings.index_results(found)["titles"]) == ["demo"]

@@ -1,0 +1,86 @@
+import pytest
+
+from latteclip.config import rule_inputs
+
+CLIP = "resources/models/ViT-B-32@laion2b_s34b_b79k.json"
+
+
+def test_the_folder_is_the_user_s_or_one_that_is_made(configured, tmp_path):
+    assert rule_inputs.data_folder(configured(), "dtd") == "resources/dtd/data"
+    mine = configured(dataset="mine", image_dir=str(tmp_path))
+    assert rule_inputs.data_folder(mine, "mine") == str(tmp_path)
+
+
+def test_a_model_of_the_hub_has_a_note_and_a_folder_none(configured):
+    assert rule_inputs.hub_model(configured(), "dtd", "clip") == [CLIP]
+    assert rule_inputs.hub_model(configured(), "demo", "clip") == []
+    assert rule_inputs.hub_model(configured(), "demo", "captioner") == []
+
+
+@pytest.mark.parametrize("engine", ["vllm", "transformers", "openai", "file"])
+def test_captions_depend_on_the_engine_of_their_dataset(configured, engine):
+    found = rule_inputs.engine_code(configured(captioner={"engine": engine}), "dtd")
+    assert any(path.endswith(f"latteclip/captions/engines/{engine}.py") for path in found)
+
+
+def test_pseudo_labels_are_read_where_the_prompt_names_them(configured):
+    named = {"dtd": {"prompts": {"image": "Is it {}?"}}}
+    found = configured(datasets=named)
+    assert rule_inputs.pseudo_labels_if_named(found, "demo") == []
+    assert rule_inputs.pseudo_labels_if_named(found, "dtd") == ["results/dtd/pseudo_labels.parquet"]
+
+
+def test_captions_of_one_s_own_are_read_by_engine_file_alone(configured):
+    own = {"images_file": "mine.csv"}
+    with_file = configured(captioner={"engine": "file", **own})
+    assert rule_inputs.own_captions(with_file, "dtd", "images") == ["mine.csv"]
+    assert rule_inputs.own_captions(with_file, "dtd", "groups") == []
+    assert rule_inputs.own_captions(configured(captioner=own), "dtd", "images") == []
+
+
+def test_shards_are_as_many_as_configured(configured):
+    found = configured(captions={"shards": 2})
+    assert rule_inputs.caption_shards(found, "dtd", "groups") == [
+        "results/dtd/captions/shards/groups-1-of-2.parquet",
+        "results/dtd/captions/shards/groups-2-of-2.parquet",
+    ]
+
+
+IMAGES, GROUPS = (f"results/dtd/captions/{kind}s.parquet" for kind in ("image", "group"))
+
+
+@pytest.mark.parametrize(
+    ("method", "images", "groups", "labels"),
+    [
+        ("flyp", [], [], []),
+        ("latteclip", [IMAGES], [GROUPS], []),
+        ("latteclip_no_image_description", [], [GROUPS], []),
+        ("latteclip_no_captions", [], [], []),
+        ("flyp_fused", [], [], ["results/dtd/caption_labels.parquet"]),
+    ],
+)
+def test_a_method_reads_what_it_trains_on(configured, method, images, groups, labels):
+    found = configured(method=method)
+    assert rule_inputs.captions_of_method(found, "dtd", method, "image") == images
+    assert rule_inputs.captions_of_method(found, "dtd", method, "group") == groups
+    assert rule_inputs.caption_labels_of_method(found, "dtd", method) == labels
+
+
+def test_the_page_reads_captions_that_some_method_needs(configured):
+    found = configured(method="flyp,latteclip_no_image_description")
+    assert rule_inputs.captions_in_use(found, "dtd") == [GROUPS]
+    assert rule_inputs.captions_if_in_use(found, "dtd", "image") == []
+    assert rule_inputs.captions_if_in_use(found, "dtd", "group") == [GROUPS]
+    assert rule_inputs.caption_summary_if_in_use(found, "dtd") == [
+        "results/dtd/captions/summary.json"
+    ]
+    assert rule_inputs.caption_summary_if_in_use(configured(method="flyp"), "dtd") == []
+
+
+def test_metrics_are_those_of_every_run(configured):
+    found = configured(dataset="dtd,demo", method="zero_shot,flyp", seeds=2)
+    assert rule_inputs.all_metrics(found) == [
+        f"results/{dataset}/{run}/metrics.json"
+        for dataset in ("dtd", "demo")
+        for run in ("zero_shot/seed0", "flyp/seed0", "flyp/seed1")
+    ]

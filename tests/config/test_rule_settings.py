@@ -1,0 +1,79 @@
+"""What stages are given, and that they are given no more: a key that a stage does not see reruns
+nothing of it."""
+
+import pytest
+
+from latteclip.config import rule_settings
+from latteclip.config.configuration import as_json
+
+STAGES = {
+    "pseudo_label_images": ("dtd",),
+    "captioner": ("dtd",),
+    "groups": ("dtd",),
+    "label_by_captions": ("dtd",),
+    "finetune": ("dtd", "latteclip"),
+    "evaluate": ("dtd",),
+    "propagate_labels": ("dtd", "label_propagation"),
+    "index_images": ("dtd",),
+    "download_dataset": ("dtd",),
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "stages"),
+    [
+        ({"finetune": {"lr": 0.5}}, {"finetune"}),
+        ({"compute": {"cache_gib": 1}}, {"finetune"}),
+        ({"methods": {"latteclip": {"switches": {"alpha": 0.5}}}}, {"finetune"}),
+        ({"inference": {"topk": 7}}, {"pseudo_label_images", "evaluate", "propagate_labels"}),
+        (
+            {"inference": {"batch_size": 7}},
+            {"pseudo_label_images", "evaluate", "label_by_captions"},
+        ),
+        (
+            {"clip": {"precision": "fp16"}},
+            {"pseudo_label_images", "label_by_captions", "finetune", "evaluate"},
+        ),
+        ({"captioner": {"max_new_tokens": 9}}, {"captioner"}),
+        ({"groups": {"gap": 9}}, {"groups"}),
+        ({"methods": {"label_propagation": {"graph": {"gamma": 3}}}}, {"propagate_labels"}),
+        ({"datasets": {"dtd": {"template": "{}"}}}, {"pseudo_label_images", "finetune"}),
+        ({"datasets": {"dtd": {"licence": "none"}}}, {"download_dataset"}),
+        ({"threads": {"finetune": 1}}, set()),
+        ({"seeds": 9}, set()),
+    ],
+    ids=str,
+)
+def test_a_key_reaches_the_stages_that_need_it(configured, given, stages):
+    before, after = configured(), configured(**given)
+    changed = {
+        name
+        for name, wildcards in STAGES.items()
+        for stage in [getattr(rule_settings, name)]
+        if as_json(stage(before, *wildcards)) != as_json(stage(after, *wildcards))
+    }
+    assert changed == stages
+
+
+def test_textures_are_given_their_numbers(configured):
+    found = rule_settings.generate_textures(configured(), "demo")
+    assert found == {"train": 1500, "test": 2100, "gap": 0.85, "seed": 0}
+
+
+def test_a_model_is_named_by_its_note(configured):
+    note = "ViT-B-32@laion2b_s34b_b79k"
+    found = rule_settings.hub_model(configured(), note, "clip")
+    assert found == {"model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"}
+
+
+def test_prompts_are_those_of_the_dataset(configured):
+    for kind in ("image", "group"):
+        prompt = rule_settings.prompt(configured(), "demo", kind)
+        assert prompt == configured().dataset("demo")["prompts"][kind]
+
+
+def test_several_processes_start_under_torchrun_with_gpus_of_their_own(configured):
+    assert rule_settings.finetune_command(configured(), "dtd") == "latteclip"
+    command = rule_settings.finetune_command(configured(processes={"finetune": 4}), "dtd")
+    assert command.startswith("python -m latteclip.core.gpus 4 torchrun ")
+    assert "--nproc-per-node 4 -m -- latteclip" in command
