@@ -8,18 +8,11 @@ from typing import Any
 
 import torch
 
-from latteclip.train.objectives import losses
-from latteclip.train.objectives.base import (
-    Maker,
-    StepOutcome,
-    TrainingBatch,
-    TrainingTexts,
-    text_classifier,
-)
+from latteclip.train.objectives import base, losses
 from latteclip.train.texts import TextBank
 
 
-def maker(switches: Mapping[str, Any]) -> Maker:
+def maker(switches: Mapping[str, Any]) -> base.Maker:
     """FLYP has no switches; a method that is `like` another one may inherit some."""
     return lambda bank, texts, seed: Flyp(bank, texts)
 
@@ -30,15 +23,15 @@ class Flyp:
     Its scores are those of the class texts at the epoch's start.
     """
 
-    def __init__(self, bank: TextBank, texts: TrainingTexts) -> None:
+    def __init__(self, bank: TextBank, texts: base.TrainingTexts) -> None:
         self.bank, self.texts = bank, texts
         self.start_epoch()
 
-    def loss(self, batch: TrainingBatch) -> StepOutcome:
+    def loss(self, batch: base.TrainingBatch) -> base.StepOutcome:
         targets = self.bank.encode(self.texts.classes[batch.pseudo_labels])  # [B, D]
         loss = losses.contrastive(batch.features, targets, batch.scale)
         scores = batch.features.detach() @ self.epoch_classifier.T
-        return StepOutcome(loss, scores, {"loss_zero_shot": loss.detach()})
+        return base.StepOutcome(loss, scores, {"loss_zero_shot": loss.detach()})
 
     def after_step(self) -> None:
         """Nothing is learned besides the model."""
@@ -53,4 +46,4 @@ class Flyp:
         self.epoch_classifier = state["epoch_classifier"].to(self.epoch_classifier.device)
 
     def classifier(self) -> torch.Tensor:
-        return text_classifier(self.bank, self.texts.classes)
+        return base.text_classifier(self.bank, self.texts.classes)
