@@ -32,20 +32,8 @@ from transformers import (
 
 from latteclip.core.files import replacing
 from latteclip.core.memory import keep_big_buffers
-from latteclip.demo import textures, train_clip
+from latteclip.demo import textures, train_clip, training
 from latteclip.demo.descriptions import describe, describe_group
-from latteclip.demo.training import (
-    MEAN,
-    STD,
-    attribute_heads,
-    attribute_loss,
-    attribute_targets,
-    flip,
-    normalise,
-    optimise,
-    optimiser,
-    to_channels,
-)
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +66,7 @@ QUADRANTS = torch.arange(64).view(2, 4, 2, 4).permute(0, 2, 1, 3).reshape(4, 16)
 
 def enlarge(images: np.ndarray) -> torch.Tensor:
     """[B, 64, 64, 3] to what the image processor makes of them, uint8 [B, 3, 128, 128]."""
-    return F.interpolate(to_channels(images), size=SIDE, mode="bicubic", antialias=True)
+    return F.interpolate(training.to_channels(images), size=SIDE, mode="bicubic", antialias=True)
 
 
 def to_cells(images: np.ndarray) -> np.ndarray:
@@ -97,7 +85,7 @@ def group_pictures(cells: np.ndarray) -> torch.Tensor:
     second = SIDE - CELL
     for member, (top, left) in enumerate([(0, 0), (0, second), (second, 0), (second, second)]):
         pictures[:, top : top + CELL, left : left + CELL] = cells[:, member]
-    return to_channels(pictures)
+    return training.to_channels(pictures)
 
 
 class Pool:
@@ -108,7 +96,7 @@ class Pool:
         self.images, self.attributes = textures.generate_range(n, largest_gap, seed)
         self.cells = to_cells(self.images)
         self.descriptions = [describe(a) for a in self.attributes]
-        self.targets = attribute_targets(self.attributes)
+        self.targets = training.attribute_targets(self.attributes)
         labels = self.targets["classname"].numpy()
         self.members = [np.flatnonzero(labels == c) for c in range(len(textures.CLASSNAMES))]
 
@@ -127,8 +115,10 @@ class Pool:
         """Pictures uint8 [n_images + n_groups, 3, 128, 128], and whose images are on them."""
         singles = self.rng.integers(len(self.images), size=n_images)
         groups = np.stack([self.draw_group() for _ in range(n_groups)])  # [n_groups, 4]
-        single_pictures = enlarge(flip(self.images[singles], self.rng))
-        cells = flip(self.cells[groups.reshape(-1)], self.rng).reshape(n_groups, 4, CELL, CELL, 3)
+        single_pictures = enlarge(training.flip(self.images[singles], self.rng))
+        cells = training.flip(self.cells[groups.reshape(-1)], self.rng).reshape(
+            n_groups, 4, CELL, CELL, 3
+        )
         return torch.cat([single_pictures, group_pictures(cells)]), singles, groups
 
 
@@ -163,8 +153,8 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
     image_processor = CLIPImageProcessor(
         size={"shortest_edge": SIDE},
         crop_size={"height": SIDE, "width": SIDE},
-        image_mean=[MEAN] * 3,
-        image_std=[STD] * 3,
+        image_mean=[training.MEAN] * 3,
+        image_std=[training.STD] * 3,
     )
     return LlavaProcessor(
         image_processor=image_processor,
@@ -259,11 +249,11 @@ def attribute_losses(tower: Any, heads: torch.nn.ModuleDict, pool: Pool) -> Iter
     while True:
         pictures, singles, groups = pool.draw(48, 24)
         kept = torch.cat([quadrant[torch.randperm(16)[:8]] for quadrant in QUADRANTS])
-        features = patch_features(tower, normalise(pictures), kept)
+        features = patch_features(tower, training.normalise(pictures), kept)
         features = features.reshape(-1, 8, WIDTH).mean(1)  # [B * 4, WIDTH]
         owners = np.concatenate([singles.repeat(4), groups.reshape(-1)])
         targets = {name: target[owners] for name, target in pool.targets.items()}
-        yield attribute_loss(heads, F.layer_norm(features, (WIDTH,)), targets)
+        yield training.attribute_loss(heads, F.layer_norm(features, (WIDTH,)), targets)
 
 
 def prompt_tokens(processor: LlavaProcessor, prompt: str) -> list[int]:
@@ -325,7 +315,7 @@ def caption_losses(
         answers = [(image_prompt, answer(pool.descriptions[i])) for i in singles]
         answers += [(group_prompt, answer(pool.describe_group(g))) for g in groups]
         tokens, is_answer = pad(answers, tokenizer.pad_token_id)
-        yield caption_loss(model, normalise(pictures), tokens, is_answer)
+        yield caption_loss(model, training.normalise(pictures), tokens, is_answer)
 
 
 def train(
@@ -342,14 +332,16 @@ def train(
     tower = model.model.vision_tower
     start_from_clip(tower, clip_folder)
     log.info("%.2fM parameters", sum(p.numel() for p in model.parameters()) / 1e6)
-    heads = attribute_heads(WIDTH)
+    heads = training.attribute_heads(WIDTH)
     model.train()
     stages = [
         ([tower, heads], attribute_losses(tower, heads, pool), attribute_steps),
         ([model], caption_losses(model, processor, pool), caption_steps),
     ]
     for modules, losses, steps in stages:
-        for _ in optimise(optimiser(modules, weight_decay=0.05), losses, steps, LEARNING_RATE):
+        for _ in training.optimise(
+            training.optimiser(modules, weight_decay=0.05), losses, steps, LEARNING_RATE
+        ):
             pass
     return model.eval(), processor
 

@@ -2,13 +2,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from support.tiny import (
-    tiny_clip,
-    write_captions,
-    write_index,
-    write_pictures,
-    write_pseudo_labels,
-)
+from support import tiny
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -71,18 +65,20 @@ class Files:
 
     def __init__(self, folder, true=TRUE, n=7):
         self.folder = folder
-        train = write_pictures(folder / "pictures", n)
+        train = tiny.write_pictures(folder / "pictures", n)
         files = [str(folder / "test0.png"), *train, str(folder / "test1.png")]
         splits = ["test", *["train"] * (n - 1), "val", "test"]
         self.names = [Path(file).name for file in train]
-        self.index = write_index(folder / "i.parquet", files, splits, [0, *true, None], CLASSNAMES)
-        self.labels = write_pseudo_labels(folder / "p.parquet", self.names, LABELS[:n])
+        self.index = tiny.write_index(
+            folder / "i.parquet", files, splits, [0, *true, None], CLASSNAMES
+        )
+        self.labels = tiny.write_pseudo_labels(folder / "p.parquet", self.names, LABELS[:n])
 
     def captions(self, captions):
-        return write_captions(self.folder / "c.parquet", self.names, captions)
+        return tiny.write_captions(self.folder / "c.parquet", self.names, captions)
 
     def groups(self, members, captions):
-        return write_captions(
+        return tiny.write_captions(
             self.folder / "g.parquet",
             [str(i) for i in range(len(members))],
             captions,
@@ -97,7 +93,7 @@ class Files:
         return str(self.folder / "l.parquet")
 
     def read(self, labels="zero_shot", **files):
-        bank = TextBank(tiny_clip())
+        bank = TextBank(tiny.tiny_clip())
         read = training_data.read(
             TrainingFiles(self.index, self.labels, **files), "a {}.", labels, bank
         )
@@ -175,21 +171,23 @@ def test_captions_that_lack_an_image_are_refused(files):
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_fewer_than_two_images_are_refused(tmp_path, n):
-    index = write_index(
+    index = tiny.write_index(
         tmp_path / "i.parquet",
         ["a.png", "b.png"],
         ["test", ["test", "train"][n]],
         [0, 1],
         CLASSNAMES,
     )
-    bank = TextBank(tiny_clip())
+    bank = TextBank(tiny.tiny_clip())
     with pytest.raises(UserError, match=f"has {n} training images"):
         training_data.read(TrainingFiles(index, "p.parquet"), "a {}.", "zero_shot", bank)
 
 
 def test_one_class_alone_is_refused(tmp_path):
-    index = write_index(tmp_path / "i.parquet", ["a.png", "b.png"], ["train"] * 2, [0, 0], ["a"])
-    bank = TextBank(tiny_clip())
+    index = tiny.write_index(
+        tmp_path / "i.parquet", ["a.png", "b.png"], ["train"] * 2, [0, 0], ["a"]
+    )
+    bank = TextBank(tiny.tiny_clip())
     with pytest.raises(UserError, match="only one class"):
         training_data.read(TrainingFiles(index, "p.parquet"), "a {}.", "zero_shot", bank)
 
