@@ -1,4 +1,5 @@
 import os
+import shutil
 
 import pytest
 import torch
@@ -35,6 +36,21 @@ def photographs():
     if not folder.is_dir():
         pytest.skip("no photographs beside the repository (../shared/data/dtd10)")
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's chromium, driven by Playwright."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    path = next((found for name in names if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip(f"none of {', '.join(names)} is installed")
+    with playwright.sync_playwright() as driver:
+        # Without its sandbox, which root and most containers cannot have; the page is our own.
+        running = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield running
+        running.close()
 
 
 @pytest.fixture

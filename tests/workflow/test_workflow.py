@@ -110,15 +110,6 @@ def test_a_run_ends_with_its_pages(finished):
     assert 'href="demo/report.html"' in (finished.root / "results" / "index.html").read_text()
 
 
-def test_snakemake_s_own_report_carries_the_pages(finished, tmp_path):
-    output = tmp_path / "report.html"
-    run = finished.snakemake("--report", output, "--config", "seeds=1")
-    assert run.returncode == 0, run.stdout
-    text = output.read_text()
-    for name in ("summary.csv", "report.html", "index.html", "Everything about demo"):
-        assert name in text
-
-
 def test_nothing_is_left_half_written(finished):
     assert [p for p in (finished.root / "results").rglob("*") if p.name.endswith(".tmp")] == []
 

@@ -1,0 +1,78 @@
+"""Snakemake's own report of a run, which carries the table and the pages."""
+
+import csv
+import re
+import zipfile
+
+import pytest
+from support.tiny import ROOT
+
+
+@pytest.fixture(scope="module")
+def report(finished, tmp_path_factory):
+    """The unpacked `snakemake --report report.zip`."""
+    folder = tmp_path_factory.mktemp("report")
+    run = finished.snakemake("--report", folder / "report.zip", "--config", "seeds=1")
+    assert run.returncode == 0, run.stdout
+    with zipfile.ZipFile(folder / "report.zip") as archive:
+        archive.extractall(folder)
+    return folder / "report" / "report.html"
+
+
+@pytest.fixture
+def page(browser, report):
+    """The report in a browser without a network."""
+    context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.goto(report.as_uri())
+    yield page
+    context.close()
+
+
+def artefact(page, category, label):
+    """The row of an artefact in its category."""
+    page.get_by_text(category, exact=True).first.click()
+    return page.get_by_role("row").filter(has_text=label)
+
+
+def test_it_opens_with_what_the_workflow_does(page):
+    page.get_by_text("LatteCLIP adapts CLIP to unlabelled images").wait_for()
+
+
+def test_the_table_is_in_it(page):
+    row = artefact(page, "Accuracy", "table of accuracies")
+    with page.expect_download() as download:
+        row.locator("a").first.click()
+    with download.value.path().open() as file:
+        methods = [line["method"] for line in csv.DictReader(file)]
+    assert methods == ["zero_shot", "flyp", "latteclip"]
+
+
+@pytest.mark.parametrize(
+    ("category", "label", "heading"),
+    [
+        ("Accuracy", "page over all datasets", "latteclip"),
+        ("Datasets", "page of a dataset", "Textures made by numpy"),
+    ],
+)
+def test_the_pages_are_in_it(page, category, label, heading):
+    with page.expect_download() as download:
+        artefact(page, category, label).locator("a").first.click()
+    page.goto(download.value.url)
+    page.get_by_text(heading).first.wait_for()
+    assert page.url.endswith(".html")
+
+
+def test_every_artefact_has_a_caption(report):
+    text = report.read_text()
+    for caption in ("Everything about demo", "Top-1 accuracy of all methods", "standard deviation"):
+        assert caption in text
+
+
+def test_every_artefact_has_a_category_and_labels():
+    rules = "".join(file.read_text() for file in (ROOT / "workflow" / "rules").glob("*.smk"))
+    artefacts = re.findall(r"report\(\n(.*?)\n        \)", rules, flags=re.DOTALL)
+    assert len(artefacts) == 3
+    for artefact in artefacts:
+        for key in ("caption=", "category=", "labels={"):
+            assert key in artefact
