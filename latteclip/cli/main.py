@@ -34,7 +34,7 @@ exit status:
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
-    """Help with a line for each command, and no line for the choice of them as such."""
+    """Help with one line per command, and none for the choice of a command as such."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=28)
