@@ -32,6 +32,12 @@ def sources(*modules: str) -> list[str]:
     Raises:
         FileNotFoundError: the package has no such module.
     """
+    return list(_sources(modules, Path.cwd()))
+
+
+@cache  # hundreds of jobs have the same code
+def _sources(modules: tuple[str, ...], here: Path) -> list[str]:
+    """`sources` as they are seen from the folder that is worked in."""
     root = shipped.PACKAGE.parent
     return sorted(shipped.seen_from_here(_file(root, name)) for name in closure(root, *modules))
 
