@@ -191,15 +191,15 @@ EDITS = {
         },
     ),
     "losses.py": (in_file("latteclip/train/objectives/losses.py"), TUNED),
-    "captions.py": (
+    "caption.py": (
         in_file("latteclip/captions/caption.py"),
         {"caption_images": 1, "caption_groups": 1, **NEW_CAPTIONS},
     ),
-    "cleaning.py": (
+    "clean.py": (
         in_file("latteclip/captions/clean.py"),
         {"caption_images": 1, "caption_groups": 1, **NEW_CAPTIONS},
     ),
-    "caption_summary.py": (
+    "summarize_captions.py": (
         in_file("latteclip/captions/summarize_captions.py"),
         {"summarize_captions": 1, "report_dataset": 1},
     ),
@@ -207,9 +207,9 @@ EDITS = {
         in_file("latteclip/captions/mentions.py"),
         {"summarize_captions": 1, "report_dataset": 1},
     ),
-    "stage_json.py": (in_file("latteclip/core/json_files.py"), COLLECTED),
-    "caption_listing.py": (in_file("latteclip/captions/show.py"), {}),
-    "shards.py, with one shard": (
+    "json_files.py": (in_file("latteclip/core/json_files.py"), COLLECTED),
+    "show.py": (in_file("latteclip/captions/show.py"), {}),
+    "shard.py, with one shard": (
         in_file("latteclip/captions/shard.py"),
         {"caption_images": 1, "caption_groups": 1, **NEW_CAPTIONS},
     ),
@@ -245,8 +245,8 @@ EDITS = {
         {"report_dataset": 1, "index_results": 1},
     ),
     "the dataset's licence": (in_demo("licence", value="none"), {"report_dataset": 1}),
-    "model_downloads.py": (in_file("latteclip/data/download_models.py"), {}),
-    "cli.py": (in_file("latteclip/cli/main.py"), {}),
+    "download_models.py": (in_file("latteclip/data/download_models.py"), {}),
+    "main.py": (in_file("latteclip/cli/main.py"), {}),
     "progress.py": (in_file("latteclip/core/progress.py"), {}),
     "gpus.py": (in_file("latteclip/core/gpus.py"), {}),
     "an `__init__.py`": (in_file("latteclip/train/__init__.py"), {}),
