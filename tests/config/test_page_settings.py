@@ -24,10 +24,10 @@ def test_only_the_first_seed_of_the_shown_method_is_shown_in_full(configured):
     assert [sorted(run) for run in runs] == [
         ["method", "metrics", "seed"],
         ["history", "method", "metrics", "predictions", "seed"],
-        ["history", "method", "metrics", "model", "predictions", "seed"],
+        ["gallery", "history", "method", "metrics", "predictions", "seed"],
     ]
-    assert page_settings.files_of_runs(found, "demo", "model") == [
-        "results/demo/latteclip/seed1/model"
+    assert page_settings.files_of_runs(found, "demo", "gallery") == [
+        "results/demo/latteclip/seed1/gallery.parquet"
     ]
     assert len(page_settings.files_of_runs(found, "demo", "metrics")) == 3
 

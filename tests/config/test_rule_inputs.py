@@ -23,6 +23,17 @@ def test_captions_depend_on_the_engine_of_their_dataset(configured, engine):
     assert any(path.endswith(f"latteclip/captions/engines/{engine}.py") for path in found)
 
 
+@pytest.mark.parametrize(
+    ("method", "module"),
+    [("flyp", "flyp"), ("flyp_supervised", "flyp"), ("latteclip_fused", "latteclip")],
+)
+def test_a_training_depends_on_the_objective_of_its_method(configured, method, module):
+    found = rule_inputs.objective_code(configured(), method)
+    assert any(path.endswith(f"latteclip/train/objectives/{module}.py") for path in found)
+    mixed = any(path.endswith("objectives/mixer.py") for path in found)
+    assert mixed == (module == "latteclip")
+
+
 def test_pseudo_labels_are_read_where_the_prompt_names_them(configured):
     named = {"dtd": {"prompts": {"image": "Is it {}?"}}}
     found = configured(datasets=named)

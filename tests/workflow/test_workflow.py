@@ -191,6 +191,16 @@ EDITS = {
         },
     ),
     "losses.py": (in_file("latteclip/train/objectives/losses.py"), TUNED),
+    "mixer.py, of one objective": (
+        in_file("latteclip/train/objectives/mixer.py"),
+        TUNED_ON_CAPTIONS,
+    ),
+    "an engine in use": (
+        in_file("latteclip/captions/engines/transformers.py"),
+        {"caption_images": 1, "caption_groups": 1, **NEW_CAPTIONS},
+    ),
+    "another engine": (in_file("latteclip/captions/engines/vllm.py"), {}),
+    "files.py": (in_file("latteclip/core/files.py"), {}),
     "caption.py": (
         in_file("latteclip/captions/caption.py"),
         {"caption_images": 1, "caption_groups": 1, **NEW_CAPTIONS},
