@@ -97,7 +97,7 @@ def test_the_demo_runs_from_any_folder(checkout, project):
 
 
 def test_in_the_clone_the_demo_s_models_keep_their_names(checkout):
-    """They are part of what a stored answer is found by."""
+    """Another path would be another setting, and rerun what a clone has made."""
     planned = own_code(checkout, "snakemake", "-n", "--config", "dataset=demo", cwd=checkout.root)
     assert '"model": "local-dir:latteclip/demo/models/clip"' in planned
     assert '"model": "latteclip/demo/models/llava"' in planned
