@@ -1,31 +1,10 @@
 """The pool itself; what captioning does with it is in tests/captions/test_prepare.py."""
 
-import os
-import signal
-
 import pytest
+from support.work import die, refuse, square, survive
 
 from latteclip.core.errors import UserError
 from latteclip.data.workers import Workers
-
-
-def square(number):
-    return number * number
-
-
-def die(number):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def refuse(number):
-    raise UserError(f"Not {number}.")
-
-
-def survive(number):
-    """Ctrl-C and what a cluster sends reach every process of a job."""
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        os.kill(os.getpid(), stop)
-    return number
 
 
 def pool(work, n=2, chunk=3):
