@@ -1,6 +1,5 @@
 """The pages in a real browser: Debian's chromium, driven by Playwright, without a network."""
 
-import shutil
 import statistics
 
 import pytest
@@ -9,22 +8,8 @@ from support.pages import BOTH_KINDS, write, write_metrics
 
 from latteclip.report import index_results as index
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WIDTHS = (1280, 390)
 BLOCKED = "net::ERR_"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if path is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
-    with playwright.sync_playwright() as driver:
-        # Without its sandbox, which root and most containers cannot have; the page is our own.
-        running = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")
