@@ -1,6 +1,5 @@
 """The JSON Schema of the configuration: types, typos, and one sentence about the first mistake."""
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import jsonschema
 import yaml
 
-from latteclip.core.errors import UserError
+from latteclip.core.errors import UserError, suggestion
 
 Config = Mapping[str, Any]
 
@@ -70,8 +69,4 @@ def _sentence(error: jsonschema.ValidationError) -> str:
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """The sentence for a name that is not there: the nearest right one, or all of them."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"{what} is unknown; " + (
-        f"did you mean {near[0]}?" if near else f"known are: {', '.join(known)}."
-    )
+    return f"{what} is unknown; {suggestion(name, known)}"

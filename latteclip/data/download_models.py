@@ -19,6 +19,7 @@ from typing import Any
 from latteclip.config.model_names import HUB
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
+from latteclip.data.transfer import message_line
 
 log = logging.getLogger(__name__)
 LIBRARIES = ("huggingface_hub", "open_clip_torch", "transformers")
@@ -189,7 +190,7 @@ def _explained(what: str, keys: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # open_clip, transformers, the hub's client and httpx all have own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        reason = message_line(error).rstrip(".")
         if constants.HF_HUB_OFFLINE:
             raise UserError(
                 f"{what} is not in the cache {constants.HF_HUB_CACHE} ({reason}), and "

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from latteclip.core.errors import UserError
 from latteclip.core.progress import Progress
-from latteclip.data.transfer import FetchError, first_line, transfer
+from latteclip.data.transfer import FetchError, message_line, transfer
 
 log = logging.getLogger(__name__)
 HUB = "hub"  # a checksum to be asked of the Hugging Face hub
@@ -136,7 +136,7 @@ class Hub:
         except FetchError:
             raise
         except Exception as error:  # of this client, of httpx, of xet, or of the system
-            raise FetchError(first_line(error)) from None
+            raise FetchError(message_line(error)) from None
         return Fetched(Path(path), Path(file).name, checksum)
 
     def _look_up(self) -> tuple[str, str | None]:

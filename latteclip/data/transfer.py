@@ -39,11 +39,11 @@ def transfer(where: Mapping[str, str], target: Path) -> Path:
         except requests.HTTPError as error:
             status = error.response.status_code if error.response is not None else 0
             if status not in BUSY or attempt == RETRIES:
-                raise FetchError(first_line(error)) from None
-            log.info("%s: trying again.", first_line(error))
+                raise FetchError(message_line(error)) from None
+            log.info("%s: trying again.", message_line(error))
             time.sleep(2.0**attempt / 2)
         except (DownloadError, OSError) as error:  # requests' exceptions are OSErrors
-            raise FetchError(first_line(error)) from None
+            raise FetchError(message_line(error)) from None
     raise AssertionError
 
 
@@ -98,6 +98,6 @@ class _Meter:
         self.progress.add(done - self.progress.done)
 
 
-def first_line(error: Exception) -> str:
+def message_line(error: Exception) -> str:
     """What an error says, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
