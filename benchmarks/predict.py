@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from latteclip.clip import model as clips
+from latteclip.clip.classifier import Classifier
 from latteclip.core import devices, tables
 from latteclip.deploy.predict import predict
 from latteclip.evaluate.evaluate import EvaluateFiles, EvaluateSettings, evaluate
@@ -41,7 +42,7 @@ def make_model(root: Path, device: torch.device) -> list[str]:
     tokenizer = open_clip.get_tokenizer(name)
     clip = clips.Clip(model, tokenizer, augment, preprocess, config, device)
     classnames = [f"class {number}" for number in range(CLASSES)]
-    classifier = F.normalize(torch.randn(CLASSES, config["embed_dim"]), dim=1)
+    classifier = Classifier.of(F.normalize(torch.randn(CLASSES, config["embed_dim"]), dim=1))
     clips.save(clip, classifier, classnames, "a photo of a {}.", root / "model")
     tables.write(root / "history.parquet", {"step": [1]}, HISTORY)
     return classnames

@@ -1,12 +1,13 @@
-"""Classifiers as files: one vector per class, and what describes them.
+"""Classifiers as files: one vector and one bias per class, and what describes them.
 
-Letters: C classes, D embedding width.
+Letters: N images, C classes, D embedding width.
 """
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,7 +16,8 @@ from safetensors.torch import save_file
 from latteclip.core.errors import UserError
 from latteclip.core.files import replacing
 
-KEY = "classifier"  # of the tensor, and of the one entry of the metadata
+KEY = "classifier"  # of the matrix, and of the one entry of the metadata
+BIAS = "classifier_bias"  # of the vector
 # What a classifier is of instead, where an entry of its description is not the expected one.
 EXPECTED = {
     "classnames": "other classes",
@@ -24,21 +26,46 @@ EXPECTED = {
 }
 
 
-def save_classifier(
-    path: str | Path, classifier: torch.Tensor, described: Mapping[str, Any]
-) -> None:
-    """Write a classifier [C, D] as float32, with what describes it as JSON.
+@dataclass(frozen=True)
+class Classifier:
+    """A linear classifier of L2-normalised image features.
+
+    Class texts and prototypes are its rows, and their bias is zero. Where features are centred or
+    class means are taken off, that is in the rows and the bias.
+    """
+
+    weights: torch.Tensor  # [C, D] float32
+    bias: torch.Tensor  # [C] float32, in units of the scores
+
+    @classmethod
+    def of(cls, weights: torch.Tensor, bias: torch.Tensor | None = None) -> Self:
+        """The classifier with these rows [C, D], on the CPU; without a bias [C] that is zero."""
+        rows = weights.detach().float().cpu().contiguous()
+        if bias is None:
+            return cls(rows, torch.zeros(len(rows)))
+        return cls(rows, bias.detach().float().cpu().contiguous())
+
+    def scores(self, features: torch.Tensor) -> torch.Tensor:
+        """Scores [N, C] of image features [N, D]; cosines where the rows are L2-normalised.
+
+        Times the model's `exp(logit_scale)` they are the logits of a softmax.
+        """
+        return torch.addmm(self.bias, features, self.weights.T)
+
+
+def save_classifier(path: str | Path, classifier: Classifier, described: Mapping[str, Any]) -> None:
+    """Write a classifier, with what describes it as JSON.
 
     The JSON is one entry of the metadata: safetensors writes several in random order, and equal
     classifiers must be equal files.
     """
-    tensor = classifier.detach().float().cpu().contiguous()
+    tensors = {KEY: classifier.weights, BIAS: classifier.bias}
     with replacing(path) as temporary:
-        save_file({KEY: tensor}, temporary, {KEY: json.dumps(described, ensure_ascii=False)})
+        save_file(tensors, temporary, {KEY: json.dumps(described, ensure_ascii=False)})
 
 
-def load_classifier(path: str | Path, **expected: object) -> tuple[torch.Tensor, dict[str, Any]]:
-    """A classifier [C, D] on the CPU, and what describes it.
+def load_classifier(path: str | Path, **expected: object) -> tuple[Classifier, dict[str, Any]]:
+    """A classifier on the CPU, and what describes it.
 
     Args:
         path: what `save_classifier` wrote.
@@ -55,10 +82,12 @@ def load_classifier(path: str | Path, **expected: object) -> tuple[torch.Tensor,
     return classifier, described
 
 
-def _read(path: str | Path) -> tuple[torch.Tensor, dict[str, Any]]:
+def _read(path: str | Path) -> tuple[Classifier, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return file.get_tensor(KEY), json.loads(file.metadata()[KEY])
+            # Files of version 0.1 have no bias.
+            bias = file.get_tensor(BIAS) if BIAS in file.keys() else None  # noqa: SIM118
+            return Classifier.of(file.get_tensor(KEY), bias), json.loads(file.metadata()[KEY])
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run the stage that writes it.") from None
     except (SafetensorError, TypeError, KeyError, ValueError) as error:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from latteclip.clip import classifier as classifiers
+from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import devices
 from latteclip.core.errors import UserError, first_line
 
@@ -87,7 +87,7 @@ def load(model: str, pretrained: str | None, device: torch.device, precision: st
 
 
 def save(
-    clip: Clip, classifier: torch.Tensor, classnames: list[str], template: str, folder: Path
+    clip: Clip, classifier: Classifier, classnames: list[str], template: str, folder: Path
 ) -> None:
     """Write a folder that stock open_clip loads by `local-dir:`, and the classifier beside it.
 
@@ -95,7 +95,7 @@ def save(
     model's `hf_model_name` says, a repo of the hub or a folder.
 
     Args:
-        classifier: [C, D] float32, one row per class: prototypes or text embeddings.
+        classifier: of the C classes, for the features of this model.
     """
     folder.mkdir(parents=True)
     model: Any = clip.model
@@ -109,4 +109,4 @@ def save(
     if isinstance(clip.tokenizer, open_clip.tokenizer.HFTokenizer):
         clip.tokenizer.save_pretrained(folder)
     described = {"classnames": classnames, "template": template}
-    classifiers.save_classifier(folder / CLASSIFIER, classifier, described)
+    save_classifier(folder / CLASSIFIER, classifier, described)

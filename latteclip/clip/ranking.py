@@ -5,6 +5,8 @@ Letters: N images, C classes, D embedding width, K best classes kept.
 
 import torch
 
+from latteclip.clip.classifier import Classifier
+
 ROWS = 2**14  # images whose scores are held at once
 
 
@@ -24,9 +26,9 @@ def best_classes(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tens
 
 
 def classify(
-    features: torch.Tensor, classifier: torch.Tensor, k: int
+    features: torch.Tensor, classifier: Classifier, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`best_classes` of images [N, D] under a classifier [C, D]; ROWS of [N, C] at a time."""
-    parts = [best_classes(part @ classifier.T, k) for part in features.split(ROWS)]
+    """`best_classes` of images [N, D] under a classifier; ROWS of [N, C] at a time."""
+    parts = [best_classes(classifier.scores(part), k) for part in features.split(ROWS)]
     indices, values = zip(*parts, strict=True)
     return torch.cat(indices), torch.cat(values)

@@ -1,6 +1,6 @@
 """A tuned model as people hold it: the folder that fine-tuning wrote, opened.
 
-Letters: C classes, D embedding width.
+Letters: C classes.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import load_classifier
+from latteclip.clip.classifier import Classifier, load_classifier
 from latteclip.core.errors import UserError
 
 CONFIG = "open_clip_config.json"
@@ -23,7 +23,7 @@ class TunedModel:
 
     folder: Path
     clip: clips.Clip
-    classifier: torch.Tensor  # [C, D] float32, L2-normalised rows, on the CPU
+    classifier: Classifier  # of its C classes, on the CPU
     classnames: list[str]
     template: str
 

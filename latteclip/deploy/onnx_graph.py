@@ -28,15 +28,16 @@ class ImageClassifier(torch.nn.Module):
     def __init__(self, opened: TunedModel) -> None:
         super().__init__()
         self.model = opened.clip.model
-        self.register_buffer("classifier", opened.classifier)
+        self.register_buffer("weights", opened.classifier.weights)
+        self.register_buffer("bias", opened.classifier.bias)
         self.logit_scale = opened.logit_scale
 
     def forward(
         self, pixel_values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """[N, 3, H, W] to cosines [N, C], probabilities [N, C] and features [N, D]."""
+        """[N, 3, H, W] to scores [N, C], probabilities [N, C] and features [N, D]."""
         features = F.normalize(self.model.encode_image(pixel_values), dim=-1)  # type: ignore[operator]
-        scores = features @ self.classifier.T  # type: ignore[operator]
+        scores = features @ self.weights.T + self.bias  # type: ignore[operator]
         return scores, (self.logit_scale * scores).softmax(dim=-1), features
 
 

@@ -91,7 +91,7 @@ class Classifier:
 
     def _predict(self, paths: list[str], features: torch.Tensor, topk: int) -> list[Prediction]:
         """Predictions of B images from their features [B, D]."""
-        scores = features @ self.model.classifier.T  # [B, C]
+        scores = self.model.classifier.scores(features)  # [B, C]
         labels, best = best_classes(scores, topk)  # [B, K]
         probabilities = (self.model.logit_scale * scores).softmax(dim=1).gather(1, labels)
         names = self.model.classnames

@@ -79,13 +79,13 @@ def propagate_labels(
     """
     where = devices.pick(device, threads)
     index, classnames = tables.read_unlabelled(files.images, training=False)
-    classes, _ = load_classifier(files.class_embeddings, classnames=classnames)  # [C, D]
+    classes, _ = load_classifier(files.class_embeddings, classnames=classnames)
     is_test = pc.equal(index["split"], "test")
     trained, tested = (index.filter(rows)["image_id"] for rows in (pc.invert(is_test), is_test))
     if len(trained) == 0:
         raise UserError(f"{files.images} has no training image; check the dataset's split.")
     images = read_features(files.pseudo_labels, trained).to(where)  # [N, D]
-    graph = link(classes.to(where), images, settings)
+    graph = link(classes.weights.to(where), images, settings)
     scores = propagate(graph, settings.alpha)  # [V, C]
     test_images, names = metrics.read_test_images(files.images, run.dataset)
     tests = read_features(files.pseudo_labels, tested).to(where)  # [M, D]

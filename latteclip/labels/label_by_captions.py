@@ -71,13 +71,13 @@ def label_by_captions(
     image_ids = table["image_id"].to_pylist()
     if not image_ids:
         raise UserError(f"{files.images} has no training image; check the dataset's split.")
-    embeddings, described = load_classifier(  # [C, D]
+    classes, described = load_classifier(
         files.class_embeddings,
         classnames=classnames,
         model=settings.model,
         pretrained=settings.pretrained,
     )
-    scale = described["logit_scale"]
+    embeddings, scale = classes.weights, described["logit_scale"]  # [C, D]
     # [N, C], in float32 like all tables of that size.
     zero_shot = read_features(files.pseudo_labels, table["image_id"]) @ embeddings.T
     zero_shot.mul_(scale)

@@ -74,7 +74,9 @@ def pseudo_label_images(
     scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
     write_pseudo_labels(output, table, features, embeddings, scale, settings.topk, described)
     classifier.save_classifier(
-        class_embeddings_output, embeddings, {**described, "logit_scale": scale}
+        class_embeddings_output,
+        classifier.Classifier.of(embeddings),
+        {**described, "logit_scale": scale},
     )
     log.info("Pseudo-labelled %d images with %d classes.", len(table), len(classnames))
 

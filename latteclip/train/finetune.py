@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from latteclip.clip import model as clips
+from latteclip.clip.classifier import Classifier
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import replacing
@@ -72,7 +73,8 @@ def finetune(
         with signals.held():  # neither a step nor the writing may be interrupted
             _train(training, inputs, settings, kept, start, seed=seed, threads=threads)
             training.clip.model.eval()
-            classifier = training.objective.classifier()  # every process takes part in encoding it
+            # Every process takes part in encoding it.
+            classifier = Classifier.of(training.objective.classifier())
             if parallel.rank() == 0:
                 _write(training, classifier, inputs, settings, seed, outputs)
                 if signals.number:  # who ends a job may remove what it wrote
@@ -219,7 +221,7 @@ def _train(
 
 def _write(
     training: Training,
-    classifier: torch.Tensor,
+    classifier: Classifier,
     inputs: data.TrainingData,
     settings: FinetuneSettings,
     seed: int,

@@ -21,7 +21,7 @@ from support.tiny import (
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import load_classifier
+from latteclip.clip.classifier import Classifier, load_classifier
 from latteclip.core.errors import UserError
 
 
@@ -39,7 +39,7 @@ def tuned(demo_clip):
 
 @torch.no_grad()
 def test_stock_open_clip_loads_what_was_saved(tuned, tmp_path):
-    clips.save(tuned, torch.eye(3, 128), ["a", "b", "c"], "{}.", tmp_path / "model")
+    clips.save(tuned, Classifier.of(torch.eye(3, 128)), ["a", "b", "c"], "{}.", tmp_path / "model")
     name = f"local-dir:{tmp_path / 'model'}"
     model, _, preprocess = open_clip.create_model_and_transforms(name)
     tokens = open_clip.get_tokenizer(name)(["a photo of a woven texture.", "x"])
@@ -59,7 +59,7 @@ def test_a_name_of_open_clip_takes_a_weights_file_and_may_have_a_slash(tmp_path,
     monkeypatch.setitem(known, "ViT-tiny-8", {**config, "text_cfg": text})
     weights = str(tmp_path / "folder" / "open_clip_model.safetensors")
     clip = clips.load("ViT-tiny/8", weights, torch.device("cpu"))
-    clips.save(clip, torch.eye(2), ["a", "b"], "{}", tmp_path / "model")
+    clips.save(clip, Classifier.of(torch.eye(2)), ["a", "b"], "{}", tmp_path / "model")
     name = f"local-dir:{tmp_path / 'model'}"
     tokens = open_clip.get_tokenizer(name)(["a red thing"])
     assert torch.equal(tokens, clip.tokenizer(["a red thing"]))
@@ -68,15 +68,15 @@ def test_a_name_of_open_clip_takes_a_weights_file_and_may_have_a_slash(tmp_path,
 
 
 def test_saved_classifier_comes_back_with_its_class_names(demo_clip, tmp_path):
-    classifier = torch.randn(3, 128)
+    classifier = Classifier.of(torch.randn(3, 128))
     clips.save(demo_clip, classifier, ["a", "b/c", "d é"], "{}.", tmp_path / "model")
     loaded, described = load_classifier(tmp_path / "model" / clips.CLASSIFIER)
-    assert torch.equal(loaded, classifier)
+    assert torch.equal(loaded.weights, classifier.weights)
     assert described["classnames"] == ["a", "b/c", "d é"]
 
 
 def test_saving_twice_gives_the_same_bytes(demo_clip, tmp_path):
-    classifier = torch.randn(3, 128)
+    classifier = Classifier.of(torch.randn(3, 128))
     written = []
     for number in range(6):  # an order that chance decides would be the same six times once in 32
         folder = tmp_path / str(number)
@@ -128,7 +128,7 @@ def test_stock_open_clip_loads_every_kind_that_was_saved(clip, tmp_path):
     for tensor in clip.model.state_dict().values():  # as if trained, running statistics included
         if tensor.is_floating_point():
             tensor += 0.01 * torch.rand_like(tensor)
-    classifier = torch.randn(4, 6)
+    classifier = Classifier.of(torch.randn(4, 6))
     clips.save(clip, classifier, ["a", "b", "c", "d é"], "a {}", tmp_path / "model")
     name = f"local-dir:{tmp_path / 'model'}"
     model, _, preprocess = open_clip.create_model_and_transforms(name, require_pretrained=True)
@@ -143,7 +143,7 @@ def test_stock_open_clip_loads_every_kind_that_was_saved(clip, tmp_path):
     assert torch.equal(model.encode_text(tokens), clip.model.encode_text(tokens))
     assert torch.equal(preprocess(picture()), clip.preprocess(picture()))
     loaded, described = load_classifier(tmp_path / "model" / clips.CLASSIFIER)
-    assert torch.equal(loaded, classifier)
+    assert torch.equal(loaded.weights, classifier.weights)
     assert described["classnames"] == ["a", "b", "c", "d é"]
 
 
@@ -157,7 +157,7 @@ def picture():
 def test_pictures_are_prepared_as_the_model_says(kind, again, backbones, tmp_path):
     clip = clips.load(backbones[kind], None, CPU)
     if again:
-        clips.save(clip, torch.eye(2), ["a", "b"], "{}", tmp_path / "model")
+        clips.save(clip, Classifier.of(torch.eye(2)), ["a", "b"], "{}", tmp_path / "model")
         clip = clips.load(f"local-dir:{tmp_path / 'model'}", None, CPU)
     config, preprocess = BACKBONES[kind]
     side = config["vision_cfg"]["image_size"]
@@ -200,7 +200,7 @@ def test_a_model_of_the_hub_is_loaded_as_a_folder_is(backbones, tmp_path, monkey
     assert torch.equal(tokens, local.tokenizer(TEXTS))
     assert torch.equal(encode.encode_texts(clip, tokens), encode.encode_texts(local, tokens))
     assert torch.equal(clip.preprocess(picture()), local.preprocess(picture()))
-    clips.save(clip, torch.eye(2), ["a", "b"], "{}", tmp_path / "model")
+    clips.save(clip, Classifier.of(torch.eye(2)), ["a", "b"], "{}", tmp_path / "model")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "nothing"))
     saved = f"local-dir:{tmp_path / 'model'}"
     assert torch.equal(open_clip.get_tokenizer(saved)(TEXTS), tokens)

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from latteclip.clip import ranking
+from latteclip.clip.classifier import Classifier
 from latteclip.clip.ranking import best_classes
 
 N, C, D, K = 23, 7, 5, 3
@@ -50,6 +51,6 @@ def test_images_are_classified_in_parts(monkeypatch):
     images, classifier = unit_vectors(N, 1), unit_vectors(C, 2)
     labels, best = best_classes(images @ classifier.T, K)
     monkeypatch.setattr(ranking, "ROWS", 4)
-    in_parts = ranking.classify(images, classifier, K)
+    in_parts = ranking.classify(images, Classifier.of(classifier), K)
     assert torch.equal(in_parts[0], labels)
     torch.testing.assert_close(in_parts[1], best)

@@ -14,6 +14,7 @@ from support.tiny import BACKBONES, write_backbone, write_pictures
 
 from latteclip.cli import main
 from latteclip.clip import model as clips
+from latteclip.clip.classifier import Classifier
 from latteclip.core import tables
 from latteclip.deploy import predict
 from latteclip.deploy.export import export
@@ -42,7 +43,7 @@ def tuned_model(tmp_path_factory):
         folder = tmp_path_factory.mktemp("run") / "model"
         clip = clips.load(name, None, torch.device("cpu"))
         embeddings = class_embeddings(clip, TEMPLATE, CLASSNAMES)
-        clips.save(clip, embeddings, CLASSNAMES, TEMPLATE, folder)
+        clips.save(clip, Classifier.of(embeddings), CLASSNAMES, TEMPLATE, folder)
         return folder
 
     return make

@@ -15,7 +15,7 @@ from support.tiny import write_index, write_pictures, write_pseudo_labels
 from latteclip.cli import main
 from latteclip.clip import model as clips
 from latteclip.clip import tuned
-from latteclip.clip.classifier import load_classifier
+from latteclip.clip.classifier import Classifier, load_classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.deploy import predict
@@ -31,7 +31,7 @@ def model(tmp_path_factory, demo_clip):
     folder = tmp_path_factory.mktemp("run") / "model"
     generator = torch.Generator().manual_seed(0)
     classifier = torch.nn.functional.normalize(torch.randn(C, D, generator=generator), dim=1)
-    clips.save(demo_clip, classifier, CLASSNAMES, "a {}.", folder)
+    clips.save(demo_clip, Classifier.of(classifier), CLASSNAMES, "a {}.", folder)
     return folder
 
 
@@ -54,7 +54,7 @@ def expected(model, path, demo_clip):
     with torch.no_grad():
         feature = demo_clip.model.encode_image(demo_clip.preprocess(Image.open(path))[None])[0]
     feature = feature / feature.norm()
-    scores = [float(feature @ row) for row in classifier]
+    scores = [float(feature @ row) for row in classifier.weights]
     scale = demo_clip.model.logit_scale.exp().item()
     powers = [math.exp(scale * (score - max(scores))) for score in scores]
     return scores, [power / sum(powers) for power in powers]

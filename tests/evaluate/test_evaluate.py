@@ -8,6 +8,7 @@ from PIL import Image
 from support.tiny import write_index, write_pictures, write_pseudo_labels
 
 from latteclip.clip import model as clips
+from latteclip.clip.classifier import Classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import evaluate as stage
@@ -49,7 +50,7 @@ def run(tmp_path, index):
 
 
 def evaluate(tmp_path, index, classifier, demo_clip, classnames=CLASSNAMES, history=None):
-    clips.save(demo_clip, classifier, classnames, "{}", tmp_path / "model")
+    clips.save(demo_clip, Classifier.of(classifier), classnames, "{}", tmp_path / "model")
     steps = {"step": pa.array([0, 1], pa.int32()), "loss": pa.array([0.5, 0.25])}
     schema = pa.schema([("step", pa.int32()), ("loss", pa.float64())])
     tables.write(tmp_path / "history.parquet", steps, schema, history)

@@ -260,7 +260,11 @@ def write_inputs(folder, classes, *, labels=LABELS, keep=None, features=FEATURES
         },
         tables.PSEUDO_LABELS,
     )
-    classifier.save_classifier(folder / "classes.safetensors", classes, {"classnames": CLASSNAMES})
+    classifier.save_classifier(
+        folder / "classes.safetensors",
+        classifier.Classifier.of(classes),
+        {"classnames": CLASSNAMES},
+    )
     return stage.PropagationFiles(
         index, str(folder / "pseudo_labels.parquet"), str(folder / "classes.safetensors")
     )
@@ -350,7 +354,9 @@ def test_an_image_without_features_is_refused(tmp_path, classes):
 
 def test_embeddings_of_other_classes_are_refused(tmp_path, classes):
     inputs = write_inputs(tmp_path, classes)
-    classifier.save_classifier(inputs.class_embeddings, classes, {"classnames": CLASSNAMES[::-1]})
+    classifier.save_classifier(
+        inputs.class_embeddings, classifier.Classifier.of(classes), {"classnames": CLASSNAMES[::-1]}
+    )
     with pytest.raises(UserError, match=r"classes\.safetensors is of other classes than"):
         run(tmp_path, inputs)
 

@@ -78,7 +78,9 @@ class Dataset:
             tables.PSEUDO_LABELS,
         )
         classifier.save_classifier(
-            path / "class_embeddings.safetensors", self.embeddings, self.described
+            path / "class_embeddings.safetensors",
+            classifier.Classifier.of(self.embeddings),
+            self.described,
         )
         write_captions(path / "captions.parquet", list(self.captions), list(self.captions.values()))
         numbers = [str(number) for number in range(len(self.groups))]

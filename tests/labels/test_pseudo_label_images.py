@@ -102,7 +102,8 @@ def test_metadata_say_what_labelled(labelled):
 
 
 def test_class_embeddings_are_kept_with_all_that_scores_need(labelled, direct, demo_clip):
-    embeddings, described = labelled[4]
+    head, described = labelled[4]
+    embeddings = head.weights
     torch.testing.assert_close(embeddings, torch.stack(direct[2]), rtol=1e-4, atol=1e-5)
     assert described == {
         **labelled[3],

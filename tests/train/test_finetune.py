@@ -119,7 +119,8 @@ def test_both_towers_and_the_scale_move(tuned):
 
 
 def test_classifier_is_the_prototypes_of_length_one(tuned, demo_clip):
-    classifier, described = load_classifier(Path(tuned[0]) / clips.CLASSIFIER)
+    head, described = load_classifier(Path(tuned[0]) / clips.CLASSIFIER)
+    classifier = head.weights
     assert described["classnames"] == CLASSNAMES
     torch.testing.assert_close(classifier.norm(dim=1), torch.ones(3))
     start = class_embeddings(demo_clip, "a photo of a {} texture.", CLASSNAMES)
@@ -178,7 +179,7 @@ def test_flyp_trains_without_captions(inputs):
     assert table["loss_finetuned"] == [None, None]
     clip = clips.load(f"local-dir:{model}", None, torch.device("cpu"))
     torch.testing.assert_close(
-        load_classifier(Path(model) / clips.CLASSIFIER)[0],
+        load_classifier(Path(model) / clips.CLASSIFIER)[0].weights,
         class_embeddings(clip, "a photo of a {} texture.", CLASSNAMES),
         rtol=1e-4,
         atol=1e-5,

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
+from latteclip.clip.classifier import Classifier
 from latteclip.core.errors import UserError
 from latteclip.train.objectives.losses import contrastive
 from latteclip.train.prepare import prepare_training
@@ -210,7 +211,7 @@ def test_channels_last_changes_no_feature_and_nothing_that_is_saved(kind, backbo
     )
     torch.testing.assert_close(encode.encode_images(clip, images), before, rtol=1e-4, atol=1e-5)
     assert formats == [True]
-    clips.save(clip, torch.eye(2), ["a", "b"], "{}", tmp_path / "model")
+    clips.save(clip, Classifier.of(torch.eye(2)), ["a", "b"], "{}", tmp_path / "model")
     again = clips.load(f"local-dir:{tmp_path / 'model'}", None, CPU)
     assert torch.equal(encode.encode_images(again, images), before)
 
