@@ -24,7 +24,7 @@ from latteclip.core.signals import Signals, Terminated, ending_in_order
 from latteclip.data import loader
 from latteclip.train import checkpoints, data, monitor, parallel, prepare
 from latteclip.train.objectives.choose import choose
-from latteclip.train.settings import GROUND_TRUTH, FinetuneSettings
+from latteclip.train.settings import FROZEN, GROUND_TRUTH, FinetuneSettings
 from latteclip.train.step import Training, adamw
 from latteclip.train.texts import TextBank
 
@@ -131,9 +131,8 @@ def _load(
     clip = clips.load(
         settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
     )
-    if parallel.size() > 1:
-        why = "would see the images of their process alone"
-        prepare.refuse_batch_norm(clip, "processes.finetune", "1", why)
+    if settings.finetune.batch_norm != FROZEN:
+        prepare.refuse_moving_statistics(clip, settings.compute, parallel.size())
     prepare.prepare_training(clip, settings.compute)
     bank = TextBank(clip)
     inputs = data.read(files, settings.template, settings.labels, bank)
@@ -143,6 +142,7 @@ def _load(
         adamw(clip.model, settings.finetune),
         torch.zeros(len(inputs.classnames), dtype=torch.long),
         signals,
+        settings.finetune.batch_norm,
     )
     return training, inputs
 

@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from latteclip.core.errors import UserError
 
 GROUND_TRUTH = "ground_truth"
+FROZEN = "frozen"
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Finetune:
     beta2: float
     eps: float
     weight_decay: float
+    batch_norm: Literal["frozen", "train"]  # its statistics: those of pretraining, or moving
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:

@@ -283,7 +283,7 @@ def test_numbers_may_be_written_in_every_usual_way(config, text):
             {"methods": {"latteclip": {"switches": {"mixer_weight": False}}}},
             r"switches\.mixer_weight is unknown; did you mean mixer_weights",
         ),
-        ({"finetune": {"zzz": 3}}, "known are: batch_size, beta1"),
+        ({"finetune": {"zzz": 3}}, "known are: batch_norm, batch_size"),
         ({"dataset": "demoo"}, "Dataset 'demoo' is unknown; did you mean demo"),
         ({"method": "flyp,lateclip"}, "Method 'lateclip' is unknown; did you mean latteclip"),
         ({"finetune": {"lr": -1}}, r"finetune\.lr .*learning rate"),
