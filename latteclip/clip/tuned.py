@@ -11,6 +11,7 @@ import torch
 
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier, load_classifier
+from latteclip.core.class_words import ClassWords
 from latteclip.core.errors import UserError
 
 CONFIG = "open_clip_config.json"
@@ -25,7 +26,7 @@ class TunedModel:
     clip: clips.Clip
     classifier: Classifier  # of its C classes, on the CPU
     classnames: list[str]
-    template: str
+    words: ClassWords  # how they were put into words
 
     @property
     def logit_scale(self) -> float:
@@ -70,4 +71,5 @@ def load(
     expected = {} if classnames is None else {"classnames": list(classnames)}
     classifier, described = load_classifier(folder / clips.CLASSIFIER, **expected)
     clip = clips.load(f"local-dir:{folder}", None, device, precision)
-    return TunedModel(folder, clip, classifier, described["classnames"], described["template"])
+    words = ClassWords.described_by(described)
+    return TunedModel(folder, clip, classifier, described["classnames"], words)

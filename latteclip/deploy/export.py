@@ -58,9 +58,9 @@ def export(model: str, destination: str, form: str, licence: str | None = None) 
 
 def _write_benchmark_files(opened: tuned.TunedModel, origin: Provenance, folder: Path) -> None:
     """Class names and templates by dataset; CLIP_benchmark writes {c} where we write {}."""
-    template = opened.template.replace(PLACE, BENCHMARK_PLACE)
+    templates = [one.replace(PLACE, BENCHMARK_PLACE) for one in opened.words.templates]
     write_json(folder / BENCHMARK_CLASSNAMES, {origin.dataset: opened.classnames})
-    write_json(folder / BENCHMARK_TEMPLATES, {origin.dataset: [template]})
+    write_json(folder / BENCHMARK_TEMPLATES, {origin.dataset: templates})
 
 
 def _open_clip(opened: tuned.TunedModel, folder: Path) -> None:

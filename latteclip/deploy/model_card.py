@@ -1,6 +1,6 @@
 """The README of an exported model: what it is, how it was made, and how well it does."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import yaml
 from latteclip.clip.tuned import TunedModel
 from latteclip.config import layers
 from latteclip.core import tables
+from latteclip.core.prompts import clean_classname
 from latteclip.evaluate.results import read_metrics
 
 PAPER = (
@@ -100,11 +101,17 @@ def card(opened: TunedModel, origin: Provenance, form: str, licence: str | None)
         "## Licence\n",
         _licence(origin, licence),
         "## Classes\n",
-        ", ".join(opened.classnames) + "\n",
+        ", ".join(_class(name, opened.words.synonyms) for name in opened.classnames) + "\n",
         "## Citation\n",
         f"{PAPER}.\n",
     ]
     return "\n".join(parts)
+
+
+def _class(classname: str, synonyms: Mapping[str, Sequence[str]]) -> str:
+    """A class, and what else it is called."""
+    others = synonyms.get(clean_classname(classname, {}))
+    return f"{classname} (also {', '.join(others)})" if others else classname
 
 
 def _front(origin: Provenance, form: str, licence: str | None) -> dict[str, Any]:
@@ -170,11 +177,16 @@ def _made(opened: TunedModel, origin: Provenance) -> list[str]:
         "dataset": origin.described.get("title", origin.dataset),
         "method": origin.metrics.get("method", "not recorded"),
         "seed": origin.metrics.get("seed", "not recorded"),
-        "class template": f"`{opened.template}`",
+        "class template": _templates(opened.words.templates),
         "labels of training images": _labels(origin.metrics),
     }
     lines = [f"| {name} | {value} |" for name, value in rows.items()]
     return ["\n".join(["| | |", "|---|---|", *lines]) + "\n"]
+
+
+def _templates(templates: list[str]) -> str:
+    more = f", and {len(templates) - 1} more for zero-shot labels" if len(templates) > 1 else ""
+    return f"`{templates[0]}`{more}"
 
 
 def _labels(metrics: Mapping[str, Any]) -> str:

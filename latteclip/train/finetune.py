@@ -135,7 +135,7 @@ def _load(
         prepare.refuse_moving_statistics(clip, settings.compute, parallel.size())
     prepare.prepare_training(clip, settings.compute)
     bank = TextBank(clip)
-    inputs = data.read(files, settings.template, settings.labels, bank)
+    inputs = data.read(files, settings.words.template, settings.labels, bank)
     training = Training(
         clip,
         make_objective(bank, inputs.texts, seed),
@@ -230,7 +230,7 @@ def _write(
     """The model with its classifier, and the history."""
     metadata = {"settings": asdict(settings), "seed": seed, "marks": _marks(settings, training)}
     with replacing(outputs.model) as folder:
-        clips.save(training.clip, classifier, inputs.classnames, settings.template, folder)
+        clips.save(training.clip, classifier, inputs.classnames, settings.words, folder)
     columns = {name: [row.get(name) for row in training.history] for name in tables.HISTORY.names}
     tables.write(outputs.history, columns, tables.HISTORY, metadata)
 

@@ -14,8 +14,10 @@ from support.tiny import BACKBONES, write_backbone, write_pictures
 
 from latteclip.cli import main
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import Classifier
+from latteclip.clip import tuned
+from latteclip.clip.classifier import Classifier, load_classifier
 from latteclip.core import tables
+from latteclip.core.class_words import ClassWords
 from latteclip.deploy import predict
 from latteclip.deploy.export import export
 from latteclip.labels.pseudo_label_images import class_embeddings
@@ -292,6 +294,19 @@ def test_class_names_and_templates_as_clip_benchmark_reads_them(with_metrics, tm
     )
     assert names == {"demo": CLASSNAMES}
     assert [template.format(c="grey") for template in templates["demo"]] == ["a photo of the grey."]
+
+
+def test_every_template_is_told_and_what_classes_are_also_called(demo, demo_clip, tmp_path):
+    words = ClassWords.of([TEMPLATE, "a {}", "the {}?"], {"grey": ["silver", "ash"]})
+    classifier, _ = load_classifier(demo / clips.CLASSIFIER)
+    clips.save(demo_clip, classifier, CLASSNAMES, words, tmp_path / "model")
+    assert tuned.load(tmp_path / "model", torch.device("cpu")).words == words
+    export(str(tmp_path / "model"), str(tmp_path / "out"), "transformers")
+    templates = json.loads((tmp_path / "out" / "clip_benchmark_templates.json").read_text())
+    assert templates == {"custom": ["a photo of the {c}.", "a {c}", "the {c}?"]}
+    _, text = card_of(tmp_path / "out")
+    assert f"| class template | `{TEMPLATE}`, and 2 more for zero-shot labels |" in text
+    assert "blue sky, grey (also silver, ash), striped" in text
 
 
 # --- the folder ----------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ from latteclip.train.settings import Compute, Finetune, FinetuneSettings
 
 CLASSNAMES = ["striped", "dotted", "woven"]
 LABELS = [2, 0, 2, 1, 0, 2, 1]
+WEIGHTS = "open_clip_model.safetensors"
 
 
 class Inputs:
@@ -73,12 +74,15 @@ class Inputs:
         switches=None,
         compute=None,
         model=f"local-dir:{DEMO_CLIP}",
+        template="a photo of a {} texture.",
+        synonyms=None,
         **finetune,
     ):
         return FinetuneSettings(
             model=model,
             pretrained=None,
-            template="a photo of a {} texture.",
+            template=template,
+            class_synonyms=synonyms or {},
             objective=objective,
             finetune=Finetune(**FINETUNE | finetune),
             switches=switches or {},
@@ -111,7 +115,7 @@ def tuned(inputs):
 
 
 def state(model):
-    return load_file(model / "open_clip_model.safetensors")
+    return load_file(model / WEIGHTS)
 
 
 def history(path):
@@ -164,9 +168,30 @@ def test_history_tells_settings_and_seed(tuned):
 
 def test_the_same_seed_gives_the_same_bytes(inputs, tuned):
     again = inputs.run("again")
-    for name in ("open_clip_model.safetensors", clips.CLASSIFIER):
+    for name in (WEIGHTS, clips.CLASSIFIER):
         assert (again[0] / name).read_bytes() == (tuned[0] / name).read_bytes()
     assert history(again[1]) == history(tuned[1])
+
+
+@pytest.mark.parametrize("objective", ["latteclip", "flyp"])
+def test_training_has_the_first_template_and_the_classes_own_names(inputs, objective):
+    words = {"template": ["a photo of a {} texture.", "a {}"], "synonyms": {"dotted": ["spotted"]}}
+    plain, more = (
+        inputs.run(f"{objective} {len(options)}", objective, epochs=1, **options)
+        for options in ({}, words)
+    )
+    assert (plain[0] / WEIGHTS).read_bytes() == (more[0] / WEIGHTS).read_bytes()
+    assert history(plain[1]) == history(more[1])
+    (wanted, said), (found, said_more) = (
+        load_classifier(run[0] / clips.CLASSIFIER) for run in (plain, more)
+    )
+    assert torch.equal(found.weights, wanted.weights)
+    assert said == {"classnames": CLASSNAMES, "template": "a photo of a {} texture."}
+    assert said_more == {
+        **said,
+        "templates": words["template"],
+        "class_synonyms": words["synonyms"],
+    }
 
 
 def test_another_seed_gives_another_model(inputs, tuned):
@@ -252,7 +277,7 @@ def broken_after(inputs, monkeypatch):
 
 
 def assert_same_run(first, second):
-    for name in ("open_clip_model.safetensors", clips.CLASSIFIER):
+    for name in (WEIGHTS, clips.CLASSIFIER):
         assert (first[0] / name).read_bytes() == (second[0] / name).read_bytes()
     assert history(first[1]) == history(second[1])
 

@@ -32,6 +32,17 @@ def test_a_batch_of_one_is_refused():
         Finetune(**FINETUNE | {"batch_size": 1})
 
 
+def test_words_are_one_template_or_several_and_synonyms():
+    values = {"model": "m", "pretrained": None, "objective": "flyp", "finetune": FINETUNE}
+    for template in ("{}.", ["{}.", "a {}"]):
+        settings = from_values(FinetuneSettings, {**values, "template": template})
+        assert settings.words.template == "{}."
+    more = {"template": "{}", "class_synonyms": {"cat": ["puss"]}}
+    assert from_values(FinetuneSettings, {**values, **more}).words.synonyms == {"cat": ["puss"]}
+    with pytest.raises(UserError, match=r"class_synonyms\.cat must be a list"):
+        from_values(FinetuneSettings, {**values, **more, "class_synonyms": {"cat": "puss"}})
+
+
 def test_sections_are_typed_at_the_door():
     values = {"model": "m", "pretrained": None, "template": "{}", "objective": "flyp"}
     settings = from_values(FinetuneSettings, {**values, "finetune": FINETUNE})
