@@ -65,11 +65,18 @@ def load(
         classnames: the C classes that it must have been tuned for; None for any.
 
     Raises:
-        UserError: it is not a tuned model, a file of it is broken, or it is of other classes.
+        UserError: it is not a tuned model, a file of it is broken, it is of other classes, or its
+            classifier is for features of another width.
     """
     folder = find(model)
     expected = {} if classnames is None else {"classnames": list(classnames)}
     classifier, described = load_classifier(folder / clips.CLASSIFIER, **expected)
     clip = clips.load(f"local-dir:{folder}", None, device, precision)
+    width, wanted = classifier.weights.shape[1], clip.config["embed_dim"]
+    if width != wanted:
+        raise UserError(
+            f"{folder / clips.CLASSIFIER} has rows of width {width}, but the features of the model "
+            f"beside it have {wanted}; put the two files of one training together."
+        )
     words = ClassWords.described_by(described)
     return TunedModel(folder, clip, classifier, described["classnames"], words)
