@@ -11,8 +11,8 @@ from typing import Any
 from latteclip.config import model_names, shipped
 from latteclip.config.layers import merge
 from latteclip.config.schema import Schema, unknown
+from latteclip.core.class_words import ClassWords
 from latteclip.core.errors import UserError
-from latteclip.core.prompts import PLACE
 
 Config = Mapping[str, Any]
 ALL = "all"
@@ -216,11 +216,11 @@ class Configuration:
             seen.append(other)
 
     def _check_dataset(self, dataset: str) -> None:
-        if PLACE not in self.dataset(dataset)["template"]:
-            raise UserError(
-                f"Dataset {dataset}: template {self.dataset(dataset)['template']!r} has no {PLACE} "
-                "for the class name."
-            )
+        own = self.dataset(dataset)
+        try:
+            ClassWords.of(own["template"], own.get("class_synonyms"))
+        except UserError as error:
+            raise UserError(f"Dataset {dataset}: {error}") from None
         folder = self.dataset(dataset)["source"].get("folder")
         if folder is not None and not Path(folder).is_dir():
             raise UserError(f"Dataset {dataset}: source.folder {folder} is not a folder.")

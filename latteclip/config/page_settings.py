@@ -7,7 +7,16 @@ from latteclip.config.configuration import Configuration
 
 # Sections that datasets share and a page tells, in its order.
 SECTIONS = ("clip", "inference", "captioner", "captions", "groups", "compute", "processes")
-DESCRIBED = ("title", "licence", "citation", "source", "split", "template", "prompts")
+DESCRIBED = (
+    "title",
+    "licence",
+    "citation",
+    "source",
+    "split",
+    "template",
+    "class_synonyms",
+    "prompts",
+)
 # Stages whose benchmarks a page reads: those of a dataset, and those of a run.
 CAPTIONING = ("caption_images", "caption_groups")
 OF_DATASET = ("index_images", "pseudo_label_images", *CAPTIONING, "label_by_captions")
