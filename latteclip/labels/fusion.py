@@ -257,7 +257,8 @@ def _fused(last: Witnesses, after: Witnesses, trust: Trust, gained: dict[str, fl
 
 def pool(tables: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
     """Weighted sum of tables [n, C]."""
-    return torch.einsum("w,wnc->nc", weights, torch.stack(list(tables)))
+    pooled: torch.Tensor = torch.einsum("w,wnc->nc", weights, torch.stack(list(tables)))
+    return pooled
 
 
 def told(votes: torch.Tensor, confusion: torch.Tensor) -> torch.Tensor:
