@@ -60,6 +60,13 @@ class Request:
     choices: Choices | None = None  # None: an answer in words is wanted
 
 
+def choices_of(request: Request) -> Choices:
+    """The choices of a request that has some."""
+    if request.choices is None:
+        raise ValueError("a request without choices has no scores")
+    return request.choices
+
+
 def prompt_of(prompt: str, attempt: int) -> str:
     """The prompt of the first attempt, or of the second."""
     return prompt if attempt == 1 else f"{prompt} {AGAIN}"

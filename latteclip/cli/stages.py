@@ -104,8 +104,27 @@ def caption_groups(args: argparse.Namespace) -> None:
     )
 
 
+def score_classes(args: argparse.Namespace) -> None:
+    """Let the captioner score CLIP's best classes of every training image."""
+    from latteclip.captions import class_questions, shard
+    from latteclip.captions import score_classes as stage
+    from latteclip.captions.engines.base import CaptionerSettings
+
+    stage.score_classes(
+        stage.ScoreFiles(args.images, args.pseudo_labels, args.class_embeddings),
+        from_json(class_questions.ScoreSettings, args.scores),
+        stage.ScoreJob(
+            from_json(CaptionerSettings, args.captioner),
+            args.output,
+            args.store,
+            args.threads,
+            shard.Shard.parse(args.shard),
+        ),
+    )
+
+
 def gather_captions(args: argparse.Namespace) -> None:
-    """Put the shards of a table of captions together."""
+    """Put the shards of a table of captions or class scores together."""
     from latteclip.captions import gather_captions as stage
 
     stage.gather_captions(args.images, args.shards, args.output)
@@ -263,6 +282,7 @@ COMMANDS: dict[Command, list[str]] = {
     ],
     caption_images: ["images", "pseudo-labels?", "prompt", *CAPTIONING],
     caption_groups: ["images", "pseudo-labels", "prompt", "groups", *CAPTIONING],
+    score_classes: ["images", "pseudo-labels", "class-embeddings", "scores", *CAPTIONING],
     gather_captions: ["shards...", "images", "output"],
     summarize_captions: ["captions...", "images", "output"],
     label_by_captions: [

@@ -31,6 +31,7 @@ DEMANDS = {
     "pseudo_label_images": LABELLING,
     "caption_images": CAPTIONING,
     "caption_groups": CAPTIONING,
+    "score_classes": CAPTIONING,
     "gather_captions": TABLES,
     "summarize_captions": TABLES,
     "label_by_captions": Demand(16_000, 60_000, 20, 200),
@@ -97,3 +98,10 @@ def epochs(configuration: Configuration, dataset: str, method: str) -> int:
 def share_of_shard(configuration: Configuration, shards: str = "1") -> float:
     """The share of the images that a captioning job asks about."""
     return 1 / int(shards)
+
+
+def questions_per_image(configuration: Configuration, dataset: str, shards: str = "1") -> float:
+    """How often a job that scores classes asks about an image, on the average over the images."""
+    values = configuration.section("scores", dataset)
+    orders = values["orders"] if values["kind"] == "letters" else 1
+    return float(orders * values["share"]) / int(shards)

@@ -28,6 +28,12 @@ def engine_code(configuration: Configuration, dataset: str) -> Paths:
     return code.sources(f"latteclip.captions.engines.{engine}")
 
 
+def scorer_code(configuration: Configuration, dataset: str) -> Paths:
+    """The sources of what scores a dataset's classes."""
+    engine = configuration.section("captioner", dataset)["engine"]
+    return code.sources(f"latteclip.captions.scorers.{engine}")
+
+
 def objective_code(configuration: Configuration, method: str) -> Paths:
     """The sources of what a method optimises."""
     module = configuration.objective(method).removesuffix("_supervised")
@@ -45,6 +51,26 @@ def own_captions(configuration: Configuration, dataset: str, kind: str) -> Paths
     values = configuration.section("captioner", dataset)
     file = values[f"{kind}_file"]
     return [file] if values["engine"] == "file" and file else []
+
+
+def own_scores(configuration: Configuration, dataset: str) -> Paths:
+    """The user's file of class scores, where it replaces the captioner."""
+    engine = configuration.section("captioner", dataset)["engine"]
+    file = configuration.section("scores", dataset)["file"]
+    return [file] if engine == "file" and file else []
+
+
+def class_scores_if_in_use(configuration: Configuration, dataset: str) -> Paths:
+    """The scores of classes, where the configuration asks for some."""
+    wanted = configuration.section("scores", dataset)["kind"] is not None
+    return [f"results/{dataset}/class_scores.parquet"] if wanted else []
+
+
+def score_shards(configuration: Configuration, dataset: str) -> Paths:
+    """The parts of which gather_captions makes the table of class scores."""
+    n = configuration.section("captions", dataset)["shards"]
+    folder = f"results/{dataset}/captions/shards"
+    return [f"{folder}/class_scores-{i}-of-{n}.parquet" for i in range(1, n + 1)]
 
 
 def caption_shards(configuration: Configuration, dataset: str, kind: str) -> Paths:

@@ -48,6 +48,13 @@ def captioner(configuration: Configuration, dataset: str) -> Settings:
     return configuration.section("captioner", dataset)
 
 
+def scores(configuration: Configuration, dataset: str) -> Settings:
+    """How classes are scored, and what a likelihood is the answer to."""
+    values = configuration.section("scores", dataset)
+    asks = values["kind"] == "likelihood"
+    return {**values, "prompt": prompt(configuration, dataset, "image") if asks else ""}
+
+
 def groups(configuration: Configuration, dataset: str) -> Settings:
     """Which images form a group, and how they are shown."""
     return configuration.section("groups", dataset)

@@ -152,10 +152,10 @@ class VllmCaptioner:
         pictures = [{"type": "image_pil", "image_pil": p} for p in request.pictures]
         conversation: Any = messages(pictures, request.prompt)
         [internal] = self._llm.enqueue_chat([conversation], self._sampling, use_tqdm=False)
-        return _external(internal)
+        return external_id(internal)
 
 
-def _external(internal: str) -> str:
+def external_id(internal: str) -> str:
     """The id of an output: vLLM appends random characters to its number."""
     return internal.partition("-")[0]
 
