@@ -57,7 +57,9 @@ rule finetune:
     params:
         command=given(rule_settings.finetune_command),
         settings=given_json(rule_settings.finetune),
-        captions=options("image_captions", "group_captions", "caption_labels", "calibrated"),
+        captions=options(
+            "image_captions", "group_captions", "caption_labels", "calibrated"
+        ),
         # No output: Snakemake removes those of a job that failed, and this is to go on from.
         checkpoint="results/{dataset}/{method}/seed{seed}/checkpoint",
     shell:
