@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from latteclip.core.settings import from_json
+from latteclip.core.settings import from_json, list_from_json
 
 if TYPE_CHECKING:
     from latteclip.captions.caption import CaptionJob
@@ -152,6 +152,7 @@ def label_by_captions(args: argparse.Namespace) -> None:
         from_json(caption_labels.CaptionLabelSettings, args.settings),
         args.output,
         args.prototypes,
+        args.votes,
         device=args.device,
         threads=args.threads,
     )
@@ -208,6 +209,7 @@ def evaluate(args: argparse.Namespace) -> None:
         Run(args.dataset, args.method, args.seed),
         Outputs(args.predictions, args.metrics),
         args.gallery,
+        args.held_out_predictions,
         device=args.device,
         threads=args.threads,
     )
@@ -221,8 +223,10 @@ def evaluate_zero_shot(args: argparse.Namespace) -> None:
     stage.evaluate_zero_shot(
         args.images,
         args.pseudo_labels,
+        args.held_out,
         Run(args.dataset, args.method, args.seed),
         Outputs(args.predictions, args.metrics),
+        args.held_out_predictions,
     )
 
 
@@ -235,9 +239,10 @@ def evaluate_classifier(args: argparse.Namespace) -> None:
         args.images,
         args.pseudo_labels,
         args.classifier,
-        args.topk,
+        from_json(stage.ClassifierSettings, args.settings),
         Run(args.dataset, args.method, args.seed),
         Outputs(args.predictions, args.metrics),
+        args.held_out_predictions,
     )
 
 
@@ -256,11 +261,19 @@ def propagate_labels(args: argparse.Namespace) -> None:
     )
 
 
+def select_model(args: argparse.Namespace) -> None:
+    """Choose the model that people take, without labels."""
+    from latteclip.evaluate import select_model as stage
+
+    runs = list_from_json(stage.CandidateFiles, args.candidates, "candidates")
+    stage.select_model(args.dataset, runs, args.votes, args.output, args.model)
+
+
 def summarize(args: argparse.Namespace) -> None:
     """Collect the metrics of all runs in one table."""
     from latteclip.evaluate import summarize as stage
 
-    stage.summarize(args.metrics, args.baseline, args.csv, args.markdown)
+    stage.summarize(args.metrics, args.selections, args.baseline, args.csv, args.markdown)
 
 
 def report_dataset(args: argparse.Namespace) -> None:
@@ -275,6 +288,8 @@ def report_dataset(args: argparse.Namespace) -> None:
             args.image_captions,
             args.group_captions,
             args.caption_summary,
+            args.selection,
+            args.calibrated,
         ),
         runs.run_files(args.runs),
         from_json(dataset_report.ReportSettings, args.settings),
@@ -287,7 +302,7 @@ def index_results(args: argparse.Namespace) -> None:
     from latteclip.report import index_results as results_index
 
     settings = from_json(results_index.IndexSettings, args.settings)
-    results_index.index_results(args.metrics, settings, args.output)
+    results_index.index_results(args.metrics, args.selections, settings, args.output)
 
 
 # Options that several commands share; everything else is a required string.
@@ -295,8 +310,9 @@ OPTIONS = {
     "threads": {"type": int, "default": os.cpu_count(), "help": "CPU threads"},
     "device": {"default": "auto", "help": "auto, cuda or cpu"},
     "seed": {"type": int, "required": True},
-    "topk": {"type": int, "required": True, "help": "best classes kept"},
+    "held-out": {"type": float, "default": 0.0, "help": "share of the training images"},
     "baseline": {"default": "zero_shot", "help": "the method that gains are over"},
+    "selections": {"nargs": "*", "default": [], "help": "what select-model wrote"},
     "shard": {"default": "1/1", "help": "which part of how many"},
     "store": {"help": "folder of the answers that outlive this run"},
 }
@@ -330,6 +346,7 @@ COMMANDS: dict[Command, list[str]] = {
         "settings",
         "output",
         "prototypes",
+        "votes?",
         "device",
         "threads",
     ],
@@ -361,6 +378,7 @@ COMMANDS: dict[Command, list[str]] = {
         "predictions",
         "metrics",
         "gallery",
+        "held-out-predictions",
         "device",
         "threads",
     ],
@@ -370,8 +388,10 @@ COMMANDS: dict[Command, list[str]] = {
         "seed",
         "images",
         "pseudo-labels",
+        "held-out",
         "predictions",
         "metrics",
+        "held-out-predictions",
     ],
     evaluate_classifier: [
         "dataset",
@@ -380,9 +400,10 @@ COMMANDS: dict[Command, list[str]] = {
         "images",
         "pseudo-labels",
         "classifier",
-        "topk",
+        "settings",
         "predictions",
         "metrics",
+        "held-out-predictions",
     ],
     propagate_labels: [
         "dataset",
@@ -397,16 +418,19 @@ COMMANDS: dict[Command, list[str]] = {
         "device",
         "threads",
     ],
-    summarize: ["metrics...", "baseline", "csv", "markdown"],
+    select_model: ["dataset", "candidates", "votes?", "output", "model"],
+    summarize: ["metrics...", "selections", "baseline", "csv", "markdown"],
     report_dataset: [
         "images",
         "pseudo-labels",
         "image-captions?",
         "group-captions?",
         "caption-summary?",
+        "selection?",
+        "calibrated?",
         "runs",
         "settings",
         "output",
     ],
-    index_results: ["metrics...", "settings", "output"],
+    index_results: ["metrics...", "selections", "settings", "output"],
 }

@@ -1,5 +1,7 @@
 """Which files a rule reads besides those that it names: the configuration decides."""
 
+from typing import Any
+
 from latteclip.config import code, model_names
 from latteclip.config.configuration import HEADS, Configuration
 
@@ -7,6 +9,9 @@ from latteclip.config.configuration import HEADS, Configuration
 DATA = "resources/{dataset}/data"
 # What the cache of Hugging Face holds of a model: shared by all datasets that name it.
 MODEL_NOTE = "resources/models/{model}.json"
+# The model that is chosen for a dataset, and why; a table of its own has its own.
+SELECTION = "results/{{dataset}}/selection{suffix}.json"
+SELECTED_MODEL = "results/{{dataset}}/model{suffix}"
 # Classifiers that are made without training.
 CLASSIFIERS = "results/{dataset}/classifiers/{name}.safetensors"
 Paths = list[str]
@@ -123,6 +128,8 @@ def calibrated_of_method(configuration: Configuration, dataset: str, method: str
 
 def classifier_of_method(configuration: Configuration, dataset: str, method: str) -> str:
     """The classifier of a method that trains nothing."""
+    if configuration.objective(method) == "zero_shot":
+        return f"results/{dataset}/class_embeddings.safetensors"
     name = "calibrated"
     if configuration.objective(method) == "image_prototypes":
         fused = configuration.reads_caption_labels(method, dataset)
@@ -138,6 +145,57 @@ def models_of_heads(configuration: Configuration) -> Paths:
         for method in configuration.methods
         if configuration.objective(method) in HEADS
     ]
+
+
+def candidates(configuration: Configuration, dataset: str) -> list[dict[str, Any]]:
+    """What select_model is told of the runs of which it chooses one."""
+    found = []
+    for method, seed in configuration.candidates(dataset):
+        folder = f"results/{dataset}/{method}/seed{seed}"
+        found.append(
+            {
+                "method": method,
+                "seed": seed,
+                "objective": configuration.objective(method),
+                "metrics": f"{folder}/metrics.json",
+                "held_out": f"{folder}/held_out.parquet",
+                "model": f"{folder}/model",
+            }
+        )
+    return found
+
+
+def files_of_candidates(configuration: Configuration, dataset: str, kind: str) -> Paths:
+    """The files of one kind ("metrics", "held_out", "model") of the candidates."""
+    return [str(candidate[kind]) for candidate in candidates(configuration, dataset)]
+
+
+def votes_if_any(configuration: Configuration, dataset: str) -> Paths:
+    """Votes for the images that were held out, where captions or class scores are made."""
+    wanted = configuration.has_votes(dataset)
+    return [f"results/{dataset}/held_out_votes.parquet"] if wanted else []
+
+
+def selection_if_any(configuration: Configuration, dataset: str) -> Paths:
+    """What select_model says of a dataset, where it chooses."""
+    path = SELECTION.format(suffix=configuration.suffix).format(dataset=dataset)
+    return [path] if configuration.candidates(dataset) else []
+
+
+def all_selections(configuration: Configuration) -> Paths:
+    """What select_model says of all datasets for which it chooses."""
+    return [
+        path
+        for dataset in configuration.datasets
+        for path in selection_if_any(configuration, dataset)
+    ]
+
+
+def calibrated_if_run(configuration: Configuration, dataset: str) -> Paths:
+    """The calibrated zero-shot classifier, where it is a method of the run."""
+    objectives = map(configuration.objective, configuration.methods)
+    path = CLASSIFIERS.format(dataset=dataset, name="calibrated")
+    return [path] if "zero_shot_calibrated" in objectives else []
 
 
 def all_metrics(configuration: Configuration) -> Paths:

@@ -67,6 +67,13 @@ CAPTION_LABELS = pa.schema(
         ("fused_confidence", pa.float32()),
     ]
 )
+# What captions or class scores say of training images that no label was made of.
+VOTES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("vote", pa.list_(pa.float32())),  # [C], probabilities, class means off
+    ]
+)
 CLASS_SCORES = pa.schema(
     [
         ("image_id", pa.string()),  # of a training image

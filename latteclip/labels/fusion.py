@@ -32,7 +32,14 @@ import torch
 
 from latteclip.clip.ranking import best_classes
 from latteclip.labels.corroboration import Corroboration, corroborate
-from latteclip.labels.witnesses import Images, Rows, Votes, ZeroShotVotes, parts
+from latteclip.labels.witnesses import (
+    Images,
+    Rows,
+    Votes,
+    WithheldVotes,
+    ZeroShotVotes,
+    parts,
+)
 
 ROUNDS = 8
 STEPS = 3  # of expectation-maximisation in each round
@@ -188,9 +195,19 @@ def own_part_left_out(
     return (products - table * own) / squares.clamp(min=1e-6).sqrt()
 
 
-def fuse(images: Images, votes: Votes) -> Fusion:
-    """Fuse what zero-shot scores, image prototypes and votes say of N images."""
+def fuse(images: Images, votes: Votes, learning: torch.Tensor | None = None) -> Fusion:
+    """Fuse what zero-shot scores, image prototypes and votes say of N images.
+
+    Args:
+        images: the N images.
+        votes: for them.
+        learning: [N] bool; the other images are labelled by what is learned of these, and neither
+            do they vote nor have they a part in the prototypes. None: all.
+    """
     n, n_classes = len(images.centred), len(images.texts)
+    if learning is None:
+        learning = torch.ones(n, dtype=torch.bool)
+    votes = WithheldVotes(votes, learning)
     sample = _sample(votes.has, n_classes)
     cast = votes.probabilities(sample)  # [n, C]
     found = corroborate(images.centred[sample].double(), images.zero_shot(sample).exp(), cast)
@@ -205,7 +222,8 @@ def fuse(images: Images, votes: Votes) -> Fusion:
         trust = witnesses.learn(sample, cast, trust)
         posterior = Posterior.empty(n, n_classes)
         for rows in parts(n):
-            posterior.put(rows, witnesses.log_posterior(rows, trust).exp())
+            known = witnesses.log_posterior(rows, trust).exp()
+            posterior.put(rows, known * learning[rows, None])
         last, witnesses = witnesses, Witnesses(images, votes, posterior)
     return _fused(last, witnesses, trust, gains(last.predictors(sample), cast))
 

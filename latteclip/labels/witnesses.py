@@ -102,12 +102,22 @@ class CaptionVotes:
 
     @classmethod
     def of(
-        cls, texts: torch.Tensor, row_of: torch.Tensor, classes: torch.Tensor, scale: float
+        cls,
+        texts: torch.Tensor,
+        row_of: torch.Tensor,
+        classes: torch.Tensor,
+        scale: float,
+        learning: torch.Tensor | None = None,
     ) -> "CaptionVotes":
-        """From features [U + 1, D], the last one of no caption, and class embeddings [C, D]."""
+        """From features [U + 1, D], the last one of no caption, and class embeddings [C, D].
+
+        Args:
+            learning: [N] bool, the images whose captions the class means are of; None for all.
+        """
         last = len(texts) - 1
         has = row_of != last
-        counts = torch.bincount(row_of, minlength=len(texts))[:-1].double()  # [U]
+        rows = row_of if learning is None else row_of[learning]
+        counts = torch.bincount(rows, minlength=len(texts))[:-1].double()  # [U]
         mean = (counts @ texts[:-1].double()) / counts.sum().clamp(min=1)
         centred = texts - mean.float()
         centred[last] = 0
@@ -131,18 +141,29 @@ class ScoreVotes:
     n_classes: int
 
     @classmethod
-    def of(cls, options: torch.Tensor, scores: torch.Tensor, n_classes: int) -> "ScoreVotes":
-        """From options [N, K], -1 where there are fewer, and their log-probabilities [N, K]."""
+    def of(
+        cls,
+        options: torch.Tensor,
+        scores: torch.Tensor,
+        n_classes: int,
+        learning: torch.Tensor | None = None,
+    ) -> "ScoreVotes":
+        """From options [N, K], -1 where there are fewer, and their log-probabilities [N, K].
+
+        Args:
+            learning: [N] bool, the images whose scores the class means are of; None for all.
+        """
         given = options >= 0
         has = given.any(dim=1)
         best = scores.masked_fill(~given, -torch.inf).amax(dim=1, keepdim=True)
         best = torch.where(best.isfinite(), best, 0.0)
         scores = (scores - best).clamp(min=-FLOOR)  # also of a probability of 0
         options = options.clamp(min=0)
-        where = options[given]
+        heard = given if learning is None else given & learning[:, None]
+        where = options[heard]
         counts = torch.bincount(where, minlength=n_classes)
         sums = torch.zeros(n_classes, dtype=torch.float64).index_add_(
-            0, where, scores[given].double()
+            0, where, scores[heard].double()
         )
         means = (sums / counts.clamp(min=1)).float()  # [C] of each class
         return cls(
@@ -156,6 +177,25 @@ class ScoreVotes:
 
     def features(self, rows: Rows) -> None:
         return None
+
+
+@dataclass(frozen=True)
+class WithheldVotes:
+    """Votes of which those for some images are not heard."""
+
+    votes: Votes
+    learning: torch.Tensor  # [N] bool: whose votes are heard
+
+    @property
+    def has(self) -> torch.Tensor:
+        return self.votes.has & self.learning
+
+    def probabilities(self, rows: Rows) -> torch.Tensor:
+        return self.votes.probabilities(rows) * self.learning[rows, None]
+
+    def features(self, rows: Rows) -> torch.Tensor | None:
+        texts = self.votes.features(rows)
+        return None if texts is None else texts * self.learning[rows, None]
 
 
 def parts(n: int) -> Iterator[slice]:

@@ -1,4 +1,5 @@
-# Accuracy of every run on the test split, and the table over all runs.
+# Accuracy of every run on the test split, the choice of a model without it, and the table over all
+# runs.
 
 
 rule evaluate:
@@ -11,6 +12,7 @@ rule evaluate:
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
         metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
+        held_out="results/{dataset}/{method}/seed{seed}/held_out.parquet",
         gallery="results/{dataset}/{method}/seed{seed}/gallery.parquet",
     log:
         "results/{dataset}/{method}/seed{seed}/logs/evaluate.log",
@@ -32,7 +34,8 @@ rule evaluate:
         " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
         " --model {input.model} --history {input.history} --settings {params.settings:q}"
         " --predictions {output.predictions} --metrics {output.metrics}"
-        " --gallery {output.gallery} --threads {threads} --log {log}"
+        " --gallery {output.gallery} --held-out-predictions {output.held_out}"
+        " --threads {threads} --log {log}"
 
 
 rule evaluate_zero_shot:
@@ -43,6 +46,7 @@ rule evaluate_zero_shot:
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
         metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
+        held_out="results/{dataset}/{method}/seed{seed}/held_out.parquet",
     log:
         "results/{dataset}/{method}/seed{seed}/logs/evaluate_zero_shot.log",
     benchmark:
@@ -54,10 +58,13 @@ rule evaluate_zero_shot:
     resources:
         mem_mb=memory("evaluate_zero_shot"),
         runtime=minutes("evaluate_zero_shot"),
+    params:
+        share=given(rule_settings.held_out),
     shell:
         "latteclip evaluate-zero-shot --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " --predictions {output.predictions} --metrics {output.metrics} --log {log}"
+        " --held-out {params.share} --predictions {output.predictions} --metrics {output.metrics}"
+        " --held-out-predictions {output.held_out} --log {log}"
 
 
 rule evaluate_classifier:
@@ -69,6 +76,7 @@ rule evaluate_classifier:
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
         metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
+        held_out="results/{dataset}/{method}/seed{seed}/held_out.parquet",
     log:
         "results/{dataset}/{method}/seed{seed}/logs/evaluate_classifier.log",
     benchmark:
@@ -81,12 +89,13 @@ rule evaluate_classifier:
         mem_mb=memory("evaluate_classifier"),
         runtime=minutes("evaluate_classifier"),
     params:
-        topk=given(rule_settings.evaluate_classifier),
+        settings=given_json(rule_settings.evaluate_classifier),
     shell:
         "latteclip evaluate-classifier --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " --classifier {input.classifier} --topk {params.topk}"
-        " --predictions {output.predictions} --metrics {output.metrics} --log {log}"
+        " --classifier {input.classifier} --settings {params.settings:q}"
+        " --predictions {output.predictions} --metrics {output.metrics}"
+        " --held-out-predictions {output.held_out} --log {log}"
 
 
 rule propagate_labels:
@@ -121,9 +130,37 @@ rule propagate_labels:
         " --threads {threads} --log {log}"
 
 
+rule select_model:
+    input:
+        metrics=given(rule_inputs.files_of_candidates, kind="metrics"),
+        held_out=given(rule_inputs.files_of_candidates, kind="held_out"),
+        models=given(rule_inputs.files_of_candidates, kind="model"),
+        votes=given(rule_inputs.votes_if_any),
+        code=sources("latteclip.evaluate.select_model"),
+    output:
+        selection=rule_inputs.SELECTION.format(suffix=configuration.suffix),
+        model=directory(rule_inputs.SELECTED_MODEL.format(suffix=configuration.suffix)),
+    log:
+        "results/{dataset}/logs/select_model.log",
+    benchmark:
+        "results/{dataset}/benchmarks/select_model.jsonl"
+    conda:
+        "../../envs/latteclip.yaml"
+    resources:
+        mem_mb=memory("select_model"),
+        runtime=minutes("select_model"),
+    params:
+        candidates=given_json(rule_inputs.candidates),
+        votes=options("votes"),
+    shell:
+        "latteclip select-model --dataset {wildcards.dataset} --candidates {params.candidates:q}"
+        " {params.votes} --output {output.selection} --model {output.model} --log {log}"
+
+
 rule summarize:
     input:
         metrics=rule_inputs.all_metrics(configuration),
+        selections=rule_inputs.all_selections(configuration),
         code=sources("latteclip.evaluate.summarize"),
     output:
         csv=report(
@@ -141,5 +178,6 @@ rule summarize:
     params:
         baseline=configuration.table["baseline"],
     shell:
-        "latteclip summarize {input.metrics} --baseline {params.baseline} --csv {output.csv}"
-        " --markdown {output.markdown} --log {log}"
+        "latteclip summarize {input.metrics} --baseline {params.baseline}"
+        " --selections {input.selections} --csv {output.csv} --markdown {output.markdown}"
+        " --log {log}"
