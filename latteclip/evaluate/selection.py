@@ -61,7 +61,7 @@ class Judge:
 
     @property
     def n(self) -> int:
-        return self.agreements.shape[1]
+        return len(self.agreements[0])
 
     @property
     def means(self) -> Floats:
@@ -162,6 +162,6 @@ def reason(candidates: Sequence[Candidate], chosen: int, judge: Judge | str) -> 
 
 def rank_correlation(agreements: Sequence[float], accuracies: Sequence[float]) -> float | None:
     """Spearman's, of two figures of the same candidates; None where it is not defined."""
-    found = pd.DataFrame({"one": agreements, "other": accuracies}).corr(method="spearman")
-    value = float(found.loc["one", "other"])
+    pair = pd.DataFrame({"one": agreements, "other": accuracies})
+    value = float(pair.corr(method="spearman").to_numpy()[0, 1])
     return None if math.isnan(value) else value

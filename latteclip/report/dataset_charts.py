@@ -83,8 +83,8 @@ def _line(
 def bias_chart(path: str) -> charts.Chart:
     """What each class got whatever an image showed, which calibration takes off, in logits.
 
-    Of many classes the BIASES with the largest biases, either way. A constant of all classes changes
-    no prediction, so biases are told from their mean.
+    Of many classes the BIASES with the largest biases, either way. What all classes have in common
+    changes no prediction, so biases are told from their mean.
 
     Args:
         path: the calibrated zero-shot classifier.

@@ -44,6 +44,7 @@ def run(tmp_path, index):
         metrics.Run("set", "latteclip", 4),
         metrics.Outputs(str(tmp_path / "predictions.parquet"), str(tmp_path / "metrics.json")),
         str(tmp_path / "gallery.parquet"),
+        str(tmp_path / "held_out.parquet"),
         device="cpu",
         threads=1,
     )

@@ -28,8 +28,10 @@ def test_a_dataset_without_test_images_is_refused(tmp_path, pictures):
         stage.evaluate_zero_shot(
             index,
             str(pseudo),
+            0.0,
             metrics.Run("set", "zero_shot", 0),
             metrics.Outputs(str(tmp_path / "p"), "m"),
+            str(tmp_path / "h"),
         )
 
 
@@ -54,8 +56,10 @@ def test_zero_shot_row_scores_the_pseudo_labels_of_the_test_split(tmp_path, pict
     stage.evaluate_zero_shot(
         index,
         str(tmp_path / "pseudo.parquet"),
+        0.0,
         metrics.Run("set", "zero_shot", 0),
         metrics.Outputs(str(tmp_path / "predictions.parquet"), str(tmp_path / "metrics.json")),
+        str(tmp_path / "held_out.parquet"),
     )
     predictions, _ = tables.read(tmp_path / "predictions.parquet", tables.PREDICTIONS)
     found = json.loads((tmp_path / "metrics.json").read_text())

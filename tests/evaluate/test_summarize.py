@@ -55,7 +55,7 @@ def test_summary_files_are_written(tmp_path):
         path = tmp_path / f"{number}.json"
         path.write_text(json.dumps(values))
         paths.append(str(path))
-    summarize.summarize(paths, "zero_shot", str(tmp_path / "s.csv"), str(tmp_path / "s.md"))
+    summarize.summarize(paths, [], "zero_shot", str(tmp_path / "s.csv"), str(tmp_path / "s.md"))
     written = pd.read_csv(tmp_path / "s.csv")
     assert list(written.columns) == [
         "dataset",
