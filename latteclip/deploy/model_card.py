@@ -75,14 +75,8 @@ class Provenance:
     metrics: Mapping[str, Any] = field(default_factory=dict)  # of metrics.json
     settings: Mapping[str, Any] = field(default_factory=dict)  # of the training, or of CLIP alone
     described: Mapping[str, Any] = field(default_factory=dict)  # what files say of the dataset
+    is_trained: bool | None = None  # None where no file says
     reason: str = ""  # why it was chosen, where it was
-
-    @property
-    def is_trained(self) -> bool | None:
-        """Whether its weights were tuned; None where no file says."""
-        if "finetune" in self.settings:
-            return True
-        return False if self.metrics else None
 
 
 def provenance(model: Path) -> Provenance:
@@ -102,12 +96,16 @@ def provenance(model: Path) -> Provenance:
     embeddings = run.parents[1] / "class_embeddings.safetensors"
     metrics = read_metrics(metrics_file) if metrics_file.is_file() else {}
     settings: Mapping[str, Any] = {}
+    is_trained = None
     if history_file.is_file():
+        is_trained = True
         settings = tables.read_metadata(history_file, "step").get("settings", {})
-    elif metrics and embeddings.is_file():
-        settings = load_classifier(embeddings)[1]
+    elif metrics:
+        is_trained = False
+        settings = load_classifier(embeddings)[1] if embeddings.is_file() else {}
     dataset = metrics.get("dataset", "custom")
-    return Provenance(dataset, metrics, settings, layers.datasets().get(dataset, {}), reason)
+    described = layers.datasets().get(dataset, {})
+    return Provenance(dataset, metrics, settings, described, is_trained, reason)
 
 
 def card(opened: TunedModel, origin: Provenance, form: str, licence: str | None) -> str:

@@ -23,6 +23,7 @@ Ints = npt.NDArray[np.int_]
 # Objectives that can be chosen, the simplest first; those that train are equally simple.
 SIMPLICITY = {"zero_shot": 0, "zero_shot_calibrated": 1, "image_prototypes": 2}
 TRAINED = 3
+ROUNDING = 1e-9  # one image more is a standard error exactly, and no lead
 # Which is taken where nothing judges.
 SAFEST = ("zero_shot_calibrated", "zero_shot", "image_prototypes")
 
@@ -77,7 +78,7 @@ class Judge:
     def leads(self, one: int, other: int) -> bool:
         """Whether one agrees more than another by more than a standard error."""
         lead, error = self.lead(one, other)
-        return lead > error
+        return lead > error + ROUNDING
 
 
 def standard_error(values: Floats) -> float:
@@ -147,17 +148,19 @@ def reason(candidates: Sequence[Candidate], chosen: int, judge: Judge | str) -> 
     if not others:
         return f"{begin}, and no other model can be chosen."
     rival = max(others, key=lambda i: (judge.means[i], -i))
-    lead, error = judge.lead(rival, chosen)
-    if lead > 0:
-        return (
-            f"{begin}; {names[rival]} agrees with {percent[rival]}, a lead of {100 * lead:.1f} "
-            f"points with a standard error of {100 * error:.1f}, too small to prefer it to the "
-            "simpler one."
-        )
-    zero_shot = [i for i in others if candidates[i].objective == "zero_shot"]
-    told = (zero_shot or [rival])[0]
     end = ": nothing here beat it" if candidates[chosen].objective == "zero_shot" else ""
-    return f"{begin}, {names[told]} with {percent[told]}{end}."
+    if judge.means[rival] <= judge.means[chosen]:
+        zero_shot = [i for i in others if candidates[i].objective == "zero_shot"]
+        told = (zero_shot or [rival])[0]
+        return f"{begin}, {names[told]} with {percent[told]}{end}."
+    over, anchor = chosen, _anchor(candidates, others)
+    if judge.leads(rival, chosen) and anchor is not None:
+        over = anchor
+    lead, error = judge.lead(rival, over)
+    return (
+        f"{begin}; {names[rival]} agrees with {percent[rival]}, but its lead over {names[over]}, "
+        f"{100 * lead:.1f} points, is not above the standard error, {100 * error:.1f}{end}."
+    )
 
 
 def rank_correlation(agreements: Sequence[float], accuracies: Sequence[float]) -> float | None:

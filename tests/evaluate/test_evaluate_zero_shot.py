@@ -2,12 +2,13 @@ import json
 from pathlib import Path
 
 import pytest
-from support.tiny import write_index, write_pictures
+from support.tiny import write_index, write_pictures, write_pseudo_labels
 
-from latteclip.core import tables
+from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import evaluate_zero_shot as stage
 from latteclip.evaluate import metrics
+from latteclip.evaluate.held_out import HELD_OUT
 
 CLASSNAMES = ["a", "b", "c", "d", "e", "f", "g"]
 
@@ -68,3 +69,25 @@ def test_zero_shot_row_scores_the_pseudo_labels_of_the_test_split(tmp_path, pict
     assert found["acc5"] == 0.75
     assert found["mean_per_class_recall"] == pytest.approx(1 / 3)
     assert found["marks"] == []
+    assert len(tables.read(tmp_path / "held_out.parquet", HELD_OUT)[0]) == 0
+
+
+def test_held_out_images_get_their_pseudo_labels(tmp_path, monkeypatch):
+    monkeypatch.setattr(holdout, "FEWEST", 1)
+    names = [f"{i}.png" for i in range(9)]
+    splits = ["train"] * 6 + ["val", "test", "test"]
+    index = write_index(tmp_path / "images.parquet", names, splits, [0] * 9, CLASSNAMES)
+    pseudo = write_pseudo_labels(tmp_path / "pseudo.parquet", names, [i % 7 for i in range(9)])
+    stage.evaluate_zero_shot(
+        index,
+        pseudo,
+        0.5,
+        metrics.Run("set", "zero_shot", 0),
+        metrics.Outputs(str(tmp_path / "predictions.parquet"), str(tmp_path / "metrics.json")),
+        str(tmp_path / "held_out.parquet"),
+    )
+    table, described = tables.read(tmp_path / "held_out.parquet", HELD_OUT)
+    apart = holdout.held_out(names[:7], 0.5).nonzero()[0].tolist()
+    assert len(apart) == 3
+    assert table.to_pylist() == [{"image_id": names[i], "prediction": i % 7} for i in apart]
+    assert described == {"classnames": CLASSNAMES}
