@@ -97,8 +97,6 @@ def test_accuracies_have_no_part_in_the_choice(results, tmp_path, acc1):
     known, _ = results.select()
     accuracy = [values[2] for values in RUNS.values()]
     turned = dict(zip(RUNS, accuracy[::-1], strict=True))
-        method: values[2] for method, values in zip(RUNS, [*RUNS.values()][::-1], strict=True)
-    }
     for accuracies in (turned, dict.fromkeys(RUNS, acc1)):
         folder = tmp_path / f"with {list(accuracies.values())}"
         found, weights = Results(folder, accuracies).select()
