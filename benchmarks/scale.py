@@ -163,8 +163,8 @@ def evaluate_zero_shot(place: Place) -> Work:
     index, labels = place.file("images.parquet"), place.file("pseudo_labels.parquet")
     outputs = metrics.Outputs(place.file("predictions.parquet"), place.file("metrics.json"))
     run = metrics.Run("scale", "zero_shot", 0)
-    held_out = place.file("held_out.parquet")
-    return lambda: stage.evaluate_zero_shot(index, labels, 0.1, run, outputs, held_out)
+    judged = place.file("judged.parquet")
+    return lambda: stage.evaluate_zero_shot(index, labels, run, outputs, judged)
 
 
 def _group_questions(place: Place, shard: str) -> Callable[[], Any]:

@@ -209,7 +209,7 @@ def evaluate(args: argparse.Namespace) -> None:
         Run(args.dataset, args.method, args.seed),
         Outputs(args.predictions, args.metrics),
         args.gallery,
-        args.held_out_predictions,
+        args.judged,
         device=args.device,
         threads=args.threads,
     )
@@ -223,10 +223,9 @@ def evaluate_zero_shot(args: argparse.Namespace) -> None:
     stage.evaluate_zero_shot(
         args.images,
         args.pseudo_labels,
-        args.held_out,
         Run(args.dataset, args.method, args.seed),
         Outputs(args.predictions, args.metrics),
-        args.held_out_predictions,
+        args.judged,
     )
 
 
@@ -239,10 +238,11 @@ def evaluate_classifier(args: argparse.Namespace) -> None:
         args.images,
         args.pseudo_labels,
         args.classifier,
-        from_json(stage.ClassifierSettings, args.settings),
+        args.votes,
+        args.topk,
         Run(args.dataset, args.method, args.seed),
         Outputs(args.predictions, args.metrics),
-        args.held_out_predictions,
+        args.judged,
     )
 
 
@@ -310,7 +310,7 @@ OPTIONS = {
     "threads": {"type": int, "default": os.cpu_count(), "help": "CPU threads"},
     "device": {"default": "auto", "help": "auto, cuda or cpu"},
     "seed": {"type": int, "required": True},
-    "held-out": {"type": float, "default": 0.0, "help": "share of the training images"},
+    "topk": {"type": int, "required": True, "help": "best classes kept"},
     "baseline": {"default": "zero_shot", "help": "the method that gains are over"},
     "selections": {"nargs": "*", "default": [], "help": "what select-model wrote"},
     "shard": {"default": "1/1", "help": "which part of how many"},
@@ -378,7 +378,7 @@ COMMANDS: dict[Command, list[str]] = {
         "predictions",
         "metrics",
         "gallery",
-        "held-out-predictions",
+        "judged",
         "device",
         "threads",
     ],
@@ -388,10 +388,9 @@ COMMANDS: dict[Command, list[str]] = {
         "seed",
         "images",
         "pseudo-labels",
-        "held-out",
         "predictions",
         "metrics",
-        "held-out-predictions",
+        "judged",
     ],
     evaluate_classifier: [
         "dataset",
@@ -400,10 +399,11 @@ COMMANDS: dict[Command, list[str]] = {
         "images",
         "pseudo-labels",
         "classifier",
-        "settings",
+        "votes?",
+        "topk",
         "predictions",
         "metrics",
-        "held-out-predictions",
+        "judged",
     ],
     propagate_labels: [
         "dataset",

@@ -158,7 +158,7 @@ def candidates(configuration: Configuration, dataset: str) -> list[dict[str, Any
                 "seed": seed,
                 "objective": configuration.objective(method),
                 "metrics": f"{folder}/metrics.json",
-                "held_out": f"{folder}/held_out.parquet",
+                "judged": f"{folder}/judged.parquet",
                 "model": f"{folder}/model",
             }
         )
@@ -166,14 +166,19 @@ def candidates(configuration: Configuration, dataset: str) -> list[dict[str, Any
 
 
 def files_of_candidates(configuration: Configuration, dataset: str, kind: str) -> Paths:
-    """The files of one kind ("metrics", "held_out", "model") of the candidates."""
+    """The files of one kind ("metrics", "judged", "model") of the candidates."""
     return [str(candidate[kind]) for candidate in candidates(configuration, dataset)]
 
 
 def votes_if_any(configuration: Configuration, dataset: str) -> Paths:
-    """Votes for the images that were held out, where captions or class scores are made."""
-    wanted = configuration.has_votes(dataset)
-    return [f"results/{dataset}/held_out_votes.parquet"] if wanted else []
+    """Votes that judge classifiers, where captions of images or class scores are made."""
+    return [_votes(dataset)] if configuration.has_votes(dataset) else []
+
+
+def votes_of_classifier(configuration: Configuration, dataset: str, method: str) -> Paths:
+    """The votes of which the classifier of a method that trains nothing is made."""
+    reads = configuration.reads_caption_labels(method, dataset)
+    return [_votes(dataset)] if reads else []
 
 
 def selection_if_any(configuration: Configuration, dataset: str) -> Paths:
@@ -205,6 +210,10 @@ def all_metrics(configuration: Configuration) -> Paths:
         for dataset in configuration.datasets
         for method, seed in configuration.runs(dataset)
     ]
+
+
+def _votes(dataset: str) -> str:
+    return f"results/{dataset}/votes.parquet"
 
 
 def _captions(dataset: str, kind: str) -> str:

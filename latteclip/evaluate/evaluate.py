@@ -15,7 +15,7 @@ from latteclip.clip import tuned
 from latteclip.clip.features import encode_files
 from latteclip.clip.ranking import classify
 from latteclip.core import devices, tables
-from latteclip.evaluate import gallery_images, held_out, metrics
+from latteclip.evaluate import gallery_images, judged, metrics
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def evaluate(
     run: metrics.Run,
     outputs: metrics.Outputs,
     gallery_output: str,
-    held_out_output: str,
+    judged_output: str,
     *,
     device: str,
     threads: int,
@@ -71,11 +71,11 @@ def evaluate(
     metrics.write(
         table, names, labels.numpy(), scores.numpy(), run, history.get("marks", []), outputs
     )
-    apart = held_out.read_held_out_images(files.images, settings.held_out)
+    apart = judged.held_out_images(files.images, settings.held_out)
     unseen = np.empty(0, np.int_)
     if len(apart):
         unseen = ranked(apart["path"].to_pylist(), 1)[0][:, 0].numpy()
-    held_out.write_predictions(held_out_output, apart, unseen, names)
+    judged.write_predictions(judged_output, apart["image_id"], unseen, names)
     predictions, _ = ranked(shown["path"].to_pylist(), 1)
     tables.write(
         gallery_output,

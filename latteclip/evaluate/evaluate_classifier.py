@@ -1,38 +1,36 @@
 """The test split classified by the features of the pretrained model and a classifier of them."""
 
-from dataclasses import dataclass
-
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.ranking import classify
-from latteclip.evaluate import held_out, metrics
+from latteclip.core import tables
+from latteclip.evaluate import judged, metrics
 from latteclip.labels.features import read_features
-
-
-@dataclass(frozen=True)
-class ClassifierSettings:
-    """How images are classified."""
-
-    topk: int  # best classes kept for each test image
-    held_out: float = 0.0  # share of the training images that no label was learned from
 
 
 def evaluate_classifier(
     images_path: str,
     pseudo_labels_path: str,
     classifier_path: str,
-    settings: ClassifierSettings,
+    votes_path: str | None,
+    topk: int,
     run: metrics.Run,
     outputs: metrics.Outputs,
-    held_out_output: str,
+    judged_output: str,
 ) -> None:
-    """Write predictions and metrics; each image is classified by itself.
+    """Write predictions and metrics; each test image is classified by itself.
 
-    The training images that were held out are classified as well.
+    Training images that judge are classified as well.
 
     Args:
         images_path: an IMAGES table.
         pseudo_labels_path: a PSEUDO_LABELS table, for the features of the images.
         classifier_path: what a stage without training wrote: it is ours, not the paper's.
+        votes_path: the VOTES of which the classifier was made, which say what it makes of each
+            image without the image's own part; None where it was made of none.
+        topk: best classes kept for each image.
+        run: what is evaluated.
+        outputs: where the results are written.
+        judged_output: where the classes of the images that judge are written.
 
     Raises:
         UserError: an input is missing or does not fit the others, or there is no test image.
@@ -40,8 +38,12 @@ def evaluate_classifier(
     table, names = metrics.read_test_images(images_path, run.dataset)
     classifier, _ = load_classifier(classifier_path, classnames=names)
     features = read_features(pseudo_labels_path, table["image_id"])
-    labels, scores = classify(features, classifier, settings.topk)
+    labels, scores = classify(features, classifier, topk)
     metrics.write(table, names, labels.numpy(), scores.numpy(), run, ["ours"], outputs)
-    apart = held_out.read_held_out_images(images_path, settings.held_out)
-    unseen, _ = classify(read_features(pseudo_labels_path, apart["image_id"]), classifier, 1)
-    held_out.write_predictions(held_out_output, apart, unseen[:, 0].numpy(), names)
+    if votes_path is None:
+        apart = judged.judging_images(images_path)["image_id"]
+        known = classify(read_features(pseudo_labels_path, apart), classifier, 1)[0][:, 0].numpy()
+    else:
+        votes, _ = tables.read(votes_path, tables.VOTES, ["image_id", "head"])
+        apart, known = votes["image_id"], votes["head"].to_numpy()
+    judged.write_predictions(judged_output, apart, known, names)

@@ -3,26 +3,24 @@
 import numpy as np
 
 from latteclip.core import tables
-from latteclip.evaluate import held_out, metrics
+from latteclip.evaluate import judged, metrics
 
 
 def evaluate_zero_shot(
     images_path: str,
     pseudo_labels_path: str,
-    share: float,
     run: metrics.Run,
     outputs: metrics.Outputs,
-    held_out_output: str,
+    judged_output: str,
 ) -> None:
     """Take the pseudo-labels of the test split for its predictions.
 
     Args:
         images_path: an IMAGES table.
         pseudo_labels_path: a PSEUDO_LABELS table.
-        share: of the training images that were held out, whose pseudo-labels are written as well.
         run: what is evaluated.
         outputs: where the results are written.
-        held_out_output: where the HELD_OUT table is written.
+        judged_output: where the pseudo-labels of images that judge are written.
     """
     table, names = metrics.read_test_images(images_path, run.dataset)
     image_ids = table["image_id"].to_pylist()
@@ -33,12 +31,8 @@ def evaluate_zero_shot(
         for column in ("topk_labels", "topk_scores")
     )
     metrics.write(table, names, labels, scores, run, [], outputs)
-    apart = held_out.read_held_out_images(images_path, share)
-    unseen = tables.lookup(
-        pseudo_labels_path,
-        tables.PSEUDO_LABELS,
-        "image_id",
-        "pseudo_label",
-        apart["image_id"].to_pylist(),
+    apart = judged.judging_images(images_path)["image_id"]
+    known = tables.lookup(
+        pseudo_labels_path, tables.PSEUDO_LABELS, "image_id", "pseudo_label", apart.to_pylist()
     )
-    held_out.write_predictions(held_out_output, apart, np.array(unseen, np.int_), names)
+    judged.write_predictions(judged_output, apart, np.array(known, np.int_), names)

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from latteclip.core import tables
 from latteclip.core.files import replacing, write_json
 from latteclip.core.holdout import FEWEST
-from latteclip.evaluate import held_out
+from latteclip.evaluate import judged
 from latteclip.evaluate.results import read_metrics
 from latteclip.evaluate.selection import (
     Candidate,
@@ -24,7 +24,7 @@ from latteclip.evaluate.selection import (
     choose,
     rank_correlation,
     reason,
-    standard_error,
+    reference,
 )
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class CandidateFiles:
     seed: int
     objective: str
     metrics: str
-    held_out: str  # its HELD_OUT table
+    judged: str  # its JUDGED table
     model: str  # folder
 
 
@@ -83,9 +83,8 @@ def select_model(
             "method": runs[chosen].method,
             "seed": runs[chosen].seed,
             "reason": why,
-            "images": 0 if isinstance(judge, str) else judge.n,
             "candidates": _told(candidates, accuracies, judge),
-            **_cost(accuracies, chosen, judge),
+            **_cost(candidates, accuracies, chosen, judge),
         },
     )
     log.info("%s: %s", dataset, why)
@@ -101,44 +100,56 @@ def _judge(runs: Sequence[CandidateFiles], votes_path: str | None) -> Judge | st
     if not described["corroborated"]:
         return f"the {described['votes']} agree with the images no better than any others would"
     if len(table) < FEWEST:
-        return (
-            f"{len(table)} images with votes were left out, but it takes {FEWEST} (selection.share)"
-        )
+        return f"it takes {FEWEST} images with votes, and there are {len(table)}"
     votes = pc.list_flatten(table["vote"]).to_numpy().reshape(len(table), -1)  # [n, C]
-    image_ids = table["image_id"].to_pylist()
-    return Judge.of(
+    found = Judge.of(
         votes.astype(np.float64),
         [
-            held_out.read_predictions(run.held_out, image_ids, described["classnames"])
+            judged.read_predictions(run.judged, table["image_id"], described["classnames"])
             for run in runs
         ],
     )
+    if not any(found.judges(i) for i in range(len(runs))):
+        return "all of them were trained, and no image was left out (selection.share)"
+    return found
 
 
 def _told(
     candidates: Sequence[Candidate], accuracies: Sequence[float | None], judge: Judge | str
 ) -> list[dict[str, Any]]:
     """What is known of each candidate, in the order of the run."""
+    agreements = _agreements(candidates, judge)
     rows: list[dict[str, Any]] = []
-    for i, (one, acc1) in enumerate(zip(candidates, accuracies, strict=True)):
-        agreement = error = None
-        if isinstance(judge, Judge):
-            agreement, error = float(judge.means[i]), standard_error(judge.agreements[i])
+    for i, one in enumerate(candidates):
+        lead = None
+        if isinstance(judge, Judge) and agreements[i] is not None:
+            lead = judge.lead(i, reference(candidates, judge))._asdict()
         rows.append(
             {
                 "method": one.method,
                 "seed": one.seed,
                 "marks": list(one.marks),
-                "agreement": agreement,
-                "standard_error": error,
-                "acc1": acc1,
+                "agreement": agreements[i],
+                "lead": lead,  # over the reference
+                "acc1": accuracies[i],
             }
         )
     return rows
 
 
+def _agreements(candidates: Sequence[Candidate], judge: Judge | str) -> list[float | None]:
+    """How far each agrees with the votes, for all on one scale; None where it was not judged."""
+    if isinstance(judge, str):
+        return [None] * len(candidates)
+    start = reference(candidates, judge)
+    return [judge.agreement(i, start) if judge.judges(i) else None for i in range(len(candidates))]
+
+
 def _cost(
-    accuracies: Sequence[float | None], chosen: int, judge: Judge | str
+    candidates: Sequence[Candidate],
+    accuracies: Sequence[float | None],
+    chosen: int,
+    judge: Judge | str,
 ) -> dict[str, float | None]:
     """By how many points another candidate was better, and how agreement went with accuracy.
 
@@ -148,8 +159,12 @@ def _cost(
     own = accuracies[chosen]
     if own is None or len(known) < len(accuracies):
         return {"regret": None, "rank_correlation": None}
-    together = None if isinstance(judge, str) else rank_correlation([*judge.means], known)
-    return {"regret": 100 * (max(known) - own), "rank_correlation": together}
+    pairs = zip(_agreements(candidates, judge), known, strict=True)
+    judged_ones = [(one, other) for one, other in pairs if one is not None]
+    correlation = rank_correlation(
+        [one for one, _ in judged_ones], [other for _, other in judged_ones]
+    )
+    return {"regret": 100 * (max(known) - own), "rank_correlation": correlation}
 
 
 def _link(source: str, destination: str) -> None:

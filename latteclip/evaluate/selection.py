@@ -1,31 +1,32 @@
-"""Which of several classifiers to take, without labels: votes of images that were left out judge.
+"""Which of several classifiers to take, without labels: votes that they did not learn from judge.
 
-A caption (or a multimodal model that is asked) votes for the class of its image. How far the
-predictions of a classifier agree with votes that neither it nor any label was learned from is
-large where it is right, whatever the votes' own mistakes are, as long as they do not share them.
+A caption (or a multimodal model that is asked) votes for the class of its image. Classifiers that
+are right more often agree more with such votes, whatever mistakes the votes make by themselves, as
+long as the classifiers do not share them. Those that train nothing are judged by many images, each
+without its own part in the classifier; those that were trained by the images that were held out.
 
-Letters: K candidates, n judged images, C classes.
+Letters: K candidates, n judging images, C classes.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from latteclip.core.errors import UserError
+from latteclip.core.holdout import FEWEST
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int_]
-# Objectives that can be chosen, the simplest first; those that train are equally simple.
+# Objectives that train nothing, the simplest first.
 SIMPLICITY = {"zero_shot": 0, "zero_shot_calibrated": 1, "image_prototypes": 2}
-TRAINED = 3
-ROUNDING = 1e-9  # one image more is a standard error exactly, and no lead
-# Which is taken where nothing judges.
+# Which of them is taken where nothing judges.
 SAFEST = ("zero_shot_calibrated", "zero_shot", "image_prototypes")
+ROUNDING = 1e-9  # one image more is a standard error exactly, and no lead
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,8 @@ class Candidate:
     marks: Sequence[str] = ()  # keys of `results.MARKS`
 
     @property
-    def simplicity(self) -> int:
-        """Place in SIMPLICITY."""
-        return SIMPLICITY.get(self.objective, TRAINED)
+    def is_trained(self) -> bool:
+        return self.objective not in SIMPLICITY
 
     def name(self, among: Sequence["Candidate"]) -> str:
         """Its method, and its seed where the method has several."""
@@ -48,71 +48,125 @@ class Candidate:
         return f"{self.method} (seed {self.seed})" if several else self.method
 
 
+class Lead(NamedTuple):
+    """By how much one candidate agrees more with the votes than another."""
+
+    mean: float
+    error: float  # standard error of the mean, over the same images
+    n: int  # images that judged both
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it is more than a standard error."""
+        return self.n >= FEWEST and self.mean > self.error + ROUNDING
+
+
 @dataclass(frozen=True)
 class Judge:
-    """How far K candidates agree with votes for n images that were left out."""
+    """How far K candidates agree with the votes of n images."""
 
-    agreements: Floats  # [K, n]: the vote's probability of the class that a candidate predicts
+    agreements: (
+        Floats  # [K, n] the vote's probability of the class that is predicted; NaN: unjudged
+    )
 
     @classmethod
     def of(cls, votes: Floats, predictions: Sequence[Ints]) -> Self:
-        """From votes [n, C], probabilities, and the classes [n] that each candidate predicts."""
+        """From votes [n, C], and what each candidate predicts [n], negative where unjudged."""
         rows = np.arange(len(votes))
-        return cls(np.stack([votes[rows, own] for own in predictions]).astype(np.float64))
+        found = [np.where(own >= 0, votes[rows, own], np.nan) for own in predictions]
+        return cls(np.stack(found).astype(np.float64))
 
-    @property
-    def n(self) -> int:
-        return len(self.agreements[0])
+    def judges(self, one: int) -> bool:
+        """Whether enough images judge a candidate."""
+        return int((~np.isnan(self.agreements[one])).sum()) >= FEWEST
 
-    @property
-    def means(self) -> Floats:
-        """[K]."""
-        found: Floats = self.agreements.mean(axis=1)
-        return found
+    def means(self, one: int, other: int) -> tuple[float, float]:
+        """How far two candidates agree with the votes of the images that judged both."""
+        pair = self._pair(one, other)
+        return float(pair[0].mean()), float(pair[1].mean())
 
-    def lead(self, one: int, other: int) -> tuple[float, float]:
-        """By how much one candidate agrees more than another, and the standard error of that."""
-        differences = self.agreements[one] - self.agreements[other]
-        return float(differences.mean()), standard_error(differences)
+    def lead(self, one: int, other: int) -> Lead:
+        """Of one candidate over another."""
+        pair = self._pair(one, other)
+        differences, n = pair[0] - pair[1], pair.shape[1]
+        if n < 2:
+            return Lead(0.0, 0.0, n)
+        error = float(differences.std(ddof=1)) / math.sqrt(n)
+        return Lead(float(differences.mean()), error, n)
 
-    def leads(self, one: int, other: int) -> bool:
-        """Whether one agrees more than another by more than a standard error."""
-        lead, error = self.lead(one, other)
-        return lead > error + ROUNDING
+    def agreement(self, one: int, reference: int) -> float:
+        """How far a candidate agrees with all votes that judged the reference.
 
+        Where fewer images judged it, that is how far the reference agrees with all, and its lead
+        over the reference with those few.
+        """
+        known = self.agreements[reference]
+        return float(known[~np.isnan(known)].mean()) + self.lead(one, reference).mean
 
-def standard_error(values: Floats) -> float:
-    """Of the mean of values [n], n at least 2."""
-    return float(values.std(ddof=1)) / math.sqrt(len(values))
+    def _pair(self, one: int, other: int) -> Floats:
+        """Agreements [2, m] with the m images that judged both."""
+        pair = self.agreements[[one, other]]
+        both: Floats = pair[:, ~np.isnan(pair).any(axis=0)]
+        return both
 
 
 def choose(candidates: Sequence[Candidate], judge: Judge | str) -> int:
     """The candidate to take; labels have no part in it.
 
-    Of those that the best one does not lead by more than a standard error (paired, over the same
-    images) the simplest; of equally simple ones that which agrees most. One that was trained is
-    only taken if it leads calibrated zero-shot, or else plain zero-shot, by more than a standard
-    error.
+    It is that of `reference`, unless some that were trained lead it, and calibrated zero-shot or
+    else plain zero-shot, by more than a standard error: then the best of these.
 
     Args:
         candidates: K.
-        judge: of them, or why there is none: then the safest is taken.
+        judge: of them, or why there is none.
     """
-    allowed = _allowed(candidates)
+    start = reference(candidates, judge)
+    if isinstance(judge, str) or candidates[start].is_trained:
+        return start
+    others = [start, *_anchor(candidates)]
+    challengers = [
+        i
+        for i in allowed(candidates)
+        if candidates[i].is_trained and all(judge.lead(i, one).is_clear for one in others)
+    ]
+    return max(challengers, key=lambda i: (judge.lead(i, start).mean, -i), default=start)
+
+
+def reference(candidates: Sequence[Candidate], judge: Judge | str) -> int:
+    """The simplest of those that train nothing and that the best of them does not clearly lead.
+
+    Without a judge it is the safest; where all are trained, the best of them.
+    """
+    open_to = allowed(candidates)
     if isinstance(judge, str):
-        return min(allowed, key=lambda i: (_safety(candidates[i]), i))
-    means, anchor = judge.means, _anchor(candidates, allowed)
-    if anchor is not None:
-        allowed = [
-            i for i in allowed if candidates[i].simplicity < TRAINED or judge.leads(i, anchor)
-        ]
-    best = max(allowed, key=lambda i: (means[i], -i))
-    ties = [i for i in allowed if not judge.leads(best, i)]
-    return min(ties, key=lambda i: (candidates[i].simplicity, -means[i], i))
+        return min(open_to, key=lambda i: (_place(candidates[i], SAFEST), i))
+    judged = [i for i in open_to if judge.judges(i)] or open_to
+    simple = [i for i in judged if not candidates[i].is_trained]
+    best = _best(simple or judged, judge)
+    if not simple:
+        return best
+    ties = [i for i in simple if not judge.lead(best, i).is_clear]
+    return min(
+        ties, key=lambda i: (_place(candidates[i], [*SIMPLICITY]), -judge.lead(i, best).mean)
+    )
 
 
-def _allowed(candidates: Sequence[Candidate]) -> list[int]:
-    """Those that saw no label and did not collapse; if all did, all that saw no label."""
+def _best(among: Sequence[int], judge: Judge) -> int:
+    """That which agrees most, of candidates that the same images judged; of equals the first."""
+    return max(among, key=lambda i: (judge.lead(i, among[0]).mean, -i))
+
+
+def _place(candidate: Candidate, order: Sequence[str]) -> int:
+    """Place of its objective; that of trained ones is the last."""
+    return [*order, candidate.objective].index(candidate.objective)
+
+
+def allowed(candidates: Sequence[Candidate]) -> list[int]:
+    """Those that saw no label and did not collapse; if all did, all that saw no label.
+
+    Raises:
+        UserError: all saw labels.
+    """
     unlabelled = [i for i, one in enumerate(candidates) if "supervised" not in one.marks]
     sound = [i for i in unlabelled if "collapsed" not in candidates[i].marks]
     if not unlabelled:
@@ -120,18 +174,13 @@ def _allowed(candidates: Sequence[Candidate]) -> list[int]:
     return sound or unlabelled
 
 
-def _safety(candidate: Candidate) -> int:
-    """Place in SAFEST; trained ones come last."""
-    return [*SAFEST, candidate.objective].index(candidate.objective)
-
-
-def _anchor(candidates: Sequence[Candidate], allowed: Sequence[int]) -> int | None:
-    """What a trained candidate has to beat."""
+def _anchor(candidates: Sequence[Candidate]) -> list[int]:
+    """What a trained one has to lead whatever else there is: at most one."""
     for objective in ("zero_shot_calibrated", "zero_shot"):
-        for i in allowed:
+        for i in allowed(candidates):
             if candidates[i].objective == objective:
-                return i
-    return None
+                return [i]
+    return []
 
 
 def reason(candidates: Sequence[Candidate], chosen: int, judge: Judge | str) -> str:
@@ -139,27 +188,30 @@ def reason(candidates: Sequence[Candidate], chosen: int, judge: Judge | str) -> 
     names = [one.name(candidates) for one in candidates]
     if isinstance(judge, str):
         return f"{names[chosen]} is taken as the safest, for nothing judges: {judge}."
-    percent = [f"{100 * mean:.1f} %" for mean in judge.means]
+    judged = [i for i in allowed(candidates) if i != chosen and judge.lead(i, chosen).n >= FEWEST]
+    unjudged = any(candidates[i].is_trained and not judge.judges(i) for i in allowed(candidates))
+    end = "; nothing was left out that could judge what was trained" if unjudged else ""
+    if not judged:
+        return f"{names[chosen]} is the only one that can be chosen by votes{end}."
+    if candidates[chosen].objective == "zero_shot":
+        end = f": nothing here beat it{end}"
+    rival = max(judged, key=lambda i: (judge.lead(i, chosen).mean, -i))
+    led = judge.lead(rival, chosen).mean > 0
+    zero_shot = [i for i in judged if candidates[i].objective == "zero_shot"]
+    other = rival if led or not zero_shot else zero_shot[0]
+    own, its = (f"{100 * mean:.1f} %" for mean in judge.means(chosen, other))
     begin = (
-        f"{names[chosen]} agrees with {percent[chosen]} of the votes of {judge.n} images that were "
-        "left out"
+        f"{names[chosen]} agrees with {own} of {judge.lead(other, chosen).n} votes that it did not "
+        f"learn from, {names[other]} with {its}"
     )
-    others = [i for i in _allowed(candidates) if i != chosen]
-    if not others:
-        return f"{begin}, and no other model can be chosen."
-    rival = max(others, key=lambda i: (judge.means[i], -i))
-    end = ": nothing here beat it" if candidates[chosen].objective == "zero_shot" else ""
-    if judge.means[rival] <= judge.means[chosen]:
-        zero_shot = [i for i in others if candidates[i].objective == "zero_shot"]
-        told = (zero_shot or [rival])[0]
-        return f"{begin}, {names[told]} with {percent[told]}{end}."
-    over, anchor = chosen, _anchor(candidates, others)
-    if judge.leads(rival, chosen) and anchor is not None:
-        over = anchor
-    lead, error = judge.lead(rival, over)
+    if not led:
+        return f"{begin}{end}."
+    unclear = (i for i in (chosen, *_anchor(candidates)) if not judge.lead(rival, i).is_clear)
+    over = next(unclear, chosen)
+    lead = judge.lead(rival, over)
     return (
-        f"{begin}; {names[rival]} agrees with {percent[rival]}, but its lead over {names[over]}, "
-        f"{100 * lead:.1f} points, is not above the standard error, {100 * error:.1f}{end}."
+        f"{begin}, whose lead over {names[over]}, {100 * lead.mean:.1f} points, is within a "
+        f"standard error, {100 * lead.error:.1f}{end}."
     )
 
 

@@ -102,7 +102,9 @@ class Fusion:
     trust: Trust
     labels: torch.Tensor  # [N] the likeliest class
     confidence: torch.Tensor  # [N] float32, its probability
-    said: dict[str, torch.Tensor]  # [N] the class that "zero_shot" and "images" alone are for
+    # [N] the class that "zero_shot" and "images" alone are for, and that of the two together: the
+    # "head" without the image's own part.
+    said: dict[str, torch.Tensor]
     weights: torch.Tensor  # [C, D] float64: a z + b s, as logits of centred features
     gains: dict[str, float]  # log-likelihood of the votes over their mean, by who predicts them
 
@@ -257,19 +259,22 @@ def _calibrated(witnesses: Witnesses, trust: Trust) -> Fusion:
     for rows in parts(n):
         best = witnesses.images.zero_shot(rows).exp().max(dim=1)
         labels[rows], confidence[rows] = best.indices, best.values.float()
-    return Fusion(trust, labels, confidence, {"zero_shot": labels}, witnesses.images.texts, {})
+    said = {"zero_shot": labels, "head": labels}
+    return Fusion(trust, labels, confidence, said, witnesses.images.texts, {})
 
 
 def _fused(last: Witnesses, after: Witnesses, trust: Trust, gained: dict[str, float]) -> Fusion:
     """The labels of the last round, and the head with the prototypes that they make."""
     n = len(last.images.centred)
-    labels, zero_shot, images = (torch.empty(n, dtype=torch.long) for _ in range(3))
+    labels, zero_shot, images, head = (torch.empty(n, dtype=torch.long) for _ in range(4))
+    both = torch.tensor([trust.zero_shot, trust.images], dtype=torch.float64)
     confidence = torch.empty(n)
     for rows in parts(n):
         best = last.log_posterior(rows, trust).exp().max(dim=1)
         labels[rows], confidence[rows] = best.indices, best.values.float()
         zero_shot[rows], images[rows] = (table.argmax(1) for table in last.predictors(rows))
-    said = {"zero_shot": zero_shot, "images": images}
+        head[rows] = pool(after.predictors(rows), both).argmax(1)
+    said = {"zero_shot": zero_shot, "images": images, "head": head}
     weights = trust.zero_shot * last.images.texts + trust.images * after.head()
     return Fusion(trust, labels, confidence, said, weights, gained)
 

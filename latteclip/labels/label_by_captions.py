@@ -20,7 +20,7 @@ from latteclip.clip.classifier import load_classifier, save_classifier
 from latteclip.core import devices, tables
 from latteclip.core.class_scores import read_class_scores
 from latteclip.core.errors import UserError
-from latteclip.core.holdout import held_out
+from latteclip.core.holdout import held_out, judging
 from latteclip.core.progress import Progress
 from latteclip.labels.features import feature_column, read_features
 from latteclip.labels.fusion import Fusion, fuse
@@ -78,8 +78,8 @@ def label_by_captions(
     """Write CAPTION_LABELS for every image that is not in the test split, and a classifier.
 
     The classifier is what zero-shot scores and image prototypes make together: it needs no caption.
-    Nothing is learned from the votes for images that are held out: these go to `votes_output`, a
-    table of VOTES. Labels of the dataset are not read.
+    Nothing is learned from the votes for images that are held out. Votes by which classifiers can
+    be judged go to `votes_output`, a table of VOTES. Labels of the dataset are not read.
 
     Raises:
         UserError: an input lacks an image or does not belong to the others.
@@ -96,7 +96,8 @@ def label_by_captions(
     scale = described["logit_scale"]
     features = read_features(files.pseudo_labels, table["image_id"])
     images = Images.of(features, classes.weights, scale)
-    learning = ~torch.from_numpy(held_out(table["image_id"].to_pylist(), settings.held_out))
+    image_ids = table["image_id"].to_pylist()
+    learning = ~torch.from_numpy(held_out(image_ids, settings.held_out))
     votes: list[Votes] = []
     own: dict[str, OwnLabels] = {}
     were_told = False
@@ -104,7 +105,7 @@ def label_by_captions(
         clip = clips.load(
             settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
         )
-        captions, were_told = _read_captions(files.image_captions, table["image_id"].to_pylist())
+        captions, were_told = _read_captions(files.image_captions, image_ids)
         texts, row_of = _encode(captions, clip, settings.batch_size)
         votes.append(CaptionVotes.of(texts, row_of, classes.weights, scale, learning))
         own["caption"] = _captions_alone(texts, row_of, scale * classes.weights)
@@ -123,15 +124,15 @@ def label_by_captions(
     _write(output, table["image_id"], own, fusion, {**described, "how": HOW, **summary})
     log.info(_sentence(summary))
     if votes_output is not None:
-        judging = ~learning & votes[-1].has
-        told = {"told": were_told and files.class_scores is None}
+        judges = torch.from_numpy(judging(image_ids)) & votes[-1].has
+        columns = {
+            "image_id": table["image_id"].filter(pa.array(judges.numpy())),
+            "vote": feature_column(votes[-1].probabilities(judges).float()),
+            "head": _column(fusion.said["head"][judges]),
+        }
         kept = {name: summary[name] for name in ("votes", "corroborated")}
-        _write_votes(
-            votes_output,
-            table["image_id"].filter(pa.array(judging.numpy())),
-            votes[-1].probabilities(judging),
-            {"classnames": classnames, **kept, **told},
-        )
+        kept |= {"classnames": classnames, "told": were_told and files.class_scores is None}
+        tables.write(votes_output, columns, tables.VOTES, kept)
 
 
 def _read_captions(path: str, image_ids: list[str]) -> tuple[list[str], bool]:
@@ -217,14 +218,6 @@ def _write(
             f"{name}_confidence": confidence,
         }
     tables.write(output, columns, tables.CAPTION_LABELS, described)
-
-
-def _write_votes(
-    output: str, image_ids: pa.ChunkedArray, votes: torch.Tensor, described: dict[str, object]
-) -> None:
-    """Write VOTES, which are [n, C]."""
-    columns = {"image_id": image_ids, "vote": feature_column(votes.float())}
-    tables.write(output, columns, tables.VOTES, described)
 
 
 def _column(labels: torch.Tensor | None, n: int = 0) -> pa.Array:

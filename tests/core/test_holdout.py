@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from latteclip.core import holdout
-from latteclip.core.holdout import FEWEST, MOST, held_out
+from latteclip.core.holdout import FEWEST, MOST, held_out, judging
 
 
 def ids(n):
@@ -45,6 +45,14 @@ def test_the_choice_is_that_of_the_digest_whatever_the_order():
 
     wanted = set(sorted(names, key=key)[:30])
     assert {name for name, is_out in zip(names, mask, strict=True) if is_out} == wanted
+
+
+def test_all_images_may_judge_and_of_very_many_the_first(monkeypatch):
+    assert judging(ids(300)).all()
+    monkeypatch.setattr(holdout, "MOST", 100)
+    mask = judging(ids(300))
+    assert mask.sum() == 100
+    assert not (held_out(ids(300), 0.2) & ~mask).any()
 
 
 def test_a_larger_share_holds_out_the_same_images_and_more():

@@ -13,7 +13,7 @@ from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import evaluate as stage
 from latteclip.evaluate import gallery_images, metrics
-from latteclip.evaluate.held_out import HELD_OUT
+from latteclip.evaluate.judged import JUDGED
 
 CLASSNAMES = ["a", "b", "c", "d", "e", "f", "g"]
 C = 7
@@ -45,7 +45,7 @@ def run(tmp_path, index, share=0.0):
         metrics.Run("set", "latteclip", 4),
         metrics.Outputs(str(tmp_path / "predictions.parquet"), str(tmp_path / "metrics.json")),
         str(tmp_path / "gallery.parquet"),
-        str(tmp_path / "held_out.parquet"),
+        str(tmp_path / "judged.parquet"),
         device="cpu",
         threads=1,
     )
@@ -118,10 +118,10 @@ def test_images_that_were_held_out_get_the_class_of_the_nearest_prototype(
     torch.manual_seed(0)
     classifier = torch.nn.functional.normalize(torch.randn(C, 128), dim=1)
     evaluate(tmp_path, index, classifier, demo_clip, share=0.5)
-    assert len(tables.read(tmp_path / "held_out.parquet", HELD_OUT)[0]) == 0  # one judges nothing
+    assert len(tables.read(tmp_path / "judged.parquet", JUDGED)[0]) == 0  # one judges nothing
     monkeypatch.setattr(holdout, "FEWEST", 1)
     evaluate(tmp_path / "more", index, classifier, demo_clip, share=0.5)
-    table, metadata = tables.read(tmp_path / "more" / "held_out.parquet", HELD_OUT)
+    table, metadata = tables.read(tmp_path / "more" / "judged.parquet", JUDGED)
     assert metadata == {"classnames": CLASSNAMES}
     names = [Path(pictures[0][i]).name for i in (1, 4)]
     chosen = [names[i] for i in holdout.held_out(names, 0.5).nonzero()[0]]

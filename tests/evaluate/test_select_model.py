@@ -3,11 +3,12 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.evaluate import held_out
+from latteclip.evaluate import judged
 from latteclip.evaluate import select_model as stage
 from latteclip.evaluate.results import read_selection
 
@@ -33,7 +34,7 @@ class Results:
         votes[np.arange(N), np.arange(N) % C] = 0.7
         self.runs = []
         for method, (objective, share, acc1, marks) in RUNS.items():
-            files = {name: folder / method / name for name in ("metrics", "held_out", "model")}
+            files = {name: folder / method / name for name in ("metrics", "judged", "model")}
             files["model"].mkdir(parents=True)
             (files["model"] / "weights").write_text(f"of {method}")
             (files["model"] / ".snakemake_timestamp").write_text("")
@@ -43,18 +44,19 @@ class Results:
             files["metrics"].write_text(json.dumps({**values, "mean_per_class_recall": acc1}))
             agree = np.arange(N) < share * N
             predictions = np.where(agree, np.arange(N), np.arange(N) + 1) % C
-            self.write_predictions(files["held_out"], predictions)
+            self.write_predictions(files["judged"], predictions)
             self.runs.append(stage.CandidateFiles(method, 0, objective, *map(str, files.values())))
         self.write_votes(votes)
 
     def write_predictions(self, path, predictions, classnames=CLASSNAMES, ids=IDS):
         columns = {"image_id": ids[::-1], "prediction": predictions[::-1].astype(np.int32)}
-        tables.write(path, columns, held_out.HELD_OUT, {"classnames": classnames})
+        tables.write(path, columns, judged.JUDGED, {"classnames": classnames})
 
     def write_votes(self, votes, **described):
         described = {"votes": "captions", "corroborated": True, "told": False, **described}
         described |= {"classnames": CLASSNAMES}
         columns = {"image_id": IDS[: len(votes)], "vote": votes.tolist()}
+        columns["head"] = pa.nulls(len(votes), pa.int32())
         tables.write(self.folder / "votes.parquet", columns, tables.VOTES, described)
 
     def select(self, *, votes=True):
@@ -74,18 +76,19 @@ def test_the_model_that_agrees_with_the_votes_is_chosen_and_told(results):
     assert (found["dataset"], found["method"], found["seed"]) == ("set", "image_prototypes", 0)
     assert weights == "of image_prototypes"
     assert found["reason"] == (
-        "image_prototypes agrees with 58.0 % of the votes of 30 images that were left out, "
-        "zero_shot with 22.0 %."
+        "image_prototypes agrees with 58.0 % of 30 votes that it did not learn from, zero_shot "
+        "with 22.0 %."
     )
-    assert found["images"] == N
     told = {row["method"]: row for row in found["candidates"]}
     assert list(told) == list(RUNS)
     for method, (_, share, acc1, marks) in RUNS.items():
         row = told[method]
         assert row["agreement"] == pytest.approx(share * 0.7 + (1 - share) * 0.1)
-        spread = 0.6 * (share * (1 - share) * N / (N - 1)) ** 0.5
-        assert row["standard_error"] == pytest.approx(spread / N**0.5)
+        assert row["lead"]["mean"] == pytest.approx((share - 0.8) * 0.6)
+        assert row["lead"]["n"] == N
         assert (row["acc1"], row["marks"]) == (acc1, marks)
+    assert told["image_prototypes"]["lead"]["error"] == 0
+    assert told["flyp"]["lead"]["error"] == pytest.approx(0.6 * (0.2 * 0.8 / (N - 1)) ** 0.5)
     assert found["regret"] == pytest.approx(30)
     assert found["rank_correlation"] == pytest.approx(-2 / 95**0.5)
     selection = read_selection(results.folder / "selection.json")
@@ -121,7 +124,7 @@ def test_without_votes_that_tell_calibrated_zero_shot_is_chosen(results, votes, 
     assert found["reason"].startswith(
         f"zero_shot_calibrated is taken as the safest, for nothing judges: {why}"
     )
-    assert found["images"] == 0
+    assert {row["lead"] for row in found["candidates"]} == {None}
     assert {row["agreement"] for row in found["candidates"]} == {None}
     assert found["regret"] == pytest.approx(40)
 
@@ -130,7 +133,29 @@ def test_few_votes_judge_nothing(results):
     results.write_votes(np.full((19, C), 1 / C))
     found, _ = results.select()
     assert found["method"] == "zero_shot_calibrated"
-    assert "19 images with votes were left out, but it takes 20" in found["reason"]
+    assert "it takes 20 images with votes, and there are 19" in found["reason"]
+
+
+def test_what_few_images_judged_is_judged_by_them_alone(results):
+    path = Path(results.runs[3].judged)
+    results.write_predictions(path, np.arange(27) % C, ids=IDS[:27])
+    found, weights = results.select()
+    assert weights == "of latteclip"  # right for all of them, and the prototypes for 24
+    assert found["reason"].startswith("latteclip agrees with 70.0 % of 27 votes")
+
+
+def test_models_that_were_trained_on_all_images_are_not_judged(results):
+    for run in results.runs[3:]:
+        results.write_predictions(Path(run.judged), np.zeros(0, int), ids=[])
+    found, weights = results.select()
+    assert weights == "of image_prototypes"
+    assert [row["agreement"] is None for row in found["candidates"]] == [False] * 3 + [True] * 2
+    assert found["reason"].endswith("; nothing was left out that could judge what was trained.")
+    results.runs = results.runs[3:]
+    found, weights = results.select()
+    assert weights == "of latteclip"
+    assert "all of them were trained, and no image was left out" in found["reason"]
+    assert found["rank_correlation"] is None
 
 
 def test_the_files_are_links_but_for_those_of_snakemake(results):
@@ -150,12 +175,9 @@ def test_where_links_cannot_be_made_files_are_copied(results, monkeypatch):
     assert (results.folder / "model" / "weights").stat().st_nlink == 1
 
 
-def test_predictions_of_other_images_or_classes_are_refused(results):
-    path = Path(results.runs[2].held_out)
+def test_predictions_of_other_classes_are_refused(results):
+    path = Path(results.runs[2].judged)
     results.write_predictions(path, np.zeros(N, int), CLASSNAMES[::-1])
-    with pytest.raises(UserError, match="held_out is of other classes than the votes"):
-        results.select()
-    results.write_predictions(path, np.zeros(N - 1, int), ids=IDS[1:])
-    with pytest.raises(UserError, match="held_out lacks 1 of 30 images"):
+    with pytest.raises(UserError, match="judged is of other classes than the votes"):
         results.select()
     assert not (results.folder / "model").exists()

@@ -35,10 +35,10 @@ def test_the_agreement_is_the_votes_probability_of_the_predicted_class():
     votes = rng.dirichlet(np.ones(C), N)
     predictions = rng.integers(0, C, (3, N))
     found = Judge.of(votes, list(predictions))
-    assert found.n == N
+    own = [sum(votes[i][predictions[k][i]] for i in range(N)) / N for k in range(3)]
     for k in range(3):
-        own = [votes[i][predictions[k][i]] for i in range(N)]
-        assert found.means[k] == pytest.approx(sum(own) / N)
+        assert found.agreement(k, 0) == pytest.approx(own[k])
+        assert found.means(k, 1) == pytest.approx((own[k], own[1]))
 
 
 def test_a_lead_is_a_mean_difference_with_the_standard_error_of_pairs():
@@ -47,7 +47,50 @@ def test_a_lead_is_a_mean_difference_with_the_standard_error_of_pairs():
     differences = [a - b for a, b in zip(*found.agreements, strict=True)]
     mean = sum(differences) / N
     spread = math.sqrt(sum((d - mean) ** 2 for d in differences) / (N - 1))
-    assert found.lead(0, 1) == pytest.approx((mean, spread / math.sqrt(N)))
+    assert found.lead(0, 1) == pytest.approx((mean, spread / math.sqrt(N), N))
+
+
+def few(agreements, n):
+    """A judge by whom the last candidate was judged by the first n images alone."""
+    agreements = np.array(agreements, dtype=float)
+    agreements[-1, n:] = np.nan
+    return Judge(agreements)
+
+
+def test_what_fewer_images_judged_is_compared_on_these_alone():
+    rng = np.random.default_rng(2)
+    values = rng.random((2, N))
+    found = few(values, 25)
+    assert found.lead(1, 0) == pytest.approx(Judge(values[:, :25]).lead(1, 0))
+    assert found.means(0, 1) == pytest.approx((values[0, :25].mean(), values[1, :25].mean()))
+    wanted = values[0].mean() + (values[1, :25] - values[0, :25]).mean()
+    assert found.agreement(1, 0) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(("n", "judges"), [(0, False), (1, False), (19, False), (20, True)])
+def test_few_images_judge_nothing(n, judges):
+    found = few(np.stack([np.zeros(N), np.ones(N)]), n)
+    assert found.judges(1) == judges
+    assert found.lead(1, 0).is_clear == judges
+    named = candidates("zero_shot", "latteclip")
+    assert choose(named, found) == int(judges)
+    if not judges:
+        assert reason(named, 0, found) == (
+            "zero_shot is the only one that can be chosen by votes; nothing was left out that "
+            "could judge what was trained."
+        )
+
+
+def test_where_few_images_judge_training_many_judge_the_others():
+    """The 20 held-out images cannot tell zero-shot from prototypes, but all 40 can."""
+    named = candidates("zero_shot", "image_prototypes", "latteclip")
+    zero_shot, prototypes = np.zeros(N), np.zeros(N)
+    prototypes[20:] = 1
+    trained = np.zeros(N)
+    trained[:1] = 1
+    assert choose(named, few([zero_shot, prototypes, trained], 20)) == 1
+    trained[:5] = 1
+    assert choose(named, few([zero_shot, prototypes, trained], 20)) == 2
 
 
 def test_a_clear_winner_is_chosen_whatever_its_kind():
@@ -96,7 +139,7 @@ def test_nothing_is_better_than_zero_shot_and_the_reason_says_so():
     found = judge(range(20), range(12), range(8))
     assert choose(named, found) == 0
     assert reason(named, 0, found) == (
-        "zero_shot agrees with 50.0 % of the votes of 40 images that were left out, "
+        "zero_shot agrees with 50.0 % of 40 votes that it did not learn from, "
         "zero_shot_calibrated with 30.0 %: nothing here beat it."
     )
 
@@ -146,8 +189,8 @@ def test_the_reason_names_the_winner_beside_zero_shot():
     named = candidates("zero_shot", "flyp", "image_prototypes")
     found = judge(range(10), range(15), range(30))
     assert reason(named, choose(named, found), found) == (
-        "image_prototypes agrees with 75.0 % of the votes of 40 images that were left out, "
-        "zero_shot with 25.0 %."
+        "image_prototypes agrees with 75.0 % of 40 votes that it did not learn from, zero_shot "
+        "with 25.0 %."
     )
 
 
@@ -155,9 +198,9 @@ def test_the_reason_names_a_rival_that_does_not_lead_enough():
     named = [candidate("zero_shot_calibrated"), candidate("flyp", 0), candidate("flyp", 1)]
     found = judge(range(20), range(14, 36), range(3))
     assert reason(named, choose(named, found), found) == (
-        "zero_shot_calibrated agrees with 50.0 % of the votes of 40 images that were left out; "
-        "flyp (seed 0) agrees with 55.0 %, but its lead over zero_shot_calibrated, 5.0 points, is "
-        "not above the standard error, 13.8."
+        "zero_shot_calibrated agrees with 50.0 % of 40 votes that it did not learn from, flyp "
+        "(seed 0) with 55.0 %, whose lead over zero_shot_calibrated, 5.0 points, is within a "
+        "standard error, 13.8."
     )
 
 
@@ -167,8 +210,8 @@ def test_the_reason_names_what_a_trained_rival_had_to_lead():
     found = judge(range(18, 38), range(19), range(17, 40))
     assert named[choose(named, found)].method == "zero_shot"
     assert reason(named, 0, found).startswith(
-        "zero_shot agrees with 50.0 % of the votes of 40 images that were left out; latteclip "
-        "agrees with 57.5 %, but its lead over zero_shot_calibrated, 10.0 points, is not above"
+        "zero_shot agrees with 50.0 % of 40 votes that it did not learn from, latteclip with "
+        "57.5 %, whose lead over zero_shot_calibrated, 10.0 points, is within a standard error, "
     )
 
 

@@ -37,7 +37,7 @@ rule label_by_captions:
     output:
         labels="results/{dataset}/caption_labels.parquet",
         prototypes="results/{dataset}/classifiers/image_prototypes.safetensors",
-        votes="results/{dataset}/held_out_votes.parquet",
+        votes="results/{dataset}/votes.parquet",
     log:
         "results/{dataset}/logs/label_by_captions.log",
     benchmark:

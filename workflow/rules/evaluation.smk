@@ -12,7 +12,7 @@ rule evaluate:
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
         metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
-        held_out="results/{dataset}/{method}/seed{seed}/held_out.parquet",
+        judged="results/{dataset}/{method}/seed{seed}/judged.parquet",
         gallery="results/{dataset}/{method}/seed{seed}/gallery.parquet",
     log:
         "results/{dataset}/{method}/seed{seed}/logs/evaluate.log",
@@ -34,7 +34,7 @@ rule evaluate:
         " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
         " --model {input.model} --history {input.history} --settings {params.settings:q}"
         " --predictions {output.predictions} --metrics {output.metrics}"
-        " --gallery {output.gallery} --held-out-predictions {output.held_out}"
+        " --gallery {output.gallery} --judged {output.judged}"
         " --threads {threads} --log {log}"
 
 
@@ -46,7 +46,7 @@ rule evaluate_zero_shot:
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
         metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
-        held_out="results/{dataset}/{method}/seed{seed}/held_out.parquet",
+        judged="results/{dataset}/{method}/seed{seed}/judged.parquet",
     log:
         "results/{dataset}/{method}/seed{seed}/logs/evaluate_zero_shot.log",
     benchmark:
@@ -58,13 +58,11 @@ rule evaluate_zero_shot:
     resources:
         mem_mb=memory("evaluate_zero_shot"),
         runtime=minutes("evaluate_zero_shot"),
-    params:
-        share=given(rule_settings.held_out),
     shell:
         "latteclip evaluate-zero-shot --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " --held-out {params.share} --predictions {output.predictions} --metrics {output.metrics}"
-        " --held-out-predictions {output.held_out} --log {log}"
+        " --predictions {output.predictions} --metrics {output.metrics}"
+        " --judged {output.judged} --log {log}"
 
 
 rule evaluate_classifier:
@@ -72,11 +70,12 @@ rule evaluate_classifier:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         classifier=given(rule_inputs.classifier_of_method),
+        votes=given(rule_inputs.votes_of_classifier),
         code=sources("latteclip.evaluate.evaluate_classifier"),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
         metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
-        held_out="results/{dataset}/{method}/seed{seed}/held_out.parquet",
+        judged="results/{dataset}/{method}/seed{seed}/judged.parquet",
     log:
         "results/{dataset}/{method}/seed{seed}/logs/evaluate_classifier.log",
     benchmark:
@@ -89,13 +88,14 @@ rule evaluate_classifier:
         mem_mb=memory("evaluate_classifier"),
         runtime=minutes("evaluate_classifier"),
     params:
-        settings=given_json(rule_settings.evaluate_classifier),
+        topk=given(rule_settings.evaluate_classifier),
+        votes=options("votes"),
     shell:
         "latteclip evaluate-classifier --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " --classifier {input.classifier} --settings {params.settings:q}"
+        " --classifier {input.classifier} {params.votes} --topk {params.topk}"
         " --predictions {output.predictions} --metrics {output.metrics}"
-        " --held-out-predictions {output.held_out} --log {log}"
+        " --judged {output.judged} --log {log}"
 
 
 rule propagate_labels:
@@ -133,7 +133,7 @@ rule propagate_labels:
 rule select_model:
     input:
         metrics=given(rule_inputs.files_of_candidates, kind="metrics"),
-        held_out=given(rule_inputs.files_of_candidates, kind="held_out"),
+        judged=given(rule_inputs.files_of_candidates, kind="judged"),
         models=given(rule_inputs.files_of_candidates, kind="model"),
         votes=given(rule_inputs.votes_if_any),
         code=sources("latteclip.evaluate.select_model"),
