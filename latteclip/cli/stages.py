@@ -230,7 +230,7 @@ def evaluate_zero_shot(args: argparse.Namespace) -> None:
 
 
 def evaluate_classifier(args: argparse.Namespace) -> None:
-    """Classify the test split by its features and a classifier made without training."""
+    """Classify the test split by its features and a classifier that was not trained."""
     from latteclip.evaluate import evaluate_classifier as stage
     from latteclip.evaluate.metrics import Outputs, Run
 
