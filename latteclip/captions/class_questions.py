@@ -49,7 +49,8 @@ class ScoreSettings:
             UserError: says which key of the configuration to change.
         """
         if self.kind not in KINDS:
-            raise UserError(f"scores.kind is {self.kind!r}; set it to {' or '.join(KINDS)}.")
+            found = "null" if self.kind is None else repr(self.kind)
+            raise UserError(f"scores.kind is {found}; set it to {' or '.join(KINDS)}.")
         if self.kind == LIKELIHOOD and PLACE not in self.template:
             raise UserError(
                 f"scores.answer {self.template!r} has no {PLACE} for the class name: all classes "

@@ -1,0 +1,69 @@
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from latteclip.core import tables
+from latteclip.core.class_scores import read_class_scores
+from latteclip.core.errors import UserError
+
+IDS = ["a.png", "b.png", "c.png"]
+
+
+def write(path, options, values):
+    n = len(options)
+    tables.write(
+        path,
+        {
+            "image_id": IDS[:n],
+            "options": pa.array(options, pa.list_(pa.int32())),
+            "log_probabilities": pa.array(values, pa.list_(pa.float32())),
+            "none": pa.nulls(n, pa.float32()),
+            "error": pa.nulls(n, pa.string()),
+            "digest": pa.nulls(n, pa.string()),
+        },
+        tables.CLASS_SCORES,
+    )
+    return str(path)
+
+
+def test_scores_stand_at_their_classes(tmp_path):
+    path = write(tmp_path / "s.parquet", [[3, 0], [], [1]], [[-1.5, -math.inf], [], [-0.25]])
+    found = read_class_scores(path, ["c.png", "b.png", "a.png"], 4)
+    gap = math.nan
+    expected = [[gap, -0.25, gap, gap], [gap] * 4, [-math.inf, gap, gap, -1.5]]
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, np.array(expected, np.float32))
+
+
+def test_an_image_may_come_twice_or_not_at_all(tmp_path):
+    path = write(tmp_path / "s.parquet", [[1], [], [0]], [[-1.0], [], [-2.0]])
+    assert read_class_scores(path, ["a.png", "a.png"], 2)[:, 1].tolist() == [-1.0, -1.0]
+    assert read_class_scores(path, [], 2).shape == (0, 2)
+    with pytest.raises(UserError, match="lacks 1 of 2 images"):
+        read_class_scores(path, ["a.png", "z.png"], 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "values"),
+    [
+        ([[0, 4]], [[-1.0, -2.0]]),
+        ([[-1, 0]], [[-1.0, -2.0]]),
+        ([[2, 2]], [[-1.0, -2.0]]),
+        ([[0, 1]], [[-1.0]]),
+        ([[0, 1], [2]], [[-1.0], [-1.0, -2.0]]),
+        ([[0, 1]], [[-1.0, math.nan]]),
+        ([[0, 1]], [[-1.0, math.inf]]),
+    ],
+    ids=str,
+)
+def test_rows_that_cannot_be_are_refused(tmp_path, options, values):
+    path = write(tmp_path / "s.parquet", options, values)
+    with pytest.raises(UserError, match="delete it and rerun its stage"):
+        read_class_scores(path, IDS[: len(options)], 4)
+
+
+def test_the_same_class_in_two_rows_is_right(tmp_path):
+    path = write(tmp_path / "s.parquet", [[2], [2]], [[-1.0], [-2.0]])
+    assert read_class_scores(path, IDS[:2], 3)[:, 2].tolist() == [-1.0, -2.0]
