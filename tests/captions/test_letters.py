@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from latteclip.captions import letters
-from latteclip.captions.scores import Scores, log_normalised, summed
+from latteclip.captions.scores import log_normalised, summed
 
 OPTIONS = ["banded", "dotted", "lined", "woven"]
 
@@ -44,9 +44,7 @@ def test_orders_are_averaged_option_by_option():
     rng = np.random.default_rng(0)
     orders = [[2, 0, 1], [1, 2, 0], [0, 1, 2]]
     values = rng.normal(-9, 2, (3, 4))
-    found = letters.over_orders(
-        [(Scores(tuple(row), "A"), order) for row, order in zip(values, orders, strict=True)]
-    )
+    found = letters.over_orders(values.tolist(), orders)
     expected = np.zeros(4)
     for row, order in zip(values, orders, strict=True):
         normalised = row - np.log(np.exp(row).sum())
@@ -58,15 +56,13 @@ def test_orders_are_averaged_option_by_option():
 
 
 def test_an_impossible_option_leaves_the_others_and_impossible_letters_leave_nothing():
-    one = Scores((-math.inf, -1.0, -1.0), "B")
-    assert letters.over_orders([(one, [0, 1])]) == pytest.approx(
-        [-math.inf, -math.log(2)] * 1 + [-math.log(2)]
-    )
-    assert letters.over_orders([(one, [0, 1]), (one, [1, 0])])[:2] == [-math.inf, -math.inf]
-    none = Scores((-math.inf,) * 3, "B")
-    assert letters.over_orders([(one, [0, 1]), (none, [1, 0])]) is None
-    only = Scores((-math.inf, -1.0, -math.inf), "B")
-    assert letters.over_orders([(only, [0, 1]), (only, [1, 0])]) is None
+    gap = -math.inf
+    one = [gap, -1.0, -1.0]
+    assert letters.over_orders([one], [[0, 1]]) == pytest.approx([gap, *[-math.log(2)] * 2])
+    assert letters.over_orders([one, one], [[0, 1], [1, 0]]) == pytest.approx([gap, gap, 0.0])
+    assert letters.over_orders([one, [gap] * 3], [[0, 1], [1, 0]]) is None
+    only = [gap, -1.0, gap]
+    assert letters.over_orders([only, only], [[0, 1], [1, 0]]) is None
 
 
 def test_sums_of_probabilities_do_not_overflow():

@@ -35,8 +35,10 @@ def request(kind, number, path):
         choices = Choices(kind, tuple(ANSWER.format(name) for name in names))
         return Request(number, [open_rgb(path)], PROMPT, choices)
     shown = names[: 2 + number % 4]  # prompts of several lengths
-    choices = Choices(kind, letters_of(len(shown)))
-    return Request(number, [open_rgb(path)], letters_prompt(shown), choices)
+    orders = [shown, shown[::-1], [*shown[1:], shown[0]]][: 1 + number % 3]
+    prompts = tuple(map(letters_prompt, orders))
+    choices = Choices(kind, letters_of(len(shown)), prompts)
+    return Request(number, [open_rgb(path)], prompts[0], choices)
 
 
 @pytest.fixture(scope="session")
@@ -60,8 +62,8 @@ class Plain:
     def __init__(self, scorer):
         self.processor, self.model = scorer._processor, scorer._model
 
-    def prompt(self, request):
-        content = [{"type": "image"}, {"type": "text", "text": request.prompt}]
+    def prompt(self, request, text=None):
+        content = [{"type": "image"}, {"type": "text", "text": text or request.prompt}]
         turns = [{"role": "user", "content": content}]
         return self.processor.apply_chat_template(turns, add_generation_prompt=True)
 
@@ -87,12 +89,14 @@ class Plain:
         ]
 
     def letters(self, request):
-        """Of each letter: alone and after a space."""
-        _, rows = self.rows(request, self.prompt(request))
+        """Of each letter, alone and after a space, in each order; the likeliest tokens."""
         tokenizer = self.processor.tokenizer
         texts = [tokenizer.decode([number]) for number in range(len(tokenizer))]
         places = [
             [i for i, text in enumerate(texts) if text in (letter, f" {letter}")]
             for letter in request.choices.texts
         ]
-        return [rows[-1, ids].logsumexp(0).item() for ids in places], texts[rows[-1].argmax()]
+        asked = [self.prompt(request, prompt) for prompt in request.choices.prompts]
+        ends = [self.rows(request, prompt)[1][-1] for prompt in asked]
+        rows = [[end[ids].logsumexp(0).item() for ids in places] for end in ends]
+        return rows, tuple(texts[end.argmax()] for end in ends)

@@ -35,22 +35,27 @@ def likelihoods(request):
     return [value(mean_colour(picture), request.prompt, text) for text in texts]
 
 
-def options_of(request):
+def options_of(prompt):
     """The names behind the letters of a prompt, in their order."""
-    return [line[3:] for line in request.prompt.split("\n") if line[1:3] == ". "]
+    return [line[3:] for line in prompt.split("\n") if line[1:3] == ". "]
 
 
-def letters(request):
+def letters(request, prompt):
     """Scores that depend on the picture and the option behind each letter, not on its place."""
     [picture] = request.pictures
-    return [value(mean_colour(picture), name) for name in options_of(request)]
+    return [value(mean_colour(picture), name) for name in options_of(prompt)]
+
+
+def answered(*rows, first=()):
+    return as_answer(Scores(tuple(map(tuple, rows)), tuple(first)), 3)
 
 
 def reply(request):
-    by_letters = request.choices.kind == "letters"
-    values = letters(request) if by_letters else likelihoods(request)
-    first = request.choices.texts[int(np.argmax(values))] if by_letters else None
-    return as_answer(Scores(tuple(values), first), 3)
+    if request.choices.kind == "likelihood":
+        return answered(likelihoods(request))
+    rows = [letters(request, prompt) for prompt in request.choices.prompts]
+    first = [request.choices.texts[int(np.argmax(row))] for row in rows]
+    return answered(*rows, first=first)
 
 
 @pytest.fixture

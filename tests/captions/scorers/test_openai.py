@@ -27,37 +27,43 @@ def server(monkeypatch):
 
 def ask(n=1, options=("banded", "dotted", "woven")):
     scorer = OpenaiScorer(type(BASE)(**SETTINGS))
-    choices = Choices("letters", letters_of(len(options)))
-    asked = [Request(key, [PICTURE], letters_prompt(options), choices) for key in range(n)]
+    prompts = (letters_prompt(options), letters_prompt(options[::-1]))
+    choices = Choices("letters", letters_of(len(options)), prompts)
+    asked = [Request(key, [PICTURE], prompts[0], choices) for key in range(n)]
     return {request.key: answer for request, answer in scorer.answer(asked)}
 
 
 def test_letters_are_read_from_the_first_token(server):
-    server.likely = lambda body: [("B", -0.2), (" B", -2.0), ("A", -3.0), ("D", -4.0), (" C", -5.0)]
+    one = [("B", -0.2), (" B", -2.0), ("A", -3.0), ("D", -4.0), (" C", -5.0)]
+    other = [(" C", -0.1), ("A", -3.5), ("B", -4.5), ("D", -5.5)]
+    server.likely = lambda body: one if "A. banded" in str(body) else other
     answers = ask(6)
     assert sorted(answers) == list(range(6))
+    assert len(server.requests) == 12
+    both = math.log(math.exp(-0.2) + math.exp(-2.0))
     for answer in answers.values():
         scores = read_scores(answer.text)
-        both = math.log(math.exp(-0.2) + math.exp(-2.0))
-        assert scores.log_probabilities == pytest.approx((-3.0, both, -5.0, -4.0), abs=1e-5)
-        assert scores.first == "B"
+        first, second = scores.log_probabilities
+        assert first == pytest.approx((-3.0, both, -5.0, -4.0), abs=1e-5)
+        assert second == (-3.5, -4.5, -0.1, -5.5)
+        assert scores.first == ("B", " C")
     body = server.requests[0]["body"]
     assert (body["max_tokens"], body["logprobs"], body["top_logprobs"]) == (1, True, 20)
-    assert body["messages"][0]["content"][-1]["text"] == letters_prompt(
-        ("banded", "dotted", "woven")
-    )
+    asked = {request["body"]["messages"][0]["content"][-1]["text"] for request in server.requests}
+    names = ["banded", "dotted", "woven"]
+    assert asked == {letters_prompt(names), letters_prompt(names[::-1])}
 
 
 def test_a_letter_that_is_not_named_has_at_most_the_smallest_that_is(server):
     server.likely = lambda body: [("A", -0.1), ("The", -3.0), ("C", -6.5)]
     [answer] = ask().values()
-    assert read_scores(answer.text).log_probabilities == (-0.1, -6.5, -6.5, -6.5)
+    assert read_scores(answer.text).log_probabilities == ((-0.1, -6.5, -6.5, -6.5),) * 2
 
 
 def test_an_answer_that_is_no_letter_tells_what_it_is(server):
     server.likely = lambda body: [("I", -0.1), ("A", -3.0)]
     [answer] = ask().values()
-    assert read_scores(answer.text).first == "I"
+    assert read_scores(answer.text).first == ("I", "I")
 
 
 @pytest.mark.parametrize("likely", [None, lambda body: []], ids=["no key", "no token"])

@@ -26,10 +26,11 @@ if __name__ == "__main__":
     for kind in ("likelihood", "letters"):
         asked = [request(kind, number, path) for number, path in enumerate(files)]
         found[kind] = [dataclasses.astuple(scores) for scores in scores_of(scorer, asked)]
-    long = dataclasses.replace(asked[0], prompt="word " * 400)
-    found["refused"] = [answer.error for _, answer in scorer.answer([long])]
-    long = dataclasses.replace(long, choices=Choices("likelihood", (" a", " b")))
-    found["refused"] += [answer.error for _, answer in scorer.answer([long])]
+    long = "word " * 400
+    letters = Choices("letters", ("A", "B"), (long, long))
+    for choices in (letters, Choices("likelihood", ("a", "b"))):
+        request = dataclasses.replace(asked[0], prompt=long, choices=choices)
+        found.setdefault("refused", []).extend(a.error for _, a in scorer.answer([request]))
     with open(output, "w") as file:
         json.dump(found, file)
 """
@@ -57,14 +58,13 @@ def best(scores):
 @pytest.mark.parametrize("kind", ["likelihood", "letters"])
 def test_vllm_scores_as_transformers_does(by_vllm, requests, kind):
     expected = scores_of(TransformersScorer(SETTINGS, threads=1), requests[kind])
-    found = [Scores(tuple(values), first) for values, first in by_vllm[kind]]
+    found = [Scores(tuple(map(tuple, rows)), tuple(first)) for rows, first in by_vllm[kind]]
     same, differences = [], []
     for one, other in zip(expected, found, strict=True):
-        same.append(best(one.log_probabilities) == best(other.log_probabilities))
         assert one.first == other.first
-        differences += [
-            abs(a - b) for a, b in zip(one.log_probabilities, other.log_probabilities, strict=True)
-        ]
+        for row, values in zip(one.log_probabilities, other.log_probabilities, strict=True):
+            same.append(best(row) == best(values))
+            differences += [abs(a - b) for a, b in zip(row, values, strict=True)]
     assert sum(same) >= 0.95 * len(same)
     assert max(differences) < 1e-3  # 2e-5 was the largest
 
