@@ -22,6 +22,7 @@ resident memory is printed. Without a GPU the model is the demo's LLaVA; with on
 """
 
 import argparse
+import dataclasses
 import io
 import logging
 import multiprocessing
@@ -55,6 +56,7 @@ DEMO = shipped.PACKAGE / "demo" / "models" / "llava"
 PROMPT = "Describe the texture in the photo concisely, less than 20 words."
 ALONE = 100  # images for the two slow ways
 DISTINCT = 500  # textures; further files differ in bytes that no decoder reads
+FEW = 8  # requests of a batch where memory holds no more
 CAPTION_TOKENS = 20  # of a caption that scores are measured against
 OPTIONS = ("banded", "dotted", "honeycombed", "spiralled", "woven")
 ANSWER = " a {} texture with"
@@ -208,13 +210,16 @@ def compare_scores(index: str, settings: CaptionerSettings, threads: int, rounds
         "letters of 5 options, two orders": (PROMPT, both),
         "likelihoods of 5 options": (PROMPT, likelihood),
     }
-    for engine in (TransformersScorer, VllmScorer):
-        scorer: Any = engine(settings, threads, 1)
+    size = settings.batch_size
+    ways = ((TransformersScorer, FEW), (TransformersScorer, size), (VllmScorer, size))
+    for engine, batch_size in ways:
+        scorer: Any = engine(dataclasses.replace(settings, batch_size=batch_size), threads, 1)
         fix_length(scorer)
         seconds: dict[str, list[float]] = {name: [] for name in asked}
         for number in range(rounds + 1):
+            fresh = [marked(picture, number) for picture in pictures]
             for name, (prompt, choices) in asked.items():
-                requests = [Request(i, [p], prompt, choices) for i, p in enumerate(pictures)]
+                requests = [Request(i, [p], prompt, choices) for i, p in enumerate(fresh)]
                 answering: Any = scorer if choices else super(engine, scorer)
                 started = time.perf_counter()
                 answers = [answer for _, answer in answering.answer(iter(requests))]
@@ -222,7 +227,14 @@ def compare_scores(index: str, settings: CaptionerSettings, threads: int, rounds
                     seconds[name].append(time.perf_counter() - started)
                 assert all(answer.error is None for answer in answers)
                 assert choices or {answer.n_tokens for answer in answers} == {CAPTION_TOKENS}
-        print_ratios(scorer.version, seconds, len(pictures))
+        print_ratios(f"{scorer.version}, batches of {batch_size}", seconds, len(pictures))
+
+
+def marked(picture: Image.Image, number: int) -> Image.Image:
+    """A picture that no cache of the engine knows from an earlier round."""
+    other = picture.copy()
+    other.putpixel((0, 0), (number, 0, 0))
+    return other
 
 
 def fix_length(scorer: Any) -> None:
