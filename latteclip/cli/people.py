@@ -131,8 +131,8 @@ def add_predict(sub: argparse.ArgumentParser) -> None:
     )
     sub.epilog = (
         "Images that cannot be decoded are reported on stderr and left out; the exit status is "
-        f"then {SKIPPED}. score is the cosine of image and prototype, probability the softmax of "
-        "the scaled scores over all classes."
+        f"then {SKIPPED}. score is that of the model's classifier, such as the cosine of image and "
+        "prototype; probability is the softmax of the scaled scores over all classes."
     )
 
 

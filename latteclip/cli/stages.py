@@ -138,7 +138,7 @@ def summarize_captions(args: argparse.Namespace) -> None:
 
 
 def label_by_captions(args: argparse.Namespace) -> None:
-    """Label training images by their captions and CLIP together."""
+    """Label training images by all that is known of them."""
     from latteclip.labels import label_by_captions as caption_labels
 
     caption_labels.label_by_captions(
@@ -147,13 +147,31 @@ def label_by_captions(args: argparse.Namespace) -> None:
             args.pseudo_labels,
             args.class_embeddings,
             args.image_captions,
-            args.group_captions,
+            args.class_scores,
         ),
         from_json(caption_labels.CaptionLabelSettings, args.settings),
         args.output,
+        args.prototypes,
         device=args.device,
         threads=args.threads,
     )
+
+
+def calibrate_zero_shot(args: argparse.Namespace) -> None:
+    """Take each class's mean over the training images off the zero-shot scores."""
+    from latteclip.labels import calibrate_zero_shot as stage
+
+    stage.calibrate_zero_shot(
+        args.images, args.pseudo_labels, args.class_embeddings, args.output, args.prototypes
+    )
+
+
+def assemble_model(args: argparse.Namespace) -> None:
+    """Put the pretrained CLIP and a classifier into one folder."""
+    from latteclip.deploy import assemble_model as stage
+
+    settings = from_json(stage.PretrainedClip, args.settings)
+    stage.assemble_model(args.classifier, settings, args.output)
 
 
 def finetune(args: argparse.Namespace) -> None:
@@ -169,6 +187,7 @@ def finetune(args: argparse.Namespace) -> None:
             args.image_captions,
             args.group_captions,
             args.caption_labels,
+            args.calibrated,
         ),
         from_json(FinetuneSettings, args.settings),
         stage.TrainingOutputs(args.model, args.history, args.checkpoint),
@@ -202,6 +221,21 @@ def evaluate_zero_shot(args: argparse.Namespace) -> None:
     stage.evaluate_zero_shot(
         args.images,
         args.pseudo_labels,
+        Run(args.dataset, args.method, args.seed),
+        Outputs(args.predictions, args.metrics),
+    )
+
+
+def evaluate_classifier(args: argparse.Namespace) -> None:
+    """Classify the test split by its features and a classifier made without training."""
+    from latteclip.evaluate import evaluate_classifier as stage
+    from latteclip.evaluate.metrics import Outputs, Run
+
+    stage.evaluate_classifier(
+        args.images,
+        args.pseudo_labels,
+        args.classifier,
+        args.topk,
         Run(args.dataset, args.method, args.seed),
         Outputs(args.predictions, args.metrics),
     )
@@ -261,6 +295,7 @@ OPTIONS = {
     "threads": {"type": int, "default": os.cpu_count(), "help": "CPU threads"},
     "device": {"default": "auto", "help": "auto, cuda or cpu"},
     "seed": {"type": int, "required": True},
+    "topk": {"type": int, "required": True, "help": "best classes kept"},
     "baseline": {"default": "zero_shot", "help": "the method that gains are over"},
     "shard": {"default": "1/1", "help": "which part of how many"},
     "store": {"help": "folder of the answers that outlive this run"},
@@ -285,23 +320,27 @@ COMMANDS: dict[Command, list[str]] = {
     score_classes: ["images", "pseudo-labels", "class-embeddings", "scores", *CAPTIONING],
     gather_captions: ["shards...", "images", "output"],
     summarize_captions: ["captions...", "images", "output"],
+    calibrate_zero_shot: ["images", "pseudo-labels", "class-embeddings", "output", "prototypes"],
     label_by_captions: [
         "images",
         "pseudo-labels",
         "class-embeddings",
-        "image-captions",
-        "group-captions",
+        "image-captions?",
+        "class-scores?",
         "settings",
         "output",
+        "prototypes",
         "device",
         "threads",
     ],
+    assemble_model: ["classifier", "settings", "output"],
     finetune: [
         "images",
         "pseudo-labels",
         "image-captions?",
         "group-captions?",
         "caption-labels?",
+        "calibrated?",
         "settings",
         "seed",
         "model",
@@ -331,6 +370,17 @@ COMMANDS: dict[Command, list[str]] = {
         "seed",
         "images",
         "pseudo-labels",
+        "predictions",
+        "metrics",
+    ],
+    evaluate_classifier: [
+        "dataset",
+        "method",
+        "seed",
+        "images",
+        "pseudo-labels",
+        "classifier",
+        "topk",
         "predictions",
         "metrics",
     ],

@@ -72,10 +72,11 @@ def load_classifier(path: str | Path, **expected: object) -> tuple[Classifier, d
         expected: entries that the description must have: keys of EXPECTED.
 
     Raises:
-        UserError: there is no such file, it holds something else, or it is of other classes or of
-            another model than expected.
+        UserError: there is no such file, it holds something else or numbers that cannot classify,
+            or it is of other classes or of another model than expected.
     """
     classifier, described = _read(path)
+    _check(path, classifier, described)
     if any(described.get(key) != value for key, value in expected.items()):
         others = " or ".join(dict.fromkeys(EXPECTED[key] for key in expected))
         raise UserError(f"{path} is of {others} than asked for; rerun its stage.")
@@ -94,3 +95,18 @@ def _read(path: str | Path) -> tuple[Classifier, dict[str, Any]]:
         raise UserError(
             f"{path} is not a classifier ({error}); delete it and rerun its stage."
         ) from None
+
+
+def _check(path: str | Path, classifier: Classifier, described: Mapping[str, Any]) -> None:
+    """Raise UserError where matrix, bias and class names do not fit, or a number is not finite."""
+    weights, bias = classifier.weights, classifier.bias
+    classnames = described.get("classnames")
+    wrong = None
+    if weights.ndim != 2 or bias.shape != weights.shape[:1]:
+        wrong = f"a matrix of shape {[*weights.shape]} with a bias of shape {[*bias.shape]}"
+    elif classnames is not None and len(classnames) != len(weights):
+        wrong = f"{len(weights)} rows for {len(classnames)} class names"
+    elif not (weights.isfinite().all() and bias.isfinite().all()):
+        wrong = "numbers that are not finite"
+    if wrong:
+        raise UserError(f"{path} holds {wrong}; delete it and rerun its stage.")

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import devices
+from latteclip.core.class_words import ClassWords
 from latteclip.core.errors import UserError, first_line
 
 CLASSIFIER = "prototypes.safetensors"
@@ -87,7 +88,11 @@ def load(model: str, pretrained: str | None, device: torch.device, precision: st
 
 
 def save(
-    clip: Clip, classifier: Classifier, classnames: list[str], template: str, folder: Path
+    clip: Clip,
+    classifier: Classifier,
+    classnames: list[str],
+    words: ClassWords | str,
+    folder: Path,
 ) -> None:
     """Write a folder that stock open_clip loads by `local-dir:`, and the classifier beside it.
 
@@ -96,6 +101,9 @@ def save(
 
     Args:
         classifier: of the C classes, for the features of this model.
+        classnames: of the C classes.
+        words: how they were put into words, or the one template.
+        folder: a new one.
     """
     folder.mkdir(parents=True)
     model: Any = clip.model
@@ -108,5 +116,6 @@ def save(
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2))
     if isinstance(clip.tokenizer, open_clip.tokenizer.HFTokenizer):
         clip.tokenizer.save_pretrained(folder)
-    described = {"classnames": classnames, "template": template}
+    words = ClassWords.of(words) if isinstance(words, str) else words
+    described = {"classnames": classnames, **words.described}
     save_classifier(folder / CLASSIFIER, classifier, described)

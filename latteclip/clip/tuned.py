@@ -11,6 +11,7 @@ import torch
 
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier, load_classifier
+from latteclip.core.class_words import ClassWords
 from latteclip.core.errors import UserError
 
 CONFIG = "open_clip_config.json"
@@ -25,7 +26,7 @@ class TunedModel:
     clip: clips.Clip
     classifier: Classifier  # of its C classes, on the CPU
     classnames: list[str]
-    template: str
+    words: ClassWords  # how they were put into words
 
     @property
     def logit_scale(self) -> float:
@@ -64,10 +65,18 @@ def load(
         classnames: the C classes that it must have been tuned for; None for any.
 
     Raises:
-        UserError: it is not a tuned model, a file of it is broken, or it is of other classes.
+        UserError: it is not a tuned model, a file of it is broken, it is of other classes, or its
+            classifier is for features of another width.
     """
     folder = find(model)
     expected = {} if classnames is None else {"classnames": list(classnames)}
     classifier, described = load_classifier(folder / clips.CLASSIFIER, **expected)
     clip = clips.load(f"local-dir:{folder}", None, device, precision)
-    return TunedModel(folder, clip, classifier, described["classnames"], described["template"])
+    width, wanted = classifier.weights.shape[1], clip.config["embed_dim"]
+    if width != wanted:
+        raise UserError(
+            f"{folder / clips.CLASSIFIER} has rows of width {width}, but the features of the model "
+            f"beside it have {wanted}; put the two files of one training together."
+        )
+    words = ClassWords.described_by(described)
+    return TunedModel(folder, clip, classifier, described["classnames"], words)

@@ -7,20 +7,23 @@ from latteclip.config.configuration import Configuration
 
 # Sections that datasets share and a page tells, in its order.
 SECTIONS = (
-    "clip",
-    "inference",
-    "captioner",
-    "captions",
-    "scores",
-    "groups",
-    "compute",
-    "processes",
+    *("clip", "inference", "captioner", "captions", "scores", "groups"),
+    *("compute", "processes"),
 )
-DESCRIBED = ("title", "licence", "citation", "source", "split", "template", "prompts")
+DESCRIBED = (
+    *("title", "licence", "citation", "source", "split", "template", "class_synonyms"),
+    "prompts",
+)
 # Stages whose benchmarks a page reads: those of a dataset, and those of a run.
 CAPTIONING = ("caption_images", "caption_groups", "score_classes")
-OF_DATASET = ("index_images", "pseudo_label_images", *CAPTIONING, "label_by_captions")
-OF_RUN = ("finetune", "propagate_labels", "evaluate", "evaluate_zero_shot")
+OF_DATASET = (
+    *("index_images", "pseudo_label_images", "calibrate_zero_shot", *CAPTIONING),
+    "label_by_captions",
+)
+OF_RUN = (
+    *("finetune", "propagate_labels", "evaluate", "evaluate_classifier"),
+    *("evaluate_zero_shot", "assemble_model"),
+)
 
 
 def suffix(configuration: Configuration) -> str:

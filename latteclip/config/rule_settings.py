@@ -35,12 +35,20 @@ def index_images(configuration: Configuration, dataset: str) -> Settings:
 
 
 def pseudo_label_images(configuration: Configuration, dataset: str) -> Settings:
-    """The CLIP model, the class template, and how images are encoded."""
+    """The CLIP model, the words for classes, and how images are encoded."""
     return {
         **configuration.section("clip", dataset),
         **configuration.section("inference", dataset),
-        "template": configuration.dataset(dataset)["template"],
+        **_words(configuration, dataset),
     }
+
+
+def _words(configuration: Configuration, dataset: str) -> Settings:
+    """How the classes are put into words; without synonyms there is no key for them."""
+    own = configuration.dataset(dataset)
+    synonyms = {str(name): others for name, others in own.get("class_synonyms", {}).items()}
+    words = {"template": own["template"]}
+    return {**words, "class_synonyms": synonyms} if synonyms else words
 
 
 def captioner(configuration: Configuration, dataset: str) -> Settings:
@@ -76,7 +84,7 @@ def finetune(configuration: Configuration, dataset: str, method: str) -> Setting
     values = configuration.method(method, dataset)
     return {
         **configuration.section("clip", dataset),
-        "template": configuration.dataset(dataset)["template"],
+        **_words(configuration, dataset),
         "objective": values["objective"],
         "pseudo_labels": values.get("pseudo_labels", "zero_shot"),
         "switches": values.get("switches", {}),
@@ -98,6 +106,16 @@ def evaluate(configuration: Configuration, dataset: str) -> Settings:
     """How test images are encoded, and how many classes are kept for each."""
     precision = configuration.section("clip", dataset)["precision"]
     return {**configuration.section("inference", dataset), "precision": precision}
+
+
+def evaluate_classifier(configuration: Configuration, dataset: str) -> int:
+    """How many classes are kept for each image."""
+    return int(configuration.section("inference", dataset)["topk"])
+
+
+def assemble_model(configuration: Configuration, dataset: str) -> Settings:
+    """The CLIP model that gets a classifier."""
+    return configuration.section("clip", dataset)
 
 
 def propagate_labels(configuration: Configuration, dataset: str, method: str) -> Settings:

@@ -55,9 +55,14 @@ CAPTIONS = pa.schema(
 CAPTION_LABELS = pa.schema(
     [
         ("image_id", pa.string()),  # of a training image
-        ("caption_label", pa.int32()),  # the zero-shot label where the caption is empty
-        ("caption_confidence", pa.float32()),  # softmax of the scaled scores; 0 where it is empty
-        ("group_label", pa.int32()),  # of the mean vote of its groups; null where it is in none
+        ("calibrated_label", pa.int32()),  # zero-shot, class means off
+        ("image_label", pa.int32()),  # by image prototypes; null where the votes tell nothing
+        # By the caption or by class scores alone: null where there are none for the dataset, the
+        # calibrated label with confidence 0 where there is none for the image.
+        ("caption_label", pa.int32()),
+        ("caption_confidence", pa.float32()),
+        ("lmm_label", pa.int32()),
+        ("lmm_confidence", pa.float32()),
         ("fused_label", pa.int32()),
         ("fused_confidence", pa.float32()),
     ]

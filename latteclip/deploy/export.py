@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from latteclip.clip import tuned
+from latteclip.clip.classifier import load_classifier, save_classifier
 from latteclip.clip.model import CLASSIFIER
 from latteclip.core.errors import UserError
 from latteclip.core.files import replacing, write_json
@@ -48,7 +49,8 @@ def export(model: str, destination: str, form: str, licence: str | None = None) 
     with replacing(folder) as temporary:
         temporary.mkdir()
         FORMS[form](opened, temporary)
-        shutil.copyfile(opened.folder / CLASSIFIER, temporary / CLASSIFIER)
+        # Written anew: a file of version 0.1 has no bias, which the card's lines of Python read.
+        save_classifier(temporary / CLASSIFIER, *load_classifier(opened.folder / CLASSIFIER))
         _write_benchmark_files(opened, origin, temporary)
         text = card(opened, origin, form, licence)
         (temporary / "README.md").write_text(text, encoding="utf-8")
@@ -58,9 +60,9 @@ def export(model: str, destination: str, form: str, licence: str | None = None) 
 
 def _write_benchmark_files(opened: tuned.TunedModel, origin: Provenance, folder: Path) -> None:
     """Class names and templates by dataset; CLIP_benchmark writes {c} where we write {}."""
-    template = opened.template.replace(PLACE, BENCHMARK_PLACE)
+    templates = [one.replace(PLACE, BENCHMARK_PLACE) for one in opened.words.templates]
     write_json(folder / BENCHMARK_CLASSNAMES, {origin.dataset: opened.classnames})
-    write_json(folder / BENCHMARK_TEMPLATES, {origin.dataset: [template]})
+    write_json(folder / BENCHMARK_TEMPLATES, {origin.dataset: templates})
 
 
 def _open_clip(opened: tuned.TunedModel, folder: Path) -> None:

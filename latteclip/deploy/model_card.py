@@ -1,6 +1,6 @@
 """The README of an exported model: what it is, how it was made, and how well it does."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import yaml
 from latteclip.clip.tuned import TunedModel
 from latteclip.config import layers
 from latteclip.core import tables
+from latteclip.core.prompts import clean_classname
 from latteclip.evaluate.results import read_metrics
 
 PAPER = (
@@ -28,19 +29,23 @@ import open_clip
 from safetensors.torch import load_file
 
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:<this folder>")
-prototypes = load_file("<this folder>/prototypes.safetensors")["classifier"]  # [C, D]
-features = model.eval().encode_image(preprocess(image)[None], normalize=True)
-label = (features @ prototypes.T).argmax(1)
+head = load_file("<this folder>/prototypes.safetensors")
+features = model.eval().encode_image(preprocess(image)[None], normalize=True)  # [1, D]
+scores = features @ head["classifier"].T + head["classifier_bias"]  # [1, C]
+label = scores.argmax(1)
 """,
     "transformers": """\
+import torch
 from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPProcessor
 
 model = CLIPModel.from_pretrained("<this folder>")
 processor = CLIPProcessor.from_pretrained("<this folder>")
-prototypes = load_file("<this folder>/prototypes.safetensors")["classifier"]  # [C, D]
-features = model.get_image_features(**processor(images=image, return_tensors="pt")).pooler_output
-label = (features @ prototypes.T).argmax(1)  # the length of a feature changes no label
+head = load_file("<this folder>/prototypes.safetensors")
+output = model.get_image_features(**processor(images=image, return_tensors="pt"))
+features = torch.nn.functional.normalize(output.pooler_output, dim=-1)  # [1, D]
+scores = features @ head["classifier"].T + head["classifier_bias"]  # [1, C]
+label = scores.argmax(1)
 """,
     "onnx": """\
 import json
@@ -52,6 +57,12 @@ classnames = json.loads(session.get_modelmeta().custom_metadata_map["classnames"
 scores, probabilities, image_features = session.run(None, {"pixel_values": pixels})
 label = probabilities.argmax(1)
 """,
+}
+NOTES = {
+    "transformers": [
+        "`CLIPModel` by itself, as in the zero-shot pipeline, compares images with the class "
+        "texts, and has no place for the vectors and the biases of this classifier.\n"
+    ]
 }
 
 
@@ -88,23 +99,32 @@ def card(opened: TunedModel, origin: Provenance, form: str, licence: str | None)
         f"---\n{yaml.safe_dump(_front(origin, form, licence), sort_keys=False)}---\n",
         f"# CLIP adapted to {origin.described.get('title', origin.dataset)}\n",
         f"A CLIP model that was fine-tuned for {len(opened.classnames)} classes and comes with a "
-        "classifier for them, one vector per class, in `prototypes.safetensors`.\n",
+        "classifier for them, a vector and a bias per class, in `prototypes.safetensors`.\n",
         "## How it was made\n",
         *_made(opened, origin),
         *_numbers(origin),
         "## Use\n",
         f"```python\n{USE[form]}```\n",
+        "Probabilities are the softmax of the scores times the exponential of the model's "
+        "`logit_scale`.\n",
+        *NOTES.get(form, []),
         "`clip_benchmark_classnames.json` and `clip_benchmark_templates.json` are for "
         "`--custom_classname_file` and `--custom_template_file` of CLIP_benchmark, which compares "
         "images with the class texts, not with the prototypes.\n",
         "## Licence\n",
         _licence(origin, licence),
         "## Classes\n",
-        ", ".join(opened.classnames) + "\n",
+        ", ".join(_class(name, opened.words.synonyms) for name in opened.classnames) + "\n",
         "## Citation\n",
         f"{PAPER}.\n",
     ]
     return "\n".join(parts)
+
+
+def _class(classname: str, synonyms: Mapping[str, Sequence[str]]) -> str:
+    """A class, and what else it is called."""
+    others = synonyms.get(clean_classname(classname, {}))
+    return f"{classname} (also {', '.join(others)})" if others else classname
 
 
 def _front(origin: Provenance, form: str, licence: str | None) -> dict[str, Any]:
@@ -170,11 +190,16 @@ def _made(opened: TunedModel, origin: Provenance) -> list[str]:
         "dataset": origin.described.get("title", origin.dataset),
         "method": origin.metrics.get("method", "not recorded"),
         "seed": origin.metrics.get("seed", "not recorded"),
-        "class template": f"`{opened.template}`",
+        "class template": _templates(opened.words.templates),
         "labels of training images": _labels(origin.metrics),
     }
     lines = [f"| {name} | {value} |" for name, value in rows.items()]
     return ["\n".join(["| | |", "|---|---|", *lines]) + "\n"]
+
+
+def _templates(templates: list[str]) -> str:
+    more = f", and {len(templates) - 1} more for zero-shot labels" if len(templates) > 1 else ""
+    return f"`{templates[0]}`{more}"
 
 
 def _labels(metrics: Mapping[str, Any]) -> str:

@@ -23,8 +23,8 @@ SCHEMA = pa.schema(
         ("path", pa.string()),
         ("topk_labels", pa.list_(pa.int32())),  # best first
         ("topk_classnames", pa.list_(pa.string())),
-        ("topk_scores", pa.list_(pa.float32())),  # cosines
-        ("topk_probabilities", pa.list_(pa.float32())),  # softmax of the scaled cosines
+        ("topk_scores", pa.list_(pa.float32())),  # of the classifier
+        ("topk_probabilities", pa.list_(pa.float32())),  # softmax of the scaled scores
     ]
 )
 
@@ -36,8 +36,8 @@ class Prediction:
     path: str
     topk_labels: list[int]
     topk_classnames: list[str]
-    topk_scores: list[float]  # cosines of image and prototype
-    topk_probabilities: list[float]  # softmax over all classes of logit_scale times the cosines
+    topk_scores: list[float]  # of the classifier, such as cosines
+    topk_probabilities: list[float]  # softmax over all classes of logit_scale times the scores
 
     @property
     def classname(self) -> str:

@@ -50,7 +50,8 @@ def write(opened: TunedModel, folder: Path) -> None:
     _check_image_tower(visual)
     end = _end_of_text(text, clip)
     tokenizer = _tokenizer(opened, text.context_length)
-    _check_tokens(clip, tokenizer, class_texts(opened.template, opened.classnames), end)
+    for template in opened.words.templates:
+        _check_tokens(clip, tokenizer, class_texts(template, opened.classnames), end)
     model = _model(clip, text, tokenizer, end)
     image_processor = _image_processor(visual.preprocess_cfg)
     _check_features(clip, model)

@@ -1,291 +1,346 @@
-"""What the captions of images vote for, fused with zero-shot scores: ours, beyond the paper.
+"""Votes, zero-shot scores and image prototypes that predict one another: ours, beyond the paper.
 
-A caption is scored like an image, by the cosines of its text feature with the class embeddings W0;
-its softmax is its vote q over the classes. How far votes can be trusted is learned from how they
-agree with the zero-shot scores, without any label (in the spirit of Dawid and Skene 1979, where one
-of two raters gives probabilities):
+A caption (or a multimodal model that is asked) votes for the class of its image. How far votes can
+be trusted is learned from how well they are predicted by two witnesses that never saw them:
+calibrated zero-shot scores z, and cosines s with one prototype of images per class, each image's
+own part left out. Without any label, in ROUNDS rounds:
 
-    p(c | image)   = softmax_c(log zero_shot(c) / temperature + bias_c)
-    P(vote k | c)  = rate_c [k = c] + (1 - rate_c) chance_k
-    fused(c)      ~= p(c | image) * prod_k P(vote k | c) ^ q_k
+    q(c | image)    = softmax_c(a z_c + b s_c)
+    P(vote k | c)   = theta_ck, near u [k = c] + (1 - u) r_k
+    fused(c)       ~= q(c | image)^(1 - u^2) * sum_k v_k theta_ck * exp(w t_c)
 
-In words: the caption of an image of class c names c with probability rate_c, else any class k with
-probability chance_k, whatever the image shows. Temperature, biases, rates and chances maximise the
-likelihood of all votes under normal priors, which allow hardly any correction where votes are few.
+a, b and u maximise the likelihood of the votes v, r is their mean; theta [C, C], who is taken for
+whom, follows by expectation-maximisation (Dawid and Skene 1979) under a Dirichlet prior; t are
+cosines of the caption with prototypes of captions, and w is as far as they agree with q. The next
+round's prototypes are means under `fused`.
 
-The tables of N rows may be float32; they are computed with in float64, one part at a time.
+u is the share of the votes that q predicts. Where it is large, votes and q make the same mistakes,
+and multiplied with each other as if they did not, they would be sure of those: hence the exponent,
+the share of the votes' variance that q leaves unexplained if u is a correlation. Where votes were
+dealt out at random, `corroboration` finds that they say nothing, and the labels are those of z.
 
-Letters: N training images, C classes, G groups, M memberships of images in groups.
+Computed in float64, some rows at a time; learned on a sample where there are many images.
+
+Letters: N training images, n some of them, C classes, D embedding width, K classes kept.
 """
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
-import torch.nn.functional as F
 
-DEVIATION = 0.5  # of every correction, in logits: the priors
-SMOOTHING = 1.0  # votes of the overall distribution added to each counted one
-ROWS = 4096  # images that are computed with at once
-STEPS = 200  # of L-BFGS at most; it needs about 30
-HALVINGS = 50  # of the interval in which a group's rate is searched
+from latteclip.clip.ranking import best_classes
+from latteclip.labels.corroboration import Corroboration, corroborate
+from latteclip.labels.witnesses import Images, Rows, Votes, ZeroShotVotes, parts
+
+ROUNDS = 8
+STEPS = 3  # of expectation-maximisation in each round
+PRIOR = 5.0  # votes of each class as a, b and u predict them, times 1 / u^2
+SHARPNESS = 5.0  # of cosines: it brings them to the size of log-probabilities
+RIDGE = 1e-4  # on the weights: a witness that is constant gets none
+SAMPLE = 2**23  # entries of a table of images and classes that is learned from, at most
+KEPT = 16  # classes of an image that have a share in the prototypes
+TINY = 1e-9
 
 
 @dataclass(frozen=True)
-class VoteModel:
-    """What the votes of captions say about classes; everything is float64, arguments included."""
+class Posterior:
+    """Probabilities of classes: of each image the KEPT largest, which sum to 1."""
 
-    log_temperature: torch.Tensor  # scalar: of the zero-shot scores
-    biases: torch.Tensor  # [C] added to the zero-shot scores, logits
-    rate_logits: torch.Tensor  # [C] log-odds that a caption names the class of its image
-    log_chances: torch.Tensor  # [C] log-probabilities of what it names otherwise
+    classes: torch.Tensor  # [N, K] int32
+    shares: torch.Tensor  # [N, K] float32; of an image of which nothing is known yet 0
+    n_classes: int
 
-    def log_prior(self, zero_shot: torch.Tensor) -> torch.Tensor:
-        """[N, C]: log p(c | image) of zero-shot log-probabilities [N, C]."""
-        scores = zero_shot * (-self.log_temperature).exp() + self.biases
-        return scores.log_softmax(dim=1)
+    @classmethod
+    def empty(cls, n: int, n_classes: int) -> Self:
+        """Of n images, to be filled by `put`."""
+        k = min(KEPT, n_classes)
+        return cls(torch.zeros(n, k, dtype=torch.int32), torch.zeros(n, k), n_classes)
 
-    def log_likelihood(self, zero_shot: torch.Tensor, votes: torch.Tensor) -> torch.Tensor:
-        """Sum over the images of sum_k q_k log sum_c p(c | image) P(vote k | c).
+    def put(self, rows: slice, table: torch.Tensor) -> None:
+        """Keep probabilities [n, C], or rows of zeros."""
+        classes, shares = best_classes(table, self.classes.shape[1])
+        self.classes[rows] = classes.int()
+        self.shares[rows] = (shares / shares.sum(dim=1, keepdim=True).clamp(min=TINY)).float()
 
-        Args:
-            zero_shot: [N, C] log-probabilities.
-            votes: [N, C] rows of sum 1, or of 0 for a caption that does not vote.
-        """
-        prior = self.log_prior(zero_shot)
-        named = prior + F.logsigmoid(self.rate_logits)  # [N, C]
-        else_named = (prior + F.logsigmoid(-self.rate_logits)).logsumexp(1, keepdim=True)  # [N, 1]
-        return (votes * torch.logaddexp(named, else_named + self.log_chances)).sum()
+    def table(self, rows: Rows) -> torch.Tensor:
+        """[n, C] float64."""
+        shares = self.shares[rows].double()
+        table = shares.new_zeros(len(shares), self.n_classes)
+        return table.scatter_(1, self.classes[rows].long(), shares)
 
-    def log_posterior(self, zero_shot: torch.Tensor, votes: torch.Tensor) -> torch.Tensor:
-        """[N, C]: log fused(c), normalised; arguments as of `log_likelihood`.
 
-        log P(vote k | c) = log(1 - rate_c) + log chance_k + [k = c] weight_c, so that the votes add
-        to the log-probability of a class, and the chances are the same for all.
-        """
-        scores = (
-            self.log_prior(zero_shot)
-            + votes.sum(dim=1, keepdim=True) * F.logsigmoid(-self.rate_logits)
-            + votes * self.weights()
-        )
-        return scores.log_softmax(dim=1)
+@dataclass(frozen=True)
+class Trust:
+    """What was learned of the witnesses."""
 
-    def weights(self) -> torch.Tensor:
-        """[C]: log(1 + rate / ((1 - rate) chance)), what a vote for a class adds to its logit."""
-        return F.softplus(self.rate_logits - self.log_chances)
+    corroboration: Corroboration
+    confusion: torch.Tensor  # [C, C] theta; without votes that are found to tell, no rows
+    zero_shot: float = 1.0  # a
+    images: float = 0.0  # b
+    texts: float = 0.0  # w
+    rate: float = 0.0  # u
+
+    @property
+    def independent(self) -> float:
+        """1 - u^2, what q counts beside the votes."""
+        return 1 - self.rate**2
 
 
 @dataclass(frozen=True)
 class Fusion:
     """Fused labels and how they came about."""
 
-    log_posterior: torch.Tensor  # [N, C]
-    model: VoteModel | None  # None where the captions say nothing
-    evidence: float  # of the captions, nats
-    needed: float  # the evidence above which the captions count
-    group_rate: float  # 0 where the groups add nothing
-    group_evidence: float
+    trust: Trust
+    labels: torch.Tensor  # [N] the likeliest class
+    confidence: torch.Tensor  # [N] float32, its probability
+    said: dict[str, torch.Tensor]  # [N] the class that "zero_shot" and "images" alone are for
+    weights: torch.Tensor  # [C, D] float64: a z + b s, as logits of centred features
+    gains: dict[str, float]  # log-likelihood of the votes over their mean, by who predicts them
 
 
-def fuse(
-    zero_shot: torch.Tensor, votes: torch.Tensor, group_votes: torch.Tensor, labels: torch.Tensor
-) -> Fusion:
-    """Fuse zero-shot scores with the votes of the captions, then with those of the groups.
+class Witnesses:
+    """All that is known of the images, with the prototypes of one posterior."""
 
-    Groups were drawn by zero-shot label, so most of what they say merely repeats it. Their vote
-    counts as far as it tells images of one zero-shot label apart: its chances are those of the
-    label, and `group_rate` is how often it names the fused class beyond them.
+    def __init__(self, images: Images, votes: Votes, posterior: Posterior) -> None:
+        self.images, self.votes, self.posterior = images, votes, posterior
+        self.prototypes = torch.zeros_like(images.texts)  # [C, D]
+        self.text_prototypes = torch.zeros_like(images.texts)
+        for rows in parts(len(images.centred)):
+            table = posterior.table(rows).T  # [C, n]
+            self.prototypes += table @ images.centred[rows].double()
+            texts = votes.features(rows)
+            if texts is not None:
+                self.text_prototypes += table @ texts
 
-    Args:
-        zero_shot: [N, C] log-probabilities.
-        votes: [N, C] votes of the captions, rows of sum 1 or 0.
-        group_votes: [N, C] mean votes of the groups of each image, rows of sum 1 or 0.
-        labels: [N] zero-shot labels, from which the groups were drawn.
-    """
-    model, evidence, needed = fit(zero_shot, votes)
-    posterior = zero_shot if model is None else _by_parts(model.log_posterior, zero_shot, votes)
-    chances = chances_of_labels(group_votes, labels)  # [C, C]
-    rate, group_evidence = fit_rate(posterior, group_votes, labels, chances)
-    if group_evidence <= _needed(group_votes) / 2:
-        rate = 0.0
-    weights = torch.log1p(rate / ((1 - rate) * chances))  # [C, C]
-    posterior = _by_parts(
-        lambda own, groups, of: (own + groups * weights[of]).log_softmax(dim=1),
-        posterior,
-        group_votes,
-        labels,
-    )
-    return Fusion(posterior, model, evidence, needed, rate, group_evidence)
+    def predictors(self, rows: Rows) -> list[torch.Tensor]:
+        """Z and s, [n, C] each: what predicts the votes."""
+        x, table = self.images.centred[rows].double(), self.posterior.table(rows)
+        scores = own_part_left_out(x, table, self.prototypes)
+        return [self.images.zero_shot(rows), SHARPNESS * scores]
 
+    def text_scores(self, rows: Rows) -> torch.Tensor | None:
+        """T [n, C], 0 where there is no caption; None where there is none at all."""
+        texts = self.votes.features(rows)
+        if texts is None:
+            return None
+        scores = own_part_left_out(texts, self.posterior.table(rows), self.text_prototypes)
+        found: torch.Tensor = SHARPNESS * scores * self.votes.has[rows, None]
+        return found
 
-def log_probabilities(scores: torch.Tensor) -> torch.Tensor:
-    """Log-softmax of scores [N, C], computed in place."""
-    for part in scores.split(ROWS):
-        part.copy_(part.double().log_softmax(dim=1))
-    return scores
+    def head(self) -> torch.Tensor:
+        """The image scores s as logits [C, D] of centred features that have no part in the prototypes."""
+        lengths = self.prototypes.norm(dim=1, keepdim=True).clamp(min=TINY)
+        found: torch.Tensor = SHARPNESS * self.prototypes / lengths
+        return found
 
+    def learn(self, sample: torch.Tensor, votes: torch.Tensor, before: Trust) -> Trust:
+        """The likeliest weights on a sample of n images with votes [n, C].
 
-def _by_parts(compute: Callable[..., torch.Tensor], *tables: torch.Tensor) -> torch.Tensor:
-    """`compute` of ROWS rows at a time, in the precision of the first table."""
-    result = torch.empty_like(tables[0])
-    for out, *parts in zip(result.split(ROWS), *_parts(*tables), strict=True):
-        out.copy_(compute(*parts))
-    return result
+        Args:
+            before: what the round before learned; of the first, rows are missing in its confusion.
+        """
+        predictors, overall = self.predictors(sample), votes.mean(dim=0)
+        weights, rate = fit_mixture(predictors, votes, overall)
+        base = rate * torch.eye(len(overall), dtype=torch.float64) + (1 - rate) * overall
+        confusion = before.confusion if len(before.confusion) else base
+        for _ in range(STEPS):
+            predicted = pool(predictors, weights).softmax(dim=1)
+            # Expected counts of votes by class, [C, C].
+            counts = confusion * (predicted.T @ (votes / (predicted @ confusion).clamp(min=TINY)))
+            confusion = counts + PRIOR / max(rate, TINY) ** 2 * base
+            confusion = confusion / confusion.sum(dim=1, keepdim=True)
+            weights = fit_weights(predictors, votes, confusion, weights)
+        texts, scores = 0.0, self.text_scores(sample)
+        if scores is not None:
+            predicted = pool(predictors, weights).softmax(dim=1)
+            both = [told(votes, confusion), scores]
+            texts = fit_weights(both, predicted)[1].item()
+        zero_shot, images = weights.tolist()
+        return Trust(before.corroboration, confusion, zero_shot, images, texts, rate)
 
-
-def _parts(*tables: torch.Tensor) -> Iterator[Iterator[torch.Tensor]]:
-    """ROWS rows at a time of each table, in float64 if it holds numbers with a fraction."""
-    return (
-        (part.double() if part.is_floating_point() else part for part in table.split(ROWS))
-        for table in tables
-    )
-
-
-def fit(zero_shot: torch.Tensor, votes: torch.Tensor) -> tuple[VoteModel | None, float, float]:
-    """The likeliest model of the votes, its evidence, and the evidence needed.
-
-    The evidence is what a temperature and one common rate gain in log-likelihood over votes that
-    are drawn from their overall distribution whatever the image shows. The Bayesian information
-    criterion asks the log of the number of votes of two parameters; where the evidence is less,
-    there is no model. Classes get biases, rates and chances of their own only after that: with
-    them it would fit votes that name the classes wrongly but consistently.
-
-    Args:
-        zero_shot: [N, C] log-probabilities.
-        votes: [N, C] rows of sum 1 or 0.
-    """
-    totals = votes.sum(dim=0, dtype=torch.float64)  # [C]
-    overall = _distribution(totals, _uniform(totals)).log()  # [C]
-    _, density = _likeliest(zero_shot, votes, overall, own=False)
-    evidence, needed = density - (totals * overall).sum().item(), _needed(votes)
-    if not evidence > needed:
-        return None, evidence, needed
-    return _likeliest(zero_shot, votes, overall, own=True)[0], evidence, needed
+    def log_posterior(self, rows: Rows, trust: Trust) -> torch.Tensor:
+        """[n, C]: log fused(c), normalised."""
+        has = self.votes.has[rows, None]
+        weights = torch.tensor([trust.zero_shot, trust.images], dtype=torch.float64)
+        scores = pool(self.predictors(rows), weights)
+        scores = torch.where(has, trust.independent * scores, scores)
+        scores = scores + told(self.votes.probabilities(rows), trust.confusion) * has
+        texts = self.text_scores(rows) if trust.texts else None
+        if texts is not None:
+            scores = scores + trust.texts * texts
+        return scores.log_softmax(dim=1)
 
 
-def _likeliest(
-    zero_shot: torch.Tensor, votes: torch.Tensor, overall: torch.Tensor, *, own: bool
-) -> tuple[VoteModel, float]:
-    """The model of the largest log posterior density, and this density up to constants.
-
-    Args:
-        zero_shot: [N, C].
-        votes: [N, C].
-        overall: [C] log of the distribution of all votes.
-        own: whether classes have corrections of their own.
-    """
-    n_classes = len(overall)
-    free = overall.new_zeros(2 + 3 * n_classes if own else 2, requires_grad=True)
-    fixed = overall.new_zeros(2 + 3 * n_classes - len(free))
-
-    def model(parameters: torch.Tensor) -> VoteModel:
-        biases, rates, chances = torch.cat([parameters, fixed])[2:].chunk(3)
-        log_chances = (overall + chances).log_softmax(dim=0)
-        return VoteModel(parameters[0], biases, parameters[1] + rates, log_chances)
-
-    def log_density() -> Iterator[torch.Tensor]:
-        """The terms of the log posterior density, each with a graph of its own."""
-        for part in zip(*_parts(zero_shot, votes), strict=True):
-            yield model(free).log_likelihood(*part)
-        corrections = torch.cat([free[:1], free[2:]])  # the common rate has no prior
-        yield -corrections.square().sum() / (2 * DEVIATION**2)
-
-    optimiser = torch.optim.LBFGS(
-        [free],
-        max_iter=STEPS,
-        tolerance_grad=1e-6,
-        tolerance_change=1e-9,
-        line_search_fn="strong_wolfe",
-    )
-
-    def loss() -> float:
-        optimiser.zero_grad()
-        total = 0.0
-        for term in log_density():
-            (-term / len(votes)).backward()
-            total -= term.item() / len(votes)
-        return total
-
-    optimiser.step(loss)
-    with torch.no_grad():
-        return model(free.detach()), sum(term.item() for term in log_density())
-
-
-def _needed(votes: torch.Tensor) -> float:
-    """The log of the number of rows that vote; above 0 even for one row or none."""
-    return math.log(max(2, int((votes.sum(dim=1) > 0).sum())))
-
-
-def _uniform(totals: torch.Tensor) -> torch.Tensor:
-    return torch.full_like(totals, 1 / len(totals))
-
-
-def _distribution(counts: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
-    """Counts [..., C] as probabilities, with `SMOOTHING` votes of the distribution `prior` [C]."""
-    smoothed = counts + SMOOTHING * prior
-    return smoothed / smoothed.sum(dim=-1, keepdim=True)
-
-
-def mean_group_votes(
-    votes: torch.Tensor, groups: torch.Tensor, images: torch.Tensor, n_images: int
+def own_part_left_out(
+    x: torch.Tensor, table: torch.Tensor, prototypes: torch.Tensor
 ) -> torch.Tensor:
-    """[N, C]: the mean vote of the groups that each image is in; 0 where none of them votes.
+    """Products [n, C] of rows with L2-normalised prototypes, each without the row's own part.
 
     Args:
-        votes: [G, C] rows of sum 1, or of 0 for a group that does not vote.
-        groups: [M] the row of the group of each membership.
-        images: [M] its image.
+        x: [n, D].
+        table: [n, C] the share of each row in each prototype.
+        prototypes: [C, D], sums of the rows by their shares.
     """
-    total = votes.new_zeros(n_images, votes.shape[1])
-    for group, image in zip(groups.split(ROWS), images.split(ROWS), strict=True):
-        total.index_add_(0, image, votes[group])
-    return total.div_(total.sum(dim=1, keepdim=True).clamp(min=1))
+    products, own = x @ prototypes.T, x.square().sum(dim=1, keepdim=True)
+    squares = prototypes.square().sum(dim=1) - 2 * table * products + table.square() * own
+    return (products - table * own) / squares.clamp(min=1e-6).sqrt()
 
 
-def chances_of_labels(votes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """[C, C]: the mean vote of the images of each zero-shot label, all its entries positive.
+def fuse(images: Images, votes: Votes) -> Fusion:
+    """Fuse what zero-shot scores, image prototypes and votes say of N images."""
+    n, n_classes = len(images.centred), len(images.texts)
+    sample = _sample(votes.has, n_classes)
+    cast = votes.probabilities(sample)  # [n, C]
+    found = corroborate(images.centred[sample].double(), images.zero_shot(sample).exp(), cast)
+    posterior = Posterior.empty(n, n_classes)
+    for rows in parts(n):
+        posterior.put(rows, votes.probabilities(rows))
+    witnesses = Witnesses(images, votes, posterior)
+    trust = Trust(found, cast.new_empty(0, n_classes))
+    if not found.found:
+        return _calibrated(witnesses, trust)
+    for _ in range(ROUNDS):
+        trust = witnesses.learn(sample, cast, trust)
+        posterior = Posterior.empty(n, n_classes)
+        for rows in parts(n):
+            posterior.put(rows, witnesses.log_posterior(rows, trust).exp())
+        last, witnesses = witnesses, Witnesses(images, votes, posterior)
+    return _fused(last, witnesses, trust, gains(last.predictors(sample), cast))
+
+
+def prototypes_by_zero_shot(images: Images) -> torch.Tensor:
+    """The head z + (1 - u^2) b s, logits [C, D] of centred features, without any vote.
+
+    Zero-shot scores vote in the place of captions, and image prototypes alone predict them.
+    """
+    votes = ZeroShotVotes(images)
+    posterior = Posterior.empty(len(images.centred), len(images.texts))
+    for rows in parts(len(images.centred)):
+        posterior.put(rows, votes.probabilities(rows))
+    witnesses = Witnesses(images, votes, posterior)
+    sample = _sample(votes.has, len(images.texts))
+    cast = votes.probabilities(sample)
+    weights, rate = fit_mixture(witnesses.predictors(sample)[1:], cast, cast.mean(dim=0))
+    return images.texts + (1 - rate**2) * weights * witnesses.head()
+
+
+def _sample(has: torch.Tensor, n_classes: int) -> torch.Tensor:
+    """Images with votes to learn from, evenly spaced."""
+    voting = has.nonzero()[:, 0]
+    return voting[:: -(-max(1, len(voting)) * n_classes // SAMPLE)]
+
+
+def _calibrated(witnesses: Witnesses, trust: Trust) -> Fusion:
+    """What is left where the votes tell nothing: calibrated zero-shot scores."""
+    n = len(witnesses.images.centred)
+    labels, confidence = torch.empty(n, dtype=torch.long), torch.empty(n)
+    for rows in parts(n):
+        best = witnesses.images.zero_shot(rows).exp().max(dim=1)
+        labels[rows], confidence[rows] = best.indices, best.values.float()
+    return Fusion(trust, labels, confidence, {"zero_shot": labels}, witnesses.images.texts, {})
+
+
+def _fused(last: Witnesses, after: Witnesses, trust: Trust, gained: dict[str, float]) -> Fusion:
+    """The labels of the last round, and the head with the prototypes that they make."""
+    n = len(last.images.centred)
+    labels, zero_shot, images = (torch.empty(n, dtype=torch.long) for _ in range(3))
+    confidence = torch.empty(n)
+    for rows in parts(n):
+        best = last.log_posterior(rows, trust).exp().max(dim=1)
+        labels[rows], confidence[rows] = best.indices, best.values.float()
+        zero_shot[rows], images[rows] = (table.argmax(1) for table in last.predictors(rows))
+    said = {"zero_shot": zero_shot, "images": images}
+    weights = trust.zero_shot * last.images.texts + trust.images * after.head()
+    return Fusion(trust, labels, confidence, said, weights, gained)
+
+
+def pool(tables: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
+    """Weighted sum of tables [n, C]."""
+    pooled: torch.Tensor = torch.einsum("w,wnc->nc", weights, torch.stack(list(tables)))
+    return pooled
+
+
+def told(votes: torch.Tensor, confusion: torch.Tensor) -> torch.Tensor:
+    """[n, C]: log sum_k v_k theta_ck, what votes [n, C] tell of each class."""
+    return (votes @ confusion.T + TINY).log()
+
+
+def fit_mixture(
+    predictors: Sequence[torch.Tensor], votes: torch.Tensor, overall: torch.Tensor
+) -> tuple[torch.Tensor, float]:
+    """The weights and the rate u with which u softmax(pool) + (1 - u) r is likeliest.
 
     Args:
-        votes: [N, C] rows of sum 1 or 0.
-        labels: [N].
+        predictors: tables [n, C].
+        votes: [n, C] of the same images.
+        overall: [C] r.
     """
-    n_classes = votes.shape[1]
-    totals = torch.zeros(n_classes, n_classes, dtype=torch.float64)
-    for label, part in zip(*_parts(labels, votes), strict=True):
-        totals.index_add_(0, label, part)
-    counts = totals.sum(dim=0)  # [C]
-    return _distribution(totals, _distribution(counts, _uniform(counts)))
+    free = torch.zeros(len(predictors) + 1, dtype=torch.float64, requires_grad=True)
+
+    def loss() -> torch.Tensor:
+        rate = free[-1].sigmoid()
+        mixed = rate * pool(predictors, free[:-1]).softmax(dim=1) + (1 - rate) * overall
+        return _cross_entropy(votes, mixed) + RIDGE * free[:-1].square().sum()
+
+    _minimise(loss, free)
+    return free.detach()[:-1].clamp(min=0), free[-1].sigmoid().item()
 
 
-def fit_rate(
-    posterior: torch.Tensor, votes: torch.Tensor, labels: torch.Tensor, chances: torch.Tensor
-) -> tuple[float, float]:
-    """The rate r below 1 that maximises sum q log(r posterior + (1 - r) chances), a concave sum.
+def fit_weights(
+    predictors: Sequence[torch.Tensor],
+    targets: torch.Tensor,
+    confusion: torch.Tensor | None = None,
+    start: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The weights with which softmax(pool), seen through a confusion [C, C], is likeliest.
 
     Args:
-        posterior: [N, C] log-probabilities.
-        votes: [N, C], q: rows of sum 1 or 0.
-        labels: [N] rows of `chances`.
-        chances: [C, C] probabilities of each vote, were nothing but its label known of the image.
-
-    Returns:
-        The rate, and what it gains over the rate 0, in nats.
+        predictors: tables [n, C].
+        targets: [n, C] probabilities.
     """
-    ratios = _by_parts(lambda own, of: own.exp() / chances[of] - 1, posterior, labels)  # [N, C]
+    first = torch.zeros(len(predictors), dtype=torch.float64) if start is None else start.clone()
+    free = first.requires_grad_()
 
-    def sum_of(term: Callable[[torch.Tensor], torch.Tensor]) -> float:
-        parts = zip(*_parts(votes, ratios), strict=True)
-        return sum(float((part * term(ratio)).sum()) for part, ratio in parts)
+    def loss() -> torch.Tensor:
+        predicted = pool(predictors, free).softmax(dim=1)
+        seen = predicted if confusion is None else predicted @ confusion
+        return _cross_entropy(targets, seen) + RIDGE * free.square().sum()
 
-    def slope(rate: float) -> float:
-        return sum_of(lambda ratio: ratio / (1 + rate * ratio))
+    _minimise(loss, free)
+    return free.detach().clamp(min=0)  # nobody is believed to say the opposite
 
-    low, high = 0.0, 1.0
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        if slope(middle) > 0:
-            low = middle
-        else:
-            high = middle
-    return low, sum_of(lambda ratio: torch.log1p(low * ratio))
+
+def gains(predictors: Sequence[torch.Tensor], votes: torch.Tensor) -> dict[str, float]:
+    """Nats per vote that the predictors z and s gain over the mean vote, together and alone."""
+    overall = votes.mean(dim=0)
+    blind = _cross_entropy(votes, overall.expand_as(votes))
+    found = {}
+    for name, tables in (
+        ("both", predictors),
+        ("zero_shot", predictors[:1]),
+        ("images", predictors[1:]),
+    ):
+        weights, rate = fit_mixture(tables, votes, overall)
+        mixed = rate * pool(tables, weights).softmax(dim=1) + (1 - rate) * overall
+        found[name] = (blind - _cross_entropy(votes, mixed)).item()
+    return found
+
+
+def _cross_entropy(targets: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+    """Mean over rows [n, C], nats."""
+    return -(targets * (predicted + TINY).log()).sum(dim=1).mean()
+
+
+def _minimise(loss: Callable[[], torch.Tensor], free: torch.Tensor) -> None:
+    """Find the least loss, in place, by L-BFGS."""
+    optimiser = torch.optim.LBFGS([free], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimiser.zero_grad()
+        value = loss()
+        value.backward()
+        return value.item()
+
+    optimiser.step(closure)

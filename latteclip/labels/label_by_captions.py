@@ -1,14 +1,14 @@
-"""Labels that captions and zero-shot scores give together: ours, one step beyond the paper.
+"""Labels of training images by all witnesses that there are: ours, one step beyond the paper.
 
-How votes are fused is in `fusion`; here they are made, and the labels written.
+How witnesses are weighed is in `fusion`; here votes are made of captions or of class scores, and
+labels and classifier are written.
 
-Letters: N training images, C classes, D embedding width, T texts, U distinct ones, G groups, M
-memberships of images in groups.
+Letters: N training images, C classes, D embedding width, T captions, U distinct ones.
 """
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -16,20 +16,21 @@ import torch
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import load_classifier
+from latteclip.clip.classifier import load_classifier, save_classifier
 from latteclip.core import devices, tables
+from latteclip.core.class_scores import read_class_scores
 from latteclip.core.errors import UserError
 from latteclip.core.progress import Progress
 from latteclip.labels.features import read_features
-from latteclip.labels.fusion import DEVIATION, Fusion, fuse, log_probabilities, mean_group_votes
+from latteclip.labels.fusion import Fusion, fuse
+from latteclip.labels.witnesses import CaptionVotes, Images, ScoreVotes, Votes, parts
 
 log = logging.getLogger(__name__)
 HOW = (
-    "Maximum likelihood of the caption votes given the zero-shot scores. Log temperature, class "
-    "biases and each class's own deviation in rate and chance have normal priors with a standard "
-    f"deviation of {DEVIATION}. Captions count if a model with a temperature and one common rate "
-    "beats class-blind votes by more than log(number of votes) in log-likelihood; groups need half "
-    "that."
+    "Calibrated zero-shot scores, prototypes of image features and the votes of captions, or of "
+    "class scores in their place, weighed by how well they predict one another; nothing but the "
+    "calibrated zero-shot labels where the votes agree with the others no better than votes dealt "
+    "out at random."
 )
 
 
@@ -50,26 +51,37 @@ class CaptionLabelFiles:
     images: str
     pseudo_labels: str
     class_embeddings: str
-    image_captions: str
-    group_captions: str
+    image_captions: str | None = None
+    class_scores: str | None = None  # where they are given, they vote and not the captions
+
+
+@dataclass(frozen=True)
+class OwnLabels:
+    """What captions or class scores say by themselves."""
+
+    labels: torch.Tensor  # [N]
+    confidence: torch.Tensor  # [N] float32, its probability; 0 where nothing is said
 
 
 def label_by_captions(
     files: CaptionLabelFiles,
     settings: CaptionLabelSettings,
     output: str,
+    classifier_output: str,
     *,
     device: str,
     threads: int,
 ) -> None:
-    """Write CAPTION_LABELS for every image that is not in the test split; labels are not read.
+    """Write CAPTION_LABELS for every image that is not in the test split, and a classifier.
+
+    The classifier is what zero-shot scores and image prototypes make together: it needs no caption.
+    Labels of the dataset are not read.
 
     Raises:
         UserError: an input lacks an image or does not belong to the others.
     """
     table, classnames = tables.read_unlabelled(files.images, training=True)
-    image_ids = table["image_id"].to_pylist()
-    if not image_ids:
+    if len(table) == 0:
         raise UserError(f"{files.images} has no training image; check the dataset's split.")
     classes, described = load_classifier(
         files.class_embeddings,
@@ -77,15 +89,37 @@ def label_by_captions(
         model=settings.model,
         pretrained=settings.pretrained,
     )
-    embeddings, scale = classes.weights, described["logit_scale"]  # [C, D]
-    # [N, C], in float32 like all tables of that size.
-    zero_shot = read_features(files.pseudo_labels, table["image_id"]) @ embeddings.T
-    zero_shot.mul_(scale)
-    labels = tables.lookup(
-        files.pseudo_labels, tables.PSEUDO_LABELS, "image_id", "pseudo_label", image_ids
-    )
+    scale = described["logit_scale"]
+    features = read_features(files.pseudo_labels, table["image_id"])
+    images = Images.of(features, classes.weights, scale)
+    votes: list[Votes] = []
+    own: dict[str, OwnLabels] = {}
+    if files.image_captions is not None:
+        clip = clips.load(
+            settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
+        )
+        captions = _read_captions(files.image_captions, table["image_id"].to_pylist())
+        texts, row_of = _encode(captions, clip, settings.batch_size)
+        votes.append(CaptionVotes.of(texts, row_of, classes.weights, scale))
+        own["caption"] = _captions_alone(texts, row_of, scale * classes.weights)
+    if files.class_scores is not None:
+        options, scores = map(
+            torch.from_numpy,
+            read_class_scores(files.class_scores, table["image_id"], len(classnames)),
+        )
+        votes.append(ScoreVotes.of(options, scores, len(classnames)))
+        own["lmm"] = _votes_alone(votes[-1])
+    if not votes:
+        raise UserError("Nothing votes: give --image-captions or --class-scores.")
+    fusion = fuse(images, votes[-1])
+    save_classifier(classifier_output, images.classifier(fusion.weights, scale), described)
+    _write(output, table["image_id"], own, fusion, {**described, "how": HOW})
+
+
+def _read_captions(path: str, image_ids: list[str]) -> list[str]:
+    """The caption of each image, empty where there is none."""
     captions, prompts = (
-        tables.lookup(files.image_captions, tables.CAPTIONS, "id", column, image_ids)
+        tables.lookup(path, tables.CAPTIONS, "id", column, image_ids)
         for column in ("caption", "prompt")
     )
     if len(set(prompts)) > 1:
@@ -93,118 +127,119 @@ def label_by_captions(
             "The captions were asked for with the pseudo-labels in the prompt: they may agree with "
             "the zero-shot labels because they were told them, and then correct few."
         )
-    group_captions, groups = tables.read_groups(files.group_captions, image_ids)
-    clip = clips.load(
-        settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
-    )
-    votes, rows = _votes(
-        [*captions, *group_captions], clip, scale * embeddings, settings.batch_size
-    )  # [U + 1, C], [N + G]
-    group_of, image_of = _memberships(groups)
-    own_rows, group_rows = rows.split([len(captions), len(group_captions)])
-    own = votes[own_rows]  # [N, C]
-    of_groups = mean_group_votes(votes, group_rows[group_of], image_of, len(image_ids))  # [N, C]
-    del votes
-    own_labels = torch.tensor(labels)  # [N]
-    fusion = fuse(log_probabilities(zero_shot), own, of_groups, own_labels)
-    _write(output, table["image_id"], own_labels, own, of_groups, fusion, {**described, "how": HOW})
-
-
-def _memberships(groups: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Group [M] and image [M] of each membership, counted once."""
-    pairs = [
-        (group, member) for group, members in enumerate(groups) for member in dict.fromkeys(members)
-    ]
-    group_of, image_of = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
-    return group_of, image_of
+    return [(caption or "").strip() for caption in captions]
 
 
 @torch.no_grad()
-def _votes(
-    captions: Sequence[str | None], clip: clips.Clip, classes: torch.Tensor, batch_size: int
+def _encode(
+    captions: Sequence[str], clip: clips.Clip, batch_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Votes [U + 1, C], softmaxes of the scaled scores, and the row of each caption [T].
+    """Features [U + 1, D] of the distinct captions, and the row of each caption [T].
 
-    The last row is zero: that of an empty caption. Each distinct caption is encoded once. The
-    tokenizer cuts what is too long for the text tower.
-
-    Args:
-        classes: [C, D] class embeddings times the logit scale.
+    The last row is zero: that of an empty caption. The tokenizer cuts what is too long for the text
+    tower.
     """
-    texts = [(caption or "").strip() for caption in captions]
-    row_of = {text: row for row, text in enumerate(dict.fromkeys(filter(None, texts)))}
+    row_of = {text: row for row, text in enumerate(dict.fromkeys(filter(None, captions)))}
     distinct = list(row_of)
     progress = Progress(len(distinct), "captions")
-    votes = torch.zeros(len(distinct) + 1, len(classes))
+    features = torch.zeros(len(distinct) + 1, clip.config["embed_dim"])
     for start in range(0, len(distinct), batch_size):
         batch = distinct[start : start + batch_size]
-        scores = encode.encode_texts(clip, clip.tokenizer(batch)).cpu() @ classes.T
-        votes[start : start + len(batch)] = scores.double().softmax(dim=1)
+        features[start : start + len(batch)] = encode.encode_texts(clip, clip.tokenizer(batch))
         progress.add(len(batch))
-    return votes, torch.tensor([row_of.get(text, len(distinct)) for text in texts])
+    return features, torch.tensor([row_of.get(text, len(distinct)) for text in captions])
+
+
+def _captions_alone(texts: torch.Tensor, row_of: torch.Tensor, classes: torch.Tensor) -> OwnLabels:
+    """The class that is nearest to each caption [T], whatever is said of other images.
+
+    Args:
+        texts: [U + 1, D].
+        row_of: [T] rows of `texts`, of which the last one says nothing.
+        classes: [C, D] class embeddings times the logit scale.
+    """
+    scores = (texts[rows].double() @ classes.double().T for rows in parts(len(texts)))
+    best = [part.softmax(dim=1).max(dim=1) for part in scores]
+    confidence, labels = (torch.cat(column) for column in zip(*best, strict=True))
+    confidence[-1] = 0
+    return OwnLabels(labels[row_of], confidence[row_of].float())
+
+
+def _votes_alone(votes: Votes) -> OwnLabels:
+    """The class that gets the largest share of the vote of each image."""
+    best = [votes.probabilities(rows).max(dim=1) for rows in parts(len(votes.has))]
+    confidence, labels = (torch.cat(column) for column in zip(*best, strict=True))
+    return OwnLabels(labels, confidence.float())
 
 
 def _write(
     output: str,
     image_ids: pa.ChunkedArray,
-    labels: torch.Tensor,
-    votes: torch.Tensor,
-    group_votes: torch.Tensor,
+    own: dict[str, OwnLabels],
     fusion: Fusion,
     described: dict[str, object],
 ) -> None:
-    """Write CAPTION_LABELS, and log in one line what the captions did."""
-    voted, grouped = votes.sum(dim=1) > 0, group_votes.sum(dim=1) > 0  # [N]
-    caption_labels = torch.where(voted, votes.argmax(dim=1), labels)
-    confidence, fused_labels = fusion.log_posterior.max(dim=1)
-    if fusion.model is None and fusion.group_rate == 0:
-        fused_labels = labels  # ties included
-    summary = {
-        **_trust(fusion),
-        "captions": int(voted.sum()),  # that vote
-        "agreement": int((caption_labels == labels)[voted].sum()) / max(1, int(voted.sum())),
-        "changed": int((fused_labels != labels).sum()),
+    """Write CAPTION_LABELS, and log in one line what the votes did."""
+    calibrated = fusion.said["zero_shot"]
+    columns: dict[str, Any] = {
+        "image_id": image_ids,
+        "calibrated_label": _column(calibrated),
+        "image_label": _column(fusion.said.get("images"), len(image_ids)),
+        "fused_label": _column(fusion.labels),
+        "fused_confidence": pa.array(fusion.confidence.numpy()),
     }
-    tables.write(
-        output,
-        {
-            "image_id": image_ids,
-            "caption_label": pa.array(caption_labels.numpy(), pa.int32()),
-            "caption_confidence": pa.array(votes.amax(dim=1).float().numpy()),
-            "group_label": pa.array(
-                group_votes.argmax(dim=1).numpy(), pa.int32(), mask=~grouped.numpy()
-            ),
-            "fused_label": pa.array(fused_labels.numpy(), pa.int32()),
-            "fused_confidence": pa.array(confidence.exp().float().numpy()),
-        },
-        tables.CAPTION_LABELS,
-        {**described, **summary},
-    )
-    log.info(
-        "%(captions)d captions agree with %(agreement).1f %% of the zero-shot labels "
-        "(evidence %(evidence).1f, %(evidence_needed).1f needed): temperature %(temperature).2f, "
-        "rate %(rate).2f, group rate %(group_rate).3f; %(changed)d labels changed.",
-        {**summary, "agreement": 100 * summary["agreement"]},
-    )
-
-
-def _trust(fusion: Fusion) -> dict[str, Any]:
-    """What was learned of the captions, for the metadata and the log."""
-    learned: dict[str, Any] = {"temperature": 1.0, "rate": 0.0}
-    if fusion.model is not None:
-        rates = fusion.model.rate_logits.sigmoid()
-        learned = {
-            "temperature": fusion.model.log_temperature.exp().item(),
-            "rate": rates.mean().item(),
-            "class_biases": fusion.model.biases.tolist(),
-            "class_rates": rates.tolist(),
-            "class_chances": fusion.model.log_chances.exp().tolist(),
-            "class_weights": fusion.model.weights().tolist(),
+    for name in ("caption", "lmm"):
+        labels, confidence = None, pa.nulls(len(image_ids), pa.float32())
+        if name in own:
+            labels = torch.where(own[name].confidence > 0, own[name].labels, calibrated)
+            confidence = pa.array(own[name].confidence.numpy())
+        columns |= {
+            f"{name}_label": _column(labels, len(image_ids)),
+            f"{name}_confidence": confidence,
         }
+    summary = _summary(fusion, own)
+    tables.write(output, columns, tables.CAPTION_LABELS, {**described, **summary})
+    log.info(_sentence(summary))
+
+
+def _column(labels: torch.Tensor | None, n: int = 0) -> pa.Array:
+    """Labels [N] as a column; n nulls where there are none."""
+    return pa.nulls(n, pa.int32()) if labels is None else pa.array(labels.int().numpy())
+
+
+def _summary(fusion: Fusion, own: dict[str, OwnLabels]) -> dict[str, Any]:
+    """What was learned of the witnesses, for the metadata and the log."""
+    name, said = list(own.items())[-1]  # that which votes
+    trust, calibrated = fusion.trust, fusion.said["zero_shot"]
+    voting = said.confidence > 0
+    n = max(1, int(voting.sum()))
     return {
-        **learned,
-        "evidence": fusion.evidence,
-        "evidence_needed": fusion.needed,
-        "group_rate": fusion.group_rate,
-        "group_evidence": fusion.group_evidence,
+        "votes": "class scores" if name == "lmm" else "captions",
+        "voting": int(voting.sum()),
+        "agreement": int((said.labels == calibrated)[voting].sum()) / n,
+        "corroborated": trust.corroboration.found,
+        "corroboration": asdict(trust.corroboration),
+        "weights": {"zero_shot": trust.zero_shot, "images": trust.images, "texts": trust.texts},
+        "rate": trust.rate,
+        "gains": fusion.gains,
+        "changed": int((fusion.labels != calibrated).sum()),
     }
+
+
+def _sentence(summary: dict[str, Any]) -> str:
+    begin = (
+        f"{summary['voting']} {summary['votes']} agree with {summary['agreement']:.1%} of the "
+        "calibrated zero-shot labels"
+    )
+    if not summary["corroborated"]:
+        return (
+            f"{begin}, and with images and scores no better than if they were dealt out at random "
+            f"(p {summary['corroboration']['p_value']:.3f}): they tell nothing, and the labels are "
+            "the calibrated zero-shot ones."
+        )
+    gains = summary["gains"]
+    return (
+        f"{begin}; zero-shot scores predict a vote by {gains['zero_shot']:.2f} nats, image "
+        f"prototypes by {gains['images']:.2f}, both by {gains['both']:.2f} (rate "
+        f"{summary['rate']:.2f}): {summary['changed']} labels changed."
+    )

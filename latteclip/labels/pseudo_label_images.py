@@ -4,17 +4,19 @@ Letters: N images, C classes, D embedding width.
 """
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import torch
+import torch.nn.functional as F
 
 from latteclip.clip import classifier, encode
 from latteclip.clip import model as clips
 from latteclip.clip.features import encode_files
 from latteclip.clip.ranking import ROWS, best_classes
 from latteclip.core import devices, tables
+from latteclip.core.class_words import ClassWords
 from latteclip.core.prompts import class_texts
 
 log = logging.getLogger(__name__)
@@ -26,16 +28,46 @@ class ZeroShotSettings:
 
     model: str
     pretrained: str | None
-    template: str
+    template: str | list[str]
     batch_size: int
     topk: int
     precision: str = "bf16"
+    class_synonyms: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def words(self) -> ClassWords:
+        """How classes are put into words."""
+        return ClassWords.of(self.template, self.class_synonyms)
+
+
+def class_embeddings(
+    clip: clips.Clip,
+    template: str | Sequence[str],
+    classnames: Sequence[str],
+    synonyms: Mapping[str, Sequence[str]] | None = None,
+) -> torch.Tensor:
+    """W0 [C, D], L2-normalised, on the CPU: row c = f_txt(T(c)) (LatteCLIP, section 3.1).
+
+    Of several templates or names of a class, the features of all its texts are averaged, as in
+    CLIP's own evaluation: each is L2-normalised, and so is their mean.
+
+    Raises:
+        UserError: the words do not fit the classes (`ClassWords`).
+    """
+    words = ClassWords.of(template, synonyms)
+    names, rows = zip(*words.names(classnames), strict=True)
+    features = [_text_features(clip, one, names) for one in words.templates]
+    if len(features) == 1 and len(names) == len(classnames):
+        return features[0]
+    sums = torch.zeros(len(classnames), features[0].shape[1])
+    sums.index_add_(0, torch.tensor(rows), torch.stack(features).sum(dim=0))
+    return F.normalize(sums, dim=-1)
 
 
 @torch.no_grad()
-def class_embeddings(clip: clips.Clip, template: str, classnames: list[str]) -> torch.Tensor:
-    """W0: row c = f_txt(T(c)), [C, D], L2-normalised (LatteCLIP, section 3.1)."""
-    return encode.encode_texts(clip, clip.tokenizer(class_texts(template, classnames)))
+def _text_features(clip: clips.Clip, template: str, names: Sequence[str]) -> torch.Tensor:
+    """Features of the filled template, one row per name, on the CPU."""
+    return encode.encode_texts(clip, clip.tokenizer(class_texts(template, names))).cpu()
 
 
 def feature_column(features: torch.Tensor) -> pa.Array:
@@ -56,20 +88,25 @@ def pseudo_label_images(
 ) -> None:
     """Write PSEUDO_LABELS for every image of every split, and W0; labels are not read.
 
-    W0 [C, D] is a classifier described by classnames, template, model, pretrained and logit_scale,
-    which is exp of the model's parameter: the factor of cosines in a softmax.
+    W0 [C, D] is a classifier described by classnames, template (the first, and with several of
+    them, templates), class_synonyms, model, pretrained and logit_scale, which is exp of the model's
+    parameter: the factor of cosines in a softmax.
+
+    Raises:
+        UserError: the index is broken, the words do not fit the classes, or no such model.
     """
     table, classnames = tables.read_unlabelled(images_path, training=False)
     clip = clips.load(
         settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
     )
-    embeddings = class_embeddings(clip, settings.template, classnames).cpu()  # [C, D]
+    words = settings.words
+    embeddings = class_embeddings(clip, words.templates, classnames, words.synonyms)  # [C, D]
     features = encode_files(clip, table["path"].to_pylist(), settings.batch_size, threads)
     described = {
         "classnames": classnames,
         "model": settings.model,
         "pretrained": settings.pretrained,
-        "template": settings.template,
+        **words.described,
     }
     scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
     write_pseudo_labels(output, table, features, embeddings, scale, settings.topk, described)

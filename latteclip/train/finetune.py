@@ -24,7 +24,7 @@ from latteclip.core.signals import Signals, Terminated, ending_in_order
 from latteclip.data import loader
 from latteclip.train import checkpoints, data, monitor, parallel, prepare
 from latteclip.train.objectives.choose import choose
-from latteclip.train.settings import GROUND_TRUTH, FinetuneSettings
+from latteclip.train.settings import FROZEN, GROUND_TRUTH, FinetuneSettings
 from latteclip.train.step import Training, adamw
 from latteclip.train.texts import TextBank
 
@@ -131,18 +131,18 @@ def _load(
     clip = clips.load(
         settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
     )
-    if parallel.size() > 1:
-        why = "would see the images of their process alone"
-        prepare.refuse_batch_norm(clip, "processes.finetune", "1", why)
+    if settings.finetune.batch_norm != FROZEN:
+        prepare.refuse_moving_statistics(clip, settings.compute, parallel.size())
     prepare.prepare_training(clip, settings.compute)
     bank = TextBank(clip)
-    inputs = data.read(files, settings.template, settings.labels, bank)
+    inputs = data.read(files, settings.words.template, settings.labels, bank)
     training = Training(
         clip,
         make_objective(bank, inputs.texts, seed),
         adamw(clip.model, settings.finetune),
         torch.zeros(len(inputs.classnames), dtype=torch.long),
         signals,
+        settings.finetune.batch_norm,
     )
     return training, inputs
 
@@ -230,7 +230,7 @@ def _write(
     """The model with its classifier, and the history."""
     metadata = {"settings": asdict(settings), "seed": seed, "marks": _marks(settings, training)}
     with replacing(outputs.model) as folder:
-        clips.save(training.clip, classifier, inputs.classnames, settings.template, folder)
+        clips.save(training.clip, classifier, inputs.classnames, settings.words, folder)
     columns = {name: [row.get(name) for row in training.history] for name in tables.HISTORY.names}
     tables.write(outputs.history, columns, tables.HISTORY, metadata)
 

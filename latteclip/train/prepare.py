@@ -3,6 +3,7 @@
 Features and gradients stay the same up to rounding.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from latteclip.clip.encode import text_tower
 from latteclip.clip.model import Clip
 from latteclip.core.errors import UserError, first_line
-from latteclip.train.settings import Compute
+from latteclip.train.settings import FROZEN, Compute
 
 
 def prepare_training(clip: Clip, compute: Compute) -> None:
@@ -27,12 +28,7 @@ def prepare_training(clip: Clip, compute: Compute) -> None:
     Raises:
         UserError: the model or the machine cannot do it.
     """
-    if compute.micro_batch is not None:
-        refuse_batch_norm(clip, "compute.micro_batch", "null", "would see parts of the batch")
     if compute.gradient_checkpointing:
-        refuse_batch_norm(
-            clip, "compute.gradient_checkpointing", "false", "would count every batch twice"
-        )
         _checkpoint_blocks(clip)
     visual: Any = clip.model.visual
     convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in visual.modules())
@@ -44,12 +40,47 @@ def prepare_training(clip: Clip, compute: Compute) -> None:
     clip.micro_batch = compute.micro_batch
 
 
-def refuse_batch_norm(clip: Clip, key: str, value: str, why: str) -> None:
-    """Raise UserError where the model has BatchNorm: its layers `why`, so `key` must be `value`."""
-    if any(isinstance(module, BatchNorm) for module in clip.model.modules()):
-        raise UserError(
-            f"{key} does not go with clip.model, whose BatchNorm layers {why}; set it to {value}."
-        )
+def training_mode(model: torch.nn.Module, batch_norm: str) -> None:
+    """Put a model into training mode; BatchNorm that is "frozen" stays in evaluation mode.
+
+    Its gains and biases are trained all the same. Its statistics are those of pretraining: running
+    ones of small, few or odd batches would change the features whatever the learning rate is.
+    """
+    model.train()
+    if batch_norm == FROZEN:
+        for module in _batch_norms(model):
+            module.eval()
+
+
+def refuse_moving_statistics(clip: Clip, compute: Compute, processes: int) -> None:
+    """Raise UserError where statistics of BatchNorm would not be those of each batch, once.
+
+    Args:
+        clip: the model; one without BatchNorm is never refused.
+        compute: how it is trained.
+        processes: how many share out a batch.
+    """
+    clashes = {
+        ("compute.micro_batch", "null", "would see parts of the batch"): (
+            compute.micro_batch is not None
+        ),
+        ("compute.gradient_checkpointing", "false", "would count every batch twice"): (
+            compute.gradient_checkpointing
+        ),
+        ("processes.finetune", "1", "would see the images of their process alone"): processes > 1,
+    }
+    if not any(_batch_norms(clip.model)):
+        return
+    for (key, value, why), clash in clashes.items():
+        if clash:
+            raise UserError(
+                f"{key} does not go with finetune.batch_norm train: the BatchNorm layers of "
+                f"clip.model {why}; set it to {value}, or finetune.batch_norm to {FROZEN}."
+            )
+
+
+def _batch_norms(model: torch.nn.Module) -> Iterator[BatchNorm]:
+    return (module for module in model.modules() if isinstance(module, BatchNorm))
 
 
 def _checkpoint_blocks(clip: Clip) -> None:

@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from latteclip.core.class_words import ClassWords
 from latteclip.core.errors import UserError
 
 GROUND_TRUTH = "ground_truth"
+FROZEN = "frozen"
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Finetune:
     beta2: float
     eps: float
     weight_decay: float
+    batch_norm: Literal["frozen", "train"]  # its statistics: those of pretraining, or moving
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:
@@ -54,13 +57,19 @@ class FinetuneSettings:
 
     model: str
     pretrained: str | None
-    template: str
+    template: str | list[str]
     objective: str
     finetune: Finetune
     precision: str = "bf16"
     pseudo_labels: str = "zero_shot"  # caption or fused: see label_by_captions
     switches: dict[str, Any] = field(default_factory=dict)  # of the objective, which checks them
     compute: Compute = Compute()
+    class_synonyms: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def words(self) -> ClassWords:
+        """How classes are put into words; training has the first template and own names alone."""
+        return ClassWords.of(self.template, self.class_synonyms)
 
     @property
     def labels(self) -> str:

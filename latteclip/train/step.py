@@ -18,6 +18,7 @@ from latteclip.core.signals import Signals
 from latteclip.train import monitor, parallel
 from latteclip.train.checkpoints import Checkpoint
 from latteclip.train.objectives.base import Objective, TrainingBatch
+from latteclip.train.prepare import training_mode
 from latteclip.train.settings import Finetune
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -48,6 +49,7 @@ class Training:
     adamw: torch.optim.AdamW
     predicted: torch.Tensor  # [C] how often each class was predicted in the epoch so far
     signals: Signals
+    batch_norm: str  # "frozen" or "train"
     history: list[dict[str, Any]] = field(default_factory=list)  # one row per step, plain numbers
     ending: int = 0  # signal that any process received during the last step; 0: none
 
@@ -81,7 +83,7 @@ class Training:
         """
         for group in self.adamw.param_groups:
             group["lr"] = rate
-        self.clip.model.train()
+        training_mode(self.clip.model, self.batch_norm)
         scale = self.logit_scale.exp()
         features = parallel.gather(encode.encode_images(self.clip, batch), len(index))  # [B, D]
         outcome = self.objective.loss(TrainingBatch(index, labels, features, scale))

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -74,4 +76,37 @@ def test_a_file_of_another_kind_is_refused(tmp_path, write):
     path = tmp_path / "c.safetensors"
     write(path)
     with pytest.raises(UserError, match="is not a classifier"):
+        load_classifier(path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "described", "wrong"),
+    [
+        ({"classifier": torch.ones(C)}, {}, r"a matrix of shape \[5\] with a bias"),
+        (
+            {"classifier": torch.ones(C, D), "classifier_bias": torch.ones(D)},
+            {},
+            r"a matrix of shape \[5, 3\] with a bias of shape \[3\]",
+        ),
+        (
+            {"classifier": torch.ones(C, D), "classifier_bias": torch.ones(C, 1)},
+            {},
+            r"a matrix of shape \[5, 3\] with a bias of shape \[5, 1\]",
+        ),
+        ({"classifier": torch.full((C, D), torch.nan)}, {}, "numbers that are not finite"),
+        (
+            {"classifier": torch.ones(C, D), "classifier_bias": torch.full((C,), -torch.inf)},
+            {},
+            "numbers that are not finite",
+        ),
+        ({"classifier": torch.ones(C, D)}, {"classnames": ["a"]}, "5 rows for 1 class names"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_numbers_that_cannot_classify_are_refused_in_one_sentence(
+    tmp_path, tensors, described, wrong
+):
+    path = tmp_path / "c.safetensors"
+    save_file(tensors, path, {"classifier": json.dumps(described)})
+    with pytest.raises(UserError, match=rf"c\.safetensors holds {wrong}.*; delete it and rerun"):
         load_classifier(path)

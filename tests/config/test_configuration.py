@@ -1,3 +1,4 @@
+import open_clip
 import pytest
 import yaml
 from support.tiny import ROOT
@@ -283,7 +284,7 @@ def test_numbers_may_be_written_in_every_usual_way(config, text):
             {"methods": {"latteclip": {"switches": {"mixer_weight": False}}}},
             r"switches\.mixer_weight is unknown; did you mean mixer_weights",
         ),
-        ({"finetune": {"zzz": 3}}, "known are: batch_size, beta1"),
+        ({"finetune": {"zzz": 3}}, "known are: batch_norm, batch_size"),
         ({"dataset": "demoo"}, "Dataset 'demoo' is unknown; did you mean demo"),
         ({"method": "flyp,lateclip"}, "Method 'lateclip' is unknown; did you mean latteclip"),
         ({"finetune": {"lr": -1}}, r"finetune\.lr .*learning rate"),
@@ -325,6 +326,34 @@ def test_a_template_without_a_place_is_refused(config):
         r"Dataset demo: template 'a photo' has no \{\}",
         datasets={"demo": {"template": "a photo"}},
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"template": []}, "Dataset demo: template is an empty list"),
+        ({"template": ["a {}.", "photo"]}, "Dataset demo: template 'photo' has no"),
+        ({"template": ["a {}.", "a {}."]}, "Dataset demo: template .* is given 2 times"),
+        ({"template": ["a {}.", 3]}, r"datasets\.demo\.template\.1.* 3 is not of type 'string'"),
+        ({"class_synonyms": {"grid": ["net", "net"]}}, "Dataset demo: class_synonyms has 'net' 2"),
+        (
+            {"class_synonyms": {"grid": "net"}},
+            r"class_synonyms\.grid \(other names of the class\): 'net' is not of type 'array'",
+        ),
+    ],
+    ids=str,
+)
+def test_words_for_classes_are_checked_before_anything_runs(config, words, message):
+    refused(config, message, datasets={"demo": words})
+
+
+def test_modern_models_and_words_are_those_that_the_libraries_know(config, tmp_path):
+    modern = yaml.safe_load((ROOT / "config" / "modern.yaml").read_text())
+    found = configured(config, **{**modern, "image_dir": str(tmp_path)})
+    clip = found.section("clip", found.datasets[0])
+    assert (clip["model"], clip["pretrained"]) in open_clip.list_pretrained()
+    assert len(found.dataset(found.datasets[0])["template"]) > 3
+    refused(config, "source.folder photographs is not a folder", **modern)
 
 
 def test_a_missing_source_folder_is_refused(config, tmp_path):

@@ -40,6 +40,14 @@ STAGES = {
         ({"scores": {"topk": 9}}, {"scores"}),
         ({"methods": {"label_propagation": {"graph": {"gamma": 3}}}}, {"propagate_labels"}),
         ({"datasets": {"dtd": {"template": "{}"}}}, {"pseudo_label_images", "finetune"}),
+        (
+            {"datasets": {"dtd": {"template": ["{}", "a {}."]}}},
+            {"pseudo_label_images", "finetune"},
+        ),
+        (
+            {"datasets": {"dtd": {"class_synonyms": {"dotted": ["spotted"]}}}},
+            {"pseudo_label_images", "finetune"},
+        ),
         ({"datasets": {"dtd": {"licence": "none"}}}, {"download_dataset"}),
         ({"threads": {"finetune": 1}}, set()),
         ({"seeds": 9}, set()),
@@ -87,3 +95,10 @@ def test_several_processes_start_under_torchrun_with_gpus_of_their_own(configure
     command = rule_settings.finetune_command(configured(processes={"finetune": 4}), "dtd")
     assert command.startswith("python -m latteclip.core.gpus 4 torchrun ")
     assert "--nproc-per-node 4 -m -- latteclip" in command
+
+
+def test_synonyms_are_named_where_there_are_any(configured):
+    assert "class_synonyms" not in rule_settings.pseudo_label_images(configured(), "dtd")
+    given = {"datasets": {"dtd": {"class_synonyms": {737: ["jet"]}}}}  # as YAML reads a number
+    found = rule_settings.pseudo_label_images(configured(**given), "dtd")
+    assert found["class_synonyms"] == {"737": ["jet"]}

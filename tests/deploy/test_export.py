@@ -9,13 +9,15 @@ import torch
 import transformers
 import yaml
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support.tiny import BACKBONES, write_backbone, write_pictures
 
 from latteclip.cli import main
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import Classifier
+from latteclip.clip import tuned
+from latteclip.clip.classifier import Classifier, load_classifier
 from latteclip.core import tables
+from latteclip.core.class_words import ClassWords
 from latteclip.deploy import predict
 from latteclip.deploy.export import export
 from latteclip.labels.pseudo_label_images import class_embeddings
@@ -55,6 +57,17 @@ def demo(tuned_model, demo_clip):
     return tuned_model(f"local-dir:{Path(__file__).parents[2]}/latteclip/demo/models/clip")
 
 
+@pytest.fixture(scope="module")
+def biased(demo_clip, tmp_path_factory):
+    """The demo's CLIP with a classifier that has a bias and rows of many lengths."""
+    folder = tmp_path_factory.mktemp("biased") / "model"
+    generator = torch.Generator().manual_seed(0)
+    shape = len(CLASSNAMES), demo_clip.config["embed_dim"]
+    weights, bias = (torch.randn(size, generator=generator) / 9 for size in (shape, shape[:1]))
+    clips.save(demo_clip, Classifier.of(weights, bias), CLASSNAMES, TEMPLATE, folder)
+    return folder
+
+
 def predicted(model, pictures):
     classifier = predict.Classifier(model, device="cpu", threads=1)
     return classifier(pictures, topk=len(CLASSNAMES))
@@ -65,6 +78,14 @@ def assert_same(ours, scores):
     assert [one.topk_labels[0] for one in ours] == scores.argmax(1).tolist()
     for one, row in zip(ours, scores.tolist(), strict=True):
         assert [row[label] for label in one.topk_labels] == pytest.approx(one.topk_scores, abs=2e-3)
+
+
+def all_scores(ours):
+    """Scores [N, C] of predictions of all classes."""
+    scores = torch.zeros(len(ours), len(CLASSNAMES))
+    for row, one in zip(scores, ours, strict=True):
+        row[one.topk_labels] = torch.tensor(one.topk_scores)
+    return scores
 
 
 def rgb(paths):
@@ -113,6 +134,23 @@ def test_transformers_loads_the_folder_and_predicts_the_same(demo, pictures, tmp
     assert torch.allclose(texts, prototypes, atol=1e-5)
     exact = clips.load(f"local-dir:{demo}", None, torch.device("cpu")).model.logit_scale
     assert model.logit_scale.item() == exact.item()
+
+
+def test_transformers_features_and_the_file_give_the_scores_of_a_biased_classifier(
+    biased, pictures, tmp_path
+):
+    export(str(biased), str(tmp_path / "out"), "transformers")
+    model = transformers.CLIPModel.from_pretrained(tmp_path / "out")
+    processor = transformers.CLIPProcessor.from_pretrained(tmp_path / "out")
+    head = load_file(tmp_path / "out" / "prototypes.safetensors")
+    pictures = pictures[N // 2 :]  # of the model's size: others are resized with other rounding
+    with torch.no_grad():
+        output = model.get_image_features(**processor(images=rgb(pictures), return_tensors="pt"))
+    features = torch.nn.functional.normalize(output.pooler_output, dim=-1)
+    scores = features @ head["classifier"].T + head["classifier_bias"]
+    ours = all_scores(predicted(biased, pictures))
+    torch.testing.assert_close(scores, ours, rtol=0, atol=1e-4)
+    assert (scores.argmax(1) != (features @ head["classifier"].T).argmax(1)).any()
 
 
 @pytest.fixture
@@ -178,10 +216,13 @@ def onnx_scores(folder, pictures, preprocess):
     return session.run(None, {"pixel_values": pixels})
 
 
-@pytest.mark.parametrize("kind", ["demo", "convnext", "siglip", "resnet"])
-def test_onnx_runtime_predicts_the_same(demo, tuned_model, pictures, tmp_path, kind):
+@pytest.mark.parametrize("kind", ["demo", "biased", "convnext", "siglip", "resnet"])
+def test_onnx_runtime_predicts_the_same(request, tuned_model, pictures, tmp_path, kind):
     pytest.importorskip("onnxscript", reason="the extra latteclip[onnx] is not installed")
-    model = demo if kind == "demo" else tuned_model(write_backbone(kind, tmp_path / "base"))
+    if kind in ("demo", "biased"):
+        model = request.getfixturevalue(kind)
+    else:
+        model = tuned_model(write_backbone(kind, tmp_path / "base"))
     export(str(model), str(tmp_path / "out"), "onnx")
     described = json.loads((tmp_path / "out" / "preprocess.json").read_text())
     preprocess = open_clip.transform.image_transform_v2(
@@ -193,6 +234,10 @@ def test_onnx_runtime_predicts_the_same(demo, tuned_model, pictures, tmp_path, k
     best = [row[one.topk_labels[0]] for row, one in zip(probabilities, ours, strict=True)]
     assert best == pytest.approx([one.topk_probabilities[0] for one in ours], abs=1e-3)
     assert np.linalg.norm(features, axis=1) == pytest.approx(1, abs=1e-5)
+    head = load_classifier(model / clips.CLASSIFIER)[0]
+    torch.testing.assert_close(
+        torch.from_numpy(scores), head.scores(torch.from_numpy(features)), rtol=0, atol=1e-4
+    )
     assert len(features) == N
 
 
@@ -274,14 +319,37 @@ def test_without_metrics_the_card_says_what_is_not_known(demo, tmp_path):
     assert "not recorded" in text
 
 
-def test_the_python_of_the_card_runs(demo, pictures, tmp_path, monkeypatch):
-    for form in ("open_clip", "transformers"):
-        out = tmp_path / form
-        export(str(demo), str(out), form)
-        code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
-        names = {"image": Image.open(pictures[0]).convert("RGB")}
+@pytest.mark.parametrize("form", ["open_clip", "transformers", "onnx"])
+def test_the_python_of_the_card_runs(biased, demo_clip, pictures, tmp_path, form):
+    if form == "onnx":
+        pytest.importorskip("onnxscript", reason="the extra latteclip[onnx] is not installed")
+    out = tmp_path / form
+    export(str(biased), str(out), form)
+    code = card_of(out)[1].split("```python\n")[1].split("```")[0]
+    found = []
+    for image in rgb(pictures[:9]):
+        names = {"image": image, "pixels": demo_clip.preprocess(image)[None].numpy()}
         exec(code.replace("<this folder>", str(out)), names)
-        assert CLASSNAMES[int(names["label"])] == predicted(demo, pictures[:1])[0].classname
+        found.append(CLASSNAMES[int(names["label"][0])])
+    assert found == [one.classname for one in predicted(biased, pictures[:9])]
+    assert len(set(found)) > 1
+
+
+def test_the_card_says_what_transformers_itself_does_not_do(biased, tmp_path):
+    for form in ("open_clip", "transformers"):
+        export(str(biased), str(tmp_path / form), form)
+        said = "no place for the vectors and the biases" in card_of(tmp_path / form)[1]
+        assert said == (form == "transformers")
+
+
+def test_a_classifier_of_version_0_1_is_exported_with_a_bias(demo, tmp_path):
+    shutil.copytree(demo, tmp_path / "model")
+    file = tmp_path / "model" / "prototypes.safetensors"
+    classifier, described = load_classifier(file)
+    save_file({"classifier": classifier.weights}, file, {"classifier": json.dumps(described)})
+    export(str(tmp_path / "model"), str(tmp_path / "out"), "open_clip")
+    new = tmp_path / "out" / "prototypes.safetensors"
+    assert new.read_bytes() == (demo / "prototypes.safetensors").read_bytes()
 
 
 def test_class_names_and_templates_as_clip_benchmark_reads_them(with_metrics, tmp_path):
@@ -292,6 +360,19 @@ def test_class_names_and_templates_as_clip_benchmark_reads_them(with_metrics, tm
     )
     assert names == {"demo": CLASSNAMES}
     assert [template.format(c="grey") for template in templates["demo"]] == ["a photo of the grey."]
+
+
+def test_every_template_is_told_and_what_classes_are_also_called(demo, demo_clip, tmp_path):
+    words = ClassWords.of([TEMPLATE, "a {}", "the {}?"], {"grey": ["silver", "ash"]})
+    classifier, _ = load_classifier(demo / clips.CLASSIFIER)
+    clips.save(demo_clip, classifier, CLASSNAMES, words, tmp_path / "model")
+    assert tuned.load(tmp_path / "model", torch.device("cpu")).words == words
+    export(str(tmp_path / "model"), str(tmp_path / "out"), "transformers")
+    templates = json.loads((tmp_path / "out" / "clip_benchmark_templates.json").read_text())
+    assert templates == {"custom": ["a photo of the {c}.", "a {c}", "the {c}?"]}
+    _, text = card_of(tmp_path / "out")
+    assert f"| class template | `{TEMPLATE}`, and 2 more for zero-shot labels |" in text
+    assert "blue sky, grey (also silver, ash), striped" in text
 
 
 # --- the folder ----------------------------------------------------------------------------------

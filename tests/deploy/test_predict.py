@@ -3,6 +3,8 @@ import io
 import json
 import math
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from support.tiny import write_index, write_pictures, write_pseudo_labels
+from support.tiny import ROOT, write_index, write_pictures, write_pseudo_labels
 
 from latteclip.cli import main
 from latteclip.clip import model as clips
 from latteclip.clip import tuned
-from latteclip.clip.classifier import Classifier, load_classifier
+from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.deploy import predict
@@ -32,6 +34,16 @@ def model(tmp_path_factory, demo_clip):
     generator = torch.Generator().manual_seed(0)
     classifier = torch.nn.functional.normalize(torch.randn(C, D, generator=generator), dim=1)
     clips.save(demo_clip, Classifier.of(classifier), CLASSNAMES, "a {}.", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def biased(tmp_path_factory, demo_clip):
+    """A tuned model whose classifier has a bias, and rows of many lengths."""
+    folder = tmp_path_factory.mktemp("biased") / "model"
+    generator = torch.Generator().manual_seed(1)
+    weights, bias = (torch.randn(C, width, generator=generator) for width in (D, 1))
+    clips.save(demo_clip, Classifier.of(weights / 9, bias[:, 0] / 9), CLASSNAMES, "a {}.", folder)
     return folder
 
 
@@ -54,13 +66,16 @@ def expected(model, path, demo_clip):
     with torch.no_grad():
         feature = demo_clip.model.encode_image(demo_clip.preprocess(Image.open(path))[None])[0]
     feature = feature / feature.norm()
-    scores = [float(feature @ row) for row in classifier.weights]
+    pairs = zip(classifier.weights, classifier.bias, strict=True)
+    scores = [float(feature @ row) + float(own) for row, own in pairs]
     scale = demo_clip.model.logit_scale.exp().item()
     powers = [math.exp(scale * (score - max(scores))) for score in scores]
     return scores, [power / sum(powers) for power in powers]
 
 
-def test_three_lines_from_python(model, pictures, demo_clip):
+@pytest.mark.parametrize("kind", ["model", "biased"])
+def test_three_lines_from_python(kind, pictures, demo_clip, request):
+    model = request.getfixturevalue(kind)
     classifier = predict.Classifier(model, device="cpu", threads=1, batch_size=BATCH)
     predictions = classifier(pictures, topk=4)
     assert [one.path for one in predictions] == pictures
@@ -89,6 +104,44 @@ def test_the_three_lines_of_the_docstring_are_right(model, pictures, monkeypatch
     exec("\n".join(lines), names)
     assert [one.path for one in names["predictions"]] == ["a.jpg", "b.jpg"]
     assert {len(one.topk_classnames) for one in names["predictions"]} == {3}
+
+
+def test_a_bias_changes_what_is_predicted(biased, pictures):
+    """Or the test of its scores would show little."""
+    head, _ = load_classifier(biased / clips.CLASSIFIER)
+    assert head.bias.abs().min() > 0
+    assert (head.weights.norm(dim=1) - 1).abs().min() > 0
+    classifier = predict.Classifier(biased, device="cpu", threads=1)
+    found = classifier(pictures)
+    head.bias.zero_()
+    classifier.model = replace(classifier.model, classifier=head)
+    assert [one.classname for one in classifier(pictures)] != [one.classname for one in found]
+
+
+def test_the_python_of_the_readme_is_right(biased, pictures, monkeypatch, tmp_path):
+    """It is run as it stands, on a model of that name."""
+    code = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    run = tmp_path / "results" / "demo" / "latteclip" / "seed0"
+    run.mkdir(parents=True)
+    (run / "model").symlink_to(biased)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    batch = torch.stack([names["preprocess"](Image.open(path)) for path in pictures])
+    with torch.no_grad():
+        features = names["model"].eval().encode_image(batch, normalize=True)
+    labels = names["classifier"].scores(features).argmax(1)  # as its last line says
+    found = predict.Classifier(biased, device="cpu", threads=1)(pictures)
+    assert [names["classnames"][c] for c in labels] == [one.classname for one in found]
+
+
+def test_a_classifier_of_features_of_another_width_is_refused(model, tmp_path):
+    shutil.copytree(model, tmp_path / "model")
+    other = Classifier.of(torch.ones(C, D - 1))
+    described = {"classnames": CLASSNAMES, "template": "a {}."}
+    save_classifier(tmp_path / "model" / clips.CLASSIFIER, other, described)
+    with pytest.raises(UserError, match=r"prototypes\.safetensors has rows of width 127, .* 128"):
+        predict.Classifier(tmp_path / "model", device="cpu", threads=1)
 
 
 def test_the_predictions_are_those_of_the_evaluation_stage(tmp_path, model, pictures):

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 from PIL import Image
 from support.tiny import DEMO_CLIP, tiny_clip, write_index, write_pictures
 
-from latteclip.clip import classifier
+from latteclip.clip import classifier, encode
 from latteclip.core import tables
 from latteclip.labels.pseudo_label_images import (
     ZeroShotSettings,
@@ -119,3 +120,57 @@ def test_class_embeddings_are_the_features_of_the_filled_template():
             row, F.normalize(clip.model.encode_text(clip.tokenizer([text])), dim=-1)[0]
         )
     assert not embeddings.requires_grad
+
+
+def text_feature(clip, text):
+    return unit(clip.model.encode_text(clip.tokenizer([text]))[0])
+
+
+ENSEMBLE = ["a photo of a {}.", "the {}", "{} seen from above", "a small {} thing"]
+SYNONYMS = {"blue sky": ["heaven", "the blue"], "x": ["cross"]}
+
+
+@torch.no_grad()
+def test_an_ensemble_is_the_normalised_mean_of_normalised_features():
+    clip = tiny_clip()
+    found = class_embeddings(clip, ENSEMBLE, ["red", "blue sky", "x"])
+    for row, name in zip(found, ["red", "blue sky", "x"], strict=True):
+        features = [text_feature(clip, template.replace("{}", name)) for template in ENSEMBLE]
+        torch.testing.assert_close(row, unit(sum(features) / 4), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("templates", [ENSEMBLE, ENSEMBLE[0]], ids=["ensemble", "one template"])
+@torch.no_grad()
+def test_a_class_with_synonyms_is_the_mean_over_all_its_names_and_templates(templates):
+    clip = tiny_clip()
+    found = class_embeddings(clip, templates, ["red", "blue sky", "x"], SYNONYMS)
+    for row, name in zip(found, ["red", "blue sky", "x"], strict=True):
+        features = [
+            text_feature(clip, template.replace("{}", one))
+            for template in ([templates] if isinstance(templates, str) else templates)
+            for one in [name, *SYNONYMS.get(name, [])]
+        ]
+        torch.testing.assert_close(row, unit(sum(features)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("template", ["a {} thing", ["a {} thing"]], ids=str)
+def test_one_template_is_encoded_as_it_always_was(template):
+    clip = tiny_clip()
+    names = ["red", "blue sky", "x"]
+    with torch.no_grad():
+        wanted = encode.encode_texts(clip, clip.tokenizer([f"a {name} thing" for name in names]))
+    assert torch.equal(class_embeddings(clip, template, names, {}), wanted)
+
+
+def test_the_files_say_the_first_template_all_of_them_and_the_synonyms(tmp_path):
+    files = write_pictures(tmp_path / "pictures", 2)
+    index = write_index(tmp_path / "i", files, ["train", "test"], [None] * 2, CLASSNAMES)
+    outputs = [str(tmp_path / name) for name in ("labels", "embeddings")]
+    words = {"template": ENSEMBLE, "class_synonyms": {"Striped": ["banded "]}}
+    pseudo_label_images(index, replace(SETTINGS, **words), *outputs, device="cpu", threads=1)
+    described = classifier.load_classifier(outputs[1])[1]
+    metadata = tables.read(outputs[0], tables.PSEUDO_LABELS)[1]
+    for said in (described, metadata):
+        assert said["template"] == ENSEMBLE[0]
+        assert said["templates"] == ENSEMBLE
+        assert said["class_synonyms"] == {"striped": ["banded"]}

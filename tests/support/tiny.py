@@ -34,6 +34,7 @@ FINETUNE = {
     "beta2": 0.98,
     "eps": 1e-6,
     "weight_decay": 0.2,
+    "batch_norm": "frozen",
 }
 
 
@@ -176,6 +177,19 @@ BACKBONES = {
         {
             "embed_dim": WIDTH,
             "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32},
+            "text_cfg": {**TEXT, **OWN, "pool_type": "eos"},
+        },
+        {},
+    ),
+    "efficientnet": (
+        {
+            "embed_dim": WIDTH,
+            "vision_cfg": {
+                "image_size": 64,
+                "timm_model_name": "test_efficientnet",
+                "timm_pool": "avg",
+                "timm_proj": "linear",
+            },
             "text_cfg": {**TEXT, **OWN, "pool_type": "eos"},
         },
         {},

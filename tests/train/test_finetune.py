@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.backbones import CPU, WITH_BATCH_NORM, pictures
 from support.tiny import (
     DEMO_CLIP,
     FINETUNE,
@@ -42,6 +43,7 @@ from latteclip.train.settings import Compute, Finetune, FinetuneSettings
 
 CLASSNAMES = ["striped", "dotted", "woven"]
 LABELS = [2, 0, 2, 1, 0, 2, 1]
+WEIGHTS = "open_clip_model.safetensors"
 
 
 class Inputs:
@@ -66,11 +68,21 @@ class Inputs:
             [[name] for name in self.names],
         )
 
-    def settings(self, objective="latteclip", switches=None, compute=None, **finetune):
+    def settings(
+        self,
+        objective="latteclip",
+        switches=None,
+        compute=None,
+        model=f"local-dir:{DEMO_CLIP}",
+        template="a photo of a {} texture.",
+        synonyms=None,
+        **finetune,
+    ):
         return FinetuneSettings(
-            model=f"local-dir:{DEMO_CLIP}",
+            model=model,
             pretrained=None,
-            template="a photo of a {} texture.",
+            template=template,
+            class_synonyms=synonyms or {},
             objective=objective,
             finetune=Finetune(**FINETUNE | finetune),
             switches=switches or {},
@@ -103,7 +115,7 @@ def tuned(inputs):
 
 
 def state(model):
-    return load_file(model / "open_clip_model.safetensors")
+    return load_file(model / WEIGHTS)
 
 
 def history(path):
@@ -156,9 +168,30 @@ def test_history_tells_settings_and_seed(tuned):
 
 def test_the_same_seed_gives_the_same_bytes(inputs, tuned):
     again = inputs.run("again")
-    for name in ("open_clip_model.safetensors", clips.CLASSIFIER):
+    for name in (WEIGHTS, clips.CLASSIFIER):
         assert (again[0] / name).read_bytes() == (tuned[0] / name).read_bytes()
     assert history(again[1]) == history(tuned[1])
+
+
+@pytest.mark.parametrize("objective", ["latteclip", "flyp"])
+def test_training_has_the_first_template_and_the_classes_own_names(inputs, objective):
+    words = {"template": ["a photo of a {} texture.", "a {}"], "synonyms": {"dotted": ["spotted"]}}
+    plain, more = (
+        inputs.run(f"{objective} {len(options)}", objective, epochs=1, **options)
+        for options in ({}, words)
+    )
+    assert (plain[0] / WEIGHTS).read_bytes() == (more[0] / WEIGHTS).read_bytes()
+    assert history(plain[1]) == history(more[1])
+    (wanted, said), (found, said_more) = (
+        load_classifier(run[0] / clips.CLASSIFIER) for run in (plain, more)
+    )
+    assert torch.equal(found.weights, wanted.weights)
+    assert said == {"classnames": CLASSNAMES, "template": "a photo of a {} texture."}
+    assert said_more == {
+        **said,
+        "templates": words["template"],
+        "class_synonyms": words["synonyms"],
+    }
 
 
 def test_another_seed_gives_another_model(inputs, tuned):
@@ -244,7 +277,7 @@ def broken_after(inputs, monkeypatch):
 
 
 def assert_same_run(first, second):
-    for name in ("open_clip_model.safetensors", clips.CLASSIFIER):
+    for name in (WEIGHTS, clips.CLASSIFIER):
         assert (first[0] / name).read_bytes() == (second[0] / name).read_bytes()
     assert history(first[1]) == history(second[1])
 
@@ -524,6 +557,78 @@ def test_micro_batches_change_nothing_but_rounding(inputs, tuned):
             # rounding alone, of which AdamW makes whole steps.
             pair = tuple(torch.cat([each.chunk(3)[i] for i in (0, 2)]) for each in pair)
         torch.testing.assert_close(*pair, rtol=1e-3, atol=1e-4, msg=name)
+
+
+# --- BatchNorm -----------------------------------------------------------------------------------
+
+
+def statistics(model):
+    parts = ("running_mean", "running_var", "num_batches_tracked")
+    return {name: value for name, value in state(model).items() if name.endswith(parts)}
+
+
+@pytest.fixture(params=WITH_BATCH_NORM)
+def with_batch_norm(request, backbones):
+    return backbones[request.param]
+
+
+def features(model):
+    clip = clips.load(model, None, CPU)
+    with torch.no_grad():
+        return encode.encode_images(clip, pictures(clip, 5))
+
+
+def trained_at_no_rate(inputs, model, batch_norm):
+    name = f"{batch_norm} {Path(model).name}"
+    tuned, _ = inputs.run(name, "flyp", model=model, batch_norm=batch_norm, lr=1e-12, batch_size=7)
+    return tuned, Path(model.removeprefix("local-dir:"))
+
+
+def test_frozen_statistics_stay_to_the_byte_and_with_them_the_features(inputs, with_batch_norm):
+    tuned, start = trained_at_no_rate(inputs, with_batch_norm, "frozen")
+    before, after = statistics(start), statistics(tuned)
+    assert before
+    assert after.keys() == before.keys()
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor), name
+    torch.testing.assert_close(
+        features(f"local-dir:{tuned}"), features(with_batch_norm), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_trained_statistics_move_and_with_them_the_features(inputs, with_batch_norm):
+    tuned, start = trained_at_no_rate(inputs, with_batch_norm, "train")
+    before, after = statistics(start), statistics(tuned)
+    assert not any(torch.equal(after[name], tensor) for name, tensor in before.items())
+    cosines = (features(f"local-dir:{tuned}") * features(with_batch_norm)).sum(dim=1)
+    assert (cosines < 0.999).all()
+
+
+def test_frozen_batch_norm_still_trains_gains_and_biases(inputs, backbones):
+    tuned, _ = inputs.run("affine", "flyp", model=backbones["resnet"])
+    start = state(Path(backbones["resnet"].removeprefix("local-dir:")))
+    for name in ("visual.bn1.weight", "visual.bn1.bias"):
+        assert not torch.equal(state(tuned)[name], start[name]), name
+
+
+def test_micro_batches_go_with_frozen_batch_norm_alone(inputs, with_batch_norm):
+    options = {"model": with_batch_norm, "batch_size": 7, "lr": 1e-4}
+    runs = [
+        inputs.run(
+            f"{micro} {Path(with_batch_norm).name}", compute={"micro_batch": micro}, **options
+        )
+        for micro in (None, 2)
+    ]
+    whole, micro = (pq.read_table(path)["loss"].to_pylist() for _, path in runs)
+    assert micro == pytest.approx(whole, rel=1e-4)
+    with pytest.raises(UserError, match=r"^compute\.micro_batch .* BatchNorm"):
+        inputs.run("moving", compute={"micro_batch": 2}, batch_norm="train", **options)
+
+
+def test_what_becomes_of_statistics_is_part_of_a_training(inputs, broken_after, backbones):
+    broken_after(2, "other_norm", model=backbones["resnet"])
+    with pytest.raises(UserError, match=r"finetune\.batch_norm is 'frozen', not 'train'"):
+        inputs.run("other_norm", epochs=EPOCHS, model=backbones["resnet"], batch_norm="train")
 
 
 # --- marks ---------------------------------------------------------------------------------------

@@ -131,6 +131,23 @@ def test_two_processes_train_as_one_does(tmp_path, inputs, model, objective, bat
     assert (two / "log").read_text().count("epoch") <= (one / "log").read_text().count("epoch") + 1
 
 
+@pytest.mark.slow
+def test_two_processes_train_a_tower_with_frozen_batch_norm_as_one_does(
+    tmp_path, inputs, backbones
+):
+    settings = FinetuneSettings(
+        model=backbones["efficientnet"],
+        pretrained=None,
+        template="a photo of a {} texture.",
+        objective="flyp",
+        finetune=Finetune(**FINETUNE | {"batch_size": 9, "lr": 1e-4}),
+    )
+    runs = [run(tmp_path / str(n), inputs, settings, n) for n in (1, 2)]
+    first, second = (pq.read_table(folder / "history")["loss"].to_pylist() for folder in runs)
+    assert second == pytest.approx(first, rel=1e-3)
+    assert max(first) - min(first) > 0.01  # or rounding could hide that they differ
+
+
 def worker(process, rank):
     """Process id of a process that torchrun started."""
     for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():

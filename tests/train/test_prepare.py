@@ -24,7 +24,11 @@ from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.core.errors import UserError
 from latteclip.train.objectives.losses import contrastive
-from latteclip.train.prepare import prepare_training
+from latteclip.train.prepare import (
+    prepare_training,
+    refuse_moving_statistics,
+    training_mode,
+)
 from latteclip.train.settings import Compute
 
 
@@ -32,11 +36,12 @@ def prepare(clip, **chosen):
     prepare_training(clip, Compute(**chosen))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in WITH_BATCH_NORM])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "resnet"])
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_gradient_checkpointing_changes_no_gradient(kind, training, backbones):
     clip = clips.load(backbones[kind], None, CPU)
-    clip.model.train(training)
+    if training:
+        training_mode(clip.model, "frozen")
     switch_off_dropout(clip.model)
     before = gradients(clip)
     prepare(clip, gradient_checkpointing=True)
@@ -68,23 +73,50 @@ def text_module(clip):
 
 
 def count_calls(tower):
-    """Count forward passes of the LayerNorm of a tower's last block."""
+    """Count forward passes of the last norm in a tower's blocks."""
     calls = {"n": 0}
     norms = [
         module
         for name, module in tower.named_modules()
-        if isinstance(module, torch.nn.LayerNorm)
+        if isinstance(module, (torch.nn.LayerNorm, torch.nn.BatchNorm2d))
         and any(part.isdigit() for part in name.split("."))
     ]
     norms[-1].register_forward_pre_hook(lambda *_: calls.update(n=calls["n"] + 1))
     return calls
 
 
-@pytest.mark.parametrize("option", [{"gradient_checkpointing": True}, {"micro_batch": 2}], ids=str)
-def test_batch_norm_is_refused_where_it_would_see_other_batches(option, backbones):
+@pytest.mark.parametrize("kind", WITH_BATCH_NORM)
+def test_frozen_batch_norm_alone_stays_in_evaluation_mode(kind, backbones):
+    clip = clips.load(backbones[kind], None, CPU)
+    training_mode(clip.model, "frozen")
+    norms = [m for m in clip.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    others = (torch.nn.Conv2d, torch.nn.LayerNorm, torch.nn.Linear)
+    assert len(norms) > 5
+    assert not any(norm.training for norm in norms)
+    assert all(norm.weight.requires_grad for norm in norms)
+    assert all(module.training for module in clip.model.modules() if isinstance(module, others))
+    training_mode(clip.model, "train")
+    assert all(module.training for module in clip.model.modules())
+
+
+@pytest.mark.parametrize(
+    ("compute", "processes", "key"),
+    [
+        ({"gradient_checkpointing": True}, 1, r"compute\.gradient_checkpointing"),
+        ({"micro_batch": 2}, 1, r"compute\.micro_batch"),
+        ({}, 2, r"processes\.finetune"),
+    ],
+    ids=str,
+)
+def test_moving_statistics_are_refused_where_they_would_be_of_other_batches(
+    compute, processes, key, backbones
+):
     clip = clips.load(backbones["resnet"], None, CPU)
-    with pytest.raises(UserError, match=f"compute.{next(iter(option))} .* BatchNorm"):
-        prepare(clip, **option)
+    refuse_moving_statistics(clip, Compute(), 1)
+    with pytest.raises(UserError, match=rf"^{key} .* BatchNorm .* finetune\.batch_norm to frozen"):
+        refuse_moving_statistics(clip, Compute(**compute), processes)
+    without = clips.load(backbones["vit"], None, CPU)
+    refuse_moving_statistics(without, Compute(**compute), processes)
 
 
 def test_a_tower_without_gradient_checkpointing_is_named(backbones):
@@ -97,10 +129,12 @@ def test_a_tower_without_gradient_checkpointing_is_named(backbones):
         prepare(clip, gradient_checkpointing=True)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in WITH_BATCH_NORM])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
 def test_micro_batches_change_no_gradient(kind, size, backbones):
     clip = clips.load(backbones[kind], None, CPU)
+    if kind in WITH_BATCH_NORM:
+        training_mode(clip.model, "frozen")
     before = gradients(clip)
     prepare(clip, micro_batch=size)
     rows = {"visual": [], "text": []}

@@ -32,6 +32,17 @@ def test_a_batch_of_one_is_refused():
         Finetune(**FINETUNE | {"batch_size": 1})
 
 
+def test_words_are_one_template_or_several_and_synonyms():
+    values = {"model": "m", "pretrained": None, "objective": "flyp", "finetune": FINETUNE}
+    for template in ("{}.", ["{}.", "a {}"]):
+        settings = from_values(FinetuneSettings, {**values, "template": template})
+        assert settings.words.template == "{}."
+    more = {"template": "{}", "class_synonyms": {"cat": ["puss"]}}
+    assert from_values(FinetuneSettings, {**values, **more}).words.synonyms == {"cat": ["puss"]}
+    with pytest.raises(UserError, match=r"class_synonyms\.cat must be a list"):
+        from_values(FinetuneSettings, {**values, **more, "class_synonyms": {"cat": "puss"}})
+
+
 def test_sections_are_typed_at_the_door():
     values = {"model": "m", "pretrained": None, "template": "{}", "objective": "flyp"}
     settings = from_values(FinetuneSettings, {**values, "finetune": FINETUNE})
@@ -39,6 +50,8 @@ def test_sections_are_typed_at_the_door():
     assert settings.compute == Compute()
     with pytest.raises(UserError, match=r"'finetune\.warmup'; did you mean warmup_steps"):
         from_values(FinetuneSettings, {**values, "finetune": {**FINETUNE, "warmup": 1}})
+    with pytest.raises(UserError, match=r"finetune\.batch_norm must be 'frozen' or 'train'"):
+        from_values(FinetuneSettings, {**values, "finetune": {**FINETUNE, "batch_norm": "on"}})
     with pytest.raises(UserError, match=r"compute\.micro_batch must be a whole number or null"):
         compute = {"micro_batch": "8"}
         from_values(FinetuneSettings, {**values, "finetune": FINETUNE, "compute": compute})

@@ -1,0 +1,102 @@
+"""How the classes of a dataset are put into words: one template or several, and other names.
+
+Letters: C classes.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from latteclip.core.errors import UserError, suggestion
+from latteclip.core.prompts import PLACE, clean_classname
+
+
+@dataclass(frozen=True)
+class ClassWords:
+    """Templates, each with {} for a name, and what classes are called besides their own names."""
+
+    templates: list[str]
+    synonyms: dict[str, list[str]] = field(default_factory=dict)  # by class name
+
+    @classmethod
+    def of(
+        cls, template: str | Sequence[str], synonyms: Mapping[str, Sequence[str]] | None = None
+    ) -> Self:
+        """The words that a dataset's `template` and `class_synonyms` say.
+
+        Raises:
+            UserError: there is no template, one has no place for the name, or one or a synonym is
+                empty or given twice.
+        """
+        templates = [template] if isinstance(template, str) else list(template)
+        _check_templates(templates)
+        cleaned = {
+            clean_classname(str(name), {}): [clean_classname(other, {}) for other in others]
+            for name, others in (synonyms or {}).items()
+        }
+        _check_synonyms(cleaned)
+        return cls(templates, cleaned)
+
+    @classmethod
+    def described_by(cls, metadata: Mapping[str, Any]) -> Self:
+        """The words that the metadata of a file tell (`described`)."""
+        templates = metadata.get("templates", metadata["template"])
+        return cls.of(templates, metadata.get("class_synonyms"))
+
+    @property
+    def template(self) -> str:
+        """The first: that of the class descriptions T(c) (LatteCLIP, section 3.1)."""
+        return self.templates[0]
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """As metadata: the first template, and more where there is more."""
+        described: dict[str, Any] = {"template": self.template}
+        if len(self.templates) > 1:
+            described["templates"] = self.templates
+        if self.synonyms:
+            described["class_synonyms"] = self.synonyms
+        return described
+
+    def names(self, classnames: Sequence[str]) -> list[tuple[str, int]]:
+        """Every name with the row of its class: the C class names, then the synonyms.
+
+        Raises:
+            UserError: a synonym is of no class, or is itself the name of a class.
+        """
+        rows = {clean_classname(name, {}): row for row, name in enumerate(classnames)}
+        named = [(name, row) for row, name in enumerate(classnames)]
+        for classname, others in self.synonyms.items():
+            if classname not in rows:
+                raise UserError(
+                    f"class_synonyms has names for {classname!r}, which is not a class of the "
+                    f"dataset; {suggestion(classname, rows)}"
+                )
+            for other in others:
+                if other in rows:
+                    raise UserError(
+                        f"class_synonyms calls the class {classname!r} also {other!r}, which is "
+                        "the name of a class itself; remove it."
+                    )
+                named.append((other, rows[classname]))
+        return named
+
+
+def _check_templates(templates: list[str]) -> None:
+    if not templates:
+        raise UserError(f"template is an empty list; give at least one with {PLACE} in it.")
+    for template, times in Counter(templates).items():
+        if PLACE not in template:
+            raise UserError(f"template {template!r} has no {PLACE} for the class name.")
+        if times > 1:
+            raise UserError(f"template {template!r} is given {times} times; keep one of them.")
+
+
+def _check_synonyms(synonyms: Mapping[str, Sequence[str]]) -> None:
+    for classname, others in synonyms.items():
+        if not all(others) or not others:
+            raise UserError(f"class_synonyms of {classname!r} lack a name; add it or remove them.")
+    for other, times in Counter(name for others in synonyms.values() for name in others).items():
+        if times > 1:
+            raise UserError(f"class_synonyms has {other!r} {times} times; keep one of them.")

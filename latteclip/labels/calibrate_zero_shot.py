@@ -1,0 +1,51 @@
+"""Classifiers from zero-shot scores and image features alone: ours, beyond the paper.
+
+A CLIP that is far from home names some classes too often and others hardly ever. Each class's mean
+score over the unlabelled training images is what it gets whatever the image shows; taken off, it
+becomes the bias of a classifier that is learned on the training split and applied to any image.
+"""
+
+import logging
+
+from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.labels.features import read_features
+from latteclip.labels.fusion import prototypes_by_zero_shot
+from latteclip.labels.witnesses import Images
+
+log = logging.getLogger(__name__)
+
+
+def calibrate_zero_shot(
+    images_path: str,
+    pseudo_labels_path: str,
+    class_embeddings_path: str,
+    output: str,
+    prototypes_output: str,
+) -> None:
+    """Write two classifiers: the calibrated class texts, and image prototypes made by them.
+
+    Both are described as the class embeddings are. Labels are not read.
+
+    Raises:
+        UserError: an input lacks an image or does not belong to the others, or there is none.
+    """
+    table, classnames = tables.read_unlabelled(images_path, training=True)
+    if len(table) == 0:
+        raise UserError(f"{images_path} has no training image; check the dataset's split.")
+    classes, described = load_classifier(class_embeddings_path, classnames=classnames)
+    scale = described["logit_scale"]
+    features = read_features(pseudo_labels_path, table["image_id"])
+    images = Images.of(features, classes.weights, scale)
+    calibrated = Classifier.of(classes.weights, -(classes.weights.double() @ images.mean))
+    save_classifier(output, calibrated, described)
+    weights = prototypes_by_zero_shot(images)
+    save_classifier(prototypes_output, images.classifier(weights, scale), described)
+    spread = scale * calibrated.bias.std().item() if len(classnames) > 1 else 0.0
+    log.info(
+        "Class means of %d images are off %d classes: biases of %.2f logits (standard deviation).",
+        len(table),
+        len(classnames),
+        spread,
+    )

@@ -1,0 +1,71 @@
+"""Whether votes say anything of their images at all: a permutation test without labels.
+
+If what an image's caption votes for has to do with the image, then images that look alike get
+votes that are alike, and votes agree with zero-shot scores. How much they do so is compared with
+votes that were dealt out anew to the images, at random.
+
+Letters: n images, C classes, D embedding width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+DEALS = 999  # so that being the largest of all has the probability 0.001
+MOST, FEWEST = 4096, 1024  # images that are looked at where there are as many
+WORK = 2**28  # their number times D C: what decides in between
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Corroboration:
+    """How far votes agree with the images, in standard deviations over random deals."""
+
+    images: float  # with how alike the images look
+    zero_shot: float  # with the zero-shot scores
+    p_value: float  # of both together
+
+    @property
+    def found(self) -> bool:
+        """Whether no random deal agreed as much."""
+        return self.p_value <= 1 / (DEALS + 1)
+
+
+def corroborate(
+    features: torch.Tensor, zero_shot: torch.Tensor, votes: torch.Tensor
+) -> Corroboration:
+    """Test the votes of n images.
+
+    Two statistics, each standardised over the deals, and their sum:
+
+    - sum_{i != j} <x_i, x_j> <v_i, v_j>, the Hilbert-Schmidt independence criterion with linear
+      kernels (Gretton et al. 2005), x features and v votes about their means;
+    - sum_i <z_i, v_i>, z zero-shot probabilities.
+
+    Args:
+        features: [n, D] float64, centred.
+        zero_shot: [n, C] float64, probabilities.
+        votes: [n, C] float64, probabilities.
+    """
+    n = min(MOST, max(FEWEST, WORK // (features.shape[1] * votes.shape[1])))
+    step = -(-len(votes) // n)
+    features, zero_shot, votes = (table[::step] for table in (features, zero_shot, votes))
+    votes = votes - votes.mean(dim=0)
+    lengths = features.square().sum(dim=1), votes.square().sum(dim=1)  # [n] each
+
+    def statistics(deal: torch.Tensor) -> list[float]:
+        dealt = votes[deal]
+        alike = (features.T @ dealt).square().sum() - lengths[0] @ lengths[1][deal]
+        return [alike.item(), (zero_shot * dealt).sum().item()]
+
+    draw = torch.Generator().manual_seed(SEED)
+    deals = [torch.randperm(len(votes), generator=draw) for _ in range(DEALS)]
+    found = torch.tensor(
+        [statistics(deal) for deal in (torch.arange(len(votes)), *deals)], dtype=torch.float64
+    )  # [1 + DEALS, 2]
+    spread = found[1:].std(dim=0)
+    standard = (found - found[1:].mean(dim=0)) / torch.where(spread > 0, spread, torch.inf)
+    together = standard.sum(dim=1)
+    as_large = int((together[1:] >= together[0]).sum())
+    images, scores = standard[0].tolist()
+    return Corroboration(images, scores, (1 + as_large) / (1 + DEALS))

@@ -1,0 +1,163 @@
+"""What is known of training images before anybody looks at them: features, and votes for classes.
+
+Nothing here holds a table of all images and all classes: those are made for some rows at a time.
+
+Letters: N training images, n some of them, C classes, D embedding width, U distinct captions, K
+options of an image, R rows of a part.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+from latteclip.clip.classifier import Classifier
+
+ROWS = 4096  # images that are computed with at once
+FLOOR = 50.0  # nats: an option that is less likely than the best by more counts as that much less
+ALIKE = 1e-5  # features that lie closer to their mean than this do not tell images apart
+Rows = slice | torch.Tensor
+
+
+class Votes(Protocol):
+    """What captions, or a model that was asked, say of the class of each image."""
+
+    @property
+    def has(self) -> torch.Tensor:
+        """[N] bool: whether there is a vote."""
+
+    def probabilities(self, rows: Rows) -> torch.Tensor:
+        """Votes [n, C] float64, rows of sum 1, or of 0 without a vote; class means are off."""
+
+    def features(self, rows: Rows) -> torch.Tensor | None:
+        """Centred L2-normalised features [n, D] float64 of the texts, 0 without; None: no texts."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Image features about their mean, and the classes as their texts describe them.
+
+    Logits of centred features under the class texts are zero-shot logits with each class's mean
+    over the images taken off, up to a constant of each image.
+    """
+
+    centred: torch.Tensor  # [N, D] float32, of mean length 1
+    texts: torch.Tensor  # [C, D] float64: logits of centred features
+    mean: torch.Tensor  # [D] float64
+    length: float  # mean distance of the features from their mean
+
+    @classmethod
+    def of(cls, features: torch.Tensor, classes: torch.Tensor, scale: float) -> "Images":
+        """From features [N, D], which are overwritten, and class embeddings [C, D].
+
+        Args:
+            scale: factor of the cosines in a softmax.
+        """
+        mean = features.mean(dim=0, dtype=torch.float64)
+        features -= mean.float()
+        length = features.norm(dim=1).mean(dtype=torch.float64).item()
+        if length < ALIKE:
+            length = 1.0
+            features.zero_()
+        features /= length
+        return cls(features, scale * length * classes.double(), mean, length)
+
+    def zero_shot(self, rows: Rows) -> torch.Tensor:
+        """Calibrated log-probabilities [n, C] float64."""
+        return (self.centred[rows].double() @ self.texts.T).log_softmax(dim=1)
+
+    def classifier(self, weights: torch.Tensor, scale: float) -> Classifier:
+        """A classifier of features as they come, from logits of centred ones, weights [C, D]."""
+        weights = weights / (self.length * scale)
+        return Classifier.of(weights, -(weights @ self.mean))
+
+
+@dataclass(frozen=True)
+class ZeroShotVotes:
+    """The calibrated zero-shot scores themselves, where nobody else says anything."""
+
+    images: Images
+
+    @property
+    def has(self) -> torch.Tensor:
+        return torch.ones(len(self.images.centred), dtype=torch.bool)
+
+    def probabilities(self, rows: Rows) -> torch.Tensor:
+        return self.images.zero_shot(rows).exp()
+
+    def features(self, rows: Rows) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class CaptionVotes:
+    """Captions, scored like images by the cosines of their features with the class embeddings."""
+
+    has: torch.Tensor  # [N]
+    texts: torch.Tensor  # [U, D] float32, centred; a last row of zeros for images without
+    row_of: torch.Tensor  # [N] the row of each image's caption
+    classes: torch.Tensor  # [C, D] float64: class embeddings times the scale
+
+    @classmethod
+    def of(
+        cls, texts: torch.Tensor, row_of: torch.Tensor, classes: torch.Tensor, scale: float
+    ) -> "CaptionVotes":
+        """From features [U + 1, D], the last one of no caption, and class embeddings [C, D]."""
+        last = len(texts) - 1
+        has = row_of != last
+        counts = torch.bincount(row_of, minlength=len(texts))[:-1].double()  # [U]
+        mean = (counts @ texts[:-1].double()) / counts.sum().clamp(min=1)
+        centred = texts - mean.float()
+        centred[last] = 0
+        return cls(has, centred, row_of, scale * classes.double())
+
+    def probabilities(self, rows: Rows) -> torch.Tensor:
+        votes = (self.texts[self.row_of[rows]].double() @ self.classes.T).softmax(dim=1)
+        return votes * self.has[rows, None]
+
+    def features(self, rows: Rows) -> torch.Tensor:
+        return F.normalize(self.texts[self.row_of[rows]].double(), dim=1)
+
+
+@dataclass(frozen=True)
+class ScoreVotes:
+    """What a multimodal model answers when it is asked for the class, among some options."""
+
+    has: torch.Tensor  # [N]
+    options: torch.Tensor  # [N, K] classes; 0 where there are fewer options
+    scores: torch.Tensor  # [N, K] float32 with class means off; -inf where there are fewer
+    n_classes: int
+
+    @classmethod
+    def of(cls, options: torch.Tensor, scores: torch.Tensor, n_classes: int) -> "ScoreVotes":
+        """From options [N, K], -1 where there are fewer, and their log-probabilities [N, K]."""
+        given = options >= 0
+        has = given.any(dim=1)
+        best = scores.masked_fill(~given, -torch.inf).amax(dim=1, keepdim=True)
+        best = torch.where(best.isfinite(), best, 0.0)
+        scores = (scores - best).clamp(min=-FLOOR)  # also of a probability of 0
+        options = options.clamp(min=0)
+        where = options[given]
+        counts = torch.bincount(where, minlength=n_classes)
+        sums = torch.zeros(n_classes, dtype=torch.float64).index_add_(
+            0, where, scores[given].double()
+        )
+        means = (sums / counts.clamp(min=1)).float()  # [C] of each class
+        return cls(
+            has, options, (scores - means[options]).masked_fill(~given, -torch.inf), n_classes
+        )
+
+    def probabilities(self, rows: Rows) -> torch.Tensor:
+        votes = self.scores[rows].double().softmax(dim=1).nan_to_num(0.0)
+        table = votes.new_zeros(len(votes), self.n_classes)
+        return table.scatter_add_(1, self.options[rows], votes)
+
+    def features(self, rows: Rows) -> None:
+        return None
+
+
+def parts(n: int) -> Iterator[slice]:
+    """The rows of n images, ROWS at a time."""
+    return (slice(start, min(start + ROWS, n)) for start in range(0, n, ROWS))
