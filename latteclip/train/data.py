@@ -86,7 +86,7 @@ def read(files: TrainingFiles, template: str, labels: str, bank: TextBank) -> Tr
     texts = TrainingTexts(classes, image_texts, group_texts, group_labels, start)
     paths = table["path"].to_pylist()
     sizes = zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True)
-    ids = [str(kind.tolist()) for kind in vars(texts).values()]
+    ids = [str(kind.tolist()) for kind in vars(texts).values() if kind is not None]
     content = [*paths, *map(str, own), *bank.texts, *ids]
     return TrainingData(
         paths,
