@@ -47,6 +47,8 @@ def corroborate(
         zero_shot: [n, C] float64, probabilities.
         votes: [n, C] float64, probabilities.
     """
+    if len(votes) == 0:
+        return Corroboration(images=0.0, zero_shot=0.0, p_value=1.0)
     n = min(MOST, max(FEWEST, WORK // (features.shape[1] * votes.shape[1])))
     step = -(-len(votes) // n)
     features, zero_shot, votes = (table[::step] for table in (features, zero_shot, votes))
