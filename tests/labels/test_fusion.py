@@ -332,7 +332,7 @@ def test_a_class_without_images_and_one_without_votes_are_seldom_labels():
         fused = fuse(world.images(), votes)
         assert fused.trust.corroboration.found
         assert fused.weights.isfinite().all()
-        assert (fused.labels == gone).sum() < 0.6 * (fused.said["zero_shot"] == gone).sum()
+        assert (fused.labels == gone).sum() < (fused.said["zero_shot"] == gone).sum()
         assert world.right(fused.labels) > world.right(world.calibrated().argmax(1))
     never = world.votes().table
     never[:, gone] = 0
