@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import uuid
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,8 +62,17 @@ def today() -> str:
 class AnswerStore:
     """Answers by the digest of their request; a context manager that closes its part."""
 
-    def __init__(self, folder: str | Path) -> None:
-        """Read which answers the folder holds; it is created if it is missing."""
+    def __init__(
+        self, folder: str | Path, accepts: Callable[[Mapping[str, Any]], bool] | None = None
+    ) -> None:
+        """Read which answers the folder holds; it is created if it is missing.
+
+        Args:
+            folder: of the parts.
+            accepts: whether a line is of the kind that is kept here; one that is not counts as if
+                it were not there. None: every line is.
+        """
+        self._accepts = accepts
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._own: answer_files.Part | None = None
@@ -153,8 +163,14 @@ class AnswerStore:
         if self._own is not None and path == self._own.path:
             self._own_number = number
         self._files.append(path.open("rb"))
-        for offset, line in answer_files.whole_lines(self._files[-1]):
+        for offset, line in self._lines(self._files[-1]):
             self._places[answer_files.key_of_line(line)] = (number, offset)
+
+    def _lines(self, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+        """(offset, line) of the whole lines of the kind that is kept here."""
+        for offset, line in answer_files.whole_lines(file):
+            if self._accepts is None or self._accepts(_object(line)):
+                yield offset, line
 
     def _compact(self) -> None:
         """Put one part in the place of many, for folders that live for years."""
@@ -168,7 +184,7 @@ class AnswerStore:
         ):
             for path in parts:
                 with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-                    for _, line in answer_files.whole_lines(file):
+                    for _, line in self._lines(file):
                         if (key := answer_files.key_of_line(line)) not in seen:
                             seen.add(key)
                             whole.write(line)
@@ -176,6 +192,15 @@ class AnswerStore:
             os.fsync(whole.fileno())
         for path in parts:
             path.unlink(missing_ok=True)
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    """The JSON object of a line; an empty one where it is none."""
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def has(keys: np.ndarray, digest: str) -> bool:

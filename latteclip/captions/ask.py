@@ -6,34 +6,45 @@ Letters: N training images, R rows of a table (images or groups).
 import itertools
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from latteclip.captions.answers import Answer, AnswerStore, KeptAnswer, RowOutcome
-from latteclip.captions.clean import clean
+from latteclip.captions.answers import Answer, AnswerStore
 from latteclip.captions.engines import start as engines
 from latteclip.captions.engines.base import Captioner, CaptionerSettings
 from latteclip.captions.prepare import Prepared, Preparer, Task, workers
 from latteclip.captions.questions import Questions
-from latteclip.captions.request import Request, digest, prompt_of
+from latteclip.captions.request import Choices, Identity, Request, digest
 from latteclip.core.errors import UserError
 from latteclip.core.progress import Progress
 from latteclip.data.workers import Workers
 
 log = logging.getLogger(__name__)
 HOPELESS = 50  # requests that fail one after another before a run gives up
+Pool = Workers[Task, Prepared]
 
 
-class Asking:
-    """Asks what the store does not hold, and says what became of each row."""
+class Asking(ABC):
+    """Asks what the store does not hold, turn by turn.
+
+    In each turn a row has one question. What is asked in which turn, and of whom, is for the kinds
+    of tables to say.
+    """
+
+    unit: str  # what a row gets, in the plural
 
     def __init__(
-        self, questions: Questions, settings: CaptionerSettings, store: AnswerStore, threads: int
+        self,
+        questions: Questions,
+        settings: CaptionerSettings,
+        identity: Identity,
+        store: AnswerStore,
+        threads: int,
     ) -> None:
-        self.questions, self.settings, self.store = questions, settings, store
-        self.threads = threads
-        self.identity = settings.identity(questions.layout)
+        self.questions, self.settings, self.identity = questions, settings, identity
+        self.store, self.threads = store, threads
         self.image_digests = np.zeros((len(questions), 32), np.uint8)  # read as bytes
         self.errors: dict[str, str] = {}  # by the digest of the request
         self.captioner: Captioner | None = None
@@ -41,82 +52,86 @@ class Asking:
         self.n_asked = self.n_tokens = self._failed_in_a_row = 0
         self._seconds = 0.0  # of answering
 
+    @abstractmethod
+    def question(self, row: int, turn: int) -> tuple[str, Choices | None]:
+        """The prompt about a row, and the choices that go with it."""
+
+    @abstractmethod
+    def start(self) -> Captioner:
+        """Start the engine."""
+
+    @abstractmethod
+    def take_turns(self, pool: Pool) -> None:
+        """Call `take_turn` as often as there are turns."""
+
     def ask(self) -> None:
-        """Ask once about every row, and again about those with an empty or cut answer.
+        """Ask about the rows in all turns.
 
         Raises:
             UserError: nothing but failures, for HOPELESS requests or all that there are.
         """
         as_urls = not engines.loads_model(self.settings.engine)
         preparer = Preparer(self.identity, as_urls, self.store.keys())
-        everything = range(len(self.questions))
         with workers(preparer, self.threads) as pool:
-            self._attempt(1, everything, pool)
-            again = [row for row in everything if self._wants_another(row)]
-            if again:
-                log.info("%d answers are empty or cut.", len(again))
-                self._attempt(2, again, pool)
+            self.take_turns(pool)
         seconds = max(self._seconds, 1e-9)
         log.info(
-            "Asked %d requests about %d rows in %.0f s: %.1f captions/s, %.0f tokens/s.",
+            "Asked %d requests about %d rows in %.0f s: %.1f %s/s, %.0f tokens/s.",
             self.n_asked,
             len(self.questions),
             self._seconds,
             self.n_asked / seconds,
+            self.unit,
             self.n_tokens / seconds,
         )
 
-    def _attempt(self, attempt: int, rows: Sequence[int], pool: Workers[Task, Prepared]) -> None:
-        progress = Progress(len(rows), "captions")
-        tasks = (self._task(row, attempt) for row in rows)
-        pending = self._pending(pool.in_order(tasks), attempt, progress)
+    def take_turn(self, turn: int, rows: Sequence[int], pool: Pool) -> None:
+        """Ask about the rows what is not held."""
+        progress = Progress(len(rows), self.unit)
+        tasks = (self._task(row, turn) for row in rows)
+        pending = self._pending(pool.in_order(tasks), turn, progress)
         first = next(pending, None)
         if first is None:
             return
-        captioner = self._start()
+        captioner = self._started()
         source = itertools.chain([first], pending)
         started, tokens_before = time.monotonic(), self.n_tokens
         progress.restart()
         for request, answer in captioner.answer(source, pool.are_behind):
-            self._take(request, answer, attempt, captioner.version)
+            self._take(request, answer, turn, captioner.version)
             rate = (self.n_tokens - tokens_before) / (time.monotonic() - started)
             progress.add(1, f"{rate:.0f} tokens/s")
         self._seconds += time.monotonic() - started
 
-    def _task(self, row: int, attempt: int) -> Task:
-        return Task(row, self.questions.paths_of(row), self._prompt(row, attempt))
+    def _task(self, row: int, turn: int) -> Task:
+        return Task(row, self.questions.paths_of(row), *self.question(row, turn))
 
-    def _prompt(self, row: int, attempt: int) -> str:
-        return prompt_of(self.questions.prompts(row), attempt)
-
-    def _start(self) -> Captioner:
+    def _started(self) -> Captioner:
         """The engine, started when the first request needs it."""
         if self.captioner is None:
             started = time.monotonic()
-            several = self.questions.layout.kind == "multi_image"
-            pictures = self.questions.n_images if several else 1
-            self.captioner = engines.start(self.settings, self.threads, pictures)
+            self.captioner = self.start()
             seconds = time.monotonic() - started
             log.info("%s started in %.0f s.", self.captioner.version, seconds)
         return self.captioner
 
     def _pending(
-        self, prepared: Iterable[Prepared], attempt: int, progress: Progress
+        self, prepared: Iterable[Prepared], turn: int, progress: Progress
     ) -> Iterator[Request]:
         """What must be asked: it is neither held nor under way for an equal row."""
         for item in prepared:
             row = item.task.key
             self.image_digests[row] = np.frombuffer(item.image_digests, np.uint8)
-            request_digest = self._digest(row, attempt)
+            request_digest = self.digest(row, turn)
             known = request_digest in self.store or request_digest in self._on_their_way
             if known or item.pictures is None:
                 progress.held(1)
                 continue
             self._on_their_way.add(request_digest)
-            yield Request(row, item.pictures, item.task.prompt)
+            yield Request(row, item.pictures, item.task.prompt, item.task.choices)
 
-    def _take(self, request: Request, answer: Answer, attempt: int, engine: str) -> None:
-        request_digest = self._digest(request.key, attempt)
+    def _take(self, request: Request, answer: Answer, turn: int, engine: str) -> None:
+        request_digest = self.digest(request.key, turn)
         self._on_their_way.discard(request_digest)
         self.n_asked += 1
         if answer.error is None:
@@ -132,42 +147,8 @@ class Asking:
                 f"{answer.error.rstrip('.')}. The answers before them are kept."
             )
 
-    def _digest(self, row: int, attempt: int) -> str:
+    def digest(self, row: int, turn: int) -> str:
         """The digest of the request about a row, whose images have been read."""
         images = self.image_digests[row].tobytes()
-        return digest(images, self.questions.n_images, self._prompt(row, attempt), self.identity)
-
-    def _wants_another(self, row: int) -> bool:
-        first = self.store.get(self._digest(row, 1))
-        return first is not None and not _is_good(first)
-
-    def outcome(self, row: int) -> RowOutcome:
-        """What became of a row: its first good answer, else one that has a text."""
-        request_digest = self._digest(row, 1)
-        first = self.store.get(request_digest)
-        if first is None:
-            error = self.errors.get(request_digest, "not answered")
-            return RowOutcome("", "error", None, 1, error, request_digest, "", None)
-        second = None if _is_good(first) else self.store.get(self._digest(row, 2))
-        if second is None:
-            return _outcome(first, 1, request_digest)
-        best = second if _is_good(second) or not clean(first.answer.text) else first
-        return _outcome(best, 2, request_digest)
-
-
-def _is_good(kept: KeptAnswer) -> bool:
-    return kept.answer.finish_reason != "length" and bool(clean(kept.answer.text))
-
-
-def _outcome(kept: KeptAnswer, attempts: int, request_digest: str) -> RowOutcome:
-    answer = kept.answer
-    return RowOutcome(
-        clean(answer.text),
-        answer.finish_reason,
-        answer.n_tokens,
-        attempts,
-        None,
-        request_digest,
-        kept.engine,
-        kept.date,
-    )
+        prompt, choices = self.question(row, turn)
+        return digest(images, self.questions.n_images, prompt, self.identity, choices)

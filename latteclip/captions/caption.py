@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from latteclip.captions.answers import AnswerStore, RowOutcome
-from latteclip.captions.ask import Asking
+from latteclip.captions.ask_captions import CaptionAsking
 from latteclip.captions.engines import start as engines
 from latteclip.captions.engines.base import OWN, CaptionerSettings
 from latteclip.captions.questions import (
@@ -94,6 +94,6 @@ def _outcomes(questions: Questions, job: CaptionJob) -> Iterator[Callable[[int],
         stack.enter_context(ending_in_order(kept if job.store else "Without --store, all is lost."))
         folder = job.store or stack.enter_context(tempfile.TemporaryDirectory())
         store = stack.enter_context(AnswerStore(folder))
-        asking = Asking(questions, job.settings, store, job.threads)
+        asking = CaptionAsking(questions, job.settings, store, job.threads)
         asking.ask()
         yield asking.outcome

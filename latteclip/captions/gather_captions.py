@@ -1,8 +1,10 @@
-"""The shards of a table of captions, put together again."""
+"""The shards of a table of captions, or of class scores, put together again."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latteclip.captions.shard import shard_of
@@ -18,23 +20,24 @@ def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -
 
     Args:
         images_path: the IMAGES table that the shards were made from.
-        shard_paths: CAPTIONS tables of shard 1, 2, ... in this order.
+        shard_paths: CAPTIONS or CLASS_SCORES tables of shard 1, 2, ... in this order.
         output: the file.
 
     Raises:
         UserError: the shards were not made from this index, or not with the same settings.
     """
-    metadata = _metadata(shard_paths)
+    schema = _schema(shard_paths[0])
+    metadata = _metadata(shard_paths, schema.names[0])
     index, _ = tables.read_unlabelled(images_path, training=True)
-    rows = [_Rows(path) for path in shard_paths]
-    with tables.writing(output, tables.CAPTIONS, metadata) as add:
+    rows = [_Rows(path, schema.names[0]) for path in shard_paths]
+    with tables.writing(output, schema, metadata) as add:
         batch: list[dict[str, Any]] = []
         for image_id in index["image_id"].to_pylist():
             shard = rows[shard_of(image_id, len(rows)) - 1]
             if shard.next_id == image_id:  # not every image has a group
                 batch.append(shard.take())
             if len(batch) == tables.CAPTION_ROWS:
-                add(tables.as_columns(batch, tables.CAPTIONS))
+                add(tables.as_columns(batch, schema))
                 batch = []
         left = [(shard.path, shard.next_id) for shard in rows if shard.next_id is not None]
         if left:
@@ -43,12 +46,20 @@ def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -
                 f"{path} has a row {row_id!r} that {images_path} does not call for; delete it and "
                 "rerun."
             )
-        add(tables.as_columns(batch, tables.CAPTIONS))
+        add(tables.as_columns(batch, schema))
 
 
-def _metadata(paths: Sequence[str]) -> dict[str, Any]:
+def _schema(path: str) -> pa.Schema:
+    """The schema that a shard has; the first of its columns is the image_id."""
+    with contextlib.suppress(UserError):  # the one that is told is of the other kind
+        tables.read_metadata(path, tables.CLASS_SCORES.names[1])
+        return tables.CLASS_SCORES
+    return tables.CAPTIONS
+
+
+def _metadata(paths: Sequence[str], id_column: str) -> dict[str, Any]:
     """The metadata of all shards together: engines and code versions joined, the last date."""
-    every = [tables.read_metadata(path, "id") for path in paths]
+    every = [tables.read_metadata(path, id_column) for path in paths]
     result = dict(every[0])
     for path, other in zip(paths, every, strict=True):
         for key, value in other.items():
@@ -66,14 +77,14 @@ def _metadata(paths: Sequence[str]) -> dict[str, Any]:
 class _Rows:
     """The rows of a shard, one after the other; only a few are in memory."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, id_column: str) -> None:
+        self.path, self._id_column = path, id_column
         self._rows = self._read()
         self._next = next(self._rows, None)
 
     @property
     def next_id(self) -> str | None:
-        return None if self._next is None else self._next["id"]
+        return None if self._next is None else self._next[self._id_column]
 
     def take(self) -> dict[str, Any]:
         row = self._next

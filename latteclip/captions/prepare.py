@@ -14,7 +14,7 @@ from PIL import Image
 
 from latteclip.captions import answers, request
 from latteclip.captions.pictures import grid
-from latteclip.captions.request import Identity, Layout
+from latteclip.captions.request import Choices, Identity, Layout
 from latteclip.core.errors import UserError
 from latteclip.data.images import is_plain, open_rgb
 from latteclip.data.workers import Workers
@@ -30,6 +30,7 @@ class Task:
     key: int
     paths: Sequence[str]
     prompt: str  # of this attempt
+    choices: Choices | None = None  # as of the request
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ class Preparer:
         """Read the images of a task, and decode them unless its answer is held."""
         contents = [_read(path) for path in task.paths]
         image_digests = request.digest_of_images(contents)
-        digest = request.digest(image_digests, len(contents), task.prompt, self.identity)
+        digest = request.digest(
+            image_digests, len(contents), task.prompt, self.identity, task.choices
+        )
         if answers.has(self.held, digest):
             return Prepared(task, image_digests, None)
         return Prepared(task, image_digests, self._pictures(task.paths, contents))

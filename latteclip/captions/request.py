@@ -43,12 +43,28 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Choices:
+    """Texts whose log-probabilities are wanted, in place of an answer in words."""
+
+    kind: str  # likelihood: of each text as the answer; letters: of each as the first token
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Request:
     """Pictures and what is asked about them; `key` is the asker's."""
 
     key: int
     pictures: Sequence[Image.Image | str]  # RGB, or data URLs for a server
     prompt: str
+    choices: Choices | None = None  # None: an answer in words is wanted
+
+
+def choices_of(request: Request) -> Choices:
+    """The choices of a request that has some."""
+    if request.choices is None:
+        raise ValueError("a request without choices has no scores")
+    return request.choices
 
 
 def prompt_of(prompt: str, attempt: int) -> str:
@@ -61,7 +77,13 @@ def messages(pictures: Sequence[dict[str, Any]], prompt: str) -> list[dict[str, 
     return [{"role": "user", "content": [*pictures, {"type": "text", "text": prompt}]}]
 
 
-def digest(image_digests: bytes, n_images: int, prompt: str, identity: Identity) -> str:
+def digest(
+    image_digests: bytes,
+    n_images: int,
+    prompt: str,
+    identity: Identity,
+    choices: Choices | None = None,
+) -> str:
     """The identity of a request: DIGEST_LENGTH hexadecimal digits.
 
     Args:
@@ -69,15 +91,19 @@ def digest(image_digests: bytes, n_images: int, prompt: str, identity: Identity)
         n_images: how many images the request shows.
         prompt: of this attempt.
         identity: the rest.
+        choices: whose log-probabilities are wanted, if any.
     """
-    return joint_digest(image_digests, _about(n_images, prompt, identity))[:DIGEST_LENGTH]
+    about = _about(n_images, prompt, identity, choices)
+    return joint_digest(image_digests, about)[:DIGEST_LENGTH]
 
 
 @functools.lru_cache(maxsize=4096)
-def _about(n_images: int, prompt: str, identity: Identity) -> bytes:
+def _about(n_images: int, prompt: str, identity: Identity, choices: Choices | None) -> bytes:
     """What many requests have in common, in one way of writing it."""
     asked = messages([{"type": "image"}] * n_images, prompt)
-    return json.dumps([asked, asdict(identity)], sort_keys=True).encode()
+    # Without choices the text is that of before there were any: captions kept since are found.
+    chosen = [] if choices is None else [asdict(choices)]
+    return json.dumps([asked, asdict(identity), *chosen], sort_keys=True).encode()
 
 
 def digest_of_images(contents: Sequence[bytes]) -> bytes:

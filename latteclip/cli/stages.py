@@ -104,8 +104,27 @@ def caption_groups(args: argparse.Namespace) -> None:
     )
 
 
+def score_classes(args: argparse.Namespace) -> None:
+    """Let the captioner score CLIP's best classes of every training image."""
+    from latteclip.captions import class_questions, shard
+    from latteclip.captions import score_classes as stage
+    from latteclip.captions.engines.base import CaptionerSettings
+
+    stage.score_classes(
+        stage.ScoreFiles(args.images, args.pseudo_labels, args.class_embeddings),
+        from_json(class_questions.ScoreSettings, args.scores),
+        stage.ScoreJob(
+            from_json(CaptionerSettings, args.captioner),
+            args.output,
+            args.store,
+            args.threads,
+            shard.Shard.parse(args.shard),
+        ),
+    )
+
+
 def gather_captions(args: argparse.Namespace) -> None:
-    """Put the shards of a table of captions together."""
+    """Put the shards of a table of captions or class scores together."""
     from latteclip.captions import gather_captions as stage
 
     stage.gather_captions(args.images, args.shards, args.output)
@@ -119,7 +138,7 @@ def summarize_captions(args: argparse.Namespace) -> None:
 
 
 def label_by_captions(args: argparse.Namespace) -> None:
-    """Label training images by their captions and CLIP together."""
+    """Label training images by all that is known of them."""
     from latteclip.labels import label_by_captions as caption_labels
 
     caption_labels.label_by_captions(
@@ -128,13 +147,31 @@ def label_by_captions(args: argparse.Namespace) -> None:
             args.pseudo_labels,
             args.class_embeddings,
             args.image_captions,
-            args.group_captions,
+            args.class_scores,
         ),
         from_json(caption_labels.CaptionLabelSettings, args.settings),
         args.output,
+        args.prototypes,
         device=args.device,
         threads=args.threads,
     )
+
+
+def calibrate_zero_shot(args: argparse.Namespace) -> None:
+    """Take each class's mean over the training images off the zero-shot scores."""
+    from latteclip.labels import calibrate_zero_shot as stage
+
+    stage.calibrate_zero_shot(
+        args.images, args.pseudo_labels, args.class_embeddings, args.output, args.prototypes
+    )
+
+
+def assemble_model(args: argparse.Namespace) -> None:
+    """Put the pretrained CLIP and a classifier into one folder."""
+    from latteclip.deploy import assemble_model as stage
+
+    settings = from_json(stage.PretrainedClip, args.settings)
+    stage.assemble_model(args.classifier, settings, args.output)
 
 
 def finetune(args: argparse.Namespace) -> None:
@@ -150,6 +187,7 @@ def finetune(args: argparse.Namespace) -> None:
             args.image_captions,
             args.group_captions,
             args.caption_labels,
+            args.calibrated,
         ),
         from_json(FinetuneSettings, args.settings),
         stage.TrainingOutputs(args.model, args.history, args.checkpoint),
@@ -183,6 +221,21 @@ def evaluate_zero_shot(args: argparse.Namespace) -> None:
     stage.evaluate_zero_shot(
         args.images,
         args.pseudo_labels,
+        Run(args.dataset, args.method, args.seed),
+        Outputs(args.predictions, args.metrics),
+    )
+
+
+def evaluate_classifier(args: argparse.Namespace) -> None:
+    """Classify the test split by its features and a classifier made without training."""
+    from latteclip.evaluate import evaluate_classifier as stage
+    from latteclip.evaluate.metrics import Outputs, Run
+
+    stage.evaluate_classifier(
+        args.images,
+        args.pseudo_labels,
+        args.classifier,
+        args.topk,
         Run(args.dataset, args.method, args.seed),
         Outputs(args.predictions, args.metrics),
     )
@@ -242,6 +295,7 @@ OPTIONS = {
     "threads": {"type": int, "default": os.cpu_count(), "help": "CPU threads"},
     "device": {"default": "auto", "help": "auto, cuda or cpu"},
     "seed": {"type": int, "required": True},
+    "topk": {"type": int, "required": True, "help": "best classes kept"},
     "baseline": {"default": "zero_shot", "help": "the method that gains are over"},
     "shard": {"default": "1/1", "help": "which part of how many"},
     "store": {"help": "folder of the answers that outlive this run"},
@@ -263,25 +317,30 @@ COMMANDS: dict[Command, list[str]] = {
     ],
     caption_images: ["images", "pseudo-labels?", "prompt", *CAPTIONING],
     caption_groups: ["images", "pseudo-labels", "prompt", "groups", *CAPTIONING],
+    score_classes: ["images", "pseudo-labels", "class-embeddings", "scores", *CAPTIONING],
     gather_captions: ["shards...", "images", "output"],
     summarize_captions: ["captions...", "images", "output"],
+    calibrate_zero_shot: ["images", "pseudo-labels", "class-embeddings", "output", "prototypes"],
     label_by_captions: [
         "images",
         "pseudo-labels",
         "class-embeddings",
-        "image-captions",
-        "group-captions",
+        "image-captions?",
+        "class-scores?",
         "settings",
         "output",
+        "prototypes",
         "device",
         "threads",
     ],
+    assemble_model: ["classifier", "settings", "output"],
     finetune: [
         "images",
         "pseudo-labels",
         "image-captions?",
         "group-captions?",
         "caption-labels?",
+        "calibrated?",
         "settings",
         "seed",
         "model",
@@ -311,6 +370,17 @@ COMMANDS: dict[Command, list[str]] = {
         "seed",
         "images",
         "pseudo-labels",
+        "predictions",
+        "metrics",
+    ],
+    evaluate_classifier: [
+        "dataset",
+        "method",
+        "seed",
+        "images",
+        "pseudo-labels",
+        "classifier",
+        "topk",
         "predictions",
         "metrics",
     ],

@@ -16,7 +16,11 @@ from latteclip.core.errors import UserError
 
 Config = Mapping[str, Any]
 ALL = "all"
-UNTRAINED = ("zero_shot", "label_propagation")  # objectives of methods that do not fine-tune
+# Objectives of methods that do not fine-tune; of the second kind there is a classifier.
+HEADS = ("zero_shot_calibrated", "image_prototypes")
+UNTRAINED = ("zero_shot", "label_propagation", *HEADS)
+# Pseudo-labels that label_by_captions makes.
+BY_CAPTIONS = ("caption", "lmm", "fused")
 # A dataset that has no file of its own, only a folder of class folders.
 OWN_DATASET: Config = {
     "split": {"kind": "folders"},
@@ -146,11 +150,20 @@ class Configuration:
         other = self.config["methods"][method].get("like")
         return [*(self._lineage(other) if other else []), method]
 
-    def reads_caption_labels(self, method: str, dataset: str) -> bool:
-        """Whether the method trains on the labels that captions give."""
+    def pseudo_labels(self, method: str, dataset: str) -> str | None:
+        """The labels that the method trusts; None where it reads true ones, or none at all."""
         values = self.method(method, dataset)
-        trained = values["objective"] in ("flyp", "latteclip")
-        return trained and values.get("pseudo_labels", "zero_shot") != "zero_shot"
+        if values["objective"] not in ("flyp", "latteclip", "image_prototypes"):
+            return None
+        return str(values.get("pseudo_labels", "zero_shot"))
+
+    def reads_caption_labels(self, method: str, dataset: str) -> bool:
+        """Whether the method rests on what label_by_captions makes."""
+        return self.pseudo_labels(method, dataset) in BY_CAPTIONS
+
+    def scores_classes(self, dataset: str) -> bool:
+        """Whether the captioner's scores of classes vote in place of its captions."""
+        return self.section("scores", dataset)["kind"] is not None
 
     def reads_captions(self, method: str, kind: str, dataset: str) -> bool:
         """Whether the method uses the descriptions of a kind, "image" or "group"."""
@@ -167,10 +180,13 @@ class Configuration:
             for kind in ("image", "group")
             if any(
                 self.reads_captions(method, kind, dataset)
-                or self.reads_caption_labels(method, dataset)
+                or (kind == "image" and self._captions_vote(method, dataset))
                 for method in self.methods
             )
         ]
+
+    def _captions_vote(self, method: str, dataset: str) -> bool:
+        return self.reads_caption_labels(method, dataset) and not self.scores_classes(dataset)
 
     def sharded(self) -> list[str]:
         """Keys of the datasets whose captions several jobs write."""

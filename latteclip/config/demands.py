@@ -31,12 +31,16 @@ DEMANDS = {
     "pseudo_label_images": LABELLING,
     "caption_images": CAPTIONING,
     "caption_groups": CAPTIONING,
+    "score_classes": CAPTIONING,
+    "calibrate_zero_shot": LABELLING,
     "gather_captions": TABLES,
     "summarize_captions": TABLES,
-    "label_by_captions": Demand(16_000, 60_000, 20, 200),
+    "label_by_captions": Demand(16_000, 16_000, 20, 200),
     "finetune": Demand(16_000, 8_000, 20, 200),
     "evaluate": LABELLING,
     "evaluate_zero_shot": TABLES,
+    "evaluate_classifier": LABELLING,
+    "assemble_model": Demand(8_000, 0, 10, 1_000),
     "propagate_labels": Demand(16_000, 16_000, 20, 100),
     "report_dataset": TABLES,
 }
@@ -97,3 +101,10 @@ def epochs(configuration: Configuration, dataset: str, method: str) -> int:
 def share_of_shard(configuration: Configuration, shards: str = "1") -> float:
     """The share of the images that a captioning job asks about."""
     return 1 / int(shards)
+
+
+def questions_per_image(configuration: Configuration, dataset: str, shards: str = "1") -> float:
+    """How often a job that scores classes asks about an image, on the average over the images."""
+    values = configuration.section("scores", dataset)
+    orders = values["orders"] if values["kind"] == "letters" else 1
+    return float(orders * values["share"]) / int(shards)

@@ -6,21 +6,24 @@ from typing import Any
 from latteclip.config.configuration import Configuration
 
 # Sections that datasets share and a page tells, in its order.
-SECTIONS = ("clip", "inference", "captioner", "captions", "groups", "compute", "processes")
+SECTIONS = (
+    *("clip", "inference", "captioner", "captions", "scores", "groups"),
+    *("compute", "processes"),
+)
 DESCRIBED = (
-    "title",
-    "licence",
-    "citation",
-    "source",
-    "split",
-    "template",
-    "class_synonyms",
+    *("title", "licence", "citation", "source", "split", "template", "class_synonyms"),
     "prompts",
 )
 # Stages whose benchmarks a page reads: those of a dataset, and those of a run.
-CAPTIONING = ("caption_images", "caption_groups")
-OF_DATASET = ("index_images", "pseudo_label_images", *CAPTIONING, "label_by_captions")
-OF_RUN = ("finetune", "propagate_labels", "evaluate", "evaluate_zero_shot")
+CAPTIONING = ("caption_images", "caption_groups", "score_classes")
+OF_DATASET = (
+    *("index_images", "pseudo_label_images", "calibrate_zero_shot", *CAPTIONING),
+    "label_by_captions",
+)
+OF_RUN = (
+    *("finetune", "propagate_labels", "evaluate", "evaluate_classifier"),
+    *("evaluate_zero_shot", "assemble_model"),
+)
 
 
 def suffix(configuration: Configuration) -> str:

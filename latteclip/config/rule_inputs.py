@@ -1,12 +1,14 @@
 """Which files a rule reads besides those that it names: the configuration decides."""
 
 from latteclip.config import code, model_names
-from latteclip.config.configuration import Configuration
+from latteclip.config.configuration import HEADS, Configuration
 
 # Folder of class folders or the like, made or downloaded for a dataset: shared by all runs.
 DATA = "resources/{dataset}/data"
 # What the cache of Hugging Face holds of a model: shared by all datasets that name it.
 MODEL_NOTE = "resources/models/{model}.json"
+# Classifiers that are made without training.
+CLASSIFIERS = "results/{dataset}/classifiers/{name}.safetensors"
 Paths = list[str]
 
 
@@ -28,6 +30,12 @@ def engine_code(configuration: Configuration, dataset: str) -> Paths:
     return code.sources(f"latteclip.captions.engines.{engine}")
 
 
+def scorer_code(configuration: Configuration, dataset: str) -> Paths:
+    """The sources of what scores a dataset's classes."""
+    engine = configuration.section("captioner", dataset)["engine"]
+    return code.sources(f"latteclip.captions.scorers.{engine}")
+
+
 def objective_code(configuration: Configuration, method: str) -> Paths:
     """The sources of what a method optimises."""
     module = configuration.objective(method).removesuffix("_supervised")
@@ -45,6 +53,26 @@ def own_captions(configuration: Configuration, dataset: str, kind: str) -> Paths
     values = configuration.section("captioner", dataset)
     file = values[f"{kind}_file"]
     return [file] if values["engine"] == "file" and file else []
+
+
+def own_scores(configuration: Configuration, dataset: str) -> Paths:
+    """The user's file of class scores, where it replaces the captioner."""
+    engine = configuration.section("captioner", dataset)["engine"]
+    file = configuration.section("scores", dataset)["file"]
+    return [file] if engine == "file" and file else []
+
+
+def class_scores_if_in_use(configuration: Configuration, dataset: str) -> Paths:
+    """The scores of classes, where the configuration asks for some."""
+    wanted = configuration.scores_classes(dataset)
+    return [f"results/{dataset}/class_scores.parquet"] if wanted else []
+
+
+def score_shards(configuration: Configuration, dataset: str) -> Paths:
+    """The parts of which gather_captions makes the table of class scores."""
+    n = configuration.section("captions", dataset)["shards"]
+    folder = f"results/{dataset}/captions/shards"
+    return [f"{folder}/class_scores-{i}-of-{n}.parquet" for i in range(1, n + 1)]
 
 
 def caption_shards(configuration: Configuration, dataset: str, kind: str) -> Paths:
@@ -80,6 +108,36 @@ def caption_labels_of_method(configuration: Configuration, dataset: str, method:
     """The labels that captions give, where the method trains on them."""
     reads = configuration.reads_caption_labels(method, dataset)
     return [f"results/{dataset}/caption_labels.parquet"] if reads else []
+
+
+def captions_that_vote(configuration: Configuration, dataset: str) -> Paths:
+    """The captions of the images, unless scores of classes vote in their place."""
+    return [] if configuration.scores_classes(dataset) else [_captions(dataset, "image")]
+
+
+def calibrated_of_method(configuration: Configuration, dataset: str, method: str) -> Paths:
+    """The calibrated zero-shot classifier, where the method trains on its labels."""
+    reads = configuration.pseudo_labels(method, dataset) == "zero_shot_calibrated"
+    return [CLASSIFIERS.format(dataset=dataset, name="calibrated")] if reads else []
+
+
+def classifier_of_method(configuration: Configuration, dataset: str, method: str) -> str:
+    """The classifier of a method that trains nothing."""
+    name = "calibrated"
+    if configuration.objective(method) == "image_prototypes":
+        fused = configuration.reads_caption_labels(method, dataset)
+        name = "image_prototypes" if fused else "image_prototypes_by_zero_shot"
+    return CLASSIFIERS.format(dataset=dataset, name=name)
+
+
+def models_of_heads(configuration: Configuration) -> Paths:
+    """The model folders of the methods that train nothing but have a classifier."""
+    return [
+        f"results/{dataset}/{method}/seed0/model"
+        for dataset in configuration.datasets
+        for method in configuration.methods
+        if configuration.objective(method) in HEADS
+    ]
 
 
 def all_metrics(configuration: Configuration) -> Paths:

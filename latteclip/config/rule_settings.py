@@ -56,6 +56,13 @@ def captioner(configuration: Configuration, dataset: str) -> Settings:
     return configuration.section("captioner", dataset)
 
 
+def scores(configuration: Configuration, dataset: str) -> Settings:
+    """How classes are scored, and what a likelihood is the answer to."""
+    values = configuration.section("scores", dataset)
+    asks = values["kind"] == "likelihood"
+    return {**values, "prompt": prompt(configuration, dataset, "image") if asks else ""}
+
+
 def groups(configuration: Configuration, dataset: str) -> Settings:
     """Which images form a group, and how they are shown."""
     return configuration.section("groups", dataset)
@@ -99,6 +106,16 @@ def evaluate(configuration: Configuration, dataset: str) -> Settings:
     """How test images are encoded, and how many classes are kept for each."""
     precision = configuration.section("clip", dataset)["precision"]
     return {**configuration.section("inference", dataset), "precision": precision}
+
+
+def evaluate_classifier(configuration: Configuration, dataset: str) -> int:
+    """How many classes are kept for each image."""
+    return int(configuration.section("inference", dataset)["topk"])
+
+
+def assemble_model(configuration: Configuration, dataset: str) -> Settings:
+    """The CLIP model that gets a classifier."""
+    return configuration.section("clip", dataset)
 
 
 def propagate_labels(configuration: Configuration, dataset: str, method: str) -> Settings:

@@ -67,6 +67,16 @@ CAPTION_LABELS = pa.schema(
         ("fused_confidence", pa.float32()),
     ]
 )
+CLASS_SCORES = pa.schema(
+    [
+        ("image_id", pa.string()),  # of a training image
+        ("options", pa.list_(pa.int32())),  # CLIP's best class first; empty where none is scored
+        ("log_probabilities", pa.list_(pa.float32())),  # of each option, natural, perhaps -inf
+        ("none", pa.float32()),  # of "none of these"; null where that was no option
+        ("error", pa.string()),  # why there are no scores, though they were asked for
+        ("digest", pa.string()),  # of the request, or of one for each order of the options
+    ]
+)
 PREDICTIONS = pa.schema(
     [
         ("image_id", pa.string()),

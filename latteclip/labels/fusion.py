@@ -130,9 +130,10 @@ class Witnesses:
         return found
 
     def head(self) -> torch.Tensor:
-        """S as logits [C, D] of centred features that have no part in the prototypes."""
+        """The image scores s as logits [C, D] of centred features that have no part in the prototypes."""
         lengths = self.prototypes.norm(dim=1, keepdim=True).clamp(min=TINY)
-        return SHARPNESS * self.prototypes / lengths
+        found: torch.Tensor = SHARPNESS * self.prototypes / lengths
+        return found
 
     def learn(self, sample: torch.Tensor, votes: torch.Tensor, before: Trust) -> Trust:
         """The likeliest weights on a sample of n images with votes [n, C].

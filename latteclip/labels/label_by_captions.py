@@ -17,7 +17,8 @@ import torch
 from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import load_classifier, save_classifier
-from latteclip.core import class_scores, devices, tables
+from latteclip.core import devices, tables
+from latteclip.core.class_scores import read_class_scores
 from latteclip.core.errors import UserError
 from latteclip.core.progress import Progress
 from latteclip.labels.features import read_features
@@ -102,7 +103,10 @@ def label_by_captions(
         votes.append(CaptionVotes.of(texts, row_of, classes.weights, scale))
         own["caption"] = _captions_alone(texts, row_of, scale * classes.weights)
     if files.class_scores is not None:
-        options, scores = class_scores.read(files.class_scores, table["image_id"], classnames)
+        options, scores = map(
+            torch.from_numpy,
+            read_class_scores(files.class_scores, table["image_id"], len(classnames)),
+        )
         votes.append(ScoreVotes.of(options, scores, len(classnames)))
         own["lmm"] = _votes_alone(votes[-1])
     if not votes:

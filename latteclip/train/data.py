@@ -7,18 +7,22 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
 import torch
 
+from latteclip.clip.classifier import load_classifier
+from latteclip.clip.ranking import classify
 from latteclip.core import tables
 from latteclip.core.digest import digest
 from latteclip.core.errors import UserError
 from latteclip.core.prompts import class_texts
+from latteclip.labels.features import read_features
 from latteclip.train.objectives.base import TrainingTexts
 from latteclip.train.settings import GROUND_TRUTH
 from latteclip.train.texts import TextBank
 
 # The column of `caption_labels.parquet` that takes the place of the zero-shot pseudo-labels.
-CAPTION_LABEL_COLUMNS = {"caption": "caption_label", "fused": "fused_label"}
+CAPTION_LABEL_COLUMNS = {"caption": "caption_label", "lmm": "lmm_label", "fused": "fused_label"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class TrainingFiles:
     image_captions: str | None = None
     group_captions: str | None = None
     caption_labels: str | None = None
+    calibrated: str | None = None  # zero-shot classifier without class means
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,8 @@ def read(files: TrainingFiles, template: str, labels: str, bank: TextBank) -> Tr
     """Read the inputs; their texts go into `bank`.
 
     Args:
-        labels: zero_shot, caption, fused, or ground_truth, the only one that reads labels.
+        labels: zero_shot, zero_shot_calibrated, caption, lmm, fused, or ground_truth, the only one
+            that reads labels.
 
     Raises:
         UserError: an input lacks an image or a label, or there is nothing to train on.
@@ -104,15 +110,34 @@ def _labels(files: TrainingFiles, kind: str, image_ids: list[str]) -> list[int]:
         return tables.lookup(
             files.pseudo_labels, tables.PSEUDO_LABELS, "image_id", "pseudo_label", image_ids
         )
+    if kind == "zero_shot_calibrated":
+        return _calibrated(files, image_ids)
     if files.caption_labels is None:
         raise UserError(f"Pseudo-labels {kind!r} come from captions; give --caption-labels.")
-    return tables.lookup(
+    labels = tables.lookup(
         files.caption_labels,
         tables.CAPTION_LABELS,
         "image_id",
         CAPTION_LABEL_COLUMNS[kind],
         image_ids,
     )
+    if None in labels:
+        asked = "scores.kind set" if kind == "lmm" else "scores.kind: null"
+        raise UserError(f"{files.caption_labels} has no labels of kind {kind!r}; run with {asked}.")
+    return labels
+
+
+def _calibrated(files: TrainingFiles, image_ids: list[str]) -> list[int]:
+    """The labels of zero-shot scores without class means."""
+    if files.calibrated is None:
+        raise UserError(
+            "Pseudo-labels 'zero_shot_calibrated' need a classifier; give --calibrated."
+        )
+    classifier, _ = load_classifier(files.calibrated)
+    features = read_features(files.pseudo_labels, pa.chunked_array([pa.array(image_ids)]))
+    labels, _ = classify(features, classifier, 1)
+    found: list[int] = labels[:, 0].tolist()
+    return found
 
 
 def _groups(

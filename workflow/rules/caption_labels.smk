@@ -1,4 +1,28 @@
-# Labels of the training images by their captions and the zero-shot scores together.
+# Labels of the training images, and classifiers, by zero-shot scores, image features and captions.
+
+
+rule calibrate_zero_shot:
+    input:
+        images="results/{dataset}/images.parquet",
+        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
+        class_embeddings="results/{dataset}/class_embeddings.safetensors",
+        code=sources("latteclip.labels.calibrate_zero_shot"),
+    output:
+        calibrated="results/{dataset}/classifiers/calibrated.safetensors",
+        prototypes="results/{dataset}/classifiers/image_prototypes_by_zero_shot.safetensors",
+    log:
+        "results/{dataset}/logs/calibrate_zero_shot.log",
+    benchmark:
+        "results/{dataset}/benchmarks/calibrate_zero_shot.jsonl"
+    conda:
+        "../../envs/latteclip.yaml"
+    resources:
+        mem_mb=memory("calibrate_zero_shot"),
+        runtime=minutes("calibrate_zero_shot"),
+    shell:
+        "latteclip calibrate-zero-shot --images {input.images}"
+        " --pseudo-labels {input.pseudo_labels} --class-embeddings {input.class_embeddings}"
+        " --output {output.calibrated} --prototypes {output.prototypes} --log {log}"
 
 
 rule label_by_captions:
@@ -6,12 +30,13 @@ rule label_by_captions:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        image_captions="results/{dataset}/captions/images.parquet",
-        group_captions="results/{dataset}/captions/groups.parquet",
+        image_captions=given(rule_inputs.captions_that_vote),
+        class_scores=given(rule_inputs.class_scores_if_in_use),
         clip_model=given(rule_inputs.hub_model, section="clip"),
         code=sources("latteclip.labels.label_by_captions"),
     output:
-        "results/{dataset}/caption_labels.parquet",
+        labels="results/{dataset}/caption_labels.parquet",
+        prototypes="results/{dataset}/classifiers/image_prototypes.safetensors",
     log:
         "results/{dataset}/logs/label_by_captions.log",
     benchmark:
@@ -25,8 +50,9 @@ rule label_by_captions:
         runtime=minutes("label_by_captions"),
     params:
         settings=given_json(rule_settings.label_by_captions),
+        votes=options("image_captions", "class_scores"),
     shell:
         "latteclip label-by-captions --images {input.images}"
         " --pseudo-labels {input.pseudo_labels} --class-embeddings {input.class_embeddings}"
-        " --image-captions {input.image_captions} --group-captions {input.group_captions}"
-        " --settings {params.settings:q} --output {output} --threads {threads} --log {log}"
+        " {params.votes} --settings {params.settings:q} --output {output.labels}"
+        " --prototypes {output.prototypes} --threads {threads} --log {log}"

@@ -1,4 +1,4 @@
-# Image and group descriptions of the training images.
+# Image and group descriptions of the training images, and the captioner's scores of their classes.
 # Answers are kept under resources/, so that no rule asks again what was answered once.
 
 
@@ -100,6 +100,57 @@ use rule caption_groups as caption_groups_shard with:
         shard="--shard {shard}/{shards}",
 
 
+rule score_classes:
+    input:
+        images="results/{dataset}/images.parquet",
+        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
+        class_embeddings="results/{dataset}/class_embeddings.safetensors",
+        own=given(rule_inputs.own_scores),
+        captioner_model=given(rule_inputs.hub_model, section="captioner"),
+        code=sources("latteclip.captions.score_classes"),
+        engine_code=given(rule_inputs.scorer_code),
+    output:
+        "results/{dataset}/class_scores.parquet",
+    log:
+        "results/{dataset}/logs/score_classes.log",
+    benchmark:
+        "results/{dataset}/benchmarks/score_classes.jsonl"
+    wildcard_constraints:
+        dataset=one_of(configuration.unsharded()),
+    conda:
+        "../../envs/latteclip.yaml"
+    threads: threads_of("caption")
+    resources:
+        gpu=gpus(demands.captioner_gpus),
+        mem_mb=memory("score_classes"),
+        runtime=minutes("score_classes", demands.questions_per_image),
+    params:
+        captioner=given_json(rule_settings.captioner),
+        scores=given_json(rule_settings.scores),
+        store="resources/{dataset}/captions/scores",
+        shard="",
+    shell:
+        "latteclip score-classes --images {input.images} --pseudo-labels {input.pseudo_labels}"
+        " --class-embeddings {input.class_embeddings} --scores {params.scores:q}"
+        " --captioner {params.captioner:q} --store {params.store} {params.shard}"
+        " --output {output} --threads {threads} --log {log}"
+
+
+use rule score_classes as score_classes_shard with:
+    output:
+        temp(
+            "results/{dataset}/captions/shards/class_scores-{shard}-of-{shards}.parquet"
+        ),
+    log:
+        "results/{dataset}/logs/score_classes-{shard}-of-{shards}.log",
+    benchmark:
+        "results/{dataset}/benchmarks/score_classes-{shard}-of-{shards}.jsonl"
+    wildcard_constraints:
+        dataset=ANY_DATASET,
+    params:
+        shard="--shard {shard}/{shards}",
+
+
 rule gather_captions:
     input:
         images="results/{dataset}/images.parquet",
@@ -119,6 +170,17 @@ rule gather_captions:
     shell:
         "latteclip gather-captions {input.shards} --images {input.images} --output {output}"
         " --log {log}"
+
+
+use rule gather_captions as gather_scores with:
+    input:
+        images="results/{dataset}/images.parquet",
+        shards=given(rule_inputs.score_shards),
+        code=sources("latteclip.captions.gather_captions"),
+    output:
+        "results/{dataset}/class_scores.parquet",
+    log:
+        "results/{dataset}/logs/gather_scores.log",
 
 
 rule summarize_captions:

@@ -60,6 +60,35 @@ rule evaluate_zero_shot:
         " --predictions {output.predictions} --metrics {output.metrics} --log {log}"
 
 
+rule evaluate_classifier:
+    input:
+        images="results/{dataset}/images.parquet",
+        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
+        classifier=given(rule_inputs.classifier_of_method),
+        code=sources("latteclip.evaluate.evaluate_classifier"),
+    output:
+        predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
+        metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
+    log:
+        "results/{dataset}/{method}/seed{seed}/logs/evaluate_classifier.log",
+    benchmark:
+        "results/{dataset}/{method}/seed{seed}/benchmarks/evaluate_classifier.jsonl"
+    wildcard_constraints:
+        method=methods_with("zero_shot_calibrated", "image_prototypes"),
+    conda:
+        "../../envs/latteclip.yaml"
+    resources:
+        mem_mb=memory("evaluate_classifier"),
+        runtime=minutes("evaluate_classifier"),
+    params:
+        topk=given(rule_settings.evaluate_classifier),
+    shell:
+        "latteclip evaluate-classifier --dataset {wildcards.dataset} --method {wildcards.method}"
+        " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
+        " --classifier {input.classifier} --topk {params.topk}"
+        " --predictions {output.predictions} --metrics {output.metrics} --log {log}"
+
+
 rule propagate_labels:
     input:
         images="results/{dataset}/images.parquet",

@@ -1,4 +1,30 @@
-# Fine-tuning: one job per dataset, method and seed.
+# Models: fine-tuned by one job per dataset, method and seed, or the pretrained one with a classifier
+# that was made without training.
+
+
+rule assemble_model:
+    input:
+        classifier=given(rule_inputs.classifier_of_method),
+        clip_model=given(rule_inputs.hub_model, section="clip"),
+        code=sources("latteclip.deploy.assemble_model"),
+    output:
+        directory("results/{dataset}/{method}/seed{seed}/model"),
+    log:
+        "results/{dataset}/{method}/seed{seed}/logs/assemble_model.log",
+    benchmark:
+        "results/{dataset}/{method}/seed{seed}/benchmarks/assemble_model.jsonl"
+    wildcard_constraints:
+        method=methods_with("zero_shot_calibrated", "image_prototypes"),
+    conda:
+        "../../envs/latteclip.yaml"
+    resources:
+        mem_mb=memory("assemble_model"),
+        runtime=minutes("assemble_model"),
+    params:
+        settings=given_json(rule_settings.assemble_model),
+    shell:
+        "latteclip assemble-model --classifier {input.classifier} --settings {params.settings:q}"
+        " --output {output} --log {log}"
 
 
 rule finetune:
@@ -8,6 +34,7 @@ rule finetune:
         image_captions=given(rule_inputs.captions_of_method, kind="image"),
         group_captions=given(rule_inputs.captions_of_method, kind="group"),
         caption_labels=given(rule_inputs.caption_labels_of_method),
+        calibrated=given(rule_inputs.calibrated_of_method),
         clip_model=given(rule_inputs.hub_model, section="clip"),
         code=sources("latteclip.train.finetune"),
         objective_code=given(rule_inputs.objective_code),
@@ -18,6 +45,8 @@ rule finetune:
         "results/{dataset}/{method}/seed{seed}/logs/finetune.log",
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/finetune.jsonl"
+    wildcard_constraints:
+        method=one_of(filter(configuration.is_trained, configuration.config["methods"])),
     conda:
         "../../envs/latteclip.yaml"
     threads: threads_of("finetune")
@@ -28,7 +57,9 @@ rule finetune:
     params:
         command=given(rule_settings.finetune_command),
         settings=given_json(rule_settings.finetune),
-        captions=options("image_captions", "group_captions", "caption_labels"),
+        captions=options(
+            "image_captions", "group_captions", "caption_labels", "calibrated"
+        ),
         # No output: Snakemake removes those of a job that failed, and this is to go on from.
         checkpoint="results/{dataset}/{method}/seed{seed}/checkpoint",
     shell:

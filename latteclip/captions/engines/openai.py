@@ -75,16 +75,25 @@ class OpenaiCaptioner:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, request: Request) -> Answer:
+        completion = self._complete(request, max_tokens=self._max_new_tokens)
+        if isinstance(completion, Answer):
+            return completion
+        choice, usage = completion.choices[0], completion.usage
+        return Answer(
+            choice.message.content or "",
+            choice.finish_reason or "unknown",
+            usage.completion_tokens if usage else None,
+        )
+
+    def _complete(self, request: Request, **options: Any) -> Any:
+        """The server's completion, greedy, or an answer that says why there is none."""
         import openai
 
         pictures = [{"type": "image_url", "image_url": {"url": url}} for url in request.pictures]
         conversation: Any = messages(pictures, request.prompt)
         try:
             completion = self._client.chat.completions.create(
-                model=self._model,
-                messages=conversation,
-                max_tokens=self._max_new_tokens,
-                temperature=0.0,
+                model=self._model, messages=conversation, temperature=0.0, **options
             )
         except openai.APIStatusError as error:
             if error.status_code in REFUSED:
@@ -97,9 +106,4 @@ class OpenaiCaptioner:
             return Answer("", "error", None, f"{type(error).__name__}: {error.message}")
         if not completion.choices:
             return Answer("", "error", None, "the server's answer holds no choice")
-        choice, usage = completion.choices[0], completion.usage
-        return Answer(
-            choice.message.content or "",
-            choice.finish_reason or "unknown",
-            usage.completion_tokens if usage else None,
-        )
+        return completion

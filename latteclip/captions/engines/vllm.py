@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from latteclip.captions.answers import Answer
 from latteclip.captions.engines.base import CaptionerSettings, never
@@ -10,6 +10,7 @@ from latteclip.captions.request import Request, messages
 from latteclip.core import gpus
 from latteclip.core.errors import UserError
 
+T = TypeVar("T")
 ROOM = 2  # requests inside the engine for each one that it works on: rendered ahead
 # What vLLM's errors say, in lower case, and what to do about them; the first that fits.
 REMEDIES = (
@@ -110,8 +111,21 @@ class VllmCaptioner:
     def answer(
         self, requests: Iterable[Request], would_wait: Callable[[], bool] = never
     ) -> Iterator[tuple[Request, Answer]]:
+        for request, output in self._run(requests, self._enqueue, would_wait):
+            yield request, output if isinstance(output, Answer) else _answer(output)
+
+    def _run(
+        self, requests: Iterable[T], enqueue: Callable[[T], str], would_wait: Callable[[], bool]
+    ) -> Iterator[tuple[T, Any]]:
+        """Each request with vLLM's output, or with an answer that says why there is none.
+
+        Args:
+            requests: what is asked.
+            enqueue: hands one over; returns the id that its output will bear.
+            would_wait: see `Captioner.answer`.
+        """
         engine, source = self._llm.llm_engine, iter(requests)
-        waiting: dict[str, Request] = {}
+        waiting: dict[str, T] = {}
         more = True
         while more or waiting:
             while more and len(waiting) < self._room and not (waiting and would_wait()):
@@ -120,7 +134,7 @@ class VllmCaptioner:
                     more = False
                     break
                 try:
-                    waiting[self._enqueue(request)] = request
+                    waiting[enqueue(request)] = request
                 except self._refusals as error:  # too long, or a picture that it cannot take
                     yield request, Answer("", "error", None, explained(error))
             if not waiting:
@@ -131,14 +145,19 @@ class VllmCaptioner:
                 raise UserError(f"vLLM stopped: {explained(error)}") from None
             for output in outputs:
                 if output.finished:
-                    yield waiting.pop(output.request_id), _answer(output)
+                    yield waiting.pop(output.request_id), output
 
     def _enqueue(self, request: Request) -> str:
         """Hand a request over; returns the id that its output will bear."""
         pictures = [{"type": "image_pil", "image_pil": p} for p in request.pictures]
         conversation: Any = messages(pictures, request.prompt)
         [internal] = self._llm.enqueue_chat([conversation], self._sampling, use_tqdm=False)
-        return internal.partition("-")[0]  # vLLM appends random characters to a number
+        return external_id(internal)
+
+
+def external_id(internal: str) -> str:
+    """The id of an output: vLLM appends random characters to its number."""
+    return internal.partition("-")[0]
 
 
 def _answer(output: Any) -> Answer:

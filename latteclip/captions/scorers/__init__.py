@@ -1,0 +1,1 @@
+"""What scores choices: vLLM, transformers, a server, a file."""

@@ -1,0 +1,123 @@
+"""Scores that the user brings along, in place of an engine's."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from latteclip.captions.class_questions import RowScores
+from latteclip.captions.engines.base import OWN
+from latteclip.core.errors import UserError
+
+KEY = "scores.file"
+COLUMNS = ["image_id", "options", "log_probabilities"]
+READERS: dict[str, Callable[[str], pd.DataFrame]] = {
+    ".parquet": pd.read_parquet,
+    ".csv": lambda path: pd.read_csv(path, dtype=str, keep_default_na=False),
+    ".tsv": lambda path: pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False),
+    ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False),
+}
+
+
+class OwnScores:
+    """The scores of images as their file has them."""
+
+    def __init__(self, path: str | None, classnames: Sequence[str]) -> None:
+        self._scores = read_own_scores(path, classnames)
+
+    def __call__(self, image_id: str) -> RowScores:
+        """What the file says of an image."""
+        missing = RowScores(error="the file has no scores of it", engine=OWN)
+        return self._scores.get(image_id, missing)
+
+
+def read_own_scores(path: str | None, classnames: Sequence[str]) -> Mapping[str, RowScores]:
+    """Scores by image_id.
+
+    Args:
+        path: a Parquet, CSV, TSV or JSON Lines file with the columns image_id, options (lists of
+            class names or of their numbers from 0) and log_probabilities (lists of numbers, which
+            may be -inf). In CSV and TSV a list is JSON.
+        classnames: C of them.
+
+    Raises:
+        UserError: no such file, or another form.
+    """
+    table = _read(path)
+    number_of = {name: number for number, name in enumerate(classnames)}
+    found: dict[str, RowScores] = {}
+    for image_id, options, values in zip(*(table[name] for name in COLUMNS), strict=True):
+        where = f"{KEY} {path}, image {image_id!r}"
+        if str(image_id) in found:
+            raise UserError(f"{where}: there are two rows of it; keep one.")
+        found[str(image_id)] = _row(where, _list(options), _list(values), number_of)
+    return found
+
+
+def _read(path: str | None) -> pd.DataFrame:
+    if path is None:
+        raise UserError(f"captioner.engine file needs {KEY}, or set scores.kind to null.")
+    reader = READERS.get(Path(path).suffix.lower())
+    if reader is None:
+        raise UserError(f"{KEY} {path} does not end in any of {', '.join(READERS)}.")
+    try:
+        table = reader(path)
+    except FileNotFoundError:
+        raise UserError(f"{KEY} {path} does not exist.") from None
+    except (ValueError, KeyError, OSError) as error:
+        raise UserError(f"{KEY} {path} cannot be read: {error}.") from None
+    missing = set(COLUMNS) - set(table.columns)
+    if missing:
+        raise UserError(f"{KEY} {path} lacks the columns {sorted(missing)}.")
+    return table
+
+
+def _list(cell: Any) -> Sequence[Any]:
+    """A list from a cell; an empty one where it holds something else."""
+    if isinstance(cell, str):
+        try:
+            cell = json.loads(cell.replace("-inf", "-Infinity"))
+        except ValueError:
+            return []
+    values = cell.tolist() if hasattr(cell, "tolist") else cell
+    return values if isinstance(values, list) else []
+
+
+def _row(
+    where: str, options: Sequence[Any], values: Sequence[Any], number_of: Mapping[str, int]
+) -> RowScores:
+    """One row, checked."""
+    if not options or len(options) != len(values):
+        raise UserError(
+            f"{where}: options and log_probabilities must be lists of one length, not "
+            f"{len(options)} and {len(values)}."
+        )
+    classes = [_class(where, option, number_of) for option in options]
+    if len(set(classes)) < len(classes):
+        raise UserError(f"{where}: a class is among the options twice.")
+    numbers = [_log_probability(where, value) for value in values]
+    if max(numbers) == -math.inf:
+        raise UserError(f"{where}: every option has the log-probability -inf.")
+    return RowScores(classes, numbers, engine=OWN)
+
+
+def _class(where: str, option: Any, number_of: Mapping[str, int]) -> int:
+    if isinstance(option, str):
+        if option in number_of:
+            return number_of[option]
+    elif isinstance(option, int) and not isinstance(option, bool) and 0 <= option < len(number_of):
+        return option
+    raise UserError(
+        f"{where}: option {option!r} is neither a class name of images.parquet nor a number from 0 "
+        f"to {len(number_of) - 1}."
+    )
+
+
+def _log_probability(where: str, value: Any) -> float:
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    if not numeric or math.isnan(value) or value == math.inf:
+        raise UserError(f"{where}: {value!r} is not a log-probability.")
+    return float(value)

@@ -1,0 +1,44 @@
+"""Letters from a server that speaks OpenAI's chat completions."""
+
+from typing import Any
+
+from latteclip.captions.answers import Answer
+from latteclip.captions.engines.openai import URL, OpenaiCaptioner
+from latteclip.captions.letters import letter_of
+from latteclip.captions.request import Request, choices_of
+from latteclip.captions.scores import Scores, as_answer, summed
+from latteclip.core.errors import UserError
+
+TOP = 20  # tokens that a server names at most
+
+
+class OpenaiScorer(OpenaiCaptioner):
+    """Reads the letters among the tokens that the server names for the first place of its answer.
+
+    One that is not among them gets the smallest log-probability that was named, which its own
+    cannot be above.
+    """
+
+    def _ask(self, request: Request) -> Answer:
+        completion = self._complete(request, max_tokens=1, logprobs=True, top_logprobs=TOP)
+        if isinstance(completion, Answer):
+            return completion
+        said = completion.choices[0].logprobs
+        if said is None or not said.content or not said.content[0].top_logprobs:
+            raise UserError(
+                f"The server at {self._url} ({URL}) tells no log-probabilities (top_logprobs), "
+                "which letters need; use another server, or captioner.engine vllm or transformers."
+            )
+        return as_answer(_letters(choices_of(request).texts, said.content[0]), 1)
+
+
+def _letters(letters: tuple[str, ...], first: Any) -> Scores:
+    """Scores of the letters from the first token and those that were as likely."""
+    found: dict[str, list[float]] = {letter: [] for letter in letters}
+    for token in first.top_logprobs:
+        letter = letter_of(token.token, letters)
+        if letter is not None:
+            found[letter].append(token.logprob)
+    smallest = min(token.logprob for token in first.top_logprobs)
+    values = tuple(summed(named) if named else smallest for named in found.values())
+    return Scores(values, first.token)

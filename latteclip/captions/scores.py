@@ -1,0 +1,83 @@
+"""What an engine says of the choices of a request, in the form in which the store keeps answers."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import UnionType
+from typing import Any
+
+from latteclip.captions.answers import Answer
+
+REASON = "scores"  # what `finish_reason` says of such answers
+ROUNDING = 1e-3  # by which a log-probability may be above zero
+KEPT: dict[str, type | UnionType] = {
+    **{"text": str, "engine": str, "date": str},
+    "n_tokens": int | None,
+}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Natural log-probabilities of the choices, in their order."""
+
+    log_probabilities: tuple[float, ...]
+    first: str | None = None  # of letters: the most likely first token
+
+
+def as_answer(scores: Scores, n_tokens: int) -> Answer:
+    """Scores as JSON; an error where one of them is not a number."""
+    values = scores.log_probabilities
+    if any(math.isnan(value) for value in values):
+        return Answer(
+            "",
+            "error",
+            None,
+            "the model's log-probabilities are not numbers; set captioner.dtype to bfloat16 or "
+            "float32",
+        )
+    # JSON has no word for minus infinity.
+    kept = [round(value, 6) if math.isfinite(value) else None for value in values]
+    text = json.dumps({"log_probabilities": kept, "first": scores.first}, ensure_ascii=False)
+    return Answer(text, REASON, n_tokens)
+
+
+def read_scores(text: str) -> Scores | None:
+    """Scores from the text of an answer; None where it holds something else."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(found, dict) or set(found) != {"log_probabilities", "first"}:
+        return None
+    values, first = found["log_probabilities"], found["first"]
+    if not isinstance(values, list) or not isinstance(first, str | None):
+        return None
+    if not all(value is None or _is_log_probability(value) for value in values):
+        return None
+    return Scores(tuple(-math.inf if value is None else value for value in values), first)
+
+
+def _is_log_probability(value: Any) -> bool:
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    return numeric and math.isfinite(value) and value <= ROUNDING
+
+
+def holds_scores(kept: Mapping[str, Any]) -> bool:
+    """Whether a line of a store is one of scores: any other is as if it were not there."""
+    whole = all(isinstance(kept.get(key), kind) for key, kind in KEPT.items())
+    return whole and kept.get("finish_reason") == REASON and read_scores(kept["text"]) is not None
+
+
+def summed(values: Sequence[float]) -> float:
+    """The logarithm of the sum of probabilities that are given as logarithms."""
+    largest = max(values, default=-math.inf)
+    if largest == -math.inf:
+        return largest
+    return largest + math.log(math.fsum(math.exp(value - largest) for value in values))
+
+
+def log_normalised(values: Sequence[float]) -> list[float] | None:
+    """Log-probabilities that sum to one as probabilities; None where all are minus infinity."""
+    total = summed(values)
+    return None if total == -math.inf else [value - total for value in values]

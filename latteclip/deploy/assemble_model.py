@@ -1,0 +1,34 @@
+"""The pretrained CLIP with a classifier that was made without training, as a model folder."""
+
+from dataclasses import dataclass
+
+import torch
+
+from latteclip.clip import model as clips
+from latteclip.clip.classifier import load_classifier
+from latteclip.core.class_words import ClassWords
+from latteclip.core.files import replacing
+
+
+@dataclass(frozen=True)
+class PretrainedClip:
+    """The section `clip`."""
+
+    model: str
+    pretrained: str | None
+    precision: str = "bf16"  # of inference, which this is not
+
+
+def assemble_model(classifier_path: str, settings: PretrainedClip, output: str) -> None:
+    """Write a folder that open_clip, `predict` and `export` read as they do a tuned model.
+
+    Raises:
+        UserError: the classifier is missing or of another CLIP.
+    """
+    classifier, described = load_classifier(
+        classifier_path, model=settings.model, pretrained=settings.pretrained
+    )
+    clip = clips.load(settings.model, settings.pretrained, torch.device("cpu"))
+    words = ClassWords.described_by(described)
+    with replacing(output) as folder:
+        clips.save(clip, classifier, described["classnames"], words, folder)
