@@ -1,3 +1,4 @@
+import json
 import logging
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from support.tiny import DEMO_CLIP, write_captions, write_index
 
+from latteclip.cli import main
 from latteclip.clip import classifier, encode
-from latteclip.core import class_scores, tables
+from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.labels import fusion
 from latteclip.labels import label_by_captions as stage
@@ -83,6 +85,23 @@ class Dataset:
             self.described,
         )
         write_captions(path / "captions.parquet", list(self.captions), list(self.captions.values()))
+        given = self.options >= 0
+        tables.write(
+            path / "class_scores.parquet",
+            {
+                "image_id": [self.names[i] for i in self.training],
+                "options": [
+                    row[own].tolist() for row, own in zip(self.options, given, strict=True)
+                ],
+                "log_probabilities": [
+                    row[own].tolist() for row, own in zip(self.scores, given, strict=True)
+                ],
+                "none": pa.nulls(len(given), pa.float32()),
+                "error": pa.nulls(len(given), pa.string()),
+                "digest": pa.nulls(len(given), pa.string()),
+            },
+            tables.CLASS_SCORES,
+        )
 
     def run(self, *, captions=True, scores=False, settings=SETTINGS):
         """The table written and its metadata."""
@@ -118,20 +137,6 @@ class Dataset:
 @pytest.fixture
 def dataset(tmp_path, demo_clip):
     return Dataset(tmp_path, demo_clip)
-
-
-@pytest.fixture
-def scored(dataset, monkeypatch):
-    """The dataset with class scores, which are read of its fields."""
-
-    def read(path, image_ids, classnames):
-        assert Path(path).name == "class_scores.parquet"
-        assert image_ids.to_pylist() == [dataset.names[i] for i in dataset.training]
-        assert classnames == CLASSNAMES
-        return dataset.options.clone(), dataset.scores.clone()
-
-    monkeypatch.setattr(class_scores, "read", read)
-    return dataset
 
 
 @torch.no_grad()
@@ -291,24 +296,24 @@ def test_captions_that_were_told_the_label_are_warned_of(dataset, caplog, monkey
 # --- class scores --------------------------------------------------------------------------------
 
 
-def test_class_scores_alone_vote_without_a_model(scored, monkeypatch):
+def test_class_scores_alone_vote_without_a_model(dataset, monkeypatch):
     monkeypatch.setattr(stage.clips, "load", lambda *_: 1 / 0)
-    columns, metadata = scored.run(captions=False, scores=True)
-    votes = ScoreVotes.of(scored.options, scored.scores, C)
-    assert_is_fusion(scored, columns, metadata, votes)
+    columns, metadata = dataset.run(captions=False, scores=True)
+    votes = ScoreVotes.of(dataset.options, dataset.scores, C)
+    assert_is_fusion(dataset, columns, metadata, votes)
     best = votes.probabilities(slice(None)).max(dim=1)
     assert columns["lmm_label"] == best.indices.tolist()
     assert columns["lmm_confidence"] == pytest.approx(best.values.tolist(), abs=1e-4)
     assert columns["caption_label"] == columns["caption_confidence"] == [None] * 120
     assert (metadata["votes"], metadata["voting"]) == ("class scores", 120)
-    assert scored.right(columns["fused_label"]) > scored.right(scored.calibrated())
+    assert dataset.right(columns["fused_label"]) > dataset.right(dataset.calibrated())
 
 
-def test_where_there_are_both_the_scores_vote_and_captions_speak_for_themselves(scored, caplog):
-    captions, _ = scored.run()
-    scores, alone = scored.run(captions=False, scores=True)
+def test_where_there_are_both_the_scores_vote_and_captions_speak_for_themselves(dataset, caplog):
+    captions, _ = dataset.run()
+    scores, alone = dataset.run(captions=False, scores=True)
     with caplog.at_level(logging.INFO, "latteclip"):
-        columns, metadata = scored.run(scores=True)
+        columns, metadata = dataset.run(scores=True)
     assert columns == {
         **scores,
         "caption_label": captions["caption_label"],
@@ -318,21 +323,21 @@ def test_where_there_are_both_the_scores_vote_and_captions_speak_for_themselves(
     assert "120 class scores agree with" in caplog.text
 
 
-def test_an_image_without_options_has_no_vote(scored):
-    scored.options[:5] = -1
-    scored.options[5, 2:] = -1
-    columns, metadata = scored.run(captions=False, scores=True)
-    assert columns["lmm_label"][:5] == scored.calibrated()[:5]
+def test_an_image_without_options_has_no_vote(dataset):
+    dataset.options[:5] = -1
+    dataset.options[5, 2:] = -1
+    columns, metadata = dataset.run(captions=False, scores=True)
+    assert columns["lmm_label"][:5] == dataset.calibrated()[:5]
     assert columns["lmm_confidence"][:5] == [0] * 5
-    assert columns["lmm_label"][5] in scored.options[5, :2].tolist()
+    assert columns["lmm_label"][5] in dataset.options[5, :2].tolist()
     assert metadata["voting"] == 115
     assert None not in columns["fused_label"]
 
 
-def test_scores_of_minus_infinity_are_finite_labels(scored):
-    scored.scores[::7] = -torch.inf
-    scored.scores[1, 0] = -torch.inf
-    columns, _ = scored.run(captions=False, scores=True)
+def test_scores_of_minus_infinity_are_finite_labels(dataset):
+    dataset.scores[::7] = -torch.inf
+    dataset.scores[1, 0] = -torch.inf
+    columns, _ = dataset.run(captions=False, scores=True)
     assert all(0 < value <= 1 for value in columns["fused_confidence"])
     assert all(0 < value <= 1 for value in columns["lmm_confidence"])
 
@@ -407,3 +412,27 @@ def test_a_dataset_without_training_images_is_refused(dataset):
     dataset.splits = ["test"] * IMAGES
     with pytest.raises(UserError, match="no training image"):
         dataset.run()
+
+
+@pytest.mark.parametrize("scores", [False, True])
+def test_the_command_hands_over(dataset, scores):
+    columns, _ = dataset.run(captions=not scores, scores=scores)
+    before, folder = dataset.bytes(), dataset.folder
+    settings = {"model": SETTINGS.model, "pretrained": None, "batch_size": 3, "precision": "bf16"}
+    files = {
+        "images": "images.parquet",
+        "pseudo-labels": "pseudo_labels.parquet",
+        "class-embeddings": "class_embeddings.safetensors",
+        "class-scores" if scores else "image-captions": (
+            "class_scores.parquet" if scores else "captions.parquet"
+        ),
+        "output": OUTPUTS[0],
+        "prototypes": OUTPUTS[1],
+    }
+    options = [word for key, name in files.items() for word in (f"--{key}", str(folder / name))]
+    options += ["--settings", json.dumps(settings), "--device", "cpu", "--threads", "1"]
+    for name in OUTPUTS:
+        (folder / name).unlink()
+    assert main.main(["label-by-captions", *options]) == 0
+    assert dataset.bytes() == before
+    assert tables.read(folder / OUTPUTS[0], tables.CAPTION_LABELS)[0].to_pydict() == columns
