@@ -2,24 +2,19 @@ import itertools
 
 import pytest
 import torch
-from support.witnesses import ALL, World, generator
+from support.witnesses import TableVotes, World, generator
 
 from latteclip.labels import corroboration
 from latteclip.labels.corroboration import corroborate
+from latteclip.labels.witnesses import ScoreVotes
 
 N, C, D = 13, 4, 6
 
 
-def tables(world, votes):
-    """Features, zero-shot probabilities and votes, as `corroborate` takes them."""
-    images = world.images()
-    return images.centred.double(), images.zero_shot(ALL).exp(), votes
-
-
-@pytest.fixture
-def few():
-    world = World.of(N, C, D)
-    return tables(world, world.votes().table)
+def corroborated(world, table):
+    """What is found of a table [n, C] of votes of the world's first n images."""
+    votes = TableVotes(table.double(), torch.ones(len(table), dtype=torch.bool))
+    return corroborate(world.images(), votes, torch.arange(len(table)))
 
 
 def statistics_in_loops(features, zero_shot, votes):
@@ -31,10 +26,12 @@ def statistics_in_loops(features, zero_shot, votes):
     return alike, sum((zero_shot[i] @ (votes[i] - mean)).item() for i in range(len(votes)))
 
 
-def test_it_is_the_permutation_test_of_its_definition(few, monkeypatch):
+def test_it_is_the_permutation_test_of_its_definition(monkeypatch):
     monkeypatch.setattr(corroboration, "DEALS", 49)
-    features, zero_shot, votes = few
-    found = corroborate(*few)
+    world = World.of(N, C, D)
+    votes = world.votes().table
+    features, zero_shot = world.images().centred.double(), world.calibrated().softmax(dim=1)
+    found = corroborated(world, votes)
     draw = generator(corroboration.SEED)
     deals = [torch.randperm(N, generator=draw) for _ in range(49)]
     own = torch.tensor(statistics_in_loops(features, zero_shot, votes))
@@ -48,7 +45,7 @@ def test_it_is_the_permutation_test_of_its_definition(few, monkeypatch):
 
 def test_votes_that_have_to_do_with_the_images_are_found():
     world = World.of(300, C, D)
-    found = corroborate(*tables(world, world.votes().table))
+    found = corroborated(world, world.votes().table)
     assert found.found
     assert min(found.images, found.zero_shot) > 3
 
@@ -57,7 +54,7 @@ def test_votes_dealt_out_at_random_are_seldom_found():
     world = World.of(300, C, D)
     votes = world.votes().table
     values = [
-        corroborate(*tables(world, votes[torch.randperm(300, generator=generator(seed))])).p_value
+        corroborated(world, votes[torch.randperm(300, generator=generator(seed))]).p_value
         for seed in range(20)
     ]
     assert min(values) > 0.001
@@ -67,22 +64,41 @@ def test_votes_dealt_out_at_random_are_seldom_found():
 @pytest.mark.parametrize("n", [0, 1, 2, N])
 def test_votes_that_are_all_alike_are_never_found(n):
     world = World.of(N, C, D)
-    features, zero_shot, _ = tables(world, None)
-    votes = torch.tensor([0.1, 0.2, 0.3, 0.4]).double().repeat(n, 1)
-    found = corroborate(features[:n], zero_shot[:n], votes)
+    found = corroborated(world, torch.tensor([0.1, 0.2, 0.3, 0.4]).repeat(n, 1))
     assert (found.p_value, found.images, found.zero_shot) == (1, 0, 0)
     assert not found.found
 
 
 def test_of_two_images_nothing_can_be_learned():
     world = World.of(2, 2, D)
-    found = corroborate(*tables(world, torch.eye(2).double()))
-    assert found.p_value > 0.3
+    assert corroborated(world, torch.eye(2)).p_value > 0.3
 
 
-def test_of_many_images_some_are_looked_at(few, monkeypatch):
-    features, zero_shot, votes = few
+def test_of_many_images_some_are_looked_at(monkeypatch):
+    world = World.of(N, C, D)
+    images, votes = world.images(), world.votes()
+    some = corroborate(images, votes, torch.arange(0, N, 3))
+    assert corroborate(images, votes, torch.arange(N)) != some
     for name in ("MOST", "FEWEST"):
-        monkeypatch.setattr(corroboration, name, 5)
-    some = corroborate(features[::3], zero_shot[::3], votes[::3])  # 13 / 5, rounded up
-    assert corroborate(features, zero_shot, votes) == some
+        monkeypatch.setattr(corroboration, name, 5)  # 13 / 5, rounded up, is 3
+    assert corroborate(images, votes, torch.arange(N)) == some
+
+
+def options_by_zero_shot(world, k):
+    return (world.features @ world.texts.T).topk(k).indices
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_options_that_zero_shot_scores_chose_corroborate_no_answer(seed):
+    world = World.of(300, 20, seed=seed)
+    options, draw = options_by_zero_shot(world, 5), generator(10 + seed)
+    answers = {
+        "none": torch.zeros(300, 5),
+        "one for each class": (8 * torch.randn(20, generator=draw))[options],
+        "one drawn": 3 * torch.randn(300, 5, generator=draw),
+    }
+    for answer in answers.values():
+        votes = ScoreVotes.of(options, answer, 20)
+        assert not corroborate(world.images(), votes, torch.arange(300)).found
+    right = 6.0 * (options == world.classes[:, None]) + answers["one drawn"]
+    assert corroborate(world.images(), ScoreVotes.of(options, right, 20), torch.arange(300)).found

@@ -91,3 +91,6 @@ class TableVotes:
 
     def features(self, rows):
         return None
+
+    def dealing(self, rows):
+        return lambda deal: self.table[rows][deal]
