@@ -193,7 +193,7 @@ def fuse(images: Images, votes: Votes) -> Fusion:
     n, n_classes = len(images.centred), len(images.texts)
     sample = _sample(votes.has, n_classes)
     cast = votes.probabilities(sample)  # [n, C]
-    found = corroborate(images.centred[sample].double(), images.zero_shot(sample).exp(), cast)
+    found = corroborate(images, votes, sample)
     posterior = Posterior.empty(n, n_classes)
     for rows in parts(n):
         posterior.put(rows, votes.probabilities(rows))
