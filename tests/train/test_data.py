@@ -156,7 +156,7 @@ def test_calibrated_labels_are_those_of_the_classifier(files):
     scores = files.features[:, :3] + torch.tensor([0.5, 0.0, -0.5])
     assert torch.equal(data.labels, scores.argmax(dim=1))
     assert data.labels.tolist() != LABELS
-    with pytest.raises(UserError, match="need --calibrated"):
+    with pytest.raises(UserError, match="give --calibrated"):
         files.read("zero_shot_calibrated")
 
 
