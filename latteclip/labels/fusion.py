@@ -130,7 +130,7 @@ class Witnesses:
         return found
 
     def head(self) -> torch.Tensor:
-        """The scores s as logits [C, D] of centred features that have no part in the prototypes."""
+        """The image scores s as logits [C, D] of centred features without a part in them."""
         lengths = self.prototypes.norm(dim=1, keepdim=True).clamp(min=TINY)
         found: torch.Tensor = SHARPNESS * self.prototypes / lengths
         return found
