@@ -89,6 +89,22 @@ def test_no_weights_and_rate_of_a_grid_are_likelier(seed, right):
     assert found > best - 1e-3  # what the ridge may cost
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_beside_one_that_says_the_opposite_the_other_is_fitted_as_if_alone(seed):
+    world = World.of(seed=seed)
+    votes = world.votes(seed=seed).table
+    noise = 1.5 * torch.randn(900, 6, generator=generator(seed))
+    opposite = world.calibrated() - 6 * F.one_hot(world.classes, 6) + noise
+    overall = votes.mean(dim=0)
+    weights, rate = fit_mixture([world.calibrated(), opposite], votes, overall)
+    alone, rate_alone = fit_mixture([world.calibrated()], votes, overall)
+    assert weights.tolist() == pytest.approx([alone.item(), 0], rel=1e-4)
+    assert rate == pytest.approx(rate_alone, rel=1e-4)
+    weights = fusion.fit_weights([world.calibrated(), opposite], votes)
+    alone = fusion.fit_weights([world.calibrated()], votes)
+    assert weights.tolist() == pytest.approx([alone.item(), 0], rel=1e-4)
+
+
 def test_a_predictor_that_says_the_opposite_is_not_believed():
     world = World.of()
     votes = world.votes().table
