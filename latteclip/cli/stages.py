@@ -228,7 +228,7 @@ def evaluate_zero_shot(args: argparse.Namespace) -> None:
 
 
 def evaluate_classifier(args: argparse.Namespace) -> None:
-    """Classify the test split by its features and a classifier made without training."""
+    """Classify the test split without training, by features alone."""
     from latteclip.evaluate import evaluate_classifier as stage
     from latteclip.evaluate.metrics import Outputs, Run
 
