@@ -43,6 +43,7 @@ bench: install
 	python benchmarks/index.py
 	python benchmarks/captions.py
 	python benchmarks/captions.py --memory 2000 20000
+	python benchmarks/captions.py --scores --images 200
 	python benchmarks/predict.py
 	python benchmarks/study.py
 	python benchmarks/scale.py 100000

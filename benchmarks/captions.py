@@ -1,6 +1,7 @@
 """Time the captioning stage against one image at a time, and against the bare engine.
 
     python benchmarks/captions.py [--images 1000] [--rounds 5] [--threads 1] [--memory 2000 20000]
+    python benchmarks/captions.py --scores [--images 200] [--rounds 5] [--threads 1]
 
 The same images and the same prompt, alternating, so that a busy machine slows all of them alike:
 
@@ -12,11 +13,16 @@ The same images and the same prompt, alternating, so that a busy machine slows a
 
 Worker processes import this script anew: what is heavy is imported where it is used.
 
+With --scores each engine, in turn, writes captions of 20 tokens, scores letters of five options in
+one and in two orders, and the likelihoods of five options; images are decoded beforehand. What
+counts is the ratio of times of one round.
+
 With --memory the stage runs once for each number of images in a process of its own, whose largest
 resident memory is printed. Without a GPU the model is the demo's LLaVA; with one, give --model.
 """
 
 import argparse
+import dataclasses
 import io
 import logging
 import multiprocessing
@@ -38,7 +44,10 @@ from latteclip.captions.engines import start as engines
 from latteclip.captions.engines.base import CaptionerSettings
 from latteclip.captions.engines.transformers import TransformersCaptioner
 from latteclip.captions.engines.vllm import VllmCaptioner
-from latteclip.captions.request import Request, messages
+from latteclip.captions.letters import letters_of, letters_prompt
+from latteclip.captions.request import Choices, Request, messages
+from latteclip.captions.scorers.transformers import TransformersScorer
+from latteclip.captions.scorers.vllm import VllmScorer
 from latteclip.config import shipped
 from latteclip.core import tables
 from latteclip.data.images import open_rgb
@@ -47,6 +56,10 @@ DEMO = shipped.PACKAGE / "demo" / "models" / "llava"
 PROMPT = "Describe the texture in the photo concisely, less than 20 words."
 ALONE = 100  # images for the two slow ways
 DISTINCT = 500  # textures; further files differ in bytes that no decoder reads
+FEW = 8  # requests of a batch where memory holds no more
+CAPTION_TOKENS = 20  # of a caption that scores are measured against
+OPTIONS = ("banded", "dotted", "honeycombed", "spiralled", "woven")
+ANSWER = " a {} texture with"
 Way = Callable[[], list[str]]
 
 
@@ -184,6 +197,69 @@ def _spread(values: list[float], digits: int = 1) -> str:
     return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
 
 
+def compare_scores(index: str, settings: CaptionerSettings, threads: int, rounds: int) -> None:
+    """For each engine, print how long scores take beside captions of the same images."""
+    paths = tables.read(index, tables.IMAGES, ["path"])[0]["path"].to_pylist()
+    pictures = [open_rgb(path) for path in paths]
+    orders = (letters_prompt(OPTIONS), letters_prompt(OPTIONS[::-1]))
+    one, both = (Choices("letters", letters_of(len(OPTIONS)), orders[:n]) for n in (1, 2))
+    likelihood = Choices("likelihood", tuple(ANSWER.format(name) for name in OPTIONS))
+    asked = {
+        f"captions of {CAPTION_TOKENS} tokens": (PROMPT, None),
+        "letters of 5 options, one order": (PROMPT, one),
+        "letters of 5 options, two orders": (PROMPT, both),
+        "likelihoods of 5 options": (PROMPT, likelihood),
+    }
+    size = settings.batch_size
+    ways = ((TransformersScorer, FEW), (TransformersScorer, size), (VllmScorer, size))
+    for engine, batch_size in ways:
+        scorer: Any = engine(dataclasses.replace(settings, batch_size=batch_size), threads, 1)
+        fix_length(scorer)
+        seconds: dict[str, list[float]] = {name: [] for name in asked}
+        for number in range(rounds + 1):
+            fresh = [marked(picture, number) for picture in pictures]
+            for name, (prompt, choices) in asked.items():
+                requests = [Request(i, [p], prompt, choices) for i, p in enumerate(fresh)]
+                answering: Any = scorer if choices else super(engine, scorer)
+                started = time.perf_counter()
+                answers = [answer for _, answer in answering.answer(iter(requests))]
+                if number:  # the first round warms up
+                    seconds[name].append(time.perf_counter() - started)
+                assert all(answer.error is None for answer in answers)
+                assert choices or {answer.n_tokens for answer in answers} == {CAPTION_TOKENS}
+        print_ratios(f"{scorer.version}, batches of {batch_size}", seconds, len(pictures))
+
+
+def marked(picture: Image.Image, number: int) -> Image.Image:
+    """A picture that no cache of the engine knows from an earlier round."""
+    other = picture.copy()
+    other.putpixel((0, 0), (number, 0, 0))
+    return other
+
+
+def fix_length(scorer: Any) -> None:
+    """Let captions have CAPTION_TOKENS tokens, whatever the model would have written."""
+    if isinstance(scorer, VllmScorer):
+        scorer._sampling.max_tokens = scorer._sampling.min_tokens = CAPTION_TOKENS
+        scorer._sampling.ignore_eos = True
+    else:
+        scorer._max_new_tokens = CAPTION_TOKENS
+        scorer._model.generation_config.min_new_tokens = CAPTION_TOKENS
+
+
+def print_ratios(engine: str, seconds: dict[str, list[float]], n: int) -> None:
+    """Milliseconds an image, and the ratios to the first way, round by round."""
+    first, *_ = seconds.values()
+    for name, values in seconds.items():
+        each = [1000 * value / n for value in values]
+        ratios = [a / b for a, b in zip(values, first, strict=True)]
+        print(
+            f"{engine}, {name}: {statistics.median(each):.1f} ms an image ({_spread(each)}); "
+            f"ratio {statistics.median(ratios):.2f} ({_spread(ratios, 2)})",
+            flush=True,
+        )
+
+
 def measure_memory(n: int, threads: int) -> None:
     """Run the stage on n images; print the largest resident memory of its processes."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -202,6 +278,7 @@ def main() -> None:
     """Print the rates, or the memory."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--scores", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--model")
@@ -220,6 +297,9 @@ def main() -> None:
     print(f"{settings.model}, {args.images} images, {device}")
     with tempfile.TemporaryDirectory() as name:
         index = make_images(Path(name), args.images)
+        if args.scores:
+            compare_scores(index, settings, args.threads, args.rounds)
+            return
         compare(Ways(index, Path(name), settings, args.threads), args.rounds)
 
 

@@ -29,6 +29,7 @@ DISTINCT = 64  # JPEGs; a file system allows at most 65,000 links to a file
 WIDTH = 512  # of features, as ViT-B/32 gives them
 SHARDS = 64
 FUSED = 50_000  # training images whose labels are fused at most: it takes long, and is linear
+TRAINING = 0.7  # the share of the images that are for training
 PROSE = """a the of with on in and small large bright dark red green blue old round long striped
 smooth photo object table grass water sky wall shadow pattern detail surface edge corner"""
 ADJECTIVES = ["alpine", "common", "crested", "dusky", "giant", "golden", "grey", "hooded", "lesser"]
@@ -309,31 +310,41 @@ def summarize_captions(place: Place) -> Work:
 
 
 def fuse_labels(place: Place) -> Work:
-    """Zero-shot labels of FUSED images fused with votes of captions, which are made before."""
+    """Votes of captions fused with what is known of FUSED images; features are made before.
+
+    Image and text features lie around a direction of each class, so that votes are corroborated.
+    """
     import torch
 
-    from latteclip.core import tables
     from latteclip.labels import fusion
+    from latteclip.labels.witnesses import CaptionVotes, Images
 
-    index, _ = tables.read_unlabelled(place.file("images.parquet"), training=True)
-    n, n_classes = min(FUSED, len(index)), place.n_classes
+    n, n_classes = min(FUSED, round(TRAINING * place.n)), place.n_classes
     draw = torch.Generator().manual_seed(0)
-    labels = torch.randint(n_classes, (n,), generator=draw)
+    centres = torch.randn(n_classes, WIDTH, generator=draw)
+    classes = torch.randint(n_classes, (n,), generator=draw)
 
-    def scores(right: float, strength: float) -> torch.Tensor:
-        """float32 [n, C]: large at the label for a share of the images, else at any class."""
-        table = torch.empty(n, n_classes).normal_(generator=draw)
-        wrong = torch.randint(n_classes, (n,), generator=draw)
-        named = torch.where(torch.rand(n, generator=draw) < right, labels, wrong)
-        table[torch.arange(n), named] += strength
-        return fusion.log_probabilities(table)
+    def features(of: torch.Tensor, noise: float) -> torch.Tensor:
+        """L2-normalised float32 [len(of), D]."""
+        made = torch.empty(len(of), WIDTH).normal_(generator=draw).mul_(noise)
+        for rows, shown in zip(made.split(2**14), of.split(2**14), strict=True):
+            rows += centres[shown]
+            rows /= rows.norm(dim=1, keepdim=True)
+        return made
 
-    pseudo_label_images, votes, group_votes = scores(0.7, 5), scores(0.6, 8), scores(0.6, 8)
-    return lambda: _done(fusion.fuse(pseudo_label_images, votes.exp_(), group_votes.exp_(), labels))
+    wrong = torch.rand(n, generator=draw) < 0.4
+    named = torch.where(wrong, classes.roll(1), classes)
+    embeddings = features(torch.arange(n_classes), 0.5)
+    texts = torch.cat([features(named, 1.0), torch.zeros(1, WIDTH)])
+    images = Images.of(features(classes, 3.0), embeddings, 100.0)
+    votes = CaptionVotes.of(texts, torch.arange(n), embeddings, 100.0)
+    return lambda: _done(fusion.fuse(images, votes).trust.corroboration.found)
 
 
-def _done(result: object) -> None:
-    """The end of a work whose result is not needed."""
+def _done(found: bool) -> None:
+    """End a work that would have been shorter if nothing had been found."""
+    if not found:
+        raise RuntimeError("The votes were not corroborated; nothing was fused.")
 
 
 def report_dataset(place: Place) -> Work:

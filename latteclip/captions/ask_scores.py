@@ -17,7 +17,7 @@ from latteclip.captions.scores import read_scores
 
 
 class ScoreAsking(Asking):
-    """Asks about the images that are to be asked about, once in each order of the options."""
+    """Asks about the images that are to be asked about."""
 
     unit = "scores"
 
@@ -34,29 +34,27 @@ class ScoreAsking(Asking):
         self.classes = classes
 
     def question(self, row: int, turn: int) -> tuple[str, Choices | None]:
-        return self.classes.ask(row, turn)
+        return self.classes.ask(row)
 
     def start(self) -> Captioner:
         return scorers.start(self.settings, self.threads)
 
     def take_turns(self, pool: Pool) -> None:
-        rows = np.flatnonzero(self.classes.is_asked).tolist()
-        for turn in range(self.classes.settings.turns):
-            self.take_turn(turn, rows, pool)
+        """Ask once; all orders of the options are one request, and share the image."""
+        self.take_turn(1, np.flatnonzero(self.classes.is_asked).tolist(), pool)
 
     def outcome(self, row: int) -> RowScores:
-        """What became of an image: all turns count, or it has an error."""
+        """What became of an image."""
         if not self.classes.is_asked[row]:
             return NOT_ASKED
-        digests = [self.digest(row, turn) for turn in range(self.classes.settings.turns)]
-        joined = " ".join(digests)
-        kept = [answer for each in digests if (answer := self.store.get(each)) is not None]
-        if len(kept) < len(digests):
-            errors = (self.errors[each] for each in digests if each in self.errors)
-            return RowScores(error=next(errors, "not answered"), digest=joined)
+        request_digest = self.digest(row, 1)
+        kept = self.store.get(request_digest)
+        if kept is None:
+            error = self.errors.get(request_digest, "not answered")
+            return RowScores(error=error, digest=request_digest)
         return dataclasses.replace(
-            self.classes.understand(row, [read_scores(each.answer.text) for each in kept]),
-            digest=joined,
-            engine=kept[0].engine,
-            date=max(each.date for each in kept),
+            self.classes.understand(row, read_scores(kept.answer.text)),
+            digest=request_digest,
+            engine=kept.engine,
+            date=kept.date,
         )

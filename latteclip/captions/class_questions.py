@@ -33,11 +33,6 @@ class ScoreSettings:
     prompt: str = ""  # of likelihood
 
     @property
-    def turns(self) -> int:
-        """Requests about an image."""
-        return self.orders if self.kind == LETTERS else 1
-
-    @property
     def template(self) -> str:
         """The answer with a place for the class name."""
         return ANSWER if self.answer is None else self.answer
@@ -49,7 +44,8 @@ class ScoreSettings:
             UserError: says which key of the configuration to change.
         """
         if self.kind not in KINDS:
-            raise UserError(f"scores.kind is {self.kind!r}; set it to {' or '.join(KINDS)}.")
+            found = "null" if self.kind is None else repr(self.kind)
+            raise UserError(f"scores.kind is {found}; set it to {' or '.join(KINDS)}.")
         if self.kind == LIKELIHOOD and PLACE not in self.template:
             raise UserError(
                 f"scores.answer {self.template!r} has no {PLACE} for the class name: all classes "
@@ -88,41 +84,48 @@ class ClassQuestions:
     is_asked: np.ndarray  # bool [R]
     settings: ScoreSettings
 
-    def ask(self, row: int, turn: int) -> tuple[str, Choices]:
-        """The prompt of a turn about an image, and the choices that go with it."""
-        names = [self.classnames[c] for c in self.options[row]]
+    def ask(self, row: int) -> tuple[str, Choices]:
+        """The prompt about an image, and the choices that go with it."""
+        names = self._names(row)
         if self.settings.kind == LIKELIHOOD:
             texts = tuple(fill(self.settings.template, name) for name in names)
             return self.settings.prompt, Choices(LIKELIHOOD, texts)
-        shown = [names[i] for i in self._order(row, turn)]
-        return letters.letters_prompt(shown), Choices(LETTERS, letters.letters_of(len(names)))
+        prompts = tuple(
+            letters.letters_prompt([names[i] for i in order]) for order in self._orders(row)
+        )
+        return prompts[0], Choices(LETTERS, letters.letters_of(len(names)), prompts)
 
-    def understand(self, row: int, found: Sequence[Scores | None]) -> RowScores:
-        """What the answers of all turns say of an image; None is one that holds no scores."""
+    def understand(self, row: int, scores: Scores | None) -> RowScores:
+        """What the answer about an image says; None is one that holds no scores."""
         options = self.options[row].tolist()
-        scores = [each for each in found if each is not None and self._fits(each, len(options))]
-        if len(scores) < len(found):
+        if scores is None or not self._fits(scores, len(options)):
             return RowScores(error="the kept answer is one to another question")
         if self.settings.kind == LIKELIHOOD:
-            return RowScores(options, scores[0].log_probabilities)
+            return RowScores(options, scores.log_probabilities[0])
         return self._by_letters(row, options, scores)
 
     def _fits(self, scores: Scores, n: int) -> bool:
-        """Whether there are as many scores as choices."""
-        return len(scores.log_probabilities) == n + (self.settings.kind == LETTERS)
+        """Whether there are as many scores as choices, and of as many prompts."""
+        by_letters = self.settings.kind == LETTERS
+        orders = self.settings.orders if by_letters else 0
+        sizes = [len(values) for values in scores.log_probabilities]
+        return sizes == [n + by_letters] * max(orders, 1) and len(scores.first) == orders
 
-    def _by_letters(self, row: int, options: Sequence[int], scores: Sequence[Scores]) -> RowScores:
+    def _by_letters(self, row: int, options: Sequence[int], scores: Scores) -> RowScores:
         shown = letters.letters_of(len(options))
-        for each in scores:
-            if letters.letter_of(each.first or "", shown) is None:
-                error = f"the answer begins with {each.first!r}, which is none of the letters"
-                return RowScores(error=error)
-        orders = [self._order(row, turn) for turn in range(len(scores))]
-        values = letters.over_orders(list(zip(scores, orders, strict=True)))
+        for first in scores.first:
+            if letters.letter_of(first, shown) is None:
+                return RowScores(
+                    error=f"the answer begins with {first!r}, which is none of the letters"
+                )
+        values = letters.over_orders(scores.log_probabilities, self._orders(row))
         if values is None:
             return RowScores(error="no letter has any probability")
         return RowScores(options, values[:-1], values[-1])
 
-    def _order(self, row: int, turn: int) -> list[int]:
-        names = [self.classnames[c] for c in self.options[row]]
-        return letters.order_of(self.images.ids[row], turn, names)
+    def _orders(self, row: int) -> list[list[int]]:
+        names, image_id = self._names(row), self.images.ids[row]
+        return [letters.order_of(image_id, i, names) for i in range(self.settings.orders)]
+
+    def _names(self, row: int) -> list[str]:
+        return [self.classnames[c] for c in self.options[row]]

@@ -6,7 +6,7 @@ Letters of formulas: K options of an image.
 import string
 from collections.abc import Sequence
 
-from latteclip.captions.scores import Scores, log_normalised
+from latteclip.captions.scores import log_normalised
 from latteclip.core.digest import digest
 
 MOST = len(string.ascii_uppercase) - 1  # options; the last letter is for none of them
@@ -27,12 +27,12 @@ def letters_prompt(options: Sequence[str]) -> str:
     return "\n".join([QUESTION, *lines, INSTRUCTION])
 
 
-def order_of(image_id: str, turn: int, options: Sequence[str]) -> list[int]:
-    """The places of the K options in the order of a turn: a permutation of 0 to K - 1.
+def order_of(image_id: str, number: int, options: Sequence[str]) -> list[int]:
+    """The places of the K options in an order of this number: a permutation of 0 to K - 1.
 
     It is drawn by nothing but the arguments, so that a rerun asks the same question.
     """
-    return sorted(range(len(options)), key=lambda i: digest(str(turn), image_id, options[i]))
+    return sorted(range(len(options)), key=lambda i: digest(str(number), image_id, options[i]))
 
 
 def letter_of(text: str, letters: Sequence[str]) -> str | None:
@@ -41,24 +41,27 @@ def letter_of(text: str, letters: Sequence[str]) -> str | None:
     return bare if bare in letters else None
 
 
-def over_orders(found: Sequence[tuple[Scores, Sequence[int]]]) -> list[float] | None:
+def over_orders(
+    rows: Sequence[Sequence[float]], orders: Sequence[Sequence[int]]
+) -> list[float] | None:
     """Log-probabilities of K options and of none of them, over all orders in which they were shown.
 
     In each order those of the letters are normalised among themselves. Their mean, which takes out
     of an option what a letter or a place adds in one order alone, is normalised once more.
 
     Args:
-        found: for each order the scores of K + 1 letters, and the option at each of the K places.
+        rows: for each order the log-probabilities of K + 1 letters.
+        orders: for each the option at each of the K places.
 
     Returns:
         K + 1 numbers in the order of the options; None where every one is minus infinity.
     """
-    n = len(found[0][1])
+    n = len(orders[0])
     sums = [0.0] * (n + 1)
-    for scores, order in found:
-        normalised = log_normalised(scores.log_probabilities)
+    for row, order in zip(rows, orders, strict=True):
+        normalised = log_normalised(row)
         if normalised is None:
             return None
         for place, option in enumerate([*order, n]):
             sums[option] += normalised[place]
-    return log_normalised([total / len(found) for total in sums])
+    return log_normalised([total / len(orders) for total in sums])

@@ -48,6 +48,7 @@ class Choices:
 
     kind: str  # likelihood: of each text as the answer; letters: of each as the first token
     texts: tuple[str, ...]
+    prompts: tuple[str, ...] = ()  # of letters: the prompt, its options in each order
 
 
 @dataclass(frozen=True)

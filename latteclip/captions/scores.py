@@ -19,16 +19,19 @@ KEPT: dict[str, type | UnionType] = {
 
 @dataclass(frozen=True)
 class Scores:
-    """Natural log-probabilities of the choices, in their order."""
+    """Natural log-probabilities of the choices, in their order.
 
-    log_probabilities: tuple[float, ...]
-    first: str | None = None  # of letters: the most likely first token
+    A row for each prompt: one of likelihoods, and of letters one for each order of the options.
+    """
+
+    log_probabilities: tuple[tuple[float, ...], ...]
+    first: tuple[str, ...] = ()  # of letters: the most likely first token after each prompt
 
 
 def as_answer(scores: Scores, n_tokens: int) -> Answer:
     """Scores as JSON; an error where one of them is not a number."""
-    values = scores.log_probabilities
-    if any(math.isnan(value) for value in values):
+    rows = scores.log_probabilities
+    if any(math.isnan(value) for row in rows for value in row):
         return Answer(
             "",
             "error",
@@ -37,7 +40,7 @@ def as_answer(scores: Scores, n_tokens: int) -> Answer:
             "float32",
         )
     # JSON has no word for minus infinity.
-    kept = [round(value, 6) if math.isfinite(value) else None for value in values]
+    kept = [[round(v, 6) if math.isfinite(v) else None for v in row] for row in rows]
     text = json.dumps({"log_probabilities": kept, "first": scores.first}, ensure_ascii=False)
     return Answer(text, REASON, n_tokens)
 
@@ -50,12 +53,17 @@ def read_scores(text: str) -> Scores | None:
         return None
     if not isinstance(found, dict) or set(found) != {"log_probabilities", "first"}:
         return None
-    values, first = found["log_probabilities"], found["first"]
-    if not isinstance(values, list) or not isinstance(first, str | None):
+    rows, first = found["log_probabilities"], found["first"]
+    if not _is_list_of(list, rows) or not _is_list_of(str, first):
         return None
-    if not all(value is None or _is_log_probability(value) for value in values):
+    if not all(value is None or _is_log_probability(value) for row in rows for value in row):
         return None
-    return Scores(tuple(-math.inf if value is None else value for value in values), first)
+    values = (tuple(-math.inf if value is None else value for value in row) for row in rows)
+    return Scores(tuple(values), tuple(first))
+
+
+def _is_list_of(kind: type, value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
 
 
 def _is_log_probability(value: Any) -> bool:

@@ -73,6 +73,34 @@ def add_captions(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--pictures", metavar="FOLDER", help="make their pictures again there")
 
 
+def labels(args: argparse.Namespace) -> None:
+    """Show who was believed about the labels, and a few images."""
+    from latteclip.labels import show
+
+    print(show.command(args.show, args.n, args.image))
+
+
+def add_labels(sub: argparse.ArgumentParser) -> None:
+    """Arguments of labels."""
+    sub.usage = "latteclip labels show results/<dataset> [-n N] [--image ID ...]"
+    sub.add_argument("show", nargs="*", help="show, and a dataset's folder: results/<dataset>")
+    sub.add_argument(
+        "-n", type=int, default=6, metavar="N", help="how many images, of all kinds (default: 6)"
+    )
+    sub.add_argument(
+        "--image",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="ID",
+        help="these images instead, by their ids in images.parquet",
+    )
+    sub.epilog = (
+        "The images are some whose label is not the zero-shot one, some of which not all say the "
+        "same, and some of which all do. -n 0: the summary alone."
+    )
+
+
 def predict(args: argparse.Namespace) -> int:
     """Classify images with a tuned model."""
     from latteclip.deploy import predict as prediction
@@ -256,6 +284,7 @@ COMMANDS: dict[Callable[[argparse.Namespace], Any], Callable[[argparse.ArgumentP
     workflow: add_workflow,
     datasets: add_datasets,
     captions: add_captions,
+    labels: add_labels,
     predict: add_predict,
     export: add_export,
     status: add_status,

@@ -189,6 +189,7 @@ def finetune(args: argparse.Namespace) -> None:
             args.group_captions,
             args.caption_labels,
             args.calibrated,
+            args.image_prototypes,
         ),
         from_json(FinetuneSettings, args.settings),
         stage.TrainingOutputs(args.model, args.history, args.checkpoint),
@@ -230,7 +231,7 @@ def evaluate_zero_shot(args: argparse.Namespace) -> None:
 
 
 def evaluate_classifier(args: argparse.Namespace) -> None:
-    """Classify the test split by its features and a classifier that was not trained."""
+    """Classify the test split without training, by features alone."""
     from latteclip.evaluate import evaluate_classifier as stage
     from latteclip.evaluate.metrics import Outputs, Run
 
@@ -358,6 +359,7 @@ COMMANDS: dict[Command, list[str]] = {
         "group-captions?",
         "caption-labels?",
         "calibrated?",
+        "image-prototypes?",
         "settings",
         "seed",
         "model",

@@ -126,14 +126,26 @@ def calibrated_of_method(configuration: Configuration, dataset: str, method: str
     return [CLASSIFIERS.format(dataset=dataset, name="calibrated")] if reads else []
 
 
+def image_prototypes_of_method(configuration: Configuration, dataset: str, method: str) -> Paths:
+    """The classifier that LatteCLIP's prototypes start from, where it is not the class texts."""
+    starts = configuration.method(method, dataset).get("prototypes", "text") == "image"
+    is_latteclip = configuration.objective(method) == "latteclip"
+    return [_image_prototypes(configuration, dataset, method)] if starts and is_latteclip else []
+
+
 def classifier_of_method(configuration: Configuration, dataset: str, method: str) -> str:
     """The classifier of a method that trains nothing."""
     if configuration.objective(method) == "zero_shot":
         return f"results/{dataset}/class_embeddings.safetensors"
-    name = "calibrated"
     if configuration.objective(method) == "image_prototypes":
-        fused = configuration.reads_caption_labels(method, dataset)
-        name = "image_prototypes" if fused else "image_prototypes_by_zero_shot"
+        return _image_prototypes(configuration, dataset, method)
+    return CLASSIFIERS.format(dataset=dataset, name="calibrated")
+
+
+def _image_prototypes(configuration: Configuration, dataset: str, method: str) -> str:
+    """Those that captions taught, where the method rests on captions."""
+    fused = configuration.reads_caption_labels(method, dataset)
+    name = "image_prototypes" if fused else "image_prototypes_by_zero_shot"
     return CLASSIFIERS.format(dataset=dataset, name=name)
 
 

@@ -95,6 +95,8 @@ def finetune(configuration: Configuration, dataset: str, method: str) -> Setting
         **_words(configuration, dataset),
         "objective": values["objective"],
         "pseudo_labels": values.get("pseudo_labels", "zero_shot"),
+        "prototypes": values.get("prototypes", "text"),
+        "head": values.get("head", "tuned"),
         "switches": values.get("switches", {}),
         "finetune": values["finetune"],
         "compute": configuration.section("compute", dataset),

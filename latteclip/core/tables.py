@@ -82,7 +82,7 @@ CLASS_SCORES = pa.schema(
         ("log_probabilities", pa.list_(pa.float32())),  # of each option, natural, perhaps -inf
         ("none", pa.float32()),  # of "none of these"; null where that was no option
         ("error", pa.string()),  # why there are no scores, though they were asked for
-        ("digest", pa.string()),  # of the request, or of one for each order of the options
+        ("digest", pa.string()),  # of the request; null where none was made
     ]
 )
 PREDICTIONS = pa.schema(

@@ -4,12 +4,14 @@ If what an image's caption votes for has to do with the image, then images that 
 votes that are alike, and votes agree with zero-shot scores. How much they do so is compared with
 votes that were dealt out anew to the images, at random.
 
-Letters: n images, C classes, D embedding width.
+Letters: N images, n some of them, C classes.
 """
 
 from dataclasses import dataclass
 
 import torch
+
+from latteclip.labels.witnesses import Images, Votes
 
 DEALS = 999  # so that being the largest of all has the probability 0.001
 MOST, FEWEST = 4096, 1024  # images that are looked at where there are as many
@@ -31,10 +33,8 @@ class Corroboration:
         return self.p_value <= 1 / (DEALS + 1)
 
 
-def corroborate(
-    features: torch.Tensor, zero_shot: torch.Tensor, votes: torch.Tensor
-) -> Corroboration:
-    """Test the votes of n images.
+def corroborate(images: Images, votes: Votes, sample: torch.Tensor) -> Corroboration:
+    """Test the votes of some images, or of some of these.
 
     Two statistics, each standardised over the deals, and their sum:
 
@@ -43,29 +43,33 @@ def corroborate(
     - sum_i <z_i, v_i>, z zero-shot probabilities.
 
     Args:
-        features: [n, D] float64, centred.
-        zero_shot: [n, C] float64, probabilities.
-        votes: [n, C] float64, probabilities.
+        sample: [n] indices of images with votes.
     """
-    n = min(MOST, max(FEWEST, WORK // (features.shape[1] * votes.shape[1])))
-    step = -(-len(votes) // n)
-    features, zero_shot, votes = (table[::step] for table in (features, zero_shot, votes))
-    votes = votes - votes.mean(dim=0)
-    lengths = features.square().sum(dim=1), votes.square().sum(dim=1)  # [n] each
+    if len(sample) == 0:
+        return Corroboration(images=0.0, zero_shot=0.0, p_value=1.0)
+    sample = sample[:: -(-len(sample) // _most(images))]
+    features, zero_shot = images.centred[sample].double(), images.zero_shot(sample).exp()
+    lengths, dealt = features.square().sum(dim=1), votes.dealing(sample)
 
     def statistics(deal: torch.Tensor) -> list[float]:
-        dealt = votes[deal]
-        alike = (features.T @ dealt).square().sum() - lengths[0] @ lengths[1][deal]
-        return [alike.item(), (zero_shot * dealt).sum().item()]
+        cast = dealt(deal)
+        cast = cast - cast.mean(dim=0)
+        alike = (features.T @ cast).square().sum() - lengths @ cast.square().sum(dim=1)
+        return [alike.item(), (zero_shot * cast).sum().item()]
 
     draw = torch.Generator().manual_seed(SEED)
-    deals = [torch.randperm(len(votes), generator=draw) for _ in range(DEALS)]
+    deals = [torch.randperm(len(sample), generator=draw) for _ in range(DEALS)]
     found = torch.tensor(
-        [statistics(deal) for deal in (torch.arange(len(votes)), *deals)], dtype=torch.float64
+        [statistics(deal) for deal in (torch.arange(len(sample)), *deals)], dtype=torch.float64
     )  # [1 + DEALS, 2]
     spread = found[1:].std(dim=0)
     standard = (found - found[1:].mean(dim=0)) / torch.where(spread > 0, spread, torch.inf)
     together = standard.sum(dim=1)
     as_large = int((together[1:] >= together[0]).sum())
-    images, scores = standard[0].tolist()
-    return Corroboration(images, scores, (1 + as_large) / (1 + DEALS))
+    looks, scores = standard[0].tolist()
+    return Corroboration(looks, scores, (1 + as_large) / (1 + DEALS))
+
+
+def _most(images: Images) -> int:
+    """How many images are looked at."""
+    return min(MOST, max(FEWEST, WORK // images.texts.numel()))

@@ -139,7 +139,7 @@ class Witnesses:
         return found
 
     def head(self) -> torch.Tensor:
-        """The image scores s as logits [C, D] of centred features that have no part in the prototypes."""
+        """The image scores s as logits [C, D] of centred features without a part in them."""
         lengths = self.prototypes.norm(dim=1, keepdim=True).clamp(min=TINY)
         found: torch.Tensor = SHARPNESS * self.prototypes / lengths
         return found
@@ -212,7 +212,7 @@ def fuse(images: Images, votes: Votes, learning: torch.Tensor | None = None) -> 
     votes = WithheldVotes(votes, learning)
     sample = _sample(votes.has, n_classes)
     cast = votes.probabilities(sample)  # [n, C]
-    found = corroborate(images.centred[sample].double(), images.zero_shot(sample).exp(), cast)
+    found = corroborate(images, votes, sample)
     posterior = Posterior.empty(n, n_classes)
     for rows in parts(n):
         posterior.put(rows, votes.probabilities(rows))
@@ -300,15 +300,14 @@ def fit_mixture(
         votes: [n, C] of the same images.
         overall: [C] r.
     """
-    free = torch.zeros(len(predictors) + 1, dtype=torch.float64, requires_grad=True)
 
-    def loss() -> torch.Tensor:
+    def loss(free: torch.Tensor) -> torch.Tensor:
         rate = free[-1].sigmoid()
         mixed = rate * pool(predictors, free[:-1]).softmax(dim=1) + (1 - rate) * overall
         return _cross_entropy(votes, mixed) + RIDGE * free[:-1].square().sum()
 
-    _minimise(loss, free)
-    return free.detach()[:-1].clamp(min=0), free[-1].sigmoid().item()
+    free = _minimise(loss, torch.zeros(len(predictors) + 1, dtype=torch.float64), len(predictors))
+    return free[:-1], free[-1].sigmoid().item()
 
 
 def fit_weights(
@@ -323,16 +322,14 @@ def fit_weights(
         predictors: tables [n, C].
         targets: [n, C] probabilities.
     """
-    first = torch.zeros(len(predictors), dtype=torch.float64) if start is None else start.clone()
-    free = first.requires_grad_()
+    first = torch.zeros(len(predictors), dtype=torch.float64) if start is None else start
 
-    def loss() -> torch.Tensor:
+    def loss(free: torch.Tensor) -> torch.Tensor:
         predicted = pool(predictors, free).softmax(dim=1)
         seen = predicted if confusion is None else predicted @ confusion
         return _cross_entropy(targets, seen) + RIDGE * free.square().sum()
 
-    _minimise(loss, free)
-    return free.detach().clamp(min=0)  # nobody is believed to say the opposite
+    return _minimise(loss, first, len(first))
 
 
 def gains(predictors: Sequence[torch.Tensor], votes: torch.Tensor) -> dict[str, float]:
@@ -356,14 +353,33 @@ def _cross_entropy(targets: torch.Tensor, predicted: torch.Tensor) -> torch.Tens
     return -(targets * (predicted + TINY).log()).sum(dim=1).mean()
 
 
-def _minimise(loss: Callable[[], torch.Tensor], free: torch.Tensor) -> None:
-    """Find the least loss, in place, by L-BFGS."""
+def _minimise(
+    loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, n_weights: int
+) -> torch.Tensor:
+    """Where the loss is least by L-BFGS, the first entries being weights and none of them negative.
+
+    Nobody is believed to say the opposite: who would be gets 0, and the others are fitted anew.
+    """
+    believed = torch.ones_like(start)
+    while True:
+        found = _descend(loss, start * believed, believed)
+        if not (found[:n_weights] < 0).any():
+            return found
+        believed[found[:n_weights].argmin()] = 0
+
+
+def _descend(
+    loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, believed: torch.Tensor
+) -> torch.Tensor:
+    """Where the loss is least while entries that are not believed, 0 in place of 1, are 0."""
+    free = start.requires_grad_()
     optimiser = torch.optim.LBFGS([free], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> float:
         optimiser.zero_grad()
-        value = loss()
+        value = loss(free * believed)
         value.backward()
         return value.item()
 
     optimiser.step(closure)
+    return free.detach() * believed

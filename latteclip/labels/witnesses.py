@@ -6,7 +6,7 @@ Letters: N training images, n some of them, C classes, D embedding width, U dist
 options of an image, R rows of a part.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,8 +17,11 @@ from latteclip.clip.classifier import Classifier
 
 ROWS = 4096  # images that are computed with at once
 FLOOR = 50.0  # nats: an option that is less likely than the best by more counts as that much less
+TURNS = 50  # after which means of images and of classes do not move any more
+DECIMALS = 3  # of nats: differences by rounding are none
 ALIKE = 1e-5  # features that lie closer to their mean than this do not tell images apart
 Rows = slice | torch.Tensor
+Deal = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Votes(Protocol):
@@ -33,6 +36,9 @@ class Votes(Protocol):
 
     def features(self, rows: Rows) -> torch.Tensor | None:
         """Centred L2-normalised features [n, D] float64 of the texts, 0 without; None: no texts."""
+
+    def dealing(self, rows: torch.Tensor) -> Deal:
+        """From a permutation [n], the votes [n, C] if of each image another's votes were said."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,9 @@ class ZeroShotVotes:
     def features(self, rows: Rows) -> None:
         return None
 
+    def dealing(self, rows: torch.Tensor) -> Deal:
+        return self.probabilities(rows).__getitem__
+
 
 @dataclass(frozen=True)
 class CaptionVotes:
@@ -130,14 +139,17 @@ class CaptionVotes:
     def features(self, rows: Rows) -> torch.Tensor:
         return F.normalize(self.texts[self.row_of[rows]].double(), dim=1)
 
+    def dealing(self, rows: torch.Tensor) -> Deal:
+        return self.probabilities(rows).__getitem__
+
 
 @dataclass(frozen=True)
 class ScoreVotes:
     """What a multimodal model answers when it is asked for the class, among some options."""
 
     has: torch.Tensor  # [N]
-    options: torch.Tensor  # [N, K] classes; 0 where there are fewer options
-    scores: torch.Tensor  # [N, K] float32 with class means off; -inf where there are fewer
+    options: torch.Tensor  # [N, K] classes, ascending; before them 0 where there are fewer
+    scores: torch.Tensor  # [N, K] float32, means off; -inf where there are fewer
     n_classes: int
 
     @classmethod
@@ -153,30 +165,72 @@ class ScoreVotes:
         Args:
             learning: [N] bool, the images whose scores the class means are of; None for all.
         """
-        given = options >= 0
-        has = given.any(dim=1)
+        options, order = options.sort(dim=1)
+        scores, given = scores.gather(1, order), options >= 0
         best = scores.masked_fill(~given, -torch.inf).amax(dim=1, keepdim=True)
         best = torch.where(best.isfinite(), best, 0.0)
         scores = (scores - best).clamp(min=-FLOOR)  # also of a probability of 0
         options = options.clamp(min=0)
+        scores = scores.masked_fill(~given, 0.0)
         heard = given if learning is None else given & learning[:, None]
-        where = options[heard]
-        counts = torch.bincount(where, minlength=n_classes)
-        sums = torch.zeros(n_classes, dtype=torch.float64).index_add_(
-            0, where, scores[heard].double()
-        )
-        means = (sums / counts.clamp(min=1)).float()  # [C] of each class
-        return cls(
-            has, options, (scores - means[options]).masked_fill(~given, -torch.inf), n_classes
-        )
+        scores = _without_means(options, scores, given, heard, n_classes)
+        has = given.any(dim=1)
+        return cls(has, options, scores.masked_fill(~given, -torch.inf), n_classes)
 
     def probabilities(self, rows: Rows) -> torch.Tensor:
-        votes = self.scores[rows].double().softmax(dim=1).nan_to_num(0.0)
-        table = votes.new_zeros(len(votes), self.n_classes)
-        return table.scatter_add_(1, self.options[rows], votes)
+        return self._table(self.options[rows], self.scores[rows])
 
     def features(self, rows: Rows) -> None:
         return None
+
+    def dealing(self, rows: torch.Tensor) -> Deal:
+        """An image keeps its options: CLIP chose them, so they tell of it whatever is answered."""
+        options, scores = self.options[rows], self.scores[rows]
+        lacking = scores.isinf()
+        # An image with fewer options lends the others the mean score of their class.
+        lent = scores.masked_fill(lacking, 0.0)
+        return lambda deal: self._table(options, lent[deal].masked_fill(lacking, -torch.inf))
+
+    def _table(self, options: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Votes [n, C] by scores [n, K] of options [n, K]."""
+        votes = scores.double().softmax(dim=1).nan_to_num(0.0)
+        table = votes.new_zeros(len(votes), self.n_classes)
+        return table.scatter_add_(1, options, votes)
+
+
+def _without_means(
+    options: torch.Tensor,
+    scores: torch.Tensor,
+    given: torch.Tensor,
+    heard: torch.Tensor,
+    n_classes: int,
+) -> torch.Tensor:
+    """Scores [N, K] less what is the same for all options of an image or for all of a class.
+
+    The sum of both that fits best is found by turns. Where images have different options, means of
+    classes alone would keep how good the other options were.
+
+    Args:
+        options: [N, K] classes.
+        scores: [N, K], 0 where there is no option.
+        given: [N, K] where there is one.
+        heard: [N, K] which of these the means of classes are of.
+        n_classes: C.
+    """
+    where, owners = options[heard], heard.nonzero()[:, 0]
+    values = scores[heard].double()
+    per_class = torch.bincount(where, minlength=n_classes).clamp(min=1)
+    per_image = given.sum(dim=1).clamp(min=1)
+    means = torch.zeros(n_classes, dtype=torch.float64)
+    for _ in range(TURNS):
+        found = torch.zeros_like(means).index_add_(0, where, values) / per_class
+        means += found
+        values -= found[where]
+        sums = torch.zeros(len(scores), dtype=torch.float64).index_add_(0, owners, values)
+        values -= (sums / per_image)[owners]
+    without = (scores.double() - means[options]).masked_fill(~given, 0.0)
+    without -= without.sum(dim=1, keepdim=True) / per_image[:, None]
+    return without.round(decimals=DECIMALS).float()
 
 
 @dataclass(frozen=True)
@@ -196,6 +250,9 @@ class WithheldVotes:
     def features(self, rows: Rows) -> torch.Tensor | None:
         texts = self.votes.features(rows)
         return None if texts is None else texts * self.learning[rows, None]
+
+    def dealing(self, rows: torch.Tensor) -> Deal:
+        return self.votes.dealing(rows)
 
 
 def parts(n: int) -> Iterator[slice]:

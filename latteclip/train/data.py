@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import torch
+import torch.nn.functional as F
 
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.ranking import classify
@@ -36,6 +37,7 @@ class TrainingFiles:
     group_captions: str | None = None
     caption_labels: str | None = None
     calibrated: str | None = None  # zero-shot classifier without class means
+    image_prototypes: str | None = None  # a classifier, where prototypes start from that
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,11 @@ def read(
         captions, labels_of_groups = _groups(files.group_captions, all_ids, label_of)
         captions = _or_class(captions, labels_of_groups, descriptions)
         group_texts, group_labels = bank.add(captions), torch.tensor(labels_of_groups)
-    texts = TrainingTexts(classes, image_texts, group_texts, group_labels)
+    start = _image_prototypes(files, image_ids, classnames)
+    texts = TrainingTexts(classes, image_texts, group_texts, group_labels, start)
     paths = table["path"].to_pylist()
     sizes = zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True)
-    ids = [str(kind.tolist()) for kind in vars(texts).values()]
+    ids = [str(kind.tolist()) for kind in vars(texts).values() if kind is not None]
     content = [*paths, *map(str, own), *bank.texts, *ids]
     return TrainingData(
         paths,
@@ -143,10 +146,29 @@ def _calibrated(files: TrainingFiles, image_ids: list[str]) -> list[int]:
             "Pseudo-labels 'zero_shot_calibrated' need a classifier; give --calibrated."
         )
     classifier, _ = load_classifier(files.calibrated)
-    features = read_features(files.pseudo_labels, pa.chunked_array([pa.array(image_ids)]))
-    labels, _ = classify(features, classifier, 1)
+    labels, _ = classify(_features(files, image_ids), classifier, 1)
     found: list[int] = labels[:, 0].tolist()
     return found
+
+
+def _image_prototypes(
+    files: TrainingFiles, image_ids: list[str], classnames: list[str]
+) -> torch.Tensor | None:
+    """Prototypes [C, D] to start from: rows of a classifier of centred features, L2-normalised.
+
+    Cosines have no bias. Without what the rows have in common with the mean feature they need none.
+    """
+    if files.image_prototypes is None:
+        return None
+    classifier, _ = load_classifier(files.image_prototypes, classnames=classnames)
+    mean = F.normalize(_features(files, image_ids).mean(dim=0), dim=0)
+    rows = classifier.weights
+    return F.normalize(rows - (rows @ mean)[:, None] * mean, dim=1)
+
+
+def _features(files: TrainingFiles, image_ids: list[str]) -> torch.Tensor:
+    """Features [N, D] under the pretrained model."""
+    return read_features(files.pseudo_labels, pa.chunked_array([pa.array(image_ids)]))
 
 
 def _groups(

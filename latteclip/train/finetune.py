@@ -22,7 +22,7 @@ from latteclip.core.files import replacing
 from latteclip.core.progress import Progress
 from latteclip.core.signals import Signals, Terminated, ending_in_order
 from latteclip.data import loader
-from latteclip.train import checkpoints, data, monitor, parallel, prepare
+from latteclip.train import checkpoints, data, monitor, parallel, prepare, remake
 from latteclip.train.objectives.choose import choose
 from latteclip.train.settings import FROZEN, GROUND_TRUTH, FinetuneSettings
 from latteclip.train.step import Training, adamw
@@ -73,8 +73,7 @@ def finetune(
         with signals.held():  # neither a step nor the writing may be interrupted
             _train(training, inputs, settings, kept, start, seed=seed, threads=threads)
             training.clip.model.eval()
-            # Every process takes part in encoding it.
-            classifier = Classifier.of(training.objective.classifier())
+            classifier = _classifier(training, inputs, settings, threads)
             if parallel.rank() == 0:
                 _write(training, classifier, inputs, settings, seed, outputs)
                 if signals.number:  # who ends a job may remove what it wrote
@@ -219,6 +218,16 @@ def _train(
             kept.end(training.ending, done)
 
 
+def _classifier(
+    training: Training, inputs: data.TrainingData, settings: FinetuneSettings, threads: int
+) -> Classifier:
+    """The classifier of the tuned model; every process takes part in encoding it."""
+    if settings.head == "remade":
+        size = settings.finetune.batch_size
+        return remake.remade(training.clip, inputs, settings.words.template, size, threads)
+    return Classifier.of(training.objective.classifier())
+
+
 def _write(
     training: Training,
     classifier: Classifier,
@@ -240,7 +249,7 @@ def _marks(settings: FinetuneSettings, training: Training) -> list[str]:
     marks = []
     if settings.labels == GROUND_TRUTH:
         marks.append("supervised")
-    elif settings.labels != "zero_shot":
+    elif (settings.labels, settings.prototypes, settings.head) != ("zero_shot", "text", "tuned"):
         marks.append("ours")
     last = [row for row in training.history if row["epoch"] == training.history[-1]["epoch"]]
     agreement = sum(row["agreement"] for row in last) / len(last)

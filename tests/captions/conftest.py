@@ -1,1 +1,2 @@
 from support.captioning import captioned, dataset, recorder  # noqa: F401
+from support.scoring import scored, scorer  # noqa: F401

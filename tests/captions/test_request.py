@@ -4,6 +4,7 @@ import pytest
 
 from latteclip.captions import request
 from latteclip.captions.request import (
+    Choices,
     Identity,
     Layout,
     digest,
@@ -20,6 +21,20 @@ def test_a_digest_is_a_function_of_what_is_asked():
     first = digest(images, 1, "What?", IDENTITY)
     assert len(first) == request.DIGEST_LENGTH
     assert digest(images, 1, "What?", dataclasses.replace(IDENTITY)) == first
+
+
+def test_captions_that_were_kept_are_found_by_later_versions():
+    images = digest_of_images([b"picture"])
+    assert digest(images, 1, "What?", IDENTITY) == "7fa5c9b1927964f733d7455263b2fb84"
+
+
+def test_choices_and_their_kind_count():
+    images = digest_of_images([b"picture"])
+    choices = [
+        *(None, Choices("letters", ("A", "B")), Choices("likelihood", ("A", "B"))),
+        *(Choices("letters", ("A", "B", "C")), Choices("letters", ("B", "A"))),
+    ]
+    assert len({digest(images, 1, "What?", IDENTITY, each) for each in choices}) == 5
 
 
 @pytest.mark.parametrize(

@@ -292,6 +292,11 @@ def test_numbers_may_be_written_in_every_usual_way(config, text):
         ({"seeds": 0}, "seeds"),
         ({"seeds": "a,b"}, "seeds"),
         ({"captioner": {"engine": "vlm"}}, r"captioner\.engine .*'vlm' is not one of"),
+        ({"scores": {"kind": "letter"}}, r"scores\.kind .*'letter' is not one of"),
+        ({"scores": {"topk": 1}}, r"scores\.topk .*less than the minimum of 2"),
+        ({"scores": {"share": 0}}, r"scores\.share .*less than or equal to the minimum of 0"),
+        ({"scores": {"orders": 0}}, r"scores\.orders .*less than the minimum of 1"),
+        ({"scores": {"answer": " a thing"}}, r"scores\.answer .*does not match"),
         ({"datasets": {"new": {"template": "{}"}}}, r"datasets\.new: '.*' is a required property"),
         ({"methods": {"new": {"switches": {}}}}, r"methods\.new: 'objective' is a required"),
         (

@@ -41,3 +41,11 @@ def test_passes_and_processes_are_those_of_the_configuration(configured):
     assert demands.one(found) == 1
     assert demands.share_of_shard(found, shards="4") == 0.25
     assert demands.share_of_shard(found) == 1
+
+
+def test_images_are_asked_about_in_every_order_and_by_their_share(configured):
+    by_letters = configured(scores={"kind": "letters", "orders": 3, "share": 0.5})
+    assert demands.questions_per_image(by_letters, "dtd") == 1.5
+    assert demands.questions_per_image(by_letters, "dtd", shards="3") == 0.5
+    likelihood = configured(scores={"kind": "likelihood", "orders": 3, "share": 0.5})
+    assert demands.questions_per_image(likelihood, "dtd") == 0.5

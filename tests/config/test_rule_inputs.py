@@ -57,6 +57,35 @@ def test_shards_are_as_many_as_configured(configured):
     ]
 
 
+def test_scores_depend_on_the_scorer_of_their_dataset(configured):
+    found = rule_inputs.scorer_code(configured(captioner={"engine": "openai"}), "dtd")
+    assert any(path.endswith("latteclip/captions/scorers/openai.py") for path in found)
+    assert any(path.endswith("latteclip/captions/engines/openai.py") for path in found)
+    assert not any(path.endswith("vllm.py") for path in found)
+
+
+def test_scores_are_read_where_the_configuration_asks_for_some(configured):
+    assert rule_inputs.class_scores_if_in_use(configured(), "dtd") == []
+    of_one = configured(datasets={"dtd": {"scores": {"kind": "letters"}}})
+    assert rule_inputs.class_scores_if_in_use(of_one, "dtd") == ["results/dtd/class_scores.parquet"]
+    assert rule_inputs.class_scores_if_in_use(of_one, "demo") == []
+
+
+def test_scores_of_one_s_own_are_read_by_engine_file_alone(configured):
+    own = {"file": "mine.csv"}
+    with_file = configured(captioner={"engine": "file"}, scores=own)
+    assert rule_inputs.own_scores(with_file, "dtd") == ["mine.csv"]
+    assert rule_inputs.own_scores(configured(scores=own), "dtd") == []
+    assert rule_inputs.own_scores(configured(captioner={"engine": "file"}), "dtd") == []
+
+
+def test_scores_have_as_many_shards_as_captions(configured):
+    assert rule_inputs.score_shards(configured(captions={"shards": 2}), "dtd") == [
+        "results/dtd/captions/shards/class_scores-1-of-2.parquet",
+        "results/dtd/captions/shards/class_scores-2-of-2.parquet",
+    ]
+
+
 IMAGES, GROUPS = (f"results/dtd/captions/{kind}s.parquet" for kind in ("image", "group"))
 
 

@@ -11,6 +11,7 @@ from latteclip.config.configuration import as_json
 STAGES = {
     "pseudo_label_images": ("dtd",),
     "captioner": ("dtd",),
+    "scores": ("dtd",),
     "groups": ("dtd",),
     "label_by_captions": ("dtd",),
     "finetune": ("dtd", "latteclip"),
@@ -38,6 +39,7 @@ STAGES = {
         ),
         ({"captioner": {"max_new_tokens": 9}}, {"captioner"}),
         ({"groups": {"gap": 9}}, {"groups"}),
+        ({"scores": {"topk": 9}}, {"scores"}),
         ({"methods": {"label_propagation": {"graph": {"gamma": 3}}}}, {"propagate_labels"}),
         ({"datasets": {"dtd": {"template": "{}"}}}, {"pseudo_label_images", "finetune"}),
         (
@@ -80,6 +82,14 @@ def test_prompts_are_those_of_the_dataset(configured):
     for kind in ("image", "group"):
         prompt = rule_settings.prompt(configured(), "demo", kind)
         assert prompt == configured().dataset("demo")["prompts"][kind]
+
+
+@pytest.mark.parametrize(("kind", "is_asked"), [("likelihood", True), ("letters", False)])
+def test_the_image_prompt_goes_with_likelihoods_alone(configured, kind, is_asked):
+    found = rule_settings.scores(configured(scores={"kind": kind}), "demo")
+    prompt = rule_settings.prompt(configured(), "demo", "image")
+    assert found["prompt"] == (prompt if is_asked else "")
+    assert (found["kind"], found["answer"]) == (kind, " a {} texture with")
 
 
 def test_several_processes_start_under_torchrun_with_gpus_of_their_own(configured):

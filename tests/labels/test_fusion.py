@@ -1,354 +1,522 @@
 import math
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
+from support.witnesses import ALL, SCALE, TableVotes, World, captions_of, generator
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from latteclip.labels import fusion
+from latteclip.clip.classifier import Classifier
+from latteclip.labels import corroboration, fusion, witnesses
+from latteclip.labels.fusion import KEPT, Posterior, Witnesses, fit_mixture, fuse
+from latteclip.labels.witnesses import Images, ScoreVotes
 
-N, C, G = 11, 5, 7
-
-
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def log_probabilities(n, c, seed):
-    return (2 * torch.randn(n, c, generator=generator(seed)).double()).log_softmax(1)
+N, C, D = 23, 7, 5
 
 
-def some_votes(n, c, seed, silent=(2,)):
-    votes = log_probabilities(n, c, seed).exp()
-    votes[list(silent)] = 0
-    return votes
+def shares(n, c, seed):
+    return (2 * torch.randn(n, c, generator=generator(seed)).double()).softmax(dim=1)
 
 
-def some_model():
-    draw = generator(3)
-    return fusion.VoteModel(
-        torch.tensor(0.4).double(),
-        torch.randn(C, generator=draw).double(),
-        torch.randn(C, generator=draw).double(),
-        torch.randn(C, generator=draw).double().log_softmax(0),
-    )
+# --- prototypes ----------------------------------------------------------------------------------
 
 
-def in_loops(model, zero_shot, votes):
-    """Log-likelihood and fused probabilities, from the formulas of the module's docstring."""
-    temperature = math.exp(model.log_temperature)
-    rates = [1 / (1 + math.exp(-logit)) for logit in model.rate_logits.tolist()]
-    chances = [math.exp(x) for x in model.log_chances.tolist()]
-    likelihood, fused = 0.0, []
-    for scores, q in zip(zero_shot.tolist(), votes.tolist(), strict=True):
-        powers = [
-            math.exp(score / temperature + bias)
-            for score, bias in zip(scores, model.biases.tolist(), strict=True)
-        ]
-        prior = [power / sum(powers) for power in powers]
-        says = [  # [class][vote]
-            [rates[c] * (k == c) + (1 - rates[c]) * chances[k] for k in range(C)] for c in range(C)
-        ]
-        for k in range(C):
-            likelihood += q[k] * math.log(sum(prior[c] * says[c][k] for c in range(C)))
-        joint = [prior[c] * math.prod(says[c][k] ** q[k] for k in range(C)) for c in range(C)]
-        fused.append([value / sum(joint) for value in joint])
-    return likelihood, torch.tensor(fused, dtype=torch.float64)
-
-
-def test_the_model_equals_its_formulas_in_loops():
-    model, zero_shot, votes = some_model(), log_probabilities(N, C, 1), some_votes(N, C, 2)
-    likelihood, fused = in_loops(model, zero_shot, votes)
-    assert model.log_likelihood(zero_shot, votes).item() == pytest.approx(likelihood)
-    torch.testing.assert_close(model.log_posterior(zero_shot, votes).exp(), fused)
-
-
-def test_a_caption_that_does_not_vote_changes_no_probability():
-    model, zero_shot = some_model(), log_probabilities(N, C, 1)
-    torch.testing.assert_close(
-        model.log_posterior(zero_shot, torch.zeros(N, C).double()), model.log_prior(zero_shot)
-    )
-
-
-def test_a_vote_weighs_more_for_a_class_that_is_seldom_named_by_chance():
-    chances = torch.tensor([0.7, 0.2, 0.1]).double()
-    zeros = torch.zeros(3).double()
-    model = fusion.VoteModel(zeros[0], zeros, zeros, chances.log())
-    torch.testing.assert_close(model.weights(), (1 + 1 / chances).log())
-
-
-def test_mean_group_votes_equal_the_loops():
-    votes = some_votes(G, C, 4, silent=(1, 5))
-    members = [[0, 3], [3, 4], [6], [0, 3, 8], [9], [10], [0]]  # of the silent 1: 3, 4; of 5: 10
-    pairs = [(group, image) for group, images in enumerate(members) for image in images]
-    groups, images = torch.tensor(pairs).T
-    found = fusion.mean_group_votes(votes, groups, images, N)
-    for image in range(N):
-        voters = [g for g in range(G) if image in members[g] and g not in (1, 5)]
+def test_a_row_has_no_part_in_the_prototypes_it_is_compared_with():
+    x = torch.randn(N, D, generator=generator(1)).double()
+    table = shares(N, C, 2)
+    found = fusion.own_part_left_out(x, table, table.T @ x)
+    for i in range(N):
         for c in range(C):
-            wanted = sum(votes[g, c].item() for g in voters) / max(1, len(voters))
-            assert found[image, c].item() == pytest.approx(wanted)
+            prototype = sum(table[j, c] * x[j] for j in range(N) if j != i)
+            assert found[i, c].item() == pytest.approx((x[i] @ prototype / prototype.norm()).item())
 
 
-def test_chances_of_labels_equal_the_loops():
-    votes = some_votes(N, C, 5, silent=(0, 7))
-    labels = torch.tensor([0, 1, 0, 3, 3, 1, 0, 4, 1, 0, 3])  # no image is labelled 2
-    found = fusion.chances_of_labels(votes, labels)
-    rows, total = votes.tolist(), N - 2
-    overall = [(sum(row[k] for row in rows) + 1 / C) / (total + 1) for k in range(C)]
-    for label in range(C):
-        own = [row for row, of in zip(rows, labels.tolist(), strict=True) if of == label]
-        n = sum(sum(row) for row in own)
-        for k in range(C):
-            wanted = (sum(row[k] for row in own) + overall[k]) / (n + 1)
-            assert found[label, k].item() == pytest.approx(wanted)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_the_rate_of_groups_is_the_best_of_a_grid(seed):
-    posterior, votes = log_probabilities(N, C, seed).exp(), some_votes(N, C, 10 + seed)
-    votes = (votes + 0.3 * posterior) * (votes.sum(1, keepdim=True) > 0)
-    votes /= votes.sum(1, keepdim=True).clamp(min=1e-9)
-    chances = log_probabilities(N, C, 20 + seed).exp()
-
-    def gain(rate):
-        return (votes * (rate * posterior + (1 - rate) * chances).log()).sum().item() - (
-            votes * chances.log()
-        ).sum().item()
-
-    labels = torch.randperm(N, generator=generator(30 + seed))  # a row of chances for each image
-    rate, evidence = fusion.fit_rate(posterior.log(), votes, labels, chances[labels.argsort()])
-    assert 0 <= rate < 1
-    assert evidence == pytest.approx(gain(rate))
-    assert all(gain(x / 500) <= evidence + 1e-9 for x in range(500))
-
-
-# Images whose class is known, so that accuracy can be told.
-
-MANY = 1500
-
-
-def images(n=MANY, c=6, *, seed=0, strength=2.0, sharpened=1.6):
-    """Classes [n] and overconfident, biased zero-shot log-probabilities [n, c]."""
-    draw = generator(seed)
-    classes = torch.randint(c, (n,), generator=draw)
-    scores = torch.randn(n, c, generator=draw).double()
-    scores[torch.arange(n), classes] += strength
-    biases = 0.7 * torch.randn(c, generator=draw).double()
-    return classes, (sharpened * (scores + biases)).log_softmax(1)
-
-
-def captions(classes, c=6, *, right, seed=0):
-    """Votes [n, c] that name the class for a share of the images, else that of any image."""
-    draw = generator(100 + seed)
-    swapped = torch.rand(len(classes), generator=draw) >= right
-    named = torch.where(swapped, classes[torch.randperm(len(classes), generator=draw)], classes)
-    noise = torch.randn(len(classes), c, generator=draw).double()
-    return (6 * F.one_hot(named, c) + noise).softmax(1)
-
-
-def no_groups(votes):
-    return torch.zeros_like(votes)
-
-
-def fuse(zero_shot, votes, group_votes=None):
-    labels = zero_shot.argmax(1)
-    return fusion.fuse(
-        zero_shot, votes, no_groups(votes) if group_votes is None else group_votes, labels
+def test_a_prototype_of_one_row_alone_tells_it_nothing():
+    x = torch.randn(3, D, generator=generator(1)).double()
+    table = torch.eye(3).double()
+    assert fusion.own_part_left_out(x, table, table.T @ x).diag().tolist() == pytest.approx(
+        [0, 0, 0], abs=1e-9
     )
 
 
-def accuracy(scores, classes):
-    return (scores.argmax(1) == classes).double().mean().item()
+@pytest.mark.parametrize("c", [1, C, KEPT, KEPT + 5])
+def test_a_posterior_keeps_the_largest_probabilities(c):
+    table = shares(N, c, 3)
+    kept = Posterior.empty(N, c)
+    kept.put(slice(0, 9), table[:9])
+    kept.put(slice(9, N), table[9:])
+    threshold = table.sort(dim=1, descending=True).values[:, :KEPT][:, -1:]
+    wanted = torch.where(table >= threshold, table, 0.0)
+    wanted /= wanted.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(kept.table(ALL), wanted, atol=1e-7, rtol=1e-6)
+    assert kept.classes.shape == (N, min(c, KEPT))
+    rows = torch.tensor([20, 3])
+    torch.testing.assert_close(kept.table(rows), wanted[rows], atol=1e-7, rtol=1e-6)
+    torch.testing.assert_close(kept.table(ALL).sum(dim=1), torch.ones(N).double())
 
 
-@pytest.mark.parametrize("right", [0.9, 0.6, 0.3])
-def test_captions_that_are_sometimes_right_make_labels_better(right):
-    classes, zero_shot = images()
-    votes = captions(classes, right=right)
-    fused = fuse(zero_shot, votes)
-    best = max(accuracy(zero_shot, classes), accuracy(votes, classes))
-    assert accuracy(fused.log_posterior, classes) > best + 0.02
-    plain_sum = accuracy(zero_shot + votes.log(), classes)
-    assert accuracy(fused.log_posterior, classes) > plain_sum
+def test_a_posterior_of_zeros_stays_zero():
+    kept = Posterior.empty(N, C)
+    kept.put(ALL, torch.zeros(N, C).double())
+    assert not kept.table(ALL).any()
 
 
-def test_temperature_and_rate_are_found():
-    classes, zero_shot = images(n=4000, sharpened=3.0)
-    for right in (0.8, 0.4):
-        model = fuse(zero_shot, captions(classes, right=right)).model
-        # Logits of a class drawn with unit noise are calibrated at `strength` times the noise.
-        assert model.log_temperature.exp().item() == pytest.approx(3.0 / 2.0, rel=0.25)
-        rates = model.rate_logits.sigmoid()
-        assert rates.mean().item() == pytest.approx(right, abs=0.08)
+# --- likelihood ----------------------------------------------------------------------------------
 
 
-def test_fused_confidence_says_how_many_labels_are_right():
-    classes, zero_shot = images(n=4000, sharpened=3.0)
-    posterior = fuse(zero_shot, captions(classes, right=0.6)).log_posterior
-    assert posterior.exp().amax(1).mean().item() == pytest.approx(
-        accuracy(posterior, classes), abs=0.05
+def mixture(predictors, votes, weights, rate):
+    """Mean log-likelihood of votes under u softmax(sum of weighted predictors) + (1 - u) mean."""
+    predicted = sum(w * table for w, table in zip(weights, predictors, strict=True)).softmax(dim=1)
+    mixed = rate * predicted + (1 - rate) * votes.mean(dim=0)
+    return (votes * mixed.log()).sum(dim=1).mean().item()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("right", [0.9, 0.5])
+def test_no_weights_and_rate_of_a_grid_are_likelier(seed, right):
+    world = World.of(seed=seed)
+    votes = world.captions(right=right, seed=seed).probabilities(ALL)
+    other = 2 * torch.randn(900, 6, generator=generator(seed)) + 2 * F.one_hot(world.classes, 6)
+    predictors = [world.calibrated(), other.double()]
+    weights, rate = fit_mixture(predictors, votes, votes.mean(dim=0))
+    assert (weights >= 0).all()
+    assert 0 < rate < 1
+    found = mixture(predictors, votes, weights.tolist(), rate)
+    steps = [0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6]
+    rates = [number / 20 for number in range(20)]
+    best = max(mixture(predictors, votes, (a, b), u) for a in steps for b in steps for u in rates)
+    assert found > best - 1e-3  # what the ridge may cost
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_beside_one_that_says_the_opposite_the_other_is_fitted_as_if_alone(seed):
+    world = World.of(seed=seed)
+    votes = world.votes(seed=seed).table
+    noise = 1.5 * torch.randn(900, 6, generator=generator(seed))
+    opposite = world.calibrated() - 6 * F.one_hot(world.classes, 6) + noise
+    overall = votes.mean(dim=0)
+    weights, rate = fit_mixture([world.calibrated(), opposite], votes, overall)
+    alone, rate_alone = fit_mixture([world.calibrated()], votes, overall)
+    assert weights.tolist() == pytest.approx([alone.item(), 0], rel=1e-4)
+    assert rate == pytest.approx(rate_alone, rel=1e-4)
+    weights = fusion.fit_weights([world.calibrated(), opposite], votes)
+    alone = fusion.fit_weights([world.calibrated()], votes)
+    assert weights.tolist() == pytest.approx([alone.item(), 0], rel=1e-4)
+
+
+def test_a_predictor_that_says_the_opposite_is_not_believed():
+    world = World.of()
+    votes = world.votes().table
+    weights, rate = fit_mixture([-world.calibrated()], votes, votes.mean(dim=0))
+    assert weights.tolist() == [0]
+    assert 0 <= rate <= 1
+    assert fusion.fit_weights([-world.calibrated()], votes).tolist() == [0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_learned_weights_are_never_negative(seed):
+    world = World.of(seed=seed)
+    world.texts = world.texts.roll(1, dims=0)  # texts of other classes
+    trust = fuse(world.images(), world.captions(seed=seed)).trust
+    assert min(trust.zero_shot, trust.images, trust.texts) >= 0
+    torch.testing.assert_close(trust.confusion.sum(dim=1), torch.ones(6).double())
+
+
+def test_gains_are_nats_over_the_mean_vote():
+    world = World.of()
+    votes = world.votes().table
+    predictors = [world.calibrated(), torch.zeros(900, 6).double()]
+    found = fusion.gains(predictors, votes)
+    weights, rate = fit_mixture(predictors[:1], votes, votes.mean(dim=0))
+    blind = (votes * votes.mean(dim=0).log()).sum(dim=1).mean().item()
+    wanted = mixture(predictors[:1], votes, weights, rate) - blind
+    assert wanted > 0.1
+    assert found["zero_shot"] == pytest.approx(wanted, abs=1e-6)
+    assert found["both"] == pytest.approx(wanted, abs=1e-3)
+    # Uniform probabilities can gain nothing over the mean.
+    assert found["images"] == pytest.approx(0, abs=1e-3)
+
+
+def test_the_posterior_is_that_of_its_formula():
+    world = World.of(40)
+    images, votes = world.images(), world.captions(silent=0.2)
+    own = shares(40, 6, 8)
+    posterior = Posterior.empty(40, 6)
+    posterior.put(ALL, own)
+    confusion = shares(6, 6, 4)
+    trust = fusion.Trust(corroboration.Corroboration(9, 9, 0.001), confusion, 0.7, 2.0, 0.5, 0.6)
+    found = Witnesses(images, votes, posterior).log_posterior(ALL, trust).exp()
+    x, texts, cast = images.centred.double(), votes.features(ALL), votes.probabilities(ALL)
+    z = world.calibrated().log_softmax(dim=1)
+
+    def cosine(rows, i, c):
+        """Of a row of length 1 or not with the prototype of the others."""
+        prototype = sum(own[j, c] * rows[j] for j in range(40) if j != i)
+        return (rows[i] @ prototype / prototype.norm()).item()
+
+    for i in range(40):
+        joint = []
+        for c in range(6):
+            q = 0.7 * z[i, c].item() + 2 * fusion.SHARPNESS * cosine(x, i, c)
+            if not votes.has[i]:
+                joint.append(math.exp(q))
+                continue
+            told = sum(cast[i, k] * confusion[c, k] for k in range(6)).item()
+            text = 0.5 * fusion.SHARPNESS * cosine(texts, i, c)
+            joint.append(math.exp((1 - 0.6**2) * q) * told * math.exp(text))
+        assert found[i].tolist() == pytest.approx([p / sum(joint) for p in joint], abs=1e-4)
+
+
+# --- labels --------------------------------------------------------------------------------------
+
+
+def on_their_own(world, votes, fused):
+    """Shares of right labels of each witness alone."""
+    return {
+        "votes": world.right(votes.probabilities(ALL).argmax(1)),
+        "zero_shot": world.right(world.calibrated().argmax(1)),
+        "images": world.right(fused.said["images"]),
+    }
+
+
+@pytest.mark.parametrize("noise", [0.4, 0.6])
+@pytest.mark.parametrize("seed", range(3))
+def test_witnesses_that_err_independently_are_better_together(seed, noise):
+    world = World.of(seed=seed, noise=noise)
+    votes = world.votes(seed=seed)
+    fused = fuse(world.images(), votes)
+    assert world.right(fused.labels) > max(on_their_own(world, votes, fused).values()) + 0.02
+
+
+@pytest.mark.parametrize("right", [0.7, 0.4])
+def test_half_wrong_captions_and_images_are_better_than_captions(right):
+    world = World.of()
+    votes = world.captions(right=right)
+    fused = fuse(world.images(), votes)
+    alone = on_their_own(world, votes, fused)
+    assert world.right(fused.labels) > max(alone["votes"], alone["zero_shot"]) + 0.05
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_votes_that_copy_the_mistakes_of_zero_shot_scores_lose_nothing(seed):
+    world = World.of(seed=seed)
+    labels = world.calibrated().argmax(1)
+    for copy in (0.9 * F.one_hot(labels, 6) + 0.1 / 6, world.calibrated().softmax(dim=1)):
+        fused = fuse(world.images(), TableVotes.of(copy))
+        assert fused.trust.rate > 0.85
+        assert world.right(fused.labels) > world.right(labels) - 0.01
+
+
+def test_votes_that_are_far_better_than_all_else_are_followed():
+    world = World.of(noise=0.8)
+    votes = world.votes(8, 1)
+    fused = fuse(world.images(), votes)
+    alone = on_their_own(world, votes, fused)
+    assert alone["votes"] > max(alone["zero_shot"], alone["images"]) + 0.2
+    assert world.right(fused.labels) > alone["votes"] - 0.01
+
+
+def test_images_without_captions_get_labels_from_the_others():
+    world = World.of()
+    votes = world.captions(right=0.9, silent=0.5)
+    fused = fuse(world.images(), votes)
+    silent = ~votes.has
+    assert 400 < silent.sum() < 500
+    right = fused.labels == world.classes
+    zero_shot = world.calibrated().argmax(1) == world.classes
+    assert right[silent].double().mean() > zero_shot[silent].double().mean() + 0.1
+    assert right[votes.has].double().mean() > 0.85
+
+
+def test_the_classifier_gives_the_labels_of_images_without_votes_and_fits_others():
+    world, others = World.of(1500), World.of(1500)
+    some, rest = slice(0, 900), slice(900, 1500)
+    world.classes, world.features = world.classes[some], world.features[some]
+    images = world.images()
+    fused = fuse(images, world.captions(right=0.9))
+    classifier = images.classifier(fused.weights, SCALE)
+    found = classifier.scores(others.features[rest]).argmax(1) == others.classes[rest]
+    scores = SCALE * others.features[rest] @ world.texts.T
+    zero_shot = (scores - scores.mean(dim=0)).argmax(1) == others.classes[rest]
+    assert found.double().mean() > zero_shot.double().mean() + 0.1
+
+
+def test_confidence_is_the_probability_of_the_label():
+    world = World.of()
+    votes = world.votes()
+    fused = fuse(world.images(), votes)
+    assert ((fused.confidence > 1 / 6) & (fused.confidence <= 1)).all()
+    order = fused.confidence.argsort(descending=True)
+    right = (fused.labels == world.classes)[order].double()
+    assert right[:450].mean() > right[450:].mean() + 0.1
+
+
+# --- where nothing is told -----------------------------------------------------------------------
+
+
+def assert_calibrated(world, votes):
+    """Labels and classifier are those of calibrated zero-shot scores, and nothing warns."""
+    images = world.images()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fused = fuse(images, votes)
+    scores = world.calibrated()
+    assert not fused.trust.corroboration.found
+    assert fused.labels.tolist() == scores.argmax(1).tolist()
+    assert fused.confidence.tolist() == pytest.approx(scores.softmax(1).amax(1).tolist(), abs=1e-4)
+    assert fused.said.keys() == {"zero_shot"}
+    assert fused.said["zero_shot"].tolist() == fused.labels.tolist()
+    assert fused.gains == {}
+    found = images.classifier(fused.weights, SCALE)
+    mean = world.features.double().mean(dim=0)
+    wanted = Classifier.of(world.texts, -(world.texts.double() @ mean))
+    torch.testing.assert_close(found.weights, wanted.weights, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.bias, wanted.bias, atol=1e-5, rtol=1e-4)
+    others = F.normalize(torch.randn(200, world.features.shape[1], generator=generator(9)), dim=1)
+    assert found.scores(others).argmax(1).tolist() == wanted.scores(others).argmax(1).tolist()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_permuted_votes_change_no_label(seed):
+    world = World.of()
+    dealt = torch.randperm(900, generator=generator(seed))
+    assert_calibrated(world, TableVotes.of(world.votes().table[dealt]))
+    captions = world.captions(right=1)
+    assert_calibrated(
+        world, captions_of(captions.texts[:-1][dealt], torch.arange(900), world.texts)
     )
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("n", [60, MANY])
-def test_captions_of_other_images_leave_the_zero_shot_labels(n, seed):
-    classes, zero_shot = images(n, seed=seed)
-    fused = fuse(zero_shot, captions(classes, right=0.0, seed=seed))
-    assert fused.model is None
-    assert fused.evidence <= fused.needed
-    torch.testing.assert_close(fused.log_posterior, zero_shot)
+def constant_scores(n, c):
+    draw = generator(0)
+    options = torch.stack([torch.randperm(c, generator=draw) for _ in range(n)])
+    return ScoreVotes.of(options, -20 * torch.rand(n, 1, generator=draw).expand(n, c), c)
 
 
-@pytest.mark.parametrize("vote", [[0.2] * 5 + [0.0], [0, 1, 0, 0, 0, 0], [0.5, 0.3, 0.2, 0, 0, 0]])
-def test_one_caption_for_all_images_leaves_the_zero_shot_labels(vote):
-    _, zero_shot = images()
-    votes = torch.tensor([vote], dtype=torch.float64).expand(MANY, -1)
-    torch.testing.assert_close(fuse(zero_shot, votes).log_posterior, zero_shot)
+def constant_scores_of_some(n, c):
+    """Of four classes at most, which may be others for each image; each class has its score."""
+    draw = generator(0)
+    k = min(4, c)
+    options = torch.stack([torch.randperm(c, generator=draw)[:k] for _ in range(n)])
+    return ScoreVotes.of(options, (9 * torch.randn(c, generator=draw))[options], c)
 
 
-def test_a_default_answer_does_not_draw_the_other_images_to_it():
-    classes, zero_shot = images()
-    votes = captions(classes, right=0.9)
-    default = torch.rand(MANY, generator=generator(9)) < 0.5
-    votes[default] = F.one_hot(torch.tensor(2), 6).double()
-    fused = fuse(zero_shot, votes)
-    assert accuracy(fused.log_posterior, classes) > accuracy(zero_shot, classes) + 0.05
-    assert fused.model.weights()[2] < fused.model.weights()[[0, 1, 3, 4, 5]].min()
+NOTHING = {
+    "a constant": lambda n, c: TableVotes.of(shares(1, c, 5).repeat(n, 1)),
+    "uniform": lambda n, c: TableVotes.of(torch.full((n, c), 1 / c)),
+    "no votes": lambda n, c: TableVotes.of(torch.zeros(n, c)),
+    "uniform scores": constant_scores,
+    "a score for each class": constant_scores_of_some,
+    "no scores": lambda n, c: ScoreVotes.of(torch.full((n, 3), -1), torch.zeros(n, 3), c),
+}
 
 
-def test_a_class_that_captions_never_name_keeps_its_images():
-    classes, zero_shot = images(strength=3.0)
-    votes = captions(classes, right=1.0)
-    never = classes == 4
-    votes[never] = captions(torch.randint(4, (int(never.sum()),)), right=1.0, seed=1)
-    assert int((votes.argmax(1) == 4).sum()) == 0
-    posterior = fuse(zero_shot, votes).log_posterior
-    assert accuracy(posterior[never], classes[never]) > 0.5
-    assert accuracy(posterior, classes) > accuracy(zero_shot, classes)
+@pytest.mark.parametrize("votes", NOTHING)
+@pytest.mark.parametrize(("n", "c"), [(1, 4), (2, 4), (300, 4), (300, 1), (300, 20)])
+def test_votes_that_say_nothing_change_no_label(votes, n, c):
+    assert_calibrated(World.of(n, c), NOTHING[votes](n, c))
 
 
-def test_a_class_that_zero_shot_never_predicts_is_found_by_captions():
-    classes, zero_shot = images()
-    zero_shot[:, 3] -= 6
-    kept = zero_shot.argmax(1) != 3
-    classes, zero_shot = classes[kept], zero_shot[kept].log_softmax(1)
-    posterior = fuse(zero_shot, captions(classes, right=0.95)).log_posterior
-    assert int((posterior.argmax(1) == 3).sum()) > 50
-    assert accuracy(posterior, classes) > accuracy(zero_shot, classes) + 0.1
+def test_answers_that_say_nothing_of_the_options_of_zero_shot_scores_change_no_label():
+    world = World.of(300, 20)
+    options = (world.features @ world.texts.T).topk(5).indices
+    draw = generator(2)
+    for scores in (
+        torch.zeros(300, 5),
+        (9 * torch.randn(20, generator=draw))[options],
+        -9 * torch.rand(300, 5, generator=draw),
+    ):
+        assert_calibrated(world, ScoreVotes.of(options, scores, 20))
 
 
-def test_captions_that_repeat_the_zero_shot_labels_change_none():
-    _, zero_shot = images()
-    votes = captions(zero_shot.argmax(1), right=1.0)
-    posterior = fuse(zero_shot, votes).log_posterior
-    assert torch.equal(posterior.argmax(1), zero_shot.argmax(1))
+@pytest.mark.parametrize("row", [0, 1])
+def test_one_caption_of_all_images_and_no_caption_at_all_change_no_label(row):
+    world = World.of(300)
+    text = F.normalize(torch.rand(1, 24, generator=generator(1)), dim=1)
+    assert_calibrated(world, captions_of(text, torch.full((300,), row), world.texts))
 
 
-def test_captions_that_name_the_classes_wrongly_but_consistently_are_not_believed():
-    classes, zero_shot = images()
-    alike = classes < 2  # images of two classes look like those of the next one, too
-    zero_shot[alike, classes[alike] + 1] += 1.6
-    zero_shot = zero_shot.log_softmax(1)
-    votes = captions((classes + 1) % 6, right=1.0)
-    torch.testing.assert_close(fuse(zero_shot, votes).log_posterior, zero_shot)
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_of_very_few_images_nothing_is_learned(n):
+    world = World.of(n)
+    assert_calibrated(world, world.votes())
+    assert_calibrated(world, world.captions(right=1))
 
 
-def test_the_order_of_images_changes_nothing():
-    classes, zero_shot = images(600)
-    votes = captions(classes, right=0.6)
-    order = torch.randperm(600, generator=generator(5))
-    there = fuse(zero_shot, votes).log_posterior
-    back = fuse(zero_shot[order], votes[order]).log_posterior[order.argsort()]
-    torch.testing.assert_close(back, there, rtol=1e-3, atol=1e-3)
+def test_one_class_is_every_label():
+    world = World.of(300, 1)
+    assert_calibrated(world, world.votes())
+    assert_calibrated(world, world.captions(right=1))
 
 
-def test_images_computed_in_parts_are_one_sum(monkeypatch):
-    classes, zero_shot = images(100)
-    votes = captions(classes, right=0.6)
-    whole = fuse(zero_shot, votes)
-    monkeypatch.setattr(fusion, "ROWS", 7)
-    parts = fuse(zero_shot, votes)
-    assert parts.evidence == pytest.approx(whole.evidence)
-    torch.testing.assert_close(parts.log_posterior, whole.log_posterior, rtol=1e-3, atol=1e-3)
+def test_images_that_are_all_alike_get_one_label():
+    world = World.of(300)
+    world.features = world.features[:1].repeat(300, 1)
+    fused = fuse(world.images(), world.votes())
+    assert not fused.trust.corroboration.found
+    assert len(set(fused.labels.tolist())) == 1
+    assert fused.confidence.tolist() == pytest.approx([1 / 6] * 300)
+    assert fused.weights.isfinite().all()
 
 
-@pytest.mark.parametrize("n", [1, 3])
-def test_a_handful_of_images_keeps_its_labels(n):
-    zero_shot, votes = log_probabilities(n, 40, 1), some_votes(n, 40, 2, silent=())
-    torch.testing.assert_close(fuse(zero_shot, votes, votes).log_posterior, zero_shot)
+def test_with_a_class_without_images_labels_are_better_than_calibrated_ones():
+    world = World.of()
+    gone = 5
+    kept = world.classes != gone
+    world.classes, world.features = world.classes[kept], world.features[kept]
+    never = world.votes().table
+    never[:, gone] = 0
+    never /= never.sum(dim=1, keepdim=True)
+    for votes in (world.votes(), TableVotes.of(never), world.captions(right=0.8)):
+        fused = fuse(world.images(), votes)
+        assert fused.trust.corroboration.found
+        assert fused.weights.isfinite().all()
+        assert fused.confidence.isfinite().all()
+        assert (fused.labels == gone).sum() < (fused.said["zero_shot"] == gone).sum()
+        assert world.right(fused.labels) > world.right(world.calibrated().argmax(1)) + 0.1
 
 
-def test_one_class_is_the_label_of_all():
-    fused = fuse(torch.zeros(9, 1).double(), torch.ones(9, 1).double(), torch.ones(9, 1).double())
-    torch.testing.assert_close(fused.log_posterior, torch.zeros(9, 1).double())
-    assert (fused.evidence, fused.group_evidence) == pytest.approx((0, 0), abs=1e-9)
+# --- parts, order, memory ------------------------------------------------------------------------
 
 
-def test_no_votes_at_all_leave_the_zero_shot_labels():
-    zero_shot = log_probabilities(N, C, 1)
-    nothing = torch.zeros(N, C).double()
-    torch.testing.assert_close(fuse(zero_shot, nothing, nothing).log_posterior, zero_shot)
+def assert_same(one, other):
+    assert one.labels.tolist() == other.labels.tolist()
+    torch.testing.assert_close(one.confidence, other.confidence, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(one.weights, other.weights, atol=1e-3, rtol=1e-3)
+    assert one.trust.rate == pytest.approx(other.trust.rate, rel=1e-4)
+    assert one.gains == pytest.approx(other.gains, rel=1e-3)
+    assert {name: said.tolist() for name, said in one.said.items()} == {
+        name: said.tolist() for name, said in other.said.items()
+    }
 
 
-def test_groups_that_repeat_the_label_they_were_drawn_from_do_not_count():
-    classes, zero_shot = images()
-    votes = captions(classes, right=0.6)
-    groups = captions(zero_shot.argmax(1), right=0.9, seed=7)
-    fused = fuse(zero_shot, votes, groups)
-    assert fused.group_rate == 0
-    torch.testing.assert_close(fused.log_posterior, fuse(zero_shot, votes).log_posterior)
+def test_the_same_twice_is_the_same_to_the_bit():
+    world = World.of()
+    one, other = (fuse(world.images(), world.captions(silent=0.2)) for _ in range(2))
+    assert torch.equal(one.confidence, other.confidence)
+    assert torch.equal(one.weights, other.weights)
+    assert (one.trust.rate, one.gains) == (other.trust.rate, other.gains)
 
 
-def test_groups_that_tell_images_of_a_label_apart_make_labels_better():
-    classes, zero_shot = images()
-    votes, groups = captions(classes, right=0.6), captions(classes, right=0.5, seed=7)
-    fused = fuse(zero_shot, votes, groups)
-    assert fused.group_rate > 0.1
-    without = accuracy(fuse(zero_shot, votes).log_posterior, classes)
-    assert accuracy(fused.log_posterior, classes) > without + 0.01
-
-
-# What is computed in parts, in float32, for datasets of a million images.
-
-
-@pytest.fixture
-def noisy():
-    """Zero-shot scores, votes of captions and of groups, and labels: float64."""
-    draw = generator(4)
-    n, c = 400, 7
-    labels = torch.randint(c, (n,), generator=draw)
-
-    def scores(right, strength):
-        wrong = torch.randint(c, (n,), generator=draw)
-        named = torch.where(torch.rand(n, generator=draw) < right, labels, wrong)
-        noise = torch.randn(n, c, generator=draw)
-        return (noise + strength * F.one_hot(named, c)).double()
-
-    zero_shot_scores, own, groups = scores(0.8, 3), scores(0.7, 6), scores(0.9, 6)
-    return zero_shot_scores, own.softmax(1), groups.softmax(1), zero_shot_scores.argmax(1)
-
-
-def test_fused_labels_of_float32_tables_are_those_of_float64(noisy, monkeypatch):
-    scores, own, groups, labels = noisy
-    whole = fusion.fuse(scores.log_softmax(1), own, groups, labels)
-    monkeypatch.setattr(fusion, "ROWS", 33)
-    small = [table.float() for table in (scores, own, groups)]
-    fused = fusion.fuse(fusion.log_probabilities(small[0]), *small[1:], labels)
-    assert fused.log_posterior.dtype == torch.float32
-    assert whole.model is not None
-    assert fused.group_rate > 0
-    assert fused.group_rate == pytest.approx(whole.group_rate, rel=1e-3)
-    assert fused.evidence == pytest.approx(whole.evidence, rel=1e-5)
-    assert torch.equal(fused.log_posterior.argmax(1), whole.log_posterior.argmax(1))
+def test_what_is_computed_in_parts_equals_the_whole(monkeypatch):
+    world = World.of()
+    whole = fuse(world.images(), world.captions(silent=0.2))
+    monkeypatch.setattr(witnesses, "ROWS", 7)
+    assert_same(fuse(world.images(), world.captions(silent=0.2)), whole)
+    prototypes = fusion.prototypes_by_zero_shot(world.images())
+    monkeypatch.undo()
     torch.testing.assert_close(
-        fused.log_posterior.exp(), whole.log_posterior.exp().float(), rtol=1e-3, atol=1e-4
+        fusion.prototypes_by_zero_shot(world.images()), prototypes, atol=1e-4, rtol=1e-4
     )
 
 
-def test_log_probabilities_take_the_place_of_scores(monkeypatch):
-    monkeypatch.setattr(fusion, "ROWS", 4)
-    scores = torch.randn(N, C, generator=generator(1))
-    wanted = scores.log_softmax(1)
-    assert fusion.log_probabilities(scores) is scores
-    torch.testing.assert_close(scores, wanted)
+def test_a_sample_that_is_larger_than_the_data_is_the_data(monkeypatch):
+    world = World.of()
+    before = fuse(world.images(), world.votes())
+    monkeypatch.setattr(fusion, "SAMPLE", 900 * 6)
+    after = fuse(world.images(), world.votes())
+    assert torch.equal(before.confidence, after.confidence)
+
+
+def test_what_is_learned_from_a_sample_is_nearly_the_same(monkeypatch):
+    world = World.of()
+    whole = fuse(world.images(), world.votes())
+    monkeypatch.setattr(fusion, "SAMPLE", 300 * 6)
+    seen = []
+    learn = Witnesses.learn
+
+    def look(self, sample, *others):
+        seen.append(sample.tolist())
+        return learn(self, sample, *others)
+
+    monkeypatch.setattr(Witnesses, "learn", look)
+    some = fuse(world.images(), world.votes())
+    assert seen == [list(range(0, 900, 3))] * fusion.ROUNDS
+    assert (some.labels == whole.labels).double().mean() > 0.95
+
+
+def test_the_order_of_images_does_not_matter():
+    world = World.of()
+    votes = world.votes()
+    there = fuse(world.images(), votes)
+    order = torch.randperm(900, generator=generator(1))
+    world.features = world.features[order]
+    back = fuse(world.images(), TableVotes.of(votes.table[order]))
+    assert back.labels.tolist() == there.labels[order].tolist()
+    torch.testing.assert_close(back.confidence, there.confidence[order], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(back.weights, there.weights, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("c", [6, KEPT + 4])
+def test_the_order_of_classes_does_not_matter(c):
+    world = World.of(c=c)
+    votes = world.votes()
+    there = fuse(world.images(), votes)
+    order = torch.randperm(c, generator=generator(1))  # new class k is old class order[k]
+    world.texts = world.texts[order]
+    back = fuse(world.images(), TableVotes.of(votes.table[:, order]))
+    assert order[back.labels].tolist() == there.labels.tolist()
+    torch.testing.assert_close(back.weights, there.weights[order], atol=1e-3, rtol=1e-3)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many entries the largest tensor had that any operation made."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for one in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(one, torch.Tensor):
+                self.entries = max(self.entries, one.numel())
+        return made
+
+
+def test_no_table_of_all_images_and_classes_is_made(monkeypatch):
+    n, c = 20_000, 200
+    monkeypatch.setattr(witnesses, "ROWS", 512)
+    monkeypatch.setattr(fusion, "SAMPLE", 2**17)
+    monkeypatch.setattr(corroboration, "DEALS", 19)
+    monkeypatch.setattr(fusion, "ROUNDS", 2)
+    world = World.of(n, c)
+    images, votes = world.images(), world.captions()
+    with Largest() as largest:
+        fused = fuse(images, votes)
+    assert fused.trust.corroboration.found
+    # Two predictors of a sample at once, or what is kept of each image.
+    assert largest.entries <= max(2 * 2**17, n * 24, n * KEPT)
+    assert largest.entries < n * c / 5
+    with Largest() as whole:
+        images.zero_shot(ALL)
+    assert whole.entries == n * c  # such a table would be seen
+
+
+# --- prototypes from zero-shot scores ------------------------------------------------------------
+
+
+def test_prototypes_without_votes_are_the_texts_and_what_images_add():
+    world = World.of()
+    images = world.images()
+    weights = fusion.prototypes_by_zero_shot(images)
+    kept = images.zero_shot(ALL).exp()
+    prototypes = F.normalize(kept.T @ images.centred.double(), dim=1)
+    added = weights - images.texts
+    torch.testing.assert_close(F.normalize(added, dim=1), prototypes, atol=1e-4, rtol=1e-3)
+    lengths = added.norm(dim=1)
+    assert lengths.min() > 0
+    assert lengths.max().item() == pytest.approx(lengths.min().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("n", "c"), [(1, 4), (2, 4), (300, 1)])
+def test_prototypes_of_very_little_are_finite(n, c):
+    world = World.of(n, c)
+    assert fusion.prototypes_by_zero_shot(world.images()).isfinite().all()
+
+
+def test_prototypes_of_images_that_are_all_alike_are_the_texts():
+    world = World.of(300)
+    images = Images.of(world.features[:1].repeat(300, 1), world.texts, SCALE)
+    found = fusion.prototypes_by_zero_shot(images)
+    torch.testing.assert_close(found, images.texts)
+    assert math.isfinite(found.sum().item())

@@ -35,7 +35,7 @@ def test_shards_are_gathered_in_pieces(tmp_path, monkeypatch):
         own = [name for name in names if shard_of(name, 3) == number]
         paths.append(write_captions(tmp_path / f"{number}.parquet", own, [f"of {n}" for n in own]))
     monkeypatch.setattr(gather_captions, "ROWS", 2)
-    monkeypatch.setattr(gather_captions, "_metadata", lambda _: {})
+    monkeypatch.setattr(gather_captions, "_metadata", lambda *_: {})
     gather_captions.gather_captions(index, paths, str(tmp_path / "all.parquet"))
     table, _ = tables.read(tmp_path / "all.parquet", tables.CAPTIONS, ["id", "caption"])
     assert table["id"].to_pylist() == names

@@ -23,13 +23,15 @@ class ChatServer:
     """What it was asked, and how it replies.
 
     `fail(number, body)` may return (status, headers) for the request of that number, counted from
-    0, in place of an answer; `pause` seconds pass before each answer.
+    0, in place of an answer; `pause` seconds pass before each answer. `likely(body)` gives the
+    tokens of the first place with their log-probabilities, the most likely one first.
     """
 
     def __init__(self):
         self.requests, self.active, self.most_active = [], 0, 0
         self.fail = lambda number, body: None
         self.pause = 0.0
+        self.likely = None
         self.answered = 0
         self._lock = threading.Lock()
 
@@ -60,11 +62,19 @@ class ChatServer:
             "message": {"role": "assistant", "content": " ".join(cut)},
             "finish_reason": "stop" if cut == words else "length",
         }
+        if body.get("logprobs") and self.likely is not None:
+            choice["logprobs"] = {"content": logprobs(self.likely(body))}
         usage = {"prompt_tokens": 1, "completion_tokens": len(cut), "total_tokens": 1 + len(cut)}
         return {
             **{"id": "x", "object": "chat.completion", "created": 0, "model": body["model"]},
             **{"choices": [choice], "usage": usage},
         }
+
+
+def logprobs(likely):
+    """The log-probabilities of an answer of one token; of none where there is nothing likely."""
+    named = [{"token": token, "logprob": value, "bytes": None} for token, value in likely]
+    return [{**named[0], "top_logprobs": named}] if named else []
 
 
 def decoded(url):

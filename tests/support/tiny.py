@@ -289,8 +289,8 @@ def write_index(path, files, splits, labels, classnames):
     return str(path)
 
 
-def write_pseudo_labels(path, image_ids, labels, confidence=None):
-    """A PSEUDO_LABELS table that holds nothing but labels, and one confidence or one per image."""
+def write_pseudo_labels(path, image_ids, labels, confidence=None, features=None):
+    """A PSEUDO_LABELS table: labels, one confidence or one per image, features or a stand-in."""
     n = len(image_ids)
     tables.write(
         path,
@@ -301,7 +301,7 @@ def write_pseudo_labels(path, image_ids, labels, confidence=None):
             "confidence": confidence if isinstance(confidence, list) else [confidence] * n,
             "topk_labels": [[label] for label in labels],
             "topk_scores": [[0.5]] * n,
-            "image_features": [[1.0]] * n,
+            "image_features": [[1.0]] * n if features is None else features.tolist(),
         },
         tables.PSEUDO_LABELS,
     )

@@ -2,8 +2,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 from support import tiny
 
+from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.train import data as training_data
@@ -72,7 +74,10 @@ class Files:
         self.index = tiny.write_index(
             folder / "i.parquet", files, splits, [0, *true, None], CLASSNAMES
         )
-        self.labels = tiny.write_pseudo_labels(folder / "p.parquet", self.names, LABELS[:n])
+        self.features = torch.randn(n, 4, generator=torch.Generator().manual_seed(0))
+        self.labels = tiny.write_pseudo_labels(
+            folder / "p.parquet", self.names, LABELS[:n], features=self.features
+        )
 
     def captions(self, captions):
         return tiny.write_captions(self.folder / "c.parquet", self.names, captions)
@@ -91,6 +96,13 @@ class Files:
         columns |= {"image_id": self.names, "fused_label": FUSED, "caption_label": FUSED[::-1]}
         tables.write(self.folder / "l.parquet", columns, schema)
         return str(self.folder / "l.parquet")
+
+    def classifier(self, classnames=CLASSNAMES):
+        """Of the features, with a bias."""
+        path = str(self.folder / "calibrated.safetensors")
+        head = Classifier.of(torch.eye(len(classnames), 4), torch.tensor([0.5, 0.0, -0.5]))
+        save_classifier(path, head, {"classnames": classnames})
+        return path
 
     def read(self, labels="zero_shot", share=0.0, **files):
         bank = TextBank(tiny.tiny_clip())
@@ -132,6 +144,31 @@ def test_labels_of_captions_take_the_place_of_zero_shot_ones(files):
     assert files.read("caption", caption_labels=labels)[0].labels.tolist() == FUSED[::-1]
     with pytest.raises(UserError, match="give --caption-labels"):
         files.read("fused")
+
+
+def test_labels_that_the_captions_did_not_give_are_refused(files):
+    with pytest.raises(UserError, match=r"no labels of kind 'lmm'; run with scores\.kind set"):
+        files.read("lmm", caption_labels=files.caption_labels())
+
+
+def test_calibrated_labels_are_those_of_the_classifier(files):
+    data, _ = files.read("zero_shot_calibrated", calibrated=files.classifier())
+    scores = files.features[:, :3] + torch.tensor([0.5, 0.0, -0.5])
+    assert torch.equal(data.labels, scores.argmax(dim=1))
+    assert data.labels.tolist() != LABELS
+    with pytest.raises(UserError, match="give --calibrated"):
+        files.read("zero_shot_calibrated")
+
+
+def test_prototypes_of_images_have_length_one_and_nothing_of_the_mean_feature(files):
+    assert files.read()[0].texts.prototypes is None
+    data, _ = files.read(image_prototypes=files.classifier())
+    prototypes = data.texts.prototypes
+    torch.testing.assert_close(prototypes.norm(dim=1), torch.ones(len(CLASSNAMES)))
+    along = prototypes @ files.features.mean(dim=0)
+    torch.testing.assert_close(along, torch.zeros(len(CLASSNAMES)), atol=1e-6, rtol=0)
+    with pytest.raises(UserError, match="of other classes"):
+        files.read(image_prototypes=files.classifier(CLASSNAMES[::-1]))
 
 
 def test_an_empty_caption_is_the_class_description(files):

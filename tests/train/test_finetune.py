@@ -31,11 +31,14 @@ from support.tiny import (
 from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import load_classifier
+from latteclip.clip.features import encode_files
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.signals import HEARD
 from latteclip.data.loader import ImageFiles
+from latteclip.labels.fusion import fuse
 from latteclip.labels.pseudo_label_images import class_embeddings
+from latteclip.labels.witnesses import Images, ScoreVotes
 from latteclip.train import checkpoints, monitor, prepare
 from latteclip.train.data import TrainingFiles
 from latteclip.train.finetune import TrainingOutputs, finetune
@@ -54,7 +57,7 @@ class Inputs:
         train = write_pictures(folder / "pictures", 7)
         files = [str(folder / "test0.png"), *train, str(folder / "test1.png")]
         splits = ["test", *["train"] * 6, "val", "test"]
-        self.names = [Path(file).name for file in train]
+        self.files, self.names = train, [Path(file).name for file in train]
         self.index = write_index(folder / "i.parquet", files, splits, [0] * 9, CLASSNAMES)
         self.labels = write_pseudo_labels(folder / "p.parquet", self.names, LABELS)
         self.images = write_captions(
@@ -76,9 +79,11 @@ class Inputs:
         model=f"local-dir:{DEMO_CLIP}",
         template="a photo of a {} texture.",
         synonyms=None,
+        head="tuned",
         **finetune,
     ):
         return FinetuneSettings(
+            head=head,
             model=model,
             pretrained=None,
             template=template,
@@ -217,6 +222,23 @@ def test_flyp_trains_without_captions(inputs):
         rtol=1e-4,
         atol=1e-5,
     )
+
+
+def test_a_head_made_anew_is_of_the_tuned_features_and_the_weights_stay(inputs, tuned):
+    model, history = inputs.run("remade", head="remade")
+    assert state(model).keys() == state(tuned[0]).keys()
+    for name, weights in state(tuned[0]).items():
+        assert torch.equal(weights, state(model)[name]), name
+    assert tables.read_metadata(history, "step")["marks"] == ["ours"]
+    clip = clips.load(f"local-dir:{model}", None, torch.device("cpu"))
+    features = encode_files(clip, inputs.files, 7, 1)
+    scale = clip.model.logit_scale.exp().item()
+    texts = class_embeddings(clip, "a photo of a {} texture.", CLASSNAMES)
+    images = Images.of(features.clone(), texts, scale)
+    votes = ScoreVotes.of(torch.tensor(LABELS)[:, None], torch.zeros(7, 1), 3)
+    wanted = images.classifier(fuse(images, votes).weights, scale)
+    head, _ = load_classifier(Path(model) / clips.CLASSIFIER)
+    torch.testing.assert_close(head.scores(features), wanted.scores(features), rtol=1e-3, atol=1e-4)
 
 
 def test_latteclip_without_descriptions_trains_without_captions(inputs):

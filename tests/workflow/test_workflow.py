@@ -360,7 +360,7 @@ def test_the_added_seed_s_option_did_not_change_the_checkout(finished):
 
 CLIP = "resources/models/ViT-B-32@laion2b_s34b_b79k.json"
 CAPTIONER = "resources/models/llava-hf--llava-v1.6-mistral-7b-hf.json"
-LOADS_CLIP = {"pseudo_label_images", "assemble_model", "finetune", "label_by_captions"}
+LOADS_CLIP = {"pseudo_label_images", "finetune", "label_by_captions", "assemble_model"}
 LOADS_CAPTIONER = {"caption_images", "caption_groups"}
 
 
@@ -539,6 +539,8 @@ def run_training_stages(folder, index, configuration):
         **clip,
         "objective": method["objective"],
         "pseudo_labels": "fused",
+        "prototypes": "image",
+        "head": "remade",
         "switches": method.get("switches", {}),
         "finetune": {**method["finetune"], **small},
     }
@@ -566,14 +568,23 @@ def run_training_stages(folder, index, configuration):
             },
         ),
         (
+            "calibrate-zero-shot",
+            {
+                "pseudo-labels": labels,
+                "class-embeddings": folder / "class_embeddings.safetensors",
+                "output": folder / "calibrated.safetensors",
+                "prototypes": folder / "by_zero_shot.safetensors",
+            },
+        ),
+        (
             "label-by-captions",
             {
                 "pseudo-labels": labels,
                 "class-embeddings": folder / "class_embeddings.safetensors",
                 "image-captions": folder / "images.parquet",
-                "group-captions": folder / "groups.parquet",
                 "settings": {**configuration.section("clip", "demo"), "batch_size": 8},
                 "output": folder / "caption_labels.parquet",
+                "prototypes": folder / "image_prototypes.safetensors",
             },
         ),
         (
@@ -581,6 +592,7 @@ def run_training_stages(folder, index, configuration):
             {
                 "pseudo-labels": labels,
                 "caption-labels": folder / "caption_labels.parquet",
+                "image-prototypes": folder / "image_prototypes.safetensors",
                 "image-captions": folder / "images.parquet",
                 "group-captions": folder / "groups.parquet",
                 "settings": finetune_settings,
@@ -592,7 +604,9 @@ def run_training_stages(folder, index, configuration):
         ),
     ]
     for command, options in commands:
-        arguments = [command, "--images", index, "--threads", "1"]
+        arguments = [command, "--images", index]
+        if command != "calibrate-zero-shot":
+            arguments += ["--threads", "1"]
         for name, value in options.items():
             text = json.dumps(value) if isinstance(value, dict) else str(value)
             arguments += [f"--{name}", text]
@@ -620,7 +634,7 @@ def test_training_labels_change_no_byte_of_labels_captions_and_weights(
     for kind, labels in indices.items():
         index = write_index(tmp_path / f"{kind}.parquet", files, splits, labels, names)
         written[kind] = run_training_stages(tmp_path / kind, index, configuration)
-    assert len(written["with"]) >= 9
+    assert len(written["with"]) >= 12
     assert written["with"] == written["without"] == written["wrong"]
 
 

@@ -35,6 +35,7 @@ rule finetune:
         group_captions=given(rule_inputs.captions_of_method, kind="group"),
         caption_labels=given(rule_inputs.caption_labels_of_method),
         calibrated=given(rule_inputs.calibrated_of_method),
+        image_prototypes=given(rule_inputs.image_prototypes_of_method),
         clip_model=given(rule_inputs.hub_model, section="clip"),
         code=sources("latteclip.train.finetune"),
         objective_code=given(rule_inputs.objective_code),
@@ -58,7 +59,8 @@ rule finetune:
         command=given(rule_settings.finetune_command),
         settings=given_json(rule_settings.finetune),
         captions=options(
-            "image_captions", "group_captions", "caption_labels", "calibrated"
+            *("image_captions", "group_captions", "caption_labels"),
+            *("calibrated", "image_prototypes"),
         ),
         # No output: Snakemake removes those of a job that failed, and this is to go on from.
         checkpoint="results/{dataset}/{method}/seed{seed}/checkpoint",

@@ -64,6 +64,8 @@ REMEDIES = (
 class VllmCaptioner:
     """Keeps vLLM's scheduler full: each finished request makes room for the next one."""
 
+    keeps_prefixes = False  # of requests whose beginning others have too
+
     def __init__(self, settings: CaptionerSettings, threads: int, pictures: int) -> None:
         import torch
 
@@ -96,7 +98,7 @@ class VllmCaptioner:
                 limit_mm_per_prompt={"image": pictures},
                 # Each picture comes once: caches would only hash it and hold on to it.
                 mm_processor_cache_gb=0,
-                enable_prefix_caching=False,
+                enable_prefix_caching=self.keeps_prefixes,
                 enforce_eager=not on_gpu,
                 trust_remote_code=False,
             )

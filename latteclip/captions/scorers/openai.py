@@ -1,5 +1,6 @@
 """Letters from a server that speaks OpenAI's chat completions."""
 
+import dataclasses
 from typing import Any
 
 from latteclip.captions.answers import Answer
@@ -20,25 +21,34 @@ class OpenaiScorer(OpenaiCaptioner):
     """
 
     def _ask(self, request: Request) -> Answer:
-        completion = self._complete(request, max_tokens=1, logprobs=True, top_logprobs=TOP)
-        if isinstance(completion, Answer):
-            return completion
+        choices, rows, first = choices_of(request), [], []
+        for prompt in choices.prompts:
+            asked = dataclasses.replace(request, prompt=prompt)
+            completion = self._complete(asked, max_tokens=1, logprobs=True, top_logprobs=TOP)
+            if isinstance(completion, Answer):
+                return completion
+            token = self._first(completion)
+            rows.append(_letters(choices.texts, token))
+            first.append(token.token)
+        return as_answer(Scores(tuple(rows), tuple(first)), len(rows))
+
+    def _first(self, completion: Any) -> Any:
+        """What the server says of the first token of its answer."""
         said = completion.choices[0].logprobs
         if said is None or not said.content or not said.content[0].top_logprobs:
             raise UserError(
                 f"The server at {self._url} ({URL}) tells no log-probabilities (top_logprobs), "
                 "which letters need; use another server, or captioner.engine vllm or transformers."
             )
-        return as_answer(_letters(choices_of(request).texts, said.content[0]), 1)
+        return said.content[0]
 
 
-def _letters(letters: tuple[str, ...], first: Any) -> Scores:
-    """Scores of the letters from the first token and those that were as likely."""
+def _letters(letters: tuple[str, ...], first: Any) -> tuple[float, ...]:
+    """Log-probabilities of the letters from the tokens that the server names for one place."""
     found: dict[str, list[float]] = {letter: [] for letter in letters}
     for token in first.top_logprobs:
         letter = letter_of(token.token, letters)
         if letter is not None:
             found[letter].append(token.logprob)
     smallest = min(token.logprob for token in first.top_logprobs)
-    values = tuple(summed(named) if named else smallest for named in found.values())
-    return Scores(values, first.token)
+    return tuple(summed(named) if named else smallest for named in found.values())

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from latteclip.captions.request import Request, messages
+from latteclip.captions.request import Request, choices_of, messages
 from latteclip.core.errors import UserError
+
+ANSWER = 0  # any token: what follows it is not looked at
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,13 @@ class Tokens:
         self._processor, self._model = processor, model
         self._tokenizer = processor.tokenizer
 
-    def prompt(self, request: Request) -> str:
-        """What the model reads before it answers, its images as marks."""
-        turns = messages([{"type": "image"}] * len(request.pictures), request.prompt)
+    def prompts(self, request: Request) -> list[str]:
+        """What the model reads before it answers, its images as marks: one, or one per order."""
+        asked = choices_of(request).prompts or [request.prompt]
+        return [self._rendered(len(request.pictures), prompt) for prompt in asked]
+
+    def _rendered(self, n_images: int, prompt: str) -> str:
+        turns = messages([{"type": "image"}] * n_images, prompt)
         text: str = self._processor.apply_chat_template(turns, add_generation_prompt=True)
         return text
 
@@ -71,6 +77,15 @@ class Tokens:
                     "or change scores.answer."
                 )
         return Split(alone, start, [ids[start:] for ids in whole])
+
+    def split_orders(self, prompts: Sequence[str]) -> Split:
+        """Take prompts apart whose beginning is the same, that of an image among it.
+
+        Each tail ends in a token that stands for the answer.
+        """
+        whole = [self.ids(prompt) for prompt in prompts]
+        start = min(_common(whole[0], ids) for ids in whole)
+        return Split(whole[0], start, [[*ids[start:], ANSWER] for ids in whole])
 
     def ids_of_letters(self, letters: Sequence[str]) -> list[list[int]]:
         """The tokens that are a letter, or a space and the letter, for each of them.

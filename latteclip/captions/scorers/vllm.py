@@ -1,9 +1,11 @@
 """Scores through vLLM's offline engine.
 
-vLLM keeps no prefix for log-probabilities of a prompt: each choice is a request of its own, and
-the picture is computed anew for it. Letters need one request.
+vLLM keeps no prefix for log-probabilities of a prompt: each choice is a request of its own, and all
+but the vision tower's part is computed anew for it. Letters need one request for each order of the
+options, and these share the picture.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,26 +15,30 @@ from latteclip.captions.class_questions import LETTERS
 from latteclip.captions.engines.base import CaptionerSettings, never
 from latteclip.captions.engines.vllm import VllmCaptioner, external_id
 from latteclip.captions.request import Request, choices_of
-from latteclip.captions.scorers.tokens import Split, Tokens, exclusive
+from latteclip.captions.scorers.tokens import Tokens, exclusive
 from latteclip.captions.scores import Scores, as_answer, summed
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What vLLM is asked at once: a choice of a request, or all of its letters."""
+    """What vLLM is asked at once: about a choice of a request, or its letters in one order."""
 
     request: Request
+    picture: str  # the name of its picture, by which vLLM knows it again
     number: int
-    split: Split | None  # None: letters
+    ids: list[int]  # the tokens that vLLM reads
+    tails: list[list[int]] | None  # of the choices; None: letters
 
     @property
     def of(self) -> int:
         """Parts of the request."""
-        return 1 if self.split is None else len(self.split.tails)
+        return len(choices_of(self.request).prompts if self.tails is None else self.tails)
 
 
 class VllmScorer(VllmCaptioner):
     """Keeps vLLM's scheduler full of choices."""
+
+    keeps_prefixes = True
 
     def __init__(self, settings: CaptionerSettings, threads: int, pictures: int) -> None:
         super().__init__(settings, threads, pictures)
@@ -44,6 +50,7 @@ class VllmScorer(VllmCaptioner):
         )
         self._tokens = Tokens(processor, settings.model)
         self._ids_of: dict[tuple[str, ...], list[list[int]]] = {}  # letters to their tokens
+        self._names = map(str, itertools.count())  # of pictures
         self._sampling_of: Callable[..., Any] = vllm.SamplingParams
 
     def answer(
@@ -59,27 +66,29 @@ class VllmScorer(VllmCaptioner):
 
     def _parts(self, requests: Iterable[Request]) -> Iterator[_Part]:
         for request in requests:
+            name, prompts = next(self._names), self._tokens.prompts(request)
             if choices_of(request).kind == LETTERS:
-                yield _Part(request, 0, None)
+                for number, prompt in enumerate(prompts):
+                    yield _Part(request, name, number, self._tokens.ids(prompt), None)
                 continue
-            split = self._tokens.split(self._tokens.prompt(request), choices_of(request).texts)
-            for number in range(len(split.tails)):
-                yield _Part(request, number, split)
+            split = self._tokens.split(prompts[0], choices_of(request).texts)
+            for number, tail in enumerate(split.tails):
+                ids = split.prompt[: split.start] + tail
+                yield _Part(request, name, number, ids, split.tails)
 
     def _enqueue_part(self, part: _Part) -> str:
         """Hand a part over; returns the id that its output will bear."""
-        if part.split is None:
-            ids = self._tokens.ids(self._tokens.prompt(part.request))
+        if part.tails is None:
             letters = self._ids_of_letters(choices_of(part.request).texts)
             wanted: dict[str, Any] = {
                 "logprob_token_ids": [number for each in letters for number in each]
             }
         else:
-            ids = part.split.prompt[: part.split.start] + part.split.tails[part.number]
             wanted = {"prompt_logprobs": 0}  # of the tokens of the prompt themselves
         prompt: Any = {
-            "prompt_token_ids": ids,
+            "prompt_token_ids": part.ids,
             "multi_modal_data": {"image": list(part.request.pictures)},
+            "multi_modal_uuids": {"image": [part.picture]},
         }
         sampling = self._sampling_of(temperature=0.0, max_tokens=1, **wanted)
         [internal] = self._llm.enqueue([prompt], sampling, use_tqdm=False)
@@ -95,20 +104,20 @@ class VllmScorer(VllmCaptioner):
         for output in outputs.values():
             if isinstance(output, Answer):  # an error
                 return output
-        if part.split is None:
-            return self._of_letters(choices_of(part.request).texts, outputs[0].outputs[0])
-        tails = part.split.tails
-        values = [_of_tail(outputs[i].prompt_logprobs, tail) for i, tail in enumerate(tails)]
-        return as_answer(Scores(tuple(exclusive(values, tails))), sum(map(len, tails)))
+        if part.tails is None:
+            completions = [outputs[number].outputs[0] for number in range(part.of)]
+            rows = (self._of_letters(part.request, completion) for completion in completions)
+            first = (self._tokens.text(completion.token_ids[0]) for completion in completions)
+            return as_answer(Scores(tuple(rows), tuple(first)), part.of)
+        values = [_of_tail(outputs[i].prompt_logprobs, tail) for i, tail in enumerate(part.tails)]
+        row = tuple(exclusive(values, part.tails))
+        return as_answer(Scores((row,)), sum(map(len, part.tails)))
 
-    def _of_letters(self, letters: tuple[str, ...], completion: Any) -> Answer:
-        """Scores of letters from what vLLM says of the first token, before any masking."""
+    def _of_letters(self, request: Request, completion: Any) -> tuple[float, ...]:
+        """Log-probabilities of letters, which vLLM tells before any masking."""
         [said] = completion.logprobs
-        values = tuple(
-            summed([said[number].logprob for number in ids])
-            for ids in self._ids_of_letters(letters)
-        )
-        return as_answer(Scores(values, self._tokens.text(completion.token_ids[0])), 1)
+        letters = self._ids_of_letters(choices_of(request).texts)
+        return tuple(summed([said[number].logprob for number in ids]) for ids in letters)
 
 
 def _of_tail(said: Any, tail: list[int]) -> float:

@@ -21,6 +21,8 @@ class TrainingTexts:
     images: torch.Tensor  # [N] image descriptions; empty where the method does without
     groups: torch.Tensor  # [G] group descriptions; empty where the method does without
     group_labels: torch.Tensor  # [G] the pseudo-label that each group was drawn from
+    # [C, D] L2-normalised prototypes to start from, where those are not the class descriptions.
+    prototypes: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,8 @@ class LatteClip:
     def __init__(self, bank: TextBank, texts: TrainingTexts, switches: Switches, seed: int) -> None:
         self.bank, self.texts, self.switches = bank, texts, switches
         self.prototypes = text_classifier(bank, texts.classes)  # P [C, D]
+        if texts.prototypes is not None:
+            self.prototypes = texts.prototypes.to(self.prototypes)
         self.start = self.epoch_prototypes = self.prototypes
         self.groups = GroupSampler(texts.group_labels, len(texts.classes), seed)
         self._labels: list[torch.Tensor] = []  # of this step's targets, [B] each

@@ -13,13 +13,19 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from support.commands import PROMPT, SETTINGS, WRITTEN, read
+from support.commands import PROMPT, SETTINGS, WRITTEN, paths_of, read
 from support.tiny import DEMO_LLAVA
 
 from latteclip.captions import caption
 from latteclip.captions.caption import CaptionJob
+from latteclip.captions.prepare import _encoded
+from latteclip.captions.request import Choices, Request
+from latteclip.captions.scorers.openai import OpenaiScorer
+from latteclip.captions.scorers.transformers import TransformersScorer
+from latteclip.captions.scores import read_scores
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.data.images import open_rgb
 
 
 def free_port():
@@ -104,3 +110,22 @@ def test_what_a_vllm_server_refuses_is_recorded(index, vllm_server, tmp_path, mo
     unknown = dataclasses.replace(job, settings=dataclasses.replace(settings, model="other"))
     with pytest.raises(UserError, match=r"refuses to answer.*captioner\.model"):
         caption.caption_images(index, None, PROMPT, unknown)
+
+
+@pytest.mark.slow
+def test_a_vllm_server_tells_the_log_probabilities_of_its_first_token(
+    index, vllm_server, monkeypatch
+):
+    monkeypatch.setenv("OPENAI_BASE_URL", vllm_server)
+    path = paths_of(index)[0]
+    prompts = ("Describe the texture.", PROMPT)
+    # Words in place of letters: those with which the demo's LLaVA begins.
+    choices = Choices("letters", ("a", "mostly"), prompts)
+    server = OpenaiScorer(dataclasses.replace(SETTINGS, engine="openai", model="llava"))
+    [(_, answer)] = server.answer([Request(0, [_encoded(open_rgb(path))], prompts[0], choices)])
+    local = TransformersScorer(SETTINGS, threads=1)
+    [(_, expected)] = local.answer([Request(0, [open_rgb(path)], prompts[0], choices)])
+    found, wanted = read_scores(answer.text), read_scores(expected.text)
+    assert found.first == wanted.first
+    for row, other in zip(found.log_probabilities, wanted.log_probabilities, strict=True):
+        assert row[0] == pytest.approx(other[0], abs=1e-2)  # 1.5e-3 apart, at -7.3

@@ -1,0 +1,39 @@
+"""A classifier made anew from the features of the tuned model: ours, beyond the paper.
+
+Letters: N training images, C classes, D embedding width.
+"""
+
+import torch
+
+from latteclip.clip import model as clips
+from latteclip.clip.classifier import Classifier
+from latteclip.clip.features import encode_files
+from latteclip.core.prompts import class_texts
+from latteclip.labels.fusion import fuse
+from latteclip.labels.witnesses import Images, ScoreVotes
+from latteclip.train.data import TrainingData
+from latteclip.train.objectives.base import text_classifier
+from latteclip.train.texts import TextBank
+
+
+def remade(
+    clip: clips.Clip, inputs: TrainingData, template: str, batch_size: int, threads: int
+) -> Classifier:
+    """The head of `image_prototypes`, the labels of the training as the votes.
+
+    Args:
+        clip: the tuned model.
+        inputs: the N training images with their labels.
+        template: of the class descriptions.
+        batch_size: images encoded at once.
+        threads: CPU threads.
+    """
+    clip.model.eval()
+    features = encode_files(clip, inputs.paths, batch_size, threads)  # [N, D]
+    bank = TextBank(clip)
+    classes = bank.add(class_texts(template, inputs.classnames))
+    texts = text_classifier(bank, classes).cpu()  # [C, D]
+    scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
+    images = Images.of(features, texts, scale)
+    votes = ScoreVotes.of(inputs.labels[:, None], torch.zeros(len(features), 1), len(texts))
+    return images.classifier(fuse(images, votes).weights, scale)

@@ -1,0 +1,1 @@
+from support.scored_textures import requests, textures  # noqa: F401

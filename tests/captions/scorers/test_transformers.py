@@ -1,0 +1,139 @@
+import dataclasses
+import math
+
+import pytest
+from support.commands import PROMPT, SETTINGS
+from support.scored_textures import Plain, scores_of
+from support.tiny_qwen import write_tiny_qwen
+
+from latteclip.captions.request import Choices, Request
+from latteclip.captions.scorers.transformers import TransformersScorer
+from latteclip.core.errors import UserError
+from latteclip.data.images import open_rgb
+
+TOLERANCE = 1e-3
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    return TransformersScorer(SETTINGS, threads=1)
+
+
+@pytest.fixture(scope="module")
+def plain(scorer):
+    return Plain(scorer)
+
+
+def test_likelihoods_are_those_of_a_plain_forward_pass(scorer, plain, requests):
+    for request, scores in zip(
+        requests["likelihood"], scores_of(scorer, requests["likelihood"]), strict=True
+    ):
+        expected = plain.likelihoods(request)
+        assert scores.log_probabilities[0] == pytest.approx(expected, abs=TOLERANCE)
+        assert scores.first == ()
+
+
+def test_letters_are_those_of_a_plain_forward_pass(scorer, plain, requests):
+    some = requests["letters"][:12]
+    assert len({request.prompt.count("\n") for request in some}) == 4  # padded to the longest
+    for request, scores in zip(some, scores_of(scorer, some), strict=True):
+        rows, first = plain.letters(request)
+        assert len(scores.log_probabilities) == len(request.choices.prompts)
+        for found, expected in zip(scores.log_probabilities, rows, strict=True):
+            assert found == pytest.approx(expected, abs=TOLERANCE)
+        assert scores.first == first
+
+
+def test_orders_that_are_equal_have_equal_letters(scorer, plain, requests):
+    request = requests["letters"][0]
+    choices = dataclasses.replace(request.choices, prompts=(request.prompt,) * 2)
+    [scores] = scores_of(scorer, [dataclasses.replace(request, choices=choices)])
+    one, other = scores.log_probabilities
+    assert one == other == pytest.approx(plain.letters(request)[0][0], abs=TOLERANCE)
+
+
+def test_choices_and_prompts_of_several_lengths_share_a_batch(scorer, plain, textures):
+    choices = [(" a", " woven."), (" grid of dots",), (" a b", " c", " d e f")]
+    asked = [
+        Request(number, [open_rgb(textures[number])], prompt, Choices("likelihood", texts))
+        for number, (prompt, texts) in enumerate(
+            zip(("Describe.", PROMPT, "What?"), choices, strict=True)
+        )
+    ]
+    for request, scores in zip(asked, scores_of(scorer, asked), strict=True):
+        expected = plain.likelihoods(request)
+        assert scores.log_probabilities[0] == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_choices_of_one_token_need_no_second_pass(scorer, plain, textures):
+    request = Request(0, [open_rgb(textures[0])], PROMPT, Choices("likelihood", (" a", " the")))
+    [scores] = scores_of(scorer, [request])
+    assert scores.log_probabilities[0] == pytest.approx(plain.likelihoods(request), abs=TOLERANCE)
+
+
+def test_the_end_of_a_prompt_that_a_choice_changes_is_left_to_the_choices(
+    scorer, plain, textures, monkeypatch
+):
+    """ "dot" + "ted" is one token, and so is the "dot" that the prompt ends with."""
+    whole = Plain(scorer).prompt
+    ends = {0: " dot", 1: ""}
+    prompt_of = lambda request: whole(request) + ends[request.key]  # noqa: E731
+    monkeypatch.setattr(scorer._tokens, "prompts", lambda request: [prompt_of(request)])
+    asked = [
+        Request(0, [open_rgb(textures[0])], PROMPT, Choices("likelihood", ("ted lines", " a"))),
+        Request(1, [open_rgb(textures[1])], PROMPT, Choices("likelihood", (" dot", " a grid"))),
+    ]
+    split = scorer._tokens.split(prompt_of(asked[0]), asked[0].choices.texts)
+    assert split.start < len(split.prompt)
+    for request, scores in zip(asked, scores_of(scorer, asked), strict=True):
+        expected = plain.likelihoods(request, prompt_of(request))
+        assert scores.log_probabilities[0] == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_a_name_that_begins_another_is_scored_without_it(scorer, plain, textures):
+    texts = (" dot", " dotted", " dot grid")
+    request = Request(0, [open_rgb(textures[0])], PROMPT, Choices("likelihood", texts))
+    tails = scorer._tokens.split(plain.prompt(request), texts).tails
+    assert tails[2][: len(tails[0])] == tails[0]
+    [scores] = scores_of(scorer, [request])
+    dot, dotted, grid = plain.likelihoods(request)
+    inside = [grid, *([dotted] if tails[1][: len(tails[0])] == tails[0] else [])]
+    rest = math.exp(dot) - sum(map(math.exp, inside))
+    assert scores.log_probabilities[0][0] == pytest.approx(math.log(rest), abs=TOLERANCE)
+    assert scores.log_probabilities[0][1:] == pytest.approx([dotted, grid], abs=TOLERANCE)
+
+
+def test_scores_do_not_depend_on_the_batch(scorer, requests):
+    some = requests["likelihood"][:9]
+    alone = TransformersScorer(dataclasses.replace(SETTINGS, batch_size=1), threads=1)
+    for one, other in zip(scores_of(scorer, some), scores_of(alone, some), strict=True):
+        assert one.log_probabilities[0] == pytest.approx(other.log_probabilities[0], abs=TOLERANCE)
+
+
+def test_a_batch_has_at_most_so_many_choices(requests):
+    small = TransformersScorer(dataclasses.replace(SETTINGS, batch_size=12), threads=1)
+    assert [len(batch) for batch in small._batches(requests["likelihood"][:5])] == [2, 2, 1]
+    # One order of the first request, two of the second, three of the third, one of the fourth.
+    assert [len(batch) for batch in small._batches(requests["letters"][:12])] == [6, 6]
+    assert list(small._batches([])) == []
+
+
+def test_another_architecture_counts_its_positions_right(textures, tmp_path):
+    """A picture of Qwen2-VL takes fewer positions than tokens."""
+    settings = dataclasses.replace(SETTINGS, model=write_tiny_qwen(tmp_path / "qwen"))
+    scorer = TransformersScorer(settings, threads=1)
+    plain = Plain(scorer)
+    asked = [
+        Request(n, [open_rgb(textures[n])], prompt, Choices("likelihood", (" dot.", " dotted.")))
+        for n, prompt in enumerate(("Describe.", "What?", "What is it, in one word?"))
+    ]
+    for request, scores in zip(asked, scores_of(scorer, asked), strict=True):
+        bare = dataclasses.replace(request, choices=Choices("likelihood", ("dot.", "dotted.")))
+        expected = plain.likelihoods(bare)  # its template ends in a line break
+        assert scores.log_probabilities[0] == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_a_choice_without_a_token_is_one_sentence(scorer, textures):
+    request = Request(0, [open_rgb(textures[0])], PROMPT, Choices("likelihood", (" a", "")))
+    with pytest.raises(UserError, match=r"has no token for ''.*scores\.answer"):
+        list(scorer.answer([request]))

@@ -1,0 +1,75 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from support.commands import SETTINGS
+from support.scored_textures import scores_of
+from support.tiny import ROOT
+
+from latteclip.captions.scorers.transformers import TransformersScorer
+from latteclip.captions.scores import Scores
+
+# One start of the engine for both kinds, in a process of its own.
+SCORE = """
+import dataclasses, json, sys
+from support.commands import SETTINGS
+from support.scored_textures import request, scores_of
+from latteclip.captions.request import Choices
+from latteclip.captions.scorers.vllm import VllmScorer
+
+if __name__ == "__main__":
+    files, output = json.loads(sys.argv[1]), sys.argv[2]
+    settings = dataclasses.replace(SETTINGS, engine="vllm", batch_size=8)
+    scorer = VllmScorer(settings, 1, 1)
+    found = {}
+    for kind in ("likelihood", "letters"):
+        asked = [request(kind, number, path) for number, path in enumerate(files)]
+        found[kind] = [dataclasses.astuple(scores) for scores in scores_of(scorer, asked)]
+    long = "word " * 400
+    letters = Choices("letters", ("A", "B"), (long, long))
+    for choices in (letters, Choices("likelihood", ("a", "b"))):
+        request = dataclasses.replace(asked[0], prompt=long, choices=choices)
+        found.setdefault("refused", []).extend(a.error for _, a in scorer.answer([request]))
+    with open(output, "w") as file:
+        json.dump(found, file)
+"""
+
+
+@pytest.fixture(scope="module")
+def by_vllm(textures, tmp_path_factory):
+    """What vLLM says of the textures, by kind."""
+    output = tmp_path_factory.mktemp("vllm") / "scores.json"
+    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n{SCORE}"
+    run = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(textures), str(output)],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(output.read_text())
+
+
+def best(scores):
+    return max(range(len(scores)), key=scores.__getitem__)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["likelihood", "letters"])
+def test_vllm_scores_as_transformers_does(by_vllm, requests, kind):
+    expected = scores_of(TransformersScorer(SETTINGS, threads=1), requests[kind])
+    found = [Scores(tuple(map(tuple, rows)), tuple(first)) for rows, first in by_vllm[kind]]
+    same, differences = [], []
+    for one, other in zip(expected, found, strict=True):
+        assert one.first == other.first
+        for row, values in zip(one.log_probabilities, other.log_probabilities, strict=True):
+            same.append(best(row) == best(values))
+            differences += [abs(a - b) for a, b in zip(row, values, strict=True)]
+    assert sum(same) >= 0.95 * len(same)
+    assert max(differences) < 1e-3  # 2e-5 was the largest
+
+
+@pytest.mark.slow
+def test_what_vllm_refuses_is_one_error_of_the_request(by_vllm):
+    assert len(by_vllm["refused"]) == 2
+    assert all("captioner.max_model_len" in error for error in by_vllm["refused"])

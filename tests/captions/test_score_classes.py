@@ -1,0 +1,423 @@
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from support.captioning import mean_colour
+from support.scoring import (
+    LETTERS,
+    LIKELIHOOD,
+    N,
+    ScoredDataset,
+    answered,
+    options_of,
+    reply,
+    value,
+)
+
+from latteclip.captions import answer_files
+from latteclip.captions.answers import Answer, AnswerStore
+from latteclip.captions.gather_captions import gather_captions
+from latteclip.captions.letters import letters_of
+from latteclip.captions.shard import Shard, shard_of
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+
+
+def best(cosines, k):
+    """The k best classes of each image in plain loops."""
+    return [sorted(range(len(row)), key=lambda c: (-row[c], c))[:k] for row in cosines]
+
+
+# --- what is asked -------------------------------------------------------------------------------
+
+
+def test_each_training_image_is_asked_about_its_best_classes(scored, scorer):
+    columns = scored.score()
+    assert columns["image_id"] == scored.names
+    assert columns["options"] == best(scored.cosines, 3)
+    assert columns["none"] == columns["error"] == [None] * N
+    assert len(set(columns["digest"])) == len(scorer.requests) == N
+    for row, file in enumerate(scored.files):
+        [request] = [request for request in scorer.requests if request.key == row]
+        texts = tuple(f" class {number}." for number in columns["options"][row])
+        assert (request.prompt, request.choices.texts) == ("What?", texts)
+        seen = mean_colour(Image.open(file))
+        expected = [value(seen, "What?", text) for text in texts]
+        assert columns["log_probabilities"][row] == pytest.approx(expected)
+
+
+def test_equal_scores_of_clip_are_asked_about_in_the_order_of_the_classes(scored, scorer):
+    scored.weights[:] = scored.weights[0]
+    scored.write()
+    assert scored.score()["options"] == [[0, 1, 2]] * N
+
+
+@pytest.mark.parametrize(("n_classes", "k"), [(2, 2), (20, 20), (21, 3)])
+def test_of_few_classes_all_are_asked_about(tmp_path, scorer, n_classes, k):
+    scored = ScoredDataset(tmp_path, n_classes)
+    assert scored.score()["options"] == best(scored.cosines, k)
+
+
+def test_more_options_than_classes_are_all_classes(scored, scorer):
+    assert scored.score(topk=40)["options"] == best(scored.cosines, 25)
+
+
+def test_one_class_is_refused(tmp_path, scorer):
+    with pytest.raises(UserError, match=r"choose among classes, and there is one alone"):
+        ScoredDataset(tmp_path, 1).score()
+
+
+def test_the_answer_is_the_dataset_s(scored, scorer):
+    scored.score(answer=" a photo of {}, which")
+    assert scorer.requests[0].choices.texts[0].startswith(" a photo of class ")
+    assert tables.read(scored.output, tables.CLASS_SCORES)[1]["answer"] == " a photo of {}, which"
+
+
+@pytest.mark.parametrize(("share", "n"), [(0.3, 3), (0.01, 1), (1.0, 7)])
+@pytest.mark.parametrize("settings", [LIKELIHOOD, LETTERS], ids=lambda s: s.kind)
+def test_only_the_images_of_which_clip_is_least_sure_are_asked_about(
+    scored, scorer, settings, share, n
+):
+    columns = scored.score(settings, share=share)
+    ordered = np.sort(scored.cosines, axis=1)
+    margins = ordered[:, -1] - ordered[:, -2]
+    asked = sorted(np.argsort(margins)[:n].tolist())
+    assert sorted({request.key for request in scorer.requests}) == asked
+    for row in range(N):
+        assert len(columns["options"][row]) == (3 if row in asked else 0)
+        assert len(columns["log_probabilities"][row]) == (3 if row in asked else 0)
+        assert (columns["digest"][row] is None) == (row not in asked)
+    assert columns["error"] == [None] * N
+
+
+def test_how_the_scores_came_about_is_written(scored, scorer):
+    scored.score()
+    _, metadata = tables.read(scored.output, tables.CLASS_SCORES)
+    expected = {
+        **{"classnames": scored.classnames, "kind": "likelihood", "engine": "recorder 1"},
+        **{"model": "some/model", "prompt": "What?", "answer": " {}.", "topk": 3},
+        **{"orders": None, "share": 1.0},
+    }
+    assert {key: metadata[key] for key in expected} == expected
+    assert {"captioner", "date", "code"} <= set(metadata)
+
+
+# --- letters -------------------------------------------------------------------------------------
+
+
+def test_letters_are_those_of_the_options_in_every_order(scored, scorer):
+    columns = scored.score(LETTERS)
+    assert len(scorer.requests) == N
+    for row, options in enumerate(columns["options"]):
+        names = [scored.classnames[c] for c in options]
+        [request] = [request for request in scorer.requests if request.key == row]
+        assert request.choices.texts == ("A", "B", "C", "D")
+        assert len(request.choices.prompts) == 2
+        assert request.prompt == request.choices.prompts[0]
+        for prompt in request.choices.prompts:
+            *shown, last = options_of(prompt)
+            assert sorted(shown) == sorted(names)
+            assert last == "none of these"
+        seen = mean_colour(Image.open(scored.files[row]))
+        values = np.array([value(seen, name) for name in [*names, "none of these"]])
+        expected = values - np.log(np.exp(values).sum())  # the same in every order
+        assert columns["log_probabilities"][row] == pytest.approx(expected[:-1], abs=1e-5)
+        assert columns["none"][row] == pytest.approx(expected[-1], abs=1e-5)
+
+
+def prompts(scorer):
+    return sorted((request.key, *request.choices.prompts) for request in scorer.requests)
+
+
+def test_orders_differ_between_images_and_not_between_runs(scored, scorer):
+    scored.score(LETTERS, orders=3)
+    first = prompts(scorer)
+    assert len({prompt for _, *each in first for prompt in each}) > 2 * N  # an order may come twice
+    scorer.forget()
+    scored.score(LETTERS, orders=3, store=False)
+    assert prompts(scorer) == first
+
+
+def test_what_favours_a_letter_in_one_order_is_shared_out(scored, scorer):
+    def favour_the_first(request):
+        row = (-0.1, *[-5.0] * (len(request.choices.texts) - 1))
+        return answered(*[row] * 60, first=["A"] * 60)
+
+    scorer.reply = favour_the_first
+    columns = scored.score(LETTERS, orders=60)
+    spread = [max(row) - min(row) for row in columns["log_probabilities"]]
+    assert max(spread) < 2.0  # of one order: 4.9
+
+
+def test_more_options_than_letters_are_refused(tmp_path, scorer):
+    scored = ScoredDataset(tmp_path, 27)
+    with pytest.raises(UserError, match=r"letters for 25 options and not for 26: lower scores\.to"):
+        scored.score(LETTERS, topk=26)
+    assert len(scored.score(LETTERS, topk=25)["options"][0]) == 25
+    assert scorer.requests[0].choices.texts[-1] == "Z"
+
+
+@pytest.mark.parametrize("first", ["I", " cannot", "Z", "a", ""])
+def test_an_answer_outside_the_letters_leaves_an_image_without_scores(scored, scorer, first):
+    def refuse(request):
+        if request.key != 2:
+            return reply(request)
+        return answered([-3.0] * 4, [-3.0] * 4, first=["A", first])
+
+    scorer.reply = refuse
+    with pytest.raises(UserError, match=r"gave no scores of 1 of 7 images \(the first error: the"):
+        scored.score(LETTERS)
+    columns = scored.score(LETTERS, max_failed=0.2)
+    assert columns["options"][2] == columns["log_probabilities"][2] == []
+    assert columns["none"][2] is None
+    assert "none of the letters" in columns["error"][2]
+    assert [bool(options) for options in columns["options"]] == [row != 2 for row in range(N)]
+
+
+def test_letters_without_any_probability_are_no_scores(scored, scorer):
+    scorer.reply = lambda request: answered([-math.inf] * 4, [-1.0] * 4, first="AA")
+    columns = scored.score(LETTERS, max_failed=1.0)
+    assert set(columns["error"]) == {"no letter has any probability"}
+
+
+# --- numbers that are none -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [LIKELIHOOD, LETTERS], ids=lambda s: s.kind)
+def test_minus_infinity_is_a_score(scored, scorer, settings):
+    def values_of(names):
+        numbers = [-1 if "none" in name else int(name.split()[1].strip(".")) for name in names]
+        return [-math.inf if number == max(numbers) else -1.0 for number in numbers]
+
+    def impossible(request):
+        if request.choices.kind == "likelihood":
+            return answered(values_of(request.choices.texts))
+        orders = request.choices.prompts
+        return answered(*[values_of(options_of(prompt)) for prompt in orders], first="AA")
+
+    scorer.reply = impossible
+    columns = scored.score(settings)
+    for options, values in zip(columns["options"], columns["log_probabilities"], strict=True):
+        assert [value == -math.inf for value in values] == [c == max(options) for c in options]
+        assert not any(math.isnan(value) for value in values)
+
+
+def test_what_is_not_a_number_is_an_error(scored, scorer):
+    def overflow(request):
+        if request.key == 4:
+            return answered((math.nan, -1.0, -2.0))
+        return reply(request)
+
+    scorer.reply = overflow
+    columns = scored.score(max_failed=0.2)
+    assert "captioner.dtype" in columns["error"][4]
+
+
+# --- kept answers --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [LIKELIHOOD, LETTERS], ids=lambda s: s.kind)
+def test_what_was_answered_is_not_asked_again(scored, scorer, settings):
+    scored.score(settings)
+    before = scored.output.read_bytes()
+    scorer.forget()
+    scored.score(settings)
+    assert (scorer.starts, scorer.requests) == (0, [])
+    assert scored.output.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change", [{"batch_size": 9}, {"max_new_tokens": 5}, {"share": 0.5}], ids=str
+)
+def test_what_leaves_the_questions_as_they_are_asks_nothing(scored, scorer, change):
+    scored.score(LETTERS)
+    scorer.forget()
+    scored.score(LETTERS, **change)
+    assert scorer.requests == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"orders": 3}, {"topk": 4}, {"model": "other/model"}, {"kind": "likelihood"}],
+    ids=str,
+)
+def test_other_questions_are_asked(scored, scorer, change):
+    scored.score(LETTERS)
+    scorer.forget()
+    scored.score(LETTERS, **change)
+    assert len(scorer.requests) == N
+
+
+def test_a_broken_run_goes_on_where_it_stopped(scored, scorer):
+    def break_down(request):
+        if request.key == 4:
+            raise RuntimeError("the machine is gone")
+        return reply(request)
+
+    scorer.reply = break_down
+    with pytest.raises(RuntimeError):
+        scored.score()
+    assert not scored.output.exists()
+    scorer.reply = reply
+    scorer.forget()
+    broken = scored.score()
+    assert 0 < len(scorer.requests) < N
+    assert broken == scored.score(store=False)
+
+
+def test_an_error_is_recorded_for_its_image_and_asked_about_again(scored, scorer):
+    scorer.reply = lambda request: (
+        Answer("", "error", None, "HTTP 400: bad picture") if request.key == 2 else reply(request)
+    )
+    columns = scored.score(max_failed=0.2)
+    assert columns["error"] == [None, None, "HTTP 400: bad picture", *[None] * 4]
+    assert columns["options"][2] == []
+    scorer.reply = reply
+    scorer.forget()
+    assert scored.score()["error"] == [None] * N
+    assert [request.key for request in scorer.requests] == [2]
+
+
+POISON = {
+    "a caption": {"text": "a dotted texture", "finish_reason": "stop"},
+    "a number": {"text": 5},
+    "a list": {"text": "[-1.0, -2.0, -3.0]"},
+    "words": {"text": '{"log_probabilities": [["a", "b", "c"]], "first": []}'},
+    "no rows": {"text": '{"log_probabilities": [-1.0, -2.0, -3.0], "first": []}'},
+    "above zero": {"text": '{"log_probabilities": [[1.0, 2.0, 3.0]], "first": []}'},
+    "true": {"text": '{"log_probabilities": [[true, true, true]], "first": []}'},
+    "no first": {"text": '{"log_probabilities": [[-1.0, -1.0, -1.0]], "first": null}'},
+    "no engine": {"engine": None},
+    "no date": {"date": 3},
+}
+
+
+@pytest.mark.parametrize("name", POISON)
+def test_a_kept_answer_of_another_type_is_dropped_and_asked_again(scored, scorer, name):
+    expected = scored.score()
+    [part] = (scored.folder / "store").iterdir()
+    poisoned = answer_files.line_of(
+        {
+            **{"digest": expected["digest"][3], "text": "", "finish_reason": "scores"},
+            **{"n_tokens": 1, "engine": "recorder 1", "date": "2026-02-03"},
+            **POISON[name],
+        }
+    )
+    lines = part.read_bytes().splitlines(keepends=True)
+    own = [line for line in lines if expected["digest"][3].encode() not in line]
+    part.write_bytes(b"".join([*own, poisoned]))
+    scorer.forget()
+    assert scored.score() == expected
+    assert [request.key for request in scorer.requests] == [3]
+    scorer.forget()
+    assert scored.score() == expected  # whichever of the two parts is read last
+    assert scorer.requests == []
+
+
+def test_lines_that_are_no_answers_are_no_answers(scored, scorer):
+    expected = scored.score()
+    key = f'"digest": "{expected["digest"][0]}", '.encode()
+    for number, rest in enumerate((b'", ' + key + b"oops\n", b'", ' + key + b'"x": 1}\n')):
+        line = answer_files.PREFIX + b"%08x" % answer_files.zlib.crc32(rest) + rest
+        (scored.folder / "store" / f"{number}.jsonl").write_bytes(line)
+    assert scored.score() == expected
+
+
+@pytest.mark.parametrize("answer", [answered([-1.0, -2.0]), answered([-1.0] * 3, [-1.0] * 3)])
+def test_a_kept_answer_to_another_question_is_an_error_of_its_image(scored, scorer, answer):
+    columns = scored.score()
+    with AnswerStore(scored.folder / "store") as store:
+        store.add(columns["digest"][1], answer, "recorder 1")
+    paths = sorted((scored.folder / "store").iterdir(), key=lambda path: path.stat().st_size)
+    paths[0].rename(paths[0].with_name("zzz.jsonl"))  # read last
+    columns = scored.score(max_failed=0.2)
+    assert columns["error"][1] == "the kept answer is one to another question"
+
+
+# --- what cannot be asked ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": None}, r"scores\.kind is null; set it to likelihood or letters"),
+        ({"kind": "liking"}, r"scores\.kind is 'liking'"),
+        ({"answer": " a texture"}, r"scores\.answer ' a texture' has no \{\}"),
+        ({"prompt": "Is it {}?"}, r"names the pseudo-label.*scores\.kind to letters"),
+        ({"engine": "openai"}, r"openai gives no likelihoods.*scores\.kind to letters"),
+        ({"engine": "gpt"}, r"captioner\.engine 'gpt' is not one of"),
+        ({"engine": "file"}, r"captioner\.engine file needs scores\.file"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_asked_is_one_sentence(scored, scorer, changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        scored.score(**changes)
+    assert "\n" not in str(caught.value)
+    assert scorer.starts == 0
+
+
+def test_labels_of_other_images_and_classes_are_refused(scored, scorer):
+    labels = Path(scored.inputs.pseudo_labels).read_bytes()
+    scored.files = scored.files[:-1]
+    scored.write()
+    few = Path(scored.inputs.pseudo_labels).read_bytes()
+    Path(scored.inputs.pseudo_labels).write_bytes(labels)
+    scored.score()  # more images than there are in the index
+    scored.files = [*scored.files, scored.files[0].replace("000", "006")]
+    scored.write()
+    Path(scored.inputs.pseudo_labels).write_bytes(few)
+    with pytest.raises(UserError, match="lacks 1 of 7 images"):
+        scored.score()
+    Path(scored.inputs.pseudo_labels).write_bytes(labels)
+    other = ScoredDataset(scored.folder / "other", 26)
+    scored.inputs = dataclasses.replace(
+        scored.inputs, class_embeddings=other.inputs.class_embeddings
+    )
+    with pytest.raises(UserError, match="other classes"):
+        scored.score()
+
+
+# --- shards, and scores of one's own -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize("settings", [LIKELIHOOD, LETTERS], ids=lambda s: s.kind)
+def test_shards_give_the_same_bytes_however_many_there_are(scored, scorer, settings, n):
+    whole = scored.folder / "whole.parquet"
+    scored.score(settings, share=0.8, output=whole, store=False)
+    asked = len(scorer.requests)
+    scorer.forget()
+    shards = [scored.folder / f"shards/{number}.parquet" for number in range(1, n + 1)]
+    for number, path in enumerate(shards, start=1):
+        shard = Shard(number, n)
+        rows = scored.score(settings, share=0.8, output=path, shard=shard, store=False)
+        assert {shard_of(row, n) for row in rows["image_id"]} <= {number}
+    assert len(scorer.requests) == asked
+    gathered = scored.folder / "gathered.parquet"
+    gather_captions(scored.inputs.images, [str(path) for path in shards], str(gathered))
+    assert gathered.read_bytes() == whole.read_bytes()
+
+
+def test_scores_of_one_s_own_take_the_captioner_s_place(scored, scorer):
+    path = scored.folder / "mine.parquet"
+    rows = [(name, ["class 3", "class 9"], [-0.5, -2.0]) for name in reversed(scored.names)]
+    columns = ["image_id", "options", "log_probabilities"]
+    pd.DataFrame(rows, columns=columns).to_parquet(path)
+    found = scored.score(engine="file", file=str(path))
+    assert found["image_id"] == scored.names
+    assert found["options"] == [[3, 9]] * N
+    assert found["log_probabilities"] == [[-0.5, -2.0]] * N
+    assert tables.read(scored.output, tables.CLASS_SCORES)[1]["engine"] == "file"
+    assert scorer.starts == 0
+    pd.DataFrame(rows[:3], columns=columns).to_parquet(path)
+    with pytest.raises(UserError, match=r"scores\.file lacks 4 of 7 images \(the first error"):
+        scored.score(engine="file", file=str(path))
+
+
+def test_letters_go_up_to_that_of_none():
+    assert letters_of(2) == ("A", "B", "C")

@@ -1,0 +1,74 @@
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from latteclip.core import tables
+from latteclip.core.class_scores import read_class_scores
+from latteclip.core.errors import UserError
+
+IDS = ["a.png", "b.png", "c.png"]
+
+
+def write(path, options, values):
+    n = len(options)
+    tables.write(
+        path,
+        {
+            "image_id": IDS[:n],
+            "options": pa.array(options, pa.list_(pa.int32())),
+            "log_probabilities": pa.array(values, pa.list_(pa.float32())),
+            "none": pa.nulls(n, pa.float32()),
+            "error": pa.nulls(n, pa.string()),
+            "digest": pa.nulls(n, pa.string()),
+        },
+        tables.CLASS_SCORES,
+    )
+    return str(path)
+
+
+def read(path, image_ids, n_classes):
+    return read_class_scores(path, pa.chunked_array([image_ids], pa.string()), n_classes)
+
+
+def test_options_and_scores_are_those_of_the_images_asked_for(tmp_path):
+    path = write(tmp_path / "s.parquet", [[3, 0], [], [1]], [[-1.5, -math.inf], [], [-0.25]])
+    options, scores = read(path, ["c.png", "b.png", "a.png"], 4)
+    gap = -math.inf
+    assert scores.dtype == np.float32
+    assert options.tolist() == [[1, -1], [-1, -1], [3, 0]]
+    assert scores.tolist() == [[-0.25, gap], [gap, gap], [-1.5, gap]]
+
+
+def test_an_image_may_come_twice_or_not_at_all(tmp_path):
+    path = write(tmp_path / "s.parquet", [[1], [], [0]], [[-1.0], [], [-2.0]])
+    assert read(path, ["a.png", "a.png"], 2)[1].tolist() == [[-1.0], [-1.0]]
+    assert read(path, ["b.png"], 2)[0].tolist() == [[-1]]
+    assert read(path, [], 2)[0].shape == (0, 1)
+    with pytest.raises(UserError, match="lacks 1 of 2 images"):
+        read(path, ["a.png", "z.png"], 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "values"),
+    [
+        ([[0, 4]], [[-1.0, -2.0]]),
+        ([[-1, 0]], [[-1.0, -2.0]]),
+        ([[2, 2]], [[-1.0, -2.0]]),
+        ([[0, 1]], [[-1.0]]),
+        ([[0, 1], [2]], [[-1.0], [-1.0, -2.0]]),
+        ([[0, 1]], [[-1.0, math.nan]]),
+        ([[0, 1]], [[-1.0, math.inf]]),
+    ],
+    ids=str,
+)
+def test_rows_that_cannot_be_are_refused(tmp_path, options, values):
+    path = write(tmp_path / "s.parquet", options, values)
+    with pytest.raises(UserError, match="delete it and rerun its stage"):
+        read(path, IDS[: len(options)], 4)
+
+
+def test_the_same_class_in_two_rows_is_right(tmp_path):
+    path = write(tmp_path / "s.parquet", [[2], [2]], [[-1.0], [-2.0]])
+    assert read(path, IDS[:2], 3)[1].tolist() == [[-1.0], [-2.0]]

@@ -1,0 +1,245 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.witnesses import ALL, SCALE, World, captions_of, generator
+
+from latteclip.labels import witnesses
+from latteclip.labels.witnesses import CaptionVotes, Images, ScoreVotes, ZeroShotVotes, parts
+
+N, C, D, U, K = 23, 7, 5, 4, 3
+
+
+@pytest.fixture
+def world():
+    return World.of(N, C, D)
+
+
+def test_parts_are_all_rows_once(monkeypatch):
+    monkeypatch.setattr(witnesses, "ROWS", 4)
+    for n in (0, 1, 4, 9):
+        rows = [row for part in parts(n) for row in range(n)[part]]
+        assert rows == list(range(n))
+        assert all(part.stop - part.start <= 4 for part in parts(n))
+
+
+# --- images --------------------------------------------------------------------------------------
+
+
+def test_zero_shot_scores_are_cosines_without_class_means(world):
+    found = world.images().zero_shot(ALL)
+    scores = [
+        [
+            SCALE * sum(x * t for x, t in zip(image, text, strict=True))
+            for text in world.texts.tolist()
+        ]
+        for image in world.features.tolist()
+    ]
+    for c in range(C):
+        mean = sum(row[c] for row in scores) / N
+        for row in scores:
+            row[c] -= mean
+    for row, own in zip(scores, found.tolist(), strict=True):
+        normaliser = math.log(sum(math.exp(score) for score in row))
+        assert own == pytest.approx([score - normaliser for score in row], abs=1e-5)
+
+
+def test_rows_are_slices_or_indices(world):
+    images = world.images()
+    rows = torch.tensor([3, 19, 4])
+    torch.testing.assert_close(images.zero_shot(rows), images.zero_shot(ALL)[rows])
+    torch.testing.assert_close(images.zero_shot(slice(2, 5)), images.zero_shot(ALL)[2:5])
+
+
+def test_centred_features_have_mean_zero_and_mean_length_one(world):
+    images = world.images()
+    assert images.centred.dtype == torch.float32
+    assert images.centred.mean(dim=0).abs().max() < 1e-6
+    assert images.centred.norm(dim=1).mean().item() == pytest.approx(1)
+    torch.testing.assert_close(images.mean, world.features.double().mean(dim=0))
+
+
+def test_a_classifier_gives_the_logits_of_centred_features(world):
+    images = world.images()
+    weights = torch.randn(C, D, generator=generator(2)).double()
+    logits = images.centred.double() @ weights.T
+    scores = SCALE * images.classifier(weights, SCALE).scores(world.features)
+    torch.testing.assert_close(scores.double(), logits, atol=1e-4, rtol=1e-4)
+
+
+def test_images_that_are_all_alike_are_not_told_apart_by_rounding():
+    feature = F.normalize(torch.rand(1, 512, generator=generator(0)), dim=1)
+    images = Images.of(feature.repeat(1000, 1), torch.randn(C, 512), SCALE)
+    assert not images.centred.any()
+    assert images.zero_shot(ALL).unique().tolist() == pytest.approx([-math.log(C)])
+
+
+def test_zero_shot_scores_vote_for_themselves(world):
+    images = world.images()
+    votes = ZeroShotVotes(images)
+    assert votes.has.tolist() == [True] * N
+    torch.testing.assert_close(votes.probabilities(ALL), images.zero_shot(ALL).exp())
+    assert votes.features(ALL) is None
+
+
+# --- captions ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def captions(world):
+    """Votes of N images by U captions; images 0 and 5 have none."""
+    draw = generator(4)
+    texts = F.normalize(torch.randn(U, D, generator=draw), dim=1)
+    row_of = torch.randint(U, (N,), generator=draw)
+    row_of[[0, 5]] = U
+    return texts, row_of, captions_of(texts, row_of, world.texts)
+
+
+def test_captions_are_scored_by_cosines_without_class_means(world, captions):
+    texts, row_of, votes = captions
+    voting = [i for i in range(N) if i not in (0, 5)]
+    assert votes.has.tolist() == [i in voting for i in range(N)]
+    scores = SCALE * texts.double() @ world.texts.double().T  # [U, C]
+    means = torch.stack([scores[row_of[i]] for i in voting]).mean(dim=0)
+    found = votes.probabilities(ALL)
+    for i in range(N):
+        wanted = (scores[row_of[i]] - means).softmax(dim=0) if i in voting else torch.zeros(C)
+        torch.testing.assert_close(found[i], wanted.double(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(votes.probabilities(slice(4, 9)), found[4:9])
+
+
+def test_features_of_captions_are_centred_over_the_images_and_of_length_one(captions):
+    texts, row_of, votes = captions
+    voting = [i for i in range(N) if i not in (0, 5)]
+    mean = torch.stack([texts[row_of[i]] for i in voting]).mean(dim=0)
+    found = votes.features(ALL)
+    for i in range(N):
+        wanted = F.normalize(texts[row_of[i]] - mean, dim=0) if i in voting else torch.zeros(D)
+        torch.testing.assert_close(found[i].float(), wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_images_none_of_which_has_a_caption_get_no_vote(world):
+    votes = captions_of(torch.empty(0, D), torch.zeros(N, dtype=torch.long), world.texts)
+    assert not votes.has.any()
+    assert not votes.probabilities(ALL).any()
+    assert not votes.features(ALL).any()
+
+
+def test_captions_are_not_overwritten(world, captions):
+    texts, row_of, _ = captions
+    given = torch.cat([texts, torch.zeros(1, D)])
+    before = given.clone()
+    CaptionVotes.of(given, row_of, world.texts, SCALE)
+    assert torch.equal(given, before)
+
+
+# --- class scores --------------------------------------------------------------------------------
+
+
+def score_votes_in_loops(options, scores):
+    """Votes [N, C] from lists of options and log-probabilities, by the definition."""
+    floor = witnesses.FLOOR
+    given = []  # of each image {class: score}
+    for classes, values in zip(options, scores, strict=True):
+        own = {c: value for c, value in zip(classes, values, strict=True) if c >= 0}
+        best = max(own.values(), default=0)
+        best = 0 if math.isinf(best) else best
+        given.append({c: max(value - best, -floor) for c, value in own.items()})
+    for _ in range(200):  # take off what is common to a class, and what is to an image
+        for c in range(C):
+            values = [own[c] for own in given if c in own]
+            for own in given:
+                if c in own:
+                    own[c] -= sum(values) / len(values)
+        for own in given:
+            mean = sum(own.values()) / max(1, len(own))
+            own.update({c: value - mean for c, value in own.items()})
+    votes = []
+    for own in given:
+        powers = {c: math.exp(value) for c, value in own.items()}
+        votes.append([powers.get(c, 0) / sum(powers.values()) if own else 0 for c in range(C)])
+    return torch.tensor(votes, dtype=torch.float64)
+
+
+def some_scores():
+    """Options and log-probabilities; image 1 has fewer options, 2 none, 3 and 4 scores of -inf."""
+    draw = generator(6)
+    options = torch.stack([torch.randperm(C - 1, generator=draw)[:K] for _ in range(N)])
+    scores = -5 * torch.rand(N, K, generator=draw)
+    options[1, 1:] = -1
+    options[2] = -1
+    scores[1, 2], scores[2] = torch.nan, 0.0  # where there is no option anything may stand
+    scores[3, 0] = -torch.inf
+    scores[4] = -torch.inf
+    return options, scores
+
+
+def test_class_scores_vote_without_class_means():
+    options, scores = some_scores()
+    votes = ScoreVotes.of(options, scores, C)
+    wanted = score_votes_in_loops(options.tolist(), scores.tolist())
+    torch.testing.assert_close(votes.probabilities(ALL), wanted, atol=1e-3, rtol=1e-3)
+    assert votes.has.tolist() == [i != 2 for i in range(N)]
+    assert not wanted[:, C - 1].any()  # the class that is never an option
+    rows = torch.tensor([4, 2, 20])
+    torch.testing.assert_close(votes.probabilities(rows), votes.probabilities(ALL)[rows])
+    assert votes.features(ALL) is None
+
+
+def test_where_all_classes_are_options_class_means_are_off_like_those_of_cosines():
+    scores = 3 * torch.randn(N, C, generator=generator(7))
+    options = torch.stack([torch.randperm(C, generator=generator(i)) for i in range(N)])
+    relative = scores - scores.amax(dim=1, keepdim=True)
+    wanted = (relative - relative.mean(dim=0)).double().softmax(dim=1)
+    votes = ScoreVotes.of(options, scores.gather(1, options), C)
+    torch.testing.assert_close(votes.probabilities(ALL), wanted, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("k", [3, C])
+def test_scores_that_only_tell_of_classes_and_images_apart_are_uniform_votes(k):
+    draw = generator(8)
+    options = torch.stack([torch.randperm(C, generator=draw)[:k] for _ in range(N)])
+    of_classes, of_images = 8 * torch.randn(C, generator=draw), 8 * torch.rand(N, 1, generator=draw)
+    votes = ScoreVotes.of(options, of_classes[options] - of_images, C).probabilities(ALL)
+    wanted = torch.zeros(N, C).double().scatter_(1, options, 1 / k)
+    assert torch.equal(votes, wanted)
+
+
+def test_scores_are_dealt_out_and_options_are_not():
+    options, scores = some_scores()
+    votes = ScoreVotes.of(options, scores, C)
+    rows = torch.tensor([0, 1, 2, 6, 7])
+    dealt = votes.dealing(rows)
+    own = votes.probabilities(rows)
+    torch.testing.assert_close(dealt(torch.arange(5)), own)
+    swapped = dealt(torch.tensor([3, 4, 0, 0, 1]))
+    assert torch.equal(swapped > 0, own > 0)
+    # The scores of an image with all options, from its lowest class to its highest.
+    given = [own[i][own[i] > 0] for i in range(5)]
+    torch.testing.assert_close(swapped[0][own[0] > 0], given[3])
+    torch.testing.assert_close(swapped[3][own[3] > 0], given[0])
+    # An image with one option lends it, and means beside it.
+    last = swapped[4][own[4] > 0]
+    torch.testing.assert_close(last, torch.full((K,), 1 / K).double())
+
+
+def test_votes_of_captions_are_dealt_out_whole(captions):
+    *_, votes = captions
+    rows, deal = torch.tensor([3, 9, 4]), torch.tensor([2, 0, 1])
+    dealt = votes.dealing(rows)(deal)
+    torch.testing.assert_close(dealt, votes.probabilities(rows[deal]))
+
+
+def test_a_constant_of_an_image_in_its_scores_changes_nothing():
+    options, scores = some_scores()
+    before = ScoreVotes.of(options, scores, C).probabilities(ALL)
+    after = ScoreVotes.of(options, scores - 40 * torch.rand(N, 1), C).probabilities(ALL)
+    torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-3)
+
+
+def test_no_options_at_all_are_no_votes():
+    options = torch.full((N, K), -1)
+    votes = ScoreVotes.of(options, torch.zeros(N, K), C)
+    assert not votes.has.any()
+    assert not votes.probabilities(ALL).any()

@@ -1,0 +1,137 @@
+"""A dataset whose classes are scored, and a scorer that remembers what it was asked."""
+
+import dataclasses
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.captioning import SETTINGS, Recorder, mean_colour
+from support.tiny import write_index, write_pictures
+
+from latteclip.captions.class_questions import ScoreSettings
+from latteclip.captions.score_classes import ScoreFiles, ScoreJob, score_classes
+from latteclip.captions.scorers import start as scorers
+from latteclip.captions.scores import Scores, as_answer
+from latteclip.captions.shard import Shard
+from latteclip.clip.classifier import Classifier, save_classifier
+from latteclip.core import tables
+
+N, WIDTH = 7, 5
+LIKELIHOOD = ScoreSettings("likelihood", 3, None, 2, 1.0, None, "What?")
+LETTERS = dataclasses.replace(LIKELIHOOD, kind="letters", prompt="")
+
+
+def value(*parts):
+    """A log-probability that depends on all of the parts."""
+    return -(zlib.crc32("|".join(parts).encode()) % 1000) / 100
+
+
+def likelihoods(request):
+    """Scores that depend on the picture, the prompt and the text of each choice."""
+    [picture] = request.pictures
+    texts = request.choices.texts
+    return [value(mean_colour(picture), request.prompt, text) for text in texts]
+
+
+def options_of(prompt):
+    """The names behind the letters of a prompt, in their order."""
+    return [line[3:] for line in prompt.split("\n") if line[1:3] == ". "]
+
+
+def letters(request, prompt):
+    """Scores that depend on the picture and the option behind each letter, not on its place."""
+    [picture] = request.pictures
+    return [value(mean_colour(picture), name) for name in options_of(prompt)]
+
+
+def answered(*rows, first=()):
+    return as_answer(Scores(tuple(map(tuple, rows)), tuple(first)), 3)
+
+
+def reply(request):
+    if request.choices.kind == "likelihood":
+        return answered(likelihoods(request))
+    rows = [letters(request, prompt) for prompt in request.choices.prompts]
+    first = [request.choices.texts[int(np.argmax(row))] for row in rows]
+    return answered(*rows, first=first)
+
+
+@pytest.fixture
+def scorer(monkeypatch):
+    recorder = Recorder(reply)
+
+    def start(settings, threads):
+        recorder.starts += 1
+        return recorder
+
+    monkeypatch.setattr(scorers, "start", start)
+    return recorder
+
+
+class ScoredDataset:
+    """7 training images and 2 test images that are not even on the disk; C classes."""
+
+    def __init__(self, folder, n_classes=25):
+        self.folder = folder
+        self.files = write_pictures(folder / "pictures", N)
+        self.names = [Path(file).name for file in self.files]
+        self.classnames = [f"class {number}" for number in range(n_classes)]
+        self.output = folder / "class_scores.parquet"
+        rng = np.random.default_rng(3)
+        self.features = rng.normal(size=(N + 2, WIDTH)).astype(np.float32)
+        self.weights = rng.normal(size=(n_classes, WIDTH)).astype(np.float32)
+        self.write()
+
+    def write(self):
+        """The files that the stage reads, from the attributes."""
+        tests = [str(self.folder / "pictures" / f"test{i}.png") for i in range(2)]
+        files = [tests[0], *self.files, tests[1]]
+        splits = ["test", *["train"] * (len(self.files) - 1), "val", "test"]
+        images, labels, embeddings = (
+            self.folder / name
+            for name in ("images.parquet", "pseudo_labels.parquet", "class_embeddings.safetensors")
+        )
+        write_index(images, files, splits, [None] * len(files), self.classnames)
+        n = len(files)
+        tables.write(
+            labels,
+            {
+                "image_id": [Path(file).name for file in files],
+                "split": splits,
+                "pseudo_label": [0] * n,
+                "confidence": [0.5] * n,
+                "topk_labels": [[0]] * n,
+                "topk_scores": [[0.5]] * n,
+                "image_features": self.features[:n].tolist(),
+            },
+            tables.PSEUDO_LABELS,
+        )
+        classifier = Classifier.of(torch.from_numpy(self.weights))
+        save_classifier(embeddings, classifier, {"classnames": self.classnames})
+        self.inputs = ScoreFiles(str(images), str(labels), str(embeddings))
+
+    @property
+    def cosines(self):
+        """Of the training images, [N, C]."""
+        return self.features[1 : 1 + N] @ self.weights.T
+
+    def score(self, settings=LIKELIHOOD, *, store=True, output=None, shard=None, **changes):
+        """Run the stage; what of `changes` is the captioner's goes there. The table's columns."""
+        own = {field.name for field in dataclasses.fields(ScoreSettings)}
+        captioner = {key: changes.pop(key) for key in set(changes) - own}
+        job = ScoreJob(
+            dataclasses.replace(SETTINGS, **captioner),
+            str(output or self.output),
+            str(self.folder / "store") if store else None,
+            1,
+            shard or Shard(),
+        )
+        score_classes(self.inputs, dataclasses.replace(settings, **changes), job)
+        return tables.read(output or self.output, tables.CLASS_SCORES)[0].to_pydict()
+
+
+@pytest.fixture
+def scored(tmp_path):
+    return ScoredDataset(tmp_path)
