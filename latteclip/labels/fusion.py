@@ -102,9 +102,8 @@ class Fusion:
     trust: Trust
     labels: torch.Tensor  # [N] the likeliest class
     confidence: torch.Tensor  # [N] float32, its probability
-    # [N] the class that "zero_shot" and "images" alone are for, and that of the two together: the
-    # "head" without the image's own part.
-    said: dict[str, torch.Tensor]
+    said: dict[str, torch.Tensor]  # [N] the class that "zero_shot" and "images" alone are for
+    head: torch.Tensor  # [N] that of both by the weights below, without the image's own part
     weights: torch.Tensor  # [C, D] float64: a z + b s, as logits of centred features
     gains: dict[str, float]  # log-likelihood of the votes over their mean, by who predicts them
 
@@ -259,8 +258,8 @@ def _calibrated(witnesses: Witnesses, trust: Trust) -> Fusion:
     for rows in parts(n):
         best = witnesses.images.zero_shot(rows).exp().max(dim=1)
         labels[rows], confidence[rows] = best.indices, best.values.float()
-    said = {"zero_shot": labels, "head": labels}
-    return Fusion(trust, labels, confidence, said, witnesses.images.texts, {})
+    said = {"zero_shot": labels}
+    return Fusion(trust, labels, confidence, said, labels, witnesses.images.texts, {})
 
 
 def _fused(last: Witnesses, after: Witnesses, trust: Trust, gained: dict[str, float]) -> Fusion:
@@ -274,9 +273,9 @@ def _fused(last: Witnesses, after: Witnesses, trust: Trust, gained: dict[str, fl
         labels[rows], confidence[rows] = best.indices, best.values.float()
         zero_shot[rows], images[rows] = (table.argmax(1) for table in last.predictors(rows))
         head[rows] = pool(after.predictors(rows), both).argmax(1)
-    said = {"zero_shot": zero_shot, "images": images, "head": head}
+    said = {"zero_shot": zero_shot, "images": images}
     weights = trust.zero_shot * last.images.texts + trust.images * after.head()
-    return Fusion(trust, labels, confidence, said, weights, gained)
+    return Fusion(trust, labels, confidence, said, head, weights, gained)
 
 
 def pool(tables: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:

@@ -128,7 +128,7 @@ def label_by_captions(
         columns = {
             "image_id": table["image_id"].filter(pa.array(judges.numpy())),
             "vote": feature_column(votes[-1].probabilities(judges).float()),
-            "head": _column(fusion.said["head"][judges]),
+            "head": _column(fusion.head[judges]),
         }
         kept = {name: summary[name] for name in ("votes", "corroborated")}
         kept |= {"classnames": classnames, "told": were_told and files.class_scores is None}

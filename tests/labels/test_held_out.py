@@ -99,12 +99,12 @@ def test_the_head_speaks_of_each_image_without_its_own_part():
     found = fuse(world.images, world.votes(), world.learning)
     head = world.images.classifier(found.weights, SCALE)
     said = head.scores(world.features).argmax(1)
-    assert torch.equal(found.said["head"][~world.learning], said[~world.learning])
-    differs = found.said["head"] != said
+    assert torch.equal(found.head[~world.learning], said[~world.learning])
+    differs = found.head != said
     assert differs.any()
     votes = world.votes().probabilities(differs)
     with_own_part, without = (
-        votes.gather(1, labels[differs, None]).mean() for labels in (said, found.said["head"])
+        votes.gather(1, labels[differs, None]).mean() for labels in (said, found.head)
     )
     assert with_own_part > without  # it votes for itself
 
