@@ -24,6 +24,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int_]
 # Objectives that train nothing, the simplest first.
 SIMPLICITY = {"zero_shot": 0, "zero_shot_calibrated": 1, "image_prototypes": 2}
+ZERO_SHOT = ("zero_shot", "zero_shot_calibrated")
 # Which of them is taken where nothing judges.
 SAFEST = ("zero_shot_calibrated", "zero_shot", "image_prototypes")
 ROUNDING = 1e-9  # one image more is a standard error exactly, and no lead
@@ -113,8 +114,8 @@ class Judge:
 def choose(candidates: Sequence[Candidate], judge: Judge | str) -> int:
     """The candidate to take; labels have no part in it.
 
-    It is that of `reference`, unless some that were trained lead it, and calibrated zero-shot or
-    else plain zero-shot, by more than a standard error: then the best of these.
+    It is that of `reference`, unless some that were trained agree more, and more than a standard
+    error more than zero-shot, plain and calibrated: then the best of these.
 
     Args:
         candidates: K.
@@ -123,13 +124,15 @@ def choose(candidates: Sequence[Candidate], judge: Judge | str) -> int:
     start = reference(candidates, judge)
     if isinstance(judge, str) or candidates[start].is_trained:
         return start
-    others = [start, *_anchor(candidates)]
+    hurdles = _zero_shots(candidates)
     challengers = [
         i
         for i in allowed(candidates)
-        if candidates[i].is_trained and all(judge.lead(i, one).is_clear for one in others)
+        if candidates[i].is_trained
+        and judge.judges(i)
+        and all(judge.lead(i, one).is_clear for one in hurdles)
     ]
-    return max(challengers, key=lambda i: (judge.lead(i, start).mean, -i), default=start)
+    return max([start, *challengers], key=lambda i: judge.lead(i, start).mean)
 
 
 def reference(candidates: Sequence[Candidate], judge: Judge | str) -> int:
@@ -174,13 +177,9 @@ def allowed(candidates: Sequence[Candidate]) -> list[int]:
     return sound or unlabelled
 
 
-def _anchor(candidates: Sequence[Candidate]) -> list[int]:
-    """What a trained one has to lead whatever else there is: at most one."""
-    for objective in ("zero_shot_calibrated", "zero_shot"):
-        for i in allowed(candidates):
-            if candidates[i].objective == objective:
-                return [i]
-    return []
+def _zero_shots(candidates: Sequence[Candidate]) -> list[int]:
+    """What a trained one has to lead clearly, whatever else there is."""
+    return [i for i in allowed(candidates) if candidates[i].objective in ZERO_SHOT]
 
 
 def reason(candidates: Sequence[Candidate], chosen: int, judge: Judge | str) -> str:
@@ -206,8 +205,8 @@ def reason(candidates: Sequence[Candidate], chosen: int, judge: Judge | str) -> 
     )
     if not led:
         return f"{begin}{end}."
-    unclear = (i for i in (chosen, *_anchor(candidates)) if not judge.lead(rival, i).is_clear)
-    over = next(unclear, chosen)
+    hurdles = _zero_shots(candidates) if candidates[rival].is_trained else [chosen]
+    over = next((i for i in hurdles if not judge.lead(rival, i).is_clear), chosen)
     lead = judge.lead(rival, over)
     return (
         f"{begin}, whose lead over {names[over]}, {100 * lead.mean:.1f} points, is within a "
