@@ -4,7 +4,7 @@ PYTHON ?= python3
 JOBS ?= $(shell nproc)
 # Which vLLM: the CUDA build where a GPU answers, the CPU build elsewhere.
 KIND ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
-DEMO_METHODS := zero_shot,flyp,latteclip,latteclip_fused
+DEMO_METHODS := zero_shot,zero_shot_calibrated,image_prototypes,latteclip,recommended
 INSTALLED := .venv/.installed-$(KIND)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
