@@ -114,8 +114,8 @@ class Judge:
 def choose(candidates: Sequence[Candidate], judge: Judge | str) -> int:
     """The candidate to take; labels have no part in it.
 
-    It is that of `reference`, unless some that were trained agree more, and more than a standard
-    error more than zero-shot, plain and calibrated: then the best of these.
+    It is that of `reference`, unless some that were trained lead it, and zero-shot, plain and
+    calibrated, by more than a standard error: then the best of these.
 
     Args:
         candidates: K.
@@ -124,13 +124,11 @@ def choose(candidates: Sequence[Candidate], judge: Judge | str) -> int:
     start = reference(candidates, judge)
     if isinstance(judge, str) or candidates[start].is_trained:
         return start
-    hurdles = _zero_shots(candidates)
+    hurdles = [start, *_zero_shots(candidates)]
     challengers = [
         i
         for i in allowed(candidates)
-        if candidates[i].is_trained
-        and judge.judges(i)
-        and all(judge.lead(i, one).is_clear for one in hurdles)
+        if candidates[i].is_trained and all(judge.lead(i, one).is_clear for one in hurdles)
     ]
     return max([start, *challengers], key=lambda i: judge.lead(i, start).mean)
 
@@ -205,7 +203,7 @@ def reason(candidates: Sequence[Candidate], chosen: int, judge: Judge | str) -> 
     )
     if not led:
         return f"{begin}{end}."
-    hurdles = _zero_shots(candidates) if candidates[rival].is_trained else [chosen]
+    hurdles = [chosen, *_zero_shots(candidates)]
     over = next((i for i in hurdles if not judge.lead(rival, i).is_clear), chosen)
     lead = judge.lead(rival, over)
     return (
