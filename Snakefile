@@ -30,6 +30,7 @@ rule all:
         rules.summarize.output,
         # By themselves too: the table alone would hide that a deleted result is missing.
         rules.summarize.input.metrics,
+        rules.summarize.input.selections,
         rule_inputs.models_of_heads(configuration),
         [
             f"results/{dataset}/captions/summary.json"

@@ -125,6 +125,7 @@ def main() -> None:
                 Run("benchmark", "random", 0),
                 Outputs(str(root / "predictions.parquet"), str(root / "metrics.json")),
                 str(root / "gallery.parquet"),
+                str(root / "judged.parquet"),
                 device=device.type,
                 threads=args.threads,
             )

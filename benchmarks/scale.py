@@ -164,7 +164,8 @@ def evaluate_zero_shot(place: Place) -> Work:
     index, labels = place.file("images.parquet"), place.file("pseudo_labels.parquet")
     outputs = metrics.Outputs(place.file("predictions.parquet"), place.file("metrics.json"))
     run = metrics.Run("scale", "zero_shot", 0)
-    return lambda: stage.evaluate_zero_shot(index, labels, run, outputs)
+    judged = place.file("judged.parquet")
+    return lambda: stage.evaluate_zero_shot(index, labels, run, outputs, judged)
 
 
 def _group_questions(place: Place, shard: str) -> Callable[[], Any]:

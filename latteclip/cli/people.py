@@ -258,7 +258,10 @@ Put a line into the shell's start-up file:
 
 def _add_model(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
-        "model", metavar="MODEL", help="tuned model: results/<dataset>/<method>/seed<n>/model"
+        "model",
+        metavar="MODEL",
+        help="results/<dataset>, for the model that was chosen, or "
+        "results/<dataset>/<method>/seed<n>/model",
     )
 
 

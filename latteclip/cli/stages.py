@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from latteclip.core.settings import from_json
+from latteclip.core.settings import from_json, list_from_json
 
 if TYPE_CHECKING:
     from latteclip.captions.caption import CaptionJob
@@ -152,6 +152,7 @@ def label_by_captions(args: argparse.Namespace) -> None:
         from_json(caption_labels.CaptionLabelSettings, args.settings),
         args.output,
         args.prototypes,
+        args.votes,
         device=args.device,
         threads=args.threads,
     )
@@ -209,6 +210,7 @@ def evaluate(args: argparse.Namespace) -> None:
         Run(args.dataset, args.method, args.seed),
         Outputs(args.predictions, args.metrics),
         args.gallery,
+        args.judged,
         device=args.device,
         threads=args.threads,
     )
@@ -224,6 +226,7 @@ def evaluate_zero_shot(args: argparse.Namespace) -> None:
         args.pseudo_labels,
         Run(args.dataset, args.method, args.seed),
         Outputs(args.predictions, args.metrics),
+        args.judged,
     )
 
 
@@ -236,9 +239,11 @@ def evaluate_classifier(args: argparse.Namespace) -> None:
         args.images,
         args.pseudo_labels,
         args.classifier,
+        args.votes,
         args.topk,
         Run(args.dataset, args.method, args.seed),
         Outputs(args.predictions, args.metrics),
+        args.judged,
     )
 
 
@@ -257,11 +262,19 @@ def propagate_labels(args: argparse.Namespace) -> None:
     )
 
 
+def select_model(args: argparse.Namespace) -> None:
+    """Choose the model that people take, without labels."""
+    from latteclip.evaluate import select_model as stage
+
+    runs = list_from_json(stage.CandidateFiles, args.candidates, "candidates")
+    stage.select_model(args.dataset, runs, args.votes, args.output, args.model)
+
+
 def summarize(args: argparse.Namespace) -> None:
     """Collect the metrics of all runs in one table."""
     from latteclip.evaluate import summarize as stage
 
-    stage.summarize(args.metrics, args.baseline, args.csv, args.markdown)
+    stage.summarize(args.metrics, args.selections, args.baseline, args.csv, args.markdown)
 
 
 def report_dataset(args: argparse.Namespace) -> None:
@@ -276,6 +289,8 @@ def report_dataset(args: argparse.Namespace) -> None:
             args.image_captions,
             args.group_captions,
             args.caption_summary,
+            args.selection,
+            args.calibrated,
         ),
         runs.run_files(args.runs),
         from_json(dataset_report.ReportSettings, args.settings),
@@ -288,7 +303,7 @@ def index_results(args: argparse.Namespace) -> None:
     from latteclip.report import index_results as results_index
 
     settings = from_json(results_index.IndexSettings, args.settings)
-    results_index.index_results(args.metrics, settings, args.output)
+    results_index.index_results(args.metrics, args.selections, settings, args.output)
 
 
 # Options that several commands share; everything else is a required string.
@@ -298,6 +313,7 @@ OPTIONS = {
     "seed": {"type": int, "required": True},
     "topk": {"type": int, "required": True, "help": "best classes kept"},
     "baseline": {"default": "zero_shot", "help": "the method that gains are over"},
+    "selections": {"nargs": "*", "default": [], "help": "what select-model wrote"},
     "shard": {"default": "1/1", "help": "which part of how many"},
     "store": {"help": "folder of the answers that outlive this run"},
 }
@@ -331,6 +347,7 @@ COMMANDS: dict[Command, list[str]] = {
         "settings",
         "output",
         "prototypes",
+        "votes?",
         "device",
         "threads",
     ],
@@ -363,6 +380,7 @@ COMMANDS: dict[Command, list[str]] = {
         "predictions",
         "metrics",
         "gallery",
+        "judged",
         "device",
         "threads",
     ],
@@ -374,6 +392,7 @@ COMMANDS: dict[Command, list[str]] = {
         "pseudo-labels",
         "predictions",
         "metrics",
+        "judged",
     ],
     evaluate_classifier: [
         "dataset",
@@ -382,9 +401,11 @@ COMMANDS: dict[Command, list[str]] = {
         "images",
         "pseudo-labels",
         "classifier",
+        "votes?",
         "topk",
         "predictions",
         "metrics",
+        "judged",
     ],
     propagate_labels: [
         "dataset",
@@ -399,16 +420,19 @@ COMMANDS: dict[Command, list[str]] = {
         "device",
         "threads",
     ],
-    summarize: ["metrics...", "baseline", "csv", "markdown"],
+    select_model: ["dataset", "candidates", "votes?", "output", "model"],
+    summarize: ["metrics...", "selections", "baseline", "csv", "markdown"],
     report_dataset: [
         "images",
         "pseudo-labels",
         "image-captions?",
         "group-captions?",
         "caption-summary?",
+        "selection?",
+        "calibrated?",
         "runs",
         "settings",
         "output",
     ],
-    index_results: ["metrics...", "settings", "output"],
+    index_results: ["metrics...", "selections", "settings", "output"],
 }

@@ -35,7 +35,7 @@ class TunedModel:
 
 
 def find(model: str | Path) -> Path:
-    """The folder of a tuned model; that of its run will do.
+    """The folder of a tuned model; that of its run, or of a dataset, will do.
 
     Raises:
         UserError: it is not a tuned model.
@@ -45,7 +45,8 @@ def find(model: str | Path) -> Path:
             return folder
     raise UserError(
         f"{model} is not a tuned model: it has no {CONFIG} with {clips.CLASSIFIER} beside it; give "
-        "a folder such as results/<dataset>/<method>/seed0/model."
+        "results/<dataset> where a model was chosen, or a folder such as "
+        "results/<dataset>/<method>/seed0/model."
     )
 
 

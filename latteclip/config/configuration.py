@@ -19,6 +19,8 @@ ALL = "all"
 # Objectives of methods that do not fine-tune; of the second kind there is a classifier.
 HEADS = ("zero_shot_calibrated", "image_prototypes")
 UNTRAINED = ("zero_shot", "label_propagation", *HEADS)
+# Objectives among whose models none is chosen: that reads labels, or has no classifier.
+NO_CANDIDATES = ("flyp_supervised", "label_propagation")
 # Pseudo-labels that label_by_captions makes.
 BY_CAPTIONS = ("caption", "lmm", "fused")
 # A dataset that has no file of its own, only a folder of class folders.
@@ -102,6 +104,12 @@ class Configuration:
             )
         for dataset in self.datasets:
             self._check_dataset(dataset)
+
+    @property
+    def suffix(self) -> str:
+        """What names end in that belong to a table of its own: they stand beside the main ones."""
+        name = self.table["name"]
+        return "" if name == "summary" else f"-{name}"
 
     def dataset(self, dataset: str) -> dict[str, Any]:
         """What the dataset's file says."""
@@ -216,6 +224,23 @@ class Configuration:
             for method in self.methods
             for seed in (self.seeds if self.is_trained(method) else [0])
         ]
+
+    def candidates(self, dataset: str) -> list[tuple[str, int]]:
+        """(method, seed) of the runs of which select_model chooses one; none where it is not run.
+
+        It is run where images are held out to judge, and there is more than one to choose from.
+        """
+        found = [
+            (method, seed)
+            for method, seed in self.runs(dataset)
+            if self.objective(method) not in NO_CANDIDATES
+        ]
+        judges = self.section("selection", dataset)["share"] > 0
+        return found if judges and len(found) > 1 else []
+
+    def has_votes(self, dataset: str) -> bool:
+        """Whether captions or class scores of images are there to vote, in this run."""
+        return self.scores_classes(dataset) or "image" in self.caption_kinds(dataset)
 
     def _check_likeness(self, method: str) -> None:
         methods = self.config["methods"]

@@ -7,7 +7,7 @@ from latteclip.config.configuration import Configuration
 
 # Sections that datasets share and a page tells, in its order.
 SECTIONS = (
-    *("clip", "inference", "captioner", "captions", "scores", "groups"),
+    *("clip", "inference", "captioner", "captions", "scores", "selection", "groups"),
     *("compute", "processes"),
 )
 DESCRIBED = (
@@ -18,7 +18,7 @@ DESCRIBED = (
 CAPTIONING = ("caption_images", "caption_groups", "score_classes")
 OF_DATASET = (
     *("index_images", "pseudo_label_images", "calibrate_zero_shot", *CAPTIONING),
-    "label_by_captions",
+    *("label_by_captions", "select_model"),
 )
 OF_RUN = (
     *("finetune", "propagate_labels", "evaluate", "evaluate_classifier"),
@@ -28,8 +28,7 @@ OF_RUN = (
 
 def suffix(configuration: Configuration) -> str:
     """What the names of pages end in: those of a table of its own stand beside the main ones."""
-    name = configuration.table["name"]
-    return "" if name == "summary" else f"-{name}"
+    return configuration.suffix
 
 
 def shown_method(configuration: Configuration) -> str | None:

@@ -1,5 +1,7 @@
 """Which files a rule reads besides those that it names: the configuration decides."""
 
+from typing import Any
+
 from latteclip.config import code, model_names
 from latteclip.config.configuration import HEADS, Configuration
 
@@ -7,6 +9,9 @@ from latteclip.config.configuration import HEADS, Configuration
 DATA = "resources/{dataset}/data"
 # What the cache of Hugging Face holds of a model: shared by all datasets that name it.
 MODEL_NOTE = "resources/models/{model}.json"
+# The model that is chosen for a dataset, and why; a table of its own has its own.
+SELECTION = "results/{{dataset}}/selection{suffix}.json"
+SELECTED_MODEL = "results/{{dataset}}/model{suffix}"
 # Classifiers that are made without training.
 CLASSIFIERS = "results/{dataset}/classifiers/{name}.safetensors"
 Paths = list[str]
@@ -130,6 +135,8 @@ def image_prototypes_of_method(configuration: Configuration, dataset: str, metho
 
 def classifier_of_method(configuration: Configuration, dataset: str, method: str) -> str:
     """The classifier of a method that trains nothing."""
+    if configuration.objective(method) == "zero_shot":
+        return f"results/{dataset}/class_embeddings.safetensors"
     if configuration.objective(method) == "image_prototypes":
         return _image_prototypes(configuration, dataset, method)
     return CLASSIFIERS.format(dataset=dataset, name="calibrated")
@@ -152,6 +159,62 @@ def models_of_heads(configuration: Configuration) -> Paths:
     ]
 
 
+def candidates(configuration: Configuration, dataset: str) -> list[dict[str, Any]]:
+    """What select_model is told of the runs of which it chooses one."""
+    found = []
+    for method, seed in configuration.candidates(dataset):
+        folder = f"results/{dataset}/{method}/seed{seed}"
+        found.append(
+            {
+                "method": method,
+                "seed": seed,
+                "objective": configuration.objective(method),
+                "metrics": f"{folder}/metrics.json",
+                "judged": f"{folder}/judged.parquet",
+                "model": f"{folder}/model",
+            }
+        )
+    return found
+
+
+def files_of_candidates(configuration: Configuration, dataset: str, kind: str) -> Paths:
+    """The files of one kind ("metrics", "judged", "model") of the candidates."""
+    return [str(candidate[kind]) for candidate in candidates(configuration, dataset)]
+
+
+def votes_if_any(configuration: Configuration, dataset: str) -> Paths:
+    """Votes that judge classifiers, where captions of images or class scores are made."""
+    return [_votes(dataset)] if configuration.has_votes(dataset) else []
+
+
+def votes_of_classifier(configuration: Configuration, dataset: str, method: str) -> Paths:
+    """The votes of which the classifier of a method that trains nothing is made."""
+    reads = configuration.reads_caption_labels(method, dataset)
+    return [_votes(dataset)] if reads else []
+
+
+def selection_if_any(configuration: Configuration, dataset: str) -> Paths:
+    """What select_model says of a dataset, where it chooses."""
+    path = SELECTION.format(suffix=configuration.suffix).format(dataset=dataset)
+    return [path] if configuration.candidates(dataset) else []
+
+
+def all_selections(configuration: Configuration) -> Paths:
+    """What select_model says of all datasets for which it chooses."""
+    return [
+        path
+        for dataset in configuration.datasets
+        for path in selection_if_any(configuration, dataset)
+    ]
+
+
+def calibrated_if_run(configuration: Configuration, dataset: str) -> Paths:
+    """The calibrated zero-shot classifier, where it is a method of the run."""
+    objectives = map(configuration.objective, configuration.methods)
+    path = CLASSIFIERS.format(dataset=dataset, name="calibrated")
+    return [path] if "zero_shot_calibrated" in objectives else []
+
+
 def all_metrics(configuration: Configuration) -> Paths:
     """The metrics of every run."""
     return [
@@ -159,6 +222,10 @@ def all_metrics(configuration: Configuration) -> Paths:
         for dataset in configuration.datasets
         for method, seed in configuration.runs(dataset)
     ]
+
+
+def _votes(dataset: str) -> str:
+    return f"results/{dataset}/votes.parquet"
 
 
 def _captions(dataset: str, kind: str) -> str:

@@ -75,8 +75,16 @@ def prompt(configuration: Configuration, dataset: str, kind: str) -> str:
 
 def label_by_captions(configuration: Configuration, dataset: str) -> Settings:
     """The CLIP model that encodes the captions, and how many at once."""
-    batch_size = configuration.section("inference", dataset)["batch_size"]
-    return {**configuration.section("clip", dataset), "batch_size": batch_size}
+    return {
+        **configuration.section("clip", dataset),
+        "batch_size": configuration.section("inference", dataset)["batch_size"],
+        "held_out": held_out(configuration, dataset),
+    }
+
+
+def held_out(configuration: Configuration, dataset: str) -> float:
+    """The share of the training images that is kept for the choice of a model."""
+    return float(configuration.section("selection", dataset)["share"])
 
 
 def finetune(configuration: Configuration, dataset: str, method: str) -> Settings:
@@ -92,6 +100,7 @@ def finetune(configuration: Configuration, dataset: str, method: str) -> Setting
         "switches": values.get("switches", {}),
         "finetune": values["finetune"],
         "compute": configuration.section("compute", dataset),
+        "held_out": held_out(configuration, dataset),
     }
 
 
@@ -105,9 +114,12 @@ def finetune_command(configuration: Configuration, dataset: str) -> str:
 
 
 def evaluate(configuration: Configuration, dataset: str) -> Settings:
-    """How test images are encoded, and how many classes are kept for each."""
-    precision = configuration.section("clip", dataset)["precision"]
-    return {**configuration.section("inference", dataset), "precision": precision}
+    """How images are encoded, how many classes are kept for each, and who was held out."""
+    return {
+        **configuration.section("inference", dataset),
+        "precision": configuration.section("clip", dataset)["precision"],
+        "held_out": held_out(configuration, dataset),
+    }
 
 
 def evaluate_classifier(configuration: Configuration, dataset: str) -> int:

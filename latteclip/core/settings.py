@@ -38,6 +38,28 @@ def from_json(cls: type[T], text: str) -> T:
     return from_values(cls, values)
 
 
+def list_from_json(cls: type[T], text: str, name: str) -> list[T]:
+    """Build one dataclass `cls` from each object of a JSON list, which has at least one.
+
+    Args:
+        cls: as of `from_values`.
+        text: the list.
+        name: what the objects are called in messages, in the plural.
+
+    Raises:
+        UserError: the text is not such a list, or the values of an object do not fit.
+    """
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"The {name} are not valid JSON ({error}): {text!r}.") from None
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise UserError(f"The {name} must be a JSON list of objects, not {text!r}.")
+    if not values:
+        raise UserError(f"The {name} are an empty list; there must be at least one.")
+    return [from_values(cls, value) for value in values]
+
+
 def from_values(cls: type[T], values: Mapping[str, Any], section: str = "") -> T:
     """Build the dataclass `cls` from a mapping, and those that its annotations name inside it.
 

@@ -67,6 +67,14 @@ CAPTION_LABELS = pa.schema(
         ("fused_confidence", pa.float32()),
     ]
 )
+# What captions or class scores say of training images that judge classifiers.
+VOTES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("vote", pa.list_(pa.float32())),  # [C], probabilities, class means off
+        ("head", pa.int32()),  # by image_prototypes, of which the image has no part
+    ]
+)
 CLASS_SCORES = pa.schema(
     [
         ("image_id", pa.string()),  # of a training image

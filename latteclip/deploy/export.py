@@ -30,7 +30,7 @@ def export(model: str, destination: str, form: str, licence: str | None = None) 
     """Write a tuned model to a new folder, whole or not at all.
 
     Args:
-        model: the folder that fine-tuning wrote, or that of its run.
+        model: results/<dataset>, where a model was chosen, or the folder of a model or run.
         destination: a folder that does not exist, or is empty.
         form: a key of FORMS.
         licence: of the weights, as the hub spells it (mit, cc-by-nc-4.0, ...).

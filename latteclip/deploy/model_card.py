@@ -8,11 +8,12 @@ from typing import Any
 import open_clip
 import yaml
 
-from latteclip.clip.tuned import TunedModel
+from latteclip.clip.classifier import load_classifier
+from latteclip.clip.tuned import MODEL, TunedModel
 from latteclip.config import layers
 from latteclip.core import tables
 from latteclip.core.prompts import clean_classname
-from latteclip.evaluate.results import read_metrics
+from latteclip.evaluate.results import read_metrics, read_selection
 
 PAPER = (
     "Cao, Jaritz, Guillaumin, de Charette, Bazzani, *LatteCLIP: Unsupervised CLIP Fine-Tuning via "
@@ -72,25 +73,39 @@ class Provenance:
 
     dataset: str = "custom"
     metrics: Mapping[str, Any] = field(default_factory=dict)  # of metrics.json
-    settings: Mapping[str, Any] = field(default_factory=dict)  # of the training
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the training, or of CLIP alone
     described: Mapping[str, Any] = field(default_factory=dict)  # what files say of the dataset
+    is_trained: bool | None = None  # None where no file says
+    reason: str = ""  # why it was chosen, where it was
 
 
 def provenance(model: Path) -> Provenance:
-    """Read what lies beside the folder of a model: metrics.json and history.parquet.
+    """Read what lies beside the folder of a model, or of the run that it was chosen from.
+
+    That is metrics.json, and history.parquet of a training or the class embeddings of the dataset.
 
     Raises:
-        UserError: one of them is broken.
+        UserError: a file is broken.
     """
-    metrics_file, history_file = (
-        model.parent / name for name in ("metrics.json", "history.parquet")
-    )
+    run, reason = model.parent, ""
+    selection_file = run / f"selection{model.name.removeprefix(MODEL)}.json"
+    if selection_file.is_file():
+        selection = read_selection(selection_file)
+        run, reason = run / selection.method / f"seed{selection.seed}", selection.reason
+    metrics_file, history_file = (run / name for name in ("metrics.json", "history.parquet"))
+    embeddings = run.parents[1] / "class_embeddings.safetensors"
     metrics = read_metrics(metrics_file) if metrics_file.is_file() else {}
     settings: Mapping[str, Any] = {}
+    is_trained = None
     if history_file.is_file():
+        is_trained = True
         settings = tables.read_metadata(history_file, "step").get("settings", {})
+    elif metrics:
+        is_trained = False
+        settings = load_classifier(embeddings)[1] if embeddings.is_file() else {}
     dataset = metrics.get("dataset", "custom")
-    return Provenance(dataset, metrics, settings, layers.datasets().get(dataset, {}))
+    described = layers.datasets().get(dataset, {})
+    return Provenance(dataset, metrics, settings, described, is_trained, reason)
 
 
 def card(opened: TunedModel, origin: Provenance, form: str, licence: str | None) -> str:
@@ -98,8 +113,8 @@ def card(opened: TunedModel, origin: Provenance, form: str, licence: str | None)
     parts = [
         f"---\n{yaml.safe_dump(_front(origin, form, licence), sort_keys=False)}---\n",
         f"# CLIP adapted to {origin.described.get('title', origin.dataset)}\n",
-        f"A CLIP model that was fine-tuned for {len(opened.classnames)} classes and comes with a "
-        "classifier for them, a vector and a bias per class, in `prototypes.safetensors`.\n",
+        f"{_kind(origin)} with a classifier for {len(opened.classnames)} classes, a vector and a "
+        "bias per class, in `prototypes.safetensors`.\n",
         "## How it was made\n",
         *_made(opened, origin),
         *_numbers(origin),
@@ -119,6 +134,12 @@ def card(opened: TunedModel, origin: Provenance, form: str, licence: str | None)
         f"{PAPER}.\n",
     ]
     return "\n".join(parts)
+
+
+def _kind(origin: Provenance) -> str:
+    if origin.is_trained is None:
+        return "A CLIP model"
+    return "A fine-tuned CLIP model" if origin.is_trained else "A pretrained CLIP model as it is"
 
 
 def _class(classname: str, synonyms: Mapping[str, Sequence[str]]) -> str:
@@ -189,12 +210,15 @@ def _made(opened: TunedModel, origin: Provenance) -> list[str]:
         "base model": _base(origin.settings),
         "dataset": origin.described.get("title", origin.dataset),
         "method": origin.metrics.get("method", "not recorded"),
-        "seed": origin.metrics.get("seed", "not recorded"),
+        "seed": "none, nothing was trained"
+        if origin.is_trained is False
+        else origin.metrics.get("seed", "not recorded"),
         "class template": _templates(opened.words.templates),
         "labels of training images": _labels(origin.metrics),
     }
     lines = [f"| {name} | {value} |" for name, value in rows.items()]
-    return ["\n".join(["| | |", "|---|---|", *lines]) + "\n"]
+    why = [f"Chosen among several without labels: {origin.reason}\n"] if origin.reason else []
+    return ["\n".join(["| | |", "|---|---|", *lines]) + "\n", *why]
 
 
 def _templates(templates: list[str]) -> str:
@@ -212,7 +236,8 @@ def _numbers(origin: Provenance) -> list[str]:
     if origin.metrics.get("acc1") is None:
         return []
     lines = [f"| {name} | {100 * origin.metrics[key]:.2f} % |" for key, name in METRICS.items()]
-    head = f"On the {origin.metrics['images']} test images of {origin.dataset}, this one seed:\n"
+    seed = ", this one seed" if origin.is_trained else ""
+    head = f"On the {origin.metrics['images']} test images of {origin.dataset}{seed}:\n"
     return ["## Results\n", head, "\n".join(["| | |", "|---|---|", *lines]) + "\n"]
 
 
@@ -224,7 +249,7 @@ def _licence(origin: Provenance, licence: str | None) -> str:
     )
     images = origin.described.get("licence")
     if images:
-        words += f" The images they were trained on: {images}."
+        words += f" The images of {origin.dataset}: {images}."
     if citation := origin.described.get("citation"):
         words += f" Their source: {citation}."
     return words + "\n"

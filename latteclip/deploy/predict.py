@@ -3,7 +3,7 @@
 From Python, three lines:
 
     from latteclip.deploy.predict import Classifier
-    classifier = Classifier("results/demo/latteclip/seed0/model")
+    classifier = Classifier("results/demo")
     predictions = classifier(["a.jpg", "b.jpg"], topk=3)  # each: .path, .classname, .topk_scores
 
 Letters: B images of a batch, C classes, D embedding width, K best classes kept.
@@ -57,7 +57,7 @@ class Classifier:
         """Open a model.
 
         Args:
-            model: the folder that fine-tuning wrote, or that of its run.
+            model: results/<dataset>, where a model was chosen, or the folder of a model or run.
             device: auto, cuda or cpu.
             threads: CPU threads; None for all.
             batch_size: images encoded at once.

@@ -6,6 +6,7 @@ Letters: N images, C classes, K best classes kept.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -14,7 +15,7 @@ from latteclip.clip import tuned
 from latteclip.clip.features import encode_files
 from latteclip.clip.ranking import classify
 from latteclip.core import devices, tables
-from latteclip.evaluate import gallery_images, metrics
+from latteclip.evaluate import gallery_images, judged, metrics
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class EvaluateSettings:
     batch_size: int
     topk: int
     precision: str = "bf16"
+    held_out: float = 0.0  # share of the training images that were not trained on
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,14 @@ def evaluate(
     run: metrics.Run,
     outputs: metrics.Outputs,
     gallery_output: str,
+    judged_output: str,
     *,
     device: str,
     threads: int,
 ) -> None:
-    """Classify the test split, and the images of the page, with a tuned model and its prototypes.
+    """Classify the test split with a tuned model and its prototypes.
+
+    The training images that were held out and those of the page are classified as well.
 
     Raises:
         UserError: an input is missing or does not fit the others, or there is no test image.
@@ -66,6 +71,11 @@ def evaluate(
     metrics.write(
         table, names, labels.numpy(), scores.numpy(), run, history.get("marks", []), outputs
     )
+    apart = judged.held_out_images(files.images, settings.held_out)
+    unseen = np.empty(0, np.int_)
+    if len(apart):
+        unseen = ranked(apart["path"].to_pylist(), 1)[0][:, 0].numpy()
+    judged.write_predictions(judged_output, apart["image_id"], unseen, names)
     predictions, _ = ranked(shown["path"].to_pylist(), 1)
     tables.write(
         gallery_output,

@@ -2,7 +2,8 @@
 
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.ranking import classify
-from latteclip.evaluate import metrics
+from latteclip.core import tables
+from latteclip.evaluate import judged, metrics
 from latteclip.labels.features import read_features
 
 
@@ -10,17 +11,26 @@ def evaluate_classifier(
     images_path: str,
     pseudo_labels_path: str,
     classifier_path: str,
+    votes_path: str | None,
     topk: int,
     run: metrics.Run,
     outputs: metrics.Outputs,
+    judged_output: str,
 ) -> None:
     """Write predictions and metrics; each test image is classified by itself.
+
+    Training images that judge are classified as well.
 
     Args:
         images_path: an IMAGES table.
         pseudo_labels_path: a PSEUDO_LABELS table, for the features of the images.
         classifier_path: what a stage without training wrote: it is ours, not the paper's.
+        votes_path: the VOTES of which the classifier was made, which say what it makes of each
+            image without the image's own part; None where it was made of none.
         topk: best classes kept for each image.
+        run: what is evaluated.
+        outputs: where the results are written.
+        judged_output: where the classes of the images that judge are written.
 
     Raises:
         UserError: an input is missing or does not fit the others, or there is no test image.
@@ -30,3 +40,10 @@ def evaluate_classifier(
     features = read_features(pseudo_labels_path, table["image_id"])
     labels, scores = classify(features, classifier, topk)
     metrics.write(table, names, labels.numpy(), scores.numpy(), run, ["ours"], outputs)
+    if votes_path is None:
+        apart = judged.judging_images(images_path)["image_id"]
+        known = classify(read_features(pseudo_labels_path, apart), classifier, 1)[0][:, 0].numpy()
+    else:
+        votes, _ = tables.read(votes_path, tables.VOTES, ["image_id", "head"])
+        apart, known = votes["image_id"], votes["head"].to_numpy()
+    judged.write_predictions(judged_output, apart, known, names)

@@ -1,5 +1,6 @@
 """The metrics.json of a run, read back and checked, and what its marks mean."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,27 @@ MARKS = {
     "collapsed": "predictions collapsed in training: fewer than half of the classes are predicted, "
     "or hardly any prediction agrees with its pseudo-label",
 }
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The model that was chosen for a dataset."""
+
+    dataset: str
+    method: str
+    seed: int
+    reason: str  # one sentence
+
+
+def read_selection(path: str | Path) -> Selection:
+    """What `select_model` chose, from its JSON file.
+
+    Raises:
+        UserError: the file is missing or broken.
+    """
+    keys = ("dataset", "method", "seed", "reason")
+    values = read_object(path, keys)
+    return Selection(*(values[key] for key in keys))
 
 
 def read_metrics(path: str | Path) -> dict[str, Any]:

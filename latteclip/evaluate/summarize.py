@@ -6,35 +6,59 @@ import pandas as pd
 
 from latteclip.core.files import write_text
 from latteclip.evaluate import published
-from latteclip.evaluate.results import MARKS, read_metrics
+from latteclip.evaluate.results import MARKS, Selection, read_metrics, read_selection
 from latteclip.evaluate.summary import by_dataset, means_over_datasets, summary, union
+
+STAR = "★"  # of the model that was chosen
 
 
 def summarize(
-    metrics_paths: Sequence[str], baseline: str, csv_output: str, markdown_output: str
+    metrics_paths: Sequence[str],
+    selection_paths: Sequence[str],
+    baseline: str,
+    csv_output: str,
+    markdown_output: str,
 ) -> None:
     """Write one row per dataset and method: means and spreads over seeds, gain over the baseline.
 
     Raises:
-        UserError: a metrics file is missing or broken.
+        UserError: a file is missing or broken.
     """
     runs = pd.DataFrame([read_metrics(path) for path in metrics_paths])
+    selections = [read_selection(path) for path in selection_paths]
     table = summary(runs, baseline)
+    table["chosen"] = chosen_seeds(table, selections)
     write_text(csv_output, table.to_csv(index=False, float_format="%.2f"))
-    write_text(markdown_output, markdown(table, baseline) + across(table))
+    text = markdown(table, baseline) + reasons(selections) + across(table)
+    write_text(markdown_output, text)
+
+
+def chosen_seeds(table: pd.DataFrame, selections: Sequence[Selection]) -> list[str]:
+    """Of each row the seed whose model was chosen, as text; empty where that is another one's."""
+    seeds = {(one.dataset, one.method): str(one.seed) for one in selections}
+    keys = zip(table["dataset"], table["method"], strict=True)
+    return [seeds.get(key, "") for key in keys]
+
+
+def reasons(selections: Sequence[Selection]) -> str:
+    """Why the methods with a star were chosen, one line per dataset."""
+    lines = [f"- {STAR} {one.dataset}: {one.reason}\n" for one in selections]
+    return "".join(["\n", *lines]) if lines else ""
 
 
 def markdown(table: pd.DataFrame, baseline: str) -> str:
     """The summary for people: a Markdown table that also reads well in a terminal.
 
-    Marks follow the method's name, and below the table it says what they mean.
+    A star and marks follow the method's name, and below the table it says what the marks mean.
     """
     gain = f"over {baseline.replace('_', '-')}"
     header = ["dataset", "method", "seeds", "acc1", gain, "acc5", "per-class recall"]
     rows: list[list[str]] = [
         [
             row["dataset"],
-            row["method"] + (f" ({', '.join(row['marks'].split())})" if row["marks"] else ""),
+            row["method"]
+            + (f" {STAR}" if row.get("chosen") else "")
+            + (f" ({', '.join(row['marks'].split())})" if row["marks"] else ""),
             str(row["seeds"]),
             _number(row["acc1_mean"])
             + ("" if pd.isna(row["acc1_std"]) else f" +- {row['acc1_std']:.1f}"),

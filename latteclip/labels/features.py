@@ -14,6 +14,13 @@ from latteclip.core.errors import UserError
 ROWS = 2**14  # of the table that are held at once beside the result
 
 
+def feature_column(rows: torch.Tensor) -> pa.ListArray:
+    """[N, D] as a Parquet column of lists."""
+    n, width = rows.shape
+    offsets = pa.array(range(0, n * width + 1, width), pa.int32())
+    return pa.ListArray.from_arrays(offsets, pa.array(rows.reshape(-1).numpy()))
+
+
 def read_features(path: str, image_ids: pa.ChunkedArray) -> torch.Tensor:
     """Features [N, D] of images in a PSEUDO_LABELS table, in the order of `image_ids`.
 

@@ -33,7 +33,14 @@ import torch
 
 from latteclip.clip.ranking import best_classes
 from latteclip.labels.corroboration import Corroboration, corroborate
-from latteclip.labels.witnesses import Images, Rows, Votes, ZeroShotVotes, parts
+from latteclip.labels.witnesses import (
+    Images,
+    Rows,
+    Votes,
+    WithheldVotes,
+    ZeroShotVotes,
+    parts,
+)
 
 ROUNDS = 8
 STEPS = 3  # of expectation-maximisation in each round
@@ -98,6 +105,7 @@ class Fusion:
     labels: torch.Tensor  # [N] the likeliest class
     confidence: torch.Tensor  # [N] float32, its probability
     said: dict[str, torch.Tensor]  # [N] the class that "zero_shot" and "images" alone are for
+    head: torch.Tensor  # [N] that of both by the weights below, without the image's own part
     weights: torch.Tensor  # [C, D] float64: a z + b s, as logits of centred features
     gains: dict[str, float]  # log-likelihood of the votes over their mean, by who predicts them
 
@@ -190,9 +198,19 @@ def own_part_left_out(
     return (products - table * own) / squares.clamp(min=1e-6).sqrt()
 
 
-def fuse(images: Images, votes: Votes) -> Fusion:
-    """Fuse what zero-shot scores, image prototypes and votes say of N images."""
+def fuse(images: Images, votes: Votes, learning: torch.Tensor | None = None) -> Fusion:
+    """Fuse what zero-shot scores, image prototypes and votes say of N images.
+
+    Args:
+        images: the N images.
+        votes: for them.
+        learning: [N] bool; the other images are labelled by what is learned of these, and neither
+            do they vote nor have they a part in the prototypes. None: all.
+    """
     n, n_classes = len(images.centred), len(images.texts)
+    if learning is None:
+        learning = torch.ones(n, dtype=torch.bool)
+    votes = WithheldVotes(votes, learning)
     sample = _sample(votes.has, n_classes)
     cast = votes.probabilities(sample)  # [n, C]
     found = corroborate(images, votes, sample)
@@ -207,7 +225,8 @@ def fuse(images: Images, votes: Votes) -> Fusion:
         trust = witnesses.learn(sample, cast, trust)
         posterior = Posterior.empty(n, n_classes)
         for rows in parts(n):
-            posterior.put(rows, witnesses.log_posterior(rows, trust).exp())
+            known = witnesses.log_posterior(rows, trust).exp()
+            posterior.put(rows, known * learning[rows, None])
         last, witnesses = witnesses, Witnesses(images, votes, posterior)
     return _fused(last, witnesses, trust, gains(last.predictors(sample), cast))
 
@@ -241,21 +260,24 @@ def _calibrated(witnesses: Witnesses, trust: Trust) -> Fusion:
     for rows in parts(n):
         best = witnesses.images.zero_shot(rows).exp().max(dim=1)
         labels[rows], confidence[rows] = best.indices, best.values.float()
-    return Fusion(trust, labels, confidence, {"zero_shot": labels}, witnesses.images.texts, {})
+    said = {"zero_shot": labels}
+    return Fusion(trust, labels, confidence, said, labels, witnesses.images.texts, {})
 
 
 def _fused(last: Witnesses, after: Witnesses, trust: Trust, gained: dict[str, float]) -> Fusion:
     """The labels of the last round, and the head with the prototypes that they make."""
     n = len(last.images.centred)
-    labels, zero_shot, images = (torch.empty(n, dtype=torch.long) for _ in range(3))
+    labels, zero_shot, images, head = (torch.empty(n, dtype=torch.long) for _ in range(4))
+    both = torch.tensor([trust.zero_shot, trust.images], dtype=torch.float64)
     confidence = torch.empty(n)
     for rows in parts(n):
         best = last.log_posterior(rows, trust).exp().max(dim=1)
         labels[rows], confidence[rows] = best.indices, best.values.float()
         zero_shot[rows], images[rows] = (table.argmax(1) for table in last.predictors(rows))
+        head[rows] = pool(after.predictors(rows), both).argmax(1)
     said = {"zero_shot": zero_shot, "images": images}
     weights = trust.zero_shot * last.images.texts + trust.images * after.head()
-    return Fusion(trust, labels, confidence, said, weights, gained)
+    return Fusion(trust, labels, confidence, said, head, weights, gained)
 
 
 def pool(tables: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:

@@ -20,8 +20,9 @@ from latteclip.clip.classifier import load_classifier, save_classifier
 from latteclip.core import devices, tables
 from latteclip.core.class_scores import read_class_scores
 from latteclip.core.errors import UserError
+from latteclip.core.holdout import held_out, judging
 from latteclip.core.progress import Progress
-from latteclip.labels.features import read_features
+from latteclip.labels.features import feature_column, read_features
 from latteclip.labels.fusion import Fusion, fuse
 from latteclip.labels.witnesses import CaptionVotes, Images, ScoreVotes, Votes, parts
 
@@ -42,6 +43,7 @@ class CaptionLabelSettings:
     pretrained: str | None
     batch_size: int  # texts encoded at once
     precision: str = "bf16"
+    held_out: float = 0.0  # share of the images whose votes are kept for `select_model`
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def label_by_captions(
     settings: CaptionLabelSettings,
     output: str,
     classifier_output: str,
+    votes_output: str | None = None,
     *,
     device: str,
     threads: int,
@@ -75,7 +78,8 @@ def label_by_captions(
     """Write CAPTION_LABELS for every image that is not in the test split, and a classifier.
 
     The classifier is what zero-shot scores and image prototypes make together: it needs no caption.
-    Labels of the dataset are not read.
+    Nothing is learned from the votes for images that are held out. Votes by which classifiers can
+    be judged go to `votes_output`, a table of VOTES. Labels of the dataset are not read.
 
     Raises:
         UserError: an input lacks an image or does not belong to the others.
@@ -92,42 +96,58 @@ def label_by_captions(
     scale = described["logit_scale"]
     features = read_features(files.pseudo_labels, table["image_id"])
     images = Images.of(features, classes.weights, scale)
+    image_ids = table["image_id"].to_pylist()
+    learning = ~torch.from_numpy(held_out(image_ids, settings.held_out))
     votes: list[Votes] = []
     own: dict[str, OwnLabels] = {}
+    were_told = False
     if files.image_captions is not None:
         clip = clips.load(
             settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
         )
-        captions = _read_captions(files.image_captions, table["image_id"].to_pylist())
+        captions, were_told = _read_captions(files.image_captions, image_ids)
         texts, row_of = _encode(captions, clip, settings.batch_size)
-        votes.append(CaptionVotes.of(texts, row_of, classes.weights, scale))
+        votes.append(CaptionVotes.of(texts, row_of, classes.weights, scale, learning))
         own["caption"] = _captions_alone(texts, row_of, scale * classes.weights)
     if files.class_scores is not None:
         options, scores = map(
             torch.from_numpy,
             read_class_scores(files.class_scores, table["image_id"], len(classnames)),
         )
-        votes.append(ScoreVotes.of(options, scores, len(classnames)))
+        votes.append(ScoreVotes.of(options, scores, len(classnames), learning))
         own["lmm"] = _votes_alone(votes[-1])
     if not votes:
         raise UserError("Nothing votes: give --image-captions or --class-scores.")
-    fusion = fuse(images, votes[-1])
+    fusion = fuse(images, votes[-1], learning)
     save_classifier(classifier_output, images.classifier(fusion.weights, scale), described)
-    _write(output, table["image_id"], own, fusion, {**described, "how": HOW})
+    summary = _summary(fusion, own, learning)
+    _write(output, table["image_id"], own, fusion, {**described, "how": HOW, **summary})
+    log.info(_sentence(summary))
+    if votes_output is not None:
+        judges = torch.from_numpy(judging(image_ids)) & votes[-1].has
+        columns = {
+            "image_id": table["image_id"].filter(pa.array(judges.numpy())),
+            "vote": feature_column(votes[-1].probabilities(judges).float()),
+            "head": _column(fusion.head[judges]),
+        }
+        kept = {name: summary[name] for name in ("votes", "corroborated")}
+        kept |= {"classnames": classnames, "told": were_told and files.class_scores is None}
+        tables.write(votes_output, columns, tables.VOTES, kept)
 
 
-def _read_captions(path: str, image_ids: list[str]) -> list[str]:
-    """The caption of each image, empty where there is none."""
+def _read_captions(path: str, image_ids: list[str]) -> tuple[list[str], bool]:
+    """The caption of each image, empty where there is none; whether pseudo-labels were told."""
     captions, prompts = (
         tables.lookup(path, tables.CAPTIONS, "id", column, image_ids)
         for column in ("caption", "prompt")
     )
-    if len(set(prompts)) > 1:
+    were_told = len(set(prompts)) > 1
+    if were_told:
         log.warning(
             "The captions were asked for with the pseudo-labels in the prompt: they may agree with "
             "the zero-shot labels because they were told them, and then correct few."
         )
-    return [(caption or "").strip() for caption in captions]
+    return [(caption or "").strip() for caption in captions], were_told
 
 
 @torch.no_grad()
@@ -179,7 +199,7 @@ def _write(
     fusion: Fusion,
     described: dict[str, object],
 ) -> None:
-    """Write CAPTION_LABELS, and log in one line what the votes did."""
+    """Write CAPTION_LABELS."""
     calibrated = fusion.said["zero_shot"]
     columns: dict[str, Any] = {
         "image_id": image_ids,
@@ -197,9 +217,7 @@ def _write(
             f"{name}_label": _column(labels, len(image_ids)),
             f"{name}_confidence": confidence,
         }
-    summary = _summary(fusion, own)
-    tables.write(output, columns, tables.CAPTION_LABELS, {**described, **summary})
-    log.info(_sentence(summary))
+    tables.write(output, columns, tables.CAPTION_LABELS, described)
 
 
 def _column(labels: torch.Tensor | None, n: int = 0) -> pa.Array:
@@ -207,11 +225,11 @@ def _column(labels: torch.Tensor | None, n: int = 0) -> pa.Array:
     return pa.nulls(n, pa.int32()) if labels is None else pa.array(labels.int().numpy())
 
 
-def _summary(fusion: Fusion, own: dict[str, OwnLabels]) -> dict[str, Any]:
+def _summary(fusion: Fusion, own: dict[str, OwnLabels], learning: torch.Tensor) -> dict[str, Any]:
     """What was learned of the witnesses, for the metadata and the log."""
     name, said = list(own.items())[-1]  # that which votes
     trust, calibrated = fusion.trust, fusion.said["zero_shot"]
-    voting = said.confidence > 0
+    voting = (said.confidence > 0) & learning
     n = max(1, int(voting.sum()))
     return {
         "votes": "class scores" if name == "lmm" else "captions",

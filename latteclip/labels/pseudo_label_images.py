@@ -18,6 +18,7 @@ from latteclip.clip.ranking import ROWS, best_classes
 from latteclip.core import devices, tables
 from latteclip.core.class_words import ClassWords
 from latteclip.core.prompts import class_texts
+from latteclip.labels.features import feature_column
 
 log = logging.getLogger(__name__)
 
@@ -68,13 +69,6 @@ def class_embeddings(
 def _text_features(clip: clips.Clip, template: str, names: Sequence[str]) -> torch.Tensor:
     """Features of the filled template, one row per name, on the CPU."""
     return encode.encode_texts(clip, clip.tokenizer(class_texts(template, names))).cpu()
-
-
-def feature_column(features: torch.Tensor) -> pa.Array:
-    """[N, D] as a Parquet column of lists."""
-    n, width = features.shape
-    offsets = pa.array(range(0, n * width + 1, width), pa.int32())
-    return pa.ListArray.from_arrays(offsets, pa.array(features.reshape(-1).numpy()))
 
 
 def pseudo_label_images(

@@ -111,12 +111,22 @@ class CaptionVotes:
 
     @classmethod
     def of(
-        cls, texts: torch.Tensor, row_of: torch.Tensor, classes: torch.Tensor, scale: float
+        cls,
+        texts: torch.Tensor,
+        row_of: torch.Tensor,
+        classes: torch.Tensor,
+        scale: float,
+        learning: torch.Tensor | None = None,
     ) -> "CaptionVotes":
-        """From features [U + 1, D], the last one of no caption, and class embeddings [C, D]."""
+        """From features [U + 1, D], the last one of no caption, and class embeddings [C, D].
+
+        Args:
+            learning: [N] bool, the images whose captions the class means are of; None for all.
+        """
         last = len(texts) - 1
         has = row_of != last
-        counts = torch.bincount(row_of, minlength=len(texts))[:-1].double()  # [U]
+        rows = row_of if learning is None else row_of[learning]
+        counts = torch.bincount(rows, minlength=len(texts))[:-1].double()  # [U]
         mean = (counts @ texts[:-1].double()) / counts.sum().clamp(min=1)
         centred = texts - mean.float()
         centred[last] = 0
@@ -143,15 +153,27 @@ class ScoreVotes:
     n_classes: int
 
     @classmethod
-    def of(cls, options: torch.Tensor, scores: torch.Tensor, n_classes: int) -> "ScoreVotes":
-        """From options [N, K], -1 where there are fewer, and their log-probabilities [N, K]."""
+    def of(
+        cls,
+        options: torch.Tensor,
+        scores: torch.Tensor,
+        n_classes: int,
+        learning: torch.Tensor | None = None,
+    ) -> "ScoreVotes":
+        """From options [N, K], -1 where there are fewer, and their log-probabilities [N, K].
+
+        Args:
+            learning: [N] bool, the images whose scores the class means are of; None for all.
+        """
         options, order = options.sort(dim=1)
         scores, given = scores.gather(1, order), options >= 0
         best = scores.masked_fill(~given, -torch.inf).amax(dim=1, keepdim=True)
         best = torch.where(best.isfinite(), best, 0.0)
         scores = (scores - best).clamp(min=-FLOOR)  # also of a probability of 0
         options = options.clamp(min=0)
-        scores = _without_means(options, scores.masked_fill(~given, 0.0), given, n_classes)
+        scores = scores.masked_fill(~given, 0.0)
+        heard = given if learning is None else given & learning[:, None]
+        scores = _without_means(options, scores, given, heard, n_classes)
         has = given.any(dim=1)
         return cls(has, options, scores.masked_fill(~given, -torch.inf), n_classes)
 
@@ -177,22 +199,60 @@ class ScoreVotes:
 
 
 def _without_means(
-    options: torch.Tensor, scores: torch.Tensor, given: torch.Tensor, n_classes: int
+    options: torch.Tensor,
+    scores: torch.Tensor,
+    given: torch.Tensor,
+    heard: torch.Tensor,
+    n_classes: int,
 ) -> torch.Tensor:
     """Scores [N, K] less what is the same for all options of an image or for all of a class.
 
     The sum of both that fits best is found by turns. Where images have different options, means of
     classes alone would keep how good the other options were.
+
+    Args:
+        options: [N, K] classes.
+        scores: [N, K], 0 where there is no option.
+        given: [N, K] where there is one.
+        heard: [N, K] which of these the means of classes are of.
+        n_classes: C.
     """
-    where, owners = options[given], given.nonzero()[:, 0]
-    values = scores[given].double()
+    where, owners = options[heard], heard.nonzero()[:, 0]
+    values = scores[heard].double()
     per_class = torch.bincount(where, minlength=n_classes).clamp(min=1)
     per_image = given.sum(dim=1).clamp(min=1)
+    means = torch.zeros(n_classes, dtype=torch.float64)
     for _ in range(TURNS):
-        for groups, sizes in ((where, per_class), (owners, per_image)):
-            sums = torch.zeros(len(sizes), dtype=torch.float64).index_add_(0, groups, values)
-            values -= (sums / sizes)[groups]
-    return scores.masked_scatter(given, values.round(decimals=DECIMALS).float())
+        found = torch.zeros_like(means).index_add_(0, where, values) / per_class
+        means += found
+        values -= found[where]
+        sums = torch.zeros(len(scores), dtype=torch.float64).index_add_(0, owners, values)
+        values -= (sums / per_image)[owners]
+    without = (scores.double() - means[options]).masked_fill(~given, 0.0)
+    without -= without.sum(dim=1, keepdim=True) / per_image[:, None]
+    return without.round(decimals=DECIMALS).float()
+
+
+@dataclass(frozen=True)
+class WithheldVotes:
+    """Votes of which those for some images are not heard."""
+
+    votes: Votes
+    learning: torch.Tensor  # [N] bool: whose votes are heard
+
+    @property
+    def has(self) -> torch.Tensor:
+        return self.votes.has & self.learning
+
+    def probabilities(self, rows: Rows) -> torch.Tensor:
+        return self.votes.probabilities(rows) * self.learning[rows, None]
+
+    def features(self, rows: Rows) -> torch.Tensor | None:
+        texts = self.votes.features(rows)
+        return None if texts is None else texts * self.learning[rows, None]
+
+    def dealing(self, rows: torch.Tensor) -> Deal:
+        return self.votes.dealing(rows)
 
 
 def parts(n: int) -> Iterator[slice]:

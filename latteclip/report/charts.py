@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from latteclip.report.runs import Floats
 
 SIZE = (4.0, 2.6)  # inches of 72 units: about the width of a phone
+LABEL = 22  # characters of a class name beside its bar
 # Colour and line of each series, the same in all charts: told apart without colour, too.
 SERIES = [(f"#5e71{i:02x}", f"var(--series-{i})") for i in range(1, 7)]
 DASHES = ["solid", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1)), (0, (8, 2))]
@@ -129,8 +130,30 @@ def bar_chart(
     return Chart(title, svg, note, legend)
 
 
-def _axes(x_label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=SIZE, layout="constrained")
+def class_chart(
+    title: str, names: Sequence[str], values: Floats, *, x_label: str, note: str = ""
+) -> Chart:
+    """One bar for the value of each class, from top to bottom; to the left where it is negative."""
+    rows = np.arange(len(names))
+    with mpl.rc_context({**STYLE, "axes.grid.axis": "x"}):
+        figure, axes = _axes(x_label, height=0.9 + 0.22 * len(names))
+        colours = np.where(values < 0, SERIES[1][0], SERIES[0][0])
+        axes.barh(rows, values, height=0.7, color=colours.tolist())
+        axes.axvline(0, color=MUTED, linewidth=0.8)
+        axes.set_yticks(rows, [_short(name) for name in names], parse_math=False)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        told = "; ".join(f"{name}: {value:+.2f}" for name, value in zip(names, values, strict=True))
+        svg = _svg(figure, title, f"{title}, {x_label}: {told}.")
+    return Chart(title, svg, note)
+
+
+def _short(name: str) -> str:
+    """A class name that leaves room for its bar."""
+    return name if len(name) <= LABEL else f"{name[: LABEL - 1]}…"
+
+
+def _axes(x_label: str, height: float = SIZE[1]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(SIZE[0], height), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel(x_label)
     return figure, axes

@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from latteclip.clip.classifier import load_classifier
 from latteclip.report import charts, figures, runs
 from latteclip.report.runs import Floats
 
 CURVES, POINTS = 6, 120  # methods in a chart of the training, and points of a line
+BIASES = 20  # classes in the chart of biases
 
 
 def training_charts(run_files: Sequence[runs.RunFiles], shown: str | None) -> list[charts.Chart]:
@@ -75,6 +77,34 @@ def _line(
     points = min(len(curve["epoch"]) for curve in having)
     return charts.Line(
         name, having[0]["epoch"][:points], [curve[column] for curve in having], series
+    )
+
+
+def bias_chart(path: str) -> charts.Chart:
+    """What each class got whatever an image showed, which calibration takes off, in logits.
+
+    Of many classes the BIASES with the largest biases, either way. What all classes have in common
+    changes no prediction, so biases are told from their mean.
+
+    Args:
+        path: the calibrated zero-shot classifier.
+
+    Raises:
+        UserError: it is missing or broken.
+    """
+    classifier, described = load_classifier(path)
+    biases = -described["logit_scale"] * classifier.bias.double().numpy()  # [C]
+    biases -= biases.mean()
+    order = np.argsort(-np.abs(biases), kind="stable")[:BIASES]
+    order = order[np.argsort(-biases[order], kind="stable")]
+    left_out = f" The {len(order)} largest of {len(biases)}." if len(order) < len(biases) else ""
+    return charts.class_chart(
+        "Class biases of zero-shot",
+        [described["classnames"][c] for c in order],
+        biases[order],
+        x_label="logits above the mean of all classes",
+        note="What a class gets whatever the image shows, over the training images: "
+        f"zero_shot_calibrated takes it off.{left_out}",
     )
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from latteclip.core.files import write_text
 from latteclip.evaluate import published
-from latteclip.evaluate.results import MARKS, read_metrics
+from latteclip.evaluate.results import MARKS, read_metrics, read_selection
 from latteclip.evaluate.summary import known, means_over_datasets, summary
 from latteclip.report import render
 
@@ -35,19 +35,30 @@ class Cell:
     seeds: int
     gain: float | None
     is_best: bool  # of the methods on the dataset that read no labels
+    is_chosen: bool
 
 
-def index_results(metrics_paths: Sequence[str], settings: IndexSettings, output: str) -> None:
+def index_results(
+    metrics_paths: Sequence[str],
+    selection_paths: Sequence[str],
+    settings: IndexSettings,
+    output: str,
+) -> None:
     """Write the page that compares every run, one HTML file that needs no network.
 
     Raises:
-        UserError: a metrics file is missing or broken.
+        UserError: a file is missing or broken.
     """
     runs = [read_metrics(path) for path in metrics_paths]
+    selections = [read_selection(path) for path in selection_paths]
+    chosen = {one.dataset: one.method for one in selections}
     table = summary(pd.DataFrame(runs), settings.baseline)
     methods = list(dict.fromkeys(table["method"]))
     datasets = list(dict.fromkeys(table["dataset"]))
-    cells = {dataset: _cells(table[table["dataset"] == dataset]) for dataset in datasets}
+    cells = {
+        dataset: _cells(table[table["dataset"] == dataset], chosen.get(dataset))
+        for dataset in datasets
+    }
     sizes = {
         run["dataset"]: {"images": run["images"], "classes": len(run["per_class"]) or None}
         for run in runs
@@ -65,6 +76,7 @@ def index_results(metrics_paths: Sequence[str], settings: IndexSettings, output:
         cells=cells,
         sizes=sizes,
         marks=marks,
+        reasons=selections,
         explained={mark: MARKS[mark] for mark in MARKS if any(mark in m for m in marks.values())},
         complete=complete,
         means=means,
@@ -75,7 +87,7 @@ def index_results(metrics_paths: Sequence[str], settings: IndexSettings, output:
     log.info("Wrote %s: %d datasets, %d methods.", output, len(datasets), len(methods))
 
 
-def _cells(table: pd.DataFrame) -> dict[str, Cell]:
+def _cells(table: pd.DataFrame, chosen: str | None) -> dict[str, Cell]:
     rows = table.to_dict("records")
     fair = [row["acc1_mean"] for row in rows if "supervised" not in row["marks"].split()]
     best = max((value for value in fair if not pd.isna(value)), default=None)
@@ -86,6 +98,7 @@ def _cells(table: pd.DataFrame) -> dict[str, Cell]:
             row["seeds"],
             known(row["acc1_gain"]),
             row["acc1_mean"] == best and "supervised" not in row["marks"].split(),
+            row["method"] == chosen,
         )
         for row in rows
     }

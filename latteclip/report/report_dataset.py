@@ -18,7 +18,7 @@ from latteclip.core.files import write_text
 from latteclip.core.json_files import read_object
 from latteclip.evaluate import gallery_images
 from latteclip.evaluate.metrics import accuracy
-from latteclip.evaluate.results import MARKS, read_metrics
+from latteclip.evaluate.results import MARKS, read_metrics, read_selection
 from latteclip.report import dataset_charts, figures, gallery, provenance, render, runs
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,8 @@ class ReportFiles:
     image_captions: str | None = None
     group_captions: str | None = None
     caption_summary: str | None = None  # of the captions above
+    selection: str | None = None  # which model was chosen
+    calibrated: str | None = None  # zero-shot classifier without class means
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def report_dataset(
         for path in (files.image_captions, files.group_captions)
     )
     chosen = gallery_images.choose(train.confidence, train.pseudo_labels)
+    selection = read_selection(files.selection) if files.selection else None
     tuned = _tuned_labels(run_files, [train.image_ids[i] for i in chosen], classnames)
     page = render.render(
         TEMPLATE,
@@ -97,6 +100,8 @@ def report_dataset(
         rows=rows,
         axis=_axis(rows, zero_shot),
         zero_shot=None if zero_shot is None else 100 * zero_shot,
+        selection=selection,
+        biases=dataset_charts.bias_chart(files.calibrated) if files.calibrated else None,
         shown=next((row for row in rows if row.method == settings.shown), None),
         baseline=settings.baseline,
         variants=variants(rows, settings.config["methods"]),

@@ -3,7 +3,6 @@
 Letters: S seeds, N test images, C classes.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ import pyarrow.compute as pc
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.settings import from_values
+from latteclip.core.settings import list_from_json
 from latteclip.evaluate import gallery_images
 
 Ints = npt.NDArray[np.int_]
@@ -51,13 +50,7 @@ def run_files(text: str) -> list[RunFiles]:
     Raises:
         UserError: the text is not such a list, or the list is empty.
     """
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"The runs are not JSON ({error}): {text!r}.") from None
-    if not isinstance(values, list) or not values:
-        raise UserError(f"The runs must be a JSON list with at least one run, not {text!r}.")
-    return [from_values(RunFiles, value) for value in values]
+    return list_from_json(RunFiles, text, "runs")
 
 
 @dataclass(frozen=True)

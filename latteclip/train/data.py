@@ -4,7 +4,7 @@ Letters: N training images, C classes.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -16,6 +16,7 @@ from latteclip.clip.ranking import classify
 from latteclip.core import tables
 from latteclip.core.digest import digest
 from latteclip.core.errors import UserError
+from latteclip.core.holdout import held_out
 from latteclip.core.prompts import class_texts
 from latteclip.labels.features import read_features
 from latteclip.train.objectives.base import TrainingTexts
@@ -51,17 +52,24 @@ class TrainingData:
     digest: str  # changes when anything above changes
 
 
-def read(files: TrainingFiles, template: str, labels: str, bank: TextBank) -> TrainingData:
+def read(
+    files: TrainingFiles, template: str, labels: str, bank: TextBank, share: float = 0.0
+) -> TrainingData:
     """Read the inputs; their texts go into `bank`.
 
     Args:
         labels: zero_shot, zero_shot_calibrated, caption, lmm, fused, or ground_truth, the only one
             that reads labels.
+        share: of the images that are held out: neither they nor captions of groups that show one
+            are trained on.
 
     Raises:
         UserError: an input lacks an image or a label, or there is nothing to train on.
     """
     table, classnames = tables.read_unlabelled(files.images, training=True)
+    all_ids = table["image_id"].to_pylist()
+    kept = ~held_out(all_ids, share)
+    table = table.filter(pa.array(kept))
     image_ids = table["image_id"].to_pylist()
     if len(image_ids) < 2:
         raise UserError(
@@ -79,7 +87,8 @@ def read(files: TrainingFiles, template: str, labels: str, bank: TextBank) -> Tr
         captions = tables.lookup(files.image_captions, tables.CAPTIONS, "id", "caption", image_ids)
         image_texts = bank.add(_or_class(captions, own, descriptions))
     if files.group_captions:
-        captions, labels_of_groups = _groups(files.group_captions, image_ids, own)
+        label_of = dict(zip(kept.nonzero()[0].tolist(), own, strict=True))
+        captions, labels_of_groups = _groups(files.group_captions, all_ids, label_of)
         captions = _or_class(captions, labels_of_groups, descriptions)
         group_texts, group_labels = bank.add(captions), torch.tensor(labels_of_groups)
     start = _image_prototypes(files, image_ids, classnames)
@@ -163,18 +172,24 @@ def _features(files: TrainingFiles, image_ids: list[str]) -> torch.Tensor:
 
 
 def _groups(
-    path: str, image_ids: Sequence[str], labels: Sequence[int]
+    path: str, image_ids: Sequence[str], label_of: Mapping[int, int]
 ) -> tuple[list[str | None], list[int]]:
     """Captions of the groups, and the class of each: the most frequent one among its members.
 
     With zero-shot pseudo-labels that is the class which the group was drawn from. A class that has
     images but no group gets one with an empty caption.
+
+    Args:
+        image_ids: of all images that groups may show.
+        label_of: the labels of those that are trained on; groups with another image are left out.
     """
-    captions, groups = tables.read_groups(path, image_ids)
-    classes = [
-        Counter(labels[member] for member in members).most_common(1)[0][0] for members in groups
-    ]
-    lacking = sorted(set(labels) - set(classes))
+    captions: list[str | None] = []
+    classes: list[int] = []
+    for caption, members in zip(*tables.read_groups(path, image_ids), strict=True):
+        if label_of.keys() >= set(members):
+            captions.append(caption)
+            classes.append(Counter(label_of[row] for row in members).most_common(1)[0][0])
+    lacking = sorted(set(label_of.values()) - set(classes))
     return captions + [""] * len(lacking), classes + lacking
 
 

@@ -134,7 +134,7 @@ def _load(
         prepare.refuse_moving_statistics(clip, settings.compute, parallel.size())
     prepare.prepare_training(clip, settings.compute)
     bank = TextBank(clip)
-    inputs = data.read(files, settings.words.template, settings.labels, bank)
+    inputs = data.read(files, settings.words.template, settings.labels, bank, settings.held_out)
     training = Training(
         clip,
         make_objective(bank, inputs.texts, seed),

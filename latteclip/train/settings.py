@@ -67,6 +67,7 @@ class FinetuneSettings:
     switches: dict[str, Any] = field(default_factory=dict)  # of the objective, which checks them
     compute: Compute = Compute()
     class_synonyms: dict[str, list[str]] = field(default_factory=dict)
+    held_out: float = 0.0  # share of the images that are kept for `select_model`
 
     @property
     def words(self) -> ClassWords:

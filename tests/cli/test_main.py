@@ -84,6 +84,7 @@ def test_a_missing_table_is_bad_input(tmp_path, capsys):
             *("--pseudo-labels", write_pseudo_labels(tmp_path / "p.parquet", ["a"], [0])),
             *("--predictions", str(tmp_path / "out.parquet")),
             *("--metrics", str(tmp_path / "out.json")),
+            *("--judged", str(tmp_path / "judged.parquet")),
         ]
     )
     assert status == 2

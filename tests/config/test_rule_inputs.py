@@ -124,3 +124,67 @@ def test_metrics_are_those_of_every_run(configured):
         for dataset in ("dtd", "demo")
         for run in ("zero_shot/seed0", "flyp/seed0", "flyp/seed1")
     ]
+
+
+VOTES = ["results/demo/votes.parquet"]
+SELECTION = ["results/demo/selection.json"]
+
+
+@pytest.mark.parametrize(
+    ("method", "votes", "of_classifier"),
+    [
+        ("zero_shot,flyp", [], []),
+        ("zero_shot,latteclip_no_image_description", [], []),
+        ("zero_shot,latteclip", VOTES, []),
+        ("zero_shot,flyp_fused", VOTES, []),
+        ("zero_shot,image_prototypes", VOTES, VOTES),
+    ],
+)
+def test_captions_that_the_run_has_vote(configured, method, votes, of_classifier):
+    found = configured(method=method)
+    assert rule_inputs.votes_if_any(found, "demo") == votes
+    if "image_prototypes" in method:
+        assert rule_inputs.votes_of_classifier(found, "demo", "image_prototypes") == of_classifier
+    scored = configured(method=method, scores={"kind": "letters"})
+    assert rule_inputs.votes_if_any(scored, "demo") == VOTES
+
+
+def test_a_classifier_that_no_votes_made_is_judged_as_it_is(configured):
+    by_zero_shot = {"image_prototypes": {"pseudo_labels": "zero_shot_calibrated"}}
+    found = configured(method="image_prototypes,zero_shot_calibrated", methods=by_zero_shot)
+    for method in ("image_prototypes", "zero_shot_calibrated"):
+        assert rule_inputs.votes_of_classifier(found, "demo", method) == []
+
+
+def test_zero_shot_has_a_model_as_well(configured):
+    path = rule_inputs.classifier_of_method(configured(), "demo", "zero_shot")
+    assert path == "results/demo/class_embeddings.safetensors"
+
+
+def test_candidates_are_the_runs_that_have_a_classifier_and_read_no_label(configured):
+    method = "flyp_supervised,label_propagation,latteclip,zero_shot_calibrated"
+    found = configured(method=method, seeds=2)
+    runs = [(one["method"], one["seed"]) for one in rule_inputs.candidates(found, "demo")]
+    assert runs == [("latteclip", 0), ("latteclip", 1), ("zero_shot_calibrated", 0)]
+    assert rule_inputs.files_of_candidates(found, "demo", "judged")[1:] == [
+        "results/demo/latteclip/seed1/judged.parquet",
+        "results/demo/zero_shot_calibrated/seed0/judged.parquet",
+    ]
+
+
+def test_a_model_is_chosen_where_there_are_several_and_images_to_judge(configured):
+    assert rule_inputs.all_selections(configured()) == SELECTION
+    assert rule_inputs.all_selections(configured(method="zero_shot,flyp_supervised")) == []
+    assert rule_inputs.all_selections(configured(selection={"share": 0})) == []
+    own = {"demo": {"selection": {"share": 0}}}
+    found = configured(dataset="demo,dtd", datasets=own)
+    assert rule_inputs.all_selections(found) == ["results/dtd/selection.json"]
+    found = configured(table={"name": "study"})
+    assert rule_inputs.selection_if_any(found, "demo") == ["results/demo/selection-study.json"]
+
+
+def test_the_page_shows_the_biases_of_a_run_that_takes_them_off(configured):
+    assert rule_inputs.calibrated_if_run(configured(), "demo") == []
+    found = configured(method="zero_shot_calibrated")
+    wanted = ["results/demo/classifiers/calibrated.safetensors"]
+    assert rule_inputs.calibrated_if_run(found, "demo") == wanted

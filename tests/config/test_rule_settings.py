@@ -2,6 +2,8 @@
 nothing of it."""
 
 import pytest
+import yaml
+from support.tiny import ROOT
 
 from latteclip.config import rule_settings
 from latteclip.config.configuration import as_json
@@ -102,3 +104,19 @@ def test_synonyms_are_named_where_there_are_any(configured):
     given = {"datasets": {"dtd": {"class_synonyms": {737: ["jet"]}}}}  # as YAML reads a number
     found = rule_settings.pseudo_label_images(configured(**given), "dtd")
     assert found["class_synonyms"] == {"737": ["jet"]}
+
+
+def test_images_that_are_held_out_are_told_to_those_that_must_not_learn_from_them(configured):
+    found = configured(selection={"share": 0.25})
+    for settings in (
+        rule_settings.finetune(found, "demo", "latteclip"),
+        rule_settings.label_by_captions(found, "demo"),
+        rule_settings.evaluate(found, "demo"),
+    ):
+        assert settings["held_out"] == 0.25
+
+
+@pytest.mark.parametrize("name", ["study", "ablations"])
+def test_the_paper_s_runs_train_on_all_images(configured, name):
+    given = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
+    assert rule_settings.held_out(configured(**given), "dtd") == 0

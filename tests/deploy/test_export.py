@@ -15,7 +15,7 @@ from support.tiny import BACKBONES, write_backbone, write_pictures
 from latteclip.cli import main
 from latteclip.clip import model as clips
 from latteclip.clip import tuned
-from latteclip.clip.classifier import Classifier, load_classifier
+from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
 from latteclip.core import tables
 from latteclip.core.class_words import ClassWords
 from latteclip.deploy import predict
@@ -300,6 +300,50 @@ def test_the_card_tells_dataset_method_numbers_licence_and_base_model(with_metri
         *CLASSNAMES,
     ):
         assert said in text
+
+
+@pytest.fixture
+def chosen(demo, with_metrics, tmp_path):
+    """Results of a dataset: two runs, of which one was not trained, and the model of the latter."""
+    _, metrics = with_metrics
+    folder = tmp_path / "results" / "demo"
+    for method, seed in (("latteclip", 2), ("image_prototypes", 0)):
+        run = folder / method / f"seed{seed}"
+        shutil.copytree(demo, run / "model")
+        values = {**metrics, "method": method, "seed": seed}
+        (run / "metrics.json").write_text(json.dumps(values))
+    shutil.copy(tmp_path / "run" / "history.parquet", folder / "latteclip" / "seed2")
+    clip = {"classnames": CLASSNAMES, "model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"}
+    path = folder / "class_embeddings.safetensors"
+    save_classifier(path, Classifier.of(torch.eye(len(CLASSNAMES), 128)), clip)
+    for suffix, method, seed in (("", "image_prototypes", 0), ("-study", "latteclip", 2)):
+        shutil.copytree(demo, folder / f"model{suffix}")
+        told = {"dataset": "demo", "method": method, "seed": seed, "reason": f"{method} is it."}
+        (folder / f"selection{suffix}.json").write_text(json.dumps(told))
+    return folder
+
+
+def test_the_model_that_was_chosen_is_exported_by_its_dataset_s_folder(chosen, tmp_path):
+    export(str(chosen), str(tmp_path / "out"), "open_clip")
+    front, text = card_of(tmp_path / "out")
+    assert front["base_model"] == "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
+    assert front["model-index"][0]["name"] == "image_prototypes-demo"
+    assert "| method | image_prototypes |" in text
+    assert "| seed | none, nothing was trained |" in text
+    assert "Chosen among several without labels: image_prototypes is it." in text
+    assert "A pretrained CLIP model as it is with a classifier" in text
+    assert "tuned" not in text.split("## Use")[0]
+    assert "this one seed" not in text
+
+
+def test_a_trained_model_that_was_chosen_says_so(chosen, tmp_path):
+    export(str(chosen / "model-study"), str(tmp_path / "out"), "open_clip")
+    _, text = card_of(tmp_path / "out")
+    assert "A fine-tuned CLIP model with a classifier" in text
+    assert "| method | latteclip |" in text
+    assert "| seed | 2 |" in text
+    assert "latteclip is it." in text
+    assert "this one seed" in text
 
 
 def test_a_supervised_run_says_so(with_metrics, tmp_path):

@@ -94,9 +94,9 @@ def test_the_three_lines_of_the_docstring_are_right(model, pictures, monkeypatch
     code = predict.__doc__.split("three lines:")[1].split("Letters")[0]
     lines = [line.strip() for line in code.strip().splitlines()]
     assert len(lines) == 3
-    run = tmp_path / "results" / "demo" / "latteclip" / "seed0"
-    run.mkdir(parents=True)
-    (run / "model").symlink_to(model)
+    chosen = tmp_path / "results" / "demo"
+    chosen.mkdir(parents=True)
+    (chosen / "model").symlink_to(model)
     for name, path in zip(["a.jpg", "b.jpg"], pictures, strict=False):
         Image.open(path).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
@@ -160,6 +160,7 @@ def test_the_predictions_are_those_of_the_evaluation_stage(tmp_path, model, pict
         metrics.Run("set", "method", 0),
         metrics.Outputs(str(tmp_path / "predictions.parquet"), str(tmp_path / "metrics.json")),
         str(tmp_path / "gallery.parquet"),
+        str(tmp_path / "judged.parquet"),
         device="cpu",
         threads=1,
     )

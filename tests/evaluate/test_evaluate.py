@@ -9,10 +9,11 @@ from support.tiny import write_index, write_pictures, write_pseudo_labels
 
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
-from latteclip.core import tables
+from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import evaluate as stage
 from latteclip.evaluate import gallery_images, metrics
+from latteclip.evaluate.judged import JUDGED
 
 CLASSNAMES = ["a", "b", "c", "d", "e", "f", "g"]
 C = 7
@@ -27,7 +28,7 @@ def pictures(tmp_path):
 CONFIDENCE = [0.5, 0.25, 0.5, 0.5, 0.75, 0.5]
 
 
-def run(tmp_path, index):
+def run(tmp_path, index, share=0.0):
     """The stage, after writing pseudo-labels for it."""
     names = tables.read(index, tables.IMAGES, ["image_id"])[0]["image_id"].to_pylist()
     pseudo_labels = write_pseudo_labels(
@@ -40,21 +41,24 @@ def run(tmp_path, index):
             str(tmp_path / "model"),
             str(tmp_path / "history.parquet"),
         ),
-        stage.EvaluateSettings(batch_size=3, topk=5),
+        stage.EvaluateSettings(batch_size=3, topk=5, held_out=share),
         metrics.Run("set", "latteclip", 4),
         metrics.Outputs(str(tmp_path / "predictions.parquet"), str(tmp_path / "metrics.json")),
         str(tmp_path / "gallery.parquet"),
+        str(tmp_path / "judged.parquet"),
         device="cpu",
         threads=1,
     )
 
 
-def evaluate(tmp_path, index, classifier, demo_clip, classnames=CLASSNAMES, history=None):
+def evaluate(
+    tmp_path, index, classifier, demo_clip, classnames=CLASSNAMES, history=None, share=0.0
+):
     clips.save(demo_clip, Classifier.of(classifier), classnames, "{}", tmp_path / "model")
     steps = {"step": pa.array([0, 1], pa.int32()), "loss": pa.array([0.5, 0.25])}
     schema = pa.schema([("step", pa.int32()), ("loss", pa.float64())])
     tables.write(tmp_path / "history.parquet", steps, schema, history)
-    run(tmp_path, index)
+    run(tmp_path, index, share)
     predictions, metadata = tables.read(tmp_path / "predictions.parquet", tables.PREDICTIONS)
     return predictions.to_pydict(), metadata, json.loads((tmp_path / "metrics.json").read_text())
 
@@ -105,6 +109,27 @@ def test_the_images_of_the_page_get_the_class_of_the_nearest_prototype(
         label = int((feature @ classifier.T).argmax())
         wanted.append({"image_id": Path(file).name, "prediction": label})
     assert table.to_pylist() == wanted
+
+
+def test_images_that_were_held_out_get_the_class_of_the_nearest_prototype(
+    tmp_path, pictures, demo_clip, monkeypatch
+):
+    index = write_index(tmp_path / "images.parquet", *pictures, CLASSNAMES)
+    torch.manual_seed(0)
+    classifier = torch.nn.functional.normalize(torch.randn(C, 128), dim=1)
+    evaluate(tmp_path, index, classifier, demo_clip, share=0.5)
+    assert len(tables.read(tmp_path / "judged.parquet", JUDGED)[0]) == 0  # one judges nothing
+    monkeypatch.setattr(holdout, "FEWEST", 1)
+    evaluate(tmp_path / "more", index, classifier, demo_clip, share=0.5)
+    table, metadata = tables.read(tmp_path / "more" / "judged.parquet", JUDGED)
+    assert metadata == {"classnames": CLASSNAMES}
+    names = [Path(pictures[0][i]).name for i in (1, 4)]
+    chosen = [names[i] for i in holdout.held_out(names, 0.5).nonzero()[0]]
+    assert table["image_id"].to_pylist() == chosen
+    file = Path(pictures[0][0]).with_name(chosen[0])
+    with torch.no_grad():
+        feature = demo_clip.model.encode_image(demo_clip.preprocess(Image.open(file))[None])
+    assert table["prediction"].to_pylist() == [int((feature @ classifier.T).argmax())]
 
 
 @pytest.mark.parametrize(

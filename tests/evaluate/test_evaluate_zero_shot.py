@@ -2,12 +2,13 @@ import json
 from pathlib import Path
 
 import pytest
-from support.tiny import write_index, write_pictures
+from support.tiny import write_index, write_pictures, write_pseudo_labels
 
-from latteclip.core import tables
+from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import evaluate_zero_shot as stage
 from latteclip.evaluate import metrics
+from latteclip.evaluate.judged import JUDGED
 
 CLASSNAMES = ["a", "b", "c", "d", "e", "f", "g"]
 
@@ -30,6 +31,7 @@ def test_a_dataset_without_test_images_is_refused(tmp_path, pictures):
             str(pseudo),
             metrics.Run("set", "zero_shot", 0),
             metrics.Outputs(str(tmp_path / "p"), "m"),
+            str(tmp_path / "h"),
         )
 
 
@@ -56,6 +58,7 @@ def test_zero_shot_row_scores_the_pseudo_labels_of_the_test_split(tmp_path, pict
         str(tmp_path / "pseudo.parquet"),
         metrics.Run("set", "zero_shot", 0),
         metrics.Outputs(str(tmp_path / "predictions.parquet"), str(tmp_path / "metrics.json")),
+        str(tmp_path / "judged.parquet"),
     )
     predictions, _ = tables.read(tmp_path / "predictions.parquet", tables.PREDICTIONS)
     found = json.loads((tmp_path / "metrics.json").read_text())
@@ -64,3 +67,28 @@ def test_zero_shot_row_scores_the_pseudo_labels_of_the_test_split(tmp_path, pict
     assert found["acc5"] == 0.75
     assert found["mean_per_class_recall"] == pytest.approx(1 / 3)
     assert found["marks"] == []
+    judged, _ = tables.read(tmp_path / "judged.parquet", JUDGED)
+    assert judged.to_pylist() == [
+        {"image_id": names[1], "prediction": 0},
+        {"image_id": names[4], "prediction": 1},
+    ]
+
+
+def test_of_very_many_training_images_some_judge(tmp_path, monkeypatch):
+    monkeypatch.setattr(holdout, "MOST", 3)
+    names = [f"{i}.png" for i in range(9)]
+    splits = ["train"] * 6 + ["val", "test", "test"]
+    index = write_index(tmp_path / "images.parquet", names, splits, [0] * 9, CLASSNAMES)
+    pseudo = write_pseudo_labels(tmp_path / "pseudo.parquet", names, [i % 7 for i in range(9)])
+    stage.evaluate_zero_shot(
+        index,
+        pseudo,
+        metrics.Run("set", "zero_shot", 0),
+        metrics.Outputs(str(tmp_path / "predictions.parquet"), str(tmp_path / "metrics.json")),
+        str(tmp_path / "judged.parquet"),
+    )
+    table, described = tables.read(tmp_path / "judged.parquet", JUDGED)
+    apart = holdout.judging(names[:7]).nonzero()[0].tolist()
+    assert len(apart) == 3
+    assert table.to_pylist() == [{"image_id": names[i], "prediction": i % 7} for i in apart]
+    assert described == {"classnames": CLASSNAMES}

@@ -55,7 +55,7 @@ def test_summary_files_are_written(tmp_path):
         path = tmp_path / f"{number}.json"
         path.write_text(json.dumps(values))
         paths.append(str(path))
-    summarize.summarize(paths, "zero_shot", str(tmp_path / "s.csv"), str(tmp_path / "s.md"))
+    summarize.summarize(paths, [], "zero_shot", str(tmp_path / "s.csv"), str(tmp_path / "s.md"))
     written = pd.read_csv(tmp_path / "s.csv")
     assert list(written.columns) == [
         "dataset",
@@ -68,10 +68,34 @@ def test_summary_files_are_written(tmp_path):
         "baseline",
         "acc5_mean",
         "mean_per_class_recall",
+        "chosen",
     ]
     assert written["acc1_mean"].tolist() == [40, 60, 30, 90, 70]
     assert written["marks"].fillna("").tolist() == ["", "", "", "supervised", "ours collapsed"]
     assert "latteclip_fused (ours, collapsed)" in (tmp_path / "s.md").read_text()
+
+
+def test_a_star_marks_what_was_chosen_and_below_it_says_why(tmp_path):
+    paths = []
+    for number, values in enumerate(MARKED):
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps(values))
+        paths.append(str(path))
+    selection = {"dataset": "dtd", "method": "latteclip_fused", "seed": 1, "reason": "It is best."}
+    (tmp_path / "selection.json").write_text(json.dumps(selection))
+    chosen = [str(tmp_path / "selection.json")]
+    summarize.summarize(paths, chosen, "zero_shot", str(tmp_path / "s.csv"), str(tmp_path / "s.md"))
+    lines = (tmp_path / "s.md").read_text().splitlines()
+    assert [line.split("|")[2].strip() for line in lines[2:7]] == [
+        "zero_shot",
+        "latteclip",
+        "latteclip",
+        "flyp_supervised (supervised)",
+        "latteclip_fused ★ (ours, collapsed)",
+    ]
+    assert lines.count("- ★ dtd: It is best.") == 1
+    written = pd.read_csv(tmp_path / "s.csv", dtype=str, keep_default_na=False)
+    assert written["chosen"].tolist() == ["", "", "", "", "1"]
 
 
 def several():

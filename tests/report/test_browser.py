@@ -1,11 +1,14 @@
 """The pages in a real browser: Debian's chromium, driven by Playwright, without a network."""
 
+import json
 import statistics
 
 import pytest
+import torch
 from support.made_results import CLASSNAMES, Results
 from support.pages import BOTH_KINDS, write, write_metrics
 
+from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.report import index_results as index
 
 WIDTHS = (1280, 390)
@@ -20,14 +23,22 @@ def results(tmp_path_factory):
 @pytest.fixture(scope="module")
 def files(results):
     """Both pages."""
-    write(results, captions=BOTH_KINDS)
+    selection, calibrated = (results.folder / name for name in ("chosen.json", "head.safetensors"))
+    told = {"dataset": "made", "method": "flyp", "seed": 0, "reason": "flyp agrees with all votes."}
+    selection.write_text(json.dumps(told))
+    names = results.classnames
+    head = Classifier.of(torch.eye(len(names)), torch.linspace(-0.3, 0.3, len(names)))
+    save_classifier(calibrated, head, {"classnames": names, "logit_scale": 10.0})
+    write(results, captions=BOTH_KINDS, selection=str(selection), calibrated=str(calibrated))
     paths = [
         write_metrics(results.folder, f"dataset_{number}", method, 0, 0.1 * number + 0.01 * place)
         for number in range(1, 6)
         for place, method in enumerate(f"a_method_with_a_long_name_{i}" for i in range(8))
     ]
     settings = index.IndexSettings("a_method_with_a_long_name_0")
-    index.index_results(paths, settings, str(results.folder / "index.html"))
+    other = results.folder / "other.json"
+    other.write_text(json.dumps({**told, "dataset": "dataset_1", "method": settings.baseline}))
+    index.index_results(paths, [str(other)], settings, str(results.folder / "index.html"))
     return {name: results.folder / f"{name}.html" for name in ("report", "index")}
 
 

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from support.made_results import Results
 from support.pages import Page, write_metrics
@@ -21,7 +23,10 @@ def compared(tmp_path):
     settings = index.IndexSettings(
         "zero_shot", {"dtd": "dtd/report.html"}, {"dtd": "<u>Textures</u>"}
     )
-    index.index_results(paths, settings, str(tmp_path / "index.html"))
+    chosen = tmp_path / "selection.json"
+    told = {"dataset": "dtd", "method": "zero_shot", "seed": 0, "reason": "Nothing <b>beat</b> it."}
+    chosen.write_text(json.dumps(told))
+    index.index_results(paths, [str(chosen)], settings, str(tmp_path / "index.html"))
     text = (tmp_path / "index.html").read_text()
     return Page(text), text
 
@@ -34,13 +39,23 @@ def test_the_index_has_one_row_per_dataset_and_one_column_per_method(compared):
     names = [row[0][0].split("<")[0].strip() for row in table[1:]]
     assert names == ["dtd", "sun397", "mine", "mean"]
     assert [float(cell[1]) for cell in table[1][3:]] == pytest.approx([50, 57, 90])
-    assert table[1][4][0].split() == ["★", "57.0", "±", "1.4", "+7.0"]
-    assert "★" not in table[1][5][0]  # it reads labels
+    assert table[1][4][0].split() == ["best:", "57.0", "±", "1.4", "+7.0"]
+    assert "best" not in table[1][5][0]  # it reads labels
     assert [cell[0].strip() for cell in table[3][3:]] == ["–", "no labels", "–"]  # noqa: RUF001
     assert [cell[0] for cell in table[4][3:]] == ["55.0", "59.0", "85.0"]
     assert 'href="dtd/report.html"' in text
     assert "<u>Textures</u>" in page.sections[""]
     assert ("u", {}) not in page.elements
+
+
+def test_a_star_marks_the_model_that_was_chosen_and_below_it_says_why(compared):
+    page, text = compared
+    table = page.tables["comparison"]
+    assert table[1][3][0].split() == ["★", "50.0"]
+    assert [cell[0] for row in table[1:] for cell in row if "★" in cell[0]] == [table[1][3][0]]
+    assert "Nothing <b>beat</b> it." in page.sections[""]
+    assert ("b", {}) not in page.elements
+    assert "A star marks the model that was chosen" in text
 
 
 def test_our_means_stand_beside_those_of_the_paper(compared):

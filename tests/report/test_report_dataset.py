@@ -6,14 +6,16 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 from support.made_results import CLASSNAMES, HOSTILE, Results
 from support.pages import BOTH_KINDS, write
 
 from latteclip.cli import main
+from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import gallery_images
-from latteclip.report import render, report_dataset, runs
+from latteclip.report import dataset_charts, render, report_dataset, runs
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,49 @@ def test_ablations_name_what_differs_and_by_how_much(tmp_path):
     assert "over latteclip" in header
     place = header.index("over latteclip")
     assert float(page.tables["headline"][2][place][1]) == pytest.approx(100 * (own - whole))
+
+
+def test_a_star_marks_the_model_that_was_chosen_and_below_it_says_why(results, written):
+    told = {"dataset": "made", "method": "flyp", "seed": 1, "reason": "flyp agrees <i>most</i>."}
+    path = results.folder / "selection.json"
+    path.write_text(json.dumps(told))
+    page, _ = write(results, selection=str(path))
+    names = [row[0][0] for row in page.tables["headline"][1:]]
+    assert ["★" in name for name in names] == [False, True, False]
+    assert "flyp agrees <i>most</i>." in page.sections["accuracy"]
+    assert ("i", {}) not in page.elements
+    assert "★" not in written[1]
+
+
+def test_the_page_shows_the_biases_that_calibration_takes_off(tmp_path):
+    results = Results(tmp_path)
+    bias = torch.tensor([0.25, -0.5, 0.0, 0.125, 0.0, 0.0, 0.125])
+    described = {"classnames": CLASSNAMES, "logit_scale": 10.0}
+    save_classifier(
+        tmp_path / "calibrated.safetensors", Classifier.of(torch.eye(7, 9), bias), described
+    )
+    page, text = write(results, calibrated=str(tmp_path / "calibrated.safetensors"))
+    assert "Class biases of zero-shot" in page.sections["pseudo-labels"]
+    # What is taken off is the bias's opposite, in logits.
+    drawn = next(a["aria-label"] for tag, a in page.elements if "Class biases" in str(a))
+    values = drawn.split("of all classes: ")[1].rstrip(".").split("; ")
+    assert values[0] == f"{CLASSNAMES[1]}: +5.00"
+    assert values[-1] == f"{HOSTILE}: -2.50"
+    assert len(values) == 7
+    assert "The 20 largest" not in text
+
+
+def test_of_many_classes_the_largest_biases_are_drawn(tmp_path):
+    names = [f"class {c}" for c in range(31)]
+    bias = torch.arange(31.0) - 15
+    described = {"classnames": names, "logit_scale": 1.0}
+    path = tmp_path / "calibrated.safetensors"
+    save_classifier(path, Classifier.of(torch.eye(31, 40), bias), described)
+    drawing = dataset_charts.bias_chart(str(path))
+    assert "The 20 largest of 31." in drawing.note
+    for c in range(31):
+        assert (f"class {c}:" in drawing.svg) == (abs(c - 15) > 5), c
+    assert str(dataset_charts.bias_chart(str(path)).svg) == str(drawing.svg)
 
 
 def test_no_text_becomes_an_element(written):

@@ -13,7 +13,7 @@ def results(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[", "not JSON"), ("[]", "at least one run"), ('[{"methd": "a"}]', "methd")],
+    [("[", "not valid JSON"), ("[]", "at least one"), ('[{"methd": "a"}]', "methd")],
 )
 def test_runs_that_are_none_are_refused(text, message):
     with pytest.raises(UserError, match=message):

@@ -57,7 +57,17 @@ class Page(HTMLParser):
 BOTH_KINDS = {"image": None, "group": None}
 
 
-def write(results, *, shown="latteclip", captions=(), gallery=None, baseline="zero_shot", **config):
+def write(
+    results,
+    *,
+    shown="latteclip",
+    captions=(),
+    gallery=None,
+    baseline="zero_shot",
+    selection=None,
+    calibrated=None,
+    **config,
+):
     """The page of some results, and its text.
 
     Captions are given as {kind: texts}, with None for some of their own.
@@ -72,6 +82,8 @@ def write(results, *, shown="latteclip", captions=(), gallery=None, baseline="ze
         written.get("image"),
         written.get("group"),
         summary,
+        selection,
+        calibrated,
     )
     methods = {m: {"objective": m, "switches": {}} for m in results.methods}
     settings = report_dataset.ReportSettings(

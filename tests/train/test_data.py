@@ -6,7 +6,7 @@ import torch
 from support import tiny
 
 from latteclip.clip.classifier import Classifier, save_classifier
-from latteclip.core import tables
+from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.train import data as training_data
 from latteclip.train.data import TrainingFiles, schedule, steps_per_epoch
@@ -104,10 +104,10 @@ class Files:
         save_classifier(path, head, {"classnames": classnames})
         return path
 
-    def read(self, labels="zero_shot", **files):
+    def read(self, labels="zero_shot", share=0.0, **files):
         bank = TextBank(tiny.tiny_clip())
         read = training_data.read(
-            TrainingFiles(self.index, self.labels, **files), "a {}.", labels, bank
+            TrainingFiles(self.index, self.labels, **files), "a {}.", labels, bank, share
         )
         return read, bank.texts
 
@@ -198,6 +198,25 @@ def test_groups_of_other_images_are_refused(files):
     files.names[0] = "elsewhere.png"
     with pytest.raises(UserError, match=r"g.parquet names the image 'elsewhere.png'"):
         files.read(group_captions=files.groups([[0, 1]], ["a"]))
+
+
+def test_held_out_images_and_what_shows_them_are_not_trained_on(files, monkeypatch):
+    monkeypatch.setattr(holdout, "FEWEST", 1)
+    out = set(holdout.held_out(files.names, 0.3).nonzero()[0].tolist())
+    assert len(out) == 2
+    kept = [i for i in range(7) if i not in out]
+    one, other = sorted(out)
+    groups = files.groups([[*kept[:2]], [kept[0], one], [kept[2]], [other] * 4], list("abcd"))
+    captions = files.captions([f"caption {i}" for i in range(7)])
+    data, texts = files.read(share=0.3, image_captions=captions, group_captions=groups)
+    assert [Path(path).name for path in data.paths] == [files.names[i] for i in kept]
+    assert data.labels.tolist() == [LABELS[i] for i in kept]
+    assert [texts[i] for i in data.texts.images] == [f"caption {i}" for i in kept]
+    assert [texts[i] for i in data.texts.groups[:2]] == ["a", "c"]
+    assert not {"b", "d"} & set(texts)
+    whole, _ = files.read(image_captions=captions, group_captions=groups)
+    assert whole.digest != data.digest
+    assert len(whole.paths) == 7
 
 
 def test_captions_that_lack_an_image_are_refused(files):

@@ -45,9 +45,9 @@ def parquet(checkout, name):
 
 def test_a_run_ends_with_the_table(finished):
     lines = (finished.root / "results" / "summary.md").read_text().splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:5]]
     assert [row[:3] for row in rows] == [
-        ["demo", "zero_shot", "1"],
+        ["demo", "zero_shot ★", "1"],  # of so few images none is left out
         ["demo", "flyp", "1"],
         ["demo", "latteclip", "1"],
     ]
@@ -86,6 +86,30 @@ def test_tuned_models_are_stock_open_clip_folders(finished):
         assert (folder / "prototypes.safetensors").is_file()
 
 
+def test_the_model_that_was_chosen_is_there_to_predict(finished):
+    """Of so few images none is left out to judge, and zero-shot is the safest."""
+    told = json.loads((finished.root / RESULTS / "selection.json").read_text())
+    assert (told["method"], told["seed"]) == ("zero_shot", 0)
+    assert "nothing was left out that could judge what was trained" in told["reason"]
+    assert {row["acc1"] is None for row in told["candidates"]} == {False}
+    picture = next((finished.root / "resources" / "demo" / "data").rglob("*.png"))
+    run = finished.run("latteclip", "predict", RESULTS, picture)
+    assert run.returncode == 0, run.stdout
+    own = finished.run("latteclip", "predict", f"{RESULTS}/zero_shot/seed0/model", picture)
+    assert own.stdout == run.stdout
+    run = finished.run("latteclip", "export", RESULTS, "exported", "--format", "open_clip")
+    assert run.returncode == 0, run.stdout
+    assert told["reason"] in (finished.root / "exported" / "README.md").read_text()
+
+
+def test_a_table_of_its_own_has_a_choice_of_its_own(finished):
+    inputs, outputs = inputs_and_outputs(finished, "table={'name': 'other'}")
+    assert outputs[f"{RESULTS}/selection-other.json"] == "select_model"
+    assert outputs[f"{RESULTS}/model-other"] == "select_model"
+    assert f"{RESULTS}/selection-other.json" in inputs["summarize"]
+    assert f"{RESULTS}/selection.json" not in inputs["report_dataset"]
+
+
 def test_every_job_leaves_a_log(finished):
     logs = {path.name for path in (finished.root / "results").rglob("*.log")}
     assert logs >= {
@@ -97,6 +121,7 @@ def test_every_job_leaves_a_log(finished):
         "finetune.log",
         "evaluate.log",
         "evaluate_zero_shot.log",
+        "select_model.log",
         "summarize.log",
         "report_dataset.log",
         "index_results.log",
@@ -122,10 +147,12 @@ def test_a_second_run_has_nothing_to_do(finished):
 
 # --- reruns: what was edited, and the jobs that a dry run then wants -----------------------------
 
-COLLECTED = {"summarize": 1, "report_dataset": 1, "index_results": 1}
+PAGES = {"summarize": 1, "report_dataset": 1, "index_results": 1}
+COLLECTED = {"select_model": 1, **PAGES}
 TUNED = {"finetune": 2, "evaluate": 2, **COLLECTED}  # flyp and latteclip
 TUNED_ON_CAPTIONS = {"finetune": 1, "evaluate": 1, **COLLECTED}  # latteclip
-NEW_CAPTIONS = {"summarize_captions": 1, **TUNED_ON_CAPTIONS}
+NEW_GROUPS = {"summarize_captions": 1, **TUNED_ON_CAPTIONS}
+NEW_CAPTIONS = {"label_by_captions": 1, **NEW_GROUPS}
 
 
 def in_demo(*keys, value):
@@ -170,7 +197,7 @@ EDITS = {
     ),
     "group prompt": (
         in_demo("prompts", "group", value="What are these?"),
-        {"caption_groups": 1, **NEW_CAPTIONS},
+        {"caption_groups": 1, **NEW_GROUPS},
     ),
     "captioner's model": (
         in_demo("captioner", "model", value="another/model"),
@@ -181,13 +208,13 @@ EDITS = {
     ),
     "layout of the groups": (
         in_demo("groups", "gap", value=6),
-        {"caption_groups": 1, **NEW_CAPTIONS},
+        {"caption_groups": 1, **NEW_GROUPS},
     ),
     "template": (
         in_demo("template", value="{} texture."),
         {
             **{"pseudo_label_images": 1, "caption_groups": 1, "summarize_captions": 1},
-            **{"evaluate_zero_shot": 1, **TUNED},
+            **{"evaluate_zero_shot": 1, "assemble_model": 1, "label_by_captions": 1, **TUNED},
         },
     ),
     "losses.py": (in_file("latteclip/train/objectives/losses.py"), TUNED),
@@ -248,7 +275,16 @@ EDITS = {
     ),
     "results.py": (in_file("latteclip/evaluate/results.py"), COLLECTED),
     "summarize.py": (in_file("latteclip/evaluate/summarize.py"), {"summarize": 1}),
-    "summary.py": (in_file("latteclip/evaluate/summary.py"), COLLECTED),
+    "summary.py": (in_file("latteclip/evaluate/summary.py"), PAGES),
+    "selection.py": (in_file("latteclip/evaluate/selection.py"), COLLECTED),
+    "share of images that are left out": (
+        in_demo("selection", value={"share": 0.2}),
+        {"label_by_captions": 1, **TUNED},
+    ),
+    "no image is left out": (
+        in_demo("selection", value={"share": 0}),
+        {"finetune": 2, "evaluate": 2, **PAGES},
+    ),
     "a module of the pages": (in_file("latteclip/report/figures.py"), {"report_dataset": 1}),
     "a template of the pages": (
         in_file("latteclip/report/templates/page.css"),

@@ -37,6 +37,7 @@ rule label_by_captions:
     output:
         labels="results/{dataset}/caption_labels.parquet",
         prototypes="results/{dataset}/classifiers/image_prototypes.safetensors",
+        votes="results/{dataset}/votes.parquet",
     log:
         "results/{dataset}/logs/label_by_captions.log",
     benchmark:
@@ -55,4 +56,4 @@ rule label_by_captions:
         "latteclip label-by-captions --images {input.images}"
         " --pseudo-labels {input.pseudo_labels} --class-embeddings {input.class_embeddings}"
         " {params.votes} --settings {params.settings:q} --output {output.labels}"
-        " --prototypes {output.prototypes} --threads {threads} --log {log}"
+        " --prototypes {output.prototypes} --votes {output.votes} --threads {threads} --log {log}"

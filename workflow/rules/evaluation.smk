@@ -1,4 +1,5 @@
-# Accuracy of every run on the test split, and the table over all runs.
+# Accuracy of every run on the test split, the choice of a model without it, and the table over all
+# runs.
 
 
 rule evaluate:
@@ -11,6 +12,7 @@ rule evaluate:
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
         metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
+        judged="results/{dataset}/{method}/seed{seed}/judged.parquet",
         gallery="results/{dataset}/{method}/seed{seed}/gallery.parquet",
     log:
         "results/{dataset}/{method}/seed{seed}/logs/evaluate.log",
@@ -32,7 +34,8 @@ rule evaluate:
         " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
         " --model {input.model} --history {input.history} --settings {params.settings:q}"
         " --predictions {output.predictions} --metrics {output.metrics}"
-        " --gallery {output.gallery} --threads {threads} --log {log}"
+        " --gallery {output.gallery} --judged {output.judged}"
+        " --threads {threads} --log {log}"
 
 
 rule evaluate_zero_shot:
@@ -43,6 +46,7 @@ rule evaluate_zero_shot:
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
         metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
+        judged="results/{dataset}/{method}/seed{seed}/judged.parquet",
     log:
         "results/{dataset}/{method}/seed{seed}/logs/evaluate_zero_shot.log",
     benchmark:
@@ -57,7 +61,8 @@ rule evaluate_zero_shot:
     shell:
         "latteclip evaluate-zero-shot --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " --predictions {output.predictions} --metrics {output.metrics} --log {log}"
+        " --predictions {output.predictions} --metrics {output.metrics}"
+        " --judged {output.judged} --log {log}"
 
 
 rule evaluate_classifier:
@@ -65,10 +70,12 @@ rule evaluate_classifier:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         classifier=given(rule_inputs.classifier_of_method),
+        votes=given(rule_inputs.votes_of_classifier),
         code=sources("latteclip.evaluate.evaluate_classifier"),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
         metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
+        judged="results/{dataset}/{method}/seed{seed}/judged.parquet",
     log:
         "results/{dataset}/{method}/seed{seed}/logs/evaluate_classifier.log",
     benchmark:
@@ -82,11 +89,13 @@ rule evaluate_classifier:
         runtime=minutes("evaluate_classifier"),
     params:
         topk=given(rule_settings.evaluate_classifier),
+        votes=options("votes"),
     shell:
         "latteclip evaluate-classifier --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " --classifier {input.classifier} --topk {params.topk}"
-        " --predictions {output.predictions} --metrics {output.metrics} --log {log}"
+        " --classifier {input.classifier} {params.votes} --topk {params.topk}"
+        " --predictions {output.predictions} --metrics {output.metrics}"
+        " --judged {output.judged} --log {log}"
 
 
 rule propagate_labels:
@@ -121,9 +130,37 @@ rule propagate_labels:
         " --threads {threads} --log {log}"
 
 
+rule select_model:
+    input:
+        metrics=given(rule_inputs.files_of_candidates, kind="metrics"),
+        judged=given(rule_inputs.files_of_candidates, kind="judged"),
+        models=given(rule_inputs.files_of_candidates, kind="model"),
+        votes=given(rule_inputs.votes_if_any),
+        code=sources("latteclip.evaluate.select_model"),
+    output:
+        selection=rule_inputs.SELECTION.format(suffix=configuration.suffix),
+        model=directory(rule_inputs.SELECTED_MODEL.format(suffix=configuration.suffix)),
+    log:
+        "results/{dataset}/logs/select_model.log",
+    benchmark:
+        "results/{dataset}/benchmarks/select_model.jsonl"
+    conda:
+        "../../envs/latteclip.yaml"
+    resources:
+        mem_mb=memory("select_model"),
+        runtime=minutes("select_model"),
+    params:
+        candidates=given_json(rule_inputs.candidates),
+        votes=options("votes"),
+    shell:
+        "latteclip select-model --dataset {wildcards.dataset} --candidates {params.candidates:q}"
+        " {params.votes} --output {output.selection} --model {output.model} --log {log}"
+
+
 rule summarize:
     input:
         metrics=rule_inputs.all_metrics(configuration),
+        selections=rule_inputs.all_selections(configuration),
         code=sources("latteclip.evaluate.summarize"),
     output:
         csv=report(
@@ -141,5 +178,6 @@ rule summarize:
     params:
         baseline=configuration.table["baseline"],
     shell:
-        "latteclip summarize {input.metrics} --baseline {params.baseline} --csv {output.csv}"
-        " --markdown {output.markdown} --log {log}"
+        "latteclip summarize {input.metrics} --baseline {params.baseline}"
+        " --selections {input.selections} --csv {output.csv} --markdown {output.markdown}"
+        " --log {log}"

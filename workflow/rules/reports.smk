@@ -15,6 +15,8 @@ rule report_dataset:
         histories=given(page_settings.files_of_runs, kind="history"),
         predictions=given(page_settings.files_of_runs, kind="predictions"),
         galleries=given(page_settings.files_of_runs, kind="gallery"),
+        selection=given(rule_inputs.selection_if_any),
+        calibrated=given(rule_inputs.calibrated_if_run),
         templates=templates(),
         code=sources("latteclip.report.report_dataset"),
     output:
@@ -33,17 +35,19 @@ rule report_dataset:
         runtime=minutes("report_dataset"),
     params:
         captions=options("image_captions", "group_captions", "caption_summary"),
+        choice=options("selection", "calibrated"),
         runs=given_json(page_settings.runs),
         settings=given(page_settings.report_dataset),
     shell:
         "latteclip report-dataset --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " {params.captions} --runs {params.runs:q} --settings {params.settings:q}"
+        " {params.captions} {params.choice} --runs {params.runs:q} --settings {params.settings:q}"
         " --output {output} --log {log}"
 
 
 rule index_results:
     input:
         metrics=rules.summarize.input.metrics,
+        selections=rules.summarize.input.selections,
         templates=templates(),
         code=sources("latteclip.report.index_results"),
     output:
@@ -61,5 +65,5 @@ rule index_results:
     params:
         settings=given_json(page_settings.index_results),
     shell:
-        "latteclip index-results {input.metrics} --settings {params.settings:q} --output {output}"
-        " --log {log}"
+        "latteclip index-results {input.metrics} --selections {input.selections}"
+        " --settings {params.settings:q} --output {output} --log {log}"

@@ -14,7 +14,7 @@ rule assemble_model:
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/assemble_model.jsonl"
     wildcard_constraints:
-        method=methods_with("zero_shot_calibrated", "image_prototypes"),
+        method=methods_with("zero_shot", "zero_shot_calibrated", "image_prototypes"),
     conda:
         "../../envs/latteclip.yaml"
     resources:
