@@ -239,6 +239,7 @@ def _summary(fusion: Fusion, own: dict[str, OwnLabels], learning: torch.Tensor) 
         "corroboration": asdict(trust.corroboration),
         "weights": {"zero_shot": trust.zero_shot, "images": trust.images, "texts": trust.texts},
         "rate": trust.rate,
+        "independent": trust.independent,
         "gains": fusion.gains,
         "changed": int((fusion.labels != calibrated).sum()),
     }

@@ -12,7 +12,7 @@ WIDTH = 100
 # Entries of the metadata of CAPTION_LABELS that are told.
 TOLD = (
     *("classnames", "model", "votes", "voting", "agreement", "corroborated", "corroboration"),
-    *("weights", "rate", "gains", "changed"),
+    *("weights", "rate", "independent", "gains", "changed"),
 )
 Row = dict[str, Any]  # of CAPTION_LABELS, with the zero-shot label and the caption
 
@@ -160,7 +160,7 @@ def _that_count(metadata: dict[str, Any]) -> list[str]:
         f"{believed}; 0: not at all.",
         f"rate: {rate:.0%} of the votes are foreseen by zero-shot scores and image prototypes. The "
         "more, the likelier all make the same mistakes, so beside a vote these two count "
-        f"{1 - rate**2:.2f} times (1 - rate^2).",
+        f"{metadata['independent']:.2f} times.",
     ]
 
 

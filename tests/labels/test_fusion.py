@@ -164,7 +164,7 @@ def test_the_posterior_is_that_of_its_formula():
                 continue
             told = sum(cast[i, k] * confusion[c, k] for k in range(6)).item()
             text = 0.5 * fusion.SHARPNESS * cosine(texts, i, c)
-            joint.append(math.exp((1 - 0.6**2) * q) * told * math.exp(text))
+            joint.append(math.exp((1 - 0.6**4) * q) * told * math.exp(text))
         assert found[i].tolist() == pytest.approx([p / sum(joint) for p in joint], abs=1e-4)
 
 
