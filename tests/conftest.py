@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import torch
-from support.checkout import DEMO, Checkout, edit, shrink
+from support.checkout import CONFIG, DEMO, Checkout, edit, few_methods, shrink
 from support.tiny import DEMO_CLIP, SHARED, write_backbone
 
 from latteclip.clip import model as clips
@@ -71,6 +71,7 @@ def finished(new_checkout):
     where = checkout.run("python", "-c", "import latteclip; print(latteclip.__file__)")
     assert where.stdout.strip() == str(checkout.root / "latteclip" / "__init__.py")
     edit(checkout, DEMO, shrink)
+    edit(checkout, CONFIG, few_methods)
     run = checkout.snakemake("--config", "seeds=1")
     assert run.returncode == 0, run.stdout
     return checkout

@@ -12,7 +12,7 @@ import yaml
 from support.tiny import ROOT
 
 N_TRAIN, N_TEST = 60, 40
-DEMO = "config/datasets/demo.yaml"
+CONFIG, DEMO = "config/config.yaml", "config/datasets/demo.yaml"
 
 
 def edit(checkout, file, change):
@@ -29,6 +29,11 @@ def shrink(content):
     demo["source"]["textures"] |= {"train": N_TRAIN, "test": N_TEST}
     demo["captioner"] |= {"engine": "transformers", "max_new_tokens": 8}
     demo["finetune"] |= {"epochs": 1, "batch_size": 20, "warmup_steps": 1}
+
+
+def few_methods(content):
+    """A default run of three methods: one that trains nothing, one without captions, one with."""
+    content["method"] = ["zero_shot", "flyp", "latteclip"]
 
 
 @dataclass
