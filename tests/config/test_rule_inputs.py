@@ -184,7 +184,7 @@ def test_a_model_is_chosen_where_there_are_several_and_images_to_judge(configure
 
 
 def test_the_page_shows_the_biases_of_a_run_that_takes_them_off(configured):
-    assert rule_inputs.calibrated_if_run(configured(), "demo") == []
+    assert rule_inputs.calibrated_if_run(configured(method="zero_shot"), "demo") == []
     found = configured(method="zero_shot_calibrated")
     wanted = ["results/demo/classifiers/calibrated.safetensors"]
     assert rule_inputs.calibrated_if_run(found, "demo") == wanted
