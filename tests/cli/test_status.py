@@ -92,7 +92,7 @@ OPTIONS = ("--config", "seeds=2", "method=zero_shot,flyp")
 
 def test_done_stages_and_missing_ones(indexed):
     lines = told(indexed, *OPTIONS)
-    assert lines[0] == ["demo: 2 of 9 jobs done"]
+    assert lines[0] == ["demo: 2 of 11 jobs done"]
     assert ["done", "generate_textures"] in lines
     assert ["done", "index_images"] in lines
     assert ["missing", "finetune", "flyp, seeds 0, 1", "not run yet"] in lines
