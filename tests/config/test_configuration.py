@@ -40,15 +40,17 @@ def test_seeds_come_from_a_count_a_list_or_commas():
 def test_the_repository_s_configuration_is_valid_and_runs_the_demo(config):
     found = configured(config)
     assert found.datasets == ["demo"]
-    assert found.methods == ["zero_shot", "flyp", "latteclip"]
+    ours = ["zero_shot_calibrated", "image_prototypes"]
+    assert found.methods == ["zero_shot", *ours, "latteclip", "recommended"]
     assert found.seeds == [0, 1, 2]
 
 
 def test_a_method_without_training_runs_once(config):
-    assert configured(config, seeds=2).runs("demo") == [
+    assert configured(config, method="zero_shot,image_prototypes,latteclip", seeds=2).runs(
+        "demo"
+    ) == [
         ("zero_shot", 0),
-        ("flyp", 0),
-        ("flyp", 1),
+        ("image_prototypes", 0),
         ("latteclip", 0),
         ("latteclip", 1),
     ]
@@ -192,9 +194,7 @@ def test_every_ablation_differs_from_latteclip_in_its_switches_alone(config):
     assert found.table == {"name": "ablations", "baseline": "latteclip"}
     assert found.methods[:2] == ["zero_shot", "latteclip"]
     assert set(found.methods) == {
-        name
-        for name in config["methods"]
-        if name.startswith("latteclip") and not name.endswith("fused")
+        name for name in config["methods"] if name.startswith("latteclip") and "fused" not in name
     } | {"zero_shot"}
     seen = []
     for dataset in found.datasets:
