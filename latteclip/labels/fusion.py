@@ -204,20 +204,20 @@ def fuse(images: Images, votes: Votes, learning: torch.Tensor | None = None) -> 
     Args:
         images: the N images.
         votes: for them.
-        learning: [N] bool; the other images are labelled by what is learned of these, and neither
-            do they vote nor have they a part in the prototypes. None: all.
+        learning: [N] bool; nothing is learned from the other images, nor have they a part in the
+            prototypes: by what these teach, they are labelled, each with its own vote. None: all.
     """
     n, n_classes = len(images.centred), len(images.texts)
     if learning is None:
         learning = torch.ones(n, dtype=torch.bool)
-    votes = WithheldVotes(votes, learning)
-    sample = _sample(votes.has, n_classes)
-    cast = votes.probabilities(sample)  # [n, C]
-    found = corroborate(images, votes, sample)
+    heard = WithheldVotes(votes, learning)
+    sample = _sample(heard.has, n_classes)
+    cast = heard.probabilities(sample)  # [n, C]
+    found = corroborate(images, heard, sample)
     posterior = Posterior.empty(n, n_classes)
     for rows in parts(n):
-        posterior.put(rows, votes.probabilities(rows))
-    witnesses = Witnesses(images, votes, posterior)
+        posterior.put(rows, heard.probabilities(rows))
+    witnesses = Witnesses(images, heard, posterior)
     trust = Trust(found, cast.new_empty(0, n_classes))
     if not found.found:
         return _calibrated(witnesses, trust)
@@ -227,7 +227,8 @@ def fuse(images: Images, votes: Votes, learning: torch.Tensor | None = None) -> 
         for rows in parts(n):
             known = witnesses.log_posterior(rows, trust).exp()
             posterior.put(rows, known * learning[rows, None])
-        last, witnesses = witnesses, Witnesses(images, votes, posterior)
+        last, witnesses = witnesses, Witnesses(images, heard, posterior)
+    last.votes = votes
     return _fused(last, witnesses, trust, gains(last.predictors(sample), cast))
 
 
