@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -27,31 +27,57 @@ PACKAGE = Path(__file__).parents[1]
 DECISIVE = ("captions", "core/digest.py", "core/prompts.py", "data/images.py")
 
 
-@dataclass
-class _Tally:
-    """What the R outcomes of a table have in common."""
+class Outcome(Protocol):
+    """What became of a row of a table of captions, or of scores."""
 
-    count: Counter[str] = field(default_factory=Counter)
+    @property
+    def engine(self) -> str:
+        """Who answered; empty where nobody did."""
+
+    @property
+    def date(self) -> str | None:
+        """When."""
+
+    @property
+    def error(self) -> str | None:
+        """Why nobody did, though somebody was asked."""
+
+
+@dataclass
+class Sources:
+    """Where the R outcomes of a table come from."""
+
     engines: set[str] = field(default_factory=set)
     last_date: str = ""
     first_error: str = ""
 
-    def add(self, outcome: RowOutcome) -> None:
+    def note(self, outcome: Outcome) -> None:
+        """Count one of them."""
         self.engines.add(outcome.engine)
         self.last_date = max(self.last_date, outcome.date or "")
         self.first_error = self.first_error or outcome.error or ""
-        self.count["failed"] += outcome.error is not None
-        self.count["empty"] += outcome.error is None and not outcome.caption
-        self.count["cut"] += outcome.finish_reason == "length"
 
     @property
     def metadata(self) -> dict[str, Any]:
+        """Of the table."""
         return {
             "engine": ", ".join(sorted(self.engines - {""})),
             "date": self.last_date or None,
             "code": code_version(),
-            "retry_prompt": request.AGAIN,
         }
+
+
+@dataclass
+class _Tally(Sources):
+    """What the R outcomes of a table have in common."""
+
+    count: Counter[str] = field(default_factory=Counter)
+
+    def add(self, outcome: RowOutcome) -> None:
+        self.note(outcome)
+        self.count["failed"] += outcome.error is not None
+        self.count["empty"] += outcome.error is None and not outcome.caption
+        self.count["cut"] += outcome.finish_reason == "length"
 
 
 def write_captions(
@@ -77,7 +103,9 @@ def write_captions(
     for row in range(len(questions)):
         tally.add(outcomes(row))
     _check(len(questions), tally.count, tally.first_error, settings)
-    with tables.writing(output, tables.CAPTIONS, {**about, **tally.metadata}) as add:
+    with tables.writing(
+        output, tables.CAPTIONS, {**about, **tally.metadata, "retry_prompt": request.AGAIN}
+    ) as add:
         for start in range(0, max(1, len(questions)), tables.CAPTION_ROWS):
             rows = range(start, min(start + tables.CAPTION_ROWS, len(questions)))
             add(_columns(questions, rows, [outcomes(row) for row in rows]))

@@ -5,14 +5,14 @@ Letters: R images of the table.
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from latteclip.captions.class_questions import ClassQuestions, RowScores
 from latteclip.captions.engines.base import OWN, CaptionerSettings
-from latteclip.captions.write import code_version
+from latteclip.captions.write import Sources
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 
@@ -20,29 +20,16 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class _Tally:
+class _Tally(Sources):
     """What the R images of a table have in common."""
 
     scored: int = 0
     failed: int = 0
-    engines: set[str] = field(default_factory=set)
-    last_date: str = ""
-    first_error: str = ""
 
     def add(self, row: RowScores) -> None:
-        self.engines.add(row.engine)
-        self.last_date = max(self.last_date, row.date or "")
-        self.first_error = self.first_error or row.error or ""
+        self.note(row)
         self.scored += bool(row.options)
         self.failed += row.error is not None
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        return {
-            "engine": ", ".join(sorted(self.engines - {""})),
-            "date": self.last_date or None,
-            "code": code_version(),
-        }
 
 
 def write_scores(
