@@ -4,20 +4,19 @@ Letters: N images, C classes, D embedding width.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 import torch
-import torch.nn.functional as F
 
-from latteclip.clip import classifier, encode
+from latteclip.clip import classifier
 from latteclip.clip import model as clips
+from latteclip.clip.class_embeddings import class_embeddings
 from latteclip.clip.features import encode_files
 from latteclip.clip.ranking import ROWS, best_classes
 from latteclip.core import devices, tables
 from latteclip.core.class_words import ClassWords
-from latteclip.core.prompts import class_texts
 from latteclip.labels.features import feature_column
 
 log = logging.getLogger(__name__)
@@ -39,36 +38,6 @@ class ZeroShotSettings:
     def words(self) -> ClassWords:
         """How classes are put into words."""
         return ClassWords.of(self.template, self.class_synonyms)
-
-
-def class_embeddings(
-    clip: clips.Clip,
-    template: str | Sequence[str],
-    classnames: Sequence[str],
-    synonyms: Mapping[str, Sequence[str]] | None = None,
-) -> torch.Tensor:
-    """W0 [C, D], L2-normalised, on the CPU: row c = f_txt(T(c)) (LatteCLIP, section 3.1).
-
-    Of several templates or names of a class, the features of all its texts are averaged, as in
-    CLIP's own evaluation: each is L2-normalised, and so is their mean.
-
-    Raises:
-        UserError: the words do not fit the classes (`ClassWords`).
-    """
-    words = ClassWords.of(template, synonyms)
-    names, rows = zip(*words.names(classnames), strict=True)
-    features = [_text_features(clip, one, names) for one in words.templates]
-    if len(features) == 1 and len(names) == len(classnames):
-        return features[0]
-    sums = torch.zeros(len(classnames), features[0].shape[1])
-    sums.index_add_(0, torch.tensor(rows), torch.stack(features).sum(dim=0))
-    return F.normalize(sums, dim=-1)
-
-
-@torch.no_grad()
-def _text_features(clip: clips.Clip, template: str, names: Sequence[str]) -> torch.Tensor:
-    """Features of the filled template, one row per name, on the CPU."""
-    return encode.encode_texts(clip, clip.tokenizer(class_texts(template, names))).cpu()
 
 
 def pseudo_label_images(

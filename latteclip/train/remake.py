@@ -6,14 +6,12 @@ Letters: N training images, C classes, D embedding width.
 import torch
 
 from latteclip.clip import model as clips
+from latteclip.clip.class_embeddings import class_embeddings
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.features import encode_files
-from latteclip.core.prompts import class_texts
 from latteclip.labels.fusion import fuse
 from latteclip.labels.witnesses import Images, ScoreVotes
 from latteclip.train.data import TrainingData
-from latteclip.train.objectives.base import text_classifier
-from latteclip.train.texts import TextBank
 
 
 def remade(
@@ -30,9 +28,7 @@ def remade(
     """
     clip.model.eval()
     features = encode_files(clip, inputs.paths, batch_size, threads)  # [N, D]
-    bank = TextBank(clip)
-    classes = bank.add(class_texts(template, inputs.classnames))
-    texts = text_classifier(bank, classes).cpu()  # [C, D]
+    texts = class_embeddings(clip, template, inputs.classnames)  # [C, D]
     scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
     images = Images.of(features, texts, scale)
     votes = ScoreVotes.of(inputs.labels[:, None], torch.zeros(len(features), 1), len(texts))

@@ -15,12 +15,12 @@ from support.tiny import BACKBONES, write_backbone, write_pictures
 from latteclip.cli import main
 from latteclip.clip import model as clips
 from latteclip.clip import tuned
+from latteclip.clip.class_embeddings import class_embeddings
 from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
 from latteclip.core import tables
 from latteclip.core.class_words import ClassWords
 from latteclip.deploy import predict
 from latteclip.deploy.export import export
-from latteclip.labels.pseudo_label_images import class_embeddings
 
 CLASSNAMES = ["red thing", "blue sky", "grey", "striped", "dotted thing", "woven", "the sky"]
 TEMPLATE = "a photo of the {}."

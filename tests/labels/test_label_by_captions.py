@@ -10,11 +10,12 @@ from support.tiny import DEMO_CLIP, write_captions, write_index
 
 from latteclip.cli import main
 from latteclip.clip import classifier, encode
+from latteclip.clip.class_embeddings import class_embeddings
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.labels import fusion
 from latteclip.labels import label_by_captions as stage
-from latteclip.labels.pseudo_label_images import class_embeddings, feature_column
+from latteclip.labels.features import feature_column
 from latteclip.labels.witnesses import CaptionVotes, Images, ScoreVotes
 
 CLASSNAMES = ["striped", "dotted", "woven", "marbled", "grid", "cracked"]

@@ -30,6 +30,7 @@ from support.tiny import (
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
+from latteclip.clip.class_embeddings import class_embeddings
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.features import encode_files
 from latteclip.core import tables
@@ -37,7 +38,6 @@ from latteclip.core.errors import UserError
 from latteclip.core.signals import HEARD
 from latteclip.data.loader import ImageFiles
 from latteclip.labels.fusion import fuse
-from latteclip.labels.pseudo_label_images import class_embeddings
 from latteclip.labels.witnesses import Images, ScoreVotes
 from latteclip.train import checkpoints, monitor, prepare
 from latteclip.train.data import TrainingFiles
