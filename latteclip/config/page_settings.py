@@ -26,11 +26,6 @@ OF_RUN = (
 )
 
 
-def suffix(configuration: Configuration) -> str:
-    """What the names of pages end in: those of a table of its own stand beside the main ones."""
-    return configuration.suffix
-
-
 def shown_method(configuration: Configuration) -> str | None:
     """The method that a page shows in detail.
 
@@ -124,6 +119,6 @@ def index_results(configuration: Configuration) -> dict[str, Any]:
     titles = {key: configuration.dataset(key).get("title", "") for key in datasets}
     return {
         "baseline": configuration.table["baseline"],
-        "reports": {key: f"{key}/report{suffix(configuration)}.html" for key in datasets},
+        "reports": {key: f"{key}/report{configuration.suffix}.html" for key in datasets},
         "titles": {key: title for key, title in titles.items() if title},
     }

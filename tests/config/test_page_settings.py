@@ -33,9 +33,9 @@ def test_only_the_first_seed_of_the_shown_method_is_shown_in_full(configured):
 
 
 def test_pages_of_a_table_of_its_own_have_its_name(configured):
-    assert page_settings.suffix(configured()) == ""
+    assert configured().suffix == ""
     found = configured(table={"name": "study"})
-    assert page_settings.suffix(found) == "-study"
+    assert found.suffix == "-study"
     assert page_settings.index_results(found)["reports"] == {"demo": "demo/report-study.html"}
 
 

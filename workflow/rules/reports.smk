@@ -1,7 +1,7 @@
 # The pages that people read: one per dataset, and one over all of them.
 
 # Pages of a table of its own stand beside the main ones.
-PAGES = page_settings.suffix(configuration)
+PAGES = configuration.suffix
 
 
 rule report_dataset:
