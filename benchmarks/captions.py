@@ -44,6 +44,7 @@ from latteclip.captions.engines import start as engines
 from latteclip.captions.engines.base import CaptionerSettings
 from latteclip.captions.engines.transformers import TransformersCaptioner
 from latteclip.captions.engines.vllm import VllmCaptioner
+from latteclip.captions.job import CaptionJob
 from latteclip.captions.letters import letters_of, letters_prompt
 from latteclip.captions.request import Choices, Request, messages
 from latteclip.captions.scorers.transformers import TransformersScorer
@@ -142,7 +143,7 @@ class Ways:
     def stage(self) -> list[str]:
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             output = f"{folder}/captions.parquet"
-            job = caption.CaptionJob(self.settings, output, f"{folder}/store", self.threads)
+            job = CaptionJob(self.settings, output, f"{folder}/store", self.threads)
             caption.caption_images(self.index, None, PROMPT, job)
             table, _ = tables.read(output, tables.CAPTIONS, ["caption"])
             captions: list[str] = table["caption"].to_pylist()
@@ -266,7 +267,7 @@ def measure_memory(n: int, threads: int) -> None:
     logging.getLogger("latteclip").setLevel(logging.INFO)
     with tempfile.TemporaryDirectory() as folder:
         index = make_images(Path(folder), n)
-        job = caption.CaptionJob(
+        job = CaptionJob(
             settings_for(None), f"{folder}/captions.parquet", f"{folder}/store", threads
         )
         caption.caption_images(index, None, PROMPT, job)

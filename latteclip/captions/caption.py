@@ -6,35 +6,22 @@ again, whatever else changes.
 """
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-from latteclip.captions.answers import AnswerStore, RowOutcome
+from latteclip.captions.answers import RowOutcome
 from latteclip.captions.ask_captions import CaptionAsking
 from latteclip.captions.engines import start as engines
-from latteclip.captions.engines.base import OWN, CaptionerSettings
+from latteclip.captions.engines.base import OWN
+from latteclip.captions.job import CaptionJob
 from latteclip.captions.questions import (
     GroupSettings,
     Questions,
     group_questions,
     image_questions,
 )
-from latteclip.captions.shard import ALL_ROWS, Shard
 from latteclip.captions.write import write_captions
-from latteclip.core.signals import ending_in_order
-
-
-@dataclass(frozen=True)
-class CaptionJob:
-    """How a table of captions is made."""
-
-    settings: CaptionerSettings
-    output: str
-    store: str | None  # folder of the kept answers; None keeps them for this run alone
-    threads: int
-    shard: Shard = ALL_ROWS
 
 
 def caption_images(
@@ -89,11 +76,7 @@ def _outcomes(questions: Questions, job: CaptionJob) -> Iterator[Callable[[int],
         own = engines.own_captions(job.settings, grouped=questions.labels is not None)
         yield lambda row: own(questions.ids[row])
         return
-    kept = f"The captions so far are kept in {job.store}: rerun to go on."
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(ending_in_order(kept if job.store else "Without --store, all is lost."))
-        folder = job.store or stack.enter_context(tempfile.TemporaryDirectory())
-        store = stack.enter_context(AnswerStore(folder))
+    with job.keeping("captions") as store:
         asking = CaptionAsking(questions, job.settings, store, job.threads)
         asking.ask()
         yield asking.outcome

@@ -12,7 +12,6 @@ Letters: N training images, C classes, K options of an image.
 """
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from latteclip.captions import letters
-from latteclip.captions.answers import AnswerStore
 from latteclip.captions.ask_scores import ScoreAsking
 from latteclip.captions.class_options import class_options, n_options
 from latteclip.captions.class_questions import (
@@ -31,16 +29,15 @@ from latteclip.captions.class_questions import (
     ScoreSettings,
 )
 from latteclip.captions.engines import start as engines
-from latteclip.captions.engines.base import OWN, CaptionerSettings
+from latteclip.captions.engines.base import OWN
+from latteclip.captions.job import CaptionJob
 from latteclip.captions.questions import image_questions
 from latteclip.captions.scorers import start as scorers
 from latteclip.captions.scores import holds_scores
-from latteclip.captions.shard import ALL_ROWS, Shard
 from latteclip.captions.write_scores import write_scores
 from latteclip.clip.classifier import load_classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.signals import ending_in_order
 
 
 @dataclass(frozen=True)
@@ -52,18 +49,7 @@ class ScoreFiles:
     class_embeddings: str  # W0, the classifier behind it
 
 
-@dataclass(frozen=True)
-class ScoreJob:
-    """How a table of scores is made."""
-
-    captioner: CaptionerSettings
-    output: str
-    store: str | None  # folder of the kept answers; None keeps them for this run alone
-    threads: int
-    shard: Shard = ALL_ROWS
-
-
-def score_classes(files: ScoreFiles, settings: ScoreSettings, job: ScoreJob) -> None:
+def score_classes(files: ScoreFiles, settings: ScoreSettings, job: CaptionJob) -> None:
     """Write CLASS_SCORES of the images of a shard that are not in the test split.
 
     Raises:
@@ -71,21 +57,21 @@ def score_classes(files: ScoreFiles, settings: ScoreSettings, job: ScoreJob) -> 
             end without scores.
     """
     settings.check()
-    engines.check(job.captioner)
-    scorers.check(job.captioner.engine, str(settings.kind))
+    engines.check(job.settings)
+    scorers.check(job.settings.engine, str(settings.kind))
     questions = _questions(files, settings, job)
     with _outcomes(questions, job) as outcomes:
-        write_scores(questions, outcomes, job.captioner, _about(questions, job), job.output)
+        write_scores(questions, outcomes, job.settings, _about(questions, job), job.output)
 
 
-def _questions(files: ScoreFiles, settings: ScoreSettings, job: ScoreJob) -> ClassQuestions:
+def _questions(files: ScoreFiles, settings: ScoreSettings, job: CaptionJob) -> ClassQuestions:
     """The images of the shard and their options."""
     prompt = settings.prompt if settings.kind == LIKELIHOOD else ""
-    side = job.captioner.max_image_side
+    side = job.settings.max_image_side
     images = image_questions(files.images, None, prompt, job.shard, side)
     _, classnames = tables.read_unlabelled(files.images, training=True)
     k = _check_number(n_options(settings.topk, len(classnames)), settings, classnames)
-    if job.captioner.engine == OWN:
+    if job.settings.engine == OWN:
         nothing = np.empty((len(images), 0), np.int32)
         return ClassQuestions(images, classnames, nothing, np.ones(len(images), bool), settings)
     classifier, _ = load_classifier(files.class_embeddings, classnames=classnames)
@@ -108,7 +94,7 @@ def _check_number(k: int, settings: ScoreSettings, classnames: list[str]) -> int
     return k
 
 
-def _about(questions: ClassQuestions, job: ScoreJob) -> dict[str, Any]:
+def _about(questions: ClassQuestions, job: CaptionJob) -> dict[str, Any]:
     """The metadata: how the scores come about."""
     settings = questions.settings
     by_letters = settings.kind == LETTERS
@@ -116,28 +102,24 @@ def _about(questions: ClassQuestions, job: ScoreJob) -> dict[str, Any]:
     return {
         "classnames": list(questions.classnames),
         "kind": settings.kind,
-        "model": job.captioner.model,
+        "model": job.settings.model,
         "prompt": shown if by_letters else settings.prompt,
         "answer": None if by_letters else settings.template,
         "topk": settings.topk,
         "orders": settings.orders if by_letters else None,
         "share": settings.share,
-        "captioner": asdict(job.captioner),
+        "captioner": asdict(job.settings),
     }
 
 
 @contextlib.contextmanager
-def _outcomes(questions: ClassQuestions, job: ScoreJob) -> Iterator[Callable[[int], RowScores]]:
+def _outcomes(questions: ClassQuestions, job: CaptionJob) -> Iterator[Callable[[int], RowScores]]:
     """What becomes of an image: read from the user's own file, or asked for unless it is held."""
-    if job.captioner.engine == OWN:
+    if job.settings.engine == OWN:
         own = scorers.own_scores(questions.settings.file, questions.classnames)
         yield lambda row: own(questions.images.ids[row])
         return
-    kept = f"The scores so far are kept in {job.store}: rerun to go on."
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(ending_in_order(kept if job.store else "Without --store, all is lost."))
-        folder = job.store or stack.enter_context(tempfile.TemporaryDirectory())
-        store = stack.enter_context(AnswerStore(folder, holds_scores))
-        asking = ScoreAsking(questions, job.captioner, store, job.threads)
+    with job.keeping("scores", accepts=holds_scores) as store:
+        asking = ScoreAsking(questions, job.settings, store, job.threads)
         asking.ask()
         yield asking.outcome

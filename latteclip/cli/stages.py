@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from latteclip.core.settings import from_json, list_from_json
 
 if TYPE_CHECKING:
-    from latteclip.captions.caption import CaptionJob
+    from latteclip.captions.job import CaptionJob
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -78,11 +78,11 @@ def caption_images(args: argparse.Namespace) -> None:
 
 
 def _captioning(args: argparse.Namespace) -> "CaptionJob":
-    """What the two kinds of captions have in common."""
-    from latteclip.captions import caption, shard
+    """What captions of both kinds and class scores have in common."""
+    from latteclip.captions import job, shard
     from latteclip.captions.engines.base import CaptionerSettings
 
-    return caption.CaptionJob(
+    return job.CaptionJob(
         from_json(CaptionerSettings, args.captioner),
         args.output,
         args.store,
@@ -106,20 +106,13 @@ def caption_groups(args: argparse.Namespace) -> None:
 
 def score_classes(args: argparse.Namespace) -> None:
     """Let the captioner score CLIP's best classes of every training image."""
-    from latteclip.captions import class_questions, shard
+    from latteclip.captions import class_questions
     from latteclip.captions import score_classes as stage
-    from latteclip.captions.engines.base import CaptionerSettings
 
     stage.score_classes(
         stage.ScoreFiles(args.images, args.pseudo_labels, args.class_embeddings),
         from_json(class_questions.ScoreSettings, args.scores),
-        stage.ScoreJob(
-            from_json(CaptionerSettings, args.captioner),
-            args.output,
-            args.store,
-            args.threads,
-            shard.Shard.parse(args.shard),
-        ),
+        _captioning(args),
     )
 
 

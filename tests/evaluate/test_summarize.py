@@ -49,12 +49,18 @@ def test_a_mark_that_does_not_occur_is_not_explained():
     assert [line.split(":")[0] for line in lines[7:]] == ["- supervised"]
 
 
-def test_summary_files_are_written(tmp_path):
+def write_marked(folder):
+    """The files of MARKED."""
     paths = []
     for number, values in enumerate(MARKED):
-        path = tmp_path / f"{number}.json"
+        path = folder / f"{number}.json"
         path.write_text(json.dumps(values))
         paths.append(str(path))
+    return paths
+
+
+def test_summary_files_are_written(tmp_path):
+    paths = write_marked(tmp_path)
     summarize.summarize(paths, [], "zero_shot", str(tmp_path / "s.csv"), str(tmp_path / "s.md"))
     written = pd.read_csv(tmp_path / "s.csv")
     assert list(written.columns) == [
@@ -76,11 +82,7 @@ def test_summary_files_are_written(tmp_path):
 
 
 def test_a_star_marks_what_was_chosen_and_below_it_says_why(tmp_path):
-    paths = []
-    for number, values in enumerate(MARKED):
-        path = tmp_path / f"{number}.json"
-        path.write_text(json.dumps(values))
-        paths.append(str(path))
+    paths = write_marked(tmp_path)
     selection = {"dataset": "dtd", "method": "latteclip_fused", "seed": 1, "reason": "It is best."}
     (tmp_path / "selection.json").write_text(json.dumps(selection))
     chosen = [str(tmp_path / "selection.json")]

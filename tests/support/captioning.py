@@ -9,9 +9,9 @@ from support.tiny import write_index, write_pictures, write_pseudo_labels
 
 from latteclip.captions import caption
 from latteclip.captions.answers import Answer
-from latteclip.captions.caption import CaptionJob
 from latteclip.captions.engines import start as engines
 from latteclip.captions.engines.base import CaptionerSettings
+from latteclip.captions.job import CaptionJob
 from latteclip.captions.questions import GroupSettings
 from latteclip.captions.shard import Shard
 from latteclip.core import tables

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
+import pytest
 from PIL import Image
 
 MODEL = "tiny"
@@ -126,3 +127,12 @@ def serving():
         http.shutdown()
         thread.join()
         http.server_close()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A running server that the engine finds, without a key."""
+    with serving() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+        yield server

@@ -11,8 +11,8 @@ import pytest
 from support.tiny import DEMO_LLAVA, write_index
 
 from latteclip.captions import caption
-from latteclip.captions.caption import CaptionJob
 from latteclip.captions.engines.base import CaptionerSettings
+from latteclip.captions.job import CaptionJob
 from latteclip.captions.request import Request
 from latteclip.core import tables
 from latteclip.data.images import open_rgb

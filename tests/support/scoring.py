@@ -11,7 +11,8 @@ from support.captioning import SETTINGS, Recorder, mean_colour
 from support.tiny import write_index, write_pictures
 
 from latteclip.captions.class_questions import ScoreSettings
-from latteclip.captions.score_classes import ScoreFiles, ScoreJob, score_classes
+from latteclip.captions.job import CaptionJob
+from latteclip.captions.score_classes import ScoreFiles, score_classes
 from latteclip.captions.scorers import start as scorers
 from latteclip.captions.scores import Scores, as_answer
 from latteclip.captions.shard import Shard
@@ -121,7 +122,7 @@ class ScoredDataset:
         """Run the stage; what of `changes` is the captioner's goes there. The table's columns."""
         own = {field.name for field in dataclasses.fields(ScoreSettings)}
         captioner = {key: changes.pop(key) for key in set(changes) - own}
-        job = ScoreJob(
+        job = CaptionJob(
             dataclasses.replace(SETTINGS, **captioner),
             str(output or self.output),
             str(self.folder / "store") if store else None,

@@ -1,20 +1,11 @@
 """Captions that the user brings along, in place of a captioner."""
 
 from collections.abc import Mapping
-from pathlib import Path
-
-import pandas as pd
 
 from latteclip.captions.answers import RowOutcome
 from latteclip.captions.engines.base import OWN, CaptionerSettings
+from latteclip.captions.own_files import read_own
 from latteclip.core.errors import UserError
-
-READERS = {
-    ".parquet": lambda path: pd.read_parquet(path, columns=["image_id", "caption"]),
-    ".csv": lambda path: pd.read_csv(path, dtype=str, keep_default_na=False),
-    ".tsv": lambda path: pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False),
-    ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False),
-}
 
 
 class OwnCaptions:
@@ -50,18 +41,7 @@ def read_captions(path: str | None, kind: str) -> Mapping[str, str]:
             f"captioner.engine file needs {key}; a method does without these captions where its "
             f"switch {kind.removesuffix('s')}_description is false."
         )
-    reader = READERS.get(Path(path).suffix.lower())
-    if reader is None:
-        raise UserError(f"{key} {path} does not end in any of {', '.join(READERS)}.")
-    try:
-        table = reader(path)
-    except FileNotFoundError:
-        raise UserError(f"{key} {path} does not exist.") from None
-    except (ValueError, KeyError, OSError) as error:
-        raise UserError(f"{key} {path} cannot be read: {error}.") from None
-    missing = {"image_id", "caption"} - set(table.columns)
-    if missing:
-        raise UserError(f"{key} {path} lacks the columns {sorted(missing)}.")
+    table = read_own(path, key, ["image_id", "caption"])
     twice = table["image_id"][table["image_id"].duplicated()]
     if len(twice):
         raise UserError(f"{key} {path} has two captions for {twice.iloc[0]!r}; keep one.")

@@ -2,24 +2,16 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import pandas as pd
 
 from latteclip.captions.class_questions import RowScores
 from latteclip.captions.engines.base import OWN
+from latteclip.captions.own_files import read_own
 from latteclip.core.errors import UserError
 
 KEY = "scores.file"
 COLUMNS = ["image_id", "options", "log_probabilities"]
-READERS: dict[str, Callable[[str], pd.DataFrame]] = {
-    ".parquet": pd.read_parquet,
-    ".csv": lambda path: pd.read_csv(path, dtype=str, keep_default_na=False),
-    ".tsv": lambda path: pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False),
-    ".jsonl": lambda path: pd.read_json(path, lines=True, dtype=False),
-}
 
 
 class OwnScores:
@@ -46,7 +38,9 @@ def read_own_scores(path: str | None, classnames: Sequence[str]) -> Mapping[str,
     Raises:
         UserError: no such file, or another form.
     """
-    table = _read(path)
+    if path is None:
+        raise UserError(f"captioner.engine file needs {KEY}, or set scores.kind to null.")
+    table = read_own(path, KEY, COLUMNS)
     number_of = {name: number for number, name in enumerate(classnames)}
     found: dict[str, RowScores] = {}
     for image_id, options, values in zip(*(table[name] for name in COLUMNS), strict=True):
@@ -55,24 +49,6 @@ def read_own_scores(path: str | None, classnames: Sequence[str]) -> Mapping[str,
             raise UserError(f"{where}: there are two rows of it; keep one.")
         found[str(image_id)] = _row(where, _list(options), _list(values), number_of)
     return found
-
-
-def _read(path: str | None) -> pd.DataFrame:
-    if path is None:
-        raise UserError(f"captioner.engine file needs {KEY}, or set scores.kind to null.")
-    reader = READERS.get(Path(path).suffix.lower())
-    if reader is None:
-        raise UserError(f"{KEY} {path} does not end in any of {', '.join(READERS)}.")
-    try:
-        table = reader(path)
-    except FileNotFoundError:
-        raise UserError(f"{KEY} {path} does not exist.") from None
-    except (ValueError, KeyError, OSError) as error:
-        raise UserError(f"{KEY} {path} cannot be read: {error}.") from None
-    missing = set(COLUMNS) - set(table.columns)
-    if missing:
-        raise UserError(f"{KEY} {path} lacks the columns {sorted(missing)}.")
-    return table
 
 
 def _list(cell: Any) -> Sequence[Any]:

@@ -12,14 +12,6 @@ from latteclip.core.errors import UserError
 SETTINGS = {**vars(BASE), "engine": "openai", "model": MODEL, "concurrency": 4, "retries": 2}
 
 
-@pytest.fixture
-def server(monkeypatch):
-    with serving() as server:
-        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-        yield server
-
-
 def picture(number):
     rng = np.random.default_rng(number)
     return Image.fromarray(rng.integers(0, 256, (6, 5, 3), np.uint8))

@@ -10,8 +10,8 @@ from support.tiny import write_index, write_pseudo_labels
 from support.tiny_qwen import write_tiny_qwen
 
 from latteclip.captions import caption
-from latteclip.captions.caption import CaptionJob
 from latteclip.captions.engines.vllm import explained
+from latteclip.captions.job import CaptionJob
 from latteclip.captions.questions import GroupSettings
 from latteclip.core import tables
 

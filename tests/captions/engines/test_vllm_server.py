@@ -17,7 +17,7 @@ from support.commands import PROMPT, SETTINGS, WRITTEN, paths_of, read
 from support.tiny import DEMO_LLAVA
 
 from latteclip.captions import caption
-from latteclip.captions.caption import CaptionJob
+from latteclip.captions.job import CaptionJob
 from latteclip.captions.prepare import _encoded
 from latteclip.captions.request import Choices, Request
 from latteclip.captions.scorers.openai import OpenaiScorer

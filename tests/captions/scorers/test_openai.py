@@ -2,7 +2,7 @@ import math
 
 import pytest
 from support.captioning import SETTINGS as BASE
-from support.chat_server import MODEL, serving
+from support.chat_server import MODEL
 
 from latteclip.captions.letters import letters_of, letters_prompt
 from latteclip.captions.request import Choices, Request
@@ -15,14 +15,6 @@ PICTURE = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGA"
     "hKmMIQAAAABJRU5ErkJggg=="
 )
-
-
-@pytest.fixture
-def server(monkeypatch):
-    with serving() as server:
-        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-        yield server
 
 
 def ask(n=1, options=("banded", "dotted", "woven")):
