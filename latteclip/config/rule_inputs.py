@@ -169,6 +169,7 @@ def candidates(configuration: Configuration, dataset: str) -> list[dict[str, Any
                 "method": method,
                 "seed": seed,
                 "objective": configuration.objective(method),
+                "from_votes": configuration.reads_caption_labels(method, dataset),
                 "metrics": f"{folder}/metrics.json",
                 "judged": f"{folder}/judged.parquet",
                 "model": f"{folder}/model",

@@ -37,6 +37,7 @@ class CandidateFiles:
     method: str
     seed: int
     objective: str
+    from_votes: bool  # whether captions or class scores helped to make its labels
     metrics: str
     judged: str  # its JUDGED table
     model: str  # folder
@@ -65,7 +66,7 @@ def select_model(
     """
     metrics = [read_metrics(run.metrics) for run in runs]
     candidates = [
-        Candidate(run.method, run.seed, run.objective, tuple(values["marks"]))
+        Candidate(run.method, run.seed, run.objective, tuple(values["marks"]), run.from_votes)
         for run, values in zip(runs, metrics, strict=True)
     ]
     judge = _judge(runs, votes_path)

@@ -38,15 +38,11 @@ class Candidate:
     seed: int
     objective: str
     marks: Sequence[str] = ()  # keys of `results.MARKS`
+    from_votes: bool = False  # its labels are made with the help of captions or class scores
 
     @property
     def is_trained(self) -> bool:
         return self.objective not in SIMPLICITY
-
-    def name(self, among: Sequence["Candidate"]) -> str:
-        """Its method, and its seed where the method has several."""
-        several = sum(one.method == self.method for one in among) > 1
-        return f"{self.method} (seed {self.seed})" if several else self.method
 
 
 class Lead(NamedTuple):
@@ -104,6 +100,15 @@ class Judge:
         known = self.agreements[reference]
         return float(known[~np.isnan(known)].mean()) + self.lead(one, reference).mean
 
+    def pooled(self, candidates: Sequence[Candidate]) -> "Judge":
+        """The same with the mean over the seeds of a method, those that are `allowed`, in each."""
+        agreements = self.agreements.copy()
+        open_to = allowed(candidates)
+        for i in open_to:
+            seeds = [j for j in open_to if candidates[j].method == candidates[i].method]
+            agreements[i] = self.agreements[seeds].mean(axis=0)
+        return Judge(agreements)
+
     def _pair(self, one: int, other: int) -> Floats:
         """Agreements [2, m] with the m images that judged both."""
         pair = self.agreements[[one, other]]
@@ -114,8 +119,9 @@ class Judge:
 def choose(candidates: Sequence[Candidate], judge: Judge | str) -> int:
     """The candidate to take; labels have no part in it.
 
-    It is that of `reference`, unless some that were trained lead it, and zero-shot, plain and
-    calibrated, by more than a standard error: then the best of these.
+    It is that of `reference`, unless some that were trained are `_believed`: then the best of
+    these. Trained ones are judged by the mean over the seeds of their method, and of the chosen
+    method that seed is taken which agrees most.
 
     Args:
         candidates: K.
@@ -124,13 +130,28 @@ def choose(candidates: Sequence[Candidate], judge: Judge | str) -> int:
     start = reference(candidates, judge)
     if isinstance(judge, str) or candidates[start].is_trained:
         return start
-    hurdles = [start, *_zero_shots(candidates)]
-    challengers = [
-        i
-        for i in allowed(candidates)
-        if candidates[i].is_trained and all(judge.lead(i, one).is_clear for one in hurdles)
-    ]
-    return max([start, *challengers], key=lambda i: judge.lead(i, start).mean)
+    pooled = judge.pooled(candidates)
+    believed = [i for i in allowed(candidates) if _believed(candidates, i, start, pooled)]
+    return max(
+        believed or [start],
+        key=lambda i: (pooled.lead(i, start).mean, judge.lead(i, start).mean, -i),
+    )
+
+
+def _believed(candidates: Sequence[Candidate], one: int, start: int, judge: Judge) -> bool:
+    """Whether a trained one is taken in place of the best that trains nothing.
+
+    It has to lead that, and zero-shot, plain and calibrated, by more than a standard error. Where
+    both learned from votes, the votes already proved better than zero-shot: there it is enough
+    that training did not clearly lose what was there before it, for few images are held out.
+    """
+    zero_shots = _zero_shots(candidates)
+    if not candidates[one].is_trained or not judge.judges(one):
+        return False
+    if candidates[one].from_votes and candidates[start].from_votes:
+        leads_zero_shot = all(judge.lead(one, i).mean > 0 for i in zero_shots)
+        return leads_zero_shot and not judge.lead(start, one).is_clear
+    return all(judge.lead(one, i).is_clear for i in [start, *zero_shots])
 
 
 def reference(candidates: Sequence[Candidate], judge: Judge | str) -> int:
@@ -182,34 +203,49 @@ def _zero_shots(candidates: Sequence[Candidate]) -> list[int]:
 
 def reason(candidates: Sequence[Candidate], chosen: int, judge: Judge | str) -> str:
     """Why it was chosen, in one sentence."""
-    names = [one.name(candidates) for one in candidates]
+    own_name = candidates[chosen].method
     if isinstance(judge, str):
-        return f"{names[chosen]} is taken as the safest, for nothing judges: {judge}."
-    judged = [i for i in allowed(candidates) if i != chosen and judge.lead(i, chosen).n >= FEWEST]
-    unjudged = any(candidates[i].is_trained and not judge.judges(i) for i in allowed(candidates))
-    end = "; nothing was left out that could judge what was trained" if unjudged else ""
+        return f"{own_name} is taken as the safest, for nothing judges: {judge}."
+    pooled = judge.pooled(candidates)
+    open_to = allowed(candidates)
+    one_each = {candidates[i].method: i for i in [*reversed(open_to), chosen]}
+    rivals = [i for i in sorted(one_each.values()) if i != chosen]
+    judged = [i for i in rivals if pooled.lead(i, chosen).n >= FEWEST]
+    end = _reservations(candidates, chosen, judge)
     if not judged:
-        return f"{names[chosen]} is the only one that can be chosen by votes{end}."
+        return f"{own_name} is the only one that can be chosen by votes{end}."
     if candidates[chosen].objective == "zero_shot":
         end = f": nothing here beat it{end}"
-    rival = max(judged, key=lambda i: (judge.lead(i, chosen).mean, -i))
-    led = judge.lead(rival, chosen).mean > 0
+    rival = max(judged, key=lambda i: (pooled.lead(i, chosen).mean, -i))
+    led = pooled.lead(rival, chosen).mean > 0
     zero_shot = [i for i in judged if candidates[i].objective == "zero_shot"]
     other = rival if led or not zero_shot else zero_shot[0]
-    own, its = (f"{100 * mean:.1f} %" for mean in judge.means(chosen, other))
+    own, its = (f"{100 * mean:.1f} %" for mean in pooled.means(chosen, other))
     begin = (
-        f"{names[chosen]} agrees with {own} of {judge.lead(other, chosen).n} votes that it did not "
-        f"learn from, {names[other]} with {its}"
+        f"{own_name} agrees with {own} of {pooled.lead(other, chosen).n} votes that it did not "
+        f"learn from, {candidates[other].method} with {its}"
     )
     if not led:
         return f"{begin}{end}."
-    hurdles = [chosen, *_zero_shots(candidates)]
-    over = next((i for i in hurdles if not judge.lead(rival, i).is_clear), chosen)
-    lead = judge.lead(rival, over)
+    hurdles = [chosen, reference(candidates, judge), *_zero_shots(candidates)]
+    over = next((i for i in hurdles if not pooled.lead(rival, i).is_clear), chosen)
+    lead = pooled.lead(rival, over)
     return (
-        f"{begin}, whose lead over {names[over]}, {100 * lead.mean:.1f} points, is within a "
-        f"standard error, {100 * lead.error:.1f}{end}."
+        f"{begin}, whose lead over {candidates[over].method}, {100 * lead.mean:.1f} points, is "
+        f"within a standard error, {100 * lead.error:.1f}{end}."
     )
+
+
+def _reservations(candidates: Sequence[Candidate], chosen: int, judge: Judge) -> str:
+    """What else has to be said of a choice by votes."""
+    open_to = allowed(candidates)
+    seeds = [i for i in open_to if candidates[i].method == candidates[chosen].method]
+    end = ""
+    if len(seeds) > 1:
+        end += f"; of its {len(seeds)} seeds {candidates[chosen].seed} agrees most"
+    if any(candidates[i].is_trained and not judge.judges(i) for i in open_to):
+        end += "; nothing was left out that could judge what was trained"
+    return end
 
 
 def rank_correlation(agreements: Sequence[float], accuracies: Sequence[float]) -> float | None:

@@ -45,7 +45,9 @@ class Results:
             agree = np.arange(N) < share * N
             predictions = np.where(agree, np.arange(N), np.arange(N) + 1) % C
             self.write_predictions(files["judged"], predictions)
-            self.runs.append(stage.CandidateFiles(method, 0, objective, *map(str, files.values())))
+            self.runs.append(
+                stage.CandidateFiles(method, 0, objective, False, *map(str, files.values()))
+            )
         self.write_votes(votes)
 
     def write_predictions(self, path, predictions, classnames=CLASSNAMES, ids=IDS):
