@@ -5,6 +5,7 @@ Letters: R rows of a table (images or groups).
 
 import logging
 
+from latteclip.captions import kept as keeping
 from latteclip.captions.answers import AnswerStore, KeptAnswer, RowOutcome
 from latteclip.captions.ask import Asking, Pool
 from latteclip.captions.clean import clean
@@ -25,6 +26,7 @@ class CaptionAsking(Asking):
         self, questions: Questions, settings: CaptionerSettings, store: AnswerStore, threads: int
     ) -> None:
         super().__init__(questions, settings, settings.identity(questions.layout), store, threads)
+        self.most_characters = keeping.most_characters(settings.max_new_tokens)
 
     def question(self, row: int, turn: int) -> tuple[str, Choices | None]:
         return prompt_of(self.questions.prompts(row), turn), None
