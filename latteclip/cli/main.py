@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from latteclip.cli import cluster, log, people, stages
-from latteclip.core.errors import UserError
+from latteclip.core.errors import UserError, full_disk
 from latteclip.core.version import __version__
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -123,6 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logger.error("interrupted")
         return INTERRUPTED
     except Exception as error:
+        if sentence := full_disk(error):
+            logger.error("error: %s", sentence, exc_info=args.debug)
+            return BAD_INPUT
         logger.exception(
             "error: %s failed (%s: %s); --debug shows where.",
             _name(args.command),

@@ -13,8 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from latteclip.core.errors import UserError
+from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import replacing
+from latteclip.core.makers import remedy
 
 KEY = "classifier"  # of the matrix, and of the one entry of the metadata
 BIAS = "classifier_bias"  # of the vector
@@ -91,22 +92,38 @@ def _read(path: str | Path) -> tuple[Classifier, dict[str, Any]]:
             return Classifier.of(file.get_tensor(KEY), bias), json.loads(file.metadata()[KEY])
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run the stage that writes it.") from None
-    except (SafetensorError, TypeError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"{path} is not a classifier ({error}); delete it and rerun its stage."
+            f"{path} is not a classifier ({first_line(error)}); {remedy(path)}."
         ) from None
 
 
-def _check(path: str | Path, classifier: Classifier, described: Mapping[str, Any]) -> None:
+def _check(path: str | Path, classifier: Classifier, described: Any) -> None:
     """Raise UserError where matrix, bias and class names do not fit, or a number is not finite."""
-    weights, bias = classifier.weights, classifier.bias
-    classnames = described.get("classnames")
-    wrong = None
-    if weights.ndim != 2 or bias.shape != weights.shape[:1]:
-        wrong = f"a matrix of shape {[*weights.shape]} with a bias of shape {[*bias.shape]}"
-    elif classnames is not None and len(classnames) != len(weights):
-        wrong = f"{len(weights)} rows for {len(classnames)} class names"
-    elif not (weights.isfinite().all() and bias.isfinite().all()):
-        wrong = "numbers that are not finite"
+    wrong = _wrong(classifier, described)
     if wrong:
-        raise UserError(f"{path} holds {wrong}; delete it and rerun its stage.")
+        raise UserError(f"{path} holds {wrong}; {remedy(path)}.")
+
+
+def _wrong(classifier: Classifier, described: Any) -> str | None:
+    """What is wrong with a classifier; None where nothing is."""
+    weights, bias = classifier.weights, classifier.bias
+    if not isinstance(described, dict):
+        return "a description that is not a JSON object"
+    names = described.get("classnames")
+    if names is not None and not _are_names(names):
+        return "class names that are not a list of different strings"
+    if weights.ndim != 2 or bias.shape != weights.shape[:1]:
+        return f"a matrix of shape {[*weights.shape]} with a bias of shape {[*bias.shape]}"
+    if not weights.numel():
+        return "no class"
+    if names is not None and len(names) != len(weights):
+        return f"{len(weights)} rows for {len(names)} class names"
+    if not (weights.isfinite().all() and bias.isfinite().all()):
+        return "numbers that are not finite"
+    return None
+
+
+def _are_names(names: Any) -> bool:
+    are_strings = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return are_strings and len(set(names)) == len(names)

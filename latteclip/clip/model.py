@@ -3,9 +3,11 @@
 Letters: C classes, D embedding width.
 """
 
+import contextlib
 import json
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from latteclip.clip import weights
 from latteclip.clip.classifier import Classifier, save_classifier
-from latteclip.core import devices
+from latteclip.config.model_names import FOLDER
+from latteclip.core import checksums, devices
 from latteclip.core.class_words import ClassWords
 from latteclip.core.errors import UserError, first_line
+from latteclip.core.files import write_json
+from latteclip.data import clip_config
 
 CLASSIFIER = "prototypes.safetensors"
 # LatteCLIP, section 4 (implementation details), in the terms of open_clip's AugmentationCfg.
@@ -45,10 +51,15 @@ class Clip:
     precision: str = "bf16"  # of both towers on CUDA, one of devices.PRECISIONS
     micro_batch: int | None = None  # images or texts encoded at once where gradients are wanted
     channels_last: bool = False  # memory format of the image tower and its images
+    text_tower: dict[str, Any] | None = None  # configuration of one of transformers
 
 
 def load(model: str, pretrained: str | None, device: torch.device, precision: str = "bf16") -> Clip:
     """Load weights in float32, in evaluation mode.
+
+    A folder or a repo may hold what `latteclip.data.clip_config` allows, and runs nothing of its
+    own; a folder is loaded without the network. Weights are compared with their SHA-256 where it is
+    known: in a folder by its SHA256SUMS, of the hub by the name in its cache.
 
     Args:
         model: an open_clip name, `hf-hub:<repo>` or `local-dir:<folder>`.
@@ -57,34 +68,74 @@ def load(model: str, pretrained: str | None, device: torch.device, precision: st
         precision: bf16, fp16 or float32, in which a GPU encodes; a CPU encodes in float32.
 
     Raises:
-        UserError: no such model, tag or folder, or its weights cannot be had; or no such precision
-            on this device.
+        UserError: no such model, tag or folder, or its weights cannot be had or are damaged; or no
+            such precision on this device.
     """
     devices.check_precision(device, precision)
-    if not model.startswith(("hf-hub:", "local-dir:")):
+    if not clip_config.is_foreign(model):
         model = model.replace("/", "-")  # ViT-B/32, as OpenAI writes it
+    elif model.startswith(FOLDER):
+        weights.verify_folder(Path(model.removeprefix(FOLDER)))
     try:
-        with warnings.catch_warnings():
-            # open_clip calls parts of aug_cfg unused that it does use, and only warns where weights
-            # do not fit the activation that a model's name stands for.
-            warnings.filterwarnings("ignore", message="Unused augmentation cfg items")
-            warnings.filterwarnings("error", message="QuickGELU mismatch")
-            network, augment, preprocess = open_clip.create_model_and_transforms(
+        config = clip_config.read(model)
+        tower = clip_config.text_tower(model, config)
+        weights.verify_cached(model, pretrained)
+        with _told(config, tower) as told:
+            if clip_config.is_foreign(model):
+                weights.check_size(model, told)
+            network, augment, preprocess = _created(model, pretrained, device, told)
+        tokenizer = clip_config.tokenizer(model, config)
+    except Exception as error:  # open_clip and the libraries below it raise errors of every kind
+        reason = str(error) if isinstance(error, UserError) else first_line(error)
+        raise UserError(
+            f"CLIP model {model!r} with pretrained {pretrained!r} cannot be loaded "
+            f"({reason.rstrip('.')}); {_remedy(model)}."
+        ) from error
+    weights.check_finite(model, network)
+    return Clip(
+        network.eval(), tokenizer, augment, preprocess, config, device, precision, text_tower=tower
+    )
+
+
+def _remedy(model: str) -> str:
+    if clip_config.is_foreign(model):
+        return clip_config.REMEDY
+    return "set clip.model and clip.pretrained to a model that open_clip lists"
+
+
+@contextlib.contextmanager
+def _told(config: dict[str, Any], tower: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """What open_clip is told besides the name: where the text tower's configuration lies."""
+    if tower is None:
+        yield {}
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(tower), encoding="utf-8")
+        own = {"hf_model_name": folder, "hf_model_pretrained": False}
+        yield {"text_cfg": {**config["text_cfg"], **own}}
+
+
+def _created(
+    model: str, pretrained: str | None, device: torch.device, told: dict[str, Any]
+) -> tuple[torch.nn.Module, Transform, Transform]:
+    """The network with its weights, and its two transforms."""
+    with warnings.catch_warnings():
+        # open_clip calls parts of aug_cfg unused that it does use, and only warns where weights
+        # do not fit the activation that a model's name stands for.
+        warnings.filterwarnings("ignore", message="Unused augmentation cfg items")
+        warnings.filterwarnings("error", message="QuickGELU mismatch")
+        created: tuple[torch.nn.Module, Transform, Transform] = (
+            open_clip.create_model_and_transforms(
                 model,
                 pretrained=pretrained,
                 device=device,
                 aug_cfg=AUGMENTATION,
                 require_pretrained=True,
+                pretrained_text=False,
+                **told,
             )
-        tokenizer = open_clip.get_tokenizer(model)
-        config = open_clip.get_model_config(model)
-    except Exception as error:  # open_clip and the libraries below it raise errors of every kind
-        raise UserError(
-            f"CLIP model {model!r} with pretrained {pretrained!r} cannot be loaded "
-            f"({first_line(error)}); set clip.model and clip.pretrained to a model "
-            "that open_clip lists."
-        ) from error
-    return Clip(network.eval(), tokenizer, augment, preprocess, config, device, precision)
+        )
+    return created
 
 
 def save(
@@ -96,8 +147,8 @@ def save(
 ) -> None:
     """Write a folder that stock open_clip loads by `local-dir:`, and the classifier beside it.
 
-    A Hugging Face text tower's own configuration is not in it: open_clip reads that from where the
-    model's `hf_model_name` says, a repo of the hub or a folder.
+    The configuration of a text tower of transformers is in it as well, for this program; stock
+    open_clip reads that from where `hf_model_name` says. The SHA-256 sums of all are written last.
 
     Args:
         classifier: of the C classes, for the features of this model.
@@ -113,9 +164,12 @@ def save(
     }
     save_file(state, folder / "open_clip_model.safetensors")
     config = {"model_cfg": clip.config, "preprocess_cfg": model.visual.preprocess_cfg}
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2))
+    (folder / clip_config.CONFIG).write_text(json.dumps(config, indent=2))
+    if clip.text_tower is not None:
+        write_json(folder / clip_config.TOWER / "config.json", clip.text_tower)
     if isinstance(clip.tokenizer, open_clip.tokenizer.HFTokenizer):
         clip.tokenizer.save_pretrained(folder)
     words = ClassWords.of(words) if isinstance(words, str) else words
     described = {"classnames": classnames, **words.described}
     save_classifier(folder / CLASSIFIER, classifier, described)
+    checksums.write(folder)

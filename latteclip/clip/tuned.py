@@ -3,6 +3,7 @@
 Letters: C classes.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,15 @@ from pathlib import Path
 import torch
 
 from latteclip.clip import model as clips
+from latteclip.clip import weights
 from latteclip.clip.classifier import Classifier, load_classifier
 from latteclip.core.class_words import ClassWords
+from latteclip.core import checksums
 from latteclip.core.errors import UserError
+from latteclip.data.clip_config import CONFIG
 
-CONFIG = "open_clip_config.json"
+log = logging.getLogger(__name__)
+
 MODEL = "model"  # the folder's name inside that of a run
 
 
@@ -70,14 +75,18 @@ def load(
             classifier is for features of another width.
     """
     folder = find(model)
+    if not (folder / checksums.SUMS).exists():
+        log.warning("%s has no %s, as of version 0.1: it is not verified.", folder, checksums.SUMS)
+    clip = clips.load(f"local-dir:{folder}", None, device, precision)  # verifies all files
     expected = {} if classnames is None else {"classnames": list(classnames)}
     classifier, described = load_classifier(folder / clips.CLASSIFIER, **expected)
-    clip = clips.load(f"local-dir:{folder}", None, device, precision)
+    path, names = folder / clips.CLASSIFIER, described.get("classnames")
+    if not names:
+        raise UserError(f"{path} does not say of which classes it is; {weights.REMEDY}.")
     width, wanted = classifier.weights.shape[1], clip.config["embed_dim"]
     if width != wanted:
         raise UserError(
-            f"{folder / clips.CLASSIFIER} has rows of width {width}, but the features of the model "
-            f"beside it have {wanted}; put the two files of one training together."
+            f"{path} has rows of width {width}, but the features of the model beside it have "
+            f"{wanted}; put the two files of one training together."
         )
-    words = ClassWords.described_by(described)
-    return TunedModel(folder, clip, classifier, described["classnames"], words)
+    return TunedModel(folder, clip, classifier, names, ClassWords.described_by(described))

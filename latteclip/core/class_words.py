@@ -40,9 +40,18 @@ class ClassWords:
 
     @classmethod
     def described_by(cls, metadata: Mapping[str, Any]) -> Self:
-        """The words that the metadata of a file tell (`described`)."""
-        templates = metadata.get("templates", metadata["template"])
-        return cls.of(templates, metadata.get("class_synonyms"))
+        """The words that the metadata of a file tell (`described`).
+
+        Raises:
+            UserError: they tell none.
+        """
+        templates = metadata.get("templates", metadata.get("template"))
+        synonyms = metadata.get("class_synonyms", {})
+        if not (_are_texts(templates) or isinstance(templates, str)):
+            raise UserError(f"A file says that the template of its classes is {templates!r}.")
+        if not isinstance(synonyms, dict) or not all(map(_are_texts, synonyms.values())):
+            raise UserError(f"A file says that the class_synonyms of its classes are {synonyms!r}.")
+        return cls.of(templates, synonyms)
 
     @property
     def template(self) -> str:
@@ -81,6 +90,10 @@ class ClassWords:
                     )
                 named.append((other, rows[classname]))
         return named
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def _check_templates(templates: list[str]) -> None:

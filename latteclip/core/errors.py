@@ -1,7 +1,12 @@
 """The one exception that users are meant to read, and parts of its sentences."""
 
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
+# As libraries of Rust and C++ put it, whose errors have no number.
+FULL_WORDS = ("No space left on device", "Disk quota exceeded")
 
 
 class UserError(Exception):
@@ -21,3 +26,24 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """Kind and first line of an error of a library."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those that it was raised from; libraries wrap others' errors in theirs."""
+    below: BaseException | None = error
+    while below:
+        yield below
+        below = below.__cause__ or below.__context__
+
+
+def full_disk(error: BaseException) -> str | None:
+    """The sentence on an error that a full disk or a used-up quota is behind; None for others."""
+    for one in chain(error):
+        if getattr(one, "errno", None) in FULL or any(word in str(one) for word in FULL_WORDS):
+            place = getattr(one, "filename", None)
+            where = f"There is no space left for {place}" if place else "A disk is full"
+            return (
+                f"{where}; free some space (of results, resources, the hub's cache or TMPDIR) or "
+                "ask for a larger quota, and rerun: what was finished is kept."
+            )
+    return None

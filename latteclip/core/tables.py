@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from latteclip.core.errors import UserError
+from latteclip.core import footers
+from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import replacing
+from latteclip.core.makers import remedy
 
 IMAGES = pa.schema(
     [
@@ -136,7 +138,7 @@ def write(
 def writing(
     path: str | Path, schema: pa.Schema, metadata: Mapping[str, Any] | None = None
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Write one table in pieces, whole or not at all.
+    """Write one table in pieces, whole or not at all; pages and footer bear checksums.
 
     Yields:
         A function that appends columns; the rows of one call are one row group.
@@ -145,11 +147,12 @@ def writing(
         key: json.dumps(value, ensure_ascii=False) for key, value in (metadata or {}).items()
     }
     whole = schema.with_metadata(encoded)
-    with (
-        replacing(path) as temporary,
-        pq.ParquetWriter(temporary, whole, compression="zstd") as file,
-    ):
-        yield lambda columns: file.write_table(pa.table(dict(columns), schema=whole))
+    with replacing(path) as temporary:
+        with pq.ParquetWriter(
+            temporary, whole, compression="zstd", write_page_checksum=True
+        ) as file:
+            yield lambda columns: file.write_table(pa.table(dict(columns), schema=whole))
+        footers.sign(temporary)
 
 
 def as_columns(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> dict[str, pa.Array]:
@@ -163,13 +166,14 @@ def read(
     """Read a table and its metadata.
 
     Raises:
-        UserError: the file is missing, is not a Parquet file, or lacks a column of `schema`.
+        UserError: the file is missing, is not a Parquet file, is damaged, or lacks a column of
+            `schema`.
     """
     wanted = list(columns or schema.names)
+    own = pa.schema([schema.field(name) for name in wanted])
     with _opened(path, wanted) as file:
         table = file.read(columns=wanted)
-    own = pa.schema([schema.field(name) for name in wanted])
-    return table.select(wanted).cast(own), _metadata(table.schema)
+        return table.select(wanted).cast(own), _metadata(table.schema)
 
 
 def read_pieces(
@@ -202,18 +206,22 @@ def read_metadata(path: str | Path, column: str) -> dict[str, Any]:
 def _opened(path: str | Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
     """A file that has the columns, or a UserError."""
     try:
-        with pq.ParquetFile(path) as file:
+        if not Path(path).is_file() and Path(path).exists():
+            raise UserError(f"{path} is not a regular file; {remedy(path)}.")
+        if not footers.is_intact(path):
+            raise UserError(f"{path} is damaged (checksum of its footer); {remedy(path)}.")
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             missing = sorted(set(columns) - set(file.schema_arrow.names))
             if missing:
-                raise UserError(
-                    f"{path} lacks the columns {missing}; delete it and rerun its stage."
-                )
+                raise UserError(f"{path} lacks the columns {missing}; {remedy(path)}.")
             yield file
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run the stage that writes it.") from None
-    except pa.ArrowInvalid as error:
+    except PermissionError:
+        raise UserError(f"{path} may not be read; change its permissions.") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(
-            f"{path} is not a valid Parquet file ({error}); delete it and rerun."
+            f"{path} is not a valid Parquet file ({first_line(error)}); {remedy(path)}."
         ) from None
 
 
@@ -237,7 +245,7 @@ def read_groups(path: str, image_ids: Sequence[str]) -> tuple[list[str | None], 
         members = [[row_of[name] for name in names] for names in table["members"].to_pylist()]
     except KeyError as error:
         raise UserError(
-            f"{path} names the image {error}, which is not a training image; delete it and rerun."
+            f"{path} names the image {error}, which is not a training image; {remedy(path)}."
         ) from None
     return table["caption"].to_pylist(), members
 
@@ -251,11 +259,21 @@ def read_unlabelled(path: str | Path, *, training: bool) -> tuple[pa.Table, list
 
     Returns:
         The table without `label` and `classname`, and the C class names in label order.
+
+    Raises:
+        UserError: as of `read`, or it does not name its classes.
     """
     table, metadata = read(path, IMAGES, [n for n in IMAGES.names if n not in LABEL_COLUMNS])
     if training:
         table = table.filter(pc.not_equal(table["split"], "test"))
-    return table, metadata["classnames"]
+    return table, _classnames(path, metadata)
+
+
+def _classnames(path: str | Path, metadata: Mapping[str, Any]) -> list[str]:
+    names = metadata.get("classnames")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path} does not say which classes there are; {remedy(path)}.")
+    return names
 
 
 def lookup(
@@ -272,6 +290,6 @@ def lookup(
     if missing:
         raise UserError(
             f"{path} lacks {len(missing)} of {len(ids)} images, the first {missing[0]!r}; "
-            "delete it and rerun its stage."
+            f"{remedy(path)}."
         )
     return [values[name] for name in ids]

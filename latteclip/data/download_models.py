@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from latteclip.config.model_names import HUB
-from latteclip.core.errors import UserError
+from latteclip.core import checksums
+from latteclip.core.errors import FULL, UserError, chain
 from latteclip.core.files import write_json
+from latteclip.data import clip_config
 from latteclip.data.transfer import message_line
 
 log = logging.getLogger(__name__)
@@ -62,9 +64,11 @@ def _fetch_clip(settings: HubClip) -> list[str]:
     """What `open_clip.create_model` and `get_tokenizer` ask the hub for; the repos of it."""
     import open_clip
     from open_clip.pretrained import download_pretrained_from_hf
-    from transformers import AutoConfig
 
-    config = open_clip.get_model_config(settings.model)
+    if settings.model.startswith(HUB):
+        config = clip_config.read(settings.model)
+    else:
+        config = open_clip.get_model_config(settings.model)
     tag = open_clip.get_pretrained_cfg(settings.model, settings.pretrained or "")
     if settings.model.startswith(HUB):
         weights = settings.model.removeprefix(HUB)
@@ -77,12 +81,10 @@ def _fetch_clip(settings: HubClip) -> list[str]:
     else:
         weights = tag["hf_hub"].rpartition("/")[0]  # <owner>/<name>/<file or nothing>
         open_clip.download_pretrained(tag)
-    open_clip.get_tokenizer(settings.model)
+    clip_config.tokenizer(settings.model, config)
+    clip_config.text_tower(settings.model, config)  # whose weights are among those of the model
     text = config["text_cfg"]
-    tower = text.get("hf_model_name")
-    if tower:  # its weights are among those of the model
-        AutoConfig.from_pretrained(tower)
-    repos = dict.fromkeys([weights, text.get("hf_tokenizer_name"), tower])
+    repos = dict.fromkeys([weights, text.get("hf_tokenizer_name"), text.get("hf_model_name")])
     return [repo for repo in repos if repo and not Path(repo).is_dir()]
 
 
@@ -147,6 +149,7 @@ def _held(repo: str, revision: str | None = None) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such repo or revision, or a part of its weights is not there.
+        UserError: a file is not the one that the hub has.
     """
     from huggingface_hub import snapshot_download
 
@@ -154,6 +157,8 @@ def _held(repo: str, revision: str | None = None) -> dict[str, Any]:
         snapshot_download(repo, revision=revision, ignore_patterns="*", local_files_only=True)
     )
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in paths:
+        checksums.verify_name(path)
     files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
     if (folder / INDEX).is_file():
         wanted = set(json.loads((folder / INDEX).read_bytes())["weight_map"].values())
@@ -204,20 +209,18 @@ def _remedy(error: Exception, keys: str) -> str:
     """What to do about an error or those below it; libraries wrap the hub's own in theirs."""
     from huggingface_hub import errors
 
-    chain: list[BaseException] = [error]
-    while below := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(below)
-    numbers = {getattr(one, "errno", None) for one in chain}
+    causes = list(chain(error))
+    numbers = {getattr(one, "errno", None) for one in causes}
     absent = (
         errors.RepositoryNotFoundError,
         errors.RevisionNotFoundError,
         errors.RemoteEntryNotFoundError,
     )
-    if any(isinstance(one, errors.GatedRepoError) for one in chain):
+    if any(isinstance(one, errors.GatedRepoError) for one in causes):
         return "accept its terms on its page of the hub, and set HF_TOKEN to a token of yours"
-    if any(isinstance(one, absent) for one in chain):
+    if any(isinstance(one, absent) for one in causes):
         return f"check {keys}, and HF_TOKEN for a private model"
-    if numbers & {errno.ENOSPC, errno.EDQUOT}:
+    if numbers & FULL:
         return "free some space, or set HF_HOME to a larger disk, and rerun"
     if errno.ENOLCK in numbers:
         return "the file system of the cache has no file locks: set HF_HOME to one that has them"

@@ -14,6 +14,7 @@ import torch
 from latteclip.clip import tuned
 from latteclip.clip.classifier import load_classifier, save_classifier
 from latteclip.clip.model import CLASSIFIER
+from latteclip.core import checksums
 from latteclip.core.errors import UserError
 from latteclip.core.files import replacing, write_json
 from latteclip.core.prompts import PLACE
@@ -54,6 +55,7 @@ def export(model: str, destination: str, form: str, licence: str | None = None) 
         _write_benchmark_files(opened, origin, temporary)
         text = card(opened, origin, form, licence)
         (temporary / "README.md").write_text(text, encoding="utf-8")
+        checksums.write(temporary)
     log.info("%s: %d classes as %s.", destination, len(opened.classnames), form)
     return f"hf upload <user>/<name> {destination}"
 

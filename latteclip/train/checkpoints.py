@@ -1,8 +1,13 @@
-"""Checkpoints of a training: whole folders of safetensors and JSON, the newest two of them."""
+"""Checkpoints of a training: whole folders of safetensors and JSON, the newest two of them.
 
+Each has the SHA-256 sums of its files.
+"""
+
+import contextlib
 import json
 import logging
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +16,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from latteclip.core.errors import UserError
+from latteclip.core import checksums
+from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import replacing
+from latteclip.core.json_files import read_object
 
 log = logging.getLogger(__name__)
 KEPT = 2
@@ -36,23 +43,44 @@ def save(folder: str | Path, checkpoint: Checkpoint) -> None:
         }
         save_file(tensors, temporary / "state.safetensors")
         (temporary / "state.json").write_text(json.dumps(checkpoint.values), encoding="utf-8")
+        checksums.write(temporary)
     half_written = Path(folder).glob(".step-*.tmp")  # by runs that were killed
     for old in (*_newest_first(folder)[KEPT:], *half_written):
         shutil.rmtree(old)
 
 
 def latest(folder: str | Path) -> Checkpoint | None:
-    """The newest checkpoint that can be read; each that cannot is named in a warning."""
+    """The newest checkpoint that is whole; each that is not is named in a warning."""
     for path in _newest_first(folder):
         try:
-            return Checkpoint(
-                int(path.name.removeprefix("step-")),
-                load_file(path / "state.safetensors"),
-                json.loads((path / "state.json").read_text(encoding="utf-8")),
-            )
-        except (SafetensorError, OSError, ValueError) as error:
-            log.warning("Checkpoint %s cannot be read (%s); taking the one before.", path, error)
+            return _read(path)
+        except (SafetensorError, OSError, ValueError, UserError) as error:
+            reason = str(error).rstrip(".")
+            log.warning("Checkpoint %s cannot be read (%s); taking the one before.", path, reason)
     return None
+
+
+def _read(path: Path) -> Checkpoint:
+    """A checkpoint, where its files are those that were written."""
+    checksums.verify(path, "it is left out")
+    values = read_object(path / "state.json", ["identity"], "it is left out")
+    if not isinstance(values["identity"], dict):
+        raise ValueError("its identity is not a JSON object")
+    return Checkpoint(
+        int(path.name.removeprefix("step-")), load_file(path / "state.safetensors"), values
+    )
+
+
+@contextlib.contextmanager
+def fitting(folder: str | Path) -> Iterator[None]:
+    """Whatever a checkpoint lacks or has too much for its training, as one sentence."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise UserError(
+            f"{folder} holds a checkpoint that does not fit this training ({first_line(error)}); "
+            "delete that folder to start anew."
+        ) from error
 
 
 def refuse_others(wanted: dict[str, Any], checkpoint: Checkpoint, folder: str | Path) -> None:

@@ -99,7 +99,8 @@ class _Kept:
         if saved is None:
             return 0
         checkpoints.refuse_others(self.identity, saved, self.folder)
-        training.restore(saved)
+        with checkpoints.fitting(self.folder):
+            training.restore(saved)
         log.info("Going on after step %d, from %s.", saved.steps, self.folder)
         return saved.steps
 

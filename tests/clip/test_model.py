@@ -220,7 +220,8 @@ def test_weights_of_another_activation_are_refused(monkeypatch, tmp_path):
     """OpenAI's were trained with QuickGELU; the plain name stands for GELU."""
     weights = tmp_path / "weights.safetensors"
     weights.touch()
-    monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda *_, **__: str(weights))
+    for module in (open_clip, open_clip.factory):
+        monkeypatch.setattr(module, "download_pretrained", lambda *_, **__: str(weights))
     with pytest.raises(UserError, match="QuickGELU mismatch"):
         clips.load("ViT-B-32", "openai", CPU)
 

@@ -204,7 +204,7 @@ def write_backbone(kind, folder):
     if "hf_tokenizer_name" in text:
         write_tokenizer(folder)
     if "hf_pooler_type" in text:
-        text["hf_model_name"] = write_bert(folder / "text")
+        text["hf_model_name"] = write_bert(folder / "text_tower")
     folder.mkdir(parents=True, exist_ok=True)
     described = {"model_cfg": {**config, "text_cfg": text}, "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(described))

@@ -1,0 +1,95 @@
+"""Pretrained weights: whether they are those that were meant, and fit their network."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.pretrained import download_pretrained_from_hf
+
+from latteclip.config.model_names import FOLDER, HUB
+from latteclip.core import checksums
+from latteclip.core.errors import UserError
+
+log = logging.getLogger(__name__)
+REMEDY = (
+    "delete it and rerun its stage, or take another copy; if it was changed on purpose, delete "
+    f"{checksums.SUMS}"
+)
+
+
+def verify_folder(folder: Path) -> None:
+    """Compare a model folder with its sums, where it has some.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    unnamed = checksums.verify(folder, REMEDY)
+    if unnamed:
+        log.warning("%s: %s does not name %s.", folder, checksums.SUMS, ", ".join(unnamed))
+
+
+def verify_cached(model: str, pretrained: str | None) -> None:
+    """Compare weights of the hub with their name in its cache, which is their SHA-256.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    if model.startswith(HUB):
+        path = _of_hub(model)
+    elif tag := open_clip.get_pretrained_cfg(model, pretrained or ""):
+        path = Path(open_clip.download_pretrained(tag))
+    else:
+        return
+    checksums.verify_name(path)
+
+
+def check_size(model: str, told: dict[str, Any]) -> None:
+    """Raise UserError where a network of a stranger has more numbers than its files can hold.
+
+    It is built without memory for them, so that no configuration can ask for all there is.
+
+    Args:
+        model: `hf-hub:<repo>` or `local-dir:<folder>`.
+        told: what open_clip is told besides.
+    """
+    with torch.device("meta"), _quiet():
+        network = open_clip.create_model(
+            model, load_weights=False, device="meta", pretrained_text=False, **told
+        )
+    numbers = sum(tensor.numel() for tensor in network.state_dict().values())
+    if model.startswith(FOLDER):
+        files = [path for path in Path(model.removeprefix(FOLDER)).iterdir() if path.is_file()]
+    else:
+        files = [_of_hub(model)]
+    size = sum(path.stat().st_size for path in files)
+    if numbers > size:  # each takes at least a byte
+        raise UserError(f"its network has {numbers} numbers, and its files have {size} bytes")
+
+
+def check_finite(model: str, network: torch.nn.Module) -> None:
+    """Raise UserError where a weight is not a finite number."""
+    for name, tensor in network.state_dict().items():
+        if not tensor.isfinite().all():
+            raise UserError(
+                f"The weights {name} of CLIP model {model!r} are not finite numbers: the file is "
+                "damaged, or its training failed; take another copy, or train anew."
+            )
+
+
+def _of_hub(model: str) -> Path:
+    return Path(download_pretrained_from_hf(model.removeprefix(HUB)))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings, here that there are no weights."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
