@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from latteclip.captions.shard import shard_of
 from latteclip.core import tables
@@ -29,7 +28,7 @@ def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -
     schema = _schema(shard_paths[0])
     metadata = _metadata(shard_paths, schema.names[0])
     index, _ = tables.read_unlabelled(images_path, training=True)
-    rows = [_Rows(path, schema.names[0]) for path in shard_paths]
+    rows = [_Rows(path, schema) for path in shard_paths]
     with tables.writing(output, schema, metadata) as add:
         batch: list[dict[str, Any]] = []
         for image_id in index["image_id"].to_pylist():
@@ -77,14 +76,14 @@ def _metadata(paths: Sequence[str], id_column: str) -> dict[str, Any]:
 class _Rows:
     """The rows of a shard, one after the other; only a few are in memory."""
 
-    def __init__(self, path: str, id_column: str) -> None:
-        self.path, self._id_column = path, id_column
+    def __init__(self, path: str, schema: pa.Schema) -> None:
+        self.path, self._schema = path, schema
         self._rows = self._read()
         self._next = next(self._rows, None)
 
     @property
     def next_id(self) -> str | None:
-        return None if self._next is None else self._next[self._id_column]
+        return None if self._next is None else self._next[self._schema.names[0]]
 
     def take(self) -> dict[str, Any]:
         row = self._next
@@ -93,6 +92,5 @@ class _Rows:
         return row
 
     def _read(self) -> Iterator[dict[str, Any]]:
-        with pq.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(ROWS):
-                yield from batch.to_pylist()
+        for piece in tables.read_pieces(self.path, self._schema, self._schema.names, ROWS):
+            yield from piece.to_pylist()

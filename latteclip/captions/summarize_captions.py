@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from latteclip.captions.mentions import mentions
 from latteclip.core import tables
@@ -15,6 +14,7 @@ from latteclip.core.files import write_json
 
 PERCENTILES = {"min": 0, "p5": 5, "median": 50, "p95": 95, "max": 100}
 TOP = 10  # repeated captions that are named
+ROWS = 10_000  # in memory at once
 COLUMNS = ("caption", "finish_reason", "n_tokens", "attempts", "error")
 
 
@@ -65,9 +65,8 @@ def _summary(path: str, classnames: Sequence[str]) -> dict[str, Any]:
 
 
 def _rows(path: str) -> Iterator[dict[str, Any]]:
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(columns=list(COLUMNS)):
-            yield from batch.to_pylist()
+    for piece in tables.read_pieces(path, tables.CAPTIONS, COLUMNS, ROWS):
+        yield from piece.to_pylist()
 
 
 def _hash(caption: str) -> bytes:

@@ -85,22 +85,17 @@ def load(model: str, pretrained: str | None, device: torch.device, precision: st
                 weights.check_size(model, told)
             network, augment, preprocess = _created(model, pretrained, device, told)
         tokenizer = clip_config.tokenizer(model, config)
+    except UserError as error:
+        raise UserError(f"CLIP model {model!r} cannot be loaded: {error}") from error
     except Exception as error:  # open_clip and the libraries below it raise errors of every kind
-        reason = str(error) if isinstance(error, UserError) else first_line(error)
         raise UserError(
             f"CLIP model {model!r} with pretrained {pretrained!r} cannot be loaded "
-            f"({reason.rstrip('.')}); {_remedy(model)}."
+            f"({first_line(error).rstrip('.')}); {clip_config.remedy(model)}."
         ) from error
     weights.check_finite(model, network)
     return Clip(
         network.eval(), tokenizer, augment, preprocess, config, device, precision, text_tower=tower
     )
-
-
-def _remedy(model: str) -> str:
-    if clip_config.is_foreign(model):
-        return clip_config.REMEDY
-    return "set clip.model and clip.pretrained to a model that open_clip lists"
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from open_clip.pretrained import download_pretrained_from_hf
 from latteclip.config.model_names import FOLDER, HUB
 from latteclip.core import checksums
 from latteclip.core.errors import UserError
+from latteclip.data import clip_config
 
 log = logging.getLogger(__name__)
 REMEDY = (
@@ -67,7 +68,10 @@ def check_size(model: str, told: dict[str, Any]) -> None:
         files = [_of_hub(model)]
     size = sum(path.stat().st_size for path in files)
     if numbers > size:  # each takes at least a byte
-        raise UserError(f"its network has {numbers} numbers, and its files have {size} bytes")
+        raise UserError(
+            f"its network has {numbers} numbers, and its files have {size} bytes; "
+            f"{clip_config.remedy(model)}."
+        )
 
 
 def check_finite(model: str, network: torch.nn.Module) -> None:

@@ -11,9 +11,7 @@ from latteclip.core.errors import UserError
 LARGEST = 2**27  # bytes; of what is written here only the history of a training comes near
 
 
-def read_object(
-    path: str | Path, keys: Iterable[str], remedy: str | None = None
-) -> dict[str, Any]:
+def read_object(path: str | Path, keys: Iterable[str], remedy: str | None = None) -> dict[str, Any]:
     """An object that holds the keys, and perhaps more.
 
     Args:

@@ -20,7 +20,7 @@ from latteclip.core.settings import from_values
 CONFIG = "open_clip_config.json"
 TOWER = "text_tower"  # folder in that of a model: configuration of a text tower of transformers
 TOKENIZER_FILES = ("config.json", "tokenizer_config.json")
-REMEDY = "take another copy of the model, or one from a source that you trust"
+FOREIGN_REMEDY = "take another copy of the model, or one from a source that you trust"
 MOST_LAYERS, MOST_PIXELS, MOST = 1024, 4096, 10**8
 # Keys of a text tower's configuration that decide how or where it is computed, or name things.
 NOT_OF_THE_NETWORK = {"_name_or_path", "architectures", "dtype", "transformers_version"}
@@ -165,16 +165,16 @@ def read(model: str) -> dict[str, Any]:
     if not is_foreign(model):
         config: dict[str, Any] | None = open_clip.get_model_config(model)
         if config is None:
-            raise UserError("open_clip has no model of that name")
+            raise UserError(f"open_clip lists no such name; {remedy(model)}.")
         return config
     path = _fetched(model)
+    whole = read_object(path, ["model_cfg"], FOREIGN_REMEDY)
+    try:
+        check(whole)
+    except UserError as error:
+        raise UserError(f"{path}: {str(error).rstrip('.')}; {FOREIGN_REMEDY}.") from None
     if model.startswith(FOLDER):
         _refuse_code(path.parent)
-    whole = read_object(path, ["model_cfg"], REMEDY)
-    try:
-        _check(whole)
-    except UserError as error:
-        raise UserError(f"{path} is refused: {error}") from None
     found: dict[str, Any] = whole["model_cfg"]
     return found
 
@@ -182,6 +182,13 @@ def read(model: str) -> dict[str, Any]:
 def is_foreign(model: str) -> bool:
     """Whether the configuration is no part of open_clip."""
     return model.startswith((HUB, FOLDER))
+
+
+def remedy(model: str) -> str:
+    """What to do about a model that cannot be loaded."""
+    if is_foreign(model):
+        return FOREIGN_REMEDY
+    return "set clip.model and clip.pretrained to a model that open_clip lists"
 
 
 def _fetched(model: str) -> Path:
@@ -195,13 +202,16 @@ def _fetched(model: str) -> Path:
 def _refuse_code(folder: Path) -> None:
     """Raise UserError where a tokenizer of the folder names code of its own."""
     for name in TOKENIZER_FILES:
-        if (folder / name).exists() and "auto_map" in read_object(folder / name, [], REMEDY):
+        if (folder / name).exists() and "auto_map" in read_object(
+            folder / name, [], FOREIGN_REMEDY
+        ):
             raise UserError(
-                f"{folder / name} names code of its own (auto_map), which is never run; {REMEDY}."
+                f"{folder / name} names code of its own (auto_map), which is never run; {FOREIGN_REMEDY}."
             )
 
 
-def _check(whole: dict[str, Any]) -> None:
+def check(whole: dict[str, Any]) -> None:
+    """Raise UserError where a configuration holds a key or a value that it may not."""
     if not isinstance(whole["model_cfg"], dict):
         raise UserError("model_cfg is not an object.")
     _check_numbers(whole)
@@ -269,10 +279,12 @@ def text_tower(model: str, config: dict[str, Any]) -> dict[str, Any] | None:
     from transformers import CONFIG_MAPPING
 
     path = _tower_file(model, name)
-    values = read_object(path, ["model_type"], REMEDY)
+    values = read_object(path, ["model_type"], FOREIGN_REMEDY)
     kind = values["model_type"]
     if kind not in list(arch_dict):
-        raise UserError(f"{path} is of the kind {kind!r}, none of {', '.join(arch_dict)}; {REMEDY}.")
+        raise UserError(
+            f"{path} is of the kind {kind!r}, none of {', '.join(arch_dict)}; {FOREIGN_REMEDY}."
+        )
     _check_numbers(values)
     known = CONFIG_MAPPING[kind]().to_dict().keys() - NOT_OF_THE_NETWORK
     return {key: value for key, value in values.items() if key in known} | {"model_type": kind}
@@ -292,7 +304,7 @@ def _tower_file(model: str, name: str) -> Path:
             return Path(cached)
     raise UserError(
         f"the text tower is {name!r} of transformers, whose configuration a model folder must hold: "
-        f"put its config.json into {folder}"
+        f"put its config.json into {folder}."
     )
 
 

@@ -1,3 +1,9 @@
+import os
+
+import pytest
+
+from latteclip.core import json_files
+from latteclip.core.errors import UserError
 from latteclip.core.json_files import read_object
 
 
@@ -5,3 +11,41 @@ def test_an_object_may_hold_more_than_what_is_asked_for(tmp_path):
     path = tmp_path / "x.json"
     path.write_text('{"a": 1, "b": 2}')
     assert read_object(path, ["b"]) == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize(
+    ("content", "wrong"),
+    [
+        (b"", "is not valid JSON"),
+        (b'{"a": 1', "is not valid JSON"),
+        (b"\xff\xfe", "is not valid JSON"),
+        (b"[" * 100_000, "is not valid JSON"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "is not valid JSON"),
+        (b"null", "is not a JSON object"),
+        (b"[]", "is not a JSON object"),
+        (b'"a"', "is not a JSON object"),
+        (b"{}", "lacks a"),
+    ],
+)
+def test_what_is_no_such_object_is_one_sentence_with_the_rule(tmp_path, content, wrong):
+    path = tmp_path / "metrics.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"metrics\.json {wrong}.*; .*the rule evaluate") as error:
+        read_object(path, ["a"])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_a_folder_or_a_pipe_is_refused(tmp_path, kind):
+    path = tmp_path / "x.json"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    with pytest.raises(UserError, match="is not a regular file; get another"):
+        read_object(path, [], "get another")
+
+
+def test_a_file_without_bound_is_not_read(tmp_path):
+    path = tmp_path / "x.json"
+    path.touch()
+    os.truncate(path, json_files.LARGEST + 1)
+    with pytest.raises(UserError, match="is larger than"):
+        read_object(path, [])

@@ -1,3 +1,5 @@
+import os
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -79,3 +81,84 @@ def test_lookup_names_the_first_id_that_is_not_there(tmp_path):
     path = write_captions(tmp_path / "c.parquet", ["a", "b"], ["A", "B"])
     with pytest.raises(UserError, match="lacks 2 of 3 images, the first 'y'"):
         tables.lookup(path, tables.CAPTIONS, "id", "caption", ["a", "y", "z"])
+
+
+# --- damage --------------------------------------------------------------------------------------
+
+COLUMNS = {"id": [f"image {n}" for n in range(40)], "size": [None, 1, 2, 3] * 10}
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A table of two row groups with metadata."""
+    path = tmp_path / "t.parquet"
+    with tables.writing(path, SCHEMA, {"classnames": ["cat", "dog"]}) as add:
+        add(COLUMNS)
+        add(COLUMNS)
+    return path
+
+
+def outcome(path):
+    """What is read, or the sentence."""
+    try:
+        found, metadata = tables.read(path, SCHEMA)
+        return found.to_pydict(), metadata
+    except UserError as error:
+        assert "\n" not in str(error)
+        assert str(path) in str(error)
+        return str(error)
+
+
+def test_no_flipped_bit_changes_what_is_read(table):
+    whole, wanted = table.read_bytes(), outcome(table)
+    refused = 0
+    for place in range(len(whole)):
+        flipped = bytes([whole[place] ^ 1 << place % 8])
+        table.write_bytes(whole[:place] + flipped + whole[place + 1 :])
+        found = outcome(table)
+        assert found == wanted or isinstance(found, str), place
+        refused += found != wanted
+    assert refused > len(whole) / 2
+
+
+def test_no_part_of_a_table_passes_for_the_whole(table):
+    whole = table.read_bytes()
+    for length in range(0, len(whole), 7):
+        table.write_bytes(whole[:length])
+        assert "is not a valid Parquet file" in outcome(table) or "is damaged" in outcome(table)
+
+
+def test_a_damaged_page_is_seen_piece_by_piece_too(table):
+    whole = bytearray(table.read_bytes())
+    with pq.ParquetFile(table) as file:
+        column = file.metadata.row_group(1).column(0)
+    start = column.dictionary_page_offset or column.data_page_offset
+    whole[start + column.total_compressed_size - 3] ^= 1
+    table.write_bytes(whole)
+    pieces = tables.read_pieces(table, SCHEMA, ["id"], 10)
+    with pytest.raises(UserError, match=r"t\.parquet is not a valid Parquet file .*CRC"):
+        list(pieces)
+
+
+def test_other_programs_read_what_bears_checksums(table):
+    assert pq.read_table(table).to_pydict() == {k: v * 2 for k, v in COLUMNS.items()}
+
+
+def test_a_table_of_another_program_bears_none_and_is_read(table):
+    pq.write_table(pa.table(COLUMNS, schema=SCHEMA), table)
+    assert tables.read(table, SCHEMA)[0].to_pydict() == COLUMNS
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_a_folder_or_a_pipe_in_place_of_a_table_is_refused(tmp_path, kind):
+    path = tmp_path / "images.parquet"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    with pytest.raises(UserError, match=r"not a regular file; .* the rule index_images makes it"):
+        tables.read_unlabelled(path, training=True)
+
+
+def test_an_index_that_does_not_name_its_classes_is_refused(index):
+    table, _ = tables.read(index, tables.IMAGES)
+    tables.write(index, dict(zip(table.column_names, table.columns, strict=True)), tables.IMAGES)
+    with pytest.raises(UserError, match="does not say which classes there are"):
+        tables.read_unlabelled(index, training=True)

@@ -3,6 +3,7 @@ import logging
 import pytest
 import torch
 
+from latteclip.core import checksums
 from latteclip.core.errors import UserError
 from latteclip.train import checkpoints
 from latteclip.train.checkpoints import Checkpoint
@@ -82,3 +83,44 @@ def test_other_settings_are_refused_by_name(folder, change, named):
     with pytest.raises(UserError, match=named) as error:
         checkpoints.refuse_others(IDENTITY | change, saved, folder)
     assert f"{folder} holds a checkpoint" in str(error.value)
+
+
+def flip_a_tensor(path):
+    file = path / "state.safetensors"
+    whole = bytearray(file.read_bytes())
+    whole[-3] ^= 1
+    file.write_bytes(whole)
+
+
+def values_of_another_kind(path):
+    (path / "state.json").write_text("[]")
+    checksums.write(path)
+
+
+def values_without_identity(path):
+    (path / "state.json").write_text('{"rate": 1}')
+    checksums.write(path)
+
+
+def tensors_are_a_folder(path):
+    (path / "state.safetensors").unlink()
+    (path / "state.safetensors").mkdir()
+
+
+@pytest.mark.parametrize(
+    "spoil", [flip_a_tensor, values_of_another_kind, values_without_identity, tensors_are_a_folder]
+)
+def test_a_checkpoint_that_is_another_than_was_written_gives_way(folder, spoil, caplog):
+    spoil(folder / "step-00000011")
+    assert checkpoints.latest(folder).steps == 10
+    assert "step-00000011 cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize("error", [KeyError("history"), RuntimeError("size mismatch\nfor a")])
+def test_a_checkpoint_that_does_not_fit_is_one_sentence(folder, error):
+    with (
+        pytest.raises(UserError, match="does not fit this training .*; delete that folder") as told,
+        checkpoints.fitting(folder),
+    ):
+        raise error
+    assert "\n" not in str(told.value)

@@ -1,0 +1,66 @@
+"""Commands on a disk that is full: a small file system in memory, seen by them alone."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.commands import SETTINGS, command
+from support.downloads import settings
+from support.tiny import write_index, write_pictures
+
+MOUNT = 'mount -t tmpfs -o size=$0 tmpfs "$1" && shift && exec "$@"'
+
+
+def on_small_disk(folder, kilobytes, *arguments):
+    """Run a command that finds an empty disk of that size in `folder`."""
+    folder.mkdir()
+    start = ["unshare", "--map-root-user", "--mount", "sh", "-c", MOUNT, f"{kilobytes}k"]
+    try:
+        subprocess.run([*start, str(folder), "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this machine lets no process mount a file system of its own")
+    done = subprocess.run(
+        [*start, str(folder), *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return done.returncode, errors
+
+
+def is_about_space(outcome):
+    status, errors = outcome
+    assert status == 2
+    [sentence] = errors
+    return "no space left" in sentence or "A disk is full" in sentence
+
+
+def noise(n):
+    return np.random.default_rng(0).integers(0, 256, n, np.uint8).tobytes()
+
+
+def test_copying_an_archive(tmp_path):
+    archive = tmp_path / "images.bin"
+    archive.write_bytes(noise(200_000))
+    wanted = settings(str(archive), content=archive.read_bytes())
+    disk = tmp_path / "disk"
+    latteclip = Path(sys.executable).parent / "latteclip"
+    told = json.dumps(dataclasses.asdict(wanted))
+    arguments = ["download-dataset", "--dataset", "d", "--settings", told]
+    assert is_about_space(
+        on_small_disk(disk, 100, latteclip, *arguments, "--output", disk / "d" / "data")
+    )
+
+
+def test_captioning(tmp_path):
+    files = write_pictures(tmp_path / "pictures", 40, size=(6, 5))
+    index = write_index(tmp_path / "i.parquet", files, ["train"] * 40, [None] * 40, ["a"])
+    captions = tmp_path / "captions.csv"
+    rows = [f"{Path(file).name},{noise(900).hex()[n:]}" for n, file in enumerate(files)]
+    captions.write_text("\n".join(["image_id,caption", *rows]))
+    own = dataclasses.replace(SETTINGS, engine="file", images_file=str(captions))
+    disk = tmp_path / "disk"
+    assert is_about_space(on_small_disk(disk, 4, *command(index, own, disk / "captions.parquet")))

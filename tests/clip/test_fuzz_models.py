@@ -1,0 +1,95 @@
+"""Damaged and twisted model folders: the model that was saved, or one sentence."""
+
+import shutil
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.backbones import CPU, pictures
+from support.damage import damaged, twisted
+
+from latteclip.clip import encode, tuned
+from latteclip.clip import model as clips
+from latteclip.clip.classifier import Classifier, load_classifier
+from latteclip.core import checksums
+from latteclip.core.errors import UserError
+from latteclip.data import clip_config
+
+CLASSNAMES = ["a", "b", "c"]
+DESCRIBING = [
+    clip_config.CONFIG,
+    "tokenizer_config.json",
+    "tokenizer.json",
+    f"{clip_config.TOWER}/config.json",
+]
+
+
+@pytest.fixture(scope="module")
+def saved(backbones, tmp_path_factory):
+    """The folder of a tuned model."""
+    folder = tmp_path_factory.mktemp("run") / "model"
+    clip = clips.load(backbones["hf_mean"], None, CPU)
+    clips.save(clip, Classifier.of(torch.randn(3, 24)), CLASSNAMES, "{}.", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(saved, tmp_path_factory):
+    """Its copy, of which each example spoils one file."""
+    return shutil.copytree(saved, tmp_path_factory.mktemp("spoilt") / "model")
+
+
+@torch.no_grad()
+def scores(folder):
+    model = tuned.load(folder, CPU)
+    model.clip.tokenizer(["a thing"])
+    return model.classifier.scores(encode.encode_images(model.clip, pictures(model.clip, 2)))
+
+
+@pytest.fixture(scope="module")
+def wanted(saved):
+    return scores(saved)
+
+
+def scores_or_none(folder):
+    try:
+        return scores(folder)
+    except UserError as error:
+        assert "\n" not in str(error)
+        return None
+
+
+@given(st.data())
+def test_a_damaged_file_is_seen_by_its_sum(saved, folder, wanted, data):
+    files = sorted(path.relative_to(saved) for path in saved.rglob("*") if path.is_file())
+    name = data.draw(st.sampled_from(files))
+    (folder / name).write_bytes(data.draw(damaged((saved / name).read_bytes())))
+    found = scores_or_none(folder)
+    assert found is None or torch.equal(found, wanted)
+    shutil.copy(saved / name, folder / name)
+
+
+@given(st.data())
+def test_a_twisted_description_that_nothing_vouches_for_is_one_sentence(saved, folder, data):
+    name = data.draw(st.sampled_from(DESCRIBING))
+    twist = twisted((saved / name).read_text("utf-8"))
+    (folder / name).write_text(data.draw(twist), "utf-8")
+    checksums.write(folder)
+    scores_or_none(folder)
+    shutil.copy(saved / name, folder / name)
+    shutil.copy(saved / checksums.SUMS, folder / checksums.SUMS)
+
+
+@given(st.data())
+def test_a_damaged_classifier_that_nothing_vouches_for_is_one_sentence(
+    saved, tmp_path_factory, data
+):
+    path = tmp_path_factory.getbasetemp() / "fuzzed.safetensors"
+    path.write_bytes(data.draw(damaged((saved / clips.CLASSIFIER).read_bytes())))
+    try:
+        classifier, _ = load_classifier(path)
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert classifier.weights.isfinite().all()

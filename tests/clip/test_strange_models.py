@@ -1,0 +1,234 @@
+"""Model folders of strangers: nothing of theirs is run, and nothing is fetched for them."""
+
+import json
+import shutil
+import socket
+
+import huggingface_hub.constants
+import open_clip
+import pytest
+import torch
+from support.backbones import CPU, KINDS
+from support.tiny import write_bert, write_pictures
+
+from latteclip.cli import main
+from latteclip.clip import model as clips
+from latteclip.clip.classifier import Classifier
+from latteclip.core import checksums
+from latteclip.core.errors import UserError
+from latteclip.data import clip_config
+
+CLASSNAMES = ["a", "b"]
+CODE = """
+from pathlib import Path
+from transformers import BertConfig, PreTrainedTokenizerFast
+Path({marker!r}).touch()
+class Own(PreTrainedTokenizerFast):
+    pass
+class OwnConfig(BertConfig):
+    pass
+"""
+AUTO_MAP = {
+    "AutoTokenizer": [None, "own.Own"],
+    "AutoConfig": "own.OwnConfig",
+    "AutoModel": "own.OwnConfig",
+}
+
+
+@pytest.fixture
+def marker(tmp_path):
+    """Is there once a stranger's code has run."""
+    return tmp_path / "ran"
+
+
+@pytest.fixture
+def plain(backbones, tmp_path):
+    """Makes the folder of a tuned model of a kind."""
+
+    def make(kind):
+        clip = clips.load(backbones[kind], None, CPU)
+        width = clip.config["embed_dim"]
+        folder = tmp_path / "run" / "model"
+        clips.save(clip, Classifier.of(torch.randn(2, width)), CLASSNAMES, "a {}", folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The addresses that were asked for; none is answered."""
+    asked = []
+
+    def refuse(*address, **_):
+        asked.append(address)
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return asked
+
+
+def edit(path, change):
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def with_code(folder, marker):
+    """Put code into a folder, and its name into every file that transformers reads."""
+    (folder / "own.py").write_text(CODE.format(marker=str(marker)))
+    for name in ("tokenizer_config.json", "config.json"):
+        path = folder / name
+        values = json.loads(path.read_text()) if path.exists() else {"model_type": "bert"}
+        path.write_text(json.dumps({**values, "auto_map": AUTO_MAP, "tokenizer_class": "Own"}))
+
+
+def trusting(folder, marker):
+    with_code(folder, marker)
+    options = {"trust_remote_code": True}
+    edit(folder / clip_config.CONFIG, lambda c: text(c).update(tokenizer_kwargs=options))
+
+
+def untrusting(folder, marker):
+    with_code(folder, marker)
+
+
+def tower_with_code(folder, marker):
+    with_code(folder / clip_config.TOWER, marker)
+
+
+def tower_elsewhere(folder, marker):
+    elsewhere = folder.parent / "elsewhere"
+    write_bert(elsewhere)
+    with_code(elsewhere, marker)
+    shutil.rmtree(folder / clip_config.TOWER)
+    edit(folder / clip_config.CONFIG, lambda c: text(c).update(hf_model_name=str(elsewhere)))
+
+
+def tower_of_the_hub(folder, _):
+    shutil.rmtree(folder / clip_config.TOWER)
+    edit(folder / clip_config.CONFIG, lambda c: text(c).update(hf_model_name="me/bert"))
+
+
+def timm_from(name):
+    def spoil(folder, _):
+        own = {"timm_model_name": name.format(folder=folder), "timm_model_pretrained": True}
+        edit(folder / clip_config.CONFIG, lambda c: c["model_cfg"]["vision_cfg"].update(own))
+
+    return spoil
+
+
+def text(config):
+    return config["model_cfg"]["text_cfg"]
+
+
+HOSTILE = {
+    "tokenizer that is to be trusted": (trusting, "trust_remote_code"),
+    "tokenizer with code": (untrusting, "auto_map"),
+    "tower elsewhere": (tower_elsewhere, "a model folder must hold"),
+    "tower of the hub": (tower_of_the_hub, "a model folder must hold"),
+    "timm of a folder": (timm_from("local-dir:{folder}"), "timm has no model"),
+    "timm of the hub": (timm_from("hf-hub:me/vit"), "timm has no model"),
+    "timm by an address": (timm_from("https://example.org/vit"), "timm has no model"),
+}
+
+
+def test_stock_open_clip_would_run_the_code(plain, marker):
+    """Else the tests below could not fail."""
+    folder = plain("hf_mean")
+    trusting(folder, marker)
+    open_clip.get_tokenizer(f"local-dir:{folder}")
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("how", HOSTILE)
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_hostile_folder_is_refused_runs_nothing_and_asks_nobody(
+    plain, marker, calls, tmp_path, capsys, monkeypatch, how, signed
+):
+    spoil, wrong = HOSTILE[how]
+    folder = plain("hf_mean")
+    spoil(folder, marker)
+    checksums.write(folder) if signed else (folder / checksums.SUMS).unlink()
+    [picture] = write_pictures(tmp_path / "pictures", 1)
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers asks whom it may trust
+    for arguments in (
+        ["predict", str(folder), picture],
+        ["export", str(folder), str(tmp_path / "out"), "--format", "open_clip"],
+    ):
+        assert main.main(arguments) == 2
+        said = capsys.readouterr()
+        assert wrong in said.err
+        assert "Traceback" not in said.err
+        assert said.out == ""
+    assert not (tmp_path / "out").exists()
+    assert not marker.exists()
+    assert calls == []
+
+
+def test_of_a_text_tower_s_configuration_only_the_network_is_taken(plain, marker, calls):
+    folder = plain("hf_mean")
+    before = clips.load(f"local-dir:{folder}", None, CPU)
+    tower_with_code(folder, marker)
+    kernels = {"_attn_implementation": "me/kernels", "quantization_config": {"quant_method": "x"}}
+    edit(folder / clip_config.TOWER / "config.json", lambda c: c.update(kernels))
+    checksums.write(folder)
+    after = clips.load(f"local-dir:{folder}", None, CPU)
+    assert after.text_tower == before.text_tower
+    assert not marker.exists()
+    assert calls == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_kind_of_model_folder_needs_the_network(plain, kind, calls):
+    folder = plain(kind)
+    clip = clips.load(f"local-dir:{folder}", None, CPU)
+    clip.tokenizer(["a thing"])
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "wrong"),
+    [
+        ("vision_cfg", {"weights_url": "x"}, "do not know 'model_cfg.vision_cfg.weights_url'"),
+        ("vision_cfg", {"layers": 10**9}, "layers 1000000000 is out of bounds"),
+        ("vision_cfg", {"image_size": 10**7}, "image_size 10000000 is out of bounds"),
+        ("vision_cfg", {"width": 2**20}, "its network has .* numbers, and its files have"),
+        ("vision_cfg", {"width": "32"}, "width must be a whole number"),
+        ("text_cfg", {"vocab_size": 10**8}, "its network has .* numbers, and its files have"),
+        ("text_cfg", {"norm_kwargs": {"device": "cuda"}}, "norm_kwargs.device"),
+        ("text_cfg", {"tokenizer_kwargs": {"reduction_mask": "syntax"}}, "reduction_mask"),
+        ("text_cfg", {"mlp_ratio": float("nan")}, "mlp_ratio nan is out of bounds"),
+    ],
+)
+def test_what_a_configuration_may_not_hold_is_named(plain, section, values, wrong):
+    folder = plain("custom_text")
+    edit(folder / clip_config.CONFIG, lambda c: c["model_cfg"][section].update(values))
+    checksums.write(folder)
+    with pytest.raises(UserError, match=wrong):
+        clips.load(f"local-dir:{folder}", None, CPU)
+
+
+@pytest.mark.parametrize(
+    ("values", "wrong"),
+    [
+        ({"std": [0, 0, 0]}, "preprocess_cfg.std must be three numbers"),
+        ({"mean": [0.5]}, "preprocess_cfg.mean must be three numbers"),
+        ({"fill_color": 10**6}, "fill_color 1000000 is not in 0 to 255"),
+        ({"mode": "CMYK"}, "preprocess_cfg.mode must be 'RGB'"),
+    ],
+)
+def test_how_images_are_prepared_is_checked_before_the_first(plain, values, wrong):
+    folder = plain("vit")
+    edit(folder / clip_config.CONFIG, lambda c: c["preprocess_cfg"].update(values))
+    checksums.write(folder)
+    with pytest.raises(UserError, match=wrong):
+        clips.load(f"local-dir:{folder}", None, CPU)
+
+
+@pytest.mark.parametrize("name", open_clip.list_models())
+def test_every_model_that_open_clip_lists_could_be_in_a_folder(name):
+    """The list of keys is not too short."""
+    clip_config.check({"model_cfg": open_clip.get_model_config(name)})

@@ -1,0 +1,129 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.backbones import CPU
+
+from latteclip.clip import model as clips
+from latteclip.clip import tuned
+from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
+from latteclip.core import checksums
+from latteclip.core.errors import UserError
+
+WEIGHTS = "open_clip_model.safetensors"
+CLASSNAMES = ["a", "b", "c"]
+
+
+@pytest.fixture(scope="module")
+def saved(backbones, tmp_path_factory):
+    """A tuned model with a text tower of transformers."""
+    folder = tmp_path_factory.mktemp("run") / "model"
+    clip = clips.load(backbones["hf_mean"], None, CPU)
+    clips.save(clip, Classifier.of(torch.randn(3, 24)), CLASSNAMES, "{}.", folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy that a test may spoil."""
+    return shutil.copytree(saved, tmp_path / "model")
+
+
+def test_it_has_the_sums_of_all_its_files(folder):
+    named = {line.split("  ")[1] for line in (folder / checksums.SUMS).read_text().splitlines()}
+    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert named == there - {checksums.SUMS}
+    assert {WEIGHTS, "text_tower/config.json", clips.CLASSIFIER} < named
+
+
+def test_a_flipped_byte_of_any_file_is_seen(folder):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != checksums.SUMS):
+        whole = bytearray(path.read_bytes())
+        whole[len(whole) // 2] ^= 1
+        path.write_bytes(whole)
+        name = path.relative_to(folder).as_posix()
+        with pytest.raises(UserError, match=rf"is damaged: {name} is missing or not the file"):
+            tuned.load(folder, CPU)
+        whole[len(whole) // 2] ^= 1
+        path.write_bytes(whole)
+    tuned.load(folder, CPU)
+
+
+def test_files_missing_or_added_are_told(folder, caplog):
+    (folder / "added.txt").touch()
+    tuned.load(folder, CPU)
+    assert "SHA256SUMS does not name added.txt" in caplog.text
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.json is missing"):
+        tuned.load(folder, CPU)
+
+
+def test_one_of_an_earlier_version_has_no_sums_and_is_taken_with_a_warning(folder, caplog):
+    (folder / checksums.SUMS).unlink()
+    assert tuned.load(folder, CPU).classnames == CLASSNAMES
+    assert "has no SHA256SUMS, as of version 0.1" in caplog.text
+
+
+def not_finite(folder):
+    state = load_file(folder / WEIGHTS)
+    state["visual.proj"][0, 0] = float("nan")
+    save_file(state, folder / WEIGHTS)
+
+
+def of_no_class(folder):
+    head, described = load_classifier(folder / clips.CLASSIFIER)
+    described.pop("classnames")
+    save_classifier(folder / clips.CLASSIFIER, head, described)
+
+
+def without_template(folder):
+    head, described = load_classifier(folder / clips.CLASSIFIER)
+    described["template"] = 7
+    save_classifier(folder / clips.CLASSIFIER, head, described)
+
+
+def half_of_the_weights(folder):
+    state = load_file(folder / WEIGHTS)
+    save_file(dict(list(state.items())[::2]), folder / WEIGHTS)
+
+
+def header_without_end(folder):
+    (folder / WEIGHTS).write_bytes((2**62).to_bytes(8, "little") + b"{}")
+
+
+def weights_are_a_folder(folder):
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).mkdir()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "wrong"),
+    [
+        (not_finite, r"weights visual\.proj of CLIP model .* are not finite"),
+        (of_no_class, "does not say of which classes it is"),
+        (without_template, "the template of its classes is 7"),
+        (half_of_the_weights, "cannot be loaded"),
+        (header_without_end, "cannot be loaded"),
+        (weights_are_a_folder, "cannot be loaded"),
+    ],
+)
+def test_what_cannot_be_a_model_is_refused_though_its_sums_fit(folder, spoil, wrong):
+    spoil(folder)
+    checksums.write(folder)
+    with pytest.raises(UserError, match=wrong) as error:
+        tuned.load(folder, CPU)
+    assert "\n" not in str(error.value)
+
+
+def test_one_of_other_classes_is_refused(folder):
+    assert tuned.load(folder, CPU, classnames=CLASSNAMES).classnames == CLASSNAMES
+    with pytest.raises(UserError, match="is of other classes"):
+        tuned.load(folder, CPU, classnames=["a", "b", "d"])
+
+
+def test_the_configuration_of_its_text_tower_is_its_own(folder):
+    config = json.loads((folder / "text_tower" / "config.json").read_text())
+    assert config["model_type"] == "bert"
+    assert not {"_name_or_path", "architectures"} & set(config)
