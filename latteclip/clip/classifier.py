@@ -13,12 +13,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from latteclip.core.digest import digest
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import replacing
 from latteclip.core.makers import remedy
 
 KEY = "classifier"  # of the matrix, and of the one entry of the metadata
 BIAS = "classifier_bias"  # of the vector
+SUM = "sha256"  # in the description: of all the rest
 # What a classifier is of instead, where an entry of its description is not the expected one.
 EXPECTED = {
     "classnames": "other classes",
@@ -58,11 +60,17 @@ def save_classifier(path: str | Path, classifier: Classifier, described: Mapping
     """Write a classifier, with what describes it as JSON.
 
     The JSON is one entry of the metadata: safetensors writes several in random order, and equal
-    classifiers must be equal files.
+    classifiers must be equal files. It has a checksum of itself and the numbers.
     """
     tensors = {KEY: classifier.weights, BIAS: classifier.bias}
+    signed = {**described, SUM: _sum(classifier, described)}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, {KEY: json.dumps(described, ensure_ascii=False)})
+        save_file(tensors, temporary, {KEY: json.dumps(signed, ensure_ascii=False)})
+
+
+def _sum(classifier: Classifier, described: Mapping[str, Any]) -> str:
+    numbers = [tensor.numpy().tobytes() for tensor in (classifier.weights, classifier.bias)]
+    return digest(json.dumps(described), *numbers)
 
 
 def load_classifier(path: str | Path, **expected: object) -> tuple[Classifier, dict[str, Any]]:
@@ -78,6 +86,7 @@ def load_classifier(path: str | Path, **expected: object) -> tuple[Classifier, d
     """
     classifier, described = _read(path)
     _check(path, classifier, described)
+    described.pop(SUM, None)
     if any(described.get(key) != value for key, value in expected.items()):
         others = " or ".join(dict.fromkeys(EXPECTED[key] for key in expected))
         raise UserError(f"{path} is of {others} than asked for; rerun its stage.")
@@ -110,6 +119,9 @@ def _wrong(classifier: Classifier, described: Any) -> str | None:
     weights, bias = classifier.weights, classifier.bias
     if not isinstance(described, dict):
         return "a description that is not a JSON object"
+    rest = {key: value for key, value in described.items() if key != SUM}
+    if described.get(SUM, wanted := _sum(classifier, rest)) != wanted:
+        return "numbers or names that are not those that were written"
     names = described.get("classnames")
     if names is not None and not _are_names(names):
         return "class names that are not a list of different strings"

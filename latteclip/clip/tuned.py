@@ -13,8 +13,8 @@ import torch
 from latteclip.clip import model as clips
 from latteclip.clip import weights
 from latteclip.clip.classifier import Classifier, load_classifier
-from latteclip.core.class_words import ClassWords
 from latteclip.core import checksums
+from latteclip.core.class_words import ClassWords
 from latteclip.core.errors import UserError
 from latteclip.data.clip_config import CONFIG
 

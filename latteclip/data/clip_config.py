@@ -206,7 +206,8 @@ def _refuse_code(folder: Path) -> None:
             folder / name, [], FOREIGN_REMEDY
         ):
             raise UserError(
-                f"{folder / name} names code of its own (auto_map), which is never run; {FOREIGN_REMEDY}."
+                f"{folder / name} names code of its own (auto_map), which is never run; "
+                f"{FOREIGN_REMEDY}."
             )
 
 
@@ -303,8 +304,8 @@ def _tower_file(model: str, name: str) -> Path:
         if isinstance(cached, str):
             return Path(cached)
     raise UserError(
-        f"the text tower is {name!r} of transformers, whose configuration a model folder must hold: "
-        f"put its config.json into {folder}."
+        f"the text tower is {name!r} of transformers, whose configuration a model folder must "
+        f"hold: put its config.json into {folder}."
     )
 
 

@@ -4,7 +4,7 @@ import json
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.damage import damaged, twisted
 
@@ -36,6 +36,7 @@ def table(tmp_path_factory):
     return path, path.read_bytes(), tables.read(path, SCHEMA)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_damaged_table(table, data):
     path, whole, wanted = table
@@ -56,6 +57,7 @@ def metrics(tmp_path_factory):
     return path, json.dumps(values)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_damaged_json_file(metrics, data):
     path, text = metrics
@@ -66,6 +68,7 @@ def test_a_damaged_json_file(metrics, data):
         told(error, path)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_metrics_of_other_values(metrics, data):
     path, text = metrics

@@ -119,7 +119,9 @@ def test_a_checkpoint_that_is_another_than_was_written_gives_way(folder, spoil, 
 @pytest.mark.parametrize("error", [KeyError("history"), RuntimeError("size mismatch\nfor a")])
 def test_a_checkpoint_that_does_not_fit_is_one_sentence(folder, error):
     with (
-        pytest.raises(UserError, match="does not fit this training .*; delete that folder") as told,
+        pytest.raises(
+            UserError, match=r"does not fit this training .*; delete that folder"
+        ) as told,
         checkpoints.fitting(folder),
     ):
         raise error

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.damage import damaged, twisted
 
@@ -24,6 +24,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_of_a_damaged_one_nothing_is_taken(folder, data):
     newest = folder / "step-00000002"
@@ -38,6 +39,7 @@ def test_of_a_damaged_one_nothing_is_taken(folder, data):
     assert found.values == checkpoints.latest(folder).values
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_one_of_another_kind_gives_way_to_the_one_before(folder, tmp_path_factory, data):
     copy = shutil.copytree(
