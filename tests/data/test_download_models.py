@@ -197,7 +197,7 @@ def test_the_configuration_of_a_text_tower_is_fetched_and_not_its_weights(gone, 
     files["open_clip_config.json"] = json.dumps(config).encode()
     with gone.running():
         gone.serve_repo("me/both", files)
-        gone.serve_repo("me/bert", contents(folder / "text"))
+        gone.serve_repo("me/bert", contents(folder / "text_tower"))
         status, said = gone.download("clip", model="hf-hub:me/both")
         assert status == 0, said
     assert [repo["repo"] for repo in gone.noted()["repos"]] == ["me/both", "me/bert"]

@@ -17,7 +17,7 @@ from latteclip.clip import model as clips
 from latteclip.clip import tuned
 from latteclip.clip.class_embeddings import class_embeddings
 from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
-from latteclip.core import tables
+from latteclip.core import checksums, tables
 from latteclip.core.class_words import ClassWords
 from latteclip.deploy import predict
 from latteclip.deploy.export import export
@@ -391,6 +391,7 @@ def test_a_classifier_of_version_0_1_is_exported_with_a_bias(demo, tmp_path):
     file = tmp_path / "model" / "prototypes.safetensors"
     classifier, described = load_classifier(file)
     save_file({"classifier": classifier.weights}, file, {"classifier": json.dumps(described)})
+    (tmp_path / "model" / checksums.SUMS).unlink()
     export(str(tmp_path / "model"), str(tmp_path / "out"), "open_clip")
     new = tmp_path / "out" / "prototypes.safetensors"
     assert new.read_bytes() == (demo / "prototypes.safetensors").read_bytes()
@@ -446,7 +447,15 @@ def test_what_is_not_a_tuned_model_is_refused(tmp_path, capsys):
 def test_a_broken_classifier_is_refused(demo, tmp_path, capsys):
     shutil.copytree(demo, tmp_path / "model")
     (tmp_path / "model" / "prototypes.safetensors").write_bytes(b"nothing")
+    (tmp_path / "model" / checksums.SUMS).unlink()
     arguments = ["export", str(tmp_path / "model"), str(tmp_path / "out"), "--format", "open_clip"]
     assert main.main(arguments) == 2
     assert "is not a classifier" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", ["open_clip", "transformers"])
+def test_what_is_exported_has_sums_of_its_own(demo, tmp_path, form):
+    export(str(demo), str(tmp_path / "out"), form)
+    assert (tmp_path / "out" / checksums.SUMS).is_file()
+    assert checksums.verify(tmp_path / "out", "x") == []

@@ -18,7 +18,7 @@ from latteclip.cli import main
 from latteclip.clip import model as clips
 from latteclip.clip import tuned
 from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
-from latteclip.core import tables
+from latteclip.core import checksums, tables
 from latteclip.core.errors import UserError
 from latteclip.deploy import predict
 from latteclip.evaluate import evaluate, metrics
@@ -140,6 +140,7 @@ def test_a_classifier_of_features_of_another_width_is_refused(model, tmp_path):
     other = Classifier.of(torch.ones(C, D - 1))
     described = {"classnames": CLASSNAMES, "template": "a {}."}
     save_classifier(tmp_path / "model" / clips.CLASSIFIER, other, described)
+    checksums.write(tmp_path / "model")
     with pytest.raises(UserError, match=r"prototypes\.safetensors has rows of width 127, .* 128"):
         predict.Classifier(tmp_path / "model", device="cpu", threads=1)
 
