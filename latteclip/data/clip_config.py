@@ -315,4 +315,6 @@ def tokenizer(model: str, config: dict[str, Any]) -> Any:
 
     strict = {"trust_remote_code": False, "local_files_only": model.startswith(FOLDER)}
     of_transformers = config["text_cfg"].get("hf_tokenizer_name")
-    return open_clip.get_tokenizer(model, **(strict if of_transformers else {}))
+    made = open_clip.get_tokenizer(model, **(strict if of_transformers else {}))
+    made(["a"])  # what it lacks shows here and not after a training
+    return made
