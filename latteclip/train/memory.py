@@ -20,7 +20,9 @@ from latteclip.core.errors import UserError
 
 log = logging.getLogger(__name__)
 
-TRIALS = (4, 12)  # items of the two that are compared: what does not grow with them drops out
+# Items of the two trials that are compared: what does not grow with them drops out. Both fill all
+# `encode.LENGTH_BUCKETS`, for each bucket of texts has a gradient of the whole vocabulary.
+TRIALS = (3, 12)
 SPARED = 0.1  # share of the free memory that is left to fragments and workspaces
 MOMENTS = 2  # of AdamW, each as large as the weights
 KINDS_OF_TEXT = 4  # that an objective asks for at most, per image of a batch
@@ -92,6 +94,11 @@ class StepNeeds:
         return self.weights + max(self.image.of(size), self.longest.of(size))
 
 
+def on_gpu(clip: Clip) -> bool:
+    """Whether there is something to choose: a CPU takes the whole batch."""
+    return clip.device.type == "cuda"
+
+
 def needs(clip: Clip, tokens: torch.Tensor, meter: Meter) -> StepNeeds:
     """Measure a model in training mode; neither its gradients nor random generators change.
 
@@ -149,9 +156,7 @@ def _trial(encoded: Callable[[int], torch.Tensor], n: int, meter: Meter) -> tupl
 def micro_batch(
     clip: Clip, tokens: torch.Tensor, images: int, *, divisible: bool = True
 ) -> int | None:
-    """`compute.micro_batch: auto`: what fits into the memory that is free; None is the whole batch.
-
-    A CPU always takes the whole batch.
+    """What fits into the memory of the GPU that is free; None is the whole batch.
 
     Args:
         clip: the model, as it is to be trained.
@@ -162,17 +167,11 @@ def micro_batch(
     Raises:
         UserError: not even one image fits, or the whole batch does not and is not divisible.
     """
-    if not _on_gpu(clip):
-        return None
     meter = CudaMeter(clip.device)
     free = meter.free()
     with explained(max(TRIALS)):
         needed = needs(clip, tokens, meter)
     return choose(needed, free, images, len(tokens), divisible=divisible)
-
-
-def _on_gpu(clip: Clip) -> bool:
-    return clip.device.type == "cuda"
 
 
 def choose(

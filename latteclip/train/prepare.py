@@ -45,10 +45,10 @@ def prepare_training(
     if convolutions > 1 and clip.device.type == "cuda":  # a ViT has one, which cuts the patches
         clip.channels_last = True
         visual.to(memory_format=torch.channels_last)
-    if compute.micro_batch == "auto":
-        clip.micro_batch = _fitting(clip, tokens, batch_size, divisible(clip, batch_norm))
-    else:
+    if compute.micro_batch != "auto":
         clip.micro_batch = compute.micro_batch
+    elif memory.on_gpu(clip):
+        clip.micro_batch = _fitting(clip, tokens, batch_size, divisible(clip, batch_norm))
     if compute.compile:
         _compile(clip)
 

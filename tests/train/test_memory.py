@@ -122,7 +122,7 @@ def test_a_gpu_takes_what_fits(batch_norm, told, backbones, monkeypatch):
     tokens = clip.tokenizer(TEXTS)
     free = measured(clip).parts(3) / (1 - memory.SPARED)
     clip.model.eval()
-    monkeypatch.setattr(memory, "_on_gpu", lambda clip: True)
+    monkeypatch.setattr(memory, "on_gpu", lambda clip: True)
     with LiveBytes() as live:
         live.free = lambda: free
         monkeypatch.setattr(memory, "CudaMeter", lambda device: live)

@@ -31,7 +31,8 @@ from latteclip.train.settings import Compute
 
 
 def prepare(clip, **chosen):
-    prepare_training(clip, Compute(**chosen), clip.tokenizer(TEXTS), len(TEXTS))
+    compute = Compute(**{"micro_batch": None, **chosen})
+    prepare_training(clip, compute, clip.tokenizer(TEXTS), len(TEXTS))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "resnet"])
