@@ -33,7 +33,7 @@ def members(archive: Path, spend: Callable[[int], None]) -> Iterator[tuple[tarfi
         Exception: of tarfile, of a compression or of the system; the tar is broken.
     """
     with archive.open("rb") as file:
-        stream = _Stream(_decompressed(file), spend)
+        stream: Any = _Stream(_decompressed(file), spend)
         with stream.in_header():
             tar = tarfile.TarFile(fileobj=stream)
         while True:
@@ -44,7 +44,7 @@ def members(archive: Path, spend: Callable[[int], None]) -> Iterator[tuple[tarfi
             if len(tar.pax_headers) > MAX_GLOBAL:
                 raise tarfile.ReadError(f"it has more than {MAX_GLOBAL} attributes of its own")
             yield member, partial(_content, tar, member)
-            tar.members.clear()  # a million entries take a gigabyte
+            tar.members.clear()  # type: ignore[attr-defined]  # a million take a gigabyte
         stream.finish()
 
 

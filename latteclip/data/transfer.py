@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import urljoin, urlsplit
 
 from latteclip.core.errors import UserError
@@ -196,7 +196,7 @@ def _told() -> Iterator[None]:
         passing = error.response is not None and error.response.status_code in BUSY
         raise (PassingError if passing else FetchError)(message_line(error)) from None
     except urllib3.exceptions.ProtocolError as error:
-        raise PassingError(f"the transfer is incomplete ({message_line(error)})") from None
+        raise PassingError(f"the transfer is incomplete ({error.args[0]})") from None
     except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
         raise PassingError(message_line(error)) from None
     except (OSError, ValueError) as error:  # of the system; a redirection to no URL
@@ -244,7 +244,7 @@ def expected(folder: Path, done: int, total: int | None) -> Progress:
 
 def apart(act: Callable[[], T], check: Callable[[], None]) -> T:
     """What `act` gives, in a thread that is left to itself as soon as `check` raises."""
-    results: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+    results: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
 
     def run() -> None:
         try:
@@ -261,8 +261,7 @@ def apart(act: Callable[[], T], check: Callable[[], None]) -> T:
             continue
         if error is not None:
             raise error
-        found: Any = result
-        return found
+        return cast(T, result)
 
 
 def message_line(error: Exception) -> str:
