@@ -31,7 +31,7 @@ CHECKED = 1.0  # seconds between two looks at what another thread fetches
 PIECE = 2**20  # bytes read at once, at most
 REDIRECTS = 20
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})  # answers that may pass
-PARTIAL, BEYOND = 206, 416  # answers to a request for the rest of a file
+WHOLE, PARTIAL, BEYOND = 200, 206, 416  # answers: the file, the rest of it, no such rest
 # How a file may be compressed on the way: only where its own name says so, and kept as it comes.
 ENCODINGS = {"gzip": (".gz", ".tgz"), "x-gzip": (".gz", ".tgz"), "bzip2": (".bz2",)}
 LONGEST = 500  # characters of a foreign message that are shown
@@ -72,11 +72,11 @@ def _attempt(url: str, target: Path) -> Path:
     """One transfer; a part of an earlier one that the server cannot continue is dropped."""
     part = _Part(target)
     with _told(), _answer(url, part.request()) as response:
-        if response.status_code == BEYOND or not part.is_continued_by(response):
+        if part.size and not part.is_continued_by(response):
             log.info("%s cannot be continued; it is fetched anew.", url)
             part.drop()
             return _attempt(url, target)
-        _check(response, url)
+        _check(response, url, part)
         if response.status_code != PARTIAL:
             part.begin(response)
         _receive(response, part, target.parent)
@@ -108,11 +108,11 @@ class _Part:
         return headers
 
     def is_continued_by(self, response: "Response") -> bool:
-        """Whether an answer begins where this ends; one with the whole file does for any part."""
+        """Whether an answer begins where this ends, or has the whole file, or none of it."""
         if response.status_code != PARTIAL:
-            return True
+            return response.status_code != BEYOND
         begins = response.headers.get("Content-Range", "").startswith(f"bytes {self.size}-")
-        return begins and bool(self.size) and _version(response) == self.version
+        return begins and _version(response) == self.version
 
     def begin(self, response: "Response") -> None:
         """Start anew with the file of an answer."""
@@ -158,9 +158,11 @@ def _answer(url: str, headers: Mapping[str, str]) -> "Response":
     return apart(ask, check)
 
 
-def _check(response: "Response", url: str) -> None:
+def _check(response: "Response", url: str, part: _Part) -> None:
     """FetchError for anything but the file as it is."""
     response.raise_for_status()
+    if response.status_code not in ((WHOLE, PARTIAL) if part.size else (WHOLE,)):
+        raise FetchError(f"it answers with status {response.status_code} and no file")
     encoding = response.headers.get("Content-Encoding", "identity").lower()
     if encoding != "identity" and not urlsplit(url).path.lower().endswith(
         ENCODINGS.get(encoding, ())

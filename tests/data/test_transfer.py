@@ -25,7 +25,7 @@ def fetched(folder, *urls):
 
 def kept(folder):
     """Bytes of what broken transfers left."""
-    return sum(path.stat().st_size for path in folder.rglob("*.part"))
+    return sum(path.stat().st_size for path in folder.rglob("file.part"))
 
 
 @pytest.fixture
@@ -208,3 +208,10 @@ def test_a_source_cannot_choose_a_place_outside_the_downloads(folder, monkeypatc
     with pytest.raises(UserError, match="which no file to be kept may have"):
         download.fetch("file.bin", download.Download([source]), folder)
     assert not (folder.parent.parent / "outside").exists()
+
+
+def test_a_part_that_nobody_asked_for_is_refused(host, folder, monkeypatch):
+    url = host.serve("/file.bin", CONTENT)
+    monkeypatch.setattr("support.web.WHOLE", 206)
+    with pytest.raises(UserError, match="it answers with status 206 and no file"):
+        fetched(folder, url)

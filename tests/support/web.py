@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from PIL import Image
 
+WHOLE = 200  # the status of an answer with the whole file
 COMMIT = "c" * 40  # of every repo that it serves as a Hugging Face hub
 
 
@@ -107,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
         same = self.headers.get("If-Range") in (None, said.get("ETag"), said.get("Last-Modified"))
         partial = asked is not None and self.host.ranges and same
         rest = content[start:] if partial else content
-        self.send_response(206 if partial else 200)
+        self.send_response(206 if partial else WHOLE)
         if partial:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         for name, value in said.items():
