@@ -63,18 +63,20 @@ def test_a_damaged_tar_stays_in_its_folder(content):
     assert found is None or len(found) == len(FILES)
 
 
-NAMES = st.text(st.sampled_from("ab./\\:~\0é"), max_size=12) | st.just("n" * 300)
+NAMES = st.sampled_from(["a", "a/b", "c", "é", "../x", "/x", "a\0b", "", "n" * 300, "d/" * 90])
 ATTRIBUTES = st.dictionaries(
     st.sampled_from(["path", "linkpath", "size", "GNU.sparse.map", "GNU.sparse.major", "x"]),
     st.text(st.sampled_from("../ab19,-"), max_size=12),
+    max_size=1,
 )
+NO_CONTENT = (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE)
 MEMBERS = st.lists(
     st.builds(
         dict,
         name=NAMES,
         linkname=NAMES,
-        type=st.sampled_from([bytes([kind]) for kind in b"\00123456789xgLKSDVN"]),
-        size=st.sampled_from([0, 1, 512, 700, 2**20, 2**33, 2**60]),
+        type=st.sampled_from([bytes([kind]) for kind in b"0000555122xgLKS3467DVN"]),
+        size=st.sampled_from([0, 0, 12, 12, 512, 700, 2**33, 2**60]),
         pax_headers=ATTRIBUTES,
     ),
     max_size=5,
@@ -88,7 +90,11 @@ def tar_of(members):
         info = tarfile.TarInfo()
         for key, value in values.items():
             setattr(info, key, value)
-        content += info.tobuf(tarfile.PAX_FORMAT) + b"12 path=../x\n".ljust(1024, b"\0")
+        content += info.tobuf(tarfile.PAX_FORMAT)
+        if info.type not in NO_CONTENT:
+            content += b"12 path=a/b\n"[: info.size].ljust(
+                -(-min(info.size, 700) // 512) * 512, b"\0"
+            )
     return content + bytes(1024)
 
 
