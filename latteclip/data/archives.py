@@ -156,6 +156,11 @@ def _link(links: Sequence[tuple[Entry, Path]], folder: Path, archive: Path) -> N
         place.symlink_to(target)
     for entry, place in links:
         check(entry, place)
+        try:
+            place.stat()
+        except FileNotFoundError:  # what only a symbolic link may lead to
+            if entry.kind == "hardlink":
+                raise
 
 
 def _entries(archive: Path, max_swell: float) -> Iterator[Entry]:

@@ -179,6 +179,20 @@ def test_links_inside_the_folder_are_kept(folder):
     assert (folder / "also" / "one.txt").read_bytes() == b"xxx"
 
 
+@pytest.mark.parametrize(
+    "link",
+    [
+        member("link", tarfile.LNKTYPE, "not there"),
+        member("link", tarfile.SYMTYPE, "link"),
+        member("link", tarfile.SYMTYPE, "n" * 300),
+    ],
+    ids=["hard link to nothing", "circle", "name too long"],
+)
+def test_a_link_that_cannot_be_followed_is_an_error(folder, link):
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        archives.unpack(saved(folder, tar_of(link)), folder)
+
+
 @pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
 def test_refuses_devices(folder, kind):
     with pytest.raises(UserError, match="device 'thing': refused"):
