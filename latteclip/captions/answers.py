@@ -29,6 +29,7 @@ class Answer:
     finish_reason: str  # "stop", "length" where max_new_tokens cut it, or "error"
     n_tokens: int | None
     error: str | None = None  # why there is no text; such an answer is not kept
+    n_read: int | None = None  # tokens of the request, pictures included; not kept
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class AnswerStore:
             self._own_number = len(self._files)
             self._files.append(self._own.path.open("rb"))
         values = {"digest": digest, **asdict(answer), "engine": engine, "date": today()}
-        del values["error"]
+        del values["error"], values["n_read"]
         offset = self._own.append(answer_files.line_of(values))
         self._places[answer_files.key_of(digest)] = (self._own_number, offset)
 

@@ -1,12 +1,15 @@
 """Any server that speaks OpenAI's chat completions, such as `vllm serve` on another machine."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
+from PIL import Image
+
 from latteclip.captions.answers import Answer
-from latteclip.captions.engines.base import CaptionerSettings, never
+from latteclip.captions.engines.base import CaptionerSettings, TooLongError, never
+from latteclip.captions.pictures import data_url
 from latteclip.captions.request import Request, messages
 from latteclip.core.errors import UserError
 
@@ -83,7 +86,22 @@ class OpenaiCaptioner:
             choice.message.content or "",
             choice.finish_reason or "unknown",
             usage.completion_tokens if usage else None,
+            n_read=usage.prompt_tokens if usage else None,
         )
+
+    def count(self, prompt: str, pictures: Sequence[Image.Image]) -> int:
+        """Tokens of a request, by the server's own count; 0 where it does not tell.
+
+        Raises:
+            TooLongError: the server refuses it, in its own words.
+        """
+        answer = self._ask(Request(0, [data_url(picture) for picture in pictures], prompt))
+        if answer.error is not None:
+            raise TooLongError(
+                f"The server refuses a request with {len(pictures)} pictures ({answer.error})",
+                "let it take such requests (`vllm serve`: --max-model-len, --limit-mm-per-prompt)",
+            )
+        return answer.n_read or 0
 
     def _complete(self, request: Request, **options: Any) -> Any:
         """The server's completion, greedy, or an answer that says why there is none."""

@@ -18,7 +18,7 @@ from support.tiny import DEMO_LLAVA
 
 from latteclip.captions import caption
 from latteclip.captions.job import CaptionJob
-from latteclip.captions.prepare import _encoded
+from latteclip.captions.pictures import data_url
 from latteclip.captions.request import Choices, Request
 from latteclip.captions.scorers.openai import OpenaiScorer
 from latteclip.captions.scorers.transformers import TransformersScorer
@@ -122,7 +122,7 @@ def test_a_vllm_server_tells_the_log_probabilities_of_its_first_token(
     # Words in place of letters: those with which the demo's LLaVA begins.
     choices = Choices("letters", ("a", "mostly"), prompts)
     server = OpenaiScorer(dataclasses.replace(SETTINGS, engine="openai", model="llava"))
-    [(_, answer)] = server.answer([Request(0, [_encoded(open_rgb(path))], prompts[0], choices)])
+    [(_, answer)] = server.answer([Request(0, [data_url(open_rgb(path))], prompts[0], choices)])
     local = TransformersScorer(SETTINGS, threads=1)
     [(_, expected)] = local.answer([Request(0, [open_rgb(path)], prompts[0], choices)])
     found, wanted = read_scores(answer.text), read_scores(expected.text)
