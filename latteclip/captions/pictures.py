@@ -8,6 +8,9 @@ from PIL import Image
 
 from latteclip.captions.request import Layout
 
+OVERVIEW = 336  # side of the square in which LLaVA-1.6 sees a whole picture, pixels
+OVERVIEW_TOKENS = 1176  # that it reads of a picture of this size: the overview, and one tile
+
 
 def lay_out(pictures: Sequence[Image.Image], layout: Layout) -> list[Image.Image]:
     """The RGB pictures that the model sees of those of single images."""

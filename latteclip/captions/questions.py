@@ -10,13 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from latteclip.captions.groups import GROUP_SIZE, draw_groups
+from latteclip.captions.pictures import OVERVIEW
 from latteclip.captions.request import Layout
 from latteclip.captions.shard import Shard
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.prompts import PLACE, fill
-
-OVERVIEW = 336  # side of the square to which LLaVA's vision tower scales a picture, pixels
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from latteclip.captions import caption
 from latteclip.captions.engines import start as engines
 from latteclip.captions.engines.base import TooLongError
 from latteclip.captions.job import CaptionJob
-from latteclip.captions.pictures import blanks
+from latteclip.captions.pictures import OVERVIEW, OVERVIEW_TOKENS, blanks
 from latteclip.captions.processors import TokenCounter
 from latteclip.captions.questions import GroupSettings
 from latteclip.captions.request import Layout
@@ -24,7 +24,7 @@ from latteclip.core.errors import UserError
 
 N, SIZE = 8, (70, 64)  # the size that `write_index` tells
 GROUPS = GroupSettings(seed=0, canvas=112, gap=4, layout="multi_image")
-ALONE, SEVERAL, SQUARE = Layout(), Layout("multi_image"), Layout(square=336)
+ALONE, SEVERAL, SQUARE = Layout(), Layout("multi_image"), Layout(square=OVERVIEW)
 PROMPT = "What do all of them have in common?"
 
 
@@ -154,11 +154,11 @@ def test_the_tokens_of_a_picture_are_told(caplog):
     ("size", "small"),
     [((500, 375), 1368), ((375, 500), 1032), ((64, 64), 1176), ((400, 200), 1752)],
 )
-def test_llava_reads_each_square_of_its_overview_in_1176_tokens(size, small, tmp_path):
+def test_llava_reads_a_square_of_its_overviews_size_in_one_number_of_tokens(size, small, tmp_path):
     tokenizer = tiny_lmms.tokens("</s>", "<pad>", "<image>").tokenizer
     tiny_lmms.llava_next_processor(tokenizer, 336).save_pretrained(tmp_path)
     count = TokenCounter(dataclasses.replace(SETTINGS, model=str(tmp_path), max_model_len=9999), 1)
     text = count("What?", []) + 1  # the line break behind a picture
-    assert count("What?", blanks([size], SQUARE)) - text == 1176
+    assert count("What?", blanks([size], SQUARE)) - text == OVERVIEW_TOKENS
     # To be small is not enough: a wide picture gets a second tile, part of it empty.
     assert count("What?", blanks([size], Layout(max_side=336))) - text == small

@@ -40,8 +40,7 @@ def asked(four, tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_an_architecture_tells_pictures_apart_in_as_many_tokens_as_are_counted(name, asked, four):
     settings, expected = asked[name]
-    texts = [text for text, *_ in expected]
-    assert len(set(texts)) > 4
+    assert len({text for text, *_ in expected}) > 2
     count = TokenCounter(settings, settings.max_new_tokens)
     shown = pictures(four)
     assert [read for *_, read in expected] == [count(PROMPT, each) for each in shown]
