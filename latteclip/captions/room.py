@@ -50,19 +50,23 @@ def check_room(
     """
     measure: Measure = functools.cache(functools.partial(_length, count))
     found: list[Length] = []
-    too_long: list[str] = []
+    too_long: list[tuple[TooLongError, str, Sizes]] = []
     for prompt, sizes in requests:
         try:
             found.append(measure(prompt, sizes, layout))
         except TooLongError as error:
-            too_long.append(f"{error}; {_advice(error, measure, prompt, sizes, others)}.")
+            too_long.append((error, prompt, sizes))
     if found:
         tokens = [round(length.tokens) for length in found]
         log.info("A picture has %s tokens (of %d requests).", _span(tokens), len(found))
+    if not too_long:
+        return
+    error, prompt, sizes = too_long[0]
+    remedies = [error.remedy, *_shorter(measure, prompt, sizes, others)]
+    message = f"{error}; {' or '.join(remedies)}."
     if len(too_long) > max(MOST, max_failed) * len(requests):
-        raise UserError(too_long[0])
-    if too_long:
-        log.warning("%d of %d requests: %s", len(too_long), len(requests), too_long[0])
+        raise UserError(message)
+    log.warning("%d of %d requests: %s", len(too_long), len(requests), message)
 
 
 def _length(count: Count, prompt: str, sizes: Sizes, layout: Layout) -> Length:
@@ -70,17 +74,10 @@ def _length(count: Count, prompt: str, sizes: Sizes, layout: Layout) -> Length:
     return Length(len(pictures), (count(prompt, pictures) - count(prompt, [])) / len(pictures))
 
 
-def _advice(
-    error: TooLongError, measure: Measure, prompt: str, sizes: Sizes, others: Mapping[str, Layout]
-) -> str:
-    """What to set: the engine's own remedy, or one of the other layouts that are short enough."""
-    remedies = [error.remedy, *_shorter(measure, prompt, sizes, others)]
-    return " or ".join(remedies)
-
-
 def _shorter(
     measure: Measure, prompt: str, sizes: Sizes, others: Mapping[str, Layout]
 ) -> Iterator[str]:
+    """Which settings give the same in pictures that are short enough."""
     for setting, layout in others.items():
         with contextlib.suppress(TooLongError):
             length = measure(prompt, sizes, layout)

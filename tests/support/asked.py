@@ -1,6 +1,7 @@
 """Requests of every kind about four images, and what an engine answers.
 
-python -m support.asked SETTINGS IMAGE IMAGE IMAGE IMAGE    # settings and answers as JSON
+As a command it asks vLLM: `python -m support.asked SETTINGS IMAGE IMAGE IMAGE IMAGE`, where the
+settings are a list of those of captioners, in JSON, and so are the answers that it prints.
 """
 
 import dataclasses
@@ -47,10 +48,11 @@ def answers(settings, paths):
     ]
 
 
-def answers_of_a_process(settings, paths):
-    """The same by a process of its own, as vLLM's engine stays as long as its process."""
+def answers_of_vllm(models, paths):
+    """The same of several models by one process, for vLLM's import takes as long as its start."""
+    settings = json.dumps([dataclasses.asdict(each) for each in models])
     run = subprocess.run(
-        [sys.executable, "-m", "support.asked", json.dumps(dataclasses.asdict(settings)), *paths],
+        [sys.executable, "-m", "support.asked", settings, *paths],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
@@ -59,5 +61,13 @@ def answers_of_a_process(settings, paths):
     return json.loads(run.stdout.splitlines()[-1])
 
 
+def _by_one_engine_after_the_other(models, paths):
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    for settings in models:
+        yield answers(CaptionerSettings(**settings), paths)
+        cleanup_dist_env_and_memory()
+
+
 if __name__ == "__main__":
-    print(json.dumps(answers(CaptionerSettings(**json.loads(sys.argv[1])), sys.argv[2:])))
+    print(json.dumps([*_by_one_engine_after_the_other(json.loads(sys.argv[1]), sys.argv[2:])]))

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 from support import tiny_lmms
-from support.asked import PROMPT, answers, answers_of_a_process, pictures
+from support.asked import PROMPT, answers, answers_of_vllm, pictures
 from support.commands import SETTINGS, paths_of
 from support.vllm_server import SERVED_AS, serving
 
@@ -46,11 +46,17 @@ def test_an_architecture_tells_pictures_apart_in_as_many_tokens_as_are_counted(n
     assert [read for *_, read in expected] == [count(PROMPT, each) for each in shown]
 
 
+@pytest.fixture(scope="module")
+def by_vllm(asked, four):
+    """What vLLM answers, by architecture."""
+    models = [dataclasses.replace(asked[name][0], engine="vllm") for name in NAMES]
+    return dict(zip(NAMES, answers_of_vllm(models, four), strict=True))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_vllm_answers_as_transformers_does(name, asked, four):
-    settings, expected = asked[name]
-    assert answers_of_a_process(dataclasses.replace(settings, engine="vllm"), four) == expected
+def test_vllm_answers_as_transformers_does(name, asked, by_vllm):
+    assert by_vllm[name] == asked[name][1]
 
 
 @pytest.mark.slow

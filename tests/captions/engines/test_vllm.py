@@ -9,6 +9,8 @@ from support.commands import SETTINGS, N, command, read, run
 from latteclip.captions.engines.vllm import explained
 from latteclip.core import tables
 
+SPAWNING = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+
 
 def wait_for_lines(store, n, process):
     """Until the store holds so many answers."""
@@ -52,8 +54,9 @@ def test_vllm_stopped_and_killed_on_its_way_writes_what_transformers_writes(
 
 @pytest.mark.slow
 def test_what_vllm_refuses_is_recorded_and_names_the_key(index, tmp_path):
+    """By an engine in a process of its own, as on a GPU: it is spawned."""
     settings = dataclasses.replace(SETTINGS, engine="vllm", max_failed=1.0)
-    run(index, settings, tmp_path / "captions.parquet", prompt="word " * 400)
+    run(index, settings, tmp_path / "captions.parquet", prompt="word " * 400, env=SPAWNING)
     errors = read(tmp_path / "captions.parquet")["error"]
     assert all("captioner.max_model_len" in error for error in errors)
 
