@@ -58,9 +58,9 @@ class TokenCounter:
         n = len(self._processor(text=[text], **images)["input_ids"][0])
         if pictures and n + self._max_new_tokens > self._max_model_len:
             raise TooLongError(
-                f"A request with {len(pictures)} pictures has {n:,} tokens, and those of the "
-                f"answer (captioner.max_new_tokens, {self._max_new_tokens}) do not fit beside them "
-                f"into captioner.max_model_len ({self._max_model_len:,})",
+                f"A request has {n:,} tokens (pictures: {len(pictures)}), and those of the answer "
+                f"(captioner.max_new_tokens, {self._max_new_tokens}) do not fit beside them into "
+                f"captioner.max_model_len ({self._max_model_len:,})",
                 f"raise that to {n + self._max_new_tokens:,} where the model reads so many",
             )
         return n

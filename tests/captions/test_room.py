@@ -69,7 +69,7 @@ def test_groups_that_are_too_long_are_refused_with_what_helps(
     with pytest.raises(UserError) as caught:
         undecodable(settings)
     message = str(caught.value)
-    assert f"with 4 pictures has {several} tokens" in message
+    assert f"has {several} tokens (pictures: 4)" in message
     assert f"captioner.max_model_len ({limit})" in message
     assert f"to {several + SETTINGS.max_new_tokens}" in message
     assert "set groups.layout to grid (one picture of" in message
@@ -111,7 +111,7 @@ def test_a_model_that_cannot_be_asked_says_so_before_an_image_is_decoded(
 def test_a_server_that_refuses_says_so_before_an_image_is_decoded(undecodable, server):
     server.fail = lambda number, body: (400, {})
     settings = dataclasses.replace(SETTINGS, engine="openai", model=MODEL)
-    with pytest.raises(UserError, match=r"refuses a request with 4 pictures \(HTTP 400.*--max-mod"):
+    with pytest.raises(UserError, match=r"refuses a request \(pictures: 4\): HTTP 400.*--max-mod"):
         undecodable(settings)
     assert len(server.requests) == 3  # as it is, as one canvas, as overviews
 

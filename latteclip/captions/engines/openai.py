@@ -98,7 +98,7 @@ class OpenaiCaptioner:
         answer = self._ask(Request(0, [data_url(picture) for picture in pictures], prompt))
         if answer.error is not None:
             raise TooLongError(
-                f"The server refuses a request with {len(pictures)} pictures ({answer.error})",
+                f"The server refuses a request (pictures: {len(pictures)}): {answer.error}",
                 "let it take such requests (`vllm serve`: --max-model-len, --limit-mm-per-prompt)",
             )
         return answer.n_read or 0

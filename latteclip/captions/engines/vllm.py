@@ -137,8 +137,7 @@ class VllmCaptioner:
         [(_, answer)] = VllmCaptioner.answer(self, [Request(0, black, "?")])
         if answer.error is not None:
             raise UserError(
-                f"Captioner model {model!r} cannot be asked about {pictures} pictures at once: "
-                f"{answer.error}"
+                f"Captioner model {model!r} cannot be asked (pictures: {pictures}): {answer.error}"
             )
 
     def answer(
