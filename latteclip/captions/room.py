@@ -61,9 +61,9 @@ def check_room(
         log.info("A picture has %s tokens (of %d requests).", _span(tokens), len(found))
     if not too_long:
         return
-    error, prompt, sizes = too_long[0]
-    remedies = [error.remedy, *_shorter(measure, prompt, sizes, others)]
-    message = f"{error}; {' or '.join(remedies)}."
+    first, prompt, sizes = too_long[0]
+    remedies = [first.remedy, *_shorter(measure, prompt, sizes, others)]
+    message = f"{first}; {' or '.join(remedies)}."
     if len(too_long) > max(MOST, max_failed) * len(requests):
         raise UserError(message)
     log.warning("%d of %d requests: %s", len(too_long), len(requests), message)
