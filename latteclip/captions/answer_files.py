@@ -19,8 +19,8 @@ OPEN, CLOSED = ".open.jsonl", ".jsonl"
 SYNC_ANSWERS, SYNC_SECONDS = 200, 30.0  # written to the disk at least as often
 ABANDONED = 24 * 3600  # seconds after which a part that nobody closed counts as closed
 PREFIX = b'{"crc": "'
-DIGEST_AT = len(PREFIX) + len(b'00000000", "digest": "')
 KEY_LENGTH = 16  # hexadecimal digits of a digest by which the index finds its line
+LONGEST_LINE = 2**24  # bytes; what is longer is no answer and is read in pieces
 
 
 class Part:
@@ -77,11 +77,6 @@ def key_of(digest: str) -> int:
     return int(digest[:KEY_LENGTH], 16)
 
 
-def key_of_line(line: bytes) -> int:
-    """The key of the answer in a whole line."""
-    return int(line[DIGEST_AT : DIGEST_AT + KEY_LENGTH], 16)
-
-
 def line_of(values: dict[str, object]) -> bytes:
     """A JSON object in one line, whose first member is the checksum of what follows it."""
     rest = b'", ' + json.dumps(values).encode()[1:] + b"\n"
@@ -91,7 +86,7 @@ def line_of(values: dict[str, object]) -> bytes:
 def whole_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
     """(offset, line) of every line whose checksum is right."""
     offset = 0
-    for line in file:
+    while line := file.readline(LONGEST_LINE):
         head, rest = line[: len(PREFIX) + 8], line[len(PREFIX) + 8 :]
         if head == PREFIX + b"%08x" % zlib.crc32(rest) and line.endswith(b"\n"):
             yield offset, line

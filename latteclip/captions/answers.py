@@ -5,9 +5,10 @@ A store is a folder of files to which processes append side by side; see `answer
 
 import contextlib
 import json
+import logging
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from latteclip.captions import answer_files
+from latteclip.captions import answer_files, kept
 from latteclip.core.files import replacing
 
+log = logging.getLogger(__name__)
 MAX_PARTS = 8  # closed parts beyond which a run leaves one in their place
 
 
@@ -63,17 +65,16 @@ def today() -> str:
 class AnswerStore:
     """Answers by the digest of their request; a context manager that closes its part."""
 
-    def __init__(
-        self, folder: str | Path, accepts: Callable[[Mapping[str, Any]], bool] | None = None
-    ) -> None:
+    def __init__(self, folder: str | Path, fault: kept.Fault = kept.fault) -> None:
         """Read which answers the folder holds; it is created if it is missing.
 
         Args:
             folder: of the parts.
-            accepts: whether a line is of the kind that is kept here; one that is not counts as if
-                it were not there. None: every line is.
+            fault: what is wrong with an answer, so that it is not kept here. One that is there all
+                the same counts as if it were not, and is dropped.
         """
-        self._accepts = accepts
+        self._fault = fault
+        self._dropped: list[str] = []  # for each of these the reason
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._own: answer_files.Part | None = None
@@ -120,16 +121,23 @@ class AnswerStore:
         answer = Answer(values["text"], values["finish_reason"], values["n_tokens"])
         return KeptAnswer(answer, values["engine"], values["date"])
 
-    def add(self, digest: str, answer: Answer, engine: str) -> None:
-        """Keep an answer: at once for other processes, on the disk within SYNC_SECONDS."""
+    def add(self, digest: str, answer: Answer, engine: str) -> str | None:
+        """Keep an answer: at once for other processes, on the disk within SYNC_SECONDS.
+
+        Returns:
+            Why it is not kept, where something is wrong with it.
+        """
+        values = {"digest": digest, **asdict(answer), "engine": engine, "date": today()}
+        del values["error"], values["n_read"]
+        if (fault := self._fault(values)) is not None:
+            return fault
         if self._own is None:
             self._own = answer_files.Part(self.folder)
             self._own_number = len(self._files)
             self._files.append(self._own.path.open("rb"))
-        values = {"digest": digest, **asdict(answer), "engine": engine, "date": today()}
-        del values["error"], values["n_read"]
         offset = self._own.append(answer_files.line_of(values))
         self._places[answer_files.key_of(digest)] = (self._own_number, offset)
+        return None
 
     def seal(self) -> None:
         """Close this process's part; further answers go to a new one."""
@@ -148,13 +156,21 @@ class AnswerStore:
         while True:
             for file in self._files:
                 file.close()
-            self._files, self._places = [], {}
+            self._files, self._places, self._dropped = [], {}, []
             try:
                 for path in self._paths():
                     self._index(path)
-                return
             except FileNotFoundError:
                 continue
+            break
+        if self._dropped:
+            log.warning(
+                "%s: dropped %d kept answers that cannot be used (the first: %s); what they "
+                "answered is asked again.",
+                self.folder,
+                len(self._dropped),
+                self._dropped[0],
+            )
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob(f"*{answer_files.CLOSED}"))
@@ -164,19 +180,22 @@ class AnswerStore:
         if self._own is not None and path == self._own.path:
             self._own_number = number
         self._files.append(path.open("rb"))
-        for offset, line in self._lines(self._files[-1]):
-            self._places[answer_files.key_of_line(line)] = (number, offset)
+        for offset, key, _ in self._lines(self._files[-1]):
+            self._places[key] = (number, offset)
 
-    def _lines(self, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-        """(offset, line) of the whole lines of the kind that is kept here."""
+    def _lines(self, file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
+        """(offset, key, line) of the whole lines with nothing wrong; notes the others."""
         for offset, line in answer_files.whole_lines(file):
-            if self._accepts is None or self._accepts(_object(line)):
-                yield offset, line
+            values = _object(line)
+            if (fault := self._fault(values)) is None:
+                yield offset, answer_files.key_of(values["digest"]), line
+            else:
+                self._dropped.append(fault)
 
     def _compact(self) -> None:
-        """Put one part in the place of many, for folders that live for years."""
+        """Put one part in the place of many, or of some with answers that were dropped."""
         parts = [path for path in self._paths() if answer_files.is_closed(path)]
-        if len(parts) <= MAX_PARTS:
+        if len(parts) <= (0 if self._dropped else MAX_PARTS):
             return
         seen: set[int] = set()
         with (
@@ -185,8 +204,8 @@ class AnswerStore:
         ):
             for path in parts:
                 with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-                    for _, line in self._lines(file):
-                        if (key := answer_files.key_of_line(line)) not in seen:
+                    for _, key, line in self._lines(file):
+                        if key not in seen:
                             seen.add(key)
                             whole.write(line)
             whole.flush()
@@ -199,7 +218,7 @@ def _object(line: bytes) -> dict[str, Any]:
     """The JSON object of a line; an empty one where it is none."""
     try:
         values = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from latteclip.captions import room
+from latteclip.captions import kept, room
 from latteclip.captions.answers import Answer, AnswerStore
 from latteclip.captions.engines import start as engines
 from latteclip.captions.engines.base import Captioner, CaptionerSettings
@@ -20,6 +20,7 @@ from latteclip.captions.prepare import Prepared, Preparer, Task, read_image, wor
 from latteclip.captions.questions import Questions
 from latteclip.captions.request import Choices, Identity, Request, digest, digest_of_images
 from latteclip.core.errors import UserError
+from latteclip.core.foreign import in_short
 from latteclip.core.progress import Progress
 from latteclip.data.workers import Workers
 
@@ -36,6 +37,7 @@ class Asking(ABC):
     """
 
     unit: str  # what a row gets, in the plural
+    most_characters = kept.MOST_CHARACTERS  # of an answer
 
     def __init__(
         self,
@@ -176,19 +178,26 @@ class Asking(ABC):
         request_digest = self.digest(request.key, turn)
         self._on_their_way.discard(request_digest)
         self.n_asked += 1
-        if answer.error is None:
+        error = answer.error or self._keep(request_digest, answer, engine)
+        if error is None:
             self._failed_in_a_row = 0
             self.n_tokens += answer.n_tokens or 0
             self.n_read += answer.n_read or 0
-            self.store.add(request_digest, answer, engine)
             return
         self._failed_in_a_row += 1
-        self.errors[request_digest] = answer.error
+        self.errors[request_digest] = error = in_short(error)
         if self._failed_in_a_row >= HOPELESS:
             raise UserError(
                 f"{self._failed_in_a_row} requests failed one after another, the last with: "
-                f"{answer.error.rstrip('.')}. The answers before them are kept."
+                f"{error.rstrip('.')}. The answers before them are kept."
             )
+
+    def _keep(self, request_digest: str, answer: Answer, engine: str) -> str | None:
+        """Keep an answer, or say what is wrong with it: the one door, for all engines."""
+        said = answer.text, answer.finish_reason, answer.n_tokens
+        fault = kept.fault_of_answer(*said, self.most_characters)
+        fault = fault or self.store.add(request_digest, answer, engine)
+        return None if fault is None else f"the answer is not kept: {fault}"
 
     def digest(self, row: int, turn: int) -> str:
         """The digest of the request about a row, whose images have been read."""

@@ -6,6 +6,7 @@ Letters: R rows of a table (images or groups).
 import logging
 from collections.abc import Sequence
 
+from latteclip.captions import kept as keeping
 from latteclip.captions.answers import AnswerStore, KeptAnswer, RowOutcome
 from latteclip.captions.ask import Asking, Pool
 from latteclip.captions.clean import clean
@@ -26,6 +27,7 @@ class CaptionAsking(Asking):
         self, questions: Questions, settings: CaptionerSettings, store: AnswerStore, threads: int
     ) -> None:
         super().__init__(questions, settings, settings.identity(questions.layout), store, threads)
+        self.most_characters = keeping.most_characters(settings.max_new_tokens)
 
     def question(self, row: int, turn: int) -> tuple[str, Choices | None]:
         return prompt_of(self.questions.prompts(row), turn), None

@@ -1,8 +1,8 @@
 """From what a model wrote to a caption.
 
 The rules, in order, until none applies any more:
-1. White space, line breaks included, becomes single spaces; half a character at the end, where the
-   answer was cut, goes.
+1. White space and control characters, line breaks included, become single spaces; half a character
+   at the end, where the answer was cut, goes.
 2. Special tokens of chat templates that were left in the text go.
 3. A leading label goes: "Assistant:", "Caption:", "Description:", "Answer:".
 4. A leading preface goes: "Sure, here is a description of the photo:", "Certainly!", "Here's ...:".
@@ -11,6 +11,7 @@ The rules, in order, until none applies any more:
 
 import re
 
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _TOKENS = re.compile(r"<\|?/?(?:s|pad|unk|eos|bos|im_start|im_end|endoftext|eot_id)\|?>", re.I)
 _LABEL = re.compile(r"^(?:assistant|caption|description|answer)\s*:\s*", re.I)
 _CONSENT = re.compile(r"^(?:sure|certainly|of course|absolutely|okay|ok)\s*[!,.:]\s*(?=\S)", re.I)
@@ -23,7 +24,7 @@ _QUOTES = (*((mark, mark) for mark in ('"', "'", "**", "*", "`")), *_CURLY)
 
 def clean(text: str) -> str:
     """The caption in a model's answer; may be empty."""
-    text = " ".join(_TOKENS.sub(" ", text).rstrip("\ufffd").split())
+    text = " ".join(_TOKENS.sub(" ", _CONTROL.sub(" ", text)).rstrip("\ufffd").split())
     while (shorter := _strip_once(text)) != text:
         text = shorter
     return text

@@ -2,16 +2,14 @@
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
+from latteclip.captions import kept
 from latteclip.captions.answers import AnswerStore
 from latteclip.captions.engines.base import CaptionerSettings
 from latteclip.captions.shard import ALL_ROWS, Shard
 from latteclip.core.signals import ending_in_order
-
-Accepts = Callable[[Mapping[str, Any]], bool]
 
 
 @dataclass(frozen=True)
@@ -25,17 +23,17 @@ class CaptionJob:
     shard: Shard = ALL_ROWS
 
     @contextlib.contextmanager
-    def keeping(self, what: str, accepts: Accepts | None = None) -> Iterator[AnswerStore]:
+    def keeping(self, what: str, fault: kept.Fault = kept.fault) -> Iterator[AnswerStore]:
         """The store of the answers, which a signal leaves whole.
 
         Args:
             what: is kept, in the plural.
-            accepts: see `AnswerStore`.
+            fault: see `AnswerStore`.
         """
-        kept = f"The {what} so far are kept in {self.store}: rerun to go on."
+        saved = f"The {what} so far are kept in {self.store}: rerun to go on."
         with contextlib.ExitStack() as stack:
             stack.enter_context(
-                ending_in_order(kept if self.store else "Without --store, all is lost.")
+                ending_in_order(saved if self.store else "Without --store, all is lost.")
             )
             folder = self.store or stack.enter_context(tempfile.TemporaryDirectory())
-            yield stack.enter_context(AnswerStore(folder, accepts))
+            yield stack.enter_context(AnswerStore(folder, fault))

@@ -7,6 +7,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from latteclip.core.errors import UserError
+from latteclip.core.foreign import in_short
 
 
 def _parquet(path: str, columns: Sequence[str]) -> pd.DataFrame:
@@ -41,8 +42,8 @@ def read_own(path: str, key: str, columns: Sequence[str]) -> pd.DataFrame:
         table = reader(path, columns)
     except FileNotFoundError:
         raise UserError(f"{key} {path} does not exist.") from None
-    except (ValueError, KeyError, OSError) as error:
-        raise UserError(f"{key} {path} cannot be read: {error}.") from None
+    except Exception as error:  # readers fail in many ways on broken files
+        raise UserError(f"{key} {path} cannot be read: {in_short(error).rstrip('.')}.") from None
     missing = set(columns) - set(table.columns)
     if missing:
         raise UserError(f"{key} {path} lacks the columns {sorted(missing)}.")

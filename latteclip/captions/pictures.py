@@ -67,7 +67,7 @@ def grid(pictures: Sequence[Image.Image], canvas: int, gap: int) -> Image.Image:
 
 
 def data_url(picture: Image.Image) -> str:
-    """A picture as a data URL, without loss."""
+    """A picture as a data URL, without loss and without metadata."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=1)
+    picture.save(buffer, "PNG", compress_level=1, icc_profile=None)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

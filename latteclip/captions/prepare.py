@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from latteclip.captions import answers, request
+from latteclip.captions.bare_files import PNG, bare
 from latteclip.captions.pictures import data_url, lay_out
 from latteclip.captions.request import Choices, Identity, Layout
 from latteclip.core.errors import UserError
@@ -104,12 +105,16 @@ def read_image(path: str) -> bytes:
 
 
 def _url(path: str, content: bytes, max_side: int | None) -> str:
-    """An image file as a data URL: as it is, where a server decodes it to the same picture."""
+    """An image file as a data URL: its own pixels, where a server decodes them to the same picture.
+
+    Nothing else of the file is told: no EXIF, no position, no preview.
+    """
     try:
         plain = is_plain(io.BytesIO(content), max_side)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         plain = False  # for `open_rgb` to say
-    if plain:
-        kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
-        return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    pixels = bare(content) if plain else None
+    if pixels is not None:
+        kind = "png" if pixels.startswith(PNG) else "jpeg"
+        return f"data:image/{kind};base64,{base64.b64encode(pixels).decode()}"
     return data_url(open_rgb(path, content=io.BytesIO(content), max_side=max_side))

@@ -33,7 +33,7 @@ from latteclip.captions.engines.base import OWN
 from latteclip.captions.job import CaptionJob
 from latteclip.captions.questions import image_questions
 from latteclip.captions.scorers import start as scorers
-from latteclip.captions.scores import holds_scores
+from latteclip.captions.scores import fault
 from latteclip.captions.write_scores import write_scores
 from latteclip.clip.classifier import load_classifier
 from latteclip.core import tables
@@ -118,7 +118,7 @@ def _outcomes(questions: ClassQuestions, job: CaptionJob) -> Iterator[Callable[[
         own = scorers.own_scores(questions.settings.file, questions.classnames)
         yield lambda row: own(questions.images.ids[row])
         return
-    with job.keeping("scores", accepts=holds_scores) as store:
+    with job.keeping("scores", fault) as store:
         asking = ScoreAsking(questions, job.settings, store, job.threads)
         asking.ask()
         yield asking.outcome

@@ -4,17 +4,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import UnionType
 from typing import Any
 
+from latteclip.captions import kept
 from latteclip.captions.answers import Answer
 
 REASON = "scores"  # what `finish_reason` says of such answers
 ROUNDING = 1e-3  # by which a log-probability may be above zero
-KEPT: dict[str, type | UnionType] = {
-    **{"text": str, "engine": str, "date": str},
-    "n_tokens": int | None,
-}
+LOWEST = -1e300  # of a log-probability that is not minus infinity
 
 
 @dataclass(frozen=True)
@@ -40,8 +37,8 @@ def as_answer(scores: Scores, n_tokens: int) -> Answer:
             "float32",
         )
     # JSON has no word for minus infinity.
-    kept = [[round(v, 6) if math.isfinite(v) else None for v in row] for row in rows]
-    text = json.dumps({"log_probabilities": kept, "first": scores.first}, ensure_ascii=False)
+    numbers = [[round(v, 6) if math.isfinite(v) else None for v in row] for row in rows]
+    text = json.dumps({"log_probabilities": numbers, "first": scores.first}, ensure_ascii=False)
     return Answer(text, REASON, n_tokens)
 
 
@@ -49,14 +46,14 @@ def read_scores(text: str) -> Scores | None:
     """Scores from the text of an answer; None where it holds something else."""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(found, dict) or set(found) != {"log_probabilities", "first"}:
         return None
     rows, first = found["log_probabilities"], found["first"]
     if not _is_list_of(list, rows) or not _is_list_of(str, first):
         return None
-    if not all(value is None or _is_log_probability(value) for row in rows for value in row):
+    if not all(value is None or is_log_probability(value) for row in rows for value in row):
         return None
     values = (tuple(-math.inf if value is None else value for value in row) for row in rows)
     return Scores(tuple(values), tuple(first))
@@ -66,15 +63,19 @@ def _is_list_of(kind: type, value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, kind) for item in value)
 
 
-def _is_log_probability(value: Any) -> bool:
+def is_log_probability(value: Any) -> bool:
+    """Whether a value is a finite log-probability, but for rounding."""
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    return numeric and math.isfinite(value) and value <= ROUNDING
+    return numeric and LOWEST <= value <= ROUNDING
 
 
-def holds_scores(kept: Mapping[str, Any]) -> bool:
-    """Whether a line of a store is one of scores: any other is as if it were not there."""
-    whole = all(isinstance(kept.get(key), kind) for key, kind in KEPT.items())
-    return whole and kept.get("finish_reason") == REASON and read_scores(kept["text"]) is not None
+def fault(answer: Mapping[str, Any]) -> str | None:
+    """What is wrong with an answer as the store of scores keeps it; None where nothing is."""
+    if (wrong := kept.fault(answer)) is not None:
+        return wrong
+    if answer["finish_reason"] != REASON or read_scores(answer["text"]) is None:
+        return "it holds no log-probabilities"
+    return None
 
 
 def summed(values: Sequence[float]) -> float:

@@ -4,6 +4,8 @@ import logging
 import os
 from typing import TextIO
 
+from latteclip.core.foreign import shown
+
 CODES = {"red": "31", "green": "32", "yellow": "33", "bold": "1"}
 
 
@@ -20,6 +22,8 @@ def paint(text: str, colour: str, stream: TextIO) -> str:
 class Formatter(logging.Formatter):
     """Messages alone, coloured by level; a traceback only where it is asked for.
 
+    What no terminal may obey is spelt out, and secrets are left out: see `foreign.shown`.
+
     A formatter that adds a traceback leaves it in the record for the next one, hence the copy.
     """
 
@@ -33,7 +37,7 @@ class Formatter(logging.Formatter):
         record.exc_text = None
         if not self.tracebacks:
             record.exc_info = None
-        text = super().format(record)
+        text = shown(super().format(record))
         if self.stream is None or record.levelno < logging.WARNING:
             return text
         return paint(text, "red" if record.levelno >= logging.ERROR else "yellow", self.stream)

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from latteclip.core.foreign import shown
+
 SKIPPED = 3  # exit status: some images were left out
 NOT_READY = 1  # exit status of doctor: something is wrong with this machine
 SHELLS = ("bash", "zsh", "fish", "tcsh")
@@ -47,7 +49,7 @@ def datasets(args: argparse.Namespace) -> None:
     """List the datasets, or verify what is on disk."""
     from latteclip.data import datasets as listing
 
-    print(listing.command(args.check))
+    print(shown(listing.command(args.check)))
 
 
 def add_datasets(sub: argparse.ArgumentParser) -> None:
@@ -60,7 +62,7 @@ def captions(args: argparse.Namespace) -> None:
     """Show a few captions with class and prompt."""
     from latteclip.captions import show
 
-    print(show.command(args.show, args.n, args.pictures))
+    print(shown(show.command(args.show, args.n, args.pictures)))
 
 
 def add_captions(sub: argparse.ArgumentParser) -> None:
@@ -77,7 +79,7 @@ def labels(args: argparse.Namespace) -> None:
     """Show who was believed about the labels, and a few images."""
     from latteclip.labels import show
 
-    print(show.command(args.show, args.n, args.image))
+    print(shown(show.command(args.show, args.n, args.image)))
 
 
 def add_labels(sub: argparse.ArgumentParser) -> None:

@@ -19,6 +19,7 @@ from latteclip.cli import cluster
 from latteclip.cli.colours import paint
 from latteclip.config import layers, shipped
 from latteclip.core.errors import UserError
+from latteclip.core.foreign import shown
 
 RESULTS = Path("results")
 # Where Snakemake looks for a workflow that nobody names.
@@ -203,6 +204,7 @@ def _why(job: Job, reasons: dict[str, str]) -> str:
 
 
 def _cut(text: str) -> str:
+    text = shown(text)
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 
@@ -255,7 +257,7 @@ def table(jobs: Sequence[Job], stream: TextIO) -> str:
         own = [job for job in jobs if job.dataset == name]
         if own:
             done = sum(job.state == "done" for job in own)
-            title = paint(name, "bold", stream)
+            title = paint(shown(name), "bold", stream)
             lines += [f"{title}: {done} of {len(own)} jobs done", *_rows(own, stream), ""]
     return "\n".join(lines).rstrip()
 

@@ -3,19 +3,21 @@
 Letters: C classes, D embedding width.
 """
 
+import contextlib
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 from latteclip.clip.classifier import Classifier, save_classifier
+from latteclip.clip.lazily import open_clip, with_transformers
 from latteclip.core import devices
 from latteclip.core.class_words import ClassWords
 from latteclip.core.errors import UserError, first_line
@@ -37,14 +39,20 @@ class Clip:
     """A CLIP model with what belongs to it."""
 
     model: torch.nn.Module
-    tokenizer: Any
+    get_tokenizer: Callable[[], Any]  # costly: a stage may do without texts
     augment: Transform  # training transform, random
     preprocess: Transform  # evaluation transform
     config: dict[str, Any]  # open_clip's model_cfg
     device: torch.device
     precision: str = "bf16"  # of both towers on CUDA, one of devices.PRECISIONS
     micro_batch: int | None = None  # images or texts encoded at once where gradients are wanted
+    at_once: int | None = None  # at most so many where no gradients are wanted: memory ran out
     channels_last: bool = False  # memory format of the image tower and its images
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Texts to tokens [T, L]."""
+        return self.get_tokenizer()
 
 
 def load(model: str, pretrained: str | None, device: torch.device, precision: str = "bf16") -> Clip:
@@ -58,33 +66,46 @@ def load(model: str, pretrained: str | None, device: torch.device, precision: st
 
     Raises:
         UserError: no such model, tag or folder, or its weights cannot be had; or no such precision
-            on this device.
+            on this device. The tokenizer raises one where it cannot be had, once it is asked for.
     """
     devices.check_precision(device, precision)
     if not model.startswith(("hf-hub:", "local-dir:")):
         model = model.replace("/", "-")  # ViT-B/32, as OpenAI writes it
-    try:
-        with warnings.catch_warnings():
-            # open_clip calls parts of aug_cfg unused that it does use, and only warns where weights
-            # do not fit the activation that a model's name stands for.
-            warnings.filterwarnings("ignore", message="Unused augmentation cfg items")
-            warnings.filterwarnings("error", message="QuickGELU mismatch")
-            network, augment, preprocess = open_clip.create_model_and_transforms(
-                model,
-                pretrained=pretrained,
-                device=device,
-                aug_cfg=AUGMENTATION,
-                require_pretrained=True,
-            )
-        tokenizer = open_clip.get_tokenizer(model)
+    with _loading(model, pretrained), warnings.catch_warnings():
+        # open_clip calls parts of aug_cfg unused that it does use, and only warns where weights do
+        # not fit the activation that a model's name stands for.
+        warnings.filterwarnings("ignore", message="Unused augmentation cfg items")
+        warnings.filterwarnings("error", message="QuickGELU mismatch")
         config = open_clip.get_model_config(model)
+        if config is not None and "hf_model_name" in config["text_cfg"]:
+            with_transformers()
+        network, augment, preprocess = open_clip.create_model_and_transforms(
+            model,
+            pretrained=pretrained,
+            device=device,
+            aug_cfg=AUGMENTATION,
+            require_pretrained=True,
+        )
+    tokenizer = partial(_tokenizer, model, pretrained)
+    return Clip(network.eval(), tokenizer, augment, preprocess, config, device, precision)
+
+
+def _tokenizer(model: str, pretrained: str | None) -> Any:
+    with _loading(model, pretrained):
+        return open_clip.get_tokenizer(model)
+
+
+@contextlib.contextmanager
+def _loading(model: str, pretrained: str | None) -> Iterator[None]:
+    """Make a UserError of whatever goes wrong inside."""
+    try:
+        yield
     except Exception as error:  # open_clip and the libraries below it raise errors of every kind
         raise UserError(
             f"CLIP model {model!r} with pretrained {pretrained!r} cannot be loaded "
             f"({first_line(error)}); set clip.model and clip.pretrained to a model "
             "that open_clip lists."
         ) from error
-    return Clip(network.eval(), tokenizer, augment, preprocess, config, device, precision)
 
 
 def save(

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import yaml
 
 from latteclip.clip.classifier import load_classifier
+from latteclip.clip.lazily import open_clip
 from latteclip.clip.tuned import MODEL, TunedModel
 from latteclip.config import layers
 from latteclip.core import tables

@@ -17,6 +17,7 @@ import pyarrow as pa
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import replacing
+from latteclip.core.foreign import printable
 
 SCHEMA = pa.schema(
     [
@@ -70,9 +71,19 @@ def writing(output: str | None, topk: int) -> contextlib.AbstractContextManager[
     return formats[suffix](output, topk)
 
 
+class _Terminal:
+    """A terminal that is told nothing that it would obey, such as a file's name may hold."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(printable(text))
+
+
 @contextlib.contextmanager
 def _stdout(topk: int) -> Iterator[Add]:
-    yield _csv_rows(sys.stdout, topk)
+    yield _csv_rows(_Terminal(sys.stdout) if sys.stdout.isatty() else sys.stdout, topk)
 
 
 @contextlib.contextmanager
@@ -112,7 +123,7 @@ def _text(path: Path) -> TextIO:
     return path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
 
 
-def _csv_rows(file: TextIO, topk: int) -> Add:
+def _csv_rows(file: TextIO | _Terminal, topk: int) -> Add:
     """CSV with three columns for each of the best classes; those of the best come first."""
     writer = csv.writer(file, lineterminator="\n")
     columns = ("classname", "probability", "score")

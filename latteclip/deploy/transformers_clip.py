@@ -10,17 +10,12 @@ Letters: T texts, L tokens, D embedding width.
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 import transformers
-from open_clip.transformer import (
-    QuickGELU,
-    ResidualAttentionBlock,
-    VisionTransformer,
-)
 from torch import nn
 
 from latteclip.clip.encode import CausalText
+from latteclip.clip.lazily import open_clip
 from latteclip.clip.model import Clip
 from latteclip.clip.tuned import TunedModel
 from latteclip.core.errors import UserError
@@ -36,6 +31,9 @@ BLOCK = {  # names in a layer of open_clip: in one of transformers
     "mlp.c_proj": "mlp.fc2",
 }
 State = dict[str, torch.Tensor]
+QuickGELU = open_clip.transformer.QuickGELU
+ResidualAttentionBlock = open_clip.transformer.ResidualAttentionBlock
+VisionTransformer = open_clip.transformer.VisionTransformer
 
 
 def write(opened: TunedModel, folder: Path) -> None:

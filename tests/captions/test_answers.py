@@ -1,13 +1,18 @@
+import dataclasses
 import json
+import logging
 import os
 import subprocess
 import sys
 import time
+import zlib
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.tiny import ROOT
 
-from latteclip.captions import answer_files, answers
+from latteclip.captions import answer_files, answers, kept
 from latteclip.captions.answers import Answer, AnswerStore, has
 from latteclip.core.digest import digest
 
@@ -197,3 +202,101 @@ def test_answers_reach_the_disk_after_so_many_and_after_a_while(tmp_path, monkey
                 break
             time.sleep(0.01)
         assert len(synced) > before
+
+
+def line(**changes):
+    """A whole line of a store, with changed values; a value of ... is left out."""
+    values = {"digest": name(0), "text": "a dot", "finish_reason": "stop", "n_tokens": 2}
+    values |= {"engine": "engine 1", "date": "2026-02-03", **changes}
+    return answer_files.line_of({key: v for key, v in values.items() if v is not ...})
+
+
+def crc_line(rest):
+    """A line with the right checksum of whatever follows it."""
+    return answer_files.PREFIX + b"%08x" % zlib.crc32(rest) + rest
+
+
+# What an earlier version kept of a server's reply, and what is said of it.
+POISON = {
+    "half a character": (line(text="a \ud800"), "its text holds half a character"),
+    "a number": (line(text=3), "its text is 3, not"),
+    "a list": (line(text=["a"]), "its text is a list"),
+    "no text": (line(text=...), "its text is null"),
+    "too long": (line(text="x" * (kept.MOST_CHARACTERS + 1)), "its text has 1048577 characters"),
+    "too many tokens": (line(n_tokens=10**12), "its number of tokens is 1000000000000"),
+    "tokens of text": (line(n_tokens="2"), "its number of tokens is '2'"),
+    "true": (line(n_tokens=True), "its number of tokens is True"),
+    "reason a number": (line(finish_reason=7), "its finish reason is 7"),
+    "engine an escape": (line(engine="\x1b[2J"), r"its name of the engine is '\x1b[2J'"),
+    "date null": (line(date=None), "its date is null"),
+    "digest a number": (line(digest=5), "its digest is 5"),
+    "digest cut": (line(digest=name(0)[:-1]), "its digest is"),
+    "digest of other letters": (line(digest="z" * 32), "its digest is"),
+    "no JSON": (crc_line(b'", oops\n'), "its digest is null"),
+    "depth": (crc_line(b'", "a": ' + b"[" * 99_999 + b"\n"), "its digest is null"),
+}
+
+
+@pytest.mark.parametrize("what", POISON)
+def test_an_answer_that_cannot_be_used_is_dropped_and_gone_after_the_run(tmp_path, caplog, what):
+    content, complaint = POISON[what]
+    fill(tmp_path, [1, 2])
+    (tmp_path / "old.jsonl").write_bytes(content)
+    caplog.set_level(logging.WARNING)
+    with AnswerStore(tmp_path) as store:
+        assert len(store) == 2
+        assert store.get(name(0)) is None
+        assert store.add(name(0), answer(0), "engine") is None
+    [record] = caplog.records
+    said = f"dropped 1 kept answers that cannot be used (the first: {complaint}"
+    assert said in record.getMessage()
+    caplog.clear()
+    assert held(tmp_path, range(3)) == [0, 1, 2]
+    assert not caplog.records
+
+
+def test_an_answer_that_cannot_be_used_is_not_kept(tmp_path):
+    with AnswerStore(tmp_path) as store:
+        assert "half a character" in store.add(name(1), Answer("\udfff", "stop", 1), "engine")
+        assert "number of tokens" in store.add(name(1), Answer("a", "stop", 2**31), "engine")
+        assert name(1) not in store
+    assert parts(tmp_path) == []
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_whatever_happens_to_a_part_each_answer_is_held_as_it_was_or_not_at_all(
+    tmp_path_factory, data
+):
+    folder = tmp_path_factory.mktemp("store")
+    numbers = range(4)
+    whole = b"".join(
+        line(digest=name(n), text=answer(n).text, n_tokens=n, engine="engine") for n in numbers
+    )
+    content = bytearray(whole)
+    for _ in range(data.draw(st.integers(0, 4))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place : place + data.draw(st.integers(0, 9))] = data.draw(st.binary(max_size=9))
+    (folder / "part.jsonl").write_bytes(content)
+    with AnswerStore(folder) as store:
+        for number in numbers:
+            found = store.get(name(number))
+            assert found is None or found.answer == answer(number)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+KEYS = ("digest", "text", "finish_reason", "n_tokens", "engine", "date")
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.sampled_from(KEYS), JSON | st.text(st.characters(categories=["Cs"]))))
+def test_a_line_of_whatever_values_is_held_or_dropped(tmp_path_factory, changes):
+    folder = tmp_path_factory.mktemp("store")
+    (folder / "part.jsonl").write_bytes(line(**changes))
+    with AnswerStore(folder) as store:
+        found = store.get(name(0))
+    assert found is None or kept.fault_of_answer(*dataclasses.astuple(found.answer)[:3]) is None

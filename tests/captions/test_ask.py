@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from support.captioning import (
 )
 from support.tiny import write_pictures
 
+from latteclip.captions import answer_files
 from latteclip.captions.answers import Answer
 from latteclip.captions.request import AGAIN
 from latteclip.core.errors import UserError
@@ -185,3 +187,67 @@ def test_the_log_counts(dataset, recorder, caplog):
     assert "Asked 7 requests about 7 rows" in caplog.text
     assert "tokens/s" in caplog.text
     assert "Wrote 7 captions, 0 empty, 0 without an answer, 0 cut" in caplog.text
+
+
+def test_an_answer_longer_than_its_tokens_can_be_is_a_failure_with_its_reason(dataset, recorder):
+    """Ten megabytes for nine tokens: of any engine."""
+
+    def reply(request):
+        return Answer("x" * 10**7, "stop", 9) if request.key == 2 else describe(request)
+
+    recorder.reply = reply
+    columns = dataset.caption_images(max_failed=0.2)
+    assert columns["finish_reason"][2] == "error"
+    assert "its text has 10000000 characters, more than the 2304" in columns["error"][2]
+    assert columns["error"].count(None) == 6
+    recorder.reply = describe
+    recorder.forget()
+    assert dataset.caption_images()["error"] == [None] * 7
+    assert [request.key for request in recorder.requests] == [2]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(Answer("a \ud800", "stop", 1), Answer("a", "stop", 10**12), Answer("a", 7, 1)),
+        *(Answer(3, "stop", 1), Answer(["a"], "stop", 1), Answer("a", "stop", -1)),
+    ],
+    ids=ascii,
+)
+def test_an_answer_that_cannot_be_kept_is_a_failure_of_its_row(dataset, recorder, answer):
+    recorder.reply = lambda request: answer if request.key == 2 else describe(request)
+    columns = dataset.caption_images(max_failed=0.2)
+    assert columns["error"][2].startswith("the answer is not kept: its ")
+    assert columns["error"].count(None) == 6
+
+
+def test_a_poisoned_store_heals(dataset, recorder, caplog):
+    """As an earlier version kept it: the answer to one question cannot be written."""
+    dataset.caption_images()
+    [part] = (dataset.folder / "store").iterdir()
+    first, *others = part.read_bytes().splitlines(keepends=True)
+    values = json.loads(first) | {"text": "a \ud800"}
+    del values["crc"]
+    part.write_bytes(b"".join([answer_files.line_of(values), *others]))
+    recorder.forget()
+    caplog.set_level(logging.WARNING)
+    columns = dataset.caption_images()
+    assert len(recorder.requests) == 1
+    assert columns["error"] == [None] * 7
+    assert "dropped 1 kept answers" in caplog.text
+    caplog.clear()
+    assert dataset.caption_images() == columns
+    assert "dropped" not in caplog.text
+
+
+def test_secrets_and_escapes_of_an_error_reach_no_table(dataset, recorder, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-0123")
+
+    def reply(request):
+        if request.key == 2:
+            return Answer("", "error", None, "HTTP 400: \x1b[2J Bearer sk-secret-0123\n")
+        return describe(request)
+
+    recorder.reply = reply
+    columns = dataset.caption_images(max_failed=0.2)
+    assert columns["error"][2] == r"HTTP 400: \x1b[2J Bearer ***"

@@ -19,6 +19,7 @@ from latteclip.captions.clean import clean
         ("A red texture.</s>", "A red texture."),
         ("<|im_end|>", ""),
         ("A red textur\ufffd\ufffd", "A red textur"),
+        ("A\x00 red\x07 texture\x1b[2J\x9b.", "A red texture [2J ."),
         ('""', ""),
         ("", ""),
         (" \n ", ""),

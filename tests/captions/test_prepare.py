@@ -158,6 +158,28 @@ def test_a_server_gets_plain_files_as_they_are_and_others_as_they_are_shown(tmp_
             assert base64.b64decode(url.partition(",")[2]) == Path(file).read_bytes()
 
 
+@pytest.mark.parametrize("kind", ["single", "grid", "multi_image"])
+@pytest.mark.parametrize("turned", [None, 6])
+def test_a_server_is_told_the_pixels_alone(tmp_path, kind, turned):
+    """And the digest, by which kept answers are found, stays that of the file."""
+    tags = Image.Exif()
+    tags[0x010E] = "48.2082 N"
+    tags.get_ifd(0x8825)[29] = "48.2082 N"
+    if turned:
+        tags[0x0112] = turned
+    file = tmp_path / "a.jpg"
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8))
+    picture.save(file, exif=tags, comment=b"48.2082 N", icc_profile=b"48.2082 N")
+    files = [str(file)] * (1 if kind == "single" else 4)
+    [item] = prepare([Task(0, files, "?")], as_urls=True, kind=kind, canvas=64, gap=4)
+    assert item.image_digests == digest_of_images([file.read_bytes()] * len(files))
+    contents = [file.read_bytes()] * len(files)
+    shown = show(Layout(kind, 64, 4), files, contents)
+    for url, seen in zip(item.pictures, shown, strict=True):
+        assert b"48.2082 N" not in base64.b64decode(url.partition(",")[2])
+        assert np.array_equal(decoded(url)[1], np.asarray(seen))
+
+
 def test_a_server_gets_a_grid_as_one_picture(files):
     [item] = prepare([Task(0, files[:4], "?")], as_urls=True, kind="grid", canvas=64, gap=4)
     [url] = item.pictures

@@ -2,8 +2,10 @@ import pytest
 from PIL import Image
 from support.captioning import CLASSNAMES, provenance, read
 
+from latteclip.captions.answers import Answer
 from latteclip.captions.pictures import grid
 from latteclip.captions.show import command, save_pictures, show
+from latteclip.cli import main
 from latteclip.core.errors import UserError
 
 
@@ -48,3 +50,14 @@ def test_other_words_and_places_are_one_sentence(captioned, tmp_path):
     elsewhere.write_bytes((captioned.folder / "captions/images.parquet").read_bytes())
     with pytest.raises(UserError, match="does not lie in a folder"):
         show(str(elsewhere), 5)
+
+
+def test_what_a_terminal_would_obey_is_spelt_out(captioned, recorder, capsys):
+    recorder.reply = lambda request: Answer("A dot\x1b]0;title\x07 \u202eon it", "stop", 5)
+    output = captioned.folder / "captions/other.parquet"
+    captioned.caption_images("Where\x1b[2J?", output=output)
+    assert main.main(["captions", "show", str(output)]) == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert r"Where\x1b[2J?" in said
+    assert r"A dot ]0;title \u202eon it" in said

@@ -1,3 +1,5 @@
+import re
+
 import open_clip
 import pytest
 import yaml
@@ -348,10 +350,13 @@ def test_words_for_classes_are_checked_before_anything_runs(config, words, messa
 
 
 def test_modern_models_and_words_are_those_that_the_libraries_know(config, tmp_path):
-    modern = yaml.safe_load((ROOT / "config" / "modern.yaml").read_text())
+    text = (ROOT / "config" / "modern.yaml").read_text()
+    modern = yaml.safe_load(text)
     found = configured(config, **{**modern, "image_dir": str(tmp_path)})
     clip = found.section("clip", found.datasets[0])
     assert (clip["model"], clip["pretrained"]) in open_clip.list_pretrained()
+    remote_sensing = yaml.safe_load(re.search(r"clip: (\{.*\})", text)[1])
+    assert tuple(remote_sensing.values()) in open_clip.list_pretrained()
     assert len(found.dataset(found.datasets[0])["template"]) > 3
     refused(config, "source.folder photographs is not a folder", **modern)
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from support import small_memory
 from support.tiny import ROOT, write_index, write_pictures, write_pseudo_labels
 
 from latteclip.cli import main
@@ -170,6 +171,15 @@ def test_the_predictions_are_those_of_the_evaluation_stage(tmp_path, model, pict
     # Up to rounding: on some processors products of 3 rows round otherwise than products of all.
     for one, scores in zip(found, stage["topk_scores"].to_pylist(), strict=True):
         assert one.topk_scores == pytest.approx(scores, abs=1e-6)
+
+
+def test_a_batch_that_does_not_fit_into_memory_halves(model, pictures, monkeypatch):
+    classifier = predict.Classifier(model, device="cpu", threads=1, batch_size=BATCH)
+    wanted = classifier(pictures, topk=C)
+    small_memory.limit(monkeypatch, classifier.model.clip, 1)
+    found = classifier(pictures, topk=C)
+    assert [each.topk_labels for each in found] == [each.topk_labels for each in wanted]
+    assert classifier.model.clip.at_once == 1
 
 
 def test_the_folder_of_the_run_will_do(model):

@@ -24,14 +24,17 @@ class ChatServer:
     """What it was asked, and how it replies.
 
     `fail(number, body)` may return (status, headers) for the request of that number, counted from
-    0, in place of an answer; `pause` seconds pass before each answer. `likely(body)` gives the
-    tokens of the first place with their log-probabilities, the most likely one first.
+    0, in place of an answer, and as a third the bytes of the reply; `pause` seconds pass before
+    each answer, and `drip` seconds before each of its bytes. `models` are the bytes of its list of
+    models, if not its own. `likely(body)` gives the tokens of the first place with their
+    log-probabilities, the most likely one first.
     """
 
     def __init__(self):
         self.requests, self.active, self.most_active = [], 0, 0
         self.fail = lambda number, body: None
-        self.pause = 0.0
+        self.pause = self.drip = 0.0
+        self.models = None
         self.likely = None
         self.answered = 0
         self._lock = threading.Lock()
@@ -46,7 +49,7 @@ class ChatServer:
             time.sleep(self.pause)
             failure = self.fail(number, body)
             if failure is not None:
-                return failure[0], failure[1], {"error": {"message": "told to fail"}}
+                return *failure, {"error": {"message": "told to fail"}}
             return 200, {}, self.completion(body)
         finally:
             with self._lock:
@@ -88,7 +91,7 @@ def handler(server):
 
         def do_GET(self):
             models = [{"id": MODEL, "object": "model", "created": 0, "owned_by": "tests"}]
-            self._send(200, {}, {"object": "list", "data": models})
+            self._send(200, {}, server.models or {"object": "list", "data": models})
 
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -96,15 +99,20 @@ def handler(server):
                 *server.reply(body, {name.lower(): value for name, value in self.headers.items()})
             )
 
-        def _send(self, status, headers, content):
-            data = json.dumps(content).encode()
+        def _send(self, status, headers, content, *_):
+            data = content if isinstance(content, bytes) else json.dumps(content).encode()
             self.send_response(status)
             for name, value in {**headers, "Content-Length": len(data)}.items():
                 self.send_header(name, str(value))
             self.send_header("Content-Type", "application/json")
             self.end_headers()
             with suppress(BrokenPipeError, ConnectionResetError):  # who asked may be gone
-                self.wfile.write(data)
+                if not server.drip:
+                    self.wfile.write(data)
+                    return
+                for byte in data:
+                    time.sleep(server.drip)
+                    self.wfile.write(bytes([byte]))
 
         def log_message(self, *args):
             pass

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from latteclip.captions.answers import RowOutcome
 from latteclip.captions.engines.base import OWN, CaptionerSettings
+from latteclip.captions.kept import fault_of_answer
 from latteclip.captions.own_files import read_own
 from latteclip.core.errors import UserError
 
@@ -42,8 +43,12 @@ def read_captions(path: str | None, kind: str) -> Mapping[str, str]:
             f"switch {kind.removesuffix('s')}_description is false."
         )
     table = read_own(path, key, ["image_id", "caption"])
-    twice = table["image_id"][table["image_id"].duplicated()]
+    image_ids = table["image_id"].astype(str)
+    twice = image_ids[image_ids.duplicated()]
     if len(twice):
         raise UserError(f"{key} {path} has two captions for {twice.iloc[0]!r}; keep one.")
-    captions = table["caption"].fillna("").astype(str)
-    return dict(zip(table["image_id"].astype(str), captions, strict=True))
+    captions = dict(zip(image_ids, table["caption"].fillna("").astype(str), strict=True))
+    for image_id, caption in captions.items():
+        if (fault := fault_of_answer(caption, "stop", None)) is not None:
+            raise UserError(f"{key} {path} has a caption for {image_id!r} that cannot be: {fault}.")
+    return captions

@@ -1,6 +1,7 @@
 """Any server that speaks OpenAI's chat completions, such as `vllm serve` on another machine."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -10,51 +11,59 @@ from PIL import Image
 from latteclip.captions.answers import Answer
 from latteclip.captions.engines.base import CaptionerSettings, TooLongError, never
 from latteclip.captions.pictures import data_url
+from latteclip.captions.replies import Reply, owner_of, read_reply
 from latteclip.captions.request import Request, messages
 from latteclip.core.errors import UserError
+from latteclip.core.foreign import KEY, URL, in_short
 
-URL, KEY = "OPENAI_BASE_URL", "OPENAI_API_KEY"
 REFUSED = (401, 403, 404)  # no request will fare better
+REDIRECTS = range(300, 400)
 
 
 class OpenaiCaptioner:
     """Keeps several requests under way at once.
 
     The client waits and asks again, with growing and jittered pauses or as long as Retry-After
-    says, when the server is busy, fails or cannot be reached.
+    says, when the server is busy, fails, cannot be reached, or replies what is no answer.
     """
 
     def __init__(self, settings: CaptionerSettings, threads: int = 1, pictures: int = 1) -> None:
         import openai
 
-        self._url = os.environ.get(URL, "")
-        if not self._url:
-            raise UserError(
-                f"captioner.engine openai needs the server's address in the environment: "
-                f"export {URL}=http://host:8000/v1 (and {KEY}, where it wants a key)."
-            )
+        from latteclip.captions.engines import guarded_client
+
+        url, key = _address(), _key()
+        self._url = in_short(url)  # for messages
         self._model = settings.model
         self._concurrency = settings.concurrency
         self._max_new_tokens = settings.max_new_tokens
         self._client = openai.OpenAI(
-            base_url=self._url,
-            api_key=os.environ.get(KEY) or "none",
+            base_url=url,
+            api_key=key,
             max_retries=settings.retries,
             timeout=settings.timeout,
+            default_headers={"Accept-Encoding": "identity"},
+            http_client=guarded_client.client(settings.timeout),
         )
         self.version = f"openai {self._served()}"
 
     def _served(self) -> str:
         """Who serves the model, as far as the server says."""
+        import httpx2
         import openai
 
         try:
-            owners = {model.id: model.owned_by for model in self._client.models.list()}
+            reply = self._client.get("/models", cast_to=httpx2.Response)
         except openai.APIStatusError:  # some servers have no list
             return "server"
         except openai.APIError as error:
-            raise UserError(f"The server at {self._url} ({URL}) does not answer: {error}") from None
-        return f"server of {owners[self._model]}" if self._model in owners else "server"
+            if isinstance(error.__cause__, httpx2.RemoteProtocolError):  # it does answer
+                return "server"
+            raise UserError(
+                f"The server at {self._url} ({URL}) does not answer: {_why(error)}."
+            ) from None
+        owner = owner_of(reply.content, self._model)
+        return "server" if owner is None else f"server of {owner}"
 
     def answer(
         self, requests: Iterable[Request], would_wait: Callable[[], bool] = never
@@ -78,16 +87,8 @@ class OpenaiCaptioner:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, request: Request) -> Answer:
-        completion = self._complete(request, max_tokens=self._max_new_tokens)
-        if isinstance(completion, Answer):
-            return completion
-        choice, usage = completion.choices[0], completion.usage
-        return Answer(
-            choice.message.content or "",
-            choice.finish_reason or "unknown",
-            usage.completion_tokens if usage else None,
-            n_read=usage.prompt_tokens if usage else None,
-        )
+        reply = self._complete(request, max_tokens=self._max_new_tokens)
+        return reply if isinstance(reply, Answer) else reply.answer
 
     def count(self, prompt: str, pictures: Sequence[Image.Image]) -> int:
         """Tokens of a request, by the server's own count; 0 where it does not tell.
@@ -103,25 +104,78 @@ class OpenaiCaptioner:
             )
         return answer.n_read or 0
 
-    def _complete(self, request: Request, **options: Any) -> Any:
-        """The server's completion, greedy, or an answer that says why there is none."""
+    def _complete(self, request: Request, **options: Any) -> Reply | Answer:
+        """The server's reply, greedy, or an answer that says why there is none."""
+        import httpx2
         import openai
 
         pictures = [{"type": "image_url", "image_url": {"url": url}} for url in request.pictures]
-        conversation: Any = messages(pictures, request.prompt)
+        asked = {
+            "model": self._model,
+            "messages": messages(pictures, request.prompt),
+            "temperature": 0.0,
+            **options,
+        }
         try:
-            completion = self._client.chat.completions.create(
-                model=self._model, messages=conversation, temperature=0.0, **options
-            )
+            reply = self._client.post("/chat/completions", body=asked, cast_to=httpx2.Response)
         except openai.APIStatusError as error:
             if error.status_code in REFUSED:
                 raise UserError(
-                    f"The server at {self._url} refuses to answer ({error}); check {KEY} and "
-                    "captioner.model."
+                    f"The server at {self._url} refuses to answer ({_why(error)}); check {KEY} "
+                    "and captioner.model."
                 ) from None
-            return Answer("", "error", None, f"HTTP {error.status_code}: {error.message}")
+            if error.status_code in REDIRECTS:
+                raise UserError(
+                    f"The server at {self._url} sends requests on to another address, where no "
+                    f"picture goes; export {URL} with the address that answers."
+                ) from None
+            return Answer("", "error", None, f"HTTP {error.status_code}: {_why(error)}")
         except openai.APIError as error:  # no connection, or no answer in time
-            return Answer("", "error", None, f"{type(error).__name__}: {error.message}")
-        if not completion.choices:
-            return Answer("", "error", None, "the server's answer holds no choice")
-        return completion
+            return Answer("", "error", None, _why(error))
+        return read_reply(reply.content)
+
+
+def _address() -> str:
+    """The server's address, which is in the environment.
+
+    Raises:
+        UserError: it is missing, or is no address.
+    """
+    import httpx2
+
+    url = os.environ.get(URL, "")
+    if not url:
+        raise UserError(
+            f"captioner.engine openai needs the server's address in the environment: "
+            f"export {URL}=http://host:8000/v1 (and {KEY}, where it wants a key)."
+        )
+    try:
+        parsed = httpx2.URL(url)
+    except (httpx2.InvalidURL, ValueError):
+        parsed = httpx2.URL("")
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise UserError(
+            f"{URL} is {in_short(url)!r}, which is not an address such as http://host:8000/v1."
+        )
+    return url
+
+
+def _key() -> str:
+    """The API key, which is in the environment; a word that stands for none without it.
+
+    Raises:
+        UserError: it cannot be a part of a header.
+    """
+    key = os.environ.get(KEY) or "none"
+    if not re.fullmatch("[!-~]+", key):
+        raise UserError(
+            f"{KEY} holds a blank, a line break or another character that no key has; export it "
+            "anew."
+        )
+    return key
+
+
+def _why(error: Any) -> str:
+    """Why there is no reply, in a few words."""
+    cause = error.__cause__
+    return in_short(cause if cause is not None and str(cause) else error.message).rstrip(".")

@@ -8,7 +8,9 @@ from typing import Any
 from latteclip.captions.class_questions import RowScores
 from latteclip.captions.engines.base import OWN
 from latteclip.captions.own_files import read_own
+from latteclip.captions.scores import LOWEST
 from latteclip.core.errors import UserError
+from latteclip.core.foreign import in_short
 
 KEY = "scores.file"
 COLUMNS = ["image_id", "options", "log_probabilities"]
@@ -56,7 +58,7 @@ def _list(cell: Any) -> Sequence[Any]:
     if isinstance(cell, str):
         try:
             cell = json.loads(cell.replace("-inf", "-Infinity"))
-        except ValueError:
+        except (ValueError, RecursionError):
             return []
     values = cell.tolist() if hasattr(cell, "tolist") else cell
     return values if isinstance(values, list) else []
@@ -94,6 +96,6 @@ def _class(where: str, option: Any, number_of: Mapping[str, int]) -> int:
 
 def _log_probability(where: str, value: Any) -> float:
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    if not numeric or math.isnan(value) or value == math.inf:
-        raise UserError(f"{where}: {value!r} is not a log-probability.")
-    return float(value)
+    if numeric and (value == -math.inf or LOWEST <= value <= -LOWEST):
+        return float(value)
+    raise UserError(f"{where}: {in_short(repr(value))} is not a log-probability.")

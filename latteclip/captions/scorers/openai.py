@@ -1,11 +1,11 @@
 """Letters from a server that speaks OpenAI's chat completions."""
 
 import dataclasses
-from typing import Any
 
 from latteclip.captions.answers import Answer
 from latteclip.captions.engines.openai import URL, OpenaiCaptioner
 from latteclip.captions.letters import letter_of
+from latteclip.captions.replies import Place, Reply
 from latteclip.captions.request import Request, choices_of
 from latteclip.captions.scores import Scores, as_answer, summed
 from latteclip.core.errors import UserError
@@ -24,31 +24,30 @@ class OpenaiScorer(OpenaiCaptioner):
         choices, rows, first = choices_of(request), [], []
         for prompt in choices.prompts:
             asked = dataclasses.replace(request, prompt=prompt)
-            completion = self._complete(asked, max_tokens=1, logprobs=True, top_logprobs=TOP)
-            if isinstance(completion, Answer):
-                return completion
-            token = self._first(completion)
-            rows.append(_letters(choices.texts, token))
-            first.append(token.token)
+            reply = self._complete(asked, max_tokens=1, logprobs=True, top_logprobs=TOP)
+            if isinstance(reply, Answer):
+                return reply
+            place = self._first(reply)
+            rows.append(_letters(choices.texts, place))
+            first.append(place.token)
         return as_answer(Scores(tuple(rows), tuple(first)), len(rows))
 
-    def _first(self, completion: Any) -> Any:
+    def _first(self, reply: Reply) -> Place:
         """What the server says of the first token of its answer."""
-        said = completion.choices[0].logprobs
-        if said is None or not said.content or not said.content[0].top_logprobs:
+        if reply.first is None:
             raise UserError(
                 f"The server at {self._url} ({URL}) tells no log-probabilities (top_logprobs), "
                 "which letters need; use another server, or captioner.engine vllm or transformers."
             )
-        return said.content[0]
+        return reply.first
 
 
-def _letters(letters: tuple[str, ...], first: Any) -> tuple[float, ...]:
+def _letters(letters: tuple[str, ...], place: Place) -> tuple[float, ...]:
     """Log-probabilities of the letters from the tokens that the server names for one place."""
     found: dict[str, list[float]] = {letter: [] for letter in letters}
-    for token in first.top_logprobs:
-        letter = letter_of(token.token, letters)
+    for token, value in place.likely:
+        letter = letter_of(token, letters)
         if letter is not None:
-            found[letter].append(token.logprob)
-    smallest = min(token.logprob for token in first.top_logprobs)
+            found[letter].append(value)
+    smallest = min(value for _, value in place.likely)
     return tuple(summed(named) if named else smallest for named in found.values())

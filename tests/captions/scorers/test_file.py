@@ -4,6 +4,8 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from latteclip.captions.scorers.file import OwnScores, read_own_scores
 from latteclip.core.errors import UserError
@@ -90,3 +92,27 @@ def test_a_missing_file_and_a_missing_key_are_named(tmp_path):
         read_own_scores(str(tmp_path / "nowhere.csv"), CLASSNAMES)
     with pytest.raises(UserError, match=r"needs scores\.file, or set scores\.kind to null"):
         read_own_scores(None, CLASSNAMES)
+
+
+CELL = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None)
+@given(CELL, CELL, CELL)
+def test_whatever_a_row_holds_it_is_read_or_refused_in_one_sentence(
+    tmp_path_factory, image_id, options, values
+):
+    path = tmp_path_factory.mktemp("own") / "mine.jsonl"
+    row = {"image_id": image_id, "options": options, "log_probabilities": values}
+    path.write_text(json.dumps(row) + "\n")
+    try:
+        [scores] = read_own_scores(str(path), ["a", "b", "c"]).values()
+    except UserError as error:
+        assert "\n" not in str(error)
+        return
+    assert len(scores.options) == len(scores.log_probabilities) > 0
+    assert all(isinstance(value, float) for value in scores.log_probabilities)

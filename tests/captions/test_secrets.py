@@ -1,0 +1,82 @@
+"""A real run against a server that repeats what it is told: no secret is left anywhere."""
+
+import base64
+import dataclasses
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from support.captioning import SETTINGS
+from support.chat_server import MODEL
+
+from latteclip.cli import main
+
+KEY = "sk-secret-0123456789"
+PASSWORD = "pass-word-0123"
+LOGIN = base64.b64encode(f"me:{PASSWORD}".encode()).decode()
+
+
+def run(dataset, **changes):
+    """`latteclip caption-images` with a log; its exit status."""
+    settings = dataclasses.replace(
+        SETTINGS, engine="openai", model=MODEL, concurrency=2, retries=0, **changes
+    )
+    folder = dataset.folder
+    return main.main(
+        [
+            *("caption-images", "--images", dataset.images, "--prompt", "What?", "--threads", "1"),
+            *("--captioner", json.dumps(dataclasses.asdict(settings))),
+            *("--output", str(dataset.output), "--store", str(folder / "store")),
+            *("--log", str(folder / "logs" / "caption.log")),
+        ]
+    )
+
+
+def text_of(file):
+    """A file as text; a table, whose pages are packed, as what is in it."""
+    if file.suffix == ".parquet":
+        table = pq.read_table(file)
+        return f"{table.schema.metadata} {table.to_pydict()}"
+    return file.read_bytes().decode(errors="replace")
+
+
+def everything(folder, capfd):
+    """All that a run has left: its files, the pictures apart, and what it said."""
+    said = capfd.readouterr()
+    files = [text_of(f) for f in folder.rglob("*") if f.is_file() and f.suffix != ".png"]
+    return "\n".join([*files, said.out, said.err])
+
+
+@pytest.fixture
+def echo(server, monkeypatch):
+    """Makes the server repeat the headers, some requests apart, with this status."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url.replace("//", f"//me:{PASSWORD}@"))
+
+    def start(status, whole=()):
+        def fail(number, body):
+            headers = json.dumps(server.requests[number]["headers"])
+            told = f"{headers} {KEY} {PASSWORD} \x1b[2J"
+            choice = {"message": {"content": told}, "finish_reason": "stop"}
+            content = {"choices": [choice]} if status == 200 else {"error": {"message": told}}
+            return None if number in whole else (status, {}, json.dumps(content).encode())
+
+        models = [{"id": MODEL, "owned_by": f"Bearer {KEY}"}]
+        server.models = json.dumps({"object": "list", "data": models}).encode()
+        server.fail = fail
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("status", "whole", "exit_status"),
+    [(500, (0, 1, 2), 0), (200, (0, 1, 2), 0), (500, (), 2), (401, (), 2)],
+)
+def test_no_secret_is_left(dataset, echo, server, capfd, status, whole, exit_status):
+    echo(status, whole)
+    assert run(dataset, max_failed=0.9 if whole else 0.0) == exit_status
+    sent = server.requests[0]["headers"]["authorization"].removeprefix("Bearer ")
+    assert sent in (KEY, f"Basic {LOGIN}")  # so there was something to leave
+    left = everything(dataset.folder, capfd)
+    assert "***" in left
+    assert not [secret for secret in (KEY, PASSWORD, LOGIN, "\x1b") if secret in left]
