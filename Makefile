@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed-$(KIND)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install demo test bench docs lint format demo-models clean
+.PHONY: install demo test fuzz bench docs lint format demo-models clean
 
 install: $(INSTALLED)
 
@@ -37,9 +37,16 @@ demo: install
 test: install
 	pytest
 
+# Every reader of foreign bytes on random and damaged ones, for so many seconds each; the same
+# numbers of rounds give the same cases.
+FUZZ_SECONDS ?= 60
+fuzz: install
+	FUZZ_SECONDS=$(FUZZ_SECONDS) pytest -m fuzz
+
 # Timings, side by side where they are compared; BENCHMARKS.md says what they gave where.
 bench: install
 	python benchmarks/train_step.py
+	python benchmarks/imports.py
 	python benchmarks/index.py
 	python benchmarks/captions.py
 	python benchmarks/captions.py --memory 2000 20000

@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +49,9 @@ def make_model(root: Path, device: torch.device) -> list[str]:
     name = "ViT-B-32"
     model, augment, preprocess = open_clip.create_model_and_transforms(name, device=device)
     config = open_clip.get_model_config(name)
-    tokenizer = open_clip.get_tokenizer(name)
-    clip = clips.Clip(model, tokenizer, augment, preprocess, config, device)
+    clip = clips.Clip(
+        model, partial(open_clip.get_tokenizer, name), augment, preprocess, config, device
+    )
     classnames = [f"class {number}" for number in range(CLASSES)]
     classifier = Classifier.of(F.normalize(torch.randn(CLASSES, config["embed_dim"]), dim=1))
     clips.save(clip, classifier, classnames, "a photo of a {}.", root / "model")

@@ -170,21 +170,25 @@ def evaluate_zero_shot(place: Place) -> Work:
 
 def _group_questions(place: Place, shard: str) -> Callable[[], Any]:
     from latteclip.captions.questions import GroupSettings, group_questions
+    from latteclip.captions.request import Layout
     from latteclip.captions.shard import Shard
 
     index, labels = place.file("images.parquet"), place.file("pseudo_labels.parquet")
     drawn = GroupSettings(seed=0, canvas=672, gap=20)
-    return lambda: group_questions(index, labels, "Describe them.", drawn, Shard.parse(shard), None)
+    return lambda: group_questions(
+        index, labels, "Describe them.", drawn, Shard.parse(shard), Layout()
+    )
 
 
 def plan_images(place: Place) -> Work:
     """What a job of 64 does before it asks about its first image."""
     from latteclip.captions.questions import image_questions
+    from latteclip.captions.request import Layout
     from latteclip.captions.shard import Shard
 
     index, labels = place.file("images.parquet"), place.file("pseudo_labels.parquet")
     part = Shard(1, SHARDS)
-    return lambda: _walk(image_questions(index, labels, "Describe the {}.", part, None))
+    return lambda: _walk(image_questions(index, labels, "Describe the {}.", part, Layout()))
 
 
 def plan_groups(place: Place) -> Work:

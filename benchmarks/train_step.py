@@ -5,6 +5,9 @@ weights. The authors' way encodes four batches of texts, each at the full contex
 for each image and pseudo-label, its image description and a group description. The package encodes
 each distinct text once, without its padding. The two alternate, so that a busy machine slows both.
 
+A step is also compared to the ceiling of the device, the rate of one large matrix product in the
+same precision, and to itself computed in other ways: those of clip.precision and compute.
+
     python benchmarks/train_step.py [--pairs 5] [--threads 2]
 """
 
@@ -13,21 +16,25 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.core import devices
 from latteclip.data import loader
+from latteclip.train import prepare
 from latteclip.train.objectives import losses, mixer, prototypes
 from latteclip.train.objectives.base import TrainingBatch, TrainingTexts
 from latteclip.train.objectives.latteclip import LatteClip, Switches
+from latteclip.train.settings import Compute
 from latteclip.train.step import parameter_groups
 from latteclip.train.texts import TextBank
 
@@ -50,9 +57,8 @@ def make_clip(device: torch.device) -> clips.Clip:
     torch.manual_seed(0)
     model, augment, preprocess = open_clip.create_model_and_transforms("ViT-B-32", device=device)
     config = open_clip.get_model_config("ViT-B-32")
-    return clips.Clip(
-        model.train(), open_clip.get_tokenizer("ViT-B-32"), augment, preprocess, config, device
-    )
+    tokenizer = partial(open_clip.get_tokenizer, "ViT-B-32")
+    return clips.Clip(model.train(), tokenizer, augment, preprocess, config, device)
 
 
 class Setting:
@@ -141,6 +147,68 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
+def matmul_rate(device: torch.device, precision: str) -> float:
+    """Floating-point operations per second of a large matrix product, the best of three."""
+    n = 8192 if device.type == "cuda" else 1536
+    left, right = torch.randn(2, n, n, device=device)
+    seconds = []
+    with torch.no_grad(), devices.autocast(device, precision):
+        for _ in range(4):  # the first one warms up
+            _wait(device)
+            started = time.perf_counter()
+            left @ right
+            _wait(device)
+            seconds.append(time.perf_counter() - started)
+    return 2 * n**3 / min(seconds[1:])
+
+
+def flops(setting: Setting) -> int:
+    """Floating-point operations of the forward and backward passes of the package's step."""
+    with FlopCounterMode(display=False) as counter:
+        setting.package().backward()
+    total: int = counter.get_total_flops()
+    return total
+
+
+def update_ratios(clip: clips.Clip, n: int) -> list[float]:
+    """Time of the usual AdamW over that of the fused one, in pairs of updates, ascending."""
+    both = [
+        torch.optim.AdamW(parameter_groups(clip.model, 0.2), lr=LR, fused=fused or None)
+        for fused in (False, True)
+    ]
+    ratios = []
+    for _ in range(n + 1):  # the first one makes the moments
+        seconds = []
+        for optimiser in both:
+            _wait(clip.device)
+            started = time.perf_counter()
+            optimiser.step()
+            _wait(clip.device)
+            seconds.append(time.perf_counter() - started)
+        ratios.append(seconds[0] / seconds[1])
+    return sorted(ratios[1:])
+
+
+def median_step(setting: Setting, optimiser: torch.optim.Optimizer, n: int) -> float:
+    """Seconds of the package's step, of n after one that warms up."""
+    times = [timed(setting.package, setting, optimiser)[0] for _ in range(n + 1)]
+    return statistics.median(times[1:])
+
+
+def ways(clip: clips.Clip, batch: int) -> Iterator[str]:
+    """Let the model compute in other ways, one after the other; their names."""
+    clip.micro_batch = batch // 2
+    yield f"compute.micro_batch: {clip.micro_batch}"
+    clip.micro_batch = None
+    if clip.device.type == "cuda":
+        for clip.precision in ("float32", "fp16"):
+            yield f"clip.precision: {clip.precision}"
+        clip.precision = "bf16"
+        compiled = Compute(compile=True, micro_batch=None)
+        prepare.prepare_training(clip, compiled, torch.empty(0), batch)
+        yield "compute.compile: true"
+
+
 def encoding_rate(clip: clips.Clip, images: torch.Tensor) -> float:
     """Images per second of evaluation-time encoding."""
     clip.model.eval()
@@ -189,7 +257,7 @@ def main() -> None:
     batch = 512 if device.type == "cuda" else 48
     clip = make_clip(device)
     setting = Setting(clip, batch)
-    adamw = torch.optim.AdamW(parameter_groups(clip.model, 0.2), lr=LR)
+    adamw = torch.optim.AdamW(parameter_groups(clip.model, 0.2), lr=LR, fused=True)
     timed(setting.package, setting, adamw)  # warm-up: first allocations, optimiser state
     times: list[tuple[float, float]] = []
     for pair in range(args.pairs):
@@ -209,6 +277,18 @@ def main() -> None:
         f"{medians[1]:.2f} s, ratio {medians[0] / medians[1]:.2f} "
         f"(pairs {ratios[0]:.2f} to {ratios[-1]:.2f})"
     )
+    ceiling = matmul_rate(device, clip.precision)
+    share = flops(setting) / medians[1] / ceiling
+    print(f"a step's share of the matmul ceiling of {ceiling / 1e12:.2f} TFLOP/s: {share:.1%}")
+    updates = update_ratios(clip, args.pairs)
+    print(
+        f"AdamW's update takes {statistics.median(updates):.2f} times as long unless it is fused "
+        f"({updates[0]:.2f} to {updates[-1]:.2f})"
+    )
+    usual = median_step(setting, adamw, args.pairs)
+    for way in ways(clip, batch):
+        ratio = median_step(setting, adamw, args.pairs) / usual
+        print(f"a step with {way} takes {ratio:.2f} times as long")
     anew, kept = data_wait(setting, adamw, args.threads)
     print(f"share of a step spent waiting for images: {anew:.1%} decoding JPEGs, {kept:.1%} after")
     print(f"evaluation-time encoding: {encoding_rate(clip, setting.images):.1f} images/s")

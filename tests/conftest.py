@@ -3,6 +3,8 @@ import shutil
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+from support import fuzz
 from support.checkout import CONFIG, DEMO, Checkout, edit, few_methods, shrink
 from support.tiny import DEMO_CLIP, SHARED, write_backbone
 
@@ -10,6 +12,18 @@ from latteclip.clip import model as clips
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+
+# Of tests with random cases: seconds in all for `make test`, minutes for `make fuzz`.
+mild = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("test", max_examples=50, **mild)
+settings.register_profile("fuzz", max_examples=500, **mild)
+settings.load_profile("fuzz" if fuzz.SECONDS else "test")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How many random cases there were, and what came of them."""
+    for line in fuzz.summary():
+        terminalreporter.write_line(f"fuzz: {line}")
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,7 @@ class Answer:
     finish_reason: str  # "stop", "length" where max_new_tokens cut it, or "error"
     n_tokens: int | None
     error: str | None = None  # why there is no text; such an answer is not kept
+    n_read: int | None = None  # tokens of the request, pictures included; not kept
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class AnswerStore:
             Why it is not kept, where something is wrong with it.
         """
         values = {"digest": digest, **asdict(answer), "engine": engine, "date": today()}
-        del values["error"]
+        del values["error"], values["n_read"]
         if (fault := self._fault(values)) is not None:
             return fault
         if self._own is None:

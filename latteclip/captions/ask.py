@@ -5,19 +5,20 @@ Letters: N training images, R rows of a table (images or groups).
 
 import itertools
 import logging
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from latteclip.captions import kept
+from latteclip.captions import kept, room
 from latteclip.captions.answers import Answer, AnswerStore
 from latteclip.captions.engines import start as engines
 from latteclip.captions.engines.base import Captioner, CaptionerSettings
-from latteclip.captions.prepare import Prepared, Preparer, Task, workers
+from latteclip.captions.prepare import Prepared, Preparer, Task, read_image, workers
 from latteclip.captions.questions import Questions
-from latteclip.captions.request import Choices, Identity, Request, digest
+from latteclip.captions.request import Choices, Identity, Request, digest, digest_of_images
 from latteclip.core.errors import UserError
 from latteclip.core.foreign import in_short
 from latteclip.core.progress import Progress
@@ -52,8 +53,13 @@ class Asking(ABC):
         self.errors: dict[str, str] = {}  # by the digest of the request
         self.captioner: Captioner | None = None
         self._on_their_way: set[str] = set()  # digests
-        self.n_asked = self.n_tokens = self._failed_in_a_row = 0
+        self.n_asked = self.n_tokens = self.n_read = self._failed_in_a_row = 0
         self._seconds = 0.0  # of answering
+
+    @property
+    def n_pictures(self) -> int:
+        """How many each request shows."""
+        return self.questions.n_images if self.questions.layout.kind == "multi_image" else 1
 
     @abstractmethod
     def question(self, row: int, turn: int) -> tuple[str, Choices | None]:
@@ -63,6 +69,11 @@ class Asking(ABC):
     def start(self) -> Captioner:
         """Start the engine."""
 
+    @property
+    @abstractmethod
+    def rows(self) -> Sequence[int]:
+        """Those that are asked about."""
+
     @abstractmethod
     def take_turns(self, pool: Pool) -> None:
         """Call `take_turn` as often as there are turns."""
@@ -71,22 +82,52 @@ class Asking(ABC):
         """Ask about the rows in all turns.
 
         Raises:
-            UserError: nothing but failures, for HOPELESS requests or all that there are.
+            UserError: the engine cannot do what is asked, before an image is decoded; or nothing
+                but failures, for HOPELESS requests or all that there are.
         """
+        if unanswered := [row for row in self._spread() if not self._is_held(row)]:
+            self._check_room(unanswered)
+            self._started()
         as_urls = not engines.loads_model(self.settings.engine)
         preparer = Preparer(self.identity, as_urls, self.store.keys())
         with workers(preparer, self.threads) as pool:
             self.take_turns(pool)
         seconds = max(self._seconds, 1e-9)
         log.info(
-            "Asked %d requests about %d rows in %.0f s: %.1f %s/s, %.0f tokens/s.",
+            "Asked %d requests about %d rows in %.0f s: %.1f %s/s, %.0f tokens/s; "
+            "a request has %.0f tokens.",
             self.n_asked,
             len(self.questions),
             self._seconds,
             self.n_asked / seconds,
             self.unit,
             self.n_tokens / seconds,
+            self.n_read / max(1, self.n_asked),
         )
+
+    def _spread(self) -> Sequence[int]:
+        """A few rows from all over the table."""
+        return self.rows[:: max(1, math.ceil(len(self.rows) / room.LOOKED_AT))]
+
+    def _is_held(self, row: int) -> bool:
+        contents = [read_image(path) for path in self.questions.paths_of(row)]
+        self.image_digests[row] = np.frombuffer(digest_of_images(contents), np.uint8)
+        return self.digest(row, 1) in self.store
+
+    def _check_room(self, rows: Sequence[int]) -> None:
+        """Refuse requests that are too long for the engine, before it starts."""
+        questions = self.questions
+        count = engines.counter(self.settings, self.identity.max_new_tokens)
+        if not engines.loads_model(self.settings.engine):
+            rows = rows[:1]  # a server answers in earnest
+        if count is not None:
+            room.check_room(
+                count,
+                [(self.question(row, 1)[0], tuple(questions.sizes_of(row))) for row in rows],
+                questions.layout,
+                questions.others,
+                self.settings.max_failed,
+            )
 
     def take_turn(self, turn: int, rows: Sequence[int], pool: Pool) -> None:
         """Ask about the rows what is not held."""
@@ -141,6 +182,7 @@ class Asking(ABC):
         if error is None:
             self._failed_in_a_row = 0
             self.n_tokens += answer.n_tokens or 0
+            self.n_read += answer.n_read or 0
             return
         self._failed_in_a_row += 1
         self.errors[request_digest] = error = in_short(error)

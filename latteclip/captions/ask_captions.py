@@ -4,6 +4,7 @@ Letters: R rows of a table (images or groups).
 """
 
 import logging
+from collections.abc import Sequence
 
 from latteclip.captions import kept as keeping
 from latteclip.captions.answers import AnswerStore, KeptAnswer, RowOutcome
@@ -32,15 +33,16 @@ class CaptionAsking(Asking):
         return prompt_of(self.questions.prompts(row), turn), None
 
     def start(self) -> Captioner:
-        several = self.questions.layout.kind == "multi_image"
-        pictures = self.questions.n_images if several else 1
-        return engines.start(self.settings, self.threads, pictures)
+        return engines.start(self.settings, self.threads, self.n_pictures)
+
+    @property
+    def rows(self) -> Sequence[int]:
+        return range(len(self.questions))
 
     def take_turns(self, pool: Pool) -> None:
         """Ask once about every row, and again about those with an empty or cut answer."""
-        everything = range(len(self.questions))
-        self.take_turn(1, everything, pool)
-        again = [row for row in everything if self._wants_another(row)]
+        self.take_turn(1, self.rows, pool)
+        again = [row for row in self.rows if self._wants_another(row)]
         if again:
             log.info("%d answers are empty or cut.", len(again))
             self.take_turn(2, again, pool)

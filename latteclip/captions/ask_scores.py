@@ -4,6 +4,7 @@ Letters: R images of a shard.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -39,9 +40,14 @@ class ScoreAsking(Asking):
     def start(self) -> Captioner:
         return scorers.start(self.settings, self.threads)
 
+    @property
+    def rows(self) -> Sequence[int]:
+        rows: list[int] = np.flatnonzero(self.classes.is_asked).tolist()
+        return rows
+
     def take_turns(self, pool: Pool) -> None:
         """Ask once; all orders of the options are one request, and share the image."""
-        self.take_turn(1, np.flatnonzero(self.classes.is_asked).tolist(), pool)
+        self.take_turn(1, self.rows, pool)
 
     def outcome(self, row: int) -> RowScores:
         """What became of an image."""

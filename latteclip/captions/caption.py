@@ -39,8 +39,8 @@ def caption_images(
         UserError: the engine does not start, or too many captions are missing.
     """
     engines.check(job.settings)
-    max_side = job.settings.max_image_side
-    questions = image_questions(images_path, pseudo_labels_path, prompt, job.shard, max_side)
+    layout = job.settings.layout
+    questions = image_questions(images_path, pseudo_labels_path, prompt, job.shard, layout)
     _caption(questions, job, {"prompt": prompt, "captioner": asdict(job.settings)})
 
 
@@ -57,7 +57,7 @@ def caption_groups(
     """
     engines.check(job.settings)
     questions = group_questions(
-        images_path, pseudo_labels_path, prompt, groups, job.shard, job.settings.max_image_side
+        images_path, pseudo_labels_path, prompt, groups, job.shard, job.settings.layout
     )
     about = {"prompt": prompt, "captioner": asdict(job.settings), "groups": asdict(groups)}
     _caption(questions, job, about)

@@ -42,9 +42,14 @@ def fault_of_answer(
         return f"its text has {len(text)} characters, more than the {longest} that it may have"
     if not can_be_written(text):
         return "its text holds half a character (a lone surrogate)"
-    if n_tokens is not None and not _is_count(n_tokens):
-        return f"its number of tokens is {_told(n_tokens)}"
-    return fault_of_word(finish_reason, "finish reason")
+    return fault_of_count(n_tokens) or fault_of_word(finish_reason, "finish reason")
+
+
+def fault_of_count(n_tokens: Any) -> str | None:
+    """What is wrong with a number of tokens, which may be unknown."""
+    if n_tokens is None or _is_count(n_tokens):
+        return None
+    return f"its number of tokens is {_told(n_tokens)}"
 
 
 def fault_of_word(word: Any, name: str) -> str | None:

@@ -1,8 +1,45 @@
-"""The picture that a group description is asked about."""
+"""The pictures that the model sees of the images of a request."""
 
+import base64
+import io
 from collections.abc import Sequence
 
 from PIL import Image
+
+from latteclip.captions.request import Layout
+
+OVERVIEW = 336  # side of the square in which LLaVA-1.6 sees a whole picture, pixels
+OVERVIEW_TOKENS = 1176  # that it reads of a picture of this size: the overview, and one tile
+
+
+def lay_out(pictures: Sequence[Image.Image], layout: Layout) -> list[Image.Image]:
+    """The RGB pictures that the model sees of those of single images."""
+    shown = list(pictures)
+    if layout.kind == "grid":
+        shown = [grid(shown, layout.canvas, layout.gap)]
+    return shown if layout.square is None else [square(each, layout.square) for each in shown]
+
+
+def blanks(sizes: Sequence[tuple[int, int]], layout: Layout) -> list[Image.Image]:
+    """Black pictures in the sizes that those of images will have.
+
+    Args:
+        sizes: (width, height) of the images, in pixels.
+        layout: how they are shown.
+    """
+    pictures = [Image.new("RGB", size) for size in sizes]
+    if layout.max_side is not None:
+        for picture in pictures:
+            picture.thumbnail((layout.max_side, layout.max_side))
+    return lay_out(pictures, layout)
+
+
+def square(picture: Image.Image, side: int) -> Image.Image:
+    """A picture scaled to a square, whatever its shape (bicubic).
+
+    LLaVA-1.6 does so to make the overview that it sees of each picture.
+    """
+    return picture.resize((side, side), Image.Resampling.BICUBIC)
 
 
 def grid(pictures: Sequence[Image.Image], canvas: int, gap: int) -> Image.Image:
@@ -27,3 +64,10 @@ def grid(pictures: Sequence[Image.Image], canvas: int, gap: int) -> Image.Image:
         top = row * (cell + gap) + (cell - size[1]) // 2
         square.paste(picture.resize(size, Image.Resampling.LANCZOS), (left, top))
     return square
+
+
+def data_url(picture: Image.Image) -> str:
+    """A picture as a data URL, without loss and without metadata."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=1, icc_profile=None)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -14,7 +14,7 @@ from PIL import Image
 
 from latteclip.captions import answers, request
 from latteclip.captions.bare_files import PNG, bare
-from latteclip.captions.pictures import grid
+from latteclip.captions.pictures import data_url, lay_out
 from latteclip.captions.request import Choices, Identity, Layout
 from latteclip.core.errors import UserError
 from latteclip.data.images import is_plain, open_rgb
@@ -53,7 +53,7 @@ class Preparer:
 
     def __call__(self, task: Task) -> Prepared:
         """Read the images of a task, and decode them unless its answer is held."""
-        contents = [_read(path) for path in task.paths]
+        contents = [read_image(path) for path in task.paths]
         image_digests = request.digest_of_images(contents)
         digest = request.digest(
             image_digests, len(contents), task.prompt, self.identity, task.choices
@@ -66,10 +66,10 @@ class Preparer:
         self, paths: Sequence[str], contents: Sequence[bytes]
     ) -> Sequence[Image.Image | str]:
         layout = self.identity.layout
-        if self.as_urls and layout.kind != "grid":
+        if self.as_urls and layout.kind != "grid" and layout.square is None:
             return [_url(*file, layout.max_side) for file in zip(paths, contents, strict=True)]
         pictures = show(layout, paths, contents)
-        return [_encoded(picture) for picture in pictures] if self.as_urls else pictures
+        return [data_url(picture) for picture in pictures] if self.as_urls else pictures
 
 
 def show(layout: Layout, paths: Sequence[str], contents: Sequence[bytes]) -> list[Image.Image]:
@@ -78,7 +78,7 @@ def show(layout: Layout, paths: Sequence[str], contents: Sequence[bytes]) -> lis
         open_rgb(path, content=io.BytesIO(content), max_side=layout.max_side)
         for path, content in zip(paths, contents, strict=True)
     ]
-    return [grid(pictures, layout.canvas, layout.gap)] if layout.kind == "grid" else pictures
+    return lay_out(pictures, layout)
 
 
 def workers(preparer: Preparer, n: int) -> Workers[Task, Prepared]:
@@ -93,7 +93,8 @@ def workers(preparer: Preparer, n: int) -> Workers[Task, Prepared]:
     )
 
 
-def _read(path: str) -> bytes:
+def read_image(path: str) -> bytes:
+    """The bytes of an image file."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -116,11 +117,4 @@ def _url(path: str, content: bytes, max_side: int | None) -> str:
     if pixels is not None:
         kind = "png" if pixels.startswith(PNG) else "jpeg"
         return f"data:image/{kind};base64,{base64.b64encode(pixels).decode()}"
-    return _encoded(open_rgb(path, content=io.BytesIO(content), max_side=max_side))
-
-
-def _encoded(picture: Image.Image) -> str:
-    """A picture as a data URL, without loss and without metadata."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=1, icc_profile=None)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_url(open_rgb(path, content=io.BytesIO(content), max_side=max_side))

@@ -3,13 +3,14 @@
 Letters: N training images, R rows of a table (images or groups).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 
 from latteclip.captions.groups import GROUP_SIZE, draw_groups
+from latteclip.captions.pictures import OVERVIEW
 from latteclip.captions.request import Layout
 from latteclip.captions.shard import Shard
 from latteclip.core import tables
@@ -39,9 +40,11 @@ class Questions:
     members: np.ndarray  # int [R, images of a request], indices into `image_ids`
     image_ids: pa.ChunkedArray  # N
     paths: pa.ChunkedArray  # N
+    sizes: np.ndarray  # int [N, 2], width and height in pixels
     labels: Sequence[int] | None  # R, of groups
     prompts: Callable[[int], str]  # of a row
     layout: Layout
+    others: Mapping[str, Layout] = field(default_factory=dict)  # shorter ones, by what gives them
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -55,13 +58,17 @@ class Questions:
         """Where the images of a row lie."""
         return [self.paths[int(i)].as_py() for i in self.members[row]]
 
+    def sizes_of(self, row: int) -> list[tuple[int, int]]:
+        """Width and height of the images of a row, in pixels."""
+        return [(int(width), int(height)) for width, height in self.sizes[self.members[row]]]
+
 
 def image_questions(
     images_path: str,
     pseudo_labels_path: str | None,
     prompt: str,
     shard: Shard,
-    max_side: int | None,
+    layout: Layout,
 ) -> Questions:
     """One question about each image of a shard that is not in the test split.
 
@@ -70,7 +77,7 @@ def image_questions(
         pseudo_labels_path: needed where the prompt has a place for the pseudo-label.
         prompt: what is asked.
         shard: which images.
-        max_side: a larger image is scaled down to this many pixels.
+        layout: of an image by itself.
 
     Raises:
         UserError: the pseudo-labels are needed and not given, or lack an image.
@@ -83,9 +90,11 @@ def image_questions(
         members=np.array(rows, np.int64).reshape(-1, 1),
         image_ids=table["image_id"],
         paths=table["path"],
+        sizes=_sizes(table),
         labels=None,
         prompts=_prompts(prompt, classnames, pseudo_labels_path, image_ids, rows),
-        layout=Layout(max_side=max_side),
+        layout=layout,
+        others=_as_overview(layout),
     )
 
 
@@ -95,7 +104,7 @@ def group_questions(
     prompt: str,
     groups: GroupSettings,
     shard: Shard,
-    max_side: int | None,
+    alone: Layout,
 ) -> Questions:
     """One question about each group of a shard; see `image_questions`."""
     table, classnames = tables.read_unlabelled(images_path, training=True)
@@ -104,22 +113,39 @@ def group_questions(
     # Drawn over the whole dataset in every shard, so that shards agree.
     drawn = draw_groups(image_ids, labels, groups.seed, groups.groups_per_class)
     rows = [i for i in drawn if shard.holds(image_ids[i])]
+    layout = layout_of(groups, alone)
+    canvas = layout_of(replace(groups, layout="grid"), alone)
+    others = {"groups.layout to grid": canvas} if layout != canvas else {}
     return Questions(
         ids=[image_ids[i] for i in rows],
         members=np.array([drawn[i] for i in rows], np.int64).reshape(-1, GROUP_SIZE),
         image_ids=table["image_id"],
         paths=table["path"],
+        sizes=_sizes(table),
         labels=[labels[i] for i in rows],
         prompts=_prompts(prompt, classnames, pseudo_labels_path, image_ids, rows),
-        layout=layout_of(groups, max_side),
+        layout=layout,
+        others=others | _as_overview(layout),
     )
 
 
-def layout_of(groups: GroupSettings, max_side: int | None) -> Layout:
-    """How the four images of a group are shown."""
+def layout_of(groups: GroupSettings, alone: Layout) -> Layout:
+    """How the four images of a group are shown, where one by itself is shown in a known way."""
     if groups.layout == "grid":
-        return Layout("grid", groups.canvas, groups.gap)
-    return Layout(groups.layout, max_side=max_side)
+        return Layout("grid", groups.canvas, groups.gap, square=alone.square)
+    return replace(alone, kind=groups.layout)
+
+
+def _as_overview(layout: Layout) -> dict[str, Layout]:
+    """The same as what LLaVA-1.6 makes of any picture first, unless it is square already."""
+    if layout.square is not None:
+        return {}
+    square = replace(layout, max_side=None, square=OVERVIEW)
+    return {f"captioner.square_side to {OVERVIEW}": square}
+
+
+def _sizes(table: pa.Table) -> np.ndarray:
+    return np.stack([table[name].to_numpy() for name in ("width", "height")], axis=1)
 
 
 def _prompts(

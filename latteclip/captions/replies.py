@@ -50,13 +50,14 @@ def read_reply(content: bytes) -> Reply:
     usage = _of(dict, reply.get("usage") or {}, "usage")
     text = "" if message.get("content") is None else message["content"]
     reason = "unknown" if choice.get("finish_reason") is None else choice["finish_reason"]
-    n_tokens = usage.get("completion_tokens")
-    if (fault := kept.fault_of_answer(text, reason, n_tokens)) is not None:
+    n_tokens, n_read = usage.get("completion_tokens"), usage.get("prompt_tokens")
+    fault = kept.fault_of_answer(text, reason, n_tokens) or kept.fault_of_count(n_read)
+    if fault is not None:
         raise BadReplyError(fault)
     first = _first(choice)
     if holds_secret("\n".join([text, reason, *_words(first)])):
         raise BadReplyError("it repeats a secret, such as the API key")
-    return Reply(Answer(text, reason, n_tokens), first)
+    return Reply(Answer(text, reason, n_tokens, n_read=n_read), first)
 
 
 def owner_of(content: bytes, model: str) -> str | None:

@@ -27,6 +27,7 @@ class Layout:
     canvas: int = 0  # of a grid: side of the square picture, pixels
     gap: int = 0  # between its cells, pixels
     max_side: int | None = None  # a larger image is scaled down to this many pixels
+    square: int | None = None  # then each picture is scaled to a square of this side, pixels
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class Request:
     pictures: Sequence[Image.Image | str]  # RGB, or data URLs for a server
     prompt: str
     choices: Choices | None = None  # None: an answer in words is wanted
+
+
+def alone(max_side: int | None, square: int | None) -> Layout:
+    """The layout of an image by itself; one that becomes a square is not scaled down before."""
+    return Layout(max_side=None if square else max_side, square=square)
 
 
 def choices_of(request: Request) -> Choices:
@@ -104,7 +110,15 @@ def _about(n_images: int, prompt: str, identity: Identity, choices: Choices | No
     asked = messages([{"type": "image"}] * n_images, prompt)
     # Without choices the text is that of before there were any: captions kept since are found.
     chosen = [] if choices is None else [asdict(choices)]
-    return json.dumps([asked, asdict(identity), *chosen], sort_keys=True).encode()
+    return json.dumps([asked, _values(identity), *chosen], sort_keys=True).encode()
+
+
+def _values(identity: Identity) -> dict[str, Any]:
+    """All of an identity; without a square the text is that of before there were any."""
+    values = asdict(identity)
+    if identity.layout.square is None:
+        del values["layout"]["square"]
+    return values
 
 
 def digest_of_images(contents: Sequence[bytes]) -> bytes:

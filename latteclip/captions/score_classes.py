@@ -67,8 +67,7 @@ def score_classes(files: ScoreFiles, settings: ScoreSettings, job: CaptionJob) -
 def _questions(files: ScoreFiles, settings: ScoreSettings, job: CaptionJob) -> ClassQuestions:
     """The images of the shard and their options."""
     prompt = settings.prompt if settings.kind == LIKELIHOOD else ""
-    side = job.settings.max_image_side
-    images = image_questions(files.images, None, prompt, job.shard, side)
+    images = image_questions(files.images, None, prompt, job.shard, job.settings.layout)
     _, classnames = tables.read_unlabelled(files.images, training=True)
     k = _check_number(n_options(settings.topk, len(classnames)), settings, classnames)
     if job.settings.engine == OWN:

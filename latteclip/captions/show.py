@@ -8,7 +8,7 @@ from typing import Any
 
 from latteclip.captions.prepare import show as pictures_of
 from latteclip.captions.questions import GroupSettings, layout_of
-from latteclip.captions.request import Layout
+from latteclip.captions.request import Layout, alone
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.settings import from_values
@@ -72,10 +72,11 @@ def save_pictures(
 
 
 def _layout(metadata: dict[str, Any]) -> Layout:
-    max_side = metadata["captioner"].get("max_image_side")
+    captioner = metadata["captioner"]
+    layout = alone(captioner.get("max_image_side"), captioner.get("square_side"))
     if "groups" not in metadata:
-        return Layout(max_side=max_side)
-    return layout_of(from_values(GroupSettings, metadata["groups"]), max_side)
+        return layout
+    return layout_of(from_values(GroupSettings, metadata["groups"]), layout)
 
 
 def _index_of(path: str) -> Path:

@@ -3,17 +3,20 @@
 Letters: B images, T texts, L tokens, D embedding width.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any, Self
 
-import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import TextTransformer, text_global_pool
 from torch.utils.checkpoint import checkpoint
 
 from latteclip.clip.model import Clip
 from latteclip.core import devices
+from latteclip.core.errors import UserError
+from latteclip.core.lazily import open_clip
+
+log = logging.getLogger(__name__)
 
 LENGTH_BUCKETS = 3
 Encoder = Callable[[torch.Tensor], torch.Tensor]
@@ -34,7 +37,7 @@ class CausalText:
         tower = text_tower(model)
         if isinstance(tower, open_clip.CLIP):
             found = cls(tower, tower.text_pool_type, tower.text_eos_id)
-        elif isinstance(tower, TextTransformer) and tower.cls_emb is None:
+        elif isinstance(tower, open_clip.transformer.TextTransformer) and tower.cls_emb is None:
             found = cls(tower, tower.pool_type, tower.eos_id)
         else:
             return None
@@ -54,7 +57,8 @@ class CausalText:
         x: torch.Tensor
         x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
         x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-        x = text_global_pool(tower.ln_final(x), tokens, self.pool_type, self.eos_id)  # [T, width]
+        pool = open_clip.transformer.text_global_pool
+        x = pool(tower.ln_final(x), tokens, self.pool_type, self.eos_id)  # [T, width]
         if tower.text_projection is None:
             return x
         if isinstance(tower.text_projection, torch.nn.Linear):
@@ -77,8 +81,8 @@ def encode_images(clip: Clip, images: torch.Tensor) -> torch.Tensor:
     if clip.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     with devices.autocast(clip.device, clip.precision):
-        features = [_encode(clip, model.encode_image, part) for part in _parts(clip, images)]
-    return F.normalize(torch.cat(features).float(), dim=-1)
+        features = _encode(clip, model.encode_image, images)
+    return F.normalize(features.float(), dim=-1)
 
 
 def encode_texts(clip: Clip, tokens: torch.Tensor) -> torch.Tensor:
@@ -96,8 +100,7 @@ def encode_texts(clip: Clip, tokens: torch.Tensor) -> torch.Tensor:
         if causal:
             features = _encode_by_length(clip, causal, tokens)
         else:
-            parts = _parts(clip, tokens.to(clip.device))
-            features = torch.cat([_encode(clip, model.encode_text, part) for part in parts])
+            features = _encode(clip, model.encode_text, devices.send(tokens, clip.device))
     return F.normalize(features.float(), dim=-1)
 
 
@@ -110,27 +113,56 @@ def _encode_by_length(clip: Clip, tower: CausalText, tokens: torch.Tensor) -> to
     lengths = tower.lengths(tokens)  # [T]
     order = lengths.argsort(stable=True)
     features = []
-    for part in [part for bucket in order.chunk(LENGTH_BUCKETS) for part in _parts(clip, bucket)]:
+    size = clip.micro_batch if torch.is_grad_enabled() else None
+    for part in [part for bucket in order.chunk(LENGTH_BUCKETS) for part in _split(bucket, size)]:
         length = int(lengths[part].max())
-        features.append(_encode(clip, tower.encode, tokens[part, :length].to(clip.device)))
-    return torch.cat(features)[order.argsort()]
+        part_tokens = devices.send(tokens[part, :length], clip.device)
+        features.append(_encode(clip, tower.encode, part_tokens))
+    return torch.cat(features)[devices.send(order.argsort(), clip.device)]
 
 
-def _parts(clip: Clip, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The rows that are encoded at once."""
-    if clip.micro_batch is None or not torch.is_grad_enabled():
+def _split(rows: torch.Tensor, size: int | None) -> tuple[torch.Tensor, ...]:
+    """At most `size` rows at a time; None: all of them."""
+    if size is None:
         return (rows,)
-    parts: tuple[torch.Tensor, ...] = rows.split(clip.micro_batch)
+    parts: tuple[torch.Tensor, ...] = rows.split(size)
     return parts
 
 
-def _encode(clip: Clip, encode: Encoder, part: torch.Tensor) -> torch.Tensor:
-    """`encode(part)`; of a micro-batch only the features are kept until its backward pass.
+def _encode(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Tensor:
+    """`encode(rows)`; of a micro-batch only the features are kept until its backward pass.
 
     The backward pass encodes each micro-batch again when its turn comes, with the same random
     draws, so that activations of a single one exist at any time while the loss compares all.
     """
-    if clip.micro_batch is None or not torch.is_grad_enabled():
-        return encode(part)
-    features: torch.Tensor = checkpoint(encode, part, use_reentrant=False)
-    return features
+    if not torch.is_grad_enabled():
+        return _in_what_fits(clip, encode, rows)
+    if clip.micro_batch is None:
+        return encode(rows)
+    return torch.cat(
+        [checkpoint(encode, part, use_reentrant=False) for part in rows.split(clip.micro_batch)]
+    )
+
+
+def _in_what_fits(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Tensor:
+    """`encode(rows)` without gradients: in halves, and halves of them, when memory runs out.
+
+    Raises:
+        UserError: there is no memory for a single row.
+    """
+    while True:
+        try:
+            return torch.cat([encode(part) for part in _split(rows, clip.at_once)])
+        except torch.OutOfMemoryError:  # what it holds is free once the handler is left
+            tried = min(len(rows), clip.at_once or len(rows))
+        if tried == 1:
+            raise UserError(
+                "Not even one image or text can be encoded in the GPU's free memory; end what else "
+                "uses the GPU, take a smaller clip.model, or compute on the CPU."
+            )
+        clip.at_once = tried // 2
+        log.warning(
+            "The GPU's memory does not hold %d images or texts: encoding %d at once from here on.",
+            tried,
+            clip.at_once,
+        )

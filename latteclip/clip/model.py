@@ -9,10 +9,10 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -24,6 +24,7 @@ from latteclip.core import checksums, devices
 from latteclip.core.class_words import ClassWords
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import write_json
+from latteclip.core.lazily import open_clip, with_transformers
 from latteclip.data import clip_config
 
 CLASSIFIER = "prototypes.safetensors"
@@ -43,15 +44,21 @@ class Clip:
     """A CLIP model with what belongs to it."""
 
     model: torch.nn.Module
-    tokenizer: Any
+    get_tokenizer: Callable[[], Any]  # costly: a stage may do without texts
     augment: Transform  # training transform, random
     preprocess: Transform  # evaluation transform
     config: dict[str, Any]  # open_clip's model_cfg
     device: torch.device
     precision: str = "bf16"  # of both towers on CUDA, one of devices.PRECISIONS
     micro_batch: int | None = None  # images or texts encoded at once where gradients are wanted
+    at_once: int | None = None  # at most so many where no gradients are wanted: memory ran out
     channels_last: bool = False  # memory format of the image tower and its images
     text_tower: dict[str, Any] | None = None  # configuration of one of transformers
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Texts to tokens [T, L]."""
+        return self.get_tokenizer()
 
 
 def load(model: str, pretrained: str | None, device: torch.device, precision: str = "bf16") -> Clip:
@@ -69,14 +76,15 @@ def load(model: str, pretrained: str | None, device: torch.device, precision: st
 
     Raises:
         UserError: no such model, tag or folder, or its weights cannot be had or are damaged; or no
-            such precision on this device.
+            such precision on this device. The tokenizer raises one where it cannot be had, once it
+            is asked for.
     """
     devices.check_precision(device, precision)
     if not clip_config.is_foreign(model):
         model = model.replace("/", "-")  # ViT-B/32, as OpenAI writes it
     elif model.startswith(FOLDER):
         weights.verify_folder(Path(model.removeprefix(FOLDER)))
-    try:
+    with _loading(model, pretrained):
         config = clip_config.read(model)
         tower = clip_config.text_tower(model, config)
         weights.verify_cached(model, pretrained)
@@ -84,7 +92,25 @@ def load(model: str, pretrained: str | None, device: torch.device, precision: st
             if clip_config.is_foreign(model):
                 weights.check_size(model, told)
             network, augment, preprocess = _created(model, pretrained, device, told)
-        tokenizer = clip_config.tokenizer(model, config)
+    weights.check_finite(model, network)
+    get_tokenizer = partial(_tokenizer, model, pretrained, config)
+    return Clip(
+        network.eval(),
+        get_tokenizer,
+        augment,
+        preprocess,
+        config,
+        device,
+        precision,
+        text_tower=tower,
+    )
+
+
+@contextlib.contextmanager
+def _loading(model: str, pretrained: str | None) -> Iterator[None]:
+    """Make a UserError of whatever goes wrong inside."""
+    try:
+        yield
     except UserError as error:
         raise UserError(f"CLIP model {model!r} cannot be loaded: {error}") from error
     except Exception as error:  # open_clip and the libraries below it raise errors of every kind
@@ -92,10 +118,11 @@ def load(model: str, pretrained: str | None, device: torch.device, precision: st
             f"CLIP model {model!r} with pretrained {pretrained!r} cannot be loaded "
             f"({first_line(error).rstrip('.')}); {clip_config.remedy(model)}."
         ) from error
-    weights.check_finite(model, network)
-    return Clip(
-        network.eval(), tokenizer, augment, preprocess, config, device, precision, text_tower=tower
-    )
+
+
+def _tokenizer(model: str, pretrained: str | None, config: dict[str, Any]) -> Any:
+    with _loading(model, pretrained):
+        return clip_config.tokenizer(model, config)
 
 
 @contextlib.contextmanager
@@ -104,6 +131,7 @@ def _told(config: dict[str, Any], tower: dict[str, Any] | None) -> Iterator[dict
     if tower is None:
         yield {}
         return
+    with_transformers()
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(tower), encoding="utf-8")
         own = {"hf_model_name": folder, "hf_model_pretrained": False}

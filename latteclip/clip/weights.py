@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
-from open_clip.pretrained import download_pretrained_from_hf
 
 from latteclip.config.model_names import FOLDER, HUB
 from latteclip.core import checksums
 from latteclip.core.errors import UserError
+from latteclip.core.lazily import open_clip
 from latteclip.data import clip_config
 
 log = logging.getLogger(__name__)
@@ -87,7 +86,7 @@ def check_finite(model: str, network: torch.nn.Module) -> None:
 
 
 def _of_hub(model: str) -> Path:
-    return Path(download_pretrained_from_hf(model.removeprefix(HUB)))
+    return Path(open_clip.pretrained.download_pretrained_from_hf(model.removeprefix(HUB)))
 
 
 @contextlib.contextmanager

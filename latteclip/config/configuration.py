@@ -4,6 +4,7 @@ Imports nothing heavy: a mistake in the configuration is answered in the first s
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ UNTRAINED = ("zero_shot", "label_propagation", *HEADS)
 NO_CANDIDATES = ("flyp_supervised", "label_propagation")
 # Pseudo-labels that label_by_captions makes.
 BY_CAPTIONS = ("caption", "lmm", "fused")
+WILDCARD = re.compile(r"\{\s*\w+\s*[,}]")  # as Snakemake fills it in, in any path of a rule
 # A dataset that has no file of its own, only a folder of class folders.
 OWN_DATASET: Config = {
     "split": {"kind": "folders"},
@@ -265,6 +267,11 @@ class Configuration:
         folder = self.dataset(dataset)["source"].get("folder")
         if folder is not None and not Path(folder).is_dir():
             raise UserError(f"Dataset {dataset}: source.folder {folder} is not a folder.")
+        if folder is not None and WILDCARD.search(folder):
+            raise UserError(
+                f"Dataset {dataset}: source.folder {folder} has braces, which Snakemake takes for "
+                "a wildcard; rename the folder, or give a symbolic link to it."
+            )
         clip = self.section("clip", dataset)
         local = clip["model"].removeprefix(model_names.FOLDER)
         if local != clip["model"] and not (Path(local) / "open_clip_config.json").is_file():

@@ -39,6 +39,13 @@ def check_precision(device: torch.device, precision: str) -> None:
         )
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on `device`; a GPU is not waited for, nor does it wait."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def autocast(
     device: torch.device, precision: str = "bf16"
 ) -> contextlib.AbstractContextManager[None]:

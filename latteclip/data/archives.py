@@ -1,19 +1,19 @@
 """Unpacking of archives that nobody vouches for: inside the folder and within a bound."""
 
-import lzma
 import os
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import IO
 
 from latteclip.core.errors import UserError
+from latteclip.core.paths import leads_out
 from latteclip.core.progress import Progress
+from latteclip.data import tar_files
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_SWELL = 20.0  # photographs hardly compress: the ten datasets stay below 2
@@ -27,16 +27,9 @@ TAR_KINDS = {
     tarfile.SYMTYPE: "symlink",
     tarfile.LNKTYPE: "hardlink",
 }
-BROKEN = (
-    EOFError,
-    NotImplementedError,  # a compression that zipfile does not know
-    OSError,
-    RuntimeError,  # an encrypted zip
-    lzma.LZMAError,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile bounds no other's memory
+MAX_TARGET = 4096  # bytes of a link's target: no system has longer paths
+MAX_DEPTH = 100  # folders in each other
 
 
 @dataclass(frozen=True)
@@ -99,7 +92,7 @@ def _unpack(archive: Path, folder: Path, budget: Budget) -> None:
     progress = Progress(None, "B unpacked", scale=True)  # a compressed tar does not say how much
     links = []
     try:
-        for entry in _entries(archive):
+        for entry in _entries(archive, budget.max_swell):
             budget.spend(ENTRY_COST)
             place = folder / _safe(entry.name, archive)
             if entry.kind == "device":
@@ -111,7 +104,9 @@ def _unpack(archive: Path, folder: Path, budget: Budget) -> None:
             else:
                 links.append((entry, place))
         _link(links, folder, archive)
-    except BROKEN as error:
+    except UserError:
+        raise
+    except Exception as error:  # of tarfile, zipfile, a compression, or the system
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
         raise UserError(
             f"{archive} cannot be unpacked ({reason}); if there is enough "
@@ -121,9 +116,12 @@ def _unpack(archive: Path, folder: Path, budget: Budget) -> None:
 
 def _safe(name: str, archive: Path) -> str:
     """`name`, if it stays in the folder on any system; UserError otherwise."""
-    path = PureWindowsPath(name)  # takes both / and \ as separators
-    if not name or path.drive or path.root or ".." in path.parts:
+    if leads_out(name):
         raise UserError(f"{archive} holds {name!r}, which leads out of its folder: refused.")
+    if name.count("/") > MAX_DEPTH:
+        raise UserError(
+            f"{archive} holds {name[:80]!r}..., over {MAX_DEPTH} folders deep: refused."
+        )
     return name
 
 
@@ -158,36 +156,44 @@ def _link(links: Sequence[tuple[Entry, Path]], folder: Path, archive: Path) -> N
         place.symlink_to(target)
     for entry, place in links:
         check(entry, place)
+        try:
+            place.stat()
+        except FileNotFoundError:  # what only a symbolic link may lead to
+            if entry.kind == "hardlink":
+                raise
 
 
-def _entries(archive: Path) -> Iterator[Entry]:
+def _entries(archive: Path, max_swell: float) -> Iterator[Entry]:
     with archive.open("rb") as file:
         # zipfile.is_zipfile would take a tar that holds a zip for one
         is_zip = file.read(4) in ZIP_MAGIC
-    return _zip_entries(archive) if is_zip else _tar_entries(archive)
+    return _zip_entries(archive) if is_zip else _tar_entries(archive, max_swell)
 
 
-def _tar_entries(archive: Path) -> Iterator[Entry]:
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            kind = TAR_KINDS.get(member.type, "device")
-            yield Entry(member.name, kind, partial(_member, tar, member), member.linkname)
-
-
-def _member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
-    file = tar.extractfile(member)
-    if file is None:
-        raise tarfile.ExtractError(f"{member.name} is not a file")
-    return file
+def _tar_entries(archive: Path, max_swell: float) -> Iterator[Entry]:
+    read = Budget(archive, max_swell)  # apart from what is written: holes are not in the tar
+    for member, content in tar_files.members(archive, read.spend):
+        yield Entry(member.name, TAR_KINDS.get(member.type, "device"), content, member.linkname)
 
 
 def _zip_entries(archive: Path) -> Iterator[Entry]:
     with zipfile.ZipFile(archive) as zipped:
         for info in zipped.infolist():
+            if info.compress_type not in ZIP_METHODS:
+                raise zipfile.BadZipFile(f"{info.filename} is neither stored nor deflated")
             mode = stat.S_IFMT(info.external_attr >> 16)
             if mode == stat.S_IFLNK:
-                target = zipped.read(info).decode(errors="surrogateescape")
+                target = _target(zipped, info)
                 yield Entry(info.filename, "symlink", partial(zipped.open, info), target)
                 continue
             kind = "folder" if info.is_dir() else "file" if mode in (0, stat.S_IFREG) else "device"
             yield Entry(info.filename, kind, partial(zipped.open, info))
+
+
+def _target(zipped: zipfile.ZipFile, info: zipfile.ZipInfo) -> str:
+    """What a symbolic link leads to: its content, whatever size that says to have."""
+    with zipped.open(info) as file:
+        target = file.read(MAX_TARGET + 1)
+    if len(target) > MAX_TARGET:
+        raise zipfile.BadZipFile(f"the link {info.filename} has more than {MAX_TARGET} bytes")
+    return target.decode(errors="surrogateescape")

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from latteclip.core.errors import UserError
+from latteclip.core.paths import readable
 from latteclip.core.prompts import clean_classname, clean_classnames
 from latteclip.data.split_files import (
     CLASSES,
@@ -107,7 +108,8 @@ def _labelled_files(
 
 def subfolders(place: Path) -> list[Path]:
     """Folders in a folder, sorted, without hidden ones and what macOS leaves in archives."""
-    return sorted(f for f in place.iterdir() if f.is_dir() and _is_seen(f.name))
+    with readable():
+        return sorted(f for f in place.iterdir() if f.is_dir() and _is_seen(f.name))
 
 
 def _is_seen(name: str) -> bool:
@@ -118,13 +120,22 @@ def image_files(folder: str | Path, *, deep: bool) -> list[Path]:
     """Image files in a folder, or in all folders below it as well, sorted by path.
 
     Hidden ones do not count, nor does what macOS leaves in archives.
+
+    Raises:
+        UserError: a folder cannot be read.
     """
     found = []
-    for place, below, files in os.walk(folder):
-        below[:] = [name for name in below if _is_seen(name)] if deep else []
-        found += [
-            Path(place, name)
-            for name in files
-            if _is_seen(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-        ]
+    with readable():
+        for place, below, files in os.walk(folder, onerror=_stop):
+            below[:] = [name for name in below if _is_seen(name)] if deep else []
+            found += [
+                Path(place, name)
+                for name in files
+                if _is_seen(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+            ]
     return sorted(found)
+
+
+def _stop(error: OSError) -> None:
+    """Where `os.walk` would pass over a folder that cannot be read."""
+    raise error

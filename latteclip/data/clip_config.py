@@ -160,7 +160,7 @@ def read(model: str) -> dict[str, Any]:
         UserError: open_clip has no such name, or the configuration is broken or holds what it may
             not.
     """
-    import open_clip
+    from latteclip.core.lazily import open_clip
 
     if not is_foreign(model):
         config: dict[str, Any] | None = open_clip.get_model_config(model)
@@ -311,7 +311,7 @@ def _tower_file(model: str, name: str) -> Path:
 
 def tokenizer(model: str, config: dict[str, Any]) -> Any:
     """open_clip's tokenizer of a model; that of a folder lies there, and none runs its own code."""
-    import open_clip
+    from latteclip.core.lazily import open_clip
 
     strict = {"trust_remote_code": False, "local_files_only": model.startswith(FOLDER)}
     of_transformers = config["text_cfg"].get("hf_tokenizer_name")

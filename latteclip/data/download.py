@@ -17,6 +17,7 @@ from typing import Any
 from latteclip.core.digest import digest
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
+from latteclip.core.paths import leads_out
 from latteclip.data import archives, file_sources
 from latteclip.data.transfer import FetchError
 
@@ -34,6 +35,14 @@ class Download:
     into: str = "."  # folder in the dataset's folder that takes the file or what it holds
     nested: list[str] = field(default_factory=list)  # names of archives inside the archive
     max_swell: float = archives.MAX_SWELL
+
+    def __post_init__(self) -> None:
+        for key, names in (("into", [self.into]), ("nested", self.nested)):
+            for name in filter(leads_out, names):
+                raise UserError(
+                    f"{key} {name!r} of a download leads out of the dataset's folder; name what "
+                    "is inside."
+                )
 
 
 def fetch(name: str, download: Download, folder: Path) -> Path:
@@ -75,10 +84,12 @@ def _fetch_from(
     """Fetch from one source, verify, and keep a note of where the file is from."""
     log.info("Fetching %s from %s.", name, source.label)
     part = folder / ".part" / digest(source.label)[:16]
+    if part.exists() and not (source.tells_versions or own or download.checksum):
+        shutil.rmtree(part)  # nothing would tell old and new halves apart
     part.mkdir(parents=True, exist_ok=True)
     fetched = source.fetch(part)
     checksum = (fetched.checksum if own == file_sources.HUB else own) or download.checksum
-    target = folder / (fetched.name if own else name)
+    target = folder / (_plain(fetched.name) if own else name)
     os.replace(fetched.path, target)
     shutil.rmtree(part)
     if checksum is None:
@@ -91,6 +102,13 @@ def _fetch_from(
     write_json(_note(target), {"source": source.label, "checksum": checksum, "sha256": sha256})
     log.info("%s served %s (%d bytes).", source.label, target.name, target.stat().st_size)
     return target
+
+
+def _plain(name: str) -> str:
+    """`name`, if it is one of a file that can lie in the downloads folder; FetchError otherwise."""
+    if leads_out(name) or name.startswith(".") or "/" in name or "\\" in name:
+        raise FetchError(f"it has the name {name!r}, which no file to be kept may have")
+    return name
 
 
 def candidates(name: str, download: Download, folder: Path) -> Iterator[tuple[Path, list[str]]]:

@@ -14,9 +14,11 @@ from typing import Any, Protocol
 
 from latteclip.core.errors import UserError
 from latteclip.core.progress import Progress
-from latteclip.data.transfer import FetchError, message_line, transfer
+from latteclip.data import drive
+from latteclip.data.transfer import FetchError, Pace, apart, message_line, transfer
 
 log = logging.getLogger(__name__)
+HUB_WINDOW = 3600.0  # seconds: its client tells of 10 megabytes at a time
 HUB = "hub"  # a checksum to be asked of the Hugging Face hub
 
 
@@ -40,6 +42,10 @@ class Source(Protocol):
     def names(self) -> str:
         """A glob for the file's own name."""
 
+    @property
+    def tells_versions(self) -> bool:
+        """Whether a part of a file is continued only while the source still has the same file."""
+
     def fetch(self, folder: Path) -> Fetched:
         """Fetch the file into `folder`; FetchError where that fails."""
 
@@ -49,6 +55,7 @@ class Web:
     """A file at an http or https URL."""
 
     url: str
+    tells_versions = True
 
     @property
     def label(self) -> str:
@@ -59,7 +66,7 @@ class Web:
         return self.url.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
 
     def fetch(self, folder: Path) -> Fetched:
-        return Fetched(transfer({"url": self.url}, folder / "file"), self.names)
+        return Fetched(transfer(self.url, folder / "file"), self.names)
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ class Drive:
     """A file shared on Google Drive."""
 
     id: str
+    tells_versions = False
 
     @property
     def label(self) -> str:
@@ -77,7 +85,7 @@ class Drive:
         return self.id
 
     def fetch(self, folder: Path) -> Fetched:
-        return Fetched(transfer({"id": self.id}, folder / "file"), self.names)
+        return Fetched(drive.fetch(self.id, folder / "file"), self.names)
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,7 @@ class Local:
     """A file on this machine."""
 
     path: str
+    tells_versions = True  # never in parts
 
     @property
     def label(self) -> str:
@@ -110,6 +119,7 @@ class Hub:
     revision: str | None = None
     type: str = "model"
     asks_checksum: bool = False
+    tells_versions = True
 
     @property
     def label(self) -> str:
@@ -121,22 +131,26 @@ class Hub:
         return Path(self.file).name
 
     def fetch(self, folder: Path) -> Fetched:
-        from huggingface_hub import hf_hub_download
-
+        pace = Pace(HUB_WINDOW)
         try:
-            file, checksum = self._look_up()
-            path = hf_hub_download(
-                self.repo,
-                file,
-                repo_type=self.type,
-                revision=self.revision,
-                local_dir=folder,
-                tqdm_class=_hub_bar(),
-            )
-        except FetchError:
+            return apart(lambda: self._fetch(folder, pace), pace.check)
+        except (FetchError, UserError):
             raise
         except Exception as error:  # of this client, of httpx, of xet, or of the system
             raise FetchError(message_line(error)) from None
+
+    def _fetch(self, folder: Path, pace: Pace) -> Fetched:
+        from huggingface_hub import hf_hub_download
+
+        file, checksum = self._look_up()
+        path = hf_hub_download(
+            self.repo,
+            file,
+            repo_type=self.type,
+            revision=self.revision,
+            local_dir=folder,
+            tqdm_class=_hub_bar(pace),
+        )
         return Fetched(Path(path), Path(file).name, checksum)
 
     def _look_up(self) -> tuple[str, str | None]:
@@ -182,8 +196,8 @@ def parse(spec: str | Mapping[str, Any]) -> tuple[Source, str | None]:
         ) from None
 
 
-def _hub_bar() -> type:
-    """A tqdm bar for huggingface_hub that logs steady lines."""
+def _hub_bar(pace: Pace) -> type:
+    """A tqdm bar for huggingface_hub that logs steady lines, and tells `pace` of the bytes."""
     from tqdm import tqdm
 
     class Bar(tqdm):
@@ -196,6 +210,7 @@ def _hub_bar() -> type:
 
         def update(self, n: float | None = 1) -> bool | None:
             self.lines.add(int(n or 0))
+            pace.add(int(n or 0))
             shown: bool | None = super().update(n)
             return shown
 

@@ -6,7 +6,12 @@ from typing import BinaryIO
 from PIL import Image, ImageOps
 
 from latteclip.core.errors import UserError
+from latteclip.core.paths import irregular
 
+# What may be decoded: Pillow knows many more, of which some run programs.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000")
+MAX_PIXELS = 2**27  # of one image: twice 4 bytes each are 1 GiB
+MAX_RATIO = 1000  # of the longer side to the shorter one: a model's input makes the shorter 224
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L")
 UPRIGHT = (None, 1)  # values of the EXIF orientation
 ORIENTATION = 0x0112
@@ -27,32 +32,69 @@ def open_rgb(
         UserError: the file is missing or cannot be decoded.
     """
     try:
-        with Image.open(content or path) as image:
-            if max_side is not None:
-                _decode_smaller(image, max_side)
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode in SIXTEEN_BIT:  # convert("RGB") would clip, not scale
-                upright = upright.point(lambda value: value / 256.0).convert("L")
-            picture = upright.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return _decode(path, content, max_side)
+    except Exception as error:  # decoders fail in many ways on broken files
         raise UserError(
-            f"Image {path} cannot be decoded ({error}); replace or remove it."
+            f"Image {path} cannot be decoded ({_reason(error)}); replace or remove it."
         ) from None
+
+
+def size_of(path: str | Path) -> Decoded:
+    """Decode an image file for its width and height; or else the reason, in its own words."""
+    try:
+        return _decode(path).size
+    except Exception as error:  # as above
+        return _reason(error)
+
+
+def _decode(
+    path: str | Path, content: BinaryIO | None = None, max_side: int | None = None
+) -> Image.Image:
+    """`open_rgb` with whatever a decoder raises."""
+    if content is None and (kind := irregular(path)):
+        raise ValueError(f"it is {kind} and no regular file")
+    with Image.open(content or path, formats=FORMATS) as image:
+        _check_size(*image.size)
+        if max_side is not None:
+            _decode_smaller(image, max_side)
+        ImageOps.exif_transpose(image, in_place=True)
+        upright: Image.Image = image
+        if image.mode in SIXTEEN_BIT:  # convert("RGB") would clip, not scale
+            upright = image.point(lambda value: value / 256.0).convert("L")
+        picture = upright.convert("RGB")
     if max_side is not None and max(picture.size) > max_side:
         picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     return picture
+
+
+def _reason(error: Exception) -> str:
+    """One line on why a decoder gave up."""
+    if isinstance(error, MemoryError):
+        return "it takes more memory than there is"
+    return next(iter(str(error).splitlines()), "") or "it is damaged"
+
+
+def _check_size(width: int, height: int) -> None:
+    """ValueError for an image that would take far more memory than any photograph."""
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise ValueError(
+            f"of {width} x {height} pixels, one side is over {MAX_RATIO} times the other"
+        )
 
 
 def _decode_smaller(image: Image.Image, max_side: int) -> None:
     """Let a JPEG be decoded at a half, quarter or eighth, where that is still large enough."""
     scale = 2 * max_side / max(image.size)  # twice, so that Lanczos has something to average
     if scale < 1:
-        image.draft("RGB", (round(image.width * scale), round(image.height * scale)))
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        image.draft("RGB", (width, height))
 
 
 def is_plain(content: BinaryIO, max_side: int | None) -> bool:
     """Whether decoding alone gives what `open_rgb` gives: 8-bit, RGB, upright, small enough."""
-    with Image.open(content) as image:
+    with Image.open(content, formats=FORMATS) as image:
         return (
             image.format in ("JPEG", "PNG")
             and image.mode == "RGB"
@@ -60,11 +102,3 @@ def is_plain(content: BinaryIO, max_side: int | None) -> bool:
             and image.getexif().get(ORIENTATION) in UPRIGHT
             and (max_side is None or max(image.size) <= max_side)
         )
-
-
-def size_of(path: str | Path) -> Decoded:
-    """Decode an image file for its width and height; or else the reason, in its own words."""
-    try:
-        return open_rgb(path).size
-    except Exception as error:  # decoders fail in many ways on broken files
-        return f"{type(error).__name__}: {error}"

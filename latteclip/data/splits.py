@@ -3,11 +3,13 @@
 Letters: N images, C classes.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from latteclip.core.errors import UserError
+from latteclip.core.paths import irregular, readable
 from latteclip.data.class_folders import read_class_folders, subfolders
 from latteclip.data.split_files import CLASSES, Item, Split, read_coop, read_csv, read_lists
 
@@ -39,6 +41,14 @@ def read_split(root: Path, settings: SplitSettings) -> tuple[Path, Split]:
     Raises:
         UserError: the split does not fit its form, the folder or the expected counts.
     """
+    with readable():
+        images, split = _read(root, settings)
+    check_counts(split, settings.counts, root)
+    return images, split
+
+
+def _read(root: Path, settings: SplitSettings) -> tuple[Path, Split]:
+    """`read_split` without the comparison of counts."""
     if not root.is_dir():
         raise UserError(f"Dataset folder {root} does not exist.")
     if settings.kind == "folders":
@@ -51,7 +61,6 @@ def read_split(root: Path, settings: SplitSettings) -> tuple[Path, Split]:
     else:
         split = _read_listed(root, settings)
         images = _images_folder(root, settings.images, split.items)
-    check_counts(split, settings.counts, root)
     return images, split
 
 
@@ -72,7 +81,12 @@ def _read_listed(root: Path, settings: SplitSettings) -> Split:
 def _classes(root: Path, settings: SplitSettings) -> Path | None:
     if settings.classes is not None:
         return _existing(root, settings.classes)
-    return root / CLASSES if (root / CLASSES).is_file() else None
+    path = root / CLASSES
+    if not os.path.lexists(path):
+        return None
+    if kind := irregular(path):
+        raise UserError(f"{path} is {kind} and no regular file; replace it, or remove it.")
+    return path
 
 
 def _existing(root: Path, name: str) -> Path:

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import yaml
 
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.tuned import MODEL, TunedModel
 from latteclip.config import layers
 from latteclip.core import tables
+from latteclip.core.lazily import open_clip
 from latteclip.core.prompts import clean_classname
 from latteclip.evaluate.results import read_metrics, read_selection
 

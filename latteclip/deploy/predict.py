@@ -32,6 +32,7 @@ from latteclip.deploy.prediction_files import Prediction, writing
 
 log = logging.getLogger(__name__)
 STDIN = "-"
+MAX_LIST = 2**28  # characters of a list on stdin: millions of paths
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,9 @@ def image_paths(words: Iterable[str], stdin: TextIO) -> list[str]:
     found: list[str] = []
     for word in words:
         if word == STDIN:
-            text = stdin.read()
+            text = stdin.read(MAX_LIST + 1)
+            if len(text) > MAX_LIST:
+                raise UserError(f"The list on stdin has more than {MAX_LIST} characters; split it.")
             found += [line for line in text.split("\0" if "\0" in text else "\n") if line]
         else:
             found += _named(word)

@@ -10,20 +10,15 @@ Letters: T texts, L tokens, D embedding width.
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 import transformers
-from open_clip.transformer import (
-    QuickGELU,
-    ResidualAttentionBlock,
-    VisionTransformer,
-)
 from torch import nn
 
 from latteclip.clip.encode import CausalText
 from latteclip.clip.model import Clip
 from latteclip.clip.tuned import TunedModel
 from latteclip.core.errors import UserError
+from latteclip.core.lazily import open_clip
 from latteclip.core.prompts import class_texts
 
 LEGACY_EOS = 2  # transformers' CLIP treats this id as an old mistake, and pools elsewhere
@@ -36,6 +31,9 @@ BLOCK = {  # names in a layer of open_clip: in one of transformers
     "mlp.c_proj": "mlp.fc2",
 }
 State = dict[str, torch.Tensor]
+QuickGELU = open_clip.transformer.QuickGELU
+ResidualAttentionBlock = open_clip.transformer.ResidualAttentionBlock
+VisionTransformer = open_clip.transformer.VisionTransformer
 
 
 def write(opened: TunedModel, folder: Path) -> None:

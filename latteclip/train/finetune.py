@@ -3,10 +3,10 @@
 Letters: N training images, B batch, C classes, D embedding width.
 """
 
+import contextlib
 import logging
 import random
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
@@ -22,8 +22,9 @@ from latteclip.core.files import replacing
 from latteclip.core.progress import Progress
 from latteclip.core.signals import Signals, Terminated, ending_in_order
 from latteclip.data import loader
-from latteclip.train import checkpoints, data, monitor, parallel, prepare, remake
+from latteclip.train import checkpoints, data, memory, monitor, parallel, prepare, remake
 from latteclip.train.objectives.choose import choose
+from latteclip.train.pace import Pace
 from latteclip.train.settings import FROZEN, GROUND_TRUTH, FinetuneSettings
 from latteclip.train.step import Training, adamw
 from latteclip.train.texts import TextBank
@@ -71,7 +72,8 @@ def finetune(
         kept = _Kept(outputs.checkpoints, _identity(settings, seed, inputs))
         start = kept.resume(training)
         with signals.held():  # neither a step nor the writing may be interrupted
-            _train(training, inputs, settings, kept, start, seed=seed, threads=threads)
+            with _out_of_memory(training, inputs, settings):
+                _train(training, inputs, settings, kept, start, seed=seed, threads=threads)
             training.clip.model.eval()
             classifier = _classifier(training, inputs, settings, threads)
             if parallel.rank() == 0:
@@ -133,18 +135,31 @@ def _load(
     )
     if settings.finetune.batch_norm != FROZEN:
         prepare.refuse_moving_statistics(clip, settings.compute, parallel.size())
-    prepare.prepare_training(clip, settings.compute)
     bank = TextBank(clip)
     inputs = data.read(files, settings.words.template, settings.labels, bank, settings.held_out)
+    size = min(settings.finetune.batch_size, len(inputs.paths))
+    prepare.prepare_training(
+        clip, settings.compute, bank.tokens, size, settings.finetune.batch_norm
+    )
     training = Training(
         clip,
         make_objective(bank, inputs.texts, seed),
         adamw(clip.model, settings.finetune),
-        torch.zeros(len(inputs.classnames), dtype=torch.long),
+        torch.zeros(len(inputs.classnames), dtype=torch.long, device=clip.device),
         signals,
         settings.finetune.batch_norm,
     )
     return training, inputs
+
+
+def _out_of_memory(
+    training: Training, inputs: data.TrainingData, settings: FinetuneSettings
+) -> contextlib.AbstractContextManager[None]:
+    """What running out of GPU memory inside is told as."""
+    clip, section = training.clip, settings.finetune
+    batch = -(-min(section.batch_size, len(inputs.paths)) // parallel.size())
+    divisible = prepare.divisible(clip, section.batch_norm)
+    return memory.explained(min(clip.micro_batch or batch, batch), divisible=divisible)
 
 
 def _identity(settings: FinetuneSettings, seed: int, inputs: data.TrainingData) -> dict[str, Any]:
@@ -194,22 +209,20 @@ def _train(
         threads,
     )
     progress = Progress(total, "steps", done=start)
+    pace = Pace()
     for step, (epoch, keys) in enumerate(steps(), start):
         if step % per_epoch == 0:
             training.start_epoch()
-        began = time.monotonic()
-        _, batch = next(batches)
-        waited = time.monotonic() - began
+        with pace.waiting(len(keys)):
+            _, batch = next(batches)
         index = torch.tensor([index for _, index in keys])  # [B]
         rate = section.rate(step, total)
         logs = training.step(index, inputs.labels[index], batch, rate)
-        seconds = time.monotonic() - began
-        timings = {"images_per_second": len(keys) / seconds, "data_wait": waited / seconds}
-        training.record({"step": step, "epoch": epoch, "lr": rate, **logs, **timings})
+        training.record({"step": step, "epoch": epoch, "lr": rate, **logs})
         done = step + 1
         ends_epoch = done % per_epoch == 0
         if ends_epoch or training.ending or done % CHECK_EVERY == 0:
-            training.settle()
+            training.settle(pace.since_last)
         progress.add(1, f"epoch {epoch + 1} of {section.epochs}")
         is_due = ends_epoch and (epoch + 1) % settings.compute.checkpoint_every == 0
         if is_due or training.ending or done == total:

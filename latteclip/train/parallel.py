@@ -23,7 +23,8 @@ def start(device: str) -> None:
     on_gpu = device != "cpu" and torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    # Tensors of the CPU go by gloo: news of the host need not wait for the GPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
 
 
 def wait() -> None:
@@ -99,7 +100,7 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter], note: int = 0) -
         return note
     trained = list(parameters)
     notes = [*(int(p.grad is not None) for p in trained), note]
-    largest = torch.tensor(notes, device=trained[0].device)
+    largest = torch.tensor(notes)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
     *used, note = largest.tolist()
     pending = []

@@ -12,18 +12,28 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from latteclip.clip.encode import text_tower
 from latteclip.clip.model import Clip
 from latteclip.core.errors import UserError, first_line
+from latteclip.train import memory, parallel
 from latteclip.train.settings import FROZEN, Compute
 
 
-def prepare_training(clip: Clip, compute: Compute) -> None:
+def prepare_training(
+    clip: Clip, compute: Compute, tokens: torch.Tensor, batch_size: int, batch_norm: str = FROZEN
+) -> None:
     """Let both towers be trained as `compute` says.
 
     - `compile`: torch.compile the towers in place; the names in the state dict stay.
     - `gradient_checkpointing`: the backward pass computes activations anew, block by block.
     - `micro_batch`: encode that many images or texts at once, exactly (Gao et al. 2021, GradCache):
-      the loss still compares the whole batch.
+      the loss still compares the whole batch. "auto" takes what fits into a GPU's memory.
 
     Convolutional image towers get the channels-last memory format on CUDA.
+
+    Args:
+        clip: the model.
+        compute: how it is trained.
+        tokens: [T, L] of all texts of the training.
+        batch_size: images of a batch, which all processes share.
+        batch_norm: "frozen" or "train", for which batches must stay whole.
 
     Raises:
         UserError: the model or the machine cannot do it.
@@ -35,9 +45,26 @@ def prepare_training(clip: Clip, compute: Compute) -> None:
     if convolutions > 1 and clip.device.type == "cuda":  # a ViT has one, which cuts the patches
         clip.channels_last = True
         visual.to(memory_format=torch.channels_last)
+    if compute.micro_batch != "auto":
+        clip.micro_batch = compute.micro_batch
+    elif memory.on_gpu(clip):
+        clip.micro_batch = _fitting(clip, tokens, batch_size, divisible(clip, batch_norm))
     if compute.compile:
         _compile(clip)
-    clip.micro_batch = compute.micro_batch
+
+
+def _fitting(clip: Clip, tokens: torch.Tensor, batch_size: int, may_divide: bool) -> int | None:
+    """`memory.micro_batch` of a process, measured as in training, statistics left alone."""
+    training_mode(clip.model, FROZEN)
+    images = -(-batch_size // parallel.size())
+    size = memory.micro_batch(clip, tokens, images, divisible=may_divide)
+    clip.model.eval()
+    return size
+
+
+def divisible(clip: Clip, batch_norm: str) -> bool:
+    """Whether the model may see a batch in parts: not where it takes its statistics."""
+    return batch_norm == FROZEN or not any(_batch_norms(clip.model))
 
 
 def training_mode(model: torch.nn.Module, batch_norm: str) -> None:
@@ -62,7 +89,7 @@ def refuse_moving_statistics(clip: Clip, compute: Compute, processes: int) -> No
     """
     clashes = {
         ("compute.micro_batch", "null", "would see parts of the batch"): (
-            compute.micro_batch is not None
+            isinstance(compute.micro_batch, int)
         ),
         ("compute.gradient_checkpointing", "false", "would count every batch twice"): (
             compute.gradient_checkpointing

@@ -46,7 +46,7 @@ class Compute:
 
     compile: bool = False
     gradient_checkpointing: bool = False
-    micro_batch: int | None = None  # images and texts that are encoded at once
+    micro_batch: int | Literal["auto"] | None = "auto"  # encoded at once; None: the whole batch
     cache_gib: float = 0.0  # decoded images are kept where all of them fit into this
     checkpoint_every: int = 1  # epochs; the last one leaves a checkpoint in any case
 

@@ -5,6 +5,7 @@ Letters: N training images, B batch, C classes, D embedding width.
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
+from latteclip.core import devices
 from latteclip.core.errors import UserError
 from latteclip.core.signals import Signals
 from latteclip.train import monitor, parallel
@@ -25,10 +27,13 @@ MAX_LOGIT_SCALE = math.log(100)
 
 
 def adamw(model: torch.nn.Module, settings: Finetune) -> torch.optim.AdamW:
-    """The optimiser of a model; its learning rate is set at each step."""
+    """The optimiser of a model; its learning rate is set at each step.
+
+    `fused`: a third of the time on a CPU, and under a gradient scaler no wait for the GPU.
+    """
     groups = parameter_groups(model, settings.weight_decay)
     betas = (settings.beta1, settings.beta2)
-    return torch.optim.AdamW(groups, betas=betas, eps=settings.eps)
+    return torch.optim.AdamW(groups, betas=betas, eps=settings.eps, fused=True)
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -47,7 +52,7 @@ class Training:
     clip: clips.Clip
     objective: Objective
     adamw: torch.optim.AdamW
-    predicted: torch.Tensor  # [C] how often each class was predicted in the epoch so far
+    predicted: torch.Tensor  # int64 [C] how often each class was predicted in the epoch so far
     signals: Signals
     batch_norm: str  # "frozen" or "train"
     history: list[dict[str, Any]] = field(default_factory=list)  # one row per step, plain numbers
@@ -75,6 +80,8 @@ class Training:
     ) -> dict[str, torch.Tensor]:
         """One optimiser step; returns detached scalars for the history.
 
+        Nothing here waits for a GPU's results, which would leave it idle until it gets new work.
+
         Args:
             index: [B] rows of the training images.
             labels: [B] class that each is taken for.
@@ -85,6 +92,7 @@ class Training:
             group["lr"] = rate
         training_mode(self.clip.model, self.batch_norm)
         scale = self.logit_scale.exp()
+        own = devices.send(labels, self.clip.device)  # [B]
         features = parallel.gather(encode.encode_images(self.clip, batch), len(index))  # [B, D]
         outcome = self.objective.loss(TrainingBatch(index, labels, features, scale))
         self.adamw.zero_grad()
@@ -96,11 +104,11 @@ class Training:
         self.objective.after_step()
         with torch.no_grad():
             self.logit_scale.clamp_(0, self.max_logit_scale)
-            predicted = outcome.scores.argmax(dim=1).cpu()  # [B]
-            self.predicted += predicted.bincount(minlength=len(self.predicted))
+            predicted = outcome.scores.argmax(dim=1)  # [B]
+            self.predicted.index_add_(0, predicted, torch.ones_like(predicted))
             return {
                 "loss": outcome.loss.detach(),
-                "agreement": (predicted == labels).float().mean(),
+                "agreement": (predicted == own).float().mean(),
                 **monitor.spread(outcome.scores, scale),
                 "logit_scale": self.logit_scale.clone(),
                 **outcome.logs,
@@ -110,15 +118,27 @@ class Training:
         """Keep a row for the history; its tensors stay on their device until `settle`."""
         self._recent.append(row)
 
-    def settle(self) -> None:
-        """Make numbers of the rows recorded since the last call.
+    def settle(self, timings: Callable[[], dict[str, float]]) -> None:
+        """Make numbers of the rows recorded since the last call: the one place that waits.
+
+        Args:
+            timings: columns that all of these rows get, asked for when their steps are done.
 
         Raises:
             UserError: a loss among them is not finite.
         """
-        rows = [{name: _number(value) for name, value in row.items()} for row in self._recent]
-        check_finite(rows)
-        self.history += rows
+        scalars = [
+            (row, name)
+            for row in self._recent
+            for name, value in row.items()
+            if isinstance(value, torch.Tensor)
+        ]
+        values = torch.stack([row[name].double() for row, name in scalars]).tolist()
+        for (row, name), value in zip(scalars, values, strict=True):
+            row[name] = value
+        shared = timings()
+        check_finite(self._recent)
+        self.history += [row | shared for row in self._recent]
         self._recent = []
 
     def checkpoint(self, steps: int, identity: dict[str, Any]) -> Checkpoint:
@@ -151,17 +171,14 @@ class Training:
         self.adamw.load_state_dict({**self.adamw.state_dict(), "state": state})
         self.objective.restore(_named(tensors, "objective."))
         self.scaler.load_state_dict(values["scaler"])
-        self.predicted, self.history = tensors["predicted"], values["history"]
+        self.predicted = tensors["predicted"].to(self.clip.device)
+        self.history = values["history"]
         torch.set_rng_state(tensors["random.torch"])
         if self.clip.device.type == "cuda" and "random.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random.cuda"])
         np.random.set_state(tuple(values["random.numpy"]))
         version, internal, gauss = values["random.python"]
         random.setstate((version, tuple(internal), gauss))
-
-
-def _number(value: Any) -> float | int:
-    return value.item() if isinstance(value, torch.Tensor) else value
 
 
 def _named(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ import torch
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
+from latteclip.core import devices
 from latteclip.train import parallel
 
 ROWS = 2**14  # texts tokenised at once
@@ -48,4 +49,4 @@ class TextBank:
         """
         distinct, where = ids.unique(return_inverse=True)
         own = encode.encode_texts(self.clip, self.tokens[parallel.share(distinct)].long())
-        return parallel.gather(own, len(distinct))[where.to(self.clip.device)]
+        return parallel.gather(own, len(distinct))[devices.send(where, self.clip.device)]

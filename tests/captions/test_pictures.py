@@ -1,8 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from latteclip.captions.pictures import grid
+from latteclip.captions.pictures import blanks, grid, lay_out
+from latteclip.captions.prepare import show
+from latteclip.captions.request import Layout
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
 
@@ -46,3 +50,33 @@ def test_pictures_are_resampled_with_lanczos():
 def test_a_sliver_still_shows():
     picture = np.asarray(grid([Image.new("RGB", (5000, 2), (9, 9, 9)), *squares()[1:]], 128, 4))
     assert picture[:62, :62].any()
+
+
+@pytest.mark.parametrize("size", [(40, 10), (10, 40), (500, 375), (24, 24)])
+def test_a_square_is_the_overview_of_llava(size):
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8))
+    [shown] = lay_out([picture], Layout(square=24))
+    assert shown == picture.resize((24, 24), Image.Resampling.BICUBIC)
+
+
+def test_a_grid_becomes_a_square_as_a_whole():
+    [shown] = lay_out(squares(), Layout("grid", 128, 4, square=64))
+    assert shown == grid(squares(), 128, 4).resize((64, 64), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        *(Layout(), Layout(max_side=20), Layout(square=16), Layout("multi_image", max_side=20)),
+        *(Layout("grid", 64, 4), Layout("grid", 64, 4, square=16)),
+    ],
+    ids=str,
+)
+def test_black_pictures_have_the_sizes_of_those_that_are_shown(layout, tmp_path):
+    sizes = [(31, 20), (9, 14), (40, 40), (17, 50)]
+    for number, size in enumerate(sizes):
+        Image.new("RGB", size, (200, 100, 50)).save(tmp_path / f"{number}.png")
+    paths = [str(tmp_path / f"{number}.png") for number in range(4)]
+    shown = show(layout, paths, [Path(path).read_bytes() for path in paths])
+    assert [each.size for each in blanks(sizes, layout)] == [each.size for each in shown]

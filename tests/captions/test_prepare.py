@@ -117,6 +117,14 @@ def test_a_large_jpeg_looks_the_same_scaled_down_while_it_is_decoded(tmp_path):
     assert np.abs(difference).mean() < 2
 
 
+@pytest.mark.parametrize("kind", ["single", "grid", "multi_image"])
+def test_a_server_is_sent_squares_where_pictures_become_squares(files, kind):
+    task = Task(0, files[:4], "?")
+    [item] = prepare([task], as_urls=True, kind=kind, canvas=64, gap=4, square=24)
+    assert len(item.pictures) == (1 if kind == "grid" else 4)
+    assert {decoded(url)[1].shape for url in item.pictures} == {(24, 24, 3)}
+
+
 @pytest.mark.parametrize("kind", ["grid", "multi_image"])
 def test_four_images_are_one_grid_or_four_pictures(files, kind):
     [item] = prepare([Task(0, files[:4], "?")], kind=kind, canvas=64, gap=4)

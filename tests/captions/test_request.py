@@ -49,6 +49,8 @@ def test_choices_and_their_kind_count():
         {"layout": Layout(max_side=100)},
         {"layout": Layout("grid", 672, 20)},
         {"layout": Layout("multi_image")},
+        {"layout": Layout(square=336)},
+        {"layout": Layout("grid", 672, 20, square=336)},
     ],
     ids=str,
 )

@@ -1,5 +1,6 @@
 import logging
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -270,3 +271,8 @@ def test_wrong_usage_is_status_2(arguments, capsys):
         main.main(arguments)
     assert caught.value.code == 2
     assert "usage: latteclip" in capsys.readouterr().err
+
+
+def test_a_spawned_process_does_not_run_the_command_again():
+    module = runpy.run_module("latteclip.__main__", run_name="__mp_main__")
+    assert module["main"] is main.main

@@ -1,6 +1,7 @@
 import open_clip
 import pytest
 import torch
+from support import small_memory
 from support.backbones import (
     CPU,
     TEXTS,
@@ -15,6 +16,7 @@ from support.tiny import BACKBONES, CONTEXT, END, EOS, PAD, START, WIDTH, tiny_c
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
+from latteclip.core.errors import UserError
 
 
 def tokens_of_lengths(lengths):
@@ -145,3 +147,36 @@ def test_nothing_is_encoded_to_no_feature(clip, kind):
     none = (0, BACKBONES[kind][0]["embed_dim"])
     assert encode.encode_texts(clip, clip.tokenizer(TEXTS)[:0]).shape == none
     assert encode.encode_images(clip, pictures(clip, 3)[:0]).shape == none
+
+
+@pytest.mark.parametrize("kind", ["vit", "siglip"])
+@torch.no_grad()
+def test_batches_halve_until_they_fit_and_say_so_once(kind, backbones, monkeypatch, caplog):
+    clip = clips.load(backbones[kind], None, CPU)
+    images, tokens = pictures(clip, 9), clip.tokenizer(TEXTS * 6)
+    wanted = encode.encode_images(clip, images), encode.encode_texts(clip, tokens)
+    small_memory.limit(monkeypatch, clip, 2)
+    for _ in range(2):
+        found = encode.encode_images(clip, images), encode.encode_texts(clip, tokens)
+        for pair in zip(found, wanted, strict=True):
+            torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-5)
+    assert clip.at_once == 2
+    halved = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(halved) == 2
+    assert "does not hold 9 images or texts: encoding 4 at once" in halved[0]
+    assert "does not hold 4 images or texts: encoding 2 at once" in halved[1]
+
+
+@torch.no_grad()
+def test_no_memory_for_a_single_image_is_a_sentence(backbones, monkeypatch):
+    clip = clips.load(backbones["vit"], None, CPU)
+    small_memory.limit(monkeypatch, clip, 0)
+    with pytest.raises(UserError, match=r"Not even one image or text .* clip\.model"):
+        encode.encode_images(clip, pictures(clip, 5))
+
+
+def test_training_batches_do_not_halve_by_themselves(backbones, monkeypatch):
+    clip = clips.load(backbones["vit"], None, CPU)
+    small_memory.limit(monkeypatch, clip, 2)
+    with pytest.raises(torch.OutOfMemoryError):
+        encode.encode_images(clip, pictures(clip, 5))

@@ -1,3 +1,5 @@
+import re
+
 import open_clip
 import pytest
 import yaml
@@ -348,10 +350,13 @@ def test_words_for_classes_are_checked_before_anything_runs(config, words, messa
 
 
 def test_modern_models_and_words_are_those_that_the_libraries_know(config, tmp_path):
-    modern = yaml.safe_load((ROOT / "config" / "modern.yaml").read_text())
+    text = (ROOT / "config" / "modern.yaml").read_text()
+    modern = yaml.safe_load(text)
     found = configured(config, **{**modern, "image_dir": str(tmp_path)})
     clip = found.section("clip", found.datasets[0])
     assert (clip["model"], clip["pretrained"]) in open_clip.list_pretrained()
+    remote_sensing = yaml.safe_load(re.search(r"clip: (\{.*\})", text)[1])
+    assert tuple(remote_sensing.values()) in open_clip.list_pretrained()
     assert len(found.dataset(found.datasets[0])["template"]) > 3
     refused(config, "source.folder photographs is not a folder", **modern)
 
@@ -380,3 +385,20 @@ def test_mistakes_in_datasets_that_do_not_run_are_left_for_later(config, tmp_pat
 
 def test_settings_for_commands_do_not_depend_on_the_order_of_keys():
     assert as_json({"b": 1, "a": "é"}) == as_json({"a": "é", "b": 1}) == '{"a": "é", "b": 1}'
+
+
+def test_braces_in_a_source_folder_are_refused(config, tmp_path):
+    """Snakemake takes them for wildcards, and would put a value in their place."""
+    del config["datasets"]["demo"]["source"]["textures"]
+    for name in ("photos {2024}", "of {dataset}", "{ x, [0-9]+}"):
+        (tmp_path / name).mkdir()
+        source = {"folder": str(tmp_path / name)}
+        refused(config, "has braces, which Snakemake", datasets={"demo": {"source": source}})
+
+
+def test_a_download_into_another_folder_is_refused(config):
+    source = {"downloads": {"x.zip": {"sources": ["https://example.org/x.zip"]}}}
+    del config["datasets"]["demo"]["source"]["textures"]
+    for into in ("../../../out", "/out", ""):
+        source["downloads"]["x.zip"]["into"] = into
+        refused(config, "folder inside the dataset's folder", datasets={"demo": {"source": source}})

@@ -79,3 +79,21 @@ def test_a_device_is_picked_with_its_threads():
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_tensor_is_sent_to_a_gpu_without_waiting():
+    calls = []
+
+    class Pinned:
+        def to(self, device, non_blocking):
+            calls.append((device, non_blocking))
+            return "there"
+
+    class Host:
+        def pin_memory(self):
+            return Pinned()
+
+    assert devices.send(Host(), CUDA) == "there"
+    assert calls == [(CUDA, True)]
+    tensor = torch.ones(2)
+    assert devices.send(tensor, CPU) is tensor

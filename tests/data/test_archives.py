@@ -1,7 +1,10 @@
+import gzip
 import io
+import random
 import stat
 import tarfile
 import tempfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 from support.web import tar, zipped
 
 from latteclip.core.errors import UserError
-from latteclip.data import archives
+from latteclip.data import archives, tar_files
 
 FILES = {"a/one.txt": b"one", "a/b/two.txt": b"two", "three.txt": b""}
 
@@ -176,6 +179,20 @@ def test_links_inside_the_folder_are_kept(folder):
     assert (folder / "also" / "one.txt").read_bytes() == b"xxx"
 
 
+@pytest.mark.parametrize(
+    "link",
+    [
+        member("link", tarfile.LNKTYPE, "not there"),
+        member("link", tarfile.SYMTYPE, "link"),
+        member("link", tarfile.SYMTYPE, "n" * 300),
+    ],
+    ids=["hard link to nothing", "circle", "name too long"],
+)
+def test_a_link_that_cannot_be_followed_is_an_error(folder, link):
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        archives.unpack(saved(folder, tar_of(link)), folder)
+
+
 @pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
 def test_refuses_devices(folder, kind):
     with pytest.raises(UserError, match="device 'thing': refused"):
@@ -220,6 +237,102 @@ def test_a_truncated_archive_is_an_error(folder, pack, share):
 def test_something_else_is_an_error(folder, content):
     with pytest.raises(UserError, match=r"archive cannot be unpacked .*delete it and rerun"):
         archives.unpack(saved(folder, content), folder)
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 1])
+def test_a_flipped_byte_in_a_compressed_tar_is_an_error(folder, mode, share):
+    """The last one lies in the checksum of the whole, after the tar's own end."""
+    content = bytearray(tar({"a.bin": random.Random(0).randbytes(9000)}, mode))
+    content[int(share * len(content)) - 1] ^= 0x80
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        archives.unpack(saved(folder, bytes(content)), folder)
+
+
+def test_a_damaged_header_is_not_the_end_of_a_tar(folder):
+    content = bytearray(tar(FILES, "w"))
+    content[1024] ^= 1  # the header of the second file
+    with pytest.raises(UserError, match="it has no end mark, or a damaged header"):
+        archives.unpack(saved(folder, bytes(content)), folder)
+
+
+def test_a_tar_that_is_cut_between_two_files_is_an_error(folder):
+    with pytest.raises(UserError, match="it has no end mark"):
+        archives.unpack(saved(folder, tar(FILES, "w")[:1024]), folder)
+
+
+def test_padding_after_the_end_mark_does_not_count(folder):
+    archives.unpack(saved(folder, tar(FILES, "w") + b"padding" * 99), folder)
+    assert tree(folder) == FILES
+
+
+def a_header_of(kind, size):
+    """A compressed tar with one entry that says something long about the next one."""
+    info = tarfile.TarInfo("long")
+    info.type, info.size = kind, size
+    buffer = io.BytesIO()
+    with gzip.open(buffer, "wb") as file:
+        file.write(info.tobuf())
+        for _ in range(size // 2**20):
+            file.write(b"a" * 2**20)
+    return buffer.getvalue()
+
+
+HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_a_header_takes_no_more_memory_than_its_bound(folder, kind):
+    archive = saved(folder, a_header_of(kind, 60 * 2**20))
+    tracemalloc.start()
+    with pytest.raises(UserError, match="a header of more than 1048576 bytes"):
+        archives.unpack(archive, folder)
+    assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+    tracemalloc.stop()
+
+
+def test_attributes_of_all_entries_are_bounded(folder):
+    buffer = io.BytesIO()
+    pax = {f"x.{n}": "v" for n in range(200)}
+    with tarfile.open(fileobj=buffer, mode="w", pax_headers=pax) as archive:
+        archive.addfile(member("a.txt", size=0))
+    with pytest.raises(UserError, match="more than 100 attributes"):
+        archives.unpack(saved(folder, buffer.getvalue()), folder)
+
+
+def test_xz_takes_no_more_memory_than_its_bound(folder, monkeypatch):
+    monkeypatch.setattr(tar_files, "XZ_MEMORY", 2**20)
+    with pytest.raises(UserError, match=r"cannot be unpacked \(Memory usage limit exceeded"):
+        archives.unpack(saved(folder, tar(FILES, "w:xz")), folder)
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFLNK | 0o777])
+def test_a_link_in_a_zip_is_not_read_beyond_a_path(folder, kind):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        info = zipfile.ZipInfo("link")
+        info.external_attr, info.compress_type = kind << 16, zipfile.ZIP_DEFLATED
+        archive.writestr(info, b"a" * (60 * 2**20))
+    path = saved(folder, buffer.getvalue())
+    tracemalloc.start()
+    with pytest.raises(UserError, match="the link link has more than 4096 bytes"):
+        archives.unpack(path, folder)
+    assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_may_only_be_stored_or_deflated(folder, method):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        archive.writestr("a.txt", b"content")
+    with pytest.raises(UserError, match="neither stored nor deflated"):
+        archives.unpack(saved(folder, buffer.getvalue()), folder)
+
+
+def test_folders_in_each_other_are_bounded(folder):
+    with pytest.raises(UserError, match="over 100 folders deep"):
+        archives.unpack(saved(folder, tar({"a/" * 500 + "x": b""})), folder)
 
 
 def test_a_damaged_zip_fails_its_own_checksum(folder):

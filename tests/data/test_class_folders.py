@@ -1,5 +1,8 @@
+import os
+
 import pytest
 from support.image_folders import folders, images, index
+from support.permissions import as_nobody
 
 from latteclip.core.errors import UserError
 from latteclip.data.split_files import Item
@@ -108,4 +111,34 @@ def test_a_name_that_is_not_text_is_an_error(tmp_path):
     folders(tmp_path)
     images(tmp_path, "cat/\udcff.jpg")
     with pytest.raises(UserError, match="not a path inside"):
+        read_split(tmp_path, SplitSettings("folders"))
+
+
+UNREADABLE = [
+    ("cat", None),
+    ("cat/deep/deeper", None),
+    ("cat", "cat\ndog\n"),
+    ("other", "cat\ndog\n"),
+    ("test", None),
+    ("test/cat", None),
+]
+
+
+@pytest.mark.parametrize(("name", "classes"), UNREADABLE)
+def test_a_folder_that_cannot_be_read_is_an_error_that_names_it(open_folder, name, classes):
+    tops = ("train/", "test/") if name.startswith("test") else ("",)
+    images(
+        open_folder, *(f"{top}{c}/{n}.jpg" for top in tops for c in ("cat", "dog") for n in "12")
+    )
+    images(open_folder, f"{name}/1.jpg")
+    if classes:
+        (open_folder / "classes.txt").write_text(classes)
+    (open_folder / name).chmod(0)
+    with as_nobody(), pytest.raises(UserError, match=rf"{name} cannot be read \(Permission denied"):
+        read_split(open_folder, SplitSettings("folders", test_fraction=0.5))
+
+
+def test_a_list_that_is_no_regular_file_is_an_error(tmp_path):
+    os.mkfifo(folders(tmp_path) / "classes.txt")
+    with pytest.raises(UserError, match=r"classes\.txt is a named pipe and no regular file"):
         read_split(tmp_path, SplitSettings("folders"))

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from support import small_memory
 from support.tiny import ROOT, write_index, write_pictures, write_pseudo_labels
 
 from latteclip.cli import main
@@ -106,6 +107,23 @@ def test_the_three_lines_of_the_docstring_are_right(model, pictures, monkeypatch
     assert {len(one.topk_classnames) for one in names["predictions"]} == {3}
 
 
+def test_what_is_no_regular_file_is_skipped_and_never_waited_for(model, pictures, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zeros.jpg").symlink_to("/dev/zero")
+    paths = predict.image_paths([str(tmp_path)], io.StringIO())
+    assert len(paths) == N + 2
+    parts = list(predict.Classifier(model, device="cpu", threads=1).in_batches(paths, 1))
+    assert sum(len(part.predictions) for part in parts) == N
+    reasons = " ".join(sentence for part in parts for sentence in part.skipped)
+    assert "it is a named pipe and no regular file" in reasons and "it is a device" in reasons
+
+
+def test_a_list_without_an_end_is_refused(monkeypatch):
+    monkeypatch.setattr(predict, "MAX_LIST", 1000)
+    with Path("/dev/zero").open() as zeros, pytest.raises(UserError, match="has more than 1000"):
+        predict.image_paths(["-"], zeros)
+
+
 def test_a_bias_changes_what_is_predicted(biased, pictures):
     """Or the test of its scores would show little."""
     head, _ = load_classifier(biased / clips.CLASSIFIER)
@@ -171,6 +189,15 @@ def test_the_predictions_are_those_of_the_evaluation_stage(tmp_path, model, pict
     # Up to rounding: on some processors products of 3 rows round otherwise than products of all.
     for one, scores in zip(found, stage["topk_scores"].to_pylist(), strict=True):
         assert one.topk_scores == pytest.approx(scores, abs=1e-6)
+
+
+def test_a_batch_that_does_not_fit_into_memory_halves(model, pictures, monkeypatch):
+    classifier = predict.Classifier(model, device="cpu", threads=1, batch_size=BATCH)
+    wanted = classifier(pictures, topk=C)
+    small_memory.limit(monkeypatch, classifier.model.clip, 1)
+    found = classifier(pictures, topk=C)
+    assert [each.topk_labels for each in found] == [each.topk_labels for each in wanted]
+    assert classifier.model.clip.at_once == 1
 
 
 def test_the_folder_of_the_run_will_do(model):

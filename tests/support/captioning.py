@@ -88,6 +88,7 @@ def recorder(monkeypatch):
         return recorder
 
     monkeypatch.setattr(engines, "start", start)
+    monkeypatch.setattr(engines, "counter", lambda settings, max_new_tokens: None)
     return recorder
 
 

@@ -11,6 +11,7 @@ from support.captioning import SETTINGS, Recorder, mean_colour
 from support.tiny import write_index, write_pictures
 
 from latteclip.captions.class_questions import ScoreSettings
+from latteclip.captions.engines import start as engines
 from latteclip.captions.job import CaptionJob
 from latteclip.captions.score_classes import ScoreFiles, score_classes
 from latteclip.captions.scorers import start as scorers
@@ -68,6 +69,7 @@ def scorer(monkeypatch):
         return recorder
 
     monkeypatch.setattr(scorers, "start", start)
+    monkeypatch.setattr(engines, "counter", lambda settings, max_new_tokens: None)
     return recorder
 
 

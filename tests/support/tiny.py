@@ -74,7 +74,7 @@ def tiny_clip(seed=0, *, tower=open_clip.CLIP, **text):
     embedding.weight.data *= 30
     transform = open_clip.image_transform(SIDE, is_train=False)
     config = {"embed_dim": WIDTH}
-    return Clip(model.eval(), tokenize, transform, transform, config, torch.device("cpu"))
+    return Clip(model.eval(), lambda: tokenize, transform, transform, config, torch.device("cpu"))
 
 
 PAD, UNKNOWN, BEGIN, EOS = range(4)

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from PIL import Image
 
+WHOLE = 200  # the status of an answer with the whole file
 COMMIT = "c" * 40  # of every repo that it serves as a Hugging Face hub
 
 
@@ -23,6 +24,10 @@ class Host:
         self.busy = {}  # path -> how many answers are 503
         self.refused = {}  # start of a path -> (status, error code of the Hugging Face hub)
         self.ranges = True
+        self.headers = {}  # path -> headers added to its answers; None takes one away
+        self.redirected = {}  # path -> where its answers lead
+        self.drops = {}  # path -> what of its answers comes byte by byte: "head" or "body"
+        self.ending = threading.Event()
         self.requests = []
         handler = type("Handler", (_Handler,), {"host": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -56,6 +61,7 @@ class Host:
         try:
             yield self
         finally:
+            self.ending.set()
             self.server.shutdown()
             self.server.server_close()
             thread.join()
@@ -90,28 +96,55 @@ class _Handler(BaseHTTPRequestHandler):
             if path.startswith(start_of_path):
                 self.refuse(status, code)
                 return
+        if path in self.host.redirected:
+            self.redirect(self.host.redirected[path])
+            return
         if path not in self.host.files:
             self.refuse(404, "EntryNotFound")
             return
         content = self.host.files[path]
-        partial = asked is not None and self.host.ranges
+        digest = hashlib.sha256(content).hexdigest()
+        said = {"ETag": f'"{digest}"'} | self.host.headers.get(path, {})
+        same = self.headers.get("If-Range") in (None, said.get("ETag"), said.get("Last-Modified"))
+        partial = asked is not None and self.host.ranges and same
         rest = content[start:] if partial else content
-        self.send_response(206 if partial else 200)
+        self.send_response(206 if partial else WHOLE)
         if partial:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        digest = hashlib.sha256(content).hexdigest()
-        self.send_header("ETag", f'"{digest}"')
+        for name, value in said.items():
+            if value is not None:
+                self.send_header(name, value)
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("X-Linked-ETag", f'"{digest}"')
         self.send_header("X-Linked-Size", str(len(content)))
         kind = "application/json" if path.startswith("/api/") else "application/octet-stream"
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(rest)))
+        drops = self.host.drops.get(path) if body else None
+        if drops == "head":
+            self.flush_headers()
+            self.drip(b"X-Long: " + bytes(200) + b"\r\n")
         self.end_headers()
-        if body:
+        if drops == "body":
+            self.drip(rest)
+        elif body:
             cut = self.host.spend(self.host.cut, path)
             with contextlib.suppress(ConnectionError):
                 self.wfile.write(rest[: len(rest) // 2] if cut else rest)
+
+    def drip(self, content):
+        """Send byte by byte, until the other side or the test ends."""
+        with contextlib.suppress(OSError):
+            for byte in content:
+                if self.host.ending.wait(0.05):
+                    return
+                self.wfile.write(bytes([byte]))
+
+    def redirect(self, place):
+        self.send_response(302)
+        self.send_header("Location", place)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def refuse(self, status, code):
         self.send_response(status)

@@ -43,6 +43,7 @@ from latteclip.train import checkpoints, monitor, prepare
 from latteclip.train.data import TrainingFiles
 from latteclip.train.finetune import TrainingOutputs, finetune
 from latteclip.train.settings import Compute, Finetune, FinetuneSettings
+from latteclip.train.step import Training
 
 CLASSNAMES = ["striped", "dotted", "woven"]
 LABELS = [2, 0, 2, 1, 0, 2, 1]
@@ -579,6 +580,18 @@ def test_micro_batches_change_nothing_but_rounding(inputs, tuned):
             # rounding alone, of which AdamW makes whole steps.
             pair = tuple(torch.cat([each.chunk(3)[i] for i in (0, 2)]) for each in pair)
         torch.testing.assert_close(*pair, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_training_that_runs_out_of_memory_says_what_to_set(inputs, monkeypatch):
+    def step(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(Training, "step", step)
+    with pytest.raises(UserError, match=r"with 4 images .* compute\.micro_batch to 2\."):
+        inputs.run("no_memory", compute={"micro_batch": 4}, batch_size=7)
+    with pytest.raises(UserError, match=r"with 3 images .* compute\.micro_batch to 1\."):
+        inputs.run("no_memory", batch_size=3)
+    assert not (inputs.folder / "no_memory" / "model").exists()
 
 
 # --- BatchNorm -----------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import weakref
 
 import pytest
 import torch
@@ -16,8 +15,7 @@ from support.backbones import (
     gradients,
     pictures,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from support.live_bytes import LiveBytes
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
@@ -33,7 +31,8 @@ from latteclip.train.settings import Compute
 
 
 def prepare(clip, **chosen):
-    prepare_training(clip, Compute(**chosen))
+    compute = Compute(**{"micro_batch": None, **chosen})
+    prepare_training(clip, compute, clip.tokenizer(TEXTS), len(TEXTS))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "resnet"])
@@ -185,41 +184,13 @@ def test_micro_batches_are_for_gradients_alone(backbones):
     assert calls == [5]
 
 
-class LiveBytes(TorchDispatchMode):
-    """The most bytes of tensors that existed at once among those made under it."""
-
-    def __init__(self, inputs):
-        super().__init__()
-        self.known = {tensor.untyped_storage()._cdata for tensor in inputs}
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self.add(tensor.untyped_storage())
-        return result
-
-    def add(self, storage):
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self.known:
-            self.known.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self.remove, key, size)
-
-    def remove(self, key, size):
-        self.known.discard(key)
-        self.now -= size
-
-
 def peak_of_a_step(clip, n):
     clip.model.zero_grad()
     images, tokens = pictures(clip, n), clip.tokenizer(["the dotted and woven thing"] * n)
     with LiveBytes([images, tokens]) as live:
         texts = encode.encode_texts(clip, tokens)
         contrastive(encode.encode_images(clip, images), texts, torch.tensor(10.0)).backward()
-    return live.peak
+    return live.peak()
 
 
 @pytest.mark.parametrize("kind", ["custom_text", "siglip", "hf_mean"])

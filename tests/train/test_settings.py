@@ -52,6 +52,8 @@ def test_sections_are_typed_at_the_door():
         from_values(FinetuneSettings, {**values, "finetune": {**FINETUNE, "warmup": 1}})
     with pytest.raises(UserError, match=r"finetune\.batch_norm must be 'frozen' or 'train'"):
         from_values(FinetuneSettings, {**values, "finetune": {**FINETUNE, "batch_norm": "on"}})
-    with pytest.raises(UserError, match=r"compute\.micro_batch must be a whole number or null"):
+    with pytest.raises(
+        UserError, match=r"compute\.micro_batch must be a whole number or 'auto' or null"
+    ):
         compute = {"micro_batch": "8"}
         from_values(FinetuneSettings, {**values, "finetune": FINETUNE, "compute": compute})

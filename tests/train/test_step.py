@@ -2,9 +2,15 @@ import math
 
 import pytest
 import torch
+from support.objectives import SHAPES, Case
+from support.on_device import OnDevice, moved, no_waiting, send
 
+from latteclip.core import devices
 from latteclip.core.errors import UserError
-from latteclip.train.step import check_finite, parameter_groups
+from latteclip.core.signals import ending_in_order
+from latteclip.train.objectives.flyp import Flyp
+from latteclip.train.settings import Finetune
+from latteclip.train.step import Training, adamw, check_finite, parameter_groups
 
 
 def test_only_matrices_decay(demo_clip):
@@ -36,3 +42,124 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step(value):
     rows[2]["loss"] = value
     with pytest.raises(UserError, match=r"at step 9 \(epoch 5\)"):
         check_finite(rows)
+
+
+def a_training(case, make_objective):
+    """A training of the case's model on a device that notices when it is waited for."""
+    settings = Finetune(
+        epochs=1,
+        warmup_steps=1,
+        batch_size=len(case.index),
+        lr=1e-3,
+        beta1=0.9,
+        beta2=0.98,
+        eps=1e-6,
+        weight_decay=0.2,
+        batch_norm="frozen",
+    )
+    with ending_in_order("") as signals:
+        return Training(
+            case.clip,
+            make_objective(case),
+            adamw(case.clip.model, settings),
+            torch.zeros(len(case.classnames), dtype=torch.long).as_subclass(OnDevice),
+            signals,
+            settings.batch_norm,
+        )
+
+
+def steps(training, case, n=2):
+    labels = case.labels[case.index]
+    for number in range(n):
+        logs = training.step(case.index, labels, send(case.images, None), 1e-3)
+        training.record({"step": number, "epoch": 0, "lr": 1e-3, **logs})
+
+
+OBJECTIVES = {
+    "flyp": lambda case: Flyp(case.bank, case.texts),
+    "latteclip": lambda case: case.latteclip(),
+    "no mixer": lambda case: case.latteclip(mixer_weights=False),
+    "epoch": lambda case: case.latteclip(mixer_prototypes="epoch", group_description=False),
+    "no prototypes": lambda case: case.latteclip(prototypes=False),
+}
+
+
+def gradients(case, objective):
+    """The loss of a batch and the gradients of all parameters."""
+    case.clip.model.zero_grad()
+    outcome = OBJECTIVES[objective](case).loss(case.batch())
+    outcome.loss.backward()
+    named = case.clip.model.named_parameters()
+    return outcome.loss.item(), {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_micro_batches_give_every_objective_its_gradients(objective, shape, size):
+    case = Case(*shape)
+    loss, whole = gradients(case, objective)
+    case.clip.micro_batch = size
+    loss_of_parts, parts = gradients(case, objective)
+    assert loss_of_parts == pytest.approx(loss, rel=1e-5)
+    assert parts.keys() == whole.keys()
+    largest = max(gradient.abs().max() for gradient in whole.values()).item()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-5, atol=1e-5 * largest, msg=name)
+
+
+@pytest.fixture
+def waits_are_noticed(monkeypatch):
+    monkeypatch.setattr(devices, "send", send)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_a_step_never_waits_for_the_device(objective, micro_batch, waits_are_noticed):
+    case = Case(5, 7, 11)
+    moved(case.clip.model)
+    training = a_training(case, OBJECTIVES[objective])
+    case.clip.micro_batch = micro_batch
+    before = training.logit_scale.item()
+    with no_waiting():
+        steps(training, case)
+        with pytest.raises(AssertionError, match="item waits for the device"):
+            training._recent[0]["loss"].item()
+    assert isinstance(training.predicted, OnDevice)
+    assert training.logit_scale.item() != before
+
+
+def test_more_classes_than_labels_in_a_batch_are_looked_at_once(waits_are_noticed):
+    """Encoding all of many classes would cost more than the one wait."""
+    case = Case(3, 13, 8)
+    moved(case.clip.model)
+    training = a_training(case, OBJECTIVES["latteclip"])
+    with no_waiting(), pytest.raises(AssertionError, match="unique waits"):
+        steps(training, case)
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 11), (3, 13, 8)])
+def test_rows_become_numbers_together_with_what_they_share(shape):
+    case = Case(*shape)
+    training = a_training(case, OBJECTIVES["latteclip"])
+    steps(training, case, n=3)
+    wanted = [row["loss"].item() for row in training._recent]
+    training.settle(lambda: {"images_per_second": 7.0})
+    assert [row["loss"] for row in training.history] == wanted
+    assert [row["step"] for row in training.history] == [0, 1, 2]
+    assert all(row["images_per_second"] == 7.0 for row in training.history)
+    values = [value for row in training.history for value in row.values()]
+    assert all(isinstance(value, (int, float)) for value in values)
+    assert training.predicted.sum() == 3 * shape[0]
+
+
+def test_a_loss_that_is_not_finite_is_found_when_rows_are_settled():
+    case = Case(5, 7, 11)
+    training = a_training(case, OBJECTIVES["flyp"])
+    steps_of = [{"step": n, "epoch": 0, "loss": torch.tensor(1.0)} for n in range(4)]
+    steps_of[2]["loss"] = torch.tensor(math.nan)
+    for row in steps_of:
+        training.record(row)
+    with pytest.raises(UserError, match=r"The loss became nan at step 2 \(epoch 1\)"):
+        training.settle(dict)
+    assert training.history == []

@@ -1,12 +1,16 @@
 """What an engine is given and what it does: writing a text about pictures."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from latteclip.captions.answers import Answer
-from latteclip.captions.request import Identity, Layout, Request, fingerprint
+from PIL import Image
 
+from latteclip.captions.answers import Answer
+from latteclip.captions.request import Identity, Layout, Request, alone, fingerprint
+
+# Tokens of a request: a prompt about pictures. Raises TooLongError.
+Count = Callable[[str, Sequence[Image.Image]], int]
 OWN = "file"  # the engine that asks nobody: captions that the user brings along
 
 
@@ -25,12 +29,18 @@ class CaptionerSettings:
     quantization: str | None = None  # as vLLM names it; null: what the model's files say
     tensor_parallel_size: int = 1  # GPUs that hold the model together
     max_image_side: int | None = None  # a larger image is scaled down to this, pixels
+    square_side: int | None = None  # each picture is scaled to a square of this side, pixels
     concurrency: int = 32  # requests that a server gets at once
     timeout: float = 120.0  # seconds for an answer of a server
     retries: int = 5  # when a server is busy or does not answer
     max_failed: float = 0.05  # share of requests that may end without a caption
     images_file: str | None = None  # of engine file: image_id and caption
     groups_file: str | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """How an image by itself is shown."""
+        return alone(self.max_image_side, self.square_side)
 
     def identity(self, layout: Layout) -> Identity:
         """What tells apart the answers to equal questions."""
@@ -42,6 +52,14 @@ class CaptionerSettings:
             max_new_tokens=self.max_new_tokens,
             layout=layout,
         )
+
+
+class TooLongError(Exception):
+    """A request is longer than what the model reads."""
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.remedy = remedy  # what to do
 
 
 def never() -> bool:

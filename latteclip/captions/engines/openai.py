@@ -2,12 +2,15 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
+from PIL import Image
+
 from latteclip.captions.answers import Answer
-from latteclip.captions.engines.base import CaptionerSettings, never
+from latteclip.captions.engines.base import CaptionerSettings, TooLongError, never
+from latteclip.captions.pictures import data_url
 from latteclip.captions.replies import Reply, owner_of, read_reply
 from latteclip.captions.request import Request, messages
 from latteclip.core.errors import UserError
@@ -86,6 +89,20 @@ class OpenaiCaptioner:
     def _ask(self, request: Request) -> Answer:
         reply = self._complete(request, max_tokens=self._max_new_tokens)
         return reply if isinstance(reply, Answer) else reply.answer
+
+    def count(self, prompt: str, pictures: Sequence[Image.Image]) -> int:
+        """Tokens of a request, by the server's own count; 0 where it does not tell.
+
+        Raises:
+            TooLongError: the server refuses it, in its own words.
+        """
+        answer = self._ask(Request(0, [data_url(picture) for picture in pictures], prompt))
+        if answer.error is not None:
+            raise TooLongError(
+                f"The server refuses a request (pictures: {len(pictures)}): {answer.error}",
+                "let it take such requests (`vllm serve`: --max-model-len, --limit-mm-per-prompt)",
+            )
+        return answer.n_read or 0
 
     def _complete(self, request: Request, **options: Any) -> Reply | Answer:
         """The server's reply, greedy, or an answer that says why there is none."""

@@ -5,15 +5,18 @@ of it reruns the captions that this engine wrote, and no other.
 """
 
 import importlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from latteclip.captions import processors
 from latteclip.captions.answers import RowOutcome
-from latteclip.captions.engines.base import OWN, Captioner, CaptionerSettings
+from latteclip.captions.engines.base import OWN, Captioner, CaptionerSettings, Count
 from latteclip.config import model_names
 from latteclip.core.errors import UserError
 
+log = logging.getLogger(__name__)
 CLASSES = {
     "vllm": "VllmCaptioner",
     "openai": "OpenaiCaptioner",
@@ -35,6 +38,31 @@ def start(settings: CaptionerSettings, threads: int, pictures: int) -> Captioner
     """
     captioner: Captioner = _class_of(settings.engine)(settings, threads, pictures)
     return captioner
+
+
+def counter(settings: CaptionerSettings, max_new_tokens: int) -> Count | None:
+    """What counts the tokens of requests before the engine starts.
+
+    Args:
+        settings: of the captioner.
+        max_new_tokens: of an answer.
+
+    Returns:
+        None where nobody knows: vLLM may read a model whose processor transformers does not.
+
+    Raises:
+        UserError: transformers does not know the model, or the server does not answer.
+    """
+    if not loads_model(settings.engine):
+        count: Count = _class_of(settings.engine)(settings).count
+        return count
+    try:
+        return processors.TokenCounter(settings, max_new_tokens)
+    except UserError as error:
+        if settings.engine == "transformers":
+            raise
+        log.info("Tokens are not counted in advance: %s", error)
+        return None
 
 
 def own_captions(settings: CaptionerSettings, *, grouped: bool) -> Callable[[str], RowOutcome]:

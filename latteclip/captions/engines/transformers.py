@@ -7,9 +7,10 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from latteclip.captions import processors
 from latteclip.captions.answers import Answer
 from latteclip.captions.engines.base import CaptionerSettings, never
-from latteclip.captions.request import Request, messages
+from latteclip.captions.request import Request
 from latteclip.core.errors import UserError
 
 
@@ -31,13 +32,8 @@ class TransformersCaptioner:
         self._device = devices.pick("auto", threads)
         self._batch_size = settings.batch_size
         self._max_new_tokens = settings.max_new_tokens
+        self._processor = processors.load(settings)
         try:
-            self._processor = transformers.AutoProcessor.from_pretrained(
-                settings.model,
-                revision=settings.revision,
-                padding_side="left",
-                trust_remote_code=False,
-            )
             self._model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
                 settings.model,
                 revision=settings.revision,
@@ -65,10 +61,7 @@ class TransformersCaptioner:
         import torch
 
         prompts = [
-            self._processor.apply_chat_template(
-                messages([{"type": "image"}] * len(request.pictures), request.prompt),
-                add_generation_prompt=True,
-            )
+            processors.as_text(self._processor, len(request.pictures), request.prompt)
             for request in requests
         ]
         inputs = self._processor(
@@ -89,9 +82,10 @@ class TransformersCaptioner:
             ) from None
         texts = self._processor.batch_decode(tokens, skip_special_tokens=True)
         lengths = self._lengths(tokens)
+        read = inputs["attention_mask"].sum(dim=1).tolist()
         return [
-            Answer(text, "stop" if ended else "length", length)
-            for text, (length, ended) in zip(texts, lengths, strict=True)
+            Answer(text, "stop" if ended else "length", length, n_read=n)
+            for text, (length, ended), n in zip(texts, lengths, read, strict=True)
         ]
 
     def _lengths(self, tokens: Any) -> list[tuple[int, bool]]:

@@ -1,8 +1,10 @@
 """vLLM's offline engine."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
+
+from PIL import Image
 
 from latteclip.captions.answers import Answer
 from latteclip.captions.engines.base import CaptionerSettings, never
@@ -11,6 +13,7 @@ from latteclip.core import gpus
 from latteclip.core.errors import UserError
 
 T = TypeVar("T")
+PROBE = 64  # side of a picture to try, pixels
 ROOM = 2  # requests inside the engine for each one that it works on: rendered ahead
 # What vLLM's errors say, in lower case, and what to do about them; the first that fits.
 REMEDIES = (
@@ -31,8 +34,8 @@ REMEDIES = (
     (
         ("maximum model length", "maximum context length", "max_model_len"),
         "set captioner.max_model_len to what the model can read, and large enough for picture, "
-        "prompt and captioner.max_new_tokens; a lower captioner.max_image_side makes pictures "
-        "shorter",
+        "prompt and captioner.max_new_tokens; captioner.square_side or a lower "
+        "captioner.max_image_side makes pictures shorter",
     ),
     (
         ("not supported for now", "model architectures", "does not recognize this architecture"),
@@ -61,27 +64,44 @@ REMEDIES = (
 )
 
 
+def _is_for_cpu() -> bool:
+    """Whether vLLM computes on the CPU here, by its own word, which it has from the driver.
+
+    Nothing in this process may touch CUDA before vLLM's workers start. They are spawned, not
+    forked, for a library that has touched it all the same.
+    """
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    _set_unless_set({"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"})
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
+def _set_unless_set(environment: Mapping[str, str]) -> None:
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
+
+
 class VllmCaptioner:
     """Keeps vLLM's scheduler full: each finished request makes room for the next one."""
 
     keeps_prefixes = False  # of requests whose beginning others have too
 
     def __init__(self, settings: CaptionerSettings, threads: int, pictures: int) -> None:
-        import torch
-
         gpus.claim(settings.tensor_parallel_size)
-        environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-        on_gpu = torch.cuda.is_available()
-        if not on_gpu:
+        on_cpu = _is_for_cpu()
+        if on_cpu:
+            import torch
+
             torch.set_num_threads(threads)
-            environment |= {
-                "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
-                "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # other jobs use the same cores
-                "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # nothing to overlap; starts twice as fast
-                "OMP_NUM_THREADS": str(threads),
-            }
-        for name, value in environment.items():
-            os.environ.setdefault(name, value)
+            _set_unless_set(
+                {
+                    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+                    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # other jobs use the same cores
+                    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # starts twice as fast
+                    "OMP_NUM_THREADS": str(threads),
+                }
+            )
         import vllm
 
         self.version = f"vllm {vllm.__version__}"
@@ -99,7 +119,7 @@ class VllmCaptioner:
                 # Each picture comes once: caches would only hash it and hold on to it.
                 mm_processor_cache_gb=0,
                 enable_prefix_caching=self.keeps_prefixes,
-                enforce_eager=not on_gpu,
+                enforce_eager=on_cpu,
                 trust_remote_code=False,
             )
         except (OSError, ValueError, RuntimeError) as error:
@@ -109,6 +129,16 @@ class VllmCaptioner:
         self._refusals = (ValueError, vllm.exceptions.VLLMClientError)
         self._sampling = vllm.SamplingParams(temperature=0.0, max_tokens=settings.max_new_tokens)
         self._room = ROOM * settings.batch_size
+        self._try_out(settings.model, pictures)
+
+    def _try_out(self, model: str, pictures: int) -> None:
+        """Ask about black pictures: a model that cannot be asked says so before work begins."""
+        black = [Image.new("RGB", (PROBE, PROBE))] * pictures
+        [(_, answer)] = VllmCaptioner.answer(self, [Request(0, black, "?")])
+        if answer.error is not None:
+            raise UserError(
+                f"Captioner model {model!r} cannot be asked (pictures: {pictures}): {answer.error}"
+            )
 
     def answer(
         self, requests: Iterable[Request], would_wait: Callable[[], bool] = never
@@ -165,7 +195,8 @@ def external_id(internal: str) -> str:
 def _answer(output: Any) -> Answer:
     completion = output.outputs[0]
     reason = completion.finish_reason or "unknown"
-    return Answer(completion.text, reason, len(completion.token_ids))
+    n_read = len(output.prompt_token_ids)
+    return Answer(completion.text, reason, len(completion.token_ids), n_read=n_read)
 
 
 def explained(error: BaseException) -> str:

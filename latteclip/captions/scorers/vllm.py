@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from latteclip.captions import processors
 from latteclip.captions.answers import Answer
 from latteclip.captions.class_questions import LETTERS
 from latteclip.captions.engines.base import CaptionerSettings, never
@@ -42,13 +43,9 @@ class VllmScorer(VllmCaptioner):
 
     def __init__(self, settings: CaptionerSettings, threads: int, pictures: int) -> None:
         super().__init__(settings, threads, pictures)
-        import transformers
         import vllm
 
-        processor = transformers.AutoProcessor.from_pretrained(
-            settings.model, revision=settings.revision, trust_remote_code=False
-        )
-        self._tokens = Tokens(processor, settings.model)
+        self._tokens = Tokens(processors.load(settings), settings.model)
         self._ids_of: dict[tuple[str, ...], list[list[int]]] = {}  # letters to their tokens
         self._names = map(str, itertools.count())  # of pictures
         self._sampling_of: Callable[..., Any] = vllm.SamplingParams

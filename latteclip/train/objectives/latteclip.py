@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from latteclip.core import devices
 from latteclip.core.errors import UserError
 from latteclip.core.settings import from_values
 from latteclip.train.objectives import losses, mixer, prototypes
@@ -92,6 +93,12 @@ class LatteClip:
             self.prototypes = texts.prototypes.to(self.prototypes)
         self.start = self.epoch_prototypes = self.prototypes
         self.groups = GroupSampler(texts.group_labels, len(texts.classes), seed)
+        kinds = (
+            switches.class_description,
+            switches.image_description,
+            switches.group_description,
+        )
+        self.used = torch.tensor(kinds, device=self.prototypes.device)[:, None]  # [3, 1]
         self._labels: list[torch.Tensor] = []  # of this step's targets, [B] each
         self._targets: list[torch.Tensor] = []  # [B, D] each
 
@@ -99,9 +106,9 @@ class LatteClip:
         if not self.switches.prototypes:
             self.prototypes = text_classifier(self.bank, self.texts.classes)
         device = batch.features.device
-        zero_shot = batch.pseudo_labels  # [B]
+        zero_shot = devices.send(batch.pseudo_labels, device)  # [B]
         scores = batch.features.detach() @ self.prototypes.T  # [B, C]
-        finetuned = scores.argmax(dim=1).cpu()  # [B]
+        finetuned = scores.argmax(dim=1)  # [B]
         classes, described = self._encode(batch, torch.stack([zero_shot, finetuned]))
         against = (
             self.epoch_prototypes if self.switches.mixer_prototypes == "epoch" else self.prototypes
@@ -111,8 +118,8 @@ class LatteClip:
         self._labels, self._targets = [], []
         weighed = []
         for name, labels, own, used in (
-            ("zero_shot", zero_shot.to(device), classes[0], self.switches.zero_shot_loss),
-            ("finetuned", finetuned.to(device), classes[1], self.switches.finetuned_loss),
+            ("zero_shot", zero_shot, classes[0], self.switches.zero_shot_loss),
+            ("finetuned", finetuned, classes[1], self.switches.finetuned_loss),
         ):
             features = torch.cat([own[None], described])  # [3, B, D]
             weights = self._weights(features, against)  # [3, B]
@@ -142,33 +149,36 @@ class LatteClip:
         A description that is switched off is not encoded; its features are those of the class,
         at weight 0.
         """
-        ids = [self.texts.classes[labels[0]], self.texts.classes[labels[1]]]
+        classes = self._classes(labels)
+        ids = [self.texts.classes[classes]]
         if self.switches.image_description:
             ids.append(self.texts.images[batch.index])
         if self.switches.group_description:
-            ids.append(self.texts.groups[self.groups.draw(labels[0])])
-        features = self.bank.encode(torch.stack(ids))  # [2 to 4, B, D]
-        described = iter(features[2:])
-        return features[:2], torch.stack(
+            ids.append(self.texts.groups[self.groups.draw(batch.pseudo_labels)])
+        of_classes, *encoded = self.bank.encode(torch.cat(ids)).split([len(each) for each in ids])
+        own = of_classes[torch.searchsorted(devices.send(classes, labels.device), labels)]
+        described = iter(encoded)
+        return own, torch.stack(
             [
-                next(described) if used else features[0]
+                next(described) if used else own[0]
                 for used in (self.switches.image_description, self.switches.group_description)
             ]
         )
 
+    def _classes(self, labels: torch.Tensor) -> torch.Tensor:
+        """The classes that are encoded for these labels, ascending, on the CPU.
+
+        All of them, while they are not more than the labels: to see which ones occur, a GPU would
+        be waited for.
+        """
+        n = len(self.texts.classes)
+        return torch.arange(n) if n <= labels.numel() else labels.unique().cpu()
+
     def _weights(self, features: torch.Tensor, against: torch.Tensor) -> torch.Tensor:
         """Weights [3, B] of the class, image and group descriptions."""
-        used = torch.tensor(
-            [
-                self.switches.class_description,
-                self.switches.image_description,
-                self.switches.group_description,
-            ],
-            device=features.device,
-        )[:, None]
         if not self.switches.mixer_weights:
-            return used.expand(features.shape[:2]).float()
-        return used * mixer.margins(features, against)
+            return self.used.expand(features.shape[:2]).float()
+        return self.used * mixer.margins(features, against)
 
     def after_step(self) -> None:
         """Move the prototypes of the classes that occurred in the step."""

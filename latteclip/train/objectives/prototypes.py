@@ -38,6 +38,7 @@ def update(prototypes: torch.Tensor, labels: torch.Tensor, values: torch.Tensor)
         New prototypes [C, D].
     """
     sums = torch.zeros_like(prototypes).index_add_(0, labels, values.detach().float())
-    seen = torch.bincount(labels, minlength=len(prototypes)) > 0  # [C]
+    counts = prototypes.new_zeros(len(prototypes))  # [C]; `bincount` would wait for a GPU
+    seen = counts.index_add_(0, labels, torch.ones_like(labels, dtype=counts.dtype)) > 0
     # The length of a sum does not matter: normalise(sum) == normalise(mean).
     return torch.where(seen[:, None], F.normalize(sums, dim=-1), prototypes)

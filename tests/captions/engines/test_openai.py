@@ -10,7 +10,7 @@ from support.chat_server import MODEL, describe, serving
 
 from latteclip.captions.engines import guarded_client
 from latteclip.captions.engines.openai import OpenaiCaptioner
-from latteclip.captions.prepare import _encoded
+from latteclip.captions.pictures import data_url
 from latteclip.captions.request import Request
 from latteclip.core.errors import UserError
 
@@ -23,7 +23,7 @@ def picture(number):
 
 
 def requests(n):
-    return [Request(number, [_encoded(picture(number))], "What?") for number in range(n)]
+    return [Request(number, [data_url(picture(number))], "What?") for number in range(n)]
 
 
 def ask(n=1, **changes):
@@ -49,7 +49,7 @@ def test_a_cut_answer_says_so(server):
 def test_several_pictures_go_in_one_message(server):
     captioner = OpenaiCaptioner(type(BASE)(**SETTINGS))
     pictures = [picture(number) for number in (3, 4)]
-    [(_, answer)] = captioner.answer([Request(0, list(map(_encoded, pictures)), "Both?")])
+    [(_, answer)] = captioner.answer([Request(0, list(map(data_url, pictures)), "Both?")])
     assert answer.text == "Both? " + "/".join(map(describe, pictures))
 
 

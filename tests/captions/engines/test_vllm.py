@@ -1,19 +1,15 @@
 import dataclasses
-import json
 import signal
 import subprocess
 import time
 
 import pytest
-from support.commands import SETTINGS, N, command, paths_of, read, run
-from support.tiny import write_index, write_pseudo_labels
-from support.tiny_qwen import write_tiny_qwen
+from support.commands import SETTINGS, N, command, read, run
 
-from latteclip.captions import caption
 from latteclip.captions.engines.vllm import explained
-from latteclip.captions.job import CaptionJob
-from latteclip.captions.questions import GroupSettings
 from latteclip.core import tables
+
+SPAWNING = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
 
 
 def wait_for_lines(store, n, process):
@@ -58,40 +54,11 @@ def test_vllm_stopped_and_killed_on_its_way_writes_what_transformers_writes(
 
 @pytest.mark.slow
 def test_what_vllm_refuses_is_recorded_and_names_the_key(index, tmp_path):
+    """By an engine in a process of its own, as on a GPU: it is spawned."""
     settings = dataclasses.replace(SETTINGS, engine="vllm", max_failed=1.0)
-    run(index, settings, tmp_path / "captions.parquet", prompt="word " * 400)
+    run(index, settings, tmp_path / "captions.parquet", prompt="word " * 400, env=SPAWNING)
     errors = read(tmp_path / "captions.parquet")["error"]
     assert all("captioner.max_model_len" in error for error in errors)
-
-
-@pytest.mark.slow
-def test_another_architecture_and_several_pictures_go_through_vllm_unchanged(index, tmp_path):
-    """Four pictures a request, through both engines, of a model that is not LLaVA."""
-    table = tables.read(index, tables.IMAGES)[0]
-    small = write_index(
-        tmp_path / "images.parquet", paths_of(index)[:6], ["train"] * 6, [None] * 6, ["a", "b"]
-    )
-    labels = write_pseudo_labels(
-        tmp_path / "labels.parquet", table["image_id"].to_pylist()[:6], [0, 0, 1, 0, 0, 0]
-    )
-    settings = dataclasses.replace(
-        SETTINGS, model=write_tiny_qwen(tmp_path / "qwen"), max_new_tokens=12, max_failed=1.0
-    )
-    groups = GroupSettings(seed=0, canvas=64, gap=4, layout="multi_image")
-    options = {"prompt": "All?", "kind": "groups"}
-    more = ("--pseudo-labels", labels, "--groups", json.dumps(dataclasses.asdict(groups)))
-    caption.caption_groups(
-        small,
-        labels,
-        "All?",
-        groups,
-        CaptionJob(settings, str(tmp_path / "t.parquet"), None, threads=1),
-    )
-    vllm = dataclasses.replace(settings, engine="vllm", max_model_len=512)
-    run(small, vllm, tmp_path / "v.parquet", *more, **options)
-    expected, written = read(tmp_path / "t.parquet"), read(tmp_path / "v.parquet")
-    assert len(set(expected["caption"])) > 3
-    assert written == expected
 
 
 @pytest.mark.parametrize(

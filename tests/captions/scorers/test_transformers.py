@@ -4,7 +4,7 @@ import math
 import pytest
 from support.commands import PROMPT, SETTINGS
 from support.scored_textures import Plain, scores_of
-from support.tiny_qwen import write_tiny_qwen
+from support.tiny_lmms import qwen2_vl
 
 from latteclip.captions.request import Choices, Request
 from latteclip.captions.scorers.transformers import TransformersScorer
@@ -120,7 +120,7 @@ def test_a_batch_has_at_most_so_many_choices(requests):
 
 def test_another_architecture_counts_its_positions_right(textures, tmp_path):
     """A picture of Qwen2-VL takes fewer positions than tokens."""
-    settings = dataclasses.replace(SETTINGS, model=write_tiny_qwen(tmp_path / "qwen"))
+    settings = dataclasses.replace(SETTINGS, model=qwen2_vl(tmp_path / "qwen"))
     scorer = TransformersScorer(settings, threads=1)
     plain = Plain(scorer)
     asked = [

@@ -1,0 +1,47 @@
+"""Count the CPU time of importing open_clip, as it comes and as the package imports it.
+
+The ways take turns, so that a busy machine slows all of them; each is a new interpreter, and user
+and system time are added.
+
+    python benchmarks/imports.py [--rounds 5]
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+
+WAYS = {
+    "torch alone": "import torch",
+    "import open_clip": "import open_clip",
+    "as the package imports it": "from latteclip.core.lazily import open_clip",
+}
+
+
+def cpu_seconds(code: str) -> float:
+    """User and system time of a new interpreter that runs `code`."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code], check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def main() -> None:
+    """Print medians and ranges, and the ratio of the last two ways in each round."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    times: dict[str, list[float]] = {name: [] for name in WAYS}
+    for _ in range(args.rounds):
+        for name, code in WAYS.items():
+            times[name].append(cpu_seconds(code))
+    for name, found in times.items():
+        print(f"{name}: {statistics.median(found):.2f} s ({min(found):.2f} to {max(found):.2f})")
+    _, plain, ours = times.values()
+    ratios = sorted(before / after for before, after in zip(plain, ours, strict=True))
+    print(f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+
+
+if __name__ == "__main__":
+    main()

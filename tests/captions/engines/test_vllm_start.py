@@ -1,0 +1,81 @@
+"""How vLLM is started: what the process of the engine has done, and not done, until then."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from support.commands import SETTINGS
+
+# The machine of the tests has no CUDA. A card is stood in for by an `nvidia-smi`, and all functions
+# of torch.cuda by ones that remember that they were called; vLLM is real but for its class LLM.
+START = """
+import importlib, json, os, sys, types
+import torch
+
+called, at_import = [], {}
+
+def remembers(name):
+    def function(*arguments, **options):
+        called.append(name)
+        return False
+    return function
+
+for name, value in list(vars(torch.cuda).items()):
+    own = isinstance(value, types.FunctionType) and value.__module__ == "torch.cuda"
+    if own and name != "_is_compiled":  # which asks the build alone
+        setattr(torch.cuda, name, remembers(name))
+for name in ("_cuda_init", "_cuda_getDeviceCount", "_cuda_isInBadFork"):
+    if hasattr(torch._C, name):
+        setattr(torch._C, name, remembers(name))
+
+def when_imported(event, arguments):
+    if event == "import" and arguments[0] == "vllm":
+        at_import.setdefault("method", os.environ.get("VLLM_WORKER_MULTIPROC_METHOD"))
+
+sys.addaudithook(when_imported)
+
+class Made(Exception):
+    pass
+
+def made(**options):
+    raise Made(json.dumps({
+        "at_import": at_import["method"],
+        "when_made": os.environ["VLLM_WORKER_MULTIPROC_METHOD"],
+        "claimed": os.environ.get("LATTECLIP_GPUS"),
+        "called": called,
+    }))
+
+sys.modules["vllm.entrypoints.llm"] = types.SimpleNamespace(LLM=made)
+from latteclip.captions.engines import start as engines
+from latteclip.captions.engines.base import CaptionerSettings
+from latteclip.captions.scorers import start as scorers
+
+settings = CaptionerSettings(**json.loads(sys.argv[1]))
+count = engines.counter(settings, 1)
+count("What?", [])
+try:
+    scorers.start(settings, 1) if sys.argv[2] == "scores" else engines.start(settings, 1, 4)
+except Made as found:
+    print(found)
+"""
+
+
+@pytest.mark.parametrize("kind", ["captions", "scores"])
+def test_workers_are_spawned_from_a_process_that_has_not_touched_cuda(kind, tmp_path):
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho GPU-1\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    settings = dataclasses.replace(SETTINGS, engine="vllm")
+    names = ("VLLM_WORKER_MULTIPROC_METHOD", "CUDA_VISIBLE_DEVICES", "LATTECLIP_GPUS", "LOCAL_RANK")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    run = subprocess.run(
+        [sys.executable, "-c", START, json.dumps(dataclasses.asdict(settings)), kind],
+        capture_output=True,
+        text=True,
+        env={**environment, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert found == {"at_import": "spawn", "when_made": "spawn", "claimed": "GPU-1", "called": []}

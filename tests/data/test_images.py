@@ -1,0 +1,116 @@
+import os
+import struct
+import zlib
+
+import pytest
+from PIL import Image, JpegImagePlugin
+from support.image_folders import folders, index
+from support.web import jpeg
+
+from latteclip.core.errors import UserError
+from latteclip.data import images
+from latteclip.data.images import open_rgb, size_of
+
+
+def saved(path, size, **options):
+    Image.new("RGB", size).save(path, **options)
+    return path
+
+
+def test_a_side_that_would_shrink_to_nothing_keeps_a_pixel(tmp_path):
+    path = saved(tmp_path / "thin.jpg", (10, 9000))
+    assert open_rgb(path, max_side=100).size == (1, 100)
+
+
+@pytest.mark.parametrize("size", [(1, 6000), (6000, 1)])
+def test_an_image_like_a_thread_is_refused(tmp_path, size):
+    reason = size_of(saved(tmp_path / "thread.jpg", size))
+    assert reason == f"of {size[0]} x {size[1]} pixels, one side is over 1000 times the other"
+
+
+def png(width, height):
+    """The head of a picture of any size: what a bomb is made of."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n\0\0\0\r" + head + struct.pack(">I", zlib.crc32(head))
+
+
+@pytest.mark.parametrize("size", [(12000, 12000), (60000, 60000), (2**31 - 1, 2**31 - 1)])
+def test_a_bomb_is_refused_before_it_takes_memory(tmp_path, size):
+    (tmp_path / "bomb.png").write_bytes(png(*size) + bytes(100))
+    assert isinstance(size_of(tmp_path / "bomb.png"), str)
+    with pytest.raises(UserError, match="cannot be decoded"):
+        open_rgb(tmp_path / "bomb.png")
+
+
+def test_what_runs_programs_is_no_image(tmp_path):
+    """Pillow hands PostScript to Ghostscript, whatever the file is called."""
+    Image.new("RGB", (9, 9)).save(tmp_path / "script.eps")
+    (tmp_path / "script.eps").rename(tmp_path / "script.jpg")
+    assert "cannot identify" in size_of(tmp_path / "script.jpg")
+
+
+RAISED = [
+    struct.error("unpack requires a buffer of 4 bytes"),
+    SyntaxError("broken PNG file"),
+    OverflowError("signed integer is greater than maximum"),
+    ZeroDivisionError("division by zero"),
+    MemoryError(),
+    KeyError("no such tag"),
+    RecursionError("maximum recursion depth exceeded"),
+    ValueError(""),
+]
+
+
+@pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
+def test_whatever_a_decoder_raises_counts_as_one_broken_image(tmp_path, monkeypatch, error):
+    load = JpegImagePlugin.JpegImageFile.load
+
+    def broken(image):
+        if image.filename.endswith("odd.jpg"):
+            raise error
+        return load(image)
+
+    (folders(tmp_path / "d") / "cat" / "odd.jpg").write_bytes(jpeg())
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", broken)
+    monkeypatch.setattr("latteclip.data.index_images.Workers", InProcess)
+    rows, _, [corrupt] = index(tmp_path / "d", tmp_path, max_corrupt=0.1)
+    assert len(rows) == 20 and corrupt["image_id"] == "cat/odd.jpg"
+    assert corrupt["reason"] and type(error).__name__ not in corrupt["reason"]
+    with pytest.raises(UserError, match=r"odd\.jpg cannot be decoded \(.+\); replace or remove it"):
+        open_rgb(tmp_path / "d" / "cat" / "odd.jpg")
+
+
+class InProcess:
+    """Workers of this very process, whose decoder fails."""
+
+    def __init__(self, work, *_, **__):
+        self.work = work
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def in_order(self, tasks):
+        return map(self.work, tasks)
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    root = folders(tmp_path / "d")
+    os.mkfifo(root / "cat" / "pipe.jpg")
+    (root / "cat" / "zeros.jpg").symlink_to("/dev/zero")
+    rows, _, corrupt = index(root, tmp_path, max_corrupt=0.5)
+    assert len(rows) == 20
+    assert {row["image_id"]: row["reason"] for row in corrupt} == {
+        "cat/pipe.jpg": "it is a named pipe and no regular file",
+        "cat/zeros.jpg": "it is a device and no regular file",
+    }
+
+
+def test_the_formats_are_those_of_the_suffixes_and_more():
+    Image.init()
+    assert set(images.FORMATS) <= set(Image.OPEN)
+    from latteclip.data.class_folders import IMAGE_SUFFIXES
+
+    assert {Image.EXTENSION[suffix] for suffix in IMAGE_SUFFIXES} <= set(images.FORMATS)

@@ -1,0 +1,73 @@
+"""Requests of every kind about four images, and what an engine answers.
+
+As a command it asks vLLM: `python -m support.asked SETTINGS IMAGE IMAGE IMAGE IMAGE`, where the
+settings are a list of those of captioners, in JSON, and so are the answers that it prints.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+from PIL import Image
+from support.tiny import ROOT
+
+from latteclip.captions.engines import start as engines
+from latteclip.captions.engines.base import CaptionerSettings
+from latteclip.captions.pictures import data_url, lay_out
+from latteclip.captions.request import Layout, Request
+
+PROMPT = "What is it?"
+# Of all four, besides each as it is: as squares, as a canvas, as several images.
+LAYOUTS = [Layout(square=56), Layout("grid", 112, 4), Layout("multi_image")]
+SIZES = [(120, 90), (60, 100), (50, 50), (128, 128)]
+
+
+def pictures(paths):
+    """What each request shows."""
+    images = [
+        Image.open(path).convert("RGB").resize(size)
+        for path, size in zip(paths, SIZES, strict=True)
+    ]
+    return [*([image] for image in images), *(lay_out(images, layout) for layout in LAYOUTS)]
+
+
+def answers(settings, paths):
+    """[text, finish_reason, tokens written, tokens read] of each request."""
+    captioner = engines.start(settings, 1, len(SIZES))
+    shown = pictures(paths)
+    if not engines.loads_model(settings.engine):
+        shown = [list(map(data_url, each)) for each in shown]
+    found = captioner.answer(Request(key, each, PROMPT) for key, each in enumerate(shown))
+    by_key = {request.key: answer for request, answer in found}
+    assert [each.error for each in by_key.values()] == [None] * len(shown)
+    return [
+        [by_key[key].text, by_key[key].finish_reason, by_key[key].n_tokens, by_key[key].n_read]
+        for key in range(len(shown))
+    ]
+
+
+def answers_of_vllm(models, paths):
+    """The same of several models by one process, for vLLM's import takes as long as its start."""
+    settings = json.dumps([dataclasses.asdict(each) for each in models])
+    run = subprocess.run(
+        [sys.executable, "-m", "support.asked", settings, *paths],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def _by_one_engine_after_the_other(models, paths):
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    for settings in models:
+        yield answers(CaptionerSettings(**settings), paths)
+        cleanup_dist_env_and_memory()
+
+
+if __name__ == "__main__":
+    print(json.dumps([*_by_one_engine_after_the_other(json.loads(sys.argv[1]), sys.argv[2:])]))

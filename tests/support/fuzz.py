@@ -1,0 +1,121 @@
+"""Foreign bytes, whole and damaged, and what a reader may make of them.
+
+A reader gives a result, equal to that on whole input where the format can tell, or it raises a
+UserError of one line. It raises nothing else, and it does not hang, nor take memory without bound.
+A test of a reader is a function under `fuzzed` that hands each case to `check`.
+"""
+
+import contextlib
+import itertools
+import os
+import resource
+import signal
+import time
+from collections import Counter
+
+import pytest
+from hypothesis import given, seed
+from hypothesis import strategies as st
+
+from latteclip.core.errors import UserError
+
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))  # of each test; 0: a single round
+LONGEST = 30.0  # seconds of one case
+MEMORY = 2**30  # bytes that all cases of one test may add
+outcomes = Counter()  # (test, outcome) -> cases
+
+
+class Hung(BaseException):
+    """A case took longer than LONGEST; no reader catches this."""
+
+
+def fuzzed(**strategies):
+    """A test over random cases: one round of them in seconds, or rounds until the time is over.
+
+    The number of a round is its seed: the same command finds the same again.
+    """
+
+    def decorate(body):
+        # Not `wraps`: pytest would take the strategies' names for fixtures.
+        def run():
+            before, until = _peak(), time.monotonic() + SECONDS
+            for number in itertools.count():
+                seed(number)(given(**strategies)(body))()
+                if time.monotonic() >= until:
+                    break
+            assert _peak() - before < MEMORY
+
+        run.__name__, run.__doc__, run.__module__ = body.__name__, body.__doc__, body.__module__
+        return pytest.mark.fuzz(run)
+
+    return decorate
+
+
+def check(reader, read, expected=None):
+    """Run `read` on one case, count what came of it, and compare a result with `expected`.
+
+    Args:
+        reader: its name in the summary.
+        read: a function without arguments.
+        expected: what whole input gives, where damage must never give anything else.
+    """
+    try:
+        with _in_time():
+            found = read()
+    except UserError as error:
+        outcomes[reader, "refused"] += 1
+        text = str(error)
+        assert text and len(text.splitlines()) == 1, text
+        return None
+    outcomes[reader, "read"] += 1
+    if expected is not None:
+        assert found == expected
+    return found
+
+
+def damaged(whole):
+    """Strategy: some bytes of `whole` changed, cut off, taken out or put in; or other bytes."""
+    places = st.integers(0, len(whole) - 1)
+    changes = st.lists(st.tuples(places, st.integers(1, 255)), min_size=1, max_size=4)
+    cuts = st.tuples(places, st.integers(0, 40), st.binary(max_size=40))
+    return st.one_of(
+        st.just(whole),
+        changes.map(lambda found: _changed(whole, found)),
+        cuts.map(lambda cut: whole[: cut[0]] + cut[2] + whole[cut[0] + cut[1] :]),
+        places.map(lambda place: whole[:place]),
+        st.binary(max_size=300),
+    )
+
+
+def summary():
+    """One line per reader: how many cases, and what came of them."""
+    for reader in sorted({reader for reader, _ in outcomes}):
+        counts = {outcome: n for (name, outcome), n in sorted(outcomes.items()) if name == reader}
+        said = ", ".join(f"{n} {outcome}" for outcome, n in counts.items())
+        yield f"{reader}: {sum(counts.values())} cases, {said}"
+
+
+def _changed(whole, changes):
+    content = bytearray(whole)
+    for place, mask in changes:
+        content[place] ^= mask
+    return bytes(content)
+
+
+@contextlib.contextmanager
+def _in_time():
+    def stop(*_):
+        raise Hung(f"a case took more than {LONGEST} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, LONGEST)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _peak():
+    """The most memory that this process has had so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

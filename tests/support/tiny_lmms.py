@@ -1,0 +1,263 @@
+"""Multimodal models of the architectures that people use, tiny and with random weights.
+
+Each is a checkpoint as the hub has it: weights, configuration, processor, tokenizer (of letters)
+and a chat template in the words of the real one.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from latteclip.demo.train_llava import name_for_both
+
+# A conversation: what stands before and after a turn of the user, an image, and before the answer.
+CHATML = ("<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n")
+QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+QWEN_MARKS = ("vision_start", "vision_end", "image_pad", "video_pad")
+TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "max_position_embeddings": 2048,
+}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 56,
+    "patch_size": 14,
+}
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A tokenizer of letters and the numbers of its marks."""
+
+    tokenizer: transformers.PreTrainedTokenizerFast
+    text: dict  # what the configuration of the language model says of them
+
+    def number(self, token):
+        return self.tokenizer.convert_tokens_to_ids(token)
+
+
+def tokens(end, pad, *marks, **named):
+    """Of a text, with an end token, padding and further marks, of which some have names."""
+    letters = [*map(chr, range(33, 127)), "Ġ", "Ċ"]  # of ASCII, as bytes are written
+    special = list(dict.fromkeys([end, pad, *marks, *named.values()]))
+    vocabulary = {token: number for number, token in enumerate([*letters, *special])}
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        eos_token=end,
+        pad_token=pad,
+        extra_special_tokens=named or list(marks),
+        additional_special_tokens=None,
+    )
+    text = {
+        **TEXT,
+        "vocab_size": len(vocabulary),
+        "eos_token_id": vocabulary[end],
+        "bos_token_id": vocabulary[pad],
+        "pad_token_id": vocabulary[pad],
+        "rope_parameters": ROPE,
+    }
+    return Tokens(tokenizer, text)
+
+
+def template(before, after, answer, image, start=""):
+    return (
+        f"{start}{{% for message in messages %}}{before}{{% for content in message['content'] %}}"
+        f"{{% if content['type'] == 'image' %}}{image}{{% else %}}{{{{ content['text'] }}}}"
+        f"{{% endif %}}{{% endfor %}}{after}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{answer}{{% endif %}}"
+    )
+
+
+def save(folder, model, config, processor, end):
+    """Save a model with random weights that tells pictures apart, and its processor."""
+    torch.manual_seed(0)
+    made = model(config).float()
+    for parameter in made.parameters():
+        if parameter.ndim > 1:
+            parameter.data *= 6
+    made.generation_config.eos_token_id = end
+    made.save_pretrained(folder)
+    if config.vision_config.model_type == "clip_vision_model":
+        name_for_both(Path(folder) / "model.safetensors")
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+def llava(folder):
+    """LLaVA-1.5: CLIP and Llama; each picture is one square."""
+    own = tokens("</s>", "<pad>", "<image>")
+    size = {"height": VISION["image_size"], "width": VISION["image_size"]}
+    processor = transformers.LlavaProcessor(
+        transformers.CLIPImageProcessor(size={"shortest_edge": 56}, crop_size=size),
+        own.tokenizer,
+        patch_size=VISION["patch_size"],
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=template("USER: ", " ", "ASSISTANT:", "<image>\n"),
+    )
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**VISION),
+        text_config=transformers.LlamaConfig(**own.text),
+        image_token_id=own.number("<image>"),
+        image_seq_length=16,
+    )
+    model = transformers.LlavaForConditionalGeneration
+    return save(folder, model, config, processor, own.text["eos_token_id"])
+
+
+def llava_next(folder):
+    """LLaVA-1.6: CLIP and Mistral; an overview and tiles, as many as the picture has room for."""
+    own = tokens("</s>", "<pad>", "<image>")
+    processor = llava_next_processor(own.tokenizer, VISION["image_size"])
+    config = transformers.LlavaNextConfig(
+        vision_config=transformers.CLIPVisionConfig(**VISION),
+        text_config=transformers.MistralConfig(**own.text, sliding_window=None),
+        image_token_id=own.number("<image>"),
+        image_grid_pinpoints=processor.image_processor.image_grid_pinpoints,
+        image_seq_length=16,
+    )
+    model = transformers.LlavaNextForConditionalGeneration
+    return save(folder, model, config, processor, own.text["eos_token_id"])
+
+
+def llava_next_processor(tokenizer, side):
+    """That of LLaVA-1.6, whose vision tower sees squares of a side; in earnest 336 pixels."""
+    grids = [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]]
+    return transformers.LlavaNextProcessor(
+        transformers.LlavaNextImageProcessor(
+            size={"shortest_edge": side},
+            crop_size={"height": side, "width": side},
+            image_grid_pinpoints=[[height * side, width * side] for height, width in grids],
+        ),
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=template("[INST] ", " [/INST]", "", "<image>\n"),
+    )
+
+
+def qwen2_vl(folder):
+    return _qwen(folder, "Qwen2VL", {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2})
+
+
+def qwen2_5_vl(folder):
+    vision = {
+        **{"hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 64},
+        **{"window_size": 56, "fullatt_block_indexes": [1]},
+    }
+    return _qwen(folder, "Qwen2_5_VL", vision)
+
+
+def qwen3_vl(folder):
+    vision = {
+        **{"hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 64},
+        **{"num_position_embeddings": 64, "deepstack_visual_indexes": [0]},
+    }
+    return _qwen(folder, "Qwen3VL", vision, patch=16)
+
+
+def _qwen(folder, name, vision, patch=14):
+    """Of Qwen: pictures in their own shape; a position has three numbers."""
+    own = tokens("<|im_end|>", "<|endoftext|>", "<|im_start|>", *(f"<|{m}|>" for m in QWEN_MARKS))
+    pixels = {"patch_size": patch, "temporal_patch_size": 2, "merge_size": 2}
+    size = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}
+    videos = "Qwen3VLVideoProcessor" if name == "Qwen3VL" else "Qwen2VLVideoProcessor"
+    processor = getattr(transformers, f"{name}Processor")(
+        transformers.Qwen2VLImageProcessor(**pixels, size=size),
+        own.tokenizer,
+        getattr(transformers, videos)(**pixels, size=size),
+        chat_template=template(*CHATML, QWEN_IMAGE),
+    )
+    three = {"mrope_section": [4, 6, 6]}
+    if name == "Qwen3VL":
+        three["mrope_interleaved"] = True
+    config = getattr(transformers, f"{name}Config")(
+        text_config={**own.text, "rope_parameters": {**ROPE, **three}},
+        vision_config={"depth": 2, "num_heads": 2, "patch_size": patch, **vision},
+        image_token_id=own.number("<|image_pad|>"),
+        video_token_id=own.number("<|video_pad|>"),
+        vision_start_token_id=own.number("<|vision_start|>"),
+        vision_end_token_id=own.number("<|vision_end|>"),
+    )
+    model = getattr(transformers, f"{name}ForConditionalGeneration")
+    return save(folder, model, config, processor, own.text["eos_token_id"])
+
+
+def gemma3(folder):
+    """Gemma 3: SigLIP, and attention in windows."""
+    own = tokens(
+        "<end_of_turn>",
+        "<pad>",
+        "<start_of_turn>",
+        boi_token="<start_of_image>",
+        eoi_token="<end_of_image>",
+        image_token="<image_soft_token>",
+    )
+    side = VISION["image_size"]
+    processor = transformers.Gemma3Processor(
+        transformers.Gemma3ImageProcessor(size={"height": side, "width": side}),
+        own.tokenizer,
+        image_seq_length=4,
+        chat_template=template(
+            "<start_of_turn>user\n", "<end_of_turn>\n", "<start_of_turn>model\n", "<start_of_image>"
+        ),
+    )
+    text = {key: value for key, value in own.text.items() if key != "rope_parameters"}
+    config = transformers.Gemma3Config(
+        text_config={**text, "sliding_window": 512},
+        vision_config=VISION,
+        mm_tokens_per_image=4,
+        boi_token_index=own.number("<start_of_image>"),
+        eoi_token_index=own.number("<end_of_image>"),
+        image_token_index=own.number("<image_soft_token>"),
+    )
+    model = transformers.Gemma3ForConditionalGeneration
+    return save(folder, model, config, processor, own.text["eos_token_id"])
+
+
+def internvl(folder):
+    """InternVL3: its own vision tower and Qwen2; an overview and tiles."""
+    own = tokens(
+        "<|im_end|>",
+        "<|endoftext|>",
+        "<|im_start|>",
+        start_image_token="<img>",
+        end_image_token="</img>",
+        context_image_token="<IMG_CONTEXT>",
+        video_token="<video>",
+    )
+    side = VISION["image_size"]
+    size = {"height": side, "width": side}
+    processor = transformers.InternVLProcessor(
+        transformers.GotOcr2ImageProcessor(size=size, crop_to_patches=True, max_patches=4),
+        own.tokenizer,
+        transformers.InternVLVideoProcessor(size=size),
+        image_seq_length=4,
+        chat_template=template(*CHATML, "<IMG_CONTEXT>\n"),
+    )
+    vision = {**VISION, "image_size": [side, side], "patch_size": [14, 14]}
+    config = transformers.InternVLConfig(
+        text_config={"model_type": "qwen2", **own.text},
+        vision_config=vision,
+        image_token_id=own.number("<IMG_CONTEXT>"),
+        image_seq_length=4,
+        downsample_ratio=0.5,
+    )
+    model = transformers.InternVLForConditionalGeneration
+    return save(folder, model, config, processor, own.text["eos_token_id"])
