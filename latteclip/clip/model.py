@@ -21,14 +21,6 @@ from latteclip.core.class_words import ClassWords
 from latteclip.core.errors import UserError, first_line
 
 CLASSIFIER = "prototypes.safetensors"
-# LatteCLIP, section 4 (implementation details), in the terms of open_clip's AugmentationCfg.
-AUGMENTATION = {
-    "scale": (0.9, 1.0),
-    "color_jitter": (0.5, 0.5, 0.5, 0.1),
-    "color_jitter_prob": 0.8,
-    "gray_scale_prob": 0.2,
-}
-
 Transform = Callable[[Image.Image], torch.Tensor]
 
 
@@ -38,7 +30,6 @@ class Clip:
 
     model: torch.nn.Module
     tokenizer: Any
-    augment: Transform  # training transform, random
     preprocess: Transform  # evaluation transform
     config: dict[str, Any]  # open_clip's model_cfg
     device: torch.device
@@ -65,15 +56,12 @@ def load(model: str, pretrained: str | None, device: torch.device, precision: st
         model = model.replace("/", "-")  # ViT-B/32, as OpenAI writes it
     try:
         with warnings.catch_warnings():
-            # open_clip calls parts of aug_cfg unused that it does use, and only warns where weights
-            # do not fit the activation that a model's name stands for.
-            warnings.filterwarnings("ignore", message="Unused augmentation cfg items")
+            # open_clip only warns where weights do not fit the activation that a name stands for.
             warnings.filterwarnings("error", message="QuickGELU mismatch")
-            network, augment, preprocess = open_clip.create_model_and_transforms(
+            network, _, preprocess = open_clip.create_model_and_transforms(
                 model,
                 pretrained=pretrained,
                 device=device,
-                aug_cfg=AUGMENTATION,
                 require_pretrained=True,
             )
         tokenizer = open_clip.get_tokenizer(model)
@@ -84,7 +72,7 @@ def load(model: str, pretrained: str | None, device: torch.device, precision: st
             f"({first_line(error)}); set clip.model and clip.pretrained to a model "
             "that open_clip lists."
         ) from error
-    return Clip(network.eval(), tokenizer, augment, preprocess, config, device, precision)
+    return Clip(network.eval(), tokenizer, preprocess, config, device, precision)
 
 
 def save(

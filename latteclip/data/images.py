@@ -1,5 +1,6 @@
 """An image file to an upright RGB picture. Imports no torch: worker processes start quickly."""
 
+import math
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +15,11 @@ Decoded = tuple[int, int] | str  # width and height, or why the image cannot be 
 
 
 def open_rgb(
-    path: str | Path, *, content: BinaryIO | None = None, max_side: int | None = None
+    path: str | Path,
+    *,
+    content: BinaryIO | None = None,
+    max_side: int | None = None,
+    min_side: int | None = None,
 ) -> Image.Image:
     """Decode an image file: upright by its EXIF orientation, 8-bit RGB.
 
@@ -22,6 +27,8 @@ def open_rgb(
         path: the file, or its name alone where `content` is given.
         content: its bytes.
         max_side: a longer picture is scaled down to this many pixels (Lanczos).
+        min_side: a JPEG may be decoded at a half, a quarter or an eighth of its size, where its
+            shorter side keeps this many pixels.
 
     Raises:
         UserError: the file is missing or cannot be decoded.
@@ -29,7 +36,10 @@ def open_rgb(
     try:
         with Image.open(content or path) as image:
             if max_side is not None:
-                _decode_smaller(image, max_side)
+                # Twice the side, so that Lanczos has something to average.
+                _decode_smaller(image, 2 * max_side / max(image.size))
+            if min_side is not None:
+                _decode_smaller(image, min_side / min(image.size))
             upright = ImageOps.exif_transpose(image)
             if upright.mode in SIXTEEN_BIT:  # convert("RGB") would clip, not scale
                 upright = upright.point(lambda value: value / 256.0).convert("L")
@@ -43,11 +53,10 @@ def open_rgb(
     return picture
 
 
-def _decode_smaller(image: Image.Image, max_side: int) -> None:
-    """Let a JPEG be decoded at a half, quarter or eighth, where that is still large enough."""
-    scale = 2 * max_side / max(image.size)  # twice, so that Lanczos has something to average
+def _decode_smaller(image: Image.Image, scale: float) -> None:
+    """Let a JPEG be decoded at a half, quarter or eighth, where that is `scale` or more."""
     if scale < 1:
-        image.draft("RGB", (round(image.width * scale), round(image.height * scale)))
+        image.draft("RGB", (math.ceil(image.width * scale), math.ceil(image.height * scale)))
 
 
 def is_plain(content: BinaryIO, max_side: int | None) -> bool:
