@@ -40,6 +40,7 @@ test: install
 # Timings, side by side where they are compared; BENCHMARKS.md says what they gave where.
 bench: install
 	python benchmarks/train_step.py
+	python benchmarks/loader.py
 	python benchmarks/index.py
 	python benchmarks/captions.py
 	python benchmarks/captions.py --memory 2000 20000

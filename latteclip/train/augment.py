@@ -21,9 +21,9 @@ from latteclip.clip.model import Clip
 # LatteCLIP, section 4 (implementation details).
 SCALE = (0.9, 1.0)  # area of the crop as a share of the picture's
 RATIO = (3 / 4, 4 / 3)  # width over height of the crop
-# Longer over shorter side of a picture, beyond which no crop of RATIO takes SCALE of the area. Then
-# it is the largest one of RATIO in the middle, always.
-WIDEST = RATIO[1] / SCALE[0]
+# Longer over shorter side of a picture: from RATIO[1] / SCALE[0] on no crop of RATIO takes SCALE of
+# the area, and it is the largest one of RATIO in the middle, always. Rounded up.
+WIDEST = 1.5
 PROBABILITIES = (0.8, 0.2)  # of colour jitter, of grey
 # Of brightness, contrast, saturation (factors) and hue (turns of its circle): what changes nothing,
 # and how far from that they may be.
