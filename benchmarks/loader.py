@@ -11,10 +11,11 @@ Without folders: textures of the demo (with its 64 pixels), and photographs of 1
 """
 
 import argparse
+import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -46,19 +47,31 @@ class Ways:
         self.paths, self.device = paths, torch.device("cpu")
         self.by_pil = open_clip.image_transform(side, is_train=True, aug_cfg=AUG_CFG)
         self.transform = augment.Augmentation((side, side), mean, std)
-        self.decoded = [open_rgb(path) for path in paths]
-        sizes = [image.size for image in self.decoded]
+        self.decoded = [np.asarray(open_rgb(path)) for path in paths]
+        sizes = [(pixels.shape[1], pixels.shape[0]) for pixels in self.decoded]
         kept = pictures.kept_pictures(sizes, self.transform.kept_side, 2**32, ".")
         self.files = pictures.TrainingPictures(paths, self.transform.kept_side, 0, kept)
         self.package_kept()  # which keeps them
 
     def pil_read(self) -> None:
         """Decoded in full, then transformed."""
-        torch.stack([self.by_pil(open_rgb(path)) for path in self.paths])
+        self.stack(open_rgb(path) for path in self.paths)
 
     def pil_kept(self) -> None:
         """Transformed alone."""
-        torch.stack([self.by_pil(image) for image in self.decoded])
+        self.stack(Image.fromarray(pixels) for pixels in self.decoded)
+
+    def stack(self, images: Iterable[Image.Image]) -> torch.Tensor:
+        """[B, 3, H, W]; each image is seeded, so that a resumed training sees the same."""
+        found = []
+        for number, image in enumerate(images):
+            outer, torch_outer = random.getstate(), torch.get_rng_state()
+            random.seed(number)
+            torch.default_generator.manual_seed(number)
+            found.append(self.by_pil(image))
+            random.setstate(outer)
+            torch.set_rng_state(torch_outer)
+        return torch.stack(found)
 
     def package_read(self) -> None:
         """As in the first pass; what is kept is forgotten again."""

@@ -7,7 +7,7 @@ Letters: B pictures, K numbers drawn for each, h x w a picture's size, H x W the
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -33,6 +33,7 @@ GREY = 4  # number of the step after them
 # Shorter side of the pictures to crop from over the model's input size: with 1.5 a crop differs
 # less from that of the whole picture than a bilinear one would.
 MARGIN = 1.5
+Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 ATTEMPTS = 10  # at a crop that lies within the picture
 # Numbers drawn for a picture: areas and ratios of the attempts, place of the crop, order and
 # factors of the jitter, whether there is one and whether the picture becomes grey.
@@ -90,7 +91,8 @@ class Augmentation:
             index = to(torch.tensor(rows), device)
             steps = [order[i] for i in rows]
             images = recoloured(images.mul_(1 / 255), steps, factors[index])
-            batch[index] = images.sub_(mean[:, None, None]).div_(std[:, None, None])
+            for image, i in zip(images.sub_(mean[:, None, None]), rows, strict=True):
+                torch.div(image, std[:, None, None], out=batch[i])
         return batch
 
     def _portions(self, order: Sequence[Sequence[int]], device: torch.device) -> list[list[int]]:
@@ -166,17 +168,23 @@ def recoloured(
     images: torch.Tensor, order: Sequence[Sequence[int]], factors: torch.Tensor
 ) -> torch.Tensor:
     """Images [B, 3, H, W] in [0, 1] after steps of `colours`; the given ones are lost."""
-    for position in range(len(STEPS)):
-        for number, step in enumerate(STEPS):
-            rows = [
-                i for i, steps in enumerate(order) if steps[position : position + 1] == [number]
-            ]
-            own = factors[:, number, None, None, None]
-            if len(rows) == len(images):
-                images = step(images, own)
-            elif rows:
-                index = to(torch.tensor(rows), images.device)
-                images[index] = step(images[index], own[index])
+    for position in range(max(map(len, order))):
+        now = [steps[position] if position < len(steps) else None for steps in order]
+        for number in range(len(STEPS)):
+            rows = [i for i, step in enumerate(now) if step == number]
+            if rows:
+                images = _step(images, STEPS[number], rows, factors[:, number, None, None, None])
+    return images
+
+
+def _step(
+    images: torch.Tensor, step: Step, rows: Sequence[int], factors: torch.Tensor
+) -> torch.Tensor:
+    """The images after a step of some of them."""
+    if len(rows) == len(images):
+        return step(images, factors)
+    index = to(torch.tensor(rows), images.device)
+    images[index] = step(images[index], factors[index])
     return images
 
 
@@ -204,19 +212,16 @@ def adjust_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     a value is a trapezoid of the hue. A turn of up to a sixth moves it along the slope that it is
     on, upwards if it goes towards the greater of the other two, and past neither end.
     """
-    red, green, blue = images.unbind(1)  # [B, H, W] each
+    red, green, blue = images.split(1, dim=1)  # [B, 1, H, W] each
     top = torch.maximum(torch.maximum(red, green), blue)
     low = torch.minimum(torch.minimum(red, green), blue)
-    move = (top - low).mul_(6 * turns[:, 0])
-    rest = (top + low).sub_(red).sub_(green).sub_(blue)
     turned = torch.empty_like(images)
-    for channel, (own, after, before) in enumerate(
-        ((red, green, blue), (green, blue, red), (blue, red, green))
-    ):
-        along = (after - before).sign_().mul_(move)
-        value = torch.sub(rest, along, out=turned[:, channel]).add_(own, alpha=2)
-        torch.clamp(value, low, top, out=value)
-    return turned
+    for channel, (after, before) in enumerate(((green, blue), (blue, red), (red, green))):
+        torch.sub(after, before, out=turned[:, channel : channel + 1])
+    turned.sign_().mul_((top - low).mul_(6 * turns))
+    rest = (top + low).sub_(red).sub_(green).sub_(blue)
+    torch.sub(rest, turned, out=turned).add_(images, alpha=2)
+    return torch.clamp(turned, low, top, out=turned)
 
 
 STEPS = (

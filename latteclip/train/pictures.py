@@ -3,6 +3,7 @@
 Letters: N pictures, B batch, K numbers drawn for each, h x w a picture's size.
 """
 
+import contextlib
 import logging
 import math
 import mmap
@@ -11,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -77,7 +79,7 @@ class KeptPictures:
         self.pixels = np.frombuffer(mmap.mmap(-1, max(1, size)), np.uint8)
         shapes = mmap.mmap(-1, len(sizes) * 8)
         self.shapes = np.frombuffer(shapes, np.int32).reshape(-1, 2)  # h and w, 0: not yet
-        self.file = None if folder is None else tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self.file = None if folder is None else _nameless_file(Path(folder))
 
     def get(self, index: int) -> np.ndarray | None:
         """Picture `index` [h, w, 3], or None where it is not kept."""
@@ -106,12 +108,28 @@ class KeptPictures:
         return int(self.ends[index - 1]) if index else 0
 
 
+def _nameless_file(folder: Path) -> IO[bytes]:
+    """A file on the disk of a folder, which itself is left only if it was there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+    return file
+
+
 def _written(file: int, content: bytes, start: int) -> bool:
     """Whether all of `content` could be written at byte `start`."""
     try:
         return os.pwrite(file, content, start) == len(content)
     except OSError:  # the disk is full, say
         return False
+
+
+def _free(folder: Path) -> int:
+    """Bytes on the disk that a folder is on, or will be."""
+    return shutil.disk_usage(
+        next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    ).free
 
 
 def kept_pictures(
@@ -132,8 +150,7 @@ def kept_pictures(
     if beyond <= 0:
         place, where = None, "are kept in memory"
     else:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        fits = FREE * beyond <= shutil.disk_usage(folder).free
+        fits = FREE * beyond <= _free(Path(folder))
         place = folder if fits else None
         rest = f"the others on the disk of {folder}" if fits else "the others are decoded anew"
         where = f"are kept in memory up to compute.cache_gib ({in_memory / 2**30:.1f}), {rest}"

@@ -38,8 +38,8 @@ def natural(width, height):
     pixels = np.zeros((height, width, 3))
     for step in (1, 2, 4, 8, 16, 32, 64):
         grid = rng.integers(0, 256, (height // step + 1, width // step + 1, 3), dtype=np.uint8)
-        pixels += np.asarray(Image.fromarray(grid).resize((width, height), Image.BICUBIC)) * step
-    return Image.fromarray((pixels / 127).astype(np.uint8))
+        pixels += np.asarray(Image.fromarray(grid).resize((width, height), Image.BICUBIC))
+    return Image.fromarray((pixels / 7).astype(np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_kept_picture_is_read_once(tmp_path, memory):
         np.testing.assert_array_equal(files[1, index][2], picture)
     with pytest.raises(UserError):
         files[0, 1]
-    assert memory == 3 * BYTES or list((tmp_path / "kept").iterdir()) == []  # whatever may come
+    assert not (tmp_path / "kept").exists()  # the file has no name, and goes with the process
 
 
 def test_without_room_on_the_disk_pictures_are_read_anew(tmp_path, monkeypatch, caplog):
