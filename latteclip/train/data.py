@@ -216,8 +216,8 @@ def schedule(
     """The batches of so many steps, from step `start`; all of the same size.
 
     They are cut from one shuffle of the n images after another, so that within a batch the first
-    images of the next one may follow the last of a shuffle, and no image is seen twice more often
-    than another. With fewer images than a batch holds, each batch is a shuffle.
+    images of the next one may follow the last of a shuffle, and at any time no image has been seen
+    two times more than another. With fewer images than a batch holds, each batch is a shuffle.
 
     Yields:
         Keys: the number of the shuffle, and an image.
