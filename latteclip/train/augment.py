@@ -95,14 +95,14 @@ class Augmentation:
                 torch.div(image, std[:, None, None], out=batch[i])
         return batch
 
-    def _portions(self, order: Sequence[Sequence[int]], device: torch.device) -> list[list[int]]:
+    def _portions(self, order: Sequence[list[int]], device: torch.device) -> list[list[int]]:
         """Rows that are worked on at once: all by a GPU; by a CPU few, and of the same steps."""
         rows = list(range(len(order)))
         if device.type != "cpu":
             return [rows]
         n = max(1, ON_CPU // math.prod(self.side))
-        by_steps = groupby(sorted(rows, key=order.__getitem__), key=order.__getitem__)
-        groups = [list(group) for _, group in by_steps]
+        rows.sort(key=lambda row: order[row])
+        groups = [list(group) for _, group in groupby(rows, key=lambda row: order[row])]
         return [group[start : start + n] for group in groups for start in range(0, len(group), n)]
 
 
@@ -236,7 +236,8 @@ STEPS = (
 def _luma(images: torch.Tensor) -> torch.Tensor:
     """[B, 1, H, W]: how bright each pixel of [B, 3, H, W] is (ITU-R BT.601)."""
     red, green, blue = images.split(1, dim=1)
-    return (red * 0.299).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+    luma: torch.Tensor = (red * 0.299).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+    return luma
 
 
 def _parts(drawn: torch.Tensor) -> dict[str, torch.Tensor]:

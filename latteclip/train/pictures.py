@@ -79,7 +79,8 @@ class KeptPictures:
         self.pixels = np.frombuffer(mmap.mmap(-1, max(1, size)), np.uint8)
         shapes = mmap.mmap(-1, len(sizes) * 8)
         self.shapes = np.frombuffer(shapes, np.int32).reshape(-1, 2)  # h and w, 0: not yet
-        self.file = None if folder is None else _nameless_file(Path(folder))
+        self._file = None if folder is None else _nameless_file(Path(folder))
+        self._number = -1 if self._file is None else self._file.fileno()  # to -1 nothing is written
 
     def get(self, index: int) -> np.ndarray | None:
         """Picture `index` [h, w, 3], or None where it is not kept."""
@@ -90,7 +91,7 @@ class KeptPictures:
         if index < self.n_in_memory:
             flat = self.pixels[start : start + size]
         else:
-            flat = np.frombuffer(os.pread(self.file.fileno(), size, start), np.uint8)
+            flat = np.frombuffer(os.pread(self._number, size, start), np.uint8)
         return flat.reshape(height, width, 3)
 
     def put(self, index: int, picture: np.ndarray) -> None:
@@ -100,7 +101,7 @@ class KeptPictures:
             return
         if index < self.n_in_memory:
             self.pixels[start : start + picture.size] = picture.reshape(-1)
-        elif self.file is None or not _written(self.file.fileno(), picture.tobytes(), start):
+        elif not _written(self._number, picture.tobytes(), start):
             return
         self.shapes[index] = picture.shape[:2]  # last: it says that the pixels are there
 
