@@ -47,6 +47,7 @@ fuzz: install
 bench: install
 	python benchmarks/train_step.py
 	python benchmarks/imports.py
+	python benchmarks/loader.py
 	python benchmarks/index.py
 	python benchmarks/captions.py
 	python benchmarks/captions.py --memory 2000 20000
