@@ -1,0 +1,321 @@
+"""A rehearsal of a run in five minutes at most: loader, training step, captioner, and an estimate.
+
+Each part is a process of its own with a share of the time; what an earlier one leaves of its own
+falls to the last. Models are not downloaded, and nothing is left behind. Without a GPU the demo's
+models stand in for those of the configuration.
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from latteclip.captions.engines.base import OWN
+from latteclip.cli.doctor import GIB, Check, Finding
+from latteclip.cli.rehearsal import bounded
+from latteclip.cli.rehearsal.parts import ERROR, RESULT, Job, trained_method
+from latteclip.config import estimate, layers
+from latteclip.config.configuration import Configuration, as_json
+from latteclip.core.signals import ending_in_order
+
+# Seconds of each part, in order. With what ending them may take they are five minutes.
+SHARES = {"loader": 35.0, "training": 65.0, "captioner": 185.0}
+STAND_IN = "demo"
+GB = 1e9
+# What to do where a part says nothing of its own.
+ADVICE = {
+    "loader": "lower threads.finetune, or give the job more main memory",
+    "training": "set compute.micro_batch, lower finetune.batch_size, or give the job more memory",
+    "captioner": "lower captioner.batch_size or captioner.max_model_len, or give the job more "
+    "memory",
+}
+LOOK = "`latteclip --debug doctor --gpu` shows all that the part said"
+
+
+@contextlib.contextmanager
+def rehearsal(
+    pairs: Sequence[str], files: Sequence[str], *, tell_all: bool
+) -> Iterator[dict[str, Check]]:
+    """The checks of a rehearsal, in order.
+
+    Args:
+        pairs: KEY=VALUE over the configuration, as snakemake's --config takes them.
+        files: configuration files, as its --configfile takes them.
+        tell_all: whether stderr gets all that a failed part said.
+
+    Raises:
+        UserError: the configuration is not right.
+    """
+    given = layers.given(pairs, files)
+    configuration = Configuration(layers.defaults(), given)
+    options = [
+        *(["--configfile", *files] if files else []),
+        *(["--config", *pairs] if pairs else []),
+    ]
+    with (
+        ending_in_order("A rehearsal keeps nothing."),
+        tempfile.TemporaryDirectory(prefix="latteclip-", ignore_cleanup_errors=True) as folder,
+    ):
+        job = _job(configuration, given, shlex.join(options))
+        yield Rehearsal(configuration, job, folder, tell_all).checks()
+
+
+def _job(configuration: Configuration, given: dict[str, Any], options: str) -> Job:
+    """The configured models where there is a GPU for them, or else the demo's."""
+    dataset = configuration.datasets[0]
+    if has_gpu():
+        return Job(dataset, "cuda", given, options=options)
+    if "textures" in configuration.dataset(dataset)["source"]:
+        return Job(dataset, "cpu", given, options=options)
+    return Job(STAND_IN, "cpu", {"dataset": STAND_IN}, is_shipped=True)
+
+
+def has_gpu() -> bool:
+    """Whether NVIDIA's driver lists a GPU."""
+    if shutil.which("nvidia-smi") is None:
+        return False
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=30, check=False)
+    except subprocess.TimeoutExpired:  # the check of the GPU says so
+        return False
+    return listed.returncode == 0 and bool(listed.stdout.strip())
+
+
+@dataclass
+class Rehearsal:
+    """The parts, and what they measured so far."""
+
+    configuration: Configuration  # what is estimated
+    job: Job  # what is rehearsed
+    folder: str
+    tell_all: bool
+    left: float = sum(SHARES.values())  # seconds
+    measured: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def checks(self) -> dict[str, Check]:
+        """What doctor runs."""
+        return {
+            "rehearsal": self.scope,
+            "loader": self.loader,
+            "training": self.training,
+            "captioner": self.captioner,
+            "estimate": self.totals,
+        }
+
+    @property
+    def is_stand_in(self) -> bool:
+        """Whether the demo stands in for what is configured."""
+        return self.job.is_shipped
+
+    def scope(self) -> Iterator[Finding]:
+        """What is rehearsed, and what cannot be seen here."""
+        minutes = (sum(SHARES.values()) + 2 * bounded.GRACE * len(SHARES)) / 60
+        yield Finding("ok", f"at most {minutes:.0f} minutes, with the models of {self.job.dataset}")
+        names = self.configuration.datasets
+        if self.job.device == "cpu":
+            yield Finding(
+                "note",
+                f"no GPU here: neither CUDA nor a card's memory and speed are seen{self._unseen()}",
+                "rehearse again on the machine of the run",
+            )
+        others = [name for name in names[1:] if self._has_other_models(name)]
+        if others and not self.is_stand_in:
+            yield Finding("note", f"not rehearsed are the models of {', '.join(others)}")
+
+    def _unseen(self) -> str:
+        """The models for which others stand in."""
+        if not self.is_stand_in:
+            return ""
+        first = self.configuration.datasets[0]
+        clip, captioner = (
+            self.configuration.section(kind, first)["model"] for kind in ("clip", "captioner")
+        )
+        return f", nor {clip} and {captioner}, for which {STAND_IN}'s models stand in"
+
+    def _has_other_models(self, dataset: str) -> bool:
+        return any(
+            self.configuration.section(kind, dataset)
+            != self.configuration.section(kind, self.job.dataset)
+            for kind in ("clip", "captioner")
+        )
+
+    def loader(self) -> Iterator[Finding]:
+        """How fast images come."""
+        found, problem = self._run("loader")
+        if found is None:
+            yield problem
+            return
+        threads = found["threads"]
+        yield Finding(
+            "ok",
+            f"{found['rate']:.0f} training images per second, decoded anew, with {threads} CPU "
+            f"thread{'s' * (threads > 1)}",
+        )
+
+    def training(self) -> Iterator[Finding]:
+        """How fast they are trained on."""
+        method = trained_method(self.job.configuration())
+        if method is None:
+            yield Finding("note", "no method that is asked for trains")
+            return
+        found, problem = self._run("training")
+        if found is None:
+            yield problem
+            return
+        memory = f", {found['gpu'] / GIB:.1f} GiB of the GPU's memory" if found["gpu"] else ""
+        yield Finding(
+            "ok",
+            f"{method}: {found['rate']:.0f} samples per second in batches of {found['batch']}"
+            f"{memory}",
+        )
+
+    def captioner(self) -> Iterator[Finding]:
+        """Whether the captioner starts, and how fast it writes."""
+        configuration, dataset = self.job.configuration(), self.job.dataset
+        if configuration.section("captioner", dataset)["engine"] == OWN:
+            yield Finding("note", "captions are your own")
+            return
+        if not (configuration.caption_kinds(dataset) or configuration.scores_classes(dataset)):
+            yield Finding("note", "no method that is asked for has captions")
+            return
+        found, problem = self._run("captioner")
+        if found is None:
+            yield problem
+            return
+        yield Finding(
+            "ok",
+            f"{found['engine']} starts in {found['start']:.0f} s; {found['at_once']} questions at "
+            f"once: {found['rate']:.1f} captions per second, such as {found['caption']!r}",
+        )
+
+    def _run(self, part: str) -> tuple[dict[str, Any] | None, Finding]:
+        """What a part measured, or else what went wrong with it."""
+        folder = Path(self.folder, part)
+        folder.mkdir()
+        later = list(SHARES)[list(SHARES).index(part) + 1 :]
+        seconds = self.left - sum(SHARES[name] for name in later)
+        command = [sys.executable, "-m", "latteclip.cli.rehearsal.parts", part, str(folder)]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        began = time.monotonic()
+        status = bounded.run(
+            [*command, as_json(asdict(self.job))], seconds, folder / "log", environment
+        )
+        self.left -= min(seconds, time.monotonic() - began)
+        said = (folder / "log").read_text(encoding="utf-8", errors="replace")
+        result = folder / RESULT
+        found = json.loads(result.read_bytes()) if result.is_file() else {}
+        shutil.rmtree(folder, ignore_errors=True)
+        if found and ERROR not in found:
+            self.measured[part] = found
+            return found, Finding("ok", "")
+        if self.tell_all:
+            print(said, file=sys.stderr)
+        return None, problem(part, status, seconds, found.get(ERROR), said)
+
+    def totals(self) -> Iterator[Finding]:
+        """Hours and disk of what is configured."""
+        names = ", ".join(self.configuration.datasets)
+        unknown = estimate.uncounted(self.configuration)
+        if unknown:
+            yield Finding(
+                "note",
+                f"nobody knows yet how many images {', '.join(unknown)} have",
+                "estimate again once results/<dataset>/images.parquet is there: "
+                "latteclip workflow -j1 <that file>",
+            )
+        if len(unknown) < len(self.configuration.datasets):
+            yield from self._hours(names)
+        yield self._disk(names)
+
+    def _hours(self, names: str) -> Iterator[Finding]:
+        if self.is_stand_in:
+            for card in estimate.PEAKS:
+                hours = estimate.hours(self.configuration, estimate.on_paper(card))
+                yield Finding("ok", f"{names} on one {card}, on paper alone: {_listed(hours)}")
+            return
+        hours = estimate.hours(self.configuration, self._rates())
+        machine = "GPU" if self.job.device == "cuda" else "machine without a GPU"
+        if hours:
+            yield Finding("ok", f"{names} on one such {machine}: {_listed(hours)}")
+        missing = [name for name in ("training", "captioner") if name not in self.measured]
+        if missing:
+            yield Finding(
+                "note", f"hours of what was not measured are unknown: {', '.join(missing)}"
+            )
+
+    def _rates(self) -> estimate.Rates:
+        captioner, training = self.measured.get("captioner", {}), self.measured.get("training", {})
+        samples = training.get("rate")
+        paper = estimate.Rates(None, None, None, None)
+        return estimate.Rates(
+            captioner.get("rate"),
+            samples,
+            estimate.encoded(samples) if samples else None,
+            self.measured.get("loader", {}).get("rate"),
+            captioner.get("start", paper.engine_start),
+            training.get("start", paper.job_start),
+        )
+
+    def _disk(self, names: str) -> Finding:
+        parts = estimate.disk(self.configuration, self._sizes())
+        wanted, free = sum(parts.values()), shutil.disk_usage(".").free / GB
+        listed = ", ".join(f"{what} {size:.2g}" for what, size in parts.items() if size)
+        text = f"disk of {names}: {wanted:.2g} GB in all ({listed}); {free:.0f} GB are free here"
+        if wanted > free:
+            return Finding("note", text, "free some, or run fewer methods and seeds at a time")
+        return Finding("ok", text)
+
+    def _sizes(self) -> estimate.Sizes:
+        """Of models that were rehearsed, measured; models in folders take nothing more."""
+        paper = estimate.Sizes()
+        if self.is_stand_in:
+            return paper
+        clip = self.measured.get("training") or self.measured.get("loader") or {}
+        captioner = self.measured.get("captioner", {})
+        written = clip.get("written")
+        return estimate.Sizes(
+            (captioner["held"] or 0) / GB if captioner else paper.captioner,
+            (clip["held"] or 0) / GB if clip else paper.clip,
+            written / GB if written else paper.tuned,
+        )
+
+
+def problem(part: str, status: int | None, seconds: float, error: str | None, said: str) -> Finding:
+    """Why a part failed, and what to do.
+
+    Args:
+        part: its name.
+        status: of its process; None: its time was over.
+        seconds: that it had.
+        error: its own word.
+        said: its log.
+    """
+    if error is not None:  # which says what to do
+        return Finding("warning", error.rstrip("."))
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    last = f" (it last said: {lines[-1][:200]})" if lines else ""
+    if status is None:
+        again = "a second start is often faster, with files in memory and kernels compiled"
+        return Finding("warning", f"did not finish in {seconds:.0f} s{last}", f"{again}; {LOOK}")
+    if status < 0:
+        return Finding("warning", f"was killed by signal {-status}{last}", ADVICE[part])
+    return Finding("warning", f"ended with status {status}{last}", LOOK)
+
+
+def _listed(hours: dict[str, float]) -> str:
+    """Hours in all and of each kind."""
+    each = ", ".join(f"{work} {_time(n)}" for work, n in hours.items())
+    return f"{_time(sum(hours.values()))} ({each})"
+
+
+def _time(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
