@@ -22,15 +22,15 @@ from typing import Any
 from latteclip.captions.engines.base import OWN
 from latteclip.cli.doctor import GIB, Check, Finding
 from latteclip.cli.rehearsal import bounded
-from latteclip.cli.rehearsal.parts import ERROR, RESULT, Job, trained_method
-from latteclip.config import estimate, layers
+from latteclip.cli.rehearsal.job import ERROR, RESULT, Job, trained_method
+from latteclip.cli.rehearsal.outlook import outlook
+from latteclip.config import layers
 from latteclip.config.configuration import Configuration, as_json
 from latteclip.core.signals import ending_in_order
 
 # Seconds of each part, in order. With what ending them may take they are five minutes.
 SHARES = {"loader": 35.0, "training": 65.0, "captioner": 185.0}
 STAND_IN = "demo"
-GB = 1e9
 # What to do where a part says nothing of its own.
 ADVICE = {
     "loader": "lower threads.finetune, or give the job more main memory",
@@ -76,7 +76,7 @@ def _job(configuration: Configuration, given: dict[str, Any], options: str) -> J
         return Job(dataset, "cuda", given, options=options)
     if "textures" in configuration.dataset(dataset)["source"]:
         return Job(dataset, "cpu", given, options=options)
-    return Job(STAND_IN, "cpu", {"dataset": STAND_IN}, is_shipped=True)
+    return Job(STAND_IN, "cpu", {"dataset": STAND_IN}, stands_in=True)
 
 
 def has_gpu() -> bool:
@@ -108,13 +108,8 @@ class Rehearsal:
             "loader": self.loader,
             "training": self.training,
             "captioner": self.captioner,
-            "estimate": self.totals,
+            "estimate": lambda: outlook(self.configuration, self.job, self.measured),
         }
-
-    @property
-    def is_stand_in(self) -> bool:
-        """Whether the demo stands in for what is configured."""
-        return self.job.is_shipped
 
     def scope(self) -> Iterator[Finding]:
         """What is rehearsed, and what cannot be seen here."""
@@ -128,12 +123,12 @@ class Rehearsal:
                 "rehearse again on the machine of the run",
             )
         others = [name for name in names[1:] if self._has_other_models(name)]
-        if others and not self.is_stand_in:
+        if others and not self.job.stands_in:
             yield Finding("note", f"not rehearsed are the models of {', '.join(others)}")
 
     def _unseen(self) -> str:
         """The models for which others stand in."""
-        if not self.is_stand_in:
+        if not self.job.stands_in:
             return ""
         first = self.configuration.datasets[0]
         clip, captioner = (
@@ -209,84 +204,18 @@ class Rehearsal:
         status = bounded.run(
             [*command, as_json(asdict(self.job))], seconds, folder / "log", environment
         )
-        self.left -= min(seconds, time.monotonic() - began)
+        taken = time.monotonic() - began
+        self.left -= min(seconds, taken)
         said = (folder / "log").read_text(encoding="utf-8", errors="replace")
         result = folder / RESULT
         found = json.loads(result.read_bytes()) if result.is_file() else {}
         shutil.rmtree(folder, ignore_errors=True)
         if found and ERROR not in found:
-            self.measured[part] = found
+            self.measured[part] = {**found, "taken": taken}
             return found, Finding("ok", "")
         if self.tell_all:
             print(said, file=sys.stderr)
         return None, problem(part, status, seconds, found.get(ERROR), said)
-
-    def totals(self) -> Iterator[Finding]:
-        """Hours and disk of what is configured."""
-        names = ", ".join(self.configuration.datasets)
-        unknown = estimate.uncounted(self.configuration)
-        if unknown:
-            yield Finding(
-                "note",
-                f"nobody knows yet how many images {', '.join(unknown)} have",
-                "estimate again once results/<dataset>/images.parquet is there: "
-                "latteclip workflow -j1 <that file>",
-            )
-        if len(unknown) < len(self.configuration.datasets):
-            yield from self._hours(names)
-        yield self._disk(names)
-
-    def _hours(self, names: str) -> Iterator[Finding]:
-        if self.is_stand_in:
-            for card in estimate.PEAKS:
-                hours = estimate.hours(self.configuration, estimate.on_paper(card))
-                yield Finding("ok", f"{names} on one {card}, on paper alone: {_listed(hours)}")
-            return
-        hours = estimate.hours(self.configuration, self._rates())
-        machine = "GPU" if self.job.device == "cuda" else "machine without a GPU"
-        if hours:
-            yield Finding("ok", f"{names} on one such {machine}: {_listed(hours)}")
-        missing = [name for name in ("training", "captioner") if name not in self.measured]
-        if missing:
-            yield Finding(
-                "note", f"hours of what was not measured are unknown: {', '.join(missing)}"
-            )
-
-    def _rates(self) -> estimate.Rates:
-        captioner, training = self.measured.get("captioner", {}), self.measured.get("training", {})
-        samples = training.get("rate")
-        paper = estimate.Rates(None, None, None, None)
-        return estimate.Rates(
-            captioner.get("rate"),
-            samples,
-            estimate.encoded(samples) if samples else None,
-            self.measured.get("loader", {}).get("rate"),
-            captioner.get("start", paper.engine_start),
-            training.get("start", paper.job_start),
-        )
-
-    def _disk(self, names: str) -> Finding:
-        parts = estimate.disk(self.configuration, self._sizes())
-        wanted, free = sum(parts.values()), shutil.disk_usage(".").free / GB
-        listed = ", ".join(f"{what} {size:.2g}" for what, size in parts.items() if size)
-        text = f"disk of {names}: {wanted:.2g} GB in all ({listed}); {free:.0f} GB are free here"
-        if wanted > free:
-            return Finding("note", text, "free some, or run fewer methods and seeds at a time")
-        return Finding("ok", text)
-
-    def _sizes(self) -> estimate.Sizes:
-        """Of models that were rehearsed, measured; models in folders take nothing more."""
-        paper = estimate.Sizes()
-        if self.is_stand_in:
-            return paper
-        clip = self.measured.get("training") or self.measured.get("loader") or {}
-        captioner = self.measured.get("captioner", {})
-        written = clip.get("written")
-        return estimate.Sizes(
-            (captioner["held"] or 0) / GB if captioner else paper.captioner,
-            (clip["held"] or 0) / GB if clip else paper.clip,
-            written / GB if written else paper.tuned,
-        )
 
 
 def problem(part: str, status: int | None, seconds: float, error: str | None, said: str) -> Finding:
@@ -309,13 +238,3 @@ def problem(part: str, status: int | None, seconds: float, error: str | None, sa
     if status < 0:
         return Finding("warning", f"was killed by signal {-status}{last}", ADVICE[part])
     return Finding("warning", f"ended with status {status}{last}", LOOK)
-
-
-def _listed(hours: dict[str, float]) -> str:
-    """Hours in all and of each kind."""
-    each = ", ".join(f"{work} {_time(n)}" for work, n in hours.items())
-    return f"{_time(sum(hours.values()))} ({each})"
-
-
-def _time(hours: float) -> str:
-    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
