@@ -46,9 +46,10 @@ def _hours(configuration: Configuration, job: Job, measured: Measured) -> Iterat
     machine = "GPU" if job.device == "cuda" else "machine without a GPU"
     if hours:
         yield Finding("ok", f"{_names(configuration)} on one such {machine}: {_listed(hours)}")
-    missing = [part for part in ("training", "captioner") if part not in measured]
+    paper = estimate.hours(configuration, estimate.on_paper("H100"))
+    missing = [work for work, some in paper.items() if some and work not in hours]
     if missing:
-        yield Finding("note", f"hours of what was not measured are unknown: {', '.join(missing)}")
+        yield Finding("note", f"not measured, so without hours: {', '.join(missing)}")
 
 
 def _rates(measured: Measured) -> estimate.Rates:
@@ -97,7 +98,7 @@ def _names(configuration: Configuration) -> str:
 
 def _listed(hours: dict[str, float]) -> str:
     """Hours in all and of each kind."""
-    each = ", ".join(f"{work} {_time(n)}" for work, n in hours.items())
+    each = ", ".join(f"{work} {_time(n)}" for work, n in hours.items() if n)
     return f"{_time(sum(hours.values()))} ({each})"
 
 

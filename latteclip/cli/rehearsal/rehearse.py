@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from latteclip.core.signals import ending_in_order
 
 # Seconds of each part, in order. With what ending them may take they are five minutes.
 SHARES = {"loader": 35.0, "training": 65.0, "captioner": 185.0}
-STAND_IN = "demo"
+STAND_IN, LOG = "demo", "log"
 # What to do where a part says nothing of its own.
 ADVICE = {
     "loader": "lower threads.finetune, or give the job more main memory",
@@ -98,7 +98,7 @@ class Rehearsal:
     job: Job  # what is rehearsed
     folder: str
     tell_all: bool
-    left: float = sum(SHARES.values())  # seconds
+    left: float = field(default_factory=lambda: sum(SHARES.values()))  # seconds
     measured: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def checks(self) -> dict[str, Check]:
@@ -145,15 +145,12 @@ class Rehearsal:
 
     def loader(self) -> Iterator[Finding]:
         """How fast images come."""
-        found, problem = self._run("loader")
-        if found is None:
-            yield problem
-            return
-        threads = found["threads"]
-        yield Finding(
-            "ok",
-            f"{found['rate']:.0f} training images per second, decoded anew, with {threads} CPU "
-            f"thread{'s' * (threads > 1)}",
+        yield self._part(
+            "loader",
+            lambda found: (
+                f"{found['rate']:.0f} training images per second, decoded anew, with "
+                f"{found['threads']} CPU thread{'s' * (found['threads'] > 1)}"
+            ),
         )
 
     def training(self) -> Iterator[Finding]:
@@ -162,15 +159,13 @@ class Rehearsal:
         if method is None:
             yield Finding("note", "no method that is asked for trains")
             return
-        found, problem = self._run("training")
-        if found is None:
-            yield problem
-            return
-        memory = f", {found['gpu'] / GIB:.1f} GiB of the GPU's memory" if found["gpu"] else ""
-        yield Finding(
-            "ok",
-            f"{method}: {found['rate']:.0f} samples per second in batches of {found['batch']}"
-            f"{memory}",
+        yield self._part(
+            "training",
+            lambda found: (
+                f"{method}: {found['rate']:.0f} samples per second in batches of "
+                f"{found['batch']}"
+                + (f", {found['gpu'] / GIB:.1f} GiB of the GPU's memory" if found["gpu"] else "")
+            ),
         )
 
     def captioner(self) -> Iterator[Finding]:
@@ -182,40 +177,43 @@ class Rehearsal:
         if not (configuration.caption_kinds(dataset) or configuration.scores_classes(dataset)):
             yield Finding("note", "no method that is asked for has captions")
             return
-        found, problem = self._run("captioner")
-        if found is None:
-            yield problem
-            return
-        yield Finding(
-            "ok",
-            f"{found['engine']} starts in {found['start']:.0f} s; {found['at_once']} questions at "
-            f"once: {found['rate']:.1f} captions per second, such as {found['caption']!r}",
+        yield self._part(
+            "captioner",
+            lambda found: (
+                f"{found['engine']} starts in {found['start']:.0f} s; "
+                f"{found['at_once']} questions at once: {found['rate']:.1f} captions per second, such "
+                f"as {found['caption']!r}"
+            ),
         )
 
-    def _run(self, part: str) -> tuple[dict[str, Any] | None, Finding]:
-        """What a part measured, or else what went wrong with it."""
+    def _part(self, part: str, told: Callable[[dict[str, Any]], str]) -> Finding:
+        """What a part measured, as `told` puts it, or what went wrong with it."""
         folder = Path(self.folder, part)
         folder.mkdir()
         later = list(SHARES)[list(SHARES).index(part) + 1 :]
         seconds = self.left - sum(SHARES[name] for name in later)
-        command = [sys.executable, "-m", "latteclip.cli.rehearsal.parts", part, str(folder)]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         began = time.monotonic()
-        status = bounded.run(
-            [*command, as_json(asdict(self.job))], seconds, folder / "log", environment
-        )
+        status = self._run(part, folder, seconds)
         taken = time.monotonic() - began
         self.left -= min(seconds, taken)
-        said = (folder / "log").read_text(encoding="utf-8", errors="replace")
+        said = (folder / LOG).read_text(encoding="utf-8", errors="replace")
         result = folder / RESULT
         found = json.loads(result.read_bytes()) if result.is_file() else {}
         shutil.rmtree(folder, ignore_errors=True)
         if found and ERROR not in found:
             self.measured[part] = {**found, "taken": taken}
-            return found, Finding("ok", "")
+            return Finding("ok", told(found))
         if self.tell_all:
             print(said, file=sys.stderr)
-        return None, problem(part, status, seconds, found.get(ERROR), said)
+        return problem(part, status, seconds, found.get(ERROR), said)
+
+    def _run(self, part: str, folder: Path, seconds: float) -> int | None:
+        """The exit status of a part's process; None where its time was over."""
+        command = [sys.executable, "-m", "latteclip.cli.rehearsal.parts", part, str(folder)]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        return bounded.run(
+            [*command, as_json(asdict(self.job))], seconds, folder / LOG, environment
+        )
 
 
 def problem(part: str, status: int | None, seconds: float, error: str | None, said: str) -> Finding:
