@@ -43,14 +43,11 @@ def captioner(job: Job, folder: Path) -> dict[str, Any]:
     if room > n:
         n = room
         seconds, _ = _ask(engine, requests[:n], settings.model)
-    return {
-        "engine": engine.version,
-        "start": start,
-        "rate": n / seconds,
-        "at_once": n,
-        "caption": caption,
-        "held": held,
-    }
+    text = (
+        f"{engine.version} starts in {start:.0f} s; {n} questions at once: {n / seconds:.1f} "
+        f"captions per second, such as {caption!r}"
+    )
+    return {"text": text, "start": start, "rate": n / seconds, "held": held}
 
 
 def _requests(

@@ -71,4 +71,4 @@ def hold(section: str, configuration: Configuration, job: Job, folder: Path) -> 
             f"nothing; fetch it with: {fetch} {job.options}".rstrip()
         ) from None
     repos = json.loads(note.read_bytes())["repos"]
-    return sum(size for repo in repos for size in repo["files"].values())
+    return sum(int(size) for repo in repos for size in repo["files"].values())

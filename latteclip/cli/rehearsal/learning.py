@@ -20,6 +20,7 @@ from latteclip.data import loader as loading
 from latteclip.train.finetune import TrainingOutputs, finetune
 from latteclip.train.settings import FinetuneSettings
 
+GIB = 2**30
 DISTINCT = 64  # image files
 LOADER_BATCH, LOADER_SECONDS = 32, 10.0  # images at a time, and how long they are counted
 STEPS, EPOCHS = 2, 2  # of a training; the last epoch counts
@@ -44,7 +45,11 @@ def loader(job: Job, folder: Path) -> dict[str, Any]:
     began, n = time.monotonic(), 0
     while (seconds := time.monotonic() - began) < LOADER_SECONDS:
         n += len(next(batches)[1])
-    return {"rate": n / seconds, "threads": threads, "held": held}
+    text = (
+        f"{n / seconds:.0f} training images per second, decoded anew, with {threads} CPU "
+        f"thread{'s' * (threads > 1)}"
+    )
+    return {"text": text, "rate": n / seconds, "held": held}
 
 
 def training(job: Job, folder: Path) -> dict[str, Any]:
@@ -75,7 +80,12 @@ def training(job: Job, folder: Path) -> dict[str, Any]:
             f"compute.micro_batch to {max(1, batch // 4)} or less: the loss still compares the "
             "whole batch."
         ) from None
-    return {**_measured(outputs, batch), "batch": batch, "held": held}
+    measured = _measured(outputs, batch)
+    text = (
+        f"{values['objective']}: {measured['rate']:.0f} samples per second in batches of {batch}"
+        f"{_memory()}"
+    )
+    return {**measured, "text": text, "held": held}
 
 
 def _settings(
@@ -107,5 +117,11 @@ def _measured(outputs: TrainingOutputs, batch: int) -> dict[str, Any]:
         "rate": len(last) / math.fsum(1 / row["images_per_second"] for row in last),
         "steps": math.fsum(batch / row["images_per_second"] for row in history),
         "written": sum(path.stat().st_size for path in Path(outputs.model).iterdir()),
-        "gpu": torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0,
     }
+
+
+def _memory() -> str:
+    """The most that was allocated of a GPU's memory, in words."""
+    if not torch.cuda.is_initialized():
+        return ""
+    return f", {torch.cuda.max_memory_allocated() / GIB:.1f} GiB of the GPU's memory"

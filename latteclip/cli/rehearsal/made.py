@@ -4,6 +4,7 @@ Letters: N training images, C classes.
 """
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def training_files(paths: list[str], n: int, classes: int | None, folder: Path) 
     return files
 
 
-def _write(path: str, columns: dict[str, list[Any]], schema: pa.Schema) -> None:
+def _write(path: str, columns: Mapping[str, Any], schema: pa.Schema) -> None:
     """A table; the columns that are not given are of nulls."""
     n = len(next(iter(columns.values())))
     whole = {column.name: columns.get(column.name, pa.nulls(n, column.type)) for column in schema}

@@ -47,7 +47,7 @@ def test_a_program_that_a_signal_kills(tmp_path):
 
 
 def test_a_program_that_hangs_is_ended_with_its_children(tmp_path):
-    status, said = run(tmp_path, HANGING, 1)
+    status, said = run(tmp_path, HANGING, 3)
     assert status is None
     numbers = said.split()
     assert len(numbers) == 2
@@ -55,7 +55,7 @@ def test_a_program_that_hangs_is_ended_with_its_children(tmp_path):
 
 
 def test_it_may_tidy_up(tmp_path):
-    status, said = run(tmp_path, "trap 'echo tidy; exit 1' TERM; sleep 300 & wait", 1)
+    status, said = run(tmp_path, "trap 'echo tidy; exit 1' TERM; sleep 300 & wait", 3)
     assert (status, said) == (None, "tidy\n")
 
 
