@@ -17,6 +17,7 @@ PHOTOGRAPHS = {
     "dataset": "dtd",
     "clip": {"model": f"local-dir:{DEMO_CLIP}", "pretrained": None},
     "finetune": {"batch_size": 4},
+    "threads": {"finetune": 1},  # two would wait for each other where cores are busy
 }
 
 
@@ -183,8 +184,7 @@ def test_the_loader_counts_images(place, tmp_path, monkeypatch):
     monkeypatch.setattr(learning, "LOADER_SECONDS", 0.1)
     found = learning.loader(Job("dtd", "cpu", PHOTOGRAPHS), tmp_path)
     assert found["rate"] > 0
-    threads = min(8, len(os.sched_getaffinity(0)))
-    assert f"decoded anew, with {threads} CPU thread" in found["text"]
+    assert found["text"].endswith("training images per second, decoded anew, with 1 CPU thread")
 
 
 # --- what is rehearsed, and what is said ---------------------------------------------------------
