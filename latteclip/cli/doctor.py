@@ -13,7 +13,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -58,10 +58,15 @@ class Finding:
 Check = Callable[[], Iterator[Finding]]
 
 
-def doctor(stream: TextIO) -> bool:
-    """Run all checks and print their lines as they come; whether none is a warning."""
+def doctor(stream: TextIO, more: Mapping[str, Check] | None = None) -> bool:
+    """Run all checks and print their lines as they come; whether none is a warning.
+
+    Args:
+        stream: where the lines go.
+        more: checks that come after the others.
+    """
     good = True
-    for name, check in CHECKS.items():
+    for name, check in {**CHECKS, **(more or {})}.items():
         for finding in findings(check):
             good &= finding.level != "warning"
             level = paint(f"{finding.level:7}", COLOURS[finding.level], stream)

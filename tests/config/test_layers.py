@@ -95,3 +95,31 @@ def test_a_broken_file_is_one_sentence(project, text, message):
     with pytest.raises(UserError, match=message) as caught:
         layers.defaults()
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_command_line_gives_wins_over_its_files(tmp_path):
+    for name, values in (
+        ("a.yaml", {"seeds": 1, "clip": {"model": "a"}}),
+        ("b.yaml", {"seeds": 2}),
+    ):
+        (tmp_path / name).write_text(yaml.safe_dump(values))
+    files = [str(tmp_path / name) for name in ("a.yaml", "b.yaml")]
+    found = layers.given(["clip={'precision': fp16}", "method=flyp,latteclip"], files)
+    assert found == {
+        "seeds": 2,
+        "clip": {"model": "a", "precision": "fp16"},
+        "method": "flyp,latteclip",
+    }
+    assert layers.given(["seeds=3"], files)["seeds"] == 3
+    assert layers.given([], []) == {}
+
+
+@pytest.mark.parametrize("pair", ["seeds", "=3", "seeds=[1"])
+def test_what_is_no_pair_is_refused(pair):
+    with pytest.raises(UserError, match="is not KEY=VALUE"):
+        layers.given([pair], [])
+
+
+def test_a_configuration_file_that_is_not_there_is_named():
+    with pytest.raises(UserError, match=r"nowhere\.yaml does not exist"):
+        layers.given([], ["nowhere.yaml"])
