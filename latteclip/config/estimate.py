@@ -100,14 +100,7 @@ def hours(configuration: Configuration, rates: Rates) -> dict[str, float]:
     seconds = {}
     if rates.captions:
         seconds["captions"] = sum(
-            _captioning(
-                configuration,
-                name,
-                images,
-                _captions(configuration, name, rates),
-                rates.engine_start,
-            )
-            for name, images in known.items()
+            _captioning(configuration, name, images, rates) for name, images in known.items()
         )
     if rates.samples:
         seconds["fine-tuning"] = sum(
