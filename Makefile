@@ -8,6 +8,9 @@ DEMO_METHODS := zero_shot,zero_shot_calibrated,image_prototypes,latteclip,recomm
 INSTALLED := .venv/.installed-$(KIND)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
+ifeq ($(KIND),cpu)
+export CUDA_VISIBLE_DEVICES :=
+endif
 
 .PHONY: install demo test bench envs docs lint format demo-models clean
 

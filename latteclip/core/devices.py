@@ -13,15 +13,29 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.fl
 
 
 def pick(name: str, threads: int) -> torch.device:
-    """The device called `name` ("auto": CUDA where there is one), with `threads` CPU threads."""
+    """The device called `name` ("auto": CUDA where there is one), with `threads` CPU threads.
+
+    Raises:
+        UserError: torch cannot use the GPU that is there, or the one that was asked for.
+    """
     torch.set_num_threads(threads)
     if name != "cpu":
         gpus.claim()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if sees_gpu() else "cpu"
+    elif name == "cuda" and not sees_gpu():
+        raise UserError("There is no GPU for --device cuda; leave it out, or give --device cpu.")
     if name == "cpu":
         keep_big_buffers()
     return torch.device(name)
+
+
+def sees_gpu() -> bool:
+    """Whether torch can use a GPU; UserError where NVIDIA's driver shows one that it cannot."""
+    if torch.cuda.is_available():
+        return True
+    gpus.refuse_unusable(torch.__version__, torch.version.cuda, sees_none=True)
+    return False
 
 
 def check_precision(device: torch.device, precision: str) -> None:
