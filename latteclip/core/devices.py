@@ -1,6 +1,7 @@
 """Where tensors live, in which precision they are computed, and by how many threads."""
 
 import contextlib
+import os
 
 import torch
 
@@ -28,6 +29,17 @@ def pick(name: str, threads: int) -> torch.device:
     if name == "cpu":
         keep_big_buffers()
     return torch.device(name)
+
+
+def cores_in_use(threads: int) -> str:
+    """How many cores a job uses, and why not all of this machine's."""
+    cores = len(os.sched_getaffinity(0))
+    if threads >= cores:
+        return f"{threads} threads on {cores} cores, all that this machine gives it"
+    return (
+        f"{threads} threads on {cores} cores: what -j or --cores of snakemake, threads of the "
+        "configuration and jobs beside it leave (--threads)"
+    )
 
 
 def sees_gpu() -> bool:

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from latteclip.data.images import open_rgb
+from latteclip.data.shared_memory import Shared, watched
 
 log = logging.getLogger(__name__)
 Transform = Callable[[Image.Image], torch.Tensor]
@@ -114,7 +115,8 @@ def batches(
             itself keeps the threads busy, and images are decoded between its batches.
     """
     on_gpu = device.type == "cuda"
-    for indices, images in loader(files, keys, workers=threads if on_gpu else 0, pinned=on_gpu):
+    ready = loader(files, keys, workers=threads if on_gpu else 0, pinned=on_gpu)
+    for indices, images in watched(ready):
         yield indices, images.to(device, non_blocking=True)
 
 
@@ -128,6 +130,7 @@ def loader(
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,  # they share `DecodedImages`
         pin_memory=pinned,
+        collate_fn=Shared(default_collate) if workers else None,
         generator=torch.Generator(),  # or it would draw a number that a resumed run lacks
         worker_init_fn=_leave_signals_to_parent,
     )

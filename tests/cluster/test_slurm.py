@@ -143,6 +143,24 @@ def test_a_finished_run_has_nothing_to_do(whole):
     assert "Nothing to be done" in said
 
 
+def test_each_gpu_of_a_job_has_a_task_and_a_share_of_its_cores_on_one_node(indexed, on_cluster):
+    run = on_cluster(indexed)
+    run.slurm("sbatch", "--exclusive", "--output", "/dev/null", "--wrap", "sleep 600")
+    process = run.start(
+        *(f"{FLYP}/history.parquet", "--config", "processes={'finetune': 2}"),
+        *("threads={'finetune': 6}", "--resources", "gpu=2"),
+    )
+    wait(lambda: run.slurm.jobs_of("finetune"), "a job in the queue")
+    (job,) = run.slurm.jobs_of("finetune")
+    assert requested(job)["gpus"] == 2
+    assert job["NumNodes"] in ("1", "1-1")
+    assert job["NumTasks"] == "2"
+    assert job["CpusPerTres"] == "gpu:3"
+    assert requested(job)["cores"] == 6
+    process.send_signal(signal.SIGINT)
+    process.wait()
+
+
 # --- captions ------------------------------------------------------------------------------------
 
 

@@ -126,3 +126,9 @@ def test_a_tensor_is_sent_to_a_gpu_without_waiting():
     assert calls == [(CUDA, True)]
     tensor = torch.ones(2)
     assert devices.send(tensor, CPU) is tensor
+
+
+def test_a_job_says_how_many_cores_it_has_and_why(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    assert devices.cores_in_use(16).startswith("16 threads on 16 cores, all that this machine")
+    assert devices.cores_in_use(4).startswith("4 threads on 16 cores: what -j or --cores of snake")
