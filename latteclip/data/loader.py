@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from latteclip.data.images import open_rgb
-from latteclip.data.shared_memory import Shared, watched
+from latteclip.data.loader_workers import Shared, watched
 
 log = logging.getLogger(__name__)
 Transform = Callable[[Image.Image], torch.Tensor]

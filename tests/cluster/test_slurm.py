@@ -143,22 +143,17 @@ def test_a_finished_run_has_nothing_to_do(whole):
     assert "Nothing to be done" in said
 
 
-def test_each_gpu_of_a_job_has_a_task_and_a_share_of_its_cores_on_one_node(indexed, on_cluster):
+def test_each_gpu_of_a_job_has_a_task_and_its_share_of_the_cores(indexed, on_cluster):
     run = on_cluster(indexed)
-    run.slurm("sbatch", "--exclusive", "--output", "/dev/null", "--wrap", "sleep 600")
-    process = run.start(
-        *(f"{FLYP}/history.parquet", "--config", "processes={'finetune': 2}"),
-        *("threads={'finetune': 6}", "--resources", "gpu=2"),
-    )
-    wait(lambda: run.slurm.jobs_of("finetune"), "a job in the queue")
+    two = ("--config", "processes={'finetune': 2}", "threads={'finetune': 6}")
+    run.snakemake(f"{FLYP}/history.parquet", *two, "--resources", "gpu=2")
     (job,) = run.slurm.jobs_of("finetune")
-    assert requested(job)["gpus"] == 2
-    assert job["NumNodes"] in ("1", "1-1")
-    assert job["NumTasks"] == "2"
-    assert job["CpusPerTres"] == "gpu:3"
-    assert requested(job)["cores"] == 6
-    process.send_signal(signal.SIGINT)
-    process.wait()
+    assert (job["NumNodes"], job["NumTasks"]) == ("1", "2")
+    assert (requested(job)["gpus"], requested(job)["cores"]) == (2, 6)
+    assert job["CpusPerTres"].endswith("gpu:3")
+    # One of the tasks is the job step, which starts a process for each GPU: it sees all of them.
+    log = (indexed.root / FLYP / "logs" / "finetune.log").read_text()
+    assert "CUDA_VISIBLE_DEVICES=0,1." in log
 
 
 # --- captions ------------------------------------------------------------------------------------

@@ -1,8 +1,12 @@
-"""What worker processes of a DataLoader hand over lies in /dev/shm, which containers keep small.
+"""Worker processes of a DataLoader: where their batches lie, and how they end.
+
+Batches are handed over in /dev/shm, which containers keep small.
 
 Letters: B batch.
 """
 
+import atexit
+import multiprocessing
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -52,6 +56,19 @@ def watched(batches: Iterable[T]) -> Iterator[T]:
                 "threads of this stage, or compute.cache_gib of a training."
             ) from None
         raise
+
+
+def _end() -> None:
+    """End the workers that an error has left; multiprocessing would wait for them.
+
+    They do not hear its SIGTERM, for a cluster sends that to every process of a job.
+    """
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
+atexit.register(_end)  # before what multiprocessing itself does at the exit
 
 
 def _no_room() -> str:

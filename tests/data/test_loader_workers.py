@@ -10,7 +10,7 @@ from support.tiny import ROOT
 from torch.utils.data import DataLoader, default_collate
 
 from latteclip.core.errors import UserError
-from latteclip.data.shared_memory import Shared, watched
+from latteclip.data.loader_workers import Shared, watched
 
 # Within a small /dev/shm of its own: batches of 3 MiB each by two workers, the loader's or torch's.
 LOADING = """
@@ -18,7 +18,7 @@ import sys
 import torch
 from latteclip.core.errors import UserError
 from latteclip.data import loader
-from latteclip.data.shared_memory import watched
+from latteclip.data.loader_workers import watched
 
 class Pictures:
     def __len__(self):
@@ -47,6 +47,7 @@ def in_a_container(shm):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
+        timeout=300,  # of one that waits for ever
     )
     assert run.returncode == 0, run.stderr
     return run.stdout.splitlines()
