@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from latteclip.cli import cluster, log, people, stages
+from latteclip.core import worker_errors
 from latteclip.core.errors import UserError
 from latteclip.core.version import __version__
 
@@ -123,6 +124,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logger.error("interrupted")
         return INTERRUPTED
     except Exception as error:
+        if said := worker_errors.in_words(error):
+            logger.error("error: %s", said, exc_info=args.debug)
+            return FAILED
         logger.exception(
             "error: %s failed (%s: %s); --debug shows where.",
             _name(args.command),

@@ -52,7 +52,7 @@ def claim(n: int = 1) -> None:
         raise UserError(f"{n} GPUs are wanted, but there are {len(usable)} to use{within}.")
     chosen = _wait_for(n, usable)
     os.environ[CLAIMED] = ",".join(chosen)
-    if len(usable) > 1:
+    if len(usable) > 1 or VISIBLE in os.environ:
         os.environ[VISIBLE] = os.environ[CLAIMED]
 
 

@@ -7,18 +7,15 @@ Letters: B batch.
 
 import atexit
 import multiprocessing
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
 
+from latteclip.core import worker_errors
 from latteclip.core.errors import UserError
 
 T = TypeVar("T")
-MIB = 2**20
-SHARED_MEMORY = "/dev/shm"
-LACKS = ("shared memory", "Bus error")  # what torch says where there is no room for a batch
 
 
 class Shared:
@@ -40,21 +37,12 @@ class Shared:
 
 
 def watched(batches: Iterable[T]) -> Iterator[T]:
-    """The batches of a DataLoader.
-
-    Raises:
-        UserError: its workers have no room in /dev/shm, or one of them was killed.
-    """
+    """The batches of a DataLoader; its workers' trouble with /dev/shm is a UserError."""
     try:
         yield from batches
     except RuntimeError as error:
-        if any(mark in str(error) for mark in LACKS):
-            raise UserError(_no_room()) from None
-        if "DataLoader worker" in str(error) and "Caught" not in str(error):
-            raise UserError(
-                "A process that loads images was killed, mostly because memory ran out; lower "
-                "threads of this stage, or compute.cache_gib of a training."
-            ) from None
+        if said := worker_errors.in_words(error):
+            raise UserError(said) from None
         raise
 
 
@@ -69,12 +57,3 @@ def _end() -> None:
 
 
 atexit.register(_end)  # before what multiprocessing itself does at the exit
-
-
-def _no_room() -> str:
-    total, _, free = shutil.disk_usage(SHARED_MEMORY)
-    return (
-        f"{SHARED_MEMORY} has {total // MIB} MiB, {free // MIB} of them free, which does not hold "
-        "what the processes that load images have ready; start the container with more of it "
-        "(docker run --shm-size=8g; Apptainer: --bind /dev/shm), or lower threads of this stage."
-    )
