@@ -5,7 +5,7 @@ import shutil
 MIB = 2**20
 SHARED_MEMORY = "/dev/shm"
 NO_ROOM = ("shared memory", "Bus error")
-KILLED = "is killed by signal"
+KILLED = ("killed by signal", "exited unexpectedly")
 
 
 def in_words(error: BaseException) -> str | None:
@@ -13,7 +13,7 @@ def in_words(error: BaseException) -> str | None:
 
     torch tells the latter by a signal, so that it may be raised anywhere. None: another error.
     """
-    said = str(error)
+    said = f"{error} {error.__cause__}"
     if not isinstance(error, RuntimeError) or "DataLoader worker" not in said:
         return None
     if any(mark in said for mark in NO_ROOM):
@@ -24,7 +24,7 @@ def in_words(error: BaseException) -> str | None:
             "it (docker run --shm-size=8g; Apptainer: --bind /dev/shm), or lower threads of this "
             "stage."
         )
-    if KILLED in said:
+    if any(mark in said for mark in KILLED):
         return (
             "A process that loads images was killed, mostly because memory ran out; lower threads "
             "of this stage, or compute.cache_gib of a training."

@@ -37,9 +37,15 @@ class Shared:
 
 
 def watched(batches: Iterable[T]) -> Iterator[T]:
-    """The batches of a DataLoader; its workers' trouble with /dev/shm is a UserError."""
+    """The batches of a DataLoader.
+
+    Raises:
+        UserError: what a worker raised, or its trouble with /dev/shm.
+    """
     try:
         yield from batches
+    except UserError as error:  # torch puts the worker's traceback before the sentence
+        raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
     except RuntimeError as error:
         if said := worker_errors.in_words(error):
             raise UserError(said) from None

@@ -79,9 +79,8 @@ def test_a_worker_that_is_killed_is_one_sentence(number, said):
 
 
 def test_bad_input_that_a_worker_finds_ends_the_process_too():
-    assert printed("raise UserError('Image 9 cannot be decoded.')")[-1].endswith(
-        "UserError: Image 9 cannot be decoded."
-    )
+    said = "Image 9 cannot be decoded."
+    assert printed(f"raise UserError({said!r})")[-1] == said
 
 
 def test_errors_of_items_stay_what_they_are():
