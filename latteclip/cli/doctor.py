@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from latteclip.cli.colours import paint
+from latteclip.core import gpus
+from latteclip.core.errors import UserError
 from latteclip.core.version import __version__
 
 log = logging.getLogger(__name__)
@@ -171,12 +173,10 @@ def torch() -> Iterator[Finding]:
         return
     build = f"CUDA {found['cuda']}" if found["cuda"] else "CPU build"
     text = f"torch {found['version']} ({build})"
-    if not found["cards"] and shutil.which("nvidia-smi"):
-        yield Finding(
-            "warning",
-            f"{text} sees no GPU, though nvidia-smi is there",
-            "run make install KIND=cuda, or install a torch build that fits the driver",
-        )
+    try:
+        gpus.refuse_unusable(found["version"], found["cuda"], sees_none=not found["cards"])
+    except UserError as error:
+        yield Finding("warning", str(error).removesuffix("."))
         return
     yield Finding("ok", text)
     for card in found["cards"]:

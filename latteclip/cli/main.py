@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from latteclip.cli import cluster, log, people, stages
+from latteclip.core import worker_errors
 from latteclip.core.errors import UserError, full_disk
 from latteclip.core.version import __version__
 
@@ -126,6 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if sentence := full_disk(error):
             logger.error("error: %s", sentence, exc_info=args.debug)
             return BAD_INPUT
+        if said := worker_errors.in_words(error):
+            logger.error("error: %s", said, exc_info=args.debug)
+            return FAILED
         logger.exception(
             "error: %s failed (%s: %s); --debug shows where.",
             _name(args.command),

@@ -1,6 +1,7 @@
 """Where tensors live, in which precision they are computed, and by how many threads."""
 
 import contextlib
+import os
 
 import torch
 
@@ -13,15 +14,40 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.fl
 
 
 def pick(name: str, threads: int) -> torch.device:
-    """The device called `name` ("auto": CUDA where there is one), with `threads` CPU threads."""
+    """The device called `name` ("auto": CUDA where there is one), with `threads` CPU threads.
+
+    Raises:
+        UserError: torch cannot use the GPU that is there, or the one that was asked for.
+    """
     torch.set_num_threads(threads)
     if name != "cpu":
         gpus.claim()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if sees_gpu() else "cpu"
+    elif name == "cuda" and not sees_gpu():
+        raise UserError("There is no GPU for --device cuda; leave it out, or give --device cpu.")
     if name == "cpu":
         keep_big_buffers()
     return torch.device(name)
+
+
+def cores_in_use(threads: int) -> str:
+    """How many cores a job uses, and why not all of this machine's."""
+    cores = len(os.sched_getaffinity(0))
+    if threads >= cores:
+        return f"{threads} threads on {cores} cores, all that this machine gives it"
+    return (
+        f"{threads} threads on {cores} cores: what -j or --cores of snakemake, threads of the "
+        "configuration and jobs beside it leave (--threads)"
+    )
+
+
+def sees_gpu() -> bool:
+    """Whether torch can use a GPU; UserError where NVIDIA's driver shows one that it cannot."""
+    if torch.cuda.is_available():
+        return True
+    gpus.refuse_unusable(torch.__version__, torch.version.cuda, sees_none=True)
+    return False
 
 
 def check_precision(device: torch.device, precision: str) -> None:

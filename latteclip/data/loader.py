@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from latteclip.data.images import open_rgb
+from latteclip.data.loader_workers import Shared, watched
 
 Transform = Callable[[Image.Image], torch.Tensor]
 
@@ -45,7 +46,8 @@ def batches(
             itself keeps the threads busy, and images are decoded between its batches.
     """
     on_gpu = device.type == "cuda"
-    for indices, images in loader(files, keys, workers=threads if on_gpu else 0, pinned=on_gpu):
+    ready = loader(files, keys, workers=threads if on_gpu else 0, pinned=on_gpu)
+    for indices, images in watched(ready):
         yield indices, images.to(device, non_blocking=True)
 
 
@@ -72,7 +74,7 @@ def loader(
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,  # they share the `KeptPictures`
         pin_memory=pinned,
-        collate_fn=collate,
+        collate_fn=Shared(collate or default_collate) if workers else collate,
         generator=torch.Generator(),  # or it would draw a number that a resumed run lacks
         worker_init_fn=_leave_signals_to_parent,
     )

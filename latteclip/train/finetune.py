@@ -73,6 +73,7 @@ def finetune(
             not finite.
     """
     parallel.start(device)
+    log.info("The training has %s.", devices.cores_in_use(threads))
     threads = max(1, threads // parallel.size())
     with ending_in_order("Nothing was trained yet: a rerun starts where this run did.") as signals:
         training, inputs = _load(

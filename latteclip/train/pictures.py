@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from latteclip.data.images import open_rgb
 from latteclip.data.loader import loader
+from latteclip.data.loader_workers import watched
 from latteclip.train import augment
 
 log = logging.getLogger(__name__)
@@ -201,9 +202,8 @@ def batches(
     """
     on_gpu = device.type == "cuda"
     workers = threads if on_gpu else 0
-    for indices, drawn, sizes, pixels in loader(
-        pictures, keys, workers=workers, pinned=on_gpu, collate=_together
-    ):
+    ready = loader(pictures, keys, workers=workers, pinned=on_gpu, collate=_together)
+    for indices, drawn, sizes, pixels in watched(ready):
         shapes = [(height, width, 3) for height, width in sizes.tolist()]
         parts = pixels.to(device, non_blocking=True).split([math.prod(shape) for shape in shapes])
         yield (
