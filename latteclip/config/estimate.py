@@ -164,7 +164,8 @@ def _samples(configuration: Configuration, dataset: str, method: str, n: int) ->
     section = configuration.method(method, dataset)["finetune"]
     batch, multiple = min(section["batch_size"], n), section["steps_multiple_of"]
     steps = math.ceil(math.ceil(n / section["batch_size"]) / multiple) * multiple
-    return int(section["epochs"]) * steps * batch
+    samples: int = section["epochs"] * steps * batch
+    return samples
 
 
 def _encoding(

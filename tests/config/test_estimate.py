@@ -37,7 +37,7 @@ def test_hours_of_one_dataset_by_hand(configured):
     assert estimate.hours(dtd, RATES) == pytest.approx(
         {
             "captions": 2 * (3948 / 2 + 180) / 3600,
-            "fine-tuning": 2 * 2 * (0.9 * 3948 * 100 / 50 + 60) / 3600,
+            "fine-tuning": 2 * 2 * (9 * 512 * 100 / 50 + 60) / 3600,
             "evaluation and pseudo-labels": (5640 / 200 + 4 * (1692 / 200 + 60)) / 3600,
         }
     )
