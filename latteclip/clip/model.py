@@ -81,7 +81,7 @@ def load(model: str, pretrained: str | None, device: torch.device, precision: st
         weights.verify_cached(model, pretrained)
         with _told(config, tower) as told:
             if clip_config.is_foreign(model):
-                weights.check_size(model, told)
+                weights.check_size(model, config, told)
             network, preprocess = _created(model, pretrained, device, told)
     weights.check_finite(model, network)
     get_tokenizer = partial(_tokenizer, model, pretrained, config)
