@@ -7,7 +7,7 @@ Letters: B batch.
 
 import atexit
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -25,15 +25,24 @@ class Shared:
     lost and the training waits for it for ever. Here the worker fails and says so.
     """
 
-    def __init__(self, collate: Callable[[list[Any]], Sequence[torch.Tensor]]) -> None:
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
         """collate: makes a batch of B samples."""
         self._collate = collate
 
-    def __call__(self, samples: list[Any]) -> Sequence[torch.Tensor]:
+    def __call__(self, samples: list[Any]) -> Any:
         batch = self._collate(samples)
-        for tensor in batch:
+        for tensor in _tensors(batch):
             tensor.share_memory_()
         return batch
+
+
+def _tensors(batch: Any) -> Iterator[torch.Tensor]:
+    """Those in a batch, however it is made up of lists and tuples."""
+    if isinstance(batch, torch.Tensor):
+        yield batch
+    elif isinstance(batch, list | tuple):
+        for part in batch:
+            yield from _tensors(part)
 
 
 def watched(batches: Iterable[T]) -> Iterator[T]:
