@@ -67,26 +67,32 @@ def read(folder: Path, methods: list[str] | None) -> Data:
     )
 
 
+def said(data: Data, drawn: Ints, wrong: float, rng: np.random.Generator) -> Ints:
+    """What a person says of images [n]."""
+    labels, c = data.labels[drawn].copy(), len(data.audited.classnames)
+    errs = rng.random(len(drawn)) < wrong
+    labels[errs] = (labels[errs] + rng.integers(1, c, errs.sum())) % c
+    return labels
+
+
 def audit(data: Data, n: int, wrong: float, rng: np.random.Generator) -> Floats:
     """Ends of all intervals of one simulated audit [E, 2]."""
     order = np.argsort(draw.turns(data.strata, rng))
     drawn = order[:n]
-    said = data.labels[drawn].copy()
-    errs = rng.random(n) < wrong
-    c = len(data.audited.classnames)
-    said[errs] = (said[errs] + rng.integers(1, c, errs.sum())) % c
     answers = {
         data.audited.image_ids[row]: Answer("", CLASS, data.audited.classnames[label])
-        for row, label in zip(drawn, said, strict=True)
+        for row, label in zip(drawn, said(data, drawn, wrong, rng), strict=True)
     }
     found = score.score(data.audited, Plan(data.strata, order, ""), answers)
     return np.array([[one.low, one.high] for one in (*found.accuracies, *found.comparisons)])
 
 
-def simple(data: Data, n: int, rng: np.random.Generator) -> Floats:
+def simple(data: Data, n: int, wrong: float, rng: np.random.Generator) -> Floats:
     """The same from a simple random sample."""
     drawn = rng.permutation(len(data.labels))[:n]
-    hits, size = data.hits[drawn], np.array([len(data.labels)])
+    labels = said(data, drawn, wrong, rng)
+    hits = (data.audited.predictions[drawn] == labels[:, None]).astype(np.float64)
+    size = np.array([len(data.labels)])
     strata = np.zeros(n, dtype=np.int_)
     ends = [share(hits[:, k], strata, size) for k in range(hits.shape[1])]
     for other, one in score._pairs(data.audited):
@@ -115,7 +121,7 @@ def table(data: Data, n: int, audits: int, wrong: float, seed: int = 0) -> None:
     """Print the figures of one budget."""
     rng = np.random.default_rng(seed)
     own = told(data, np.stack([audit(data, n, wrong, rng) for _ in range(audits)]))
-    other = told(data, np.stack([simple(data, n, rng) for _ in range(audits)]))
+    other = told(data, np.stack([simple(data, n, wrong, rng) for _ in range(audits)]))
     k = data.hits.shape[1]
     print(f"\n{n} answers{', 5 % of them wrong' if wrong else ''}")
     print(f"{'':44} {'truth':>6} {'cover':>6} {'width':>6} {'decided':>7} |{'simple: cover':>14}"

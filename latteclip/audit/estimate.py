@@ -2,8 +2,8 @@
 
 The variance is that of stratified sampling without replacement (Cochran, Sampling Techniques, 1977,
 5.6), its degrees of freedom are Satterthwaite's (5.4), and quantiles are SciPy's. Small strata need
-care: one whose few answers are all alike would count as known. So to each the variance of one more
-answer is added, of the largest kind that its values can have.
+care: one whose few answers are all alike would count as known. So to each the variance of ADDED more
+answers is added, of the largest kind that its values can have.
 
 Letters: n answers, H strata.
 """
@@ -17,6 +17,7 @@ from scipy import stats
 Ints = npt.NDArray[np.int_]
 Floats = npt.NDArray[np.float64]
 LEVEL = 0.95
+ADDED = 2  # answers, to the variance of each stratum
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,14 @@ def stratified_mean(values: Floats, strata: Ints, sizes: Ints, largest: float) -
     means = np.where(n > 0, sums / np.maximum(n, 1), overall)
     squares = np.bincount(strata, weights=(values - means[strata]) ** 2, minlength=len(sizes))
     free = np.maximum(n - 1, 0)
-    variances = (squares + largest) / (free + 1)
+    variances = (squares + ADDED * largest) / (free + ADDED)
     sampling = shares**2 * variances / np.maximum(n, 1)
     known = np.where(n > 0, shares**2 * variances / np.maximum(sizes, 1), 0)
     left = sampling - known
-    # The added answer's variance is no estimate: it has no error of its own.
-    spread = (left**2 * free / (free + 1) ** 2).sum()
+    # The added variance is no estimate: it has no error of its own.
+    spread = (left**2 * free / (free + ADDED) ** 2).sum()
     freedom = left.sum() ** 2 / spread if spread > 0 else np.inf
+    freedom = min(freedom, max(1, len(values) - np.count_nonzero(n)))
     return Mean(float((shares * means).sum()), float(sampling.sum()), float(known.sum()), freedom)
 
 
