@@ -141,11 +141,16 @@ class Session:
 
 
 def options(audited: Audited, row: int) -> list[str]:
-    """What the candidates say of an image, with CLIP's next best classes, shuffled by the image."""
-    said = dict.fromkeys([*audited.predictions[row].tolist(), *audited.ranked[row].tolist()])
-    n = max(OFFERED, len(set(audited.predictions[row].tolist())))
+    """The classes that are offered for an image, in an order that the image alone decides.
+
+    They are all that a candidate says, CLIP's next best ones, and any others up to OFFERED.
+    """
     shuffle = np.random.default_rng(int(digest(audited.image_ids[row])[:16], 16))
-    return [audited.classnames[c] for c in shuffle.permutation(list(said)[:n])]
+    said = dict.fromkeys(audited.predictions[row].tolist())
+    others = [*audited.ranked[row].tolist(), *shuffle.permutation(len(audited.classnames)).tolist()]
+    n = max(OFFERED, len(said))
+    offered = list(said | dict.fromkeys(others))[:n]
+    return [audited.classnames[c] for c in shuffle.permutation(offered)]
 
 
 def shown(question: Question, side: int) -> Image.Image:
