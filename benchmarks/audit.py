@@ -1,13 +1,13 @@
-"""Do the audit's intervals hold, and how many answers does its drawing save?
+"""How often the audit's intervals hold, and how many answers its drawing saves.
 
-    python benchmarks/audit.py results/demo [--audits 500] [--budgets 50 100 200 400] [--methods ...]
+    python benchmarks/audit.py results/demo [--audits 500] [--budgets 50 100 200 400] [--methods M]
 
 simulates audits of a dataset whose labels are known, from what a run left of it. Coverage is how
 many of the 95 % intervals hold the truth over all images; the truth is exact, for the images are
 finite in number. Beside it stand intervals from as many images drawn at random without strata
-(Wilson's for accuracies, Student's for paired differences). Answers is the share of the answers that
-the audit needs for an interval as wide as theirs: the squared ratio of the mean widths. In the
-second table, the person gives one of the other classes in five answers of a hundred.
+(Wilson's for accuracies, Student's for paired differences). The last column is the share of their
+answers that the audit needs for an interval as wide as theirs: the squared ratio of the mean
+widths. In the second tables, the person names a wrong class in five answers of a hundred.
 """
 
 import argparse
@@ -132,8 +132,10 @@ def table(data: Data, n: int, audits: int, wrong: float, seed: int = 0) -> None:
         print(f"{name:44} {100 * data.truth[e]:6.1f} {own[0][e]:6.1f} {own[1][e]:6.1f} {decides[0]}"
               f" | {other[0][e]:13.1f} {other[1][e]:6.1f} {decides[1]} | {ratio:6.2f}")  # fmt: skip
     for name, part in (("accuracies", slice(0, k)), ("differences", slice(k, None))):
-        print(f"{name}: least coverage {own[0][part].min():.1f}, mean {own[0][part].mean():.1f}; "
-              f"of simple samples {other[0][part].min():.1f}, {other[0][part].mean():.1f}")  # fmt: skip
+        covers = [
+            f"{one[0][part].min():.1f}, mean {one[0][part].mean():.1f}" for one in (own, other)
+        ]
+        print(f"{name}: least coverage {covers[0]}; of simple samples {covers[1]}")
 
 
 def main() -> None:

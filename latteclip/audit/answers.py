@@ -66,7 +66,8 @@ class Asked:
         found = Answer(values["image"], values.get("answer", ""), values.get("class"))
         if found.image_id not in self.image_ids:
             raise UserError(
-                f"{where} is about {in_short(found.image_id, 120)!r}, which this audit does not ask."
+                f"{where} is about {in_short(found.image_id, 120)!r}, of which this audit does not "
+                "ask."
             )
         if found.kind not in KINDS:
             said = in_short(found.kind, 40)
@@ -112,7 +113,7 @@ class Answers:
         if not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             lines.insert(0, self.asked.header())
-        with open(self.path, "ab") as file:
+        with self.path.open("ab") as file:
             file.writelines(json.dumps(line, ensure_ascii=True).encode() + b"\n" for line in lines)
             file.flush()
             os.fsync(file.fileno())
@@ -133,7 +134,7 @@ class Answers:
                 _cut(self.path, len(content) - len(rest))
             else:
                 whole.append(rest)
-                with open(self.path, "ab") as file:
+                with self.path.open("ab") as file:
                     file.write(b"\n")
         if not whole:  # not even the first line was finished
             self.path.unlink()
@@ -152,7 +153,7 @@ def _parsed(line: bytes) -> Any:
 
 
 def _cut(path: Path, length: int) -> None:
-    with open(path, "r+b") as file:
+    with path.open("r+b") as file:
         file.truncate(length)
         os.fsync(file.fileno())
 
@@ -187,9 +188,7 @@ def read_exported(path: str, asked: Asked) -> list[Answer]:
     listed = values.get("answers")
     if not isinstance(listed, list):
         raise UserError(f"{path} has no list of answers; export them once more.")
-    found = [
-        asked.answer(one, f"{path}, answer {number},") for number, one in enumerate(listed, 1)
-    ]
+    found = [asked.answer(one, f"{path}, answer {number},") for number, one in enumerate(listed, 1)]
     images = [one.image_id for one in found]
     twice = sorted({name for name in images if images.count(name) > 1})
     if twice:
@@ -201,4 +200,3 @@ def new(exported: Sequence[Answer], kept: Answers) -> list[Answer]:
     """Of exported answers those about images that have none yet: what stands is not changed."""
     standing = kept.standing()
     return [one for one in exported if one.kind != UNDONE and one.image_id not in standing]
-

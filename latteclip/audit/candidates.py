@@ -124,9 +124,7 @@ def _candidates(folder: Path, split: str, chosen: Candidate | None) -> list[Cand
     return sorted(found.values(), key=lambda one: (place.get(one.method, last), one))
 
 
-def _predictions(
-    folder: Path, split: str, one: Candidate, classnames: Sequence[str]
-) -> pa.Table:
+def _predictions(folder: Path, split: str, one: Candidate, classnames: Sequence[str]) -> pa.Table:
     """Image ids and predictions of a run, without labels."""
     name, schema = FILES[split]
     path = folder / one.method / f"seed{one.seed}" / name

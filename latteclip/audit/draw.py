@@ -17,8 +17,8 @@ from latteclip.core.errors import UserError
 
 SEED = 0
 # The strata, and how often an image of each is drawn in comparison with the last. Where candidates
-# agree, an answer says nothing of their difference, and less of their accuracies the surer they are:
-# after Neyman (1934), rates are as standard deviations.
+# agree, an answer says nothing of their difference, and less of their accuracies the surer they
+# are: after Neyman (1934), rates are as standard deviations.
 STRATA = {
     "all agree, sure": 0.3,
     "all agree, not sure": 0.45,
@@ -75,7 +75,7 @@ def read_or_draw(path: Path, audited: Audited) -> Plan:
 
 
 def stratify(audited: Audited) -> Ints:
-    """The stratum of each image [N]: do the candidates disagree, and how sure is CLIP?"""
+    """The stratum of each image [N]: whether candidates disagree, and how sure CLIP is."""
     said, (first, second) = audited.predictions, audited.pair
     agree = (said == said[:, :1]).all(axis=1)
     strata: Ints = np.where(said[:, first] != said[:, second], 3, np.where(agree, 0, 2))

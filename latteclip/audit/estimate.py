@@ -2,8 +2,8 @@
 
 The variance is that of stratified sampling without replacement (Cochran, Sampling Techniques, 1977,
 5.6), its degrees of freedom are Satterthwaite's (5.4), and quantiles are SciPy's. Small strata need
-care: one whose few answers are all alike would count as known. So to each the variance of ADDED more
-answers is added, of the largest kind that its values can have.
+care: one whose few answers are all alike would count as known. So the variance of ADDED more
+answers is added to each, of the largest kind that its values can have.
 
 Letters: n answers, H strata.
 """

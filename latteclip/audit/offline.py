@@ -30,9 +30,7 @@ def write_offline(session: Session, output: str) -> None:
         )
     standing = session.answers.standing()
     questions = [
-        one
-        for one in map(session.question, range(session.total))
-        if one.image_id not in standing
+        one for one in map(session.question, range(session.total)) if one.image_id not in standing
     ]
     most = min(PICTURE_BYTES, MOST_BYTES // len(questions))
     if most < LEAST_BYTES:

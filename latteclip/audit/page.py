@@ -24,14 +24,18 @@ def page(session: Session, sources: str, values: Mapping[str, Any]) -> tuple[str
     script = (folder / "audit.js").read_text(encoding="utf-8")
     style = render.style() + (folder / "audit.css").read_text(encoding="utf-8")
     policy = render.policy(script, sources)
-    text = render.environment(PACKAGE).get_template(TEMPLATE).render(
-        policy=policy,
-        style=Markup(style),
-        script=Markup(script),
-        dataset=session.audited.dataset,
-        split=session.audited.split,
-        classnames=sorted(session.audited.classnames),
-        total=session.total,
-        values={"dataset": session.audited.dataset, **values},
+    text = (
+        render.environment(PACKAGE)
+        .get_template(TEMPLATE)
+        .render(
+            policy=policy,
+            style=Markup(style),
+            script=Markup(script),
+            dataset=session.audited.dataset,
+            split=session.audited.split,
+            classnames=sorted(session.audited.classnames),
+            total=session.total,
+            values={"dataset": session.audited.dataset, **values},
+        )
     )
     return text, policy

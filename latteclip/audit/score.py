@@ -71,9 +71,7 @@ def write(path: Path, audit: Audit) -> None:
     write_json(path, asdict(audit))
 
 
-def _beginning(
-    audited: Audited, plan: Plan, answers: Mapping[str, Answer]
-) -> dict[str, Answer]:
+def _beginning(audited: Audited, plan: Plan, answers: Mapping[str, Answer]) -> dict[str, Answer]:
     """The answers in the order of the plan, up to the first image that has none."""
     names = (audited.image_ids[row] for row in plan.order)
     found = {name: answers[name] for name in takewhile(answers.__contains__, names)}
@@ -188,4 +186,3 @@ def table(audit: Audit) -> str:
             f"{100 * one.high:+.1f}){'' if one.decided else f'  undecided, {wanted(one)}'}"
         )
     return "\n".join([*lines, "", audit.sentence])
-

@@ -31,7 +31,7 @@ SOURCES = "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-actio
 JSON, HTML, WEBP = "application/json", "text/html; charset=utf-8", "image/webp"
 
 
-class Refusal(Exception):
+class RefusedError(Exception):
     """A request that gets no answer, with its status and one sentence."""
 
     def __init__(self, status: HTTPStatus, reason: str) -> None:
@@ -80,11 +80,11 @@ class Handler(BaseHTTPRequestHandler):
     timeout = SECONDS
     server_version, sys_version = "latteclip", ""
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         """The page, its pictures, and how far the audit is."""
         self._handle(self._get)
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         """An answer, or taking one back."""
         self._handle(self._post)
 
@@ -99,7 +99,7 @@ class Handler(BaseHTTPRequestHandler):
     def _handle(self, act: Callable[[str], tuple[str, bytes]]) -> None:
         try:
             kind, body = act(self._checked())
-        except Refusal as refusal:
+        except RefusedError as refusal:
             self.close_connection = True  # perhaps with a body that nobody has read
             self._send(refusal.status, JSON, _json({"error": str(refusal)}))
         except UserError as error:
@@ -112,13 +112,13 @@ class Handler(BaseHTTPRequestHandler):
         hosts = {f"{name}:{self.server.server_port}" for name in (HOST, "localhost")}
         host = self.headers.get("Host", "")
         if len(self.headers.get_all("Host", [])) != 1 or host not in hosts:
-            raise Refusal(HTTPStatus.FORBIDDEN, "This server goes by another name.")
+            raise RefusedError(HTTPStatus.FORBIDDEN, "This server goes by another name.")
         origin = self.headers.get("Origin")
-        if origin is None and self.command == "POST" or origin not in (None, f"http://{host}"):
-            raise Refusal(HTTPStatus.FORBIDDEN, "Another page may not ask this.")
+        if (origin is None and self.command == "POST") or origin not in (None, f"http://{host}"):
+            raise RefusedError(HTTPStatus.FORBIDDEN, "Another page may not ask this.")
         start, token, *rest = self.path.split("/", 2)
         if start or not rest or not hmac.compare_digest(token.encode(), self._token()):
-            raise Refusal(HTTPStatus.NOT_FOUND, "There is nothing here.")
+            raise RefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")
         return rest[0]
 
     def _token(self) -> bytes:
@@ -134,15 +134,15 @@ class Handler(BaseHTTPRequestHandler):
                 return JSON, _json(state(self.server.session))
             if what == "result":
                 return JSON, _json(result(self.server.session.score()))
-        raise Refusal(HTTPStatus.NOT_FOUND, "There is nothing here.")
+        raise RefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")
 
     def _picture(self, number: str) -> bytes:
         """A picture by its number: no path comes from outside."""
         session = self.server.session
         if not (number.isascii() and number.isdecimal() and len(number) < 9):
-            raise Refusal(HTTPStatus.NOT_FOUND, "Pictures have numbers.")
+            raise RefusedError(HTTPStatus.NOT_FOUND, "Pictures have numbers.")
         if int(number) >= session.total:
-            raise Refusal(HTTPStatus.NOT_FOUND, "There is no picture of this number.")
+            raise RefusedError(HTTPStatus.NOT_FOUND, "There is no picture of this number.")
         file = io.BytesIO()
         shown(session.question(int(number)), SIDE).save(file, "WEBP", quality=90)
         return file.getvalue()
@@ -154,7 +154,7 @@ class Handler(BaseHTTPRequestHandler):
             if what == "answer":
                 number, kind, name = (values.get(key) for key in ("number", "answer", "class"))
                 if type(number) is not int or not isinstance(kind, str) or kind == "undone":
-                    raise Refusal(HTTPStatus.BAD_REQUEST, "An answer has a number and a kind.")
+                    raise RefusedError(HTTPStatus.BAD_REQUEST, "An answer has a number and a kind.")
                 session.answer(number, kind, name)
             elif what == "undo":
                 session.answers.undo()
@@ -162,26 +162,28 @@ class Handler(BaseHTTPRequestHandler):
                 found = session.finish()
                 return JSON, _json({**result(found), "written": str(session.folder / RESULT)})
             else:
-                raise Refusal(HTTPStatus.NOT_FOUND, "There is nothing here.")
+                raise RefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")
             return JSON, _json(state(session))
 
     def _body(self) -> dict[str, Any]:
         """The JSON object that was sent; of anything larger or other than that nothing is read."""
         if self.headers.get("Transfer-Encoding") is not None:
-            raise Refusal(HTTPStatus.LENGTH_REQUIRED, "Say how long the body is.")
+            raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "Say how long the body is.")
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdecimal()):
-            raise Refusal(HTTPStatus.LENGTH_REQUIRED, "Say how long the body is.")
+            raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "Say how long the body is.")
         if len(length) > 9 or int(length) > MAX_BODY:
-            raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "That is too much for an answer.")
+            raise RefusedError(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "That is too much for an answer."
+            )
         if self.headers.get("Content-Type", "").split(";")[0].strip().lower() != JSON:
-            raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Answers are JSON.")
+            raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Answers are JSON.")
         try:
             values = json.loads(self.rfile.read(int(length)))
         except (ValueError, RecursionError):
-            raise Refusal(HTTPStatus.BAD_REQUEST, "The body is not valid JSON.") from None
+            raise RefusedError(HTTPStatus.BAD_REQUEST, "The body is not valid JSON.") from None
         if not isinstance(values, dict):
-            raise Refusal(HTTPStatus.BAD_REQUEST, "The body is not a JSON object.")
+            raise RefusedError(HTTPStatus.BAD_REQUEST, "The body is not a JSON object.")
         return values
 
     def _send(self, status: int, kind: str, body: bytes) -> None:

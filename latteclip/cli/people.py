@@ -128,8 +128,8 @@ def add_audit(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--split",
         choices=("test", "train"),
-        help="whose images (default: test, where there are any); of the training images, those that "
-        "no model learned from",
+        help="whose images (default: test, where there are any); of the training images, those "
+        "that no model learned from",
     )
     instead = sub.add_mutually_exclusive_group()
     instead.add_argument(
@@ -144,9 +144,9 @@ def add_audit(sub: argparse.ArgumentParser) -> None:
         "--no-browser", dest="browser", action="store_false", help="print the address alone"
     )
     sub.epilog = (
-        "The page is on this machine alone, and its address is a secret. Images are drawn at random "
-        "where an answer tells most; answers only judge: nothing learns from them. They are in "
-        "RESULTS/audit, what they tell is in RESULTS/audit.json."
+        "The page is on this machine alone, and its address is a secret. Images are drawn at "
+        "random, more of them where an answer tells more. Answers only judge: nothing learns from "
+        "them. They are in RESULTS/audit, what they tell is in RESULTS/audit.json."
     )
 
 

@@ -3,11 +3,15 @@
 `latteclip audit` writes it. Nothing but what people read depends on it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from latteclip.core.errors import UserError
 from latteclip.core.json_files import read_object
 from latteclip.core.settings import from_values
+
+MARK = "audited"  # one of results.MARKS
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,22 @@ def read_audit(path: str) -> Audit:
     Raises:
         UserError: the file is missing, or not as `latteclip audit --score` writes it.
     """
-    return from_values(Audit, read_object(path, ["dataset"]), path)
+    try:
+        return from_values(Audit, read_object(path, ["dataset"]))
+    except UserError as error:
+        raise UserError(f"{path} is not as latteclip audit --score writes it: {error}") from None
 
 
 def read_audits(paths: Sequence[str]) -> dict[str, Audit]:
     """Audits by the dataset that they are of."""
     return {audit.dataset: audit for audit in map(read_audit, paths)}
+
+
+def marked(runs: Sequence[Mapping[str, Any]], audits: Mapping[str, Audit]) -> list[dict[str, Any]]:
+    """The metrics of runs, with the mark at the methods that were audited."""
+    found = []
+    for run in runs:
+        audit = audits.get(run["dataset"])
+        is_audited = audit is not None and audit.accuracy(run["method"]) is not None
+        found.append({**run, "marks": [*run["marks"], MARK] if is_audited else run["marks"]})
+    return found

@@ -20,11 +20,15 @@ def render(template: str, **values: Any) -> str:
     through the escaping would not run.
     """
     script = (files(PACKAGE) / "templates" / "page.js").read_text(encoding="utf-8")
-    return environment(PACKAGE).get_template(template).render(
-        style=Markup(style()),  # a file of this package
-        script=Markup(script),
-        policy=policy(script, "img-src data:"),
-        **values,
+    return (
+        environment(PACKAGE)
+        .get_template(template)
+        .render(
+            style=Markup(style()),  # a file of this package
+            script=Markup(script),
+            policy=policy(script, "img-src data:"),
+            **values,
+        )
     )
 
 
@@ -55,9 +59,7 @@ def style() -> str:
 def policy(script: str, sources: str) -> str:
     """A Content-Security-Policy: one script, styles inside the page, and what `sources` lists."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        f"default-src 'none'; {sources}; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    )
+    return f"default-src 'none'; {sources}; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 
 
 def number(value: float | None, digits: int = 1) -> str:

@@ -31,7 +31,9 @@ def visit(browser):
         )
         contexts.append(context)
         page = context.new_page()
-        page.on("console", lambda message: KILLED in message.text or complaints.append(message.text))
+        page.on(
+            "console", lambda message: KILLED in message.text or complaints.append(message.text)
+        )
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: complaints.append(dialog.message))
         page.goto(address)

@@ -1,12 +1,12 @@
 """Audits of made results, and the process that serves one."""
 
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+from support.checkout import hear_interrupts
 from support.made_results import Results
 from support.tiny import ROOT
 
@@ -59,7 +59,7 @@ class Served:
             stderr=subprocess.STDOUT,
             text=True,
             cwd=ROOT,
-            env=os.environ,
+            preexec_fn=hear_interrupts,
         )
         self.said = ""
         for line in self.process.stdout:
