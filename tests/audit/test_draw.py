@@ -78,5 +78,5 @@ def test_the_same_images_get_the_same_plan(tmp_path):
 def test_a_plan_of_other_images_is_refused(tmp_path):
     draw.read_or_draw(tmp_path / "plan.parquet", random_audited())
     for other in (random_audited(n=N - 1), audited(np.zeros((N, 3), dtype=int), classes=6)):
-        with pytest.raises(UserError, match="move the folder .* away to begin a new audit"):
+        with pytest.raises(UserError, match=r"move the folder .* away to begin a new audit"):
             draw.read_or_draw(tmp_path / "plan.parquet", other)

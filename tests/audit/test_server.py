@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 from support.audits import made_audit
@@ -193,8 +194,7 @@ def test_a_result_of_too_few_answers_is_one_sentence(server):
 
 def test_a_picture_that_vanished_is_one_sentence(server):
     path = server.session.question(0).path
-    with open(path, "w"):
-        pass
+    Path(path).write_bytes(b"")
     status, _, reply = ask(server, "image/0")
     assert (status, path in json.loads(reply)["error"]) == (400, True)
 
