@@ -212,7 +212,7 @@ def all_selections(configuration: Configuration) -> Paths:
     ]
 
 
-def audit_if_any(dataset: str) -> Paths:
+def audit_if_any(configuration: Configuration, dataset: str) -> Paths:
     """What a person's answers say of the models: no rule makes it, and it may be there or not."""
     path = AUDIT.format(dataset=dataset)
     return [path] if Path(path).is_file() else []
@@ -220,7 +220,9 @@ def audit_if_any(dataset: str) -> Paths:
 
 def all_audits(configuration: Configuration) -> Paths:
     """What answers say of all datasets that were audited."""
-    return [path for dataset in configuration.datasets for path in audit_if_any(dataset)]
+    return [
+        path for dataset in configuration.datasets for path in audit_if_any(configuration, dataset)
+    ]
 
 
 def calibrated_if_run(configuration: Configuration, dataset: str) -> Paths:

@@ -101,6 +101,7 @@ function ask() {
     return item;
   }));
   at("search").value = "";
+  at("search").blur(); // the keys choose again
   since = performance.now();
   if (!told.offline && state.number + 1 < state.total) new Image().src = `image/${state.number + 1}`;
 }
