@@ -55,15 +55,15 @@ def read(folder: Path, methods: list[str] | None) -> Data:
     labels = np.array(label, dtype=np.int_)
     hits = (audited.predictions == labels[:, None]).astype(np.float64)
     rights = hits.mean(axis=0)
-    pairs = score._pairs(audited)
+    compared = score.pairs(audited)
     names = [one.method for one in audited.candidates]
     return Data(
         audited,
         draw.stratify(audited),
         labels,
         hits,
-        [*names, *(f"{names[one]} - {names[other]}" for other, one in pairs)],
-        np.array([*rights, *(rights[one] - rights[other] for other, one in pairs)]),
+        [*names, *(f"{names[one]} - {names[other]}" for other, one in compared)],
+        np.array([*rights, *(rights[one] - rights[other] for other, one in compared)]),
     )
 
 
@@ -84,7 +84,8 @@ def audit(data: Data, n: int, wrong: float, rng: np.random.Generator) -> Floats:
         for row, label in zip(drawn, said(data, drawn, wrong, rng), strict=True)
     }
     found = score.score(data.audited, Plan(data.strata, order, ""), answers)
-    return np.array([[one.low, one.high] for one in (*found.accuracies, *found.comparisons)])
+    ends = [(one.low, one.high) for one in found.accuracies]
+    return np.array([*ends, *((one.low, one.high) for one in found.comparisons)])
 
 
 def simple(data: Data, n: int, wrong: float, rng: np.random.Generator) -> Floats:
@@ -95,7 +96,7 @@ def simple(data: Data, n: int, wrong: float, rng: np.random.Generator) -> Floats
     size = np.array([len(data.labels)])
     strata = np.zeros(n, dtype=np.int_)
     ends = [share(hits[:, k], strata, size) for k in range(hits.shape[1])]
-    for other, one in score._pairs(data.audited):
+    for other, one in score.pairs(data.audited):
         ends.append(_paired(hits[:, one] - hits[:, other], len(data.labels)))
     return np.array([[one.low, one.high] for one in ends])
 

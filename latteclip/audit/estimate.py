@@ -41,7 +41,7 @@ class Mean:
     @property
     def reach(self) -> float:
         """Half the width of the interval around the value."""
-        return self.quantile * self.variance**0.5
+        return self.quantile * float(np.sqrt(self.variance))
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ def stratified_mean(values: Floats, strata: Ints, sizes: Ints, largest: float) -
     left = sampling - known
     # The added variance is no estimate: it has no error of its own.
     spread = (left**2 * free / (free + ADDED) ** 2).sum()
-    freedom = left.sum() ** 2 / spread if spread > 0 else np.inf
-    freedom = min(freedom, max(1, len(values) - np.count_nonzero(n)))
+    most = float(max(1, len(values) - np.count_nonzero(n)))
+    freedom = min(most, float(left.sum() ** 2 / spread)) if spread > 0 else most
     return Mean(float((shares * means).sum()), float(sampling.sum()), float(known.sum()), freedom)
 
 

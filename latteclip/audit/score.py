@@ -48,7 +48,7 @@ def score(audited: Audited, plan: Plan, answers: Mapping[str, Answer]) -> Audit:
         accuracies.append(Accuracy(one.method, one.seed, found.value, found.low, found.high))
     comparisons = [
         _comparison(audited, (other, one), _difference(audited, plan, rows, hits, (other, one)))
-        for other, one in _pairs(audited)
+        for other, one in pairs(audited)
     ]
     scale = len(answers) / len(told)  # some of those to come say nothing either
     comparisons = [_with_more(one, scale, len(plan.strata) - len(answers)) for one in comparisons]
@@ -94,10 +94,11 @@ def _hits(audited: Audited, told: Mapping[str, Answer]) -> tuple[Ints, Floats]:
     return rows, (audited.predictions[rows] == labels[:, None]).astype(np.float64)
 
 
-def _pairs(audited: Audited) -> list[tuple[int, int]]:
-    """All pairs of candidates: that of the verdict first."""
-    every = list(combinations(range(len(audited.candidates)), 2))
-    return sorted(every, key=lambda pair: pair != audited.pair)
+def pairs(audited: Audited) -> list[tuple[int, int]]:
+    """The candidates that are compared with the baseline or the model to take: these two first."""
+    every = combinations(range(len(audited.candidates)), 2)
+    wanted = (pair for pair in every if set(pair) & set(audited.pair))
+    return sorted(wanted, key=lambda pair: pair != audited.pair)
 
 
 def _difference(
