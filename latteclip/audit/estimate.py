@@ -76,9 +76,9 @@ def stratified_mean(values: Floats, strata: Ints, sizes: Ints, largest: float) -
     known = np.where(n > 0, shares**2 * variances / np.maximum(sizes, 1), 0)
     left = sampling - known
     # The added variance is no estimate: it has no error of its own.
-    spread = (left**2 * free / (free + ADDED) ** 2).sum()
+    spread = float((left**2 * free / (free + ADDED) ** 2).sum())
     most = float(max(1, len(values) - np.count_nonzero(n)))
-    freedom = min(most, float(left.sum() ** 2 / spread)) if spread > 0 else most
+    freedom = min(most, float(left.sum()) ** 2 / spread) if spread > 0 else most
     return Mean(float((shares * means).sum()), float(sampling.sum()), float(known.sum()), freedom)
 
 
