@@ -6,7 +6,7 @@ one that says UNDONE takes the answer before it back.
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,10 +82,13 @@ class Asked:
 
 
 class Answers:
-    """The answers of an audit, and the file that keeps them."""
+    """The answers of an audit, and the file that keeps them.
+
+    Whoever adds some must be the only one; anybody may read them meanwhile.
+    """
 
     def __init__(self, path: Path, asked: Asked) -> None:
-        """Read what is there; a last line that was cut off in writing is taken away.
+        """Read what is there; a last line that was cut off in writing counts for nothing.
 
         Raises:
             UserError: the file is of another audit, or somebody broke a line of it.
@@ -93,6 +96,8 @@ class Answers:
         self.path = path
         self.asked = asked
         self._said: list[Answer] = []
+        self._length = 0  # bytes of the file that are whole lines
+        self._missing = b""  # end of the last of them
         if path.exists():
             self._read()
 
@@ -110,14 +115,18 @@ class Answers:
         added = list(answers)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         lines = [{**answer.line(), "at": now} for answer in added]
-        if not self.path.exists():
+        if not self._length:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             lines.insert(0, self.asked.header())
+        content = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
         with self.path.open("ab") as file:
-            file.writelines(json.dumps(line, ensure_ascii=True).encode() + b"\n" for line in lines)
+            file.truncate(self._length)
+            file.write(self._missing + content)
             file.flush()
             os.fsync(file.fileno())
         _sync_folder(self.path.parent)
+        self._length += len(self._missing + content)
+        self._missing = b""
         self._said += added
 
     def undo(self) -> None:
@@ -129,15 +138,11 @@ class Answers:
     def _read(self) -> None:
         content = self.path.read_bytes()
         *whole, rest = content.split(b"\n")
-        if rest:
-            if _parsed(rest) is None:
-                _cut(self.path, len(content) - len(rest))
-            else:
-                whole.append(rest)
-                with self.path.open("ab") as file:
-                    file.write(b"\n")
+        self._length = len(content) - len(rest)
+        if rest and _parsed(rest) is not None:
+            whole.append(rest)
+            self._length, self._missing = len(content), b"\n"
         if not whole:  # not even the first line was finished
-            self.path.unlink()
             return
         self.asked.check_header(_parsed(whole[0]), str(self.path))
         for number, line in enumerate(whole[1:], start=2):
@@ -150,12 +155,6 @@ def _parsed(line: bytes) -> Any:
         return json.loads(line)
     except ValueError:
         return None
-
-
-def _cut(path: Path, length: int) -> None:
-    with path.open("r+b") as file:
-        file.truncate(length)
-        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:
@@ -194,9 +193,3 @@ def read_exported(path: str, asked: Asked) -> list[Answer]:
     if twice:
         raise UserError(f"{path} answers {in_short(twice[0], 120)!r} more than once.")
     return found
-
-
-def new(exported: Sequence[Answer], kept: Answers) -> list[Answer]:
-    """Of exported answers those about images that have none yet: what stands is not changed."""
-    standing = kept.standing()
-    return [one for one in exported if one.kind != UNDONE and one.image_id not in standing]

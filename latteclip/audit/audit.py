@@ -95,6 +95,7 @@ def _alone(session: Session) -> Iterator[None]:
     lock = filelock.FileLock(session.lock, timeout=0)
     try:
         with lock:
+            session.read_answers()
             yield
     except filelock.Timeout:
         raise UserError(

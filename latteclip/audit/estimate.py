@@ -77,7 +77,7 @@ def stratified_mean(values: Floats, strata: Ints, sizes: Ints, largest: float) -
     left = sampling - known
     # The added variance is no estimate: it has no error of its own.
     spread = float((left**2 * free / (free + ADDED) ** 2).sum())
-    most = float(max(1, len(values) - np.count_nonzero(n)))
+    most = float(max(1, len(values) - int(np.count_nonzero(n))))
     freedom = min(most, float(left.sum()) ** 2 / spread) if spread > 0 else most
     return Mean(float((shares * means).sum()), float(sampling.sum()), float(known.sum()), freedom)
 

@@ -16,6 +16,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from latteclip.audit.answers import UNDONE
 from latteclip.audit.page import page
 from latteclip.audit.score import wanted
 from latteclip.audit.session import RESULT, Session, shown
@@ -153,7 +154,7 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.busy:
             if what == "answer":
                 number, kind, name = (values.get(key) for key in ("number", "answer", "class"))
-                if type(number) is not int or not isinstance(kind, str) or kind == "undone":
+                if type(number) is not int or not isinstance(kind, str) or kind == UNDONE:
                     raise RefusedError(HTTPStatus.BAD_REQUEST, "An answer has a number and a kind.")
                 session.answer(number, kind, name)
             elif what == "undo":

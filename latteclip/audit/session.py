@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from latteclip.audit import candidates, draw, score
-from latteclip.audit.answers import Answer, Answers, Asked
+from latteclip.audit.answers import UNDONE, Answer, Answers, Asked
 from latteclip.audit.candidates import Audited
 from latteclip.core.digest import digest
 from latteclip.core.errors import UserError
@@ -59,8 +59,12 @@ class Session:
             frozenset(self.audited.image_ids),
             tuple(self.audited.classnames),
         )
-        self.answers = Answers(self._place / "answers.jsonl", self.asked)
+        self.read_answers()
         self.total = min(budget, len(self.audited.image_ids))
+
+    def read_answers(self) -> None:
+        """Read the answers that are kept by now."""
+        self.answers = Answers(self._place / "answers.jsonl", self.asked)
 
     @property
     def lock(self) -> Path:
@@ -107,7 +111,7 @@ class Session:
     def take(self, exported: Iterable[Answer]) -> int:
         """Keep answers to questions that have none yet; how many these were."""
         standing = self.answers.standing()
-        found = [one for one in exported if one.image_id not in standing]
+        found = [one for one in exported if one.image_id not in standing and one.kind != UNDONE]
         if found:
             self.answers.add(found)
         return len(found)

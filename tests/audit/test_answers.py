@@ -53,6 +53,14 @@ def test_a_line_that_was_cut_off_is_healed(path, cut):
     assert list(Answers(path, ASKED).standing()) == [*(IDS[:2] if cut > 1 else IDS[:3]), IDS[3]]
 
 
+def test_to_read_while_a_line_is_being_written_changes_nothing(path):
+    three(path)
+    half = path.read_bytes()[:-7]
+    path.write_bytes(half)
+    assert list(Answers(path, ASKED).standing()) == IDS[:2]
+    assert path.read_bytes() == half
+
+
 def test_a_file_of_half_a_first_line_begins_anew(path):
     three(path)
     path.write_bytes(path.read_bytes()[:20])
