@@ -103,6 +103,53 @@ def add_labels(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def audit(args: argparse.Namespace) -> None:
+    """Ask you about a few images, and say whether tuning helped."""
+    from latteclip.audit import audit as auditing
+
+    session = auditing.begin(args.results, args.split, args.budget)
+    if args.offline:
+        auditing.offline(session, args.offline)
+        return
+    if args.answers:
+        auditing.take(session, args.answers)
+    if args.answers or args.score:
+        auditing.tell(session)
+    else:
+        auditing.serve(session, args.port, browser=args.browser)
+
+
+def add_audit(sub: argparse.ArgumentParser) -> None:
+    """Arguments of audit."""
+    sub.add_argument("results", metavar="RESULTS", help="a dataset's folder: results/<dataset>")
+    sub.add_argument(
+        "--budget", type=int, default=100, metavar="N", help="how many images (default: 100)"
+    )
+    sub.add_argument(
+        "--split",
+        choices=("test", "train"),
+        help="whose images (default: test, where there are any); of the training images, those "
+        "that no model learned from",
+    )
+    instead = sub.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--offline", metavar="FILE", help="write a page that needs no server, to answer elsewhere"
+    )
+    instead.add_argument("--answers", metavar="FILE", help="take the answers that it exports")
+    instead.add_argument("--score", action="store_true", help="say what the answers tell so far")
+    sub.add_argument(
+        "--port", type=int, default=0, metavar="N", help="of the page (default: any that is free)"
+    )
+    sub.add_argument(
+        "--no-browser", dest="browser", action="store_false", help="print the address alone"
+    )
+    sub.epilog = (
+        "The page is on this machine alone, and its address is a secret. Images are drawn at "
+        "random, more of them where an answer tells more. Answers only judge: nothing learns from "
+        "them. They are in RESULTS/audit, what they tell is in RESULTS/audit.json."
+    )
+
+
 def predict(args: argparse.Namespace) -> int:
     """Classify images with a tuned model."""
     from latteclip.deploy import predict as prediction
@@ -294,6 +341,7 @@ def _add_model(sub: argparse.ArgumentParser) -> None:
 def _file_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     """The arguments that are paths, of all commands that the help shows."""
     names = {"model", "paths", "output", "destination", "configfile", "show", "pictures"}
+    names |= {"results", "offline", "answers"}
     found = []
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -311,6 +359,7 @@ COMMANDS: dict[Callable[[argparse.Namespace], Any], Callable[[argparse.ArgumentP
     datasets: add_datasets,
     captions: add_captions,
     labels: add_labels,
+    audit: add_audit,
     predict: add_predict,
     export: add_export,
     status: add_status,

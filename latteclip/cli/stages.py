@@ -267,7 +267,9 @@ def summarize(args: argparse.Namespace) -> None:
     """Collect the metrics of all runs in one table."""
     from latteclip.evaluate import summarize as stage
 
-    stage.summarize(args.metrics, args.selections, args.baseline, args.csv, args.markdown)
+    stage.summarize(
+        args.metrics, args.selections, args.audits, args.baseline, args.csv, args.markdown
+    )
 
 
 def report_dataset(args: argparse.Namespace) -> None:
@@ -284,6 +286,7 @@ def report_dataset(args: argparse.Namespace) -> None:
             args.caption_summary,
             args.selection,
             args.calibrated,
+            args.audit,
         ),
         runs.run_files(args.runs),
         from_json(dataset_report.ReportSettings, args.settings),
@@ -307,6 +310,7 @@ OPTIONS = {
     "topk": {"type": int, "required": True, "help": "best classes kept"},
     "baseline": {"default": "zero_shot", "help": "the method that gains are over"},
     "selections": {"nargs": "*", "default": [], "help": "what select-model wrote"},
+    "audits": {"nargs": "*", "default": [], "help": "what latteclip audit wrote"},
     "shard": {"default": "1/1", "help": "which part of how many"},
     "store": {"help": "folder of the answers that outlive this run"},
 }
@@ -414,7 +418,7 @@ COMMANDS: dict[Command, list[str]] = {
         "threads",
     ],
     select_model: ["dataset", "candidates", "votes?", "output", "model"],
-    summarize: ["metrics...", "selections", "baseline", "csv", "markdown"],
+    summarize: ["metrics...", "selections", "audits", "baseline", "csv", "markdown"],
     report_dataset: [
         "images",
         "pseudo-labels",
@@ -423,6 +427,7 @@ COMMANDS: dict[Command, list[str]] = {
         "caption-summary?",
         "selection?",
         "calibrated?",
+        "audit?",
         "runs",
         "settings",
         "output",

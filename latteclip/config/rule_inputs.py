@@ -1,5 +1,6 @@
 """Which files a rule reads besides those that it names: the configuration decides."""
 
+from pathlib import Path
 from typing import Any
 
 from latteclip.config import code, model_names
@@ -12,6 +13,8 @@ MODEL_NOTE = "resources/models/{model}.json"
 # The model that is chosen for a dataset, and why; a table of its own has its own.
 SELECTION = "results/{{dataset}}/selection{suffix}.json"
 SELECTED_MODEL = "results/{{dataset}}/model{suffix}"
+# What a person's answers say of a dataset's models, where `latteclip audit` asked for some.
+AUDIT = "results/{dataset}/audit.json"
 # Classifiers that are made without training.
 CLASSIFIERS = "results/{dataset}/classifiers/{name}.safetensors"
 Paths = list[str]
@@ -206,6 +209,19 @@ def all_selections(configuration: Configuration) -> Paths:
         path
         for dataset in configuration.datasets
         for path in selection_if_any(configuration, dataset)
+    ]
+
+
+def audit_if_any(configuration: Configuration, dataset: str) -> Paths:
+    """What a person's answers say of the models: no rule makes it, and it may be there or not."""
+    path = AUDIT.format(dataset=dataset)
+    return [path] if Path(path).is_file() else []
+
+
+def all_audits(configuration: Configuration) -> Paths:
+    """What answers say of all datasets that were audited."""
+    return [
+        path for dataset in configuration.datasets for path in audit_if_any(configuration, dataset)
     ]
 
 

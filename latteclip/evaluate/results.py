@@ -14,6 +14,7 @@ MARKS = {
     "supervised": "reads the labels of the training images: an upper bound, not an unsupervised "
     "method",
     "ours": "not in the paper",
+    "audited": "a person's answers about images drawn at random say how often it is right, below",
     "collapsed": "predictions collapsed in training: fewer than half of the classes are predicted, "
     "or hardly any prediction agrees with its pseudo-label",
 }

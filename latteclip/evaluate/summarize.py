@@ -1,35 +1,44 @@
 """One table over datasets and methods from the metrics of every run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from latteclip.core.files import write_text
 from latteclip.evaluate import published
+from latteclip.evaluate.audited import Audit, marked, read_audits
 from latteclip.evaluate.results import MARKS, Selection, read_metrics, read_selection
 from latteclip.evaluate.summary import by_dataset, means_over_datasets, summary, union
 
+# Columns on what people's answers say, and what they are called in an audit.
+AUDITED = {"audited": "value", "audited_low": "low", "audited_high": "high"}
 STAR = "★"  # of the model that was chosen
 
 
 def summarize(
     metrics_paths: Sequence[str],
     selection_paths: Sequence[str],
+    audit_paths: Sequence[str],
     baseline: str,
     csv_output: str,
     markdown_output: str,
 ) -> None:
     """Write one row per dataset and method: means and spreads over seeds, gain over the baseline.
 
+    What people's answers say stands in columns of its own, and below the table for people.
+
     Raises:
         UserError: a file is missing or broken.
     """
-    runs = pd.DataFrame([read_metrics(path) for path in metrics_paths])
+    audits = read_audits(audit_paths)
+    runs = pd.DataFrame(marked([read_metrics(path) for path in metrics_paths], audits))
     selections = [read_selection(path) for path in selection_paths]
     table = summary(runs, baseline)
     table["chosen"] = chosen_seeds(table, selections)
+    for column, name in AUDITED.items():
+        table[column] = audited_figures(table, audits, name)
     write_text(csv_output, table.to_csv(index=False, float_format="%.2f"))
-    text = markdown(table, baseline) + reasons(selections) + across(table)
+    text = markdown(table, baseline) + reasons(selections) + audited(audits) + across(table)
     write_text(markdown_output, text)
 
 
@@ -38,6 +47,40 @@ def chosen_seeds(table: pd.DataFrame, selections: Sequence[Selection]) -> list[s
     seeds = {(one.dataset, one.method): str(one.seed) for one in selections}
     keys = zip(table["dataset"], table["method"], strict=True)
     return [seeds.get(key, "") for key in keys]
+
+
+def audited_figures(
+    table: pd.DataFrame, audits: Mapping[str, Audit], name: str
+) -> list[float | None]:
+    """Of each row a figure of its method's audit in percent, None where there is none."""
+    found: list[float | None] = []
+    for dataset, method in zip(table["dataset"], table["method"], strict=True):
+        accuracy = audits[dataset].accuracy(method) if dataset in audits else None
+        found.append(None if accuracy is None else 100 * getattr(accuracy, name))
+    return found
+
+
+def audited(audits: Mapping[str, Audit]) -> str:
+    """What people's answers say: the verdict of each dataset, and a table of accuracies."""
+    if not audits:
+        return ""
+    rows = [
+        [
+            audit.dataset,
+            f"{one.method} (seed {one.seed})",
+            f"{100 * one.value:.1f}",
+            f"{100 * one.low:.1f} to {100 * one.high:.1f}",
+        ]
+        for audit in audits.values()
+        for one in audit.accuracies
+    ]
+    lines = ["", *_lines(["audited", "method", "acc1", "95 % interval"], rows, n_left=2), ""]
+    for audit in audits.values():
+        lines.append(
+            f"- audited: {audit.dataset}, {audit.answered} of {audit.images:,} {audit.split} "
+            f"images: {audit.sentence}"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def reasons(selections: Sequence[Selection]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+PACKAGE = "latteclip.report"
 # So that a page can be mailed.
 MAX_BYTES = 5_000_000
 
@@ -18,34 +19,47 @@ def render(template: str, **values: Any) -> str:
     The page forbids itself every connection and every script but its own: even a text that slipped
     through the escaping would not run.
     """
-    environment = Environment(
-        loader=PackageLoader("latteclip.report"),
+    script = (files(PACKAGE) / "templates" / "page.js").read_text(encoding="utf-8")
+    return (
+        environment(PACKAGE)
+        .get_template(template)
+        .render(
+            style=Markup(style()),  # a file of this package
+            script=Markup(script),
+            policy=policy(script, "img-src data:"),
+            **values,
+        )
+    )
+
+
+def environment(package: str) -> Environment:
+    """The templates of a package, in which every value is escaped and none may be missing."""
+    found = Environment(
+        loader=PackageLoader(package),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    found.filters |= {
         "number": number,
         "signed": signed,
         "breakable": breakable,
         "duration": duration,
         "memory": memory,
     }
-    folder = files("latteclip.report") / "templates"
-    style = (folder / "page.css").read_text(encoding="utf-8")
-    script = (folder / "page.js").read_text(encoding="utf-8")
+    return found
+
+
+def style() -> str:
+    """The style that all pages share."""
+    return (files(PACKAGE) / "templates" / "page.css").read_text(encoding="utf-8")
+
+
+def policy(script: str, sources: str) -> str:
+    """A Content-Security-Policy: one script, styles inside the page, and what `sources` lists."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'"
-    )
-    return environment.get_template(template).render(
-        style=Markup(style),  # a file of this package
-        script=Markup(script),
-        policy=policy,
-        **values,
-    )
+    return f"default-src 'none'; {sources}; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 
 
 def number(value: float | None, digits: int = 1) -> str:

@@ -17,6 +17,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import write_text
 from latteclip.core.json_files import read_object
 from latteclip.evaluate import gallery_images
+from latteclip.evaluate.audited import marked, read_audit
 from latteclip.evaluate.metrics import accuracy
 from latteclip.evaluate.results import MARKS, read_metrics, read_selection
 from latteclip.report import dataset_charts, figures, gallery, provenance, render, runs
@@ -37,6 +38,7 @@ class ReportFiles:
     caption_summary: str | None = None  # of the captions above
     selection: str | None = None  # which model was chosen
     calibrated: str | None = None  # zero-shot classifier without class means
+    audit: str | None = None  # what a person's answers say of the models
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,11 @@ def report_dataset(
         UserError: an input is missing or does not fit the others.
     """
     train, test, classnames = runs.read_splits(files.images, files.pseudo_labels)
-    metrics = [read_metrics(run.metrics) for run in run_files]
+    audit = read_audit(files.audit) if files.audit else None
+    metrics = marked(
+        [read_metrics(run.metrics) for run in run_files],
+        {settings.dataset: audit} if audit else {},
+    )
     zero_shot = None
     if test.labels is not None:
         zero_shot = accuracy(test.before[:, None], test.labels, 1)
@@ -101,6 +107,7 @@ def report_dataset(
         axis=_axis(rows, zero_shot),
         zero_shot=None if zero_shot is None else 100 * zero_shot,
         selection=selection,
+        audit=audit,
         biases=dataset_charts.bias_chart(files.calibrated) if files.calibrated else None,
         shown=next((row for row in rows if row.method == settings.shown), None),
         baseline=settings.baseline,

@@ -15,7 +15,7 @@ TESTS = ROOT / "tests"
 # In the order in which they may use each other: a room uses those before it, and itself.
 ROOMS = (
     *("core", "config", "data", "clip", "captions", "labels", "train", "evaluate"),
-    *("report", "deploy", "demo", "cli"),
+    *("report", "audit", "deploy", "demo", "cli"),
 )
 # Folders of tests that mirror no room.
 OTHER_TESTS = {"workflow", "cluster", "project", "support"}

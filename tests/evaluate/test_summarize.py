@@ -1,9 +1,14 @@
 import json
+from dataclasses import asdict
+from pathlib import Path
 
 import pandas as pd
+import pytest
 from support.runs_of_methods import MARKED, RUNS, SEVERAL, run
 
+from latteclip.core.errors import UserError
 from latteclip.evaluate import summarize
+from latteclip.evaluate.audited import Accuracy, Audit, Comparison, read_audit
 from latteclip.evaluate.results import MARKS
 from latteclip.evaluate.summary import summary
 
@@ -41,7 +46,7 @@ def test_marks_follow_the_method_s_name_and_are_explained_below_the_table():
     ]
     assert len({len(line) for line in lines[:7]}) == 1
     assert lines[7] == ""
-    assert lines[8:] == [f"- {mark}: {MARKS[mark]}." for mark in MARKS]
+    assert lines[8:] == [f"- {mark}: {MARKS[mark]}." for mark in MARKS if mark != "audited"]
 
 
 def test_a_mark_that_does_not_occur_is_not_explained():
@@ -61,7 +66,7 @@ def write_marked(folder):
 
 def test_summary_files_are_written(tmp_path):
     paths = write_marked(tmp_path)
-    summarize.summarize(paths, [], "zero_shot", str(tmp_path / "s.csv"), str(tmp_path / "s.md"))
+    summarize.summarize(paths, [], [], "zero_shot", str(tmp_path / "s.csv"), str(tmp_path / "s.md"))
     written = pd.read_csv(tmp_path / "s.csv")
     assert list(written.columns) == [
         "dataset",
@@ -75,6 +80,7 @@ def test_summary_files_are_written(tmp_path):
         "acc5_mean",
         "mean_per_class_recall",
         "chosen",
+        *summarize.AUDITED,
     ]
     assert written["acc1_mean"].tolist() == [40, 60, 30, 90, 70]
     assert written["marks"].fillna("").tolist() == ["", "", "", "supervised", "ours collapsed"]
@@ -86,7 +92,9 @@ def test_a_star_marks_what_was_chosen_and_below_it_says_why(tmp_path):
     selection = {"dataset": "dtd", "method": "latteclip_fused", "seed": 1, "reason": "It is best."}
     (tmp_path / "selection.json").write_text(json.dumps(selection))
     chosen = [str(tmp_path / "selection.json")]
-    summarize.summarize(paths, chosen, "zero_shot", str(tmp_path / "s.csv"), str(tmp_path / "s.md"))
+    summarize.summarize(
+        paths, chosen, [], "zero_shot", str(tmp_path / "s.csv"), str(tmp_path / "s.md")
+    )
     lines = (tmp_path / "s.md").read_text().splitlines()
     assert [line.split("|")[2].strip() for line in lines[2:7]] == [
         "zero_shot",
@@ -98,6 +106,38 @@ def test_a_star_marks_what_was_chosen_and_below_it_says_why(tmp_path):
     assert lines.count("- ★ dtd: It is best.") == 1
     written = pd.read_csv(tmp_path / "s.csv", dtype=str, keep_default_na=False)
     assert written["chosen"].tolist() == ["", "", "", "", "1"]
+
+
+def write_audit(folder, dataset="dtd"):
+    """An audit.json of two methods."""
+    accuracies = [Accuracy("zero_shot", 0, 0.4, 0.31, 0.5), Accuracy("latteclip", 2, 0.6, 0.5, 0.7)]
+    one = Comparison("latteclip", "zero_shot", 0.2, 0.1, 0.3, True, 0)
+    said = "latteclip is better than zero_shot by 20.0 points (10.0 to 30.0)."
+    audit = Audit(dataset, "test", 1234, 100, 3, 2, "0" * 16, said, accuracies, [one])
+    (folder / "audit.json").write_text(json.dumps(asdict(audit)))
+    return str(folder / "audit.json"), said
+
+
+def test_an_audit_stands_beside_the_accuracies_and_below_the_table(tmp_path):
+    audit, said = write_audit(tmp_path)
+    csv, text = (str(tmp_path / f"s.{kind}") for kind in ("csv", "md"))
+    summarize.summarize(write_marked(tmp_path), [], [audit], "zero_shot", csv, text)
+    written = pd.read_csv(csv, dtype=str, keep_default_na=False)
+    assert written["audited"].tolist() == ["40.00", "60.00", "", "", ""]
+    assert written["audited_low"].tolist() == ["31.00", "50.00", "", "", ""]
+    assert written["marks"].tolist()[:3] == ["audited", "audited", ""]
+    lines = Path(text).read_text().splitlines()
+    assert f"- audited: dtd, 100 of 1,234 test images: {said}" in lines
+    assert [line for line in lines if "latteclip (seed 2)" in line and "50.0 to 70.0" in line]
+
+
+@pytest.mark.parametrize("damage", [{"accuracies": 3}, {"more": 1}, {"images": "many"}])
+def test_an_audit_that_somebody_broke_is_one_sentence(tmp_path, damage):
+    path, _ = write_audit(tmp_path)
+    values = json.loads(Path(path).read_text()) | damage
+    Path(path).write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"audit\.json"):
+        read_audit(path)
 
 
 def several():

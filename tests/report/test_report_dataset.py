@@ -1,6 +1,7 @@
 import json
 import re
 import statistics
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import gallery_images
+from latteclip.evaluate.audited import Accuracy, Audit
 from latteclip.report import dataset_charts, render, report_dataset, runs
 
 
@@ -97,6 +99,28 @@ def test_a_star_marks_the_model_that_was_chosen_and_below_it_says_why(results, w
     assert "flyp agrees <i>most</i>." in page.sections["accuracy"]
     assert ("i", {}) not in page.elements
     assert "★" not in written[1]
+
+
+def test_an_audit_stands_below_the_accuracies(results, written):
+    accuracies = [Accuracy("zero_shot", 0, 0.41, 0.3, 0.52), Accuracy("flyp", 1, 0.5, 0.4, 0.6)]
+    audit = Audit("made", "test", 53, 40, 3, 2, "0", "It <i>helped</i>.", accuracies, [])
+    path = results.folder / "audit.json"
+    path.write_text(json.dumps(asdict(audit)))
+    page, _ = write(results, audit=str(path))
+    assert [[cell[0].strip() for cell in row] for row in page.tables["audit"][1:]] == [
+        ["zero_shot", "0", "41.0", "30.0 to 52.0"],
+        ["flyp", "1", "50.0", "40.0 to 60.0"],
+    ]
+    assert "It <i>helped</i>." in page.sections["accuracy"]
+    assert ("i", {}) not in page.elements
+    names = [row[0][0] for row in page.tables["headline"][1:]]
+    assert ["audited" in name for name in names] == [True, True, False]
+    assert "audit" not in written[0].tables
+
+
+def test_without_labels_the_page_says_how_to_audit(tmp_path):
+    page, _ = write(Results(tmp_path, labelled=False))
+    assert "latteclip audit results/made" in page.sections["accuracy"]
 
 
 def test_the_page_shows_the_biases_that_calibration_takes_off(tmp_path):

@@ -66,6 +66,7 @@ def write(
     baseline="zero_shot",
     selection=None,
     calibrated=None,
+    audit=None,
     **config,
 ):
     """The page of some results, and its text.
@@ -84,6 +85,7 @@ def write(
         summary,
         selection,
         calibrated,
+        audit,
     )
     methods = {m: {"objective": m, "switches": {}} for m in results.methods}
     settings = report_dataset.ReportSettings(

@@ -185,7 +185,16 @@ def touched(name):
     return change
 
 
+def answered(checkout):
+    """A person's answers, and what they say."""
+    folder = checkout.root / RESULTS
+    (folder / "audit" / "test").mkdir(parents=True)
+    (folder / "audit" / "test" / "answers.jsonl").write_text('{"plan": "0"}\n')
+    (folder / "audit.json").write_text("{}")
+
+
 EDITS = {
+    "an audit": (answered, {"summarize": 1, "report_dataset": 1}),  # nothing learns from it
     "learning rate": (in_demo("finetune", "lr", value=1e-4), TUNED),
     "a switch of latteclip": (
         in_demo("methods", "latteclip", "switches", "alpha", value=0.2),

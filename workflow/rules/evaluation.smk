@@ -161,6 +161,7 @@ rule summarize:
     input:
         metrics=rule_inputs.all_metrics(configuration),
         selections=rule_inputs.all_selections(configuration),
+        audits=rule_inputs.all_audits(configuration),
         code=sources("latteclip.evaluate.summarize"),
     output:
         csv=report(
@@ -179,5 +180,5 @@ rule summarize:
         baseline=configuration.table["baseline"],
     shell:
         "latteclip summarize {input.metrics} --baseline {params.baseline}"
-        " --selections {input.selections} --csv {output.csv} --markdown {output.markdown}"
+        " --selections {input.selections} --audits {input.audits} --csv {output.csv} --markdown {output.markdown}"
         " --log {log}"

@@ -17,6 +17,7 @@ rule report_dataset:
         galleries=given(page_settings.files_of_runs, kind="gallery"),
         selection=given(rule_inputs.selection_if_any),
         calibrated=given(rule_inputs.calibrated_if_run),
+        audit=given(rule_inputs.audit_if_any),
         templates=templates(),
         code=sources("latteclip.report.report_dataset"),
     output:
@@ -35,7 +36,7 @@ rule report_dataset:
         runtime=minutes("report_dataset"),
     params:
         captions=options("image_captions", "group_captions", "caption_summary"),
-        choice=options("selection", "calibrated"),
+        choice=options("selection", "calibrated", "audit"),
         runs=given_json(page_settings.runs),
         settings=given(page_settings.report_dataset),
     shell:

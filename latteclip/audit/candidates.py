@@ -1,0 +1,168 @@
+"""What the models of a run say of the images that an audit draws from.
+
+Letters: N images, K candidates, C classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.evaluate.judged import JUDGED
+from latteclip.evaluate.results import read_selection
+
+Ints = npt.NDArray[np.int_]
+Floats = npt.NDArray[np.float64]
+BASELINE = "zero_shot"
+FIRST = (BASELINE, "zero_shot_calibrated")  # of the candidates
+SPLITS = ("test", "train")
+# What a run leaves of each split's images, and the columns of it that are read.
+FILES = {
+    "test": ("predictions.parquet", tables.PREDICTIONS),
+    "train": ("judged.parquet", JUDGED),
+}
+
+
+@dataclass(frozen=True, order=True)
+class Candidate:
+    """A run whose predictions are audited: of each method, one."""
+
+    method: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Audited:
+    """The images of a dataset that may be drawn, and what the candidates say of them."""
+
+    dataset: str
+    split: str
+    classnames: list[str]
+    image_ids: list[str]  # N
+    paths: list[str]
+    candidates: list[Candidate]  # K
+    predictions: Ints  # [N, K]
+    ranked: Ints  # [N, T] the pretrained model's best classes, best first
+    confidence: Floats  # [N], of the first of them
+    pair: tuple[int, int]  # candidates whose difference matters most: the baseline, and the model
+
+
+def read(folder: str | Path, split: str | None = None) -> Audited:
+    """The images of a split with the predictions of every method that was run.
+
+    A method stands for itself by the run that was chosen, or else by its first seed. Of the
+    training images, those are taken that no candidate learned from.
+
+    Args:
+        folder: of a dataset's results.
+        split: test or train; None: test where it has images.
+
+    Raises:
+        UserError: there is nothing to audit, or a file is missing or of other images.
+    """
+    folder = Path(folder)
+    index, classnames = tables.read_unlabelled(folder / "images.parquet", training=False)
+    is_test = pc.equal(index["split"], "test")
+    split = split or ("test" if pc.any(is_test).as_py() else "train")
+    index = index.filter(is_test if split == "test" else pc.invert(is_test))
+    chosen = _chosen(folder)
+    candidates = _candidates(folder, split, chosen)
+    said = [_predictions(folder, split, one, classnames) for one in candidates]
+    rows = _in_all(index, said)
+    if not len(rows):
+        raise UserError(f"{folder} has no images in the {split} split that all its models saw.")
+    index = index.take(rows)
+    ids = index["image_id"].to_pylist()
+    predictions = np.stack([_of(table, index["image_id"]) for table in said], axis=1)
+    ranked, confidence = _zero_shot(folder, ids)
+    return Audited(
+        folder.resolve().name,
+        split,
+        classnames,
+        ids,
+        index["path"].to_pylist(),
+        candidates,
+        predictions,
+        ranked,
+        confidence,
+        _pair(candidates, predictions, chosen),
+    )
+
+
+def _chosen(folder: Path) -> Candidate | None:
+    """The run whose model is the one to take, where one was chosen."""
+    path = folder / "selection.json"
+    if not path.is_file():
+        return None
+    selection = read_selection(path)
+    return Candidate(selection.method, selection.seed)
+
+
+def _candidates(folder: Path, split: str, chosen: Candidate | None) -> list[Candidate]:
+    """One run of each method: the baselines first, then by name."""
+    found: dict[str, Candidate] = {}
+    for path in folder.glob(f"*/seed*/{FILES[split][0]}"):
+        number = path.parent.name.removeprefix("seed")
+        if number.isdecimal():
+            one = Candidate(path.parent.parent.name, int(number))
+            found[one.method] = one if one == chosen else min(found.get(one.method, one), one)
+    if chosen and chosen.method in found:
+        found[chosen.method] = chosen
+    if not found:
+        raise UserError(
+            f"{folder} has no predictions of its {split} images yet; run the workflow first: "
+            f"snakemake -j4 --config dataset={folder.resolve().name}."
+        )
+    last = len(FIRST)
+    place = {method: number for number, method in enumerate(FIRST)}
+    return sorted(found.values(), key=lambda one: (place.get(one.method, last), one))
+
+
+def _predictions(folder: Path, split: str, one: Candidate, classnames: Sequence[str]) -> pa.Table:
+    """Image ids and predictions of a run, without labels."""
+    name, schema = FILES[split]
+    path = folder / one.method / f"seed{one.seed}" / name
+    table, described = tables.read(path, schema, ["image_id", "prediction"])
+    if described.get("classnames") != list(classnames):
+        raise UserError(f"{path} is of other classes than the image index; rerun its stage.")
+    return table
+
+
+def _in_all(index: pa.Table, said: Sequence[pa.Table]) -> Ints:
+    """The rows of the index of which every candidate says something."""
+    common = np.ones(len(index), dtype=bool)
+    for table in said:
+        common &= pc.is_in(index["image_id"], table["image_id"]).to_numpy()
+    return np.flatnonzero(common)
+
+
+def _of(table: pa.Table, image_ids: pa.ChunkedArray) -> Ints:
+    """The predictions of images [N]."""
+    rows = pc.index_in(image_ids, table["image_id"])
+    found: Ints = pc.take(table["prediction"], rows).to_numpy().astype(np.int_)
+    return found
+
+
+def _zero_shot(folder: Path, image_ids: Sequence[str]) -> tuple[Ints, Floats]:
+    """Of the pretrained model the best classes [N, T], and the confidence in the first [N]."""
+    path = folder / "pseudo_labels.parquet"
+    ranked, confidence = (
+        tables.lookup(path, tables.PSEUDO_LABELS, "image_id", column, image_ids)
+        for column in ("topk_labels", "confidence")
+    )
+    return np.array(ranked, dtype=np.int_), np.array(confidence, dtype=np.float64)
+
+
+def _pair(
+    candidates: Sequence[Candidate], predictions: Ints, chosen: Candidate | None
+) -> tuple[int, int]:
+    """The baseline and the model to take: the chosen one, or else what differs most."""
+    if chosen in candidates[1:]:
+        return 0, candidates.index(chosen)
+    return 0, int((predictions != predictions[:, :1]).sum(axis=0).argmax())

@@ -1,0 +1,152 @@
+"""Shares and differences from a stratified sample, with 95 % intervals that take it into account.
+
+The variance is that of stratified sampling without replacement (Cochran, Sampling Techniques, 1977,
+5.6), its degrees of freedom are Satterthwaite's (5.4), and quantiles are SciPy's. Small strata need
+care: one whose few answers are all alike would count as known. So the variance of ADDED more
+answers is added to each, of the largest kind that its values can have.
+
+Letters: n answers, H strata.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+Ints = npt.NDArray[np.int_]
+Floats = npt.NDArray[np.float64]
+LEVEL = 0.95
+ADDED = 2  # answers, to the variance of each stratum
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The estimated mean over a population, and how sure it is."""
+
+    value: float
+    sampling: float  # variance if the same sample had been drawn with replacement
+    known: float  # what of it is saved because the images are finite in number
+    freedom: float  # degrees of freedom of the variance
+
+    @property
+    def variance(self) -> float:
+        return max(0.0, self.sampling - self.known)
+
+    @property
+    def quantile(self) -> float:
+        """By how many standard errors an interval reaches to each side."""
+        return float(stats.t.ppf((1 + LEVEL) / 2, self.freedom))
+
+    @property
+    def reach(self) -> float:
+        """Half the width of the interval around the value."""
+        return self.quantile * float(np.sqrt(self.variance))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def stratified_mean(values: Floats, strata: Ints, sizes: Ints, largest: float) -> Mean:
+    """The mean over a population of which some of each stratum were drawn at random.
+
+    A stratum without answers counts as the mean of all others and as one answer.
+
+    Args:
+        values: [n], at least one.
+        strata: [n], whence each value is.
+        sizes: [H], of the population.
+        largest: variance that values could have at most.
+    """
+    n = np.bincount(strata, minlength=len(sizes))
+    shares = sizes / sizes.sum()
+    sums = np.bincount(strata, weights=values, minlength=len(sizes))
+    overall = np.average(values, weights=(sizes / np.maximum(n, 1))[strata])
+    means = np.where(n > 0, sums / np.maximum(n, 1), overall)
+    squares = np.bincount(strata, weights=(values - means[strata]) ** 2, minlength=len(sizes))
+    free = np.maximum(n - 1, 0)
+    variances = (squares + ADDED * largest) / (free + ADDED)
+    sampling = shares**2 * variances / np.maximum(n, 1)
+    known = np.where(n > 0, shares**2 * variances / np.maximum(sizes, 1), 0)
+    left = sampling - known
+    # The added variance is no estimate: it has no error of its own.
+    spread = float((left**2 * free / (free + ADDED) ** 2).sum())
+    most = float(max(1, len(values) - int(np.count_nonzero(n))))
+    freedom = min(most, float(left.sum()) ** 2 / spread) if spread > 0 else most
+    return Mean(float((shares * means).sum()), float(sampling.sum()), float(known.sum()), freedom)
+
+
+def share(hits: Floats, strata: Ints, sizes: Ints) -> Interval:
+    """The share of a population that has a property, which 1 or 0 says of each answer [n].
+
+    The interval is Wilson's (1927) with the sample's effective size and Student's quantile.
+    """
+    mean = stratified_mean(hits, strata, sizes, largest=0.25)
+    if mean.variance <= 0:
+        return Interval(mean.value, mean.value, mean.value)
+    # Where all or none are hits the variance of a share says nothing: two more answers do.
+    typical = (mean.value * len(hits) + 1) / (len(hits) + 2)
+    z2 = mean.quantile**2 * mean.variance / (typical * (1 - typical))  # over the effective size
+    middle = (mean.value + z2 / 2) / (1 + z2)
+    reach = (z2 * (mean.value * (1 - mean.value) + z2 / 4)) ** 0.5 / (1 + z2)
+    return Interval(mean.value, max(0.0, middle - reach), min(1.0, middle + reach))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """By how much one classifier is right more often than another."""
+
+    interval: Interval
+    more: int | None  # answers that are still needed to tell them apart; None: nobody can say
+
+    @property
+    def decided(self) -> bool:
+        """Whether the interval leaves out zero, or both are known to be equal."""
+        return self.interval.low > 0 or self.interval.high < 0 or self.more == 0
+
+
+def difference(hits: Floats, others: Floats, drawn: Ints, strata: Ints, differ: Ints) -> Difference:
+    """The difference in accuracy between one classifier and another.
+
+    Where both say the same there is no difference, which no answer need tell: the images on which
+    they differ are a population of their own, whose part in each stratum is known.
+
+    Args:
+        hits: [n], 1 where the first is right.
+        others: [n], 1 where the second is.
+        drawn: [n], the images with an answer.
+        strata: [N] of all images.
+        differ: [N], 1 where the two say different things.
+    """
+    rows = np.flatnonzero(differ[drawn])
+    apart, images = differ.mean(), len(strata)
+    if not differ.any():
+        return Difference(Interval(0.0, 0.0, 0.0), 0)
+    if not len(rows):
+        return Difference(Interval(0.0, -apart, apart), None)
+    sizes = np.bincount(strata[differ == 1], minlength=strata.max() + 1)
+    mean = stratified_mean((hits - others)[rows], strata[drawn[rows]], sizes, largest=1.0)
+    low, high = (max(-1.0, min(1.0, mean.value + sign * mean.reach)) for sign in (-1, 1))
+    interval = Interval(*(float(apart * value) for value in (mean.value, low, high)))
+    return Difference(interval, _more(mean, len(drawn), images))
+
+
+def _more(mean: Mean, n: int, images: int) -> int | None:
+    """How many more answers let the interval leave out zero, if the estimate stays what it is.
+
+    With k times as many answers, the variance is sampling / k - known.
+    """
+    if abs(mean.value) > mean.reach:
+        return 0
+    if n >= images:
+        return 0
+    if mean.value == 0:
+        return None
+    times = mean.sampling / ((mean.value / mean.quantile) ** 2 + mean.known)
+    return int(min(images - n, max(1, np.ceil((times - 1) * n))))

@@ -1,0 +1,303 @@
+"""The command as a whole: what limits an audit, and what its answers say."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.audits import Served, answer_all, audited, command, made_audit
+from support.tiny import ROOT
+
+from latteclip.audit import audit, candidates, draw, score
+from latteclip.audit.answers import Answer
+from latteclip.audit.candidates import Candidate
+from latteclip.audit.session import OFFERED, Session, options
+from latteclip.config import code
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.evaluate.audited import read_audit
+
+N_TEST = 120
+
+
+@pytest.fixture
+def results(tmp_path):
+    return made_audit(tmp_path / "made", n_test=N_TEST)
+
+
+@pytest.fixture
+def session(results):
+    return Session(results.folder, None, 60)
+
+
+@pytest.fixture
+def label_of(results):
+    return dict(zip(results.image_ids, results.labels.tolist(), strict=True)).__getitem__
+
+
+def select(results, method, seed):
+    values = {"dataset": "made", "method": method, "seed": seed, "reason": "It is so."}
+    (results.folder / "selection.json").write_text(json.dumps(values))
+
+
+# --- candidates ----------------------------------------------------------------------------------
+
+
+def test_each_method_stands_for_itself_by_one_run(results):
+    found = candidates.read(results.folder)
+    names = [Candidate("zero_shot", 0), Candidate("flyp", 0), Candidate("latteclip", 0)]
+    assert found.candidates == names
+    select(results, "latteclip", 1)
+    found = candidates.read(results.folder)
+    assert found.candidates == [*names[:2], Candidate("latteclip", 1)]
+    assert found.pair == (0, 2)
+
+
+def test_labels_are_never_read(results):
+    """With and without labels in the index and the predictions, all is the same."""
+    labelled = made_audit(results.folder.parent / "labelled", n_test=N_TEST)
+    labelled.labelled = True
+    labelled.write_index()
+    one, other = candidates.read(results.folder), candidates.read(labelled.folder)
+    assert (one.predictions == other.predictions).all()
+    assert (draw.stratify(one) == draw.stratify(other)).all()
+
+
+def test_of_the_training_images_those_are_asked_about_that_all_models_judge(results):
+    said = {"zero_shot/seed0": results.image_ids[:31], "flyp/seed0": results.image_ids[5:20]}
+    for run, ids in said.items():
+        from latteclip.evaluate.judged import JUDGED
+
+        columns = {"image_id": ids, "prediction": np.arange(len(ids), dtype=np.int32) % 7}
+        metadata = {"classnames": results.classnames}
+        tables.write(results.folder / run / "judged.parquet", columns, JUDGED, metadata)
+    found = candidates.read(results.folder, "train")
+    assert found.image_ids == results.image_ids[5:20]
+    assert found.predictions[0].tolist() == [5, 0]
+
+
+def test_without_predictions_it_says_what_to_run(results):
+    for run in results.runs:
+        Path(run.predictions).unlink()
+    with pytest.raises(UserError, match="no predictions of its test images yet; run the workflow"):
+        Session(results.folder, None, 10)
+
+
+def test_predictions_of_other_classes_are_refused(results):
+    other = replace(results, folder=results.folder.parent / "other", classnames=["a", "b", "c"])
+    run = "flyp/seed0/predictions.parquet"
+    shutil.copy(other.folder / run, results.folder / run)
+    with pytest.raises(UserError, match="of other classes"):
+        Session(results.folder, None, 10)
+
+
+def test_a_folder_that_is_none_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="is not a folder"):
+        Session(tmp_path / "nothing", None, 10)
+    with pytest.raises(UserError, match=r"images\.parquet does not exist"):
+        Session(tmp_path, None, 10)
+
+
+# --- questions -----------------------------------------------------------------------------------
+
+
+def test_what_candidates_say_is_offered_in_an_order_of_the_images_own():
+    said = np.tile(np.arange(8), (200, 1))  # 8 candidates, each of another opinion
+    many = audited(said, classes=30)
+    offered = [options(many, row) for row in range(200)]
+    assert all(set(one) == {f"class {c}" for c in range(8)} for one in offered)
+    assert offered == [options(many, row) for row in range(200)]
+    places = np.array([one.index("class 0") for one in offered])
+    counts = np.bincount(places, minlength=8)
+    assert ((counts - 25) ** 2 / 25).sum() < 30  # chi-squared of 7: the place tells nothing
+
+
+def test_where_all_agree_other_classes_are_offered_too():
+    few = audited(np.zeros((9, 3), dtype=int), classes=OFFERED + 3)
+    assert all(len(set(options(few, row))) == OFFERED for row in range(9))
+
+
+def test_a_larger_budget_goes_on(results, label_of):
+    first = Session(results.folder, None, 20)
+    answer_all(first, 20, label_of)
+    assert first.current() is None
+    second = Session(results.folder, None, 30)
+    assert (second.current(), second.answered()) == (20, 20)
+
+
+def test_the_budget_ends_with_the_images(results, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert audit.begin(results.folder, None, 500).total == N_TEST
+    assert f"has {N_TEST} images that can be asked about, fewer than the budget" in caplog.text
+    for budget in (0, -3, 10**9):
+        with pytest.raises(UserError, match="--budget"):
+            audit.begin(results.folder, None, budget)
+
+
+def test_one_candidate_alone_and_candidates_that_all_agree_are_told(results, caplog):
+    for method in ("flyp", "latteclip"):
+        for seed in (0, 1):
+            before = results.folder / "zero_shot" / "seed0" / "predictions.parquet"
+            shutil.copy(before, results.folder / method / f"seed{seed}" / "predictions.parquet")
+    with caplog.at_level(logging.WARNING):
+        audit.begin(results.folder, None, 10)
+        for method in ("flyp", "latteclip"):
+            shutil.rmtree(results.folder / method)
+        audit.begin(results.folder, None, 10)
+    assert "All 3 methods say the same of every image" in caplog.text
+    assert "zero_shot is the only method that was run" in caplog.text
+
+
+def test_an_image_that_vanished_is_told_and_can_be_answered(results, session, caplog):
+    gone = session.question(0).path
+    Path(gone).unlink()
+    with caplog.at_level(logging.WARNING):
+        audit.offline(session, str(results.folder / "page.html"))
+    assert f"are not there, the first {gone}" in caplog.text
+    assert session.answer(0, "unsure", None)
+
+
+def test_offline_needs_a_question_and_pictures_of_some_size(results, session, label_of):
+    answer_all(session, 60, label_of)
+    with pytest.raises(UserError, match="All 60 images are answered already"):
+        audit.offline(session, str(results.folder / "page.html"))
+    assert not (results.folder / "page.html").exists()
+
+
+# --- what answers say ----------------------------------------------------------------------------
+
+
+def test_all_images_answered_give_the_accuracies_themselves(results, label_of):
+    session = Session(results.folder, None, N_TEST)
+    answer_all(session, N_TEST, label_of)
+    found = session.score()
+    labels = results.labels[results.n_train :]
+    for k, one in enumerate(found.accuracies):
+        right = (session.audited.predictions[:, k] == labels).mean()
+        assert (one.low, one.value, one.high) == pytest.approx((right, right, right))
+    assert all(one.decided for one in found.comparisons)
+
+
+def test_none_of_these_is_wrong_for_all_and_cannot_tell_counts_for_nobody(session):
+    for number in range(40):
+        session.answer(number, "none" if number % 2 else "unsure", None)
+    found = session.score()
+    assert {one.value for one in found.accuracies} == {0.0}
+    assert (found.answered, found.cannot_tell, found.none_of_these) == (40, 20, 20)
+
+
+def test_answers_after_the_first_image_without_one_are_left_out(session, caplog, label_of):
+    answer_all(session, 20, label_of)
+    before = session.score()
+    late = session.question(50).image_id
+    session.answers.add([Answer(late, "none")])
+    with caplog.at_level(logging.WARNING):
+        assert session.score() == before
+    assert "1 answers are left out" in caplog.text
+
+
+def test_too_few_answers_say_how_many_it_takes(session, label_of):
+    answer_all(session, score.FEWEST - 1, label_of)
+    with pytest.raises(UserError, match=f"There are {score.FEWEST - 1} answers .* give at least"):
+        session.score()
+
+
+def test_the_sentence_is_that_of_the_first_comparison(results, session, label_of):
+    answer_all(session, 60, label_of)
+    select(results, "latteclip", 0)
+    found = Session(results.folder, None, 60).finish()
+    first = found.comparisons[0]
+    assert (first.method, first.other) == ("latteclip", "zero_shot")
+    assert first.decided
+    assert found.sentence == (
+        f"latteclip is better than zero_shot by {100 * first.value:.1f} points "
+        f"({100 * first.low:.1f} to {100 * first.high:.1f})."
+    )
+    worse = replace(first, value=-first.value, low=-first.high, high=-first.low)
+    assert score.sentence([worse], []).startswith("zero_shot is better than latteclip by ")
+    open_ = replace(first, low=-0.1, decided=False, more=117)
+    assert "cannot be told yet: about 120 more images" in score.sentence([open_], [])
+    assert read_audit(str(results.folder / "audit.json")) == found
+
+
+def test_the_number_of_seeds_and_methods_later_changes_no_answer(results, session, label_of):
+    """New runs are scored by the same answers."""
+    answer_all(session, 30, label_of)
+    shutil.copytree(results.folder / "flyp", results.folder / "new_method")
+    found = Session(results.folder, None, 60).score()
+    by_name = {one.method: one for one in found.accuracies}
+    assert by_name["new_method"].value == by_name["flyp"].value
+    assert found.answered == 30
+
+
+# --- the process ---------------------------------------------------------------------------------
+
+
+def test_a_second_server_is_refused_and_a_killed_one_holds_nothing(results):
+    with Served(results) as served:
+        second = subprocess.run(command(results), capture_output=True, text=True, cwd=ROOT)
+        assert second.returncode == 2
+        assert "is going on" in second.stderr
+        in_use = subprocess.run(
+            command(made_audit(results.folder.parent / "b"), "--port", str(served.port)),
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+        assert (in_use.returncode, f"Port {served.port} cannot be used" in in_use.stderr) == (
+            2,
+            True,
+        )
+        served.end(signal.SIGKILL)
+    with Served(results) as served:
+        assert served.end(signal.SIGINT)[1] == 0
+
+
+def test_without_a_browser_the_address_is_told(results):
+    environment = {**os.environ, "BROWSER": "/bin/false"}
+    process = subprocess.Popen(
+        command(results), stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+    )
+    try:
+        assert "No browser could be opened" in process.stderr.readline()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_score_of_nothing_exits_with_one_sentence(results):
+    run = subprocess.run(command(results, "--score"), capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 2
+    assert len(run.stderr.splitlines()) == 1
+    assert not (results.folder / "audit.json").exists()
+
+
+# --- answers judge, and nothing else -------------------------------------------------------------
+
+
+def test_no_stage_learns_from_answers():
+    """Only what people read may know of an audit, and that knows its figures alone."""
+    from latteclip.cli import stages
+
+    modules = {path.stem: path for path in (ROOT / "latteclip").rglob("*.py")}
+    shows = set()
+    for command_ in stages.COMMANDS:
+        path = modules.get(command_.__name__)
+        if path is None:  # of a module that serves several rules
+            continue
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        needed = code.closure(ROOT, name)
+        assert not [one for one in needed if one.startswith("latteclip.audit")]
+        if "latteclip.evaluate.audited" in needed:
+            shows.add(command_.__name__)
+        words = [(ROOT / one.replace(".", "/")).with_suffix(".py").read_text() for one in needed]
+        assert not [text for text in words if "answers.jsonl" in text or "plan.parquet" in text]
+    assert shows == {"summarize", "report_dataset"}
+    rules = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
+    assert "audit/" not in rules

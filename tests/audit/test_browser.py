@@ -1,0 +1,188 @@
+"""The audit's page in a real browser, from the first answer to the verdict."""
+
+import json
+import re
+import signal
+import subprocess
+
+import pytest
+from support.audits import Served, command, made_audit
+from support.made_results import HOSTILE
+from support.tiny import ROOT
+
+page_tests = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+KILLED = "net::ERR_CONNECTION_REFUSED"  # what the browser itself says when the server is gone
+
+
+@pytest.fixture
+def results(tmp_path):
+    return made_audit(tmp_path / "made")
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens an address; afterwards the page must have complained of nothing."""
+    contexts, complaints = [], []
+
+    def open_page(address, width=1280, **options):
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, accept_downloads=True, **options
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.on(
+            "console", lambda message: KILLED in message.text or complaints.append(message.text)
+        )
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: complaints.append(dialog.message))
+        page.goto(address)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def at(page, number, total):
+    """Wait until so many of the questions have answers."""
+    text = re.compile(rf"^{number} of {total}\b")
+    page_tests.expect(page.locator("#count")).to_have_text(text)
+
+
+def kept(results):
+    """The lines of the file of answers, after its first."""
+    lines = (results.folder / "audit" / "test" / "answers.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines[1:]]
+
+
+def options(page):
+    return page.locator("#options bdi").all_inner_texts()
+
+
+def test_the_whole_way_by_keyboard_through_a_kill(visit, results):
+    with Served(results, "--budget", "30") as served:
+        page = visit(served.address)
+        at(page, 0, 30)
+        assert page.locator("#picture").evaluate("one => one.decode().then(() => one.naturalWidth)")
+        assert not page.locator("#figures").is_visible()  # so that it does not lead the eye
+        for number in range(12):
+            page.keyboard.press(str(1 + number % 3))
+            at(page, number + 1, 30)
+        assert len(kept(results)) == 12
+        page.keyboard.press("Backspace")
+        at(page, 11, 30)
+        page.keyboard.press("0")
+        at(page, 12, 30)
+        assert kept(results)[-1]["answer"] == "none"
+        before = options(page)
+        served.process.kill()
+        served.process.wait()
+        page.keyboard.press("1")
+        page.wait_for_selector("#trouble:not([hidden])")
+        assert "kept" in page.locator("#trouble").inner_text()
+        page.context.close()
+    said = kept(results)
+    with Served(results, "--budget", "30") as served:
+        page = visit(served.address)
+        at(page, 12, 30)
+        assert options(page) == before  # in the same random order
+        for number in range(12, 30):
+            page.keyboard.press("c" if number == 20 else "1")
+            at(page, number + 1, 30)
+        page.wait_for_selector("#figures:not([hidden])")
+        verdict = page.locator("#verdict").inner_text()
+        assert page.locator("#figures table").count() == 2
+        audit = json.loads((results.folder / "audit.json").read_text())
+        assert audit["sentence"] == verdict
+        assert (audit["answered"], audit["cannot_tell"]) == (30, 1)
+        told, status = served.end(signal.SIGINT)
+        assert status == 0
+        assert verdict in told
+    assert kept(results)[: len(said)] == said
+    again = subprocess.run(
+        command(results, "--score"), capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert verdict in again.stdout
+
+
+def test_two_tabs_count_once(visit, results):
+    with Served(results, "--budget", "12") as served:
+        one, other = visit(served.address), visit(served.address)
+        at(one, 0, 12)
+        at(other, 0, 12)
+        one.keyboard.press("1")
+        at(one, 1, 12)
+        other.keyboard.press("2")  # of the same image: it has its answer
+        at(other, 1, 12)
+        assert len(kept(results)) == 1
+
+
+def test_hostile_names_are_text_and_any_class_can_be_found(visit, results):
+    with Served(results, "--budget", "12") as served:
+        page = visit(served.address)
+        at(page, 0, 12)
+        page.keyboard.press("/")
+        page.keyboard.type("no such class")
+        page.keyboard.press("Enter")
+        assert not page.locator("#search").evaluate("one => one.checkValidity()")
+        page.locator("#search").fill(HOSTILE)
+        page.keyboard.press("Enter")
+        at(page, 1, 12)
+        assert kept(results)[0]["class"] == HOSTILE
+        page.keyboard.press("1")  # the keys choose again
+        at(page, 2, 12)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_running_result_is_shown_when_asked_for(visit, results, width):
+    with Served(results, "--budget", "40") as served:
+        page = visit(served.address, width=width)
+        for number in range(10):
+            at(page, number, 40)
+            page.locator("#options button").first.click()
+        at(page, 10, 40)
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= width
+        page.locator("#reveal").click()
+        page.wait_for_selector("#figures:not([hidden])")
+        assert page.locator("#figures tbody tr").count() == 3 + 3
+        assert not (results.folder / "audit.json").exists()
+        page.keyboard.press("1")
+        at(page, 11, 40)
+        assert not page.locator("#figures").is_visible()
+        page.locator("#finish").click()
+        page.wait_for_selector("#figures:not([hidden])")
+        assert (results.folder / "audit.json").exists()
+
+
+def test_a_file_works_without_a_network_and_its_answers_are_taken(visit, results, tmp_path):
+    file, exported = tmp_path / "audit.html", tmp_path / "answers.json"
+    run = [*command(results, "--offline", str(file)), "--budget", "15"]
+    subprocess.run(run, check=True, cwd=ROOT)
+    page = visit(file.as_uri(), width=390, offline=True)
+    requests = []
+    page.on("request", lambda request: requests.append(request.url))
+    for number in range(12):
+        at(page, number, 15)
+        page.keyboard.press("2")
+    at(page, 12, 15)
+    page.reload()
+    at(page, 12, 15)  # the browser's memory keeps them
+    page.keyboard.press("Backspace")
+    at(page, 11, 15)
+    page.keyboard.press("1")
+    at(page, 12, 15)
+    with page.expect_download() as download:
+        page.locator("#export").click()
+    download.value.save_as(exported)
+    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    for taken, standing in ((12, 0), (0, 12)):  # the second time, nothing counts twice
+        done = subprocess.run(
+            command(results, "--answers", str(exported)), capture_output=True, text=True, cwd=ROOT
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"Took {taken} answers" in done.stderr
+        assert (f"{standing} images had an answer already" in done.stderr) == bool(standing)
+    assert len(kept(results)) == 12

@@ -1,0 +1,136 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from latteclip.audit import estimate
+
+# The farms of the United States in 1992, acres by county (Lohr, Sampling: Design and Analysis,
+# example 3.2): counties of each region, counties drawn, and mean and variance of these.
+REGIONS = {
+    "north central": (1054, 103, 300_504.16, 29_618_183_543),
+    "northeast": (220, 21, 97_629.81, 7_647_472_708),
+    "south": (1382, 135, 211_315.04, 53_587_487_856),
+    "west": (422, 41, 662_295.51, 396_185_950_266),
+}
+TOTAL, ERROR = 909_736_035, 50_417_248  # as the book gives them
+
+
+def sample(mean, variance, n):
+    """n numbers of this mean and sample variance."""
+    values = np.resize([1.0, -1.0], n)
+    if n % 2:
+        values[-1] = 0
+    return mean + values * np.sqrt(variance / values.var(ddof=1))
+
+
+def test_mean_and_error_are_those_of_a_textbook(monkeypatch):
+    monkeypatch.setattr(estimate, "ADDED", 0)
+    rows = list(REGIONS.values())
+    values = np.concatenate([sample(mean, var, n) for _, n, mean, var in rows])
+    strata = np.repeat(np.arange(4), [n for _, n, _, _ in rows])
+    sizes = np.array([size for size, _, _, _ in rows])
+    found = estimate.stratified_mean(values, strata, sizes, largest=0)
+    assert found.value * sizes.sum() == pytest.approx(TOTAL, rel=1e-6)
+    assert found.variance**0.5 * sizes.sum() == pytest.approx(ERROR, rel=1e-6)
+
+
+def test_one_stratum_is_students_interval_but_for_the_added_answers(monkeypatch):
+    monkeypatch.setattr(estimate, "ADDED", 0)
+    values = np.random.default_rng(0).normal(size=17)
+    found = estimate.stratified_mean(values, np.zeros(17, int), np.array([10**9]), largest=0)
+    low, high = stats.t.interval(0.95, 16, values.mean(), values.std(ddof=1) / np.sqrt(17))
+    assert found.value - found.reach == pytest.approx(low)
+    assert found.value + found.reach == pytest.approx(high)
+
+
+def test_a_share_is_wilsons_interval_where_answers_are_many():
+    hits = np.repeat([1.0, 0.0], [900, 1100])
+    found = estimate.share(hits, np.zeros(2000, int), np.array([10**9]))
+    wilson = stats.binomtest(900, 2000).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((wilson.low, wilson.high), abs=2e-4)
+
+
+@pytest.mark.parametrize("hit", [0.0, 1.0])
+def test_answers_that_are_all_alike_do_not_count_as_certain(hit):
+    found = estimate.share(np.full(20, hit), np.repeat([0, 1], 10), np.array([500, 500]))
+    assert found.value == hit
+    assert 0.05 < found.high - found.low < 0.4
+
+
+def test_all_images_answered_leave_no_doubt():
+    hits = np.array([1.0, 0.0, 1.0, 1.0])
+    found = estimate.share(hits, np.array([0, 0, 1, 1]), np.array([2, 2]))
+    assert (found.low, found.value, found.high) == (0.75, 0.75, 0.75)
+
+
+def test_the_weights_are_those_of_the_population():
+    hits = np.array([1.0] * 10 + [0.0] * 10)
+    found = estimate.share(hits, np.repeat([0, 1], 10), np.array([900, 100]))
+    assert found.value == pytest.approx(0.9)
+
+
+def test_a_stratum_without_answers_makes_the_interval_wider():
+    hits, strata = np.array([1.0, 0.0] * 10), np.zeros(20, int)
+    known = estimate.share(hits, strata, np.array([1000]))
+    guessed = estimate.share(hits, strata, np.array([600, 400]))
+    assert guessed.value == known.value
+    assert guessed.high - guessed.low > known.high - known.low
+
+
+def test_a_difference_counts_only_where_two_say_different_things():
+    n = 1000
+    differ = (np.arange(n) < 200).astype(int)
+    drawn = np.arange(0, n, 10)
+    hits = np.where(differ[drawn] == 1, 1.0, 0.5)
+    others = np.where(differ[drawn] == 1, 0.0, 0.5)
+    found = estimate.difference(hits, others, drawn, np.zeros(n, int), differ)
+    assert found.interval.value == pytest.approx(0.2)
+    assert found.interval.high == pytest.approx(0.2)  # it cannot be more
+    assert found.decided
+
+
+def test_two_that_say_the_same_differ_by_nothing():
+    zeros = np.zeros(50, int)
+    found = estimate.difference(zeros[:9] * 1.0, zeros[:9] * 1.0, np.arange(9), zeros, zeros)
+    assert found.interval == estimate.Interval(0.0, 0.0, 0.0)
+    assert found.decided
+
+
+def test_nothing_is_known_where_no_answer_is_on_the_images_that_differ():
+    differ = np.r_[np.zeros(40, int), np.ones(10, int)]
+    found = estimate.difference(np.ones(9), np.ones(9), np.arange(9), np.zeros(50, int), differ)
+    assert (found.interval.low, found.interval.high) == (-0.2, 0.2)
+    assert not found.decided
+
+
+def test_as_many_more_answers_as_it_says_decide():
+    """With the same shares in more answers, the interval just leaves out zero."""
+    n, part = 4000, 40
+    differ = np.ones(n, int)
+    values = np.resize([1.0] * 6 + [0.0] * 4, part)  # 6 of 10 for the first
+
+    def after(times):
+        hits = np.tile(values, times)
+        drawn = np.arange(len(hits))
+        return estimate.difference(hits, 1 - hits, drawn, np.zeros(n, int), differ)
+
+    first = after(1)
+    assert not first.decided
+    times = (part + first.more) / part
+    assert after(int(np.ceil(times * 1.05))).decided
+    assert not after(int(times * 0.75)).decided
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    """Of a hard case: few images of a stratum, accuracies far apart."""
+    rng = np.random.default_rng(0)
+    strata = np.repeat([0, 1, 2], [600, 300, 100])
+    hits = rng.random(1000) < np.array([0.95, 0.6, 0.3])[strata]
+    truth, holds = hits.mean(), 0
+    for _ in range(400):
+        rows = np.concatenate(
+            [rng.choice(np.flatnonzero(strata == h), 20, False) for h in range(3)]
+        )
+        found = estimate.share(hits[rows] * 1.0, strata[rows], np.array([600, 300, 100]))
+        holds += found.low <= truth <= found.high
+    assert holds / 400 > 0.93

@@ -1,0 +1,83 @@
+"""Audits of made results, and the process that serves one."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from support.checkout import hear_interrupts
+from support.made_results import Results
+from support.tiny import ROOT
+
+from latteclip.audit.candidates import Audited, Candidate
+from latteclip.audit.session import Session
+
+
+def made_audit(folder, *, n_test=120, **options):
+    """Made results of zero-shot, FLYP and LatteCLIP on an unlabelled test split."""
+    return Results(Path(folder), n_test=n_test, labelled=False, **options)
+
+
+def audited(predictions, confidence=None, classes=5):
+    """What candidates say [N, K], of images without files."""
+    n, k = np.shape(predictions)
+    return Audited(
+        "made",
+        "test",
+        [f"class {c}" for c in range(classes)],
+        [f"image {i}" for i in range(n)],
+        [""] * n,
+        [Candidate(f"method_{j}", 0) for j in range(k)],
+        np.asarray(predictions),
+        np.tile(np.arange(classes), (n, 1)),
+        np.linspace(0, 1, n) if confidence is None else np.asarray(confidence),
+        (0, k - 1),
+    )
+
+
+def answer_all(session: Session, n, label_of):
+    """Answer the next n questions with the class that `label_of` says of the image."""
+    for _ in range(n):
+        number = session.current()
+        name = session.audited.classnames[label_of(session.question(number).image_id)]
+        assert session.answer(number, "class", name)
+
+
+def command(results, *options):
+    """`latteclip audit` on made results, as a list of words."""
+    return [sys.executable, "-m", "latteclip", "audit", str(results.folder), *options]
+
+
+class Served:
+    """A process of `latteclip audit`, with the address of its page."""
+
+    def __init__(self, results, *options):
+        self.process = subprocess.Popen(
+            command(results, "--no-browser", *options),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            preexec_fn=hear_interrupts,
+        )
+        self.said = ""
+        for line in self.process.stdout:
+            self.said += line
+            if found := re.search(r"http://127\.0\.0\.1:(\d+)/([\w-]+)/", line):
+                self.address, self.port, self.token = found[0], int(found[1]), found[2]
+                return
+        raise AssertionError(self.said)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.communicate()
+
+    def end(self, signal):
+        """What the process still says, and its exit status, after a signal."""
+        self.process.send_signal(signal)
+        said, _ = self.process.communicate(timeout=60)
+        return said, self.process.returncode
