@@ -4,13 +4,12 @@ A project is a folder in which the workflow runs; in its own folder `config` it 
 `config.yaml` and files of datasets. In a clone both folders are the same.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from latteclip.config import shipped
+from latteclip.config import shipped, yaml_files
 from latteclip.config.model_names import FOLDER
 from latteclip.core.errors import UserError
 
@@ -81,17 +80,15 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"Configuration file {file} is not valid YAML: {reason}.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"Configuration file {file} must hold keys with values, not {content!r}.")
+    content = yaml_files.read(file)
+    own = content.get("datasets", {})
+    if not isinstance(own, Mapping) or not all(isinstance(one, Mapping) for one in own.values()):
+        raise UserError(
+            f"Configuration file {file}: datasets must hold keys of datasets, each with keys of "
+            "its own."
+        )
     if file.is_relative_to(shipped.CONFIG):
-        for values in content.get("datasets", {}).values():
+        for values in own.values():
             _find_folders(values)
     return content
 
@@ -99,8 +96,9 @@ def _read(file: Path) -> dict[str, Any]:
 def _find_folders(values: dict[str, Any]) -> None:
     """Let the folders that a shipped dataset names be found from any working folder."""
     for section, prefix in FOLDERS.items():
-        model = values.get(section, {}).get("model")
-        if model and model.startswith(prefix):
+        named = values.get(section)
+        model = named.get("model") if isinstance(named, Mapping) else None
+        if isinstance(model, str) and model.startswith(prefix):
             folder = shipped.PACKAGE.parent / model.removeprefix(prefix)
-            if folder.is_dir():
+            if model != prefix and os.path.isdir(folder):
                 values[section]["model"] = prefix + shipped.seen_from_here(folder)

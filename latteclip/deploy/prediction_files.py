@@ -5,7 +5,9 @@ Letters: K best classes of an image.
 
 import contextlib
 import csv
+import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -60,7 +62,7 @@ def writing(output: str | None, topk: int) -> contextlib.AbstractContextManager[
         A context manager that yields what takes the next predictions.
 
     Raises:
-        UserError: the suffix names no format.
+        UserError: the suffix names no format, or a folder has the name.
     """
     if output is None:
         return _stdout(topk)
@@ -68,6 +70,8 @@ def writing(output: str | None, topk: int) -> contextlib.AbstractContextManager[
     suffix = Path(output).suffix.lower()
     if suffix not in formats:
         raise UserError(f"--output {output} ends in none of {', '.join(formats)}.")
+    if os.path.isdir(output):
+        raise UserError(f"--output {output} is a folder; name a file.")
     return formats[suffix](output, topk)
 
 
@@ -83,6 +87,8 @@ class _Terminal:
 
 @contextlib.contextmanager
 def _stdout(topk: int) -> Iterator[Add]:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as the files below are
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     yield _csv_rows(_Terminal(sys.stdout) if sys.stdout.isatty() else sys.stdout, topk)
 
 
