@@ -2,9 +2,11 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import IO, NoReturn
 
+from latteclip.cli import streams
 from latteclip.core.foreign import shown
 
 MOST = 2**20  # of anything that is counted
@@ -15,6 +17,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {self.prog}: {shown(message)}; see {self.prog} --help.\n")
+
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+        """Of help and errors; argparse itself says nothing where the output takes no more."""
+        (file or sys.stderr).write(message)
+        streams.flush_output()
 
 
 def count(least: int = 1, most: int = MOST) -> Callable[[str], int]:

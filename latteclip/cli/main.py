@@ -1,7 +1,6 @@
 """`latteclip <command>`: the command line as a whole, its help and its exit statuses."""
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 
 from latteclip.cli import cluster, log, people, stages, streams
@@ -111,35 +110,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is one of those in EPILOG."""
     streams.open_closed()
     try:
-        return _run(_parsed(arguments))
+        return _run(arguments)
     finally:
         streams.drop_unwritten()
 
 
-def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _run(arguments: Sequence[str] | None) -> int:
+    """Every way in which a command may end has a status."""
+    logger, name, debug = log.start(debug=False), "latteclip", False
     try:
-        return parser().parse_args(arguments)
-    except SystemExit:  # after help, which may not have reached anyone
-        try:
-            streams.flush_output()
-        except (UserError, BrokenPipeError) as error:
-            sys.exit(f"error: {error}")
-        raise
-
-
-def _run(args: argparse.Namespace) -> int:
-    """Run the command that was parsed; every way in which it may end has a status."""
-    logger = log.start(debug=args.debug)
-    try:
-        with unwinding():
-            if file := getattr(args, "log", None):
-                log.add_file(file)
-            cluster.log_job()
-            status = args.command(args) or 0
-            streams.flush_output()
-            return status
+        args = parser().parse_args(arguments)
+        name, debug = _name(args.command), args.debug
+        return _finished(args)
     except UserError as error:
-        logger.error("error: %s", error, exc_info=args.debug)
+        logger.error("error: %s", error, exc_info=debug)
         return BAD_INPUT
     except BrokenPipeError:  # of `latteclip datasets | head`
         return FAILED
@@ -148,12 +132,24 @@ def _run(args: argparse.Namespace) -> int:
         return stopped.status if isinstance(stopped, Terminated) else INTERRUPTED
     except Exception as error:
         if sentence := full_disk(error) or refused_by_system(error):
-            logger.error("error: %s", sentence, exc_info=args.debug)
+            logger.error("error: %s", sentence, exc_info=debug)
             return BAD_INPUT
         logger.exception(
             "error: %s failed (%s: %s); --debug shows where.",
-            _name(args.command),
+            name,
             type(error).__name__,
             error,
         )
         return FAILED
+
+
+def _finished(args: argparse.Namespace) -> int:
+    """The status of a command that comes to its end, with its output written."""
+    log.start(debug=args.debug)
+    with unwinding():
+        if file := getattr(args, "log", None):
+            log.add_file(file)
+        cluster.log_job()
+        status: int = args.command(args) or 0
+        streams.flush_output()
+    return status
