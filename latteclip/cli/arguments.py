@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from typing import IO, NoReturn
+from typing import Any, NoReturn
 
 from latteclip.cli import streams
 from latteclip.core.foreign import shown
@@ -18,7 +18,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {self.prog}: {shown(message)}; see {self.prog} --help.\n")
 
-    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+    def _print_message(self, message: str, file: Any = None) -> None:
         """Of help and errors; argparse itself says nothing where the output takes no more."""
         (file or sys.stderr).write(message)
         streams.flush_output()

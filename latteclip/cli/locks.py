@@ -67,8 +67,8 @@ def _is_running(number: int, started: float) -> bool:
     """Whether that process, and no later one of its number, is there and no zombie."""
     try:
         process = psutil.Process(number)
-        same = abs(process.create_time() - started) <= CLOCK
-        return same and process.status() != psutil.STATUS_ZOMBIE
+        began: float = process.create_time()
+        return abs(began - started) <= CLOCK and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.NoSuchProcess, ValueError, OverflowError):
         return False
     except psutil.AccessDenied:  # another user's

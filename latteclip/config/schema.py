@@ -40,10 +40,8 @@ Validator = jsonschema.validators.extend(
         "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
     ),
 )
-checker = jsonschema.FormatChecker(formats=())
 
 
-@checker.checks("line")
 def is_line(value: object, longest: int = LONGEST_PATH) -> bool:
     """Whether a text has one line, and bytes, but not too many; other values have no format."""
     if not isinstance(value, str):
@@ -51,17 +49,20 @@ def is_line(value: object, longest: int = LONGEST_PATH) -> bool:
     return "\n" not in value and 0 < len(os.fsencode(value)) <= longest
 
 
-@checker.checks("name")
 def is_name(value: object) -> bool:
     """Whether files may be named after it."""
     return is_line(value, LONGEST_NAME)
 
 
-@checker.checks("path")
 def is_path(value: object) -> bool:
     """Whether the system takes it for a path."""
     parts = value.split("/") if isinstance(value, str) else []
     return is_line(value) and max(map(len, map(os.fsencode, parts)), default=0) <= LONGEST_PART
+
+
+checker = jsonschema.FormatChecker(formats=())
+for name, fits in (("line", is_line), ("name", is_name), ("path", is_path)):
+    checker.checks(name)(fits)
 
 
 class Schema:

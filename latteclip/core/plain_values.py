@@ -37,7 +37,7 @@ def refuse_unfit(content: Any, what: str) -> None:
     Raises:
         UserError: names the first of them.
     """
-    waiting = [((), content)]
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), content)]
     for _ in range(MOST):
         if not waiting:
             return

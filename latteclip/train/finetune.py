@@ -18,7 +18,7 @@ from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
-from latteclip.core.files import replacing
+from latteclip.core.files import refuse_folder, replacing
 from latteclip.core.progress import Progress
 from latteclip.core.signals import Signals, Terminated, ending_in_order
 from latteclip.data import loader
@@ -63,6 +63,7 @@ def finetune(
         UserError: an input does not fit, a checkpoint belongs to other settings, or the loss is
             not finite.
     """
+    refuse_folder(outputs.model)  # before the work, and not after it
     parallel.start(device)
     threads = max(1, threads // parallel.size())
     with ending_in_order("Nothing was trained yet: a rerun starts where this run did.") as signals:

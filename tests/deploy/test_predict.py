@@ -340,10 +340,11 @@ def test_a_failure_leaves_the_former_output(model, pictures, tmp_path, monkeypat
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")] == []
 
 
-@pytest.mark.parametrize("option", [("--topk", "0"), ("--batch-size", "0")])
-def test_numbers_below_one_are_refused(model, pictures, option, capsys):
-    assert run(model, *pictures, *option) == 2
-    assert "must both be at least 1" in capsys.readouterr().err
+@pytest.mark.parametrize("number", ["topk", "batch_size"])
+def test_numbers_below_one_are_refused(model, pictures, number):
+    options = {"topk": 1, "batch_size": 1, "precision": "bf16", "device": "cpu", "threads": 1}
+    with pytest.raises(UserError, match="must both be at least 1"):
+        predict.predict(str(model), pictures, None, **{**options, number: 0})
 
 
 # --- what words name -----------------------------------------------------------------------------
@@ -399,12 +400,12 @@ def test_a_list_is_read_as_whoever_wrote_it_meant_it(content, found):
     assert predict.image_paths(["-"], io.BytesIO(content)) == found
 
 
-def test_a_list_of_another_encoding_or_that_is_a_folder_is_refused(tmp_path):
+def test_a_list_of_another_encoding_or_that_cannot_be_read_is_refused(tmp_path):
     with pytest.raises(UserError, match="is UTF-16; save it as UTF-8"):
         predict.image_paths(["-"], io.BytesIO("a.jpg\n".encode("utf-16")))
-    folder = os.open(tmp_path, os.O_RDONLY)
+    unreadable = os.open(tmp_path / "written", os.O_WRONLY | os.O_CREAT)
     with pytest.raises(UserError, match="The list on stdin cannot be read"):
-        predict.image_paths(["-"], io.FileIO(folder))
+        predict.image_paths(["-"], io.FileIO(unreadable))
 
 
 @fuzzed(content=damaged(b"a.jpg\r\nno such.png\n\xff\xfe\xe9.webp\0deep/x\n" + b"y" * 300))
