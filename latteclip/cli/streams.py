@@ -4,7 +4,7 @@ import io
 import os
 import sys
 
-from latteclip.core.errors import UserError
+from latteclip.core.errors import UserError, full_output
 
 
 class ClosedOutput(io.TextIOBase):
@@ -45,10 +45,7 @@ def flush_output() -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise UserError(
-            f"The standard output takes no more ({error.strerror}); free some space, or send it "
-            "elsewhere."
-        ) from None
+        raise UserError(full_output(error)) from None
 
 
 def drop_unwritten() -> None:

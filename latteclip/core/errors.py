@@ -54,3 +54,11 @@ def refused_by_system(error: BaseException) -> str | None:
     if not isinstance(error, OSError) or not error.filename or not error.strerror:
         return None
     return f"{error.filename}: {error.strerror}; correct the path, or its permissions, and rerun."
+
+
+def full_output(error: OSError) -> str:
+    """The sentence on a standard output that takes no more."""
+    return (
+        f"The standard output takes no more ({error.strerror}); free some space, or send it "
+        "elsewhere."
+    )

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from latteclip.core.errors import UserError
-from latteclip.core.foreign import in_short
+from latteclip.core.foreign import in_short, printable
 
 MOST = 2**20  # values, those that YAML's aliases repeat included
 DEEPEST = 32  # keys and lists inside each other
+LONGEST_KEY = 1000  # characters
 INTEGERS = 2**63  # whole numbers are smaller, in either direction
 KINDS = {
     type(None): "null",
@@ -62,10 +63,10 @@ def _refuse_keys(section: Mapping[Any, Any], place: tuple[str, ...], what: str) 
             raise UserError(
                 f"{what}: the key {name}{where} is {_kind(key)}, not text; put it in quotes."
             )
-        if not key or _fault_of_text(key) or "\n" in key:
+        if not 0 < len(key) <= LONGEST_KEY or printable(key) != key or "\n" in key:
             raise UserError(
-                f"{what}: the key {in_short(repr(key))}{where} is empty or holds a character that "
-                "no name has; correct it."
+                f"{what}: the key {in_short(repr(key), 80)}{where} is empty, too long, or holds a "
+                "character that no name has; correct it."
             )
 
 

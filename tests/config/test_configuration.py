@@ -428,7 +428,7 @@ LONG = "x" * 300
         ({"table": {"name": "ours\n"}}, "key table.name .* must be a name on one line"),
         (
             {"methods": {LONG: {"objective": "flyp"}}},
-            "key methods .* on one line, of at most 200 bytes",
+            "key methods: must be a name on one line",
         ),
         (
             {"methods": {"ours\n": {"objective": "flyp"}}},
