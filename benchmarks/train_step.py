@@ -29,8 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.core import devices
-from latteclip.data import loader
-from latteclip.train import prepare
+from latteclip.train import pictures, prepare
+from latteclip.train.augment import Augmentation
 from latteclip.train.objectives import losses, mixer, prototypes
 from latteclip.train.objectives.base import TrainingBatch, TrainingTexts
 from latteclip.train.objectives.latteclip import LatteClip, Switches
@@ -55,10 +55,10 @@ def captions(n: int, rng: random.Random) -> list[str]:
 def make_clip(device: torch.device) -> clips.Clip:
     """ViT-B-32 with random weights."""
     torch.manual_seed(0)
-    model, augment, preprocess = open_clip.create_model_and_transforms("ViT-B-32", device=device)
+    model, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32", device=device)
     config = open_clip.get_model_config("ViT-B-32")
     tokenizer = partial(open_clip.get_tokenizer, "ViT-B-32")
-    return clips.Clip(model.train(), tokenizer, augment, preprocess, config, device)
+    return clips.Clip(model.train(), tokenizer, preprocess, config, device)
 
 
 class Setting:
@@ -233,11 +233,12 @@ def data_wait(
         paths = [f"{folder}/{number}.jpg" for number in range(batch)]
         for path, pixels in zip(paths, noise, strict=True):
             Image.fromarray(pixels).resize(side).save(path, quality=90)
-        decoded = loader.decoded_images([3 * side[0] * side[1]] * batch, limit=1e9)
-        files = loader.ImageFiles(paths, setting.clip.augment, 0, decoded)
+        transform = Augmentation.of(setting.clip)
+        kept = pictures.kept_pictures([side] * batch, transform.kept_side, 1e9, folder)
+        files = pictures.TrainingPictures(paths, transform.kept_side, 0, kept)
         epochs = 2 if setting.clip.device.type == "cpu" else 6
         keys = [[(epoch, index) for index in range(batch)] for epoch in range(epochs)]
-        batches = loader.batches(files, keys, setting.clip.device, threads)
+        batches = pictures.batches(files, keys, transform, setting.clip.device, threads)
         for _ in keys:
             began = time.perf_counter()
             _, setting.images = next(batches)

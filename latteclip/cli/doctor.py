@@ -13,7 +13,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from latteclip.cli.colours import paint
+from latteclip.core import gpus
+from latteclip.core.errors import UserError
 from latteclip.core.version import __version__
 
 log = logging.getLogger(__name__)
@@ -58,10 +60,15 @@ class Finding:
 Check = Callable[[], Iterator[Finding]]
 
 
-def doctor(stream: TextIO) -> bool:
-    """Run all checks and print their lines as they come; whether none is a warning."""
+def doctor(stream: TextIO, more: Mapping[str, Check] | None = None) -> bool:
+    """Run all checks and print their lines as they come; whether none is a warning.
+
+    Args:
+        stream: where the lines go.
+        more: checks that come after the others.
+    """
     good = True
-    for name, check in CHECKS.items():
+    for name, check in {**CHECKS, **(more or {})}.items():
         for finding in findings(check):
             good &= finding.level != "warning"
             level = paint(f"{finding.level:7}", COLOURS[finding.level], stream)
@@ -166,12 +173,10 @@ def torch() -> Iterator[Finding]:
         return
     build = f"CUDA {found['cuda']}" if found["cuda"] else "CPU build"
     text = f"torch {found['version']} ({build})"
-    if not found["cards"] and shutil.which("nvidia-smi"):
-        yield Finding(
-            "warning",
-            f"{text} sees no GPU, though nvidia-smi is there",
-            "run make install KIND=cuda, or install a torch build that fits the driver",
-        )
+    try:
+        gpus.refuse_unusable(found["version"], found["cuda"], sees_none=not found["cards"])
+    except UserError as error:
+        yield Finding("warning", str(error).removesuffix("."))
         return
     yield Finding("ok", text)
     for card in found["cards"]:

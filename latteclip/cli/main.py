@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from latteclip.cli import cluster, log, people, stages, streams
 from latteclip.cli.arguments import Parser
+from latteclip.core import worker_errors
 from latteclip.core.errors import UserError, full_disk, refused_by_system
 from latteclip.core.signals import Terminated, unwinding
 from latteclip.core.version import __version__
@@ -134,6 +135,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         if sentence := full_disk(error) or refused_by_system(error):
             logger.error("error: %s", sentence, exc_info=debug)
             return BAD_INPUT
+        if said := worker_errors.in_words(error):
+            logger.error("error: %s", said, exc_info=debug)
+            return FAILED
         logger.exception(
             "error: %s failed (%s: %s); --debug shows where.",
             name,

@@ -206,22 +206,7 @@ def add_status(sub: argparse.ArgumentParser) -> None:
         metavar="DATASET",
         help="dataset keys (default: those with results, else the configured one)",
     )
-    sub.add_argument(
-        "--config",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="as snakemake takes it: method=latteclip seeds=5",
-    )
-    sub.add_argument(
-        "--configfile",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FILE",
-        help="as snakemake takes it",
-    )
+    _add_configuration(sub)
     sub.add_argument(
         "--sdm",
         nargs="+",
@@ -237,7 +222,27 @@ def doctor(args: argparse.Namespace) -> int:
     """Say what this machine can do, and what to mend."""
     from latteclip.cli import doctor as checks
 
-    return 0 if checks.doctor(sys.stdout) else NOT_READY
+    if not args.gpu:
+        return 0 if checks.doctor(sys.stdout) else NOT_READY
+    from latteclip.cli.rehearsal.rehearse import rehearsal
+
+    with rehearsal(args.config, args.configfile, tell_all=args.debug) as parts:
+        return 0 if checks.doctor(sys.stdout, parts) else NOT_READY
+
+
+def add_doctor(sub: argparse.ArgumentParser) -> None:
+    """Arguments of doctor."""
+    sub.add_argument(
+        "--gpu",
+        action="store_true",
+        help="rehearse a run in five minutes at most: loader, training and captioner, and from "
+        "them hours and disk of what is configured",
+    )
+    _add_configuration(sub)
+    sub.epilog = (
+        "A rehearsal downloads no model and leaves nothing behind. Without a GPU the demo's models "
+        "stand in for others. --config and --configfile are for --gpu alone."
+    )
 
 
 def completion(args: argparse.Namespace) -> None:
@@ -261,6 +266,25 @@ Put a line into the shell's start-up file:
   fish (~/.config/fish/config.fish) latteclip completion fish | source
   tcsh (~/.tcshrc)                  eval "`latteclip completion tcsh`"
 """
+
+
+def _add_configuration(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--config",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="as snakemake takes it: method=latteclip seeds=5",
+    )
+    sub.add_argument(
+        "--configfile",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="as snakemake takes it",
+    )
 
 
 def _add_model(sub: argparse.ArgumentParser) -> None:
@@ -295,6 +319,6 @@ COMMANDS: dict[Callable[[argparse.Namespace], Any], Callable[[argparse.ArgumentP
     predict: add_predict,
     export: add_export,
     status: add_status,
-    doctor: lambda sub: None,
+    doctor: add_doctor,
     completion: add_completion,
 }

@@ -28,14 +28,6 @@ from latteclip.core.lazily import open_clip, with_transformers
 from latteclip.data import clip_config
 
 CLASSIFIER = "prototypes.safetensors"
-# LatteCLIP, section 4 (implementation details), in the terms of open_clip's AugmentationCfg.
-AUGMENTATION = {
-    "scale": (0.9, 1.0),
-    "color_jitter": (0.5, 0.5, 0.5, 0.1),
-    "color_jitter_prob": 0.8,
-    "gray_scale_prob": 0.2,
-}
-
 Transform = Callable[[Image.Image], torch.Tensor]
 
 
@@ -45,7 +37,6 @@ class Clip:
 
     model: torch.nn.Module
     get_tokenizer: Callable[[], Any]  # costly: a stage may do without texts
-    augment: Transform  # training transform, random
     preprocess: Transform  # evaluation transform
     config: dict[str, Any]  # open_clip's model_cfg
     device: torch.device
@@ -90,19 +81,12 @@ def load(model: str, pretrained: str | None, device: torch.device, precision: st
         weights.verify_cached(model, pretrained)
         with _told(config, tower) as told:
             if clip_config.is_foreign(model):
-                weights.check_size(model, told)
-            network, augment, preprocess = _created(model, pretrained, device, told)
+                weights.check_size(model, config, told)
+            network, preprocess = _created(model, pretrained, device, told)
     weights.check_finite(model, network)
     get_tokenizer = partial(_tokenizer, model, pretrained, config)
     return Clip(
-        network.eval(),
-        get_tokenizer,
-        augment,
-        preprocess,
-        config,
-        device,
-        precision,
-        text_tower=tower,
+        network.eval(), get_tokenizer, preprocess, config, device, precision, text_tower=tower
     )
 
 
@@ -140,25 +124,20 @@ def _told(config: dict[str, Any], tower: dict[str, Any] | None) -> Iterator[dict
 
 def _created(
     model: str, pretrained: str | None, device: torch.device, told: dict[str, Any]
-) -> tuple[torch.nn.Module, Transform, Transform]:
-    """The network with its weights, and its two transforms."""
+) -> tuple[torch.nn.Module, Transform]:
+    """The network with its weights, and its evaluation transform."""
     with warnings.catch_warnings():
-        # open_clip calls parts of aug_cfg unused that it does use, and only warns where weights
-        # do not fit the activation that a model's name stands for.
-        warnings.filterwarnings("ignore", message="Unused augmentation cfg items")
+        # open_clip only warns where weights do not fit the activation that a name stands for.
         warnings.filterwarnings("error", message="QuickGELU mismatch")
-        created: tuple[torch.nn.Module, Transform, Transform] = (
-            open_clip.create_model_and_transforms(
-                model,
-                pretrained=pretrained,
-                device=device,
-                aug_cfg=AUGMENTATION,
-                require_pretrained=True,
-                pretrained_text=False,
-                **told,
-            )
+        network, _, preprocess = open_clip.create_model_and_transforms(
+            model,
+            pretrained=pretrained,
+            device=device,
+            require_pretrained=True,
+            pretrained_text=False,
+            **told,
         )
-    return created
+    return network, preprocess
 
 
 def save(

@@ -5,6 +5,7 @@ On a cluster memory and time grow with the dataset and with each attempt; a prof
 docs/scaling.md.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +93,42 @@ def captioner_gpus(configuration: Configuration, dataset: str) -> int:
 def processes(configuration: Configuration, dataset: str) -> int:
     """Processes of a fine-tuning, each on a GPU of its own."""
     return int(configuration.section("processes", dataset)["finetune"])
+
+
+def cores_per_gpu(threads: int, gpus: int) -> int:
+    """Cores beside each GPU of a job that has so many threads in all."""
+    return math.ceil(threads / max(1, gpus))
+
+
+def training_threads(
+    configuration: Configuration, dataset: str, cores: int, gpus: int | None
+) -> int:
+    """Threads of a fine-tuning on this machine.
+
+    Beside a GPU they are processes that load images, of which it can use any number: trainings
+    share out all cores among them, one that runs alone has all. Without a GPU the model computes
+    with as many as `threads.finetune` says.
+
+    Args:
+        configuration: what is run.
+        dataset: its key.
+        cores: all that snakemake may use.
+        gpus: how many its jobs may use at a time; None: there is none.
+    """
+    wanted = int(configuration.section("threads", dataset)["finetune"])
+    if gpus:
+        at_once = max(1, gpus // processes(configuration, dataset))
+        wanted = max(wanted, cores // min(at_once, max(1, trainings(configuration))))
+    return min(wanted, cores)
+
+
+def trainings(configuration: Configuration) -> int:
+    """Fine-tunings of a run."""
+    return sum(
+        configuration.is_trained(method)
+        for dataset in configuration.datasets
+        for method, _ in configuration.runs(dataset)
+    )
 
 
 def epochs(configuration: Configuration, dataset: str, method: str) -> int:

@@ -5,13 +5,15 @@ A project is a folder in which the workflow runs; in its own folder `config` it 
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from latteclip.config import shipped, yaml_files
 from latteclip.config.model_names import FOLDER
 from latteclip.core.errors import UserError
+from latteclip.core.foreign import in_short
+from latteclip.core.plain_values import refuse_unfit
 
 Config = Mapping[str, Any]
 PROJECT = Path("config")  # of the working folder
@@ -66,6 +68,32 @@ def datasets(project: Path | None = PROJECT) -> dict[str, dict[str, Any]]:
     files = (file for folder in _folders(project) for file in _files(folder)[1:])
     found = merge(*(_read(file) for file in files)).get("datasets", {})
     return dict(sorted(found.items()))
+
+
+def given(pairs: Sequence[str], files: Sequence[str]) -> dict[str, Any]:
+    """What a command line lays over the files of the configuration, as snakemake takes it.
+
+    Args:
+        pairs: KEY=VALUE of --config, which win; a value is YAML.
+        files: of --configfile, the later one winning.
+
+    Raises:
+        UserError: a file is not there or not valid, or a pair is none.
+    """
+    for file in files:
+        if not Path(file).is_file():
+            raise UserError(f"Configuration file {file} does not exist; check --configfile.")
+    return merge(*(_read(Path(file)) for file in files), *map(_pair, pairs))
+
+
+def _pair(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if key and equals:
+        what = f"--config {in_short(text)}"
+        pair = {key: yaml_files.parsed(value, what)}
+        refuse_unfit(pair, what)
+        return pair
+    raise UserError(f"--config {in_short(text)} is not KEY=VALUE; correct it.")
 
 
 def _folders(project: Path | None) -> Iterator[Path]:

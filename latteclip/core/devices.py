@@ -1,6 +1,7 @@
 """Where tensors live, in which precision they are computed, and by how many threads."""
 
 import contextlib
+import os
 import re
 
 import torch
@@ -23,7 +24,7 @@ def pick(name: str, threads: int) -> torch.device:
         threads: at least 1.
 
     Raises:
-        UserError: there is no such device, or the number of threads is none.
+        UserError: there is no such device, torch cannot use it, or the number of threads is none.
     """
     if not NAMES.fullmatch(name):
         raise UserError(f"--device {in_short(name)} is none of auto, cpu, cuda and cuda:<n>.")
@@ -33,7 +34,7 @@ def pick(name: str, threads: int) -> torch.device:
     if name != "cpu":
         gpus.claim()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if sees_gpu() else "cpu"
     elif name != "cpu":
         _refuse_missing(torch.device(name))
     if name == "cpu":
@@ -42,12 +43,31 @@ def pick(name: str, threads: int) -> torch.device:
 
 
 def _refuse_missing(device: torch.device) -> None:
-    n = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    n = torch.cuda.device_count() if sees_gpu() else 0
     if (device.index or 0) >= n:
         raise UserError(
             f"--device {device}: torch sees {n} GPUs here; give cpu or auto, or mend what "
             "latteclip doctor names."
         )
+
+
+def cores_in_use(threads: int) -> str:
+    """How many cores a job uses, and why not all of this machine's."""
+    cores = len(os.sched_getaffinity(0))
+    if threads >= cores:
+        return f"{threads} threads on {cores} cores, all that this machine gives it"
+    return (
+        f"{threads} threads on {cores} cores: what -j or --cores of snakemake, threads of the "
+        "configuration and jobs beside it leave (--threads)"
+    )
+
+
+def sees_gpu() -> bool:
+    """Whether torch can use a GPU; UserError where NVIDIA's driver shows one that it cannot."""
+    if torch.cuda.is_available():
+        return True
+    gpus.refuse_unusable(torch.__version__, torch.version.cuda, sees_none=True)
+    return False
 
 
 def check_precision(device: torch.device, precision: str) -> None:

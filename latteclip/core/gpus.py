@@ -1,21 +1,23 @@
 """A GPU of its own for each job, where several jobs run on one machine.
 
 Snakemake's resource `gpu` has jobs take turns where it has a limit, as profiles/default gives it.
-The locks here hold without one. A scheduler such as SLURM sees to that itself and sets
-CUDA_VISIBLE_DEVICES.
+The locks here hold without one, and within the GPUs that CUDA_VISIBLE_DEVICES leaves to a run.
+Nothing here touches CUDA: NVIDIA's tool is asked.
 
     python -m latteclip.core.gpus N COMMAND ...     # claims N GPUs for all processes of a command
 """
 
 import fcntl
+import itertools
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -25,60 +27,131 @@ log = logging.getLogger(__name__)
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 CLAIMED = "LATTECLIP_GPUS"  # tells the processes that a job starts that it has claimed its GPUs
 PAUSE = 1.0  # seconds until a busy GPU is tried again
+# The oldest driver for each CUDA (NVIDIA, "CUDA Compatibility", minor version compatibility).
+OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 _held: list[IO[str]] = []  # locks are the process's own and end with it
 
 
 def claim(n: int = 1) -> None:
     """Make n GPUs that no other job has claimed the only ones that this process sees.
 
-    Waits until so many are free. To be called before CUDA is first used. Does nothing where a
-    scheduler or this job itself has chosen, where a process of `torchrun` takes the GPU of its
-    rank, or where there is no GPU.
+    Waits until so many are free. To be called before CUDA is first used. Does nothing where this
+    job has claimed before, where a process of `torchrun` takes the GPU of its rank, or where there
+    is no GPU.
 
     Raises:
-        UserError: the machine has fewer than n.
+        UserError: this process may use fewer than n.
     """
-    if {VISIBLE, CLAIMED, "LOCAL_RANK"} & set(os.environ):
+    if {CLAIMED, "LOCAL_RANK"} & set(os.environ):
         return
-    found = _uuids()
-    if not found:
+    usable = visible()
+    if not usable:
         return
-    if len(found) < n:
-        raise UserError(f"{n} GPUs are wanted, but this machine has {len(found)}.")
-    chosen = _wait_for(n, found)
+    if len(usable) < n:
+        within = f" ({VISIBLE}={os.environ[VISIBLE]})" if VISIBLE in os.environ else ""
+        raise UserError(f"{n} GPUs are wanted, but there are {len(usable)} to use{within}.")
+    chosen = _wait_for(n, usable)
     os.environ[CLAIMED] = ",".join(chosen)
-    if len(found) > 1:
+    if len(usable) > 1 or VISIBLE in os.environ:
         os.environ[VISIBLE] = os.environ[CLAIMED]
 
 
-def _wait_for(n: int, found: Sequence[str]) -> list[str]:
+def visible() -> dict[str, str]:
+    """The GPUs that this process may use: the name of each in CUDA_VISIBLE_DEVICES -> its UUID.
+
+    Names there may be numbers, UUIDs or beginnings of them, of GPUs or of their parts by MIG. As
+    for CUDA, the first name that is none ends the list.
+    """
+    found = _uuids()
+    if VISIBLE not in os.environ:
+        whole = {uuid: uuid for uuid in found if not found[uuid]}
+        return whole | {part: part for parts in found.values() for part in parts}
+    named = [name.strip() for name in os.environ[VISIBLE].split(",")]
+    uuids = [_uuid_of(name, found) for name in named]
+    return dict(zip(named, itertools.takewhile(bool, uuids), strict=False))
+
+
+def _uuid_of(name: str, found: Mapping[str, Sequence[str]]) -> str:
+    """The UUID of a GPU or of a part of one, or nothing."""
+    if name.isdigit():
+        return next(itertools.islice(found, int(name), None), "")
+    known = [*found, *itertools.chain(*found.values())]
+    return next((uuid for uuid in known if name and uuid.startswith(name)), "")
+
+
+def _uuids() -> dict[str, list[str]]:
+    """The UUID of each GPU, in order, with those of its parts by MIG."""
+    found: dict[str, list[str]] = {}
+    for line in _nvidia_smi("--list-gpus"):
+        if uuid := re.search(r"UUID: ([^)]+)", line):
+            if line.startswith("GPU"):
+                found[uuid[1]] = []
+            else:
+                found[list(found)[-1]].append(uuid[1])
+    return found
+
+
+def _nvidia_smi(*options: str) -> list[str]:
+    """The lines that NVIDIA's tool answers; none where it is not there or fails."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    run = subprocess.run(["nvidia-smi", *options], capture_output=True, text=True, check=False)
+    return run.stdout.splitlines() if run.returncode == 0 else []
+
+
+def refuse_unusable(torch_version: str, cuda: str | None, *, sees_none: bool = False) -> None:
+    """Raise UserError where torch cannot use the GPUs that are there to use.
+
+    Args:
+        torch_version: torch.__version__.
+        cuda: torch.version.cuda, for which it was built; None: it is a build for the CPU.
+        sees_none: whether torch was asked and sees no GPU. What the versions of driver and build
+            tell is known without.
+    """
+    if not visible():
+        return
+    driver = "".join(_nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")[:1])
+    there = f"the NVIDIA driver {driver} shows a GPU"
+    hide = f"export {VISIBLE}= for a run on the CPU"
+    if cuda is None:
+        raise UserError(
+            f"torch {torch_version} is a build for the CPU, but {there}; run make install "
+            f"KIND=cuda, or {hide}."
+        )
+    oldest = OLDEST_DRIVER.get(_major(cuda), 0)
+    is_old = _major(driver) < oldest
+    if is_old or sees_none:
+        needs = f", which needs driver {oldest} or newer," if is_old else ""
+        raise UserError(
+            f"torch {torch_version} was built for CUDA {cuda}{needs} and cannot use a GPU, but "
+            f"{there}; update the driver, install a build of torch for an older CUDA, or {hide}."
+        )
+
+
+def _major(version: str) -> int:
+    return int(version.partition(".")[0])
+
+
+def _wait_for(n: int, usable: Mapping[str, str]) -> list[str]:
     """The n GPUs that are free first, locked all at once: no two jobs wait for each other."""
     told = False
-    while len(chosen := _lock(n, found)) < n:
+    while len(chosen := _lock(n, usable)) < n:
         if not told:
             log.info(
-                "Waiting for %s of %s GPUs, which other jobs use; %s=0 takes the first anyway.",
-                *(n, len(found), VISIBLE),
+                "Waiting for %s of %s GPUs, which other jobs use; %s=shared does not wait.",
+                *(n, len(usable), CLAIMED),
             )
         told = True
         time.sleep(PAUSE)
     return chosen
 
 
-def _uuids() -> list[str]:
-    if shutil.which("nvidia-smi") is None:
-        return []
-    command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
-    listed = subprocess.run(command, capture_output=True, text=True, check=False)
-    return listed.stdout.split() if listed.returncode == 0 else []
-
-
-def _lock(n: int, found: Sequence[str]) -> list[str]:
+def _lock(n: int, usable: Mapping[str, str]) -> list[str]:
     """The first n GPUs whose locks nobody held; where they are fewer, none is kept."""
     taken: dict[str, IO[str]] = {}
-    for uuid in found:
+    for name, uuid in usable.items():
         if len(taken) < n and (file := _lock_file(uuid)):
-            taken[uuid] = file
+            taken[name] = file
     if len(taken) < n:
         for file in taken.values():
             file.close()
@@ -89,7 +162,8 @@ def _lock(n: int, found: Sequence[str]) -> list[str]:
 
 def _lock_file(uuid: str) -> IO[str] | None:
     """The lock of a GPU, a file on this machine's own disk, if nobody holds it."""
-    file = (Path(tempfile.gettempdir()) / f"latteclip-{os.getuid()}-{uuid}.lock").open("w")
+    name = f"latteclip-{os.getuid()}-{uuid.replace('/', '-')}.lock"  # old names of MIG have slashes
+    file = (Path(tempfile.gettempdir()) / name).open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -1,5 +1,6 @@
 """An image file to an upright RGB picture. Imports no torch: worker processes start quickly."""
 
+import math
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +20,11 @@ Decoded = tuple[int, int] | str  # width and height, or why the image cannot be 
 
 
 def open_rgb(
-    path: str | Path, *, content: BinaryIO | None = None, max_side: int | None = None
+    path: str | Path,
+    *,
+    content: BinaryIO | None = None,
+    max_side: int | None = None,
+    min_side: int | None = None,
 ) -> Image.Image:
     """Decode an image file: upright by its EXIF orientation, 8-bit RGB.
 
@@ -27,12 +32,14 @@ def open_rgb(
         path: the file, or its name alone where `content` is given.
         content: its bytes.
         max_side: a longer picture is scaled down to this many pixels (Lanczos).
+        min_side: a JPEG may be decoded at a half, a quarter or an eighth of its size, where its
+            shorter side keeps this many pixels.
 
     Raises:
         UserError: the file is missing or cannot be decoded.
     """
     try:
-        return _decode(path, content, max_side)
+        return _decode(path, content, max_side, min_side)
     except Exception as error:  # decoders fail in many ways on broken files
         raise UserError(
             f"Image {path} cannot be decoded ({_reason(error)}); replace or remove it."
@@ -48,7 +55,10 @@ def size_of(path: str | Path) -> Decoded:
 
 
 def _decode(
-    path: str | Path, content: BinaryIO | None = None, max_side: int | None = None
+    path: str | Path,
+    content: BinaryIO | None = None,
+    max_side: int | None = None,
+    min_side: int | None = None,
 ) -> Image.Image:
     """`open_rgb` with whatever a decoder raises."""
     if content is None and (kind := irregular(path)):
@@ -56,7 +66,10 @@ def _decode(
     with Image.open(content or path, formats=FORMATS) as image:
         _check_size(*image.size)
         if max_side is not None:
-            _decode_smaller(image, max_side)
+            # Twice the side, so that Lanczos has something to average.
+            _decode_smaller(image, 2 * max_side / max(image.size))
+        if min_side is not None:
+            _decode_smaller(image, min_side / min(image.size))
         ImageOps.exif_transpose(image, in_place=True)
         upright: Image.Image = image
         if image.mode in SIXTEEN_BIT:  # convert("RGB") would clip, not scale
@@ -84,12 +97,10 @@ def _check_size(width: int, height: int) -> None:
         )
 
 
-def _decode_smaller(image: Image.Image, max_side: int) -> None:
-    """Let a JPEG be decoded at a half, quarter or eighth, where that is still large enough."""
-    scale = 2 * max_side / max(image.size)  # twice, so that Lanczos has something to average
+def _decode_smaller(image: Image.Image, scale: float) -> None:
+    """Let a JPEG be decoded at a half, quarter or eighth, where that is `scale` or more."""
     if scale < 1:
-        width, height = (max(1, round(side * scale)) for side in image.size)
-        image.draft("RGB", (width, height))
+        image.draft("RGB", (math.ceil(image.width * scale), math.ceil(image.height * scale)))
 
 
 def is_plain(content: BinaryIO, max_side: int | None) -> bool:

@@ -111,11 +111,11 @@ class ReadableFiles(loader.ImageFiles):
     Its index is then -1 - index, so that it is known in the process that encodes.
     """
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[int, torch.Tensor]:
+    def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
         try:
-            return super().__getitem__(key)
+            return super().__getitem__(index)
         except UserError:
-            return -1 - key[1], self.transform(Image.new("RGB", (64, 64)))
+            return -1 - index, self.transform(Image.new("RGB", (64, 64)))
 
 
 def _why(path: str) -> str:

@@ -3,6 +3,8 @@
 Letters: N training images, C classes.
 """
 
+import itertools
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,10 +47,11 @@ class TrainingData:
     """The N images that are not in the test split."""
 
     paths: list[str]
-    sizes: list[int]  # bytes of each decoded picture
+    sizes: list[tuple[int, int]]  # width and height of each picture
     labels: torch.Tensor  # [N] class that the training takes each image for
     classnames: list[str]
     texts: TrainingTexts
+    n_scheduled: int  # images that an epoch's number of steps is of: N and those held out
     digest: str  # changes when anything above changes
 
 
@@ -99,10 +102,11 @@ def read(
     content = [*paths, *map(str, own), *bank.texts, *ids]
     return TrainingData(
         paths,
-        [3 * width * height for width, height in sizes],
+        list(sizes),
         torch.tensor(own),
         classnames,
         texts,
+        len(all_ids),
         digest(*content),
     )
 
@@ -200,22 +204,34 @@ def _or_class(
     return [caption or descriptions[label] for caption, label in zip(captions, labels, strict=True)]
 
 
-def steps_per_epoch(n: int, batch_size: int) -> int:
-    """Whole batches of n images, or one batch where they are fewer."""
-    return max(1, n // batch_size)
+def steps_per_epoch(n: int, batch_size: int, multiple: int = 1) -> int:
+    """Batches that hold n images, the last one filled up, and then up to a multiple."""
+    batches = math.ceil(n / batch_size)
+    return math.ceil(batches / multiple) * multiple
 
 
 def schedule(
-    n: int, batch_size: int, epochs: int, seed: int, start: int = 0
-) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-    """(epoch, keys of the batch) of every step from step `start`: a new shuffle each epoch.
+    n: int, batch_size: int, steps: int, seed: int, start: int = 0
+) -> Iterator[list[tuple[int, int]]]:
+    """The batches of so many steps, from step `start`; all of the same size.
 
-    Images that do not fill a batch sit out that epoch: the loss compares within a batch, so its
-    size must not change. With fewer images than a batch holds, all of them are one batch.
+    They are cut from one shuffle of the n images after another, so that within a batch the first
+    images of the next one may follow the last of a shuffle, and at any time no image has been seen
+    two times more than another. With fewer images than a batch holds, each batch is a shuffle.
+
+    Yields:
+        Keys: the number of the shuffle, and an image.
     """
     generator = torch.Generator().manual_seed(seed)
-    size, per_epoch = min(batch_size, n), steps_per_epoch(n, batch_size)
-    for epoch in range(epochs):
-        order = torch.randperm(n, generator=generator).tolist()
-        for step in range(max(0, start - epoch * per_epoch), per_epoch):
-            yield epoch, [(epoch, index) for index in order[step * size : (step + 1) * size]]
+    shuffles = (
+        (number, index)
+        for number in itertools.count()
+        for index in torch.randperm(n, generator=generator).tolist()
+    )
+    size = min(batch_size, n)
+    yield from itertools.islice(_batched(shuffles, size), start, steps)
+
+
+def _batched(keys: Iterator[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
+    while True:
+        yield list(itertools.islice(keys, size))

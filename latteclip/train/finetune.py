@@ -21,8 +21,17 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import refuse_folder, replacing
 from latteclip.core.progress import Progress
 from latteclip.core.signals import Signals, Terminated, ending_in_order
-from latteclip.data import loader
-from latteclip.train import checkpoints, data, memory, monitor, parallel, prepare, remake
+from latteclip.train import (
+    checkpoints,
+    data,
+    memory,
+    monitor,
+    parallel,
+    pictures,
+    prepare,
+    remake,
+)
+from latteclip.train.augment import Augmentation
 from latteclip.train.objectives.choose import choose
 from latteclip.train.pace import Pace
 from latteclip.train.settings import FROZEN, GROUND_TRUTH, FinetuneSettings
@@ -65,6 +74,7 @@ def finetune(
     """
     refuse_folder(outputs.model)  # before the work, and not after it
     parallel.start(device)
+    log.info("The training has %s.", devices.cores_in_use(threads))
     threads = max(1, threads // parallel.size())
     with ending_in_order("Nothing was trained yet: a rerun starts where this run did.") as signals:
         training, inputs = _load(
@@ -190,28 +200,19 @@ def _train(
             f"A batch of {min(n, section.batch_size)} images cannot be shared out among "
             f"{parallel.size()} processes; lower processes.finetune."
         )
-    per_epoch = data.steps_per_epoch(n, section.batch_size)
+    per_epoch = data.steps_per_epoch(
+        inputs.n_scheduled, section.batch_size, section.steps_multiple_of
+    )
     total = section.epochs * per_epoch
 
-    def steps() -> Iterator[tuple[int, list[tuple[int, int]]]]:
-        return data.schedule(n, section.batch_size, section.epochs, seed, start)
+    def schedule() -> Iterator[list[tuple[int, int]]]:
+        return data.schedule(n, section.batch_size, total, seed, start)
 
-    # Each process keeps pictures of its own.
-    limit = settings.compute.cache_gib * 2**30 / parallel.size()
-    batches = loader.batches(
-        loader.ImageFiles(
-            inputs.paths,
-            training.clip.augment,
-            seed,
-            loader.decoded_images(inputs.sizes, limit),
-        ),
-        (parallel.share(keys) for _, keys in steps()),
-        training.clip.device,
-        threads,
-    )
+    batches = _batches(training, inputs, settings, kept, schedule(), seed=seed, threads=threads)
     progress = Progress(total, "steps", done=start)
     pace = Pace()
-    for step, (epoch, keys) in enumerate(steps(), start):
+    for step, keys in enumerate(schedule(), start):
+        epoch = step // per_epoch
         if step % per_epoch == 0:
             training.start_epoch()
         with pace.waiting(len(keys)):
@@ -231,6 +232,26 @@ def _train(
         if training.ending:
             parallel.wait()  # for the checkpoint: torchrun kills the others when one is gone
             kept.end(training.ending, done)
+
+
+def _batches(
+    training: Training,
+    inputs: data.TrainingData,
+    settings: FinetuneSettings,
+    kept: _Kept,
+    schedule: Iterator[list[tuple[int, int]]],
+    *,
+    seed: int,
+    threads: int,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Indices [b] and images [b, 3, H, W] that fall to this process, of each batch."""
+    transform = Augmentation.of(training.clip)
+    # Each process keeps pictures of its own.
+    memory = settings.compute.cache_gib * 2**30 / parallel.size()
+    room = pictures.kept_pictures(inputs.sizes, transform.kept_side, memory, kept.folder)
+    files = pictures.TrainingPictures(inputs.paths, transform.kept_side, seed, room)
+    keys = map(parallel.share, schedule)
+    return pictures.batches(files, keys, transform, training.clip.device, threads)
 
 
 def _classifier(

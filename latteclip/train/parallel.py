@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from latteclip.core import devices
+
 Items = TypeVar("Items", bound=Sequence[Any] | torch.Tensor)
 
 
@@ -20,7 +22,7 @@ def start(device: str) -> None:
     """Join the other processes, where `torchrun` started several; each takes a GPU of its own."""
     if size() == 1 or dist.is_initialized():
         return
-    on_gpu = device != "cpu" and torch.cuda.is_available()
+    on_gpu = device != "cpu" and devices.sees_gpu()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # Tensors of the CPU go by gloo: news of the host need not wait for the GPU.

@@ -18,6 +18,7 @@ class Finetune:
     epochs: int
     warmup_steps: int
     batch_size: int
+    steps_multiple_of: int  # of an epoch's steps
     lr: float
     beta1: float
     beta2: float
@@ -47,7 +48,7 @@ class Compute:
     compile: bool = False
     gradient_checkpointing: bool = False
     micro_batch: int | Literal["auto"] | None = "auto"  # encoded at once; None: the whole batch
-    cache_gib: float = 0.0  # decoded images are kept where all of them fit into this
+    cache_gib: float = 0.0  # of pictures kept in memory; the others are kept on disk
     checkpoint_every: int = 1  # epochs; the last one leaves a checkpoint in any case
 
 

@@ -6,6 +6,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from support.nvidia import nvidia_smi
 
 from latteclip.cli import doctor, main
 
@@ -105,15 +106,25 @@ def test_torch_and_its_cards(tools, monkeypatch):
     assert found(doctor.torch) == [("ok", "torch 2.9 (CUDA 12.8)"), ("note", "T4, 16 GiB, no bf16")]
 
 
-def test_a_cpu_build_beside_a_gpu_is_a_warning(tools, monkeypatch):
-    tools("nvidia-smi", "exit 0")
-    monkeypatch.setattr(doctor, "TORCH", printing(version="2.9", cuda=None, cards=[]))
-    monkeypatch.setattr(doctor, "VLLM", printing(version="0.11", device="cpu"))
+@pytest.mark.parametrize(
+    ("cuda", "said"),
+    [
+        (None, "torch 2.9 is a build for the CPU, but the NVIDIA driver 535.1 shows a GPU; run"),
+        ("13.0", "torch 2.9 was built for CUDA 13.0, which needs driver 580 or newer, and cannot"),
+    ],
+)
+def test_a_torch_that_cannot_use_the_gpu_is_a_warning(tools, tmp_path, monkeypatch, cuda, said):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    nvidia_smi(tmp_path / "tools", {"GPU-0": []}, driver="535.1")
+    monkeypatch.setattr(doctor, "TORCH", printing(version="2.9", cuda=cuda, cards=[]))
     ((level, text),) = found(doctor.torch)
-    assert (level, text) == (
-        "warning",
-        "torch 2.9 (CPU build) sees no GPU, though nvidia-smi is there",
-    )
+    assert level == "warning"
+    assert text.startswith(said)
+
+
+def test_a_vllm_for_the_cpu_beside_a_gpu_is_a_warning(tools, monkeypatch):
+    tools("nvidia-smi", "exit 0")
+    monkeypatch.setattr(doctor, "VLLM", printing(version="0.11", device="cpu"))
     ((level, text),) = found(doctor.vllm)
     assert (level, text) == ("warning", "vLLM 0.11 is built for cpu, though a GPU is there")
 

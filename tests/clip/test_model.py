@@ -111,7 +111,7 @@ def test_a_configuration_that_open_clip_does_not_know_is_refused(tmp_path):
     for file in DEMO_CLIP.iterdir():
         text = file.read_bytes().replace(b'"patch_size"', b'"patchsize"')
         (tmp_path / file.name).write_bytes(text)
-    with pytest.raises(UserError, match=r"cannot be loaded .*patchsize"):
+    with pytest.raises(UserError, match=r"cannot be loaded.*patchsize"):
         clips.load(f"local-dir:{tmp_path}", None, torch.device("cpu"))
 
 
@@ -163,13 +163,6 @@ def test_pictures_are_prepared_as_the_model_says(kind, again, backbones, tmp_pat
     side = config["vision_cfg"]["image_size"]
     wanted = open_clip.image_transform(side, is_train=False, **preprocess)
     assert torch.equal(clip.preprocess(picture()), wanted(picture()))
-    white = clip.augment(Image.new("RGB", (90, 70), "white"))  # jitter may darken it, evenly
-    assert white.shape == (3, side, side)
-    mean = torch.tensor(preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN))
-    std = torch.tensor(preprocess.get("std", open_clip.OPENAI_DATASET_STD))
-    shades = white[:, 0, 0] * std + mean
-    torch.testing.assert_close(shades, shades[:1].expand(3), rtol=0, atol=1e-5)
-    assert 0 < shades[0] < 1 + 1e-5
 
 
 def test_siglip_keeps_its_scale_and_its_bias(backbones):

@@ -13,6 +13,7 @@ from support.tiny import write_bert, write_pictures
 
 from latteclip.cli import main
 from latteclip.clip import model as clips
+from latteclip.clip import weights
 from latteclip.clip.classifier import Classifier
 from latteclip.core import checksums
 from latteclip.core.errors import UserError
@@ -232,3 +233,11 @@ def test_how_images_are_prepared_is_checked_before_the_first(plain, values, wron
 def test_every_model_that_open_clip_lists_could_be_in_a_folder(name):
     """The list of keys is not too short."""
     clip_config.check({"model_cfg": open_clip.get_model_config(name)})
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-S-16-alt", "ViT-L-14-336"])
+def test_a_plain_network_has_fewer_numbers_than_it_is_said_to_have_at_most(name):
+    with torch.device("meta"):
+        network = open_clip.create_model(name, load_weights=False, device="meta")
+    numbers = sum(tensor.numel() for tensor in network.state_dict().values())
+    assert numbers < weights._at_most(open_clip.get_model_config(name)) < 4 * numbers

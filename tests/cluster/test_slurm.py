@@ -143,6 +143,19 @@ def test_a_finished_run_has_nothing_to_do(whole):
     assert "Nothing to be done" in said
 
 
+def test_each_gpu_of_a_job_has_a_task_and_its_share_of_the_cores(indexed, on_cluster):
+    run = on_cluster(indexed)
+    two = ("--config", "processes={'finetune': 2}", "threads={'finetune': 6}")
+    run.snakemake(f"{FLYP}/history.parquet", *two, "--resources", "gpu=2")
+    (job,) = run.slurm.jobs_of("finetune")
+    assert (job["NumNodes"], job["NumTasks"]) == ("1", "2")
+    assert (requested(job)["gpus"], requested(job)["cores"]) == (2, 6)
+    assert job["CpusPerTres"].endswith("gpu:3")
+    # One of the tasks is the job step, which starts a process for each GPU: it sees all of them.
+    log = (indexed.root / FLYP / "logs" / "finetune.log").read_text()
+    assert "CUDA_VISIBLE_DEVICES=0,1." in log
+
+
 # --- captions ------------------------------------------------------------------------------------
 
 

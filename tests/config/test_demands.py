@@ -49,3 +49,28 @@ def test_images_are_asked_about_in_every_order_and_by_their_share(configured):
     assert demands.questions_per_image(by_letters, "dtd", shards="3") == 0.5
     likelihood = configured(scores={"kind": "likelihood", "orders": 3, "share": 0.5})
     assert demands.questions_per_image(likelihood, "dtd") == 0.5
+
+
+ALONE = {"dataset": "dtd", "method": "flyp", "seeds": 1}
+
+
+@pytest.mark.parametrize(
+    ("given", "cores", "gpus", "threads"),
+    [
+        (ALONE, 64, 1, 64),  # it runs alone: all cores are its own
+        (ALONE, 4, 1, 4),  # snakemake may use no more
+        (ALONE, 64, None, 8),  # without a GPU as many as the configuration says
+        (ALONE, 4, None, 4),
+        ({**ALONE, "seeds": 3}, 64, 1, 64),  # one after the other
+        ({**ALONE, "seeds": 3}, 64, 8, 21),  # all three side by side
+        ({**ALONE, "seeds": 9}, 64, 4, 16),
+        ({**ALONE, "seeds": 9, "processes": {"finetune": 2}}, 64, 4, 32),
+        ({**ALONE, "seeds": 9}, 16, 8, 8),  # never fewer than the configuration says
+    ],
+)
+def test_trainings_beside_gpus_share_out_the_cores(configured, given, cores, gpus, threads):
+    assert demands.training_threads(configured(**given), "dtd", cores, gpus) == threads
+
+
+def test_a_job_s_cores_are_spread_over_its_gpus():
+    assert [demands.cores_per_gpu(8, gpus) for gpus in (0, 1, 2, 3)] == [8, 8, 4, 3]

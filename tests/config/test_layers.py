@@ -146,3 +146,39 @@ def test_what_stands_in_a_file_s_place_is_named(project, name):
     os.mkfifo(path)
     with pytest.raises(UserError, match=f"{name} is a named pipe; put a file there"):
         layers.defaults()
+
+
+def test_what_a_command_line_gives_wins_over_its_files(tmp_path):
+    for name, values in (
+        ("a.yaml", {"seeds": 1, "clip": {"model": "a"}}),
+        ("b.yaml", {"seeds": 2}),
+    ):
+        (tmp_path / name).write_text(yaml.safe_dump(values))
+    files = [str(tmp_path / name) for name in ("a.yaml", "b.yaml")]
+    found = layers.given(["clip={'precision': fp16}", "method=flyp,latteclip"], files)
+    assert found == {
+        "seeds": 2,
+        "clip": {"model": "a", "precision": "fp16"},
+        "method": "flyp,latteclip",
+    }
+    assert layers.given(["seeds=3"], files)["seeds"] == 3
+    assert layers.given([], []) == {}
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ("seeds", "--config seeds is not KEY=VALUE; correct it"),
+        ("=3", "--config =3 is not KEY=VALUE"),
+        ("seeds=[1", "--config seeds=.1 is not valid YAML: line 1"),
+        ("finetune=&a {b: *a}", "holds more than 32 keys inside each other"),
+    ],
+)
+def test_what_is_no_pair_is_refused(pair, message):
+    with pytest.raises(UserError, match=message):
+        layers.given([pair], [])
+
+
+def test_a_configuration_file_that_is_not_there_is_named():
+    with pytest.raises(UserError, match=r"nowhere\.yaml does not exist"):
+        layers.given([], ["nowhere.yaml"])

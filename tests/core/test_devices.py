@@ -1,7 +1,9 @@
 import contextlib
+import os
 
 import pytest
 import torch
+from support.nvidia import nvidia_smi
 
 from latteclip.core import devices
 from latteclip.core.errors import UserError
@@ -72,6 +74,33 @@ def test_auto_is_the_gpu_where_there_is_one(has_gpu, kind, monkeypatch):
     assert devices.pick("auto", 1).type == kind
 
 
+@pytest.fixture
+def gpu_machine(tmp_path, monkeypatch):
+    """NVIDIA's driver shows a GPU."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("LATTECLIP_GPUS", "shared")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    nvidia_smi(tmp_path, {"GPU-0": []}, driver="535.1")
+
+
+def test_a_gpu_that_torch_cannot_use_is_no_silent_run_on_the_cpu(gpu_machine, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    for wanted in ("auto", "cuda"):
+        with pytest.raises(UserError, match=r"CUDA 13\.0, which needs driver 580 .* driver 535\.1"):
+            devices.pick(wanted, 1)
+    assert devices.pick("cpu", 1) == CPU
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert devices.pick("auto", 1) == CPU
+
+
+def test_a_gpu_that_is_asked_for_must_be_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(UserError, match="--device cuda: torch sees 0 GPUs here"):
+        devices.pick("cuda", 1)
+
+
 def test_a_device_is_picked_with_its_threads():
     before = torch.get_num_threads()
     try:
@@ -123,3 +152,9 @@ def test_a_tensor_is_sent_to_a_gpu_without_waiting():
     assert calls == [(CUDA, True)]
     tensor = torch.ones(2)
     assert devices.send(tensor, CPU) is tensor
+
+
+def test_a_job_says_how_many_cores_it_has_and_why(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    assert devices.cores_in_use(16).startswith("16 threads on 16 cores, all that this machine")
+    assert devices.cores_in_use(4).startswith("4 threads on 16 cores: what -j or --cores of snake")

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from support.nvidia import nvidia_smi
 from support.tiny import ROOT
 
 from latteclip.core import gpus
@@ -29,13 +30,7 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-
-    def machine(n):
-        script = tmp_path / "nvidia-smi"
-        script.write_text("#!/bin/sh\n" + "".join(f"echo GPU-{i}\n" for i in range(n)))
-        script.chmod(0o755)
-
-    return machine
+    return lambda n, **more: nvidia_smi(tmp_path, {f"GPU-{i}": [] for i in range(n)}, **more)
 
 
 class Job:
@@ -125,20 +120,123 @@ def test_without_several_gpus_nothing_is_chosen(machine, n):
     job.end()
 
 
-@pytest.mark.parametrize("variable", ["CUDA_VISIBLE_DEVICES", "LOCAL_RANK"])
-def test_what_a_scheduler_or_torchrun_chose_stays(machine, monkeypatch, variable):
+@pytest.mark.parametrize(("variable", "value"), [("LATTECLIP_GPUS", "shared"), ("LOCAL_RANK", "1")])
+def test_what_this_job_has_claimed_or_torchrun_chose_stays(machine, monkeypatch, variable, value):
     machine(2)
-    monkeypatch.setenv(variable, "1")
+    first = Job()
+    assert first.sees == "GPU-0"
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-0")
+    second = Job()
+    assert second.sees == "GPU-0"
+    first.end()
+    second.end()
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("2,3", ["2", "3"]),
+        ("3, 2", ["3", "2"]),
+        ("GPU-3,GPU-1", ["GPU-3", "GPU-1"]),
+        ("MIG-4b,MIG-4a,MIG-GPU-9/1/0", ["MIG-4b", "MIG-4a", "MIG-GPU-9/1/0"]),
+        ("1,-1,2", ["1"]),  # CUDA sees nothing behind a name that is none
+        ("1,GPU-7,2", ["1"]),
+        ("1,7,2", ["1"]),
+    ],
+)
+def test_jobs_share_out_the_gpus_that_a_run_may_use(machine, tmp_path, monkeypatch, given, taken):
+    parts = {"GPU-4": ["MIG-4a", "MIG-4b"], "GPU-9": ["MIG-GPU-9/1/0"]}
+    nvidia_smi(tmp_path, {f"GPU-{i}": [] for i in range(4)} | parts)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    jobs = []
+    for name in taken:
+        jobs.append(Job())
+        assert jobs[-1].sees == name
+    waiting = Job()
+    assert waiting.has_to_wait
+    jobs[0].end()
+    assert waiting.sees == taken[0]
+    for job in [*jobs[1:], waiting]:
+        job.end()
+
+
+def test_a_gpu_is_one_whatever_it_is_called(machine, monkeypatch):
+    machine(3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2")
+    by_number = Job()
+    assert by_number.sees == "1"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    of_all = Job(2)
+    assert of_all.sees == "GPU-0,GPU-2"
+    by_number.end()
+    of_all.end()
+
+
+def test_parts_of_a_gpu_are_claimed_one_by_one(machine, tmp_path):
+    nvidia_smi(tmp_path, {"GPU-0": ["MIG-a", "MIG-b"], "GPU-1": []})
+    jobs = [Job() for _ in range(3)]
+    assert {job.sees for job in jobs} == {"MIG-a", "MIG-b", "GPU-1"}
+    for job in jobs:
+        job.end()
+
+
+@pytest.mark.parametrize("hidden", ["", "-1", "NoDevFiles"])
+def test_hidden_gpus_are_not_claimed(machine, monkeypatch, hidden):
+    machine(2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert gpus.visible() == {}
     job = Job()
-    assert job.sees == os.environ.get("CUDA_VISIBLE_DEVICES", "None")
+    assert job.sees == hidden
     job.end()
 
 
-def test_more_gpus_than_there_are_is_one_sentence(machine):
+def test_more_gpus_than_there_are_is_one_sentence(machine, monkeypatch):
     machine(2)
-    try:
-        with pytest.raises(UserError, match="3 GPUs are wanted, but this machine has 2"):
-            gpus.claim(3)
-    finally:
-        while gpus._held:
-            gpus._held.pop().close()
+    with pytest.raises(UserError, match=r"3 GPUs are wanted, but there are 2 to use\."):
+        gpus.claim(3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with pytest.raises(UserError, match=r"there are 1 to use \(CUDA_VISIBLE_DEVICES=1\)\."):
+        gpus.claim(2)
+
+
+# --- a driver and a build of torch that do not go together ---------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "said"),
+    [
+        (
+            "535.183.01",
+            "13.0",
+            "torch 2.14.0 was built for CUDA 13.0, which needs driver 580 or newer, and cannot use "
+            "a GPU, but the NVIDIA driver 535.183.01 shows a GPU; update the driver, install",
+        ),
+        (
+            "580.65.06",
+            None,
+            "torch 2.14.0 is a build for the CPU, but the NVIDIA driver 580.65.06 shows a GPU; run "
+            "make install KIND=cuda, or export CUDA_VISIBLE_DEVICES= for a run on the CPU.",
+        ),
+    ],
+)
+def test_a_build_that_cannot_use_the_gpu_is_one_sentence(machine, driver, cuda, said):
+    machine(1, driver=driver)
+    with pytest.raises(UserError) as error:
+        gpus.refuse_unusable("2.14.0", cuda)
+    assert str(error.value).startswith(said)
+
+
+def test_a_gpu_that_torch_does_not_see_is_one_sentence_whatever_its_driver(machine):
+    machine(1, driver="580.65.06")
+    gpus.refuse_unusable("2.14.0", "13.0")
+    with pytest.raises(UserError, match=r"CUDA 13\.0 and cannot use a GPU, but the NVIDIA dr"):
+        gpus.refuse_unusable("2.14.0", "13.0", sees_none=True)
+
+
+def test_a_gpu_that_is_hidden_or_not_there_is_not_missed(machine, monkeypatch):
+    machine(0)
+    gpus.refuse_unusable("2.14.0", None, sees_none=True)
+    machine(1, driver="450.1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    gpus.refuse_unusable("2.14.0", "13.0", sees_none=True)

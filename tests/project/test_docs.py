@@ -1,15 +1,19 @@
 import ast
+import math
 import re
 
 import pytest
 import yaml
 from support.tiny import ROOT
 
-from latteclip.config import reference, shipped
+from latteclip.config import layers, reference, shipped
+from latteclip.config.configuration import Configuration
 from latteclip.core.version import __version__
 from latteclip.deploy import model_card
+from latteclip.train.data import steps_per_epoch
 
 TROUBLES = ROOT / "docs" / "troubleshooting.md"
+STAGES = ROOT / "docs" / "stages.md"
 GAP = "…"
 
 
@@ -129,3 +133,17 @@ def test_links_of_the_pages_lead_somewhere():
     for page in (*sorted((ROOT / "docs").glob("*.md")), ROOT / "config" / "README.md"):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), target
+
+
+def test_the_ten_datasets_have_the_authors_number_of_steps():
+    """open_clip's loader: each of 3 workers gives a third of the batches, rounded up."""
+    configuration = Configuration(layers.defaults(project=None), {})
+    for path in sorted((shipped.CONFIG / "datasets").glob("*.yaml")):
+        if path.stem != "demo":
+            n = configuration.dataset(path.stem)["split"]["counts"]["train"]
+            section = configuration.method("latteclip", path.stem)["finetune"]
+            size = section["batch_size"]
+            ours = steps_per_epoch(n, size, section["steps_multiple_of"])
+            assert ours == 3 * math.ceil(math.ceil(n / size) / 3)
+            row = f"| {path.stem} | {n:,} | {n // size} | {math.ceil(n / size)} | {ours} |"
+            assert row in STAGES.read_text("utf-8").splitlines()

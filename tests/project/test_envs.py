@@ -4,11 +4,15 @@ Neither conda nor Apptainer is asked for: two scripts answer in their place, in 
 Snakemake calls them. What they would install is not tested.
 """
 
+import itertools
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 
 import pytest
 import yaml
@@ -19,7 +23,8 @@ from support.tiny import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 ENVS = ROOT / "envs"
-WITH_VLLM = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["vllm"]]
+# Each list of pins with the extras that it is for.
+PINS = {"cpu": ("cpu", "slurm", "onnx", "dev"), "cuda": ("vllm", "slurm", "onnx", "dev")}
 
 
 def requirements(lines):
@@ -28,21 +33,19 @@ def requirements(lines):
     return {canonicalize_name(one.name): one.specifier for one in found}
 
 
+def lines_of(file):
+    lines = file.read_text("utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
 @pytest.fixture(scope="module")
 def conda_file():
     return yaml.safe_load((ENVS / "latteclip.yaml").read_text("utf-8"))
 
 
-def pinned_lines():
-    lines = (ENVS / "cpu.txt").read_text("utf-8").splitlines()
-    return [line for line in lines if line and not line.startswith("#")]
-
-
-def test_the_conda_environment_asks_for_what_the_package_asks_for(conda_file):
+def test_the_conda_environment_lists_the_pins_of_a_gpu_machine(conda_file):
     (pip,) = [part["pip"] for part in conda_file["dependencies"] if isinstance(part, dict)]
-    assert pip == sorted(pip, key=str.lower)
-    assert requirements(pip) == requirements(WITH_VLLM)
-    assert len(pip) == len(WITH_VLLM)
+    assert pip == lines_of(ENVS / "cuda.txt")
 
 
 def test_its_python_is_one_that_the_package_runs_on(conda_file):
@@ -66,37 +69,133 @@ def test_every_rule_names_an_environment_that_exists():
     assert said == rules
 
 
-def test_the_pins_satisfy_what_the_package_asks_for():
-    extras = PROJECT["optional-dependencies"]
-    wanted = [*PROJECT["dependencies"], *extras["cpu"], *extras["onnx"], *extras["dev"]]
-    pinned = requirements(pinned_lines())
-    for name, specifier in requirements(wanted).items():
-        assert name in pinned, name
-        versions = [one.version for one in pinned[name] if one.operator in ("==", ">=")]
-        assert versions, name
-        assert all(version in specifier for version in versions), (name, versions, specifier)
+@pytest.mark.parametrize(("kind", "extras"), PINS.items())
+def test_the_pins_satisfy_what_the_package_asks_for(kind, extras):
+    optional = (
+        optional for extra in extras for optional in PROJECT["optional-dependencies"][extra]
+    )
+    pins = requirements(lines_of(ENVS / f"{kind}.txt"))
+    for name, allowed in requirements([*PROJECT["dependencies"], *optional]).items():
+        assert name in pins, name
+        (pin,) = pins[name]
+        assert pin.version in allowed, (name, pin, allowed)
 
 
-def test_the_pins_come_from_a_package_index_of_any_kind():
+@pytest.mark.parametrize("kind", PINS)
+def test_each_pin_is_one_version_that_any_package_index_has(kind):
     """A URL or a build such as 2.13.0+cpu would tie them to one host."""
-    for line in pinned_lines():
-        requirement = Requirement(line)
-        assert requirement.url is None, line
-        assert "+" not in str(requirement.specifier), line
-    names = [canonicalize_name(Requirement(line).name) for line in pinned_lines()]
+    pins = [Requirement(line) for line in lines_of(ENVS / f"{kind}.txt")]
+    for pin in pins:
+        (version,) = pin.specifier
+        assert (version.operator, pin.url, "+" in version.version) == ("==", None, False), pin
+    names = [canonicalize_name(pin.name) for pin in pins]
     assert len(names) == len(set(names))
 
 
-def test_the_image_installs_what_the_package_asks_for(tmp_path):
+def test_ranges_end_so_that_an_index_is_searched_quickly():
+    for line in itertools.chain(
+        PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()
+    ):
+        ends = {one.operator for one in Requirement(line).specifier}
+        assert ends == {">=", "<"}, line
+
+
+def test_the_image_installs_the_pins():
     recipe = (ENVS / "latteclip.def").read_text("utf-8")
     sections = re.split(r"^%(\w+)$", recipe, flags=re.MULTILINE)
     named = dict(zip(sections[1::2], sections[2::2], strict=True))
     assert set(named) == {"files", "post", "environment", "test"}
-    copied = [line.split() for line in named["files"].strip().splitlines()]
-    assert all((ROOT / source).is_file() for source, _ in copied)
-    code = re.search(r'python -c "(.+)" > requirements.txt', named["post"])[1]
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert run.stdout.splitlines() == WITH_VLLM, run.stderr
+    copied = dict(line.split() for line in named["files"].strip().splitlines())
+    assert all((ROOT / source).is_file() for source in copied)
+    assert f"--no-deps --requirement {copied['envs/cuda.txt']}\n" in named["post"]
+
+
+@pytest.mark.parametrize(("kind", "extras"), PINS.items())
+def test_make_installs_and_renews_the_pins(kind, extras):
+    told = subprocess.run(
+        ["make", "--dry-run", "--always-make", "install", "envs", f"KIND={kind}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert f"pip install --quiet --no-deps --requirement envs/{kind}.txt" in told
+    assert f"python envs/pin.py {kind}" in told
+
+
+# --- making the pins -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A package index of made wheels: makes one of a name, a version and what it depends on."""
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    options = tmp_path / "pip.conf"
+    options.write_text(f"[global]\nno-index = true\nfind-links = {folder}\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(options))
+    for name in ("PIP_CONSTRAINT", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def make(name, version, *depends):
+        lines = [f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}"]
+        metadata = "\n".join([*lines, *(f"Requires-Dist: {one}" for one in depends)])
+        tag = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"{name}-{version}.dist-info/METADATA", metadata + "\n")
+            wheel.writestr(f"{name}-{version}.dist-info/WHEEL", tag)
+            wheel.writestr(f"{name}-{version}.dist-info/RECORD", "")
+
+    return make
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of what makes pins, for a project that asks for little."""
+    (tmp_path / "envs").mkdir()
+    shutil.copy(ENVS / "pin.py", tmp_path / "envs")
+    (tmp_path / "envs" / "cpu.txt").write_text("old==1\n")
+    (tmp_path / "envs" / "latteclip.yaml").write_text("# kept\n  - pip:\n      - old\n")
+    extras = {"cpu": ["engine"], "vllm": ["engine"], "slurm": [], "onnx": [], "dev": ["tool"]}
+    listed = "".join(f"{name} = {json.dumps(value)}\n" for name, value in extras.items())
+    (tmp_path / "pyproject.toml").write_text(
+        f'[project]\ndependencies = ["Base<2"]\n[project.optional-dependencies]\n{listed}'
+    )
+    return tmp_path
+
+
+def make_pins(project, kind):
+    command = [sys.executable, project / "envs" / "pin.py", kind]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_pins_are_all_that_goes_together_without_builds(index, project, monkeypatch):
+    index("Base", "1.5")
+    index("Base", "1.9", "torch<2")
+    index("Base", "2.0")
+    index("engine", "1.2", "torch>=2", "torchaudio")
+    index("engine", "2.0", "torch>=2")
+    index("torch", "2.1+cpu")
+    index("torchaudio", "1")
+    index("tool", "3.0")
+    constraints = project / "constraints.txt"
+    constraints.write_text("engine<2\n")
+    monkeypatch.setenv("PIP_CONSTRAINT", str(constraints))  # counts for the CPU alone
+    for kind, engine in (("cpu", ["engine==1.2"]), ("cuda", ["engine==2.0"])):
+        run = make_pins(project, kind)
+        assert run.returncode == 0, run.stderr
+        pins = lines_of(project / "envs" / f"{kind}.txt")
+        assert pins == ["Base==1.5", *engine, "tool==3.0", "torch==2.1"]
+    listed = (project / "envs" / "latteclip.yaml").read_text()
+    assert listed.startswith("# kept\n")
+    assert yaml.safe_load(listed) == [{"pip": pins}]
+
+
+def test_pins_stay_where_nothing_goes_together(index, project):
+    index("Base", "2.0")
+    run = make_pins(project, "cpu")
+    assert run.returncode == 1
+    assert "pip finds no versions that go together" in run.stderr
+    assert lines_of(project / "envs" / "cpu.txt") == ["old==1"]
 
 
 # --- Snakemake with stand-ins for conda and Apptainer --------------------------------------------

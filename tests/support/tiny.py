@@ -28,7 +28,8 @@ TEMPLATE = "a photo of a {}."
 FINETUNE = {
     "epochs": 2,
     "warmup_steps": 1,
-    "batch_size": 3,
+    "steps_multiple_of": 1,
+    "batch_size": 4,
     "lr": 1e-3,
     "beta1": 0.9,
     "beta2": 0.98,
@@ -74,7 +75,7 @@ def tiny_clip(seed=0, *, tower=open_clip.CLIP, **text):
     embedding.weight.data *= 30
     transform = open_clip.image_transform(SIDE, is_train=False)
     config = {"embed_dim": WIDTH}
-    return Clip(model.eval(), lambda: tokenize, transform, transform, config, torch.device("cpu"))
+    return Clip(model.eval(), lambda: tokenize, transform, config, torch.device("cpu"))
 
 
 PAD, UNKNOWN, BEGIN, EOS = range(4)

@@ -1,3 +1,4 @@
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,48 +19,56 @@ TRUE = [0, 0, 2, 1, 1, 2, 1]
 FUSED = [2, 0, 2, 1, 0, 1, 1]
 
 
-def test_every_epoch_is_a_new_shuffle_in_whole_batches():
-    steps = list(schedule(n=11, batch_size=3, epochs=4, seed=5))
-    assert [epoch for epoch, _ in steps] == [e for e in range(4) for _ in range(3)]
-    orders = []
-    for epoch in range(4):
-        keys = [key for e, batch in steps if e == epoch for key in batch]
-        assert all(e == epoch for e, _ in keys)
-        order = [index for _, index in keys]
-        assert len(set(order)) == 9
-        assert set(order) <= set(range(11))
-        orders.append(tuple(order))
-    assert all(len(batch) == 3 for _, batch in steps)
-    assert len(set(orders)) == 4
+def shuffles(steps):
+    """The images of each shuffle, in order, of a schedule."""
+    found = {}
+    for batch in steps:
+        for number, index in batch:
+            found.setdefault(number, []).append(index)
+    return list(found.values())
 
 
-def test_images_that_sit_out_change_with_the_epoch():
-    used = [set() for _ in range(6)]
-    for epoch, batch in schedule(11, 3, 6, 5):
-        used[epoch] |= {index for _, index in batch}
-    assert len(set(map(frozenset, used))) > 1
+def test_batches_are_cut_from_one_shuffle_after_another():
+    steps = list(schedule(n=11, batch_size=3, steps=12, seed=5))
+    assert [len(batch) for batch in steps] == [3] * 12
+    first, second, third, rest = shuffles(steps)
+    assert sorted(first) == sorted(second) == sorted(third) == list(range(11))
+    assert len(rest) == 3
+    assert len({tuple(order) for order in (first, second, third)}) == 3
+    assert steps[3] == [*((0, index) for index in first[9:]), (1, second[0])]
+
+
+@pytest.mark.parametrize(("n", "batch_size", "multiple"), [(11, 3, 1), (11, 3, 3), (5, 8, 2)])
+def test_no_image_is_left_out_and_none_is_seen_twice_more_often(n, batch_size, multiple):
+    steps = 4 * steps_per_epoch(n, batch_size, multiple)
+    seen = Counter(i for batch in schedule(n, batch_size, steps, 5) for _, i in batch)
+    assert set(seen) == set(range(n))
+    assert max(seen.values()) - min(seen.values()) <= 1
+    assert min(seen.values()) >= 4
 
 
 def test_fewer_images_than_a_batch_holds_are_one_batch():
-    steps = list(schedule(n=5, batch_size=8, epochs=2, seed=0))
-    assert [sorted(index for _, index in batch) for _, batch in steps] == [[0, 1, 2, 3, 4]] * 2
+    steps = list(schedule(n=5, batch_size=8, steps=2, seed=0))
+    assert [sorted(index for _, index in batch) for batch in steps] == [[0, 1, 2, 3, 4]] * 2
 
 
 def test_schedule_is_a_function_of_the_seed():
-    assert list(schedule(11, 3, 2, 5)) == list(schedule(11, 3, 2, 5))
-    assert list(schedule(11, 3, 2, 5)) != list(schedule(11, 3, 2, 6))
+    assert list(schedule(11, 3, 8, 5)) == list(schedule(11, 3, 8, 5))
+    assert list(schedule(11, 3, 8, 5)) != list(schedule(11, 3, 8, 6))
 
 
 @pytest.mark.parametrize("n", [2, 3, 11])
 def test_a_schedule_that_starts_later_is_the_rest_of_the_whole_one(n):
-    whole = list(schedule(n, 3, 5, 5))
+    whole = list(schedule(n, 3, 10, 5))
     for start in range(len(whole) + 1):
-        assert list(schedule(n, 3, 5, 5, start)) == whole[start:]
+        assert list(schedule(n, 3, 10, 5, start)) == whole[start:]
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 7, 9])
-def test_an_epoch_has_as_many_steps_as_is_said(n):
-    assert len(list(schedule(n, 3, 2, 0))) == 2 * steps_per_epoch(n, 3)
+@pytest.mark.parametrize(
+    ("n", "multiple", "steps"), [(1, 1, 1), (3, 1, 1), (4, 1, 2), (9, 1, 3), (10, 3, 6), (2, 3, 3)]
+)
+def test_an_epoch_has_the_steps_that_hold_its_images_up_to_a_multiple(n, multiple, steps):
+    assert steps_per_epoch(n, 3, multiple) == steps
 
 
 class Files:
@@ -121,7 +130,7 @@ def test_training_images_and_their_zero_shot_labels_are_read(files):
     data, texts = files.read()
     assert [Path(path).name for path in data.paths] == files.names
     assert data.labels.tolist() == LABELS
-    assert data.sizes == [70 * 64 * 3] * 7
+    assert data.sizes == [(70, 64)] * 7
     assert data.classnames == CLASSNAMES
     assert [texts[i] for i in data.texts.classes] == ["a striped.", "a dotted.", "a woven."]
     assert len(data.texts.images) == len(data.texts.groups) == 0
@@ -216,6 +225,7 @@ def test_held_out_images_and_what_shows_them_are_not_trained_on(files, monkeypat
     assert not {"b", "d"} & set(texts)
     whole, _ = files.read(image_captions=captions, group_captions=groups)
     assert whole.digest != data.digest
+    assert data.n_scheduled == whole.n_scheduled == 7
     assert len(whole.paths) == 7
 
 

@@ -23,6 +23,8 @@ rule caption_images:
     threads: threads_of("caption")
     resources:
         gpu=gpus(demands.captioner_gpus),
+        cpus_per_gpu=cores_per_gpu(demands.captioner_gpus),
+        nodes=1,
         mem_mb=memory("caption_images"),
         runtime=minutes("caption_images", demands.share_of_shard),
     params:
@@ -72,6 +74,8 @@ rule caption_groups:
     threads: threads_of("caption")
     resources:
         gpu=gpus(demands.captioner_gpus),
+        cpus_per_gpu=cores_per_gpu(demands.captioner_gpus),
+        nodes=1,
         mem_mb=memory("caption_groups"),
         runtime=minutes("caption_groups", demands.share_of_shard),
     params:
@@ -122,6 +126,8 @@ rule score_classes:
     threads: threads_of("caption")
     resources:
         gpu=gpus(demands.captioner_gpus),
+        cpus_per_gpu=cores_per_gpu(demands.captioner_gpus),
+        nodes=1,
         mem_mb=memory("score_classes"),
         runtime=minutes("score_classes", demands.questions_per_image),
     params:

@@ -114,13 +114,35 @@ def threads_of(stage):
     return threads
 
 
+def training_threads(wildcards):
+    """Threads of a training; on this machine it has all cores that no other training wants."""
+    if on_cluster():
+        return configuration.section("threads", wildcards.dataset)["finetune"]
+    cores = min(workflow.resource_settings.cores or os.cpu_count(), os.cpu_count())
+    at_a_time = None
+    if has_gpus():
+        limit = workflow.global_resources.get("gpu")
+        at_a_time = limit.value if limit else sys.maxsize
+    return demands.training_threads(configuration, wildcards.dataset, cores, at_a_time)
+
+
+def has_gpus():
+    """Whether this machine, or the cluster, has GPUs to take turns on."""
+    return on_cluster() or shutil.which("nvidia-smi") is not None
+
+
+def cores_per_gpu(count):
+    """Cores that SLURM gives a job beside each of its GPUs, so that its tasks share its threads."""
+    wanted = given(count)
+    return lambda wildcards, threads: demands.cores_per_gpu(threads, wanted(wildcards))
+
+
 def gpus(count=demands.one):
     """GPUs of a job. Without a cluster and without a GPU there is nothing to take turns on."""
     wanted = given(count)
 
     def gpu(wildcards):
-        has_gpus = on_cluster() or shutil.which("nvidia-smi") is not None
-        return wanted(wildcards) if has_gpus else 0
+        return wanted(wildcards) if has_gpus() else 0
 
     return gpu
 

@@ -50,9 +50,11 @@ rule finetune:
         method=one_of(filter(configuration.is_trained, configuration.config["methods"])),
     conda:
         "../../envs/latteclip.yaml"
-    threads: threads_of("finetune")
+    threads: training_threads
     resources:
         gpu=gpus(demands.processes),
+        cpus_per_gpu=cores_per_gpu(demands.processes),
+        nodes=1,
         mem_mb=memory("finetune"),
         runtime=minutes("finetune", demands.epochs),
     params:

@@ -30,7 +30,7 @@ class OpenaiCaptioner:
     def __init__(self, settings: CaptionerSettings, threads: int = 1, pictures: int = 1) -> None:
         import openai
 
-        from latteclip.captions.engines import guarded_client
+        from latteclip.captions import guarded_client
 
         url, key = _address(), _key()
         self._url = in_short(url)  # for messages

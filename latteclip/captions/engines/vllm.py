@@ -69,9 +69,15 @@ def _is_for_cpu() -> bool:
 
     Nothing in this process may touch CUDA before vLLM's workers start. They are spawned, not
     forked, for a library that has touched it all the same.
+
+    Raises:
+        UserError: torch cannot use the GPUs that are there.
     """
+    import torch  # which touches nothing by itself
+
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     _set_unless_set({"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"})
+    gpus.refuse_unusable(torch.__version__, torch.version.cuda)
     from vllm.platforms import current_platform
 
     return bool(current_platform.is_cpu())

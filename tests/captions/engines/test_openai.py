@@ -8,7 +8,7 @@ from PIL import Image
 from support.captioning import SETTINGS as BASE
 from support.chat_server import MODEL, describe, serving
 
-from latteclip.captions.engines import guarded_client
+from latteclip.captions import guarded_client
 from latteclip.captions.engines.openai import OpenaiCaptioner
 from latteclip.captions.pictures import data_url
 from latteclip.captions.request import Request

@@ -15,6 +15,7 @@ START = """
 import importlib, json, os, sys, types
 import torch
 
+torch.version.cuda = "13.0"  # of a build that the driver below can be used with
 called, at_import = [], {}
 
 def remembers(name):
@@ -65,7 +66,8 @@ except Made as found:
 
 @pytest.mark.parametrize("kind", ["captions", "scores"])
 def test_workers_are_spawned_from_a_process_that_has_not_touched_cuda(kind, tmp_path):
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho GPU-1\n")
+    answers = 'case $1 in --list-gpus) echo "GPU 0: H100 (UUID: GPU-1)";; *) echo 580.1;; esac'
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{answers}\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     settings = dataclasses.replace(SETTINGS, engine="vllm")
     names = ("VLLM_WORKER_MULTIPROC_METHOD", "CUDA_VISIBLE_DEVICES", "LATTECLIP_GPUS", "LOCAL_RANK")

@@ -1,0 +1,1 @@
+"""The rehearsal of a run on the machine at hand: `latteclip doctor --gpu`."""

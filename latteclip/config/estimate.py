@@ -1,0 +1,201 @@
+"""What a configuration takes before it is run: hours of GPUs, and disk, as docs/scaling.md counts.
+
+Hours are counts of images over rates, which are measured on a machine or worked out on paper.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from latteclip.config import demands
+from latteclip.config.configuration import Configuration
+
+INDEX = "results/{dataset}/images.parquet"
+# On paper (docs/scaling.md): what a card computes in bf16, TFLOP/s, and the share that is reached.
+PEAKS = {"A100": 312, "H100": 989}
+REACHED = 0.4
+# The work in TFLOP: a caption by LLaVA-1.6 Mistral 7B of so many tokens, read and written; with
+# ViT-B/32 a sample that LatteCLIP is trained on, and an image that is encoded.
+CAPTION, TOKENS = 47.0, 2_920 + 77
+SQUARE = 1_176 + 40 + 77  # tokens where `captioner.square_side` is LLaVA's overview
+SAMPLE, IMAGE = 0.039, 0.0088
+CORES, DECODED = 8, 285  # of a job, and the images per second that one decodes
+GB = {"MB": 1e-3, "GB": 1}
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast the work goes on one GPU, per second; None where that is not known."""
+
+    captions: float | None
+    samples: float | None  # trained on
+    images: float | None  # encoded
+    fed: float | None  # images that the cores of a job decode and crop
+    tokens: int | None = None  # of those captions, if all pictures have as many; None: as measured
+    engine_start: float = 180.0  # seconds until a captioner answers
+    job_start: float = 60.0  # seconds of any other job: imports, model, first files
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """GB of models: those that the hub gives, and each one that is written."""
+
+    captioner: float = 15.1
+    clip: float = 0.6
+    tuned: float = 0.6
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Images of a dataset."""
+
+    train: int
+    test: int
+    classes: int | None = None
+
+
+def on_paper(card: str, tokens: int = TOKENS) -> Rates:
+    """Rates of a card of PEAKS, for captions of so many tokens, read and written."""
+    reached = REACHED * PEAKS[card]
+    caption = CAPTION * tokens / TOKENS
+    return Rates(reached / caption, reached / SAMPLE, reached / IMAGE, CORES * DECODED, tokens)
+
+
+def encoded(samples: float) -> float:
+    """Images encoded per second where so many samples are trained on, by the work on paper."""
+    return samples * SAMPLE / IMAGE
+
+
+def counts(configuration: Configuration, dataset: str) -> Counts | None:
+    """By the index, where there is one, or else by what the dataset's file says; None: unknown."""
+    index = Path(INDEX.format(dataset=dataset))
+    if index.is_file():
+        return _indexed(index)
+    values = configuration.dataset(dataset)
+    said = values["split"].get("counts") or values["source"].get("textures")
+    return Counts(said["train"], said["test"], said.get("classes")) if said else None
+
+
+def _indexed(index: Path) -> Counts:
+    from latteclip.core import tables
+
+    table, metadata = tables.read(index, tables.IMAGES, ["split"])
+    test = table["split"].to_pylist().count("test")
+    return Counts(len(table) - test, test, len(metadata["classnames"]))
+
+
+def uncounted(configuration: Configuration) -> list[str]:
+    """The datasets of which nobody knows yet how many images they have."""
+    return [name for name in configuration.datasets if counts(configuration, name) is None]
+
+
+def hours(configuration: Configuration, rates: Rates) -> dict[str, float]:
+    """GPU hours of each kind of work over all datasets, of kinds whose rates are known.
+
+    Datasets of unknown size are left out.
+    """
+    found = {name: counts(configuration, name) for name in configuration.datasets}
+    known = {name: images for name, images in found.items() if images}
+    seconds = {}
+    if rates.captions:
+        seconds["captions"] = sum(
+            _captioning(configuration, name, images, rates) for name, images in known.items()
+        )
+    if rates.samples:
+        seconds["fine-tuning"] = sum(
+            _training(configuration, name, images, _slower(rates.samples, rates), rates.job_start)
+            for name, images in known.items()
+        )
+    if rates.images:
+        seconds["evaluation and pseudo-labels"] = sum(
+            _encoding(configuration, name, images, _slower(rates.images, rates), rates.job_start)
+            for name, images in known.items()
+        )
+    return {work: total / 3600 for work, total in seconds.items()}
+
+
+def _captions(configuration: Configuration, dataset: str, rates: Rates) -> float:
+    """Captions per second, of smaller pictures where the dataset has them."""
+    assert rates.captions is not None
+    squared = configuration.section("captioner", dataset)["square_side"] is not None
+    return rates.captions * (rates.tokens / SQUARE if squared and rates.tokens else 1.0)
+
+
+def _slower(rate: float, rates: Rates) -> float:
+    """What a GPU does at a rate, unless it waits for images."""
+    return min(rate, rates.fed) if rates.fed else rate
+
+
+def _captioning(configuration: Configuration, dataset: str, images: Counts, rates: Rates) -> float:
+    """GPU seconds of captions and class scores; a score counts as a caption, which is too much."""
+    asked = [
+        _groups(configuration, dataset, images) if kind == "group" else float(images.train)
+        for kind in configuration.caption_kinds(dataset)
+    ]
+    if configuration.scores_classes(dataset):
+        asked.append(images.train * demands.questions_per_image(configuration, dataset))
+    shards = int(configuration.section("captions", dataset)["shards"])
+    gpus = demands.captioner_gpus(configuration, dataset)
+    rate = _captions(configuration, dataset, rates)
+    return gpus * sum(questions / rate + shards * rates.engine_start for questions in asked)
+
+
+def _groups(configuration: Configuration, dataset: str, images: Counts) -> float:
+    """How many groups are described: one for every image, or a number for each class."""
+    of_a_class = configuration.section("groups", dataset)["groups_per_class"]
+    if of_a_class is None or images.classes is None:
+        return images.train
+    return min(images.train, int(of_a_class) * images.classes)
+
+
+def _training(
+    configuration: Configuration, dataset: str, images: Counts, rate: float, start: float
+) -> float:
+    """Seconds of all fine-tunings."""
+    return sum(
+        _samples(configuration, dataset, method, images.train) / rate + start
+        for method, _ in _trained(configuration, dataset)
+    )
+
+
+def _samples(configuration: Configuration, dataset: str, method: str, n: int) -> int:
+    """Images that a fine-tuning sees: whole batches, with all n training images as the scale."""
+    section = configuration.method(method, dataset)["finetune"]
+    batch, multiple = min(section["batch_size"], n), section["steps_multiple_of"]
+    steps = math.ceil(math.ceil(n / section["batch_size"]) / multiple) * multiple
+    samples: int = section["epochs"] * steps * batch
+    return samples
+
+
+def _encoding(
+    configuration: Configuration, dataset: str, images: Counts, rate: float, start: float
+) -> float:
+    """Seconds of the pseudo-labels, and of the evaluation of each tuned model."""
+    tuned = len(_trained(configuration, dataset))
+    return (images.train + images.test) / rate + tuned * (images.test / rate + start)
+
+
+def _trained(configuration: Configuration, dataset: str) -> list[tuple[str, int]]:
+    return [run for run in configuration.runs(dataset) if configuration.is_trained(run[0])]
+
+
+def disk(configuration: Configuration, sizes: Sizes) -> dict[str, float]:
+    """GB of what is kept."""
+    downloads, unknown = 0.0, []
+    for dataset in configuration.datasets:
+        size = re.search(r"([\d.]+) (MB|GB)", configuration.dataset(dataset).get("size", ""))
+        if size:
+            downloads += float(size[1]) * GB[size[2]]
+        elif dataset in configuration.from_source("downloads"):
+            unknown.append(dataset)
+    models = sum(
+        len({*_trained(configuration, name), *configuration.candidates(name)})
+        for name in configuration.datasets
+    )
+    return {
+        f"archives (of {', '.join(unknown)} unknown)" if unknown else "archives": downloads,
+        "unpacked images": downloads,
+        "models of the hub": sizes.captioner + sizes.clip,
+        f"{models} tuned models": sizes.tuned * models,
+    }

@@ -1,0 +1,223 @@
+"""Training pictures: decoded, made no larger than training needs them, kept, and put into batches.
+
+Letters: N pictures, B batch, K numbers drawn for each, h x w a picture's size.
+"""
+
+import contextlib
+import logging
+import math
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from latteclip.data.images import open_rgb
+from latteclip.data.loader import loader
+from latteclip.data.loader_workers import watched
+from latteclip.train import augment
+
+log = logging.getLogger(__name__)
+REDUCING_GAP = 3.0  # by which, Pillow's documentation says, its quick resizing is as good as any
+FREE = 2  # times the room on disk that must be free before pictures are kept there
+
+
+def shrunken_size(width: int, height: int, side: int) -> tuple[int, int]:
+    """Width and height of a picture after `shrunken`."""
+    short, long = sorted((width, height))
+    long = min(long, math.ceil(short * augment.WIDEST))
+    scale = min(1.0, side / short)
+    short, long = max(1, round(short * scale)), max(1, round(long * scale))
+    return (long, short) if width > height else (short, long)
+
+
+def shrunken(path: str, side: int) -> np.ndarray:
+    """A picture as uint8 [h, w, 3], its shorter side at most `side`.
+
+    What no crop shows, at the ends of a very long picture, is cut off. Training sees all pictures
+    as this gives them, whether they are kept or read again.
+
+    Raises:
+        UserError: the file is missing or cannot be decoded.
+    """
+    picture = open_rgb(path, min_side=side)
+    width, height = shrunken_size(*picture.size, side)
+    if (width, height) != picture.size:
+        scale = min(picture.width / width, picture.height / height)
+        left, top = (picture.width - width * scale) / 2, (picture.height - height * scale) / 2
+        box = (left, top, left + width * scale, top + height * scale)
+        picture = picture.resize(
+            (width, height), Image.Resampling.BICUBIC, box, reducing_gap=REDUCING_GAP
+        )
+    return np.asarray(picture)
+
+
+class KeptPictures:
+    """Pictures that forked worker processes share: in memory first, the others in a file.
+
+    A worker may find a picture that another one decoded. Memory and disk are taken as pictures
+    come, and nothing is left when the processes end, however they do.
+    """
+
+    def __init__(self, sizes: Sequence[int], in_memory: int, folder: str | Path | None) -> None:
+        """Keep nothing yet.
+
+        Args:
+            sizes: bytes of each of the N pictures, height * width * 3.
+            in_memory: bytes of the pictures that are kept in memory.
+            folder: where the file is to be; None: the other pictures are not kept.
+        """
+        self.ends = np.cumsum(sizes, dtype=np.int64)  # [N]
+        self.n_in_memory = int(np.searchsorted(self.ends, in_memory, side="right"))
+        size = int(self.ends[self.n_in_memory - 1]) if self.n_in_memory else 0
+        self.pixels = np.frombuffer(mmap.mmap(-1, max(1, size)), np.uint8)
+        shapes = mmap.mmap(-1, len(sizes) * 8)
+        self.shapes = np.frombuffer(shapes, np.int32).reshape(-1, 2)  # h and w, 0: not yet
+        self._file = None if folder is None else _nameless_file(Path(folder))
+        self._number = -1 if self._file is None else self._file.fileno()  # to -1 nothing is written
+
+    def get(self, index: int) -> np.ndarray | None:
+        """Picture `index` [h, w, 3], or None where it is not kept."""
+        height, width = self.shapes[index].tolist()
+        if not height:
+            return None
+        start, size = self._start(index), height * width * 3
+        if index < self.n_in_memory:
+            flat = self.pixels[start : start + size]
+        else:
+            flat = np.frombuffer(os.pread(self._number, size, start), np.uint8)
+        return flat.reshape(height, width, 3)
+
+    def put(self, index: int, picture: np.ndarray) -> None:
+        """Keep picture `index` [h, w, 3], if it is no larger than was said and there is room."""
+        start = self._start(index)
+        if start + picture.size > self.ends[index]:
+            return
+        if index < self.n_in_memory:
+            self.pixels[start : start + picture.size] = picture.reshape(-1)
+        elif not _written(self._number, picture.tobytes(), start):
+            return
+        self.shapes[index] = picture.shape[:2]  # last: it says that the pixels are there
+
+    def _start(self, index: int) -> int:
+        return int(self.ends[index - 1]) if index else 0
+
+
+def _nameless_file(folder: Path) -> IO[bytes]:
+    """A file on the disk of a folder, which itself is left only if it was there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+    return file
+
+
+def _written(file: int, content: bytes, start: int) -> bool:
+    """Whether all of `content` could be written at byte `start`."""
+    try:
+        return os.pwrite(file, content, start) == len(content)
+    except OSError:  # the disk is full, say
+        return False
+
+
+def _free(folder: Path) -> int:
+    """Bytes on the disk that a folder is on, or will be."""
+    return shutil.disk_usage(
+        next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    ).free
+
+
+def kept_pictures(
+    sizes: Sequence[tuple[int, int]], side: int, in_memory: float, folder: str | Path
+) -> KeptPictures:
+    """Room for pictures of the given widths and heights after `shrunken`.
+
+    Args:
+        sizes: width and height of each of the N pictures.
+        side: see `shrunken`.
+        in_memory: bytes that they may take in memory.
+        folder: on whose disk the others are kept, where at most 1 / FREE of what is free is wanted.
+    """
+    shrunk = [shrunken_size(*size, side) for size in sizes]
+    # A JPEG that was decoded at an eighth may be a pixel longer than its size in full says.
+    taken = [3 * (width + 1) * (height + 1) for width, height in shrunk]
+    beyond = sum(taken) - in_memory
+    if beyond <= 0:
+        place, where = None, "are kept in memory"
+    else:
+        fits = FREE * beyond <= _free(Path(folder))
+        place = folder if fits else None
+        rest = f"the others on the disk of {folder}" if fits else "the others are decoded anew"
+        where = f"are kept in memory up to compute.cache_gib ({in_memory / 2**30:.1f}), {rest}"
+    log.info("Made small, the images take %.1f GiB: they %s.", sum(taken) / 2**30, where)
+    return KeptPictures(taken, int(in_memory), place)
+
+
+class TrainingPictures(Dataset[tuple[int, np.ndarray, np.ndarray]]):
+    """N pictures; a key is (number of the pass over all of them, index).
+
+    Gives the index, the numbers [K] that decide the picture's transform in this pass, and its
+    pixels. They depend on the seed, the pass and the picture alone: not on worker processes, on the
+    order, nor on what is kept.
+    """
+
+    def __init__(self, paths: Sequence[str], side: int, seed: int, kept: KeptPictures) -> None:
+        """See `shrunken` about `side`."""
+        self.paths, self.side, self.seed, self.kept = list(paths), side, seed, kept
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, np.ndarray, np.ndarray]:
+        number, index = key
+        picture = self.kept.get(index)
+        if picture is None:
+            picture = shrunken(self.paths[index], self.side)
+            self.kept.put(index, picture)
+        return index, augment.draw(self.seed, number, index), picture
+
+
+def batches(
+    pictures: TrainingPictures,
+    keys: Iterable[Sequence[tuple[int, int]]],
+    transform: augment.Augmentation,
+    device: torch.device,
+    threads: int,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Decode ahead of the model; what comes after that is done in batches on its device.
+
+    Yields:
+        Indices [B] on the CPU, and transformed images [B, 3, H, W] on `device`.
+
+    Args:
+        pictures: what to read.
+        keys: of each batch, in order.
+        transform: of the pictures.
+        device: of the model.
+        threads: CPU threads of this job, see `loader.batches`.
+    """
+    on_gpu = device.type == "cuda"
+    workers = threads if on_gpu else 0
+    ready = loader(pictures, keys, workers=workers, pinned=on_gpu, collate=_together)
+    for indices, drawn, sizes, pixels in watched(ready):
+        shapes = [(height, width, 3) for height, width in sizes.tolist()]
+        parts = pixels.to(device, non_blocking=True).split([math.prod(shape) for shape in shapes])
+        yield (
+            indices,
+            transform([part.view(shape) for part, shape in zip(parts, shapes, strict=True)], drawn),
+        )
+
+
+def _together(samples: list[tuple[int, np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, ...]:
+    """Indices [B], numbers drawn [B, K], heights and widths [B, 2], and all pixels in a row."""
+    indices, drawn, pictures = zip(*samples, strict=True)
+    return (
+        torch.tensor(indices),
+        torch.from_numpy(np.stack(drawn)),
+        torch.tensor([picture.shape[:2] for picture in pictures]),
+        torch.from_numpy(np.concatenate([picture.reshape(-1) for picture in pictures])),
+    )
