@@ -44,3 +44,4 @@ rule all:
 
 onstart:
     refuse_second_run()
+    locks.note_run()

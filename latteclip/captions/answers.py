@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from latteclip.captions import answer_files, kept
-from latteclip.core.files import replacing
+from latteclip.core.files import remove_left_over, replacing
 
 log = logging.getLogger(__name__)
 MAX_PARTS = 8  # closed parts beyond which a run leaves one in their place
@@ -194,6 +194,7 @@ class AnswerStore:
 
     def _compact(self) -> None:
         """Put one part in the place of many, or of some with answers that were dropped."""
+        remove_left_over(self.folder)
         parts = [path for path in self._paths() if answer_files.is_closed(path)]
         if len(parts) <= (0 if self._dropped else MAX_PARTS):
             return

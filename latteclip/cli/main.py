@@ -1,13 +1,13 @@
 """`latteclip <command>`: the command line as a whole, its help and its exit statuses."""
 
 import argparse
-import os
-import sys
 from collections.abc import Callable, Sequence
 
-from latteclip.cli import cluster, log, people, stages
+from latteclip.cli import cluster, log, people, stages, streams
+from latteclip.cli.arguments import Parser
 from latteclip.core import worker_errors
-from latteclip.core.errors import UserError, full_disk
+from latteclip.core.errors import UserError, full_disk, refused_by_system
+from latteclip.core.signals import Terminated, unwinding
 from latteclip.core.version import __version__
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
     Of the latter, "?" ends an optional name and "..." a positional one.
     """
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="latteclip",
         description=DESCRIPTION,
         epilog=EPILOG.format(stages=_stages()),
@@ -109,31 +109,51 @@ def _add_debug(sub: argparse.ArgumentParser, default: object = argparse.SUPPRESS
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is one of those in EPILOG."""
-    args = parser().parse_args(arguments)
-    logger = log.start(getattr(args, "log", None), debug=args.debug)
-    cluster.log_job()
+    streams.open_closed()
     try:
-        return args.command(args) or 0
+        return _run(arguments)
+    finally:
+        streams.drop_unwritten()
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """Every way in which a command may end has a status."""
+    logger, name, debug = log.start(debug=False), "latteclip", False
+    try:
+        args = parser().parse_args(arguments)
+        name, debug = _name(args.command), args.debug
+        return _finished(args)
     except UserError as error:
-        logger.error("error: %s", error, exc_info=args.debug)
+        logger.error("error: %s", error, exc_info=debug)
         return BAD_INPUT
     except BrokenPipeError:  # of `latteclip datasets | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as stopped:
         logger.error("interrupted")
-        return INTERRUPTED
+        return stopped.status if isinstance(stopped, Terminated) else INTERRUPTED
     except Exception as error:
-        if sentence := full_disk(error):
-            logger.error("error: %s", sentence, exc_info=args.debug)
+        if sentence := full_disk(error) or refused_by_system(error):
+            logger.error("error: %s", sentence, exc_info=debug)
             return BAD_INPUT
         if said := worker_errors.in_words(error):
-            logger.error("error: %s", said, exc_info=args.debug)
+            logger.error("error: %s", said, exc_info=debug)
             return FAILED
         logger.exception(
             "error: %s failed (%s: %s); --debug shows where.",
-            _name(args.command),
+            name,
             type(error).__name__,
             error,
         )
         return FAILED
+
+
+def _finished(args: argparse.Namespace) -> int:
+    """The status of a command that comes to its end, with its output written."""
+    log.start(debug=args.debug)
+    with unwinding():
+        if file := getattr(args, "log", None):
+            log.add_file(file)
+        cluster.log_job()
+        status: int = args.command(args) or 0
+        streams.flush_output()
+    return status

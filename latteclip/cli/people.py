@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from latteclip.cli.arguments import count, threads
 from latteclip.core.foreign import shown
 
 SKIPPED = 3  # exit status: some images were left out
@@ -71,7 +72,7 @@ def add_captions(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "show", nargs="*", help="show, and a table: results/<dataset>/captions/*.parquet"
     )
-    sub.add_argument("--n", type=int, default=5, help="how many (default: 5)")
+    sub.add_argument("--n", type=count(), default=5, help="how many (default: 5)")
     sub.add_argument("--pictures", metavar="FOLDER", help="make their pictures again there")
 
 
@@ -87,7 +88,11 @@ def add_labels(sub: argparse.ArgumentParser) -> None:
     sub.usage = "latteclip labels show results/<dataset> [-n N] [--image ID ...]"
     sub.add_argument("show", nargs="*", help="show, and a dataset's folder: results/<dataset>")
     sub.add_argument(
-        "-n", type=int, default=6, metavar="N", help="how many images, of all kinds (default: 6)"
+        "-n",
+        type=count(0),
+        default=6,
+        metavar="N",
+        help="how many images, of all kinds (default: 6)",
     )
     sub.add_argument(
         "--image",
@@ -183,11 +188,11 @@ def add_predict(sub: argparse.ArgumentParser) -> None:
         help=".csv, .jsonl or .parquet (default: CSV on stdout)",
     )
     sub.add_argument(
-        "-k", "--topk", type=int, default=1, metavar="K", help="classes per image (default: 1)"
+        "-k", "--topk", type=count(), default=1, metavar="K", help="classes per image (default: 1)"
     )
     sub.add_argument(
         "--batch-size",
-        type=int,
+        type=count(),
         default=256,
         metavar="N",
         help="images encoded at once (default: 256)",
@@ -198,10 +203,10 @@ def add_predict(sub: argparse.ArgumentParser) -> None:
         default="bf16",
         help="of a GPU's arithmetic (default: bf16)",
     )
-    sub.add_argument("--device", default="auto", help="auto, cuda or cpu (default: auto)")
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n> (default: auto)")
     sub.add_argument(
         "--threads",
-        type=int,
+        type=threads(),
         default=os.cpu_count(),
         metavar="N",
         help="CPU threads (default: all)",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from latteclip.cli import cluster
+from latteclip.cli import cluster, locks
 from latteclip.cli.colours import paint
 from latteclip.config import layers, shipped
 from latteclip.core.errors import UserError
@@ -30,6 +30,7 @@ HEAD = ["output_file", "date", "rule", "log-file(s)", "status", "plan"]  # of --
 PENDING = "update pending"
 SHARED = "all datasets"
 QUEUE = "SLURM queue"
+LOCK = "lock"
 COLOURS = {"done": "green", "stale": "yellow", "missing": "red"}
 FOLLOWING = ("Missing output files", "Input files updated by another job")
 LONGEST = 70  # characters of a reason
@@ -91,7 +92,14 @@ def status(
         job.why = _why(job, reasons)
     order = {rule: number for number, rule in enumerate(_rule_order())}
     jobs.sort(key=lambda job: (order.get(job.rule, len(order)), job.run))
-    return "\n\n".join([table(jobs, stream), *_queue(stream)])
+    return "\n\n".join([*_lock(stream), table(jobs, stream), *_queue(stream)])
+
+
+def _lock(stream: TextIO) -> Iterator[str]:
+    """Who holds Snakemake's lock of this folder, if anyone."""
+    unlock = "snakemake --unlock" if _has_own_workflow() else "latteclip workflow --unlock"
+    if sentence := locks.told(unlock):
+        yield f"{paint(LOCK, 'bold', stream)}: {sentence}"
 
 
 def _queue(stream: TextIO) -> Iterator[str]:
@@ -119,8 +127,9 @@ def _snakemake(*arguments: str) -> str:
     Raises:
         UserError: it failed; says in its words why.
     """
-    own = any(file.is_file() for file in OWN_SNAKEFILES)
-    workflow = [] if own else ["--snakefile", str(shipped.SNAKEFILE), "--directory", "."]
+    workflow = (
+        [] if _has_own_workflow() else ["--snakefile", str(shipped.SNAKEFILE), "--directory", "."]
+    )
     run = subprocess.run(
         [sys.executable, "-m", "snakemake", "--nocolor", *workflow, *arguments],
         stdout=subprocess.PIPE,
@@ -131,6 +140,11 @@ def _snakemake(*arguments: str) -> str:
     if run.returncode:
         raise UserError(f"Snakemake cannot tell: {_complaint(run.stdout)}")
     return run.stdout
+
+
+def _has_own_workflow() -> bool:
+    """Whether snakemake finds a workflow in this folder by itself."""
+    return any(file.is_file() for file in OWN_SNAKEFILES)
 
 
 def _complaint(text: str) -> str:

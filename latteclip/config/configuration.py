@@ -4,6 +4,7 @@ Imports nothing heavy: a mistake in the configuration is answered in the first s
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 
 from latteclip.config import model_names, shipped
 from latteclip.config.layers import merge
-from latteclip.config.schema import Schema, unknown
+from latteclip.config.schema import Schema, is_name, unknown
 from latteclip.core.class_words import ClassWords
 from latteclip.core.errors import UserError
+from latteclip.core.plain_values import refuse_unfit
 
 Config = Mapping[str, Any]
 ALL = "all"
@@ -24,6 +26,7 @@ UNTRAINED = ("zero_shot", "label_propagation", *HEADS)
 NO_CANDIDATES = ("flyp_supervised", "label_propagation")
 # Pseudo-labels that label_by_captions makes.
 BY_CAPTIONS = ("caption", "lmm", "fused")
+OF_FOLDER = ("dataset", "image_dir")  # keys that make a dataset of a folder
 WILDCARD = re.compile(r"\{\s*\w+\s*[,}]")  # as Snakemake fills it in, in any path of a rule
 # A dataset that has no file of its own, only a folder of class folders.
 OWN_DATASET: Config = {
@@ -59,7 +62,10 @@ def _with_image_dir(config: dict[str, Any]) -> dict[str, Any]:
     if len(asked) != 1 or asked == [ALL]:
         raise UserError(f"image_dir belongs to one dataset, but dataset asks for {asked}.")
     datasets = config.get("datasets", {})
-    values = {**datasets.get(asked[0], OWN_DATASET), "source": {"folder": folder}}
+    own = datasets.get(asked[0], OWN_DATASET) if isinstance(datasets, Mapping) else None
+    if not isinstance(own, Mapping):
+        return config  # which the schema refuses
+    values = {**own, "source": {"folder": folder}}
     return {**config, "datasets": {**datasets, asked[0]: values}}
 
 
@@ -83,9 +89,12 @@ class Configuration:
             UserError: the first mistake found.
         """
         rules = Schema(schema)
-        self.config = _with_image_dir(rules.coerce(merge(files, given)))
-        rules.validate(self.config)
+        refuse_unfit(given, "Configuration")
         self._given = rules.coerce(given)
+        config = merge(rules.coerce(files), self._given)
+        rules.validate_part({key: config[key] for key in OF_FOLDER if key in config})
+        self.config = _with_image_dir(config)
+        rules.validate(self.config)
         asked = names(self.config["dataset"])
         self.datasets = self.from_source("downloads") if asked == [ALL] else asked
         self.methods = names(self.config["method"])
@@ -265,7 +274,7 @@ class Configuration:
         except UserError as error:
             raise UserError(f"Dataset {dataset}: {error}") from None
         folder = self.dataset(dataset)["source"].get("folder")
-        if folder is not None and not Path(folder).is_dir():
+        if folder is not None and not os.path.isdir(folder):  # False, not an error, where barred
             raise UserError(f"Dataset {dataset}: source.folder {folder} is not a folder.")
         if folder is not None and WILDCARD.search(folder):
             raise UserError(
@@ -274,13 +283,22 @@ class Configuration:
             )
         clip = self.section("clip", dataset)
         local = clip["model"].removeprefix(model_names.FOLDER)
-        if local != clip["model"] and not (Path(local) / "open_clip_config.json").is_file():
+        if local != clip["model"] and not os.path.isfile(
+            os.path.join(local, "open_clip_config.json")
+        ):
             raise UserError(
                 f"Dataset {dataset}: clip.model names the folder {local}, which has no "
                 "open_clip_config.json."
             )
         if not clip["model"].startswith(model_names.WHOLE) and not clip["pretrained"]:
             raise UserError(f"Dataset {dataset}: clip.model {local} needs clip.pretrained.")
+        for section in ("clip", "captioner"):
+            names = self.hub_model(section, dataset)
+            if names and not is_name(model_names.slug(names)):
+                raise UserError(
+                    f"Dataset {dataset}: {section}.model is longer than any model's name of the "
+                    "Hugging Face hub; correct it."
+                )
 
 
 def as_json(value: Any) -> str:

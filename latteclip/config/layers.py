@@ -4,15 +4,16 @@ A project is a folder in which the workflow runs; in its own folder `config` it 
 `config.yaml` and files of datasets. In a clone both folders are the same.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from latteclip.config import shipped
+from latteclip.config import shipped, yaml_files
 from latteclip.config.model_names import FOLDER
 from latteclip.core.errors import UserError
+from latteclip.core.foreign import in_short
+from latteclip.core.plain_values import refuse_unfit
 
 Config = Mapping[str, Any]
 PROJECT = Path("config")  # of the working folder
@@ -87,12 +88,12 @@ def given(pairs: Sequence[str], files: Sequence[str]) -> dict[str, Any]:
 
 def _pair(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
-    try:
-        if key and equals:
-            return {key: yaml.safe_load(value)}
-    except yaml.YAMLError:
-        pass
-    raise UserError(f"--config {text} is not KEY=VALUE with a value in YAML; correct it.")
+    if key and equals:
+        what = f"--config {in_short(text)}"
+        pair = {key: yaml_files.parsed(value, what)}
+        refuse_unfit(pair, what)
+        return pair
+    raise UserError(f"--config {in_short(text)} is not KEY=VALUE; correct it.")
 
 
 def _folders(project: Path | None) -> Iterator[Path]:
@@ -107,17 +108,15 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"Configuration file {file} is not valid YAML: {reason}.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"Configuration file {file} must hold keys with values, not {content!r}.")
+    content = yaml_files.read(file)
+    own = content.get("datasets", {})
+    if not isinstance(own, Mapping) or not all(isinstance(one, Mapping) for one in own.values()):
+        raise UserError(
+            f"Configuration file {file}: datasets must hold keys of datasets, each with keys of "
+            "its own."
+        )
     if file.is_relative_to(shipped.CONFIG):
-        for values in content.get("datasets", {}).values():
+        for values in own.values():
             _find_folders(values)
     return content
 
@@ -125,8 +124,9 @@ def _read(file: Path) -> dict[str, Any]:
 def _find_folders(values: dict[str, Any]) -> None:
     """Let the folders that a shipped dataset names be found from any working folder."""
     for section, prefix in FOLDERS.items():
-        model = values.get(section, {}).get("model")
-        if model and model.startswith(prefix):
+        named = values.get(section)
+        model = named.get("model") if isinstance(named, Mapping) else None
+        if isinstance(model, str) and model.startswith(prefix):
             folder = shipped.PACKAGE.parent / model.removeprefix(prefix)
-            if folder.is_dir():
+            if model != prefix and os.path.isdir(folder):
                 values[section]["model"] = prefix + shipped.seen_from_here(folder)

@@ -3,8 +3,8 @@
 Imports nothing heavy: the workflow asks while it reads its configuration.
 """
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -17,7 +17,7 @@ Names = dict[str, str | None]
 
 def is_folder(model: str) -> bool:
     """Whether a captioner's model is a folder, or was meant to be one, and no id of the hub."""
-    return Path(model).is_dir() or model.startswith((".", "/")) or model.count("/") > 1
+    return os.path.isdir(model) or model.startswith((".", "/")) or model.count("/") > 1
 
 
 def hub_clip(values: Mapping[str, Any]) -> Names | None:
@@ -27,7 +27,7 @@ def hub_clip(values: Mapping[str, Any]) -> Names | None:
         return None
     if model.startswith(HUB):
         return {"model": model, "pretrained": None}
-    if not pretrained or "/" in pretrained or Path(pretrained).is_file():
+    if not pretrained or "/" in pretrained or os.path.isfile(pretrained):
         return None
     return {"model": model.replace("/", "-"), "pretrained": pretrained}  # ViT-B/32 is ViT-B-32
 

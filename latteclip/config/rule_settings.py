@@ -46,7 +46,7 @@ def pseudo_label_images(configuration: Configuration, dataset: str) -> Settings:
 def _words(configuration: Configuration, dataset: str) -> Settings:
     """How the classes are put into words; without synonyms there is no key for them."""
     own = configuration.dataset(dataset)
-    synonyms = {str(name): others for name, others in own.get("class_synonyms", {}).items()}
+    synonyms = own.get("class_synonyms")
     words = {"template": own["template"]}
     return {**words, "class_synonyms": synonyms} if synonyms else words
 

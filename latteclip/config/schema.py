@@ -1,6 +1,10 @@
-"""The JSON Schema of the configuration: types, typos, and one sentence about the first mistake."""
+"""The JSON Schema of the configuration: types, typos, and one sentence about the first mistake.
+
+`format` in it is one of FORMATS.
+"""
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,9 +12,57 @@ from typing import Any
 import jsonschema
 import yaml
 
+from latteclip.config import yaml_files
 from latteclip.core.errors import UserError, suggestion
+from latteclip.core.foreign import in_short
+from latteclip.core.plain_values import refuse_unfit
 
 Config = Mapping[str, Any]
+LONGEST_NAME, LONGEST_PART, LONGEST_PATH = 200, 255, 4095  # bytes
+FORMATS = {
+    "line": f"a text on one line, of at most {LONGEST_PATH} bytes",
+    "name": f"a name on one line, of at most {LONGEST_NAME} bytes",
+    "path": f"a path on one line, of at most {LONGEST_PATH} bytes, {LONGEST_PART} in each part",
+}
+TYPES = {
+    "array": "a list",
+    "boolean": "true or false",
+    "integer": "a whole number",
+    "null": "null",
+    "number": "a number",
+    "object": "keys with values",
+    "string": "a text",
+}
+# JSON Schema takes 3.0 for an integer, but seeds and sizes are counted with Python's.
+Validator = jsonschema.validators.extend(
+    jsonschema.Draft202012Validator,
+    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
+    ),
+)
+
+
+def is_line(value: object, longest: int = LONGEST_PATH) -> bool:
+    """Whether a text has one line, and bytes, but not too many; other values have no format."""
+    if not isinstance(value, str):
+        return True
+    return "\n" not in value and 0 < len(os.fsencode(value)) <= longest
+
+
+def is_name(value: object) -> bool:
+    """Whether files may be named after it."""
+    return is_line(value, LONGEST_NAME)
+
+
+def is_path(value: object) -> bool:
+    """Whether the system takes it for a path."""
+    parts = value.split("/") if isinstance(value, str) else []
+    return is_line(value) and max(map(len, map(os.fsencode, parts)), default=0) <= LONGEST_PART
+
+
+checker = jsonschema.FormatChecker(formats=())
+for name, fits in (("line", is_line), ("name", is_name), ("path", is_path)):
+    checker.checks(name)(fits)
 
 
 class Schema:
@@ -34,24 +86,52 @@ class Schema:
         if isinstance(value, str) and "string" not in (
             kinds if isinstance(kinds, list) else [kinds]
         ):
-            try:
-                return json.loads(value)  # 1e-3 is a number in JSON, but a string in YAML
-            except json.JSONDecodeError:
-                return yaml.safe_load(value)
+            return _parsed(value)
         return value
 
     def validate(self, value: Any) -> None:
         """Raise UserError about the first mistake, naming the key and, for a typo, the nearest."""
-        validator = jsonschema.Draft202012Validator(self.root)
-        errors = sorted(validator.iter_errors(value), key=lambda error: list(map(str, error.path)))
-        if errors:
-            raise UserError(_sentence(errors[0]))
+        self._validate(value, self.root)
+        for name, schema in self.root["properties"].items():
+            if "$ref" in schema:  # a section, which a dataset's file has only in part
+                self._refuse_gaps(name, value[name], self._resolve(schema))
+
+    def validate_part(self, value: Any) -> None:
+        """The same of a configuration that lacks keys at the top."""
+        self._validate(value, {**self.root, "required": []})
+
+    def _validate(self, value: Any, root: Config) -> None:
+        refuse_unfit(value, "Configuration")
+        errors = Validator(root, format_checker=checker).iter_errors(value)
+        first = min(errors, key=lambda error: list(map(str, error.path)), default=None)
+        if first:
+            raise UserError(_sentence(first))
+
+    def _refuse_gaps(self, name: str, section: Config, schema: Config) -> None:
+        for key in schema["properties"]:
+            if key not in section:
+                raise UserError(
+                    f"Configuration key {name}.{key} is missing, and has no default; add it to "
+                    "config/config.yaml."
+                )
 
     def _resolve(self, schema: Config) -> Config:
         if "$ref" not in schema:
             return schema
         found: Config = self.root["$defs"][schema["$ref"].removeprefix("#/$defs/")]
         return found
+
+
+def _parsed(text: str) -> Any:
+    """The value of a string that no string is wanted of; itself where it has none."""
+    try:
+        return json.loads(text)  # 1e-3 is a number in JSON, but a string in YAML
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return yaml_files.parsed(text, "")
+    except UserError:
+        return text  # which the schema refuses, naming its key
 
 
 def _sentence(error: jsonschema.ValidationError) -> str:
@@ -61,10 +141,22 @@ def _sentence(error: jsonschema.ValidationError) -> str:
         key = next(key for key in error.instance if key not in known)
         return unknown(f"Configuration key {where + '.' if where else ''}{key}", key, known)
     if error.validator == "required":
-        return f"Configuration {where or 'file'}: {error.message}."
+        return f"Configuration {where or 'file'}: {in_short(error.message)}."
     described = error.schema.get("description")
     meaning = f" ({described})" if described else ""
-    return f"Configuration key {where}{meaning}: {error.message}."
+    return f"Configuration key {where}{meaning}: {_fault(error)}."
+
+
+def _fault(error: jsonschema.ValidationError) -> str:
+    """What is wrong with the value, which is told."""
+    if error.validator == "type":
+        kinds = error.validator_value
+        wanted = " or ".join(TYPES[kind] for kind in ([kinds] if isinstance(kinds, str) else kinds))
+    elif error.validator == "format":
+        wanted = FORMATS[error.validator_value]
+    else:
+        return in_short(error.message)
+    return f"must be {wanted}, not {in_short(json.dumps(error.instance, ensure_ascii=False), 120)}"
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:

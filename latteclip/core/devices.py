@@ -2,33 +2,53 @@
 
 import contextlib
 import os
+import re
 
 import torch
 
 from latteclip.core import gpus
 from latteclip.core.errors import UserError
+from latteclip.core.foreign import in_short
 from latteclip.core.memory import keep_big_buffers
 
+NAMES = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 # Values of clip.precision, and what a GPU's matrix products are then computed in.
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
 
 
 def pick(name: str, threads: int) -> torch.device:
-    """The device called `name` ("auto": CUDA where there is one), with `threads` CPU threads.
+    """A device, with so many CPU threads.
+
+    Args:
+        name: auto (CUDA where there is one), cpu, cuda or cuda:<n>.
+        threads: at least 1.
 
     Raises:
-        UserError: torch cannot use the GPU that is there, or the one that was asked for.
+        UserError: there is no such device, torch cannot use it, or the number of threads is none.
     """
+    if not NAMES.fullmatch(name):
+        raise UserError(f"--device {in_short(name)} is none of auto, cpu, cuda and cuda:<n>.")
+    if threads < 1:
+        raise UserError(f"{threads} threads cannot work; give at least 1.")
     torch.set_num_threads(threads)
     if name != "cpu":
         gpus.claim()
     if name == "auto":
         name = "cuda" if sees_gpu() else "cpu"
-    elif name == "cuda" and not sees_gpu():
-        raise UserError("There is no GPU for --device cuda; leave it out, or give --device cpu.")
+    elif name != "cpu":
+        _refuse_missing(torch.device(name))
     if name == "cpu":
         keep_big_buffers()
     return torch.device(name)
+
+
+def _refuse_missing(device: torch.device) -> None:
+    n = torch.cuda.device_count() if sees_gpu() else 0
+    if (device.index or 0) >= n:
+        raise UserError(
+            f"--device {device}: torch sees {n} GPUs here; give cpu or auto, or mend what "
+            "latteclip doctor names."
+        )
 
 
 def cores_in_use(threads: int) -> str:

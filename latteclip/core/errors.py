@@ -47,3 +47,18 @@ def full_disk(error: BaseException) -> str | None:
                 "ask for a larger quota, and rerun: what was finished is kept."
             )
     return None
+
+
+def refused_by_system(error: BaseException) -> str | None:
+    """The sentence on a file that the system does not let us use; None for other errors."""
+    if not isinstance(error, OSError) or not error.filename or not error.strerror:
+        return None
+    return f"{error.filename}: {error.strerror}; correct the path, or its permissions, and rerun."
+
+
+def full_output(error: OSError) -> str:
+    """The sentence on a standard output that takes no more."""
+    return (
+        f"The standard output takes no more ({error.strerror}); free some space, or send it "
+        "elsewhere."
+    )

@@ -1,34 +1,127 @@
 """Writing whole files or none: a temporary name in the same folder, then a rename."""
 
 import contextlib
+import errno
+import glob
 import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from latteclip.core.errors import UserError
+
+LONGEST_NAME = 255  # bytes, as file systems have it
+DAY = 24 * 60 * 60  # seconds after which nobody writes to what another machine began
+# Why a place cannot be written, where the path is to blame and not the disk.
+BAD_PLACE = {
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, *, anew: bool = False) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; on success it takes the place of `path`.
 
     The body may create a file or a folder under that name. When the body raises, what it wrote is
-    removed and `path` stays as it was.
+    removed and `path` stays as it was. What killed processes left of the same is removed first.
+
+    Args:
+        path: of a file or a folder.
+        anew: a folder with content is the caller's own, and may be replaced.
+
+    Raises:
+        UserError: `path` is a folder with content, or its place cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not anew:
+        refuse_folder(path)
     # Machines that share a file system may have processes of the same number.
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-    _remove(temporary)
+    name = f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp"
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        raise UserError(f"{path} has too long a name; shorten it.")
+    temporary = path.with_name(name)
+    with _placing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_left_over(path.parent, glob.escape(path.name))
+        _remove(temporary)
+        if not _is_writable(path.parent):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
     try:
         yield temporary
-        if temporary.is_dir():  # a rename replaces a file, but never a folder that has content
-            _remove(path)
-        os.replace(temporary, path)
+        with _placing(path):
+            if temporary.is_dir():  # a rename replaces a file, but never a folder that has content
+                _remove(path)
+            os.replace(temporary, path)
     finally:
         _remove(temporary)
+
+
+def refuse_folder(path: str | Path) -> None:
+    """Raise UserError where a folder with content would be replaced."""
+    if os.path.isdir(path) and (not Path(path).name or any(Path(path).iterdir())):
+        raise UserError(f"{path} is a folder that is not empty; delete it or name another place.")
+
+
+@contextlib.contextmanager
+def _placing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in BAD_PLACE:
+            raise
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); name another place, or correct the "
+            "permissions of this one."
+        ) from None
+
+
+def _is_writable(folder: Path) -> bool:
+    effective = os.access in os.supports_effective_ids
+    return os.access(folder, os.W_OK | os.X_OK, effective_ids=effective)
+
+
+def remove_left_over(folder: Path, name: str = "*") -> None:
+    """Remove the temporary siblings that killed processes left behind.
+
+    Those of this machine go when their process is gone, those of others when they are a day old.
+
+    Args:
+        folder: where they lie.
+        name: a glob of what they were to become.
+    """
+    for old in folder.glob(f".{name}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # another process was as tidy
+            if _is_left_over(old):
+                _remove(old)
+
+
+def _is_left_over(temporary: Path) -> bool:
+    rest, _, number = temporary.name.removesuffix(".tmp").rpartition(".")
+    if not number.isascii() or not number.isdigit():
+        return False
+    if rest.endswith(f".{socket.gethostname()}"):
+        return not _is_running(int(number))
+    return time.time() - temporary.lstat().st_mtime > DAY
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def _remove(path: Path) -> None:

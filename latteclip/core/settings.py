@@ -7,6 +7,8 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from latteclip.core.errors import UserError, suggestion
+from latteclip.core.foreign import in_short
+from latteclip.core.plain_values import refuse_unfit
 
 T = TypeVar("T")
 # What JSON calls the values that annotations stand for.
@@ -27,14 +29,9 @@ def from_json(cls: type[T], text: str) -> T:
     Raises:
         UserError: the text is not a JSON object, or its values do not fit.
     """
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise UserError(
-            f"Settings for {cls.__name__} are not valid JSON ({error}): {text!r}."
-        ) from None
+    values = _parsed(text, f"Settings for {cls.__name__}")
     if not isinstance(values, dict):
-        raise UserError(f"Settings for {cls.__name__} must be a JSON object, not {text!r}.")
+        raise UserError(f"Settings for {cls.__name__} must be a JSON object, not {in_short(text)}.")
     return from_values(cls, values)
 
 
@@ -49,15 +46,23 @@ def list_from_json(cls: type[T], text: str, name: str) -> list[T]:
     Raises:
         UserError: the text is not such a list, or the values of an object do not fit.
     """
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"The {name} are not valid JSON ({error}): {text!r}.") from None
+    values = _parsed(text, f"The {name}")
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
-        raise UserError(f"The {name} must be a JSON list of objects, not {text!r}.")
+        raise UserError(f"The {name} must be a JSON list of objects, not {in_short(text)}.")
     if not values:
         raise UserError(f"The {name} are an empty list; there must be at least one.")
     return [from_values(cls, value) for value in values]
+
+
+def _parsed(text: str, what: str) -> Any:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{what} are not valid JSON ({in_short(error)}): {in_short(text)}."
+        ) from None
+    refuse_unfit(values, what)
+    return values
 
 
 def from_values(cls: type[T], values: Mapping[str, Any], section: str = "") -> T:
@@ -116,7 +121,8 @@ def _checked(kind: Any, value: Any, place: _Place) -> Any:
     if chosen is None:
         wanted = " or ".join(_word(option) for option in _options(kind))
         raise UserError(
-            f"Settings for {place.settings}: {place.key} must be {wanted}, not {value!r}."
+            f"Settings for {place.settings}: {place.key} must be {wanted}, not "
+            f"{in_short(repr(value))}."
         )
     if isinstance(chosen, type) and dataclasses.is_dataclass(chosen):
         return _built(chosen, value, place)

@@ -21,6 +21,11 @@ class Terminated(BaseException):
         super().__init__(number)
         self.number, self.kept = number, kept
 
+    @property
+    def status(self) -> int:
+        """The exit status of a process that the signal ended, as shells have it."""
+        return 128 + self.number
+
 
 class Signals:
     """SIGTERM and Ctrl-C as they come: the first one counts, later ones are ignored."""
@@ -47,6 +52,29 @@ class Signals:
 
 
 @contextlib.contextmanager
+def unwinding() -> Iterator[None]:
+    """Let SIGTERM unwind the body, as Ctrl-C does, so that its temporary files go.
+
+    Raises:
+        Terminated: it came.
+    """
+    if not _is_heard(signal.SIGTERM):
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, Signals().receive)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _is_heard(number: int) -> bool:
+    """Whether a signal reaches this thread, and no shell has it ignored, as in the background."""
+    is_main = threading.current_thread() is threading.main_thread()
+    return is_main and signal.getsignal(number) is not signal.SIG_IGN
+
+
+@contextlib.contextmanager
 def ending_in_order(kept: str) -> Iterator[Signals]:
     """Let SIGTERM and Ctrl-C unwind the body, and then end the process at once.
 
@@ -57,13 +85,8 @@ def ending_in_order(kept: str) -> Iterator[Signals]:
         kept: what remains of the work, for the log.
     """
     signals = Signals()
-    if threading.current_thread() is not threading.main_thread():
-        yield signals  # signals reach the main thread alone
-        return
     before = {
-        number: signal.signal(number, signals.receive)
-        for number in HEARD
-        if signal.getsignal(number) is not signal.SIG_IGN  # as in a background job of a shell
+        number: signal.signal(number, signals.receive) for number in HEARD if _is_heard(number)
     }
     try:
         yield signals
@@ -72,7 +95,7 @@ def ending_in_order(kept: str) -> Iterator[Signals]:
         logging.shutdown()
         for child in multiprocessing.active_children():  # an engine that holds a GPU
             child.terminate()
-        os._exit(128 + error.number)
+        os._exit(error.status)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latteclip.config import layers
-from latteclip.config.schema import unknown
+from latteclip.config import layers, shipped
+from latteclip.config.schema import Schema, unknown
 from latteclip.core.errors import UserError
 from latteclip.core.prompts import clean_classnames
 from latteclip.core.settings import from_values
@@ -49,9 +49,12 @@ def command(words: Sequence[str]) -> str:
     """`latteclip datasets`, or `latteclip datasets check [KEY ...]`: what to print.
 
     Raises:
-        UserError: a word is unknown, or what is on the disk is wrong.
+        UserError: a word is unknown, a dataset's file says what does not fit, or what is on the
+            disk is wrong.
     """
-    known = {key: Dataset(key, values) for key, values in layers.datasets().items()}
+    found = layers.datasets()
+    Schema(shipped.SCHEMA).validate_part({"datasets": found})
+    known = {key: Dataset(key, values) for key, values in found.items()}
     if not words:
         return table(known)
     if words[0] != CHECK:

@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import LeaseCompromise, SoftFileLease, Timeout
 
-from latteclip.core.files import replacing
+from latteclip.core.files import refuse_folder, replacing
 from latteclip.core.settings import from_values
 from latteclip.core.signals import ending_in_order
 from latteclip.data import archives
@@ -48,7 +48,8 @@ def download_dataset(dataset: str, settings: DownloadSettings, output: str) -> N
     """Make the data folder of a dataset; files that are already there are not fetched again.
 
     Raises:
-        UserError: no source gives a file, or an archive is broken or unsafe.
+        UserError: no source gives a file, an archive is broken or unsafe, or the folder holds what
+            is not of this dataset.
     """
     folder = Path(output).parent / DOWNLOADS
     log.info(
@@ -58,12 +59,14 @@ def download_dataset(dataset: str, settings: DownloadSettings, output: str) -> N
         settings.licence,
         settings.citation,
     )
+    if not any((folder / name).exists() for name in settings.files):
+        refuse_folder(output)  # what lies there was not unpacked from files of this dataset
     kept = "What was fetched is kept, and a rerun goes on from there."
     with ending_in_order(kept), _alone(folder):
         for stale in Path(output).parent.glob(f".{Path(output).name}.*.tmp"):
             shutil.rmtree(stale)  # of a run that was killed
         files = {name: fetch(name, download, folder) for name, download in settings.files.items()}
-        with replacing(output) as data:
+        with replacing(output, anew=True) as data:
             for name, download in settings.files.items():
                 _place(files[name], name, download, data / download.into)
     log.info("Dataset %s is in %s.", dataset, output)

@@ -9,6 +9,7 @@ From Python, three lines:
 Letters: B images of a batch, C classes, D embedding width, K best classes kept.
 """
 
+import codecs
 import glob
 import logging
 import os
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import IO
 
 import torch
 from PIL import Image
@@ -26,13 +27,14 @@ from latteclip.clip.features import encoded
 from latteclip.clip.ranking import best_classes
 from latteclip.core import devices
 from latteclip.core.errors import UserError
+from latteclip.core.foreign import in_short
 from latteclip.data import loader
 from latteclip.data.class_folders import IMAGE_SUFFIXES, image_files
 from latteclip.deploy.prediction_files import Prediction, writing
 
 log = logging.getLogger(__name__)
 STDIN = "-"
-MAX_LIST = 2**28  # characters of a list on stdin: millions of paths
+MAX_LIST = 2**28  # bytes of a list on stdin: millions of paths
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Classifier:
 
         Args:
             model: results/<dataset>, where a model was chosen, or the folder of a model or run.
-            device: auto, cuda or cpu.
+            device: auto, cpu, cuda or cuda:<n>.
             threads: CPU threads; None for all.
             batch_size: images encoded at once.
             precision: bf16, fp16 or float32, in which a GPU encodes.
@@ -145,7 +147,7 @@ def predict(
         topk: classes written for each image.
         batch_size: images encoded at once.
         precision: bf16, fp16 or float32, in which a GPU encodes.
-        device: auto, cuda or cpu.
+        device: auto, cpu, cuda or cuda:<n>.
         threads: CPU threads.
 
     Returns:
@@ -157,7 +159,7 @@ def predict(
     if topk < 1 or batch_size < 1:
         raise UserError(f"--topk {topk} and --batch-size {batch_size} must both be at least 1.")
     written = writing(output, topk)  # first, so that a bad suffix is refused before the work
-    paths = image_paths(words, sys.stdin)
+    paths = image_paths(words, sys.stdin.buffer)
     classifier = Classifier(
         model, device=device, threads=threads, batch_size=batch_size, precision=precision
     )
@@ -170,7 +172,7 @@ def predict(
     return n_skipped
 
 
-def image_paths(words: Iterable[str], stdin: TextIO) -> list[str]:
+def image_paths(words: Iterable[str], stdin: IO[bytes]) -> list[str]:
     """The image files that words name, each once, in order.
 
     Args:
@@ -179,15 +181,12 @@ def image_paths(words: Iterable[str], stdin: TextIO) -> list[str]:
         stdin: where that list is.
 
     Raises:
-        UserError: a word names nothing.
+        UserError: a word names nothing, or the list cannot be read.
     """
     found: list[str] = []
     for word in words:
         if word == STDIN:
-            text = stdin.read(MAX_LIST + 1)
-            if len(text) > MAX_LIST:
-                raise UserError(f"The list on stdin has more than {MAX_LIST} characters; split it.")
-            found += [line for line in text.split("\0" if "\0" in text else "\n") if line]
+            found += _listed(stdin)
         else:
             found += _named(word)
     if not found:
@@ -195,23 +194,40 @@ def image_paths(words: Iterable[str], stdin: TextIO) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def _listed(stdin: IO[bytes]) -> list[str]:
+    """The paths of a list, as the system names them: they need not be UTF-8."""
+    try:
+        content = stdin.read(MAX_LIST + 1)
+    except OSError as error:
+        raise UserError(f"The list on stdin cannot be read ({error.strerror}).") from None
+    if len(content) > MAX_LIST:
+        raise UserError(f"The list on stdin has more than {MAX_LIST} bytes; split it.")
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError("The list on stdin is UTF-16; save it as UTF-8.")
+    if b"\0" in content:
+        lines = content.split(b"\0")
+    else:
+        lines = content.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").split(b"\n")
+    return [os.fsdecode(line) for line in lines if line]
+
+
 def _named(word: str) -> list[str]:
-    if Path(word).is_dir():
+    if os.path.isdir(word):
         below = _images_below(word)
         if not below:
             raise UserError(f"Folder {word} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
         return below
-    if Path(word).exists():
+    if os.path.exists(word):  # False where it is too long for the system
         return [word]
     matches = sorted(glob.glob(word, recursive=True))
     files = [
         file
         for match in matches
-        for file in (_images_below(match) if Path(match).is_dir() else [match])
+        for file in (_images_below(match) if os.path.isdir(match) else [match])
     ]
     if not files:
         raise UserError(
-            f"{word} is neither a file nor a folder, and fits none; check its spelling."
+            f"{in_short(word)} is neither a file nor a folder, and fits none; check its spelling."
         )
     return files
 

@@ -5,7 +5,9 @@ Letters: K best classes of an image.
 
 import contextlib
 import csv
+import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +17,7 @@ from typing import TextIO
 import pyarrow as pa
 
 from latteclip.core import tables
-from latteclip.core.errors import UserError
+from latteclip.core.errors import UserError, full_output
 from latteclip.core.files import replacing
 from latteclip.core.foreign import printable
 
@@ -60,7 +62,7 @@ def writing(output: str | None, topk: int) -> contextlib.AbstractContextManager[
         A context manager that yields what takes the next predictions.
 
     Raises:
-        UserError: the suffix names no format.
+        UserError: the suffix names no format, or a folder has the name.
     """
     if output is None:
         return _stdout(topk)
@@ -68,22 +70,34 @@ def writing(output: str | None, topk: int) -> contextlib.AbstractContextManager[
     suffix = Path(output).suffix.lower()
     if suffix not in formats:
         raise UserError(f"--output {output} ends in none of {', '.join(formats)}.")
+    if os.path.isdir(output):
+        raise UserError(f"--output {output} is a folder; name a file.")
     return formats[suffix](output, topk)
 
 
-class _Terminal:
-    """A terminal that is told nothing that it would obey, such as a file's name may hold."""
+class _Output:
+    """The standard output, which may be full.
+
+    A terminal is told nothing that it would obey, such as a file's name may hold.
+    """
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        self._stream, self._is_terminal = stream, stream.isatty()
 
     def write(self, text: str) -> int:
-        return self._stream.write(printable(text))
+        try:
+            return self._stream.write(printable(text) if self._is_terminal else text)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise UserError(full_output(error)) from None
 
 
 @contextlib.contextmanager
 def _stdout(topk: int) -> Iterator[Add]:
-    yield _csv_rows(_Terminal(sys.stdout) if sys.stdout.isatty() else sys.stdout, topk)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as the files below are
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    yield _csv_rows(_Output(sys.stdout), topk)
 
 
 @contextlib.contextmanager
@@ -123,7 +137,7 @@ def _text(path: Path) -> TextIO:
     return path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
 
 
-def _csv_rows(file: TextIO | _Terminal, topk: int) -> Add:
+def _csv_rows(file: TextIO | _Output, topk: int) -> Add:
     """CSV with three columns for each of the best classes; those of the best come first."""
     writer = csv.writer(file, lineterminator="\n")
     columns = ("classname", "probability", "score")

@@ -36,7 +36,7 @@ class Checkpoint:
 
 def save(folder: str | Path, checkpoint: Checkpoint) -> None:
     """Add a checkpoint, whole or not at all, and remove all but the newest `KEPT`."""
-    with replacing(Path(folder) / f"step-{checkpoint.steps:08d}") as temporary:
+    with replacing(Path(folder) / f"step-{checkpoint.steps:08d}", anew=True) as temporary:
         temporary.mkdir()
         tensors = {
             name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()

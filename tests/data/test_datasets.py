@@ -372,3 +372,11 @@ def test_elsewhere_the_shipped_ones_are_listed(tmp_path, monkeypatch, capsys):
     assert main.main(["datasets"]) == 0
     rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[0] != " "]
     assert set(rows) == {"key", "demo", *TEN}
+
+
+def test_a_dataset_s_file_that_says_too_little_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config" / "datasets").mkdir(parents=True)
+    (tmp_path / "config" / "datasets" / "mine.yaml").write_text("datasets: {mine: {size: 3}}")
+    with pytest.raises(UserError, match=r"datasets\.mine"):
+        datasets.command([])

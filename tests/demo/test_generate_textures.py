@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from latteclip.core.errors import UserError
 from latteclip.demo import textures
 from latteclip.demo.generate_textures import TextureSettings, generate_textures
 
@@ -37,19 +38,23 @@ def test_dataset_holds_the_generated_images_of_two_streams(tmp_path):
             np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "data" / path)), image)
 
 
-def test_dataset_is_byte_identical_and_replaces_an_older_one(tmp_path):
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "stale.txt").write_text("old")
+def test_dataset_is_byte_identical(tmp_path):
     for name in ("a", "b"):
         generate_textures(TextureSettings(20, 10, 0.5, seed=0), tmp_path / name)
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
     assert {p.name for p in tmp_path.iterdir()} == {"a", "b"}
 
 
-def test_failed_dataset_leaves_the_older_one(tmp_path, monkeypatch):
+def test_a_dataset_replaces_no_folder_with_content(tmp_path):
     generate_textures(TextureSettings(20, 10, 0.5, seed=0), tmp_path / "data")
     before = files_of(tmp_path)
+    with pytest.raises(UserError, match="data is a folder that is not empty"):
+        generate_textures(TextureSettings(20, 10, 0.5, seed=1), tmp_path / "data")
+    assert files_of(tmp_path) == before
+
+
+def test_failed_dataset_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "save", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         generate_textures(TextureSettings(20, 10, 0.5, seed=1), tmp_path / "data")
-    assert files_of(tmp_path) == before
+    assert not list(tmp_path.iterdir())

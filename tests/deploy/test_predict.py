@@ -3,6 +3,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from support import small_memory
+from support.fuzz import check, damaged, fuzzed
 from support.tiny import ROOT, write_index, write_pictures, write_pseudo_labels
 
 from latteclip.cli import main
@@ -110,7 +112,7 @@ def test_the_three_lines_of_the_docstring_are_right(model, pictures, monkeypatch
 def test_what_is_no_regular_file_is_skipped_and_never_waited_for(model, pictures, tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "zeros.jpg").symlink_to("/dev/zero")
-    paths = predict.image_paths([str(tmp_path)], io.StringIO())
+    paths = predict.image_paths([str(tmp_path)], io.BytesIO())
     assert len(paths) == N + 2
     parts = list(predict.Classifier(model, device="cpu", threads=1).in_batches(paths, 1))
     assert sum(len(part.predictions) for part in parts) == N
@@ -120,7 +122,10 @@ def test_what_is_no_regular_file_is_skipped_and_never_waited_for(model, pictures
 
 def test_a_list_without_an_end_is_refused(monkeypatch):
     monkeypatch.setattr(predict, "MAX_LIST", 1000)
-    with Path("/dev/zero").open() as zeros, pytest.raises(UserError, match="has more than 1000"):
+    with (
+        Path("/dev/zero").open("rb") as zeros,
+        pytest.raises(UserError, match="has more than 1000"),
+    ):
         predict.image_paths(["-"], zeros)
 
 
@@ -335,10 +340,11 @@ def test_a_failure_leaves_the_former_output(model, pictures, tmp_path, monkeypat
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")] == []
 
 
-@pytest.mark.parametrize("option", [("--topk", "0"), ("--batch-size", "0")])
-def test_numbers_below_one_are_refused(model, pictures, option, capsys):
-    assert run(model, *pictures, *option) == 2
-    assert "must both be at least 1" in capsys.readouterr().err
+@pytest.mark.parametrize("number", ["topk", "batch_size"])
+def test_numbers_below_one_are_refused(model, pictures, number):
+    options = {"topk": 1, "batch_size": 1, "precision": "bf16", "device": "cpu", "threads": 1}
+    with pytest.raises(UserError, match="must both be at least 1"):
+        predict.predict(str(model), pictures, None, **{**options, number: 0})
 
 
 # --- what words name -----------------------------------------------------------------------------
@@ -354,7 +360,7 @@ def tree(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-NO_STDIN = io.StringIO()
+NO_STDIN = io.BytesIO()
 
 
 @pytest.mark.parametrize(
@@ -376,8 +382,69 @@ def test_words_name_images(tree, words, found):
 @pytest.mark.parametrize("between", ["\n", "\0"])
 def test_a_list_on_stdin(tree, between):
     text = between.join(["deep/c.webp", "not there.jpg", "deep/c.webp"]) + between
-    found = predict.image_paths(["a.jpg", "-"], io.StringIO(text))
+    found = predict.image_paths(["a.jpg", "-"], io.BytesIO(text.encode()))
     assert found == ["a.jpg", "deep/c.webp", "not there.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"a.jpg\r\nb c.jpg\r\n", ["a.jpg", "b c.jpg"]),
+        (b"\xef\xbb\xbfa.jpg\n", ["a.jpg"]),
+        (b"\n\n  a.jpg\n", ["  a.jpg"]),
+        (b"caf\xe9.jpg\n", ["caf\udce9.jpg"]),  # as Python has a name that is not UTF-8
+        (b"a\r\nb.jpg\0c.jpg", ["a\r\nb.jpg", "c.jpg"]),
+    ],
+)
+def test_a_list_is_read_as_whoever_wrote_it_meant_it(content, found):
+    assert predict.image_paths(["-"], io.BytesIO(content)) == found
+
+
+def test_a_list_of_another_encoding_or_that_cannot_be_read_is_refused(tmp_path):
+    with pytest.raises(UserError, match="is UTF-16; save it as UTF-8"):
+        predict.image_paths(["-"], io.BytesIO("a.jpg\n".encode("utf-16")))
+    unreadable = os.open(tmp_path / "written", os.O_WRONLY | os.O_CREAT)
+    with pytest.raises(UserError, match="The list on stdin cannot be read"):
+        predict.image_paths(["-"], io.FileIO(unreadable))
+
+
+@fuzzed(content=damaged(b"a.jpg\r\nno such.png\n\xff\xfe\xe9.webp\0deep/x\n" + b"y" * 300))
+def test_any_list_is_classified_or_skipped_or_refused_in_one_sentence(content):
+    """Whatever it names is opened as an image would be, and is not there."""
+
+    def read():
+        paths = predict.image_paths(["-"], io.BytesIO(content))
+        files = predict.ReadableFiles(paths, lambda image: torch.zeros(3, *image.size))
+        assert all(predict._why(path).count("\n") == path.count("\n") for path in paths)
+        return [mark for mark, _ in (files[0, index] for index in range(len(paths)))]
+
+    marks = check("list of predict", read)
+    assert marks is None or marks == [-1 - index for index in range(len(marks))]
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.jsonl", "out.parquet"])
+@pytest.mark.parametrize("held", ["", "kept"])
+def test_an_output_onto_a_folder_is_refused_before_the_work(model, tmp_path, name, held, capsys):
+    (tmp_path / name / held).mkdir(parents=True)
+    assert run(model, tmp_path / "nowhere.jpg", "-o", tmp_path / name) == 2
+    assert (
+        capsys.readouterr().err == f"error: --output {tmp_path / name} is a folder; name a file.\n"
+    )
+    assert [path.name for path in (tmp_path / name).iterdir()] == ([held] if held else [])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--device", "gpu"], "--device gpu is none of auto, cpu, cuda and cuda:<n>"),
+        (["--device", "cuda:77"], r"--device cuda:77: torch sees \d+ GPUs here; give cpu or auto"),
+    ],
+)
+def test_a_device_that_is_not_there_is_one_sentence(model, pictures, option, message, capsys):
+    assert main.main(["predict", str(model), pictures[0], *option]) == 2
+    printed = capsys.readouterr().err
+    assert re.search(message, printed)
+    assert printed.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -395,7 +462,8 @@ def test_words_that_name_nothing_are_refused(tree, words, message):
 
 
 def test_a_missing_image_of_a_list_is_skipped(model, pictures, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{pictures[0]}\n{tmp_path}/nowhere.jpg\n"))
+    listed = f"{pictures[0]}\n{tmp_path}/nowhere.jpg\n".encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(listed)))
     assert run(model, "-") == 3
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 2

@@ -1,7 +1,9 @@
 import contextlib
 import io
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 from latteclip.deploy.prediction_files import Prediction, writing
 
@@ -28,3 +30,18 @@ def test_a_terminal_is_told_nothing_that_it_would_obey(monkeypatch):
         with writing(None, 1) as add:
             add(rows)
     assert name in pipe.getvalue()
+
+
+def test_a_full_output_is_one_sentence():
+    script = (
+        "import sys; from latteclip.core.errors import UserError\n"
+        "from latteclip.deploy.prediction_files import writing\n"
+        "try:\n with writing(None, 1): pass\n"
+        "except UserError as error: print(error, file=sys.stderr)\n"
+        "import os; os._exit(0)"
+    )
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.stderr.startswith("The standard output takes no more (No space left on device);")

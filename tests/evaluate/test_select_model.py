@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,7 @@ def test_models_that_were_trained_on_all_images_are_not_judged(results):
     assert [row["agreement"] is None for row in found["candidates"]] == [False] * 3 + [True] * 2
     assert found["reason"].endswith("; nothing was left out that could judge what was trained.")
     results.runs = results.runs[3:]
+    shutil.rmtree(results.folder / "model")
     found, weights = results.select()
     assert weights == "of latteclip"
     assert "all of them were trained, and no image was left out" in found["reason"]

@@ -13,7 +13,7 @@ IS_CLONE = (ROOT / "latteclip").is_dir()
 if IS_CLONE:
     sys.path.insert(0, str(ROOT))
 
-from latteclip.cli import cluster
+from latteclip.cli import cluster, locks
 from latteclip.config import demands, layers, page_settings, rule_inputs, rule_settings
 from latteclip.config.code import sources, templates
 from latteclip.config.configuration import Configuration, as_json

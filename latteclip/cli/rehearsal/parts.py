@@ -28,7 +28,7 @@ PARTS = {"loader": "learning", "training": "learning", "captioner": "captioning"
 def main(arguments: Iterable[str]) -> int:
     """Run a part and write what it measured, or the sentence that says why it could not."""
     name, folder, text = arguments
-    logs.start(None, debug=False)
+    logs.start(debug=False)
     job = from_json(Job, text)
     _claim(name, job)
     # All that the part and its libraries write for themselves is to go with the folder.

@@ -1,0 +1,1 @@
+from support.permissions import open_folder  # noqa: F401
