@@ -185,7 +185,8 @@ def test_what_the_files_say_is_what_the_paper_says(key):
         "test": test,
         "classes": len(classnames(key)),
     }
-    assert values["finetune"] == {"epochs": epochs, "warmup_steps": warmup_steps}
+    schedule = {"epochs": epochs, "warmup_steps": warmup_steps, "steps_multiple_of": 3}
+    assert values["finetune"] == schedule
     assert values["template"] == template
     assert all(
         text.endswith(" concisely, less than 20 words.") for text in values["prompts"].values()

@@ -11,7 +11,7 @@ WHOLE = {
 }
 BROKEN = {
     "half a file": (json.dumps(WHOLE)[:40], "is not valid JSON"),
-    "no object": ("[1]", "lacks dataset, method"),
+    "no object": ("[1]", "is not a JSON object"),
     "a key too few": (json.dumps({k: v for k, v in WHOLE.items() if k != "seed"}), "lacks seed"),
     "a figure that is none": (
         json.dumps({**WHOLE, "acc1": "high"}),

@@ -5,6 +5,7 @@ The demo's models know nothing about photographs: the accuracies mean nothing, a
 
 import csv
 import json
+import math
 import shutil
 
 import pyarrow.parquet as pq
@@ -110,7 +111,7 @@ def test_every_stage_covers_the_photographs(photos):
     assert all(images["caption"] + groups["caption"])
     assert all(len(members) == 4 for members in groups["members"])
     history = parquet(root, "json/latteclip/seed0/history.parquet")
-    assert history["step"] == list(range(n_train // 16))
+    assert history["step"] == list(range(math.ceil(n_train / 16)))
 
 
 @pytest.mark.parametrize("run", ["json/zero_shot", "json/latteclip", "folders/zero_shot"])

@@ -192,6 +192,10 @@ def answered(checkout):
     (folder / "audit" / "test" / "answers.jsonl").write_text('{"plan": "0"}\n')
     (folder / "audit.json").write_text("{}")
 
+NEW_CLIP = {
+    **{"pseudo_label_images": 1, "caption_groups": 1, "summarize_captions": 1},
+    **{"evaluate_zero_shot": 1, "assemble_model": 1, "label_by_captions": 1, **TUNED},
+}
 
 EDITS = {
     "an audit": (answered, {"summarize": 1, "report_dataset": 1}),  # nothing learns from it
@@ -219,13 +223,7 @@ EDITS = {
         in_demo("groups", "gap", value=6),
         {"caption_groups": 1, **NEW_GROUPS},
     ),
-    "template": (
-        in_demo("template", value="{} texture."),
-        {
-            **{"pseudo_label_images": 1, "caption_groups": 1, "summarize_captions": 1},
-            **{"evaluate_zero_shot": 1, "assemble_model": 1, "label_by_captions": 1, **TUNED},
-        },
-    ),
+    "template": (in_demo("template", value="{} texture."), NEW_CLIP),
     "losses.py": (in_file("latteclip/train/objectives/losses.py"), TUNED),
     "mixer.py, of one objective": (
         in_file("latteclip/train/objectives/mixer.py"),
@@ -253,7 +251,7 @@ EDITS = {
         in_file("latteclip/captions/mentions.py"),
         {"summarize_captions": 1, "report_dataset": 1},
     ),
-    "json_files.py": (in_file("latteclip/core/json_files.py"), COLLECTED),
+    "clip_config.py": (in_file("latteclip/data/clip_config.py"), NEW_CLIP),
     "show.py": (in_file("latteclip/captions/show.py"), {}),
     "shard.py, with one shard": (
         in_file("latteclip/captions/shard.py"),
