@@ -56,6 +56,7 @@ def a_training(case, make_objective):
         eps=1e-6,
         weight_decay=0.2,
         batch_norm="frozen",
+        steps_multiple_of=1,
     )
     with ending_in_order("") as signals:
         return Training(

@@ -192,6 +192,7 @@ def answered(checkout):
     (folder / "audit" / "test" / "answers.jsonl").write_text('{"plan": "0"}\n')
     (folder / "audit.json").write_text("{}")
 
+
 NEW_CLIP = {
     **{"pseudo_label_images": 1, "caption_groups": 1, "summarize_captions": 1},
     **{"evaluate_zero_shot": 1, "assemble_model": 1, "label_by_captions": 1, **TUNED},
