@@ -56,13 +56,16 @@ def serve(session: Session, port: int, browser: bool) -> None:
         UserError: another server asks them already, or the port is in use.
     """
     _tell_vanished(session)
-    with _alone(session), AuditServer(session, port) as server:
+    with (
+        _alone(session),
+        AuditServer(session, port) as server,
+        contextlib.suppress(KeyboardInterrupt),
+    ):
         print(f"The audit's page: {server.address}", flush=True)
         print("Answers are kept one by one; Ctrl-C ends, the same command goes on.", flush=True)
         if browser and not webbrowser.open(server.address):
             log.warning("No browser could be opened: open the address yourself.")
-        with contextlib.suppress(KeyboardInterrupt):
-            server.serve_forever()
+        server.serve_forever()
     if len(session.answers.standing()) >= score.FEWEST:
         tell(session)
 

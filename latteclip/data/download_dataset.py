@@ -59,7 +59,7 @@ def download_dataset(dataset: str, settings: DownloadSettings, output: str) -> N
         settings.licence,
         settings.citation,
     )
-    if not any((folder / name).exists() for name in settings.files):
+    if not any(folder.glob("*")):
         refuse_folder(output)  # what lies there was not unpacked from files of this dataset
     kept = "What was fetched is kept, and a rerun goes on from there."
     with ending_in_order(kept), _alone(folder):

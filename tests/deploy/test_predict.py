@@ -416,7 +416,7 @@ def test_any_list_is_classified_or_skipped_or_refused_in_one_sentence(content):
         paths = predict.image_paths(["-"], io.BytesIO(content))
         files = predict.ReadableFiles(paths, lambda image: torch.zeros(3, *image.size))
         assert all(predict._why(path).count("\n") == path.count("\n") for path in paths)
-        return [mark for mark, _ in (files[0, index] for index in range(len(paths)))]
+        return [mark for mark, _ in (files[index] for index in range(len(paths)))]
 
     marks = check("list of predict", read)
     assert marks is None or marks == [-1 - index for index in range(len(marks))]

@@ -326,6 +326,8 @@ def edited(finished):
     for path, (content, stat) in kept.items():
         path.write_bytes(content)
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    shutil.rmtree(finished.root / RESULTS / "audit", ignore_errors=True)
+    (finished.root / RESULTS / "audit.json").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("name", EDITS)
