@@ -393,11 +393,12 @@ def _training_data(place: Place) -> tuple[Any, Any]:
 
 def read_training_data(place: Place) -> Work:
     """What fine-tuning reads before it touches a text or an image, and the batches of an epoch."""
+    from latteclip.core.steps import steps_per_epoch
     from latteclip.train import data as training_data
 
     def work() -> None:
         data, _ = _training_data(place)
-        steps = training_data.steps_per_epoch(data.n_scheduled, 512)
+        steps = steps_per_epoch(data.n_scheduled, 512)
         for _ in training_data.schedule(len(data.paths), 512, steps, 0):
             pass
 

@@ -3,13 +3,13 @@
 Hours are counts of images over rates, which are measured on a machine or worked out on paper.
 """
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from latteclip.config import demands
 from latteclip.config.configuration import Configuration
+from latteclip.core.steps import steps_per_epoch
 
 INDEX = "results/{dataset}/images.parquet"
 # On paper (docs/scaling.md): what a card computes in bf16, TFLOP/s, and the share that is reached.
@@ -162,10 +162,8 @@ def _training(
 def _samples(configuration: Configuration, dataset: str, method: str, n: int) -> int:
     """Images that a fine-tuning sees: whole batches, with all n training images as the scale."""
     section = configuration.method(method, dataset)["finetune"]
-    batch, multiple = min(section["batch_size"], n), section["steps_multiple_of"]
-    steps = math.ceil(math.ceil(n / section["batch_size"]) / multiple) * multiple
-    samples: int = section["epochs"] * steps * batch
-    return samples
+    steps = steps_per_epoch(n, section["batch_size"], section["steps_multiple_of"])
+    return int(section["epochs"]) * steps * min(int(section["batch_size"]), n)
 
 
 def _encoding(

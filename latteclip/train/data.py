@@ -4,7 +4,6 @@ Letters: N training images, C classes.
 """
 
 import itertools
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -202,12 +201,6 @@ def _or_class(
 ) -> list[str]:
     """The captions, an empty one replaced by the class description of its label."""
     return [caption or descriptions[label] for caption, label in zip(captions, labels, strict=True)]
-
-
-def steps_per_epoch(n: int, batch_size: int, multiple: int = 1) -> int:
-    """Batches that hold n images, the last one filled up, and then up to a multiple."""
-    batches = math.ceil(n / batch_size)
-    return math.ceil(batches / multiple) * multiple
 
 
 def schedule(

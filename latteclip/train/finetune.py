@@ -21,6 +21,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import refuse_folder, replacing
 from latteclip.core.progress import Progress
 from latteclip.core.signals import Signals, Terminated, ending_in_order
+from latteclip.core.steps import steps_per_epoch
 from latteclip.train import (
     checkpoints,
     data,
@@ -200,9 +201,7 @@ def _train(
             f"A batch of {min(n, section.batch_size)} images cannot be shared out among "
             f"{parallel.size()} processes; lower processes.finetune."
         )
-    per_epoch = data.steps_per_epoch(
-        inputs.n_scheduled, section.batch_size, section.steps_multiple_of
-    )
+    per_epoch = steps_per_epoch(inputs.n_scheduled, section.batch_size, section.steps_multiple_of)
     total = section.epochs * per_epoch
 
     def schedule() -> Iterator[list[tuple[int, int]]]:

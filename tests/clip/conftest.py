@@ -1,7 +1,9 @@
 import pytest
+import torch
 from support.backbones import CPU, KINDS
 
 from latteclip.clip import model as clips
+from latteclip.clip.classifier import Classifier
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -12,3 +14,12 @@ def kind(request):
 @pytest.fixture
 def clip(backbones, kind):
     return clips.load(backbones[kind], None, CPU)
+
+
+@pytest.fixture(scope="module")
+def saved(backbones, tmp_path_factory):
+    """A tuned model of three classes, with a text tower of transformers."""
+    folder = tmp_path_factory.mktemp("run") / "model"
+    clip = clips.load(backbones["hf_mean"], None, CPU)
+    clips.save(clip, Classifier.of(torch.randn(3, 24)), ["a", "b", "c"], "{}.", folder)
+    return folder

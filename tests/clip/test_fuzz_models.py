@@ -11,27 +11,17 @@ from support.damage import damaged, twisted
 
 from latteclip.clip import encode, tuned
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import Classifier, load_classifier
+from latteclip.clip.classifier import load_classifier
 from latteclip.core import checksums
 from latteclip.core.errors import UserError
 from latteclip.data import clip_config
 
-CLASSNAMES = ["a", "b", "c"]
 DESCRIBING = [
     clip_config.CONFIG,
     "tokenizer_config.json",
     "tokenizer.json",
     f"{clip_config.TOWER}/config.json",
 ]
-
-
-@pytest.fixture(scope="module")
-def saved(backbones, tmp_path_factory):
-    """The folder of a tuned model."""
-    folder = tmp_path_factory.mktemp("run") / "model"
-    clip = clips.load(backbones["hf_mean"], None, CPU)
-    clips.save(clip, Classifier.of(torch.randn(3, 24)), CLASSNAMES, "{}.", folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -2,27 +2,17 @@ import json
 import shutil
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 from support.backbones import CPU
 
 from latteclip.clip import model as clips
 from latteclip.clip import tuned
-from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
+from latteclip.clip.classifier import load_classifier, save_classifier
 from latteclip.core import checksums
 from latteclip.core.errors import UserError
 
 WEIGHTS = "open_clip_model.safetensors"
 CLASSNAMES = ["a", "b", "c"]
-
-
-@pytest.fixture(scope="module")
-def saved(backbones, tmp_path_factory):
-    """A tuned model with a text tower of transformers."""
-    folder = tmp_path_factory.mktemp("run") / "model"
-    clip = clips.load(backbones["hf_mean"], None, CPU)
-    clips.save(clip, Classifier.of(torch.randn(3, 24)), CLASSNAMES, "{}.", folder)
-    return folder
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from support.tiny import ROOT
 
 from latteclip.config import layers, reference, shipped
 from latteclip.config.configuration import Configuration
+from latteclip.core.steps import steps_per_epoch
 from latteclip.core.version import __version__
 from latteclip.deploy import model_card
-from latteclip.train.data import steps_per_epoch
 
 TROUBLES = ROOT / "docs" / "troubleshooting.md"
 STAGES = ROOT / "docs" / "stages.md"

@@ -9,8 +9,9 @@ from support import tiny
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
+from latteclip.core.steps import steps_per_epoch
 from latteclip.train import data as training_data
-from latteclip.train.data import TrainingFiles, schedule, steps_per_epoch
+from latteclip.train.data import TrainingFiles, schedule
 from latteclip.train.texts import TextBank
 
 CLASSNAMES = ["striped", "dotted", "woven"]
