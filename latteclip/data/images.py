@@ -4,13 +4,16 @@ import math
 from pathlib import Path
 from typing import BinaryIO
 
+import pillow_heif
 from PIL import Image, ImageOps
 
 from latteclip.core.errors import UserError
 from latteclip.core.paths import irregular
 
+# HEIC, which phones write. A worker has one core, and no thumbnail stands in for its image.
+pillow_heif.register_heif_opener(thumbnails=False, decode_threads=1)
 # What may be decoded: Pillow knows many more, of which some run programs.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "HEIF", "JPEG2000")
 MAX_PIXELS = 2**27  # of one image: twice 4 bytes each are 1 GiB
 MAX_RATIO = 1000  # of the longer side to the shorter one: a model's input makes the shorter 224
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L")

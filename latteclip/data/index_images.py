@@ -18,7 +18,7 @@ from latteclip.core.files import replacing
 from latteclip.core.progress import Progress
 from latteclip.core.prompts import clean_classnames
 from latteclip.data.images import Decoded, size_of
-from latteclip.data.split_files import Item
+from latteclip.data.split_files import Item, Split
 from latteclip.data.splits import SplitSettings, read_split
 from latteclip.data.workers import Workers
 
@@ -32,9 +32,10 @@ SHOWN = 100  # broken images that the log names
 def index_images(
     folder: str, settings: SplitSettings, output: str, corrupt_output: str, *, threads: int
 ) -> None:
-    """Write the IMAGES table of a dataset, with its class names as metadata.
+    """Write the IMAGES table of a dataset, with class names and `skipped` files as metadata.
 
-    Images that cannot be decoded are left out and listed in a CSV file beside it.
+    Images that cannot be decoded are left out and listed in a CSV file beside it. Files that are no
+    images by their suffix are counted by it.
 
     Raises:
         UserError: the split does not fit its form or the folder, or too many images are broken.
@@ -44,8 +45,9 @@ def index_images(
     classnames = clean_classnames(split.names, settings.classname_replace)
     counts = Counter[str]()
     broken: list[list[str]] = []
+    metadata = {"classnames": classnames, "skipped": split.skipped}
     with (
-        tables.writing(output, tables.IMAGES, {"classnames": classnames}) as add,
+        tables.writing(output, tables.IMAGES, metadata) as add,
         replacing(corrupt_output) as corrupt,
     ):
         for items, decoded in _batches(images, split.items, threads):
@@ -62,7 +64,10 @@ def index_images(
             ]
             add(_columns(images, good, classnames))
         _report(broken, corrupt)
-        _check(broken, len(split.items), counts, settings.max_corrupt, folder)
+        _check(broken, split, counts, settings.max_corrupt, folder)
+    if split.skipped:
+        said = ", ".join(f"{n} {suffix}" for suffix, n in split.skipped.items())
+        log.warning("Left out %d files that are no images: %s.", sum(split.skipped.values()), said)
     seconds = time.monotonic() - started
     log.info(
         "Indexed %d images of %d classes (%d train, %d val, %d test) in %.1f s, %.0f images/s.",
@@ -105,12 +110,13 @@ def _report(broken: Sequence[Sequence[str]], output: Path) -> None:
 
 def _check(
     broken: Sequence[Sequence[str]],
-    n_images: int,
+    split: Split,
     counts: Counter[str],
     max_corrupt: float,
     folder: str,
 ) -> None:
-    """UserError where too many images are broken, or a split has none left."""
+    """UserError where too many images are broken, or a split that is needed has none left."""
+    n_images = len(split.items)
     if len(broken) > max_corrupt * n_images:
         image_id, _, _, reason = broken[0]
         raise UserError(
@@ -118,7 +124,10 @@ def _check(
             f"{max_corrupt:.2%}; the first is {image_id} ({reason}). Replace or remove them, or "
             "raise split.max_corrupt of the dataset."
         )
-    for name, n in (("train", counts["train"] + counts["val"]), ("test", counts["test"])):
+    left = {"train": counts["train"] + counts["val"]}
+    if split.needs_test_images:
+        left["test"] = counts["test"]
+    for name, n in left.items():
         if not n:
             raise UserError(f"{folder} has no usable image in the {name} split.")
     if broken:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_text
 from latteclip.core.json_files import read_object
@@ -54,7 +55,7 @@ class ReportSettings:
 
 @dataclass(frozen=True)
 class Detail:
-    """The method that is shown in detail, on the N test images."""
+    """The method that is shown in detail, on the N evaluated images."""
 
     method: str
     predictions: runs.Ints  # [S, N]
@@ -100,7 +101,8 @@ def report_dataset(
         config=settings.config,
         classnames=classnames,
         train_images=len(train.image_ids),
-        test_images=len(test.image_ids),
+        test_images=len(test.image_ids) if test.is_test_split else 0,
+        skipped=tables.read_metadata(files.images, "image_id").get("skipped", {}),
         labelled=test.labels is not None,
         train_labelled=train.labels is not None,
         rows=rows,
@@ -133,7 +135,7 @@ def report_dataset(
 
 
 def _detail(
-    run_files: Sequence[runs.RunFiles], shown: str | None, test: runs.TestSplit
+    run_files: Sequence[runs.RunFiles], shown: str | None, test: runs.Evaluated
 ) -> Detail | None:
     paths = [run.predictions for run in run_files if run.method == shown and run.predictions]
     if shown is None or not paths:
@@ -207,7 +209,7 @@ def _difference(one: dict[str, Any], other: dict[str, Any], prefix: str = "") ->
 
 
 def _changes(
-    test: runs.TestSplit, detail: Detail | None, classnames: Sequence[str]
+    test: runs.Evaluated, detail: Detail | None, classnames: Sequence[str]
 ) -> dict[str, Any]:
     """What changed on the test split: classes, confusions, single images."""
     if test.labels is None:

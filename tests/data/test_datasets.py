@@ -289,6 +289,8 @@ def test_a_folder_of_ones_own(checkout, tmp_path, layout):
         "no label at all": set(),
     }
     assert labelled == expected[layout]
+    tested = {row["split"] for row in rows if row["split"] == "test"}
+    assert tested == (set() if layout == "no label at all" else {"test"})
 
 
 def test_image_dir_takes_the_place_of_a_known_source(tmp_path):

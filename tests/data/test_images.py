@@ -114,3 +114,51 @@ def test_the_formats_are_those_of_the_suffixes_and_more():
     from latteclip.data.class_folders import IMAGE_SUFFIXES
 
     assert {Image.EXTENSION[suffix] for suffix in IMAGE_SUFFIXES} <= set(images.FORMATS)
+
+
+# What phones write.
+
+
+def phone_picture(path, **options):
+    """A picture that is red on the left and blue on the right, 64 x 48."""
+    picture = Image.new("RGB", (64, 48), "red")
+    picture.paste("blue", (32, 0, 64, 48))
+    picture.save(path, quality=90, **options)
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.HEIF", "a.hif", "a.avif"])
+def test_phone_pictures_are_indexed_upright(tmp_path, name):
+    root = folders(tmp_path / "d")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn: what was on the left is at the top
+    kind = "AVIF" if name.endswith("avif") else "HEIF"
+    phone_picture(root / "cat" / name, exif=exif.tobytes(), format=kind)
+    rows, _, corrupt = index(root, tmp_path)
+    sizes = {row["image_id"]: (row["width"], row["height"]) for row in rows}
+    assert sizes[f"cat/{name}"] == (48, 64) and not corrupt
+    decoded = open_rgb(root / "cat" / name)
+    top, bottom = (decoded.getpixel((24, y)) for y in (8, 56))
+    assert top[0] > 200 > 60 > top[2] and bottom[2] > 200 > 60 > bottom[0]
+
+
+@pytest.mark.parametrize("suffix", ["heic", "avif"])
+def test_a_broken_phone_picture_is_listed(tmp_path, suffix):
+    root = folders(tmp_path / "d")
+    whole = tmp_path / f"whole.{suffix}"
+    Image.effect_noise((128, 128), 90).convert("RGB").save(whole, quality=90)
+    content = whole.read_bytes()
+    (root / "cat" / f"half.{suffix}").write_bytes(content[: len(content) // 2])
+    (root / "cat" / f"text.{suffix}").write_text("no image at all")
+    rows, _, corrupt = index(root, tmp_path, max_corrupt=0.5)
+    assert len(rows) == 20
+    assert [row["image_id"] for row in corrupt] == [f"cat/half.{suffix}", f"cat/text.{suffix}"]
+    assert all(row["reason"] for row in corrupt)
+
+
+@pytest.mark.parametrize("suffix", ["heic", "avif"])
+def test_a_phone_picture_of_too_many_pixels_is_not_decoded(tmp_path, monkeypatch, suffix):
+    root = folders(tmp_path / "d")
+    phone_picture(root / "cat" / f"large.{suffix}")
+    monkeypatch.setattr(images, "MAX_PIXELS", 64 * 48 - 1)
+    with pytest.raises(UserError, match="64 x 48 pixels are more than"):
+        open_rgb(root / "cat" / f"large.{suffix}")
