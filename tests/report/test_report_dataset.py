@@ -120,7 +120,7 @@ def test_an_audit_stands_below_the_accuracies(results, written):
 
 @pytest.mark.parametrize("n_test", [53, 0])
 def test_without_labels_the_page_says_how_to_audit(tmp_path, n_test):
-    page, text = write(Results(tmp_path, labelled=False, n_test=n_test))
+    page, _ = write(Results(tmp_path, labelled=False, n_test=n_test))
     assert "latteclip audit results/made" in page.sections["accuracy"]
     assert ("there is no test split" in page.sections["accuracy"]) == (n_test == 0)
 
@@ -319,7 +319,7 @@ def test_without_labels_their_figures_are_left_out_with_a_note(tmp_path):
     page, _ = write(Results(tmp_path, labelled=False), captions={"image": None})
     for section in ("classes", "confusions", "changes"):
         assert "Left out: the test images have no labels." in page.sections[section]
-    assert "no method has an accuracy" in page.sections["accuracy"]
+    assert "No method has an accuracy" in page.sections["accuracy"]
     assert "only the confidence is known" in page.sections["pseudo-labels"]
     assert [cell[0] for cell in page.column("headline", 2)] == ["–"] * 3  # noqa: RUF001
     assert page.sections["gallery"].count("not known") == 12
