@@ -19,7 +19,6 @@ MAX_RATIO = 1000  # of the longer side to the shorter one: a model's input makes
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L")
 UPRIGHT = (None, 1)  # values of the EXIF orientation
 ORIENTATION = 0x0112
-Decoded = tuple[int, int] | str  # width and height, or why the image cannot be decoded
 
 
 def open_rgb(
@@ -49,10 +48,10 @@ def open_rgb(
         ) from None
 
 
-def size_of(path: str | Path) -> Decoded:
-    """Decode an image file for its width and height; or else the reason, in its own words."""
+def open_or_reason(path: str | Path) -> Image.Image | str:
+    """Decode an image file as `open_rgb` does; or else the reason, in its own words."""
     try:
-        return _decode(path).size
+        return _decode(path)
     except Exception as error:  # as above
         return _reason(error)
 

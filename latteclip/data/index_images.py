@@ -17,7 +17,8 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import replacing
 from latteclip.core.progress import Progress
 from latteclip.core.prompts import clean_classnames
-from latteclip.data.images import Decoded, size_of
+from latteclip.data.fingerprints import FINGERPRINTS, Fingerprint, fingerprint
+from latteclip.data.images import open_or_reason
 from latteclip.data.split_files import Item, Split
 from latteclip.data.splits import SplitSettings, read_split
 from latteclip.data.workers import Workers
@@ -27,12 +28,21 @@ CHUNK = 64  # images that a worker takes at a time
 AHEAD = 3  # chunks that are ready or wait, for each worker
 BATCH = 128 * CHUNK  # images written at a time
 SHOWN = 100  # broken images that the log names
+Decoded = Fingerprint | str  # or why the image cannot be decoded
 
 
 def index_images(
-    folder: str, settings: SplitSettings, output: str, corrupt_output: str, *, threads: int
+    folder: str,
+    settings: SplitSettings,
+    output: str,
+    corrupt_output: str,
+    fingerprints_output: str,
+    *,
+    threads: int,
 ) -> None:
     """Write the IMAGES table of a dataset, with class names and `skipped` files as metadata.
+
+    FINGERPRINTS of the images, by which `find_duplicates` compares them, are written as well.
 
     Images that cannot be decoded are left out and listed in a CSV file beside it. Files that are no
     images by their suffix are counted by it.
@@ -48,13 +58,14 @@ def index_images(
     metadata = {"classnames": classnames, "skipped": split.skipped}
     with (
         tables.writing(output, tables.IMAGES, metadata) as add,
+        tables.writing(fingerprints_output, FINGERPRINTS) as add_fingerprints,
         replacing(corrupt_output) as corrupt,
     ):
         for items, decoded in _batches(images, split.items, threads):
             good = [
-                (item, size)
-                for item, size in zip(items, decoded, strict=True)
-                if not isinstance(size, str)
+                (item, seen)
+                for item, seen in zip(items, decoded, strict=True)
+                if not isinstance(seen, str)
             ]
             counts.update(item.split for item, _ in good)
             broken += [
@@ -63,6 +74,7 @@ def index_images(
                 if isinstance(reason, str)
             ]
             add(_columns(images, good, classnames))
+            add_fingerprints(_fingerprints(good))
         _report(broken, corrupt)
         _check(broken, split, counts, settings.max_corrupt, folder)
     if split.skipped:
@@ -80,7 +92,7 @@ def index_images(
 
 
 def _columns(
-    images: Path, rows: Sequence[tuple[Item, tuple[int, int]]], classnames: Sequence[str]
+    images: Path, rows: Sequence[tuple[Item, Fingerprint]], classnames: Sequence[str]
 ) -> dict[str, list[str | int | None]]:
     """The IMAGES columns of some images."""
     return {
@@ -89,9 +101,24 @@ def _columns(
         "split": [item.split for item, _ in rows],
         "label": [item.label for item, _ in rows],
         "classname": [None if i.label is None else classnames[i.label] for i, _ in rows],
-        "width": [width for _, (width, _) in rows],
-        "height": [height for _, (_, height) in rows],
+        "width": [seen.width for _, seen in rows],
+        "height": [seen.height for _, seen in rows],
     }
+
+
+def _fingerprints(rows: Sequence[tuple[Item, Fingerprint]]) -> dict[str, list[str] | list[bytes]]:
+    """The FINGERPRINTS columns of some images."""
+    return {
+        "image_id": [item.image_id for item, _ in rows],
+        "hashes": [seen.hashes for _, seen in rows],
+        "thumbnail": [seen.thumbnail for _, seen in rows],
+    }
+
+
+def look_at(path: str) -> Decoded:
+    """Decode an image file, and keep of it what the tables hold."""
+    picture = open_or_reason(path)
+    return picture if isinstance(picture, str) else fingerprint(picture)
 
 
 def _path(images: Path, item: Item) -> str:
@@ -140,7 +167,7 @@ def _batches(
     """Items and what became of them, in order, BATCH at a time; decoded with all threads."""
     progress = Progress(len(items), "images")
     with Workers(
-        size_of,
+        look_at,
         threads,
         chunk=CHUNK,
         ahead=AHEAD * threads,

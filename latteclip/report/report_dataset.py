@@ -22,6 +22,7 @@ from latteclip.evaluate.audited import marked, read_audit
 from latteclip.evaluate.metrics import accuracy
 from latteclip.evaluate.results import MARKS, read_metrics, read_selection
 from latteclip.report import dataset_charts, figures, gallery, provenance, render, runs
+from latteclip.report.duplicates import read_duplicates
 
 log = logging.getLogger(__name__)
 TEMPLATE = "report.html"
@@ -40,6 +41,7 @@ class ReportFiles:
     selection: str | None = None  # which model was chosen
     calibrated: str | None = None  # zero-shot classifier without class means
     audit: str | None = None  # what a person's answers say of the models
+    duplicates: str | None = None  # images that show the same picture
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,9 @@ def report_dataset(
         classnames=classnames,
         train_images=len(train.image_ids),
         test_images=len(test.image_ids) if test.is_test_split else 0,
+        duplicates=read_duplicates(files.duplicates, train, test, run_files)
+        if files.duplicates
+        else None,
         skipped=tables.read_metadata(files.images, "image_id").get("skipped", {}),
         labelled=test.labels is not None,
         train_labelled=train.labels is not None,

@@ -40,7 +40,7 @@ class RunFiles:
     seed: int
     metrics: str
     history: str | None = None  # of a trained method
-    predictions: str | None = None  # of the method that the page shows in detail
+    predictions: str | None = None
     gallery: str | None = None  # of one trained run of it: what its model says of training images
 
 

@@ -141,6 +141,7 @@ def run(key, settings):
     download = ["--settings", fetched, "--log", f"{results}/logs/d.log"]
     index = ["--settings", as_json(settings.dataset(key)["split"]), "--threads", "1"]
     outputs = ["--output", f"{results}/images.parquet", "--corrupt", f"{results}/corrupt.csv"]
+    outputs += ["--fingerprints", f"{results}/fingerprints.parquet"]
     return main.main(
         ["download-dataset", "--dataset", key, "--output", data, *download]
     ) or main.main(["index-images", "--folder", data, *index, *outputs])

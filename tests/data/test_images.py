@@ -9,7 +9,7 @@ from support.web import jpeg
 
 from latteclip.core.errors import UserError
 from latteclip.data import images
-from latteclip.data.images import open_rgb, size_of
+from latteclip.data.images import open_or_reason, open_rgb
 
 
 def saved(path, size, **options):
@@ -24,7 +24,7 @@ def test_a_side_that_would_shrink_to_nothing_keeps_a_pixel(tmp_path):
 
 @pytest.mark.parametrize("size", [(1, 6000), (6000, 1)])
 def test_an_image_like_a_thread_is_refused(tmp_path, size):
-    reason = size_of(saved(tmp_path / "thread.jpg", size))
+    reason = open_or_reason(saved(tmp_path / "thread.jpg", size))
     assert reason == f"of {size[0]} x {size[1]} pixels, one side is over 1000 times the other"
 
 
@@ -37,7 +37,7 @@ def png(width, height):
 @pytest.mark.parametrize("size", [(12000, 12000), (60000, 60000), (2**31 - 1, 2**31 - 1)])
 def test_a_bomb_is_refused_before_it_takes_memory(tmp_path, size):
     (tmp_path / "bomb.png").write_bytes(png(*size) + bytes(100))
-    assert isinstance(size_of(tmp_path / "bomb.png"), str)
+    assert isinstance(open_or_reason(tmp_path / "bomb.png"), str)
     with pytest.raises(UserError, match="cannot be decoded"):
         open_rgb(tmp_path / "bomb.png")
 
@@ -46,7 +46,7 @@ def test_what_runs_programs_is_no_image(tmp_path):
     """Pillow hands PostScript to Ghostscript, whatever the file is called."""
     Image.new("RGB", (9, 9)).save(tmp_path / "script.eps")
     (tmp_path / "script.eps").rename(tmp_path / "script.jpg")
-    assert "cannot identify" in size_of(tmp_path / "script.jpg")
+    assert "cannot identify" in open_or_reason(tmp_path / "script.jpg")
 
 
 RAISED = [
