@@ -23,7 +23,7 @@ from latteclip.data.fingerprints import BITS, FINGERPRINTS, THUMBNAIL, VIEWS, in
 log = logging.getLogger(__name__)
 NEIGHBOURS = 8  # images of the nearest hashes that are compared with a view of an image
 DIFFERENT = 72  # bits: no further hash is looked at
-ALIKE = 0.6  # correlation of two thumbnails from which on images are twins
+ALIKE = 0.7  # correlation of two thumbnails from which on images are twins
 CONTRAST = 2.0  # standard deviation in grey levels below which a thumbnail is all one colour
 ALL_PAIRS = 20_000  # so many images are compared with all; of more, with those of PROBES cells
 PROBES = 16
@@ -93,7 +93,7 @@ def twins(hashes: Bytes, thumbnails: Bytes, threads: int) -> tuple[Ints, Floats]
     pairs = np.sort(proposed[:, [0, 2]], axis=1)
     best = np.lexsort((-alike, pairs[:, 1], pairs[:, 0]))
     pairs, where = np.unique(pairs[best], axis=0, return_index=True)
-    return pairs, (1 - alike[best][where]).astype(np.float32)
+    return pairs, (1 - alike[best][where]).clip(min=0).astype(np.float32)
 
 
 def candidates(hashes: Bytes, threads: int) -> Ints:
