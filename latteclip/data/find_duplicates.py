@@ -86,9 +86,10 @@ def twins(hashes: Bytes, thumbnails: Bytes, threads: int) -> tuple[Ints, Floats]
         Rows [P, 2], ascending in each pair, and 1 - correlation [P].
     """
     proposed = candidates(hashes, threads)
-    alike = np.concatenate(
-        [similarity(thumbnails, part) for part in _parts(proposed, PAIRS)] or [np.empty(0)]
-    )
+    alike = np.empty(len(proposed), np.float32)
+    for start in range(0, len(proposed), PAIRS):
+        part = slice(start, start + PAIRS)
+        alike[part] = similarity(thumbnails, proposed[part])
     proposed, alike = proposed[alike >= ALIKE], alike[alike >= ALIKE]
     pairs = np.sort(proposed[:, [0, 2]], axis=1)
     best = np.lexsort((-alike, pairs[:, 1], pairs[:, 0]))
@@ -117,7 +118,7 @@ def candidates(hashes: Bytes, threads: int) -> Ints:
 def _search_index(whole: Bytes) -> Any:
     """An index of N hashes [N, BITS / 8] by their bits that differ."""
     n = len(whole)
-    index = faiss.IndexBinaryFlat(BITS)
+    index: Any = faiss.IndexBinaryFlat(BITS)
     if n > ALL_PAIRS:
         cells = int(4 * math.sqrt(n))
         index = faiss.IndexBinaryIVF(index, BITS, cells)
@@ -152,7 +153,3 @@ def _correlation(one: Floats, other: Floats) -> Floats:
     plain = np.minimum(*deviations) < CONTRAST
     product = (one * other).mean((1, 2))
     return np.where(plain, 0, product / np.maximum(deviations[0] * deviations[1], 1e-6))
-
-
-def _parts(rows: Ints, size: int) -> list[Ints]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]

@@ -81,7 +81,9 @@ def read_duplicates(
         if kind == 1 and one in tested
     }
     return Duplicates(
-        *(kinds.count(kind) for kind in (0, 2, 1)),
+        kinds.count(0),
+        kinds.count(2),
+        kinds.count(1),
         len(leaked),
         _accuracies(evaluated, np.isin(evaluated.image_ids, list(leaked)), run_files),
         _examples(pairs, table["distance"].to_numpy(), path_of | tested),
