@@ -120,3 +120,9 @@ def test_images_that_are_held_out_are_told_to_those_that_must_not_learn_from_the
 def test_the_paper_s_runs_train_on_all_images(configured, name):
     given = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
     assert rule_settings.held_out(configured(**given), "dtd") == 0
+
+
+def test_the_share_of_unknown_images_is_the_dataset_s_own(configured):
+    found = configured(datasets={"demo": {"unknown": {"share": 0.2}}})
+    assert rule_settings.score_unknown(found, "demo") == {"share": 0.2}
+    assert rule_settings.score_unknown(found, "dtd") == {"share": 0.05}

@@ -196,6 +196,7 @@ def answered(checkout):
 NEW_CLIP = {
     **{"pseudo_label_images": 1, "caption_groups": 1, "summarize_captions": 1},
     **{"evaluate_zero_shot": 1, "assemble_model": 1, "label_by_captions": 1, **TUNED},
+    "score_unknown": 1,
 }
 
 EDITS = {
@@ -292,6 +293,10 @@ EDITS = {
     "no image is left out": (
         in_demo("selection", value={"share": 0}),
         {"finetune": 2, "evaluate": 2, **PAGES},
+    ),
+    "share of images that are called unknown": (
+        in_demo("unknown", value={"share": 0.1}),
+        {"score_unknown": 1, "report_dataset": 1},
     ),
     "a module of the pages": (in_file("latteclip/report/figures.py"), {"report_dataset": 1}),
     "a template of the pages": (
