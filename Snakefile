@@ -43,6 +43,12 @@ rule all:
     localrule: True
 
 
+rule labels:
+    input:
+        rule_inputs.labels(configuration),
+    localrule: True
+
+
 onstart:
     refuse_second_run()
     locks.note_run()

@@ -168,6 +168,7 @@ def predict(args: argparse.Namespace) -> int:
         precision=args.precision,
         device=args.device,
         threads=args.threads,
+        unknown=args.unknown,
     )
     return SKIPPED if skipped else 0
 
@@ -210,6 +211,11 @@ def add_predict(sub: argparse.ArgumentParser) -> None:
         default=os.cpu_count(),
         metavar="N",
         help="CPU threads (default: all)",
+    )
+    sub.add_argument(
+        "--unknown",
+        action="store_true",
+        help="mark images that belong to none of the classes (unknown_score, is_unknown)",
     )
     sub.epilog = (
         "Images that cannot be decoded are reported on stderr and left out; the exit status is "

@@ -14,6 +14,7 @@ STAGES = {
     "scores": ("dtd",),
     "groups": ("dtd",),
     "label_by_captions": ("dtd",),
+    "score_unknown": ("dtd",),
     "finetune": ("dtd", "latteclip"),
     "evaluate": ("dtd",),
     "propagate_labels": ("dtd", "label_propagation"),
@@ -37,6 +38,7 @@ STAGES = {
             {"clip": {"precision": "fp16"}},
             {"pseudo_label_images", "label_by_captions", "finetune", "evaluate"},
         ),
+        ({"unknown": {"share": 0.2}}, {"score_unknown"}),
         ({"captioner": {"max_new_tokens": 9}}, {"captioner"}),
         ({"groups": {"gap": 9}}, {"groups"}),
         ({"scores": {"topk": 9}}, {"scores"}),
@@ -120,9 +122,3 @@ def test_images_that_are_held_out_are_told_to_those_that_must_not_learn_from_the
 def test_the_paper_s_runs_train_on_all_images(configured, name):
     given = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
     assert rule_settings.held_out(configured(**given), "dtd") == 0
-
-
-def test_the_share_of_unknown_images_is_the_dataset_s_own(configured):
-    found = configured(datasets={"demo": {"unknown": {"share": 0.2}}})
-    assert rule_settings.score_unknown(found, "demo") == {"share": 0.2}
-    assert rule_settings.score_unknown(found, "dtd") == {"share": 0.05}
