@@ -342,6 +342,22 @@ def test_an_edit_reruns_what_depends_on_it_and_nothing_else(edited, name):
     assert planned(edited) == wanted
 
 
+@pytest.mark.parametrize(
+    ("config", "votes"),
+    [([], "caption_images"), (["scores={'kind': 'likelihood'}"], "score_classes")],
+)
+def test_the_target_labels_stops_at_labels_and_a_classifier(checkout, config, votes):
+    """Whatever the methods read: zero-shot asks for no captions."""
+    given = ["dataset=demo", "method=zero_shot", *config]
+    run = checkout.snakemake("labels", "--dry-run", "--config", *given)
+    assert run.returncode == 0, run.stdout
+    jobs = set(re.findall(r"^(?:local)?rule (\w+):", run.stdout, re.MULTILINE))
+    assert jobs == {
+        *("generate_textures", "index_images", "pseudo_label_images", votes),
+        *("label_by_captions", "score_unknown", "assemble_model", "labels"),
+    }
+
+
 def test_an_added_seed_runs_alone(finished):
     assert planned(finished, "seeds=2") == TUNED
 
