@@ -110,11 +110,9 @@ class Classifier:
             encoded(clip, ReadableFiles(paths, clip.preprocess), self.batch_size, self.threads)
             for clip in encoders
         ]
-        for (marks, features), *other in zip(*passes, strict=True):
-            if not other:
-                yield marks, features, None
-            for again, others in other:
-                yield torch.minimum(marks, again), features, others  # a file may vanish in between
+        for (marks, features), *rest in zip(*passes, strict=True):
+            again, others = rest[0] if rest else (marks, None)
+            yield torch.minimum(marks, again), features, others  # a file may vanish in between
 
     def _predict(self, paths: list[str], features: torch.Tensor, topk: int) -> list[Prediction]:
         """Predictions of B images from their features [B, D]."""
@@ -219,9 +217,8 @@ def predict(
     """
     if topk < 1 or batch_size < 1:
         raise UserError(f"--topk {topk} and --batch-size {batch_size} must both be at least 1.")
-    written = writing(
-        output, topk, unknown=unknown
-    )  # first, so that a bad suffix is refused before the work
+    # First, so that a bad suffix is refused before the work.
+    written = writing(output, topk, unknown=unknown)
     paths = image_paths(words, sys.stdin.buffer)
     classifier = Classifier(
         model,
