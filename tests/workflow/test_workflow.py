@@ -197,6 +197,7 @@ def answered(checkout):
 NEW_CLIP = {
     **{"pseudo_label_images": 1, "caption_groups": 1, "summarize_captions": 1},
     **{"evaluate_zero_shot": 1, "assemble_model": 1, "label_by_captions": 1, **TUNED},
+    "score_unknown": 1,
 }
 
 EDITS = {
@@ -298,6 +299,10 @@ EDITS = {
         in_file("latteclip/data/find_duplicates.py"),
         {"find_duplicates": 1, "report_dataset": 1},
     ),
+    "share of images that are called unknown": (
+        in_demo("unknown", value={"share": 0.1}),
+        {"score_unknown": 1, "report_dataset": 1},
+    ),
     "a module of the pages": (in_file("latteclip/report/figures.py"), {"report_dataset": 1}),
     "a template of the pages": (
         in_file("latteclip/report/templates/page.css"),
@@ -340,6 +345,22 @@ def test_an_edit_reruns_what_depends_on_it_and_nothing_else(edited, name):
     change, wanted = EDITS[name]
     change(edited)
     assert planned(edited) == wanted
+
+
+@pytest.mark.parametrize(
+    ("config", "votes"),
+    [([], "caption_images"), (["scores={'kind': 'likelihood'}"], "score_classes")],
+)
+def test_the_target_labels_stops_at_labels_and_a_classifier(checkout, config, votes):
+    """Whatever the methods read: zero-shot asks for no captions."""
+    given = ["dataset=demo", "method=zero_shot", *config]
+    run = checkout.snakemake("labels", "--dry-run", "--config", *given)
+    assert run.returncode == 0, run.stdout
+    jobs = set(re.findall(r"^(?:local)?rule (\w+):", run.stdout, re.MULTILINE))
+    assert jobs == {
+        *("generate_textures", "index_images", "pseudo_label_images", votes),
+        *("label_by_captions", "score_unknown", "assemble_model", "labels"),
+    }
 
 
 def test_an_added_seed_runs_alone(finished):
