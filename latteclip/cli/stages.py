@@ -288,6 +288,7 @@ def report_dataset(args: argparse.Namespace) -> None:
             args.selection,
             args.calibrated,
             args.audit,
+            args.unknown,
         ),
         runs.run_files(args.runs),
         from_json(dataset_report.ReportSettings, args.settings),
@@ -300,7 +301,7 @@ def index_results(args: argparse.Namespace) -> None:
     from latteclip.report import index_results as results_index
 
     settings = from_json(results_index.IndexSettings, args.settings)
-    results_index.index_results(args.metrics, args.selections, settings, args.output)
+    results_index.index_results(args.metrics, args.selections, args.audits, settings, args.output)
 
 
 # Options that several commands share; everything else is a required string.
@@ -429,9 +430,10 @@ COMMANDS: dict[Command, list[str]] = {
         "selection?",
         "calibrated?",
         "audit?",
+        "unknown?",
         "runs",
         "settings",
         "output",
     ],
-    index_results: ["metrics...", "selections", "settings", "output"],
+    index_results: ["metrics...", "selections", "audits", "settings", "output"],
 }

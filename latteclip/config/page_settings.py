@@ -43,21 +43,24 @@ def shown_method(configuration: Configuration) -> str | None:
 
 
 def runs(configuration: Configuration, dataset: str) -> list[dict[str, Any]]:
-    """What a page reads of each run: the metrics and history of all, and more of one method."""
+    """What a page reads of each run; of one, what it says of some training images, too."""
     shown = shown_method(configuration)
     of_dataset = configuration.runs(dataset)
     first = min((seed for method, seed in of_dataset if method == shown), default=None)
     found = []
     for method, seed in of_dataset:
         folder = f"results/{dataset}/{method}/seed{seed}"
-        run = {"method": method, "seed": seed, "metrics": f"{folder}/metrics.json"}
+        run = {
+            "method": method,
+            "seed": seed,
+            "metrics": f"{folder}/metrics.json",
+            "predictions": f"{folder}/predictions.parquet",
+        }
         trained = configuration.is_trained(method)
         if trained:
             run["history"] = f"{folder}/history.parquet"
-        if method == shown:
-            run["predictions"] = f"{folder}/predictions.parquet"
-            if seed == first and trained:
-                run["gallery"] = f"{folder}/gallery.parquet"
+        if method == shown and seed == first and trained:
+            run["gallery"] = f"{folder}/gallery.parquet"
         found.append(run)
     return found
 

@@ -3,7 +3,6 @@
 Letters: S seeds, N images, C classes.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from latteclip.captions.mentions import mentions
 from latteclip.evaluate.metrics import recalls
 from latteclip.evaluate.summary import known, summary
 from latteclip.report.runs import Floats, Ints
@@ -211,17 +209,28 @@ def moved(
     happened = (right & ~was) if improved else (~right & was)
     counts = happened.sum(axis=0)
     strength = np.where(happened, margins, 0).sum(axis=0)
-    order = [int(i) for i in np.lexsort((-strength, -counts)) if counts[i]]
-    seen: Counter[int] = Counter()
-    turns = []
-    for place, i in enumerate(order):
-        turns.append((seen[int(labels[i])], place, i))
-        seen[int(labels[i])] += 1
-    chosen = [i for _, _, i in sorted(turns)[:n]]
+    order = np.lexsort((-strength, -counts))
+    chosen = taking_turns(order[counts[order] > 0], labels, n)
     return [
         Moved(i, int(before[i]), int(after[np.argmax(happened[:, i]), i]), int(counts[i]))
         for i in chosen
     ]
+
+
+def taking_turns(order: Ints, classes: Ints, n: int) -> list[int]:
+    """The first n images of an order, none of a class before all others had as many.
+
+    Args:
+        order: numbers of images, the best first.
+        classes: [N] of all images.
+        n: how many at most.
+    """
+    own = classes[order]
+    by_class = np.argsort(own, kind="stable")
+    counts = np.bincount(own)
+    turns = np.empty(len(order), np.int_)
+    turns[by_class] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return [int(i) for i in order[np.argsort(turns, kind="stable")[:n]]]
 
 
 @dataclass(frozen=True)
@@ -243,18 +252,16 @@ class CaptionStatistics:
 
 def caption_statistics(
     summary: Mapping[str, Any],
-    captions: Sequence[str],
-    pseudo_names: Sequence[str],
-    names: Sequence[str] | None,
+    names_pseudo_label: float | None,
+    names_label: float | None,
     n_frequent: int = 5,
 ) -> CaptionStatistics:
     """Captions of one kind in numbers: those of their summary, and what needs labels.
 
     Args:
         summary: of this kind in captions/summary.json.
-        captions: N texts, empty where there is none.
-        pseudo_names: class name of each one's pseudo-label.
-        names: true class name of each, where all are known.
+        names_pseudo_label: percent of the texts that hold the name of their pseudo-label.
+        names_label: percent that hold the name of their true class.
         n_frequent: how many of the most frequent texts are kept.
     """
     return CaptionStatistics(
@@ -263,16 +270,7 @@ def caption_statistics(
         words=summary["words"].get("mean"),
         tokens=summary["tokens"].get("mean"),
         names_class=100 * summary["share_naming_a_class"],
-        names_pseudo_label=_naming(captions, pseudo_names),
-        names_label=_naming(captions, names),
+        names_pseudo_label=names_pseudo_label,
+        names_label=names_label,
         frequent=[(row["caption"], row["times"]) for row in summary["most_repeated"][:n_frequent]],
     )
-
-
-def _naming(captions: Sequence[str], names: Sequence[str] | None) -> float | None:
-    """Share of the texts that hold the name given for them, in percent."""
-    if names is None or not any(captions):
-        return None
-    holds = {name: mentions([name]) for name in set(names)}
-    hits = [holds[name](text) for text, name in zip(captions, names, strict=True) if text]
-    return 100 * sum(hits) / len(hits)

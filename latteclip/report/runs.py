@@ -1,9 +1,8 @@
 """What the pages read of the runs: splits, predictions and histories.
 
-Letters: S seeds, N test images, C classes.
+Letters: N images, C classes.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,7 @@ from latteclip.evaluate import gallery_images
 
 Ints = npt.NDArray[np.int_]
 Floats = npt.NDArray[np.float64]
+PIECE = 100_000  # rows of a table that are read at a time
 # The columns of a training's history that are drawn.
 DRAWN = (
     "loss",
@@ -40,7 +40,7 @@ class RunFiles:
     seed: int
     metrics: str
     history: str | None = None  # of a trained method
-    predictions: str | None = None  # of the method that the page shows in detail
+    predictions: str | None = None
     gallery: str | None = None  # of one trained run of it: what its model says of training images
 
 
@@ -54,28 +54,46 @@ def run_files(text: str) -> list[RunFiles]:
 
 
 @dataclass(frozen=True)
-class TestSplit:
-    """The N test images, in the order of the index."""
+class Split:
+    """The N images of a split, in the order of the index, and what zero-shot CLIP says of them.
 
-    image_ids: list[str]
-    paths: list[str]
+    Names stay in Arrow's memory: as Python objects, those of a million images take 200 MB.
+    """
+
+    name: str  # "test" or "training"
+    image_ids: pa.ChunkedArray
+    paths: pa.ChunkedArray
     labels: Ints | None  # [N], None where any is unknown
-    before: Ints  # [N], the predictions of the pretrained model
+    pseudo_labels: Ints  # [N]
+    confidence: Floats  # [N]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def image_id(self, i: int) -> str:
+        return str(self.image_ids[i])
+
+    def path(self, i: int) -> str:
+        return str(self.paths[i])
+
+    def rows_of(self, image_ids: pa.ChunkedArray | pa.Array, source: str) -> Ints:
+        """The places of images in the split.
+
+        Raises:
+            UserError: one is not there; `source` names it.
+        """
+        rows = pc.index_in(image_ids, self.image_ids)
+        if rows.null_count:
+            name = image_ids.filter(pc.is_null(rows))[0]
+            raise UserError(
+                f"{source} names the image {str(name)!r}, which is not among the {self.name} "
+                "images of the index; rerun its stage."
+            )
+        return rows.to_numpy()
 
 
-@dataclass(frozen=True)
-class TrainingSplit:
-    """The training images, in the order of the index, and what zero-shot CLIP says of them."""
-
-    image_ids: list[str]
-    paths: list[str]
-    labels: Ints | None  # None where any is unknown
-    pseudo_labels: Ints
-    confidence: Floats
-
-
-def read_splits(images: str, pseudo_labels: str) -> tuple[TrainingSplit, TestSplit, list[str]]:
-    """Both splits of an index, and the C class names.
+def read_splits(images: str, pseudo_labels: str) -> tuple[Split, Split, list[str]]:
+    """The training and the test images of an index, and the C class names.
 
     Raises:
         UserError: the two tables are not of the same images.
@@ -84,21 +102,17 @@ def read_splits(images: str, pseudo_labels: str) -> tuple[TrainingSplit, TestSpl
     index, classnames = gallery_images.read_index(images, pseudo_labels, columns)
     is_test = pc.equal(index["split"], "test")
     train, test = index.filter(pc.invert(is_test)), index.filter(is_test)
-    return (
-        TrainingSplit(
-            train["image_id"].to_pylist(),
-            train["path"].to_pylist(),
-            _labels(train),
-            train["pseudo_label"].to_numpy(),
-            train["confidence"].to_numpy().astype(np.float64),
-        ),
-        TestSplit(
-            test["image_id"].to_pylist(),
-            test["path"].to_pylist(),
-            _labels(test),
-            test["pseudo_label"].to_numpy(),
-        ),
-        classnames,
+    return _split("training", train), _split("test", test), classnames
+
+
+def _split(name: str, table: pa.Table) -> Split:
+    return Split(
+        name,
+        table["image_id"],
+        table["path"],
+        _labels(table),
+        table["pseudo_label"].to_numpy(),
+        table["confidence"].to_numpy().astype(np.float64),
     )
 
 
@@ -107,22 +121,44 @@ def _labels(table: pa.Table) -> Ints | None:
     return None if column.null_count or not len(column) else column.to_numpy()
 
 
-def read_predictions(paths: Sequence[str], test: TestSplit) -> tuple[Ints, Floats]:
-    """Predictions of S runs [S, N], and by how much each beats the second best class [S, N].
+@dataclass(frozen=True)
+class Said:
+    """What a run says of the N images of a split."""
+
+    predictions: Ints  # [N]
+    seconds: Ints  # [N], the second best classes
+    margins: Floats  # [N], by how much the best class beats the second
+
+
+def read_labels(path: str, split: Split) -> Ints:
+    """The predictions of a run [N].
 
     Raises:
-        UserError: a file is not of the test images.
+        UserError: the file is not of the images of the split.
     """
-    predictions, margins = [], []
-    for path in paths:
-        table, _ = tables.read(path, tables.PREDICTIONS, ["image_id", "prediction", "topk_scores"])
-        if table["image_id"].to_pylist() != test.image_ids:
-            raise UserError(f"{path} is not of the test images of the index; rerun its stage.")
-        predictions.append(table["prediction"].to_numpy())
-        best = pc.list_element(table["topk_scores"], 0).to_numpy()
-        second = pc.list_element(table["topk_scores"], 1).to_numpy()
-        margins.append((best - second).astype(np.float64))
-    return np.stack(predictions), np.stack(margins)
+    table, _ = tables.read(path, tables.PREDICTIONS, ["image_id", "prediction"])
+    if not table["image_id"].equals(split.image_ids):
+        raise UserError(f"{path} is not of the {split.name} images of the index; rerun its stage.")
+    return table["prediction"].to_numpy()
+
+
+def read_said(path: str, split: Split) -> Said:
+    """The predictions of a run, and how sure it is of each.
+
+    Raises:
+        UserError: as of `read_labels`.
+    """
+    predictions = read_labels(path, split)
+    seconds, margins = [np.empty(0, np.int32)], [np.empty(0)]
+    pieces = tables.read_pieces(path, tables.PREDICTIONS, ["topk_labels", "topk_scores"], PIECE)
+    for piece in pieces:
+        seconds.append(pc.list_element(piece["topk_labels"], 1).to_numpy())
+        best, second = (
+            pc.list_element(piece["topk_scores"], rank).to_numpy().astype(np.float64)
+            for rank in (0, 1)
+        )
+        margins.append(best - second)
+    return Said(predictions, np.concatenate(seconds), np.concatenate(margins))
 
 
 def read_curves(path: str, points: int) -> dict[str, Floats]:

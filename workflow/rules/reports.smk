@@ -18,6 +18,7 @@ rule report_dataset:
         selection=given(rule_inputs.selection_if_any),
         calibrated=given(rule_inputs.calibrated_if_run),
         audit=given(rule_inputs.audit_if_any),
+        unknown=given(rule_inputs.unknown_if_any),
         templates=templates(),
         code=sources("latteclip.report.report_dataset"),
     output:
@@ -36,7 +37,7 @@ rule report_dataset:
         runtime=minutes("report_dataset"),
     params:
         captions=options("image_captions", "group_captions", "caption_summary"),
-        choice=options("selection", "calibrated", "audit"),
+        choice=options("selection", "calibrated", "audit", "unknown"),
         runs=given_json(page_settings.runs),
         settings=given(page_settings.report_dataset),
     shell:
@@ -49,6 +50,7 @@ rule index_results:
     input:
         metrics=rules.summarize.input.metrics,
         selections=rules.summarize.input.selections,
+        audits=rules.summarize.input.audits,
         templates=templates(),
         code=sources("latteclip.report.index_results"),
     output:
@@ -66,5 +68,5 @@ rule index_results:
     params:
         settings=given_json(page_settings.index_results),
     shell:
-        "latteclip index-results {input.metrics} --selections {input.selections}"
+        "latteclip index-results {input.metrics} --selections {input.selections} --audits {input.audits}"
         " --settings {params.settings:q} --output {output} --log {log}"
