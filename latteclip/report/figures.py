@@ -14,6 +14,8 @@ from latteclip.evaluate.metrics import recalls
 from latteclip.evaluate.summary import known, summary
 from latteclip.report.runs import Floats, Ints
 
+VISIBLE = 0.05  # points: a smaller change is written as none
+
 
 @dataclass(frozen=True)
 class Row:
@@ -109,32 +111,49 @@ class Pair:
     after: float
 
 
-def confusion(labels: Ints, predictions: Ints, c: int) -> Floats:
-    """Share of the images of each class (row) that are given each class (column) [C, C].
+def confusion(labels: Ints, predictions: Ints, classes: Sequence[int]) -> Floats:
+    """Share of the images of each of K classes (row) that are given each of them (column) [K, K].
 
     Args:
         labels: [N].
         predictions: [S, N]; the mean over seeds is taken.
-        c: number of classes; the row of one without images is zero.
+        classes: K classes; the row of one without images is zero.
     """
-    counts = np.zeros((c, c))
-    for one in predictions:
-        counts += np.bincount(labels * c + one, minlength=c * c).reshape(c, c)
-    shares: Floats = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    k = len(classes)
+    place = np.full(1 + max(labels.max(), predictions.max(), *classes), -1)
+    place[list(classes)] = np.arange(k)
+    rows = place[labels]
+    counts = np.zeros(k * k)
+    for columns in place[predictions]:
+        inside = (rows >= 0) & (columns >= 0)
+        counts += np.bincount(rows[inside] * k + columns[inside], minlength=k * k)
+    images = np.bincount(rows[rows >= 0], minlength=k)[:, None]
+    shares: Floats = counts.reshape(k, k) / (len(predictions) * np.maximum(images, 1))
     return shares
 
 
-def worst_pairs(before: Floats, after: Floats, n: int) -> list[Pair]:
-    """The n largest confusions after tuning, from matrices of `confusion` [C, C]."""
-    c = len(after)
-    wrong = after.copy()
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:n]
-    return [
-        Pair(i, j, 100 * float(before[i, j]), 100 * float(after[i, j]))
-        for i, j in (divmod(int(flat), c) for flat in order)
-        if wrong[i, j] > 0
-    ]
+def worst_pairs(labels: Ints, before: Ints, after: Ints, c: int, n: int) -> list[Pair]:
+    """The n largest confusions after tuning; pairs that do not occur take no memory.
+
+    Args:
+        labels: [N].
+        before: [N] predictions of the pretrained model.
+        after: [S, N] predictions of a method; the mean over seeds is taken.
+        c: number of classes.
+        n: how many at most.
+    """
+    sizes = np.bincount(labels, minlength=c)
+    pairs, counts = np.unique(labels.astype(np.int64) * c + after, return_counts=True)
+    true, predicted = np.divmod(pairs, c)
+    shares = counts / (len(after) * sizes[true])
+    wrong = np.flatnonzero(true != predicted)
+    found = []
+    for i in wrong[np.argsort(-shares[wrong], kind="stable")[:n]]:
+        was = ((labels == true[i]) & (before == predicted[i])).sum() / sizes[true[i]]
+        found.append(
+            Pair(int(true[i]), int(predicted[i]), 100 * float(was), 100 * float(shares[i]))
+        )
+    return found
 
 
 def classes_of(pairs: Sequence[Pair], n: int) -> list[int]:

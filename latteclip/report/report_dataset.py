@@ -31,6 +31,7 @@ from latteclip.report import (
     runs,
     thumbnails,
 )
+from latteclip.report.opinions import ROWS
 
 log = logging.getLogger(__name__)
 TEMPLATE = "report.html"
@@ -79,7 +80,7 @@ def report_dataset(
 ) -> None:
     """Write the page of a dataset, one HTML file that needs no network.
 
-    Without labels it shows what the methods say instead of how often they are right. Where captions,
+    Without labels it shows what the methods say, not how often they are right. Where captions,
     a trained method or a second method are missing, the parts that need them are left out, and a
     note says so.
 
@@ -257,20 +258,21 @@ def _difference(one: dict[str, Any], other: dict[str, Any], prefix: str = "") ->
 def _changes(split: runs.Split, detail: Detail | None, classnames: Sequence[str]) -> dict[str, Any]:
     """What changed on images with labels: classes, confusions, single images."""
     if split.labels is None:
-        return {"classes": [], "pairs": [], "matrix": None, "improved": [], "hurt": []}
+        return {}
     before = split.pseudo_labels
     after = before[None] if detail is None else detail.predictions  # [S, N]
-    c = len(classnames)
-    old = figures.confusion(split.labels, before[None], c)
-    new = figures.confusion(split.labels, after, c)
-    pairs = figures.worst_pairs(old, new, WORST_PAIRS)
+    pairs = figures.worst_pairs(split.labels, before, after, len(classnames), WORST_PAIRS)
     inside = figures.classes_of(pairs, MATRIX_CLASSES)
+    classes = figures.class_changes(split.labels, before, after, classnames)
     changes: dict[str, Any] = {
-        "classes": figures.class_changes(split.labels, before, after, classnames),
+        "classes": classes[: ROWS // 2] + classes[ROWS // 2 :][-(ROWS // 2) :],
+        "gained": sum(row.change > figures.VISIBLE for row in classes),
+        "lost": sum(row.change < -figures.VISIBLE for row in classes),
+        "of": len(classes),
         "pairs": pairs,
         "matrix": {
             "classes": inside,
-            "shares": (100 * new[np.ix_(inside, inside)]).tolist(),
+            "shares": (100 * figures.confusion(split.labels, after, inside)).tolist(),
         }
         if inside
         else None,

@@ -22,7 +22,7 @@ def test_only_the_first_seed_of_the_shown_method_is_shown_in_full(configured):
     found = configured(method="zero_shot,latteclip", seeds="3,1")
     runs = page_settings.runs(found, "demo")
     assert [sorted(run) for run in runs] == [
-        ["method", "metrics", "seed"],
+        ["method", "metrics", "predictions", "seed"],
         ["history", "method", "metrics", "predictions", "seed"],
         ["gallery", "history", "method", "metrics", "predictions", "seed"],
     ]
