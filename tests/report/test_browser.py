@@ -194,7 +194,6 @@ def test_texts_stand_out_from_what_is_behind_them(visit, name, scheme):
 @pytest.mark.parametrize("name", PAGES)
 def test_nobody_is_kept_out(visit, axe, name, width, scheme):
     page = visit(name, width, color_scheme=scheme)
-    assert violations(page, axe) == []
     for item in page.locator("details").all():
         item.evaluate("item => item.open = true")
     assert violations(page, axe) == []
@@ -238,7 +237,7 @@ def test_classes_are_found_by_their_name(browser, tmp_path, visit):
     context = browser.new_context(offline=True)
     page = context.new_page()
     page.goto((tmp_path / "report.html").as_uri())
-    page.get_by_label("Find a class").fill("B 7")
+    page.locator("#classes").get_by_label("Find a class").fill("B 7")
     shown = page.locator("#per-class tbody tr:visible")
     assert shown.count() == 1
     assert shown.locator("th").inner_text() == "b 7"
