@@ -376,7 +376,7 @@ def report_dataset(place: Place) -> Work:
     runs = [
         RunFiles(name, 0, place.file("metrics.json"), predictions=found[name]) for name in found
     ]
-    methods = {name: {} for name in found}
+    methods: dict[str, Any] = {name: {} for name in found}
     settings = dataset_report.ReportSettings(
         "scale", "zero_shot", "other", {"methods": methods}, []
     )

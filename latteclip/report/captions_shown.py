@@ -66,7 +66,8 @@ def read_image_captions(
     ids, metadata = tables.read(path, tables.CAPTIONS, ["id"])
     rows = train.rows_of(ids["id"], path)
     by_pseudo_label, by_label = Naming(classnames), Naming(classnames)
-    wanted, texts, start = set(chosen), {}, 0
+    wanted, start = set(chosen), 0
+    texts: dict[int, str] = {}
     for piece in tables.read_pieces(path, tables.CAPTIONS, ["caption"], PIECE):
         captions = piece["caption"].to_pylist()
         own = rows[start : start + len(captions)]

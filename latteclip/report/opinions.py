@@ -31,11 +31,13 @@ class Opinions:
 
     @property
     def before(self) -> Ints:
-        return self.labels[self.base]
+        found: Ints = self.labels[self.base]
+        return found
 
     @property
     def after(self) -> Ints:
-        return self.labels[self.main]
+        found: Ints = self.labels[self.main]
+        return found
 
     @property
     def answers(self) -> Ints:

@@ -6,7 +6,7 @@ Letters: S seeds, N images, C classes.
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -88,7 +88,8 @@ def report_dataset(
         UserError: an input is missing or does not fit the others.
     """
     train, test, classnames = runs.read_splits(files.images, files.pseudo_labels)
-    split = test if len(test) else train  # the images that methods are evaluated on
+    # The images that methods are evaluated on; of what was trained on, labels say no accuracy.
+    split = test if len(test) else replace(train, labels=None)
     audit = read_audit(files.audit) if files.audit else None
     metrics = marked(
         [read_metrics(run.metrics) for run in run_files],

@@ -89,7 +89,8 @@ class Split:
                 f"{source} names the image {str(name)!r}, which is not among the {self.name} "
                 "images of the index; rerun its stage."
             )
-        return rows.to_numpy()
+        found: Ints = rows.to_numpy()
+        return found
 
 
 def read_splits(images: str, pseudo_labels: str) -> tuple[Split, Split, list[str]]:
@@ -139,7 +140,8 @@ def read_labels(path: str, split: Split) -> Ints:
     table, _ = tables.read(path, tables.PREDICTIONS, ["image_id", "prediction"])
     if not table["image_id"].equals(split.image_ids):
         raise UserError(f"{path} is not of the {split.name} images of the index; rerun its stage.")
-    return table["prediction"].to_numpy()
+    predictions: Ints = table["prediction"].to_numpy()
+    return predictions
 
 
 def read_said(path: str, split: Split) -> Said:
