@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_text
 from latteclip.core.json_files import read_object
@@ -31,6 +32,7 @@ from latteclip.report import (
     runs,
     thumbnails,
 )
+from latteclip.report.duplicates import read_duplicates
 from latteclip.report.opinions import ROWS
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class ReportFiles:
     calibrated: str | None = None  # zero-shot classifier without class means
     audit: str | None = None  # what a person's answers say of the models
     unknown: str | None = None  # scores by which images belong to none of the classes
+    duplicates: str | None = None  # images that show the same picture
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,10 @@ def report_dataset(
         classnames=classnames,
         train_images=len(train),
         test_images=len(test),
+        duplicates=read_duplicates(files.duplicates, train, test, run_files)
+        if files.duplicates
+        else None,
+        skipped=tables.read_metadata(files.images, "image_id").get("skipped", {}),
         split=split,
         labelled=split.labels is not None,
         train_labelled=train.labels is not None,

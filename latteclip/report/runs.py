@@ -76,20 +76,25 @@ class Split:
     def path(self, i: int) -> str:
         return str(self.paths[i])
 
+    def places(self, image_ids: pa.ChunkedArray | pa.Array) -> Ints:
+        """Where images are in the split; -1: they are not."""
+        rows = pc.fill_null(pc.index_in(image_ids, self.image_ids), -1)
+        found: Ints = rows.to_numpy()
+        return found
+
     def rows_of(self, image_ids: pa.ChunkedArray | pa.Array, source: str) -> Ints:
-        """The places of images in the split.
+        """Where images are in the split.
 
         Raises:
             UserError: one is not there; `source` names it.
         """
-        rows = pc.index_in(image_ids, self.image_ids)
-        if rows.null_count:
-            name = image_ids.filter(pc.is_null(rows))[0]
+        found = self.places(image_ids)
+        if (found < 0).any():
+            name = image_ids[int(np.argmin(found))].as_py()
             raise UserError(
-                f"{source} names the image {str(name)!r}, which is not among the {self.name} "
-                "images of the index; rerun its stage."
+                f"{source} names the image {name!r}, which is not among the {self.name} images of "
+                "the index; rerun its stage."
             )
-        found: Ints = rows.to_numpy()
         return found
 
 

@@ -127,18 +127,16 @@ def _found(
     names: pa.ChunkedArray, scores: Floats, splits: Sequence[Split], path: str
 ) -> list[Thumbnail]:
     """Images by their names, with what zero-shot CLIP says of them."""
-    rows = [pc.index_in(names, split.image_ids).to_pylist() for split in splits]
+    places = [split.places(names) for split in splits]
     found = []
-    for place, (name, score) in enumerate(zip(names.to_pylist(), scores.tolist(), strict=True)):
+    for number, (name, score) in enumerate(zip(names.to_pylist(), scores.tolist(), strict=True)):
         holding = [
-            (split, own[place])
-            for split, own in zip(splits, rows, strict=True)
-            if own[place] is not None
+            (split, int(own[number]))
+            for split, own in zip(splits, places, strict=True)
+            if own[number] >= 0
         ]
         if not holding:
-            raise UserError(
-                f"{path} names the image {name!r}, which the index lacks; {remedy(path)}."
-            )
+            raise UserError(f"{path} names {name!r}, which the index lacks; {remedy(path)}.")
         split, i = holding[0]
         found.append(
             Thumbnail(

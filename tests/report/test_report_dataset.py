@@ -120,9 +120,28 @@ def test_an_audit_stands_below_the_accuracies(results, written):
     assert "audit" not in written[0].tables
 
 
-def test_without_labels_the_page_says_how_to_audit(tmp_path):
-    page, _ = write(Results(tmp_path, labelled=False))
+@pytest.mark.parametrize("n_test", [53, 0])
+def test_without_labels_the_page_says_how_to_audit(tmp_path, n_test):
+    page, _ = write(Results(tmp_path, labelled=False, n_test=n_test))
     assert "latteclip audit results/made" in page.sections["accuracy"]
+    assert ("All images are for training" in page.sections["accuracy"]) == (n_test == 0)
+
+
+def test_without_a_test_split_labels_tell_no_accuracy(tmp_path):
+    page, _ = write(Results(tmp_path, n_test=0))
+    assert not {"headline", "pairs"} & set(page.tables)
+    assert "no accuracy is known" in page.sections["accuracy"]
+
+
+def test_files_that_are_no_images_are_counted_on_the_page(tmp_path):
+    results = Results(tmp_path)
+    assert "skipped" not in write(results)[0].tables
+    results.write_index({"skipped": {".mov": 12, "other": 1}})
+    page, _ = write(results)
+    assert [[cell[0] for cell in row] for row in page.tables["skipped"][1:]] == [
+        [".mov", "12"],
+        ["other", "1"],
+    ]
 
 
 def test_the_page_shows_the_biases_that_calibration_takes_off(tmp_path):
@@ -346,10 +365,7 @@ def test_the_chosen_run_stands_for_its_method(tmp_path):
 
 
 def test_where_all_images_are_for_training_the_page_shows_what_methods_say_of_them(tmp_path):
-    results = Results(tmp_path, n_train=0, n_test=41, labelled=False)
-    results.splits = ["train"] * 41
-    results.write_index()
-    page, _ = write(results)
+    page, _ = write(Results(tmp_path, n_train=41, n_test=0, labelled=False))
     assert "the 41 training images" in page.sections["sizes"]
     assert sum(float(row[2][1]) for row in page.tables["class-sizes"][1:]) == 41
     assert "latteclip audit results/made" in page.sections["accuracy"]

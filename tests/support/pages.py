@@ -73,6 +73,7 @@ def write(
     calibrated=None,
     audit=None,
     unknown=None,
+    duplicates=None,
     **config,
 ):
     """The page of some results, and its text.
@@ -93,6 +94,7 @@ def write(
         calibrated,
         audit,
         unknown,
+        duplicates,
     )
     methods = {m: {"objective": m, "switches": {}} for m in results.methods}
     settings = report_dataset.ReportSettings(

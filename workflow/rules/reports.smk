@@ -19,6 +19,7 @@ rule report_dataset:
         calibrated=given(rule_inputs.calibrated_if_run),
         audit=given(rule_inputs.audit_if_any),
         unknown=given(rule_inputs.unknown_if_any),
+        duplicates="results/{dataset}/duplicates.parquet",
         templates=templates(),
         code=sources("latteclip.report.report_dataset"),
     output:
@@ -42,7 +43,7 @@ rule report_dataset:
         settings=given(page_settings.report_dataset),
     shell:
         "latteclip report-dataset --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " {params.captions} {params.choice} --runs {params.runs:q} --settings {params.settings:q}"
+        " {params.captions} {params.choice} --duplicates {input.duplicates} --runs {params.runs:q} --settings {params.settings:q}"
         " --output {output} --log {log}"
 
 
