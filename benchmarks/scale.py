@@ -353,7 +353,10 @@ def _done(found: bool) -> None:
 
 
 def report_dataset(place: Place) -> Work:
-    """The page of the dataset with the zero-shot row alone."""
+    """The page of the dataset with the zero-shot row and another, made one."""
+    import numpy as np
+
+    from latteclip.core import tables
     from latteclip.report import report_dataset as dataset_report
     from latteclip.report.runs import RunFiles
 
@@ -364,9 +367,19 @@ def report_dataset(place: Place) -> Work:
         group_captions=place.file("captions/groups.parquet"),
         caption_summary=place.file("captions/summary.json"),
     )
-    runs = [RunFiles("zero_shot", 0, place.file("metrics.json"))]
+    zero_shot, other = place.file("predictions.parquet"), place.file("other.parquet")
+    table, metadata = tables.read(zero_shot, tables.PREDICTIONS)
+    changed = np.random.default_rng(0).random(len(table)) < 0.3
+    labels = np.where(changed, table["label"].to_numpy(), table["prediction"].to_numpy())
+    columns = {name: table[name] for name in table.column_names} | {"prediction": labels}
+    tables.write(other, columns, tables.PREDICTIONS, metadata)
+    found = {"zero_shot": zero_shot, "other": other}
+    runs = [
+        RunFiles(name, 0, place.file("metrics.json"), predictions=found[name]) for name in found
+    ]
+    methods: dict[str, Any] = {name: {} for name in found}
     settings = dataset_report.ReportSettings(
-        "scale", "zero_shot", None, {"methods": {"zero_shot": {}}}, []
+        "scale", "zero_shot", "other", {"methods": methods}, []
     )
     output = place.file("report.html")
     return lambda: dataset_report.report_dataset(files, runs, settings, output)
@@ -437,7 +450,7 @@ STEPS = [
     Step(summarize_captions, "summarize_captions, images and groups"),
     Step(read_training_data, "fine-tuning: inputs read, one epoch's batches"),
     Step(tokenize_texts, "fine-tuning: captions tokenised"),
-    Step(report_dataset, "report_dataset of the zero-shot row"),
+    Step(report_dataset, "report_dataset of two methods"),
     Step(fuse_labels, f"label_by_captions: votes fused, {FUSED:,} images at most"),
 ]
 

@@ -311,6 +311,7 @@ def report_dataset(args: argparse.Namespace) -> None:
             args.selection,
             args.calibrated,
             args.audit,
+            args.unknown,
             args.duplicates,
         ),
         runs.run_files(args.runs),
@@ -324,7 +325,7 @@ def index_results(args: argparse.Namespace) -> None:
     from latteclip.report import index_results as results_index
 
     settings = from_json(results_index.IndexSettings, args.settings)
-    results_index.index_results(args.metrics, args.selections, settings, args.output)
+    results_index.index_results(args.metrics, args.selections, args.audits, settings, args.output)
 
 
 # Options that several commands share; everything else is a required string.
@@ -462,10 +463,11 @@ COMMANDS: dict[Command, list[str]] = {
         "selection?",
         "calibrated?",
         "audit?",
+        "unknown?",
         "duplicates?",
         "runs",
         "settings",
         "output",
     ],
-    index_results: ["metrics...", "selections", "settings", "output"],
+    index_results: ["metrics...", "selections", "audits", "settings", "output"],
 }

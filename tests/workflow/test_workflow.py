@@ -115,6 +115,7 @@ def test_every_job_leaves_a_log(finished):
     assert logs >= {
         "generate_textures.log",
         "index_images.log",
+        "find_duplicates.log",
         "pseudo_label_images.log",
         "caption_images.log",
         "caption_groups.log",
@@ -293,6 +294,10 @@ EDITS = {
     "no image is left out": (
         in_demo("selection", value={"share": 0}),
         {"finetune": 2, "evaluate": 2, **PAGES},
+    ),
+    "find_duplicates.py": (
+        in_file("latteclip/data/find_duplicates.py"),
+        {"find_duplicates": 1, "report_dataset": 1},
     ),
     "share of images that are called unknown": (
         in_demo("unknown", value={"share": 0.1}),
@@ -814,6 +819,27 @@ def test_class_folders_are_a_dataset_by_configuration_alone(checkout, tmp_path):
     assert metadata["classnames"] == ["lines", "red dots"]
     assert len(index) == 20
     assert Image.open(checkout.root / index["path"][0].as_py()).size == (64, 64)
+
+
+def test_a_folder_without_labels_is_used_whole(checkout, tmp_path):
+    folder = tmp_path / "pictures"
+    files = write_pictures(folder, 12)
+    shutil.copy(files[3], folder / "copy.png")
+    (folder / "film.mov").write_text("no image")
+    (folder / "classes.txt").write_text("red dots\nlines\n")
+    methods = "method=zero_shot,label_propagation,zero_shot_calibrated"
+    run = checkout.snakemake(*mine(checkout, folder), "--config", methods)
+    assert run.returncode == 0, run.stdout
+    results = checkout.root / "results" / "mine"
+    names = sorted([*(os.path.basename(file) for file in files), "copy.png"])
+    for method in ("zero_shot", "label_propagation", "zero_shot_calibrated"):
+        said = pq.read_table(results / method / "seed0" / "predictions.parquet").to_pydict()
+        assert said["image_id"] == names and said["label"] == [None] * 13
+        found = json.loads((results / method / "seed0" / "metrics.json").read_text())
+        assert found["acc1"] is None and found["images"] == 13
+    twins = pq.read_table(results / "duplicates.parquet").to_pylist()
+    assert ("003.png", "copy.png") in {(row["image_id"], row["twin_id"]) for row in twins}
+    assert "there is no test split" in (results / "report.html").read_text()
 
 
 # --- on a cluster --------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ rule report_dataset:
         selection=given(rule_inputs.selection_if_any),
         calibrated=given(rule_inputs.calibrated_if_run),
         audit=given(rule_inputs.audit_if_any),
+        unknown=given(rule_inputs.unknown_if_any),
         duplicates="results/{dataset}/duplicates.parquet",
         templates=templates(),
         code=sources("latteclip.report.report_dataset"),
@@ -37,7 +38,7 @@ rule report_dataset:
         runtime=minutes("report_dataset"),
     params:
         captions=options("image_captions", "group_captions", "caption_summary"),
-        choice=options("selection", "calibrated", "audit"),
+        choice=options("selection", "calibrated", "audit", "unknown"),
         runs=given_json(page_settings.runs),
         settings=given(page_settings.report_dataset),
     shell:
@@ -50,6 +51,7 @@ rule index_results:
     input:
         metrics=rules.summarize.input.metrics,
         selections=rules.summarize.input.selections,
+        audits=rules.summarize.input.audits,
         templates=templates(),
         code=sources("latteclip.report.index_results"),
     output:
@@ -67,5 +69,5 @@ rule index_results:
     params:
         settings=given_json(page_settings.index_results),
     shell:
-        "latteclip index-results {input.metrics} --selections {input.selections}"
+        "latteclip index-results {input.metrics} --selections {input.selections} --audits {input.audits}"
         " --settings {params.settings:q} --output {output} --log {log}"
