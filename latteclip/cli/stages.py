@@ -169,6 +169,21 @@ def calibrate_zero_shot(args: argparse.Namespace) -> None:
     )
 
 
+def score_unknown(args: argparse.Namespace) -> None:
+    """Say how likely each image belongs to none of the classes."""
+    from latteclip.labels import score_unknown as stage
+
+    settings = from_json(stage.UnknownSettings, args.settings)
+    stage.score_unknown(
+        args.images,
+        args.pseudo_labels,
+        args.class_embeddings,
+        settings,
+        args.output,
+        args.detector,
+    )
+
+
 def assemble_model(args: argparse.Namespace) -> None:
     """Put the pretrained CLIP and a classifier into one folder."""
     from latteclip.deploy import assemble_model as stage
@@ -359,6 +374,14 @@ COMMANDS: dict[Command, list[str]] = {
         "votes?",
         "device",
         "threads",
+    ],
+    score_unknown: [
+        "images",
+        "pseudo-labels",
+        "class-embeddings",
+        "settings",
+        "output",
+        "detector",
     ],
     assemble_model: ["classifier", "settings", "output"],
     finetune: [

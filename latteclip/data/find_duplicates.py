@@ -23,7 +23,7 @@ from latteclip.data.fingerprints import BITS, FINGERPRINTS, THUMBNAIL, VIEWS, in
 log = logging.getLogger(__name__)
 NEIGHBOURS = 8  # images of the nearest hashes that are compared with a view of an image
 DIFFERENT = 72  # bits: no further hash is looked at
-ALIKE = 0.6  # correlation of two thumbnails from which on images are twins
+ALIKE = 0.7  # correlation of two thumbnails from which on images are twins
 CONTRAST = 2.0  # standard deviation in grey levels below which a thumbnail is all one colour
 ALL_PAIRS = 20_000  # so many images are compared with all; of more, with those of PROBES cells
 PROBES = 16
@@ -86,14 +86,15 @@ def twins(hashes: Bytes, thumbnails: Bytes, threads: int) -> tuple[Ints, Floats]
         Rows [P, 2], ascending in each pair, and 1 - correlation [P].
     """
     proposed = candidates(hashes, threads)
-    alike = np.concatenate(
-        [similarity(thumbnails, part) for part in _parts(proposed, PAIRS)] or [np.empty(0)]
-    )
+    alike = np.empty(len(proposed), np.float32)
+    for start in range(0, len(proposed), PAIRS):
+        part = slice(start, start + PAIRS)
+        alike[part] = similarity(thumbnails, proposed[part])
     proposed, alike = proposed[alike >= ALIKE], alike[alike >= ALIKE]
     pairs = np.sort(proposed[:, [0, 2]], axis=1)
     best = np.lexsort((-alike, pairs[:, 1], pairs[:, 0]))
     pairs, where = np.unique(pairs[best], axis=0, return_index=True)
-    return pairs, (1 - alike[best][where]).astype(np.float32)
+    return pairs, (1 - alike[best][where]).clip(min=0).astype(np.float32)
 
 
 def candidates(hashes: Bytes, threads: int) -> Ints:
@@ -117,7 +118,7 @@ def candidates(hashes: Bytes, threads: int) -> Ints:
 def _search_index(whole: Bytes) -> Any:
     """An index of N hashes [N, BITS / 8] by their bits that differ."""
     n = len(whole)
-    index = faiss.IndexBinaryFlat(BITS)
+    index: Any = faiss.IndexBinaryFlat(BITS)
     if n > ALL_PAIRS:
         cells = int(4 * math.sqrt(n))
         index = faiss.IndexBinaryIVF(index, BITS, cells)
@@ -152,7 +153,3 @@ def _correlation(one: Floats, other: Floats) -> Floats:
     plain = np.minimum(*deviations) < CONTRAST
     product = (one * other).mean((1, 2))
     return np.where(plain, 0, product / np.maximum(deviations[0] * deviations[1], 1e-6))
-
-
-def _parts(rows: Ints, size: int) -> list[Ints]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]

@@ -61,7 +61,7 @@ def test_twins_are_found_within_and_between_splits(tmp_path, photos, caplog):
     caplog.set_level(logging.INFO)
     rows = found(tmp_path, photos)
     assert {(row["image_id"], row["twin_id"]) for row in rows} == PAIRS
-    assert len(rows) == len(PAIRS) and all(0 <= row["distance"] < 0.4 for row in rows)
+    assert len(rows) == len(PAIRS) and all(0 <= row["distance"] < 0.3 for row in rows)
     assert "3 pairs of near-duplicates among 17 images: 1 within training, 1 within the test " in (
         caplog.text
     )
