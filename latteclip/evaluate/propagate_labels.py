@@ -84,11 +84,11 @@ def propagate_labels(
     trained, tested = (index.filter(rows)["image_id"] for rows in (pc.invert(is_test), is_test))
     if len(trained) == 0:
         raise UserError(f"{files.images} has no training image; check the dataset's split.")
-    images = read_features(files.pseudo_labels, trained).to(where)  # [N, D]
+    images = read_features(files.pseudo_labels, trained)[:].to(where)  # [N, D]
     graph = link(classes.weights.to(where), images, settings)
     scores = propagate(graph, settings.alpha)  # [V, C]
     test_images, names = metrics.read_test_images(files.images, run.dataset)
-    tests = read_features(files.pseudo_labels, tested).to(where)  # [M, D]
+    tests = read_features(files.pseudo_labels, tested)[:].to(where)  # [M, D]
     ranked, best = best_classes(classify(tests, graph, scores, settings).cpu(), settings.topk)
     metrics.write(test_images, names, ranked.numpy(), best.numpy(), run, [], outputs)
 
