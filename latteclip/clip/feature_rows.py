@@ -5,6 +5,7 @@ Letters: N rows, n some of them, D embedding width.
 
 import os
 import tempfile
+import weakref
 
 import numpy as np
 import torch
@@ -24,7 +25,8 @@ class FeatureRows:
             OSError: there is none on the disk.
         """
         self.shape = (n, width)
-        self._file = tempfile.TemporaryFile(prefix="latteclip-")  # noqa: SIM115, as long as this
+        self._file = tempfile.TemporaryFile(prefix="latteclip-")  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
         size = n * width * np.dtype(np.float32).itemsize
         if size:  # taken at once: a mapped file that outgrows its disk would kill the process
             os.posix_fallocate(self._file.fileno(), 0, size)
