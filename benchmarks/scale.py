@@ -9,6 +9,7 @@ its memory is the largest resident size of its largest process, imports included
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import logging
@@ -245,8 +246,7 @@ def _walk(questions: Any) -> None:
 
 
 def make_captions(place: Place) -> Work:
-    """Captions of images in shards and of groups in one table, and a store of answers."""
-    from latteclip.captions import answer_files
+    """Captions of images in shards and of groups in one table."""
     from latteclip.captions.shard import shard_of
     from latteclip.core import tables
 
@@ -290,16 +290,6 @@ def make_captions(place: Place) -> Work:
         every = zip(questions.ids, questions.members, questions.labels, strict=True)
         groups = [(name, [ids[i] for i in members], label) for name, members, label in every]
         write(place.file("captions/groups.parquet"), groups, {"groups": {"canvas": 672, "gap": 20}})
-        folder = place.folder / "answers"
-        folder.mkdir()
-        with (folder / "part.jsonl").open("wb") as part:
-            for number, text in zip(range(place.n), texts, strict=False):
-                values = {
-                    "digest": f"{number * 2**44:016x}{number:016x}",
-                    **{"text": text, "finish_reason": "stop", "n_tokens": 20},
-                    **{"engine": "vllm 0.19.1", "date": "2026-01-01"},
-                }
-                part.write(answer_files.line_of(values))
 
     return work
 
@@ -318,13 +308,64 @@ def _captions(place: Place) -> Iterator[str]:
             yield f"{text} {names[number]}." if number < len(names) else f"{text}."
 
 
+def _digest(number: int) -> str:
+    """Of an invented request: evenly spread, as real ones are."""
+    return hashlib.sha256(str(number).encode()).hexdigest()[:32]
+
+
+def make_answers(place: Place) -> Work:
+    """A store of N answers in one part, as one run leaves them."""
+    from latteclip.captions import answer_files
+
+    def work() -> None:
+        folder = place.folder / "answers"
+        folder.mkdir()
+        with (folder / "part.jsonl").open("wb") as part:
+            for number, text in zip(range(place.n), _captions(place), strict=False):
+                values = {
+                    "digest": _digest(number),
+                    **{"text": text, "finish_reason": "stop", "n_tokens": 20},
+                    **{"engine": "vllm 0.19.1", "date": "2026-01-01"},
+                }
+                part.write(answer_files.line_of(values))
+
+    return work
+
+
 def open_answers(place: Place) -> Work:
-    """What a captioning job does to learn which answers are held: N of them."""
+    """What a captioning job does to learn which answers are held, before they are sorted."""
     from latteclip.captions.answers import AnswerStore
 
     def work() -> None:
         with AnswerStore(place.folder / "answers") as store:
-            store.keys()
+            store.held()
+
+    return work
+
+
+def sort_answers(place: Place) -> Work:
+    """What the run does that finds too many parts: here there is one, and eight beside it."""
+    from latteclip.captions.answers import MAX_PARTS, AnswerStore
+
+    for number in range(MAX_PARTS):
+        (place.folder / "answers" / f"{number}.jsonl").touch()
+
+    def work() -> None:
+        with AnswerStore(place.folder / "answers"):
+            pass
+
+    return work
+
+
+def find_answers(place: Place) -> Work:
+    """What a job of 64 does with a sorted store: open it, and look for its answers, all held."""
+    from latteclip.captions.answers import AnswerStore
+
+    def work() -> None:
+        with AnswerStore(place.folder / "answers") as store:
+            held = store.held()
+            for number in range(0, place.n, SHARDS):
+                _done(_digest(number) in held and store.get(_digest(number)) is not None)
 
     return work
 
@@ -377,7 +418,7 @@ def fuse_labels(place: Place) -> Work:
 def _done(found: bool) -> None:
     """End a work that would have been shorter if nothing had been found."""
     if not found:
-        raise RuntimeError("The votes were not corroborated; nothing was fused.")
+        raise RuntimeError("Votes were not corroborated, or answers not found.")
 
 
 def report_dataset(place: Place) -> Work:
@@ -461,7 +502,10 @@ STEPS = [
     Step(plan_groups, "captions of groups: plan of a shard of 64"),
     Step(plan_all_groups, "captions of groups: plan of all"),
     Step(make_captions, None),
-    Step(open_answers, "N kept answers found"),
+    Step(make_answers, None),
+    Step(open_answers, "N kept answers read, not sorted"),
+    Step(sort_answers, "N kept answers sorted"),
+    Step(find_answers, "N kept answers, sorted: opened, those of a shard of 64 found"),
     Step(gather_captions, "gather_captions of 64 shards"),
     Step(summarize_captions, "summarize_captions, images and groups"),
     Step(read_training_data, "fine-tuning: inputs read, one epoch's batches"),
@@ -525,7 +569,7 @@ def run(place: Place) -> None:
     for path in sorted(results.rglob("*.parquet")):
         if path.parent.name != "shards":
             print(f"| {path.relative_to(results)} | {path.stat().st_size / place.n:.0f} |")
-    kept = (place.folder / "answers" / "part.jsonl").stat().st_size
+    kept = sum(path.stat().st_size for path in (place.folder / "answers").iterdir())
     print(f"| kept answers | {kept / place.n:.0f} |")
 
 
