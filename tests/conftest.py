@@ -20,6 +20,18 @@ settings.register_profile("fuzz", max_examples=500, **mild)
 settings.load_profile("fuzz" if fuzz.SECONDS else "test")
 
 
+def pytest_sessionfinish(session):
+    """A worker of pytest-xdist tells of its random cases as well."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["fuzz"] = [[*key, n] for key, n in fuzz.outcomes.items()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    for reader, outcome, n in getattr(node, "workeroutput", {}).get("fuzz", []):
+        fuzz.outcomes[reader, outcome] += n
+
+
 def pytest_terminal_summary(terminalreporter):
     """How many random cases there were, and what came of them."""
     for line in fuzz.summary():

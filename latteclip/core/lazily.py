@@ -99,4 +99,23 @@ def with_transformers() -> None:
         importlib.reload(hf_model)  # classes made before see what the module sees now
 
 
-__all__ = ["open_clip", "with_transformers"]
+@contextlib.contextmanager
+def plain_tokenizers() -> Iterator[None]:
+    """Inside, open_clip reads tokenizers of transformers as its plain class, which a file suffices.
+
+    `AutoTokenizer`, which finds out the class, imports every model to do so, torch._dynamo too.
+    """
+    import transformers
+
+    names = vars(transformers)
+    before = names.get("AutoTokenizer")
+    names["AutoTokenizer"] = transformers.PreTrainedTokenizerFast
+    try:
+        yield
+    finally:
+        del names["AutoTokenizer"]
+        if before is not None:
+            names["AutoTokenizer"] = before
+
+
+__all__ = ["open_clip", "plain_tokenizers", "with_transformers"]

@@ -20,6 +20,7 @@ from latteclip.core.settings import from_values
 CONFIG = "open_clip_config.json"
 TOWER = "text_tower"  # folder in that of a model: configuration of a text tower of transformers
 TOKENIZER_FILES = ("config.json", "tokenizer_config.json")
+PLAIN_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")  # one class, by version
 FOREIGN_REMEDY = "take another copy of the model, or one from a source that you trust"
 MOST_LAYERS, MOST_PIXELS, MOST = 1024, 4096, 10**8
 # Keys of a text tower's configuration that decide how or where it is computed, or name things.
@@ -311,10 +312,20 @@ def _tower_file(model: str, name: str) -> Path:
 
 def tokenizer(model: str, config: dict[str, Any]) -> Any:
     """open_clip's tokenizer of a model; that of a folder lies there, and none runs its own code."""
-    from latteclip.core.lazily import open_clip
+    from latteclip.core.lazily import open_clip, plain_tokenizers
 
     strict = {"trust_remote_code": False, "local_files_only": model.startswith(FOLDER)}
     of_transformers = config["text_cfg"].get("hf_tokenizer_name")
-    made = open_clip.get_tokenizer(model, **(strict if of_transformers else {}))
+    with plain_tokenizers() if _is_plain(model) else contextlib.nullcontext():
+        made = open_clip.get_tokenizer(model, **(strict if of_transformers else {}))
     made(["a"])  # what it lacks shows here and not after a training
     return made
+
+
+def _is_plain(model: str) -> bool:
+    """Whether a model folder holds a tokenizer that is all in tokenizer.json."""
+    path = Path(model.removeprefix(FOLDER)) / TOKENIZER_FILES[1]
+    if not model.startswith(FOLDER) or not path.exists():
+        return False
+    values = read_object(path, [], FOREIGN_REMEDY)
+    return values.get("tokenizer_class") in PLAIN_TOKENIZERS

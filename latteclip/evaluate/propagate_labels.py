@@ -34,7 +34,7 @@ TOLERANCE = 1e-8  # of the propagated scores, relative to what is propagated
 class PropagationSettings:
     """How the graph is made, with the defaults of the authors' code."""
 
-    topk: int  # best classes kept for each test image
+    topk: int  # best classes kept for each image
     neighbours: int = 5  # K: images, and texts, that an image is linked to
     gamma: float = 5.0  # power of cosines between images and texts: they are on another scale
     alpha: float = 0.3  # share of a score that comes from the neighbours
@@ -75,10 +75,12 @@ def propagate_labels(
 ) -> None:
     """Fit the graph on the images that are not in the test split, and classify those that are.
 
+    Without a test split the images of the graph themselves are classified.
+
     Labels are read to measure the accuracy, after the predictions are made.
 
     Raises:
-        UserError: an input does not fit, or a split is empty.
+        UserError: an input does not fit, or there is no training image.
     """
     where = devices.pick(device, threads)
     index, classnames = tables.read_unlabelled(files.images, training=False)
@@ -89,10 +91,13 @@ def propagate_labels(
         raise UserError(f"{files.images} has no training image; check the dataset's split.")
     features = read_features(files.pseudo_labels, trained)  # [N, D]
     graph = link(classes.weights.to(where), features, points(features, where), settings)
-    test_images, names = metrics.read_test_images(files.images, run.dataset)
-    tests = read_features(files.pseudo_labels, tested)  # [M, D]
-    ranked, best = rank(tests, graph, settings)
-    metrics.write(test_images, names, ranked.numpy(), best.numpy(), run, [], outputs)
+    evaluated, names = metrics.read_evaluated_images(files.images, run.dataset)
+    links = None
+    if len(tested):
+        tests = read_features(files.pseudo_labels, tested)  # [M, D]
+        links = neighbours(tests, graph.classes, graph.images, settings)
+    ranked, best = rank(links, graph, settings)
+    metrics.write(evaluated, names, ranked.numpy(), best.numpy(), run, [], outputs)
 
 
 def neighbours(
@@ -194,19 +199,25 @@ def classify(
 
 
 def rank(
-    tests: Features, graph: Graph, settings: PropagationSettings
+    links: torch.Tensor | None, graph: Graph, settings: PropagationSettings
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best classes of test images [M, D] and their scores, both [M, K], some classes at once.
+    """The best classes of images and their scores, both [M, K]; some classes are scored at once.
 
     Equal scores are in the order of the classes.
+
+    Args:
+        links: [M, V] of test images; None: the N training images are ranked themselves.
     """
-    links = neighbours(tests, graph.classes, graph.images, settings)  # [M, V]
     n_classes, size = len(graph.classes), max(1, SCORES // len(graph.degrees))
-    labels = torch.empty(len(tests), 0, dtype=torch.long)
-    best = torch.empty(len(tests), 0)
+    n = len(graph.images) if links is None else len(links)
+    labels, best = torch.empty(n, 0, dtype=torch.long), torch.empty(n, 0)
     for start in range(0, n_classes, size):
         some = range(start, min(start + size, n_classes))
-        found = classify(links, graph, propagate(graph, settings.alpha, some), settings).cpu()
+        scores = propagate(graph, settings.alpha, some)  # [V, c]
+        if links is None:
+            found = scores[n_classes:].cpu()
+        else:
+            found = classify(links, graph, scores, settings).cpu()
         numbers = torch.arange(some.start, some.stop).expand_as(found)
         order, best = best_classes(torch.cat([best, found], 1), settings.topk)
         labels = torch.cat([labels, numbers], 1).gather(1, order)

@@ -54,7 +54,7 @@ STAGES = {
         ({"threads": {"finetune": 1}}, set()),
         ({"seeds": 9}, set()),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
 def test_a_key_reaches_the_stages_that_need_it(configured, given, stages):
     before, after = configured(), configured(**given)

@@ -87,7 +87,8 @@ def test_labels_by_cells_are_as_right_as_by_comparing_all():
     right = []
     for kind in (nearest.Compared, nearest.Cells):
         graph = stage.link(texts, features, kind(features), settings)
-        labels, _ = stage.rank(tests, graph, settings)
+        links = stage.neighbours(tests, texts, graph.images, settings)
+        labels, _ = stage.rank(links, graph, settings)
         right.append((labels[:, 0] == classes[8000:]).double().mean().item())
     assert 0.3 < right[0] < 0.999
     assert right[1] == pytest.approx(right[0], abs=0.003)

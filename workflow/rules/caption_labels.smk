@@ -42,6 +42,7 @@ rule label_by_captions:
         "results/{dataset}/logs/label_by_captions.log",
     benchmark:
         "results/{dataset}/benchmarks/label_by_captions.jsonl"
+    priority: FIRST
     conda:
         "../../envs/latteclip.yaml"
     threads: threads_of("pseudo_label_images")

@@ -18,6 +18,7 @@ rule caption_images:
         "results/{dataset}/benchmarks/caption_images.jsonl"
     wildcard_constraints:
         dataset=one_of(configuration.unsharded()),
+    priority: EARLY
     conda:
         "../../envs/latteclip.yaml"
     threads: threads_of("caption")
@@ -69,6 +70,7 @@ rule caption_groups:
         "results/{dataset}/benchmarks/caption_groups.jsonl"
     wildcard_constraints:
         dataset=one_of(configuration.unsharded()),
+    priority: EARLY
     conda:
         "../../envs/latteclip.yaml"
     threads: threads_of("caption")
@@ -121,6 +123,7 @@ rule score_classes:
         "results/{dataset}/benchmarks/score_classes.jsonl"
     wildcard_constraints:
         dataset=one_of(configuration.unsharded()),
+    priority: EARLY
     conda:
         "../../envs/latteclip.yaml"
     threads: threads_of("caption")

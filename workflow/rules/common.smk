@@ -63,6 +63,10 @@ wildcard_constraints:
     shards=r"\d+",
 
 
+# Priorities: where cores are few, what most work waits for starts first, then what takes longest.
+FIRST, EARLY = 2, 1
+
+
 def one_of(names):
     """A wildcard constraint: any of the names, or none where there are none."""
     return "|".join(names) or "(?!)"

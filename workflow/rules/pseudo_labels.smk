@@ -13,6 +13,7 @@ rule pseudo_label_images:
         "results/{dataset}/logs/pseudo_label_images.log",
     benchmark:
         "results/{dataset}/benchmarks/pseudo_label_images.jsonl"
+    priority: FIRST
     conda:
         "../../envs/latteclip.yaml"
     threads: threads_of("pseudo_label_images")

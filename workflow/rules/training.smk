@@ -48,6 +48,7 @@ rule finetune:
         "results/{dataset}/{method}/seed{seed}/benchmarks/finetune.jsonl"
     wildcard_constraints:
         method=one_of(filter(configuration.is_trained, configuration.config["methods"])),
+    priority: EARLY
     conda:
         "../../envs/latteclip.yaml"
     threads: training_threads
