@@ -89,7 +89,7 @@ class Asking(ABC):
             self._check_room(unanswered)
             self._started()
         as_urls = not engines.loads_model(self.settings.engine)
-        preparer = Preparer(self.identity, as_urls, self.store.keys())
+        preparer = Preparer(self.identity, as_urls, self.store.held())
         with workers(preparer, self.threads) as pool:
             self.take_turns(pool)
         seconds = max(self._seconds, 1e-9)

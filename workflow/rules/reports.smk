@@ -18,7 +18,7 @@ rule report_dataset:
         selection=given(rule_inputs.selection_if_any),
         calibrated=given(rule_inputs.calibrated_if_run),
         audit=at_hand(rule_inputs.audit_if_any),
-        unknown=given(rule_inputs.unknown_if_any),
+        unknown="results/{dataset}/unknown.parquet",
         duplicates="results/{dataset}/duplicates.parquet",
         templates=as_code(code.templates()),
         code=sources("latteclip.report.report_dataset"),
@@ -38,12 +38,13 @@ rule report_dataset:
         runtime=minutes("report_dataset"),
     params:
         captions=options("image_captions", "group_captions", "caption_summary"),
-        choice=options("selection", "calibrated", "audit", "unknown"),
+        choice=options("selection", "calibrated", "audit"),
         runs=given_files(page_settings.runs),
         settings=given(page_settings.report_dataset),
     shell:
         "latteclip report-dataset --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " {params.captions} {params.choice} --duplicates {input.duplicates} --runs {params.runs:q} --settings {params.settings:q}"
+        " {params.captions} {params.choice} --duplicates {input.duplicates}"
+        " --unknown {input.unknown} --runs {params.runs:q} --settings {params.settings:q}"
         " --output {output} --log {log}"
 
 
