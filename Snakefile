@@ -38,7 +38,7 @@ rule all:
             if configuration.caption_kinds(dataset)
         ],
         # No expand() over outputs of rules: it refuses those that a storage keeps.
-        [rule_inputs.UNKNOWN.format(dataset=each) for each in configuration.datasets],
+        [f"results/{each}/unknown.parquet" for each in configuration.datasets],
         [f"results/{each}/report{PAGES}.html" for each in configuration.datasets],
         rules.index_results.output,
     localrule: True

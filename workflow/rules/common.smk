@@ -15,7 +15,14 @@ if IS_CLONE:
     sys.path.insert(0, str(ROOT))
 
 from latteclip.cli import cluster, locks
-from latteclip.config import code, demands, layers, page_settings, rule_inputs, rule_settings
+from latteclip.config import (
+    code,
+    demands,
+    layers,
+    page_settings,
+    rule_inputs,
+    rule_settings,
+)
 from latteclip.config.configuration import Configuration, as_json
 from latteclip.config.rule_inputs import DATA, MODEL_NOTE
 from latteclip.core.errors import UserError
@@ -123,7 +130,9 @@ def at_hand(function, **fixed):
 
     def files(wildcards):
         found = answer(wildcards)
-        return local(found) if isinstance(found, str) else [local(file) for file in found]
+        return (
+            local(found) if isinstance(found, str) else [local(file) for file in found]
+        )
 
     return files
 
