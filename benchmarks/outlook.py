@@ -14,6 +14,8 @@ from latteclip.config import estimate
 SIZES = [10**power for power in range(4, 9)]
 CARD = "A100"
 CLASSES, WIDTH, EPOCHS = 1_000, 512, 50
+FINGERPRINT, ANSWER, PICTURE = 608, 260, 450_000  # bytes of each
+LITTLE = 0.01  # GB that are not told
 BLOCKS = ((86_400.0, "days"), (3_600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
@@ -28,9 +30,10 @@ class Stage:
     disk: float  # bytes for an image, temporary ones included
 
     def cell(self, n: int) -> str:
-        """Time, memory and disk of n images."""
-        memory = (self.fixed_mib + self.mib * n / 1e6) / 1024
-        return f"{_time(self.seconds * n)}, {_short(memory)} GiB, {_short(self.disk * n / 1e9)} GB"
+        """Time, memory and, where it is worth a word, disk of n images."""
+        memory, disk = (self.fixed_mib + self.mib * n / 1e6) / 1024, self.disk * n / 1e9
+        said = f"{_time(self.seconds * n)}, {_short(memory)} GiB"
+        return f"{said}, {_short(disk)} GB" if disk >= LITTLE else said
 
 
 def stages() -> list[Stage]:
@@ -41,12 +44,17 @@ def stages() -> list[Stage]:
     features = 4.0 * WIDTH
     fusing = (300 + 4.3 * CLASSES) / 1e6
     return [
-        Stage("index_images", 1 / rates.fed, 150, 150, 655),
-        Stage("pseudo_label_images", encoding, 750, 2_100, features),
-        Stage("captions, both kinds", 2 / rates.captions, 2_250, 680, 80 + 2 * 260),
-        Stage("label_by_captions", fusing, 1_200, 3_100, 20),
-        Stage("finetune", EPOCHS / min(rates.samples, rates.fed), 660, 1_800, 450_000),
-        Stage("evaluate", encoding, 750, 2_100, 10),
+        Stage("index_images", 1 / rates.fed, 150, 150, 5 + FINGERPRINT),
+        Stage("pseudo_label_images", encoding, 500, 300, 2 * features),
+        Stage("captions of images and groups", 2 / rates.captions, 2_250, 680, 80 + 2 * ANSWER),
+        Stage("label_by_captions", fusing, 1_200, 1_200, 2 * features),
+        Stage("finetune", EPOCHS / min(rates.samples, rates.fed), 660, 1_800, PICTURE),
+        Stage("evaluate", encoding, 500, 300, features),
+        # CPU seconds, as measured.
+        Stage("gather_captions", 7e-6, 220, 490, 84),
+        Stage("summarize_captions", 7e-6, 210, 280, 0),
+        Stage("evaluate_zero_shot", 5e-6, 190, 670, 8),
+        Stage("report_dataset", 8e-6, 430, 180, 0),
     ]
 
 

@@ -137,21 +137,10 @@ def at_hand(function, **fixed):
     return files
 
 
-def as_found(value):
-    """A JSON value in which results are named as a job finds them: a storage copies them for it."""
-    if isinstance(value, dict):
-        return {key: as_found(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [as_found(part) for part in value]
-    if isinstance(value, str) and value.startswith("results/"):
-        return str(workflow.modifier.path_modifier.apply_default_storage(value))
-    return value
-
-
-def given_files(function):
-    """What a function of the configuration says of results, as JSON."""
-    answer = given(function)
-    return lambda wildcards: as_json(as_found(answer(wildcards)))
+def as_found(answer):
+    """JSON that names results, as a job finds them: a storage copies them for it."""
+    folder = workflow.modifier.path_modifier.apply_default_storage("results")
+    return lambda wildcards: answer(wildcards).replace('"results/', f'"{folder}/')
 
 
 def options(*names):

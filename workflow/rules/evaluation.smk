@@ -150,7 +150,7 @@ rule select_model:
         mem_mb=memory("select_model"),
         runtime=minutes("select_model"),
     params:
-        candidates=given_files(rule_inputs.candidates),
+        candidates=as_found(given_json(rule_inputs.candidates)),
         votes=options("votes"),
     shell:
         "latteclip select-model --dataset {wildcards.dataset} --candidates {params.candidates:q}"

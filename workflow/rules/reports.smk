@@ -39,8 +39,8 @@ rule report_dataset:
     params:
         captions=options("image_captions", "group_captions", "caption_summary"),
         choice=options("selection", "calibrated", "audit"),
-        runs=given_files(page_settings.runs),
-        settings=given(page_settings.report_dataset),
+        runs=as_found(given_json(page_settings.runs)),
+        settings=as_found(given(page_settings.report_dataset)),
     shell:
         "latteclip report-dataset --images {input.images} --pseudo-labels {input.pseudo_labels}"
         " {params.captions} {params.choice} --duplicates {input.duplicates}"
