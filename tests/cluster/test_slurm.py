@@ -263,8 +263,9 @@ def test_of_eight_shards_one_is_killed_and_nothing_is_asked_twice(indexed, on_cl
 
     n = len(tables.read_unlabelled(str(indexed.root / IMAGES), training=True)[0])
     assert pq.read_metadata(indexed.root / table).num_rows == n
-    # Each of the nine starts asks the same about a black picture and about none.
-    asked = Counter(json.dumps(request["body"]["messages"]) for request in requests)
+    # Each of the nine starts asks about a black picture and about none.
+    pictures = [request["body"]["messages"][0]["content"][:-1] for request in requests]
+    asked = Counter(map(json.dumps, pictures))
     times = [count for count in asked.values() if count < 9]
     assert len(times) == n
     assert sum(times) - n <= captioner["concurrency"]  # what was on its way when the shard died
