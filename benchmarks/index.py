@@ -47,6 +47,7 @@ def main() -> None:
             SplitSettings(kind="folders"),
             f"{folder}/images.parquet",
             f"{folder}/corrupt.csv",
+            f"{folder}/fingerprints.parquet",
             threads=args.threads,
         )
     usage = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)

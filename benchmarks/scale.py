@@ -119,7 +119,8 @@ def index_images(place: Place) -> Work:
     from latteclip.data.splits import SplitSettings
 
     settings = SplitSettings(kind="folders")
-    outputs = [place.file("images.parquet"), place.file("corrupt.csv")]
+    names = ("images.parquet", "corrupt.csv", "fingerprints.parquet")
+    outputs = [place.file(name) for name in names]
     return lambda: splits.index_images(str(place.images), settings, *outputs, threads=2)
 
 

@@ -22,11 +22,11 @@ Floats = npt.NDArray[np.float64]
 BASELINE = "zero_shot"
 FIRST = (BASELINE, "zero_shot_calibrated")  # of the candidates
 SPLITS = ("test", "train")
-# What a run leaves of each split's images, and the columns of it that are read.
-FILES = {
-    "test": ("predictions.parquet", tables.PREDICTIONS),
-    "train": ("judged.parquet", JUDGED),
-}
+# What a run says of the images that are evaluated, and of training images left out: the table in
+# its folder, and the schema.
+Said = tuple[str, pa.Schema]
+OF_EVALUATED: Said = ("predictions.parquet", tables.PREDICTIONS)
+OF_LEFT_OUT: Said = ("judged.parquet", JUDGED)
 
 
 @dataclass(frozen=True, order=True)
@@ -56,8 +56,9 @@ class Audited:
 def read(folder: str | Path, split: str | None = None) -> Audited:
     """The images of a split with the predictions of every method that was run.
 
-    A method stands for itself by the run that was chosen, or else by its first seed. Of the
-    training images, those are taken that no candidate learned from.
+    A method stands for itself by the run that was chosen, or else by its first seed. Beside a test
+    split, those training images are taken that no candidate learned from. Without one, all are: it
+    is their labels that are wanted.
 
     Args:
         folder: of a dataset's results.
@@ -69,11 +70,13 @@ def read(folder: str | Path, split: str | None = None) -> Audited:
     folder = Path(folder)
     index, classnames = tables.read_unlabelled(folder / "images.parquet", training=False)
     is_test = pc.equal(index["split"], "test")
-    split = split or ("test" if pc.any(is_test).as_py() else "train")
+    has_tests = pc.any(is_test).as_py()
+    split = split or ("test" if has_tests else "train")
+    table = OF_LEFT_OUT if has_tests and split == "train" else OF_EVALUATED
     index = index.filter(is_test if split == "test" else pc.invert(is_test))
     chosen = _chosen(folder)
-    candidates = _candidates(folder, split, chosen)
-    said = [_predictions(folder, split, one, classnames) for one in candidates]
+    candidates = _candidates(folder, table[0], chosen)
+    said = [_predictions(folder, table, one, classnames) for one in candidates]
     rows = _in_all(index, said)
     if not len(rows):
         raise UserError(f"{folder} has no images in the {split} split that all its models saw.")
@@ -104,10 +107,10 @@ def _chosen(folder: Path) -> Candidate | None:
     return Candidate(selection.method, selection.seed)
 
 
-def _candidates(folder: Path, split: str, chosen: Candidate | None) -> list[Candidate]:
-    """One run of each method: the baselines first, then by name."""
+def _candidates(folder: Path, name: str, chosen: Candidate | None) -> list[Candidate]:
+    """One run of each method that has a table of a name: the baselines first, then by name."""
     found: dict[str, Candidate] = {}
-    for path in folder.glob(f"*/seed*/{FILES[split][0]}"):
+    for path in folder.glob(f"*/seed*/{name}"):
         number = path.parent.name.removeprefix("seed")
         if number.isdecimal():
             one = Candidate(path.parent.parent.name, int(number))
@@ -116,7 +119,7 @@ def _candidates(folder: Path, split: str, chosen: Candidate | None) -> list[Cand
         found[chosen.method] = chosen
     if not found:
         raise UserError(
-            f"{folder} has no predictions of its {split} images yet; run the workflow first: "
+            f"{folder} has no predictions of the images yet; run the workflow first: "
             f"snakemake -j4 --config dataset={folder.resolve().name}."
         )
     last = len(FIRST)
@@ -124,9 +127,9 @@ def _candidates(folder: Path, split: str, chosen: Candidate | None) -> list[Cand
     return sorted(found.values(), key=lambda one: (place.get(one.method, last), one))
 
 
-def _predictions(folder: Path, split: str, one: Candidate, classnames: Sequence[str]) -> pa.Table:
+def _predictions(folder: Path, said: Said, one: Candidate, classnames: Sequence[str]) -> pa.Table:
     """Image ids and predictions of a run, without labels."""
-    name, schema = FILES[split]
+    name, schema = said
     path = folder / one.method / f"seed{one.seed}" / name
     table, described = tables.read(path, schema, ["image_id", "prediction"])
     if described.get("classnames") != list(classnames):

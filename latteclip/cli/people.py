@@ -133,8 +133,8 @@ def add_audit(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--split",
         choices=("test", "train"),
-        help="whose images (default: test, where there are any); of the training images, those "
-        "that no model learned from",
+        help="whose images (default: test, where there are any); of the training images beside a "
+        "test split, those that no model learned from",
     )
     instead = sub.add_mutually_exclusive_group()
     instead.add_argument(

@@ -54,7 +54,15 @@ def index_images(args: argparse.Namespace) -> None:
     from latteclip.data.splits import SplitSettings
 
     settings = from_json(SplitSettings, args.settings)
-    stage.index_images(args.folder, settings, args.output, args.corrupt, threads=args.threads)
+    outputs = (args.output, args.corrupt, args.fingerprints)
+    stage.index_images(args.folder, settings, *outputs, threads=args.threads)
+
+
+def find_duplicates(args: argparse.Namespace) -> None:
+    """Find images that show the same picture, within and between the splits."""
+    from latteclip.data import find_duplicates as stage
+
+    stage.find_duplicates(args.images, args.fingerprints, args.output, threads=args.threads)
 
 
 def pseudo_label_images(args: argparse.Namespace) -> None:
@@ -288,6 +296,7 @@ def report_dataset(args: argparse.Namespace) -> None:
             args.selection,
             args.calibrated,
             args.audit,
+            args.duplicates,
         ),
         runs.run_files(args.runs),
         from_json(dataset_report.ReportSettings, args.settings),
@@ -321,7 +330,8 @@ COMMANDS: dict[Command, list[str]] = {
     download_dataset: ["dataset", "settings", "output"],
     download_clip: ["settings", "output"],
     download_captioner: ["settings", "output"],
-    index_images: ["folder", "settings", "output", "corrupt", "threads"],
+    index_images: ["folder", "settings", "output", "corrupt", "fingerprints", "threads"],
+    find_duplicates: ["images", "fingerprints", "output", "threads"],
     pseudo_label_images: [
         "images",
         "settings",
@@ -429,6 +439,7 @@ COMMANDS: dict[Command, list[str]] = {
         "selection?",
         "calibrated?",
         "audit?",
+        "duplicates?",
         "runs",
         "settings",
         "output",

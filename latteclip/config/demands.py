@@ -29,6 +29,7 @@ TABLES = Demand(4_000, 4_000, 10, 1_000)
 DEMANDS = {
     "generate_textures": TABLES,
     "index_images": Demand(4_000, 4_000, 15, 100),
+    "find_duplicates": Demand(4_000, 4_000, 10, 500),
     "pseudo_label_images": LABELLING,
     "caption_images": CAPTIONING,
     "caption_groups": CAPTIONING,

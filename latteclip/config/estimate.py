@@ -169,9 +169,13 @@ def _samples(configuration: Configuration, dataset: str, method: str, n: int) ->
 def _encoding(
     configuration: Configuration, dataset: str, images: Counts, rate: float, start: float
 ) -> float:
-    """Seconds of the pseudo-labels, and of the evaluation of each tuned model."""
+    """Seconds of the pseudo-labels, and of the evaluation of each tuned model.
+
+    Without a test split the training images are evaluated.
+    """
     tuned = len(_trained(configuration, dataset))
-    return (images.train + images.test) / rate + tuned * (images.test / rate + start)
+    evaluated = images.test or images.train
+    return (images.train + images.test) / rate + tuned * (evaluated / rate + start)
 
 
 def _trained(configuration: Configuration, dataset: str) -> list[tuple[str, int]]:

@@ -17,7 +17,7 @@ DESCRIBED = (
 # Stages whose benchmarks a page reads: those of a dataset, and those of a run.
 CAPTIONING = ("caption_images", "caption_groups", "score_classes")
 OF_DATASET = (
-    *("index_images", "pseudo_label_images", "calibrate_zero_shot", *CAPTIONING),
+    *("index_images", "find_duplicates", "pseudo_label_images", "calibrate_zero_shot", *CAPTIONING),
     *("label_by_captions", "select_model"),
 )
 OF_RUN = (
@@ -43,7 +43,7 @@ def shown_method(configuration: Configuration) -> str | None:
 
 
 def runs(configuration: Configuration, dataset: str) -> list[dict[str, Any]]:
-    """What a page reads of each run: the metrics and history of all, and more of one method."""
+    """What a page reads of each run: metrics, predictions and history, and more of one method."""
     shown = shown_method(configuration)
     of_dataset = configuration.runs(dataset)
     first = min((seed for method, seed in of_dataset if method == shown), default=None)
@@ -51,13 +51,12 @@ def runs(configuration: Configuration, dataset: str) -> list[dict[str, Any]]:
     for method, seed in of_dataset:
         folder = f"results/{dataset}/{method}/seed{seed}"
         run = {"method": method, "seed": seed, "metrics": f"{folder}/metrics.json"}
+        run["predictions"] = f"{folder}/predictions.parquet"
         trained = configuration.is_trained(method)
         if trained:
             run["history"] = f"{folder}/history.parquet"
-        if method == shown:
-            run["predictions"] = f"{folder}/predictions.parquet"
-            if seed == first and trained:
-                run["gallery"] = f"{folder}/gallery.parquet"
+        if (method, seed) == (shown, first) and trained:
+            run["gallery"] = f"{folder}/gallery.parquet"
         found.append(run)
     return found
 

@@ -9,6 +9,8 @@ MAKERS: dict[str, tuple[str, ...]] = {
     "captions/groups.parquet": ("caption_groups", "gather_captions"),
     "captions/summary.json": ("summarize_captions",),
     "images.parquet": ("index_images",),
+    "fingerprints.parquet": ("index_images",),
+    "duplicates.parquet": ("find_duplicates",),
     "pseudo_labels.parquet": ("pseudo_label_images",),
     "class_embeddings.safetensors": ("pseudo_label_images",),
     "calibrated.safetensors": ("calibrate_zero_shot",),

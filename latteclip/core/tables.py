@@ -29,6 +29,13 @@ IMAGES = pa.schema(
         ("height", pa.int32()),
     ]
 )
+DUPLICATES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("twin_id", pa.string()),  # each pair once, in the order of the index
+        ("distance", pa.float32()),  # 1 - correlation of the thumbnails
+    ]
+)
 PSEUDO_LABELS = pa.schema(
     [
         ("image_id", pa.string()),

@@ -5,6 +5,7 @@ Letters: N images, C classes.
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,8 +25,14 @@ from latteclip.data.split_files import (
 
 log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+    {
+        *(".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jpeg", ".jpg", ".png", ".ppm"),
+        *(".tif", ".tiff", ".webp"),
+    }
 )
+
+_SUFFIX = re.compile(r"\.[a-z0-9]{1,10}")
+OTHER = "other"  # in place of a suffix that is none, or hardly one
 
 
 def read_class_folders(
@@ -33,8 +40,9 @@ def read_class_folders(
 ) -> Split:
     """Class folders: root/{train,val,test}/<class>/..., or root/<class>/... .
 
-    Images that lie in no class folder are unlabelled. Without a test folder, an image belongs to
-    the test split by a hash of its path: it stays there whatever else the folder holds.
+    Images that lie in no class folder are unlabelled. Without a test folder, a labelled image
+    belongs to the test split by a hash of its path, where it stays whatever else the folder holds,
+    and all others are for training. Files that are no images by their suffix are counted.
 
     Args:
         root: the folder.
@@ -49,18 +57,21 @@ def read_class_folders(
     places = [(split, root / split) for split in parts] or [("", root)]
     names = read_names(classes) if classes else _folder_names(root, places)
     labels = {name: i for i, name in enumerate(clean_classnames(names, replace))}
-    items = []
+    items, skipped = [], Counter[str]()
     for split, place in places:
-        for label, file in _labelled_files(place, split, labels, replace, strict=classes is None):
+        files = _labelled_files(place, split, labels, replace, skipped, strict=classes is None)
+        for label, file in files:
             image_id = inside(file.relative_to(root).as_posix(), root)
-            items.append(Item(image_id, split or hashed_split(image_id, test_fraction), label))
-    for split in ("train", "test"):
+            own_split = split or hashed_split(image_id, label, test_fraction)
+            items.append(Item(image_id, own_split, label))
+    found = Split(items, names, dict(skipped.most_common()))
+    for split in ("train", "test") if parts or found.needs_test_images else ("train",):
         if not any(item.split == split for item in items):
             raise UserError(f"{root} leaves no image for the {split} split.")
     unlabelled = Counter(item.split for item in items if item.label is None)
     if unlabelled:
         log.info("%s: unlabelled images lie outside class folders: %s.", root, dict(unlabelled))
-    return Split(items, names)
+    return found
 
 
 def _folder_names(root: Path, places: Sequence[tuple[str, Path]]) -> list[str]:
@@ -82,17 +93,26 @@ def _folder_names(root: Path, places: Sequence[tuple[str, Path]]) -> list[str]:
 
 
 def _labelled_files(
-    place: Path, split: str, labels: Mapping[str, int], replace: Mapping[str, str], *, strict: bool
+    place: Path,
+    split: str,
+    labels: Mapping[str, int],
+    replace: Mapping[str, str],
+    skipped: Counter[str],
+    *,
+    strict: bool,
 ) -> Iterator[tuple[int | None, Path]]:
-    """Images of one split with their labels, None outside of class folders; sorted by path."""
-    for file in image_files(place, deep=False):
+    """Images of one split with their labels, None outside of class folders; sorted by path.
+
+    Other files are counted in `skipped`.
+    """
+    for file in image_files(place, skipped, deep=False):
         yield None, file
     seen = dict[int, Path]()
     for folder in subfolders(place):
         label = labels.get(clean_classname(folder.name, replace))
         if label is not None and seen.setdefault(label, folder) != folder:
             raise UserError(f"{seen[label]} and {folder} are the same class after clean-up.")
-        files = image_files(folder, deep=True)
+        files = image_files(folder, skipped, deep=True)
         if label is None and split == "test" and files:
             raise UserError(
                 f"Folder {folder} is not a class of {CLASSES}, which names {list(labels)}."
@@ -116,10 +136,17 @@ def _is_seen(name: str) -> bool:
     return not name.startswith((".", "__MACOSX"))
 
 
-def image_files(folder: str | Path, *, deep: bool) -> list[Path]:
+def image_files(
+    folder: str | Path, skipped: Counter[str] | None = None, *, deep: bool
+) -> list[Path]:
     """Image files in a folder, or in all folders below it as well, sorted by path.
 
     Hidden ones do not count, nor does what macOS leaves in archives.
+
+    Args:
+        folder: where to look.
+        skipped: counts the other files but classes.txt, by suffix in lower case, or as OTHER.
+        deep: whether folders below count.
 
     Raises:
         UserError: a folder cannot be read.
@@ -128,11 +155,12 @@ def image_files(folder: str | Path, *, deep: bool) -> list[Path]:
     with readable():
         for place, below, files in os.walk(folder, onerror=_stop):
             below[:] = [name for name in below if _is_seen(name)] if deep else []
-            found += [
-                Path(place, name)
-                for name in files
-                if _is_seen(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-            ]
+            for name in filter(_is_seen, files):
+                suffix = os.path.splitext(name)[1].lower()
+                if suffix in IMAGE_SUFFIXES:
+                    found.append(Path(place, name))
+                elif skipped is not None and name != CLASSES:
+                    skipped[suffix if _SUFFIX.fullmatch(suffix) else OTHER] += 1
     return sorted(found)
 
 

@@ -4,19 +4,21 @@ import math
 from pathlib import Path
 from typing import BinaryIO
 
+import pillow_heif
 from PIL import Image, ImageOps
 
 from latteclip.core.errors import UserError
 from latteclip.core.paths import irregular
 
+# HEIC, which phones write. A worker has one core, and no thumbnail stands in for its image.
+pillow_heif.register_heif_opener(thumbnails=False, decode_threads=1)
 # What may be decoded: Pillow knows many more, of which some run programs.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "HEIF", "JPEG2000")
 MAX_PIXELS = 2**27  # of one image: twice 4 bytes each are 1 GiB
 MAX_RATIO = 1000  # of the longer side to the shorter one: a model's input makes the shorter 224
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L")
 UPRIGHT = (None, 1)  # values of the EXIF orientation
 ORIENTATION = 0x0112
-Decoded = tuple[int, int] | str  # width and height, or why the image cannot be decoded
 
 
 def open_rgb(
@@ -46,10 +48,10 @@ def open_rgb(
         ) from None
 
 
-def size_of(path: str | Path) -> Decoded:
-    """Decode an image file for its width and height; or else the reason, in its own words."""
+def open_or_reason(path: str | Path) -> Image.Image | str:
+    """Decode an image file as `open_rgb` does; or else the reason, in its own words."""
     try:
-        return _decode(path).size
+        return _decode(path)
     except Exception as error:  # as above
         return _reason(error)
 

@@ -17,8 +17,9 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import replacing
 from latteclip.core.progress import Progress
 from latteclip.core.prompts import clean_classnames
-from latteclip.data.images import Decoded, size_of
-from latteclip.data.split_files import Item
+from latteclip.data.fingerprints import FINGERPRINTS, Fingerprint, fingerprint
+from latteclip.data.images import open_or_reason
+from latteclip.data.split_files import Item, Split
 from latteclip.data.splits import SplitSettings, read_split
 from latteclip.data.workers import Workers
 
@@ -27,14 +28,24 @@ CHUNK = 64  # images that a worker takes at a time
 AHEAD = 3  # chunks that are ready or wait, for each worker
 BATCH = 128 * CHUNK  # images written at a time
 SHOWN = 100  # broken images that the log names
+Decoded = Fingerprint | str  # or why the image cannot be decoded
 
 
 def index_images(
-    folder: str, settings: SplitSettings, output: str, corrupt_output: str, *, threads: int
+    folder: str,
+    settings: SplitSettings,
+    output: str,
+    corrupt_output: str,
+    fingerprints_output: str,
+    *,
+    threads: int,
 ) -> None:
-    """Write the IMAGES table of a dataset, with its class names as metadata.
+    """Write the IMAGES table of a dataset, with class names and `skipped` files as metadata.
 
-    Images that cannot be decoded are left out and listed in a CSV file beside it.
+    FINGERPRINTS of the images, by which `find_duplicates` compares them, are written as well.
+
+    Images that cannot be decoded are left out and listed in a CSV file beside it. Files that are no
+    images by their suffix are counted by it.
 
     Raises:
         UserError: the split does not fit its form or the folder, or too many images are broken.
@@ -44,15 +55,17 @@ def index_images(
     classnames = clean_classnames(split.names, settings.classname_replace)
     counts = Counter[str]()
     broken: list[list[str]] = []
+    metadata = {"classnames": classnames, "skipped": split.skipped}
     with (
-        tables.writing(output, tables.IMAGES, {"classnames": classnames}) as add,
+        tables.writing(output, tables.IMAGES, metadata) as add,
+        tables.writing(fingerprints_output, FINGERPRINTS) as add_fingerprints,
         replacing(corrupt_output) as corrupt,
     ):
         for items, decoded in _batches(images, split.items, threads):
             good = [
-                (item, size)
-                for item, size in zip(items, decoded, strict=True)
-                if not isinstance(size, str)
+                (item, seen)
+                for item, seen in zip(items, decoded, strict=True)
+                if not isinstance(seen, str)
             ]
             counts.update(item.split for item, _ in good)
             broken += [
@@ -61,8 +74,12 @@ def index_images(
                 if isinstance(reason, str)
             ]
             add(_columns(images, good, classnames))
+            add_fingerprints(_fingerprints(good))
         _report(broken, corrupt)
-        _check(broken, len(split.items), counts, settings.max_corrupt, folder)
+        _check(broken, split, counts, settings.max_corrupt, folder)
+    if split.skipped:
+        said = ", ".join(f"{n} {suffix}" for suffix, n in split.skipped.items())
+        log.warning("Left out %d files that are no images: %s.", sum(split.skipped.values()), said)
     seconds = time.monotonic() - started
     log.info(
         "Indexed %d images of %d classes (%d train, %d val, %d test) in %.1f s, %.0f images/s.",
@@ -75,7 +92,7 @@ def index_images(
 
 
 def _columns(
-    images: Path, rows: Sequence[tuple[Item, tuple[int, int]]], classnames: Sequence[str]
+    images: Path, rows: Sequence[tuple[Item, Fingerprint]], classnames: Sequence[str]
 ) -> dict[str, list[str | int | None]]:
     """The IMAGES columns of some images."""
     return {
@@ -84,9 +101,24 @@ def _columns(
         "split": [item.split for item, _ in rows],
         "label": [item.label for item, _ in rows],
         "classname": [None if i.label is None else classnames[i.label] for i, _ in rows],
-        "width": [width for _, (width, _) in rows],
-        "height": [height for _, (_, height) in rows],
+        "width": [seen.width for _, seen in rows],
+        "height": [seen.height for _, seen in rows],
     }
+
+
+def _fingerprints(rows: Sequence[tuple[Item, Fingerprint]]) -> dict[str, list[str] | list[bytes]]:
+    """The FINGERPRINTS columns of some images."""
+    return {
+        "image_id": [item.image_id for item, _ in rows],
+        "hashes": [seen.hashes for _, seen in rows],
+        "thumbnail": [seen.thumbnail for _, seen in rows],
+    }
+
+
+def look_at(path: str) -> Decoded:
+    """Decode an image file, and keep of it what the tables hold."""
+    picture = open_or_reason(path)
+    return picture if isinstance(picture, str) else fingerprint(picture)
 
 
 def _path(images: Path, item: Item) -> str:
@@ -105,12 +137,13 @@ def _report(broken: Sequence[Sequence[str]], output: Path) -> None:
 
 def _check(
     broken: Sequence[Sequence[str]],
-    n_images: int,
+    split: Split,
     counts: Counter[str],
     max_corrupt: float,
     folder: str,
 ) -> None:
-    """UserError where too many images are broken, or a split has none left."""
+    """UserError where too many images are broken, or a split that is needed has none left."""
+    n_images = len(split.items)
     if len(broken) > max_corrupt * n_images:
         image_id, _, _, reason = broken[0]
         raise UserError(
@@ -118,7 +151,10 @@ def _check(
             f"{max_corrupt:.2%}; the first is {image_id} ({reason}). Replace or remove them, or "
             "raise split.max_corrupt of the dataset."
         )
-    for name, n in (("train", counts["train"] + counts["val"]), ("test", counts["test"])):
+    left = {"train": counts["train"] + counts["val"]}
+    if split.needs_test_images:
+        left["test"] = counts["test"]
+    for name, n in left.items():
         if not n:
             raise UserError(f"{folder} has no usable image in the {name} split.")
     if broken:
@@ -131,7 +167,7 @@ def _batches(
     """Items and what became of them, in order, BATCH at a time; decoded with all threads."""
     progress = Progress(len(items), "images")
     with Workers(
-        size_of,
+        look_at,
         threads,
         chunk=CHUNK,
         ahead=AHEAD * threads,

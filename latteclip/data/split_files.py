@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -33,6 +33,14 @@ class Split:
 
     items: list[Item]
     names: list[str]
+    skipped: dict[str, int] = field(default_factory=dict)  # files that are no images, by suffix
+
+    @property
+    def needs_test_images(self) -> bool:
+        """Whether a test split is called for: there is one, or every image has a label."""
+        return all(item.label is not None for item in self.items) or any(
+            item.split == "test" for item in self.items
+        )
 
     def __post_init__(self) -> None:
         for name in self.names:
@@ -98,7 +106,7 @@ def read_csv(path: Path, classes: Path | None, test_fraction: float) -> Split:
 
     An image with neither label nor classname is unlabelled. A label is a number where there are
     class names (a column, or a file of them), else it is the class name itself. Without a split,
-    a hash of the path decides.
+    a hash of the path decides, and an unlabelled image is for training.
     """
     rows = list(_csv_rows(path))
     if not rows:
@@ -114,7 +122,7 @@ def read_csv(path: Path, classes: Path | None, test_fraction: float) -> Split:
             if label is None or (row["classname"] and row["classname"] != names[label]):
                 raise UserError(f"{path}, line {number}: class {name!r} is not in {classes}.")
         image_id = inside(row["path"], path)
-        split = row["split"].lower() or hashed_split(image_id, test_fraction)
+        split = row["split"].lower() or hashed_split(image_id, label, test_fraction)
         if split not in SPLITS:
             raise UserError(
                 f"{path}, line {number}: split {row['split']!r} is not one of {', '.join(SPLITS)}."
@@ -174,8 +182,10 @@ def _number(text: str, below: int | None = None) -> int | None:
     return int(text) if below is None or int(text) < below else None
 
 
-def hashed_split(image_id: str, test_fraction: float) -> str:
-    """The split, train or test, by a hash of the path."""
+def hashed_split(image_id: str, label: int | None, test_fraction: float) -> str:
+    """The split, train or test, by a hash of the path; without a label an image tests nothing."""
+    if label is None:
+        return "train"
     place = int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8], "big") / 2**64
     return "test" if place < test_fraction else "train"
 

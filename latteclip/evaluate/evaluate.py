@@ -1,4 +1,4 @@
-"""The test split classified by a tuned model, and the training images that the page shows.
+"""Images classified by a tuned model: the test split, and training images that the page shows.
 
 Letters: N images, C classes, K best classes kept.
 """
@@ -20,7 +20,7 @@ from latteclip.evaluate import gallery_images, judged, metrics
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """How test images are classified."""
+    """How images are classified."""
 
     batch_size: int
     topk: int
@@ -49,14 +49,14 @@ def evaluate(
     device: str,
     threads: int,
 ) -> None:
-    """Classify the test split with a tuned model and its prototypes.
+    """Classify the test split with a tuned model and its prototypes; without one, all images.
 
     The training images that were held out and those of the page are classified as well.
 
     Raises:
-        UserError: an input is missing or does not fit the others, or there is no test image.
+        UserError: an input is missing or does not fit the others, or there is no image.
     """
-    table, names = metrics.read_test_images(files.images, run.dataset)
+    table, names = metrics.read_evaluated_images(files.images, run.dataset)
     shown = _shown_images(files)
     history = tables.read_metadata(files.history, "step")
     where = devices.pick(device, threads)

@@ -1,4 +1,7 @@
-"""The test split classified by the features of the pretrained model and a classifier of them."""
+"""The test split classified by the features of the pretrained model and a classifier of them.
+
+Without a test split, all images are.
+"""
 
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.ranking import classify
@@ -17,7 +20,7 @@ def evaluate_classifier(
     outputs: metrics.Outputs,
     judged_output: str,
 ) -> None:
-    """Write predictions and metrics; each test image is classified by itself.
+    """Write predictions and metrics; each image is classified by itself.
 
     Training images that judge are classified as well.
 
@@ -33,9 +36,9 @@ def evaluate_classifier(
         judged_output: where the classes of the images that judge are written.
 
     Raises:
-        UserError: an input is missing or does not fit the others, or there is no test image.
+        UserError: an input is missing or does not fit the others, or there is no image.
     """
-    table, names = metrics.read_test_images(images_path, run.dataset)
+    table, names = metrics.read_evaluated_images(images_path, run.dataset)
     classifier, _ = load_classifier(classifier_path, classnames=names)
     features = read_features(pseudo_labels_path, table["image_id"])
     labels, scores = classify(features, classifier, topk)

@@ -13,7 +13,7 @@ def evaluate_zero_shot(
     outputs: metrics.Outputs,
     judged_output: str,
 ) -> None:
-    """Take the pseudo-labels of the test split for its predictions.
+    """Take the pseudo-labels of the test split, without one those of all images, for predictions.
 
     Args:
         images_path: an IMAGES table.
@@ -22,7 +22,7 @@ def evaluate_zero_shot(
         outputs: where the results are written.
         judged_output: where the pseudo-labels of images that judge are written.
     """
-    table, names = metrics.read_test_images(images_path, run.dataset)
+    table, names = metrics.read_evaluated_images(images_path, run.dataset)
     image_ids = table["image_id"].to_pylist()
     labels, scores = (
         np.array(

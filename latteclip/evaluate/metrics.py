@@ -1,6 +1,8 @@
 """Accuracy on the test split, and the files of a run that say it.
 
-Letters: N test images, C classes, K best classes kept.
+A dataset without a test split has predictions for its training images, and no accuracy.
+
+Letters: N evaluated images, C classes, K best classes kept.
 """
 
 import logging
@@ -66,17 +68,28 @@ def metrics(
     }
 
 
-def read_test_images(images_path: str, dataset: str) -> tuple[pa.Table, list[str]]:
-    """The N rows of the test split of an IMAGES table, and the C class names.
+def read_evaluated_images(images_path: str, dataset: str) -> tuple[pa.Table, list[str]]:
+    """The N rows of an IMAGES table that are evaluated, and the C class names.
+
+    They are the test split; where that is empty, all images, of which no label is told.
 
     Raises:
-        UserError: the split is empty.
+        UserError: there is no image.
     """
     table, metadata = tables.read(images_path, tables.IMAGES)
-    table = table.filter(pc.equal(table["split"], "test"))
+    tests = table.filter(pc.equal(table["split"], "test"))
     if len(table) == 0:
-        raise UserError(f"Dataset {dataset} has no test image; check its split.")
-    return table, metadata["classnames"]
+        raise UserError(f"Dataset {dataset} has no image; check its split.")
+    return tests if len(tests) else _without_labels(table), metadata["classnames"]
+
+
+def _without_labels(images: pa.Table) -> pa.Table:
+    """IMAGES whose labels are not known: what was trained on says no accuracy."""
+    for name in tables.LABEL_COLUMNS:
+        field = tables.IMAGES.field(name)
+        unknown = pa.nulls(len(images), field.type)
+        images = images.set_column(images.schema.get_field_index(name), field, unknown)
+    return images
 
 
 def write(
@@ -88,10 +101,10 @@ def write(
     marks: Sequence[str],
     outputs: Outputs,
 ) -> None:
-    """Write the predictions of a run, and its metrics where the test images have labels.
+    """Write the predictions of a run, and its metrics where the images have labels.
 
     Args:
-        images: the N test images, from `read_test_images`.
+        images: the N images, from `read_evaluated_images`.
         ranked: [N, K] the best classes of each image, best first.
         scores: [N, K] their scores.
         marks: keys of `results.MARKS`.
@@ -117,7 +130,7 @@ def write(
     }
     labels = images["label"]
     if labels.null_count:
-        log.warning("No labels for the test split of %s: predictions only.", run.dataset)
+        log.warning("No labels to test with in %s: predictions only.", run.dataset)
         result |= {"acc1": None, "acc5": None, "mean_per_class_recall": None, "per_class": []}
     else:
         result |= metrics(ranked, labels.to_numpy(), classnames)

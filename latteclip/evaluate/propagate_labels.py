@@ -31,7 +31,7 @@ TOLERANCE = 1e-8  # of the propagated scores, relative to what is propagated
 class PropagationSettings:
     """How the graph is made, with the defaults of the authors' code."""
 
-    topk: int  # best classes kept for each test image
+    topk: int  # best classes kept for each image
     neighbours: int = 5  # K: images, and texts, that an image is linked to
     gamma: float = 5.0  # power of cosines between images and texts: they are on another scale
     alpha: float = 0.3  # share of a score that comes from the neighbours
@@ -72,10 +72,12 @@ def propagate_labels(
 ) -> None:
     """Fit the graph on the images that are not in the test split, and classify those that are.
 
+    Without a test split the images of the graph themselves are classified.
+
     Labels are read to measure the accuracy, after the predictions are made.
 
     Raises:
-        UserError: an input does not fit, or a split is empty.
+        UserError: an input does not fit, or there is no training image.
     """
     where = devices.pick(device, threads)
     index, classnames = tables.read_unlabelled(files.images, training=False)
@@ -87,10 +89,13 @@ def propagate_labels(
     images = read_features(files.pseudo_labels, trained).to(where)  # [N, D]
     graph = link(classes.weights.to(where), images, settings)
     scores = propagate(graph, settings.alpha)  # [V, C]
-    test_images, names = metrics.read_test_images(files.images, run.dataset)
-    tests = read_features(files.pseudo_labels, tested).to(where)  # [M, D]
-    ranked, best = best_classes(classify(tests, graph, scores, settings).cpu(), settings.topk)
-    metrics.write(test_images, names, ranked.numpy(), best.numpy(), run, [], outputs)
+    evaluated, names = metrics.read_evaluated_images(files.images, run.dataset)
+    found = scores[len(classnames) :]  # [N, C]
+    if len(tested):
+        tests = read_features(files.pseudo_labels, tested).to(where)  # [M, D]
+        found = classify(tests, graph, scores, settings)  # [M, C]
+    ranked, best = best_classes(found.cpu(), settings.topk)
+    metrics.write(evaluated, names, ranked.numpy(), best.numpy(), run, [], outputs)
 
 
 def nearest(

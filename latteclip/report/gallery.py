@@ -12,7 +12,7 @@ from latteclip.core import tables
 from latteclip.data.images import open_rgb
 from latteclip.report.figures import Moved
 from latteclip.report.pictures import Picture, picture
-from latteclip.report.runs import Ints, TestSplit, TrainingSplit
+from latteclip.report.runs import Evaluated, Ints, TrainingSplit
 
 EXAMPLES = 6
 # Sides in pixels and bytes before base64: at most 12 * (40 + 70) + 12 * 40 kB, 2.4 MB as text.
@@ -125,7 +125,7 @@ class Example:
     seeds: int
 
 
-def examples(found: Sequence[Moved], test: TestSplit, labels: Ints) -> list[Example]:
+def examples(found: Sequence[Moved], test: Evaluated, labels: Ints) -> list[Example]:
     """Test images with their pictures."""
     return [
         Example(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_text
 from latteclip.core.json_files import read_object
@@ -21,6 +22,7 @@ from latteclip.evaluate.audited import marked, read_audit
 from latteclip.evaluate.metrics import accuracy
 from latteclip.evaluate.results import MARKS, read_metrics, read_selection
 from latteclip.report import dataset_charts, figures, gallery, provenance, render, runs
+from latteclip.report.duplicates import read_duplicates
 
 log = logging.getLogger(__name__)
 TEMPLATE = "report.html"
@@ -39,6 +41,7 @@ class ReportFiles:
     selection: str | None = None  # which model was chosen
     calibrated: str | None = None  # zero-shot classifier without class means
     audit: str | None = None  # what a person's answers say of the models
+    duplicates: str | None = None  # images that show the same picture
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class ReportSettings:
 
 @dataclass(frozen=True)
 class Detail:
-    """The method that is shown in detail, on the N test images."""
+    """The method that is shown in detail, on the N evaluated images."""
 
     method: str
     predictions: runs.Ints  # [S, N]
@@ -100,7 +103,11 @@ def report_dataset(
         config=settings.config,
         classnames=classnames,
         train_images=len(train.image_ids),
-        test_images=len(test.image_ids),
+        test_images=len(test.image_ids) if test.is_test_split else 0,
+        duplicates=read_duplicates(files.duplicates, train, test, run_files)
+        if files.duplicates
+        else None,
+        skipped=tables.read_metadata(files.images, "image_id").get("skipped", {}),
         labelled=test.labels is not None,
         train_labelled=train.labels is not None,
         rows=rows,
@@ -133,7 +140,7 @@ def report_dataset(
 
 
 def _detail(
-    run_files: Sequence[runs.RunFiles], shown: str | None, test: runs.TestSplit
+    run_files: Sequence[runs.RunFiles], shown: str | None, test: runs.Evaluated
 ) -> Detail | None:
     paths = [run.predictions for run in run_files if run.method == shown and run.predictions]
     if shown is None or not paths:
@@ -207,7 +214,7 @@ def _difference(one: dict[str, Any], other: dict[str, Any], prefix: str = "") ->
 
 
 def _changes(
-    test: runs.TestSplit, detail: Detail | None, classnames: Sequence[str]
+    test: runs.Evaluated, detail: Detail | None, classnames: Sequence[str]
 ) -> dict[str, Any]:
     """What changed on the test split: classes, confusions, single images."""
     if test.labels is None:

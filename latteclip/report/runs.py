@@ -1,6 +1,6 @@
 """What the pages read of the runs: splits, predictions and histories.
 
-Letters: S seeds, N test images, C classes.
+Letters: S seeds, N evaluated images, C classes.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ class RunFiles:
     seed: int
     metrics: str
     history: str | None = None  # of a trained method
-    predictions: str | None = None  # of the method that the page shows in detail
+    predictions: str | None = None
     gallery: str | None = None  # of one trained run of it: what its model says of training images
 
 
@@ -54,13 +54,14 @@ def run_files(text: str) -> list[RunFiles]:
 
 
 @dataclass(frozen=True)
-class TestSplit:
-    """The N test images, in the order of the index."""
+class Evaluated:
+    """The N evaluated images, in the order of the index: the test split, or else all images."""
 
     image_ids: list[str]
     paths: list[str]
-    labels: Ints | None  # [N], None where any is unknown
+    labels: Ints | None  # [N], None where any is unknown, or there is no test split
     before: Ints  # [N], the predictions of the pretrained model
+    is_test_split: bool
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ class TrainingSplit:
     confidence: Floats
 
 
-def read_splits(images: str, pseudo_labels: str) -> tuple[TrainingSplit, TestSplit, list[str]]:
-    """Both splits of an index, and the C class names.
+def read_splits(images: str, pseudo_labels: str) -> tuple[TrainingSplit, Evaluated, list[str]]:
+    """The training images of an index, those that are evaluated, and the C class names.
 
     Raises:
         UserError: the two tables are not of the same images.
@@ -84,6 +85,7 @@ def read_splits(images: str, pseudo_labels: str) -> tuple[TrainingSplit, TestSpl
     index, classnames = gallery_images.read_index(images, pseudo_labels, columns)
     is_test = pc.equal(index["split"], "test")
     train, test = index.filter(pc.invert(is_test)), index.filter(is_test)
+    evaluated = test if len(test) else train
     return (
         TrainingSplit(
             train["image_id"].to_pylist(),
@@ -92,11 +94,12 @@ def read_splits(images: str, pseudo_labels: str) -> tuple[TrainingSplit, TestSpl
             train["pseudo_label"].to_numpy(),
             train["confidence"].to_numpy().astype(np.float64),
         ),
-        TestSplit(
-            test["image_id"].to_pylist(),
-            test["path"].to_pylist(),
+        Evaluated(
+            evaluated["image_id"].to_pylist(),
+            evaluated["path"].to_pylist(),
             _labels(test),
-            test["pseudo_label"].to_numpy(),
+            evaluated["pseudo_label"].to_numpy(),
+            len(test) > 0,
         ),
         classnames,
     )
@@ -107,17 +110,19 @@ def _labels(table: pa.Table) -> Ints | None:
     return None if column.null_count or not len(column) else column.to_numpy()
 
 
-def read_predictions(paths: Sequence[str], test: TestSplit) -> tuple[Ints, Floats]:
+def read_predictions(paths: Sequence[str], evaluated: Evaluated) -> tuple[Ints, Floats]:
     """Predictions of S runs [S, N], and by how much each beats the second best class [S, N].
 
     Raises:
-        UserError: a file is not of the test images.
+        UserError: a file is not of the evaluated images.
     """
     predictions, margins = [], []
     for path in paths:
         table, _ = tables.read(path, tables.PREDICTIONS, ["image_id", "prediction", "topk_scores"])
-        if table["image_id"].to_pylist() != test.image_ids:
-            raise UserError(f"{path} is not of the test images of the index; rerun its stage.")
+        if table["image_id"].to_pylist() != evaluated.image_ids:
+            raise UserError(
+                f"{path} is not of the images of the index that are evaluated; rerun its stage."
+            )
         predictions.append(table["prediction"].to_numpy())
         best = pc.list_element(table["topk_scores"], 0).to_numpy()
         second = pc.list_element(table["topk_scores"], 1).to_numpy()

@@ -82,10 +82,17 @@ def test_of_the_training_images_those_are_asked_about_that_all_models_judge(resu
     assert found.predictions[0].tolist() == [5, 0]
 
 
+def test_without_a_test_split_all_images_are_asked_about(tmp_path):
+    results = made_audit(tmp_path / "made", n_test=0)
+    found = candidates.read(results.folder)
+    assert found.split == "train" and found.image_ids == results.image_ids
+    assert [one.method for one in found.candidates] == ["zero_shot", "flyp", "latteclip"]
+
+
 def test_without_predictions_it_says_what_to_run(results):
     for run in results.runs:
         Path(run.predictions).unlink()
-    with pytest.raises(UserError, match="no predictions of its test images yet; run the workflow"):
+    with pytest.raises(UserError, match="no predictions of the images yet; run the workflow"):
         Session(results.folder, None, 10)
 
 

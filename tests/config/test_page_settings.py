@@ -22,7 +22,7 @@ def test_only_the_first_seed_of_the_shown_method_is_shown_in_full(configured):
     found = configured(method="zero_shot,latteclip", seeds="3,1")
     runs = page_settings.runs(found, "demo")
     assert [sorted(run) for run in runs] == [
-        ["method", "metrics", "seed"],
+        ["method", "metrics", "predictions", "seed"],
         ["history", "method", "metrics", "predictions", "seed"],
         ["gallery", "history", "method", "metrics", "predictions", "seed"],
     ]
@@ -45,7 +45,7 @@ def test_benchmarks_follow_shards_and_seeds(configured):
     assert "results/demo/benchmarks/caption_images-2-of-2.jsonl" in paths
     assert "results/demo/benchmarks/index_images.jsonl" in paths
     assert "results/demo/flyp/seed1/benchmarks/evaluate.jsonl" in paths
-    assert len(paths) == len(set(paths)) == 5 + 3 * 2 + 2 * len(page_settings.OF_RUN)
+    assert len(paths) == len(set(paths)) == 6 + 3 * 2 + 2 * len(page_settings.OF_RUN)
 
 
 def test_the_page_is_told_in_the_order_in_which_people_read(configured):

@@ -1,9 +1,11 @@
+import logging
 import os
 
 import pytest
 from support.image_folders import folders, images, index
 from support.permissions import as_nobody
 
+from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.data.split_files import Item
 from latteclip.data.splits import SplitSettings, read_split
@@ -59,7 +61,31 @@ def test_unlabelled_images_with_a_file_of_class_names(tmp_path):
     rows, names, _ = index(tmp_path, tmp_path)
     assert names == ["zebra", "fire truck"]
     assert {row["label"] for row in rows} == {None}
-    assert {row["split"] for row in rows} == {"train", "test"}
+    assert [row["split"] for row in rows] == ["train"] * 40
+
+
+def test_beside_class_folders_unlabelled_images_are_for_training(tmp_path):
+    images(folders(tmp_path, n=30), *(f"{n}.jpg" for n in range(40)))
+    split = read_split(tmp_path, SplitSettings("folders"))[1]
+    assert {item.split for item in split.items if item.label is None} == {"train"}
+    assert {item.split for item in split.items if item.label is not None} == {"train", "test"}
+
+
+def test_a_few_labels_need_no_test_split(tmp_path):
+    images(tmp_path, "cat/1.jpg", "dog/1.jpg", *(f"{n}.jpg" for n in range(10)))
+    rows, _, _ = index(tmp_path, tmp_path, test_fraction=1e-9)
+    assert [row["split"] for row in rows] == ["train"] * 12
+
+
+def test_files_that_are_no_images_are_counted_by_suffix(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    images(tmp_path, *(f"{n}.jpg" for n in range(3)), "a.MOV", "b.mov", "c.dng", "d.tar\udcff", "e")
+    images(tmp_path, "f.one two", ".hidden.mov", "deep/g.mov")
+    (tmp_path / "classes.txt").write_text("deep\ncat\n")
+    index(tmp_path, tmp_path)
+    skipped = tables.read_metadata(tmp_path / "out" / "images.parquet", "image_id")["skipped"]
+    assert skipped == {".mov": 3, "other": 3, ".dng": 1}
+    assert "Left out 7 files that are no images: 3 .mov, 3 other, 1 .dng." in caplog.text
 
 
 def test_a_file_of_class_names_gives_the_order_and_other_train_folders_are_unlabelled(tmp_path):

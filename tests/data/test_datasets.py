@@ -141,6 +141,7 @@ def run(key, settings):
     download = ["--settings", fetched, "--log", f"{results}/logs/d.log"]
     index = ["--settings", as_json(settings.dataset(key)["split"]), "--threads", "1"]
     outputs = ["--output", f"{results}/images.parquet", "--corrupt", f"{results}/corrupt.csv"]
+    outputs += ["--fingerprints", f"{results}/fingerprints.parquet"]
     return main.main(
         ["download-dataset", "--dataset", key, "--output", data, *download]
     ) or main.main(["index-images", "--folder", data, *index, *outputs])
@@ -289,6 +290,8 @@ def test_a_folder_of_ones_own(checkout, tmp_path, layout):
         "no label at all": set(),
     }
     assert labelled == expected[layout]
+    tested = {row["split"] for row in rows if row["split"] == "test"}
+    assert tested == (set() if layout == "no label at all" else {"test"})
 
 
 def test_image_dir_takes_the_place_of_a_known_source(tmp_path):

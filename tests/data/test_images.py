@@ -9,7 +9,7 @@ from support.web import jpeg
 
 from latteclip.core.errors import UserError
 from latteclip.data import images
-from latteclip.data.images import open_rgb, size_of
+from latteclip.data.images import open_or_reason, open_rgb
 
 
 def saved(path, size, **options):
@@ -24,7 +24,7 @@ def test_a_side_that_would_shrink_to_nothing_keeps_a_pixel(tmp_path):
 
 @pytest.mark.parametrize("size", [(1, 6000), (6000, 1)])
 def test_an_image_like_a_thread_is_refused(tmp_path, size):
-    reason = size_of(saved(tmp_path / "thread.jpg", size))
+    reason = open_or_reason(saved(tmp_path / "thread.jpg", size))
     assert reason == f"of {size[0]} x {size[1]} pixels, one side is over 1000 times the other"
 
 
@@ -37,7 +37,7 @@ def png(width, height):
 @pytest.mark.parametrize("size", [(12000, 12000), (60000, 60000), (2**31 - 1, 2**31 - 1)])
 def test_a_bomb_is_refused_before_it_takes_memory(tmp_path, size):
     (tmp_path / "bomb.png").write_bytes(png(*size) + bytes(100))
-    assert isinstance(size_of(tmp_path / "bomb.png"), str)
+    assert isinstance(open_or_reason(tmp_path / "bomb.png"), str)
     with pytest.raises(UserError, match="cannot be decoded"):
         open_rgb(tmp_path / "bomb.png")
 
@@ -46,7 +46,7 @@ def test_what_runs_programs_is_no_image(tmp_path):
     """Pillow hands PostScript to Ghostscript, whatever the file is called."""
     Image.new("RGB", (9, 9)).save(tmp_path / "script.eps")
     (tmp_path / "script.eps").rename(tmp_path / "script.jpg")
-    assert "cannot identify" in size_of(tmp_path / "script.jpg")
+    assert "cannot identify" in open_or_reason(tmp_path / "script.jpg")
 
 
 RAISED = [
@@ -114,3 +114,51 @@ def test_the_formats_are_those_of_the_suffixes_and_more():
     from latteclip.data.class_folders import IMAGE_SUFFIXES
 
     assert {Image.EXTENSION[suffix] for suffix in IMAGE_SUFFIXES} <= set(images.FORMATS)
+
+
+# What phones write.
+
+
+def phone_picture(path, **options):
+    """A picture that is red on the left and blue on the right, 64 x 48."""
+    picture = Image.new("RGB", (64, 48), "red")
+    picture.paste("blue", (32, 0, 64, 48))
+    picture.save(path, quality=90, **options)
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.HEIF", "a.hif", "a.avif"])
+def test_phone_pictures_are_indexed_upright(tmp_path, name):
+    root = folders(tmp_path / "d")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn: what was on the left is at the top
+    kind = "AVIF" if name.endswith("avif") else "HEIF"
+    phone_picture(root / "cat" / name, exif=exif.tobytes(), format=kind)
+    rows, _, corrupt = index(root, tmp_path)
+    sizes = {row["image_id"]: (row["width"], row["height"]) for row in rows}
+    assert sizes[f"cat/{name}"] == (48, 64) and not corrupt
+    decoded = open_rgb(root / "cat" / name)
+    top, bottom = (decoded.getpixel((24, y)) for y in (8, 56))
+    assert top[0] > 200 > 60 > top[2] and bottom[2] > 200 > 60 > bottom[0]
+
+
+@pytest.mark.parametrize("suffix", ["heic", "avif"])
+def test_a_broken_phone_picture_is_listed(tmp_path, suffix):
+    root = folders(tmp_path / "d")
+    whole = tmp_path / f"whole.{suffix}"
+    Image.effect_noise((128, 128), 90).convert("RGB").save(whole, quality=90)
+    content = whole.read_bytes()
+    (root / "cat" / f"half.{suffix}").write_bytes(content[: len(content) // 2])
+    (root / "cat" / f"text.{suffix}").write_text("no image at all")
+    rows, _, corrupt = index(root, tmp_path, max_corrupt=0.5)
+    assert len(rows) == 20
+    assert [row["image_id"] for row in corrupt] == [f"cat/half.{suffix}", f"cat/text.{suffix}"]
+    assert all(row["reason"] for row in corrupt)
+
+
+@pytest.mark.parametrize("suffix", ["heic", "avif"])
+def test_a_phone_picture_of_too_many_pixels_is_not_decoded(tmp_path, monkeypatch, suffix):
+    root = folders(tmp_path / "d")
+    phone_picture(root / "cat" / f"large.{suffix}")
+    monkeypatch.setattr(images, "MAX_PIXELS", 64 * 48 - 1)
+    with pytest.raises(UserError, match="64 x 48 pixels are more than"):
+        open_rgb(root / "cat" / f"large.{suffix}")

@@ -8,7 +8,6 @@ from support.image_folders import coop, folders, images, index
 
 from latteclip.core.errors import UserError
 from latteclip.data import index_images, workers
-from latteclip.data.images import size_of
 from latteclip.data.loader import open_rgb
 from latteclip.data.splits import SplitSettings, read_split
 
@@ -113,7 +112,7 @@ def test_only_a_few_pieces_are_on_their_way_at_once(tmp_path, monkeypatch):
         def submit(self, function, paths):
             nonlocal most
             future = workers.Future()
-            future.set_result([size_of(path) for path in paths])
+            future.set_result([index_images.look_at(path) for path in paths])
             submitted.append(future)
             most = max(most, len(submitted) - done[0])
             return future

@@ -63,6 +63,19 @@ def evaluate(
     return predictions.to_pydict(), metadata, json.loads((tmp_path / "metrics.json").read_text())
 
 
+def test_without_a_test_split_all_images_get_a_class(tmp_path, pictures, demo_clip):
+    files, _, labels = pictures
+    index = write_index(tmp_path / "images.parquet", files, ["train"] * 6, labels, CLASSNAMES)
+    torch.manual_seed(0)
+    classifier = torch.nn.functional.normalize(torch.randn(C, 128), dim=1)
+    predictions, _, found = evaluate(tmp_path, index, classifier, demo_clip)
+    assert predictions["image_id"] == [Path(file).name for file in files]
+    assert predictions["label"] == [None] * 6 and found["acc1"] is None
+    gallery = tables.read(tmp_path / "gallery.parquet", gallery_images.GALLERY)[0].to_pydict()
+    of_image = dict(zip(predictions["image_id"], predictions["prediction"], strict=True))
+    assert [of_image[name] for name in gallery["image_id"]] == gallery["prediction"]
+
+
 def test_test_images_get_the_class_of_the_nearest_prototype(tmp_path, pictures, demo_clip):
     files, splits, labels = pictures
     index = write_index(tmp_path / "images.parquet", files, splits, labels, CLASSNAMES)

@@ -5,7 +5,6 @@ import pytest
 from support.tiny import write_index, write_pictures, write_pseudo_labels
 
 from latteclip.core import holdout, tables
-from latteclip.core.errors import UserError
 from latteclip.evaluate import evaluate_zero_shot as stage
 from latteclip.evaluate import metrics
 from latteclip.evaluate.judged import JUDGED
@@ -19,20 +18,19 @@ def pictures(tmp_path):
     return files, ["test", "train", "test", "test", "val", "test"], [2, 0, 1, 6, 3, 2]
 
 
-def test_a_dataset_without_test_images_is_refused(tmp_path, pictures):
+def test_without_a_test_split_all_pseudo_labels_are_predictions(tmp_path, pictures):
     files, _, labels = pictures
     index = write_index(tmp_path / "images.parquet", files, ["train"] * 6, labels, CLASSNAMES)
-    pseudo = tmp_path / "pseudo.parquet"
-    columns = {name: [] for name in tables.PSEUDO_LABELS.names}
-    tables.write(pseudo, columns, tables.PSEUDO_LABELS)
-    with pytest.raises(UserError, match="set has no test image"):
-        stage.evaluate_zero_shot(
-            index,
-            str(pseudo),
-            metrics.Run("set", "zero_shot", 0),
-            metrics.Outputs(str(tmp_path / "p"), "m"),
-            str(tmp_path / "h"),
-        )
+    names = [Path(file).name for file in files]
+    pseudo = write_pseudo_labels(tmp_path / "pseudo.parquet", names, [3, 1, 4, 1, 5, 2])
+    outputs = metrics.Outputs(str(tmp_path / "predictions.parquet"), str(tmp_path / "metrics.json"))
+    run = metrics.Run("set", "zero_shot", 0)
+    stage.evaluate_zero_shot(index, pseudo, run, outputs, str(tmp_path / "judged.parquet"))
+    predictions, _ = tables.read(outputs.predictions, tables.PREDICTIONS)
+    assert predictions["image_id"].to_pylist() == names
+    assert predictions["prediction"].to_pylist() == [3, 1, 4, 1, 5, 2]
+    found = json.loads(Path(outputs.metrics).read_text())
+    assert found["images"] == 6 and found["acc1"] is None
 
 
 def test_zero_shot_row_scores_the_pseudo_labels_of_the_test_split(tmp_path, pictures):

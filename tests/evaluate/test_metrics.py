@@ -61,7 +61,7 @@ SPLITS = ["test", "train", "test", "test", "val", "test"]
 def written(tmp_path, labels, marks=()):
     """What is written of four test images whose predictions are 2, 1, 0, 0."""
     index = write_index(tmp_path / "images.parquet", FILES, SPLITS, labels, CLASSNAMES)
-    images, names = module.read_test_images(index, "set")
+    images, names = module.read_evaluated_images(index, "set")
     ranked = np.array([[2, 0, 1], [1, 2, 0], [0, 1, 2], [0, 2, 1]])
     scores = np.array([[0.75, 0.5, 0.25]] * 4, np.float32)
     outputs = module.Outputs(
@@ -104,7 +104,16 @@ def test_without_test_labels_there_are_predictions_but_no_metrics(tmp_path):
     assert metrics["per_class"] == metrics["marks"] == []
 
 
-def test_a_dataset_without_test_images_is_refused(tmp_path):
-    index = write_index(tmp_path / "i.parquet", FILES, ["train"] * 6, [None] * 6, CLASSNAMES)
-    with pytest.raises(UserError, match="set has no test image"):
-        module.read_test_images(index, "set")
+def test_without_test_images_all_are_evaluated_and_no_label_is_told(tmp_path):
+    splits, labels = ["train", "val"] * 3, [0, None, 1, 2, 0, 1]
+    index = write_index(tmp_path / "i.parquet", FILES, splits, labels, CLASSNAMES)
+    images, names = module.read_evaluated_images(index, "set")
+    assert images["image_id"].to_pylist() == FILES and names == CLASSNAMES
+    assert images.schema.equals(tables.IMAGES)
+    assert images["label"].null_count == images["classname"].null_count == 6
+
+
+def test_a_dataset_without_images_is_refused(tmp_path):
+    index = write_index(tmp_path / "i.parquet", [], [], [], CLASSNAMES)
+    with pytest.raises(UserError, match="set has no image"):
+        module.read_evaluated_images(index, "set")

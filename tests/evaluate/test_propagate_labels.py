@@ -306,6 +306,16 @@ def test_the_test_split_is_classified_by_the_graph_of_the_other_images(tmp_path,
     assert found["marks"] == []
 
 
+def test_without_a_test_split_the_images_of_the_graph_are_classified(tmp_path, classes):
+    trained = [row for row, split in enumerate(SPLITS) if split != "test"]
+    predictions, found = run_in(tmp_path, classes, keep=trained)
+    weights = weights_of(classes.tolist(), FEATURES[trained].tolist(), SETTINGS)
+    wanted = scores_of(weights, SETTINGS.alpha)[C:]
+    assert list(predictions) == [IDS[row] for row in trained] and found["acc1"] is None
+    for row, scores in zip(trained, wanted, strict=True):
+        assert predictions[IDS[row]]["prediction"] == max(range(C), key=lambda c, s=scores: s[c])
+
+
 def test_a_prediction_does_not_change_with_the_other_test_images(tmp_path, classes):
     whole, _ = run(tmp_path, write_inputs(tmp_path, classes))
     tested = [row for row, split in enumerate(SPLITS) if split == "test"]
@@ -361,9 +371,8 @@ def test_embeddings_of_other_classes_are_refused(tmp_path, classes):
         run(tmp_path, inputs)
 
 
-@pytest.mark.parametrize(("split", "message"), [("test", "no training"), ("train", "no test")])
-def test_a_split_that_is_empty_is_refused(tmp_path, classes, split, message):
-    keep = [row for row, own in enumerate(SPLITS) if own == split]
-    with pytest.raises(UserError, match=f"has {message} image"):
+def test_without_training_images_there_is_no_graph(tmp_path, classes):
+    keep = [row for row, own in enumerate(SPLITS) if own == "test"]
+    with pytest.raises(UserError, match="has no training image"):
         run_in(tmp_path / "empty", classes, keep=keep)
     assert not Path(tmp_path / "empty" / "metrics.json").exists()

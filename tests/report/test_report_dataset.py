@@ -118,9 +118,28 @@ def test_an_audit_stands_below_the_accuracies(results, written):
     assert "audit" not in written[0].tables
 
 
-def test_without_labels_the_page_says_how_to_audit(tmp_path):
-    page, _ = write(Results(tmp_path, labelled=False))
+@pytest.mark.parametrize("n_test", [53, 0])
+def test_without_labels_the_page_says_how_to_audit(tmp_path, n_test):
+    page, _ = write(Results(tmp_path, labelled=False, n_test=n_test))
     assert "latteclip audit results/made" in page.sections["accuracy"]
+    assert ("there is no test split" in page.sections["accuracy"]) == (n_test == 0)
+
+
+def test_without_a_test_split_labels_tell_no_accuracy(tmp_path):
+    page, _ = write(Results(tmp_path, n_test=0))
+    assert [row[2][1] for row in page.tables["headline"][1:]] == [""] * 3
+    assert "there is no test split" in page.sections["confusions"]
+
+
+def test_files_that_are_no_images_are_counted_on_the_page(tmp_path):
+    results = Results(tmp_path)
+    assert "skipped" not in write(results)[0].tables
+    results.write_index({"skipped": {".mov": 12, "other": 1}})
+    page, _ = write(results)
+    assert [[cell[0] for cell in row] for row in page.tables["skipped"][1:]] == [
+        [".mov", "12"],
+        ["other", "1"],
+    ]
 
 
 def test_the_page_shows_the_biases_that_calibration_takes_off(tmp_path):
@@ -300,7 +319,7 @@ def test_without_labels_their_figures_are_left_out_with_a_note(tmp_path):
     page, _ = write(Results(tmp_path, labelled=False), captions={"image": None})
     for section in ("classes", "confusions", "changes"):
         assert "Left out: the test images have no labels." in page.sections[section]
-    assert "no method has an accuracy" in page.sections["accuracy"]
+    assert "No method has an accuracy" in page.sections["accuracy"]
     assert "only the confidence is known" in page.sections["pseudo-labels"]
     assert [cell[0] for cell in page.column("headline", 2)] == ["–"] * 3  # noqa: RUF001
     assert page.sections["gallery"].count("not known") == 12

@@ -34,7 +34,8 @@ def index(root, tmp_path, threads=1, **settings):
     """Index a folder; its rows, class names and broken images."""
     output, corrupt = tmp_path / "out" / "images.parquet", tmp_path / "out" / "corrupt.csv"
     settings = SplitSettings(**({"kind": "folders"} | settings))
-    index_images.index_images(str(root), settings, str(output), str(corrupt), threads=threads)
+    outputs = [str(output), str(corrupt), str(tmp_path / "out" / "fingerprints.parquet")]
+    index_images.index_images(str(root), settings, *outputs, threads=threads)
     table, metadata = tables.read(output, tables.IMAGES)
     with corrupt.open(newline="") as file:
         return table.to_pylist(), metadata["classnames"], list(csv.DictReader(file))

@@ -58,7 +58,7 @@ class Results:
         other = self.rng.integers(0, len(self.classnames), len(self.labels))
         return np.where(right, self.labels, other)
 
-    def write_index(self):
+    def write_index(self, metadata=None):
         known = self.labels.tolist() if self.labelled else [None] * len(self.labels)
         tables.write(
             self.images,
@@ -72,7 +72,7 @@ class Results:
                 "height": [64] * len(known),
             },
             tables.IMAGES,
-            {"classnames": self.classnames},
+            {"classnames": self.classnames} | (metadata or {}),
         )
 
     def write_pseudo_labels(self):
@@ -95,7 +95,7 @@ class Results:
         folder = self.folder / method / f"seed{seed}"
         folder.mkdir(parents=True)
         after = self.before if method == "zero_shot" else self.predictions(0.7)
-        test = slice(self.n_train, None)
+        test = slice(self.n_train if self.n_test else 0, None)  # what is evaluated
         c = len(self.classnames)
         ranked = np.stack([(after[test] + k) % c for k in range(5)], axis=1)
         scores = np.sort(self.rng.random(ranked.shape))[:, ::-1]
@@ -106,7 +106,7 @@ class Results:
             predictions=str(folder / "predictions.parquet"),
             history=None if method == "zero_shot" else str(folder / "history.parquet"),
         )
-        index, _ = metrics.read_test_images(self.images, self.dataset)
+        index, _ = metrics.read_evaluated_images(self.images, self.dataset)
         metrics.write(
             index,
             self.classnames,

@@ -67,6 +67,7 @@ def write(
     selection=None,
     calibrated=None,
     audit=None,
+    duplicates=None,
     **config,
 ):
     """The page of some results, and its text.
@@ -86,6 +87,7 @@ def write(
         selection,
         calibrated,
         audit,
+        duplicates,
     )
     methods = {m: {"objective": m, "switches": {}} for m in results.methods}
     settings = report_dataset.ReportSettings(

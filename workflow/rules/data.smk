@@ -46,6 +46,7 @@ rule index_images:
     output:
         images="results/{dataset}/images.parquet",
         corrupt="results/{dataset}/corrupt.csv",
+        fingerprints="results/{dataset}/fingerprints.parquet",
     log:
         "results/{dataset}/logs/index_images.log",
     benchmark:
@@ -60,4 +61,27 @@ rule index_images:
         settings=given_json(rule_settings.index_images),
     shell:
         "latteclip index-images --folder {input.folder:q} --settings {params.settings:q}"
-        " --output {output.images} --corrupt {output.corrupt} --threads {threads} --log {log}"
+        " --output {output.images} --corrupt {output.corrupt} --fingerprints {output.fingerprints}"
+        " --threads {threads} --log {log}"
+
+
+rule find_duplicates:
+    input:
+        images="results/{dataset}/images.parquet",
+        fingerprints="results/{dataset}/fingerprints.parquet",
+        code=sources("latteclip.data.find_duplicates"),
+    output:
+        "results/{dataset}/duplicates.parquet",
+    log:
+        "results/{dataset}/logs/find_duplicates.log",
+    benchmark:
+        "results/{dataset}/benchmarks/find_duplicates.jsonl"
+    conda:
+        "../../envs/latteclip.yaml"
+    threads: threads_of("index_images")
+    resources:
+        mem_mb=memory("find_duplicates"),
+        runtime=minutes("find_duplicates"),
+    shell:
+        "latteclip find-duplicates --images {input.images} --fingerprints {input.fingerprints}"
+        " --output {output} --threads {threads} --log {log}"

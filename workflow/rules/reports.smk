@@ -18,6 +18,7 @@ rule report_dataset:
         selection=given(rule_inputs.selection_if_any),
         calibrated=given(rule_inputs.calibrated_if_run),
         audit=given(rule_inputs.audit_if_any),
+        duplicates="results/{dataset}/duplicates.parquet",
         templates=templates(),
         code=sources("latteclip.report.report_dataset"),
     output:
@@ -41,7 +42,7 @@ rule report_dataset:
         settings=given(page_settings.report_dataset),
     shell:
         "latteclip report-dataset --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " {params.captions} {params.choice} --runs {params.runs:q} --settings {params.settings:q}"
+        " {params.captions} {params.choice} --duplicates {input.duplicates} --runs {params.runs:q} --settings {params.settings:q}"
         " --output {output} --log {log}"
 
 

@@ -1,0 +1,158 @@
+"""Images that show the same picture: scaled, compressed anew, or with a little of it cut off.
+
+Hashes propose pairs and thumbnails decide. Of each image only the nearest ones are looked at, so
+that memory grows with the number of images and not of pairs.
+
+Letters: N images, V views, Q queries, P pairs, T the side of a thumbnail.
+"""
+
+import logging
+import math
+from collections import Counter
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.data.fingerprints import BITS, FINGERPRINTS, THUMBNAIL, VIEWS, inside
+
+log = logging.getLogger(__name__)
+NEIGHBOURS = 8  # images of the nearest hashes that are compared with a view of an image
+DIFFERENT = 72  # bits: no further hash is looked at
+ALIKE = 0.6  # correlation of two thumbnails from which on images are twins
+CONTRAST = 2.0  # standard deviation in grey levels below which a thumbnail is all one colour
+ALL_PAIRS = 20_000  # so many images are compared with all; of more, with those of PROBES cells
+PROBES = 16
+QUERIES, PAIRS = 2**14, 2**14  # looked up, and compared, at a time
+Bytes = npt.NDArray[np.uint8]
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+def find_duplicates(images_path: str, fingerprints_path: str, output: str, *, threads: int) -> None:
+    """Write DUPLICATES of all images of an index, whatever their split; nothing is removed.
+
+    Raises:
+        UserError: the fingerprints are not of the images.
+    """
+    index, _ = tables.read_unlabelled(images_path, training=False)
+    table, _ = tables.read(fingerprints_path, FINGERPRINTS)
+    ids = np.array(index["image_id"].to_pylist(), dtype=object)
+    if table["image_id"].to_pylist() != ids.tolist():
+        raise UserError(f"{fingerprints_path} is not of the images of {images_path}; rerun both.")
+    hashes = _bytes(table["hashes"], len(VIEWS), BITS // 8)  # [N, V, BITS / 8]
+    thumbnails = _bytes(table["thumbnail"], THUMBNAIL, THUMBNAIL)  # [N, T, T]
+    pairs, distances = twins(hashes, thumbnails, threads)
+    first, second = pairs.T
+    columns = {"image_id": ids[first], "twin_id": ids[second], "distance": distances}
+    tables.write(output, columns, tables.DUPLICATES)
+    splits = np.array(index["split"].to_pylist(), dtype=object)
+    _tell(splits[first] == "test", splits[second] == "test", len(ids))
+
+
+def _bytes(column: pa.ChunkedArray, *shape: int) -> Bytes:
+    """A column of binary values of one length as bytes [N, *shape]."""
+    whole = column.combine_chunks()
+    size = math.prod(shape)
+    buffer = np.frombuffer(whole.buffers()[1], np.uint8) if len(whole) else np.empty(0, np.uint8)
+    return buffer[whole.offset * size :][: len(whole) * size].reshape(len(whole), *shape)
+
+
+def _tell(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_], n_images: int) -> None:
+    """Log how many pairs there are; `one` and `other`: whether an image is for testing [P]."""
+    counts = Counter((one.astype(int) + other).tolist())
+    log.info(
+        "%d pairs of near-duplicates among %d images: %d within training, %d within the test split,"
+        " %d between the two.",
+        len(one),
+        n_images,
+        *(counts[tests] for tests in (0, 2, 1)),
+    )
+
+
+def twins(hashes: Bytes, thumbnails: Bytes, threads: int) -> tuple[Ints, Floats]:
+    """Pairs of images that are alike, each once.
+
+    Args:
+        hashes: [N, V, BITS / 8].
+        thumbnails: [N, T, T].
+        threads: of the search.
+
+    Returns:
+        Rows [P, 2], ascending in each pair, and 1 - correlation [P].
+    """
+    proposed = candidates(hashes, threads)
+    alike = np.concatenate(
+        [similarity(thumbnails, part) for part in _parts(proposed, PAIRS)] or [np.empty(0)]
+    )
+    proposed, alike = proposed[alike >= ALIKE], alike[alike >= ALIKE]
+    pairs = np.sort(proposed[:, [0, 2]], axis=1)
+    best = np.lexsort((-alike, pairs[:, 1], pairs[:, 0]))
+    pairs, where = np.unique(pairs[best], axis=0, return_index=True)
+    return pairs, (1 - alike[best][where]).astype(np.float32)
+
+
+def candidates(hashes: Bytes, threads: int) -> Ints:
+    """Triples [P, 3]: an image, which of its views, and the image whose whole has such a hash."""
+    if not len(hashes):
+        return np.empty((0, 3), np.int64)
+    faiss.omp_set_num_threads(threads)
+    index = _search_index(hashes[:, 0])
+    found = [np.empty((0, 3), np.int64)]
+    queries = hashes.reshape(-1, BITS // 8)  # [N V, BITS / 8]
+    for start in range(0, len(queries), QUERIES):
+        part = queries[start : start + QUERIES]
+        bits, rows = index.search(part, min(NEIGHBOURS + 1, len(hashes)))  # [Q, 9] both
+        query, place = np.nonzero((rows >= 0) & (bits <= DIFFERENT))
+        image, view = np.divmod(start + query, len(VIEWS))
+        triples = np.stack([image, view, rows[query, place]], axis=1)
+        found.append(triples[triples[:, 0] != triples[:, 2]])
+    return np.concatenate(found)
+
+
+def _search_index(whole: Bytes) -> Any:
+    """An index of N hashes [N, BITS / 8] by their bits that differ."""
+    n = len(whole)
+    index = faiss.IndexBinaryFlat(BITS)
+    if n > ALL_PAIRS:
+        cells = int(4 * math.sqrt(n))
+        index = faiss.IndexBinaryIVF(index, BITS, cells)
+        index.nprobe = PROBES
+        index.train(whole[:: max(1, n // (40 * cells))])  # 39 of a cell, faiss asks for
+    index.add(np.ascontiguousarray(whole))
+    return index
+
+
+def similarity(thumbnails: Bytes, triples: Ints) -> Floats:
+    """Correlation of a view of an image with the whole of another [P], 0 where one is plain."""
+    found = np.zeros(len(triples), np.float32)
+    for view, (share, down, across) in enumerate(VIEWS):
+        rows = np.flatnonzero(triples[:, 1] == view)
+        image, _, twin = triples[rows].T
+        seen = _sampled(share, down) @ thumbnails[image] @ _sampled(share, across).T  # [P, T, T]
+        found[rows] = _correlation(seen, thumbnails[twin].astype(np.float32))
+    return found
+
+
+def _sampled(share: float, place: float) -> Floats:
+    """The map [T, T] from a side of a thumbnail to that of a crop of it."""
+    pixel = share / THUMBNAIL  # of the crop, as a share of the side
+    starts = (1 - share) * place + pixel * np.arange(THUMBNAIL)
+    return np.stack([inside(start, pixel, THUMBNAIL) / share for start in starts])
+
+
+def _correlation(one: Floats, other: Floats) -> Floats:
+    """Correlation of pictures [P, T, T] with others [P]."""
+    one, other = (part - part.mean((1, 2), keepdims=True) for part in (one, other))
+    deviations = [np.sqrt((part**2).mean((1, 2))) for part in (one, other)]
+    plain = np.minimum(*deviations) < CONTRAST
+    product = (one * other).mean((1, 2))
+    return np.where(plain, 0, product / np.maximum(deviations[0] * deviations[1], 1e-6))
+
+
+def _parts(rows: Ints, size: int) -> list[Ints]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]

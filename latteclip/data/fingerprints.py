@@ -1,0 +1,83 @@
+"""What of a picture is kept to find its near-duplicates: perceptual hashes and a thumbnail.
+
+A hash says which of a picture's lowest frequencies are above their median, by a discrete cosine
+transform (as pHash does: Zauner 2010). Crops of the picture have hashes too, so that a twin of
+which a margin was cut off is like one of them.
+
+Letters: V views, S and K the sides of the small picture and of its frequencies.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from PIL import Image
+
+SIDE, FREQUENCIES, THUMBNAIL = 64, 16, 16  # pixels, waves and pixels of a side
+CROPS = (0.95, 0.9)  # of each side; a view is the whole, or such a crop from five places
+PLACES = ((0.5, 0.5), (0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))  # down, across
+VIEWS = [(1.0, 0.5, 0.5)] + [(share, *place) for share in CROPS for place in PLACES]
+BITS = FREQUENCIES**2
+HASHES = len(VIEWS) * BITS // 8  # bytes of the V hashes of a picture
+FINGERPRINTS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("hashes", pa.binary(HASHES)),  # of the views, the whole first
+        ("thumbnail", pa.binary(THUMBNAIL**2)),  # grey
+    ]
+)
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The size of a picture, and what FINGERPRINTS keeps of it."""
+
+    width: int
+    height: int
+    hashes: bytes
+    thumbnail: bytes
+
+
+def fingerprint(picture: Image.Image) -> Fingerprint:
+    """What is kept of an upright RGB picture."""
+    small = picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0)
+    grey = np.asarray(small, np.float32)
+    part = SIDE // THUMBNAIL
+    thumbnail = grey.reshape(THUMBNAIL, part, THUMBNAIL, part).mean((1, 3)).round()
+    return Fingerprint(*picture.size, hashes(grey).tobytes(), thumbnail.astype(np.uint8).tobytes())
+
+
+def hashes(grey: Floats) -> npt.NDArray[np.uint8]:
+    """The hashes [V, BITS / 8] of a grey picture [S, S]."""
+    bands = (_WAVES @ (grey - grey.mean())) @ _WAVES.T  # [stretches K, stretches K]
+    blocks = bands.reshape(len(_STRETCHES), FREQUENCIES, len(_STRETCHES), FREQUENCIES)
+    waves = blocks[_DOWN, :, _ACROSS].reshape(len(VIEWS), -1)  # [V, K K]
+    return np.packbits(waves > np.median(waves, axis=1, keepdims=True), axis=1)
+
+
+def inside(start: float, length: float, side: int) -> Floats:
+    """Of each pixel of a side the part that lies in a stretch of it [side].
+
+    Args:
+        start: of the stretch, as a share of the side.
+        length: the same.
+        side: pixels.
+    """
+    pixels = np.arange(side, dtype=np.float32)
+    first, last = start * side, (start + length) * side
+    return (np.minimum(pixels + 1, last) - np.maximum(pixels, first)).clip(0, 1)
+
+
+def _waves(share: float, place: float) -> Floats:
+    """The lowest cosines [K, S] over a crop of a side, from place 0, at its start, to 1."""
+    start = (1 - share) * place
+    along = ((np.arange(SIDE) + 0.5) / SIDE - start) / share  # of the crop, where a pixel lies
+    cosines = np.cos(np.pi * np.arange(FREQUENCIES)[:, None] * along.clip(0, 1))
+    return np.asarray(cosines * inside(start, share, SIDE), np.float32)
+
+
+_STRETCHES = sorted({(share, place) for share, *places in VIEWS for place in places})
+_WAVES = np.concatenate([_waves(*one) for one in _STRETCHES])  # [stretches K, S]
+_DOWN, _ACROSS = ([_STRETCHES.index((view[0], view[axis])) for view in VIEWS] for axis in (1, 2))

@@ -1,0 +1,117 @@
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.twins import TWINS, picture
+
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.data import find_duplicates as stage
+from latteclip.data.fingerprints import FINGERPRINTS, VIEWS, fingerprint
+from latteclip.data.index_images import index_images
+from latteclip.data.splits import SplitSettings
+
+N = 12
+
+
+def write(root, images):
+    """Pictures by their path."""
+    for name, image in images.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        image.save(root / name, quality=92)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Twelve pictures, half of them for testing, and a twin of each kind in one split or both."""
+    root = tmp_path_factory.mktemp("photos")
+    split = ["train", "test"]
+    write(root, {f"{split[i % 2]}/{'ab'[i % 3 == 0]}/{i}.jpg": picture(i) for i in range(N)})
+    write(
+        root,
+        {
+            "train/a/scaled.jpg": TWINS["scaled"](picture(2)),  # of train/a/2.jpg
+            "test/a/recompressed.jpg": TWINS["recompressed"](picture(4)),  # of train/a/4.jpg
+            "test/b/cropped.jpg": TWINS["cropped"](picture(3)),  # of test/b/3.jpg
+            "train/a/grey.jpg": Image.new("RGB", (90, 90), "grey"),
+            "train/a/grey_too.jpg": Image.new("RGB", (70, 90), "grey"),
+        },
+    )
+    return root
+
+
+PAIRS = {
+    ("train/a/2.jpg", "train/a/scaled.jpg"),
+    ("train/a/4.jpg", "test/a/recompressed.jpg"),
+    ("test/b/3.jpg", "test/b/cropped.jpg"),
+}
+
+
+def found(folder, photos):
+    """The table of a folder of pictures."""
+    paths = [str(folder / f"{name}.parquet") for name in ("images", "fingerprints", "duplicates")]
+    settings = SplitSettings("folders")
+    index_images(str(photos), settings, paths[0], str(folder / "c.csv"), paths[1], threads=1)
+    stage.find_duplicates(*paths, threads=1)
+    return tables.read(paths[2], tables.DUPLICATES)[0].to_pylist()
+
+
+def test_twins_are_found_within_and_between_splits(tmp_path, photos, caplog):
+    caplog.set_level(logging.INFO)
+    rows = found(tmp_path, photos)
+    assert {(row["image_id"], row["twin_id"]) for row in rows} == PAIRS
+    assert len(rows) == len(PAIRS) and all(0 <= row["distance"] < 0.4 for row in rows)
+    assert "3 pairs of near-duplicates among 17 images: 1 within training, 1 within the test " in (
+        caplog.text
+    )
+    assert "1 between the two." in caplog.text
+
+
+def test_many_images_are_searched_by_cells_to_the_same_end(tmp_path, photos, monkeypatch):
+    monkeypatch.setattr(stage, "ALL_PAIRS", 3)
+    monkeypatch.setattr(stage, "QUERIES", 7)
+    monkeypatch.setattr(stage, "PAIRS", 2)
+    rows = found(tmp_path, photos)
+    assert {(row["image_id"], row["twin_id"]) for row in rows} == PAIRS
+
+
+def test_a_folder_without_twins_and_one_without_contrast(tmp_path):
+    write(tmp_path / "p", {f"{'ab'[i % 2]}/{i}.jpg": picture(i) for i in range(N)})
+    assert found(tmp_path, tmp_path / "p") == []
+    plain = {f"{'ab'[i % 2]}/{i}.jpg": Image.new("RGB", (64, 64), (i, i, i)) for i in range(N)}
+    write(tmp_path / "q", plain)
+    assert found(tmp_path, tmp_path / "q") == []
+
+
+def test_fingerprints_of_other_images_are_refused(tmp_path, photos):
+    found(tmp_path, photos)
+    ids = ["x"] * 17
+    one = fingerprint(picture(0))
+    columns = {"image_id": ids, "hashes": [one.hashes] * 17, "thumbnail": [one.thumbnail] * 17}
+    other = tmp_path / "other.parquet"
+    tables.write(other, columns, FINGERPRINTS)
+    index, output = str(tmp_path / "images.parquet"), tmp_path / "none.parquet"
+    with pytest.raises(
+        UserError, match=r"other\.parquet is not of the images of .*images\.parquet"
+    ):
+        stage.find_duplicates(index, str(other), str(output), threads=1)
+    assert not output.exists()
+
+
+def test_the_whole_is_as_similar_as_it_correlates():
+    thumbnails = np.random.default_rng(0).integers(0, 256, (5, 16, 16), dtype=np.uint8)
+    triples = np.array([[0, 0, 1], [2, 0, 3], [4, 0, 4]])
+    wanted = [
+        np.corrcoef(thumbnails[a].ravel(), thumbnails[b].ravel())[0, 1] for a, _, b in triples
+    ]
+    assert stage.similarity(thumbnails, triples) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_view_is_as_similar_as_the_crop_is():
+    """A picture that changes evenly is the same after a crop, apart from its contrast."""
+    ramp = np.linspace(0, 255, 16).round().astype(np.uint8)
+    thumbnails = np.stack([np.tile(ramp, (16, 1)), np.tile(ramp[:, None], (1, 16))])
+    triples = np.array([[i, view, j] for view in range(len(VIEWS)) for i, j in ((0, 0), (0, 1))])
+    found = stage.similarity(thumbnails, triples)
+    assert found[::2] == pytest.approx(1, abs=1e-3) and found[1::2] == pytest.approx(0, abs=1e-3)
