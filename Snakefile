@@ -37,8 +37,15 @@ rule all:
             for dataset in configuration.datasets
             if configuration.caption_kinds(dataset)
         ],
+        expand(rules.score_unknown.output, dataset=configuration.datasets),
         expand(rules.report_dataset.output, dataset=configuration.datasets),
         rules.index_results.output,
+    localrule: True
+
+
+rule labels:
+    input:
+        rule_inputs.labels(configuration),
     localrule: True
 
 

@@ -4,6 +4,7 @@ import shutil
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from support import axe as axe_core
 from support import fuzz
 from support.checkout import CONFIG, DEMO, Checkout, edit, few_methods, shrink
 from support.tiny import DEMO_CLIP, SHARED, write_backbone
@@ -77,6 +78,12 @@ def browser():
         running = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield running
         running.close()
+
+
+@pytest.fixture(scope="session")
+def axe(request):
+    """The script of axe-core, fetched once by npm and kept in pytest's cache."""
+    return axe_core.script(request.config.cache.mkdir("axe"))
 
 
 @pytest.fixture

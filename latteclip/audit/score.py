@@ -33,7 +33,7 @@ def score(audited: Audited, plan: Plan, answers: Mapping[str, Answer]) -> Audit:
     Raises:
         UserError: there are too few answers.
     """
-    answers = _beginning(audited, plan, answers)
+    answers = beginning(audited, plan, answers)
     told = {name: one for name, one in answers.items() if one.kind != UNSURE}
     if len(told) < FEWEST:
         raise UserError(
@@ -71,7 +71,7 @@ def write(path: Path, audit: Audit) -> None:
     write_json(path, asdict(audit))
 
 
-def _beginning(audited: Audited, plan: Plan, answers: Mapping[str, Answer]) -> dict[str, Answer]:
+def beginning(audited: Audited, plan: Plan, answers: Mapping[str, Answer]) -> dict[str, Answer]:
     """The answers in the order of the plan, up to the first image that has none."""
     names = (audited.image_ids[row] for row in plan.order)
     found = {name: answers[name] for name in takewhile(answers.__contains__, names)}

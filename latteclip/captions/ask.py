@@ -86,7 +86,7 @@ class Asking(ABC):
                 but failures, for HOPELESS requests or all that there are.
         """
         as_urls = not engines.loads_model(self.settings.engine)
-        preparer = Preparer(self.identity, as_urls, self.store.keys())
+        preparer = Preparer(self.identity, as_urls, self.store.held())
         with workers(preparer, self.threads) as pool:
             if unanswered := [row for row in self._spread() if not self._is_held(row)]:
                 self._check_room(unanswered)

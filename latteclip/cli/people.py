@@ -11,12 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 from latteclip.cli.arguments import count, threads
+from latteclip.core.errors import UserError
 from latteclip.core.foreign import shown
 
 SKIPPED = 3  # exit status: some images were left out
 NOT_READY = 1  # exit status of doctor: something is wrong with this machine
 SHELLS = ("bash", "zsh", "fish", "tcsh")
 FORMATS = ("open_clip", "transformers", "onnx")
+LABEL_FORMATS = ("csv", "parquet", "label-studio", "imagefolder")
 
 
 def workflow(args: argparse.Namespace) -> None:
@@ -77,16 +79,32 @@ def add_captions(sub: argparse.ArgumentParser) -> None:
 
 
 def labels(args: argparse.Namespace) -> None:
-    """Show who was believed about the labels, and a few images."""
-    from latteclip.labels import show
+    """Show who was believed about labels, or export them."""
+    if args.show[:1] != ["export"]:
+        from latteclip.labels import show
 
-    print(shown(show.command(args.show, args.n, args.image)))
+        print(shown(show.command(args.show, args.n, args.image)))
+        return
+    from latteclip.deploy import export_labels
+
+    if len(args.show) != 2 or not args.format or not args.output:
+        raise UserError(
+            "Say: latteclip labels export results/<dataset> --format "
+            f"{{{','.join(LABEL_FORMATS)}}} --output PATH."
+        )
+    said = export_labels.export_labels(args.show[1], args.format, args.output, copy=args.copy)
+    print(shown(said))
 
 
 def add_labels(sub: argparse.ArgumentParser) -> None:
     """Arguments of labels."""
-    sub.usage = "latteclip labels show results/<dataset> [-n N] [--image ID ...]"
-    sub.add_argument("show", nargs="*", help="show, and a dataset's folder: results/<dataset>")
+    sub.usage = (
+        "latteclip labels show results/<dataset> [-n N] [--image ID ...]\n"
+        "       latteclip labels export results/<dataset> --format FORMAT --output PATH [--copy]"
+    )
+    sub.add_argument(
+        "show", nargs="*", help="show or export, and a dataset's folder: results/<dataset>"
+    )
     sub.add_argument(
         "-n",
         type=count(0),
@@ -102,6 +120,11 @@ def add_labels(sub: argparse.ArgumentParser) -> None:
         metavar="ID",
         help="these images instead, by their ids in images.parquet",
     )
+    sub.add_argument("--format", choices=LABEL_FORMATS, help="who is to read what is exported")
+    sub.add_argument(
+        "-o", "--output", metavar="PATH", help="a file; of the last two formats a new folder"
+    )
+    sub.add_argument("--copy", action="store_true", help="of imagefolder: no links to the images")
     sub.epilog = (
         "The images are some whose label is not the zero-shot one, some of which not all say the "
         "same, and some of which all do. -n 0: the summary alone."
@@ -168,6 +191,7 @@ def predict(args: argparse.Namespace) -> int:
         precision=args.precision,
         device=args.device,
         threads=args.threads,
+        unknown=args.unknown,
     )
     return SKIPPED if skipped else 0
 
@@ -210,6 +234,11 @@ def add_predict(sub: argparse.ArgumentParser) -> None:
         default=os.cpu_count(),
         metavar="N",
         help="CPU threads (default: all)",
+    )
+    sub.add_argument(
+        "--unknown",
+        action="store_true",
+        help="mark images that belong to none of the classes (unknown_score, is_unknown)",
     )
     sub.epilog = (
         "Images that cannot be decoded are reported on stderr and left out; the exit status is "

@@ -62,7 +62,7 @@ def find_duplicates(args: argparse.Namespace) -> None:
     """Find images that show the same picture, within and between the splits."""
     from latteclip.data import find_duplicates as stage
 
-    stage.find_duplicates(args.images, args.fingerprints, args.output, threads=args.threads)
+    stage.find_duplicates(args.images, args.fingerprints, args.output)
 
 
 def pseudo_label_images(args: argparse.Namespace) -> None:
@@ -166,6 +166,21 @@ def calibrate_zero_shot(args: argparse.Namespace) -> None:
 
     stage.calibrate_zero_shot(
         args.images, args.pseudo_labels, args.class_embeddings, args.output, args.prototypes
+    )
+
+
+def score_unknown(args: argparse.Namespace) -> None:
+    """Say how likely each image belongs to none of the classes."""
+    from latteclip.labels import score_unknown as stage
+
+    settings = from_json(stage.UnknownSettings, args.settings)
+    stage.score_unknown(
+        args.images,
+        args.pseudo_labels,
+        args.class_embeddings,
+        settings,
+        args.output,
+        args.detector,
     )
 
 
@@ -296,6 +311,7 @@ def report_dataset(args: argparse.Namespace) -> None:
             args.selection,
             args.calibrated,
             args.audit,
+            args.unknown,
             args.duplicates,
         ),
         runs.run_files(args.runs),
@@ -309,7 +325,7 @@ def index_results(args: argparse.Namespace) -> None:
     from latteclip.report import index_results as results_index
 
     settings = from_json(results_index.IndexSettings, args.settings)
-    results_index.index_results(args.metrics, args.selections, settings, args.output)
+    results_index.index_results(args.metrics, args.selections, args.audits, settings, args.output)
 
 
 # Options that several commands share; everything else is a required string.
@@ -331,7 +347,7 @@ COMMANDS: dict[Command, list[str]] = {
     download_clip: ["settings", "output"],
     download_captioner: ["settings", "output"],
     index_images: ["folder", "settings", "output", "corrupt", "fingerprints", "threads"],
-    find_duplicates: ["images", "fingerprints", "output", "threads"],
+    find_duplicates: ["images", "fingerprints", "output"],
     pseudo_label_images: [
         "images",
         "settings",
@@ -358,6 +374,14 @@ COMMANDS: dict[Command, list[str]] = {
         "votes?",
         "device",
         "threads",
+    ],
+    score_unknown: [
+        "images",
+        "pseudo-labels",
+        "class-embeddings",
+        "settings",
+        "output",
+        "detector",
     ],
     assemble_model: ["classifier", "settings", "output"],
     finetune: [
@@ -439,10 +463,11 @@ COMMANDS: dict[Command, list[str]] = {
         "selection?",
         "calibrated?",
         "audit?",
+        "unknown?",
         "duplicates?",
         "runs",
         "settings",
         "output",
     ],
-    index_results: ["metrics...", "selections", "settings", "output"],
+    index_results: ["metrics...", "selections", "audits", "settings", "output"],
 }

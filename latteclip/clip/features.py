@@ -9,20 +9,18 @@ import torch
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
+from latteclip.clip.feature_rows import FeatureRows
 from latteclip.core.progress import Progress
 from latteclip.data import loader
 
 
 def encode_files(
     clip: clips.Clip, paths: Sequence[str], batch_size: int, threads: int
-) -> torch.Tensor:
-    """Features [N, D] of image files under the evaluation transform, on the CPU."""
+) -> FeatureRows:
+    """Features [N, D] of image files under the evaluation transform."""
     files = loader.ImageFiles(paths, clip.preprocess)
-    batches = encoded(clip, files, batch_size, threads)
-    indices, batch = next(batches)
-    features = batch.new_empty(len(paths), batch.shape[1])  # filled: `cat` would hold all twice
-    features[indices] = batch
-    for indices, batch in batches:
+    features = FeatureRows(len(paths), clip.config["embed_dim"])
+    for indices, batch in encoded(clip, files, batch_size, threads):
         features[indices] = batch
     return features
 

@@ -35,6 +35,7 @@ DEMANDS = {
     "caption_groups": CAPTIONING,
     "score_classes": CAPTIONING,
     "calibrate_zero_shot": LABELLING,
+    "score_unknown": LABELLING,
     "gather_captions": TABLES,
     "summarize_captions": TABLES,
     "label_by_captions": Demand(16_000, 16_000, 20, 200),

@@ -7,8 +7,8 @@ from latteclip.config.configuration import Configuration
 
 # Sections that datasets share and a page tells, in its order.
 SECTIONS = (
-    *("clip", "inference", "captioner", "captions", "scores", "selection", "groups"),
-    *("compute", "processes"),
+    *("clip", "inference", "captioner", "captions", "scores", "selection", "unknown"),
+    *("groups", "compute", "processes"),
 )
 DESCRIBED = (
     *("title", "licence", "citation", "source", "split", "template", "class_synonyms"),
@@ -18,7 +18,7 @@ DESCRIBED = (
 CAPTIONING = ("caption_images", "caption_groups", "score_classes")
 OF_DATASET = (
     *("index_images", "find_duplicates", "pseudo_label_images", "calibrate_zero_shot", *CAPTIONING),
-    *("label_by_captions", "select_model"),
+    *("label_by_captions", "score_unknown", "select_model"),
 )
 OF_RUN = (
     *("finetune", "propagate_labels", "evaluate", "evaluate_classifier"),

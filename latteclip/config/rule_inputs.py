@@ -17,6 +17,8 @@ SELECTED_MODEL = "results/{{dataset}}/model{suffix}"
 AUDIT = "results/{dataset}/audit.json"
 # Classifiers that are made without training.
 CLASSIFIERS = "results/{dataset}/classifiers/{name}.safetensors"
+# The method whose classifier comes with the labels, without training.
+LABELS_METHOD = "image_prototypes"
 Paths = list[str]
 
 
@@ -160,6 +162,15 @@ def models_of_heads(configuration: Configuration) -> Paths:
         for method in configuration.methods
         if configuration.objective(method) in HEADS
     ]
+
+
+def labels(configuration: Configuration) -> Paths:
+    """What the target `labels` asks for: labels and a classifier of each dataset, no training.
+
+    Captions, or class scores, are made for them, whether or not a method of the run reads some.
+    """
+    names = ("caption_labels.parquet", "unknown.parquet", f"{LABELS_METHOD}/seed0/model")
+    return [f"results/{dataset}/{name}" for dataset in configuration.datasets for name in names]
 
 
 def candidates(configuration: Configuration, dataset: str) -> list[dict[str, Any]]:

@@ -87,6 +87,11 @@ def held_out(configuration: Configuration, dataset: str) -> float:
     return float(configuration.section("selection", dataset)["share"])
 
 
+def score_unknown(configuration: Configuration, dataset: str) -> Settings:
+    """How many of the training images are called unknown."""
+    return configuration.section("unknown", dataset)
+
+
 def finetune(configuration: Configuration, dataset: str, method: str) -> Settings:
     """The CLIP model, the method, and how it is computed."""
     values = configuration.method(method, dataset)

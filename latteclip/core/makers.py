@@ -19,6 +19,8 @@ MAKERS: dict[str, tuple[str, ...]] = {
     "caption_labels.parquet": ("label_by_captions",),
     "image_prototypes.safetensors": ("label_by_captions",),
     "votes.parquet": ("label_by_captions",),
+    "unknown.parquet": ("score_unknown",),
+    "unknown.safetensors": ("score_unknown",),
     "history.parquet": ("finetune",),
     "predictions.parquet": (*EVALUATION, "propagate_labels"),
     "metrics.json": (*EVALUATION, "propagate_labels"),

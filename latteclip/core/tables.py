@@ -103,6 +103,14 @@ PREDICTIONS = pa.schema(
         ("topk_scores", pa.list_(pa.float32())),
     ]
 )
+# Images of every split, by how likely they belong to none of the classes.
+UNKNOWN = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("score", pa.float32()),  # the higher, the likelier; see latteclip.clip.unknown
+        ("is_unknown", pa.bool_()),  # above the threshold, which is in the metadata
+    ]
+)
 CAPTION_ROWS = 10_000  # of a row group of CAPTIONS
 # One row per step of a training.
 HISTORY = pa.schema(

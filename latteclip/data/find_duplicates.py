@@ -23,7 +23,7 @@ from latteclip.data.fingerprints import BITS, FINGERPRINTS, THUMBNAIL, VIEWS, in
 log = logging.getLogger(__name__)
 NEIGHBOURS = 8  # images of the nearest hashes that are compared with a view of an image
 DIFFERENT = 72  # bits: no further hash is looked at
-ALIKE = 0.6  # correlation of two thumbnails from which on images are twins
+ALIKE = 0.7  # correlation of two thumbnails from which on images are twins
 CONTRAST = 2.0  # standard deviation in grey levels below which a thumbnail is all one colour
 ALL_PAIRS = 20_000  # so many images are compared with all; of more, with those of PROBES cells
 PROBES = 16
@@ -33,7 +33,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 
-def find_duplicates(images_path: str, fingerprints_path: str, output: str, *, threads: int) -> None:
+def find_duplicates(images_path: str, fingerprints_path: str, output: str) -> None:
     """Write DUPLICATES of all images of an index, whatever their split; nothing is removed.
 
     Raises:
@@ -46,7 +46,7 @@ def find_duplicates(images_path: str, fingerprints_path: str, output: str, *, th
         raise UserError(f"{fingerprints_path} is not of the images of {images_path}; rerun both.")
     hashes = _bytes(table["hashes"], len(VIEWS), BITS // 8)  # [N, V, BITS / 8]
     thumbnails = _bytes(table["thumbnail"], THUMBNAIL, THUMBNAIL)  # [N, T, T]
-    pairs, distances = twins(hashes, thumbnails, threads)
+    pairs, distances = twins(hashes, thumbnails)
     first, second = pairs.T
     columns = {"image_id": ids[first], "twin_id": ids[second], "distance": distances}
     tables.write(output, columns, tables.DUPLICATES)
@@ -74,33 +74,33 @@ def _tell(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_], n_images: in
     )
 
 
-def twins(hashes: Bytes, thumbnails: Bytes, threads: int) -> tuple[Ints, Floats]:
+def twins(hashes: Bytes, thumbnails: Bytes) -> tuple[Ints, Floats]:
     """Pairs of images that are alike, each once.
 
     Args:
         hashes: [N, V, BITS / 8].
         thumbnails: [N, T, T].
-        threads: of the search.
 
     Returns:
         Rows [P, 2], ascending in each pair, and 1 - correlation [P].
     """
-    proposed = candidates(hashes, threads)
-    alike = np.concatenate(
-        [similarity(thumbnails, part) for part in _parts(proposed, PAIRS)] or [np.empty(0)]
-    )
+    proposed = candidates(hashes)
+    alike = np.empty(len(proposed), np.float32)
+    for start in range(0, len(proposed), PAIRS):
+        part = slice(start, start + PAIRS)
+        alike[part] = similarity(thumbnails, proposed[part])
     proposed, alike = proposed[alike >= ALIKE], alike[alike >= ALIKE]
     pairs = np.sort(proposed[:, [0, 2]], axis=1)
     best = np.lexsort((-alike, pairs[:, 1], pairs[:, 0]))
     pairs, where = np.unique(pairs[best], axis=0, return_index=True)
-    return pairs, (1 - alike[best][where]).astype(np.float32)
+    return pairs, (1 - alike[best][where]).clip(min=0).astype(np.float32)
 
 
-def candidates(hashes: Bytes, threads: int) -> Ints:
+def candidates(hashes: Bytes) -> Ints:
     """Triples [P, 3]: an image, which of its views, and the image whose whole has such a hash."""
     if not len(hashes):
         return np.empty((0, 3), np.int64)
-    faiss.omp_set_num_threads(threads)
+    faiss.omp_set_num_threads(1)  # several wait for each other longer than one works
     index = _search_index(hashes[:, 0])
     found = [np.empty((0, 3), np.int64)]
     queries = hashes.reshape(-1, BITS // 8)  # [N V, BITS / 8]
@@ -115,15 +115,18 @@ def candidates(hashes: Bytes, threads: int) -> Ints:
 
 
 def _search_index(whole: Bytes) -> Any:
-    """An index of N hashes [N, BITS / 8] by their bits that differ."""
-    n = len(whole)
-    index = faiss.IndexBinaryFlat(BITS)
-    if n > ALL_PAIRS:
-        cells = int(4 * math.sqrt(n))
-        index = faiss.IndexBinaryIVF(index, BITS, cells)
+    """An index of N hashes [N, BITS / 8] by their bits that differ.
+
+    Of many, each is kept in the cell of the nearest of about 4 sqrt(N) that are spread over all.
+    """
+    whole = np.ascontiguousarray(whole)
+    index: Any = faiss.IndexBinaryFlat(BITS)
+    if len(whole) > ALL_PAIRS:
+        index.add(whole[:: math.ceil(math.sqrt(len(whole)) / 4)])
+        index = faiss.IndexBinaryIVF(index, BITS, index.ntotal)
         index.nprobe = PROBES
-        index.train(whole[:: max(1, n // (40 * cells))])  # 39 of a cell, faiss asks for
-    index.add(np.ascontiguousarray(whole))
+        index.train(whole)  # nothing is left to learn
+    index.add(whole)
     return index
 
 
@@ -152,7 +155,3 @@ def _correlation(one: Floats, other: Floats) -> Floats:
     plain = np.minimum(*deviations) < CONTRAST
     product = (one * other).mean((1, 2))
     return np.where(plain, 0, product / np.maximum(deviations[0] * deviations[1], 1e-6))
-
-
-def _parts(rows: Ints, size: int) -> list[Ints]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]

@@ -67,7 +67,8 @@ def inside(start: float, length: float, side: int) -> Floats:
     """
     pixels = np.arange(side, dtype=np.float32)
     first, last = start * side, (start + length) * side
-    return (np.minimum(pixels + 1, last) - np.maximum(pixels, first)).clip(0, 1)
+    part = np.minimum(pixels + 1, last) - np.maximum(pixels, first)
+    return np.asarray(part.clip(0, 1), np.float32)
 
 
 def _waves(share: float, place: float) -> Floats:

@@ -1,4 +1,4 @@
-"""Images from anywhere, classified by a tuned model.
+"""Images from anywhere, classified by a tuned model; and whether they show any of its classes.
 
 From Python, three lines:
 
@@ -15,16 +15,18 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
 import torch
 from PIL import Image
 
+from latteclip.clip import model as clips
 from latteclip.clip import tuned
 from latteclip.clip.features import encoded
 from latteclip.clip.ranking import best_classes
+from latteclip.clip.unknown import UnknownDetector, load_detector
 from latteclip.core import devices
 from latteclip.core.errors import UserError
 from latteclip.core.foreign import in_short
@@ -34,6 +36,7 @@ from latteclip.deploy.prediction_files import Prediction, writing
 
 log = logging.getLogger(__name__)
 STDIN = "-"
+DETECTOR = Path("classifiers") / "unknown.safetensors"  # in a dataset's results
 MAX_LIST = 2**28  # bytes of a list on stdin: millions of paths
 
 
@@ -56,6 +59,7 @@ class Classifier:
         threads: int | None = None,
         batch_size: int = 256,
         precision: str = "bf16",
+        unknown: bool = False,
     ) -> None:
         """Open a model.
 
@@ -65,13 +69,16 @@ class Classifier:
             threads: CPU threads; None for all.
             batch_size: images encoded at once.
             precision: bf16, fp16 or float32, in which a GPU encodes.
+            unknown: whether predictions have unknown_score and is_unknown, by the pretrained CLIP.
 
         Raises:
-            UserError: it is not a tuned model.
+            UserError: it is not a tuned model, or not where unknown images can be told.
         """
         self.threads = threads or os.cpu_count() or 1
         self.batch_size = batch_size
-        self.model = tuned.load(model, devices.pick(device, self.threads), precision)
+        picked = devices.pick(device, self.threads)
+        self.model = tuned.load(model, picked, precision)
+        self.pretrained = pretrained(self.model, picked, precision) if unknown else None
 
     def __call__(self, paths: Sequence[str | Path], topk: int = 1) -> list[Prediction]:
         """The predictions of image files, in order; those that cannot be decoded are left out."""
@@ -83,14 +90,29 @@ class Classifier:
 
     def in_batches(self, paths: Sequence[str], topk: int) -> Iterator[Classified]:
         """Classify image files batch by batch; logs what it has to skip."""
-        files = ReadableFiles(paths, self.model.clip.preprocess)
-        for marks, features in encoded(self.model.clip, files, self.batch_size, self.threads):
+        for marks, features, others in self._encoded(paths):
             skipped = [_why(paths[-mark - 1]) for mark in marks.tolist() if mark < 0]
             for sentence in skipped:
                 log.warning("skipped: %s", sentence)
             readable = marks >= 0  # [B]
             named = [paths[mark] for mark in marks[readable].tolist()]
-            yield Classified(self._predict(named, features[readable], topk), skipped)
+            found = self._predict(named, features[readable], topk)
+            if self.pretrained and others is not None:
+                found = self.pretrained.told(found, others[readable])
+            yield Classified(found, skipped)
+
+    def _encoded(
+        self, paths: Sequence[str]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+        """Marks [B] of `ReadableFiles`, tuned features [B, D], and pretrained ones if asked for."""
+        encoders = [one.clip for one in (self.model, self.pretrained) if one]
+        passes = [
+            encoded(clip, ReadableFiles(paths, clip.preprocess), self.batch_size, self.threads)
+            for clip in encoders
+        ]
+        for (marks, features), *rest in zip(*passes, strict=True):
+            again, others = rest[0] if rest else (marks, None)
+            yield torch.minimum(marks, again), features, others  # a file may vanish in between
 
     def _predict(self, paths: list[str], features: torch.Tensor, topk: int) -> list[Prediction]:
         """Predictions of B images from their features [B, D]."""
@@ -103,6 +125,41 @@ class Classifier:
             Prediction(path, own, [names[label] for label in own], row_scores, row_probabilities)
             for path, own, row_scores, row_probabilities in rows
         ]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """The CLIP that a model was tuned from, which tells images of no class."""
+
+    clip: clips.Clip
+    detector: UnknownDetector
+
+    def told(self, predictions: Sequence[Prediction], features: torch.Tensor) -> list[Prediction]:
+        """The predictions of B images, with what their pretrained features [B, D] tell."""
+        scores = self.detector.scores(features).tolist()
+        return [
+            replace(one, unknown_score=score, is_unknown=score > self.detector.threshold)
+            for one, score in zip(predictions, scores, strict=True)
+        ]
+
+
+def pretrained(model: tuned.TunedModel, device: torch.device, precision: str) -> Pretrained:
+    """What `score_unknown` learned of the dataset in whose results a model lies.
+
+    Raises:
+        UserError: the model lies elsewhere, or the pretrained CLIP cannot be loaded.
+    """
+    places = model.folder.absolute().parents[:3]  # of results/<dataset>/<method>/seed<n>/model
+    path = next((place / DETECTOR for place in places if (place / DETECTOR).is_file()), None)
+    if path is None:
+        raise UserError(
+            f"{model.folder} is not in the results of a dataset with {DETECTOR}, which --unknown "
+            "reads; run the workflow's rule score_unknown, and name the model as it lies there."
+        )
+    detector = load_detector(path, model.classnames)
+    named = detector.described
+    clip = clips.load(named["model"], named["pretrained"], device, precision)
+    return Pretrained(clip, detector)
 
 
 class ReadableFiles(loader.ImageFiles):
@@ -137,6 +194,7 @@ def predict(
     precision: str,
     device: str,
     threads: int,
+    unknown: bool = False,
 ) -> int:
     """Classify the images that `words` name, and write the predictions.
 
@@ -149,6 +207,7 @@ def predict(
         precision: bf16, fp16 or float32, in which a GPU encodes.
         device: auto, cpu, cuda or cuda:<n>.
         threads: CPU threads.
+        unknown: whether images of no class are marked.
 
     Returns:
         How many images had to be skipped.
@@ -158,10 +217,16 @@ def predict(
     """
     if topk < 1 or batch_size < 1:
         raise UserError(f"--topk {topk} and --batch-size {batch_size} must both be at least 1.")
-    written = writing(output, topk)  # first, so that a bad suffix is refused before the work
+    # First, so that a bad suffix is refused before the work.
+    written = writing(output, topk, unknown=unknown)
     paths = image_paths(words, sys.stdin.buffer)
     classifier = Classifier(
-        model, device=device, threads=threads, batch_size=batch_size, precision=precision
+        model,
+        device=device,
+        threads=threads,
+        batch_size=batch_size,
+        precision=precision,
+        unknown=unknown,
     )
     n_skipped = 0
     with written as add:  # last, so that an error leaves nothing on stdout

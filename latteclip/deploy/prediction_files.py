@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -31,6 +31,9 @@ SCHEMA = pa.schema(
     ]
 )
 
+# What is further said where unknown images are asked for.
+UNKNOWN = pa.schema([("unknown_score", pa.float32()), ("is_unknown", pa.bool_())])
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -41,6 +44,9 @@ class Prediction:
     topk_classnames: list[str]
     topk_scores: list[float]  # of the classifier, such as cosines
     topk_probabilities: list[float]  # softmax over all classes of logit_scale times the scores
+    # Of `latteclip.clip.unknown`, where it was asked for.
+    unknown_score: float | None = None
+    is_unknown: bool | None = None
 
     @property
     def classname(self) -> str:
@@ -51,12 +57,15 @@ class Prediction:
 Add = Callable[[Sequence[Prediction]], None]
 
 
-def writing(output: str | None, topk: int) -> contextlib.AbstractContextManager[Add]:
+def writing(
+    output: str | None, topk: int, *, unknown: bool = False
+) -> contextlib.AbstractContextManager[Add]:
     """Write predictions piece by piece; a file is written whole or not at all.
 
     Args:
         output: a file whose suffix names the format; None for CSV on stdout.
         topk: for how many classes a row of CSV has columns.
+        unknown: whether the columns of UNKNOWN are written.
 
     Returns:
         A context manager that yields what takes the next predictions.
@@ -65,14 +74,14 @@ def writing(output: str | None, topk: int) -> contextlib.AbstractContextManager[
         UserError: the suffix names no format, or a folder has the name.
     """
     if output is None:
-        return _stdout(topk)
+        return _stdout(topk, unknown)
     formats = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
     suffix = Path(output).suffix.lower()
     if suffix not in formats:
         raise UserError(f"--output {output} ends in none of {', '.join(formats)}.")
     if os.path.isdir(output):
         raise UserError(f"--output {output} is a folder; name a file.")
-    return formats[suffix](output, topk)
+    return formats[suffix](output, topk, unknown)
 
 
 class _Output:
@@ -94,35 +103,43 @@ class _Output:
 
 
 @contextlib.contextmanager
-def _stdout(topk: int) -> Iterator[Add]:
+def _stdout(topk: int, unknown: bool) -> Iterator[Add]:
     if isinstance(sys.stdout, io.TextIOWrapper):  # as the files below are
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
-    yield _csv_rows(_Output(sys.stdout), topk)
+    yield _csv_rows(_Output(sys.stdout), topk, unknown)
 
 
 @contextlib.contextmanager
-def _csv(output: str, topk: int) -> Iterator[Add]:
+def _csv(output: str, topk: int, unknown: bool) -> Iterator[Add]:
     with replacing(output) as temporary, _text(temporary) as file:
-        yield _csv_rows(file, topk)
+        yield _csv_rows(file, topk, unknown)
 
 
 @contextlib.contextmanager
-def _jsonl(output: str, topk: int) -> Iterator[Add]:
+def _jsonl(output: str, topk: int, unknown: bool) -> Iterator[Add]:
+    names = _schema(unknown).names
     with replacing(output) as temporary, _text(temporary) as file:
         yield lambda predictions: file.writelines(
-            json.dumps(asdict(prediction), ensure_ascii=False) + "\n" for prediction in predictions
+            json.dumps({name: getattr(prediction, name) for name in names}, ensure_ascii=False)
+            + "\n"
+            for prediction in predictions
         )
 
 
 @contextlib.contextmanager
-def _parquet(output: str, topk: int) -> Iterator[Add]:
-    with tables.writing(output, SCHEMA) as add:
+def _parquet(output: str, topk: int, unknown: bool) -> Iterator[Add]:
+    schema = _schema(unknown)
+    with tables.writing(output, schema) as add:
         yield lambda predictions: add(
             {
                 name: [_unicode(getattr(prediction, name)) for prediction in predictions]
-                for name in SCHEMA.names
+                for name in schema.names
             }
         )
+
+
+def _schema(unknown: bool) -> pa.Schema:
+    return pa.unify_schemas([SCHEMA, UNKNOWN]) if unknown else SCHEMA
 
 
 def _unicode(value: object) -> object:
@@ -137,12 +154,13 @@ def _text(path: Path) -> TextIO:
     return path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
 
 
-def _csv_rows(file: TextIO | _Output, topk: int) -> Add:
+def _csv_rows(file: TextIO | _Output, topk: int, unknown: bool) -> Add:
     """CSV with three columns for each of the best classes; those of the best come first."""
     writer = csv.writer(file, lineterminator="\n")
     columns = ("classname", "probability", "score")
     places = ["" if rank == 0 else f"_{rank + 1}" for rank in range(topk)]
-    writer.writerow(["path", *(name + place for place in places for name in columns)])
+    last = UNKNOWN.names if unknown else []
+    writer.writerow(["path", *(name + place for place in places for name in columns), *last])
 
     def add(predictions: Sequence[Prediction]) -> None:
         for one in predictions:
@@ -152,6 +170,9 @@ def _csv_rows(file: TextIO | _Output, topk: int) -> Add:
                 for name, probability, score in ranked
                 for cell in (name, f"{probability:.6f}", f"{score:.6f}")
             ]
-            writer.writerow([one.path, *cells, *[""] * (3 * topk - len(cells))])
+            cells += [""] * (3 * topk - len(cells))
+            if unknown:
+                cells += [f"{one.unknown_score:.6f}", str(one.is_unknown).lower()]
+            writer.writerow([one.path, *cells])
 
     return add

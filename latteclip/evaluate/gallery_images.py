@@ -31,7 +31,7 @@ def read_index(
     zero_shot, _ = tables.read(
         pseudo_labels, tables.PSEUDO_LABELS, ["image_id", "pseudo_label", "confidence"]
     )
-    if zero_shot["image_id"].to_pylist() != index["image_id"].to_pylist():
+    if not zero_shot["image_id"].equals(index["image_id"]):
         raise UserError(f"{pseudo_labels} is not of the images of {images}; rerun its stage.")
     for name in ("pseudo_label", "confidence"):
         index = index.append_column(name, zero_shot[name])

@@ -26,7 +26,9 @@ def command(words: Sequence[str], n: int, image_ids: Sequence[str]) -> str:
         image_ids: those that are wanted; none: n of different kinds.
     """
     if len(words) != 2 or words[0] != "show":
-        raise UserError("Say: latteclip labels show results/<dataset> [-n 6] [--image ID ...].")
+        raise UserError(
+            "Say: latteclip labels show results/<dataset> [-n 6] [--image ID ...], or export."
+        )
     return show(words[1], n, image_ids)
 
 

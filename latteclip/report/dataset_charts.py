@@ -108,7 +108,7 @@ def bias_chart(path: str) -> charts.Chart:
     )
 
 
-def pseudo_label_charts(train: runs.TrainingSplit) -> dict[str, Any]:
+def pseudo_label_charts(train: runs.Split) -> dict[str, Any]:
     """Confidence of the pseudo-labels of the training images, and how often they are right."""
     correct = None
     if train.labels is not None:

@@ -2,7 +2,7 @@
 
 A test image that has a twin among the training images leaks: its accuracy is not that of a new one.
 
-Letters: S seeds, N evaluated images.
+Letters: S seeds, N test images, P pairs.
 """
 
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.data.images import open_rgb
-from latteclip.report.pictures import Picture, picture
-from latteclip.report.runs import Evaluated, RunFiles, TrainingSplit, read_predictions
+from latteclip.core.makers import remedy
+from latteclip.report.pictures import Picture, picture_of
+from latteclip.report.runs import Ints, RunFiles, Split, read_labels
 
 SHOWN = 6  # pairs with pictures, from the most alike to the least
 SIDE, BYTES = 168, 8_000
-Pairs = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Duplicates:
 
 
 def read_duplicates(
-    path: str, train: TrainingSplit, evaluated: Evaluated, run_files: Sequence[RunFiles]
+    path: str, train: Split, test: Split, run_files: Sequence[RunFiles]
 ) -> Duplicates:
     """What a DUPLICATES table says of a dataset and its runs.
 
@@ -66,55 +66,57 @@ def read_duplicates(
         UserError: a file is missing or of other images.
     """
     table, _ = tables.read(path, tables.DUPLICATES)
-    tests = evaluated if evaluated.is_test_split else None
-    path_of = dict(zip(train.image_ids, train.paths, strict=True))
-    tested = dict(zip(tests.image_ids, tests.paths, strict=True)) if tests else {}
-    pairs = list(zip(table["image_id"].to_pylist(), table["twin_id"].to_pylist(), strict=True))
-    strange = next((one for pair in pairs for one in pair if one not in path_of | tested), None)
-    if strange:
-        raise UserError(f"{path} names {strange!r}, which the index lacks; rerun find_duplicates.")
-    kinds = [(one in tested) + (other in tested) for one, other in pairs]
-    leaked = {
-        one
-        for pair, kind in zip(pairs, kinds, strict=True)
-        for one in pair
-        if kind == 1 and one in tested
-    }
+    names = [table["image_id"], table["twin_id"]]
+    in_test = np.stack([test.places(one) for one in names])  # [2, P]
+    in_train = np.stack([train.places(one) for one in names])
+    strange = np.argwhere((in_test < 0) & (in_train < 0))
+    if len(strange):
+        column, row = strange[0].tolist()
+        name = names[column][row].as_py()
+        raise UserError(f"{path} names {name!r}, which the index lacks; {remedy(path)}.")
+    kinds = (in_test >= 0).sum(axis=0)  # how many of each pair are of the test split
+    leaked = np.zeros(len(test), np.bool_)
+    leaked[in_test[(in_test >= 0) & (kinds == 1)]] = True
     return Duplicates(
-        *(kinds.count(kind) for kind in (0, 2, 1)),
-        len(leaked),
-        _accuracies(evaluated, np.isin(evaluated.image_ids, list(leaked)), run_files),
-        _examples(pairs, table["distance"].to_numpy(), path_of | tested),
+        training=int((kinds == 0).sum()),
+        test=int((kinds == 2).sum()),
+        between=int((kinds == 1).sum()),
+        leaked=int(leaked.sum()),
+        accuracies=_accuracies(test, leaked, run_files),
+        examples=_examples(table, train, test, in_test, in_train),
     )
 
 
 def _accuracies(
-    evaluated: Evaluated, leaked: npt.NDArray[np.bool_], run_files: Sequence[RunFiles]
+    test: Split, leaked: npt.NDArray[np.bool_], run_files: Sequence[RunFiles]
 ) -> list[WithoutLeaks]:
     """Of each method, the mean over its seeds; `leaked` [N]."""
-    if evaluated.labels is None or not leaked.any() or leaked.all():
+    if test.labels is None or not leaked.any() or leaked.all():
         return []
     found = []
     for method in dict.fromkeys(run.method for run in run_files):
         paths = [run.predictions for run in run_files if run.method == method and run.predictions]
         if paths:
-            right = read_predictions(paths, evaluated)[0] == evaluated.labels  # [S, N]
+            right = np.stack([read_labels(path, test) == test.labels for path in paths])  # [S, N]
             both = (100 * float(part.mean()) for part in (right, right[:, ~leaked]))
             found.append(WithoutLeaks(method, *both))
     return found
 
 
 def _examples(
-    pairs: Pairs, distances: npt.NDArray[np.float32], path_of: dict[str, str]
+    table: pa.Table, train: Split, test: Split, in_test: Ints, in_train: Ints
 ) -> list[Twins]:
     """Pairs from the most alike to the least, evenly spread."""
+    distances = table["distance"].to_numpy()
     order = np.argsort(distances, kind="stable")
     spread = np.unique(np.linspace(0, len(order) - 1, min(SHOWN, len(order))).astype(int))
-    return [
-        Twins(pairs[i], [_picture(path_of[one]) for one in pairs[i]], float(distances[i]))
-        for i in order[spread]
-    ]
-
-
-def _picture(path: str) -> Picture:
-    return picture(open_rgb(path, max_side=SIDE), SIDE, BYTES)
+    found = []
+    for i in order[spread].tolist():
+        paths = [
+            test.path(tested) if tested >= 0 else train.path(trained)
+            for tested, trained in zip(in_test[:, i].tolist(), in_train[:, i].tolist(), strict=True)
+        ]
+        names = (str(table["image_id"][i]), str(table["twin_id"][i]))
+        pictures = [picture_of(path, SIDE, BYTES) for path in paths]
+        found.append(Twins(names, pictures, float(distances[i])))
+    return found

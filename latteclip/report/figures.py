@@ -3,7 +3,6 @@
 Letters: S seeds, N images, C classes.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from latteclip.captions.mentions import mentions
 from latteclip.evaluate.metrics import recalls
 from latteclip.evaluate.summary import known, summary
 from latteclip.report.runs import Floats, Ints
+
+VISIBLE = 0.05  # points: a smaller change is written as none
 
 
 @dataclass(frozen=True)
@@ -111,32 +111,49 @@ class Pair:
     after: float
 
 
-def confusion(labels: Ints, predictions: Ints, c: int) -> Floats:
-    """Share of the images of each class (row) that are given each class (column) [C, C].
+def confusion(labels: Ints, predictions: Ints, classes: Sequence[int]) -> Floats:
+    """Share of the images of each of K classes (row) that are given each of them (column) [K, K].
 
     Args:
         labels: [N].
         predictions: [S, N]; the mean over seeds is taken.
-        c: number of classes; the row of one without images is zero.
+        classes: K classes; the row of one without images is zero.
     """
-    counts = np.zeros((c, c))
-    for one in predictions:
-        counts += np.bincount(labels * c + one, minlength=c * c).reshape(c, c)
-    shares: Floats = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    k = len(classes)
+    place = np.full(1 + max(labels.max(), predictions.max(), *classes), -1)
+    place[list(classes)] = np.arange(k)
+    rows = place[labels]
+    counts = np.zeros(k * k)
+    for columns in place[predictions]:
+        inside = (rows >= 0) & (columns >= 0)
+        counts += np.bincount(rows[inside] * k + columns[inside], minlength=k * k)
+    images = np.bincount(rows[rows >= 0], minlength=k)[:, None]
+    shares: Floats = counts.reshape(k, k) / (len(predictions) * np.maximum(images, 1))
     return shares
 
 
-def worst_pairs(before: Floats, after: Floats, n: int) -> list[Pair]:
-    """The n largest confusions after tuning, from matrices of `confusion` [C, C]."""
-    c = len(after)
-    wrong = after.copy()
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:n]
-    return [
-        Pair(i, j, 100 * float(before[i, j]), 100 * float(after[i, j]))
-        for i, j in (divmod(int(flat), c) for flat in order)
-        if wrong[i, j] > 0
-    ]
+def worst_pairs(labels: Ints, before: Ints, after: Ints, c: int, n: int) -> list[Pair]:
+    """The n largest confusions after tuning; pairs that do not occur take no memory.
+
+    Args:
+        labels: [N].
+        before: [N] predictions of the pretrained model.
+        after: [S, N] predictions of a method; the mean over seeds is taken.
+        c: number of classes.
+        n: how many at most.
+    """
+    sizes = np.bincount(labels, minlength=c)
+    pairs, counts = np.unique(labels.astype(np.int64) * c + after, return_counts=True)
+    true, predicted = np.divmod(pairs, c)
+    shares = counts / (len(after) * sizes[true])
+    wrong = np.flatnonzero(true != predicted)
+    found = []
+    for i in wrong[np.argsort(-shares[wrong], kind="stable")[:n]]:
+        was = ((labels == true[i]) & (before == predicted[i])).sum() / sizes[true[i]]
+        found.append(
+            Pair(int(true[i]), int(predicted[i]), 100 * float(was), 100 * float(shares[i]))
+        )
+    return found
 
 
 def classes_of(pairs: Sequence[Pair], n: int) -> list[int]:
@@ -211,17 +228,28 @@ def moved(
     happened = (right & ~was) if improved else (~right & was)
     counts = happened.sum(axis=0)
     strength = np.where(happened, margins, 0).sum(axis=0)
-    order = [int(i) for i in np.lexsort((-strength, -counts)) if counts[i]]
-    seen: Counter[int] = Counter()
-    turns = []
-    for place, i in enumerate(order):
-        turns.append((seen[int(labels[i])], place, i))
-        seen[int(labels[i])] += 1
-    chosen = [i for _, _, i in sorted(turns)[:n]]
+    order = np.lexsort((-strength, -counts))
+    chosen = taking_turns(order[counts[order] > 0], labels, n)
     return [
         Moved(i, int(before[i]), int(after[np.argmax(happened[:, i]), i]), int(counts[i]))
         for i in chosen
     ]
+
+
+def taking_turns(order: Ints, classes: Ints, n: int) -> list[int]:
+    """The first n images of an order, none of a class before all others had as many.
+
+    Args:
+        order: numbers of images, the best first.
+        classes: [N] of all images.
+        n: how many at most.
+    """
+    own = classes[order]
+    by_class = np.argsort(own, kind="stable")
+    counts = np.bincount(own)
+    turns = np.empty(len(order), np.int_)
+    turns[by_class] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return [int(i) for i in order[np.argsort(turns, kind="stable")[:n]]]
 
 
 @dataclass(frozen=True)
@@ -243,18 +271,16 @@ class CaptionStatistics:
 
 def caption_statistics(
     summary: Mapping[str, Any],
-    captions: Sequence[str],
-    pseudo_names: Sequence[str],
-    names: Sequence[str] | None,
+    names_pseudo_label: float | None,
+    names_label: float | None,
     n_frequent: int = 5,
 ) -> CaptionStatistics:
     """Captions of one kind in numbers: those of their summary, and what needs labels.
 
     Args:
         summary: of this kind in captions/summary.json.
-        captions: N texts, empty where there is none.
-        pseudo_names: class name of each one's pseudo-label.
-        names: true class name of each, where all are known.
+        names_pseudo_label: percent of the texts that hold the name of their pseudo-label.
+        names_label: percent that hold the name of their true class.
         n_frequent: how many of the most frequent texts are kept.
     """
     return CaptionStatistics(
@@ -263,16 +289,7 @@ def caption_statistics(
         words=summary["words"].get("mean"),
         tokens=summary["tokens"].get("mean"),
         names_class=100 * summary["share_naming_a_class"],
-        names_pseudo_label=_naming(captions, pseudo_names),
-        names_label=_naming(captions, names),
+        names_pseudo_label=names_pseudo_label,
+        names_label=names_label,
         frequent=[(row["caption"], row["times"]) for row in summary["most_repeated"][:n_frequent]],
     )
-
-
-def _naming(captions: Sequence[str], names: Sequence[str] | None) -> float | None:
-    """Share of the texts that hold the name given for them, in percent."""
-    if names is None or not any(captions):
-        return None
-    holds = {name: mentions([name]) for name in set(names)}
-    hits = [holds[name](text) for text, name in zip(captions, names, strict=True) if text]
-    return 100 * sum(hits) / len(hits)

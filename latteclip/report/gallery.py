@@ -1,47 +1,22 @@
-"""A dozen training images with all that the method knew of them, and changed test images.
-
-Letters: N images, S seeds.
-"""
+"""A dozen training images with all that the method knew of them, and changed test images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from latteclip.captions.pictures import grid
-from latteclip.core import tables
 from latteclip.data.images import open_rgb
+from latteclip.report.captions_shown import Captions, Group
 from latteclip.report.figures import Moved
-from latteclip.report.pictures import Picture, picture
-from latteclip.report.runs import Evaluated, Ints, TrainingSplit
+from latteclip.report.pictures import Picture, picture, picture_of
+from latteclip.report.runs import Ints, Split
 
 EXAMPLES = 6
-# Sides in pixels and bytes before base64: at most 12 * (40 + 70) + 12 * 40 kB, 2.4 MB as text.
-PICTURE, PICTURE_BYTES = 320, 40_000
-GRID, GRID_BYTES = 448, 70_000
-
-
-@dataclass(frozen=True)
-class Captions:
-    """The captions of one kind."""
-
-    ids: list[str]
-    members: list[list[str]]
-    texts: list[str]
-    pseudo_labels: list[int | None]
-    metadata: dict[str, Any]
-
-
-def read_captions(path: str) -> Captions:
-    """A CAPTIONS table."""
-    columns = ["id", "members", "caption", "pseudo_label"]
-    table, metadata = tables.read(path, tables.CAPTIONS, columns)
-    return Captions(
-        ids=table["id"].to_pylist(),
-        members=table["members"].to_pylist(),
-        texts=table["caption"].to_pylist(),
-        pseudo_labels=table["pseudo_label"].to_pylist(),
-        metadata=metadata,
-    )
+# Sides in pixels and bytes before base64: at most 12 * (30 + 60) + 12 * 30 kB, 1.9 MB as text.
+PICTURE, PICTURE_BYTES = 320, 30_000
+GRID, GRID_BYTES = 448, 60_000
 
 
 @dataclass(frozen=True)
@@ -57,60 +32,44 @@ class Item:
     image_caption: str | None
     group: Picture | None
     group_caption: str | None
-    group_members: list[str]
 
 
 def items(
     chosen: Sequence[int],
-    train: TrainingSplit,
+    train: Split,
     tuned_labels: Sequence[int] | None,
     image_captions: Captions | None,
     group_captions: Captions | None,
 ) -> list[Item]:
     """The chosen images with their captions and a group of their pseudo-label."""
-    paths = dict(zip(train.image_ids, train.paths, strict=True))
-    texts = (
-        dict(zip(image_captions.ids, image_captions.texts, strict=True)) if image_captions else {}
-    )
     found = []
     for place, i in enumerate(chosen):
-        number = group_of(i, train, group_captions) if group_captions else None
-        members = group_captions.members[number] if group_captions and number is not None else []
+        group = group_captions.groups.get(i) if group_captions else None
         found.append(
             Item(
-                image_id=train.image_ids[i],
-                picture=picture(open_rgb(train.paths[i]), PICTURE, PICTURE_BYTES),
+                image_id=train.image_id(i),
+                picture=picture_of(train.path(i), PICTURE, PICTURE_BYTES),
                 confidence=float(train.confidence[i]),
                 pseudo_label=int(train.pseudo_labels[i]),
                 tuned_label=None if tuned_labels is None else int(tuned_labels[place]),
                 label=None if train.labels is None else int(train.labels[i]),
-                image_caption=texts.get(train.image_ids[i]),
-                group=_group_picture(members, paths, group_captions) if group_captions else None,
-                group_caption=group_captions.texts[number]
-                if group_captions and number is not None
+                image_caption=image_captions.texts.get(i) if image_captions else None,
+                group=_group_picture(group, train, group_captions.metadata)
+                if group and group_captions
                 else None,
-                group_members=members,
+                group_caption=group.caption if group else None,
             )
         )
     return found
 
 
-def group_of(i: int, train: TrainingSplit, groups: Captions) -> int | None:
-    """A group of the pseudo-label of image i, one that holds it if possible; None without any."""
-    own = [n for n, label in enumerate(groups.pseudo_labels) if label == train.pseudo_labels[i]]
-    holding = [n for n in own if train.image_ids[i] in groups.members[n]]
-    return next(iter(holding or own), None)
-
-
-def _group_picture(
-    members: Sequence[str], paths: dict[str, str], groups: Captions
-) -> Picture | None:
+def _group_picture(group: Group, train: Split, metadata: dict[str, Any]) -> Picture:
     """The members in a grid: what the captioner saw, or, with separate images, all of them."""
-    layout = groups.metadata["groups"]
-    if not members:
-        return None
-    square = grid([open_rgb(paths[m]) for m in members], layout["canvas"], layout["gap"])
-    return picture(square, GRID, GRID_BYTES)
+    layout = metadata["groups"]
+    rows = train.rows_of(pa.array(group.members, pa.string()), "A group of captions")
+    side = layout["canvas"]
+    members = [open_rgb(train.path(i), max_side=side) for i in rows.tolist()]
+    return picture(grid(members, side, layout["gap"]), GRID, GRID_BYTES)
 
 
 @dataclass(frozen=True)
@@ -125,12 +84,12 @@ class Example:
     seeds: int
 
 
-def examples(found: Sequence[Moved], test: Evaluated, labels: Ints) -> list[Example]:
+def examples(found: Sequence[Moved], test: Split, labels: Ints) -> list[Example]:
     """Test images with their pictures."""
     return [
         Example(
-            test.image_ids[one.index],
-            picture(open_rgb(test.paths[one.index]), PICTURE, PICTURE_BYTES),
+            test.image_id(one.index),
+            picture_of(test.path(one.index), PICTURE, PICTURE_BYTES),
             int(labels[one.index]),
             one.before,
             one.after,

@@ -9,6 +9,7 @@ import pandas as pd
 
 from latteclip.core.files import write_text
 from latteclip.evaluate import published
+from latteclip.evaluate.audited import Accuracy, Audit, marked, read_audits
 from latteclip.evaluate.results import MARKS, read_metrics, read_selection
 from latteclip.evaluate.summary import known, means_over_datasets, summary
 from latteclip.report import render
@@ -36,11 +37,13 @@ class Cell:
     gain: float | None
     is_best: bool  # of the methods on the dataset that read no labels
     is_chosen: bool
+    audited: Accuracy | None  # by a person's answers
 
 
 def index_results(
     metrics_paths: Sequence[str],
     selection_paths: Sequence[str],
+    audit_paths: Sequence[str],
     settings: IndexSettings,
     output: str,
 ) -> None:
@@ -49,14 +52,17 @@ def index_results(
     Raises:
         UserError: a file is missing or broken.
     """
-    runs = [read_metrics(path) for path in metrics_paths]
+    audits = read_audits(audit_paths)
+    runs = marked([read_metrics(path) for path in metrics_paths], audits)
     selections = [read_selection(path) for path in selection_paths]
     chosen = {one.dataset: one.method for one in selections}
     table = summary(pd.DataFrame(runs), settings.baseline)
     methods = list(dict.fromkeys(table["method"]))
     datasets = list(dict.fromkeys(table["dataset"]))
     cells = {
-        dataset: _cells(table[table["dataset"] == dataset], chosen.get(dataset))
+        dataset: _cells(
+            table[table["dataset"] == dataset], chosen.get(dataset), audits.get(dataset)
+        )
         for dataset in datasets
     }
     sizes = {
@@ -77,6 +83,7 @@ def index_results(
         sizes=sizes,
         marks=marks,
         reasons=selections,
+        audits=audits,
         explained={mark: MARKS[mark] for mark in MARKS if any(mark in m for m in marks.values())},
         complete=complete,
         means=means,
@@ -87,7 +94,7 @@ def index_results(
     log.info("Wrote %s: %d datasets, %d methods.", output, len(datasets), len(methods))
 
 
-def _cells(table: pd.DataFrame, chosen: str | None) -> dict[str, Cell]:
+def _cells(table: pd.DataFrame, chosen: str | None, audit: Audit | None) -> dict[str, Cell]:
     rows = table.to_dict("records")
     fair = [row["acc1_mean"] for row in rows if "supervised" not in row["marks"].split()]
     best = max((value for value in fair if not pd.isna(value)), default=None)
@@ -99,6 +106,7 @@ def _cells(table: pd.DataFrame, chosen: str | None) -> dict[str, Cell]:
             known(row["acc1_gain"]),
             row["acc1_mean"] == best and "supervised" not in row["marks"].split(),
             row["method"] == chosen,
+            audit.accuracy(row["method"]) if audit else None,
         )
         for row in rows
     }

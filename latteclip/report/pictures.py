@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from latteclip.data.images import open_rgb
+
 QUALITIES = (80, 60, 40, 20)
 
 
@@ -33,3 +35,12 @@ def picture(image: Image.Image, side: int, max_bytes: int) -> Picture:
                 encoded = base64.b64encode(file.getvalue()).decode()
                 return Picture(f"data:image/webp;base64,{encoded}", small.width, small.height)
         small = small.resize((max(1, small.width // 2), max(1, small.height // 2)))
+
+
+def picture_of(path: str, side: int, max_bytes: int) -> Picture:
+    """The picture of an image file.
+
+    Raises:
+        UserError: the file is missing or cannot be decoded.
+    """
+    return picture(open_rgb(path, max_side=side), side, max_bytes)

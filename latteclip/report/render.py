@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import shlex
 from importlib.resources import files
 from typing import Any
 
@@ -47,6 +48,7 @@ def environment(package: str) -> Environment:
         "breakable": breakable,
         "duration": duration,
         "memory": memory,
+        "shell_quoted": shlex.quote,
     }
     return found
 

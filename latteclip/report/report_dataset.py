@@ -6,7 +6,7 @@ Letters: S seeds, N images, C classes.
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,9 +20,20 @@ from latteclip.core.json_files import read_object
 from latteclip.evaluate import gallery_images
 from latteclip.evaluate.audited import marked, read_audit
 from latteclip.evaluate.metrics import accuracy
-from latteclip.evaluate.results import MARKS, read_metrics, read_selection
-from latteclip.report import dataset_charts, figures, gallery, provenance, render, runs
+from latteclip.evaluate.results import MARKS, Selection, read_metrics, read_selection
+from latteclip.report import (
+    captions_shown,
+    dataset_charts,
+    figures,
+    gallery,
+    opinions,
+    provenance,
+    render,
+    runs,
+    thumbnails,
+)
 from latteclip.report.duplicates import read_duplicates
+from latteclip.report.opinions import ROWS
 
 log = logging.getLogger(__name__)
 TEMPLATE = "report.html"
@@ -41,6 +52,7 @@ class ReportFiles:
     selection: str | None = None  # which model was chosen
     calibrated: str | None = None  # zero-shot classifier without class means
     audit: str | None = None  # what a person's answers say of the models
+    unknown: str | None = None  # scores by which images belong to none of the classes
     duplicates: str | None = None  # images that show the same picture
 
 
@@ -57,9 +69,8 @@ class ReportSettings:
 
 @dataclass(frozen=True)
 class Detail:
-    """The method that is shown in detail, on the N evaluated images."""
+    """The method that is shown in detail, on the N images of a split."""
 
-    method: str
     predictions: runs.Ints  # [S, N]
     margins: runs.Floats  # [S, N]
 
@@ -72,61 +83,68 @@ def report_dataset(
 ) -> None:
     """Write the page of a dataset, one HTML file that needs no network.
 
-    Where labels, captions, a trained method or a second method are missing, the parts that need
-    them are left out, and a note says so.
+    Without labels it shows what the methods say, not how often they are right. Where captions,
+    a trained method or a second method are missing, the parts that need them are left out, and a
+    note says so.
 
     Raises:
         UserError: an input is missing or does not fit the others.
     """
     train, test, classnames = runs.read_splits(files.images, files.pseudo_labels)
+    # The images that methods are evaluated on; of what was trained on, labels say no accuracy.
+    split = test if len(test) else replace(train, labels=None)
     audit = read_audit(files.audit) if files.audit else None
     metrics = marked(
         [read_metrics(run.metrics) for run in run_files],
         {settings.dataset: audit} if audit else {},
     )
     zero_shot = None
-    if test.labels is not None:
-        zero_shot = accuracy(test.before[:, None], test.labels, 1)
-    detail = _detail(run_files, settings.shown, test)
+    if split.labels is not None:
+        zero_shot = accuracy(split.pseudo_labels[:, None], split.labels, 1)
+    detail = _detail(run_files, settings.shown, split)
     rows = figures.headline(metrics, settings.baseline, zero_shot)
-    image_captions, group_captions = (
-        gallery.read_captions(path) if path else None
-        for path in (files.image_captions, files.group_captions)
-    )
     chosen = gallery_images.choose(train.confidence, train.pseudo_labels)
+    image_captions, group_captions = (
+        read(path, train, chosen, classnames) if path else None
+        for read, path in (
+            (captions_shown.read_image_captions, files.image_captions),
+            (captions_shown.read_group_captions, files.group_captions),
+        )
+    )
     selection = read_selection(files.selection) if files.selection else None
-    tuned = _tuned_labels(run_files, [train.image_ids[i] for i in chosen], classnames)
+    tuned = _tuned_labels(run_files, [train.image_id(i) for i in chosen], classnames)
     page = render.render(
         TEMPLATE,
         dataset=settings.dataset,
         title=settings.config.get("title", settings.dataset),
         config=settings.config,
         classnames=classnames,
-        train_images=len(train.image_ids),
-        test_images=len(test.image_ids) if test.is_test_split else 0,
+        train_images=len(train),
+        test_images=len(test),
         duplicates=read_duplicates(files.duplicates, train, test, run_files)
         if files.duplicates
         else None,
         skipped=tables.read_metadata(files.images, "image_id").get("skipped", {}),
-        labelled=test.labels is not None,
+        split=split,
+        labelled=split.labels is not None,
         train_labelled=train.labels is not None,
         rows=rows,
         axis=_axis(rows, zero_shot),
         zero_shot=None if zero_shot is None else 100 * zero_shot,
         selection=selection,
         audit=audit,
+        opinions=_opinions(run_files, split, settings, selection, classnames),
+        unknown=thumbnails.unknown(files.unknown, [test, train]) if files.unknown else None,
         biases=dataset_charts.bias_chart(files.calibrated) if files.calibrated else None,
         shown=next((row for row in rows if row.method == settings.shown), None),
         baseline=settings.baseline,
         variants=variants(rows, settings.config["methods"]),
         marks_used={mark: MARKS[mark] for mark in MARKS if any(mark in row.marks for row in rows)},
-        **_changes(test, detail, classnames),
+        **_changes(split, detail, classnames),
         training=dataset_charts.training_charts(run_files, settings.shown),
         pseudo_labels=dataset_charts.pseudo_label_charts(train),
         items=gallery.items(chosen, train, tuned, image_captions, group_captions),
-        captions=_caption_statistics(
-            files.caption_summary, train, image_captions, group_captions, classnames
-        ),
+        captions=_caption_statistics(files.caption_summary, image_captions, group_captions),
         provenance=_provenance(settings, run_files, image_captions, group_captions),
     )
     size = len(page.encode())
@@ -140,12 +158,44 @@ def report_dataset(
 
 
 def _detail(
-    run_files: Sequence[runs.RunFiles], shown: str | None, test: runs.Evaluated
+    run_files: Sequence[runs.RunFiles], shown: str | None, split: runs.Split
 ) -> Detail | None:
-    paths = [run.predictions for run in run_files if run.method == shown and run.predictions]
-    if shown is None or not paths:
+    said = [
+        runs.read_said(run.predictions, split)
+        for run in run_files
+        if run.method == shown and run.predictions
+    ]
+    if not said:
         return None
-    return Detail(shown, *runs.read_predictions(paths, test))
+    return Detail(
+        np.stack([one.predictions for one in said]), np.stack([one.margins for one in said])
+    )
+
+
+def _opinions(
+    run_files: Sequence[runs.RunFiles],
+    split: runs.Split,
+    settings: ReportSettings,
+    selection: Selection | None,
+    classnames: Sequence[str],
+) -> dict[str, Any] | None:
+    """What the methods say of the images, whether or not anybody knows their labels."""
+    found = opinions.read_opinions(run_files, split, settings.shown, selection)
+    if found is None:
+        return None
+    sizes = opinions.class_sizes(found, split.labels, len(classnames))
+    return {
+        "found": found,
+        "main": found.methods[found.main],
+        "base": found.methods[found.base],
+        "methods": opinions.methods(found),
+        "sizes": sizes,
+        "largest": max(max(size.before, size.after) for size in sizes),
+        "agreed": 100 * float((found.answers == 1).mean()),
+        "shifts": opinions.shifts(found.before, found.after, len(classnames), WORST_PAIRS),
+        "disputes": [] if split.labels is not None else thumbnails.disputes(found, split),
+        "of_classes": thumbnails.of_classes(found, split),
+    }
 
 
 def _tuned_labels(
@@ -213,24 +263,24 @@ def _difference(one: dict[str, Any], other: dict[str, Any], prefix: str = "") ->
     return ", ".join(part for part in parts if part)
 
 
-def _changes(
-    test: runs.Evaluated, detail: Detail | None, classnames: Sequence[str]
-) -> dict[str, Any]:
-    """What changed on the test split: classes, confusions, single images."""
-    if test.labels is None:
-        return {"classes": [], "pairs": [], "matrix": None, "improved": [], "hurt": []}
-    after = test.before[None] if detail is None else detail.predictions  # [S, N]
-    c = len(classnames)
-    old = figures.confusion(test.labels, test.before[None], c)
-    new = figures.confusion(test.labels, after, c)
-    pairs = figures.worst_pairs(old, new, WORST_PAIRS)
+def _changes(split: runs.Split, detail: Detail | None, classnames: Sequence[str]) -> dict[str, Any]:
+    """What changed on images with labels: classes, confusions, single images."""
+    if split.labels is None:
+        return {}
+    before = split.pseudo_labels
+    after = before[None] if detail is None else detail.predictions  # [S, N]
+    pairs = figures.worst_pairs(split.labels, before, after, len(classnames), WORST_PAIRS)
     inside = figures.classes_of(pairs, MATRIX_CLASSES)
+    classes = figures.class_changes(split.labels, before, after, classnames)
     changes: dict[str, Any] = {
-        "classes": figures.class_changes(test.labels, test.before, after, classnames),
+        "classes": classes[: ROWS // 2] + classes[ROWS // 2 :][-(ROWS // 2) :],
+        "gained": sum(row.change > figures.VISIBLE for row in classes),
+        "lost": sum(row.change < -figures.VISIBLE for row in classes),
+        "of": len(classes),
         "pairs": pairs,
         "matrix": {
             "classes": inside,
-            "shares": (100 * new[np.ix_(inside, inside)]).tolist(),
+            "shares": (100 * figures.confusion(split.labels, after, inside)).tolist(),
         }
         if inside
         else None,
@@ -239,23 +289,21 @@ def _changes(
         found = []
         if detail is not None:
             found = figures.moved(
-                test.labels,
-                test.before,
+                split.labels,
+                before,
                 after,
                 detail.margins,
                 improved=name == "improved",
                 n=gallery.EXAMPLES,
             )
-        changes[name] = gallery.examples(found, test, test.labels)
+        changes[name] = gallery.examples(found, split, split.labels)
     return changes
 
 
 def _caption_statistics(
     summary_path: str | None,
-    train: runs.TrainingSplit,
-    image_captions: gallery.Captions | None,
-    group_captions: gallery.Captions | None,
-    classnames: Sequence[str],
+    image_captions: captions_shown.Captions | None,
+    group_captions: captions_shown.Captions | None,
 ) -> dict[str, figures.CaptionStatistics]:
     """Statistics by kind of the captions that were read, from their summary."""
     kinds = {
@@ -268,26 +316,18 @@ def _caption_statistics(
     if summary_path is None:
         raise UserError("A page with captions needs --caption-summary as well.")
     summaries = read_object(summary_path, [f"{kind}s" for kind in kinds])
-    row_of = {name: i for i, name in enumerate(train.image_ids)}
-    found = {}
-    for kind, captions in kinds.items():
-        if kind == "image":
-            rows = [row_of[name] for name in captions.ids]
-            pseudo = [classnames[train.pseudo_labels[row]] for row in rows]
-            true = None if train.labels is None else [classnames[train.labels[row]] for row in rows]
-        else:
-            pseudo = [classnames[label or 0] for label in captions.pseudo_labels]
-            true = None  # the members of a group may be of several classes
-        found[kind] = figures.caption_statistics(
-            summaries[f"{kind}s"], captions.texts, pseudo, true
+    return {
+        kind: figures.caption_statistics(
+            summaries[f"{kind}s"], captions.naming_pseudo_label, captions.naming_label
         )
-    return found
+        for kind, captions in kinds.items()
+    }
 
 
 def _provenance(
     settings: ReportSettings,
     run_files: Sequence[runs.RunFiles],
-    *captions: gallery.Captions | None,
+    *captions: captions_shown.Captions | None,
 ) -> dict[str, Any]:
     """Versions, commit, seeds, configuration, captioner, and what each job took."""
     metadata = next((one.metadata for one in captions if one), {})

@@ -1,9 +1,8 @@
 """What the pages read of the runs: splits, predictions and histories.
 
-Letters: S seeds, N evaluated images, C classes.
+Letters: N images, C classes.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,7 @@ from latteclip.evaluate import gallery_images
 
 Ints = npt.NDArray[np.int_]
 Floats = npt.NDArray[np.float64]
+PIECE = 100_000  # rows of a table that are read at a time
 # The columns of a training's history that are drawn.
 DRAWN = (
     "loss",
@@ -54,29 +54,52 @@ def run_files(text: str) -> list[RunFiles]:
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """The N evaluated images, in the order of the index: the test split, or else all images."""
+class Split:
+    """The N images of a split, in the order of the index, and what zero-shot CLIP says of them.
 
-    image_ids: list[str]
-    paths: list[str]
-    labels: Ints | None  # [N], None where any is unknown, or there is no test split
-    before: Ints  # [N], the predictions of the pretrained model
-    is_test_split: bool
+    Names stay in Arrow's memory: as Python objects, those of a million images take 200 MB.
+    """
+
+    name: str  # "test" or "training"
+    image_ids: pa.ChunkedArray
+    paths: pa.ChunkedArray
+    labels: Ints | None  # [N], None where any is unknown
+    pseudo_labels: Ints  # [N]
+    confidence: Floats  # [N]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def image_id(self, i: int) -> str:
+        return str(self.image_ids[i])
+
+    def path(self, i: int) -> str:
+        return str(self.paths[i])
+
+    def places(self, image_ids: pa.ChunkedArray | pa.Array) -> Ints:
+        """Where images are in the split; -1: they are not."""
+        rows = pc.fill_null(pc.index_in(image_ids, self.image_ids), -1)
+        found: Ints = rows.to_numpy()
+        return found
+
+    def rows_of(self, image_ids: pa.ChunkedArray | pa.Array, source: str) -> Ints:
+        """Where images are in the split.
+
+        Raises:
+            UserError: one is not there; `source` names it.
+        """
+        found = self.places(image_ids)
+        if (found < 0).any():
+            name = image_ids[int(np.argmin(found))].as_py()
+            raise UserError(
+                f"{source} names the image {name!r}, which is not among the {self.name} images of "
+                "the index; rerun its stage."
+            )
+        return found
 
 
-@dataclass(frozen=True)
-class TrainingSplit:
-    """The training images, in the order of the index, and what zero-shot CLIP says of them."""
-
-    image_ids: list[str]
-    paths: list[str]
-    labels: Ints | None  # None where any is unknown
-    pseudo_labels: Ints
-    confidence: Floats
-
-
-def read_splits(images: str, pseudo_labels: str) -> tuple[TrainingSplit, Evaluated, list[str]]:
-    """The training images of an index, those that are evaluated, and the C class names.
+def read_splits(images: str, pseudo_labels: str) -> tuple[Split, Split, list[str]]:
+    """The training and the test images of an index, and the C class names.
 
     Raises:
         UserError: the two tables are not of the same images.
@@ -85,23 +108,17 @@ def read_splits(images: str, pseudo_labels: str) -> tuple[TrainingSplit, Evaluat
     index, classnames = gallery_images.read_index(images, pseudo_labels, columns)
     is_test = pc.equal(index["split"], "test")
     train, test = index.filter(pc.invert(is_test)), index.filter(is_test)
-    evaluated = test if len(test) else train
-    return (
-        TrainingSplit(
-            train["image_id"].to_pylist(),
-            train["path"].to_pylist(),
-            _labels(train),
-            train["pseudo_label"].to_numpy(),
-            train["confidence"].to_numpy().astype(np.float64),
-        ),
-        Evaluated(
-            evaluated["image_id"].to_pylist(),
-            evaluated["path"].to_pylist(),
-            _labels(test),
-            evaluated["pseudo_label"].to_numpy(),
-            len(test) > 0,
-        ),
-        classnames,
+    return _split("training", train), _split("test", test), classnames
+
+
+def _split(name: str, table: pa.Table) -> Split:
+    return Split(
+        name,
+        table["image_id"],
+        table["path"],
+        _labels(table),
+        table["pseudo_label"].to_numpy(),
+        table["confidence"].to_numpy().astype(np.float64),
     )
 
 
@@ -110,24 +127,45 @@ def _labels(table: pa.Table) -> Ints | None:
     return None if column.null_count or not len(column) else column.to_numpy()
 
 
-def read_predictions(paths: Sequence[str], evaluated: Evaluated) -> tuple[Ints, Floats]:
-    """Predictions of S runs [S, N], and by how much each beats the second best class [S, N].
+@dataclass(frozen=True)
+class Said:
+    """What a run says of the N images of a split."""
+
+    predictions: Ints  # [N]
+    seconds: Ints  # [N], the second best classes
+    margins: Floats  # [N], by how much the best class beats the second
+
+
+def read_labels(path: str, split: Split) -> Ints:
+    """The predictions of a run [N].
 
     Raises:
-        UserError: a file is not of the evaluated images.
+        UserError: the file is not of the images of the split.
     """
-    predictions, margins = [], []
-    for path in paths:
-        table, _ = tables.read(path, tables.PREDICTIONS, ["image_id", "prediction", "topk_scores"])
-        if table["image_id"].to_pylist() != evaluated.image_ids:
-            raise UserError(
-                f"{path} is not of the images of the index that are evaluated; rerun its stage."
-            )
-        predictions.append(table["prediction"].to_numpy())
-        best = pc.list_element(table["topk_scores"], 0).to_numpy()
-        second = pc.list_element(table["topk_scores"], 1).to_numpy()
-        margins.append((best - second).astype(np.float64))
-    return np.stack(predictions), np.stack(margins)
+    table, _ = tables.read(path, tables.PREDICTIONS, ["image_id", "prediction"])
+    if not table["image_id"].equals(split.image_ids):
+        raise UserError(f"{path} is not of the {split.name} images of the index; rerun its stage.")
+    predictions: Ints = table["prediction"].to_numpy()
+    return predictions
+
+
+def read_said(path: str, split: Split) -> Said:
+    """The predictions of a run, and how sure it is of each.
+
+    Raises:
+        UserError: as of `read_labels`.
+    """
+    predictions = read_labels(path, split)
+    seconds, margins = [np.empty(0, np.int32)], [np.empty(0)]
+    pieces = tables.read_pieces(path, tables.PREDICTIONS, ["topk_labels", "topk_scores"], PIECE)
+    for piece in pieces:
+        seconds.append(pc.list_element(piece["topk_labels"], 1).to_numpy())
+        best, second = (
+            pc.list_element(piece["topk_scores"], rank).to_numpy().astype(np.float64)
+            for rank in (0, 1)
+        )
+        margins.append(best - second)
+    return Said(predictions, np.concatenate(seconds), np.concatenate(margins))
 
 
 def read_curves(path: str, points: int) -> dict[str, Floats]:

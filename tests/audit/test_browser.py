@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 from support.audits import Served, command, made_audit
+from support.axe import violations
 from support.made_results import HOSTILE
 from support.tiny import ROOT
 
@@ -155,6 +156,20 @@ def test_the_running_result_is_shown_when_asked_for(visit, results, width):
         page.locator("#finish").click()
         page.wait_for_selector("#figures:not([hidden])")
         assert (results.folder / "audit.json").exists()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nobody_is_kept_out(visit, axe, results, width, scheme):
+    with Served(results, "--budget", "12") as served:
+        page = visit(served.address, width=width, color_scheme=scheme)
+        at(page, 0, 12)
+        assert violations(page, axe) == []  # of a question
+        for number in range(12):
+            page.keyboard.press("1")
+            at(page, number + 1, 12)
+        page.wait_for_selector("#figures:not([hidden])")
+        assert violations(page, axe) == []  # of the result
 
 
 def test_a_file_works_without_a_network_and_its_answers_are_taken(visit, results, tmp_path):

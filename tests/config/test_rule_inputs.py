@@ -49,6 +49,18 @@ def test_captions_of_one_s_own_are_read_by_engine_file_alone(configured):
     assert rule_inputs.own_captions(configured(captioner=own), "dtd", "images") == []
 
 
+def test_labels_alone_need_no_training_and_no_method_that_asks_for_them(configured):
+    found = rule_inputs.labels(configured(dataset="dtd,demo", method="zero_shot"))
+    assert found == [
+        f"results/{dataset}/{name}"
+        for dataset in ("dtd", "demo")
+        for name in (
+            *("caption_labels.parquet", "unknown.parquet"),
+            "image_prototypes/seed0/model",
+        )
+    ]
+
+
 def test_shards_are_as_many_as_configured(configured):
     found = configured(captions={"shards": 2})
     assert rule_inputs.caption_shards(found, "dtd", "groups") == [

@@ -15,12 +15,14 @@ import torch
 from PIL import Image
 from support import small_memory
 from support.fuzz import check, damaged, fuzzed
-from support.tiny import ROOT, write_index, write_pictures, write_pseudo_labels
+from support.tiny import DEMO_CLIP, ROOT, write_index, write_pictures, write_pseudo_labels
 
 from latteclip.cli import main
 from latteclip.clip import model as clips
 from latteclip.clip import tuned
 from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
+from latteclip.clip.features import encode_files
+from latteclip.clip.unknown import UnknownDetector
 from latteclip.core import checksums, tables
 from latteclip.core.errors import UserError
 from latteclip.deploy import predict
@@ -127,6 +129,62 @@ def test_a_list_without_an_end_is_refused(monkeypatch):
         pytest.raises(UserError, match="has more than 1000"),
     ):
         predict.image_paths(["-"], zeros)
+
+
+@pytest.fixture
+def in_results(model, pictures, demo_clip, tmp_path):
+    """The tuned model inside a dataset's results, whose pretrained CLIP is the demo's."""
+    folder = tmp_path / "results" / "made"
+    shutil.copytree(model, folder / "flyp" / "seed0" / "model")
+    features = encode_files(demo_clip, pictures, BATCH, 1)
+    texts = torch.nn.functional.normalize(torch.randn(C, D), dim=1)
+    described = {
+        "classnames": CLASSNAMES,
+        "model": f"local-dir:{DEMO_CLIP}",
+        "pretrained": None,
+    }
+    detector = UnknownDetector.learn(features, texts, 0.3, described)
+    detector.save(folder / predict.DETECTOR)
+    return folder, detector, detector.scores(features).tolist()
+
+
+def test_images_of_no_class_are_marked_in_every_format(in_results, pictures, tmp_path):
+    folder, detector, scores = in_results
+    model, broken = str(folder / "flyp" / "seed0"), str(tmp_path / "broken.png")
+    Path(broken).write_bytes(b"no picture")
+    words = [*pictures[:4], broken, *pictures[4:]]
+    plain = {"topk": 2, "batch_size": BATCH, "precision": "bf16", "device": "cpu", "threads": 1}
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        for unknown in (False, True):
+            output = str(tmp_path / f"{unknown}{suffix}")
+            assert predict.predict(model, words, output, unknown=unknown, **plain) == 1
+    written = {unknown: pq.read_table(tmp_path / f"{unknown}.parquet") for unknown in (False, True)}
+    last = ["unknown_score", "is_unknown"]
+    assert written[True].column_names == [*written[False].column_names, *last]
+    assert written[True].drop_columns(last).equals(written[False])
+    assert written[True]["unknown_score"].to_pylist() == pytest.approx(scores, abs=1e-5)
+    marks = [score > detector.threshold for score in scores]
+    assert written[True]["is_unknown"].to_pylist() == marks
+    assert 0 < sum(marks) < N
+    lines = [json.loads(line) for line in (tmp_path / "True.jsonl").read_text().splitlines()]
+    assert [line["is_unknown"] for line in lines] == marks
+    assert not set(last) & set(json.loads((tmp_path / "False.jsonl").open().readline()))
+    rows = list(csv.DictReader((tmp_path / "True.csv").open()))
+    assert [row["is_unknown"] for row in rows] == [str(mark).lower() for mark in marks]
+    assert [float(row["unknown_score"]) for row in rows] == pytest.approx(scores, abs=1e-5)
+
+
+def test_unknown_images_are_told_inside_results_alone(model):
+    with pytest.raises(UserError, match="is not in the results of a dataset with"):
+        predict.Classifier(model, device="cpu", threads=1, unknown=True)
+
+
+def test_unknown_images_of_other_classes_are_not_told(in_results):
+    folder, detector, _ = in_results
+    described = {**detector.described, "classnames": [*CLASSNAMES[1:], "h"]}
+    replace(detector, described=described).save(folder / predict.DETECTOR)
+    with pytest.raises(UserError, match="is of other classes"):
+        predict.Classifier(folder / "flyp" / "seed0", device="cpu", threads=1, unknown=True)
 
 
 def test_a_bias_changes_what_is_predicted(biased, pictures):

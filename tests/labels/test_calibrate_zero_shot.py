@@ -3,55 +3,22 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
-from support.tiny import write_index
 from support.witnesses import SCALE, World
+from support.zero_shot_files import ZeroShotFiles
 
-from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
-from latteclip.core import tables
+from latteclip.clip.classifier import Classifier, load_classifier
 from latteclip.core.errors import UserError
 from latteclip.labels.calibrate_zero_shot import calibrate_zero_shot
-from latteclip.labels.pseudo_label_images import feature_column
 
 
-class Dataset:
-    """Files of a world of which every fourth image is a test image."""
-
-    def __init__(self, folder, world):
-        self.folder, self.world = folder, world
-        n, c = len(world.classes), len(world.texts)
-        self.names = [f"{number:03d}.png" for number in range(n)]
-        self.splits = ["test" if number % 4 == 3 else "train" for number in range(n)]
-        self.labels = world.classes.tolist()
-        self.classnames = [f"class {number}" for number in range(c)]
-        self.described = {"classnames": self.classnames, "model": "m", "logit_scale": SCALE}
-
-    @property
-    def training(self):
-        return [number for number, split in enumerate(self.splits) if split != "test"]
+class Dataset(ZeroShotFiles):
+    """The same with what the stage makes of them."""
 
     def run(self):
         """The two classifiers."""
-        index = write_index(
-            self.folder / "images.parquet", self.names, self.splits, self.labels, self.classnames
-        )
-        n = len(self.names)
-        columns = {
-            "image_id": self.names,
-            "split": self.splits,
-            "pseudo_label": [0] * n,
-            "confidence": [None] * n,
-            "topk_labels": [[0]] * n,
-            "topk_scores": [[0.5]] * n,
-            "image_features": feature_column(self.world.features),
-        }
-        paths = {
-            name: str(self.folder / name)
-            for name in ("pseudo_labels.parquet", "texts", "calibrated", "prototypes")
-        }
-        tables.write(paths["pseudo_labels.parquet"], columns, tables.PSEUDO_LABELS)
-        save_classifier(paths["texts"], Classifier.of(self.world.texts), self.described)
-        calibrate_zero_shot(index, *paths.values())
-        return [self.read(name) for name in ("calibrated", "prototypes")]
+        names = ("calibrated", "prototypes")
+        calibrate_zero_shot(*self.write(), *map(self.path, names))
+        return [self.read(name) for name in names]
 
     def bytes(self):
         """The two files."""

@@ -5,14 +5,15 @@ import statistics
 
 import pytest
 import torch
+from support.axe import violations
 from support.made_results import CLASSNAMES, Results
-from support.pages import BOTH_KINDS, write, write_metrics
+from support.pages import BOTH_KINDS, write, write_audit, write_metrics, write_unknown
 
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.report import index_results as index
 
 WIDTHS = (1280, 390)
-BLOCKED = "net::ERR_"
+PAGES = ("report", "unlabelled", "index")
 
 
 @pytest.fixture(scope="module")
@@ -21,15 +22,18 @@ def results(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def files(results):
-    """Both pages."""
+def files(results, tmp_path_factory):
+    """The pages of a dataset with labels and of one without, and the page over all datasets."""
     selection, calibrated = (results.folder / name for name in ("chosen.json", "head.safetensors"))
     told = {"dataset": "made", "method": "flyp", "seed": 0, "reason": "flyp agrees with all votes."}
     selection.write_text(json.dumps(told))
     names = results.classnames
     head = Classifier.of(torch.eye(len(names)), torch.linspace(-0.3, 0.3, len(names)))
     save_classifier(calibrated, head, {"classnames": names, "logit_scale": 10.0})
-    write(results, captions=BOTH_KINDS, selection=str(selection), calibrated=str(calibrated))
+    options = {"captions": BOTH_KINDS, "selection": str(selection), "calibrated": str(calibrated)}
+    write(results, **options)
+    without = Results(tmp_path_factory.mktemp("unlabelled"), classnames=names, labelled=False)
+    write(without, unknown=write_unknown(without), **options)
     paths = [
         write_metrics(results.folder, f"dataset_{number}", method, 0, 0.1 * number + 0.01 * place)
         for number in range(1, 6)
@@ -38,8 +42,10 @@ def files(results):
     settings = index.IndexSettings("a_method_with_a_long_name_0")
     other = results.folder / "other.json"
     other.write_text(json.dumps({**told, "dataset": "dataset_1", "method": settings.baseline}))
-    index.index_results(paths, [str(other)], settings, str(results.folder / "index.html"))
-    return {name: results.folder / f"{name}.html" for name in ("report", "index")}
+    audit = write_audit(results.folder, "dataset_1", [settings.baseline])
+    index.index_results(paths, [str(other)], [audit], settings, str(results.folder / "index.html"))
+    pages = {name: results.folder / f"{name}.html" for name in ("report", "index")}
+    return {**pages, "unlabelled": without.folder / "report.html"}
 
 
 @pytest.fixture
@@ -131,7 +137,7 @@ def test_every_picture_decodes(visit):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["report", "index"])
+@pytest.mark.parametrize("name", PAGES)
 def test_nothing_is_wider_than_the_window(visit, tmp_path, name, width, scheme):
     page = visit(name, width, color_scheme=scheme)
     for item in page.locator("details").all():
@@ -146,7 +152,7 @@ def test_nothing_is_wider_than_the_window(visit, tmp_path, name, width, scheme):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["report", "index"])
+@pytest.mark.parametrize("name", PAGES)
 def test_texts_stand_out_from_what_is_behind_them(visit, name, scheme):
     """WCAG 2.2, 1.4.3: 4.5 to 1."""
     page = visit(name, color_scheme=scheme)
@@ -183,6 +189,40 @@ def test_texts_stand_out_from_what_is_behind_them(visit, name, scheme):
     assert faint == []
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", PAGES)
+def test_nobody_is_kept_out(visit, axe, name, width, scheme):
+    page = visit(name, width, color_scheme=scheme)
+    for item in page.locator("details").all():
+        item.evaluate("item => item.open = true")
+    assert violations(page, axe) == []
+
+
+def test_a_picture_without_a_text_would_be_found(visit, axe):
+    page = visit()
+    page.locator("img").first.evaluate("image => image.removeAttribute('alt')")
+    assert [text.split(":")[0] for text in violations(page, axe)] == ["image-alt"]
+
+
+def test_the_command_of_an_audit_is_copied_by_the_keyboard(visit):
+    page = visit("unlabelled", permissions=["clipboard-read", "clipboard-write"])
+    button = page.get_by_role("button", name="Copy the command")
+    button.press("Enter")
+    page.get_by_role("button", name="Copied").wait_for()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied == "latteclip audit results/made"
+
+
+def test_who_says_what_of_a_disputed_image_opens_by_the_keyboard(visit):
+    page = visit("unlabelled")
+    item = page.locator("#disagreements details").first
+    facts = item.locator("dl")
+    assert not facts.is_visible()
+    item.locator("summary").press("Enter")
+    assert facts.is_visible()
+
+
 def test_without_a_script_the_page_is_complete(visit):
     page = visit(java_script_enabled=False)
     assert page.locator("#per-class tbody tr").count() == len(CLASSNAMES) + 1
@@ -197,7 +237,7 @@ def test_classes_are_found_by_their_name(browser, tmp_path, visit):
     context = browser.new_context(offline=True)
     page = context.new_page()
     page.goto((tmp_path / "report.html").as_uri())
-    page.get_by_label("Find a class").fill("B 7")
+    page.locator("#classes").get_by_label("Find a class").fill("B 7")
     shown = page.locator("#per-class tbody tr:visible")
     assert shown.count() == 1
     assert shown.locator("th").inner_text() == "b 7"

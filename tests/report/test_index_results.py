@@ -2,7 +2,7 @@ import json
 
 import pytest
 from support.made_results import Results
-from support.pages import Page, write_metrics
+from support.pages import Page, write_audit, write_metrics
 
 from latteclip.cli import main
 from latteclip.report import index_results as index
@@ -26,7 +26,8 @@ def compared(tmp_path):
     chosen = tmp_path / "selection.json"
     told = {"dataset": "dtd", "method": "zero_shot", "seed": 0, "reason": "Nothing <b>beat</b> it."}
     chosen.write_text(json.dumps(told))
-    index.index_results(paths, [str(chosen)], settings, str(tmp_path / "index.html"))
+    audits = [write_audit(tmp_path, "mine", ["latteclip"])]
+    index.index_results(paths, [str(chosen)], audits, settings, str(tmp_path / "index.html"))
     text = (tmp_path / "index.html").read_text()
     return Page(text), text
 
@@ -41,7 +42,7 @@ def test_the_index_has_one_row_per_dataset_and_one_column_per_method(compared):
     assert [float(cell[1]) for cell in table[1][3:]] == pytest.approx([50, 57, 90])
     assert table[1][4][0].split() == ["best:", "57.0", "±", "1.4", "+7.0"]
     assert "best" not in table[1][5][0]  # it reads labels
-    assert [cell[0].strip() for cell in table[3][3:]] == ["–", "no labels", "–"]  # noqa: RUF001
+    assert [cell[0].strip().split(" ")[0] for cell in table[3][3:]] == ["–", "no", "–"]  # noqa: RUF001
     assert [cell[0] for cell in table[4][3:]] == ["55.0", "59.0", "85.0"]
     assert 'href="dtd/report.html"' in text
     assert "<u>Textures</u>" in page.sections[""]
@@ -56,6 +57,17 @@ def test_a_star_marks_the_model_that_was_chosen_and_below_it_says_why(compared):
     assert "Nothing <b>beat</b> it." in page.sections[""]
     assert ("b", {}) not in page.elements
     assert "A star marks the model that was chosen" in text
+
+
+def test_an_audit_stands_where_a_person_answered(compared):
+    page, _ = compared
+    cells = [cell[0] for row in page.tables["comparison"][1:] for cell in row]
+    told = " ".join(next(cell for cell in cells if "audited" in cell).split())
+    assert told == "no labels audited 41.0 (30.0 to 62.0)"
+    assert sum("audited" in cell for cell in cells) == 1
+    assert "mine: It <i>helped</i>." in page.sections[""]
+    assert "how often it is right" in page.sections[""]  # what the mark means
+    assert ("i", {}) not in page.elements
 
 
 def test_our_means_stand_beside_those_of_the_paper(compared):

@@ -1,23 +1,29 @@
 import json
 import re
 import statistics
-from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 from support.made_results import CLASSNAMES, HOSTILE, Results
-from support.pages import BOTH_KINDS, write
+from support.pages import BOTH_KINDS, write, write_audit, write_unknown
 
 from latteclip.cli import main
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import gallery_images
-from latteclip.evaluate.audited import Accuracy, Audit
-from latteclip.report import dataset_charts, render, report_dataset, runs
+from latteclip.report import (
+    dataset_charts,
+    opinions,
+    render,
+    report_dataset,
+    runs,
+    thumbnails,
+)
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +108,10 @@ def test_a_star_marks_the_model_that_was_chosen_and_below_it_says_why(results, w
 
 
 def test_an_audit_stands_below_the_accuracies(results, written):
-    accuracies = [Accuracy("zero_shot", 0, 0.41, 0.3, 0.52), Accuracy("flyp", 1, 0.5, 0.4, 0.6)]
-    audit = Audit("made", "test", 53, 40, 3, 2, "0", "It <i>helped</i>.", accuracies, [])
-    path = results.folder / "audit.json"
-    path.write_text(json.dumps(asdict(audit)))
-    page, _ = write(results, audit=str(path))
+    page, _ = write(results, audit=write_audit(results.folder, "made", ["zero_shot", "flyp"]))
     assert [[cell[0].strip() for cell in row] for row in page.tables["audit"][1:]] == [
-        ["zero_shot", "0", "41.0", "30.0 to 52.0"],
-        ["flyp", "1", "50.0", "40.0 to 60.0"],
+        ["zero_shot", "0", "41.0", "30.0 to 62.0"],
+        ["flyp", "1", "51.0", "30.0 to 62.0"],
     ]
     assert "It <i>helped</i>." in page.sections["accuracy"]
     assert ("i", {}) not in page.elements
@@ -122,13 +124,13 @@ def test_an_audit_stands_below_the_accuracies(results, written):
 def test_without_labels_the_page_says_how_to_audit(tmp_path, n_test):
     page, _ = write(Results(tmp_path, labelled=False, n_test=n_test))
     assert "latteclip audit results/made" in page.sections["accuracy"]
-    assert ("there is no test split" in page.sections["accuracy"]) == (n_test == 0)
+    assert ("All images are for training" in page.sections["accuracy"]) == (n_test == 0)
 
 
 def test_without_a_test_split_labels_tell_no_accuracy(tmp_path):
     page, _ = write(Results(tmp_path, n_test=0))
-    assert [row[2][1] for row in page.tables["headline"][1:]] == [""] * 3
-    assert "there is no test split" in page.sections["confusions"]
+    assert not {"headline", "pairs"} & set(page.tables)
+    assert "no accuracy is known" in page.sections["accuracy"]
 
 
 def test_files_that_are_no_images_are_counted_on_the_page(tmp_path):
@@ -280,7 +282,7 @@ def write_gallery(results, labels, *, classnames=CLASSNAMES, image_ids=None):
     tables.write(
         path,
         {
-            "image_id": image_ids or [train.image_ids[i] for i in chosen],
+            "image_id": image_ids or [train.image_id(i) for i in chosen],
             "prediction": pa.array(labels, pa.int32()),
         },
         gallery_images.GALLERY,
@@ -315,15 +317,70 @@ def test_a_gallery_of_something_else_is_refused(tmp_path, other, message):
     assert not (tmp_path / "report.html").exists()
 
 
-def test_without_labels_their_figures_are_left_out_with_a_note(tmp_path):
-    page, _ = write(Results(tmp_path, labelled=False), captions={"image": None})
-    for section in ("classes", "confusions", "changes"):
-        assert "Left out: the test images have no labels." in page.sections[section]
-    assert "No method has an accuracy" in page.sections["accuracy"]
+def test_without_labels_the_page_shows_what_methods_say(tmp_path):
+    results = Results(tmp_path, labelled=False)
+    page, text = write(results, captions={"image": None})
+    assert not {"classes", "confusions", "changes"} & set(page.sections)
+    assert not {"headline", "per-class", "pairs"} & set(page.tables)
     assert "only the confidence is known" in page.sections["pseudo-labels"]
-    assert [cell[0] for cell in page.column("headline", 2)] == ["–"] * 3  # noqa: RUF001
     assert page.sections["gallery"].count("not known") == 12
-    assert {"per-class", "pairs"} & set(page.tables) == set()
+    assert "verdict" not in text.split("<body>")[1]  # nobody knows what is right
+    said = {method: predictions(results, method) for method in results.methods}
+    changed = dict(zip(results.methods, page.column("methods", 3), strict=True))
+    for method, labels in said.items():
+        share = 100 * (labels != said["zero_shot"]).mean()
+        assert float(changed[method][1]) == pytest.approx(share)
+    sizes = {
+        row[0][0]: [float(cell[1]) for cell in row[2:]] for row in page.tables["class-sizes"][1:]
+    }
+    order = ("zero_shot", "latteclip", "flyp")  # the shown method beside what it is compared with
+    for label, name in enumerate(CLASSNAMES):
+        assert sizes[name] == [(said[method] == label).sum() for method in order]
+    for old, new, images, _ in page.tables["shifts"][1:]:
+        before, after = (CLASSNAMES.index(name[0]) for name in (old, new))
+        both = (said["zero_shot"] == before) & (said["latteclip"] == after)
+        assert float(images[1]) == both.sum()
+    agreed = np.mean([len(set(labels)) == 1 for labels in zip(*said.values(), strict=True)])
+    assert f"{100 * agreed:.1f}" in page.sections["disagreements"]
+    disputed = sum(a.get("alt", "").startswith("Disputed image") for _, a in page.elements)
+    assert disputed == 12
+
+
+def predictions(results, method):
+    """Of the first run of a method [N]."""
+    path = next(run.predictions for run in results.runs if run.method == method)
+    return pd.read_parquet(path)["prediction"].to_numpy()
+
+
+def test_the_chosen_run_stands_for_its_method(tmp_path):
+    results = Results(tmp_path, labelled=False)
+    told = {"dataset": "made", "method": "flyp", "seed": 1, "reason": "It agrees most."}
+    (tmp_path / "selection.json").write_text(json.dumps(told))
+    page, _ = write(results, selection=str(tmp_path / "selection.json"))
+    run = next(run for run in results.runs if (run.method, run.seed) == ("flyp", 1))
+    own = np.bincount(pd.read_parquet(run.predictions)["prediction"], minlength=len(CLASSNAMES))
+    assert page.tables["class-sizes"][0][3][0].startswith("flyp")
+    sizes = {row[0][0]: float(row[3][1]) for row in page.tables["class-sizes"][1:]}
+    assert sizes == dict(zip(CLASSNAMES, own, strict=True))
+
+
+def test_where_all_images_are_for_training_the_page_shows_what_methods_say_of_them(tmp_path):
+    page, _ = write(Results(tmp_path, n_train=41, n_test=0, labelled=False))
+    assert "the 41 training images" in page.sections["sizes"]
+    assert sum(float(row[2][1]) for row in page.tables["class-sizes"][1:]) == 41
+    assert "latteclip audit results/made" in page.sections["accuracy"]
+
+
+def test_likely_unknown_images_stand_in_their_order(tmp_path):
+    results = Results(tmp_path, labelled=False)
+    page, _ = write(results, unknown=write_unknown(results))
+    alts = [a["alt"] for tag, a in page.elements if tag == "img"]
+    shown = [alt.removeprefix("Likely unknown: ") for alt in alts if "Likely unknown" in alt]
+    assert shown == results.image_ids[::-1][: thumbnails.UNKNOWN]
+    assert "8 of 84 images are marked" in page.sections["unknown"]
+    results.image_ids[-1] = "elsewhere.png"
+    with pytest.raises(UserError, match="which the index lacks"):
+        write(results, unknown=write_unknown(results))
 
 
 def test_zero_shot_alone_makes_a_page(tmp_path):
@@ -351,6 +408,28 @@ def test_many_classes_and_images_make_a_page_that_can_be_mailed(tmp_path):
     assert len(text.encode()) < render.MAX_BYTES / 2
     assert len(page.tables["per-class"]) == 1 + 397
     assert "The first 6 of 9 methods." in page.sections["training"]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_noise_in_thousands_of_classes_makes_a_page_that_can_be_mailed(tmp_path, labelled):
+    """Pictures that compress worst, everywhere."""
+    results = Results(
+        tmp_path,
+        classnames=[f"a class with a long name, number {i}" for i in range(3000)],
+        n_train=3000,
+        n_test=6000,
+        labelled=labelled,
+        methods=("zero_shot", *(f"latteclip_{i}" for i in range(8)), "latteclip"),
+        seeds=1,
+    )
+    for path in set(results.paths):
+        noise = results.rng.integers(0, 256, (500, 500, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+    page, text = write(results, captions=BOTH_KINDS, unknown=write_unknown(results))
+    assert len(text.encode()) < render.MAX_BYTES
+    assert len(page.tables["class-sizes"]) == 1 + opinions.ROWS
+    assert "The 1,000 largest are shown." in page.sections["sizes"]
+    assert "There is room for 120 of" in page.sections["sure"]
 
 
 def test_a_page_that_is_too_large_is_refused(results, monkeypatch):

@@ -23,8 +23,8 @@ def test_runs_that_are_none_are_refused(text, message):
 def test_predictions_of_other_images_are_refused(results, tmp_path):
     other = Results(tmp_path, n_test=11)
     _, test, _ = runs.read_splits(results.images, results.pseudo_labels)
-    with pytest.raises(UserError, match="not of the images of the index that are evaluated"):
-        runs.read_predictions([other.runs[0].predictions], test)
+    with pytest.raises(UserError, match="not of the test images"):
+        runs.read_labels(other.runs[0].predictions, test)
     with pytest.raises(UserError, match="not of the images"):
         runs.read_splits(results.images, other.pseudo_labels)
 

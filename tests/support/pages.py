@@ -1,9 +1,14 @@
 """Pages of made results."""
 
 import json
+from dataclasses import asdict
 from html.parser import HTMLParser
 
+import numpy as np
+
 from latteclip.captions.summarize_captions import summarize_captions
+from latteclip.core import tables
+from latteclip.evaluate.audited import Accuracy, Audit
 from latteclip.report import report_dataset, runs
 
 VOID = {"meta", "link", "img", "input", "br", "wbr"}
@@ -67,6 +72,7 @@ def write(
     selection=None,
     calibrated=None,
     audit=None,
+    unknown=None,
     duplicates=None,
     **config,
 ):
@@ -87,6 +93,7 @@ def write(
         selection,
         calibrated,
         audit,
+        unknown,
         duplicates,
     )
     methods = {m: {"objective": m, "switches": {}} for m in results.methods}
@@ -121,4 +128,29 @@ def write_metrics(folder, dataset, method, seed, acc1, marks=()):
         "per_class": [] if acc1 is None else [{}] * 3,
     }
     path.write_text(json.dumps(values))
+    return str(path)
+
+
+def write_audit(folder, dataset, methods, sentence="It <i>helped</i>."):
+    """What a person's answers say of one run of each of some methods; the path."""
+    accuracies = [
+        Accuracy(method, number, 0.41 + 0.1 * number, 0.3, 0.62)
+        for number, method in enumerate(methods)
+    ]
+    path = folder / "audit.json"
+    audit = Audit(dataset, "test", 53, 40, 3, 2, "0", sentence, accuracies, [])
+    path.write_text(json.dumps(asdict(audit)))
+    return str(path)
+
+
+def write_unknown(results):
+    """Scores by which images are of no class, the last image's the highest; the path."""
+    path = results.folder / "unknown.parquet"
+    scores = np.arange(len(results.image_ids)) / len(results.image_ids)
+    columns = {
+        "image_id": results.image_ids,
+        "score": scores.astype(np.float32),
+        "is_unknown": scores > 0.9,
+    }
+    tables.write(path, columns, tables.UNKNOWN)
     return str(path)

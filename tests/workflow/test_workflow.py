@@ -115,6 +115,7 @@ def test_every_job_leaves_a_log(finished):
     assert logs >= {
         "generate_textures.log",
         "index_images.log",
+        "find_duplicates.log",
         "pseudo_label_images.log",
         "caption_images.log",
         "caption_groups.log",
@@ -196,10 +197,11 @@ def answered(checkout):
 NEW_CLIP = {
     **{"pseudo_label_images": 1, "caption_groups": 1, "summarize_captions": 1},
     **{"evaluate_zero_shot": 1, "assemble_model": 1, "label_by_captions": 1, **TUNED},
+    "score_unknown": 1,
 }
 
 EDITS = {
-    "an audit": (answered, {"summarize": 1, "report_dataset": 1}),  # nothing learns from it
+    "an audit": (answered, PAGES),  # nothing learns from it
     "learning rate": (in_demo("finetune", "lr", value=1e-4), TUNED),
     "a switch of latteclip": (
         in_demo("methods", "latteclip", "switches", "alpha", value=0.2),
@@ -293,6 +295,14 @@ EDITS = {
         in_demo("selection", value={"share": 0}),
         {"finetune": 2, "evaluate": 2, **PAGES},
     ),
+    "find_duplicates.py": (
+        in_file("latteclip/data/find_duplicates.py"),
+        {"find_duplicates": 1, "report_dataset": 1},
+    ),
+    "share of images that are called unknown": (
+        in_demo("unknown", value={"share": 0.1}),
+        {"score_unknown": 1, "report_dataset": 1},
+    ),
     "a module of the pages": (in_file("latteclip/report/figures.py"), {"report_dataset": 1}),
     "a template of the pages": (
         in_file("latteclip/report/templates/page.css"),
@@ -335,6 +345,22 @@ def test_an_edit_reruns_what_depends_on_it_and_nothing_else(edited, name):
     change, wanted = EDITS[name]
     change(edited)
     assert planned(edited) == wanted
+
+
+@pytest.mark.parametrize(
+    ("config", "votes"),
+    [([], "caption_images"), (["scores={'kind': 'likelihood'}"], "score_classes")],
+)
+def test_the_target_labels_stops_at_labels_and_a_classifier(checkout, config, votes):
+    """Whatever the methods read: zero-shot asks for no captions."""
+    given = ["dataset=demo", "method=zero_shot", *config]
+    run = checkout.snakemake("labels", "--dry-run", "--config", *given)
+    assert run.returncode == 0, run.stdout
+    jobs = set(re.findall(r"^(?:local)?rule (\w+):", run.stdout, re.MULTILINE))
+    assert jobs == {
+        *("generate_textures", "index_images", "pseudo_label_images", votes),
+        *("label_by_captions", "score_unknown", "assemble_model", "labels"),
+    }
 
 
 def test_an_added_seed_runs_alone(finished):
@@ -793,6 +819,27 @@ def test_class_folders_are_a_dataset_by_configuration_alone(checkout, tmp_path):
     assert metadata["classnames"] == ["lines", "red dots"]
     assert len(index) == 20
     assert Image.open(checkout.root / index["path"][0].as_py()).size == (64, 64)
+
+
+def test_a_folder_without_labels_is_used_whole(checkout, tmp_path):
+    folder = tmp_path / "pictures"
+    files = write_pictures(folder, 12)
+    shutil.copy(files[3], folder / "copy.png")
+    (folder / "film.mov").write_text("no image")
+    (folder / "classes.txt").write_text("red dots\nlines\n")
+    methods = "method=zero_shot,label_propagation,zero_shot_calibrated"
+    run = checkout.snakemake(*mine(checkout, folder), "--config", methods)
+    assert run.returncode == 0, run.stdout
+    results = checkout.root / "results" / "mine"
+    names = sorted([*(os.path.basename(file) for file in files), "copy.png"])
+    for method in ("zero_shot", "label_propagation", "zero_shot_calibrated"):
+        said = pq.read_table(results / method / "seed0" / "predictions.parquet").to_pydict()
+        assert said["image_id"] == names and said["label"] == [None] * 13
+        found = json.loads((results / method / "seed0" / "metrics.json").read_text())
+        assert found["acc1"] is None and found["images"] == 13
+    twins = pq.read_table(results / "duplicates.parquet").to_pylist()
+    assert ("003.png", "copy.png") in {(row["image_id"], row["twin_id"]) for row in twins}
+    assert "there is no test split" in (results / "report.html").read_text()
 
 
 # --- on a cluster --------------------------------------------------------------------------------

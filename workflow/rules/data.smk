@@ -78,10 +78,9 @@ rule find_duplicates:
         "results/{dataset}/benchmarks/find_duplicates.jsonl"
     conda:
         "../../envs/latteclip.yaml"
-    threads: threads_of("index_images")
     resources:
         mem_mb=memory("find_duplicates"),
         runtime=minutes("find_duplicates"),
     shell:
         "latteclip find-duplicates --images {input.images} --fingerprints {input.fingerprints}"
-        " --output {output} --threads {threads} --log {log}"
+        " --output {output} --log {log}"

@@ -1,4 +1,4 @@
-# Zero-shot pseudo-labels and image features of all splits.
+# Zero-shot pseudo-labels and image features of all splits, and what belongs to no class.
 
 
 rule pseudo_label_images:
@@ -27,3 +27,29 @@ rule pseudo_label_images:
         "latteclip pseudo-label-images --images {input.images} --settings {params.settings:q}"
         " --output {output.labels} --class-embeddings {output.class_embeddings}"
         " --threads {threads} --log {log}"
+
+
+rule score_unknown:
+    input:
+        images="results/{dataset}/images.parquet",
+        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
+        class_embeddings="results/{dataset}/class_embeddings.safetensors",
+        code=sources("latteclip.labels.score_unknown"),
+    output:
+        scores="results/{dataset}/unknown.parquet",
+        detector="results/{dataset}/classifiers/unknown.safetensors",
+    log:
+        "results/{dataset}/logs/score_unknown.log",
+    benchmark:
+        "results/{dataset}/benchmarks/score_unknown.jsonl"
+    conda:
+        "../../envs/latteclip.yaml"
+    resources:
+        mem_mb=memory("score_unknown"),
+        runtime=minutes("score_unknown"),
+    params:
+        settings=given_json(rule_settings.score_unknown),
+    shell:
+        "latteclip score-unknown --images {input.images} --pseudo-labels {input.pseudo_labels}"
+        " --class-embeddings {input.class_embeddings} --settings {params.settings:q}"
+        " --output {output.scores} --detector {output.detector} --log {log}"

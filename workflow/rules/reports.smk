@@ -18,6 +18,7 @@ rule report_dataset:
         selection=given(rule_inputs.selection_if_any),
         calibrated=given(rule_inputs.calibrated_if_run),
         audit=given(rule_inputs.audit_if_any),
+        unknown="results/{dataset}/unknown.parquet",
         duplicates="results/{dataset}/duplicates.parquet",
         templates=templates(),
         code=sources("latteclip.report.report_dataset"),
@@ -42,7 +43,8 @@ rule report_dataset:
         settings=given(page_settings.report_dataset),
     shell:
         "latteclip report-dataset --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " {params.captions} {params.choice} --duplicates {input.duplicates} --runs {params.runs:q} --settings {params.settings:q}"
+        " {params.captions} {params.choice} --duplicates {input.duplicates}"
+        " --unknown {input.unknown} --runs {params.runs:q} --settings {params.settings:q}"
         " --output {output} --log {log}"
 
 
@@ -50,6 +52,7 @@ rule index_results:
     input:
         metrics=rules.summarize.input.metrics,
         selections=rules.summarize.input.selections,
+        audits=rules.summarize.input.audits,
         templates=templates(),
         code=sources("latteclip.report.index_results"),
     output:
@@ -67,5 +70,5 @@ rule index_results:
     params:
         settings=given_json(page_settings.index_results),
     shell:
-        "latteclip index-results {input.metrics} --selections {input.selections}"
+        "latteclip index-results {input.metrics} --selections {input.selections} --audits {input.audits}"
         " --settings {params.settings:q} --output {output} --log {log}"

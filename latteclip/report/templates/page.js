@@ -1,5 +1,5 @@
 "use strict";
-// The page is complete without this: it adds sorting, a search, and nothing else.
+// The page is complete without this: it adds sorting, a search, buttons that copy, and nothing else.
 
 function sortValue(row, column) {
   const cell = row.cells[column];
@@ -43,6 +43,23 @@ for (const input of document.querySelectorAll("input[data-filter]")) {
     const wanted = input.value.toLowerCase();
     for (const row of rows) row.hidden = !row.cells[0].textContent.toLowerCase().includes(wanted);
   });
+}
+
+for (const box of document.querySelectorAll("[data-copy]")) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "copy";
+  button.textContent = "Copy the command";
+  button.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(box.textContent.trim());
+      button.textContent = "Copied";
+    } catch { // a browser that lets no page write there
+      getSelection().selectAllChildren(box);
+      button.textContent = "Selected: press Ctrl+C";
+    }
+  });
+  box.after(button);
 }
 
 // Printed, every item is open.

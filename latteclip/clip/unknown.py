@@ -1,0 +1,93 @@
+"""Images that belong to none of the classes, by the pretrained CLIP and without labels: ours.
+
+An image's score is its cosine distance from the nearest class text, with the mean feature of the
+training images taken off the image. What all images of a dataset share, which CLIP may find nearer
+to one text than to another, then counts for no class.
+
+Letters: N images, C classes, D embedding width.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+
+from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
+from latteclip.core.errors import UserError
+from latteclip.core.makers import remedy
+from latteclip.core.settings import from_values
+
+ROWS = 2**14  # images whose scores are held at once
+
+
+@dataclass(frozen=True)
+class UnknownDetector:
+    """Scores of images from their features under the pretrained CLIP, and where to draw the line.
+
+    An image is unknown where its score, from 0 to 2, is above the threshold.
+    """
+
+    texts: torch.Tensor  # [C, D] L2-normalised
+    mean: torch.Tensor  # [D]
+    threshold: float
+    described: Mapping[str, Any]  # model and pretrained among it
+
+    @classmethod
+    def learn(
+        cls, features: torch.Tensor, texts: torch.Tensor, share: float, described: Mapping[str, Any]
+    ) -> Self:
+        """The detector that calls a share of the training images unknown.
+
+        Args:
+            features: [N, D] of the training images.
+            texts: [C, D] class embeddings.
+            share: of the images, from 0.
+            described: as of the class embeddings.
+        """
+        mean = features.mean(dim=0, dtype=torch.float64).float()
+        scores = cls(texts, mean, 0.0, described).scores(features).sort().values
+        last = len(scores) - 1 - int(share * len(scores))  # of those that are known
+        return cls(texts, mean, scores[last].item(), described)
+
+    def scores(self, features: torch.Tensor) -> torch.Tensor:
+        """[N] of L2-normalised image features [N, D]."""
+        parts = features.split(ROWS)
+        nearest = [(F.normalize(x - self.mean, dim=1) @ self.texts.T).amax(dim=1) for x in parts]
+        return 1 - torch.cat(nearest)
+
+    def save(self, path: str | Path) -> None:
+        """Write it, whole or not at all."""
+        own = Learned(self.mean.tolist(), self.threshold)
+        save_classifier(path, Classifier.of(self.texts), {**self.described, **asdict(own)})
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a detector learned, as its file's description has it."""
+
+    mean: list[float]  # D
+    threshold: float
+
+
+def load_detector(path: str | Path, classnames: Sequence[str]) -> UnknownDetector:
+    """The detector of these classes that `UnknownDetector.save` wrote.
+
+    Raises:
+        UserError: there is no such file, it holds something else, or it is of other classes.
+    """
+    classifier, described = load_classifier(path, classnames=list(classnames))
+    own = {field.name: described.pop(field.name, None) for field in fields(Learned)}
+    try:
+        learned = from_values(Learned, own)
+    except UserError as error:
+        raise UserError(f"{path} does not tell unknown images ({error}); {remedy(path)}.") from None
+    mean = torch.tensor([*learned.mean, learned.threshold])
+    if len(learned.mean) != classifier.weights.shape[1] or not mean.isfinite().all():
+        raise UserError(
+            f"{path} has a mean of another width than its texts, or numbers that are not finite; "
+            f"{remedy(path)}."
+        )
+    return UnknownDetector(classifier.weights, mean[:-1], learned.threshold, described)

@@ -1,0 +1,164 @@
+"""`latteclip labels export`: the labels of a dataset for other tools, as a file or a folder."""
+
+import csv
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
+
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.core.files import refuse_folder, replacing, write_json
+from latteclip.core.version import __version__
+from latteclip.deploy import taken_labels
+from latteclip.deploy.folder_names import FolderNames
+from latteclip.deploy.taken_labels import TakenLabels
+
+TASKS, CONFIG = "tasks.json", "config.xml"  # of Label Studio
+TABLE = "labels.csv"  # beside the folders of classes
+FILES, FOLDERS = ("csv", "parquet"), ("label-studio", "imagefolder")  # the formats
+LOCAL = "/data/local-files/?d="  # where Label Studio serves files of its machine
+
+
+def export_labels(folder: str, form: str, output: str, *, copy: bool = False) -> str:
+    """Write the labels of the training images.
+
+    Args:
+        folder: results/<dataset>.
+        form: one of FILES or FOLDERS.
+        output: a file for the first two, a new or empty folder for the others.
+        copy: of an image folder, images and not links to them.
+
+    Returns:
+        One sentence on what was written.
+
+    Raises:
+        UserError: there are no labels, `output` cannot be written, or an image vanished.
+    """
+    if copy and form != "imagefolder":
+        raise UserError(f"--copy is for --format imagefolder; {form} holds no images.")
+    if form in FILES and os.path.isdir(output):
+        raise UserError(f"--output {output} is a folder; name a file.")
+    if form in FOLDERS:
+        refuse_folder(output)
+    labels = taken_labels.read(folder)
+    writers: dict[str, Callable[[TakenLabels, str], None]] = {
+        "csv": _csv,
+        "parquet": _parquet,
+        "label-studio": _label_studio,
+        "imagefolder": _copies if copy else _links,
+    }
+    writers[form](labels, output)
+    n = len(labels.table)
+    return f"{n} labels, {labels.table['calibration'][0].as_py()}, are in {output}."
+
+
+def _csv(labels: TakenLabels, output: str) -> None:
+    with replacing(output) as temporary:
+        _write_rows(temporary, labels.table.column_names, labels.table.to_pylist())
+
+
+def _write_rows(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    """CSV with empty cells for what is not known."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.6f}" if isinstance(value, float) else value
+
+
+def _parquet(labels: TakenLabels, output: str) -> None:
+    fitted = labels.calibration
+    described = {
+        **labels.described,
+        "classnames": labels.classnames,
+        "latteclip": __version__,
+        "calibration": asdict(fitted) if fitted else {"demo_error": taken_labels.DEMO_ERROR},
+    }
+    columns = {name: labels.table[name] for name in labels.table.column_names}
+    tables.write(output, columns, taken_labels.SCHEMA, described)
+
+
+# --- Label Studio --------------------------------------------------------------------------------
+
+
+def _label_studio(labels: TakenLabels, output: str) -> None:
+    """Tasks with predictions as Label Studio imports them, and the labelling interface."""
+    with replacing(output) as folder:
+        folder.mkdir()
+        write_json(folder / TASKS, [_task(row) for row in labels.table.to_pylist()])
+        (folder / CONFIG).write_text(_interface(labels.classnames), encoding="utf-8")
+
+
+def _task(row: dict[str, Any]) -> dict[str, Any]:
+    """An image, what is known of it, and the label as a prediction that a person may correct."""
+    known = {key: value for key, value in row.items() if value is not None and key != "path"}
+    result = {
+        "from_name": "label",
+        "to_name": "image",
+        "type": "choices",
+        "value": {"choices": [row["label"]]},
+    }
+    version = f"latteclip {__version__}, {row['calibration'].split()[0].rstrip(';')}"
+    return {
+        "data": {"image": LOCAL + quote(row["path"].lstrip("/")), **known},
+        "predictions": [
+            {
+                "model_version": version,
+                "score": row["probability"],
+                "result": [result],
+            }
+        ],
+    }
+
+
+def _interface(classnames: Sequence[str]) -> str:
+    """The labelling interface: an image, and one choice of the classes."""
+    choices = "\n".join(f"    <Choice value={quoteattr(name)}/>" for name in classnames)
+    return (
+        '<View>\n  <Image name="image" value="$image"/>\n'
+        '  <Choices name="label" toName="image" choice="single">\n'
+        f"{choices}\n  </Choices>\n</View>\n"
+    )
+
+
+# --- a folder of class folders -------------------------------------------------------------------
+
+
+def _links(labels: TakenLabels, output: str) -> None:
+    _image_folder(labels, output, lambda source, target: target.symlink_to(source.absolute()))
+
+
+def _copies(labels: TakenLabels, output: str) -> None:
+    _image_folder(labels, output, lambda source, target: shutil.copyfile(source, target))
+
+
+def _image_folder(labels: TakenLabels, output: str, place: Callable[[Path, Path], object]) -> None:
+    """A folder of each class with its images, and a table of all that is known."""
+    rows = labels.table.to_pylist()
+    vanished = [row["path"] for row in rows if not Path(row["path"]).is_file()]
+    if vanished:
+        raise UserError(
+            f"{len(vanished)} of {len(rows)} images are not there, the first {vanished[0]}; run it "
+            "in the folder of the results, or rerun the workflow."
+        )
+    with replacing(output) as folder:
+        folder.mkdir()
+        classes, files = FolderNames(), {name: FolderNames() for name in labels.classnames}
+        for name in labels.classnames:
+            (folder / classes.of(name)).mkdir()
+        for row in rows:
+            source = Path(row["path"])
+            file = Path(classes.of(row["label"]), files[row["label"]].new(source.name))
+            place(source, folder / file)
+            row["file"] = file.as_posix()
+        _write_rows(folder / TABLE, ["file", *labels.table.column_names], rows)

@@ -1,0 +1,228 @@
+"""The labels of a dataset as a table to take away: one row per training image.
+
+Letters: N images, C classes.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from latteclip.audit import score
+from latteclip.audit.answers import CLASS, NONE, UNSURE, Answer
+from latteclip.audit.session import FOLDER, Session
+from latteclip.clip.classifier import load_classifier
+from latteclip.clip.ranking import classify
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.deploy.calibration import Calibration, calibrate
+from latteclip.labels.features import read_features
+
+log = logging.getLogger(__name__)
+SPLIT = "train"  # whose audit tells of these labels
+FEWEST = 50  # answers that calibrate
+# Expected calibration error of fused_confidence on the demo: `python benchmarks/calibration.py`.
+DEMO_ERROR = 0.21
+SAID = {NONE: "none of these", UNSURE: "cannot tell"}
+SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("path", pa.string()),
+        ("label", pa.string()),  # a class, as all that follow but texts
+        ("probability", pa.float32()),
+        ("calibration", pa.string()),  # what the probability is worth
+        ("runner_up", pa.string()),  # the best other class by images alone; null: there is none
+        ("zero_shot", pa.string()),
+        ("zero_shot_calibrated", pa.string()),
+        ("image_prototypes", pa.string()),  # null where they were not believed
+        ("caption_label", pa.string()),  # of the caption alone; null where it says nothing
+        ("caption_confidence", pa.float32()),
+        ("caption", pa.string()),
+        ("lmm_label", pa.string()),  # of class scores alone
+        ("lmm_confidence", pa.float32()),
+        ("unknown_score", pa.float32()),
+        ("is_unknown", pa.bool_()),
+        ("person", pa.string()),  # what a person answered in the audit; null: was not asked
+        ("confirmed", pa.bool_()),  # whether that is the label; null: not asked, or cannot tell
+    ]
+)
+
+
+@dataclass(frozen=True)
+class TakenLabels:
+    """Labels of N images, and what describes them."""
+
+    table: pa.Table  # of SCHEMA
+    classnames: list[str]
+    calibration: Calibration | None
+    described: dict[str, Any]
+
+
+def read(folder: str | Path) -> TakenLabels:
+    """What the stages wrote of a dataset, and what a person answered.
+
+    Raises:
+        UserError: there are no labels yet, or a file is missing or of other images.
+    """
+    folder = Path(folder)
+    path = folder / "caption_labels.parquet"
+    if not path.is_file():
+        raise UserError(
+            f"{path} does not exist: the labels are not made yet; run "
+            f"snakemake -j4 labels --config dataset={folder.resolve().name}."
+        )
+    labels, described = tables.read(path, tables.CAPTION_LABELS)
+    index, classnames = tables.read_unlabelled(folder / "images.parquet", training=True)
+    ids = labels["image_id"].to_pylist()
+    if sorted(ids) != sorted(index["image_id"].to_pylist()):
+        raise UserError(f"{path} is of other images than images.parquet; rerun the workflow.")
+    answers, calibration = _answers(folder, ids, labels)
+    columns = {
+        "image_id": labels["image_id"],
+        "path": tables.lookup(folder / "images.parquet", tables.IMAGES, "image_id", "path", ids),
+        "label": _named(labels["fused_label"], classnames),
+        "probability": _probabilities(labels, calibration),
+        "calibration": [_worth(calibration)] * len(ids),
+        "runner_up": _runner_up(folder, labels, classnames),
+        **_witnesses(folder, ids, labels, classnames),
+        **_unknown(folder, ids),
+        **_person(answers, ids, labels, classnames),
+    }
+    names = ("model", "pretrained", "votes")
+    kept: dict[str, Any] = {key: described[key] for key in names if key in described}
+    return TakenLabels(pa.table(columns, schema=SCHEMA), classnames, calibration, kept)
+
+
+def _named(labels: pa.ChunkedArray, classnames: Sequence[str]) -> pa.Array:
+    """The names of labels [N]; null where the label is."""
+    return pc.take(pa.array(classnames, pa.string()), labels.combine_chunks())
+
+
+def _probabilities(labels: pa.Table, calibration: Calibration | None) -> np.ndarray:
+    confidence = labels["fused_confidence"].to_numpy().astype(np.float64)
+    return (calibration(confidence) if calibration else confidence).astype(np.float32)
+
+
+def _worth(calibration: Calibration | None) -> str:
+    """What the probabilities are worth, in words."""
+    if calibration is None:
+        return (
+            f"uncalibrated; on the demo such probabilities have an expected calibration error of "
+            f"{DEMO_ERROR}"
+        )
+    return (
+        f"calibrated by {calibration.answers} answers; expected calibration error "
+        f"{calibration.error:.2f} by answers held apart, {calibration.error_before:.2f} before"
+    )
+
+
+def _runner_up(folder: Path, labels: pa.Table, classnames: list[str]) -> pa.Array:
+    """The class other than the label that zero-shot scores and image prototypes find best."""
+    if len(classnames) < 2:
+        return pa.nulls(len(labels), pa.string())
+    head, _ = load_classifier(
+        folder / "classifiers" / "image_prototypes.safetensors", classnames=classnames
+    )
+    features = read_features(str(folder / "pseudo_labels.parquet"), labels["image_id"])
+    best = classify(features, head, 2)[0].numpy()
+    is_label = best[:, 0] == labels["fused_label"].to_numpy()
+    return _named(pa.chunked_array([np.where(is_label, best[:, 1], best[:, 0])]), classnames)
+
+
+def _witnesses(
+    folder: Path, ids: list[str], labels: pa.Table, classnames: list[str]
+) -> dict[str, Any]:
+    """What zero-shot scores, image prototypes, the caption and class scores say by themselves."""
+    path = folder / "pseudo_labels.parquet"
+    zero_shot = tables.lookup(path, tables.PSEUDO_LABELS, "image_id", "pseudo_label", ids)
+    found = {
+        "zero_shot": _named(pa.chunked_array([zero_shot], pa.int32()), classnames),
+        "zero_shot_calibrated": _named(labels["calibrated_label"], classnames),
+        "image_prototypes": _named(labels["image_label"], classnames),
+        "caption": _captions(folder / "captions" / "images.parquet", ids),
+    }
+    for name in ("caption", "lmm"):
+        confidence = labels[f"{name}_confidence"]
+        speaks = pc.greater(confidence, 0)
+        said = pc.if_else(speaks, labels[f"{name}_label"], None)
+        found[f"{name}_label"] = _named(said, classnames)
+        found[f"{name}_confidence"] = pc.if_else(speaks, confidence, None)
+    return found
+
+
+def _captions(path: Path, ids: list[str]) -> list[str | None]:
+    """The caption of each image; null where class scores vote and there is none."""
+    if not path.is_file():
+        return [None] * len(ids)
+    return tables.lookup(path, tables.CAPTIONS, "id", "caption", ids)
+
+
+def _unknown(folder: Path, ids: list[str]) -> dict[str, list[Any]]:
+    """Whether images belong to none of the classes; nulls where that was not asked."""
+    path = folder / "unknown.parquet"
+    names = {"unknown_score": "score", "is_unknown": "is_unknown"}
+    if not path.is_file():
+        return {name: [None] * len(ids) for name in names}
+    return {
+        name: tables.lookup(path, tables.UNKNOWN, "image_id", column, ids)
+        for name, column in names.items()
+    }
+
+
+# --- a person's answers --------------------------------------------------------------------------
+
+
+def _answers(
+    folder: Path, ids: list[str], labels: pa.Table
+) -> tuple[dict[str, Answer], Calibration | None]:
+    """The answers that stand about these images, and what they teach of the probabilities."""
+    if not (folder / FOLDER / SPLIT / "answers.jsonl").is_file():
+        return {}, None
+    session = Session(folder, SPLIT, 1)
+    answers = session.answers.standing()
+    found = score.beginning(session.audited, session.plan, answers)
+    told = {name: one for name, one in found.items() if one.kind != UNSURE}
+    if len(told) >= FEWEST:
+        return answers, _calibration(session, told, ids, labels)
+    log.warning(
+        "%d answers do not calibrate the probabilities; %d do: latteclip audit %s --split %s.",
+        *(len(told), FEWEST, folder, SPLIT),
+    )
+    return answers, None
+
+
+def _calibration(
+    session: Session, told: Mapping[str, Answer], ids: list[str], labels: pa.Table
+) -> Calibration:
+    """What n answers teach, each for as many images as its stratum has for one answer."""
+    rows = pc.index_in(pa.array(list(told)), pa.array(ids)).to_numpy()
+    fused = labels["fused_label"].to_numpy()[rows]
+    confidence = labels["fused_confidence"].to_numpy()[rows].astype(np.float64)
+    said = [one.classname for one in told.values()]
+    named = [session.audited.classnames[label] for label in fused]
+    right = np.array([one == other for one, other in zip(said, named, strict=True)])
+    places = pc.index_in(pa.array(list(told)), pa.array(session.audited.image_ids)).to_numpy()
+    strata = session.plan.strata[places]
+    n = session.plan.strata.max() + 1
+    stands_for = np.bincount(session.plan.strata) / np.bincount(strata, minlength=n).clip(min=1)
+    return calibrate(confidence, right.astype(np.float64), stands_for[strata])
+
+
+def _person(
+    answers: Mapping[str, Answer], ids: list[str], labels: pa.Table, classnames: list[str]
+) -> dict[str, list[Any]]:
+    """What a person said of each image, and whether that is the label."""
+    person: list[str | None] = []
+    confirmed: list[bool | None] = []
+    for image_id, label in zip(ids, labels["fused_label"].to_pylist(), strict=True):
+        one = answers.get(image_id)
+        said = None if one is None else one.classname or SAID[one.kind]
+        person.append(said)
+        knows = one is not None and one.kind != UNSURE
+        confirmed.append(said == classnames[label] and one.kind == CLASS if knows and one else None)
+    return {"person": person, "confirmed": confirmed}

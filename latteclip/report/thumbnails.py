@@ -1,0 +1,150 @@
+"""Small pictures of images that people should look at: disputed, unsure, likely unknown.
+
+However many images and classes there are, all pictures of this module take at most 1.5 MB as text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.core.makers import remedy
+from latteclip.report import opinions
+from latteclip.report.opinions import Opinions
+from latteclip.report.pictures import Picture, picture_of
+from latteclip.report.runs import PIECE, Floats, Split
+
+DISPUTES, DISPUTE, DISPUTE_BYTES = 12, 240, 9_000
+ENDS, END, END_BYTES = 240, 112, 3_500  # pictures in all, their side in pixels, bytes of each
+OF_CLASS = 3  # at each end
+UNKNOWN = 24
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """An image with what a method says of it; classes by their numbers."""
+
+    image_id: str
+    picture: Picture
+    label: int | None  # where it is known
+    prediction: int
+    second: int | None  # the second best class
+    score: float | None = None  # that it is of no class
+
+
+@dataclass(frozen=True)
+class Dispute:
+    """An image about which methods differ."""
+
+    image_id: str
+    picture: Picture
+    sides: list[tuple[int, list[str]]]  # a class, and the methods that say it
+
+
+def disputes(found: Opinions, split: Split) -> list[Dispute]:
+    """The images about which the methods differ most."""
+    return [
+        Dispute(
+            split.image_id(i),
+            picture_of(split.path(i), DISPUTE, DISPUTE_BYTES),
+            opinions.sides(found, i),
+        )
+        for i in opinions.disputed(found, DISPUTES)
+    ]
+
+
+@dataclass(frozen=True)
+class ClassImages:
+    """Images that the main method gives a class."""
+
+    label: int
+    images: int
+    disputed: int
+    surest: list[Thumbnail]
+    least: list[Thumbnail]
+
+
+def of_classes(found: Opinions, split: Split) -> list[ClassImages]:
+    """The surest and the least sure images of each class, as far as there is room."""
+
+    def thumbnail(i: int) -> Thumbnail:
+        return Thumbnail(
+            split.image_id(i),
+            picture_of(split.path(i), END, END_BYTES),
+            None if split.labels is None else int(split.labels[i]),
+            int(found.after[i]),
+            int(found.said.seconds[i]),
+        )
+
+    return [
+        ClassImages(
+            one.label,
+            one.images,
+            one.disputed,
+            [thumbnail(i) for i in one.surest],
+            [thumbnail(i) for i in one.least],
+        )
+        for one in opinions.ends_of_classes(found, ENDS, OF_CLASS)
+    ]
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Images that are likely of no class."""
+
+    marked: int  # that are beyond the threshold
+    images: int
+    likeliest: list[Thumbnail]
+
+
+def unknown(path: str, splits: Sequence[Split]) -> Unknown:
+    """The images that are likeliest of no class, the likeliest first.
+
+    Args:
+        path: an UNKNOWN table.
+        splits: in one of which each image is.
+
+    Raises:
+        UserError: the table is broken, or of other images.
+    """
+    marked, scores = 0, [np.empty(0)]
+    for piece in tables.read_pieces(path, tables.UNKNOWN, ["score", "is_unknown"], PIECE):
+        marked += int(pc.sum(piece["is_unknown"]).as_py() or 0)
+        scores.append(piece["score"].to_numpy())
+    every = np.concatenate(scores)
+    best = np.argsort(-every, kind="stable")[:UNKNOWN]
+    table, _ = tables.read(path, tables.UNKNOWN, ["image_id"])
+    names = table["image_id"].take(best)
+    return Unknown(marked, len(every), _found(names, every[best], splits, path))
+
+
+def _found(
+    names: pa.ChunkedArray, scores: Floats, splits: Sequence[Split], path: str
+) -> list[Thumbnail]:
+    """Images by their names, with what zero-shot CLIP says of them."""
+    places = [split.places(names) for split in splits]
+    found = []
+    for number, (name, score) in enumerate(zip(names.to_pylist(), scores.tolist(), strict=True)):
+        holding = [
+            (split, int(own[number]))
+            for split, own in zip(splits, places, strict=True)
+            if own[number] >= 0
+        ]
+        if not holding:
+            raise UserError(f"{path} names {name!r}, which the index lacks; {remedy(path)}.")
+        split, i = holding[0]
+        found.append(
+            Thumbnail(
+                name,
+                picture_of(split.path(i), END, END_BYTES),
+                None if split.labels is None else int(split.labels[i]),
+                int(split.pseudo_labels[i]),
+                None,
+                score,
+            )
+        )
+    return found

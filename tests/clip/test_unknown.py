@@ -1,0 +1,47 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from latteclip.clip.classifier import Classifier, save_classifier
+from latteclip.clip.unknown import UnknownDetector, load_detector
+from latteclip.core.errors import UserError
+
+N, C, D = 11, 3, 5
+NAMES = ["a", "b", "c"]
+
+
+@pytest.fixture
+def detector():
+    torch.manual_seed(0)
+    features, texts = F.normalize(torch.randn(N, D), dim=1), F.normalize(torch.randn(C, D), dim=1)
+    return UnknownDetector.learn(features, texts, 0.2, {"classnames": NAMES, "model": "m"})
+
+
+def test_it_is_read_as_it_was_written(detector, tmp_path):
+    detector.save(tmp_path / "unknown.safetensors")
+    found = load_detector(tmp_path / "unknown.safetensors", NAMES)
+    assert torch.equal(found.texts, detector.texts)
+    assert torch.equal(found.mean, detector.mean)
+    assert (found.threshold, found.described) == (detector.threshold, detector.described)
+
+
+def test_one_of_other_classes_is_refused(detector, tmp_path):
+    detector.save(tmp_path / "unknown.safetensors")
+    with pytest.raises(UserError, match="of other classes"):
+        load_detector(tmp_path / "unknown.safetensors", ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({}, "does not tell unknown images"),
+        ({"mean": "0" * D, "threshold": 0.5}, "does not tell unknown images"),
+        ({"mean": [0.0] * D, "threshold": float("nan")}, "or numbers that are not finite"),
+        ({"mean": [0.0], "threshold": 0.5}, "a mean of another width"),
+    ],
+)
+def test_a_classifier_that_is_no_detector_is_refused(detector, tmp_path, own, message):
+    path = tmp_path / "unknown.safetensors"
+    save_classifier(path, Classifier.of(detector.texts), {"classnames": NAMES, **own})
+    with pytest.raises(UserError, match=f"{message}.*the rule score_unknown makes it again"):
+        load_detector(path, NAMES)

@@ -1,0 +1,255 @@
+import csv
+import json
+import os
+import xml.etree.ElementTree
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from support.taken import CLASSNAMES, Taken, runner_up
+
+from latteclip.cli import main
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.deploy import taken_labels
+from latteclip.deploy.export_labels import export_labels
+
+
+@pytest.fixture
+def taken(tmp_path, monkeypatch):
+    (tmp_path / "made").mkdir()
+    monkeypatch.chdir(tmp_path / "made")
+    return Taken(tmp_path / "made")
+
+
+def rows(taken):
+    return taken_labels.read(taken.folder).table.to_pylist()
+
+
+def test_each_label_comes_with_what_is_known_of_it(taken):
+    found = rows(taken)
+    assert [row["image_id"] for row in found] == taken.ids  # none of the test split
+    assert [row["label"] for row in found] == [CLASSNAMES[label] for label in taken.fused]
+    assert [row["runner_up"] for row in found] == runner_up(taken)
+    np.testing.assert_allclose([row["probability"] for row in found], taken.confidence)
+    for number, row in enumerate(found):
+        silent = number % 9 == 0
+        assert row["caption_label"] == (None if silent else CLASSNAMES[taken.truth[number]])
+        assert row["caption_confidence"] == (None if silent else 0.75)
+        assert row["caption"] == f'a "{number}",\nand more'
+        assert (row["image_prototypes"], row["lmm_label"], row["person"]) == (None, None, None)
+        assert row["zero_shot"] == CLASSNAMES[0]  # as the made pseudo-labels are
+    unknown, _ = tables.read("unknown.parquet", tables.UNKNOWN)
+    for column, name in (("is_unknown", "is_unknown"), ("unknown_score", "score")):
+        wanted = unknown[name].to_pylist()
+        assert [row[column] for row in found] == [wanted[i] for i in taken.training]
+
+
+def test_without_answers_the_probabilities_are_marked(taken):
+    assert {row["calibration"] for row in rows(taken)} == {
+        "uncalibrated; on the demo such probabilities have an expected calibration error of "
+        f"{taken_labels.DEMO_ERROR}"
+    }
+
+
+def test_enough_answers_calibrate_and_confirm(taken):
+    before = {row["image_id"]: row for row in rows(taken)}
+    answers = taken.answer(70)
+    found = {row["image_id"]: row for row in rows(taken)}
+    right = dict(zip(taken.ids, taken.fused == taken.truth, strict=True))
+    said = Counter(row["person"] for row in found.values())
+    assert (said["none of these"], said["cannot tell"], said[None]) == (1, 1, 20)
+    for name, row in found.items():
+        kind = answers[name].kind if name in answers else None
+        wanted = {"class": bool(right[name]), "none": False}.get(kind)
+        assert row["confirmed"] is wanted
+    (worth,) = {row["calibration"] for row in found.values()}
+    assert worth.startswith("calibrated by 69 answers; expected calibration error 0.")
+    share = np.mean([right[name] for name in answers])
+    means = [np.mean([r["probability"] for r in part.values()]) for part in (before, found)]
+    assert abs(means[1] - share) < abs(means[0] - share) or abs(means[1] - share) < 0.1
+    assert [row["label"] for row in found.values()] == [row["label"] for row in before.values()]
+
+
+def test_few_answers_confirm_and_do_not_calibrate(taken, caplog):
+    before = [row["probability"] for row in rows(taken)]
+    taken.answer(20)
+    found = rows(taken)
+    assert [row["probability"] for row in found] == before
+    assert sum(row["person"] is not None for row in found) == 20
+    assert "19 answers do not calibrate the probabilities; 50 do" in caplog.text
+
+
+def test_csv_and_parquet_hold_the_same(taken, tmp_path):
+    taken.answer(60)
+    for form in ("csv", "parquet"):
+        export_labels(str(taken.folder), form, str(tmp_path / form))
+    table = pq.read_table(tmp_path / "parquet")
+    with (tmp_path / "csv").open(newline="") as file:
+        read = list(csv.DictReader(file))
+    assert table.column_names == list(read[0]) == taken_labels.SCHEMA.names
+    for one, other in zip(table.to_pylist(), read, strict=True):
+        for name, value in one.items():
+            if isinstance(value, float):
+                assert float(other[name]) == pytest.approx(value, abs=1e-6)
+            else:
+                text = str(value).lower() if isinstance(value, bool) else value
+                assert other[name] == ("" if value is None else text)
+    described = {key.decode(): json.loads(value) for key, value in table.schema.metadata.items()}
+    assert described["calibration"]["answers"] == 59
+    assert described["classnames"] == CLASSNAMES
+
+
+# --- read by those whom the formats are for ------------------------------------------------------
+
+
+def test_label_studio_reads_its_tasks(taken, tmp_path):
+    reason = "label-studio-sdk is not installed"
+    interface = pytest.importorskip("label_studio_sdk.label_interface", reason=reason)
+    export_labels(str(taken.folder), "label-studio", str(tmp_path / "tasks"))
+    read = interface.LabelInterface((tmp_path / "tasks" / "config.xml").read_text())
+    read.validate()
+    tasks = json.loads((tmp_path / "tasks" / "tasks.json").read_text())
+    assert len(tasks) == len(taken.ids)
+    for task in tasks:
+        assert read.validate_task({"data": task["data"]})
+        assert read.validate_prediction(task["predictions"][0])
+    other = tasks[0]["predictions"][0]
+    other["result"][0]["value"]["choices"] = ["another class"]
+    assert not read.validate_prediction(other)
+
+
+def test_tasks_are_as_label_studio_documents_them(taken, tmp_path):
+    """https://labelstud.io/guide/predictions and .../guide/storage (local files)."""
+    export_labels(str(taken.folder), "label-studio", str(tmp_path / "tasks"))
+    interface = xml.etree.ElementTree.parse(tmp_path / "tasks" / "config.xml").getroot()
+    choices, image = interface.find("Choices"), interface.find("Image")
+    assert [choice.get("value") for choice in choices] == CLASSNAMES
+    assert image.get("value") == "$image"
+    for task, row in zip(
+        json.loads((tmp_path / "tasks" / "tasks.json").read_text()), rows(taken), strict=True
+    ):
+        (prediction,) = task["predictions"]
+        (result,) = prediction["result"]
+        assert task["data"]["image"] == f"/data/local-files/?d={row['path']}"
+        assert (result["from_name"], result["to_name"]) == (choices.get("name"), image.get("name"))
+        assert result["type"] == "choices"
+        assert result["value"]["choices"] == [row["label"]]
+        assert prediction["score"] == pytest.approx(row["probability"])
+        assert prediction["model_version"].endswith("uncalibrated")
+
+
+def folder_of(label):
+    """As CLASSNAMES are spelt in a file system."""
+    names = ["a_b", "A_b_2", "_con", "_b_&amp;_'", "=2+3", "plain"]
+    return names[CLASSNAMES.index(label)]
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_torchvision_reads_the_image_folder(taken, tmp_path, copy):
+    datasets = pytest.importorskip("torchvision.datasets")
+    output = tmp_path / "folder"
+    export_labels(str(taken.folder), "imagefolder", str(output), copy=copy)
+    read = datasets.ImageFolder(output)
+    assert len(read) == len(taken.ids)
+    wanted = {row["path"]: row["label"] for row in rows(taken)}
+    for path, label in read.samples:
+        assert os.path.islink(path) != copy
+        name = os.path.basename(path)
+        assert read.classes[label] == folder_of(wanted[name])
+        assert Path(path).read_bytes() == (taken.folder / name).read_bytes()
+    with (output / "labels.csv").open(newline="") as file:
+        named = {row["file"]: row["image_id"] for row in csv.DictReader(file)}
+    found = {os.path.relpath(path, output): os.path.basename(path) for path, _ in read.samples}
+    assert named == found
+
+
+def test_hugging_face_reads_the_image_folder(taken, tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    output = tmp_path / "folder"
+    export_labels(str(taken.folder), "imagefolder", str(output))
+    read = datasets.load_dataset("imagefolder", data_dir=str(output), cache_dir=tmp_path / "cache")
+    names = read["train"].features["label"].names
+    found = Counter(names[label] for label in read["train"]["label"])
+    assert found == Counter(folder_of(row["label"]) for row in rows(taken))
+
+
+def test_images_of_one_name_get_numbers(taken, tmp_path):
+    for part in ("one", "two"):
+        (taken.folder / part).mkdir()
+    for number in (0, 1):
+        target = taken.folder / ("one", "two")[number] / "same.png"
+        (taken.folder / taken.names[number]).rename(target)
+    table = pq.read_table("images.parquet")
+    paths = table["path"].to_pylist()
+    paths[:2] = ["one/same.png", "two/same.png"]
+    columns = {name: table[name] for name in table.column_names} | {"path": paths}
+    tables.write("images.parquet", columns, tables.IMAGES, {"classnames": CLASSNAMES})
+    taken.fused[:2] = 5
+    fused = pq.read_table("caption_labels.parquet")
+    columns = {name: fused[name] for name in fused.column_names}
+    columns["fused_label"] = taken.fused
+    tables.write("caption_labels.parquet", columns, tables.CAPTION_LABELS)
+    export_labels(str(taken.folder), "imagefolder", str(tmp_path / "folder"))
+    assert os.readlink(tmp_path / "folder/plain/same.png").endswith("one/same.png")
+    assert os.readlink(tmp_path / "folder/plain/same_2.png").endswith("two/same.png")
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["label-studio", "imagefolder", "csv", "parquet"])
+def test_a_folder_with_content_is_never_replaced(taken, tmp_path, form):
+    output = tmp_path / "mine"
+    output.mkdir()
+    (output / "kept").write_text("mine")
+    with pytest.raises(UserError, match="is a folder"):
+        export_labels(str(taken.folder), form, str(output))
+    assert [path.name for path in output.iterdir()] == ["kept"]
+
+
+def test_an_image_that_vanished_leaves_nothing_behind(taken, tmp_path):
+    (taken.folder / taken.ids[3]).unlink()
+    with pytest.raises(UserError, match=f"1 of 90 images are not there, the first {taken.ids[3]}"):
+        export_labels(str(taken.folder), "imagefolder", str(tmp_path / "folder"))
+    assert not (tmp_path / "folder").exists()
+
+
+def test_links_that_fail_leave_nothing_behind(taken, tmp_path, monkeypatch):
+    made = []
+
+    def full(self, target):
+        made.append(target)
+        if len(made) == 5:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "symlink_to", full)
+    with pytest.raises(OSError, match="No space"):
+        export_labels(str(taken.folder), "imagefolder", str(tmp_path / "out" / "folder"))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_labels_that_are_not_made_yet_are_asked_for(taken, tmp_path):
+    (taken.folder / "caption_labels.parquet").unlink()
+    with pytest.raises(UserError, match="run snakemake -j4 labels --config dataset=made"):
+        export_labels(str(taken.folder), "csv", str(tmp_path / "x.csv"))
+
+
+def test_labels_of_other_images_are_refused(taken, tmp_path):
+    taken.splits[0] = "test"
+    super(Taken, taken).write()
+    with pytest.raises(UserError, match="is of other images than"):
+        export_labels(str(taken.folder), "csv", str(tmp_path / "x.csv"))
+
+
+def test_the_command(taken, tmp_path, capsys):
+    words = ["labels", "export", str(taken.folder), "--output", str(tmp_path / "x.csv")]
+    assert main.main([*words, "--format", "csv"]) == 0
+    assert "90 labels, uncalibrated" in capsys.readouterr().out
+    assert main.main(words) == 2
+    assert main.main([*words, "--format", "csv", "--copy"]) == 2
+    said = capsys.readouterr().err
+    assert "Say: latteclip labels export" in said
+    assert "--copy is for --format imagefolder" in said

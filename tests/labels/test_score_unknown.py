@@ -1,0 +1,113 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.stats import mannwhitneyu
+from support.witnesses import World
+from support.zero_shot_files import ZeroShotFiles
+
+from latteclip.clip.unknown import load_detector
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.labels.score_unknown import UnknownSettings, score_unknown
+
+
+class Dataset(ZeroShotFiles):
+    """The same with what the stage makes of them."""
+
+    def run(self, share=0.1):
+        """UNKNOWN and its metadata."""
+        outputs = self.path("unknown.parquet"), self.path("detector")
+        score_unknown(*self.write(), UnknownSettings(share), *outputs)
+        return tables.read(outputs[0], tables.UNKNOWN)
+
+    def bytes(self):
+        self.run()
+        return [(self.folder / name).read_bytes() for name in ("unknown.parquet", "detector")]
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """400 images of six classes, of which the last has no name: it is not in the list."""
+    world = World.of(400)
+    world.texts = world.texts[:5]
+    found = Dataset(tmp_path, world)
+    found.labels = [None if label == 5 else label for label in found.labels]
+    return found
+
+
+def plain(dataset):
+    """Scores image by image, in plain loops."""
+    features = dataset.world.features.double().numpy()
+    mean = features[dataset.training].mean(axis=0)
+    found = []
+    for feature in features:
+        off = feature - mean
+        texts = dataset.world.texts.double().numpy()
+        found.append(min(1 - off @ text / np.linalg.norm(off) for text in texts))
+    return np.array(found)
+
+
+def test_the_score_is_the_distance_from_the_nearest_class_text(dataset):
+    table, _ = dataset.run()
+    assert table["image_id"].to_pylist() == dataset.names
+    np.testing.assert_allclose(table["score"].to_numpy(), plain(dataset), atol=1e-5)
+
+
+def test_images_of_a_class_that_is_not_in_the_list_score_higher(dataset):
+    scores = dataset.run()[0]["score"].to_numpy()
+    outside = (dataset.world.classes == 5).numpy()
+    found = mannwhitneyu(scores[outside], scores[~outside], alternative="greater")
+    assert found.pvalue < 0.001
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25])
+def test_a_share_of_the_training_images_is_called_unknown(dataset, share, caplog):
+    with caplog.at_level(logging.INFO, "latteclip"):
+        table, told = dataset.run(share)
+    unknown = np.array(table["is_unknown"].to_pylist())
+    assert unknown[dataset.training].sum() == int(share * len(dataset.training))
+    assert (unknown == (table["score"].to_numpy() > told["threshold"])).all()
+    assert f"{unknown.sum()} of 400 images are called unknown" in caplog.text
+    assert told["share"] == share
+
+
+def test_the_detector_gives_new_images_the_same_scores(dataset):
+    table, told = dataset.run()
+    detector = load_detector(dataset.path("detector"), dataset.classnames)
+    alone = torch.cat([detector.scores(x[None]) for x in dataset.world.features])
+    np.testing.assert_allclose(alone.numpy(), table["score"].to_numpy(), atol=1e-6)
+    assert detector.threshold == told["threshold"]
+    assert detector.described == dataset.described
+
+
+def test_no_label_and_no_test_image_decides(dataset):
+    before = dataset.bytes()
+    dataset.labels = [None] * 400
+    assert dataset.bytes() == before
+    test = [i for i in range(400) if i % 4 == 3]
+    dataset.world.features[test] = F.normalize(torch.randn(100, 24), dim=1)
+    assert dataset.bytes()[1] == before[1]
+    dataset.world.features[0] = -dataset.world.features[0]  # of a training image
+    assert dataset.bytes()[1] != before[1]
+
+
+@pytest.mark.parametrize(("n", "c"), [(1, 4), (2, 4), (30, 1)])
+def test_little_is_enough(tmp_path, n, c):
+    table, _ = Dataset(tmp_path, World.of(n, c)).run()
+    assert np.isfinite(table["score"].to_numpy()).all()
+
+
+def test_a_dataset_without_training_images_is_refused(dataset):
+    dataset.splits = ["test"] * 400
+    with pytest.raises(UserError, match="has no training image"):
+        dataset.run()
+    assert not (dataset.folder / "unknown.parquet").exists()
+
+
+def test_class_texts_of_other_classes_are_refused(dataset):
+    dataset.described["classnames"] = ["x", *dataset.classnames[1:]]
+    with pytest.raises(UserError, match="of other classes"):
+        dataset.run()

@@ -1,0 +1,87 @@
+"""A dataset that was labelled, with the files that `latteclip labels export` reads."""
+
+import numpy as np
+import pyarrow as pa
+import torch
+from support.tiny import write_captions, write_pictures
+from support.witnesses import World
+from support.zero_shot_files import ZeroShotFiles
+
+from latteclip.audit.session import Session
+from latteclip.clip.classifier import Classifier, save_classifier
+from latteclip.core import tables
+from latteclip.evaluate.judged import JUDGED
+from latteclip.labels.score_unknown import UnknownSettings, score_unknown
+
+CLASSNAMES = ["a/b", "A:b", "con", "<b>&amp;\"'", "=2+3", "plain"]
+
+
+class Taken(ZeroShotFiles):
+    """Labels of 120 images, of which 90 are for training; in the working directory."""
+
+    def __init__(self, folder):
+        super().__init__(folder, World.of(120))
+        self.classnames = CLASSNAMES
+        self.described["classnames"] = CLASSNAMES
+        write_pictures(folder, len(self.names), size=(8, 8))
+        self.ids = [self.names[row] for row in self.training]
+        self.rng = np.random.default_rng(0)
+        self.confidence = self.rng.uniform(0.3, 0.99, len(self.ids)).astype(np.float32)
+        self.truth = self.world.classes[self.training].numpy().astype(np.int32)
+        wrong = self.rng.random(len(self.ids)) < 0.4
+        self.fused = np.where(wrong, (self.truth + 1) % len(CLASSNAMES), self.truth)
+        self.write()
+
+    def write(self):
+        found = super().write()
+        score_unknown(
+            *found, UnknownSettings(0.1), self.path("unknown.parquet"), self.path("detector")
+        )
+        head = Classifier.of(self.world.texts)
+        prototypes = self.folder / "classifiers" / "image_prototypes.safetensors"
+        save_classifier(prototypes, head, self.described)
+        n = len(self.ids)
+        columns = {
+            "image_id": self.ids,
+            "calibrated_label": self.fused,
+            "image_label": pa.nulls(n, pa.int32()),
+            "caption_label": self.truth,
+            "caption_confidence": [0.0 if row % 9 == 0 else 0.75 for row in range(n)],
+            "lmm_label": pa.nulls(n, pa.int32()),
+            "lmm_confidence": pa.nulls(n, pa.float32()),
+            "fused_label": self.fused,
+            "fused_confidence": self.confidence,
+        }
+        metadata = {"model": "m", "votes": "captions"}
+        tables.write(self.path("caption_labels.parquet"), columns, tables.CAPTION_LABELS, metadata)
+        captions = [f'a "{row}",\nand more' for row in range(n)]
+        write_captions(self.folder / "captions" / "images.parquet", self.ids, captions)
+        return found
+
+    def answer(self, n):
+        """A person answers the first n questions of an audit of the training split."""
+        for method, labels in (("zero_shot", self.truth), ("flyp", self.fused)):
+            columns = {"image_id": self.ids, "prediction": labels}
+            path = self.folder / method / "seed0" / "judged.parquet"
+            tables.write(path, columns, JUDGED, {"classnames": CLASSNAMES})
+        session = Session(self.folder, "train", n)
+        label_of = dict(zip(self.ids, self.truth, strict=True))
+        kinds = ["class"] * (n - 2) + ["none", "unsure"]
+        for kind in kinds:
+            number = session.current()
+            name = CLASSNAMES[label_of[session.question(number).image_id]]
+            assert session.answer(number, kind, name if kind == "class" else None)
+        return session.answers.standing()
+
+    def zero_shot(self):
+        """The best class of each training image by the class texts."""
+        features = self.world.features[self.training]
+        return (features @ self.world.texts.T).argsort(dim=1, descending=True)
+
+
+def runner_up(taken: Taken) -> list[str]:
+    """The best other class of each training image under the texts, image by image."""
+    found = []
+    for ranked, label in zip(taken.zero_shot(), torch.from_numpy(taken.fused), strict=True):
+        found.append(CLASSNAMES[next(int(c) for c in ranked if c != label)])
+    return found

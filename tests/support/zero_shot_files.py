@@ -1,0 +1,47 @@
+"""Index, pseudo-labels and class texts of a world, as the first stages write them."""
+
+from support.tiny import write_index
+from support.witnesses import SCALE
+
+from latteclip.clip.classifier import Classifier, save_classifier
+from latteclip.core import tables
+from latteclip.labels.pseudo_label_images import feature_column
+
+
+class ZeroShotFiles:
+    """Files of a world of which every fourth image is a test image."""
+
+    def __init__(self, folder, world):
+        self.folder, self.world = folder, world
+        n, c = len(world.classes), len(world.texts)
+        self.names = [f"{number:03d}.png" for number in range(n)]
+        self.splits = ["test" if number % 4 == 3 else "train" for number in range(n)]
+        self.labels = world.classes.tolist()
+        self.classnames = [f"class {number}" for number in range(c)]
+        self.described = {"classnames": self.classnames, "model": "m", "logit_scale": SCALE}
+
+    @property
+    def training(self):
+        return [number for number, split in enumerate(self.splits) if split != "test"]
+
+    def path(self, name):
+        return str(self.folder / name)
+
+    def write(self):
+        """The paths of the three files."""
+        index = self.path("images.parquet")
+        write_index(index, self.names, self.splits, self.labels, self.classnames)
+        n = len(self.names)
+        columns = {
+            "image_id": self.names,
+            "split": self.splits,
+            "pseudo_label": [0] * n,
+            "confidence": [None] * n,
+            "topk_labels": [[0]] * n,
+            "topk_scores": [[0.5]] * n,
+            "image_features": feature_column(self.world.features),
+        }
+        pseudo_labels, texts = self.path("pseudo_labels.parquet"), self.path("texts")
+        tables.write(pseudo_labels, columns, tables.PSEUDO_LABELS)
+        save_classifier(texts, Classifier.of(self.world.texts), self.described)
+        return index, pseudo_labels, texts
