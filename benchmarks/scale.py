@@ -190,7 +190,8 @@ def propagate_labels(place: Place) -> Work:
     from latteclip.evaluate import propagate_labels as stage
 
     files = stage.PropagationFiles(
-        *(place.file(f"{name}.parquet") for name in ("images", "pseudo_labels")),
+        place.file("images.parquet"),
+        place.file("pseudo_labels.parquet"),
         place.file("classes.safetensors"),
     )
     names = ("propagated.parquet", "propagated.json")

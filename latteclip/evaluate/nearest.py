@@ -5,7 +5,7 @@ Letters: P points, Q queries, D embedding width, K neighbours, R candidates.
 
 import logging
 import math
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -91,9 +91,8 @@ class Cells:
         n, width = features.shape
         n_cells = max(1, min(round(2 * math.sqrt(n)), n // 40))
         faiss.omp_set_num_threads(torch.get_num_threads())
-        self._index: Any = faiss.index_factory(
-            width, f"IVF{n_cells},PQ{_codes(width)}x4fs", faiss.METRIC_INNER_PRODUCT
-        )
+        kind = f"IVF{n_cells},PQ{_codes(width)}x4fs"
+        self._index = cast(Any, faiss.index_factory(width, kind, faiss.METRIC_INNER_PRODUCT))
         self._index.nprobe = PROBED
         for clustering in (self._index.cp, self._index.pq.cp):
             clustering.seed, clustering.max_points_per_centroid = SEED, TAUGHT

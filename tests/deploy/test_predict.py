@@ -143,7 +143,9 @@ def in_results(model, pictures, demo_clip, tmp_path):
         "model": f"local-dir:{DEMO_CLIP}",
         "pretrained": None,
     }
-    detector = UnknownDetector.learn(features, texts, 0.3, described)
+    detector = UnknownDetector.learn(
+        features, torch.ones(len(features), dtype=torch.bool), texts, 0.3, described
+    )
     detector.save(folder / predict.DETECTOR)
     return folder, detector, detector.scores(features).tolist()
 
