@@ -16,7 +16,6 @@ waited is computed from the CPU time that decoding takes by itself.
 
 import argparse
 import json
-import resource
 import statistics
 import tempfile
 import time
@@ -152,8 +151,6 @@ def beside_encoder(model: Path, paths: list[str], args: argparse.Namespace) -> N
         f"CPU time of an image: {1000 * encoding:.1f} ms encoded, {1000 * decoding:.1f} ms decoded "
         f"by itself; so at most {encoding / (encoding + decoding):.2f} of the encoder's rate"
     )
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"largest resident memory: {used:.0f} MiB")
 
 
 def ready(clip: clips.Clip, path: str) -> torch.Tensor:
