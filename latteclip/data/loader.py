@@ -21,7 +21,7 @@ class ImageFiles(Dataset[tuple[int, torch.Tensor]]):
     """N image files under one transform."""
 
     def __init__(self, paths: Sequence[str], transform: Transform) -> None:
-        self.paths, self.transform = list(paths), transform
+        self.paths, self.transform = paths, transform
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -131,7 +131,7 @@ def test_training_images_and_their_zero_shot_labels_are_read(files):
     data, texts = files.read()
     assert [Path(path).name for path in data.paths] == files.names
     assert data.labels.tolist() == LABELS
-    assert data.sizes == [(70, 64)] * 7
+    assert data.sizes.tolist() == [[70, 64]] * 7
     assert data.classnames == CLASSNAMES
     assert [texts[i] for i in data.texts.classes] == ["a striped.", "a dotted.", "a woven."]
     assert len(data.texts.images) == len(data.texts.groups) == 0
