@@ -115,7 +115,7 @@ UNKNOWN = pa.schema(
     ]
 )
 CAPTION_ROWS = 10_000  # of a row group of CAPTIONS
-STRINGS = 4096  # of a column that are Python objects at once
+STRINGS = 4096  # or other values of a column that are Python objects at once
 # One row per step of a training.
 HISTORY = pa.schema(
     [("step", pa.int32()), ("epoch", pa.int32())]
@@ -307,6 +307,12 @@ def read_groups(path: str, image_ids: pa.ChunkedArray) -> Groups:
         )
     sizes = pc.list_value_length(table["members"]).to_numpy()
     return Groups(table["caption"], np.repeat(np.arange(len(table)), sizes), members.to_numpy())
+
+
+def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The rows of a table; those of some thousands are Python objects at once."""
+    for batch in table.to_batches(STRINGS):
+        yield from batch.to_pylist()
 
 
 def list_column(rows: npt.NDArray[Any]) -> pa.ListArray:

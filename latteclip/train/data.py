@@ -4,7 +4,7 @@ Letters: N training images, C classes.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,9 +116,7 @@ def read(
     )
 
 
-def _labels(
-    files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray
-) -> npt.NDArray[np.int64]:
+def _labels(files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray) -> npt.NDArray[np.int64]:
     """The class [N] that each image is taken for."""
     if kind == "zero_shot_calibrated":
         return _calibrated(files, image_ids)
