@@ -85,23 +85,21 @@ def read(
         raise UserError(f"{files.images} names only one class; nothing can be told apart.")
     own = _labels(files, labels, image_ids)
     descriptions = class_texts(template, classnames)
-    none = torch.zeros(0, dtype=torch.long)
-    image_texts = group_texts = group_labels = none
+    image_texts = group_texts = group_labels = torch.zeros(0, dtype=torch.long)
     classes = bank.add(descriptions)
     if files.image_captions:
-        captions = tables.lookup_column(
-            files.image_captions, tables.CAPTIONS, "id", "caption", image_ids
-        )
-        image_texts = bank.add(_or_class(captions, own, descriptions))
+        image_texts = bank.add(_image_captions(files.image_captions, image_ids, own, descriptions))
     if files.group_captions:
         label_of = np.full(len(all_ids), NOT_TRAINED)
         label_of[kept] = own
-        groups = tables.read_groups(files.group_captions, all_ids)
-        captions, labels_of_groups = _captioned_classes(groups, label_of)
-        group_texts = bank.add(_or_class(captions, labels_of_groups, descriptions))
-        group_labels = torch.from_numpy(labels_of_groups)
+        captions, classes_of = _group_captions(
+            files.group_captions, all_ids, label_of, descriptions
+        )
+        group_texts, group_labels = bank.add(captions), torch.from_numpy(classes_of)
+        del captions
     start = _image_prototypes(files, image_ids, classnames)
     texts = TrainingTexts(classes, image_texts, group_texts, group_labels, start)
+    pa.default_memory_pool().release_unused()  # Arrow keeps what it freed, here some GiB
     paths = tables.Strings(table["path"])
     ids = (str(kind.tolist()) for kind in vars(texts).values() if kind is not None)
     content = itertools.chain(paths, map(str, own.tolist()), bank.texts, ids)
@@ -181,6 +179,25 @@ def _image_prototypes(
 def _features(files: TrainingFiles, image_ids: pa.ChunkedArray) -> torch.Tensor:
     """Features [N, D] under the pretrained model."""
     return read_features(files.pseudo_labels, image_ids)
+
+
+def _image_captions(
+    path: str, image_ids: pa.ChunkedArray, labels: npt.NDArray[np.int64], descriptions: list[str]
+) -> pa.ChunkedArray:
+    """The caption of each image, or the description of its class."""
+    captions = tables.lookup_column(path, tables.CAPTIONS, "id", "caption", image_ids)
+    return _or_class(captions, labels, descriptions)
+
+
+def _group_captions(
+    path: str,
+    image_ids: pa.ChunkedArray,
+    label_of: npt.NDArray[np.int64],
+    descriptions: list[str],
+) -> tuple[pa.ChunkedArray, npt.NDArray[np.int64]]:
+    """`_captioned_classes` of a table, an empty caption replaced by the class's description."""
+    captions, classes = _captioned_classes(tables.read_groups(path, image_ids), label_of)
+    return _or_class(captions, classes, descriptions), classes
 
 
 def _captioned_classes(

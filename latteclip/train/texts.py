@@ -31,10 +31,12 @@ class TextBank:
         if not isinstance(texts, pa.ChunkedArray):
             texts = pa.chunked_array([texts], pa.string())
         texts, self._tokens = texts.cast(pa.large_string()), None
-        # In the order in which they first come, so that known ones keep their ids.
-        known = pc.unique(pa.chunked_array([*self._texts.chunks, *texts.chunks], texts.type))
-        self._texts = pa.chunked_array([known])
-        return torch.from_numpy(pc.index_in(texts, known).to_numpy().astype(np.int64))
+        n_known = len(self._texts)
+        # Numbered in the order in which they first come, so that known ones keep their ids.
+        both = pa.chunked_array([*self._texts.chunks, *texts.chunks], texts.type)
+        encoded = pc.dictionary_encode(both).combine_chunks()
+        self._texts = pa.chunked_array([encoded.dictionary])
+        return torch.from_numpy(encoded.indices.to_numpy()[n_known:].astype(np.int64))
 
     @property
     def texts(self) -> tables.Strings:
@@ -46,8 +48,11 @@ class TextBank:
         """int32 [U, L] of all texts added so far."""
         if self._tokens is None:
             texts = self.texts
-            parts = (list(texts[i : i + ROWS]) for i in range(0, len(texts), ROWS))
-            self._tokens = torch.cat([self.clip.tokenizer(part).int() for part in parts])
+            for start in range(0, len(texts), ROWS):
+                part = self.clip.tokenizer(list(texts[start : start + ROWS]))
+                if self._tokens is None:  # filled: `cat` would hold all twice
+                    self._tokens = torch.empty(len(texts), part.shape[1], dtype=torch.int32)
+                self._tokens[start : start + len(part)] = part
         return self._tokens
 
     def encode(self, ids: torch.Tensor) -> torch.Tensor:
