@@ -254,8 +254,8 @@ class Held:
     parts: tuple[str, ...]  # that are
     fault: kept.Fault  # see `AnswerStore`
 
-    def __contains__(self, digest: str) -> bool:
-        key = answer_files.key_of(digest)
+    def __contains__(self, digest: object) -> bool:
+        key = answer_files.key_of(str(digest))
         place = int(np.searchsorted(self.keys, np.uint64(key)))
         if place < len(self.keys) and self.keys[place] == key:
             return True

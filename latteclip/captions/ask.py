@@ -19,6 +19,7 @@ from latteclip.captions.engines.base import Captioner, CaptionerSettings
 from latteclip.captions.prepare import Prepared, Preparer, Task, read_image, workers
 from latteclip.captions.questions import Questions
 from latteclip.captions.request import Choices, Identity, Request, digest, digest_of_images
+from latteclip.core import usage
 from latteclip.core.errors import UserError
 from latteclip.core.foreign import in_short
 from latteclip.core.progress import Progress
@@ -85,12 +86,13 @@ class Asking(ABC):
             UserError: the engine cannot do what is asked, before an image is decoded; or nothing
                 but failures, for HOPELESS requests or all that there are.
         """
-        if unanswered := [row for row in self._spread() if not self._is_held(row)]:
-            self._check_room(unanswered)
-            self._started()
         as_urls = not engines.loads_model(self.settings.engine)
         preparer = Preparer(self.identity, as_urls, self.store.held())
         with workers(preparer, self.threads) as pool:
+            if unanswered := [row for row in self._spread() if not self._is_held(row)]:
+                self._check_room(unanswered)
+                pool.start()  # the engine takes longer
+                self._started()
             self.take_turns(pool)
         seconds = max(self._seconds, 1e-9)
         log.info(
@@ -183,6 +185,8 @@ class Asking(ABC):
             self._failed_in_a_row = 0
             self.n_tokens += answer.n_tokens or 0
             self.n_read += answer.n_read or 0
+            usage.count("tokens_written", answer.n_tokens or 0)
+            usage.count("tokens_read", answer.n_read or 0)
             return
         self._failed_in_a_row += 1
         self.errors[request_digest] = error = in_short(error)

@@ -4,6 +4,7 @@ Letters: N images, B batch, D embedding width.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -28,11 +29,11 @@ def encode_files(
 @torch.no_grad()
 def encoded(
     clip: clips.Clip, files: loader.ImageFiles, batch_size: int, threads: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The indices [B] that the files give, and features [B, D], batch by batch, on the CPU."""
+) -> Iterator[tuple[Any, torch.Tensor]]:
+    """The marks of B files, together, and features [B, D], batch by batch, on the CPU."""
     progress = Progress(len(files), "images")
-    for indices, batch in loader.batches(
+    for marks, batch in loader.batches(
         files, loader.in_order(len(files), batch_size), clip.device, threads
     ):
-        yield indices, encode.encode_images(clip, batch).cpu()
-        progress.add(len(indices))
+        yield marks, encode.encode_images(clip, batch).cpu()
+        progress.add(len(batch))

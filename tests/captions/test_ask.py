@@ -1,6 +1,8 @@
 import json
 import logging
+import multiprocessing
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from support.tiny import write_pictures
 
 from latteclip.captions import answer_files
 from latteclip.captions.answers import Answer
+from latteclip.captions.engines import start as engines
 from latteclip.captions.request import AGAIN
 from latteclip.core.errors import UserError
 
@@ -67,6 +70,20 @@ def test_another_prompt_asks_anew_and_the_first_is_still_held(dataset, recorder)
     recorder.forget()
     assert dataset.caption_images("What?")["prompt"] == ["What?"] * 7
     assert recorder.requests == []
+
+
+def test_images_are_decoded_by_processes_that_start_while_the_engine_does(
+    dataset, recorder, monkeypatch
+):
+    found = []
+
+    def start(*arguments):
+        found.extend(multiprocessing.active_children())
+        return recorder
+
+    monkeypatch.setattr(engines, "start", start)
+    dataset.caption_images()
+    assert len(found) == 1  # as many as threads
 
 
 def test_a_renamed_image_and_a_twin_are_not_asked(dataset, recorder):
@@ -187,6 +204,15 @@ def test_the_log_counts(dataset, recorder, caplog):
     assert "Asked 7 requests about 7 rows" in caplog.text
     assert "tokens/s" in caplog.text
     assert "Wrote 7 captions, 0 empty, 0 without an answer, 0 cut" in caplog.text
+
+
+def test_tokens_that_were_asked_for_are_counted_once(dataset, recorder, monkeypatch):
+    counted = Counter()
+    monkeypatch.setattr("latteclip.core.usage._counted", counted)
+    recorder.reply = lambda request: Answer("a dot", "stop", 2, n_read=30)
+    for _ in range(2):  # the second time all answers are held
+        dataset.caption_images()
+        assert counted == {"tokens_read": 7 * 30, "tokens_written": 7 * 2}
 
 
 def test_an_answer_longer_than_its_tokens_can_be_is_a_failure_with_its_reason(dataset, recorder):
