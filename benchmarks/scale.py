@@ -476,8 +476,8 @@ def finetune(place: Place) -> Work:
 def _steps_told(log: str) -> int:
     """How many steps the progress in a log tells of."""
     text = Path(log).read_text() if os.path.exists(log) else ""
-    told = re.findall(r"([\d,]+) of [\d,]+ steps", text)
-    return int(told[-1].replace(",", "")) if told else 0
+    told = re.findall(r"(\d+)/\d+ \[", text)
+    return int(told[-1]) if told else 0
 
 
 def write_predictions(place: Place) -> Work:
