@@ -4,10 +4,16 @@ import pyarrow.parquet as pq
 from support.tiny import ROOT
 
 
+def benchmark(name):
+    """The module of a benchmark, which is a script."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_every_step_of_the_benchmark_runs(tmp_path):
-    spec = importlib.util.spec_from_file_location("scale", ROOT / "benchmarks" / "scale.py")
-    scale = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(scale)
+    scale = benchmark("scale")
     scale.TRAINED, scale.BATCH = 6, 32
     place = scale.Place(tmp_path, 200, 5)
     for step in scale.STEPS:
@@ -22,3 +28,11 @@ def test_every_step_of_the_benchmark_runs(tmp_path):
     assert sorted((results / "trained" / "checkpoint").iterdir())[-1].name >= "step-00000006"
     assert pq.read_table(results / "predicted.parquet").num_rows == 200
     assert len((results / "labels.csv").read_text().splitlines()) == 1 + len(captions)
+
+
+def test_the_page_on_scale_has_the_rows_that_are_computed():
+    page = (ROOT / "docs" / "scaling.md").read_text("utf-8")
+    rows = benchmark("outlook").rows()
+    assert rows
+    for row in rows:
+        assert row in page
