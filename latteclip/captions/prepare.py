@@ -7,7 +7,6 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -17,6 +16,7 @@ from latteclip.captions.bare_files import PNG, bare
 from latteclip.captions.pictures import data_url, lay_out
 from latteclip.captions.request import Choices, Identity, Layout
 from latteclip.core.errors import UserError
+from latteclip.data import members
 from latteclip.data.images import is_plain, open_rgb
 from latteclip.data.workers import Workers
 
@@ -94,10 +94,10 @@ def workers(preparer: Preparer, n: int) -> Workers[Task, Prepared]:
 
 
 def read_image(path: str) -> bytes:
-    """The bytes of an image file."""
+    """The bytes of an image."""
     try:
-        return Path(path).read_bytes()
-    except OSError as error:
+        return members.read(path)
+    except (OSError, ValueError) as error:
         raise UserError(
             f"Image {path} cannot be read ({error}); put it back, or index the images anew "
             "(snakemake -R index_images)."
