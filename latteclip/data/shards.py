@@ -69,8 +69,11 @@ def read_shards(
             else parquet_shards.samples(shard, label)
         )
         rows += _rows(name, split, found)
-    told = _told_names([shard for shard, _ in shards], label) if kind == "parquet" else None
-    names = read_names(classes) if classes else told or _names(rows, root)
+    if classes:
+        names = read_names(classes)
+    else:
+        told = _told_names([s for s, _ in shards], label) if kind == "parquet" else None
+        names = told or _names(rows, root)
     labels = {name: number for number, name in enumerate(names)}
     items = []
     for image_id, place, split, value in rows:
