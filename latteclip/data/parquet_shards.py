@@ -76,6 +76,6 @@ def _opened(shard: Path) -> Iterator[Any]:
             yield file
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(
-            f"{shard} is not a Parquet file of images as `datasets` writes them "
+            f"{shard} is not a Parquet file of images as datasets writes them "
             f"({first_line(error)}); get or write it anew."
         ) from None

@@ -46,9 +46,15 @@ def labelled(numbers, classes=2, form="JPEG"):
     ]
 
 
-def parquet_shard(path, contents, labels, names=None, rows=2, column="label"):
-    """Write images and labels, so many rows in a group."""
+def parquet_shard(path, *args, **options):
+    """Write a Parquet file, see `parquet_bytes`."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(parquet_bytes(*args, **options))
+    return path
+
+
+def parquet_bytes(contents, labels, names=None, rows=2, column="label"):
+    """A Parquet file of images and labels, so many rows in a group."""
     label = {"_type": "ClassLabel", "names": names} if names else {"_type": "Value"}
     features = {"image": {"_type": "Image"}, column: label}
     table = pa.table(
@@ -58,5 +64,6 @@ def parquet_shard(path, contents, labels, names=None, rows=2, column="label"):
         }
     )
     described = json.dumps({"info": {"features": features}})
-    pq.write_table(table.replace_schema_metadata({"huggingface": described}), path, rows)
-    return path
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({"huggingface": described}), buffer, rows)
+    return buffer.getvalue()
