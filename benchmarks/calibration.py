@@ -55,10 +55,10 @@ def main() -> None:
             )
             figures.append((found.error_before, found.error, after))
         mean, spread = np.mean(figures, axis=0), np.std(figures, axis=0)
-        before, reported, after = (f"{m:.3f} +- {s:.3f}" for m, s in zip(mean, spread, strict=True))
+        said_so = [f"{m:.3f} +- {s:.3f}" for m, s in zip(mean, spread, strict=True)]
         print(
-            f"{budget} answers of {len(rows)}: before {before}, reported {reported}; over the "
-            f"images that were not asked about {after}"
+            f"{budget} answers of {len(rows)}: before {said_so[0]}, reported {said_so[1]}; over "
+            f"the images that were not asked about {said_so[2]}"
         )
 
 

@@ -21,7 +21,7 @@ from datetime import datetime
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-METHODS = re.search(r"^DEMO_METHODS := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+[METHODS] = re.findall(r"^DEMO_METHODS := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
 HERE = "HEAD"
 STARTED = re.compile(r"^ +jobid: (\d+)$")
 FINISHED = re.compile(r"^Finished jobid: (\d+) \(Rule: (\w+)\)$")
@@ -34,7 +34,7 @@ def run(commit: str, jobs: int, **environment: str) -> tuple[Path, str]:
     folder = Path(tempfile.mkdtemp(prefix="demo-"))
     subprocess.run(["git", "clone", "--quiet", ROOT, folder], check=True)
     subprocess.run(["git", "checkout", "--quiet", commit], cwd=folder, check=True)
-    command = ["snakemake", f"-j{jobs}", "--config", "dataset=demo", f"method={METHODS[1]}"]
+    command = ["snakemake", f"-j{jobs}", "--config", "dataset=demo", f"method={METHODS}"]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     told = {**os.environ, "PATH": path, **environment}
     done = subprocess.run(command, cwd=folder, env=told, capture_output=True, text=True, check=True)
@@ -44,7 +44,9 @@ def run(commit: str, jobs: int, **environment: str) -> tuple[Path, str]:
 def stages(folder: Path) -> dict[str, list[float]]:
     """Seconds from the start to the end of each job, by rule; under "" those of the whole run."""
     (log,) = folder.glob(".snakemake/log/*.log")
-    now, started, found = datetime.min, {}, defaultdict(list)
+    now = datetime.min
+    started: dict[str, datetime] = {}
+    found: defaultdict[str, list[float]] = defaultdict(list)
     for line in log.read_text().splitlines():
         if time := TIME.match(line):
             now = datetime.strptime(time[1], "%a %b %d %H:%M:%S %Y")

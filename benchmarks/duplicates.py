@@ -67,7 +67,6 @@ def pairs_of(prints: list[Fingerprint]) -> set[tuple[int, int]]:
     found, _ = twins(
         hashes.reshape(len(prints), len(VIEWS), BITS // 8),
         thumbnails.reshape(len(prints), THUMBNAIL, THUMBNAIL),
-        threads=2,
     )
     return {(int(one), int(other)) for one, other in found}
 
@@ -104,7 +103,7 @@ def scale(n: int) -> None:
     flips = draw.permuted(flips, axis=1)
     hashes[n - m :, 0] = hashes[:m, 0] ^ np.packbits(flips, axis=1)
     start, cpu = time.perf_counter(), time.process_time()
-    found = candidates(hashes, threads=2)
+    found = candidates(hashes)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     hits = {(int(a), int(b)) for a, _, b in found}
     recall = sum((i, n - m + i) in hits or (n - m + i, i) in hits for i in range(m)) / m

@@ -96,12 +96,12 @@ def read(folder: Path, clip_model: str | None) -> Data:
         options, scores = map(torch.from_numpy, found)
     features = str(folder / "pseudo_labels.parquet")
     return Data(
-        read_features(features, train["image_id"]),
+        read_features(features, train["image_id"])[:],
         torch.tensor(train["label"].to_pylist()),
         texts,
         options,
         scores,
-        read_features(features, test["image_id"]),
+        read_features(features, test["image_id"])[:],
         torch.tensor(test["label"].to_pylist()),
         classes.weights,
         described["logit_scale"],

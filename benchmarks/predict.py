@@ -5,6 +5,13 @@ reading the model to writing the results. The predictions are compared. Last, th
 that checking the model takes of one more run.
 
     python benchmarks/predict.py [--pairs 5] [--images 96] [--threads 2]
+    python benchmarks/predict.py --encoder ViT-B-32 [--size 500 375] [--pairs 5] [--images 500]
+
+With --encoder a classifier that has its model alternates with the encoder alone: the same number of
+images in the same batches by the same threads, but of one picture that is a tensor already. The
+model is ViT-B-32 with random weights, or the demo's CLIP; photographs are JPEGs of noise that is
+smooth but for a grain, with as many bytes as a camera's. What both could reach if no core ever
+waited is computed from the CPU time that decoding takes by itself.
 """
 
 import argparse
@@ -26,8 +33,11 @@ from PIL import Image
 from latteclip.clip import model as clips
 from latteclip.clip import weights
 from latteclip.clip.classifier import Classifier
+from latteclip.clip.encode import encode_images
+from latteclip.config import shipped
 from latteclip.core import devices, tables
-from latteclip.data import clip_config
+from latteclip.data import clip_config, loader
+from latteclip.deploy.predict import Classifier as Predictor
 from latteclip.deploy.predict import predict
 from latteclip.evaluate.evaluate import EvaluateFiles, EvaluateSettings, evaluate
 from latteclip.evaluate.gallery_images import SHOWN
@@ -35,6 +45,9 @@ from latteclip.evaluate.metrics import Outputs, Run
 
 HISTORY = pa.schema([("step", pa.int32())])  # evaluate reads only its metadata
 CLASSES, SIZE, BATCH, TOPK = 47, (500, 375), 32, 5
+DISTINCT = 8  # photographs
+GRAIN = 6  # of photographs: standard deviation of a pixel, of 255
+DEMO = shipped.PACKAGE / "demo" / "models" / "clip"
 CHECKS = (
     (weights, "verify_folder"),
     (weights, "check_size"),
@@ -43,16 +56,19 @@ CHECKS = (
 )
 
 
-def make_model(root: Path, device: torch.device) -> list[str]:
-    """A ViT-B-32 with random weights as a tuned model; its class names."""
+def make_model(root: Path, device: torch.device, name: str = "ViT-B-32") -> list[str]:
+    """The demo's CLIP, or an open_clip model with random weights, as tuned; its class names."""
     torch.manual_seed(0)
-    name = "ViT-B-32"
-    model, _, preprocess = open_clip.create_model_and_transforms(name, device=device)
-    config = open_clip.get_model_config(name)
-    tokenizer = partial(open_clip.get_tokenizer, name)
-    clip = clips.Clip(model, tokenizer, preprocess, config, device)
+    if name == "demo":
+        clip = clips.load(f"local-dir:{DEMO}", None, device)
+    else:
+        model, _, preprocess = open_clip.create_model_and_transforms(name, device=device)
+        config = open_clip.get_model_config(name)
+        tokenizer = partial(open_clip.get_tokenizer, name)
+        clip = clips.Clip(model, tokenizer, preprocess, config, device)
     classnames = [f"class {number}" for number in range(CLASSES)]
-    classifier = Classifier.of(F.normalize(torch.randn(CLASSES, config["embed_dim"]), dim=1))
+    width = clip.config["embed_dim"]
+    classifier = Classifier.of(F.normalize(torch.randn(CLASSES, width), dim=1))
     clips.save(clip, classifier, classnames, "a photo of a {}.", root / "model")
     tables.write(root / "history.parquet", {"step": [1]}, HISTORY)
     return classnames
@@ -93,6 +109,56 @@ def make_images(root: Path, n: int, classnames: list[str]) -> list[str]:
     return paths
 
 
+def make_photographs(root: Path, size: tuple[int, int]) -> list[str]:
+    """DISTINCT JPEGs in the size (width, height), pixels."""
+    rng = np.random.default_rng(0)
+    (root / "photographs").mkdir()
+    paths = [str(root / "photographs" / f"{number}.jpg") for number in range(DISTINCT)]
+    for path in paths:
+        coarse = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        smooth = np.asarray(Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC), float)
+        grained = (smooth + rng.normal(0, GRAIN, smooth.shape)).clip(0, 255)
+        Image.fromarray(grained.astype(np.uint8)).save(path, quality=90)
+    return paths
+
+
+def beside_encoder(model: Path, paths: list[str], args: argparse.Namespace) -> None:
+    """Print rates of the classifier and of its encoder alone, and their ratio over pairs."""
+    opened = Predictor(model, device="cpu", threads=args.threads, batch_size=args.batch)
+    clip = opened.model.clip
+    named = [paths[number % len(paths)] for number in range(args.images)]
+    decoding = statistics.median(seconds(lambda p=path: ready(clip, p))[1] for path in paths)
+    batch = ready(clip, paths[0]).expand(args.batch, -1, -1, -1).contiguous()
+    sizes = [len(indices) for indices in loader.in_order(args.images, args.batch)]
+
+    def alone() -> None:
+        with torch.no_grad():
+            for size in sizes:
+                encode_images(clip, batch[:size])
+
+    def classify() -> None:
+        assert sum(len(part.predictions) for part in opened.in_batches(named, 1)) == args.images
+
+    encode_images(clip, batch)  # warm-up
+    times = [(seconds(alone), seconds(classify)) for _ in range(args.pairs)]
+    width, height = args.size
+    print(f"{args.encoder}, {args.images} of {width} x {height}, {args.threads} threads")
+    for what, place in (("clock", 0), ("CPU time", 1)):
+        columns = [(encoder[place], whole[place]) for encoder, whole in times]
+        print(summary(what, args.images, columns, ("encoder alone", "predict")))
+    encoding = statistics.median(encoder[1] for encoder, _ in times) / args.images
+    print(
+        f"CPU time of an image: {1000 * encoding:.1f} ms encoded, {1000 * decoding:.1f} ms decoded "
+        f"by itself; so at most {encoding / (encoding + decoding):.2f} of the encoder's rate"
+    )
+
+
+def ready(clip: clips.Clip, path: str) -> torch.Tensor:
+    """A picture as the encoder takes it."""
+    picture: torch.Tensor = clip.preprocess(loader.open_rgb(path))
+    return picture
+
+
 def seconds(work: Callable[[], object]) -> tuple[float, float]:
     """How long it takes by the clock, and in CPU time of this process, which others do not slow."""
     clock, used = time.perf_counter(), time.process_time()
@@ -120,12 +186,17 @@ def share_of_checks(work: Callable[[], object]) -> float:
     return sum(spent) / used
 
 
-def summary(what: str, images: int, times: list[tuple[float, float]]) -> str:
+def summary(
+    what: str,
+    images: int,
+    times: list[tuple[float, float]],
+    names: tuple[str, str] = ("evaluate", "predict"),
+) -> str:
     """Rates of both, and the median and spread of their ratio over pairs."""
     rates = [images / statistics.median(column) for column in zip(*times, strict=True)]
     ratios = sorted(of_stage / of_command for of_stage, of_command in times)
     return (
-        f"{what}: evaluate {rates[0]:.1f} images/s, predict {rates[1]:.1f} images/s; "
+        f"{what}: {names[0]} {rates[0]:.1f} images/s, {names[1]} {rates[1]:.1f} images/s; "
         f"ratio of pairs {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
     )
 
@@ -136,7 +207,16 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--images", type=int, default=96)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--encoder", choices=["ViT-B-32", "demo"])
+    parser.add_argument("--size", type=int, nargs=2, default=SIZE, metavar=("WIDTH", "HEIGHT"))
+    parser.add_argument("--batch", type=int, default=64)
     args = parser.parse_args()
+    if args.encoder:
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            make_model(root, devices.pick("cpu", args.threads), args.encoder)
+            beside_encoder(root / "model", make_photographs(root, tuple(args.size)), args)
+        return
     device = devices.pick("auto", args.threads)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

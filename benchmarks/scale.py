@@ -9,6 +9,7 @@ its memory is the largest resident size of its largest process, imports included
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import logging
@@ -28,8 +29,6 @@ ROOT = Path(__file__).parents[1]
 DISTINCT = 64  # JPEGs; a file system allows at most 65,000 links to a file
 WIDTH = 512  # of features, as ViT-B/32 gives them
 SHARDS = 64
-FUSED = 50_000  # training images whose labels are fused at most: it takes long, and is linear
-TRAINING = 0.7  # the share of the images that are for training
 PROSE = """a the of with on in and small large bright dark red green blue old round long striped
 smooth photo object table grass water sky wall shadow pattern detail surface edge corner"""
 ADJECTIVES = ["alpine", "common", "crested", "dusky", "giant", "golden", "grey", "hooded", "lesser"]
@@ -128,21 +127,35 @@ def write_pseudo_labels(place: Place) -> Work:
     """Scores of random features, and the table of pseudo-labels; the features are made before."""
     import torch
 
+    from latteclip.clip.classifier import Classifier, save_classifier
     from latteclip.core import tables
     from latteclip.labels import pseudo_label_images
 
     table, classnames = tables.read_unlabelled(place.file("images.parquet"), training=False)
-    generator = torch.Generator().manual_seed(0)
-    features = torch.empty(len(table), WIDTH)
-    for part in features.split(2**14):
-        part.normal_(generator=generator)
-        part /= part.norm(dim=1, keepdim=True)
+    draw = torch.Generator().manual_seed(0)
     embeddings = torch.nn.functional.normalize(torch.randn(len(classnames), WIDTH), dim=1)
+    shown = torch.randint(len(classnames), (len(table),), generator=draw)
+    features = _features(embeddings * WIDTH**0.5, shown, 3.0, draw)
     described = {"classnames": classnames, "model": "random", "pretrained": None, "template": "{}"}
+    save_classifier(place.file("classes.safetensors"), Classifier.of(embeddings), described)
     output = place.file("pseudo_labels.parquet")
     return lambda: pseudo_label_images.write_pseudo_labels(
         output, table, features, embeddings, 100.0, 5, described
     )
+
+
+def _features(centres: Any, shown: Any, noise: float, draw: Any) -> Any:
+    """FeatureRows [N, D], L2-normalised: around the centre [C, D] of what each row [N] shows."""
+    import torch
+
+    from latteclip.clip.feature_rows import FeatureRows
+
+    made = FeatureRows(len(shown), WIDTH)
+    for start in range(0, len(shown), 2**14):
+        part = centres[shown[start : start + 2**14]]
+        part = part + noise * torch.randn(part.shape, generator=draw)
+        made[start : start + len(part)] = torch.nn.functional.normalize(part, dim=1)
+    return made
 
 
 def read_features(place: Place) -> Work:
@@ -167,6 +180,28 @@ def evaluate_zero_shot(place: Place) -> Work:
     run = metrics.Run("scale", "zero_shot", 0)
     judged = place.file("judged.parquet")
     return lambda: stage.evaluate_zero_shot(index, labels, run, outputs, judged)
+
+
+def propagate_labels(place: Place) -> Work:
+    """Neighbours of the training images, and the test split classified by their graph."""
+    import torch
+
+    from latteclip.evaluate import metrics
+    from latteclip.evaluate import propagate_labels as stage
+
+    files = stage.PropagationFiles(
+        place.file("images.parquet"),
+        place.file("pseudo_labels.parquet"),
+        place.file("classes.safetensors"),
+    )
+    names = ("propagated.parquet", "propagated.json")
+    outputs = metrics.Outputs(*(place.file(name) for name in names))
+    run = metrics.Run("scale", "label_propagation", 0)
+    settings = stage.PropagationSettings(topk=5)
+    threads = torch.get_num_threads()
+    return lambda: stage.propagate_labels(
+        files, settings, run, outputs, device="cpu", threads=threads
+    )
 
 
 def _group_questions(place: Place, shard: str) -> Callable[[], Any]:
@@ -213,8 +248,7 @@ def _walk(questions: Any) -> None:
 
 
 def make_captions(place: Place) -> Work:
-    """Captions of images in shards and of groups in one table, and a store of answers."""
-    from latteclip.captions import answer_files
+    """Captions of images in shards and of groups in one table."""
     from latteclip.captions.shard import shard_of
     from latteclip.core import tables
 
@@ -258,16 +292,6 @@ def make_captions(place: Place) -> Work:
         every = zip(questions.ids, questions.members, questions.labels, strict=True)
         groups = [(name, [ids[i] for i in members], label) for name, members, label in every]
         write(place.file("captions/groups.parquet"), groups, {"groups": {"canvas": 672, "gap": 20}})
-        folder = place.folder / "answers"
-        folder.mkdir()
-        with (folder / "part.jsonl").open("wb") as part:
-            for number, text in zip(range(place.n), texts, strict=False):
-                values = {
-                    "digest": f"{number * 2**44:016x}{number:016x}",
-                    **{"text": text, "finish_reason": "stop", "n_tokens": 20},
-                    **{"engine": "vllm 0.19.1", "date": "2026-01-01"},
-                }
-                part.write(answer_files.line_of(values))
 
     return work
 
@@ -286,13 +310,64 @@ def _captions(place: Place) -> Iterator[str]:
             yield f"{text} {names[number]}." if number < len(names) else f"{text}."
 
 
+def _digest(number: int) -> str:
+    """Of an invented request: evenly spread, as real ones are."""
+    return hashlib.sha256(str(number).encode()).hexdigest()[:32]
+
+
+def make_answers(place: Place) -> Work:
+    """A store of N answers in one part, as one run leaves them."""
+    from latteclip.captions import answer_files
+
+    def work() -> None:
+        folder = place.folder / "answers"
+        folder.mkdir()
+        with (folder / "part.jsonl").open("wb") as part:
+            for number, text in zip(range(place.n), _captions(place), strict=False):
+                values = {
+                    "digest": _digest(number),
+                    **{"text": text, "finish_reason": "stop", "n_tokens": 20},
+                    **{"engine": "vllm 0.19.1", "date": "2026-01-01"},
+                }
+                part.write(answer_files.line_of(values))
+
+    return work
+
+
 def open_answers(place: Place) -> Work:
-    """What a captioning job does to learn which answers are held: N of them."""
+    """What a captioning job does to learn which answers are held, before they are sorted."""
     from latteclip.captions.answers import AnswerStore
 
     def work() -> None:
         with AnswerStore(place.folder / "answers") as store:
-            store.keys()
+            store.held()
+
+    return work
+
+
+def sort_answers(place: Place) -> Work:
+    """What the run does that finds too many parts: here there is one, and eight beside it."""
+    from latteclip.captions.answers import MAX_PARTS, AnswerStore
+
+    for number in range(MAX_PARTS):
+        (place.folder / "answers" / f"{number}.jsonl").touch()
+
+    def work() -> None:
+        with AnswerStore(place.folder / "answers"):
+            pass
+
+    return work
+
+
+def find_answers(place: Place) -> Work:
+    """What a job of 64 does with a sorted store: open it, and look for its answers, all held."""
+    from latteclip.captions.answers import AnswerStore
+
+    def work() -> None:
+        with AnswerStore(place.folder / "answers") as store:
+            held = store.held()
+            for number in range(0, place.n, SHARDS):
+                _done(_digest(number) in held and store.get(_digest(number)) is not None)
 
     return work
 
@@ -315,33 +390,29 @@ def summarize_captions(place: Place) -> Work:
 
 
 def fuse_labels(place: Place) -> Work:
-    """Votes of captions fused with what is known of FUSED images; features are made before.
+    """Votes of captions fused with what is known of N images; features are made before.
 
     Image and text features lie around a direction of each class, so that votes are corroborated.
     """
     import torch
 
+    from latteclip.clip.feature_rows import FeatureRows
     from latteclip.labels import fusion
     from latteclip.labels.witnesses import CaptionVotes, Images
 
-    n, n_classes = min(FUSED, round(TRAINING * place.n)), place.n_classes
+    n, n_classes = place.n, place.n_classes
     draw = torch.Generator().manual_seed(0)
     centres = torch.randn(n_classes, WIDTH, generator=draw)
     classes = torch.randint(n_classes, (n,), generator=draw)
 
-    def features(of: torch.Tensor, noise: float) -> torch.Tensor:
-        """L2-normalised float32 [len(of), D]."""
-        made = torch.empty(len(of), WIDTH).normal_(generator=draw).mul_(noise)
-        for rows, shown in zip(made.split(2**14), of.split(2**14), strict=True):
-            rows += centres[shown]
-            rows /= rows.norm(dim=1, keepdim=True)
-        return made
-
     wrong = torch.rand(n, generator=draw) < 0.4
     named = torch.where(wrong, classes.roll(1), classes)
-    embeddings = features(torch.arange(n_classes), 0.5)
-    texts = torch.cat([features(named, 1.0), torch.zeros(1, WIDTH)])
-    images = Images.of(features(classes, 3.0), embeddings, 100.0)
+    embeddings = _features(centres, torch.arange(n_classes), 0.5, draw)[:]
+    texts = FeatureRows(n + 1, WIDTH)  # a last row of no caption
+    for start in range(0, n, 2**14):
+        rows = slice(start, min(start + 2**14, n))
+        texts[rows] = _features(centres, named[rows], 1.0, draw)[:]
+    images = Images.of(_features(centres, classes, 3.0, draw), embeddings, 100.0)
     votes = CaptionVotes.of(texts, torch.arange(n), embeddings, 100.0)
     return lambda: _done(fusion.fuse(images, votes).trust.corroboration.found)
 
@@ -349,7 +420,7 @@ def fuse_labels(place: Place) -> Work:
 def _done(found: bool) -> None:
     """End a work that would have been shorter if nothing had been found."""
     if not found:
-        raise RuntimeError("The votes were not corroborated; nothing was fused.")
+        raise RuntimeError("Votes were not corroborated, or answers not found.")
 
 
 def report_dataset(place: Place) -> Work:
@@ -442,17 +513,21 @@ STEPS = [
     Step(plan_jobs, "`snakemake -n`, index and pseudo-labels there"),
     Step(read_features, "features of the training images read"),
     Step(evaluate_zero_shot, "evaluation of the zero-shot row"),
+    Step(propagate_labels, "propagate_labels"),
     Step(plan_images, "captions of images: plan of a shard of 64"),
     Step(plan_groups, "captions of groups: plan of a shard of 64"),
     Step(plan_all_groups, "captions of groups: plan of all"),
     Step(make_captions, None),
-    Step(open_answers, "N kept answers found"),
+    Step(make_answers, None),
+    Step(open_answers, "N kept answers read, not sorted"),
+    Step(sort_answers, "N kept answers sorted"),
+    Step(find_answers, "N kept answers, sorted: opened, those of a shard of 64 found"),
     Step(gather_captions, "gather_captions of 64 shards"),
     Step(summarize_captions, "summarize_captions, images and groups"),
     Step(read_training_data, "fine-tuning: inputs read, one epoch's batches"),
     Step(tokenize_texts, "fine-tuning: captions tokenised"),
     Step(report_dataset, "report_dataset of two methods"),
-    Step(fuse_labels, f"label_by_captions: votes fused, {FUSED:,} images at most"),
+    Step(fuse_labels, "label_by_captions: votes of N training images fused"),
 ]
 
 
@@ -510,7 +585,7 @@ def run(place: Place) -> None:
     for path in sorted(results.rglob("*.parquet")):
         if path.parent.name != "shards":
             print(f"| {path.relative_to(results)} | {path.stat().st_size / place.n:.0f} |")
-    kept = (place.folder / "answers" / "part.jsonl").stat().st_size
+    kept = sum(path.stat().st_size for path in (place.folder / "answers").iterdir())
     print(f"| kept answers | {kept / place.n:.0f} |")
 
 

@@ -69,7 +69,8 @@ def main() -> None:
     training = torch.from_numpy(~test)
     classes, described = load_classifier(args.folder / "class_embeddings.safetensors")
     path = str(args.folder / "pseudo_labels.parquet")
-    features, c = read_features(path, index["image_id"]), len(classes.weights)
+    features = read_features(path, index["image_id"])[:]
+    c = len(classes.weights)
     draws = list(combinations(range(c), args.left_out))
     if len(draws) > args.draws:
         chosen = np.random.default_rng(0).choice(len(draws), args.draws, replace=False)
@@ -81,7 +82,7 @@ def main() -> None:
         outside = np.isin(labels[test], left_out)
         scores = others(features, texts, described["logit_scale"], training)
         for share in SHARES:
-            detector = UnknownDetector.learn(features[training], texts, share, {})
+            detector = UnknownDetector.learn(features, training, texts, share, {})
             own = detector.scores(features).double().numpy()
             is_unknown = own[test] > detector.threshold
             marked[share].append((is_unknown[~outside].mean(), is_unknown[outside].mean()))

@@ -3,6 +3,10 @@
 Each process appends to a file of JSON Lines of its own (a "part"), so that no lock is needed; it is
 called `<name>.open.jsonl` until its process closes it. A line begins with a checksum of the rest of
 it: what a crash tore apart is not read.
+
+Where there are many parts, their lines are put into one in the order of their keys
+(`<name>.sorted.jsonl`), which is bisected and not read: a job opens it at once, however many
+answers it holds, and looks at those that it asks for.
 """
 
 import json
@@ -13,9 +17,11 @@ import uuid
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-OPEN, CLOSED = ".open.jsonl", ".jsonl"
+from latteclip.captions.kept import fault_of_digest
+
+OPEN, CLOSED, SORTED = ".open.jsonl", ".jsonl", ".sorted.jsonl"
 SYNC_ANSWERS, SYNC_SECONDS = 200, 30.0  # written to the disk at least as often
 ABANDONED = 24 * 3600  # seconds after which a part that nobody closed counts as closed
 PREFIX = b'{"crc": "'
@@ -85,9 +91,60 @@ def line_of(values: dict[str, object]) -> bytes:
 
 def whole_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
     """(offset, line) of every line whose checksum is right."""
-    offset = 0
+    offset = file.seek(0)
     while line := file.readline(LONGEST_LINE):
-        head, rest = line[: len(PREFIX) + 8], line[len(PREFIX) + 8 :]
-        if head == PREFIX + b"%08x" % zlib.crc32(rest) and line.endswith(b"\n"):
+        if is_whole(line):
             yield offset, line
         offset += len(line)
+
+
+def is_whole(line: bytes) -> bool:
+    """Whether a line ends and its checksum is right."""
+    head, rest = line[: len(PREFIX) + 8], line[len(PREFIX) + 8 :]
+    return head == PREFIX + b"%08x" % zlib.crc32(rest) and line.endswith(b"\n")
+
+
+def object_of(line: bytes) -> dict[str, Any]:
+    """The JSON object of a line; an empty one where it is none."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def bisect(file: BinaryIO, key: int) -> dict[str, Any] | None:
+    """The object of a sorted part that has a key; lines that are not whole are passed over."""
+    low, high = 0, file.seek(0, os.SEEK_END)  # the line begins between
+    while low < high:
+        middle = (low + high) // 2
+        start = _line_start(file, middle) if middle > low else low
+        found = _next_object(file, start, high)
+        if found is None:
+            high = middle
+            continue
+        end, values = found
+        other = key_of(values["digest"])
+        if other == key:
+            return values
+        low, high = (end, high) if other < key else (low, middle)
+    return None
+
+
+def _line_start(file: BinaryIO, offset: int) -> int:
+    """Where the first line begins that does not begin before an offset, which is not 0."""
+    file.seek(offset - 1)
+    while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+        pass
+    return file.tell()
+
+
+def _next_object(file: BinaryIO, start: int, end: int) -> tuple[int, dict[str, Any]] | None:
+    """The first object with a digest in whole lines that begin before `end`, and where it ends."""
+    file.seek(start)
+    while start < end and (line := file.readline(LONGEST_LINE)):
+        start += len(line)
+        values = object_of(line) if is_whole(line) else {}
+        if fault_of_digest(values.get("digest")) is None:
+            return start, values
+    return None

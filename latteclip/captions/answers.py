@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,7 +81,8 @@ class AnswerStore:
         self._own: answer_files.Part | None = None
         self._own_number = -1
         self._files: list[BinaryIO] = []
-        self._places: dict[int, tuple[int, int]] = {}  # key to (part, offset)
+        self._places: dict[int, tuple[int, int]] = {}  # key to (part, offset), of unsorted parts
+        self._sorted: list[BinaryIO] = []
         self._load()
 
     def __enter__(self) -> Self:
@@ -88,35 +90,33 @@ class AnswerStore:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.seal()
-        for file in self._files:
-            file.close()
+        self._close()
         if kind is None:
             self._compact()
 
     def __len__(self) -> int:
-        return len(self._places)
+        keys = (key for file in self._sorted for _, key, _ in self._lines(file))
+        return len({*self._places, *keys})
 
     def __contains__(self, digest: str) -> bool:
-        return answer_files.key_of(digest) in self._places
+        key = answer_files.key_of(digest)
+        return key in self._places or self._in_sorted(key) is not None
 
-    def keys(self) -> np.ndarray:
-        """Sorted uint64 [answers]: the head of each digest; see `has`."""
+    def held(self) -> "Held":
+        """What a worker process needs to tell what is held."""
         keys = np.fromiter(self._places, np.uint64, len(self._places))
         keys.sort()
-        return keys
+        return Held(keys, tuple(file.name for file in self._sorted), self._fault)
 
     def get(self, digest: str) -> KeptAnswer | None:
         """The answer to a request, if it is held."""
-        place = self._places.get(answer_files.key_of(digest))
-        if place is None:
-            return None
+        key = answer_files.key_of(digest)
         try:
-            values = self._read(place)
+            values = self._values(key)
         except (OSError, ValueError):  # a shared file system, and another job tidied up
             self._load()
-            place = self._places.get(answer_files.key_of(digest))
-            values = {} if place is None else self._read(place)
-        if values.get("digest") != digest:
+            values = self._values(key)
+        if values is None or values.get("digest") != digest:
             return None
         answer = Answer(values["text"], values["finish_reason"], values["n_tokens"])
         return KeptAnswer(answer, values["engine"], values["date"])
@@ -145,6 +145,21 @@ class AnswerStore:
             self._own.close()
             self._own = None
 
+    def _values(self, key: int) -> dict[str, Any] | None:
+        place = self._places.get(key)
+        return self._in_sorted(key) if place is None else self._read(place)
+
+    def _in_sorted(self, key: int) -> dict[str, Any] | None:
+        """The answer with a key in the sorted parts, if nothing is wrong with it."""
+        for file in self._sorted:
+            values = answer_files.bisect(file, key)
+            fault = None if values is None else self._fault(values)
+            if fault is not None:
+                self._dropped.append(fault)
+            elif values is not None:
+                return values
+        return None
+
     def _read(self, place: tuple[int, int]) -> dict[str, Any]:
         number, offset = place
         self._files[number].seek(offset)
@@ -154,9 +169,8 @@ class AnswerStore:
     def _load(self) -> None:
         """Index every whole line; start anew if a part vanishes meanwhile."""
         while True:
-            for file in self._files:
-                file.close()
-            self._files, self._places, self._dropped = [], {}, []
+            self._close()
+            self._files, self._sorted, self._places, self._dropped = [], [], {}, []
             try:
                 for path in self._paths():
                     self._index(path)
@@ -172,10 +186,17 @@ class AnswerStore:
                 self._dropped[0],
             )
 
+    def _close(self) -> None:
+        for file in (*self._files, *self._sorted):
+            file.close()
+
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob(f"*{answer_files.CLOSED}"))
 
     def _index(self, path: Path) -> None:
+        if path.name.endswith(answer_files.SORTED):
+            self._sorted.append(path.open("rb"))
+            return
         number = len(self._files)
         if self._own is not None and path == self._own.path:
             self._own_number = number
@@ -186,46 +207,65 @@ class AnswerStore:
     def _lines(self, file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
         """(offset, key, line) of the whole lines with nothing wrong; notes the others."""
         for offset, line in answer_files.whole_lines(file):
-            values = _object(line)
+            values = answer_files.object_of(line)
             if (fault := self._fault(values)) is None:
                 yield offset, answer_files.key_of(values["digest"]), line
             else:
                 self._dropped.append(fault)
 
     def _compact(self) -> None:
-        """Put one part in the place of many, or of some with answers that were dropped."""
+        """Put one sorted part in the place of many, or of some with answers that were dropped."""
         remove_left_over(self.folder)
         parts = [path for path in self._paths() if answer_files.is_closed(path)]
         if len(parts) <= (0 if self._dropped else MAX_PARTS):
             return
-        seen: set[int] = set()
         with (
-            replacing(self.folder / f"{uuid.uuid4().hex}{answer_files.CLOSED}") as temporary,
+            replacing(self.folder / f"{uuid.uuid4().hex}{answer_files.SORTED}") as temporary,
             temporary.open("wb") as whole,
         ):
-            for path in parts:
-                with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-                    for _, key, line in self._lines(file):
-                        if key not in seen:
-                            seen.add(key)
-                            whole.write(line)
+            self._write_sorted(parts, whole)
             whole.flush()
             os.fsync(whole.fileno())
         for path in parts:
             path.unlink(missing_ok=True)
 
+    def _write_sorted(self, parts: Sequence[Path], whole: BinaryIO) -> None:
+        """Write the lines of parts in the order of their keys, of equal ones the first."""
+        keys, places, files = array("Q"), array("Q"), []
+        with contextlib.ExitStack() as stack:
+            for path in parts:
+                with contextlib.suppress(FileNotFoundError):
+                    files.append(stack.enter_context(path.open("rb")))
+                    for offset, key, _ in self._lines(files[-1]):
+                        keys.append(key)
+                        places.extend((len(files) - 1, offset))
+            _, first = np.unique(np.frombuffer(keys, np.uint64), return_index=True)
+            where = np.frombuffer(places, np.uint64).reshape(-1, 2)[first]
+            for number, offset in where.tolist():
+                files[number].seek(offset)
+                whole.write(files[number].readline())
 
-def _object(line: bytes) -> dict[str, Any]:
-    """The JSON object of a line; an empty one where it is none."""
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
+@dataclass(frozen=True)
+class Held:
+    """Which answers a store held when it was asked: a worker process can tell."""
 
-def has(keys: np.ndarray, digest: str) -> bool:
-    """Whether the head of a digest is among sorted `keys`: what a worker process can tell."""
-    key = np.uint64(answer_files.key_of(digest))
-    place = int(np.searchsorted(keys, key))
-    return place < len(keys) and keys[place] == key
+    keys: np.ndarray  # sorted uint64: of the answers in parts that are not sorted
+    parts: tuple[str, ...]  # that are
+    fault: kept.Fault  # see `AnswerStore`
+
+    def __contains__(self, digest: object) -> bool:
+        key = answer_files.key_of(str(digest))
+        place = int(np.searchsorted(self.keys, np.uint64(key)))
+        if place < len(self.keys) and self.keys[place] == key:
+            return True
+        return any(self._is_in(path, key) for path in self.parts)
+
+    def _is_in(self, path: str, key: int) -> bool:
+        """Where another job has tidied the part away, it is not there: the store has the word."""
+        try:
+            with Path(path).open("rb") as file:
+                values = answer_files.bisect(file, key)
+        except OSError:
+            return False
+        return values is not None and self.fault(values) is None

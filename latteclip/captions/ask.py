@@ -85,12 +85,13 @@ class Asking(ABC):
             UserError: the engine cannot do what is asked, before an image is decoded; or nothing
                 but failures, for HOPELESS requests or all that there are.
         """
-        if unanswered := [row for row in self._spread() if not self._is_held(row)]:
-            self._check_room(unanswered)
-            self._started()
         as_urls = not engines.loads_model(self.settings.engine)
-        preparer = Preparer(self.identity, as_urls, self.store.keys())
+        preparer = Preparer(self.identity, as_urls, self.store.held())
         with workers(preparer, self.threads) as pool:
+            if unanswered := [row for row in self._spread() if not self._is_held(row)]:
+                self._check_room(unanswered)
+                pool.start()  # the engine takes longer
+                self._started()
             self.take_turns(pool)
         seconds = max(self._seconds, 1e-9)
         log.info(

@@ -5,13 +5,12 @@ Imports neither torch nor an engine: a worker starts in a fraction of a second a
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from PIL import Image
 
-from latteclip.captions import answers, request
+from latteclip.captions import request
 from latteclip.captions.bare_files import PNG, bare
 from latteclip.captions.pictures import data_url, lay_out
 from latteclip.captions.request import Choices, Identity, Layout
@@ -49,7 +48,7 @@ class Preparer:
 
     identity: Identity
     as_urls: bool  # encode pictures for a server
-    held: np.ndarray  # heads of the digests whose answers are held, see `answers.has`
+    held: Container[str]  # digests of requests whose answers are held
 
     def __call__(self, task: Task) -> Prepared:
         """Read the images of a task, and decode them unless its answer is held."""
@@ -58,7 +57,7 @@ class Preparer:
         digest = request.digest(
             image_digests, len(contents), task.prompt, self.identity, task.choices
         )
-        if answers.has(self.held, digest):
+        if digest in self.held:
             return Prepared(task, image_digests, None)
         return Prepared(task, image_digests, self._pictures(task.paths, contents))
 

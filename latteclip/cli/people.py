@@ -79,7 +79,7 @@ def add_captions(sub: argparse.ArgumentParser) -> None:
 
 
 def labels(args: argparse.Namespace) -> None:
-    """Show who was believed about the labels, or write them for other tools."""
+    """Show who was believed about labels, or export them."""
     if args.show[:1] != ["export"]:
         from latteclip.labels import show
 

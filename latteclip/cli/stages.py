@@ -62,7 +62,7 @@ def find_duplicates(args: argparse.Namespace) -> None:
     """Find images that show the same picture, within and between the splits."""
     from latteclip.data import find_duplicates as stage
 
-    stage.find_duplicates(args.images, args.fingerprints, args.output, threads=args.threads)
+    stage.find_duplicates(args.images, args.fingerprints, args.output)
 
 
 def pseudo_label_images(args: argparse.Namespace) -> None:
@@ -347,7 +347,7 @@ COMMANDS: dict[Command, list[str]] = {
     download_clip: ["settings", "output"],
     download_captioner: ["settings", "output"],
     index_images: ["folder", "settings", "output", "corrupt", "fingerprints", "threads"],
-    find_duplicates: ["images", "fingerprints", "output", "threads"],
+    find_duplicates: ["images", "fingerprints", "output"],
     pseudo_label_images: [
         "images",
         "settings",

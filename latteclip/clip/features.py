@@ -4,25 +4,24 @@ Letters: N images, B batch, D embedding width.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
+from latteclip.clip.feature_rows import FeatureRows
 from latteclip.core.progress import Progress
 from latteclip.data import loader
 
 
 def encode_files(
     clip: clips.Clip, paths: Sequence[str], batch_size: int, threads: int
-) -> torch.Tensor:
-    """Features [N, D] of image files under the evaluation transform, on the CPU."""
+) -> FeatureRows:
+    """Features [N, D] of image files under the evaluation transform."""
     files = loader.ImageFiles(paths, clip.preprocess)
-    batches = encoded(clip, files, batch_size, threads)
-    indices, batch = next(batches)
-    features = batch.new_empty(len(paths), batch.shape[1])  # filled: `cat` would hold all twice
-    features[indices] = batch
-    for indices, batch in batches:
+    features = FeatureRows(len(paths), clip.config["embed_dim"])
+    for indices, batch in encoded(clip, files, batch_size, threads):
         features[indices] = batch
     return features
 
@@ -30,11 +29,11 @@ def encode_files(
 @torch.no_grad()
 def encoded(
     clip: clips.Clip, files: loader.ImageFiles, batch_size: int, threads: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The indices [B] that the files give, and features [B, D], batch by batch, on the CPU."""
+) -> Iterator[tuple[Any, torch.Tensor]]:
+    """The marks of B files, together, and features [B, D], batch by batch, on the CPU."""
     progress = Progress(len(files), "images")
-    for indices, batch in loader.batches(
+    for marks, batch in loader.batches(
         files, loader.in_order(len(files), batch_size), clip.device, threads
     ):
-        yield indices, encode.encode_images(clip, batch).cpu()
-        progress.add(len(indices))
+        yield marks, encode.encode_images(clip, batch).cpu()
+        progress.add(len(batch))

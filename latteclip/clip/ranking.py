@@ -6,6 +6,7 @@ Letters: N images, C classes, D embedding width, K best classes kept.
 import torch
 
 from latteclip.clip.classifier import Classifier
+from latteclip.clip.feature_rows import Features
 
 ROWS = 2**14  # images whose scores are held at once
 
@@ -26,9 +27,10 @@ def best_classes(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tens
 
 
 def classify(
-    features: torch.Tensor, classifier: Classifier, k: int
+    features: Features, classifier: Classifier, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`best_classes` of images [N, D] under a classifier; ROWS of [N, C] at a time."""
-    parts = [best_classes(classifier.scores(part), k) for part in features.split(ROWS)]
+    starts = range(0, len(features), ROWS)
+    parts = [best_classes(classifier.scores(features[i : i + ROWS]), k) for i in starts]
     indices, values = zip(*parts, strict=True)
     return torch.cat(indices), torch.cat(values)

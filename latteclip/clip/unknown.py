@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
+from latteclip.clip.feature_rows import Features
 from latteclip.core.errors import UserError
 from latteclip.core.makers import remedy
 from latteclip.core.settings import from_values
@@ -37,31 +38,45 @@ class UnknownDetector:
 
     @classmethod
     def learn(
-        cls, features: torch.Tensor, texts: torch.Tensor, share: float, described: Mapping[str, Any]
+        cls,
+        features: Features,
+        training: torch.Tensor,
+        texts: torch.Tensor,
+        share: float,
+        described: Mapping[str, Any],
     ) -> Self:
         """The detector that calls a share of the training images unknown.
 
         Args:
-            features: [N, D] of the training images.
+            features: [N, D].
+            training: [N] which of the images are for training, at least one.
             texts: [C, D] class embeddings.
             share: of the images, from 0.
             described: as of the class embeddings.
         """
-        mean = features.mean(dim=0, dtype=torch.float64).float()
-        scores = cls(texts, mean, 0.0, described).scores(features).sort().values
+        sums = [features[rows][training[rows]].double().sum(dim=0) for rows in _parts(features)]
+        mean = (torch.stack(sums).sum(dim=0) / training.sum()).float()
+        scores = cls(texts, mean, 0.0, described).scores(features)[training].sort().values
         last = len(scores) - 1 - int(share * len(scores))  # of those that are known
         return cls(texts, mean, scores[last].item(), described)
 
-    def scores(self, features: torch.Tensor) -> torch.Tensor:
+    def scores(self, features: Features) -> torch.Tensor:
         """[N] of L2-normalised image features [N, D]."""
-        parts = features.split(ROWS)
-        nearest = [(F.normalize(x - self.mean, dim=1) @ self.texts.T).amax(dim=1) for x in parts]
+        nearest = [self._nearest(features[rows]) for rows in _parts(features)]
         return 1 - torch.cat(nearest)
+
+    def _nearest(self, features: torch.Tensor) -> torch.Tensor:
+        """Cosine [n] of features [n, D] with the nearest text."""
+        return (F.normalize(features - self.mean, dim=1) @ self.texts.T).amax(dim=1)
 
     def save(self, path: str | Path) -> None:
         """Write it, whole or not at all."""
         own = Learned(self.mean.tolist(), self.threshold)
         save_classifier(path, Classifier.of(self.texts), {**self.described, **asdict(own)})
+
+
+def _parts(features: Features) -> list[slice]:
+    return [slice(start, start + ROWS) for start in range(0, len(features), ROWS)]
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,6 @@ SELECTION = "results/{{dataset}}/selection{suffix}.json"
 SELECTED_MODEL = "results/{{dataset}}/model{suffix}"
 # What a person's answers say of a dataset's models, where `latteclip audit` asked for some.
 AUDIT = "results/{dataset}/audit.json"
-# By which an image belongs to none of the classes: nobody needs it.
-UNKNOWN = "results/{dataset}/unknown.parquet"
 # Classifiers that are made without training.
 CLASSIFIERS = "results/{dataset}/classifiers/{name}.safetensors"
 # The method whose classifier comes with the labels, without training.
@@ -236,12 +234,6 @@ def all_audits(configuration: Configuration) -> Paths:
     return [
         path for dataset in configuration.datasets for path in audit_if_any(configuration, dataset)
     ]
-
-
-def unknown_if_any(configuration: Configuration, dataset: str) -> Paths:
-    """Scores by which images belong to none of the classes, where somebody asked for them."""
-    path = UNKNOWN.format(dataset=dataset)
-    return [path] if Path(path).is_file() else []
 
 
 def calibrated_if_run(configuration: Configuration, dataset: str) -> Paths:

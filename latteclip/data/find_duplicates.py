@@ -33,7 +33,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 
-def find_duplicates(images_path: str, fingerprints_path: str, output: str, *, threads: int) -> None:
+def find_duplicates(images_path: str, fingerprints_path: str, output: str) -> None:
     """Write DUPLICATES of all images of an index, whatever their split; nothing is removed.
 
     Raises:
@@ -46,7 +46,7 @@ def find_duplicates(images_path: str, fingerprints_path: str, output: str, *, th
         raise UserError(f"{fingerprints_path} is not of the images of {images_path}; rerun both.")
     hashes = _bytes(table["hashes"], len(VIEWS), BITS // 8)  # [N, V, BITS / 8]
     thumbnails = _bytes(table["thumbnail"], THUMBNAIL, THUMBNAIL)  # [N, T, T]
-    pairs, distances = twins(hashes, thumbnails, threads)
+    pairs, distances = twins(hashes, thumbnails)
     first, second = pairs.T
     columns = {"image_id": ids[first], "twin_id": ids[second], "distance": distances}
     tables.write(output, columns, tables.DUPLICATES)
@@ -74,18 +74,17 @@ def _tell(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_], n_images: in
     )
 
 
-def twins(hashes: Bytes, thumbnails: Bytes, threads: int) -> tuple[Ints, Floats]:
+def twins(hashes: Bytes, thumbnails: Bytes) -> tuple[Ints, Floats]:
     """Pairs of images that are alike, each once.
 
     Args:
         hashes: [N, V, BITS / 8].
         thumbnails: [N, T, T].
-        threads: of the search.
 
     Returns:
         Rows [P, 2], ascending in each pair, and 1 - correlation [P].
     """
-    proposed = candidates(hashes, threads)
+    proposed = candidates(hashes)
     alike = np.empty(len(proposed), np.float32)
     for start in range(0, len(proposed), PAIRS):
         part = slice(start, start + PAIRS)
@@ -97,11 +96,11 @@ def twins(hashes: Bytes, thumbnails: Bytes, threads: int) -> tuple[Ints, Floats]
     return pairs, (1 - alike[best][where]).clip(min=0).astype(np.float32)
 
 
-def candidates(hashes: Bytes, threads: int) -> Ints:
+def candidates(hashes: Bytes) -> Ints:
     """Triples [P, 3]: an image, which of its views, and the image whose whole has such a hash."""
     if not len(hashes):
         return np.empty((0, 3), np.int64)
-    faiss.omp_set_num_threads(threads)
+    faiss.omp_set_num_threads(1)  # several wait for each other longer than one works
     index = _search_index(hashes[:, 0])
     found = [np.empty((0, 3), np.int64)]
     queries = hashes.reshape(-1, BITS // 8)  # [N V, BITS / 8]
@@ -116,15 +115,18 @@ def candidates(hashes: Bytes, threads: int) -> Ints:
 
 
 def _search_index(whole: Bytes) -> Any:
-    """An index of N hashes [N, BITS / 8] by their bits that differ."""
-    n = len(whole)
+    """An index of N hashes [N, BITS / 8] by their bits that differ.
+
+    Of many, each is kept in the cell of the nearest of about 4 sqrt(N) that are spread over all.
+    """
+    whole = np.ascontiguousarray(whole)
     index: Any = faiss.IndexBinaryFlat(BITS)
-    if n > ALL_PAIRS:
-        cells = int(4 * math.sqrt(n))
-        index = faiss.IndexBinaryIVF(index, BITS, cells)
+    if len(whole) > ALL_PAIRS:
+        index.add(whole[:: math.ceil(math.sqrt(len(whole)) / 4)])
+        index = faiss.IndexBinaryIVF(index, BITS, index.ntotal)
         index.nprobe = PROBES
-        index.train(whole[:: max(1, n // (40 * cells))])  # 39 of a cell, faiss asks for
-    index.add(np.ascontiguousarray(whole))
+        index.train(whole)  # nothing is left to learn
+    index.add(whole)
     return index
 
 

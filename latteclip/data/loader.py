@@ -4,7 +4,9 @@ Letters: N images, B batch, H x W the model's input size.
 """
 
 import signal
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -17,8 +19,8 @@ from latteclip.data.loader_workers import Shared, watched
 Transform = Callable[[Image.Image], torch.Tensor]
 
 
-class ImageFiles(Dataset[tuple[int, torch.Tensor]]):
-    """N image files under one transform."""
+class ImageFiles(Dataset[tuple[Any, torch.Tensor]]):
+    """N image files under one transform: of each its mark, which is its index, and its pixels."""
 
     def __init__(self, paths: Sequence[str], transform: Transform) -> None:
         self.paths, self.transform = list(paths), transform
@@ -26,29 +28,54 @@ class ImageFiles(Dataset[tuple[int, torch.Tensor]]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
+    def __getitem__(self, index: int) -> tuple[Any, torch.Tensor]:
         return index, self.transform(open_rgb(self.paths[index]))
 
 
 def batches(
     files: ImageFiles, keys: Iterable[Sequence[int]], device: torch.device, threads: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Decode ahead of the model.
+) -> Iterator[tuple[Any, torch.Tensor]]:
+    """Decode beside the model: a batch while the one before it is encoded.
 
     Yields:
-        Indices [B] on the CPU, and images [B, 3, H, W] on `device`.
+        The marks of B images, together, on the CPU, and images [B, 3, H, W] on `device`.
 
     Args:
         files: what to read.
         keys: the indices of each batch, in order.
         device: where the images are wanted.
-        threads: CPU threads of this job: worker processes beside a GPU. Without a GPU the model
-            itself keeps the threads busy, and images are decoded between its batches.
+        threads: CPU threads of this job: worker processes beside a GPU; without one, threads of
+            this process that share the cores with the model.
     """
-    on_gpu = device.type == "cuda"
-    ready = loader(files, keys, workers=threads if on_gpu else 0, pinned=on_gpu)
-    for indices, images in watched(ready):
-        yield indices, images.to(device, non_blocking=True)
+    if device.type == "cuda":
+        ready = watched(loader(files, keys, workers=threads, pinned=True))
+    else:
+        ready = _by_threads(files, keys, threads)
+    for marks, images in ready:
+        yield marks, images.to(device, non_blocking=True)
+
+
+def _by_threads(
+    files: ImageFiles, keys: Iterable[Sequence[int]], threads: int
+) -> Iterator[tuple[Any, torch.Tensor]]:
+    # What torch does of a transform is done by one thread each: with more, OpenMP would have more
+    # threads than cores, and those of the model would sleep where they wait for each other.
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    ahead: deque[list[Future[tuple[Any, torch.Tensor]]]] = deque()
+    try:
+        for indices in keys:
+            ahead.append([pool.submit(files.__getitem__, index) for index in indices])
+            if len(ahead) > 1:
+                yield _together(ahead.popleft())
+        yield from map(_together, ahead)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _together(samples: Sequence[Future[tuple[Any, torch.Tensor]]]) -> tuple[Any, torch.Tensor]:
+    """The marks and the images of a batch."""
+    marks, images = default_collate([sample.result() for sample in samples])
+    return marks, images
 
 
 def loader(

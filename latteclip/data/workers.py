@@ -38,7 +38,7 @@ class Workers(AbstractContextManager["Workers[T, R]"], Generic[T, R]):
         name: Callable[[T], str],
         threads_key: str,
     ) -> None:
-        """Start no process yet; the first tasks do.
+        """Start no process yet; `start` or the first tasks do.
 
         Args:
             work: a function or an object of a class that stands at the top of its module.
@@ -51,7 +51,7 @@ class Workers(AbstractContextManager["Workers[T, R]"], Generic[T, R]):
         # Not forked from this process, which may hold the threads and the GPU of an engine.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__, work.__module__])
-        self._chunk, self._room = chunk, n + ahead
+        self._n, self._chunk, self._room = n, chunk, n + ahead
         self._name, self._threads_key = name, threads_key
         self._pool = ProcessPoolExecutor(n, context, _start_worker, (work,))
         self._waiting: deque[tuple[T, Future[list[R]]]] = deque()  # with the first task of each
@@ -59,6 +59,11 @@ class Workers(AbstractContextManager["Workers[T, R]"], Generic[T, R]):
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._pool.shutdown(wait=kind is None, cancel_futures=True)
+
+    def start(self) -> None:
+        """Start the processes while there is something else to wait for."""
+        for _ in range(self._n):
+            self._pool.submit(_work_on, [])
 
     def in_order(self, tasks: Iterable[T]) -> Iterator[R]:
         """The result of each task, in the order of the tasks.

@@ -90,12 +90,12 @@ class Classifier:
 
     def in_batches(self, paths: Sequence[str], topk: int) -> Iterator[Classified]:
         """Classify image files batch by batch; logs what it has to skip."""
-        for marks, features, others in self._encoded(paths):
-            skipped = [_why(paths[-mark - 1]) for mark in marks.tolist() if mark < 0]
+        for indices, faults, features, others in self._encoded(paths):
+            skipped = [fault for fault in faults if fault]
             for sentence in skipped:
                 log.warning("skipped: %s", sentence)
-            readable = marks >= 0  # [B]
-            named = [paths[mark] for mark in marks[readable].tolist()]
+            readable = torch.tensor([not fault for fault in faults])  # [B]
+            named = [paths[index] for index in indices[readable].tolist()]
             found = self._predict(named, features[readable], topk)
             if self.pretrained and others is not None:
                 found = self.pretrained.told(found, others[readable])
@@ -103,16 +103,18 @@ class Classifier:
 
     def _encoded(
         self, paths: Sequence[str]
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
-        """Marks [B] of `ReadableFiles`, tuned features [B, D], and pretrained ones if asked for."""
+    ) -> Iterator[tuple[torch.Tensor, list[str], torch.Tensor, torch.Tensor | None]]:
+        """Of B files: indices, faults, tuned features [B, D], and pretrained ones if asked for."""
         encoders = [one.clip for one in (self.model, self.pretrained) if one]
         passes = [
             encoded(clip, ReadableFiles(paths, clip.preprocess), self.batch_size, self.threads)
             for clip in encoders
         ]
-        for (marks, features), *rest in zip(*passes, strict=True):
-            again, others = rest[0] if rest else (marks, None)
-            yield torch.minimum(marks, again), features, others  # a file may vanish in between
+        for ((indices, faults), features), *rest in zip(*passes, strict=True):
+            (_, again), others = rest[0] if rest else ((indices, faults), None)
+            # A file may vanish in between.
+            either = [one or other for one, other in zip(faults, again, strict=True)]
+            yield indices, either, features, others
 
     def _predict(self, paths: list[str], features: torch.Tensor, topk: int) -> list[Prediction]:
         """Predictions of B images from their features [B, D]."""
@@ -165,23 +167,15 @@ def pretrained(model: tuned.TunedModel, device: torch.device, precision: str) ->
 class ReadableFiles(loader.ImageFiles):
     """Image files of which some may be broken: such a one gives a blank picture.
 
-    Its index is then -1 - index, so that it is known in the process that encodes.
+    A mark is the index and the sentence that says why the image cannot be decoded, or an empty one.
     """
 
-    def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
+    def __getitem__(self, index: int) -> tuple[tuple[int, str], torch.Tensor]:
         try:
-            return super().__getitem__(index)
-        except UserError:
-            return -1 - index, self.transform(Image.new("RGB", (64, 64)))
-
-
-def _why(path: str) -> str:
-    """The sentence that says why an image cannot be decoded."""
-    try:
-        loader.open_rgb(path)
-    except UserError as error:
-        return str(error)
-    return f"Image {path} could not be decoded, but can be by now; try it again."
+            _, image = super().__getitem__(index)
+        except UserError as error:
+            return (index, str(error)), self.transform(Image.new("RGB", (64, 64)))
+        return (index, ""), image
 
 
 def predict(

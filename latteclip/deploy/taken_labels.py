@@ -93,7 +93,8 @@ def read(folder: str | Path) -> TakenLabels:
         **_unknown(folder, ids),
         **_person(answers, ids, labels, classnames),
     }
-    kept = {key: described[key] for key in ("model", "pretrained", "votes") if key in described}
+    names = ("model", "pretrained", "votes")
+    kept: dict[str, Any] = {key: described[key] for key in names if key in described}
     return TakenLabels(pa.table(columns, schema=SCHEMA), classnames, calibration, kept)
 
 

@@ -2,6 +2,7 @@
 
 ZLaP (Stojnic, Kalantidis, Tolias, CVPR 2024, arXiv 2404.04072) in its inductive form. The graph
 joins the texts of the classes and the training images; test images are linked to it one by one.
+Neighbours among very many images are approximate, see `nearest`.
 
 Letters: N training images, M test images, C classes, D embedding width, Q queries, P points,
 K neighbours, V = C + N nodes: the classes, then the training images.
@@ -16,14 +17,16 @@ import pyarrow.compute as pc
 import torch
 
 from latteclip.clip.classifier import load_classifier
+from latteclip.clip.feature_rows import Features
 from latteclip.clip.ranking import best_classes
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import metrics
+from latteclip.evaluate.nearest import Compared, Points, points
 from latteclip.labels.features import read_features
 
 log = logging.getLogger(__name__)
-SIMILARITIES = 2**26  # cosines held at once in a search for neighbours: 256 MiB
+SCORES = 2**26  # of nodes for classes that are propagated at once: 256 MiB
 TOLERANCE = 1e-8  # of the propagated scores, relative to what is propagated
 
 
@@ -47,7 +50,7 @@ class Graph:
     """The class texts and the training images with their links."""
 
     classes: torch.Tensor  # [C, D]
-    images: torch.Tensor  # [N, D]
+    images: Points  # N of them
     links: torch.Tensor  # [V, V] sparse: W, symmetric, with a zero diagonal
     degrees: torch.Tensor  # [V] row sums of W
 
@@ -86,48 +89,21 @@ def propagate_labels(
     trained, tested = (index.filter(rows)["image_id"] for rows in (pc.invert(is_test), is_test))
     if len(trained) == 0:
         raise UserError(f"{files.images} has no training image; check the dataset's split.")
-    images = read_features(files.pseudo_labels, trained).to(where)  # [N, D]
-    graph = link(classes.weights.to(where), images, settings)
-    scores = propagate(graph, settings.alpha)  # [V, C]
+    features = read_features(files.pseudo_labels, trained)  # [N, D]
+    graph = link(classes.weights.to(where), features, points(features, where), settings)
     evaluated, names = metrics.read_evaluated_images(files.images, run.dataset)
-    found = scores[len(classnames) :]  # [N, C]
+    links = None
     if len(tested):
-        tests = read_features(files.pseudo_labels, tested).to(where)  # [M, D]
-        found = classify(tests, graph, scores, settings)  # [M, C]
-    ranked, best = best_classes(found.cpu(), settings.topk)
+        tests = read_features(files.pseudo_labels, tested)  # [M, D]
+        links = neighbours(tests, graph.classes, graph.images, settings)
+    ranked, best = rank(links, graph, settings)
     metrics.write(evaluated, names, ranked.numpy(), best.numpy(), run, [], outputs)
 
 
-def nearest(
-    queries: torch.Tensor, points: torch.Tensor, k: int, *, same: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k points of the largest cosine with each query.
-
-    Args:
-        queries: [Q, D], L2-normalised.
-        points: [P, D], L2-normalised.
-        k: at most P, and less where `same`.
-        same: queries and points are the same, and none is its own neighbour.
-
-    Returns:
-        Cosines and indices of the points, both [Q, k], nearest first.
-    """
-    values, indices = [], []
-    rows = max(1, SIMILARITIES // len(points))
-    for start in range(0, len(queries), rows):
-        cosines = queries[start : start + rows] @ points.T  # [rows, P]
-        if same:
-            cosines[:, start:].diagonal().fill_(-math.inf)
-        found = cosines.topk(k, dim=1)
-        values.append(found.values)
-        indices.append(found.indices)
-    return torch.cat(values), torch.cat(indices)
-
-
 def neighbours(
-    queries: torch.Tensor,
+    queries: Features,
     classes: torch.Tensor,
-    images: torch.Tensor,
+    images: Points,
     settings: PropagationSettings,
     *,
     same: bool = False,
@@ -137,22 +113,36 @@ def neighbours(
     An image is linked to the K nearest class texts, and by itself to the K nearest images: cosines
     of the two kinds do not compete. A link weighs as much as the cosine, to the power gamma for a
     text; a negative cosine makes no link.
+
+    Args:
+        queries: [Q, D].
+        same: queries and images are the same, and none is its own neighbour.
     """
-    n_classes, n_images, k = len(classes), len(images), settings.neighbours
-    to_classes, class_index = nearest(queries, classes, min(k, n_classes))
-    to_images, image_index = nearest(queries, images, min(k, n_images - same), same=same)
-    weights = torch.cat([to_classes.clamp(min=0) ** settings.gamma, to_images.clamp(min=0)], 1)
-    nodes = torch.cat([class_index, n_classes + image_index], 1)  # [Q, up to 2 K]
-    rows = torch.arange(len(queries), device=nodes.device)[:, None].expand_as(nodes)
-    return _sparse(rows, nodes, weights, (len(queries), n_classes + n_images))
+    n_classes, k, texts = len(classes), settings.neighbours, Compared(classes)
+    weights, nodes = [], []
+    for start in range(0, len(queries), images.at_once):
+        part = queries[start : start + images.at_once].to(classes.device)
+        to_classes, class_index = texts.nearest(part, min(k, n_classes))
+        to_images, image_index = images.nearest(
+            part, min(k, len(images) - same), start if same else None
+        )
+        weights.append(
+            torch.cat([to_classes.clamp(min=0) ** settings.gamma, to_images.clamp(min=0)], 1)
+        )
+        nodes.append(torch.cat([class_index, n_classes + image_index], 1))  # [part, up to 2 K]
+    columns = torch.cat(nodes)
+    rows = torch.arange(len(queries), device=columns.device)[:, None].expand_as(columns)
+    return _sparse(rows, columns, torch.cat(weights), (len(queries), n_classes + len(images)))
 
 
-def link(classes: torch.Tensor, images: torch.Tensor, settings: PropagationSettings) -> Graph:
-    """The graph of class texts [C, D] and training images [N, D].
+def link(
+    classes: torch.Tensor, features: Features, images: Points, settings: PropagationSettings
+) -> Graph:
+    """The graph of class texts [C, D] and training images, features [N, D] and the same as points.
 
     W = A + A^T, where A holds the links of the images; class texts have none of their own.
     """
-    one_way = neighbours(images, classes, images, settings, same=True)
+    one_way = neighbours(features, classes, images, settings, same=True)
     rows, columns = one_way.indices()
     rows = len(classes) + rows
     nodes = len(classes) + len(images)
@@ -165,8 +155,8 @@ def link(classes: torch.Tensor, images: torch.Tensor, settings: PropagationSetti
     return Graph(classes, images, links, torch.sparse.sum(links, 1).to_dense())
 
 
-def propagate(graph: Graph, alpha: float) -> torch.Tensor:
-    """Scores Z [V, C] of every node for every class: (I - alpha S)^-1 Y.
+def propagate(graph: Graph, alpha: float, classes: range) -> torch.Tensor:
+    """Scores Z [V, c] of every node for c of the classes: columns of (I - alpha S)^-1 Y.
 
     S = D^-1/2 W D^-1/2, D the degrees; Y [V, C] is 1 where a node is the text of the class, else 0.
     Z is the limit of Z <- alpha S Z + Y (Zhou et al. 2003), which is alpha^(t + 1) / (1 - alpha)
@@ -174,34 +164,64 @@ def propagate(graph: Graph, alpha: float) -> torch.Tensor:
     """
     scale = _inverse_root(graph.degrees)  # [V]
     rows, columns = graph.links.indices()
-    spread = _sparse(
-        rows,
-        columns,
+    spread = torch.sparse_coo_tensor(
+        graph.links.indices(),
         alpha * scale[rows] * graph.links.values() * scale[columns],
         graph.links.shape,
+        check_invariants=False,  # they are those of the links
+        is_coalesced=True,
     )
-    scores = torch.eye(len(graph.degrees), len(graph.classes), device=scale.device)  # Y
+    scores = torch.zeros(len(graph.degrees), len(classes), device=scale.device)
+    scores[classes.start : classes.stop].diagonal().fill_(1)  # Y
     for _ in range(math.ceil(math.log(TOLERANCE * (1 - alpha), alpha))):
         scores = torch.sparse.mm(spread, scores)
-        scores.diagonal().add_(1)
+        scores[classes.start : classes.stop].diagonal().add_(1)
     return scores
 
 
 def classify(
-    tests: torch.Tensor, graph: Graph, scores: torch.Tensor, settings: PropagationSettings
+    links: torch.Tensor, graph: Graph, scores: torch.Tensor, settings: PropagationSettings
 ) -> torch.Tensor:
-    """Scores [M, C] of test images [M, D], each linked to the graph as if it were alone.
+    """Scores [M, c] of test images with links [M, V], each linked as if it were alone.
 
     A test image x scores sum_j w_xj d_j^-1/2 Z_j. Up to a factor of the image, that is what the
     propagation gives to a node that hangs on the graph and sends nothing back. The authors' code
     leaves d_j out, as does `normalise_test_links: false`: then the texts, whose degrees are large,
     count for much more than the images. A text that no training image is linked to has no say.
+
+    Args:
+        scores: Z [V, c] of some classes.
     """
-    links = neighbours(tests, graph.classes, graph.images, settings)  # [M, V]
     if settings.normalise_test_links:
         scores = _inverse_root(graph.degrees)[:, None] * scores
     found: torch.Tensor = torch.sparse.mm(links, scores)
     return found
+
+
+def rank(
+    links: torch.Tensor | None, graph: Graph, settings: PropagationSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best classes of images and their scores, both [M, K]; some classes are scored at once.
+
+    Equal scores are in the order of the classes.
+
+    Args:
+        links: [M, V] of test images; None: the N training images are ranked themselves.
+    """
+    n_classes, size = len(graph.classes), max(1, SCORES // len(graph.degrees))
+    n = len(graph.images) if links is None else len(links)
+    labels, best = torch.empty(n, 0, dtype=torch.long), torch.empty(n, 0)
+    for start in range(0, n_classes, size):
+        some = range(start, min(start + size, n_classes))
+        scores = propagate(graph, settings.alpha, some)  # [V, c]
+        if links is None:
+            found = scores[n_classes:].cpu()
+        else:
+            found = classify(links, graph, scores, settings).cpu()
+        numbers = torch.arange(some.start, some.stop).expand_as(found)
+        order, best = best_classes(torch.cat([best, found], 1), settings.topk)
+        labels = torch.cat([labels, numbers], 1).gather(1, order)
+    return labels, best
 
 
 def _inverse_root(degrees: torch.Tensor) -> torch.Tensor:

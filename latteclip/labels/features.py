@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from latteclip.clip.feature_rows import FeatureRows
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 
-ROWS = 2**14  # of the table that are held at once beside the result
+ROWS = 2**14  # of the table that are held at once
 
 
 def feature_column(rows: torch.Tensor) -> pa.ListArray:
@@ -21,7 +22,7 @@ def feature_column(rows: torch.Tensor) -> pa.ListArray:
     return pa.ListArray.from_arrays(offsets, pa.array(rows.reshape(-1).numpy()))
 
 
-def read_features(path: str, image_ids: pa.ChunkedArray) -> torch.Tensor:
+def read_features(path: str, image_ids: pa.ChunkedArray) -> FeatureRows:
     """Features [N, D] of images in a PSEUDO_LABELS table, in the order of `image_ids`.
 
     Raises:
@@ -35,13 +36,14 @@ def read_features(path: str, image_ids: pa.ChunkedArray) -> torch.Tensor:
         )
     order = np.argsort(rows.to_numpy(), kind="stable")
     rows = rows.to_numpy()[order]  # ascending, as they come from the file
-    features, start = np.empty((0, 0), np.float32), 0
+    features, start = FeatureRows(0, 0), 0
     for piece in tables.read_pieces(path, tables.PSEUDO_LABELS, ["image_features"], ROWS):
         column = piece["image_features"].combine_chunks()
         values = column.flatten().to_numpy().reshape(len(column), -1)
         if not start:
-            features = np.empty((len(rows), values.shape[1]), np.float32)
+            features = FeatureRows(len(rows), values.shape[1])
         first, last = np.searchsorted(rows, (start, start + len(values)))
-        features[order[first:last]] = values[rows[first:last] - start]
+        found = torch.from_numpy(values[rows[first:last] - start])
+        features[torch.from_numpy(order[first:last])] = found
         start += len(values)
-    return torch.from_numpy(features)
+    return features

@@ -17,6 +17,7 @@ import torch
 from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import load_classifier, save_classifier
+from latteclip.clip.feature_rows import FeatureRows, Features
 from latteclip.core import devices, tables
 from latteclip.core.class_scores import read_class_scores
 from latteclip.core.errors import UserError
@@ -153,7 +154,7 @@ def _read_captions(path: str, image_ids: list[str]) -> tuple[list[str], bool]:
 @torch.no_grad()
 def _encode(
     captions: Sequence[str], clip: clips.Clip, batch_size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[FeatureRows, torch.Tensor]:
     """Features [U + 1, D] of the distinct captions, and the row of each caption [T].
 
     The last row is zero: that of an empty caption. The tokenizer cuts what is too long for the text
@@ -162,15 +163,16 @@ def _encode(
     row_of = {text: row for row, text in enumerate(dict.fromkeys(filter(None, captions)))}
     distinct = list(row_of)
     progress = Progress(len(distinct), "captions")
-    features = torch.zeros(len(distinct) + 1, clip.config["embed_dim"])
+    features = FeatureRows(len(distinct) + 1, clip.config["embed_dim"])
     for start in range(0, len(distinct), batch_size):
         batch = distinct[start : start + batch_size]
-        features[start : start + len(batch)] = encode.encode_texts(clip, clip.tokenizer(batch))
+        encoded = encode.encode_texts(clip, clip.tokenizer(batch))
+        features[start : start + len(batch)] = encoded.cpu()
         progress.add(len(batch))
     return features, torch.tensor([row_of.get(text, len(distinct)) for text in captions])
 
 
-def _captions_alone(texts: torch.Tensor, row_of: torch.Tensor, classes: torch.Tensor) -> OwnLabels:
+def _captions_alone(texts: Features, row_of: torch.Tensor, classes: torch.Tensor) -> OwnLabels:
     """The class that is nearest to each caption [T], whatever is said of other images.
 
     Args:

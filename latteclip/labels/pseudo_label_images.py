@@ -13,6 +13,7 @@ import torch
 from latteclip.clip import classifier
 from latteclip.clip import model as clips
 from latteclip.clip.class_embeddings import class_embeddings
+from latteclip.clip.feature_rows import Features
 from latteclip.clip.features import encode_files
 from latteclip.clip.ranking import ROWS, best_classes
 from latteclip.core import devices, tables
@@ -84,7 +85,7 @@ def pseudo_label_images(
 def write_pseudo_labels(
     output: str,
     table: pa.Table,
-    features: torch.Tensor,
+    features: Features,
     embeddings: torch.Tensor,
     scale: float,
     topk: int,
@@ -101,7 +102,8 @@ def write_pseudo_labels(
         described: the metadata.
     """
     with tables.writing(output, tables.PSEUDO_LABELS, described) as add:
-        for start, part in zip(range(0, len(features), ROWS), features.split(ROWS), strict=True):
+        for start in range(0, len(features), ROWS):
+            part = features[start : start + ROWS]
             scores = part @ embeddings.T  # [rows, C]
             labels, best = best_classes(scores, topk)
             confidence = (scale * scores).softmax(dim=1).gather(1, labels[:, :1])[:, 0]

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from latteclip.clip.classifier import Classifier
+from latteclip.clip.feature_rows import Features
 
 ROWS = 4096  # images that are computed with at once
 FLOOR = 50.0  # nats: an option that is less likely than the best by more counts as that much less
@@ -49,25 +50,32 @@ class Images:
     over the images taken off, up to a constant of each image.
     """
 
-    centred: torch.Tensor  # [N, D] float32, of mean length 1
+    centred: Features  # [N, D] float32, of mean length 1
     texts: torch.Tensor  # [C, D] float64: logits of centred features
     mean: torch.Tensor  # [D] float64
     length: float  # mean distance of the features from their mean
 
     @classmethod
-    def of(cls, features: torch.Tensor, classes: torch.Tensor, scale: float) -> "Images":
+    def of(cls, features: Features, classes: torch.Tensor, scale: float) -> "Images":
         """From features [N, D], which are overwritten, and class embeddings [C, D].
 
         Args:
             scale: factor of the cosines in a softmax.
         """
-        mean = features.mean(dim=0, dtype=torch.float64)
-        features -= mean.float()
-        length = features.norm(dim=1).mean(dtype=torch.float64).item()
+        n = len(features)
+        mean, length = torch.zeros(features.shape[1], dtype=torch.float64), 0.0
+        for rows in parts(n):
+            mean += features[rows].sum(dim=0, dtype=torch.float64) / n
+        for rows in parts(n):
+            centred = features[rows] - mean.float()
+            features[rows] = centred
+            length += centred.norm(dim=1).sum(dtype=torch.float64).item() / n
         if length < ALIKE:
             length = 1.0
-            features.zero_()
-        features /= length
+            for rows in parts(n):
+                features[rows] = torch.zeros_like(features[rows])
+        for rows in parts(n):
+            features[rows] = features[rows] / length
         return cls(features, scale * length * classes.double(), mean, length)
 
     def zero_shot(self, rows: Rows) -> torch.Tensor:
@@ -105,14 +113,15 @@ class CaptionVotes:
     """Captions, scored like images by the cosines of their features with the class embeddings."""
 
     has: torch.Tensor  # [N]
-    texts: torch.Tensor  # [U, D] float32, centred; a last row of zeros for images without
+    texts: Features  # [U + 1, D] float32; a last row for images without
+    mean: torch.Tensor  # [D] float32, of the captions that are learned from
     row_of: torch.Tensor  # [N] the row of each image's caption
     classes: torch.Tensor  # [C, D] float64: class embeddings times the scale
 
     @classmethod
     def of(
         cls,
-        texts: torch.Tensor,
+        texts: Features,
         row_of: torch.Tensor,
         classes: torch.Tensor,
         scale: float,
@@ -127,20 +136,25 @@ class CaptionVotes:
         has = row_of != last
         rows = row_of if learning is None else row_of[learning]
         counts = torch.bincount(rows, minlength=len(texts))[:-1].double()  # [U]
-        mean = (counts @ texts[:-1].double()) / counts.sum().clamp(min=1)
-        centred = texts - mean.float()
-        centred[last] = 0
-        return cls(has, centred, row_of, scale * classes.double())
+        mean = torch.zeros(texts.shape[1], dtype=torch.float64)
+        for part in parts(last):
+            mean += counts[part] @ texts[part].double() / counts.sum().clamp(min=1)
+        return cls(has, texts, mean.float(), row_of, scale * classes.double())
 
     def probabilities(self, rows: Rows) -> torch.Tensor:
-        votes = (self.texts[self.row_of[rows]].double() @ self.classes.T).softmax(dim=1)
+        votes = (self._centred(rows) @ self.classes.T).softmax(dim=1)
         return votes * self.has[rows, None]
 
     def features(self, rows: Rows) -> torch.Tensor:
-        return F.normalize(self.texts[self.row_of[rows]].double(), dim=1)
+        return F.normalize(self._centred(rows), dim=1)
 
     def dealing(self, rows: torch.Tensor) -> Deal:
         return self.probabilities(rows).__getitem__
+
+    def _centred(self, rows: Rows) -> torch.Tensor:
+        """[n, D] float64, 0 where there is no caption."""
+        texts = self.texts[self.row_of[rows]] - self.mean
+        return texts.double() * self.has[rows, None]
 
 
 @dataclass(frozen=True)

@@ -78,12 +78,12 @@ def read_duplicates(
     leaked = np.zeros(len(test), np.bool_)
     leaked[in_test[(in_test >= 0) & (kinds == 1)]] = True
     return Duplicates(
-        int((kinds == 0).sum()),
-        int((kinds == 2).sum()),
-        int((kinds == 1).sum()),
-        int(leaked.sum()),
-        _accuracies(test, leaked, run_files),
-        _examples(table, train, test, in_test, in_train),
+        training=int((kinds == 0).sum()),
+        test=int((kinds == 2).sum()),
+        between=int((kinds == 1).sum()),
+        leaked=int(leaked.sum()),
+        accuracies=_accuracies(test, leaked, run_files),
+        examples=_examples(table, train, test, in_test, in_train),
     )
 
 

@@ -22,7 +22,6 @@ DISPUTES, DISPUTE, DISPUTE_BYTES = 12, 240, 9_000
 ENDS, END, END_BYTES = 240, 112, 3_500  # pictures in all, their side in pixels, bytes of each
 OF_CLASS = 3  # at each end
 UNKNOWN = 24
-SCORED = pa.schema([("image_id", pa.string()), ("score", pa.float64()), ("is_unknown", pa.bool_())])
 
 
 @dataclass(frozen=True)
@@ -106,19 +105,19 @@ def unknown(path: str, splits: Sequence[Split]) -> Unknown:
     """The images that are likeliest of no class, the likeliest first.
 
     Args:
-        path: a table with the columns of SCORED.
+        path: an UNKNOWN table.
         splits: in one of which each image is.
 
     Raises:
         UserError: the table is broken, or of other images.
     """
     marked, scores = 0, [np.empty(0)]
-    for piece in tables.read_pieces(path, SCORED, ["score", "is_unknown"], PIECE):
+    for piece in tables.read_pieces(path, tables.UNKNOWN, ["score", "is_unknown"], PIECE):
         marked += int(pc.sum(piece["is_unknown"]).as_py() or 0)
         scores.append(piece["score"].to_numpy())
     every = np.concatenate(scores)
     best = np.argsort(-every, kind="stable")[:UNKNOWN]
-    table, _ = tables.read(path, SCORED, ["image_id"])
+    table, _ = tables.read(path, tables.UNKNOWN, ["image_id"])
     names = table["image_id"].take(best)
     return Unknown(marked, len(every), _found(names, every[best], splits, path))
 

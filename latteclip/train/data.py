@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from latteclip.clip.classifier import load_classifier
-from latteclip.clip.ranking import classify
+from latteclip.clip.feature_rows import FeatureRows
+from latteclip.clip.ranking import ROWS, classify
 from latteclip.core import tables
 from latteclip.core.digest import digest
 from latteclip.core.errors import UserError
@@ -164,12 +165,15 @@ def _image_prototypes(
     if files.image_prototypes is None:
         return None
     classifier, _ = load_classifier(files.image_prototypes, classnames=classnames)
-    mean = F.normalize(_features(files, image_ids).mean(dim=0), dim=0)
+    features, mean = _features(files, image_ids), torch.zeros(classifier.weights.shape[1])
+    for start in range(0, len(features), ROWS):
+        mean += features[start : start + ROWS].sum(dim=0)
+    mean = F.normalize(mean, dim=0)
     rows = classifier.weights
     return F.normalize(rows - (rows @ mean)[:, None] * mean, dim=1)
 
 
-def _features(files: TrainingFiles, image_ids: list[str]) -> torch.Tensor:
+def _features(files: TrainingFiles, image_ids: list[str]) -> FeatureRows:
     """Features [N, D] under the pretrained model."""
     return read_features(files.pseudo_labels, pa.chunked_array([pa.array(image_ids)]))
 

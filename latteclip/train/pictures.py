@@ -198,7 +198,8 @@ def batches(
         keys: of each batch, in order.
         transform: of the pictures.
         device: of the model.
-        threads: CPU threads of this job, see `loader.batches`.
+        threads: CPU threads of this job: worker processes beside a GPU. Without one, the model
+            keeps them busy, and images are decoded between its batches.
     """
     on_gpu = device.type == "cuda"
     workers = threads if on_gpu else 0

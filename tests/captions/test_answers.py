@@ -2,6 +2,7 @@ import dataclasses
 import json
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from support.tiny import ROOT
 
 from latteclip.captions import answer_files, answers, kept
-from latteclip.captions.answers import Answer, AnswerStore, has
+from latteclip.captions.answers import Answer, AnswerStore
 from latteclip.core.digest import digest
 
 
@@ -153,8 +154,99 @@ def test_answers_are_found_after_another_job_tidied_up(tmp_path, monkeypatch):
 def test_keys_tell_a_worker_what_is_held(tmp_path):
     fill(tmp_path, range(30))
     with AnswerStore(tmp_path) as store:
-        keys = store.keys()
-    assert [number for number in range(60) if has(keys, name(number))] == list(range(30))
+        held = pickle.loads(pickle.dumps(store.held()))
+        store.add(name(40), answer(40), "engine")
+        assert [number for number in range(60) if name(number) in held] == list(range(30))
+    sort(tmp_path)
+    with AnswerStore(tmp_path) as store:
+        store.add(name(50), answer(50), "engine")
+        held = pickle.loads(pickle.dumps(store.held()))
+        known = [number for number in range(60) if name(number) in held]
+        assert known == [*range(30), 40, 50]
+        [path] = tmp_path.glob("*.sorted.jsonl")
+        path.unlink()  # by a job that tidied up
+        assert [number for number in range(60) if name(number) in held] == [50]
+
+
+def sort(folder):
+    """Let a run put all parts into one."""
+    with AnswerStore(folder) as store:
+        store._dropped.append("so that it is tidied up")
+    [path] = folder.iterdir()
+    assert path.name.endswith(".sorted.jsonl")
+    return path
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 40, 1000])
+def test_a_sorted_part_is_bisected(tmp_path, n):
+    """It finds each answer, and no other, in a few steps, and is not read on opening."""
+    fill(tmp_path, [10**6])
+    fill(tmp_path, range(n))
+    path = sort(tmp_path)
+    order = [json.loads(line)["digest"] for line in path.read_text().splitlines()]
+    assert order == sorted(map(name, [*range(n), 10**6]))
+    with AnswerStore(tmp_path) as store:
+        assert store._places == {}
+        assert held_in(store, [*range(n), 10**6]) == [*range(n), 10**6]
+        assert not any(name(number) in store for number in range(n, n + 200))
+        assert len(store) == n + 1
+
+
+def held_in(store, numbers):
+    found = {number: store.get(name(number)) for number in numbers}
+    assert all((name(number) in store) == (kept is not None) for number, kept in found.items())
+    assert all(kept.answer == answer(number) for number, kept in found.items() if kept)
+    return [number for number, kept in found.items() if kept]
+
+
+def test_any_change_of_a_line_of_a_sorted_part_costs_that_answer_alone(tmp_path):
+    fill(tmp_path, range(40))
+    path = sort(tmp_path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        lost = json.loads(line)["digest"]
+        for other in (
+            b"",
+            b"x",
+            b"\xff" * 5000 + b"\n",
+            line[:-1],
+            line.replace(b'"stop"', b'"stap"'),
+        ):
+            path.write_bytes(b"".join([*lines[:number], other, *lines[number + 1 :]]))
+            # Without its end a line takes the next one along.
+            joined = lines[number + 1 : number + 2] if other in (b"x", line[:-1]) else []
+            gone = {lost, *(json.loads(each)["digest"] for each in joined)}
+            with AnswerStore(tmp_path) as store:
+                assert held_in(store, range(40)) == [i for i in range(40) if name(i) not in gone]
+                store._dropped.clear()
+
+
+def test_what_cannot_be_used_in_a_sorted_part_is_asked_again_and_gone_after_the_run(tmp_path):
+    fill(tmp_path, range(3))
+    path = sort(tmp_path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    at = next(i for i, each in enumerate(lines) if name(0) in each.decode())
+    lines[at] = line(n_tokens="2")
+    path.write_bytes(b"".join(lines))
+    with AnswerStore(tmp_path) as store:
+        assert name(0) not in store
+        assert name(0) not in store.held()
+        assert store.get(name(0)) is None
+        store.add(name(0), answer(0), "engine")
+    assert held(tmp_path, range(3)) == [0, 1, 2]
+    [path] = tmp_path.iterdir()
+    assert b'"n_tokens": "2"' not in path.read_bytes()
+
+
+def test_a_store_of_before_is_read_and_sorted_when_its_parts_are_many(tmp_path):
+    for number in range(answers.MAX_PARTS + 1):
+        (tmp_path / f"{number}.jsonl").write_bytes(line(digest=name(number)))
+    with AnswerStore(tmp_path) as store:
+        assert all(name(number) in store for number in range(answers.MAX_PARTS + 1))
+    [path] = tmp_path.iterdir()
+    assert path.name.endswith(".sorted.jsonl")
+    with AnswerStore(tmp_path) as store:
+        assert len(store) == answers.MAX_PARTS + 1
 
 
 WRITER = """

@@ -1,5 +1,6 @@
 import json
 import logging
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from support.tiny import write_pictures
 
 from latteclip.captions import answer_files
 from latteclip.captions.answers import Answer
+from latteclip.captions.engines import start as engines
 from latteclip.captions.request import AGAIN
 from latteclip.core.errors import UserError
 
@@ -67,6 +69,20 @@ def test_another_prompt_asks_anew_and_the_first_is_still_held(dataset, recorder)
     recorder.forget()
     assert dataset.caption_images("What?")["prompt"] == ["What?"] * 7
     assert recorder.requests == []
+
+
+def test_images_are_decoded_by_processes_that_start_while_the_engine_does(
+    dataset, recorder, monkeypatch
+):
+    found = []
+
+    def start(*arguments):
+        found.extend(multiprocessing.active_children())
+        return recorder
+
+    monkeypatch.setattr(engines, "start", start)
+    dataset.caption_images()
+    assert len(found) == 1  # as many as threads
 
 
 def test_a_renamed_image_and_a_twin_are_not_asked(dataset, recorder):

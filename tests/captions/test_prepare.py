@@ -23,8 +23,7 @@ def identity(**layout):
 
 
 def preparer(*, as_urls=False, held=(), **layout):
-    keys = np.array(sorted(int(name[:16], 16) for name in held), np.uint64)
-    return Preparer(identity(**layout), as_urls, keys)
+    return Preparer(identity(**layout), as_urls, held)
 
 
 def prepare(tasks, n=2, **options):
@@ -213,12 +212,11 @@ def test_workers_import_nothing_heavy():
 
 PARENT = """
 import sys, time
-import numpy as np
 from latteclip.captions.prepare import (Preparer, Task, workers)
 from latteclip.captions.request import (Identity, Layout)
 if __name__ == "__main__":
     identity = Identity("m", None, "auto", None, 77, Layout())
-    pool = workers(Preparer(identity, False, np.array([], np.uint64)), 2)
+    pool = workers(Preparer(identity, False, ()), 2)
     next(pool.in_order(Task(n, [sys.argv[1]], "?") for n in range(1000)))
     print(*pool._pool._processes, flush=True)
     time.sleep(60)

@@ -14,7 +14,8 @@ NAMES = ["a", "b", "c"]
 def detector():
     torch.manual_seed(0)
     features, texts = F.normalize(torch.randn(N, D), dim=1), F.normalize(torch.randn(C, D), dim=1)
-    return UnknownDetector.learn(features, texts, 0.2, {"classnames": NAMES, "model": "m"})
+    described = {"classnames": NAMES, "model": "m"}
+    return UnknownDetector.learn(features, torch.ones(N, dtype=torch.bool), texts, 0.2, described)
 
 
 def test_it_is_read_as_it_was_written(detector, tmp_path):

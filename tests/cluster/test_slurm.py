@@ -1,10 +1,12 @@
 """The workflow on a real SLURM: what a cluster does to jobs, and what comes out all the same."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -19,9 +21,9 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 IMAGES = "results/demo/images.parquet"
 PSEUDO_LABELS = "results/demo/pseudo_labels.parquet"
 CAPTIONS = "results/demo/captions/images.parquet"
+SCORES = "results/demo/class_scores.parquet"
 FLYP = "results/demo/flyp/seed0"
-# Quotes in --config, which a section needs, would keep the plugin from making array jobs.
-WHOLE = ("--configfile", "shards.yaml", "--config", "method=zero_shot,latteclip", "seeds=1")
+WHOLE = ("--config", "captions={'shards': 2}", "method=zero_shot,latteclip", "seeds=1")
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,6 @@ def whole(slurm, new_checkout):
     """The shrunken demo as the cluster ran it, its captions in two shards."""
     checkout = new_checkout("whole")
     edit(checkout, DEMO, shrink)
-    (checkout.root / "shards.yaml").write_text("captions: {shards: 2}\n")
     run = OnCluster(checkout, slurm)
     run.snakemake(*WHOLE)
     return run
@@ -117,11 +118,12 @@ def test_stages_on_gpu_nodes_see_their_gpu(whole):
     assert "CUDA_VISIBLE_DEVICES=." in (logs / "logs/index_images.log").read_text()
 
 
-def test_shards_of_captions_are_one_array_job(whole):
+def test_each_shard_of_captions_is_a_job(whole):
     for kind in ("images", "groups"):
-        tasks = whole.slurm.jobs_of(f"caption_{kind}_shard")
-        assert {task["ArrayTaskId"] for task in tasks} == {"1", "2"}
-        assert len({task["ArrayJobId"] for task in tasks}) == 1
+        jobs = whole.slurm.jobs_of(f"caption_{kind}_shard")
+        assert [(job["JobState"], "ArrayJobId" in job) for job in jobs] == [
+            ("COMPLETED", False)
+        ] * 2
 
 
 def test_shards_may_share_a_job_and_its_gpu(indexed, on_cluster):
@@ -223,6 +225,53 @@ def test_captions_survive_what_befalls_their_job(indexed, on_cluster):
         # Each of the three breaks may have lost the two answers that were on their way, and each of
         # the four starts asks about a black picture and about none.
         assert len(server.requests) <= n + 3 * 2 + 4 * 2
+
+
+def answers_of(pid):
+    """How many answers a process has kept: complete lines of the part that it writes."""
+    with contextlib.suppress(OSError):  # it has ended
+        parts = [link.resolve() for link in Path(f"/proc/{pid}/fd").iterdir()]
+        return sum(part.read_bytes().count(b"\n") for part in parts if part.suffix == ".jsonl")
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "table"), [("caption_images", CAPTIONS), ("score_classes", SCORES)]
+)
+def test_of_eight_shards_one_is_killed_and_nothing_is_asked_twice(indexed, on_cluster, rule, table):
+    captioner = {"engine": "openai", "model": MODEL, "concurrency": 2, "max_new_tokens": 40}
+    edit(indexed, DEMO, lambda content: content["datasets"]["demo"]["captioner"].update(captioner))
+    (indexed.root / "eight.yaml").write_text(
+        "captions: {shards: 8}\nscores: {kind: letters, orders: 1}\n"
+    )
+    with serving() as server:
+        indexed.environment |= {"OPENAI_BASE_URL": server.url}
+        server.likely = lambda body: [("A", -0.1), ("B", -3.0)]
+        server.pause = 0.5
+        run = on_cluster(indexed)
+        limits = f"{rule}_shard:mem_mb={MEMORY_MB // 4}"  # four at a time
+        process = run.start(table, "--configfile", "eight.yaml", "--set-resources", limits)
+
+        def has_answers():
+            running = [pid for pid, _ in processes_of(rule.replace("_", "-"))]
+            return next((pid for pid in running if answers_of(pid) >= 2), None)
+
+        os.kill(wait(has_answers, "a shard with answers"), signal.SIGKILL)
+        server.pause = 0.0
+        run.finish(process)
+        requests = server.requests
+
+    n = len(tables.read_unlabelled(str(indexed.root / IMAGES), training=True)[0])
+    assert pq.read_metadata(indexed.root / table).num_rows == n
+    # Each of the nine starts asks about a black picture and about none.
+    pictures = [request["body"]["messages"][0]["content"][:-1] for request in requests]
+    asked = Counter(map(json.dumps, pictures))
+    times = [count for count in asked.values() if count < 9]
+    assert len(times) == n
+    assert sum(times) - n <= captioner["concurrency"]  # what was on its way when the shard died
+    # The others went on: only the dead one was submitted again.
+    states = Counter(job["JobState"] for job in run.slurm.jobs_of(f"{rule}_shard"))
+    assert states == {"COMPLETED": 8, "FAILED": 1}
 
 
 # --- training ------------------------------------------------------------------------------------

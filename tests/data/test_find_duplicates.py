@@ -53,7 +53,7 @@ def found(folder, photos):
     paths = [str(folder / f"{name}.parquet") for name in ("images", "fingerprints", "duplicates")]
     settings = SplitSettings("folders")
     index_images(str(photos), settings, paths[0], str(folder / "c.csv"), paths[1], threads=1)
-    stage.find_duplicates(*paths, threads=1)
+    stage.find_duplicates(*paths)
     return tables.read(paths[2], tables.DUPLICATES)[0].to_pylist()
 
 
@@ -95,7 +95,7 @@ def test_fingerprints_of_other_images_are_refused(tmp_path, photos):
     with pytest.raises(
         UserError, match=r"other\.parquet is not of the images of .*images\.parquet"
     ):
-        stage.find_duplicates(index, str(other), str(output), threads=1)
+        stage.find_duplicates(index, str(other), str(output))
     assert not output.exists()
 
 

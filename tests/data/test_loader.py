@@ -1,5 +1,6 @@
 import io
 import struct
+import threading
 
 import numpy as np
 import pytest
@@ -136,11 +137,51 @@ def test_in_order_covers_every_image_once():
     assert in_order(0, 3) == []
 
 
-def test_batches_come_in_the_order_of_their_keys(tmp_path):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_batches_come_in_the_order_of_their_keys(tmp_path, threads):
     files = ImageFiles(write_pictures(tmp_path, 4), lambda image: torch.tensor(image.size))
-    found = list(batches(files, [[2, 0], [3]], CPU, threads=1))
-    assert [indices.tolist() for indices, _ in found] == [[2, 0], [3]]
+    found = list(batches(files, [[2, 0], [3], [1, 3]], CPU, threads))
+    assert [indices.tolist() for indices, _ in found] == [[2, 0], [3], [1, 3]]
     assert found[0][1].tolist() == [[70, 64], [70, 64]]
+
+
+def test_a_batch_is_decoded_while_the_one_before_it_is_in_use(tmp_path):
+    decoded = [threading.Event() for _ in range(6)]
+
+    class Noting(ImageFiles):
+        def __getitem__(self, index):
+            decoded[index].set()
+            return index, torch.zeros(1)
+
+    found = batches(Noting([""] * 6, None), in_order(6, 2), CPU, threads=1)
+    next(found)
+    assert all(event.wait(60) for event in decoded[:4])
+    assert not any(event.is_set() for event in decoded[4:])
+
+
+def test_what_cannot_be_decoded_ends_the_threads(tmp_path):
+    before = threading.active_count()
+    files = ImageFiles([*write_pictures(tmp_path, 3), "nowhere.png"], lambda image: torch.zeros(1))
+    with pytest.raises(UserError, match=r"nowhere\.png"):
+        list(batches(files, in_order(4, 2), CPU, threads=2))
+    assert threading.active_count() == before
+
+
+def test_threads_that_decode_leave_the_model_its_threads(tmp_path):
+    was = torch.get_num_threads()
+    found = []
+
+    def transform(image):
+        found.append(torch.get_num_threads())
+        return torch.zeros(1)
+
+    try:
+        torch.set_num_threads(3)
+        list(batches(ImageFiles(write_pictures(tmp_path, 3), transform), [range(3)], CPU, 2))
+        assert found == [1, 1, 1]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(was)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The pool itself; what captioning does with it is in tests/captions/test_prepare.py."""
 
+import multiprocessing
+
 import pytest
 from support.work import die, refuse, square, survive
 
@@ -18,6 +20,14 @@ def test_results_come_in_the_order_of_the_tasks():
         assert list(workers.in_order(range(20))) == [square(number) for number in range(20)]
         assert list(workers.in_order([5])) == [25]  # and again
         assert list(workers.in_order([])) == []
+
+
+def test_processes_can_start_before_there_is_a_task():
+    before = set(multiprocessing.active_children())
+    with pool(square) as workers:
+        workers.start()
+        assert len(set(multiprocessing.active_children()) - before) == 2
+        assert list(workers.in_order([5])) == [25]
 
 
 def test_only_a_few_tasks_are_taken_at_once():

@@ -59,4 +59,4 @@ def test_features_are_read_in_pieces_and_in_the_order_asked_for(
     monkeypatch.setattr(pseudo_label_images, "ROWS", 6)
     monkeypatch.setattr("latteclip.labels.features.ROWS", rows)
     ids = pa.chunked_array([[names[i] for i in wanted]], pa.string())
-    assert torch.equal(read_features(write("t.parquet"), ids), images[list(wanted)])
+    assert torch.equal(read_features(write("t.parquet"), ids)[:], images[list(wanted)])

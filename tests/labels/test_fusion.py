@@ -4,13 +4,13 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from support.witnesses import ALL, SCALE, TableVotes, World, captions_of, generator
+from support.witnesses import ALL, SCALE, TableVotes, World, captions_of, generator, on_disk
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latteclip.clip.classifier import Classifier
 from latteclip.labels import corroboration, fusion, witnesses
 from latteclip.labels.fusion import KEPT, Posterior, Witnesses, fit_mixture, fuse
-from latteclip.labels.witnesses import Images, ScoreVotes
+from latteclip.labels.witnesses import CaptionVotes, Images, ScoreVotes
 
 N, C, D = 23, 7, 5
 
@@ -411,6 +411,21 @@ def test_what_is_computed_in_parts_equals_the_whole(monkeypatch):
     )
 
 
+@pytest.mark.parametrize("rows", [64, 899, 4096])
+def test_features_on_the_disk_give_what_features_in_memory_give(monkeypatch, rows):
+    world = World.of()
+    images, captions = world.images(), world.captions(silent=0.2)
+    whole = fuse(images, captions)
+    monkeypatch.setattr(witnesses, "ROWS", rows)
+    there = Images.of(on_disk(world.features), world.texts, SCALE)
+    votes = CaptionVotes.of(on_disk(captions.texts), captions.row_of, world.texts, SCALE)
+    assert_same(fuse(there, votes), whole)
+    prototypes = fusion.prototypes_by_zero_shot(images)
+    torch.testing.assert_close(
+        fusion.prototypes_by_zero_shot(there), prototypes, atol=1e-4, rtol=1e-4
+    )
+
+
 def test_a_sample_that_is_larger_than_the_data_is_the_data(monkeypatch):
     world = World.of()
     before = fuse(world.images(), world.votes())
@@ -480,12 +495,13 @@ def test_no_table_of_all_images_and_classes_is_made(monkeypatch):
     monkeypatch.setattr(corroboration, "DEALS", 19)
     monkeypatch.setattr(fusion, "ROUNDS", 2)
     world = World.of(n, c)
-    images, votes = world.images(), world.captions()
+    images, texts = Images.of(on_disk(world.features), world.texts, SCALE), world.captions()
+    votes = CaptionVotes.of(on_disk(texts.texts), texts.row_of, world.texts, SCALE)
     with Largest() as largest:
         fused = fuse(images, votes)
     assert fused.trust.corroboration.found
-    # Two predictors of a sample at once, or what is kept of each image.
-    assert largest.entries <= max(2 * 2**17, n * 24, n * KEPT)
+    # Two predictors of a sample at once, or what is kept of each image: not its features.
+    assert largest.entries <= max(2 * 2**17, n * KEPT) < n * world.texts.shape[1]
     assert largest.entries < n * c / 5
     with Largest() as whole:
         images.zero_shot(ALL)

@@ -4,10 +4,16 @@ import pyarrow.parquet as pq
 from support.tiny import ROOT
 
 
+def benchmark(name):
+    """The module of a benchmark, which is a script."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_every_step_of_the_benchmark_runs(tmp_path):
-    spec = importlib.util.spec_from_file_location("scale", ROOT / "benchmarks" / "scale.py")
-    scale = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(scale)
+    scale = benchmark("scale")
     place = scale.Place(tmp_path, 200, 5)
     for step in scale.STEPS:
         if step.run is not scale.plan_jobs:  # dry runs have tests of their own
@@ -18,3 +24,11 @@ def test_every_step_of_the_benchmark_runs(tmp_path):
     assert len(index) == 200
     assert len(captions) == index["split"].to_pylist().count("train")
     assert (results / "report.html").is_file()
+
+
+def test_the_page_on_scale_has_the_rows_that_are_computed():
+    page = (ROOT / "docs" / "scaling.md").read_text("utf-8")
+    rows = benchmark("outlook").rows()
+    assert rows
+    for row in rows:
+        assert row in page

@@ -9,7 +9,7 @@ import numpy as np
 from latteclip.captions.summarize_captions import summarize_captions
 from latteclip.core import tables
 from latteclip.evaluate.audited import Accuracy, Audit
-from latteclip.report import report_dataset, runs, thumbnails
+from latteclip.report import report_dataset, runs
 
 VOID = {"meta", "link", "img", "input", "br", "wbr"}
 
@@ -147,6 +147,10 @@ def write_unknown(results):
     """Scores by which images are of no class, the last image's the highest; the path."""
     path = results.folder / "unknown.parquet"
     scores = np.arange(len(results.image_ids)) / len(results.image_ids)
-    columns = {"image_id": results.image_ids, "score": scores, "is_unknown": scores > 0.9}
-    tables.write(path, columns, thumbnails.SCORED)
+    columns = {
+        "image_id": results.image_ids,
+        "score": scores.astype(np.float32),
+        "is_unknown": scores > 0.9,
+    }
+    tables.write(path, columns, tables.UNKNOWN)
     return str(path)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from latteclip.clip.feature_rows import FeatureRows
 from latteclip.labels.witnesses import CaptionVotes, Images
 
 SCALE = 30.0
@@ -73,6 +74,13 @@ def captions_of(texts, row_of, classes):
     """CaptionVotes of text features [U, D]; the row U is that of no caption."""
     nothing = torch.zeros(1, texts.shape[1])
     return CaptionVotes.of(torch.cat([texts, nothing]), row_of, classes, SCALE)
+
+
+def on_disk(table):
+    """The rows [N, D] of a tensor as FeatureRows."""
+    rows = FeatureRows(*table.shape)
+    rows[ALL] = table
+    return rows
 
 
 @dataclass

@@ -233,7 +233,7 @@ def test_a_head_made_anew_is_of_the_tuned_features_and_the_weights_stay(inputs, 
         assert torch.equal(weights, state(model)[name]), name
     assert tables.read_metadata(history, "step")["marks"] == ["ours"]
     clip = clips.load(f"local-dir:{model}", None, torch.device("cpu"))
-    features = encode_files(clip, inputs.files, 7, 1)
+    features = encode_files(clip, inputs.files, 7, 1)[:]
     scale = clip.model.logit_scale.exp().item()
     texts = class_embeddings(clip, "a photo of a {} texture.", CLASSNAMES)
     images = Images.of(features.clone(), texts, scale)

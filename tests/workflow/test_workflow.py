@@ -201,7 +201,7 @@ NEW_CLIP = {
 }
 
 EDITS = {
-    "an audit": (answered, {"summarize": 1, "report_dataset": 1}),  # nothing learns from it
+    "an audit": (answered, PAGES),  # nothing learns from it
     "learning rate": (in_demo("finetune", "lr", value=1e-4), TUNED),
     "a switch of latteclip": (
         in_demo("methods", "latteclip", "switches", "alpha", value=0.2),

@@ -6,6 +6,7 @@ import shutil
 import sys
 
 from snakemake.exceptions import WorkflowError
+from snakemake.io import sourcecache_entry
 
 # The folder of the Snakefile that people run: the code beside it comes first, whatever is installed.
 ROOT = Path(os.path.realpath(workflow.current_basedir)).parents[1]
@@ -14,8 +15,14 @@ if IS_CLONE:
     sys.path.insert(0, str(ROOT))
 
 from latteclip.cli import cluster, locks
-from latteclip.config import demands, layers, page_settings, rule_inputs, rule_settings
-from latteclip.config.code import sources, templates
+from latteclip.config import (
+    code,
+    demands,
+    layers,
+    page_settings,
+    rule_inputs,
+    rule_settings,
+)
 from latteclip.config.configuration import Configuration, as_json
 from latteclip.config.rule_inputs import DATA, MODEL_NOTE
 from latteclip.core.errors import UserError
@@ -93,6 +100,47 @@ def given_json(function, **fixed):
     """The same as JSON."""
     answer = given(function, **fixed)
     return lambda wildcards: as_json(answer(wildcards))
+
+
+# Where a storage keeps the results (docs/cluster.md), Snakemake looks there for each file of a rule
+# but those that are marked as sources of the workflow or as local.
+
+
+def as_code(paths):
+    """Files of the package as inputs: they come with the workflow."""
+    if workflow.storage_settings.default_storage_provider is None:
+        return paths
+    return [sourcecache_entry(path, path) for path in paths]
+
+
+def sources(*modules):
+    """The code that modules run, as inputs."""
+    return as_code(code.sources(*modules))
+
+
+def given_sources(function):
+    """The code that the configuration chooses, as inputs."""
+    answer = given(function)
+    return lambda wildcards: as_code(answer(wildcards))
+
+
+def at_hand(function, **fixed):
+    """Inputs that people bring: they stay where they are."""
+    answer = given(function, **fixed)
+
+    def files(wildcards):
+        found = answer(wildcards)
+        return (
+            local(found) if isinstance(found, str) else [local(file) for file in found]
+        )
+
+    return files
+
+
+def as_found(answer):
+    """JSON that names results, as a job finds them: a storage copies them for it."""
+    folder = workflow.modifier.path_modifier.apply_default_storage("results")
+    return lambda wildcards: answer(wildcards).replace('"results/', f'"{folder}/')
 
 
 def options(*names):

@@ -5,7 +5,7 @@ rule generate_textures:
     input:
         code=sources("latteclip.demo.generate_textures"),
     output:
-        directory(DATA),
+        local(directory(DATA)),
     log:
         "results/{dataset}/logs/generate_textures.log",
     wildcard_constraints:
@@ -24,7 +24,7 @@ rule generate_textures:
 # No `code` among its inputs: an edit of the package must not unpack gigabytes again.
 rule download_dataset:
     output:
-        directory(DATA),
+        local(directory(DATA)),
     log:
         "results/{dataset}/logs/download_dataset.log",
     wildcard_constraints:
@@ -41,7 +41,7 @@ rule download_dataset:
 
 rule index_images:
     input:
-        folder=given(rule_inputs.data_folder),
+        folder=at_hand(rule_inputs.data_folder),
         code=sources("latteclip.data.index_images"),
     output:
         images="results/{dataset}/images.parquet",
@@ -78,10 +78,9 @@ rule find_duplicates:
         "results/{dataset}/benchmarks/find_duplicates.jsonl"
     conda:
         "../../envs/latteclip.yaml"
-    threads: threads_of("index_images")
     resources:
         mem_mb=memory("find_duplicates"),
         runtime=minutes("find_duplicates"),
     shell:
         "latteclip find-duplicates --images {input.images} --fingerprints {input.fingerprints}"
-        " --output {output} --threads {threads} --log {log}"
+        " --output {output} --log {log}"

@@ -150,7 +150,7 @@ rule select_model:
         mem_mb=memory("select_model"),
         runtime=minutes("select_model"),
     params:
-        candidates=given_json(rule_inputs.candidates),
+        candidates=as_found(given_json(rule_inputs.candidates)),
         votes=options("votes"),
     shell:
         "latteclip select-model --dataset {wildcards.dataset} --candidates {params.candidates:q}"
@@ -161,7 +161,7 @@ rule summarize:
     input:
         metrics=rule_inputs.all_metrics(configuration),
         selections=rule_inputs.all_selections(configuration),
-        audits=rule_inputs.all_audits(configuration),
+        audits=[local(file) for file in rule_inputs.all_audits(configuration)],
         code=sources("latteclip.evaluate.summarize"),
     output:
         csv=report(

@@ -17,10 +17,10 @@ rule report_dataset:
         galleries=given(page_settings.files_of_runs, kind="gallery"),
         selection=given(rule_inputs.selection_if_any),
         calibrated=given(rule_inputs.calibrated_if_run),
-        audit=given(rule_inputs.audit_if_any),
-        unknown=given(rule_inputs.unknown_if_any),
+        audit=at_hand(rule_inputs.audit_if_any),
+        unknown="results/{dataset}/unknown.parquet",
         duplicates="results/{dataset}/duplicates.parquet",
-        templates=templates(),
+        templates=as_code(code.templates()),
         code=sources("latteclip.report.report_dataset"),
     output:
         report(
@@ -38,12 +38,13 @@ rule report_dataset:
         runtime=minutes("report_dataset"),
     params:
         captions=options("image_captions", "group_captions", "caption_summary"),
-        choice=options("selection", "calibrated", "audit", "unknown"),
-        runs=given_json(page_settings.runs),
-        settings=given(page_settings.report_dataset),
+        choice=options("selection", "calibrated", "audit"),
+        runs=as_found(given_json(page_settings.runs)),
+        settings=as_found(given(page_settings.report_dataset)),
     shell:
         "latteclip report-dataset --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " {params.captions} {params.choice} --duplicates {input.duplicates} --runs {params.runs:q} --settings {params.settings:q}"
+        " {params.captions} {params.choice} --duplicates {input.duplicates}"
+        " --unknown {input.unknown} --runs {params.runs:q} --settings {params.settings:q}"
         " --output {output} --log {log}"
 
 
@@ -52,7 +53,7 @@ rule index_results:
         metrics=rules.summarize.input.metrics,
         selections=rules.summarize.input.selections,
         audits=rules.summarize.input.audits,
-        templates=templates(),
+        templates=as_code(code.templates()),
         code=sources("latteclip.report.index_results"),
     output:
         report(

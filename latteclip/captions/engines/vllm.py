@@ -1,5 +1,6 @@
 """vLLM's offline engine."""
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from latteclip.core.errors import UserError
 
 T = TypeVar("T")
 PROBE = 64  # side of a picture to try, pixels
+PROMPTS = 4096  # whose tokens are kept
 ROOM = 2  # requests inside the engine for each one that it works on: rendered ahead
 # What vLLM's errors say, in lower case, and what to do about them; the first that fits.
 REMEDIES = (
@@ -135,12 +137,12 @@ class VllmCaptioner:
         self._refusals = (ValueError, vllm.exceptions.VLLMClientError)
         self._sampling = vllm.SamplingParams(temperature=0.0, max_tokens=settings.max_new_tokens)
         self._room = ROOM * settings.batch_size
+        self._rendered = functools.lru_cache(PROMPTS)(self._render)
         self._try_out(settings.model, pictures)
 
     def _try_out(self, model: str, pictures: int) -> None:
         """Ask about black pictures: a model that cannot be asked says so before work begins."""
-        black = [Image.new("RGB", (PROBE, PROBE))] * pictures
-        [(_, answer)] = VllmCaptioner.answer(self, [Request(0, black, "?")])
+        [(_, answer)] = VllmCaptioner.answer(self, [Request(0, blacks(pictures), "?")])
         if answer.error is not None:
             raise UserError(
                 f"Captioner model {model!r} cannot be asked (pictures: {pictures}): {answer.error}"
@@ -187,10 +189,32 @@ class VllmCaptioner:
 
     def _enqueue(self, request: Request) -> str:
         """Hand a request over; returns the id that its output will bear."""
-        pictures = [{"type": "image_pil", "image_pil": p} for p in request.pictures]
-        conversation: Any = messages(pictures, request.prompt)
-        [internal] = self._llm.enqueue_chat([conversation], self._sampling, use_tqdm=False)
+        prompt: Any = self._rendered(request.prompt, len(request.pictures))
+        shown = {kind: list(request.pictures) for kind in prompt["multi_modal_data"]}
+        prompt = {**prompt, "multi_modal_data": shown}
+        [internal] = self._llm.enqueue([prompt], self._sampling, use_tqdm=False)
         return external_id(internal)
+
+    def _render(self, prompt: str, pictures: int) -> Any:
+        """The tokens of a request with black pictures, as vLLM makes them of chat messages.
+
+        `LLM.enqueue_chat` would make them for each request anew.
+        """
+        from vllm.renderers import ChatParams
+
+        renderer = self._llm.renderer
+        asks = {"add_generation_prompt": True, "tokenize": False}
+        black = [{"type": "image_pil", "image_pil": each} for each in blacks(pictures)]
+        conversation: Any = messages(black, prompt)
+        _, text = renderer.render_messages(conversation, ChatParams(chat_template_kwargs=asks))
+        as_it_is = renderer.default_chat_tok_params.with_kwargs(add_special_tokens=False)
+        [tokens] = renderer.tokenize_prompts([text], as_it_is)
+        return tokens
+
+
+def blacks(pictures: int) -> list[Image.Image]:
+    """So many black pictures."""
+    return [Image.new("RGB", (PROBE, PROBE))] * pictures
 
 
 def external_id(internal: str) -> str:

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from latteclip.captions.engines import start as engines
 from latteclip.captions.engines.base import Captioner, CaptionerSettings
 from latteclip.captions.groups import GROUP_SIZE
@@ -57,7 +55,7 @@ def _requests(
     prompt = fill(rule_settings.prompt(configuration, job.dataset, "image"), "object")
     identity = settings.identity(Layout(max_side=settings.max_image_side))
     as_urls = not engines.loads_model(settings.engine)
-    prepare = Preparer(identity, as_urls, held=np.zeros(0, np.uint64))
+    prepare = Preparer(identity, as_urls, held=())
     paths = made.pictures(configuration, job.dataset, folder / "pictures", MANY)
     prepared = [prepare(Task(key, [path], prompt)) for key, path in enumerate(paths)]
     return [Request(one.task.key, one.pictures or (), prompt) for one in prepared]

@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 from support import tiny_lmms
-from support.asked import PROMPT, answers, answers_of_vllm, pictures
+from support.asked import PROMPT, answers, of_vllm, pictures
 from support.commands import SETTINGS, paths_of
 from support.vllm_server import SERVED_AS, serving
 
 from latteclip.captions.processors import TokenCounter
 
-NAMES = ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "internvl")
+NAMES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
 SERVED = ("llava_next", "qwen3_vl")  # a start for each takes as long as all the rest
 
 
@@ -48,15 +48,22 @@ def test_an_architecture_tells_pictures_apart_in_as_many_tokens_as_are_counted(n
 
 @pytest.fixture(scope="module")
 def by_vllm(asked, four):
-    """What vLLM answers, by architecture."""
+    """What vLLM answers, and what its engine is handed, by architecture."""
     models = [dataclasses.replace(asked[name][0], engine="vllm") for name in NAMES]
-    return dict(zip(NAMES, answers_of_vllm(models, four), strict=True))
+    return dict(zip(NAMES, of_vllm(models, four), strict=True))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_vllm_answers_as_transformers_does(name, asked, by_vllm):
-    assert by_vllm[name] == asked[name][1]
+    assert by_vllm[name][0] == asked[name][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prompt_that_is_made_once_is_what_vllm_makes_of_chat_messages(name, by_vllm):
+    own, of_chat = by_vllm[name][1]
+    assert own == of_chat
 
 
 @pytest.mark.slow

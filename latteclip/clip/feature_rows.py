@@ -1,0 +1,54 @@
+"""Features of many images or texts, on the disk: in memory are the rows that are worked with.
+
+Letters: N rows, n some of them, D embedding width.
+"""
+
+import os
+import tempfile
+import weakref
+
+import numpy as np
+import torch
+
+
+class FeatureRows:
+    """A table [N, D] of float32 in a temporary file without a name; what was not written is 0.
+
+    A row, or some, are read and written by slices or by tensors of indices or of truth, as those of
+    a tensor are; what is read is a copy. The file lies where TMPDIR says and ends with the process.
+    """
+
+    def __init__(self, n: int, width: int) -> None:
+        """Room for n rows.
+
+        Raises:
+            OSError: there is none on the disk.
+        """
+        self.shape = (n, width)
+        self._file = tempfile.TemporaryFile(prefix="latteclip-")  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
+        size = n * width * np.dtype(np.float32).itemsize
+        if size:  # taken at once: a mapped file that outgrows its disk would kill the process
+            os.posix_fallocate(self._file.fileno(), 0, size)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(np.array(self._mapped()[_index(rows)]))
+
+    def __setitem__(self, rows: slice | torch.Tensor, values: torch.Tensor) -> None:
+        self._mapped()[_index(rows)] = values.numpy()
+
+    def _mapped(self) -> np.ndarray:
+        """The table, mapped anew each time: pages of a mapping count as the process's memory."""
+        if 0 in self.shape:
+            return np.empty(self.shape, np.float32)
+        return np.memmap(self._file, np.float32, "r+", shape=self.shape)
+
+
+Features = torch.Tensor | FeatureRows  # [N, D], in memory or not
+
+
+def _index(rows: slice | torch.Tensor) -> slice | np.ndarray:
+    return rows if isinstance(rows, slice) else rows.numpy()
