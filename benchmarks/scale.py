@@ -14,8 +14,10 @@ import itertools
 import json
 import logging
 import os
+import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,6 +31,8 @@ ROOT = Path(__file__).parents[1]
 DISTINCT = 64  # JPEGs; a file system allows at most 65,000 links to a file
 WIDTH = 512  # of features, as ViT-B/32 gives them
 SHARDS = 64
+TRAINING = 0.7  # the share of the images that are for training
+TRAINED, BATCH = 200, 128  # steps that are trained, and images of each
 PROSE = """a the of with on in and small large bright dark red green blue old round long striped
 smooth photo object table grass water sky wall shadow pattern detail surface edge corner"""
 ADJECTIVES = ["alpine", "common", "crested", "dusky", "giant", "golden", "grey", "hooded", "lesser"]
@@ -441,8 +445,8 @@ def report_dataset(place: Place) -> Work:
     zero_shot, other = place.file("predictions.parquet"), place.file("other.parquet")
     table, metadata = tables.read(zero_shot, tables.PREDICTIONS)
     changed = np.random.default_rng(0).random(len(table)) < 0.3
-    labels = np.where(changed, table["label"].to_numpy(), table["prediction"].to_numpy())
-    columns = {name: table[name] for name in table.column_names} | {"prediction": labels}
+    predictions = (table["prediction"].to_numpy() + changed) % place.n_classes
+    columns = {name: table[name] for name in table.column_names} | {"prediction": predictions}
     tables.write(other, columns, tables.PREDICTIONS, metadata)
     found = {"zero_shot": zero_shot, "other": other}
     runs = [
@@ -496,6 +500,101 @@ def tokenize_texts(place: Place) -> Work:
     return lambda: print(f"{len(bank.tokens)} texts", file=sys.stderr)
 
 
+def finetune(place: Place) -> Work:
+    """TRAINED steps of the demo's CLIP by the command, told to end half-way and run again.
+
+    The made captions and images, batches of 128; the model is not written.
+    """
+    from latteclip.core.steps import steps_per_epoch
+
+    per_epoch = steps_per_epoch(round(TRAINING * place.n), BATCH)
+    section = {
+        "epochs": -(-2 * TRAINED // per_epoch),  # more than are waited for
+        **{"warmup_steps": 5, "batch_size": BATCH, "steps_multiple_of": 1, "lr": 3e-4},
+        **{"beta1": 0.9, "beta2": 0.98, "eps": 1e-6, "weight_decay": 0.2, "batch_norm": "frozen"},
+    }
+    settings = {
+        "model": f"local-dir:{ROOT / 'latteclip' / 'demo' / 'models' / 'clip'}",
+        **{"pretrained": None, "template": "a photo of a {}.", "objective": "latteclip"},
+        "finetune": section,
+        "compute": {"cache_gib": 1.0},
+    }
+    inputs = {
+        "images": "images.parquet",
+        "pseudo-labels": "pseudo_labels.parquet",
+        "image-captions": "captions/images.parquet",
+        "group-captions": "captions/groups.parquet",
+        **{name: f"trained/{name}" for name in ("model", "history", "checkpoint")},
+        "log": "trained/finetune.log",
+    }
+    options = [f"--{name}={place.file(file)}" for name, file in inputs.items()]
+    command = [sys.executable, "-m", "latteclip", "finetune", *options, "--seed=0", "--threads=2"]
+    command.append(f"--settings={json.dumps(settings)}")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def work() -> None:
+        for steps in (TRAINED // 2, TRAINED):
+            with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as run:
+                while _steps_told(place.file("trained/finetune.log")) < steps:
+                    if run.poll() is not None:
+                        raise RuntimeError(f"finetune ended with status {run.returncode}.")
+                    time.sleep(0.5)
+                run.terminate()
+            _done(run.returncode == 128 + signal.SIGTERM)
+
+    return work
+
+
+def _steps_told(log: str) -> int:
+    """How many steps the progress in a log tells of."""
+    text = Path(log).read_text() if os.path.exists(log) else ""
+    told = re.findall(r"(\d+)/\d+ \[", text)
+    return int(told[-1]) if told else 0
+
+
+def write_predictions(place: Place) -> Work:
+    """What `predict` does beside the model: N images found, made predictions of them written."""
+    from latteclip.deploy import predict, prediction_files
+
+    def work() -> None:
+        paths = predict.image_paths([str(place.images)], sys.stdin.buffer)
+        names, best = place.classnames[:3], [0.9, 0.05, 0.01]
+        with prediction_files.writing(place.file("predicted.parquet"), len(names)) as add:
+            for start in range(0, len(paths), 256):
+                part = paths[start : start + 256]
+                add([prediction_files.Prediction(x, [0, 1, 2], names, best, best) for x in part])
+
+    return work
+
+
+def export_labels(place: Place) -> Work:
+    """Labels of captions taken away as CSV; the table of labels is made before."""
+    import numpy as np
+    import pyarrow as pa
+    import torch
+
+    from latteclip.clip.classifier import Classifier, save_classifier
+    from latteclip.core import tables
+    from latteclip.deploy import export_labels as stage
+
+    table, names = tables.read_unlabelled(place.file("images.parquet"), training=True)
+    n, folder = len(table), Path(place.file("."))
+    columns = {field.name: pa.nulls(n, field.type) for field in tables.CAPTION_LABELS}
+    labels = np.arange(n) % len(names)
+    columns |= {"image_id": table["image_id"], "calibrated_label": labels, "fused_label": labels}
+    columns |= {"fused_confidence": np.full(n, 0.5, np.float32)}
+    tables.write(folder / "caption_labels.parquet", columns, tables.CAPTION_LABELS)
+    features = tables.read_pieces(
+        folder / "pseudo_labels.parquet", tables.PSEUDO_LABELS, ["image_features"], 1
+    )
+    width = len(next(features)["image_features"][0])
+    head = Classifier.of(torch.randn(len(names), width))
+    (folder / "classifiers").mkdir(exist_ok=True)
+    described = {"classnames": names}
+    save_classifier(folder / "classifiers" / "image_prototypes.safetensors", head, described)
+    return lambda: print(stage.export_labels(folder, "csv", place.file("labels.csv")))
+
+
 @dataclass(frozen=True)
 class Step:
     """A function of this module, and how the table calls it; None: not in the table."""
@@ -526,7 +625,10 @@ STEPS = [
     Step(summarize_captions, "summarize_captions, images and groups"),
     Step(read_training_data, "fine-tuning: inputs read, one epoch's batches"),
     Step(tokenize_texts, "fine-tuning: captions tokenised"),
+    Step(finetune, f"fine-tuning: {TRAINED} steps, stopped and resumed once"),
     Step(report_dataset, "report_dataset of two methods"),
+    Step(write_predictions, "predict: images found, predictions written"),
+    Step(export_labels, "latteclip labels export, CSV"),
     Step(fuse_labels, "label_by_captions: votes of N training images fused"),
 ]
 
@@ -541,7 +643,8 @@ def measure(step: Step, place: Place) -> None:
     started = time.perf_counter()
     work()
     seconds = time.perf_counter() - started
-    print(json.dumps({"seconds": seconds, "cpu": _cpu_seconds() - before, "memory": _memory()}))
+    found = {"seconds": seconds, "cpu": _cpu_seconds() - before, "memory": _memory()}
+    print(json.dumps({"images": place.n, "step": step.run.__name__, "title": step.title, **found}))
 
 
 def _cpu_seconds() -> float:

@@ -1,8 +1,8 @@
 """Which stages of each dataset are done, stale or missing, as Snakemake itself sees it.
 
 Snakemake is asked twice, in processes of its own: `--summary` lists every output of the workflow
-with what is planned for it, and a dry run gives the reasons. Where there is a cluster, its queue
-follows. Nothing is run or written.
+with what is planned for it, and a dry run gives the reasons. What the stages used so far comes from
+the files beside their logs. Where there is a cluster, its queue follows. Nothing is run or written.
 """
 
 import ast
@@ -12,12 +12,14 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TextIO
 
 from latteclip.cli import cluster, locks
 from latteclip.cli.colours import paint
 from latteclip.config import layers, shipped
+from latteclip.core import usage
 from latteclip.core.errors import UserError
 from latteclip.core.foreign import shown
 
@@ -272,8 +274,37 @@ def table(jobs: Sequence[Job], stream: TextIO) -> str:
         if own:
             done = sum(job.state == "done" for job in own)
             title = paint(shown(name), "bold", stream)
-            lines += [f"{title}: {done} of {len(own)} jobs done", *_rows(own, stream), ""]
+            lines += [f"{title}: {done} of {len(own)} jobs done", *_rows(own, stream)]
+            lines += [*_used(name, stream), ""]
     return "\n".join(lines).rstrip()
+
+
+def _used(dataset: str, stream: TextIO) -> Iterator[str]:
+    """What the runs of a dataset's stages used so far, by stage and in all."""
+    folder = RESULTS / dataset if dataset != SHARED else RESULTS
+    stages = usage.by_stage(
+        path
+        for pattern in (f"logs/*{usage.SUFFIX}", f"*/seed*/logs/*{usage.SUFFIX}")
+        for path in sorted(folder.glob(pattern))
+    )
+    if not stages:
+        return
+    yield f"  {paint('used so far', 'bold', stream)}: {_told(usage.total(stages.values()))}"
+    for stage, used in stages.items():
+        yield f"  {'':7}  {stage:22}  {_told(used)}"
+
+
+def _told(used: usage.Used) -> str:
+    """What was used in words; a GPU and tokens where there were any."""
+    parts = [
+        f"{used.runs} run{'s' * (used.runs != 1)}",
+        f"CPU {timedelta(seconds=round(used.cpu_seconds))}",
+        f"GPU {timedelta(seconds=round(used.gpu_seconds))}" if used.gpu_seconds else "",
+        f"{used.memory:,.0f} MiB",
+        f"{used.tokens_read:,} tokens read" if used.tokens_read else "",
+        f"{used.tokens_written:,} written" if used.tokens_written else "",
+    ]
+    return ", ".join(filter(None, parts))
 
 
 def _rows(jobs: Sequence[Job], stream: TextIO) -> Iterator[str]:

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from latteclip.config.configuration import Configuration
+from latteclip.core import usage
 
 # Sections that datasets share and a page tells, in its order.
 SECTIONS = (
@@ -67,20 +68,35 @@ def files_of_runs(configuration: Configuration, dataset: str, kind: str) -> list
 
 
 def benchmarks(configuration: Configuration, dataset: str) -> list[dict[str, str]]:
-    """Snakemake's benchmark files: no inputs, for one that is missing must rerun nothing."""
+    """Snakemake's benchmark files, and what commands wrote of their own use.
+
+    They are no inputs, for one that is missing must rerun nothing.
+    """
     folder = f"results/{dataset}"
     n = configuration.section("captions", dataset)["shards"]
     shards = [f"-{i}-of-{n}" for i in range(1, n + 1)] if n > 1 else [""]
     files = [
-        {"rule": stage, "run": "", "path": f"{folder}/benchmarks/{stage}{shard}.jsonl"}
+        _measured(folder, stage, "", shard)
         for stage in OF_DATASET
         for shard in (shards if stage in CAPTIONING else [""])
     ]
     for method, seed in configuration.runs(dataset):
-        for stage in OF_RUN:
-            path = f"{folder}/{method}/seed{seed}/benchmarks/{stage}.jsonl"
-            files.append({"rule": stage, "run": f"{method}, seed {seed}", "path": path})
+        files += [
+            _measured(f"{folder}/{method}/seed{seed}", stage, f"{method}, seed {seed}")
+            for stage in OF_RUN
+        ]
     return files
+
+
+def _measured(folder: str, stage: str, run: str, shard: str = "") -> dict[str, str]:
+    """The files that say what one job took: Snakemake's, and that of its command."""
+    name = f"{stage}{shard}"
+    return {
+        "rule": stage,
+        "run": run,
+        "path": f"{folder}/benchmarks/{name}.jsonl",
+        "used": f"{folder}/logs/{name}{usage.SUFFIX}",
+    }
 
 
 def shown_config(configuration: Configuration, dataset: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ PAUSE = 1.0  # seconds until a busy GPU is tried again
 # The oldest driver for each CUDA (NVIDIA, "CUDA Compatibility", minor version compatibility).
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 _held: list[IO[str]] = []  # locks are the process's own and end with it
+_uses: list[tuple[int, float]] = []  # how many GPUs this process was given, and when
 
 
 def claim(n: int = 1) -> None:
@@ -42,10 +43,13 @@ def claim(n: int = 1) -> None:
     Raises:
         UserError: this process may use fewer than n.
     """
-    if {CLAIMED, "LOCAL_RANK"} & set(os.environ):
+    if _uses:
         return
     usable = visible()
     if not usable:
+        return
+    if {CLAIMED, "LOCAL_RANK"} & set(os.environ):
+        _uses.append((1 if "LOCAL_RANK" in os.environ else n, time.monotonic()))
         return
     if len(usable) < n:
         within = f" ({VISIBLE}={os.environ[VISIBLE]})" if VISIBLE in os.environ else ""
@@ -54,6 +58,12 @@ def claim(n: int = 1) -> None:
     os.environ[CLAIMED] = ",".join(chosen)
     if len(usable) > 1 or VISIBLE in os.environ:
         os.environ[VISIBLE] = os.environ[CLAIMED]
+    _uses.append((n, time.monotonic()))
+
+
+def seconds_held() -> float:
+    """GPU seconds since this process was given its GPUs, whether or not they had work."""
+    return sum(n * (time.monotonic() - since) for n, since in _uses)
 
 
 def visible() -> dict[str, str]:

@@ -3,6 +3,7 @@
 Letters: N training images.
 """
 
+import heapq
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,6 +44,5 @@ def _first(image_ids: Sequence[str], n: int) -> Mask:
     if n >= len(image_ids):
         mask[:] = True
     elif n > 0:
-        order = sorted(range(len(image_ids)), key=lambda row: digest(image_ids[row]))
-        mask[order[:n]] = True
+        mask[heapq.nsmallest(n, range(len(image_ids)), lambda row: digest(image_ids[row]))] = True
     return mask

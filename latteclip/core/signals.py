@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from latteclip.core import usage
+
 log = logging.getLogger(__name__)
 HEARD = (signal.SIGTERM, signal.SIGINT)
 
@@ -92,6 +94,7 @@ def ending_in_order(kept: str) -> Iterator[Signals]:
         yield signals
     except Terminated as error:
         log.info("Stopped before the end. %s", kept if error.kept is None else error.kept)
+        usage.write_down(done=False)
         logging.shutdown()
         for child in multiprocessing.active_children():  # an engine that holds a GPU
             child.terminate()

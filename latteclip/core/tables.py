@@ -6,9 +6,12 @@ Letters: N images, C classes, D embedding width, G groups.
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -112,6 +115,7 @@ UNKNOWN = pa.schema(
     ]
 )
 CAPTION_ROWS = 10_000  # of a row group of CAPTIONS
+STRINGS = 4096  # or other values of a column that are Python objects at once
 # One row per step of a training.
 HISTORY = pa.schema(
     [("step", pa.int32()), ("epoch", pa.int32())]
@@ -248,21 +252,80 @@ def _metadata(schema: pa.Schema) -> dict[str, Any]:
     }
 
 
-def read_groups(path: str, image_ids: Sequence[str]) -> tuple[list[str | None], list[list[int]]]:
-    """The captions of the G groups, and the members of each as indices into `image_ids`.
+class Strings(Sequence[str]):
+    """A column of strings in Arrow's memory: as Python objects, a million paths take 120 MB.
+
+    Forked worker processes share it, too; of Python objects each gets a copy bit by bit.
+    """
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Strings": ...
+
+    def __getitem__(self, index: int | slice) -> "str | Strings":
+        if isinstance(index, slice):
+            return Strings(self.column[index])
+        value: str = self.column[index].as_py()
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        for chunk in self.column.chunks:
+            for start in range(0, len(chunk), STRINGS):
+                yield from chunk[start : start + STRINGS].to_pylist()
+
+
+@dataclass(frozen=True)
+class Groups:
+    """G groups of images."""
+
+    captions: pa.ChunkedArray  # [G]
+    group_of: npt.NDArray[np.int64]  # [M] of each member, ascending
+    members: npt.NDArray[np.int32]  # [M] their rows
+
+
+def read_groups(path: str, image_ids: pa.ChunkedArray) -> Groups:
+    """The captions of groups, and their members as rows of `image_ids`.
 
     Raises:
         UserError: a member is not among them.
     """
     table, _ = read(path, CAPTIONS, ["members", "caption"])
-    row_of = {image_id: row for row, image_id in enumerate(image_ids)}
-    try:
-        members = [[row_of[name] for name in names] for names in table["members"].to_pylist()]
-    except KeyError as error:
+    names = pc.list_flatten(table["members"])
+    members = pc.index_in(names, image_ids)
+    if members.null_count:
+        stranger = names.filter(pc.is_null(members))[0].as_py()
         raise UserError(
-            f"{path} names the image {error}, which is not a training image; {remedy(path)}."
-        ) from None
-    return table["caption"].to_pylist(), members
+            f"{path} names the image {stranger!r}, which is not a training image; {remedy(path)}."
+        )
+    sizes = pc.list_value_length(table["members"]).to_numpy()
+    return Groups(table["caption"], np.repeat(np.arange(len(table)), sizes), members.to_numpy())
+
+
+def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The rows of a table; those of some thousands are Python objects at once."""
+    for batch in table.to_batches(STRINGS):
+        yield from batch.to_pylist()
+
+
+def list_column(rows: npt.NDArray[Any]) -> pa.ListArray:
+    """[N, K] as a column of lists; no Python object is made of any number."""
+    n, width = rows.shape
+    offsets = pa.array(np.arange(0, n * width + 1, width, dtype=np.int32))
+    return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(rows).reshape(-1)))
+
+
+def from_list_column(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+    """[N, K] from a column of lists that are equally long."""
+    values: npt.NDArray[Any] = pc.list_flatten(column).to_numpy()
+    return values.reshape(len(column), -1)
 
 
 def read_unlabelled(path: str | Path, *, training: bool) -> tuple[pa.Table, list[str]]:
@@ -294,17 +357,27 @@ def _classnames(path: str | Path, metadata: Mapping[str, Any]) -> list[str]:
 def lookup(
     path: str | Path, schema: pa.Schema, key: str, column: str, ids: Sequence[str]
 ) -> list[Any]:
+    """`lookup_column` of a few ids, as Python objects."""
+    found: list[Any] = lookup_column(
+        path, schema, key, column, pa.chunked_array([ids], pa.string())
+    ).to_pylist()
+    return found
+
+
+def lookup_column(
+    path: str | Path, schema: pa.Schema, key: str, column: str, ids: pa.ChunkedArray
+) -> pa.ChunkedArray:
     """The values of `column` in the table at `path`, for the rows whose `key` is each of `ids`.
 
     Raises:
         UserError: the table lacks one of them.
     """
     table, _ = read(path, schema, [key, column])
-    values = dict(zip(table[key].to_pylist(), table[column].to_pylist(), strict=True))
-    missing = [name for name in ids if name not in values]
-    if missing:
+    rows = pc.index_in(ids, table[key])
+    if rows.null_count:
+        first = ids.filter(pc.is_null(rows))[0].as_py()
         raise UserError(
-            f"{path} lacks {len(missing)} of {len(ids)} images, the first {missing[0]!r}; "
+            f"{path} lacks {rows.null_count} of {len(ids)} images, the first {first!r}; "
             f"{remedy(path)}."
         )
-    return [values[name] for name in ids]
+    return table[column].take(rows)

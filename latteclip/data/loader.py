@@ -23,7 +23,7 @@ class ImageFiles(Dataset[tuple[Any, torch.Tensor]]):
     """N image files under one transform: of each its mark, which is its index, and its pixels."""
 
     def __init__(self, paths: Sequence[str], transform: Transform) -> None:
-        self.paths, self.transform = list(paths), transform
+        self.paths, self.transform = paths, transform
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -2,9 +2,10 @@
 
 import csv
 import io
+import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,7 +16,7 @@ from PIL import Image
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.files import refuse_folder, replacing, write_json
+from latteclip.core.files import refuse_folder, replacing
 from latteclip.core.version import __version__
 from latteclip.data import members
 from latteclip.data.images import FORMATS
@@ -64,10 +65,10 @@ def export_labels(folder: str, form: str, output: str, *, copy: bool = False) ->
 
 def _csv(labels: TakenLabels, output: str) -> None:
     with replacing(output) as temporary:
-        _write_rows(temporary, labels.table.column_names, labels.table.to_pylist())
+        _write_rows(temporary, labels.table.column_names, tables.rows_of(labels.table))
 
 
-def _write_rows(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+def _write_rows(path: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
     """CSV with empty cells for what is not known."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
@@ -101,8 +102,18 @@ def _label_studio(labels: TakenLabels, output: str) -> None:
     _refuse_shards(labels, "Label Studio shows files; export them by --format imagefolder --copy")
     with replacing(output) as folder:
         folder.mkdir()
-        write_json(folder / TASKS, [_task(row) for row in labels.table.to_pylist()])
+        with (folder / TASKS).open("w", encoding="utf-8") as file:
+            file.writelines(_json_list(map(_task, tables.rows_of(labels.table))))
         (folder / CONFIG).write_text(_interface(labels.classnames), encoding="utf-8")
+
+
+def _json_list(values: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """The parts of a JSON list with one line per value."""
+    between = "[\n"
+    for value in values:
+        yield between + json.dumps(value, ensure_ascii=False)
+        between = ",\n"
+    yield "\n]\n"
 
 
 def _task(row: dict[str, Any]) -> dict[str, Any]:
@@ -178,20 +189,23 @@ def _file_name(row: dict[str, Any]) -> str:
 
 def _image_folder(labels: TakenLabels, output: str, place: Callable[[str, Path], object]) -> None:
     """A folder of each class with its images, and a table of all that is known."""
-    rows = labels.table.to_pylist()
-    vanished = [row["path"] for row in rows if not members.exists(row["path"])]
+    paths = tables.Strings(labels.table["path"])
+    vanished = [path for path in paths if not members.exists(path)]
     if vanished:
         raise UserError(
-            f"{len(vanished)} of {len(rows)} images are not there, the first {vanished[0]}; run it "
-            "in the folder of the results, or rerun the workflow."
+            f"{len(vanished)} of {len(paths)} images are not there, the first {vanished[0]}; run "
+            "it in the folder of the results, or rerun the workflow."
         )
     with replacing(output) as folder:
         folder.mkdir()
         classes, files = FolderNames(), {name: FolderNames() for name in labels.classnames}
         for name in labels.classnames:
             (folder / classes.of(name)).mkdir()
-        for row in rows:
+
+        def placed(row: dict[str, Any]) -> dict[str, Any]:
             file = Path(classes.of(row["label"]), files[row["label"]].new(_file_name(row)))
             place(row["path"], folder / file)
-            row["file"] = file.as_posix()
+            return {**row, "file": file.as_posix()}
+
+        rows = map(placed, tables.rows_of(labels.table))
         _write_rows(folder / TABLE, ["file", *labels.table.column_names], rows)

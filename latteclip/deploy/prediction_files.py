@@ -31,6 +31,8 @@ SCHEMA = pa.schema(
     ]
 )
 
+ROWS = 10_000  # of a row group, or few more
+
 # What is further said where unknown images are asked for.
 UNKNOWN = pa.schema([("unknown_score", pa.float32()), ("is_unknown", pa.bool_())])
 
@@ -129,13 +131,24 @@ def _jsonl(output: str, topk: int, unknown: bool) -> Iterator[Add]:
 @contextlib.contextmanager
 def _parquet(output: str, topk: int, unknown: bool) -> Iterator[Add]:
     schema = _schema(unknown)
-    with tables.writing(output, schema) as add:
-        yield lambda predictions: add(
-            {
-                name: [_unicode(getattr(prediction, name)) for prediction in predictions]
-                for name in schema.names
-            }
-        )
+    waiting: list[Prediction] = []  # of a row group: the footer tells of each, and is held
+
+    with tables.writing(output, schema) as write:
+
+        def end_group() -> None:
+            write(
+                {name: [_unicode(getattr(one, name)) for one in waiting] for name in schema.names}
+            )
+            waiting.clear()
+
+        def add(predictions: Sequence[Prediction]) -> None:
+            waiting.extend(predictions)
+            if len(waiting) >= ROWS:
+                end_group()
+
+        yield add
+        if waiting:
+            end_group()
 
 
 def _schema(unknown: bool) -> pa.Schema:

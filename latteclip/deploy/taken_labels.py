@@ -78,20 +78,20 @@ def read(folder: str | Path) -> TakenLabels:
         )
     labels, described = tables.read(path, tables.CAPTION_LABELS)
     index, classnames = tables.read_unlabelled(folder / "images.parquet", training=True)
-    ids = labels["image_id"].to_pylist()
-    if sorted(ids) != sorted(index["image_id"].to_pylist()):
+    ids = labels["image_id"]
+    if len(ids) != len(index) or pc.index_in(index["image_id"], ids).null_count:
         raise UserError(f"{path} is of other images than images.parquet; rerun the workflow.")
     answers, calibration = _answers(folder, ids, labels)
     columns = {
         "image_id": labels["image_id"],
-        "path": tables.lookup(folder / "images.parquet", tables.IMAGES, "image_id", "path", ids),
+        "path": _column(folder / "images.parquet", tables.IMAGES, "path", ids),
         "label": _named(labels["fused_label"], classnames),
         "probability": _probabilities(labels, calibration),
-        "calibration": [_worth(calibration)] * len(ids),
+        "calibration": pa.repeat(_worth(calibration), len(ids)),
         "runner_up": _runner_up(folder, labels, classnames),
         **_witnesses(folder, ids, labels, classnames),
         **_unknown(folder, ids),
-        **_person(answers, ids, labels, classnames),
+        **_person(answers, ids, _named(labels["fused_label"], classnames)),
     }
     names = ("model", "pretrained", "votes")
     kept: dict[str, Any] = {key: described[key] for key in names if key in described}
@@ -135,13 +135,13 @@ def _runner_up(folder: Path, labels: pa.Table, classnames: list[str]) -> pa.Arra
 
 
 def _witnesses(
-    folder: Path, ids: list[str], labels: pa.Table, classnames: list[str]
+    folder: Path, ids: pa.ChunkedArray, labels: pa.Table, classnames: list[str]
 ) -> dict[str, Any]:
     """What zero-shot scores, image prototypes, the caption and class scores say by themselves."""
     path = folder / "pseudo_labels.parquet"
-    zero_shot = tables.lookup(path, tables.PSEUDO_LABELS, "image_id", "pseudo_label", ids)
+    zero_shot = _column(path, tables.PSEUDO_LABELS, "pseudo_label", ids)
     found = {
-        "zero_shot": _named(pa.chunked_array([zero_shot], pa.int32()), classnames),
+        "zero_shot": _named(zero_shot, classnames),
         "zero_shot_calibrated": _named(labels["calibrated_label"], classnames),
         "image_prototypes": _named(labels["image_label"], classnames),
         "caption": _captions(folder / "captions" / "images.parquet", ids),
@@ -155,30 +155,32 @@ def _witnesses(
     return found
 
 
-def _captions(path: Path, ids: list[str]) -> list[str | None]:
+def _column(path: Path, schema: pa.Schema, name: str, ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of a table of images, in the order of these."""
+    return tables.lookup_column(path, schema, schema.names[0], name, ids)
+
+
+def _captions(path: Path, ids: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
     """The caption of each image; null where class scores vote and there is none."""
     if not path.is_file():
-        return [None] * len(ids)
-    return tables.lookup(path, tables.CAPTIONS, "id", "caption", ids)
+        return pa.nulls(len(ids), pa.string())
+    return _column(path, tables.CAPTIONS, "caption", ids)
 
 
-def _unknown(folder: Path, ids: list[str]) -> dict[str, list[Any]]:
+def _unknown(folder: Path, ids: pa.ChunkedArray) -> dict[str, pa.ChunkedArray | pa.Array]:
     """Whether images belong to none of the classes; nulls where that was not asked."""
     path = folder / "unknown.parquet"
     names = {"unknown_score": "score", "is_unknown": "is_unknown"}
     if not path.is_file():
-        return {name: [None] * len(ids) for name in names}
-    return {
-        name: tables.lookup(path, tables.UNKNOWN, "image_id", column, ids)
-        for name, column in names.items()
-    }
+        return {name: pa.nulls(len(ids), SCHEMA.field(name).type) for name in names}
+    return {name: _column(path, tables.UNKNOWN, column, ids) for name, column in names.items()}
 
 
 # --- a person's answers --------------------------------------------------------------------------
 
 
 def _answers(
-    folder: Path, ids: list[str], labels: pa.Table
+    folder: Path, ids: pa.ChunkedArray, labels: pa.Table
 ) -> tuple[dict[str, Answer], Calibration | None]:
     """The answers that stand about these images, and what they teach of the probabilities."""
     if not (folder / FOLDER / SPLIT / "answers.jsonl").is_file():
@@ -197,10 +199,10 @@ def _answers(
 
 
 def _calibration(
-    session: Session, told: Mapping[str, Answer], ids: list[str], labels: pa.Table
+    session: Session, told: Mapping[str, Answer], ids: pa.ChunkedArray, labels: pa.Table
 ) -> Calibration:
     """What n answers teach, each for as many images as its stratum has for one answer."""
-    rows = pc.index_in(pa.array(list(told)), pa.array(ids)).to_numpy()
+    rows = pc.index_in(pa.array(list(told)), ids).to_numpy()
     fused = labels["fused_label"].to_numpy()[rows]
     confidence = labels["fused_confidence"].to_numpy()[rows].astype(np.float64)
     said = [one.classname for one in told.values()]
@@ -214,15 +216,12 @@ def _calibration(
 
 
 def _person(
-    answers: Mapping[str, Answer], ids: list[str], labels: pa.Table, classnames: list[str]
-) -> dict[str, list[Any]]:
-    """What a person said of each image, and whether that is the label."""
-    person: list[str | None] = []
-    confirmed: list[bool | None] = []
-    for image_id, label in zip(ids, labels["fused_label"].to_pylist(), strict=True):
-        one = answers.get(image_id)
-        said = None if one is None else one.classname or SAID[one.kind]
-        person.append(said)
-        knows = one is not None and one.kind != UNSURE
-        confirmed.append(said == classnames[label] and one.kind == CLASS if knows and one else None)
+    answers: Mapping[str, Answer], ids: pa.ChunkedArray, labels: pa.Array
+) -> dict[str, pa.Array | pa.ChunkedArray]:
+    """What a person said of each image, and whether that is the label; null where not asked."""
+    rows = pc.index_in(ids, pa.array(list(answers), pa.string())).combine_chunks()
+    said = [one.classname or SAID[one.kind] for one in answers.values()]
+    is_class = [None if one.kind == UNSURE else one.kind == CLASS for one in answers.values()]
+    person = pa.array(said, pa.string()).take(rows)
+    confirmed = pc.and_(pa.array(is_class, pa.bool_()).take(rows), pc.equal(person, labels))
     return {"person": person, "confirmed": confirmed}

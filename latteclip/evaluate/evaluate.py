@@ -67,14 +67,14 @@ def evaluate(
         features = encode_files(model.clip, paths, settings.batch_size, threads)
         return classify(features, model.classifier, k)
 
-    labels, scores = ranked(table["path"].to_pylist(), settings.topk)
+    labels, scores = ranked(tables.Strings(table["path"]), settings.topk)
     metrics.write(
         table, names, labels.numpy(), scores.numpy(), run, history.get("marks", []), outputs
     )
     apart = judged.held_out_images(files.images, settings.held_out)
     unseen = np.empty(0, np.int_)
     if len(apart):
-        unseen = ranked(apart["path"].to_pylist(), 1)[0][:, 0].numpy()
+        unseen = ranked(tables.Strings(apart["path"]), 1)[0][:, 0].numpy()
     judged.write_predictions(judged_output, apart["image_id"], unseen, names)
     predictions, _ = ranked(shown["path"].to_pylist(), 1)
     tables.write(

@@ -1,6 +1,6 @@
 """The test split classified by the pretrained model: the row that all others are compared with."""
 
-import numpy as np
+import pyarrow as pa
 
 from latteclip.core import tables
 from latteclip.evaluate import judged, metrics
@@ -23,16 +23,16 @@ def evaluate_zero_shot(
         judged_output: where the pseudo-labels of images that judge are written.
     """
     table, names = metrics.read_evaluated_images(images_path, run.dataset)
-    image_ids = table["image_id"].to_pylist()
     labels, scores = (
-        np.array(
-            tables.lookup(pseudo_labels_path, tables.PSEUDO_LABELS, "image_id", column, image_ids)
-        )
+        tables.from_list_column(_zero_shot(pseudo_labels_path, table["image_id"], column))
         for column in ("topk_labels", "topk_scores")
     )
     metrics.write(table, names, labels, scores, run, [], outputs)
     apart = judged.judging_images(images_path)["image_id"]
-    known = tables.lookup(
-        pseudo_labels_path, tables.PSEUDO_LABELS, "image_id", "pseudo_label", apart.to_pylist()
-    )
-    judged.write_predictions(judged_output, apart, np.array(known, np.int_), names)
+    known = _zero_shot(pseudo_labels_path, apart, "pseudo_label")
+    judged.write_predictions(judged_output, apart, known.to_numpy(), names)
+
+
+def _zero_shot(path: str, image_ids: pa.ChunkedArray, column: str) -> pa.ChunkedArray:
+    """A column of a PSEUDO_LABELS table for these images."""
+    return tables.lookup_column(path, tables.PSEUDO_LABELS, "image_id", column, image_ids)

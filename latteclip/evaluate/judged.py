@@ -21,13 +21,13 @@ NONE = -1  # in place of a class
 def judging_images(images_path: str) -> pa.Table:
     """The rows of the images that may judge in an IMAGES table, without their labels."""
     table, _ = tables.read_unlabelled(images_path, training=True)
-    return table.filter(pa.array(judging(table["image_id"].to_pylist())))
+    return table.filter(pa.array(judging(tables.Strings(table["image_id"]))))
 
 
 def held_out_images(images_path: str, share: float) -> pa.Table:
     """The rows of the held-out images in an IMAGES table, without their labels."""
     table, _ = tables.read_unlabelled(images_path, training=True)
-    return table.filter(pa.array(held_out(table["image_id"].to_pylist(), share)))
+    return table.filter(pa.array(held_out(tables.Strings(table["image_id"]), share)))
 
 
 def write_predictions(

@@ -8,12 +8,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from latteclip.core import tables
+from latteclip.core import tables, usage
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_text
 from latteclip.core.json_files import read_object
@@ -64,7 +65,8 @@ class ReportSettings:
     baseline: str  # the method that the configuration compares with
     shown: str | None  # None if nothing but zero-shot was run
     config: dict[str, Any]  # as merged for this dataset
-    benchmarks: list[dict[str, str]]  # rule, run and path of Snakemake's benchmark files
+    # Of each job: rule, run, path of Snakemake's benchmark file, and of what its command used.
+    benchmarks: list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -331,6 +333,7 @@ def _provenance(
 ) -> dict[str, Any]:
     """Versions, commit, seeds, configuration, captioner, and what each job took."""
     metadata = next((one.metadata for one in captions if one), {})
+    used = usage.by_stage(Path(job["used"]) for job in settings.benchmarks)
     return {
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": provenance.commit(),
@@ -339,5 +342,7 @@ def _provenance(
         "captioner": metadata.get("captioner"),
         "engine": metadata.get("engine"),
         "jobs": [asdict(job) for job in provenance.job_costs(settings.benchmarks)],
+        "used": used,
+        "used_in_all": usage.total(used.values()),
         "config": yaml.safe_dump(settings.config, sort_keys=False, allow_unicode=True, width=88),
     }

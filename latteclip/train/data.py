@@ -4,11 +4,13 @@ Letters: N training images, C classes.
 """
 
 import itertools
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 
@@ -16,7 +18,7 @@ from latteclip.clip.classifier import load_classifier
 from latteclip.clip.feature_rows import FeatureRows
 from latteclip.clip.ranking import ROWS, classify
 from latteclip.core import tables
-from latteclip.core.digest import digest
+from latteclip.core.digest import digest_of
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import held_out
 from latteclip.core.prompts import class_texts
@@ -27,6 +29,7 @@ from latteclip.train.texts import TextBank
 
 # The column of `caption_labels.parquet` that takes the place of the zero-shot pseudo-labels.
 CAPTION_LABEL_COLUMNS = {"caption": "caption_label", "lmm": "lmm_label", "fused": "fused_label"}
+NOT_TRAINED = -1  # in place of the label of an image that is held out
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ class TrainingFiles:
 class TrainingData:
     """The N images that are not in the test split."""
 
-    paths: list[str]
-    sizes: list[tuple[int, int]]  # width and height of each picture
+    paths: tables.Strings
+    sizes: npt.NDArray[np.int32]  # [N, 2] width and height of each picture
     labels: torch.Tensor  # [N] class that the training takes each image for
     classnames: list[str]
     texts: TrainingTexts
@@ -70,10 +73,10 @@ def read(
         UserError: an input lacks an image or a label, or there is nothing to train on.
     """
     table, classnames = tables.read_unlabelled(files.images, training=True)
-    all_ids = table["image_id"].to_pylist()
-    kept = ~held_out(all_ids, share)
+    all_ids = table["image_id"]
+    kept = ~held_out(tables.Strings(all_ids), share)
     table = table.filter(pa.array(kept))
-    image_ids = table["image_id"].to_pylist()
+    image_ids = table["image_id"]
     if len(image_ids) < 2:
         raise UserError(
             f"{files.images} has {len(image_ids)} training images, but the loss compares images "
@@ -83,67 +86,71 @@ def read(
         raise UserError(f"{files.images} names only one class; nothing can be told apart.")
     own = _labels(files, labels, image_ids)
     descriptions = class_texts(template, classnames)
-    none = torch.zeros(0, dtype=torch.long)
-    image_texts = group_texts = group_labels = none
+    image_texts = group_texts = group_labels = torch.zeros(0, dtype=torch.long)
     classes = bank.add(descriptions)
     if files.image_captions:
-        captions = tables.lookup(files.image_captions, tables.CAPTIONS, "id", "caption", image_ids)
-        image_texts = bank.add(_or_class(captions, own, descriptions))
+        image_texts = bank.add(_image_captions(files.image_captions, image_ids, own, descriptions))
     if files.group_captions:
-        label_of = dict(zip(kept.nonzero()[0].tolist(), own, strict=True))
-        captions, labels_of_groups = _groups(files.group_captions, all_ids, label_of)
-        captions = _or_class(captions, labels_of_groups, descriptions)
-        group_texts, group_labels = bank.add(captions), torch.tensor(labels_of_groups)
+        label_of = np.full(len(all_ids), NOT_TRAINED)
+        label_of[kept] = own
+        captions, classes_of = _group_captions(
+            files.group_captions, all_ids, label_of, descriptions
+        )
+        group_texts, group_labels = bank.add(captions), torch.from_numpy(classes_of)
+        del captions
     start = _image_prototypes(files, image_ids, classnames)
     texts = TrainingTexts(classes, image_texts, group_texts, group_labels, start)
-    paths = table["path"].to_pylist()
-    sizes = zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True)
-    ids = [str(kind.tolist()) for kind in vars(texts).values() if kind is not None]
-    content = [*paths, *map(str, own), *bank.texts, *ids]
+    pa.default_memory_pool().release_unused()  # Arrow keeps what it freed, here some GiB
+    paths = tables.Strings(table["path"])
+    ids = (str(kind.tolist()) for kind in vars(texts).values() if kind is not None)
+    content = itertools.chain(paths, map(str, own.tolist()), bank.texts, ids)
     return TrainingData(
         paths,
-        list(sizes),
-        torch.tensor(own),
+        np.stack([table[name].to_numpy() for name in ("width", "height")], axis=1),
+        torch.from_numpy(own),
         classnames,
         texts,
         len(all_ids),
-        digest(*content),
+        digest_of(content),
     )
 
 
-def _labels(files: TrainingFiles, kind: str, image_ids: list[str]) -> list[int]:
-    """The class that each image is taken for."""
-    if kind == GROUND_TRUTH:
-        labels = tables.lookup(files.images, tables.IMAGES, "image_id", "label", image_ids)
-        unknown = labels.count(None)
-        if unknown:
-            raise UserError(
-                f"{files.images} has no label for {unknown} of {len(labels)} training images; "
-                "a supervised method needs them all."
-            )
-        return labels
-    if kind == "zero_shot":
-        return tables.lookup(
-            files.pseudo_labels, tables.PSEUDO_LABELS, "image_id", "pseudo_label", image_ids
-        )
+def _labels(files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """The class [N] that each image is taken for."""
     if kind == "zero_shot_calibrated":
         return _calibrated(files, image_ids)
+    labels = _label_column(files, kind, image_ids)
+    if kind == GROUND_TRUTH and labels.null_count:
+        raise UserError(
+            f"{files.images} has no label for {labels.null_count} of {len(labels)} training "
+            "images; a supervised method needs them all."
+        )
+    if labels.null_count:
+        asked = "scores.kind set" if kind == "lmm" else "scores.kind: null"
+        raise UserError(f"{files.caption_labels} has no labels of kind {kind!r}; run with {asked}.")
+    return labels.to_numpy().astype(np.int64)
+
+
+def _label_column(files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The labels [N] of one kind as the stage that made them wrote them."""
+    if kind == GROUND_TRUTH:
+        return tables.lookup_column(files.images, tables.IMAGES, "image_id", "label", image_ids)
+    if kind == "zero_shot":
+        return tables.lookup_column(
+            files.pseudo_labels, tables.PSEUDO_LABELS, "image_id", "pseudo_label", image_ids
+        )
     if files.caption_labels is None:
         raise UserError(f"Pseudo-labels {kind!r} come from captions; give --caption-labels.")
-    labels = tables.lookup(
+    return tables.lookup_column(
         files.caption_labels,
         tables.CAPTION_LABELS,
         "image_id",
         CAPTION_LABEL_COLUMNS[kind],
         image_ids,
     )
-    if None in labels:
-        asked = "scores.kind set" if kind == "lmm" else "scores.kind: null"
-        raise UserError(f"{files.caption_labels} has no labels of kind {kind!r}; run with {asked}.")
-    return labels
 
 
-def _calibrated(files: TrainingFiles, image_ids: list[str]) -> list[int]:
+def _calibrated(files: TrainingFiles, image_ids: pa.ChunkedArray) -> npt.NDArray[np.int64]:
     """The labels of zero-shot scores without class means."""
     if files.calibrated is None:
         raise UserError(
@@ -151,12 +158,12 @@ def _calibrated(files: TrainingFiles, image_ids: list[str]) -> list[int]:
         )
     classifier, _ = load_classifier(files.calibrated)
     labels, _ = classify(_features(files, image_ids), classifier, 1)
-    found: list[int] = labels[:, 0].tolist()
+    found: npt.NDArray[np.int64] = labels[:, 0].numpy()
     return found
 
 
 def _image_prototypes(
-    files: TrainingFiles, image_ids: list[str], classnames: list[str]
+    files: TrainingFiles, image_ids: pa.ChunkedArray, classnames: list[str]
 ) -> torch.Tensor | None:
     """Prototypes [C, D] to start from: rows of a classifier of centred features, L2-normalised.
 
@@ -173,38 +180,66 @@ def _image_prototypes(
     return F.normalize(rows - (rows @ mean)[:, None] * mean, dim=1)
 
 
-def _features(files: TrainingFiles, image_ids: list[str]) -> FeatureRows:
+def _features(files: TrainingFiles, image_ids: pa.ChunkedArray) -> FeatureRows:
     """Features [N, D] under the pretrained model."""
-    return read_features(files.pseudo_labels, pa.chunked_array([pa.array(image_ids)]))
+    return read_features(files.pseudo_labels, image_ids)
 
 
-def _groups(
-    path: str, image_ids: Sequence[str], label_of: Mapping[int, int]
-) -> tuple[list[str | None], list[int]]:
+def _image_captions(
+    path: str, image_ids: pa.ChunkedArray, labels: npt.NDArray[np.int64], descriptions: list[str]
+) -> pa.ChunkedArray:
+    """The caption of each image, or the description of its class."""
+    captions = tables.lookup_column(path, tables.CAPTIONS, "id", "caption", image_ids)
+    return _or_class(captions, labels, descriptions)
+
+
+def _group_captions(
+    path: str,
+    image_ids: pa.ChunkedArray,
+    label_of: npt.NDArray[np.int64],
+    descriptions: list[str],
+) -> tuple[pa.ChunkedArray, npt.NDArray[np.int64]]:
+    """`_captioned_classes` of a table, an empty caption replaced by the class's description."""
+    captions, classes = _captioned_classes(tables.read_groups(path, image_ids), label_of)
+    return _or_class(captions, classes, descriptions), classes
+
+
+def _captioned_classes(
+    groups: tables.Groups, label_of: npt.NDArray[np.int64]
+) -> tuple[pa.ChunkedArray, npt.NDArray[np.int64]]:
     """Captions of the groups, and the class of each: the most frequent one among its members.
 
     With zero-shot pseudo-labels that is the class which the group was drawn from. A class that has
     images but no group gets one with an empty caption.
 
     Args:
-        image_ids: of all images that groups may show.
-        label_of: the labels of those that are trained on; groups with another image are left out.
+        groups: of images of which some may be held out; groups that show one are left out.
+        label_of: of each of these images, NOT_TRAINED for the ones that are held out.
     """
-    captions: list[str | None] = []
-    classes: list[int] = []
-    for caption, members in zip(*tables.read_groups(path, image_ids), strict=True):
-        if label_of.keys() >= set(members):
-            captions.append(caption)
-            classes.append(Counter(label_of[row] for row in members).most_common(1)[0][0])
-    lacking = sorted(set(label_of.values()) - set(classes))
-    return captions + [""] * len(lacking), classes + lacking
+    labels = label_of[groups.members]  # [M]
+    # Of equally frequent ones that which comes first.
+    values = label_of.max() + 1 - NOT_TRAINED
+    pairs, first, counts = np.unique(
+        groups.group_of * values + labels - NOT_TRAINED, return_index=True, return_counts=True
+    )
+    group_of, class_of = pairs // values, pairs % values + NOT_TRAINED
+    best = np.lexsort((first, -counts, group_of))
+    chosen, at = np.unique(group_of[best], return_index=True)
+    classes = class_of[best][at]
+    whole = ~np.isin(chosen, groups.group_of[labels == NOT_TRAINED])
+    captions, classes = groups.captions.take(pa.array(chosen[whole])), classes[whole]
+    lacking = np.setdiff1d(label_of[label_of != NOT_TRAINED], classes)
+    empty = pa.array([""] * len(lacking), pa.string())
+    return pa.chunked_array([*captions.chunks, empty]), np.concatenate([classes, lacking])
 
 
 def _or_class(
-    captions: Sequence[str | None], labels: list[int], descriptions: list[str]
-) -> list[str]:
+    captions: pa.ChunkedArray, labels: npt.NDArray[np.int64], descriptions: list[str]
+) -> pa.ChunkedArray:
     """The captions, an empty one replaced by the class description of its label."""
-    return [caption or descriptions[label] for caption, label in zip(captions, labels, strict=True)]
+    instead = pa.array(descriptions, pa.string()).take(pa.array(labels))
+    has_none = pc.fill_null(pc.equal(captions, ""), True)
+    return pc.if_else(has_none, pa.chunked_array([instead]), captions)
 
 
 def schedule(
@@ -216,19 +251,20 @@ def schedule(
     images of the next one may follow the last of a shuffle, and at any time no image has been seen
     two times more than another. With fewer images than a batch holds, each batch is a shuffle.
 
+    Of all images there is one array of 8 bytes each, the shuffle that is read from.
+
     Yields:
         Keys: the number of the shuffle, and an image.
     """
     generator = torch.Generator().manual_seed(seed)
-    shuffles = (
-        (number, index)
-        for number in itertools.count()
-        for index in torch.randperm(n, generator=generator).tolist()
-    )
+    number, shuffle = -1, torch.empty(0)
     size = min(batch_size, n)
-    yield from itertools.islice(_batched(shuffles, size), start, steps)
-
-
-def _batched(keys: Iterator[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
-    while True:
-        yield list(itertools.islice(keys, size))
+    for step in range(start, steps):
+        keys: list[tuple[int, int]] = []
+        while len(keys) < size:
+            wanted, place = divmod(step * size + len(keys), n)
+            while number < wanted:
+                number, shuffle = number + 1, torch.randperm(n, generator=generator)
+            images = shuffle[place : place + size - len(keys)].tolist()
+            keys += [(number, image) for image in images]
+        yield keys

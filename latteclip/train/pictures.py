@@ -29,13 +29,14 @@ REDUCING_GAP = 3.0  # by which, Pillow's documentation says, its quick resizing 
 FREE = 2  # times the room on disk that must be free before pictures are kept there
 
 
-def shrunken_size(width: int, height: int, side: int) -> tuple[int, int]:
-    """Width and height of a picture after `shrunken`."""
-    short, long = sorted((width, height))
-    long = min(long, math.ceil(short * augment.WIDEST))
-    scale = min(1.0, side / short)
-    short, long = max(1, round(short * scale)), max(1, round(long * scale))
-    return (long, short) if width > height else (short, long)
+def shrunken_sizes(sizes: np.ndarray, side: int) -> np.ndarray:
+    """Widths and heights [N, 2] of pictures after `shrunken`, from those before."""
+    short, long = sizes.min(axis=1), sizes.max(axis=1)
+    long = np.minimum(long, np.ceil(short * augment.WIDEST))
+    scale = np.minimum(1.0, side / short)
+    short, long = (np.maximum(1, np.round(length * scale)) for length in (short, long))
+    is_wide = sizes[:, 0] > sizes[:, 1]
+    return np.where(is_wide, [long, short], [short, long]).T.astype(np.int64)
 
 
 def shrunken(path: str, side: int) -> np.ndarray:
@@ -48,7 +49,7 @@ def shrunken(path: str, side: int) -> np.ndarray:
         UserError: the file is missing or cannot be decoded.
     """
     picture = open_rgb(path, min_side=side)
-    width, height = shrunken_size(*picture.size, side)
+    width, height = shrunken_sizes(np.array([picture.size]), side)[0].tolist()
     if (width, height) != picture.size:
         scale = min(picture.width / width, picture.height / height)
         left, top = (picture.width - width * scale) / 2, (picture.height - height * scale) / 2
@@ -66,11 +67,11 @@ class KeptPictures:
     come, and nothing is left when the processes end, however they do.
     """
 
-    def __init__(self, sizes: Sequence[int], in_memory: int, folder: str | Path | None) -> None:
+    def __init__(self, sizes: np.ndarray, in_memory: int, folder: str | Path | None) -> None:
         """Keep nothing yet.
 
         Args:
-            sizes: bytes of each of the N pictures, height * width * 3.
+            sizes: [N] bytes of each picture, height * width * 3.
             in_memory: bytes of the pictures that are kept in memory.
             folder: where the file is to be; None: the other pictures are not kept.
         """
@@ -135,20 +136,19 @@ def _free(folder: Path) -> int:
 
 
 def kept_pictures(
-    sizes: Sequence[tuple[int, int]], side: int, in_memory: float, folder: str | Path
+    sizes: np.ndarray, side: int, in_memory: float, folder: str | Path
 ) -> KeptPictures:
     """Room for pictures of the given widths and heights after `shrunken`.
 
     Args:
-        sizes: width and height of each of the N pictures.
+        sizes: [N, 2] width and height of each picture.
         side: see `shrunken`.
         in_memory: bytes that they may take in memory.
         folder: on whose disk the others are kept, where at most 1 / FREE of what is free is wanted.
     """
-    shrunk = [shrunken_size(*size, side) for size in sizes]
     # A JPEG that was decoded at an eighth may be a pixel longer than its size in full says.
-    taken = [3 * (width + 1) * (height + 1) for width, height in shrunk]
-    beyond = sum(taken) - in_memory
+    taken = 3 * (shrunken_sizes(sizes, side) + 1).prod(axis=1)
+    beyond = taken.sum() - in_memory
     if beyond <= 0:
         place, where = None, "are kept in memory"
     else:
@@ -156,7 +156,7 @@ def kept_pictures(
         place = folder if fits else None
         rest = f"the others on the disk of {folder}" if fits else "the others are decoded anew"
         where = f"are kept in memory up to compute.cache_gib ({in_memory / 2**30:.1f}), {rest}"
-    log.info("Made small, the images take %.1f GiB: they %s.", sum(taken) / 2**30, where)
+    log.info("Made small, the images take %.1f GiB: they %s.", taken.sum() / 2**30, where)
     return KeptPictures(taken, int(in_memory), place)
 
 
@@ -170,7 +170,7 @@ class TrainingPictures(Dataset[tuple[int, np.ndarray, np.ndarray]]):
 
     def __init__(self, paths: Sequence[str], side: int, seed: int, kept: KeptPictures) -> None:
         """See `shrunken` about `side`."""
-        self.paths, self.side, self.seed, self.kept = list(paths), side, seed, kept
+        self.paths, self.side, self.seed, self.kept = paths, side, seed, kept
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, np.ndarray, np.ndarray]:
         number, index = key

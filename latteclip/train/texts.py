@@ -5,11 +5,14 @@ Letters: T texts asked for, U distinct texts, L tokens, D embedding width.
 
 from collections.abc import Sequence
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
-from latteclip.core import devices
+from latteclip.core import devices, tables
 from latteclip.train import parallel
 
 ROWS = 2**14  # texts tokenised at once
@@ -20,26 +23,36 @@ class TextBank:
 
     def __init__(self, clip: clips.Clip) -> None:
         self.clip = clip
-        self._ids: dict[str, int] = {}
+        self._texts = pa.chunked_array([], pa.large_string())  # no limit of 2 GiB
         self._tokens: torch.Tensor | None = None
 
-    def add(self, texts: Sequence[str]) -> torch.Tensor:
+    def add(self, texts: Sequence[str] | pa.ChunkedArray) -> torch.Tensor:
         """Ids [T] of the texts; the same text always has the same id."""
-        self._tokens = None
-        return torch.tensor([self._ids.setdefault(text, len(self._ids)) for text in texts])
+        if not isinstance(texts, pa.ChunkedArray):
+            texts = pa.chunked_array([texts], pa.string())
+        texts, self._tokens = texts.cast(pa.large_string()), None
+        n_known = len(self._texts)
+        # Numbered in the order in which they first come, so that known ones keep their ids.
+        both = pa.chunked_array([*self._texts.chunks, *texts.chunks], texts.type)
+        encoded = pc.dictionary_encode(both).combine_chunks()
+        self._texts = pa.chunked_array([encoded.dictionary])
+        return torch.from_numpy(encoded.indices.to_numpy()[n_known:].astype(np.int64))
 
     @property
-    def texts(self) -> list[str]:
+    def texts(self) -> tables.Strings:
         """The U distinct texts, in the order of their ids."""
-        return list(self._ids)
+        return tables.Strings(self._texts)
 
     @property
     def tokens(self) -> torch.Tensor:
         """int32 [U, L] of all texts added so far."""
         if self._tokens is None:
             texts = self.texts
-            parts = [texts[start : start + ROWS] for start in range(0, len(texts), ROWS)]
-            self._tokens = torch.cat([self.clip.tokenizer(part).int() for part in parts])
+            for start in range(0, len(texts), ROWS):
+                part = self.clip.tokenizer(list(texts[start : start + ROWS]))
+                if self._tokens is None:  # filled: `cat` would hold all twice
+                    self._tokens = torch.empty(len(texts), part.shape[1], dtype=torch.int32)
+                self._tokens[start : start + len(part)] = part
         return self._tokens
 
     def encode(self, ids: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@ import json
 import logging
 import multiprocessing
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,15 @@ def test_the_log_counts(dataset, recorder, caplog):
     assert "Asked 7 requests about 7 rows" in caplog.text
     assert "tokens/s" in caplog.text
     assert "Wrote 7 captions, 0 empty, 0 without an answer, 0 cut" in caplog.text
+
+
+def test_tokens_that_were_asked_for_are_counted_once(dataset, recorder, monkeypatch):
+    counted = Counter()
+    monkeypatch.setattr("latteclip.core.usage._counted", counted)
+    recorder.reply = lambda request: Answer("a dot", "stop", 2, n_read=30)
+    for _ in range(2):  # the second time all answers are held
+        dataset.caption_images()
+        assert counted == {"tokens_read": 7 * 30, "tokens_written": 7 * 2}
 
 
 def test_an_answer_longer_than_its_tokens_can_be_is_a_failure_with_its_reason(dataset, recorder):

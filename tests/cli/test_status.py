@@ -95,6 +95,9 @@ def test_done_stages_and_missing_ones(indexed):
     assert lines[0] == ["demo: 2 of 11 jobs done"]
     assert ["done", "generate_textures"] in lines
     assert ["done", "index_images"] in lines
+    used = {line[0]: line[1] for line in lines if line[-1].startswith("1 run, CPU 0:00:")}
+    assert list(used) == ["generate_textures", "index_images"]
+    assert any(line[0].startswith("used so far: 2 runs, CPU 0:00:") for line in lines)
     assert ["missing", "finetune", "flyp, seeds 0, 1", "not run yet"] in lines
     assert ["missing", "evaluate_zero_shot", "zero_shot, seed 0", "not run yet"] in lines
     rules = [line[1] for line in lines if len(line) > 1]

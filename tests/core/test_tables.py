@@ -1,5 +1,6 @@
 import os
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -81,6 +82,33 @@ def test_lookup_names_the_first_id_that_is_not_there(tmp_path):
     path = write_captions(tmp_path / "c.parquet", ["a", "b"], ["A", "B"])
     with pytest.raises(UserError, match="lacks 2 of 3 images, the first 'y'"):
         tables.lookup(path, tables.CAPTIONS, "id", "caption", ["a", "y", "z"])
+
+
+def test_strings_of_a_column_are_a_sequence_over_its_chunks(monkeypatch):
+    monkeypatch.setattr(tables, "STRINGS", 2)
+    names = ["a", "é", "c", "d", "e"]
+    strings = tables.Strings(pa.chunked_array([names[:3], names[3:]]))
+    assert len(strings) == 5
+    assert [strings[i] for i in range(-1, 5)] == [names[-1], *names]
+    assert list(strings) == list(strings[0:9]) == names
+    assert list(strings[2:4]) == names[2:4]
+
+
+def test_rows_come_in_order_some_at_a_time(monkeypatch):
+    monkeypatch.setattr(tables, "STRINGS", 2)
+    columns = {"id": list("abcde"), "size": [1, None, 3, 4, 5]}
+    table = pa.concat_tables([pa.table(columns, schema=SCHEMA)] * 2)
+    assert list(tables.rows_of(table)) == table.to_pylist()
+
+
+@pytest.mark.parametrize("n", [0, 3])
+def test_a_column_of_lists_gives_back_the_rows(n):
+    rows = np.arange(n * 4, dtype=np.int32).reshape(n, 4)[:, 1:]  # in memory not one after another
+    column = tables.list_column(rows)
+    assert column.to_pylist() == rows.tolist()
+    assert column.type == tables.PREDICTIONS.field("topk_labels").type
+    if n:
+        assert np.array_equal(tables.from_list_column(pa.chunked_array([column])), rows)
 
 
 # --- damage --------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ def benchmark(name):
 
 def test_every_step_of_the_benchmark_runs(tmp_path):
     scale = benchmark("scale")
+    scale.TRAINED, scale.BATCH = 6, 32
     place = scale.Place(tmp_path, 200, 5)
     for step in scale.STEPS:
         if step.run is not scale.plan_jobs:  # dry runs have tests of their own
@@ -24,6 +25,9 @@ def test_every_step_of_the_benchmark_runs(tmp_path):
     assert len(index) == 200
     assert len(captions) == index["split"].to_pylist().count("train")
     assert (results / "report.html").is_file()
+    assert sorted((results / "trained" / "checkpoint").iterdir())[-1].name >= "step-00000006"
+    assert pq.read_table(results / "predicted.parquet").num_rows == 200
+    assert len((results / "labels.csv").read_text().splitlines()) == 1 + len(captions)
 
 
 def test_the_page_on_scale_has_the_rows_that_are_computed():

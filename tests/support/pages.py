@@ -74,6 +74,7 @@ def write(
     audit=None,
     unknown=None,
     duplicates=None,
+    benchmarks=(),
     **config,
 ):
     """The page of some results, and its text.
@@ -102,7 +103,7 @@ def write(
         baseline,
         shown,
         {"title": "<u>Made</u>", "methods": methods} | config,
-        [],
+        list(benchmarks),
     )
     chosen = [
         runs.RunFiles(**{**vars(run), "gallery": gallery if run.method == shown else None})

@@ -1,6 +1,7 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -46,6 +47,16 @@ def test_no_image_is_left_out_and_none_is_seen_twice_more_often(n, batch_size, m
     assert set(seen) == set(range(n))
     assert max(seen.values()) - min(seen.values()) <= 1
     assert min(seen.values()) >= 4
+
+
+@pytest.mark.parametrize(("n", "batch_size", "start"), [(11, 3, 0), (50, 7, 9), (3, 8, 2)])
+def test_the_shuffles_are_those_of_torch_one_after_another(n, batch_size, start):
+    generator = torch.Generator().manual_seed(5)
+    orders = [torch.randperm(n, generator=generator).tolist() for _ in range(20)]
+    keys = [(number, image) for number, order in enumerate(orders) for image in order]
+    size = min(n, batch_size)
+    wanted = [keys[step * size : (step + 1) * size] for step in range(start, 12)]
+    assert list(schedule(n, batch_size, 12, 5, start)) == wanted
 
 
 def test_fewer_images_than_a_batch_holds_are_one_batch():
@@ -131,7 +142,7 @@ def test_training_images_and_their_zero_shot_labels_are_read(files):
     data, texts = files.read()
     assert [Path(path).name for path in data.paths] == files.names
     assert data.labels.tolist() == LABELS
-    assert data.sizes == [(70, 64)] * 7
+    assert data.sizes.tolist() == [[70, 64]] * 7
     assert data.classnames == CLASSNAMES
     assert [texts[i] for i in data.texts.classes] == ["a striped.", "a dotted.", "a woven."]
     assert len(data.texts.images) == len(data.texts.groups) == 0
@@ -195,6 +206,31 @@ def test_a_group_is_of_the_class_that_most_of_its_members_have(files):
     assert data.texts.group_labels.tolist() == [2, 0, 1]
     fused, _ = files.read("fused", group_captions=groups, caption_labels=files.caption_labels())
     assert fused.texts.group_labels[:3].tolist() == [1, 0, 1]
+
+
+def test_classes_of_groups_are_counted_as_by_a_counter(tmp_path):
+    """Of classes that are equally frequent that of the member who comes first."""
+    draw = np.random.default_rng(0)
+    n, n_groups, n_classes = 40, 60, 4
+    label_of = draw.integers(0, n_classes, n)
+    label_of[draw.random(n) < 0.1] = training_data.NOT_TRAINED
+    names = [f"i{i}" for i in range(n)]
+    members = [draw.integers(0, n, draw.integers(1, 6)).tolist() for _ in range(n_groups)]
+    path = tiny.write_captions(
+        tmp_path / "g.parquet",
+        [str(i) for i in range(n_groups)],
+        [f"caption {i}" for i in range(n_groups)],
+        members=[[names[i] for i in group] for group in members],
+    )
+    groups = tables.read_groups(path, pa.chunked_array([names]))
+    captions, classes = training_data._captioned_classes(groups, label_of)
+    wanted = [
+        (f"caption {i}", Counter(label_of[j] for j in group).most_common(1)[0][0])
+        for i, group in enumerate(members)
+        if training_data.NOT_TRAINED not in label_of[group]
+    ]
+    assert 0 < len(wanted) < n_groups
+    assert [*zip(captions.to_pylist(), classes.tolist(), strict=True)] == wanted
 
 
 def test_a_class_of_images_without_groups_gets_its_description(files):

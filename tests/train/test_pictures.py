@@ -22,7 +22,7 @@ from latteclip.train.pictures import (
     batches,
     kept_pictures,
     shrunken,
-    shrunken_size,
+    shrunken_sizes,
 )
 
 CPU = torch.device("cpu")
@@ -55,14 +55,14 @@ def natural(width, height):
     ],
 )
 def test_pictures_become_no_larger_than_training_needs(given, wanted):
-    assert shrunken_size(*given, 100) == wanted
+    assert shrunken_sizes(np.array([given]), 100).tolist() == [list(wanted)]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_a_picture_has_the_size_that_is_said(tmp_path, suffix):
     natural(640, 480).save(tmp_path / f"x.{suffix}")
     height, width, _ = shrunken(str(tmp_path / f"x.{suffix}"), 100).shape
-    assert (width, height) == shrunken_size(640, 480, 100)
+    assert [[width, height]] == shrunken_sizes(np.array([[640, 480]]), 100).tolist()
 
 
 def test_crops_of_shrunken_pictures_are_close_to_those_of_whole_ones(tmp_path):
@@ -99,7 +99,7 @@ def test_what_is_cut_off_was_in_no_crop(tmp_path):
 
 
 def training_pictures(paths, in_memory=1e6, folder=".", seed=11):
-    kept = kept_pictures([SIZE] * len(paths), TRANSFORM.kept_side, in_memory, folder)
+    kept = kept_pictures(np.array([SIZE] * len(paths)), TRANSFORM.kept_side, in_memory, folder)
     return TrainingPictures(paths, TRANSFORM.kept_side, seed, kept)
 
 
