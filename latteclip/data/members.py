@@ -113,7 +113,7 @@ def image_column(file: Any) -> str:
     found = [name for name in names if name.endswith(".bytes") and name.count(".") == 1]
     if len(found) != 1:
         raise ValueError(f"of the columns {names}, {len(found)} are images with bytes, not one")
-    return found[0]
+    return str(found[0])
 
 
 def check_group(file: Any, group: int, column: str) -> None:
