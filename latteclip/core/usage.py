@@ -144,10 +144,12 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 def _used(line: dict[str, Any]) -> Used:
     is_first = line["rank"] == 0
     return Used(
-        int(is_first),
-        float(line["seconds"]) if is_first else 0.0,
-        *(float(line[name]) for name in ("cpu_seconds", "gpu_seconds", "memory")),
-        *(int(line[name]) for name in TOKENS),
+        runs=int(is_first),
+        seconds=float(line["seconds"]) if is_first else 0.0,
+        cpu_seconds=float(line["cpu_seconds"]),
+        gpu_seconds=float(line["gpu_seconds"]),
+        memory=float(line["memory"]),
+        **{name: int(line[name]) for name in TOKENS},
     )
 
 
