@@ -1,28 +1,43 @@
-"""Time the index: images decoded per second, and the memory of the largest process.
+"""Time the index: images decoded per second, again with new images, and from shards.
 
 python benchmarks/index.py [--images 4000] [--threads 2]
+
+CPU seconds are of all processes. The forms hold the same images; "in random order" decodes single
+images, as training does, and one Parquet row group has 100.
 """
 
 import argparse
+import io
 import logging
+import random
 import resource
+import tarfile
 import tempfile
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
+from latteclip.core import tables
+from latteclip.data.images import open_rgb
 from latteclip.data.index_images import index_images
 from latteclip.data.splits import SplitSettings
 
 SIZE = (500, 375)  # pixels, as most photographs of the ten datasets
 DISTINCT = 40  # different images; the others are links to them
+NEW = 0.01  # share of images that are added before the second run
+GROUP = 100  # rows of a row group, as the hub's own are for images
+SHARD = 1000  # images
+KINDS = {"folders": "folders", "tars": "webdataset", "parquet": "parquet"}
 
 
-def make_folders(root: Path, n: int) -> None:
-    """Class folders with n JPEGs of smooth noise, which compress like photographs."""
+def make_folders(root: Path, first: int, last: int) -> None:
+    """Class folders with JPEGs of smooth noise, which compress like photographs."""
     rng = np.random.default_rng(0)
-    for number in range(n):
+    for number in range(first, last):
         path = root / f"class{number % 10}" / f"{number:06d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         if number < DISTINCT:
@@ -32,24 +47,82 @@ def make_folders(root: Path, n: int) -> None:
             path.hardlink_to(root / f"class{number % 10}" / f"{number % DISTINCT:06d}.jpg")
 
 
+def make_shards(folders: Path, tars: Path, parquet: Path) -> None:
+    """The same images as tars of WebDataset and as Parquet files of Hugging Face datasets."""
+    files = sorted(folders.rglob("*.jpg"), key=lambda path: path.name)
+    for place in (tars, parquet):
+        place.mkdir()
+    (tars / "classes.txt").write_text("\n".join(f"class{label}" for label in range(10)))
+    for start in range(0, len(files), SHARD):
+        part = files[start : start + SHARD]
+        with tarfile.open(tars / f"{start:06d}.tar", "w") as tar:
+            for file in part:
+                add(tar, file.name, file.read_bytes())
+                add(tar, f"{file.stem}.cls", file.parent.name[-1:].encode())
+        images = [{"bytes": file.read_bytes(), "path": file.name} for file in part]
+        columns = {"image": images, "label": [file.parent.name for file in part]}
+        pq.write_table(pa.table(columns), parquet / f"{start:06d}.parquet", GROUP)
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """A file of a tar."""
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    tar.addfile(entry, io.BytesIO(content))
+
+
+def cpu_seconds() -> float:
+    """Of this process and of those that it started, which must have ended."""
+    # The worker processes are children of a server of forks, which nobody else waits for.
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    usage = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in usage)
+
+
+def index(root: Path, kind: str, output: Path, threads: int) -> float:
+    """Index a folder; the CPU seconds. The rate is in the log line of the stage itself."""
+    before = cpu_seconds()
+    names = ("images.parquet", "corrupt.csv", "fingerprints.parquet")
+    outputs = [str(output / name) for name in names]
+    index_images(str(root), SplitSettings(kind=kind), *outputs, threads=threads)
+    return cpu_seconds() - before
+
+
+def decode_in_random_order(output: Path, n: int) -> float:
+    """Decode n images of an index; the CPU seconds."""
+    table, _ = tables.read(output / "images.parquet", tables.IMAGES, ["path"])
+    paths = random.Random(0).sample(table["path"].to_pylist(), n)
+    before = cpu_seconds()
+    for path in paths:
+        open_rgb(path)
+    return cpu_seconds() - before
+
+
 def main() -> None:
-    """Index a folder; the rate is in the log line of the stage itself."""
+    """Index folders twice, then each form of shards, and read all in random order."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "images"
-        make_folders(root, args.images)
-        index_images(
-            str(root),
-            SplitSettings(kind="folders"),
-            f"{folder}/images.parquet",
-            f"{folder}/corrupt.csv",
-            f"{folder}/fingerprints.parquet",
-            threads=args.threads,
+        roots = {form: Path(folder, form) for form in KINDS}
+        made = {form: Path(folder, "results", form) for form in KINDS}
+        n_new = round(NEW * args.images)
+        make_folders(roots["folders"], 0, args.images)
+        first = index(roots["folders"], "folders", made["folders"], args.threads)
+        make_folders(roots["folders"], args.images, args.images + n_new)
+        second = index(roots["folders"], "folders", made["folders"], args.threads)
+        print(
+            f"CPU: {first:.1f} s, then with {n_new} new images {second:.1f}: {second / first:.3f}"
         )
+        make_shards(*roots.values())
+        for form in ("tars", "parquet"):
+            taken = index(roots[form], KINDS[form], made[form], args.threads)
+            print(f"CPU from {form}: {taken:.1f} s, {taken / first:.2f} of the folders'")
+        decoded = {form: decode_in_random_order(made[form], args.images // 10) for form in KINDS}
+        said = ", ".join(f"{form} {one / decoded['folders']:.2f}" for form, one in decoded.items())
+        print(f"CPU of decoding in random order, folders 1: {said}")
     usage = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     peak = max(resource.getrusage(who).ru_maxrss for who in usage)
     print(f"largest process: {peak / 1024:.0f} MiB")

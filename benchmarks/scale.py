@@ -592,7 +592,7 @@ def export_labels(place: Place) -> Work:
     (folder / "classifiers").mkdir(exist_ok=True)
     described = {"classnames": names}
     save_classifier(folder / "classifiers" / "image_prototypes.safetensors", head, described)
-    return lambda: print(stage.export_labels(folder, "csv", place.file("labels.csv")))
+    return lambda: print(stage.export_labels(str(folder), "csv", place.file("labels.csv")))
 
 
 @dataclass(frozen=True)
@@ -607,6 +607,7 @@ STEPS = [
     Step(make_images, None),
     Step(plan_jobs, "`snakemake -n`, nothing there"),
     Step(index_images, "index_images, two processes"),
+    Step(index_images, "index_images again, nothing new"),
     Step(write_pseudo_labels, "pseudo-labels: scores, table written"),
     Step(plan_jobs, "`snakemake -n`, index and pseudo-labels there"),
     Step(read_features, "features of the training images read"),

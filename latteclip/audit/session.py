@@ -16,6 +16,7 @@ from latteclip.audit.answers import UNDONE, Answer, Answers, Asked
 from latteclip.audit.candidates import Audited
 from latteclip.core.digest import digest
 from latteclip.core.errors import UserError
+from latteclip.data import members
 from latteclip.data.images import open_rgb
 from latteclip.evaluate.audited import Audit
 
@@ -133,7 +134,7 @@ class Session:
         return [
             one.path
             for one in questions
-            if one.image_id not in standing and not Path(one.path).is_file()
+            if one.image_id not in standing and not members.exists(one.path)
         ]
 
     @cached_property

@@ -7,7 +7,6 @@ import base64
 import io
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image
 
@@ -16,6 +15,7 @@ from latteclip.captions.bare_files import PNG, bare
 from latteclip.captions.pictures import data_url, lay_out
 from latteclip.captions.request import Choices, Identity, Layout
 from latteclip.core.errors import UserError
+from latteclip.data import members
 from latteclip.data.images import is_plain, open_rgb
 from latteclip.data.workers import Workers
 
@@ -93,10 +93,10 @@ def workers(preparer: Preparer, n: int) -> Workers[Task, Prepared]:
 
 
 def read_image(path: str) -> bytes:
-    """The bytes of an image file."""
+    """The bytes of an image."""
     try:
-        return Path(path).read_bytes()
-    except OSError as error:
+        return members.read(path)
+    except (OSError, ValueError) as error:
         raise UserError(
             f"Image {path} cannot be read ({error}); put it back, or index the images anew "
             "(snakemake -R index_images)."

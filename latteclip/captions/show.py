@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from latteclip.captions.prepare import read_image
 from latteclip.captions.prepare import show as pictures_of
 from latteclip.captions.questions import GroupSettings, layout_of
 from latteclip.captions.request import Layout, alone
@@ -60,7 +61,7 @@ def save_pictures(
         paths: where each image lies.
     """
     files = [paths[member] for member in row["members"]]
-    made = pictures_of(_layout(metadata), files, [Path(file).read_bytes() for file in files])
+    made = pictures_of(_layout(metadata), files, [read_image(file) for file in files])
     Path(folder).mkdir(parents=True, exist_ok=True)
     name = row["id"].replace(os.sep, "-")
     written = []

@@ -35,6 +35,7 @@ class Download:
     into: str = "."  # folder in the dataset's folder that takes the file or what it holds
     nested: list[str] = field(default_factory=list)  # names of archives inside the archive
     max_swell: float = archives.MAX_SWELL
+    unpack: bool = True  # False: a shard, which is read as it is
 
     def __post_init__(self) -> None:
         for key, names in (("into", [self.into]), ("nested", self.nested)):

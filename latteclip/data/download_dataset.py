@@ -73,13 +73,23 @@ def download_dataset(dataset: str, settings: DownloadSettings, output: str) -> N
 
 
 def _place(file: Path, name: str, download: Download, folder: Path) -> None:
-    """Unpack an archive, or copy any other file, into the data folder."""
+    """Unpack an archive, or copy any other file, into the data folder; a shard is but linked."""
     folder.mkdir(parents=True, exist_ok=True)
-    if archives.is_archive(file.name):
+    if not download.unpack:
+        _link(file, folder / name)
+    elif archives.is_archive(file.name):
         log.info("Unpacking %s.", file)
         archives.unpack(file, folder, nested=download.nested, max_swell=download.max_swell)
     else:
         shutil.copyfile(file, folder / name)
+
+
+def _link(file: Path, target: Path) -> None:
+    """Let a file lie in a second place, without taking its room twice where the disk can do so."""
+    try:
+        os.link(file.resolve(), target)
+    except OSError:
+        shutil.copyfile(file, target)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """An image file to an upright RGB picture. Imports no torch: worker processes start quickly."""
 
+import io
 import math
 from pathlib import Path
 from typing import BinaryIO
@@ -9,6 +10,7 @@ from PIL import Image, ImageOps
 
 from latteclip.core.errors import UserError
 from latteclip.core.paths import irregular
+from latteclip.data import members
 
 # HEIC, which phones write. A worker has one core, and no thumbnail stands in for its image.
 pillow_heif.register_heif_opener(thumbnails=False, decode_threads=1)
@@ -31,7 +33,8 @@ def open_rgb(
     """Decode an image file: upright by its EXIF orientation, 8-bit RGB.
 
     Args:
-        path: the file, or its name alone where `content` is given.
+        path: the file, the path of an image in a shard (see `members`), or a name alone where
+            `content` is given.
         content: its bytes.
         max_side: a longer picture is scaled down to this many pixels (Lanczos).
         min_side: a JPEG may be decoded at a half, a quarter or an eighth of its size, where its
@@ -63,7 +66,9 @@ def _decode(
     min_side: int | None = None,
 ) -> Image.Image:
     """`open_rgb` with whatever a decoder raises."""
-    if content is None and (kind := irregular(path)):
+    if content is None and members.member(path):
+        content = io.BytesIO(members.read(path))
+    elif content is None and (kind := irregular(path)):
         raise ValueError(f"it is {kind} and no regular file")
     with Image.open(content or path, formats=FORMATS) as image:
         _check_size(*image.size)

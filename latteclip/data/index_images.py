@@ -1,4 +1,4 @@
-"""From a dataset's folder to the image index: every image is decoded once.
+"""From a dataset's folder to the image index: every image is decoded once, also by later runs.
 
 Letters: N images, C classes.
 """
@@ -12,11 +12,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import replacing
 from latteclip.core.progress import Progress
 from latteclip.core.prompts import clean_classnames
+from latteclip.data.decoded_before import DecodedBefore, Stamps, stamps
 from latteclip.data.fingerprints import FINGERPRINTS, Fingerprint, fingerprint
 from latteclip.data.images import open_or_reason
 from latteclip.data.split_files import Item, Split
@@ -27,6 +31,8 @@ log = logging.getLogger(__name__)
 CHUNK = 64  # images that a worker takes at a time
 AHEAD = 3  # chunks that are ready or wait, for each worker
 BATCH = 128 * CHUNK  # images written at a time
+KEPT = 8 * CHUNK  # images after which is kept what was seen of them
+BEFORE = ".decoded.sqlite"  # beside the index, where Snakemake removes nothing
 SHOWN = 100  # broken images that the log names
 Decoded = Fingerprint | str  # or why the image cannot be decoded
 
@@ -45,7 +51,8 @@ def index_images(
     FINGERPRINTS of the images, by which `find_duplicates` compares them, are written as well.
 
     Images that cannot be decoded are left out and listed in a CSV file beside it. Files that are no
-    images by their suffix are counted by it.
+    images by their suffix are counted by it. What was seen of images is kept in BEFORE beside the
+    index: a run that was killed goes on, and one after others decodes new and changed images alone.
 
     Raises:
         UserError: the split does not fit its form or the folder, or too many images are broken.
@@ -60,8 +67,9 @@ def index_images(
         tables.writing(output, tables.IMAGES, metadata) as add,
         tables.writing(fingerprints_output, FINGERPRINTS) as add_fingerprints,
         replacing(corrupt_output) as corrupt,
+        DecodedBefore(Path(output).with_name(BEFORE)) as before,
     ):
-        for items, decoded in _batches(images, split.items, threads):
+        for items, decoded in _batches(images, split.items, threads, before):
             good = [
                 (item, seen)
                 for item, seen in zip(items, decoded, strict=True)
@@ -116,13 +124,13 @@ def _fingerprints(rows: Sequence[tuple[Item, Fingerprint]]) -> dict[str, list[st
 
 
 def look_at(path: str) -> Decoded:
-    """Decode an image file, and keep of it what the tables hold."""
+    """Decode an image, and keep of it what the tables hold."""
     picture = open_or_reason(path)
     return picture if isinstance(picture, str) else fingerprint(picture)
 
 
 def _path(images: Path, item: Item) -> str:
-    return os.path.normpath(images / item.image_id)
+    return os.path.normpath(images / item.path)
 
 
 def _report(broken: Sequence[Sequence[str]], output: Path) -> None:
@@ -162,10 +170,14 @@ def _check(
 
 
 def _batches(
-    images: Path, items: Sequence[Item], threads: int
+    images: Path, items: Sequence[Item], threads: int, before: DecodedBefore
 ) -> Iterator[tuple[Sequence[Item], list[Decoded]]]:
-    """Items and what became of them, in order, BATCH at a time; decoded with all threads."""
-    progress = Progress(len(items), "images")
+    """Items and what became of them, in order, BATCH at a time.
+
+    Those that were not decoded before are decoded now, with all threads.
+    """
+    found, is_new = _compared(images, items, before)  # [N, 2] and [N]
+    progress = Progress(int(is_new.sum()), "images")
     with Workers(
         look_at,
         threads,
@@ -174,10 +186,47 @@ def _batches(
         name=str,
         threads_key="threads.index_images",
     ) as workers:
-        results = workers.in_order(_path(images, item) for item in items)
+        results = workers.in_order(_path(images, items[i]) for i in np.flatnonzero(is_new).tolist())
         for start in range(0, len(items), BATCH):
-            decoded = []
-            for result in itertools.islice(results, BATCH):
-                decoded.append(result)
-                progress.add(1)
-            yield items[start : start + BATCH], decoded
+            part = slice(start, start + BATCH)
+            paths = [_path(images, item) for item in items[part]]
+            seen: list[Decoded | None] = [*before.find(paths, found[part])]
+            rows = np.flatnonzero(is_new[part]).tolist()
+            for first in range(0, len(rows), KEPT):
+                piece = rows[first : first + KEPT]
+                for row, result in zip(piece, itertools.islice(results, len(piece)), strict=True):
+                    seen[row] = result
+                    progress.add(1)
+                _keep(before, piece, paths, found[part], seen)
+            yield (
+                items[part],
+                [one or look_at(path) for path, one in zip(paths, seen, strict=True)],
+            )
+
+
+def _compared(
+    images: Path, items: Sequence[Item], before: DecodedBefore
+) -> tuple[Stamps, npt.NDArray[np.bool_]]:
+    """The stamps of all files [N, 2], and which images are to be decoded [N]."""
+    found = np.empty((len(items), 2), np.int64)
+    is_new = np.empty(len(items), np.bool_)
+    for start in range(0, len(items), BATCH):
+        part = slice(start, start + BATCH)
+        paths = [_path(images, item) for item in items[part]]
+        found[part] = stamps(paths)
+        is_new[part] = [one is None for one in before.find(paths, found[part])]
+    if not is_new.all():
+        log.info("%d of %d images were decoded before.", len(items) - is_new.sum(), len(items))
+    return found, is_new
+
+
+def _keep(
+    before: DecodedBefore,
+    rows: Sequence[int],
+    paths: Sequence[str],
+    found: Stamps,
+    seen: Sequence[Decoded | None],
+) -> None:
+    """Keep what was seen in some rows; whatever cannot be decoded is tried again another time."""
+    good = {row: one for row in rows if isinstance(one := seen[row], Fingerprint)}
+    before.keep([paths[row] for row in good], found[list(good)], list(good.values()))

@@ -22,9 +22,15 @@ CLASSES = "classes.txt"
 class Item:
     """One image of a split."""
 
-    image_id: str  # path relative to the folder of images
+    image_id: str  # path relative to the folder of images, or to a shard's in it
     split: str
     label: int | None  # None where it is not known
+    member: str = ""  # its path in a shard, relative to the same folder; empty: a file of its own
+
+    @property
+    def path(self) -> str:
+        """Where it lies, relative to the folder of images; see `latteclip.data.members`."""
+        return self.member or self.image_id
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ def read_coop(path: Path) -> Split:
             image_id, label, name = _coop_row(row, split, path)
             _same_name(names, label, name, path)
             items.append(Item(image_id, split, label))
-    _check_unique(items, path)
+    check_unique(items, path)
     return Split(items, _in_label_order(names, path))
 
 
@@ -97,7 +103,7 @@ def read_lists(paths: Mapping[str, Path], classes: Path, suffix: str) -> Split:
             if name not in labels:
                 raise UserError(f"{path}, line {number}: class {name!r} is not in {classes}.")
             items.append(Item(inside(image + suffix, path), split, labels[name]))
-    _check_unique(items, classes.parent)
+    check_unique(items, classes.parent)
     return Split(items, names)
 
 
@@ -128,7 +134,7 @@ def read_csv(path: Path, classes: Path | None, test_fraction: float) -> Split:
                 f"{path}, line {number}: split {row['split']!r} is not one of {', '.join(SPLITS)}."
             )
         items.append(Item(image_id, split, label))
-    _check_unique(items, path)
+    check_unique(items, path)
     return Split(items, names)
 
 
@@ -242,7 +248,8 @@ def _in_label_order(names: Mapping[int, str], path: Path) -> list[str]:
     return [names[label] for label in range(len(names))]
 
 
-def _check_unique(items: Sequence[Item], path: Path) -> None:
+def check_unique(items: Sequence[Item], path: Path) -> None:
+    """UserError where an image_id stands twice."""
     repeated = [i for i, n in Counter(item.image_id for item in items).items() if n > 1]
     if repeated:
         raise UserError(f"{path} lists {len(repeated)} images twice, the first {repeated[0]!r}.")

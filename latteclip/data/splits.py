@@ -11,6 +11,7 @@ from pathlib import Path
 from latteclip.core.errors import UserError
 from latteclip.core.paths import irregular, readable
 from latteclip.data.class_folders import read_class_folders, subfolders
+from latteclip.data.shards import SUFFIXES, read_shards
 from latteclip.data.split_files import CLASSES, Item, Split, read_coop, read_csv, read_lists
 
 DEPTH = 3  # folders below a dataset's folder in which its parts are looked for
@@ -20,12 +21,15 @@ DEPTH = 3  # folders below a dataset's folder in which its parts are looked for
 class SplitSettings:
     """How a dataset's folder is read; all paths are relative to it."""
 
-    kind: str  # coop, folders, csv or lists
+    kind: str  # coop, folders, csv, lists, webdataset or parquet
     file: str | None = None  # of coop the JSON, of csv the table
-    lists: dict[str, str] = field(default_factory=dict)  # of lists: the file of each split
+    # Of lists the file of each split, of shards a glob that fits those of each split.
+    lists: dict[str, str] = field(default_factory=dict)
     suffix: str = ""  # of lists: what turns a line's first word into a path
     classes: str | None = None  # class names, one per line; classes.txt counts if it is there
     images: str = "."  # the folder to which the split's paths are relative
+    image: str | None = None  # of webdataset: the suffix of images, where samples have several
+    label: str | None = None  # of shards: where labels are, see tar_shards and parquet_shards
     test_fraction: float = 0.3  # where the split does not say what is for testing
     classname_replace: dict[str, str] = field(default_factory=lambda: {"_": " "})
     counts: dict[str, int] = field(default_factory=dict)  # expected train (and val), test, classes
@@ -51,17 +55,26 @@ def _read(root: Path, settings: SplitSettings) -> tuple[Path, Split]:
     """`read_split` without the comparison of counts."""
     if not root.is_dir():
         raise UserError(f"Dataset folder {root} does not exist.")
-    if settings.kind == "folders":
-        images = root / settings.images
-        if not images.is_dir():
-            raise UserError(f"Folder of images {images} does not exist (split.images names it).")
-        split = read_class_folders(
-            images, _classes(root, settings), settings.test_fraction, settings.classname_replace
-        )
-    else:
+    if settings.kind != "folders" and settings.kind not in SUFFIXES:
         split = _read_listed(root, settings)
-        images = _images_folder(root, settings.images, split.items)
-    return images, split
+        return _images_folder(root, settings.images, split.items), split
+    images = root / settings.images
+    if not images.is_dir():
+        raise UserError(f"Folder of images {images} does not exist (split.images names it).")
+    classes = _classes(root, settings)
+    if settings.kind in SUFFIXES:
+        return images, read_shards(
+            images,
+            settings.kind,
+            lists=settings.lists,
+            image=settings.image,
+            label=settings.label,
+            classes=classes,
+            test_fraction=settings.test_fraction,
+        )
+    return images, read_class_folders(
+        images, classes, settings.test_fraction, settings.classname_replace
+    )
 
 
 def _read_listed(root: Path, settings: SplitSettings) -> Split:

@@ -22,18 +22,22 @@ GZIP, BZIP2, XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0"
 Open = Callable[[], IO[bytes]]
 
 
-def members(archive: Path, spend: Callable[[int], None]) -> Iterator[tuple[tarfile.TarInfo, Open]]:
+def members(
+    archive: Path, spend: Callable[[int], None], *, skim: bool = False
+) -> Iterator[tuple[tarfile.TarInfo, Open]]:
     """The entries in order, each with what opens its content until the next one is asked for.
 
     Args:
         archive: the file; what it is decides how it is decompressed, not its name.
-        spend: told of all bytes of the decompressed tar, and stops what takes too many.
+        spend: told of all bytes of the decompressed tar that are read, and stops what takes too
+            many.
+        skim: pass over content that nobody asks for, which a tar without compression allows.
 
     Raises:
         Exception: of tarfile, of a compression or of the system; the tar is broken.
     """
     with archive.open("rb") as file:
-        stream: Any = _Stream(_decompressed(file), spend)
+        stream: Any = _Stream(file if skim else _decompressed(file), spend, skim)
         with stream.in_header():
             tar = tarfile.TarFile(fileobj=stream)
         while True:
@@ -69,8 +73,8 @@ def _decompressed(file: IO[bytes]) -> Any:
 class _Stream:
     """A tar as tarfile reads it, which can only go forwards."""
 
-    def __init__(self, file: Any, spend: Callable[[int], None]) -> None:
-        self.file, self.spend = file, spend
+    def __init__(self, file: Any, spend: Callable[[int], None], skims: bool) -> None:
+        self.file, self.spend, self.skims = file, spend, skims
         self.position = 0
         self.last = b""  # what was read last
         self.header_left: int | None = None  # bytes, while a header is read
@@ -98,6 +102,8 @@ class _Stream:
     def seek(self, position: int) -> None:
         if position < self.position:
             raise tarfile.ReadError("an entry leads back to an earlier one")
+        if self.skims:  # beyond the end tarfile finds nothing to read
+            self.position = self.file.seek(position)
         while position > self.position:
             chunk = self.file.read(min(CHUNK, position - self.position))
             if not chunk:

@@ -1,20 +1,25 @@
 """`latteclip labels export`: the labels of a dataset for other tools, as a file or a folder."""
 
 import csv
+import io
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
+
+from PIL import Image
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import refuse_folder, replacing
 from latteclip.core.version import __version__
+from latteclip.data import members
+from latteclip.data.images import FORMATS
 from latteclip.deploy import taken_labels
 from latteclip.deploy.folder_names import FolderNames
 from latteclip.deploy.taken_labels import TakenLabels
@@ -94,6 +99,7 @@ def _parquet(labels: TakenLabels, output: str) -> None:
 
 def _label_studio(labels: TakenLabels, output: str) -> None:
     """Tasks with predictions as Label Studio imports them, and the labelling interface."""
+    _refuse_shards(labels, "Label Studio shows files; export them by --format imagefolder --copy")
     with replacing(output) as folder:
         folder.mkdir()
         with (folder / TASKS).open("w", encoding="utf-8") as file:
@@ -146,17 +152,45 @@ def _interface(classnames: Sequence[str]) -> str:
 
 
 def _links(labels: TakenLabels, output: str) -> None:
-    _image_folder(labels, output, lambda source, target: target.symlink_to(source.absolute()))
+    _refuse_shards(labels, "no link leads into a shard; use --copy")
+    _image_folder(labels, output, lambda source, target: target.symlink_to(Path(source).absolute()))
 
 
 def _copies(labels: TakenLabels, output: str) -> None:
-    _image_folder(labels, output, lambda source, target: shutil.copyfile(source, target))
+    _image_folder(labels, output, _copy)
 
 
-def _image_folder(labels: TakenLabels, output: str, place: Callable[[Path, Path], object]) -> None:
+def _copy(source: str, target: Path) -> None:
+    if members.member(source):
+        target.write_bytes(members.read(source))
+    else:
+        shutil.copyfile(source, target)
+
+
+def _refuse_shards(labels: TakenLabels, why: str) -> None:
+    """UserError where images lie in shards, of which other programs know nothing."""
+    for path in labels.table["path"].to_pylist():
+        if members.member(path):
+            raise UserError(f"{path} lies in a shard: {why}.")
+
+
+def _file_name(row: dict[str, Any]) -> str:
+    """The name that an image has, or gets: a row of a table has a number and no suffix."""
+    name = PurePosixPath(row["image_id"]).name
+    found = members.member(row["path"])
+    if found is None:
+        return Path(row["path"]).name
+    if found.kind == "tar":
+        return name
+    content = io.BytesIO(members.read(row["path"]))
+    with Image.open(content, formats=FORMATS) as image:
+        return f"{name}.{str(image.format).lower()}"
+
+
+def _image_folder(labels: TakenLabels, output: str, place: Callable[[str, Path], object]) -> None:
     """A folder of each class with its images, and a table of all that is known."""
     paths = tables.Strings(labels.table["path"])
-    vanished = [path for path in paths if not Path(path).is_file()]
+    vanished = [path for path in paths if not members.exists(path)]
     if vanished:
         raise UserError(
             f"{len(vanished)} of {len(paths)} images are not there, the first {vanished[0]}; run "
@@ -169,9 +203,8 @@ def _image_folder(labels: TakenLabels, output: str, place: Callable[[Path, Path]
             (folder / classes.of(name)).mkdir()
 
         def placed(row: dict[str, Any]) -> dict[str, Any]:
-            source = Path(row["path"])
-            file = Path(classes.of(row["label"]), files[row["label"]].new(source.name))
-            place(source, folder / file)
+            file = Path(classes.of(row["label"]), files[row["label"]].new(_file_name(row)))
+            place(row["path"], folder / file)
             return {**row, "file": file.as_posix()}
 
         rows = map(placed, tables.rows_of(labels.table))

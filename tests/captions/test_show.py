@@ -1,12 +1,17 @@
+from collections import Counter
+from pathlib import Path
+
 import pytest
 from PIL import Image
 from support.captioning import CLASSNAMES, provenance, read
+from support.shards import tar_shard
 
 from latteclip.captions.answers import Answer
 from latteclip.captions.pictures import grid
 from latteclip.captions.show import command, save_pictures, show
 from latteclip.cli import main
 from latteclip.core.errors import UserError
+from latteclip.data.tar_shards import samples
 
 
 def test_captions_are_shown_with_class_and_prompt(captioned):
@@ -40,6 +45,20 @@ def test_groups_are_shown_with_their_members_and_their_pictures_can_be_made_agai
         assert Image.open(file).tobytes() == asked[number][0].tobytes()
         wanted = grid([Image.open(paths[member]) for member in members], 64, 4)
         assert Image.open(file).tobytes() == wanted.tobytes()
+
+
+def test_pictures_of_images_in_shards_are_made_again_as_well(captioned, tmp_path):
+    path = captioned.folder / "captions/groups.parquet"
+    contents = [Path(file).read_bytes() for file in captioned.files]
+    shard = tar_shard(tmp_path / "a.tar", [(f"{n}", {"png": c}) for n, c in enumerate(contents)])
+    inside = [f"{shard}#{sample.place}" for sample in samples(shard, None, None, Counter())]
+    row = {"id": "x", "members": read(path)["members"][0]}
+    made = []
+    for folder, files in (("files", captioned.files), ("shard", inside)):
+        paths = dict(zip(captioned.names, files, strict=True))
+        [file] = save_pictures(row, provenance(path), paths, str(tmp_path / folder))
+        made.append(file.read_bytes())
+    assert made[0] == made[1]
 
 
 def test_other_words_and_places_are_one_sentence(captioned, tmp_path):

@@ -34,6 +34,18 @@ def test_a_dataset_is_unpacked_and_its_terms_are_printed(host, tmp_path, caplog)
     assert "licence: A licence" in caplog.text and "cite: A paper" in caplog.text
 
 
+def test_a_shard_is_not_unpacked_and_takes_its_room_once(host, tmp_path):
+    url = host.serve("/images.tar.gz", ARCHIVE)
+    output = tmp_path / "demo" / "data"
+    for _ in range(2):
+        download_dataset.download_dataset(
+            "demo", settings(url, into="train", unpack=False), str(output)
+        )
+    (shard,) = (path for path in output.rglob("*") if path.is_file())
+    assert shard.relative_to(output).as_posix() == "train/images.tar.gz"
+    assert shard.samefile(tmp_path / "demo" / "downloads" / "images.tar.gz")
+
+
 def test_unpacking_again_fetches_nothing(host, tmp_path):
     url = host.serve("/images.tar.gz", ARCHIVE)
     output = tmp_path / "demo" / "data"

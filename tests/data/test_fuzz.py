@@ -9,9 +9,12 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 from support.fuzz import check, damaged, fuzzed
+from support.shards import parquet_bytes
 from support.web import tar, zipped
 
-from latteclip.data import archives, images
+from latteclip.data import archives, images, members
+from latteclip.data.shards import SUFFIXES
+from latteclip.data.splits import SplitSettings, read_split
 
 FILES = {"a/one.txt": b"one " * 300, "a/b/two.bin": bytes(range(256)) * 3, "three.txt": b""}
 PACKED = {
@@ -63,6 +66,38 @@ def test_a_damaged_tar_stays_in_its_folder(content):
     assert found is None or len(found) == len(FILES)
 
 
+SHARDS = {
+    "webdataset": tar({"1.jpg": b"one", "1.cls": b"0", "2.jpg": b"two", "2.cls": b"1"}, "w"),
+    "parquet": parquet_bytes([b"one", b"two"], [0, 1], ["a", "b"]),
+}
+
+
+def read_of_shard(kind, content):
+    """The images of a shard with their labels, all of them read."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place, f"a{SUFFIXES[kind]}").write_bytes(content)
+        Path(place, "classes.txt").write_text("a\nb")
+        _, split = read_split(Path(place), SplitSettings(kind))
+        return [(_bytes_or_none(Path(place, item.path)), item.label) for item in split.items]
+
+
+def _bytes_or_none(path):
+    try:
+        return members.read(path)
+    except (OSError, ValueError):
+        return None
+
+
+@fuzzed(
+    case=st.sampled_from(sorted(SHARDS)).flatmap(
+        lambda kind: st.tuples(st.just(kind), damaged(SHARDS[kind]))
+    )
+)
+def test_a_damaged_shard_is_read_or_refused(case):
+    kind, content = case
+    check(f"shard {kind}", lambda: read_of_shard(kind, content))
+
+
 NAMES = st.sampled_from(["a", "a/b", "c", "é", "../x", "/x", "a\0b", "", "n" * 300, "d/" * 90])
 ATTRIBUTES = st.dictionaries(
     st.sampled_from(["path", "linkpath", "size", "GNU.sparse.map", "GNU.sparse.major", "x"]),
@@ -98,9 +133,14 @@ def tar_of(members):
     return content + bytes(1024)
 
 
-@fuzzed(members=MEMBERS)
-def test_whatever_the_headers_of_a_tar_say_it_stays_in_its_folder(members):
-    check("archive headers", lambda: unpacked(tar_of(members)))
+@fuzzed(entries=MEMBERS)
+def test_whatever_the_headers_of_a_tar_say_it_stays_in_its_folder(entries):
+    check("archive headers", lambda: unpacked(tar_of(entries)))
+
+
+@fuzzed(entries=MEMBERS)
+def test_whatever_the_headers_of_a_shard_say(entries):
+    check("shard headers", lambda: read_of_shard("webdataset", tar_of(entries)))
 
 
 def picture(form):
@@ -139,6 +179,11 @@ def test_a_damaged_image_is_decoded_or_refused(case, max_side):
 def test_whole_archives_are_unpacked(kind):
     """Or the tests above would show nothing."""
     assert unpacked(PACKED[kind]) == FILES
+
+
+@pytest.mark.parametrize("kind", SHARDS)
+def test_whole_shards_are_read(kind):
+    assert read_of_shard(kind, SHARDS[kind]) == [(b"one", 0), (b"two", 1)]
 
 
 @pytest.mark.parametrize("form", PICTURES)

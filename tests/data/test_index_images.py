@@ -8,6 +8,7 @@ from support.image_folders import coop, folders, images, index
 
 from latteclip.core.errors import UserError
 from latteclip.data import index_images, workers
+from latteclip.data.decoded_before import DecodedBefore
 from latteclip.data.loader import open_rgb
 from latteclip.data.splits import SplitSettings, read_split
 
@@ -69,7 +70,7 @@ def test_a_few_broken_images_are_listed_and_left_out(tmp_path, caplog):
 def test_too_many_broken_images_are_an_error(tmp_path):
     with pytest.raises(UserError, match=r"2 of the 22 images .* more than 1\.00%.*half\.jpg"):
         index(broken(tmp_path, n=10), tmp_path)
-    assert not list((tmp_path / "out").iterdir())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [index_images.BEFORE]
     rows, _, _ = index(broken(tmp_path, n=10), tmp_path, max_corrupt=0.1)
     assert len(rows) == 20
 
@@ -123,6 +124,7 @@ def test_only_a_few_pieces_are_on_their_way_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "ProcessPoolExecutor", Pool)
     root = folders(tmp_path / "d", n=30)
     items = read_split(root, SplitSettings("folders"))[1].items
-    for _ in index_images._batches(root, items, 2):
-        done[0] += 1
+    with DecodedBefore(tmp_path / "before") as before:
+        for _ in index_images._batches(root, items, 2, before):
+            done[0] += 1
     assert done[0] == 60 and most <= (index_images.AHEAD + 1) * 2

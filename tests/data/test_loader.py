@@ -1,3 +1,4 @@
+import io
 import struct
 import threading
 
@@ -5,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.shards import labelled, parquet_shard, picture, tar_shard
 from support.tiny import write_pictures
 
 from latteclip.core.errors import UserError
-from latteclip.data.loader import ImageFiles, batches, in_order, open_rgb
+from latteclip.data.loader import ImageFiles, batches, in_order, loader, open_rgb
+from latteclip.data.splits import SplitSettings, read_split
 
 CPU = torch.device("cpu")
 
@@ -196,3 +199,25 @@ def test_a_jpeg_is_decoded_smaller_where_its_shorter_side_allows(tmp_path, min_s
     picture = Image.fromarray(ramp(480, 640, 3))
     assert open_rgb(saved(tmp_path / "x.jpg", picture), min_side=min_side).size == size
     assert open_rgb(saved(tmp_path / "x.png", picture), min_side=min_side).size == (640, 480)
+
+
+def test_forked_workers_read_shards(tmp_path):
+    """Though this process read of them before: its threads are not theirs."""
+    tar = tar_shard(tmp_path / "train.tar", labelled(range(40), form="PNG"))
+    contents = [picture(n, form="PNG") for n in range(40)]
+    rows = parquet_shard(tmp_path / "train.parquet", contents, [0] * 40, ["a", "b"], rows=7)
+    (tmp_path / "classes.txt").write_text("a\nb")
+    wanted = [np.asarray(Image.open(io.BytesIO(content))) for content in contents]
+    for kind, shard in (("webdataset", tar), ("parquet", rows)):
+        _, split = read_split(tmp_path, SplitSettings(kind, lists={"train": shard.name}))
+        files = ImageFiles([str(tmp_path / item.path) for item in split.items], np.asarray)
+        np.testing.assert_array_equal(files[3][1], wanted[3])
+        keys = [range(start, 40, 8) for start in range(8)]
+        for indices, images in loader(files, keys, workers=2, pinned=False, collate=_together):
+            for index, image in zip(indices, images, strict=True):
+                np.testing.assert_array_equal(image, wanted[index])
+
+
+def _together(samples):
+    indices, images = zip(*samples, strict=True)
+    return torch.tensor(indices), torch.from_numpy(np.stack(images))

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from support.shards import parquet_shard, tar_shard
 from support.taken import CLASSNAMES, Taken, runner_up
 
 from latteclip.cli import main
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.data.splits import SplitSettings, read_split
 from latteclip.deploy import taken_labels
 from latteclip.deploy.export_labels import export_labels
 
@@ -176,17 +178,20 @@ def test_hugging_face_reads_the_image_folder(taken, tmp_path, monkeypatch):
     assert found == Counter(folder_of(row["label"]) for row in rows(taken))
 
 
+def with_paths(paths):
+    """Let the images of the index lie elsewhere."""
+    table = pq.read_table("images.parquet")
+    columns = {name: table[name] for name in table.column_names} | {"path": paths}
+    tables.write("images.parquet", columns, tables.IMAGES, {"classnames": CLASSNAMES})
+
+
 def test_images_of_one_name_get_numbers(taken, tmp_path):
     for part in ("one", "two"):
         (taken.folder / part).mkdir()
     for number in (0, 1):
         target = taken.folder / ("one", "two")[number] / "same.png"
         (taken.folder / taken.names[number]).rename(target)
-    table = pq.read_table("images.parquet")
-    paths = table["path"].to_pylist()
-    paths[:2] = ["one/same.png", "two/same.png"]
-    columns = {name: table[name] for name in table.column_names} | {"path": paths}
-    tables.write("images.parquet", columns, tables.IMAGES, {"classnames": CLASSNAMES})
+    with_paths(["one/same.png", "two/same.png", *taken.names[2:]])
     taken.fused[:2] = 5
     fused = pq.read_table("caption_labels.parquet")
     columns = {name: fused[name] for name in fused.column_names}
@@ -195,6 +200,27 @@ def test_images_of_one_name_get_numbers(taken, tmp_path):
     export_labels(str(taken.folder), "imagefolder", str(tmp_path / "folder"))
     assert os.readlink(tmp_path / "folder/plain/same.png").endswith("one/same.png")
     assert os.readlink(tmp_path / "folder/plain/same_2.png").endswith("two/same.png")
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
+def test_images_in_shards_are_copied_out(taken, tmp_path, kind):
+    contents = [(taken.folder / name).read_bytes() for name in taken.names]
+    if kind == "parquet":
+        parquet_shard(Path("d", "a.parquet"), contents, [0] * len(contents), ["a", "b"])
+    else:
+        samples = [(str(n), {"png": content}) for n, content in enumerate(contents)]
+        tar_shard(Path("d", "a.tar"), samples)
+        Path("d", "classes.txt").write_text("a\nb")
+    _, split = read_split(Path("d"), SplitSettings(kind))
+    with_paths([f"d/{item.path}" for item in split.items])
+    with pytest.raises(UserError, match="lies in a shard: no link leads into a shard; use --copy"):
+        export_labels(".", "imagefolder", str(tmp_path / "links"))
+    with pytest.raises(UserError, match="lies in a shard: Label Studio shows files"):
+        export_labels(".", "label-studio", str(tmp_path / "tasks"))
+    assert not (tmp_path / "links").exists() and not (tmp_path / "tasks").exists()
+    export_labels(".", "imagefolder", str(tmp_path / "copies"), copy=True)
+    found = {path.read_bytes() for path in (tmp_path / "copies").rglob("*.png")}
+    assert found == {contents[row] for row in taken.training}
 
 
 # --- what is refused -----------------------------------------------------------------------------

@@ -6,10 +6,10 @@ rule caption_images:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels=given(rule_inputs.pseudo_labels_if_named),
-        own=at_hand(rule_inputs.own_captions, kind="images"),
+        own=given_unstored(rule_inputs.own_captions, kind="images"),
         captioner_model=given(rule_inputs.hub_model, section="captioner"),
         code=sources("latteclip.captions.caption"),
-        engine_code=given_sources(rule_inputs.engine_code),
+        engine_code=given_unstored(rule_inputs.engine_code),
     output:
         "results/{dataset}/captions/images.parquet",
     log:
@@ -58,10 +58,10 @@ rule caption_groups:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        own=at_hand(rule_inputs.own_captions, kind="groups"),
+        own=given_unstored(rule_inputs.own_captions, kind="groups"),
         captioner_model=given(rule_inputs.hub_model, section="captioner"),
         code=sources("latteclip.captions.caption"),
-        engine_code=given_sources(rule_inputs.engine_code),
+        engine_code=given_unstored(rule_inputs.engine_code),
     output:
         "results/{dataset}/captions/groups.parquet",
     log:
@@ -111,10 +111,10 @@ rule score_classes:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        own=at_hand(rule_inputs.own_scores),
+        own=given_unstored(rule_inputs.own_scores),
         captioner_model=given(rule_inputs.hub_model, section="captioner"),
         code=sources("latteclip.captions.score_classes"),
-        engine_code=given_sources(rule_inputs.scorer_code),
+        engine_code=given_unstored(rule_inputs.scorer_code),
     output:
         "results/{dataset}/class_scores.parquet",
     log:

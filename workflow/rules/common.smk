@@ -102,39 +102,28 @@ def given_json(function, **fixed):
     return lambda wildcards: as_json(answer(wildcards))
 
 
-# Where a storage keeps the results (docs/cluster.md), Snakemake looks there for each file of a rule
-# but those that are marked as sources of the workflow or as local.
+# Where a storage keeps the results (docs/cluster.md), Snakemake looks there for every file of a rule
+# but local ones, whose jobs it keeps beside itself, and sources of the workflow.
 
 
-def as_code(paths):
-    """Files of the package as inputs: they come with the workflow."""
+def unstored(files):
+    """Inputs that no storage keeps: the code of the package, and what people bring."""
     if workflow.storage_settings.default_storage_provider is None:
-        return paths
-    return [sourcecache_entry(path, path) for path in paths]
+        return files
+    if isinstance(files, str):
+        return sourcecache_entry(files, files)
+    return [unstored(file) for file in files]
 
 
 def sources(*modules):
     """The code that modules run, as inputs."""
-    return as_code(code.sources(*modules))
+    return unstored(code.sources(*modules))
 
 
-def given_sources(function):
-    """The code that the configuration chooses, as inputs."""
-    answer = given(function)
-    return lambda wildcards: as_code(answer(wildcards))
-
-
-def at_hand(function, **fixed):
-    """Inputs that people bring: they stay where they are."""
+def given_unstored(function, **fixed):
+    """What a function of the configuration names as inputs that no storage keeps."""
     answer = given(function, **fixed)
-
-    def files(wildcards):
-        found = answer(wildcards)
-        return (
-            local(found) if isinstance(found, str) else [local(file) for file in found]
-        )
-
-    return files
+    return lambda wildcards: unstored(answer(wildcards))
 
 
 def as_found(answer):
@@ -200,9 +189,12 @@ def gpus(count=demands.one):
 
 
 def images_of(wildcards, input):
-    """Images of the dataset: those of its index, or what its file says before there is one."""
-    if "images" in input.keys():
+    """Images of the dataset: those of its index, or what its file says where none can be read."""
+    provider = workflow.storage_settings.default_storage_provider
+    if "images" in input.keys() and provider is None:
         return demands.images_indexed(str(input.images))
+    if "images" in input.keys() and provider == "fs":  # there is no copy here
+        return demands.images_indexed(input.images.storage_object.query)
     return demands.images_expected(configuration, wildcards.dataset)
 
 

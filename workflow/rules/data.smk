@@ -41,7 +41,7 @@ rule download_dataset:
 
 rule index_images:
     input:
-        folder=at_hand(rule_inputs.data_folder),
+        folder=given_unstored(rule_inputs.data_folder),
         code=sources("latteclip.data.index_images"),
     output:
         images="results/{dataset}/images.parquet",

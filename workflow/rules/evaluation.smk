@@ -161,7 +161,7 @@ rule summarize:
     input:
         metrics=rule_inputs.all_metrics(configuration),
         selections=rule_inputs.all_selections(configuration),
-        audits=[local(file) for file in rule_inputs.all_audits(configuration)],
+        audits=unstored(rule_inputs.all_audits(configuration)),
         code=sources("latteclip.evaluate.summarize"),
     output:
         csv=report(

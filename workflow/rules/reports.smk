@@ -17,10 +17,10 @@ rule report_dataset:
         galleries=given(page_settings.files_of_runs, kind="gallery"),
         selection=given(rule_inputs.selection_if_any),
         calibrated=given(rule_inputs.calibrated_if_run),
-        audit=at_hand(rule_inputs.audit_if_any),
+        audit=given_unstored(rule_inputs.audit_if_any),
         unknown="results/{dataset}/unknown.parquet",
         duplicates="results/{dataset}/duplicates.parquet",
-        templates=as_code(code.templates()),
+        templates=unstored(code.templates()),
         code=sources("latteclip.report.report_dataset"),
     output:
         report(
@@ -53,7 +53,7 @@ rule index_results:
         metrics=rules.summarize.input.metrics,
         selections=rules.summarize.input.selections,
         audits=rules.summarize.input.audits,
-        templates=as_code(code.templates()),
+        templates=unstored(code.templates()),
         code=sources("latteclip.report.index_results"),
     output:
         report(

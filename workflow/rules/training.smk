@@ -38,7 +38,7 @@ rule finetune:
         image_prototypes=given(rule_inputs.image_prototypes_of_method),
         clip_model=given(rule_inputs.hub_model, section="clip"),
         code=sources("latteclip.train.finetune"),
-        objective_code=given_sources(rule_inputs.objective_code),
+        objective_code=given_unstored(rule_inputs.objective_code),
     output:
         model=directory("results/{dataset}/{method}/seed{seed}/model"),
         history="results/{dataset}/{method}/seed{seed}/history.parquet",

@@ -1,0 +1,157 @@
+"""What was seen of images that were decoded before: an index that is made again decodes the others.
+
+Kept in an SQLite file, in pieces that are whole or not there, so that what was killed goes on. An
+image is as it was if its path, and the size and the time of its file, are. Each entry bears a
+checksum, and a damaged one counts for nothing.
+
+Letters: N images.
+"""
+
+import contextlib
+import os
+import sqlite3
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from latteclip.core.digest import digest
+from latteclip.core.errors import UserError
+from latteclip.data import fingerprints, images, members
+from latteclip.data.fingerprints import HASHES, THUMBNAIL, Fingerprint
+
+SIZES = struct.Struct("<II")  # width and height; hashes and the thumbnail follow
+LENGTH = SIZES.size + HASHES + THUMBNAIL**2
+ASKED = 500  # paths of one query: fewer than any SQLite takes
+NO_FILE = (-1, -1)
+DECISIVE = (fingerprints, images, members)  # of the code, for what is seen of an image
+LIBRARIES = ("numpy", "pillow", "pillow_heif")
+CREATE = """
+    CREATE TABLE IF NOT EXISTS seen (
+        path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, checksum INTEGER, content BLOB
+    ) WITHOUT ROWID
+"""
+Stamps = npt.NDArray[np.int64]  # [N, 2]: of the file that holds an image its size and time in ns
+
+
+class DecodedBefore:
+    """Fingerprints of images by path and stamp, in a file."""
+
+    def __init__(self, path: Path) -> None:
+        """Open what is there, or begin anew where it is damaged or of other code.
+
+        Raises:
+            UserError: the file cannot be opened or written.
+        """
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._told():
+            try:
+                self.file = _opened(path)
+            except sqlite3.OperationalError:  # the disk, permissions, or another process
+                raise
+            except sqlite3.DatabaseError:
+                for part in (path, path.with_name(f"{path.name}-journal")):
+                    part.unlink(missing_ok=True)
+                self.file = _opened(path)
+
+    def __enter__(self) -> "DecodedBefore":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def find(self, paths: Sequence[str], stamps: Stamps) -> list[Fingerprint | None]:
+        """What was seen of N images; None of those that are new, or another file by now."""
+        found = dict[str, Fingerprint]()
+        wanted = dict(zip(paths, map(tuple, stamps.tolist()), strict=True))
+        for start in range(0, len(paths), ASKED):
+            part = paths[start : start + ASKED]
+            marks = ",".join("?" * len(part))
+            with self._told():
+                rows = self.file.execute(f"SELECT * FROM seen WHERE path IN ({marks})", part)
+                for path, size, mtime_ns, checksum, content in rows:
+                    is_whole = checksum == _checksum(path, size, mtime_ns, content)
+                    if is_whole and wanted[path] == (size, mtime_ns):
+                        found[path] = _unpacked(content)
+        return [found.get(path) for path in paths]
+
+    def keep(self, paths: Sequence[str], stamps: Stamps, seen: Sequence[Fingerprint]) -> None:
+        """Keep what was seen of N images whose files had these stamps before they were read."""
+        rows = []
+        for path, (size, mtime_ns), one in zip(paths, stamps.tolist(), seen, strict=True):
+            content = SIZES.pack(one.width, one.height) + one.hashes + one.thumbnail
+            checksum = _checksum(path, size, mtime_ns, content)
+            rows.append((path, size, mtime_ns, checksum, content))
+        with self._told(), self.file:
+            self.file.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?, ?)", rows)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise UserError(
+                f"{self.path}, which keeps what was seen of images, cannot be used ({error}); see "
+                "that there is room on the disk, or delete the file and rerun."
+            ) from None
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    """The file, empty unless this code wrote it."""
+    file = sqlite3.connect(path)
+    try:
+        with file:
+            file.execute("CREATE TABLE IF NOT EXISTS version (of_code TEXT)")
+            own = code_version()
+            if file.execute("SELECT of_code FROM version").fetchall() != [(own,)]:
+                file.execute("DROP TABLE IF EXISTS seen")
+                file.execute("DELETE FROM version")
+                file.execute("INSERT INTO version VALUES (?)", [own])
+            file.execute(CREATE)
+    except sqlite3.Error:
+        file.close()
+        raise
+    return file
+
+
+def code_version() -> str:
+    """A digest of the code and of the libraries that decide what is seen of an image."""
+    code = [Path(str(module.__file__)).read_bytes() for module in DECISIVE]
+    return digest(*code, *map(version, LIBRARIES))
+
+
+def _unpacked(content: bytes) -> Fingerprint:
+    thumbnail = SIZES.size + HASHES
+    width, height = SIZES.unpack_from(content)
+    return Fingerprint(width, height, content[SIZES.size : thumbnail], content[thumbnail:])
+
+
+def _checksum(path: str, size: object, mtime_ns: object, content: object) -> int:
+    """A CRC of an entry; none that was written if the content is not what it was."""
+    if not isinstance(content, bytes) or len(content) != LENGTH:
+        return -1
+    return zlib.crc32(f"{size} {mtime_ns} {path}".encode() + content)
+
+
+def stamps(paths: Sequence[str]) -> Stamps:
+    """The stamps [N, 2] of the files that hold images, NO_FILE where there is none."""
+    found, last, stamp = [], "", NO_FILE
+    for path in paths:
+        holder = members.holder(path)
+        if holder != last:  # the images of a shard lie together
+            last, stamp = holder, _stamp(holder)
+        found.append(stamp)
+    return np.array(found, np.int64).reshape(-1, 2)
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    try:
+        state = os.stat(path)
+    except OSError:
+        return NO_FILE
+    return state.st_size, state.st_mtime_ns

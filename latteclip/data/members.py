@@ -1,0 +1,131 @@
+"""An image's bytes, wherever they lie: a file of its own, or inside a shard that holds thousands.
+
+Inside a shard an image has the path `<shard>.tar#<first byte>+<bytes>`, read by one seek, or
+`<file>.parquet#<row group>+<row>`. The last row group is kept, for neighbours are read in turn.
+"""
+
+import os
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from latteclip.core.paths import irregular
+
+MAX_BYTES = 2**28  # of an image in a shard
+MAX_GROUP = 2**30  # bytes of the images of a row group, which are read together
+_MEMBER = re.compile(
+    r"(?P<shard>.+\.(?P<kind>tar|parquet))#(?P<first>\d{1,18})\+(?P<second>\d{1,18})",
+    re.ASCII | re.DOTALL | re.IGNORECASE,
+)
+
+
+class Member(NamedTuple):
+    """An image in a shard."""
+
+    shard: str
+    kind: str  # tar or parquet
+    first: int  # its first byte, or its row group
+    second: int  # how many bytes, or its row there
+
+
+def member(path: str | Path) -> Member | None:
+    """What the path of an image says of the shard that holds it; None: it is a file of its own."""
+    found = _MEMBER.fullmatch(str(path))
+    if found is None:
+        return None
+    return Member(found["shard"], found["kind"].lower(), int(found["first"]), int(found["second"]))
+
+
+def holder(path: str | Path) -> str:
+    """The file on the disk that holds an image."""
+    found = member(path)
+    return found.shard if found else str(path)
+
+
+def exists(path: str | Path) -> bool:
+    """Whether the file that holds an image is there."""
+    return os.path.isfile(holder(path))
+
+
+def read(path: str | Path) -> bytes:
+    """The bytes of an image.
+
+    Raises:
+        OSError: the file is missing or cannot be read.
+        ValueError: it is no regular file, or the shard holds no such image.
+    """
+    found = member(path)
+    if kind := irregular(holder(path)):
+        raise ValueError(f"it is {kind} and no regular file")
+    if found is None:
+        return Path(path).read_bytes()
+    return _of_tar(found) if found.kind == "tar" else _of_parquet(found)
+
+
+def _of_tar(found: Member) -> bytes:
+    if found.second > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES} bytes")
+    with Path(found.shard).open("rb") as file:
+        file.seek(found.first)
+        content = file.read(found.second)
+    if len(content) < found.second:
+        raise ValueError("its shard is cut off")
+    return content
+
+
+def _of_parquet(found: Member) -> bytes:
+    state = os.stat(found.shard)
+    images = _row_group(found.shard, found.first, state.st_size, state.st_mtime_ns)
+    if found.second >= len(images):
+        raise ValueError("its row group has fewer rows")
+    content: bytes | None = images[found.second].as_py()
+    if content is None:
+        raise ValueError("its row holds no bytes of an image")
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES} bytes")
+    return content
+
+
+@lru_cache(maxsize=1)
+def _row_group(shard: str, group: int, size: int, mtime_ns: int) -> Any:
+    """The images of a row group as an array of bytes, read anew where the file changed."""
+    import pyarrow.parquet as pq
+
+    # By this thread alone: a forked worker has no others.
+    with pq.ParquetFile(shard, pre_buffer=False) as file:
+        if group >= file.num_row_groups:
+            raise ValueError("its file has fewer row groups")
+        column = image_column(file)
+        check_group(file, group, column)
+        table = file.read_row_group(group, [column], use_threads=False)
+    images = table.column(0).combine_chunks()
+    return images.field("bytes") if "." in column else images
+
+
+def image_column(file: Any) -> str:
+    """The column of a Parquet file that holds bytes of images, as `datasets` writes them.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
+    names = [file.schema.column(i).path for i in range(len(file.schema.names))]
+    found = [name for name in names if name.endswith(".bytes") and name.count(".") == 1]
+    if len(found) != 1:
+        raise ValueError(f"of the columns {names}, {len(found)} are images with bytes, not one")
+    return str(found[0])
+
+
+def check_group(file: Any, group: int, column: str) -> None:
+    """ValueError where the images of a row group take too much memory."""
+    described = file.metadata.row_group(group)
+    size = sum(
+        described.column(i).total_uncompressed_size
+        for i in range(described.num_columns)
+        if described.column(i).path_in_schema == column
+    )
+    if size > MAX_GROUP:
+        raise ValueError(
+            f"row group {group} has {size / 2**30:.1f} GiB of images, more than "
+            f"{MAX_GROUP / 2**30:.0f} GiB; write it with smaller row groups"
+        )

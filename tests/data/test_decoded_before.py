@@ -1,0 +1,131 @@
+import contextlib
+import logging
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+from support.image_folders import folders, index
+from support.shards import labelled, picture, tar_shard
+
+from latteclip.core.errors import UserError
+from latteclip.data import decoded_before
+from latteclip.data.index_images import BEFORE
+
+# A run that ends like one without power, after it kept some images.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from support.image_folders import index
+from latteclip.data import index_images
+index_images.CHUNK, index_images.KEPT = 1, 3
+keep, pieces = index_images._keep, []
+def killing(*args):
+    keep(*args)
+    pieces.append(args)
+    if len(pieces) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+index_images._keep = killing
+index(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def root(tmp_path):
+    return folders(tmp_path / "d")
+
+
+def spoil(*files):
+    """Break images so that nobody notices who does not decode them: size and time stay."""
+    for file in files:
+        state = file.stat()
+        file.write_bytes(bytes(state.st_size))
+        os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def outputs(folder):
+    return {
+        file.name: file.read_bytes() for file in (folder / "out").iterdir() if file.name != BEFORE
+    }
+
+
+def test_what_was_decoded_before_is_not_decoded_again(root, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    index(root, tmp_path)
+    (root / "cat" / "00.jpg").write_bytes(picture(1))  # in the midst of the others
+    (root / "cat" / "3.jpg").write_bytes(picture(2, size=(20, 30)))
+    (root / "dog" / "9.jpg").unlink()
+    index(root, tmp_path / "anew")
+    spoil(*(root / "dog").iterdir())
+    rows, _, corrupt = index(root, tmp_path)
+    assert not corrupt and "18 of 20 images were decoded before" in caplog.text
+    assert {(row["width"], row["height"]) for row in rows} == {(12, 8), (20, 30)}
+    assert outputs(tmp_path) == outputs(tmp_path / "anew")
+
+
+def test_a_run_that_was_killed_goes_on(root, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    index(root, tmp_path / "anew")
+    words = [sys.executable, "-c", KILLED, root, tmp_path]
+    path = os.pathsep.join(sys.path)
+    assert (
+        subprocess.run(words, env=os.environ | {"PYTHONPATH": path}).returncode == -signal.SIGKILL
+    )
+    spoil(*(root / "cat" / f"{number}.jpg" for number in range(10)))
+    _, _, corrupt = index(root, tmp_path)
+    assert not corrupt and "12 of 20 images were decoded before" in caplog.text
+    assert outputs(tmp_path) == outputs(tmp_path / "anew")
+
+
+def test_images_of_a_shard_count_as_long_as_the_shard_is_as_it_was(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    shards = [
+        tar_shard(tmp_path / "d" / f"{part}.tar", labelled(range(20))) for part in ("test", "train")
+    ]
+    (tmp_path / "d" / "classes.txt").write_text("cat\ndog")
+    index(tmp_path / "d", tmp_path, kind="webdataset")
+    tar_shard(shards[1], labelled(range(10)))
+    rows, _, corrupt = index(tmp_path / "d", tmp_path, kind="webdataset")
+    assert len(rows) == 30 and not corrupt
+    assert "20 of 30 images were decoded before" in caplog.text
+
+
+def test_what_cannot_be_decoded_is_tried_again(root, tmp_path):
+    spoil(root / "cat" / "0.jpg")
+    for _ in range(2):
+        rows, _, corrupt = index(root, tmp_path, max_corrupt=0.5)
+        assert len(rows) == 19 and [row["image_id"] for row in corrupt] == ["cat/0.jpg"]
+
+
+def test_what_other_code_saw_does_not_count(root, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    index(root, tmp_path)
+    monkeypatch.setattr(decoded_before, "code_version", lambda: "other")
+    index(root, tmp_path)
+    assert "decoded before" not in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["an entry", "the file"])
+def test_damage_counts_for_nothing(root, tmp_path, damage, caplog):
+    caplog.set_level(logging.INFO)
+    index(root, tmp_path)
+    whole = outputs(tmp_path)
+    if damage == "the file":
+        (tmp_path / "out" / BEFORE).write_bytes(b"no database" * 999)
+    else:
+        with contextlib.closing(sqlite3.connect(tmp_path / "out" / BEFORE)) as file, file:
+            file.execute(
+                "UPDATE seen SET content = zeroblob(length(content)) WHERE path LIKE '%t/1.jpg'"
+            )
+            file.execute("UPDATE seen SET content = 'x' WHERE path LIKE '%t/2.jpg'")
+    index(root, tmp_path)
+    assert outputs(tmp_path) == whole
+    assert ("18 of 20 images" in caplog.text) == (damage == "an entry")
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / BEFORE).mkdir()
+    with pytest.raises(UserError, match=r"sqlite, which keeps .* cannot be used .*delete the file"):
+        decoded_before.DecodedBefore(tmp_path / BEFORE)

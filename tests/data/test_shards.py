@@ -1,0 +1,292 @@
+import gzip
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from support.image_folders import index
+from support.shards import IMAGE, labelled, parquet_shard, picture, tar_shard
+
+from latteclip.captions.prepare import read_image
+from latteclip.core.errors import UserError
+from latteclip.data import members, tar_shards
+from latteclip.data.images import open_rgb
+from latteclip.data.splits import SplitSettings, read_split
+
+CLASSES = ["cat", "dog"]
+NUMBERS = {"train": range(9), "test": range(9, 13)}  # of the pictures of each split
+
+
+@pytest.fixture
+def tars(tmp_path):
+    """Shards of WebDataset, two for training and one for testing, with classes.txt."""
+    root = tmp_path / "d"
+    tar_shard(root / "train" / "shard-000000.tar", labelled(NUMBERS["train"][:6]))
+    tar_shard(root / "train" / "shard-000001.tar", labelled(NUMBERS["train"][6:]))
+    tar_shard(root / "test" / "shard-000000.tar", labelled(NUMBERS["test"]))
+    (root / "classes.txt").write_text("\n".join(CLASSES))
+    return root
+
+
+@pytest.fixture
+def parquets(tmp_path):
+    """The same pictures as a dataset of the Hugging Face hub."""
+    root = tmp_path / "d"
+    for split, numbers in NUMBERS.items():
+        path = root / "data" / f"{split}-00000-of-00001.parquet"
+        parquet_shard(path, list(map(picture, numbers)), [n % 2 for n in numbers], CLASSES)
+    return root
+
+
+def read(root, kind="webdataset", **settings):
+    return read_split(root, SplitSettings(kind, **settings))[1]
+
+
+def one_tar(tmp_path, *samples, extra=()):
+    """A folder with one shard, and its class names."""
+    tar_shard(tmp_path / "d" / "a.tar", samples, extra)
+    (tmp_path / "d" / "classes.txt").write_text("\n".join(CLASSES))
+    return tmp_path / "d"
+
+
+# What both give.
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
+def test_images_are_read_where_they_lie(kind, tmp_path, request):
+    root = request.getfixturevalue("tars" if kind == "webdataset" else "parquets")
+    before = sorted(root.rglob("*"))
+    rows, names, corrupt = index(root, tmp_path, threads=2, kind=kind)
+    assert names == CLASSES and not corrupt and len(rows) == 13
+    assert len({row["image_id"] for row in rows}) == 13
+    assert {(row["width"], row["height"]) for row in rows} == {(12, 8)}
+    for split, numbers in NUMBERS.items():
+        found = [row for row in rows if row["split"] == split]
+        assert [row["label"] for row in found] == [n % 2 for n in numbers]
+        assert [read_image(row["path"]) for row in found] == list(map(picture, numbers))
+        assert all(open_rgb(row["path"]).size == (12, 8) for row in found)
+    assert sorted(root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
+def test_a_second_run_gives_the_same_index(kind, tmp_path, request):
+    root = request.getfixturevalue("tars" if kind == "webdataset" else "parquets")
+    outputs = []
+    for place in ("one", "two"):
+        index(root, tmp_path / place, kind=kind)
+        files = sorted(f for f in (tmp_path / place / "out").iterdir() if f.suffix != ".sqlite")
+        outputs.append([file.read_bytes() for file in files])
+    assert outputs[0] == outputs[1] and len(outputs[0]) == 3
+
+
+def test_a_hash_or_globs_may_say_what_is_for_testing(tmp_path):
+    for name in ("a", "b"):
+        tar_shard(tmp_path / f"{name}.tar", labelled(range(40)))
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
+    hashed = read(tmp_path, test_fraction=0.5)
+    assert {item.split for item in hashed.items} == {"train", "test"}
+    listed = read(tmp_path, lists={"train": "a*.tar", "test": "b.tar"})
+    assert {(item.image_id[0], item.split) for item in listed.items} == {
+        ("a", "train"),
+        ("b", "test"),
+    }
+    with pytest.raises(UserError, match=r"No shard .* fits 'c\.tar', split\.lists\.test"):
+        read(tmp_path, lists={"train": "a.tar", "test": "c.tar"})
+
+
+def test_names_of_shards_say_all_or_nothing(tmp_path):
+    tar_shard(tmp_path / "train-0.tar", labelled([0]))
+    tar_shard(tmp_path / "latest.tar", labelled([1]))  # no word of it is "test"
+    with pytest.raises(UserError, match=r"latest\.tar: nothing, train-0\.tar: train"):
+        read(tmp_path)
+    with pytest.raises(UserError, match=r"holds no shards \(\*\.parquet\)"):
+        read(tmp_path, "parquet")
+
+
+# Tars of WebDataset.
+
+
+def test_parts_of_a_sample_in_a_folder_of_the_shard(tmp_path):
+    parts = {"JPG": picture(1), "seg.png": picture(2, form="PNG"), "json": b'{"what": "dog"}'}
+    root = one_tar(tmp_path, ("./x/a", parts), ("x/.hidden", {"jpg": b""}), ("b", {"txt": b"b"}))
+    split = read(root, label="json:what")
+    assert [(i.image_id, i.label) for i in split.items] == [("a.tar/x/a.jpg", 1)]
+    assert split.skipped == {".txt": 1}
+    (item,) = read(root, image="seg.png").items
+    assert read_image(root / item.path) == picture(2, form="PNG") and item.label is None
+
+
+def test_labels_may_be_names_and_name_the_classes(tmp_path):
+    samples = [(str(n), {"png": picture(n), "txt": name}) for n, name in enumerate([b"b\n", b"a"])]
+    root = one_tar(tmp_path, *samples, ("2", {"png": picture(2)}))
+    (root / "classes.txt").unlink()
+    split = read(root, label="txt")
+    assert split.names == ["a", "b"] and [i.label for i in split.items] == [1, 0, None]
+    with pytest.raises(UserError, match=r"do not name their classes.*split\.label"):
+        read(root)
+
+
+@pytest.mark.parametrize(
+    ("content", "label", "said"),
+    [
+        (b"2", None, "label '2', which is none of the 2 classes"),
+        (b"bird", None, "label 'bird', which is none"),
+        (b"\xff", None, "not text in UTF-8"),
+        (b"[1", "cls:a", "not JSON with the field 'a'"),
+        (b'{"a": [1]}', "cls:a", "neither a number nor a class name"),
+        (b'{"a": true}', "cls:a", "neither a number nor a class name"),
+        (b"x" * (tar_shards.MAX_LABEL + 1), None, "is no label"),
+    ],
+)
+def test_what_is_no_label_is_named(tmp_path, content, label, said):
+    root = one_tar(tmp_path, ("7", {"jpg": picture(7), "cls": content}))
+    with pytest.raises(UserError, match=said):
+        read(root, label=label)
+
+
+def test_a_sample_with_two_images_and_a_key_that_comes_twice(tmp_path):
+    root = one_tar(tmp_path, ("7", {"jpg": b"", "png": b""}))
+    with pytest.raises(UserError, match=r"'7' has 2 images \(jpg, png\); split\.image"):
+        read(root)
+    root = one_tar(tmp_path, *labelled([1]), *labelled([2]), *labelled([1]))
+    with pytest.raises(UserError, match=r"1 images twice, the first 'a\.tar/000001\.jpg'"):
+        read(root)
+
+
+def entry(name, kind=tarfile.REGTYPE, target="", **values):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    for key, value in values.items():
+        setattr(info, key, value)
+    return info
+
+
+@pytest.mark.parametrize(
+    ("info", "said"),
+    [
+        (entry("../a.jpg"), "not a path inside"),
+        (entry("/a.jpg"), "not a path inside"),
+        (entry("a\udcff.jpg"), "not a path inside"),
+        (entry("n" * 2000 + ".jpg"), "name of over 1000 characters"),
+        (entry("n" * 2**21 + ".jpg"), "header of more than"),
+        (entry("a.jpg", tarfile.SYMTYPE, "/etc/passwd"), "no plain file"),
+        (entry("a.jpg", tarfile.LNKTYPE, "000001.jpg"), "no plain file"),
+        (entry("a.jpg", tarfile.FIFOTYPE), "no plain file"),
+        (entry("a.jpg", tarfile.CHRTYPE), "no plain file"),
+        (entry("a.jpg", pax_headers={"GNU.sparse.size": "9"}), "no plain file"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name[:12] + value.type.decode(),
+)
+def test_entries_that_are_unsafe_are_refused(tmp_path, info, said):
+    root = one_tar(tmp_path, *labelled([1]), extra=[info])
+    with pytest.raises(UserError, match=said) as error:
+        read(root)
+    assert "a.tar" in str(error.value) and len(str(error.value)) < 1000
+
+
+def test_damaged_compressed_and_cut_shards_are_refused(tmp_path):
+    shard = one_tar(tmp_path, *labelled(range(5))) / "a.tar"
+    whole = shard.read_bytes()
+    third = whole.index(b"000002.jpg")
+    changed = bytearray(whole)
+    changed[third] ^= 1
+    endless = bytearray(whole)  # the size of the third image, as numbers beyond 8 GiB are written
+    endless[third + 124 : third + 136] = b"\x80" + (2**60).to_bytes(11, "big")
+    state = sum(endless[third : third + 148]) + sum(endless[third + 156 : third + 512]) + 8 * 32
+    endless[third + 148 : third + 156] = b"%06o\0 " % state
+    for content in (whole[: third + 600], changed, endless, gzip.compress(whole), b"", b"x" * 999):
+        shard.write_bytes(content)
+        with pytest.raises(UserError, match=r"a\.tar is not a whole tar without compression"):
+            read(shard.parent)
+
+
+def test_a_shard_that_changed_since_it_was_indexed(tars):
+    path = str(tars / "train" / "shard-000000.tar")
+    for place, said in (("0+99999999", "cut off"), ("0+99999999999", "more than")):
+        with pytest.raises(UserError, match=rf"#0\+9.*{said}.*replace or remove it"):
+            open_rgb(f"{path}#{place}")
+        with pytest.raises(UserError, match=f"{said}.*index the images anew"):
+            read_image(f"{path}#{place}")
+    assert members.exists(f"{path}#0+512") and not members.exists(f"{path}x.tar#0+512")
+    assert members.member(tars / "a.tar#b.jpg") is None
+
+
+# Parquet files of Hugging Face datasets.
+
+
+def test_labels_are_numbers_names_or_not_known(tmp_path):
+    pictures = list(map(picture, range(4)))
+    path = parquet_shard(tmp_path / "p.parquet", pictures, [1, 0, -1, None], CLASSES, column="y")
+    split = read(tmp_path, "parquet", label="y")
+    assert split.names == CLASSES and [i.label for i in split.items] == [1, 0, None, None]
+    with pytest.raises(UserError, match=r"no column 'label'"):
+        read(tmp_path, "parquet", label="label")
+    parquet_shard(path, pictures, ["b", "a", "", "b"])
+    split = read(tmp_path, "parquet")
+    assert split.names == ["a", "b"] and [i.label for i in split.items] == [1, 0, None, 1]
+    parquet_shard(path, pictures, [0.5] * 4, CLASSES)
+    with pytest.raises(UserError, match=r"label of row 0 is '0\.5', neither"):
+        read(tmp_path, "parquet")
+
+
+def test_files_that_tell_of_other_classes_are_refused(tmp_path):
+    for name, classes in (("a", CLASSES), ("b", ["cow", "dog"])):
+        parquet_shard(tmp_path / f"{name}.parquet", [picture(1)], [1], classes)
+    with pytest.raises(UserError, match=r"tell of different classes.*split\.classes"):
+        read(tmp_path, "parquet")
+    (tmp_path / "names.txt").write_text("cow\ndog")
+    assert read(tmp_path, "parquet", classes="names.txt").names == ["cow", "dog"]
+
+
+def test_a_row_without_an_image_counts_as_broken(tmp_path):
+    contents = [*map(picture, range(9)), None, b"text"]
+    parquet_shard(tmp_path / "d" / "p.parquet", contents, [n % 2 for n in range(11)], CLASSES)
+    rows, _, corrupt = index(tmp_path / "d", tmp_path, kind="parquet", max_corrupt=0.5)
+    assert len(rows) == 9
+    assert [row["image_id"] for row in corrupt] == ["p.parquet/9", "p.parquet/10"]
+    assert "holds no bytes" in corrupt[0]["reason"]
+    with pytest.raises(UserError, match="fewer row groups"):
+        open_rgb(f"{tmp_path}/d/p.parquet#99+0")
+    with pytest.raises(UserError, match="fewer rows"):
+        open_rgb(f"{tmp_path}/d/p.parquet#0+2")
+
+
+def test_files_without_images_or_with_too_many_together_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "p.parquet"
+    path.write_bytes(b"PAR1 no such file PAR1")
+    with pytest.raises(UserError, match=r"p\.parquet is not a Parquet file of images"):
+        read(tmp_path, "parquet")
+    for columns in (
+        {"label": [1]},
+        {name: pa.array([{"bytes": b"", "path": ""}], IMAGE) for name in ("image", "mask")},
+    ):
+        pq.write_table(pa.table(columns), path)
+        with pytest.raises(UserError, match=r"(0|2) are images with bytes, not one"):
+            read(tmp_path, "parquet")
+    parquet_shard(path, list(map(picture, range(4))), [0] * 4, CLASSES, rows=4)
+    monkeypatch.setattr(members, "MAX_GROUP", 100)
+    with pytest.raises(UserError, match="smaller row groups"):
+        read(tmp_path, "parquet")
+
+
+# As the libraries themselves write them, where they are installed.
+
+
+def test_shards_of_webdataset_itself(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    with webdataset.ShardWriter(str(tmp_path / "d-%06d.tar"), maxcount=2) as sink:
+        for number in range(4):
+            sink.write({"__key__": f"{number}", "png": Image.new("RGB", (4, 6)), "cls": number % 2})
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
+    assert [item.label for item in read(tmp_path).items] == [0, 1, 0, 1]
+
+
+def test_parquet_of_datasets_itself(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)}
+    rows = {"image": [Image.new("RGB", (4, 6))] * 4, "label": [0, 1, 0, 1]}
+    made = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    made.to_parquet(str(tmp_path / "d.parquet"))
+    split = read(tmp_path, "parquet")
+    assert split.names == CLASSES and [item.label for item in split.items] == [0, 1, 0, 1]
