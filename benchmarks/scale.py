@@ -31,7 +31,6 @@ ROOT = Path(__file__).parents[1]
 DISTINCT = 64  # JPEGs; a file system allows at most 65,000 links to a file
 WIDTH = 512  # of features, as ViT-B/32 gives them
 SHARDS = 64
-TRAINING = 0.7  # the share of the images that are for training
 TRAINED, BATCH = 200, 128  # steps that are trained, and images of each
 PROSE = """a the of with on in and small large bright dark red green blue old round long striped
 smooth photo object table grass water sky wall shadow pattern detail surface edge corner"""
@@ -505,11 +504,8 @@ def finetune(place: Place) -> Work:
 
     The made captions and images, batches of 128; the model is not written.
     """
-    from latteclip.core.steps import steps_per_epoch
-
-    per_epoch = steps_per_epoch(round(TRAINING * place.n), BATCH)
     section = {
-        "epochs": -(-2 * TRAINED // per_epoch),  # more than are waited for
+        "epochs": 1000,  # more than are waited for
         **{"warmup_steps": 5, "batch_size": BATCH, "steps_multiple_of": 1, "lr": 3e-4},
         **{"beta1": 0.9, "beta2": 0.98, "eps": 1e-6, "weight_decay": 0.2, "batch_norm": "frozen"},
     }
@@ -528,7 +524,7 @@ def finetune(place: Place) -> Work:
         "log": "trained/finetune.log",
     }
     options = [f"--{name}={place.file(file)}" for name, file in inputs.items()]
-    command = [sys.executable, "-m", "latteclip", "finetune", *options, "--seed=0", "--threads=2"]
+    command = [sys.executable, "-m", "latteclip", "finetune", *options, "--seed=0", "--threads=1"]
     command.append(f"--settings={json.dumps(settings)}")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
