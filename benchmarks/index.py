@@ -120,8 +120,8 @@ def main() -> None:
         for form in ("tars", "parquet"):
             taken = index(roots[form], KINDS[form], made[form], args.threads)
             print(f"CPU from {form}: {taken:.1f} s, {taken / first:.2f} of the folders'")
-        taken = {form: decode_in_random_order(made[form], args.images // 10) for form in KINDS}
-        said = ", ".join(f"{form} {one / taken['folders']:.2f}" for form, one in taken.items())
+        decoded = {form: decode_in_random_order(made[form], args.images // 10) for form in KINDS}
+        said = ", ".join(f"{form} {one / decoded['folders']:.2f}" for form, one in decoded.items())
         print(f"CPU of decoding in random order, folders 1: {said}")
     usage = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     peak = max(resource.getrusage(who).ru_maxrss for who in usage)

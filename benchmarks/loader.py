@@ -48,7 +48,7 @@ class Ways:
         self.by_pil = open_clip.image_transform(side, is_train=True, aug_cfg=AUG_CFG)
         self.transform = augment.Augmentation((side, side), mean, std)
         self.decoded = [np.asarray(open_rgb(path)) for path in paths]
-        sizes = [(pixels.shape[1], pixels.shape[0]) for pixels in self.decoded]
+        sizes = np.array([(pixels.shape[1], pixels.shape[0]) for pixels in self.decoded])
         kept = pictures.kept_pictures(sizes, self.transform.kept_side, 2**32, ".")
         self.files = pictures.TrainingPictures(paths, self.transform.kept_side, 0, kept)
         self.package_kept()  # which keeps them

@@ -127,7 +127,7 @@ def beside_encoder(model: Path, paths: list[str], args: argparse.Namespace) -> N
     opened = Predictor(model, device="cpu", threads=args.threads, batch_size=args.batch)
     clip = opened.model.clip
     named = [paths[number % len(paths)] for number in range(args.images)]
-    decoding = statistics.median(seconds(lambda p=path: ready(clip, p))[1] for path in paths)
+    decoding = statistics.median(seconds(partial(ready, clip, path))[1] for path in paths)
     batch = ready(clip, paths[0]).expand(args.batch, -1, -1, -1).contiguous()
     sizes = [len(indices) for indices in loader.in_order(args.images, args.batch)]
 

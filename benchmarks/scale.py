@@ -592,7 +592,7 @@ def export_labels(place: Place) -> Work:
     (folder / "classifiers").mkdir(exist_ok=True)
     described = {"classnames": names}
     save_classifier(folder / "classifiers" / "image_prototypes.safetensors", head, described)
-    return lambda: print(stage.export_labels(folder, "csv", place.file("labels.csv")))
+    return lambda: print(stage.export_labels(str(folder), "csv", place.file("labels.csv")))
 
 
 @dataclass(frozen=True)

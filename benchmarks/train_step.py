@@ -234,7 +234,7 @@ def data_wait(
         for path, pixels in zip(paths, noise, strict=True):
             Image.fromarray(pixels).resize(side).save(path, quality=90)
         transform = Augmentation.of(setting.clip)
-        kept = pictures.kept_pictures([side] * batch, transform.kept_side, 1e9, folder)
+        kept = pictures.kept_pictures(np.array([side] * batch), transform.kept_side, 1e9, folder)
         files = pictures.TrainingPictures(paths, transform.kept_side, 0, kept)
         epochs = 2 if setting.clip.device.type == "cpu" else 6
         keys = [[(epoch, index) for index in range(batch)] for epoch in range(epochs)]

@@ -127,9 +127,8 @@ def code_version() -> str:
 
 def _unpacked(content: bytes) -> Fingerprint:
     thumbnail = SIZES.size + HASHES
-    return Fingerprint(
-        *SIZES.unpack_from(content), content[SIZES.size : thumbnail], content[thumbnail:]
-    )
+    width, height = SIZES.unpack_from(content)
+    return Fingerprint(width, height, content[SIZES.size : thumbnail], content[thumbnail:])
 
 
 def _checksum(path: str, size: object, mtime_ns: object, content: object) -> int:

@@ -128,7 +128,8 @@ def _labels(files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray) -> npt.
     if labels.null_count:
         asked = "scores.kind set" if kind == "lmm" else "scores.kind: null"
         raise UserError(f"{files.caption_labels} has no labels of kind {kind!r}; run with {asked}.")
-    return labels.to_numpy().astype(np.int64)
+    known: npt.NDArray[np.int64] = labels.to_numpy().astype(np.int64)
+    return known
 
 
 def _label_column(files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray) -> pa.ChunkedArray:

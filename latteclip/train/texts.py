@@ -47,13 +47,17 @@ class TextBank:
     def tokens(self) -> torch.Tensor:
         """int32 [U, L] of all texts added so far."""
         if self._tokens is None:
-            texts = self.texts
-            for start in range(0, len(texts), ROWS):
-                part = self.clip.tokenizer(list(texts[start : start + ROWS]))
-                if self._tokens is None:  # filled: `cat` would hold all twice
-                    self._tokens = torch.empty(len(texts), part.shape[1], dtype=torch.int32)
-                self._tokens[start : start + len(part)] = part
+            self._tokens = self._tokenized()
         return self._tokens
+
+    def _tokenized(self) -> torch.Tensor:
+        """int32 [U, L], filled in part by part: `cat` would hold all twice."""
+        texts, width = self.texts, self.clip.tokenizer([""]).shape[1]
+        tokens = torch.empty(len(texts), width, dtype=torch.int32)
+        for start in range(0, len(texts), ROWS):
+            part = self.clip.tokenizer(list(texts[start : start + ROWS]))
+            tokens[start : start + len(part)] = part
+        return tokens
 
     def encode(self, ids: torch.Tensor) -> torch.Tensor:
         """L2-normalised features [*ids.shape, D], with gradient.

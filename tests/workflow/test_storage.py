@@ -1,6 +1,7 @@
 """The results in a storage, as `--default-storage-provider` puts them there; the rest stays."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -57,6 +58,13 @@ def test_images_and_answers_stay_in_the_working_folder(stored):
 
 def test_a_second_run_has_nothing_to_do(stored):
     assert "Nothing to be done" in stored[2]()
+
+
+def test_jobs_ask_for_what_the_stored_index_needs(stored):
+    told = stored[2]("--dry-run", "--forcerun", "pseudo_label_images")
+    (asked,) = re.findall(r"rule pseudo_label_images:.*?resources: (.*?)\n", told, re.DOTALL)
+    assert re.search(r"mem_mb=\d+", asked)
+    assert re.search(r"runtime=\d+", asked)
 
 
 def test_an_edit_of_the_code_reruns_what_it_serves(stored):

@@ -189,9 +189,12 @@ def gpus(count=demands.one):
 
 
 def images_of(wildcards, input):
-    """Images of the dataset: those of its index, or what its file says before there is one."""
-    if "images" in input.keys():
+    """Images of the dataset: those of its index, or what its file says where none can be read."""
+    provider = workflow.storage_settings.default_storage_provider
+    if "images" in input.keys() and provider is None:
         return demands.images_indexed(str(input.images))
+    if "images" in input.keys() and provider == "fs":  # there is no copy here
+        return demands.images_indexed(input.images.storage_object.query)
     return demands.images_expected(configuration, wildcards.dataset)
 
 

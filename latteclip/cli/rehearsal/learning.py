@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from latteclip.cli.rehearsal import made
@@ -37,7 +38,7 @@ def loader(job: Job, folder: Path) -> dict[str, Any]:
     clip = clips.load(named["model"], named["pretrained"], device, named["precision"])
     paths = made.pictures(configuration, job.dataset, folder / "pictures", DISTINCT)
     transform = Augmentation.of(clip)
-    nothing = pictures.KeptPictures([0] * len(paths), 0, None)
+    nothing = pictures.KeptPictures(np.zeros(len(paths), np.int64), 0, None)
     files = pictures.TrainingPictures(paths, transform.kept_side, 0, nothing)
     keys = (
         [(epoch, (epoch + number) % len(paths)) for number in range(LOADER_BATCH)]
