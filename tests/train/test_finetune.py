@@ -14,6 +14,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -685,7 +686,7 @@ def own_predictions(inputs, demo_clip):
     """The class that CLIP sees in each training picture as `inputs.run` shows it first."""
     paths = [str(inputs.folder / "pictures" / name) for name in inputs.names]
     transform = Augmentation.of(demo_clip)
-    room = kept_pictures([(70, 64)] * 7, transform.kept_side, 0, inputs.folder)
+    room = kept_pictures(np.array([(70, 64)] * 7), transform.kept_side, 0, inputs.folder)
     files = TrainingPictures(paths, transform.kept_side, 3, room)
     _, batch = next(batches(files, [[(0, i) for i in range(7)]], transform, CPU, 1))
     classes = class_embeddings(demo_clip, "a photo of a {} texture.", CLASSNAMES)
