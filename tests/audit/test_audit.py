@@ -305,6 +305,6 @@ def test_no_stage_learns_from_answers():
             shows.add(command_.__name__)
         words = [(ROOT / one.replace(".", "/")).with_suffix(".py").read_text() for one in needed]
         assert not [text for text in words if "answers.jsonl" in text or "plan.parquet" in text]
-    assert shows == {"summarize", "report_dataset"}
+    assert shows == {"summarize", "report_dataset", "index_results"}
     rules = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
     assert "audit/" not in rules
