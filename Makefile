@@ -38,8 +38,10 @@ demo: install
 	snakemake -j$(JOBS) --config dataset=demo method=$(DEMO_METHODS)
 	@cat results/summary.md
 
+# Files of tests side by side: one more than two cores keep busy, for some only wait.
+TESTS_AT_ONCE ?= 3
 test: install
-	pytest
+	pytest --numprocesses=$(TESTS_AT_ONCE) --dist=loadfile --no-loadscope-reorder
 
 # Every reader of foreign bytes on random and damaged ones, for so many seconds each; the same
 # numbers of rounds give the same cases.

@@ -92,7 +92,7 @@ OPTIONS = ("--config", "seeds=2", "method=zero_shot,flyp")
 
 def test_done_stages_and_missing_ones(indexed):
     lines = told(indexed, *OPTIONS)
-    assert lines[0] == ["demo: 2 of 11 jobs done"]
+    assert lines[0] == ["demo: 2 of 13 jobs done"]
     assert ["done", "generate_textures"] in lines
     assert ["done", "index_images"] in lines
     used = [line[0] for line in lines if line[-1].startswith("1 run, CPU 0:")]
@@ -146,7 +146,7 @@ def test_changed_settings_are_leaves_and_texts():
 
 def test_a_dataset_that_never_ran(indexed):
     lines = told(indexed, "dtd", "--config", "method=zero_shot")
-    assert lines[0] == ["dtd: 0 of 5 jobs done"]
+    assert lines[0] == ["dtd: 0 of 7 jobs done"]
     assert ["missing", "download_dataset", "not run yet"] in lines
     shared = lines[lines.index(["all datasets: 0 of 3 jobs done"]) :]
     assert ["missing", "download_clip", "not run yet"] in shared
@@ -176,7 +176,7 @@ def test_status_changes_no_file(indexed):
 def test_without_a_snakefile_it_tells_of_the_shipped_workflow(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main.main(["status", "--config", "method=zero_shot"]) == 0
-    assert "demo: 0 of 5 jobs done" in capsys.readouterr().out
+    assert "demo: 0 of 7 jobs done" in capsys.readouterr().out
 
 
 def test_what_was_used_is_told_by_stage_and_in_all(tmp_path, monkeypatch):

@@ -83,7 +83,7 @@ def test_people_s_commands_in_a_folder_of_its_own(checkout, project):
     )
     assert run.returncode == 0, run.stdout
     status = checkout.run("latteclip", "status", *config, cwd=project).stdout
-    assert re.search(r"^mine: 1 of 4 jobs done$", status, re.MULTILINE), status
+    assert re.search(r"^mine: 1 of 6 jobs done$", status, re.MULTILINE), status
     assert re.search(r"^  done +index_images$", status, re.MULTILINE)
 
 
