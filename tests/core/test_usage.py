@@ -15,7 +15,8 @@ BURN = "import time\nwhile time.process_time() < {seconds}: pass\n"
 
 def run(code, **environment):
     """The exit status of a new interpreter that ran `code`."""
-    given = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    inherited = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
+    given = {**inherited, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run([sys.executable, "-c", code], env=given, check=False).returncode
 
 

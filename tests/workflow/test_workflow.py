@@ -839,7 +839,10 @@ def test_a_folder_without_labels_is_used_whole(checkout, tmp_path):
         assert found["acc1"] is None and found["images"] == 13
     twins = pq.read_table(results / "duplicates.parquet").to_pylist()
     assert ("003.png", "copy.png") in {(row["image_id"], row["twin_id"]) for row in twins}
-    assert "All images are for training, so no accuracy is known" in (results / "report.html").read_text()
+    assert (
+        "All images are for training, so no accuracy is known"
+        in (results / "report.html").read_text()
+    )
 
 
 # --- on a cluster --------------------------------------------------------------------------------
