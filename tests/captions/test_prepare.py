@@ -67,19 +67,26 @@ def test_only_a_few_tasks_are_on_their_way(files):
         prepared.close()
 
 
-def test_workers_say_whether_they_are_behind(files, tmp_path):
-    pipe = tmp_path / "slow.png"
-    os.mkfifo(pipe)
+def test_workers_say_whether_they_are_behind(files):
     with workers(preparer(), 1) as pool:
-        prepared = pool.in_order(
-            [*(Task(n, [files[0]], "?") for n in range(CHUNK)), Task(CHUNK, [str(pipe)], "?")]
-        )
+
+        def tasks():
+            yield from (Task(n, [files[0]], "?") for n in range(CHUNK))
+            [(_, first)] = pool._waiting
+            first.result()
+            [worker] = pool._pool._processes
+            os.kill(worker, signal.SIGSTOP)
+            stopped.append(worker)
+            yield Task(CHUNK, [files[1]], "?")
+
+        stopped = []
+        prepared = pool.in_order(tasks())
         next(prepared)
         assert not pool.are_behind()
         for _ in range(CHUNK - 1):
             next(prepared)
         assert pool.are_behind()
-        pipe.write_bytes(Path(files[1]).read_bytes())
+        os.kill(stopped[0], signal.SIGCONT)
         assert next(prepared).task.key == CHUNK
         assert not pool.are_behind()
 
