@@ -1,5 +1,6 @@
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,24 @@ mild = {"deadline": None, "database": None, "suppress_health_check": [HealthChec
 settings.register_profile("test", max_examples=50, **mild)
 settings.register_profile("fuzz", max_examples=500, **mild)
 settings.load_profile("fuzz" if fuzz.SECONDS else "test")
+
+
+# Files that take minutes come first: side by side, none is then left for the end.
+LONG = (
+    "cluster/test_slurm.py",
+    "workflow/test_workflow.py",
+    "train/test_finetune.py",
+    "workflow/test_storage.py",
+    "captions/engines/test_vllm_server.py",
+    "captions/engines/test_architectures.py",
+    "captions/test_kills.py",
+    "workflow/test_report.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
 
 
 def pytest_sessionfinish(session):
