@@ -529,9 +529,11 @@ def finetune(place: Place) -> Work:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def work() -> None:
-        for steps in (TRAINED // 2, TRAINED):
+        log = place.file("trained/finetune.log")
+        for _ in range(2):
+            steps = _steps_told(log) + TRAINED // 2
             with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as run:
-                while _steps_told(place.file("trained/finetune.log")) < steps:
+                while _steps_told(log) < steps:
                     if run.poll() is not None:
                         raise RuntimeError(f"finetune ended with status {run.returncode}.")
                     time.sleep(0.5)
