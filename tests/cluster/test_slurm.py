@@ -162,15 +162,19 @@ def test_each_gpu_of_a_job_has_a_task_and_its_share_of_the_cores(indexed, on_clu
 
 
 def processes_of(command):
-    """(pid, environment) of the running processes of a command of the package."""
+    """(pid, environment) of the running processes of a command in SLURM's jobs.
+
+    Other tests, which may run beside these, have processes of the same names.
+    """
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes().split(b"\0")
             pairs = (folder / "environ").read_bytes().decode().split("\0")
         except OSError:  # it has ended, or is not ours
             continue
-        if command.encode() in words[1:3]:
-            yield int(folder.name), dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+        environment = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+        if command.encode() in words[1:3] and "SLURM_JOB_ID" in environment:
+            yield int(folder.name), environment
 
 
 def test_captions_survive_what_befalls_their_job(indexed, on_cluster):
