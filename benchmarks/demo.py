@@ -5,8 +5,8 @@ of this one take turns, so that a busy machine slows both.
 
     python benchmarks/demo.py [--before COMMIT] [--rounds 3] [--jobs 2]
 
-Imports are counted by Python itself (PYTHONPROFILEIMPORTTIME), in one more run, which they slow
-down a little: the time that modules take by themselves, over all processes of the run.
+Imports are timed by Python itself (PYTHONPROFILEIMPORTTIME), in one more run, which that slows down
+a little: the time that modules take by themselves, over all processes, beside that of all jobs.
 """
 
 import argparse
@@ -59,9 +59,10 @@ def stages(folder: Path) -> dict[str, list[float]]:
 
 
 def imports(commit: str, jobs: int) -> float:
-    """CPU seconds of all modules of all processes, by themselves."""
-    _, said = run(commit, jobs, PYTHONPROFILEIMPORTTIME="1")
-    return sum(map(int, IMPORT.findall(said))) / 1e6
+    """The share of imports in the seconds of all jobs of a run."""
+    folder, said = run(commit, jobs, PYTHONPROFILEIMPORTTIME="1")
+    seconds = sum(sum(durations) for rule, durations in stages(folder).items() if rule)
+    return sum(map(int, IMPORT.findall(said))) / 1e6 / seconds
 
 
 def main() -> None:
@@ -82,8 +83,8 @@ def main() -> None:
         sums = [[sum(found[commit][rule]) for found in rounds] for commit in commits]
         cells = [f"{statistics.median(s):.0f} ({min(s):.0f} to {max(s):.0f})" for s in sums]
         print(f"| {rule or 'by the clock'} | {len(durations)} | " + " | ".join(cells) + " |")
-    seconds = [imports(commit, args.jobs) for commit in commits]
-    print("| imports, in one run |  | " + " | ".join(f"{s:.0f}" for s in seconds) + " |")
+    shares = [imports(commit, args.jobs) for commit in commits]
+    print("| imports, of all jobs |  | " + " | ".join(f"{100 * s:.0f} %" for s in shares) + " |")
 
 
 if __name__ == "__main__":
