@@ -82,8 +82,8 @@ def main() -> None:
         outside = np.isin(labels[test], left_out)
         scores = others(features, texts, described["logit_scale"], training)
         for share in SHARES:
-            detector = UnknownDetector.learn(features, training, texts, share, {})
-            own = detector.scores(features).double().numpy()
+            detector, of_all = UnknownDetector.learn(features, training, texts, share, {})
+            own = of_all.double().numpy()
             is_unknown = own[test] > detector.threshold
             marked[share].append((is_unknown[~outside].mean(), is_unknown[outside].mean()))
         for name, score in {"score_unknown": own, **scores}.items():

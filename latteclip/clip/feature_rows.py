@@ -6,6 +6,7 @@ Letters: N rows, n some of them, D embedding width.
 import os
 import tempfile
 import weakref
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -48,6 +49,11 @@ class FeatureRows:
 
 
 Features = torch.Tensor | FeatureRows  # [N, D], in memory or not
+
+
+def parts(n: int, size: int) -> Iterator[slice]:
+    """Slices of N rows, `size` of them at a time."""
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
 def _index(rows: slice | torch.Tensor) -> slice | np.ndarray:

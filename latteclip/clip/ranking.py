@@ -6,7 +6,7 @@ Letters: N images, C classes, D embedding width, K best classes kept.
 import torch
 
 from latteclip.clip.classifier import Classifier
-from latteclip.clip.feature_rows import Features
+from latteclip.clip.feature_rows import Features, parts
 
 ROWS = 2**14  # images whose scores are held at once
 
@@ -30,7 +30,7 @@ def classify(
     features: Features, classifier: Classifier, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`best_classes` of images [N, D] under a classifier; ROWS of [N, C] at a time."""
-    starts = range(0, len(features), ROWS)
-    parts = [best_classes(classifier.scores(features[i : i + ROWS]), k) for i in starts]
-    indices, values = zip(*parts, strict=True)
+    every = parts(len(features), ROWS)
+    found = [best_classes(classifier.scores(features[rows]), k) for rows in every]
+    indices, values = zip(*found, strict=True)
     return torch.cat(indices), torch.cat(values)

@@ -16,12 +16,11 @@ import torch
 import torch.nn.functional as F
 
 from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
-from latteclip.clip.feature_rows import Features
+from latteclip.clip.feature_rows import Features, parts
+from latteclip.clip.ranking import ROWS
 from latteclip.core.errors import UserError
 from latteclip.core.makers import remedy
 from latteclip.core.settings import from_values
-
-ROWS = 2**14  # images whose scores are held at once
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,8 @@ class UnknownDetector:
         texts: torch.Tensor,
         share: float,
         described: Mapping[str, Any],
-    ) -> Self:
-        """The detector that calls a share of the training images unknown.
+    ) -> tuple[Self, torch.Tensor]:
+        """The detector that calls a share of the training images unknown, and all scores [N].
 
         Args:
             features: [N, D].
@@ -54,15 +53,17 @@ class UnknownDetector:
             share: of the images, from 0.
             described: as of the class embeddings.
         """
-        sums = [features[rows][training[rows]].double().sum(dim=0) for rows in _parts(features)]
+        every = parts(len(features), ROWS)
+        sums = [features[rows][training[rows]].double().sum(dim=0) for rows in every]
         mean = (torch.stack(sums).sum(dim=0) / training.sum()).float()
-        scores = cls(texts, mean, 0.0, described).scores(features)[training].sort().values
-        last = len(scores) - 1 - int(share * len(scores))  # of those that are known
-        return cls(texts, mean, scores[last].item(), described)
+        scores = cls(texts, mean, 0.0, described).scores(features)
+        own = scores[training].sort().values
+        last = len(own) - 1 - int(share * len(own))  # of those that are known
+        return cls(texts, mean, own[last].item(), described), scores
 
     def scores(self, features: Features) -> torch.Tensor:
         """[N] of L2-normalised image features [N, D]."""
-        nearest = [self._nearest(features[rows]) for rows in _parts(features)]
+        nearest = [self._nearest(features[rows]) for rows in parts(len(features), ROWS)]
         return 1 - torch.cat(nearest)
 
     def _nearest(self, features: torch.Tensor) -> torch.Tensor:
@@ -73,10 +74,6 @@ class UnknownDetector:
         """Write it, whole or not at all."""
         own = Learned(self.mean.tolist(), self.threshold)
         save_classifier(path, Classifier.of(self.texts), {**self.described, **asdict(own)})
-
-
-def _parts(features: Features) -> list[slice]:
-    return [slice(start, start + ROWS) for start in range(0, len(features), ROWS)]
 
 
 @dataclass(frozen=True)

@@ -127,18 +127,17 @@ def by_stage(files: Iterable[Path]) -> dict[str, Used]:
     """
     lines = [line for path in files if path.is_file() for line in _lines(path)]
     found: dict[str, Used] = {}
-    for line in sorted(lines, key=lambda line: str(line["started"])):
-        stage = str(line["stage"])
-        found[stage] = found.get(stage, NOTHING) + _used(line)
+    for _, stage, used in sorted(lines, key=lambda line: line[0]):
+        found[stage] = found.get(stage, NOTHING) + used
     return found
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _lines(path: Path) -> Iterator[tuple[str, str, Used]]:
+    """When a stage started, which it was, and what it used; lines that lack one are passed over."""
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):
             line = json.loads(text)
-            _used(line), line["stage"], line["started"]  # a line that lacks one is passed over
-            yield line
+            yield str(line["started"]), str(line["stage"]), _used(line)
 
 
 def _used(line: dict[str, Any]) -> Used:

@@ -169,7 +169,7 @@ def _copy(source: str, target: Path) -> None:
 
 def _refuse_shards(labels: TakenLabels, why: str) -> None:
     """UserError where images lie in shards, of which other programs know nothing."""
-    for path in labels.table["path"].to_pylist():
+    for path in tables.Strings(labels.table["path"]):
         if members.member(path):
             raise UserError(f"{path} lies in a shard: {why}.")
 

@@ -13,7 +13,7 @@ import torch
 from latteclip.clip import classifier
 from latteclip.clip import model as clips
 from latteclip.clip.class_embeddings import class_embeddings
-from latteclip.clip.feature_rows import Features
+from latteclip.clip.feature_rows import Features, parts
 from latteclip.clip.features import encode_files
 from latteclip.clip.ranking import ROWS, best_classes
 from latteclip.core import devices, tables
@@ -102,12 +102,12 @@ def write_pseudo_labels(
         described: the metadata.
     """
     with tables.writing(output, tables.PSEUDO_LABELS, described) as add:
-        for start in range(0, len(features), ROWS):
-            part = features[start : start + ROWS]
+        for some in parts(len(features), ROWS):
+            part = features[some]
             scores = part @ embeddings.T  # [rows, C]
             labels, best = best_classes(scores, topk)
             confidence = (scale * scores).softmax(dim=1).gather(1, labels[:, :1])[:, 0]
-            rows = table.slice(start, len(part))
+            rows = table.slice(some.start, len(part))
             add(
                 {
                     "image_id": rows["image_id"],

@@ -44,8 +44,9 @@ def score_unknown(
         raise UserError(f"{images_path} has no training image; check the dataset's split.")
     classes, described = load_classifier(class_embeddings_path, classnames=classnames)
     features = read_features(pseudo_labels_path, table["image_id"])
-    detector = UnknownDetector.learn(features, training, classes.weights, settings.share, described)
-    scores = detector.scores(features)
+    detector, scores = UnknownDetector.learn(
+        features, training, classes.weights, settings.share, described
+    )
     unknown = scores > detector.threshold
     detector.save(detector_output)
     columns = {

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
+from latteclip.clip import feature_rows
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.feature_rows import Features
 
@@ -271,4 +272,4 @@ class WithheldVotes:
 
 def parts(n: int) -> Iterator[slice]:
     """The rows of n images, ROWS at a time."""
-    return (slice(start, min(start + ROWS, n)) for start in range(0, n, ROWS))
+    return feature_rows.parts(n, ROWS)

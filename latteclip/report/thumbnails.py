@@ -36,6 +36,19 @@ class Thumbnail:
     score: float | None = None  # that it is of no class
 
 
+def _thumbnail(
+    split: Split, i: int, prediction: int, second: int | None, score: float | None = None
+) -> Thumbnail:
+    return Thumbnail(
+        split.image_id(i),
+        picture_of(split.path(i), END, END_BYTES),
+        None if split.labels is None else int(split.labels[i]),
+        prediction,
+        second,
+        score,
+    )
+
+
 @dataclass(frozen=True)
 class Dispute:
     """An image about which methods differ."""
@@ -72,13 +85,7 @@ def of_classes(found: Opinions, split: Split) -> list[ClassImages]:
     """The surest and the least sure images of each class, as far as there is room."""
 
     def thumbnail(i: int) -> Thumbnail:
-        return Thumbnail(
-            split.image_id(i),
-            picture_of(split.path(i), END, END_BYTES),
-            None if split.labels is None else int(split.labels[i]),
-            int(found.after[i]),
-            int(found.said.seconds[i]),
-        )
+        return _thumbnail(split, i, int(found.after[i]), int(found.said.seconds[i]))
 
     return [
         ClassImages(
@@ -137,14 +144,5 @@ def _found(
         if not holding:
             raise UserError(f"{path} names {name!r}, which the index lacks; {remedy(path)}.")
         split, i = holding[0]
-        found.append(
-            Thumbnail(
-                name,
-                picture_of(split.path(i), END, END_BYTES),
-                None if split.labels is None else int(split.labels[i]),
-                int(split.pseudo_labels[i]),
-                None,
-                score,
-            )
-        )
+        found.append(_thumbnail(split, i, int(split.pseudo_labels[i]), None, score))
     return found

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from latteclip.clip.classifier import load_classifier
-from latteclip.clip.feature_rows import FeatureRows
+from latteclip.clip.feature_rows import FeatureRows, parts
 from latteclip.clip.ranking import ROWS, classify
 from latteclip.core import tables
 from latteclip.core.digest import digest_of
@@ -174,8 +174,8 @@ def _image_prototypes(
         return None
     classifier, _ = load_classifier(files.image_prototypes, classnames=classnames)
     features, mean = _features(files, image_ids), torch.zeros(classifier.weights.shape[1])
-    for start in range(0, len(features), ROWS):
-        mean += features[start : start + ROWS].sum(dim=0)
+    for part in parts(len(features), ROWS):
+        mean += features[part].sum(dim=0)
     mean = F.normalize(mean, dim=0)
     rows = classifier.weights
     return F.normalize(rows - (rows @ mean)[:, None] * mean, dim=1)

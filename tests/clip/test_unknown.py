@@ -15,7 +15,8 @@ def detector():
     torch.manual_seed(0)
     features, texts = F.normalize(torch.randn(N, D), dim=1), F.normalize(torch.randn(C, D), dim=1)
     described = {"classnames": NAMES, "model": "m"}
-    return UnknownDetector.learn(features, torch.ones(N, dtype=torch.bool), texts, 0.2, described)
+    training = torch.ones(N, dtype=torch.bool)
+    return UnknownDetector.learn(features, training, texts, 0.2, described)[0]
 
 
 def test_it_is_read_as_it_was_written(detector, tmp_path):

@@ -143,7 +143,7 @@ def in_results(model, pictures, demo_clip, tmp_path):
         "model": f"local-dir:{DEMO_CLIP}",
         "pretrained": None,
     }
-    detector = UnknownDetector.learn(
+    detector, _ = UnknownDetector.learn(
         features, torch.ones(len(features), dtype=torch.bool), texts, 0.3, described
     )
     detector.save(folder / predict.DETECTOR)

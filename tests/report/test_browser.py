@@ -135,13 +135,18 @@ def test_every_picture_decodes(visit):
     assert min(widths) > 0
 
 
+def opened(page):
+    """A page with all that it folds away."""
+    for item in page.locator("details").all():
+        item.evaluate("item => item.open = true")
+    return page
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", PAGES)
 def test_nothing_is_wider_than_the_window(visit, tmp_path, name, width, scheme):
-    page = visit(name, width, color_scheme=scheme)
-    for item in page.locator("details").all():
-        item.evaluate("item => item.open = true")
+    page = opened(visit(name, width, color_scheme=scheme))
     assert page.evaluate("document.documentElement.scrollWidth") == width
     file = tmp_path / "page.png"
     page.screenshot(path=file, full_page=True)
@@ -193,9 +198,7 @@ def test_texts_stand_out_from_what_is_behind_them(visit, name, scheme):
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", PAGES)
 def test_nobody_is_kept_out(visit, axe, name, width, scheme):
-    page = visit(name, width, color_scheme=scheme)
-    for item in page.locator("details").all():
-        item.evaluate("item => item.open = true")
+    page = opened(visit(name, width, color_scheme=scheme))
     assert violations(page, axe) == []
 
 
