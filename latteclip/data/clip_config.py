@@ -318,7 +318,12 @@ def tokenizer(model: str, config: dict[str, Any]) -> Any:
     of_transformers = config["text_cfg"].get("hf_tokenizer_name")
     with plain_tokenizers() if _is_plain(model) else contextlib.nullcontext():
         made = open_clip.get_tokenizer(model, **(strict if of_transformers else {}))
-    made(["a"])  # what it lacks shows here and not after a training
+    try:
+        made(["a"])  # what it lacks shows here and not after a training
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of Rust below tokenizers, no Exception
+            raise
+        raise ValueError(f"its tokenizer fails: {error}") from None
     return made
 
 
