@@ -372,12 +372,22 @@ def lookup_column(
     Raises:
         UserError: the table lacks one of them.
     """
-    table, _ = read(path, schema, [key, column])
-    rows = pc.index_in(ids, table[key])
+    keys = read(path, schema, [key])[0][key]
+    rows = pc.index_in(ids, keys)
     if rows.null_count:
         first = ids.filter(pc.is_null(rows))[0].as_py()
         raise UserError(
             f"{path} lacks {rows.null_count} of {len(ids)} images, the first {first!r}; "
             f"{remedy(path)}."
         )
-    return table[column].take(rows)
+    wanted, places = np.unique(rows.to_numpy(), return_inverse=True)
+    is_wanted = np.zeros(len(keys), dtype=bool)
+    is_wanted[wanted] = True
+    found, start = [], 0
+    for piece in read_pieces(path, schema, [column], STRINGS):  # the others need no memory
+        end = start + len(piece)
+        found += piece[column].filter(pa.array(is_wanted[start:end])).chunks
+        start = end
+    values = pa.chunked_array(found, schema.field(column).type)
+    in_order = len(places) == len(wanted) and bool((np.diff(places) > 0).all())
+    return values if in_order else values.take(places)

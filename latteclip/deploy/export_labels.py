@@ -90,8 +90,9 @@ def _parquet(labels: TakenLabels, output: str) -> None:
         "latteclip": __version__,
         "calibration": asdict(fitted) if fitted else {"demo_error": taken_labels.DEMO_ERROR},
     }
-    columns = {name: labels.table[name] for name in labels.table.column_names}
-    tables.write(output, columns, taken_labels.SCHEMA, described)
+    with tables.writing(output, taken_labels.SCHEMA, described) as add:
+        for batch in labels.table.to_batches(tables.CAPTION_ROWS):
+            add(dict(zip(batch.schema.names, batch.columns, strict=True)))
 
 
 # --- Label Studio --------------------------------------------------------------------------------

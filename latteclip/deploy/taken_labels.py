@@ -57,7 +57,7 @@ SCHEMA = pa.schema(
 class TakenLabels:
     """Labels of N images, and what describes them."""
 
-    table: pa.Table  # of SCHEMA
+    table: pa.Table  # the columns of SCHEMA; names as dictionaries, which take less memory
     classnames: list[str]
     calibration: Calibration | None
     described: dict[str, Any]
@@ -87,7 +87,7 @@ def read(folder: str | Path) -> TakenLabels:
         "path": _column(folder / "images.parquet", tables.IMAGES, "path", ids),
         "label": _named(labels["fused_label"], classnames),
         "probability": _probabilities(labels, calibration),
-        "calibration": pa.repeat(_worth(calibration), len(ids)),
+        "calibration": _named(pa.chunked_array([np.zeros(len(ids), int)]), [_worth(calibration)]),
         "runner_up": _runner_up(folder, labels, classnames),
         **_witnesses(folder, ids, labels, classnames),
         **_unknown(folder, ids),
@@ -95,12 +95,13 @@ def read(folder: str | Path) -> TakenLabels:
     }
     names = ("model", "pretrained", "votes")
     kept: dict[str, Any] = {key: described[key] for key in names if key in described}
-    return TakenLabels(pa.table(columns, schema=SCHEMA), classnames, calibration, kept)
+    return TakenLabels(pa.table(columns).select(SCHEMA.names), classnames, calibration, kept)
 
 
-def _named(labels: pa.ChunkedArray, classnames: Sequence[str]) -> pa.Array:
-    """The names of labels [N]; null where the label is."""
-    return pc.take(pa.array(classnames, pa.string()), labels.combine_chunks())
+def _named(labels: pa.ChunkedArray, classnames: Sequence[str]) -> pa.DictionaryArray:
+    """The names of labels [N], each kept once; null where the label is."""
+    names = pa.array(classnames, pa.string())
+    return pa.DictionaryArray.from_arrays(labels.combine_chunks(), names)
 
 
 def _probabilities(labels: pa.Table, calibration: Calibration | None) -> np.ndarray:
@@ -216,12 +217,13 @@ def _calibration(
 
 
 def _person(
-    answers: Mapping[str, Answer], ids: pa.ChunkedArray, labels: pa.Array
+    answers: Mapping[str, Answer], ids: pa.ChunkedArray, labels: pa.DictionaryArray
 ) -> dict[str, pa.Array | pa.ChunkedArray]:
     """What a person said of each image, and whether that is the label; null where not asked."""
     rows = pc.index_in(ids, pa.array(list(answers), pa.string())).combine_chunks()
     said = [one.classname or SAID[one.kind] for one in answers.values()]
     is_class = [None if one.kind == UNSURE else one.kind == CLASS for one in answers.values()]
     person = pa.array(said, pa.string()).take(rows)
-    confirmed = pc.and_(pa.array(is_class, pa.bool_()).take(rows), pc.equal(person, labels))
+    is_label = pc.equal(person, labels.cast(pa.string()))
+    confirmed = pc.and_(pa.array(is_class, pa.bool_()).take(rows), is_label)
     return {"person": person, "confirmed": confirmed}

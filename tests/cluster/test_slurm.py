@@ -90,7 +90,7 @@ def test_a_cluster_measures_what_one_machine_measures(whole, finished):
 
 def test_each_stage_asks_for_what_it_needs(whole):
     asked = {}
-    for job in whole.slurm.jobs():
+    for job in whole.jobs():
         rule = re.fullmatch(r"rule_(.+)_wildcards_.+", job["Comment"])[1]
         asked.setdefault(rule, requested(job))
     assert {rule for rule, each in asked.items() if each["gpus"]} == {
@@ -120,7 +120,7 @@ def test_stages_on_gpu_nodes_see_their_gpu(whole):
 
 def test_each_shard_of_captions_is_a_job(whole):
     for kind in ("images", "groups"):
-        jobs = whole.slurm.jobs_of(f"caption_{kind}_shard")
+        jobs = whole.jobs_of(f"caption_{kind}_shard")
         assert [(job["JobState"], "ArrayJobId" in job) for job in jobs] == [
             ("COMPLETED", False)
         ] * 2
@@ -133,7 +133,7 @@ def test_shards_may_share_a_job_and_its_gpu(indexed, on_cluster):
         *("--groups", "caption_images_shard=captions", "--group-components", "captions=2"),
         *("--resources", "gpu=1", "--set-resource-scopes", "gpu=local"),
     )
-    (job,) = run.slurm.jobs_of("captions")
+    (job,) = run.jobs_of("captions")
     assert requested(job)["gpus"] == 1
     assert requested(job)["minutes"] >= 40  # of both together
     logs = sorted((indexed.root / "results/demo/logs").glob("caption_images-*-of-2.log"))
@@ -149,7 +149,7 @@ def test_each_gpu_of_a_job_has_a_task_and_its_share_of_the_cores(indexed, on_clu
     run = on_cluster(indexed)
     two = ("--config", "processes={'finetune': 2}", "threads={'finetune': 6}")
     run.snakemake(f"{FLYP}/history.parquet", *two, "--resources", "gpu=2")
-    *_, job = run.slurm.jobs_of("finetune")
+    (job,) = run.jobs_of("finetune")
     assert (job["NumNodes"], job["NumTasks"]) == ("1", "2")
     assert (requested(job)["gpus"], requested(job)["cores"]) == (2, 6)
     assert job["CpusPerTres"].endswith("gpu:3")
@@ -192,7 +192,7 @@ def test_captions_survive_what_befalls_their_job(indexed, on_cluster):
             wanted = server.answered + n
             wait(lambda: server.answered >= wanted, f"answer {wanted}")
 
-        first = run.slurm.running("caption_images")
+        first = run.running("caption_images")
         work(5)
         (environment,) = {
             tuple(found[name] for name in ("HF_HUB_OFFLINE", "SLURM_JOB_ID"))
@@ -200,7 +200,7 @@ def test_captions_survive_what_befalls_their_job(indexed, on_cluster):
         }
         assert environment == ("1", first)  # where the controller itself had the hub
         run.slurm("scancel", first)
-        second = run.slurm.running("caption_images", after=first)
+        second = run.running("caption_images", after=first)
         work(5)
         run.slurm.requeue(second)
         work(5)
@@ -274,7 +274,7 @@ def test_of_eight_shards_one_is_killed_and_nothing_is_asked_twice(indexed, on_cl
     assert len(times) == n
     assert sum(times) - n <= captioner["concurrency"]  # what was on its way when the shard died
     # The others went on: only the dead one was submitted again.
-    states = Counter(job["JobState"] for job in run.slurm.jobs_of(f"{rule}_shard"))
+    states = Counter(job["JobState"] for job in run.jobs_of(f"{rule}_shard"))
     assert states == {"COMPLETED": 8, "FAILED": 1}
 
 
@@ -316,13 +316,13 @@ def test_training_survives_what_befalls_its_job(indexed, on_cluster):
     # A minute at the first attempt, two at the second, ...
     limits = ("finetune:runtime=attempt", "finetune:slurm_extra='--signal=TERM@10'")
     process = run.start(*command, "--set-resources", *limits)
-    first = run.slurm.running("finetune")
+    first = run.running("finetune")
     work()
     # It stands still until SLURM ends it because its minute is over.
     (pid,) = {pid for pid, _ in processes_of("finetune")}
     os.kill(pid, signal.SIGSTOP)
-    second = run.slurm.running("finetune", after=first, patience=240)
-    states = {job["JobId"]: job for job in run.slurm.jobs_of("finetune")}
+    second = run.running("finetune", after=first, patience=240)
+    states = {job["JobId"]: job for job in run.jobs_of("finetune")}
     assert states[first]["JobState"] in ("TIMEOUT", "FAILED")
     assert [requested(states[number])["minutes"] for number in (first, second)] == [1, 2]
     work()
@@ -331,7 +331,7 @@ def test_training_survives_what_befalls_its_job(indexed, on_cluster):
     work()
     assert "Going on after step" in log.read_text()
     run.slurm("scancel", second)
-    run.slurm.running("finetune", after=second)
+    run.running("finetune", after=second)
     run.finish(process)
     assert "Going on after step" in log.read_text()
     assert trained(indexed) == expected
@@ -355,13 +355,13 @@ def test_a_job_that_waits_says_for_what(indexed, on_cluster):
     run = on_cluster(indexed)
     run.slurm("sbatch", "--exclusive", "--output", "/dev/null", "--wrap", "sleep 600")
     process = run.start(f"{FLYP}/history.parquet")
-    wait(lambda: run.slurm.jobs_of("finetune"), "a job in the queue")
+    wait(lambda: run.jobs_of("finetune"), "a job in the queue")
     told = wait(lambda: _queue_of(indexed), "the queue")
     why = r"waits: all nodes that could take it are busy \(Resources\)"
     assert re.search(rf"SLURM queue: 1 jobs\n +job \d+ +finetune demo_flyp_0 +{why}", told)
     process.send_signal(signal.SIGINT)
     process.wait()
-    states = [job["JobState"] for job in run.slurm.jobs_of("finetune")]
+    states = [job["JobState"] for job in run.jobs_of("finetune")]
     assert states[-1] == "CANCELLED"  # snakemake takes its jobs along
 
 

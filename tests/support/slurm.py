@@ -125,25 +125,12 @@ class Slurm:
         listed = self("scontrol", "--oneliner", "show", "jobs").splitlines()
         return [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in listed if "=" in line]
 
-    def jobs_of(self, rule):
-        """The jobs of one rule, in the order of their submission."""
-        return [job for job in self.jobs() if job.get("Comment", "").startswith(f"rule_{rule}_")]
-
     def cancel_all(self):
         """End the jobs that a test left."""
         for job in self.jobs():
             if job["JobState"] in ("PENDING", "RUNNING"):
                 self("scancel", job["JobId"])
         wait(self._is_idle, "an idle node")
-
-    def running(self, rule, after=None, patience=PATIENCE):
-        """The id of the job of a rule that runs, once one does that is not `after`."""
-
-        def look():
-            running = [job["JobId"] for job in self.jobs_of(rule) if job["JobState"] == "RUNNING"]
-            return next((number for number in running if number != after), None)
-
-        return wait(look, f"a running job of {rule}", patience)
 
     def requeue(self, number):
         """Put a running job back into the queue; SLURM would let it wait for two minutes."""
@@ -243,6 +230,24 @@ class OnCluster:
         process.wait(900)
         assert process.returncode == 0, self.said()
         return self.said()
+
+    def jobs(self):
+        """The jobs that it submitted, in their order."""
+        here = str(self.checkout.root)
+        return [job for job in self.slurm.jobs() if job["WorkDir"] == here]
+
+    def jobs_of(self, rule):
+        """The same of one rule."""
+        return [job for job in self.jobs() if job["Comment"].startswith(f"rule_{rule}_")]
+
+    def running(self, rule, after=None, patience=PATIENCE):
+        """The id of the job of a rule that runs, once one does that is not `after`."""
+
+        def look():
+            running = [job["JobId"] for job in self.jobs_of(rule) if job["JobState"] == "RUNNING"]
+            return next((number for number in running if number != after), None)
+
+        return wait(look, f"a running job of {rule}", patience)
 
     def said(self):
         return self._log.read_text()
