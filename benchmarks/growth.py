@@ -1,10 +1,10 @@
 """Draw how the stages grow with the number of images.
 
-    python benchmarks/scale.py ... --step N >> docs/scaling.jsonl    # each step's last line
+    python benchmarks/scale.py 10000 100000 1000000 --lines docs/scaling.jsonl
     python benchmarks/growth.py docs/scaling.jsonl docs/scaling.svg
 
-Lines of figures as `benchmarks/scale.py` prints them become two charts: peak memory and CPU time
-over the number of images, one line for each step that was measured at more than one number.
+Two charts, peak memory and CPU time over the number of images, one line for each of the steps that
+take most memory.
 """
 
 import argparse
@@ -24,8 +24,11 @@ def read(path: Path) -> dict[str, dict[int, dict[str, Any]]]:
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for text in path.read_text(encoding="utf-8").splitlines():
         line = json.loads(text)
-        found.setdefault(line["title"], {})[line["images"]] = line
-    return {title: points for title, points in found.items() if len(points) > 1}
+        if "title" in line:
+            found.setdefault(line["title"], {})[line["images"]] = line
+    drawn = [title for title, points in found.items() if len(points) > 1]
+    drawn.sort(key=lambda title: -max(point["memory"] for point in found[title].values()))
+    return {title: found[title] for title in drawn[: len(MARKERS)]}
 
 
 def draw(steps: dict[str, dict[int, dict[str, Any]]], output: Path) -> None:

@@ -1,61 +1,232 @@
-"""What 10^4 to 10^8 training images take, stage by stage: the computed rows of docs/scaling.md.
+"""10^4 to 10^8 images, stage by stage, measured and computed: the table of docs/scaling.md.
 
-    python benchmarks/outlook.py
+    python benchmarks/outlook.py [docs/scaling.jsonl]
 
-Nothing is run or timed. Times are images over the rates on paper of latteclip/config/estimate.py,
-memory and bytes an image those that docs/scaling.md measured, drawn out in proportion.
+Nothing is run or timed. Measured rows are the lines that `benchmarks/scale.py --lines` wrote. Times
+of computed ones are images over the rates on paper of latteclip/config/estimate.py, or, where a
+stage runs no model, the measured CPU time of an image; memory is a straight line through the
+smallest and the largest number measured, and disk the measured bytes of an image.
 """
 
 import argparse
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from latteclip.config import estimate
 
+LINES = Path(__file__).parents[1] / "docs" / "scaling.jsonl"
 SIZES = [10**power for power in range(4, 9)]
 CARD = "A100"
-CLASSES, WIDTH, EPOCHS = 1_000, 512, 50
-FINGERPRINT, ANSWER, PICTURE = 608, 260, 450_000  # bytes of each
+TRAINING, EPOCHS = 0.7, 50  # share of the images, and how often they are trained on
+FEATURE = 4 * 512  # bytes of the features of an image, width 512
+PICTURE = 450_000  # bytes of one that is kept small
+ENGINE = 2_100  # MiB of an engine of captions
 LITTLE = 0.01  # GB that are not told
 BLOCKS = ((86_400.0, "days"), (3_600.0, "h"), (60.0, "min"), (1.0, "s"))
+NONE = "-"  # nothing to say, or not run
+MEMORY = ("memory of one job", "a larger machine, or several datasets")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of benchmarks/scale.py."""
+
+    title: str
+    shown: str | None = "the same"  # None: that was shown above
+    files: tuple[str, ...] = ()  # that it writes
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage takes of one job with a card and the cores of `estimate.CORES`."""
+    """A stage, what it takes of one job with a card and `estimate.CORES`, and its limits.
+
+    Memory, and time where nothing is said of it, are those of the first step.
+    """
 
     name: str
-    seconds: float  # for an image
-    fixed_mib: float
-    mib: float  # for each million images
-    disk: float  # bytes for an image, temporary ones included
+    steps: tuple[Step, ...]
+    breaks: str
+    then: str
+    seconds: float | None = None  # for an image
+    computed: bool = True
+    mib: float = 0.0  # on top
+    disk: float = 0.0  # bytes for an image on top of the first step's files
 
-    def cell(self, n: int) -> str:
-        """Time, memory and, where it is worth a word, disk of n images."""
-        memory, disk = (self.fixed_mib + self.mib * n / 1e6) / 1024, self.disk * n / 1e9
-        said = f"{_time(self.seconds * n)}, {_short(memory)} GiB"
-        return f"{said}, {_short(disk)} GB" if disk >= LITTLE else said
+
+class Measured:
+    """The lines of one file; the last one about the same counts."""
+
+    def __init__(self, path: Path) -> None:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        self._steps = {(x["title"], x["images"]): x for x in lines if "title" in x}
+        self._files = {(x["file"], x["images"]): x["bytes"] for x in lines if "file" in x}
+
+    def sizes(self, title: str) -> list[int]:
+        """The numbers of images that a step was measured with."""
+        return sorted(n for name, n in self._steps if name == title)
+
+    def memory(self, title: str, n: int) -> float:
+        """MiB for n images, by the line through the smallest and the largest number."""
+        first, *_, last = self.sizes(title)
+        low, high = (self._steps[title, size]["memory"] for size in (first, last))
+        return float(low + (high - low) * (n - first) / (last - first))
+
+    def seconds(self, title: str) -> float:
+        """CPU time of an image."""
+        last = self.sizes(title)[-1]
+        return float(self._steps[title, last]["cpu"] / last)
+
+    def bytes(self, file: str) -> float:
+        """Size of a file for each image."""
+        last = max(n for name, n in self._files if name == file)
+        return float(self._files[file, last] / last)
+
+    def cell(self, step: Step, n: int) -> str:
+        """What was measured with n images; a dash: it was not run."""
+        found = self._steps.get((step.title, n))
+        if found is None:
+            return NONE
+        disk = sum(self._files.get((file, n), 0) for file in step.files)
+        return _cell(found["cpu"], found["memory"], disk)
 
 
 def stages() -> list[Stage]:
-    """The stages whose time grows with the images and is known on paper."""
+    """The rows in the order of the workflow."""
     rates = estimate.on_paper(CARD)
     assert rates.captions and rates.samples and rates.images and rates.fed
     encoding = 1 / min(rates.images, rates.fed)
-    features = 4.0 * WIDTH
-    fusing = (300 + 4.3 * CLASSES) / 1e6
+    tables = ("images.parquet", "fingerprints.parquet", ".decoded.sqlite")
+    captions = ("captions/images.parquet", "captions/groups.parquet")
+    shard = "a shard of 64"
     return [
-        Stage("index_images", 1 / rates.fed, 150, 150, 5 + FINGERPRINT),
-        Stage("pseudo_label_images", encoding, 500, 300, 2 * features),
-        Stage("captions of images and groups", 2 / rates.captions, 2_250, 680, 80 + 2 * ANSWER),
-        Stage("label_by_captions", fusing, 1_200, 1_200, 2 * features),
-        Stage("finetune", EPOCHS / min(rates.samples, rates.fed), 660, 1_800, PICTURE),
-        Stage("evaluate", encoding, 500, 300, features),
-        # CPU seconds, as measured.
-        Stage("gather_captions", 7e-6, 220, 490, 84),
-        Stage("summarize_captions", 7e-6, 210, 280, 0),
-        Stage("evaluate_zero_shot", 5e-6, 190, 670, 8),
-        Stage("report_dataset", 8e-6, 430, 180, 0),
+        Stage(
+            "`snakemake -n`, 64 shards",
+            (Step("`snakemake -n`, index and pseudo-labels there"),),
+            "nothing: it does not see images",
+            NONE,
+            computed=False,
+        ),
+        Stage(
+            "index_images",
+            (
+                Step("index_images, two processes", "tiny JPEGs, two processes", tables),
+                Step("index_images again, nothing new", "again, nothing new"),
+                Step("index_images again, 1 % new", "again, 1 % new"),
+            ),
+            "time: one job decodes all",
+            "more `threads.index_images`; several datasets",
+            seconds=1 / rates.fed,
+        ),
+        Stage(
+            "find_duplicates",
+            (Step("find_duplicates", "the same, made hashes"),),
+            *(
+                "time; of a picture that is there more than nine times not every pair is listed",
+                NONE,
+            ),
+        ),
+        Stage(
+            "pseudo_label_images",
+            (
+                Step(
+                    "pseudo-labels: scores, table written",
+                    "scores and table",
+                    ("pseudo_labels.parquet",),
+                ),
+                Step("features of the training images read", "features read"),
+            ),
+            "the cores that decode, then `TMPDIR`",
+            "more cores beside the GPU; a larger `TMPDIR`",
+            seconds=encoding,
+            disk=FEATURE,
+        ),
+        Stage(
+            "captions of images and groups",
+            (
+                Step(f"captions of groups: plan of {shard}", f"plan of groups, {shard}"),
+                Step(f"captions of images: plan of {shard}", f"plan of images, {shard}"),
+                Step("captions of groups: plan of all", "plan of all groups"),
+                Step("N kept answers sorted", "kept answers sorted, once", ("kept answers",)),
+                Step(
+                    f"N kept answers, sorted: opened, those of {shard} found",
+                    f"kept answers of {shard} found",
+                ),
+            ),
+            "**time, before all else**; then memory, for each shard plans with the whole index",
+            "more shards and GPUs; `groups.groups_per_class`; `captioner.square_side`",
+            seconds=2 * TRAINING / rates.captions,
+            mib=ENGINE,
+        ),
+        Stage(
+            "gather_captions",
+            (Step("gather_captions of 64 shards", "of 64 shards", captions[:1]),),
+            *MEMORY,
+        ),
+        Stage(
+            "summarize_captions",
+            (Step("summarize_captions, images and groups"),),
+            *MEMORY,
+        ),
+        Stage(
+            "label_by_captions",
+            (Step("label_by_captions: votes fused", "votes fused"),),
+            "time, N x C x D",
+            "a GPU; fewer classes",
+            disk=2 * FEATURE,
+        ),
+        Stage(
+            "finetune",
+            (
+                Step("fine-tuning: captions tokenised", "captions read and tokenised"),
+                Step("fine-tuning: inputs read, one epoch's batches", "inputs and batches alone"),
+                Step(
+                    "fine-tuning: 200 steps, stopped and resumed once",
+                    "200 steps of 128, stopped and resumed",
+                ),
+            ),
+            "tokens in each process's memory; pictures on the disk",
+            "fewer `processes.finetune` on a node; `compute.cache_gib`; fewer epochs",
+            seconds=EPOCHS * TRAINING / min(rates.samples, rates.fed),
+            disk=TRAINING * PICTURE,
+        ),
+        Stage(
+            "evaluate",
+            (Step("pseudo-labels: scores, table written", None),),
+            *("as pseudo_label_images", "as there"),
+            seconds=(1 - TRAINING) * encoding,
+            disk=(1 - TRAINING) * FEATURE,
+        ),
+        Stage("evaluate_zero_shot", (Step("evaluation of the zero-shot row"),), *MEMORY),
+        Stage(
+            "propagate_labels",
+            (Step("propagate_labels", "the same, approximate from 100,000"),),
+            "time, N x C; above 100,000 images neighbours are approximate",
+            "leave `label_propagation` out of `method`",
+        ),
+        Stage(
+            "report_dataset",
+            (Step("report_dataset of two methods", "of two methods"),),
+            "memory of one job; the page is a sample",
+            MEMORY[1],
+        ),
+        Stage(
+            "predict, beside the model",
+            (Step("predict: images found, predictions written", "the same"),),
+            *("memory: the list of images", "several lists"),
+        ),
+        Stage(
+            "labels export",
+            (Step("latteclip labels export, CSV", "as CSV", ("labels.csv",)),),
+            *MEMORY,
+        ),
     ]
+
+
+def _cell(seconds: float, mib: float, disk: float) -> str:
+    """Time, memory and, where it is worth a word, disk."""
+    said = f"{_time(seconds)}, {_short(mib / 1024)} GiB"
+    return f"{said}, {_short(disk / 1e9)} GB" if disk / 1e9 >= LITTLE else said
 
 
 def _time(seconds: float) -> str:
@@ -68,18 +239,38 @@ def _short(value: float) -> str:
     return f"{float(f'{value:.2g}'):,.10g}"
 
 
-def rows() -> list[str]:
-    """The computed rows, as the page begins them."""
-    return [
-        f"| {stage.name} | computed | {' | '.join(stage.cell(n) for n in SIZES)} |"
-        for stage in stages()
-    ]
+def rows(lines: Path = LINES) -> list[str]:
+    """The rows, as the page has them."""
+    measured = Measured(lines)
+    found = []
+    for stage in stages():
+        step, limits = stage.steps[0], [stage.breaks, stage.then]
+        if stage.computed:
+            seconds = measured.seconds(step.title) if stage.seconds is None else stage.seconds
+            disk = stage.disk + sum(map(measured.bytes, step.files))
+            cells = [
+                _cell(seconds * n, stage.mib + measured.memory(step.title, n), disk * n)
+                for n in SIZES
+            ]
+            found.append(_row([stage.name, "computed", *cells, *limits]))
+            limits = ["", ""]
+        for step in stage.steps:
+            shown = step.shown if stage.computed else stage.name
+            if shown:
+                cells = [measured.cell(step, n) for n in SIZES]
+                found.append(_row([shown, "measured", *cells, *limits]))
+    return found
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
     """Print the rows."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    print("\n".join(rows()))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("lines", type=Path, nargs="?", default=LINES, help="lines of JSON")
+    print("\n".join(rows(parser.parse_args().lines)))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """Time the stages around the models for many images: what grows with a dataset, and how.
 
-    python benchmarks/scale.py N [N ...] [--classes 200] [--folder DIR]
+    python benchmarks/scale.py N [N ...] [--classes 1000] [--folder DIR] [--lines FILE]
 
-N tiny JPEGs (links to a few distinct ones) in class folders are indexed; features, captions and
-answers are random, so that no model runs, but they go through the files and functions of the
+N tiny JPEGs (links to a few distinct ones) in class folders are indexed; hashes, features, captions
+and answers are random, so that no model runs, but they go through the files and functions of the
 stages. Each step runs in a process of its own. Its time is that of the work alone, without imports;
 its memory is the largest resident size of its largest process, imports included.
+
+With --lines, figures are also added to a file as lines of JSON, from which `benchmarks/outlook.py`
+makes the table of docs/scaling.md and `benchmarks/growth.py` its charts.
 """
 
 import argparse
@@ -32,6 +35,7 @@ DISTINCT = 64  # JPEGs; a file system allows at most 65,000 links to a file
 WIDTH = 512  # of features, as ViT-B/32 gives them
 SHARDS = 64
 TRAINED, BATCH = 200, 128  # steps that are trained, and images of each
+WORDS = 55  # of a caption
 PROSE = """a the of with on in and small large bright dark red green blue old round long striped
 smooth photo object table grass water sky wall shadow pattern detail surface edge corner"""
 ADJECTIVES = ["alpine", "common", "crested", "dusky", "giant", "golden", "grey", "hooded", "lesser"]
@@ -124,6 +128,53 @@ def index_images(place: Place) -> Work:
     names = ("images.parquet", "corrupt.csv", "fingerprints.parquet")
     outputs = [place.file(name) for name in names]
     return lambda: splits.index_images(str(place.images), settings, *outputs, threads=2)
+
+
+def add_images(place: Place) -> Work:
+    """One image more for each hundred."""
+    folders = sorted(place.images.iterdir())
+
+    def work() -> None:
+        for number in range(place.n // 100):
+            path = folders[number % len(folders)] / f"new_{number:08d}.jpg"
+            os.link(place.folder / f"{number % DISTINCT}.jpg", path)
+
+    return work
+
+
+def make_fingerprints(place: Place) -> Work:
+    """Random hashes and thumbnails of the images; every twentieth is the twin of the one before."""
+    import numpy as np
+
+    from latteclip.core import tables
+    from latteclip.data.fingerprints import FINGERPRINTS, HASHES, THUMBNAIL
+
+    rng = np.random.default_rng(2)
+
+    def work() -> None:
+        index, _ = tables.read_unlabelled(place.file("images.parquet"), training=False)
+        with tables.writing(place.file("made_fingerprints.parquet"), FINGERPRINTS) as add:
+            for batch in index.to_batches(10_000):
+                hashes, thumbnails = (
+                    rng.integers(0, 256, (len(batch), size), dtype=np.uint8)
+                    for size in (HASHES, THUMBNAIL**2)
+                )
+                for values in (hashes, thumbnails):
+                    values[19::20] = values[18::20][: len(values[19::20])]
+                columns = {"hashes": list(map(bytes, hashes))}
+                columns["thumbnail"] = list(map(bytes, thumbnails))
+                add({"image_id": batch["image_id"], **columns})
+
+    return work
+
+
+def find_duplicates(place: Place) -> Work:
+    """Near-duplicates among all images."""
+    from latteclip.data import find_duplicates as stage
+
+    names = ("images.parquet", "made_fingerprints.parquet", "duplicates.parquet")
+    files = [place.file(name) for name in names]
+    return lambda: stage.find_duplicates(*files)
 
 
 def write_pseudo_labels(place: Place) -> Work:
@@ -300,13 +351,13 @@ def make_captions(place: Place) -> Work:
 
 
 def _captions(place: Place) -> Iterator[str]:
-    """Texts without end, of 16 words; a third names a class."""
+    """Texts without end; a third names a class."""
     import numpy as np
 
     rng = np.random.default_rng(1)
     vocabulary, names = PROSE.split(), place.classnames
     while True:
-        drawn = rng.integers(0, len(vocabulary), (4096, 16))
+        drawn = rng.integers(0, len(vocabulary), (4096, WORDS))
         classes = rng.integers(0, 3 * len(names), 4096)
         for words, number in zip(drawn, classes, strict=True):
             text = " ".join(vocabulary[i] for i in words)
@@ -393,17 +444,20 @@ def summarize_captions(place: Place) -> Work:
 
 
 def fuse_labels(place: Place) -> Work:
-    """Votes of captions fused with what is known of N images; features are made before.
+    """Votes of captions for the training images fused with what is known of them.
 
-    Image and text features lie around a direction of each class, so that votes are corroborated.
+    Their features are made before, around a direction of each class, so that votes are
+    corroborated.
     """
     import torch
 
     from latteclip.clip.feature_rows import FeatureRows
+    from latteclip.core import tables
     from latteclip.labels import fusion
     from latteclip.labels.witnesses import CaptionVotes, Images
 
-    n, n_classes = place.n, place.n_classes
+    index, _ = tables.read_unlabelled(place.file("images.parquet"), training=True)
+    n, n_classes = len(index), place.n_classes
     draw = torch.Generator().manual_seed(0)
     centres = torch.randn(n_classes, WIDTH, generator=draw)
     classes = torch.randint(n_classes, (n,), generator=draw)
@@ -606,6 +660,8 @@ STEPS = [
     Step(plan_jobs, "`snakemake -n`, nothing there"),
     Step(index_images, "index_images, two processes"),
     Step(index_images, "index_images again, nothing new"),
+    Step(make_fingerprints, None),
+    Step(find_duplicates, "find_duplicates"),
     Step(write_pseudo_labels, "pseudo-labels: scores, table written"),
     Step(plan_jobs, "`snakemake -n`, index and pseudo-labels there"),
     Step(read_features, "features of the training images read"),
@@ -621,13 +677,15 @@ STEPS = [
     Step(find_answers, "N kept answers, sorted: opened, those of a shard of 64 found"),
     Step(gather_captions, "gather_captions of 64 shards"),
     Step(summarize_captions, "summarize_captions, images and groups"),
+    Step(fuse_labels, "label_by_captions: votes fused"),
     Step(read_training_data, "fine-tuning: inputs read, one epoch's batches"),
     Step(tokenize_texts, "fine-tuning: captions tokenised"),
     Step(finetune, f"fine-tuning: {TRAINED} steps, stopped and resumed once"),
     Step(report_dataset, "report_dataset of two methods"),
     Step(write_predictions, "predict: images found, predictions written"),
     Step(export_labels, "latteclip labels export, CSV"),
-    Step(fuse_labels, "label_by_captions: votes of N training images fused"),
+    Step(add_images, None),
+    Step(index_images, "index_images again, 1 % new"),
 ]
 
 
@@ -642,7 +700,8 @@ def measure(step: Step, place: Place) -> None:
     work()
     seconds = time.perf_counter() - started
     found = {"seconds": seconds, "cpu": _cpu_seconds() - before, "memory": _memory()}
-    print(json.dumps({"images": place.n, "step": step.run.__name__, "title": step.title, **found}))
+    figures = {name: round(value, 2) for name, value in found.items()}
+    print(json.dumps({"images": place.n, "title": step.title, **figures}))
 
 
 def _cpu_seconds() -> float:
@@ -659,7 +718,7 @@ def _memory() -> float:
     return max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
 
 
-def run_step(number: int, place: Place) -> dict[str, float]:
+def run_step(number: int, place: Place) -> dict[str, Any]:
     """Figures of a step, from a process of its own."""
     arguments = [str(place.n), f"--classes={place.n_classes}", f"--folder={place.folder}"]
     done = subprocess.run(
@@ -668,34 +727,42 @@ def run_step(number: int, place: Place) -> dict[str, float]:
         text=True,
         check=True,
     )
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
 
-def run(place: Place) -> None:
-    """All steps about one number of images, and the sizes of the files."""
+def run(place: Place) -> Iterator[dict[str, Any]]:
+    """All steps about one number of images, and the sizes of the files; their figures."""
     print(f"\n{place.n} images, {place.n_classes} classes, features of {WIDTH}\n")
     print("| step | seconds | CPU seconds | MiB |\n|---|---:|---:|---:|", flush=True)
     for number, step in enumerate(STEPS):
         found = run_step(number, place)
         if step.title is not None:
+            yield found
             figures = f"{found['seconds']:.1f} | {found['cpu']:.1f} | {found['memory']:.0f}"
             print(f"| {step.title} | {figures} |", flush=True)
     print("\n| file | bytes per image |\n|---|---:|")
     results = place.checkout / "results" / "scale"
-    for path in sorted(results.rglob("*.parquet")):
-        if path.parent.name != "shards":
-            print(f"| {path.relative_to(results)} | {path.stat().st_size / place.n:.0f} |")
-    kept = sum(path.stat().st_size for path in (place.folder / "answers").iterdir())
-    print(f"| kept answers | {kept / place.n:.0f} |")
+    sizes = {
+        str(path.relative_to(results)): path.stat().st_size
+        for pattern in ("*.parquet", ".decoded.sqlite", "*.csv")
+        for path in sorted(results.rglob(pattern))
+        if path.parent.name != "shards"
+    }
+    answers = (place.folder / "answers").iterdir()
+    sizes["kept answers"] = sum(path.stat().st_size for path in answers)
+    for file, size in sizes.items():
+        yield {"images": place.n, "file": file, "bytes": size}
+        print(f"| {file} | {size / place.n:.0f} |")
 
 
 def main() -> None:
     """Print a table for each number of images."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("images", type=int, nargs="+", metavar="N")
-    parser.add_argument("--classes", type=int, default=200)
+    parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--folder", type=Path, help="where the files are put; default: a temporary")
+    parser.add_argument("--lines", type=Path, help="where figures are added as lines of JSON")
     parser.add_argument("--step", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step is not None:
@@ -704,7 +771,10 @@ def main() -> None:
         return
     for n in args.images:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-            run(Place(Path(folder), n, args.classes))
+            for figures in run(Place(Path(folder), n, args.classes)):
+                if args.lines:
+                    with args.lines.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(figures) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,19 +21,22 @@ def encode_files(
     """Features [N, D] of image files under the evaluation transform."""
     files = loader.ImageFiles(paths, clip.preprocess)
     features = FeatureRows(len(paths), clip.config["embed_dim"])
-    for indices, batch in encoded(clip, files, batch_size, threads):
+    for indices, (batch,) in encoded([clip], files, batch_size, threads):
         features[indices] = batch
     return features
 
 
 @torch.no_grad()
 def encoded(
-    clip: clips.Clip, files: loader.ImageFiles, batch_size: int, threads: int
-) -> Iterator[tuple[Any, torch.Tensor]]:
-    """The marks of B files, together, and features [B, D], batch by batch, on the CPU."""
+    models: Sequence[clips.Clip], files: loader.ImageFiles, batch_size: int, threads: int
+) -> Iterator[tuple[Any, list[torch.Tensor]]]:
+    """The marks of B files, together, and their features [B, D] by each model, on the CPU.
+
+    The models are on one device and take what the transform of `files` gives.
+    """
     progress = Progress(len(files), "images")
     for marks, batch in loader.batches(
-        files, loader.in_order(len(files), batch_size), clip.device, threads
+        files, loader.in_order(len(files), batch_size), models[0].device, threads
     ):
-        yield marks, encode.encode_images(clip, batch).cpu()
+        yield marks, [encode.encode_images(clip, batch).cpu() for clip in models]
         progress.add(len(batch))

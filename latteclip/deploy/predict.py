@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 from PIL import Image
@@ -90,31 +90,20 @@ class Classifier:
 
     def in_batches(self, paths: Sequence[str], topk: int) -> Iterator[Classified]:
         """Classify image files batch by batch; logs what it has to skip."""
-        for indices, faults, features, others in self._encoded(paths):
+        models = [one.clip for one in (self.model, self.pretrained) if one]
+        files = ReadableFiles(paths, self.model.clip.preprocess)
+        for (indices, faults), (features, *others) in encoded(
+            models, files, self.batch_size, self.threads
+        ):
             skipped = [fault for fault in faults if fault]
             for sentence in skipped:
                 log.warning("skipped: %s", sentence)
             readable = torch.tensor([not fault for fault in faults])  # [B]
             named = [paths[index] for index in indices[readable].tolist()]
             found = self._predict(named, features[readable], topk)
-            if self.pretrained and others is not None:
-                found = self.pretrained.told(found, others[readable])
+            if self.pretrained:
+                found = self.pretrained.told(found, others[0][readable])
             yield Classified(found, skipped)
-
-    def _encoded(
-        self, paths: Sequence[str]
-    ) -> Iterator[tuple[torch.Tensor, list[str], torch.Tensor, torch.Tensor | None]]:
-        """Of B files: indices, faults, tuned features [B, D], and pretrained ones if asked for."""
-        encoders = [one.clip for one in (self.model, self.pretrained) if one]
-        passes = [
-            encoded(clip, ReadableFiles(paths, clip.preprocess), self.batch_size, self.threads)
-            for clip in encoders
-        ]
-        for ((indices, faults), features), *rest in zip(*passes, strict=True):
-            (_, again), others = rest[0] if rest else ((indices, faults), None)
-            # A file may vanish in between.
-            either = [one or other for one, other in zip(faults, again, strict=True)]
-            yield indices, either, features, others
 
     def _predict(self, paths: list[str], features: torch.Tensor, topk: int) -> list[Prediction]:
         """Predictions of B images from their features [B, D]."""
@@ -149,7 +138,8 @@ def pretrained(model: tuned.TunedModel, device: torch.device, precision: str) ->
     """What `score_unknown` learned of the dataset in whose results a model lies.
 
     Raises:
-        UserError: the model lies elsewhere, or the pretrained CLIP cannot be loaded.
+        UserError: the model lies elsewhere, or the pretrained CLIP cannot be loaded or is another
+            than the model was tuned from.
     """
     places = model.folder.absolute().parents[:3]  # of results/<dataset>/<method>/seed<n>/model
     path = next((place / DETECTOR for place in places if (place / DETECTOR).is_file()), None)
@@ -161,6 +151,12 @@ def pretrained(model: tuned.TunedModel, device: torch.device, precision: str) ->
     detector = load_detector(path, model.classnames)
     named = detector.described
     clip = clips.load(named["model"], named["pretrained"], device, precision)
+    visuals: list[Any] = [one.model.visual for one in (model.clip, clip)]
+    if visuals[0].preprocess_cfg != visuals[1].preprocess_cfg:
+        raise UserError(
+            f"{model.folder} and {named['model']} scale pictures differently, so that one was not "
+            "tuned from the other; rerun the workflow."
+        )
     return Pretrained(clip, detector)
 
 

@@ -79,6 +79,18 @@ class Posterior:
         table = shares.new_zeros(len(shares), self.n_classes)
         return table.scatter_(1, self.classes[rows].long(), shares)
 
+    def sums(self, rows: slice, x: torch.Tensor) -> torch.Tensor:
+        """Sums [C, D] of x [n, D] float64 by the shares of these rows in the classes."""
+        classes, shares = self.classes[rows].long(), self.shares[rows].double()
+        owners = torch.arange(len(x))[:, None].expand_as(classes)
+        table = torch.sparse_coo_tensor(
+            torch.stack([classes.flatten(), owners.flatten()]),
+            shares.flatten(),
+            (self.n_classes, len(x)),
+            check_invariants=True,
+        )
+        return table @ x
+
 
 @dataclass(frozen=True)
 class Trust:
@@ -118,11 +130,10 @@ class Witnesses:
         self.prototypes = torch.zeros_like(images.texts)  # [C, D]
         self.text_prototypes = torch.zeros_like(images.texts)
         for rows in parts(len(images.centred)):
-            table = posterior.table(rows).T  # [C, n]
-            self.prototypes += table @ images.centred[rows].double()
+            self.prototypes += posterior.sums(rows, images.centred[rows].double())
             texts = votes.features(rows)
             if texts is not None:
-                self.text_prototypes += table @ texts
+                self.text_prototypes += posterior.sums(rows, texts)
 
     def predictors(self, rows: Rows) -> list[torch.Tensor]:
         """Z and s, [n, C] each: what predicts the votes."""
@@ -283,7 +294,8 @@ def _fused(last: Witnesses, after: Witnesses, trust: Trust, gained: dict[str, fl
 
 def pool(tables: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
     """Weighted sum of tables [n, C]."""
-    pooled: torch.Tensor = torch.einsum("w,wnc->nc", weights, torch.stack(list(tables)))
+    first, *others = (weight * table for weight, table in zip(weights, tables, strict=True))
+    pooled: torch.Tensor = sum(others, first)
     return pooled
 
 

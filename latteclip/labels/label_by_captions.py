@@ -7,14 +7,15 @@ Letters: N training images, C classes, D embedding width, T captions, U distinct
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
-from latteclip.clip import encode
+from latteclip.clip import encode, feature_rows
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import load_classifier, save_classifier
 from latteclip.clip.feature_rows import FeatureRows, Features
@@ -97,7 +98,7 @@ def label_by_captions(
     scale = described["logit_scale"]
     features = read_features(files.pseudo_labels, table["image_id"])
     images = Images.of(features, classes.weights, scale)
-    image_ids = table["image_id"].to_pylist()
+    image_ids = tables.Strings(table["image_id"])
     learning = ~torch.from_numpy(held_out(image_ids, settings.held_out))
     votes: list[Votes] = []
     own: dict[str, OwnLabels] = {}
@@ -106,7 +107,7 @@ def label_by_captions(
         clip = clips.load(
             settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
         )
-        captions, were_told = _read_captions(files.image_captions, image_ids)
+        captions, were_told = _read_captions(files.image_captions, table["image_id"])
         texts, row_of = _encode(captions, clip, settings.batch_size)
         votes.append(CaptionVotes.of(texts, row_of, classes.weights, scale, learning))
         own["caption"] = _captions_alone(texts, row_of, scale * classes.weights)
@@ -136,40 +137,41 @@ def label_by_captions(
         tables.write(votes_output, columns, tables.VOTES, kept)
 
 
-def _read_captions(path: str, image_ids: list[str]) -> tuple[list[str], bool]:
-    """The caption of each image, empty where there is none; whether pseudo-labels were told."""
+def _read_captions(path: str, image_ids: pa.ChunkedArray) -> tuple[pa.ChunkedArray, bool]:
+    """The caption of each image, null where there is none; whether pseudo-labels were told."""
     captions, prompts = (
-        tables.lookup(path, tables.CAPTIONS, "id", column, image_ids)
+        tables.lookup_column(path, tables.CAPTIONS, "id", column, image_ids)
         for column in ("caption", "prompt")
     )
-    were_told = len(set(prompts)) > 1
+    were_told = pc.count_distinct(prompts, mode="all").as_py() > 1
     if were_told:
         log.warning(
             "The captions were asked for with the pseudo-labels in the prompt: they may agree with "
             "the zero-shot labels because they were told them, and then correct few."
         )
-    return [(caption or "").strip() for caption in captions], were_told
+    captions = pc.utf8_trim_whitespace(captions)
+    return pc.if_else(pc.equal(captions, ""), None, captions), were_told
 
 
 @torch.no_grad()
 def _encode(
-    captions: Sequence[str], clip: clips.Clip, batch_size: int
+    captions: pa.ChunkedArray, clip: clips.Clip, batch_size: int
 ) -> tuple[FeatureRows, torch.Tensor]:
     """Features [U + 1, D] of the distinct captions, and the row of each caption [T].
 
-    The last row is zero: that of an empty caption. The tokenizer cuts what is too long for the text
+    The last row is zero: that of no caption. The tokenizer cuts what is too long for the text
     tower.
     """
-    row_of = {text: row for row, text in enumerate(dict.fromkeys(filter(None, captions)))}
-    distinct = list(row_of)
+    encoded = pc.dictionary_encode(captions.cast(pa.large_string())).combine_chunks()
+    distinct = tables.Strings(pa.chunked_array([encoded.dictionary]))
+    row_of = pc.fill_null(encoded.indices, len(distinct)).to_numpy()
     progress = Progress(len(distinct), "captions")
     features = FeatureRows(len(distinct) + 1, clip.config["embed_dim"])
-    for start in range(0, len(distinct), batch_size):
-        batch = distinct[start : start + batch_size]
-        encoded = encode.encode_texts(clip, clip.tokenizer(batch))
-        features[start : start + len(batch)] = encoded.cpu()
+    for rows in feature_rows.parts(len(distinct), batch_size):
+        batch = list(distinct[rows])
+        features[rows] = encode.encode_texts(clip, clip.tokenizer(batch)).cpu()
         progress.add(len(batch))
-    return features, torch.tensor([row_of.get(text, len(distinct)) for text in captions])
+    return features, torch.from_numpy(row_of.astype(np.int64))
 
 
 def _captions_alone(texts: Features, row_of: torch.Tensor, classes: torch.Tensor) -> OwnLabels:

@@ -281,15 +281,15 @@ def test_each_distinct_caption_is_encoded_once(dataset, monkeypatch):
 
 
 def test_captions_that_were_told_the_label_are_warned_of(dataset, caplog, monkeypatch):
-    lookup = tables.lookup
+    lookup = tables.lookup_column
 
     def told(path, schema, key, column, ids):
-        values = lookup(path, schema, key, column, ids)
-        return [f"Is it {i}?" for i in range(len(ids))] if column == "prompt" else values
+        prompts = pa.chunked_array([[f"Is it {i}?" for i in range(len(ids))]])
+        return prompts if column == "prompt" else lookup(path, schema, key, column, ids)
 
     dataset.run()
     assert "pseudo-labels in the prompt" not in caplog.text
-    monkeypatch.setattr(tables, "lookup", told)
+    monkeypatch.setattr(tables, "lookup_column", told)
     dataset.run()
     assert "pseudo-labels in the prompt" in caplog.text
 
