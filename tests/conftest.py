@@ -1,9 +1,11 @@
+import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from support import axe as axe_core
 from support import fuzz
@@ -24,8 +26,9 @@ settings.load_profile("fuzz" if fuzz.SECONDS else "test")
 
 # Files that take minutes come first: side by side, none is then left for the end.
 LONG = (
-    "cluster/test_slurm.py",
     "workflow/test_workflow.py",
+    "cluster/test_slurm.py",
+    "cluster/test_breaks.py",
     "train/test_finetune.py",
     "workflow/test_storage.py",
     "captions/engines/test_vllm_server.py",
@@ -117,13 +120,35 @@ def new_checkout(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def finished(new_checkout):
+def shared_folder(tmp_path_factory):
+    """One folder for all workers of pytest-xdist."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def finished(new_checkout, shared_folder):
     """A checkout in which the shrunken demo has run from its textures to its table."""
     checkout = new_checkout("finished")
     where = checkout.run("python", "-c", "import latteclip; print(latteclip.__file__)")
     assert where.stdout.strip() == str(checkout.root / "latteclip" / "__init__.py")
     edit(checkout, DEMO, shrink)
     edit(checkout, CONFIG, few_methods)
-    run = checkout.snakemake("--config", "seeds=1")
-    assert run.returncode == 0, run.stdout
+    with FileLock(shared_folder / "finished.lock"):
+        run = checkout.snakemake("--config", "seeds=1")
+        assert run.returncode == 0, run.stdout
+        measured = (checkout.root / "results" / "demo").glob("*/seed0/metrics.json")
+        kept = {path.parts[-3]: json.loads(path.read_text()) for path in measured}
+        (shared_folder / "finished.json").write_text(json.dumps(kept))
     return checkout
+
+
+@pytest.fixture(scope="session")
+def measured_here(request, shared_folder):
+    """The metrics of the finished checkout by method, from whichever worker has made one."""
+    kept = shared_folder / "finished.json"
+    with FileLock(shared_folder / "finished.lock"):  # one may be about to
+        exists = kept.exists()
+    if not exists:
+        request.getfixturevalue("finished")
+    return json.loads(kept.read_text())

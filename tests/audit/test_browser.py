@@ -13,7 +13,9 @@ from support.tiny import ROOT
 
 page_tests = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-KILLED = "net::ERR_CONNECTION_REFUSED"  # what the browser itself says when the server is gone
+KILLED = re.compile(
+    r"net::ERR_CONNECTION_(REFUSED|RESET)"
+)  # what the browser says of a server that is gone
 
 
 @pytest.fixture
@@ -33,7 +35,8 @@ def visit(browser):
         contexts.append(context)
         page = context.new_page()
         page.on(
-            "console", lambda message: KILLED in message.text or complaints.append(message.text)
+            "console",
+            lambda message: KILLED.search(message.text) or complaints.append(message.text),
         )
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: complaints.append(dialog.message))

@@ -73,9 +73,11 @@ def test_training_images_are_those_outside_the_test_split(index):
     assert len(tables.read_unlabelled(index, training=False)[0]) == 3
 
 
-def test_lookup_follows_the_order_of_the_ids(tmp_path):
-    path = write_captions(tmp_path / "c.parquet", ["a", "b", "c"], ["A", "B", "C"])
-    assert tables.lookup(path, tables.CAPTIONS, "id", "caption", ["c", "a", "c"]) == ["C", "A", "C"]
+@pytest.mark.parametrize("ids", ["cac", "abcde", "bd", "eb", "aab", ""])
+def test_lookup_follows_the_order_of_the_ids(tmp_path, monkeypatch, ids):
+    monkeypatch.setattr(tables, "STRINGS", 2)
+    path = write_captions(tmp_path / "c.parquet", list("abcde"), list("ABCDE"))
+    assert tables.lookup(path, tables.CAPTIONS, "id", "caption", list(ids)) == list(ids.upper())
 
 
 def test_lookup_names_the_first_id_that_is_not_there(tmp_path):

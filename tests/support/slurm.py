@@ -253,6 +253,20 @@ class OnCluster:
         return self._log.read_text()
 
 
+def requested(job):
+    """What a job asked for: partition, cores, memory in MB, minutes, GPUs."""
+    asked = dict(item.split("=", 1) for item in job["ReqTRES"].split(","))
+    hours, minutes, _ = map(int, job["TimeLimit"].split(":"))
+    gpus = re.search(r"gpu[:=](\d+)", job.get("TresPerJob", ""))
+    return {
+        "partition": job["Partition"],
+        "cores": int(asked["cpu"]),
+        "memory": int(asked["mem"].removesuffix("M")),
+        "minutes": 60 * hours + minutes,
+        "gpus": int(gpus[1]) if gpus else 0,
+    }
+
+
 def wait(condition, what, patience=PATIENCE):
     """The first true value of a condition.
 

@@ -262,13 +262,15 @@ def has_compiler():
 @pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize(
     ("kind", "others"),
-    [("custom_text", {"gradient_checkpointing": True, "micro_batch": 4}), ("hf_mean", {})],
+    [("custom_text", {"gradient_checkpointing": True, "micro_batch": 3}), ("hf_mean", {})],
     ids=str,
 )
 def test_compiled_towers_have_the_same_features_and_gradients(kind, others, backbones):
     torch.compiler.reset()
     clip = clips.load(backbones[kind], None, CPU)
-    del clip.model.visual.transformer.resblocks[1:]  # compilers are slow
+    for tower in (clip.model.visual.transformer, text_module(clip)):  # compilers are slow
+        if hasattr(tower, "resblocks"):
+            del tower.resblocks[1:]
     keys = list(clip.model.state_dict())
     before = gradients(clip)
     prepare(clip, compile=True, **others)
