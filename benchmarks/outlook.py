@@ -3,9 +3,9 @@
     python benchmarks/outlook.py [docs/scaling.jsonl]
 
 Nothing is run or timed. Measured rows are the lines that `benchmarks/scale.py --lines` wrote. Times
-of computed ones are images over the rates on paper of latteclip/config/estimate.py, or, where a
-stage runs no model, the measured CPU time of an image; memory is a straight line through the
-smallest and the largest number measured, and disk the measured bytes of an image.
+of computed ones are images over the rates on paper of latteclip/config/estimate.py. Memory, and CPU
+time where a stage runs no model, lie on the straight line through the smallest and the largest
+number measured; disk is the measured bytes of an image.
 """
 
 import argparse
@@ -20,6 +20,7 @@ SIZES = [10**power for power in range(4, 9)]
 CARD = "A100"
 TRAINING, EPOCHS = 0.7, 50  # share of the images, and how often they are trained on
 FEATURE = 4 * 512  # bytes of the features of an image, width 512
+FINGERPRINT = 608  # bytes of an image's hashes and thumbnail; those of tiny JPEGs are alike
 PICTURE = 450_000  # bytes of one that is kept small
 ENGINE = 2_100  # MiB of an engine of captions
 LITTLE = 0.01  # GB that are not told
@@ -66,16 +67,11 @@ class Measured:
         """The numbers of images that a step was measured with."""
         return sorted(n for name, n in self._steps if name == title)
 
-    def memory(self, title: str, n: int) -> float:
-        """MiB for n images, by the line through the smallest and the largest number."""
+    def line(self, measure: str, title: str, n: int) -> float:
+        """CPU seconds or MiB for n images, on the line through the smallest and the largest."""
         first, *_, last = self.sizes(title)
-        low, high = (self._steps[title, size]["memory"] for size in (first, last))
+        low, high = (self._steps[title, size][measure] for size in (first, last))
         return float(low + (high - low) * (n - first) / (last - first))
-
-    def seconds(self, title: str) -> float:
-        """CPU time of an image."""
-        last = self.sizes(title)[-1]
-        return float(self._steps[title, last]["cpu"] / last)
 
     def bytes(self, file: str) -> float:
         """Size of a file for each image."""
@@ -96,7 +92,7 @@ def stages() -> list[Stage]:
     rates = estimate.on_paper(CARD)
     assert rates.captions and rates.samples and rates.images and rates.fed
     encoding = 1 / min(rates.images, rates.fed)
-    tables = ("images.parquet", "fingerprints.parquet", ".decoded.sqlite")
+    tables = ("images.parquet", ".decoded.sqlite")
     captions = ("captions/images.parquet", "captions/groups.parquet")
     shard = "a shard of 64"
     return [
@@ -117,6 +113,7 @@ def stages() -> list[Stage]:
             "time: one job decodes all",
             "more `threads.index_images`; several datasets",
             seconds=1 / rates.fed,
+            disk=FINGERPRINT,
         ),
         Stage(
             "find_duplicates",
@@ -246,12 +243,12 @@ def rows(lines: Path = LINES) -> list[str]:
     for stage in stages():
         step, limits = stage.steps[0], [stage.breaks, stage.then]
         if stage.computed:
-            seconds = measured.seconds(step.title) if stage.seconds is None else stage.seconds
             disk = stage.disk + sum(map(measured.bytes, step.files))
-            cells = [
-                _cell(seconds * n, stage.mib + measured.memory(step.title, n), disk * n)
-                for n in SIZES
-            ]
+            cells = []
+            for n in SIZES:
+                cpu, memory = (measured.line(name, step.title, n) for name in ("cpu", "memory"))
+                seconds = cpu if stage.seconds is None else stage.seconds * n
+                cells.append(_cell(seconds, stage.mib + memory, disk * n))
             found.append(_row([stage.name, "computed", *cells, *limits]))
             limits = ["", ""]
         for step in stage.steps:

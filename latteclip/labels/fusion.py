@@ -48,7 +48,8 @@ INDEPENDENCE = 4  # power of u that is taken off: found on the demo and on photo
 PRIOR = 5.0  # votes of each class as a, b and u predict them, times 1 / u^2
 SHARPNESS = 5.0  # of cosines: it brings them to the size of log-probabilities
 RIDGE = 1e-4  # on the weights: a witness that is constant gets none
-SAMPLE = 2**23  # entries of a table of images and classes that is learned from, at most
+SAMPLE = 2**23  # entries of a table of images and classes that theta is learned from, at most
+FEW = 2**21  # the same for what is a few numbers: a, b, u, w
 KEPT = 16  # classes of an image that have a share in the prototypes
 TINY = 1e-9
 
@@ -163,7 +164,9 @@ class Witnesses:
             before: what the round before learned; of the first, rows are missing in its confusion.
         """
         predictors, overall = self.predictors(sample), votes.mean(dim=0)
-        weights, rate = fit_mixture(predictors, votes, overall)
+        few = _spaced(torch.arange(len(sample)), len(overall), FEW)
+        some, cast = [table[few] for table in predictors], votes[few]
+        weights, rate = fit_mixture(some, cast, overall)
         base = rate * torch.eye(len(overall), dtype=torch.float64) + (1 - rate) * overall
         confusion = before.confusion if len(before.confusion) else base
         for _ in range(STEPS):
@@ -172,11 +175,11 @@ class Witnesses:
             counts = confusion * (predicted.T @ (votes / (predicted @ confusion).clamp(min=TINY)))
             confusion = counts + PRIOR / max(rate, TINY) ** 2 * base
             confusion = confusion / confusion.sum(dim=1, keepdim=True)
-            weights = fit_weights(predictors, votes, confusion, weights)
-        texts, scores = 0.0, self.text_scores(sample)
+            weights = fit_weights(some, cast, confusion, weights)
+        texts, scores = 0.0, self.text_scores(sample[few])
         if scores is not None:
-            predicted = pool(predictors, weights).softmax(dim=1)
-            both = [told(votes, confusion), scores]
+            predicted = pool(some, weights).softmax(dim=1)
+            both = [told(cast, confusion), scores]
             texts = fit_weights(both, predicted)[1].item()
         zero_shot, images = weights.tolist()
         return Trust(before.corroboration, confusion, zero_shot, images, texts, rate)
@@ -222,7 +225,7 @@ def fuse(images: Images, votes: Votes, learning: torch.Tensor | None = None) -> 
     if learning is None:
         learning = torch.ones(n, dtype=torch.bool)
     heard = WithheldVotes(votes, learning)
-    sample = _sample(heard.has, n_classes)
+    sample = _spaced(heard.has.nonzero()[:, 0], n_classes, SAMPLE)
     cast = heard.probabilities(sample)  # [n, C]
     found = corroborate(images, heard, sample)
     posterior = Posterior.empty(n, n_classes)
@@ -240,7 +243,9 @@ def fuse(images: Images, votes: Votes, learning: torch.Tensor | None = None) -> 
             posterior.put(rows, known * learning[rows, None])
         last, witnesses = witnesses, Witnesses(images, heard, posterior)
     last.votes = votes
-    return _fused(last, witnesses, trust, gains(last.predictors(sample), cast))
+    few = _spaced(sample, n_classes, FEW)
+    gained = gains(last.predictors(few), heard.probabilities(few))
+    return _fused(last, witnesses, trust, gained)
 
 
 def prototypes_by_zero_shot(images: Images) -> torch.Tensor:
@@ -253,16 +258,15 @@ def prototypes_by_zero_shot(images: Images) -> torch.Tensor:
     for rows in parts(len(images.centred)):
         posterior.put(rows, votes.probabilities(rows))
     witnesses = Witnesses(images, votes, posterior)
-    sample = _sample(votes.has, len(images.texts))
+    sample = _spaced(torch.arange(len(images.centred)), len(images.texts), FEW)
     cast = votes.probabilities(sample)
     weights, rate = fit_mixture(witnesses.predictors(sample)[1:], cast, cast.mean(dim=0))
     return images.texts + (1 - rate**INDEPENDENCE) * weights * witnesses.head()
 
 
-def _sample(has: torch.Tensor, n_classes: int) -> torch.Tensor:
-    """Images with votes to learn from, evenly spaced."""
-    voting = has.nonzero()[:, 0]
-    return voting[:: -(-max(1, len(voting)) * n_classes // SAMPLE)]
+def _spaced(rows: torch.Tensor, n_classes: int, entries: int) -> torch.Tensor:
+    """Some of these images, evenly spaced, whose table of classes has about so many entries."""
+    return rows[:: -(-max(1, len(rows)) * n_classes // entries)]
 
 
 def _calibrated(witnesses: Witnesses, trust: Trust) -> Fusion:

@@ -451,6 +451,16 @@ def test_what_is_learned_from_a_sample_is_nearly_the_same(monkeypatch):
     assert (some.labels == whole.labels).double().mean() > 0.95
 
 
+def test_a_few_images_are_enough_for_a_few_numbers(monkeypatch):
+    world = World.of()
+    whole = fuse(world.images(), world.captions(silent=0.2))
+    monkeypatch.setattr(fusion, "FEW", 300 * 6)
+    some = fuse(world.images(), world.captions(silent=0.2))
+    assert some.trust.rate == pytest.approx(whole.trust.rate, abs=0.1)
+    assert not torch.equal(some.confidence, whole.confidence)
+    assert (some.labels == whole.labels).double().mean() > 0.95
+
+
 def test_the_order_of_images_does_not_matter():
     world = World.of()
     votes = world.votes()
