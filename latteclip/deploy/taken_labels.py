@@ -77,9 +77,9 @@ def read(folder: str | Path) -> TakenLabels:
             f"snakemake -j4 labels --config dataset={folder.resolve().name}."
         )
     labels, described = tables.read(path, tables.CAPTION_LABELS)
-    index, classnames = tables.read_unlabelled(folder / "images.parquet", training=True)
     ids = labels["image_id"]
-    if len(ids) != len(index) or pc.index_in(index["image_id"], ids).null_count:
+    classnames, is_whole = _of_index(folder / "images.parquet", ids)
+    if not is_whole:
         raise UserError(f"{path} is of other images than images.parquet; rerun the workflow.")
     answers, calibration = _answers(folder, ids, labels)
     columns = {
@@ -96,6 +96,13 @@ def read(folder: str | Path) -> TakenLabels:
     names = ("model", "pretrained", "votes")
     kept: dict[str, Any] = {key: described[key] for key in names if key in described}
     return TakenLabels(pa.table(columns).select(SCHEMA.names), classnames, calibration, kept)
+
+
+def _of_index(path: Path, ids: pa.ChunkedArray) -> tuple[list[str], bool]:
+    """The classes of an index, and whether these ids are those of its training images."""
+    index, classnames = tables.read_unlabelled(path, training=True)
+    found = pc.index_in(index["image_id"], ids)
+    return classnames, len(ids) == len(index) and not found.null_count
 
 
 def _named(labels: pa.ChunkedArray, classnames: Sequence[str]) -> pa.DictionaryArray:

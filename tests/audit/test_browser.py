@@ -13,9 +13,8 @@ from support.tiny import ROOT
 
 page_tests = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-KILLED = re.compile(
-    r"net::ERR_CONNECTION_(REFUSED|RESET)"
-)  # what the browser says of a server that is gone
+# What the browser itself says when the server is gone, or goes while it asks.
+KILLED = re.compile(r"net::ERR_(CONNECTION_\w+|EMPTY_RESPONSE|CONTENT_LENGTH_MISMATCH)")
 
 
 @pytest.fixture
