@@ -93,7 +93,6 @@ def stages() -> list[Stage]:
     assert rates.captions and rates.samples and rates.images and rates.fed
     encoding = 1 / min(rates.images, rates.fed)
     tables = ("images.parquet", ".decoded.sqlite")
-    captions = ("captions/images.parquet", "captions/groups.parquet")
     shard = "a shard of 64"
     return [
         Stage(
@@ -118,10 +117,8 @@ def stages() -> list[Stage]:
         Stage(
             "find_duplicates",
             (Step("find_duplicates", "the same, made hashes"),),
-            *(
-                "time; of a picture that is there more than nine times not every pair is listed",
-                NONE,
-            ),
+            "time; of a picture that is there more than nine times not every pair is listed",
+            NONE,
         ),
         Stage(
             "pseudo_label_images",
@@ -157,7 +154,7 @@ def stages() -> list[Stage]:
         ),
         Stage(
             "gather_captions",
-            (Step("gather_captions of 64 shards", "of 64 shards", captions[:1]),),
+            (Step("gather_captions of 64 shards", "of 64 shards", ("captions/images.parquet",)),),
             *MEMORY,
         ),
         Stage(

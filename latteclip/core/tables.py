@@ -389,5 +389,5 @@ def lookup_column(
         found += piece[column].filter(pa.array(is_wanted[start:end])).chunks
         start = end
     values = pa.chunked_array(found, schema.field(column).type)
-    in_order = len(places) == len(wanted) and bool((np.diff(places) > 0).all())
+    in_order = np.array_equal(places, np.arange(len(wanted)))
     return values if in_order else values.take(places)
