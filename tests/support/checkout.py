@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from support import warm
 from support.tiny import ROOT
 
 N_TRAIN, N_TEST = 60, 40
@@ -45,7 +46,9 @@ class Checkout:
 
     def __post_init__(self):
         self.root.mkdir(parents=True)
-        hidden = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        # With what Python compiled, which is good for copies as old as their originals; but for
+        # files that another process is about to put there.
+        hidden = shutil.ignore_patterns("*.pyc.*", "*.egg-info")
         for name in ("workflow", "config", "profiles", "latteclip", "envs"):
             shutil.copytree(ROOT / name, self.root / name, ignore=hidden)
         shutil.copy(ROOT / "Snakefile", self.root)
@@ -56,14 +59,9 @@ class Checkout:
 
         Its output is stdout and stderr together.
         """
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", **self.environment}
-        environment |= {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}",
-            "PYTHONPATH": os.pathsep.join([*map(str, path), str(self.root)]),
-        }
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        options = {"cwd": self.root, **streams, **options}
-        return subprocess.Popen(list(map(str, command)), env=environment, text=True, **options)
+        options = {"cwd": self.root, "env": self._environment(path), **streams, **options}
+        return subprocess.Popen(list(map(str, command)), text=True, **options)
 
     def run(self, *command, path=(), **options):
         """Run a command of the environment to its end."""
@@ -72,7 +70,19 @@ class Checkout:
         return subprocess.CompletedProcess(process.args, process.returncode, output)
 
     def snakemake(self, *arguments, path=()):
-        return self.run("snakemake", "-j2", *arguments, path=path)
+        """The same of `snakemake -j2`, by a process that has imported it (see `warm`)."""
+        command = ["-j2", *map(str, arguments)]
+        return subprocess.CompletedProcess(
+            command, *warm.run(command, self._environment(path), self.root)
+        )
+
+    def _environment(self, path):
+        """Of a command: the tests' own, this copy's code, and before it the folders of a path."""
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", **self.environment}
+        return environment | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}",
+            "PYTHONPATH": os.pathsep.join([*map(str, path), str(self.root)]),
+        }
 
 
 def hear_interrupts():
