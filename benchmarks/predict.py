@@ -11,17 +11,21 @@ With --encoder a classifier that has its model alternates with the encoder alone
 images in the same batches by the same threads, but of one picture that is a tensor already. The
 model is ViT-B-32 with random weights, or the demo's CLIP; photographs are JPEGs of noise that is
 smooth but for a grain, with as many bytes as a camera's. What both could reach if no core ever
-waited is computed from the CPU time that decoding takes by itself.
+waited is computed from the CPU time that decoding takes by itself. Threads wait asleep, as the
+command `latteclip` has them.
 """
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # which torch reads when it is loaded
 
 import numpy as np
 import open_clip
@@ -127,7 +131,9 @@ def beside_encoder(model: Path, paths: list[str], args: argparse.Namespace) -> N
     opened = Predictor(model, device="cpu", threads=args.threads, batch_size=args.batch)
     clip = opened.model.clip
     named = [paths[number % len(paths)] for number in range(args.images)]
-    decoding = statistics.median(seconds(partial(ready, clip, path))[1] for path in paths)
+    torch.set_num_threads(1)  # as of each thread that decodes
+    decoding = statistics.median(seconds(partial(ready, clip, path))[1] for path in 5 * paths)
+    torch.set_num_threads(args.threads)
     batch = ready(clip, paths[0]).expand(args.batch, -1, -1, -1).contiguous()
     sizes = [len(indices) for indices in loader.in_order(args.images, args.batch)]
 

@@ -1,6 +1,7 @@
 """`latteclip <command>`: the command line as a whole, its help and its exit statuses."""
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
@@ -110,6 +111,8 @@ def _add_debug(sub: argparse.ArgumentParser, default: object = argparse.SUPPRESS
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is one of those in EPILOG."""
+    # Read when torch is loaded: its threads wait asleep, for others decode on the same cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     streams.open_closed()
     try:
         return _run(arguments)
