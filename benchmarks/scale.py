@@ -18,7 +18,6 @@ import json
 import logging
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -694,28 +693,17 @@ STEPS = [
 
 def measure(step: Step, place: Place) -> None:
     """In a process of its own: do a step and print its figures as JSON."""
+    from latteclip.core import usage
+
     work = step.run(place)
-    before = _cpu_seconds()
+    before = usage.of_processes()["cpu_seconds"]
     started = time.perf_counter()
     work()
-    seconds = time.perf_counter() - started
-    found = {"seconds": seconds, "cpu": _cpu_seconds() - before, "memory": _memory()}
+    seconds, used = time.perf_counter() - started, usage.of_processes()
+    cpu = used["cpu_seconds"] - before
+    found = {"seconds": seconds, "cpu": cpu, "memory": used["memory"]}
     figures = {name: round(value, 2) for name, value in found.items()}
     print(json.dumps({"images": place.n, "title": step.title, **figures}))
-
-
-def _cpu_seconds() -> float:
-    """User and system time of this process and of its children that ended."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-def _memory() -> float:
-    """MiB: the largest resident size of this process or of a child."""
-    # Not ru_maxrss of this process: that counts from before it became another program.
-    status = Path("/proc/self/status").read_text().split()
-    own = int(status[status.index("VmHWM:") + 1])
-    return max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
 
 
 def run_step(number: int, place: Place) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def recorded(stage: str, log_file: str | Path) -> Iterator[None]:
             "rank": int(os.environ.get("RANK", "0")),  # among the processes of torchrun
             "seconds": round(time.monotonic() - clock, 3),
             "gpu_seconds": round(gpus.seconds_held(), 3),
-            **_of_processes(),
+            **of_processes(),
             **{name: _counted[name] for name in TOKENS},
         }
         try:
@@ -100,7 +100,7 @@ def write_down(*, done: bool) -> None:
         _unwritten.pop()(done)
 
 
-def _of_processes() -> dict[str, float]:
+def of_processes() -> dict[str, float]:
     """CPU seconds and peak MiB of this process, of its children that ended, and of those alive."""
     import psutil
 
