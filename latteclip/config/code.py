@@ -66,7 +66,7 @@ def closure(root: Path, *modules: str) -> set[str]:
 def _imports(file: Path, root: Path) -> list[str]:
     """The modules of the package that a file imports and that can change what a stage writes."""
     package = file.relative_to(root).parts[0] + "."
-    names = set(_imported_names(ast.parse(file.read_text(encoding="utf-8"))))
+    names = set(_imported_names(ast.parse(file.read_bytes())))
     return sorted(
         name
         for name in names - WITHOUT_EFFECT
@@ -74,14 +74,22 @@ def _imports(file: Path, root: Path) -> list[str]:
     )
 
 
-def _imported_names(tree: ast.AST) -> Iterator[str]:
+def _imported_names(tree: ast.Module) -> Iterator[str]:
     """What import statements name; what they take from a module may be a module or not."""
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """All statements inside one; expressions, which are most of a tree, hold none."""
+    for part in ("body", "orelse", "handlers", "finalbody", "cases"):
+        for inner in getattr(node, part, ()):
+            yield inner
+            yield from _statements(inner)
 
 
 def _file(root: Path, name: str) -> Path:

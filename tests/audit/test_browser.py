@@ -174,6 +174,18 @@ def test_nobody_is_kept_out(visit, axe, results, width, scheme):
         assert violations(page, axe) == []  # of the result
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nobody_is_kept_out_of_the_file(visit, axe, results, tmp_path, scheme):
+    file = tmp_path / "audit.html"
+    run = [*command(results, "--offline", str(file)), "--budget", "2"]
+    subprocess.run(run, check=True, cwd=ROOT)
+    page = visit(file.as_uri(), width=390, offline=True, color_scheme=scheme)
+    for number in range(3):
+        at(page, number, 2)
+        assert violations(page, axe) == []  # of both questions, and of the end
+        page.keyboard.press("1")
+
+
 def test_a_file_works_without_a_network_and_its_answers_are_taken(visit, results, tmp_path):
     file, exported = tmp_path / "audit.html", tmp_path / "answers.json"
     run = [*command(results, "--offline", str(file)), "--budget", "15"]
