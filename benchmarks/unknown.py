@@ -9,6 +9,9 @@ random as are asked for. Printed are the AUROC over the test images, mean and de
 draws, of the score that `score_unknown` writes and of others that were tried; then, of the former,
 the share of the test images of listed classes that is called unknown, and of those left out, by the
 share of training images at which the threshold is set. Labels are read to judge alone.
+
+Where there are class scores (`scores.kind`), the same of the training images by the captioner's
+word beside CLIP's; the scores of the classes that are left out count for nothing.
 """
 
 import argparse
@@ -17,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from scipy.stats import mannwhitneyu
@@ -24,7 +28,9 @@ from scipy.stats import mannwhitneyu
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.unknown import UnknownDetector
 from latteclip.core import tables
+from latteclip.core.class_scores import read_class_scores, unlikeliness
 from latteclip.labels.features import read_features
+from latteclip.labels.score_unknown import threshold
 
 SHARES = (0.02, 0.05, 0.1, 0.2)
 Floats = npt.NDArray[np.float64]
@@ -75,29 +81,73 @@ def main() -> None:
     if len(draws) > args.draws:
         chosen = np.random.default_rng(0).choice(len(draws), args.draws, replace=False)
         draws = [draws[number] for number in chosen]
-    found: dict[str, list[float]] = {}
-    marked: dict[float, list[tuple[float, float]]] = {share: [] for share in SHARES}
+    on_test, on_training = Judged(), Judged()
+    by_captioner = captioner(args.folder, index, test, c)
     for left_out in draws:
         texts = classes.weights[[k for k in range(c) if k not in left_out]]
-        outside = np.isin(labels[test], left_out)
+        outside = np.isin(labels, left_out)
         scores = others(features, texts, described["logit_scale"], training)
         for share in SHARES:
             detector, of_all = UnknownDetector.learn(features, training, texts, share, {})
             own = of_all.double().numpy()
-            is_unknown = own[test] > detector.threshold
-            marked[share].append((is_unknown[~outside].mean(), is_unknown[outside].mean()))
+            on_test.mark(share, own[test] > detector.threshold, outside[test])
         for name, score in {"score_unknown": own, **scores}.items():
-            found.setdefault(name, []).append(auroc(score[test], outside))
+            on_test.rank(name, score[test], outside[test])
+        if by_captioner is None:
+            continue
+        options, said = by_captioner
+        listed = np.where(np.isin(options, left_out), -np.float32(np.inf), said)
+        score = unlikeliness(listed)
+        for share in SHARES:
+            line = threshold(score.astype(np.float32), int(share * len(score)))
+            on_training.mark(share, score > line, outside[~test])
+        on_training.rank("the captioner's class scores", score, outside[~test])
+        on_training.rank("score_unknown by CLIP", own[~test], outside[~test])
     print(f"{args.folder}: {len(draws)} draws of {args.left_out} of {c} classes left out")
-    for name, values in found.items():
-        print(f"{name:44} AUROC {np.mean(values):.3f} +- {np.std(values):.3f}, "
-              f"least {min(values):.3f}")  # fmt: skip
-    for share, pairs in marked.items():
-        wrong, right = (100 * part for part in np.array(pairs).T)
-        print(
-            f"share {share:4}: called unknown {wrong.mean():4.1f} +- {wrong.std():.1f} % of the "
-            f"listed classes, {right.mean():4.1f} +- {right.std():.1f} % of those left out"
-        )
+    on_test.show()
+    if by_captioner is not None:
+        print("training images:")
+        on_training.show()
+
+
+def captioner(
+    folder: Path, index: pa.Table, test: npt.NDArray[np.bool_], n_classes: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]] | None:
+    """Options and scores [N, K] of the training images, where there are some."""
+    path = folder / "class_scores.parquet"
+    if not path.is_file():
+        return None
+    return read_class_scores(str(path), index["image_id"].filter(pa.array(~test)), n_classes)
+
+
+class Judged:
+    """What came of the draws."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, list[float]] = {}
+        self.marked: dict[float, list[tuple[float, float]]] = {share: [] for share in SHARES}
+
+    def rank(self, name: str, scores: Floats, outside: npt.NDArray[np.bool_]) -> None:
+        """Note the AUROC of a draw."""
+        self.found.setdefault(name, []).append(auroc(scores, outside))
+
+    def mark(
+        self, share: float, unknown: npt.NDArray[np.bool_], outside: npt.NDArray[np.bool_]
+    ) -> None:
+        """Note what was called unknown in a draw."""
+        self.marked[share].append((unknown[~outside].mean(), unknown[outside].mean()))
+
+    def show(self) -> None:
+        """Print means, deviations and the least."""
+        for name, values in self.found.items():
+            print(f"{name:44} AUROC {np.mean(values):.3f} +- {np.std(values):.3f}, "
+                  f"least {min(values):.3f}")  # fmt: skip
+        for share, pairs in self.marked.items():
+            wrong, right = (100 * part for part in np.array(pairs).T)
+            print(
+                f"share {share:4}: called unknown {wrong.mean():4.1f} +- {wrong.std():.1f} % of "
+                f"the listed classes, {right.mean():4.1f} +- {right.std():.1f} % of those left out"
+            )
 
 
 if __name__ == "__main__":

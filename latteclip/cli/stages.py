@@ -181,6 +181,7 @@ def score_unknown(args: argparse.Namespace) -> None:
         settings,
         args.output,
         args.detector,
+        args.class_scores,
     )
 
 
@@ -379,6 +380,7 @@ COMMANDS: dict[Command, list[str]] = {
         "images",
         "pseudo-labels",
         "class-embeddings",
+        "class-scores?",
         "settings",
         "output",
         "detector",

@@ -11,6 +11,8 @@ import pyarrow.compute as pc
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 
+ROUNDING = 1e-3  # of the log of a sum of probabilities
+
 
 def read_class_scores(
     path: str, image_ids: pa.ChunkedArray, n_classes: int
@@ -59,6 +61,27 @@ def read_class_scores(
     given = np.arange(width) < lengths[:, None]  # [N, K]
     options[given], scores[given] = classes, values
     return options, scores
+
+
+def unlikeliness(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """How little the model thinks that images show any of their options.
+
+    Minus the log of the probability that it answers with one of them; with "none of these" to
+    choose as well, that grows as the probability of that.
+
+    Args:
+        scores: [N, K] of `read_class_scores`.
+
+    Returns:
+        [N], at least 0; NaN where an image has no scores. All are NaN where scores cannot tell:
+        somebody has made them sum to one, or they are no probabilities.
+    """
+    has_some = scores.max(axis=1) > -np.inf
+    found = np.full(len(scores), np.nan)
+    found[has_some] = -np.logaddexp.reduce(scores[has_some].astype(np.float64), axis=1)
+    if found[has_some].min(initial=0) < -ROUNDING or found[has_some].max(initial=0) <= ROUNDING:
+        found[:] = np.nan
+    return found.clip(0, None)
 
 
 def _flat(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int_], npt.NDArray[np.int_]]:

@@ -111,7 +111,8 @@ UNKNOWN = pa.schema(
     [
         ("image_id", pa.string()),
         ("score", pa.float32()),  # the higher, the likelier; see latteclip.clip.unknown
-        ("is_unknown", pa.bool_()),  # above the threshold, which is in the metadata
+        ("captioner_score", pa.float32()),  # the same by class scores; null where there are none
+        ("is_unknown", pa.bool_()),  # above its threshold in the metadata, the captioner's if any
     ]
 )
 CAPTION_ROWS = 10_000  # of a row group of CAPTIONS

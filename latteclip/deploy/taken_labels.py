@@ -46,6 +46,7 @@ SCHEMA = pa.schema(
         ("lmm_label", pa.string()),  # of class scores alone
         ("lmm_confidence", pa.float32()),
         ("unknown_score", pa.float32()),
+        ("unknown_score_by_captioner", pa.float32()),
         ("is_unknown", pa.bool_()),
         ("person", pa.string()),  # what a person answered in the audit; null: was not asked
         ("confirmed", pa.bool_()),  # whether that is the label; null: not asked, or cannot tell
@@ -178,7 +179,11 @@ def _captions(path: Path, ids: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
 def _unknown(folder: Path, ids: pa.ChunkedArray) -> dict[str, pa.ChunkedArray | pa.Array]:
     """Whether images belong to none of the classes; nulls where that was not asked."""
     path = folder / "unknown.parquet"
-    names = {"unknown_score": "score", "is_unknown": "is_unknown"}
+    names = {
+        "unknown_score": "score",
+        "unknown_score_by_captioner": "captioner_score",
+        "is_unknown": "is_unknown",
+    }
     if not path.is_file():
         return {name: pa.nulls(len(ids), SCHEMA.field(name).type) for name in names}
     return {name: _column(path, tables.UNKNOWN, column, ids) for name, column in names.items()}

@@ -1,14 +1,21 @@
-"""How likely each image belongs to none of the classes, from zero-shot features alone."""
+"""How likely each image is of none of the classes: by zero-shot features, or by the captioner.
+
+Letters: N images.
+"""
 
 import logging
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.unknown import UnknownDetector
 from latteclip.core import tables
+from latteclip.core.class_scores import read_class_scores, unlikeliness
 from latteclip.core.errors import UserError
 from latteclip.labels.features import read_features
 
@@ -29,10 +36,11 @@ def score_unknown(
     settings: UnknownSettings,
     output: str,
     detector_output: str,
+    class_scores_path: str | None = None,
 ) -> None:
     """Write UNKNOWN for every image of every split, and the detector for new images.
 
-    Labels are not read.
+    Where the captioner scored classes of a training image, its word counts. Labels are not read.
 
     Raises:
         UserError: an input lacks an image or does not belong to the others, or there is no
@@ -47,19 +55,37 @@ def score_unknown(
     detector, scores = UnknownDetector.learn(
         features, training, classes.weights, settings.share, described
     )
-    unknown = scores > detector.threshold
+    unknown = (scores > detector.threshold).numpy()
     detector.save(detector_output)
+    told = {**described, "threshold": detector.threshold, "share": settings.share}
+    by_captioner = np.full(len(table), np.nan, np.float32)
+    if class_scores_path is not None:
+        ids = table["image_id"].filter(pa.array(training.numpy()))
+        _, said = read_class_scores(class_scores_path, ids, len(classnames))
+        by_captioner[training.numpy()] = unlikeliness(said)
+    scored = ~np.isnan(by_captioner)
+    if scored.any():
+        line = threshold(by_captioner[scored], int(settings.share * int(training.sum())))
+        unknown[scored] = by_captioner[scored] > line
+        told["captioner_threshold"] = line
     columns = {
         "image_id": table["image_id"],
         "score": scores.numpy(),
-        "is_unknown": unknown.numpy(),
+        "captioner_score": pa.array(by_captioner, pa.float32(), from_pandas=True),
+        "is_unknown": unknown,
     }
-    told = {**described, "threshold": detector.threshold, "share": settings.share}
     tables.write(output, columns, tables.UNKNOWN, told)
     log.info(
-        "%d of %d images are called unknown: those that are further from every class text than "
-        "all but %.1f %% of the training images.",
-        int(unknown.sum()),
+        "%d of %d images are called unknown, %d of them by the captioner, which scored %d; by CLIP "
+        "those that are further from every class text than all but %.1f %% of the training images.",
+        unknown.sum(),
         len(table),
+        unknown[scored].sum(),
+        scored.sum(),
         100 * settings.share,
     )
+
+
+def threshold(scores: npt.NDArray[np.float32], n: int) -> float:
+    """The score above which n of the scores [N] lie, fewer where some are equal."""
+    return float(np.sort(scores)[max(0, len(scores) - 1 - n)])

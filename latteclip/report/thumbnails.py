@@ -105,11 +105,12 @@ class Unknown:
 
     marked: int  # that are beyond the threshold
     images: int
+    scored: int  # by the captioner
     likeliest: list[Thumbnail]
 
 
 def unknown(path: str, splits: Sequence[Split]) -> Unknown:
-    """The images that are likeliest of no class, the likeliest first.
+    """The images that are likeliest of no class, the likeliest first; those of the captioner lead.
 
     Args:
         path: an UNKNOWN table.
@@ -118,15 +119,16 @@ def unknown(path: str, splits: Sequence[Split]) -> Unknown:
     Raises:
         UserError: the table is broken, or of other images.
     """
-    marked, scores = 0, [np.empty(0)]
-    for piece in tables.read_pieces(path, tables.UNKNOWN, ["score", "is_unknown"], PIECE):
+    marked, scores = 0, [np.empty((2, 0))]
+    names = ["score", "captioner_score"]
+    for piece in tables.read_pieces(path, tables.UNKNOWN, [*names, "is_unknown"], PIECE):
         marked += int(pc.sum(piece["is_unknown"]).as_py() or 0)
-        scores.append(piece["score"].to_numpy())
-    every = np.concatenate(scores)
-    best = np.argsort(-every, kind="stable")[:UNKNOWN]
+        scores.append(np.stack([piece[name].to_numpy() for name in names]))
+    by_clip, by_captioner = np.concatenate(scores, axis=1)
+    best = np.lexsort((-by_clip, -by_captioner))[:UNKNOWN]  # NaN, no score, comes last
     table, _ = tables.read(path, tables.UNKNOWN, ["image_id"])
-    names = table["image_id"].take(best)
-    return Unknown(marked, len(every), _found(names, every[best], splits, path))
+    found = _found(table["image_id"].take(best), by_clip[best], splits, path)
+    return Unknown(marked, len(by_clip), int((~np.isnan(by_captioner)).sum()), found)
 
 
 def _found(

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from latteclip.core import tables
-from latteclip.core.class_scores import read_class_scores
+from latteclip.core.class_scores import read_class_scores, unlikeliness
 from latteclip.core.errors import UserError
 
 IDS = ["a.png", "b.png", "c.png"]
@@ -72,3 +72,28 @@ def test_rows_that_cannot_be_are_refused(tmp_path, options, values):
 def test_the_same_class_in_two_rows_is_right(tmp_path):
     path = write(tmp_path / "s.parquet", [[2], [2]], [[-1.0], [-2.0]])
     assert read(path, IDS[:2], 3)[1].tolist() == [[-1.0], [-2.0]]
+
+
+GAP = -math.inf
+
+
+def test_an_image_is_unlike_its_options_as_they_are_improbable_together():
+    with np.errstate(divide="ignore"):
+        scores = np.log(np.float32([[0.5, 0.25], [0.01, 0.01], [1, 0], [0, 0]]))
+    found = unlikeliness(scores)
+    np.testing.assert_allclose(found[:3], -np.log([0.75, 0.02, 1]), atol=1e-6)
+    assert np.isnan(found[3])  # not asked about
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        np.log([[0.5, 0.5], [0.9, 0.1]]),  # normalised
+        np.log([[0.9, 0.9], [0.1, 0.1]]),  # no probabilities of different answers
+        [[GAP, GAP]],
+        np.zeros((0, 2)),
+    ],
+    ids=["sum to one", "sum to more", "none", "no image"],
+)
+def test_scores_that_cannot_tell_say_nothing(scores):
+    assert np.isnan(unlikeliness(np.float32(scores))).all()

@@ -44,7 +44,12 @@ def test_each_label_comes_with_what_is_known_of_it(taken):
         assert (row["image_prototypes"], row["lmm_label"], row["person"]) == (None, None, None)
         assert row["zero_shot"] == CLASSNAMES[0]  # as the made pseudo-labels are
     unknown, _ = tables.read("unknown.parquet", tables.UNKNOWN)
-    for column, name in (("is_unknown", "is_unknown"), ("unknown_score", "score")):
+    names = {
+        "is_unknown": "is_unknown",
+        "unknown_score": "score",
+        "unknown_score_by_captioner": "captioner_score",
+    }
+    for column, name in names.items():
         wanted = unknown[name].to_pylist()
         assert [row[column] for row in found] == [wanted[i] for i in taken.training]
 

@@ -1,6 +1,8 @@
 import logging
+import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,10 +19,10 @@ from latteclip.labels.score_unknown import UnknownSettings, score_unknown
 class Dataset(ZeroShotFiles):
     """The same with what the stage makes of them."""
 
-    def run(self, share=0.1):
+    def run(self, share=0.1, class_scores=None):
         """UNKNOWN and its metadata."""
         outputs = self.path("unknown.parquet"), self.path("detector")
-        score_unknown(*self.write(), UnknownSettings(share), *outputs)
+        score_unknown(*self.write(), UnknownSettings(share), *outputs, class_scores)
         return tables.read(outputs[0], tables.UNKNOWN)
 
     def bytes(self):
@@ -72,6 +74,36 @@ def test_a_share_of_the_training_images_is_called_unknown(dataset, share, caplog
     assert (unknown == (table["score"].to_numpy() > told["threshold"])).all()
     assert f"{unknown.sum()} of 400 images are called unknown" in caplog.text
     assert told["share"] == share
+
+
+def test_the_captioner_s_word_counts_where_it_scored_classes(dataset, caplog):
+    asked = dataset.training[:200]
+    outside = dataset.world.classes == 5
+    total = torch.where(outside, 0.2, 0.8)[asked] - torch.arange(200) / 1e4
+    lists = [[math.log(0.75 * x), math.log(0.25 * x)] for x in total.tolist()]
+    n, rest = len(dataset.training), len(dataset.training) - len(asked)
+    columns = {
+        "image_id": [dataset.names[i] for i in dataset.training],
+        "options": pa.array([[1, 3]] * len(asked) + [[]] * rest, pa.list_(pa.int32())),
+        "log_probabilities": pa.array(lists + [[]] * rest, pa.list_(pa.float32())),
+        **{name: [None] * n for name in ("none", "error", "digest")},
+    }
+    path = dataset.path("class_scores.parquet")
+    tables.write(path, columns, tables.CLASS_SCORES)
+    before, _ = dataset.run(share=0.05)
+    with caplog.at_level(logging.INFO, "latteclip"):
+        table, told = dataset.run(share=0.05, class_scores=path)
+    found = np.array(table["captioner_score"].to_pylist(), np.float64)
+    np.testing.assert_allclose(found[asked], -np.log(total.double().numpy()), atol=1e-5)
+    others = [i for i in range(400) if i not in asked]
+    assert np.isnan(found[others]).all()
+    marked = np.array(table["is_unknown"].to_pylist())
+    assert (marked[asked] == (found[asked] > told["captioner_threshold"])).all()
+    assert marked[asked].sum() == int(0.05 * n)  # of all that are for training
+    assert outside.numpy()[asked][marked[asked]].all()
+    assert table["score"] == before["score"]
+    assert (marked[others] == np.array(before["is_unknown"].to_pylist())[others]).all()
+    assert f"{int(0.05 * n)} of them by the captioner, which scored 200" in caplog.text
 
 
 def test_the_detector_gives_new_images_the_same_scores(dataset):

@@ -378,9 +378,20 @@ def test_likely_unknown_images_stand_in_their_order(tmp_path):
     shown = [alt.removeprefix("Likely unknown: ") for alt in alts if "Likely unknown" in alt]
     assert shown == results.image_ids[::-1][: thumbnails.UNKNOWN]
     assert "8 of 84 images are marked" in page.sections["unknown"]
+    assert "captioner" not in page.sections["unknown"]
     results.image_ids[-1] = "elsewhere.png"
     with pytest.raises(UserError, match="which the index lacks"):
         write(results, unknown=write_unknown(results))
+
+
+def test_the_captioner_s_word_on_unknown_images_comes_first(tmp_path):
+    results = Results(tmp_path, labelled=False)
+    page, _ = write(results, unknown=write_unknown(results, [1.0, 3.0, 2.0]))
+    alts = [a["alt"] for tag, a in page.elements if tag == "img"]
+    shown = [alt.removeprefix("Likely unknown: ") for alt in alts if "Likely unknown" in alt]
+    ids = results.image_ids
+    assert shown[:5] == [ids[1], ids[2], ids[0], ids[-1], ids[-2]]
+    assert "by the captioner, which scored 3" in page.sections["unknown"]
 
 
 def test_zero_shot_alone_makes_a_page(tmp_path):

@@ -144,13 +144,17 @@ def write_audit(folder, dataset, methods, sentence="It <i>helped</i>."):
     return str(path)
 
 
-def write_unknown(results):
-    """Scores by which images are of no class, the last image's the highest; the path."""
+def write_unknown(results, by_captioner=()):
+    """Scores by which images are of no class, the last image's the highest; the path.
+
+    Those of the captioner are of the first images.
+    """
     path = results.folder / "unknown.parquet"
     scores = np.arange(len(results.image_ids)) / len(results.image_ids)
     columns = {
         "image_id": results.image_ids,
         "score": scores.astype(np.float32),
+        "captioner_score": [*by_captioner, *[None] * (len(scores) - len(by_captioner))],
         "is_unknown": scores > 0.9,
     }
     tables.write(path, columns, tables.UNKNOWN)

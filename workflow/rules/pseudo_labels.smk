@@ -34,6 +34,7 @@ rule score_unknown:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
+        class_scores=given(rule_inputs.class_scores_if_in_use),
         code=sources("latteclip.labels.score_unknown"),
     output:
         scores="results/{dataset}/unknown.parquet",
@@ -49,7 +50,8 @@ rule score_unknown:
         runtime=minutes("score_unknown"),
     params:
         settings=given_json(rule_settings.score_unknown),
+        scores=options("class_scores"),
     shell:
         "latteclip score-unknown --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " --class-embeddings {input.class_embeddings} --settings {params.settings:q}"
+        " --class-embeddings {input.class_embeddings} {params.scores} --settings {params.settings:q}"
         " --output {output.scores} --detector {output.detector} --log {log}"
