@@ -38,8 +38,8 @@ demo: install
 	snakemake -j$(JOBS) --config dataset=demo method=$(DEMO_METHODS)
 	@cat results/summary.md
 
-# Files of tests side by side: more than two cores keep busy, for those of SLURM mostly wait.
-TESTS_AT_ONCE ?= 4
+# Files of tests side by side: more than two cores keep busy, for some mostly wait.
+TESTS_AT_ONCE ?= 5
 test: install
 	pytest --numprocesses=$(TESTS_AT_ONCE) --dist=loadfile --no-loadscope-reorder
 

@@ -26,15 +26,23 @@ settings.load_profile("fuzz" if fuzz.SECONDS else "test")
 
 # Files that take minutes come first: side by side, none is then left for the end.
 LONG = (
-    "workflow/test_workflow.py",
     "cluster/test_slurm.py",
     "cluster/test_breaks.py",
-    "train/test_finetune.py",
-    "workflow/test_storage.py",
-    "captions/engines/test_vllm_server.py",
+    "workflow/test_workflow.py",
+    "data/test_download_models.py",
     "captions/engines/test_architectures.py",
+    "train/test_prepare.py",
+    "train/test_finetune.py",
+    "captions/engines/test_vllm.py",
+    "workflow/test_class_scores.py",
+    "train/test_parallel.py",
+    "captions/engines/test_vllm_server.py",
+    "workflow/test_photographs.py",
     "captions/test_kills.py",
-    "workflow/test_report.py",
+    "workflow/test_storage.py",
+    "workflow/test_modern.py",
+    "core/test_lazily.py",
+    "project/test_envs.py",
 )
 
 
