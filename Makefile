@@ -39,7 +39,7 @@ demo: install
 	@cat results/summary.md
 
 # Files of tests side by side: more than two cores keep busy, for some mostly wait.
-TESTS_AT_ONCE ?= 5
+TESTS_AT_ONCE ?= 4
 test: install
 	pytest --numprocesses=$(TESTS_AT_ONCE) --dist=loadfile --no-loadscope-reorder
 

@@ -126,8 +126,8 @@ def test_a_job_that_waits_says_for_what(indexed, on_cluster):
     assert re.search(rf"SLURM queue: 1 jobs\n +job \d+ +finetune demo_flyp_0 +{why}", told)
     process.send_signal(signal.SIGINT)
     process.wait()
-    states = [job["JobState"] for job in run.jobs_of("finetune")]
-    assert states[-1] == "CANCELLED"  # snakemake takes its jobs along
+    # Snakemake takes its jobs along, which SLURM tells a moment later.
+    wait(lambda: run.jobs_of("finetune")[-1]["JobState"] == "CANCELLED", "the end of the job")
 
 
 def _queue_of(checkout):
