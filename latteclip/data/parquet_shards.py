@@ -31,12 +31,12 @@ def samples(shard: Path, label: str | None) -> Iterator[Sample]:
         UserError: the file is damaged, holds no images, or lacks the column.
     """
     with _opened(shard) as file:
-        column = members.image_column(file)
+        members.image_column(file)
         if file.metadata.num_rows > MAX_ENTRIES:
             raise ValueError(f"it has more than {MAX_ENTRIES} rows")
         number = 0
         for group in range(file.num_row_groups):
-            members.check_group(file, group, column)
+            members.check_group(file, group)
             for row, value in enumerate(_labels(file, group, label)):
                 found = checked_label(value, f"{shard}: the label of row {number}")
                 yield Sample(str(number), f"{group}+{row}", found)

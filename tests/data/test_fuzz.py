@@ -3,6 +3,7 @@ import os
 import tarfile
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,14 @@ def _bytes_or_none(path):
 def test_a_damaged_shard_is_read_or_refused(case):
     kind, content = case
     check(f"shard {kind}", lambda: read_of_shard(kind, content))
+
+
+def test_no_byte_of_a_parquet_file_ends_the_process():
+    """Some of what a footer says makes pyarrow call `abort` when it is asked for it."""
+    content = SHARDS["parquet"]
+    for place, value in enumerate(content):
+        other = content[:place] + bytes([(value + 1) % 256]) + content[place + 1 :]
+        check("shard parquet, one byte", partial(read_of_shard, "parquet", other))
 
 
 NAMES = st.sampled_from(["a", "a/b", "c", "é", "../x", "/x", "a\0b", "", "n" * 300, "d/" * 90])
