@@ -26,11 +26,10 @@ import torch.nn.functional as F
 from scipy.stats import mannwhitneyu
 
 from latteclip.clip.classifier import load_classifier
-from latteclip.clip.unknown import UnknownDetector
+from latteclip.clip.unknown import UnknownDetector, threshold
 from latteclip.core import tables
 from latteclip.core.class_scores import read_class_scores, unlikeliness
 from latteclip.labels.features import read_features
-from latteclip.labels.score_unknown import threshold
 
 SHARES = (0.02, 0.05, 0.1, 0.2)
 Floats = npt.NDArray[np.float64]
@@ -99,9 +98,9 @@ def main() -> None:
         listed = np.where(np.isin(options, left_out), -np.float32(np.inf), said)
         score = unlikeliness(listed)
         for share in SHARES:
-            line = threshold(score.astype(np.float32), int(share * len(score)))
+            line = threshold(torch.from_numpy(score), int(share * len(score)))
             on_training.mark(share, score > line, outside[~test])
-        on_training.rank("the captioner's class scores", score, outside[~test])
+        on_training.rank("the captioner's class scores", score.astype(float), outside[~test])
         on_training.rank("score_unknown by CLIP", own[~test], outside[~test])
     print(f"{args.folder}: {len(draws)} draws of {args.left_out} of {c} classes left out")
     on_test.show()

@@ -57,9 +57,8 @@ class UnknownDetector:
         sums = [features[rows][training[rows]].double().sum(dim=0) for rows in every]
         mean = (torch.stack(sums).sum(dim=0) / training.sum()).float()
         scores = cls(texts, mean, 0.0, described).scores(features)
-        own = scores[training].sort().values
-        last = len(own) - 1 - int(share * len(own))  # of those that are known
-        return cls(texts, mean, own[last].item(), described), scores
+        line = threshold(scores[training], int(share * int(training.sum())))
+        return cls(texts, mean, line, described), scores
 
     def scores(self, features: Features) -> torch.Tensor:
         """[N] of L2-normalised image features [N, D]."""
@@ -74,6 +73,11 @@ class UnknownDetector:
         """Write it, whole or not at all."""
         own = Learned(self.mean.tolist(), self.threshold)
         save_classifier(path, Classifier.of(self.texts), {**self.described, **asdict(own)})
+
+
+def threshold(scores: torch.Tensor, n: int) -> float:
+    """The score above which n of the scores [N] lie, fewer where some are equal or N is n."""
+    return scores.sort().values[max(0, len(scores) - 1 - n)].item()
 
 
 @dataclass(frozen=True)

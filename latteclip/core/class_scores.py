@@ -63,7 +63,7 @@ def read_class_scores(
     return options, scores
 
 
-def unlikeliness(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def unlikeliness(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """How little the model thinks that images show any of their options.
 
     Minus the log of the probability that it answers with one of them; with "none of these" to
@@ -81,7 +81,7 @@ def unlikeliness(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     found[has_some] = -np.logaddexp.reduce(scores[has_some].astype(np.float64), axis=1)
     if found[has_some].min(initial=0) < -ROUNDING or found[has_some].max(initial=0) <= ROUNDING:
         found[:] = np.nan
-    return found.clip(0, None)
+    return found.clip(0, None).astype(np.float32)
 
 
 def _flat(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int_], npt.NDArray[np.int_]]:

@@ -7,13 +7,12 @@ import logging
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
 from latteclip.clip.classifier import load_classifier
-from latteclip.clip.unknown import UnknownDetector
+from latteclip.clip.unknown import UnknownDetector, threshold
 from latteclip.core import tables
 from latteclip.core.class_scores import read_class_scores, unlikeliness
 from latteclip.core.errors import UserError
@@ -65,7 +64,8 @@ def score_unknown(
         by_captioner[training.numpy()] = unlikeliness(said)
     scored = ~np.isnan(by_captioner)
     if scored.any():
-        line = threshold(by_captioner[scored], int(settings.share * int(training.sum())))
+        n = int(settings.share * int(training.sum()))
+        line = threshold(torch.from_numpy(by_captioner[scored]), n)
         unknown[scored] = by_captioner[scored] > line
         told["captioner_threshold"] = line
     columns = {
@@ -84,8 +84,3 @@ def score_unknown(
         scored.sum(),
         100 * settings.share,
     )
-
-
-def threshold(scores: npt.NDArray[np.float32], n: int) -> float:
-    """The score above which n of the scores [N] lie, fewer where some are equal."""
-    return float(np.sort(scores)[max(0, len(scores) - 1 - n)])

@@ -74,9 +74,6 @@ def test_the_same_class_in_two_rows_is_right(tmp_path):
     assert read(path, IDS[:2], 3)[1].tolist() == [[-1.0], [-2.0]]
 
 
-GAP = -math.inf
-
-
 def test_an_image_is_unlike_its_options_as_they_are_improbable_together():
     with np.errstate(divide="ignore"):
         scores = np.log(np.float32([[0.5, 0.25], [0.01, 0.01], [1, 0], [0, 0]]))
@@ -90,7 +87,7 @@ def test_an_image_is_unlike_its_options_as_they_are_improbable_together():
     [
         np.log([[0.5, 0.5], [0.9, 0.1]]),  # normalised
         np.log([[0.9, 0.9], [0.1, 0.1]]),  # no probabilities of different answers
-        [[GAP, GAP]],
+        [[-math.inf, -math.inf]],
         np.zeros((0, 2)),
     ],
     ids=["sum to one", "sum to more", "none", "no image"],

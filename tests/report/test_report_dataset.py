@@ -371,12 +371,16 @@ def test_where_all_images_are_for_training_the_page_shows_what_methods_say_of_th
     assert "latteclip audit results/made" in page.sections["accuracy"]
 
 
+def likely_unknown(page):
+    """The images that a page shows as such, in their order."""
+    alts = [a["alt"] for tag, a in page.elements if tag == "img"]
+    return [alt.removeprefix("Likely unknown: ") for alt in alts if "Likely unknown" in alt]
+
+
 def test_likely_unknown_images_stand_in_their_order(tmp_path):
     results = Results(tmp_path, labelled=False)
     page, _ = write(results, unknown=write_unknown(results))
-    alts = [a["alt"] for tag, a in page.elements if tag == "img"]
-    shown = [alt.removeprefix("Likely unknown: ") for alt in alts if "Likely unknown" in alt]
-    assert shown == results.image_ids[::-1][: thumbnails.UNKNOWN]
+    assert likely_unknown(page) == results.image_ids[::-1][: thumbnails.UNKNOWN]
     assert "8 of 84 images are marked" in page.sections["unknown"]
     assert "captioner" not in page.sections["unknown"]
     results.image_ids[-1] = "elsewhere.png"
@@ -387,10 +391,8 @@ def test_likely_unknown_images_stand_in_their_order(tmp_path):
 def test_the_captioner_s_word_on_unknown_images_comes_first(tmp_path):
     results = Results(tmp_path, labelled=False)
     page, _ = write(results, unknown=write_unknown(results, [1.0, 3.0, 2.0]))
-    alts = [a["alt"] for tag, a in page.elements if tag == "img"]
-    shown = [alt.removeprefix("Likely unknown: ") for alt in alts if "Likely unknown" in alt]
     ids = results.image_ids
-    assert shown[:5] == [ids[1], ids[2], ids[0], ids[-1], ids[-2]]
+    assert likely_unknown(page)[:5] == [ids[1], ids[2], ids[0], ids[-1], ids[-2]]
     assert "by the captioner, which scored 3" in page.sections["unknown"]
 
 
