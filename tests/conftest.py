@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from support import axe as axe_core
-from support import fuzz
+from support import fuzz, warm
 from support.checkout import CONFIG, DEMO, Checkout, edit, few_methods, shrink
 from support.tiny import DEMO_CLIP, SHARED, write_backbone
 
@@ -44,6 +45,17 @@ LONG = (
     "core/test_lazily.py",
     "project/test_envs.py",
 )
+
+
+def pytest_configure(config):
+    """One folder of warm processes for all workers of pytest-xdist, which inherit what is set."""
+    if not hasattr(config, "workerinput"):
+        os.environ |= {warm.FOLDER: tempfile.mkdtemp(), warm.OWNER: str(os.getpid())}
+
+
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ[warm.FOLDER])
 
 
 def pytest_collection_modifyitems(items):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import yaml
 
 from latteclip.config import yaml_files
 from latteclip.core.errors import UserError, suggestion
@@ -69,7 +68,7 @@ class Schema:
     """A JSON Schema with `$defs`, as YAML."""
 
     def __init__(self, path: str | Path) -> None:
-        self.root = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        self.root = yaml_files.loaded(Path(path).read_text(encoding="utf-8"))
 
     def coerce(self, value: Any, schema: Config | None = None) -> Any:
         """`value` with strings parsed where the schema wants no string.

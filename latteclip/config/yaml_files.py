@@ -11,6 +11,8 @@ from latteclip.core.paths import irregular
 from latteclip.core.plain_values import refuse_unfit
 
 LARGEST = 2**24  # bytes of a file
+# By libyaml, where PyYAML was built with it: a tenth of the time.
+FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def parsed(text: str, what: str) -> Any:
         UserError: it is not valid YAML.
     """
     try:
-        return yaml.safe_load(text)
+        return loaded(text)
     except yaml.MarkedYAMLError as error:
         raise UserError(f"{what} is not valid YAML: {_fault(error, text)}.") from None
     except RecursionError:
@@ -63,6 +65,18 @@ def parsed(text: str, what: str) -> Any:
     # For a value that only looks like a date or a number, PyYAML raises whatever Python does.
     except Exception as error:
         raise UserError(f"{what} is not valid YAML: {in_short(error)}.") from None
+
+
+def loaded(text: str) -> Any:
+    """The same, where the text is ours; what is wrong with it is told by PyYAML itself.
+
+    Raises:
+        Exception: whatever `yaml.safe_load` raises.
+    """
+    try:
+        return yaml.load(text, FAST)
+    except Exception:
+        return yaml.safe_load(text)
 
 
 def _fault(error: yaml.MarkedYAMLError, text: str) -> str:

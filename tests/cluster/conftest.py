@@ -17,7 +17,7 @@ def slurm(tmp_path_factory):
 @pytest.fixture
 def on_cluster(slurm):
     """Makes the workflow of a checkout run on the cluster."""
-    yield lambda checkout: OnCluster(checkout, slurm)
+    yield lambda checkout, **options: OnCluster(checkout, slurm, **options)
     slurm.cancel_all()
 
 

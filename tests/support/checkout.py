@@ -70,10 +70,14 @@ class Checkout:
         return subprocess.CompletedProcess(process.args, process.returncode, output)
 
     def snakemake(self, *arguments, path=()):
-        """The same of `snakemake -j2`, by a process that has imported it (see `warm`)."""
+        """The same of `snakemake -j2`, by a process that has imported it (see `warm`).
+
+        Its stages too, unless modules or variables are to be others than those of the tests.
+        """
         command = ["-j2", *map(str, arguments)]
+        usual = not path and not self.environment
         return subprocess.CompletedProcess(
-            command, *warm.run(command, self._environment(path), self.root)
+            command, *warm.run("snakemake", command, self._environment(path), self.root, usual)
         )
 
     def _environment(self, path):

@@ -9,10 +9,12 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from support import warm
 from support.checkout import hear_interrupts
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
@@ -208,9 +210,11 @@ class Slurm:
 class OnCluster:
     """A checkout whose workflow runs on a cluster."""
 
-    def __init__(self, checkout, slurm):
+    def __init__(self, checkout, slurm, warm_stages=True):
+        """See `warm`, which does without the processes that a test looks for in a job."""
         self.checkout = checkout
         self.slurm = slurm
+        self._python = warm.interpreter() if warm_stages else sys.executable
         checkout.environment |= slurm.environment
         self._log = checkout.root / "snakemake.out"
 
@@ -218,7 +222,9 @@ class OnCluster:
         """Start snakemake; what it says goes to a file."""
         with self._log.open("w") as output:
             return self.checkout.start(
-                *("snakemake", *PROFILE, *arguments), stdout=output, preexec_fn=hear_interrupts
+                *(self._python, "-m", "snakemake", *PROFILE, *arguments),
+                stdout=output,
+                preexec_fn=hear_interrupts,
             )
 
     def snakemake(self, *arguments):

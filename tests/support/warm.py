@@ -1,86 +1,183 @@
-"""Runs of Snakemake by a process that has imported it already, a second of CPU time sooner.
+"""Commands of the environment by processes that have imported what they need, seconds sooner.
 
-That process forks for each run. The child takes the arguments, environment, folder and output of
-the run and does what the command `snakemake` does; nothing of this package was imported before.
+Such a process forks for each command that it is asked for. The child takes the arguments,
+environment, folder and streams of whoever asks, and runs the command's own script; nothing of this
+package was imported before. As a command this is such a process: `python -m support.warm SCRIPT`.
 """
 
+import atexit
+import gc
+import importlib
 import json
 import os
+import runpy
+import select
+import shutil
+import signal
 import socket
 import subprocess
 import sys
-from functools import cache
+import threading
+import time
 from pathlib import Path
 
+from filelock import FileLock
+from support.warm_command import NUMBER, ask, ended
+
 TESTS = Path(__file__).parents[1]
-NUMBER = 8  # bytes of a number between the two processes
+FOLDER, OWNER = "WARM_FOLDER", "WARM_OWNER"  # of the sockets; the process whose end is theirs
+STAGES = "WARM_STAGES"  # the interpreter that Snakemake takes to be its own
+# What the commands of a script import, in this order.
+IMPORTED = {
+    "snakemake": ("jsonschema", "snakemake.cli"),
+    "latteclip": (
+        *("numpy", "PIL.Image", "pyarrow.parquet", "torch", "torchvision", "open_clip"),
+        *("transformers.generation.utils", "transformers.models.auto.processing_auto"),
+        *("transformers.models.llava.modeling_llava", "transformers.models.clip.modeling_clip"),
+        *("transformers.models.llama.modeling_llama", "transformers.models.llava.processing_llava"),
+    ),
+}
 
 
-def run(arguments, environment, folder):
-    """The exit status of `snakemake` with such arguments in a folder, and what it said."""
-    server = _server()
+def run(script, arguments, environment, folder, stages=False):
+    """The exit status of a script of the environment with such arguments, and what it said.
+
+    Args:
+        stages: whether the stages that Snakemake runs are warm too.
+    """
+    if stages:
+        environment = environment | {STAGES: str(interpreter())}
     reading, writing = os.pipe()
+    server = _connect(script)
     with os.fdopen(reading, encoding="utf-8") as output:
-        request = json.dumps([arguments, environment, str(folder)]).encode()
-        socket.send_fds(server, [len(request).to_bytes(NUMBER)], [writing])
+        with Path(os.devnull).open() as nothing:
+            ask(server, arguments, environment, folder, [nothing.fileno(), writing, writing])
         os.close(writing)
-        server.sendall(request)
         said = output.read()
-    status = server.recv(NUMBER)
-    assert status, "the process that runs Snakemake has ended"
-    return int.from_bytes(status, signed=True), said
+    with server:
+        return ended(server), said
 
 
-@cache
-def _server():
-    """A socket to the process, which ends when this one does."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        subprocess.Popen(
-            [sys.executable, "-m", "support.warm", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,  # buffers what is said, as a pipe does
-            cwd=TESTS,
-            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-        )
-    return ours
+def interpreter():
+    """Python of an environment in which `latteclip` is warm; a Snakefile looks beside it."""
+    _connect("latteclip").close()
+    folder = Path(os.environ[FOLDER]) / "env"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            _write_environment(folder)
+    return folder / "bin" / "python"
 
 
-def _serve(server):
-    """Fork for each request, in turn; returns in the child, which is then told what to be."""
-    while True:
-        length, outputs, *_ = socket.recv_fds(server, NUMBER, 1)
-        if not length:
-            sys.exit()
-        request = server.recv(int.from_bytes(length), socket.MSG_WAITALL)
-        pid = os.fork()
-        if not pid:
-            server.close()
-            return outputs[0], *json.loads(request)
-        os.close(outputs[0])
-        _, status = os.waitpid(pid, 0)
-        server.sendall(os.waitstatus_to_exitcode(status).to_bytes(NUMBER, signed=True))
+def _connect(script):
+    """A connection to the process for a script, which is started if it is not there."""
+    folder = Path(os.environ[FOLDER])
+    path = folder / script
+    with FileLock(folder / f"{script}.lock"):
+        if not path.exists():
+            subprocess.Popen(
+                [sys.executable, "-m", "support.warm", script],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # buffers what is said, as a pipe does
+                cwd=TESTS,
+                env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+            )
+            while not path.exists():
+                time.sleep(0.01)
+    server = socket.socket(socket.AF_UNIX)
+    server.connect(str(path))
+    return server
 
 
-def _become(output, arguments, environment, folder):
-    """Make this process the one that the command would start."""
-    os.dup2(output, sys.stdout.fileno())
-    os.dup2(output, sys.stderr.fileno())
-    os.close(output)
+def _write_environment(folder):
+    """That of the tests, but for `latteclip`, which asks the warm process."""
+    commands = folder / "bin"
+    commands.mkdir(parents=True)
+    own = Path(sys.prefix)
+    shutil.copy(own / "pyvenv.cfg", folder)
+    (folder / "lib").symlink_to(own / "lib")
+    (commands / "python").symlink_to(sys.executable)
+    source = (TESTS / "support" / "warm_command.py").read_text()
+    (commands / "latteclip").write_text(f"#!{sys.executable} -IS\n{source}")
+    (commands / "latteclip").chmod(0o755)
+
+
+def _serve(path):
+    """Fork for each request until the owner ends; returns in the child what it is to be."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    owner = os.pidfd_open(int(os.environ[OWNER]))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{path}.new")
+        listener.listen()
+        os.rename(f"{path}.new", path)
+        while True:
+            if owner in select.select([listener, owner], [], [])[0]:
+                os._exit(0)
+            connection, _ = listener.accept()
+            with connection:
+                if not os.fork():
+                    return _begin(connection)
+
+
+def _begin(connection):
+    """Returns in the child that is to be a command; whoever asked hears of its end, or ends it."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    length, streams, *_ = socket.recv_fds(connection, NUMBER, 3)
+    if not length:
+        os._exit(0)
+    request = connection.recv(int.from_bytes(length), socket.MSG_WAITALL)
+    pid = os.fork()
+    if not pid:
+        connection.close()
+        return streams, *json.loads(request)
+    for stream in streams:
+        os.close(stream)
+    connection.sendall(pid.to_bytes(NUMBER))
+    child = os.pidfd_open(pid)
+    if child not in select.select([child, connection], [], [])[0]:
+        os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    connection.sendall(os.waitstatus_to_exitcode(status).to_bytes(NUMBER, signed=True))
+    os._exit(0)
+
+
+def _become(script, streams, arguments, environment, folder):
+    """Make this process the one that the script would be."""
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    command = Path(sys.executable).with_name("snakemake")
-    sys.argv = [str(command), *arguments]
-    sys.path[0] = str(command.parent)
-    sys.path[1:1] = environment["PYTHONPATH"].split(os.pathsep)
+    sys.argv = [str(script), *arguments]
+    sys.path[0] = str(script.parent)
+    sys.path[1:1] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+
+
+def _main(name):
+    for module in IMPORTED[name]:
+        importlib.import_module(module)
+    if name == "snakemake":
+        from snakemake import cli
+
+        cli.get_argument_parser()  # imports the plugins
+    gc.freeze()
+    script = Path(sys.executable).with_name(name)
+    _become(script, *_serve(Path(os.environ[FOLDER]) / name))
+    sys.executable = os.environ.pop(STAGES, sys.executable)
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as end:
+        _end(end.code)
+
+
+def _end(status):
+    """End as the interpreter does, but for the modules, which it would take apart one by one."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status or 0)
 
 
 if __name__ == "__main__":
-    import jsonschema  # noqa: F401
-    from snakemake import cli
-
-    cli.get_argument_parser()  # imports the plugins
-    _become(*_serve(socket.socket(fileno=int(sys.argv[1]))))
-    cli.main()
+    _main(sys.argv[1])

@@ -1,5 +1,6 @@
 # What the rules share: the checked configuration, the environment of the commands, and short names
 # for the functions of latteclip/config, which say what rules are given.
+import gc
 import inspect
 import os
 import shutil
@@ -13,6 +14,8 @@ ROOT = Path(os.path.realpath(workflow.current_basedir)).parents[1]
 IS_CLONE = (ROOT / "latteclip").is_dir()
 if IS_CLONE:
     sys.path.insert(0, str(ROOT))
+
+gc.freeze()  # what Snakemake has imported stays: a fifth of a start went into searching it
 
 from latteclip.cli import cluster, locks
 from latteclip.config import (

@@ -1,0 +1,41 @@
+"""A command of the environment, which a warm process runs (see `warm`); started with `python -IS`.
+
+Signals that would end it end that process, and it ends as that one does.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+
+NUMBER = 8  # bytes of a number between the processes
+
+
+def ask(server, arguments, environment, folder, streams):
+    """Ask for a command with such file descriptors for stdin, stdout and stderr; its process."""
+    request = json.dumps([arguments, environment, str(folder)]).encode()
+    socket.send_fds(server, [len(request).to_bytes(NUMBER)], streams)
+    server.sendall(request)
+    return int.from_bytes(server.recv(NUMBER))
+
+
+def ended(server):
+    """The exit status of the command once it has ended, negative for a signal."""
+    status = server.recv(NUMBER)
+    assert status, "the warm process has ended"
+    return int.from_bytes(status, signed=True)
+
+
+if __name__ == "__main__":
+    with socket.socket(socket.AF_UNIX) as server:
+        name = os.path.basename(sys.argv[0])
+        server.connect(os.path.join(os.environ["WARM_FOLDER"], name))
+        pid = ask(server, sys.argv[1:], dict(os.environ), os.getcwd(), [0, 1, 2])
+        for stop in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(stop, lambda number, _: os.kill(pid, number))
+        status = ended(server)
+    if status < 0:
+        signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    sys.exit(status)
