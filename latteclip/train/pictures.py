@@ -3,7 +3,6 @@
 Letters: N pictures, B batch, K numbers drawn for each, h x w a picture's size.
 """
 
-import contextlib
 import logging
 import math
 import mmap
@@ -73,7 +72,7 @@ class KeptPictures:
         Args:
             sizes: [N] bytes of each picture, height * width * 3.
             in_memory: bytes of the pictures that are kept in memory.
-            folder: where the file is to be; None: the other pictures are not kept.
+            folder: on whose disk the file is to be; None: the other pictures are not kept.
         """
         self.ends = np.cumsum(sizes, dtype=np.int64)  # [N]
         self.n_in_memory = int(np.searchsorted(self.ends, in_memory, side="right"))
@@ -81,7 +80,7 @@ class KeptPictures:
         self.pixels = np.frombuffer(mmap.mmap(-1, max(1, size)), np.uint8)
         shapes = mmap.mmap(-1, len(sizes) * 8)
         self.shapes = np.frombuffer(shapes, np.int32).reshape(-1, 2)  # h and w, 0: not yet
-        self._file = None if folder is None else _nameless_file(Path(folder))
+        self._file = None if folder is None else _nameless_file(folder)
         self._number = -1 if self._file is None else self._file.fileno()  # to -1 nothing is written
 
     def get(self, index: int) -> np.ndarray | None:
@@ -111,13 +110,9 @@ class KeptPictures:
         return int(self.ends[index - 1]) if index else 0
 
 
-def _nameless_file(folder: Path) -> IO[bytes]:
-    """A file on the disk of a folder, which itself is left only if it was there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-    return file
+def _nameless_file(folder: str | Path) -> IO[bytes]:
+    """A file on the disk of a folder, which need not be there: it goes with the processes."""
+    return tempfile.TemporaryFile(dir=_existing(folder))
 
 
 def _written(file: int, content: bytes, start: int) -> bool:
@@ -128,11 +123,10 @@ def _written(file: int, content: bytes, start: int) -> bool:
         return False
 
 
-def _free(folder: Path) -> int:
-    """Bytes on the disk that a folder is on, or will be."""
-    return shutil.disk_usage(
-        next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    ).free
+def _existing(folder: str | Path) -> Path:
+    """A folder, or where it will be: its nearest parent that is there, on the same disk."""
+    folder = Path(folder).absolute()
+    return next(place for place in (folder, *folder.parents) if place.is_dir())
 
 
 def kept_pictures(
@@ -152,7 +146,7 @@ def kept_pictures(
     if beyond <= 0:
         place, where = None, "are kept in memory"
     else:
-        fits = FREE * beyond <= _free(Path(folder))
+        fits = FREE * beyond <= shutil.disk_usage(_existing(folder)).free
         place = folder if fits else None
         rest = f"the others on the disk of {folder}" if fits else "the others are decoded anew"
         where = f"are kept in memory up to compute.cache_gib ({in_memory / 2**30:.1f}), {rest}"

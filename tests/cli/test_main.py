@@ -350,3 +350,21 @@ def test_sigterm_unwinds_and_is_status_143(buggy, tmp_path, monkeypatch, capsys)
 def test_a_spawned_process_does_not_run_the_command_again():
     module = runpy.run_module("latteclip.__main__", run_name="__mp_main__")
     assert module["main"] is main.main
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["datasets"], 0), (["datasets", "none"], 2)])
+def test_a_process_ends_with_what_others_have_left_for_its_end(arguments, status):
+    """And without taking modules apart, which takes long after torch."""
+    code = f"""
+from latteclip.__main__ import process
+import atexit, sys
+class Loud:
+    def __del__(self): print("taken apart")
+loud = Loud()
+atexit.register(print, "at the end")
+sys.argv[1:] = {arguments}
+sys.exit(process())
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == status
+    assert run.stdout.splitlines()[-1] == "at the end"

@@ -5,7 +5,6 @@ environment, folder and streams of whoever asks, and runs the command's own scri
 package was imported before. As a command this is such a process: `python -m support.warm SCRIPT`.
 """
 
-import atexit
 import gc
 import importlib
 import json
@@ -17,7 +16,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -164,19 +162,7 @@ def _main(name):
     script = Path(sys.executable).with_name(name)
     _become(script, *_serve(Path(os.environ[FOLDER]) / name))
     sys.executable = os.environ.pop(STAGES, sys.executable)
-    try:
-        runpy.run_path(str(script), run_name="__main__")
-    except SystemExit as end:
-        _end(end.code)
-
-
-def _end(status):
-    """End as the interpreter does, but for the modules, which it would take apart one by one."""
-    threading._shutdown()
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(status or 0)
+    runpy.run_path(str(script), run_name="__main__")
 
 
 if __name__ == "__main__":

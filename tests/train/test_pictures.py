@@ -119,6 +119,15 @@ def test_neither_worker_processes_nor_kept_pictures_change_a_sample(tmp_path, me
                     np.testing.assert_array_equal(part, wanted_part)
 
 
+def test_a_file_of_pictures_needs_no_folder_that_another_process_may_remove(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: pytest.fail("a folder is made"))
+    folder = tmp_path / "not" / "yet"
+    kept = KeptPictures([12], 0, folder)
+    kept.put(0, np.full((2, 2, 3), 7, np.uint8))
+    assert (kept.get(0) == 7).all()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_batches_hold_transformed_pictures_in_the_order_of_their_keys(tmp_path):
     paths = write_pictures(tmp_path, 5)
     files = training_pictures(paths)
