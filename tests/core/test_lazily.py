@@ -43,16 +43,35 @@ def test_a_plain_image_tower_is_loaded_and_encodes_without_what_open_clip_import
     assert loaded(f"{FEATURES}features('local-dir:{DEMO_CLIP}')") == []
 
 
-@pytest.mark.parametrize("kind", ["hf_mean", "siglip", "convnext"])
-def test_a_tower_of_another_library_is_built_after_a_plain_one(kind, backbones):
-    code = f"""{FEATURES}
+OTHERS = ("hf_mean", "siglip", "convnext")  # towers of other libraries
+
+
+def features_of(models, before=""):
+    """Features by each of some models, in an interpreter that has built a plain one."""
+    code = f"""{before}{FEATURES}
 features('local-dir:{DEMO_CLIP}')
-clip, images = features({backbones[kind]!r})
-texts = encode.encode_texts(clip, clip.tokenizer(["a photo of the sky", "red"]))
-print(json.dumps([images.tolist(), texts.tolist()]))
+found = []
+for model in {models!r}:
+    clip, images = features(model)
+    texts = encode.encode_texts(clip, clip.tokenizer(["a photo of the sky", "red"]))
+    found.append([images.tolist(), texts.tolist()])
+print(json.dumps(found))
 """
-    whole = f"import open_clip\n{code}"
-    assert answer(code) == answer(whole)
+    return answer(code)
+
+
+@pytest.fixture(scope="module")
+def features_with_everything(backbones):
+    """Those by models of OTHERS after a plain import of open_clip."""
+    models = [backbones[kind] for kind in OTHERS]
+    return dict(zip(OTHERS, features_of(models, "import open_clip"), strict=True))
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_tower_of_another_library_is_built_after_a_plain_one(
+    kind, backbones, features_with_everything
+):
+    assert features_of([backbones[kind]]) == [features_with_everything[kind]]
     assert "timm_model_name" in BACKBONES[kind][0]["vision_cfg"] or kind.startswith("hf")
 
 

@@ -24,8 +24,8 @@ pretrained._PRETRAINED["tiny"] = {{"mine": pretrained._pcfg(hf_hub="me/weights/"
 """
 COMMAND = """
 import sys
-from latteclip.cli.main import main
-sys.exit(main(sys.argv[1:]))
+from latteclip.__main__ import process
+sys.exit(process())
 """
 ENCODE = """
 import sys, torch
