@@ -10,7 +10,7 @@ import os
 import uuid
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -127,8 +127,14 @@ class AnswerStore:
         Returns:
             Why it is not kept, where something is wrong with it.
         """
-        values = {"digest": digest, **asdict(answer), "engine": engine, "date": today()}
-        del values["error"], values["n_read"]
+        values: dict[str, object] = {
+            "digest": digest,
+            "text": answer.text,
+            "finish_reason": answer.finish_reason,
+            "n_tokens": answer.n_tokens,
+            "engine": engine,
+            "date": today(),
+        }
         if (fault := self._fault(values)) is not None:
             return fault
         if self._own is None:

@@ -57,11 +57,6 @@ class Asking(ABC):
         self.n_asked = self.n_tokens = self.n_read = self._failed_in_a_row = 0
         self._seconds = 0.0  # of answering
 
-    @property
-    def n_pictures(self) -> int:
-        """How many each request shows."""
-        return self.questions.n_images if self.questions.layout.kind == "multi_image" else 1
-
     @abstractmethod
     def question(self, row: int, turn: int) -> tuple[str, Choices | None]:
         """The prompt about a row, and the choices that go with it."""
@@ -88,7 +83,7 @@ class Asking(ABC):
         """
         as_urls = not engines.loads_model(self.settings.engine)
         preparer = Preparer(self.identity, as_urls, self.store.held())
-        with workers(preparer, self.threads) as pool:
+        with workers(preparer, self.threads, self.questions.most_pixels) as pool:
             if unanswered := [row for row in self._spread() if not self._is_held(row)]:
                 self._check_room(unanswered)
                 pool.start()  # the engine takes longer

@@ -33,7 +33,7 @@ class CaptionAsking(Asking):
         return prompt_of(self.questions.prompts(row), turn), None
 
     def start(self) -> Captioner:
-        return engines.start(self.settings, self.threads, self.n_pictures)
+        return engines.start(self.settings, self.threads, self.questions.n_pictures)
 
     @property
     def rows(self) -> Sequence[int]:

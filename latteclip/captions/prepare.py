@@ -19,7 +19,8 @@ from latteclip.data import members
 from latteclip.data.images import is_plain, open_rgb
 from latteclip.data.workers import Workers
 
-CHUNK = 8  # requests that a worker prepares at a time
+CHUNKS = 8, 64  # requests that a worker prepares at a time: at least, at most
+PIXELS = 8 * 1344**2  # and no more of them than show so many pixels
 AHEAD = 8  # chunks that are ready or wait for a worker, besides those in work
 
 
@@ -80,12 +81,20 @@ def show(layout: Layout, paths: Sequence[str], contents: Sequence[bytes]) -> lis
     return lay_out(pictures, layout)
 
 
-def workers(preparer: Preparer, n: int) -> Workers[Task, Prepared]:
-    """Processes that prepare tasks in order."""
+def workers(preparer: Preparer, n: int, most_pixels: int) -> Workers[Task, Prepared]:
+    """Processes that prepare tasks in order.
+
+    Args:
+        preparer: what they do with a task.
+        n: how many processes.
+        most_pixels: that a request shows. The fewer, the more go to a worker at a time, for each
+            time costs this process as much as a small picture does.
+    """
+    least, most = CHUNKS
     return Workers(
         preparer,
         n,
-        chunk=CHUNK,
+        chunk=max(least, min(most, PIXELS // most_pixels)),
         ahead=AHEAD,
         name=lambda task: task.paths[0],
         threads_key="threads.caption",

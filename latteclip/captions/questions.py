@@ -3,6 +3,7 @@
 Letters: N training images, R rows of a table (images or groups).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -57,6 +58,26 @@ class Questions:
     def paths_of(self, row: int) -> list[str]:
         """Where the images of a row lie."""
         return [self.paths[int(i)].as_py() for i in self.members[row]]
+
+    @property
+    def n_pictures(self) -> int:
+        """As how many pictures it shows them."""
+        return self.n_images if self.layout.kind == "multi_image" else 1
+
+    @property
+    def most_pixels(self) -> int:
+        """Of the pictures of a request, at most; at least 1."""
+        layout = self.layout
+        if layout.square is not None:
+            each = layout.square**2
+        elif layout.kind == "grid":
+            each = layout.canvas**2
+        else:
+            sides = self.sizes.astype(np.float64)  # [N, 2]
+            if layout.max_side is not None:
+                sides *= np.minimum(1, layout.max_side / sides.max(axis=1, keepdims=True))
+            each = math.ceil(float(sides.prod(axis=1).max(initial=1)))
+        return each * self.n_pictures
 
     def sizes_of(self, row: int) -> list[tuple[int, int]]:
         """Width and height of the images of a row, in pixels."""

@@ -3,6 +3,7 @@
 Letters: R rows of the table.
 """
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -87,7 +88,7 @@ def write_captions(
     about: Mapping[str, Any],
     output: str,
 ) -> None:
-    """Write CAPTIONS, a piece at a time; ask twice for each outcome and hold none.
+    """Write CAPTIONS, a piece at a time; hold the outcomes of one piece, and ask again for others.
 
     Args:
         questions: the R rows.
@@ -99,6 +100,7 @@ def write_captions(
     Raises:
         UserError: too many rows have no caption.
     """
+    outcomes = functools.lru_cache(tables.CAPTION_ROWS)(outcomes)
     tally = _Tally()
     for row in range(len(questions)):
         tally.add(outcomes(row))

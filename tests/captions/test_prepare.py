@@ -13,9 +13,11 @@ from PIL import Image
 from support.tiny import ROOT, write_pictures
 
 from latteclip.captions.pictures import grid
-from latteclip.captions.prepare import AHEAD, CHUNK, Preparer, Task, show, workers
+from latteclip.captions.prepare import AHEAD, CHUNKS, PIXELS, Preparer, Task, show, workers
 from latteclip.captions.request import Identity, Layout, digest, digest_of_images
 from latteclip.core.errors import UserError
+
+CHUNK = CHUNKS[0]  # of pictures as large as these are said to be
 
 
 def identity(**layout):
@@ -27,7 +29,7 @@ def preparer(*, as_urls=False, held=(), **layout):
 
 
 def prepare(tasks, n=2, **options):
-    with workers(preparer(**options), n) as pool:
+    with workers(preparer(**options), n, PIXELS) as pool:
         return list(pool.in_order(tasks))
 
 
@@ -39,6 +41,17 @@ def decoded(url):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     return write_pictures(tmp_path_factory.mktemp("pictures"), 11)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "chunk"), [(1, 64), (224**2, 64), (1344**2 // 2, 16), (1344**2, 8), (9 * 10**9, 8)]
+)
+def test_the_smaller_the_pictures_the_more_go_to_a_worker_at_a_time(files, pixels, chunk):
+    with workers(preparer(), 1, pixels) as pool:
+        prepared = pool.in_order(Task(number, [files[0]], "?") for number in range(200))
+        next(prepared)
+        assert len(pool._ready) == chunk - 1
+        prepared.close()
 
 
 def test_tasks_come_back_in_order_with_their_pictures(files):
@@ -59,7 +72,7 @@ def test_only_a_few_tasks_are_on_their_way(files):
             taken.append(number)
             yield Task(number, [files[0]], "?")
 
-    with workers(preparer(), 1) as pool:
+    with workers(preparer(), 1, PIXELS) as pool:
         prepared = pool.in_order(tasks())
         for _ in range(30):
             next(prepared)
@@ -68,7 +81,7 @@ def test_only_a_few_tasks_are_on_their_way(files):
 
 
 def test_workers_say_whether_they_are_behind(files):
-    with workers(preparer(), 1) as pool:
+    with workers(preparer(), 1, PIXELS) as pool:
 
         def tasks():
             yield from (Task(n, [files[0]], "?") for n in range(CHUNK))
@@ -223,7 +236,7 @@ from latteclip.captions.prepare import (Preparer, Task, workers)
 from latteclip.captions.request import (Identity, Layout)
 if __name__ == "__main__":
     identity = Identity("m", None, "auto", None, 77, Layout())
-    pool = workers(Preparer(identity, False, ()), 2)
+    pool = workers(Preparer(identity, False, ()), 2, 64 * 64)
     next(pool.in_order(Task(n, [sys.argv[1]], "?") for n in range(1000)))
     print(*pool._pool._processes, flush=True)
     time.sleep(60)
