@@ -53,7 +53,8 @@ class Asking(ABC):
         self.image_digests = np.zeros((len(questions), 32), np.uint8)  # read as bytes
         self.errors: dict[str, str] = {}  # by the digest of the request
         self.captioner: Captioner | None = None
-        self._on_their_way: set[str] = set()  # digests
+        self._asked: dict[int, str] = {}  # rows whose answers are on their way, with their digests
+        self._on_their_way: set[str] = set()  # these digests
         self.n_asked = self.n_tokens = self.n_read = self._failed_in_a_row = 0
         self._seconds = 0.0  # of answering
 
@@ -139,7 +140,7 @@ class Asking(ABC):
         started, tokens_before = time.monotonic(), self.n_tokens
         progress.restart()
         for request, answer in captioner.answer(source, pool.are_behind):
-            self._take(request, answer, turn, captioner.version)
+            self._take(request, answer, captioner.version)
             rate = (self.n_tokens - tokens_before) / (time.monotonic() - started)
             progress.add(1, f"{rate:.0f} tokens/s")
         self._seconds += time.monotonic() - started
@@ -168,11 +169,12 @@ class Asking(ABC):
             if known or item.pictures is None:
                 progress.held(1)
                 continue
+            self._asked[row] = request_digest
             self._on_their_way.add(request_digest)
             yield Request(row, item.pictures, item.task.prompt, item.task.choices)
 
-    def _take(self, request: Request, answer: Answer, turn: int, engine: str) -> None:
-        request_digest = self.digest(request.key, turn)
+    def _take(self, request: Request, answer: Answer, engine: str) -> None:
+        request_digest = self._asked.pop(request.key)
         self._on_their_way.discard(request_digest)
         self.n_asked += 1
         error = answer.error or self._keep(request_digest, answer, engine)
