@@ -68,11 +68,7 @@ def parsed(text: str, what: str) -> Any:
 
 
 def loaded(text: str) -> Any:
-    """The same, where the text is ours; what is wrong with it is told by PyYAML itself.
-
-    Raises:
-        Exception: whatever `yaml.safe_load` raises.
-    """
+    """What `yaml.safe_load` returns or raises, sooner."""
     try:
         return yaml.load(text, FAST)
     except Exception:

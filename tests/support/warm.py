@@ -11,7 +11,6 @@ import json
 import os
 import runpy
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -72,7 +71,7 @@ def _connect(script):
     path = folder / script
     with FileLock(folder / f"{script}.lock"):
         if not path.exists():
-            subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "support.warm", script],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,  # buffers what is said, as a pipe does
@@ -80,6 +79,7 @@ def _connect(script):
                 env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
             )
             while not path.exists():
+                assert process.poll() is None, f"{script} cannot be imported"
                 time.sleep(0.01)
     server = socket.socket(socket.AF_UNIX)
     server.connect(str(path))
@@ -90,9 +90,9 @@ def _write_environment(folder):
     """That of the tests, but for `latteclip`, which asks the warm process."""
     commands = folder / "bin"
     commands.mkdir(parents=True)
-    own = Path(sys.prefix)
-    shutil.copy(own / "pyvenv.cfg", folder)
-    (folder / "lib").symlink_to(own / "lib")
+    base = Path(sys.base_prefix) / "bin"
+    (folder / "pyvenv.cfg").write_text(f"home = {base}\ninclude-system-site-packages = false\n")
+    (folder / "lib").symlink_to(Path(sys.prefix) / "lib")
     (commands / "python").symlink_to(sys.executable)
     source = (TESTS / "support" / "warm_command.py").read_text()
     (commands / "latteclip").write_text(f"#!{sys.executable} -IS\n{source}")
