@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from support.tiny import DEMO_CLIP, SHARED, write_backbone
 from latteclip.clip import model as clips
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+gc.set_threshold(50_000)  # imports of all tests make many objects, and no garbage
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 # Of tests with random cases: seconds in all for `make test`, minutes for `make fuzz`.
@@ -53,7 +55,12 @@ def pytest_configure(config):
         os.environ |= {warm.FOLDER: tempfile.mkdtemp(), warm.OWNER: str(os.getpid())}
 
 
+def pytest_collection_finish():
+    gc.freeze()
+
+
 def pytest_unconfigure(config):
+    gc.freeze()
     if not hasattr(config, "workerinput"):
         shutil.rmtree(os.environ[warm.FOLDER])
 
