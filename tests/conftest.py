@@ -27,25 +27,35 @@ settings.register_profile("fuzz", max_examples=500, **mild)
 settings.load_profile("fuzz" if fuzz.SECONDS else "test")
 
 
-# Files that take minutes come first: side by side, none is then left for the end.
+# Files that take long come first: side by side, none is then left for the end.
 LONG = (
-    "cluster/test_slurm.py",
     "cluster/test_breaks.py",
+    "cluster/test_slurm.py",
+    "captions/engines/test_architectures.py",
     "workflow/test_workflow.py",
     "data/test_download_models.py",
-    "captions/engines/test_architectures.py",
     "train/test_prepare.py",
-    "train/test_finetune.py",
-    "captions/engines/test_vllm.py",
-    "workflow/test_class_scores.py",
     "train/test_parallel.py",
-    "captions/engines/test_vllm_server.py",
-    "workflow/test_photographs.py",
+    "captions/engines/test_vllm.py",
     "captions/test_kills.py",
-    "workflow/test_storage.py",
-    "workflow/test_modern.py",
+    "train/test_finetune.py",
+    "report/test_report_dataset.py",
+    "deploy/test_export.py",
+    "labels/test_fusion.py",
     "core/test_lazily.py",
+    "captions/engines/test_vllm_server.py",
+    "report/test_browser.py",
+    "cli/test_status.py",
+    "cli/rehearsal/test_rehearse.py",
+    "audit/test_browser.py",
+    "captions/scorers/test_vllm.py",
+    "workflow/test_photographs.py",
+    "workflow/test_projects.py",
+    "workflow/test_storage.py",
     "project/test_envs.py",
+    "project/test_benchmarks.py",
+    "workflow/test_report.py",
+    "workflow/test_locks.py",
 )
 
 

@@ -510,34 +510,43 @@ def test_a_loss_that_explodes_is_told_also_where_a_signal_came(inputs, in_step):
     assert list((inputs.folder / "explodes_signalled").glob("*")) == []
 
 
-@pytest.fixture
-def command(inputs, tmp_path):
-    """Starts a training of 40 epochs by the command line, its parts in a folder of a name."""
+@pytest.fixture(scope="module")
+def command(inputs):
+    """Starts a training of 40 epochs by the command line, its parts in a folder."""
 
-    def command(name):
+    def command(folder):
         settings = asdict(inputs.settings(epochs=40))
         words = [sys.executable, "-m", "latteclip", "finetune", "--images", inputs.index]
         words += ["--pseudo-labels", inputs.labels, "--image-captions", inputs.images]
         words += ["--group-captions", inputs.groups, "--settings", json.dumps(settings)]
         words += ["--seed", "3", "--device", "cpu", "--threads", "1"]
         for part in ("model", "history", "checkpoint", "log"):
-            words += [f"--{part}", str(tmp_path / name / part)]
+            words += [f"--{part}", str(folder / part)]
         return subprocess.Popen(words, stderr=subprocess.DEVNULL)
 
     return command
 
 
+@pytest.fixture(scope="module")
+def by_command(command, tmp_path_factory):
+    """The folder of such a training that nothing has ended."""
+    folder = tmp_path_factory.mktemp("by_command")
+    assert command(folder).wait() == 0
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_run_that_is_ended_again_and_again_ends_with_the_same_bytes(command, tmp_path, number):
+def test_a_run_that_is_ended_again_and_again_ends_with_the_same_bytes(
+    command, by_command, tmp_path, number
+):
     """At random moments after it has written a checkpoint, through the command line."""
     delays = random.Random(0)
-    whole = command("whole")
-    folder, kept = tmp_path / "broken" / "checkpoint", None
+    folder, kept = tmp_path / "checkpoint", None
     ends = 0
     while True:
         before = set(folder.glob("step-*"))
-        process = command("broken")
+        process = command(tmp_path)
         while process.poll() is None:  # until it has done an epoch more, then a little longer
             if set(folder.glob("step-*")) - before:
                 time.sleep(delays.uniform(0, 0.4))
@@ -547,7 +556,7 @@ def test_a_run_that_is_ended_again_and_again_ends_with_the_same_bytes(command, t
         if not is_last:
             process.send_signal(number)
         status = process.wait()
-        log = (tmp_path / "broken" / "log").read_text()
+        log = (tmp_path / "log").read_text()
         if kept:  # a signal costs no step
             assert f"Going on after step {kept}," in log
         if is_last:
@@ -557,11 +566,9 @@ def test_a_run_that_is_ended_again_and_again_ends_with_the_same_bytes(command, t
             assert status == 128 + number
             kept = int(re.search(r"Step (\d+) is kept", log)[1])
             assert names(folder)[-1] == f"step-{kept:08d}"
-    assert status == whole.wait() == 0
+    assert status == 0
     assert ends >= 2
-    assert_same_run(
-        *((tmp_path / name / "model", tmp_path / name / "history") for name in ("whole", "broken"))
-    )
+    assert_same_run(*((run / "model", run / "history") for run in (by_command, tmp_path)))
     assert not folder.exists()
 
 
