@@ -23,6 +23,7 @@ from typing import Any, TextIO
 from latteclip.cli.colours import paint
 from latteclip.core import gpus
 from latteclip.core.errors import UserError
+from latteclip.core.paths import existing
 from latteclip.core.version import __version__
 
 log = logging.getLogger(__name__)
@@ -131,13 +132,13 @@ def disk() -> Iterator[Finding]:
     folders = {"results": Path("results"), "resources": Path("resources"), "models": cache}
     devices: dict[int, tuple[Path, list[str]]] = {}
     for name, path in folders.items():
-        existing = next(p for p in (path.resolve(), *path.resolve().parents) if p.exists())
-        devices.setdefault(existing.stat().st_dev, (existing, []))[1].append(name)
-    for existing, names in devices.values():
-        free = shutil.disk_usage(existing).free / GIB
-        text = f"{free:.0f} GiB free for {', '.join(names)} ({existing})"
-        if not os.access(existing, os.W_OK):
-            yield Finding("warning", f"{existing} cannot be written to", "change its permissions")
+        place = existing(path)
+        devices.setdefault(place.stat().st_dev, (place, []))[1].append(name)
+    for place, names in devices.values():
+        free = shutil.disk_usage(place).free / GIB
+        text = f"{free:.0f} GiB free for {', '.join(names)} ({place})"
+        if not os.access(place, os.W_OK):
+            yield Finding("warning", f"{place} cannot be written to", "change its permissions")
         elif free < DISK_WANTED:
             yield Finding(
                 "warning" if free < 2 else "note",

@@ -23,6 +23,12 @@ def leads_out(name: str) -> bool:
     return not name or bool(path.drive or path.root) or ".." in path.parts
 
 
+def existing(path: str | Path) -> Path:
+    """What is there of a path: itself, or the nearest parent, on whose disk it will be."""
+    path = Path(path).resolve()
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
 def irregular(path: str | Path) -> str | None:
     """What a file is that may not be opened, since reading it may never end; None if it is regular.
 

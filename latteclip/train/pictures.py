@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from latteclip.core.paths import existing
 from latteclip.data.images import open_rgb
 from latteclip.data.loader import loader
 from latteclip.data.loader_workers import watched
@@ -112,7 +113,7 @@ class KeptPictures:
 
 def _nameless_file(folder: str | Path) -> IO[bytes]:
     """A file on the disk of a folder, which need not be there: it goes with the processes."""
-    return tempfile.TemporaryFile(dir=_existing(folder))
+    return tempfile.TemporaryFile(dir=existing(folder))
 
 
 def _written(file: int, content: bytes, start: int) -> bool:
@@ -121,12 +122,6 @@ def _written(file: int, content: bytes, start: int) -> bool:
         return os.pwrite(file, content, start) == len(content)
     except OSError:  # the disk is full, say
         return False
-
-
-def _existing(folder: str | Path) -> Path:
-    """A folder, or where it will be: its nearest parent that is there, on the same disk."""
-    folder = Path(folder).absolute()
-    return next(place for place in (folder, *folder.parents) if place.is_dir())
 
 
 def kept_pictures(
@@ -146,7 +141,7 @@ def kept_pictures(
     if beyond <= 0:
         place, where = None, "are kept in memory"
     else:
-        fits = FREE * beyond <= shutil.disk_usage(_existing(folder)).free
+        fits = FREE * beyond <= shutil.disk_usage(existing(folder)).free
         place = folder if fits else None
         rest = f"the others on the disk of {folder}" if fits else "the others are decoded anew"
         where = f"are kept in memory up to compute.cache_gib ({in_memory / 2**30:.1f}), {rest}"

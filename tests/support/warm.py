@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 
 from filelock import FileLock
-from support.warm_command import NUMBER, ask, ended
+from support.warm_command import FOLDER, NUMBER, ask, ended
 
 TESTS = Path(__file__).parents[1]
-FOLDER, OWNER = "WARM_FOLDER", "WARM_OWNER"  # of the sockets; the process whose end is theirs
+OWNER = "WARM_OWNER"  # the process whose end is theirs
 STAGES = "WARM_STAGES"  # the interpreter that Snakemake takes to be its own
 # What the commands of a script import, in this order.
 IMPORTED = {

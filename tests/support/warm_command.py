@@ -10,6 +10,7 @@ import socket
 import sys
 
 NUMBER = 8  # bytes of a number between the processes
+FOLDER = "WARM_FOLDER"  # of the sockets
 
 
 def ask(server, arguments, environment, folder, streams):
@@ -30,7 +31,7 @@ def ended(server):
 if __name__ == "__main__":
     with socket.socket(socket.AF_UNIX) as server:
         name = os.path.basename(sys.argv[0])
-        server.connect(os.path.join(os.environ["WARM_FOLDER"], name))
+        server.connect(os.path.join(os.environ[FOLDER], name))
         pid = ask(server, sys.argv[1:], dict(os.environ), os.getcwd(), [0, 1, 2])
         for stop in (signal.SIGINT, signal.SIGTERM):
             signal.signal(stop, lambda number, _: os.kill(pid, number))
