@@ -1,3 +1,4 @@
+import atexit
 import gc
 import json
 import os
@@ -18,6 +19,8 @@ from latteclip.clip import model as clips
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 gc.set_threshold(50_000)  # imports of all tests make many objects, and no garbage
+# Last of all, libraries would complain of what `gc.freeze` keeps (see `pytest_unconfigure`).
+atexit.register(os.dup2, os.open(os.devnull, os.O_WRONLY), 2)
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 # Of tests with random cases: seconds in all for `make test`, minutes for `make fuzz`.

@@ -1,6 +1,6 @@
 """Which stages of each dataset are done, stale or missing, as Snakemake itself sees it.
 
-Snakemake is asked twice, in processes of its own: `--summary` lists every output of the workflow
+Snakemake is asked twice, by two processes at once: `--summary` lists every output of the workflow
 with what is planned for it, and a dry run gives the reasons. What the stages used so far comes from
 the files beside their logs. Where there is a cluster, its queue follows. Nothing is run or written.
 """
@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -88,8 +89,11 @@ def status(
         *(["--config", *pairs] if pairs else []),
         *(["--sdm", *deployment] if deployment else []),
     ]
-    jobs = read_summary(_snakemake("--summary", *options))
-    reasons = read_reasons(_snakemake("--dry-run", *options))
+    with ThreadPoolExecutor() as pool:
+        summary, planned = pool.map(
+            lambda what: _snakemake(what, *options), ("--summary", "--dry-run")
+        )
+    jobs, reasons = read_summary(summary), read_reasons(planned)
     for job in jobs:
         job.why = _why(job, reasons)
     order = {rule: number for number, rule in enumerate(_rule_order())}

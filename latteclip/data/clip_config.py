@@ -195,9 +195,10 @@ def remedy(model: str) -> str:
 def _fetched(model: str) -> Path:
     if model.startswith(FOLDER):
         return Path(model.removeprefix(FOLDER)) / CONFIG
-    from open_clip.pretrained import download_pretrained_from_hf
+    from latteclip.core.lazily import open_clip
 
-    return Path(download_pretrained_from_hf(model.removeprefix(HUB), filename=CONFIG))
+    fetch = open_clip.pretrained.download_pretrained_from_hf
+    return Path(fetch(model.removeprefix(HUB), filename=CONFIG))
 
 
 def _refuse_code(folder: Path) -> None:
@@ -277,15 +278,16 @@ def text_tower(model: str, config: dict[str, Any]) -> dict[str, Any] | None:
     name = config["text_cfg"].get("hf_model_name")
     if not name:
         return None
-    from open_clip.hf_configs import arch_dict
     from transformers import CONFIG_MAPPING
+
+    from latteclip.core.lazily import open_clip
 
     path = _tower_file(model, name)
     values = read_object(path, ["model_type"], FOREIGN_REMEDY)
-    kind = values["model_type"]
-    if kind not in list(arch_dict):
+    kind, known_kinds = values["model_type"], list(open_clip.hf_configs.arch_dict)
+    if kind not in known_kinds:
         raise UserError(
-            f"{path} is of the kind {kind!r}, none of {', '.join(arch_dict)}; {FOREIGN_REMEDY}."
+            f"{path} is of the kind {kind!r}, none of {', '.join(known_kinds)}; {FOREIGN_REMEDY}."
         )
     _check_numbers(values)
     known = CONFIG_MAPPING[kind]().to_dict().keys() - NOT_OF_THE_NETWORK

@@ -62,8 +62,7 @@ def download_clip(settings: HubClip, output: str) -> None:
 
 def _fetch_clip(settings: HubClip) -> list[str]:
     """What `open_clip.create_model` and `get_tokenizer` ask the hub for; the repos of it."""
-    import open_clip
-    from open_clip.pretrained import download_pretrained_from_hf
+    from latteclip.core.lazily import open_clip
 
     if settings.model.startswith(HUB):
         config = clip_config.read(settings.model)
@@ -72,7 +71,7 @@ def _fetch_clip(settings: HubClip) -> list[str]:
     tag = open_clip.get_pretrained_cfg(settings.model, settings.pretrained or "")
     if settings.model.startswith(HUB):
         weights = settings.model.removeprefix(HUB)
-        download_pretrained_from_hf(weights)
+        open_clip.pretrained.download_pretrained_from_hf(weights)
     elif config is None or not tag:
         raise UserError(
             f"open_clip knows no CLIP model {settings.model!r} with pretrained "

@@ -44,7 +44,7 @@ def processes_of(command, checkout):
 def test_captions_survive_what_befalls_their_job(indexed, on_cluster):
     with serving() as server:
         indexed.environment |= {"OPENAI_BASE_URL": server.url, "HF_HUB_OFFLINE": "0"}
-        run = on_cluster(indexed, warm_stages=False)
+        run = on_cluster(indexed, cold=("snakemake", "stages"))
         engine = f"{{'engine': 'openai', 'model': '{MODEL}', 'concurrency': 2,"
         engine += " 'max_new_tokens': 40}"
         command = (CAPTIONS, "--config", f"captioner={engine}")
@@ -117,7 +117,7 @@ def test_of_eight_shards_one_is_killed_and_nothing_is_asked_twice(indexed, on_cl
         indexed.environment |= {"OPENAI_BASE_URL": server.url}
         server.likely = lambda body: [("A", -0.1), ("B", -3.0)]
         server.pause = 0.5
-        run = on_cluster(indexed, warm_stages=False)
+        run = on_cluster(indexed, cold=("stages",))
         limits = f"{rule}_shard:mem_mb={MEMORY_MB // 4}"  # four at a time
         process = run.start(table, "--configfile", "eight.yaml", "--set-resources", limits)
 
@@ -167,7 +167,7 @@ def test_training_survives_what_befalls_its_job(indexed, on_cluster):
     expected = trained(indexed)
     shutil.rmtree(indexed.root / FLYP)
 
-    run = on_cluster(indexed, warm_stages=False)
+    run = on_cluster(indexed, cold=("snakemake", "stages"))
     log = indexed.root / FLYP / "logs" / "finetune.log"
 
     def work():

@@ -108,7 +108,7 @@ def test_the_package_imports_open_clip_from_here_alone():
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in (ROOT / "latteclip").rglob("*.py")
         if path.parent.name != "demo" and path.stem != "lazily"  # the demo trains its own models
-        for node in ast.parse(path.read_text("utf-8")).body
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for name in (
             [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]

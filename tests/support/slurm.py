@@ -210,11 +210,13 @@ class Slurm:
 class OnCluster:
     """A checkout whose workflow runs on a cluster."""
 
-    def __init__(self, checkout, slurm, warm_stages=True):
-        """See `warm`, which does without the processes that a test looks for in a job."""
+    def __init__(self, checkout, slurm, cold=()):
+        """See `warm`: jobs do without their processes of "snakemake" and "stages" unless `cold`."""
         self.checkout = checkout
         self.slurm = slurm
-        self._python = warm.interpreter() if warm_stages else sys.executable
+        self._python = (
+            sys.executable if "snakemake" in cold else warm.interpreter("stages" not in cold)
+        )
         checkout.environment |= slurm.environment
         self._log = checkout.root / "snakemake.out"
 

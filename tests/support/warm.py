@@ -19,11 +19,10 @@ import time
 from pathlib import Path
 
 from filelock import FileLock
-from support.warm_command import FOLDER, NUMBER, ask, ended
+from support.warm_command import FOLDER, NUMBER, PYTHON, ask, ended
 
 TESTS = Path(__file__).parents[1]
 OWNER = "WARM_OWNER"  # the process whose end is theirs
-STAGES = "WARM_STAGES"  # the interpreter that Snakemake takes to be its own
 # What the commands of a script import, in this order.
 IMPORTED = {
     "snakemake": ("jsonschema", "snakemake.cli"),
@@ -43,7 +42,7 @@ def run(script, arguments, environment, folder, stages=False):
         stages: whether the stages that Snakemake runs are warm too.
     """
     if stages:
-        environment = environment | {STAGES: str(interpreter())}
+        environment = environment | {PYTHON: str(interpreter())}
     reading, writing = os.pipe()
     server = _connect(script)
     with os.fdopen(reading, encoding="utf-8") as output:
@@ -55,13 +54,14 @@ def run(script, arguments, environment, folder, stages=False):
         return ended(server), said
 
 
-def interpreter():
-    """Python of an environment in which `latteclip` is warm; a Snakefile looks beside it."""
-    _connect("latteclip").close()
-    folder = Path(os.environ[FOLDER]) / "env"
+def interpreter(stages=True):
+    """Python of an environment in which Snakemake is warm; `latteclip` beside it if `stages`."""
+    for script in IMPORTED:
+        _connect(script).close()
+    folder = Path(os.environ[FOLDER]) / ("stages" if stages else "snakemakes")
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            _write_environment(folder)
+            _write_environment(folder, ["python", "latteclip"] if stages else ["python"])
     return folder / "bin" / "python"
 
 
@@ -86,17 +86,19 @@ def _connect(script):
     return server
 
 
-def _write_environment(folder):
-    """That of the tests, but for `latteclip`, which asks the warm process."""
+def _write_environment(folder, warm):
+    """That of the tests, but for some commands, which ask the warm processes."""
     commands = folder / "bin"
     commands.mkdir(parents=True)
     base = Path(sys.base_prefix) / "bin"
     (folder / "pyvenv.cfg").write_text(f"home = {base}\ninclude-system-site-packages = false\n")
     (folder / "lib").symlink_to(Path(sys.prefix) / "lib")
-    (commands / "python").symlink_to(sys.executable)
     source = (TESTS / "support" / "warm_command.py").read_text()
-    (commands / "latteclip").write_text(f"#!{sys.executable} -IS\n{source}")
-    (commands / "latteclip").chmod(0o755)
+    (commands / "latteclip").symlink_to(Path(sys.executable).with_name("latteclip"))
+    for name in warm:
+        (commands / name).unlink(missing_ok=True)
+        (commands / name).write_text(f"#!{sys.executable} -IS\n{source}")
+        (commands / name).chmod(0o755)
 
 
 def _serve(path):
@@ -147,6 +149,7 @@ def _become(script, streams, arguments, environment, folder):
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = [str(script), *arguments]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # wherever the tests run
     sys.path[0] = str(script.parent)
     sys.path[1:1] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
 
@@ -161,7 +164,7 @@ def _main(name):
     gc.freeze()
     script = Path(sys.executable).with_name(name)
     _become(script, *_serve(Path(os.environ[FOLDER]) / name))
-    sys.executable = os.environ.pop(STAGES, sys.executable)
+    sys.executable = os.environ.pop(PYTHON, sys.executable)
     runpy.run_path(str(script), run_name="__main__")
 
 

@@ -1,6 +1,7 @@
 """A command of the environment, which a warm process runs (see `warm`); started with `python -IS`.
 
-Signals that would end it end that process, and it ends as that one does.
+Signals that would end it end that process, and it ends as that one does. As `python` it is the
+command of a module, `-m NAME`, or else Python itself.
 """
 
 import json
@@ -11,6 +12,7 @@ import sys
 
 NUMBER = 8  # bytes of a number between the processes
 FOLDER = "WARM_FOLDER"  # of the sockets
+PYTHON = "WARM_PYTHON"  # what a command takes to be its interpreter
 
 
 def ask(server, arguments, environment, folder, streams):
@@ -29,10 +31,17 @@ def ended(server):
 
 
 if __name__ == "__main__":
+    path, *arguments = sys.argv
+    name = os.path.basename(path)
+    environment = dict(os.environ)
+    if name == "python":
+        if arguments[:2] != ["-m", "snakemake"]:
+            os.execv(sys.executable, [path, *arguments])
+        _, name, *arguments = arguments
+        environment[PYTHON] = os.path.abspath(path)
     with socket.socket(socket.AF_UNIX) as server:
-        name = os.path.basename(sys.argv[0])
-        server.connect(os.path.join(os.environ[FOLDER], name))
-        pid = ask(server, sys.argv[1:], dict(os.environ), os.getcwd(), [0, 1, 2])
+        server.connect(os.path.join(environment[FOLDER], name))
+        pid = ask(server, arguments, environment, os.getcwd(), [0, 1, 2])
         for stop in (signal.SIGINT, signal.SIGTERM):
             signal.signal(stop, lambda number, _: os.kill(pid, number))
         status = ended(server)
