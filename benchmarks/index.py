@@ -10,10 +10,9 @@ import argparse
 import io
 import logging
 import random
-import resource
 import tarfile
 import tempfile
-from multiprocessing import forkserver
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from latteclip.core import tables
+from latteclip.core import tables, usage
 from latteclip.data.images import open_rgb
 from latteclip.data.index_images import index_images
 from latteclip.data.splits import SplitSettings
@@ -71,31 +70,23 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(entry, io.BytesIO(content))
 
 
-def cpu_seconds() -> float:
-    """Of this process and of those that it started, which must have ended."""
-    # The worker processes are children of a server of forks, which nobody else waits for.
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]
-    usage = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(one.ru_utime + one.ru_stime for one in usage)
-
-
 def index(root: Path, kind: str, output: Path, threads: int) -> float:
     """Index a folder; the CPU seconds. The rate is in the log line of the stage itself."""
-    before = cpu_seconds()
+    before = usage.of_processes()["cpu_seconds"]
     names = ("images.parquet", "corrupt.csv", "fingerprints.parquet")
     outputs = [str(output / name) for name in names]
     index_images(str(root), SplitSettings(kind=kind), *outputs, threads=threads)
-    return cpu_seconds() - before
+    return usage.of_processes()["cpu_seconds"] - before
 
 
 def decode_in_random_order(output: Path, n: int) -> float:
     """Decode n images of an index; the CPU seconds."""
     table, _ = tables.read(output / "images.parquet", tables.IMAGES, ["path"])
     paths = random.Random(0).sample(table["path"].to_pylist(), n)
-    before = cpu_seconds()
+    before = time.process_time()
     for path in paths:
         open_rgb(path)
-    return cpu_seconds() - before
+    return time.process_time() - before
 
 
 def main() -> None:
@@ -123,9 +114,7 @@ def main() -> None:
         decoded = {form: decode_in_random_order(made[form], args.images // 10) for form in KINDS}
         said = ", ".join(f"{form} {one / decoded['folders']:.2f}" for form, one in decoded.items())
         print(f"CPU of decoding in random order, folders 1: {said}")
-    usage = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    peak = max(resource.getrusage(who).ru_maxrss for who in usage)
-    print(f"largest process: {peak / 1024:.0f} MiB")
+    print(f"largest process: {usage.of_processes()['memory']:.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Time the stages around the models for many images: what grows with a dataset, and how.
 
     python benchmarks/scale.py N [N ...] [--classes 1000] [--folder DIR] [--lines FILE]
+        [--only STEP [STEP ...]]
 
 N tiny JPEGs (links to a few distinct ones) in class folders are indexed; hashes, features, captions
 and answers are random, so that no model runs, but they go through the files and functions of the
@@ -8,7 +9,9 @@ stages. Each step runs in a process of its own. Its time is that of the work alo
 its memory is the largest resident size of its largest process, imports included.
 
 With --lines, figures are also added to a file as lines of JSON, from which `benchmarks/outlook.py`
-makes the table of docs/scaling.md and `benchmarks/growth.py` its charts.
+makes the table of docs/scaling.md and `benchmarks/growth.py` its charts. With --only, no image is
+made: an index is written, and of the steps only those named run, which must need no more than that
+and each other.
 """
 
 import argparse
@@ -24,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -127,6 +130,30 @@ def index_images(place: Place) -> Work:
     names = ("images.parquet", "corrupt.csv", "fingerprints.parquet")
     outputs = [place.file(name) for name in names]
     return lambda: splits.index_images(str(place.images), settings, *outputs, threads=2)
+
+
+def make_index(place: Place) -> Work:
+    """An index of images that are not there, 70 % of them for training."""
+    from latteclip.core import tables
+
+    def work() -> None:
+        classes = sorted(place.classnames)
+        labels = [number * place.n_classes // place.n for number in range(place.n)]
+        names = [f"{classes[label]}/{number:08d}.jpg" for number, label in enumerate(labels)]
+        Path(place.file("images.parquet")).parent.mkdir(parents=True)
+        columns = {
+            "image_id": names,
+            "path": names,
+            "split": ["train" if number % 10 < 7 else "test" for number in range(place.n)],
+            "label": labels,
+            "classname": [classes[label] for label in labels],
+            "width": [16] * place.n,
+            "height": [16] * place.n,
+        }
+        about = {"classnames": classes}
+        tables.write(place.file("images.parquet"), columns, tables.IMAGES, about)
+
+    return work
 
 
 def add_images(place: Place) -> Work:
@@ -655,6 +682,7 @@ class Step:
 
 
 STEPS = [
+    Step(make_index, None),
     Step(make_images, None),
     Step(plan_jobs, "`snakemake -n`, nothing there"),
     Step(index_images, "index_images, two processes"),
@@ -688,6 +716,12 @@ STEPS = [
 ]
 
 
+def chosen(only: Sequence[str]) -> list[int]:
+    """Places in STEPS of those of some functions and the made index; of none: of all others."""
+    names = {make_index.__name__, *only}
+    return [n for n, step in enumerate(STEPS) if (step.run.__name__ in names) == bool(only)]
+
+
 # --- processes -----------------------------------------------------------------------------------
 
 
@@ -719,16 +753,16 @@ def run_step(number: int, place: Place) -> dict[str, Any]:
     return figures
 
 
-def run(place: Place) -> Iterator[dict[str, Any]]:
-    """All steps about one number of images, and the sizes of the files; their figures."""
+def run(place: Place, only: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The steps about one number of images, and the sizes of the files; their figures."""
     print(f"\n{place.n} images, {place.n_classes} classes, features of {WIDTH}\n")
     print("| step | seconds | CPU seconds | MiB |\n|---|---:|---:|---:|", flush=True)
-    for number, step in enumerate(STEPS):
+    for number in chosen(only):
         found = run_step(number, place)
-        if step.title is not None:
+        if (title := STEPS[number].title) is not None:
             yield found
             figures = f"{found['seconds']:.1f} | {found['cpu']:.1f} | {found['memory']:.0f}"
-            print(f"| {step.title} | {figures} |", flush=True)
+            print(f"| {title} | {figures} |", flush=True)
     print("\n| file | bytes per image |\n|---|---:|")
     results = place.checkout / "results" / "scale"
     sizes = {
@@ -737,8 +771,8 @@ def run(place: Place) -> Iterator[dict[str, Any]]:
         for path in sorted(results.rglob(pattern))
         if path.parent.name != "shards"
     }
-    answers = (place.folder / "answers").iterdir()
-    sizes["kept answers"] = sum(path.stat().st_size for path in answers)
+    if answers := list((place.folder / "answers").glob("*")):
+        sizes["kept answers"] = sum(path.stat().st_size for path in answers)
     for file, size in sizes.items():
         yield {"images": place.n, "file": file, "bytes": size}
         print(f"| {file} | {size / place.n:.0f} |")
@@ -751,6 +785,8 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--folder", type=Path, help="where the files are put; default: a temporary")
     parser.add_argument("--lines", type=Path, help="where figures are added as lines of JSON")
+    names = sorted({step.run.__name__ for step in STEPS})
+    parser.add_argument("--only", nargs="+", default=[], metavar="STEP", choices=names)
     parser.add_argument("--step", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step is not None:
@@ -759,7 +795,7 @@ def main() -> None:
         return
     for n in args.images:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-            for figures in run(Place(Path(folder), n, args.classes)):
+            for figures in run(Place(Path(folder), n, args.classes), args.only):
                 if args.lines:
                     with args.lines.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(figures) + "\n")
