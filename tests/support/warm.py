@@ -94,11 +94,12 @@ def _write_environment(folder, warm):
     (folder / "pyvenv.cfg").write_text(f"home = {base}\ninclude-system-site-packages = false\n")
     (folder / "lib").symlink_to(Path(sys.prefix) / "lib")
     source = (TESTS / "support" / "warm_command.py").read_text()
-    (commands / "latteclip").symlink_to(Path(sys.executable).with_name("latteclip"))
-    for name in warm:
-        (commands / name).unlink(missing_ok=True)
-        (commands / name).write_text(f"#!{sys.executable} -IS\n{source}")
-        (commands / name).chmod(0o755)
+    for name in ("python", "latteclip"):
+        if name in warm:
+            (commands / name).write_text(f"#!{sys.executable} -IS\n{source}")
+            (commands / name).chmod(0o755)
+        else:
+            (commands / name).symlink_to(Path(sys.executable).with_name(name))
 
 
 def _serve(path):

@@ -1,7 +1,7 @@
 """A command of the environment, which a warm process runs (see `warm`); started with `python -IS`.
 
-Signals that would end it end that process, and it ends as that one does. As `python` it is the
-command of a module, `-m NAME`, or else Python itself.
+Signals that would end it end that process, and it ends as that one does. As `python` it is
+`python -m snakemake`, or else Python itself.
 """
 
 import json
