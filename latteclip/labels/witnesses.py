@@ -110,6 +110,27 @@ class ZeroShotVotes:
 
 
 @dataclass(frozen=True)
+class LabelVotes:
+    """Labels that are there already, one for each image."""
+
+    labels: torch.Tensor  # [N] classes
+    n_classes: int
+
+    @property
+    def has(self) -> torch.Tensor:
+        return torch.ones(len(self.labels), dtype=torch.bool)
+
+    def probabilities(self, rows: Rows) -> torch.Tensor:
+        return F.one_hot(self.labels[rows], self.n_classes).double()
+
+    def features(self, rows: Rows) -> None:
+        return None
+
+    def dealing(self, rows: torch.Tensor) -> Deal:
+        return self.probabilities(rows).__getitem__
+
+
+@dataclass(frozen=True)
 class CaptionVotes:
     """Captions, scored like images by the cosines of their features with the class embeddings."""
 

@@ -3,14 +3,12 @@
 Letters: N training images, C classes, D embedding width.
 """
 
-import torch
-
 from latteclip.clip import model as clips
 from latteclip.clip.class_embeddings import class_embeddings
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.features import encode_files
 from latteclip.labels.fusion import fuse
-from latteclip.labels.witnesses import Images, ScoreVotes
+from latteclip.labels.witnesses import Images, LabelVotes
 from latteclip.train.data import TrainingData
 
 
@@ -31,5 +29,5 @@ def remade(
     texts = class_embeddings(clip, template, inputs.classnames)  # [C, D]
     scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
     images = Images.of(features, texts, scale)
-    votes = ScoreVotes.of(inputs.labels[:, None], torch.zeros(len(features), 1), len(texts))
-    return images.classifier(fuse(images, votes).weights, scale)
+    fused = fuse(images, LabelVotes(inputs.labels, len(texts)))
+    return images.classifier(fused.weights, scale)

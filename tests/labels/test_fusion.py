@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from latteclip.clip.classifier import Classifier
 from latteclip.labels import corroboration, fusion, witnesses
 from latteclip.labels.fusion import KEPT, Posterior, Witnesses, fit_mixture, fuse
-from latteclip.labels.witnesses import CaptionVotes, Images, ScoreVotes
+from latteclip.labels.witnesses import CaptionVotes, Images, LabelVotes, ScoreVotes
 
 N, C, D = 23, 7, 5
 
@@ -60,6 +60,28 @@ def test_a_posterior_of_zeros_stays_zero():
     kept = Posterior.empty(N, C)
     kept.put(ALL, torch.zeros(N, C).double())
     assert not kept.table(ALL).any()
+
+
+# --- labels that are there already ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_a_head_of_labels_predicts_them_whatever_the_class_texts_say(shift):
+    world = World.of(noise=0.2)
+    labels = (world.classes + shift) % world.n_classes
+    images = world.images()
+    fused = fuse(images, LabelVotes(labels, world.n_classes))
+    head = images.classifier(fused.weights, SCALE)
+    assert world.right((head.scores(world.features).argmax(dim=1) - shift) % 6) > 0.95
+    assert fused.trust.corroboration.found
+
+
+def test_labels_by_chance_leave_the_calibrated_class_texts():
+    world = World.of()
+    labels = torch.randint(world.n_classes, (900,), generator=generator(9))
+    images = world.images()
+    head = images.classifier(fuse(images, LabelVotes(labels, world.n_classes)).weights, SCALE)
+    assert torch.equal(head.scores(world.features).argmax(1), world.calibrated().argmax(1))
 
 
 # --- likelihood ----------------------------------------------------------------------------------

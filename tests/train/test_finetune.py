@@ -38,7 +38,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.signals import HEARD
 from latteclip.labels.fusion import fuse
-from latteclip.labels.witnesses import Images, ScoreVotes
+from latteclip.labels.witnesses import Images, LabelVotes
 from latteclip.train import checkpoints, monitor, prepare
 from latteclip.train.augment import Augmentation
 from latteclip.train.data import TrainingFiles
@@ -238,7 +238,7 @@ def test_a_head_made_anew_is_of_the_tuned_features_and_the_weights_stay(inputs, 
     scale = clip.model.logit_scale.exp().item()
     texts = class_embeddings(clip, "a photo of a {} texture.", CLASSNAMES)
     images = Images.of(features.clone(), texts, scale)
-    votes = ScoreVotes.of(torch.tensor(LABELS)[:, None], torch.zeros(7, 1), 3)
+    votes = LabelVotes(torch.tensor(LABELS), 3)
     wanted = images.classifier(fuse(images, votes).weights, scale)
     head, _ = load_classifier(Path(model) / clips.CLASSIFIER)
     torch.testing.assert_close(head.scores(features), wanted.scores(features), rtol=1e-3, atol=1e-4)
