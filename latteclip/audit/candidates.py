@@ -3,8 +3,10 @@
 Letters: N images, K candidates, C classes.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from latteclip.core.errors import UserError
 from latteclip.evaluate.judged import JUDGED
 from latteclip.evaluate.results import read_selection
 
+log = logging.getLogger(__name__)
 Ints = npt.NDArray[np.int_]
 Floats = npt.NDArray[np.float64]
 BASELINE = "zero_shot"
@@ -53,7 +56,11 @@ class Audited:
     pair: tuple[int, int]  # candidates whose difference matters most: the baseline, and the model
 
 
-def read(folder: str | Path, split: str | None = None) -> Audited:
+def read(
+    folder: str | Path,
+    split: str | None = None,
+    planned: Callable[[str], list[str] | None] = lambda split: None,
+) -> Audited:
     """The images of a split with the predictions of every method that was run.
 
     A method stands for itself by the run that was chosen, or else by its first seed. Beside a test
@@ -63,6 +70,8 @@ def read(folder: str | Path, split: str | None = None) -> Audited:
     Args:
         folder: of a dataset's results.
         split: test or train; None: test where it has images.
+        planned: from the split the images of an audit that was begun; None: there is none. Methods
+            that do not say something of all of them came later, and are left out.
 
     Raises:
         UserError: there is nothing to audit, or a file is missing or of other images.
@@ -77,6 +86,8 @@ def read(folder: str | Path, split: str | None = None) -> Audited:
     chosen = _chosen(folder)
     candidates = _candidates(folder, table[0], chosen)
     said = [_predictions(folder, table, one, classnames) for one in candidates]
+    if images := planned(split):
+        candidates, said = _that_cover(images, candidates, said)
     rows = _in_all(index, said)
     if not len(rows):
         raise UserError(f"{folder} has no images in the {split} split that all its models saw.")
@@ -85,7 +96,7 @@ def read(folder: str | Path, split: str | None = None) -> Audited:
     predictions = np.stack([_of(table, index["image_id"]) for table in said], axis=1)
     ranked, confidence = _zero_shot(folder, ids)
     return Audited(
-        folder.resolve().name,
+        folder.absolute().name,
         split,
         classnames,
         ids,
@@ -120,7 +131,7 @@ def _candidates(folder: Path, name: str, chosen: Candidate | None) -> list[Candi
     if not found:
         raise UserError(
             f"{folder} has no predictions of the images yet; run the workflow first: "
-            f"snakemake -j4 --config dataset={folder.resolve().name}."
+            f"snakemake -j4 --config dataset={folder.absolute().name}."
         )
     last = len(FIRST)
     place = {method: number for number, method in enumerate(FIRST)}
@@ -135,6 +146,22 @@ def _predictions(folder: Path, said: Said, one: Candidate, classnames: Sequence[
     if described.get("classnames") != list(classnames):
         raise UserError(f"{path} is of other classes than the image index; rerun its stage.")
     return table
+
+
+def _that_cover(
+    images: list[str], candidates: list[Candidate], said: list[pa.Table]
+) -> tuple[list[Candidate], list[pa.Table]]:
+    """The candidates that say something of all these images, and what; or all if none does."""
+    covers = [pc.all(pc.is_in(pa.array(images), table["image_id"])).as_py() for table in said]
+    if not any(covers):
+        return candidates, said
+    covered = list(compress(candidates, covers))
+    if left_out := [one.method for one in candidates if one not in covered]:
+        log.warning(
+            "%s: of some images of the audit that was begun these say nothing, and are left out.",
+            ", ".join(left_out),
+        )
+    return covered, list(compress(said, covers))
 
 
 def _in_all(index: pa.Table, said: Sequence[pa.Table]) -> Ints:

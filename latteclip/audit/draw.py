@@ -50,6 +50,14 @@ class Plan:
         return self.order[:budget]
 
 
+def planned(path: Path) -> list[str] | None:
+    """The images of a plan; None: there is none."""
+    if not path.exists():
+        return None
+    ids: list[str] = tables.read(path, PLAN, ["image_id"])[0]["image_id"].to_pylist()
+    return ids
+
+
 def read_or_draw(path: Path, audited: Audited) -> Plan:
     """The plan of an audit: drawn once, and kept whatever candidates come later.
 

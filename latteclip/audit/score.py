@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 FEWEST = 10  # answers below which no interval is told
 
 
+class TooFewAnswersError(UserError):
+    """Fewer than FEWEST answers name a class or none."""
+
+
 def score(audited: Audited, plan: Plan, answers: Mapping[str, Answer]) -> Audit:
     """Accuracies and differences of the candidates, by the answers that stand.
 
@@ -31,12 +35,12 @@ def score(audited: Audited, plan: Plan, answers: Mapping[str, Answer]) -> Audit:
     the order that was drawn.
 
     Raises:
-        UserError: there are too few answers.
+        TooFewAnswersError: there are too few answers.
     """
     answers = beginning(audited, plan, answers)
     told = {name: one for name, one in answers.items() if one.kind != UNSURE}
     if len(told) < FEWEST:
-        raise UserError(
+        raise TooFewAnswersError(
             f"There are {len(told)} answers that name a class or none; give at least {FEWEST}: "
             f"latteclip audit results/{audited.dataset}."
         )
@@ -119,6 +123,8 @@ def _comparison(audited: Audited, pair: tuple[int, int], found: Difference) -> C
 
 def _with_more(one: Comparison, scale: float, left: int) -> Comparison:
     """With the images that are still needed, of which a share says nothing and `left` remain."""
+    if not left and not one.decided:
+        return replace(one, more=0)
     if not one.more:
         return one
     return replace(one, more=min(left, int(np.ceil(one.more * scale))))
@@ -147,7 +153,8 @@ def sentence(comparisons: list[Comparison], accuracies: list[Accuracy]) -> str:
 
 
 def _undecided(first: Comparison) -> str:
-    names = f"Whether {first.method} is better than {first.other} cannot be told yet"
+    yet = " yet" if first.more != 0 else ""
+    names = f"Whether {first.method} is better than {first.other} cannot be told{yet}"
     return f"{names}: {wanted(first)}"
 
 
@@ -155,6 +162,8 @@ def wanted(one: Comparison) -> str:
     """What it would take to decide a comparison, in a few words."""
     if one.more is None:
         return "no difference is seen so far"
+    if not one.more:
+        return "no image is left to ask about"
     about = one.more if one.more < 10 else int(10 * np.ceil(one.more / 10))
     return f"about {about:,} more images"
 

@@ -51,9 +51,9 @@ class Session:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise UserError(f"{folder} is not a folder; name the results of a dataset.")
-        self.audited = candidates.read(folder, split)
+        self.audited = candidates.read(folder, split, lambda name: draw.planned(self._plan(name)))
         self._place = self.folder / FOLDER / self.audited.split
-        self.plan = draw.read_or_draw(self._place / "plan.parquet", self.audited)
+        self.plan = draw.read_or_draw(self._plan(self.audited.split), self.audited)
         self.asked = Asked(
             self.plan.digest,
             self.audited.dataset,
@@ -62,6 +62,9 @@ class Session:
         )
         self.read_answers()
         self.total = min(budget, len(self.audited.image_ids))
+
+    def _plan(self, split: str) -> Path:
+        return self.folder / FOLDER / split / "plan.parquet"
 
     def read_answers(self) -> None:
         """Read the answers that are kept by now."""

@@ -39,7 +39,7 @@ DEMANDS = {
     "gather_captions": TABLES,
     "summarize_captions": TABLES,
     "label_by_captions": Demand(16_000, 16_000, 20, 200),
-    "finetune": Demand(16_000, 8_000, 20, 200),
+    "finetune": Demand(12_000, 8_000, 20, 200),  # beside `training_memory`
     "evaluate": LABELLING,
     "evaluate_zero_shot": TABLES,
     "evaluate_classifier": LABELLING,
@@ -50,10 +50,11 @@ DEMANDS = {
 }
 
 
-def memory(stage: str, images: int, attempt: int) -> int:
-    """MB of a stage, half as much again at each further attempt."""
+def memory(stage: str, images: int, attempt: int, beside: int = 0) -> int:
+    """MB of a stage and of what it holds beside, half as much again at each further attempt."""
     demand = DEMANDS[stage]
-    return int((demand.mem_mb + demand.mb_per_million * images / 1e6) * 1.5 ** (attempt - 1))
+    wanted = demand.mem_mb + demand.mb_per_million * images / 1e6 + beside
+    return int(wanted * 1.5 ** (attempt - 1))
 
 
 def minutes(stage: str, images: int, passes: float, attempt: int) -> int:
@@ -90,6 +91,12 @@ def captioner_gpus(configuration: Configuration, dataset: str) -> int:
     """GPUs of a captioning job: none where a server or the user writes the captions."""
     values = configuration.section("captioner", dataset)
     return values["tensor_parallel_size"] if values["engine"] in ENGINES else 0
+
+
+def training_memory(configuration: Configuration, dataset: str) -> int:
+    """MB of a fine-tuning for its pictures, which processes share out, and further processes."""
+    kept = float(configuration.section("compute", dataset)["cache_gib"]) * 1_000
+    return round(kept + 6_000 * (processes(configuration, dataset) - 1))
 
 
 def processes(configuration: Configuration, dataset: str) -> int:

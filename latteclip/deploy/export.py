@@ -46,6 +46,8 @@ def export(model: str, destination: str, form: str, licence: str | None = None) 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{destination} exists and is not an empty folder; name another one.")
     opened = tuned.load(model, torch.device("cpu"))
+    if folder.is_relative_to(opened.folder.resolve()):
+        raise UserError(f"{destination} lies in the folder of the model; name another one.")
     origin = provenance(opened.folder)
     with replacing(folder) as temporary:
         temporary.mkdir()
@@ -69,7 +71,8 @@ def _write_benchmark_files(opened: tuned.TunedModel, origin: Provenance, folder:
 
 def _open_clip(opened: tuned.TunedModel, folder: Path) -> None:
     """The files of the model's own folder, which are what open_clip reads from the hub."""
-    shutil.copytree(opened.folder, folder, dirs_exist_ok=True)
+    hidden = shutil.ignore_patterns(".*")  # Snakemake's, and what is being written
+    shutil.copytree(opened.folder, folder, dirs_exist_ok=True, ignore=hidden)
 
 
 def _transformers(opened: tuned.TunedModel, folder: Path) -> None:

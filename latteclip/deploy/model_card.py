@@ -87,6 +87,7 @@ def provenance(model: Path) -> Provenance:
     Raises:
         UserError: a file is broken.
     """
+    model = model.absolute()
     run, reason = model.parent, ""
     selection_file = run / f"selection{model.name.removeprefix(MODEL)}.json"
     if selection_file.is_file():

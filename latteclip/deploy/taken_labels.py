@@ -75,7 +75,7 @@ def read(folder: str | Path) -> TakenLabels:
     if not path.is_file():
         raise UserError(
             f"{path} does not exist: the labels are not made yet; run "
-            f"snakemake -j4 labels --config dataset={folder.resolve().name}."
+            f"snakemake -j4 labels --config dataset={folder.absolute().name}."
         )
     labels, described = tables.read(path, tables.CAPTION_LABELS)
     ids = labels["image_id"]

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 COMPARED = 100_000  # points on a CPU that are all compared with each other
 SIMILARITIES = 2**26  # cosines held at once where all are compared: 256 MiB
 QUERIES = 1024  # at once where few are compared: their candidates take as much
-CANDIDATES = 64  # R, of which the exact cosines are computed
+CANDIDATES = 64  # R at least, of which the exact cosines are computed
 PROBED = 64  # cells that are searched for each query
 TAUGHT = 64  # points of each cell that cells are learned from
 SEED = 0
@@ -109,7 +109,8 @@ class Cells:
     def nearest(
         self, queries: torch.Tensor, k: int, first: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        _, found = self._index.search(queries.numpy(), CANDIDATES)
+        among = max(CANDIDATES, k + 1)  # a point itself may be one of them
+        _, found = self._index.search(queries.numpy(), among)
         candidates = torch.from_numpy(found)  # [Q, R], -1 where there are fewer
         cosines = torch.einsum("qd,qrd->qr", queries, self._features[candidates.clamp(min=0)])
         excluded = candidates < 0

@@ -246,9 +246,11 @@ def _batches(
     """Indices [b] and images [b, 3, H, W] that fall to this process, of each batch."""
     transform = Augmentation.of(training.clip)
     # Each process keeps pictures of its own.
-    memory = settings.compute.cache_gib * 2**30 / parallel.size()
-    room = pictures.kept_pictures(inputs.sizes, transform.kept_side, memory, kept.folder)
-    files = pictures.TrainingPictures(inputs.paths, transform.kept_side, seed, room)
+    processes = parallel.size()
+    memory = settings.compute.cache_gib * 2**30 / processes
+    side = transform.kept_side
+    room = pictures.kept_pictures(inputs.sizes, side, memory, kept.folder, processes)
+    files = pictures.TrainingPictures(inputs.paths, side, seed, room)
     keys = map(parallel.share, schedule)
     return pictures.batches(files, keys, transform, training.clip.device, threads)
 

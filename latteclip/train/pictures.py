@@ -105,7 +105,9 @@ class KeptPictures:
             self.pixels[start : start + picture.size] = picture.reshape(-1)
         elif not _written(self._number, picture.tobytes(), start):
             return
-        self.shapes[index] = picture.shape[:2]  # last: it says that the pixels are there
+        # Last, and the height after the width: it says that the pixels are there.
+        self.shapes[index, 1] = picture.shape[1]
+        self.shapes[index, 0] = picture.shape[0]
 
     def _start(self, index: int) -> int:
         return int(self.ends[index - 1]) if index else 0
@@ -125,7 +127,7 @@ def _written(file: int, content: bytes, start: int) -> bool:
 
 
 def kept_pictures(
-    sizes: np.ndarray, side: int, in_memory: float, folder: str | Path
+    sizes: np.ndarray, side: int, in_memory: float, folder: str | Path, processes: int = 1
 ) -> KeptPictures:
     """Room for pictures of the given widths and heights after `shrunken`.
 
@@ -134,6 +136,7 @@ def kept_pictures(
         side: see `shrunken`.
         in_memory: bytes that they may take in memory.
         folder: on whose disk the others are kept, where at most 1 / FREE of what is free is wanted.
+        processes: how many of this training keep so much each.
     """
     # A JPEG that was decoded at an eighth may be a pixel longer than its size in full says.
     taken = 3 * (shrunken_sizes(sizes, side) + 1).prod(axis=1)
@@ -141,7 +144,7 @@ def kept_pictures(
     if beyond <= 0:
         place, where = None, "are kept in memory"
     else:
-        fits = FREE * beyond <= shutil.disk_usage(existing(folder)).free
+        fits = FREE * processes * beyond <= shutil.disk_usage(existing(folder)).free
         place = folder if fits else None
         rest = f"the others on the disk of {folder}" if fits else "the others are decoded anew"
         where = f"are kept in memory up to compute.cache_gib ({in_memory / 2**30:.1f}), {rest}"

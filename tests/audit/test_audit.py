@@ -22,6 +22,7 @@ from latteclip.config import code
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate.audited import read_audit
+from latteclip.evaluate.judged import JUDGED
 
 N_TEST = 120
 
@@ -69,17 +70,39 @@ def test_labels_are_never_read(results):
     assert (draw.stratify(one) == draw.stratify(other)).all()
 
 
+def write_judged(results, run, image_ids):
+    columns = {"image_id": image_ids, "prediction": np.arange(len(image_ids), dtype=np.int32) % 7}
+    metadata = {"classnames": results.classnames}
+    tables.write(results.folder / run / "judged.parquet", columns, JUDGED, metadata)
+
+
+def test_a_folder_that_is_a_link_is_audited_by_its_own_name(results):
+    link = results.folder.parent / "photos"
+    link.symlink_to(results.folder)
+    assert candidates.read(link).dataset == "photos"
+
+
 def test_of_the_training_images_those_are_asked_about_that_all_models_judge(results):
     said = {"zero_shot/seed0": results.image_ids[:31], "flyp/seed0": results.image_ids[5:20]}
     for run, ids in said.items():
-        from latteclip.evaluate.judged import JUDGED
-
-        columns = {"image_id": ids, "prediction": np.arange(len(ids), dtype=np.int32) % 7}
-        metadata = {"classnames": results.classnames}
-        tables.write(results.folder / run / "judged.parquet", columns, JUDGED, metadata)
+        write_judged(results, run, ids)
     found = candidates.read(results.folder, "train")
     assert found.image_ids == results.image_ids[5:20]
     assert found.predictions[0].tolist() == [5, 0]
+
+
+def test_a_method_that_came_later_and_learned_from_images_of_an_audit_is_left_out(results, caplog):
+    for run in ("zero_shot/seed0", "flyp/seed0"):
+        write_judged(results, run, results.image_ids[:40])
+    begun = Session(results.folder, "train", 40)
+    answer_all(begun, 12, lambda name: 0)
+    write_judged(results, "latteclip/seed0", results.image_ids[30:40])
+    again = Session(results.folder, "train", 40)
+    assert [one.method for one in again.audited.candidates] == ["zero_shot", "flyp"]
+    assert len(again.answers.standing()) == 12
+    assert "latteclip: of some images of the audit that was begun" in caplog.text
+    write_judged(results, "latteclip/seed0", results.image_ids[:50])
+    assert len(Session(results.folder, "train", 40).audited.candidates) == 3
 
 
 def test_without_a_test_split_all_images_are_asked_about(tmp_path):
@@ -230,6 +253,8 @@ def test_the_sentence_is_that_of_the_first_comparison(results, session, label_of
     assert score.sentence([worse], []).startswith("zero_shot is better than latteclip by ")
     open_ = replace(first, low=-0.1, decided=False, more=117)
     assert "cannot be told yet: about 120 more images" in score.sentence([open_], [])
+    none_left = replace(open_, more=0)
+    assert "cannot be told: no image is left to ask about" in score.sentence([none_left], [])
     assert read_audit(str(results.folder / "audit.json")) == found
 
 
@@ -241,6 +266,16 @@ def test_the_number_of_seeds_and_methods_later_changes_no_answer(results, sessio
     by_name = {one.method: one for one in found.accuracies}
     assert by_name["new_method"].value == by_name["flyp"].value
     assert found.answered == 30
+
+
+@pytest.mark.parametrize("n_answers", [50, N_TEST])
+def test_when_all_is_answered_no_more_images_are_asked_for(results, n_answers):
+    session = Session(results.folder, None, N_TEST)
+    for number in range(n_answers):
+        assert session.answer(session.current(), "none" if number % 3 else "unsure", None)
+    found = session.score().comparisons[0]
+    assert not found.decided
+    assert (found.more == 0) == (n_answers == N_TEST)
 
 
 # --- the process ---------------------------------------------------------------------------------

@@ -10,6 +10,17 @@ def test_memory_grows_with_the_images_and_with_each_attempt():
     assert demands.memory("evaluate", 2_000_000, 3) == 54_000
 
 
+def test_a_training_has_room_for_the_pictures_it_keeps_and_for_each_process(configured):
+    def asked(**changes):
+        beside = demands.training_memory(configured(**changes), "dtd")
+        return demands.memory("finetune", 1_000_000, 1, beside)
+
+    usual = asked()
+    assert usual == 24_000
+    assert asked(compute={"cache_gib": 100}) == usual + 96_000
+    assert asked(processes={"finetune": 8}) == usual + 7 * 6_000
+
+
 def test_time_grows_with_images_passes_and_attempts():
     assert demands.minutes("finetune", 0, 1, 1) == 20
     assert demands.minutes("finetune", 12_000, 10, 1) == 20 + 10

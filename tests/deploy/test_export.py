@@ -438,6 +438,31 @@ def test_an_empty_folder_is_filled_and_another_refused(demo, tmp_path, capsys):
     assert "exists and is not an empty folder" in capsys.readouterr().err
 
 
+def test_a_model_may_be_named_from_its_own_folder_or_the_one_above(demo, tmp_path, monkeypatch):
+    copy = tmp_path / "model"
+    shutil.copytree(demo, copy)
+    (copy / ".snakemake_timestamp").touch()
+    for folder, name in ((tmp_path, "model"), (copy, ".")):
+        monkeypatch.chdir(folder)
+        destination = tmp_path / f"from {folder.name}"
+        assert main.main(["export", name, str(destination), "--format", "open_clip"]) == 0
+        assert "open_clip_model.safetensors" in names(destination)
+        assert ".snakemake_timestamp" not in names(destination)
+
+
+def test_a_folder_inside_the_model_is_refused(demo, tmp_path, capsys):
+    copy = tmp_path / "model"
+    shutil.copytree(demo, copy)
+    before = names(copy)
+    assert main.main(["export", str(copy), str(copy / "mine"), "--format", "open_clip"]) == 2
+    assert "lies in the folder of the model" in capsys.readouterr().err
+    assert names(copy) == before
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
 def test_what_is_not_a_tuned_model_is_refused(tmp_path, capsys):
     arguments = ["export", str(tmp_path), str(tmp_path / "out"), "--format", "open_clip"]
     assert main.main(arguments) == 2

@@ -70,6 +70,15 @@ def test_cells_give_the_same_neighbours_twice():
     assert torch.equal(one[0], other[0])
 
 
+def test_cells_give_as_many_neighbours_as_are_asked_for():
+    points, _, _ = clusters(4000, 20, 32)
+    k = nearest.CANDIDATES + 6
+    cosines, indices = nearest.Cells(points).nearest(points[:50], k, 0)
+    assert indices.shape == (50, k)
+    assert not (indices == torch.arange(50)[:, None]).any()
+    assert cosines.isfinite().all()
+
+
 def test_where_a_query_finds_too_few_the_rest_have_no_weight():
     few = unit_vectors(45, 8, 0)
     cosines, _ = nearest.Cells(few).nearest(few[:1], 45, 0)

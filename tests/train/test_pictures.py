@@ -2,8 +2,10 @@ import errno
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -101,6 +103,16 @@ def test_what_is_cut_off_was_in_no_crop(tmp_path):
 def training_pictures(paths, in_memory=1e6, folder=".", seed=11):
     kept = kept_pictures(np.array([SIZE] * len(paths)), TRANSFORM.kept_side, in_memory, folder)
     return TrainingPictures(paths, TRANSFORM.kept_side, seed, kept)
+
+
+@pytest.mark.parametrize(("processes", "kept"), [(1, True), (2, True), (3, False)])
+def test_processes_share_the_room_on_a_disk(tmp_path, monkeypatch, processes, kept):
+    free = SimpleNamespace(free=5 * 4 * BYTES)  # 2.5 times what a process keeps
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: free)
+    picture = np.ones((10, 10, 3), np.uint8)
+    room = kept_pictures(np.array([SIZE] * 4), 64, 0, tmp_path, processes)
+    room.put(1, picture)
+    assert (room.get(1) is not None) == kept
 
 
 @pytest.mark.parametrize("memory", [1e6, 2 * BYTES, 0], ids=["memory", "both", "disk"])

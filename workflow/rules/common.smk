@@ -201,10 +201,11 @@ def images_of(wildcards, input):
     return demands.images_expected(configuration, wildcards.dataset)
 
 
-def memory(stage):
-    """MB of a stage."""
+def memory(stage, beside=None):
+    """MB of a stage, and of what it holds beside by its settings."""
+    of_job = given(beside) if beside else lambda wildcards: 0
     return lambda wildcards, input, attempt: demands.memory(
-        stage, images_of(wildcards, input), attempt
+        stage, images_of(wildcards, input), attempt, of_job(wildcards)
     )
 
 

@@ -56,7 +56,7 @@ rule finetune:
         gpu=gpus(demands.processes),
         cpus_per_gpu=cores_per_gpu(demands.processes),
         nodes=1,
-        mem_mb=memory("finetune"),
+        mem_mb=memory("finetune", demands.training_memory),
         runtime=minutes("finetune", demands.epochs),
     params:
         command=given(rule_settings.finetune_command),
