@@ -9,6 +9,7 @@ Where there are many parts, their lines are put into one in the order of their k
 answers it holds, and looks at those that it asks for.
 """
 
+import contextlib
 import json
 import os
 import threading
@@ -36,36 +37,56 @@ class Part:
         self.path = folder / f"{uuid.uuid4().hex}{OPEN}"
         self._file = self.path.open("ab", buffering=0)
         self._size = self._unsynced = 0
+        self._failed: OSError | None = None  # of the thread that writes to the disk
         self._closing = threading.Event()
         self._syncer = threading.Thread(target=self._sync_now_and_then, daemon=True)
         self._syncer.start()
 
     def append(self, line: bytes) -> int:
         """Write a line; returns the offset at which it stands."""
-        written = self._file.write(line)
-        if written != len(line):
-            raise OSError(f"{self.path}: only {written} of {len(line)} bytes could be written")
-        offset, self._size = self._size, self._size + written
+        self._raise_failed()
+        rest = memoryview(line)
+        while rest:  # a disk that fills takes a piece, and says why with the next
+            rest = rest[self._file.write(rest) :]
+        offset, self._size = self._size, self._size + len(line)
         self._unsynced += 1
         if self._unsynced >= SYNC_ANSWERS:
             self._sync()
         return offset
+
+    def is_gone(self) -> bool:
+        """Whether another job took the part for abandoned, and put its answers elsewhere."""
+        try:
+            return os.fstat(self._file.fileno()).st_nlink == 0
+        except OSError:  # on another machine
+            return True
 
     def close(self) -> None:
         self._closing.set()
         self._syncer.join()
         self._sync()
         self._file.close()
-        self.path.rename(self.path.with_name(self.path.name.removesuffix(OPEN) + CLOSED))
+        with contextlib.suppress(FileNotFoundError):
+            self.path.rename(self.path.with_name(self.path.name.removesuffix(OPEN) + CLOSED))
+
+    def _raise_failed(self) -> None:
+        if self._failed is not None:
+            raise self._failed
 
     def _sync(self) -> None:
+        self._raise_failed()
         self._unsynced = 0
         os.fsync(self._file.fileno())
 
     def _sync_now_and_then(self) -> None:
-        while not self._closing.wait(SYNC_SECONDS):
-            if self._unsynced:
-                self._sync()
+        """Also say that the part is not abandoned, however long its job waits for an answer."""
+        try:
+            while not self._closing.wait(SYNC_SECONDS):
+                os.utime(self._file.fileno())
+                if self._unsynced:
+                    self._sync()
+        except OSError as error:
+            self._failed = error
 
 
 def is_closed(path: Path) -> bool:

@@ -137,6 +137,8 @@ class AnswerStore:
         }
         if (fault := self._fault(values)) is not None:
             return fault
+        if self._own is not None and self._own.is_gone():
+            self.seal()
         if self._own is None:
             self._own = answer_files.Part(self.folder)
             self._own_number = len(self._files)
@@ -197,7 +199,8 @@ class AnswerStore:
             file.close()
 
     def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob(f"*{answer_files.CLOSED}"))
+        paths = sorted(self.folder.glob(f"*{answer_files.CLOSED}"))
+        return [path for path in paths if path.exists() or not path.is_symlink()]  # to nowhere
 
     def _index(self, path: Path) -> None:
         if path.name.endswith(answer_files.SORTED):

@@ -60,6 +60,11 @@ def save_pictures(
         metadata: of the table.
         paths: where each image lies.
     """
+    if gone := [member for member in row["members"] if member not in paths]:
+        raise UserError(
+            f"{gone[0]} of the row {row['id']!r} is no longer in the image index: its picture "
+            "cannot be made again; ask for other rows, or rerun the captions."
+        )
     files = [paths[member] for member in row["members"]]
     made = pictures_of(_layout(metadata), files, [read_image(file) for file in files])
     Path(folder).mkdir(parents=True, exist_ok=True)

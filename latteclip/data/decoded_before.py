@@ -8,6 +8,8 @@ Letters: N images.
 """
 
 import contextlib
+import errno
+import fcntl
 import os
 import sqlite3
 import struct
@@ -28,6 +30,7 @@ SIZES = struct.Struct("<II")  # width and height; hashes and the thumbnail follo
 LENGTH = SIZES.size + HASHES + THUMBNAIL**2
 ASKED = 500  # paths of one query: fewer than any SQLite takes
 NO_FILE = (-1, -1)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of a file system without
 DECISIVE = (fingerprints, images, members)  # of the code, for what is seen of an image
 LIBRARIES = ("numpy", "pillow", "pillow_heif")
 CREATE = """
@@ -103,7 +106,8 @@ class DecodedBefore:
 
 def _opened(path: Path) -> sqlite3.Connection:
     """The file, empty unless this code wrote it."""
-    file = sqlite3.connect(path)
+    nolock = "" if _has_locks(path) else "?nolock=1"
+    file = sqlite3.connect(f"{path.absolute().as_uri()}{nolock}", uri=True)
     try:
         with file:
             file.execute("CREATE TABLE IF NOT EXISTS version (of_code TEXT)")
@@ -117,6 +121,16 @@ def _opened(path: Path) -> sqlite3.Connection:
         file.close()
         raise
     return file
+
+
+def _has_locks(path: Path) -> bool:
+    """Whether the file system has the locks that SQLite asks for; the file is made if need be."""
+    with path.open("ab") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno not in NO_LOCKS
+    return True
 
 
 def code_version() -> str:
@@ -154,4 +168,4 @@ def _stamp(path: str) -> tuple[int, int]:
         state = os.stat(path)
     except OSError:
         return NO_FILE
-    return state.st_size, state.st_mtime_ns
+    return state.st_size, (state.st_mtime_ns + 2**63) % 2**64 - 2**63  # in 64 bits after 2262

@@ -80,7 +80,7 @@ def _decode(
         ImageOps.exif_transpose(image, in_place=True)
         upright: Image.Image = image
         if image.mode in SIXTEEN_BIT:  # convert("RGB") would clip, not scale
-            upright = image.point(lambda value: value / 256.0).convert("L")
+            upright = image.convert("I").point(lambda value: value / 256.0).convert("L")
         picture = upright.convert("RGB")
     if max_side is not None and max(picture.size) > max_side:
         picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)

@@ -103,6 +103,8 @@ def read_lists(paths: Mapping[str, Path], classes: Path, suffix: str) -> Split:
             if name not in labels:
                 raise UserError(f"{path}, line {number}: class {name!r} is not in {classes}.")
             items.append(Item(inside(image + suffix, path), split, labels[name]))
+    if not items:
+        raise UserError(f"The lists {', '.join(map(str, paths.values()))} name no image.")
     check_unique(items, classes.parent)
     return Split(items, names)
 
@@ -218,6 +220,8 @@ def _lines(path: Path) -> Iterator[str]:
 
 def inside(image_id: str, path: Path) -> str:
     """`image_id`, if it stays in the folder of images."""
+    if any("\ud800" <= c <= "\udfff" for c in image_id):
+        raise UserError(f"{path}: the name {image_id!r} is not UTF-8; rename it.")
     parts = PurePosixPath(image_id)
     if not _is_text(image_id) or parts.is_absolute() or ".." in parts.parts:
         raise UserError(

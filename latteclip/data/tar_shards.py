@@ -59,7 +59,8 @@ def samples(
         UserError: the shard is damaged, cut off, compressed or unsafe, or a label is not one.
     """
     suffix, _, field = (label or LABEL).partition(":")
-    wanted = {f".{image}"} if image else IMAGE_SUFFIXES
+    suffix = suffix.lower()  # as those of the files are read
+    wanted = {f".{image.lower()}"} if image else IMAGE_SUFFIXES
     with _told(shard):
         for key, group in itertools.groupby(_parts(shard, suffix), lambda part: part.key):
             parts = list(group)

@@ -3,6 +3,7 @@
 Letters: n worker processes.
 """
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -12,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
 
 from latteclip.core.errors import UserError
@@ -21,7 +21,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Workers(AbstractContextManager["Workers[T, R]"], Generic[T, R]):
+class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R]):
     """Processes that work on tasks in order; only a few tasks are on their way at any time.
 
     A worker starts in a fraction of a second and stays small if the module of `work` imports
@@ -62,8 +62,9 @@ class Workers(AbstractContextManager["Workers[T, R]"], Generic[T, R]):
 
     def start(self) -> None:
         """Start the processes while there is something else to wait for."""
-        for _ in range(self._n):
-            self._pool.submit(_work_on, [])
+        with contextlib.suppress(BrokenProcessPool):  # told with the first task
+            for _ in range(self._n):
+                self._pool.submit(_work_on, [])
 
     def in_order(self, tasks: Iterable[T]) -> Iterator[R]:
         """The result of each task, in the order of the tasks.
@@ -77,21 +78,33 @@ class Workers(AbstractContextManager["Workers[T, R]"], Generic[T, R]):
                 chunk = list(itertools.islice(source, self._chunk))
                 if not chunk:
                     break
-                self._waiting.append((chunk[0], self._pool.submit(_work_on, chunk)))
+                self._waiting.append((chunk[0], self._submitted(chunk)))
             if not self._waiting:
                 return
             self._ready.extend(self._result(*self._waiting.popleft()))
             while self._ready:
                 yield self._ready.popleft()
 
+    def _submitted(self, chunk: list[T]) -> Future[list[R]]:
+        try:
+            return self._pool.submit(_work_on, chunk)
+        except BrokenProcessPool:
+            raise self._died(self._waiting[0][0] if self._waiting else chunk[0]) from None
+
     def _result(self, first: T, future: Future[list[R]]) -> list[R]:
         try:
             return future.result()
         except BrokenProcessPool:
-            raise UserError(
-                f"A process that decodes images died near {self._name(first)} (out of memory, or a "
-                f"file that crashes the decoder); set {self._threads_key} lower or remove the file."
-            ) from None
+            raise self._died(first) from None
+
+    def _died(self, near: T) -> UserError:
+        """What is to be said; the other processes end, which nobody reads from any more."""
+        for process in list((self._pool._processes or {}).values()):
+            process.kill()
+        return UserError(
+            f"A process that decodes images died near {self._name(near)} (out of memory, or a "
+            f"file that crashes the decoder); set {self._threads_key} lower or remove the file."
+        )
 
     def are_behind(self) -> bool:
         """Whether the next result is still being worked on."""

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -130,6 +131,31 @@ def test_an_open_part_is_left_alone_unless_it_was_abandoned(tmp_path):
         running.add(name(93), answer(93), "engine")
     numbers = [*range(answers.MAX_PARTS), 90, 91, 92, 93]
     assert held(tmp_path, numbers) == numbers
+
+
+def test_a_job_that_stood_still_for_days_goes_on_in_a_new_part(tmp_path):
+    """Another one took its part for abandoned, and put the answers elsewhere."""
+    with AnswerStore(tmp_path) as store:
+        store.add(name(0), answer(0), "x")
+        own = tmp_path / parts(tmp_path)[0]
+        os.utime(own, (0, 0))
+        for number in range(1, answers.MAX_PARTS + 2):
+            fill(tmp_path, [number])
+        assert not own.exists()
+        store.add(name(100), answer(100), "x")
+    assert held(tmp_path, [0, 1, 100]) == [0, 1, 100]
+
+
+def test_a_part_that_vanishes_before_it_is_closed_ends_no_job(tmp_path):
+    with AnswerStore(tmp_path) as store:
+        store.add(name(0), answer(0), "x")
+        (tmp_path / parts(tmp_path)[0]).unlink()
+
+
+def test_a_link_to_nowhere_is_passed_over(tmp_path):
+    fill(tmp_path, [0])
+    (tmp_path / f"a{answer_files.CLOSED}").symlink_to(tmp_path / "purged")
+    assert held(tmp_path, [0]) == [0]
 
 
 def test_answers_are_found_after_another_job_tidied_up(tmp_path, monkeypatch):
@@ -294,6 +320,36 @@ def test_answers_reach_the_disk_after_so_many_and_after_a_while(tmp_path, monkey
                 break
             time.sleep(0.01)
         assert len(synced) > before
+
+
+def test_what_the_disk_takes_in_pieces_is_whole(tmp_path, monkeypatch):
+    part = answer_files.Part(tmp_path)
+    monkeypatch.setattr(part, "_file", InPieces(part._file))
+    line = answer_files.line_of({"digest": name(0), "text": "x" * 100})
+    assert [part.append(line), part.append(line)] == [0, len(line)]
+    part.close()
+    assert next(tmp_path.iterdir()).read_bytes() == line + line
+
+
+class InPieces:
+    """A file that takes 7 bytes at a time."""
+
+    def __init__(self, file):
+        self.write = lambda content: file.write(content[:7])
+        self.fileno, self.close = file.fileno, file.close
+
+
+def test_a_disk_that_fails_in_the_background_is_told_at_the_next_answer(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.EDQUOT, "quota")
+
+    monkeypatch.setattr(answer_files, "SYNC_SECONDS", 0.01)
+    monkeypatch.setattr(os, "fsync", full)
+    part = answer_files.Part(tmp_path)
+    part.append(b"x")
+    part._syncer.join(60)
+    with pytest.raises(OSError, match="quota"):
+        part.append(b"x")
 
 
 def line(**changes):

@@ -136,7 +136,7 @@ def test_what_is_wrong_with_class_folders_is_said(tmp_path, names, message):
 def test_a_name_that_is_not_text_is_an_error(tmp_path):
     folders(tmp_path)
     images(tmp_path, "cat/\udcff.jpg")
-    with pytest.raises(UserError, match="not a path inside"):
+    with pytest.raises(UserError, match="is not UTF-8; rename it"):
         read_split(tmp_path, SplitSettings("folders"))
 
 

@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -49,6 +50,24 @@ def outputs(folder):
     return {
         file.name: file.read_bytes() for file in (folder / "out").iterdir() if file.name != BEFORE
     }
+
+
+def test_a_file_system_without_locks_keeps_it_too(root, tmp_path, monkeypatch):
+    """SQLite itself would say that the file is locked."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    asked = []
+    connect = sqlite3.connect
+    monkeypatch.setattr(decoded_before.fcntl, "lockf", refuse)
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda name, **options: asked.append(name) or connect(name, **options)
+    )
+    index(root, tmp_path)
+    assert asked and all(name.endswith("?nolock=1") for name in asked)
+    spoil(*root.rglob("*.jpg"))
+    index(root, tmp_path)  # reads what was kept
 
 
 def test_what_was_decoded_before_is_not_decoded_again(root, tmp_path, caplog):

@@ -1,9 +1,15 @@
 """The pool itself; what captioning does with it is in tests/captions/test_prepare.py."""
 
 import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import time
 
 import pytest
-from support.work import die, refuse, square, survive
+from support.tiny import ROOT
+from support.work import die, die_at_seven, refuse, square, survive
 
 from latteclip.core.errors import UserError
 from latteclip.data.workers import Workers
@@ -45,6 +51,38 @@ def test_a_process_that_dies_is_one_sentence():
         pool(die) as workers,
     ):
         list(workers.in_order(range(3)))
+
+
+DIE = """
+from support.work import die_among_many_bytes
+from latteclip.data.workers import Workers
+if __name__ == "__main__":
+    options = {"chunk": 1, "ahead": 2, "name": str, "threads_key": "threads.eat"}
+    with Workers(die_among_many_bytes, 2, **options) as workers:
+        list(workers.in_order(range(6)))
+"""
+
+
+def test_the_others_end_too_though_nobody_reads_what_they_give(tmp_path):
+    (tmp_path / "run.py").write_text(DIE)
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        [sys.executable, tmp_path / "run.py"],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert re.search(r"UserError: A process that decodes images died near \d", done.stderr)
+
+
+def test_a_death_that_is_noticed_with_the_next_task_is_the_same_sentence():
+    with (
+        pytest.raises(UserError, match=r"died near \d+\.jpg .* set threads\.eat lower"),
+        pool(die_at_seven, chunk=1) as workers,
+    ):
+        for _ in workers.in_order(range(40)):
+            time.sleep(0.2)  # as an engine that is busy
 
 
 def test_an_error_of_a_task_reaches_whoever_asked():

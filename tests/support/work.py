@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 from latteclip.core.errors import UserError
 
@@ -12,6 +13,19 @@ def square(number):
 
 def die(number):
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at_seven(number):
+    return die(number) if number == 7 else number
+
+
+def die_among_many_bytes(number):
+    """Of the second task the process dies; the others give more than a pipe takes."""
+    time.sleep(0.3)
+    if number == 1:
+        die(number)
+    time.sleep(0.3)
+    return bytes(200_000)
 
 
 def refuse(number):

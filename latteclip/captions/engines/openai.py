@@ -18,6 +18,7 @@ from latteclip.core.foreign import KEY, URL, in_short
 
 REFUSED = (401, 403, 404)  # no request will fare better
 REDIRECTS = range(300, 400)
+TOO_MUCH = tuple(f"HTTP {status}:" for status in (400, 413, 422))  # of one request
 
 
 class OpenaiCaptioner:
@@ -95,8 +96,14 @@ class OpenaiCaptioner:
 
         Raises:
             TooLongError: the server refuses it, in its own words.
+            UserError: it does not answer.
         """
         answer = self._ask(Request(0, [data_url(picture) for picture in pictures], prompt))
+        if answer.error is not None and not answer.error.startswith(TOO_MUCH):
+            raise UserError(
+                f"The server at {self._url} does not answer ({answer.error}); see that it is there "
+                "and has loaded its model."
+            )
         if answer.error is not None:
             raise TooLongError(
                 f"The server refuses a request (pictures: {len(pictures)}): {answer.error}",

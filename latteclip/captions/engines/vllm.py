@@ -135,6 +135,7 @@ class VllmCaptioner:
                 f"Captioner model {settings.model!r} cannot be loaded: {explained(error)}"
             ) from None
         self._refusals = (ValueError, vllm.exceptions.VLLMClientError)
+        self._ends = (RuntimeError, MemoryError, vllm.exceptions.VLLMServerError)
         self._sampling = vllm.SamplingParams(temperature=0.0, max_tokens=settings.max_new_tokens)
         self._room = ROOM * settings.batch_size
         self._rendered = functools.lru_cache(PROMPTS)(self._render)
@@ -181,7 +182,7 @@ class VllmCaptioner:
                 continue
             try:
                 outputs = engine.step()
-            except (RuntimeError, MemoryError) as error:
+            except self._ends as error:
                 raise UserError(f"vLLM stopped: {explained(error)}") from None
             for output in outputs:
                 if output.finished:

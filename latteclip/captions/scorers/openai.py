@@ -20,6 +20,8 @@ class OpenaiScorer(OpenaiCaptioner):
     cannot be above.
     """
 
+    _has_told = False  # whether any reply had log-probabilities
+
     def _ask(self, request: Request) -> Answer:
         choices, rows, first = choices_of(request), [], []
         for prompt in choices.prompts:
@@ -28,17 +30,24 @@ class OpenaiScorer(OpenaiCaptioner):
             if isinstance(reply, Answer):
                 return reply
             place = self._first(reply)
+            if place is None:
+                return Answer("", "error", None, "the reply has no log-probabilities")
             rows.append(_letters(choices.texts, place))
             first.append(place.token)
         return as_answer(Scores(tuple(rows), tuple(first)), len(rows))
 
-    def _first(self, reply: Reply) -> Place:
-        """What the server says of the first token of its answer."""
-        if reply.first is None:
+    def _first(self, reply: Reply) -> Place | None:
+        """What the server says of the first token of its answer; None: nothing of this one.
+
+        Raises:
+            UserError: it said nothing of any answer so far.
+        """
+        if reply.first is None and not self._has_told:
             raise UserError(
                 f"The server at {self._url} ({URL}) tells no log-probabilities (top_logprobs), "
                 "which letters need; use another server, or captioner.engine vllm or transformers."
             )
+        self._has_told = True
         return reply.first
 
 

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -63,6 +64,14 @@ def test_a_server_that_tells_no_log_probabilities_is_one_sentence(server, likely
     server.likely = likely
     with pytest.raises(UserError, match=r"tells no log-probabilities.*captioner\.engine vllm"):
         ask()
+
+
+def test_one_reply_without_log_probabilities_among_others_is_an_error_of_its_own(server):
+    counted = itertools.count()
+    server.likely = lambda body: [] if next(counted) == 6 else [("A", -0.1)]
+    errors = [answer.error for answer in ask(5).values()]
+    assert errors.count("the reply has no log-probabilities") == 1
+    assert errors.count(None) == 4
 
 
 def test_an_error_of_one_request_is_its_own(server):
