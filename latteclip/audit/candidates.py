@@ -90,7 +90,12 @@ def read(
         candidates, said = _that_cover(images, candidates, said)
     rows = _in_all(index, said)
     if not len(rows):
-        raise UserError(f"{folder} has no images in the {split} split that all its models saw.")
+        raise UserError(
+            f"{folder} has no training images that may be asked about: beside a test split those "
+            "that no model learned from are, and of few images none is left out (selection.share)."
+            if table is OF_LEFT_OUT
+            else f"{folder} has no images in the {split} split of which all its models say something."
+        )
     index = index.take(rows)
     ids = index["image_id"].to_pylist()
     predictions = np.stack([_of(table, index["image_id"]) for table in said], axis=1)

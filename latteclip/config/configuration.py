@@ -6,7 +6,7 @@ Imports nothing heavy: a mistake in the configuration is answered in the first s
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +267,17 @@ class Configuration:
                 )
             seen.append(other)
 
+    def _own_files(self, dataset: str) -> Iterator[tuple[str, str]]:
+        """The keys that name captions and scores of one's own, and the files."""
+        if self.section("captioner", dataset)["engine"] != "file":
+            return
+        for section, name in (
+            *(("captioner", "images_file"), ("captioner", "groups_file")),
+            ("scores", "file"),
+        ):
+            if (file := self.section(section, dataset)[name]) is not None:
+                yield f"{section}.{name}", str(file)
+
     def _check_dataset(self, dataset: str) -> None:
         own = self.dataset(dataset)
         try:
@@ -281,6 +292,10 @@ class Configuration:
                 f"Dataset {dataset}: source.folder {folder} has braces, which Snakemake takes for "
                 "a wildcard; rename the folder, or give a symbolic link to it."
             )
+        for key, file in self._own_files(dataset):
+            # Snakemake would take what was made of another file, if it is there, for given.
+            if not os.path.isfile(file):
+                raise UserError(f"Dataset {dataset}: {key} {file} is not a file.")
         clip = self.section("clip", dataset)
         local = clip["model"].removeprefix(model_names.FOLDER)
         if local != clip["model"] and not os.path.isfile(

@@ -41,10 +41,17 @@ def test_pseudo_labels_are_read_where_the_prompt_names_them(configured):
     assert rule_inputs.pseudo_labels_if_named(found, "dtd") == ["results/dtd/pseudo_labels.parquet"]
 
 
-def test_captions_of_one_s_own_are_read_by_engine_file_alone(configured):
-    own = {"images_file": "mine.csv"}
+@pytest.fixture
+def mine(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.touch()
+    return str(path)
+
+
+def test_captions_of_one_s_own_are_read_by_engine_file_alone(configured, mine):
+    own = {"images_file": mine}
     with_file = configured(captioner={"engine": "file", **own})
-    assert rule_inputs.own_captions(with_file, "dtd", "images") == ["mine.csv"]
+    assert rule_inputs.own_captions(with_file, "dtd", "images") == [mine]
     assert rule_inputs.own_captions(with_file, "dtd", "groups") == []
     assert rule_inputs.own_captions(configured(captioner=own), "dtd", "images") == []
 
@@ -83,10 +90,10 @@ def test_scores_are_read_where_the_configuration_asks_for_some(configured):
     assert rule_inputs.class_scores_if_in_use(of_one, "demo") == []
 
 
-def test_scores_of_one_s_own_are_read_by_engine_file_alone(configured):
-    own = {"file": "mine.csv"}
+def test_scores_of_one_s_own_are_read_by_engine_file_alone(configured, mine):
+    own = {"file": mine}
     with_file = configured(captioner={"engine": "file"}, scores=own)
-    assert rule_inputs.own_scores(with_file, "dtd") == ["mine.csv"]
+    assert rule_inputs.own_scores(with_file, "dtd") == [mine]
     assert rule_inputs.own_scores(configured(scores=own), "dtd") == []
     assert rule_inputs.own_scores(configured(captioner={"engine": "file"}), "dtd") == []
 
