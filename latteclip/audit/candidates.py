@@ -94,7 +94,7 @@ def read(
             f"{folder} has no training images that may be asked about: beside a test split those "
             "that no model learned from are, and of few images none is left out (selection.share)."
             if table is OF_LEFT_OUT
-            else f"{folder} has no images in the {split} split of which all its models say something."
+            else f"{folder} has no {split} images of which all its models say something."
         )
     index = index.take(rows)
     ids = index["image_id"].to_pylist()
