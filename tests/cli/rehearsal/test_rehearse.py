@@ -123,7 +123,9 @@ def test_a_captioner_that_nobody_asks_is_not_rehearsed(place, method):
 
 
 def test_captions_of_ones_own_are_not_rehearsed(place):
-    given = {"engine": "file", "images_file": "captions.csv"}
+    file = place / "captions.csv"
+    file.touch()
+    given = {"engine": "file", "images_file": str(file)}
     assert only("captioner", captioner=given) == [("note", "captions are your own")]
 
 
