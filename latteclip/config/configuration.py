@@ -6,7 +6,7 @@ Imports nothing heavy: a mistake in the configuration is answered in the first s
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +253,18 @@ class Configuration:
         """Whether captions or class scores of images are there to vote, in this run."""
         return self.scores_classes(dataset) or "image" in self.caption_kinds(dataset)
 
+    def own_files(self, dataset: str) -> dict[str, str]:
+        """The user's files that replace the captioner, by the keys that name them."""
+        captioner, scores = self.section("captioner", dataset), self.section("scores", dataset)
+        if captioner["engine"] != "file":
+            return {}
+        named = {
+            "captioner.images_file": captioner["images_file"],
+            "captioner.groups_file": captioner["groups_file"],
+            "scores.file": scores["file"],
+        }
+        return {key: file for key, file in named.items() if file is not None}
+
     def _check_likeness(self, method: str) -> None:
         methods = self.config["methods"]
         seen = [method]
@@ -266,17 +278,6 @@ class Configuration:
                     f"Methods are like each other in a circle: {', '.join([*seen, other])}."
                 )
             seen.append(other)
-
-    def _own_files(self, dataset: str) -> Iterator[tuple[str, str]]:
-        """The keys that name captions and scores of one's own, and the files."""
-        if self.section("captioner", dataset)["engine"] != "file":
-            return
-        for section, name in (
-            *(("captioner", "images_file"), ("captioner", "groups_file")),
-            ("scores", "file"),
-        ):
-            if (file := self.section(section, dataset)[name]) is not None:
-                yield f"{section}.{name}", str(file)
 
     def _check_dataset(self, dataset: str) -> None:
         own = self.dataset(dataset)
@@ -292,7 +293,7 @@ class Configuration:
                 f"Dataset {dataset}: source.folder {folder} has braces, which Snakemake takes for "
                 "a wildcard; rename the folder, or give a symbolic link to it."
             )
-        for key, file in self._own_files(dataset):
+        for key, file in self.own_files(dataset).items():
             # Snakemake would take what was made of another file, if it is there, for given.
             if not os.path.isfile(file):
                 raise UserError(f"Dataset {dataset}: {key} {file} is not a file.")

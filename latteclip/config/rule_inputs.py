@@ -60,16 +60,17 @@ def pseudo_labels_if_named(configuration: Configuration, dataset: str) -> Paths:
 
 def own_captions(configuration: Configuration, dataset: str, kind: str) -> Paths:
     """The user's file of captions of "images" or "groups", where it replaces the captioner."""
-    values = configuration.section("captioner", dataset)
-    file = values[f"{kind}_file"]
-    return [file] if values["engine"] == "file" and file else []
+    return _named(configuration, dataset, f"captioner.{kind}_file")
 
 
 def own_scores(configuration: Configuration, dataset: str) -> Paths:
     """The user's file of class scores, where it replaces the captioner."""
-    engine = configuration.section("captioner", dataset)["engine"]
-    file = configuration.section("scores", dataset)["file"]
-    return [file] if engine == "file" and file else []
+    return _named(configuration, dataset, "scores.file")
+
+
+def _named(configuration: Configuration, dataset: str, key: str) -> Paths:
+    files = configuration.own_files(dataset)
+    return [files[key]] if key in files else []
 
 
 def class_scores_if_in_use(configuration: Configuration, dataset: str) -> Paths:

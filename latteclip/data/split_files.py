@@ -50,7 +50,7 @@ class Split:
 
     def __post_init__(self) -> None:
         for name in self.names:
-            if not _is_text(name):
+            if not (_is_name(name) and _is_utf8(name)):
                 raise UserError(f"Class name {name!r} is not valid text; correct it.")
 
 
@@ -220,10 +220,10 @@ def _lines(path: Path) -> Iterator[str]:
 
 def inside(image_id: str, path: Path) -> str:
     """`image_id`, if it stays in the folder of images."""
-    if any("\ud800" <= c <= "\udfff" for c in image_id):
+    if not _is_utf8(image_id):
         raise UserError(f"{path}: the name {image_id!r} is not UTF-8; rename it.")
     parts = PurePosixPath(image_id)
-    if not _is_text(image_id) or parts.is_absolute() or ".." in parts.parts:
+    if not _is_name(image_id) or parts.is_absolute() or ".." in parts.parts:
         raise UserError(
             f"{path}: {image_id!r} is not a path inside the folder of images (split.images sets "
             "that folder)."
@@ -231,9 +231,14 @@ def inside(image_id: str, path: Path) -> str:
     return image_id
 
 
-def _is_text(value: str) -> bool:
-    """Whether it can be the name of a file and be written as UTF-8."""
-    return bool(value) and "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
+def _is_name(value: str) -> bool:
+    """Whether a file system could have it as the name of a file."""
+    return bool(value) and "\0" not in value
+
+
+def _is_utf8(value: str) -> bool:
+    """Whether it can be written as UTF-8: bytes that were not are surrogates here."""
+    return not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _same_name(names: dict[int, str], label: int, name: str, path: Path) -> None:

@@ -99,17 +99,17 @@ class OpenaiCaptioner:
             UserError: it does not answer.
         """
         answer = self._ask(Request(0, [data_url(picture) for picture in pictures], prompt))
-        if answer.error is not None and not answer.error.startswith(TOO_MUCH):
+        if answer.error is None:
+            return answer.n_read or 0
+        if not answer.error.startswith(TOO_MUCH):
             raise UserError(
                 f"The server at {self._url} does not answer ({answer.error}); see that it is there "
                 "and has loaded its model."
             )
-        if answer.error is not None:
-            raise TooLongError(
-                f"The server refuses a request (pictures: {len(pictures)}): {answer.error}",
-                "let it take such requests (`vllm serve`: --max-model-len, --limit-mm-per-prompt)",
-            )
-        return answer.n_read or 0
+        raise TooLongError(
+            f"The server refuses a request (pictures: {len(pictures)}): {answer.error}",
+            "let it take such requests (`vllm serve`: --max-model-len, --limit-mm-per-prompt)",
+        )
 
     def _complete(self, request: Request, **options: Any) -> Reply | Answer:
         """The server's reply, greedy, or an answer that says why there is none."""
