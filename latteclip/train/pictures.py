@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from latteclip.core.errors import UserError, first_line
 from latteclip.core.paths import existing
 from latteclip.data.images import open_rgb
 from latteclip.data.loader import loader
@@ -51,13 +52,23 @@ def shrunken(path: str, side: int) -> np.ndarray:
     picture = open_rgb(path, min_side=side)
     width, height = shrunken_sizes(np.array([picture.size]), side)[0].tolist()
     if (width, height) != picture.size:
-        scale = min(picture.width / width, picture.height / height)
-        left, top = (picture.width - width * scale) / 2, (picture.height - height * scale) / 2
-        box = (left, top, left + width * scale, top + height * scale)
+        box = _middle(picture.size, (width, height))
         picture = picture.resize(
             (width, height), Image.Resampling.BICUBIC, box, reducing_gap=REDUCING_GAP
         )
     return np.asarray(picture)
+
+
+def _middle(size: tuple[int, int], shape: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Return left, top, right and bottom of the largest box of a shape in the middle of a picture.
+
+    Rounding never puts a corner outside the picture, which Pillow would refuse.
+    """
+    scale = min(length / wanted for length, wanted in zip(size, shape, strict=True))
+    left, top = (
+        max(0.0, (length - wanted * scale) / 2) for length, wanted in zip(size, shape, strict=True)
+    )
+    return left, top, size[0] - left, size[1] - top
 
 
 class KeptPictures:
@@ -168,7 +179,13 @@ class TrainingPictures(Dataset[tuple[int, np.ndarray, np.ndarray]]):
         number, index = key
         picture = self.kept.get(index)
         if picture is None:
-            picture = shrunken(self.paths[index], self.side)
+            try:
+                picture = shrunken(self.paths[index], self.side)
+            except (ValueError, ArithmeticError) as error:
+                raise UserError(
+                    f"Image {self.paths[index]} cannot be scaled down for training "
+                    f"({first_line(error)}); remove it, and report this as a bug."
+                ) from error
             self.kept.put(index, picture)
         return index, augment.draw(self.seed, number, index), picture
 

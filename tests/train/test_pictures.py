@@ -67,6 +67,43 @@ def test_a_picture_has_the_size_that_is_said(tmp_path, suffix):
     assert [[width, height]] == shrunken_sizes(np.array([[640, 480]]), 100).tolist()
 
 
+CAMERAS = [(5184, 3456), (4608, 3456), (4160, 3120), (224, 226)]
+
+
+@pytest.mark.parametrize("size", [*CAMERAS, *(size[::-1] for size in CAMERAS)])
+@pytest.mark.parametrize("side", [192, 336])
+def test_photographs_of_every_camera_can_be_scaled_down(tmp_path, size, side):
+    Image.new("RGB", size).save(tmp_path / "x.jpg")
+    height, width, _ = shrunken(str(tmp_path / "x.jpg"), side).shape
+    assert min(height, width) == min(side, *size)
+
+
+def test_the_part_that_is_scaled_down_lies_inside_pictures_of_any_size():
+    rng = np.random.default_rng(0)
+    sizes = np.exp(rng.uniform(0, np.log(6000), (30_000, 2))).round().astype(int)
+    sides = rng.integers(64, 513, len(sizes))
+    for size, side in zip(sizes, sides.tolist(), strict=True):
+        width, height = shrunken_sizes(size[None], side)[0].tolist()
+        left, top, right, bottom = pictures._middle(tuple(size.tolist()), (width, height))
+        assert 0 <= left < right <= size[0]
+        assert 0 <= top < bottom <= size[1]
+        # No pixel is lost but at the ends of long pictures, and the shape stays.
+        assert min(left, top) < 1e-9 * max(size)
+        assert abs((right - left) / width - (bottom - top) / height) < 1e-6
+
+
+def test_a_picture_that_breaks_the_scaling_is_named(tmp_path, monkeypatch):
+    paths = write_pictures(tmp_path, 5, size=SIZE)
+
+    def fail(path, side):
+        raise ValueError("box offset can't be negative")
+
+    monkeypatch.setattr(pictures, "shrunken", fail)
+    kept = kept_pictures(np.array([SIZE] * 5), 48, 2**20, tmp_path)
+    with pytest.raises(UserError, match=str(paths[3])):
+        TrainingPictures(list(map(str, paths)), 48, 0, kept)[0, 3]
+
+
 def test_crops_of_shrunken_pictures_are_close_to_those_of_whole_ones(tmp_path):
     """Closer than a crop of the whole picture is to itself with another filter of PIL."""
     path = str(tmp_path / "x.jpg")
