@@ -23,6 +23,7 @@ BAD_PLACE = {
     errno.EISDIR,
     errno.ENAMETOOLONG,
     errno.ENOTDIR,
+    errno.ENOTEMPTY,
     errno.EPERM,
     errno.EROFS,
 }
@@ -37,10 +38,11 @@ def replacing(path: str | Path, *, anew: bool = False) -> Iterator[Path]:
 
     Args:
         path: of a file or a folder.
-        anew: a folder with content is the caller's own, and may be replaced.
+        anew: whatever has the name is the caller's, and a folder may replace it.
 
     Raises:
-        UserError: `path` is a folder with content, or its place cannot be written.
+        UserError: `path` is a folder with content, or a file where the body made a folder, or its
+            place cannot be written.
     """
     path = Path(path)
     if not anew:
@@ -59,7 +61,8 @@ def replacing(path: str | Path, *, anew: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         with _placing(path):
-            if temporary.is_dir():  # a rename replaces a file, but never a folder that has content
+            # A folder renamed takes the place of an empty one and of nothing else.
+            if anew and temporary.is_dir():
                 _remove(path)
             os.replace(temporary, path)
     finally:
@@ -70,6 +73,18 @@ def refuse_folder(path: str | Path) -> None:
     """Raise UserError where a folder with content would be replaced."""
     if os.path.isdir(path) and (not Path(path).name or any(Path(path).iterdir())):
         raise UserError(f"{path} is a folder that is not empty; delete it or name another place.")
+
+
+def new_folder(path: str | Path) -> Path:
+    """Return the place of a folder to write, with links resolved.
+
+    Raises:
+        UserError: something other than an empty folder has the name.
+    """
+    folder = Path(path).resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{path} exists and is not an empty folder; name another place.")
+    return folder
 
 
 @contextlib.contextmanager

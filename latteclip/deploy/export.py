@@ -16,7 +16,7 @@ from latteclip.clip.classifier import load_classifier, save_classifier
 from latteclip.clip.model import CLASSIFIER
 from latteclip.core import checksums
 from latteclip.core.errors import UserError
-from latteclip.core.files import replacing, write_json
+from latteclip.core.files import new_folder, replacing, write_json
 from latteclip.core.prompts import PLACE
 from latteclip.deploy.model_card import Provenance, card, provenance
 
@@ -42,9 +42,7 @@ def export(model: str, destination: str, form: str, licence: str | None = None) 
     Raises:
         UserError: the model is not a tuned one or has no such form, or the folder holds something.
     """
-    folder = Path(destination).resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{destination} exists and is not an empty folder; name another one.")
+    folder = new_folder(destination)
     opened = tuned.load(model, torch.device("cpu"))
     if folder.is_relative_to(opened.folder.resolve()):
         raise UserError(f"{destination} lies in the folder of the model; name another one.")

@@ -16,7 +16,7 @@ from PIL import Image
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.files import refuse_folder, replacing
+from latteclip.core.files import new_folder, replacing
 from latteclip.core.version import __version__
 from latteclip.data import members
 from latteclip.data.images import FORMATS
@@ -49,8 +49,7 @@ def export_labels(folder: str, form: str, output: str, *, copy: bool = False) ->
         raise UserError(f"--copy is for --format imagefolder; {form} holds no images.")
     if form in FILES and os.path.isdir(output):
         raise UserError(f"--output {output} is a folder; name a file.")
-    if form in FOLDERS:
-        refuse_folder(output)
+    place = str(new_folder(output)) if form in FOLDERS else output
     labels = taken_labels.read(folder)
     writers: dict[str, Callable[[TakenLabels, str], None]] = {
         "csv": _csv,
@@ -58,7 +57,7 @@ def export_labels(folder: str, form: str, output: str, *, copy: bool = False) ->
         "label-studio": _label_studio,
         "imagefolder": _copies if copy else _links,
     }
-    writers[form](labels, output)
+    writers[form](labels, place)
     n = len(labels.table)
     return f"{n} labels, {labels.table['calibration'][0].as_py()}, are in {output}."
 

@@ -90,6 +90,24 @@ def test_a_folder_with_content_is_not_replaced_unasked(tmp_path, kind):
     assert [p.name for p in tmp_path.iterdir()] == ["photos"]
 
 
+@pytest.mark.parametrize("old", ["file", "link", "filled meanwhile"])
+def test_a_folder_replaces_nothing_of_the_user(tmp_path, old):
+    target, elsewhere = tmp_path / "mine", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    if old == "file":
+        target.write_text("precious")
+    elif old == "link":
+        target.symlink_to(elsewhere)
+    with pytest.raises(UserError, match="mine"), replacing(target) as temporary:
+        temporary.mkdir()
+        if old == "filled meanwhile":
+            target.mkdir()
+            (target / "precious").touch()
+    assert (target.is_file(), target.is_symlink()) == (old == "file", old == "link")
+    assert (target / "precious").exists() == (old == "filled meanwhile")
+    assert {p.name for p in tmp_path.iterdir()} == {"mine", "elsewhere"}
+
+
 def test_a_file_does_not_replace_an_empty_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     refused = pytest.raises(UserError, match="empty cannot be written")

@@ -236,9 +236,18 @@ def test_a_folder_with_content_is_never_replaced(taken, tmp_path, form):
     output = tmp_path / "mine"
     output.mkdir()
     (output / "kept").write_text("mine")
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(UserError, match="mine"):
         export_labels(str(taken.folder), form, str(output))
     assert [path.name for path in output.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize("words", ["label-studio", "imagefolder", "imagefolder --copy"])
+def test_a_folder_of_labels_never_replaces_a_file(taken, tmp_path, words):
+    output = tmp_path / "notes.txt"
+    output.write_text("precious")
+    asked = ["labels", "export", str(taken.folder), "--output", str(output), "--format"]
+    assert main.main([*asked, *words.split()]) == 2
+    assert output.read_text() == "precious"
 
 
 def test_an_image_that_vanished_leaves_nothing_behind(taken, tmp_path):
