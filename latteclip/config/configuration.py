@@ -19,6 +19,9 @@ from latteclip.core.plain_values import refuse_unfit
 
 Config = Mapping[str, Any]
 ALL = "all"
+# What runs where `method` is null: on images in a folder of the user's, and on all other datasets.
+FOLDER_METHODS = ("zero_shot", "zero_shot_calibrated", "image_prototypes", "recommended")
+BENCHMARK_METHODS = (*FOLDER_METHODS[:3], "latteclip", "recommended")
 # Objectives of methods that do not fine-tune; of the second kind there is a classifier.
 HEADS = ("zero_shot_calibrated", "image_prototypes")
 UNTRAINED = ("zero_shot", "label_propagation", *HEADS)
@@ -97,14 +100,14 @@ class Configuration:
         rules.validate(self.config)
         asked = names(self.config["dataset"])
         self.datasets = self.from_source("downloads") if asked == [ALL] else asked
-        self.methods = names(self.config["method"])
         self.seeds = seed_list(self.config["seeds"])
-        for kind, chosen in (("dataset", self.datasets), ("method", self.methods)):
-            for name in chosen:
-                if name not in self.config[kind + "s"]:
-                    raise UserError(
-                        unknown(f"{kind.capitalize()} {name!r}", name, self.config[kind + "s"])
-                    )
+        for name in self.datasets:
+            if name not in self.config["datasets"]:
+                raise UserError(unknown(f"Dataset {name!r}", name, self.config["datasets"]))
+        self.methods = list(dict.fromkeys(m for d in self.datasets for m in self.methods_of(d)))
+        for name in self.methods:
+            if name not in self.config["methods"]:
+                raise UserError(unknown(f"Method {name!r}", name, self.config["methods"]))
         self.table = self.config["table"]
         for name in self.config["methods"]:
             self._check_likeness(name)
@@ -132,6 +135,13 @@ class Configuration:
         return sorted(
             key for key, values in self.config["datasets"].items() if kind in values["source"]
         )
+
+    def methods_of(self, dataset: str) -> list[str]:
+        """The methods that run on a dataset."""
+        if self.config["method"] is not None:
+            return names(self.config["method"])
+        in_folder = "folder" in self.dataset(dataset)["source"]
+        return list(FOLDER_METHODS if in_folder else BENCHMARK_METHODS)
 
     def section(self, name: str, dataset: str) -> dict[str, Any]:
         """A section that datasets share (clip, captioner, ...) as it stands for one of them."""
@@ -200,7 +210,7 @@ class Configuration:
             if any(
                 self.reads_captions(method, kind, dataset)
                 or (kind == "image" and self._captions_vote(method, dataset))
-                for method in self.methods
+                for method in self.methods_of(dataset)
             )
         ]
 
@@ -232,7 +242,7 @@ class Configuration:
         """(method, seed) of everything to evaluate; a method without training runs once."""
         return [
             (method, seed)
-            for method in self.methods
+            for method in self.methods_of(dataset)
             for seed in (self.seeds if self.is_trained(method) else [0])
         ]
 

@@ -27,12 +27,13 @@ OF_RUN = (
 )
 
 
-def shown_method(configuration: Configuration) -> str | None:
+def shown_method(configuration: Configuration, dataset: str) -> str | None:
     """The method that a page shows in detail.
 
     The first LatteCLIP that is like no other method; without one, the last that is not zero-shot.
     """
-    asked = [m for m in configuration.methods if configuration.objective(m) != "zero_shot"]
+    methods = configuration.methods_of(dataset)
+    asked = [m for m in methods if configuration.objective(m) != "zero_shot"]
     whole = [
         method
         for method in asked
@@ -45,7 +46,7 @@ def shown_method(configuration: Configuration) -> str | None:
 
 def runs(configuration: Configuration, dataset: str) -> list[dict[str, Any]]:
     """What a page reads of each run: metrics, predictions and history, and more of one method."""
-    shown = shown_method(configuration)
+    shown = shown_method(configuration, dataset)
     of_dataset = configuration.runs(dataset)
     first = min((seed for method, seed in of_dataset if method == shown), default=None)
     found = []
@@ -103,7 +104,7 @@ def shown_config(configuration: Configuration, dataset: str) -> dict[str, Any]:
     """The configuration as it stands for a dataset, for people to read."""
     own = configuration.dataset(dataset)
     methods = {}
-    for method in configuration.methods:
+    for method in configuration.methods_of(dataset):
         like = configuration.config["methods"][method].get("like")
         values = configuration.method(method, dataset)
         methods[method] = {"like": like, **values} if like else values
@@ -121,7 +122,7 @@ def report_dataset(configuration: Configuration, dataset: str) -> str:
     values = {
         "dataset": dataset,
         "baseline": configuration.table["baseline"],
-        "shown": shown_method(configuration),
+        "shown": shown_method(configuration, dataset),
         "config": shown_config(configuration, dataset),
         "benchmarks": benchmarks(configuration, dataset),
     }

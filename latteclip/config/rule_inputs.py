@@ -160,7 +160,7 @@ def models_of_heads(configuration: Configuration) -> Paths:
     return [
         f"results/{dataset}/{method}/seed0/model"
         for dataset in configuration.datasets
-        for method in configuration.methods
+        for method in configuration.methods_of(dataset)
         if configuration.objective(method) in HEADS
     ]
 
@@ -239,7 +239,7 @@ def all_audits(configuration: Configuration) -> Paths:
 
 def calibrated_if_run(configuration: Configuration, dataset: str) -> Paths:
     """The calibrated zero-shot classifier, where it is a method of the run."""
-    objectives = map(configuration.objective, configuration.methods)
+    objectives = map(configuration.objective, configuration.methods_of(dataset))
     path = CLASSIFIERS.format(dataset=dataset, name="calibrated")
     return [path] if "zero_shot_calibrated" in objectives else []
 

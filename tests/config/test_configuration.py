@@ -47,6 +47,19 @@ def test_the_repository_s_configuration_is_valid_and_runs_the_demo(config):
     assert found.seeds == [0, 1, 2]
 
 
+def test_photographs_in_a_folder_run_without_group_captions(config, tmp_path):
+    found = configured(config, dataset="mine", image_dir=str(tmp_path))
+    assert found.methods_of("mine") == [m for m in configured(config).methods if m != "latteclip"]
+    assert found.caption_kinds("mine") == ["image"]
+    asked = configured(config, dataset="mine", image_dir=str(tmp_path), method="latteclip")
+    assert asked.methods_of("mine") == ["latteclip"]
+    source = {"source": {"folder": str(tmp_path)}}
+    mine = {**config["datasets"]["demo"], **source}
+    both = configured(config, dataset="demo,mine", datasets={"mine": mine}, seeds=1)
+    assert [method for method, _ in both.runs("mine")] == found.methods_of("mine")
+    assert [method for method, _ in both.runs("demo")] == configured(config).methods
+
+
 def test_a_method_without_training_runs_once(config):
     assert configured(config, method="zero_shot,image_prototypes,latteclip", seeds=2).runs(
         "demo"

@@ -15,7 +15,7 @@ from latteclip.config import page_settings
     ],
 )
 def test_the_method_that_is_shown(configured, methods, shown):
-    assert page_settings.shown_method(configured(method=methods)) == shown
+    assert page_settings.shown_method(configured(method=methods), "demo") == shown
 
 
 def test_only_the_first_seed_of_the_shown_method_is_shown_in_full(configured):
