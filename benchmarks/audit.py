@@ -12,6 +12,7 @@ widths. In the second tables, the person names a wrong class in five answers of 
 
 import argparse
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def read(folder: Path, methods: list[str] | None) -> Data:
     labels = np.array(label, dtype=np.int_)
     hits = (audited.predictions == labels[:, None]).astype(np.float64)
     rights = hits.mean(axis=0)
-    compared = score.pairs(audited)
+    compared = [*combinations(range(hits.shape[1]), 2)]
     names = [one.method for one in audited.candidates]
     return Data(
         audited,
@@ -83,7 +84,10 @@ def audit(data: Data, n: int, wrong: float, rng: np.random.Generator) -> Floats:
         data.audited.image_ids[row]: Answer("", CLASS, data.audited.classnames[label])
         for row, label in zip(drawn, said(data, drawn, wrong, rng), strict=True)
     }
-    found = score.score(data.audited, Plan(data.strata, order, ""), answers)
+    plan = Plan("", data.audited.classnames, data.audited.image_ids, data.strata, order, "")
+    columns = zip(data.audited.candidates, data.audited.predictions.T, strict=True)
+    runs = [score.Scored(one.method, one.seed, True, own) for one, own in columns]
+    found = score.score("", plan, runs, answers)
     ends = [(one.low, one.high) for one in found.accuracies]
     return np.array([*ends, *((one.low, one.high) for one in found.comparisons)])
 
@@ -96,7 +100,7 @@ def simple(data: Data, n: int, wrong: float, rng: np.random.Generator) -> Floats
     size = np.array([len(data.labels)])
     strata = np.zeros(n, dtype=np.int_)
     ends = [share(hits[:, k], strata, size) for k in range(hits.shape[1])]
-    for other, one in score.pairs(data.audited):
+    for other, one in combinations(range(hits.shape[1]), 2):
         ends.append(_paired(hits[:, one] - hits[:, other], len(data.labels)))
     return np.array([[one.low, one.high] for one in ends])
 

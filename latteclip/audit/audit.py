@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import filelock
 
 from latteclip.audit import score
+from latteclip.audit.advice import steps
 from latteclip.audit.answers import read_exported
 from latteclip.audit.offline import write_offline
 from latteclip.audit.server import AuditServer
-from latteclip.audit.session import RESULT, Session
+from latteclip.audit.session import Session
 from latteclip.core.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -81,9 +82,11 @@ def take(session: Session, path: str) -> None:
 
 
 def tell(session: Session) -> None:
-    """Print what the answers say, and write it to audit.json."""
-    print(score.table(session.finish()))
-    log.info("Wrote %s; the next run of the workflow shows it.", session.folder / RESULT)
+    """Print what the answers say, and what to do next."""
+    audit = session.score()
+    print(score.table(audit))
+    for step in steps(session.folder, audit):
+        print(f"\n{step.text}", *([f"\n  {step.command}"] if step.command else []), sep="")
 
 
 def offline(session: Session, output: str) -> None:

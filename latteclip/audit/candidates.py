@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.evaluate.audited import Run
 from latteclip.evaluate.judged import JUDGED
 from latteclip.evaluate.results import read_selection
 
@@ -83,10 +84,13 @@ def read(
     split = split or ("test" if has_tests else "train")
     table = OF_LEFT_OUT if has_tests and split == "train" else OF_EVALUATED
     index = index.filter(is_test if split == "test" else pc.invert(is_test))
+    images = planned(split)
+    if images:  # those that came later are no part of the audit
+        index = index.filter(pc.is_in(index["image_id"], pa.array(images)))
     chosen = _chosen(folder)
     candidates = _candidates(folder, table[0], chosen)
     said = [_predictions(folder, table, one, classnames) for one in candidates]
-    if images := planned(split):
+    if images:
         candidates, said = _that_cover(images, candidates, said)
     rows = _in_all(index, said)
     if not len(rows):
@@ -123,24 +127,30 @@ def _chosen(folder: Path) -> Candidate | None:
     return Candidate(selection.method, selection.seed)
 
 
-def _candidates(folder: Path, name: str, chosen: Candidate | None) -> list[Candidate]:
-    """One run of each method that has a table of a name: the baselines first, then by name."""
-    found: dict[str, Candidate] = {}
+def runs(folder: Path, name: str = OF_EVALUATED[0]) -> list[Run]:
+    """Return the runs that have a table of a name: the baselines first, then by name."""
+    found = []
     for path in folder.glob(f"*/seed*/{name}"):
         number = path.parent.name.removeprefix("seed")
         if number.isdecimal():
-            one = Candidate(path.parent.parent.name, int(number))
-            found[one.method] = one if one == chosen else min(found.get(one.method, one), one)
-    if chosen and chosen.method in found:
-        found[chosen.method] = chosen
+            found.append((path.parent.parent.name, int(number)))
+    place = {method: number for number, method in enumerate(FIRST)}
+    return sorted(found, key=lambda one: (place.get(one[0], len(FIRST)), one))
+
+
+def _candidates(folder: Path, name: str, chosen: Candidate | None) -> list[Candidate]:
+    """Return one run of each method that has a table of a name: the chosen one, or the first."""
+    found: dict[str, Candidate] = {}
+    for run in runs(folder, name):
+        one = Candidate(*run)
+        if one == chosen or one.method not in found:
+            found[one.method] = one
     if not found:
         raise UserError(
             f"{folder} has no predictions of the images yet; run the workflow first: "
             f"snakemake -j4 --config dataset={folder.absolute().name}."
         )
-    last = len(FIRST)
-    place = {method: number for number, method in enumerate(FIRST)}
-    return sorted(found.values(), key=lambda one: (place.get(one.method, last), one))
+    return list(found.values())
 
 
 def _predictions(folder: Path, said: Said, one: Candidate, classnames: Sequence[str]) -> pa.Table:

@@ -41,6 +41,9 @@ PLAN = pa.schema(
 class Plan:
     """The order in which the N images of an audit are shown."""
 
+    split: str
+    classnames: list[str]
+    image_ids: list[str]  # N
     strata: Ints  # [N]
     order: Ints  # [N]: the images by turn, as indices
     digest: str  # of all that answers rest on
@@ -52,10 +55,22 @@ class Plan:
 
 def planned(path: Path) -> list[str] | None:
     """The images of a plan; None: there is none."""
-    if not path.exists():
-        return None
-    ids: list[str] = tables.read(path, PLAN, ["image_id"])[0]["image_id"].to_pylist()
-    return ids
+    return read(path).image_ids if path.exists() else None
+
+
+def read(path: str | Path) -> Plan:
+    """Read a plan that was drawn.
+
+    Raises:
+        UserError: the file is missing or broken.
+    """
+    table, described = tables.read(path, PLAN)
+    split, classnames = described["split"], described["classnames"]
+    ids: list[str] = table["image_id"].to_pylist()
+    strata, turn = (table[name].to_numpy().astype(np.int_) for name in ("stratum", "turn"))
+    order = np.stack([strata, turn]).astype("<i8").tobytes()
+    own_digest = digest(split, order, *classnames, *ids)[:16]
+    return Plan(split, classnames, ids, strata, np.argsort(turn), own_digest)
 
 
 def read_or_draw(path: Path, audited: Audited) -> Plan:
@@ -67,19 +82,16 @@ def read_or_draw(path: Path, audited: Audited) -> Plan:
     if not path.exists():
         strata = stratify(audited)
         _write(path, audited, strata, turns(strata, np.random.default_rng(SEED)))
-    table, described = tables.read(path, PLAN)
-    ids = table["image_id"].to_pylist()
-    same = (described["split"], described["classnames"], ids) == (
+    plan = read(path)
+    if (plan.split, plan.classnames, plan.image_ids) != (
         *(audited.split, audited.classnames),
         audited.image_ids,
-    )
-    if not same:
+    ):
         raise UserError(
             f"{path} was drawn from other images or classes than the {audited.split} split has "
             f"now; move the folder {path.parent} away to begin a new audit."
         )
-    strata, turn = (table[name].to_numpy().astype(np.int_) for name in ("stratum", "turn"))
-    return Plan(strata, np.argsort(turn), _digest(audited, strata, turn))
+    return plan
 
 
 def stratify(audited: Audited) -> Ints:
@@ -142,8 +154,3 @@ def _described(strata: Ints) -> list[dict[str, object]]:
         {"stratum": name, "images": count, "rate": rate}
         for (name, rate), count in zip(STRATA.items(), counts, strict=True)
     ]
-
-
-def _digest(audited: Audited, strata: Ints, turn: Ints) -> str:
-    order = np.stack([strata, turn]).astype("<i8").tobytes()
-    return digest(audited.split, order, *audited.classnames, *audited.image_ids)[:16]

@@ -1,6 +1,7 @@
 """An audit in one HTML file: it needs no network and no server, and exports its answers."""
 
 import logging
+import shlex
 from typing import Any
 
 from latteclip.audit.answers import VERSION
@@ -40,6 +41,7 @@ def write_offline(session: Session, output: str) -> None:
         )
     values = {
         "offline": True,
+        "take": f"latteclip audit {shlex.quote(str(session.folder))} --answers answers.json",
         **session.asked.header(),
         "format": VERSION,
         "questions": [_question(one, most) for one in questions],
@@ -47,12 +49,13 @@ def write_offline(session: Session, output: str) -> None:
     text, _ = page(session, SOURCES, values)
     write_text(output, text)
     log.info(
-        "Wrote %s: %d images, %.1f MB. Open it in any browser, export the answers there, and hand "
-        "them to latteclip audit %s --answers FILE.",
+        "Wrote %s: %d images, %d are answered already, %.1f MB. Open it in any browser, export the "
+        "answers there, and run %s.",
         output,
         len(questions),
+        session.answered(),
         len(text.encode()) / 1e6,
-        session.folder,
+        values["take"],
     )
 
 

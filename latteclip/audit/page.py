@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from latteclip.audit.session import Session
+from latteclip.audit.session import ALL_OFFERED, Session
 from latteclip.report import render
 
 PACKAGE, TEMPLATE = "latteclip.audit", "audit.html"
@@ -34,6 +34,8 @@ def page(session: Session, sources: str, values: Mapping[str, Any]) -> tuple[str
             dataset=session.audited.dataset,
             split=session.audited.split,
             classnames=sorted(session.audited.classnames),
+            all_offered=len(session.audited.classnames) <= ALL_OFFERED,
+            answered=session.answered() if values["offline"] else 0,
             total=session.total,
             values={"dataset": session.audited.dataset, **values},
         )

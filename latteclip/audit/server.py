@@ -16,12 +16,12 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from latteclip.audit.advice import steps
 from latteclip.audit.answers import UNDONE
 from latteclip.audit.page import page
-from latteclip.audit.score import wanted
-from latteclip.audit.session import RESULT, Session, shown
+from latteclip.audit.score import as_texts
+from latteclip.audit.session import Session, shown
 from latteclip.core.errors import UserError
-from latteclip.evaluate.audited import Audit
 
 log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
@@ -134,7 +134,7 @@ class Handler(BaseHTTPRequestHandler):
             if what == "state":
                 return JSON, _json(state(self.server.session))
             if what == "result":
-                return JSON, _json(result(self.server.session.score()))
+                return JSON, _json(result(self.server.session))
         raise RefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")
 
     def _picture(self, number: str) -> bytes:
@@ -159,9 +159,6 @@ class Handler(BaseHTTPRequestHandler):
                 session.answer(number, kind, name)
             elif what == "undo":
                 session.answers.undo()
-            elif what == "finish":
-                found = session.finish()
-                return JSON, _json({**result(found), "written": str(session.folder / RESULT)})
             else:
                 raise RefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")
             return JSON, _json(state(session))
@@ -216,23 +213,15 @@ def state(session: Session) -> dict[str, Any]:
     }
 
 
-def result(audit: Audit) -> dict[str, Any]:
-    """What the answers say, as texts for the page's tables."""
+def result(session: Session) -> dict[str, Any]:
+    """Return what the answers say and what to do next, as texts for the page."""
+    audit = session.score()
+    accuracies, comparisons = as_texts(audit)
     return {
         "sentence": audit.sentence,
-        "accuracies": [
-            [one.method, f"{100 * one.value:.1f}", f"{100 * one.low:.1f} to {100 * one.high:.1f}"]
-            for one in audit.accuracies
-        ],
-        "comparisons": [
-            [
-                f"{one.method} - {one.other}",
-                f"{100 * one.value:+.1f}",
-                f"{100 * one.low:+.1f} to {100 * one.high:+.1f}",
-                "" if one.decided else f"undecided, {wanted(one)}",
-            ]
-            for one in audit.comparisons
-        ],
+        "accuracies": accuracies,
+        "comparisons": comparisons,
+        "steps": [[step.text, step.command] for step in steps(session.folder, audit)],
     }
 
 

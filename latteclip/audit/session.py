@@ -11,22 +11,24 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from latteclip.audit import candidates, draw, score
-from latteclip.audit.answers import UNDONE, Answer, Answers, Asked
+from latteclip.audit import candidates, draw
+from latteclip.audit.answers import UNDONE, Answer, Answers
 from latteclip.audit.candidates import Audited
+from latteclip.audit.score import RunFiles, asked, scored
 from latteclip.core.digest import digest
 from latteclip.core.errors import UserError
 from latteclip.data import members
 from latteclip.data.images import open_rgb
 from latteclip.evaluate.audited import Audit
 
-FOLDER, RESULT = "audit", "audit.json"  # in a dataset's results
-OFFERED = 6  # classes of each image, or more where candidates say more
+FOLDER = "audit"  # in a dataset's results
+ALL_OFFERED = 9  # classes: as many as there are keys for; of more, some are offered
+OFFERED = 6  # of many classes, or more where runs predict more
 
 
 @dataclass(frozen=True)
 class Question:
-    """An image and the classes that it may be of, in an order that tells nothing."""
+    """An image and the classes that it may be of, in the order of the classes."""
 
     number: int
     image_id: str
@@ -54,12 +56,7 @@ class Session:
         self.audited = candidates.read(folder, split, lambda name: draw.planned(self._plan(name)))
         self._place = self.folder / FOLDER / self.audited.split
         self.plan = draw.read_or_draw(self._plan(self.audited.split), self.audited)
-        self.asked = Asked(
-            self.plan.digest,
-            self.audited.dataset,
-            frozenset(self.audited.image_ids),
-            tuple(self.audited.classnames),
-        )
+        self.asked = asked(self.audited.dataset, self.plan)
         self.read_answers()
         self.total = min(budget, len(self.audited.image_ids))
 
@@ -121,14 +118,21 @@ class Session:
         return len(found)
 
     def score(self) -> Audit:
-        """What the answers say; UserError where there are too few."""
-        return score.score(self.audited, self.plan, self.answers.standing())
+        """Score every run in the folder by the answers; UserError where there are too few."""
+        runs = [self._run(*one) for one in candidates.runs(self.folder)]
+        return scored(self.audited.dataset, self.plan, self.answers.standing(), runs)
 
-    def finish(self) -> Audit:
-        """Write what the answers say to audit.json."""
-        found = self.score()
-        score.write(self.folder / RESULT, found)
-        return found
+    def _run(self, method: str, seed: int) -> RunFiles:
+        folder = self.folder / method / f"seed{seed}"
+        judged = folder / "judged.parquet"
+        return RunFiles(
+            method,
+            seed,
+            str(folder / "metrics.json"),
+            str(folder / "predictions.parquet"),
+            str(judged) if judged.is_file() else None,
+            has_model=(folder / "model").is_dir() or method in candidates.FIRST,
+        )
 
     def vanished(self) -> list[str]:
         """The files of questions without an answer that are no longer there."""
@@ -149,16 +153,19 @@ class Session:
 
 
 def options(audited: Audited, row: int) -> list[str]:
-    """The classes that are offered for an image, in an order that the image alone decides.
+    """Return the classes that are offered for an image, in the order of all classes.
 
-    They are all that a candidate says, CLIP's next best ones, and any others up to OFFERED.
+    Of few classes they are all. Of many they are those that a run predicts, CLIP's next best, and
+    others at random up to OFFERED: their order says nothing of who predicts what.
     """
-    shuffle = np.random.default_rng(int(digest(audited.image_ids[row])[:16], 16))
-    said = dict.fromkeys(audited.predictions[row].tolist())
-    others = [*audited.ranked[row].tolist(), *shuffle.permutation(len(audited.classnames)).tolist()]
-    n = max(OFFERED, len(said))
-    offered = list(said | dict.fromkeys(others))[:n]
-    return [audited.classnames[c] for c in shuffle.permutation(offered)]
+    c = len(audited.classnames)
+    if c <= ALL_OFFERED:
+        return list(audited.classnames)
+    rng = np.random.default_rng(int(digest(audited.image_ids[row])[:16], 16))
+    predicted = dict.fromkeys(audited.predictions[row].tolist())
+    others = [*audited.ranked[row].tolist(), *rng.permutation(c).tolist()]
+    offered = list(predicted | dict.fromkeys(others))[: max(OFFERED, len(predicted))]
+    return [audited.classnames[label] for label in sorted(offered)]
 
 
 def shown(question: Question, side: int) -> Image.Image:

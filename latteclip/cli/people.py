@@ -173,8 +173,8 @@ def add_audit(sub: argparse.ArgumentParser) -> None:
     )
     sub.epilog = (
         "The page is on this machine alone, and its address is a secret. Images are drawn at "
-        "random, more of them where an answer tells more. Answers only judge: nothing learns from "
-        "them. They are in RESULTS/audit, what they tell is in RESULTS/audit.json."
+        "random, more of them where an answer tells more. Answers only judge: no model is "
+        "trained on them. They are in RESULTS/audit, and the workflow scores them."
     )
 
 

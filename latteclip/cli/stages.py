@@ -280,6 +280,14 @@ def propagate_labels(args: argparse.Namespace) -> None:
     )
 
 
+def score_audit(args: argparse.Namespace) -> None:
+    """Score a person's answers about the images: accuracies and differences of all runs."""
+    from latteclip.audit import score_audit as stage
+
+    runs = list_from_json(stage.RunFiles, args.runs, "runs")
+    stage.score_audit(args.dataset, args.plan, args.answers, runs, args.output)
+
+
 def select_model(args: argparse.Namespace) -> None:
     """Choose the model that people take, without labels."""
     from latteclip.evaluate import select_model as stage
@@ -337,7 +345,7 @@ OPTIONS = {
     "topk": {"type": arguments.count(), "required": True, "help": "best classes kept"},
     "baseline": {"default": "zero_shot", "help": "the method that gains are over"},
     "selections": {"nargs": "*", "default": [], "help": "what select-model wrote"},
-    "audits": {"nargs": "*", "default": [], "help": "what latteclip audit wrote"},
+    "audits": {"nargs": "*", "default": [], "help": "what score-audit wrote"},
     "shard": {"default": "1/1", "help": "which part of how many"},
     "store": {"help": "folder of the answers that outlive this run"},
 }
@@ -454,6 +462,7 @@ COMMANDS: dict[Command, list[str]] = {
         "device",
         "threads",
     ],
+    score_audit: ["dataset", "plan", "answers", "runs", "output"],
     select_model: ["dataset", "candidates", "votes?", "output", "model"],
     summarize: ["metrics...", "selections", "audits", "baseline", "csv", "markdown"],
     report_dataset: [

@@ -45,6 +45,7 @@ DEMANDS = {
     "evaluate_classifier": LABELLING,
     "assemble_model": Demand(8_000, 0, 10, 1_000),
     "propagate_labels": Demand(16_000, 16_000, 20, 100),
+    "score_audit": TABLES,
     "select_model": TABLES,
     "report_dataset": TABLES,
 }

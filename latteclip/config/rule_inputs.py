@@ -13,8 +13,10 @@ MODEL_NOTE = "resources/models/{model}.json"
 # The model that is chosen for a dataset, and why; a table of its own has its own.
 SELECTION = "results/{{dataset}}/selection{suffix}.json"
 SELECTED_MODEL = "results/{{dataset}}/model{suffix}"
-# What a person's answers say of a dataset's models, where `latteclip audit` asked for some.
-AUDIT = "results/{dataset}/audit.json"
+# A person's answers about images of a split (`latteclip audit`), and how they were drawn.
+ANSWERS = "results/{dataset}/audit/{split}/{name}"
+# What the answers say of the dataset's models.
+AUDIT = "results/{{dataset}}/audit{suffix}.json"
 # Classifiers that are made without training.
 CLASSIFIERS = "results/{dataset}/classifiers/{name}.safetensors"
 # The method whose classifier comes with the labels, without training.
@@ -224,10 +226,49 @@ def all_selections(configuration: Configuration) -> Paths:
     ]
 
 
+def answers(configuration: Configuration, dataset: str) -> Paths:
+    """The plan and the answers of an audit: of the test split, or else of the training images.
+
+    No rule makes them, and they may be there or not.
+    """
+    for split in ("test", "train"):
+        found = [
+            ANSWERS.format(dataset=dataset, split=split, name=name)
+            for name in ("plan.parquet", "answers.jsonl")
+        ]
+        if all(Path(path).is_file() for path in found):
+            return found
+    return []
+
+
+def audited_runs(configuration: Configuration, dataset: str) -> list[dict[str, Any]]:
+    """What score_audit is told of the runs that it scores."""
+    found = []
+    for method, seed in configuration.runs(dataset):
+        folder = f"results/{dataset}/{method}/seed{seed}"
+        judges = configuration.objective(method) != "label_propagation"
+        found.append(
+            {
+                "method": method,
+                "seed": seed,
+                "metrics": f"{folder}/metrics.json",
+                "predictions": f"{folder}/predictions.parquet",
+                "judged": f"{folder}/judged.parquet" if judges else None,
+                "has_model": judges,
+            }
+        )
+    return found
+
+
+def files_of_audited(configuration: Configuration, dataset: str, kind: str) -> Paths:
+    """The files of one kind ("metrics", "predictions", "judged") of the runs that are scored."""
+    return [run[kind] for run in audited_runs(configuration, dataset) if run[kind]]
+
+
 def audit_if_any(configuration: Configuration, dataset: str) -> Paths:
-    """What a person's answers say of the models: no rule makes it, and it may be there or not."""
-    path = AUDIT.format(dataset=dataset)
-    return [path] if Path(path).is_file() else []
+    """What a person's answers say of the models, where some were given."""
+    path = AUDIT.format(suffix=configuration.suffix).format(dataset=dataset)
+    return [path] if answers(configuration, dataset) else []
 
 
 def all_audits(configuration: Configuration) -> Paths:

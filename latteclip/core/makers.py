@@ -25,6 +25,7 @@ MAKERS: dict[str, tuple[str, ...]] = {
     "predictions.parquet": (*EVALUATION, "propagate_labels"),
     "metrics.json": (*EVALUATION, "propagate_labels"),
     "judged.parquet": EVALUATION,
+    "audit.json": ("score_audit",),
     "gallery.parquet": ("evaluate",),
 }
 

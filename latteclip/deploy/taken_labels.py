@@ -200,7 +200,7 @@ def _answers(
         return {}, None
     session = Session(folder, SPLIT, 1)
     answers = session.answers.standing()
-    found = score.beginning(session.audited, session.plan, answers)
+    found = score.beginning(session.plan, answers)
     told = {name: one for name, one in found.items() if one.kind != UNSURE}
     if len(told) >= FEWEST:
         return answers, _calibration(session, told, ids, labels)

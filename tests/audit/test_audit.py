@@ -1,5 +1,6 @@
 """The command as a whole: what limits an audit, and what its answers say."""
 
+import itertools
 import json
 import logging
 import os
@@ -14,14 +15,14 @@ import pytest
 from support.audits import Served, answer_all, audited, command, made_audit
 from support.tiny import ROOT
 
-from latteclip.audit import audit, candidates, draw, score
+from latteclip.audit import advice, audit, candidates, draw, score, score_audit
 from latteclip.audit.answers import Answer
 from latteclip.audit.candidates import Candidate
-from latteclip.audit.session import OFFERED, Session, options
+from latteclip.audit.session import ALL_OFFERED, OFFERED, Session, options
 from latteclip.config import code
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.evaluate.audited import read_audit
+from latteclip.evaluate.audited import Accuracy, Audit, Comparison, read_audit
 from latteclip.evaluate.judged import JUDGED
 
 N_TEST = 120
@@ -137,20 +138,20 @@ def test_a_folder_that_is_none_is_one_sentence(tmp_path):
 # --- questions -----------------------------------------------------------------------------------
 
 
-def test_what_candidates_say_is_offered_in_an_order_of_the_images_own():
-    said = np.tile(np.arange(8), (200, 1))  # 8 candidates, each of another opinion
-    many = audited(said, classes=30)
-    offered = [options(many, row) for row in range(200)]
-    assert all(set(one) == {f"class {c}" for c in range(8)} for one in offered)
-    assert offered == [options(many, row) for row in range(200)]
-    places = np.array([one.index("class 0") for one in offered])
-    counts = np.bincount(places, minlength=8)
-    assert ((counts - 25) ** 2 / 25).sum() < 30  # chi-squared of 7: the place tells nothing
+def test_of_many_classes_those_that_runs_predict_are_offered_in_the_order_of_the_classes():
+    predictions = np.stack([np.arange(8), np.arange(8)[::-1], np.full(8, 29)], axis=1)
+    many = audited(predictions, classes=30)
+    for row in range(8):
+        offered = options(many, row)
+        assert len(offered) == OFFERED
+        assert {f"class {c}" for c in predictions[row]} <= set(offered)
+        assert offered == [name for name in many.classnames if name in offered]
+        assert offered == options(many, row)
 
 
-def test_where_all_agree_other_classes_are_offered_too():
-    few = audited(np.zeros((9, 3), dtype=int), classes=OFFERED + 3)
-    assert all(len(set(options(few, row))) == OFFERED for row in range(9))
+def test_of_few_classes_all_are_offered():
+    few = audited(np.zeros((9, 3), dtype=int), classes=ALL_OFFERED)
+    assert all(options(few, row) == few.classnames for row in range(9))
 
 
 def test_a_larger_budget_goes_on(results, label_of):
@@ -208,10 +209,17 @@ def test_all_images_answered_give_the_accuracies_themselves(results, label_of):
     answer_all(session, N_TEST, label_of)
     found = session.score()
     labels = results.labels[results.n_train :]
-    for k, one in enumerate(found.accuracies):
-        right = (session.audited.predictions[:, k] == labels).mean()
-        assert (one.low, one.value, one.high) == pytest.approx((right, right, right))
-    assert all(one.decided for one in found.comparisons)
+    rights = {}
+    for run in results.runs:
+        table, _ = tables.read(run.predictions, tables.PREDICTIONS)
+        rights[run.method, run.seed] = (table["prediction"].to_numpy() == labels).mean()
+    assert {one.run: one.value for one in found.accuracies} == pytest.approx(rights)
+    assert all(one.low == one.value == one.high for one in found.accuracies)
+    assert found.best.run == max(rights, key=rights.get)
+    for one, other in itertools.permutations(rights, 2):
+        compared = found.compare(one, other)
+        assert compared.decided and compared.runs == (one, other)
+        assert compared.value == pytest.approx(rights[one] - rights[other])
 
 
 def test_none_of_these_is_wrong_for_all_and_cannot_tell_counts_for_nobody(session):
@@ -238,24 +246,108 @@ def test_too_few_answers_say_how_many_it_takes(session, label_of):
         session.score()
 
 
-def test_the_sentence_is_that_of_the_first_comparison(results, session, label_of):
-    answer_all(session, 60, label_of)
-    select(results, "latteclip", 0)
-    found = Session(results.folder, None, 60).finish()
-    first = found.comparisons[0]
-    assert (first.method, first.other) == ("latteclip", "zero_shot")
-    assert first.decided
-    assert found.sentence == (
-        f"latteclip is better than zero_shot by {100 * first.value:.1f} points "
-        f"({100 * first.low:.1f} to {100 * first.high:.1f})."
+def audit_of(accuracies, decided, more=117):
+    """An audit of methods by their accuracies."""
+    runs = [Accuracy(name, 0, value, 0.2, 0.8) for name, value in accuracies.items()]
+    compared = [
+        Comparison(one.method, 0, other.method, 0, gap, gap - 0.1, gap + 0.1, decided, more)
+        for other, one in itertools.combinations(runs, 2)
+        for gap in [one.value - other.value]
+    ]
+    return Audit("made", "test", 120, 60, 0, 0, "0", "", runs, compared)
+
+
+def test_the_verdict_leads_with_the_best_model_and_compares_it_with_the_next_and_the_baseline():
+    accuracies = {"zero_shot": 0.25, "recommended": 0.35, "image_prototypes": 0.6}
+    assert score.verdict(audit_of(accuracies, decided=True)) == (
+        "The best model is image_prototypes, right on 60.0 % of the images (20.0 to 80.0). "
+        "It is better than recommended by 25.0 points (15.0 to 35.0). "
+        "It is better than zero_shot by 35.0 points (25.0 to 45.0)."
     )
-    worse = replace(first, value=-first.value, low=-first.high, high=-first.low)
-    assert score.sentence([worse], []).startswith("zero_shot is better than latteclip by ")
-    open_ = replace(first, low=-0.1, decided=False, more=117)
-    assert "cannot be told yet: about 120 more images" in score.sentence([open_], [])
-    none_left = replace(open_, more=0)
-    assert "cannot be told: no image is left to ask about" in score.sentence([none_left], [])
-    assert read_audit(str(results.folder / "audit.json")) == found
+    assert "cannot be told yet: about 120 more" in score.verdict(audit_of(accuracies, False))
+    assert "no image is left to ask about" in score.verdict(audit_of(accuracies, False, more=0))
+    labelled = audit_of(accuracies, True)
+    best = replace(labelled.accuracies[2], can_be_chosen=False)
+    fair = replace(labelled, accuracies=[*labelled.accuracies[:2], best])
+    assert score.verdict(fair).startswith("The best model is recommended")
+
+
+def test_the_next_steps_name_the_command_that_takes_the_best_model(tmp_path):
+    audit = audit_of({"zero_shot": 0.25, "recommended": 0.35, "image_prototypes": 0.6}, True)
+    (tmp_path / "image_prototypes" / "seed0" / "model").mkdir(parents=True)
+    (tmp_path / "model").mkdir()
+    command = f"latteclip predict {tmp_path}/image_prototypes/seed0/model photos"
+    assert advice.steps(tmp_path, audit)[0].command == command
+    choice = {"dataset": "made", "method": "recommended", "seed": 0, "reason": "By votes."}
+    (tmp_path / "selection.json").write_text(json.dumps(choice))
+    step = advice.steps(tmp_path, audit)[0]
+    assert step.command == command and "in place of recommended" in step.text
+    undecided = replace(
+        audit, comparisons=[replace(one, decided=False) for one in audit.comparisons]
+    )
+    steps = advice.steps(tmp_path, undecided)
+    assert steps[0].command == f"latteclip predict {tmp_path} photos"
+    assert steps[1].command == f"latteclip audit {tmp_path} --budget 120"
+
+
+# --- the rule ------------------------------------------------------------------------------------
+
+
+def score_again(results, runs=None):
+    """What the rule writes of an audit of made results."""
+    folder = results.folder / "audit" / "test"
+    output = results.folder / "audit.json"
+    runs = runs or [
+        score.RunFiles(run.method, run.seed, run.metrics, run.predictions, None, True)
+        for run in results.runs
+    ]
+    score_audit.score_audit(
+        "made", str(folder / "plan.parquet"), str(folder / "answers.jsonl"), runs, str(output)
+    )
+    return read_audit(str(output))
+
+
+def test_the_rule_says_what_the_command_says_and_scores_a_model_again(results, session, label_of):
+    answer_all(session, 60, label_of)
+    first = score_again(results)
+    command_says = session.score()
+    assert first.sentence == command_says.sentence
+    assert {one.run for one in first.accuracies} == {(run.method, run.seed) for run in results.runs}
+    worst = results.folder / "flyp" / "seed0" / "predictions.parquet"
+    shutil.copy(results.folder / first.best.method / "seed0" / "predictions.parquet", worst)
+    again = score_again(results)
+    assert again.accuracy("flyp", 0).value == again.accuracy(first.best.method, 0).value
+
+
+def test_answers_to_other_images_stop_no_run_and_it_says_why(results, session, label_of):
+    answer_all(session, score.FEWEST - 1, label_of)
+    found = score_again(results)
+    assert (found.accuracies, found.best) == ([], None)
+    assert "give at least" in found.sentence
+    results.image_ids = [f"new/{name}" for name in results.image_ids]
+    results.write_index()
+    runs = [results.write_run("renamed", seed) for seed in range(2)]
+    runs = [
+        score.RunFiles(run.method, run.seed, run.metrics, run.predictions, None, True)
+        for run in runs
+    ]
+    assert "begin a new audit" in score_again(results, runs).sentence
+
+
+def test_images_that_were_added_later_leave_the_audit_as_it_is(results, session, label_of):
+    answer_all(session, 30, label_of)
+    before = session.score()
+    plan = results.folder / "audit" / "test" / "plan.parquet"
+    table, described = tables.read(plan, draw.PLAN)
+    keep = np.sort(session.plan.drawn(100))  # as if the other images had come later
+    columns = {name: table[name].take(keep) for name in table.column_names}
+    tables.write(plan, columns, draw.PLAN, described)
+    (results.folder / "audit" / "test" / "answers.jsonl").unlink()
+    fewer = Session(results.folder, None, 60)
+    assert len(fewer.audited.image_ids) == 100
+    answer_all(fewer, 30, label_of)
+    after = fewer.score()
+    assert [one.run for one in after.accuracies] == [one.run for one in before.accuracies]
 
 
 def test_the_number_of_seeds_and_methods_later_changes_no_answer(results, session, label_of):
@@ -317,21 +409,20 @@ def test_a_score_of_nothing_exits_with_one_sentence(results):
     run = subprocess.run(command(results, "--score"), capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 2
     assert len(run.stderr.splitlines()) == 1
-    assert not (results.folder / "audit.json").exists()
 
 
 # --- answers judge, and nothing else -------------------------------------------------------------
 
 
-def test_no_stage_learns_from_answers():
-    """Only what people read may know of an audit, and that knows its figures alone."""
+def test_no_stage_but_one_reads_answers():
+    """Pages, tables and the choice of a model read what that stage says of the runs."""
     from latteclip.cli import stages
 
     modules = {path.stem: path for path in (ROOT / "latteclip").rglob("*.py")}
     shows = set()
     for command_ in stages.COMMANDS:
         path = modules.get(command_.__name__)
-        if path is None:  # of a module that serves several rules
+        if path is None or path.stem == "score_audit":  # None: of a module of several rules
             continue
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         needed = code.closure(ROOT, name)
@@ -340,6 +431,4 @@ def test_no_stage_learns_from_answers():
             shows.add(command_.__name__)
         words = [(ROOT / one.replace(".", "/")).with_suffix(".py").read_text() for one in needed]
         assert not [text for text in words if "answers.jsonl" in text or "plan.parquet" in text]
-    assert shows == {"summarize", "report_dataset", "index_results"}
-    rules = "".join(path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk"))
-    assert "audit/" not in rules
+    assert shows - {"select_model"} == {"summarize", "report_dataset", "index_results"}

@@ -16,7 +16,10 @@ from latteclip.audit.session import Session
 
 def made_audit(folder, *, n_test=120, **options):
     """Made results of zero-shot, FLYP and LatteCLIP on an unlabelled test split."""
-    return Results(Path(folder), n_test=n_test, labelled=False, **options)
+    results = Results(Path(folder), n_test=n_test, labelled=False, **options)
+    for run in results.runs:
+        (Path(run.metrics).parent / "model").mkdir()
+    return results
 
 
 def audited(predictions, confidence=None, classes=5):

@@ -187,11 +187,11 @@ def touched(name):
 
 
 def answered(checkout):
-    """A person's answers, and what they say."""
-    folder = checkout.root / RESULTS
-    (folder / "audit" / "test").mkdir(parents=True)
-    (folder / "audit" / "test" / "answers.jsonl").write_text('{"plan": "0"}\n')
-    (folder / "audit.json").write_text("{}")
+    """A person's answers, and how their images were drawn."""
+    folder = checkout.root / RESULTS / "audit" / "test"
+    folder.mkdir(parents=True)
+    (folder / "plan.parquet").write_bytes(b"")
+    (folder / "answers.jsonl").write_text('{"plan": "0"}\n')
 
 
 NEW_CLIP = {
@@ -201,7 +201,7 @@ NEW_CLIP = {
 }
 
 EDITS = {
-    "an audit": (answered, PAGES),  # nothing learns from it
+    "an audit": (answered, {"score_audit": 1, **PAGES}),  # nothing learns from it
     "learning rate": (in_demo("finetune", "lr", value=1e-4), TUNED),
     "a switch of latteclip": (
         in_demo("methods", "latteclip", "switches", "alpha", value=0.2),
@@ -337,7 +337,6 @@ def edited(finished):
         path.write_bytes(content)
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     shutil.rmtree(finished.root / RESULTS / "audit", ignore_errors=True)
-    (finished.root / RESULTS / "audit.json").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("name", EDITS)

@@ -130,6 +130,30 @@ rule propagate_labels:
         " --threads {threads} --log {log}"
 
 
+rule score_audit:
+    input:
+        # The order of the images, and the answers about them.
+        answers=given_unstored(rule_inputs.answers),
+        metrics=given(rule_inputs.files_of_audited, kind="metrics"),
+        predictions=given(rule_inputs.files_of_audited, kind="predictions"),
+        judged=given(rule_inputs.files_of_audited, kind="judged"),
+        code=sources("latteclip.audit.score_audit"),
+    output:
+        rule_inputs.AUDIT.format(suffix=configuration.suffix),
+    log:
+        "results/{dataset}/logs/score_audit.log",
+    conda:
+        "../../envs/latteclip.yaml"
+    resources:
+        mem_mb=memory("score_audit"),
+        runtime=minutes("score_audit"),
+    params:
+        runs=as_found(given_json(rule_inputs.audited_runs)),
+    shell:
+        "latteclip score-audit --dataset {wildcards.dataset} --plan {input.answers[0]}"
+        " --answers {input.answers[1]} --runs {params.runs:q} --output {output} --log {log}"
+
+
 rule select_model:
     input:
         metrics=given(rule_inputs.files_of_candidates, kind="metrics"),
@@ -161,7 +185,7 @@ rule summarize:
     input:
         metrics=rule_inputs.all_metrics(configuration),
         selections=rule_inputs.all_selections(configuration),
-        audits=unstored(rule_inputs.all_audits(configuration)),
+        audits=rule_inputs.all_audits(configuration),
         code=sources("latteclip.evaluate.summarize"),
     output:
         csv=report(

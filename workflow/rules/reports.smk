@@ -17,7 +17,7 @@ rule report_dataset:
         galleries=given(page_settings.files_of_runs, kind="gallery"),
         selection=given(rule_inputs.selection_if_any),
         calibrated=given(rule_inputs.calibrated_if_run),
-        audit=given_unstored(rule_inputs.audit_if_any),
+        audit=given(rule_inputs.audit_if_any),
         unknown="results/{dataset}/unknown.parquet",
         duplicates="results/{dataset}/duplicates.parquet",
         templates=unstored(code.templates()),

@@ -21,7 +21,6 @@ const server = {
   answer(number, answer) { return this.ask("answer", { number, ...answer }); },
   undo() { return this.ask("undo", {}); },
   result() { return this.ask("result"); },
-  finish() { return this.ask("finish", {}); },
 };
 
 // Or they are in this page, and answers in the browser's memory until they are exported.
@@ -100,8 +99,10 @@ function ask() {
     item.append(choice(n + 1, name, () => give({ answer: "class", class: name })));
     return item;
   }));
-  at("search").value = "";
-  at("search").blur(); // the keys choose again
+  if (at("search")) {
+    at("search").value = "";
+    at("search").blur(); // the keys choose again
+  }
   since = performance.now();
   if (!told.offline && state.number + 1 < state.total) new Image().src = `image/${state.number + 1}`;
 }
@@ -122,8 +123,9 @@ function show(next) {
   hideResult();
   if (!over) ask();
   else if (told.offline) {
-    at("advice").textContent = "Export the answers, and hand the file to latteclip audit --answers.";
-  } else tell(source.finish());
+    at("advice").textContent = "Export the answers. This command takes them and says which model is best:";
+    at("steps").replaceChildren(element("pre", told.take));
+  } else tell(source.result());
 }
 
 // One thing at a time: a second press while an answer is on its way is none.
@@ -164,6 +166,13 @@ function cells(row, kind, texts) {
   }
 }
 
+function element(name, text) {
+  const made = document.createElement(name);
+  made.textContent = text;
+  if (name === "pre") made.tabIndex = 0; // it may scroll
+  return made;
+}
+
 function table(head, rows) {
   const made = document.createElement("table");
   cells(made.createTHead().insertRow(), "th", head);
@@ -186,7 +195,8 @@ async function tell(wanted) {
     return;
   }
   at("verdict").textContent = result.sentence;
-  at("advice").textContent = result.written ? `It is written to ${result.written}. You may close this page, and end the server with Ctrl-C.` : "";
+  at("advice").textContent = "All answers are on the disk. End the server with Ctrl-C, and close this page.";
+  at("steps").replaceChildren(...result.steps.flatMap(([text, command]) => [element("p", text), ...(command ? [element("pre", command)] : [])]));
   at("figures").replaceChildren(
     table(["model", "right, %", "95 % interval"], result.accuracies),
     table(["difference", "points", "95 % interval", ""], result.comparisons),
@@ -208,7 +218,7 @@ at("reveal").addEventListener("click", () => {
 });
 at("finish").addEventListener("click", () => {
   at("done").hidden = false;
-  tell(source.finish());
+  tell(source.result());
 });
 at("export").addEventListener("click", () => {
   const { plan, dataset, version } = told;
@@ -226,7 +236,7 @@ at("picture").addEventListener("error", () => {
   at("picture").hidden = true;
   at("lost").hidden = false;
 });
-at("other").addEventListener("submit", (event) => {
+at("other")?.addEventListener("submit", (event) => {
   event.preventDefault();
   const wanted = at("search").value.trim().toLowerCase();
   const option = [...at("classes").options].find((one) => one.value.toLowerCase() === wanted);
@@ -234,21 +244,20 @@ at("other").addEventListener("submit", (event) => {
   else at("search").setCustomValidity("No class has this name: choose one of the list.");
   at("search").reportValidity();
 });
-at("search").addEventListener("input", () => at("search").setCustomValidity(""));
+at("search")?.addEventListener("input", () => at("search").setCustomValidity(""));
 
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.altKey || event.metaKey || event.repeat) return;
-  if (event.target === at("search")) {
+  if (at("search") && event.target === at("search")) {
     if (event.key === "Escape") at("search").blur();
     return;
   }
   if (state === null) return;
   const options = at("options").querySelectorAll("button");
   const acts = {
-    0: () => at("none").click(),
     c: () => at("unsure").click(),
     Backspace: undo,
-    "/": () => at("search").focus(),
+    ...(at("search") ? { "/": () => at("search").focus() } : { 0: () => at("none").click() }),
   };
   const act = options[Number(event.key) - 1] ? () => options[Number(event.key) - 1].click() : acts[event.key];
   if (act && (!at("asking").hidden || event.key === "Backspace")) {
