@@ -31,16 +31,6 @@ NO_CANDIDATES = ("flyp_supervised", "label_propagation")
 BY_CAPTIONS = ("caption", "lmm", "fused")
 OF_FOLDER = ("dataset", "image_dir")  # keys that make a dataset of a folder
 WILDCARD = re.compile(r"\{\s*\w+\s*[,}]")  # as Snakemake fills it in, in any path of a rule
-# A dataset that has no file of its own, only a folder of class folders.
-OWN_DATASET: Config = {
-    "split": {"kind": "folders"},
-    "template": "a photo of a {}.",
-    "prompts": {
-        "image": "Describe the object in the photo concisely, less than 20 words.",
-        "group": "Describe the common visual attributes of the objects in all the photos "
-        "concisely, less than 20 words.",
-    },
-}
 
 
 def names(value: Any) -> list[str]:
@@ -57,7 +47,10 @@ def seed_list(value: int | str | Iterable[int]) -> list[int]:
 
 
 def _with_image_dir(config: dict[str, Any]) -> dict[str, Any]:
-    """`image_dir` as the source of the one dataset that is run; a new key makes a new dataset."""
+    """Return the configuration with `image_dir` as the source of the one dataset that is run.
+
+    A new key makes a new dataset.
+    """
     folder = config.get("image_dir")
     if folder is None:
         return config
@@ -65,10 +58,10 @@ def _with_image_dir(config: dict[str, Any]) -> dict[str, Any]:
     if len(asked) != 1 or asked == [ALL]:
         raise UserError(f"image_dir belongs to one dataset, but dataset asks for {asked}.")
     datasets = config.get("datasets", {})
-    own = datasets.get(asked[0], OWN_DATASET) if isinstance(datasets, Mapping) else None
-    if not isinstance(own, Mapping):
+    file = datasets.get(asked[0], {}) if isinstance(datasets, Mapping) else None
+    if not isinstance(file, Mapping):
         return config  # which the schema refuses
-    values = {**own, "source": {"folder": folder}}
+    values = {**file, "source": {"folder": folder}}
     return {**config, "datasets": {**datasets, asked[0]: values}}
 
 
@@ -133,22 +126,35 @@ class Configuration:
     def from_source(self, kind: str) -> list[str]:
         """Keys of the datasets whose source is of one kind."""
         return sorted(
-            key for key, values in self.config["datasets"].items() if kind in values["source"]
+            key
+            for key, values in self.config["datasets"].items()
+            if kind in values.get("source", {})
         )
 
     def methods_of(self, dataset: str) -> list[str]:
         """The methods that run on a dataset."""
         if self.config["method"] is not None:
             return names(self.config["method"])
-        in_folder = "folder" in self.dataset(dataset)["source"]
+        in_folder = "folder" in self.dataset(dataset).get("source", {})
         return list(FOLDER_METHODS if in_folder else BENCHMARK_METHODS)
 
+    def template(self, dataset: str) -> str | list[str]:
+        """Return the words for a class of a dataset."""
+        found: str | list[str] = self._shared("template", dataset)
+        return found
+
     def section(self, name: str, dataset: str) -> dict[str, Any]:
-        """A section that datasets share (clip, captioner, ...) as it stands for one of them."""
-        result = merge(self.config[name], self.dataset(dataset).get(name), self._given.get(name))
+        """Return a section that datasets share (clip, split, ...) as it stands for one of them."""
+        result: dict[str, Any] = self._shared(name, dataset)
         if name == "clip" and result["model"].startswith(model_names.WHOLE):
             result["pretrained"] = None
+        if name == "captioner" and result["square_side"] == "auto":
+            result["square_side"] = model_names.overview_side(result["model"])
         return result
+
+    def _shared(self, name: str, dataset: str) -> Any:
+        layers = (self.config, self.dataset(dataset), self._given)
+        return merge(*({name: layer[name]} for layer in layers if name in layer))[name]
 
     def method(self, method: str, dataset: str) -> dict[str, Any]:
         """A method's objective, what it sets, and its `finetune` section, for one dataset."""
@@ -290,12 +296,17 @@ class Configuration:
             seen.append(other)
 
     def _check_dataset(self, dataset: str) -> None:
-        own = self.dataset(dataset)
+        values = self.dataset(dataset)
+        if "source" not in values:
+            raise UserError(
+                f"Dataset {dataset} has no source; name the folder of its images with "
+                f"--config dataset={dataset} image_dir=..., or as source in its file."
+            )
         try:
-            ClassWords.of(own["template"], own.get("class_synonyms"))
+            ClassWords.of(self.template(dataset), values.get("class_synonyms"))
         except UserError as error:
             raise UserError(f"Dataset {dataset}: {error}") from None
-        folder = self.dataset(dataset)["source"].get("folder")
+        folder = values["source"].get("folder")
         if folder is not None and not os.path.isdir(folder):  # False, not an error, where barred
             raise UserError(f"Dataset {dataset}: source.folder {folder} is not a folder.")
         if folder is not None and WILDCARD.search(folder):

@@ -73,7 +73,7 @@ def counts(configuration: Configuration, dataset: str) -> Counts | None:
     if index.is_file():
         return _indexed(index)
     values = configuration.dataset(dataset)
-    said = values["split"].get("counts") or values["source"].get("textures")
+    said = configuration.section("split", dataset).get("counts") or values["source"].get("textures")
     return Counts(said["train"], said["test"], said.get("classes")) if said else None
 
 

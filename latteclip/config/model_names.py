@@ -4,12 +4,18 @@ Imports nothing heavy: the workflow asks while it reads its configuration.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
 HUB, FOLDER = WHOLE = "hf-hub:", "local-dir:"  # of open_clip: architecture and weights in one
 ENGINES = ("vllm", "transformers")  # that load a captioner themselves
+
+# Names of captioners that look at each picture as a whole in a square of OVERVIEW pixels, and at
+# tiles of it besides.
+LLAVA_NEXT = re.compile(r"llava-(v?1\.6|next)", re.IGNORECASE)
+OVERVIEW = 336
 
 # What tells a model apart: the keys of its section that name it.
 Names = dict[str, str | None]
@@ -37,6 +43,11 @@ def hub_captioner(values: Mapping[str, Any]) -> Names | None:
     if values["engine"] not in ENGINES or is_folder(values["model"]):
         return None
     return {"model": values["model"], "revision": values["revision"]}
+
+
+def overview_side(model: str) -> int | None:
+    """Return the side of the square in which a captioner sees a picture; None for other models."""
+    return OVERVIEW if LLAVA_NEXT.search(model) else None
 
 
 def slug(names: Names) -> str:

@@ -8,13 +8,20 @@ from latteclip.core import usage
 
 # Sections that datasets share and a page tells, in its order.
 SECTIONS = (
-    *("clip", "inference", "captioner", "captions", "scores", "selection", "unknown"),
+    *(
+        "split",
+        "prompts",
+        "clip",
+        "inference",
+        "captioner",
+        "captions",
+        "scores",
+        "selection",
+        "unknown",
+    ),
     *("groups", "compute", "processes"),
 )
-DESCRIBED = (
-    *("title", "licence", "citation", "source", "split", "template", "class_synonyms"),
-    "prompts",
-)
+DESCRIBED = ("title", "licence", "citation", "source", "class_synonyms")
 # Stages whose benchmarks a page reads: those of a dataset, and those of a run.
 CAPTIONING = ("caption_images", "caption_groups", "score_classes")
 OF_DATASET = (
@@ -102,7 +109,7 @@ def _measured(folder: str, stage: str, run: str, shard: str = "") -> dict[str, s
 
 def shown_config(configuration: Configuration, dataset: str) -> dict[str, Any]:
     """The configuration as it stands for a dataset, for people to read."""
-    own = configuration.dataset(dataset)
+    file = configuration.dataset(dataset)
     methods = {}
     for method in configuration.methods_of(dataset):
         like = configuration.config["methods"][method].get("like")
@@ -111,7 +118,8 @@ def shown_config(configuration: Configuration, dataset: str) -> dict[str, Any]:
     return {
         "dataset": dataset,
         "seeds": configuration.seeds,
-        **{key: own[key] for key in DESCRIBED if key in own},
+        **{key: file[key] for key in DESCRIBED if key in file},
+        "template": configuration.template(dataset),
         **{name: configuration.section(name, dataset) for name in (*SECTIONS, "threads")},
         "methods": methods,
     }

@@ -56,7 +56,7 @@ def objective_code(configuration: Configuration, method: str) -> Paths:
 
 def pseudo_labels_if_named(configuration: Configuration, dataset: str) -> Paths:
     """The pseudo-labels, where the image prompt has a place for them."""
-    named = "{}" in configuration.dataset(dataset)["prompts"]["image"]
+    named = "{}" in configuration.section("prompts", dataset)["image"]
     return [f"results/{dataset}/pseudo_labels.parquet"] if named else []
 
 

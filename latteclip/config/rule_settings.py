@@ -30,8 +30,8 @@ def hub_model(configuration: Configuration, model: str, section: str) -> Setting
 
 
 def index_images(configuration: Configuration, dataset: str) -> Settings:
-    """How the dataset's folder is read."""
-    return dict(configuration.dataset(dataset)["split"])
+    """Return how the dataset's folder is read."""
+    return configuration.section("split", dataset)
 
 
 def pseudo_label_images(configuration: Configuration, dataset: str) -> Settings:
@@ -45,9 +45,8 @@ def pseudo_label_images(configuration: Configuration, dataset: str) -> Settings:
 
 def _words(configuration: Configuration, dataset: str) -> Settings:
     """How the classes are put into words; without synonyms there is no key for them."""
-    own = configuration.dataset(dataset)
-    synonyms = own.get("class_synonyms")
-    words = {"template": own["template"]}
+    synonyms = configuration.dataset(dataset).get("class_synonyms")
+    words = {"template": configuration.template(dataset)}
     return {**words, "class_synonyms": synonyms} if synonyms else words
 
 
@@ -70,7 +69,7 @@ def groups(configuration: Configuration, dataset: str) -> Settings:
 
 def prompt(configuration: Configuration, dataset: str, kind: str) -> str:
     """The question about an "image" or a "group"."""
-    return str(configuration.dataset(dataset)["prompts"][kind])
+    return str(configuration.section("prompts", dataset)[kind])
 
 
 def label_by_captions(configuration: Configuration, dataset: str) -> Settings:

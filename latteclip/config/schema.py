@@ -92,7 +92,8 @@ class Schema:
         """Raise UserError about the first mistake, naming the key and, for a typo, the nearest."""
         self._validate(value, self.root)
         for name, schema in self.root["properties"].items():
-            if "$ref" in schema:  # a section, which a dataset's file has only in part
+            # A section, of which a dataset's file has only a part. Nothing needs all of `split`.
+            if "$ref" in schema and name in self.root["required"]:
                 self._refuse_gaps(name, value[name], self._resolve(schema))
 
     def validate_part(self, value: Any) -> None:
@@ -107,7 +108,7 @@ class Schema:
             raise UserError(_sentence(first))
 
     def _refuse_gaps(self, name: str, section: Config, schema: Config) -> None:
-        for key in schema["properties"]:
+        for key in schema.get("properties", ()):
             if key not in section:
                 raise UserError(
                     f"Configuration key {name}.{key} is missing, and has no default; add it to "

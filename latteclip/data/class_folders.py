@@ -31,6 +31,12 @@ IMAGE_SUFFIXES = frozenset(
     }
 )
 
+# What systems and network storages put beside people's files: thumbnails, recycle bins, settings.
+LITTER = re.compile(
+    r"\.|__MACOSX|(@eaDir|@Recycle|@Recently-Snapshot|#recycle|#snapshot|\$RECYCLE\.BIN"
+    r"|System Volume Information|lost\+found|Thumbs\.db|ehthumbs\.db|desktop\.ini|Icon\r)$",
+    re.IGNORECASE,
+)
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,10}")
 OTHER = "other"  # in place of a suffix that is none, or hardly one
 
@@ -127,13 +133,13 @@ def _labelled_files(
 
 
 def subfolders(place: Path) -> list[Path]:
-    """Folders in a folder, sorted, without hidden ones and what macOS leaves in archives."""
+    """Return the folders in a folder, sorted, without hidden ones and LITTER."""
     with readable():
         return sorted(f for f in place.iterdir() if f.is_dir() and _is_seen(f.name))
 
 
 def _is_seen(name: str) -> bool:
-    return not name.startswith((".", "__MACOSX"))
+    return not LITTER.match(name)
 
 
 def image_files(
@@ -141,7 +147,7 @@ def image_files(
 ) -> list[Path]:
     """Image files in a folder, or in all folders below it as well, sorted by path.
 
-    Hidden ones do not count, nor does what macOS leaves in archives.
+    Hidden ones do not count, nor does LITTER.
 
     Args:
         folder: where to look.

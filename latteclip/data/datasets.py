@@ -31,17 +31,22 @@ class Dataset:
     @property
     def folder(self) -> Path:
         """Where its files are, or will be."""
-        return Path(self.values["source"].get("folder", RESOURCES / self.key / "data"))
+        return Path(self.source.get("folder", RESOURCES / self.key / "data"))
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """Where its files come from; nothing where only the command line says so."""
+        return dict(self.values.get("source", {}))
 
     @property
     def split(self) -> splits.SplitSettings:
         """How its folder is read."""
-        return from_values(splits.SplitSettings, self.values["split"])
+        return from_values(splits.SplitSettings, self.values.get("split", {}))
 
     @property
     def files(self) -> dict[str, download.Download]:
         """What is downloaded for it, by name."""
-        downloads = self.values["source"].get("downloads", {})
+        downloads = self.source.get("downloads", {})
         return {name: from_values(download.Download, spec) for name, spec in downloads.items()}
 
 
@@ -86,7 +91,7 @@ def _row(dataset: Dataset) -> tuple[str, ...]:
     return (
         dataset.key,
         *(str(counts.get(name, "?")) for name in ("train", "test", "classes")),
-        dataset.values.get("size", "none" if "downloads" not in dataset.values["source"] else "?"),
+        dataset.values.get("size", "none" if "downloads" not in dataset.source else "?"),
         "yes" if dataset.folder.is_dir() else "no",
         dataset.values.get("licence", "?"),
     )

@@ -6,6 +6,7 @@ Letters: N images, C classes.
 import csv
 import itertools
 import logging
+import math
 import os
 import time
 from collections import Counter
@@ -34,6 +35,7 @@ BATCH = 128 * CHUNK  # images written at a time
 KEPT = 8 * CHUNK  # images after which is kept what was seen of them
 BEFORE = ".decoded.sqlite"  # beside the index, where Snakemake removes nothing
 SHOWN = 100  # broken images that the log names
+NAMED = 5  # of them by the error, and twice as many classes by the log
 Decoded = Fingerprint | str  # or why the image cannot be decoded
 
 
@@ -88,6 +90,8 @@ def index_images(
     if split.skipped:
         said = ", ".join(f"{n} {suffix}" for suffix, n in split.skipped.items())
         log.warning("Left out %d files that are no images: %s.", sum(split.skipped.values()), said)
+    more = f" and {len(classnames) - 2 * NAMED} more" if len(classnames) > 2 * NAMED else ""
+    log.info("Classes: %s%s.", ", ".join(classnames[: 2 * NAMED]), more)
     seconds = time.monotonic() - started
     log.info(
         "Indexed %d images of %d classes (%d train, %d val, %d test) in %.1f s, %.0f images/s.",
@@ -153,11 +157,13 @@ def _check(
     """UserError where too many images are broken, or a split that is needed has none left."""
     n_images = len(split.items)
     if len(broken) > max_corrupt * n_images:
-        image_id, _, _, reason = broken[0]
+        first = ", ".join(f"{image_id} ({reason})" for image_id, _, _, reason in broken[:NAMED])
+        more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+        enough = math.ceil(100 * len(broken) / n_images) / 100
         raise UserError(
             f"{len(broken)} of the {n_images} images of {folder} cannot be decoded, more than "
-            f"{max_corrupt:.2%}; the first is {image_id} ({reason}). Replace or remove them, or "
-            "raise split.max_corrupt of the dataset."
+            f"{max_corrupt:.2%}: {first}{more}. Replace or remove them, or let them be left out: "
+            f"--config \"split={{'max_corrupt': {enough}}}\"."
         )
     left = {"train": counts["train"] + counts["val"]}
     if split.needs_test_images:

@@ -21,7 +21,7 @@ DEPTH = 3  # folders below a dataset's folder in which its parts are looked for
 class SplitSettings:
     """How a dataset's folder is read; all paths are relative to it."""
 
-    kind: str  # coop, folders, csv, lists, webdataset or parquet
+    kind: str = "folders"  # coop, folders, csv, lists, webdataset or parquet
     file: str | None = None  # of coop the JSON, of csv the table
     # Of lists the file of each split, of shards a glob that fits those of each split.
     lists: dict[str, str] = field(default_factory=dict)

@@ -315,7 +315,10 @@ def test_numbers_may_be_written_in_every_usual_way(config, text):
         ({"scores": {"share": 0}}, r"scores\.share .*less than or equal to the minimum of 0"),
         ({"scores": {"orders": 0}}, r"scores\.orders .*less than the minimum of 1"),
         ({"scores": {"answer": " a thing"}}, r"scores\.answer .*does not match"),
-        ({"datasets": {"new": {"template": "{}"}}}, r"datasets\.new: '.*' is a required property"),
+        (
+            {"dataset": "new", "datasets": {"new": {"template": "{}"}}},
+            "new has no source.*image_dir",
+        ),
         ({"methods": {"new": {"switches": {}}}}, r"methods\.new: 'objective' is a required"),
         (
             {"methods": {"new": {"like": "lateclip"}}},
@@ -373,7 +376,9 @@ def test_modern_models_and_words_are_those_that_the_libraries_know(config, tmp_p
     assert (clip["model"], clip["pretrained"]) in open_clip.list_pretrained()
     remote_sensing = yaml.safe_load(re.search(r"clip: (\{.*\})", text)[1])
     assert tuple(remote_sensing.values()) in open_clip.list_pretrained()
-    assert len(found.dataset(found.datasets[0])["template"]) > 3
+    assert len(found.template(found.datasets[0])) > 3
+    mine = configured(config, **{**modern, "dataset": "mine", "image_dir": str(tmp_path)})
+    assert mine.template("mine") == found.template(found.datasets[0])
     refused(config, "source.folder photographs is not a folder", **modern)
 
 
@@ -387,6 +392,54 @@ def test_a_missing_file_of_one_s_own_is_refused(config, section, key):
     changes.setdefault(section, {})[key] = "nope.csv"
     refused(config, rf"Dataset demo: {section}\.{key} nope\.csv is not a file", **changes)
     configured(config, **{section: {key: "nope.csv"}})  # another engine does not read it
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("split", "max_corrupt", 0.05),
+        ("split", "kind", "csv"),
+        ("prompts", "image", "Which bird is it?"),
+        ("captioner", "square_side", 64),
+    ],
+)
+def test_one_key_of_a_folder_may_be_set_and_the_others_stay(config, tmp_path, section, key, value):
+    folder = {"dataset": "mine", "image_dir": str(tmp_path)}
+    plain = configured(config, **folder).section(section, "mine")
+    for given in ({"datasets": {"mine": {section: {key: value}}}}, {section: {key: value}}):
+        assert configured(config, **folder, **given).section(section, "mine") == {
+            **plain,
+            key: value,
+        }
+    other = configured(config, **folder, datasets={"mine": {section: {key: value}}})
+    assert other.section(section, "dtd") == configured(config).section(section, "dtd")
+
+
+def test_a_template_alone_may_be_set_for_a_folder(config, tmp_path):
+    folder = {"dataset": "mine", "image_dir": str(tmp_path)}
+    assert configured(config, **folder).template("mine") == "a photo of a {}."
+    for given in ({"datasets": {"mine": {"template": "a {}."}}}, {"template": "a {}."}):
+        assert configured(config, **folder, **given).template("mine") == "a {}."
+
+
+def test_a_share_on_the_command_line_arrives_as_text_and_wins(config):
+    given = {"split": {"max_corrupt": ".05"}}
+    assert configured(config, dataset="dtd", **given).section("split", "dtd")["max_corrupt"] == 0.05
+
+
+@pytest.mark.parametrize(
+    ("model", "side"),
+    [
+        ("llava-hf/llava-v1.6-mistral-7b-hf", 336),
+        ("/cache/models--llava-hf--llava-v1.6-34b-hf/snapshots/1", 336),
+        ("llava-hf/llama3-llava-next-8b-hf", 336),
+        ("llava-hf/llava-1.5-7b-hf", None),
+        ("Qwen/Qwen3-VL-8B-Instruct", None),
+    ],
+)
+def test_pictures_are_squares_for_captioners_that_see_them_so(config, model, side):
+    found = configured(config, captioner={"model": model}).section("captioner", "dtd")
+    assert found["square_side"] == side
 
 
 def test_a_missing_source_folder_is_refused(config, tmp_path):

@@ -83,7 +83,7 @@ def test_a_model_is_named_by_its_note(configured):
 def test_prompts_are_those_of_the_dataset(configured):
     for kind in ("image", "group"):
         prompt = rule_settings.prompt(configured(), "demo", kind)
-        assert prompt == configured().dataset("demo")["prompts"][kind]
+        assert prompt == configured().section("prompts", "demo")[kind]
 
 
 @pytest.mark.parametrize(("kind", "is_asked"), [("likelihood", True), ("letters", False)])

@@ -38,9 +38,11 @@ def test_train_and_test_folders(tmp_path):
 def test_what_is_no_image_or_hidden_is_passed_over(tmp_path):
     folders(tmp_path)
     images(tmp_path, "cat/.hidden.jpg", "cat/._1.jpg", "__MACOSX/x/1.jpg", ".git/2.jpg")
-    images(tmp_path, "cat/notes.txt", "cat/.thumbnails/3.jpg")
+    images(tmp_path, "cat/notes.txt", "cat/.thumbnails/3.jpg", "@eaDir/x.jpg", "cat/@eaDir/1.jpg")
+    images(tmp_path, "#recycle/1.jpg", "$RECYCLE.BIN/1.jpg", "Thumbs.db", "lost+found/1.jpg")
     split = read_split(tmp_path, SplitSettings("folders"))[1]
     assert len(split.items) == 20 and split.names == ["cat", "dog"]
+    assert split.skipped == {".txt": 1}
 
 
 def test_unlabelled_training_images(tmp_path):

@@ -1,4 +1,5 @@
 import logging
+import re
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -69,11 +70,23 @@ def test_a_few_broken_images_are_listed_and_left_out(tmp_path, caplog):
 
 
 def test_too_many_broken_images_are_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"2 of the 22 images .* more than 1\.00%.*half\.jpg"):
+    with pytest.raises(
+        UserError, match=r"2 of the 22 images .* 1\.00%: .*half\.jpg.*text\.jpg"
+    ) as e:
         index(broken(tmp_path, n=10), tmp_path)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [index_images.BEFORE]
-    rows, _, _ = index(broken(tmp_path, n=10), tmp_path, max_corrupt=0.1)
+    enough = float(re.search(r"--config \"split={'max_corrupt': ([\d.]+)}\"", str(e.value))[1])
+    rows, _, _ = index(broken(tmp_path, n=10), tmp_path, max_corrupt=enough)
     assert len(rows) == 20
+
+
+def test_the_log_names_the_classes_up_to_ten(tmp_path, caplog):
+    """Folders of years become classes where nothing says otherwise."""
+    caplog.set_level(logging.INFO)
+    index(folders(tmp_path / "years", ("2023", "2024")), tmp_path)
+    assert "Classes: 2023, 2024." in caplog.text
+    index(folders(tmp_path / "many", [f"c{n:02}" for n in range(12)], n=3), tmp_path)
+    assert "c08, c09 and 2 more." in caplog.text
 
 
 def test_an_image_that_the_split_lists_and_nobody_has_counts_as_broken(tmp_path):
