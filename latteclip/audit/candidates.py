@@ -139,11 +139,15 @@ def runs(folder: Path, name: str = OF_EVALUATED[0]) -> list[Run]:
 
 
 def _candidates(folder: Path, name: str, chosen: Candidate | None) -> list[Candidate]:
-    """Return one run of each method that has a table of a name: the chosen one, or the first."""
+    """Return one run of each method that has a table of a name.
+
+    Of each method that seed is taken which the chosen model has, for each seed leaves out other
+    training images; or else the first one.
+    """
     found: dict[str, Candidate] = {}
     for run in runs(folder, name):
         one = Candidate(*run)
-        if one == chosen or one.method not in found:
+        if one.method not in found or (chosen and one.seed == chosen.seed):
             found[one.method] = one
     if not found:
         raise UserError(

@@ -77,13 +77,18 @@ def label_by_captions(configuration: Configuration, dataset: str) -> Settings:
     return {
         **configuration.section("clip", dataset),
         "batch_size": configuration.section("inference", dataset)["batch_size"],
-        "held_out": held_out(configuration, dataset),
     }
 
 
-def held_out(configuration: Configuration, dataset: str) -> float:
-    """The share of the training images that is kept for the choice of a model."""
-    return float(configuration.section("selection", dataset)["share"])
+def fold(configuration: Configuration, dataset: str, seed: str) -> Settings:
+    """Return which training images a seed leaves out; of seeds that leave out none all alike."""
+    share = float(configuration.section("selection", dataset)["share"])
+    if not share:
+        return {"share": 0.0, "number": 0, "count": 1}
+    seeds = configuration.seeds
+    # A seed that is not of the run, whose model a person asks for by its path, has some fold too.
+    number = seeds.index(int(seed)) if int(seed) in seeds else int(seed) % len(seeds)
+    return {"share": share, "number": number, "count": len(seeds)}
 
 
 def score_unknown(configuration: Configuration, dataset: str) -> Settings:
@@ -91,7 +96,7 @@ def score_unknown(configuration: Configuration, dataset: str) -> Settings:
     return configuration.section("unknown", dataset)
 
 
-def finetune(configuration: Configuration, dataset: str, method: str) -> Settings:
+def finetune(configuration: Configuration, dataset: str, method: str, seed: str) -> Settings:
     """The CLIP model, the method, and how it is computed."""
     values = configuration.method(method, dataset)
     return {
@@ -104,7 +109,7 @@ def finetune(configuration: Configuration, dataset: str, method: str) -> Setting
         "switches": values.get("switches", {}),
         "finetune": values["finetune"],
         "compute": configuration.section("compute", dataset),
-        "held_out": held_out(configuration, dataset),
+        "fold": fold(configuration, dataset, seed),
     }
 
 
@@ -117,12 +122,12 @@ def finetune_command(configuration: Configuration, dataset: str) -> str:
     return f"{claim} torchrun --standalone --nproc-per-node {processes} -m -- latteclip"
 
 
-def evaluate(configuration: Configuration, dataset: str) -> Settings:
-    """How images are encoded, how many classes are kept for each, and who was held out."""
+def evaluate(configuration: Configuration, dataset: str, seed: str) -> Settings:
+    """How images are encoded, how many classes are kept for each, and which were left out."""
     return {
         **configuration.section("inference", dataset),
         "precision": configuration.section("clip", dataset)["precision"],
-        "held_out": held_out(configuration, dataset),
+        "fold": fold(configuration, dataset, seed),
     }
 
 

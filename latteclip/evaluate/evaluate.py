@@ -15,6 +15,7 @@ from latteclip.clip import tuned
 from latteclip.clip.features import encode_files
 from latteclip.clip.ranking import classify
 from latteclip.core import devices, tables
+from latteclip.core.holdout import NO_FOLD, Fold
 from latteclip.evaluate import gallery_images, judged, metrics
 
 
@@ -25,7 +26,7 @@ class EvaluateSettings:
     batch_size: int
     topk: int
     precision: str = "bf16"
-    held_out: float = 0.0  # share of the training images that were not trained on
+    fold: Fold = NO_FOLD  # the training images that were not trained on
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def evaluate(
 ) -> None:
     """Classify the test split with a tuned model and its prototypes; without one, all images.
 
-    The training images that were held out and those of the page are classified as well.
+    The training images that were left out of training and those of the page are classified as well.
 
     Raises:
         UserError: an input is missing or does not fit the others, or there is no image.
@@ -71,7 +72,7 @@ def evaluate(
     metrics.write(
         table, names, labels.numpy(), scores.numpy(), run, history.get("marks", []), outputs
     )
-    apart = judged.held_out_images(files.images, settings.held_out)
+    apart = judged.left_out_images(files.images, settings.fold)
     unseen = np.empty(0, np.int_)
     if len(apart):
         unseen = ranked(tables.Strings(apart["path"]), 1)[0][:, 0].numpy()

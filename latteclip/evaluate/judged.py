@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.holdout import held_out, judging
+from latteclip.core.holdout import Fold, judging, left_out
 
 JUDGED = pa.schema([("image_id", pa.string()), ("prediction", pa.int32())])
 NONE = -1  # in place of a class
@@ -24,10 +24,10 @@ def judging_images(images_path: str) -> pa.Table:
     return table.filter(pa.array(judging(tables.Strings(table["image_id"]))))
 
 
-def held_out_images(images_path: str, share: float) -> pa.Table:
-    """The rows of the held-out images in an IMAGES table, without their labels."""
+def left_out_images(images_path: str, fold: Fold) -> pa.Table:
+    """Return the rows of an IMAGES table that a training leaves out, without their labels."""
     table, _ = tables.read_unlabelled(images_path, training=True)
-    return table.filter(pa.array(held_out(tables.Strings(table["image_id"]), share)))
+    return table.filter(pa.array(left_out(tables.Strings(table["image_id"]), fold)))
 
 
 def write_predictions(

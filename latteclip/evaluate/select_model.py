@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 
 from latteclip.core import tables
 from latteclip.core.files import replacing, write_json
-from latteclip.core.holdout import FEWEST
 from latteclip.evaluate import judged
 from latteclip.evaluate.results import read_metrics
 from latteclip.evaluate.selection import (
+    FEWEST,
     Candidate,
     Judge,
     choose,

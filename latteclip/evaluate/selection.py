@@ -3,7 +3,7 @@
 A caption (or a multimodal model that is asked) votes for the class of its image. Classifiers that
 are right more often agree more with such votes, whatever mistakes the votes make by themselves, as
 long as the classifiers do not share them. Those that train nothing are judged by many images, each
-without its own part in the classifier; those that were trained by the images that were held out.
+without its own part in the classifier; those that were trained by the images that they left out.
 
 Letters: K candidates, n judging images, C classes.
 """
@@ -18,7 +18,6 @@ import numpy.typing as npt
 import pandas as pd
 
 from latteclip.core.errors import UserError
-from latteclip.core.holdout import FEWEST
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int_]
@@ -27,6 +26,7 @@ SIMPLICITY = {"zero_shot": 0, "zero_shot_calibrated": 1, "image_prototypes": 2}
 ZERO_SHOT = ("zero_shot", "zero_shot_calibrated")
 # Which of them is taken where nothing judges.
 SAFEST = ("zero_shot_calibrated", "zero_shot", "image_prototypes")
+FEWEST = 20  # fewer images judge nothing
 ROUNDING = 1e-9  # one image more is a standard error exactly, and no lead
 
 
@@ -101,12 +101,19 @@ class Judge:
         return float(known[~np.isnan(known)].mean()) + self.lead(one, reference).mean
 
     def pooled(self, candidates: Sequence[Candidate]) -> "Judge":
-        """The same with the mean over the seeds of a method, those that are `allowed`, in each."""
+        """Return the same where each seed has the agreements of all `allowed` seeds of its method.
+
+        Seeds are judged by different images; where an image judges several, their mean counts.
+        """
         agreements = self.agreements.copy()
         open_to = allowed(candidates)
         for i in open_to:
             seeds = [j for j in open_to if candidates[j].method == candidates[i].method]
-            agreements[i] = self.agreements[seeds].mean(axis=0)
+            judged = ~np.isnan(self.agreements[seeds])
+            total = np.where(judged, self.agreements[seeds], 0.0).sum(axis=0)
+            agreements[i] = np.where(judged.any(axis=0), total, np.nan) / np.maximum(
+                judged.sum(axis=0), 1
+            )
         return Judge(agreements)
 
     def _pair(self, one: int, other: int) -> Floats:

@@ -37,7 +37,6 @@ from latteclip.labels.witnesses import (
     Images,
     Rows,
     Votes,
-    WithheldVotes,
     ZeroShotVotes,
     parts,
 )
@@ -212,26 +211,21 @@ def own_part_left_out(
     return (products - table * own) / squares.clamp(min=1e-6).sqrt()
 
 
-def fuse(images: Images, votes: Votes, learning: torch.Tensor | None = None) -> Fusion:
+def fuse(images: Images, votes: Votes) -> Fusion:
     """Fuse what zero-shot scores, image prototypes and votes say of N images.
 
     Args:
         images: the N images.
         votes: for them.
-        learning: [N] bool; nothing is learned from the other images, nor have they a part in the
-            prototypes: by what these teach, they are labelled, each with its own vote. None: all.
     """
     n, n_classes = len(images.centred), len(images.texts)
-    if learning is None:
-        learning = torch.ones(n, dtype=torch.bool)
-    heard = WithheldVotes(votes, learning)
-    sample = _spaced(heard.has.nonzero()[:, 0], n_classes, SAMPLE)
-    cast = heard.probabilities(sample)  # [n, C]
-    found = corroborate(images, heard, sample)
+    sample = _spaced(votes.has.nonzero()[:, 0], n_classes, SAMPLE)
+    cast = votes.probabilities(sample)  # [n, C]
+    found = corroborate(images, votes, sample)
     posterior = Posterior.empty(n, n_classes)
     for rows in parts(n):
-        posterior.put(rows, heard.probabilities(rows))
-    witnesses = Witnesses(images, heard, posterior)
+        posterior.put(rows, votes.probabilities(rows))
+    witnesses = Witnesses(images, votes, posterior)
     trust = Trust(found, cast.new_empty(0, n_classes))
     if not found.found:
         return _calibrated(witnesses, trust)
@@ -239,12 +233,10 @@ def fuse(images: Images, votes: Votes, learning: torch.Tensor | None = None) -> 
         trust = witnesses.learn(sample, cast, trust)
         posterior = Posterior.empty(n, n_classes)
         for rows in parts(n):
-            known = witnesses.log_posterior(rows, trust).exp()
-            posterior.put(rows, known * learning[rows, None])
-        last, witnesses = witnesses, Witnesses(images, heard, posterior)
-    last.votes = votes
+            posterior.put(rows, witnesses.log_posterior(rows, trust).exp())
+        last, witnesses = witnesses, Witnesses(images, votes, posterior)
     few = _spaced(sample, n_classes, FEW)
-    gained = gains(last.predictors(few), heard.probabilities(few))
+    gained = gains(last.predictors(few), votes.probabilities(few))
     return _fused(last, witnesses, trust, gained)
 
 

@@ -22,7 +22,7 @@ from latteclip.clip.feature_rows import FeatureRows, Features
 from latteclip.core import devices, tables
 from latteclip.core.class_scores import read_class_scores
 from latteclip.core.errors import UserError
-from latteclip.core.holdout import held_out, judging
+from latteclip.core.holdout import judging
 from latteclip.core.progress import Progress
 from latteclip.labels.features import feature_column, read_features
 from latteclip.labels.fusion import Fusion, fuse
@@ -45,7 +45,6 @@ class CaptionLabelSettings:
     pretrained: str | None
     batch_size: int  # texts encoded at once
     precision: str = "bf16"
-    held_out: float = 0.0  # share of the images whose votes are kept for `select_model`
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,8 @@ def label_by_captions(
     """Write CAPTION_LABELS for every image that is not in the test split, and a classifier.
 
     The classifier is what zero-shot scores and image prototypes make together: it needs no caption.
-    Nothing is learned from the votes for images that are held out. Votes by which classifiers can
-    be judged go to `votes_output`, a table of VOTES. Labels of the dataset are not read.
+    Votes by which classifiers can be judged go to `votes_output`, a table of VOTES. Labels of the
+    dataset are not read.
 
     Raises:
         UserError: an input lacks an image or does not belong to the others.
@@ -99,7 +98,6 @@ def label_by_captions(
     features = read_features(files.pseudo_labels, table["image_id"])
     images = Images.of(features, classes.weights, scale)
     image_ids = tables.Strings(table["image_id"])
-    learning = ~torch.from_numpy(held_out(image_ids, settings.held_out))
     votes: list[Votes] = []
     own: dict[str, OwnLabels] = {}
     were_told = False
@@ -109,20 +107,20 @@ def label_by_captions(
         )
         captions, were_told = _read_captions(files.image_captions, table["image_id"])
         texts, row_of = _encode(captions, clip, settings.batch_size)
-        votes.append(CaptionVotes.of(texts, row_of, classes.weights, scale, learning))
+        votes.append(CaptionVotes.of(texts, row_of, classes.weights, scale))
         own["caption"] = _captions_alone(texts, row_of, scale * classes.weights)
     if files.class_scores is not None:
         options, scores = map(
             torch.from_numpy,
             read_class_scores(files.class_scores, table["image_id"], len(classnames)),
         )
-        votes.append(ScoreVotes.of(options, scores, len(classnames), learning))
+        votes.append(ScoreVotes.of(options, scores, len(classnames)))
         own["lmm"] = _votes_alone(votes[-1])
     if not votes:
         raise UserError("Nothing votes: give --image-captions or --class-scores.")
-    fusion = fuse(images, votes[-1], learning)
+    fusion = fuse(images, votes[-1])
     save_classifier(classifier_output, images.classifier(fusion.weights, scale), described)
-    summary = _summary(fusion, own, learning)
+    summary = _summary(fusion, own)
     _write(output, table["image_id"], own, fusion, {**described, "how": HOW, **summary})
     log.info(_sentence(summary))
     if votes_output is not None:
@@ -229,11 +227,11 @@ def _column(labels: torch.Tensor | None, n: int = 0) -> pa.Array:
     return pa.nulls(n, pa.int32()) if labels is None else pa.array(labels.int().numpy())
 
 
-def _summary(fusion: Fusion, own: dict[str, OwnLabels], learning: torch.Tensor) -> dict[str, Any]:
+def _summary(fusion: Fusion, own: dict[str, OwnLabels]) -> dict[str, Any]:
     """What was learned of the witnesses, for the metadata and the log."""
     name, said = list(own.items())[-1]  # that which votes
     trust, calibrated = fusion.trust, fusion.said["zero_shot"]
-    voting = (said.confidence > 0) & learning
+    voting = said.confidence > 0
     n = max(1, int(voting.sum()))
     return {
         "votes": "class scores" if name == "lmm" else "captions",

@@ -136,7 +136,7 @@ class CaptionVotes:
 
     has: torch.Tensor  # [N]
     texts: Features  # [U + 1, D] float32; a last row for images without
-    mean: torch.Tensor  # [D] float32, of the captions that are learned from
+    mean: torch.Tensor  # [D] float32, of the captions
     row_of: torch.Tensor  # [N] the row of each image's caption
     classes: torch.Tensor  # [C, D] float64: class embeddings times the scale
 
@@ -147,17 +147,11 @@ class CaptionVotes:
         row_of: torch.Tensor,
         classes: torch.Tensor,
         scale: float,
-        learning: torch.Tensor | None = None,
     ) -> "CaptionVotes":
-        """From features [U + 1, D], the last one of no caption, and class embeddings [C, D].
-
-        Args:
-            learning: [N] bool, the images whose captions the class means are of; None for all.
-        """
+        """From features [U + 1, D], the last one of no caption, and class embeddings [C, D]."""
         last = len(texts) - 1
         has = row_of != last
-        rows = row_of if learning is None else row_of[learning]
-        counts = torch.bincount(rows, minlength=len(texts))[:-1].double()  # [U]
+        counts = torch.bincount(row_of, minlength=len(texts))[:-1].double()  # [U]
         mean = torch.zeros(texts.shape[1], dtype=torch.float64)
         for part in parts(last):
             mean += counts[part] @ texts[part].double() / counts.sum().clamp(min=1)
@@ -189,18 +183,8 @@ class ScoreVotes:
     n_classes: int
 
     @classmethod
-    def of(
-        cls,
-        options: torch.Tensor,
-        scores: torch.Tensor,
-        n_classes: int,
-        learning: torch.Tensor | None = None,
-    ) -> "ScoreVotes":
-        """From options [N, K], -1 where there are fewer, and their log-probabilities [N, K].
-
-        Args:
-            learning: [N] bool, the images whose scores the class means are of; None for all.
-        """
+    def of(cls, options: torch.Tensor, scores: torch.Tensor, n_classes: int) -> "ScoreVotes":
+        """From options [N, K], -1 where there are fewer, and their log-probabilities [N, K]."""
         options, order = options.sort(dim=1)
         scores, given = scores.gather(1, order), options >= 0
         best = scores.masked_fill(~given, -torch.inf).amax(dim=1, keepdim=True)
@@ -208,8 +192,7 @@ class ScoreVotes:
         scores = (scores - best).clamp(min=-FLOOR)  # also of a probability of 0
         options = options.clamp(min=0)
         scores = scores.masked_fill(~given, 0.0)
-        heard = given if learning is None else given & learning[:, None]
-        scores = _without_means(options, scores, given, heard, n_classes)
+        scores = _without_means(options, scores, given, n_classes)
         has = given.any(dim=1)
         return cls(has, options, scores.masked_fill(~given, -torch.inf), n_classes)
 
@@ -238,7 +221,6 @@ def _without_means(
     options: torch.Tensor,
     scores: torch.Tensor,
     given: torch.Tensor,
-    heard: torch.Tensor,
     n_classes: int,
 ) -> torch.Tensor:
     """Scores [N, K] less what is the same for all options of an image or for all of a class.
@@ -250,11 +232,10 @@ def _without_means(
         options: [N, K] classes.
         scores: [N, K], 0 where there is no option.
         given: [N, K] where there is one.
-        heard: [N, K] which of these the means of classes are of.
         n_classes: C.
     """
-    where, owners = options[heard], heard.nonzero()[:, 0]
-    values = scores[heard].double()
+    where, owners = options[given], given.nonzero()[:, 0]
+    values = scores[given].double()
     per_class = torch.bincount(where, minlength=n_classes).clamp(min=1)
     per_image = given.sum(dim=1).clamp(min=1)
     means = torch.zeros(n_classes, dtype=torch.float64)
@@ -267,28 +248,6 @@ def _without_means(
     without = (scores.double() - means[options]).masked_fill(~given, 0.0)
     without -= without.sum(dim=1, keepdim=True) / per_image[:, None]
     return without.round(decimals=DECIMALS).float()
-
-
-@dataclass(frozen=True)
-class WithheldVotes:
-    """Votes of which those for some images are not heard."""
-
-    votes: Votes
-    learning: torch.Tensor  # [N] bool: whose votes are heard
-
-    @property
-    def has(self) -> torch.Tensor:
-        return self.votes.has & self.learning
-
-    def probabilities(self, rows: Rows) -> torch.Tensor:
-        return self.votes.probabilities(rows) * self.learning[rows, None]
-
-    def features(self, rows: Rows) -> torch.Tensor | None:
-        texts = self.votes.features(rows)
-        return None if texts is None else texts * self.learning[rows, None]
-
-    def dealing(self, rows: torch.Tensor) -> Deal:
-        return self.votes.dealing(rows)
 
 
 def parts(n: int) -> Iterator[slice]:

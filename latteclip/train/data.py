@@ -20,7 +20,7 @@ from latteclip.clip.ranking import ROWS, classify
 from latteclip.core import tables
 from latteclip.core.digest import digest_of
 from latteclip.core.errors import UserError
-from latteclip.core.holdout import held_out
+from latteclip.core.holdout import NO_FOLD, Fold, left_out
 from latteclip.core.prompts import class_texts
 from latteclip.labels.features import read_features
 from latteclip.train.objectives.base import TrainingTexts
@@ -29,7 +29,7 @@ from latteclip.train.texts import TextBank
 
 # The column of `caption_labels.parquet` that takes the place of the zero-shot pseudo-labels.
 CAPTION_LABEL_COLUMNS = {"caption": "caption_label", "lmm": "lmm_label", "fused": "fused_label"}
-NOT_TRAINED = -1  # in place of the label of an image that is held out
+NOT_TRAINED = -1  # in place of the label of an image that is left out
 
 
 @dataclass(frozen=True)
@@ -54,27 +54,27 @@ class TrainingData:
     labels: torch.Tensor  # [N] class that the training takes each image for
     classnames: list[str]
     texts: TrainingTexts
-    n_scheduled: int  # images that an epoch's number of steps is of: N and those held out
+    n_scheduled: int  # images that an epoch's number of steps is of: N and those left out
     digest: str  # changes when anything above changes
 
 
 def read(
-    files: TrainingFiles, template: str, labels: str, bank: TextBank, share: float = 0.0
+    files: TrainingFiles, template: str, labels: str, bank: TextBank, fold: Fold = NO_FOLD
 ) -> TrainingData:
     """Read the inputs; their texts go into `bank`.
 
     Args:
         labels: zero_shot, zero_shot_calibrated, caption, lmm, fused, or ground_truth, the only one
             that reads labels.
-        share: of the images that are held out: neither they nor captions of groups that show one
-            are trained on.
+        fold: the images that are left out: neither they nor captions of groups that show one are
+            trained on.
 
     Raises:
         UserError: an input lacks an image or a label, or there is nothing to train on.
     """
     table, classnames = tables.read_unlabelled(files.images, training=True)
     all_ids = table["image_id"]
-    kept = ~held_out(tables.Strings(all_ids), share)
+    kept = ~left_out(tables.Strings(all_ids), fold)
     table = table.filter(pa.array(kept))
     image_ids = table["image_id"]
     if len(image_ids) < 2:
@@ -214,8 +214,8 @@ def _captioned_classes(
     images but no group gets one with an empty caption.
 
     Args:
-        groups: of images of which some may be held out; groups that show one are left out.
-        label_of: of each of these images, NOT_TRAINED for the ones that are held out.
+        groups: of images of which some may be left out; groups that show one are left out.
+        label_of: of each of these images, NOT_TRAINED for the ones that are left out.
     """
     labels = label_of[groups.members]  # [M]
     # Of equally frequent ones that which comes first.

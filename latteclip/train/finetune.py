@@ -148,7 +148,7 @@ def _load(
     if settings.finetune.batch_norm != FROZEN:
         prepare.refuse_moving_statistics(clip, settings.compute, parallel.size())
     bank = TextBank(clip)
-    inputs = data.read(files, settings.words.template, settings.labels, bank, settings.held_out)
+    inputs = data.read(files, settings.words.template, settings.labels, bank, settings.fold)
     size = min(settings.finetune.batch_size, len(inputs.paths))
     prepare.prepare_training(
         clip, settings.compute, bank.tokens, size, settings.finetune.batch_norm

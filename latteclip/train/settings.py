@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from latteclip.core.class_words import ClassWords
 from latteclip.core.errors import UserError
+from latteclip.core.holdout import NO_FOLD, Fold
 
 GROUND_TRUTH = "ground_truth"
 FROZEN = "frozen"
@@ -68,7 +69,7 @@ class FinetuneSettings:
     switches: dict[str, Any] = field(default_factory=dict)  # of the objective, which checks them
     compute: Compute = Compute()
     class_synonyms: dict[str, list[str]] = field(default_factory=dict)
-    held_out: float = 0.0  # share of the images that are kept for `select_model`
+    fold: Fold = NO_FOLD  # the images that are left out, for `select_model`
 
     @property
     def words(self) -> ClassWords:

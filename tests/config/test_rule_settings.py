@@ -15,8 +15,8 @@ STAGES = {
     "groups": ("dtd",),
     "label_by_captions": ("dtd",),
     "score_unknown": ("dtd",),
-    "finetune": ("dtd", "latteclip"),
-    "evaluate": ("dtd",),
+    "finetune": ("dtd", "latteclip", "0"),
+    "evaluate": ("dtd", "0"),
     "propagate_labels": ("dtd", "label_propagation"),
     "index_images": ("dtd",),
     "download_dataset": ("dtd",),
@@ -54,7 +54,8 @@ STAGES = {
         ),
         ({"datasets": {"dtd": {"licence": "none"}}}, {"download_dataset"}),
         ({"threads": {"finetune": 1}}, set()),
-        ({"seeds": 9}, set()),
+        ({"seeds": 9}, {"finetune", "evaluate"}),
+        ({"selection": {"share": 0.2}}, {"finetune", "evaluate"}),
     ],
     ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
@@ -108,17 +109,23 @@ def test_synonyms_are_named_where_there_are_any(configured):
     assert found["class_synonyms"] == {"737": ["jet"]}
 
 
-def test_images_that_are_held_out_are_told_to_those_that_must_not_learn_from_them(configured):
-    found = configured(selection={"share": 0.25})
-    for settings in (
-        rule_settings.finetune(found, "demo", "latteclip"),
-        rule_settings.label_by_captions(found, "demo"),
-        rule_settings.evaluate(found, "demo"),
-    ):
-        assert settings["held_out"] == 0.25
+def test_each_seed_leaves_out_its_fold_in_training_and_is_judged_by_it(configured):
+    found = configured(selection={"share": 0.25}, seeds="4,7,2")
+    for number, seed in enumerate(["4", "7", "2"]):
+        fold = {"share": 0.25, "number": number, "count": 3}
+        assert rule_settings.finetune(found, "demo", "latteclip", seed)["fold"] == fold
+        assert rule_settings.evaluate(found, "demo", seed)["fold"] == fold
+
+
+def test_without_a_share_the_number_of_seeds_reruns_no_training(configured):
+    one, more = (
+        configured(selection={"share": 0}, seeds=number, method="latteclip") for number in (1, 3)
+    )
+    settings = [rule_settings.finetune(found, "demo", "latteclip", "0") for found in (one, more)]
+    assert settings[0] == settings[1]
 
 
 @pytest.mark.parametrize("name", ["study", "ablations"])
 def test_the_paper_s_runs_train_on_all_images(configured, name):
     given = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
-    assert rule_settings.held_out(configured(**given), "dtd") == 0
+    assert rule_settings.fold(configured(**given), "dtd", "0")["share"] == 0

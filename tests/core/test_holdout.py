@@ -4,57 +4,77 @@ import numpy as np
 import pytest
 
 from latteclip.core import holdout
-from latteclip.core.holdout import FEWEST, MOST, held_out, judging
+from latteclip.core.holdout import FEWEST, MOST, Fold, judging, left_out
 
 
 def ids(n):
     return [f"class {i % 7}/{i}.png" for i in range(n)]
 
 
-@pytest.mark.parametrize(("n", "share", "wanted"), [(205, 0.1, 20), (420, 0.1, 42), (60, 0.5, 30)])
-def test_a_share_of_the_images_is_held_out_rounded_down(n, share, wanted):
-    assert held_out(ids(n), share).sum() == wanted
+def folds(n, share, count):
+    return [left_out(ids(n), Fold(share, number, count)) for number in range(count)]
 
 
-@pytest.mark.parametrize(("n", "share"), [(199, 0.1), (1000, 0.0), (0, 0.5), (39, 0.5)])
-def test_none_are_held_out_where_they_would_judge_nothing(n, share):
-    assert not held_out(ids(n), share).any()
-    assert len(held_out(ids(n), share)) == n
+@pytest.mark.parametrize(
+    ("n", "count", "wanted"),
+    [
+        (100, 3, [33, 33, 34]),
+        (420, 3, [42, 42, 42]),
+        (420, 1, [100]),
+        (1500, 3, [150, 150, 150]),
+        (300, 1, [100]),
+    ],
+)
+def test_seeds_together_leave_out_a_share_each_or_what_it_takes_to_judge(n, count, wanted):
+    assert [mask.sum() for mask in folds(n, 0.1, count)] == wanted
+
+
+@pytest.mark.parametrize("n", [0, 1, 99, 100, 101, 299, 300, 777, 2000])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.1, 0.33])
+def test_folds_share_no_image_and_leave_two_thirds_to_each_training(n, count, share):
+    masks = np.stack(folds(n, share, count))  # [S, N]
+    assert masks.shape == (count, n)
+    assert masks.sum(axis=0).max(initial=0) <= 1
+    sizes = masks.sum(axis=1)
+    assert sizes.max() - sizes.min() <= 1
+    assert sizes.max() <= -(-n // 3)
+    assert sizes.sum() == 0 or FEWEST <= sizes.sum() <= MOST
+    assert share > 0 or sizes.sum() == 0
+    if sizes.sum():
+        assert sizes.max() >= min(share * n, n // max(count, 3)) - 1
 
 
 def test_a_large_dataset_does_without_no_more_images_than_it_takes(monkeypatch):
-    monkeypatch.setattr(holdout, "MOST", 25)
-    assert held_out(ids(500), 0.1).sum() == 25
-    assert MOST >= 100 * FEWEST
+    monkeypatch.setattr(holdout, "MOST", 300)
+    masks = np.stack(folds(5000, 0.1, 3))
+    assert masks.sum() == 300
+    assert not (masks.any(axis=0) & ~judging(ids(5000))).any()
 
 
 def test_shares_without_an_exact_binary_form_lose_no_image():
-    assert held_out(ids(1000), 0.29).sum() == 290
+    assert left_out(ids(1000), Fold(0.29)).sum() == 290
 
 
-def test_the_choice_is_that_of_the_digest_whatever_the_order():
-    names = ids(300)
-    mask = held_out(names, 0.1)
-    rng = np.random.default_rng(0)
-    order = rng.permutation(300)
-    assert np.array_equal(held_out([names[i] for i in order], 0.1), mask[order])
+def test_the_folds_follow_the_digests_whatever_the_order_of_the_images():
+    names = ids(420)
+    masks = [left_out(names, Fold(0.1, number, 3)) for number in range(3)]
+    order = np.random.default_rng(0).permutation(420)
+    shuffled = [names[i] for i in order]
+    for number, mask in enumerate(masks):
+        assert np.array_equal(left_out(shuffled, Fold(0.1, number, 3)), mask[order])
 
     def key(name):
         data = name.encode()
         return hashlib.sha256(len(data).to_bytes(8, "big") + data).hexdigest()
 
-    wanted = set(sorted(names, key=key)[:30])
-    assert {name for name, is_out in zip(names, mask, strict=True) if is_out} == wanted
+    ranked = sorted(names, key=key)
+    for number, mask in enumerate(masks):
+        wanted = set(ranked[42 * number : 42 * (number + 1)])
+        assert {name for name, is_out in zip(names, mask, strict=True) if is_out} == wanted
 
 
 def test_all_images_may_judge_and_of_very_many_the_first(monkeypatch):
     assert judging(ids(300)).all()
     monkeypatch.setattr(holdout, "MOST", 100)
-    mask = judging(ids(300))
-    assert mask.sum() == 100
-    assert not (held_out(ids(300), 0.2) & ~mask).any()
-
-
-def test_a_larger_share_holds_out_the_same_images_and_more():
-    small, large = held_out(ids(400), 0.1), held_out(ids(400), 0.3)
-    assert not (small & ~large).any()
+    assert judging(ids(300)).sum() == 100

@@ -28,7 +28,7 @@ def pictures(tmp_path):
 CONFIDENCE = [0.5, 0.25, 0.5, 0.5, 0.75, 0.5]
 
 
-def run(tmp_path, index, share=0.0):
+def run(tmp_path, index, fold):
     """The stage, after writing pseudo-labels for it."""
     names = tables.read(index, tables.IMAGES, ["image_id"])[0]["image_id"].to_pylist()
     pseudo_labels = write_pseudo_labels(
@@ -41,7 +41,7 @@ def run(tmp_path, index, share=0.0):
             str(tmp_path / "model"),
             str(tmp_path / "history.parquet"),
         ),
-        stage.EvaluateSettings(batch_size=3, topk=5, held_out=share),
+        stage.EvaluateSettings(batch_size=3, topk=5, fold=fold),
         metrics.Run("set", "latteclip", 4),
         metrics.Outputs(str(tmp_path / "predictions.parquet"), str(tmp_path / "metrics.json")),
         str(tmp_path / "gallery.parquet"),
@@ -52,13 +52,19 @@ def run(tmp_path, index, share=0.0):
 
 
 def evaluate(
-    tmp_path, index, classifier, demo_clip, classnames=CLASSNAMES, history=None, share=0.0
+    tmp_path,
+    index,
+    classifier,
+    demo_clip,
+    classnames=CLASSNAMES,
+    history=None,
+    fold=holdout.NO_FOLD,
 ):
     clips.save(demo_clip, Classifier.of(classifier), classnames, "{}", tmp_path / "model")
     steps = {"step": pa.array([0, 1], pa.int32()), "loss": pa.array([0.5, 0.25])}
     schema = pa.schema([("step", pa.int32()), ("loss", pa.float64())])
     tables.write(tmp_path / "history.parquet", steps, schema, history)
-    run(tmp_path, index, share)
+    run(tmp_path, index, fold)
     predictions, metadata = tables.read(tmp_path / "predictions.parquet", tables.PREDICTIONS)
     return predictions.to_pydict(), metadata, json.loads((tmp_path / "metrics.json").read_text())
 
@@ -124,20 +130,21 @@ def test_the_images_of_the_page_get_the_class_of_the_nearest_prototype(
     assert table.to_pylist() == wanted
 
 
-def test_images_that_were_held_out_get_the_class_of_the_nearest_prototype(
+def test_images_that_were_left_out_get_the_class_of_the_nearest_prototype(
     tmp_path, pictures, demo_clip, monkeypatch
 ):
     index = write_index(tmp_path / "images.parquet", *pictures, CLASSNAMES)
     torch.manual_seed(0)
     classifier = torch.nn.functional.normalize(torch.randn(C, 128), dim=1)
-    evaluate(tmp_path, index, classifier, demo_clip, share=0.5)
-    assert len(tables.read(tmp_path / "judged.parquet", JUDGED)[0]) == 0  # one judges nothing
+    fold = holdout.Fold(0.3, number=1, count=3)
+    evaluate(tmp_path, index, classifier, demo_clip, fold=fold)
+    assert len(tables.read(tmp_path / "judged.parquet", JUDGED)[0]) == 0  # two judge nothing
     monkeypatch.setattr(holdout, "FEWEST", 1)
-    evaluate(tmp_path / "more", index, classifier, demo_clip, share=0.5)
+    evaluate(tmp_path / "more", index, classifier, demo_clip, fold=fold)
     table, metadata = tables.read(tmp_path / "more" / "judged.parquet", JUDGED)
     assert metadata == {"classnames": CLASSNAMES}
     names = [Path(pictures[0][i]).name for i in (1, 4)]
-    chosen = [names[i] for i in holdout.held_out(names, 0.5).nonzero()[0]]
+    chosen = [names[i] for i in holdout.left_out(names, fold).nonzero()[0]]
     assert table["image_id"].to_pylist() == chosen
     file = Path(pictures[0][0]).with_name(chosen[0])
     with torch.no_grad():
@@ -160,7 +167,7 @@ def test_the_marks_are_those_of_the_training_s_history(
 def test_a_missing_history_is_refused(tmp_path, pictures):
     index = write_index(tmp_path / "images.parquet", *pictures, CLASSNAMES)
     with pytest.raises(UserError, match=r"history\.parquet does not exist"):
-        run(tmp_path, index)
+        run(tmp_path, index, holdout.NO_FOLD)
 
 
 def test_a_model_of_other_classes_is_refused(tmp_path, pictures, demo_clip):

@@ -125,10 +125,10 @@ class Files:
         save_classifier(path, head, {"classnames": classnames})
         return path
 
-    def read(self, labels="zero_shot", share=0.0, **files):
+    def read(self, labels="zero_shot", fold=holdout.NO_FOLD, **files):
         bank = TextBank(tiny.tiny_clip())
         read = training_data.read(
-            TrainingFiles(self.index, self.labels, **files), "a {}.", labels, bank, share
+            TrainingFiles(self.index, self.labels, **files), "a {}.", labels, bank, fold
         )
         return read, bank.texts
 
@@ -246,15 +246,16 @@ def test_groups_of_other_images_are_refused(files):
         files.read(group_captions=files.groups([[0, 1]], ["a"]))
 
 
-def test_held_out_images_and_what_shows_them_are_not_trained_on(files, monkeypatch):
+def test_left_out_images_and_what_shows_them_are_not_trained_on(files, monkeypatch):
     monkeypatch.setattr(holdout, "FEWEST", 1)
-    out = set(holdout.held_out(files.names, 0.3).nonzero()[0].tolist())
+    fold = holdout.Fold(0.3)
+    out = set(holdout.left_out(files.names, fold).nonzero()[0].tolist())
     assert len(out) == 2
     kept = [i for i in range(7) if i not in out]
     one, other = sorted(out)
     groups = files.groups([[*kept[:2]], [kept[0], one], [kept[2]], [other] * 4], list("abcd"))
     captions = files.captions([f"caption {i}" for i in range(7)])
-    data, texts = files.read(share=0.3, image_captions=captions, group_captions=groups)
+    data, texts = files.read(fold=fold, image_captions=captions, group_captions=groups)
     assert [Path(path).name for path in data.paths] == [files.names[i] for i in kept]
     assert data.labels.tolist() == [LABELS[i] for i in kept]
     assert [texts[i] for i in data.texts.images] == [f"caption {i}" for i in kept]

@@ -289,7 +289,7 @@ EDITS = {
     "selection.py": (in_file("latteclip/evaluate/selection.py"), COLLECTED),
     "share of images that are left out": (
         in_demo("selection", value={"share": 0.2}),
-        {"label_by_captions": 1, **TUNED},
+        TUNED,
     ),
     "no image is left out": (
         in_demo("selection", value={"share": 0}),
@@ -362,8 +362,8 @@ def test_the_target_labels_stops_at_labels_and_a_classifier(checkout, config, vo
     }
 
 
-def test_an_added_seed_runs_alone(finished):
-    assert planned(finished, "seeds=2") == TUNED
+def test_an_added_seed_gives_the_others_other_images_to_leave_out(finished):
+    assert planned(finished, "seeds=2") == {"finetune": 4, "evaluate": 4, **COLLECTED}
 
 
 def test_an_added_method_runs_alone(finished):

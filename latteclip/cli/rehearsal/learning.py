@@ -92,7 +92,7 @@ def _settings(
     method = trained_method(configuration)
     if method is None:
         raise UserError("No method of the configuration trains; set method to one that does.")
-    values = rule_settings.finetune(configuration, job.dataset, method)
+    values = rule_settings.finetune(configuration, job.dataset, method, "0")
     share = values["finetune"]["batch_size"] // demands.processes(configuration, job.dataset)
     batch = max(2, min(share, counted.train) if counted else share)
     return {
@@ -102,7 +102,7 @@ def _settings(
         "pseudo_labels": "zero_shot",
         "prototypes": "text",
         "head": "tuned",
-        "held_out": 0.0,
+        "fold": {},
     }
 
 
