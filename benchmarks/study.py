@@ -1,15 +1,18 @@
-"""What the study (config/study.yaml) takes: jobs, GPU hours and disk, as docs/scaling.md counts.
+"""What the study (config/study.yaml) takes: jobs, GPU hours, disk and checkpoints.
 
 Nothing is timed but Snakemake's dry run: hours are counts of images over rates that are themselves
-on paper (latteclip/config/estimate.py; `latteclip doctor --gpu` measures them on a machine).
+on paper (docs/scaling.md, latteclip/config/estimate.py; `latteclip doctor --gpu` measures them).
 """
 
 import argparse
+import math
 import re
 import subprocess
 import sys
 import time
 
+import open_clip
+import torch
 import yaml
 
 from latteclip.config import estimate, layers, shipped
@@ -35,6 +38,29 @@ def jobs() -> tuple[dict[str, int], float]:
     return {rule: int(n) for rule, n in found}, seconds
 
 
+def checkpoint_gb(model: str) -> float:
+    """Return the GB of a checkpoint: weights and both moments of AdamW, four bytes a number."""
+    with torch.device("meta"):
+        clip = open_clip.create_model(model, device="meta", load_weights=False)
+    numbers: int = sum(p.numel() for p in clip.parameters())
+    return 3 * 4 * numbers / 1e9
+
+
+def checkpoint_rows(study: Configuration, method: str = "latteclip") -> list[tuple[str, int, int]]:
+    """Return each dataset with the epochs and the whole seconds of one training on an A100."""
+    rates = estimate.on_paper("A100")
+    assert rates.samples
+    assert rates.fed
+    rows = []
+    for dataset in study.datasets:
+        images = estimate.counts(study, dataset)
+        assert images
+        samples = estimate.samples(study, dataset, method, images.train)
+        epochs = study.method(method, dataset)["finetune"]["epochs"]
+        rows.append((dataset, epochs, round(samples / min(rates.samples, rates.fed))))
+    return rows
+
+
 def main() -> None:
     """Print the tables."""
     argparse.ArgumentParser(description=__doc__).parse_args()
@@ -54,6 +80,23 @@ def main() -> None:
     for what, size in sizes.items():
         print(f"| {what} | {size:.0f} |")
     print(f"| all | {sum(sizes.values()):.0f} |")
+    name = study.datasets[0]
+    size = checkpoint_gb(study.section("clip", name)["model"])
+    minutes = study.section("compute", name)["checkpoint_minutes"]
+    print(f"\nCheckpoints of {size:.2f} GB in one training of each dataset:\n")
+    print(f"| dataset | seconds (A100) | one an epoch | GB | every {minutes} minutes | GB |")
+    print("|---|---:|---:|---:|---:|---:|")
+    total = 0, 0, 0
+    for dataset, epochs, seconds in checkpoint_rows(study):
+        by_clock = math.ceil(seconds / (60 * minutes)) - 1  # none at the last step
+        total = total[0] + seconds, total[1] + epochs, total[2] + by_clock
+        print(_checkpoint_line(dataset, seconds, epochs, by_clock, size))
+    print(_checkpoint_line("all", *total, size))
+
+
+def _checkpoint_line(name: str, seconds: int, epochs: int, by_clock: int, size: float) -> str:
+    cells = f"{epochs} | {epochs * size:.0f} | {by_clock} | {by_clock * size:.0f}"
+    return f"| {name} | {seconds} | {cells} |"
 
 
 if __name__ == "__main__":

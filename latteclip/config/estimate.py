@@ -154,12 +154,12 @@ def _training(
 ) -> float:
     """Seconds of all fine-tunings."""
     return sum(
-        _samples(configuration, dataset, method, images.train) / rate + start
+        samples(configuration, dataset, method, images.train) / rate + start
         for method, _ in _trained(configuration, dataset)
     )
 
 
-def _samples(configuration: Configuration, dataset: str, method: str, n: int) -> int:
+def samples(configuration: Configuration, dataset: str, method: str, n: int) -> int:
     """Images that a fine-tuning sees: whole batches, with all n training images as the scale."""
     section = configuration.method(method, dataset)["finetune"]
     steps = steps_per_epoch(n, section["batch_size"], section["steps_multiple_of"])

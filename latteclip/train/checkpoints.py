@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from latteclip.core.json_files import read_object
 
 log = logging.getLogger(__name__)
 KEPT = 2
+clock = time.monotonic
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,23 @@ class Checkpoint:
     steps: int
     tensors: dict[str, torch.Tensor]
     values: dict[str, Any]  # whatever JSON holds exactly
+
+
+class Timer:
+    """Says when the next checkpoint is due."""
+
+    def __init__(self, minutes: float) -> None:
+        """Start the clock; a checkpoint is due after so many minutes."""
+        self._seconds = 60 * minutes
+        self.restart()
+
+    def restart(self) -> None:
+        """Start the clock again, after a checkpoint was written."""
+        self._started = clock()
+
+    def is_due(self) -> bool:
+        """Return whether the time is over."""
+        return clock() - self._started >= self._seconds
 
 
 def save(folder: str | Path, checkpoint: Checkpoint) -> None:

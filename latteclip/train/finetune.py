@@ -91,6 +91,7 @@ def finetune(
             if parallel.rank() == 0:
                 _write(training, classifier, inputs, settings, seed, outputs)
                 if signals.number:  # who ends a job may remove what it wrote
+                    kept.save(training, len(training.history))
                     kept.end(signals.number, len(training.history))
                 shutil.rmtree(outputs.checkpoints, ignore_errors=True)
     parallel.finish()
@@ -119,7 +120,7 @@ class _Kept:
         return saved.steps
 
     def save(self, training: Training, steps: int) -> None:
-        """Let process 0 add one after so many steps."""
+        """Let process 0 add a checkpoint after so many steps."""
         if parallel.rank() == 0:
             checkpoints.save(self.folder, training.checkpoint(steps, self.identity))
 
@@ -210,6 +211,7 @@ def _train(
     batches = _batches(training, inputs, settings, kept, schedule(), seed=seed, threads=threads)
     progress = Progress(total, "steps", done=start)
     pace = Pace()
+    timer = checkpoints.Timer(settings.compute.checkpoint_minutes)
     for step, keys in enumerate(schedule(), start):
         epoch = step // per_epoch
         if step % per_epoch == 0:
@@ -222,12 +224,14 @@ def _train(
         training.record({"step": step, "epoch": epoch, "lr": rate, **logs})
         done = step + 1
         ends_epoch = done % per_epoch == 0
-        if ends_epoch or training.ending or done % CHECK_EVERY == 0:
+        is_settled = ends_epoch or training.ending or done % CHECK_EVERY == 0
+        if is_settled:
             training.settle(pace.since_last)
         progress.add(1, f"epoch {epoch + 1} of {section.epochs}")
-        is_due = ends_epoch and (epoch + 1) % settings.compute.checkpoint_every == 0
-        if is_due or training.ending or done == total:
+        # Process 0 alone looks at its clock, and it alone writes.
+        if training.ending or (is_settled and done < total and timer.is_due()):
             kept.save(training, done)
+            timer.restart()
         if training.ending:
             parallel.wait()  # for the checkpoint: torchrun kills the others when one is gone
             kept.end(training.ending, done)

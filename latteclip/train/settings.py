@@ -50,7 +50,7 @@ class Compute:
     gradient_checkpointing: bool = False
     micro_batch: int | Literal["auto"] | None = "auto"  # encoded at once; None: the whole batch
     cache_gib: float = 0.0  # of pictures kept in memory; the others are kept on disk
-    checkpoint_every: int = 1  # epochs; the last one leaves a checkpoint in any case
+    checkpoint_minutes: float = 10  # until the next one is due
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ def trained(checkout):
 
 def test_training_survives_what_befalls_its_job(indexed, on_cluster):
     command = (
-        *(f"{FLYP}/metrics.json", "--config", "compute={'checkpoint_every': 5}"),
+        *(f"{FLYP}/metrics.json", "--config", "compute={'checkpoint_minutes': 0}"),
         "finetune={'epochs': 100, 'batch_size': 20}",
     )
     unbroken = indexed.snakemake(*command)

@@ -94,7 +94,7 @@ class Inputs:
             objective=objective,
             finetune=Finetune(**FINETUNE | finetune),
             switches=switches or {},
-            compute=Compute(**compute or {}),
+            compute=Compute(**{"checkpoint_minutes": 0, **(compute or {})}),
         )
 
     def run(self, name, objective="latteclip", seed=3, captions=True, **settings):
@@ -311,7 +311,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("steps", [2, 6, 2 * EPOCHS])
+@pytest.mark.parametrize("steps", [2, 6])
 def test_a_broken_run_goes_on_to_the_same_bytes(inputs, unbroken, broken_after, steps, caplog):
     folder = broken_after(steps, f"broken{steps}")
     torch.rand(3)
@@ -335,9 +335,21 @@ def test_a_truncated_checkpoint_costs_an_epoch_and_changes_nothing(
     assert_same_run(resumed, unbroken)
 
 
-def test_checkpoints_come_as_often_as_is_asked_and_after_the_last_epoch(inputs, broken_after):
-    folder = broken_after(2 * EPOCHS, "seldom", compute={"checkpoint_every": 3})
-    assert names(folder) == ["step-00000006", "step-00000008"]
+@pytest.mark.parametrize(
+    ("minutes", "expected"), [(0, [2, 4, 6]), (2, [2, 4, 6]), (2.5, [4]), (5, [6]), (7, [])]
+)
+def test_checkpoints_come_by_the_clock_and_none_at_the_last_step(
+    inputs, unbroken, monkeypatch, minutes, expected
+):
+    """A step takes a minute here, an epoch two."""
+    passed, saved, step = [], [], Training.step
+    monkeypatch.setattr(Training, "step", lambda *args: passed.append(60) or step(*args))
+    monkeypatch.setattr(checkpoints, "clock", lambda: sum(passed))
+    monkeypatch.setattr(checkpoints, "save", lambda _, checkpoint: saved.append(checkpoint.steps))
+    name = f"every {minutes} minutes"
+    run = inputs.run(name, epochs=EPOCHS, compute={"checkpoint_minutes": minutes})
+    assert saved == expected
+    assert_same_run(run, unbroken)
 
 
 def test_a_checkpoint_of_another_learning_rate_is_refused_and_kept(inputs, broken_after):

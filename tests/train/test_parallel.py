@@ -26,7 +26,7 @@ from support.tiny import (
 )
 
 from latteclip.train import parallel
-from latteclip.train.settings import Finetune, FinetuneSettings
+from latteclip.train.settings import Compute, Finetune, FinetuneSettings
 
 CLASSNAMES = ["striped", "dotted", "woven", "cracked", "smooth"]
 N = 37
@@ -169,6 +169,7 @@ def test_two_processes_end_on_a_signal_with_one_checkpoint_and_go_on_from_it(
         objective="latteclip",
         finetune=Finetune(**FINETUNE | {"batch_size": 9, "epochs": 6}),  # of four steps
         switches={"mixer_prototypes": "epoch"},
+        compute=Compute(checkpoint_minutes=0),
     )
     whole, folder = run(tmp_path / "whole", inputs, settings, 2), tmp_path / "broken"
     kept = 0

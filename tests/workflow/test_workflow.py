@@ -523,7 +523,7 @@ def test_a_training_that_is_ended_through_snakemake_goes_on_with_the_next_run(
     in_demo("finetune", "epochs", value=20)(checkout)  # of three steps
     folder = checkout.root / RESULTS / "latteclip/seed0"
     command = ["snakemake", "-j1", folder.relative_to(checkout.root) / "history.parquet"]
-    command += ["--config", "seeds=1"]
+    command += ["--config", "seeds=1", "compute={'checkpoint_minutes': 0}"]
     kept = 0
     for number in (signal.SIGTERM, signal.SIGINT):
         before = set(folder.glob("checkpoint/step-*"))

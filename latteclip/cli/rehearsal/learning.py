@@ -98,7 +98,6 @@ def _settings(
     return {
         **values,
         "finetune": {**values["finetune"], "epochs": EPOCHS, "batch_size": batch},
-        "compute": {**values["compute"], "checkpoint_every": EPOCHS},
         "pseudo_labels": "zero_shot",
         "prototypes": "text",
         "head": "tuned",
