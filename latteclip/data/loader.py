@@ -3,6 +3,7 @@
 Letters: N images, B batch, H x W the model's input size.
 """
 
+import itertools
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from latteclip.data.images import open_rgb
-from latteclip.data.loader_workers import Shared, watched
+from latteclip.data.loader_workers import Shared, bounded, watched
 
 Transform = Callable[[Image.Image], torch.Tensor]
 
@@ -48,7 +49,8 @@ def batches(
             this process that share the cores with the model.
     """
     if device.type == "cuda":
-        ready = watched(loader(files, keys, workers=threads, pinned=True))
+        item_bytes = files.transform(Image.new("RGB", (64, 64))).nbytes
+        ready = watched(loader(files, keys, workers=threads, pinned=True, item_bytes=item_bytes))
     else:
         ready = _by_threads(files, keys, threads)
     for marks, images in ready:
@@ -84,21 +86,30 @@ def loader(
     *,
     workers: int,
     pinned: bool,
+    item_bytes: float = 0,
     collate: Callable[[list[Any]], Any] | None = None,
 ) -> DataLoader[Any]:
     """A loader of whole batches; the number of worker processes changes nothing but its speed.
 
     Args:
         files: what to read.
-        keys: of the items of each batch, in order.
-        workers: how many processes; 0: none but this one.
+        keys: of the items of each batch, in order; the first batch is the largest.
+        workers: how many processes at most; 0: none but this one.
         pinned: whether batches are to lie in memory that a GPU copies from without the CPU.
+        item_bytes: of an item, on average, which bounds the workers (`loader_workers.bounded`).
         collate: makes a batch of its items; by default their tensors are stacked.
     """
+    ahead = None
+    if workers:
+        keys = iter(keys)
+        first = next(keys, [])
+        keys = itertools.chain([first] if first else [], keys)
+        workers, ahead = bounded(workers, len(first) * item_bytes)
     return DataLoader(
         files,
         batch_sampler=keys,  # type: ignore[arg-type]
         num_workers=workers,
+        prefetch_factor=ahead if workers else None,
         multiprocessing_context="fork" if workers else None,  # they share the `KeptPictures`
         pin_memory=pinned,
         collate_fn=Shared(collate or default_collate) if workers else collate,

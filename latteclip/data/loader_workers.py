@@ -6,7 +6,9 @@ Letters: B batch.
 """
 
 import atexit
+import logging
 import multiprocessing
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -16,6 +18,30 @@ from latteclip.core import worker_errors
 from latteclip.core.errors import UserError
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
+SHARE = 1 / 4  # of what is free in /dev/shm, for the batches of a job
+MIB = 2**20
+
+
+def bounded(wanted: int, batch_bytes: float) -> tuple[int, int]:
+    """Return how many workers to start, and how many batches each prepares ahead of the model.
+
+    With them, and the batch that the model reads, a job takes at most `SHARE` of what is free in
+    /dev/shm. Where not even two batches fit into that, there are no workers.
+    """
+    free = shutil.disk_usage(worker_errors.SHARED_MEMORY).free
+    room = int(free * SHARE / batch_bytes) - 1 if batch_bytes else 2 * wanted
+    if 2 * wanted <= room:
+        return wanted, 2
+    workers = max(0, min(wanted, room))
+    if workers < wanted:
+        log.warning(
+            "Images are loaded by %d processes, not by %d: %s has %d MiB free, and a batch takes "
+            "%d MiB. A container gets more of it by docker run --shm-size=8g (Apptainer: --bind "
+            "/dev/shm).",
+            *(workers or 1, wanted, worker_errors.SHARED_MEMORY, free // MIB, batch_bytes / MIB),
+        )
+    return workers, 1
 
 
 class Shared:

@@ -23,7 +23,7 @@ from latteclip.core.paths import existing
 from latteclip.data.images import open_rgb
 from latteclip.data.loader import loader
 from latteclip.data.loader_workers import watched
-from latteclip.train import augment
+from latteclip.train import augment, parallel
 
 log = logging.getLogger(__name__)
 REDUCING_GAP = 3.0  # by which, Pillow's documentation says, its quick resizing is as good as any
@@ -212,7 +212,16 @@ def batches(
     """
     on_gpu = device.type == "cuda"
     workers = threads if on_gpu else 0
-    ready = loader(pictures, keys, workers=workers, pinned=on_gpu, collate=_together)
+    # Processes that share out the batches share /dev/shm.
+    item_bytes = parallel.size() * pictures.kept.ends[-1] / len(pictures.paths)
+    ready = loader(
+        pictures,
+        keys,
+        workers=workers,
+        pinned=on_gpu,
+        item_bytes=item_bytes,
+        collate=_together,
+    )
     for indices, drawn, sizes, pixels in watched(ready):
         shapes = [(height, width, 3) for height, width in sizes.tolist()]
         parts = pixels.to(device, non_blocking=True).split([math.prod(shape) for shape in shapes])

@@ -1,9 +1,15 @@
 import os
+import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.tiny import ROOT
+
+from latteclip.data import loader_workers
 
 # Batches of 3 MiB each by two workers; what item 9 does is put in.
 LOADING = """
@@ -23,8 +29,9 @@ class Pictures:
         return index, torch.full((3, 256, 256), float(index))
 
 keys = [range(start, start + 4) for start in range(0, 32, 4)]
+options = {{"workers": 2, "pinned": False, "item_bytes": {item_bytes}}}
 try:
-    for _, images in watched(loader.loader(Pictures(), keys, workers=2, pinned=False)):
+    for _, images in watched(loader.loader(Pictures(), keys, **options)):
         print(len(images), flush=True)
 except UserError as error:
     print(error)
@@ -34,10 +41,10 @@ except RuntimeError as error:  # raised by a signal, and not while a batch was w
 KILL = "os.kill(os.getpid(), signal.{}); time.sleep(60)"
 
 
-def printed(act, *before):
+def printed(act, *before, item_bytes=0):
     """What LOADING prints; it must come to its end."""
     run = subprocess.run(
-        [*before, sys.executable, "-c", LOADING.format(act=act)],
+        [*before, sys.executable, "-c", LOADING.format(act=act, item_bytes=item_bytes)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -47,13 +54,13 @@ def printed(act, *before):
     return run.stdout.splitlines()
 
 
-def in_a_container(shm):
+def in_a_container(shm, **options):
     """The same where /dev/shm has a size."""
     mount = f"mount -t tmpfs -o size={shm} tmpfs /dev/shm"
     command = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$0" "$@"']
     if subprocess.run([*command, "true"], capture_output=True).returncode:
         pytest.skip("nothing may be mounted here")
-    return printed("pass", *command)
+    return printed("pass", *command, **options)
 
 
 def test_a_small_shared_memory_is_one_sentence():
@@ -64,6 +71,30 @@ def test_a_small_shared_memory_is_one_sentence():
 
 def test_enough_shared_memory_holds_all_batches():
     assert in_a_container("64m") == ["4"] * 8
+
+
+@pytest.mark.parametrize("shm", ["4m", "16m", "28m"])
+def test_in_any_shared_memory_the_workers_are_as_many_as_it_has_room_for(shm):
+    assert in_a_container(shm, item_bytes=3 * 256 * 256 * 4) == ["4"] * 8
+
+
+@given(st.integers(1, 256), st.integers(1, 10**9), st.integers(0, 10**12))
+def test_batches_ahead_take_a_quarter_of_the_free_shared_memory_at_most(wanted, size, free):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+        workers, ahead = loader_workers.bounded(wanted, size)
+    assert workers == 0 or (ahead * workers + 1) * size * 4 <= free
+    assert workers == wanted or (workers + 2) * size * 4 > free  # no more would fit
+
+
+@pytest.mark.parametrize(
+    ("cores", "expected"), [(8, (8, 2)), (64, (36, 1)), (128, (36, 1))], ids=str
+)
+def test_many_cores_beside_a_small_shared_memory(monkeypatch, caplog, cores, expected):
+    """Batches of 512 photographs of 500x375, on a machine of 64 GiB."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=32 * 2**30))
+    assert loader_workers.bounded(cores, 231e6) == expected
+    assert ("docker run --shm-size" in caplog.text) == (cores > 36)
 
 
 @pytest.mark.parametrize(
