@@ -1,11 +1,13 @@
 """An image's bytes, wherever they lie: a file of its own, or inside a shard that holds thousands.
 
 Inside a shard an image has the path `<shard>.tar#<first byte>+<bytes>`, read by one seek, or
-`<file>.parquet#<row group>+<row>`. The last row group is kept, for neighbours are read in turn.
+`<file>.parquet#<row group>+<row>`. What was read of the last row group stays in memory, for
+neighbours are read in turn.
 """
 
 import os
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +15,7 @@ from typing import Any, NamedTuple
 from latteclip.core.paths import irregular
 
 MAX_BYTES = 2**28  # of an image in a shard
-MAX_GROUP = 2**30  # bytes of a row group, whose images are read together
+MAX_GROUP = 2**30  # bytes of a column of a row group, as written and as read
 _MEMBER = re.compile(
     r"(?P<shard>.+\.(?P<kind>tar|parquet))#(?P<first>\d{1,18})\+(?P<second>\d{1,18})",
     re.ASCII | re.DOTALL | re.IGNORECASE,
@@ -77,8 +79,6 @@ def _of_tar(found: Member) -> bytes:
 def _of_parquet(found: Member) -> bytes:
     state = os.stat(found.shard)
     images = _row_group(found.shard, found.first, state.st_size, state.st_mtime_ns)
-    if found.second >= len(images):
-        raise ValueError("its row group has fewer rows")
     content: bytes | None = images[found.second].as_py()
     if content is None:
         raise ValueError("its row holds no bytes of an image")
@@ -88,19 +88,61 @@ def _of_parquet(found: Member) -> bytes:
 
 
 @lru_cache(maxsize=1)
-def _row_group(shard: str, group: int, size: int, mtime_ns: int) -> Any:
-    """The images of a row group as an array of bytes, read anew where the file changed."""
+def _row_group(shard: str, group: int, size: int, mtime_ns: int) -> "_Images":
+    """The images of a row group, read again where the file changed."""
+    return _Images(shard, group)
+
+
+class _Images:
+    """The images of a row group, read up to the last row that was asked for."""
+
+    def __init__(self, shard: str, group: int) -> None:
+        self._read: list[Any] = []  # scalars of pyarrow
+        self._rest = _images(shard, group)
+        self._fault = "its row group has fewer rows"
+
+    def __getitem__(self, row: int) -> Any:
+        try:
+            while len(self._read) <= row:
+                self._read.append(next(self._rest))
+        except StopIteration:
+            raise ValueError(self._fault) from None
+        except (OSError, ValueError) as error:
+            self._fault = str(error)  # also of the rows after this one
+            raise
+        return self._read[row]
+
+
+def _images(shard: str, group: int) -> Iterator[Any]:
+    """The bytes of each image of a row group."""
     import pyarrow.parquet as pq
 
-    # By this thread alone: a forked worker has no others.
     with pq.ParquetFile(shard, pre_buffer=False) as file:
         if group >= file.num_row_groups:
             raise ValueError("its file has fewer row groups")
         column = image_column(file)
         check_group(file, group)
-        table = file.read_row_group(group, [column], use_threads=False)
-    images = table.column(0).combine_chunks()
-    return images.field("bytes") if "." in column else images
+        for images in rows(file, group, column):
+            yield (images.field("bytes") if "." in column else images)[0]
+
+
+def rows(file: Any, group: int, column: str, at_once: int = 1) -> Iterator[Any]:
+    """A column of a row group in arrays of so many rows.
+
+    A value that is written once may be read millions of times, and a footer may lie about sizes.
+    Only what was read tells how much memory a column takes.
+
+    Raises:
+        ValueError: the rows so far take more than MAX_GROUP bytes.
+    """
+    taken = 0
+    # By this thread alone: a forked worker has no others.
+    batches = file.iter_batches(at_once, row_groups=[group], columns=[column], use_threads=False)
+    for batch in batches:
+        taken += batch.nbytes
+        if taken > MAX_GROUP:
+            raise ValueError(_too_large(group, f"more than {MAX_GROUP / 2**30:.0f} GiB as read"))
+        yield batch.column(0)
 
 
 def image_column(file: Any) -> str:
@@ -121,7 +163,9 @@ def check_group(file: Any, group: int) -> None:
     # Not what is said of its columns: where that is damaged, pyarrow ends the process.
     size = file.metadata.row_group(group).total_byte_size
     if size > MAX_GROUP:
-        raise ValueError(
-            f"row group {group} has {size / 2**30:.1f} GiB, more than {MAX_GROUP / 2**30:.0f} GiB; "
-            "write it with smaller row groups"
-        )
+        size_in_gib, most = size / 2**30, MAX_GROUP / 2**30
+        raise ValueError(_too_large(group, f"{size_in_gib:.1f} GiB, more than {most:.0f} GiB"))
+
+
+def _too_large(group: int, size: str) -> str:
+    return f"row group {group} has {size}; write it with smaller row groups"

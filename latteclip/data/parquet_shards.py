@@ -4,6 +4,7 @@ Only the labels are read; the images stay where they are.
 """
 
 import contextlib
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from latteclip.data import members
 from latteclip.data.tar_shards import MAX_ENTRIES, Sample, checked_label
 
 LABEL = "label"  # the column unless another one is named
+NUMBERS_AT_ONCE = 2**16  # labels
 FEATURES = b"huggingface"  # the key of metadata in which `datasets` describes columns
 
 
@@ -59,13 +61,19 @@ def classnames(shard: Path, label: str | None) -> list[str] | None:
     return names if is_list else None
 
 
-def _labels(file: Any, group: int, label: str | None) -> list[Any]:
+def _labels(file: Any, group: int, label: str | None) -> Iterator[Any]:
     """The labels of a row group."""
-    if (label or LABEL) in file.schema_arrow.names:
-        return list(file.read_row_group(group, [label or LABEL]).column(0).to_pylist())
-    if label is not None:
-        raise ValueError(f"it has no column {label!r} but {file.schema_arrow.names}")
-    return [None] * file.metadata.row_group(group).num_rows
+    names = file.schema_arrow.names
+    if (label or LABEL) not in names:
+        if label is not None:
+            raise ValueError(f"it has no column {label!r} but {names}")
+        yield from itertools.repeat(None, file.metadata.row_group(group).num_rows)
+        return
+    column = label or LABEL
+    # Numbers take little memory, however many they are. Other values are read alone.
+    are_numbers = pa.types.is_integer(file.schema_arrow.field(column).type)
+    for labels in members.rows(file, group, column, NUMBERS_AT_ONCE if are_numbers else 1):
+        yield from labels.to_pylist()
 
 
 @contextlib.contextmanager

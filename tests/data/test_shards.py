@@ -270,6 +270,17 @@ def test_files_without_images_or_with_too_many_together_are_refused(tmp_path, mo
         read(tmp_path, "parquet")
 
 
+def test_a_value_that_is_written_once_and_read_many_times_is_bounded(tmp_path, monkeypatch):
+    path = parquet_shard(tmp_path / "p.parquet", [picture(1)] * 500, ["a" * 500] * 500, rows=500)
+    monkeypatch.setattr(members, "MAX_GROUP", 10_000)  # 4,000 are written
+    with pytest.raises(UserError, match=r"p\.parquet.*smaller row groups"):
+        read(tmp_path, "parquet")
+    assert open_rgb(f"{path}#0+2").size == open_rgb(f"{path}#0+0").size == (12, 8)
+    for row in (400, 401):
+        with pytest.raises(UserError, match=rf"0\+{row}.*smaller row groups"):
+            open_rgb(f"{path}#0+{row}")
+
+
 # As the libraries themselves write them, where they are installed.
 
 
