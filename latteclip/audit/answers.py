@@ -6,6 +6,7 @@ one that says UNDONE takes the answer before it back.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -136,7 +137,7 @@ class Answers:
             self.add([Answer(standing[-1], UNDONE)])
 
     def _read(self) -> None:
-        content = self.path.read_bytes()
+        content = _content(self.path)
         *whole, rest = content.split(b"\n")
         self._length = len(content) - len(rest)
         if rest and _parsed(rest) is not None:
@@ -153,8 +154,17 @@ def _parsed(line: bytes) -> Any:
     """The value of a JSON line; None where it is not valid."""
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file of answers, or of a pipe; UserError where there are too many."""
+    with path.open("rb") as file:
+        content = file.read(LONGEST + 1)
+    if len(content) > LONGEST:
+        raise UserError(f"{path} is too large to be a file of answers.")
+    return content
 
 
 def _sync_folder(folder: Path) -> None:
@@ -174,9 +184,7 @@ def read_exported(path: str, asked: Asked) -> list[Answer]:
         UserError: the file is missing, is not such a one, or is of another audit.
     """
     try:
-        if Path(path).stat().st_size > LONGEST:
-            raise UserError(f"{path} is too large to be a file of answers.")
-        values = json.loads(Path(path).read_bytes())
+        values = json.loads(_content(Path(path)))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:
@@ -188,8 +196,7 @@ def read_exported(path: str, asked: Asked) -> list[Answer]:
     if not isinstance(listed, list):
         raise UserError(f"{path} has no list of answers; export them once more.")
     found = [asked.answer(one, f"{path}, answer {number},") for number, one in enumerate(listed, 1)]
-    images = [one.image_id for one in found]
-    twice = sorted({name for name in images if images.count(name) > 1})
-    if twice:
-        raise UserError(f"{path} answers {in_short(twice[0], 120)!r} more than once.")
+    for name, times in Counter(one.image_id for one in found).items():
+        if times > 1:
+            raise UserError(f"{path} answers {in_short(name, 120)!r} more than once.")
     return found

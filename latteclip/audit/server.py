@@ -21,7 +21,7 @@ from latteclip.audit.answers import UNDONE
 from latteclip.audit.page import page
 from latteclip.audit.score import as_texts
 from latteclip.audit.session import Session, shown
-from latteclip.core.errors import UserError
+from latteclip.core.errors import UserError, full_disk
 
 log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
@@ -29,6 +29,10 @@ MAX_BODY = 10_000  # bytes: an answer has a few hundred
 SECONDS = 30  # that a connection may wait for the rest of a request
 SIDE = 1024  # of a picture
 SOURCES = "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'"
+NO_SPACE = (
+    "The disk is full, so this was not saved. Free some space and do it again; all earlier answers "
+    "are saved."
+)
 JSON, HTML, WEBP = "application/json", "text/html; charset=utf-8", "image/webp"
 
 
@@ -105,6 +109,11 @@ class Handler(BaseHTTPRequestHandler):
             self._send(refusal.status, JSON, _json({"error": str(refusal)}))
         except UserError as error:
             self._send(HTTPStatus.BAD_REQUEST, JSON, _json({"error": str(error)}))
+        except OSError as error:
+            if full_disk(error) is None:
+                raise
+            log.warning(NO_SPACE)
+            self._send(HTTPStatus.INSUFFICIENT_STORAGE, JSON, _json({"error": NO_SPACE}))
         else:
             self._send(HTTPStatus.OK, kind, body)
 

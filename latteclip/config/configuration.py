@@ -29,6 +29,12 @@ UNTRAINED = ("zero_shot", "label_propagation", *HEADS)
 NO_CANDIDATES = ("flyp_supervised", "label_propagation")
 # Pseudo-labels that label_by_captions makes.
 BY_CAPTIONS = ("caption", "lmm", "fused")
+# Switches of LatteCLIP of which at least one is on.
+ALTERNATIVES = (
+    ("class_description", "image_description", "group_description"),
+    ("zero_shot_loss", "finetuned_loss"),
+)
+LONGEST_LIKENESS = 100  # methods, each like the next
 OF_FOLDER = ("dataset", "image_dir")  # keys that make a dataset of a folder
 WILDCARD = re.compile(r"\{\s*\w+\s*[,}]")  # as Snakemake fills it in, in any path of a rule
 
@@ -111,6 +117,8 @@ class Configuration:
             )
         for dataset in self.datasets:
             self._check_dataset(dataset)
+            for method in self.methods:
+                self._check_method(method, dataset)
 
     @property
     def suffix(self) -> str:
@@ -293,7 +301,34 @@ class Configuration:
                 raise UserError(
                     f"Methods are like each other in a circle: {', '.join([*seen, other])}."
                 )
+            if len(seen) == LONGEST_LIKENESS:
+                raise UserError(
+                    f"Method {method} is like {seen[1]}, and so on, through more than "
+                    f"{LONGEST_LIKENESS} methods; let it be like one of the last directly."
+                )
             seen.append(other)
+
+    def _check_method(self, method: str, dataset: str) -> None:
+        """Raise UserError where settings of a method contradict each other or the dataset's."""
+        values, labels = self.method(method, dataset), self.pseudo_labels(method, dataset)
+        scored = self.scores_classes(dataset)
+        fault = None
+        if values["objective"] == "image_prototypes" and labels in ("caption", "lmm"):
+            fault = f"its pseudo_labels are zero_shot, zero_shot_calibrated or fused, not {labels}"
+        elif labels == "lmm" and not scored:
+            fault = "pseudo_labels: lmm are the captioner's class scores; set scores.kind as well"
+        elif labels == "caption" and scored:
+            fault = (
+                "pseudo_labels: caption need scores.kind: null; with class scores they are called "
+                "lmm"
+            )
+        elif values["objective"] == "latteclip":
+            switches = values.get("switches", {})
+            for keys in ALTERNATIVES:
+                if not any(switches.get(key, True) for key in keys):
+                    fault = f"its switches {', '.join(keys)} are all off; switch one on"
+        if fault:
+            raise UserError(f"Method {method} for dataset {dataset}: {fault}.")
 
     def _check_dataset(self, dataset: str) -> None:
         values = self.dataset(dataset)
@@ -329,6 +364,15 @@ class Configuration:
             )
         if not clip["model"].startswith(model_names.WHOLE) and not clip["pretrained"]:
             raise UserError(f"Dataset {dataset}: clip.model {local} needs clip.pretrained.")
+        captioner = self.section("captioner", dataset)
+        longest, answer = captioner["max_model_len"], captioner["max_new_tokens"]
+        asks = captioner["engine"] in model_names.ENGINES and self.caption_kinds(dataset)
+        if asks and answer >= longest:
+            raise UserError(
+                f"Dataset {dataset}: captioner.max_new_tokens, {answer}, leave no room for a "
+                f"picture within captioner.max_model_len, {longest}; lower the first or raise the "
+                "second."
+            )
         for section in ("clip", "captioner"):
             names = self.hub_model(section, dataset)
             if names and not is_name(model_names.slug(names)):

@@ -154,6 +154,9 @@ def _fault(error: jsonschema.ValidationError) -> str:
         wanted = " or ".join(TYPES[kind] for kind in ([kinds] if isinstance(kinds, str) else kinds))
     elif error.validator == "format":
         wanted = FORMATS[error.validator_value]
+    elif error.validator == "enum":
+        values = error.validator_value
+        wanted = "one of " + ", ".join("null" if one is None else str(one) for one in values)
     else:
         return in_short(error.message)
     return f"must be {wanted}, not {in_short(json.dumps(error.instance, ensure_ascii=False), 120)}"

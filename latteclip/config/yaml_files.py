@@ -68,11 +68,44 @@ def parsed(text: str, what: str) -> Any:
 
 
 def loaded(text: str) -> Any:
-    """What `yaml.safe_load` returns or raises, sooner."""
+    """Return what `yaml.safe_load` does, sooner, but refuse a key that is there twice."""
     try:
-        return yaml.load(text, FAST)
+        return _loaded(text, FAST)
     except Exception:
-        return yaml.safe_load(text)
+        return _loaded(text, yaml.SafeLoader)
+
+
+def _loaded(text: str, kind: Any) -> Any:
+    loader = kind(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _refuse_repeated_keys(node)
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _refuse_repeated_keys(root: yaml.Node) -> None:
+    """Raise MarkedYAMLError for a mapping with a key twice: YAML's last one would win silently."""
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen or isinstance(node, yaml.ScalarNode):  # an alias names the same node
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+            continue
+        keys = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in keys:
+                    reason = f"the key {in_short(key.value, 80)} is there twice; remove one"
+                    raise yaml.MarkedYAMLError(problem=reason, problem_mark=key.start_mark)
+                keys.add((key.tag, key.value))
+            waiting += (key, value)
 
 
 def _fault(error: yaml.MarkedYAMLError, text: str) -> str:

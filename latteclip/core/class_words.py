@@ -31,10 +31,14 @@ class ClassWords:
         """
         templates = [template] if isinstance(template, str) else list(template)
         _check_templates(templates)
-        cleaned = {
-            clean_classname(str(name), {}): [clean_classname(other, {}) for other in others]
-            for name, others in (synonyms or {}).items()
-        }
+        cleaned: dict[str, list[str]] = {}
+        for spelt, others in (synonyms or {}).items():
+            name = clean_classname(str(spelt), {})
+            if name in cleaned:
+                raise UserError(
+                    f"class_synonyms has two spellings of the class {name!r}; keep one of them."
+                )
+            cleaned[name] = [clean_classname(other, {}) for other in others]
         _check_synonyms(cleaned)
         return cls(templates, cleaned)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pillow_heif
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from latteclip.core.errors import UserError
 from latteclip.core.paths import irregular
@@ -91,6 +91,8 @@ def _reason(error: Exception) -> str:
     """One line on why a decoder gave up."""
     if isinstance(error, MemoryError):
         return "it takes more memory than there is"
+    if isinstance(error, UnidentifiedImageError):  # whose words hold an address in memory
+        return "it is no image of a known format"
     return next(iter(str(error).splitlines()), "") or "it is damaged"
 
 

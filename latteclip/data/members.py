@@ -79,7 +79,7 @@ def _of_tar(found: Member) -> bytes:
 def _of_parquet(found: Member) -> bytes:
     state = os.stat(found.shard)
     images = _row_group(found.shard, found.first, state.st_size, state.st_mtime_ns)
-    content: bytes | None = images[found.second].as_py()
+    content = images[found.second]
     if content is None:
         raise ValueError("its row holds no bytes of an image")
     if len(content) > MAX_BYTES:
@@ -97,11 +97,11 @@ class _Images:
     """The images of a row group, read up to the last row that was asked for."""
 
     def __init__(self, shard: str, group: int) -> None:
-        self._read: list[Any] = []  # scalars of pyarrow
+        self._read: list[Any] = []  # arrays of one row
         self._rest = _images(shard, group)
         self._fault = "its row group has fewer rows"
 
-    def __getitem__(self, row: int) -> Any:
+    def __getitem__(self, row: int) -> bytes | None:
         try:
             while len(self._read) <= row:
                 self._read.append(next(self._rest))
@@ -110,20 +110,25 @@ class _Images:
         except (OSError, ValueError) as error:
             self._fault = str(error)  # also of the rows after this one
             raise
-        return self._read[row]
+        return _bytes_of(self._read[row])
+
+
+def _bytes_of(row: Any) -> bytes | None:
+    """The bytes of the image in an array of one row: a column of bytes, or of bytes and paths."""
+    is_struct = row.type.num_fields > 0
+    content: bytes | None = (row.field("bytes") if is_struct else row)[0].as_py()
+    return content
 
 
 def _images(shard: str, group: int) -> Iterator[Any]:
-    """The bytes of each image of a row group."""
+    """The images of a row group, in arrays of one row."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(shard, pre_buffer=False) as file:
         if group >= file.num_row_groups:
             raise ValueError("its file has fewer row groups")
-        column = image_column(file)
         check_group(file, group)
-        for images in rows(file, group, column):
-            yield (images.field("bytes") if "." in column else images)[0]
+        yield from rows(file, group, image_column(file))
 
 
 def rows(file: Any, group: int, column: str, at_once: int = 1) -> Iterator[Any]:
@@ -139,7 +144,7 @@ def rows(file: Any, group: int, column: str, at_once: int = 1) -> Iterator[Any]:
     # By this thread alone: a forked worker has no others.
     batches = file.iter_batches(at_once, row_groups=[group], columns=[column], use_threads=False)
     for batch in batches:
-        taken += batch.nbytes
+        taken += batch.get_total_buffer_size()
         if taken > MAX_GROUP:
             raise ValueError(_too_large(group, f"more than {MAX_GROUP / 2**30:.0f} GiB as read"))
         yield batch.column(0)

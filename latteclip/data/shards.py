@@ -93,10 +93,18 @@ def _rows(shard: str, split: str, found: Iterator[Sample]) -> Iterator[tuple[str
 
 def _listed(root: Path, lists: Mapping[str, str]) -> list[tuple[Path, str]]:
     """The shards that globs name for each split."""
-    found = {split: sorted(filter(Path.is_file, root.glob(lists[split]))) for split in lists}
-    for split, shards in found.items():
+    found = {}
+    for split, pattern in lists.items():
+        try:
+            shards = sorted(filter(Path.is_file, root.glob(pattern)))
+        except (ValueError, NotImplementedError) as error:
+            raise UserError(
+                f"split.lists.{split} is {pattern!r}, which is no glob relative to {root} "
+                f"({error}); correct it."
+            ) from None
         if not shards:
-            raise UserError(f"No shard in {root} fits {lists[split]!r}, split.lists.{split}.")
+            raise UserError(f"No shard in {root} fits {pattern!r}, split.lists.{split}.")
+        found[split] = shards
     return [(shard, split) for split in SPLITS for shard in found.get(split, [])]
 
 

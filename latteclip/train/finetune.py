@@ -4,6 +4,7 @@ Letters: N training images, B batch, C classes, D embedding width.
 """
 
 import contextlib
+import json
 import logging
 import random
 import shutil
@@ -17,6 +18,7 @@ import torch
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.core import devices, tables
+from latteclip.core.digest import digest_of
 from latteclip.core.errors import UserError
 from latteclip.core.files import refuse_folder, replacing
 from latteclip.core.progress import Progress
@@ -89,7 +91,7 @@ def finetune(
             training.clip.model.eval()
             classifier = _classifier(training, inputs, settings, threads)
             if parallel.rank() == 0:
-                _write(training, classifier, inputs, settings, seed, outputs)
+                _write(training, classifier, inputs, settings, seed, outputs, kept.identity)
                 if signals.number:  # who ends a job may remove what it wrote
                     kept.save(training, len(training.history))
                     kept.end(signals.number, len(training.history))
@@ -276,13 +278,33 @@ def _write(
     settings: FinetuneSettings,
     seed: int,
     outputs: TrainingOutputs,
+    identity: dict[str, Any],
 ) -> None:
-    """The model with its classifier, and the history."""
+    """Write the model with its classifier, and the history.
+
+    Where Snakemake was killed, its jobs go on, and a rerun starts them a second time. The first one
+    to end has written what the second one would write.
+    """
     metadata = {"settings": asdict(settings), "seed": seed, "marks": _marks(settings, training)}
-    with replacing(outputs.model) as folder:
-        clips.save(training.clip, classifier, inputs.classnames, settings.words, folder)
+    metadata["training"] = digest_of([json.dumps(identity, sort_keys=True)])
+    try:
+        with replacing(outputs.model) as folder:
+            clips.save(training.clip, classifier, inputs.classnames, settings.words, folder)
+    except UserError:
+        if _training_of(outputs.history) != metadata["training"]:
+            raise
+        log.info("Another process of this training ended first, and wrote %s.", outputs.model)
+        return
     columns = {name: [row.get(name) for row in training.history] for name in tables.HISTORY.names}
     tables.write(outputs.history, columns, tables.HISTORY, metadata)
+
+
+def _training_of(history: str) -> object:
+    """Return the digest of the training that wrote a history; None where there is none."""
+    try:
+        return tables.read_metadata(history, "step").get("training")
+    except UserError:
+        return None
 
 
 def _marks(settings: FinetuneSettings, training: Training) -> list[str]:

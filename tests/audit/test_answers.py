@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from latteclip.audit import answers
 from latteclip.audit.answers import Answer, Answers, Asked, read_exported
 from latteclip.core.errors import UserError
 
@@ -73,6 +74,7 @@ def test_a_file_of_half_a_first_line_begins_anew(path):
     "line, said",
     [
         ("{", "names no image"),
+        ("[" * 100_000, "names no image"),
         ('"x"', "names no image"),
         ('{"image": 3, "answer": "none"}', "names no image"),
         ('{"image": "/etc/passwd", "answer": "none"}', "does not ask"),
@@ -82,6 +84,7 @@ def test_a_file_of_half_a_first_line_begins_anew(path):
         ('{"image": "images/1.png", "answer": "class"}', "is unknown"),
         ('{"image": "images/1.png", "answer": "class", "class": ["dots"]}', "is unknown"),
     ],
+    ids=lambda text: text[:40],
 )
 def test_a_line_that_somebody_broke_is_named(path, line, said):
     three(path)
@@ -144,3 +147,12 @@ def test_a_file_that_is_not_there_is_one_sentence(tmp_path):
     for path in (tmp_path / "no.json", tmp_path):
         with pytest.raises(UserError, match="cannot be read"):
             read_exported(str(path), ASKED)
+
+
+def test_a_file_without_end_is_not_read_to_its_end(path, monkeypatch):
+    monkeypatch.setattr(answers, "LONGEST", 1000)
+    path.parent.mkdir()
+    path.symlink_to("/dev/zero")
+    for read in (lambda: read_exported("/dev/zero", ASKED), lambda: Answers(path, ASKED)):
+        with pytest.raises(UserError, match="too large"):
+            read()

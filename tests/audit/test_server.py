@@ -1,6 +1,8 @@
 """Who may ask the audit's server what, by raw requests."""
 
+import errno
 import json
+import os
 import socket
 import threading
 from pathlib import Path
@@ -73,6 +75,19 @@ def test_an_answer_is_on_the_disk_before_the_next_image_is_shown(server):
     assert (status, json.loads(body)["number"]) == (200, 1)
     lines = server.session.answers.path.read_text().splitlines()
     assert json.loads(lines[1])["answer"] == "none"
+
+
+def test_a_full_disk_is_told_and_with_room_the_audit_goes_on(server, monkeypatch):
+    def full(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        status, _, body = ask(server, "answer", method="POST", body=answer())
+    assert status == 507 and "disk is full" in json.loads(body)["error"]
+    status, _, body = ask(server, "answer", method="POST", body=answer())
+    assert (status, json.loads(body)["answered"]) == (200, 1)
+    assert len(server.session.answers.path.read_text().splitlines()) == 2
 
 
 def test_the_state_does_not_say_whose_a_class_is(server):

@@ -213,6 +213,15 @@ def test_an_image_that_is_no_image_is_named(tmp_path, as_urls):
         prepare([Task(0, [str(tmp_path / "a.png")], "?")], as_urls=as_urls)
 
 
+def test_a_broken_avif_is_named(tmp_path):
+    """Pillow's decoder raises RuntimeError."""
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "AVIF")
+    (tmp_path / "a.avif").write_bytes(file.getvalue().replace(b"iloc", b"xxxx"))
+    with pytest.raises(UserError, match=r"a\.avif cannot be decoded"):
+        prepare([Task(0, [str(tmp_path / "a.avif")], "?")], as_urls=True)
+
+
 def test_an_image_that_vanished_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.png cannot be read .* index_images"):
         prepare([Task(0, [str(tmp_path / "nowhere.png")], "?")])

@@ -202,6 +202,49 @@ def test_methods_may_not_be_like_each_other_in_a_circle(config):
     refused(config, "in a circle: a, b, c, b", methods=circle)
 
 
+def test_methods_may_not_be_like_each_other_in_an_endless_chain(config):
+    chain = {f"m{n}": {"like": f"m{n + 1}"} for n in range(1500)}
+    refused(config, "Method m.* is like", methods={**chain, "m1500": {"like": "flyp"}})
+
+
+@pytest.mark.parametrize(
+    ("method", "others", "message"),
+    [
+        ({"like": "flyp", "pseudo_labels": "lmm"}, {}, r"scores\.kind"),
+        ({"like": "flyp", "pseudo_labels": "caption"}, {"scores": {"kind": "letters"}}, "scores"),
+        ({"like": "image_prototypes", "pseudo_labels": "caption"}, {}, "not caption"),
+        (
+            {"like": "image_prototypes", "pseudo_labels": "lmm"},
+            {"scores": {"kind": "letters"}},
+            "not lmm",
+        ),
+        (
+            {
+                "like": "latteclip",
+                "switches": {"zero_shot_loss": False, "finetuned_loss": False},
+            },
+            {},
+            "zero_shot_loss, finetuned_loss",
+        ),
+        (
+            {"like": "latteclip_no_captions", "switches": {"class_description": False}},
+            {},
+            "class_description, image_description, group_description",
+        ),
+        (
+            {"like": "latteclip"},
+            {"captioner": {"max_model_len": 256, "max_new_tokens": 256}},
+            r"captioner\.max_new_tokens",
+        ),
+    ],
+    ids=str,
+)
+def test_settings_that_contradict_each_other_are_refused(config, method, others, message):
+    """The last stage would find them, after days of captioning."""
+    refused(config, f"own.*{message}|{message}", method="own", methods={"own": method}, **others)
+    configured(config, methods={"own": method})  # a method that is not run
+
+
 def test_every_ablation_differs_from_latteclip_in_its_switches_alone(config):
     """On the demo, too, whose file changes a switch of latteclip."""
     ablations = yaml.safe_load((ROOT / "config" / "ablations.yaml").read_text())
@@ -309,8 +352,9 @@ def test_numbers_may_be_written_in_every_usual_way(config, text):
         ),
         ({"seeds": 0}, "seeds"),
         ({"seeds": "a,b"}, "seeds"),
-        ({"captioner": {"engine": "vlm"}}, r"captioner\.engine .*'vlm' is not one of"),
-        ({"scores": {"kind": "letter"}}, r"scores\.kind .*'letter' is not one of"),
+        ({"captioner": {"engine": "vlm"}}, r'captioner\.engine .*one of vllm, .*, not "vlm"'),
+        ({"scores": {"kind": "none"}}, r"scores\.kind .*one of null, likelihood, letters"),
+        ({"captions": {"shards": 10**6}}, r"captions\.shards"),
         ({"scores": {"topk": 1}}, r"scores\.topk .*less than the minimum of 2"),
         ({"scores": {"share": 0}}, r"scores\.share .*less than or equal to the minimum of 0"),
         ({"scores": {"orders": 0}}, r"scores\.orders .*less than the minimum of 1"),
@@ -357,6 +401,7 @@ def test_a_template_without_a_place_is_refused(config):
         ({"template": ["a {}.", "a {}."]}, "Dataset demo: template .* is given 2 times"),
         ({"template": ["a {}.", 3]}, r"datasets\.demo\.template\.1.* must be a text, not 3"),
         ({"class_synonyms": {"grid": ["net", "net"]}}, "Dataset demo: class_synonyms has 'net' 2"),
+        ({"class_synonyms": {"grid": ["net"], "grid ": ["mesh"]}}, "Dataset demo: .*'grid'"),
         (
             {"class_synonyms": {"grid": "net"}},
             r"class_synonyms\.grid \(other names of the class\): must be a list, not \"net\"",

@@ -96,6 +96,8 @@ def test_folders_that_a_project_names_are_its_own(project):
     [
         ("a: [1", "config.yaml is not valid YAML: line 1, 'a: .1', expected ',' or ']'"),
         ("a: 1\nb: {c: 2\nd: 3\n", r"not valid YAML: line 3, 'd: 3', expected ',' or '}'"),
+        ("datasets:\n  a: {}\n  b: {}\n  a: {}", "line 4, 'a: {}', the key a is there twice"),
+        ("a: &b {c: 1}\nd: &e {<<: *b, c: 2}\nf: [{<<: *e, g: 1, g: 2}]", "key g is there twice"),
         ("[1]", "must hold keys with values, not"),
         ("finetune:\n  2: 3", "the key 2 of finetune is a number, not text; put it in quotes"),
         ("datasets:\n  2024-01-02: {}", "the key 2024-01-02 of datasets is a date, not text"),
@@ -126,6 +128,14 @@ def test_a_broken_file_is_one_sentence(project, text, message):
     with pytest.raises(UserError, match=message) as caught:
         layers.defaults()
     assert "\n" not in str(caught.value)
+
+
+def test_a_key_that_stands_over_a_merged_one_is_not_there_twice(project):
+    project("config.yaml", {})
+    text = "a: {b: &b {<<: &c {x: 1}, x: 2}}\nd: {<<: [*b, *c], x: 3}\ne: [*b, *b]"
+    (layers.PROJECT / "config.yaml").write_text(text)
+    found = layers.defaults()
+    assert found["a"] == {"b": {"x": 2}} and found["d"] == {"x": 3}
 
 
 def test_a_file_that_is_not_utf_8_is_one_sentence(project):

@@ -40,6 +40,7 @@ from latteclip.core.signals import HEARD
 from latteclip.labels.fusion import fuse
 from latteclip.labels.witnesses import Images, LabelVotes
 from latteclip.train import checkpoints, monitor, prepare
+from latteclip.train import finetune as finetuning
 from latteclip.train.augment import Augmentation
 from latteclip.train.data import TrainingFiles
 from latteclip.train.finetune import TrainingOutputs, finetune
@@ -478,6 +479,26 @@ def test_signals_in_any_steps_cost_none_and_change_no_byte(
     assert found.tensors.keys() == wanted.tensors.keys()
     for key, tensor in wanted.tensors.items():
         assert torch.equal(found.tensors[key], tensor), key
+
+
+def test_the_first_of_two_processes_that_train_the_same_wins(inputs, tuned, monkeypatch):
+    """As where Snakemake was killed, its job went on, and a rerun started it again."""
+    end = finetuning._classifier
+
+    def end_second(*args):
+        for made in tuned:
+            copy = shutil.copytree if made.is_dir() else shutil.copy
+            copy(made, inputs.folder / name / made.name)
+        return end(*args)
+
+    monkeypatch.setattr(finetuning, "_classifier", end_second)
+    for name, lr in (("orphan", {}), ("another", {"lr": 0.5})):
+        with pytest.raises(UserError, match="model") if lr else contextlib.nullcontext():
+            inputs.run(name, **lr)
+        model, steps = (inputs.folder / name / made.name for made in tuned)
+        assert (model / WEIGHTS).read_bytes() == (tuned[0] / WEIGHTS).read_bytes()
+        assert history(steps).equals(history(tuned[1]))
+    assert names(inputs.folder / "another" / "checkpoint")  # nothing of it is lost either
 
 
 def test_signals_while_a_checkpoint_is_written_do_not_break_it(

@@ -32,6 +32,11 @@ from latteclip.core.errors import UserError
 
 try:
     if workflow.modifier.is_main_snakefile():
+        # Snakemake reads files of --configfile itself, and does not see a key that is there twice.
+        yaml_files_given = [
+            file for file in workflow.configfiles if Path(file).suffix != ".json"
+        ]
+        layers.given([], yaml_files_given)
         # Without `configfile:`, `config` is what the command line says.
         configuration = Configuration(layers.defaults(), config)
     else:
