@@ -21,6 +21,7 @@ from latteclip.data.split_files import (
     hashed_split,
     inside,
     read_names,
+    with_both_splits,
 )
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ def read_class_folders(
 
     Images that lie in no class folder are unlabelled. Without a test folder, a labelled image
     belongs to the test split by a hash of its path, where it stays whatever else the folder holds,
-    and all others are for training. Files that are no images by their suffix are counted.
+    and all others are for training. Where that leaves a split empty, one image moves. Files that
+    are no images by their suffix are counted.
 
     Args:
         root: the folder.
@@ -70,6 +72,8 @@ def read_class_folders(
             image_id = inside(file.relative_to(root).as_posix(), root)
             own_split = split or hashed_split(image_id, label, test_fraction)
             items.append(Item(image_id, own_split, label))
+    if not parts and all(item.label is not None for item in items):
+        items = with_both_splits(items)
     found = Split(items, names, dict(skipped.most_common()))
     for split in ("train", "test") if parts or found.needs_test_images else ("train",):
         if not any(item.split == split for item in items):

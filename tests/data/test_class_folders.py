@@ -24,6 +24,14 @@ def test_class_folders_are_split_by_a_hash_that_other_images_do_not_change(tmp_p
     assert 0.2 < share < 0.4
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_a_handful_of_images_has_both_splits(tmp_path, seed):
+    """Their hashes often are on one side."""
+    images(tmp_path, f"cat/{seed}.jpg", f"dog/{seed}.jpg")
+    split = read_split(tmp_path, SplitSettings("folders"))[1]
+    assert sorted(item.split for item in split.items) == ["test", "train"]
+
+
 def test_train_and_test_folders(tmp_path):
     images(tmp_path, "train/cat/1.jpg", "val/cat/2.JPEG", "test/dog/3.png", "test/cat/deep/4.jpg")
     split = read_split(tmp_path, SplitSettings("folders"))[1]
