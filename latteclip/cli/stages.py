@@ -193,6 +193,37 @@ def assemble_model(args: argparse.Namespace) -> None:
     stage.assemble_model(args.classifier, settings, args.output)
 
 
+def find_learning_rate(args: argparse.Namespace) -> None:
+    """Find a learning rate by short trainings, without labels."""
+    from latteclip.train import find_learning_rate as stage
+    from latteclip.train.data import TrainingFiles
+    from latteclip.train.settings import FinetuneSettings
+
+    stage.find_learning_rate(
+        TrainingFiles(
+            args.images,
+            args.pseudo_labels,
+            args.image_captions,
+            args.group_captions,
+            args.caption_labels,
+            args.calibrated,
+            args.image_prototypes,
+        ),
+        from_json(FinetuneSettings, args.settings),
+        args.output,
+        device=args.device,
+        threads=args.threads,
+    )
+
+
+def average_weights(args: argparse.Namespace) -> None:
+    """Average the weights of several trainings into one model."""
+    from latteclip.deploy import average_weights as stage
+
+    results = list_from_json(stage.TrainingResult, args.trainings, "trainings")
+    stage.average_weights(results, args.model, args.history, args.judged)
+
+
 def finetune(args: argparse.Namespace) -> None:
     """Tune CLIP under a method's objective."""
     from latteclip.train import finetune as stage
@@ -208,6 +239,7 @@ def finetune(args: argparse.Namespace) -> None:
             args.caption_labels,
             args.calibrated,
             args.image_prototypes,
+            args.learning_rate,
         ),
         from_json(FinetuneSettings, args.settings),
         stage.TrainingOutputs(args.model, args.history, args.checkpoint),
@@ -394,6 +426,20 @@ COMMANDS: dict[Command, list[str]] = {
         "detector",
     ],
     assemble_model: ["classifier", "settings", "output"],
+    find_learning_rate: [
+        "images",
+        "pseudo-labels",
+        "image-captions?",
+        "group-captions?",
+        "caption-labels?",
+        "calibrated?",
+        "image-prototypes?",
+        "settings",
+        "output",
+        "device",
+        "threads",
+    ],
+    average_weights: ["trainings", "model", "history", "judged"],
     finetune: [
         "images",
         "pseudo-labels",
@@ -402,6 +448,7 @@ COMMANDS: dict[Command, list[str]] = {
         "caption-labels?",
         "calibrated?",
         "image-prototypes?",
+        "learning-rate?",
         "settings",
         "seed",
         "model",

@@ -27,6 +27,7 @@ HEADS = ("zero_shot_calibrated", "image_prototypes")
 UNTRAINED = ("zero_shot", "label_propagation", *HEADS)
 # Objectives among whose models none is chosen: that reads labels, or has no classifier.
 NO_CANDIDATES = ("flyp_supervised", "label_propagation")
+AVERAGED = ("flyp", "flyp_supervised")  # whose classifier is made of texts alone
 # Pseudo-labels that label_by_captions makes.
 BY_CAPTIONS = ("caption", "lmm", "fused")
 # Switches of LatteCLIP of which at least one is on.
@@ -110,6 +111,8 @@ class Configuration:
         self.table = self.config["table"]
         for name in self.config["methods"]:
             self._check_likeness(name)
+        for name in self.config["methods"]:
+            self._check_average(name)
         base = self.table["baseline"]
         if base not in self.config["methods"]:
             raise UserError(
@@ -185,8 +188,16 @@ class Configuration:
         return str(merge(*map(self.config["methods"].get, self._lineage(method)))["objective"])
 
     def is_trained(self, method: str) -> bool:
-        """Whether the method fine-tunes, and hence depends on a seed."""
+        """Return whether the method's model is fine-tuned, by itself or as an average."""
         return self.objective(method) not in UNTRAINED
+
+    def is_average(self, method: str) -> bool:
+        """Return whether the method's model is the average of another's, one for each seed."""
+        return self.objective(method) == "average_weights"
+
+    def averaged(self, method: str) -> str:
+        """Return the method whose models this one averages."""
+        return str(merge(*map(self.config["methods"].get, self._lineage(method)))["of"])
 
     def _lineage(self, method: str) -> list[str]:
         """The method and those that it is like, the one that is like no other first."""
@@ -196,6 +207,8 @@ class Configuration:
     def pseudo_labels(self, method: str, dataset: str) -> str | None:
         """The labels that the method trusts; None where it reads true ones, or none at all."""
         values = self.method(method, dataset)
+        if values["objective"] == "average_weights":
+            return self.pseudo_labels(values["of"], dataset)
         if values["objective"] not in ("flyp", "latteclip", "image_prototypes"):
             return None
         return str(values.get("pseudo_labels", "zero_shot"))
@@ -257,8 +270,17 @@ class Configuration:
         return [
             (method, seed)
             for method in self.methods_of(dataset)
-            for seed in (self.seeds if self.is_trained(method) else [0])
+            for seed in (self.seeds if self._has_seeds(method) else [0])
         ]
+
+    def _has_seeds(self, method: str) -> bool:
+        return self.is_trained(method) and not self.is_average(method)
+
+    def trainings(self, dataset: str) -> list[tuple[str, int]]:
+        """Return (method, seed) of every fine-tuning of the run, those of an average included."""
+        methods = [self.averaged(m) if self.is_average(m) else m for m in self.methods]
+        found = [m for m in dict.fromkeys(methods) if self._has_seeds(m)]
+        return [(method, seed) for method in found for seed in self.seeds]
 
     def candidates(self, dataset: str) -> list[tuple[str, int]]:
         """(method, seed) of the runs of which select_model chooses one; none where it is not run.
@@ -329,6 +351,19 @@ class Configuration:
                     fault = f"its switches {', '.join(keys)} are all off; switch one on"
         if fault:
             raise UserError(f"Method {method} for dataset {dataset}: {fault}.")
+
+    def _check_average(self, method: str) -> None:
+        """Raise UserError where a method averages what cannot be averaged."""
+        methods, of = self.config["methods"], self.config["methods"][method].get("of")
+        if not self.is_average(method):
+            return
+        if of not in methods:
+            raise UserError(unknown(f"Method {of!r}, methods.{method}.of,", str(of), methods))
+        if self.objective(of) not in AVERAGED:
+            raise UserError(
+                f"methods.{method}.of is {of}, whose objective {self.objective(of)} cannot be "
+                f"averaged; name a method whose objective is {' or '.join(AVERAGED)}."
+            )
 
     def _check_dataset(self, dataset: str) -> None:
         values = self.dataset(dataset)

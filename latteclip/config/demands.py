@@ -11,6 +11,7 @@ from pathlib import Path
 
 from latteclip.config.configuration import Configuration
 from latteclip.config.model_names import ENGINES
+from latteclip.core.steps import AUTO, auto_epochs
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ DEMANDS = {
     "gather_captions": TABLES,
     "summarize_captions": TABLES,
     "label_by_captions": Demand(16_000, 16_000, 20, 200),
+    "find_learning_rate": Demand(12_000, 8_000, 20, 200),
     "finetune": Demand(12_000, 8_000, 20, 200),  # beside `training_memory`
+    "average_weights": Demand(16_000, 0, 10, 1_000),
     "evaluate": LABELLING,
     "evaluate_zero_shot": TABLES,
     "evaluate_classifier": LABELLING,
@@ -134,16 +137,13 @@ def training_threads(
 
 def trainings(configuration: Configuration) -> int:
     """Fine-tunings of a run."""
-    return sum(
-        configuration.is_trained(method)
-        for dataset in configuration.datasets
-        for method, _ in configuration.runs(dataset)
-    )
+    return sum(len(configuration.trainings(dataset)) for dataset in configuration.datasets)
 
 
 def epochs(configuration: Configuration, dataset: str, method: str) -> int:
-    """Passes of a fine-tuning over the images."""
-    return int(configuration.method(method, dataset)["finetune"]["epochs"])
+    """Return the passes of a fine-tuning over the images, at most."""
+    wanted = configuration.method(method, dataset)["finetune"]["epochs"]
+    return auto_epochs(1) if wanted == AUTO else int(wanted)
 
 
 def share_of_shard(configuration: Configuration, shards: str = "1") -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from latteclip.config import demands
 from latteclip.config.configuration import Configuration
-from latteclip.core.steps import steps_per_epoch
+from latteclip.core.steps import AUTO, auto_batch_size, auto_epochs, steps_per_epoch
 
 INDEX = "results/{dataset}/images.parquet"
 # On paper (docs/scaling.md): what a card computes in bf16, TFLOP/s, and the share that is reached.
@@ -155,15 +155,17 @@ def _training(
     """Seconds of all fine-tunings."""
     return sum(
         samples(configuration, dataset, method, images.train) / rate + start
-        for method, _ in _trained(configuration, dataset)
+        for method, _ in configuration.trainings(dataset)
     )
 
 
 def samples(configuration: Configuration, dataset: str, method: str, n: int) -> int:
     """Images that a fine-tuning sees: whole batches, with all n training images as the scale."""
     section = configuration.method(method, dataset)["finetune"]
-    steps = steps_per_epoch(n, section["batch_size"], section["steps_multiple_of"])
-    return int(section["epochs"]) * steps * min(int(section["batch_size"]), n)
+    size, epochs = section["batch_size"], section["epochs"]
+    size = auto_batch_size(n) if size == AUTO else int(size)
+    epochs = auto_epochs(n) if epochs == AUTO else int(epochs)
+    return epochs * steps_per_epoch(n, size, section["steps_multiple_of"]) * min(size, n)
 
 
 def _encoding(

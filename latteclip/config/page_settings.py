@@ -29,7 +29,7 @@ OF_DATASET = (
     *("label_by_captions", "score_unknown", "select_model"),
 )
 OF_RUN = (
-    *("finetune", "propagate_labels", "evaluate", "evaluate_classifier"),
+    *("finetune", "average_weights", "propagate_labels", "evaluate", "evaluate_classifier"),
     *("evaluate_zero_shot", "assemble_model"),
 )
 

@@ -14,25 +14,38 @@ import yaml
 
 from latteclip.config import shipped
 from latteclip.core.files import write_text
+from latteclip.core.steps import auto_batch_size, auto_epochs, steps_per_epoch
 
 DEFAULTS = shipped.CONFIG / "config.yaml"
 README = shipped.CONFIG / "README.md"
 TABLE = re.compile(r"(<!-- keys: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Schema = Mapping[str, Any]
+SIZES = (100, 500, 1_500, 5_000, 20_000, 100_000, 1_000_000)  # training images
 
 
 def render(text: str, schema: Schema, defaults: Mapping[str, Any]) -> str:
     """`text` with each of its tables made anew.
 
     Tables: config, the keys of a configuration; dataset, those of a dataset's file, which may also
-    hold any section of the first.
+    hold any section of the first; sizes, what "auto" stands for.
     """
     shared = set(schema["properties"])
     rows = {
         "config": [*_rows(schema, schema, defaults, "", skip={"datasets"})],
         "dataset": [*_rows(schema, schema["$defs"]["dataset"], {}, "", skip=shared)],
     }
-    return TABLE.sub(lambda found: found[1] + _table(rows[found[2]]) + found[3], text)
+    tables = {name: _table(found) for name, found in rows.items()} | {"sizes": _sizes()}
+    return TABLE.sub(lambda found: found[1] + tables[found[2]] + found[3], text)
+
+
+def _sizes() -> str:
+    """Return what a run of `recommended` does for some numbers of training images."""
+    rows = [["training images", "batch size", "epochs", "steps", "captions"], ["---:"] * 5]
+    for n in SIZES:
+        size, epochs = auto_batch_size(n), auto_epochs(n)
+        steps = epochs * steps_per_epoch(n, size)
+        rows.append([f"{n:,}", f"{size}", f"{epochs}", f"{steps:,}", f"{n:,}"])
+    return _markdown(rows)
 
 
 def _rows(
@@ -106,7 +119,11 @@ def _table(rows: Sequence[tuple[str, str, str]]) -> str:
     every: list[tuple[str, ...]] = [("key", "default", "what it is"), ("---", "---", "---"), *rows]
     if not any(default for _, default, _ in rows):
         every = [(key, meaning) for key, _, meaning in every]
-    return "".join(f"| {' | '.join(row)} |\n" for row in every)
+    return _markdown(every)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from latteclip.config import code, model_names
 from latteclip.config.configuration import HEADS, Configuration
+from latteclip.core.steps import AUTO
 
 # Folder of class folders or the like, made or downloaded for a dataset: shared by all runs.
 DATA = "resources/{dataset}/data"
@@ -19,6 +20,8 @@ ANSWERS = "results/{dataset}/audit/{split}/{name}"
 AUDIT = "results/{{dataset}}/audit{suffix}.json"
 # Classifiers that are made without training.
 CLASSIFIERS = "results/{dataset}/classifiers/{name}.safetensors"
+# What the trainings of an average say of the images that they left out.
+LEFT_OUT = "left_out.parquet"
 # The method whose classifier comes with the labels, without training.
 LABELS_METHOD = "image_prototypes"
 Paths = list[str]
@@ -141,6 +144,27 @@ def image_prototypes_of_method(configuration: Configuration, dataset: str, metho
     return [_image_prototypes(configuration, dataset, method)] if starts and is_latteclip else []
 
 
+def learning_rate_of_method(configuration: Configuration, dataset: str, method: str) -> Paths:
+    """Return what find_learning_rate writes, where the method's learning rate is "auto"."""
+    is_auto = configuration.method(method, dataset)["finetune"]["lr"] == AUTO
+    return [f"results/{dataset}/{method}/learning_rate.json"] if is_auto else []
+
+
+def averaged_files(configuration: Configuration, dataset: str, method: str, kind: str) -> Paths:
+    """Return the files of one kind (a key of `averaged`) of the trainings of an average."""
+    return [str(run[kind]) for run in averaged(configuration, dataset, method)]
+
+
+def averaged(configuration: Configuration, dataset: str, method: str) -> list[dict[str, str]]:
+    """Return what average_weights reads of each training that it averages."""
+    folder = f"results/{dataset}/{configuration.averaged(method)}"
+    names = {"model": "model", "history": "history.parquet", "judged": "judged.parquet"}
+    return [
+        {kind: f"{folder}/seed{seed}/{name}" for kind, name in names.items()}
+        for seed in configuration.seeds
+    ]
+
+
 def classifier_of_method(configuration: Configuration, dataset: str, method: str) -> str:
     """The classifier of a method that trains nothing."""
     if configuration.objective(method) == "zero_shot":
@@ -181,6 +205,7 @@ def candidates(configuration: Configuration, dataset: str) -> list[dict[str, Any
     found = []
     for method, seed in configuration.candidates(dataset):
         folder = f"results/{dataset}/{method}/seed{seed}"
+        judged = LEFT_OUT if configuration.is_average(method) else "judged.parquet"
         found.append(
             {
                 "method": method,
@@ -188,7 +213,7 @@ def candidates(configuration: Configuration, dataset: str) -> list[dict[str, Any
                 "objective": configuration.objective(method),
                 "from_votes": configuration.reads_caption_labels(method, dataset),
                 "metrics": f"{folder}/metrics.json",
-                "judged": f"{folder}/judged.parquet",
+                "judged": f"{folder}/{judged}",
                 "model": f"{folder}/model",
             }
         )

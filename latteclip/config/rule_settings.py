@@ -113,6 +113,12 @@ def finetune(configuration: Configuration, dataset: str, method: str, seed: str)
     }
 
 
+def find_learning_rate(configuration: Configuration, dataset: str, method: str) -> Settings:
+    """Return what decides a learning rate: the settings of the training but its fold and head."""
+    values = finetune(configuration, dataset, method, "0")
+    return {key: value for key, value in values.items() if key not in ("fold", "head")}
+
+
 def finetune_command(configuration: Configuration, dataset: str) -> str:
     """What runs the command: one process, or several under torchrun, with GPUs of their own."""
     processes = configuration.section("processes", dataset)["finetune"]
@@ -122,12 +128,16 @@ def finetune_command(configuration: Configuration, dataset: str) -> str:
     return f"{claim} torchrun --standalone --nproc-per-node {processes} -m -- latteclip"
 
 
-def evaluate(configuration: Configuration, dataset: str, seed: str) -> Settings:
-    """How images are encoded, how many classes are kept for each, and which were left out."""
+def evaluate(configuration: Configuration, dataset: str, method: str, seed: str) -> Settings:
+    """Return how images are encoded, how many classes each has, and which were left out.
+
+    An average left none out: each of its trainings left out others.
+    """
+    has_fold = not configuration.is_average(method)
     return {
         **configuration.section("inference", dataset),
         "precision": configuration.section("clip", dataset)["precision"],
-        "fold": fold(configuration, dataset, seed),
+        **({"fold": fold(configuration, dataset, seed)} if has_fold else {}),
     }
 
 

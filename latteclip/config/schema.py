@@ -15,6 +15,7 @@ from latteclip.config import yaml_files
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.foreign import in_short
 from latteclip.core.plain_values import refuse_unfit
+from latteclip.core.steps import AUTO
 
 Config = Mapping[str, Any]
 LONGEST_NAME, LONGEST_PART, LONGEST_PATH = 200, 255, 4095  # bytes
@@ -59,6 +60,7 @@ def is_path(value: object) -> bool:
     return is_line(value) and max(map(len, map(os.fsencode, parts)), default=0) <= LONGEST_PART
 
 
+WORD = f"^{AUTO}$"  # pattern of a key whose number may be left to the program
 checker = jsonschema.FormatChecker(formats=())
 for name, fits in (("line", is_line), ("name", is_name), ("path", is_path)):
     checker.checks(name)(fits)
@@ -81,10 +83,7 @@ class Schema:
             other = schema.get("additionalProperties")
             other = other if isinstance(other, Mapping) else {}
             return {key: self.coerce(item, named.get(key, other)) for key, item in value.items()}
-        kinds = schema.get("type", "string")
-        if isinstance(value, str) and "string" not in (
-            kinds if isinstance(kinds, list) else [kinds]
-        ):
+        if isinstance(value, str) and not _takes(schema, value):
             return _parsed(value)
         return value
 
@@ -122,6 +121,16 @@ class Schema:
         return found
 
 
+def _kinds(schema: Config) -> list[str]:
+    kinds = schema.get("type", "string")
+    return kinds if isinstance(kinds, list) else [kinds]
+
+
+def _takes(schema: Config, text: str) -> bool:
+    """Return whether a schema wants the text itself, and not the number or null that it writes."""
+    return "string" in _kinds(schema) and (schema.get("pattern") != WORD or text.strip() == AUTO)
+
+
 def _parsed(text: str) -> Any:
     """The value of a string that no string is wanted of; itself where it has none."""
     try:
@@ -149,9 +158,9 @@ def _sentence(error: jsonschema.ValidationError) -> str:
 
 def _fault(error: jsonschema.ValidationError) -> str:
     """What is wrong with the value, which is told."""
-    if error.validator == "type":
-        kinds = error.validator_value
-        wanted = " or ".join(TYPES[kind] for kind in ([kinds] if isinstance(kinds, str) else kinds))
+    if error.validator == "type" or error.schema.get("pattern") == WORD:
+        names = TYPES | ({"string": AUTO} if error.schema.get("pattern") == WORD else {})
+        wanted = " or ".join(names[kind] for kind in _kinds(error.schema))
     elif error.validator == "format":
         wanted = FORMATS[error.validator_value]
     elif error.validator == "enum":

@@ -43,6 +43,7 @@ class TrainingFiles:
     caption_labels: str | None = None
     calibrated: str | None = None  # zero-shot classifier without class means
     image_prototypes: str | None = None  # a classifier, where prototypes start from that
+    learning_rate: str | None = None  # what find_learning_rate wrote, where finetune.lr is auto
 
 
 @dataclass(frozen=True)

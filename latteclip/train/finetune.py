@@ -3,13 +3,12 @@
 Letters: N training images, B batch, C classes, D embedding width.
 """
 
-import contextlib
 import json
 import logging
 import random
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -21,25 +20,21 @@ from latteclip.core import devices, tables
 from latteclip.core.digest import digest_of
 from latteclip.core.errors import UserError
 from latteclip.core.files import refuse_folder, replacing
+from latteclip.core.json_files import read_object
 from latteclip.core.progress import Progress
 from latteclip.core.signals import Signals, Terminated, ending_in_order
-from latteclip.core.steps import steps_per_epoch
 from latteclip.train import (
     checkpoints,
     data,
-    memory,
     monitor,
     parallel,
-    pictures,
     prepare,
     remake,
+    start,
 )
-from latteclip.train.augment import Augmentation
-from latteclip.train.objectives.choose import choose
 from latteclip.train.pace import Pace
-from latteclip.train.settings import FROZEN, GROUND_TRUTH, FinetuneSettings
-from latteclip.train.step import Training, adamw
-from latteclip.train.texts import TextBank
+from latteclip.train.settings import GROUND_TRUTH, FinetuneSettings, Recipe
+from latteclip.train.step import Training
 
 log = logging.getLogger(__name__)
 CHECK_EVERY = 20  # steps between looks at the losses: each look waits for the device
@@ -80,16 +75,18 @@ def finetune(
     log.info("The training has %s.", devices.cores_in_use(threads))
     threads = max(1, threads // parallel.size())
     with ending_in_order("Nothing was trained yet: a rerun starts where this run did.") as signals:
-        training, inputs = _load(
+        training, inputs, recipe = _load(
             files, settings, signals, seed=seed, device=device, threads=threads
         )
+        # What the training follows, and what its model and history name.
+        settings = replace(settings, finetune=recipe)
         kept = _Kept(outputs.checkpoints, _identity(settings, seed, inputs))
-        start = kept.resume(training)
+        done = kept.resume(training)
         with signals.held():  # neither a step nor the writing may be interrupted
-            with _out_of_memory(training, inputs, settings):
-                _train(training, inputs, settings, kept, start, seed=seed, threads=threads)
+            with start.explaining_memory(training.clip, inputs, recipe):
+                _train(training, inputs, settings, recipe, kept, done, seed=seed, threads=threads)
             training.clip.model.eval()
-            classifier = _classifier(training, inputs, settings, threads)
+            classifier = _classifier(training, inputs, settings, recipe, threads)
             if parallel.rank() == 0:
                 _write(training, classifier, inputs, settings, seed, outputs, kept.identity)
                 if signals.number:  # who ends a job may remove what it wrote
@@ -139,42 +136,21 @@ def _load(
     seed: int,
     device: str,
     threads: int,
-) -> tuple[Training, data.TrainingData]:
-    """A training before its first step, and its data."""
-    make_objective = choose(settings.objective, settings.switches)
+) -> tuple[Training, data.TrainingData, Recipe]:
+    """Load a training before its first step, its data, and the numbers that it follows."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
-    clip = clips.load(
-        settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
-    )
-    if settings.finetune.batch_norm != FROZEN:
-        prepare.refuse_moving_statistics(clip, settings.compute, parallel.size())
-    bank = TextBank(clip)
-    inputs = data.read(files, settings.words.template, settings.labels, bank, settings.fold)
-    size = min(settings.finetune.batch_size, len(inputs.paths))
-    prepare.prepare_training(
-        clip, settings.compute, bank.tokens, size, settings.finetune.batch_norm
-    )
-    training = Training(
-        clip,
-        make_objective(bank, inputs.texts, seed),
-        adamw(clip.model, settings.finetune),
-        torch.zeros(len(inputs.classnames), dtype=torch.long, device=clip.device),
-        signals,
-        settings.finetune.batch_norm,
-    )
-    return training, inputs
+    clip, bank, inputs = start.load(files, settings, device=device, threads=threads)
+    recipe = settings.finetune.recipe(inputs.n_scheduled, _learning_rate(files.learning_rate))
+    size = min(recipe.batch_size, len(inputs.paths))
+    prepare.prepare_training(clip, settings.compute, bank.tokens, size, recipe.batch_norm)
+    return start.training(clip, bank, inputs, settings, recipe, signals, seed), inputs, recipe
 
 
-def _out_of_memory(
-    training: Training, inputs: data.TrainingData, settings: FinetuneSettings
-) -> contextlib.AbstractContextManager[None]:
-    """What running out of GPU memory inside is told as."""
-    clip, section = training.clip, settings.finetune
-    batch = -(-min(section.batch_size, len(inputs.paths)) // parallel.size())
-    divisible = prepare.divisible(clip, section.batch_norm)
-    return memory.explained(min(clip.micro_batch or batch, batch), divisible=divisible)
+def _learning_rate(path: str | None) -> float | None:
+    """Return the learning rate that `find_learning_rate` wrote."""
+    return None if path is None else float(read_object(path, ["lr"])["lr"])
 
 
 def _identity(settings: FinetuneSettings, seed: int, inputs: data.TrainingData) -> dict[str, Any]:
@@ -187,41 +163,43 @@ def _train(
     training: Training,
     inputs: data.TrainingData,
     settings: FinetuneSettings,
+    recipe: Recipe,
     kept: _Kept,
-    start: int,
+    first: int,
     *,
     seed: int,
     threads: int,
 ) -> None:
-    """All steps from `start`.
+    """Take all steps from number `first`.
 
     Raises:
         Terminated: a signal came; the step that was running is done and kept.
     """
-    n, section = len(inputs.paths), settings.finetune
-    if min(n, section.batch_size) < parallel.size():
+    n = len(inputs.paths)
+    if min(n, recipe.batch_size) < parallel.size():
         raise UserError(
-            f"A batch of {min(n, section.batch_size)} images cannot be shared out among "
+            f"A batch of {min(n, recipe.batch_size)} images cannot be shared out among "
             f"{parallel.size()} processes; lower processes.finetune."
         )
-    per_epoch = steps_per_epoch(inputs.n_scheduled, section.batch_size, section.steps_multiple_of)
-    total = section.epochs * per_epoch
+    per_epoch = recipe.steps_per_epoch(inputs.n_scheduled)
+    total = recipe.epochs * per_epoch
 
     def schedule() -> Iterator[list[tuple[int, int]]]:
-        return data.schedule(n, section.batch_size, total, seed, start)
+        return data.schedule(n, recipe.batch_size, total, seed, first)
 
-    batches = _batches(training, inputs, settings, kept, schedule(), seed=seed, threads=threads)
-    progress = Progress(total, "steps", done=start)
+    files = start.pictures_of(training.clip, inputs, settings, kept.folder, seed)
+    batches = start.batches(training.clip, files, schedule(), threads)
+    progress = Progress(total, "steps", done=first)
     pace = Pace()
     timer = checkpoints.Timer(settings.compute.checkpoint_minutes)
-    for step, keys in enumerate(schedule(), start):
+    for step, keys in enumerate(schedule(), first):
         epoch = step // per_epoch
         if step % per_epoch == 0:
             training.start_epoch()
         with pace.waiting(len(keys)):
             _, batch = next(batches)
         index = torch.tensor([index for _, index in keys])  # [B]
-        rate = section.rate(step, total)
+        rate = recipe.rate(step, total)
         logs = training.step(index, inputs.labels[index], batch, rate)
         training.record({"step": step, "epoch": epoch, "lr": rate, **logs})
         done = step + 1
@@ -229,7 +207,7 @@ def _train(
         is_settled = ends_epoch or training.ending or done % CHECK_EVERY == 0
         if is_settled:
             training.settle(pace.since_last)
-        progress.add(1, f"epoch {epoch + 1} of {section.epochs}")
+        progress.add(1, f"epoch {epoch + 1} of {recipe.epochs}")
         # Process 0 alone looks at its clock, and it alone writes.
         if training.ending or (is_settled and done < total and timer.is_due()):
             kept.save(training, done)
@@ -239,35 +217,17 @@ def _train(
             kept.end(training.ending, done)
 
 
-def _batches(
+def _classifier(
     training: Training,
     inputs: data.TrainingData,
     settings: FinetuneSettings,
-    kept: _Kept,
-    schedule: Iterator[list[tuple[int, int]]],
-    *,
-    seed: int,
+    recipe: Recipe,
     threads: int,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Indices [b] and images [b, 3, H, W] that fall to this process, of each batch."""
-    transform = Augmentation.of(training.clip)
-    # Each process keeps pictures of its own.
-    processes = parallel.size()
-    memory = settings.compute.cache_gib * 2**30 / processes
-    side = transform.kept_side
-    room = pictures.kept_pictures(inputs.sizes, side, memory, kept.folder, processes)
-    files = pictures.TrainingPictures(inputs.paths, side, seed, room)
-    keys = map(parallel.share, schedule)
-    return pictures.batches(files, keys, transform, training.clip.device, threads)
-
-
-def _classifier(
-    training: Training, inputs: data.TrainingData, settings: FinetuneSettings, threads: int
 ) -> Classifier:
     """The classifier of the tuned model; every process takes part in encoding it."""
     if settings.head == "remade":
-        size = settings.finetune.batch_size
-        return remake.remade(training.clip, inputs, settings.words.template, size, threads)
+        size, template = recipe.batch_size, settings.words.template
+        return remake.remade(training.clip, inputs, template, size, threads)
     return Classifier.of(training.objective.classifier())
 
 

@@ -26,7 +26,7 @@ def prepare_training(
     - `micro_batch`: encode that many images or texts at once, exactly (Gao et al. 2021, GradCache):
       the loss still compares the whole batch. "auto" takes what fits into a GPU's memory.
 
-    Convolutional image towers get the channels-last memory format on CUDA.
+    Convolutional image towers get the channels-last memory format, in which they are faster.
 
     Args:
         clip: the model.
@@ -42,7 +42,7 @@ def prepare_training(
         _checkpoint_blocks(clip)
     visual: Any = clip.model.visual
     convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in visual.modules())
-    if convolutions > 1 and clip.device.type == "cuda":  # a ViT has one, which cuts the patches
+    if convolutions > 1:  # a ViT has one, which cuts the patches
         clip.channels_last = True
         visual.to(memory_format=torch.channels_last)
     if compute.micro_batch != "auto":

@@ -7,20 +7,31 @@ from typing import Any, Literal
 from latteclip.core.class_words import ClassWords
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import NO_FOLD, Fold
+from latteclip.core.steps import (
+    auto_batch_size,
+    auto_epochs,
+    auto_warmup_steps,
+    steps_per_epoch,
+)
 
+Auto = Literal["auto"]
 GROUND_TRUTH = "ground_truth"
 FROZEN = "frozen"
 
 
 @dataclass(frozen=True)
 class Finetune:
-    """The section `finetune`: AdamW, linear warm-up, cosine decay (LatteCLIP, section 4)."""
+    """The section `finetune`: AdamW, linear warm-up, cosine decay (LatteCLIP, section 4).
 
-    epochs: int
-    warmup_steps: int
-    batch_size: int
+    "auto" stands for what follows from the number of training images and, for the learning rate,
+    from what `find_learning_rate` found.
+    """
+
+    epochs: int | Auto
+    warmup_steps: int | Auto
+    batch_size: int | Auto
     steps_multiple_of: int  # of an epoch's steps
-    lr: float
+    lr: float | Auto
     beta1: float
     beta2: float
     eps: float
@@ -28,18 +39,53 @@ class Finetune:
     batch_norm: Literal["frozen", "train"]  # its statistics: those of pretraining, or moving
 
     def __post_init__(self) -> None:
-        if self.batch_size < 2:
+        if isinstance(self.batch_size, int) and self.batch_size < 2:
             raise UserError(
                 f"finetune.batch_size is {self.batch_size}, but the loss compares images within "
                 "the batch; set it to 2 or more."
             )
 
+    def recipe(self, n: int, lr: float | None = None) -> "Recipe":
+        """Return the numbers of a training on n images.
+
+        Args:
+            n: training images of the dataset.
+            lr: in place of "auto".
+
+        Raises:
+            UserError: the learning rate is "auto", and none is given.
+        """
+        rate = lr if isinstance(self.lr, str) else self.lr
+        if rate is None:
+            raise UserError("finetune.lr is auto: give --learning-rate, or set a number.")
+        size = auto_batch_size(n) if isinstance(self.batch_size, str) else self.batch_size
+        epochs = auto_epochs(n) if isinstance(self.epochs, str) else self.epochs
+        steps = epochs * steps_per_epoch(n, size, self.steps_multiple_of)
+        warmup = self.warmup_steps
+        warmup = auto_warmup_steps(steps) if isinstance(warmup, str) else warmup
+        found = {"epochs": epochs, "batch_size": size, "warmup_steps": warmup, "lr": rate}
+        return Recipe(**{**vars(self), **found})
+
+
+@dataclass(frozen=True)
+class Recipe(Finetune):
+    """The section with a number for each "auto"."""
+
+    epochs: int
+    warmup_steps: int
+    batch_size: int
+    lr: float
+
     def rate(self, step: int, total: int) -> float:
-        """Learning rate of a step, counted from 0, of `total` steps."""
+        """Return the learning rate of a step, counted from 0, of `total` steps."""
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
         done = (step - self.warmup_steps) / max(1, total - self.warmup_steps)
         return self.lr * (1 + math.cos(math.pi * done)) / 2
+
+    def steps_per_epoch(self, n: int) -> int:
+        """Return the steps of an epoch of n images."""
+        return steps_per_epoch(n, self.batch_size, self.steps_multiple_of)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ STAGES = {
     "label_by_captions": ("dtd",),
     "score_unknown": ("dtd",),
     "finetune": ("dtd", "latteclip", "0"),
-    "evaluate": ("dtd", "0"),
+    "evaluate": ("dtd", "latteclip", "0"),
     "propagate_labels": ("dtd", "label_propagation"),
     "index_images": ("dtd",),
     "download_dataset": ("dtd",),
@@ -114,7 +114,13 @@ def test_each_seed_leaves_out_its_fold_in_training_and_is_judged_by_it(configure
     for number, seed in enumerate(["4", "7", "2"]):
         fold = {"share": 0.25, "number": number, "count": 3}
         assert rule_settings.finetune(found, "demo", "latteclip", seed)["fold"] == fold
-        assert rule_settings.evaluate(found, "demo", seed)["fold"] == fold
+        assert rule_settings.evaluate(found, "demo", "latteclip", seed)["fold"] == fold
+
+
+def test_the_search_for_a_learning_rate_knows_no_fold(configured):
+    one, more = (configured(seeds=number) for number in (1, 3))
+    settings = [rule_settings.find_learning_rate(each, "dtd", "flyp") for each in (one, more)]
+    assert settings[0] == settings[1]
 
 
 def test_without_a_share_the_number_of_seeds_reruns_no_training(configured):

@@ -45,7 +45,7 @@ from latteclip.train.augment import Augmentation
 from latteclip.train.data import TrainingFiles
 from latteclip.train.finetune import TrainingOutputs, finetune
 from latteclip.train.pictures import KeptPictures, TrainingPictures, batches, kept_pictures
-from latteclip.train.settings import Compute, Finetune, FinetuneSettings
+from latteclip.train.settings import Compute, Finetune, FinetuneSettings, Recipe
 from latteclip.train.step import Training
 
 CLASSNAMES = ["striped", "dotted", "woven"]
@@ -154,7 +154,7 @@ def test_history_has_a_row_a_step(tuned):
     table = pq.read_table(tuned[1]).to_pydict()
     assert table["step"] == [0, 1, 2, 3]
     assert table["epoch"] == [0, 0, 1, 1]
-    assert table["lr"] == pytest.approx([Finetune(**FINETUNE).rate(s, 4) for s in range(4)])
+    assert table["lr"] == pytest.approx([Recipe(**FINETUNE).rate(s, 4) for s in range(4)])
     for a, b, loss in zip(
         table["loss_zero_shot"], table["loss_finetuned"], table["loss"], strict=True
     ):

@@ -9,7 +9,7 @@ from latteclip.core import devices
 from latteclip.core.errors import UserError
 from latteclip.core.signals import ending_in_order
 from latteclip.train.objectives.flyp import Flyp
-from latteclip.train.settings import Finetune
+from latteclip.train.settings import Recipe
 from latteclip.train.step import Training, adamw, check_finite, parameter_groups
 
 
@@ -46,7 +46,7 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step(value):
 
 def a_training(case, make_objective):
     """A training of the case's model on a device that notices when it is waited for."""
-    settings = Finetune(
+    settings = Recipe(
         epochs=1,
         warmup_steps=1,
         batch_size=len(case.index),

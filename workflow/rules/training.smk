@@ -27,6 +27,53 @@ rule assemble_model:
         " --output {output} --log {log}"
 
 
+trained_by_themselves = [
+    method
+    for method in configuration.config["methods"]
+    if configuration.is_trained(method) and not configuration.is_average(method)
+]
+
+
+rule find_learning_rate:
+    input:
+        images="results/{dataset}/images.parquet",
+        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
+        image_captions=given(rule_inputs.captions_of_method, kind="image"),
+        group_captions=given(rule_inputs.captions_of_method, kind="group"),
+        caption_labels=given(rule_inputs.caption_labels_of_method),
+        calibrated=given(rule_inputs.calibrated_of_method),
+        image_prototypes=given(rule_inputs.image_prototypes_of_method),
+        clip_model=given(rule_inputs.hub_model, section="clip"),
+        code=sources("latteclip.train.find_learning_rate"),
+        objective_code=given_unstored(rule_inputs.objective_code),
+    output:
+        "results/{dataset}/{method}/learning_rate.json",
+    log:
+        "results/{dataset}/{method}/logs/find_learning_rate.log",
+    benchmark:
+        "results/{dataset}/{method}/benchmarks/find_learning_rate.jsonl"
+    wildcard_constraints:
+        method=one_of(trained_by_themselves),
+    priority: EARLY
+    conda:
+        "../../envs/latteclip.yaml"
+    threads: training_threads
+    resources:
+        gpu=gpus(),
+        mem_mb=memory("find_learning_rate", demands.training_memory),
+        runtime=minutes("find_learning_rate", demands.epochs),
+    params:
+        settings=given_json(rule_settings.find_learning_rate),
+        captions=options(
+            *("image_captions", "group_captions", "caption_labels"),
+            *("calibrated", "image_prototypes"),
+        ),
+    shell:
+        "latteclip find-learning-rate --images {input.images} --pseudo-labels {input.pseudo_labels}"
+        " {params.captions} --settings {params.settings:q} --output {output}"
+        " --threads {threads} --log {log}"
+
+
 rule finetune:
     input:
         images="results/{dataset}/images.parquet",
@@ -36,6 +83,7 @@ rule finetune:
         caption_labels=given(rule_inputs.caption_labels_of_method),
         calibrated=given(rule_inputs.calibrated_of_method),
         image_prototypes=given(rule_inputs.image_prototypes_of_method),
+        learning_rate=given(rule_inputs.learning_rate_of_method),
         clip_model=given(rule_inputs.hub_model, section="clip"),
         code=sources("latteclip.train.finetune"),
         objective_code=given_unstored(rule_inputs.objective_code),
@@ -47,7 +95,7 @@ rule finetune:
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/finetune.jsonl"
     wildcard_constraints:
-        method=one_of(filter(configuration.is_trained, configuration.config["methods"])),
+        method=one_of(trained_by_themselves),
     priority: EARLY
     conda:
         "../../envs/latteclip.yaml"
@@ -63,7 +111,7 @@ rule finetune:
         settings=given_json(rule_settings.finetune),
         captions=options(
             *("image_captions", "group_captions", "caption_labels"),
-            *("calibrated", "image_prototypes"),
+            *("calibrated", "image_prototypes", "learning_rate"),
         ),
         # No output: Snakemake removes those of a job that failed, and this is to go on from.
         checkpoint="results/{dataset}/{method}/seed{seed}/checkpoint",
@@ -72,3 +120,31 @@ rule finetune:
         " {params.captions} --settings {params.settings:q} --seed {wildcards.seed}"
         " --model {output.model} --history {output.history} --checkpoint {params.checkpoint}"
         " --threads {threads} --log {log}"
+
+
+rule average_weights:
+    input:
+        models=given(rule_inputs.averaged_files, kind="model"),
+        histories=given(rule_inputs.averaged_files, kind="history"),
+        judged=given(rule_inputs.averaged_files, kind="judged"),
+        code=sources("latteclip.deploy.average_weights"),
+    output:
+        model=directory("results/{dataset}/{method}/seed{seed}/model"),
+        history="results/{dataset}/{method}/seed{seed}/history.parquet",
+        judged=f"results/{{dataset}}/{{method}}/seed{{seed}}/{rule_inputs.LEFT_OUT}",
+    log:
+        "results/{dataset}/{method}/seed{seed}/logs/average_weights.log",
+    benchmark:
+        "results/{dataset}/{method}/seed{seed}/benchmarks/average_weights.jsonl"
+    wildcard_constraints:
+        method=methods_with("average_weights"),
+    conda:
+        "../../envs/latteclip.yaml"
+    resources:
+        mem_mb=memory("average_weights"),
+        runtime=minutes("average_weights"),
+    params:
+        trainings=as_found(given_json(rule_inputs.averaged)),
+    shell:
+        "latteclip average-weights --trainings {params.trainings:q} --model {output.model}"
+        " --history {output.history} --judged {output.judged} --log {log}"

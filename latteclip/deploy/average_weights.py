@@ -1,0 +1,90 @@
+"""One model from several trainings: the average of their weights. Not in the paper.
+
+Wortsman et al. 2022 ("Model soups") average trainings of one pretrained model, which stay close
+enough to each other for that. Letters: S trainings, N images, C classes.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+
+from latteclip.clip import model as clips
+from latteclip.clip import tuned
+from latteclip.clip.class_embeddings import class_embeddings
+from latteclip.clip.classifier import Classifier
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.core.files import refuse_folder, replacing
+from latteclip.evaluate import judged
+
+log = logging.getLogger(__name__)
+COLLAPSED = "collapsed"
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What one of the S trainings left."""
+
+    model: str  # folder
+    history: str
+    judged: str  # what it says of the images that it left out
+
+
+def average_weights(
+    results: Sequence[TrainingResult], model_output: str, history_output: str, judged_output: str
+) -> None:
+    """Write the model whose weights are the means of those of S trainings.
+
+    Its classifier is made of the class texts by the averaged text tower, as that of the trainings
+    was. A training that is marked as collapsed has no part in it, unless all are. The history is
+    that of the first training. The classes of the images that each training left out judge the
+    average: none of these images was seen by the training that classified it.
+
+    Raises:
+        UserError: a file is missing, or the trainings do not fit each other.
+    """
+    refuse_folder(model_output)
+    marks = [tables.read_metadata(each.history, "step")["marks"] for each in results]
+    sound = [i for i, own in enumerate(marks) if COLLAPSED not in own] or [*range(len(results))]
+    used = [results[i] for i in sound]
+    first = tuned.load(used[0].model, torch.device("cpu"))
+    _average(first, [each.model for each in used[1:]])
+    history, described = tables.read(used[0].history, tables.HISTORY)
+    _write_left_out([each.judged for each in used], judged_output, first.classnames)
+    tables.write(
+        history_output,
+        {name: history[name] for name in history.column_names},
+        tables.HISTORY,
+        {**described, "marks": sorted({*marks[sound[0]]}), "averaged": len(used)},
+    )
+    template = first.words.template
+    texts = class_embeddings(first.clip, template, first.classnames)  # [C, D]
+    with replacing(model_output) as folder:
+        clips.save(first.clip, Classifier.of(texts), first.classnames, first.words, folder)
+    log.info("Averaged the weights of %d of %d trainings.", len(used), len(results))
+
+
+def _average(first: tuned.TunedModel, others: Sequence[str]) -> None:
+    """Let the first model's weights be the means of its own and those of other model folders."""
+    state = first.clip.model.state_dict()
+    for number, folder in enumerate(others, 2):
+        other = tuned.load(folder, torch.device("cpu"), classnames=first.classnames)
+        weights = other.clip.model.state_dict()
+        if {name: each.shape for name, each in weights.items()} != {
+            name: each.shape for name, each in state.items()
+        }:
+            raise UserError(f"{folder} is a model of another form; rerun its training.")
+        for name, mean in state.items():
+            if mean.is_floating_point():  # counters of BatchNorm are whole numbers
+                mean += (weights[name] - mean) / number
+
+
+def _write_left_out(paths: Sequence[str], output: str, classnames: Sequence[str]) -> None:
+    """Write the rows of several JUDGED tables, none of which has an image of another."""
+    rows = pa.concat_tables([tables.read(path, judged.JUDGED)[0] for path in paths])
+    judged.write_predictions(
+        output, rows["image_id"], rows["prediction"].to_numpy(), list(classnames)
+    )

@@ -1,0 +1,240 @@
+"""A learning rate for images without labels, by short trainings that other images judge.
+
+Not in the paper. Letters: N training images, C classes.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from latteclip.clip import model as clips
+from latteclip.clip.classifier import Classifier
+from latteclip.clip.features import encode_files
+from latteclip.core.errors import UserError
+from latteclip.core.files import write_json
+from latteclip.core.progress import Progress
+from latteclip.core.signals import Signals, ending_in_order
+from latteclip.core.steps import auto_warmup_steps
+from latteclip.train import data, prepare, start
+from latteclip.train.pictures import TrainingPictures
+from latteclip.train.settings import FinetuneSettings, Recipe
+from latteclip.train.step import Training
+from latteclip.train.texts import TextBank
+
+log = logging.getLogger(__name__)
+RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
+FIRST = 3e-5  # of them, between what suits ViTs and what suits small convolutional towers
+FALLBACK = 1e-5  # FLYP's for ViTs (Goyal et al. 2023), where nothing can be compared
+MOST_RUNS = 5  # short trainings, each of 1 / MOST_RUNS of the steps: one more training at most
+JUDGING = 5  # one image in so many judges
+MOST_JUDGING = 2_000  # images
+FEWEST = 10  # images, of which two judge
+SEED = 0  # of the images that judge, and of the order of the others
+FACTORS = torch.logspace(0, 2.5, 51)  # of cosines in a softmax
+
+
+class ShortRun(NamedTuple):
+    """A short training and what the images that it did not see say of it."""
+
+    lr: float
+    losses: torch.Tensor  # [m] squared errors of their probabilities; infinite where it diverged
+
+    @property
+    def loss(self) -> float:
+        """Their mean, the Brier score."""
+        return self.losses.mean().item()
+
+    def is_worse(self, other: "ShortRun") -> bool:
+        """Return whether the loss is higher by more than a standard error over the images."""
+        differences = self.losses - other.losses
+        if not math.isfinite(self.loss):
+            return True
+        error = differences.std().item() / math.sqrt(len(differences))
+        return differences.mean().item() > error
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What all short trainings share."""
+
+    clip: clips.Clip
+    bank: TextBank
+    inputs: data.TrainingData
+    settings: FinetuneSettings
+    recipe: Recipe
+    pictures: TrainingPictures
+    seen: torch.Tensor  # [n] images that are trained on
+    judging: torch.Tensor  # [m] images that judge
+    threads: int
+
+    @property
+    def steps(self) -> int:
+        """Steps of a short training."""
+        total = self.recipe.epochs * self.recipe.steps_per_epoch(len(self.inputs.paths))
+        return max(2, total // MOST_RUNS)
+
+
+def find_learning_rate(
+    files: data.TrainingFiles,
+    settings: FinetuneSettings,
+    output: str,
+    *,
+    device: str,
+    threads: int,
+) -> None:
+    """Compare learning rates and write the best one, with all that was compared, as JSON.
+
+    Each rate trains the pretrained model for a fifth of the steps on four fifths of the images. The
+    other images judge, by the Brier score of their pseudo-labels at the temperature that suits the
+    model best: unlike the likelihood, it forgives the pseudo-labels that are wrong. The search
+    climbs from FIRST by half orders of magnitude. The highest rate is taken that is not worse than
+    the best by more than a standard error, for the whole training lowers it step by step. It takes
+    no more steps than one training. No label is read.
+
+    Args:
+        files: those of `finetune`.
+        settings: those of `finetune`, whose learning rate has no part in this.
+        output: JSON with `lr`, `runs` and `reason`.
+        device: cpu, cuda or auto.
+        threads: CPU threads.
+
+    Raises:
+        UserError: an input is missing or does not fit the others.
+    """
+    with ending_in_order("Nothing was found yet: a rerun starts where this run did.") as signals:
+        clip, bank, inputs = start.load(files, settings, device=device, threads=threads)
+        n = len(inputs.paths)
+        recipe = settings.finetune.recipe(n, FALLBACK)
+        if n < FEWEST:
+            _write(output, FALLBACK, [], f"{n} images are too few to compare rates")
+            return
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(SEED))
+        m = min(n // JUDGING, MOST_JUDGING)
+        size = min(recipe.batch_size, n - m)
+        prepare.prepare_training(clip, settings.compute, bank.tokens, size, recipe.batch_norm)
+        pictures = start.pictures_of(clip, inputs, settings, str(Path(output).parent), SEED)
+        search = _Search(
+            clip, bank, inputs, settings, recipe, pictures, order[m:], order[:m], threads
+        )
+        pretrained = {
+            name: tensor.detach().cpu().clone() for name, tensor in clip.model.state_dict().items()
+        }
+
+        def run(lr: float) -> ShortRun:
+            clip.model.load_state_dict(pretrained)
+            found = ShortRun(lr, _losses_after(search, lr, signals))
+            log.info("Learning rate %g: loss %.4f of images not seen.", lr, found.loss)
+            return found
+
+        before = ShortRun(0.0, _losses(search, _training(search, recipe, signals)))
+        with start.explaining_memory(clip, inputs, recipe):
+            runs = climb(run)
+        if _best(runs).loss < before.loss:
+            lr, why = chosen(runs).lr, "the highest that is not clearly worse than the best"
+        else:
+            lr, why = min(each.lr for each in runs), "no rate was better than no training"
+        _write(output, lr, runs, why, before.loss)
+
+
+def climb(run: Callable[[float], ShortRun]) -> list[ShortRun]:
+    """Try rates from FIRST upwards until one is worse, then downwards if the first step was.
+
+    At most MOST_RUNS are tried.
+    """
+    runs = [run(FIRST)]
+    place = RATES.index(FIRST)
+    for lr in RATES[place + 1 :]:
+        runs.append(run(lr))
+        if runs[-1].is_worse(_best(runs)):
+            break
+    if len(runs) > 2:
+        return runs
+    for lr in RATES[:place][::-1]:
+        if len(runs) == MOST_RUNS:
+            break
+        best = _best(runs)
+        runs.append(run(lr))
+        if runs[-1].loss >= best.loss:
+            break
+    return runs
+
+
+def chosen(runs: Sequence[ShortRun]) -> ShortRun:
+    """Return the run of the highest rate that is not worse than the best."""
+    best = _best(runs)
+    return max(
+        (one for one in runs if not one.is_worse(best)), key=lambda one: one.lr, default=best
+    )
+
+
+def _best(runs: Sequence[ShortRun]) -> ShortRun:
+    return min(runs, key=lambda one: one.loss)
+
+
+def _losses_after(search: _Search, lr: float, signals: Signals) -> torch.Tensor:
+    """Train for a few steps; return the losses [m] of the images that judge."""
+    total, n = search.steps, len(search.seen)
+    recipe = replace(search.recipe, lr=lr, warmup_steps=auto_warmup_steps(total))
+    training = _training(search, recipe, signals)
+
+    def schedule() -> Iterator[list[tuple[int, int]]]:
+        for keys in data.schedule(n, recipe.batch_size, total, SEED):
+            yield [(number, int(search.seen[index])) for number, index in keys]
+
+    batches = start.batches(search.clip, search.pictures, schedule(), search.threads)
+    progress = Progress(total, f"steps at {lr:g}")
+    for step, (keys, (_, batch)) in enumerate(zip(schedule(), batches, strict=True)):
+        index = torch.tensor([index for _, index in keys])
+        rate = recipe.rate(step, total)
+        logs = training.step(index, search.inputs.labels[index], batch, rate)
+        training.record({"step": step, "epoch": 0, "lr": rate, **logs})
+        progress.add(1)
+    try:
+        training.settle(dict)
+    except UserError:  # a loss is not finite
+        return torch.full((len(search.judging),), math.inf)
+    return _losses(search, training)
+
+
+def _training(search: _Search, recipe: Recipe, signals: Signals) -> Training:
+    """Return a training of the model as it is, which draws what every other one draws."""
+    torch.manual_seed(SEED)
+    return start.training(
+        search.clip, search.bank, search.inputs, search.settings, recipe, signals, SEED
+    )
+
+
+def _losses(search: _Search, training: Training) -> torch.Tensor:
+    """Return the squared errors [m] of the judging images' probabilities, at the best factor."""
+    search.clip.model.eval()
+    classifier = Classifier.of(training.objective.classifier())
+    paths = [search.inputs.paths[row] for row in search.judging.tolist()]
+    size = search.recipe.batch_size
+    features = encode_files(search.clip, paths, size, search.threads)
+    scores = classifier.scores(features[slice(None)])  # [m, C]
+    labels = F.one_hot(search.inputs.labels[search.judging], scores.shape[1])
+    errors: list[torch.Tensor] = [
+        ((factor * scores).softmax(1) - labels).square().sum(1) for factor in FACTORS
+    ]
+    return min(errors, key=lambda each: each.nan_to_num(math.inf).mean().item())
+
+
+def _write(
+    output: str,
+    lr: float,
+    runs: Sequence[ShortRun],
+    reason: str,
+    pretrained_loss: float | None = None,
+) -> None:
+    """Write the rate and what it was compared with."""
+    tried = [{"lr": one.lr, "loss": one.loss if math.isfinite(one.loss) else None} for one in runs]
+    write_json(
+        output, {"lr": lr, "reason": reason, "pretrained_loss": pretrained_loss, "runs": tried}
+    )
+    log.info("Learning rate %g: %s.", lr, reason)

@@ -1,0 +1,112 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from support.tiny import DEMO_CLIP, FINETUNE, write_index, write_pictures, write_pseudo_labels
+
+from latteclip.train import find_learning_rate as stage
+from latteclip.train.data import TrainingFiles
+from latteclip.train.settings import Finetune, FinetuneSettings
+
+CLASSNAMES = ["striped", "dotted", "woven"]
+AUTO = dict.fromkeys(["epochs", "batch_size", "warmup_steps", "lr"], "auto")
+
+
+def run_of(lr, loss):
+    return stage.ShortRun(lr, torch.full((4,), float(loss)))
+
+
+def compared(losses):
+    """What `climb` tries where each rate leaves a loss."""
+    return stage.climb(lambda lr: run_of(lr, losses[lr]))
+
+
+@pytest.mark.parametrize("best", range(len(stage.RATES)))
+def test_the_search_takes_no_more_steps_than_a_training_and_ends_beside_the_best_rate(best):
+    losses = {lr: abs(place - best) for place, lr in enumerate(stage.RATES)}
+    runs = compared(losses)
+    assert len({run.lr for run in runs}) == len(runs) <= stage.MOST_RUNS
+    assert stage.chosen(runs).lr == stage.RATES[best]
+
+
+def test_a_rate_that_diverges_ends_the_climb():
+    losses = dict.fromkeys(stage.RATES, math.inf) | {3e-5: 2.0, 1e-5: 1.0, 3e-6: 1.5}
+    runs = compared(losses)
+    assert [run.lr for run in runs] == [3e-5, 1e-4, 1e-5, 3e-6]
+    assert stage.chosen(runs).lr == 1e-5
+    assert stage.chosen([run_of(lr, math.inf) for lr in (3e-5, 1e-4)]).lr == 3e-5
+
+
+def test_of_rates_that_images_cannot_tell_apart_the_highest_is_taken():
+    losses = torch.tensor([0.0, 1.0, 0.5, 0.2])
+    noise = torch.tensor([0.1, -0.1, 0.1, 0.0])
+    runs = [stage.ShortRun(1e-5, losses), stage.ShortRun(3e-5, losses + noise), run_of(1e-4, 1)]
+    assert stage.chosen(runs).lr == 3e-5
+
+
+class Inputs:
+    """Pictures of three colours, one for each class."""
+
+    def __init__(self, folder, n):
+        self.folder = folder
+        paths = write_pictures(folder / "pictures", n)
+        names = [path.rpartition("/")[2] for path in paths]
+        labels = [i % 3 for i in range(n)]
+        # The labels of the index are wrong: whatever reads them finds other rates.
+        self.index = write_index(folder / "i.parquet", paths, ["train"] * n, [0] * n, CLASSNAMES)
+        self.labels = write_pseudo_labels(folder / "p.parquet", names, labels)
+
+    def find(self, **finetune):
+        output = self.folder / "learning_rate.json"
+        stage.find_learning_rate(
+            TrainingFiles(self.index, self.labels),
+            FinetuneSettings(
+                model=f"local-dir:{DEMO_CLIP}",
+                pretrained=None,
+                template="a photo of a {} texture.",
+                objective="flyp",
+                finetune=Finetune(**FINETUNE | AUTO | finetune),
+            ),
+            str(output),
+            device="cpu",
+            threads=1,
+        )
+        return json.loads(output.read_text())
+
+
+def test_a_rate_is_found_the_same_every_time(tmp_path):
+    inputs = Inputs(tmp_path, 15)
+    found = inputs.find()
+    assert found["lr"] in stage.RATES
+    assert found == inputs.find()
+    losses = {run["lr"]: run["loss"] for run in found["runs"]}
+    assert all(math.isfinite(loss) for loss in losses.values())
+    best = min(losses, key=losses.get)
+    # Noise has no class: either a rate beats the pretrained model, or the lowest one is taken.
+    if losses[best] >= found["pretrained_loss"]:
+        assert found["lr"] == min(losses)
+    else:
+        assert found["lr"] >= best
+
+
+@pytest.mark.parametrize("n", [2, 3, 9])
+def test_few_images_compare_nothing(tmp_path, n):
+    found = Inputs(tmp_path, n).find()
+    assert (found["lr"], found["runs"]) == (stage.FALLBACK, [])
+    assert f"{n} images" in found["reason"]
+
+
+def test_short_trainings_leave_the_judging_images_alone(tmp_path, monkeypatch):
+    seen = []
+    step = stage.Training.step
+
+    def spy(self, index, labels, batch, rate):
+        seen.extend(index.tolist())
+        return step(self, index, labels, batch, rate)
+
+    monkeypatch.setattr(stage.Training, "step", spy)
+    n = 25
+    Inputs(tmp_path, n).find()
+    assert len(np.unique(seen)) == n - n // stage.JUDGING
