@@ -97,14 +97,26 @@ def _read(path: str | Path) -> tuple[Classifier, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             # Files of version 0.1 have no bias.
-            bias = file.get_tensor(BIAS) if BIAS in file.keys() else None  # noqa: SIM118
-            return Classifier.of(file.get_tensor(KEY), bias), json.loads(file.metadata()[KEY])
+            bias = _floats(file, BIAS) if BIAS in file.keys() else None  # noqa: SIM118
+            return Classifier.of(_floats(file, KEY), bias), json.loads(file.metadata()[KEY])
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run the stage that writes it.") from None
     except (SafetensorError, OSError, TypeError, KeyError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{path} is not a classifier ({first_line(error)}); {remedy(path)}."
         ) from None
+
+
+def _floats(file: Any, name: str) -> torch.Tensor:
+    """Return a tensor of an opened file.
+
+    Raises:
+        ValueError: it holds no floating-point numbers, of which vectors of classes are.
+    """
+    tensor: torch.Tensor = file.get_tensor(name)
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name} has the dtype {tensor.dtype}, not a floating-point one")
+    return tensor
 
 
 def _check(path: str | Path, classifier: Classifier, described: Any) -> None:

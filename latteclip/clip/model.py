@@ -164,7 +164,7 @@ def save(
         name: tensor.clone(memory_format=torch.contiguous_format)
         for name, tensor in model.state_dict().items()
     }
-    save_file(state, folder / "open_clip_model.safetensors")
+    save_file(state, folder / clip_config.WEIGHTS)
     config = {"model_cfg": clip.config, "preprocess_cfg": model.visual.preprocess_cfg}
     (folder / clip_config.CONFIG).write_text(json.dumps(config, indent=2))
     if clip.text_tower is not None:

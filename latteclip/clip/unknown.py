@@ -8,7 +8,7 @@ Letters: N images, C classes, D embedding width.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -71,8 +71,8 @@ class UnknownDetector:
 
     def save(self, path: str | Path) -> None:
         """Write it, whole or not at all."""
-        own = Learned(self.mean.tolist(), self.threshold)
-        save_classifier(path, Classifier.of(self.texts), {**self.described, **asdict(own)})
+        own = {"mean": self.mean.tolist(), "threshold": self.threshold}
+        save_classifier(path, Classifier.of(self.texts), {**self.described, **own})
 
 
 def threshold(scores: torch.Tensor, n: int) -> float:
@@ -82,10 +82,12 @@ def threshold(scores: torch.Tensor, n: int) -> float:
 
 @dataclass(frozen=True)
 class Learned:
-    """What a detector learned, as its file's description has it."""
+    """What a detector learned, and of which CLIP, as its file's description has it."""
 
     mean: list[float]  # D
     threshold: float
+    model: str
+    pretrained: str | None
 
 
 def load_detector(path: str | Path, classnames: Sequence[str]) -> UnknownDetector:
@@ -95,7 +97,7 @@ def load_detector(path: str | Path, classnames: Sequence[str]) -> UnknownDetecto
         UserError: there is no such file, it holds something else, or it is of other classes.
     """
     classifier, described = load_classifier(path, classnames=list(classnames))
-    own = {field.name: described.pop(field.name, None) for field in fields(Learned)}
+    own = {field.name: described.get(field.name) for field in fields(Learned)}
     try:
         learned = from_values(Learned, own)
     except UserError as error:
@@ -106,4 +108,5 @@ def load_detector(path: str | Path, classnames: Sequence[str]) -> UnknownDetecto
             f"{path} has a mean of another width than its texts, or numbers that are not finite; "
             f"{remedy(path)}."
         )
+    del described["mean"], described["threshold"]
     return UnknownDetector(classifier.weights, mean[:-1], learned.threshold, described)

@@ -41,7 +41,7 @@ def verify_cached(model: str, pretrained: str | None) -> None:
         UserError: they are damaged.
     """
     if model.startswith(HUB):
-        path = _of_hub(model)
+        path = clip_config.hub_weights(model)
     elif tag := open_clip.get_pretrained_cfg(model, pretrained or ""):
         path = Path(open_clip.download_pretrained(tag))
     else:
@@ -63,7 +63,7 @@ def check_size(model: str, config: dict[str, Any], told: dict[str, Any]) -> None
     if model.startswith(FOLDER):
         files = [path for path in Path(model.removeprefix(FOLDER)).iterdir() if path.is_file()]
     else:
-        files = [_of_hub(model)]
+        files = [clip_config.hub_weights(model)]
     size = sum(path.stat().st_size for path in files)
     if _at_most(config) <= size:  # each takes at least a byte
         return
@@ -114,10 +114,6 @@ def check_finite(model: str, network: torch.nn.Module) -> None:
                 f"The weights {name} of CLIP model {model!r} are not finite numbers: the file is "
                 "damaged, or its training failed; take another copy, or train anew."
             )
-
-
-def _of_hub(model: str) -> Path:
-    return Path(open_clip.pretrained.download_pretrained_from_hf(model.removeprefix(HUB)))
 
 
 @contextlib.contextmanager

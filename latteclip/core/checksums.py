@@ -1,13 +1,16 @@
 """SHA-256 sums of the files of a folder, in a file that `sha256sum --check` reads as well."""
 
+import contextlib
 import hashlib
 import re
 from pathlib import Path
 
 from latteclip.core.errors import UserError
+from latteclip.core.paths import irregular
 
 SUMS = "SHA256SUMS"
 UNSIGNED = {SUMS, "README.md"}  # people edit the latter
+LARGEST = 2**20  # bytes of a list: ten thousand files
 LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
@@ -70,13 +73,14 @@ def sha256(path: str | Path) -> str:
 
 def _read(folder: str | Path, remedy: str) -> dict[str, str]:
     """Sums by name, of which there is at least one."""
-    try:
-        lines = (Path(folder) / SUMS).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
-        lines = []
+    path = Path(folder) / SUMS
+    lines: list[str] = []
+    with contextlib.suppress(OSError, ValueError):
+        if not irregular(path) and path.stat().st_size <= LARGEST:
+            lines = path.read_text(encoding="utf-8").splitlines()
     found = [LINE.fullmatch(line) for line in lines]
     if not found or not all(found):
-        raise UserError(f"{Path(folder) / SUMS} is not a list of SHA-256 sums; {remedy}.")
+        raise UserError(f"{path} is not a list of SHA-256 sums; {remedy}.")
     return {match[2]: match[1] for match in found if match}
 
 

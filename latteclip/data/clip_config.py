@@ -21,6 +21,8 @@ CONFIG = "open_clip_config.json"
 TOWER = "text_tower"  # folder in that of a model: configuration of a text tower of transformers
 TOKENIZER_FILES = ("config.json", "tokenizer_config.json")
 PLAIN_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")  # one class, by version
+WEIGHTS = "open_clip_model.safetensors"  # open_clip prefers it to all other files
+PICKLES = (".bin", ".pth")  # suffixes of weights that open_clip reads where that file is missing
 FOREIGN_REMEDY = "take another copy of the model, or one from a source that you trust"
 MOST_LAYERS, MOST_PIXELS, MOST = 1024, 4096, 10**8
 # Keys of a text tower's configuration that decide how or where it is computed, or name things.
@@ -176,6 +178,7 @@ def read(model: str) -> dict[str, Any]:
         raise UserError(f"{path}: {str(error).rstrip('.')}; {FOREIGN_REMEDY}.") from None
     if model.startswith(FOLDER):
         _refuse_code(path.parent)
+        _refuse_pickle(path.parent)
     found: dict[str, Any] = whole["model_cfg"]
     return found
 
@@ -211,6 +214,30 @@ def _refuse_code(folder: Path) -> None:
                 f"{folder / name} names code of its own (auto_map), which is never run; "
                 f"{FOREIGN_REMEDY}."
             )
+
+
+def _refuse_pickle(folder: Path) -> None:
+    """Raise UserError where open_clip would read weights from a pickle."""
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if pickles and not (folder / WEIGHTS).exists():
+        raise UserError(
+            f"{folder / pickles[0]} is a pickle, which is never read; convert the weights to "
+            f"{WEIGHTS}, or take a copy of the model that has it."
+        )
+
+
+def hub_weights(model: str) -> Path:
+    """Return the weights of `hf-hub:<repo>` in the hub's cache, fetched where they are missing.
+
+    They are safetensors: a repo without them is refused, since a pickle is never read.
+
+    Raises:
+        FileNotFoundError: the repo has none, or the hub does not give them.
+    """
+    from latteclip.core.lazily import open_clip
+
+    fetch = open_clip.pretrained.download_pretrained_from_hf
+    return Path(fetch(model.removeprefix(HUB), filename=WEIGHTS))
 
 
 def check(whole: dict[str, Any]) -> None:

@@ -71,7 +71,7 @@ def _fetch_clip(settings: HubClip) -> list[str]:
     tag = open_clip.get_pretrained_cfg(settings.model, settings.pretrained or "")
     if settings.model.startswith(HUB):
         weights = settings.model.removeprefix(HUB)
-        open_clip.pretrained.download_pretrained_from_hf(weights)
+        clip_config.hub_weights(settings.model)
     elif config is None or not tag:
         raise UserError(
             f"open_clip knows no CLIP model {settings.model!r} with pretrained "

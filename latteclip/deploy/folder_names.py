@@ -14,7 +14,9 @@ class FolderNames:
 
     def __init__(self) -> None:
         self._of: dict[str, str] = {}
-        self._taken: set[str] = set()  # in lower case: some systems do not tell cases apart
+        # In lower case, for some systems do not tell cases apart: names, and their last numbers.
+        self._taken: set[str] = set()
+        self._numbers: dict[str, int] = {}
 
     def of(self, name: str) -> str:
         """The name that stands for this one, always the same."""
@@ -25,10 +27,12 @@ class FolderNames:
     def new(self, name: str) -> str:
         """A name like this one that was not given before."""
         path = PurePath(safe(name))
-        found, number = path.name, 1
+        found, key = path.name, path.name.casefold()
+        number = self._numbers.get(key, 1)
         while found.casefold() in self._taken:
             number += 1
             found = f"{path.stem}_{number}{path.suffix}"
+        self._numbers[key] = number
         self._taken.add(found.casefold())
         return found
 

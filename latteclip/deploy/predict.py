@@ -13,6 +13,7 @@ import codecs
 import glob
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,7 @@ from latteclip.deploy.prediction_files import Prediction, writing
 log = logging.getLogger(__name__)
 STDIN = "-"
 DETECTOR = Path("classifiers") / "unknown.safetensors"  # in a dataset's results
+ANYWHERE = re.compile(r"(?:^|(?<=/))(?:\*\*/+)*\*\*(?:/+|$)")  # in a glob
 MAX_LIST = 2**28  # bytes of a list on stdin: millions of paths
 
 
@@ -274,10 +276,9 @@ def _named(word: str) -> list[str]:
         return below
     if os.path.exists(word):  # False where it is too long for the system
         return [word]
-    matches = sorted(glob.glob(word, recursive=True))
     files = [
         file
-        for match in matches
+        for match in sorted(_matches(word))
         for file in (_images_below(match) if os.path.isdir(match) else [match])
     ]
     if not files:
@@ -285,6 +286,27 @@ def _named(word: str) -> list[str]:
             f"{in_short(word)} is neither a file nor a folder, and fits none; check its spelling."
         )
     return files
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """Find the files and folders that fit a glob.
+
+    `**` stands for any folders, as in a shell, but for no links to folders: two that lead into
+    each other would never end.
+    """
+    before, *after = ANYWHERE.split(pattern, maxsplit=1)
+    if not after:
+        yield from glob.iglob(pattern)
+        return
+    for top in glob.iglob(before) if before else [""]:
+        if not after[0]:
+            yield top or os.curdir
+            continue
+        for place, below, _ in os.walk(top or os.curdir):
+            below[:] = [name for name in below if not name.startswith(".")]
+            inside = os.path.join(place, "")
+            start = inside if top else inside.removeprefix(os.path.join(os.curdir, ""))
+            yield from _matches(glob.escape(start) + after[0])
 
 
 def _images_below(folder: str) -> list[str]:

@@ -69,8 +69,9 @@ def test_a_missing_file_is_refused(tmp_path):
         lambda path: save_file({"classifier": torch.ones(C, D)}, path, {"format": "pt"}),
         lambda path: save_file({"weight": torch.ones(C, D)}, path, {"classifier": "{}"}),
         lambda path: save_file({"classifier": torch.ones(C, D)}, path, {"classifier": "{"}),
+        lambda path: save_file({"classifier": torch.ones(C, D).int()}, path, {"classifier": "{}"}),
     ],
-    ids=["other bytes", "no metadata", "other metadata", "other tensor", "no JSON"],
+    ids=["other bytes", "no metadata", "other metadata", "other tensor", "no JSON", "integers"],
 )
 def test_a_file_of_another_kind_is_refused(tmp_path, write):
     path = tmp_path / "c.safetensors"

@@ -121,6 +121,12 @@ def timm_from(name):
     return spoil
 
 
+def pickled(folder, _):
+    (folder / clip_config.WEIGHTS).unlink()
+    state = torch.nn.Linear(1, 1).state_dict()
+    torch.save(state, folder / "open_clip_pytorch_model.bin")
+
+
 def text(config):
     return config["model_cfg"]["text_cfg"]
 
@@ -132,6 +138,7 @@ HOSTILE = {
     "tower of the hub": (tower_of_the_hub, "a model folder must hold"),
     "timm of a folder": (timm_from("local-dir:{folder}"), "timm has no model"),
     "timm of the hub": (timm_from("hf-hub:me/vit"), "timm has no model"),
+    "weights that are a pickle": (pickled, "open_clip_pytorch_model.bin is a pickle"),
     "timm by an address": (timm_from("https://example.org/vit"), "timm has no model"),
 }
 

@@ -64,6 +64,19 @@ def test_what_is_no_list_of_sums_is_refused(folder, content):
         checksums.verify(folder, "x")
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device", "huge"])
+def test_a_list_of_sums_that_never_ends_is_not_read(folder, kind):
+    path = folder / checksums.SUMS
+    if kind == "huge":
+        with path.open("r+b") as file:
+            file.truncate(2**33)
+    else:
+        path.unlink()
+        os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="SHA256SUMS is not a list of SHA-256 sums"):
+        checksums.verify(folder, "x")
+
+
 def test_a_sum_of_a_file_outside_is_of_a_missing_file(folder, tmp_path):
     (tmp_path / "secret").write_text("x")
     lines = f"{checksums.sha256(tmp_path / 'secret')}  ../secret\n"

@@ -14,6 +14,8 @@ import pytest
 from support.tiny import DEMO_CLIP, DEMO_LLAVA, write_backbone
 from support.web import COMMIT, Host
 
+from latteclip.data import clip_config
+
 TOKEN = "hf_tokenThatMayNotBeShown"
 # A model as open_clip's own list has them: architecture, tag and repo.
 LISTED = """
@@ -138,9 +140,10 @@ def refusal(told):
     return sentence
 
 
-def serve_clip(hub):
+def serve_clip(hub, without=""):
     """The demo's CLIP as a repo that names itself as the repo of its tokenizer."""
     files = contents(DEMO_CLIP)
+    files.pop(without, None)
     config = json.loads(files["open_clip_config.json"])
     config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "me/clip"
     files["open_clip_config.json"] = json.dumps(config).encode()
@@ -344,6 +347,12 @@ def test_a_captioner_without_safetensors_is_refused_before_it_is_fetched(hub):
     hub.serve_repo("me/llava", {"config.json": files["config.json"], "pytorch_model.bin": b"x"})
     assert "has no safetensors" in refusal(hub.download("captioner", model="me/llava"))
     assert not any((hub.cache / "hub").rglob("snapshots/*/*"))
+
+
+def test_a_clip_repo_without_safetensors_is_refused(hub):
+    serve_clip(hub, without=clip_config.WEIGHTS)
+    assert clip_config.WEIGHTS in refusal(hub.download("clip", model="hf-hub:me/clip"))
+    assert not any((hub.cache / "hub").rglob("*.bin"))
 
 
 def test_a_disk_without_room_is_named_before_anything_is_fetched(hub):

@@ -29,6 +29,14 @@ def test_a_long_name_is_cut_and_keeps_its_suffix(name):
     assert found.endswith(".png") == name.endswith(".png")
 
 
+def test_many_equal_names_take_a_step_each():
+    """Counting from the first number each time, it would take ten minutes."""
+    names = FolderNames()
+    found = [names.new("image.png") for _ in range(20_000)]
+    assert len(set(found)) == 20_000
+    assert found[-1] == "image_20000.png"
+
+
 def test_names_that_would_be_the_same_get_numbers():
     names = FolderNames()
     given = [names.of(name) for name in ("a/b", "a:b", "A_B", "a/b")]

@@ -442,12 +442,21 @@ NO_STDIN = io.BytesIO()
         (["deep", "a.jpg", "deep/c.webp"], ["deep/c.webp", "deep/er/b.PNG", "a.jpg"]),
         (["*.jpg"], ["a.jpg"]),
         (["**/*.PNG"], ["deep/er/b.PNG"]),
+        (["**/**/*.[jP]*"], ["a.jpg", "deep/er/b.PNG"]),
+        (["de*/**"], ["deep/c.webp", "deep/er/b.PNG"]),
+        (["deep/**/er/*"], ["deep/er/b.PNG"]),
         (["dee*"], ["deep/c.webp", "deep/er/b.PNG"]),
         (["deep/notes.txt"], ["deep/notes.txt"]),  # whoever names a file means it
     ],
 )
 def test_words_name_images(tree, words, found):
     assert predict.image_paths(words, NO_STDIN) == found
+
+
+def test_a_glob_ends_where_links_lead_into_their_own_folder(tree):
+    for name in ("one", "two"):
+        Path("deep", name).symlink_to(".")
+    assert predict.image_paths(["deep/**/*.PNG"], NO_STDIN) == ["deep/er/b.PNG"]
 
 
 @pytest.mark.parametrize("between", ["\n", "\0"])
