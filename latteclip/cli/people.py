@@ -18,6 +18,7 @@ SKIPPED = 3  # exit status: some images were left out
 NOT_READY = 1  # exit status of doctor: something is wrong with this machine
 SHELLS = ("bash", "zsh", "fish", "tcsh")
 FORMATS = ("open_clip", "transformers", "onnx")
+LEFT_OUT = ("unknown", "duplicates")  # kinds of images, of an export of labels
 LABEL_FORMATS = ("csv", "parquet", "label-studio", "imagefolder")
 
 
@@ -92,7 +93,9 @@ def labels(args: argparse.Namespace) -> None:
             "Say: latteclip labels export results/<dataset> --format "
             f"{{{','.join(LABEL_FORMATS)}}} --output PATH."
         )
-    said = export_labels.export_labels(args.show[1], args.format, args.output, copy=args.copy)
+    said = export_labels.export_labels(
+        args.show[1], args.format, args.output, copy=args.copy, leave_out=args.leave_out
+    )
     print(shown(said))
 
 
@@ -100,7 +103,8 @@ def add_labels(sub: argparse.ArgumentParser) -> None:
     """Arguments of labels."""
     sub.usage = (
         "latteclip labels show results/<dataset> [-n N] [--image ID ...]\n"
-        "       latteclip labels export results/<dataset> --format FORMAT --output PATH [--copy]"
+        "       latteclip labels export results/<dataset> --format FORMAT --output PATH [--copy]\n"
+        "                        [--leave-out KIND ...]"
     )
     sub.add_argument(
         "show", nargs="*", help="show or export, and a dataset's folder: results/<dataset>"
@@ -125,6 +129,15 @@ def add_labels(sub: argparse.ArgumentParser) -> None:
         "-o", "--output", metavar="PATH", help="a file; of the last two formats a new folder"
     )
     sub.add_argument("--copy", action="store_true", help="of imagefolder: no links to the images")
+    sub.add_argument(
+        "--leave-out",
+        nargs="+",
+        choices=LEFT_OUT,
+        default=[],
+        metavar="KIND",
+        help="of an export: unknown, images that may be of no class, or duplicates, all but one "
+        "of those that show the same picture",
+    )
     sub.epilog = (
         "The images are some whose label is not the zero-shot one, some of which not all say the "
         "same, and some of which all do. -n 0: the summary alone."

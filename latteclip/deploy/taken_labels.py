@@ -1,5 +1,7 @@
 """The labels of a dataset as a table to take away: one row per training image.
 
+Where a person answered in the audit, the answer is the label.
+
 Letters: N images, C classes.
 """
 
@@ -24,7 +26,7 @@ from latteclip.deploy.calibration import Calibration, calibrate
 from latteclip.labels.features import read_features
 
 log = logging.getLogger(__name__)
-SPLIT = "train"  # whose audit tells of these labels
+SPLIT = "train"  # the audit of these images
 FEWEST = 50  # answers that calibrate
 # Expected calibration error of fused_confidence on the demo: `python benchmarks/calibration.py`.
 DEMO_ERROR = 0.21
@@ -33,9 +35,11 @@ SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
         ("path", pa.string()),
-        ("label", pa.string()),  # a class, as all that follow but texts
+        # Classes, but for captions and ids. The label is null where a person says "none of these".
+        ("label", pa.string()),
+        ("answered", pa.string()),  # a person's answer in the audit; null: was not asked
+        ("fused_label", pa.string()),  # the workflow's label, and the probability that it is right
         ("probability", pa.float32()),
-        ("calibration", pa.string()),  # what the probability is worth
         ("runner_up", pa.string()),  # the best other class by images alone; null: there is none
         ("zero_shot", pa.string()),
         ("zero_shot_calibrated", pa.string()),
@@ -48,8 +52,7 @@ SCHEMA = pa.schema(
         ("unknown_score", pa.float32()),
         ("unknown_score_by_captioner", pa.float32()),
         ("is_unknown", pa.bool_()),
-        ("person", pa.string()),  # what a person answered in the audit; null: was not asked
-        ("confirmed", pa.bool_()),  # whether that is the label; null: not asked, or cannot tell
+        ("duplicate_of", pa.string()),  # the image_id of another row that shows the same picture
     ]
 )
 
@@ -62,6 +65,20 @@ class TakenLabels:
     classnames: list[str]
     calibration: Calibration | None
     described: dict[str, Any]
+
+    @property
+    def worth(self) -> str:
+        """What the probabilities are worth, in words."""
+        fitted = self.calibration
+        if fitted is None:
+            return (
+                "uncalibrated; on the demo such probabilities have an expected calibration error "
+                f"of {DEMO_ERROR}"
+            )
+        return (
+            f"calibrated by {fitted.answers} answers; expected calibration error "
+            f"{fitted.error:.2f} by answers held apart, {fitted.error_before:.2f} before"
+        )
 
 
 def read(folder: str | Path) -> TakenLabels:
@@ -86,13 +103,14 @@ def read(folder: str | Path) -> TakenLabels:
     columns = {
         "image_id": labels["image_id"],
         "path": _column(folder / "images.parquet", tables.IMAGES, "path", ids),
-        "label": _named(labels["fused_label"], classnames),
+        "label": _named(_corrected(labels, answers, classnames), classnames),
+        "answered": _answered(answers, ids),
+        "fused_label": _named(labels["fused_label"], classnames),
         "probability": _probabilities(labels, calibration),
-        "calibration": _named(pa.chunked_array([np.zeros(len(ids), int)]), [_worth(calibration)]),
         "runner_up": _runner_up(folder, labels, classnames),
         **_witnesses(folder, ids, labels, classnames),
         **_unknown(folder, ids),
-        **_person(answers, ids, _named(labels["fused_label"], classnames)),
+        "duplicate_of": _duplicates(folder / "duplicates.parquet", ids, answers),
     }
     names = ("model", "pretrained", "votes")
     kept: dict[str, Any] = {key: described[key] for key in names if key in described}
@@ -115,19 +133,6 @@ def _named(labels: pa.ChunkedArray, classnames: Sequence[str]) -> pa.DictionaryA
 def _probabilities(labels: pa.Table, calibration: Calibration | None) -> np.ndarray:
     confidence = labels["fused_confidence"].to_numpy().astype(np.float64)
     return (calibration(confidence) if calibration else confidence).astype(np.float32)
-
-
-def _worth(calibration: Calibration | None) -> str:
-    """What the probabilities are worth, in words."""
-    if calibration is None:
-        return (
-            f"uncalibrated; on the demo such probabilities have an expected calibration error of "
-            f"{DEMO_ERROR}"
-        )
-    return (
-        f"calibrated by {calibration.answers} answers; expected calibration error "
-        f"{calibration.error:.2f} by answers held apart, {calibration.error_before:.2f} before"
-    )
 
 
 def _runner_up(folder: Path, labels: pa.Table, classnames: list[str]) -> pa.Array:
@@ -189,14 +194,45 @@ def _unknown(folder: Path, ids: pa.ChunkedArray) -> dict[str, pa.ChunkedArray | 
     return {name: _column(path, tables.UNKNOWN, column, ids) for name, column in names.items()}
 
 
+def _duplicates(
+    path: Path, ids: pa.ChunkedArray, answers: Mapping[str, Answer]
+) -> pa.ChunkedArray | pa.Array:
+    """Name for each image another one that shows the same picture; null where it is the first.
+
+    Of images that show the same, the first is an answered one, or else the first of the table.
+    """
+    if not path.is_file():
+        return pa.nulls(len(ids), pa.string())
+    pairs, _ = tables.read(path, tables.DUPLICATES, ["image_id", "twin_id"])
+    rows = [pc.index_in(pairs[name], ids) for name in pairs.column_names]
+    both = pc.and_(*(pc.is_valid(one) for one in rows))
+    one, other = (part.filter(both).to_numpy() for part in rows)
+    is_answered = pc.is_in(ids, pa.array(list(answers), pa.string())).to_numpy()
+    rank = np.argsort(np.argsort(~is_answered, kind="stable"))
+    is_later = rank[one] > rank[other]
+    later, first = np.where(is_later, one, other), np.where(is_later, other, one)
+    found: dict[int, int] = {}
+    for place in np.lexsort((rank[first], rank[later])).tolist():
+        if first[place] not in found:  # else what it is a duplicate of decides
+            found.setdefault(int(later[place]), int(first[place]))
+    shows = np.full(len(ids), -1)
+    shows[list(found)] = list(found.values())
+    return ids.take(pa.array(shows, mask=shows < 0))
+
+
 # --- a person's answers --------------------------------------------------------------------------
+
+
+def has_answers(folder: Path, split: str) -> bool:
+    """Return whether a person answered in the audit of a split."""
+    return (folder / FOLDER / split / "answers.jsonl").is_file()
 
 
 def _answers(
     folder: Path, ids: pa.ChunkedArray, labels: pa.Table
 ) -> tuple[dict[str, Answer], Calibration | None]:
     """The answers that stand about these images, and what they teach of the probabilities."""
-    if not (folder / FOLDER / SPLIT / "answers.jsonl").is_file():
+    if not has_answers(folder, SPLIT):
         return {}, None
     session = Session(folder, SPLIT, 1)
     answers = session.answers.standing()
@@ -228,14 +264,23 @@ def _calibration(
     return calibrate(confidence, right.astype(np.float64), stands_for[strata])
 
 
-def _person(
-    answers: Mapping[str, Answer], ids: pa.ChunkedArray, labels: pa.DictionaryArray
-) -> dict[str, pa.Array | pa.ChunkedArray]:
-    """What a person said of each image, and whether that is the label; null where not asked."""
+def _corrected(
+    labels: pa.Table, answers: Mapping[str, Answer], classnames: Sequence[str]
+) -> pa.ChunkedArray:
+    """Labels [N] as a person's answers have them; null where an image is of none of the classes."""
+    number = {name: label for label, name in enumerate(classnames)}
+    found = labels["fused_label"].to_numpy().copy()
+    is_none = np.zeros(len(found), dtype=bool)
+    rows = pc.index_in(pa.array(list(answers), pa.string()), labels["image_id"]).to_pylist()
+    for row, one in zip(rows, answers.values(), strict=True):
+        if one.kind == CLASS:
+            found[row] = number[str(one.classname)]
+        is_none[row] = one.kind == NONE
+    return pa.chunked_array([pa.array(found, mask=is_none)])
+
+
+def _answered(answers: Mapping[str, Answer], ids: pa.ChunkedArray) -> pa.Array:
+    """Return what a person said of each image; null where nobody was asked."""
     rows = pc.index_in(ids, pa.array(list(answers), pa.string())).combine_chunks()
     said = [one.classname or SAID[one.kind] for one in answers.values()]
-    is_class = [None if one.kind == UNSURE else one.kind == CLASS for one in answers.values()]
-    person = pa.array(said, pa.string()).take(rows)
-    is_label = pc.equal(person, labels.cast(pa.string()))
-    confirmed = pc.and_(pa.array(is_class, pa.bool_()).take(rows), is_label)
-    return {"person": person, "confirmed": confirmed}
+    return pa.array(said, pa.string()).take(rows)

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from support.shards import parquet_shard, tar_shard
 from support.taken import CLASSNAMES, Taken, runner_up
 
 from latteclip.cli import main
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.data.images import open_rgb
 from latteclip.data.splits import SplitSettings, read_split
 from latteclip.deploy import taken_labels
 from latteclip.deploy.export_labels import export_labels
@@ -41,7 +43,8 @@ def test_each_label_comes_with_what_is_known_of_it(taken):
         assert row["caption_label"] == (None if silent else CLASSNAMES[taken.truth[number]])
         assert row["caption_confidence"] == (None if silent else 0.75)
         assert row["caption"] == f'a "{number}",\nand more'
-        assert (row["image_prototypes"], row["lmm_label"], row["person"]) == (None, None, None)
+        assert (row["image_prototypes"], row["lmm_label"], row["answered"]) == (None, None, None)
+        assert row["label"] == row["fused_label"]
         assert row["zero_shot"] == CLASSNAMES[0]  # as the made pseudo-labels are
     unknown, _ = tables.read("unknown.parquet", tables.UNKNOWN)
     names = {
@@ -54,38 +57,49 @@ def test_each_label_comes_with_what_is_known_of_it(taken):
         assert [row[column] for row in found] == [wanted[i] for i in taken.training]
 
 
-def test_without_answers_the_probabilities_are_marked(taken):
-    assert {row["calibration"] for row in rows(taken)} == {
-        "uncalibrated; on the demo such probabilities have an expected calibration error of "
-        f"{taken_labels.DEMO_ERROR}"
-    }
+def test_what_probabilities_are_worth_is_said_once_and_in_no_row(taken, tmp_path):
+    said = export_labels(str(taken.folder), "csv", str(tmp_path / "x.csv"))
+    assert "uncalibrated" in said
+    assert "uncalibrated" not in (tmp_path / "x.csv").read_text()
 
 
-def test_enough_answers_calibrate_and_confirm(taken):
+def test_enough_answers_calibrate_and_are_the_labels(taken):
     before = {row["image_id"]: row for row in rows(taken)}
     answers = taken.answer(70)
     found = {row["image_id"]: row for row in rows(taken)}
     right = dict(zip(taken.ids, taken.fused == taken.truth, strict=True))
-    said = Counter(row["person"] for row in found.values())
+    said = Counter(row["answered"] for row in found.values())
     assert (said["none of these"], said["cannot tell"], said[None]) == (1, 1, 20)
     for name, row in found.items():
-        kind = answers[name].kind if name in answers else None
-        wanted = {"class": bool(right[name]), "none": False}.get(kind)
-        assert row["confirmed"] is wanted
-    (worth,) = {row["calibration"] for row in found.values()}
+        one = answers.get(name)
+        if one is not None and one.kind == "class":
+            assert row["label"] == row["answered"] == one.classname
+        else:
+            assert row["label"] == (None if one and one.kind == "none" else row["fused_label"])
+    worth = taken_labels.read(taken.folder).worth
     assert worth.startswith("calibrated by 69 answers; expected calibration error 0.")
     share = np.mean([right[name] for name in answers])
     means = [np.mean([r["probability"] for r in part.values()]) for part in (before, found)]
     assert abs(means[1] - share) < abs(means[0] - share) or abs(means[1] - share) < 0.1
-    assert [row["label"] for row in found.values()] == [row["label"] for row in before.values()]
+    fused = [[row["fused_label"] for row in part.values()] for part in (before, found)]
+    assert fused[0] == fused[1]
 
 
-def test_few_answers_confirm_and_do_not_calibrate(taken, caplog):
+def test_answers_about_test_images_are_said_to_change_nothing(taken, tmp_path):
+    before = rows(taken)
+    (taken.folder / "audit" / "test").mkdir(parents=True)
+    (taken.folder / "audit" / "test" / "answers.jsonl").touch()
+    assert rows(taken) == before
+    said = export_labels(str(taken.folder), "csv", str(tmp_path / "x.csv"))
+    assert "--split train" in said
+
+
+def test_few_answers_do_not_calibrate(taken, caplog):
     before = [row["probability"] for row in rows(taken)]
     taken.answer(20)
     found = rows(taken)
     assert [row["probability"] for row in found] == before
-    assert sum(row["person"] is not None for row in found) == 20
+    assert sum(row["answered"] is not None for row in found) == 20
     assert "19 answers do not calibrate the probabilities; 50 do" in caplog.text
 
 
@@ -113,6 +127,7 @@ def test_csv_and_parquet_hold_the_same(taken, tmp_path):
 
 
 def test_label_studio_reads_its_tasks(taken, tmp_path):
+    taken.answer(20)
     reason = "label-studio-sdk is not installed"
     interface = pytest.importorskip("label_studio_sdk.label_interface", reason=reason)
     export_labels(str(taken.folder), "label-studio", str(tmp_path / "tasks"))
@@ -122,14 +137,16 @@ def test_label_studio_reads_its_tasks(taken, tmp_path):
     assert len(tasks) == len(taken.ids)
     for task in tasks:
         assert read.validate_task({"data": task["data"]})
-        assert read.validate_prediction(task["predictions"][0])
-    other = tasks[0]["predictions"][0]
+        assert all(map(read.validate_prediction, task.get("predictions", [])))
+        assert all(map(read.validate_annotation, task.get("annotations", [])))
+    other = next(task["predictions"][0] for task in tasks if "predictions" in task)
     other["result"][0]["value"]["choices"] = ["another class"]
     assert not read.validate_prediction(other)
 
 
 def test_tasks_are_as_label_studio_documents_them(taken, tmp_path):
     """https://labelstud.io/guide/predictions and .../guide/storage (local files)."""
+    answers = taken.answer(20)
     export_labels(str(taken.folder), "label-studio", str(tmp_path / "tasks"))
     interface = xml.etree.ElementTree.parse(tmp_path / "tasks" / "config.xml").getroot()
     choices, image = interface.find("Choices"), interface.find("Image")
@@ -138,14 +155,36 @@ def test_tasks_are_as_label_studio_documents_them(taken, tmp_path):
     for task, row in zip(
         json.loads((tmp_path / "tasks" / "tasks.json").read_text()), rows(taken), strict=True
     ):
+        kind = answers[row["image_id"]].kind if row["image_id"] in answers else None
+        found = [part["result"][0]["value"]["choices"] for part in task.get("annotations", [])]
+        assert found == ([[row["answered"]]] if kind == "class" else [])
+        if kind == "none":
+            assert "predictions" not in task
+            continue
         (prediction,) = task["predictions"]
         (result,) = prediction["result"]
         assert task["data"]["image"] == f"/data/local-files/?d={row['path']}"
         assert (result["from_name"], result["to_name"]) == (choices.get("name"), image.get("name"))
         assert result["type"] == "choices"
-        assert result["value"]["choices"] == [row["label"]]
+        assert result["value"]["choices"] == [row["fused_label"]]
         assert prediction["score"] == pytest.approx(row["probability"])
         assert prediction["model_version"].endswith("uncalibrated")
+
+
+def test_class_names_are_such_as_xml_and_file_systems_hold(taken, tmp_path):
+    """The table of the image folder has a name that a class may have as well."""
+    others = {"a/b": "labels.csv", "A:b": "bell\x07", "con": "\ufffe and\ttab"}
+    taken.rename([others.get(name, name) for name in CLASSNAMES])
+    export_labels(str(taken.folder), "label-studio", str(tmp_path / "tasks"))
+    interface = xml.etree.ElementTree.parse(tmp_path / "tasks" / "config.xml").getroot()
+    choices = {choice.get("value") for choice in interface.find("Choices")}
+    tasks = json.loads((tmp_path / "tasks" / "tasks.json").read_text())
+    results = [task["predictions"][0]["result"][0] for task in tasks]
+    assert {result["value"]["choices"][0] for result in results} == choices
+    assert choices >= {"labels.csv", "bell\\x07", "\\ufffe and\ttab"}
+    export_labels(str(taken.folder), "imagefolder", str(tmp_path / "folder"))
+    assert (tmp_path / "folder" / "labels.csv").is_file()
+    assert len([path for path in (tmp_path / "folder").iterdir() if path.is_dir()]) == len(choices)
 
 
 def folder_of(label):
@@ -171,6 +210,112 @@ def test_torchvision_reads_the_image_folder(taken, tmp_path, copy):
         named = {row["file"]: row["image_id"] for row in csv.DictReader(file)}
     found = {os.path.relpath(path, output): os.path.basename(path) for path, _ in read.samples}
     assert named == found
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_what_torchvision_would_pass_over_is_converted(taken, tmp_path, copy):
+    datasets = pytest.importorskip("torchvision.datasets")
+    others = {0: ".heic", 1: ".gif", 2: ".avif", 3: ".GIF", 4: ""}
+    for row, suffix in others.items():
+        path = Path(taken.names[row])
+        form = {".heic": "HEIF", ".avif": "AVIF", "": "PNG"}.get(suffix, "GIF")
+        Image.open(path).save(path.with_suffix(suffix), form)
+        path.unlink()
+    names = [str(Path(n).with_suffix(others.get(row, ".png"))) for row, n in enumerate(taken.names)]
+    with_paths(names)
+    output = tmp_path / "folder"
+    said = export_labels(str(taken.folder), "imagefolder", str(output), copy=copy)
+    n_converted = sum(row in others for row in taken.training)
+    assert f"{n_converted} images are converted" in said
+    read = datasets.ImageFolder(output)
+    assert len(read) == len(taken.ids)
+    with (output / "labels.csv").open(newline="") as file:
+        named = {row["file"]: row["path"] for row in csv.DictReader(file)}
+    for path, _ in read.samples:
+        source = named[os.path.relpath(path, output)]
+        if Path(source).suffix == ".png":
+            assert Path(path).read_bytes() == Path(source).read_bytes()
+        else:
+            difference = np.asarray(open_rgb(path), int) - np.asarray(open_rgb(source), int)
+            assert abs(difference).mean() < 6  # of 255, in pictures of noise
+
+
+def test_a_class_without_images_has_no_folder(taken, tmp_path):
+    datasets = pytest.importorskip("torchvision.datasets")
+    taken.fused[taken.fused == 2] = 3
+    taken.write()
+    output = tmp_path / "folder"
+    assert "1 classes have no image" in export_labels(str(taken.folder), "imagefolder", str(output))
+    assert set(datasets.ImageFolder(output).classes) == {
+        folder_of(name) for name in CLASSNAMES if name != "con"
+    }
+
+
+# --- whose image goes where ----------------------------------------------------------------------
+
+
+def test_answers_decide_the_folder(taken, tmp_path):
+    answers = taken.answer(40)
+    output = tmp_path / "folder"
+    said = export_labels(str(taken.folder), "imagefolder", str(output))
+    placed = {path.name: path.parent.name for path in output.glob("*/*")}
+    for name, one in answers.items():
+        if one.kind == "class":
+            assert placed[name] == folder_of(one.classname)
+    none = [name for name, one in answers.items() if one.kind == "none"]
+    assert not set(none) & set(placed)
+    assert len(placed) == len(taken.ids) - len(none)
+    assert "A person answered about 40 of the images" in said
+
+
+def with_duplicates(taken, pairs):
+    columns = {
+        "image_id": [taken.ids[one] for one, _ in pairs],
+        "twin_id": [taken.ids[other] for _, other in pairs],
+        "distance": [0.1] * len(pairs),
+    }
+    tables.write("duplicates.parquet", columns, tables.DUPLICATES)
+
+
+def test_of_images_that_show_the_same_one_is_first(taken):
+    with_duplicates(taken, [(0, 1), (1, 2), (3, 4), (3, 5), (4, 5)])
+    found = [row["duplicate_of"] for row in rows(taken)][:6]
+    ids = taken.ids
+    # Image 2 resembles image 1 alone, which is itself a duplicate: whether it is one is not known.
+    assert found == [None, ids[0], None, None, ids[3], ids[3]]
+
+
+def test_an_answered_image_is_the_first_of_those_that_show_the_same(taken):
+    answers = taken.answer(30)
+    first = next(row for row, name in enumerate(taken.ids) if name not in answers)
+    last = max(row for row, name in enumerate(taken.ids) if name in answers)
+    with_duplicates(taken, [(first, last)])
+    found = [row["duplicate_of"] for row in rows(taken)]
+    assert first < last
+    assert (found[first], found[last]) == (taken.ids[last], None)
+
+
+@pytest.mark.parametrize("form", ["csv", "imagefolder"])
+def test_unknown_images_and_duplicates_are_counted_and_left_out_on_demand(taken, tmp_path, form):
+    with_duplicates(taken, [(0, 1), (0, 2)])
+    unknown = {row["image_id"] for row in rows(taken) if row["is_unknown"]}
+    assert unknown
+    words = ["labels", "export", str(taken.folder), "--format", form, "--output"]
+    said = export_labels(str(taken.folder), form, str(tmp_path / "all"))
+    assert f"{len(unknown)} of the images" in said and "--leave-out unknown" in said
+    assert "2 of the images" in said and "--leave-out duplicates" in said
+    assert main.main([*words, str(tmp_path / "some"), "--leave-out", "unknown", "duplicates"]) == 0
+    table = tmp_path / "some" / ("labels.csv" if form == "imagefolder" else "")
+    with table.open(newline="") as file:
+        left = {row["image_id"] for row in csv.DictReader(file)}
+    assert left == set(taken.ids) - unknown - set(taken.ids[1:3])
+
+
+@pytest.mark.parametrize("kind", ["unknown", "duplicates"])
+def test_what_no_stage_told_cannot_be_left_out(taken, tmp_path, kind):
+    (taken.folder / "unknown.parquet").unlink()
+    with pytest.raises(UserError, match=f"--leave-out {kind}"):
+        export_labels(str(taken.folder), "csv", str(tmp_path / "x.csv"), leave_out=[kind])
 
 
 def test_hugging_face_reads_the_image_folder(taken, tmp_path, monkeypatch):
@@ -226,6 +371,11 @@ def test_images_in_shards_are_copied_out(taken, tmp_path, kind):
     export_labels(".", "imagefolder", str(tmp_path / "copies"), copy=True)
     found = {path.read_bytes() for path in (tmp_path / "copies").rglob("*.png")}
     assert found == {contents[row] for row in taken.training}
+    shard = Path("d", f"a.{'parquet' if kind == 'parquet' else 'tar'}")
+    os.truncate(shard, shard.stat().st_size // 2)
+    with pytest.raises(UserError, match=f"Image {shard}.* cannot be read"):
+        export_labels(".", "imagefolder", str(tmp_path / "half"), copy=True)
+    assert not (tmp_path / "half").exists()
 
 
 # --- what is refused -----------------------------------------------------------------------------

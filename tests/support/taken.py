@@ -32,6 +32,11 @@ class Taken(ZeroShotFiles):
         self.fused = np.where(wrong, (self.truth + 1) % len(CLASSNAMES), self.truth)
         self.write()
 
+    def rename(self, classnames):
+        """Give the classes other names, in all files."""
+        self.classnames = self.described["classnames"] = classnames
+        self.write()
+
     def write(self):
         found = super().write()
         score_unknown(
