@@ -40,7 +40,10 @@ def test_one_of_other_classes_is_refused(detector, tmp_path):
         ({"mean": "0" * D, "threshold": 0.5}, "does not tell unknown images"),
         ({"mean": [0.0] * D, "threshold": 0.5}, "model must be a string"),
         ({"mean": [0.0] * D, "threshold": 0.5, "model": 5}, "model must be a string"),
-        ({"mean": [0.0] * D, "threshold": float("nan"), "model": "m"}, "or numbers that are not finite"),
+        (
+            {"mean": [0.0] * D, "threshold": float("nan"), "model": "m"},
+            "numbers that are not finite",
+        ),
         ({"mean": [0.0], "threshold": 0.5, "model": "m"}, "a mean of another width"),
     ],
 )
