@@ -2,8 +2,10 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 JOBS ?= $(shell nproc)
-# Which vLLM: the CUDA build where a GPU answers, the CPU build elsewhere.
-KIND ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+# Which vLLM: the CUDA build where a GPU answers, the CPU build where there is none, or where
+# CUDA_VISIBLE_DEVICES is empty. A driver that does not answer is an error (`broken`).
+KIND ?= $(shell if [ "$${CUDA_VISIBLE_DEVICES-0}" = "" ] || ! command -v nvidia-smi >/dev/null; then echo cpu; \
+  elif nvidia-smi -L >/dev/null 2>&1; then echo cuda; elif [ $$? = 6 ]; then echo cpu; else echo broken; fi)
 DEMO_METHODS := zero_shot,zero_shot_calibrated,image_prototypes,latteclip,recommended
 INSTALLED := .venv/.installed-$(KIND)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -29,10 +31,15 @@ install: $(INSTALLED)
 	@touch $@
 
 .venv/.installed-cuda: pyproject.toml envs/cuda.txt | .venv/bin/pip
-	@echo "NVIDIA GPU found: installing the CUDA builds of torch and vLLM (KIND=cpu for the others)."
-	pip install --quiet --no-deps --requirement envs/cuda.txt
+	@python envs/check_driver.py
+	@echo "Installing the CUDA builds of torch and vLLM (KIND=cpu for the others): SIZE."
+	pip install --no-deps --requirement envs/cuda.txt
 	pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
+
+.PHONY: .venv/.installed-broken
+.venv/.installed-broken:
+	@nvidia-smi; echo 'error: nvidia-smi fails; repair the driver (after a kernel update, reboot), or export CUDA_VISIBLE_DEVICES= for the CPU.' >&2; exit 1
 
 demo: install
 	snakemake -j$(JOBS) --config dataset=demo method=$(DEMO_METHODS)

@@ -161,7 +161,7 @@ def gpu() -> Iterator[Finding]:
         return
     run = _run(asked)
     if run.returncode:
-        yield Finding("warning", f"nvidia-smi fails: {_last(run)}", "repair the driver")
+        yield Finding("warning", f"nvidia-smi fails: {_last(run)}", gpus.REPAIR)
     for line in run.stdout.splitlines() if not run.returncode else []:
         yield Finding("ok", line)
 

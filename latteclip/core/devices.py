@@ -1,6 +1,7 @@
 """Where tensors live, in which precision they are computed, and by how many threads."""
 
 import contextlib
+import logging
 import os
 import re
 
@@ -11,6 +12,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.foreign import in_short
 from latteclip.core.memory import keep_big_buffers
 
+log = logging.getLogger(__name__)
 NAMES = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 # Values of clip.precision, and what a GPU's matrix products are then computed in.
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
@@ -38,6 +40,14 @@ def pick(name: str, threads: int) -> torch.device:
     elif name != "cpu":
         _refuse_missing(torch.device(name))
     if name == "cpu":
+        if torch.version.cuda:
+            log.warning(
+                "This stage runs on the CPU, though torch is built for CUDA %s: %s.",
+                torch.version.cuda,
+                f"{gpus.VISIBLE} is {os.environ[gpus.VISIBLE]!r}"
+                if gpus.VISIBLE in os.environ
+                else "there is no GPU, or --device is cpu",
+            )
         keep_big_buffers()
     return torch.device(name)
 

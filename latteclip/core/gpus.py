@@ -2,11 +2,12 @@
 
 Snakemake's resource `gpu` has jobs take turns where it has a limit, as profiles/default gives it.
 The locks here hold without one, and within the GPUs that CUDA_VISIBLE_DEVICES leaves to a run.
-Nothing here touches CUDA: NVIDIA's tool is asked.
+Nothing here touches CUDA: NVIDIA's tool is asked, and the driver's library for its version.
 
     python -m latteclip.core.gpus N COMMAND ...     # claims N GPUs for all processes of a command
 """
 
+import ctypes
 import fcntl
 import itertools
 import logging
@@ -27,6 +28,14 @@ log = logging.getLogger(__name__)
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 CLAIMED = "LATTECLIP_GPUS"  # tells the processes that a job starts that it has claimed its GPUs
 PAUSE = 1.0  # seconds until a busy GPU is tried again
+TIMEOUT = 60  # seconds in which nvidia-smi answers
+NOT_FOUND = 6  # its exit status where there is no such GPU, or none at all
+FREE = 1024  # MiB in use on a card that nobody computes on, at most
+DEVICES = Path("/dev")
+REPAIR = (
+    "repair the driver (after a kernel update, reboot), or export CUDA_VISIBLE_DEVICES= for a run "
+    "on the CPU"
+)
 # The oldest driver for each CUDA (NVIDIA, "CUDA Compatibility", minor version compatibility).
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 _held: list[IO[str]] = []  # locks are the process's own and end with it
@@ -47,6 +56,11 @@ def claim(n: int = 1) -> None:
         return
     usable = visible()
     if not usable:
+        if unlisted():
+            log.warning(
+                "A GPU is here, but nvidia-smi is not, so jobs cannot lock the GPU that they use: "
+                "start the container with NVIDIA_DRIVER_CAPABILITIES=compute,utility."
+            )
         return
     if {CLAIMED, "LOCAL_RANK"} & set(os.environ):
         _uses.append((1 if "LOCAL_RANK" in os.environ else n, time.monotonic()))
@@ -54,7 +68,15 @@ def claim(n: int = 1) -> None:
     if len(usable) < n:
         within = f" ({VISIBLE}={os.environ[VISIBLE]})" if VISIBLE in os.environ else ""
         raise UserError(f"{n} GPUs are wanted, but there are {len(usable)} to use{within}.")
-    chosen = _wait_for(n, usable)
+    in_use = _memory_in_use()
+    emptiest = sorted(usable, key=lambda name: in_use.get(usable[name], 0))
+    chosen = _wait_for(n, {name: usable[name] for name in emptiest})
+    log.info(
+        "This job uses %s.",
+        ", ".join(
+            f"{usable[name]} ({in_use.get(usable[name], '?')} MiB in use)" for name in chosen
+        ),
+    )
     os.environ[CLAIMED] = ",".join(chosen)
     if len(usable) > 1 or VISIBLE in os.environ:
         os.environ[VISIBLE] = os.environ[CLAIMED]
@@ -71,7 +93,12 @@ def visible() -> dict[str, str]:
 
     Names there may be numbers, UUIDs or beginnings of them, of GPUs or of their parts by MIG. As
     for CUDA, the first name that is none ends the list.
+
+    Raises:
+        UserError: nvidia-smi fails, and the GPUs are not hidden.
     """
+    if hidden():
+        return {}
     found = _uuids()
     if VISIBLE not in os.environ:
         whole = {uuid: uuid for uuid in found if not found[uuid]}
@@ -79,6 +106,31 @@ def visible() -> dict[str, str]:
     named = [name.strip() for name in os.environ[VISIBLE].split(",")]
     uuids = [_uuid_of(name, found) for name in named]
     return dict(zip(named, itertools.takewhile(bool, uuids), strict=False))
+
+
+def hidden() -> bool:
+    """Return whether CUDA_VISIBLE_DEVICES names no GPU, as for a run on the CPU."""
+    return not re.match(r"\d|GPU|MIG", os.environ.get(VISIBLE, "GPU").strip())
+
+
+def unlisted() -> bool:
+    """Return whether there are GPUs to use, but no nvidia-smi: containers may leave it out."""
+    devices = DEVICES.glob("nvidia[0-9]*")
+    return not hidden() and shutil.which("nvidia-smi") is None and any(devices)
+
+
+def free() -> int:
+    """Count the GPUs to use on which next to no memory is in use."""
+    usable = visible()
+    in_use = _memory_in_use() if usable else {}
+    return sum(in_use.get(uuid, 0) <= FREE for uuid in usable.values())
+
+
+def _memory_in_use() -> dict[str, int]:
+    """Return the UUID of each whole GPU with the MiB in use, as far as NVIDIA's tool says."""
+    lines = _nvidia_smi("--query-gpu=uuid,memory.used", "--format=csv,noheader,nounits")
+    pairs = [line.partition(", ") for line in lines]
+    return {uuid: int(used) for uuid, _, used in pairs if used.isdigit()}
 
 
 def _uuid_of(name: str, found: Mapping[str, Sequence[str]]) -> str:
@@ -102,11 +154,24 @@ def _uuids() -> dict[str, list[str]]:
 
 
 def _nvidia_smi(*options: str) -> list[str]:
-    """The lines that NVIDIA's tool answers; none where it is not there or fails."""
+    """The lines that NVIDIA's tool answers; none where it is not there or finds no GPU.
+
+    Raises:
+        UserError: it fails, as after an update of the kernel that left the driver behind.
+    """
     if shutil.which("nvidia-smi") is None:
         return []
-    run = subprocess.run(["nvidia-smi", *options], capture_output=True, text=True, check=False)
-    return run.stdout.splitlines() if run.returncode == 0 else []
+    try:
+        run = subprocess.run(
+            ["nvidia-smi", *options], capture_output=True, text=True, check=False, timeout=TIMEOUT
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(f"nvidia-smi does not answer in {TIMEOUT} s; {REPAIR}.") from None
+    if run.returncode in (0, NOT_FOUND):
+        return run.stdout.splitlines() if run.returncode == 0 else []
+    lines = f"{run.stdout}\n{run.stderr}".split("\n")
+    said = next((line.strip(" .") for line in reversed(lines) if line.strip()), "it says nothing")
+    raise UserError(f"nvidia-smi fails with status {run.returncode} ({said}); {REPAIR}.")
 
 
 def refuse_unusable(torch_version: str, cuda: str | None, *, sees_none: bool = False) -> None:
@@ -120,7 +185,7 @@ def refuse_unusable(torch_version: str, cuda: str | None, *, sees_none: bool = F
     """
     if not visible():
         return
-    driver = "".join(_nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")[:1])
+    driver = _driver()
     there = f"the NVIDIA driver {driver} shows a GPU"
     hide = f"export {VISIBLE}= for a run on the CPU"
     if cuda is None:
@@ -128,14 +193,39 @@ def refuse_unusable(torch_version: str, cuda: str | None, *, sees_none: bool = F
             f"torch {torch_version} is a build for the CPU, but {there}; run make install "
             f"KIND=cuda, or {hide}."
         )
-    oldest = OLDEST_DRIVER.get(_major(cuda), 0)
-    is_old = _major(driver) < oldest
-    if is_old or sees_none:
-        needs = f", which needs driver {oldest} or newer," if is_old else ""
+    needs = _lacks(driver, cuda)
+    if needs or sees_none:
         raise UserError(
             f"torch {torch_version} was built for CUDA {cuda}{needs} and cannot use a GPU, but "
-            f"{there}; update the driver, install a build of torch for an older CUDA, or {hide}."
+            f"{there}; update the driver, on a data-centre card add NVIDIA's cuda-compat-"
+            f"{_major(cuda)} to LD_LIBRARY_PATH, or {hide}."
         )
+
+
+def _driver() -> str:
+    """Return the version of NVIDIA's driver, as 580.65.06."""
+    return "".join(_nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")[:1])
+
+
+def _lacks(driver: str, cuda: str) -> str:
+    """Return which driver a version of CUDA needs, or nothing where the driver's library knows it.
+
+    NVIDIA's forward compatibility puts a newer library before an old driver.
+    """
+    oldest, known = OLDEST_DRIVER.get(_major(cuda), 0), _cuda_of_library()
+    is_old = known < _major(cuda) if known else _major(driver) < oldest
+    return f", which needs driver {oldest} or newer," if is_old else ""
+
+
+def _cuda_of_library() -> int:
+    """Return the major version of CUDA that the driver's library knows; 0 where it is not there."""
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    version = ctypes.c_int()
+    failed = library.cuDriverGetVersion(ctypes.byref(version))  # needs and makes no context
+    return 0 if failed else version.value // 1000
 
 
 def _major(version: str) -> int:

@@ -1,10 +1,12 @@
+import contextlib
 import functools
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
-from support.nvidia import nvidia_smi
+from support.nvidia import broken_nvidia_smi, nvidia_smi
 from support.tiny import ROOT
 
 from latteclip.core import gpus
@@ -201,6 +203,49 @@ def test_more_gpus_than_there_are_is_one_sentence(machine, monkeypatch):
         gpus.claim(2)
 
 
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [(None, ["GPU-2", "GPU-1", "GPU-3", "GPU-0"]), ("0,3,1", ["1", "3", "0"])],
+)
+def test_the_emptiest_card_comes_first_and_the_log_names_it(
+    machine, monkeypatch, visible, expected
+):
+    machine(4, memory=[70_000, 15, 3, 4_000])
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    jobs = [Job() for _ in expected]
+    assert sorted(job.sees for job in jobs) == sorted(expected)
+    for job in jobs:
+        job.end()
+    first = Job()
+    assert first.sees == expected[0]
+    assert "MiB in use" in first.process.stderr.readline()
+    first.end()
+    assert gpus.free() == (1 if visible else 2)
+
+
+def test_a_driver_that_does_not_answer_is_an_error_unless_the_cpu_is_asked_for(
+    machine, monkeypatch, tmp_path
+):
+    broken_nvidia_smi(tmp_path)
+    for ask in (gpus.claim, gpus.free, lambda: gpus.refuse_unusable("2.14.0", "13.0")):
+        with pytest.raises(UserError, match=r"communicate with .*export CUDA_VISIBLE_DEVICES= "):
+            ask()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    gpus.claim()
+    assert gpus.free() == 0
+
+
+def test_gpus_that_no_tool_lists_are_told_of(machine, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(gpus, "DEVICES", tmp_path)
+    gpus.claim()
+    assert not caplog.text
+    (tmp_path / "nvidia0").touch()
+    gpus.claim()
+    assert "NVIDIA_DRIVER_CAPABILITIES" in caplog.text
+
+
 # --- a driver and a build of torch that do not go together ---------------------------------------
 
 
@@ -211,7 +256,7 @@ def test_more_gpus_than_there_are_is_one_sentence(machine, monkeypatch):
             "535.183.01",
             "13.0",
             "torch 2.14.0 was built for CUDA 13.0, which needs driver 580 or newer, and cannot use "
-            "a GPU, but the NVIDIA driver 535.183.01 shows a GPU; update the driver, install",
+            "a GPU, but the NVIDIA driver 535.183.01 shows a GPU; update the driver, on",
         ),
         (
             "580.65.06",
@@ -226,6 +271,23 @@ def test_a_build_that_cannot_use_the_gpu_is_one_sentence(machine, driver, cuda, 
     with pytest.raises(UserError) as error:
         gpus.refuse_unusable("2.14.0", cuda)
     assert str(error.value).startswith(said)
+
+
+@pytest.mark.parametrize(("library", "is_old"), [(13_000, False), (13_020, False), (12_020, True)])
+def test_forward_compatibility_is_asked_of_the_driver_s_library(
+    machine, monkeypatch, library, is_old
+):
+    """NVIDIA's cuda-compat puts a library for CUDA 13 before a driver for CUDA 12."""
+
+    def version(pointer):
+        pointer._obj.value = library
+        return 0
+
+    machine(1, driver="535.183.01")
+    fake = SimpleNamespace(cuDriverGetVersion=version)
+    monkeypatch.setattr(gpus.ctypes, "CDLL", {"libcuda.so.1": fake}.__getitem__)
+    with pytest.raises(UserError, match="cuda-compat-13") if is_old else contextlib.nullcontext():
+        gpus.refuse_unusable("2.14.0", "13.0")
 
 
 def test_a_gpu_that_torch_does_not_see_is_one_sentence_whatever_its_driver(machine):

@@ -4,6 +4,7 @@ Neither conda nor Apptainer is asked for: two scripts answer in their place, in 
 Snakemake calls them. What they would install is not tested.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -13,17 +14,21 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib import metadata
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from support.checkout import Checkout
+from support.nvidia import broken_nvidia_smi, nvidia_smi
 from support.tiny import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 ENVS = ROOT / "envs"
 # Each list of pins with the extras that it is for.
+LEFT_OUT = ("torchaudio", "torchcodec")
 PINS = {"cpu": ("cpu", "slurm", "onnx", "dev"), "cuda": ("vllm", "slurm", "onnx", "dev")}
 
 
@@ -92,6 +97,23 @@ def test_each_pin_is_one_version_that_any_package_index_has(kind):
     assert len(names) == len(set(names))
 
 
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_the_pins_are_all_that_the_packages_ask_for_with_each_python(python):
+    """Of the environment that runs the tests; torchaudio and torchcodec are left out of it."""
+    pins = requirements(lines_of(ENVS / "cpu.txt"))
+    marked = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
+    for name in pins:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            for one in map(Requirement, metadata.requires(name) or []):
+                wanted = canonicalize_name(one.name)
+                if wanted in LEFT_OUT or (one.marker and not one.marker.evaluate(marked)):
+                    continue
+                assert wanted in pins, (name, one)
+                (pin,) = pins[wanted]
+                allowed = SpecifierSet(str(one.specifier).replace("+cpu", ""))
+                assert allowed.contains(pin.version, prereleases=True), (name, one, pin)
+
+
 def test_ranges_end_so_that_an_index_is_searched_quickly():
     for line in itertools.chain(
         PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()
@@ -118,8 +140,41 @@ def test_make_installs_and_renews_the_pins(kind, extras):
         capture_output=True,
         text=True,
     ).stdout
-    assert f"pip install --quiet --no-deps --requirement envs/{kind}.txt" in told
+    assert f"--no-deps --requirement envs/{kind}.txt\n" in told
+    checks = "envs/check_driver.py" in told.partition("--requirement")[0]  # before the download
+    assert checks == (kind == "cuda")
     assert f"python envs/pin.py {kind}" in told
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A machine with an nvidia-smi of its own."""
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return tmp_path
+
+
+def make(*arguments):
+    command = ["make", *arguments, "install"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_make_refuses_a_driver_that_does_not_answer_and_says_both_ways_out(machine, monkeypatch):
+    broken_nvidia_smi(machine)
+    run = make()
+    assert run.returncode
+    assert "export CUDA_VISIBLE_DEVICES=" in run.stderr
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "envs/cpu.txt" in make("--dry-run", "--always-make").stdout
+
+
+@pytest.mark.parametrize(("driver", "is_old"), [("535.183.01", True), ("580.65.06", False)])
+def test_an_old_driver_is_refused_before_anything_is_downloaded(machine, driver, is_old):
+    nvidia_smi(machine, {"GPU-0": []}, driver=driver)
+    assert "envs/check_driver.py" in make("--dry-run", "--always-make").stdout
+    command = [sys.executable, "-S", ENVS / "check_driver.py"]  # nothing is installed
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert (run.returncode, "needs driver 580" in run.stderr) == (is_old, is_old)
 
 
 # --- making the pins -----------------------------------------------------------------------------

@@ -6,22 +6,37 @@ import shutil
 SHELL = shutil.which("sh", path=os.defpath)
 
 
-def nvidia_smi(folder, gpus, driver="560.35.03"):
+def nvidia_smi(folder, gpus, driver="560.35.03", memory=()):
     """Put the program into a folder.
 
     Args:
         folder: one of PATH.
         gpus: UUID of each GPU -> the UUIDs of its parts by MIG.
         driver: its version.
+        memory: MiB in use on the first GPU, the second, ...
     """
     lines = []
     for number, (uuid, parts) in enumerate(gpus.items()):
         lines.append(f"GPU {number}: NVIDIA A100-SXM4-40GB (UUID: {uuid})")
         lines += [f"  MIG 1g.5gb     Device  {i}: (UUID: {part})" for i, part in enumerate(parts)]
     listed = "\n".join(f"echo '{line}'" for line in lines)
-    script = folder / "nvidia-smi"
-    script.write_text(
-        f'#!{SHELL}\ncase "$1" in\n--query-gpu=driver_version) echo {driver} ;;\n'
-        f"--list-gpus) :\n{listed}\n;;\n*) exit 6 ;;\nesac\n"
+    used = "\n".join(f"echo '{uuid}, {n}'" for uuid, n in zip(gpus, memory, strict=False))
+    write(
+        folder,
+        f'case "$1" in\n--query-gpu=driver_version) echo {driver} ;;\n'
+        f"--query-gpu=uuid,memory.used) :\n{used}\n;;\n"
+        f"--list-gpus|-L) :\n{listed}\n;;\n*) exit 6 ;;\nesac\n",
     )
+
+
+def broken_nvidia_smi(folder):
+    """Put a program into a folder that answers as NVIDIA's does after an update of the kernel."""
+    said = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
+    write(folder, f'echo "{said}"\necho\nexit 9\n')
+
+
+def write(folder, commands):
+    """Write the program."""
+    script = folder / "nvidia-smi"
+    script.write_text(f"#!{SHELL}\n{commands}")
     script.chmod(0o755)
