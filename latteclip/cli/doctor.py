@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
-from latteclip.captions.engines import vllm_memory
+from latteclip.captions import vllm_memory
 from latteclip.captions.engines.base import CaptionerSettings
 from latteclip.cli.colours import paint
 from latteclip.config import layers, rule_settings

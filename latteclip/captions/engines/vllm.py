@@ -10,8 +10,8 @@ from PIL import Image
 from latteclip.captions import processors
 from latteclip.captions.answers import Answer
 from latteclip.captions.engines.base import CaptionerSettings, never
-from latteclip.captions.engines.vllm_output import EngineOutput, explained
 from latteclip.captions.request import Request, messages
+from latteclip.captions.vllm_output import EngineOutput, explained
 from latteclip.core import build_tools, gpus
 from latteclip.core.errors import UserError
 
@@ -57,6 +57,7 @@ class VllmCaptioner:
     """Keeps vLLM's scheduler full: each finished request makes room for the next one."""
 
     keeps_prefixes = False  # of requests whose beginning others have too
+    cache_gib = 0  # of processed pictures, each of which comes once: hashing them would be in vain
 
     def __init__(self, settings: CaptionerSettings, threads: int, pictures: int) -> None:
         gpus.claim(settings.tensor_parallel_size)
@@ -97,8 +98,7 @@ class VllmCaptioner:
                     config_format="hf",
                     tokenizer_mode="hf",
                     load_format="safetensors",
-                    # Each picture comes once: caches would only hash it and hold on to it.
-                    mm_processor_cache_gb=0,
+                    mm_processor_cache_gb=self.cache_gib,
                     enable_prefix_caching=self.keeps_prefixes,
                     enforce_eager=on_cpu,
                     trust_remote_code=False,

@@ -10,7 +10,7 @@ from support.commands import SETTINGS, N, command, read, run
 from support.tiny import ROOT
 
 from latteclip.captions.engines import vllm
-from latteclip.captions.engines.vllm_output import explained
+from latteclip.captions.vllm_output import explained
 from latteclip.core import build_tools, tables
 from latteclip.core.errors import UserError
 
@@ -18,7 +18,7 @@ SPAWNING = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
 # What an engine's processes print: one ends in the body, one is still there after it.
 LATER = """
 import subprocess, sys
-from latteclip.captions.engines.vllm_output import EngineOutput
+from latteclip.captions.vllm_output import EngineOutput
 print("before")
 output = EngineOutput()
 with output.collected():
