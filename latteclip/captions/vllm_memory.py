@@ -68,16 +68,17 @@ def _peak(
 ) -> float:
     """Return the bytes that computing takes at most: of a picture, or of a step and its samples."""
     patches, encoded = _patches(vision)
-    picture = patches * _layer(vision, 6) * size
-    features = encoded * text["hidden_size"] * size  # kept while the step runs
+    picture = float(patches * _layer(vision, 6) * size)
+    features = float(encoded * text["hidden_size"] * size)  # kept while the step runs
     step = STEP_TOKENS[memory >= LARGE] * _layer(text, 4) * size
-    samples = settings.batch_size * text["vocab_size"] * 4 * 4  # logits and counts, 32 bits
+    samples = float(settings.batch_size * text["vocab_size"] * 4 * 4)  # logits and counts, 32 bits
     return max(picture, features + step + samples)
 
 
 def _layer(tower: Mapping[str, Any], copies: int) -> int:
     """Return how many numbers a token has inside a layer; 0 where the configuration is silent."""
-    return copies * tower.get("hidden_size", 0) + 2 * tower.get("intermediate_size", 0)
+    inside: int = copies * tower.get("hidden_size", 0) + 2 * tower.get("intermediate_size", 0)
+    return inside
 
 
 def _patches(vision: Mapping[str, Any]) -> tuple[int, int]:

@@ -182,6 +182,7 @@ class VllmCaptioner:
         asks = {"add_generation_prompt": True, "tokenize": False}
         black = [{"type": "image_pil", "image_pil": each} for each in blacks(pictures)]
         conversation: Any = messages(black, prompt)
+        text: Any
         _, text = renderer.render_messages(conversation, ChatParams(chat_template_kwargs=asks))
         special = processors.adds_special_tokens(renderer.get_tokenizer(), text["prompt"])
         params = renderer.default_chat_tok_params.with_kwargs(add_special_tokens=special)
