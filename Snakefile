@@ -51,5 +51,12 @@ rule labels:
 
 
 onstart:
-    refuse_second_run()
-    locks.note_run()
+    start_run()
+
+
+onsuccess:
+    end_run()
+
+
+onerror:
+    report_failures()

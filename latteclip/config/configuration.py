@@ -103,7 +103,8 @@ class Configuration:
         self.seeds = seed_list(self.config["seeds"])
         for name in self.datasets:
             if name not in self.config["datasets"]:
-                raise UserError(unknown(f"Dataset {name!r}", name, self.config["datasets"]))
+                sentence = unknown(f"Dataset {name!r}", name, self.config["datasets"])
+                raise UserError(f"{sentence} For images of your own add image_dir=path/to/photos.")
         self.methods = list(dict.fromkeys(m for d in self.datasets for m in self.methods_of(d)))
         for name in self.methods:
             if name not in self.config["methods"]:
@@ -235,14 +236,14 @@ class Configuration:
             kind
             for kind in ("image", "group")
             if any(
-                self.reads_captions(method, kind, dataset)
-                or (kind == "image" and self._captions_vote(method, dataset))
-                for method in self.methods_of(dataset)
+                self.needs_captions(method, kind, dataset) for method in self.methods_of(dataset)
             )
         ]
 
-    def _captions_vote(self, method: str, dataset: str) -> bool:
-        return self.reads_caption_labels(method, dataset) and not self.scores_classes(dataset)
+    def needs_captions(self, method: str, kind: str, dataset: str) -> bool:
+        """Whether the method, or its labels, need the descriptions of a kind."""
+        vote = self.reads_caption_labels(method, dataset) and not self.scores_classes(dataset)
+        return self.reads_captions(method, kind, dataset) or (kind == "image" and vote)
 
     def sharded(self) -> list[str]:
         """Keys of the datasets whose captions several jobs write."""
@@ -384,18 +385,14 @@ class Configuration:
                 f"Dataset {dataset}: source.folder {folder} has braces, which Snakemake takes for "
                 "a wildcard; rename the folder, or give a symbolic link to it."
             )
-        for key, file in self.own_files(dataset).items():
-            # Snakemake would take what was made of another file, if it is there, for given.
-            if not os.path.isfile(file):
-                raise UserError(f"Dataset {dataset}: {key} {file} is not a file.")
         clip = self.section("clip", dataset)
         local = clip["model"].removeprefix(model_names.FOLDER)
         if local != clip["model"] and not os.path.isfile(
-            os.path.join(local, "open_clip_config.json")
+            os.path.join(local, model_names.CLIP_CONFIG)
         ):
             raise UserError(
                 f"Dataset {dataset}: clip.model names the folder {local}, which has no "
-                "open_clip_config.json."
+                f"{model_names.CLIP_CONFIG}."
             )
         if not clip["model"].startswith(model_names.WHOLE) and not clip["pretrained"]:
             raise UserError(f"Dataset {dataset}: clip.model {local} needs clip.pretrained.")

@@ -10,6 +10,8 @@ from typing import Any
 from urllib.parse import quote
 
 HUB, FOLDER = WHOLE = "hf-hub:", "local-dir:"  # of open_clip: architecture and weights in one
+CLIP_CONFIG = "open_clip_config.json"  # of a model's folder
+TEXT_TOWER = "text_tower"  # folder in it: configuration of a text tower of transformers
 ENGINES = ("vllm", "transformers")  # that load a captioner themselves
 
 # Names of captioners that look at each picture as a whole in a square of OVERVIEW pixels, and at

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from latteclip.config.model_names import FOLDER, HUB
+from latteclip.config.model_names import CLIP_CONFIG, FOLDER, HUB, TEXT_TOWER
 from latteclip.core.errors import UserError
 from latteclip.core.json_files import read_object
 from latteclip.core.settings import from_values
 
-CONFIG = "open_clip_config.json"
-TOWER = "text_tower"  # folder in that of a model: configuration of a text tower of transformers
+CONFIG, TOWER = CLIP_CONFIG, TEXT_TOWER
 TOKENIZER_FILES = ("config.json", "tokenizer_config.json")
 PLAIN_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")  # one class, by version
 WEIGHTS = "open_clip_model.safetensors"  # open_clip prefers it to all other files

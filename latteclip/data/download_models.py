@@ -188,7 +188,9 @@ def _write_note(
 def _explained(what: str, keys: str) -> Iterator[None]:
     """Whatever goes wrong with the hub or its cache, as one sentence."""
     from huggingface_hub import constants
+    from huggingface_hub.utils.logging import get_logger
 
+    get_logger().handlers.clear()  # they print warnings that the log prints as well
     try:
         yield
     except UserError:

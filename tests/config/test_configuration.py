@@ -428,18 +428,6 @@ def test_modern_models_and_words_are_those_that_the_libraries_know(config, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("section", "key"),
-    [("captioner", "images_file"), ("captioner", "groups_file"), ("scores", "file")],
-)
-def test_a_missing_file_of_one_s_own_is_refused(config, section, key):
-    """Snakemake would go on from what was made of another file."""
-    changes = {"captioner": {"engine": "file"}}
-    changes.setdefault(section, {})[key] = "nope.csv"
-    refused(config, rf"Dataset demo: {section}\.{key} nope\.csv is not a file", **changes)
-    configured(config, **{section: {key: "nope.csv"}})  # another engine does not read it
-
-
-@pytest.mark.parametrize(
     ("section", "key", "value"),
     [
         ("split", "max_corrupt", 0.05),

@@ -322,7 +322,10 @@ def test_offline_and_not_there(gone, kind, names):
 )
 def test_without_a_network(gone, kind, names):
     gone.server.server_close()
-    sentence = refusal(gone.download(kind, **names))
+    ended = gone.download(kind, **names)
+    retries = [line for line in ended[1].splitlines() if "[Retry" in line]
+    assert len(retries) == len(set(retries))
+    sentence = refusal(ended)
     assert names["model"] in sentence and "cannot be fetched" in sentence
     assert "https_proxy" in sentence and "HF_ENDPOINT" in sentence
 

@@ -148,6 +148,9 @@ module latteclip:
     config: config["latteclip"]
 
 use rule * from latteclip as latteclip_*
+
+onstart: latteclip.onstart()
+onerror: latteclip.onerror()
 """
 
 
@@ -167,9 +170,19 @@ def test_another_workflow_uses_it_as_a_module(checkout, outer):
     assert re.search(r"^latteclip_index_images +1$", planned, re.MULTILINE)
     assert re.search(r"^latteclip_pseudo_label_images +1$", planned, re.MULTILINE)
     assert "profile" not in planned
-    own_code(checkout, "snakemake", "-j2", cwd=outer)
+    run = own_code(checkout, "snakemake", "-j2", cwd=outer)
+    assert "mine: 10 image files in photos, 2 class folders." in run
     assert int((outer / "counted.txt").read_text()) == (outer / LABELS).stat().st_size
     assert "Nothing to be done" in own_code(checkout, "snakemake", "-n", cwd=outer)
+
+
+def test_a_module_s_failed_job_is_named_last(checkout, outer):
+    for picture in (outer / "photos").rglob("*.png"):
+        picture.write_text("no picture")
+    run = checkout.run("snakemake", "-j2", "--quiet", "all", cwd=outer)
+    assert run.returncode != 0
+    last = run.stdout.splitlines()[-1]
+    assert last.startswith("error: latteclip_index_images of mine: 10 of the 10 images"), last
 
 
 def test_all_of_a_module_may_be_asked_for(checkout, outer):

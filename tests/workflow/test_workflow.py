@@ -136,6 +136,17 @@ def test_a_run_ends_with_its_pages(finished):
     assert 'href="demo/report.html"' in (finished.root / "results" / "index.html").read_text()
 
 
+def test_a_run_ends_with_where_the_results_are(finished):
+    (finished.root / "results" / "index.html").unlink()
+    run = finished.snakemake("--config", "seeds=1")
+    assert run.returncode == 0, run.stdout
+    begun, ended = run.stdout.index("demo: 100 images of "), run.stdout.rindex("demo: 100 images")
+    assert begun < run.stdout.index("rule index_results:") < run.stdout.index("Elapsed time")
+    assert run.stdout.index("Elapsed time") < ended
+    assert "results/demo/report.html" in run.stdout[ended:]
+    assert "latteclip predict results/demo" in run.stdout[ended:]
+
+
 def test_nothing_is_left_half_written(finished):
     assert [p for p in (finished.root / "results").rglob("*") if p.name.endswith(".tmp")] == []
 

@@ -1,5 +1,6 @@
 # What the rules share: the checked configuration, the environment of the commands, and short names
 # for the functions of latteclip/config, which say what rules are given.
+import atexit
 import gc
 import inspect
 import os
@@ -8,6 +9,7 @@ import sys
 
 from snakemake.exceptions import WorkflowError
 from snakemake.io import sourcecache_entry
+from snakemake.settings.enums import Quietness
 
 # The folder of the Snakefile that people run: the code beside it comes first, whatever is installed.
 ROOT = Path(os.path.realpath(workflow.current_basedir)).parents[1]
@@ -15,10 +17,13 @@ IS_CLONE = (ROOT / "latteclip").is_dir()
 if IS_CLONE:
     sys.path.insert(0, str(ROOT))
 
+IS_MODULE = not workflow.modifier.is_main_snakefile()
+
 gc.freeze()  # what Snakemake has imported stays: a fifth of a start went into searching it
 
-from latteclip.cli import cluster, locks
+from latteclip.cli import cluster, colours, last_options, locks, run_messages
 from latteclip.config import (
+    checks,
     code,
     demands,
     layers,
@@ -31,7 +36,7 @@ from latteclip.config.rule_inputs import DATA, MODEL_NOTE
 from latteclip.core.errors import UserError
 
 try:
-    if workflow.modifier.is_main_snakefile():
+    if not IS_MODULE:
         # Snakemake reads files of --configfile itself, and does not see a key that is there twice.
         yaml_files_given = [
             file for file in workflow.configfiles if Path(file).suffix != ".json"
@@ -46,6 +51,8 @@ try:
         configuration = Configuration(
             shipped_files, layers.difference(config, shipped_files)
         )
+    if not workflow.remote_exec:  # whoever sent the job has checked
+        checks.refuse_unready(configuration)
 except UserError as error:
     raise WorkflowError(str(error))
 
@@ -222,9 +229,53 @@ def minutes(stage, passes=demands.one):
     )
 
 
-def refuse_second_run():
-    """Stop where jobs of another run work in this folder; Snakemake's lock sees live runs alone."""
+# What the handlers do. Those of a module run where the other workflow's handlers call them
+# (docs/projects.md).
+
+
+def written_by(jobs):
+    """The files that jobs write."""
+    return {str(file) for job in jobs for file in job.output}
+
+
+def start_run():
+    """Stop where this run cannot work; note it, and print what it begins with."""
+    pending = written_by(workflow.dag.needrun_jobs())
     try:
-        cluster.refuse_second_run()
+        cluster.refuse_second_run()  # Snakemake's lock sees live runs alone
+        if not has_gpus():
+            checks.refuse_slow_captions(configuration, pending)
     except UserError as error:
         raise WorkflowError(str(error))
+    locks.note_run()
+    if not IS_MODULE:  # whose options would be the other workflow's
+        methods = workflow.deployment_settings.deployment_method
+        sdm = [method.item_to_choice() for method in methods]
+        last_options.note(configuration.datasets, config, sdm)
+    print_lines(run_messages.started(configuration, pending))
+
+
+# Snakemake goes on printing after the last two handlers; what they print is to be read last.
+
+
+def end_run():
+    """Print where the results are."""
+    lines = run_messages.finished(configuration, written_by(workflow.dag.jobs))
+    atexit.register(print_lines, lines)
+
+
+def report_failures():
+    """Print the error messages of failed jobs, also with --quiet."""
+    jobs = [
+        run_messages.FailedJob(job.rule.name, dict(job.wildcards.items()), job.log)
+        for failed in (*workflow.scheduler.failed, *workflow.scheduler.running)  # or stopped
+        for job in (failed.jobs if failed.is_group() else [failed])
+    ]
+    lines = [colours.paint(x, "red", sys.stderr) for x in run_messages.failed(jobs)]
+    atexit.register(print_lines, lines, is_error=True)
+
+
+def print_lines(lines, is_error=False):
+    """Print lines to stderr, where Snakemake prints its own; `--quiet all` keeps errors alone."""
+    if is_error or Quietness.ALL not in (workflow.output_settings.quiet or ()):
+        print("", *lines, sep="\n", file=sys.stderr, flush=True)

@@ -1,0 +1,204 @@
+"""The sentences with which a run of the workflow begins and ends; handlers of the Snakefile ask.
+
+A run begins with what it found and what it will fetch. It ends with where the results are and the
+next command, or with the error messages of the jobs that failed.
+"""
+
+import csv
+import os
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from latteclip.config import checks, estimate
+from latteclip.config.configuration import Configuration
+from latteclip.config.rule_inputs import AUDIT, MODEL_NOTE, SELECTED_MODEL, SELECTION
+from latteclip.core.foreign import shown
+from latteclip.data.class_folders import IMAGE_SUFFIXES
+from latteclip.evaluate.results import read_selection
+
+COUNTED = 100_000  # image files of a folder; of more it is only said that there are more
+ERROR = "error: "  # begins the message of a command that fails
+STOPPED = ("Stopped", "interrupted")  # begin the last line of a log after Ctrl-C
+TRACEBACK = "Traceback (most recent call last):"
+LONGEST = 20  # lines of a message
+GB = {  # to download, where docs/scaling.md has the size
+    "ViT-B-32@laion2b_s34b_b79k": estimate.Sizes.clip,
+    "llava-hf--llava-v1.6-mistral-7b-hf": estimate.Sizes.captioner,
+}
+
+
+@dataclass(frozen=True)
+class FailedJob:
+    """A job that did not end well."""
+
+    rule: str
+    wildcards: Mapping[str, str]
+    logs: Sequence[str]
+
+    def __str__(self) -> str:
+        values = dict(self.wildcards)
+        dataset = values.pop("dataset", None)
+        parts = [f"{k} {v}" if k in ("seed", "shard") else v for k, v in values.items()]
+        of_dataset = f" of {dataset}" if dataset else ""
+        return f"{self.rule}{of_dataset}" + (f" ({', '.join(parts)})" if parts else "")
+
+
+def started(configuration: Configuration, pending: Collection[str]) -> list[str]:
+    """What a run found, and what it will download.
+
+    Args:
+        configuration: of the run.
+        pending: files that its jobs will write.
+    """
+    lines = [
+        f"{dataset}: {_images(configuration, dataset)}. Methods: "
+        f"{', '.join(configuration.methods_of(dataset))}."
+        for dataset in configuration.datasets
+    ]
+    return [*lines, *_downloads(configuration, pending)]
+
+
+def _images(configuration: Configuration, dataset: str) -> str:
+    """How many images and classes a dataset has, as far as that is known."""
+    folder = configuration.dataset(dataset)["source"].get("folder")
+    counts = estimate.counts(configuration, dataset)
+    if counts:
+        classes = f" of {counts.classes} classes" if counts.classes else ""
+        return f"{counts.train + counts.test:,} images{classes}{_unreadable(dataset)}"
+    if folder and configuration.dataset(dataset)["split"]["kind"] == "folders":
+        return f"{_image_files(folder)} image files in {folder}, {_classes(folder)}"
+    return f"images in {folder}" if folder else "images to download"
+
+
+def _unreadable(dataset: str) -> str:
+    """How many images the index had to leave out."""
+    path = Path(f"results/{dataset}/corrupt.csv")
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            n = sum(1 for _ in csv.reader(file)) - 1
+    except (OSError, ValueError, csv.Error):
+        return ""
+    return f"; {n:,} could not be read, see {path}" if n > 0 else ""
+
+
+def _image_files(folder: str) -> str:
+    """How many files of a folder are images by their suffix."""
+    names = (name for _, _, files in os.walk(folder) for name in files)
+    found = (name for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES)
+    n = sum(1 for _ in islice(found, COUNTED + 1))
+    return f"{n:,}" if n <= COUNTED else f"more than {COUNTED:,}"
+
+
+def _classes(folder: str) -> str:
+    """How many classes a folder of images has, and what says so."""
+    path = Path(folder, checks.CLASSES)
+    try:
+        names = [line for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    except (OSError, ValueError):
+        return f"{len(checks.class_folders(folder))} class folders"
+    return f"{len(names)} classes in {path}"
+
+
+def _downloads(configuration: Configuration, pending: Collection[str]) -> Iterator[str]:
+    """What jobs of the run download, with sizes where they are known."""
+    for dataset in configuration.from_source("downloads"):
+        if f"resources/{dataset}/data" in pending:
+            size = configuration.dataset(dataset).get("size", "size unknown")
+            yield f"To download: the images of {dataset} ({size})."
+    models = [
+        f"{' '.join(filter(None, names.values()))}{_size(slug)}"
+        for section in ("clip", "captioner")
+        for slug, names in configuration.hub_models(section).items()
+        if MODEL_NOTE.format(model=slug) in pending
+    ]
+    if models:
+        yield (
+            f"To download from the Hugging Face hub, unless its cache has them: "
+            f"{', '.join(models)}."
+        )
+
+
+def _size(slug: str) -> str:
+    return f" ({GB[slug]} GB)" if slug in GB else ""
+
+
+def finished(configuration: Configuration, outputs: Collection[str]) -> list[str]:
+    """Where the results of a run are, and what to do next.
+
+    Args:
+        configuration: of the run.
+        outputs: files that its jobs write, whether or not they had to be written again.
+    """
+    lines: list[str] = []
+    for dataset in configuration.datasets:
+        page = f"results/{dataset}/report{configuration.suffix}.html"
+        if page in outputs:
+            lines += _results(configuration, dataset, page)
+        elif f"results/{dataset}/caption_labels.parquet" in outputs:
+            lines += _labels(dataset)
+    index = f"results/index{configuration.suffix}.html"
+    if len(configuration.datasets) > 1 and index in outputs:
+        lines.append(f"The page of all datasets is {index}.")
+    return lines
+
+
+def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[str]:
+    """The page and the model of a dataset, and the commands that use them."""
+    yield f"{dataset}: {_images(configuration, dataset)}. The page is {page}."
+    folder = SELECTED_MODEL.format(suffix=configuration.suffix).format(dataset=dataset)
+    if configuration.candidates(dataset):
+        path = SELECTION.format(suffix=configuration.suffix).format(dataset=dataset)
+        chosen = read_selection(path)
+        yield f"The chosen model is {chosen.method}, seed {chosen.seed}, in {folder}."
+        if not os.path.isfile(AUDIT.format(dataset=dataset)):
+            yield f"Next, to see how good it is: latteclip audit results/{dataset}"
+        photos = configuration.dataset(dataset)["source"].get("folder", "photos")
+        results = f"results/{dataset}" if not configuration.suffix else folder
+        yield f"Next, to use it: latteclip predict {shlex.join([results, photos])}"
+    yield from _unfinished(dataset)
+
+
+def _labels(dataset: str) -> Iterator[str]:
+    yield f"{dataset}: the labels are in results/{dataset}/caption_labels.parquet."
+    yield f"Next, to look at them: latteclip labels show results/{dataset}"
+    yield (
+        f"Next, to use them: latteclip labels export results/{dataset} --format imagefolder "
+        "--output labelled"
+    )
+
+
+def _unfinished(dataset: str) -> Iterator[str]:
+    """Checkpoints that no training of the run has used up."""
+    for folder in sorted(Path("results", dataset).glob("*/seed*/checkpoint*")):
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        yield (
+            f"{folder} ({size / 1e6:,.0f} MB) is of a training that did not finish. Remove it "
+            "unless you want to go on with that training."
+        )
+
+
+def failed(jobs: Sequence[FailedJob]) -> list[str]:
+    """The error messages of jobs that failed or were stopped, by the jobs' logs."""
+    return [_failure(job) for job in jobs]
+
+
+def _failure(job: FailedJob) -> str:
+    lines, log = [], ""
+    for log in filter(os.path.isfile, job.logs):
+        lines = Path(log).read_text("utf-8", errors="replace").splitlines()
+    starts = [i for i, line in enumerate(lines) if line.startswith(ERROR)]
+    if starts:
+        message = lines[starts[-1] :][:LONGEST]
+        if TRACEBACK in message:
+            message = [*message[: message.index(TRACEBACK)], f"The log is {log}."]
+        return shown(f"{ERROR}{job}: {' '.join(message).removeprefix(ERROR)}")
+    if lines and lines[-1].startswith(STOPPED):
+        return shown(f"{job}: {lines[-1]}")
+    if log:
+        return (
+            f"{ERROR}{job} ended without a message, as jobs do that are killed. The log is {log}."
+        )
+    return f"{ERROR}{job} has no log. The messages above say why."

@@ -1,0 +1,218 @@
+"""What a run needs besides a valid configuration, checked before its first job: also by a dry run.
+
+Imports nothing heavy.
+"""
+
+import difflib
+import json
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from latteclip.config import model_names, open_clip_names
+from latteclip.config.configuration import Configuration
+from latteclip.core.errors import UserError, suggestion
+from latteclip.core.foreign import URL
+
+CLASSES = "classes.txt"
+SPLITS = {"train", "val", "test"}
+HIDDEN = (".", "__MACOSX")
+LARGE = 2e9  # bytes of a captioner that takes days without a GPU
+CAPTIONS = "results/{dataset}/captions/{kind}s.parquet"
+SCORES = "results/{dataset}/class_scores.parquet"
+
+
+def refuse_unready(configuration: Configuration) -> None:
+    """Raise UserError about the first thing that a run lacks, or whose name nothing knows."""
+    for dataset in configuration.datasets:
+        for fault in _faults(configuration, dataset):
+            raise UserError(f"Dataset {dataset}: {fault}")
+
+
+def _faults(configuration: Configuration, dataset: str) -> Iterator[str]:
+    yield from _folder(configuration, dataset)
+    yield from _clip(configuration, dataset)
+    if configuration.caption_kinds(dataset) or configuration.scores_classes(dataset):
+        yield from _captioner(configuration, dataset)
+        yield from _files(configuration, dataset)
+
+
+def _folder(configuration: Configuration, dataset: str) -> Iterator[str]:
+    """A folder of images says which classes there are."""
+    values = configuration.dataset(dataset)
+    split, folder = values["split"], values["source"].get("folder")
+    if folder is None or split["kind"] != "folders" or split.get("classes"):
+        return
+    if os.path.lexists(os.path.join(folder, CLASSES)):
+        return
+    images = os.path.normpath(os.path.join(folder, split.get("images", ".")))
+    if not os.access(images, os.R_OK | os.X_OK):  # index_images says why
+        return
+    if not class_folders(images):
+        yield (
+            f"{folder} has neither class folders nor a {CLASSES}. Move the images of each class "
+            f"into a folder of its own, or write the names of the classes into "
+            f"{os.path.join(folder, CLASSES)}, one per line."
+        )
+
+
+def class_folders(folder: str) -> set[str]:
+    """Names of the folders in a folder of images, or else in its folders train, val and test."""
+    names = _folders(folder)
+    splits = names & SPLITS
+    return names if not splits else set().union(*(_folders(f"{folder}/{s}") for s in splits))
+
+
+def _folders(place: str) -> set[str]:
+    with os.scandir(place) as entries:
+        return {e.name for e in entries if e.is_dir() and not e.name.startswith(HIDDEN)}
+
+
+def _clip(configuration: Configuration, dataset: str) -> Iterator[str]:
+    """The CLIP model and its weights have names that open_clip knows, or are files."""
+    values = configuration.section("clip", dataset)
+    model, pretrained = values["model"], values["pretrained"]
+    if model.startswith(model_names.FOLDER):
+        yield from _text_tower(Path(model.removeprefix(model_names.FOLDER)))
+    elif not model.startswith(model_names.HUB):
+        name, known = model.replace("/", "-"), open_clip_names.models()
+        if known and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            advice = (
+                f"did you mean {near[0]}?" if near else "open_clip.list_models() has all names."
+            )
+            yield f"clip.model {model} is unknown; {advice}"
+        tags = open_clip_names.tags(name)
+        if os.path.isfile(pretrained) or not known or open_clip_names.clean(pretrained) in tags:
+            return
+        if "/" in pretrained:
+            yield f"clip.pretrained {pretrained} is not a file."
+        elif not tags:
+            yield f"open_clip has no weights of clip.model {model}; set clip.pretrained to a file."
+        else:
+            advice = suggestion(pretrained, tags)
+            yield f"clip.pretrained {pretrained} is no weights of {model}; {advice}"
+
+
+def _text_tower(folder: Path) -> Iterator[str]:
+    """A folder whose text tower is one of transformers holds the tower's configuration."""
+    try:
+        config = json.loads((folder / model_names.CLIP_CONFIG).read_bytes())
+        name = config["model_cfg"]["text_cfg"].get("hf_model_name")
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):  # the stage says why
+        return
+    if not name or (folder / model_names.TEXT_TOWER).exists() or _in_cache(name):
+        return
+    yield (
+        f"the text tower of clip.model {folder} is {name} of transformers, whose configuration the "
+        f"folder must hold: put its config.json into {folder / model_names.TEXT_TOWER}."
+    )
+
+
+def _in_cache(name: str) -> bool:
+    import huggingface_hub
+
+    try:
+        return isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str)
+    except ValueError:  # a name that the hub could not have
+        return False
+
+
+def _captioner(configuration: Configuration, dataset: str) -> Iterator[str]:
+    """The captioner can be asked: its model may exist, and its server has an address."""
+    values = configuration.section("captioner", dataset)
+    engine, model = values["engine"], values["model"]
+    if engine in model_names.ENGINES and not os.path.isdir(model):
+        if model_names.is_folder(model):
+            yield f"captioner.model {model} is not a folder."
+        elif "/" not in model:
+            yield (
+                f"captioner.model {model} is neither a folder nor a name of the Hugging Face hub, "
+                "such as llava-hf/llava-v1.6-mistral-7b-hf."
+            )
+    if engine == "openai" and not os.environ.get(URL) and not _has_answers(configuration, dataset):
+        yield (
+            f"captioner.engine openai needs the address of a server: export {URL}=http://host:8000"
+            "/v1, or set another engine."
+        )
+
+
+def _has_answers(configuration: Configuration, dataset: str) -> bool:
+    """Whether the tables that are made of the captioner's answers are there."""
+    kinds = configuration.caption_kinds(dataset)
+    tables = [CAPTIONS.format(dataset=dataset, kind=kind) for kind in kinds]
+    if configuration.scores_classes(dataset):
+        tables.append(SCORES.format(dataset=dataset))
+    return all(map(os.path.isfile, tables))
+
+
+def _files(configuration: Configuration, dataset: str) -> Iterator[str]:
+    """Captions and scores of the user's are there where a method of the run reads them."""
+    if configuration.section("captioner", dataset)["engine"] != "file":
+        return
+    files = configuration.own_files(dataset)
+    for kind in configuration.caption_kinds(dataset):
+        key = f"captioner.{kind}s_file"
+        if key not in files:
+            yield f"captioner.engine file needs {key}{_without(configuration, dataset, kind)}"
+        # Snakemake would go on with a table that was made of another file.
+        elif not os.path.isfile(files[key]):
+            yield f"{key} {files[key]} is not a file."
+    if configuration.scores_classes(dataset):
+        if "scores.file" not in files:
+            yield "captioner.engine file needs scores.file where scores.kind is set."
+        elif not os.path.isfile(files["scores.file"]):
+            yield f"scores.file {files['scores.file']} is not a file."
+
+
+def _without(configuration: Configuration, dataset: str, kind: str) -> str:
+    """Which methods read captions of a kind, and which methods of the run do without."""
+    methods = configuration.methods_of(dataset)
+    reading = [m for m in methods if configuration.needs_captions(m, kind, dataset)]
+    others = [m for m in methods if m not in reading]
+    verb = "reads" if len(reading) == 1 else "read"
+    sentence = f": {', '.join(reading)} {verb} captions of {kind}s."
+    return (
+        f"{sentence} To run without them, give method={','.join(others)}." if others else sentence
+    )
+
+
+def refuse_slow_captions(configuration: Configuration, pending: Collection[str]) -> None:
+    """Raise UserError where a large captioner would write captions of the run without a GPU.
+
+    An empty CUDA_VISIBLE_DEVICES asks for the CPU.
+
+    Args:
+        configuration: of the run.
+        pending: files that its jobs will write.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return
+    for dataset in configuration.datasets:
+        folder = f"results/{dataset}"
+        tables = (
+            f"{folder}/captions/images",
+            f"{folder}/captions/groups",
+            f"{folder}/class_scores",
+        )
+        shards = f"{folder}/captions/shards"
+        asks = any(path.startswith((*tables, shards)) for path in pending)
+        if asks and _is_large(configuration, dataset):
+            model = configuration.section("captioner", dataset)["model"]
+            raise UserError(
+                f"Dataset {dataset}: this machine has no NVIDIA GPU (nvidia-smi is not there), and "
+                f"captions by {model} would take days. Let a server write them, "
+                f"--config \"captioner={{'engine': 'openai', 'model': '{model}'}}\" with {URL}; "
+                f"bring your own, captioner.engine file; or set CUDA_VISIBLE_DEVICES= in the "
+                f"environment to use the CPU all the same."
+            )
+
+
+def _is_large(configuration: Configuration, dataset: str) -> bool:
+    """Whether the captioner is a large model, as one of the hub is whose size nobody knows."""
+    values = configuration.section("captioner", dataset)
+    if values["engine"] not in model_names.ENGINES:
+        return False
+    if not os.path.isdir(values["model"]):
+        return True
+    return sum(f.stat().st_size for f in os.scandir(values["model"]) if f.is_file()) > LARGE

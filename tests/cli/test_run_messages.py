@@ -1,0 +1,99 @@
+"""What a run prints first and last."""
+
+import json
+
+import pytest
+from support.class_folders import class_folders
+
+from latteclip.cli import run_messages
+from latteclip.cli.run_messages import FailedJob
+from latteclip.config import layers
+from latteclip.config.configuration import Configuration
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """Configurations of a folder with two classes."""
+    monkeypatch.chdir(tmp_path)
+    class_folders(tmp_path / "photos", n=3)
+    base = {"dataset": "mine", "image_dir": "photos"}
+    return lambda **given: Configuration(layers.defaults(project=None), {**base, **given})
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_a_run_begins_with_what_it_found(mine, tmp_path):
+    [line] = run_messages.started(mine(), [])
+    assert line.startswith("mine: 6 image files in photos, 2 class folders. Methods: zero_shot, ")
+    (tmp_path / "photos" / "classes.txt").write_text("lines\nred dots\ngrids\n")
+    [line] = run_messages.started(mine(), [])
+    assert "3 classes in photos/classes.txt" in line
+
+
+def test_a_run_names_what_it_will_download(mine, tmp_path):
+    pending = [f"resources/models/{slug}.json" for slug in run_messages.GB]
+    *_, line = run_messages.started(mine(), pending)
+    assert "ViT-B-32 laion2b_s34b_b79k (0.6 GB)" in line
+    assert "llava-hf/llava-v1.6-mistral-7b-hf (15.1 GB)" in line
+    other = mine(clip={"model": "hf-hub:me/clip"})
+    [_, line] = run_messages.started(other, ["resources/models/hf-hub--me--clip.json"])
+    assert line.endswith("hf-hub:me/clip.")
+    lines = run_messages.started(mine(dataset="dtd", image_dir=None), ["resources/dtd/data"])
+    assert "the images of dtd (about 620 MB)" in lines[-1]
+
+
+def test_a_run_ends_with_page_model_and_next_commands(mine, tmp_path):
+    found = mine()
+    page, results = "results/mine/report.html", tmp_path / "results" / "mine"
+    selection = {"dataset": "mine", "method": "recommended", "seed": 2, "reason": "It is better."}
+    write(results / "selection.json", json.dumps(selection))
+    write(results / "recommended" / "seed1" / "checkpoint" / "step-1" / "state", "0" * 2_000_000)
+    text = "\n".join(run_messages.finished(found, [page]))
+    assert page in text and "recommended, seed 2, in results/mine/model" in text
+    assert "latteclip audit results/mine" in text
+    assert "latteclip predict results/mine photos" in text
+    assert "results/mine/recommended/seed1/checkpoint (2 MB)" in text
+    write(results / "audit.json", "{}")
+    assert "latteclip audit" not in "\n".join(run_messages.finished(found, [page]))
+    labels = run_messages.finished(found, ["results/mine/caption_labels.parquet"])
+    assert "latteclip labels export results/mine" in labels[-1]
+    assert run_messages.finished(found, ["results/mine/images.parquet"]) == []
+
+
+@pytest.mark.parametrize(
+    ("log", "line"),
+    [
+        ("Begun.\nerror: x is broken.\n", "error: finetune of mine (flyp, seed 1): x is broken."),
+        (
+            "error: old\nerror: finetune failed (KeyError: 3); --debug\nTraceback (most recent "
+            "call last):\n  File\n",
+            "error: finetune of mine (flyp, seed 1): finetune failed (KeyError: 3); --debug The "
+            "log is job.log.",
+        ),
+        (
+            "Stopped before the end. Step 5 is kept in x: rerun to go on.\n",
+            "finetune of mine (flyp, seed 1): Stopped before the end. Step 5 is kept in x: rerun "
+            "to go on.",
+        ),
+        (
+            "Begun.\n",
+            "error: finetune of mine (flyp, seed 1) ended without a message, as jobs do that are "
+            "killed. The log is job.log.",
+        ),
+    ],
+    ids=["input", "bug", "stopped", "killed"],
+)
+def test_a_failed_job_is_named_with_its_message(tmp_path, monkeypatch, log, line):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.log").write_text(log)
+    wildcards = {"dataset": "mine", "method": "flyp", "seed": "1"}
+    assert run_messages.failed([FailedJob("finetune", wildcards, ["job.log"])]) == [line]
+
+
+def test_a_failed_job_without_a_log_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    [line] = run_messages.failed([FailedJob("summarize", {}, ["nowhere.log"])])
+    assert line.startswith("error: summarize has no log")

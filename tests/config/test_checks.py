@@ -1,0 +1,161 @@
+"""What a run lacks is one sentence that names the key, before any job, also of a dry run."""
+
+import json
+
+import pytest
+from support.tiny import DEMO_LLAVA
+
+from latteclip.config import checks
+from latteclip.core.errors import UserError
+
+OWN_CAPTIONS = {"captioner": {"engine": "file", "images_file": "mine.csv"}}
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """A working folder with unlabelled photos, and captions of them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "classes.txt").write_text("cat\ndog\n")
+    (tmp_path / "mine.csv").write_text("image_id,caption\n")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def checked(configured, photos):
+    """Checks the run of a folder with what a user gives."""
+    return lambda **given: checks.refuse_unready(
+        configured(**{"dataset": "mine", "image_dir": "photos", **given})
+    )
+
+
+def test_what_is_complete_is_not_refused(checked, configured):
+    checked()
+    checked(**OWN_CAPTIONS)
+    for dataset in ("demo", "all"):
+        checks.refuse_unready(configured(dataset=dataset))
+
+
+def test_a_folder_without_classes_is_refused(checked, photos):
+    (photos / "classes.txt").unlink()
+    (photos / ".hidden").mkdir()
+    with pytest.raises(UserError, match=r"Dataset mine: photos .*photos/classes\.txt"):
+        checked()
+    (photos / "train").mkdir()
+    (photos / "cat").mkdir()
+    with pytest.raises(UserError, match=r"photos/classes\.txt"):
+        checked()
+    (photos / "train" / "cat").mkdir()
+    checked()
+
+
+@pytest.mark.parametrize(
+    ("clip", "message"),
+    [
+        ({"model": "ViT-L14"}, r"clip\.model ViT-L14 .*did you mean ViT-L-14\?"),
+        ({"model": "7B"}, r"clip\.model 7B .*list_models"),
+        ({"pretrained": "laion2b"}, r"clip\.pretrained laion2b .*ViT-B-32"),
+        ({"pretrained": "weights/mine.pt"}, r"clip\.pretrained weights/mine\.pt is not a file"),
+        ({"model": "ViT-M-32"}, r"no weights of clip\.model ViT-M-32"),
+    ],
+    ids=str,
+)
+def test_a_clip_that_open_clip_does_not_know_is_refused(checked, clip, message):
+    with pytest.raises(UserError, match=message):
+        checked(clip=clip)
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [
+        {"model": "ViT-B/32", "pretrained": "OpenAI"},
+        {"model": "hf-hub:anyone/anything"},
+        {"pretrained": "mine.csv"},
+    ],
+    ids=str,
+)
+def test_a_clip_that_may_exist_is_not_refused(checked, clip):
+    checked(clip=clip)
+
+
+def test_a_folder_without_its_text_tower_is_refused(checked, tmp_path):
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    config = {"model_cfg": {"text_cfg": {"hf_model_name": "someone/bert"}}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="encoder/text_tower"):
+        checked(clip={"model": f"local-dir:{folder}"})
+    (folder / "text_tower").mkdir()
+    checked(clip={"model": f"local-dir:{folder}"})
+
+
+@pytest.mark.parametrize("model", ["llava", "./models/llava", "models/of/mine"])
+def test_a_captioner_that_is_nowhere_is_refused_where_it_is_asked(checked, model):
+    with pytest.raises(UserError, match=rf"captioner\.model {model} "):
+        checked(captioner={"model": model})
+    checked(captioner={"model": model}, method="zero_shot")
+
+
+def test_a_server_needs_an_address_until_it_has_answered(checked, monkeypatch, tmp_path):
+    server = {"captioner": {"engine": "openai", "model": "llava"}}
+    with pytest.raises(UserError, match="OPENAI_BASE_URL"):
+        checked(**server)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:8000/v1")
+    checked(**server)
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    (tmp_path / "results" / "mine" / "captions").mkdir(parents=True)
+    (tmp_path / "results" / "mine" / "captions" / "images.parquet").touch()
+    checked(**server)
+
+
+def test_captions_that_the_user_lacks_are_named_with_the_methods_that_do_without(checked):
+    methods = {"method": "zero_shot,image_prototypes,latteclip,recommended"}
+    without = "method=zero_shot,image_prototypes,recommended"
+    with pytest.raises(UserError, match=rf"captioner\.groups_file: latteclip reads .*{without}"):
+        checked(**OWN_CAPTIONS, **methods)
+    with pytest.raises(UserError, match=r"captioner\.groups_file .*nope\.csv is not a file"):
+        checked(
+            **OWN_CAPTIONS
+            | {
+                "captioner": {
+                    "engine": "file",
+                    "groups_file": "nope.csv",
+                    "images_file": "mine.csv",
+                }
+            },
+            **methods,
+        )
+    with pytest.raises(UserError, match=r"scores\.file"):
+        checked(**OWN_CAPTIONS, scores={"kind": "letters"})
+
+
+def test_files_that_no_method_of_the_run_reads_need_not_be_there(checked):
+    nowhere = {"engine": "file", "images_file": "nope.csv", "groups_file": "nope.csv"}
+    with pytest.raises(UserError, match=r"captioner\.images_file nope\.csv is not a file"):
+        checked(captioner=nowhere)
+    checked(captioner=nowhere, method="zero_shot,label_propagation")
+    checked(captioner={"engine": "file"}, method="zero_shot")
+    checked(captioner={**nowhere, "images_file": "mine.csv"})
+
+
+def test_a_dataset_without_images_says_how_to_name_them(configured):
+    with pytest.raises(UserError, match=r"'mine' is unknown; .* image_dir=path/to/photos"):
+        configured(dataset="mine")
+
+
+def test_captions_of_a_large_model_need_a_gpu(configured, photos, monkeypatch):
+    def check(pending, **captioner):
+        found = configured(dataset="mine", image_dir="photos", captioner=captioner)
+        checks.refuse_slow_captions(found, pending)
+
+    table = ["results/mine/captions/images.parquet"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for pending in (table, ["results/mine/captions/shards/images-1-of-2.parquet"]):
+        with pytest.raises(UserError, match=r"Dataset mine: .* GPU"):
+            check(pending)
+    check(["results/mine/images.parquet", "results/mine/captions/summary.json"])
+    check(table, engine="openai")
+    check(table, model=str(DEMO_LLAVA))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    check(table)
