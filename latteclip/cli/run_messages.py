@@ -14,8 +14,14 @@ from pathlib import Path
 
 from latteclip.config import checks, estimate
 from latteclip.config.configuration import Configuration
-from latteclip.config.rule_inputs import AUDIT, MODEL_NOTE, SELECTED_MODEL, SELECTION
+from latteclip.config.rule_inputs import (
+    MODEL_NOTE,
+    SELECTED_MODEL,
+    audit_if_any,
+    selection_if_any,
+)
 from latteclip.core.foreign import shown
+from latteclip.core.json_files import read_object
 from latteclip.data.class_folders import IMAGE_SUFFIXES
 from latteclip.evaluate.results import read_selection
 
@@ -68,7 +74,7 @@ def _images(configuration: Configuration, dataset: str) -> str:
     if counts:
         classes = f" of {counts.classes} classes" if counts.classes else ""
         return f"{counts.train + counts.test:,} images{classes}{_unreadable(dataset)}"
-    if folder and configuration.dataset(dataset)["split"]["kind"] == "folders":
+    if folder and configuration.section("split", dataset)["kind"] == "folders":
         return f"{_image_files(folder)} image files in {folder}, {_classes(folder)}"
     return f"images in {folder}" if folder else "images to download"
 
@@ -149,11 +155,13 @@ def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[
     """The page and the model of a dataset, and the commands that use them."""
     yield f"{dataset}: {_images(configuration, dataset)}. The page is {page}."
     folder = SELECTED_MODEL.format(suffix=configuration.suffix).format(dataset=dataset)
-    if configuration.candidates(dataset):
-        path = SELECTION.format(suffix=configuration.suffix).format(dataset=dataset)
-        chosen = read_selection(path)
+    for selection in selection_if_any(configuration, dataset):
+        chosen = read_selection(selection)
         yield f"The chosen model is {chosen.method}, seed {chosen.seed}, in {folder}."
-        if not os.path.isfile(AUDIT.format(dataset=dataset)):
+        audits = [path for path in audit_if_any(configuration, dataset) if os.path.isfile(path)]
+        for audit in audits:
+            yield f"By your answers: {read_object(audit, ['sentence'])['sentence']}"
+        if not audits:
             yield f"Next, to see how good it is: latteclip audit results/{dataset}"
         photos = configuration.dataset(dataset)["source"].get("folder", "photos")
         results = f"results/{dataset}" if not configuration.suffix else folder

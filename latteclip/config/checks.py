@@ -39,8 +39,8 @@ def _faults(configuration: Configuration, dataset: str) -> Iterator[str]:
 
 def _folder(configuration: Configuration, dataset: str) -> Iterator[str]:
     """A folder of images says which classes there are."""
-    values = configuration.dataset(dataset)
-    split, folder = values["split"], values["source"].get("folder")
+    folder = configuration.dataset(dataset)["source"].get("folder")
+    split = configuration.section("split", dataset)
     if folder is None or split["kind"] != "folders" or split.get("classes"):
         return
     if os.path.lexists(os.path.join(folder, CLASSES)):

@@ -121,7 +121,7 @@ class Configuration:
             )
         for dataset in self.datasets:
             self._check_dataset(dataset)
-            for method in self.methods:
+            for method in self.methods_of(dataset):
                 self._check_method(method, dataset)
 
     @property
@@ -279,7 +279,7 @@ class Configuration:
 
     def trainings(self, dataset: str) -> list[tuple[str, int]]:
         """Return (method, seed) of every fine-tuning of the run, those of an average included."""
-        methods = [self.averaged(m) if self.is_average(m) else m for m in self.methods]
+        methods = [self.averaged(m) if self.is_average(m) else m for m in self.methods_of(dataset)]
         found = [m for m in dict.fromkeys(methods) if self._has_seeds(m)]
         return [(method, seed) for method in found for seed in self.seeds]
 

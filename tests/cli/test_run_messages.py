@@ -56,8 +56,11 @@ def test_a_run_ends_with_page_model_and_next_commands(mine, tmp_path):
     assert "latteclip audit results/mine" in text
     assert "latteclip predict results/mine photos" in text
     assert "results/mine/recommended/seed1/checkpoint (2 MB)" in text
-    write(results / "audit.json", "{}")
-    assert "latteclip audit" not in "\n".join(run_messages.finished(found, [page]))
+    write(results / "audit.json", json.dumps({"sentence": "It is better by 3 points."}))
+    for name in ("plan.parquet", "answers.jsonl"):
+        write(results / "audit" / "train" / name, "")
+    text = "\n".join(run_messages.finished(found, [page]))
+    assert "It is better by 3 points." in text and "latteclip audit" not in text
     labels = run_messages.finished(found, ["results/mine/caption_labels.parquet"])
     assert "latteclip labels export results/mine" in labels[-1]
     assert run_messages.finished(found, ["results/mine/images.parquet"]) == []
