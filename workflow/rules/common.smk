@@ -268,7 +268,10 @@ def report_failures():
     """Print the error messages of failed jobs, also with --quiet."""
     jobs = [
         run_messages.FailedJob(job.rule.name, dict(job.wildcards.items()), job.log)
-        for failed in (*workflow.scheduler.failed, *workflow.scheduler.running)  # or stopped
+        for failed in (
+            *workflow.scheduler.failed,
+            *workflow.scheduler.running,
+        )  # or stopped
         for job in (failed.jobs if failed.is_group() else [failed])
     ]
     lines = [colours.paint(x, "red", sys.stderr) for x in run_messages.failed(jobs)]
