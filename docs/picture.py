@@ -44,7 +44,7 @@ def _show(page: Page, start: str) -> None:
     """Scroll to an element without what floats above, and wait for its pictures."""
     page.add_style_tag(content="nav { position: static !important }")
     top = page.locator(start).first.evaluate("one => one.getBoundingClientRect().top + scrollY")
-    page.evaluate("Promise.all([...document.images].map(i => (i.loading = 'eager', i.decode())))")
+    page.evaluate("Promise.all([...document.images].map(i => i.decode()))")
     page.evaluate(f"scrollTo(0, {top - ABOVE})")
 
 

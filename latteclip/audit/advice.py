@@ -46,12 +46,14 @@ def _take(folder: Path, audit: Audit, best: Run) -> Step:
     run = best
     text = f"To take {name[best]}:"
     if selected == best:
-        text = f"The run chose {name[best]}, too. To take it:"
+        text = f"The workflow chose {name[best]}, too. To take it:"
     elif over and over.decided and over.value > 0:
-        text = f"To take {name[best]} in place of {name[over.runs[1]]}, which the run chose:"
+        text = f"To take {name[best]} in place of {name[over.runs[1]]}, which the workflow chose:"
     elif over:
         run = over.runs[1]
-        text = f"The run chose {name[run]}, and the answers do not decide against it. To take it:"
+        text = (
+            f"The workflow chose {name[run]}, and the answers do not decide against it. To take it:"
+        )
     model = folder / "model" if run == selected else folder / run[0] / f"seed{run[1]}" / "model"
     if not model.is_dir():
         return Step(f"{name[run]} has no folder of its model: it is the pretrained CLIP.")

@@ -127,6 +127,12 @@ def _chosen(folder: Path) -> Candidate | None:
     return Candidate(selection.method, selection.seed)
 
 
+def left_out(folder: Path) -> Path:
+    """Return the table of what a run predicts of training images that it did not learn from."""
+    of_average = folder / "left_out.parquet"
+    return of_average if of_average.is_file() else folder / OF_LEFT_OUT[0]
+
+
 def runs(folder: Path, name: str = OF_EVALUATED[0]) -> list[Run]:
     """Return the runs that have a table of a name: the baselines first, then by name."""
     found = []
@@ -161,6 +167,8 @@ def _predictions(folder: Path, said: Said, one: Candidate, classnames: Sequence[
     """Image ids and predictions of a run, without labels."""
     name, schema = said
     path = folder / one.method / f"seed{one.seed}" / name
+    if said == OF_LEFT_OUT:
+        path = left_out(path.parent)
     table, described = tables.read(path, schema, ["image_id", "prediction"])
     if described.get("classnames") != list(classnames):
         raise UserError(f"{path} is of other classes than the image index; rerun its stage.")

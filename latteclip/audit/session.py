@@ -124,7 +124,7 @@ class Session:
 
     def _run(self, method: str, seed: int) -> RunFiles:
         folder = self.folder / method / f"seed{seed}"
-        judged = folder / "judged.parquet"
+        judged = candidates.left_out(folder)
         return RunFiles(
             method,
             seed,

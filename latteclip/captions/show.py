@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from latteclip.captions.author import own_file
 from latteclip.captions.prepare import read_image
 from latteclip.captions.prepare import show as pictures_of
 from latteclip.captions.questions import GroupSettings, layout_of
@@ -104,6 +105,8 @@ def _labels_beside(path: str) -> dict[str, int]:
 
 
 def _header(path: str, n: int, metadata: dict[str, Any]) -> str:
+    if own := own_file(metadata):
+        return f"{path}: {n} captions of your own, from {own} (read {metadata['date']})"
     captioner = metadata["captioner"]
     return (
         f"{path}: {n} captions by {captioner['model']} "

@@ -226,8 +226,6 @@ def average_weights(args: argparse.Namespace) -> None:
 
 def finetune(args: argparse.Namespace) -> None:
     """Tune CLIP under a method's objective."""
-    # Read when torch is loaded: texts of several lengths leave no gaps in the GPU's memory.
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     from latteclip.train import finetune as stage
     from latteclip.train.data import TrainingFiles
     from latteclip.train.settings import FinetuneSettings
@@ -296,6 +294,7 @@ def evaluate_classifier(args: argparse.Namespace) -> None:
         Run(args.dataset, args.method, args.seed),
         Outputs(args.predictions, args.metrics),
         args.judged,
+        args.gallery,
     )
 
 
@@ -335,7 +334,13 @@ def summarize(args: argparse.Namespace) -> None:
     from latteclip.evaluate import summarize as stage
 
     stage.summarize(
-        args.metrics, args.selections, args.audits, args.baseline, args.csv, args.markdown
+        args.metrics,
+        args.selections,
+        args.audits,
+        args.baseline,
+        args.csv,
+        args.markdown,
+        args.others,
     )
 
 
@@ -356,6 +361,7 @@ def report_dataset(args: argparse.Namespace) -> None:
             args.audit,
             args.unknown,
             args.duplicates,
+            args.corrupt,
         ),
         runs.run_files(args.runs),
         from_json(dataset_report.ReportSettings, args.settings),
@@ -368,7 +374,9 @@ def index_results(args: argparse.Namespace) -> None:
     from latteclip.report import index_results as results_index
 
     settings = from_json(results_index.IndexSettings, args.settings)
-    results_index.index_results(args.metrics, args.selections, args.audits, settings, args.output)
+    results_index.index_results(
+        args.metrics, args.selections, args.audits, settings, args.output, args.others
+    )
 
 
 # Options that several commands share; everything else is a required string.
@@ -380,6 +388,7 @@ OPTIONS = {
     "baseline": {"default": "zero_shot", "help": "the method that gains are over"},
     "selections": {"nargs": "*", "default": [], "help": "what select-model wrote"},
     "audits": {"nargs": "*", "default": [], "help": "what score-audit wrote"},
+    "others": {"help": "folder of results, of which other datasets are shown as well"},
     "shard": {"default": "1/1", "help": "which part of how many"},
     "store": {"help": "folder of the answers that outlive this run"},
 }
@@ -497,6 +506,7 @@ COMMANDS: dict[Command, list[str]] = {
         "predictions",
         "metrics",
         "judged",
+        "gallery",
     ],
     propagate_labels: [
         "dataset",
@@ -513,7 +523,7 @@ COMMANDS: dict[Command, list[str]] = {
     ],
     score_audit: ["dataset", "plan", "answers", "runs", "output"],
     select_model: ["dataset", "candidates", "votes?", "output", "model"],
-    summarize: ["metrics...", "selections", "audits", "baseline", "csv", "markdown"],
+    summarize: ["metrics...", "selections", "audits", "baseline", "csv", "markdown", "others"],
     report_dataset: [
         "images",
         "pseudo-labels",
@@ -525,9 +535,10 @@ COMMANDS: dict[Command, list[str]] = {
         "audit?",
         "unknown?",
         "duplicates?",
+        "corrupt?",
         "runs",
         "settings",
         "output",
     ],
-    index_results: ["metrics...", "selections", "audits", "settings", "output"],
+    index_results: ["metrics...", "selections", "audits", "settings", "output", "others"],
 }

@@ -1,9 +1,9 @@
-"""What the pages are made of: files, settings, and which method is shown in detail."""
+"""What the pages are made of: files, settings, and which methods have a part of their own."""
 
 import json
 from typing import Any
 
-from latteclip.config.configuration import Configuration
+from latteclip.config.configuration import HEADS, NO_CANDIDATES, Configuration
 from latteclip.core import usage
 
 # Sections that datasets share and a page tells, in its order.
@@ -34,37 +34,39 @@ OF_RUN = (
 )
 
 
-def shown_method(configuration: Configuration, dataset: str) -> str | None:
-    """The method that a page shows in detail.
-
-    The first LatteCLIP that is like no other method; without one, the last that is not zero-shot.
-    """
+def main_method(configuration: Configuration, dataset: str) -> str:
+    """The method that a page is about where no model is chosen: the last that can be chosen."""
     methods = configuration.methods_of(dataset)
-    asked = [m for m in methods if configuration.objective(m) != "zero_shot"]
-    whole = [
-        method
-        for method in asked
-        if configuration.objective(method) == "latteclip"
-        and "like" not in configuration.config["methods"][method]
-    ]
-    candidates = whole or asked[-1:]
-    return candidates[0] if candidates else None
+    able = [m for m in methods if configuration.objective(m) not in NO_CANDIDATES]
+    return (able or methods)[-1]
+
+
+def paper_method(configuration: Configuration, dataset: str) -> str | None:
+    """The method of the paper, where it is run: the first LatteCLIP that is like no other."""
+    return next(
+        (
+            method
+            for method in configuration.methods_of(dataset)
+            if configuration.objective(method) == "latteclip"
+            and "like" not in configuration.config["methods"][method]
+        ),
+        None,
+    )
 
 
 def runs(configuration: Configuration, dataset: str) -> list[dict[str, Any]]:
-    """What a page reads of each run: metrics, predictions and history, and more of one method."""
-    shown = shown_method(configuration, dataset)
-    of_dataset = configuration.runs(dataset)
-    first = min((seed for method, seed in of_dataset if method == shown), default=None)
+    """What a page reads of each run.
+
+    Any of them may be chosen, which is not known before. So all of them are inputs.
+    """
     found = []
-    for method, seed in of_dataset:
+    for method, seed in configuration.runs(dataset):
         folder = f"results/{dataset}/{method}/seed{seed}"
         run = {"method": method, "seed": seed, "metrics": f"{folder}/metrics.json"}
         run["predictions"] = f"{folder}/predictions.parquet"
-        trained = configuration.is_trained(method)
-        if trained:
+        if configuration.is_trained(method):
             run["history"] = f"{folder}/history.parquet"
-        if (method, seed) == (shown, first) and trained:
+        if configuration.is_trained(method) or configuration.objective(method) in HEADS:
             run["gallery"] = f"{folder}/gallery.parquet"
         found.append(run)
     return found
@@ -130,17 +132,27 @@ def report_dataset(configuration: Configuration, dataset: str) -> str:
     values = {
         "dataset": dataset,
         "baseline": configuration.table["baseline"],
-        "shown": shown_method(configuration, dataset),
+        "main": main_method(configuration, dataset),
+        "paper": paper_method(configuration, dataset),
+        "suffix": configuration.suffix,
         "config": shown_config(configuration, dataset),
         "benchmarks": benchmarks(configuration, dataset),
     }
     return json.dumps(values, ensure_ascii=False)
 
 
+def others(configuration: Configuration) -> str:
+    """The option by which the main table and its page show datasets of earlier runs as well.
+
+    They are no inputs: what an earlier run left is not made again for a table.
+    """
+    return "" if configuration.suffix else "--others results"
+
+
 def index_results(configuration: Configuration) -> dict[str, Any]:
     """The settings of the page over all datasets: their pages and their titles."""
     datasets = configuration.datasets
-    titles = {key: configuration.dataset(key).get("title", "") for key in datasets}
+    titles = {key: one.get("title", "") for key, one in configuration.config["datasets"].items()}
     return {
         "baseline": configuration.table["baseline"],
         "reports": {key: f"{key}/report{configuration.suffix}.html" for key in datasets},

@@ -272,13 +272,14 @@ def audited_runs(configuration: Configuration, dataset: str) -> list[dict[str, A
     for method, seed in configuration.runs(dataset):
         folder = f"results/{dataset}/{method}/seed{seed}"
         judges = configuration.objective(method) != "label_propagation"
+        judged = LEFT_OUT if configuration.is_average(method) else "judged.parquet"
         found.append(
             {
                 "method": method,
                 "seed": seed,
                 "metrics": f"{folder}/metrics.json",
                 "predictions": f"{folder}/predictions.parquet",
-                "judged": f"{folder}/judged.parquet" if judges else None,
+                "judged": f"{folder}/{judged}" if judges else None,
                 "has_model": judges,
             }
         )

@@ -26,7 +26,7 @@ MAKERS: dict[str, tuple[str, ...]] = {
     "metrics.json": (*EVALUATION, "propagate_labels"),
     "judged.parquet": EVALUATION,
     "audit.json": ("score_audit",),
-    "gallery.parquet": ("evaluate",),
+    "gallery.parquet": ("evaluate", "evaluate_classifier"),
 }
 
 

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from latteclip.clip import tuned
@@ -58,7 +56,7 @@ def evaluate(
         UserError: an input is missing or does not fit the others, or there is no image.
     """
     table, names = metrics.read_evaluated_images(files.images, run.dataset)
-    shown = _shown_images(files)
+    shown = gallery_images.read_shown(files.images, files.pseudo_labels)
     history = tables.read_metadata(files.history, "step")
     where = devices.pick(device, threads)
     model = tuned.load(files.model, where, settings.precision, classnames=names)
@@ -78,21 +76,6 @@ def evaluate(
         unseen = ranked(tables.Strings(apart["path"]), 1)[0][:, 0].numpy()
     judged.write_predictions(judged_output, apart["image_id"], unseen, names)
     predictions, _ = ranked(shown["path"].to_pylist(), 1)
-    tables.write(
-        gallery_output,
-        {
-            "image_id": shown["image_id"],
-            "prediction": pa.array(predictions[:, 0].numpy(), pa.int32()),
-        },
-        gallery_images.GALLERY,
-        {"classnames": names},
+    gallery_images.write_predictions(
+        gallery_output, shown["image_id"], predictions[:, 0].numpy(), names
     )
-
-
-def _shown_images(files: EvaluateFiles) -> pa.Table:
-    """The rows of the training images that the page shows."""
-    columns = ["image_id", "path", "split"]
-    index, _ = gallery_images.read_index(files.images, files.pseudo_labels, columns)
-    train = index.filter(pc.not_equal(index["split"], "test"))
-    confidence, pseudo_labels = (train[name].to_numpy() for name in ("confidence", "pseudo_label"))
-    return train.take(gallery_images.choose(confidence, pseudo_labels))

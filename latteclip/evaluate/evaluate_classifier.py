@@ -6,7 +6,7 @@ Without a test split, all images are.
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.ranking import classify
 from latteclip.core import tables
-from latteclip.evaluate import judged, metrics
+from latteclip.evaluate import gallery_images, judged, metrics
 from latteclip.labels.features import read_features
 
 
@@ -19,10 +19,11 @@ def evaluate_classifier(
     run: metrics.Run,
     outputs: metrics.Outputs,
     judged_output: str,
+    gallery_output: str,
 ) -> None:
     """Write predictions and metrics; each image is classified by itself.
 
-    Training images that judge are classified as well.
+    Training images that judge, and those of the page, are classified as well.
 
     Args:
         images_path: an IMAGES table.
@@ -34,6 +35,7 @@ def evaluate_classifier(
         run: what is evaluated.
         outputs: where the results are written.
         judged_output: where the classes of the images that judge are written.
+        gallery_output: where the classes of the images that the page shows are written.
 
     Raises:
         UserError: an input is missing or does not fit the others, or there is no image.
@@ -50,3 +52,6 @@ def evaluate_classifier(
         votes, _ = tables.read(votes_path, tables.VOTES, ["image_id", "head"])
         apart, known = votes["image_id"], votes["head"].to_numpy()
     judged.write_predictions(judged_output, apart, known, names)
+    shown = gallery_images.read_shown(images_path, pseudo_labels_path)["image_id"]
+    of_shown, _ = classify(read_features(pseudo_labels_path, shown), classifier, 1)
+    gallery_images.write_predictions(gallery_output, shown, of_shown[:, 0].numpy(), names)

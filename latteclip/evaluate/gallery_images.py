@@ -1,7 +1,7 @@
-"""The training images that a dataset's page shows, and what a tuned model says of them.
+"""The training images that a dataset's page shows, and what a model says of them.
 
-The page runs no model: `evaluate` classifies these images as it does the test split, and writes
-the GALLERY table.
+The page runs no model: `evaluate` and `evaluate_classifier` classify these images as they do the
+test split, and write the GALLERY table.
 
 Letters: N images.
 """
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -36,6 +37,25 @@ def read_index(
     for name in ("pseudo_label", "confidence"):
         index = index.append_column(name, zero_shot[name])
     return index, metadata["classnames"]
+
+
+def read_shown(images: str, pseudo_labels: str) -> pa.Table:
+    """Read `image_id` and `path` of the training images that the page shows."""
+    index, _ = read_index(images, pseudo_labels, ["image_id", "path", "split"])
+    train = index.filter(pc.not_equal(index["split"], "test"))
+    confidence, labels = (train[name].to_numpy() for name in ("confidence", "pseudo_label"))
+    return train.take(choose(confidence, labels)).select(["image_id", "path"])
+
+
+def write_predictions(
+    path: str,
+    image_ids: pa.ChunkedArray,
+    predictions: npt.NDArray[np.integer],
+    classnames: Sequence[str],
+) -> None:
+    """Write GALLERY: the classes [N] of the images that the page shows."""
+    columns = {"image_id": image_ids, "prediction": predictions.astype(np.int32)}
+    tables.write(path, columns, GALLERY, {"classnames": list(classnames)})
 
 
 def choose(
@@ -66,10 +86,10 @@ def spread_over(
 
 
 def read_predictions(path: str, image_ids: Sequence[str], classnames: Sequence[str]) -> list[int]:
-    """What a tuned model says of the images that are shown, by a GALLERY table.
+    """What a model says of the images that are shown, by a GALLERY table.
 
     Raises:
-        UserError: the table is of other images, or its model was tuned for other classes.
+        UserError: the table is of other images, or its model knows other classes.
     """
     table, metadata = tables.read(path, GALLERY)
     if metadata["classnames"] != list(classnames):

@@ -1,6 +1,6 @@
 """The metrics.json of a run, read back and checked, and what its marks mean."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,18 @@ class Selection:
     method: str
     seed: int
     reason: str  # one sentence
+    # Of each candidate that votes judged, how far it agrees with them: a fraction.
+    agreements: dict[tuple[str, int], float] = field(default_factory=dict)
+
+    @property
+    def run(self) -> tuple[str, int]:
+        return self.method, self.seed
+
+    def agreement(self, method: str) -> float | None:
+        """How far a method agrees with votes: the chosen run of it, or else the first judged."""
+        of_method = [value for run, value in self.agreements.items() if run[0] == method]
+        first = next(iter(of_method), None)
+        return self.agreements.get(self.run, first) if method == self.method else first
 
 
 def read_selection(path: str | Path) -> Selection:
@@ -38,7 +50,12 @@ def read_selection(path: str | Path) -> Selection:
     """
     keys = ("dataset", "method", "seed", "reason")
     values = read_object(path, keys)
-    return Selection(*(values[key] for key in keys))
+    agreements = {
+        (one["method"], one["seed"]): one["agreement"]
+        for one in values.get("candidates", [])
+        if one.get("agreement") is not None
+    }
+    return Selection(**{key: values[key] for key in keys}, agreements=agreements)
 
 
 def read_metrics(path: str | Path) -> dict[str, Any]:

@@ -1,14 +1,21 @@
 """One table over datasets and methods from the metrics of every run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import pandas as pd
 
 from latteclip.core.files import write_text
 from latteclip.evaluate import published
 from latteclip.evaluate.audited import Audit, marked, read_audits
+from latteclip.evaluate.earlier import earlier
 from latteclip.evaluate.results import MARKS, Selection, read_metrics, read_selection
-from latteclip.evaluate.summary import by_dataset, means_over_datasets, summary, union
+from latteclip.evaluate.summary import (
+    by_dataset,
+    means_over_datasets,
+    split_by_labels,
+    summary,
+    union,
+)
 
 # Columns on what people's answers say, and what they are called in an audit.
 AUDITED = {"audited": "value", "audited_low": "low", "audited_high": "high"}
@@ -22,24 +29,74 @@ def summarize(
     baseline: str,
     csv_output: str,
     markdown_output: str,
+    others: str | None = None,
 ) -> None:
     """Write one row per dataset and method: means and spreads over seeds, gain over the baseline.
 
     What people's answers say stands in columns of its own, and below the table for people.
 
+    Args:
+        metrics_paths: of the runs.
+        selection_paths: of the datasets in which a model was chosen.
+        audit_paths: of the datasets about which people answered.
+        baseline: the method that gains are over.
+        csv_output: the table for programs.
+        markdown_output: the table for people.
+        others: folder of results; of other datasets there, what earlier runs left is added.
+
     Raises:
         UserError: a file is missing or broken.
     """
-    audits = read_audits(audit_paths)
-    runs = pd.DataFrame(marked([read_metrics(path) for path in metrics_paths], audits))
-    selections = [read_selection(path) for path in selection_paths]
+    metrics = [read_metrics(path) for path in metrics_paths]
+    before = earlier(others, {values["dataset"] for values in metrics})
+    audits = read_audits(audit_paths) | before.audits
+    runs = pd.DataFrame(marked(metrics + before.metrics, audits))
+    selections = [read_selection(path) for path in selection_paths] + before.selections
     table = summary(runs, baseline)
     table["chosen"] = chosen_seeds(table, selections)
+    table["agreement"] = agreements(table, selections)
     for column, name in AUDITED.items():
         table[column] = audited_figures(table, audits, name)
     write_text(csv_output, table.to_csv(index=False, float_format="%.2f"))
-    text = markdown(table, baseline) + reasons(selections) + audited(audits) + across(table)
-    write_text(markdown_output, text)
+    labelled, unlabelled = split_by_labels(table)
+    parts = [markdown(labelled, baseline)] if len(labelled) else []
+    parts += [without_labels(unlabelled)] if len(unlabelled) else []
+    text = "\n".join(parts) + reasons(selections) + audited(audits, set(labelled["dataset"]))
+    write_text(markdown_output, text + (across(labelled) if len(labelled) else ""))
+
+
+def agreements(table: pd.DataFrame, selections: Sequence[Selection]) -> list[float | None]:
+    """How far the method of each row agrees with votes, in percent; None where not known."""
+    by_dataset = {one.dataset: one for one in selections}
+    found: list[float | None] = []
+    for dataset, method in zip(table["dataset"], table["method"], strict=True):
+        value = by_dataset[dataset].agreement(method) if dataset in by_dataset else None
+        found.append(None if value is None else 100 * value)
+    return found
+
+
+def without_labels(table: pd.DataFrame) -> str:
+    """The datasets of which no label is known: what votes and people's answers say."""
+    header = ["without labels", "method", "seeds", "agrees with votes", "right by answers"]
+    rows = [
+        [
+            row["dataset"],
+            row["method"] + (f" {STAR}" if row["chosen"] else ""),
+            str(row["seeds"]),
+            _number(row["agreement"]),
+            "-"
+            if pd.isna(row["audited"])
+            else f"{row['audited']:.1f} ({row['audited_low']:.1f} to {row['audited_high']:.1f})",
+        ]
+        for row in table.to_dict("records")
+    ]
+    asked = [
+        f"- {name}: `latteclip audit results/{name}` asks about a hundred images, and says which "
+        "method is right most often."
+        for name, part in table.groupby("dataset")
+        if part["audited"].isna().all()
+    ]
+    return "\n".join([*_lines(header, rows, n_left=2), *([""] if asked else []), *asked]) + "\n"
 
 
 def chosen_seeds(table: pd.DataFrame, selections: Sequence[Selection]) -> list[str]:
@@ -60,10 +117,8 @@ def audited_figures(
     return found
 
 
-def audited(audits: Mapping[str, Audit]) -> str:
-    """What people's answers say: the verdict of each dataset, and a table of accuracies."""
-    if not audits:
-        return ""
+def audited(audits: Mapping[str, Audit], labelled: Collection[str]) -> str:
+    """What people's answers say: the verdict of each dataset, and accuracies of labelled ones."""
     rows = [
         [
             audit.dataset,
@@ -73,14 +128,19 @@ def audited(audits: Mapping[str, Audit]) -> str:
         ]
         for audit in audits.values()
         for one in audit.accuracies
+        if audit.dataset in labelled
     ]
-    lines = ["", *_lines(["audited", "method", "acc1", "95 % interval"], rows, n_left=2), ""]
+    lines = [""] if audits else []
+    if rows:
+        lines += [*_lines(["audited", "method", "acc1", "95 % interval"], rows, n_left=2), ""]
     for audit in audits.values():
         lines.append(
             f"- audited: {audit.dataset}, {audit.answered} of {audit.images:,} {audit.split} "
             f"images: {audit.sentence}"
+            if audit.accuracies
+            else f"- audited: {audit.dataset}: {audit.sentence}"
         )
-    return "\n".join(lines) + "\n"
+    return "".join(f"{line}\n" for line in lines)
 
 
 def reasons(selections: Sequence[Selection]) -> str:

@@ -57,6 +57,12 @@ def union(marks: Iterable[Sequence[str]]) -> str:
     return " ".join(mark for mark in MARKS if mark in found)
 
 
+def split_by_labels(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of datasets of which an accuracy is known, and the other rows."""
+    is_labelled = table.groupby("dataset")["acc1_mean"].transform("count") > 0
+    return table[is_labelled], table[~is_labelled]
+
+
 def known(value: float) -> float | None:
     """A figure of a table, or None where there is none."""
     return None if pd.isna(value) else float(value)

@@ -7,6 +7,7 @@ Letters: N training images, C classes, D embedding width, T captions, U distinct
 """
 
 import logging
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -254,13 +255,13 @@ def _sentence(summary: dict[str, Any]) -> str:
     )
     if not summary["corroborated"]:
         return (
-            f"{begin}, and with images and scores no better than if they were dealt out at random "
-            f"(p {summary['corroboration']['p_value']:.3f}): they tell nothing, and the labels are "
+            f"{begin}, and with images and scores no better than in random order (p-value "
+            f"{summary['corroboration']['p_value']:.3f}). So they do not count, and the labels are "
             "the calibrated zero-shot ones."
         )
-    gains = summary["gains"]
+    times = {name: math.exp(gain) for name, gain in summary["gains"].items()}
     return (
-        f"{begin}; zero-shot scores predict a vote by {gains['zero_shot']:.2f} nats, image "
-        f"prototypes by {gains['images']:.2f}, both by {gains['both']:.2f} (rate "
-        f"{summary['rate']:.2f}): {summary['changed']} labels changed."
+        f"{begin}. Zero-shot scores make a vote {times['zero_shot']:.2f} times as likely as the "
+        f"frequencies of the classes do, image prototypes {times['images']:.2f} times, both "
+        f"{times['both']:.2f} times. {summary['changed']} labels changed."
     )

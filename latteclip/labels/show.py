@@ -1,5 +1,6 @@
 """`latteclip labels show`: who was believed about the labels of a dataset, and a few images."""
 
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -132,9 +133,9 @@ def _summary(path: Path, rows: list[Row], metadata: dict[str, Any]) -> str:
     lines = [
         f"{path}: {n} training images, {len(metadata['classnames'])} classes, CLIP "
         f"{metadata['model']}",
-        f"who votes: {votes}, for {voting} of {n} images; {metadata['agreement']:.0%} of them name "
-        "the class that calibrated zero-shot scores name. (Calibrated: each class's mean score "
-        "over all images is taken off.)",
+        f"votes: {votes} speak for a class of {voting} of {n} images. {metadata['agreement']:.0%} "
+        "of these votes are the class that calibrated zero-shot scores name. (Calibrated: each "
+        "class's mean score over all images is taken off.)",
         *(_that_count(metadata) if metadata["corroborated"] else _that_do_not(metadata)),
         f"labels: {moved} of {n} are not the zero-shot ones, {metadata['changed']} not the "
         "calibrated ones.",
@@ -154,14 +155,14 @@ def _that_count(metadata: dict[str, Any]) -> list[str]:
         believed += f", prototypes of captions {weights['texts']:.2f}"
     return [
         f"{votes} count: they fit the looks of the images and the zero-shot scores better than "
-        f"votes dealt out at random do (p {p_value:.3f}).",
-        "how well the others foresee a vote, without seeing it: zero-shot scores by "
-        f"{gains['zero_shot']:.2f} nats, image prototypes by {gains['images']:.2f}, both by "
-        f"{gains['both']:.2f} (0: not at all; 0.69: as if half of the likely classes were ruled "
-        "out).",
+        f"the same votes in random order do (p-value {p_value:.3f}).",
+        "how well the others predict a vote without seeing it: zero-shot scores make it "
+        f"{math.exp(gains['zero_shot']):.2f} times as likely as the frequencies of the classes do, "
+        f"image prototypes {math.exp(gains['images']):.2f} times, both together "
+        f"{math.exp(gains['both']):.2f} times (1: no better).",
         f"{believed}; 0: not at all.",
-        f"rate: {rate:.0%} of the votes are foreseen by zero-shot scores and image prototypes. The "
-        "more, the likelier all make the same mistakes, so beside a vote these two count "
+        f"zero-shot scores and image prototypes predict {rate:.0%} of the votes. The more they "
+        "predict, the likelier all make the same mistakes. So beside a vote these two count "
         f"{metadata['independent']:.2f} times.",
     ]
 
@@ -169,8 +170,8 @@ def _that_count(metadata: dict[str, Any]) -> list[str]:
 def _that_do_not(metadata: dict[str, Any]) -> list[str]:
     p_value = metadata["corroboration"]["p_value"]
     return [
-        f"{metadata['votes']} do not count: dealt out at random they fit the looks of the images "
-        f"and the zero-shot scores as well (p {p_value:.3f}), so the labels are the calibrated "
+        f"{metadata['votes']} do not count: in random order they fit the looks of the images and "
+        f"the zero-shot scores as well (p-value {p_value:.3f}). So the labels are the calibrated "
         "zero-shot ones."
     ]
 

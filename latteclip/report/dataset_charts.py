@@ -13,25 +13,17 @@ CURVES, POINTS = 6, 120  # methods in a chart of the training, and points of a l
 BIASES = 20  # classes in the chart of biases
 
 
-def training_charts(run_files: Sequence[runs.RunFiles], shown: str | None) -> list[charts.Chart]:
-    """Curves of the trained methods, the shown one first, and the parts of the shown one."""
+def training_charts(run_files: Sequence[runs.RunFiles], main: str) -> list[charts.Chart]:
+    """Curves of the trained methods, the main one first."""
     names = list(dict.fromkeys(run.method for run in run_files if run.history))
-    names.sort(key=lambda name: name != shown)
-    read: dict[str, list[dict[str, Floats]]] = {}
-    for name in names[:CURVES]:
-        curves = [
-            runs.read_curves(run.history, POINTS)
-            for run in run_files
-            if run.method == name and run.history
-        ]
-        read[name] = [curve for curve in curves if curve]
-    left_out = f"The first {CURVES} of {len(names)} methods." if len(names) > CURVES else ""
+    names.sort(key=lambda name: name != main)
+    read = {name: _curves(run_files, name) for name in names[:CURVES]}
+    left_out = f" The first {CURVES} of {len(names)} methods." if len(names) > CURVES else ""
     found = []
     for column, title, note in (
-        ("loss", "Loss", "The sum that is minimised."),
-        ("agreement", "Label agreement", "Share of predictions that are their pseudo-label."),
-        ("class_balance", "Class balance", "1 where all classes are predicted equally often."),
-        ("prototype_drift", "Prototype drift", "Mean of 1 − cosine to the start."),  # noqa: RUF001
+        ("loss", "Loss", "What training minimises, on the training images."),
+        ("agreement", "Agreement with the labels", "Share of predictions equal to their label."),
+        ("class_balance", "Balance of the classes", "1: all classes are predicted equally often."),
     ):
         lines = [
             line
@@ -39,32 +31,53 @@ def training_charts(run_files: Sequence[runs.RunFiles], shown: str | None) -> li
             if (line := _line(name, curves, column, series))
         ]
         if lines:
-            found.append(
-                charts.line_chart(
-                    title, lines, x_label="epoch", note=f"{note} {left_out}", legend=True
-                )
+            chart = charts.line_chart(
+                title, lines, x_label="epoch", note=f"{note}{left_out}", legend=True
             )
-    parts = read.get(shown or "", [])
+            found.append(chart)
+    return found
+
+
+def latteclip_charts(run_files: Sequence[runs.RunFiles], method: str) -> list[charts.Chart]:
+    """What only LatteCLIP's training has: two labels an image, mixed texts, moving prototypes."""
+    curves = _curves(run_files, method)
+    found = []
     for title, columns, note in (
         (
-            "Losses by label",
-            {"loss_zero_shot": "frozen label", "loss_finetuned": "tuned model's label"},
-            f"Of {shown}.",
+            "Loss by kind of label",
+            {"loss_zero_shot": "pretrained model's label", "loss_finetuned": "tuned model's label"},
+            "Each image has a label by the pretrained model and one by the model in training.",
         ),
         (
-            "Mixer weights",
-            {"weight_class": "class", "weight_image": "image", "weight_group": "group"},
-            f"Share of each description in the mix; of {shown}.",
+            "Weights of the descriptions",
+            {"weight_class": "class name", "weight_image": "image", "weight_group": "group"},
+            "How much each description counts in the text that an image is compared with.",
+        ),
+        (
+            "How far prototypes moved",
+            {"prototype_drift": "prototypes"},
+            "A prototype stands for a class. 0: where it started, at the text of the class name; "
+            "1 minus the cosine to there, mean over classes.",
         ),
     ):
         lines = [
             line
             for series, (column, name) in enumerate(columns.items())
-            if (line := _line(name, parts, column, series))
+            if (line := _line(name, curves, column, series))
         ]
-        if lines:
+        if len(lines) > 1 or (len(columns) == 1 and lines):
             found.append(charts.line_chart(title, lines, x_label="epoch", note=note, legend=True))
     return found
+
+
+def _curves(run_files: Sequence[runs.RunFiles], method: str) -> list[dict[str, Floats]]:
+    """The histories of a method's runs."""
+    read = [
+        runs.read_curves(run.history, POINTS)
+        for run in run_files
+        if run.method == method and run.history
+    ]
+    return [curves for curves in read if curves]
 
 
 def _line(
@@ -83,8 +96,8 @@ def _line(
 def bias_chart(path: str) -> charts.Chart:
     """What each class got whatever an image showed, which calibration takes off, in logits.
 
-    Of many classes the BIASES with the largest biases, either way. What all classes have in common
-    changes no prediction, so biases are told from their mean.
+    Of many classes the BIASES with the largest biases, either way, from the mean of all biases:
+    what all classes have in common changes no prediction.
 
     Args:
         path: the calibrated zero-shot classifier.
@@ -99,12 +112,12 @@ def bias_chart(path: str) -> charts.Chart:
     order = order[np.argsort(-biases[order], kind="stable")]
     left_out = f" The {len(order)} largest of {len(biases)}." if len(order) < len(biases) else ""
     return charts.class_chart(
-        "Class biases of zero-shot",
+        "Classes that zero-shot CLIP favours",
         [described["classnames"][c] for c in order],
         biases[order],
-        x_label="logits above the mean of all classes",
-        note="What a class gets whatever the image shows, over the training images: "
-        f"zero_shot_calibrated takes it off.{left_out}",
+        x_label="score above the mean of all classes",
+        note="The part of a class's score that does not depend on the image, over the training "
+        f"images. zero_shot_calibrated takes it off.{left_out}",
     )
 
 
@@ -122,7 +135,7 @@ def pseudo_label_charts(train: runs.Split) -> dict[str, Any]:
             found.accuracy,
             x_label="confidence of the pseudo-label",
             note="Bars: share of the training images."
-            + ("" if correct is None else " Dotted: as right as sure."),
+            + ("" if correct is None else " Dotted line: as often right as the confidence says."),
         )
     ]
     if found.kept is not None:

@@ -95,11 +95,10 @@ def _accuracies(
         return []
     found = []
     for method in dict.fromkeys(run.method for run in run_files):
-        paths = [run.predictions for run in run_files if run.method == method and run.predictions]
-        if paths:
-            right = np.stack([read_labels(path, test) == test.labels for path in paths])  # [S, N]
-            both = (100 * float(part.mean()) for part in (right, right[:, ~leaked]))
-            found.append(WithoutLeaks(method, *both))
+        paths = [run.predictions for run in run_files if run.method == method]
+        right = np.stack([read_labels(path, test) == test.labels for path in paths])  # [S, N]
+        both = (100 * float(part.mean()) for part in (right, right[:, ~leaked]))
+        found.append(WithoutLeaks(method, *both))
     return found
 
 

@@ -1,6 +1,6 @@
 """The figures of a dataset's page: arrays in, small tables out.
 
-Letters: S seeds, N images, C classes.
+Letters: N images, C classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -68,7 +68,7 @@ def headline(
 
 @dataclass(frozen=True)
 class ClassChange:
-    """Recall of one class in percent, before and after tuning."""
+    """Recall of one class in percent, by the pretrained model and by another."""
 
     classname: str
     images: int
@@ -88,12 +88,12 @@ def class_changes(
     Args:
         labels: [N].
         before: [N] predictions of the pretrained model.
-        after: [S, N] predictions of a method; the mean over seeds is taken.
+        after: [N] predictions of a model.
         classnames: of the C classes.
     """
     c = len(classnames)
     old, counts = recalls(before, labels, c)
-    new = np.mean([recalls(one, labels, c)[0] for one in after], axis=0)
+    new, _ = recalls(after, labels, c)
     changes = [
         ClassChange(classnames[i], int(counts[i]), 100 * float(old[i]), 100 * float(new[i]))
         for i in np.flatnonzero(counts)
@@ -116,36 +116,34 @@ def confusion(labels: Ints, predictions: Ints, classes: Sequence[int]) -> Floats
 
     Args:
         labels: [N].
-        predictions: [S, N]; the mean over seeds is taken.
+        predictions: [N].
         classes: K classes; the row of one without images is zero.
     """
     k = len(classes)
     place = np.full(1 + max(labels.max(), predictions.max(), *classes), -1)
     place[list(classes)] = np.arange(k)
-    rows = place[labels]
-    counts = np.zeros(k * k)
-    for columns in place[predictions]:
-        inside = (rows >= 0) & (columns >= 0)
-        counts += np.bincount(rows[inside] * k + columns[inside], minlength=k * k)
+    rows, columns = place[labels], place[predictions]
+    inside = (rows >= 0) & (columns >= 0)
+    counts = np.bincount(rows[inside] * k + columns[inside], minlength=k * k)
     images = np.bincount(rows[rows >= 0], minlength=k)[:, None]
-    shares: Floats = counts.reshape(k, k) / (len(predictions) * np.maximum(images, 1))
+    shares: Floats = counts.reshape(k, k) / np.maximum(images, 1)
     return shares
 
 
 def worst_pairs(labels: Ints, before: Ints, after: Ints, c: int, n: int) -> list[Pair]:
-    """The n largest confusions after tuning; pairs that do not occur take no memory.
+    """The n largest confusions of a model; pairs that do not occur take no memory.
 
     Args:
         labels: [N].
         before: [N] predictions of the pretrained model.
-        after: [S, N] predictions of a method; the mean over seeds is taken.
+        after: [N] predictions of a model.
         c: number of classes.
         n: how many at most.
     """
     sizes = np.bincount(labels, minlength=c)
     pairs, counts = np.unique(labels.astype(np.int64) * c + after, return_counts=True)
     true, predicted = np.divmod(pairs, c)
-    shares = counts / (len(after) * sizes[true])
+    shares = counts / sizes[true]
     wrong = np.flatnonzero(true != predicted)
     found = []
     for i in wrong[np.argsort(-shares[wrong], kind="stable")[:n]]:
@@ -204,36 +202,28 @@ class Moved:
     index: int
     before: int
     after: int
-    seeds: int  # in how many of the S seeds
 
 
 def moved(
     labels: Ints, before: Ints, after: Ints, margins: Floats, *, improved: bool, n: int
 ) -> list[Moved]:
-    """The n clearest images that tuning put right, or wrong.
+    """The n clearest images that a model puts right, or wrong.
 
-    Clearest is what happened in most seeds, and then with the largest margin over the second best
-    class. No two are of the same class before the class is seen in all others.
+    Clearest is the largest margin over the second best class. No two are of the same class before
+    the class is seen in all others.
 
     Args:
         labels: [N].
         before: [N] predictions of the pretrained model.
-        after: [S, N] predictions of a method.
-        margins: [S, N] of those over the second best class.
+        after: [N] predictions of a model.
+        margins: [N] of those over the second best class.
         improved: right after and wrong before, or the other way round.
         n: how many at most.
     """
-    right = after == labels  # [S, N]
-    was = before == labels  # [N]
-    happened = (right & ~was) if improved else (~right & was)
-    counts = happened.sum(axis=0)
-    strength = np.where(happened, margins, 0).sum(axis=0)
-    order = np.lexsort((-strength, -counts))
-    chosen = taking_turns(order[counts[order] > 0], labels, n)
-    return [
-        Moved(i, int(before[i]), int(after[np.argmax(happened[:, i]), i]), int(counts[i]))
-        for i in chosen
-    ]
+    right, was = after == labels, before == labels
+    changed = np.flatnonzero((right & ~was) if improved else (~right & was))
+    order = changed[np.argsort(-margins[changed], kind="stable")]
+    return [Moved(i, int(before[i]), int(after[i])) for i in taking_turns(order, labels, n)]
 
 
 def taking_turns(order: Ints, classes: Ints, n: int) -> list[int]:

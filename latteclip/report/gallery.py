@@ -1,4 +1,4 @@
-"""A dozen training images with all that the method knew of them, and changed test images."""
+"""A dozen training images with all that is known of them, and changed test images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,7 +81,6 @@ class Example:
     label: int
     before: int
     after: int
-    seeds: int
 
 
 def examples(found: Sequence[Moved], test: Split, labels: Ints) -> list[Example]:
@@ -93,7 +92,6 @@ def examples(found: Sequence[Moved], test: Split, labels: Ints) -> list[Example]
             int(labels[one.index]),
             one.before,
             one.after,
-            one.seeds,
         )
         for one in found
     ]

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,8 +11,9 @@ import pandas as pd
 from latteclip.core.files import write_text
 from latteclip.evaluate import published
 from latteclip.evaluate.audited import Accuracy, Audit, marked, read_audits
-from latteclip.evaluate.results import MARKS, read_metrics, read_selection
-from latteclip.evaluate.summary import known, means_over_datasets, summary
+from latteclip.evaluate.earlier import earlier
+from latteclip.evaluate.results import MARKS, Selection, read_metrics, read_selection
+from latteclip.evaluate.summary import known, means_over_datasets, split_by_labels, summary
 from latteclip.report import render
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,18 @@ class IndexSettings:
     baseline: str
     reports: dict[str, str] = field(default_factory=dict)  # dataset: path beside the page
     titles: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Unlabelled:
+    """A dataset of which no label is known; fractions, None where not known."""
+
+    dataset: str
+    images: int
+    chosen: str | None
+    agreement: float | None  # of the chosen model with votes
+    zero_shot: float | None  # of zero-shot CLIP with votes
+    audited: Accuracy | None  # of the chosen model, or else of the best
 
 
 @dataclass(frozen=True)
@@ -46,17 +60,32 @@ def index_results(
     audit_paths: Sequence[str],
     settings: IndexSettings,
     output: str,
+    others: str | None = None,
 ) -> None:
     """Write the page that compares every run, one HTML file that needs no network.
+
+    Args:
+        metrics_paths: of the runs.
+        selection_paths: of the datasets in which a model was chosen.
+        audit_paths: of the datasets about which people answered.
+        settings: of the page.
+        output: the page.
+        others: folder of results; of other datasets there, what earlier runs left is shown, too.
 
     Raises:
         UserError: a file is missing or broken.
     """
-    audits = read_audits(audit_paths)
-    runs = marked([read_metrics(path) for path in metrics_paths], audits)
-    selections = [read_selection(path) for path in selection_paths]
-    chosen = {one.dataset: one.method for one in selections}
-    table = summary(pd.DataFrame(runs), settings.baseline)
+    metrics = [read_metrics(path) for path in metrics_paths]
+    before = earlier(others, {values["dataset"] for values in metrics})
+    audits = read_audits(audit_paths) | before.audits
+    runs = marked(metrics + before.metrics, audits)
+    selections = [read_selection(path) for path in selection_paths] + before.selections
+    chosen = {one.dataset: one for one in selections}
+    table, without = split_by_labels(summary(pd.DataFrame(runs), settings.baseline))
+    sizes = {
+        run["dataset"]: {"images": run["images"], "classes": len(run["per_class"]) or None}
+        for run in runs
+    }
     methods = list(dict.fromkeys(table["method"]))
     datasets = list(dict.fromkeys(table["dataset"]))
     cells = {
@@ -65,36 +94,58 @@ def index_results(
         )
         for dataset in datasets
     }
-    sizes = {
-        run["dataset"]: {"images": run["images"], "classes": len(run["per_class"]) or None}
-        for run in runs
-    }
     marks: dict[str, list[str]] = {}
     for row in table.to_dict("records"):
         own = marks.setdefault(row["method"], [])
         own += [mark for mark in row["marks"].split() if mark not in own]
-    means, complete = means_over_datasets(table)
+    means, complete = means_over_datasets(table) if len(table) else ({}, [])
+    folder = Path(output).parent
+    pages = {name: f"{name}/report.html" for name in sizes}
+    reports = {name: page for name, page in pages.items() if (folder / page).is_file()}
     page = render.render(
         TEMPLATE,
         settings=settings,
+        reports=reports | settings.reports,
+        unlabelled=[
+            _unlabelled(name, sizes[name]["images"], chosen.get(name), audits.get(name))
+            for name in dict.fromkeys(without["dataset"])
+        ],
         datasets=datasets,
         methods=methods,
         cells=cells,
         sizes=sizes,
         marks=marks,
-        reasons=selections,
+        reasons={one.dataset: one.reason for one in selections},
         audits=audits,
         explained={mark: MARKS[mark] for mark in MARKS if any(mark in m for m in marks.values())},
         complete=complete,
         means=means,
-        paper=paper_rows(table),
+        paper=paper_rows(table) if len(table) else [],
         source=published.SOURCE,
     )
     write_text(output, page)
-    log.info("Wrote %s: %d datasets, %d methods.", output, len(datasets), len(methods))
+    log.info("Wrote %s, datasets: %s.", output, ", ".join(sizes))
 
 
-def _cells(table: pd.DataFrame, chosen: str | None, audit: Audit | None) -> dict[str, Cell]:
+def _unlabelled(
+    dataset: str, images: int, selection: Selection | None, audit: Audit | None
+) -> Unlabelled:
+    """What is known of a dataset without labels."""
+    if selection is None:
+        return Unlabelled(dataset, images, None, None, None, audit.best if audit else None)
+    return Unlabelled(
+        dataset,
+        images,
+        selection.method,
+        selection.agreement(selection.method),
+        selection.agreement("zero_shot"),
+        audit.accuracy(*selection.run) if audit else None,
+    )
+
+
+def _cells(
+    table: pd.DataFrame, selection: Selection | None, audit: Audit | None
+) -> dict[str, Cell]:
     rows = table.to_dict("records")
     fair = [row["acc1_mean"] for row in rows if "supervised" not in row["marks"].split()]
     best = max((value for value in fair if not pd.isna(value)), default=None)
@@ -105,7 +156,7 @@ def _cells(table: pd.DataFrame, chosen: str | None, audit: Audit | None) -> dict
             row["seeds"],
             known(row["acc1_gain"]),
             row["acc1_mean"] == best and "supervised" not in row["marks"].split(),
-            row["method"] == chosen,
+            selection is not None and row["method"] == selection.method,
             audit.accuracy(row["method"]) if audit else None,
         )
         for row in rows

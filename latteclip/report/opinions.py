@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latteclip.evaluate.results import Selection
 from latteclip.report import runs
 from latteclip.report.figures import taking_turns
 from latteclip.report.runs import Ints
@@ -24,7 +23,7 @@ class Opinions:
 
     methods: list[str]  # M
     labels: Ints  # [M, N]
-    main: int  # the method that people take
+    main: int  # the method of the run that the page is about
     base: int  # the one that it is compared with: zero-shot, where it was run
     said: runs.Said  # by the main one
     of: int  # methods that were run
@@ -48,51 +47,28 @@ class Opinions:
 
 
 def read_opinions(
-    run_files: Sequence[runs.RunFiles],
-    split: runs.Split,
-    shown: str | None,
-    selection: Selection | None,
-) -> Opinions | None:
-    """What the methods say: each by the run that was chosen, or else by its first.
+    run_files: Sequence[runs.RunFiles], split: runs.Split, main: runs.RunFiles
+) -> Opinions:
+    """What the methods say: the main one by the main run, each other by its first.
 
     Args:
         run_files: of all methods.
         split: the images that they were evaluated on.
-        shown: the method that the page shows in detail.
-        selection: the model that people take, where one was chosen.
-
-    Returns:
-        None where no run has predictions.
+        main: the run that the page is about.
 
     Raises:
         UserError: a file is not of the images of the split.
     """
-    found = _one_of_each(run_files, selection)
-    if not found:
-        return None
-    main = next(
-        (name for name in (selection.method if selection else None, shown) if name in found),
-        next(iter(found)),
-    )
-    base = BASELINE if BASELINE in found else next(iter(found))
-    names = list(dict.fromkeys([base, main, *found]))[:METHODS]
-    labels = np.stack([runs.read_labels(found[name], split) for name in names])
-    said = runs.read_said(found[main], split)
-    return Opinions(names, labels, names.index(main), 0, said, len(found))
-
-
-def _one_of_each(run_files: Sequence[runs.RunFiles], selection: Selection | None) -> dict[str, str]:
-    """The predictions that stand for each method."""
     found: dict[str, str] = {}
     for run in sorted(run_files, key=lambda run: run.seed):
-        is_chosen = selection is not None and (run.method, run.seed) == (
-            selection.method,
-            selection.seed,
-        )
-        if run.predictions and (is_chosen or run.method not in found):
-            found[run.method] = run.predictions
+        found.setdefault(run.method, run.predictions)
+    found[main.method] = main.predictions
     order = dict.fromkeys(run.method for run in run_files)
-    return {method: found[method] for method in order if method in found}
+    base = BASELINE if BASELINE in found else next(iter(order))
+    names = list(dict.fromkeys([base, main.method, *order]))[:METHODS]
+    labels = np.stack([runs.read_labels(found[name], split) for name in names])
+    said = runs.read_said(main.predictions, split)
+    return Opinions(names, labels, names.index(main.method), 0, said, len(found))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """One page about a dataset: what its runs reached, what changed, and where the figures come from.
 
-Letters: S seeds, N images, C classes.
+Letters: N images, C classes.
 """
 
+import csv
 import json
 import logging
 from collections.abc import Sequence
@@ -14,19 +15,21 @@ from typing import Any
 import numpy as np
 import yaml
 
+from latteclip.captions import author
 from latteclip.core import tables, usage
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_text
 from latteclip.core.json_files import read_object
 from latteclip.evaluate import gallery_images
-from latteclip.evaluate.audited import marked, read_audit
+from latteclip.evaluate.audited import Accuracy, Audit, Comparison, marked, read_audit
 from latteclip.evaluate.metrics import accuracy
-from latteclip.evaluate.results import MARKS, Selection, read_metrics, read_selection
+from latteclip.evaluate.results import MARKS, read_metrics, read_selection
 from latteclip.report import (
     captions_shown,
     dataset_charts,
     figures,
     gallery,
+    lead,
     opinions,
     provenance,
     render,
@@ -35,10 +38,12 @@ from latteclip.report import (
 )
 from latteclip.report.duplicates import read_duplicates
 from latteclip.report.opinions import ROWS
+from latteclip.report.words import words
 
 log = logging.getLogger(__name__)
 TEMPLATE = "report.html"
 WORST_PAIRS, MATRIX_CLASSES = 12, 12
+CORRUPT = 100  # images that could not be read, in their table
 
 
 @dataclass(frozen=True)
@@ -55,26 +60,21 @@ class ReportFiles:
     audit: str | None = None  # what a person's answers say of the models
     unknown: str | None = None  # scores by which images belong to none of the classes
     duplicates: str | None = None  # images that show the same picture
+    corrupt: str | None = None  # images that could not be decoded
 
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """What a page says about the runs, and which method it shows in detail."""
+    """What a page says about the runs, and which methods have a part of their own."""
 
     dataset: str
     baseline: str  # the method that the configuration compares with
-    shown: str | None  # None if nothing but zero-shot was run
+    main: str  # the method that the page is about where no model was chosen
+    paper: str | None  # the method of the paper, where it was run
+    suffix: str  # of the names of what belongs to a table of its own
     config: dict[str, Any]  # as merged for this dataset
     # Of each job: rule, run, path of Snakemake's benchmark file, and of what its command used.
     benchmarks: list[dict[str, str]]
-
-
-@dataclass(frozen=True)
-class Detail:
-    """The method that is shown in detail, on the N images of a split."""
-
-    predictions: runs.Ints  # [S, N]
-    margins: runs.Floats  # [S, N]
 
 
 def report_dataset(
@@ -85,9 +85,9 @@ def report_dataset(
 ) -> None:
     """Write the page of a dataset, one HTML file that needs no network.
 
-    Without labels it shows what the methods say, not how often they are right. Where captions,
-    a trained method or a second method are missing, the parts that need them are left out, and a
-    note says so.
+    It is about the chosen model. Without labels it shows what the methods say, not how often they
+    are right. Where captions, a trained method or a second method are missing, the parts that need
+    them are left out, and a note says so.
 
     Raises:
         UserError: an input is missing or does not fit the others.
@@ -103,7 +103,6 @@ def report_dataset(
     zero_shot = None
     if split.labels is not None:
         zero_shot = accuracy(split.pseudo_labels[:, None], split.labels, 1)
-    detail = _detail(run_files, settings.shown, split)
     rows = figures.headline(metrics, settings.baseline, zero_shot)
     chosen = gallery_images.choose(train.confidence, train.pseudo_labels)
     image_captions, group_captions = (
@@ -114,7 +113,12 @@ def report_dataset(
         )
     )
     selection = read_selection(files.selection) if files.selection else None
-    tuned = _tuned_labels(run_files, [train.image_id(i) for i in chosen], classnames)
+    main = lead.main_run(run_files, selection, settings.main)
+    found = opinions.read_opinions(run_files, split, main)
+    of_gallery = None
+    if main.gallery:
+        shown_ids = [train.image_id(i) for i in chosen]
+        of_gallery = gallery_images.read_predictions(main.gallery, shown_ids, classnames)
     page = render.render(
         TEMPLATE,
         dataset=settings.dataset,
@@ -127,6 +131,8 @@ def report_dataset(
         if files.duplicates
         else None,
         skipped=tables.read_metadata(files.images, "image_id").get("skipped", {}),
+        corrupt=_corrupt(files.corrupt),
+        corrupt_shown=CORRUPT,
         split=split,
         labelled=split.labels is not None,
         train_labelled=train.labels is not None,
@@ -135,18 +141,39 @@ def report_dataset(
         zero_shot=None if zero_shot is None else 100 * zero_shot,
         selection=selection,
         audit=audit,
-        opinions=_opinions(run_files, split, settings, selection, classnames),
+        opinions=_opinions(found, split, classnames),
         unknown=thumbnails.unknown(files.unknown, [test, train]) if files.unknown else None,
         biases=dataset_charts.bias_chart(files.calibrated) if files.calibrated else None,
-        shown=next((row for row in rows if row.method == settings.shown), None),
+        lead=lead.lead(
+            main,
+            metrics,
+            zero_shot,
+            selection,
+            audit,
+            f"results/{settings.dataset}",
+            settings.suffix,
+        ),
+        agreements={
+            row.method: 100 * value
+            for row in rows
+            if selection and (value := selection.agreement(row.method)) is not None
+        },
+        audit_rows=_audit_rows(audit) if audit else [],
+        paper=next((row for row in rows if row.method == settings.paper), None),
         baseline=settings.baseline,
         variants=variants(rows, settings.config["methods"]),
         marks_used={mark: MARKS[mark] for mark in MARKS if any(mark in row.marks for row in rows)},
-        **_changes(split, detail, classnames),
-        training=dataset_charts.training_charts(run_files, settings.shown),
+        **_changes(split, found, classnames),
+        training=dataset_charts.training_charts(run_files, main.method),
+        recipes=runs.read_recipes(run_files),
+        parts=dataset_charts.latteclip_charts(run_files, main.method),
+        paper_parts=dataset_charts.latteclip_charts(run_files, settings.paper)
+        if settings.paper and settings.paper != main.method
+        else [],
         pseudo_labels=dataset_charts.pseudo_label_charts(train),
-        items=gallery.items(chosen, train, tuned, image_captions, group_captions),
+        items=gallery.items(chosen, train, of_gallery, image_captions, group_captions),
         captions=_caption_statistics(files.caption_summary, image_captions, group_captions),
+        words=words([row.method for row in rows]),
         provenance=_provenance(settings, run_files, image_captions, group_captions),
     )
     size = len(page.encode())
@@ -159,32 +186,10 @@ def report_dataset(
     log.info("Wrote %s: %d methods, %.1f MB.", output, len(rows), size / 1e6)
 
 
-def _detail(
-    run_files: Sequence[runs.RunFiles], shown: str | None, split: runs.Split
-) -> Detail | None:
-    said = [
-        runs.read_said(run.predictions, split)
-        for run in run_files
-        if run.method == shown and run.predictions
-    ]
-    if not said:
-        return None
-    return Detail(
-        np.stack([one.predictions for one in said]), np.stack([one.margins for one in said])
-    )
-
-
 def _opinions(
-    run_files: Sequence[runs.RunFiles],
-    split: runs.Split,
-    settings: ReportSettings,
-    selection: Selection | None,
-    classnames: Sequence[str],
-) -> dict[str, Any] | None:
+    found: opinions.Opinions, split: runs.Split, classnames: Sequence[str]
+) -> dict[str, Any]:
     """What the methods say of the images, whether or not anybody knows their labels."""
-    found = opinions.read_opinions(run_files, split, settings.shown, selection)
-    if found is None:
-        return None
     sizes = opinions.class_sizes(found, split.labels, len(classnames))
     return {
         "found": found,
@@ -200,12 +205,19 @@ def _opinions(
     }
 
 
-def _tuned_labels(
-    run_files: Sequence[runs.RunFiles], image_ids: Sequence[str], classnames: Sequence[str]
-) -> list[int] | None:
-    """What the tuned model says of the training images that are shown; None without one."""
-    path = next((run.gallery for run in run_files if run.gallery), None)
-    return gallery_images.read_predictions(path, image_ids, classnames) if path else None
+def _corrupt(path: str | None) -> list[dict[str, str]]:
+    """The images that could not be decoded, with their reasons."""
+    if path is None:
+        return []
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _audit_rows(audit: Audit) -> list[tuple[Accuracy, Comparison | None]]:
+    """The audited runs, the best first, and how much better the best is than each."""
+    best = audit.best
+    order = sorted(audit.accuracies, key=lambda one: -one.value)
+    return [(one, audit.compare(best.run, one.run) if best else None) for one in order]
 
 
 def _axis(rows: Sequence[figures.Row], zero_shot: float | None) -> tuple[float, float] | None:
@@ -265,41 +277,35 @@ def _difference(one: dict[str, Any], other: dict[str, Any], prefix: str = "") ->
     return ", ".join(part for part in parts if part)
 
 
-def _changes(split: runs.Split, detail: Detail | None, classnames: Sequence[str]) -> dict[str, Any]:
-    """What changed on images with labels: classes, confusions, single images."""
+def _changes(
+    split: runs.Split, found: opinions.Opinions, classnames: Sequence[str]
+) -> dict[str, Any]:
+    """What the main model changed on images with labels: classes, confusions, single images."""
     if split.labels is None:
         return {}
-    before = split.pseudo_labels
-    after = before[None] if detail is None else detail.predictions  # [S, N]
+    before, after = split.pseudo_labels, found.after
     pairs = figures.worst_pairs(split.labels, before, after, len(classnames), WORST_PAIRS)
     inside = figures.classes_of(pairs, MATRIX_CLASSES)
     classes = figures.class_changes(split.labels, before, after, classnames)
-    changes: dict[str, Any] = {
+    shares = figures.confusion(split.labels, after, inside) if inside else None
+    improved, hurt = (
+        figures.moved(
+            split.labels, before, after, found.said.margins, improved=is_better, n=gallery.EXAMPLES
+        )
+        for is_better in (True, False)
+    )
+    return {
         "classes": classes[: ROWS // 2] + classes[ROWS // 2 :][-(ROWS // 2) :],
         "gained": sum(row.change > figures.VISIBLE for row in classes),
         "lost": sum(row.change < -figures.VISIBLE for row in classes),
         "of": len(classes),
         "pairs": pairs,
-        "matrix": {
-            "classes": inside,
-            "shares": (100 * figures.confusion(split.labels, after, inside)).tolist(),
-        }
-        if inside
-        else None,
+        "matrix": None
+        if shares is None
+        else {"classes": inside, "shares": (100 * shares).tolist()},
+        "improved": gallery.examples(improved, split, split.labels),
+        "hurt": gallery.examples(hurt, split, split.labels),
     }
-    for name in ("improved", "hurt"):
-        found = []
-        if detail is not None:
-            found = figures.moved(
-                split.labels,
-                before,
-                after,
-                detail.margins,
-                improved=name == "improved",
-                n=gallery.EXAMPLES,
-            )
-        changes[name] = gallery.examples(found, split, split.labels)
-    return changes
 
 
 def _caption_statistics(
@@ -332,14 +338,15 @@ def _provenance(
     *captions: captions_shown.Captions | None,
 ) -> dict[str, Any]:
     """Versions, commit, seeds, configuration, captioner, and what each job took."""
-    metadata = next((one.metadata for one in captions if one), {})
+    metadata: dict[str, Any] = next((one.metadata for one in captions if one), {})
     used = usage.by_stage(Path(job["used"]) for job in settings.benchmarks)
     return {
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": provenance.commit(),
         "versions": provenance.versions(),
         "seeds": sorted({run.seed for run in run_files}),
-        "captioner": metadata.get("captioner"),
+        "model": author.model(metadata),
+        "own_files": [file for one in captions if one and (file := author.own_file(one.metadata))],
         "engine": metadata.get("engine"),
         "jobs": [asdict(job) for job in provenance.job_costs(settings.benchmarks)],
         "used": used,

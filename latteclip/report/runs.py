@@ -3,6 +3,7 @@
 Letters: N images, C classes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,8 @@ from latteclip.evaluate import gallery_images
 Ints = npt.NDArray[np.int_]
 Floats = npt.NDArray[np.float64]
 PIECE = 100_000  # rows of a table that are read at a time
+# What settings of a training are called on the page.
+NAMES = {"lr": "learning rate", "batch_size": "images a step", "epochs": "epochs"}
 # The columns of a training's history that are drawn.
 DRAWN = (
     "loss",
@@ -39,9 +42,9 @@ class RunFiles:
     method: str
     seed: int
     metrics: str
+    predictions: str
     history: str | None = None  # of a trained method
-    predictions: str | None = None
-    gallery: str | None = None  # of one trained run of it: what its model says of training images
+    gallery: str | None = None  # what its model says of the training images of the page
 
 
 def run_files(text: str) -> list[RunFiles]:
@@ -166,6 +169,38 @@ def read_said(path: str, split: Split) -> Said:
         )
         margins.append(best - second)
     return Said(predictions, np.concatenate(seconds), np.concatenate(margins))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a method was trained."""
+
+    method: str
+    lr: float
+    batch_size: int
+    epochs: int
+    found: list[str]  # which of these followed from the images, the model and the device
+    averaged: int  # trainings whose weights were averaged; 1: it is one training
+
+
+def read_recipes(run_files: Sequence[RunFiles]) -> list[Recipe]:
+    """Read how each trained method was trained, by the history of its first run."""
+    found: dict[str, Recipe] = {}
+    for run in run_files:
+        if run.history is None or run.method in found:
+            continue
+        described = tables.read_metadata(run.history, "step")
+        values = described.get("settings", {}).get("finetune")
+        if values:
+            found[run.method] = Recipe(
+                run.method,
+                values["lr"],
+                values["batch_size"],
+                values["epochs"],
+                [NAMES[key] for key in described.get("found", []) if key in NAMES],
+                described.get("averaged", 1),
+            )
+    return list(found.values())
 
 
 def read_curves(path: str, points: int) -> dict[str, Floats]:

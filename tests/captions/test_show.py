@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from support.shards import tar_shard
 from latteclip.captions.answers import Answer
 from latteclip.captions.pictures import grid
 from latteclip.captions.show import command, save_pictures, show
+from latteclip.captions.summarize_captions import summarize_captions
 from latteclip.cli import main
+from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.data.tar_shards import samples
 
@@ -25,6 +28,20 @@ def test_captions_are_shown_with_class_and_prompt(captioned):
     assert "none: HTTP 400" in everything
     assert "none: empty" in everything
     assert "second attempt" in everything
+
+
+def test_captions_of_ones_own_are_nobody_elses(captioned):
+    """Whatever model the configuration names beside the file."""
+    path = captioned.folder / "captions/images.parquet"
+    table, metadata = tables.read(path, tables.CAPTIONS)
+    metadata["captioner"] |= {"engine": "file", "images_file": "mine.csv"}
+    own, summary = (captioned.folder / "captions" / name for name in ("own.parquet", "own.json"))
+    columns = {name: table[name] for name in table.column_names}
+    tables.write(own, columns, tables.CAPTIONS, metadata)
+    assert "7 captions of your own, from mine.csv" in show(str(own), 1)
+    summarize_captions([str(own)], captioned.images, str(summary))
+    found = json.loads(summary.read_text())["own"]
+    assert (found["model"], found["file"]) == (None, "mine.csv")
 
 
 def test_groups_are_shown_with_their_members_and_their_pictures_can_be_made_again(

@@ -6,30 +6,29 @@ from latteclip.config import page_settings
 
 
 @pytest.mark.parametrize(
-    ("methods", "shown"),
+    ("methods", "main", "paper"),
     [
-        ("zero_shot,flyp,latteclip,latteclip_no_captions", "latteclip"),
-        ("latteclip_no_captions,flyp", "flyp"),
-        ("zero_shot,flyp,label_propagation", "label_propagation"),
-        ("zero_shot", None),
+        ("zero_shot,latteclip,flyp_supervised", "latteclip", "latteclip"),
+        ("latteclip_no_captions,flyp", "flyp", None),
+        ("zero_shot,flyp,label_propagation", "flyp", None),
+        ("zero_shot", "zero_shot", None),
     ],
 )
-def test_the_method_that_is_shown(configured, methods, shown):
-    assert page_settings.shown_method(configured(method=methods), "demo") == shown
+def test_the_methods_that_have_a_part_of_their_own(configured, methods, main, paper):
+    found = configured(method=methods)
+    assert page_settings.main_method(found, "demo") == main
+    assert page_settings.paper_method(found, "demo") == paper
 
 
-def test_only_the_first_seed_of_the_shown_method_is_shown_in_full(configured):
-    found = configured(method="zero_shot,latteclip", seeds="3,1")
-    runs = page_settings.runs(found, "demo")
-    assert [sorted(run) for run in runs] == [
-        ["method", "metrics", "predictions", "seed"],
-        ["history", "method", "metrics", "predictions", "seed"],
-        ["gallery", "history", "method", "metrics", "predictions", "seed"],
-    ]
+def test_any_run_with_a_model_may_be_the_chosen_one(configured):
+    found = configured(method="zero_shot,image_prototypes,latteclip", seeds="3,1")
     assert page_settings.files_of_runs(found, "demo", "gallery") == [
-        "results/demo/latteclip/seed1/gallery.parquet"
+        "results/demo/image_prototypes/seed0/gallery.parquet",
+        "results/demo/latteclip/seed3/gallery.parquet",
+        "results/demo/latteclip/seed1/gallery.parquet",
     ]
-    assert len(page_settings.files_of_runs(found, "demo", "metrics")) == 3
+    assert len(page_settings.files_of_runs(found, "demo", "history")) == 2
+    assert len(page_settings.files_of_runs(found, "demo", "metrics")) == 4
 
 
 def test_pages_of_a_table_of_its_own_have_its_name(configured):
@@ -53,7 +52,7 @@ def test_benchmarks_follow_shards_and_seeds(configured):
 
 def test_the_page_is_told_in_the_order_in_which_people_read(configured):
     found = json.loads(page_settings.report_dataset(configured(method="latteclip_fused"), "demo"))
-    assert list(found) == ["dataset", "baseline", "shown", "config", "benchmarks"]
+    assert list(found) == ["dataset", "baseline", "main", "paper", "suffix", "config", "benchmarks"]
     told = found["config"]
     assert list(told)[:3] == ["dataset", "seeds", "title"]
     assert list(told)[-2:] == ["threads", "methods"]
@@ -63,4 +62,5 @@ def test_the_page_is_told_in_the_order_in_which_people_read(configured):
 
 def test_titles_are_told_where_there_are_any(configured, tmp_path):
     found = configured(dataset="demo,dtd", datasets={"dtd": {"title": ""}})
-    assert list(page_settings.index_results(found)["titles"]) == ["demo"]
+    titles = page_settings.index_results(found)["titles"]
+    assert "demo" in titles and "dtd" not in titles

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -9,7 +10,7 @@ from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import evaluate_classifier as stage
-from latteclip.evaluate import metrics
+from latteclip.evaluate import gallery_images, metrics
 from latteclip.evaluate.judged import JUDGED
 from latteclip.labels.features import feature_column
 
@@ -29,6 +30,7 @@ def case(tmp_path, monkeypatch):
     index = write_index(tmp_path / "images.parquet", NAMES, splits, LABELS, CLASSNAMES)
     columns = {field.name: pa.nulls(18, field.type) for field in tables.PSEUDO_LABELS}
     columns |= {"image_id": NAMES, "split": splits, "image_features": feature_column(features)}
+    columns |= {"pseudo_label": np.resize(np.arange(C), 18), "confidence": np.linspace(0, 1, 18)}
     pseudo_labels = str(tmp_path / "pseudo_labels.parquet")
     tables.write(pseudo_labels, columns, tables.PSEUDO_LABELS)
     classifier = str(tmp_path / "classifier.safetensors")
@@ -44,6 +46,7 @@ def case(tmp_path, monkeypatch):
             metrics.Run("set", "image_prototypes", 0),
             metrics.Outputs(str(tmp_path / "predictions.parquet"), str(tmp_path / "metrics.json")),
             str(tmp_path / "judged.parquet"),
+            str(tmp_path / "gallery.parquet"),
         )
         return tmp_path
 
@@ -66,6 +69,10 @@ def test_test_images_and_those_that_judge_get_their_best_class(case):
     wanted = [{"image_id": NAMES[i], "prediction": case.classes[i]} for i in apart]
     assert table.to_pylist() == wanted
     assert described == {"classnames": CLASSNAMES}
+    gallery, _ = tables.read(folder / "gallery.parquet", gallery_images.GALLERY)
+    rows = [NAMES.index(name) for name in gallery["image_id"].to_pylist()]
+    assert sorted(rows) == list(range(N_TRAIN))
+    assert gallery["prediction"].to_pylist() == [case.classes[row] for row in rows]
 
 
 def test_what_was_made_of_votes_is_judged_without_the_images_own_part(case, tmp_path):

@@ -80,6 +80,7 @@ def test_summary_files_are_written(tmp_path):
         "acc5_mean",
         "mean_per_class_recall",
         "chosen",
+        "agreement",
         *summarize.AUDITED,
     ]
     assert written["acc1_mean"].tolist() == [40, 60, 30, 90, 70]
@@ -129,6 +130,31 @@ def test_an_audit_stands_beside_the_accuracies_and_below_the_table(tmp_path):
     lines = Path(text).read_text().splitlines()
     assert f"- audited: dtd, 100 of 1,234 test images: {said}" in lines
     assert [line for line in lines if "latteclip (seed 2)" in line and "50.0 to 70.0" in line]
+
+
+def test_datasets_of_earlier_runs_stay_in_the_table(tmp_path):
+    """And one without labels has what votes and answers say in place of accuracies."""
+    results, csv, text = tmp_path / "results", str(tmp_path / "s.csv"), str(tmp_path / "s.md")
+    for values in (run("mine", "latteclip", 2, None), run("broken", "latteclip", 0, 0.5)):
+        folder = results / values["dataset"] / values["method"] / f"seed{values['seed']}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text(json.dumps(values))
+    write_audit(results / "mine", "mine")
+    candidates = [{"method": "latteclip", "seed": 2, "agreement": 0.625}]
+    chosen = {"dataset": "mine", "method": "latteclip", "seed": 2, "reason": "By votes."}
+    chosen |= {"candidates": candidates}
+    (results / "mine" / "selection.json").write_text(json.dumps(chosen))
+    (results / "broken" / "audit.json").write_text("{")
+    summarize.summarize(write_marked(tmp_path), [], [], "zero_shot", csv, text, others=str(results))
+    written = pd.read_csv(csv)
+    assert written["dataset"].unique().tolist() == ["dtd", "aaa", "mine"]
+    assert written["agreement"].tolist()[-1] == 62.5
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in Path(text).read_text().splitlines()
+    ]
+    assert ["mine", "latteclip ★", "1", "62.5", "60.0 (50.0 to 70.0)"] in rows
+    assert "mine" not in [row[0] for row in rows[: len(MARKED)]]
 
 
 @pytest.mark.parametrize("damage", [{"accuracies": 3}, {"more": 1}, {"images": "many"}])

@@ -90,12 +90,13 @@ def test_the_summary_says_who_counts_and_how_much(labelled):
     text = unwrapped(labelled.show(0))
     for sentence in (
         "9 training images, 3 classes, CLIP some/model",
-        "who votes: captions, for 8 of 9 images; 75% of them name the class that calibrated",
+        "votes: captions speak for a class of 8 of 9 images. 75% of these votes",
         "captions count: they fit the looks of the images",
-        "(p 0.001)",
-        "zero-shot scores by 0.21 nats, image prototypes by 0.55, both by 0.66",
+        "(p-value 0.001)",
+        "zero-shot scores make it 1.23 times as likely",
+        "image prototypes 1.73 times, both together 1.93 times",
         "zero-shot scores 0.81, image prototypes 1.32, prototypes of captions 0.40",
-        "rate: 50% of the votes",
+        "predict 50% of the votes",
         "count 0.94 times",
         "labels: 3 of 9 are not the zero-shot ones, 2 not the calibrated ones.",
     ):
@@ -108,9 +109,9 @@ def test_votes_that_do_not_count_are_said_not_to(labelled):
     labelled.metadata["corroboration"] = {"images": 0.1, "zero_shot": -0.2, "p_value": 0.412}
     labelled.columns["image_label"] = pa.nulls(len(LABELS), pa.int32())
     text = labelled.show(2)
-    assert "captions do not count: dealt out at random they fit" in unwrapped(text)
-    assert "(p 0.412), so the labels are the calibrated zero-shot ones." in unwrapped(text)
-    assert "rate:" not in text
+    assert "captions do not count: in random order they fit" in unwrapped(text)
+    assert "(p-value 0.412). So the labels are the calibrated" in unwrapped(text)
+    assert "predict" not in text
     assert "(those that look alike)" not in text
 
 

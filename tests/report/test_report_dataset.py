@@ -57,15 +57,15 @@ def test_the_table_has_the_figures_of_the_metrics_files(results, written):
 def test_the_classes_have_the_recalls_of_the_metrics_files(results, written):
     page, _ = written
     before, after = (
-        pd.DataFrame([{c["classname"]: c["recall"] for c in one["per_class"]} for one in metrics])
-        for metrics in (results.metrics("zero_shot"), results.metrics("latteclip"))
+        {c["classname"]: c["recall"] for c in results.metrics(method)[0]["per_class"]}
+        for method in ("zero_shot", "latteclip")
     )
     rows = page.tables["per-class"][1:]
     assert {row[0][0] for row in rows} == set(CLASSNAMES)
     for name, images, old, new, change, _ in rows:
         assert float(images[1]) == sum(results.labels[31:] == CLASSNAMES.index(name[0]))
-        assert float(old[1]) == pytest.approx(100 * before[name[0]].mean())
-        assert float(new[1]) == pytest.approx(100 * after[name[0]].mean())
+        assert float(old[1]) == pytest.approx(100 * before[name[0]])
+        assert float(new[1]) == pytest.approx(100 * after[name[0]])
         assert float(change[1]) == pytest.approx(float(new[1]) - float(old[1]))
 
 
@@ -95,25 +95,75 @@ def test_ablations_name_what_differs_and_by_how_much(tmp_path):
     assert float(page.tables["headline"][2][place][1]) == pytest.approx(100 * (own - whole))
 
 
-def test_a_star_marks_the_model_that_was_chosen_and_below_it_says_why(results, written):
-    told = {"dataset": "made", "method": "flyp", "seed": 1, "reason": "flyp agrees <i>most</i>."}
+def choose(results, method, seed, **more):
+    """What select_model writes; its path."""
     path = results.folder / "selection.json"
-    path.write_text(json.dumps(told))
-    page, _ = write(results, selection=str(path))
+    choice = {"dataset": "made", "method": method, "seed": seed, "reason": "It <i>agrees</i>."}
+    path.write_text(json.dumps(choice | more))
+    return str(path)
+
+
+def test_the_page_leads_with_the_chosen_model_and_all_sections_are_about_it(tmp_path):
+    results = Results(tmp_path)
+    run = next(run for run in results.runs if (run.method, run.seed) == ("flyp", 1))
+    labels = np.resize(np.arange(len(CLASSNAMES)), gallery_images.SHOWN)
+    gallery = write_gallery(results, labels)
+    page, text = write(results, selection=choose(results, "flyp", 1), gallery=gallery)
+    first = page.sections[""]
+    acc1 = 100 * results.metrics("flyp")[1]["acc1"]
+    assert f"{acc1:.1f}" in first and "flyp (seed 1)" in first and "It <i>agrees</i>." in first
+    assert "latteclip predict results/made photos" in first
+    assert ("i", {}) not in page.elements
     names = [row[0][0] for row in page.tables["headline"][1:]]
     assert ["★" in name for name in names] == [False, True, False]
-    assert "flyp agrees <i>most</i>." in page.sections["accuracy"]
-    assert ("i", {}) not in page.elements
-    assert "★" not in written[1]
+    assert text.count('class="shown"') == 1 and 'class="shown" data-method="flyp"' in text
+    own = pd.read_parquet(run.predictions)["prediction"].to_numpy()
+    truth = results.labels[results.n_train :]
+    recall = {
+        name: 100 * (own[truth == label] == label).mean() for label, name in enumerate(CLASSNAMES)
+    }
+    assert {row[0][0]: float(row[3][1]) for row in page.tables["per-class"][1:]} == recall
+    sizes = dict(zip(CLASSNAMES, np.bincount(own, minlength=len(CLASSNAMES)), strict=True))
+    assert {row[0][0]: float(row[4][1]) for row in page.tables["class-sizes"][1:]} == sizes
+    true, taken_for, _, share = page.tables["pairs"][1]
+    pair = [CLASSNAMES.index(cell[0]) for cell in (true, taken_for)]
+    of_class = own[truth == pair[0]]
+    assert float(share[1]) == pytest.approx(100 * (of_class == pair[1]).mean())
+    for section in ("classes", "confusions", "changes", "sizes", "sure", "gallery"):
+        assert "flyp" in page.sections[section]
+    assert page.sections["paper"].count("latteclip")  # the paper's method has one section
+
+
+def test_an_unlabelled_page_begins_with_the_model_and_ends_with_what_could_not_be_read(tmp_path):
+    results = Results(tmp_path, labelled=False)
+    candidates = [{"method": "flyp", "seed": 0, "agreement": 0.625}]
+    results.write_index({"skipped": {".mov": 12, "other": 1}})
+    corrupt = tmp_path / "corrupt.csv"
+    corrupt.write_text("image_id,path,split,reason\n<b>.jpg,x,train,cannot be decoded\n")
+    page, text = write(
+        results,
+        selection=choose(results, "flyp", 0, candidates=candidates),
+        corrupt=str(corrupt),
+    )
+    first = page.sections[""]
+    assert "latteclip predict results/made photos" in first
+    assert "latteclip audit results/made" in first and "It <i>agrees</i>." in first
+    cells = [cell[0].strip() for cell in page.column("methods", 2)]
+    assert cells == ["–", "62.5 %", "–"]  # noqa: RUF001
+    assert [cell[0].strip() for cell in page.tables["corrupt"][1]] == [
+        *("<b>.jpg", "train", "cannot be decoded")
+    ]
+    assert [row[0][0] for row in page.tables["skipped"][1:]] == [".mov", "other"]
+    assert text.index('id="images"') > text.index('id="captions"')
 
 
 def test_an_audit_stands_below_the_accuracies(results, written):
     page, _ = write(results, audit=write_audit(results.folder, "made", ["zero_shot", "flyp"]))
-    assert [[cell[0].strip() for cell in row] for row in page.tables["audit"][1:]] == [
-        ["zero_shot", "0", "41.0", "30.0 to 62.0"],
+    assert [[cell[0].strip() for cell in row[:4]] for row in page.tables["audit"][1:]] == [
         ["flyp", "1", "51.0", "30.0 to 62.0"],
+        ["zero_shot", "0", "41.0", "30.0 to 62.0"],
     ]
-    assert "It <i>helped</i>." in page.sections["accuracy"]
+    assert "It <i>helped</i>." in page.sections[""]
     assert ("i", {}) not in page.elements
     names = [row[0][0] for row in page.tables["headline"][1:]]
     assert ["audited" in name for name in names] == [True, True, False]
@@ -123,25 +173,14 @@ def test_an_audit_stands_below_the_accuracies(results, written):
 @pytest.mark.parametrize("n_test", [53, 0])
 def test_without_labels_the_page_says_how_to_audit(tmp_path, n_test):
     page, _ = write(Results(tmp_path, labelled=False, n_test=n_test))
-    assert "latteclip audit results/made" in page.sections["accuracy"]
-    assert ("All images are for training" in page.sections["accuracy"]) == (n_test == 0)
+    assert "latteclip audit results/made" in page.sections[""]
+    assert ("all images are for training" in page.sections[""]) == (n_test == 0)
 
 
 def test_without_a_test_split_labels_tell_no_accuracy(tmp_path):
     page, _ = write(Results(tmp_path, n_test=0))
     assert not {"headline", "pairs"} & set(page.tables)
-    assert "no accuracy is known" in page.sections["accuracy"]
-
-
-def test_files_that_are_no_images_are_counted_on_the_page(tmp_path):
-    results = Results(tmp_path)
-    assert "skipped" not in write(results)[0].tables
-    results.write_index({"skipped": {".mov": 12, "other": 1}})
-    page, _ = write(results)
-    assert [[cell[0] for cell in row] for row in page.tables["skipped"][1:]] == [
-        [".mov", "12"],
-        ["other", "1"],
-    ]
+    assert "is not known" in page.sections[""]
 
 
 def test_the_page_shows_the_biases_that_calibration_takes_off(tmp_path):
@@ -152,9 +191,9 @@ def test_the_page_shows_the_biases_that_calibration_takes_off(tmp_path):
         tmp_path / "calibrated.safetensors", Classifier.of(torch.eye(7, 9), bias), described
     )
     page, text = write(results, calibrated=str(tmp_path / "calibrated.safetensors"))
-    assert "Class biases of zero-shot" in page.sections["pseudo-labels"]
+    assert "Classes that zero-shot CLIP favours" in page.sections["pseudo-labels"]
     # What is taken off is the bias's opposite, in logits.
-    drawn = next(a["aria-label"] for tag, a in page.elements if "Class biases" in str(a))
+    drawn = next(a["aria-label"] for tag, a in page.elements if "CLIP favours" in str(a))
     values = drawn.split("of all classes: ")[1].rstrip(".").split("; ")
     assert values[0] == f"{CLASSNAMES[1]}: +5.00"
     assert values[-1] == f"{HOSTILE}: -2.50"
@@ -227,8 +266,8 @@ def test_gallery_shows_what_is_known_of_each_image(results, written):
     assert sum(tag == "details" and "card" in a.get("class", "") for tag, a in page.elements) == 12
     text = page.sections["gallery"]
     assert text.count("Image caption") == text.count("Group caption") == 12
-    assert text.count("Zero-shot pseudo-label, the prediction before") == 12
-    assert "the prediction after" not in text  # no gallery was named
+    assert text.count("Zero-shot CLIP says") == 12
+    assert "latteclip says" not in text  # no gallery was named
 
 
 def test_captions_are_counted(written):
@@ -238,6 +277,13 @@ def test_captions_are_counted(written):
     assert rows["distinct texts"] == ["4", "4"]
     assert rows["cut at the token limit"] == ["3.2 %", "3.2 %"]
     assert "<i>llava</i>" in page.sections["captions"]
+
+
+def test_captions_of_ones_own_are_nobody_elses(tmp_path):
+    own = {"model": "llava", "engine": "file", "images_file": "<i>mine</i>.csv"}
+    page, _ = write(Results(tmp_path, captioner=own), captions={"image": None})
+    assert "Captions of your own, from <i>mine</i>.csv" in page.sections["captions"]
+    assert "llava" not in page.sections["captions"]
 
 
 def test_the_page_and_the_summary_of_the_captions_agree(tmp_path):
@@ -269,7 +315,9 @@ def test_captions_without_their_summary_are_refused(results):
         results.images, results.pseudo_labels, results.write_captions("image")
     )
     methods = {method: {} for method in results.methods}
-    settings = report_dataset.ReportSettings("made", "zero_shot", None, {"methods": methods}, [])
+    settings = report_dataset.ReportSettings(
+        "made", "zero_shot", "flyp", None, "", {"methods": methods}, []
+    )
     with pytest.raises(UserError, match="needs --caption-summary"):
         report_dataset.report_dataset(files, results.runs, settings, "page.html")
 
@@ -295,7 +343,7 @@ def test_the_gallery_shows_what_the_tuned_model_says(tmp_path):
     results = Results(tmp_path)
     labels = np.resize(np.arange(len(CLASSNAMES)), gallery_images.SHOWN)
     page, _ = write(results, gallery=write_gallery(results, labels))
-    told = [text for name, text in page.facts if name.endswith("the prediction after")]
+    told = [text for name, text in page.facts if name == "latteclip says"]
     assert [re.sub(" (right|wrong)$", "", text) for text in told] == [
         CLASSNAMES[label] for label in labels
     ]
@@ -333,7 +381,7 @@ def test_without_labels_the_page_shows_what_methods_say(tmp_path):
     sizes = {
         row[0][0]: [float(cell[1]) for cell in row[2:]] for row in page.tables["class-sizes"][1:]
     }
-    order = ("zero_shot", "latteclip", "flyp")  # the shown method beside what it is compared with
+    order = ("zero_shot", "latteclip", "flyp")  # the main method beside what it is compared with
     for label, name in enumerate(CLASSNAMES):
         assert sizes[name] == [(said[method] == label).sum() for method in order]
     for old, new, images, _ in page.tables["shifts"][1:]:
@@ -352,23 +400,10 @@ def predictions(results, method):
     return pd.read_parquet(path)["prediction"].to_numpy()
 
 
-def test_the_chosen_run_stands_for_its_method(tmp_path):
-    results = Results(tmp_path, labelled=False)
-    told = {"dataset": "made", "method": "flyp", "seed": 1, "reason": "It agrees most."}
-    (tmp_path / "selection.json").write_text(json.dumps(told))
-    page, _ = write(results, selection=str(tmp_path / "selection.json"))
-    run = next(run for run in results.runs if (run.method, run.seed) == ("flyp", 1))
-    own = np.bincount(pd.read_parquet(run.predictions)["prediction"], minlength=len(CLASSNAMES))
-    assert page.tables["class-sizes"][0][3][0].startswith("flyp")
-    sizes = {row[0][0]: float(row[3][1]) for row in page.tables["class-sizes"][1:]}
-    assert sizes == dict(zip(CLASSNAMES, own, strict=True))
-
-
 def test_where_all_images_are_for_training_the_page_shows_what_methods_say_of_them(tmp_path):
     page, _ = write(Results(tmp_path, n_train=41, n_test=0, labelled=False))
     assert "the 41 training images" in page.sections["sizes"]
     assert sum(float(row[2][1]) for row in page.tables["class-sizes"][1:]) == 41
-    assert "latteclip audit results/made" in page.sections["accuracy"]
 
 
 def likely_unknown(page):
@@ -396,11 +431,18 @@ def test_the_captioner_s_word_on_unknown_images_comes_first(tmp_path):
     assert "by the captioner, which scored 3" in page.sections["unknown"]
 
 
+def test_the_page_says_how_methods_were_trained_and_what_was_found(written):
+    rows = [[cell[0].strip() for cell in row] for row in written[0].tables["recipes"][1:]]
+    assert rows[0] == ["flyp", "3e-05", "64", "3", "learning rate", "3"]
+    assert [row[0] for row in rows] == ["flyp", "latteclip"]
+
+
 def test_zero_shot_alone_makes_a_page(tmp_path):
     results = Results(tmp_path, methods=("zero_shot",))
-    page, _ = write(results, shown=None)
+    page, _ = write(results, main="zero_shot")
+    assert "it is the pretrained CLIP itself" in page.sections[""]
     assert "nothing changed" in page.sections["classes"]
-    assert "only zero-shot was run" in page.sections["changes"]
+    assert "nothing changed" in page.sections["changes"]
     assert "no method that was run is trained" in page.sections["training"]
     assert "no method that was run reads captions" in page.sections["captions"]
     assert float(page.tables["headline"][1][2][1]) == pytest.approx(
@@ -475,7 +517,9 @@ def test_the_command_writes_the_page(results, tmp_path):
     settings = {
         "dataset": "made",
         "baseline": "zero_shot",
-        "shown": "flyp",
+        "main": "flyp",
+        "paper": None,
+        "suffix": "",
         "config": config,
         "benchmarks": [],
     }

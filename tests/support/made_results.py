@@ -30,6 +30,7 @@ class Results:
     methods: tuple[str, ...] = ("zero_shot", "flyp", "latteclip")
     seeds: int = 2
     dataset: str = "made"
+    captioner: dict = field(default_factory=lambda: {"model": "<i>llava</i>", "engine": "vllm"})
 
     def __post_init__(self):
         self.rng = np.random.default_rng(0)
@@ -127,7 +128,9 @@ class Results:
             own = is_latteclip or name in ("loss", "agreement", "class_balance")
             values = self.rng.random(steps, dtype=np.float32)
             columns[name] = values if own else pa.nulls(steps, pa.float32())
-        tables.write(path, columns, tables.HISTORY)
+        tuned = {"lr": 3e-5, "batch_size": 64, "epochs": epochs}
+        metadata = {"settings": {"finetune": tuned}, "found": ["lr"], "averaged": 3}
+        tables.write(path, columns, tables.HISTORY, metadata)
 
     def write_captions(self, kind, texts=None):
         """Captions of a kind, by default with one text that is no HTML; their path."""
@@ -155,9 +158,9 @@ class Results:
             },
             tables.CAPTIONS,
             {
-                "captioner": {"model": "<i>llava</i>", "engine": "vllm"},
+                "captioner": self.captioner,
                 "engine": "vllm 1",
-                "groups": {"seed": 0, "canvas": 128, "gap": 4},
+                **({"groups": {"seed": 0, "canvas": 128, "gap": 4}} if kind == "group" else {}),
             },
         )
         return str(path)

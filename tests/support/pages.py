@@ -65,7 +65,7 @@ BOTH_KINDS = {"image": None, "group": None}
 def write(
     results,
     *,
-    shown="latteclip",
+    main="latteclip",
     captions=(),
     gallery=None,
     baseline="zero_shot",
@@ -74,6 +74,7 @@ def write(
     audit=None,
     unknown=None,
     duplicates=None,
+    corrupt=None,
     benchmarks=(),
     **config,
 ):
@@ -96,21 +97,21 @@ def write(
         audit,
         unknown,
         duplicates,
+        corrupt,
     )
     methods = {m: {"objective": m, "switches": {}} for m in results.methods}
     settings = report_dataset.ReportSettings(
         "made",
         baseline,
-        shown,
+        main,
+        "latteclip" if "latteclip" in results.methods else None,
+        "",
         {"title": "<u>Made</u>", "methods": methods} | config,
         list(benchmarks),
     )
-    chosen = [
-        runs.RunFiles(**{**vars(run), "gallery": gallery if run.method == shown else None})
-        for run in results.runs
-    ]
+    of_runs = [runs.RunFiles(**{**vars(run), "gallery": gallery}) for run in results.runs]
     output = results.folder / "report.html"
-    report_dataset.report_dataset(files, chosen, settings, str(output))
+    report_dataset.report_dataset(files, of_runs, settings, str(output))
     text = output.read_text()
     return Page(text), text
 

@@ -76,6 +76,7 @@ rule evaluate_classifier:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
         metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
         judged="results/{dataset}/{method}/seed{seed}/judged.parquet",
+        gallery="results/{dataset}/{method}/seed{seed}/gallery.parquet",
     log:
         "results/{dataset}/{method}/seed{seed}/logs/evaluate_classifier.log",
     benchmark:
@@ -95,7 +96,7 @@ rule evaluate_classifier:
         " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
         " --classifier {input.classifier} {params.votes} --topk {params.topk}"
         " --predictions {output.predictions} --metrics {output.metrics}"
-        " --judged {output.judged} --log {log}"
+        " --gallery {output.gallery} --judged {output.judged} --log {log}"
 
 
 rule propagate_labels:
@@ -202,7 +203,8 @@ rule summarize:
         "../../envs/latteclip.yaml"
     params:
         baseline=configuration.table["baseline"],
+        others=page_settings.others(configuration),
     shell:
-        "latteclip summarize {input.metrics} --baseline {params.baseline}"
+        "latteclip summarize {input.metrics} --baseline {params.baseline} {params.others}"
         " --selections {input.selections} --audits {input.audits} --csv {output.csv} --markdown {output.markdown}"
         " --log {log}"

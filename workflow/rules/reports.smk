@@ -20,6 +20,7 @@ rule report_dataset:
         audit=given(rule_inputs.audit_if_any),
         unknown="results/{dataset}/unknown.parquet",
         duplicates="results/{dataset}/duplicates.parquet",
+        corrupt="results/{dataset}/corrupt.csv",
         templates=unstored(code.templates()),
         code=sources("latteclip.report.report_dataset"),
     output:
@@ -44,7 +45,7 @@ rule report_dataset:
     shell:
         "latteclip report-dataset --images {input.images} --pseudo-labels {input.pseudo_labels}"
         " {params.captions} {params.choice} --duplicates {input.duplicates}"
-        " --unknown {input.unknown} --runs {params.runs:q} --settings {params.settings:q}"
+        " --corrupt {input.corrupt} --unknown {input.unknown} --runs {params.runs:q} --settings {params.settings:q}"
         " --output {output} --log {log}"
 
 
@@ -69,6 +70,7 @@ rule index_results:
         "../../envs/latteclip.yaml"
     params:
         settings=given_json(page_settings.index_results),
+        others=page_settings.others(configuration),
     shell:
         "latteclip index-results {input.metrics} --selections {input.selections} --audits {input.audits}"
-        " --settings {params.settings:q} --output {output} --log {log}"
+        " {params.others} --settings {params.settings:q} --output {output} --log {log}"
