@@ -55,7 +55,8 @@ def index_images(args: argparse.Namespace) -> None:
 
     settings = from_json(SplitSettings, args.settings)
     outputs = (args.output, args.corrupt, args.fingerprints)
-    stage.index_images(args.folder, settings, *outputs, threads=args.threads)
+    state = stage.FolderState(args.folder_state, args.folder_files) if args.folder_state else None
+    stage.index_images(args.folder, settings, *outputs, threads=args.threads, folder_state=state)
 
 
 def find_duplicates(args: argparse.Namespace) -> None:
@@ -398,7 +399,16 @@ COMMANDS: dict[Command, list[str]] = {
     download_dataset: ["dataset", "settings", "output"],
     download_clip: ["settings", "output"],
     download_captioner: ["settings", "output"],
-    index_images: ["folder", "settings", "output", "corrupt", "fingerprints", "threads"],
+    index_images: [
+        "folder",
+        "settings",
+        "output",
+        "corrupt",
+        "fingerprints",
+        "folder-state?",
+        "folder-files?",
+        "threads",
+    ],
     find_duplicates: ["images", "fingerprints", "output"],
     pseudo_label_images: [
         "images",

@@ -9,6 +9,8 @@ from latteclip.core.steps import AUTO
 
 # Folder of class folders or the like, made or downloaded for a dataset: shared by all runs.
 DATA = "resources/{dataset}/data"
+# What a folder of the user's held when it was indexed. No output: a failed job must not remove it.
+FOLDER_FILES = "resources/{dataset}/folder_files.parquet"
 # What the cache of Hugging Face holds of a model: shared by all datasets that name it.
 MODEL_NOTE = "resources/models/{model}.json"
 # The model that is chosen for a dataset, and why; a table of its own has its own.
@@ -31,6 +33,12 @@ def data_folder(configuration: Configuration, dataset: str) -> str:
     """The user's own folder, or the one that a rule makes."""
     made = DATA.format(dataset=dataset)
     return str(configuration.dataset(dataset)["source"].get("folder", made))
+
+
+def made_folder(configuration: Configuration, dataset: str) -> Paths:
+    """Return the folder of images, where a rule makes it."""
+    is_made = "folder" not in configuration.dataset(dataset)["source"]
+    return [data_folder(configuration, dataset)] if is_made else []
 
 
 def hub_model(configuration: Configuration, dataset: str, section: str) -> Paths:

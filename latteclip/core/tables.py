@@ -32,6 +32,15 @@ IMAGES = pa.schema(
         ("height", pa.int32()),
     ]
 )
+# The files of a user's folder, when they were indexed.
+FOLDER_FILES = pa.schema(
+    [
+        ("name", pa.binary()),  # relative to the folder, as the system has it
+        ("size", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("checksum", pa.binary(16)),  # of the content
+    ]
+)
 DUPLICATES = pa.schema(
     [
         ("image_id", pa.string()),
@@ -160,18 +169,21 @@ def writing(
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Write one table in pieces, whole or not at all; pages and footer bear checksums.
 
+    The caller may add to `metadata` until all pieces are written.
+
     Yields:
         A function that appends columns; the rows of one call are one row group.
     """
-    encoded = {
-        key: json.dumps(value, ensure_ascii=False) for key, value in (metadata or {}).items()
-    }
-    whole = schema.with_metadata(encoded)
     with replacing(path) as temporary:
         with pq.ParquetWriter(
-            temporary, whole, compression="zstd", write_page_checksum=True
+            temporary, schema, compression="zstd", write_page_checksum=True
         ) as file:
-            yield lambda columns: file.write_table(pa.table(dict(columns), schema=whole))
+            yield lambda columns: file.write_table(pa.table(dict(columns), schema=schema))
+            encoded = {
+                key: json.dumps(value, ensure_ascii=False)
+                for key, value in (metadata or {}).items()
+            }
+            file.add_key_value_metadata(encoded)
         footers.sign(temporary)
 
 
@@ -193,7 +205,7 @@ def read(
     own = pa.schema([schema.field(name) for name in wanted])
     with _opened(path, wanted) as file:
         table = file.read(columns=wanted)
-        return table.select(wanted).cast(own), _metadata(table.schema)
+        return table.select(wanted).cast(own), _metadata(file)
 
 
 def read_pieces(
@@ -219,7 +231,7 @@ def read_metadata(path: str | Path, column: str) -> dict[str, Any]:
             kind.
     """
     with _opened(path, [column]) as file:
-        return _metadata(file.schema_arrow)
+        return _metadata(file)
 
 
 @contextlib.contextmanager
@@ -245,10 +257,10 @@ def _opened(path: str | Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile
         ) from None
 
 
-def _metadata(schema: pa.Schema) -> dict[str, Any]:
+def _metadata(file: pq.ParquetFile) -> dict[str, Any]:
     return {
         key.decode(): json.loads(value)
-        for key, value in (schema.metadata or {}).items()
+        for key, value in (file.metadata.metadata or {}).items()
         if key not in (b"pandas", b"ARROW:schema")
     }
 

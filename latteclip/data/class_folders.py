@@ -3,6 +3,7 @@
 Letters: N images, C classes.
 """
 
+import itertools
 import logging
 import os
 import re
@@ -13,8 +14,8 @@ from pathlib import Path
 from latteclip.core.errors import UserError
 from latteclip.core.paths import readable
 from latteclip.core.prompts import clean_classname, clean_classnames
+from latteclip.data.folder_files import CLASSES, IMAGE_SUFFIXES, is_litter
 from latteclip.data.split_files import (
-    CLASSES,
     SPLITS,
     Item,
     Split,
@@ -25,19 +26,6 @@ from latteclip.data.split_files import (
 )
 
 log = logging.getLogger(__name__)
-IMAGE_SUFFIXES = frozenset(
-    {
-        *(".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jpeg", ".jpg", ".png", ".ppm"),
-        *(".tif", ".tiff", ".webp"),
-    }
-)
-
-# What systems and network storages put beside people's files: thumbnails, recycle bins, settings.
-LITTER = re.compile(
-    r"\.|__MACOSX|(@eaDir|@Recycle|@Recently-Snapshot|#recycle|#snapshot|\$RECYCLE\.BIN"
-    r"|System Volume Information|lost\+found|Thumbs\.db|ehthumbs\.db|desktop\.ini|Icon\r)$",
-    re.IGNORECASE,
-)
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,10}")
 OTHER = "other"  # in place of a suffix that is none, or hardly one
 
@@ -137,13 +125,9 @@ def _labelled_files(
 
 
 def subfolders(place: Path) -> list[Path]:
-    """Return the folders in a folder, sorted, without hidden ones and LITTER."""
+    """Return the folders in a folder, sorted, without hidden ones and litter."""
     with readable():
-        return sorted(f for f in place.iterdir() if f.is_dir() and _is_seen(f.name))
-
-
-def _is_seen(name: str) -> bool:
-    return not LITTER.match(name)
+        return sorted(f for f in place.iterdir() if f.is_dir() and not is_litter(f.name))
 
 
 def image_files(
@@ -151,7 +135,7 @@ def image_files(
 ) -> list[Path]:
     """Image files in a folder, or in all folders below it as well, sorted by path.
 
-    Hidden ones do not count, nor does LITTER.
+    Hidden ones do not count, nor does litter.
 
     Args:
         folder: where to look.
@@ -164,8 +148,8 @@ def image_files(
     found = []
     with readable():
         for place, below, files in os.walk(folder, onerror=_stop):
-            below[:] = [name for name in below if _is_seen(name)] if deep else []
-            for name in filter(_is_seen, files):
+            below[:] = itertools.filterfalse(is_litter, below) if deep else []
+            for name in itertools.filterfalse(is_litter, files):
                 suffix = os.path.splitext(name)[1].lower()
                 if suffix in IMAGE_SUFFIXES:
                     found.append(Path(place, name))

@@ -10,6 +10,7 @@ Letters: N images.
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import sqlite3
 import struct
@@ -25,9 +26,10 @@ from latteclip.core.digest import digest
 from latteclip.core.errors import UserError
 from latteclip.data import fingerprints, images, members
 from latteclip.data.fingerprints import HASHES, THUMBNAIL, Fingerprint
+from latteclip.data.folder_files import CHECKSUM
 
-SIZES = struct.Struct("<II")  # width and height; hashes and the thumbnail follow
-LENGTH = SIZES.size + HASHES + THUMBNAIL**2
+SIZES = struct.Struct("<II")  # width and height; hashes, thumbnail and checksum follow
+LENGTH = SIZES.size + HASHES + THUMBNAIL**2 + CHECKSUM
 ASKED = 500  # paths of one query: fewer than any SQLite takes
 NO_FILE = (-1, -1)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of a file system without
@@ -87,7 +89,8 @@ class DecodedBefore:
         """Keep what was seen of N images whose files had these stamps before they were read."""
         rows = []
         for path, (size, mtime_ns), one in zip(paths, stamps.tolist(), seen, strict=True):
-            content = SIZES.pack(one.width, one.height) + one.hashes + one.thumbnail
+            sizes = SIZES.pack(one.width, one.height)
+            content = sizes + one.hashes + one.thumbnail + one.checksum
             checksum = _checksum(path, size, mtime_ns, content)
             rows.append((path, size, mtime_ns, checksum, content))
         with self._told(), self.file:
@@ -140,9 +143,9 @@ def code_version() -> str:
 
 
 def _unpacked(content: bytes) -> Fingerprint:
-    thumbnail = SIZES.size + HASHES
-    width, height = SIZES.unpack_from(content)
-    return Fingerprint(width, height, content[SIZES.size : thumbnail], content[thumbnail:])
+    places = (SIZES.size, SIZES.size + HASHES, LENGTH - CHECKSUM, LENGTH)
+    parts = (content[start:end] for start, end in itertools.pairwise(places))
+    return Fingerprint(*SIZES.unpack_from(content), *parts)
 
 
 def _checksum(path: str, size: object, mtime_ns: object, content: object) -> int:

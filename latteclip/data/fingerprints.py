@@ -32,21 +32,23 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The size of a picture, and what FINGERPRINTS keeps of it."""
+    """The size of a picture, what FINGERPRINTS keeps of it, and a checksum of its bytes."""
 
     width: int
     height: int
     hashes: bytes
     thumbnail: bytes
+    checksum: bytes
 
 
-def fingerprint(picture: Image.Image) -> Fingerprint:
-    """What is kept of an upright RGB picture."""
+def fingerprint(picture: Image.Image, checksum: bytes = b"") -> Fingerprint:
+    """Return what is kept of an upright RGB picture, and of the bytes that it was decoded from."""
     small = picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0)
     grey = np.asarray(small, np.float32)
     part = SIDE // THUMBNAIL
     thumbnail = grey.reshape(THUMBNAIL, part, THUMBNAIL, part).mean((1, 3)).round()
-    return Fingerprint(*picture.size, hashes(grey).tobytes(), thumbnail.astype(np.uint8).tobytes())
+    small = thumbnail.astype(np.uint8).tobytes()
+    return Fingerprint(*picture.size, hashes(grey).tobytes(), small, checksum)
 
 
 def hashes(grey: Floats) -> npt.NDArray[np.uint8]:

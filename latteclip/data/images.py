@@ -51,10 +51,18 @@ def open_rgb(
         ) from None
 
 
-def open_or_reason(path: str | Path) -> Image.Image | str:
+def read_or_reason(path: str | Path) -> bytes | str:
+    """Return the bytes of an image, or the reason why they cannot be read."""
+    try:
+        return members.read(path)
+    except (OSError, ValueError, MemoryError) as error:
+        return _reason(error)
+
+
+def open_or_reason(path: str | Path, content: BinaryIO | None = None) -> Image.Image | str:
     """Decode an image file as `open_rgb` does; or else the reason, in its own words."""
     try:
-        return _decode(path)
+        return _decode(path, content)
     except Exception as error:  # as above
         return _reason(error)
 

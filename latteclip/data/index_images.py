@@ -4,6 +4,8 @@ Letters: N images, C classes.
 """
 
 import csv
+import hashlib
+import io
 import itertools
 import logging
 import math
@@ -11,6 +13,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +24,10 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import replacing
 from latteclip.core.progress import Progress
 from latteclip.core.prompts import clean_classnames
+from latteclip.data import folder_files
 from latteclip.data.decoded_before import DecodedBefore, Stamps, stamps
 from latteclip.data.fingerprints import FINGERPRINTS, Fingerprint, fingerprint
-from latteclip.data.images import open_or_reason
+from latteclip.data.images import open_or_reason, read_or_reason
 from latteclip.data.split_files import Item, Split
 from latteclip.data.splits import SplitSettings, read_split
 from latteclip.data.workers import Workers
@@ -39,6 +43,14 @@ NAMED = 5  # of them by the error, and twice as many classes by the log
 Decoded = Fingerprint | str  # or why the image cannot be decoded
 
 
+@dataclass(frozen=True)
+class FolderState:
+    """What stood for the files of the user's folder, and the table that is to name them."""
+
+    state: str
+    indexed: str
+
+
 def index_images(
     folder: str,
     settings: SplitSettings,
@@ -47,9 +59,11 @@ def index_images(
     fingerprints_output: str,
     *,
     threads: int,
+    folder_state: FolderState | None = None,
 ) -> None:
-    """Write the IMAGES table of a dataset, with class names and `skipped` files as metadata.
+    """Write the IMAGES table of a dataset.
 
+    Its metadata are class names, `skipped` files and `content`, a digest of all images' bytes.
     FINGERPRINTS of the images, by which `find_duplicates` compares them, are written as well.
 
     Images that cannot be decoded are left out and listed in a CSV file beside it. Files that are no
@@ -60,11 +74,14 @@ def index_images(
         UserError: the split does not fit its form or the folder, or too many images are broken.
     """
     started = time.monotonic()
+    looked_at = (settings.kind, settings.classes)
+    in_folder = list(folder_files.files(folder, *looked_at)) if folder_state else []
     images, split = read_split(Path(folder), settings)
     classnames = clean_classnames(split.names, settings.classname_replace)
     counts = Counter[str]()
     broken: list[list[str]] = []
     metadata = {"classnames": classnames, "skipped": split.skipped}
+    content = hashlib.sha256()
     with (
         tables.writing(output, tables.IMAGES, metadata) as add,
         tables.writing(fingerprints_output, FINGERPRINTS) as add_fingerprints,
@@ -85,8 +102,12 @@ def index_images(
             ]
             add(_columns(images, good, classnames))
             add_fingerprints(_fingerprints(good))
+            content.update(b"".join(seen.checksum for _, seen in good))
         _report(broken, corrupt)
         _check(broken, split, counts, settings.max_corrupt, folder)
+        metadata["content"] = content.hexdigest()
+        if folder_state:
+            _remember(folder, in_folder, folder_state, before)
     if split.skipped:
         said = ", ".join(f"{n} {suffix}" for suffix, n in split.skipped.items())
         log.warning("Left out %d files that are no images: %s.", sum(split.skipped.values()), said)
@@ -101,6 +122,25 @@ def index_images(
         seconds,
         len(split.items) / seconds,
     )
+
+
+def _remember(
+    folder: str, files: list[folder_files.File], state: FolderState, before: DecodedBefore
+) -> None:
+    """Write which files of the folder the index was made of.
+
+    Those that are no image of the index, such as lists and shards, are read for their checksums.
+    """
+
+    def checksums(part: list[folder_files.File]) -> list[bytes]:
+        paths = [os.path.normpath(os.path.join(folder, file.name)) for file in part]
+        found = np.array([(file.size, file.mtime_ns) for file in part], np.int64)
+        return [
+            seen.checksum if seen else folder_files.checksum(path)
+            for path, seen in zip(paths, before.find(paths, found), strict=True)
+        ]
+
+    folder_files.write(state.indexed, files, state.state, checksums)
 
 
 def _columns(
@@ -129,8 +169,12 @@ def _fingerprints(rows: Sequence[tuple[Item, Fingerprint]]) -> dict[str, list[st
 
 def look_at(path: str) -> Decoded:
     """Decode an image, and keep of it what the tables hold."""
-    picture = open_or_reason(path)
-    return picture if isinstance(picture, str) else fingerprint(picture)
+    content = read_or_reason(path)
+    if isinstance(content, str):
+        return content
+    picture = open_or_reason(path, io.BytesIO(content))
+    checksum = folder_files.checksum_of(content)
+    return picture if isinstance(picture, str) else fingerprint(picture, checksum)
 
 
 def _path(images: Path, item: Item) -> str:

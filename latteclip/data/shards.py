@@ -11,8 +11,8 @@ from pathlib import Path
 
 from latteclip.core.errors import UserError
 from latteclip.data import parquet_shards, tar_shards
+from latteclip.data.folder_files import CLASSES, is_litter
 from latteclip.data.split_files import (
-    CLASSES,
     SPLITS,
     Item,
     Split,
@@ -115,7 +115,7 @@ def _by_words(root: Path, suffix: str) -> list[tuple[Path, str]]:
         for path in root.rglob("*")
         if path.suffix.lower() == suffix
         and path.is_file()
-        and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(root).parts)
+        and not any(map(is_litter, path.relative_to(root).parts))
     )
     if not found:
         raise UserError(f"{root} holds no shards (*{suffix}); split.images names their folder.")

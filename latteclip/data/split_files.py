@@ -13,9 +13,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from latteclip.core.errors import UserError
+from latteclip.data.folder_files import CLASSES
 
 SPLITS = ("train", "val", "test")
-CLASSES = "classes.txt"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from pathlib import Path
 from latteclip.core.errors import UserError
 from latteclip.core.paths import irregular, readable
 from latteclip.data.class_folders import read_class_folders, subfolders
+from latteclip.data.folder_files import CLASSES
 from latteclip.data.shards import SUFFIXES, read_shards
-from latteclip.data.split_files import CLASSES, Item, Split, read_coop, read_csv, read_lists
+from latteclip.data.split_files import Item, Split, read_coop, read_csv, read_lists
 
 DEPTH = 3  # folders below a dataset's folder in which its parts are looked for
 

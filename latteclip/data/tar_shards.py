@@ -14,7 +14,7 @@ from pathlib import Path
 
 from latteclip.core.errors import UserError, first_line
 from latteclip.data import tar_files
-from latteclip.data.class_folders import IMAGE_SUFFIXES
+from latteclip.data.folder_files import IMAGE_SUFFIXES
 from latteclip.data.split_files import inside
 
 Label = int | str | None  # a number, a class name, or not known

@@ -111,7 +111,7 @@ def test_only_regular_files_are_opened(tmp_path):
 def test_the_formats_are_those_of_the_suffixes_and_more():
     Image.init()
     assert set(images.FORMATS) <= set(Image.OPEN)
-    from latteclip.data.class_folders import IMAGE_SUFFIXES
+    from latteclip.data.folder_files import IMAGE_SUFFIXES
 
     assert {Image.EXTENSION[suffix] for suffix in IMAGE_SUFFIXES} <= set(images.FORMATS)
 

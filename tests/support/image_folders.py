@@ -30,12 +30,14 @@ def coop(root, train, test, name="split.json"):
     (root / name).write_text(json.dumps({"train": train, "val": [], "test": test}))
 
 
-def index(root, tmp_path, threads=1, **settings):
+def index(root, tmp_path, threads=1, folder_state=None, **settings):
     """Index a folder; its rows, class names and broken images."""
     output, corrupt = tmp_path / "out" / "images.parquet", tmp_path / "out" / "corrupt.csv"
     settings = SplitSettings(**({"kind": "folders"} | settings))
     outputs = [str(output), str(corrupt), str(tmp_path / "out" / "fingerprints.parquet")]
-    index_images.index_images(str(root), settings, *outputs, threads=threads)
+    index_images.index_images(
+        str(root), settings, *outputs, threads=threads, folder_state=folder_state
+    )
     table, metadata = tables.read(output, tables.IMAGES)
     with corrupt.open(newline="") as file:
         return table.to_pylist(), metadata["classnames"], list(csv.DictReader(file))

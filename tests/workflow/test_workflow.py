@@ -831,6 +831,49 @@ def test_class_folders_are_a_dataset_by_configuration_alone(checkout, tmp_path):
     assert Image.open(checkout.root / index["path"][0].as_py()).size == (64, 64)
 
 
+def class_folders_with_a_split(root):
+    """Class folders, and a table that says which of their images count."""
+    files = sorted(class_folders(root, n=6).rglob("*.png"))
+    rows = [f"{file.relative_to(root)},{file.parent.name}" for file in files]
+    (root / "split.csv").write_text("\n".join(["path,label", *rows]))
+
+
+def flat_folder(root):
+    write_pictures(root, 12)
+    (root / "classes.txt").write_text("red dots\nlines\n")
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda root: class_folders(root, n=6), "folders"),
+        (flat_folder, "folders"),
+        (class_folders_with_a_split, "csv"),
+    ],
+    ids=["class folders", "flat", "a split of its own"],
+)
+def test_a_folder_reruns_the_index_where_a_file_changed_and_not_where_one_was_touched(
+    checkout, tmp_path, make, kind
+):
+    folder = tmp_path / "pictures"
+    make(folder)
+    said = ("results/mine/duplicates.parquet", *mine(checkout, folder, split={"kind": kind}))
+    run = checkout.snakemake(*said)
+    assert run.returncode == 0, run.stdout
+    (folder / ".DS_Store").write_text("left by a file manager")
+    (folder / ".DS_Store").unlink()
+    (folder / "Thumbs.db").write_text("left by another")
+    files = sorted(folder.rglob("*.png"))
+    os.utime(files[0])
+    assert "Nothing to be done" in checkout.snakemake("--dry-run", *said).stdout
+    shutil.copy(files[1], files[0])
+    planned = checkout.snakemake("--dry-run", *said).stdout
+    assert "rule index_images:" in planned and "rule find_duplicates:" in planned
+    run = checkout.snakemake(*said)
+    assert run.returncode == 0, run.stdout
+    assert "11 of 12 images were decoded before" in run.stdout
+
+
 def test_a_folder_without_labels_is_used_whole(checkout, tmp_path):
     folder = tmp_path / "pictures"
     files = write_pictures(folder, 12)

@@ -1,6 +1,7 @@
 # What the rules share: the checked configuration, the environment of the commands, and short names
 # for the functions of latteclip/config, which say what rules are given.
 import atexit
+import functools
 import gc
 import inspect
 import os
@@ -32,8 +33,9 @@ from latteclip.config import (
     rule_settings,
 )
 from latteclip.config.configuration import Configuration, as_json
-from latteclip.config.rule_inputs import DATA, MODEL_NOTE
+from latteclip.config.rule_inputs import DATA, FOLDER_FILES, MODEL_NOTE
 from latteclip.core.errors import UserError
+from latteclip.data import folder_files
 
 try:
     if not IS_MODULE:
@@ -139,6 +141,26 @@ def given_unstored(function, **fixed):
     """What a function of the configuration names as inputs that no storage keeps."""
     answer = given(function, **fixed)
     return lambda wildcards: unstored(answer(wildcards))
+
+
+@functools.cache  # Snakemake asks several times, and a million files take seconds
+def state_of(dataset):
+    """Options of index_images that say which files a folder of the user's holds."""
+    folder = configuration.dataset(dataset)["source"].get("folder")
+    if folder is None:
+        return ""
+    split = configuration.section("split", dataset)
+    indexed = FOLDER_FILES.format(dataset=dataset)
+    try:
+        state = folder_files.state(folder, split["kind"], split.get("classes"), indexed)
+    except UserError as error:
+        raise WorkflowError(str(error))
+    return f"--folder-state {state} --folder-files {indexed}"
+
+
+def folder_state(wildcards):
+    """The same as a function of the wildcards, by which Snakemake knows it."""
+    return state_of(wildcards.dataset)
 
 
 def as_found(answer):

@@ -39,9 +39,11 @@ rule download_dataset:
         " --output {output} --log {log}"
 
 
+# A folder of the user's is no input: its time says nothing of the files below it. What stands for
+# those is a parameter instead.
 rule index_images:
     input:
-        folder=given_unstored(rule_inputs.data_folder),
+        made=given_unstored(rule_inputs.made_folder),
         code=sources("latteclip.data.index_images"),
     output:
         images="results/{dataset}/images.parquet",
@@ -58,11 +60,13 @@ rule index_images:
         mem_mb=memory("index_images"),
         runtime=minutes("index_images"),
     params:
+        folder=given(rule_inputs.data_folder),
         settings=given_json(rule_settings.index_images),
+        state=folder_state,
     shell:
-        "latteclip index-images --folder {input.folder:q} --settings {params.settings:q}"
+        "latteclip index-images --folder {params.folder:q} --settings {params.settings:q}"
         " --output {output.images} --corrupt {output.corrupt} --fingerprints {output.fingerprints}"
-        " --threads {threads} --log {log}"
+        " {params.state} --threads {threads} --log {log}"
 
 
 rule find_duplicates:

@@ -1,0 +1,202 @@
+"""The files of a user's folder that an index reads, and whether they are still the same.
+
+The time of a folder changes with each file that is made or removed in it, whatever that is, and
+not with one further below. So the files themselves are compared: names, sizes and times, and the
+content of those whose time alone is new. Imports nothing heavy: the workflow asks at each start.
+"""
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from latteclip.core.errors import UserError
+from latteclip.core.paths import readable
+
+log = logging.getLogger(__name__)
+CLASSES = "classes.txt"
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jpeg", ".jpg", ".png", ".ppm"),
+        *(".tif", ".tiff", ".webp"),
+    }
+)
+# What systems and network storages put beside people's files: thumbnails, recycle bins, settings.
+LITTER = re.compile(
+    r"\.|__MACOSX|(@eaDir|@Recycle|@Recently-Snapshot|#recycle|#snapshot|\$RECYCLE\.BIN"
+    r"|System Volume Information|lost\+found|Thumbs\.db|ehthumbs\.db|desktop\.ini|Icon\r)$",
+    re.IGNORECASE,
+)
+LINKED = 2  # folders down to which links to folders are followed, as class folders may be
+CHECKSUM = 16  # bytes
+THREADS = 8  # that read files whose time alone is new
+BATCH = 10_000
+
+
+class File(NamedTuple):
+    """A file below a folder."""
+
+    name: str  # relative to the folder
+    size: int
+    mtime_ns: int
+
+
+def is_litter(name: str) -> bool:
+    """Return whether a file or folder of this name is none of the user's own."""
+    return LITTER.match(name) is not None
+
+
+def files(folder: str, kind: str, classes: str | None = None) -> Iterator[File]:
+    """Yield the files that an index of a folder reads, always in the same order.
+
+    Args:
+        folder: of a dataset.
+        kind: as `split.kind`: of class folders images count and the lists of classes, of all other
+            kinds every file.
+        classes: as `split.classes`.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    lists = {CLASSES, classes}
+
+    def counts(name: str) -> bool:
+        suffix = os.path.splitext(name)[1].lower()
+        return kind != "folders" or suffix in IMAGE_SUFFIXES or name in lists
+
+    with readable():
+        yield from _below(folder, "", counts)
+
+
+def _below(folder: str, prefix: str, counts: Callable[[str], bool]) -> Iterator[File]:
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    folders = []
+    for entry in found:
+        name = prefix + entry.name
+        if is_litter(entry.name):
+            continue
+        if entry.is_dir():
+            folders.append(entry)
+        elif counts(name) and entry.is_file():
+            state = entry.stat()
+            # In 64 bits after 2262.
+            yield File(name, state.st_size, (state.st_mtime_ns + 2**63) % 2**64 - 2**63)
+    for entry in folders:
+        if prefix.count("/") < LINKED or not entry.is_symlink():
+            yield from _below(entry.path, f"{prefix}{entry.name}/", counts)
+
+
+def digest(found: Iterable[File]) -> str:
+    """Return a digest of names, sizes and times."""
+    state = hashlib.sha256()
+    for name, size, mtime_ns in found:
+        state.update(os.fsencode(f"{name}\0{size}\0{mtime_ns}\0"))
+    return state.hexdigest()
+
+
+def checksum(path: str | Path) -> bytes:
+    """Return a checksum of a file's content, zeros where it cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            new = hashlib.blake2b(digest_size=CHECKSUM)
+            return hashlib.file_digest(file, lambda: new).digest()
+    except OSError:
+        return bytes(CHECKSUM)
+
+
+def checksum_of(content: bytes) -> bytes:
+    """Return the checksum of a file that has such a content."""
+    return hashlib.blake2b(content, digest_size=CHECKSUM).digest()
+
+
+def state(folder: str, kind: str, classes: str | None, indexed: str) -> str:
+    """Return what stands for the files of a folder: another text where one of them changed.
+
+    Args:
+        folder: of a dataset.
+        kind: see `files`.
+        classes: see `files`.
+        indexed: the table of the files of the last index, see `write`. Where times alone are new,
+            they are noted there, and the content is not compared again.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    new = digest(files(folder, kind, classes))
+    if not os.path.isfile(indexed):
+        return new
+    from latteclip.core import tables
+
+    try:
+        before = tables.read_metadata(indexed, "name")
+        if before["digest"] == new:
+            return str(before["state"])
+        table, _ = tables.read(indexed, tables.FOLDER_FILES)
+    except (UserError, KeyError):  # then all that is known is lost, and the index is made again
+        return new
+    known = {
+        os.fsdecode(name): (size, mtime_ns, content)
+        for name, size, mtime_ns, content in zip(
+            *(c.to_pylist() for c in table.columns), strict=True
+        )
+    }
+    now = list(files(folder, kind, classes))
+    if not _same(folder, now, known):
+        return new
+    write(indexed, now, str(before["state"]), lambda part: [known[file.name][2] for file in part])
+    return str(before["state"])
+
+
+def _same(folder: str, now: list[File], known: Mapping[str, tuple[int, int, bytes]]) -> bool:
+    """Return whether files have the names and contents that are known."""
+    if len(now) != len(known):
+        return False
+    touched = []
+    for file in now:
+        size, mtime_ns, _ = known.get(file.name, (None, None, b""))
+        if size != file.size:
+            return False
+        if mtime_ns != file.mtime_ns:
+            touched.append(file.name)
+    if len(touched) >= BATCH:
+        log.warning("%s: %d files have a new time; comparing their content.", folder, len(touched))
+    with ThreadPoolExecutor(THREADS) as pool:
+        for start in range(0, len(touched), BATCH):
+            part = touched[start : start + BATCH]
+            found = pool.map(checksum, (os.path.join(folder, name) for name in part))
+            if any(one != known[name][2] for name, one in zip(part, found, strict=True)):
+                return False
+    return True
+
+
+def write(
+    path: str, found: list[File], state: str, checksums: Callable[[list[File]], list[bytes]]
+) -> None:
+    """Write the table of the files that an index was made of.
+
+    Args:
+        path: of the table.
+        found: the files, looked at before the index was made.
+        state: what stood for them then.
+        checksums: of the content of some of the files.
+    """
+    from latteclip.core import tables
+
+    metadata = {"digest": digest(found), "state": state}
+    with tables.writing(path, tables.FOLDER_FILES, metadata) as add:
+        for start in range(0, len(found), BATCH):
+            part = found[start : start + BATCH]
+            names, sizes, times = zip(*part, strict=True)
+            add(
+                {
+                    "name": [os.fsencode(name) for name in names],
+                    "size": list(sizes),
+                    "mtime_ns": list(times),
+                    "checksum": checksums(part),
+                }
+            )
