@@ -18,7 +18,9 @@ Worker processes import this script anew: what is heavy is imported where it is 
 
 With --scores each engine, in turn, writes captions of 20 tokens, scores letters of five options in
 one and in two orders, and the likelihoods of five options; images are decoded beforehand. What
-counts is the ratio of times of one round.
+counts is the ratio of times of one round. With --bare only vLLM does. With
+VLLM_ENABLE_V1_MULTIPROCESSING=1 in the environment the CPU time is that of vLLM's front end alone,
+which one thread has to give also where a GPU computes.
 
 With --memory the stage runs once for each number of images in a process of its own, whose largest
 resident memory is printed. Without a GPU the model is the demo's LLaVA; with one, give --model.
@@ -201,7 +203,9 @@ def _spread(values: list[float], digits: int = 1) -> str:
     return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
 
 
-def compare_scores(index: str, settings: CaptionerSettings, threads: int, rounds: int) -> None:
+def compare_scores(
+    index: str, settings: CaptionerSettings, threads: int, rounds: int, bare: bool
+) -> None:
     """For each engine, print how long scores take beside captions of the same images."""
     paths = tables.read(index, tables.IMAGES, ["path"])[0]["path"].to_pylist()
     pictures = [open_rgb(path) for path in paths]
@@ -216,22 +220,24 @@ def compare_scores(index: str, settings: CaptionerSettings, threads: int, rounds
     }
     size = settings.batch_size
     ways = ((TransformersScorer, FEW), (TransformersScorer, size), (VllmScorer, size))
-    for engine, batch_size in ways:
+    for engine, batch_size in ways[-1:] if bare else ways:
         scorer: Any = engine(dataclasses.replace(settings, batch_size=batch_size), threads, 1)
         fix_length(scorer)
         seconds: dict[str, list[float]] = {name: [] for name in asked}
+        used: dict[str, list[float]] = {name: [] for name in asked}  # of this process's CPU
         for number in range(rounds + 1):
             fresh = [marked(picture, number) for picture in pictures]
             for name, (prompt, choices) in asked.items():
                 requests = [Request(i, [p], prompt, choices) for i, p in enumerate(fresh)]
                 answering: Any = scorer if choices else super(engine, scorer)
-                started = time.perf_counter()
+                started, cpu = time.perf_counter(), time.process_time()
                 answers = [answer for _, answer in answering.answer(iter(requests))]
                 if number:  # the first round warms up
                     seconds[name].append(time.perf_counter() - started)
+                    used[name].append(time.process_time() - cpu)
                 assert all(answer.error is None for answer in answers)
                 assert choices or {answer.n_tokens for answer in answers} == {CAPTION_TOKENS}
-        print_ratios(f"{scorer.version}, batches of {batch_size}", seconds, len(pictures))
+        print_ratios(f"{scorer.version}, batches of {batch_size}", seconds, used, len(pictures))
 
 
 def marked(picture: Image.Image, number: int) -> Image.Image:
@@ -251,15 +257,19 @@ def fix_length(scorer: Any) -> None:
         scorer._model.generation_config.min_new_tokens = CAPTION_TOKENS
 
 
-def print_ratios(engine: str, seconds: dict[str, list[float]], n: int) -> None:
-    """Milliseconds an image, and the ratios to the first way, round by round."""
+def print_ratios(
+    engine: str, seconds: dict[str, list[float]], used: dict[str, list[float]], n: int
+) -> None:
+    """Milliseconds an image, of the CPU too, and the ratios to the first way, round by round."""
     first, *_ = seconds.values()
     for name, values in seconds.items():
         each = [1000 * value / n for value in values]
         ratios = [a / b for a, b in zip(values, first, strict=True)]
+        cpu = [1000 * value / n for value in used[name]]
         print(
             f"{engine}, {name}: {statistics.median(each):.1f} ms an image ({_spread(each)}); "
-            f"ratio {statistics.median(ratios):.2f} ({_spread(ratios, 2)})",
+            f"ratio {statistics.median(ratios):.2f} ({_spread(ratios, 2)}); "
+            f"CPU time {statistics.median(cpu):.1f} ms an image ({_spread(cpu)})",
             flush=True,
         )
 
@@ -303,7 +313,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         index = make_images(Path(name), args.images)
         if args.scores:
-            compare_scores(index, settings, args.threads, args.rounds)
+            compare_scores(index, settings, args.threads, args.rounds, args.bare)
             return
         compare(Ways(index, Path(name), settings, args.threads), args.rounds, args.bare)
 

@@ -3,6 +3,7 @@
 Letters: N training images, R rows of a table (images or groups).
 """
 
+import dataclasses
 import itertools
 import logging
 import math
@@ -48,7 +49,9 @@ class Asking(ABC):
         store: AnswerStore,
         threads: int,
     ) -> None:
-        self.questions, self.settings, self.identity = questions, settings, identity
+        self.questions, self.settings = questions, settings
+        special = engines.special_tokens(settings)
+        self.identity = dataclasses.replace(identity, special_tokens=special)
         self.store, self.threads = store, threads
         self.image_digests = np.zeros((len(questions), 32), np.uint8)  # read as bytes
         self.errors: dict[str, str] = {}  # by the digest of the request

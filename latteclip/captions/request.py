@@ -41,6 +41,7 @@ class Identity:
     max_new_tokens: int
     layout: Layout
     temperature: float = 0.0
+    special_tokens: str | None = None  # see `processors.special_tokens`
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,11 @@ def _about(n_images: int, prompt: str, identity: Identity, choices: Choices | No
 
 
 def _values(identity: Identity) -> dict[str, Any]:
-    """All of an identity; without a square the text is that of before there were any."""
+    """Return all of an identity but a square and special tokens that it does not have."""
     values = asdict(identity)
-    if identity.layout.square is None:
-        del values["layout"]["square"]
+    for part, name in ((values["layout"], "square"), (values, "special_tokens")):
+        if part[name] is None:
+            del part[name]
     return values
 
 

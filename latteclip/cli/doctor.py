@@ -20,10 +20,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
+from latteclip.captions import vllm_memory
+from latteclip.captions.engines.base import CaptionerSettings
 from latteclip.cli.colours import paint
-from latteclip.core import gpus
+from latteclip.config import layers, rule_settings
+from latteclip.config.configuration import Configuration
+from latteclip.core import build_tools, gpus
 from latteclip.core.errors import UserError
 from latteclip.core.paths import existing
+from latteclip.core.settings import from_values
 from latteclip.core.version import __version__
 
 log = logging.getLogger(__name__)
@@ -46,6 +51,23 @@ VLLM = """
 import json, vllm
 from vllm.platforms import current_platform
 print(json.dumps({"version": vllm.__version__, "device": current_platform.device_type}))
+"""
+CAPTIONER = """
+import json, os, sys
+os.environ["HF_HUB_OFFLINE"] = "1"
+from pathlib import Path
+import torch, transformers
+from huggingface_hub import snapshot_download
+model, revision = json.loads(sys.argv[1])
+config = transformers.AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
+cached = lambda: snapshot_download(model, revision=revision, ignore_patterns="*")
+folder = Path(model if os.path.isdir(model) else cached())
+files = [path for path in folder.glob("*.safetensors") if "consolidated" not in path.name]
+print(json.dumps({
+    "config": json.loads(config.to_json_string(use_diff=False)),
+    "weights": sum(path.stat().st_size for path in files),
+    "memory": torch.cuda.get_device_properties(0).total_memory,
+}))
 """
 
 
@@ -188,6 +210,16 @@ def torch() -> Iterator[Finding]:
             yield Finding("note", f"{seen}, no bf16", "set clip.precision to fp16")
 
 
+def compiler() -> Iterator[Finding]:
+    """What Triton needs on a GPU."""
+    if shutil.which("nvidia-smi") is None:
+        return
+    if sentence := build_tools.missing():
+        yield Finding("warning", sentence.removesuffix("."))
+    else:
+        yield Finding("ok", "a C compiler and Python's headers, which a GPU needs")
+
+
 def vllm() -> Iterator[Finding]:
     """Whether vLLM imports, and for what it was built."""
     found, problem = _import(VLLM)
@@ -205,6 +237,45 @@ def vllm() -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", f"vLLM {found['version']}, built for {found['device']}")
+
+
+def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
+    """How vLLM would share out a GPU's memory for the configured captioner, by arithmetic.
+
+    Args:
+        pairs: KEY=VALUE over the configuration, as snakemake's --config takes them.
+        files: configuration files, as its --configfile takes them.
+    """
+    if shutil.which("nvidia-smi") is None:
+        return
+    try:
+        configuration = Configuration(layers.defaults(), layers.given(pairs, files))
+        values = rule_settings.captioner(configuration, configuration.datasets[0])
+        settings = from_values(CaptionerSettings, values, "captioner")
+    except UserError as error:
+        yield Finding("warning", str(error).removesuffix("."))
+        return
+    if settings.engine != "vllm":
+        return
+    found, _ = _import(CAPTIONER, json.dumps([settings.model, settings.revision]))
+    if found is None or not found["weights"]:
+        yield Finding("note", f"{settings.model} is not in the cache, or torch sees no GPU")
+        return
+    plan = vllm_memory.plan(found["config"], found["weights"], found["memory"], settings)
+    text = (
+        f"{settings.model} by arithmetic: of {found['memory'] / GIB:.1f} GiB, weights "
+        f"{plan.weights / GIB:.1f} and cache {max(0.0, plan.cache) / GIB:.1f}, for {plan.requests} "
+        f"requests of {settings.max_model_len:,} tokens at once"
+    )
+    if plan.requests:
+        yield Finding("ok", text)
+    else:
+        yield Finding(
+            "warning",
+            text,
+            "lower captioner.batch_size and captioner.max_model_len, raise "
+            "captioner.gpu_memory_utilization, or raise captioner.tensor_parallel_size",
+        )
 
 
 def hub() -> Iterator[Finding]:
@@ -273,9 +344,9 @@ def _last(run: subprocess.CompletedProcess[str]) -> str:
     return lines[-1].strip() if lines else f"exit status {run.returncode}"
 
 
-def _import(code: str) -> tuple[dict[str, Any] | None, str]:
+def _import(code: str, *arguments: str) -> tuple[dict[str, Any] | None, str]:
     """The JSON that code prints last in a new interpreter, or else what went wrong."""
-    run = _run([sys.executable, "-c", code], IMPORT_TIMEOUT)
+    run = _run([sys.executable, "-c", code, *arguments], IMPORT_TIMEOUT)
     if run.returncode:
         return None, _last(run)
     return json.loads(run.stdout.splitlines()[-1]), ""
@@ -288,6 +359,7 @@ CHECKS: dict[str, Check] = {
     "disk": disk,
     "gpu": gpu,
     "torch": torch,
+    "compiler": compiler,
     "vllm": vllm,
     "hub": hub,
     "slurm": slurm,

@@ -311,12 +311,15 @@ def doctor(args: argparse.Namespace) -> int:
     """Say what this machine can do, and what to mend."""
     from latteclip.cli import doctor as checks
 
+    memory: dict[str, checks.Check] = {
+        "kv-cache": lambda: checks.captioner(args.config, args.configfile)
+    }
     if not args.gpu:
-        return 0 if checks.doctor(sys.stdout) else NOT_READY
+        return 0 if checks.doctor(sys.stdout, memory) else NOT_READY
     from latteclip.cli.rehearsal.rehearse import rehearsal
 
     with rehearsal(args.config, args.configfile, tell_all=args.debug) as parts:
-        return 0 if checks.doctor(sys.stdout, parts) else NOT_READY
+        return 0 if checks.doctor(sys.stdout, {**memory, **parts}) else NOT_READY
 
 
 def add_doctor(sub: argparse.ArgumentParser) -> None:
@@ -330,7 +333,7 @@ def add_doctor(sub: argparse.ArgumentParser) -> None:
     _add_configuration(sub)
     sub.epilog = (
         "A rehearsal downloads no model and leaves nothing behind. Without a GPU the demo's models "
-        "stand in for others. --config and --configfile are for --gpu alone."
+        "stand in for others."
     )
 
 

@@ -38,6 +38,8 @@ REPAIR = (
 )
 # The oldest driver for each CUDA (NVIDIA, "CUDA Compatibility", minor version compatibility).
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
+# The oldest compute capability for which each CUDA has code, where torch was built for older ones.
+OLDEST_CARD = {13: (7, 5)}  # Turing; CUDA 12 has Volta (V100) and Pascal
 _held: list[IO[str]] = []  # locks are the process's own and end with it
 _uses: list[tuple[int, float]] = []  # how many GPUs this process was given, and when
 
@@ -193,6 +195,11 @@ def refuse_unusable(torch_version: str, cuda: str | None, *, sees_none: bool = F
             f"torch {torch_version} is a build for the CPU, but {there}; run make install "
             f"KIND=cuda, or {hide}."
         )
+    if old := _too_old(_major(cuda)):
+        raise UserError(
+            f"torch {torch_version} was built for CUDA {cuda}, which has no code for {old}; "
+            f"use a newer card, caption by a server (captioner.engine openai), or {hide}."
+        )
     needs = _lacks(driver, cuda)
     if needs or sees_none:
         raise UserError(
@@ -200,6 +207,18 @@ def refuse_unusable(torch_version: str, cuda: str | None, *, sees_none: bool = F
             f"{there}; update the driver, on a data-centre card add NVIDIA's cuda-compat-"
             f"{_major(cuda)} to LD_LIBRARY_PATH, or {hide}."
         )
+
+
+def _too_old(cuda: int) -> str | None:
+    """Return which GPU to use is too old for a CUDA, if any is."""
+    usable = visible().values()
+    oldest = OLDEST_CARD.get(cuda, (0, 0))
+    for line in _nvidia_smi("--query-gpu=uuid,compute_cap,name", "--format=csv,noheader"):
+        if found := re.fullmatch(r"(\S+), (\d+)\.(\d+), (.+)", line):
+            uuid, major, minor, name = found.groups()
+            if uuid in usable and (int(major), int(minor)) < oldest:
+                return f"{name} (compute capability {major}.{minor})"
+    return None
 
 
 def _driver() -> str:

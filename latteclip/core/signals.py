@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -13,6 +14,7 @@ from latteclip.core import usage
 
 log = logging.getLogger(__name__)
 HEARD = (signal.SIGTERM, signal.SIGINT)
+GRACE = 5.0  # seconds that other processes have to end, before they are killed
 
 
 class Terminated(BaseException):
@@ -96,9 +98,21 @@ def ending_in_order(kept: str) -> Iterator[Signals]:
         log.info("Stopped before the end. %s", kept if error.kept is None else error.kept)
         usage.write_down(done=False)
         logging.shutdown()
-        for child in multiprocessing.active_children():  # an engine that holds a GPU
-            child.terminate()
+        _end_children()
         os._exit(error.status)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _end_children() -> None:
+    """End the processes that this one started: an engine among them holds the GPU's memory."""
+    children = multiprocessing.active_children()
+    for child in children:
+        child.terminate()
+    until = time.monotonic() + GRACE
+    for child in children:
+        child.join(max(0.0, until - time.monotonic()))
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join(GRACE)

@@ -18,7 +18,7 @@ from typing import Any
 
 from latteclip.config.model_names import HUB
 from latteclip.core import checksums
-from latteclip.core.errors import FULL, UserError, chain
+from latteclip.core.errors import UserError, chain, full_disk
 from latteclip.core.files import write_json
 from latteclip.data import clip_config
 from latteclip.data.transfer import message_line
@@ -221,7 +221,7 @@ def _remedy(error: Exception, keys: str) -> str:
         return "accept its terms on its page of the hub, and set HF_TOKEN to a token of yours"
     if any(isinstance(one, absent) for one in causes):
         return f"check {keys}, and HF_TOKEN for a private model"
-    if numbers & FULL:
+    if full_disk(error):
         return "free some space, or set HF_HOME to a larger disk, and rerun"
     if errno.ENOLCK in numbers:
         return "the file system of the cache has no file locks: set HF_HOME to one that has them"

@@ -46,6 +46,7 @@ def test_choices_and_their_kind_count():
         {"quantization": "awq"},
         {"max_new_tokens": 78},
         {"temperature": 0.5},
+        {"special_tokens": "some rule"},
         {"layout": Layout(max_side=100)},
         {"layout": Layout("grid", 672, 20)},
         {"layout": Layout("multi_image")},

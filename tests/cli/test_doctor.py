@@ -1,3 +1,4 @@
+import functools
 import os
 import shutil
 import socket
@@ -9,6 +10,7 @@ import pytest
 from support.nvidia import nvidia_smi
 
 from latteclip.cli import doctor, main
+from latteclip.core import build_tools
 
 
 @pytest.fixture
@@ -120,6 +122,40 @@ def test_a_torch_that_cannot_use_the_gpu_is_a_warning(tools, tmp_path, monkeypat
     ((level, text),) = found(doctor.torch)
     assert level == "warning"
     assert text.startswith(said)
+
+
+def test_what_triton_compiles_with_counts_on_a_gpu(tools, monkeypatch, tmp_path):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(build_tools, "_headers", lambda: str(tmp_path))
+    assert found(doctor.compiler) == []
+    tools("nvidia-smi", "exit 0")
+    ((level, text),) = found(doctor.compiler)
+    python = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    assert (level, f"apt install gcc {python}-dev " in text) == ("warning", True)
+    (tmp_path / "Python.h").touch()
+    tools("clang", "exit 0")
+    assert [level for level, _ in found(doctor.compiler)] == ["ok"]
+    monkeypatch.setenv("CC", "no-such-compiler")  # which Triton takes as it is
+    ((level, text),) = found(doctor.compiler)
+    assert (level, "no-such-compiler" in text) == ("warning", True)
+
+
+def test_whether_a_captioner_fits_is_known_before_it_is_loaded(tools, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asks = functools.partial(doctor.captioner, ["dataset=dtd", "captioner={'batch_size': 3}"], [])
+    assert found(asks) == []
+    tools("nvidia-smi", "exit 0")
+    text = {"num_hidden_layers": 32, "num_attention_heads": 32, "hidden_size": 4096}
+    config = {**text, "vocab_size": 32000, "intermediate_size": 11008}
+    values = {"config": config, "weights": 14 * 2**30, "memory": 80 * 2**30}
+    monkeypatch.setattr(doctor, "CAPTIONER", printing(**values))
+    ((level, said),) = found(asks)
+    assert (level, "weights 14.0 and cache " in said) == ("ok", True)
+    assert "3 requests of 4,096 tokens at once" in said
+    monkeypatch.setattr(doctor, "CAPTIONER", printing(**values | {"memory": 16 * 2**30}))
+    assert [level for level, _ in found(asks)] == ["warning"]
+    monkeypatch.setattr(doctor, "CAPTIONER", "raise SystemExit('not cached')")
+    assert [level for level, _ in found(asks)] == ["note"]
 
 
 def test_a_vllm_for_the_cpu_beside_a_gpu_is_a_warning(tools, monkeypatch):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest.mock import MagicMock
 
 import pytest
 from support.tiny import write_pseudo_labels
@@ -16,8 +17,10 @@ from latteclip.cli import main, people, stages
 from latteclip.cli.colours import Formatter, wanted
 from latteclip.core.errors import UserError
 from latteclip.core.files import replacing
+from latteclip.train import finetune
 
 HEAVY = {"torch", "vllm", "transformers", "open_clip", "torchvision"}
+ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
 OPTIONS_OF_FINETUNE = ["finetune", "--images", "i", "--pseudo-labels", "p", "--seed", "0"]
 
 
@@ -368,3 +371,15 @@ sys.exit(process())
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == status
     assert run.stdout.splitlines()[-1] == "at the end"
+
+
+def test_a_training_lets_segments_of_the_gpu_s_memory_grow_unless_told_otherwise(monkeypatch):
+    found = []
+    monkeypatch.setattr(finetune, "finetune", lambda *_, **__: found.append(os.environ[ALLOCATOR]))
+    monkeypatch.setattr(stages, "from_json", lambda *_: None)
+    for given in ("", "backend:native"):
+        monkeypatch.setenv(ALLOCATOR, given)
+        if not given:
+            monkeypatch.delenv(ALLOCATOR)
+        stages.finetune(MagicMock())
+    assert found == ["expandable_segments:True", "backend:native"]

@@ -273,6 +273,15 @@ def test_a_build_that_cannot_use_the_gpu_is_one_sentence(machine, driver, cuda, 
     assert str(error.value).startswith(said)
 
 
+def test_a_card_that_is_too_old_for_the_build_is_named(machine):
+    machine(1, driver="580.65.06", capability="7.0")  # a V100
+    with pytest.raises(UserError, match=r"CUDA 13\.0, .*\(compute capability 7\.0\)"):
+        gpus.refuse_unusable("2.14.0", "13.0")
+    gpus.refuse_unusable("2.8.0", "12.8")
+    machine(1, driver="580.65.06", capability="7.5")
+    gpus.refuse_unusable("2.14.0", "13.0")
+
+
 @pytest.mark.parametrize(("library", "is_old"), [(13_000, False), (13_020, False), (12_020, True)])
 def test_forward_compatibility_is_asked_of_the_driver_s_library(
     machine, monkeypatch, library, is_old

@@ -369,6 +369,21 @@ shutil.disk_usage = lambda folder, whole=shutil.disk_usage: whole(folder)._repla
     assert not any((hub.cache / "hub").rglob("snapshots/*/*"))
 
 
+def test_a_disk_that_fills_up_on_the_way_is_named(hub):
+    """The hub's downloader, which is written in Rust, raises errors without a number."""
+    serve_captioner(hub)
+    hub.prelude = """
+import huggingface_hub
+def fetch(*arguments, dry_run=False, whole=huggingface_hub.snapshot_download, **options):
+    if not dry_run:
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+    return whole(*arguments, dry_run=True, **options)
+huggingface_hub.snapshot_download = fetch
+"""
+    sentence = refusal(hub.download("captioner", model="me/llava"))
+    assert "HF_HOME to a larger disk" in sentence and "network" not in sentence
+
+
 def test_a_file_system_without_locks_is_named(hub):
     serve_captioner(hub)
     hub.prelude = NO_LOCKS.format(errno="ENOLCK")

@@ -2,11 +2,10 @@
 
 As a command it asks vLLM: `python -m support.asked SETTINGS IMAGE IMAGE IMAGE IMAGE`, where the
 settings are a list of those of captioners, in JSON. So is what it prints: for each of them the
-answers, and what vLLM's engine is handed of the requests (see `handed_over`).
+answers, and the token ids of the requests.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import subprocess
@@ -18,7 +17,7 @@ from support.tiny import ROOT
 from latteclip.captions.engines import start as engines
 from latteclip.captions.engines.base import CaptionerSettings
 from latteclip.captions.pictures import data_url, lay_out
-from latteclip.captions.request import Layout, Request, messages
+from latteclip.captions.request import Layout, Request
 
 PROMPT = "What is it?"
 # Of all four, besides each as it is: as squares, as a canvas, as several images.
@@ -54,36 +53,25 @@ def answers_of(captioner, settings, paths):
     ]
 
 
-def handed_over(captioner, paths):
-    """What vLLM's engine is handed of each request: by the captioner, and by `LLM.enqueue_chat`."""
+def read_by_vllm(captioner, paths):
+    """The token ids that vLLM's engine is given of each request."""
     llm, found = captioner._llm, []
     add = llm.llm_engine.add_request
 
     def noting(number, prompt, *more, **options):
-        found.append(_values(prompt))
+        found.append(prompt["prompt_token_ids"])
         return add(number, prompt, *more, **options)
 
     llm.llm_engine.add_request = noting
     for shown in pictures(paths):
         captioner._enqueue(Request(0, shown, PROMPT))
-        conversation = messages(
-            [{"type": "image_pil", "image_pil": each} for each in shown], PROMPT
-        )
-        llm.enqueue_chat([conversation], captioner._sampling, use_tqdm=False)
     llm.llm_engine.add_request = add
     llm.wait_for_completion(use_tqdm=False)
-    return [found[::2], found[1::2]]
-
-
-def _values(prompt):
-    """A prompt of vLLM's engine in plain values: tokens, places of pictures, digests of tensors."""
-    tensors = prompt["mm_kwargs"].get_data().items()
-    digests = {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in tensors}
-    return [prompt["prompt_token_ids"], repr(prompt["mm_placeholders"]), digests]
+    return found
 
 
 def of_vllm(models, paths):
-    """Answers and prompts of several models by one process, as its import takes the longest."""
+    """Answers and token ids of several models by one process, as its import takes the longest."""
     settings = json.dumps([dataclasses.asdict(each) for each in models])
     run = subprocess.run(
         [sys.executable, "-m", "support.asked", settings, *paths],
@@ -101,7 +89,7 @@ def _by_one_engine_after_the_other(models, paths):
     for values in models:
         settings = CaptionerSettings(**values)
         captioner = engines.start(settings, 1, len(SIZES))
-        yield answers_of(captioner, settings, paths), handed_over(captioner, paths)
+        yield answers_of(captioner, settings, paths), read_by_vllm(captioner, paths)
         del captioner
         cleanup_dist_env_and_memory()
 

@@ -6,7 +6,7 @@ import shutil
 SHELL = shutil.which("sh", path=os.defpath)
 
 
-def nvidia_smi(folder, gpus, driver="560.35.03", memory=()):
+def nvidia_smi(folder, gpus, driver="560.35.03", memory=(), capability="8.0"):
     """Put the program into a folder.
 
     Args:
@@ -14,6 +14,7 @@ def nvidia_smi(folder, gpus, driver="560.35.03", memory=()):
         gpus: UUID of each GPU -> the UUIDs of its parts by MIG.
         driver: its version.
         memory: MiB in use on the first GPU, the second, ...
+        capability: of all of them.
     """
     lines = []
     for number, (uuid, parts) in enumerate(gpus.items()):
@@ -21,10 +22,12 @@ def nvidia_smi(folder, gpus, driver="560.35.03", memory=()):
         lines += [f"  MIG 1g.5gb     Device  {i}: (UUID: {part})" for i, part in enumerate(parts)]
     listed = "\n".join(f"echo '{line}'" for line in lines)
     used = "\n".join(f"echo '{uuid}, {n}'" for uuid, n in zip(gpus, memory, strict=False))
+    cards = "\n".join(f"echo '{uuid}, {capability}, NVIDIA card'" for uuid in gpus)
     write(
         folder,
         f'case "$1" in\n--query-gpu=driver_version) echo {driver} ;;\n'
         f"--query-gpu=uuid,memory.used) :\n{used}\n;;\n"
+        f"--query-gpu=uuid,compute_cap,name) :\n{cards}\n;;\n"
         f"--list-gpus|-L) :\n{listed}\n;;\n*) exit 6 ;;\nesac\n",
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from latteclip.demo.train_llava import name_for_both
 
@@ -48,16 +48,25 @@ class Tokens:
         return self.tokenizer.convert_tokens_to_ids(token)
 
 
-def tokens(end, pad, *marks, **named):
-    """Of a text, with an end token, padding and further marks, of which some have names."""
+def tokens(end, pad, *marks, begin=None, **named):
+    """Of a text, with an end token, padding and further marks, of which some have names.
+
+    begin: the token that the tokenizer puts before a text, if any.
+    """
     letters = [*map(chr, range(33, 127)), "Ġ", "Ċ"]  # of ASCII, as bytes are written
-    special = list(dict.fromkeys([end, pad, *marks, *named.values()]))
+    first = [begin] if begin else []
+    special = list(dict.fromkeys([end, pad, *marks, *named.values(), *first]))
     vocabulary = {token: number for number, token in enumerate([*letters, *special])}
     raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
+    if begin:
+        raw.post_processor = processors.TemplateProcessing(
+            single=f"{begin} $A", special_tokens=[(begin, vocabulary[begin])]
+        )
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=raw,
+        bos_token=begin,
         eos_token=end,
         pad_token=pad,
         extra_special_tokens=named or list(marks),
@@ -99,8 +108,11 @@ def save(folder, model, config, processor, end):
 
 
 def llava(folder):
-    """LLaVA-1.5: CLIP and Llama; each picture is one square."""
-    own = tokens("</s>", "<pad>", "<image>")
+    """LLaVA-1.5: CLIP and Llama; each picture is one square.
+
+    Its template begins with the token that the tokenizer would add, as Gemma 3's does.
+    """
+    own = tokens("</s>", "<pad>", "<image>", begin="<s>")
     size = {"height": VISION["image_size"], "width": VISION["image_size"]}
     processor = transformers.LlavaProcessor(
         transformers.CLIPImageProcessor(size={"shortest_edge": 56}, crop_size=size),
@@ -108,7 +120,7 @@ def llava(folder):
         patch_size=VISION["patch_size"],
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=template("USER: ", " ", "ASSISTANT:", "<image>\n"),
+        chat_template=template("USER: ", " ", "ASSISTANT:", "<image>\n", start="<s>"),
     )
     config = transformers.LlavaConfig(
         vision_config=transformers.CLIPVisionConfig(**VISION),
@@ -121,8 +133,11 @@ def llava(folder):
 
 
 def llava_next(folder):
-    """LLaVA-1.6: CLIP and Mistral; an overview and tiles, as many as the picture has room for."""
-    own = tokens("</s>", "<pad>", "<image>")
+    """LLaVA-1.6: CLIP and Mistral; an overview and tiles, as many as the picture has room for.
+
+    The tokenizer adds the token with which its template does not begin.
+    """
+    own = tokens("</s>", "<pad>", "<image>", begin="<s>")
     processor = llava_next_processor(own.tokenizer, VISION["image_size"])
     config = transformers.LlavaNextConfig(
         vision_config=transformers.CLIPVisionConfig(**VISION),

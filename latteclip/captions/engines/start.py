@@ -65,6 +65,13 @@ def counter(settings: CaptionerSettings, max_new_tokens: int) -> Count | None:
         return None
 
 
+def special_tokens(settings: CaptionerSettings) -> str | None:
+    """Return the rule for special tokens as a part of what is asked; None: a server has its own."""
+    if not loads_model(settings.engine):
+        return None
+    return processors.special_tokens(settings.model, settings.revision)
+
+
 def own_captions(settings: CaptionerSettings, *, grouped: bool) -> Callable[[str], RowOutcome]:
     """The captions that the user brings along, of images or of groups, by the id of a row.
 

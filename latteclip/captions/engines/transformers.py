@@ -64,12 +64,7 @@ class TransformersCaptioner:
             processors.as_text(self._processor, len(request.pictures), request.prompt)
             for request in requests
         ]
-        inputs = self._processor(
-            images=[list(request.pictures) for request in requests],
-            text=prompts,
-            padding=True,
-            return_tensors="pt",
-        ).to(self._device, self._model.dtype)
+        inputs = self._inputs(requests, prompts)
         try:
             with torch.inference_mode():
                 tokens = self._model.generate(
@@ -87,6 +82,17 @@ class TransformersCaptioner:
             Answer(text, "stop" if ended else "length", length, n_read=n)
             for text, (length, ended), n in zip(texts, lengths, read, strict=True)
         ]
+
+    def _inputs(self, requests: Sequence[Request], prompts: Sequence[str]) -> Any:
+        """Return pictures and prompts as the model takes them, padded on the left."""
+        special = processors.adds_special_tokens(self._processor.tokenizer, prompts[0])
+        return self._processor(
+            images=[list(request.pictures) for request in requests],
+            text=list(prompts),
+            padding=True,
+            return_tensors="pt",
+            add_special_tokens=special,
+        ).to(self._device, self._model.dtype)
 
     def _lengths(self, tokens: Any) -> list[tuple[int, bool]]:
         """Of each row: its number of tokens up to the end token, and whether it has one."""

@@ -7,63 +7,18 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from latteclip.captions import processors
 from latteclip.captions.answers import Answer
 from latteclip.captions.engines.base import CaptionerSettings, never
 from latteclip.captions.request import Request, messages
-from latteclip.core import gpus
+from latteclip.captions.vllm_output import EngineOutput, explained
+from latteclip.core import build_tools, gpus
 from latteclip.core.errors import UserError
 
 T = TypeVar("T")
 PROBE = 64  # side of a picture to try, pixels
 PROMPTS = 4096  # whose tokens are kept
 ROOM = 2  # requests inside the engine for each one that it works on: rendered ahead
-# What vLLM's errors say, in lower case, and what to do about them; the first that fits.
-REMEDIES = (
-    (
-        ("no available memory for the cache", "kv cache is needed", "larger than the available kv"),
-        "raise captioner.gpu_memory_utilization, lower captioner.max_model_len, or spread the "
-        "model over GPUs with captioner.tensor_parallel_size",
-    ),
-    (
-        ("less than desired gpu memory utilization",),
-        "something else uses this GPU: lower captioner.gpu_memory_utilization, or free the GPU",
-    ),
-    (
-        ("out of memory",),
-        "lower captioner.batch_size or captioner.max_model_len, set captioner.quantization, or "
-        "spread the model over GPUs with captioner.tensor_parallel_size",
-    ),
-    (
-        ("maximum model length", "maximum context length", "max_model_len"),
-        "set captioner.max_model_len to what the model can read, and large enough for picture, "
-        "prompt and captioner.max_new_tokens; captioner.square_side or a lower "
-        "captioner.max_image_side makes pictures shorter",
-    ),
-    (
-        ("not supported for now", "model architectures", "does not recognize this architecture"),
-        "this vLLM does not know the model: set another captioner.model, or captioner.engine to "
-        "transformers",
-    ),
-    (
-        ("not a valid model identifier", "repository not found", "is not a local folder", "404"),
-        "check captioner.model and captioner.revision, and HF_TOKEN for a model that asks for it",
-    ),
-    (
-        ("bfloat16", "compute capability"),
-        "this GPU lacks that arithmetic: set captioner.dtype to float16",
-    ),
-    (("quantization",), "set captioner.quantization to what the model's files are, or to null"),
-    (
-        ("world size", "tensor parallel", "tensor_parallel"),
-        "set captioner.tensor_parallel_size to a number of GPUs that this machine has and that "
-        "divides the model's attention heads",
-    ),
-    (
-        ("engine core initialization failed",),
-        "the reason stands above in the output; where it is memory, lower captioner.max_model_len "
-        "or captioner.batch_size, or change captioner.gpu_memory_utilization",
-    ),
-)
 
 
 def _is_for_cpu() -> bool:
@@ -78,7 +33,15 @@ def _is_for_cpu() -> bool:
     import torch  # which touches nothing by itself
 
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-    _set_unless_set({"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"})
+    _set_unless_set(
+        {
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+            # FlashInfer compiles its sampler by nvcc at the first start, also where there is none
+            # (vllm-project/vllm#49497). Greedy requests never use it.
+            "VLLM_USE_FLASHINFER_SAMPLER": "0",
+        }
+    )
     gpus.refuse_unusable(torch.__version__, torch.version.cuda)
     from vllm.platforms import current_platform
 
@@ -94,6 +57,7 @@ class VllmCaptioner:
     """Keeps vLLM's scheduler full: each finished request makes room for the next one."""
 
     keeps_prefixes = False  # of requests whose beginning others have too
+    cache_gib = 0  # of processed pictures, each of which comes once: hashing them would be in vain
 
     def __init__(self, settings: CaptionerSettings, threads: int, pictures: int) -> None:
         gpus.claim(settings.tensor_parallel_size)
@@ -110,29 +74,39 @@ class VllmCaptioner:
                     "OMP_NUM_THREADS": str(threads),
                 }
             )
+        else:
+            build_tools.refuse_missing()
         import vllm
 
         self.version = f"vllm {vllm.__version__}"
+        self._output = EngineOutput()
         try:
-            self._llm = vllm.LLM(
-                model=settings.model,
-                revision=settings.revision,
-                dtype=settings.dtype,  # type: ignore[arg-type]
-                quantization=settings.quantization,  # type: ignore[arg-type]
-                tensor_parallel_size=settings.tensor_parallel_size,
-                max_model_len=settings.max_model_len,
-                max_num_seqs=settings.batch_size,
-                gpu_memory_utilization=settings.gpu_memory_utilization,
-                limit_mm_per_prompt={"image": pictures},
-                # Each picture comes once: caches would only hash it and hold on to it.
-                mm_processor_cache_gb=0,
-                enable_prefix_caching=self.keeps_prefixes,
-                enforce_eager=on_cpu,
-                trust_remote_code=False,
-            )
+            with self._output.collected():
+                self._llm = vllm.LLM(
+                    model=settings.model,
+                    revision=settings.revision,
+                    dtype=settings.dtype,  # type: ignore[arg-type]
+                    quantization=settings.quantization,  # type: ignore[arg-type]
+                    tensor_parallel_size=settings.tensor_parallel_size,
+                    max_model_len=settings.max_model_len,
+                    max_num_seqs=settings.batch_size,
+                    gpu_memory_utilization=settings.gpu_memory_utilization,
+                    # vLLM reserves memory for the most of each kind that it allows.
+                    limit_mm_per_prompt={"image": pictures, "video": 0, "audio": 0},
+                    # The files of transformers, which `download_captioner` fetches. A repo may also
+                    # have Mistral's own form of them, which vLLM would prefer.
+                    config_format="hf",
+                    tokenizer_mode="hf",
+                    load_format="safetensors",
+                    mm_processor_cache_gb=self.cache_gib,
+                    enable_prefix_caching=self.keeps_prefixes,
+                    enforce_eager=on_cpu,
+                    trust_remote_code=False,
+                )
         except (OSError, ValueError, RuntimeError) as error:
+            reason = explained(error, self._output.lines())
             raise UserError(
-                f"Captioner model {settings.model!r} cannot be loaded: {explained(error)}"
+                f"Captioner model {settings.model!r} cannot be loaded: {reason}"
             ) from None
         self._refusals = (ValueError, vllm.exceptions.VLLMClientError)
         self._ends = (RuntimeError, MemoryError, vllm.exceptions.VLLMServerError)
@@ -183,7 +157,8 @@ class VllmCaptioner:
             try:
                 outputs = engine.step()
             except self._ends as error:
-                raise UserError(f"vLLM stopped: {explained(error)}") from None
+                reason = explained(error, self._output.lines())
+                raise UserError(f"vLLM stopped: {reason}") from None
             for output in outputs:
                 if output.finished:
                     yield waiting.pop(output.request_id), output
@@ -197,9 +172,9 @@ class VllmCaptioner:
         return external_id(internal)
 
     def _render(self, prompt: str, pictures: int) -> Any:
-        """The tokens of a request with black pictures, as vLLM makes them of chat messages.
+        """Return the tokens of a request with black pictures, as the model's own processor does.
 
-        `LLM.enqueue_chat` would make them for each request anew.
+        `LLM.enqueue_chat` would render each request again, and never adds special tokens.
         """
         from vllm.renderers import ChatParams
 
@@ -207,9 +182,11 @@ class VllmCaptioner:
         asks = {"add_generation_prompt": True, "tokenize": False}
         black = [{"type": "image_pil", "image_pil": each} for each in blacks(pictures)]
         conversation: Any = messages(black, prompt)
+        text: Any
         _, text = renderer.render_messages(conversation, ChatParams(chat_template_kwargs=asks))
-        as_it_is = renderer.default_chat_tok_params.with_kwargs(add_special_tokens=False)
-        [tokens] = renderer.tokenize_prompts([text], as_it_is)
+        special = processors.adds_special_tokens(renderer.get_tokenizer(), text["prompt"])
+        params = renderer.default_chat_tok_params.with_kwargs(add_special_tokens=special)
+        [tokens] = renderer.tokenize_prompts([text], params)
         return tokens
 
 
@@ -228,13 +205,3 @@ def _answer(output: Any) -> Answer:
     reason = completion.finish_reason or "unknown"
     n_read = len(output.prompt_token_ids)
     return Answer(completion.text, reason, len(completion.token_ids), n_read=n_read)
-
-
-def explained(error: BaseException) -> str:
-    """One sentence: the telling line of the error, and which key of the configuration to change."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    for marks, remedy in REMEDIES:
-        for line in lines:
-            if any(mark in line.lower() for mark in marks):
-                return f"{line.rstrip('.')}; {remedy}."
-    return lines[0] if lines else repr(error)

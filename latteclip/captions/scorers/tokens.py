@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from latteclip.captions.request import Request, choices_of, messages
+from latteclip.captions import processors
+from latteclip.captions.request import Request, choices_of
 from latteclip.core.errors import UserError
 
 ANSWER = 0  # any token: what follows it is not looked at
@@ -39,21 +40,12 @@ class Tokens:
     def prompts(self, request: Request) -> list[str]:
         """What the model reads before it answers, its images as marks: one, or one per order."""
         asked = choices_of(request).prompts or [request.prompt]
-        return [self._rendered(len(request.pictures), prompt) for prompt in asked]
-
-    def _rendered(self, n_images: int, prompt: str) -> str:
-        turns = messages([{"type": "image"}] * n_images, prompt)
-        text: str = self._processor.apply_chat_template(turns, add_generation_prompt=True)
-        return text
-
-    def adds_special(self, text: str) -> bool:
-        """Whether special tokens are to be added: a template may begin with one itself."""
-        first = self._tokenizer.bos_token
-        return first is None or not text.startswith(first)
+        n = len(request.pictures)
+        return [processors.as_text(self._processor, n, prompt) for prompt in asked]
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text that begins as a prompt does."""
-        special = self.adds_special(text)
+        special = processors.adds_special_tokens(self._tokenizer, text)
         found: list[int] = self._tokenizer(text, add_special_tokens=special)["input_ids"]
         return found
 

@@ -148,16 +148,6 @@ class TransformersScorer(TransformersCaptioner):
         positions = mask.cumsum(dim=1)[:, -width:] - 1 + deltas[tails.owners]
         return {"position_ids": positions.expand(3, -1, -1)}
 
-    def _inputs(self, requests: Sequence[Request], prompts: Sequence[str]) -> Any:
-        """Pictures and prompts as the model takes them, padded on the left."""
-        return self._processor(
-            images=[list(request.pictures) for request in requests],
-            text=list(prompts),
-            padding=True,
-            return_tensors="pt",
-            add_special_tokens=self._tokens.adds_special(prompts[0]),
-        ).to(self._device, self._model.dtype)
-
 
 class _Tails:
     """The choices of a batch as the model reads them after the prompts.

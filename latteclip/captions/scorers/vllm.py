@@ -40,6 +40,7 @@ class VllmScorer(VllmCaptioner):
     """Keeps vLLM's scheduler full of choices."""
 
     keeps_prefixes = True
+    cache_gib = 1  # a picture comes once for each choice, under the same name
 
     def __init__(self, settings: CaptionerSettings, threads: int, pictures: int) -> None:
         super().__init__(settings, threads, pictures)
@@ -87,7 +88,8 @@ class VllmScorer(VllmCaptioner):
             "multi_modal_data": {"image": list(part.request.pictures)},
             "multi_modal_uuids": {"image": [part.picture]},
         }
-        sampling = self._sampling_of(temperature=0.0, max_tokens=1, **wanted)
+        # Without this each token of the prompt becomes text, in the thread that steps the engine.
+        sampling = self._sampling_of(temperature=0.0, max_tokens=1, detokenize=False, **wanted)
         [internal] = self._llm.enqueue([prompt], sampling, use_tqdm=False)
         return external_id(internal)
 

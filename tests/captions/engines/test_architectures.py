@@ -3,15 +3,19 @@
 import dataclasses
 
 import pytest
+import transformers
 from support import tiny_lmms
 from support.asked import PROMPT, answers, of_vllm, pictures
 from support.commands import SETTINGS, paths_of
 from support.vllm_server import SERVED_AS, serving
 
-from latteclip.captions.processors import TokenCounter
+from latteclip.captions.processors import SPECIAL_TOKENS, TokenCounter, special_tokens
+from latteclip.captions.request import Choices, Request, messages
+from latteclip.captions.scorers.transformers import TransformersScorer
 
 NAMES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
-SERVED = ("llava_next", "qwen3_vl")  # a start for each takes as long as all the rest
+SERVED = ("llava", "qwen3_vl")  # a start for each takes as long as all the rest
+BEGUN = ("llava", "llava_next")  # by "<s>": of the template, of the tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +41,26 @@ def asked(four, tmp_path_factory):
     return Models()
 
 
+@pytest.fixture(scope="session")
+def documented(asked, four):
+    """The token ids that the model's own processor makes of each request; once for each."""
+
+    class Ids(dict):
+        def __missing__(self, name):
+            processor = transformers.AutoProcessor.from_pretrained(asked[name][0].model)
+            turns = (
+                messages([{"type": "image", "image": image} for image in each], PROMPT)
+                for each in pictures(four)
+            )
+            options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
+            self[name] = [
+                processor.apply_chat_template(turn, **options)["input_ids"][0] for turn in turns
+            ]
+            return self[name]
+
+    return Ids()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_architecture_tells_pictures_apart_in_as_many_tokens_as_are_counted(name, asked, four):
     settings, expected = asked[name]
@@ -46,9 +70,31 @@ def test_an_architecture_tells_pictures_apart_in_as_many_tokens_as_are_counted(n
     assert [read for *_, read in expected] == [count(PROMPT, each) for each in shown]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_transformers_reads_what_the_model_s_own_processor_makes(name, asked, documented, four):
+    scorer = TransformersScorer(asked[name][0])  # which reads prompts as the captioner does
+    for shown, expected in zip(pictures(four), documented[name], strict=True):
+        request = Request(0, shown, PROMPT, Choices("likelihood", ("a", "b")))
+        [prompt] = scorer._tokens.prompts(request)
+        assert scorer._inputs([request], [prompt])["input_ids"].tolist() == [expected]
+        alone = scorer._tokens.ids(prompt)  # its pictures as marks
+        assert (alone[:3], alone[-3:]) == (expected[:3], expected[-3:])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prompt_begins_with_the_tokenizer_s_first_token_once(name, asked, documented):
+    """Whether the template or the tokenizer puts it there; the digest knows of its rule."""
+    model = asked[name][0].model
+    first = transformers.AutoTokenizer.from_pretrained(model).bos_token_id
+    has = name in BEGUN
+    assert [ids.count(first) for ids in documented[name]] == [has] * len(documented[name])
+    assert all((ids[0] == first) == has for ids in documented[name])
+    assert special_tokens(model, None) == (SPECIAL_TOKENS if has else None)
+
+
 @pytest.fixture(scope="module")
 def by_vllm(asked, four):
-    """What vLLM answers, and what its engine is handed, by architecture."""
+    """What vLLM answers, and the token ids that it reads, by architecture."""
     models = [dataclasses.replace(asked[name][0], engine="vllm") for name in NAMES]
     return dict(zip(NAMES, of_vllm(models, four), strict=True))
 
@@ -61,9 +107,8 @@ def test_vllm_answers_as_transformers_does(name, asked, by_vllm):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_a_prompt_that_is_made_once_is_what_vllm_makes_of_chat_messages(name, by_vllm):
-    own, of_chat = by_vllm[name][1]
-    assert own == of_chat
+def test_vllm_reads_what_the_model_s_own_processor_makes(name, by_vllm, documented):
+    assert by_vllm[name][1] == documented[name]
 
 
 @pytest.mark.slow

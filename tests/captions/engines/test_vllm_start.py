@@ -46,6 +46,9 @@ def made(**options):
         "at_import": at_import["method"],
         "when_made": os.environ["VLLM_WORKER_MULTIPROC_METHOD"],
         "claimed": os.environ.get("LATTECLIP_GPUS"),
+        "sampler": os.environ["VLLM_USE_FLASHINFER_SAMPLER"],
+        "format": options["load_format"],
+        "limits": options["limit_mm_per_prompt"],
         "called": called,
     }))
 
@@ -70,7 +73,8 @@ def test_workers_are_spawned_from_a_process_that_has_not_touched_cuda(kind, tmp_
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{answers}\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     settings = dataclasses.replace(SETTINGS, engine="vllm")
-    names = ("VLLM_WORKER_MULTIPROC_METHOD", "CUDA_VISIBLE_DEVICES", "LATTECLIP_GPUS", "LOCAL_RANK")
+    names = {"VLLM_WORKER_MULTIPROC_METHOD", "VLLM_USE_FLASHINFER_SAMPLER"}
+    names |= {"CUDA_VISIBLE_DEVICES", "LATTECLIP_GPUS", "LOCAL_RANK"}
     environment = {name: value for name, value in os.environ.items() if name not in names}
     run = subprocess.run(
         [sys.executable, "-c", START, json.dumps(dataclasses.asdict(settings)), kind],
@@ -79,5 +83,12 @@ def test_workers_are_spawned_from_a_process_that_has_not_touched_cuda(kind, tmp_
         env={**environment, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
     )
     assert run.returncode == 0, run.stderr
-    found = json.loads(run.stdout.splitlines()[-1])
-    assert found == {"at_import": "spawn", "when_made": "spawn", "claimed": "GPU-1", "called": []}
+    assert json.loads(run.stdout.splitlines()[-1]) == {
+        "at_import": "spawn",
+        "when_made": "spawn",
+        "claimed": "GPU-1",
+        "sampler": "0",
+        "format": "safetensors",
+        "limits": {"image": 4 if kind == "captions" else 1, "video": 0, "audio": 0},
+        "called": [],
+    }
