@@ -23,6 +23,7 @@ from latteclip.core.files import refuse_folder, replacing
 from latteclip.core.json_files import read_object
 from latteclip.core.progress import Progress
 from latteclip.core.signals import Signals, Terminated, ending_in_order
+from latteclip.core.steps import AUTO
 from latteclip.train import (
     checkpoints,
     data,
@@ -79,6 +80,7 @@ def finetune(
             files, settings, signals, seed=seed, device=device, threads=threads
         )
         # What the training follows, and what its model and history name.
+        found = [key for key, value in vars(settings.finetune).items() if value == AUTO]
         settings = replace(settings, finetune=recipe)
         kept = _Kept(outputs.checkpoints, _identity(settings, seed, inputs))
         done = kept.resume(training)
@@ -88,7 +90,7 @@ def finetune(
             training.clip.model.eval()
             classifier = _classifier(training, inputs, settings, recipe, threads)
             if parallel.rank() == 0:
-                _write(training, classifier, inputs, settings, seed, outputs, kept.identity)
+                _write(training, classifier, inputs, settings, seed, outputs, kept.identity, found)
                 if signals.number:  # who ends a job may remove what it wrote
                     kept.save(training, len(training.history))
                     kept.end(signals.number, len(training.history))
@@ -239,13 +241,15 @@ def _write(
     seed: int,
     outputs: TrainingOutputs,
     identity: dict[str, Any],
+    found: list[str],
 ) -> None:
-    """Write the model with its classifier, and the history.
+    """Write the model with its classifier, and the history, which names the settings `found`.
 
     Where Snakemake was killed, its jobs go on, and a rerun starts them a second time. The first one
     to end has written what the second one would write.
     """
     metadata = {"settings": asdict(settings), "seed": seed, "marks": _marks(settings, training)}
+    metadata["found"] = found  # keys of `finetune` that were "auto"
     metadata["training"] = digest_of([json.dumps(identity, sort_keys=True)])
     try:
         with replacing(outputs.model) as folder:

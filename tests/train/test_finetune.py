@@ -761,3 +761,21 @@ def test_supervision_trains_on_true_labels_and_is_marked(inputs):
     plain = inputs.run("plain", "flyp", epochs=1)
     assert "supervised" not in marks(plain[1])
     assert history(supervised[1])["loss"] != history(plain[1])["loss"]
+
+
+def test_a_history_names_the_settings_that_were_found(inputs):
+    found = inputs.folder / "learning_rate.json"
+    found.write_text(json.dumps({"lr": 2e-4}))
+    outputs = [inputs.folder / "auto" / part for part in ("model", "history.parquet", "checkpoint")]
+    finetune(
+        TrainingFiles(inputs.index, inputs.labels, learning_rate=str(found)),
+        inputs.settings("flyp", epochs=1, lr="auto", batch_size="auto"),
+        TrainingOutputs(*map(str, outputs)),
+        seed=3,
+        device="cpu",
+        threads=1,
+    )
+    described = tables.read_metadata(outputs[1], "step")
+    assert sorted(described["found"]) == ["batch_size", "lr"]
+    assert described["settings"]["finetune"]["lr"] == 2e-4
+    assert described["settings"]["finetune"]["batch_size"] == 64
