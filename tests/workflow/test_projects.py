@@ -133,6 +133,13 @@ def test_a_mistake_in_a_file_of_a_project_is_one_sentence(checkout, project, tex
     assert "Traceback" not in run.stdout
 
 
+def test_a_key_that_a_given_file_has_twice_is_refused(checkout, project):
+    """Snakemake, which reads the files of --configfile, takes the last one silently."""
+    (project / "given.yaml").write_text("seeds: 1\nmethod: flyp\nseeds: 2\n")
+    run = checkout.run("latteclip", "workflow", "-n", "--configfile", "given.yaml", cwd=project)
+    assert run.returncode != 0 and "given.yaml is not valid YAML: line 3, 'seeds: 2'" in run.stdout
+
+
 # --- a module of another workflow ----------------------------------------------------------------
 
 OUTER = """
