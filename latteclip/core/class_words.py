@@ -5,19 +5,25 @@ Letters: C classes.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.prompts import PLACE, clean_classname
 
+WRITTEN = "written_names"  # in the metadata of files
+
 
 @dataclass(frozen=True)
 class ClassWords:
-    """Templates, each with {} for a name, and what classes are called besides their own names."""
+    """Templates, each with {} for a name, and what classes are called besides their own names.
+
+    Class names are as CLIP reads them, in lower case. People read them as the dataset writes them.
+    """
 
     templates: list[str]
     synonyms: dict[str, list[str]] = field(default_factory=dict)  # by class name
+    written: dict[str, str] = field(default_factory=dict)  # by class name, where it is another
 
     @classmethod
     def of(
@@ -55,7 +61,10 @@ class ClassWords:
             raise UserError(f"A file says that the template of its classes is {templates!r}.")
         if not isinstance(synonyms, dict) or not all(map(_are_texts, synonyms.values())):
             raise UserError(f"A file says that the class_synonyms of its classes are {synonyms!r}.")
-        return cls.of(templates, synonyms)
+        written = metadata.get(WRITTEN, {})
+        if not isinstance(written, dict) or not _are_texts([*written.values()]):
+            raise UserError(f"A file says that the {WRITTEN} of its classes are {written!r}.")
+        return replace(cls.of(templates, synonyms), written=written)
 
     @property
     def template(self) -> str:
@@ -70,7 +79,13 @@ class ClassWords:
             described["templates"] = self.templates
         if self.synonyms:
             described["class_synonyms"] = self.synonyms
+        if self.written:
+            described[WRITTEN] = self.written
         return described
+
+    def as_written(self, classnames: Sequence[str]) -> list[str]:
+        """Return class names as the dataset writes them."""
+        return [self.written.get(name, name) for name in classnames]
 
     def names(self, classnames: Sequence[str]) -> list[tuple[str, int]]:
         """Every name with the row of its class: the C class names, then the synonyms.

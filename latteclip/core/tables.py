@@ -360,6 +360,19 @@ def read_unlabelled(path: str | Path, *, training: bool) -> tuple[pa.Table, list
     return table, _classnames(path, metadata)
 
 
+def read_written_names(path: str | Path) -> dict[str, str]:
+    """Return names as the dataset writes them, by class name, where the two differ.
+
+    Args:
+        path: an IMAGES table.
+
+    Raises:
+        UserError: as of `read`.
+    """
+    found: dict[str, str] = read_metadata(path, "image_id").get("written_names", {})
+    return found
+
+
 def _classnames(path: str | Path, metadata: Mapping[str, Any]) -> list[str]:
     names = metadata.get("classnames")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -64,6 +64,7 @@ def index_images(
     """Write the IMAGES table of a dataset.
 
     Its metadata are class names, `skipped` files and `content`, a digest of all images' bytes.
+    Class names are cleaned for CLIP. `written_names` are those that the dataset writes otherwise.
     FINGERPRINTS of the images, by which `find_duplicates` compares them, are written as well.
 
     Images that cannot be decoded are left out and listed in a CSV file beside it. Files that are no
@@ -80,7 +81,9 @@ def index_images(
     classnames = clean_classnames(split.names, settings.classname_replace)
     counts = Counter[str]()
     broken: list[list[str]] = []
-    metadata = {"classnames": classnames, "skipped": split.skipped}
+    pairs = zip(classnames, split.names, strict=True)
+    written = {name: own for name, own in pairs if name != own}
+    metadata = {"classnames": classnames, "written_names": written, "skipped": split.skipped}
     content = hashlib.sha256()
     with (
         tables.writing(output, tables.IMAGES, metadata) as add,

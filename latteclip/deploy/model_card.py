@@ -1,6 +1,6 @@
 """The README of an exported model: what it is, how it was made, and how well it does."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from latteclip.clip.classifier import load_classifier
 from latteclip.clip.tuned import MODEL, TunedModel
 from latteclip.config import layers
 from latteclip.core import tables
+from latteclip.core.class_words import ClassWords
 from latteclip.core.lazily import open_clip
 from latteclip.core.prompts import clean_classname
 from latteclip.evaluate.results import read_metrics, read_selection
@@ -27,22 +28,26 @@ METRICS = {
 USE = {
     "open_clip": """\
 import open_clip
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:<this folder>")
 head = load_file("<this folder>/prototypes.safetensors")
+image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")  # upright
 features = model.eval().encode_image(preprocess(image)[None], normalize=True)  # [1, D]
 scores = features @ head["classifier"].T + head["classifier_bias"]  # [1, C]
 label = scores.argmax(1)
 """,
     "transformers": """\
 import torch
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPProcessor
 
 model = CLIPModel.from_pretrained("<this folder>")
 processor = CLIPProcessor.from_pretrained("<this folder>")
 head = load_file("<this folder>/prototypes.safetensors")
+image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")  # upright
 output = model.get_image_features(**processor(images=image, return_tensors="pt"))
 features = torch.nn.functional.normalize(output.pooler_output, dim=-1)  # [1, D]
 scores = features @ head["classifier"].T + head["classifier_bias"]  # [1, C]
@@ -54,7 +59,8 @@ import onnxruntime
 
 session = onnxruntime.InferenceSession("<this folder>/model.onnx")
 classnames = json.loads(session.get_modelmeta().custom_metadata_map["classnames"])
-# pixels [N, 3, H, W]: resized and normalised as preprocess.json says
+# pixels [N, 3, H, W]: turned upright by PIL's ImageOps.exif_transpose, then resized and normalised
+# as preprocess.json says
 scores, probabilities, image_features = session.run(None, {"pixel_values": pixels})
 label = probabilities.argmax(1)
 """,
@@ -130,7 +136,7 @@ def card(opened: TunedModel, origin: Provenance, form: str, licence: str | None)
         "## Licence\n",
         _licence(origin, licence),
         "## Classes\n",
-        ", ".join(_class(name, opened.words.synonyms) for name in opened.classnames) + "\n",
+        ", ".join(_class(name, opened.words) for name in opened.classnames) + "\n",
         "## Citation\n",
         f"{PAPER}.\n",
     ]
@@ -143,10 +149,11 @@ def _kind(origin: Provenance) -> str:
     return "A fine-tuned CLIP model" if origin.is_trained else "A pretrained CLIP model as it is"
 
 
-def _class(classname: str, synonyms: Mapping[str, Sequence[str]]) -> str:
+def _class(classname: str, words: ClassWords) -> str:
     """A class, and what else it is called."""
-    others = synonyms.get(clean_classname(classname, {}))
-    return f"{classname} (also {', '.join(others)})" if others else classname
+    [name] = words.as_written([classname])
+    others = words.synonyms.get(clean_classname(classname, {}))
+    return f"{name} (also {', '.join(others)})" if others else name
 
 
 def _front(origin: Provenance, form: str, licence: str | None) -> dict[str, Any]:

@@ -80,7 +80,9 @@ def write(opened: TunedModel, folder: Path) -> None:
             "use --format open_clip."
         ) from error
     assert program is not None  # as it is with dynamo=True
-    program.model.metadata_props["classnames"] = json.dumps(opened.classnames)
+    program.model.metadata_props["classnames"] = json.dumps(
+        opened.words.as_written(opened.classnames)
+    )
     n_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
     program.save(folder / GRAPH, external_data=n_bytes > LIMIT)
     write_json(folder / PREPROCESSING, preprocessing)

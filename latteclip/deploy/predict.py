@@ -113,7 +113,7 @@ class Classifier:
         scores = self.model.classifier.scores(features)  # [B, C]
         labels, best = best_classes(scores, topk)  # [B, K]
         probabilities = (self.model.logit_scale * scores).softmax(dim=1).gather(1, labels)
-        names = self.model.classnames
+        names = self.model.words.as_written(self.model.classnames)
         rows = zip(paths, labels.tolist(), best.tolist(), probabilities.tolist(), strict=True)
         return [
             Prediction(path, own, [names[label] for label in own], row_scores, row_probabilities)

@@ -24,6 +24,15 @@ from latteclip.core.foreign import printable
 SCHEMA = pa.schema(
     [
         ("path", pa.string()),
+        ("classname", pa.string()),  # the best
+        ("probability", pa.float32()),
+        ("score", pa.float32()),
+    ]
+)
+
+# Further columns where several classes are asked for, except in CSV, which has columns for each.
+TOPK = pa.schema(
+    [
         ("topk_labels", pa.list_(pa.int32())),  # best first
         ("topk_classnames", pa.list_(pa.string())),
         ("topk_scores", pa.list_(pa.float32())),  # of the classifier
@@ -55,6 +64,16 @@ class Prediction:
         """The best class."""
         return self.topk_classnames[0]
 
+    @property
+    def probability(self) -> float:
+        """That of the best class."""
+        return self.topk_probabilities[0]
+
+    @property
+    def score(self) -> float:
+        """That of the best class."""
+        return self.topk_scores[0]
+
 
 Add = Callable[[Sequence[Prediction]], None]
 
@@ -66,7 +85,7 @@ def writing(
 
     Args:
         output: a file whose suffix names the format; None for CSV on stdout.
-        topk: for how many classes a row of CSV has columns.
+        topk: how many classes are written of each image.
         unknown: whether the columns of UNKNOWN are written.
 
     Returns:
@@ -119,7 +138,7 @@ def _csv(output: str, topk: int, unknown: bool) -> Iterator[Add]:
 
 @contextlib.contextmanager
 def _jsonl(output: str, topk: int, unknown: bool) -> Iterator[Add]:
-    names = _schema(unknown).names
+    names = _schema(topk, unknown).names
     with replacing(output) as temporary, _text(temporary) as file:
         yield lambda predictions: file.writelines(
             json.dumps({name: getattr(prediction, name) for name in names}, ensure_ascii=False)
@@ -130,7 +149,7 @@ def _jsonl(output: str, topk: int, unknown: bool) -> Iterator[Add]:
 
 @contextlib.contextmanager
 def _parquet(output: str, topk: int, unknown: bool) -> Iterator[Add]:
-    schema = _schema(unknown)
+    schema = _schema(topk, unknown)
     waiting: list[Prediction] = []  # of a row group: the footer tells of each, and is held
 
     with tables.writing(output, schema) as write:
@@ -151,8 +170,9 @@ def _parquet(output: str, topk: int, unknown: bool) -> Iterator[Add]:
             end_group()
 
 
-def _schema(unknown: bool) -> pa.Schema:
-    return pa.unify_schemas([SCHEMA, UNKNOWN]) if unknown else SCHEMA
+def _schema(topk: int, unknown: bool) -> pa.Schema:
+    more = [TOPK] * (topk > 1) + [UNKNOWN] * unknown
+    return pa.unify_schemas([SCHEMA, *more])
 
 
 def _unicode(value: object) -> object:

@@ -62,7 +62,7 @@ class TakenLabels:
     """Labels of N images, and what describes them."""
 
     table: pa.Table  # the columns of SCHEMA; names as dictionaries, which take less memory
-    classnames: list[str]
+    classnames: list[str]  # as the dataset writes them
     calibration: Calibration | None
     described: dict[str, Any]
 
@@ -96,25 +96,28 @@ def read(folder: str | Path) -> TakenLabels:
         )
     labels, described = tables.read(path, tables.CAPTION_LABELS)
     ids = labels["image_id"]
-    classnames, is_whole = _of_index(folder / "images.parquet", ids)
+    index = folder / "images.parquet"
+    classnames, is_whole = _of_index(index, ids)
     if not is_whole:
         raise UserError(f"{path} is of other images than images.parquet; rerun the workflow.")
+    written = tables.read_written_names(index)
+    names = [written.get(name, name) for name in classnames]
     answers, calibration = _answers(folder, ids, labels)
     columns = {
         "image_id": labels["image_id"],
-        "path": _column(folder / "images.parquet", tables.IMAGES, "path", ids),
-        "label": _named(_corrected(labels, answers, classnames), classnames),
-        "answered": _answered(answers, ids),
-        "fused_label": _named(labels["fused_label"], classnames),
+        "path": _column(index, tables.IMAGES, "path", ids),
+        "label": _named(_corrected(labels, answers, classnames), names),
+        "answered": _answered(answers, ids, written),
+        "fused_label": _named(labels["fused_label"], names),
         "probability": _probabilities(labels, calibration),
-        "runner_up": _runner_up(folder, labels, classnames),
-        **_witnesses(folder, ids, labels, classnames),
+        "runner_up": _named(_runner_up(folder, labels, classnames), names),
+        **_witnesses(folder, ids, labels, names),
         **_unknown(folder, ids),
         "duplicate_of": _duplicates(folder / "duplicates.parquet", ids, answers),
     }
-    names = ("model", "pretrained", "votes")
-    kept: dict[str, Any] = {key: described[key] for key in names if key in described}
-    return TakenLabels(pa.table(columns).select(SCHEMA.names), classnames, calibration, kept)
+    of_labels = ("model", "pretrained", "votes")
+    kept: dict[str, Any] = {key: described[key] for key in of_labels if key in described}
+    return TakenLabels(pa.table(columns).select(SCHEMA.names), names, calibration, kept)
 
 
 def _of_index(path: Path, ids: pa.ChunkedArray) -> tuple[list[str], bool]:
@@ -135,17 +138,15 @@ def _probabilities(labels: pa.Table, calibration: Calibration | None) -> np.ndar
     return (calibration(confidence) if calibration else confidence).astype(np.float32)
 
 
-def _runner_up(folder: Path, labels: pa.Table, classnames: list[str]) -> pa.Array:
+def _runner_up(folder: Path, labels: pa.Table, classnames: list[str]) -> pa.ChunkedArray:
     """The class other than the label that zero-shot scores and image prototypes find best."""
-    if len(classnames) < 2:
-        return pa.nulls(len(labels), pa.string())
     head, _ = load_classifier(
         folder / "classifiers" / "image_prototypes.safetensors", classnames=classnames
     )
     features = read_features(str(folder / "pseudo_labels.parquet"), labels["image_id"])
     best = classify(features, head, 2)[0].numpy()
     is_label = best[:, 0] == labels["fused_label"].to_numpy()
-    return _named(pa.chunked_array([np.where(is_label, best[:, 1], best[:, 0])]), classnames)
+    return pa.chunked_array([np.where(is_label, best[:, 1], best[:, 0])])
 
 
 def _witnesses(
@@ -279,8 +280,13 @@ def _corrected(
     return pa.chunked_array([pa.array(found, mask=is_none)])
 
 
-def _answered(answers: Mapping[str, Answer], ids: pa.ChunkedArray) -> pa.Array:
+def _answered(
+    answers: Mapping[str, Answer], ids: pa.ChunkedArray, written: Mapping[str, str]
+) -> pa.Array:
     """Return what a person said of each image; null where nobody was asked."""
     rows = pc.index_in(ids, pa.array(list(answers), pa.string())).combine_chunks()
-    said = [one.classname or SAID[one.kind] for one in answers.values()]
+    said = [
+        written.get(one.classname, one.classname) if one.classname else SAID[one.kind]
+        for one in answers.values()
+    ]
     return pa.array(said, pa.string()).take(rows)

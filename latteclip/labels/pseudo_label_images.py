@@ -5,7 +5,7 @@ Letters: N images, C classes, D embedding width.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import torch
@@ -53,8 +53,8 @@ def pseudo_label_images(
     """Write PSEUDO_LABELS for every image of every split, and W0; labels are not read.
 
     W0 [C, D] is a classifier described by classnames, template (the first, and with several of
-    them, templates), class_synonyms, model, pretrained and logit_scale, which is exp of the model's
-    parameter: the factor of cosines in a softmax.
+    them, templates), class_synonyms, written_names, model, pretrained and logit_scale, which is
+    exp of the model's parameter: the factor of cosines in a softmax.
 
     Raises:
         UserError: the index is broken, the words do not fit the classes, or no such model.
@@ -63,7 +63,7 @@ def pseudo_label_images(
     clip = clips.load(
         settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
     )
-    words = settings.words
+    words = replace(settings.words, written=tables.read_written_names(images_path))
     embeddings = class_embeddings(clip, words.templates, classnames, words.synonyms)  # [C, D]
     features = encode_files(clip, table["path"].to_pylist(), settings.batch_size, threads)
     described = {

@@ -185,7 +185,8 @@ def _wrapped(line: str) -> str:
 
 def _block(row: Row, metadata: dict[str, Any]) -> str:
     """An image: who says what."""
-    classnames = metadata["classnames"]
+    written = metadata.get("written_names", {})
+    classnames = [written.get(name, name) for name in metadata["classnames"]]
     lines = [
         row["image_id"],
         _line("zero-shot", classnames[row["zero_shot_label"]]),

@@ -57,6 +57,7 @@ class TrainingData:
     texts: TrainingTexts
     n_scheduled: int  # images that an epoch's number of steps is of: N and those left out
     digest: str  # changes when anything above changes
+    written_names: dict[str, str]  # of classes, see `ClassWords`
 
 
 def read(
@@ -113,6 +114,7 @@ def read(
         texts,
         len(all_ids),
         digest_of(content),
+        tables.read_written_names(files.images),
     )
 
 

@@ -251,9 +251,10 @@ def _write(
     metadata = {"settings": asdict(settings), "seed": seed, "marks": _marks(settings, training)}
     metadata["found"] = found  # keys of `finetune` that were "auto"
     metadata["training"] = digest_of([json.dumps(identity, sort_keys=True)])
+    words = replace(settings.words, written=inputs.written_names)
     try:
         with replacing(outputs.model) as folder:
-            clips.save(training.clip, classifier, inputs.classnames, settings.words, folder)
+            clips.save(training.clip, classifier, inputs.classnames, words, folder)
     except UserError:
         if _training_of(outputs.history) != metadata["training"]:
             raise

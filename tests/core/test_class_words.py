@@ -26,6 +26,16 @@ def test_words_come_back_from_metadata():
     assert ClassWords.described_by({"template": "a {}."}) == ClassWords.of("a {}.")
 
 
+def test_names_as_they_were_written_come_back_from_metadata():
+    words = ClassWords(["a {}."], written={"t-shirt": "T-Shirt"})
+    back = ClassWords.described_by(words.described)
+    assert back == words
+    assert back.as_written(["cat", "t-shirt"]) == ["cat", "T-Shirt"]
+    for wrong in ("T-Shirt", ["T-Shirt"], {"t-shirt": 5}):
+        with pytest.raises(UserError, match="written_names"):
+            ClassWords.described_by({"template": "a {}.", "written_names": wrong})
+
+
 def test_own_names_come_first_and_synonyms_have_the_rows_of_their_classes():
     words = ClassWords.of("{}", {"sea lion": ["otaria"], "cat": ["kitty", "puss"]})
     assert words.names(CLASSNAMES) == [

@@ -70,6 +70,8 @@ def test_unlabelled_images_with_a_file_of_class_names(tmp_path):
     (tmp_path / "classes.txt").write_text("zebra\n\n  Fire_Truck \n")
     rows, names, _ = index(tmp_path, tmp_path)
     assert names == ["zebra", "fire truck"]
+    written = tables.read_written_names(tmp_path / "out" / "images.parquet")
+    assert written == {"fire truck": "Fire_Truck"}
     assert {row["label"] for row in rows} == {None}
     assert [row["split"] for row in rows] == ["train"] * 40
 

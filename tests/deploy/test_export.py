@@ -19,6 +19,7 @@ from latteclip.clip.class_embeddings import class_embeddings
 from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
 from latteclip.core import checksums, tables
 from latteclip.core.class_words import ClassWords
+from latteclip.data.images import ORIENTATION, open_rgb
 from latteclip.deploy import predict
 from latteclip.deploy.export import export
 
@@ -370,13 +371,19 @@ def test_the_python_of_the_card_runs(biased, demo_clip, pictures, tmp_path, form
     out = tmp_path / form
     export(str(biased), str(out), form)
     code = card_of(out)[1].split("```python\n")[1].split("```")[0]
-    found = []
-    for image in rgb(pictures[:9]):
-        names = {"image": image, "pixels": demo_clip.preprocess(image)[None].numpy()}
-        exec(code.replace("<this folder>", str(out)), names)
-        found.append(CLASSNAMES[int(names["label"][0])])
-    assert found == [one.classname for one in predicted(biased, pictures[:9])]
-    assert len(set(found)) > 1
+    turned = Image.Exif()
+    turned[ORIENTATION] = 6  # as a phone that is held upright writes it
+    found, photos = [], []
+    for number, image in enumerate(rgb(pictures[:9])):
+        photos.append(str(tmp_path / f"{number}.png"))
+        image.save(photos[-1], exif=turned)
+        names = {"pixels": demo_clip.preprocess(open_rgb(photos[-1]))[None].numpy()}
+        exec(code.replace("<this folder>", str(out)).replace("photo.jpg", photos[-1]), names)
+        found.append((CLASSNAMES[int(names["label"][0])], names["scores"].max().item()))
+    predictions = predicted(biased, photos)
+    assert [name for name, _ in found] == [one.classname for one in predictions]
+    assert [score for _, score in found] == pytest.approx([p.score for p in predictions], abs=2e-3)
+    assert len(dict(found)) > 1
 
 
 def test_the_card_says_what_transformers_itself_does_not_do(biased, tmp_path):
@@ -408,7 +415,11 @@ def test_class_names_and_templates_as_clip_benchmark_reads_them(with_metrics, tm
 
 
 def test_every_template_is_told_and_what_classes_are_also_called(demo, demo_clip, tmp_path):
-    words = ClassWords.of([TEMPLATE, "a {}", "the {}?"], {"grey": ["silver", "ash"]})
+    words = ClassWords(
+        [TEMPLATE, "a {}", "the {}?"],
+        {"grey": ["silver", "ash"]},
+        {"grey": "Grey", "blue sky": "Blue_Sky"},
+    )
     classifier, _ = load_classifier(demo / clips.CLASSIFIER)
     clips.save(demo_clip, classifier, CLASSNAMES, words, tmp_path / "model")
     assert tuned.load(tmp_path / "model", torch.device("cpu")).words == words
@@ -417,7 +428,9 @@ def test_every_template_is_told_and_what_classes_are_also_called(demo, demo_clip
     assert templates == {"custom": ["a photo of the {c}.", "a {c}", "the {c}?"]}
     _, text = card_of(tmp_path / "out")
     assert f"| class template | `{TEMPLATE}`, and 2 more for zero-shot labels |" in text
-    assert "blue sky, grey (also silver, ash), striped" in text
+    assert "Blue_Sky, Grey (also silver, ash), striped" in text
+    names = json.loads((tmp_path / "out" / "clip_benchmark_classnames.json").read_text())
+    assert names == {"custom": CLASSNAMES}  # for texts of CLIP
 
 
 # --- the folder ----------------------------------------------------------------------------------

@@ -268,6 +268,28 @@ def test_answers_decide_the_folder(taken, tmp_path):
     assert "A person answered about 40 of the images" in said
 
 
+def test_classes_have_the_names_that_the_dataset_writes(taken, tmp_path):
+    written = {"plain": "T-Shirt", "con": "Con"}
+    table, metadata = tables.read("images.parquet", tables.IMAGES)
+    tables.write(
+        "images.parquet",
+        dict(zip(table.column_names, table.columns, strict=True)),
+        tables.IMAGES,
+        metadata | {"written_names": written},
+    )
+    answers = taken.answer(60)
+    export_labels(str(taken.folder), "imagefolder", str(tmp_path / "folder"))
+    with (tmp_path / "folder" / "labels.csv").open(newline="") as file:
+        found = {row["image_id"]: row for row in csv.DictReader(file)}
+    for name, one in answers.items():
+        if one.kind == "class":
+            assert found[name]["answered"] == written.get(one.classname, one.classname)
+            assert found[name]["label"] == found[name]["answered"]
+    for column in ("label", "fused_label", "runner_up", "zero_shot", "caption_label"):
+        assert not {row[column] for row in found.values()} & set(written)
+    assert (tmp_path / "folder" / "T-Shirt").is_dir()
+
+
 def with_duplicates(taken, pairs):
     columns = {
         "image_id": [taken.ids[one] for one, _ in pairs],

@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -24,6 +25,7 @@ from latteclip.clip.classifier import Classifier, load_classifier, save_classifi
 from latteclip.clip.features import encode_files
 from latteclip.clip.unknown import UnknownDetector
 from latteclip.core import checksums, tables
+from latteclip.core.class_words import ClassWords
 from latteclip.core.errors import UserError
 from latteclip.deploy import predict
 from latteclip.evaluate import evaluate, metrics
@@ -311,6 +313,31 @@ def test_more_classes_than_there_are_leave_columns_empty(model, pictures, tmp_pa
     assert "" not in row[:-6]
 
 
+def test_of_one_class_every_format_has_the_same_columns(model, pictures, tmp_path):
+    tables = []
+    for suffix in ("csv", "jsonl", "parquet"):
+        output = tmp_path / f"out.{suffix}"
+        assert run(model, *pictures, "-k", 1, "--batch-size", BATCH, "-o", output) == 0
+        read = {"csv": pd.read_csv, "jsonl": lambda path: pd.read_json(path, lines=True)}
+        tables.append(read.get(suffix, pd.read_parquet)(output))
+    for table in tables:
+        assert [*table.columns] == ["path", "classname", "probability", "score"]
+        pd.testing.assert_frame_equal(table, tables[0], check_dtype=False, atol=1e-6)
+
+
+def test_classes_have_the_names_that_the_dataset_writes(demo_clip, pictures, tmp_path, capsys):
+    written = {name: name.upper() for name in CLASSNAMES[:-1]}
+    words = ClassWords(["a {}."], written=written)
+    head = Classifier.of(torch.randn(C, D))
+    clips.save(demo_clip, head, CLASSNAMES, words, tmp_path / "model")
+    opened = predict.Classifier(tmp_path / "model", device="cpu", threads=1)
+    [found] = opened(pictures[:1], topk=C)
+    assert sorted(found.topk_classnames) == sorted([*written.values(), CLASSNAMES[-1]])
+    assert run(tmp_path / "model", pictures[0]) == 0
+    [row] = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert row["classname"] == found.classname
+
+
 def test_every_format_says_the_same(model, pictures, tmp_path, capsys):
     for suffix in ("csv", "jsonl", "parquet"):
         output = tmp_path / f"out.{suffix}"
@@ -325,6 +352,7 @@ def test_every_format_says_the_same(model, pictures, tmp_path, capsys):
         in_csv = list(csv.DictReader(file))
     for one, other, third in zip(rows, table, in_csv, strict=True):
         assert one["path"] == other["path"] == third["path"]
+        assert one["classname"] == third["classname"] == one["topk_classnames"][0]
         assert one["topk_classnames"] == other["topk_classnames"]
         assert third["classname_3"] == one["topk_classnames"][2]
         assert other["topk_scores"] == pytest.approx(one["topk_scores"])

@@ -162,9 +162,10 @@ def test_one_template_is_encoded_as_it_always_was(template):
     assert torch.equal(class_embeddings(clip, template, names, {}), wanted)
 
 
-def test_the_files_say_the_first_template_all_of_them_and_the_synonyms(tmp_path):
+def test_the_files_say_how_classes_are_put_into_words(tmp_path):
     files = write_pictures(tmp_path / "pictures", 2)
-    index = write_index(tmp_path / "i", files, ["train", "test"], [None] * 2, CLASSNAMES)
+    written = {CLASSNAMES[0]: CLASSNAMES[0].title()}
+    index = write_index(tmp_path / "i", files, ["train", "test"], [None] * 2, CLASSNAMES, written)
     outputs = [str(tmp_path / name) for name in ("labels", "embeddings")]
     words = {"template": ENSEMBLE, "class_synonyms": {"Striped": ["banded "]}}
     pseudo_label_images(index, replace(SETTINGS, **words), *outputs, device="cpu", threads=1)
@@ -174,3 +175,4 @@ def test_the_files_say_the_first_template_all_of_them_and_the_synonyms(tmp_path)
         assert said["template"] == ENSEMBLE[0]
         assert said["templates"] == ENSEMBLE
         assert said["class_synonyms"] == {"striped": ["banded"]}
+        assert said["written_names"] == written

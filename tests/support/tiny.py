@@ -271,8 +271,11 @@ def write_pictures(folder, n, *, seed=0, size=(70, 64)):
     return paths
 
 
-def write_index(path, files, splits, labels, classnames):
-    """An IMAGES table of picture files; a label may be None."""
+def write_index(path, files, splits, labels, classnames, written=None):
+    """An IMAGES table of picture files; a label may be None.
+
+    written: names as the dataset has them, by class name.
+    """
     tables.write(
         path,
         {
@@ -285,7 +288,7 @@ def write_index(path, files, splits, labels, classnames):
             "height": [64] * len(files),
         },
         tables.IMAGES,
-        {"classnames": classnames},
+        {"classnames": classnames, "written_names": written or {}},
     )
     return str(path)
 

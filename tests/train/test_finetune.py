@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,9 @@ class Inputs:
         files = [str(folder / "test0.png"), *train, str(folder / "test1.png")]
         splits = ["test", *["train"] * 6, "val", "test"]
         self.files, self.names = train, [Path(file).name for file in train]
-        self.index = write_index(folder / "i.parquet", files, splits, [0] * 9, CLASSNAMES)
+        self.index = str(folder / "i.parquet")
+        self.write_index = partial(write_index, self.index, files, splits, [0] * 9, CLASSNAMES)
+        self.write_index()
         self.labels = write_pseudo_labels(folder / "p.parquet", self.names, LABELS)
         self.images = write_captions(
             folder / "c.parquet", self.names, [f"a red {CLASSNAMES[label]}" for label in LABELS]
@@ -98,7 +101,8 @@ class Inputs:
             compute=Compute(**{"checkpoint_minutes": 0, **(compute or {})}),
         )
 
-    def run(self, name, objective="latteclip", seed=3, captions=True, **settings):
+    def run(self, name, objective="latteclip", seed=3, captions=True, written=None, **settings):
+        self.write_index(written)
         captions = (self.images, self.groups) if captions else ()
         outputs = [self.folder / name / part for part in ("model", "history.parquet", "checkpoint")]
         finetune(
@@ -185,9 +189,10 @@ def test_the_same_seed_gives_the_same_bytes(inputs, tuned):
 @pytest.mark.parametrize("objective", ["latteclip", "flyp"])
 def test_training_has_the_first_template_and_the_classes_own_names(inputs, objective):
     words = {"template": ["a photo of a {} texture.", "a {}"], "synonyms": {"dotted": ["spotted"]}}
+    written = {CLASSNAMES[0]: CLASSNAMES[0].upper()}
     plain, more = (
         inputs.run(f"{objective} {len(options)}", objective, epochs=1, **options)
-        for options in ({}, words)
+        for options in ({}, words | {"written": written})
     )
     assert (plain[0] / WEIGHTS).read_bytes() == (more[0] / WEIGHTS).read_bytes()
     assert history(plain[1]) == history(more[1])
@@ -200,6 +205,7 @@ def test_training_has_the_first_template_and_the_classes_own_names(inputs, objec
         **said,
         "templates": words["template"],
         "class_synonyms": words["synonyms"],
+        "written_names": written,
     }
 
 
