@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from latteclip.config import model_names, shipped
+from latteclip.config import model_names, shards, shipped
 from latteclip.config.layers import merge
 from latteclip.config.schema import Schema, is_name, unknown
 from latteclip.core.class_words import ClassWords
@@ -80,17 +80,21 @@ class Configuration:
     `like` another has all that the other has for the dataset below its own.
     """
 
-    def __init__(self, files: Config, given: Config, schema: Path = shipped.SCHEMA) -> None:
+    def __init__(
+        self, files: Config, given: Config, schema: Path = shipped.SCHEMA, gpus: int = 1
+    ) -> None:
         """Check a configuration.
 
         Args:
             files: what the files of the configuration say (`layers.defaults`).
             given: what --config and --configfile lay over it, and over what is said of a dataset.
             schema: path of the JSON Schema.
+            gpus: that captions may use, where `captions.shards` is auto.
 
         Raises:
             UserError: the first mistake found.
         """
+        self._gpus = gpus
         rules = Schema(schema)
         refuse_unfit(given, "Configuration")
         self._given = rules.coerce(given)
@@ -247,14 +251,21 @@ class Configuration:
 
     def sharded(self) -> list[str]:
         """Keys of the datasets whose captions several jobs write."""
-        return [key for key in self.config["datasets"] if self._shards(key) > 1]
+        return [key for key in self.config["datasets"] if self.shards(key) > 1]
 
     def unsharded(self) -> list[str]:
         """Keys of the datasets whose captions one job writes."""
-        return [key for key in self.config["datasets"] if self._shards(key) == 1]
+        return [key for key in self.config["datasets"] if self.shards(key) == 1]
 
-    def _shards(self, dataset: str) -> int:
-        return int(self.section("captions", dataset)["shards"])
+    def shards(self, dataset: str) -> int:
+        """Return how many jobs write each kind of captions, and the class scores."""
+        wanted = self.section("captions", dataset)["shards"]
+        if wanted != shards.AUTO:
+            return int(wanted)
+        captioner = self.section("captioner", dataset)
+        at_once = self._gpus // captioner["tensor_parallel_size"]
+        by_gpus = max(1, at_once) if captioner["engine"] in model_names.ENGINES else 1
+        return shards.noted(dataset) or by_gpus
 
     def hub_model(self, section: str, dataset: str) -> model_names.Names | None:
         """The model of section "clip" or "captioner", where it comes from the hub."""

@@ -135,6 +135,46 @@ def training_threads(
     return min(wanted, cores)
 
 
+def captioning_at_once(
+    configuration: Configuration, dataset: str, gpus: int | None
+) -> tuple[int, int]:
+    """Return how many captioning jobs a dataset has, and how many of them the GPUs let run at once.
+
+    Args:
+        configuration: what is run.
+        dataset: its key.
+        gpus: how many its jobs may use at a time; None: there is none.
+    """
+    kinds = len(configuration.caption_kinds(dataset)) + configuration.scores_classes(dataset)
+    jobs = kinds * configuration.shards(dataset)
+    of_a_job = captioner_gpus(configuration, dataset)
+    return jobs, min(jobs, (gpus or 1) // of_a_job) if of_a_job else jobs
+
+
+def caption_threads(
+    configuration: Configuration, dataset: str, cores: int, gpus: int | None
+) -> int:
+    """Return the threads of a captioning job on this machine, whose GPUs share out the cores."""
+    wanted = int(configuration.section("threads", dataset)["caption"])
+    at_once = captioning_at_once(configuration, dataset, gpus)[1] if gpus else 1
+    return max(1, min(wanted, cores // max(1, at_once)))
+
+
+def too_few_for_shards(
+    configuration: Configuration, dataset: str, cores: int, gpus: int
+) -> str | None:
+    """Return a sentence where the shards of a dataset's captions cannot all run at once."""
+    shards, of_a_job = configuration.shards(dataset), captioner_gpus(configuration, dataset)
+    at_once = min(cores, gpus // max(1, of_a_job))
+    if not of_a_job or shards <= at_once:
+        return None
+    return (
+        f"{shards} jobs write the captions of {dataset}, but at most {max(1, at_once)} at a time: "
+        f"this run may use {cores} cores and {gpus} GPUs. Give -j{8 * shards} and --resources "
+        f"gpu={of_a_job * shards}, or set captions.shards."
+    )
+
+
 def trainings(configuration: Configuration) -> int:
     """Fine-tunings of a run."""
     return sum(len(configuration.trainings(dataset)) for dataset in configuration.datasets)

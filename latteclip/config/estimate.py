@@ -135,7 +135,7 @@ def _captioning(configuration: Configuration, dataset: str, images: Counts, rate
     ]
     if configuration.scores_classes(dataset):
         asked.append(images.train * demands.questions_per_image(configuration, dataset))
-    shards = int(configuration.section("captions", dataset)["shards"])
+    shards = configuration.shards(dataset)
     gpus = demands.captioner_gpus(configuration, dataset)
     rate = _captions(configuration, dataset, rates)
     return gpus * sum(questions / rate + shards * rates.engine_start for questions in asked)

@@ -83,7 +83,7 @@ def benchmarks(configuration: Configuration, dataset: str) -> list[dict[str, str
     They are no inputs, for one that is missing must rerun nothing.
     """
     folder = f"results/{dataset}"
-    n = configuration.section("captions", dataset)["shards"]
+    n = configuration.shards(dataset)
     shards = [f"-{i}-of-{n}" for i in range(1, n + 1)] if n > 1 else [""]
     files = [
         _measured(folder, stage, "", shard)

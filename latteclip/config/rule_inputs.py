@@ -94,14 +94,14 @@ def class_scores_if_in_use(configuration: Configuration, dataset: str) -> Paths:
 
 def score_shards(configuration: Configuration, dataset: str) -> Paths:
     """The parts of which gather_captions makes the table of class scores."""
-    n = configuration.section("captions", dataset)["shards"]
+    n = configuration.shards(dataset)
     folder = f"results/{dataset}/captions/shards"
     return [f"{folder}/class_scores-{i}-of-{n}.parquet" for i in range(1, n + 1)]
 
 
 def caption_shards(configuration: Configuration, dataset: str, kind: str) -> Paths:
     """The parts of which gather_captions makes the table of "images" or "groups"."""
-    n = configuration.section("captions", dataset)["shards"]
+    n = configuration.shards(dataset)
     folder = f"results/{dataset}/captions/shards"
     return [f"{folder}/{kind}-{i}-of-{n}.parquet" for i in range(1, n + 1)]
 

@@ -1,6 +1,6 @@
 """A GPU of its own for each job, where several jobs run on one machine.
 
-Snakemake's resource `gpu` has jobs take turns where it has a limit, as profiles/default gives it.
+Snakemake's resource `gpu` has jobs take turns where it has a limit (workflow/rules/common.smk).
 The locks here hold without one, and within the GPUs that CUDA_VISIBLE_DEVICES leaves to a run.
 Nothing here touches CUDA: NVIDIA's tool is asked, and the driver's library for its version.
 

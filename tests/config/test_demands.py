@@ -85,3 +85,21 @@ def test_trainings_beside_gpus_share_out_the_cores(configured, given, cores, gpu
 
 def test_a_job_s_cores_are_spread_over_its_gpus():
     assert [demands.cores_per_gpu(8, gpus) for gpus in (0, 1, 2, 3)] == [8, 8, 4, 3]
+
+
+@pytest.mark.parametrize(
+    ("shards", "cores", "gpus", "threads", "warns"),
+    [
+        (4, 4, 4, 1, False),
+        (4, 16, 4, 4, False),
+        (4, 64, 4, 8, False),  # as the configuration says
+        (4, 16, 1, 8, True),  # one after the other
+        (4, 2, 4, 1, True),
+        (1, 4, 1, 4, False),
+        (1, 4, None, 4, False),
+    ],
+)
+def test_shards_share_out_the_cores_among_the_gpus(configured, shards, cores, gpus, threads, warns):
+    found = configured(dataset="dtd", method="latteclip", captions={"shards": shards})
+    assert demands.caption_threads(found, "dtd", cores, gpus) == threads
+    assert bool(demands.too_few_for_shards(found, "dtd", cores, gpus or 1)) == warns

@@ -5,7 +5,6 @@ import functools
 import gc
 import inspect
 import os
-import shutil
 import sys
 
 from snakemake.exceptions import WorkflowError
@@ -31,11 +30,28 @@ from latteclip.config import (
     page_settings,
     rule_inputs,
     rule_settings,
+    shards,
 )
 from latteclip.config.configuration import Configuration, as_json
 from latteclip.config.rule_inputs import DATA, FOLDER_FILES, MODEL_NOTE
+from latteclip.core import gpus as cards
 from latteclip.core.errors import UserError
 from latteclip.data import folder_files
+
+# A later run finds the number of shards beside the results, where these lie in the working folder.
+HAS_RESULTS = (
+    not IS_MODULE and workflow.storage_settings.default_storage_provider is None
+)
+
+
+@functools.cache
+def free_gpus():
+    """GPUs of this machine that nobody computes on; at least one, on which jobs take turns."""
+    try:
+        return max(1, cards.free())
+    except UserError as error:
+        raise WorkflowError(str(error))
+
 
 try:
     if not IS_MODULE:
@@ -45,7 +61,8 @@ try:
         ]
         layers.given([], yaml_files_given)
         # Without `configfile:`, `config` is what the command line says.
-        configuration = Configuration(layers.defaults(), config)
+        of_captions = free_gpus() if HAS_RESULTS and workflow.is_main_process else 1
+        configuration = Configuration(layers.defaults(), config, gpus=of_captions)
     else:
         # A module of another workflow, whose folder `config` is its own. What its `config` says
         # otherwise than the shipped files counts as if it came from the command line.
@@ -192,21 +209,41 @@ def threads_of(stage):
     return threads
 
 
+# GPU jobs of this machine start when a GPU is free. A cluster, which has `nodes`, knows by itself.
+if (
+    not IS_MODULE
+    and workflow.is_main_process
+    and workflow.resource_settings.nodes is None
+):
+    if "gpu" not in workflow.global_resources:
+        workflow.register_resource("gpu", free_gpus())
+
+
+def cores_and_gpus():
+    """Cores of this machine that snakemake may use, and GPUs that its jobs may use at a time."""
+    cores = min(workflow.resource_settings.cores or os.cpu_count(), os.cpu_count())
+    limit = workflow.global_resources.get("gpu")
+    return cores, (limit.value if limit else free_gpus()) if has_gpus() else None
+
+
 def training_threads(wildcards):
     """Threads of a training; on this machine it has all cores that no other training wants."""
     if on_cluster():
         return configuration.section("threads", wildcards.dataset)["finetune"]
-    cores = min(workflow.resource_settings.cores or os.cpu_count(), os.cpu_count())
-    at_a_time = None
-    if has_gpus():
-        limit = workflow.global_resources.get("gpu")
-        at_a_time = limit.value if limit else sys.maxsize
-    return demands.training_threads(configuration, wildcards.dataset, cores, at_a_time)
+    return demands.training_threads(configuration, wildcards.dataset, *cores_and_gpus())
 
 
+def caption_threads(wildcards):
+    """Threads of a captioning job; on this machine jobs beside each other share the cores."""
+    if on_cluster():
+        return configuration.section("threads", wildcards.dataset)["caption"]
+    return demands.caption_threads(configuration, wildcards.dataset, *cores_and_gpus())
+
+
+@functools.cache
 def has_gpus():
     """Whether this machine, or the cluster, has GPUs to take turns on."""
-    return on_cluster() or shutil.which("nvidia-smi") is not None
+    return on_cluster() or bool(cards.visible()) or cards.unlisted()
 
 
 def cores_per_gpu(count):
@@ -270,11 +307,28 @@ def start_run():
     except UserError as error:
         raise WorkflowError(str(error))
     locks.note_run()
+    start_captions()
     if not IS_MODULE:  # whose options would be the other workflow's
         methods = workflow.deployment_settings.deployment_method
         sdm = [method.item_to_choice() for method in methods]
         last_options.note(configuration.datasets, config, sdm)
     print_lines(run_messages.started(configuration, pending))
+
+
+def start_captions():
+    """Note how many jobs write captions, and warn where these cannot all run at once."""
+    for dataset in configuration.datasets:
+        kinds = configuration.caption_kinds(dataset)
+        if not kinds and not configuration.scores_classes(dataset):
+            continue
+        if HAS_RESULTS:
+            shards.note(dataset, configuration.shards(dataset))
+        _, at_a_time = cores_and_gpus()
+        if at_a_time and not on_cluster():
+            cores = workflow.resource_settings.cores
+            said = demands.too_few_for_shards(configuration, dataset, cores, at_a_time)
+            if said:
+                logger.warning(said)
 
 
 # Snakemake goes on printing after the last two handlers; what they print is to be read last.
