@@ -307,7 +307,7 @@ def start_run():
     except UserError as error:
         raise WorkflowError(str(error))
     locks.note_run()
-    start_captions()
+    start_captions(pending)
     if not IS_MODULE:  # whose options would be the other workflow's
         methods = workflow.deployment_settings.deployment_method
         sdm = [method.item_to_choice() for method in methods]
@@ -315,11 +315,14 @@ def start_run():
     print_lines(run_messages.started(configuration, pending))
 
 
-def start_captions():
+def start_captions(pending):
     """Note how many jobs write captions, and warn where these cannot all run at once."""
     for dataset in configuration.datasets:
-        kinds = configuration.caption_kinds(dataset)
-        if not kinds and not configuration.scores_classes(dataset):
+        of_captioner = (
+            f"results/{dataset}/captions/",
+            f"results/{dataset}/class_scores",
+        )
+        if not any(file.startswith(of_captioner) for file in pending):
             continue
         if HAS_RESULTS:
             shards.note(dataset, configuration.shards(dataset))
