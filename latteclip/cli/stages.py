@@ -258,7 +258,9 @@ def evaluate(args: argparse.Namespace) -> None:
     from latteclip.evaluate.metrics import Outputs, Run
 
     stage.evaluate(
-        stage.EvaluateFiles(args.images, args.pseudo_labels, args.model, args.history),
+        stage.EvaluateFiles(
+            args.images, args.pseudo_labels, args.model, args.history, args.left_out
+        ),
         from_json(stage.EvaluateSettings, args.settings),
         Run(args.dataset, args.method, args.seed),
         Outputs(args.predictions, args.metrics),
@@ -329,7 +331,7 @@ def select_model(args: argparse.Namespace) -> None:
     from latteclip.evaluate import select_model as stage
 
     runs = list_from_json(stage.CandidateFiles, args.candidates, "candidates")
-    stage.select_model(args.dataset, runs, args.votes, args.output, args.model)
+    stage.select_model(args.dataset, runs, args.votes, args.audit, args.output, args.model)
 
 
 def summarize(args: argparse.Namespace) -> None:
@@ -488,6 +490,7 @@ COMMANDS: dict[Command, list[str]] = {
         "pseudo-labels",
         "model",
         "history",
+        "left-out?",
         "settings",
         "predictions",
         "metrics",
@@ -534,7 +537,7 @@ COMMANDS: dict[Command, list[str]] = {
         "threads",
     ],
     score_audit: ["dataset", "plan", "answers", "runs", "output"],
-    select_model: ["dataset", "candidates", "votes?", "output", "model"],
+    select_model: ["dataset", "candidates", "votes?", "audit?", "output", "model"],
     summarize: ["metrics...", "selections", "audits", "baseline", "csv", "markdown", "others"],
     report_dataset: [
         "images",

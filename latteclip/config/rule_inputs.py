@@ -173,6 +173,14 @@ def averaged(configuration: Configuration, dataset: str, method: str) -> list[di
     ]
 
 
+def left_out_of_average(
+    configuration: Configuration, dataset: str, method: str, seed: str
+) -> Paths:
+    """Return what average_weights says of left-out images, where the method is an average."""
+    path = f"results/{dataset}/{method}/seed{seed}/{LEFT_OUT}"
+    return [path] if configuration.is_average(method) else []
+
+
 def classifier_of_method(configuration: Configuration, dataset: str, method: str) -> str:
     """The classifier of a method that trains nothing."""
     if configuration.objective(method) == "zero_shot":
@@ -213,15 +221,13 @@ def candidates(configuration: Configuration, dataset: str) -> list[dict[str, Any
     found = []
     for method, seed in configuration.candidates(dataset):
         folder = f"results/{dataset}/{method}/seed{seed}"
-        judged = LEFT_OUT if configuration.is_average(method) else "judged.parquet"
         found.append(
             {
                 "method": method,
                 "seed": seed,
                 "objective": configuration.objective(method),
-                "from_votes": configuration.reads_caption_labels(method, dataset),
                 "metrics": f"{folder}/metrics.json",
-                "judged": f"{folder}/{judged}",
+                "judged": f"{folder}/judged.parquet",
                 "model": f"{folder}/model",
             }
         )

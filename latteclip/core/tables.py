@@ -92,7 +92,7 @@ CAPTION_LABELS = pa.schema(
 VOTES = pa.schema(
     [
         ("image_id", pa.string()),
-        ("vote", pa.list_(pa.float32())),  # [C], probabilities, class means off
+        ("vote", pa.list_(pa.float32())),  # [C] probabilities of classes by the caption alone
         ("head", pa.int32()),  # by image_prototypes, of which the image has no part
     ]
 )

@@ -35,6 +35,7 @@ class EvaluateFiles:
     pseudo_labels: str  # by which the page chooses the training images that it shows
     model: str
     history: str  # of the training, whose marks are those of the result
+    left_out: str | None = None  # a JUDGED table of an average, whose trainings predicted it
 
 
 def evaluate(
@@ -51,6 +52,7 @@ def evaluate(
     """Classify the test split with a tuned model and its prototypes; without one, all images.
 
     The training images that were left out of training and those of the page are classified as well.
+    Of an average, the left-out images have the classes that its trainings predicted.
 
     Raises:
         UserError: an input is missing or does not fit the others, or there is no image.
@@ -70,10 +72,14 @@ def evaluate(
     metrics.write(
         table, names, labels.numpy(), scores.numpy(), run, history.get("marks", []), outputs
     )
-    apart = judged.left_out_images(files.images, settings.fold)
-    unseen = np.empty(0, np.int_)
-    if len(apart):
-        unseen = ranked(tables.Strings(apart["path"]), 1)[0][:, 0].numpy()
+    if files.left_out:
+        apart, _ = tables.read(files.left_out, judged.JUDGED)
+        unseen = apart["prediction"].to_numpy()
+    else:
+        apart = judged.left_out_images(files.images, settings.fold)
+        unseen = np.empty(0, np.int_)
+        if len(apart):
+            unseen = ranked(tables.Strings(apart["path"]), 1)[0][:, 0].numpy()
     judged.write_predictions(judged_output, apart["image_id"], unseen, names)
     predictions, _ = ranked(shown["path"].to_pylist(), 1)
     gallery_images.write_predictions(

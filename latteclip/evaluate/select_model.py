@@ -1,13 +1,13 @@
 """The model of a dataset that people take: chosen without labels among those of the run.
 
-Letters: K candidates, n judged images, C classes.
+Letters: K candidates, n images with votes, C classes.
 """
 
 import logging
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,14 @@ import pyarrow.compute as pc
 from latteclip.core import tables
 from latteclip.core.files import replacing, write_json
 from latteclip.evaluate import judged
+from latteclip.evaluate.audited import Audit, read_audit
 from latteclip.evaluate.results import read_metrics
 from latteclip.evaluate.selection import (
-    FEWEST,
+    FEWEST_UNTRAINED,
     Candidate,
+    Choice,
     Judge,
     choose,
-    rank_correlation,
-    reason,
-    reference,
 )
 
 log = logging.getLogger(__name__)
@@ -37,7 +36,6 @@ class CandidateFiles:
     method: str
     seed: int
     objective: str
-    from_votes: bool  # whether captions or class scores helped to make its labels
     metrics: str
     judged: str  # its JUDGED table
     model: str  # folder
@@ -47,10 +45,11 @@ def select_model(
     dataset: str,
     runs: Sequence[CandidateFiles],
     votes_path: str | None,
+    audit_path: str | None,
     output: str,
     model_output: str,
 ) -> None:
-    """Choose a model by votes for the images that were left out; copy it, and say why.
+    """Choose a model by votes and a person's answers; copy it, and say why.
 
     Accuracies are read to tell, beside the choice, what it cost; the choice is made before.
 
@@ -58,6 +57,7 @@ def select_model(
         dataset: its key.
         runs: the K candidates.
         votes_path: a VOTES table; None where nothing votes.
+        audit_path: what `score_audit` wrote; None where no person answered.
         output: the JSON file that says what was chosen and why.
         model_output: folder that gets the model; files are hard links where that is possible.
 
@@ -66,33 +66,37 @@ def select_model(
     """
     metrics = [read_metrics(run.metrics) for run in runs]
     candidates = [
-        Candidate(run.method, run.seed, run.objective, tuple(values["marks"]), run.from_votes)
+        Candidate(run.method, run.seed, run.objective, tuple(values["marks"]))
         for run, values in zip(runs, metrics, strict=True)
     ]
-    judge = _judge(runs, votes_path)
-    chosen = choose(candidates, judge)
-    why = reason(candidates, chosen, judge)
+    judge = read_judge(runs, votes_path)
+    audit = read_audit(audit_path) if audit_path else None
+    choice = choose(candidates, judge, audit)
     accuracies = [values["acc1"] for values in metrics]
+    chosen = runs[choice.index]
     with replacing(model_output) as folder:
         # Hidden files are Snakemake's own.
         hidden = shutil.ignore_patterns(".*")
-        shutil.copytree(runs[chosen].model, folder, copy_function=_link, ignore=hidden)
+        shutil.copytree(chosen.model, folder, copy_function=_link, ignore=hidden)
+    reference = candidates[choice.reference]
     write_json(
         output,
         {
             "dataset": dataset,
-            "method": runs[chosen].method,
-            "seed": runs[chosen].seed,
-            "reason": why,
-            "candidates": _told(candidates, accuracies, judge),
-            **_cost(candidates, accuracies, chosen, judge),
+            "method": chosen.method,
+            "seed": chosen.seed,
+            "reason": choice.reason,
+            "by": choice.by,
+            "reference": {"method": reference.method, "seed": reference.seed},
+            "candidates": _rows(candidates, accuracies, choice, judge, audit),
+            "regret": _regret(accuracies, choice.index),
         },
     )
-    log.info("%s: %s", dataset, why)
+    log.info("%s: %s %s", dataset, chosen.method, choice.reason)
 
 
-def _judge(runs: Sequence[CandidateFiles], votes_path: str | None) -> Judge | str:
-    """The judge, or why there is none."""
+def read_judge(runs: Sequence[CandidateFiles], votes_path: str | None) -> Judge | str:
+    """Return the votes and what each run predicts for their images, or why nothing judges."""
     if votes_path is None:
         return "this run has neither captions of images nor class scores"
     table, described = tables.read(votes_path, tables.VOTES)
@@ -100,72 +104,54 @@ def _judge(runs: Sequence[CandidateFiles], votes_path: str | None) -> Judge | st
         return "the captions were asked for with zero-shot labels in the prompt"
     if not described["corroborated"]:
         return f"the {described['votes']} agree with the images no better than any others would"
-    if len(table) < FEWEST:
-        return f"it takes {FEWEST} images with votes, and there are {len(table)}"
-    votes = pc.list_flatten(table["vote"]).to_numpy().reshape(len(table), -1)  # [n, C]
-    found = Judge.of(
-        votes.astype(np.float64),
-        [
-            judged.read_predictions(run.judged, table["image_id"], described["classnames"])
-            for run in runs
-        ],
-    )
-    if not any(found.judges(i) for i in range(len(runs))):
-        return "all of them were trained, and no image was left out (selection.share)"
-    return found
+    if len(table) < FEWEST_UNTRAINED:
+        return f"it takes {FEWEST_UNTRAINED} images with votes, and there are {len(table)}"
+    shares = pc.list_flatten(table["vote"]).to_numpy().reshape(len(table), -1)  # [n, C]
+    predictions = [
+        judged.read_predictions(run.judged, table["image_id"], described["classnames"])
+        for run in runs
+    ]
+    return Judge(shares, np.stack(predictions), described["votes"])
 
 
-def _told(
-    candidates: Sequence[Candidate], accuracies: Sequence[float | None], judge: Judge | str
+def _rows(
+    candidates: Sequence[Candidate],
+    accuracies: Sequence[float | None],
+    choice: Choice,
+    judge: Judge | str,
+    audit: Audit | None,
 ) -> list[dict[str, Any]]:
-    """What is known of each candidate, in the order of the run."""
-    agreements = _agreements(candidates, judge)
+    """Return what is known of each candidate, in the order of the run."""
     rows: list[dict[str, Any]] = []
     for i, one in enumerate(candidates):
-        lead = None
-        if isinstance(judge, Judge) and agreements[i] is not None:
-            lead = judge.lead(i, reference(candidates, judge))._asdict()
+        votes = answers = None
+        if isinstance(judge, Judge) and judge.images(i):
+            votes = {
+                "images": judge.images(i),
+                "with_reference": judge.pooled(candidates).compare(i, choice.reference)._asdict(),
+            }
+        if audit and (accuracy := audit.accuracy(*one.run)) and accuracy.run == one.run:
+            answers = {key: asdict(accuracy)[key] for key in ("value", "low", "high")}
         rows.append(
             {
                 "method": one.method,
                 "seed": one.seed,
                 "marks": list(one.marks),
-                "agreement": agreements[i],
-                "lead": lead,  # over the reference
+                "votes": votes,
+                "answers": answers,
                 "acc1": accuracies[i],
             }
         )
     return rows
 
 
-def _agreements(candidates: Sequence[Candidate], judge: Judge | str) -> list[float | None]:
-    """How far each agrees with the votes, for all on one scale; None where it was not judged."""
-    if isinstance(judge, str):
-        return [None] * len(candidates)
-    start = reference(candidates, judge)
-    return [judge.agreement(i, start) if judge.judges(i) else None for i in range(len(candidates))]
-
-
-def _cost(
-    candidates: Sequence[Candidate],
-    accuracies: Sequence[float | None],
-    chosen: int,
-    judge: Judge | str,
-) -> dict[str, float | None]:
-    """By how many points another candidate was better, and how agreement went with accuracy.
-
-    Both are null where test labels are not known.
-    """
+def _regret(accuracies: Sequence[float | None], chosen: int) -> float | None:
+    """Return by how many points another candidate was better; None without test labels."""
     known = [value for value in accuracies if value is not None]
     own = accuracies[chosen]
     if own is None or len(known) < len(accuracies):
-        return {"regret": None, "rank_correlation": None}
-    pairs = zip(_agreements(candidates, judge), known, strict=True)
-    judged_ones = [(one, other) for one, other in pairs if one is not None]
-    correlation = rank_correlation(
-        [one for one, _ in judged_ones], [other for _, other in judged_ones]
-    )
-    return {"regret": 100 * (max(known) - own), "rank_correlation": correlation}
+        return None
+    return 100 * (max(known) - own)
 
 
 def _link(source: str, destination: str) -> None:

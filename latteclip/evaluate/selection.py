@@ -1,33 +1,38 @@
-"""Which of several classifiers to take, without labels: votes that they did not learn from judge.
+"""Which of several classifiers to take, without labels: by votes that they did not learn from.
 
-A caption (or a multimodal model that is asked) votes for the class of its image. Classifiers that
-are right more often agree more with such votes, whatever mistakes the votes make by themselves, as
-long as the classifiers do not share them. Those that train nothing are judged by many images, each
-without its own part in the classifier; those that were trained by the images that they left out.
+A caption (or a multimodal model that scores the classes) makes some classes of its image likelier
+than others. Two classifiers are compared on the images for which they predict different classes:
+the vote is for the class that the caption makes likelier. The classifier that is right more often
+has more votes, whatever mistakes captions make, as long as the classifiers do not share them.
+Classifiers that train nothing are judged by many images, each without its own part in the
+classifier; trained ones by the images that their trainings left out. A person's answers, where they
+decide a difference, come before votes.
 
-Letters: K candidates, n judging images, C classes.
+Letters: K candidates, n images with votes, C classes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from latteclip.core.errors import UserError
+from latteclip.core.holdout import FEWEST
+from latteclip.evaluate.audited import Audit, Run
 
-Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int_]
+Floats = npt.NDArray[np.floating]
+UNJUDGED = -1  # in place of a class
 # Objectives that train nothing, the simplest first.
 SIMPLICITY = {"zero_shot": 0, "zero_shot_calibrated": 1, "image_prototypes": 2}
-ZERO_SHOT = ("zero_shot", "zero_shot_calibrated")
+AVERAGE = "average_weights"  # objective: it is judged by what its trainings predict
 # Which of them is taken where nothing judges.
 SAFEST = ("zero_shot_calibrated", "zero_shot", "image_prototypes")
-FEWEST = 20  # fewer images judge nothing
-ROUNDING = 1e-9  # one image more is a standard error exactly, and no lead
+FEWEST_UNTRAINED = 20  # images that it takes to judge what trains nothing
+CLEAR = 0.5  # standard errors by which a model has to lead a simpler one
 
 
 @dataclass(frozen=True)
@@ -38,160 +43,186 @@ class Candidate:
     seed: int
     objective: str
     marks: Sequence[str] = ()  # keys of `results.MARKS`
-    from_votes: bool = False  # its labels are made with the help of captions or class scores
 
     @property
     def is_trained(self) -> bool:
         return self.objective not in SIMPLICITY
 
+    @property
+    def run(self) -> Run:
+        return self.method, self.seed
 
-class Lead(NamedTuple):
-    """By how much one candidate agrees more with the votes than another."""
+    @property
+    def simplicity(self) -> int:
+        """The smaller, the simpler; the same for all that is trained."""
+        return SIMPLICITY.get(self.objective, len(SIMPLICITY))
 
-    mean: float
-    error: float  # standard error of the mean, over the same images
-    n: int  # images that judged both
+
+class Comparison(NamedTuple):
+    """How a candidate compares with another on the images that judge both."""
+
+    images: int
+    differ: int  # images for which the two predict different classes
+    votes: int  # of these, votes for the candidate's class
+    other_votes: int  # and for the other's class
+
+    @property
+    def lead(self) -> float:
+        """The votes ahead, as a share of the images."""
+        return (self.votes - self.other_votes) / max(1, self.images)
 
     @property
     def is_clear(self) -> bool:
-        """Whether it is more than a standard error."""
-        return self.n >= FEWEST and self.mean > self.error + ROUNDING
+        """Return whether the lead is more than one vote and more than CLEAR standard errors.
+
+        Where both are right equally often, votes ahead have the square root of all votes as their
+        standard error.
+        """
+        error = math.sqrt(self.votes + self.other_votes)
+        return self.votes - self.other_votes > max(1.0, CLEAR * error)
 
 
 @dataclass(frozen=True)
 class Judge:
-    """How far K candidates agree with the votes of n images."""
+    """Votes, and what each candidate predicts where an image judges it."""
 
-    agreements: (
-        Floats  # [K, n] the vote's probability of the class that is predicted; NaN: unjudged
-    )
+    shares: Floats  # [n, C] probability of each class by the image's caption alone
+    predictions: Ints  # [K, n] classes, UNJUDGED where an image does not judge the candidate
+    voters: str = "captions"
 
-    @classmethod
-    def of(cls, votes: Floats, predictions: Sequence[Ints]) -> Self:
-        """From votes [n, C], and what each candidate predicts [n], negative where unjudged."""
-        rows = np.arange(len(votes))
-        found = [np.where(own >= 0, votes[rows, own], np.nan) for own in predictions]
-        return cls(np.stack(found).astype(np.float64))
+    def images(self, one: int) -> int:
+        """Return how many images judge a candidate."""
+        return int((self.predictions[one] != UNJUDGED).sum())
 
-    def judges(self, one: int) -> bool:
-        """Whether enough images judge a candidate."""
-        return int((~np.isnan(self.agreements[one])).sum()) >= FEWEST
+    def compare(self, one: int, other: int) -> Comparison:
+        """Compare two candidates on the images that judge both."""
+        pair = self.predictions[[one, other]]
+        rows = np.flatnonzero((pair != UNJUDGED).all(axis=0))
+        own, its = (self.shares[rows, row[rows]] for row in pair)
+        return Comparison(
+            len(rows),
+            int((pair[0] != pair[1])[rows].sum()),
+            int((own > its).sum()),
+            int((own < its).sum()),
+        )
 
-    def means(self, one: int, other: int) -> tuple[float, float]:
-        """How far two candidates agree with the votes of the images that judged both."""
-        pair = self._pair(one, other)
-        return float(pair[0].mean()), float(pair[1].mean())
-
-    def lead(self, one: int, other: int) -> Lead:
-        """Of one candidate over another."""
-        pair = self._pair(one, other)
-        differences, n = pair[0] - pair[1], pair.shape[1]
-        if n < 2:
-            return Lead(0.0, 0.0, n)
-        error = float(differences.std(ddof=1)) / math.sqrt(n)
-        return Lead(float(differences.mean()), error, n)
-
-    def agreement(self, one: int, reference: int) -> float:
-        """How far a candidate agrees with all votes that judged the reference.
-
-        Where fewer images judged it, that is how far the reference agrees with all, and its lead
-        over the reference with those few.
-        """
-        known = self.agreements[reference]
-        return float(known[~np.isnan(known)].mean()) + self.lead(one, reference).mean
+    def judges(self, one: int, candidate: Candidate) -> bool:
+        """Return whether enough images judge a candidate."""
+        return self.images(one) >= (FEWEST if candidate.is_trained else FEWEST_UNTRAINED)
 
     def pooled(self, candidates: Sequence[Candidate]) -> "Judge":
-        """Return the same where each seed has the agreements of all `allowed` seeds of its method.
+        """Return the same where each seed is judged by the images of all seeds of its method.
 
-        Seeds are judged by different images; where an image judges several, their mean counts.
+        Seeds leave out different images. Where an image judges several, the first one counts.
         """
-        agreements = self.agreements.copy()
-        open_to = allowed(candidates)
-        for i in open_to:
-            seeds = [j for j in open_to if candidates[j].method == candidates[i].method]
-            judged = ~np.isnan(self.agreements[seeds])
-            total = np.where(judged, self.agreements[seeds], 0.0).sum(axis=0)
-            agreements[i] = np.where(judged.any(axis=0), total, np.nan) / np.maximum(
-                judged.sum(axis=0), 1
-            )
-        return Judge(agreements)
-
-    def _pair(self, one: int, other: int) -> Floats:
-        """Agreements [2, m] with the m images that judged both."""
-        pair = self.agreements[[one, other]]
-        both: Floats = pair[:, ~np.isnan(pair).any(axis=0)]
-        return both
+        predictions = self.predictions.copy()
+        for seeds in _by_method(candidates).values():
+            pool = predictions[seeds[0]]
+            for i in seeds[1:]:
+                pool = np.where(pool == UNJUDGED, self.predictions[i], pool)
+            predictions[seeds] = pool
+        return Judge(self.shares, predictions, self.voters)
 
 
-def choose(candidates: Sequence[Candidate], judge: Judge | str) -> int:
-    """The candidate to take; labels have no part in it.
+@dataclass(frozen=True)
+class Choice:
+    """The candidate to take, and why."""
 
-    It is that of `reference`, unless some that were trained are `_believed`: then the best of
-    these. Trained ones are judged by the mean over the seeds of their method, and of the chosen
-    method that seed is taken which agrees most.
+    index: int
+    by: Literal["answers", "votes", "default"]
+    reason: str  # one or two sentences
+    reference: int  # what it was compared with: the candidate to take if nothing were trained
+
+
+def choose(candidates: Sequence[Candidate], judge: Judge | str, audit: Audit | None) -> Choice:
+    """Choose a candidate; labels have no part in it.
+
+    A trained one takes the place of the best that trains nothing (`reference`) where at least
+    FEWEST images judge it and its lead `is_clear`. Of trained ones the best method is taken, all
+    its seeds judged together, and of its seeds the one with the largest lead. Where a person's
+    answers decide that another candidate is better than the one that would be taken, the most
+    accurate of those is.
 
     Args:
         candidates: K.
         judge: of them, or why there is none.
+        audit: of the same runs, where there is one.
+
+    Raises:
+        UserError: all candidates saw labels.
     """
     start = reference(candidates, judge)
-    if isinstance(judge, str) or candidates[start].is_trained:
-        return start
-    pooled = judge.pooled(candidates)
-    believed = [i for i in allowed(candidates) if _believed(candidates, i, start, pooled)]
-    return max(
-        believed or [start],
-        key=lambda i: (pooled.lead(i, start).mean, judge.lead(i, start).mean, -i),
-    )
-
-
-def _believed(candidates: Sequence[Candidate], one: int, start: int, judge: Judge) -> bool:
-    """Whether a trained one is taken in place of the best that trains nothing.
-
-    It has to lead that, and zero-shot, plain and calibrated, by more than a standard error. Where
-    both learned from votes, the votes already proved better than zero-shot: there it is enough
-    that training did not clearly lose what was there before it, for few images are held out.
-    """
-    zero_shots = _zero_shots(candidates)
-    if not candidates[one].is_trained or not judge.judges(one):
-        return False
-    if candidates[one].from_votes and candidates[start].from_votes:
-        leads_zero_shot = all(judge.lead(one, i).mean > 0 for i in zero_shots)
-        return leads_zero_shot and not judge.lead(start, one).is_clear
-    return all(judge.lead(one, i).is_clear for i in [start, *zero_shots])
+    found = start
+    if isinstance(judge, Judge):
+        found = _by_votes(candidates, start, judge)
+    better = list(_better_by_answers(candidates, found, audit))
+    if better and audit:
+        found, before = max(better, key=lambda pair: pair[1])[0], found
+        return Choice(found, "answers", _said_by_answers(candidates, found, before, audit), start)
+    if isinstance(judge, str):
+        why = f"Nothing judges the models: {judge}. {candidates[found].method} is the safest."
+        return Choice(found, "default", why, start)
+    return Choice(found, "votes", _said_by_votes(candidates, found, start, judge), start)
 
 
 def reference(candidates: Sequence[Candidate], judge: Judge | str) -> int:
-    """The simplest of those that train nothing and that the best of them does not clearly lead.
+    """Return the simplest of those that train nothing which the best of them does not lead clearly.
 
-    Without a judge it is the safest; where all are trained, the best of them.
+    Without a judge it is the safest; where all are trained, the first of those that lead most.
     """
     open_to = allowed(candidates)
+    simple = [i for i in open_to if not candidates[i].is_trained]
     if isinstance(judge, str):
-        return min(open_to, key=lambda i: (_place(candidates[i], SAFEST), i))
-    judged = [i for i in open_to if judge.judges(i)] or open_to
-    simple = [i for i in judged if not candidates[i].is_trained]
-    best = _best(simple or judged, judge)
+        order = [*SAFEST, *(candidates[i].objective for i in open_to)]
+        return min(simple or open_to, key=lambda i: order.index(candidates[i].objective))
+    judged = [i for i in simple or open_to if judge.judges(i, candidates[i])]
+    if not judged:
+        return reference(candidates, "too few images judge them")
+    pooled = judge.pooled(candidates)
+    best = max(judged, key=lambda i: (pooled.compare(i, judged[0]).lead, -i))
     if not simple:
         return best
-    ties = [i for i in simple if not judge.lead(best, i).is_clear]
-    return min(
-        ties, key=lambda i: (_place(candidates[i], [*SIMPLICITY]), -judge.lead(i, best).mean)
-    )
+    ties = [i for i in judged if not judge.compare(best, i).is_clear]
+    return min(ties, key=lambda i: (candidates[i].simplicity, i))
 
 
-def _best(among: Sequence[int], judge: Judge) -> int:
-    """That which agrees most, of candidates that the same images judged; of equals the first."""
-    return max(among, key=lambda i: (judge.lead(i, among[0]).mean, -i))
+def _by_votes(candidates: Sequence[Candidate], start: int, judge: Judge) -> int:
+    """Return the trained candidate that leads the reference most, or the reference.
+
+    An average is taken rather than one of its trainings.
+    """
+    pooled = judge.pooled(candidates)
+    leading = [
+        i
+        for i in allowed(candidates)
+        if candidates[i].is_trained
+        and not candidates[start].is_trained
+        and pooled.compare(i, start).images >= FEWEST
+        and pooled.compare(i, start).is_clear
+    ]
+
+    def order(i: int) -> tuple[float, bool, float, int]:
+        is_average = candidates[i].objective == AVERAGE
+        return pooled.compare(i, start).lead, is_average, judge.compare(i, start).lead, -i
+
+    return max(leading or [start], key=order)
 
 
-def _place(candidate: Candidate, order: Sequence[str]) -> int:
-    """Place of its objective; that of trained ones is the last."""
-    return [*order, candidate.objective].index(candidate.objective)
+def _better_by_answers(
+    candidates: Sequence[Candidate], found: int, audit: Audit | None
+) -> Iterator[tuple[int, float]]:
+    """Yield the candidates that answers decide to be better, with their accuracies."""
+    if audit is None:
+        return
+    for i in allowed(candidates):
+        comparison = audit.compare(candidates[i].run, candidates[found].run)
+        accuracy = audit.accuracy(*candidates[i].run)
+        if comparison and accuracy and comparison.decided and comparison.value > 0:
+            yield i, accuracy.value
 
 
 def allowed(candidates: Sequence[Candidate]) -> list[int]:
-    """Those that saw no label and did not collapse; if all did, all that saw no label.
+    """Return those that saw no label and did not collapse; if all did, all that saw no label.
 
     Raises:
         UserError: all saw labels.
@@ -203,60 +234,67 @@ def allowed(candidates: Sequence[Candidate]) -> list[int]:
     return sound or unlabelled
 
 
-def _zero_shots(candidates: Sequence[Candidate]) -> list[int]:
-    """What a trained one has to lead clearly, whatever else there is."""
-    return [i for i in allowed(candidates) if candidates[i].objective in ZERO_SHOT]
+def _by_method(candidates: Sequence[Candidate]) -> Mapping[str, list[int]]:
+    """Return the seeds of each method, as numbers of candidates, that are allowed."""
+    found: dict[str, list[int]] = {}
+    for i in allowed(candidates):
+        found.setdefault(candidates[i].method, []).append(i)
+    return found
 
 
-def reason(candidates: Sequence[Candidate], chosen: int, judge: Judge | str) -> str:
-    """Why it was chosen, in one sentence."""
-    own_name = candidates[chosen].method
-    if isinstance(judge, str):
-        return f"{own_name} is taken as the safest, for nothing judges: {judge}."
-    pooled = judge.pooled(candidates)
-    open_to = allowed(candidates)
-    one_each = {candidates[i].method: i for i in [*reversed(open_to), chosen]}
-    rivals = [i for i in sorted(one_each.values()) if i != chosen]
-    judged = [i for i in rivals if pooled.lead(i, chosen).n >= FEWEST]
-    end = _reservations(candidates, chosen, judge)
-    if not judged:
-        return f"{own_name} is the only one that can be chosen by votes{end}."
-    if candidates[chosen].objective == "zero_shot":
-        end = f": nothing here beat it{end}"
-    rival = max(judged, key=lambda i: (pooled.lead(i, chosen).mean, -i))
-    led = pooled.lead(rival, chosen).mean > 0
-    zero_shot = [i for i in judged if candidates[i].objective == "zero_shot"]
-    other = rival if led or not zero_shot else zero_shot[0]
-    own, its = (f"{100 * mean:.1f} %" for mean in pooled.means(chosen, other))
-    begin = (
-        f"{own_name} agrees with {own} of {pooled.lead(other, chosen).n} votes that it did not "
-        f"learn from, {candidates[other].method} with {its}"
-    )
-    if not led:
-        return f"{begin}{end}."
-    hurdles = [chosen, reference(candidates, judge), *_zero_shots(candidates)]
-    over = next((i for i in hurdles if not pooled.lead(rival, i).is_clear), chosen)
-    lead = pooled.lead(rival, over)
+def _said_by_answers(candidates: Sequence[Candidate], found: int, before: int, audit: Audit) -> str:
+    own, other = candidates[found], candidates[before]
+    comparison = audit.compare(own.run, other.run)
+    assert comparison is not None
+    points = [f"{100 * value:.1f}" for value in (comparison.value, comparison.low, comparison.high)]
     return (
-        f"{begin}, whose lead over {candidates[over].method}, {100 * lead.mean:.1f} points, is "
-        f"within a standard error, {100 * lead.error:.1f}{end}."
+        f"A person's answers about {audit.answered:,} {audit.split} images decide: {own.method} is "
+        f"better than {other.method} by {points[0]} points ({points[1]} to {points[2]})."
     )
 
 
-def _reservations(candidates: Sequence[Candidate], chosen: int, judge: Judge) -> str:
-    """What else has to be said of a choice by votes."""
-    open_to = allowed(candidates)
-    seeds = [i for i in open_to if candidates[i].method == candidates[chosen].method]
-    end = ""
-    if len(seeds) > 1:
-        end += f"; of its {len(seeds)} seeds {candidates[chosen].seed} agrees most"
-    if any(candidates[i].is_trained and not judge.judges(i) for i in open_to):
-        end += "; nothing was left out that could judge what was trained"
-    return end
+def _said_by_votes(candidates: Sequence[Candidate], found: int, start: int, judge: Judge) -> str:
+    """Return the counts that decided, against the closest rival, in a few sentences."""
+    pooled, methods = judge.pooled(candidates), _by_method(candidates)
+    own, firsts = candidates[found], [seeds[0] for seeds in methods.values()]
+    end = [f"The training of {name} collapsed." for name in _collapsed(candidates)]
+    if found != start:
+        seeds = len(methods[own.method])
+        end += [f"Of its {seeds} seeds, {own.seed} leads most."] if seeds > 1 else []
+        return " ".join([_counted(candidates, found, start, pooled), *end])
+    trained = [i for i in firsts if candidates[i].is_trained and i != found]
+    rivals = [i for i in trained if pooled.compare(i, found).images >= FEWEST]
+    if rivals and not own.is_trained:
+        rival = max(rivals, key=lambda i: pooled.compare(i, found).lead)
+        end = [f"So {own.method}, which trains nothing, is taken.", *end]
+        return " ".join([_counted(candidates, rival, found, pooled), *end])
+    if trained and not own.is_trained:
+        images = max(pooled.images(i) for i in trained)
+        few = f"Only {images} images judge" if images else "No image was left out to judge"
+        end = [f"{few} what was trained, and it takes {FEWEST}.", *end]
+    others = [i for i in firsts if i != found and pooled.compare(i, found).images]
+    if not others:
+        what = "taken" if len(firsts) > 1 else "the only model that can be chosen"
+        return " ".join([f"{own.method} is {what}.", *end])
+    other = min(others, key=lambda i: candidates[i].simplicity)
+    return " ".join([_counted(candidates, found, other, pooled), *end])
 
 
-def rank_correlation(agreements: Sequence[float], accuracies: Sequence[float]) -> float | None:
-    """Spearman's, of two figures of the same candidates; None where it is not defined."""
-    pair = pd.DataFrame({"one": agreements, "other": accuracies})
-    value = float(pair.corr(method="spearman").to_numpy()[0, 1])
-    return None if math.isnan(value) else value
+def _collapsed(candidates: Sequence[Candidate]) -> list[str]:
+    """Return the methods all of whose trainings collapsed."""
+    sound = [one.method for one in candidates if "collapsed" not in one.marks]
+    return [*dict.fromkeys(one.method for one in candidates if one.method not in sound)]
+
+
+def _counted(candidates: Sequence[Candidate], one: int, other: int, judge: Judge) -> str:
+    """Return how many votes two candidates have, as a sentence."""
+    found, own, its = judge.compare(one, other), candidates[one], candidates[other]
+    apart = f" that {own.method} was not trained on" if own.is_trained else ""
+    begin = f"{own.method} and {its.method} predict"
+    if not found.differ:
+        return f"{begin} the same classes for all {found.images:,} images{apart}."
+    return (
+        f"{begin} different classes for {found.differ:,} of {found.images:,} images{apart}: the "
+        f"{judge.voters} favour {own.method} on {found.votes:,} of them and {its.method} on "
+        f"{found.other_votes:,}."
+    )

@@ -108,6 +108,13 @@ class Trust:
         """1 - u^4, what q counts beside the votes."""
         return 1 - self.rate**INDEPENDENCE
 
+    def classes(self, votes: torch.Tensor) -> torch.Tensor:
+        """Return the probabilities of classes [n, C] by votes [n, C] alone.
+
+        A class that votes name too often gains less by a vote.
+        """
+        return told(votes, self.confusion).softmax(dim=1) if len(self.confusion) else votes
+
 
 @dataclass(frozen=True)
 class Fusion:

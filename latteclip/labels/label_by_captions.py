@@ -128,7 +128,7 @@ def label_by_captions(
         judges = torch.from_numpy(judging(image_ids)) & votes[-1].has
         columns = {
             "image_id": table["image_id"].filter(pa.array(judges.numpy())),
-            "vote": feature_column(votes[-1].probabilities(judges).float()),
+            "vote": feature_column(fusion.trust.classes(votes[-1].probabilities(judges)).float()),
             "head": _column(fusion.head[judges]),
         }
         kept = {name: summary[name] for name in ("votes", "corroborated")}

@@ -59,6 +59,18 @@ def test_the_head_says_the_class_of_each_image_without_its_own_part():
     assert with_own_part > without  # it votes for itself
 
 
+def test_a_vote_for_a_class_that_votes_name_too_often_says_less():
+    """Captions name the class 0 for half of the images of every class."""
+    world = World()
+    often = torch.rand(N, generator=torch.Generator().manual_seed(5)) < 0.5
+    world.scores[often] = 6 * F.one_hot(torch.zeros(int(often.sum()), dtype=torch.long), C).float()
+    trust = fuse(world.images, world.votes()).trust
+    one, other = trust.classes(torch.eye(C, dtype=torch.float64))[:2]
+    assert trust.corroboration.found
+    assert one[0] < other[1] - 0.1
+    torch.testing.assert_close(one.sum().item(), 1.0)
+
+
 # --- the stage -----------------------------------------------------------------------------------
 
 
@@ -114,7 +126,9 @@ def run(tmp_path):
 def test_the_votes_of_all_images_are_written(run):
     table, described = run()
     assert table["image_id"].to_pylist() == IDS
-    wanted = run.world.votes().probabilities(slice(0, N)).float()
+    votes = run.world.votes()
+    trust = fuse(run.world.images, votes).trust
+    wanted = trust.classes(votes.probabilities(slice(0, N))).float()
     np.testing.assert_allclose(np.array(table["vote"].to_pylist()), wanted.numpy(), rtol=1e-5)
     assert described["votes"] == "class scores"
     assert described["corroborated"] is True

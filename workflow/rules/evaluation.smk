@@ -8,6 +8,7 @@ rule evaluate:
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         model="results/{dataset}/{method}/seed{seed}/model",
         history="results/{dataset}/{method}/seed{seed}/history.parquet",
+        left_out=given(rule_inputs.left_out_of_average),
         code=sources("latteclip.evaluate.evaluate"),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
@@ -29,10 +30,12 @@ rule evaluate:
         runtime=minutes("evaluate"),
     params:
         settings=given_json(rule_settings.evaluate),
+        left_out=options("left_out"),
     shell:
         "latteclip evaluate --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " --model {input.model} --history {input.history} --settings {params.settings:q}"
+        " --model {input.model} --history {input.history} {params.left_out}"
+        " --settings {params.settings:q}"
         " --predictions {output.predictions} --metrics {output.metrics}"
         " --gallery {output.gallery} --judged {output.judged}"
         " --threads {threads} --log {log}"
@@ -161,6 +164,7 @@ rule select_model:
         judged=given(rule_inputs.files_of_candidates, kind="judged"),
         models=given(rule_inputs.files_of_candidates, kind="model"),
         votes=given(rule_inputs.votes_if_any),
+        audit=given(rule_inputs.audit_if_any),
         code=sources("latteclip.evaluate.select_model"),
     output:
         selection=rule_inputs.SELECTION.format(suffix=configuration.suffix),
@@ -176,10 +180,10 @@ rule select_model:
         runtime=minutes("select_model"),
     params:
         candidates=as_found(given_json(rule_inputs.candidates)),
-        votes=options("votes"),
+        judges=options("votes", "audit"),
     shell:
         "latteclip select-model --dataset {wildcards.dataset} --candidates {params.candidates:q}"
-        " {params.votes} --output {output.selection} --model {output.model} --log {log}"
+        " {params.judges} --output {output.selection} --model {output.model} --log {log}"
 
 
 rule summarize:

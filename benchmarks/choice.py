@@ -1,0 +1,238 @@
+"""What the choice of a model costs: points of test accuracy below the best candidate.
+
+    python benchmarks/choice.py train results/dtd_dev drawn --images 100 --draws 2
+    python benchmarks/choice.py score drawn/* results/dtd_dev
+
+`train` draws training images of a finished run, labels them anew by their captions, and trains good
+and bad candidates on them with three seeds, each with its fold. `score` chooses among the untrained
+candidates and each trained one, and among all, and tells the regret. True labels only score.
+"""
+
+import argparse
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from latteclip.clip.classifier import load_classifier
+from latteclip.core import tables
+from latteclip.core.holdout import Fold
+from latteclip.core.steps import auto_batch_size, auto_epochs, steps_per_epoch
+from latteclip.evaluate import evaluate as evaluation
+from latteclip.evaluate import evaluate_classifier, evaluate_zero_shot, metrics
+from latteclip.evaluate.results import read_metrics
+from latteclip.evaluate.select_model import CandidateFiles, read_judge
+from latteclip.evaluate.selection import SIMPLICITY, Candidate, choose
+from latteclip.labels import calibrate_zero_shot, label_by_captions
+from latteclip.train import finetune
+from latteclip.train.data import TrainingFiles
+from latteclip.train.settings import Compute, Finetune, FinetuneSettings
+
+SEEDS = 3
+SHARE = 0.1
+TOPK = 5
+PSEUDO_LABELS = "pseudo_labels.parquet"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a candidate is trained: the factor of the good rate, and the share of the good epochs."""
+
+    rate: float
+    epochs: float
+
+
+RECIPES = {
+    "good": Recipe(1, 1),
+    "undertrained": Recipe(1, 0.1),
+    "slow": Recipe(0.01, 0.1),
+    "overtrained": Recipe(10, 0.5),
+    "collapsed": Recipe(1000, 0.1),
+}
+
+
+def main() -> None:
+    """Run one of the two commands."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    train = commands.add_parser("train")
+    train.add_argument("results", type=Path, help="folder of a dataset's results")
+    train.add_argument("output", type=Path, help="folder for what is made")
+    train.add_argument("--images", type=int, required=True, help="training images that are drawn")
+    train.add_argument("--draws", type=int, default=1)
+    train.add_argument("--template", default="a photo of a {}.")
+    train.add_argument("--rate", type=float, default=1e-4, help="of the good candidate")
+    train.add_argument("--recipes", nargs="+", default=[*RECIPES], choices=[*RECIPES])
+    train.set_defaults(run=_train)
+    score = commands.add_parser("score")
+    score.add_argument("results", type=Path, nargs="+", help="folders with candidates and votes")
+    score.set_defaults(run=_score)
+    args = parser.parse_args()
+    args.run(args)
+
+
+def _train(args: argparse.Namespace) -> None:
+    for draw in range(args.draws):
+        folder = args.output / f"{args.results.name}_{args.images}_{draw}"
+        folder.mkdir(parents=True, exist_ok=True)
+        _draw(args.results, folder, args.images, draw)
+        _label(args.results, folder)
+        for recipe in args.recipes:
+            for seed in range(SEEDS):
+                _tune(args, folder, recipe, seed)
+
+
+def _draw(results: Path, folder: Path, n: int, seed: int) -> None:
+    """Write the index and the pseudo-labels of all test images and of n training images."""
+    kinds = {"images.parquet": tables.IMAGES, PSEUDO_LABELS: tables.PSEUDO_LABELS}
+    for name, schema in kinds.items():
+        table, metadata = tables.read(results / name, schema)
+        is_test = np.array(table["split"].to_pylist()) == "test"
+        some = np.random.default_rng(seed).permutation(np.flatnonzero(~is_test))[:n]
+        table = table.take(pa.array(np.sort(np.concatenate([np.flatnonzero(is_test), some]))))
+        columns = {column: table[column] for column in table.column_names}
+        tables.write(str(folder / name), columns, schema, metadata)
+
+
+def _label(results: Path, folder: Path) -> None:
+    """Label the images, and evaluate what trains nothing."""
+    images, pseudo_labels = (str(folder / name) for name in ("images.parquet", PSEUDO_LABELS))
+    embeddings = str(results / "class_embeddings.safetensors")
+    _, described = load_classifier(embeddings)
+    files = label_by_captions.CaptionLabelFiles(
+        images, pseudo_labels, embeddings, str(results / "captions" / "images.parquet")
+    )
+    settings = label_by_captions.CaptionLabelSettings(
+        described["model"], described["pretrained"], batch_size=64
+    )
+    names = ("caption_labels.parquet", "image_prototypes.safetensors", "votes.parquet")
+    labels, prototypes, votes = (str(folder / name) for name in names)
+    label_by_captions.label_by_captions(
+        files, settings, labels, prototypes, votes, device="cpu", threads=1
+    )
+    heads = [str(folder / name) for name in ("calibrated.safetensors", "unused.safetensors")]
+    calibrate_zero_shot.calibrate_zero_shot(images, pseudo_labels, embeddings, *heads)
+    run, outputs, judged = _run(folder, "zero_shot", 0)
+    evaluate_zero_shot.evaluate_zero_shot(images, pseudo_labels, run, outputs, judged)
+    for method, head, own_votes in (
+        ("zero_shot_calibrated", heads[0], None),
+        ("image_prototypes", prototypes, votes),
+    ):
+        evaluate_classifier.evaluate_classifier(
+            images, pseudo_labels, head, own_votes, TOPK, *_run(folder, method, 0)
+        )
+
+
+def _run(folder: Path, method: str, seed: int) -> tuple[metrics.Run, metrics.Outputs, str]:
+    """Return what names a run, and its files in a new folder."""
+    place = folder / method / f"seed{seed}"
+    place.mkdir(parents=True, exist_ok=True)
+    names = ("predictions.parquet", "metrics.json", "judged.parquet")
+    predictions, figures, judged = (str(place / name) for name in names)
+    return metrics.Run(folder.name, method, seed), metrics.Outputs(predictions, figures), judged
+
+
+def _tune(args: argparse.Namespace, folder: Path, name: str, seed: int) -> None:
+    """Train and evaluate one seed of a candidate, unless that is done."""
+    run, outputs, judged = _run(folder, name, seed)
+    if Path(judged).exists():
+        return
+    recipe, fold = RECIPES[name], Fold(SHARE, seed, SEEDS)
+    epochs = max(1, round(auto_epochs(args.images) * recipe.epochs))
+    size = auto_batch_size(args.images)
+    steps = epochs * steps_per_epoch(args.images, size)
+    section = Finetune(
+        *(epochs, steps // 10, size, 1, args.rate * recipe.rate),
+        *(0.9, 0.98, 1e-6, 0.2, "frozen"),
+    )
+    embeddings = args.results / "class_embeddings.safetensors"
+    _, described = load_classifier(str(embeddings))
+    settings = FinetuneSettings(
+        model=described["model"],
+        pretrained=described["pretrained"],
+        template=args.template,
+        objective="flyp",
+        finetune=section,
+        pseudo_labels="fused",
+        compute=Compute(cache_gib=4),
+        fold=fold,
+    )
+    place = folder / name / f"seed{seed}"
+    images, pseudo_labels = (str(folder / name) for name in ("images.parquet", PSEUDO_LABELS))
+    model, history = str(place / "model"), str(place / "history.parquet")
+    finetune.finetune(
+        TrainingFiles(images, pseudo_labels, caption_labels=str(folder / "caption_labels.parquet")),
+        settings,
+        finetune.TrainingOutputs(model, history, str(place / "checkpoint")),
+        seed=seed,
+        device="cpu",
+        threads=1,
+    )
+    evaluation.evaluate(
+        evaluation.EvaluateFiles(images, pseudo_labels, model, history),
+        evaluation.EvaluateSettings(batch_size=64, topk=TOPK, fold=fold),
+        run,
+        outputs,
+        str(place / "gallery.parquet"),
+        judged,
+        device="cpu",
+        threads=1,
+    )
+    shutil.rmtree(model)  # a hundred of them would fill the disk
+
+
+def _score(args: argparse.Namespace) -> None:
+    print("| run | images that judge | candidates | chosen | accuracy | best | regret |")
+    print("|---|---|---|---|---|---|---|")
+    regrets = [regret for folder in args.results for regret in _regrets(folder)]
+    print(f"\nmean regret {np.mean(regrets):.2f}, largest {np.max(regrets):.2f} points")
+
+
+def _regrets(folder: Path) -> Iterator[float]:
+    """Print and yield what the choice costs with each trained method, and with all of them."""
+    found = [
+        (path.parent.parent.name, int(path.parent.name.removeprefix("seed")), path)
+        for path in sorted(folder.glob("*/seed*/metrics.json"))
+    ]
+    trained = sorted({method for method, _, _ in found if method not in SIMPLICITY})
+    for methods in [*([method] for method in trained), *([trained] if len(trained) > 1 else [])]:
+        some = [run for run in found if run[0] in (*SIMPLICITY, *methods)]
+        yield _regret(folder, some, ", ".join(methods))
+
+
+def _regret(folder: Path, runs: list[tuple[str, int, Path]], named: str) -> float:
+    """Return the regret of the choice among runs: of each method the mean over its seeds counts."""
+    files = [
+        CandidateFiles(
+            method, seed, method, str(path), str(path.with_name("judged.parquet")), str(path.parent)
+        )
+        for method, seed, path in runs
+    ]
+    figures = [read_metrics(run.metrics) for run in files]
+    candidates = [
+        Candidate(run.method, run.seed, run.objective, tuple(values["marks"]))
+        for run, values in zip(files, figures, strict=True)
+    ]
+    judge = read_judge(files, str(folder / "votes.parquet"))
+    choice = choose(candidates, judge, None)
+    accuracies: dict[str, list[float]] = {}
+    for one, values in zip(candidates, figures, strict=True):
+        accuracies.setdefault(one.method, []).append(100 * values["acc1"])
+    means = {method: float(np.mean(values)) for method, values in accuracies.items()}
+    chosen = candidates[choice.index].method
+    best = max(means, key=lambda method: means[method])
+    regret = means[best] - means[chosen]
+    pooled = None if isinstance(judge, str) else judge.pooled(candidates)
+    images = pooled.images(len(runs) - 1) if pooled else 0
+    print(
+        f"| {folder.name} | {images} | {named} | {chosen} | {means[chosen]:.1f} | "
+        f"{best} {means[best]:.1f} | {regret:.1f} |"
+    )
+    return regret
+
+
+if __name__ == "__main__":
+    main()
