@@ -122,7 +122,9 @@ def _label(results: Path, folder: Path) -> None:
         ("image_prototypes", prototypes, votes),
     ):
         evaluate_classifier.evaluate_classifier(
-            images, pseudo_labels, head, own_votes, TOPK, *_run(folder, method, 0)
+            *(images, pseudo_labels, head, own_votes, TOPK),
+            *_run(folder, method, 0),
+            str(folder / "gallery.parquet"),
         )
 
 
