@@ -83,7 +83,7 @@ def gpu_machine(tmp_path, monkeypatch):
     nvidia_smi(tmp_path, {"GPU-0": []}, driver="535.1")
 
 
-def test_a_gpu_that_torch_cannot_use_is_no_silent_run_on_the_cpu(gpu_machine, monkeypatch):
+def test_a_gpu_that_torch_cannot_use_is_no_silent_run_on_the_cpu(gpu_machine, monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     for wanted in ("auto", "cuda"):
@@ -91,7 +91,9 @@ def test_a_gpu_that_torch_cannot_use_is_no_silent_run_on_the_cpu(gpu_machine, mo
             devices.pick(wanted, 1)
     assert devices.pick("cpu", 1) == CPU
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    caplog.clear()
     assert devices.pick("auto", 1) == CPU
+    assert "runs on the CPU, though torch is built for CUDA 13.0" in caplog.text
 
 
 def test_a_gpu_that_is_asked_for_must_be_there(monkeypatch):
