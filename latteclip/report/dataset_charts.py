@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from latteclip.clip.classifier import load_classifier
+from latteclip.core import tables
 from latteclip.report import charts, figures, runs
 from latteclip.report.runs import Floats
 
@@ -18,7 +19,8 @@ def training_charts(run_files: Sequence[runs.RunFiles], main: str) -> list[chart
     names = list(dict.fromkeys(run.method for run in run_files if run.history))
     names.sort(key=lambda name: name != main)
     read = {name: _curves(run_files, name) for name in names[:CURVES]}
-    left_out = f" The first {CURVES} of {len(names)} methods." if len(names) > CURVES else ""
+    note_on_all = f" The first {CURVES} of {len(names)} methods." if len(names) > CURVES else ""
+    note_on_all += _recipe(run_files, names[0]) if names else ""
     found = []
     for column, title, note in (
         ("loss", "Loss", "What training minimises, on the training images."),
@@ -32,10 +34,24 @@ def training_charts(run_files: Sequence[runs.RunFiles], main: str) -> list[chart
         ]
         if lines:
             chart = charts.line_chart(
-                title, lines, x_label="epoch", note=f"{note}{left_out}", legend=True
+                title, lines, x_label="epoch", note=f"{note}{note_on_all}", legend=True
             )
             found.append(chart)
     return found
+
+
+def _recipe(run_files: Sequence[runs.RunFiles], method: str) -> str:
+    """Return what a method's training followed, and whether the learning rate was found."""
+    history = next(run.history for run in run_files if run.method == method and run.history)
+    described = tables.read_metadata(history, "step")
+    section = described.get("settings", {}).get("finetune")
+    if not section:
+        return ""
+    found = ", found without labels" if "lr" in described.get("found", []) else ""
+    return (
+        f" {method}: {section['epochs']} epochs of batches of {section['batch_size']}, learning "
+        f"rate {section['lr']:g}{found}."
+    )
 
 
 def latteclip_charts(run_files: Sequence[runs.RunFiles], method: str) -> list[charts.Chart]:
