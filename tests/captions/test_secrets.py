@@ -35,8 +35,8 @@ def run(dataset, **changes):
 def text_of(file):
     """A file as text; a table, whose pages are packed, as what is in it."""
     if file.suffix == ".parquet":
-        table = pq.read_table(file)
-        return f"{table.schema.metadata} {table.to_pydict()}"
+        described = pq.read_metadata(file).metadata
+        return f"{described} {pq.read_table(file).to_pydict()}"
     return file.read_bytes().decode(errors="replace")
 
 

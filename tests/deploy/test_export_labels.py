@@ -118,7 +118,7 @@ def test_csv_and_parquet_hold_the_same(taken, tmp_path):
             else:
                 text = str(value).lower() if isinstance(value, bool) else value
                 assert other[name] == ("" if value is None else text)
-    described = {key.decode(): json.loads(value) for key, value in table.schema.metadata.items()}
+    described = tables.read_metadata(tmp_path / "parquet", "label")
     assert described["calibration"]["answers"] == 59
     assert described["classnames"] == CLASSNAMES
 

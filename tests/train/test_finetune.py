@@ -174,9 +174,9 @@ def test_history_has_a_row_a_step(tuned):
 
 
 def test_history_tells_settings_and_seed(tuned):
-    metadata = pq.read_schema(tuned[1]).metadata
-    assert json.loads(metadata[b"seed"]) == 3
-    assert json.loads(metadata[b"settings"])["finetune"] == FINETUNE
+    metadata = tables.read_metadata(tuned[1], "step")
+    assert metadata["seed"] == 3
+    assert metadata["settings"]["finetune"] == FINETUNE
 
 
 def test_the_same_seed_gives_the_same_bytes(inputs, tuned):

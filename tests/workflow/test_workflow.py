@@ -131,7 +131,9 @@ def test_every_job_leaves_a_log(finished):
 
 def test_a_run_ends_with_its_pages(finished):
     page = (finished.root / RESULTS / "report.html").read_text()
-    metrics = json.loads((finished.root / RESULTS / "latteclip/seed0/metrics.json").read_text())
+    chosen = json.loads((finished.root / RESULTS / "selection.json").read_text())
+    run = f"{chosen['method']}/seed{chosen['seed']}"
+    metrics = json.loads((finished.root / RESULTS / run / "metrics.json").read_text())
     assert f"<strong>{100 * metrics['acc1']:.1f}&nbsp;%</strong>" in page
     assert 'href="demo/report.html"' in (finished.root / "results" / "index.html").read_text()
 
@@ -212,7 +214,7 @@ NEW_CLIP = {
 }
 
 EDITS = {
-    "an audit": (answered, {"score_audit": 1, **PAGES}),  # nothing learns from it
+    "an audit": (answered, {"score_audit": 1, **COLLECTED}),  # no training learns from it
     "learning rate": (in_demo("finetune", "lr", value=1e-4), TUNED),
     "a switch of latteclip": (
         in_demo("methods", "latteclip", "switches", "alpha", value=0.2),
@@ -460,7 +462,10 @@ def test_shards_of_captions_load_the_captioner_too(checkout):
     ],
     ids=str,
 )
-def test_only_models_of_the_hub_are_fetched(checkout, config, wanted):
+def test_only_models_of_the_hub_are_fetched(checkout, config, wanted, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+    (checkout.root / "weights").mkdir(exist_ok=True)
+    (checkout.root / "weights" / "mine.pt").touch()
     inputs, outputs = inputs_and_outputs(checkout, *config)
     assert sorted(notes(outputs)) == sorted(wanted)
     assert {f for files in inputs.values() for f in files if "models/" in f} == set(wanted)
