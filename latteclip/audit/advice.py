@@ -8,6 +8,8 @@ from latteclip.audit.score import comparisons_of_best, names
 from latteclip.evaluate.audited import Audit, Run
 from latteclip.evaluate.results import read_selection
 
+MOST = 10_000  # images of an audit: more than anybody answers
+
 
 @dataclass(frozen=True)
 class Step:
@@ -21,7 +23,7 @@ def steps(folder: Path, audit: Audit) -> list[Step]:
     """Return what to do after an audit of the results in a folder, the most important first."""
     found = [_take(folder, audit, audit.best.run)] if audit.best else []
     if more := [one.more or 0 for one in comparisons_of_best(audit) if not one.decided]:
-        budget = min(audit.images, -(-(audit.answered + max(10, *more)) // 10) * 10)
+        budget = min(audit.images, MOST, -(-(audit.answered + max(10, *more)) // 10) * 10)
         if budget > audit.answered:
             command = f"latteclip audit {_quoted(folder)} --budget {budget}"
             found.append(Step("To decide more, answer more:", command))

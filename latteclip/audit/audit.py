@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import filelock
 
 from latteclip.audit import score
-from latteclip.audit.advice import steps
+from latteclip.audit.advice import MOST, steps
 from latteclip.audit.answers import read_exported
 from latteclip.audit.offline import write_offline
 from latteclip.audit.server import AuditServer
@@ -16,7 +16,6 @@ from latteclip.audit.session import Session
 from latteclip.core.errors import UserError
 
 log = logging.getLogger(__name__)
-MOST = 10_000  # images: more than anybody answers
 
 
 def begin(folder: str, split: str | None, budget: int) -> Session:

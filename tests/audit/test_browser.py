@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from support.audits import Served, command, made_audit
 from support.axe import violations
-from support.made_results import HOSTILE
+from support.made_results import CLASSNAMES, HOSTILE
 from support.tiny import ROOT
 
 page_tests = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -120,10 +120,13 @@ def test_two_tabs_count_once(visit, results):
         assert len(kept(results)) == 1
 
 
-def test_hostile_names_are_text_and_any_class_can_be_found(visit, results):
+def test_hostile_names_are_text_and_of_many_classes_any_can_be_found(visit, tmp_path):
+    names = [*CLASSNAMES, "knits", "felts", "silks"]
+    results = made_audit(tmp_path / "many", classnames=names)
     with Served(results, "--budget", "12") as served:
         page = visit(served.address)
         at(page, 0, 12)
+        page.keyboard.press("0")  # beside the field for another class, no key says "of no class"
         page.keyboard.press("/")
         page.keyboard.type("no such class")
         page.keyboard.press("Enter")
