@@ -142,7 +142,7 @@ def test_the_tuned_model_knows_the_class_names(photos):
     )
 
 
-def test_each_run_ends_with_a_table_of_its_methods(photos):
+def test_each_run_ends_with_a_table_of_its_methods_and_of_earlier_datasets(photos):
     rows = {
         name: [
             [row["dataset"], row["method"], row["seeds"]]
@@ -152,5 +152,10 @@ def test_each_run_ends_with_a_table_of_its_methods(photos):
     }
     assert rows == {
         "json": [["json", "zero_shot", "1"], ["json", "latteclip", "1"]],
-        "folders": [["folders", "zero_shot", "1"]],
+        # The dataset of the earlier run stays in the table.
+        "folders": [
+            ["folders", "zero_shot", "1"],
+            ["json", "latteclip", "1"],
+            ["json", "zero_shot", "1"],
+        ],
     }

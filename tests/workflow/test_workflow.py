@@ -898,7 +898,7 @@ def test_a_folder_without_labels_is_used_whole(checkout, tmp_path):
     twins = pq.read_table(results / "duplicates.parquet").to_pylist()
     assert ("003.png", "copy.png") in {(row["image_id"], row["twin_id"]) for row in twins}
     assert (
-        "All images are for training, so no accuracy is known"
+        "How often it is right is not known: all images are for training."
         in (results / "report.html").read_text()
     )
 
@@ -929,7 +929,8 @@ def test_resources_wait_for_the_index_and_grow_with_it(checkout, tmp_path):
     assert long["mem_mb"] == small["mem_mb"]
 
 
-def test_gpu_stages_go_where_gpus_are(checkout):
+def test_gpu_stages_go_where_gpus_are(checkout, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
     config = ("--config", "dataset=dtd", "captioner={'tensor_parallel_size': 2}")
     captions = asked(checkout, "caption_images", *config)
     assert (captions["slurm_partition"], captions["gpu"]) == ("gpu", "2")
