@@ -319,7 +319,7 @@ def propagate_labels(args: argparse.Namespace) -> None:
 
 
 def score_audit(args: argparse.Namespace) -> None:
-    """Score a person's answers about the images: accuracies and differences of all runs."""
+    """Score a person's answers: accuracies and differences of all runs."""
     from latteclip.audit import score_audit as stage
 
     runs = list_from_json(stage.RunFiles, args.runs, "runs")

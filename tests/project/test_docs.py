@@ -75,7 +75,7 @@ def test_every_key_of_the_schema_is_in_a_table():
     schema, _ = schema_and_defaults()
     text = reference.README.read_text("utf-8")
     tables = re.findall(r"<!-- keys: \w+ -->\n(.*?)<!-- end -->", text, flags=re.DOTALL)
-    assert len(tables) == 2
+    assert len(tables) == 3
     rows = "".join(tables)
     for section in ("clip", "inference", "captioner", "groups", "finetune", "split", "switches"):
         for key, part in schema["$defs"][section]["properties"].items():
