@@ -181,7 +181,7 @@ def writing(
             yield lambda columns: file.write_table(pa.table(dict(columns), schema=schema))
             encoded = {
                 key: json.dumps(value, ensure_ascii=False)
-                for key, value in (metadata or {}).items()
+                for key, value in sorted((metadata or {}).items())
             }
             file.add_key_value_metadata(encoded)
         footers.sign(temporary)
