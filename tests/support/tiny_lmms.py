@@ -24,7 +24,7 @@ TEXT = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "head_dim": 32,
-    "max_position_embeddings": 2048,
+    "max_position_embeddings": 4096,
 }
 VISION = {
     "hidden_size": 32,
@@ -132,19 +132,19 @@ def llava(folder):
     return save(folder, model, config, processor, own.text["eos_token_id"])
 
 
-def llava_next(folder):
+def llava_next(folder, side=VISION["image_size"]):
     """LLaVA-1.6: CLIP and Mistral; an overview and tiles, as many as the picture has room for.
 
     The tokenizer adds the token with which its template does not begin.
     """
     own = tokens("</s>", "<pad>", "<image>", begin="<s>")
-    processor = llava_next_processor(own.tokenizer, VISION["image_size"])
+    processor = llava_next_processor(own.tokenizer, side)
     config = transformers.LlavaNextConfig(
-        vision_config=transformers.CLIPVisionConfig(**VISION),
+        vision_config=transformers.CLIPVisionConfig(**VISION | {"image_size": side}),
         text_config=transformers.MistralConfig(**own.text, sliding_window=None),
         image_token_id=own.number("<image>"),
         image_grid_pinpoints=processor.image_processor.image_grid_pinpoints,
-        image_seq_length=16,
+        image_seq_length=(side // VISION["patch_size"]) ** 2,
     )
     model = transformers.LlavaNextForConditionalGeneration
     return save(folder, model, config, processor, own.text["eos_token_id"])

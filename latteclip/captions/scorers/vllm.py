@@ -82,7 +82,8 @@ class VllmScorer(VllmCaptioner):
                 "logprob_token_ids": [number for each in letters for number in each]
             }
         else:
-            wanted = {"prompt_logprobs": 0}  # of the tokens of the prompt themselves
+            # Of the tokens of the prompt themselves, in lists and not in an object for each.
+            wanted = {"prompt_logprobs": 0, "flat_logprobs": True}
         prompt: Any = {
             "prompt_token_ids": part.ids,
             "multi_modal_data": {"image": list(part.request.pictures)},
