@@ -48,7 +48,7 @@ demo: install
 # Files of tests side by side: more than two cores keep busy, for some mostly wait.
 TESTS_AT_ONCE ?= 4
 test: install
-	pytest --numprocesses=$(TESTS_AT_ONCE) --dist=loadfile --no-loadscope-reorder
+	pytest --numprocesses=$(TESTS_AT_ONCE) --dist=loadfile --no-loadscope-reorder --max-worker-restart=0
 
 # Every reader of foreign bytes on random and damaged ones, for so many seconds each; the same
 # numbers of rounds give the same cases.

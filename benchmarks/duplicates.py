@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from latteclip.data.class_folders import image_files
-from latteclip.data.find_duplicates import candidates, twins
+from latteclip.data.find_duplicates import candidates, small_picture, twins
 from latteclip.data.fingerprints import BITS, THUMBNAIL, VIEWS, Fingerprint, fingerprint
 from latteclip.data.images import open_rgb
 from latteclip.demo.generate_textures import TextureSettings, generate_textures
@@ -60,13 +60,14 @@ KINDS: dict[str, Plant] = {
 }
 
 
-def pairs_of(prints: list[Fingerprint]) -> set[tuple[int, int]]:
+def pairs_of(images: list[Image.Image], prints: list[Fingerprint]) -> set[tuple[int, int]]:
     """The pairs among images."""
     hashes = np.frombuffer(b"".join(one.hashes for one in prints), np.uint8)
     thumbnails = np.frombuffer(b"".join(one.thumbnail for one in prints), np.uint8)
     found, _ = twins(
         hashes.reshape(len(prints), len(VIEWS), BITS // 8),
         thumbnails.reshape(len(prints), THUMBNAIL, THUMBNAIL),
+        lambda row: small_picture(images[row]),
     )
     return {(int(one), int(other)) for one, other in found}
 
@@ -80,12 +81,15 @@ def planted(paths: list[Path]) -> None:
     times.append(time.process_time())
     decoding, printing = np.diff(times)
     n = len(prints)
-    print(f"{n} images, pairs among themselves: {len(pairs_of(prints))}")
+    print(f"{n} images, pairs among themselves: {len(pairs_of(images, prints))}")
     print(f"CPU time of fingerprints over that of decoding: {printing / decoding:.2f}")
     for kind, plant in KINDS.items():
         draw = np.random.default_rng(0)
-        both = prints + [fingerprint(plant(image, draw)) for image in images]
-        across = {(one, other) for one, other in pairs_of(both) if one < n <= other}
+        copies = [plant(image, draw) for image in images]
+        both = prints + [fingerprint(copy) for copy in copies]
+        across = {
+            (one, other) for one, other in pairs_of(images + copies, both) if one < n <= other
+        }
         right = sum(other == one + n for one, other in across)
         print(
             f"| {kind} | {100 * right / n:.1f} | {100 * right / max(1, len(across)):.1f} "

@@ -14,9 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from latteclip.core.digest import digest
-from latteclip.core.errors import UserError, first_line
+from latteclip.core.errors import DELETE_AND_RERUN, UserError, first_line
 from latteclip.core.files import replacing
-from latteclip.core.makers import remedy
 
 KEY = "classifier"  # of the matrix, and of the one entry of the metadata
 BIAS = "classifier_bias"  # of the vector
@@ -103,7 +102,7 @@ def _read(path: str | Path) -> tuple[Classifier, dict[str, Any]]:
         raise UserError(f"{path} does not exist; run the stage that writes it.") from None
     except (SafetensorError, OSError, TypeError, KeyError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"{path} is not a classifier ({first_line(error)}); {remedy(path)}."
+            f"{path} is not a classifier ({first_line(error)}); {DELETE_AND_RERUN}."
         ) from None
 
 
@@ -123,7 +122,7 @@ def _check(path: str | Path, classifier: Classifier, described: Any) -> None:
     """Raise UserError where matrix, bias and class names do not fit, or a number is not finite."""
     wrong = _wrong(classifier, described)
     if wrong:
-        raise UserError(f"{path} holds {wrong}; {remedy(path)}.")
+        raise UserError(f"{path} holds {wrong}; {DELETE_AND_RERUN}.")
 
 
 def _wrong(classifier: Classifier, described: Any) -> str | None:

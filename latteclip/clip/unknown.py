@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
 from latteclip.clip.feature_rows import Features, parts
 from latteclip.clip.ranking import ROWS
-from latteclip.core.errors import UserError
-from latteclip.core.makers import remedy
+from latteclip.core.errors import DELETE_AND_RERUN, UserError
 from latteclip.core.settings import from_values
 
 
@@ -101,12 +100,14 @@ def load_detector(path: str | Path, classnames: Sequence[str]) -> UnknownDetecto
     try:
         learned = from_values(Learned, own)
     except UserError as error:
-        raise UserError(f"{path} does not tell unknown images ({error}); {remedy(path)}.") from None
+        raise UserError(
+            f"{path} does not tell unknown images ({error}); {DELETE_AND_RERUN}."
+        ) from None
     mean = torch.tensor([*learned.mean, learned.threshold])
     if len(learned.mean) != classifier.weights.shape[1] or not mean.isfinite().all():
         raise UserError(
             f"{path} has a mean of another width than its texts, or numbers that are not finite; "
-            f"{remedy(path)}."
+            f"{DELETE_AND_RERUN}."
         )
     del described["mean"], described["threshold"]
     return UnknownDetector(classifier.weights, mean[:-1], learned.threshold, described)

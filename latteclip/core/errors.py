@@ -4,6 +4,8 @@ import difflib
 import errno
 from collections.abc import Iterable, Iterator
 
+# The end of a sentence on a damaged file that the workflow wrote.
+DELETE_AND_RERUN = "delete it and rerun the workflow"
 FULL = {errno.ENOSPC, errno.EDQUOT}
 # As libraries of Rust and C++ put it, whose errors have no number.
 FULL_WORDS = ("No space left on device", "Disk quota exceeded")

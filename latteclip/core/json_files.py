@@ -5,8 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from latteclip.core import makers
-from latteclip.core.errors import UserError
+from latteclip.core.errors import DELETE_AND_RERUN, UserError
 
 LARGEST = 2**27  # bytes; of what is written here only the history of a training comes near
 
@@ -22,7 +21,7 @@ def read_object(path: str | Path, keys: Iterable[str], remedy: str | None = None
     Raises:
         UserError: the file is missing, is not a JSON object, or lacks a key.
     """
-    remedy = remedy or makers.remedy(path)
+    remedy = remedy or DELETE_AND_RERUN
     values = _parsed(Path(path), remedy)
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a JSON object; {remedy}.")

@@ -17,9 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from latteclip.core import footers
-from latteclip.core.errors import UserError, first_line
+from latteclip.core.errors import DELETE_AND_RERUN, UserError, first_line
 from latteclip.core.files import replacing
-from latteclip.core.makers import remedy
 
 IMAGES = pa.schema(
     [
@@ -45,7 +44,7 @@ DUPLICATES = pa.schema(
     [
         ("image_id", pa.string()),
         ("twin_id", pa.string()),  # each pair once, in the order of the index
-        ("distance", pa.float32()),  # 1 - correlation of the thumbnails
+        ("distance", pa.float32()),  # 1 - correlation of the details of the aligned pictures
     ]
 )
 PSEUDO_LABELS = pa.schema(
@@ -239,13 +238,13 @@ def _opened(path: str | Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile
     """A file that has the columns, or a UserError."""
     try:
         if not Path(path).is_file() and Path(path).exists():
-            raise UserError(f"{path} is not a regular file; {remedy(path)}.")
+            raise UserError(f"{path} is not a regular file; {DELETE_AND_RERUN}.")
         if not footers.is_intact(path):
-            raise UserError(f"{path} is damaged (checksum of its footer); {remedy(path)}.")
+            raise UserError(f"{path} is damaged (checksum of its footer); {DELETE_AND_RERUN}.")
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             missing = sorted(set(columns) - set(file.schema_arrow.names))
             if missing:
-                raise UserError(f"{path} lacks the columns {missing}; {remedy(path)}.")
+                raise UserError(f"{path} lacks the columns {missing}; {DELETE_AND_RERUN}.")
             yield file
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run the stage that writes it.") from None
@@ -253,7 +252,7 @@ def _opened(path: str | Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile
         raise UserError(f"{path} may not be read; change its permissions.") from None
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(
-            f"{path} is not a valid Parquet file ({first_line(error)}); {remedy(path)}."
+            f"{path} is not a valid Parquet file ({first_line(error)}); {DELETE_AND_RERUN}."
         ) from None
 
 
@@ -316,7 +315,8 @@ def read_groups(path: str, image_ids: pa.ChunkedArray) -> Groups:
     if members.null_count:
         stranger = names.filter(pc.is_null(members))[0].as_py()
         raise UserError(
-            f"{path} names the image {stranger!r}, which is not a training image; {remedy(path)}."
+            f"{path} names the image {stranger!r}, which is not a training image; "
+            f"{DELETE_AND_RERUN}."
         )
     sizes = pc.list_value_length(table["members"]).to_numpy()
     return Groups(table["caption"], np.repeat(np.arange(len(table)), sizes), members.to_numpy())
@@ -376,7 +376,7 @@ def read_written_names(path: str | Path) -> dict[str, str]:
 def _classnames(path: str | Path, metadata: Mapping[str, Any]) -> list[str]:
     names = metadata.get("classnames")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path} does not say which classes there are; {remedy(path)}.")
+        raise UserError(f"{path} does not say which classes there are; {DELETE_AND_RERUN}.")
     return names
 
 
@@ -404,7 +404,7 @@ def lookup_column(
         first = ids.filter(pc.is_null(rows))[0].as_py()
         raise UserError(
             f"{path} lacks {rows.null_count} of {len(ids)} images, the first {first!r}; "
-            f"{remedy(path)}."
+            f"{DELETE_AND_RERUN}."
         )
     wanted, places = np.unique(rows.to_numpy(), return_inverse=True)
     is_wanted = np.zeros(len(keys), dtype=bool)

@@ -1,7 +1,8 @@
 """Images that show the same picture: scaled, compressed anew, or with a little of it cut off.
 
-Hashes propose pairs and thumbnails decide. Of each image only the nearest ones are looked at, so
-that memory grows with the number of images and not of pairs.
+Hashes propose pairs, thumbnails sort most of them out, and the pictures themselves decide. Of each
+image only the nearest ones are looked at, so that memory grows with the number of images and not
+of pairs.
 
 Letters: N images, V views, Q queries, P pairs, T the side of a thumbnail.
 """
@@ -9,25 +10,29 @@ Letters: N images, V views, Q queries, P pairs, T the side of a thumbnail.
 import logging
 import math
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from PIL import Image
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.data.fingerprints import BITS, FINGERPRINTS, THUMBNAIL, VIEWS, inside
+from latteclip.data.images import open_rgb
+from latteclip.data.same_picture import SAME, SIDE, details_alike
 
 log = logging.getLogger(__name__)
 NEIGHBOURS = 8  # images of the nearest hashes that are compared with a view of an image
 DIFFERENT = 72  # bits: no further hash is looked at
-ALIKE = 0.7  # correlation of two thumbnails from which on images are twins
+ALIKE = 0.7  # correlation of two thumbnails from which on the pictures are compared
 CONTRAST = 2.0  # standard deviation in grey levels below which a thumbnail is all one colour
 ALL_PAIRS = 20_000  # so many images are compared with all; of more, with those of PROBES cells
 PROBES = 16
-QUERIES, PAIRS = 2**14, 2**14  # looked up, and compared, at a time
+QUERIES, PAIRS, PICTURES = 2**14, 2**14, 256  # looked up, and pairs compared, at a time
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -37,7 +42,7 @@ def find_duplicates(images_path: str, fingerprints_path: str, output: str) -> No
     """Write DUPLICATES of all images of an index, whatever their split; nothing is removed.
 
     Raises:
-        UserError: the fingerprints are not of the images.
+        UserError: the fingerprints are not of the images, or an image can no longer be read.
     """
     index, _ = tables.read_unlabelled(images_path, training=False)
     table, _ = tables.read(fingerprints_path, FINGERPRINTS)
@@ -46,7 +51,10 @@ def find_duplicates(images_path: str, fingerprints_path: str, output: str) -> No
         raise UserError(f"{fingerprints_path} is not of the images of {images_path}; rerun both.")
     hashes = _bytes(table["hashes"], len(VIEWS), BITS // 8)  # [N, V, BITS / 8]
     thumbnails = _bytes(table["thumbnail"], THUMBNAIL, THUMBNAIL)  # [N, T, T]
-    pairs, distances = twins(hashes, thumbnails)
+    paths = index["path"]
+    pairs, distances = twins(
+        hashes, thumbnails, lambda row: small_picture(open_rgb(paths[row].as_py(), min_side=SIDE))
+    )
     first, second = pairs.T
     columns = {"image_id": ids[first], "twin_id": ids[second], "distance": distances}
     tables.write(output, columns, tables.DUPLICATES)
@@ -74,15 +82,21 @@ def _tell(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_], n_images: in
     )
 
 
-def twins(hashes: Bytes, thumbnails: Bytes) -> tuple[Ints, Floats]:
-    """Pairs of images that are alike, each once.
+def small_picture(image: Image.Image) -> Bytes:
+    """Return an RGB image at the size of comparison [SIDE, SIDE, 3]."""
+    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0))
+
+
+def twins(hashes: Bytes, thumbnails: Bytes, picture: Callable[[int], Bytes]) -> tuple[Ints, Floats]:
+    """Return pairs of images that are alike, each once.
 
     Args:
         hashes: [N, V, BITS / 8].
         thumbnails: [N, T, T].
+        picture: of a row, its image [SIDE, SIDE, 3].
 
     Returns:
-        Rows [P, 2], ascending in each pair, and 1 - correlation [P].
+        Rows [P, 2], ascending in each pair, and 1 - correlation of their details [P].
     """
     proposed = candidates(hashes)
     alike = np.empty(len(proposed), np.float32)
@@ -93,7 +107,16 @@ def twins(hashes: Bytes, thumbnails: Bytes) -> tuple[Ints, Floats]:
     pairs = np.sort(proposed[:, [0, 2]], axis=1)
     best = np.lexsort((-alike, pairs[:, 1], pairs[:, 0]))
     pairs, where = np.unique(pairs[best], axis=0, return_index=True)
-    return pairs, (1 - alike[best][where]).clip(min=0).astype(np.float32)
+    proposed = proposed[best][where]
+    alike = np.empty(len(proposed), np.float32)
+    for start in range(0, len(proposed), PICTURES):
+        part = slice(start, start + PICTURES)
+        rows, place = np.unique(proposed[part][:, [0, 2]], return_inverse=True)
+        pictures = np.stack([picture(row) for row in rows.tolist()])
+        one, other = place.reshape(-1, 2).T
+        alike[part] = details_alike(pictures[one], pictures[other], proposed[part][:, 1].tolist())
+    same = alike >= SAME
+    return pairs[same], (1 - alike[same]).clip(min=0)
 
 
 def candidates(hashes: Bytes) -> Ints:

@@ -13,8 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from latteclip.core import tables
-from latteclip.core.errors import UserError
-from latteclip.core.makers import remedy
+from latteclip.core.errors import DELETE_AND_RERUN, UserError
 from latteclip.report.pictures import Picture, picture_of
 from latteclip.report.runs import Ints, RunFiles, Split, read_labels
 
@@ -73,7 +72,7 @@ def read_duplicates(
     if len(strange):
         column, row = strange[0].tolist()
         name = names[column][row].as_py()
-        raise UserError(f"{path} names {name!r}, which the index lacks; {remedy(path)}.")
+        raise UserError(f"{path} names {name!r}, which the index lacks; {DELETE_AND_RERUN}.")
     kinds = (in_test >= 0).sum(axis=0)  # how many of each pair are of the test split
     leaked = np.zeros(len(test), np.bool_)
     leaked[in_test[(in_test >= 0) & (kinds == 1)]] = True

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latteclip.core import tables
-from latteclip.core.errors import UserError
-from latteclip.core.makers import remedy
+from latteclip.core.errors import DELETE_AND_RERUN, UserError
 from latteclip.report import opinions
 from latteclip.report.opinions import Opinions
 from latteclip.report.pictures import Picture, picture_of
@@ -144,7 +143,7 @@ def _found(
             if own[number] >= 0
         ]
         if not holding:
-            raise UserError(f"{path} names {name!r}, which the index lacks; {remedy(path)}.")
+            raise UserError(f"{path} names {name!r}, which the index lacks; {DELETE_AND_RERUN}.")
         split, i = holding[0]
         found.append(_thumbnail(split, i, int(split.pseudo_labels[i]), None, score))
     return found

@@ -26,7 +26,8 @@ def prepare_training(
     - `micro_batch`: encode that many images or texts at once, exactly (Gao et al. 2021, GradCache):
       the loss still compares the whole batch. "auto" takes what fits into a GPU's memory.
 
-    Convolutional image towers get the channels-last memory format, in which they are faster.
+    On a GPU, convolutional image towers get the channels-last memory format, in which they are
+    faster; on a CPU the backward pass of torch 2.13 writes past its memory in that format.
 
     Args:
         clip: the model.
@@ -42,7 +43,7 @@ def prepare_training(
         _checkpoint_blocks(clip)
     visual: Any = clip.model.visual
     convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in visual.modules())
-    if convolutions > 1:  # a ViT has one, which cuts the patches
+    if convolutions > 1 and clip.device.type == "cuda":  # a ViT has one, which cuts the patches
         clip.channels_last = True
         visual.to(memory_format=torch.channels_last)
     if compute.micro_batch != "auto":

@@ -50,5 +50,5 @@ def test_one_of_other_classes_is_refused(detector, tmp_path):
 def test_a_classifier_that_is_no_detector_is_refused(detector, tmp_path, own, message):
     path = tmp_path / "unknown.safetensors"
     save_classifier(path, Classifier.of(detector.texts), {"classnames": NAMES, **own})
-    with pytest.raises(UserError, match=f"{message}.*the rule score_unknown makes it again"):
+    with pytest.raises(UserError, match=f"{message}.*delete it and rerun the workflow"):
         load_detector(path, NAMES)

@@ -27,10 +27,10 @@ def test_an_object_may_hold_more_than_what_is_asked_for(tmp_path):
         (b"{}", "lacks a"),
     ],
 )
-def test_what_is_no_such_object_is_one_sentence_with_the_rule(tmp_path, content, wrong):
+def test_what_is_no_such_object_is_one_sentence(tmp_path, content, wrong):
     path = tmp_path / "metrics.json"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"metrics\.json {wrong}.*; .*the rule evaluate") as error:
+    with pytest.raises(UserError, match=rf"metrics\.json {wrong}.*; .*rerun the workflow") as error:
         read_object(path, ["a"])
     assert "\n" not in str(error.value)
 

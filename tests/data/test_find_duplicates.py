@@ -10,6 +10,7 @@ from latteclip.core.errors import UserError
 from latteclip.data import find_duplicates as stage
 from latteclip.data.fingerprints import FINGERPRINTS, VIEWS, fingerprint
 from latteclip.data.index_images import index_images
+from latteclip.data.same_picture import SAME, details_alike
 from latteclip.data.splits import SplitSettings
 
 N = 12
@@ -61,7 +62,7 @@ def test_twins_are_found_within_and_between_splits(tmp_path, photos, caplog):
     caplog.set_level(logging.INFO)
     rows = found(tmp_path, photos)
     assert {(row["image_id"], row["twin_id"]) for row in rows} == PAIRS
-    assert len(rows) == len(PAIRS) and all(0 <= row["distance"] < 0.3 for row in rows)
+    assert len(rows) == len(PAIRS) and all(0 <= row["distance"] < 0.15 for row in rows)
     assert "3 pairs of near-duplicates among 17 images: 1 within training, 1 within the test " in (
         caplog.text
     )
@@ -82,6 +83,33 @@ def test_a_folder_without_twins_and_one_without_contrast(tmp_path):
     plain = {f"{'ab'[i % 2]}/{i}.jpg": Image.new("RGB", (64, 64), (i, i, i)) for i in range(N)}
     write(tmp_path / "q", plain)
     assert found(tmp_path, tmp_path / "q") == []
+
+
+def test_different_things_before_the_same_background_are_no_pair(tmp_path):
+    """Their thumbnails are alike; their details are not."""
+    things = {}
+    for axis in (0, 1):
+        pixels = np.full((128, 128, 3), 230, np.uint8)
+        stripes = np.indices((64, 64))[axis] // 4 % 2
+        pixels[32:96, 32:96] = 40 + 120 * stripes[..., None]
+        things[f"a/{axis}.png"] = Image.fromarray(pixels)
+    write(tmp_path / "p", things | {f"b/{i}.png": picture(i) for i in range(N)})
+    assert found(tmp_path, tmp_path / "p") == []
+    small = [stage.small_picture(image) for image in things.values()]
+    same, different = (
+        float(details_alike(small[0][None], small[i][None], [0])[0]) for i in range(2)
+    )
+    assert same > 0.99 and different < SAME
+
+
+@pytest.mark.parametrize("view", range(len(VIEWS)))
+def test_a_crop_is_aligned_with_its_whole(view):
+    share, down, across = VIEWS[view]
+    whole = picture(3, (256, 256))
+    left, top = (256 * (1 - share) * place for place in (across, down))
+    part = whole.resize((64, 64), box=(left, top, left + 256 * share, top + 256 * share))
+    ones = stage.small_picture(whole)[None]
+    assert details_alike(ones, np.asarray(part)[None], [view]) > 0.95
 
 
 def test_fingerprints_of_other_images_are_refused(tmp_path, photos):

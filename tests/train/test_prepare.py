@@ -208,7 +208,7 @@ def test_channels_last_changes_no_feature_and_nothing_that_is_saved(kind, backbo
     clip = clips.load(backbones[kind], None, CPU)
     images = pictures(clip, 3)
     before = encode.encode_images(clip, images)
-    prepare(clip)
+    on_gpu(clip, prepare)
     assert clip.channels_last
     formats = []
     clip.model.visual.register_forward_pre_hook(
@@ -221,9 +221,21 @@ def test_channels_last_changes_no_feature_and_nothing_that_is_saved(kind, backbo
     assert torch.equal(encode.encode_images(again, images), before)
 
 
+def on_gpu(clip, function):
+    clip.device = torch.device("cuda")
+    function(clip)
+    clip.device = CPU
+
+
 @pytest.mark.parametrize("kind", ["vit", "siglip", "hf_mean"])
 def test_channels_last_is_for_convolutions_alone(kind, backbones):
     clip = clips.load(backbones[kind], None, CPU)
+    on_gpu(clip, prepare)
+    assert not clip.channels_last
+
+
+def test_channels_last_is_for_gpus_alone(backbones):
+    clip = clips.load(backbones["convnext"], None, CPU)
     prepare(clip)
     assert not clip.channels_last
 
