@@ -1,9 +1,7 @@
-import logging
-
 import pytest
 import torch
 import torch.nn.functional as F
-from support.witnesses import SCALE, World
+from support.witnesses import World
 from support.zero_shot_files import ZeroShotFiles
 
 from latteclip.clip.classifier import Classifier, load_classifier
@@ -36,15 +34,12 @@ def dataset(tmp_path):
     return Dataset(tmp_path, World.of(400))
 
 
-def test_the_bias_is_minus_the_mean_score_of_training_images(dataset, caplog):
-    with caplog.at_level(logging.INFO, "latteclip"):
-        calibrated, _ = dataset.run()
+def test_the_bias_is_minus_the_mean_score_of_training_images(dataset):
+    calibrated, _ = dataset.run()
     assert torch.equal(calibrated.weights, dataset.world.texts)
     scores = dataset.world.features @ dataset.world.texts.T
     means = scores[dataset.training].mean(dim=0)
     torch.testing.assert_close(calibrated.bias, -means)
-    assert "Class means of 300 images are off 6 classes" in caplog.text
-    assert f"biases of {SCALE * means.std().item():.2f} logits" in caplog.text
 
 
 def test_more_images_are_right_by_it(dataset):
@@ -58,26 +53,14 @@ def test_more_images_are_right_by_it(dataset):
     assert by_images > zero_shot + 0.05
 
 
-def test_test_images_have_no_part_in_either(dataset):
+def test_no_label_and_no_test_image_has_a_part_in_either(dataset):
     before = dataset.bytes()
+    dataset.labels = [None] * 400
     test = [i for i in range(400) if i % 4 == 3]
     dataset.world.features[test] = F.normalize(torch.randn(100, 24), dim=1)
     assert dataset.bytes() == before
     dataset.world.features[0] = -dataset.world.features[0]  # of a training image
     assert all(one != other for one, other in zip(dataset.bytes(), before, strict=True))
-
-
-def test_an_image_is_classified_by_itself(dataset):
-    for classifier in dataset.run():
-        together = classifier.scores(dataset.world.features)
-        alone = torch.cat([classifier.scores(x[None]) for x in dataset.world.features])
-        torch.testing.assert_close(alone, together)
-
-
-def test_no_label_is_read(dataset):
-    before = dataset.bytes()
-    dataset.labels = [None] * 400
-    assert dataset.bytes() == before
 
 
 def test_images_that_are_all_alike_leave_the_class_texts(dataset):
@@ -89,7 +72,7 @@ def test_images_that_are_all_alike_leave_the_class_texts(dataset):
     torch.testing.assert_close(prototypes.bias, calibrated.bias)
 
 
-@pytest.mark.parametrize(("n", "c"), [(1, 4), (2, 4), (30, 1)])
+@pytest.mark.parametrize(("n", "c"), [(1, 4), (30, 1)])
 def test_little_is_enough(tmp_path, n, c, recwarn):
     dataset = Dataset(tmp_path, World.of(n, c))
     for classifier in dataset.run():  # loading refuses what is not finite
@@ -99,11 +82,5 @@ def test_little_is_enough(tmp_path, n, c, recwarn):
 
 def test_a_dataset_without_training_images_is_refused(dataset):
     dataset.splits = ["test"] * 400
-    with pytest.raises(UserError, match="has no training image"):
-        dataset.run()
-
-
-def test_class_texts_of_other_classes_are_refused(dataset):
-    dataset.described["classnames"] = ["x", *dataset.classnames[1:]]
-    with pytest.raises(UserError, match="of other classes"):
+    with pytest.raises(UserError, match=r"images\.parquet"):
         dataset.run()

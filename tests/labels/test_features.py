@@ -50,8 +50,8 @@ def test_pseudo_labels_are_written_in_pieces(labelled, monkeypatch):
     assert pieces["confidence"].to_pylist() == pytest.approx(whole["confidence"].to_pylist())
 
 
-@pytest.mark.parametrize("rows", [1, 4, 100])
-@pytest.mark.parametrize("wanted", [range(N), [20, 3, 4, 11, 0], [7, 7, 2], []])
+@pytest.mark.parametrize("rows", [4, 100])
+@pytest.mark.parametrize("wanted", [[20, 3, 4, 11, 0, 7, 7], []])
 def test_features_are_read_in_pieces_and_in_the_order_asked_for(
     labelled, monkeypatch, rows, wanted
 ):

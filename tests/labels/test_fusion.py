@@ -32,15 +32,7 @@ def test_a_row_has_no_part_in_the_prototypes_it_is_compared_with():
             assert found[i, c].item() == pytest.approx((x[i] @ prototype / prototype.norm()).item())
 
 
-def test_a_prototype_of_one_row_alone_tells_it_nothing():
-    x = torch.randn(3, D, generator=generator(1)).double()
-    table = torch.eye(3).double()
-    assert fusion.own_part_left_out(x, table, table.T @ x).diag().tolist() == pytest.approx(
-        [0, 0, 0], abs=1e-9
-    )
-
-
-@pytest.mark.parametrize("c", [1, C, KEPT, KEPT + 5])
+@pytest.mark.parametrize("c", [1, KEPT + 5])
 def test_a_posterior_keeps_the_largest_probabilities(c):
     table = shares(N, c, 3)
     kept = Posterior.empty(N, c)
@@ -54,12 +46,6 @@ def test_a_posterior_keeps_the_largest_probabilities(c):
     rows = torch.tensor([20, 3])
     torch.testing.assert_close(kept.table(rows), wanted[rows], atol=1e-7, rtol=1e-6)
     torch.testing.assert_close(kept.table(ALL).sum(dim=1), torch.ones(N).double())
-
-
-def test_a_posterior_of_zeros_stays_zero():
-    kept = Posterior.empty(N, C)
-    kept.put(ALL, torch.zeros(N, C).double())
-    assert not kept.table(ALL).any()
 
 
 # --- labels that are there already ---------------------------------------------------------------
@@ -94,8 +80,7 @@ def mixture(predictors, votes, weights, rate):
     return (votes * mixed.log()).sum(dim=1).mean().item()
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("right", [0.9, 0.5])
+@pytest.mark.parametrize(("seed", "right"), [(0, 0.9), (1, 0.5), (2, 0.5)])
 def test_no_weights_and_rate_of_a_grid_are_likelier(seed, right):
     world = World.of(seed=seed)
     votes = world.captions(right=right, seed=seed).probabilities(ALL)
@@ -125,24 +110,6 @@ def test_beside_one_that_says_the_opposite_the_other_is_fitted_as_if_alone(seed)
     weights = fusion.fit_weights([world.calibrated(), opposite], votes)
     alone = fusion.fit_weights([world.calibrated()], votes)
     assert weights.tolist() == pytest.approx([alone.item(), 0], rel=1e-4)
-
-
-def test_a_predictor_that_says_the_opposite_is_not_believed():
-    world = World.of()
-    votes = world.votes().table
-    weights, rate = fit_mixture([-world.calibrated()], votes, votes.mean(dim=0))
-    assert weights.tolist() == [0]
-    assert 0 <= rate <= 1
-    assert fusion.fit_weights([-world.calibrated()], votes).tolist() == [0]
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_learned_weights_are_never_negative(seed):
-    world = World.of(seed=seed)
-    world.texts = world.texts.roll(1, dims=0)  # texts of other classes
-    trust = fuse(world.images(), world.captions(seed=seed)).trust
-    assert min(trust.zero_shot, trust.images, trust.texts) >= 0
-    torch.testing.assert_close(trust.confusion.sum(dim=1), torch.ones(6).double())
 
 
 def test_gains_are_nats_over_the_mean_vote():
@@ -202,19 +169,17 @@ def on_their_own(world, votes, fused):
     }
 
 
-@pytest.mark.parametrize("noise", [0.4, 0.6])
 @pytest.mark.parametrize("seed", range(3))
-def test_witnesses_that_err_independently_are_better_together(seed, noise):
-    world = World.of(seed=seed, noise=noise)
+def test_witnesses_that_err_independently_are_better_together(seed):
+    world = World.of(seed=seed)
     votes = world.votes(seed=seed)
     fused = fuse(world.images(), votes)
     assert world.right(fused.labels) > max(on_their_own(world, votes, fused).values()) + 0.02
 
 
-@pytest.mark.parametrize("right", [0.7, 0.4])
-def test_half_wrong_captions_and_images_are_better_than_captions(right):
+def test_half_wrong_captions_and_images_are_better_than_captions():
     world = World.of()
-    votes = world.captions(right=right)
+    votes = world.captions(right=0.4)
     fused = fuse(world.images(), votes)
     alone = on_their_own(world, votes, fused)
     assert world.right(fused.labels) > max(alone["votes"], alone["zero_shot"]) + 0.05
@@ -224,10 +189,9 @@ def test_half_wrong_captions_and_images_are_better_than_captions(right):
 def test_votes_that_copy_the_mistakes_of_zero_shot_scores_lose_nothing(seed):
     world = World.of(seed=seed)
     labels = world.calibrated().argmax(1)
-    for copy in (0.9 * F.one_hot(labels, 6) + 0.1 / 6, world.calibrated().softmax(dim=1)):
-        fused = fuse(world.images(), TableVotes.of(copy))
-        assert fused.trust.rate > 0.85
-        assert world.right(fused.labels) > world.right(labels) - 0.01
+    fused = fuse(world.images(), TableVotes.of(0.9 * F.one_hot(labels, 6) + 0.1 / 6))
+    assert fused.trust.rate > 0.85
+    assert world.right(fused.labels) > world.right(labels) - 0.01
 
 
 def test_votes_that_are_far_better_than_all_else_are_followed():
@@ -274,6 +238,31 @@ def test_confidence_is_the_probability_of_the_label():
     assert right[:450].mean() > right[450:].mean() + 0.1
 
 
+def test_the_head_says_the_class_of_each_image_without_its_own_part():
+    world = World.of(210, noise=1.0)
+    votes = world.votes()
+    fused = fuse(world.images(), votes)
+    with_own_part = world.images().classifier(fused.weights, SCALE).scores(world.features).argmax(1)
+    differs = with_own_part != fused.head
+    assert differs.any()
+    table = votes.table[differs]
+    more = table.gather(1, with_own_part[differs, None]).mean()
+    assert more > table.gather(1, fused.head[differs, None]).mean()  # an image votes for itself
+
+
+def test_a_vote_for_a_class_that_votes_name_too_often_says_less():
+    """Captions name the class 0 for half of the images of every class."""
+    world = World.of()
+    often = torch.rand(900, generator=generator(5)) < 0.5
+    table = world.votes().table
+    table[often] = F.one_hot(torch.zeros(int(often.sum()), dtype=torch.long), 6).double()
+    trust = fuse(world.images(), TableVotes.of(table)).trust
+    one, other = trust.classes(torch.eye(6, dtype=torch.float64))[:2]
+    assert trust.corroboration.found
+    assert one[0] < other[1] - 0.1
+    torch.testing.assert_close(one.sum().item(), 1.0)
+
+
 # --- where nothing is told -----------------------------------------------------------------------
 
 
@@ -299,7 +288,7 @@ def assert_calibrated(world, votes):
     assert found.scores(others).argmax(1).tolist() == wanted.scores(others).argmax(1).tolist()
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(3))
 def test_permuted_votes_change_no_label(seed):
     world = World.of()
     dealt = torch.randperm(900, generator=generator(seed))
@@ -335,21 +324,9 @@ NOTHING = {
 
 
 @pytest.mark.parametrize("votes", NOTHING)
-@pytest.mark.parametrize(("n", "c"), [(1, 4), (2, 4), (300, 4), (300, 1), (300, 20)])
+@pytest.mark.parametrize(("n", "c"), [(2, 4), (300, 20)])
 def test_votes_that_say_nothing_change_no_label(votes, n, c):
     assert_calibrated(World.of(n, c), NOTHING[votes](n, c))
-
-
-def test_answers_that_say_nothing_of_the_options_of_zero_shot_scores_change_no_label():
-    world = World.of(300, 20)
-    options = (world.features @ world.texts.T).topk(5).indices
-    draw = generator(2)
-    for scores in (
-        torch.zeros(300, 5),
-        (9 * torch.randn(20, generator=draw))[options],
-        -9 * torch.rand(300, 5, generator=draw),
-    ):
-        assert_calibrated(world, ScoreVotes.of(options, scores, 20))
 
 
 @pytest.mark.parametrize("row", [0, 1])
@@ -359,15 +336,9 @@ def test_one_caption_of_all_images_and_no_caption_at_all_change_no_label(row):
     assert_calibrated(world, captions_of(text, torch.full((300,), row), world.texts))
 
 
-@pytest.mark.parametrize("n", [1, 2, 5])
-def test_of_very_few_images_nothing_is_learned(n):
-    world = World.of(n)
-    assert_calibrated(world, world.votes())
-    assert_calibrated(world, world.captions(right=1))
-
-
-def test_one_class_is_every_label():
-    world = World.of(300, 1)
+@pytest.mark.parametrize(("n", "c"), [(1, 6), (2, 6), (5, 6), (300, 1)])
+def test_of_very_few_images_or_one_class_nothing_is_learned(n, c):
+    world = World.of(n, c)
     assert_calibrated(world, world.votes())
     assert_calibrated(world, world.captions(right=1))
 
@@ -421,19 +392,7 @@ def test_the_same_twice_is_the_same_to_the_bit():
     assert (one.trust.rate, one.gains) == (other.trust.rate, other.gains)
 
 
-def test_what_is_computed_in_parts_equals_the_whole(monkeypatch):
-    world = World.of()
-    whole = fuse(world.images(), world.captions(silent=0.2))
-    monkeypatch.setattr(witnesses, "ROWS", 7)
-    assert_same(fuse(world.images(), world.captions(silent=0.2)), whole)
-    prototypes = fusion.prototypes_by_zero_shot(world.images())
-    monkeypatch.undo()
-    torch.testing.assert_close(
-        fusion.prototypes_by_zero_shot(world.images()), prototypes, atol=1e-4, rtol=1e-4
-    )
-
-
-@pytest.mark.parametrize("rows", [64, 899, 4096])
+@pytest.mark.parametrize("rows", [64, 899])
 def test_features_on_the_disk_give_what_features_in_memory_give(monkeypatch, rows):
     world = World.of()
     images, captions = world.images(), world.captions(silent=0.2)
@@ -446,14 +405,6 @@ def test_features_on_the_disk_give_what_features_in_memory_give(monkeypatch, row
     torch.testing.assert_close(
         fusion.prototypes_by_zero_shot(there), prototypes, atol=1e-4, rtol=1e-4
     )
-
-
-def test_a_sample_that_is_larger_than_the_data_is_the_data(monkeypatch):
-    world = World.of()
-    before = fuse(world.images(), world.votes())
-    monkeypatch.setattr(fusion, "SAMPLE", 900 * 6)
-    after = fuse(world.images(), world.votes())
-    assert torch.equal(before.confidence, after.confidence)
 
 
 def test_what_is_learned_from_a_sample_is_nearly_the_same(monkeypatch):
@@ -495,8 +446,8 @@ def test_the_order_of_images_does_not_matter():
     torch.testing.assert_close(back.weights, there.weights, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("c", [6, KEPT + 4])
-def test_the_order_of_classes_does_not_matter(c):
+def test_the_order_of_classes_does_not_matter():
+    c = KEPT + 4
     world = World.of(c=c)
     votes = world.votes()
     there = fuse(world.images(), votes)
@@ -554,17 +505,3 @@ def test_prototypes_without_votes_are_the_texts_and_what_images_add():
     lengths = added.norm(dim=1)
     assert lengths.min() > 0
     assert lengths.max().item() == pytest.approx(lengths.min().item(), rel=1e-4)
-
-
-@pytest.mark.parametrize(("n", "c"), [(1, 4), (2, 4), (300, 1)])
-def test_prototypes_of_very_little_are_finite(n, c):
-    world = World.of(n, c)
-    assert fusion.prototypes_by_zero_shot(world.images()).isfinite().all()
-
-
-def test_prototypes_of_images_that_are_all_alike_are_the_texts():
-    world = World.of(300)
-    images = Images.of(world.features[:1].repeat(300, 1), world.texts, SCALE)
-    found = fusion.prototypes_by_zero_shot(images)
-    torch.testing.assert_close(found, images.texts)
-    assert math.isfinite(found.sum().item())

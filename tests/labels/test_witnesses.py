@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from support.witnesses import ALL, SCALE, World, captions_of, generator
 
 from latteclip.labels import witnesses
-from latteclip.labels.witnesses import CaptionVotes, Images, ScoreVotes, ZeroShotVotes, parts
+from latteclip.labels.witnesses import Images, ScoreVotes
 
 N, C, D, U, K = 23, 7, 5, 4, 3
 
@@ -14,14 +14,6 @@ N, C, D, U, K = 23, 7, 5, 4, 3
 @pytest.fixture
 def world():
     return World.of(N, C, D)
-
-
-def test_parts_are_all_rows_once(monkeypatch):
-    monkeypatch.setattr(witnesses, "ROWS", 4)
-    for n in (0, 1, 4, 9):
-        rows = [row for part in parts(n) for row in range(n)[part]]
-        assert rows == list(range(n))
-        assert all(part.stop - part.start <= 4 for part in parts(n))
 
 
 # --- images --------------------------------------------------------------------------------------
@@ -45,13 +37,6 @@ def test_zero_shot_scores_are_cosines_without_class_means(world):
         assert own == pytest.approx([score - normaliser for score in row], abs=1e-5)
 
 
-def test_rows_are_slices_or_indices(world):
-    images = world.images()
-    rows = torch.tensor([3, 19, 4])
-    torch.testing.assert_close(images.zero_shot(rows), images.zero_shot(ALL)[rows])
-    torch.testing.assert_close(images.zero_shot(slice(2, 5)), images.zero_shot(ALL)[2:5])
-
-
 def test_centred_features_have_mean_zero_and_mean_length_one(world):
     images = world.images()
     assert images.centred.dtype == torch.float32
@@ -73,14 +58,6 @@ def test_images_that_are_all_alike_are_not_told_apart_by_rounding():
     images = Images.of(feature.repeat(1000, 1), torch.randn(C, 512), SCALE)
     assert not images.centred.any()
     assert images.zero_shot(ALL).unique().tolist() == pytest.approx([-math.log(C)])
-
-
-def test_zero_shot_scores_vote_for_themselves(world):
-    images = world.images()
-    votes = ZeroShotVotes(images)
-    assert votes.has.tolist() == [True] * N
-    torch.testing.assert_close(votes.probabilities(ALL), images.zero_shot(ALL).exp())
-    assert votes.features(ALL) is None
 
 
 # --- captions ------------------------------------------------------------------------------------
@@ -117,21 +94,6 @@ def test_features_of_captions_are_centred_over_the_images_and_of_length_one(capt
     for i in range(N):
         wanted = F.normalize(texts[row_of[i]] - mean, dim=0) if i in voting else torch.zeros(D)
         torch.testing.assert_close(found[i].float(), wanted, atol=1e-5, rtol=1e-4)
-
-
-def test_images_none_of_which_has_a_caption_get_no_vote(world):
-    votes = captions_of(torch.empty(0, D), torch.zeros(N, dtype=torch.long), world.texts)
-    assert not votes.has.any()
-    assert not votes.probabilities(ALL).any()
-    assert not votes.features(ALL).any()
-
-
-def test_captions_are_not_overwritten(world, captions):
-    texts, row_of, _ = captions
-    given = torch.cat([texts, torch.zeros(1, D)])
-    before = given.clone()
-    CaptionVotes.of(given, row_of, world.texts, SCALE)
-    assert torch.equal(given, before)
 
 
 # --- class scores --------------------------------------------------------------------------------
@@ -187,25 +149,6 @@ def test_class_scores_vote_without_class_means():
     assert votes.features(ALL) is None
 
 
-def test_where_all_classes_are_options_class_means_are_off_like_those_of_cosines():
-    scores = 3 * torch.randn(N, C, generator=generator(7))
-    options = torch.stack([torch.randperm(C, generator=generator(i)) for i in range(N)])
-    relative = scores - scores.amax(dim=1, keepdim=True)
-    wanted = (relative - relative.mean(dim=0)).double().softmax(dim=1)
-    votes = ScoreVotes.of(options, scores.gather(1, options), C)
-    torch.testing.assert_close(votes.probabilities(ALL), wanted, atol=1e-3, rtol=1e-3)
-
-
-@pytest.mark.parametrize("k", [3, C])
-def test_scores_that_only_tell_of_classes_and_images_apart_are_uniform_votes(k):
-    draw = generator(8)
-    options = torch.stack([torch.randperm(C, generator=draw)[:k] for _ in range(N)])
-    of_classes, of_images = 8 * torch.randn(C, generator=draw), 8 * torch.rand(N, 1, generator=draw)
-    votes = ScoreVotes.of(options, of_classes[options] - of_images, C).probabilities(ALL)
-    wanted = torch.zeros(N, C).double().scatter_(1, options, 1 / k)
-    assert torch.equal(votes, wanted)
-
-
 def test_scores_are_dealt_out_and_options_are_not():
     options, scores = some_scores()
     votes = ScoreVotes.of(options, scores, C)
@@ -229,17 +172,3 @@ def test_votes_of_captions_are_dealt_out_whole(captions):
     rows, deal = torch.tensor([3, 9, 4]), torch.tensor([2, 0, 1])
     dealt = votes.dealing(rows)(deal)
     torch.testing.assert_close(dealt, votes.probabilities(rows[deal]))
-
-
-def test_a_constant_of_an_image_in_its_scores_changes_nothing():
-    options, scores = some_scores()
-    before = ScoreVotes.of(options, scores, C).probabilities(ALL)
-    after = ScoreVotes.of(options, scores - 40 * torch.rand(N, 1), C).probabilities(ALL)
-    torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-3)
-
-
-def test_no_options_at_all_are_no_votes():
-    options = torch.full((N, K), -1)
-    votes = ScoreVotes.of(options, torch.zeros(N, K), C)
-    assert not votes.has.any()
-    assert not votes.probabilities(ALL).any()

@@ -41,7 +41,8 @@ class ZeroShotFiles:
             "topk_scores": [[0.5]] * n,
             "image_features": feature_column(self.world.features),
         }
-        pseudo_labels, texts = self.path("pseudo_labels.parquet"), self.path("texts")
+        pseudo_labels = self.path("pseudo_labels.parquet")
+        texts = self.path("class_embeddings.safetensors")
         tables.write(pseudo_labels, columns, tables.PSEUDO_LABELS)
         save_classifier(texts, Classifier.of(self.world.texts), self.described)
         return index, pseudo_labels, texts
