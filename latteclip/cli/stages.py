@@ -227,8 +227,10 @@ def average_weights(args: argparse.Namespace) -> None:
 
 def finetune(args: argparse.Namespace) -> None:
     """Tune CLIP under a method's objective."""
-    # Read when torch is loaded: texts of several lengths leave no gaps in the GPU's memory.
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    # Read when torch first uses the GPU: texts of several lengths leave no gaps in its memory.
+    # torch prefers the older of its two names for this variable.
+    if "PYTORCH_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     from latteclip.train import finetune as stage
     from latteclip.train.data import TrainingFiles
     from latteclip.train.settings import FinetuneSettings

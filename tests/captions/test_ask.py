@@ -72,6 +72,13 @@ def test_another_prompt_asks_anew_and_the_first_is_still_held(dataset, recorder)
     assert recorder.requests == []
 
 
+def test_another_rule_for_special_tokens_asks_anew(dataset, recorder, monkeypatch):
+    dataset.caption_images()
+    monkeypatch.setattr(engines, "special_tokens", lambda settings: "another rule")
+    dataset.caption_images()
+    assert len(recorder.requests) == 14
+
+
 def test_images_are_decoded_by_processes_that_start_while_the_engine_does(
     dataset, recorder, monkeypatch
 ):

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from unittest.mock import MagicMock
+from unittest import mock
 
 import pytest
 from support.tiny import write_pseudo_labels
@@ -373,13 +373,23 @@ sys.exit(process())
     assert run.stdout.splitlines()[-1] == "at the end"
 
 
-def test_a_training_lets_segments_of_the_gpu_s_memory_grow_unless_told_otherwise(monkeypatch):
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "expandable_segments:True"),
+        ({ALLOCATOR: "backend:native"}, "backend:native"),
+        ({"PYTORCH_ALLOC_CONF": "backend:native"}, None),  # its newer name
+    ],
+)
+def test_a_training_lets_segments_of_the_gpu_s_memory_grow_unless_told_otherwise(
+    monkeypatch, given, expected
+):
     found = []
-    monkeypatch.setattr(finetune, "finetune", lambda *_, **__: found.append(os.environ[ALLOCATOR]))
+    monkeypatch.setattr(
+        finetune, "finetune", lambda *_, **__: found.append(os.environ.get(ALLOCATOR))
+    )
     monkeypatch.setattr(stages, "from_json", lambda *_: None)
-    for given in ("", "backend:native"):
-        monkeypatch.setenv(ALLOCATOR, given)
-        if not given:
-            monkeypatch.delenv(ALLOCATOR)
-        stages.finetune(MagicMock())
-    assert found == ["expandable_segments:True", "backend:native"]
+    environment = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
+    with mock.patch.dict(os.environ, {**environment, **given}, clear=True):
+        stages.finetune(mock.MagicMock())
+    assert found == [expected]

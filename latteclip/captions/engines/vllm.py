@@ -1,6 +1,7 @@
 """vLLM's offline engine."""
 
 import functools
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from latteclip.core import build_tools, gpus
 from latteclip.core.errors import UserError
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 PROBE = 64  # side of a picture to try, pixels
 PROMPTS = 4096  # whose tokens are kept
 ROOM = 2  # requests inside the engine for each one that it works on: rendered ahead
@@ -104,9 +106,8 @@ class VllmCaptioner:
                     trust_remote_code=False,
                 )
         except (OSError, ValueError, RuntimeError) as error:
-            reason = explained(error, self._output.lines())
             raise UserError(
-                f"Captioner model {settings.model!r} cannot be loaded: {reason}"
+                f"Captioner model {settings.model!r} cannot be loaded: {self._reason(error)}"
             ) from None
         self._refusals = (ValueError, vllm.exceptions.VLLMClientError)
         self._ends = (RuntimeError, MemoryError, vllm.exceptions.VLLMServerError)
@@ -157,11 +158,16 @@ class VllmCaptioner:
             try:
                 outputs = engine.step()
             except self._ends as error:
-                reason = explained(error, self._output.lines())
-                raise UserError(f"vLLM stopped: {reason}") from None
+                raise UserError(f"vLLM stopped: {self._reason(error)}") from None
             for output in outputs:
                 if output.finished:
                     yield waiting.pop(output.request_id), output
+
+    def _reason(self, error: BaseException) -> str:
+        """Return why the engine does not run; the job's log has the last lines that it printed."""
+        printed = self._output.lines()
+        log.info("vLLM printed:\n%s", "\n".join(printed), extra={"on_terminal": True})
+        return explained(error, printed)
 
     def _enqueue(self, request: Request) -> str:
         """Hand a request over; returns the id that its output will bear."""

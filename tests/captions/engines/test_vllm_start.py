@@ -47,7 +47,7 @@ def made(**options):
         "when_made": os.environ["VLLM_WORKER_MULTIPROC_METHOD"],
         "claimed": os.environ.get("LATTECLIP_GPUS"),
         "sampler": os.environ["VLLM_USE_FLASHINFER_SAMPLER"],
-        "format": options["load_format"],
+        "formats": [options[f"{kind}_format"] for kind in ("config", "load")],
         "limits": options["limit_mm_per_prompt"],
         "called": called,
     }))
@@ -88,7 +88,7 @@ def test_workers_are_spawned_from_a_process_that_has_not_touched_cuda(kind, tmp_
         "when_made": "spawn",
         "claimed": "GPU-1",
         "sampler": "0",
-        "format": "safetensors",
+        "formats": ["hf", "safetensors"],
         "limits": {"image": 4 if kind == "captions" else 1, "video": 0, "audio": 0},
         "called": [],
     }
