@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from latteclip.core import footers
 from latteclip.core.errors import DELETE_AND_RERUN, UserError, first_line
 from latteclip.core.files import replacing
 
@@ -173,17 +172,16 @@ def writing(
     Yields:
         A function that appends columns; the rows of one call are one row group.
     """
-    with replacing(path) as temporary:
-        with pq.ParquetWriter(
-            temporary, schema, compression="zstd", write_page_checksum=True
-        ) as file:
-            yield lambda columns: file.write_table(pa.table(dict(columns), schema=schema))
-            encoded = {
-                key: json.dumps(value, ensure_ascii=False)
-                for key, value in sorted((metadata or {}).items())
-            }
-            file.add_key_value_metadata(encoded)
-        footers.sign(temporary)
+    with (
+        replacing(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as file,
+    ):
+        yield lambda columns: file.write_table(pa.table(dict(columns), schema=schema))
+        encoded = {
+            key: json.dumps(value, ensure_ascii=False)
+            for key, value in sorted((metadata or {}).items())
+        }
+        file.add_key_value_metadata(encoded)
 
 
 def as_columns(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> dict[str, pa.Array]:
@@ -239,8 +237,6 @@ def _opened(path: str | Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile
     try:
         if not Path(path).is_file() and Path(path).exists():
             raise UserError(f"{path} is not a regular file; {DELETE_AND_RERUN}.")
-        if not footers.is_intact(path):
-            raise UserError(f"{path} is damaged (checksum of its footer); {DELETE_AND_RERUN}.")
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             missing = sorted(set(columns) - set(file.schema_arrow.names))
             if missing:
