@@ -73,7 +73,7 @@ def _fits(clip: Clip, tokens: torch.Tensor, images: int, size: int | None) -> bo
 
     The optimizer's moments, which the first real step allocates, are part of it.
     """
-    height, width = np.broadcast_to(clip.model.visual.image_size, 2)  # type: ignore[union-attr]
+    height, width = np.broadcast_to(clip.model.visual.image_size, 2)  # type: ignore[arg-type, union-attr]
     causal = encode.CausalText.of(clip.model)  # any other tower sees the padding as well
     order = (causal.lengths(tokens) if causal else tokens[:, 0]).argsort()
     spread = torch.linspace(0, len(order) - 1, min(len(order), KINDS_OF_TEXT * images)).long()
