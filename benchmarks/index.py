@@ -9,7 +9,9 @@ images, as training does, and one Parquet row group has 100.
 import argparse
 import io
 import logging
+import os
 import random
+import resource
 import tarfile
 import tempfile
 import time
@@ -20,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from latteclip.core import tables, usage
+from latteclip.core import tables
 from latteclip.data.images import open_rgb
 from latteclip.data.index_images import index_images
 from latteclip.data.splits import SplitSettings
@@ -72,11 +74,11 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def index(root: Path, kind: str, output: Path, threads: int) -> float:
     """Index a folder; the CPU seconds. The rate is in the log line of the stage itself."""
-    before = usage.of_processes()["cpu_seconds"]
+    before = sum(os.times()[:4])  # of this process and of its children that ended
     names = ("images.parquet", "corrupt.csv", "fingerprints.parquet")
     outputs = [str(output / name) for name in names]
     index_images(str(root), SplitSettings(kind=kind), *outputs, threads=threads)
-    return usage.of_processes()["cpu_seconds"] - before
+    return sum(os.times()[:4]) - before
 
 
 def decode_in_random_order(output: Path, n: int) -> float:
@@ -114,7 +116,9 @@ def main() -> None:
         decoded = {form: decode_in_random_order(made[form], args.images // 10) for form in KINDS}
         said = ", ".join(f"{form} {one / decoded['folders']:.2f}" for form, one in decoded.items())
         print(f"CPU of decoding in random order, folders 1: {said}")
-    print(f"largest process: {usage.of_processes()['memory']:.0f} MiB")
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    peak = max(resource.getrusage(who).ru_maxrss for who in whose) / 1024
+    print(f"largest process: {peak:.0f} MiB")
 
 
 if __name__ == "__main__":

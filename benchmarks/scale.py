@@ -21,6 +21,7 @@ import json
 import logging
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -725,17 +726,25 @@ def chosen(only: Sequence[str]) -> list[int]:
 # --- processes -----------------------------------------------------------------------------------
 
 
+def cpu_seconds() -> float:
+    """Of this process and of its children that ended."""
+    return sum(os.times()[:4])
+
+
+def peak_memory() -> float:
+    """MiB of the largest of these processes."""
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(who).ru_maxrss for who in whose) / 1024
+
+
 def measure(step: Step, place: Place) -> None:
     """In a process of its own: do a step and print its figures as JSON."""
-    from latteclip.core import usage
-
     work = step.run(place)
-    before = usage.of_processes()["cpu_seconds"]
+    before = cpu_seconds()
     started = time.perf_counter()
     work()
-    seconds, used = time.perf_counter() - started, usage.of_processes()
-    cpu = used["cpu_seconds"] - before
-    found = {"seconds": seconds, "cpu": cpu, "memory": used["memory"]}
+    seconds, cpu = time.perf_counter() - started, cpu_seconds() - before
+    found = {"seconds": seconds, "cpu": cpu, "memory": peak_memory()}
     figures = {name: round(value, 2) for name, value in found.items()}
     print(json.dumps({"images": place.n, "title": step.title, **figures}))
 

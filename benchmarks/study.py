@@ -1,7 +1,7 @@
 """What the study (config/study.yaml) takes: jobs, GPU hours, disk and checkpoints.
 
 Nothing is timed but Snakemake's dry run: hours are counts of images over rates that are themselves
-on paper (docs/scaling.md, latteclip/config/estimate.py; `latteclip doctor --gpu` measures them).
+on paper (docs/scaling.md, latteclip/config/estimate.py).
 """
 
 import argparse

@@ -49,7 +49,6 @@ LONG = (
     "captions/engines/test_vllm_server.py",
     "report/test_browser.py",
     "cli/test_status.py",
-    "cli/rehearsal/test_rehearse.py",
     "audit/test_browser.py",
     "captions/scorers/test_vllm.py",
     "workflow/test_photographs.py",

@@ -32,7 +32,23 @@ class Answer:
     finish_reason: str  # "stop", "length" where max_new_tokens cut it, or "error"
     n_tokens: int | None
     error: str | None = None  # why there is no text; such an answer is not kept
-    n_read: int | None = None  # tokens of the request, pictures included; not kept
+    n_read: int | None = None  # tokens of the request, pictures included
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What answers took, whenever they were asked for; unknown numbers count as 0."""
+
+    read: int = 0
+    written: int = 0
+
+    @classmethod
+    def of(cls, *answers: Answer) -> "Tokens":
+        """Return the sums over some answers."""
+        return cls(sum(a.n_read or 0 for a in answers), sum(a.n_tokens or 0 for a in answers))
+
+
+NO_TOKENS = Tokens()
 
 
 @dataclass(frozen=True)
@@ -56,6 +72,7 @@ class RowOutcome:
     digest: str | None  # of the request; None where nothing was asked
     engine: str
     date: str | None
+    tokens: Tokens = NO_TOKENS
 
 
 def today() -> str:
@@ -118,7 +135,12 @@ class AnswerStore:
             values = self._values(key)
         if values is None or values.get("digest") != digest:
             return None
-        answer = Answer(values["text"], values["finish_reason"], values["n_tokens"])
+        answer = Answer(
+            values["text"],
+            values["finish_reason"],
+            values["n_tokens"],
+            n_read=values.get("n_read"),
+        )
         return KeptAnswer(answer, values["engine"], values["date"])
 
     def add(self, digest: str, answer: Answer, engine: str) -> str | None:
@@ -132,6 +154,7 @@ class AnswerStore:
             "text": answer.text,
             "finish_reason": answer.finish_reason,
             "n_tokens": answer.n_tokens,
+            "n_read": answer.n_read,
             "engine": engine,
             "date": today(),
         }

@@ -20,7 +20,6 @@ from latteclip.captions.engines.base import Captioner, CaptionerSettings
 from latteclip.captions.prepare import Prepared, Preparer, Task, read_image, workers
 from latteclip.captions.questions import Questions
 from latteclip.captions.request import Choices, Identity, Request, digest, digest_of_images
-from latteclip.core import usage
 from latteclip.core.errors import UserError
 from latteclip.core.foreign import in_short
 from latteclip.core.progress import Progress
@@ -185,8 +184,6 @@ class Asking(ABC):
             self._failed_in_a_row = 0
             self.n_tokens += answer.n_tokens or 0
             self.n_read += answer.n_read or 0
-            usage.count("tokens_written", answer.n_tokens or 0)
-            usage.count("tokens_read", answer.n_read or 0)
             return
         self._failed_in_a_row += 1
         self.errors[request_digest] = error = in_short(error)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 
 from latteclip.captions import kept as keeping
-from latteclip.captions.answers import AnswerStore, KeptAnswer, RowOutcome
+from latteclip.captions.answers import AnswerStore, KeptAnswer, RowOutcome, Tokens
 from latteclip.captions.ask import Asking, Pool
 from latteclip.captions.clean import clean
 from latteclip.captions.engines import start as engines
@@ -60,16 +60,16 @@ class CaptionAsking(Asking):
             return RowOutcome("", "error", None, 1, error, request_digest, "", None)
         second = None if _is_good(first) else self.store.get(self.digest(row, 2))
         if second is None:
-            return _outcome(first, 1, request_digest)
+            return _outcome(first, Tokens.of(first.answer), 1, request_digest)
         best = second if _is_good(second) or not clean(first.answer.text) else first
-        return _outcome(best, 2, request_digest)
+        return _outcome(best, Tokens.of(first.answer, second.answer), 2, request_digest)
 
 
 def _is_good(kept: KeptAnswer) -> bool:
     return kept.answer.finish_reason != "length" and bool(clean(kept.answer.text))
 
 
-def _outcome(kept: KeptAnswer, attempts: int, request_digest: str) -> RowOutcome:
+def _outcome(kept: KeptAnswer, tokens: Tokens, attempts: int, digest: str) -> RowOutcome:
     answer = kept.answer
     return RowOutcome(
         clean(answer.text),
@@ -77,7 +77,8 @@ def _outcome(kept: KeptAnswer, attempts: int, request_digest: str) -> RowOutcome
         answer.n_tokens,
         attempts,
         None,
-        request_digest,
+        digest,
         kept.engine,
         kept.date,
+        tokens,
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from latteclip.captions.answers import AnswerStore
+from latteclip.captions.answers import AnswerStore, Tokens
 from latteclip.captions.ask import Asking, Pool
 from latteclip.captions.class_questions import NOT_ASKED, ClassQuestions, RowScores
 from latteclip.captions.engines.base import Captioner, CaptionerSettings
@@ -63,4 +63,5 @@ class ScoreAsking(Asking):
             digest=request_digest,
             engine=kept.engine,
             date=kept.date,
+            tokens=Tokens.of(kept.answer),
         )

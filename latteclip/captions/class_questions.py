@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from latteclip.captions import letters
+from latteclip.captions.answers import NO_TOKENS, Tokens
 from latteclip.captions.questions import Questions
 from latteclip.captions.request import Choices
 from latteclip.captions.scores import Scores
@@ -69,6 +70,7 @@ class RowScores:
     digest: str | None = None  # None where nothing was asked
     engine: str = ""
     date: str | None = None
+    tokens: Tokens = NO_TOKENS
 
 
 NOT_ASKED = RowScores()

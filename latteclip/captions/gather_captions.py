@@ -11,7 +11,8 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 
 ROWS = 256  # of each shard, in memory at once
-JOINED = ("engine", "code")  # what the metadata of shards may differ in
+# What the metadata of shards may differ in beside their dates.
+JOINED, ADDED = ("engine", "code"), ("tokens_read", "tokens_written")
 
 
 def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -> None:
@@ -57,18 +58,20 @@ def _schema(path: str) -> pa.Schema:
 
 
 def _metadata(paths: Sequence[str], id_column: str) -> dict[str, Any]:
-    """The metadata of all shards together: engines and code versions joined, the last date."""
+    """The metadata of all shards together: engines and code versions, tokens, last date."""
     every = [tables.read_metadata(path, id_column) for path in paths]
     result = dict(every[0])
     for path, other in zip(paths, every, strict=True):
         for key, value in other.items():
-            if key not in (*JOINED, "date") and result.get(key) != value:
+            if key not in (*JOINED, *ADDED, "date") and result.get(key) != value:
                 raise UserError(
                     f"{path} and {paths[0]} differ in their {key}; delete them and rerun."
                 )
     for key in JOINED:
         names = {name for each in every for name in each[key].split(", ") if name}
         result[key] = ", ".join(sorted(names))
+    for key in ADDED:
+        result[key] = sum(each[key] for each in every)
     result["date"] = max((each["date"] for each in every if each["date"]), default=None)
     return result
 

@@ -27,6 +27,7 @@ def fault(kept: Mapping[str, Any]) -> str | None:
     return (
         fault_of_digest(kept.get("digest"))
         or fault_of_answer(kept.get("text"), kept.get("finish_reason"), kept.get("n_tokens"))
+        or fault_of_count(kept.get("n_read"))
         or fault_of_word(kept.get("engine"), "name of the engine")
         or fault_of_word(kept.get("date"), "date")
     )

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from latteclip.captions import request
-from latteclip.captions.answers import RowOutcome
+from latteclip.captions.answers import RowOutcome, Tokens
 from latteclip.captions.engines.base import OWN, CaptionerSettings
 from latteclip.captions.questions import Questions
 from latteclip.core import tables
@@ -43,6 +43,10 @@ class Outcome(Protocol):
     def error(self) -> str | None:
         """Why nobody did, though somebody was asked."""
 
+    @property
+    def tokens(self) -> Tokens:
+        """What it took to answer."""
+
 
 @dataclass
 class Sources:
@@ -51,12 +55,16 @@ class Sources:
     engines: set[str] = field(default_factory=set)
     last_date: str = ""
     first_error: str = ""
+    read: int = 0  # tokens
+    written: int = 0
 
     def note(self, outcome: Outcome) -> None:
         """Count one of them."""
         self.engines.add(outcome.engine)
         self.last_date = max(self.last_date, outcome.date or "")
         self.first_error = self.first_error or outcome.error or ""
+        self.read += outcome.tokens.read
+        self.written += outcome.tokens.written
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -65,6 +73,8 @@ class Sources:
             "engine": ", ".join(sorted(self.engines - {""})),
             "date": self.last_date or None,
             "code": code_version(),
+            "tokens_read": self.read,
+            "tokens_written": self.written,
         }
 
 

@@ -3,11 +3,10 @@
 import argparse
 import os
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 
 from latteclip.cli import cluster, log, people, stages, streams
 from latteclip.cli.arguments import Parser
-from latteclip.core import usage, worker_errors
+from latteclip.core import worker_errors
 from latteclip.core.errors import UserError, full_disk, refused_by_system
 from latteclip.core.signals import Terminated, unwinding
 from latteclip.core.version import __version__
@@ -158,7 +157,6 @@ def _finished(args: argparse.Namespace) -> int:
         if file := getattr(args, "log", None):
             log.add_file(file)
         cluster.log_job()
-        with usage.recorded(args.command.__name__, file) if file else nullcontext():
-            status: int = args.command(args) or 0
+        status: int = args.command(args) or 0
         streams.flush_output()
     return status

@@ -314,27 +314,12 @@ def doctor(args: argparse.Namespace) -> int:
     memory: dict[str, checks.Check] = {
         "kv-cache": lambda: checks.captioner(args.config, args.configfile)
     }
-    if not args.gpu:
-        return 0 if checks.doctor(sys.stdout, memory) else NOT_READY
-    from latteclip.cli.rehearsal.rehearse import rehearsal
-
-    with rehearsal(args.config, args.configfile, tell_all=args.debug) as parts:
-        return 0 if checks.doctor(sys.stdout, {**memory, **parts}) else NOT_READY
+    return 0 if checks.doctor(sys.stdout, memory) else NOT_READY
 
 
 def add_doctor(sub: argparse.ArgumentParser) -> None:
     """Arguments of doctor."""
-    sub.add_argument(
-        "--gpu",
-        action="store_true",
-        help="rehearse a run in five minutes at most: loader, training and captioner, and from "
-        "them hours and disk of what is configured",
-    )
     _add_configuration(sub)
-    sub.epilog = (
-        "A rehearsal downloads no model and leaves nothing behind. Without a GPU the demo's models "
-        "stand in for others."
-    )
 
 
 def completion(args: argparse.Namespace) -> None:

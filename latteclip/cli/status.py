@@ -1,8 +1,8 @@
 """Which stages of each dataset are done, stale or missing, as Snakemake itself sees it.
 
 Snakemake is asked twice, by two processes at once: `--summary` lists every output of the workflow
-with what is planned for it, and a dry run gives the reasons. What the stages used so far comes from
-the files beside their logs. Where there is a cluster, its queue follows. Nothing is run or written.
+with what is planned for it, and a dry run gives the reasons. What the stages took comes from
+Snakemake's benchmark files. Where there is a cluster, its queue follows. Nothing is run or written.
 """
 
 import ast
@@ -20,9 +20,10 @@ from typing import TextIO
 from latteclip.cli import cluster, locks
 from latteclip.cli.colours import paint
 from latteclip.config import layers, shipped
-from latteclip.core import usage
+from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.foreign import shown
+from latteclip.report.provenance import JobCost, job_costs, total
 
 RESULTS = Path("results")
 # Where Snakemake looks for a workflow that nobody names.
@@ -37,6 +38,7 @@ LOCK = "lock"
 COLOURS = {"done": "green", "stale": "yellow", "missing": "red"}
 FOLLOWING = ("Missing output files", "Input files updated by another job")
 LONGEST = 70  # characters of a reason
+ANSWERED = ("captions/images.parquet", "captions/groups.parquet", "class_scores.parquet")
 PARAMS = "Params have changed"
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")  # what repr makes of a string
 
@@ -284,31 +286,51 @@ def table(jobs: Sequence[Job], stream: TextIO) -> str:
 
 
 def _used(dataset: str, stream: TextIO) -> Iterator[str]:
-    """What the runs of a dataset's stages used so far, by stage and in all."""
-    folder = RESULTS / dataset if dataset != SHARED else RESULTS
-    stages = usage.by_stage(
-        path
-        for pattern in (f"logs/*{usage.SUFFIX}", f"*/seed*/logs/*{usage.SUFFIX}")
-        for path in sorted(folder.glob(pattern))
-    )
-    if not stages:
+    """What the jobs of a dataset took when they last ran, by stage and in all."""
+    if dataset == SHARED:
         return
-    yield f"  {paint('used so far', 'bold', stream)}: {_told(usage.total(stages.values()))}"
-    for stage, used in stages.items():
-        yield f"  {'':7}  {stage:22}  {_told(used)}"
+    folder = RESULTS / dataset
+    paths = sorted((*folder.glob("benchmarks/*.jsonl"), *folder.glob("*/**/benchmarks/*.jsonl")))
+    jobs = job_costs([{"rule": _stage(path), "run": "", "path": str(path)} for path in paths])
+    if not jobs:
+        return
+    yield f"  {paint('took', 'bold', stream)}: {_cost(total(jobs), len(jobs))}{_tokens(folder)}"
+    for stage in dict.fromkeys(job.rule for job in jobs):
+        own = [job for job in jobs if job.rule == stage]
+        yield f"  {'':7}  {stage:22}  {_cost(total(own), len(own))}"
 
 
-def _told(used: usage.Used) -> str:
-    """What was used in words; a GPU and tokens where there were any."""
+def _stage(benchmark: Path) -> str:
+    """The stage of a benchmark file, of whatever shard."""
+    return re.sub(r"-\d+-of-\d+$", "", benchmark.stem)
+
+
+def _cost(cost: JobCost, jobs: int) -> str:
+    """What jobs took in words."""
     parts = [
-        f"{used.runs} run{'s' * (used.runs != 1)}",
-        f"CPU {timedelta(seconds=round(used.cpu_seconds))}",
-        f"GPU {timedelta(seconds=round(used.gpu_seconds))}" if used.gpu_seconds else "",
-        f"{used.memory:,.0f} MiB",
-        f"{used.tokens_read:,} tokens read" if used.tokens_read else "",
-        f"{used.tokens_written:,} written" if used.tokens_written else "",
+        f"{jobs} job{'s' * (jobs != 1)}",
+        *(
+            f"{name}{timedelta(seconds=round(seconds))}"
+            for name, seconds in (
+                ("", cost.seconds),
+                ("CPU ", cost.cpu_seconds),
+                ("GPU ", cost.gpu_seconds),
+            )
+            if seconds
+        ),
+        *([f"{cost.memory:,.0f} MiB"] if cost.memory else []),
     ]
-    return ", ".join(filter(None, parts))
+    return ", ".join(parts)
+
+
+def _tokens(folder: Path) -> str:
+    """What the answers in a dataset's tables took, whenever they were asked for."""
+    read = written = 0
+    for path in filter(Path.is_file, map(folder.joinpath, ANSWERED)):
+        metadata = tables.read_metadata(path, "error")
+        read += metadata.get("tokens_read", 0)
+        written += metadata.get("tokens_written", 0)
+    return f", {read:,} tokens read, {written:,} written" if read or written else ""
 
 
 def _rows(jobs: Sequence[Job], stream: TextIO) -> Iterator[str]:

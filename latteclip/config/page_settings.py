@@ -4,7 +4,6 @@ import json
 from typing import Any
 
 from latteclip.config.configuration import HEADS, NO_CANDIDATES, Configuration
-from latteclip.core import usage
 
 # Sections that datasets share and a page tells, in its order.
 SECTIONS = (
@@ -78,7 +77,7 @@ def files_of_runs(configuration: Configuration, dataset: str, kind: str) -> list
 
 
 def benchmarks(configuration: Configuration, dataset: str) -> list[dict[str, str]]:
-    """Snakemake's benchmark files, and what commands wrote of their own use.
+    """Return the rule, the run and the path of each of Snakemake's benchmark files.
 
     They are no inputs, for one that is missing must rerun nothing.
     """
@@ -86,27 +85,20 @@ def benchmarks(configuration: Configuration, dataset: str) -> list[dict[str, str
     n = configuration.shards(dataset)
     shards = [f"-{i}-of-{n}" for i in range(1, n + 1)] if n > 1 else [""]
     files = [
-        _measured(folder, stage, "", shard)
+        (stage, "", f"{folder}/benchmarks/{stage}{shard}.jsonl")
         for stage in OF_DATASET
         for shard in (shards if stage in CAPTIONING else [""])
     ]
-    for method, seed in configuration.runs(dataset):
-        files += [
-            _measured(f"{folder}/{method}/seed{seed}", stage, f"{method}, seed {seed}")
-            for stage in OF_RUN
-        ]
-    return files
-
-
-def _measured(folder: str, stage: str, run: str, shard: str = "") -> dict[str, str]:
-    """The files that say what one job took: Snakemake's, and that of its command."""
-    name = f"{stage}{shard}"
-    return {
-        "rule": stage,
-        "run": run,
-        "path": f"{folder}/benchmarks/{name}.jsonl",
-        "used": f"{folder}/logs/{name}{usage.SUFFIX}",
-    }
+    runs = dict.fromkeys((*configuration.trainings(dataset), *configuration.runs(dataset)))
+    for method in dict.fromkeys(method for method, _ in runs):
+        name = "find_learning_rate"
+        files.append((name, method, f"{folder}/{method}/benchmarks/{name}.jsonl"))
+    files += [
+        (stage, f"{method}, seed {seed}", f"{folder}/{method}/seed{seed}/benchmarks/{stage}.jsonl")
+        for method, seed in runs
+        for stage in OF_RUN
+    ]
+    return [{"rule": rule, "run": run, "path": path} for rule, run, path in files]
 
 
 def shown_config(configuration: Configuration, dataset: str) -> dict[str, Any]:

@@ -41,7 +41,7 @@ OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 # The oldest compute capability for which each CUDA has code, where torch was built for older ones.
 OLDEST_CARD = {13: (7, 5)}  # Turing; CUDA 12 has Volta (V100) and Pascal
 _held: list[IO[str]] = []  # locks are the process's own and end with it
-_uses: list[tuple[int, float]] = []  # how many GPUs this process was given, and when
+_claimed: list[str] = []  # the GPUs that this process was given
 
 
 def claim(n: int = 1) -> None:
@@ -54,7 +54,7 @@ def claim(n: int = 1) -> None:
     Raises:
         UserError: this process may use fewer than n.
     """
-    if _uses:
+    if _claimed:
         return
     usable = visible()
     if not usable:
@@ -65,7 +65,7 @@ def claim(n: int = 1) -> None:
             )
         return
     if {CLAIMED, "LOCAL_RANK"} & set(os.environ):
-        _uses.append((1 if "LOCAL_RANK" in os.environ else n, time.monotonic()))
+        _claimed.append(os.environ.get(CLAIMED, "that of its rank"))
         return
     if len(usable) < n:
         within = f" ({VISIBLE}={os.environ[VISIBLE]})" if VISIBLE in os.environ else ""
@@ -82,12 +82,7 @@ def claim(n: int = 1) -> None:
     os.environ[CLAIMED] = ",".join(chosen)
     if len(usable) > 1 or VISIBLE in os.environ:
         os.environ[VISIBLE] = os.environ[CLAIMED]
-    _uses.append((n, time.monotonic()))
-
-
-def seconds_held() -> float:
-    """GPU seconds since this process was given its GPUs, whether or not they had work."""
-    return sum(n * (time.monotonic() - since) for n, since in _uses)
+    _claimed.extend(chosen)
 
 
 def visible() -> dict[str, str]:

@@ -10,8 +10,6 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-from latteclip.core import usage
-
 log = logging.getLogger(__name__)
 HEARD = (signal.SIGTERM, signal.SIGINT)
 GRACE = 5.0  # seconds that other processes have to end, before they are killed
@@ -96,7 +94,6 @@ def ending_in_order(kept: str) -> Iterator[Signals]:
         yield signals
     except Terminated as error:
         log.info("Stopped before the end. %s", kept if error.kept is None else error.kept)
-        usage.write_down(done=False)
         logging.shutdown()
         _end_children()
         os._exit(error.status)

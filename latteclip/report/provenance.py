@@ -30,8 +30,9 @@ class JobCost:
     rule: str
     run: str  # method and seed, or nothing
     seconds: float | None
+    cpu_seconds: float | None
+    gpu_seconds: float | None  # of all GPUs that the job held
     memory: float | None  # largest resident set, MiB
-    load: float | None  # mean use of the CPU, percent of one core
 
 
 def versions() -> dict[str, str]:
@@ -69,9 +70,24 @@ def job_costs(files: Sequence[dict[str, str]]) -> list[JobCost]:
         lines = [line for line in lines if line.strip()]
         if lines:
             values = json.loads(lines[-1])
-            numbers = [_number(values.get(key)) for key in ("s", "max_rss", "mean_load")]
-            found.append(JobCost(file["rule"], file["run"], *numbers))
+            seconds, cpu, memory = (_number(values.get(k)) for k in ("s", "cpu_time", "max_rss"))
+            gpus = _number((values.get("resources") or {}).get("gpu"))  # with --benchmark-extended
+            held = None if gpus is None or seconds is None else gpus * seconds
+            found.append(JobCost(file["rule"], file["run"], seconds, cpu, held, memory))
     return found
+
+
+def total(jobs: Sequence[JobCost], rule: str = "in all") -> JobCost:
+    """Return the sums over some jobs, and the largest memory; None where no job has a number."""
+
+    def numbers(name: str) -> list[float]:
+        return [value for job in jobs if (value := getattr(job, name)) is not None]
+
+    seconds, cpu, gpu = (
+        sum(found) if (found := numbers(name)) else None
+        for name in ("seconds", "cpu_seconds", "gpu_seconds")
+    )
+    return JobCost(rule, "", seconds, cpu, gpu, max(numbers("memory"), default=None))
 
 
 def _number(value: object) -> float | None:

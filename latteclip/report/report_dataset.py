@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from latteclip.captions import author
-from latteclip.core import tables, usage
+from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_text
 from latteclip.core.json_files import read_object
@@ -73,7 +73,7 @@ class ReportSettings:
     paper: str | None  # the method of the paper, where it was run
     suffix: str  # of the names of what belongs to a table of its own
     config: dict[str, Any]  # as merged for this dataset
-    # Of each job: rule, run, path of Snakemake's benchmark file, and of what its command used.
+    # Of each job: rule, run, path of Snakemake's benchmark file.
     benchmarks: list[dict[str, str]]
 
 
@@ -339,7 +339,7 @@ def _provenance(
 ) -> dict[str, Any]:
     """Versions, commit, seeds, configuration, captioner, and what each job took."""
     metadata: dict[str, Any] = next((one.metadata for one in captions if one), {})
-    used = usage.by_stage(Path(job["used"]) for job in settings.benchmarks)
+    jobs = provenance.job_costs(settings.benchmarks)
     return {
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": provenance.commit(),
@@ -348,8 +348,11 @@ def _provenance(
         "model": author.model(metadata),
         "own_files": [file for one in captions if one and (file := author.own_file(one.metadata))],
         "engine": metadata.get("engine"),
-        "jobs": [asdict(job) for job in provenance.job_costs(settings.benchmarks)],
-        "used": used,
-        "used_in_all": usage.total(used.values()),
+        "tokens": {
+            name: sum(one.metadata.get(f"tokens_{name}") or 0 for one in captions if one)
+            for name in ("read", "written")
+        },
+        "jobs": [asdict(job) for job in jobs],
+        "in_all": asdict(provenance.total(jobs)),
         "config": yaml.safe_dump(settings.config, sort_keys=False, allow_unicode=True, width=88),
     }

@@ -2,7 +2,6 @@ import json
 import logging
 import multiprocessing
 import os
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from latteclip.captions import answer_files
 from latteclip.captions.answers import Answer
 from latteclip.captions.engines import start as engines
 from latteclip.captions.request import AGAIN
+from latteclip.core import tables
 from latteclip.core.errors import UserError
 
 
@@ -213,13 +213,12 @@ def test_the_log_counts(dataset, recorder, caplog):
     assert "Wrote 7 captions, 0 empty, 0 without an answer, 0 cut" in caplog.text
 
 
-def test_tokens_that_were_asked_for_are_counted_once(dataset, recorder, monkeypatch):
-    counted = Counter()
-    monkeypatch.setattr("latteclip.core.usage._counted", counted)
+def test_kept_answers_count_with_the_tokens_that_they_took(dataset, recorder):
     recorder.reply = lambda request: Answer("a dot", "stop", 2, n_read=30)
     for _ in range(2):  # the second time all answers are held
         dataset.caption_images()
-        assert counted == {"tokens_read": 7 * 30, "tokens_written": 7 * 2}
+        found = tables.read_metadata(dataset.output, "caption")
+        assert (found["tokens_read"], found["tokens_written"]) == (7 * 30, 7 * 2)
 
 
 def test_an_answer_longer_than_its_tokens_can_be_is_a_failure_with_its_reason(dataset, recorder):

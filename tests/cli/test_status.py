@@ -95,8 +95,7 @@ def test_done_stages_and_missing_ones(indexed):
     assert lines[0] == ["demo: 2 of 13 jobs done"]
     assert ["done", "generate_textures"] in lines
     assert ["done", "index_images"] in lines
-    used = [line[0] for line in lines if line[-1].startswith("1 run, CPU 0:")]
-    assert used == ["generate_textures", "index_images"]
+    assert [line[0] for line in lines if line[-1].startswith("1 job, 0:")] == ["index_images"]
     assert ["missing", "finetune", "flyp, seeds 0, 1", "not run yet"] in lines
     assert ["missing", "evaluate_zero_shot", "zero_shot, seed 0", "not run yet"] in lines
     rules = [line[1] for line in lines if len(line) > 1]
@@ -179,26 +178,24 @@ def test_without_a_snakefile_it_tells_of_the_shipped_workflow(tmp_path, monkeypa
     assert "demo: 0 of 7 jobs done" in capsys.readouterr().out
 
 
-def test_what_was_used_is_told_by_stage_and_in_all(tmp_path, monkeypatch):
+def test_what_jobs_took_is_added_up_by_stage(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     jobs = status.read_summary(SUMMARY)
-    assert "used" not in status.table(jobs, sys.stdin)
-    usual = {"rank": 0, "seconds": 1.0, "cpu_seconds": 3601.4, "gpu_seconds": 0.0, "memory": 1500.2}
-    usual |= {"started": "2026-01-01", "tokens_read": 0, "tokens_written": 0}
-    lines = {
-        "logs/caption_images-1-of-2": {"stage": "caption_images", "tokens_read": 12345},
-        "logs/caption_images-2-of-2": {"stage": "caption_images", "tokens_written": 6},
-        "flyp/seed1/logs/finetune": {"stage": "finetune", "gpu_seconds": 61.0},
+    assert "took" not in status.table(jobs, sys.stdin)
+    usual = {"s": 60.0, "cpu_time": 3601.4, "max_rss": 1500.2, "resources": {"gpu": 0}}
+    files = {
+        "benchmarks/caption_images-1-of-2": {"max_rss": "NA"},
+        "benchmarks/caption_images-2-of-2": {"cpu_time": "NA"},
+        "flyp/seed1/benchmarks/finetune": {"resources": {"gpu": 2}},
     }
-    for name, line in lines.items():
-        path = tmp_path / "results" / "a" / f"{name}.used.jsonl"
+    for name, changes in files.items():
+        path = tmp_path / "results" / "a" / f"{name}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(usual | line) + "\n")
+        path.write_text(json.dumps(usual | changes) + "\n")
     told = [re.split(r"\s{2,}", x.strip()) for x in status.table(jobs, sys.stdin).splitlines()]
-    tokens = "12,345 tokens read, 6 written"
-    assert ["caption_images", f"2 runs, CPU 2:00:03, 1,500 MiB, {tokens}"] in told
-    assert ["finetune", "1 run, CPU 1:00:01, GPU 0:01:01, 1,500 MiB"] in told
-    assert [f"used so far: 3 runs, CPU 3:00:04, GPU 0:01:01, 1,500 MiB, {tokens}"] in told
+    assert ["caption_images", "2 jobs, 0:02:00, CPU 1:00:01, 1,500 MiB"] in told
+    assert ["finetune", "1 job, 0:01:00, CPU 1:00:01, GPU 0:02:00, 1,500 MiB"] in told
+    assert ["took: 3 jobs, 0:03:00, CPU 2:00:03, GPU 0:02:00, 1,500 MiB"] in told
 
 
 def test_colours_only_where_they_are_wanted():

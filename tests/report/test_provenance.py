@@ -5,10 +5,10 @@ from latteclip.report import provenance
 
 def test_benchmarks_that_are_missing_are_passed_over(tmp_path):
     (tmp_path / "a.jsonl").write_text(
-        '{"s": 1, "max_rss": 1}\n{"s": 61.5, "max_rss": "NA", "mean_load": 98.5}\n'
+        '{"s": 1, "max_rss": 1}\n{"s": 61.5, "max_rss": "NA", "cpu_time": 98.5}\n'
     )
     files = [{"rule": r, "run": "", "path": str(tmp_path / f"{r}.jsonl")} for r in ("a", "b")]
-    assert provenance.job_costs(files) == [provenance.JobCost("a", "", 61.5, None, 98.5)]
+    assert provenance.job_costs(files) == [provenance.JobCost("a", "", 61.5, 98.5, None, None)]
 
 
 def test_a_folder_without_git_has_no_commit(tmp_path):

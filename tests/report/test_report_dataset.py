@@ -487,23 +487,18 @@ def test_noise_in_thousands_of_classes_makes_a_page_that_can_be_mailed(tmp_path,
     assert "There is room for 120 of" in page.sections["sure"]
 
 
-def test_what_the_stages_used_stands_by_stage_and_in_all(results, tmp_path):
-    assert "No stage has written down what it used." in write(results)[0].sections["provenance"]
-    jobs = [("finetune", 0), ("finetune", 60), ("caption_images", 1234)]
-    for number, (stage, written) in enumerate(jobs):
-        line = {"stage": stage, "started": f"2026-01-0{number + 1}", "rank": 0, "seconds": 1.0}
-        line |= {"cpu_seconds": 90.0, "gpu_seconds": 30.0, "memory": 512.0 * (number + 1)}
-        line |= {"tokens_read": 0, "tokens_written": written}
-        (tmp_path / f"{number}.used.jsonl").write_text(json.dumps(line) + "\n")
-    files = [
-        {"rule": stage, "run": "", "path": "", "used": str(tmp_path / f"{number}.used.jsonl")}
-        for number, (stage, _) in enumerate(jobs)
-    ]
-    table = write(results, benchmarks=files)[0].tables["used"]
+def test_what_each_job_took_is_added_up(results, tmp_path):
+    assert "No benchmark files" in write(results)[0].sections["provenance"]
+    files = []
+    for number, (stage, gpus) in enumerate([("finetune", 1), ("caption_images", 0)]):
+        path = tmp_path / f"{number}.jsonl"
+        line = {"s": 60.0, "cpu_time": 90.0, "max_rss": 512.0 * (number + 1)}
+        path.write_text(json.dumps(line | {"resources": {"gpu": gpus}}) + "\n")
+        files.append({"rule": stage, "run": "", "path": str(path)})
+    table = write(results, benchmarks=files)[0].tables["jobs"]
     rows = [[text.strip() for text, _ in row] for row in table]
-    assert rows[1] == ["finetune", "2", "3 min 00 s", "1 min 00 s", "1.0 GiB", "0", "60"]
-    assert rows[2][:2] == ["caption_images", "1"]
-    assert rows[3] == ["in all", "3", "4 min 30 s", "1 min 30 s", "1.5 GiB", "0", "1,294"]
+    assert rows[1] == ["finetune", "", "1 min 00 s", "1 min 30 s", "1 min 00 s", "512 MiB"]
+    assert rows[3] == ["in all", "", "2 min 00 s", "3 min 00 s", "1 min 00 s", "1.0 GiB"]
 
 
 def test_a_page_that_is_too_large_is_refused(results, monkeypatch):
