@@ -6,7 +6,7 @@ import yaml
 from support.tiny import ROOT
 
 from latteclip.config import layers
-from latteclip.config.configuration import Configuration, as_json, names, seed_list
+from latteclip.config.configuration import Configuration, as_json
 from latteclip.config.layers import merge
 from latteclip.core.errors import UserError
 from latteclip.evaluate import published
@@ -26,17 +26,6 @@ def refused(config, message, **given):
     with pytest.raises(UserError, match=message) as caught:
         configured(config, **given)
     assert "\n" not in str(caught.value)
-
-
-def test_names_come_from_lists_and_from_commas():
-    assert names("a, b,c") == ["a", "b", "c"]
-    assert names(["a", "b"]) == ["a", "b"]
-
-
-def test_seeds_come_from_a_count_a_list_or_commas():
-    assert seed_list(3) == [0, 1, 2]
-    assert seed_list([4, 7]) == [4, 7]
-    assert seed_list("4,7") == [4, 7]
 
 
 def test_the_repository_s_configuration_is_valid_and_runs_the_demo(config):
@@ -71,11 +60,6 @@ def test_a_method_without_training_runs_once(config):
     ]
 
 
-def test_label_propagation_is_not_trained(config):
-    found = configured(config, method="label_propagation,flyp", seeds=2)
-    assert found.runs("demo") == [("label_propagation", 0), ("flyp", 0), ("flyp", 1)]
-
-
 def test_datasets_and_methods_come_from_commas(config):
     found = configured(config, dataset="dtd,demo", method="latteclip,zero_shot")
     assert found.datasets == ["dtd", "demo"]
@@ -106,40 +90,12 @@ def test_the_later_layer_wins(config, top):
     assert found.method("latteclip", "demo")["finetune"]["lr"] == [0.1, 0.2, 0.3, 0.4, 0.5][top]
 
 
-def test_layers_of_one_method_and_dataset_do_not_reach_others(config):
-    config = merge(
-        config,
-        {"methods": {"latteclip": {"finetune": {"beta1": 0.3}}}},
-        {"datasets": {"demo": {"methods": {"latteclip": {"finetune": {"beta2": 0.4}}}}}},
-    )
-    found = configured(config, dataset="demo,dtd")
-    assert found.method("flyp", "demo")["finetune"]["beta1"] == config["finetune"]["beta1"]
-    assert found.method("latteclip", "dtd")["finetune"]["beta1"] == 0.3
-    assert found.method("latteclip", "dtd")["finetune"]["beta2"] == config["finetune"]["beta2"]
-
-
 def test_a_method_given_on_the_command_line_wins_over_the_dataset_s(config):
     given = {"methods": {"latteclip": {"switches": {"alpha": 0.25}, "finetune": {"lr": 0.5}}}}
     config = merge(config, {"datasets": {"demo": {"finetune": {"lr": 0.1}}}})
     found = configured(config, **given).method("latteclip", "demo")
     assert found["switches"]["alpha"] == 0.25
     assert found["finetune"]["lr"] == 0.5
-
-
-def test_a_dataset_s_switches_are_laid_over_the_method_s(config):
-    config = merge(
-        config,
-        {
-            "datasets": {
-                "demo": {"methods": {"latteclip_no_captions": {"switches": {"alpha": 0.9}}}}
-            }
-        },
-    )
-    assert configured(config).method("latteclip_no_captions", "demo")["switches"] == {
-        "alpha": 0.9,
-        "image_description": False,
-        "group_description": False,
-    }
 
 
 @pytest.fixture
@@ -171,13 +127,6 @@ def test_likeness_reaches_through_methods_and_the_own_settings_win(alike):
     assert (found["finetune"]["lr"], found["finetune"]["beta1"]) == (0.5, 0.3)
 
 
-def test_a_dataset_may_change_a_method_that_is_like_another(alike):
-    change = {"datasets": {"demo": {"methods": {"child": {"switches": {"alpha": 0.9}}}}}}
-    found = configured(merge(alike, change))
-    assert found.method("child", "demo")["switches"]["alpha"] == 0.9
-    assert found.method("latteclip", "demo")["switches"]["alpha"] == 0.75
-
-
 def test_what_the_user_gives_a_method_reaches_those_that_are_like_it(alike):
     given = {"methods": {"latteclip": {"switches": {"alpha": "0.5"}, "finetune": {"lr": "0.125"}}}}
     found = configured(alike, finetune={"lr": "0.75"}, **given)
@@ -187,49 +136,20 @@ def test_what_the_user_gives_a_method_reaches_those_that_are_like_it(alike):
     assert found.method("flyp", "demo")["finetune"]["lr"] == 0.75
 
 
-def test_likeness_decides_how_a_method_runs(alike):
-    methods = {"frozen": {"like": "zero_shot"}}
-    found = configured(merge(alike, {"methods": methods}))
-    assert not found.is_trained("frozen")
-    assert found.is_trained("grandchild")
-    assert found.objective("grandchild") == "latteclip"
-    assert not found.reads_captions("grandchild", "image", "demo")
-    assert found.reads_captions("grandchild", "group", "demo")
-
-
 def test_methods_may_not_be_like_each_other_in_a_circle(config):
     circle = {"a": {"like": "b"}, "b": {"like": "c"}, "c": {"like": "b"}}
     refused(config, "in a circle: a, b, c, b", methods=circle)
-
-
-def test_methods_may_not_be_like_each_other_in_an_endless_chain(config):
-    chain = {f"m{n}": {"like": f"m{n + 1}"} for n in range(1500)}
-    refused(config, "Method m.* is like", methods={**chain, "m1500": {"like": "flyp"}})
 
 
 @pytest.mark.parametrize(
     ("method", "others", "message"),
     [
         ({"like": "flyp", "pseudo_labels": "lmm"}, {}, r"scores\.kind"),
-        ({"like": "flyp", "pseudo_labels": "caption"}, {"scores": {"kind": "letters"}}, "scores"),
-        ({"like": "image_prototypes", "pseudo_labels": "caption"}, {}, "not caption"),
+        ({"like": "image_prototypes", "pseudo_labels": "caption"}, {}, "caption"),
         (
-            {"like": "image_prototypes", "pseudo_labels": "lmm"},
-            {"scores": {"kind": "letters"}},
-            "not lmm",
-        ),
-        (
-            {
-                "like": "latteclip",
-                "switches": {"zero_shot_loss": False, "finetuned_loss": False},
-            },
+            {"like": "latteclip", "switches": {"zero_shot_loss": False, "finetuned_loss": False}},
             {},
-            "zero_shot_loss, finetuned_loss",
-        ),
-        (
-            {"like": "latteclip_no_captions", "switches": {"class_description": False}},
-            {},
-            "class_description, image_description, group_description",
+            "zero_shot_loss",
         ),
         (
             {"like": "latteclip"},
@@ -273,14 +193,6 @@ def test_the_study_runs_what_the_paper_compares(config):
     assert found.seeds == [0, 1, 2]
     ablations = yaml.safe_load((ROOT / "config" / "ablations.yaml").read_text())
     assert set(found.methods) == {*ablations["method"], "flyp", "label_propagation"}
-
-
-def test_a_table_s_baseline_must_be_a_method(config):
-    refused(
-        config,
-        r"Method 'latte' of table\.baseline is unknown; did you mean latteclip\?",
-        table={"baseline": "latte"},
-    )
 
 
 def test_sections_have_three_layers(config):
@@ -332,85 +244,30 @@ def test_numbers_may_be_written_in_every_usual_way(config, text):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"captionr": {}}, "captionr is unknown; did you mean captioner"),
-        ({"finetune": {"epoch": 3}}, r"finetune\.epoch is unknown; did you mean epochs"),
-        (
-            {"datasets": {"demo": {"prompts": {"images": "?"}}}},
-            r"datasets\.demo\.prompts\.images is unknown; did you mean image\?",
-        ),
-        (
-            {"methods": {"latteclip": {"switches": {"mixer_weight": False}}}},
-            r"switches\.mixer_weight is unknown; did you mean mixer_weights",
-        ),
-        ({"finetune": {"zzz": 3}}, "known are: batch_norm, batch_size"),
-        ({"dataset": "demoo"}, "Dataset 'demoo' is unknown; did you mean demo"),
-        ({"method": "flyp,lateclip"}, "Method 'lateclip' is unknown; did you mean latteclip"),
-        ({"finetune": {"lr": -1}}, r"finetune\.lr .*learning rate"),
-        (
-            {"finetune": {"epochs": "many"}},
-            r"finetune\.epochs .*a whole number or auto, not \"many\"",
-        ),
-        ({"seeds": 0}, "seeds"),
+        ({"captionr": {}}, "captionr .*captioner"),
+        ({"finetune": {"epoch": 3}}, r"finetune\.epoch .*epochs"),
+        ({"methods": {"latteclip": {"switches": {"mixer_weight": 0}}}}, "mixer_weights"),
+        ({"dataset": "demoo"}, "demoo.*demo"),
+        ({"method": "flyp,lateclip"}, "lateclip.*latteclip"),
+        ({"finetune": {"lr": -1}}, r"finetune\.lr "),
+        ({"finetune": {"lr": "1e999"}}, r"finetune\.lr "),
+        ({"finetune": {"epochs": "many"}}, r"finetune\.epochs "),
+        ({"finetune": None}, "finetune"),
         ({"seeds": "a,b"}, "seeds"),
-        ({"captioner": {"engine": "vlm"}}, r'captioner\.engine .*one of vllm, .*, not "vlm"'),
-        ({"scores": {"kind": "none"}}, r"scores\.kind .*one of null, likelihood, letters"),
-        ({"captions": {"shards": 10**6}}, r"captions\.shards"),
-        ({"scores": {"topk": 1}}, r"scores\.topk .*less than the minimum of 2"),
-        ({"scores": {"share": 0}}, r"scores\.share .*less than or equal to the minimum of 0"),
-        ({"scores": {"orders": 0}}, r"scores\.orders .*less than the minimum of 1"),
-        ({"scores": {"answer": " a thing"}}, r"scores\.answer .*does not match"),
-        (
-            {"dataset": "new", "datasets": {"new": {"template": "{}"}}},
-            "new has no source.*image_dir",
-        ),
-        ({"methods": {"new": {"switches": {}}}}, r"methods\.new: 'objective' is a required"),
-        (
-            {"methods": {"new": {"like": "lateclip"}}},
-            "Method 'lateclip', which new is like, is unknown; did you mean latteclip",
-        ),
-        (
-            {"datasets": {"demo": {"methods": {"flyp": {"like": "latteclip"}}}}},
-            r"datasets\.demo\.methods\.flyp \(which cannot be what it is like\)",
-        ),
-        ({"methods": {"label_propagation": {"graph": {"alpha": 1}}}}, r"graph\.alpha .*share"),
-        ({"table": {"name": "a/b"}}, r"table\.name .*'a/b' does not match"),
-        (
-            {"datasets": {"demo": {"source": {"folder": "."}}}},
-            r"datasets\.demo\.source.*too many properties",
-        ),
+        ({"captioner": {"engine": "vlm"}}, r"captioner\.engine .*vllm"),
+        ({"image_dir": "x" * 300}, "image_dir"),
+        ({"dataset": "new", "datasets": {"new": {"template": "{}"}}}, "new .*image_dir"),
+        ({"methods": {"new": {"switches": {}}}}, r"methods\.new: .*objective"),
+        ({"methods": {"new": {"like": "lateclip"}}}, "lateclip.*latteclip"),
+        ({"table": {"baseline": "latte"}}, r"table\.baseline .*latteclip"),
+        ({"clip": {"model": "ViT-B-32"}}, r"clip\.pretrained"),
+        ({"datasets": {"demo": {"template": ["a {}.", "photo"]}}}, "demo: template .*photo"),
+        ({"datasets": {"demo": {"class_synonyms": {"grid": ["net", "net"]}}}}, "class_synonyms"),
     ],
     ids=str,
 )
 def test_mistakes_are_one_sentence_that_names_the_key(config, given, message):
     refused(config, message, **given)
-
-
-def test_a_template_without_a_place_is_refused(config):
-    refused(
-        config,
-        r"Dataset demo: template 'a photo' has no \{\}",
-        datasets={"demo": {"template": "a photo"}},
-    )
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ({"template": []}, "Dataset demo: template is an empty list"),
-        ({"template": ["a {}.", "photo"]}, "Dataset demo: template 'photo' has no"),
-        ({"template": ["a {}.", "a {}."]}, "Dataset demo: template .* is given 2 times"),
-        ({"template": ["a {}.", 3]}, r"datasets\.demo\.template\.1.* must be a text, not 3"),
-        ({"class_synonyms": {"grid": ["net", "net"]}}, "Dataset demo: class_synonyms has 'net' 2"),
-        ({"class_synonyms": {"grid": ["net"], "grid ": ["mesh"]}}, "Dataset demo: .*'grid'"),
-        (
-            {"class_synonyms": {"grid": "net"}},
-            r"class_synonyms\.grid \(other names of the class\): must be a list, not \"net\"",
-        ),
-    ],
-    ids=str,
-)
-def test_words_for_classes_are_checked_before_anything_runs(config, words, message):
-    refused(config, message, datasets={"demo": words})
 
 
 def test_modern_models_and_words_are_those_that_the_libraries_know(config, tmp_path):
@@ -448,18 +305,6 @@ def test_one_key_of_a_folder_may_be_set_and_the_others_stay(config, tmp_path, se
     assert other.section(section, "dtd") == configured(config).section(section, "dtd")
 
 
-def test_a_template_alone_may_be_set_for_a_folder(config, tmp_path):
-    folder = {"dataset": "mine", "image_dir": str(tmp_path)}
-    assert configured(config, **folder).template("mine") == "a photo of a {}."
-    for given in ({"datasets": {"mine": {"template": "a {}."}}}, {"template": "a {}."}):
-        assert configured(config, **folder, **given).template("mine") == "a {}."
-
-
-def test_a_share_on_the_command_line_arrives_as_text_and_wins(config):
-    given = {"split": {"max_corrupt": ".05"}}
-    assert configured(config, dataset="dtd", **given).section("split", "dtd")["max_corrupt"] == 0.05
-
-
 @pytest.mark.parametrize(
     ("model", "side"),
     [
@@ -475,30 +320,12 @@ def test_pictures_are_squares_for_captioners_that_see_them_so(config, model, sid
     assert found["square_side"] == side
 
 
-def test_a_missing_source_folder_is_refused(config, tmp_path):
-    del config["datasets"]["demo"]["source"]["textures"]
-    source = {"folder": str(tmp_path / "nowhere")}
-    refused(config, "nowhere is not a folder", datasets={"demo": {"source": source}})
-
-
 def test_a_missing_model_folder_is_refused(config, tmp_path):
     refused(
         config,
         f"Dataset demo: clip.model names the folder {tmp_path}, which has no",
         clip={"model": f"local-dir:{tmp_path}"},
     )
-
-
-def test_a_named_model_needs_pretrained_weights(config):
-    refused(config, "ViT-B-32 needs clip.pretrained", clip={"model": "ViT-B-32"})
-
-
-def test_mistakes_in_datasets_that_do_not_run_are_left_for_later(config, tmp_path):
-    configured(config, datasets={"dtd": {"clip": {"model": f"local-dir:{tmp_path}"}}})
-
-
-def test_settings_for_commands_do_not_depend_on_the_order_of_keys():
-    assert as_json({"b": 1, "a": "é"}) == as_json({"a": "é", "b": 1}) == '{"a": "é", "b": 1}'
 
 
 def test_braces_in_a_source_folder_are_refused(config, tmp_path):
@@ -516,82 +343,3 @@ def test_a_download_into_another_folder_is_refused(config):
     for into in ("../../../out", "/out", ""):
         source["downloads"]["x.zip"]["into"] = into
         refused(config, "folder inside the dataset's folder", datasets={"demo": {"source": source}})
-
-
-LONG = "x" * 300
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"dataset": []}, r"key dataset .*: \[\] should be non-empty"),
-        ({"method": []}, r"key method .*: \[\] should be non-empty"),
-        ({"dataset": 5}, "key dataset .* must be a text or a list, not 5"),
-        ({"image_dir": ""}, 'key image_dir .* must be a path on one line, .* not ""'),
-        ({"image_dir": LONG}, "key image_dir .* must be a path .* 255 in each part, not .*xxx"),
-        (
-            {"image_dir": "x/" * 2500},
-            "key image_dir .* must be a path on one line, of at most",
-        ),
-        ({"image_dir": "photos\n"}, "key image_dir .* must be a path on one line"),
-        ({"image_dir": "a\0b"}, "Configuration: image_dir holds the character '.x00'"),
-        ({"image_dir": "a\udcffb"}, "image_dir holds the character .* not valid UTF-8"),
-        ({"table": {"name": "ours\n"}}, "key table.name .* must be a name on one line"),
-        (
-            {"methods": {LONG: {"objective": "flyp"}}},
-            "key methods: must be a name on one line",
-        ),
-        (
-            {"methods": {"ours\n": {"objective": "flyp"}}},
-            r"the key 'ours\\n' of methods is",
-        ),
-        ({"datasets": {2024: {}}}, "the key 2024 of datasets is a number, not text"),
-        ({"finetune": {None: 3}}, "the key null of finetune is null, not text"),
-        ({"finetune": {"lr": float("nan")}}, "finetune.lr is nan, which is not a number"),
-        ({"finetune": {"lr": "NaN"}}, "finetune.lr is nan, which is not a number"),
-        ({"finetune": {"lr": "Infinity"}}, "finetune.lr is inf, which is not a number"),
-        ({"finetune": {"lr": "1e999"}}, "finetune.lr is inf, which is not a number"),
-        ({"finetune": {"lr": 10**400}}, "finetune.lr is too large a whole number"),
-        (
-            {"finetune": {"epochs": 3.0}},
-            "finetune.epochs .* must be a whole number or auto, not 3.0",
-        ),
-        ({"finetune": "{lr: ["}, 'key finetune .* must be keys with values, not "{lr: ."'),
-        ({"finetune": None}, "key finetune .* must be keys with values, not null"),
-        (
-            {"finetune": {"lr": "2024-13-45"}},
-            'finetune.lr .* must be a number or auto, not "2024-13-45"',
-        ),
-        ({"seeds": 3.0}, "key seeds .* must be a whole number or a list or a text, not 3.0"),
-        ({"seeds": 10**9}, "key seeds .*greater than the maximum of 1000"),
-        ({"seeds": "9" * 5000}, "key seeds .*: '9999.*[.][.][.]"),
-        ({"clip": {"model": "hf-hub:" + "x/" * 150}}, "clip.model is longer than any model"),
-        (
-            {"compute": {"micro_batch": "auto\n"}},
-            "compute.micro_batch .* a whole number or auto or null",
-        ),
-    ],
-    ids=lambda value: str(value)[:40],
-)
-def test_values_that_no_stage_could_use_are_refused_at_the_door(config, given, message):
-    with pytest.raises(UserError, match=message) as caught:
-        configured(config, **given)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 600
-
-
-def test_a_folder_that_may_not_be_looked_into_is_not_a_folder(config, tmp_path):
-    """Whoever may look into any folder (root) is told the same of one that is not there."""
-    tmp_path.chmod(0)
-    refused(config, "source.folder .*/x is not a folder", image_dir=str(tmp_path / "x"))
-    tmp_path.chmod(0o700)
-
-
-def test_a_section_without_one_of_its_keys_is_refused(config):
-    del config["finetune"]["lr"]
-    refused(config, r"Configuration key finetune\.lr is missing, and has no default")
-
-
-def test_a_table_without_its_baseline_is_refused(config):
-    del config["table"]["baseline"]
-    refused(config, "Configuration table: 'baseline' is a required property")

@@ -1,5 +1,4 @@
 import pytest
-from support.tiny import write_index
 
 from latteclip.config import demands
 
@@ -21,47 +20,6 @@ def test_a_training_has_room_for_the_pictures_it_keeps_and_for_each_process(conf
     assert asked(processes={"finetune": 8}) == usual + 7 * 6_000
 
 
-def test_time_grows_with_images_passes_and_attempts():
-    assert demands.minutes("finetune", 0, 1, 1) == 20
-    assert demands.minutes("finetune", 12_000, 10, 1) == 20 + 10
-    assert demands.minutes("finetune", 12_000, 10, 2) == 60
-
-
-def test_images_are_those_of_the_file_until_there_is_an_index(configured, tmp_path):
-    counts = configured().dataset("dtd")["split"]["counts"]
-    expected = demands.images_expected(configured(), "dtd")
-    assert expected == counts["train"] + counts["test"]
-    assert demands.images_expected(configured(), "demo") == 0
-    index = tmp_path / "images.parquet"
-    with pytest.raises(FileNotFoundError, match=r"images\.parquet"):
-        demands.images_indexed(str(index))
-    write_index(index, ["a.png", "b.png", "c.png"], ["train"] * 3, [0, 1, 0], ["x", "y"])
-    assert demands.images_indexed(str(index)) == 3
-
-
-@pytest.mark.parametrize(("engine", "gpus"), [("vllm", 2), ("openai", 0), ("file", 0)])
-def test_only_an_engine_that_loads_a_model_has_gpus(configured, engine, gpus):
-    found = configured(captioner={"engine": engine, "tensor_parallel_size": 2})
-    assert demands.captioner_gpus(found, "dtd") == gpus
-
-
-def test_passes_and_processes_are_those_of_the_configuration(configured):
-    found = configured(finetune={"epochs": 7}, processes={"finetune": 3})
-    assert demands.epochs(found, "dtd", "flyp") == 7
-    assert demands.processes(found, "dtd") == 3
-    assert demands.one(found) == 1
-    assert demands.share_of_shard(found, shards="4") == 0.25
-    assert demands.share_of_shard(found) == 1
-
-
-def test_images_are_asked_about_in_every_order_and_by_their_share(configured):
-    by_letters = configured(scores={"kind": "letters", "orders": 3, "share": 0.5})
-    assert demands.questions_per_image(by_letters, "dtd") == 1.5
-    assert demands.questions_per_image(by_letters, "dtd", shards="3") == 0.5
-    likelihood = configured(scores={"kind": "likelihood", "orders": 3, "share": 0.5})
-    assert demands.questions_per_image(likelihood, "dtd") == 0.5
-
-
 ALONE = {"dataset": "dtd", "method": "flyp", "seeds": 1}
 
 
@@ -81,10 +39,6 @@ ALONE = {"dataset": "dtd", "method": "flyp", "seeds": 1}
 )
 def test_trainings_beside_gpus_share_out_the_cores(configured, given, cores, gpus, threads):
     assert demands.training_threads(configured(**given), "dtd", cores, gpus) == threads
-
-
-def test_a_job_s_cores_are_spread_over_its_gpus():
-    assert [demands.cores_per_gpu(8, gpus) for gpus in (0, 1, 2, 3)] == [8, 8, 4, 3]
 
 
 @pytest.mark.parametrize(

@@ -70,43 +70,11 @@ def test_a_key_reaches_the_stages_that_need_it(configured, given, stages):
     assert changed == stages
 
 
-def test_textures_are_given_their_numbers(configured):
-    found = rule_settings.generate_textures(configured(), "demo")
-    assert found == {"train": 1500, "test": 2100, "gap": 0.85, "seed": 0}
-
-
-def test_a_model_is_named_by_its_note(configured):
-    note = "ViT-B-32@laion2b_s34b_b79k"
-    found = rule_settings.hub_model(configured(), note, "clip")
-    assert found == {"model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"}
-
-
-def test_prompts_are_those_of_the_dataset(configured):
-    for kind in ("image", "group"):
-        prompt = rule_settings.prompt(configured(), "demo", kind)
-        assert prompt == configured().section("prompts", "demo")[kind]
-
-
-@pytest.mark.parametrize(("kind", "is_asked"), [("likelihood", True), ("letters", False)])
-def test_the_image_prompt_goes_with_likelihoods_alone(configured, kind, is_asked):
-    found = rule_settings.scores(configured(scores={"kind": kind}), "demo")
-    prompt = rule_settings.prompt(configured(), "demo", "image")
-    assert found["prompt"] == (prompt if is_asked else "")
-    assert (found["kind"], found["answer"]) == (kind, " a {} texture with")
-
-
 def test_several_processes_start_under_torchrun_with_gpus_of_their_own(configured):
     assert rule_settings.finetune_command(configured(), "dtd") == "latteclip"
     command = rule_settings.finetune_command(configured(processes={"finetune": 4}), "dtd")
     assert command.startswith("python -m latteclip.core.gpus 4 torchrun ")
     assert "--nproc-per-node 4 -m -- latteclip" in command
-
-
-def test_synonyms_are_named_where_there_are_any(configured):
-    assert "class_synonyms" not in rule_settings.pseudo_label_images(configured(), "dtd")
-    given = {"datasets": {"dtd": {"class_synonyms": {"737": ["jet"]}}}}
-    found = rule_settings.pseudo_label_images(configured(**given), "dtd")
-    assert found["class_synonyms"] == {"737": ["jet"]}
 
 
 def test_each_seed_leaves_out_its_fold_in_training_and_is_judged_by_it(configured):
@@ -120,14 +88,6 @@ def test_each_seed_leaves_out_its_fold_in_training_and_is_judged_by_it(configure
 def test_the_search_for_a_learning_rate_knows_no_fold(configured):
     one, more = (configured(seeds=number) for number in (1, 3))
     settings = [rule_settings.find_learning_rate(each, "dtd", "flyp") for each in (one, more)]
-    assert settings[0] == settings[1]
-
-
-def test_without_a_share_the_number_of_seeds_reruns_no_training(configured):
-    one, more = (
-        configured(selection={"share": 0}, seeds=number, method="latteclip") for number in (1, 3)
-    )
-    settings = [rule_settings.finetune(found, "demo", "latteclip", "0") for found in (one, more)]
     assert settings[0] == settings[1]
 
 

@@ -1,5 +1,5 @@
 from latteclip.config import shipped
-from latteclip.config.schema import Schema, unknown
+from latteclip.config.schema import Schema
 
 
 def test_every_key_of_the_schema_is_described():
@@ -13,9 +13,3 @@ def test_every_key_of_the_schema_is_described():
             walk(sub, key)
 
     walk(Schema(shipped.SCHEMA).root, "config")
-
-
-def test_unknown_lists_the_known_where_nothing_is_near():
-    assert unknown("Dataset 'x'", "x", ["beta", "alpha"]) == (
-        "Dataset 'x' is unknown; known are: alpha, beta."
-    )

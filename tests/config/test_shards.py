@@ -4,7 +4,6 @@ import pytest
 
 from latteclip.config import layers, shards
 from latteclip.config.configuration import Configuration
-from latteclip.core.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -30,13 +29,3 @@ def test_as_many_jobs_caption_as_gpus_are_free_and_later_runs_do_so_too(
         assert found.shards("dtd") == expected
         assert ("dtd" in found.sharded()) == (expected > 1)
     assert Configuration(files, {"captions": {"shards": 3}}, gpus=8).shards("dtd") == 3
-
-
-def test_a_note_that_says_no_number_is_named(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / shards.NOTE.format(dataset="dtd")
-    path.parent.mkdir(parents=True)
-    for content in ("[]", '{"shards": "4"}', '{"shards": 0}', "{"):
-        path.write_text(content)
-        with pytest.raises(UserError, match=r"shards\.json"):
-            Configuration(layers.defaults(project=None), {}).shards("dtd")
