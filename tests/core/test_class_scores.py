@@ -54,24 +54,15 @@ def test_an_image_may_come_twice_or_not_at_all(tmp_path):
     ("options", "values"),
     [
         ([[0, 4]], [[-1.0, -2.0]]),
-        ([[-1, 0]], [[-1.0, -2.0]]),
         ([[2, 2]], [[-1.0, -2.0]]),
-        ([[0, 1]], [[-1.0]]),
-        ([[0, 1], [2]], [[-1.0], [-1.0, -2.0]]),
         ([[0, 1]], [[-1.0, math.nan]]),
-        ([[0, 1]], [[-1.0, math.inf]]),
     ],
     ids=str,
 )
 def test_rows_that_cannot_be_are_refused(tmp_path, options, values):
     path = write(tmp_path / "s.parquet", options, values)
-    with pytest.raises(UserError, match="delete it and rerun its stage"):
+    with pytest.raises(UserError, match=r"s\.parquet"):
         read(path, IDS[: len(options)], 4)
-
-
-def test_the_same_class_in_two_rows_is_right(tmp_path):
-    path = write(tmp_path / "s.parquet", [[2], [2]], [[-1.0], [-2.0]])
-    assert read(path, IDS[:2], 3)[1].tolist() == [[-1.0], [-2.0]]
 
 
 def test_an_image_is_unlike_its_options_as_they_are_improbable_together():

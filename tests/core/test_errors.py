@@ -29,8 +29,3 @@ def test_a_full_disk_is_one_sentence_that_names_the_file(error):
 def test_libraries_without_numbers_of_errors_are_understood():
     error = RuntimeError("I/O error: No space left on device (os error 28)")
     assert full_disk(error).startswith("A disk is full")
-
-
-@pytest.mark.parametrize("error", [OSError(errno.ENOENT, "No such file", "x"), KeyError("x")])
-def test_other_errors_are_none(error):
-    assert full_disk(error) is None

@@ -1,4 +1,3 @@
-import json
 import os
 import socket
 import subprocess
@@ -9,16 +8,11 @@ import pytest
 from support.permissions import as_nobody
 
 from latteclip.core.errors import UserError
-from latteclip.core.files import replacing, write_json, write_text
+from latteclip.core.files import replacing, write_text
 
 
 def fail():
     raise RuntimeError("stop")
-
-
-def test_a_file_is_written_with_its_folders(tmp_path):
-    write_text(tmp_path / "a" / "b" / "x.txt", "é\n")
-    assert (tmp_path / "a" / "b" / "x.txt").read_bytes() == "é\n".encode()
 
 
 def test_nothing_shows_under_the_name_before_the_end(tmp_path):
@@ -108,15 +102,7 @@ def test_a_folder_replaces_nothing_of_the_user(tmp_path, old):
     assert {p.name for p in tmp_path.iterdir()} == {"mine", "elsewhere"}
 
 
-def test_a_file_does_not_replace_an_empty_folder(tmp_path):
-    (tmp_path / "empty").mkdir()
-    refused = pytest.raises(UserError, match="empty cannot be written")
-    with refused, replacing(tmp_path / "empty") as temporary:
-        temporary.touch()
-    assert [p.name for p in tmp_path.iterdir()] == ["empty"]
-
-
-@pytest.mark.parametrize("path", ["file/x.txt", "file/deeper/x.txt", "x" * 250, "x" * 300 + "/y"])
+@pytest.mark.parametrize("path", ["file/x.txt", "x" * 300 + "/y"])
 def test_a_place_that_cannot_be_is_one_sentence(tmp_path, path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot be written|too long a name"):
@@ -167,12 +153,3 @@ def test_a_killed_process_leaves_its_half_file_to_the_next(tmp_path):
     assert [p.suffix for p in tmp_path.iterdir()] == [".tmp"]
     write_text(target, "new")
     assert list(tmp_path.iterdir()) == [target]
-
-
-def test_json_is_readable_and_comes_back(tmp_path):
-    value = {"é": [1, None, "x"]}
-    write_json(tmp_path / "x.json", value)
-    text = (tmp_path / "x.json").read_text(encoding="utf-8")
-    assert json.loads(text) == value
-    assert "é" in text
-    assert text.endswith("}\n")

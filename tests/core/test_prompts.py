@@ -1,7 +1,7 @@
 import pytest
 
 from latteclip.core.errors import UserError
-from latteclip.core.prompts import class_texts, clean_classname, clean_classnames, fill
+from latteclip.core.prompts import class_texts, clean_classname, clean_classnames
 
 UNDERSCORES = {"_": " "}
 
@@ -24,10 +24,6 @@ def test_replacements_are_made_before_lower_case():
     assert clean_classname("AnnualCrop", {"AnnualCrop": "Annual Crop Land"}) == "annual crop land"
 
 
-def test_names_keep_their_order():
-    assert clean_classnames(["B_b", "a"], UNDERSCORES) == ["b b", "a"]
-
-
 @pytest.mark.parametrize(
     ("names", "message"),
     [
@@ -42,15 +38,5 @@ def test_names_that_cannot_stand_are_refused(names, message):
         clean_classnames(names, UNDERSCORES)
 
 
-def test_every_place_is_filled():
-    assert fill("{} or {}?", "a {b}") == "a {b} or a {b}?"
-    assert fill("nothing to fill", "x") == "nothing to fill"
-
-
 def test_class_texts_fill_the_template_in_order():
     assert class_texts("a {}.", ["x", "y z"]) == ["a x.", "a y z."]
-
-
-def test_a_template_without_a_place_is_refused():
-    with pytest.raises(UserError, match=r"has no \{\}"):
-        class_texts("a photo.", ["x", "y"])
