@@ -77,6 +77,51 @@ def test_a_stage_has_its_sources_and_no_others(monkeypatch):
     assert "latteclip/core/progress.py" not in found
 
 
+OF_CAPTIONS = {"captions.caption", "captions.score_classes"}
+COLLECTING = {"evaluate.select_model", "evaluate.summarize"}
+PAGES = {"report.report_dataset", "report.index_results"}
+EVALUATING = {"evaluate.evaluate", "evaluate.evaluate_zero_shot"}
+
+
+@pytest.mark.parametrize(
+    ("edited", "rerun", "spared"),
+    [
+        (
+            "train.objectives.losses",
+            set(),
+            {"train.finetune"},
+        ),  # by the rule, as an input of its own
+        ("captions.caption", {"captions.caption"}, {"captions.score_classes", "train.finetune"}),
+        ("captions.clean", {"captions.caption"}, {"captions.score_classes", "train.finetune"}),
+        (
+            "captions.mentions",
+            {"captions.summarize_captions", "report.report_dataset"},
+            OF_CAPTIONS,
+        ),
+        ("captions.show", set(), OF_CAPTIONS | PAGES),
+        ("data.clip_config", {"train.finetune", "evaluate.evaluate"}, COLLECTING),
+        ("data.find_duplicates", {"data.find_duplicates"}, {"data.index_images", *PAGES}),
+        ("evaluate.metrics", EVALUATING, {"train.finetune", *COLLECTING}),
+        ("evaluate.results", {*COLLECTING, *PAGES}, {"train.finetune"}),
+        ("evaluate.selection", {"evaluate.select_model"}, {"train.finetune", *EVALUATING}),
+        ("evaluate.summary", {"evaluate.summarize", *PAGES}, {"train.finetune", *EVALUATING}),
+        ("report.figures", {"report.report_dataset"}, {"report.index_results", "train.finetune"}),
+        ("data.download_models", set(), {"train.finetune", *OF_CAPTIONS}),
+        ("cli.main", set(), {"train.finetune", *OF_CAPTIONS, *PAGES}),
+        ("core.gpus", set(), {"train.finetune", *OF_CAPTIONS, *EVALUATING}),
+    ],
+)
+def test_an_edit_is_one_of_the_stages_that_import_the_module(edited, rerun, spared):
+    """The sources of its stage are inputs of a rule: a dry run would find the same in seconds."""
+    root = shipped.PACKAGE.parent
+    found = {
+        stage
+        for stage in rerun | spared
+        if f"latteclip.{edited}" in code.closure(root, f"latteclip.{stage}")
+    }
+    assert found == rerun
+
+
 def test_sources_are_absolute_from_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert str(shipped.PACKAGE / "core" / "tables.py") in code.sources("latteclip.core.tables")
