@@ -1,7 +1,6 @@
 """Each of the ten datasets in its official layout, small, served from 127.0.0.1."""
 
 import json
-import logging
 
 import pytest
 import yaml
@@ -13,8 +12,6 @@ from latteclip.config import rule_settings
 from latteclip.config.configuration import Configuration, as_json
 from latteclip.config.layers import merge
 from latteclip.core import tables
-from latteclip.core.errors import UserError
-from latteclip.data import datasets
 
 COOP_SPLITS = SHARED / "data" / "coop_splits"
 # key -> key of classnames.json, archive, how it is packed, folder of the images in it
@@ -222,91 +219,6 @@ def test_through_snakemake_and_again_after_results_are_removed(checkout, host):
     assert host.requests == asked
 
 
-def test_dtd_on_real_photographs_through_snakemake(checkout, host, photographs):
-    split = (photographs / "split_zhou_DescribableTextures.json").read_bytes()
-    files = {
-        f"dtd/images/{path.relative_to(photographs / 'images')}": path.read_bytes()
-        for path in sorted((photographs / "images").rglob("*.jpg"))
-    }
-    content = json.loads(split)
-    counts = {
-        "train": len(content["train"] + content["val"]),
-        "test": len(content["test"]),
-        "classes": 10,
-    }
-    archive = tar(files, "w:gz")
-    downloads = {
-        name: {"sources": [host.serve(f"/{name}", data)], "checksum": sha256(data)}
-        for name, data in (
-            ("dtd-r1.0.1.tar.gz", archive),
-            ("split_zhou_DescribableTextures.json", split),
-        )
-    }
-    changes = {"source": {"downloads": downloads}, "split": {"counts": counts}}
-    override = {"dataset": "dtd", "datasets": {"dtd": changes}}
-    (checkout.root / "over.yaml").write_text(yaml.safe_dump(override))
-    done = checkout.snakemake("--configfile", "over.yaml", "--", "results/dtd/images.parquet")
-    assert done.returncode == 0, done.stdout
-    rows, names = read_index(checkout.root, "dtd")
-    assert len(rows) == counts["train"] + counts["test"] and len(names) == 10
-    assert min(row["width"] for row in rows) > 100
-
-
-def test_a_wrong_checksum_indexes_nothing(checkout, host):
-    override, _ = serve("eurosat", host)
-    host.files["/eurosat/EuroSAT.zip"] = zipped({"2750/evil.jpg": jpeg()})
-    (checkout.root / "over.yaml").write_text(yaml.safe_dump(override | {"dataset": "eurosat"}))
-    done = checkout.snakemake("--configfile", "over.yaml", "--", "results/eurosat/images.parquet")
-    assert done.returncode != 0 and "EuroSAT.zip could not be fetched" in done.stdout
-    assert not (checkout.root / "resources" / "eurosat" / "data").exists()
-    assert not (checkout.root / "results" / "eurosat" / "images.parquet").exists()
-    downloads = checkout.root / "resources" / "eurosat" / "downloads"
-    assert (downloads / "EuroSAT.zip.rejected").is_file()
-
-
-@pytest.mark.parametrize("layout", ["class folders", "unlabelled", "no label at all"])
-def test_a_folder_of_ones_own(checkout, tmp_path, layout):
-    mine = tmp_path / "my photos"
-    names = {
-        "class folders": [f"{c}/{n}.jpg" for c in ("cat", "dog") for n in range(12)],
-        "unlabelled": ["train/1.jpg", "train/2.jpg", "test/cat/3.jpg", "test/dog/4.jpg"],
-        "no label at all": [f"{n}.jpg" for n in range(24)],
-    }[layout]
-    for name in names:
-        (mine / name).parent.mkdir(parents=True, exist_ok=True)
-        (mine / name).write_bytes(jpeg())
-    if layout == "no label at all":
-        (mine / "classes.txt").write_text("cat\ndog\n")
-    done = checkout.snakemake(
-        "--config", "dataset=mydata", f"image_dir={mine}", "--", "results/mydata/images.parquet"
-    )
-    assert done.returncode == 0, done.stdout
-    rows, classes = read_index(checkout.root, "mydata")
-    assert {row["image_id"] for row in rows} == set(names) and classes == ["cat", "dog"]
-    labelled = {row["split"] for row in rows if row["label"] is not None}
-    expected = {
-        "class folders": {"train", "test"},
-        "unlabelled": {"test"},
-        "no label at all": set(),
-    }
-    assert labelled == expected[layout]
-    tested = {row["split"] for row in rows if row["split"] == "test"}
-    assert tested == (set() if layout == "no label at all" else {"test"})
-
-
-def test_image_dir_takes_the_place_of_a_known_source(tmp_path):
-    settings = settings_of("stanford_cars", {"image_dir": str(tmp_path)})
-    assert settings.dataset("stanford_cars")["source"] == {"folder": str(tmp_path)}
-    assert settings.dataset("stanford_cars")["split"]["kind"] == "coop"
-
-
-def test_image_dir_belongs_to_one_dataset(tmp_path):
-    config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
-    for asked in ("all", "dtd,eurosat"):
-        with pytest.raises(UserError, match="image_dir belongs to one dataset"):
-            Configuration(config | {"dataset": asked, "image_dir": str(tmp_path)}, {})
-
-
 # The list, and the check of what is on the disk.
 
 
@@ -338,49 +250,8 @@ def test_the_list_has_the_facts_of_each(place, capsys):
     assert any("Cimpoi" in line for line in lines)
 
 
-def test_what_is_right_on_the_disk_is_said(place, capsys):
-    assert main.main(["datasets", "check"]) == 0
-    out = capsys.readouterr().out
-    assert "EuroSAT.zip has its checksum" in out and "of 10 classes, as its file says" in out
-    assert "every image is in" in out and "dtd" not in out
-
-
 def test_a_changed_download_is_found(place, capsys):
     (place / "resources/eurosat/downloads/EuroSAT.zip").write_bytes(b"rotten")
     assert main.main(["datasets", "check", "eurosat"]) == 2
     assert "EuroSAT.zip has a wrong checksum" in capsys.readouterr().err
     assert (place / "resources/eurosat/downloads/EuroSAT.zip").is_file()
-
-
-def test_a_missing_image_is_found(place, capsys):
-    next((place / "resources/eurosat/data/2750").rglob("*.jpg")).unlink()
-    assert main.main(["datasets", "check", "eurosat"]) == 2
-    assert "1 images are not in" in capsys.readouterr().err
-
-
-def test_what_was_never_downloaded_is_said(place, capsys):
-    assert main.main(["datasets", "check", "dtd"]) == 2
-    err = capsys.readouterr().err
-    assert "dtd-r1.0.1.tar.gz is not in" in err and "does not exist" in err
-
-
-@pytest.mark.parametrize("words", [["chekc"], ["check", "dtdd"]])
-def test_a_typo_is_answered_with_the_nearest_word(place, caplog, words):
-    caplog.set_level(logging.INFO)
-    with pytest.raises(UserError, match=r"did you mean (check|dtd)\?"):
-        datasets.command(words)
-
-
-def test_elsewhere_the_shipped_ones_are_listed(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert main.main(["datasets"]) == 0
-    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[0] != " "]
-    assert set(rows) == {"key", "demo", *TEN}
-
-
-def test_a_dataset_s_file_that_says_too_little_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "config" / "datasets").mkdir(parents=True)
-    (tmp_path / "config" / "datasets" / "mine.yaml").write_text("datasets: {mine: {size: 3}}")
-    with pytest.raises(UserError, match=r"datasets\.mine"):
-        datasets.command([])

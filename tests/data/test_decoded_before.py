@@ -11,7 +11,6 @@ import pytest
 from support.image_folders import folders, index
 from support.shards import labelled, picture, tar_shard
 
-from latteclip.core.errors import UserError
 from latteclip.data import decoded_before
 from latteclip.data.index_images import BEFORE
 
@@ -111,21 +110,6 @@ def test_images_of_a_shard_count_as_long_as_the_shard_is_as_it_was(tmp_path, cap
     assert "20 of 30 images were decoded before" in caplog.text
 
 
-def test_what_cannot_be_decoded_is_tried_again(root, tmp_path):
-    spoil(root / "cat" / "0.jpg")
-    for _ in range(2):
-        rows, _, corrupt = index(root, tmp_path, max_corrupt=0.5)
-        assert len(rows) == 19 and [row["image_id"] for row in corrupt] == ["cat/0.jpg"]
-
-
-def test_what_other_code_saw_does_not_count(root, tmp_path, monkeypatch, caplog):
-    caplog.set_level(logging.INFO)
-    index(root, tmp_path)
-    monkeypatch.setattr(decoded_before, "code_version", lambda: "other")
-    index(root, tmp_path)
-    assert "decoded before" not in caplog.text
-
-
 @pytest.mark.parametrize("damage", ["an entry", "the file"])
 def test_damage_counts_for_nothing(root, tmp_path, damage, caplog):
     caplog.set_level(logging.INFO)
@@ -142,9 +126,3 @@ def test_damage_counts_for_nothing(root, tmp_path, damage, caplog):
     index(root, tmp_path)
     assert outputs(tmp_path) == whole
     assert ("18 of 20 images" in caplog.text) == (damage == "an entry")
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / BEFORE).mkdir()
-    with pytest.raises(UserError, match=r"sqlite, which keeps .* cannot be used .*delete the file"):
-        decoded_before.DecodedBefore(tmp_path / BEFORE)

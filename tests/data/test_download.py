@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.downloads import ARCHIVE, CONTENT, wanted
-from support.web import Host, jpeg, sha256, zipped
+from support.downloads import CONTENT, wanted
+from support.web import jpeg, sha256, zipped
 
 from latteclip.core.errors import UserError
 from latteclip.data import download, transfer
@@ -46,11 +46,6 @@ def broken_off(host, folder, monkeypatch):
         download.fetch("file.bin", wanted(url), folder)
     assert not names(folder)
     return url
-
-
-def test_a_later_run_goes_on_where_an_earlier_one_stopped(host, folder, broken_off):
-    assert download.fetch("file.bin", wanted(broken_off), folder).read_bytes() == CONTENT
-    assert ("/file.bin", len(CONTENT) // 2) in host.requests
 
 
 def test_a_host_that_cannot_continue_sends_it_anew(host, folder, broken_off):
@@ -96,28 +91,12 @@ def test_when_all_fail_one_message_says_what_to_do(host, folder, waits):
         download.fetch("file.bin", wanted(*urls), folder)
     message = str(raised.value)
     assert all(f"{url}: " in message for url in urls)
-    assert message.count(": 404 ") == 2 and "no such file" in message
-    assert f"put it into {folder.resolve()} as file.bin ({sha256(CONTENT)})" in message
-
-
-def test_an_unreachable_host_is_named(folder, waits, monkeypatch):
-    monkeypatch.setattr(transfer, "RETRIES", 1)
-    with Host().running() as gone:
-        url = f"{gone.url}/file.bin"
-    with pytest.raises(UserError, match=r"file\.bin: .*[Cc]onnection"):
-        download.fetch("file.bin", wanted(url), folder)
+    assert str(folder.resolve()) in message and sha256(CONTENT) in message
 
 
 def test_a_file_placed_by_hand_is_taken(folder):
     (folder / "file.bin").write_bytes(CONTENT)
     assert download.fetch("file.bin", wanted("/no/such/file"), folder) == folder / "file.bin"
-
-
-def test_a_wrong_file_placed_by_hand_is_set_aside(host, folder):
-    (folder / "file.bin").write_bytes(b"half a file")
-    url = host.serve("/file.bin", CONTENT)
-    assert download.fetch("file.bin", wanted(url), folder).read_bytes() == CONTENT
-    assert names(folder) == ["file.bin", "file.bin.rejected"]
 
 
 def test_without_a_known_checksum_it_is_taken_with_a_warning_and_remembered(host, folder, caplog):
@@ -145,20 +124,6 @@ def test_kinds_of_checksums(folder, checksum):
     assert not download.matches(folder / "file.bin", checksum)
 
 
-def test_the_blob_id_is_that_of_git(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"what is up, doc?")  # the example of the book on git
-    assert download.checksum_of(path, "git_blob") == "bd9dbf5aae1a3862dd1526723246b20206e5fc37"
-
-
-def test_the_proxy_of_the_environment_is_used(host, folder, monkeypatch):
-    host.files["http://data.invalid/file.bin"] = CONTENT  # a proxy is asked for the whole URL
-    monkeypatch.setenv("http_proxy", host.url)
-    monkeypatch.delenv("no_proxy", raising=False)
-    path = download.fetch("file.bin", wanted("http://data.invalid/file.bin"), folder)
-    assert path.read_bytes() == CONTENT
-
-
 def test_google_drive_is_asked_through_gdown(folder, monkeypatch):
     asked = {}
 
@@ -170,17 +135,6 @@ def test_google_drive_is_asked_through_gdown(folder, monkeypatch):
     path = download.fetch("file.bin", wanted({"drive": "an-id"}), folder)
     assert path.read_bytes() == CONTENT
     assert asked["id"] == "an-id" and "url" not in asked and asked["resume"]
-
-
-def test_google_drive_that_refuses_is_a_failed_source(host, folder, monkeypatch):
-    from gdown.exceptions import FileURLRetrievalError
-
-    def refuse(**_):
-        raise FileURLRetrievalError("Too many users have viewed this file.\nmore words")
-
-    monkeypatch.setattr("gdown.download", refuse)
-    with pytest.raises(UserError, match=r"id=an-id: Too many users have viewed this file\.\n"):
-        download.fetch("file.bin", wanted({"drive": "an-id"}), folder)
 
 
 def test_a_file_of_this_machine(folder, tmp_path):
@@ -216,15 +170,6 @@ def command(host, tmp_path, *where, **spec):
     return done.returncode, done.stderr, output
 
 
-def test_hugging_face_at_a_pinned_revision(host, tmp_path):
-    hub(host, revision="abc123", **{"pack.tar.gz": ARCHIVE})
-    source = {"hf": "me/photos", "file": "pack.tar.gz", "revision": "abc123"}
-    status, log, output = command(host, tmp_path, source, checksum=sha256(ARCHIVE))
-    assert status == 0, log
-    assert (output / "images" / "a.jpg").is_file()
-    assert names(output.parent / "downloads") == ["images.tar.gz"]
-
-
 def test_a_name_unknown_in_advance_is_looked_up_on_hugging_face(host, tmp_path):
     packed = zipped({"images/a.jpg": jpeg()})
     hub(host, **{"OxfordFlowers.zip": packed, "other.zip": b"x"})
@@ -248,10 +193,3 @@ def test_the_hub_says_the_checksum(host, tmp_path):
     status, log, output = command(host, tmp_path, source)
     assert status == 2 and "and not sha256:" in log, log
     assert not output.exists()
-
-
-def test_a_repo_without_the_file_lists_what_it_has(host, tmp_path):
-    hub(host, **{"other.zip": b"x"})
-    source = {"hf": "me/photos", "file": "*cars*.zip", "checksum": "hub"}
-    status, log, _ = command(host, tmp_path, source)
-    assert status == 2 and "fits 0 files of the repo, which holds ['other.zip']" in log, log

@@ -4,7 +4,6 @@ import logging
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,15 +13,6 @@ from support.web import jpeg, tar
 from latteclip.cli import main
 from latteclip.core.errors import UserError
 from latteclip.data import download_dataset
-
-
-def test_a_wrong_checksum_unpacks_nothing(host, tmp_path):
-    url = host.serve("/images.tar.gz", ARCHIVE)
-    with pytest.raises(UserError, match="and not sha256"):
-        download_dataset.download_dataset(
-            "demo", settings(url, content=b"other"), str(tmp_path / "demo" / "data")
-        )
-    assert not (tmp_path / "demo" / "data").exists()
 
 
 def test_a_dataset_is_unpacked_and_its_terms_are_printed(host, tmp_path, caplog):
@@ -174,19 +164,6 @@ def assert_free(folder):
     assert list(folder.iterdir()) == []
 
 
-def test_a_second_run_says_for_whom_it_waits(folder, holder):
-    first = holder()
-    assert first.says() == "holds"
-    second = holder()
-    assert second.says() == (
-        f"process {first.process.pid} on here is busy in {folder}; waiting for it."
-    )
-    assert first.end() == 0
-    assert second.says() == "holds"
-    assert second.end() == 0
-    assert_free(folder)
-
-
 def test_two_runs_at_once_fetch_once(host, tmp_path):
     url = host.serve("/images.tar.gz", ARCHIVE)
     values = {"downloads": settings(url).downloads}
@@ -225,40 +202,4 @@ def test_a_run_that_was_killed_elsewhere_is_given_up_after_a_while(folder, holde
     assert heir.says().startswith(f"process {killed.process.pid} on there is busy")
     assert heir.says() == "holds"
     assert heir.end() == 0
-    assert_free(folder)
-
-
-def test_a_run_that_lives_elsewhere_is_waited_for(folder, holder):
-    living = holder(machine="there", lease=SHORT)
-    assert living.says() == "holds"
-    waiting = holder(lease=SHORT)
-    assert "waiting for it" in waiting.says()
-    time.sleep(3 * SHORT)
-    assert f"pid={living.process.pid}\n" in (folder / ".busy").read_text()
-    assert living.end() == 0
-    assert waiting.says() == "holds"
-    assert waiting.end() == 0
-    assert_free(folder)
-
-
-def test_a_run_that_lost_the_folder_to_another_ends(folder, holder):
-    sleeping = holder(machine="there", lease=SHORT)
-    assert sleeping.says() == "holds"
-    sleeping.send(signal.SIGSTOP)
-    heir = holder(lease=SHORT)
-    assert "waiting for it" in heir.says()
-    assert heir.says() == "holds"
-    sleeping.send(signal.SIGCONT)
-    assert "was lost" in sleeping.says()
-    assert sleeping.process.wait(60) == 128 + signal.SIGTERM
-    assert (folder / ".busy").is_file()
-    assert heir.end() == 0
-    assert_free(folder)
-
-
-def test_a_run_that_is_told_to_end_leaves_the_folder_free(folder, holder):
-    told = holder()
-    assert told.says() == "holds"
-    told.send(signal.SIGTERM)
-    assert told.process.wait(60) == 128 + signal.SIGTERM
     assert_free(folder)

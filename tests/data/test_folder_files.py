@@ -105,17 +105,6 @@ def test_files_that_are_no_images_count_where_the_index_reads_them(tmp_path, kin
     assert state(root, tmp_path / "none", kind) != before
 
 
-def test_a_touched_list_and_a_broken_image_are_compared_by_content_as_well(tmp_path):
-    root = folders(tmp_path / "photos")
-    images(root, "cat/broken.jpg", content=b"no image")
-    (root / "classes.txt").write_text("cat\ndog\n")
-    table = indexed(root, tmp_path, max_corrupt=0.5)
-    before = state(root, table)
-    for name in ("classes.txt", "cat/broken.jpg"):
-        os.utime(root / name, (1, 1))
-    assert state(root, table) == before
-
-
 def test_what_comes_while_the_index_is_made_is_noticed_later(tmp_path):
     root = folders(tmp_path / "photos")
     found = list(folder_files.files(str(root), "folders"))
@@ -123,12 +112,6 @@ def test_what_comes_while_the_index_is_made_is_noticed_later(tmp_path):
     images(root, "cat/late.jpg")
     folder_files.write(str(table), found, "early", lambda part: [bytes(16) for _ in part])
     assert state(root, table) != "early"
-
-
-def test_a_table_that_is_damaged_counts_for_nothing(tmp_path):
-    root = folders(tmp_path / "photos")
-    (tmp_path / "table").write_text("no table")
-    assert state(root, tmp_path / "table") == state(root, tmp_path / "none")
 
 
 def test_links_to_class_folders_are_followed_and_circles_end(tmp_path):

@@ -214,38 +214,6 @@ def _qwen(folder, name, vision, patch=14):
     return save(folder, model, config, processor, own.text["eos_token_id"])
 
 
-def gemma3(folder):
-    """Gemma 3: SigLIP, and attention in windows."""
-    own = tokens(
-        "<end_of_turn>",
-        "<pad>",
-        "<start_of_turn>",
-        boi_token="<start_of_image>",
-        eoi_token="<end_of_image>",
-        image_token="<image_soft_token>",
-    )
-    side = VISION["image_size"]
-    processor = transformers.Gemma3Processor(
-        transformers.Gemma3ImageProcessor(size={"height": side, "width": side}),
-        own.tokenizer,
-        image_seq_length=4,
-        chat_template=template(
-            "<start_of_turn>user\n", "<end_of_turn>\n", "<start_of_turn>model\n", "<start_of_image>"
-        ),
-    )
-    text = {key: value for key, value in own.text.items() if key != "rope_parameters"}
-    config = transformers.Gemma3Config(
-        text_config={**text, "sliding_window": 512},
-        vision_config=VISION,
-        mm_tokens_per_image=4,
-        boi_token_index=own.number("<start_of_image>"),
-        eoi_token_index=own.number("<end_of_image>"),
-        image_token_index=own.number("<image_soft_token>"),
-    )
-    model = transformers.Gemma3ForConditionalGeneration
-    return save(folder, model, config, processor, own.text["eos_token_id"])
-
-
 def internvl(folder):
     """InternVL3: its own vision tower and Qwen2; an overview and tiles."""
     own = tokens(

@@ -15,10 +15,6 @@ def die(number):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def die_at_seven(number):
-    return die(number) if number == 7 else number
-
-
 def die_among_many_bytes(number):
     """Of the second task the process dies; the others give more than a pipe takes."""
     time.sleep(0.3)
