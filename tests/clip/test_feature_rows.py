@@ -22,19 +22,6 @@ def test_rows_are_read_and_written_as_those_of_a_tensor_are():
     assert (len(there), there.shape) == (N, (N, D))
 
 
-def test_what_is_read_is_a_copy():
-    rows = FeatureRows(N, D)
-    rows[:].fill_(1)
-    assert not rows[:].any()
-
-
-@pytest.mark.parametrize("shape", [(0, D), (N, 0)])
-def test_of_nothing_there_is_nothing(shape):
-    rows = FeatureRows(*shape)
-    rows[:] = torch.zeros(shape)
-    assert rows[:].shape == shape
-
-
 def resident(kind):
     """KiB of this process, of one kind."""
     with open("/proc/self/status") as file:  # noqa: PTH123

@@ -24,6 +24,4 @@ def test_batches_that_do_not_fit_halve_for_all_files(tmp_path, monkeypatch, capl
     wanted = encode_files(clip, paths, 5, 1)[:]
     small_memory.limit(monkeypatch, clip, 2)
     torch.testing.assert_close(encode_files(clip, paths, 5, 1)[:], wanted, rtol=1e-4, atol=1e-5)
-    assert [r.message.split(":")[0] for r in caplog.records if "memory" in r.message] == [
-        "The GPU's memory does not hold 5 images or texts"
-    ]
+    assert len([record for record in caplog.records if "memory" in record.message]) == 1

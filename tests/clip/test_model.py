@@ -25,32 +25,6 @@ from latteclip.clip.classifier import Classifier, load_classifier
 from latteclip.core.errors import UserError
 
 
-@pytest.fixture
-def tuned(demo_clip):
-    """The demo's CLIP, moved a little; restored afterwards."""
-    before = {name: tensor.clone() for name, tensor in demo_clip.model.state_dict().items()}
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for parameter in demo_clip.model.parameters():
-            parameter.add_(0.01 * torch.randn_like(parameter))
-    yield demo_clip
-    demo_clip.model.load_state_dict(before)
-
-
-@torch.no_grad()
-def test_stock_open_clip_loads_what_was_saved(tuned, tmp_path):
-    clips.save(tuned, Classifier.of(torch.eye(3, 128)), ["a", "b", "c"], "{}.", tmp_path / "model")
-    name = f"local-dir:{tmp_path / 'model'}"
-    model, _, preprocess = open_clip.create_model_and_transforms(name)
-    tokens = open_clip.get_tokenizer(name)(["a photo of a woven texture.", "x"])
-    images = torch.randn(5, 3, 64, 64)
-    model.eval()
-    assert torch.equal(model.encode_image(images), tuned.model.encode_image(images))
-    assert torch.equal(model.encode_text(tokens), tuned.model.encode_text(tokens))
-    assert torch.equal(model.logit_scale, tuned.model.logit_scale)
-    assert repr(preprocess) == repr(tuned.preprocess)
-
-
 def test_a_name_of_open_clip_takes_a_weights_file_and_may_have_a_slash(tmp_path, monkeypatch):
     write_backbone("custom_text", tmp_path / "folder")
     config = BACKBONES["custom_text"][0]
@@ -67,27 +41,14 @@ def test_a_name_of_open_clip_takes_a_weights_file_and_may_have_a_slash(tmp_path,
     assert torch.equal(model.encode_text(tokens), clip.model.encode_text(tokens))
 
 
-def test_saved_classifier_comes_back_with_its_class_names(demo_clip, tmp_path):
-    classifier = Classifier.of(torch.randn(3, 128))
-    clips.save(demo_clip, classifier, ["a", "b/c", "d é"], "{}.", tmp_path / "model")
-    loaded, described = load_classifier(tmp_path / "model" / clips.CLASSIFIER)
-    assert torch.equal(loaded.weights, classifier.weights)
-    assert described["classnames"] == ["a", "b/c", "d é"]
-
-
 def test_saving_twice_gives_the_same_bytes(demo_clip, tmp_path):
     classifier = Classifier.of(torch.randn(3, 128))
     written = []
-    for number in range(6):  # an order that chance decides would be the same six times once in 32
+    for number in range(6):  # sets have another order in one of two
         folder = tmp_path / str(number)
         clips.save(demo_clip, classifier, ["a", "b", "c"], "{}.", folder)
         written.append({path.name: path.read_bytes() for path in folder.iterdir()})
     assert all(files == written[0] for files in written)
-
-
-def test_loaded_model_is_float32_and_in_evaluation_mode(demo_clip):
-    assert {parameter.dtype for parameter in demo_clip.model.parameters()} == {torch.float32}
-    assert not demo_clip.model.training
 
 
 @pytest.mark.parametrize(
@@ -152,23 +113,13 @@ def picture():
     return Image.fromarray(pixels)
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["loaded", "saved and loaded"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_pictures_are_prepared_as_the_model_says(kind, again, backbones, tmp_path):
+def test_pictures_are_prepared_as_the_model_says(kind, backbones):
     clip = clips.load(backbones[kind], None, CPU)
-    if again:
-        clips.save(clip, Classifier.of(torch.eye(2)), ["a", "b"], "{}", tmp_path / "model")
-        clip = clips.load(f"local-dir:{tmp_path / 'model'}", None, CPU)
     config, preprocess = BACKBONES[kind]
     side = config["vision_cfg"]["image_size"]
     wanted = open_clip.image_transform(side, is_train=False, **preprocess)
     assert torch.equal(clip.preprocess(picture()), wanted(picture()))
-
-
-def test_siglip_keeps_its_scale_and_its_bias(backbones):
-    clip = clips.load(backbones["siglip"], None, CPU)
-    assert clip.model.logit_scale.item() == pytest.approx(4.77)
-    assert clip.model.logit_bias.item() == -10
 
 
 def test_a_model_of_the_hub_is_loaded_as_a_folder_is(backbones, tmp_path, monkeypatch):
@@ -202,13 +153,6 @@ def test_a_model_of_the_hub_is_loaded_as_a_folder_is(backbones, tmp_path, monkey
     )
 
 
-def test_a_model_that_the_hub_lacks_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="hf-hub:nobody/nothing"):
-        clips.load("hf-hub:nobody/nothing", None, CPU)
-
-
 def test_weights_of_another_activation_are_refused(monkeypatch, tmp_path):
     """OpenAI's were trained with QuickGELU; the plain name stands for GELU."""
     weights = tmp_path / "weights.safetensors"
@@ -217,18 +161,3 @@ def test_weights_of_another_activation_are_refused(monkeypatch, tmp_path):
         monkeypatch.setattr(module, "download_pretrained", lambda *_, **__: str(weights))
     with pytest.raises(UserError, match="QuickGELU mismatch"):
         clips.load("ViT-B-32", "openai", CPU)
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp16", "float32"])
-def test_precision_changes_nothing_on_a_cpu(precision, backbones):
-    clip = clips.load(backbones["custom_text"], None, CPU, precision)
-    assert clip.precision == precision
-    plain = clips.load(backbones["custom_text"], None, CPU)
-    images = pictures(clip, 3)
-    assert torch.equal(encode.encode_images(clip, images), encode.encode_images(plain, images))
-    assert {parameter.dtype for parameter in clip.model.parameters()} == {torch.float32}
-
-
-def test_an_unknown_precision_is_refused(backbones):
-    with pytest.raises(UserError, match=r"clip.precision 'fp8' is none of bf16, fp16, float32"):
-        clips.load(backbones["custom_text"], None, CPU, "fp8")
