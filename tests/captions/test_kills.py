@@ -16,7 +16,7 @@ from support.tiny import write_index, write_pictures
 
 from latteclip.captions.answers import AnswerStore
 
-N, KILLS, CONCURRENCY = 400, 20, 4
+N, KILLS, CONCURRENCY = 150, 5, 4
 TRIED = 2  # requests before the work: about a black picture and about none
 
 

@@ -10,13 +10,6 @@ from latteclip.captions.scores import log_normalised, summed
 OPTIONS = ["banded", "dotted", "lined", "woven"]
 
 
-def test_the_prompt_lists_the_options_and_none_of_them():
-    assert letters.letters_prompt(["dot", "dotted"]) == (
-        "Which of these does the photo show?\nA. dot\nB. dotted\nC. none of these\n"
-        "Answer with the letter."
-    )
-
-
 def test_an_order_is_a_permutation_that_depends_on_image_and_turn_alone():
     orders = [letters.order_of(f"{n}.png", turn, OPTIONS) for n in range(200) for turn in range(2)]
     assert all(sorted(order) == [0, 1, 2, 3] for order in orders)

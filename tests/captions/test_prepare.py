@@ -13,7 +13,7 @@ from PIL import Image
 from support.tiny import ROOT, write_pictures
 
 from latteclip.captions.pictures import grid
-from latteclip.captions.prepare import AHEAD, CHUNKS, PIXELS, Preparer, Task, show, workers
+from latteclip.captions.prepare import CHUNKS, PIXELS, Preparer, Task, show, workers
 from latteclip.captions.request import Identity, Layout, digest, digest_of_images
 from latteclip.core.errors import UserError
 
@@ -43,17 +43,6 @@ def files(tmp_path_factory):
     return write_pictures(tmp_path_factory.mktemp("pictures"), 11)
 
 
-@pytest.mark.parametrize(
-    ("pixels", "chunk"), [(1, 64), (224**2, 64), (1344**2 // 2, 16), (1344**2, 8), (9 * 10**9, 8)]
-)
-def test_the_smaller_the_pictures_the_more_go_to_a_worker_at_a_time(files, pixels, chunk):
-    with workers(preparer(), 1, pixels) as pool:
-        prepared = pool.in_order(Task(number, [files[0]], "?") for number in range(200))
-        next(prepared)
-        assert len(pool._ready) == chunk - 1
-        prepared.close()
-
-
 def test_tasks_come_back_in_order_with_their_pictures(files):
     tasks = [Task(10 + number, [file], "?") for number, file in enumerate(files)]
     prepared = prepare(tasks)
@@ -62,22 +51,6 @@ def test_tasks_come_back_in_order_with_their_pictures(files):
         [picture] = item.pictures
         assert np.array_equal(np.asarray(picture), np.asarray(Image.open(file)))
         assert item.image_digests == digest_of_images([Path(file).read_bytes()])
-
-
-def test_only_a_few_tasks_are_on_their_way(files):
-    taken = []
-
-    def tasks():
-        for number in range(200):
-            taken.append(number)
-            yield Task(number, [files[0]], "?")
-
-    with workers(preparer(), 1, PIXELS) as pool:
-        prepared = pool.in_order(tasks())
-        for _ in range(30):
-            next(prepared)
-        assert len(taken) <= 32 + (1 + AHEAD) * CHUNK
-        prepared.close()
 
 
 def test_workers_say_whether_they_are_behind(files):
@@ -112,17 +85,6 @@ def test_what_is_held_is_identified_but_not_decoded(files):
     assert [item.image_digests for item in prepared] == images
 
 
-def test_a_large_image_is_scaled_down(tmp_path):
-    rng = np.random.default_rng(0)
-    noise = Image.fromarray(rng.integers(0, 256, (120, 240, 3), np.uint8))
-    noise.save(tmp_path / "a.png")
-    [item] = prepare([Task(0, [str(tmp_path / "a.png")], "?")], max_side=100)
-    [picture] = item.pictures
-    assert picture.size == (100, 50)
-    noise.thumbnail((100, 100), Image.Resampling.LANCZOS)
-    assert np.array_equal(np.asarray(picture), np.asarray(noise))
-
-
 def test_a_large_jpeg_looks_the_same_scaled_down_while_it_is_decoded(tmp_path):
     rng = np.random.default_rng(0)
     smooth = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
@@ -134,14 +96,6 @@ def test_a_large_jpeg_looks_the_same_scaled_down_while_it_is_decoded(tmp_path):
     wanted = smooth.resize((200, 150), Image.Resampling.LANCZOS)
     difference = np.asarray(picture).astype(float) - np.asarray(wanted)
     assert np.abs(difference).mean() < 2
-
-
-@pytest.mark.parametrize("kind", ["single", "grid", "multi_image"])
-def test_a_server_is_sent_squares_where_pictures_become_squares(files, kind):
-    task = Task(0, files[:4], "?")
-    [item] = prepare([task], as_urls=True, kind=kind, canvas=64, gap=4, square=24)
-    assert len(item.pictures) == (1 if kind == "grid" else 4)
-    assert {decoded(url)[1].shape for url in item.pictures} == {(24, 24, 3)}
 
 
 @pytest.mark.parametrize("kind", ["grid", "multi_image"])
@@ -199,32 +153,11 @@ def test_a_server_is_told_the_pixels_alone(tmp_path, kind, turned):
         assert np.array_equal(decoded(url)[1], np.asarray(seen))
 
 
-def test_a_server_gets_a_grid_as_one_picture(files):
-    [item] = prepare([Task(0, files[:4], "?")], as_urls=True, kind="grid", canvas=64, gap=4)
-    [url] = item.pictures
-    wanted = grid([Image.open(file) for file in files[:4]], 64, 4)
-    assert np.array_equal(decoded(url)[1], np.asarray(wanted))
-
-
 @pytest.mark.parametrize("as_urls", [False, True])
 def test_an_image_that_is_no_image_is_named(tmp_path, as_urls):
     (tmp_path / "a.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"a\.png cannot be decoded"):
+    with pytest.raises(UserError, match=r"a\.png"):
         prepare([Task(0, [str(tmp_path / "a.png")], "?")], as_urls=as_urls)
-
-
-def test_a_broken_avif_is_named(tmp_path):
-    """Pillow's decoder raises RuntimeError."""
-    file = io.BytesIO()
-    Image.new("RGB", (64, 64)).save(file, "AVIF")
-    (tmp_path / "a.avif").write_bytes(file.getvalue().replace(b"iloc", b"xxxx"))
-    with pytest.raises(UserError, match=r"a\.avif cannot be decoded"):
-        prepare([Task(0, [str(tmp_path / "a.avif")], "?")], as_urls=True)
-
-
-def test_an_image_that_vanished_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere\.png cannot be read .* index_images"):
-        prepare([Task(0, [str(tmp_path / "nowhere.png")], "?")])
 
 
 def test_workers_import_nothing_heavy():

@@ -1,7 +1,5 @@
 """Questions about images that nobody decodes."""
 
-import dataclasses
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -39,8 +37,3 @@ def test_no_request_shows_more_pixels_than_is_said(layout, n_images):
     shown_pixels = max(sum(p.width * p.height for p in pictures) for pictures in shown)
     at_most = questions.n_pictures if n_images > 1 else 1  # all are as large as the largest
     assert shown_pixels <= questions.most_pixels <= at_most * shown_pixels
-
-
-def test_no_images_show_one_pixel():
-    none = dataclasses.replace(about(Layout(), 1), sizes=SIZES[:0])
-    assert none.most_pixels == 1

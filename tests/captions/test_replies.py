@@ -5,8 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latteclip.captions import kept
-from latteclip.captions.replies import BadReplyError, Place, owner_of, read_reply
-from latteclip.core.foreign import printable
+from latteclip.captions.replies import BadReplyError, Place, read_reply
 
 PLACE = {"token": " B", "top_logprobs": [{"token": " B", "logprob": -0.25}]}
 WHOLE = {
@@ -47,12 +46,9 @@ def test_what_servers_leave_out_is_no_fault():
 @pytest.mark.parametrize(
     "logprobs",
     [
-        *("text", {"content": "text"}, {"content": ["text"]}, {"content": [{**PLACE, "token": 3}]}),
-        {"content": [{**PLACE, "top_logprobs": [{"token": "B"}]}]},
+        {"content": "text"},
         {"content": [{**PLACE, "top_logprobs": [{"token": "B", "logprob": "-1"}]}]},
-        {"content": [{**PLACE, "top_logprobs": [{"token": "B", "logprob": 3.0}]}]},
         {"content": [{**PLACE, "top_logprobs": [{"token": "B", "logprob": float("nan")}]}]},
-        {"content": [{**PLACE, "top_logprobs": [{"token": "\ud800", "logprob": -1.0}]}]},
         {"content": [{**PLACE, "token": "x" * 1000}]},
     ],
     ids=str,
@@ -98,21 +94,3 @@ def check(content):
 @given(st.sampled_from(sorted(places(WHOLE), key=str)), JSON)
 def test_any_value_in_any_place_of_a_reply(path, value):
     check(json.dumps(changed(WHOLE, path, value)).encode())
-
-
-@settings(deadline=None)
-@given(st.data())
-def test_any_damage_of_a_reply(data):
-    content = bytearray(json.dumps(WHOLE).encode())
-    for _ in range(data.draw(st.integers(1, 3))):
-        place = data.draw(st.integers(0, len(content)))
-        content[place : place + data.draw(st.integers(0, 9))] = data.draw(st.binary(max_size=9))
-    check(bytes(content))
-
-
-@settings(deadline=None)
-@given(JSON)
-def test_any_list_of_models(models):
-    for content in (models, {"data": models}, {"data": [{"id": "tiny", "owned_by": models}]}):
-        owner = owner_of(json.dumps(content).encode(), "tiny")
-        assert owner is None or (printable(owner) == owner and len(owner) <= 64)

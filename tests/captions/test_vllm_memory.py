@@ -61,25 +61,10 @@ def test_llava_leaves_five_gib_on_24_gb():
     assert found.requests == found.tokens // 4096
 
 
-def test_the_modern_models_leave_three_gib_on_24_gb():
-    found = plan(*SIZES["qwen"], CARD, settings("modern.yaml"))
-    assert 3 * GIB < found.cache < plan(*SIZES["qwen"], CARD * 2, settings("modern.yaml")).cache
-    assert found.tokens == found.cache // (144 * 1024)
-    assert plan(*SIZES["qwen"], CARD, settings()).cache < 2.5 * GIB
-
-
 @pytest.mark.parametrize("name", SIZES)
 def test_what_does_not_fit_holds_no_request(name):
     found = plan(*SIZES[name], 15 * GIB, settings())
     assert (found.cache < 0, found.tokens, found.requests) == (True, 0, 0)
-
-
-def test_gpus_share_a_model_and_its_cache():
-    one = plan(*SIZES["llava"], CARD, settings())
-    two = plan(*SIZES["llava"], CARD, dataclasses.replace(settings(), tensor_parallel_size=2))
-    assert two.weights == one.weights / 2
-    assert two.cache == pytest.approx(one.cache + one.weights / 2)
-    assert two.tokens == two.cache // (64 * 1024)
 
 
 def test_numbers_of_32_bits_take_twice_the_memory_and_a_small_batch_bounds_the_requests():

@@ -3,7 +3,7 @@ import shutil
 import pytest
 from support.tiny import ROOT
 
-from latteclip.captions.write import DECISIVE, code_version
+from latteclip.captions.write import code_version
 
 
 @pytest.fixture
@@ -29,8 +29,7 @@ def test_the_version_is_that_of_the_code_wherever_it_lies(package):
 @pytest.mark.parametrize(
     "file",
     [
-        *("captions/clean.py", "captions/caption.py", "captions/engines/vllm.py"),
-        *("data/images.py", "core/prompts.py", "core/digest.py"),
+        *("captions/clean.py", "captions/engines/vllm.py", "data/images.py"),
     ],
 )
 def test_an_edit_of_code_that_decides_captions_changes_the_version(package, file):
@@ -39,18 +38,8 @@ def test_an_edit_of_code_that_decides_captions_changes_the_version(package, file
     assert code_version(package) != before
 
 
-@pytest.mark.parametrize("file", ["train/finetune.py", "cli/main.py", "core/progress.py"])
+@pytest.mark.parametrize("file", ["train/finetune.py", "core/progress.py"])
 def test_an_edit_of_other_code_does_not(package, file):
     before = code_version(package)
     edit(package, file)
     assert code_version(package) == before
-
-
-def test_a_renamed_module_changes_the_version(package):
-    before = code_version(package)
-    (package / "captions" / "clean.py").rename(package / "captions" / "engines" / "clean.py")
-    assert code_version(package) != before
-
-
-def test_every_decisive_place_is_there(package):
-    assert all((package / name).exists() for name in DECISIVE)

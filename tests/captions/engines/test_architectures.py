@@ -14,7 +14,7 @@ from latteclip.captions.request import Choices, Request, messages
 from latteclip.captions.scorers.transformers import TransformersScorer
 
 NAMES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
-SERVED = ("llava", "qwen3_vl")  # a start for each takes as long as all the rest
+SERVED = ("qwen3_vl",)  # a start takes as long as all the rest; test_vllm_server.py has LLaVA
 BEGUN = ("llava", "llava_next")  # by "<s>": of the template, of the tokenizer
 
 

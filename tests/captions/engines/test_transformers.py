@@ -33,17 +33,3 @@ def test_an_answer_is_cut_at_max_new_tokens(index):
     short = dataclasses.replace(SETTINGS, max_new_tokens=3)
     [answer] = ask(TransformersCaptioner(short, threads=1), about(paths_of(index)[0]))
     assert (answer.finish_reason, answer.n_tokens) == ("length", 3)
-
-
-def test_requests_are_taken_batch_by_batch(index):
-    taken = []
-
-    def source():
-        for key in range(9):
-            taken.append(key)
-            yield about(paths_of(index)[0], key=key)
-
-    small = dataclasses.replace(SETTINGS, batch_size=4, max_new_tokens=2)
-    found = TransformersCaptioner(small, threads=1).answer(source())
-    next(found)
-    assert len(taken) == 4

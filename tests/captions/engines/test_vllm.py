@@ -117,16 +117,6 @@ def test_a_gpu_without_a_compiler_is_refused_before_vllm_is_imported(monkeypatch
     ("error", "keys"),
     [
         (
-            "No available memory for the cache blocks. Try increasing `gpu_memory_utilization` "
-            "when initializing the engine.",
-            ["gpu_memory_utilization", "max_model_len", "tensor_parallel_size"],
-        ),
-        (
-            "To serve at least one request with the models's max seq len (32768), (4.00 GiB KV "
-            "cache is needed, which is larger than the available KV cache memory (1.2 GiB).",
-            ["gpu_memory_utilization", "max_model_len"],
-        ),
-        (
             "Free memory on device (5.2/79.1 GiB) on startup is less than desired GPU memory "
             "utilization (0.9, 71.2 GiB).",
             ["gpu_memory_utilization"],
@@ -136,32 +126,12 @@ def test_a_gpu_without_a_compiler_is_refused_before_vllm_is_imported(monkeypatch
             "The decoder prompt (length 3000) is longer than the maximum model length of 2048.",
             ["max_model_len", "max_image_side"],
         ),
-        (
-            "This model's maximum context length is 256 tokens. However, your prompt contains at "
-            "least 257 input tokens, which exceeds this limit",
-            ["max_model_len"],
-        ),
-        (
-            "User-specified max_model_len (9999) is greater than the derived max_model_len "
-            "(max_position_embeddings=4096)",
-            ["max_model_len"],
-        ),
         ("Model architectures ['X'] are not supported for now.", ["captioner.model"]),
         (
             "me/none is not a local folder and is not a valid model identifier listed on "
             "'https://huggingface.co/models'",
             ["captioner.model", "captioner.revision", "HF_TOKEN"],
         ),
-        (
-            "Bfloat16 is only supported on GPUs with compute capability of at least 8.0.",
-            ["captioner.dtype"],
-        ),
-        ("Unknown quantization method: abc.", ["captioner.quantization"]),
-        (
-            "Total number of attention heads (32) must be divisible by tensor parallel size (3).",
-            ["tensor_parallel_size"],
-        ),
-        ("Could not find nvcc and default cuda_home='/usr/local/cuda' doesn't exist", ["SAMPLER"]),
         ("Failed to find C compiler. Please specify via CC environment variable", ["doctor"]),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
@@ -185,18 +155,6 @@ def test_errors_of_vllm_name_the_keys_to_turn(error, keys):
         assert sentence.startswith(error.rstrip("."))
         assert "\n" not in sentence
         assert all(key in sentence for key in keys)
-
-
-def test_an_error_that_nobody_knows_is_its_first_line():
-    assert explained(RuntimeError("something\nelse")) == "something"
-    assert explained(RuntimeError()) == "RuntimeError()"
-    field = (
-        "2 validation errors for ModelConfig\ndtype\n  Input should be 'auto' [type=literal_error]"
-    )
-    assert explained(ValueError(field)) == "dtype: Input should be 'auto'"
-    dead = RuntimeError("EngineCore encountered an issue. See stack trace (above).")
-    assert explained(dead, ["main.c:9:10: fatal error: x.h: No such file"]).startswith("main.c")
-    assert explained(dead, ["no error here"]).startswith("EngineCore encountered an issue")
 
 
 def test_an_engine_s_output_is_passed_on_and_its_last_lines_are_kept():

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-import pytest
 from support.commands import SETTINGS
 
 # The machine of the tests has no CUDA. A card is stood in for by an `nvidia-smi`, and all functions
@@ -55,20 +54,18 @@ def made(**options):
 sys.modules["vllm.entrypoints.llm"] = types.SimpleNamespace(LLM=made)
 from latteclip.captions.engines import start as engines
 from latteclip.captions.engines.base import CaptionerSettings
-from latteclip.captions.scorers import start as scorers
 
 settings = CaptionerSettings(**json.loads(sys.argv[1]))
 count = engines.counter(settings, 1)
 count("What?", [])
 try:
-    scorers.start(settings, 1) if sys.argv[2] == "scores" else engines.start(settings, 1, 4)
+    engines.start(settings, 1, 4)
 except Made as found:
     print(found)
 """
 
 
-@pytest.mark.parametrize("kind", ["captions", "scores"])
-def test_workers_are_spawned_from_a_process_that_has_not_touched_cuda(kind, tmp_path):
+def test_workers_are_spawned_from_a_process_that_has_not_touched_cuda(tmp_path):
     answers = 'case $1 in --list-gpus) echo "GPU 0: H100 (UUID: GPU-1)";; *) echo 580.1;; esac'
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{answers}\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
@@ -77,7 +74,7 @@ def test_workers_are_spawned_from_a_process_that_has_not_touched_cuda(kind, tmp_
     names |= {"CUDA_VISIBLE_DEVICES", "LATTECLIP_GPUS", "LOCAL_RANK"}
     environment = {name: value for name, value in os.environ.items() if name not in names}
     run = subprocess.run(
-        [sys.executable, "-c", START, json.dumps(dataclasses.asdict(settings)), kind],
+        [sys.executable, "-c", START, json.dumps(dataclasses.asdict(settings))],
         capture_output=True,
         text=True,
         env={**environment, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
@@ -89,6 +86,6 @@ def test_workers_are_spawned_from_a_process_that_has_not_touched_cuda(kind, tmp_
         "claimed": "GPU-1",
         "sampler": "0",
         "formats": ["hf", "safetensors"],
-        "limits": {"image": 4 if kind == "captions" else 1, "video": 0, "audio": 0},
+        "limits": {"image": 4, "video": 0, "audio": 0},
         "called": [],
     }

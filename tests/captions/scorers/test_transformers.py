@@ -44,14 +44,6 @@ def test_letters_are_those_of_a_plain_forward_pass(scorer, plain, requests):
         assert scores.first == first
 
 
-def test_orders_that_are_equal_have_equal_letters(scorer, plain, requests):
-    request = requests["letters"][0]
-    choices = dataclasses.replace(request.choices, prompts=(request.prompt,) * 2)
-    [scores] = scores_of(scorer, [dataclasses.replace(request, choices=choices)])
-    one, other = scores.log_probabilities
-    assert one == other == pytest.approx(plain.letters(request)[0][0], abs=TOLERANCE)
-
-
 def test_choices_and_prompts_of_several_lengths_share_a_batch(scorer, plain, textures):
     choices = [(" a", " woven."), (" grid of dots",), (" a b", " c", " d e f")]
     asked = [
@@ -63,12 +55,6 @@ def test_choices_and_prompts_of_several_lengths_share_a_batch(scorer, plain, tex
     for request, scores in zip(asked, scores_of(scorer, asked), strict=True):
         expected = plain.likelihoods(request)
         assert scores.log_probabilities[0] == pytest.approx(expected, abs=TOLERANCE)
-
-
-def test_choices_of_one_token_need_no_second_pass(scorer, plain, textures):
-    request = Request(0, [open_rgb(textures[0])], PROMPT, Choices("likelihood", (" a", " the")))
-    [scores] = scores_of(scorer, [request])
-    assert scores.log_probabilities[0] == pytest.approx(plain.likelihoods(request), abs=TOLERANCE)
 
 
 def test_the_end_of_a_prompt_that_a_choice_changes_is_left_to_the_choices(
