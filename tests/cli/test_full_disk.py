@@ -1,15 +1,12 @@
 """Commands on a disk that is full: a small file system in memory, seen by them alone."""
 
 import dataclasses
-import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.commands import SETTINGS, command
-from support.downloads import settings
 from support.tiny import write_index, write_pictures
 
 MOUNT = 'mount -t tmpfs -o size=$0 tmpfs "$1" && shift && exec "$@"'
@@ -40,19 +37,6 @@ def is_about_space(outcome):
 
 def noise(n):
     return np.random.default_rng(0).integers(0, 256, n, np.uint8).tobytes()
-
-
-def test_copying_an_archive(tmp_path):
-    archive = tmp_path / "images.bin"
-    archive.write_bytes(noise(200_000))
-    wanted = settings(str(archive), content=archive.read_bytes())
-    disk = tmp_path / "disk"
-    latteclip = Path(sys.executable).parent / "latteclip"
-    told = json.dumps(dataclasses.asdict(wanted))
-    arguments = ["download-dataset", "--dataset", "d", "--settings", told]
-    assert is_about_space(
-        on_small_disk(disk, 100, latteclip, *arguments, "--output", disk / "d" / "data")
-    )
 
 
 def test_captioning(tmp_path):

@@ -1,12 +1,10 @@
 import json
 import re
-import sys
 
 import pytest
 from support.checkout import Checkout
 
-from latteclip.cli import main, status
-from latteclip.core.errors import UserError
+from latteclip.cli import status
 
 SUMMARY = """\
 Building DAG of jobs...
@@ -60,16 +58,6 @@ def test_reasons_belong_to_outputs():
     assert len(reasons) == 4
 
 
-def test_other_columns_are_refused():
-    with pytest.raises(UserError, match="has other columns than expected"):
-        status.read_summary(SUMMARY.replace("output_file", "file"))
-
-
-def test_a_complaint_is_told_without_its_place():
-    said = 'WorkflowError in file "x.smk", line 18:\nDataset x is unknown.\n  File "x", line 1\n'
-    assert status._complaint(f"Hello.\n{said}") == "Dataset x is unknown."
-
-
 @pytest.fixture(scope="module")
 def indexed(tmp_path_factory):
     """A checkout in which the demo has gone as far as its index."""
@@ -119,19 +107,6 @@ def test_an_edit_makes_stages_stale_and_says_why(indexed):
     assert ["done", "generate_textures"] in lines
 
 
-def test_a_changed_setting_is_told_with_its_values(indexed):
-    dataset = indexed.root / "config" / "datasets" / "demo.yaml"
-    kept = dataset.read_text()
-    changed = kept.replace("gap: 0.85", "gap: 0.8")
-    assert changed != kept
-    dataset.write_text(changed)
-    try:
-        lines = told(indexed, "demo", *OPTIONS)
-    finally:
-        dataset.write_text(kept)
-    assert ["stale", "generate_textures", "settings changed: gap 0.85 -> 0.8"] in lines
-
-
 def test_changed_settings_are_leaves_and_texts():
     before = [json.dumps({"finetune": {"lr": 1e-7, "epochs": 3}, "note": "it's"}), 'A "word"; or?']
     now = [json.dumps({"finetune": {"lr": 1e-6, "epochs": 3}, "note": "it's", "n": 1}), "{}?"]
@@ -141,22 +116,6 @@ def test_changed_settings_are_leaves_and_texts():
         status.changed_settings(reason) == ': finetune.lr 1e-07 -> 1e-06, n unset -> 1, now "{}?"'
     )
     assert status.changed_settings("before: <nothing exclusive> now: 2") == ""
-
-
-def test_a_dataset_that_never_ran(indexed):
-    lines = told(indexed, "dtd", "--config", "method=zero_shot")
-    assert lines[0] == ["dtd: 0 of 7 jobs done"]
-    assert ["missing", "download_dataset", "not run yet"] in lines
-    shared = lines[lines.index(["all datasets: 0 of 3 jobs done"]) :]
-    assert ["missing", "download_clip", "not run yet"] in shared
-
-
-def test_a_typo_is_one_sentence(indexed):
-    run = indexed.run("latteclip", "status", "demmo")
-    assert run.returncode == 2
-    assert "Dataset 'demmo' is unknown; did you mean demo?" in run.stdout
-    assert "Traceback" not in run.stdout
-    assert run.stdout.count("\n") == 1
 
 
 def test_status_changes_no_file(indexed):
@@ -170,39 +129,3 @@ def test_status_changes_no_file(indexed):
     before = files()
     told(indexed)
     assert files() == before
-
-
-def test_without_a_snakefile_it_tells_of_the_shipped_workflow(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert main.main(["status", "--config", "method=zero_shot"]) == 0
-    assert "demo: 0 of 7 jobs done" in capsys.readouterr().out
-
-
-def test_what_jobs_took_is_added_up_by_stage(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    jobs = status.read_summary(SUMMARY)
-    assert "took" not in status.table(jobs, sys.stdin)
-    usual = {"s": 60.0, "cpu_time": 3601.4, "max_rss": 1500.2, "resources": {"gpu": 0}}
-    files = {
-        "benchmarks/caption_images-1-of-2": {"max_rss": "NA"},
-        "benchmarks/caption_images-2-of-2": {"cpu_time": "NA"},
-        "flyp/seed1/benchmarks/finetune": {"resources": {"gpu": 2}},
-    }
-    for name, changes in files.items():
-        path = tmp_path / "results" / "a" / f"{name}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(usual | changes) + "\n")
-    told = [re.split(r"\s{2,}", x.strip()) for x in status.table(jobs, sys.stdin).splitlines()]
-    assert ["caption_images", "2 jobs, 0:02:00, CPU 1:00:01, 1,500 MiB"] in told
-    assert ["finetune", "1 job, 0:01:00, CPU 1:00:01, GPU 0:02:00, 1,500 MiB"] in told
-    assert ["took: 3 jobs, 0:03:00, CPU 2:00:03, GPU 0:02:00, 1,500 MiB"] in told
-
-
-def test_colours_only_where_they_are_wanted():
-    class Terminal:
-        def isatty(self):
-            return True
-
-    jobs = status.read_summary(SUMMARY)
-    assert "\033[" in status.table(jobs, Terminal())
-    assert "\033[" not in status.table(jobs, sys.stdin)

@@ -2,14 +2,12 @@
 
 import json
 import re
-import signal
 
 import pytest
 from support.checkout import DEMO, edit, shrink
-from support.slurm import MEMORY_MB, OnCluster, requested, wait
+from support.slurm import OnCluster, requested
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
-CAPTIONS = "results/demo/captions/images.parquet"
 FLYP = "results/demo/flyp/seed0"
 WHOLE = ("--config", "captions={'shards': 2}", "method=zero_shot,latteclip", "seeds=1")
 
@@ -71,20 +69,6 @@ def test_each_shard_of_captions_is_a_job(whole):
         ] * 2
 
 
-def test_shards_may_share_a_job_and_its_gpu(indexed, on_cluster):
-    run = on_cluster(indexed)
-    run.snakemake(
-        *(CAPTIONS, "--config", "captions={'shards': 2}"),
-        *("--groups", "caption_images_shard=captions", "--group-components", "captions=2"),
-        *("--resources", "gpu=1", "--set-resource-scopes", "gpu=local"),
-    )
-    (job,) = run.jobs_of("captions")
-    assert requested(job)["gpus"] == 1
-    assert requested(job)["minutes"] >= 40  # of both together
-    logs = sorted((indexed.root / "results/demo/logs").glob("caption_images-*-of-2.log"))
-    assert [f"SLURM job {job['JobId']} on" in log.read_text() for log in logs] == [True, True]
-
-
 def test_a_finished_run_has_nothing_to_do(whole):
     said = whole.snakemake(*WHOLE)
     assert "Nothing to be done" in said
@@ -104,33 +88,3 @@ def test_each_gpu_of_a_job_has_a_task_and_its_share_of_the_cores(indexed, on_clu
 
 
 # --- what does not fit ---------------------------------------------------------------------------
-
-
-def test_an_impossible_request_says_why(indexed, on_cluster):
-    run = on_cluster(indexed)
-    process = run.start(
-        *(f"{FLYP}/history.parquet", "--retries", "0"),
-        *("--set-resources", f"finetune:mem_mb={100 * MEMORY_MB}"),
-    )
-    assert process.wait() != 0
-    assert "Memory specification can not be satisfied" in run.said()
-
-
-def test_a_job_that_waits_says_for_what(indexed, on_cluster):
-    run = on_cluster(indexed)
-    run.slurm("sbatch", "--exclusive", "--output", "/dev/null", "--wrap", "sleep 600")
-    process = run.start(f"{FLYP}/history.parquet")
-    wait(lambda: run.jobs_of("finetune"), "a job in the queue")
-    told = wait(lambda: _queue_of(indexed), "the queue")
-    why = r"waits: all nodes that could take it are busy \(Resources\)"
-    assert re.search(rf"SLURM queue: 1 jobs\n +job \d+ +finetune demo_flyp_0 +{why}", told)
-    process.send_signal(signal.SIGINT)
-    process.wait()
-    # Snakemake takes its jobs along, which SLURM tells a moment later.
-    wait(lambda: run.jobs_of("finetune")[-1]["JobState"] == "CANCELLED", "the end of the job")
-
-
-def _queue_of(checkout):
-    told = checkout.run("latteclip", "status", "--config", "method=flyp", "seeds=1")
-    assert told.returncode == 0, told.stdout
-    return "Resources" in told.stdout and told.stdout

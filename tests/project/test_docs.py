@@ -1,8 +1,6 @@
-import ast
 import math
 import re
 
-import pytest
 import yaml
 from support.tiny import ROOT
 
@@ -12,51 +10,7 @@ from latteclip.core.steps import steps_per_epoch
 from latteclip.core.version import __version__
 from latteclip.deploy import model_card
 
-TROUBLES = ROOT / "docs" / "troubleshooting.md"
 STAGES = ROOT / "docs" / "stages.md"
-GAP = "…"
-
-
-def quoted():
-    """The sentences of the troubleshooting page, on one line each."""
-    found = re.findall(r"\*\*`(.+?)`\*\*", TROUBLES.read_text("utf-8"), flags=re.DOTALL)
-    return [" ".join(sentence.split()) for sentence in found]
-
-
-def strings(tree):
-    """Every string of a module, with a gap in place of what is filled in."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value
-        elif isinstance(node, ast.JoinedStr):
-            parts = [p.value if isinstance(p, ast.Constant) else GAP for p in node.values]
-            yield re.sub(f"{GAP}+", GAP, "".join(parts))
-
-
-@pytest.fixture(scope="module")
-def said():
-    """All strings of the package, blanks and the logger's places as in the page."""
-    files = (ROOT / "latteclip").rglob("*.py")
-    every = [text for file in files for text in strings(ast.parse(file.read_text("utf-8")))]
-    return [" ".join(text.replace("%s", GAP).split()) for text in every]
-
-
-def test_there_are_sentences_of_every_stage():
-    assert len(quoted()) >= 45
-
-
-@pytest.mark.parametrize("sentence", quoted())
-def test_every_quoted_sentence_is_one_of_the_program(said, sentence):
-    # A gap of the page may stand for more than one of the source, such as "{a!r} of {b}".
-    pattern = re.compile(".*?".join(map(re.escape, sentence.rstrip().split(GAP))), re.DOTALL)
-    letters = len(sentence.replace(GAP, "").strip())
-    assert letters >= 8
-    assert any(pattern.search(text) for text in said), sentence
-
-
-def test_the_test_of_sentences_would_see_another_wording(said):
-    pattern = re.compile(r"Image .*? can not be decoded")
-    assert not any(pattern.search(text) for text in said)
 
 
 def schema_and_defaults():
@@ -81,39 +35,6 @@ def test_every_key_of_the_schema_is_in_a_table():
         for key, part in schema["$defs"][section]["properties"].items():
             assert f"{section}.{key}`" in rows
             assert part["description"].replace("<", "&lt;") in rows
-
-
-def test_a_changed_schema_or_default_changes_the_table():
-    schema, defaults = schema_and_defaults()
-    text = reference.README.read_text("utf-8")
-    schema["$defs"]["clip"]["properties"]["colour"] = {
-        "enum": ["red", "blue"],
-        "description": "a new | key",
-    }
-    defaults["clip"]["colour"] = "red"
-    defaults["seeds"] = [0, 7]
-    changed = reference.render(text, schema, defaults)
-    assert r"| `clip.colour` | `red` | a new \| key; one of `red`, `blue` |" in changed
-    assert "| `seeds` | `[0, 7]` |" in changed
-
-
-def test_a_limit_and_a_section_of_its_own_are_told():
-    schema = {
-        "properties": {"part": {"$ref": "#/$defs/part"}, "things": {"$ref": "#/$defs/things"}},
-        "$defs": {
-            "part": {"properties": {"n": {"description": "count", "exclusiveMinimum": 0}}},
-            "things": {
-                "description": "by name",
-                "additionalProperties": {"properties": {"part": {"$ref": "#/$defs/part"}}},
-            },
-            "dataset": {},
-        },
-    }
-    table = reference.render("<!-- keys: config -->\n<!-- end -->", schema, {})
-    assert "| `part.n` | count; above 0 |" in table
-    assert "| **`things`** | by name |" in table
-    assert "| `things.<name>.part` | keys of `part`, for this one alone |" in table
-    assert "things.<name>.part.n" not in table
 
 
 def test_the_citation_is_that_of_the_paper():

@@ -12,9 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from latteclip.clip import model as clips
-from latteclip.clip.classifier import load_classifier
-
 PER_CLASS, SPLITS = 6, ["train", "train", "train", "val", "test", "test"]
 COMMON = {
     "template": "a photo of a {} texture.",
@@ -122,24 +119,6 @@ def test_every_method_predicts_the_test_photographs(photos, run):
     metrics = json.loads((root / "results" / run / "seed0" / "metrics.json").read_text())
     assert metrics["images"] == n_test
     assert sum(row["images"] for row in metrics["per_class"]) == n_test
-
-
-def test_group_prompts_name_the_pseudo_label(photos):
-    root, taken = photos
-    classnames = sorted({name for rows in taken.values() for _, _, name in rows})
-    groups = parquet(root, "json/captions/groups.parquet")
-    assert groups["prompt"] == [
-        f"Describe the {classnames[label]} textures." for label in groups["pseudo_label"]
-    ]
-
-
-def test_the_tuned_model_knows_the_class_names(photos):
-    root, taken = photos
-    model = root / "results" / "json" / "latteclip" / "seed0" / "model"
-    _, described = load_classifier(model / clips.CLASSIFIER)
-    assert described["classnames"] == sorted(
-        {name for rows in taken.values() for _, _, name in rows}
-    )
 
 
 def test_each_run_ends_with_a_table_of_its_methods_and_of_earlier_datasets(photos):
