@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from pathlib import Path
+from collections import Counter
 
 import pytest
 import torch
@@ -30,35 +30,8 @@ settings.register_profile("fuzz", max_examples=500, **mild)
 settings.load_profile("fuzz" if fuzz.SECONDS else "test")
 
 
-# Files that take long come first: side by side, none is then left for the end.
-LONG = (
-    "cluster/test_breaks.py",
-    "cluster/test_slurm.py",
-    "captions/engines/test_architectures.py",
-    "workflow/test_workflow.py",
-    "data/test_download_models.py",
-    "train/test_prepare.py",
-    "train/test_parallel.py",
-    "captions/engines/test_vllm.py",
-    "captions/test_kills.py",
-    "train/test_finetune.py",
-    "report/test_report_dataset.py",
-    "deploy/test_export.py",
-    "labels/test_fusion.py",
-    "core/test_lazily.py",
-    "captions/engines/test_vllm_server.py",
-    "report/test_browser.py",
-    "cli/test_status.py",
-    "audit/test_browser.py",
-    "captions/scorers/test_vllm.py",
-    "workflow/test_photographs.py",
-    "workflow/test_projects.py",
-    "workflow/test_storage.py",
-    "project/test_envs.py",
-    "project/test_benchmarks.py",
-    "workflow/test_report.py",
-    "workflow/test_locks.py",
-)
+TOOK = "latteclip/seconds"  # of each file of tests, in pytest's cache
+seconds = Counter()
 
 
 def pytest_configure(config):
@@ -77,15 +50,28 @@ def pytest_unconfigure(config):
         shutil.rmtree(os.environ[warm.FOLDER])
 
 
-def pytest_collection_modifyitems(items):
-    places = {Path(__file__).parent / name: place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: places.get(item.path, len(LONG)))
+def pytest_collection_modifyitems(config, items):
+    """Files that took longest come first: side by side, none is then left for the end."""
+    took = config.cache.get(TOOK, {}) if hasattr(config, "cache") else {}
+    slow = {file_of(item) for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: -took.get(file_of(item), 60 * (file_of(item) in slow)))
+
+
+def pytest_runtest_logreport(report):
+    seconds[file_of(report)] += report.duration
+
+
+def file_of(item):
+    return item.nodeid.partition("::")[0]
 
 
 def pytest_sessionfinish(session):
-    """A worker of pytest-xdist tells of its random cases as well."""
-    if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["fuzz"] = [[*key, n] for key, n in fuzz.outcomes.items()]
+    """Keep how long files took; a worker of pytest-xdist tells of its random cases."""
+    config = session.config
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["fuzz"] = [[*key, n] for key, n in fuzz.outcomes.items()]
+    elif hasattr(config, "cache"):
+        config.cache.set(TOOK, Counter(config.cache.get(TOOK, {})) | seconds)
 
 
 @pytest.hookimpl(optionalhook=True)
