@@ -103,5 +103,5 @@ def test_captions_of_ones_own_take_the_captioner_s_place(dataset, recorder):
 def test_captions_of_ones_own_must_cover_the_images(dataset, recorder):
     path = dataset.folder / "mine.csv"
     path.write_text(f"image_id,caption\n{dataset.names[0]},x\n")
-    with pytest.raises(UserError, match=r"mine\.csv"):
+    with pytest.raises(UserError, match=r"captioner\.images_file"):
         dataset.caption_images(engine="file", images_file=str(path))

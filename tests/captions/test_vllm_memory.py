@@ -72,3 +72,10 @@ def test_numbers_of_32_bits_take_twice_the_memory_and_a_small_batch_bounds_the_r
     half, whole = (plan(*SIZES["llava"], 4 * CARD, each) for each in (settings(), wide))
     assert whole.weights == 2 * half.weights
     assert (half.requests > 2, whole.requests) == (True, 2)
+
+
+def test_the_modern_models_leave_three_gib_on_24_gb():
+    found = plan(*SIZES["qwen"], CARD, settings("modern.yaml"))
+    assert 3 * GIB < found.cache < plan(*SIZES["qwen"], CARD * 2, settings("modern.yaml")).cache
+    assert found.tokens == found.cache // (144 * 1024)
+    assert plan(*SIZES["qwen"], CARD, settings()).cache < 2.5 * GIB

@@ -59,7 +59,10 @@ def test_a_run_ends_with_page_model_and_next_commands(mine, tmp_path):
     ("log", "line"),
     [
         ("Begun.\nerror: x is broken.\n", "error: .*flyp.*x is broken"),
-        ("error: old\nerror: bug; --debug\nTraceback\n  File\n", r"error: .*flyp.*job\.log"),
+        (
+            "error: old\nerror: bug; --debug\nTraceback (most recent call last):\n  File\n",
+            r"error: .*flyp.*bug.*job\.log",
+        ),
         ("Begun.\n", r"error: .*flyp.*job\.log"),
     ],
     ids=["input", "bug", "killed"],

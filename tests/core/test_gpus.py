@@ -1,7 +1,9 @@
+import contextlib
 import functools
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from support.nvidia import broken_nvidia_smi, nvidia_smi
@@ -231,3 +233,30 @@ def test_a_gpu_that_is_hidden_or_not_there_is_not_missed(machine, monkeypatch):
     machine(1, driver="450.1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     gpus.refuse_unusable("2.14.0", "13.0", sees_none=True)
+
+
+def test_gpus_that_no_tool_lists_are_told_of(machine, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(gpus, "DEVICES", tmp_path)
+    gpus.claim()
+    assert not caplog.text
+    (tmp_path / "nvidia0").touch()
+    gpus.claim()
+    assert "NVIDIA_DRIVER_CAPABILITIES" in caplog.text
+
+
+@pytest.mark.parametrize(("library", "is_old"), [(13_000, False), (13_020, False), (12_020, True)])
+def test_forward_compatibility_is_asked_of_the_driver_s_library(
+    machine, monkeypatch, library, is_old
+):
+    """NVIDIA's cuda-compat puts a library for CUDA 13 before a driver for CUDA 12."""
+
+    def version(pointer):
+        pointer._obj.value = library
+        return 0
+
+    machine(1, driver="535.183.01")
+    fake = SimpleNamespace(cuDriverGetVersion=version)
+    monkeypatch.setattr(gpus.ctypes, "CDLL", {"libcuda.so.1": fake}.__getitem__)
+    with pytest.raises(UserError, match="cuda-compat-13") if is_old else contextlib.nullcontext():
+        gpus.refuse_unusable("2.14.0", "13.0")

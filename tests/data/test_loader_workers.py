@@ -97,3 +97,13 @@ def test_a_worker_that_is_killed_is_one_sentence(number, said):
 def test_bad_input_that_a_worker_finds_ends_the_process_too():
     said = "Image 9 cannot be decoded."
     assert printed(f"raise UserError({said!r})")[-1] == said
+
+
+@pytest.mark.parametrize(
+    ("cores", "expected"), [(8, (8, 2)), (64, (36, 1)), (128, (36, 1))], ids=str
+)
+def test_many_cores_beside_a_small_shared_memory(monkeypatch, caplog, cores, expected):
+    """Batches of 512 photographs of 500x375, on a machine of 64 GiB."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=32 * 2**30))
+    assert loader_workers.bounded(cores, 231e6) == expected
+    assert ("docker run --shm-size" in caplog.text) == (cores > 36)

@@ -186,3 +186,15 @@ def test_why_an_engine_does_not_start_is_in_the_job_s_log(index, tmp_path):
     assert "fetch the model again" in reasons["damaged"]
     traceback = "Traceback (most recent call last)"  # of the engine, passed on once
     assert logs["damaged"].count(traceback) == run.stderr.count(traceback) > 0
+
+
+def test_an_error_that_nobody_knows_is_its_first_line():
+    assert explained(RuntimeError("something\nelse")) == "something"
+    assert explained(RuntimeError()) == "RuntimeError()"
+    field = (
+        "2 validation errors for ModelConfig\ndtype\n  Input should be 'auto' [type=literal_error]"
+    )
+    assert explained(ValueError(field)) == "dtype: Input should be 'auto'"
+    dead = RuntimeError("EngineCore encountered an issue. See stack trace (above).")
+    assert explained(dead, ["main.c:9:10: fatal error: x.h: No such file"]).startswith("main.c")
+    assert explained(dead, ["no error here"]).startswith("EngineCore encountered an issue")
