@@ -11,7 +11,6 @@ from support.tiny import write_pictures
 from latteclip.captions.answers import Answer
 from latteclip.captions.engines import start as engines
 from latteclip.captions.request import AGAIN
-from latteclip.core import tables
 from latteclip.core.errors import UserError
 
 
