@@ -70,18 +70,6 @@ def test_only_the_images_of_which_clip_is_least_sure_are_asked_about(
     assert columns["error"] == [None] * N
 
 
-def test_how_the_scores_came_about_is_written(scored, scorer):
-    scored.score()
-    _, metadata = tables.read(scored.output, tables.CLASS_SCORES)
-    expected = {
-        **{"classnames": scored.classnames, "kind": "likelihood", "engine": "recorder 1"},
-        **{"model": "some/model", "prompt": "What?", "answer": " {}.", "topk": 3},
-        **{"orders": None, "share": 1.0},
-    }
-    assert {key: metadata[key] for key in expected} == expected
-    assert {"captioner", "date", "code"} <= set(metadata)
-
-
 # --- letters -------------------------------------------------------------------------------------
 
 

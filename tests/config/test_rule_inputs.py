@@ -2,33 +2,6 @@ import pytest
 
 from latteclip.config import rule_inputs
 
-
-def test_pseudo_labels_are_read_where_the_prompt_names_them(configured):
-    named = {"dtd": {"prompts": {"image": "Is it {}?"}}}
-    found = configured(datasets=named)
-    assert rule_inputs.pseudo_labels_if_named(found, "demo") == []
-    assert rule_inputs.pseudo_labels_if_named(found, "dtd") == ["results/dtd/pseudo_labels.parquet"]
-
-
-def test_labels_alone_need_no_training_and_no_method_that_asks_for_them(configured):
-    found = rule_inputs.labels(configured(dataset="dtd,demo", method="zero_shot"))
-    assert found == [
-        f"results/{dataset}/{name}"
-        for dataset in ("dtd", "demo")
-        for name in (
-            *("caption_labels.parquet", "unknown.parquet"),
-            "image_prototypes/seed0/model",
-        )
-    ]
-
-
-def test_scores_depend_on_the_scorer_of_their_dataset(configured):
-    found = rule_inputs.scorer_code(configured(captioner={"engine": "openai"}), "dtd")
-    assert any(path.endswith("latteclip/captions/scorers/openai.py") for path in found)
-    assert any(path.endswith("latteclip/captions/engines/openai.py") for path in found)
-    assert not any(path.endswith("vllm.py") for path in found)
-
-
 IMAGES, GROUPS = (f"results/dtd/captions/{kind}s.parquet" for kind in ("image", "group"))
 
 

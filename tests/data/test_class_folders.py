@@ -108,7 +108,7 @@ def test_a_file_of_class_names_gives_the_order_and_other_train_folders_are_unlab
 def test_a_test_folder_that_is_no_class_is_an_error(tmp_path):
     images(tmp_path, "train/1.jpg", "test/dog/2.jpg", "test/dgo/3.jpg")
     (tmp_path / "classes.txt").write_text("dog\ncat\n")
-    with pytest.raises(UserError, match=r"dgo is not a class of classes\.txt"):
+    with pytest.raises(UserError, match=r"dgo .*classes\.txt"):
         read_split(tmp_path, SplitSettings("folders"))
 
 

@@ -46,16 +46,6 @@ def test_unpacking_again_fetches_nothing(host, tmp_path):
     assert len(host.requests) == 1
 
 
-def test_a_folder_of_somebody_s_is_not_replaced(host, tmp_path):
-    mine = tmp_path / "photos"
-    mine.mkdir()
-    (mine / "mine.jpg").touch()
-    with pytest.raises(UserError, match="photos is a folder that is not empty"):
-        download_dataset.download_dataset("demo", settings("unused"), str(mine))
-    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
-    assert [path.name for path in mine.iterdir()] == ["mine.jpg"]
-
-
 def test_an_unsafe_archive_leaves_no_data(host, tmp_path):
     evil = tar({"images/a.jpg": jpeg(), "../evil": b""})
     url = host.serve("/images.tar.gz", evil)

@@ -145,5 +145,5 @@ def test_a_phone_picture_of_too_many_pixels_is_not_decoded(tmp_path, monkeypatch
     root = folders(tmp_path / "d")
     phone_picture(root / "cat" / f"large.{suffix}")
     monkeypatch.setattr(images, "MAX_PIXELS", 64 * 48 - 1)
-    with pytest.raises(UserError, match="64 x 48 pixels are more than"):
+    with pytest.raises(UserError, match="64 x 48"):
         open_rgb(root / "cat" / f"large.{suffix}")

@@ -51,10 +51,10 @@ def test_a_mirror_with_another_top_folder_is_understood(tmp_path):
 
 def test_missing_images_and_split_files_are_named(tmp_path):
     settings = SplitSettings("coop", file="split.json", images="pictures")
-    with pytest.raises(UserError, match=r"split\.json is neither in"):
+    with pytest.raises(UserError, match=r"split\.json"):
         read_split(tmp_path, settings)
     coop(tmp_path, [["a/1.jpg", 0, "a"]], [["b/2.jpg", 1, "b"]])
-    with pytest.raises(UserError, match=r"such as a/1\.jpg, are neither in .*pictures"):
+    with pytest.raises(UserError, match=r"a/1\.jpg"):
         read_split(tmp_path, settings)
     with pytest.raises(UserError, match="does not exist"):
         read_split(tmp_path / "no", settings)
@@ -64,5 +64,5 @@ def test_a_wrong_number_of_images_shows_both_numbers(tmp_path):
     images(tmp_path, "a.jpg", "b.jpg", "c.jpg")
     coop(tmp_path, [["a.jpg", 0, "a"], ["b.jpg", 1, "b"]], [["c.jpg", 1, "b"]])
     read_split(tmp_path, SplitSettings("coop", counts={"train": 2, "test": 1, "classes": 2}))
-    with pytest.raises(UserError, match="has 2 train where 3 are expected and 2 classes where 4"):
+    with pytest.raises(UserError, match=r"2 train .*3 .*2 classes .*4"):
         read_split(tmp_path, SplitSettings("coop", counts={"train": 3, "test": 1, "classes": 4}))
