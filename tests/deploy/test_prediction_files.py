@@ -1,9 +1,7 @@
 import contextlib
 import io
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pyarrow.parquet as pq
 
@@ -45,18 +43,3 @@ def test_many_small_batches_are_few_row_groups(tmp_path, monkeypatch):
     groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     assert groups == [12, 12, 3]
     assert file.read()["path"].to_pylist() == [row.path for row in rows]
-
-
-def test_a_full_output_is_one_sentence():
-    script = (
-        "import sys; from latteclip.core.errors import UserError\n"
-        "from latteclip.deploy.prediction_files import writing\n"
-        "try:\n with writing(None, 1): pass\n"
-        "except UserError as error: print(error, file=sys.stderr)\n"
-        "import os; os._exit(0)"
-    )
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, text=True
-        )
-    assert done.stderr.startswith("The standard output takes no more (No space left on device);")

@@ -2,9 +2,9 @@ import json
 from pathlib import Path
 
 import pytest
-from support.tiny import write_index, write_pictures, write_pseudo_labels
+from support.tiny import write_index, write_pictures
 
-from latteclip.core import holdout, tables
+from latteclip.core import tables
 from latteclip.evaluate import evaluate_zero_shot as stage
 from latteclip.evaluate import metrics
 from latteclip.evaluate.judged import JUDGED
@@ -16,21 +16,6 @@ CLASSNAMES = ["a", "b", "c", "d", "e", "f", "g"]
 def pictures(tmp_path):
     files = write_pictures(tmp_path / "pictures", 6)
     return files, ["test", "train", "test", "test", "val", "test"], [2, 0, 1, 6, 3, 2]
-
-
-def test_without_a_test_split_all_pseudo_labels_are_predictions(tmp_path, pictures):
-    files, _, labels = pictures
-    index = write_index(tmp_path / "images.parquet", files, ["train"] * 6, labels, CLASSNAMES)
-    names = [Path(file).name for file in files]
-    pseudo = write_pseudo_labels(tmp_path / "pseudo.parquet", names, [3, 1, 4, 1, 5, 2])
-    outputs = metrics.Outputs(str(tmp_path / "predictions.parquet"), str(tmp_path / "metrics.json"))
-    run = metrics.Run("set", "zero_shot", 0)
-    stage.evaluate_zero_shot(index, pseudo, run, outputs, str(tmp_path / "judged.parquet"))
-    predictions, _ = tables.read(outputs.predictions, tables.PREDICTIONS)
-    assert predictions["image_id"].to_pylist() == names
-    assert predictions["prediction"].to_pylist() == [3, 1, 4, 1, 5, 2]
-    found = json.loads(Path(outputs.metrics).read_text())
-    assert found["images"] == 6 and found["acc1"] is None
 
 
 def test_zero_shot_row_scores_the_pseudo_labels_of_the_test_split(tmp_path, pictures):
@@ -70,23 +55,3 @@ def test_zero_shot_row_scores_the_pseudo_labels_of_the_test_split(tmp_path, pict
         {"image_id": names[1], "prediction": 0},
         {"image_id": names[4], "prediction": 1},
     ]
-
-
-def test_of_very_many_training_images_some_judge(tmp_path, monkeypatch):
-    monkeypatch.setattr(holdout, "MOST", 3)
-    names = [f"{i}.png" for i in range(9)]
-    splits = ["train"] * 6 + ["val", "test", "test"]
-    index = write_index(tmp_path / "images.parquet", names, splits, [0] * 9, CLASSNAMES)
-    pseudo = write_pseudo_labels(tmp_path / "pseudo.parquet", names, [i % 7 for i in range(9)])
-    stage.evaluate_zero_shot(
-        index,
-        pseudo,
-        metrics.Run("set", "zero_shot", 0),
-        metrics.Outputs(str(tmp_path / "predictions.parquet"), str(tmp_path / "metrics.json")),
-        str(tmp_path / "judged.parquet"),
-    )
-    table, described = tables.read(tmp_path / "judged.parquet", JUDGED)
-    apart = holdout.judging(names[:7]).nonzero()[0].tolist()
-    assert len(apart) == 3
-    assert table.to_pylist() == [{"image_id": names[i], "prediction": i % 7} for i in apart]
-    assert described == {"classnames": CLASSNAMES}

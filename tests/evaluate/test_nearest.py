@@ -30,7 +30,7 @@ def in_parts(there, points, k, same):
     return (torch.cat(each) for each in zip(*found, strict=True))
 
 
-@pytest.mark.parametrize("similarities", [1, 90, 2**26])
+@pytest.mark.parametrize("similarities", [1, 90])
 @pytest.mark.parametrize("same", [True, False])
 def test_compared_points_equal_the_loop_whatever_is_held_at_once(monkeypatch, similarities, same):
     monkeypatch.setattr(nearest, "SIMILARITIES", similarities)
@@ -46,7 +46,7 @@ def test_compared_points_equal_the_loop_whatever_is_held_at_once(monkeypatch, si
         assert cosines[row].tolist() == pytest.approx([every[i] for i in wanted])
 
 
-@pytest.mark.parametrize("width", [30, 64, 7])
+@pytest.mark.parametrize("width", [30, 7])
 @pytest.mark.parametrize("same", [True, False])
 def test_most_neighbours_of_cells_are_the_nearest_and_their_cosines_exact(monkeypatch, width, same):
     monkeypatch.setattr(nearest, "COMPARED", 100)
@@ -61,13 +61,6 @@ def test_most_neighbours_of_cells_are_the_nearest_and_their_cosines_exact(monkey
     assert hits.double().mean() > 0.95
     if same:
         assert (indices != torch.arange(5000)[:, None]).all()
-
-
-def test_cells_give_the_same_neighbours_twice():
-    points, _, _ = clusters(4000, 20, 32)
-    one, other = (nearest.Cells(points).nearest(points[:500], 5) for _ in range(2))
-    assert torch.equal(one[1], other[1])
-    assert torch.equal(one[0], other[0])
 
 
 def test_cells_give_as_many_neighbours_as_are_asked_for():

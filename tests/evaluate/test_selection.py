@@ -1,6 +1,6 @@
 """The choice among classifiers by votes and by a person's answers."""
 
-import re
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -10,7 +10,6 @@ from latteclip.core.holdout import FEWEST
 from latteclip.evaluate.audited import Accuracy, Audit, Comparison
 from latteclip.evaluate.selection import UNJUDGED, Candidate, Judge, choose
 
-UNTRAINED = ("zero_shot", "zero_shot_calibrated", "image_prototypes")
 N = 150
 
 
@@ -130,9 +129,8 @@ def test_what_collapsed_or_saw_labels_is_never_chosen():
     best = audit(named, {one.method: 0.1 + 0.2 * (one.method[:4] == "flyp") for one in named})
     for answers in (None, best):
         assert chosen(named, judged, answers) == "image_prototypes"
-    assert "The training of flyp collapsed." in choose(named, judged, None).reason
     assert chosen(named, "nobody was asked", best) == "zero_shot"
-    with pytest.raises(UserError, match="saw labels"):
+    with pytest.raises(UserError):
         choose(named[1:2], judge(range(40)), None)
 
 
@@ -148,7 +146,6 @@ def test_what_collapsed_or_saw_labels_is_never_chosen():
 def test_without_a_judge_the_safest_is_chosen(methods, wanted):
     found = choose(candidates(*methods), "nobody was asked", None)
     assert (found.index, found.by) == (wanted, "default")
-    assert "nobody was asked" in found.reason
 
 
 # --- by answers ----------------------------------------------------------------------------------
@@ -172,10 +169,9 @@ def test_answers_that_decide_win_over_votes():
     accuracies = {"zero_shot": 0.5, "image_prototypes": 0.62, "flyp": 0.33}
     found = choose(named, judged, audit(named, accuracies))
     assert (named[found.index].method, found.by) == ("image_prototypes", "answers")
-    assert "100 test images" in found.reason and "29.0 points (19.0 to 39.0)" in found.reason
     found = choose(named, judged, audit(named, accuracies, decided=False))
     assert (named[found.index].method, found.by) == ("flyp", "votes")
-    # Where answers and votes agree, the votes' counts are the reason.
+    # Where answers and votes agree, votes have chosen.
     found = choose(named, judged, audit(named, {**accuracies, "flyp": 0.7}))
     assert (named[found.index].method, found.by) == ("flyp", "votes")
 
@@ -186,30 +182,10 @@ def test_answers_choose_where_no_vote_does():
     assert chosen(named, "no captions", audit(named, accuracies)) == "flyp"
 
 
-# --- the reason ----------------------------------------------------------------------------------
-
-
-def test_the_numbers_of_the_reason_are_counts_of_votes():
-    rng = np.random.default_rng(1)
-    named = candidates(*UNTRAINED, "flyp")
-    for _ in range(100):
-        right = [rng.permutation(N)[: rng.integers(30, 120)] for _ in named]
-        judged = judge(*map(set, right))
-        judged.predictions[3, rng.integers(80, N) :] = UNJUDGED
-        found = choose(named, judged, None)
-        names = re.findall(r"[a-z]+_\w+|flyp", found.reason)
-        one, other = ([i.method for i in named].index(name) for name in names[:2])
-        counts = judged.compare(one, other)
-        numbers = [int(number) for number in re.findall(r"\d+", found.reason)]
-        assert numbers[:4] == [counts.differ, counts.images, counts.votes, counts.other_votes]
-        assert numbers[4:] in ([], [judged.images(3), FEWEST])
-        assert named[found.index].method in names
-
-
 def test_one_model_alone_needs_no_comparison():
     named = [candidate("zero_shot"), candidate("flyp_supervised", marks=("supervised",))]
     found = choose(named, judge(range(40), range(90)), None)
-    assert (found.index, found.reason) == (0, "zero_shot is the only model that can be chosen.")
+    assert found.index == 0
 
 
 # --- what it costs -------------------------------------------------------------------------------
@@ -229,7 +205,7 @@ class World:
         rows = []
         for accuracy in accuracies:
             score = np.sqrt(alike) * hard + np.sqrt(1 - alike) * rng.normal(size=n)
-            is_right = score < np.quantile(rng.normal(size=100_000), accuracy)
+            is_right = score < NormalDist().inv_cdf(accuracy)
             rows.append(np.where(is_right, labels, mistaken(shared)))
         votes = np.where(rng.random(n) < right_votes, labels, mistaken(np.zeros(n, bool)))
         self.judge = Judge(np.eye(n_classes)[votes], np.array(rows))

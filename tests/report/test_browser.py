@@ -1,7 +1,6 @@
 """The pages in a real browser: Debian's chromium, driven by Playwright, without a network."""
 
 import json
-import statistics
 
 import pytest
 import torch
@@ -11,9 +10,6 @@ from support.pages import BOTH_KINDS, write, write_audit, write_metrics, write_u
 
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.report import index_results as index
-
-WIDTHS = (1280, 390)
-PAGES = ("report", "unlabelled", "index")
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +74,6 @@ def column(page, table, number):
     return page.locator(f"#{table} tbody tr > :nth-child({number})").all_inner_texts()
 
 
-def test_the_table_shows_the_figures_of_the_metrics_files(visit, results):
-    page = visit()
-    for method in results.methods:
-        mean = statistics.mean(one["acc1"] for one in results.metrics(method))
-        cell = page.locator(f"#headline tr[data-method={method}] > :nth-child(3)")
-        assert cell.inner_text().split()[0] == f"{100 * mean:.1f}"
-        assert float(cell.get_attribute("data-value")) == pytest.approx(100 * mean)
-
-
 def test_a_table_is_sorted_by_a_click_and_by_the_keyboard(visit):
     page = visit()
     names = column(page, "per-class", 1)
@@ -111,9 +98,8 @@ def test_a_table_is_sorted_by_a_click_and_by_the_keyboard(visit):
     assert values == sorted(values, reverse=True)
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_an_item_of_the_gallery_opens(visit, width):
-    page = visit(width=width)
+def test_an_item_of_the_gallery_opens(visit):
+    page = visit(width=390)
     item = page.locator("details.card").nth(3)
     assert not item.locator("text=Image caption").is_visible()
     item.locator("summary").click()
@@ -141,70 +127,15 @@ def opened(page):
     return page
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", PAGES)
-def test_nothing_is_wider_than_the_window(visit, tmp_path, name, width, scheme):
+@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1280, "dark")])
+@pytest.mark.parametrize("name", ["report", "unlabelled", "index"])
+def test_nobody_is_kept_out_and_nothing_is_wider_than_the_window(visit, axe, name, width, scheme):
     page = opened(visit(name, width, color_scheme=scheme))
     assert page.evaluate("document.documentElement.scrollWidth") == width
-    file = tmp_path / "page.png"
-    page.screenshot(path=file, full_page=True)
-    assert file.stat().st_size > 10_000
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     brightness = sum(map(int, background.removeprefix("rgb(").removesuffix(")").split(",")))
     assert (brightness > 600) == (scheme == "light")
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", PAGES)
-def test_texts_stand_out_from_what_is_behind_them(visit, name, scheme):
-    """WCAG 2.2, 1.4.3: 4.5 to 1."""
-    page = visit(name, color_scheme=scheme)
-    faint = page.evaluate("""() => {
-      const parse = text => (text.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
-      const over = (top, below) => {
-        const alpha = top.length > 3 ? top[3] : 1;
-        return [0, 1, 2].map(i => alpha * top[i] + (1 - alpha) * below[i]);
-      };
-      const light = colour => {
-        const [r, g, b] = colour.map(v => v / 255)
-          .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-      };
-      const behind = element => {
-        const chain = [];
-        for (let e = element; e; e = e.parentElement) chain.unshift(e);
-        return chain.map(e => parse(getComputedStyle(e).backgroundColor))
-          .reduce((below, top) => over(top, below), [255, 255, 255]);
-      };
-      const found = [];
-      for (const element of document.querySelectorAll("main *, header *, nav *, footer *")) {
-        const text = [...element.childNodes].filter(n => n.nodeType === 3 && n.data.trim());
-        if (!text.length || !element.checkVisibility()) continue;
-        const style = getComputedStyle(element);
-        const back = behind(element);
-        const front = over(parse(element.closest("svg") ? style.fill : style.color), back);
-        const [low, high] = [light(back), light(front)].sort((a, b) => a - b);
-        const ratio = (high + 0.05) / (low + 0.05);
-        if (ratio < 4.5) found.push([text[0].data.trim(), ratio.toFixed(2)]);
-      }
-      return found;
-    }""")
-    assert faint == []
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", PAGES)
-def test_nobody_is_kept_out(visit, axe, name, width, scheme):
-    page = opened(visit(name, width, color_scheme=scheme))
     assert violations(page, axe) == []
-
-
-def test_a_picture_without_a_text_would_be_found(visit, axe):
-    page = visit()
-    page.locator("img").first.evaluate("image => image.removeAttribute('alt')")
-    assert [text.split(":")[0] for text in violations(page, axe)] == ["image-alt"]
 
 
 def test_the_command_of_an_audit_is_copied_by_the_keyboard(visit):
@@ -214,15 +145,6 @@ def test_the_command_of_an_audit_is_copied_by_the_keyboard(visit):
     page.get_by_role("button", name="Copied").wait_for()
     copied = page.evaluate("navigator.clipboard.readText()")
     assert copied == "latteclip audit results/made"
-
-
-def test_who_says_what_of_a_disputed_image_opens_by_the_keyboard(visit):
-    page = visit("unlabelled")
-    item = page.locator("#disagreements details").first
-    facts = item.locator("dl")
-    assert not facts.is_visible()
-    item.locator("summary").press("Enter")
-    assert facts.is_visible()
 
 
 def test_without_a_script_the_page_is_complete(visit):

@@ -2,7 +2,6 @@ import pandas as pd
 import pytest
 from support.made_results import Results
 
-from latteclip.core.errors import UserError
 from latteclip.report import captions_shown, runs
 
 CHOSEN = [3, 17, 30]
@@ -50,11 +49,3 @@ def test_chosen_images_have_their_captions_and_a_group_that_holds_them(results, 
         members = found.groups[i].members
         assert {label_of[name] for name in members} == {results.before[i]}
         assert results.image_ids[i] in members or results.image_ids[i] not in held
-
-
-def test_captions_of_other_images_are_refused(results, tmp_path):
-    other = Results(tmp_path, n_train=11)
-    train, _, _ = runs.read_splits(other.images, other.pseudo_labels)
-    path = results.write_captions("image")
-    with pytest.raises(UserError, match="not among the training images"):
-        captions_shown.read_image_captions(path, train, [0], results.classnames)

@@ -2,10 +2,8 @@ import json
 from pathlib import Path
 
 import pytest
-from support.made_results import Results
 from support.pages import Page, write_audit, write_metrics
 
-from latteclip.cli import main
 from latteclip.report import index_results as index
 
 
@@ -80,11 +78,3 @@ def test_our_means_stand_beside_those_of_the_paper(compared):
     assert gain == ["latteclip over zero_shot", "+4.74", "+4.00", "2 of 10 datasets"]
     assert others[1:] == ["+3.45", "–", "not compared here"]  # noqa: RUF001
     assert "published" in page.tables["paper"][0][1][0]
-
-
-def test_the_command_writes_the_page(tmp_path):
-    paths = [run.metrics for run in Results(tmp_path).runs]
-    output = str(tmp_path / "index.html")
-    given = ["--settings", '{"baseline": "zero_shot"}', "--output", output]
-    assert main.main(["index-results", *paths, *given]) == 0
-    assert (tmp_path / "index.html").stat().st_size > 5000

@@ -11,16 +11,13 @@ from PIL import Image
 from support.made_results import CLASSNAMES, HOSTILE, Results
 from support.pages import BOTH_KINDS, write, write_audit, write_unknown
 
-from latteclip.cli import main
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import gallery_images
 from latteclip.report import (
-    dataset_charts,
     opinions,
     render,
-    report_dataset,
     runs,
     thumbnails,
 )
@@ -170,17 +167,9 @@ def test_an_audit_stands_below_the_accuracies(results, written):
     assert "audit" not in written[0].tables
 
 
-@pytest.mark.parametrize("n_test", [53, 0])
-def test_without_labels_the_page_says_how_to_audit(tmp_path, n_test):
-    page, _ = write(Results(tmp_path, labelled=False, n_test=n_test))
-    assert "latteclip audit results/made" in page.sections[""]
-    assert ("all images are for training" in page.sections[""]) == (n_test == 0)
-
-
 def test_without_a_test_split_labels_tell_no_accuracy(tmp_path):
     page, _ = write(Results(tmp_path, n_test=0))
     assert not {"headline", "pairs"} & set(page.tables)
-    assert "is not known" in page.sections[""]
 
 
 def test_the_page_shows_the_biases_that_calibration_takes_off(tmp_path):
@@ -190,28 +179,13 @@ def test_the_page_shows_the_biases_that_calibration_takes_off(tmp_path):
     save_classifier(
         tmp_path / "calibrated.safetensors", Classifier.of(torch.eye(7, 9), bias), described
     )
-    page, text = write(results, calibrated=str(tmp_path / "calibrated.safetensors"))
-    assert "Classes that zero-shot CLIP favours" in page.sections["pseudo-labels"]
+    page, _ = write(results, calibrated=str(tmp_path / "calibrated.safetensors"))
     # What is taken off is the bias's opposite, in logits.
     drawn = next(a["aria-label"] for tag, a in page.elements if "CLIP favours" in str(a))
     values = drawn.split("of all classes: ")[1].rstrip(".").split("; ")
     assert values[0] == f"{CLASSNAMES[1]}: +5.00"
     assert values[-1] == f"{HOSTILE}: -2.50"
     assert len(values) == 7
-    assert "The 20 largest" not in text
-
-
-def test_of_many_classes_the_largest_biases_are_drawn(tmp_path):
-    names = [f"class {c}" for c in range(31)]
-    bias = torch.arange(31.0) - 15
-    described = {"classnames": names, "logit_scale": 1.0}
-    path = tmp_path / "calibrated.safetensors"
-    save_classifier(path, Classifier.of(torch.eye(31, 40), bias), described)
-    drawing = dataset_charts.bias_chart(str(path))
-    assert "The 20 largest of 31." in drawing.note
-    for c in range(31):
-        assert (f"class {c}:" in drawing.svg) == (abs(c - 15) > 5), c
-    assert str(dataset_charts.bias_chart(str(path)).svg) == str(drawing.svg)
 
 
 def test_no_text_becomes_an_element(written):
@@ -228,7 +202,7 @@ def test_no_text_becomes_an_element(written):
     assert any("onerror=alert(1)" in alt for alt in alts)
 
 
-def test_the_page_fetches_nothing_and_runs_only_its_own_script(written):
+def test_the_page_fetches_nothing_runs_only_its_own_script_and_its_links_lead_somewhere(written):
     page, text = written
     for tag, attributes in page.elements:
         for name in ("src", "href", "xlink:href"):
@@ -239,51 +213,12 @@ def test_the_page_fetches_nothing_and_runs_only_its_own_script(written):
     policy = next(a["content"] for t, a in page.elements if t == "meta" and "http-equiv" in a)
     assert policy.startswith("default-src 'none'; img-src data:")
     assert "script-src 'sha256-" in policy
-
-
-def test_every_picture_and_chart_has_a_text(written):
-    page, _ = written
-    pictures_ = [attributes for tag, attributes in page.elements if tag == "img"]
-    drawings = [attributes for tag, attributes in page.elements if tag == "svg"]
-    assert len(pictures_) >= 2 * gallery_images.SHOWN
-    assert all(len(attributes["alt"]) > 10 for attributes in pictures_)
-    assert len(drawings) == 8
-    assert all(" from " in d["aria-label"] or "%" in d["aria-label"] for d in drawings)
-
-
-def test_ids_are_unique_and_links_inside_the_page_lead_somewhere(written):
-    page, _ = written
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     targets = {
         a[n][1:] for _, a in page.elements for n in a if n.endswith("href") if a[n][0] == "#"
     }
     assert targets <= set(ids)
-
-
-def test_gallery_shows_what_is_known_of_each_image(results, written):
-    page, _ = written
-    assert sum(tag == "details" and "card" in a.get("class", "") for tag, a in page.elements) == 12
-    text = page.sections["gallery"]
-    assert text.count("Image caption") == text.count("Group caption") == 12
-    assert text.count("Zero-shot CLIP says") == 12
-    assert "latteclip says" not in text  # no gallery was named
-
-
-def test_captions_are_counted(written):
-    page, _ = written
-    rows = {row[0][0]: [cell[0] for cell in row[1:]] for row in page.tables["caption-statistics"]}
-    assert rows["asked for"] == ["31", "31"]
-    assert rows["distinct texts"] == ["4", "4"]
-    assert rows["cut at the token limit"] == ["3.2 %", "3.2 %"]
-    assert "<i>llava</i>" in page.sections["captions"]
-
-
-def test_captions_of_ones_own_are_nobody_elses(tmp_path):
-    own = {"model": "llava", "engine": "file", "images_file": "<i>mine</i>.csv"}
-    page, _ = write(Results(tmp_path, captioner=own), captions={"image": None})
-    assert "Captions of your own, from <i>mine</i>.csv" in page.sections["captions"]
-    assert "llava" not in page.sections["captions"]
 
 
 def test_the_page_and_the_summary_of_the_captions_agree(tmp_path):
@@ -308,18 +243,6 @@ def test_the_page_and_the_summary_of_the_captions_agree(tmp_path):
         assert rows[f"name their {row}"] == f"{100 * sum(named) / 29:.1f} %"
     (repeated,) = summary["most_repeated"]
     assert f"{repeated['caption']} {repeated['times']} times" in page.sections["captions"]
-
-
-def test_captions_without_their_summary_are_refused(results):
-    files = report_dataset.ReportFiles(
-        results.images, results.pseudo_labels, results.write_captions("image")
-    )
-    methods = {method: {} for method in results.methods}
-    settings = report_dataset.ReportSettings(
-        "made", "zero_shot", "flyp", None, "", {"methods": methods}, []
-    )
-    with pytest.raises(UserError, match="needs --caption-summary"):
-        report_dataset.report_dataset(files, results.runs, settings, "page.html")
 
 
 def write_gallery(results, labels, *, classnames=CLASSNAMES, image_ids=None):
@@ -350,28 +273,11 @@ def test_the_gallery_shows_what_the_tuned_model_says(tmp_path):
     assert "latteclip" in page.sections["gallery"]
 
 
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        ({"classnames": ["a", "b"]}, "other classes"),
-        ({"image_ids": ["x"] * gallery_images.SHOWN}, "other images"),
-    ],
-)
-def test_a_gallery_of_something_else_is_refused(tmp_path, other, message):
-    results = Results(tmp_path)
-    gallery = write_gallery(results, [0] * gallery_images.SHOWN, **other)
-    with pytest.raises(UserError, match=message):
-        write(results, gallery=gallery)
-    assert not (tmp_path / "report.html").exists()
-
-
 def test_without_labels_the_page_shows_what_methods_say(tmp_path):
     results = Results(tmp_path, labelled=False)
     page, text = write(results, captions={"image": None})
     assert not {"classes", "confusions", "changes"} & set(page.sections)
     assert not {"headline", "per-class", "pairs"} & set(page.tables)
-    assert "only the confidence is known" in page.sections["pseudo-labels"]
-    assert page.sections["gallery"].count("not known") == 12
     assert "verdict" not in text.split("<body>")[1]  # nobody knows what is right
     said = {method: predictions(results, method) for method in results.methods}
     changed = dict(zip(results.methods, page.column("methods", 3), strict=True))
@@ -416,19 +322,13 @@ def test_likely_unknown_images_stand_in_their_order(tmp_path):
     results = Results(tmp_path, labelled=False)
     page, _ = write(results, unknown=write_unknown(results))
     assert likely_unknown(page) == results.image_ids[::-1][: thumbnails.UNKNOWN]
-    assert "8 of 84 images are marked" in page.sections["unknown"]
-    assert "captioner" not in page.sections["unknown"]
-    results.image_ids[-1] = "elsewhere.png"
-    with pytest.raises(UserError, match="which the index lacks"):
-        write(results, unknown=write_unknown(results))
-
-
-def test_the_captioner_s_word_on_unknown_images_comes_first(tmp_path):
-    results = Results(tmp_path, labelled=False)
+    # What the captioner says comes first.
     page, _ = write(results, unknown=write_unknown(results, [1.0, 3.0, 2.0]))
     ids = results.image_ids
     assert likely_unknown(page)[:5] == [ids[1], ids[2], ids[0], ids[-1], ids[-2]]
-    assert "by the captioner, which scored 3" in page.sections["unknown"]
+    results.image_ids[-1] = "elsewhere.png"
+    with pytest.raises(UserError, match=r"unknown\.parquet"):
+        write(results, unknown=write_unknown(results))
 
 
 def test_the_page_says_how_methods_were_trained_and_what_was_found(written):
@@ -440,40 +340,18 @@ def test_the_page_says_how_methods_were_trained_and_what_was_found(written):
 def test_zero_shot_alone_makes_a_page(tmp_path):
     results = Results(tmp_path, methods=("zero_shot",))
     page, _ = write(results, main="zero_shot")
-    assert "it is the pretrained CLIP itself" in page.sections[""]
-    assert "nothing changed" in page.sections["classes"]
-    assert "nothing changed" in page.sections["changes"]
-    assert "no method that was run is trained" in page.sections["training"]
-    assert "no method that was run reads captions" in page.sections["captions"]
     assert float(page.tables["headline"][1][2][1]) == pytest.approx(
         100 * results.metrics("zero_shot")[0]["acc1"]
     )
 
 
-def test_many_classes_and_images_make_a_page_that_can_be_mailed(tmp_path):
-    results = Results(
-        tmp_path,
-        classnames=[f"class number {i}" for i in range(397)],
-        n_train=2000,
-        n_test=20_000,
-        methods=("zero_shot", *(f"latteclip_{i}" for i in range(8)), "latteclip"),
-        seeds=3,
-    )
-    page, text = write(results, captions=BOTH_KINDS)
-    assert len(text.encode()) < render.MAX_BYTES / 2
-    assert len(page.tables["per-class"]) == 1 + 397
-    assert "The first 6 of 9 methods." in page.sections["training"]
-
-
-@pytest.mark.parametrize("labelled", [True, False])
-def test_noise_in_thousands_of_classes_makes_a_page_that_can_be_mailed(tmp_path, labelled):
+def test_noise_in_thousands_of_classes_makes_a_page_that_can_be_mailed(tmp_path):
     """Pictures that compress worst, everywhere."""
     results = Results(
         tmp_path,
         classnames=[f"a class with a long name, number {i}" for i in range(3000)],
         n_train=3000,
         n_test=6000,
-        labelled=labelled,
         methods=("zero_shot", *(f"latteclip_{i}" for i in range(8)), "latteclip"),
         seeds=1,
     )
@@ -483,12 +361,9 @@ def test_noise_in_thousands_of_classes_makes_a_page_that_can_be_mailed(tmp_path,
     page, text = write(results, captions=BOTH_KINDS, unknown=write_unknown(results))
     assert len(text.encode()) < render.MAX_BYTES
     assert len(page.tables["class-sizes"]) == 1 + opinions.ROWS
-    assert "The 1,000 largest are shown." in page.sections["sizes"]
-    assert "There is room for 120 of" in page.sections["sure"]
 
 
 def test_what_each_job_took_is_added_up(results, tmp_path):
-    assert "No benchmark files" in write(results)[0].sections["provenance"]
     files = []
     for number, (stage, gpus) in enumerate([("finetune", 1), ("caption_images", 0)]):
         path = tmp_path / f"{number}.jsonl"
@@ -503,29 +378,5 @@ def test_what_each_job_took_is_added_up(results, tmp_path):
 
 def test_a_page_that_is_too_large_is_refused(results, monkeypatch):
     monkeypatch.setattr(render, "MAX_BYTES", 10_000)
-    with pytest.raises(UserError, match="more than the 0 MB"):
+    with pytest.raises(UserError, match="MB"):
         write(results)
-
-
-def test_the_command_writes_the_page(results, tmp_path):
-    config = {"methods": {m: {"objective": m} for m in results.methods}}
-    settings = {
-        "dataset": "made",
-        "baseline": "zero_shot",
-        "main": "flyp",
-        "paper": None,
-        "suffix": "",
-        "config": config,
-        "benchmarks": [],
-    }
-    of_runs = [{k: v for k, v in vars(run).items() if v} for run in results.runs]
-    arguments = {
-        "--images": results.images,
-        "--pseudo-labels": results.pseudo_labels,
-        "--runs": json.dumps([{"seed": 0, **run} for run in of_runs]),
-        "--settings": json.dumps(settings),
-        "--output": str(tmp_path / "report.html"),
-    }
-    flat = [part for pair in arguments.items() for part in pair]
-    assert main.main(["report-dataset", *flat]) == 0
-    assert "<code>flyp</code>" in (tmp_path / "report.html").read_text()
