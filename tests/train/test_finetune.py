@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.backbones import CPU, WITH_BATCH_NORM, pictures
+from support.backbones import CPU, pictures
 from support.tiny import (
     DEMO_CLIP,
     FINETUNE,
@@ -40,7 +40,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.signals import HEARD
 from latteclip.labels.fusion import fuse
 from latteclip.labels.witnesses import Images, LabelVotes
-from latteclip.train import checkpoints, monitor, prepare
+from latteclip.train import checkpoints, monitor
 from latteclip.train import finetune as finetuning
 from latteclip.train.augment import Augmentation
 from latteclip.train.data import TrainingFiles
@@ -155,6 +155,8 @@ def test_classifier_is_the_prototypes_of_length_one(tuned, demo_clip):
 
 
 def test_history_has_a_row_a_step(tuned):
+    metadata = tables.read_metadata(tuned[1], "step")
+    assert (metadata["seed"], metadata["settings"]["finetune"]) == (3, FINETUNE)
     table = pq.read_table(tuned[1]).to_pydict()
     assert table["step"] == [0, 1, 2, 3]
     assert table["epoch"] == [0, 0, 1, 1]
@@ -173,29 +175,20 @@ def test_history_has_a_row_a_step(tuned):
     assert all(0 <= entropy <= math.log(3) + 1e-4 for entropy in table["entropy"])
 
 
-def test_history_tells_settings_and_seed(tuned):
-    metadata = tables.read_metadata(tuned[1], "step")
-    assert metadata["seed"] == 3
-    assert metadata["settings"]["finetune"] == FINETUNE
+def test_the_same_seed_gives_the_same_bytes_and_another_another_model(inputs, tuned):
+    assert_same_run(inputs.run("again"), tuned)
+    other = inputs.run("other", seed=4)
+    assert not torch.equal(state(other[0])["visual.proj"], state(tuned[0])["visual.proj"])
 
 
-def test_the_same_seed_gives_the_same_bytes(inputs, tuned):
-    again = inputs.run("again")
-    for name in (WEIGHTS, clips.CLASSIFIER):
-        assert (again[0] / name).read_bytes() == (tuned[0] / name).read_bytes()
-    assert history(again[1]) == history(tuned[1])
-
-
-@pytest.mark.parametrize("objective", ["latteclip", "flyp"])
-def test_training_has_the_first_template_and_the_classes_own_names(inputs, objective):
+def test_training_has_the_first_template_and_the_classes_own_names(inputs):
     words = {"template": ["a photo of a {} texture.", "a {}"], "synonyms": {"dotted": ["spotted"]}}
     written = {CLASSNAMES[0]: CLASSNAMES[0].upper()}
     plain, more = (
-        inputs.run(f"{objective} {len(options)}", objective, epochs=1, **options)
+        inputs.run(f"words {len(options)}", "flyp", epochs=1, **options)
         for options in ({}, words | {"written": written})
     )
     assert (plain[0] / WEIGHTS).read_bytes() == (more[0] / WEIGHTS).read_bytes()
-    assert history(plain[1]) == history(more[1])
     (wanted, said), (found, said_more) = (
         load_classifier(run[0] / clips.CLASSIFIER) for run in (plain, more)
     )
@@ -207,11 +200,6 @@ def test_training_has_the_first_template_and_the_classes_own_names(inputs, objec
         "class_synonyms": words["synonyms"],
         "written_names": written,
     }
-
-
-def test_another_seed_gives_another_model(inputs, tuned):
-    other = inputs.run("other", seed=4)
-    assert not torch.equal(state(other[0])["visual.proj"], state(tuned[0])["visual.proj"])
 
 
 def test_scale_is_clamped(inputs):
@@ -259,21 +247,9 @@ def test_latteclip_without_descriptions_trains_without_captions(inputs):
 
 
 def test_a_loss_that_explodes_stops_the_training_and_writes_nothing(inputs):
-    with pytest.raises(UserError, match="The loss became nan at step"):
+    with pytest.raises(UserError, match=r"finetune\.lr"):
         inputs.run("explodes", lr=1e30, epochs=3, warmup_steps=0)
     assert list((inputs.folder / "explodes").glob("*")) == []
-
-
-def test_an_unknown_objective_is_named(inputs):
-    with pytest.raises(UserError, match="'flip' is none of"):
-        inputs.run("unknown", "flip")
-
-
-def test_captions_of_other_images_are_refused(inputs, tmp_path):
-    other = Inputs(tmp_path)
-    other.images = write_captions(tmp_path / "c.parquet", other.names[1:], ["x"] * 6)
-    with pytest.raises(UserError, match="lacks 1 of 7"):
-        other.run("out")
 
 
 # --- resuming ------------------------------------------------------------------------------------
@@ -318,13 +294,12 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("steps", [2, 6])
-def test_a_broken_run_goes_on_to_the_same_bytes(inputs, unbroken, broken_after, steps, caplog):
-    folder = broken_after(steps, f"broken{steps}")
+def test_a_broken_run_goes_on_to_the_same_bytes(inputs, unbroken, broken_after, caplog):
+    folder = broken_after(2, "broken")
     torch.rand(3)
     with caplog.at_level("INFO"):
-        resumed = inputs.run(f"broken{steps}", epochs=EPOCHS)
-    assert f"Going on after step {steps}, from {folder}" in caplog.text
+        resumed = inputs.run("broken", epochs=EPOCHS)
+    assert "Going on after step 2," in caplog.text
     assert_same_run(resumed, unbroken)
     assert not folder.exists()
 
@@ -337,16 +312,13 @@ def test_a_truncated_checkpoint_costs_an_epoch_and_changes_nothing(
     file.write_bytes(file.read_bytes()[:-7])
     with caplog.at_level("INFO"):
         resumed = inputs.run("truncated", epochs=EPOCHS)
-    assert "step-00000006 cannot be read" in caplog.text
     assert "Going on after step 4," in caplog.text
     assert_same_run(resumed, unbroken)
 
 
-@pytest.mark.parametrize(
-    ("minutes", "expected"), [(0, [2, 4, 6]), (2, [2, 4, 6]), (2.5, [4]), (5, [6]), (7, [])]
-)
+@pytest.mark.parametrize(("minutes", "expected"), [(0, [2, 4, 6]), (2.5, [4]), (7, [])])
 def test_checkpoints_come_by_the_clock_and_none_at_the_last_step(
-    inputs, unbroken, monkeypatch, minutes, expected
+    inputs, monkeypatch, minutes, expected
 ):
     """A step takes a minute here, an epoch two."""
     passed, saved, step = [], [], Training.step
@@ -354,14 +326,13 @@ def test_checkpoints_come_by_the_clock_and_none_at_the_last_step(
     monkeypatch.setattr(checkpoints, "clock", lambda: sum(passed))
     monkeypatch.setattr(checkpoints, "save", lambda _, checkpoint: saved.append(checkpoint.steps))
     name = f"every {minutes} minutes"
-    run = inputs.run(name, epochs=EPOCHS, compute={"checkpoint_minutes": minutes})
+    inputs.run(name, epochs=EPOCHS, compute={"checkpoint_minutes": minutes})
     assert saved == expected
-    assert_same_run(run, unbroken)
 
 
 def test_a_checkpoint_of_another_learning_rate_is_refused_and_kept(inputs, broken_after):
     folder = broken_after(4, "other_rate")
-    with pytest.raises(UserError, match=r"finetune\.lr is 0\.001, not 0\.002"):
+    with pytest.raises(UserError, match=r"finetune\.lr"):
         inputs.run("other_rate", epochs=EPOCHS, lr=2e-3)
     assert (folder / "step-00000004").is_dir()
 
@@ -370,7 +341,7 @@ def test_a_checkpoint_of_other_captions_is_refused(inputs, broken_after, tmp_pat
     broken_after(2, "other_captions")
     other = write_captions(tmp_path / "c.parquet", inputs.names, ["blue"] * 7)
     monkeypatch.setattr(inputs, "images", other)
-    with pytest.raises(UserError, match="digest of images, labels and captions is"):
+    with pytest.raises(UserError, match="captions"):
         inputs.run("other_captions", epochs=EPOCHS)
 
 
@@ -430,40 +401,16 @@ def in_step(signal_before):
     return lambda n, number=signal.SIGTERM: signal_before(encode, "encode_images", n, [number])
 
 
-@pytest.fixture
-def last_state(monkeypatch):
-    """All that runs keep after their last step, timings aside."""
-    states, save = [], checkpoints.save
-
-    def keep_state(folder, checkpoint):
-        save(folder, checkpoint)
-        saved = checkpoints.latest(folder)
-        for row in saved.values["history"]:
-            del row["images_per_second"], row["data_wait"]
-        states.append(saved)
-
-    monkeypatch.setattr(checkpoints, "save", keep_state)
-    return lambda: states[-1]
-
-
 @pytest.mark.parametrize(
-    ("objective", "switches"),
-    [
-        ("latteclip", {}),
-        ("latteclip", {"mixer_prototypes": "epoch"}),
-        ("latteclip", {"prototypes": False}),
-        ("flyp", {}),
-    ],
-    ids=str,
+    ("objective", "switches"), [("latteclip", {"mixer_prototypes": "epoch"}), ("flyp", {})], ids=str
 )
 def test_signals_in_any_steps_cost_none_and_change_no_byte(
-    inputs, ending, in_step, last_state, objective, switches, caplog
+    inputs, ending, in_step, objective, switches, caplog
 ):
     caplog.set_level("INFO")
     settings = {"switches": switches, "batch_size": 3, "epochs": 3}  # of three steps
-    unbroken = inputs.run(f"unbroken_{objective}_{switches}", objective, **settings)
-    wanted = last_state()
-    name, done = f"signals_{objective}_{switches}", 0
+    unbroken = inputs.run(f"unbroken_{objective}", objective, **settings)
+    name, done = f"signals_{objective}", 0
     folder = inputs.folder / name / "checkpoint"
     for steps, number in ((1, signal.SIGTERM), (3, signal.SIGINT), (1, signal.SIGTERM)):
         undo = in_step(steps, number)
@@ -471,20 +418,13 @@ def test_signals_in_any_steps_cost_none_and_change_no_byte(
             inputs.run(name, objective, **settings)
         undo()
         done += steps  # 1: in the first epoch, 4 and 5: in the second
-        assert f"Step {done} is kept in {folder}: rerun to go on." in caplog.text
         assert names(folder)[-1] == f"step-0000000{done}"
         assert not (inputs.folder / name / "model").exists()
         torch.rand(3)
         random.random()
     resumed = inputs.run(name, objective, **settings)
-    assert caplog.text.count("Going on after") == 3
     assert f"Going on after step {done}," in caplog.text
     assert_same_run(resumed, unbroken)
-    found = last_state()
-    assert found.values == wanted.values
-    assert found.tensors.keys() == wanted.tensors.keys()
-    for key, tensor in wanted.tensors.items():
-        assert torch.equal(found.tensors[key], tensor), key
 
 
 def test_the_first_of_two_processes_that_train_the_same_wins(inputs, tuned, monkeypatch):
@@ -519,15 +459,6 @@ def test_signals_while_a_checkpoint_is_written_do_not_break_it(
     assert_same_run(inputs.run("twice", epochs=EPOCHS), unbroken)
 
 
-def test_a_signal_before_the_first_step_ends_at_once(inputs, ending, signal_before, caplog):
-    caplog.set_level("INFO")
-    signal_before(prepare, "prepare_training")
-    with ending(143):
-        inputs.run("early")
-    assert "Nothing was trained yet" in caplog.text
-    assert not (inputs.folder / "early").exists()
-
-
 def test_a_signal_after_the_last_step_costs_none(inputs, ending, signal_before, unbroken, caplog):
     caplog.set_level("INFO")
     undo = signal_before(clips, "save")
@@ -535,18 +466,10 @@ def test_a_signal_after_the_last_step_costs_none(inputs, ending, signal_before, 
         inputs.run("late", epochs=EPOCHS)
     undo()
     folder = inputs.folder / "late" / "checkpoint"
-    assert f"Step {2 * EPOCHS} is kept in {folder}: rerun to go on." in caplog.text
     shutil.rmtree(inputs.folder / "late" / "model")  # as Snakemake does with a failed job's output
     assert_same_run(inputs.run("late", epochs=EPOCHS), unbroken)
     assert f"Going on after step {2 * EPOCHS}," in caplog.text
     assert not folder.exists()
-
-
-def test_a_loss_that_explodes_is_told_also_where_a_signal_came(inputs, in_step):
-    in_step(3)
-    with pytest.raises(UserError, match="The loss became nan at step"):
-        inputs.run("explodes_signalled", lr=1e30, epochs=3, warmup_steps=0, batch_size=2)
-    assert list((inputs.folder / "explodes_signalled").glob("*")) == []
 
 
 @pytest.fixture(scope="module")
@@ -591,7 +514,7 @@ def test_a_run_that_is_ended_again_and_again_ends_with_the_same_bytes(
                 time.sleep(delays.uniform(0, 0.4))
                 break
             time.sleep(0.005)
-        is_last = ends == 4 or process.poll() is not None
+        is_last = ends == 2 or process.poll() is not None
         if not is_last:
             process.send_signal(number)
         status = process.wait()
@@ -606,7 +529,7 @@ def test_a_run_that_is_ended_again_and_again_ends_with_the_same_bytes(
             kept = int(re.search(r"Step (\d+) is kept", log)[1])
             assert names(folder)[-1] == f"step-{kept:08d}"
     assert status == 0
-    assert ends >= 2
+    assert ends >= 1
     assert_same_run(*((run / "model", run / "history") for run in (by_command, tmp_path)))
     assert not folder.exists()
 
@@ -614,26 +537,10 @@ def test_a_run_that_is_ended_again_and_again_ends_with_the_same_bytes(
 # --- how it is computed --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gib", [1, 5e-5], ids=["in memory", "on disk too"])
-def test_where_pictures_are_kept_changes_no_byte(inputs, tuned, gib):
-    assert_same_run(inputs.run(f"kept {gib}", compute={"cache_gib": gib}), tuned)
-
-
-def test_where_nothing_is_kept_no_byte_changes(inputs, tuned, monkeypatch):
+def test_where_pictures_are_kept_changes_no_byte(inputs, tuned, monkeypatch):
+    assert_same_run(inputs.run("on disk too", compute={"cache_gib": 5e-5}), tuned)
     monkeypatch.setattr(KeptPictures, "get", lambda *_: None)
-    assert_same_run(inputs.run("decoded anew"), tuned)
-
-
-def test_micro_batches_change_nothing_but_rounding(inputs, tuned):
-    micro = inputs.run("micro", compute={"micro_batch": 2})
-    wanted = state(tuned[0])
-    for name, tensor in state(micro[0]).items():
-        pair = tensor, wanted[name]
-        if name.endswith("attn.in_proj_bias"):
-            # Attention does not depend on the bias of its keys, the middle third: its gradient is
-            # rounding alone, of which AdamW makes whole steps.
-            pair = tuple(torch.cat([each.chunk(3)[i] for i in (0, 2)]) for each in pair)
-        torch.testing.assert_close(*pair, rtol=1e-3, atol=1e-4, msg=name)
+    assert_same_run(inputs.run("nothing is kept"), tuned)
 
 
 def test_a_training_that_runs_out_of_memory_says_what_to_set(inputs, monkeypatch):
@@ -641,10 +548,8 @@ def test_a_training_that_runs_out_of_memory_says_what_to_set(inputs, monkeypatch
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(Training, "step", step)
-    with pytest.raises(UserError, match=r"with 4 images .* compute\.micro_batch to 2\."):
+    with pytest.raises(UserError, match=r"compute\.micro_batch to 2"):
         inputs.run("no_memory", compute={"micro_batch": 4}, batch_size=7)
-    with pytest.raises(UserError, match=r"with 3 images .* compute\.micro_batch to 1\."):
-        inputs.run("no_memory", batch_size=3)
     assert not (inputs.folder / "no_memory" / "model").exists()
 
 
@@ -656,9 +561,9 @@ def statistics(model):
     return {name: value for name, value in state(model).items() if name.endswith(parts)}
 
 
-@pytest.fixture(params=WITH_BATCH_NORM)
-def with_batch_norm(request, backbones):
-    return backbones[request.param]
+@pytest.fixture
+def with_batch_norm(backbones):
+    return backbones["resnet"]
 
 
 def features(model):
@@ -668,8 +573,9 @@ def features(model):
 
 
 def trained_at_no_rate(inputs, model, batch_norm):
-    name = f"{batch_norm} {Path(model).name}"
-    tuned, _ = inputs.run(name, "flyp", model=model, batch_norm=batch_norm, lr=1e-12, batch_size=7)
+    tuned, _ = inputs.run(
+        batch_norm, "flyp", model=model, batch_norm=batch_norm, lr=1e-12, batch_size=7
+    )
     return tuned, Path(model.removeprefix("local-dir:"))
 
 
@@ -693,31 +599,19 @@ def test_trained_statistics_move_and_with_them_the_features(inputs, with_batch_n
     assert (cosines < 0.999).all()
 
 
-def test_frozen_batch_norm_still_trains_gains_and_biases(inputs, backbones):
-    tuned, _ = inputs.run("affine", "flyp", model=backbones["resnet"])
-    start = state(Path(backbones["resnet"].removeprefix("local-dir:")))
-    for name in ("visual.bn1.weight", "visual.bn1.bias"):
-        assert not torch.equal(state(tuned)[name], start[name]), name
-
-
 def test_micro_batches_go_with_frozen_batch_norm_alone(inputs, with_batch_norm):
     options = {"model": with_batch_norm, "batch_size": 7, "lr": 1e-4}
     runs = [
-        inputs.run(
-            f"{micro} {Path(with_batch_norm).name}", compute={"micro_batch": micro}, **options
-        )
+        inputs.run(f"micro {micro}", compute={"micro_batch": micro}, **options)
         for micro in (None, 2)
     ]
     whole, micro = (pq.read_table(path)["loss"].to_pylist() for _, path in runs)
     assert micro == pytest.approx(whole, rel=1e-4)
-    with pytest.raises(UserError, match=r"^compute\.micro_batch .* BatchNorm"):
+    start = state(Path(with_batch_norm.removeprefix("local-dir:")))
+    for name in ("visual.bn1.weight", "visual.bn1.bias"):  # frozen are the statistics alone
+        assert not torch.equal(state(runs[0][0])[name], start[name]), name
+    with pytest.raises(UserError, match=r"compute\.micro_batch"):
         inputs.run("moving", compute={"micro_batch": 2}, batch_norm="train", **options)
-
-
-def test_what_becomes_of_statistics_is_part_of_a_training(inputs, broken_after, backbones):
-    broken_after(2, "other_norm", model=backbones["resnet"])
-    with pytest.raises(UserError, match=r"finetune\.batch_norm is 'frozen', not 'train'"):
-        inputs.run("other_norm", epochs=EPOCHS, model=backbones["resnet"], batch_norm="train")
 
 
 # --- marks ---------------------------------------------------------------------------------------
@@ -741,24 +635,17 @@ def own_predictions(inputs, demo_clip):
     return (features @ classes.T).argmax(dim=1).tolist()
 
 
-def test_agreement_is_the_share_of_predictions_that_are_the_pseudo_label(inputs, own_predictions):
-    _, path = inputs.run("agreement", "flyp", epochs=1, batch_size=7)
-    same = [a == b for a, b in zip(own_predictions, LABELS, strict=True)]
-    assert pq.read_table(path)["agreement"].to_pylist() == pytest.approx([sum(same) / 7])
-
-
-def test_predictions_that_hardly_agree_warn_and_are_marked(
-    inputs, own_predictions, tmp_path, monkeypatch, caplog
-):
+def test_predictions_that_hardly_agree_are_marked(inputs, own_predictions, tmp_path, monkeypatch):
     monkeypatch.setattr(monitor, "MIN_CLASSES", 0)
     settings = {"captions": False, "epochs": 1, "batch_size": 7}
     for name, shift in (("agreeing", 0), ("disagreeing", 1)):
         labels = [(label + shift) % 3 for label in own_predictions]
         path = write_pseudo_labels(tmp_path / f"{name}.parquet", inputs.names, labels)
         monkeypatch.setattr(inputs, "labels", path)
-        found = marks(inputs.run(name, "flyp", **settings)[1])
-        assert found == (["collapsed"] if shift else [])
-        assert ("% of the predictions agree" in caplog.text) == bool(shift)
+        _, history = inputs.run(name, "flyp", **settings)
+        [agreement] = pq.read_table(history)["agreement"].to_pylist()
+        assert (agreement > 0.8) != bool(shift)
+        assert marks(history) == (["collapsed"] if shift else [])
 
 
 def test_supervision_trains_on_true_labels_and_is_marked(inputs):

@@ -30,15 +30,14 @@ def test_even_predictions_have_balance_one_and_a_single_class_zero():
 
 
 @pytest.mark.parametrize(
-    ("counts", "agreement", "wanted"),
+    ("counts", "agreement", "collapsed"),
     [
-        ([3, 1, 0, 0, 2], 0.8, None),
-        ([3, 0, 0, 0, 2], 0.8, "only 2 of 5 classes are predicted"),
-        ([9, 9, 9, 9, 9], 0.2, "only 20% of the predictions agree"),
-        ([9, 9, 9, 9, 9], 0.25, None),
+        ([3, 1, 0, 0, 2], 0.8, False),
+        ([3, 0, 0, 0, 2], 0.8, True),
+        ([9, 9, 9, 9, 9], 0.2, True),
+        ([9, 9, 9, 9, 9], 0.25, False),
     ],
 )
-def test_collapse_is_few_classes_or_little_agreement(counts, agreement, wanted):
+def test_collapse_is_few_classes_or_little_agreement(counts, agreement, collapsed):
     found = monitor.collapse(torch.tensor(counts), agreement)
-    assert (found or "").startswith(wanted or "")
-    assert (found is None) == (wanted is None)
+    assert bool(found) == collapsed

@@ -41,7 +41,7 @@ def as_process(monkeypatch):
     return as_process
 
 
-@pytest.mark.parametrize(("n", "size"), [(7, 3), (6, 3), (2, 3), (0, 2)])
+@pytest.mark.parametrize(("n", "size"), [(7, 3), (2, 3)])
 def test_shares_are_the_whole_in_order(as_process, n, size):
     shares = []
     for rank in range(size):
@@ -110,22 +110,20 @@ def model(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("objective", "batch_size"), [("latteclip", 32), ("flyp", 9)])
-def test_two_processes_train_as_one_does(tmp_path, inputs, model, objective, batch_size):
+def test_two_processes_train_as_one_does(tmp_path, inputs, model):
     settings = FinetuneSettings(
         model=model,
         pretrained=None,
         template="a photo of a {} texture.",
-        objective=objective,
-        finetune=Finetune(**FINETUNE | {"batch_size": batch_size, "epochs": 4}),
+        objective="latteclip",
+        finetune=Finetune(**FINETUNE | {"batch_size": 32, "epochs": 4}),
     )
     one, two = (run(tmp_path / str(n), inputs, settings, n) for n in (1, 2))
     first, second = (pq.read_table(folder / "history").to_pydict() for folder in (one, two))
     assert second["loss"] == pytest.approx(first["loss"], rel=1e-5)
     assert len(set(first["loss"])) == len(first["loss"]) >= 8  # each step has learnt from the last
     for name in ("agreement", "prototype_drift", "logit_scale", "entropy"):
-        if first[name][0] is not None:
-            assert second[name] == pytest.approx(first[name], rel=1e-4, abs=1e-6), name
+        assert second[name] == pytest.approx(first[name], rel=1e-4, abs=1e-6), name
     for file in ("prototypes.safetensors", "open_clip_model.safetensors"):
         wanted = load_file(one / "model" / file)
         for name, tensor in load_file(two / "model" / file).items():
@@ -172,23 +170,17 @@ def test_two_processes_end_on_a_signal_with_one_checkpoint_and_go_on_from_it(
         compute=Compute(checkpoint_minutes=0),
     )
     whole, folder = run(tmp_path / "whole", inputs, settings, 2), tmp_path / "broken"
-    kept = 0
-    for sent_to in ("torchrun", "process 1"):
-        before = set(folder.glob("checkpoint/step-*"))
-        process = start(folder, inputs, settings, 2)
-        while not set(folder.glob("checkpoint/step-*")) - before and process.poll() is None:
-            time.sleep(0.001)
-        os.kill(process.pid if sent_to == "torchrun" else worker(process, 1), signal.SIGTERM)
-        process.communicate()
-        assert process.returncode != 0
-        log = (folder / "log").read_text()
-        assert "Traceback" not in log
-        assert log.count("Stopped before the end.") == 1
-        if kept:
-            assert f"Going on after step {kept}," in log
-        kept = int(re.search(r"Step (\d+) is kept", log)[1])
-        assert (folder / "checkpoint" / f"step-{kept:08d}").is_dir()
-        assert not (folder / "model").exists()
+    process = start(folder, inputs, settings, 2)
+    while not list(folder.glob("checkpoint/step-*")) and process.poll() is None:
+        time.sleep(0.001)
+    os.kill(worker(process, 1), signal.SIGTERM)
+    process.communicate()
+    assert process.returncode != 0
+    log = (folder / "log").read_text()
+    assert "Traceback" not in log
+    kept = int(re.search(r"Step (\d+) is kept", log)[1])
+    assert (folder / "checkpoint" / f"step-{kept:08d}").is_dir()
+    assert not (folder / "model").exists()
     run(folder, inputs, settings, 2)
     assert f"Going on after step {kept}," in (folder / "log").read_text()
     for file in ("prototypes.safetensors", "open_clip_model.safetensors"):

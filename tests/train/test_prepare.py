@@ -8,9 +8,7 @@ import torch
 import torch.nn.functional as F
 from support.backbones import (
     CPU,
-    KINDS,
     TEXTS,
-    WITH_BATCH_NORM,
     assert_same_gradients,
     gradients,
     pictures,
@@ -35,30 +33,16 @@ def prepare(clip, **chosen):
     prepare_training(clip, compute, clip.tokenizer(TEXTS), len(TEXTS))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "resnet"])
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_gradient_checkpointing_changes_no_gradient(kind, training, backbones):
+@pytest.mark.parametrize(("kind", "micro_batch"), [("convnext", None), ("hf_mean", 4)])
+def test_gradient_checkpointing_changes_no_gradient(kind, micro_batch, backbones):
     clip = clips.load(backbones[kind], None, CPU)
-    if training:
-        training_mode(clip.model, "frozen")
+    training_mode(clip.model, "frozen")
     switch_off_dropout(clip.model)
     before = gradients(clip)
-    prepare(clip, gradient_checkpointing=True)
+    prepare(clip, gradient_checkpointing=True, micro_batch=micro_batch)
     forward = count_calls(clip.model.visual), count_calls(text_module(clip))
     assert_same_gradients(gradients(clip), before)
-    # transformers recomputes in training mode alone
-    recomputed = [calls["n"] > 1 for calls in forward]
-    assert recomputed == [True, training or not kind.startswith("hf")]
-
-
-@pytest.mark.parametrize("kind", ["siglip", "convnext", "hf_mean", "coca"])
-def test_both_ways_to_save_memory_go_together(kind, backbones):
-    clip = clips.load(backbones[kind], None, CPU)
-    clip.model.train()
-    switch_off_dropout(clip.model)
-    before = gradients(clip)
-    prepare(clip, gradient_checkpointing=True, micro_batch=4)
-    assert_same_gradients(gradients(clip), before)
+    assert all(calls["n"] > (3 if micro_batch else 1) for calls in forward)
 
 
 def switch_off_dropout(model):
@@ -84,9 +68,8 @@ def count_calls(tower):
     return calls
 
 
-@pytest.mark.parametrize("kind", WITH_BATCH_NORM)
-def test_frozen_batch_norm_alone_stays_in_evaluation_mode(kind, backbones):
-    clip = clips.load(backbones[kind], None, CPU)
+def test_frozen_batch_norm_alone_stays_in_evaluation_mode(backbones):
+    clip = clips.load(backbones["resnet"], None, CPU)
     training_mode(clip.model, "frozen")
     norms = [m for m in clip.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     others = (torch.nn.Conv2d, torch.nn.LayerNorm, torch.nn.Linear)
@@ -112,7 +95,7 @@ def test_moving_statistics_are_refused_where_they_would_be_of_other_batches(
 ):
     clip = clips.load(backbones["resnet"], None, CPU)
     refuse_moving_statistics(clip, Compute(), 1)
-    with pytest.raises(UserError, match=rf"^{key} .* BatchNorm .* finetune\.batch_norm to frozen"):
+    with pytest.raises(UserError, match=key):
         refuse_moving_statistics(clip, Compute(**compute), processes)
     without = clips.load(backbones["vit"], None, CPU)
     refuse_moving_statistics(without, Compute(**compute), processes)
@@ -124,15 +107,14 @@ def test_a_tower_without_gradient_checkpointing_is_named(backbones):
         if isinstance(module, torch.nn.BatchNorm2d):
             parent, _, child = name.rpartition(".")
             clip.model.visual.get_submodule(parent)._modules[child] = torch.nn.Identity()
-    with pytest.raises(UserError, match=r"compute.gradient_checkpointing .* image tower Modified"):
+    with pytest.raises(UserError, match=r"compute\.gradient_checkpointing"):
         prepare(clip, gradient_checkpointing=True)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize(("kind", "size"), [("resnet", 4), ("hf_mean", 1)])
 def test_micro_batches_change_no_gradient(kind, size, backbones):
     clip = clips.load(backbones[kind], None, CPU)
-    if kind in WITH_BATCH_NORM:
+    if kind == "resnet":
         training_mode(clip.model, "frozen")
     before = gradients(clip)
     prepare(clip, micro_batch=size)
@@ -193,9 +175,8 @@ def peak_of_a_step(clip, n):
     return live.peak()
 
 
-@pytest.mark.parametrize("kind", ["custom_text", "siglip", "hf_mean"])
-def test_micro_batches_hold_the_activations_of_one_part_at_a_time(kind, backbones):
-    clip = clips.load(backbones[kind], None, CPU)
+def test_micro_batches_hold_the_activations_of_one_part_at_a_time(backbones):
+    clip = clips.load(backbones["custom_text"], None, CPU)
     weights = sum(p.numel() for p in clip.model.parameters()) * 4  # their gradients are counted
     whole, part = (peak_of_a_step(clip, n) - weights for n in (32, 4))
     assert whole > 5 * part
@@ -203,9 +184,14 @@ def test_micro_batches_hold_the_activations_of_one_part_at_a_time(kind, backbone
     assert peak_of_a_step(clip, 32) - weights < 1.5 * part
 
 
-@pytest.mark.parametrize("kind", ["convnext", "resnet"])
-def test_channels_last_changes_no_feature_and_nothing_that_is_saved(kind, backbones, tmp_path):
-    clip = clips.load(backbones[kind], None, CPU)
+def test_channels_last_changes_no_feature_and_nothing_that_is_saved(backbones, tmp_path):
+    """It is for convolutions on a GPU."""
+    without = clips.load(backbones["vit"], None, CPU)
+    on_gpu(without, prepare)
+    assert not without.channels_last
+    clip = clips.load(backbones["convnext"], None, CPU)
+    prepare(clip)
+    assert not clip.channels_last
     images = pictures(clip, 3)
     before = encode.encode_images(clip, images)
     on_gpu(clip, prepare)
@@ -227,23 +213,11 @@ def on_gpu(clip, function):
     clip.device = CPU
 
 
-@pytest.mark.parametrize("kind", ["vit", "siglip", "hf_mean"])
-def test_channels_last_is_for_convolutions_alone(kind, backbones):
-    clip = clips.load(backbones[kind], None, CPU)
-    on_gpu(clip, prepare)
-    assert not clip.channels_last
-
-
-def test_channels_last_is_for_gpus_alone(backbones):
-    clip = clips.load(backbones["convnext"], None, CPU)
-    prepare(clip)
-    assert not clip.channels_last
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_micro_batches_under_autocast_have_the_same_gradients(dtype, backbones, monkeypatch):
+def test_micro_batches_under_autocast_have_the_same_gradients(backbones, monkeypatch):
     """As on a GPU, where weights are cast once for all micro-batches of an encoding."""
-    monkeypatch.setattr(clips.devices, "autocast", lambda *_: torch.autocast("cpu", dtype=dtype))
+    monkeypatch.setattr(
+        clips.devices, "autocast", lambda *_: torch.autocast("cpu", dtype=torch.bfloat16)
+    )
     clip = clips.load(backbones["custom_text"], None, CPU)
     before = gradients(clip)
     prepare(clip, micro_batch=2)
@@ -260,21 +234,14 @@ def has_compiler():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize(
-    ("kind", "others"),
-    [("custom_text", {"gradient_checkpointing": True, "micro_batch": 3}), ("hf_mean", {})],
-    ids=str,
-)
-def test_compiled_towers_have_the_same_features_and_gradients(kind, others, backbones):
+def test_compiled_towers_have_the_same_features_and_gradients(backbones):
     torch.compiler.reset()
-    clip = clips.load(backbones[kind], None, CPU)
-    visual, text = clip.model.visual.transformer, text_module(clip)
-    layers = text.encoder.layer if kind.startswith("hf") else text.resblocks
-    for blocks in (visual.resblocks, layers):  # compilers are slow
-        del blocks[1:]
+    clip = clips.load(backbones["custom_text"], None, CPU)
+    for tower in (clip.model.visual.transformer, text_module(clip)):
+        del tower.resblocks[1:]  # compilers are slow
     keys = list(clip.model.state_dict())
     before = gradients(clip)
-    prepare(clip, compile=True, **others)
+    prepare(clip, compile=True, gradient_checkpointing=True, micro_batch=3)
     assert list(clip.model.state_dict()) == keys
     assert_same_gradients(gradients(clip), before, rtol=1e-3)
 
@@ -288,5 +255,5 @@ def test_a_machine_that_cannot_compile_is_told_the_key(backbones, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", broken)
     clip = clips.load(backbones["vit"], None, CPU)
-    with pytest.raises(UserError, match=r"compute.compile.*no compiler"):
+    with pytest.raises(UserError, match=r"compute\.compile"):
         prepare(clip, compile=True)

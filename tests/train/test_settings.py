@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 from support.tiny import FINETUNE
 
 from latteclip.core.errors import UserError
-from latteclip.core.settings import from_values
-from latteclip.train.settings import Compute, Finetune, FinetuneSettings, Recipe
+from latteclip.train.settings import Finetune, Recipe
 
 
 def test_rate_rises_linearly_then_falls_by_a_cosine():
@@ -20,45 +19,9 @@ def test_rate_rises_linearly_then_falls_by_a_cosine():
     assert 0 < rates[-1] < 0.3
 
 
-def test_rate_without_warm_up_starts_at_the_top():
-    assert Recipe(**FINETUNE | {"warmup_steps": 0, "lr": 8.0}).rate(0, 10) == 8
-
-
-def test_a_warm_up_longer_than_the_training_never_reaches_the_top():
-    section = Recipe(**FINETUNE | {"warmup_steps": 10, "lr": 8.0})
-    assert [section.rate(step, 3) for step in range(3)] == pytest.approx([0.8, 1.6, 2.4])
-
-
 def test_a_batch_of_one_is_refused():
-    with pytest.raises(UserError, match="batch_size is 1"):
+    with pytest.raises(UserError, match="batch_size"):
         Finetune(**FINETUNE | {"batch_size": 1})
-
-
-def test_words_are_one_template_or_several_and_synonyms():
-    values = {"model": "m", "pretrained": None, "objective": "flyp", "finetune": FINETUNE}
-    for template in ("{}.", ["{}.", "a {}"]):
-        settings = from_values(FinetuneSettings, {**values, "template": template})
-        assert settings.words.template == "{}."
-    more = {"template": "{}", "class_synonyms": {"cat": ["puss"]}}
-    assert from_values(FinetuneSettings, {**values, **more}).words.synonyms == {"cat": ["puss"]}
-    with pytest.raises(UserError, match=r"class_synonyms\.cat must be a list"):
-        from_values(FinetuneSettings, {**values, **more, "class_synonyms": {"cat": "puss"}})
-
-
-def test_sections_are_typed_at_the_door():
-    values = {"model": "m", "pretrained": None, "template": "{}", "objective": "flyp"}
-    settings = from_values(FinetuneSettings, {**values, "finetune": FINETUNE})
-    assert settings.finetune == Finetune(**FINETUNE)
-    assert settings.compute == Compute()
-    with pytest.raises(UserError, match=r"'finetune\.warmup'; did you mean warmup_steps"):
-        from_values(FinetuneSettings, {**values, "finetune": {**FINETUNE, "warmup": 1}})
-    with pytest.raises(UserError, match=r"finetune\.batch_norm must be 'frozen' or 'train'"):
-        from_values(FinetuneSettings, {**values, "finetune": {**FINETUNE, "batch_norm": "on"}})
-    with pytest.raises(
-        UserError, match=r"compute\.micro_batch must be a whole number or 'auto' or null"
-    ):
-        compute = {"micro_batch": "8"}
-        from_values(FinetuneSettings, {**values, "finetune": FINETUNE, "compute": compute})
 
 
 @given(n=st.integers(2, 2_000_000))

@@ -14,15 +14,6 @@ def test_a_text_has_one_id_whenever_it_is_added():
     assert len(bank.tokens) == 4
 
 
-def test_features_keep_the_shape_of_the_ids():
-    bank = TextBank(tiny_clip())
-    ids = bank.add([*TEXTS, "y z"]).reshape(1, 5).expand(3, 5)
-    features = bank.encode(ids)
-    assert features.shape == (3, 5, 24)
-    for row in range(3):
-        torch.testing.assert_close(features[row], bank.encode(ids[0]))
-
-
 def test_each_distinct_text_is_encoded_once(monkeypatch):
     bank = TextBank(tiny_clip())
     ids = bank.add(TEXTS)

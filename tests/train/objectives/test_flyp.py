@@ -4,7 +4,6 @@ from support import reference
 from support.objectives import SHAPES, Case, assert_same_rows
 from support.tiny import WIDTH
 
-from latteclip.train.objectives.base import TrainingTexts
 from latteclip.train.objectives.flyp import Flyp
 
 
@@ -21,16 +20,6 @@ def test_flyp_equals_the_reference(shape):
     assert_same_rows(
         objective.classifier(),
         [row.detach() for row in reference.class_features(case.clip, case.class_texts)],
-    )
-
-
-def test_flyp_reads_no_captions():
-    case = Case(5, 7, 11)
-    none = torch.zeros(0, dtype=torch.long)
-    texts = TrainingTexts(case.texts.classes, none, none, none)
-    torch.testing.assert_close(
-        Flyp(case.bank, texts).loss(case.batch()).loss,
-        Flyp(case.bank, case.texts).loss(case.batch()).loss,
     )
 
 
