@@ -170,19 +170,6 @@ def test_the_budget_ends_with_the_images(results, caplog):
             audit.begin(results.folder, None, budget)
 
 
-def test_one_candidate_alone_and_candidates_that_all_agree_are_told(results, caplog):
-    for method in ("flyp", "latteclip"):
-        for seed in (0, 1):
-            before = results.folder / "zero_shot" / "seed0" / "predictions.parquet"
-            shutil.copy(before, results.folder / method / f"seed{seed}" / "predictions.parquet")
-    with caplog.at_level(logging.WARNING):
-        audit.begin(results.folder, None, 10)
-        for method in ("flyp", "latteclip"):
-            shutil.rmtree(results.folder / method)
-        audit.begin(results.folder, None, 10)
-    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
-
-
 def test_an_image_that_vanished_is_told_and_can_be_answered(results, session, caplog):
     gone = session.question(0).path
     Path(gone).unlink()

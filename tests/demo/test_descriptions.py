@@ -38,13 +38,6 @@ def test_descriptions_name_every_drawn_attribute():
             assert set(caption.strip(".").split()) & set(textures.COLOURS) <= colours
 
 
-def test_group_descriptions_name_what_most_share():
-    group = [attributes()] * 3 + [attributes("dotted", orientation=None, foreground="navy")]
-    assert descriptions.describe_group(group) == (
-        "mostly striped textures with thin diagonal red stripes on white backgrounds, crisp."
-    )
-
-
 @pytest.mark.parametrize(
     ("classnames", "start"),
     [

@@ -40,8 +40,3 @@ def test_range_of_gaps_goes_from_clean_to_flawed():
     assert len(images) == len(named) == 321
     assert {a.finish for a in named[:80]} == {"crisp"}
     assert sum(a.finish == "crisp" for a in named[-80:]) < 40
-
-
-def test_only_directional_classes_have_an_orientation():
-    for a in textures.generate(100, 0.7, 5)[1]:
-        assert (a.orientation is not None) == (a.classname in textures.DIRECTIONAL)

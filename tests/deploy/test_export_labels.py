@@ -276,16 +276,6 @@ def test_of_images_that_show_the_same_one_is_first(taken):
     assert found == [None, ids[0], None, None, ids[3], ids[3]]
 
 
-def test_an_answered_image_is_the_first_of_those_that_show_the_same(taken):
-    answers = taken.answer(30)
-    first = next(row for row, name in enumerate(taken.ids) if name not in answers)
-    last = max(row for row, name in enumerate(taken.ids) if name in answers)
-    with_duplicates(taken, [(first, last)])
-    found = [row["duplicate_of"] for row in rows(taken)]
-    assert first < last
-    assert (found[first], found[last]) == (taken.ids[last], None)
-
-
 @pytest.mark.parametrize("form", ["csv", "imagefolder"])
 def test_unknown_images_and_duplicates_are_counted_and_left_out_on_demand(taken, tmp_path, form):
     with_duplicates(taken, [(0, 1), (0, 2)])

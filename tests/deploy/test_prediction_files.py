@@ -3,9 +3,6 @@ import io
 import os
 import sys
 
-import pyarrow.parquet as pq
-
-from latteclip.deploy import prediction_files
 from latteclip.deploy.prediction_files import Prediction, writing
 
 
@@ -31,15 +28,3 @@ def test_a_terminal_is_told_nothing_that_it_would_obey(monkeypatch):
         with writing(None, 1) as add:
             add(rows)
     assert name in pipe.getvalue()
-
-
-def test_many_small_batches_are_few_row_groups(tmp_path, monkeypatch):
-    monkeypatch.setattr(prediction_files, "ROWS", 10)
-    rows = [Prediction(f"{i}.png", [0], ["dots"], [0.5], [0.9]) for i in range(27)]
-    with writing(str(tmp_path / "p.parquet"), 1) as add:
-        for start in range(0, len(rows), 4):
-            add(rows[start : start + 4])
-    file = pq.ParquetFile(tmp_path / "p.parquet")
-    groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-    assert groups == [12, 12, 3]
-    assert file.read()["path"].to_pylist() == [row.path for row in rows]

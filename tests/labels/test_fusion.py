@@ -62,14 +62,6 @@ def test_a_head_of_labels_predicts_them_whatever_the_class_texts_say(shift):
     assert fused.trust.corroboration.found
 
 
-def test_labels_by_chance_leave_the_calibrated_class_texts():
-    world = World.of()
-    labels = torch.randint(world.n_classes, (900,), generator=generator(9))
-    images = world.images()
-    head = images.classifier(fuse(images, LabelVotes(labels, world.n_classes)).weights, SCALE)
-    assert torch.equal(head.scores(world.features).argmax(1), world.calibrated().argmax(1))
-
-
 # --- likelihood ----------------------------------------------------------------------------------
 
 
@@ -192,15 +184,6 @@ def test_votes_that_copy_the_mistakes_of_zero_shot_scores_lose_nothing(seed):
     fused = fuse(world.images(), TableVotes.of(0.9 * F.one_hot(labels, 6) + 0.1 / 6))
     assert fused.trust.rate > 0.85
     assert world.right(fused.labels) > world.right(labels) - 0.01
-
-
-def test_votes_that_are_far_better_than_all_else_are_followed():
-    world = World.of(noise=0.8)
-    votes = world.votes(8, 1)
-    fused = fuse(world.images(), votes)
-    alone = on_their_own(world, votes, fused)
-    assert alone["votes"] > max(alone["zero_shot"], alone["images"]) + 0.2
-    assert world.right(fused.labels) > alone["votes"] - 0.01
 
 
 def test_images_without_captions_get_labels_from_the_others():
@@ -329,13 +312,6 @@ def test_votes_that_say_nothing_change_no_label(votes, n, c):
     assert_calibrated(World.of(n, c), NOTHING[votes](n, c))
 
 
-@pytest.mark.parametrize("row", [0, 1])
-def test_one_caption_of_all_images_and_no_caption_at_all_change_no_label(row):
-    world = World.of(300)
-    text = F.normalize(torch.rand(1, 24, generator=generator(1)), dim=1)
-    assert_calibrated(world, captions_of(text, torch.full((300,), row), world.texts))
-
-
 @pytest.mark.parametrize(("n", "c"), [(1, 6), (2, 6), (5, 6), (300, 1)])
 def test_of_very_few_images_or_one_class_nothing_is_learned(n, c):
     world = World.of(n, c)
@@ -421,16 +397,6 @@ def test_what_is_learned_from_a_sample_is_nearly_the_same(monkeypatch):
     monkeypatch.setattr(Witnesses, "learn", look)
     some = fuse(world.images(), world.votes())
     assert seen == [list(range(0, 900, 3))] * fusion.ROUNDS
-    assert (some.labels == whole.labels).double().mean() > 0.95
-
-
-def test_a_few_images_are_enough_for_a_few_numbers(monkeypatch):
-    world = World.of()
-    whole = fuse(world.images(), world.captions(silent=0.2))
-    monkeypatch.setattr(fusion, "FEW", 300 * 6)
-    some = fuse(world.images(), world.captions(silent=0.2))
-    assert some.trust.rate == pytest.approx(whole.trust.rate, abs=0.1)
-    assert not torch.equal(some.confidence, whole.confidence)
     assert (some.labels == whole.labels).double().mean() > 0.95
 
 

@@ -200,14 +200,6 @@ def test_an_empty_caption_votes_for_nothing(dataset):
     assert metadata["voting"] == 117
 
 
-def test_a_caption_of_thousands_of_words_is_cut(dataset):
-    name = dataset.names[dataset.training[0]]
-    dataset.captions[name] = "a woven texture. " + "very " * 5000
-    columns, _ = dataset.run()
-    texts = encode_one_by_one(dataset, [dataset.captions[name]])
-    assert columns["caption_label"][0] == (texts @ dataset.embeddings.T).argmax().item()
-
-
 def test_each_distinct_caption_is_encoded_once(dataset, monkeypatch):
     dataset.captions = dict.fromkeys(dataset.captions, " a dotted texture.")
     for number in range(7):

@@ -4,7 +4,6 @@ import re
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from support.tiny import write_captions, write_index
 
 from latteclip.captions import gather_captions
@@ -14,14 +13,6 @@ from latteclip.core import tables
 from latteclip.train import texts
 
 N, C, D, K = 23, 7, 5, 3
-
-
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def unit_vectors(n, seed):
-    return F.normalize(torch.randn(n, D, generator=generator(seed)), dim=1)
 
 
 # --- captions ------------------------------------------------------------------------------------

@@ -306,12 +306,6 @@ def predictions(results, method):
     return pd.read_parquet(path)["prediction"].to_numpy()
 
 
-def test_where_all_images_are_for_training_the_page_shows_what_methods_say_of_them(tmp_path):
-    page, _ = write(Results(tmp_path, n_train=41, n_test=0, labelled=False))
-    assert "the 41 training images" in page.sections["sizes"]
-    assert sum(float(row[2][1]) for row in page.tables["class-sizes"][1:]) == 41
-
-
 def likely_unknown(page):
     """The images that a page shows as such, in their order."""
     alts = [a["alt"] for tag, a in page.elements if tag == "img"]

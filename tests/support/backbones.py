@@ -10,8 +10,6 @@ from latteclip.train.objectives.losses import contrastive
 
 CPU = torch.device("cpu")
 KINDS = list(BACKBONES)
-TRIMMED = ["vit", "convnext", "custom_text", "resnet", "efficientnet"]
-WITH_BATCH_NORM = ["resnet", "efficientnet"]
 TEXTS = [
     "a photo of a red striped thing",
     "blue",

@@ -1,9 +1,6 @@
 import contextlib
-import itertools
 import json
-import logging
 import math
-import os
 import random
 import re
 import shutil
@@ -21,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.backbones import CPU, pictures
+from support.checkout import hear_interrupts
 from support.tiny import (
     DEMO_CLIP,
     FINETUNE,
@@ -37,7 +35,6 @@ from latteclip.clip.classifier import load_classifier
 from latteclip.clip.features import encode_files
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.signals import HEARD
 from latteclip.labels.fusion import fuse
 from latteclip.labels.witnesses import Images, LabelVotes
 from latteclip.train import checkpoints, monitor
@@ -239,13 +236,6 @@ def test_a_head_made_anew_is_of_the_tuned_features_and_the_weights_stay(inputs, 
     torch.testing.assert_close(head.scores(features), wanted.scores(features), rtol=1e-3, atol=1e-4)
 
 
-def test_latteclip_without_descriptions_trains_without_captions(inputs):
-    switches = {"image_description": False, "group_description": False}
-    _, history = inputs.run("bare", switches=switches, captions=False, epochs=1)
-    table = pq.read_table(history).to_pydict()
-    assert table["weight_class"] == [1, 1]
-
-
 def test_a_loss_that_explodes_stops_the_training_and_writes_nothing(inputs):
     with pytest.raises(UserError, match=r"finetune\.lr"):
         inputs.run("explodes", lr=1e30, epochs=3, warmup_steps=0)
@@ -345,86 +335,7 @@ def test_a_checkpoint_of_other_captions_is_refused(inputs, broken_after, tmp_pat
         inputs.run("other_captions", epochs=EPOCHS)
 
 
-# --- signals -------------------------------------------------------------------------------------
-
-
-class Ended(BaseException):
-    """Takes the place of the end of the process."""
-
-
-@pytest.fixture
-def ending(monkeypatch):
-    """A context in which a run must end with a status."""
-
-    def end(status):
-        raise Ended(status)
-
-    monkeypatch.setattr(os, "_exit", end)
-    monkeypatch.setattr(logging, "shutdown", lambda: None)
-    # A suite that runs in the background would have Ctrl-C ignored.
-    outer = signal.signal(signal.SIGINT, signal.default_int_handler)
-    before = [signal.getsignal(number) for number in HEARD]
-
-    @contextlib.contextmanager
-    def ending(status):
-        with pytest.raises(Ended) as ended:
-            yield
-        assert ended.value.args == (status,)
-        assert [signal.getsignal(number) for number in HEARD] == before
-
-    yield ending
-    signal.signal(signal.SIGINT, outer)
-
-
-@pytest.fixture
-def signal_before(monkeypatch):
-    """Lets signals come right before the n-th call of a function from now on."""
-
-    def signal_before(module, name, n=1, numbers=(signal.SIGTERM,)):
-        function, calls = getattr(module, name), itertools.count(1)
-
-        def wrapper(*args, **kwargs):
-            if next(calls) == n:
-                for number in numbers:
-                    signal.raise_signal(number)
-            return function(*args, **kwargs)
-
-        monkeypatch.setattr(module, name, wrapper)
-        return lambda: monkeypatch.setattr(module, name, function)
-
-    return signal_before
-
-
-@pytest.fixture
-def in_step(signal_before):
-    """Lets a signal come in the middle of the n-th step from now on."""
-    return lambda n, number=signal.SIGTERM: signal_before(encode, "encode_images", n, [number])
-
-
-@pytest.mark.parametrize(
-    ("objective", "switches"), [("latteclip", {"mixer_prototypes": "epoch"}), ("flyp", {})], ids=str
-)
-def test_signals_in_any_steps_cost_none_and_change_no_byte(
-    inputs, ending, in_step, objective, switches, caplog
-):
-    caplog.set_level("INFO")
-    settings = {"switches": switches, "batch_size": 3, "epochs": 3}  # of three steps
-    unbroken = inputs.run(f"unbroken_{objective}", objective, **settings)
-    name, done = f"signals_{objective}", 0
-    folder = inputs.folder / name / "checkpoint"
-    for steps, number in ((1, signal.SIGTERM), (3, signal.SIGINT), (1, signal.SIGTERM)):
-        undo = in_step(steps, number)
-        with ending(128 + number):
-            inputs.run(name, objective, **settings)
-        undo()
-        done += steps  # 1: in the first epoch, 4 and 5: in the second
-        assert names(folder)[-1] == f"step-0000000{done}"
-        assert not (inputs.folder / name / "model").exists()
-        torch.rand(3)
-        random.random()
-    resumed = inputs.run(name, objective, **settings)
-    assert f"Going on after step {done}," in caplog.text
-    assert_same_run(resumed, unbroken)
+# --- kills and signals ---------------------------------------------------------------------------
 
 
 def test_the_first_of_two_processes_that_train_the_same_wins(inputs, tuned, monkeypatch):
@@ -447,31 +358,6 @@ def test_the_first_of_two_processes_that_train_the_same_wins(inputs, tuned, monk
     assert names(inputs.folder / "another" / "checkpoint")  # nothing of it is lost either
 
 
-def test_signals_while_a_checkpoint_is_written_do_not_break_it(
-    inputs, ending, in_step, signal_before, unbroken
-):
-    undo = in_step(3), signal_before(checkpoints, "save_file", 2, HEARD)
-    with ending(143):
-        inputs.run("twice", epochs=EPOCHS)
-    for function in undo:
-        function()
-    assert names(inputs.folder / "twice" / "checkpoint") == ["step-00000002", "step-00000003"]
-    assert_same_run(inputs.run("twice", epochs=EPOCHS), unbroken)
-
-
-def test_a_signal_after_the_last_step_costs_none(inputs, ending, signal_before, unbroken, caplog):
-    caplog.set_level("INFO")
-    undo = signal_before(clips, "save")
-    with ending(143):
-        inputs.run("late", epochs=EPOCHS)
-    undo()
-    folder = inputs.folder / "late" / "checkpoint"
-    shutil.rmtree(inputs.folder / "late" / "model")  # as Snakemake does with a failed job's output
-    assert_same_run(inputs.run("late", epochs=EPOCHS), unbroken)
-    assert f"Going on after step {2 * EPOCHS}," in caplog.text
-    assert not folder.exists()
-
-
 @pytest.fixture(scope="module")
 def command(inputs):
     """Starts a training of 40 epochs by the command line, its parts in a folder."""
@@ -484,7 +370,7 @@ def command(inputs):
         words += ["--seed", "3", "--device", "cpu", "--threads", "1"]
         for part in ("model", "history", "checkpoint", "log"):
             words += [f"--{part}", str(folder / part)]
-        return subprocess.Popen(words, stderr=subprocess.DEVNULL)
+        return subprocess.Popen(words, stderr=subprocess.DEVNULL, preexec_fn=hear_interrupts)
 
     return command
 
@@ -498,9 +384,11 @@ def by_command(command, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "numbers", [[signal.SIGKILL] * 2, [signal.SIGTERM, signal.SIGINT]], ids=["killed", "asked"]
+)
 def test_a_run_that_is_ended_again_and_again_ends_with_the_same_bytes(
-    command, by_command, tmp_path, number
+    command, by_command, tmp_path, numbers
 ):
     """At random moments after it has written a checkpoint, through the command line."""
     delays = random.Random(0)
@@ -514,20 +402,20 @@ def test_a_run_that_is_ended_again_and_again_ends_with_the_same_bytes(
                 time.sleep(delays.uniform(0, 0.4))
                 break
             time.sleep(0.005)
-        is_last = ends == 2 or process.poll() is not None
+        is_last = ends == len(numbers) or process.poll() is not None
         if not is_last:
-            process.send_signal(number)
+            process.send_signal(numbers[ends])
         status = process.wait()
         log = (tmp_path / "log").read_text()
         if kept:  # a signal costs no step
             assert f"Going on after step {kept}," in log
         if is_last:
             break
-        ends += 1
-        if number == signal.SIGTERM:
-            assert status == 128 + number
+        if numbers[ends] != signal.SIGKILL:
+            assert status == 128 + numbers[ends]
             kept = int(re.search(r"Step (\d+) is kept", log)[1])
             assert names(folder)[-1] == f"step-{kept:08d}"
+        ends += 1
     assert status == 0
     assert ends >= 1
     assert_same_run(*((run / "model", run / "history") for run in (by_command, tmp_path)))

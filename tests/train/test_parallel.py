@@ -51,13 +51,6 @@ def test_shares_are_the_whole_in_order(as_process, n, size):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_alone_nothing_is_shared_out(monkeypatch):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    part = torch.randn(3, 2, requires_grad=True)
-    assert parallel.gather(part, 3) is part
-    assert parallel.share([1, 2, 3]) == [1, 2, 3]
-
-
 def start(folder, inputs, settings, processes):
     """Starts a training by the command line, under torchrun where processes are several."""
     command = [sys.executable, "-m", "latteclip"]

@@ -1,7 +1,6 @@
 import errno
 import multiprocessing
 import os
-import random
 import shutil
 import signal
 from pathlib import Path
@@ -176,20 +175,6 @@ def test_pictures_differ_between_passes_seeds_and_images(tmp_path):
     ]
     different = [*found[0], found[1][0]]
     assert len({images.numpy().tobytes() for images in different}) == 4
-
-
-def test_outer_random_numbers_are_left_alone(tmp_path):
-    files = training_pictures(write_pictures(tmp_path, 2))
-    torch.manual_seed(5)
-    random.seed(5)
-    state = np.random.get_state()[1].copy()
-    wanted = torch.rand(3), random.random()
-    torch.manual_seed(5)
-    random.seed(5)
-    next(batches(files, [[(0, 0), (0, 1)]], TRANSFORM, CPU, 1))
-    assert torch.equal(torch.rand(3), wanted[0])
-    assert random.random() == wanted[1]
-    np.testing.assert_array_equal(np.random.get_state()[1], state)
 
 
 def test_signals_to_a_whole_job_leave_the_workers_to_their_parent(tmp_path):

@@ -13,13 +13,11 @@ from support.backbones import (
     gradients,
     pictures,
 )
-from support.live_bytes import LiveBytes
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.core.errors import UserError
-from latteclip.train.objectives.losses import contrastive
 from latteclip.train.prepare import (
     prepare_training,
     refuse_moving_statistics,
@@ -154,34 +152,6 @@ def test_micro_batches_draw_the_same_dropout_again(backbones):
         bias[0] -= 2e-3
     before = loss().sum().item()
     assert gradient[0].item() == pytest.approx((after - before) / 2e-3, rel=1e-2)
-
-
-def test_micro_batches_are_for_gradients_alone(backbones):
-    clip = clips.load(backbones["vit"], None, CPU)
-    prepare(clip, micro_batch=2)
-    calls = []
-    clip.model.visual.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
-    with torch.no_grad():
-        encode.encode_images(clip, pictures(clip, 5))
-    assert calls == [5]
-
-
-def peak_of_a_step(clip, n):
-    clip.model.zero_grad()
-    images, tokens = pictures(clip, n), clip.tokenizer(["the dotted and woven thing"] * n)
-    with LiveBytes([images, tokens]) as live:
-        texts = encode.encode_texts(clip, tokens)
-        contrastive(encode.encode_images(clip, images), texts, torch.tensor(10.0)).backward()
-    return live.peak()
-
-
-def test_micro_batches_hold_the_activations_of_one_part_at_a_time(backbones):
-    clip = clips.load(backbones["custom_text"], None, CPU)
-    weights = sum(p.numel() for p in clip.model.parameters()) * 4  # their gradients are counted
-    whole, part = (peak_of_a_step(clip, n) - weights for n in (32, 4))
-    assert whole > 5 * part
-    prepare(clip, micro_batch=4)
-    assert peak_of_a_step(clip, 32) - weights < 1.5 * part
 
 
 def test_channels_last_changes_no_feature_and_nothing_that_is_saved(backbones, tmp_path):
