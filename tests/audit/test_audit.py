@@ -77,12 +77,6 @@ def write_judged(results, run, image_ids):
     tables.write(results.folder / run / "judged.parquet", columns, JUDGED, metadata)
 
 
-def test_a_folder_that_is_a_link_is_audited_by_its_own_name(results):
-    link = results.folder.parent / "photos"
-    link.symlink_to(results.folder)
-    assert candidates.read(link).dataset == "photos"
-
-
 def test_of_the_training_images_those_are_asked_about_that_all_models_judge(results):
     said = {"zero_shot/seed0": results.image_ids[:31], "flyp/seed0": results.image_ids[5:20]}
     for run, ids in said.items():
@@ -331,16 +325,6 @@ def test_images_that_were_added_later_leave_the_audit_as_it_is(results, session,
     answer_all(fewer, 30, label_of)
     after = fewer.score()
     assert [one.run for one in after.accuracies] == [one.run for one in before.accuracies]
-
-
-@pytest.mark.parametrize("n_answers", [50, N_TEST])
-def test_when_all_is_answered_no_more_images_are_asked_for(results, n_answers):
-    session = Session(results.folder, None, N_TEST)
-    for number in range(n_answers):
-        assert session.answer(session.current(), "none" if number % 3 else "unsure", None)
-    found = session.score().comparisons[0]
-    assert not found.decided
-    assert (found.more == 0) == (n_answers == N_TEST)
 
 
 # --- the process ---------------------------------------------------------------------------------

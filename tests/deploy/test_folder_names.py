@@ -22,7 +22,7 @@ def test_a_name_is_one_that_every_system_takes(name, wanted):
     assert safe(name) == wanted
 
 
-@pytest.mark.parametrize("name", ["ü" * 300 + ".png", "x" * 400, "." + "y" * 400])
+@pytest.mark.parametrize("name", ["ü" * 300 + ".png", "." + "y" * 400])
 def test_a_long_name_is_cut_and_keeps_its_suffix(name):
     found = safe(name)
     assert len(found.encode()) <= 200

@@ -368,9 +368,3 @@ def test_what_each_job_took_is_added_up(results, tmp_path):
     rows = [[text.strip() for text, _ in row] for row in table]
     assert rows[1] == ["finetune", "", "1 min 00 s", "1 min 30 s", "1 min 00 s", "512 MiB"]
     assert rows[3] == ["in all", "", "2 min 00 s", "3 min 00 s", "1 min 00 s", "1.0 GiB"]
-
-
-def test_a_page_that_is_too_large_is_refused(results, monkeypatch):
-    monkeypatch.setattr(render, "MAX_BYTES", 10_000)
-    with pytest.raises(UserError, match="MB"):
-        write(results)

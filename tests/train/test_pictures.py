@@ -80,18 +80,6 @@ def test_the_part_that_is_scaled_down_lies_inside_pictures_of_any_size():
         assert abs((right - left) / width - (bottom - top) / height) < 1e-6
 
 
-def test_a_picture_that_breaks_the_scaling_is_named(tmp_path, monkeypatch):
-    paths = write_pictures(tmp_path, 5, size=SIZE)
-
-    def fail(path, side):
-        raise ValueError("box offset can't be negative")
-
-    monkeypatch.setattr(pictures, "shrunken", fail)
-    kept = kept_pictures(np.array([SIZE] * 5), 48, 2**20, tmp_path)
-    with pytest.raises(UserError, match=str(paths[3])):
-        TrainingPictures(list(map(str, paths)), 48, 0, kept)[0, 3]
-
-
 def test_crops_of_shrunken_pictures_are_close_to_those_of_whole_ones(tmp_path):
     """Closer than a crop of the whole picture is to itself with another filter of PIL."""
     path = str(tmp_path / "x.jpg")

@@ -28,13 +28,6 @@ def test_only_matrices_decay(demo_clip):
     assert not any(name.endswith(".bias") for name in decayed)
 
 
-def test_frozen_parameters_are_not_trained():
-    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 5))
-    model[0].requires_grad_(False)
-    trained = [p for group in parameter_groups(model, 0.2) for p in group["params"]]
-    assert {id(p) for p in trained} == {id(p) for p in model[1].parameters()}
-
-
 def a_training(case, make_objective):
     """A training of the case's model on a device that notices when it is waited for."""
     settings = Recipe(
@@ -119,15 +112,6 @@ def test_a_step_never_waits_for_the_device(objective, micro_batch, waits_are_not
             training._recent[0]["loss"].item()
     assert isinstance(training.predicted, OnDevice)
     assert training.logit_scale.item() != before
-
-
-def test_more_classes_than_labels_in_a_batch_are_looked_at_once(waits_are_noticed):
-    """Encoding all of many classes would cost more than the one wait."""
-    case = Case(3, 13, 8)
-    moved(case.clip.model)
-    training = a_training(case, OBJECTIVES["latteclip"])
-    with no_waiting(), pytest.raises(AssertionError, match="unique waits"):
-        steps(training, case)
 
 
 @pytest.mark.parametrize("shape", [(5, 7, 11), (3, 13, 8)])

@@ -76,19 +76,6 @@ def test_second_step_weighs_against_the_prototypes_of_the_step_or_of_the_epoch(m
     assert len(set(losses)) == 4
 
 
-def test_prototypes_move_only_after_the_step_and_take_no_gradient():
-    case = Case(5, 7, 11)
-    objective = case.latteclip()
-    before = objective.prototypes
-    loss = objective.loss(case.batch()).loss
-    loss.backward()
-    assert objective.prototypes is before
-    objective.after_step()
-    assert not torch.equal(objective.prototypes, before)
-    assert not objective.prototypes.requires_grad
-    assert objective.prototypes.dtype == torch.float32
-
-
 def test_classes_that_do_not_occur_keep_their_prototype_bit_for_bit():
     case = Case(3, 13, 8)
     objective = case.latteclip(alpha=0.3)
