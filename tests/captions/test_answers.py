@@ -102,25 +102,6 @@ def test_an_open_part_is_left_alone_unless_it_was_abandoned(tmp_path):
     assert held(tmp_path, numbers) == numbers
 
 
-def test_answers_are_found_after_another_job_tidied_up(tmp_path, monkeypatch):
-    for number in range(answers.MAX_PARTS):
-        fill(tmp_path, [number])
-    with AnswerStore(tmp_path) as store:
-        store.add(name(50), answer(50), "engine")
-        fill(tmp_path, [60])
-        fill(tmp_path, [61])
-
-        def stale(place, read=store._read):
-            monkeypatch.setattr(store, "_read", read)
-            raise OSError("Stale file handle")
-
-        monkeypatch.setattr(store, "_read", stale)
-        assert store.get(name(2)).answer == answer(2)
-        store.add(name(51), answer(51), "engine")
-        assert store.get(name(51)).answer == answer(51)
-        assert store.get(name(50)).answer == answer(50)
-
-
 def test_keys_tell_a_worker_what_is_held(tmp_path):
     fill(tmp_path, range(30))
     with AnswerStore(tmp_path) as store:

@@ -5,7 +5,6 @@ from support.captioning import GROUPS, read
 
 from latteclip.captions.gather_captions import gather_captions
 from latteclip.captions.shard import Shard, shard_of
-from latteclip.core.errors import UserError
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -29,16 +28,3 @@ def test_shards_give_the_same_bytes_however_many_there_are(dataset, recorder, ki
     gather_captions(dataset.images, [str(path) for path in shards], str(gathered))
     assert read(gathered) == read(whole)
     assert gathered.read_bytes() == whole.read_bytes()
-
-
-def test_shards_of_other_images_or_prompts_are_refused(dataset, recorder):
-    paths = [str(dataset.folder / f"{number}.parquet") for number in (1, 2)]
-    dataset.caption_images(output=paths[0], shard=Shard(1, 2))
-    dataset.caption_images("Where?", output=paths[1], shard=Shard(2, 2))
-    with pytest.raises(UserError, match="prompt"):
-        gather_captions(dataset.images, paths, str(dataset.output))
-    dataset.caption_images(output=paths[1], shard=Shard(2, 2))
-    dataset.index(dataset.files[:3])
-    with pytest.raises(UserError, match="parquet"):
-        gather_captions(dataset.images, paths, str(dataset.output))
-    assert not dataset.output.exists()

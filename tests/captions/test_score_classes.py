@@ -1,6 +1,4 @@
-import dataclasses
 import math
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -227,27 +225,6 @@ def test_what_cannot_be_asked_is_one_sentence(scored, scorer, changes, message):
         scored.score(**changes)
     assert "\n" not in str(caught.value)
     assert scorer.starts == 0
-
-
-def test_labels_of_other_images_and_classes_are_refused(scored, scorer):
-    labels = Path(scored.inputs.pseudo_labels).read_bytes()
-    scored.files = scored.files[:-1]
-    scored.write()
-    few = Path(scored.inputs.pseudo_labels).read_bytes()
-    Path(scored.inputs.pseudo_labels).write_bytes(labels)
-    scored.score()  # more images than there are in the index
-    scored.files = [*scored.files, scored.files[0].replace("000", "006")]
-    scored.write()
-    Path(scored.inputs.pseudo_labels).write_bytes(few)
-    with pytest.raises(UserError, match="1 of 7"):
-        scored.score()
-    Path(scored.inputs.pseudo_labels).write_bytes(labels)
-    other = ScoredDataset(scored.folder / "other", 26)
-    scored.inputs = dataclasses.replace(
-        scored.inputs, class_embeddings=other.inputs.class_embeddings
-    )
-    with pytest.raises(UserError, match="class"):
-        scored.score()
 
 
 # --- shards, and scores of one's own -------------------------------------------------------------

@@ -67,13 +67,6 @@ def test_what_does_not_fit_holds_no_request(name):
     assert (found.cache < 0, found.tokens, found.requests) == (True, 0, 0)
 
 
-def test_numbers_of_32_bits_take_twice_the_memory_and_a_small_batch_bounds_the_requests():
-    wide = dataclasses.replace(settings(), dtype="float32", batch_size=2)
-    half, whole = (plan(*SIZES["llava"], 4 * CARD, each) for each in (settings(), wide))
-    assert whole.weights == 2 * half.weights
-    assert (half.requests > 2, whole.requests) == (True, 2)
-
-
 def test_the_modern_models_leave_three_gib_on_24_gb():
     found = plan(*SIZES["qwen"], CARD, settings("modern.yaml"))
     assert 3 * GIB < found.cache < plan(*SIZES["qwen"], CARD * 2, settings("modern.yaml")).cache

@@ -19,16 +19,6 @@ def test_a_clip_of_the_hub_has_a_note(model, pretrained, slug):
 
 
 @pytest.mark.parametrize(
-    ("model", "pretrained"),
-    [("local-dir:some/where", None), ("ViT-B-32", "weights/mine.pt"), ("ViT-B-32", "mine.pt")],
-)
-def test_a_clip_of_this_machine_has_none(model, pretrained, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.pt").touch()
-    assert model_names.hub_clip({"model": model, "pretrained": pretrained}) is None
-
-
-@pytest.mark.parametrize(
     ("engine", "model", "revision", "slug"),
     [
         ("vllm", "me/llava", None, "me--llava"),
