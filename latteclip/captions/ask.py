@@ -94,10 +94,10 @@ class Asking(ABC):
             self.take_turns(pool)
         seconds = max(self._seconds, 1e-9)
         log.info(
-            "Asked %d requests about %d rows in %.0f s: %.1f %s/s, %.0f tokens/s; "
+            "Asked %d requests about %d rows in %.1f s: %.1f %s/s, %.0f tokens/s; "
             "a request has %.0f tokens.",
             self.n_asked,
-            len(self.questions),
+            len(self.rows),
             self._seconds,
             self.n_asked / seconds,
             self.unit,

@@ -20,9 +20,16 @@ class Options:
     deployment: Sequence[str]  # --sdm
 
 
-def note(datasets: Sequence[str], config: Mapping[str, Any], deployment: Sequence[str]) -> None:
-    """Note the options of a run of some datasets."""
-    values = {"config": {**config, "dataset": list(datasets)}, "deployment": sorted(deployment)}
+def note(datasets: Mapping[str, str], config: Mapping[str, Any], deployment: Sequence[str]) -> None:
+    """Note the options of a run of some datasets.
+
+    Args:
+        datasets: keys below results, and those that the configuration names.
+        config: --config laid over the contents of --configfile.
+        deployment: --sdm.
+    """
+    asked = list(datasets.values())
+    values = {"config": {**config, "dataset": asked}, "deployment": sorted(deployment)}
     for dataset in datasets:
         write_json(NOTES / f"{dataset}.json", values)
 

@@ -282,6 +282,11 @@ def add_export(sub: argparse.ArgumentParser) -> None:
 
 def status(args: argparse.Namespace) -> None:
     """Show which stages are done, stale or missing, and why."""
+    if args.estimate:
+        from latteclip.cli import estimate
+
+        print(estimate.estimate(args.datasets, args.config, args.configfile))
+        return
     from latteclip.cli import status as report
 
     print(report.status(args.datasets, args.config, args.configfile, args.sdm, sys.stdout))
@@ -303,6 +308,11 @@ def add_status(sub: argparse.ArgumentParser) -> None:
         default=[],
         metavar="METHOD",
         help="as snakemake takes it: conda or apptainer",
+    )
+    sub.add_argument(
+        "--estimate",
+        action="store_true",
+        help="instead: hours, tokens and disk of the full run, from what a run with limit=N took",
     )
     sub.epilog = "Run it in the folder of the results, with the options that the run was given."
 

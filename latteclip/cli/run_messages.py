@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from latteclip.config import checks, estimate
+from latteclip.config import checks, estimate, page_settings
 from latteclip.config.configuration import Configuration
 from latteclip.config.rule_inputs import (
     MODEL_NOTE,
@@ -75,7 +75,9 @@ def _images(configuration: Configuration, dataset: str) -> str:
         classes = f" of {counts.classes} classes" if counts.classes else ""
         return f"{counts.train + counts.test:,} images{classes}{_unreadable(dataset)}"
     if folder and configuration.section("split", dataset)["kind"] == "folders":
-        return f"{_image_files(folder)} image files in {folder}, {_classes(folder)}"
+        limit = configuration.limit
+        drawn = f", at most {limit} of each split are drawn" if limit else ""
+        return f"{_image_files(folder)} image files in {folder}, {_classes(folder)}{drawn}"
     return f"images in {folder}" if folder else "images to download"
 
 
@@ -145,7 +147,7 @@ def finished(configuration: Configuration, outputs: Collection[str]) -> list[str
             lines += _results(configuration, dataset, page)
         elif f"results/{dataset}/caption_labels.parquet" in outputs:
             lines += _labels(dataset)
-    index = f"results/index{configuration.suffix}.html"
+    index = f"results/{page_settings.overview(configuration)}"
     if len(configuration.datasets) > 1 and index in outputs:
         lines.append(f"The page of all datasets is {index}.")
     return lines

@@ -109,6 +109,10 @@ class Configuration:
             if name not in self.config["datasets"]:
                 sentence = unknown(f"Dataset {name!r}", name, self.config["datasets"])
                 raise UserError(f"{sentence} For images of your own add image_dir=path/to/photos.")
+        self.limit: int | None = self.config.get("limit")
+        self._whole: dict[str, str] = {}
+        if self.limit is not None:
+            self.datasets = [self._limited(name) for name in self.datasets]
         self.methods = list(dict.fromkeys(m for d in self.datasets for m in self.methods_of(d)))
         for name in self.methods:
             if name not in self.config["methods"]:
@@ -133,6 +137,28 @@ class Configuration:
         """What names end in that belong to a table of its own: they stand beside the main ones."""
         name = self.table["name"]
         return "" if name == "summary" else f"-{name}"
+
+    @property
+    def limit_suffix(self) -> str:
+        """Return what the names of a limited run end in: of its datasets, table and overview."""
+        return "" if self.limit is None else f"_{self.limit}"
+
+    def _limited(self, dataset: str) -> str:
+        """Add a dataset of a limited number of images, and return its key."""
+        name = f"{dataset}{self.limit_suffix}"
+        if name in self.config["datasets"]:
+            raise UserError(
+                f"A limit of {self.limit} would write to results/{name}, but {name} is a dataset "
+                "of its own; choose another limit."
+            )
+        datasets = {**self.config["datasets"], name: self.config["datasets"][dataset]}
+        self.config = {**self.config, "datasets": datasets}
+        self._whole[name] = dataset
+        return name
+
+    def whole(self, dataset: str) -> str:
+        """Return the key of the dataset of which a limited run takes its images."""
+        return self._whole.get(dataset, dataset)
 
     def dataset(self, dataset: str) -> dict[str, Any]:
         """What the dataset's file says."""

@@ -3,6 +3,7 @@
 Hours are counts of images over rates, which are measured on a machine or worked out on paper.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,10 @@ def counts(configuration: Configuration, dataset: str) -> Counts | None:
         return _indexed(index)
     values = configuration.dataset(dataset)
     said = configuration.section("split", dataset).get("counts") or values["source"].get("textures")
-    return Counts(said["train"], said["test"], said.get("classes")) if said else None
+    if not said:
+        return None
+    most = configuration.limit or math.inf
+    return Counts(min(said["train"], most), min(said["test"], most), said.get("classes"))
 
 
 def _indexed(index: Path) -> Counts:
@@ -130,7 +134,7 @@ def _slower(rate: float, rates: Rates) -> float:
 def _captioning(configuration: Configuration, dataset: str, images: Counts, rates: Rates) -> float:
     """GPU seconds of captions and class scores; a score counts as a caption, which is too much."""
     asked = [
-        _groups(configuration, dataset, images) if kind == "group" else float(images.train)
+        groups(configuration, dataset, images) if kind == "group" else float(images.train)
         for kind in configuration.caption_kinds(dataset)
     ]
     if configuration.scores_classes(dataset):
@@ -141,7 +145,7 @@ def _captioning(configuration: Configuration, dataset: str, images: Counts, rate
     return gpus * sum(questions / rate + shards * rates.engine_start for questions in asked)
 
 
-def _groups(configuration: Configuration, dataset: str, images: Counts) -> float:
+def groups(configuration: Configuration, dataset: str, images: Counts) -> float:
     """How many groups are described: one for every image, or a number for each class."""
     of_a_class = configuration.section("groups", dataset)["groups_per_class"]
     if of_a_class is None or images.classes is None:

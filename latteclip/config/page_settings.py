@@ -111,6 +111,7 @@ def shown_config(configuration: Configuration, dataset: str) -> dict[str, Any]:
         methods[method] = {"like": like, **values} if like else values
     return {
         "dataset": dataset,
+        **({} if configuration.limit is None else {"limit": configuration.limit}),
         "seeds": configuration.seeds,
         **{key: file[key] for key in DESCRIBED if key in file},
         "template": configuration.template(dataset),
@@ -127,6 +128,7 @@ def report_dataset(configuration: Configuration, dataset: str) -> str:
         "main": main_method(configuration, dataset),
         "paper": paper_method(configuration, dataset),
         "suffix": configuration.suffix,
+        "overview": overview(configuration),
         "config": shown_config(configuration, dataset),
         "benchmarks": benchmarks(configuration, dataset),
     }
@@ -138,7 +140,13 @@ def others(configuration: Configuration) -> str:
 
     They are no inputs: what an earlier run left is not made again for a table.
     """
-    return "" if configuration.suffix else "--others results"
+    is_main = not configuration.suffix and configuration.limit is None
+    return "--others results" if is_main else ""
+
+
+def overview(configuration: Configuration) -> str:
+    """Return the file below results that is the page over all datasets."""
+    return f"index{configuration.suffix}{configuration.limit_suffix}.html"
 
 
 def index_results(configuration: Configuration) -> dict[str, Any]:

@@ -31,7 +31,7 @@ Paths = list[str]
 
 def data_folder(configuration: Configuration, dataset: str) -> str:
     """The user's own folder, or the one that a rule makes."""
-    made = DATA.format(dataset=dataset)
+    made = DATA.format(dataset=configuration.whole(dataset))
     return str(configuration.dataset(dataset)["source"].get("folder", made))
 
 
@@ -39,6 +39,11 @@ def made_folder(configuration: Configuration, dataset: str) -> Paths:
     """Return the folder of images, where a rule makes it."""
     is_made = "folder" not in configuration.dataset(dataset)["source"]
     return [data_folder(configuration, dataset)] if is_made else []
+
+
+def answer_store(configuration: Configuration, dataset: str, kind: str) -> str:
+    """Return the folder of the kept answers about "images", "groups" or "scores"."""
+    return f"resources/{configuration.whole(dataset)}/captions/{kind}"
 
 
 def hub_model(configuration: Configuration, dataset: str, section: str) -> Paths:

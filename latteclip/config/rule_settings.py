@@ -30,8 +30,9 @@ def hub_model(configuration: Configuration, model: str, section: str) -> Setting
 
 
 def index_images(configuration: Configuration, dataset: str) -> Settings:
-    """Return how the dataset's folder is read."""
-    return configuration.section("split", dataset)
+    """Return how the dataset's folder is read, and how many images are drawn in a limited run."""
+    values = configuration.section("split", dataset)
+    return values if configuration.limit is None else {**values, "limit": configuration.limit}
 
 
 def pseudo_label_images(configuration: Configuration, dataset: str) -> Settings:

@@ -33,6 +33,7 @@ LITTER = re.compile(
 )
 LINKED = 2  # folders down to which links to folders are followed, as class folders may be
 CHECKSUM = 16  # bytes
+UNKNOWN = bytes(CHECKSUM)  # the checksum of a file that was not read
 THREADS = 8  # that read files whose time alone is new
 BATCH = 10_000
 
@@ -106,7 +107,7 @@ def checksum(path: str | Path) -> bytes:
             new = hashlib.blake2b(digest_size=CHECKSUM)
             return hashlib.file_digest(file, lambda: new).digest()
     except OSError:
-        return bytes(CHECKSUM)
+        return UNKNOWN
 
 
 def checksum_of(content: bytes) -> bytes:

@@ -29,7 +29,7 @@ from latteclip.data.decoded_before import DecodedBefore, Stamps, stamps
 from latteclip.data.fingerprints import FINGERPRINTS, Fingerprint, fingerprint
 from latteclip.data.images import open_or_reason, read_or_reason
 from latteclip.data.split_files import Item, Split
-from latteclip.data.splits import SplitSettings, read_split
+from latteclip.data.splits import SplitSettings, drawn, read_split
 from latteclip.data.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ def index_images(
 
     Its metadata are class names, `skipped` files and `content`, a digest of all images' bytes.
     Class names are cleaned for CLIP. `written_names` are those that the dataset writes otherwise.
+    With a limit, `limit` is among the metadata, and `drawn_from`, the images of each whole split.
     FINGERPRINTS of the images, by which `find_duplicates` compares them, are written as well.
 
     Images that cannot be decoded are left out and listed in a CSV file beside it. Files that are no
@@ -83,7 +84,15 @@ def index_images(
     broken: list[list[str]] = []
     pairs = zip(classnames, split.names, strict=True)
     written = {name: own for name, own in pairs if name != own}
-    metadata = {"classnames": classnames, "written_names": written, "skipped": split.skipped}
+    metadata: dict[str, object] = {
+        "classnames": classnames,
+        "written_names": written,
+        "skipped": split.skipped,
+    }
+    if settings.limit is not None:
+        metadata["limit"] = settings.limit
+        metadata["drawn_from"] = dict(Counter(item.split for item in split.items))
+        split = drawn(split, settings.limit)
     content = hashlib.sha256()
     with (
         tables.writing(output, tables.IMAGES, metadata) as add,
@@ -110,7 +119,7 @@ def index_images(
         _check(broken, split, counts, settings.max_corrupt, folder)
         metadata["content"] = content.hexdigest()
         if folder_state:
-            _remember(folder, in_folder, folder_state, before)
+            _remember(folder, in_folder, folder_state, before, settings.limit)
     if split.skipped:
         said = ", ".join(f"{n} {suffix}" for suffix, n in split.skipped.items())
         log.warning("Left out %d files that are no images: %s.", sum(split.skipped.values()), said)
@@ -128,18 +137,26 @@ def index_images(
 
 
 def _remember(
-    folder: str, files: list[folder_files.File], state: FolderState, before: DecodedBefore
+    folder: str,
+    files: list[folder_files.File],
+    state: FolderState,
+    before: DecodedBefore,
+    limit: int | None,
 ) -> None:
     """Write which files of the folder the index was made of.
 
-    Those that are no image of the index, such as lists and shards, are read for their checksums.
+    Those that are no image of the index, such as lists and shards, are read for their checksums;
+    in a limited run they are not, and count as new when their time is.
     """
+
+    def unseen(path: str) -> bytes:
+        return folder_files.checksum(path) if limit is None else folder_files.UNKNOWN
 
     def checksums(part: list[folder_files.File]) -> list[bytes]:
         paths = [os.path.normpath(os.path.join(folder, file.name)) for file in part]
         found = np.array([(file.size, file.mtime_ns) for file in part], np.int64)
         return [
-            seen.checksum if seen else folder_files.checksum(path)
+            seen.checksum if seen else unseen(path)
             for path, seen in zip(paths, before.find(paths, found), strict=True)
         ]
 

@@ -5,7 +5,7 @@ Letters: N images, C classes.
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from latteclip.core.errors import UserError
@@ -35,6 +35,7 @@ class SplitSettings:
     classname_replace: dict[str, str] = field(default_factory=lambda: {"_": " "})
     counts: dict[str, int] = field(default_factory=dict)  # expected train (and val), test, classes
     max_corrupt: float = 0.01  # share of the images that may be dropped because they are broken
+    limit: int | None = None  # images of each split that are drawn; None: all
 
 
 def read_split(root: Path, settings: SplitSettings) -> tuple[Path, Split]:
@@ -50,6 +51,23 @@ def read_split(root: Path, settings: SplitSettings) -> tuple[Path, Split]:
         images, split = _read(root, settings)
     check_counts(split, settings.counts, root)
     return images, split
+
+
+def drawn(split: Split, limit: int) -> Split:
+    """Return at most so many images of each of train, val and test, evenly spread over its order.
+
+    The order is that of class folders, lists or shards. No label is read.
+    """
+    rows: dict[str, list[int]] = {}
+    for row, item in enumerate(split.items):
+        rows.setdefault(item.split, []).append(row)
+    kept = {
+        own[i * len(own) // count]
+        for own in rows.values()
+        for count in [min(limit, len(own))]
+        for i in range(count)
+    }
+    return replace(split, items=[split.items[row] for row in sorted(kept)])
 
 
 def _read(root: Path, settings: SplitSettings) -> tuple[Path, Split]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate.audited import Audit, read_audit
 from latteclip.evaluate.results import Selection, read_metrics, read_selection
@@ -33,6 +34,8 @@ def earlier(folder: str | None, besides: Collection[str]) -> Found:
         if place.name in besides or not paths:
             continue
         try:
+            if _is_limited(place):
+                continue
             metrics = [read_metrics(path) for path in paths]
             selected, answered = place / "selection.json", place / "audit.json"
             selections = [read_selection(selected)] if selected.is_file() else []
@@ -44,3 +47,9 @@ def earlier(folder: str | None, besides: Collection[str]) -> Found:
         found.selections += selections
         found.audits |= audits
     return found
+
+
+def _is_limited(place: Path) -> bool:
+    """Return whether the results are of a limited run, which has a table of its own."""
+    index = place / "images.parquet"
+    return index.is_file() and "limit" in tables.read_metadata(index, "image_id")

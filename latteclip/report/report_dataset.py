@@ -72,6 +72,7 @@ class ReportSettings:
     main: str  # the method that the page is about where no model was chosen
     paper: str | None  # the method of the paper, where it was run
     suffix: str  # of the names of what belongs to a table of its own
+    overview: str  # the page over all datasets, beside the dataset's folder
     config: dict[str, Any]  # as merged for this dataset
     # Of each job: rule, run, path of Snakemake's benchmark file.
     benchmarks: list[dict[str, str]]
@@ -124,6 +125,7 @@ def report_dataset(
         dataset=settings.dataset,
         title=settings.config.get("title", settings.dataset),
         config=settings.config,
+        overview=settings.overview,
         classnames=classnames,
         train_images=len(train),
         test_images=len(test),

@@ -237,6 +237,8 @@ def test_numbers_may_be_written_in_every_usual_way(config, text):
         ({"finetune": {"epochs": "many"}}, r"finetune\.epochs "),
         ({"finetune": None}, "finetune"),
         ({"seeds": "a,b"}, "seeds"),
+        *(({"limit": value}, "limit") for value in (0, -1, "many", 1.5)),
+        ({"limit": 8, "datasets": {"demo_8": {"source": {"folder": "."}}}}, "demo_8"),
         ({"captioner": {"engine": "vlm"}}, r"captioner\.engine .*vllm"),
         ({"image_dir": "x" * 300}, "image_dir"),
         ({"dataset": "new", "datasets": {"new": {"template": "{}"}}}, "new .*image_dir"),

@@ -1,6 +1,16 @@
 import pytest
 
-from latteclip.config import rule_inputs
+from latteclip.config import rule_inputs, rule_settings
+
+
+def test_a_limited_run_shares_downloads_and_answers_and_nothing_else(configured):
+    found = configured(dataset="dtd", limit=64)
+    assert found.datasets == ["dtd_64"]
+    assert rule_inputs.data_folder(found, "dtd_64") == "resources/dtd/data"
+    assert rule_inputs.answer_store(found, "dtd_64", "images") == "resources/dtd/captions/images"
+    assert all(path.startswith("results/dtd_64/") for path in rule_inputs.all_metrics(found))
+    assert rule_settings.index_images(found, "dtd_64")["limit"] == 64
+    assert "limit" not in rule_settings.index_images(configured(), "dtd")
 
 IMAGES, GROUPS = (f"results/dtd/captions/{kind}s.parquet" for kind in ("image", "group"))
 

@@ -11,6 +11,22 @@ from latteclip.core.errors import UserError
 from latteclip.data import index_images
 from latteclip.data.loader import open_rgb
 
+# What is indexed.
+
+
+def test_a_limit_draws_the_same_images_evenly_from_each_split(tmp_path):
+    folders(tmp_path / "d")
+    rows = [[f"{name}/{i}.jpg", c, name] for c, name in enumerate(("cat", "dog")) for i in range(9)]
+    coop(tmp_path / "d", rows, [["cat/9.jpg", 0, "cat"], ["dog/9.jpg", 1, "dog"]])
+    split = {"kind": "coop", "file": "split.json", "limit": 6}
+    found, classnames, _ = index(tmp_path / "d", tmp_path, **split)
+    drawn = [row["image_id"] for row in found if row["split"] == "train"]
+    assert drawn == [f"{name}/{i}.jpg" for name in ("cat", "dog") for i in (0, 3, 6)]
+    assert sum(row["split"] == "test" for row in found) == 2
+    assert classnames == ["cat", "dog"]
+    assert index(tmp_path / "d", tmp_path, **split)[0] == found
+
+
 # Decoding.
 
 

@@ -3,9 +3,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 from support.runs_of_methods import MARKED, RUNS, SEVERAL, run
 
+from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import summarize
 from latteclip.evaluate.audited import Accuracy, Audit, Comparison, read_audit
@@ -122,7 +124,7 @@ def test_an_audit_stands_beside_the_accuracies_and_below_the_table(tmp_path):
 
 
 def test_datasets_of_earlier_runs_stay_in_the_table(tmp_path):
-    """And one without labels has what votes and answers say in place of accuracies."""
+    """One without labels has what votes and answers say; limited runs are not in it."""
     results, csv, text = tmp_path / "results", str(tmp_path / "s.csv"), str(tmp_path / "s.md")
     for values in (run("mine", "latteclip", 2, None), run("broken", "latteclip", 0, 0.5)):
         folder = results / values["dataset"] / values["method"] / f"seed{values['seed']}"
@@ -134,6 +136,11 @@ def test_datasets_of_earlier_runs_stay_in_the_table(tmp_path):
     chosen |= {"candidates": candidates}
     (results / "mine" / "selection.json").write_text(json.dumps(chosen))
     (results / "broken" / "audit.json").write_text("{")
+    limited = results / "mine_64" / "latteclip" / "seed0" / "metrics.json"
+    limited.parent.mkdir(parents=True)
+    limited.write_text(json.dumps(run("mine_64", "latteclip", 0, 0.5)))
+    no_images = {column.name: pa.nulls(0, column.type) for column in tables.IMAGES}
+    tables.write(results / "mine_64" / "images.parquet", no_images, tables.IMAGES, {"limit": 64})
     summarize.summarize(write_marked(tmp_path), [], [], "zero_shot", csv, text, others=str(results))
     written = pd.read_csv(csv)
     assert written["dataset"].unique().tolist() == ["dtd", "aaa", "mine"]

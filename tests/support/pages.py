@@ -106,6 +106,7 @@ def write(
         main,
         "latteclip" if "latteclip" in results.methods else None,
         "",
+        "index.html",
         {"title": "<u>Made</u>", "methods": methods} | config,
         list(benchmarks),
     )

@@ -91,6 +91,16 @@ def test_the_model_that_was_chosen_is_there_to_predict(finished):
     assert told["reason"] in (finished.root / "exported" / "README.md").read_text()
 
 
+def test_a_limited_run_has_results_of_its_own(finished):
+    inputs, outputs = inputs_and_outputs(finished, "limit=8")
+    assert "generate_textures" not in outputs.values()
+    assert "resources/demo/data" in inputs["index_images"]
+    assert outputs["results/summary_8.csv"] == "summarize"
+    assert outputs["results/index_8.html"] == "index_results"
+    tables = ("results/summary_8.", "results/index_8.")
+    assert all(path.startswith(("results/demo_8/", *tables)) for path in outputs)
+
+
 def test_a_run_ends_with_where_the_results_are(finished):
     (finished.root / "results" / "index.html").unlink()
     run = finished.snakemake("--config", "seeds=1")

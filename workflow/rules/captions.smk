@@ -33,7 +33,7 @@ rule caption_images:
         prompt=given(rule_settings.prompt, kind="image"),
         pseudo_labels=options("pseudo_labels"),
         # No output: Snakemake removes those before a job, and these are to outlive it.
-        store="resources/{dataset}/captions/images",
+        store=given(rule_inputs.answer_store, kind="images"),
         shard="",
     shell:
         "latteclip caption-images --images {input.images} {params.pseudo_labels}"
@@ -84,7 +84,7 @@ rule caption_groups:
         captioner=given_json(rule_settings.captioner),
         groups=given_json(rule_settings.groups),
         prompt=given(rule_settings.prompt, kind="group"),
-        store="resources/{dataset}/captions/groups",
+        store=given(rule_inputs.answer_store, kind="groups"),
         shard="",
     shell:
         "latteclip caption-groups --images {input.images} --pseudo-labels {input.pseudo_labels}"
@@ -136,7 +136,7 @@ rule score_classes:
     params:
         captioner=given_json(rule_settings.captioner),
         scores=given_json(rule_settings.scores),
-        store="resources/{dataset}/captions/scores",
+        store=given(rule_inputs.answer_store, kind="scores"),
         shard="",
     shell:
         "latteclip score-classes --images {input.images} --pseudo-labels {input.pseudo_labels}"

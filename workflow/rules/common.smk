@@ -311,7 +311,10 @@ def start_run():
     if not IS_MODULE:  # whose options would be the other workflow's
         methods = workflow.deployment_settings.deployment_method
         sdm = [method.item_to_choice() for method in methods]
-        last_options.note(configuration.datasets, config, sdm)
+        of_datasets = {
+            name: configuration.whole(name) for name in configuration.datasets
+        }
+        last_options.note(of_datasets, config, sdm)
     print_lines(run_messages.started(configuration, pending))
 
 

@@ -194,12 +194,12 @@ rule summarize:
         code=sources("latteclip.evaluate.summarize"),
     output:
         csv=report(
-            f"results/{configuration.table['name']}.csv",
+            f"results/{configuration.table['name']}{configuration.limit_suffix}.csv",
             caption="../report/summary.rst",
             category="Accuracy",
             labels={"what": "table of accuracies"},
         ),
-        markdown=f"results/{configuration.table['name']}.md",
+        markdown=f"results/{configuration.table['name']}{configuration.limit_suffix}.md",
     log:
         "results/logs/summarize.log",
     localrule: True

@@ -58,7 +58,7 @@ rule index_results:
         code=sources("latteclip.report.index_results"),
     output:
         report(
-            f"results/index{PAGES}.html",
+            f"results/{page_settings.overview(configuration)}",
             caption="../report/index.rst",
             category="Accuracy",
             labels={"what": "page over all datasets"},

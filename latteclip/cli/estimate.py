@@ -1,0 +1,233 @@
+"""What the full run of a dataset will take, from what a limited run took.
+
+A job's time is split into loading, which is the same for any number of images, and the rest, which
+grows with the images or with the steps of a training.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from latteclip.cli import last_options
+from latteclip.config import estimate as counts
+from latteclip.config import layers, page_settings
+from latteclip.config.configuration import Configuration
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.report.provenance import JobCost, job_costs, total
+
+RESULTS = Path("results")
+LIMIT = 64  # of the command that makes a limited run
+# What the stages grow with; all others take the same time for any number of images.
+IMAGES, TRAINING, GROUPS, STEPS = "images", "training images", "groups", "training steps"
+GROWS = {
+    **dict.fromkeys(("index_images", "find_duplicates", "pseudo_label_images"), IMAGES),
+    **dict.fromkeys(("score_unknown", "propagate_labels", "evaluate"), IMAGES),
+    **dict.fromkeys(("evaluate_classifier", "evaluate_zero_shot"), IMAGES),
+    **dict.fromkeys(("caption_images", "score_classes", "label_by_captions"), TRAINING),
+    "calibrate_zero_shot": TRAINING,
+    "caption_groups": GROUPS,
+    **dict.fromkeys(("finetune", "find_learning_rate"), STEPS),
+}
+ANSWERS = {"captions/images": TRAINING, "captions/groups": GROUPS, "class_scores": TRAINING}
+# A job that does nothing but load CLIP and write it, and the jobs that load it as well.
+LOADS_ONLY = "assemble_model"
+LOADS_CLIP = (
+    *("pseudo_label_images", "label_by_captions", "find_learning_rate", "finetune"),
+    *("evaluate", "propagate_labels"),
+)
+ASKED = re.compile(r"^Asked (\d+) requests about (\d+) rows in ([\d.]+) s", re.MULTILINE)
+ROW = "  {:20} {:>4} {:>9} {:>9}  {:15} {:>16}"
+NOTE = """\
+  Loading does not grow: of captioning, all but asking; of stages that load CLIP, the time of
+  assemble_model; of other stages, the shortest job. Jobs are counted one after another. Downloads,
+  tables and pages are not counted."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Images of a run."""
+
+    images: int
+    train: int
+    classes: int
+
+    def factors(self, whole: "Sizes", configuration: Configuration, dataset: str) -> dict[str, Any]:
+        """Return by how much the whole is larger in what stages grow with, but for steps."""
+        own, other = (
+            counts.groups(configuration, dataset, counts.Counts(one.train, 0, one.classes))
+            for one in (self, whole)
+        )
+        return {
+            IMAGES: whole.images / self.images,
+            TRAINING: whole.train / self.train,
+            GROUPS: other / own,
+        }
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A job of the limited run, and the same of the full run."""
+
+    limited: JobCost
+    loading: float  # seconds
+    full: JobCost
+
+
+def estimate(datasets: Sequence[str], config: Sequence[str], configfiles: Sequence[str]) -> str:
+    """Return hours, tokens and disk of full runs, by stage.
+
+    Args:
+        datasets: keys; none for those of the configuration.
+        config: KEY=VALUE over the options of the limited run, as snakemake takes them; `limit` says
+            which limited run counts, without it that of the most images.
+        configfiles: as snakemake takes them.
+
+    Raises:
+        UserError: a dataset has no limited run.
+    """
+    given = layers.given(config, configfiles)
+    if datasets:
+        given["dataset"] = list(datasets)
+    asked = Configuration(layers.defaults(), given)
+    return "\n\n".join(
+        "\n".join(_of_dataset(asked.whole(name), asked.limit, given)) for name in asked.datasets
+    )
+
+
+def _of_dataset(dataset: str, limit: int | None, given: Mapping[str, Any]) -> Iterator[str]:
+    limit = limit or _largest_limit(dataset)
+    name = f"{dataset}_{limit}"
+    index = RESULTS / name / "images.parquet"
+    if limit is None or not index.is_file():
+        raise UserError(
+            f"There is no limited run of {dataset} to estimate from; make one: latteclip workflow "
+            f"-j4 --config dataset={dataset} limit={limit or LIMIT}"
+        )
+    noted = last_options.read(name)
+    values = layers.merge(noted.config if noted else {}, given)
+    configuration = Configuration(layers.defaults(), {**values, "dataset": dataset, "limit": limit})
+    small, whole = _sizes(index)
+    factors = small.factors(whole, configuration, name)
+    jobs = list(_grown(configuration, name, small, whole, factors))
+    yield (
+        f"{dataset}, by {RESULTS / name}: {whole.images:,} images, {whole.train:,} of them for "
+        f"training, from {small.images:,} and {small.train:,}"
+    )
+    yield ROW.format("stage", "jobs", "limited", "loading", "grows with", "full run")
+    for stage in dict.fromkeys(job.limited.rule for job in jobs):
+        own = [job for job in jobs if job.limited.rule == stage]
+        yield _row(stage, own, GROWS.get(stage, "-"))
+    yield _row("in all", jobs, "")
+    gpu = total([job.full for job in jobs]).gpu_seconds
+    yield f"  GPU time: {_time(gpu)}" if gpu is not None else "  GPU time: not measured"
+    yield f"  tokens: {_tokens(RESULTS / name, factors)}"
+    yield f"  disk: {_disk(RESULTS / name, factors[IMAGES]) / 1e9:.1f} GB below {RESULTS / dataset}"
+    yield from _faults(configuration, name, jobs)
+    yield NOTE
+
+
+def _largest_limit(dataset: str) -> int | None:
+    """The limit of the largest limited run of a dataset."""
+    places = (path.name.removeprefix(f"{dataset}_") for path in RESULTS.glob(f"{dataset}_*"))
+    return max((int(place) for place in places if place.isdecimal()), default=None)
+
+
+def _sizes(index: Path) -> tuple[Sizes, Sizes]:
+    """The images of a limited run, and those of which they were drawn."""
+    table, metadata = tables.read(index, tables.IMAGES, ["split"])
+    if "drawn_from" not in metadata:
+        raise UserError(f"{index} is not of a limited run; run it again with limit=N.")
+    n, test = len(table), table["split"].to_pylist().count("test")
+    whole, classes = metadata["drawn_from"], len(metadata["classnames"])
+    images = sum(whole.values())
+    return Sizes(n, n - test, classes), Sizes(images, images - whole.get("test", 0), classes)
+
+
+def _grown(
+    configuration: Configuration,
+    name: str,
+    small: Sizes,
+    whole: Sizes,
+    factors: Mapping[str, float],
+) -> Iterator[Grown]:
+    """Every job of the limited run that was measured."""
+    files = page_settings.benchmarks(configuration, name)
+    costs = [
+        (cost, Path(file["path"])) for file in files for cost in job_costs([file]) if cost.seconds
+    ]
+    clip = min((c.seconds or 0 for c, _ in costs if c.rule == LOADS_ONLY), default=0.0)
+    shortest = min((c.seconds or 0 for c, _ in costs), default=0.0)
+    for cost, path in costs:
+        seconds, kind = cost.seconds or 0.0, GROWS.get(cost.rule)
+        loading = min(seconds, clip if cost.rule in LOADS_CLIP else shortest)
+        growth = 1.0 if kind is None else factors.get(kind, 1.0)
+        if kind is None:
+            loading = seconds
+        elif kind == STEPS:
+            method = cost.run.partition(",")[0]
+            own, other = (
+                counts.samples(configuration, name, method, size.train) for size in (small, whole)
+            )
+            growth = other / own
+        elif asking := _asking(path):
+            asked, rows, taken = asking
+            loading = max(0.0, seconds - taken)
+            growth *= max(1.0, rows / max(1, asked))  # kept answers were not asked again
+        full = loading + growth * (seconds - loading)
+        yield Grown(cost, loading, _scaled(cost, full / seconds))
+
+
+def _asking(benchmark: Path) -> tuple[int, int, float] | None:
+    """Requests and rows of a captioning job, and the seconds of asking; by its log."""
+    log = Path(str(benchmark.with_suffix(".log")).replace("/benchmarks/", "/logs/"))
+    found = ASKED.search(log.read_text("utf-8", errors="replace")) if log.is_file() else None
+    return (int(found[1]), int(found[2]), float(found[3])) if found else None
+
+
+def _scaled(cost: JobCost, factor: float) -> JobCost:
+    def times(value: float | None) -> float | None:
+        return None if value is None else value * factor
+
+    return replace(cost, seconds=times(cost.seconds), gpu_seconds=times(cost.gpu_seconds))
+
+
+def _row(stage: str, jobs: Sequence[Grown], grows: str) -> str:
+    limited = total([job.limited for job in jobs]).seconds
+    full = total([job.full for job in jobs]).seconds
+    times = _time(limited), _time(sum(job.loading for job in jobs))
+    return ROW.format(stage, len(jobs), *times, grows, _time(full)).rstrip()
+
+
+def _time(seconds: float | None) -> str:
+    return str(timedelta(seconds=round(seconds or 0)))
+
+
+def _tokens(folder: Path, factors: Mapping[str, float]) -> str:
+    """Tokens of the full run's questions and answers."""
+    read = written = 0.0
+    for name, kind in ANSWERS.items():
+        path = folder / f"{name}.parquet"
+        metadata = tables.read_metadata(path, "error") if path.is_file() else {}
+        read += factors[kind] * metadata.get("tokens_read", 0)
+        written += factors[kind] * metadata.get("tokens_written", 0)
+    return f"{read:,.0f} read, {written:,.0f} written"
+
+
+def _disk(folder: Path, factor: float) -> float:
+    """Bytes of the full run's results: models have the same size, tables and pages grow."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    return sum(
+        path.stat().st_size * (1 if path.suffix == ".safetensors" else factor) for path in files
+    )
+
+
+def _faults(configuration: Configuration, name: str, jobs: Sequence[Grown]) -> Iterator[str]:
+    """What the limited run does not tell."""
+    if not (RESULTS / name / f"report{configuration.suffix}.html").is_file():
+        yield f"  {RESULTS / name} is not finished: stages that did not run are not counted."
+    if not any(job.limited.rule == LOADS_ONLY for job in jobs):
+        yield f"  No {LOADS_ONLY} was measured: times of stages that load CLIP are upper bounds."

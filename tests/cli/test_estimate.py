@@ -1,0 +1,84 @@
+import json
+
+import pyarrow as pa
+import pytest
+
+from latteclip.cli import estimate, main
+from latteclip.core import tables
+
+FINETUNE = "finetune={'batch_size': 32, 'epochs': 2, 'steps_multiple_of': 1}"
+CONFIG = ["method=zero_shot,flyp,image_prototypes", "seeds=1", FINETUNE]
+
+
+def write(path, schema, metadata, **columns):
+    n = len(next(iter(columns.values()), ()))
+    nothing = {column.name: pa.nulls(n, column.type) for column in schema}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tables.write(path, nothing | columns, schema, metadata)
+
+
+@pytest.fixture
+def limited(tmp_path, monkeypatch):
+    """A limited run of 64 of 640 training and 64 of 1,280 test images, with what it took."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "results" / "demo_64"
+    whole = {"limit": 64, "classnames": ["a", "b"], "drawn_from": {"train": 640, "test": 1280}}
+    splits = ["train"] * 64 + ["test"] * 64
+    write(folder / "images.parquet", tables.IMAGES, whole, split=splits)
+    tokens = {"tokens_read": 6400, "tokens_written": 640}
+    write(folder / "captions" / "images.parquet", tables.CAPTIONS, tokens)
+    (folder / "report.html").write_text("")
+    for name, seconds, gpus in (
+        ("benchmarks/index_images", 4, 0),
+        ("benchmarks/pseudo_label_images", 12, 1),
+        ("benchmarks/caption_images", 200, 2),
+        ("benchmarks/select_model", 2, 0),
+        ("image_prototypes/seed0/benchmarks/assemble_model", 10, 0),
+        ("flyp/seed0/benchmarks/finetune", 16, 1),
+    ):
+        path = folder / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"s": seconds, "resources": {"gpu": gpus}}))
+    (folder / "logs").mkdir()
+    (folder / "logs" / "caption_images.log").write_text("Asked 64 requests about 64 rows in 20.0 s")
+    return folder
+
+
+def rows(text):
+    """Each line by its first word."""
+    return {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
+
+
+def test_what_grows_is_scaled_and_loading_is_not(limited):
+    found = rows(estimate.estimate(["demo"], CONFIG, []))
+    assert found["index_images"][2:] == ["0:00:04", "0:00:02", "images", "0:00:32"]
+    assert found["pseudo_label_images"][2:4] == ["0:00:12", "0:00:10"]
+    assert found["pseudo_label_images"][-1] == "0:00:40"
+    assert found["caption_images"][2:4] == ["0:03:20", "0:03:00"]
+    assert found["caption_images"][-1] == "0:06:20"  # 180 + 10 * 20
+    assert found["finetune"][-1] == "0:01:10"  # 10 + 10 * 6: twenty steps in place of two
+    assert found["assemble_model"][-1] == "0:00:10"
+    assert found["in"][-1] == "0:08:54"
+    assert found["GPU"][-1] == "0:14:30"
+    assert found["tokens:"][1:4] == ["64,000", "read,", "6,400"]
+
+
+def test_kept_answers_are_asked_for_in_the_full_run(limited):
+    log = limited / "logs" / "caption_images.log"
+    log.write_text("Asked 32 requests about 64 rows in 10.0 s")
+    found = rows(estimate.estimate(["demo"], CONFIG, []))
+    assert found["caption_images"][-1] == "0:06:30"  # 190 + 2 * 10 * 10
+
+
+def test_what_the_limited_run_does_not_tell_is_said(limited):
+    (limited / "image_prototypes" / "seed0" / "benchmarks" / "assemble_model.jsonl").unlink()
+    (limited / "report.html").unlink()
+    found = estimate.estimate(["demo"], CONFIG, [])
+    assert "upper bounds" in found and "not finished" in found
+
+
+@pytest.mark.parametrize("arguments", [["dtd"], ["--config", "dataset=dtd", "limit=8"]])
+def test_without_a_limited_run_the_command_that_makes_one_is_named(limited, arguments, capsys):
+    assert main.main(["status", "--estimate", *arguments]) == main.BAD_INPUT
+    said = capsys.readouterr().err
+    assert "--config dataset=dtd limit=" in said and said.count("\n") == 1
