@@ -534,7 +534,7 @@ def report_dataset(place: Place) -> Work:
     ]
     methods: dict[str, Any] = {name: {} for name in found}
     settings = dataset_report.ReportSettings(
-        "scale", "zero_shot", "other", None, "", {"methods": methods}, []
+        "scale", "zero_shot", "other", None, "", "index.html", {"methods": methods}, []
     )
     output = place.file("report.html")
     return lambda: dataset_report.report_dataset(files, runs, settings, output)

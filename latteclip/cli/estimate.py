@@ -75,6 +75,7 @@ class Grown:
     limited: JobCost
     loading: float  # seconds
     full: JobCost
+    asks_nothing: bool = False  # a captioning job whose answers had been kept
 
 
 def estimate(datasets: Sequence[str], config: Sequence[str], configfiles: Sequence[str]) -> str:
@@ -164,6 +165,7 @@ def _grown(
     for cost, path in costs:
         seconds, kind = cost.seconds or 0.0, GROWS.get(cost.rule)
         loading = min(seconds, clip if cost.rule in LOADS_CLIP else shortest)
+        asks_nothing = False
         growth = 1.0 if kind is None else factors.get(kind, 1.0)
         if kind is None:
             loading = seconds
@@ -175,10 +177,11 @@ def _grown(
             growth = other / own
         elif asking := _asking(path):
             asked, rows, taken = asking
+            asks_nothing = rows > asked == 0
             loading = max(0.0, seconds - taken)
             growth *= max(1.0, rows / max(1, asked))  # kept answers were not asked again
         full = loading + growth * (seconds - loading)
-        yield Grown(cost, loading, _scaled(cost, full / seconds))
+        yield Grown(cost, loading, _scaled(cost, full / seconds), asks_nothing)
 
 
 def _asking(benchmark: Path) -> tuple[int, int, float] | None:
@@ -229,5 +232,7 @@ def _faults(configuration: Configuration, name: str, jobs: Sequence[Grown]) -> I
     """What the limited run does not tell."""
     if not (RESULTS / name / f"report{configuration.suffix}.html").is_file():
         yield f"  {RESULTS / name} is not finished: stages that did not run are not counted."
+    for stage in dict.fromkeys(job.limited.rule for job in jobs if job.asks_nothing):
+        yield f"  {stage} had all answers from earlier runs: the time of asking is not counted."
     if not any(job.limited.rule == LOADS_ONLY for job in jobs):
         yield f"  No {LOADS_ONLY} was measured: times of stages that load CLIP are upper bounds."

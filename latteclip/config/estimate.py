@@ -63,11 +63,6 @@ def on_paper(card: str, tokens: int = TOKENS) -> Rates:
     return Rates(reached / caption, reached / SAMPLE, reached / IMAGE, CORES * DECODED, tokens)
 
 
-def encoded(samples: float) -> float:
-    """Images encoded per second where so many samples are trained on, by the work on paper."""
-    return samples * SAMPLE / IMAGE
-
-
 def counts(configuration: Configuration, dataset: str) -> Counts | None:
     """By the index, where there is one, or else by what the dataset's file says; None: unknown."""
     index = Path(INDEX.format(dataset=dataset))
@@ -87,11 +82,6 @@ def _indexed(index: Path) -> Counts:
     table, metadata = tables.read(index, tables.IMAGES, ["split"])
     test = table["split"].to_pylist().count("test")
     return Counts(len(table) - test, test, len(metadata["classnames"]))
-
-
-def uncounted(configuration: Configuration) -> list[str]:
-    """The datasets of which nobody knows yet how many images they have."""
-    return [name for name in configuration.datasets if counts(configuration, name) is None]
 
 
 def hours(configuration: Configuration, rates: Rates) -> dict[str, float]:

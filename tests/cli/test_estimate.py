@@ -73,8 +73,9 @@ def test_kept_answers_are_asked_for_in_the_full_run(limited):
 def test_what_the_limited_run_does_not_tell_is_said(limited):
     (limited / "image_prototypes" / "seed0" / "benchmarks" / "assemble_model.jsonl").unlink()
     (limited / "report.html").unlink()
+    (limited / "logs" / "caption_images.log").write_text("Asked 0 requests about 64 rows in 0.0 s")
     found = estimate.estimate(["demo"], CONFIG, [])
-    assert "upper bounds" in found and "not finished" in found
+    assert "upper bounds" in found and "not finished" in found and "earlier runs" in found
 
 
 @pytest.mark.parametrize("arguments", [["dtd"], ["--config", "dataset=dtd", "limit=8"]])
