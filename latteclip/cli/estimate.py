@@ -1,7 +1,8 @@
 """What the full run of a dataset will take, from what a limited run took.
 
-A job's time is split into loading, which is the same for any number of images, and the rest, which
-grows with the images or with the steps of a training.
+A job's time is loading, which is the same for any number of images, and work, which grows with the
+images or with the steps of a training. Logs and histories have the time of work of some stages. Of
+the others only bounds are known: a few images are too few to tell work from loading.
 """
 
 import re
@@ -40,11 +41,13 @@ LOADS_CLIP = (
     *("evaluate", "propagate_labels"),
 )
 ASKED = re.compile(r"^Asked (\d+) requests about (\d+) rows in ([\d.]+) s", re.MULTILINE)
-ROW = "  {:20} {:>4} {:>9} {:>9}  {:15} {:>16}"
+INDEXED = re.compile(r"^Indexed .* in ([\d.]+) s", re.MULTILINE)
+ROW = "  {:20} {:>4} {:>9} {:>9}  {:15} {:>22}"
 NOTE = """\
-  Loading does not grow: of captioning, all but asking; of stages that load CLIP, the time of
-  assemble_model; of other stages, the shortest job. Jobs are counted one after another. Downloads,
-  tables and pages are not counted."""
+  Loading takes the same time for any number of images. Of the index, of captions and of fine-tuning
+  the rest was measured. Other stages have bounds: by the lower bound all of a job is loading, by the
+  upper bound as much as assemble_model takes, which only loads CLIP, or the shortest job. Jobs
+  count one after another. Downloads, tables and pages do not count."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,12 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Grown:
-    """A job of the limited run, and the same of the full run."""
+    """A job of the limited run, and its bounds in the full run."""
 
     limited: JobCost
-    loading: float  # seconds
-    full: JobCost
+    loading: float  # seconds at least
+    least: JobCost
+    most: JobCost
     asks_nothing: bool = False  # a captioning job whose answers had been kept
 
 
@@ -123,8 +127,8 @@ def _of_dataset(dataset: str, limit: int | None, given: Mapping[str, Any]) -> It
         own = [job for job in jobs if job.limited.rule == stage]
         yield _row(stage, own, GROWS.get(stage, "-"))
     yield _row("in all", jobs, "")
-    gpu = total([job.full for job in jobs]).gpu_seconds
-    yield f"  GPU time: {_time(gpu)}" if gpu is not None else "  GPU time: not measured"
+    gpus = [total([getattr(job, end) for job in jobs]).gpu_seconds for end in ("least", "most")]
+    yield f"  GPU time: {'not measured' if gpus[0] is None else _range(*gpus)}"
     yield f"  tokens: {_tokens(RESULTS / name, factors)}"
     yield f"  disk: {_disk(RESULTS / name, factors[IMAGES]) / 1e9:.1f} GB below {RESULTS / dataset}"
     yield from _faults(configuration, name, jobs)
@@ -164,31 +168,43 @@ def _grown(
     shortest = min((c.seconds or 0 for c, _ in costs), default=0.0)
     for cost, path in costs:
         seconds, kind = cost.seconds or 0.0, GROWS.get(cost.rule)
-        loading = min(seconds, clip if cost.rule in LOADS_CLIP else shortest)
-        asks_nothing = False
         growth = 1.0 if kind is None else factors.get(kind, 1.0)
-        if kind is None:
-            loading = seconds
+        asked, rows, work = 0, 0, None
+        if found := ASKED.search(_log_of(path)):
+            asked, rows, work = int(found[1]), int(found[2]), float(found[3])
+            growth *= rows / asked if 0 < asked < rows else 1  # others had been kept
+        elif found := INDEXED.search(_log_of(path)):
+            work = float(found[1])
         elif kind == STEPS:
             method = cost.run.partition(",")[0]
-            own, other = (
+            seen, all_seen = (
                 counts.samples(configuration, name, method, size.train) for size in (small, whole)
             )
-            growth = other / own
-        elif asking := _asking(path):
-            asked, rows, taken = asking
-            asks_nothing = rows > asked == 0
-            loading = max(0.0, seconds - taken)
-            growth *= max(1.0, rows / max(1, asked))  # kept answers were not asked again
-        full = loading + growth * (seconds - loading)
-        yield Grown(cost, loading, _scaled(cost, full / seconds), asks_nothing)
+            growth = all_seen / seen
+            work = _training(path.parents[1] / "history.parquet", seen)
+        if kind is None:
+            loading = seconds
+        elif work is None:
+            loading = min(seconds, clip if cost.rule in LOADS_CLIP else shortest)
+        else:
+            loading = max(0.0, seconds - work)
+        most = _scaled(cost, (loading + growth * (seconds - loading)) / seconds)
+        least = cost if work is None else most
+        yield Grown(cost, loading, least, most, asks_nothing=rows > asked == 0)
 
 
-def _asking(benchmark: Path) -> tuple[int, int, float] | None:
-    """Requests and rows of a captioning job, and the seconds of asking; by its log."""
-    log = Path(str(benchmark.with_suffix(".log")).replace("/benchmarks/", "/logs/"))
-    found = ASKED.search(log.read_text("utf-8", errors="replace")) if log.is_file() else None
-    return (int(found[1]), int(found[2]), float(found[3])) if found else None
+def _log_of(benchmark: Path) -> str:
+    log = benchmark.parents[1] / "logs" / f"{benchmark.stem}.log"
+    return log.read_text("utf-8", errors="replace") if log.is_file() else ""
+
+
+def _training(history: Path, images: int) -> float | None:
+    """Seconds of the steps that showed so many images; None where there is no history."""
+    if not history.is_file():
+        return None
+    table, _ = tables.read(history, tables.HISTORY, ["images_per_second"])
+    rates = [rate for rate in table["images_per_second"].to_pylist() if rate]
+    return images * sum(1 / rate for rate in rates) / len(rates) if rates else None
 
 
 def _scaled(cost: JobCost, factor: float) -> JobCost:
@@ -199,10 +215,16 @@ def _scaled(cost: JobCost, factor: float) -> JobCost:
 
 
 def _row(stage: str, jobs: Sequence[Grown], grows: str) -> str:
-    limited = total([job.limited for job in jobs]).seconds
-    full = total([job.full for job in jobs]).seconds
+    limited, least, most = (
+        total([getattr(job, end) for job in jobs]).seconds for end in ("limited", "least", "most")
+    )
     times = _time(limited), _time(sum(job.loading for job in jobs))
-    return ROW.format(stage, len(jobs), *times, grows, _time(full)).rstrip()
+    return ROW.format(stage, len(jobs), *times, grows, _range(least, most)).rstrip()
+
+
+def _range(least: float | None, most: float | None) -> str:
+    ends = dict.fromkeys((_time(least), _time(most)))
+    return " to ".join(ends)
 
 
 def _time(seconds: float | None) -> str:

@@ -62,11 +62,9 @@ def test_images_are_those_of_the_index_or_else_of_the_file(configured, tmp_path)
     assert estimate.counts(own, "dtd") == estimate.Counts(3948, 1692, 47)
     assert estimate.counts(own, "demo") == estimate.Counts(1500, 2100)
     assert estimate.counts(own, "mine") is None
-    assert estimate.uncounted(own) == ["mine"]
     assert set(estimate.hours(own, RATES).values()) == {0.0}
     write_index("mine", ["train", "val", "test", "train"], ["a", "b"])
     assert estimate.counts(own, "mine") == estimate.Counts(3, 1, 2)
-    assert estimate.uncounted(own) == []
 
 
 def test_disk_counts_archives_models_and_what_is_unknown(configured):
