@@ -45,9 +45,9 @@ INDEXED = re.compile(r"^Indexed .* in ([\d.]+) s", re.MULTILINE)
 ROW = "  {:20} {:>4} {:>9} {:>9}  {:15} {:>22}"
 NOTE = """\
   Loading takes the same time for any number of images. Of the index, of captions and of fine-tuning
-  the rest was measured. Other stages have bounds: by the lower bound all of a job is loading, by the
-  upper bound as much as assemble_model takes, which only loads CLIP, or the shortest job. Jobs
-  count one after another. Downloads, tables and pages do not count."""
+  the rest was measured. Other stages have bounds. The lower one takes all of a job for loading. The
+  upper one takes for loading the time of assemble_model, which only loads CLIP, or of the shortest
+  job. Jobs count one after another. Downloads, tables and pages do not count."""
 
 
 @dataclass(frozen=True)

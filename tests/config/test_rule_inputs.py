@@ -12,6 +12,7 @@ def test_a_limited_run_shares_downloads_and_answers_and_nothing_else(configured)
     assert rule_settings.index_images(found, "dtd_64")["limit"] == 64
     assert "limit" not in rule_settings.index_images(configured(), "dtd")
 
+
 IMAGES, GROUPS = (f"results/dtd/captions/{kind}s.parquet" for kind in ("image", "group"))
 
 
