@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.backbones import CPU, pictures
-from support.damage import damaged, twisted
+from support.fuzz import damaged, twisted
 
 from latteclip.clip import encode, tuned
 from latteclip.clip import model as clips

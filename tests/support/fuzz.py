@@ -6,7 +6,9 @@ A test of a reader is a function under `fuzzed` that hands each case to `check`.
 """
 
 import contextlib
+import copy
 import itertools
+import json
 import os
 import resource
 import signal
@@ -23,6 +25,16 @@ SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))  # of each test; 0: a singl
 LONGEST = 30.0  # seconds of one case
 MEMORY = 2**30  # bytes that all cases of one test may add
 outcomes = Counter()  # (test, outcome) -> cases
+NASTY = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**20), 10**20),
+    st.floats(),
+    st.text(max_size=8),
+    st.lists(st.integers(-9, 9), max_size=3),
+    st.dictionaries(st.text(max_size=4), st.integers(), max_size=2),
+    st.sampled_from(["/etc/passwd", "../..", "hf-hub:me/model", "local-dir:/tmp", "\x00"]),
+)
 
 
 class Hung(BaseException):
@@ -87,12 +99,40 @@ def damaged(whole):
     )
 
 
+@st.composite
+def twisted(draw, text):
+    """A JSON text in which one value is another one, missing, or has company."""
+    values = json.loads(text)
+    changed = copy.deepcopy(values)
+    places = list(_places(changed))
+    holder, key = draw(st.sampled_from(places))
+    how = draw(st.sampled_from(["replace", "remove", "add"]))
+    if how == "replace":
+        holder[key] = draw(NASTY)
+    elif how == "remove":
+        del holder[key]
+    elif isinstance(holder, dict):
+        holder[draw(st.text(max_size=12))] = draw(NASTY)
+    else:
+        holder.append(draw(NASTY))
+    return json.dumps(changed)
+
+
 def summary():
     """One line per reader: how many cases, and what came of them."""
     for reader in sorted({reader for reader, _ in outcomes}):
         counts = {outcome: n for (name, outcome), n in sorted(outcomes.items()) if name == reader}
         said = ", ".join(f"{n} {outcome}" for outcome, n in counts.items())
         yield f"{reader}: {sum(counts.values())} cases, {said}"
+
+
+def _places(value):
+    """(object or list, key) of every value inside."""
+    keys = value.keys() if isinstance(value, dict) else range(len(value))
+    for key in keys:
+        yield value, key
+        if isinstance(value[key], dict | list):
+            yield from _places(value[key])
 
 
 def _changed(whole, changes):
