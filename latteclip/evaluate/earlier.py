@@ -29,7 +29,8 @@ def earlier(folder: str | None, besides: Collection[str]) -> Found:
     A dataset of which a file is broken is left out with a warning.
     """
     found = Found()
-    for place in sorted(Path(folder).iterdir()) if folder else []:
+    # Where a storage keeps the results, the folder need not be there.
+    for place in sorted(Path(folder).glob("*")) if folder else []:
         paths = sorted(place.glob("*/seed*/metrics.json"))
         if place.name in besides or not paths:
             continue
