@@ -320,3 +320,17 @@ def test_a_damaged_zip_fails_its_own_checksum(folder):
     content[60] ^= 0xFF
     with pytest.raises(UserError, match="archive"):
         archives.unpack(saved(folder, bytes(content)), folder)
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        member("link", tarfile.LNKTYPE, "not there"),
+        member("link", tarfile.SYMTYPE, "link"),
+        member("link", tarfile.SYMTYPE, "n" * 300),
+    ],
+    ids=["hard link to nothing", "circle", "name too long"],
+)
+def test_a_link_that_cannot_be_followed_is_an_error(folder, link):
+    with pytest.raises(UserError, match="archive"):
+        archives.unpack(saved(folder, tar_of(link)), folder)

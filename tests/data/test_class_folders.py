@@ -1,4 +1,5 @@
 import logging
+import os
 
 import pytest
 from support.image_folders import folders, images, index
@@ -149,3 +150,16 @@ def test_a_folder_that_cannot_be_read_is_an_error_that_names_it(open_folder, nam
     (open_folder / name).chmod(0)
     with as_nobody(), pytest.raises(UserError, match=name):
         read_split(open_folder, SplitSettings("folders", test_fraction=0.5))
+
+
+def test_a_name_that_is_not_text_is_an_error(tmp_path):
+    folders(tmp_path)
+    images(tmp_path, "cat/\udcff.jpg")
+    with pytest.raises(UserError, match="UTF-8"):
+        read_split(tmp_path, SplitSettings("folders"))
+
+
+def test_a_list_that_is_no_regular_file_is_an_error(tmp_path):
+    os.mkfifo(folders(tmp_path) / "classes.txt")
+    with pytest.raises(UserError, match=r"classes\.txt"):
+        read_split(tmp_path, SplitSettings("folders"))

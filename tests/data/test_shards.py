@@ -244,3 +244,12 @@ def test_parquet_of_datasets_itself(tmp_path):
     made.to_parquet(str(tmp_path / "d.parquet"))
     split = read(tmp_path, "parquet")
     assert split.names == CLASSES and [item.label for item in split.items] == [0, 1, 0, 1]
+
+
+def test_a_sample_with_two_images_and_a_key_that_comes_twice(tmp_path):
+    root = one_tar(tmp_path, ("7", {"jpg": b"", "png": b""}))
+    with pytest.raises(UserError, match=r"'7' .*split\.image"):
+        read(root)
+    root = one_tar(tmp_path, *labelled([1]), *labelled([2]), *labelled([1]))
+    with pytest.raises(UserError, match=r"a\.tar/000001\.jpg"):
+        read(root)
