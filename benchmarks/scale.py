@@ -340,6 +340,8 @@ def make_captions(place: Place) -> Work:
         "engine": "none",
         "date": "2026-01-01",
         "code": "latteclip",
+        "tokens_read": 0,
+        "tokens_written": 0,
     }
 
     def write(path: str, rows: list[tuple[str, list[str], int | None]], about: Any) -> None:
