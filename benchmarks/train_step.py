@@ -31,7 +31,7 @@ from latteclip.clip import model as clips
 from latteclip.core import devices
 from latteclip.train import pictures, prepare
 from latteclip.train.augment import Augmentation
-from latteclip.train.objectives import losses, mixer, prototypes
+from latteclip.train.objectives import latteclip, losses
 from latteclip.train.objectives.base import TrainingBatch, TrainingTexts
 from latteclip.train.objectives.latteclip import LatteClip, Switches
 from latteclip.train.settings import Compute
@@ -106,8 +106,8 @@ class Setting:
         total = features.new_zeros(())
         for labels, own in ((zero_shot, of_zero_shot), (finetuned, of_finetuned)):
             kinds = torch.stack([own, of_image, of_group])
-            mixed = mixer.mix(kinds, mixer.margins(kinds, fixed))
-            target = prototypes.targets(fixed, labels.to(features.device), mixed, ALPHA)
+            mixed = latteclip.mix(kinds, latteclip.margins(kinds, fixed))
+            target = latteclip.targets(fixed, labels.to(features.device), mixed, ALPHA)
             total = total + losses.contrastive(features, target, self.scale())
         return total
 

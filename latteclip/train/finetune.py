@@ -3,10 +3,12 @@
 Letters: N training images, B batch, C classes, D embedding width.
 """
 
+import contextlib
 import json
 import logging
 import random
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
@@ -15,7 +17,9 @@ import numpy as np
 import torch
 
 from latteclip.clip import model as clips
+from latteclip.clip.class_embeddings import class_embeddings
 from latteclip.clip.classifier import Classifier
+from latteclip.clip.features import encode_files
 from latteclip.core import devices, tables
 from latteclip.core.digest import digest_of
 from latteclip.core.errors import UserError
@@ -24,18 +28,17 @@ from latteclip.core.json_files import read_object
 from latteclip.core.progress import Progress
 from latteclip.core.signals import Signals, Terminated, ending_in_order
 from latteclip.core.steps import AUTO
+from latteclip.labels.fusion import fuse
+from latteclip.labels.witnesses import Images, LabelVotes
 from latteclip.train import (
     checkpoints,
     data,
-    monitor,
     parallel,
     prepare,
-    remake,
     start,
 )
-from latteclip.train.pace import Pace
 from latteclip.train.settings import GROUND_TRUTH, FinetuneSettings, Recipe
-from latteclip.train.step import Training
+from latteclip.train.step import Training, collapse
 
 log = logging.getLogger(__name__)
 CHECK_EVERY = 20  # steps between looks at the losses: each look waits for the device
@@ -192,7 +195,7 @@ def _train(
     files = start.pictures_of(training.clip, inputs, settings, kept.folder, seed)
     batches = start.batches(training.clip, files, schedule(), threads)
     progress = Progress(total, "steps", done=first)
-    pace = Pace()
+    pace = _Pace()
     timer = checkpoints.Timer(settings.compute.checkpoint_minutes)
     for step, keys in enumerate(schedule(), first):
         epoch = step // per_epoch
@@ -229,7 +232,7 @@ def _classifier(
     """The classifier of the tuned model; every process takes part in encoding it."""
     if settings.head == "remade":
         size, template = recipe.batch_size, settings.words.template
-        return remake.remade(training.clip, inputs, template, size, threads)
+        return _remade(training.clip, inputs, template, size, threads)
     return Classifier.of(training.objective.classifier())
 
 
@@ -281,8 +284,63 @@ def _marks(settings: FinetuneSettings, training: Training) -> list[str]:
         marks.append("ours")
     last = [row for row in training.history if row["epoch"] == training.history[-1]["epoch"]]
     agreement = sum(row["agreement"] for row in last) / len(last)
-    collapsed = monitor.collapse(training.predicted, agreement)
+    collapsed = collapse(training.predicted, agreement)
     if collapsed:
         log.warning("The training looks collapsed: in the last epoch %s.", collapsed)
         marks.append("collapsed")
     return marks
+
+
+def _remade(
+    clip: clips.Clip, inputs: data.TrainingData, template: str, batch_size: int, threads: int
+) -> Classifier:
+    """Return the head of `image_prototypes` of the tuned features, the labels as the votes.
+
+    Not in the paper. N training images, C classes, D embedding width.
+
+    Args:
+        clip: the tuned model.
+        inputs: the N training images with their labels.
+        template: of the class descriptions.
+        batch_size: images encoded at once.
+        threads: CPU threads.
+    """
+    clip.model.eval()
+    features = encode_files(clip, inputs.paths, batch_size, threads)  # [N, D]
+    texts = class_embeddings(clip, template, inputs.classnames)  # [C, D]
+    scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
+    images = Images.of(features, texts, scale)
+    fused = fuse(images, LabelVotes(inputs.labels, len(texts)))
+    return images.classifier(fused.weights, scale)
+
+
+class _Pace:
+    """Counts from one look at the losses to the next.
+
+    A GPU works behind the steps that it is given; only where its results are waited for does time
+    say something, so that all steps in between share one speed.
+    """
+
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self._began, self._waited, self._images = time.monotonic(), 0.0, 0
+
+    @contextlib.contextmanager
+    def waiting(self, images: int) -> Iterator[None]:
+        """Around the wait for a batch of so many images."""
+        began = time.monotonic()
+        yield
+        self._waited += time.monotonic() - began
+        self._images += images
+
+    def since_last(self) -> dict[str, float]:
+        """Speed and share of waiting since the last call, as columns of the history."""
+        seconds = time.monotonic() - self._began
+        found = {
+            "images_per_second": self._images / seconds,
+            "data_wait": self._waited / seconds,
+        }
+        self._start()
+        return found

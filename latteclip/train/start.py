@@ -11,9 +11,9 @@ import torch
 from latteclip.clip import model as clips
 from latteclip.core import devices
 from latteclip.core.signals import Signals
-from latteclip.train import data, memory, parallel, pictures, prepare
+from latteclip.train import data, parallel, pictures, prepare
 from latteclip.train.augment import Augmentation
-from latteclip.train.objectives.choose import choose
+from latteclip.train.objectives.base import choose
 from latteclip.train.settings import FROZEN, FinetuneSettings, Recipe
 from latteclip.train.step import Training, adamw
 from latteclip.train.texts import TextBank
@@ -68,7 +68,7 @@ def explaining_memory(
     """Return a context in which running out of a GPU's memory says what to lower."""
     batch = -(-min(recipe.batch_size, len(inputs.paths)) // parallel.size())
     divisible = prepare.divisible(clip, recipe.batch_norm)
-    return memory.explained(min(clip.micro_batch or batch, batch), divisible=divisible)
+    return prepare.explained(min(clip.micro_batch or batch, batch), divisible=divisible)
 
 
 def pictures_of(

@@ -37,7 +37,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.labels.fusion import fuse
 from latteclip.labels.witnesses import Images, LabelVotes
-from latteclip.train import checkpoints, monitor
+from latteclip.train import checkpoints, step
 from latteclip.train import finetune as finetuning
 from latteclip.train.augment import Augmentation
 from latteclip.train.data import TrainingFiles
@@ -524,7 +524,7 @@ def own_predictions(inputs, demo_clip):
 
 
 def test_predictions_that_hardly_agree_are_marked(inputs, own_predictions, tmp_path, monkeypatch):
-    monkeypatch.setattr(monitor, "MIN_CLASSES", 0)
+    monkeypatch.setattr(step, "MIN_CLASSES", 0)
     settings = {"captions": False, "epochs": 1, "batch_size": 7}
     for name, shift in (("agreeing", 0), ("disagreeing", 1)):
         labels = [(label + shift) % 3 for label in own_predictions]

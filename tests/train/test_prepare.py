@@ -18,6 +18,7 @@ from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.core.errors import UserError
+from latteclip.train import prepare as preparing
 from latteclip.train.prepare import (
     prepare_training,
     refuse_moving_statistics,
@@ -227,3 +228,80 @@ def test_a_machine_that_cannot_compile_is_told_the_key(backbones, monkeypatch):
     clip = clips.load(backbones["vit"], None, CPU)
     with pytest.raises(UserError, match=r"compute\.compile"):
         prepare(clip, compile=True)
+
+
+def limit_memory(monkeypatch, rows):
+    """Let the encoder hold so many images or texts at once."""
+    encoded = encode._encode
+
+    def bounded(clip, function, batch):
+        if (clip.micro_batch or len(batch)) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return encoded(clip, function, batch)
+
+    monkeypatch.setattr(encode, "_encode", bounded)
+
+
+@pytest.mark.parametrize(
+    ("rows", "chosen"), [(48, None), (47, 32), (32, 32), (31, 16), (3, 2), (1, 1)]
+)
+def test_the_largest_power_of_two_that_fits_is_chosen(rows, chosen, backbones, monkeypatch):
+    clip = clips.load(backbones["vit"], None, CPU)
+    limit_memory(monkeypatch, rows)
+    assert preparing.micro_batch(clip, clip.tokenizer(TEXTS), 48) == chosen
+
+
+def test_trying_changes_nothing(backbones):
+    clip = clips.load(backbones["hf_mean"], None, CPU)  # which has dropout
+    before = gradients(clip)
+    saved = {name: tensor.clone() for name, tensor in clip.model.state_dict().items()}
+    state = torch.get_rng_state()
+    preparing.training_mode(clip.model, "frozen")
+    preparing.micro_batch(clip, clip.tokenizer(TEXTS), 6)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(saved[name], each) for name, each in clip.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in clip.model.parameters())
+    clip.model.eval()
+    assert_same_gradients(gradients(clip), before, rtol=0)
+
+
+def test_no_room_for_one_image_is_a_sentence(backbones, monkeypatch):
+    clip = clips.load(backbones["vit"], None, CPU)
+    limit_memory(monkeypatch, 0)
+    with pytest.raises(UserError, match=r"compute\.gradient_checkpointing"):
+        preparing.micro_batch(clip, clip.tokenizer(TEXTS), 48)
+
+
+def test_a_cpu_takes_the_whole_batch(backbones):
+    clip = clips.load(backbones["vit"], None, CPU)
+    preparing.prepare_training(clip, Compute(), clip.tokenizer(TEXTS), 6)
+    assert Compute().micro_batch == "auto"
+    assert clip.micro_batch is None
+
+
+@pytest.mark.parametrize("batch_norm", ["frozen", "train"])
+def test_a_gpu_takes_what_fits(batch_norm, backbones, monkeypatch):
+    clip = clips.load(backbones["resnet"], None, CPU)
+    tokens = clip.tokenizer(TEXTS)
+    monkeypatch.setattr(preparing, "on_gpu", lambda clip: True)
+    limit_memory(monkeypatch, 3)
+    if batch_norm == "train":
+        with pytest.raises(UserError, match=r"finetune\.batch_size to 2"):
+            preparing.prepare_training(clip, Compute(), tokens, 48, batch_norm)
+    else:
+        preparing.prepare_training(clip, Compute(), tokens, 48, batch_norm)
+        assert clip.micro_batch == 2
+        assert not clip.model.training
+
+
+@pytest.mark.parametrize(
+    ("at_once", "divisible", "advice"),
+    [
+        (64, True, r"compute\.micro_batch to 32\."),
+        (64, False, r"finetune\.batch_size to 32\."),
+        (1, True, r"compute\.gradient_checkpointing"),
+    ],
+)
+def test_running_out_of_memory_is_one_sentence(at_once, divisible, advice):
+    with pytest.raises(UserError, match=advice), preparing.explained(at_once, divisible=divisible):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

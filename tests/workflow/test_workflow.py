@@ -208,7 +208,7 @@ EDITS = {
         in_demo("selection", value={"share": 0}),
         {"finetune": 2, "evaluate": 2, **PAGES},
     ),
-    "an objective": (in_file("latteclip/train/objectives/mixer.py"), TUNED_ON_CAPTIONS),
+    "an objective": (in_file("latteclip/train/objectives/latteclip.py"), TUNED_ON_CAPTIONS),
     "the engine that runs": (
         in_file("latteclip/captions/engines/transformers.py"),
         {"caption_images": 1, "caption_groups": 1, **NEW_CAPTIONS},

@@ -4,13 +4,20 @@ The training loop knows only `Objective`. Letters: N training images, B batch, C
 D embedding width, G group descriptions.
 """
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
+from latteclip.core.errors import UserError
 from latteclip.train.texts import TextBank
+
+# Modules of this folder, each with a function `maker`; a new objective is an entry here. An edit of
+# such a module reruns the trainings under its objective alone. With "supervised" added to a name,
+# the same objective is given the true labels.
+OBJECTIVES = ("flyp", "flyp_supervised", "latteclip")
 
 
 @dataclass(frozen=True)
@@ -74,3 +81,17 @@ Maker = Callable[[TextBank, TrainingTexts, int], Objective]
 def text_classifier(bank: TextBank, classes: torch.Tensor) -> torch.Tensor:
     """f_txt(T(c)) of the current model, [C, D]."""
     return bank.encode(classes)
+
+
+def choose(name: str, switches: Mapping[str, Any]) -> Maker:
+    """What makes the objective of that name, its switches checked.
+
+    Raises:
+        UserError: there is no such objective, or its switches do not fit.
+    """
+    if name not in OBJECTIVES:
+        raise UserError(f"Objective {name!r} is none of {', '.join(OBJECTIVES)}.")
+    own = name.removesuffix("_supervised")
+    module = importlib.import_module(f"latteclip.train.objectives.{own}")
+    maker: Maker = module.maker(switches)
+    return maker

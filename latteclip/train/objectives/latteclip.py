@@ -1,6 +1,7 @@
 """LatteCLIP (arXiv 2410.08211), section 3: mixed descriptions pull prototypes along.
 
-Letters: N training images, B batch, C classes, D embedding width, G group descriptions.
+Letters: N training images, B batch, C classes, D embedding width, G group descriptions,
+K kinds of text, M labelled targets.
 """
 
 from collections.abc import Mapping
@@ -8,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from latteclip.core import devices
 from latteclip.core.errors import UserError
 from latteclip.core.settings import from_values
-from latteclip.train.objectives import losses, mixer, prototypes
+from latteclip.train.objectives import losses
 from latteclip.train.objectives.base import (
     Maker,
     StepOutcome,
@@ -21,6 +23,8 @@ from latteclip.train.objectives.base import (
     text_classifier,
 )
 from latteclip.train.texts import TextBank
+
+MARGIN_FLOOR = 1e-6
 
 
 def maker(switches: Mapping[str, Any]) -> Maker:
@@ -123,9 +127,9 @@ class LatteClip:
         ):
             features = torch.cat([own[None], described])  # [3, B, D]
             weights = self._weights(features, against)  # [3, B]
-            mixed = mixer.mix(features, weights)  # [B, D]
+            mixed = mix(features, weights)  # [B, D]
             target = (
-                prototypes.targets(self.prototypes, labels, mixed, self.switches.alpha)
+                targets(self.prototypes, labels, mixed, self.switches.alpha)
                 if self.switches.prototypes
                 else mixed
             )
@@ -178,12 +182,12 @@ class LatteClip:
         """Weights [3, B] of the class, image and group descriptions."""
         if not self.switches.mixer_weights:
             return self.used.expand(features.shape[:2]).float()
-        return self.used * mixer.margins(features, against)
+        return self.used * margins(features, against)
 
     def after_step(self) -> None:
         """Move the prototypes of the classes that occurred in the step."""
         if self.switches.prototypes:
-            self.prototypes = prototypes.update(
+            self.prototypes = update(
                 self.prototypes, torch.cat(self._labels), torch.cat(self._targets)
             )
 
@@ -209,3 +213,68 @@ class LatteClip:
         if self.switches.prototypes:
             return self.prototypes
         return text_classifier(self.bank, self.texts.classes)
+
+
+@torch.no_grad()
+def margins(features: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
+    """w(u): the largest minus the second largest similarity to the prototypes, plus a floor.
+
+    Args:
+        features: [..., D] text features.
+        prototypes: [C, D] with C >= 2.
+
+    Returns:
+        [...] weights, at least `MARGIN_FLOOR`.
+    """
+    best = (features @ prototypes.T).topk(2, dim=-1).values  # [..., 2]
+    return best[..., 0] - best[..., 1] + MARGIN_FLOOR
+
+
+def mix(features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted mean over the kinds of text: one weight per text per image.
+
+    Args:
+        features: [K, B, D].
+        weights: [K, B], not negative; each image has a positive one.
+
+    Returns:
+        [B, D], not normalised.
+    """
+    return (weights[:, :, None] * features).sum(dim=0) / weights.sum(dim=0)[:, None]
+
+
+def targets(
+    prototypes: torch.Tensor, labels: torch.Tensor, mixed: torch.Tensor, alpha: float
+) -> torch.Tensor:
+    """z_i(y) = P_y + alpha (m_i(y) - P_y), the prototypes taken as constants.
+
+    Args:
+        prototypes: [C, D].
+        labels: [B] class of each image.
+        mixed: [B, D] mixed text features, with gradient.
+        alpha: 1 - momentum.
+
+    Returns:
+        [B, D], with gradient through `mixed`.
+    """
+    own = prototypes.detach()[labels]  # [B, D]
+    return own + alpha * (mixed - own)
+
+
+@torch.no_grad()
+def update(prototypes: torch.Tensor, labels: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The mean of each class's values, L2-normalised; a class that does not occur stays.
+
+    Args:
+        prototypes: [C, D] float32.
+        labels: [M] class of each value.
+        values: [M, D].
+
+    Returns:
+        New prototypes [C, D].
+    """
+    sums = torch.zeros_like(prototypes).index_add_(0, labels, values.detach().float())
+    counts = prototypes.new_zeros(len(prototypes))  # [C]; `bincount` would wait for a GPU
+    seen = counts.index_add_(0, labels, torch.ones_like(labels, dtype=counts.dtype)) > 0
+    # The length of a sum does not matter: normalise(sum) == normalise(mean).
+    return torch.where(seen[:, None], F.normalize(sums, dim=-1), prototypes)

@@ -8,10 +8,14 @@ from support.objectives import SHAPES, Case, assert_same_rows
 from support.tiny import WIDTH
 
 from latteclip.core.errors import UserError
-from latteclip.train.objectives import mixer
-from latteclip.train.objectives.latteclip import GroupSampler, Switches
+from latteclip.train.objectives.latteclip import (
+    MARGIN_FLOOR,
+    GroupSampler,
+    Switches,
+    margins,
+    update,
+)
 from latteclip.train.objectives.losses import contrastive
-from latteclip.train.objectives.prototypes import update
 
 SWITCHES = [
     {},
@@ -170,4 +174,4 @@ def test_equal_best_similarities_leave_exactly_the_floor():
     prototypes = torch.eye(7, 11)
     prototypes[4] = prototypes[2]
     feature = prototypes[2] + 0.1 * prototypes[0]
-    assert mixer.margins(feature, prototypes).item() == torch.tensor(mixer.MARGIN_FLOOR).item()
+    assert margins(feature, prototypes).item() == torch.tensor(MARGIN_FLOOR).item()

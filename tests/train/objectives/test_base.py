@@ -2,7 +2,7 @@ import pytest
 from support.objectives import Case
 
 from latteclip.core.errors import UserError
-from latteclip.train.objectives.choose import OBJECTIVES, choose
+from latteclip.train.objectives.base import OBJECTIVES, choose
 from latteclip.train.objectives.flyp import Flyp
 from latteclip.train.objectives.latteclip import LatteClip
 
