@@ -92,8 +92,8 @@ format: install
 
 # Train the stand-in models of the demo anew (about half an hour on two cores).
 demo-models: install
-	python -m latteclip.demo.train_clip
-	python -m latteclip.demo.train_llava
+	python tools/demo_models/train_clip.py
+	python tools/demo_models/train_llava.py
 
 clean:
 	rm -rf results .snakemake

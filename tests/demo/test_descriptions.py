@@ -1,6 +1,7 @@
+import descriptions
 import pytest
 
-from latteclip.demo import descriptions, textures
+from latteclip.demo import textures
 from latteclip.demo.textures import Attributes
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-
-from latteclip.demo.train_llava import name_for_both
+from train_llava import name_for_both
 
 # A conversation: what stands before and after a turn of the user, an image, and before the answer.
 CHATML = ("<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n")

@@ -1,6 +1,6 @@
 """Train the demo's tiny CLIP, the stand-in for a web-scale one.
 
-    python -m latteclip.demo.train_clip
+    python tools/demo_models/train_clip.py
 
 It sees the clean source domain and gaps up to LARGEST_GAP, with captions of its own small
 vocabulary, and never the demo's seeds. `latteclip/demo/README.md` says how well it does.
@@ -17,6 +17,7 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+from descriptions import short_captions
 from open_clip.loss import ClipLoss
 from safetensors.torch import save_file
 from tokenizers import (
@@ -28,13 +29,7 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import PreTrainedTokenizerFast
-
-from latteclip.core.files import replacing, write_json
-from latteclip.core.memory import keep_big_buffers
-from latteclip.demo import textures
-from latteclip.demo.descriptions import short_captions
-from latteclip.demo.training import (
+from training import (
     MEAN,
     STD,
     attribute_heads,
@@ -46,10 +41,15 @@ from latteclip.demo.training import (
     optimiser,
     to_channels,
 )
+from transformers import PreTrainedTokenizerFast
+
+from latteclip.core.files import replacing, write_json
+from latteclip.core.memory import keep_big_buffers
+from latteclip.demo import textures
 
 log = logging.getLogger(__name__)
 
-FOLDER = Path(__file__).parent / "models" / "clip"
+FOLDER = Path(textures.__file__).parent / "models" / "clip"
 POOL_SEED = 1000
 LARGEST_GAP = 0.3
 POOL = 40_000  # images

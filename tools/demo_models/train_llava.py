@@ -1,6 +1,6 @@
 """Train the demo's tiny LLaVA, the stand-in for a 7B captioner.
 
-    python -m latteclip.demo.train_llava
+    python tools/demo_models/train_llava.py
 
 Like LLaVA it joins a CLIP vision tower (it starts from the demo's CLIP) and a Llama. It sees gaps
 up to LARGEST_GAP, more than CLIP did but less than the demo's, and never the demo's seeds.
@@ -17,6 +17,9 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+import train_clip
+import training
+from descriptions import describe, describe_group
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -32,12 +35,11 @@ from transformers import (
 
 from latteclip.core.files import replacing
 from latteclip.core.memory import keep_big_buffers
-from latteclip.demo import textures, train_clip, training
-from latteclip.demo.descriptions import describe, describe_group
+from latteclip.demo import textures
 
 log = logging.getLogger(__name__)
 
-FOLDER = Path(__file__).parent / "models" / "llava"
+FOLDER = Path(textures.__file__).parent / "models" / "llava"
 POOL_SEED = 2000
 LARGEST_GAP = 0.6
 POOL = 32_000  # images

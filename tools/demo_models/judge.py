@@ -1,6 +1,6 @@
 """Judge the demo's two models on validation images, which no training and no demo run has seen.
 
-    python -m latteclip.demo.judge
+    python tools/demo_models/judge.py
 
 Prints the figures of `latteclip/demo/README.md`. Needs neither vLLM nor a GPU.
 """
@@ -14,14 +14,16 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import torch
+import train_clip
+import train_llava
+from descriptions import NOUNS, size_word
 from PIL import Image
+from training import normalise, to_channels
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from latteclip.core.memory import keep_big_buffers
-from latteclip.demo import textures, train_clip, train_llava
-from latteclip.demo.descriptions import NOUNS, size_word
+from latteclip.demo import textures
 from latteclip.demo.textures import CLASSNAMES, Attributes
-from latteclip.demo.training import normalise, to_channels
 
 log = logging.getLogger(__name__)
 
