@@ -102,21 +102,39 @@ def fitting(folder: str | Path) -> Iterator[None]:
         ) from error
 
 
-def refuse_others(wanted: dict[str, Any], checkpoint: Checkpoint, folder: str | Path) -> None:
-    """Raise UserError naming the first setting in which the checkpoint's `identity` differs."""
+def difference(wanted: dict[str, Any], checkpoint: Checkpoint) -> str | None:
+    """Return the first setting in which the checkpoint's `identity` differs, in words."""
     saved = _flat(checkpoint.values["identity"])
     for key, value in _flat(wanted).items():
         if key not in saved:
-            raise UserError(
-                f"{folder} holds a checkpoint of another version of this program, which did not "
-                f"know {key}; delete that folder to start anew."
-            )
+            return f"another version of this program, which did not know {key}"
         if saved[key] != value:
-            raise UserError(
-                f"{folder} holds a checkpoint of an unfinished training whose {key} is "
-                f"{saved.get(key)!r}, not {value!r}; delete that folder to start anew, or restore "
-                f"{key} to go on."
-            )
+            return f"{key} {saved[key]!r}, not {value!r}"
+    return None
+
+
+def set_aside(folder: str | Path, why: str) -> None:
+    """Rename the folder of another training's checkpoints; an older one of that name goes."""
+    aside = aside_of(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+    Path(folder).rename(aside)
+    log.warning(
+        "The checkpoint of an unfinished training is of %s: it is set aside in %s until this "
+        "training, which starts anew, is finished.",
+        why,
+        aside,
+    )
+
+
+def aside_of(folder: str | Path) -> Path:
+    """Return where checkpoints of other settings are kept."""
+    return Path(f"{folder}-before")
+
+
+def remove(folder: str | Path) -> None:
+    """Remove the checkpoints of a training that is finished, and those that were set aside."""
+    for path in (Path(folder), aside_of(folder)):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

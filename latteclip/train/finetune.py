@@ -7,7 +7,6 @@ import contextlib
 import json
 import logging
 import random
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -71,8 +70,7 @@ def finetune(
     the process ends.
 
     Raises:
-        UserError: an input does not fit, a checkpoint belongs to other settings, or the loss is
-            not finite.
+        UserError: an input does not fit, or the loss is not finite.
     """
     refuse_folder(outputs.model)  # before the work, and not after it
     parallel.start(device)
@@ -97,7 +95,7 @@ def finetune(
                 if signals.number:  # who ends a job may remove what it wrote
                     kept.save(training, len(training.history))
                     kept.end(signals.number, len(training.history))
-                shutil.rmtree(outputs.checkpoints, ignore_errors=True)
+                checkpoints.remove(outputs.checkpoints)
     parallel.finish()
 
 
@@ -109,15 +107,19 @@ class _Kept:
     identity: dict[str, Any]
 
     def resume(self, training: Training) -> int:
-        """Go on from the newest one; returns the number of steps done.
+        """Go on from the newest one; return the number of steps done.
 
-        Raises:
-            UserError: it belongs to another training.
+        One of other settings is set aside.
         """
         saved = checkpoints.latest(self.folder)
         if saved is None:
             return 0
-        checkpoints.refuse_others(self.identity, saved, self.folder)
+        if why := checkpoints.difference(self.identity, saved):
+            parallel.wait()  # until every process has read it
+            if parallel.rank() == 0:
+                checkpoints.set_aside(self.folder, why)
+            parallel.wait()
+            return 0
         with checkpoints.fitting(self.folder):
             training.restore(saved)
         log.info("Going on after step %d, from %s.", saved.steps, self.folder)

@@ -80,11 +80,21 @@ def test_a_checkpoint_that_is_half_written_is_not_seen_and_removed_by_the_next(f
         ({"new": 1}, "new"),
     ],
 )
-def test_other_settings_are_refused_by_name(folder, change, named):
+def test_other_settings_are_named(folder, change, named):
     saved = checkpoints.latest(folder)
-    checkpoints.refuse_others(IDENTITY, saved, folder)
-    with pytest.raises(UserError, match=named):
-        checkpoints.refuse_others(IDENTITY | change, saved, folder)
+    assert checkpoints.difference(IDENTITY, saved) is None
+    assert re.search(named, checkpoints.difference(IDENTITY | change, saved))
+
+
+def test_what_is_set_aside_stays_until_the_training_is_finished(folder, caplog):
+    checkpoints.aside_of(folder).mkdir()  # of an earlier change
+    checkpoints.set_aside(folder, "finetune.lr 0.1, not 0.2")
+    assert checkpoints.latest(folder) is None
+    assert checkpoints.latest(checkpoints.aside_of(folder)).steps == 11
+    assert "finetune.lr" in caplog.text and str(checkpoints.aside_of(folder)) in caplog.text
+    checkpoints.save(folder, make(1))
+    checkpoints.remove(folder)
+    assert not folder.exists() and not checkpoints.aside_of(folder).exists()
 
 
 @pytest.mark.parametrize("error", [KeyError("history"), RuntimeError("size mismatch\nfor a")])

@@ -320,19 +320,22 @@ def test_checkpoints_come_by_the_clock_and_none_at_the_last_step(
     assert saved == expected
 
 
-def test_a_checkpoint_of_another_learning_rate_is_refused_and_kept(inputs, broken_after):
+def test_a_training_of_another_rate_starts_anew(inputs, broken_after, caplog):
     folder = broken_after(4, "other_rate")
-    with pytest.raises(UserError, match=r"finetune\.lr"):
-        inputs.run("other_rate", epochs=EPOCHS, lr=2e-3)
-    assert (folder / "step-00000004").is_dir()
+    found = inputs.run("other_rate", epochs=EPOCHS, lr=2e-3)
+    assert "finetune.lr" in caplog.text and "Going on" not in caplog.text
+    assert not folder.exists() and not checkpoints.aside_of(folder).exists()
+    assert_same_run(found, inputs.run("fresh", epochs=EPOCHS, lr=2e-3))
 
 
-def test_a_checkpoint_of_other_captions_is_refused(inputs, broken_after, tmp_path, monkeypatch):
+def test_a_training_on_other_captions_starts_anew(
+    inputs, broken_after, tmp_path, monkeypatch, caplog
+):
     broken_after(2, "other_captions")
     other = write_captions(tmp_path / "c.parquet", inputs.names, ["blue"] * 7)
     monkeypatch.setattr(inputs, "images", other)
-    with pytest.raises(UserError, match="captions"):
-        inputs.run("other_captions", epochs=EPOCHS)
+    inputs.run("other_captions", epochs=EPOCHS)
+    assert "digest of images, labels and captions" in caplog.text
 
 
 # --- kills and signals ---------------------------------------------------------------------------
