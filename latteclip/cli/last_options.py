@@ -44,3 +44,8 @@ def read(dataset: str) -> Options | None:
     except UserError:  # a note that is damaged is as good as none
         return None
     return Options(values["config"], values["deployment"])
+
+
+def noted() -> list[str]:
+    """Return the datasets whose last run was noted."""
+    return sorted(path.stem for path in NOTES.glob("*.json"))

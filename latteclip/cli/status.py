@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TextIO
 
-from latteclip.cli import cluster, locks
+from latteclip.cli import cluster, last_options, locks
 from latteclip.cli.colours import paint
 from latteclip.config import layers, shipped
 from latteclip.core import tables
@@ -73,8 +74,10 @@ def status(
     """The state of every stage, for people.
 
     Args:
-        datasets: keys; none for those with results, or else what the configuration names.
-        config: KEY=VALUE pairs for Snakemake.
+        datasets: keys or their folders below results; none for those with results, or else what the
+            configuration names.
+        config: KEY=VALUE pairs for Snakemake; with neither these nor files of configuration, a
+            dataset is looked at with the options of its last run.
         configfiles: configuration files for Snakemake.
         deployment: methods for its --sdm; another one than the run's makes every stage stale.
         stream: where it will be printed.
@@ -83,24 +86,57 @@ def status(
         UserError: Snakemake refuses the configuration.
     """
     named = any(pair.startswith("dataset=") for pair in config)
-    if not datasets and not named and not configfiles:
-        datasets = _with_results()
-    pairs = [*config, f"dataset={','.join(datasets)}"] if datasets else list(config)
-    options = [
-        *(["--configfile", *configfiles] if configfiles else []),
-        *(["--config", *pairs] if pairs else []),
-        *(["--sdm", *deployment] if deployment else []),
-    ]
-    with ThreadPoolExecutor() as pool:
-        summary, planned = pool.map(
-            lambda what: _snakemake(what, *options), ("--summary", "--dry-run")
-        )
-    jobs, reasons = read_summary(summary), read_reasons(planned)
-    for job in jobs:
-        job.why = _why(job, reasons)
+    names = [Path(dataset).name for dataset in datasets]
+    if not names and not named and not configfiles:
+        names = _with_results()
+    jobs: dict[tuple[str, ...], Job] = {}  # by their outputs: datasets share some
+    with tempfile.TemporaryDirectory() as folder:
+        for options in _options(names, config, configfiles, deployment, Path(folder)):
+            with ThreadPoolExecutor() as pool:
+                summary, planned = pool.map(
+                    lambda what, options=options: _snakemake(what, *options),
+                    ("--summary", "--dry-run"),
+                )
+            reasons = read_reasons(planned)
+            for job in read_summary(summary):
+                job.why = _why(job, reasons)
+                jobs.setdefault(tuple(job.outputs), job)
     order = {rule: number for number, rule in enumerate(_rule_order())}
-    jobs.sort(key=lambda job: (order.get(job.rule, len(order)), job.run))
-    return "\n\n".join([*_lock(stream), table(jobs, stream), *_queue(stream)])
+    found = sorted(jobs.values(), key=lambda job: (order.get(job.rule, len(order)), job.run))
+    return "\n\n".join([*_lock(stream), table(found, stream), *_queue(stream)])
+
+
+def _options(
+    names: Sequence[str],
+    config: Sequence[str],
+    configfiles: Sequence[str],
+    deployment: Sequence[str],
+    folder: Path,
+) -> Iterator[list[str]]:
+    """Yield options of Snakemake, once for all datasets that were last run with the same ones."""
+    asked: dict[str, list[str]] = {"": []}  # datasets by the options of their last run, as JSON
+    for name in names:
+        noted = None if config or configfiles else last_options.read(name)
+        if noted is None:
+            asked[""].append(name)
+            continue
+        limit = noted.config.get("limit")
+        values = {key: value for key, value in noted.config.items() if key != "dataset"}
+        key = json.dumps([values, sorted(deployment or noted.deployment)], sort_keys=True)
+        asked.setdefault(key, []).append(name.removesuffix(f"_{limit}"))
+    for number, (key, datasets) in enumerate(asked.items()):
+        if key:
+            values, methods = json.loads(key)
+            file = folder / f"{number}.json"
+            file.write_text(json.dumps({**values, "dataset": datasets}), encoding="utf-8")
+            yield ["--configfile", str(file), *(["--sdm", *methods] if methods else [])]
+        elif datasets or not names:
+            pairs = [*config, f"dataset={','.join(datasets)}"] if datasets else list(config)
+            yield [
+                *(["--configfile", *configfiles] if configfiles else []),
+                *(["--config", *pairs] if pairs else []),
+                *(["--sdm", *deployment] if deployment else []),
+            ]
 
 
 def _lock(stream: TextIO) -> Iterator[str]:
@@ -125,8 +161,9 @@ def _queue(stream: TextIO) -> Iterator[str]:
 
 
 def _with_results() -> list[str]:
-    """Datasets that have results here and are in the configuration's files."""
-    return [key for key in layers.datasets() if (RESULTS / key).is_dir()]
+    """Datasets that have results here, and that the configuration's files or a run have named."""
+    known = dict.fromkeys([*layers.datasets(), *last_options.noted()])
+    return [key for key in known if (RESULTS / key).is_dir()]
 
 
 def _snakemake(*arguments: str) -> str:

@@ -1,10 +1,11 @@
 import json
 import re
+from pathlib import Path
 
 import pytest
 from support.checkout import Checkout
 
-from latteclip.cli import status
+from latteclip.cli import last_options, status
 
 SUMMARY = """\
 Building DAG of jobs...
@@ -56,6 +57,27 @@ def test_reasons_belong_to_outputs():
     assert reasons["results/a/flyp/seed1/history.parquet"].startswith("Params have changed")
     assert reasons["resources/b/data"] == "Missing output files: resources/b/data"
     assert len(reasons) == 4
+
+
+def test_a_dataset_is_looked_at_with_the_options_of_its_last_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mine = {"image_dir": "photos", "seeds": 1}
+    last_options.note({"a": "a", "b": "b"}, mine, ["conda"])
+    last_options.note({"c_64": "c"}, {"limit": 64}, [])
+    asked = status._options(["a", "b", "c_64", "dtd"], [], [], [], tmp_path)
+    found = [
+        [json.loads(Path(word).read_text()) if word.endswith(".json") else word for word in words]
+        for words in asked
+    ]
+    assert found == [
+        ["--config", "dataset=dtd"],
+        ["--configfile", {**mine, "dataset": ["a", "b"]}, "--sdm", "conda"],
+        ["--configfile", {"limit": 64, "dataset": ["c"]}],
+    ]
+    assert list(status._options(["a"], ["seeds=2"], [], [], tmp_path)) == [
+        ["--config", "seeds=2", "dataset=a"]
+    ]
+    assert last_options.noted() == ["a", "b", "c_64"]
 
 
 @pytest.fixture(scope="module")
