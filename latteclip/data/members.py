@@ -7,6 +7,7 @@ neighbours are read in turn.
 
 import os
 import re
+import threading
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -100,11 +101,13 @@ class _Images:
         self._read: list[Any] = []  # arrays of one row
         self._rest = _images(shard, group)
         self._fault = "its row group has fewer rows"
+        self._lock = threading.Lock()  # threads that decode share a row group
 
     def __getitem__(self, row: int) -> bytes | None:
         try:
-            while len(self._read) <= row:
-                self._read.append(next(self._rest))
+            with self._lock:
+                while len(self._read) <= row:
+                    self._read.append(next(self._rest))
         except StopIteration:
             raise ValueError(self._fault) from None
         except (OSError, ValueError) as error:
