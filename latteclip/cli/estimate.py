@@ -18,7 +18,7 @@ from latteclip.config import layers, page_settings
 from latteclip.config.configuration import Configuration
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.report.provenance import JobCost, job_costs, total
+from latteclip.report.provenance import JobCost, job_costs, tokens_of, total
 
 RESULTS = Path("results")
 LIMIT = 64  # of the command that makes a limited run
@@ -33,7 +33,6 @@ GROWS = {
     "caption_groups": GROUPS,
     **dict.fromkeys(("finetune", "find_learning_rate"), STEPS),
 }
-ANSWERS = {"captions/images": TRAINING, "captions/groups": GROUPS, "class_scores": TRAINING}
 # A job that does nothing but load CLIP and write it, and the jobs that load it as well.
 LOADS_ONLY = "assemble_model"
 LOADS_CLIP = (
@@ -234,11 +233,10 @@ def _time(seconds: float | None) -> str:
 def _tokens(folder: Path, factors: Mapping[str, float]) -> str:
     """Tokens of the full run's questions and answers."""
     read = written = 0.0
-    for name, kind in ANSWERS.items():
-        path = folder / f"{name}.parquet"
-        metadata = tables.read_metadata(path, "error") if path.is_file() else {}
-        read += factors[kind] * metadata.get("tokens_read", 0)
-        written += factors[kind] * metadata.get("tokens_written", 0)
+    for name, of_questions, of_answers in tokens_of(folder):
+        factor = factors[GROUPS if name == "captions/groups" else TRAINING]
+        read += factor * of_questions
+        written += factor * of_answers
     return f"{read:,.0f} read, {written:,.0f} written"
 
 

@@ -21,10 +21,9 @@ from typing import TextIO
 from latteclip.cli import cluster, last_options, locks
 from latteclip.cli.colours import paint
 from latteclip.config import layers, shipped
-from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.foreign import shown
-from latteclip.report.provenance import JobCost, job_costs, total
+from latteclip.report.provenance import JobCost, job_costs, tokens_of, total
 
 RESULTS = Path("results")
 # Where Snakemake looks for a workflow that nobody names.
@@ -39,7 +38,6 @@ LOCK = "lock"
 COLOURS = {"done": "green", "stale": "yellow", "missing": "red"}
 FOLLOWING = ("Missing output files", "Input files updated by another job")
 LONGEST = 70  # characters of a reason
-ANSWERED = ("captions/images.parquet", "captions/groups.parquet", "class_scores.parquet")
 PARAMS = "Params have changed"
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")  # what repr makes of a string
 
@@ -125,18 +123,18 @@ def _options(
         key = json.dumps([values, sorted(deployment or noted.deployment)], sort_keys=True)
         asked.setdefault(key, []).append(name.removesuffix(f"_{limit}"))
     for number, (key, datasets) in enumerate(asked.items()):
+        files, pairs, methods = configfiles, list(config), deployment
         if key:
             values, methods = json.loads(key)
             file = folder / f"{number}.json"
             file.write_text(json.dumps({**values, "dataset": datasets}), encoding="utf-8")
-            yield ["--configfile", str(file), *(["--sdm", *methods] if methods else [])]
-        elif datasets or not names:
-            pairs = [*config, f"dataset={','.join(datasets)}"] if datasets else list(config)
-            yield [
-                *(["--configfile", *configfiles] if configfiles else []),
-                *(["--config", *pairs] if pairs else []),
-                *(["--sdm", *deployment] if deployment else []),
-            ]
+            files = [str(file)]
+        elif datasets:
+            pairs.append(f"dataset={','.join(datasets)}")
+        elif names:
+            continue
+        flags = {"--configfile": files, "--config": pairs, "--sdm": methods}
+        yield [word for flag, words in flags.items() if words for word in (flag, *words)]
 
 
 def _lock(stream: TextIO) -> Iterator[str]:
@@ -362,11 +360,8 @@ def _cost(cost: JobCost, jobs: int) -> str:
 
 def _tokens(folder: Path) -> str:
     """What the answers in a dataset's tables took, whenever they were asked for."""
-    read = written = 0
-    for path in filter(Path.is_file, map(folder.joinpath, ANSWERED)):
-        metadata = tables.read_metadata(path, "error")
-        read += metadata.get("tokens_read", 0)
-        written += metadata.get("tokens_written", 0)
+    each = list(tokens_of(folder))
+    read, written = sum(part[1] for part in each), sum(part[2] for part in each)
     return f", {read:,} tokens read, {written:,} written" if read or written else ""
 
 

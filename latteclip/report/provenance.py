@@ -2,14 +2,16 @@
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
 
+from latteclip.core import tables
 from latteclip.core.version import __version__
 
+ANSWERS = ("captions/images", "captions/groups", "class_scores")
 PACKAGES = (
     "open_clip_torch",
     "torch",
@@ -88,6 +90,15 @@ def total(jobs: Sequence[JobCost], rule: str = "in all") -> JobCost:
         for name in ("seconds", "cpu_seconds", "gpu_seconds")
     )
     return JobCost(rule, "", seconds, cpu, gpu, max(numbers("memory"), default=None))
+
+
+def tokens_of(folder: Path) -> Iterator[tuple[str, int, int]]:
+    """Yield each table of answers below a dataset's folder, and the tokens read and written."""
+    for name in ANSWERS:
+        path = folder / f"{name}.parquet"
+        if path.is_file():
+            metadata = tables.read_metadata(path, "error")
+            yield name, metadata.get("tokens_read", 0), metadata.get("tokens_written", 0)
 
 
 def _number(value: object) -> float | None:
