@@ -49,9 +49,9 @@ from latteclip.captions.engines import start as engines
 from latteclip.captions.engines.base import CaptionerSettings
 from latteclip.captions.engines.transformers import TransformersCaptioner
 from latteclip.captions.engines.vllm import VllmCaptioner
-from latteclip.captions.job import CaptionJob
 from latteclip.captions.letters import letters_of, letters_prompt
-from latteclip.captions.request import Choices, Request, messages
+from latteclip.captions.requests import Choices, Request, messages
+from latteclip.captions.runner import CaptionJob
 from latteclip.captions.scorers.transformers import TransformersScorer
 from latteclip.captions.scorers.vllm import VllmScorer
 from latteclip.config import shipped

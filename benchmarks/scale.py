@@ -286,9 +286,8 @@ def propagate_labels(place: Place) -> Work:
 
 
 def _group_questions(place: Place, shard: str) -> Callable[[], Any]:
-    from latteclip.captions.questions import GroupSettings, group_questions
-    from latteclip.captions.request import Layout
-    from latteclip.captions.shard import Shard
+    from latteclip.captions.pictures import Layout
+    from latteclip.captions.requests import GroupSettings, Shard, group_questions
 
     index, labels = place.file("images.parquet"), place.file("pseudo_labels.parquet")
     drawn = GroupSettings(seed=0, canvas=672, gap=20)
@@ -299,9 +298,8 @@ def _group_questions(place: Place, shard: str) -> Callable[[], Any]:
 
 def plan_images(place: Place) -> Work:
     """What a job of 64 does before it asks about its first image."""
-    from latteclip.captions.questions import image_questions
-    from latteclip.captions.request import Layout
-    from latteclip.captions.shard import Shard
+    from latteclip.captions.pictures import Layout
+    from latteclip.captions.requests import Shard, image_questions
 
     index, labels = place.file("images.parquet"), place.file("pseudo_labels.parquet")
     part = Shard(1, SHARDS)
@@ -322,7 +320,7 @@ def plan_all_groups(place: Place) -> Work:
 
 def _walk(questions: Any) -> None:
     """Every task, as worker processes are given it."""
-    from latteclip.captions.prepare import Task
+    from latteclip.captions.runner import Task
 
     for row in range(len(questions)):
         Task(row, questions.paths_of(row), questions.prompts(row))
@@ -330,7 +328,7 @@ def _walk(questions: Any) -> None:
 
 def make_captions(place: Place) -> Work:
     """Captions of images in shards and of groups in one table."""
-    from latteclip.captions.shard import shard_of
+    from latteclip.captions.requests import shard_of
     from latteclip.core import tables
 
     texts = _captions(place)

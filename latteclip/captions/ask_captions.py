@@ -8,12 +8,11 @@ from collections.abc import Sequence
 
 from latteclip.captions import kept as keeping
 from latteclip.captions.answers import AnswerStore, KeptAnswer, RowOutcome, Tokens
-from latteclip.captions.ask import Asking, Pool
-from latteclip.captions.clean import clean
 from latteclip.captions.engines import start as engines
 from latteclip.captions.engines.base import Captioner, CaptionerSettings
-from latteclip.captions.questions import Questions
-from latteclip.captions.request import Choices, prompt_of
+from latteclip.captions.requests import Choices, Questions, prompt_of
+from latteclip.captions.runner import Asking, Pool
+from latteclip.captions.text import clean
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from latteclip.captions.answers import AnswerStore, Tokens
-from latteclip.captions.ask import Asking, Pool
 from latteclip.captions.class_questions import NOT_ASKED, ClassQuestions, RowScores
 from latteclip.captions.engines.base import Captioner, CaptionerSettings
-from latteclip.captions.request import Choices
+from latteclip.captions.requests import Choices
+from latteclip.captions.runner import Asking, Pool
 from latteclip.captions.scorers import start as scorers
 from latteclip.captions.scores import read_scores
 

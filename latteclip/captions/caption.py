@@ -14,13 +14,13 @@ from latteclip.captions.answers import RowOutcome
 from latteclip.captions.ask_captions import CaptionAsking
 from latteclip.captions.engines import start as engines
 from latteclip.captions.engines.base import OWN
-from latteclip.captions.job import CaptionJob
-from latteclip.captions.questions import (
+from latteclip.captions.requests import (
     GroupSettings,
     Questions,
     group_questions,
     image_questions,
 )
+from latteclip.captions.runner import CaptionJob
 from latteclip.captions.write import write_captions
 
 

@@ -10,8 +10,7 @@ import numpy as np
 
 from latteclip.captions import letters
 from latteclip.captions.answers import NO_TOKENS, Tokens
-from latteclip.captions.questions import Questions
-from latteclip.captions.request import Choices
+from latteclip.captions.requests import Choices, Questions
 from latteclip.captions.scores import Scores
 from latteclip.core.errors import UserError
 from latteclip.core.prompts import PLACE, fill

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from latteclip.captions.shard import shard_of
+from latteclip.captions.requests import shard_of
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 

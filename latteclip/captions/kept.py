@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from latteclip.captions.request import DIGEST_LENGTH
+from latteclip.captions.requests import DIGEST_LENGTH
 from latteclip.core.foreign import in_short, printable
 from latteclip.core.settings import WORDS
 

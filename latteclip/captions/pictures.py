@@ -3,13 +3,28 @@
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from PIL import Image
 
-from latteclip.captions.request import Layout
-
 OVERVIEW = 336  # side of the square in which LLaVA-1.6 sees a whole picture, pixels
 OVERVIEW_TOKENS = 1176  # that it reads of a picture of this size: the overview, and one tile
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the images of a request become the pictures that the model sees."""
+
+    kind: str = "single"  # single, grid or multi_image
+    canvas: int = 0  # of a grid: side of the square picture, pixels
+    gap: int = 0  # between its cells, pixels
+    max_side: int | None = None  # a larger image is scaled down to this many pixels
+    square: int | None = None  # then each picture is scaled to a square of this side, pixels
+
+
+def alone(max_side: int | None, square: int | None) -> Layout:
+    """The layout of an image by itself; one that becomes a square is not scaled down before."""
+    return Layout(max_side=None if square else max_side, square=square)
 
 
 def lay_out(pictures: Sequence[Image.Image], layout: Layout) -> list[Image.Image]:

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from latteclip.captions.engines.base import CaptionerSettings, TooLongError
-from latteclip.captions.request import messages
+from latteclip.captions.requests import messages
 from latteclip.config import model_names
 from latteclip.core.errors import UserError
 

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from latteclip.captions.engines.base import Count, TooLongError
-from latteclip.captions.pictures import blanks
-from latteclip.captions.request import Layout
+from latteclip.captions.pictures import Layout, blanks
 from latteclip.core.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -30,8 +30,8 @@ from latteclip.captions.class_questions import (
 )
 from latteclip.captions.engines import start as engines
 from latteclip.captions.engines.base import OWN
-from latteclip.captions.job import CaptionJob
-from latteclip.captions.questions import image_questions
+from latteclip.captions.requests import image_questions
+from latteclip.captions.runner import CaptionJob
 from latteclip.captions.scorers import start as scorers
 from latteclip.captions.scores import fault
 from latteclip.captions.write_scores import write_scores

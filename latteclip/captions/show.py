@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from latteclip.captions.author import own_file
-from latteclip.captions.prepare import read_image
-from latteclip.captions.prepare import show as pictures_of
-from latteclip.captions.questions import GroupSettings, layout_of
-from latteclip.captions.request import Layout, alone
+from latteclip.captions.pictures import Layout, alone
+from latteclip.captions.requests import GroupSettings, layout_of
+from latteclip.captions.runner import read_image
+from latteclip.captions.runner import show as pictures_of
+from latteclip.captions.text import user_file_of
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.settings import from_values
@@ -105,7 +105,7 @@ def _labels_beside(path: str) -> dict[str, int]:
 
 
 def _header(path: str, n: int, metadata: dict[str, Any]) -> str:
-    if own := own_file(metadata):
+    if own := user_file_of(metadata):
         return f"{path}: {n} captions of your own, from {own} (read {metadata['date']})"
     captioner = metadata["captioner"]
     return (

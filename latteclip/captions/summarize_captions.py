@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from latteclip.captions import author
-from latteclip.captions.mentions import mentions
+from latteclip.captions.text import mentions, model_of, user_file_of
 from latteclip.core import tables
 from latteclip.core.files import write_json
 
@@ -53,8 +52,8 @@ def _summary(path: str, classnames: Sequence[str]) -> dict[str, Any]:
     texts = max(1, times.total())
     return {
         "engine": metadata.get("engine"),
-        "model": author.model(metadata),
-        "file": author.own_file(metadata),
+        "model": model_of(metadata),
+        "file": user_file_of(metadata),
         "prompt": metadata.get("prompt"),
         **{key: count[key] for key in ("captions", "failed", "empty", "cut", "asked_twice")},
         "words": _percentiles(words),

@@ -13,10 +13,9 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from latteclip.captions import request
 from latteclip.captions.answers import RowOutcome, Tokens
 from latteclip.captions.engines.base import OWN, CaptionerSettings
-from latteclip.captions.questions import Questions
+from latteclip.captions.requests import AGAIN, Questions
 from latteclip.core import tables
 from latteclip.core.digest import digest
 from latteclip.core.errors import UserError
@@ -116,7 +115,7 @@ def write_captions(
         tally.add(outcomes(row))
     _check(len(questions), tally.count, tally.first_error, settings)
     with tables.writing(
-        output, tables.CAPTIONS, {**about, **tally.metadata, "retry_prompt": request.AGAIN}
+        output, tables.CAPTIONS, {**about, **tally.metadata, "retry_prompt": AGAIN}
     ) as add:
         for start in range(0, max(1, len(questions)), tables.CAPTION_ROWS):
             rows = range(start, min(start + tables.CAPTION_ROWS, len(questions)))

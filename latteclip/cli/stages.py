@@ -12,7 +12,7 @@ from latteclip.cli import arguments
 from latteclip.core.settings import from_json, list_from_json
 
 if TYPE_CHECKING:
-    from latteclip.captions.job import CaptionJob
+    from latteclip.captions.runner import CaptionJob
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -89,27 +89,27 @@ def caption_images(args: argparse.Namespace) -> None:
 
 def _captioning(args: argparse.Namespace) -> "CaptionJob":
     """What captions of both kinds and class scores have in common."""
-    from latteclip.captions import job, shard
+    from latteclip.captions import requests, runner
     from latteclip.captions.engines.base import CaptionerSettings
 
-    return job.CaptionJob(
+    return runner.CaptionJob(
         from_json(CaptionerSettings, args.captioner),
         args.output,
         args.store,
         args.threads,
-        shard.Shard.parse(args.shard),
+        requests.Shard.parse(args.shard),
     )
 
 
 def caption_groups(args: argparse.Namespace) -> None:
     """Describe groups of training images that share a pseudo-label."""
-    from latteclip.captions import caption, questions
+    from latteclip.captions import caption, requests
 
     caption.caption_groups(
         args.images,
         args.pseudo_labels,
         args.prompt,
-        from_json(questions.GroupSettings, args.groups),
+        from_json(requests.GroupSettings, args.groups),
         _captioning(args),
     )
 

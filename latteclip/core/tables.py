@@ -68,7 +68,7 @@ CAPTIONS = pa.schema(
         ("n_tokens", pa.int32()),  # null where the engine does not say
         ("attempts", pa.int8()),  # 2 where the first answer was empty or cut
         ("error", pa.string()),  # why there is no answer
-        ("digest", pa.string()),  # of the request, see latteclip.captions.request
+        ("digest", pa.string()),  # of the request, see latteclip.captions.requests
     ]
 )
 CAPTION_LABELS = pa.schema(

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latteclip.captions.mentions import mentions
+from latteclip.captions.text import mentions
 from latteclip.core import tables
 from latteclip.report.runs import PIECE, Split
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from latteclip.captions import author
+from latteclip.captions import text
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_text
@@ -347,8 +347,10 @@ def _provenance(
         "commit": provenance.commit(),
         "versions": provenance.versions(),
         "seeds": sorted({run.seed for run in run_files}),
-        "model": author.model(metadata),
-        "own_files": [file for one in captions if one and (file := author.own_file(one.metadata))],
+        "model": text.model_of(metadata),
+        "own_files": [
+            file for one in captions if one and (file := text.user_file_of(one.metadata))
+        ],
         "engine": metadata.get("engine"),
         "tokens": {
             name: sum(one.metadata.get(f"tokens_{name}") or 0 for one in captions if one)

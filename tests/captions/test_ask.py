@@ -10,7 +10,7 @@ from support.tiny import write_pictures
 
 from latteclip.captions.answers import Answer
 from latteclip.captions.engines import start as engines
-from latteclip.captions.request import AGAIN
+from latteclip.captions.requests import AGAIN
 from latteclip.core.errors import UserError
 
 
@@ -164,7 +164,7 @@ def test_an_error_is_recorded_for_its_image_and_asked_again_by_the_next_run(data
 
 
 def test_a_run_of_failures_ends_early(dataset, recorder, monkeypatch):
-    monkeypatch.setattr("latteclip.captions.ask.HOPELESS", 3)
+    monkeypatch.setattr("latteclip.captions.runner.HOPELESS", 3)
     recorder.reply = lambda request: Answer("", "error", None, "no connection.")
     with pytest.raises(UserError, match="no connection"):
         dataset.caption_images()

@@ -14,8 +14,8 @@ from support.captioning import (
 )
 
 from latteclip.captions import answers
-from latteclip.captions.groups import draw_groups
 from latteclip.captions.pictures import grid
+from latteclip.captions.requests import draw_groups
 from latteclip.core.errors import UserError
 
 

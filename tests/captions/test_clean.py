@@ -1,6 +1,6 @@
 import pytest
 
-from latteclip.captions.clean import clean
+from latteclip.captions.text import clean
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 from support.captioning import GROUPS, read
 
 from latteclip.captions.gather_captions import gather_captions
-from latteclip.captions.shard import Shard, shard_of
+from latteclip.captions.requests import Shard, shard_of
 
 
 @pytest.mark.parametrize("n", [1, 3])

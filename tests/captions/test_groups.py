@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from latteclip.captions.groups import draw_groups
+from latteclip.captions.requests import draw_groups
 
 
 def ids(n, start=0):

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latteclip.captions.pictures import blanks, grid, lay_out
-from latteclip.captions.prepare import show
-from latteclip.captions.request import Layout
+from latteclip.captions.pictures import Layout, blanks, grid, lay_out
+from latteclip.captions.runner import show
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
 

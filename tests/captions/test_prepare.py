@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from support.tiny import ROOT, write_pictures
 
-from latteclip.captions.pictures import grid
-from latteclip.captions.prepare import CHUNKS, PIXELS, Preparer, Task, show, workers
-from latteclip.captions.request import Identity, Layout, digest, digest_of_images
+from latteclip.captions.pictures import Layout, grid
+from latteclip.captions.requests import Identity, digest, digest_of_images
+from latteclip.captions.runner import CHUNKS, PIXELS, Preparer, Task, show, workers
 from latteclip.core.errors import UserError
 
 CHUNK = CHUNKS[0]  # of pictures as large as these are said to be
@@ -162,7 +162,7 @@ def test_an_image_that_is_no_image_is_named(tmp_path, as_urls):
 
 def test_workers_import_nothing_heavy():
     heavy = "{'torch', 'vllm', 'pandas'}"
-    code = f"import sys, latteclip.captions.prepare; print({heavy} & set(sys.modules))"
+    code = f"import sys, latteclip.captions.runner; print({heavy} & set(sys.modules))"
     run = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -174,8 +174,9 @@ def test_workers_import_nothing_heavy():
 
 PARENT = """
 import sys, time
-from latteclip.captions.prepare import (Preparer, Task, workers)
-from latteclip.captions.request import (Identity, Layout)
+from latteclip.captions.runner import (Preparer, Task, workers)
+from latteclip.captions.pictures import Layout
+from latteclip.captions.requests import Identity
 if __name__ == "__main__":
     identity = Identity("m", None, "auto", None, 77, Layout())
     pool = workers(Preparer(identity, False, ()), 2, 64 * 64)

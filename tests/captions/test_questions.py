@@ -4,9 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from latteclip.captions.pictures import blanks
-from latteclip.captions.questions import Questions
-from latteclip.captions.request import Layout
+from latteclip.captions.pictures import Layout, blanks
+from latteclip.captions.requests import Questions
 
 SIZES = np.array([(300, 200), (60, 100), (4000, 3000), (10, 3000)])
 

@@ -14,12 +14,11 @@ from support.tiny import write_index, write_pseudo_labels
 from latteclip.captions import caption
 from latteclip.captions.engines import start as engines
 from latteclip.captions.engines.base import TooLongError
-from latteclip.captions.job import CaptionJob
-from latteclip.captions.pictures import OVERVIEW, OVERVIEW_TOKENS, blanks
+from latteclip.captions.pictures import OVERVIEW, OVERVIEW_TOKENS, Layout, blanks
 from latteclip.captions.processors import TokenCounter
-from latteclip.captions.questions import GroupSettings
-from latteclip.captions.request import Layout
+from latteclip.captions.requests import GroupSettings
 from latteclip.captions.room import check_room
+from latteclip.captions.runner import CaptionJob
 from latteclip.core.errors import UserError
 
 N, SIZE = 8, (70, 64)  # the size that `write_index` tells

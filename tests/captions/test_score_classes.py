@@ -17,7 +17,7 @@ from support.scoring import (
 )
 
 from latteclip.captions.gather_captions import gather_captions
-from latteclip.captions.shard import Shard, shard_of
+from latteclip.captions.requests import Shard, shard_of
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 

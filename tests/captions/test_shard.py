@@ -1,6 +1,6 @@
 import pytest
 
-from latteclip.captions.shard import Shard, shard_of
+from latteclip.captions.requests import Shard, shard_of
 from latteclip.core.errors import UserError
 
 

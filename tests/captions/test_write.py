@@ -29,7 +29,7 @@ def test_the_version_is_that_of_the_code_wherever_it_lies(package):
 @pytest.mark.parametrize(
     "file",
     [
-        *("captions/clean.py", "captions/engines/vllm.py", "data/images.py"),
+        *("captions/text.py", "captions/engines/vllm.py", "data/images.py"),
     ],
 )
 def test_an_edit_of_code_that_decides_captions_changes_the_version(package, file):

@@ -92,11 +92,10 @@ EVALUATING = {"evaluate.evaluate", "evaluate.evaluate_zero_shot"}
             {"train.finetune"},
         ),  # by the rule, as an input of its own
         ("captions.caption", {"captions.caption"}, {"captions.score_classes", "train.finetune"}),
-        ("captions.clean", {"captions.caption"}, {"captions.score_classes", "train.finetune"}),
         (
-            "captions.mentions",
-            {"captions.summarize_captions", "report.report_dataset"},
-            OF_CAPTIONS,
+            "captions.text",
+            {"captions.caption", "captions.summarize_captions", "report.report_dataset"},
+            {"captions.score_classes", "train.finetune"},
         ),
         ("captions.show", set(), OF_CAPTIONS | PAGES),
         ("data.clip_config", {"train.finetune", "evaluate.evaluate"}, COLLECTING),

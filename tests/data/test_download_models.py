@@ -41,7 +41,7 @@ import json, sys
 from PIL import Image
 from latteclip.captions.engines.base import CaptionerSettings
 from latteclip.captions.engines.start import start
-from latteclip.captions.request import Request
+from latteclip.captions.requests import Request
 captioner = start(CaptionerSettings(**json.loads(sys.argv[1])), 1, 1)
 [(_, answer)] = captioner.answer([Request(0, [Image.new("RGB", (64, 64))], "What is it?")])
 print(answer.n_tokens)

@@ -7,8 +7,8 @@ import torch
 from support.tiny import write_captions, write_index
 
 from latteclip.captions import gather_captions
-from latteclip.captions.mentions import mentions
-from latteclip.captions.shard import shard_of
+from latteclip.captions.requests import shard_of
+from latteclip.captions.text import mentions
 from latteclip.core import tables
 from latteclip.train import texts
 

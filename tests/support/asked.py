@@ -16,8 +16,8 @@ from support.tiny import ROOT
 
 from latteclip.captions.engines import start as engines
 from latteclip.captions.engines.base import CaptionerSettings
-from latteclip.captions.pictures import data_url, lay_out
-from latteclip.captions.request import Layout, Request
+from latteclip.captions.pictures import Layout, data_url, lay_out
+from latteclip.captions.requests import Request
 
 PROMPT = "What is it?"
 # Of all four, besides each as it is: as squares, as a canvas, as several images.

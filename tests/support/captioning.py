@@ -11,9 +11,8 @@ from latteclip.captions import caption
 from latteclip.captions.answers import Answer
 from latteclip.captions.engines import start as engines
 from latteclip.captions.engines.base import CaptionerSettings
-from latteclip.captions.job import CaptionJob
-from latteclip.captions.questions import GroupSettings
-from latteclip.captions.shard import Shard
+from latteclip.captions.requests import GroupSettings, Shard
+from latteclip.captions.runner import CaptionJob
 from latteclip.core import tables
 
 SETTINGS = CaptionerSettings(

@@ -12,8 +12,8 @@ from support.tiny import DEMO_LLAVA, write_index
 
 from latteclip.captions import caption
 from latteclip.captions.engines.base import CaptionerSettings
-from latteclip.captions.job import CaptionJob
-from latteclip.captions.request import Request
+from latteclip.captions.requests import Request
+from latteclip.captions.runner import CaptionJob
 from latteclip.core import tables
 from latteclip.data.images import open_rgb
 from latteclip.demo.generate_textures import TextureSettings, generate_textures

@@ -5,7 +5,7 @@ import torch
 from support.commands import PROMPT
 
 from latteclip.captions.letters import letters_of, letters_prompt
-from latteclip.captions.request import Choices, Request
+from latteclip.captions.requests import Choices, Request
 from latteclip.captions.scores import read_scores
 from latteclip.data.images import open_rgb
 from latteclip.demo.generate_textures import TextureSettings, generate_textures

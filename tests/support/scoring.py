@@ -12,11 +12,11 @@ from support.tiny import write_index, write_pictures
 
 from latteclip.captions.class_questions import ScoreSettings
 from latteclip.captions.engines import start as engines
-from latteclip.captions.job import CaptionJob
+from latteclip.captions.requests import Shard
+from latteclip.captions.runner import CaptionJob
 from latteclip.captions.score_classes import ScoreFiles, score_classes
 from latteclip.captions.scorers import start as scorers
 from latteclip.captions.scores import Scores, as_answer
-from latteclip.captions.shard import Shard
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
 

@@ -7,7 +7,8 @@ from typing import Protocol
 from PIL import Image
 
 from latteclip.captions.answers import Answer
-from latteclip.captions.request import Identity, Layout, Request, alone, fingerprint
+from latteclip.captions.pictures import Layout, alone
+from latteclip.captions.requests import Identity, Request, fingerprint
 
 # Tokens of a request: a prompt about pictures. Raises TooLongError.
 Count = Callable[[str, Sequence[Image.Image]], int]

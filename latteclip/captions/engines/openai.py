@@ -12,7 +12,7 @@ from latteclip.captions.answers import Answer
 from latteclip.captions.engines.base import CaptionerSettings, TooLongError, never
 from latteclip.captions.pictures import data_url
 from latteclip.captions.replies import Reply, owner_of, read_reply
-from latteclip.captions.request import Request, messages
+from latteclip.captions.requests import Request, messages
 from latteclip.core.errors import UserError
 from latteclip.core.foreign import KEY, URL, in_short
 

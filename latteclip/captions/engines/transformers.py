@@ -10,7 +10,7 @@ from typing import Any
 from latteclip.captions import processors
 from latteclip.captions.answers import Answer
 from latteclip.captions.engines.base import CaptionerSettings, never
-from latteclip.captions.request import Request
+from latteclip.captions.requests import Request
 from latteclip.core.errors import UserError
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from latteclip.captions import processors
 from latteclip.captions.answers import Answer
 from latteclip.captions.engines.base import CaptionerSettings, never
-from latteclip.captions.request import Request, messages
+from latteclip.captions.requests import Request, messages
 from latteclip.captions.vllm_output import EngineOutput, explained
 from latteclip.core import build_tools, gpus
 from latteclip.core.errors import UserError

@@ -6,7 +6,7 @@ from latteclip.captions.answers import Answer
 from latteclip.captions.engines.openai import URL, OpenaiCaptioner
 from latteclip.captions.letters import letter_of
 from latteclip.captions.replies import Place, Reply
-from latteclip.captions.request import Request, choices_of
+from latteclip.captions.requests import Request, choices_of
 from latteclip.captions.scores import Scores, as_answer, summed
 from latteclip.core.errors import UserError
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from latteclip.captions import processors
-from latteclip.captions.request import Request, choices_of
+from latteclip.captions.requests import Request, choices_of
 from latteclip.core.errors import UserError
 
 ANSWER = 0  # any token: what follows it is not looked at

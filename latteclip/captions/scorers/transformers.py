@@ -11,7 +11,7 @@ from latteclip.captions.answers import Answer
 from latteclip.captions.class_questions import LETTERS
 from latteclip.captions.engines.base import CaptionerSettings, never
 from latteclip.captions.engines.transformers import TransformersCaptioner
-from latteclip.captions.request import Request, choices_of
+from latteclip.captions.requests import Request, choices_of
 from latteclip.captions.scorers.tokens import Split, Tokens, exclusive
 from latteclip.captions.scores import Scores, as_answer
 from latteclip.core.errors import UserError

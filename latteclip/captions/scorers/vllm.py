@@ -15,7 +15,7 @@ from latteclip.captions.answers import Answer
 from latteclip.captions.class_questions import LETTERS
 from latteclip.captions.engines.base import CaptionerSettings, never
 from latteclip.captions.engines.vllm import VllmCaptioner, external_id
-from latteclip.captions.request import Request, choices_of
+from latteclip.captions.requests import Request, choices_of
 from latteclip.captions.scorers.tokens import Tokens, exclusive
 from latteclip.captions.scores import Scores, as_answer, summed
 

@@ -10,7 +10,7 @@ from support.commands import SETTINGS, paths_of
 from support.vllm_server import SERVED_AS, serving
 
 from latteclip.captions.processors import SPECIAL_TOKENS, TokenCounter, special_tokens
-from latteclip.captions.request import Choices, Request, messages
+from latteclip.captions.requests import Choices, Request, messages
 from latteclip.captions.scorers.transformers import TransformersScorer
 
 NAMES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")

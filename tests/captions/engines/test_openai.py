@@ -10,7 +10,7 @@ from support.chat_server import MODEL, describe, serving
 from latteclip.captions import guarded_client
 from latteclip.captions.engines.openai import OpenaiCaptioner
 from latteclip.captions.pictures import data_url
-from latteclip.captions.request import Request
+from latteclip.captions.requests import Request
 from latteclip.core.errors import UserError
 
 SETTINGS = {**vars(BASE), "engine": "openai", "model": MODEL, "concurrency": 4, "retries": 2}

@@ -8,9 +8,9 @@ from support.tiny import DEMO_LLAVA
 from support.vllm_server import SERVED_AS, serving
 
 from latteclip.captions import caption
-from latteclip.captions.job import CaptionJob
 from latteclip.captions.pictures import data_url
-from latteclip.captions.request import Choices, Request
+from latteclip.captions.requests import Choices, Request
+from latteclip.captions.runner import CaptionJob
 from latteclip.captions.scorers.openai import OpenaiScorer
 from latteclip.captions.scorers.transformers import TransformersScorer
 from latteclip.captions.scores import read_scores

@@ -6,7 +6,7 @@ from support.captioning import SETTINGS as BASE
 from support.chat_server import MODEL
 
 from latteclip.captions.letters import letters_of, letters_prompt
-from latteclip.captions.request import Choices, Request
+from latteclip.captions.requests import Choices, Request
 from latteclip.captions.scorers.openai import OpenaiScorer
 from latteclip.captions.scores import read_scores
 from latteclip.core.errors import UserError

@@ -6,7 +6,7 @@ from support.commands import PROMPT, SETTINGS
 from support.scored_textures import Plain, scores_of
 from support.tiny_lmms import qwen2_vl
 
-from latteclip.captions.request import Choices, Request
+from latteclip.captions.requests import Choices, Request
 from latteclip.captions.scorers.transformers import TransformersScorer
 from latteclip.core.errors import UserError
 from latteclip.data.images import open_rgb

@@ -15,7 +15,7 @@ SCORE = """
 import dataclasses, json, sys
 from support.commands import SETTINGS
 from support.scored_textures import request, scores_of
-from latteclip.captions.request import Choices
+from latteclip.captions.requests import Choices
 from latteclip.captions.scorers.vllm import VllmScorer
 
 if __name__ == "__main__":

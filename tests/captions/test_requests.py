@@ -2,11 +2,11 @@ import dataclasses
 
 import pytest
 
-from latteclip.captions import request
-from latteclip.captions.request import (
+from latteclip.captions import requests
+from latteclip.captions.pictures import Layout
+from latteclip.captions.requests import (
     Choices,
     Identity,
-    Layout,
     digest,
     digest_of_images,
     fingerprint,
@@ -19,7 +19,7 @@ IDENTITY = Identity("m", None, "auto", None, 77, Layout())
 def test_a_digest_is_a_function_of_what_is_asked():
     images = digest_of_images([b"picture"])
     first = digest(images, 1, "What?", IDENTITY)
-    assert len(first) == request.DIGEST_LENGTH
+    assert len(first) == requests.DIGEST_LENGTH
     assert digest(images, 1, "What?", dataclasses.replace(IDENTITY)) == first
 
 
@@ -78,8 +78,8 @@ def test_a_model_folder_goes_by_its_content_wherever_it_lies(tmp_path):
 
 
 def test_large_files_count_by_samples_of_their_content(tmp_path, monkeypatch):
-    monkeypatch.setattr(request, "HASHED_WHOLE", 1000)
-    monkeypatch.setattr(request, "SAMPLE", 10)
+    monkeypatch.setattr(requests, "HASHED_WHOLE", 1000)
+    monkeypatch.setattr(requests, "SAMPLE", 10)
     weights = tmp_path / "model.safetensors"
     seen = set()
     for content in (bytes(5000), bytes(5001), b"x" * 5000, bytes(4999) + b"x"):

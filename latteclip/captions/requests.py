@@ -1,0 +1,415 @@
+"""What an engine is asked about which images, and the digest by which an answer is found again.
+
+Letters: N training images, R rows of a table (images or groups), n images of one class.
+"""
+
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from latteclip.captions.pictures import OVERVIEW, Layout
+from latteclip.core import tables
+from latteclip.core.digest import digest as joint_digest
+from latteclip.core.errors import UserError
+from latteclip.core.prompts import PLACE, fill
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of the rows: those whose id hashes to `number`, of `of` parts; counted from 1."""
+
+    number: int = 1
+    of: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """From "2/4"."""
+        number, _, of = text.partition("/")
+        if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+            raise UserError(f"Shard {text!r} is not of the form 2/4.")
+        return cls(int(number), int(of))
+
+    def holds(self, row_id: str) -> bool:
+        """Whether a row belongs to this shard, whatever other rows there are."""
+        return shard_of(row_id, self.of) == self.number
+
+
+ALL_ROWS = Shard()
+
+
+def shard_of(row_id: str, of: int) -> int:
+    """The shard of a row, from 1 to `of`."""
+    return 1 + int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:8]) % of
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """How groups are drawn and laid out."""
+
+    seed: int
+    canvas: int  # side of the square picture, pixels
+    gap: int  # between its cells, pixels
+    layout: str = "grid"  # or multi_image: the four as pictures of their own
+    groups_per_class: int | None = None  # null: one for every image
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The R rows that a table will have: what is asked about which images.
+
+    Columns, not one object per row: a million rows must fit.
+    """
+
+    ids: Sequence[str]  # R
+    members: np.ndarray  # int [R, images of a request], indices into `image_ids`
+    image_ids: pa.ChunkedArray  # N
+    paths: pa.ChunkedArray  # N
+    sizes: np.ndarray  # int [N, 2], width and height in pixels
+    labels: Sequence[int] | None  # R, of groups
+    prompts: Callable[[int], str]  # of a row
+    layout: Layout
+    others: Mapping[str, Layout] = field(default_factory=dict)  # shorter ones, by what gives them
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def n_images(self) -> int:
+        """How many images each request shows."""
+        return int(self.members.shape[1])
+
+    def paths_of(self, row: int) -> list[str]:
+        """Where the images of a row lie."""
+        return [self.paths[int(i)].as_py() for i in self.members[row]]
+
+    @property
+    def n_pictures(self) -> int:
+        """As how many pictures it shows them."""
+        return self.n_images if self.layout.kind == "multi_image" else 1
+
+    @property
+    def most_pixels(self) -> int:
+        """Of the pictures of a request, at most; at least 1."""
+        layout = self.layout
+        if layout.square is not None:
+            each = layout.square**2
+        elif layout.kind == "grid":
+            each = layout.canvas**2
+        else:
+            sides = self.sizes.astype(np.float64)  # [N, 2]
+            if layout.max_side is not None:
+                sides *= np.minimum(1, layout.max_side / sides.max(axis=1, keepdims=True))
+            each = math.ceil(float(sides.prod(axis=1).max(initial=1)))
+        return each * self.n_pictures
+
+    def sizes_of(self, row: int) -> list[tuple[int, int]]:
+        """Width and height of the images of a row, in pixels."""
+        return [(int(width), int(height)) for width, height in self.sizes[self.members[row]]]
+
+
+def image_questions(
+    images_path: str,
+    pseudo_labels_path: str | None,
+    prompt: str,
+    shard: Shard,
+    layout: Layout,
+) -> Questions:
+    """One question about each image of a shard that is not in the test split.
+
+    Args:
+        images_path: an IMAGES table.
+        pseudo_labels_path: needed where the prompt has a place for the pseudo-label.
+        prompt: what is asked.
+        shard: which images.
+        layout: of an image by itself.
+
+    Raises:
+        UserError: the pseudo-labels are needed and not given, or lack an image.
+    """
+    table, classnames = tables.read_unlabelled(images_path, training=True)
+    image_ids = table["image_id"].to_pylist()
+    rows = [i for i, name in enumerate(image_ids) if shard.holds(name)]
+    return Questions(
+        ids=[image_ids[i] for i in rows],
+        members=np.array(rows, np.int64).reshape(-1, 1),
+        image_ids=table["image_id"],
+        paths=table["path"],
+        sizes=_sizes(table),
+        labels=None,
+        prompts=_prompts(prompt, classnames, pseudo_labels_path, image_ids, rows),
+        layout=layout,
+        others=_as_overview(layout),
+    )
+
+
+def group_questions(
+    images_path: str,
+    pseudo_labels_path: str,
+    prompt: str,
+    groups: GroupSettings,
+    shard: Shard,
+    alone: Layout,
+) -> Questions:
+    """One question about each group of a shard; see `image_questions`."""
+    table, classnames = tables.read_unlabelled(images_path, training=True)
+    image_ids = table["image_id"].to_pylist()
+    labels = _pseudo_labels(pseudo_labels_path, image_ids)
+    # Drawn over the whole dataset in every shard, so that shards agree.
+    drawn = draw_groups(image_ids, labels, groups.seed, groups.groups_per_class)
+    rows = [i for i in drawn if shard.holds(image_ids[i])]
+    layout = layout_of(groups, alone)
+    canvas = layout_of(replace(groups, layout="grid"), alone)
+    others = {"groups.layout to grid": canvas} if layout != canvas else {}
+    return Questions(
+        ids=[image_ids[i] for i in rows],
+        members=np.array([drawn[i] for i in rows], np.int64).reshape(-1, GROUP_SIZE),
+        image_ids=table["image_id"],
+        paths=table["path"],
+        sizes=_sizes(table),
+        labels=[labels[i] for i in rows],
+        prompts=_prompts(prompt, classnames, pseudo_labels_path, image_ids, rows),
+        layout=layout,
+        others=others | _as_overview(layout),
+    )
+
+
+def layout_of(groups: GroupSettings, alone: Layout) -> Layout:
+    """How the four images of a group are shown, where one by itself is shown in a known way."""
+    if groups.layout == "grid":
+        return Layout("grid", groups.canvas, groups.gap, square=alone.square)
+    return replace(alone, kind=groups.layout)
+
+
+def _as_overview(layout: Layout) -> dict[str, Layout]:
+    """The same as what LLaVA-1.6 makes of any picture first, unless it is square already."""
+    if layout.square is not None:
+        return {}
+    square = replace(layout, max_side=None, square=OVERVIEW)
+    return {f"captioner.square_side to {OVERVIEW}": square}
+
+
+def _sizes(table: pa.Table) -> np.ndarray:
+    return np.stack([table[name].to_numpy() for name in ("width", "height")], axis=1)
+
+
+def _prompts(
+    prompt: str,
+    classnames: Sequence[str],
+    pseudo_labels_path: str | None,
+    image_ids: Sequence[str],
+    rows: Sequence[int],
+) -> Callable[[int], str]:
+    """The prompt of a row, its place for the pseudo-label filled."""
+    if PLACE not in prompt:
+        return lambda row: prompt
+    if pseudo_labels_path is None:
+        raise UserError(f"Prompt {prompt!r} names the pseudo-label; give --pseudo-labels.")
+    labels = _pseudo_labels(pseudo_labels_path, image_ids)
+    filled = [fill(prompt, classname) for classname in classnames]
+    return lambda row: filled[labels[rows[row]]]
+
+
+def _pseudo_labels(path: str, image_ids: Sequence[str]) -> list[int]:
+    return tables.lookup(path, tables.PSEUDO_LABELS, "image_id", "pseudo_label", image_ids)
+
+
+DIGEST_LENGTH = 32  # hexadecimal digits: 128 bits
+# Asked in a second attempt, after an answer that was empty or cut.
+AGAIN = "Answer with one short sentence."
+HASHED_WHOLE = 64 * 2**20  # files up to this size are hashed whole
+SAMPLES, SAMPLE = 256, 64 * 2**10  # of larger ones: this many blocks of this many bytes
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What decides an answer, besides the images and the prompt."""
+
+    model: str  # see `fingerprint`
+    revision: str | None
+    dtype: str
+    quantization: str | None
+    max_new_tokens: int
+    layout: Layout
+    temperature: float = 0.0
+    special_tokens: str | None = None  # see `processors.special_tokens`
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Texts whose log-probabilities are wanted, in place of an answer in words."""
+
+    kind: str  # likelihood: of each text as the answer; letters: of each as the first token
+    texts: tuple[str, ...]
+    prompts: tuple[str, ...] = ()  # of letters: the prompt, its options in each order
+
+
+@dataclass(frozen=True)
+class Request:
+    """Pictures and what is asked about them; `key` is the asker's."""
+
+    key: int
+    pictures: Sequence[Image.Image | str]  # RGB, or data URLs for a server
+    prompt: str
+    choices: Choices | None = None  # None: an answer in words is wanted
+
+
+def choices_of(request: Request) -> Choices:
+    """The choices of a request that has some."""
+    if request.choices is None:
+        raise ValueError("a request without choices has no scores")
+    return request.choices
+
+
+def prompt_of(prompt: str, attempt: int) -> str:
+    """The prompt of the first attempt, or of the second."""
+    return prompt if attempt == 1 else f"{prompt} {AGAIN}"
+
+
+def messages(pictures: Sequence[dict[str, Any]], prompt: str) -> list[dict[str, Any]]:
+    """One turn of a user: the pictures, then the text."""
+    return [{"role": "user", "content": [*pictures, {"type": "text", "text": prompt}]}]
+
+
+def digest(
+    image_digests: bytes,
+    n_images: int,
+    prompt: str,
+    identity: Identity,
+    choices: Choices | None = None,
+) -> str:
+    """The identity of a request: DIGEST_LENGTH hexadecimal digits.
+
+    Args:
+        image_digests: see `digest_of_images`.
+        n_images: how many images the request shows.
+        prompt: of this attempt.
+        identity: the rest.
+        choices: whose log-probabilities are wanted, if any.
+    """
+    about = _about(n_images, prompt, identity, choices)
+    return joint_digest(image_digests, about)[:DIGEST_LENGTH]
+
+
+@functools.lru_cache(maxsize=4096)
+def _about(n_images: int, prompt: str, identity: Identity, choices: Choices | None) -> bytes:
+    """What many requests have in common, in one way of writing it."""
+    asked = messages([{"type": "image"}] * n_images, prompt)
+    # Without choices the text is that of before there were any: captions kept since are found.
+    chosen = [] if choices is None else [asdict(choices)]
+    return json.dumps([asked, _values(identity), *chosen], sort_keys=True).encode()
+
+
+def _values(identity: Identity) -> dict[str, Any]:
+    """Return all of an identity but a square and special tokens that it does not have."""
+    values = asdict(identity)
+    for part, name in ((values["layout"], "square"), (values, "special_tokens")):
+        if part[name] is None:
+            del part[name]
+    return values
+
+
+def digest_of_images(contents: Sequence[bytes]) -> bytes:
+    """32 bytes that stand for the bytes of the image files, in their order."""
+    parts = [hashlib.sha256(content).digest() for content in contents]
+    return parts[0] if len(parts) == 1 else hashlib.sha256(b"".join(parts)).digest()
+
+
+def fingerprint(model: str) -> str:
+    """The name of a model on the Hugging Face hub, or what stands for the files of a folder.
+
+    Files of at most 64 MiB count with every byte, larger ones with their size and with blocks
+    spread evenly over them, which no training leaves unchanged.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return model
+    parts: list[str | bytes] = []
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        parts += [path.name, _sampled(path)]
+    return f"sha256:{joint_digest(*parts)}"
+
+
+def _sampled(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size <= HASHED_WHOLE:
+        return hashlib.sha256(path.read_bytes()).digest()
+    state = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for number in range(SAMPLES):
+            file.seek((size - SAMPLE) * number // (SAMPLES - 1))
+            state.update(file.read(SAMPLE))
+    return state.digest()
+
+
+GROUP_SIZE = 4
+
+
+def draw_groups(
+    image_ids: Sequence[str], labels: Sequence[int], seed: int, per_class: int | None = None
+) -> dict[int, list[int]]:
+    """Four images of its class for every image, drawn at random.
+
+    Each of the four comes from a random circular order of the class's n images of its own: it is
+    the one that follows. So every image is drawn about four times, and an image that is added to
+    the class later changes the few groups in which it takes its place, and no others.
+
+    Args:
+        image_ids: of the N images.
+        labels: their pseudo-labels.
+        seed: another one gives other groups.
+        per_class: draw for this many images of each class, chosen at random, instead of for all.
+
+    Returns:
+        For each image that has a group, its index and the indices of its four members, in order.
+        They are different where the class has four images, and drawn with replacement where not.
+    """
+    keys = np.array([_keys(seed, image_id) for image_id in image_ids])  # [N, 5]
+    of_class: dict[int, list[int]] = {}
+    for index, label in enumerate(labels):
+        of_class.setdefault(label, []).append(index)
+    groups: dict[int, list[int]] = {}
+    for indices in of_class.values():
+        members = np.array(indices)
+        chosen = np.argsort(keys[members, GROUP_SIZE], kind="stable")[:per_class]
+        drawn = _of_class(keys[members, :GROUP_SIZE])
+        groups |= {indices[i]: members[drawn[i]].tolist() for i in chosen}
+    return dict(sorted(groups.items()))
+
+
+def _keys(seed: int, image_id: str) -> list[int]:
+    """Five random numbers that depend on nothing but the arguments."""
+    state = hashlib.sha256(f"{seed} {image_id}".encode()).digest()
+    return [int.from_bytes(state[6 * turn : 6 * turn + 6]) for turn in range(GROUP_SIZE + 1)]
+
+
+def _of_class(keys: np.ndarray) -> np.ndarray:
+    """For each of the n images of a class, four of them: int [n, 4].
+
+    Args:
+        keys: int [n, 4]; column k sorts the images into the k-th order.
+    """
+    n = len(keys)
+    if n < GROUP_SIZE:
+        return keys % n
+    orders = np.argsort(keys, axis=0, kind="stable")  # [n, 4]: the image at each place
+    places = np.argsort(orders, axis=0)  # [n, 4]: the place of each image
+    groups = np.empty((n, GROUP_SIZE), np.int64)
+    for turn in range(GROUP_SIZE):
+        step = np.ones(n, np.int64)
+        while True:
+            drawn = orders[(places[:, turn] + step) % n, turn]
+            taken = (groups[:, :turn] == drawn[:, None]).any(axis=1)
+            if not taken.any():
+                break
+            step += taken
+        groups[:, turn] = drawn
+    return groups
