@@ -15,11 +15,10 @@ import pyarrow.compute as pc
 import torch
 
 from latteclip.clip import model as clips
-from latteclip.clip.class_embeddings import class_embeddings
 from latteclip.clip.classifier import Classifier
-from latteclip.clip.feature_rows import FeatureRows
-from latteclip.clip.features import encode_files
-from latteclip.clip.tuned import load
+from latteclip.clip.encode import class_embeddings, encode_files
+from latteclip.clip.feature_memmap import FeatureRows
+from latteclip.clip.finetuned import load
 from latteclip.core import tables
 from latteclip.core.holdout import Fold, left_out
 from latteclip.labels.fusion import fuse

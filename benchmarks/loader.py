@@ -27,7 +27,7 @@ from latteclip.core import devices
 from latteclip.data.class_folders import image_files
 from latteclip.data.images import open_rgb
 from latteclip.demo.generate_textures import TextureSettings, generate_textures
-from latteclip.train import augment, pictures
+from latteclip.train import augment, image_cache
 
 MEGAPIXELS = (4000, 3000)
 # The transform in open_clip's terms.
@@ -49,8 +49,8 @@ class Ways:
         self.transform = augment.Augmentation((side, side), mean, std)
         self.decoded = [np.asarray(open_rgb(path)) for path in paths]
         sizes = np.array([(pixels.shape[1], pixels.shape[0]) for pixels in self.decoded])
-        kept = pictures.kept_pictures(sizes, self.transform.kept_side, 2**32, ".")
-        self.files = pictures.TrainingPictures(paths, self.transform.kept_side, 0, kept)
+        kept = image_cache.kept_pictures(sizes, self.transform.kept_side, 2**32, ".")
+        self.files = image_cache.TrainingPictures(paths, self.transform.kept_side, 0, kept)
         self.package_kept()  # which keeps them
 
     def pil_read(self) -> None:
@@ -81,7 +81,7 @@ class Ways:
     def package_kept(self) -> None:
         """As in the passes after it."""
         keys = [[(0, index) for index in range(len(self.paths))]]
-        next(pictures.batches(self.files, keys, self.transform, self.device, 1))
+        next(image_cache.batches(self.files, keys, self.transform, self.device, 1))
 
 
 def cpu_seconds(work: Callable[[], None]) -> float:

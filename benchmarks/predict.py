@@ -35,7 +35,6 @@ import torch.nn.functional as F
 from PIL import Image
 
 from latteclip.clip import model as clips
-from latteclip.clip import weights
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import encode_images
 from latteclip.config import shipped
@@ -53,9 +52,9 @@ DISTINCT = 8  # photographs
 GRAIN = 6  # of photographs: standard deviation of a pixel, of 255
 DEMO = shipped.PACKAGE / "demo" / "models" / "clip"
 CHECKS = (
-    (weights, "verify_folder"),
-    (weights, "check_size"),
-    (weights, "check_finite"),
+    (clips, "verify_folder"),
+    (clips, "check_size"),
+    (clips, "check_finite"),
     (clip_config, "read"),
 )
 

@@ -22,7 +22,8 @@ from latteclip.config import layers, rule_inputs, rule_settings
 from latteclip.config.configuration import Configuration
 from latteclip.core.settings import from_values
 from latteclip.core.signals import Signals
-from latteclip.train import data, prepare, start
+from latteclip.train import data, image_cache, model_setup
+from latteclip.train.augment import Augmentation
 from latteclip.train.settings import FinetuneSettings
 
 METHOD = "recommended_single"
@@ -33,18 +34,18 @@ SMOOTHING = 0.7  # of the loss so far in its running mean
 def range_test(files: data.TrainingFiles, settings: FinetuneSettings, threads: int) -> float:
     """Return a tenth of the rate at which the smoothed loss of a ramp is lowest."""
     torch.manual_seed(0)
-    clip, bank, inputs = start.load(files, settings, device="auto", threads=threads)
+    clip, bank, inputs = model_setup.load(files, settings, device="auto", threads=threads)
     n = len(inputs.paths)
     recipe = settings.finetune.recipe(n, LOWEST)
     steps = max(20, recipe.epochs * recipe.steps_per_epoch(n) // 5)
     size = min(recipe.batch_size, n)
-    prepare.prepare_training(clip, settings.compute, bank.tokens, size, recipe.batch_norm)
-    training = start.training(clip, bank, inputs, settings, recipe, Signals(), 0)
-    pictures = start.pictures_of(clip, inputs, settings, ".", 0)
+    model_setup.prepare_training(clip, settings.compute, bank.tokens, size, recipe.batch_norm)
+    training = model_setup.training(clip, bank, inputs, settings, recipe, Signals(), 0)
+    pictures = image_cache.pictures_of(clip, inputs, settings, ".", 0)
     schedule = list(data.schedule(n, recipe.batch_size, steps, 0))
     training.start_epoch()
     lowest, found, mean = math.inf, LOWEST, math.nan
-    batches = start.batches(clip, pictures, schedule, threads)
+    batches = image_cache.batches(pictures, schedule, Augmentation.of(clip), clip.device, threads)
     for step, (keys, (_, batch)) in enumerate(zip(schedule, batches, strict=True)):
         rate = LOWEST * (HIGHEST / LOWEST) ** (step / (steps - 1))
         index = torch.tensor([index for _, index in keys])

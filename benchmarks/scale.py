@@ -229,7 +229,7 @@ def _features(centres: Any, shown: Any, noise: float, draw: Any) -> Any:
     """FeatureRows [N, D], L2-normalised: around the centre [C, D] of what each row [N] shows."""
     import torch
 
-    from latteclip.clip.feature_rows import FeatureRows
+    from latteclip.clip.feature_memmap import FeatureRows
 
     made = FeatureRows(len(shown), WIDTH)
     for start in range(0, len(shown), 2**14):
@@ -478,7 +478,7 @@ def fuse_labels(place: Place) -> Work:
     """
     import torch
 
-    from latteclip.clip.feature_rows import FeatureRows
+    from latteclip.clip.feature_memmap import FeatureRows
     from latteclip.core import tables
     from latteclip.labels import fusion
     from latteclip.labels.witnesses import CaptionVotes, Images
@@ -545,7 +545,7 @@ def _training_data(place: Place) -> tuple[Any, Any]:
     import open_clip
 
     from latteclip.train import data as training_data
-    from latteclip.train import texts
+    from latteclip.train.objectives import base as texts
 
     class Clip:
         tokenizer = staticmethod(open_clip.get_tokenizer("ViT-B-32"))

@@ -29,14 +29,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.core import devices
-from latteclip.train import pictures, prepare
+from latteclip.train import image_cache, model_setup
 from latteclip.train.augment import Augmentation
-from latteclip.train.objectives import latteclip, losses
-from latteclip.train.objectives.base import TrainingBatch, TrainingTexts
+from latteclip.train.objectives import base, latteclip
+from latteclip.train.objectives.base import TextBank, TrainingBatch, TrainingTexts
 from latteclip.train.objectives.latteclip import LatteClip, Switches
 from latteclip.train.settings import Compute
 from latteclip.train.step import parameter_groups
-from latteclip.train.texts import TextBank
 
 CLASSES, IMAGES, ALPHA, LR = 47, 480, 0.01, 1e-7  # the size of DTD's class list; its learning rate
 VOCABULARY = (
@@ -108,7 +107,7 @@ class Setting:
             kinds = torch.stack([own, of_image, of_group])
             mixed = latteclip.mix(kinds, latteclip.margins(kinds, fixed))
             target = latteclip.targets(fixed, labels.to(features.device), mixed, ALPHA)
-            total = total + losses.contrastive(features, target, self.scale())
+            total = total + base.contrastive(features, target, self.scale())
         return total
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -205,7 +204,7 @@ def ways(clip: clips.Clip, batch: int) -> Iterator[str]:
             yield f"clip.precision: {clip.precision}"
         clip.precision = "bf16"
         compiled = Compute(compile=True, micro_batch=None)
-        prepare.prepare_training(clip, compiled, torch.empty(0), batch)
+        model_setup.prepare_training(clip, compiled, torch.empty(0), batch)
         yield "compute.compile: true"
 
 
@@ -234,11 +233,11 @@ def data_wait(
         for path, pixels in zip(paths, noise, strict=True):
             Image.fromarray(pixels).resize(side).save(path, quality=90)
         transform = Augmentation.of(setting.clip)
-        kept = pictures.kept_pictures(np.array([side] * batch), transform.kept_side, 1e9, folder)
-        files = pictures.TrainingPictures(paths, transform.kept_side, 0, kept)
+        kept = image_cache.kept_pictures(np.array([side] * batch), transform.kept_side, 1e9, folder)
+        files = image_cache.TrainingPictures(paths, transform.kept_side, 0, kept)
         epochs = 2 if setting.clip.device.type == "cpu" else 6
         keys = [[(epoch, index) for index in range(batch)] for epoch in range(epochs)]
-        batches = pictures.batches(files, keys, transform, setting.clip.device, threads)
+        batches = image_cache.batches(files, keys, transform, setting.clip.device, threads)
         for _ in keys:
             began = time.perf_counter()
             _, setting.images = next(batches)

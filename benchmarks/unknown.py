@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from scipy.stats import mannwhitneyu
 
 from latteclip.clip.classifier import load_classifier
-from latteclip.clip.unknown import UnknownDetector, threshold
+from latteclip.clip.ood import UnknownDetector, threshold
 from latteclip.core import tables
 from latteclip.core.class_scores import read_class_scores, unlikeliness
 from latteclip.labels.features import read_features

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from latteclip.clip.classifier import Classifier
-from latteclip.clip.ranking import ROWS, classify
+from latteclip.clip.classifier import ROWS, Classifier, classify
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 

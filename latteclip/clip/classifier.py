@@ -1,6 +1,6 @@
 """Classifiers as files: one vector and one bias per class, and what describes them.
 
-Letters: N images, C classes, D embedding width.
+Letters: N images, C classes, D embedding width, K best classes kept.
 """
 
 import json
@@ -13,12 +13,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from latteclip.clip.feature_memmap import Features, parts
 from latteclip.core.digest import digest
 from latteclip.core.errors import DELETE_AND_RERUN, UserError, first_line
 from latteclip.core.files import replacing
 
 KEY = "classifier"  # of the matrix, and of the one entry of the metadata
 BIAS = "classifier_bias"  # of the vector
+ROWS = 2**14  # images whose scores are held at once
 SUM = "sha256"  # in the description: of all the rest
 # What a classifier is of instead, where an entry of its description is not the expected one.
 EXPECTED = {
@@ -150,3 +152,28 @@ def _wrong(classifier: Classifier, described: Any) -> str | None:
 def _are_names(names: Any) -> bool:
     are_strings = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return are_strings and len(set(names)) == len(names)
+
+
+def best_classes(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k best classes of each row [N, C], best first, and their scores, both [N, min(k, C)].
+
+    Equal scores are ordered by class, so that the first column is always `scores.argmax(1)`.
+    """
+    best = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    indices, values = best.indices[:, :k], best.values[:, :k]
+    # `topk` orders equal scores as it likes; only rows that have some are worth the sorting.
+    ties = (best.values[:, 1:] == best.values[:, :-1]).any(dim=1)
+    if ties.any():
+        ordered = scores[ties].sort(dim=1, descending=True, stable=True)
+        indices[ties] = ordered.indices[:, :k]
+    return indices, values
+
+
+def classify(
+    features: Features, classifier: Classifier, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`best_classes` of images [N, D] under a classifier; ROWS of [N, C] at a time."""
+    every = parts(len(features), ROWS)
+    found = [best_classes(classifier.scores(features[rows]), k) for rows in every]
+    indices, values = zip(*found, strict=True)
+    return torch.cat(indices), torch.cat(values)

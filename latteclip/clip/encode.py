@@ -1,20 +1,25 @@
-"""Images and texts to features.
+"""Images, texts and classes to features.
 
-Letters: B images, T texts, L tokens, D embedding width.
+Letters: N images, B of them in a batch, T texts, L tokens, C classes, D embedding width.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from latteclip.clip.feature_memmap import FeatureRows
 from latteclip.clip.model import Clip
 from latteclip.core import devices
+from latteclip.core.class_words import ClassWords
 from latteclip.core.errors import UserError
 from latteclip.core.lazily import open_clip
+from latteclip.core.progress import Progress
+from latteclip.core.prompts import class_texts
+from latteclip.data import loader
 
 log = logging.getLogger(__name__)
 
@@ -166,3 +171,58 @@ def _in_what_fits(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Tens
             tried,
             clip.at_once,
         )
+
+
+def encode_files(clip: Clip, paths: Sequence[str], batch_size: int, threads: int) -> FeatureRows:
+    """Features [N, D] of image files under the evaluation transform."""
+    files = loader.ImageFiles(paths, clip.preprocess)
+    features = FeatureRows(len(paths), clip.config["embed_dim"])
+    for indices, (batch,) in encoded([clip], files, batch_size, threads):
+        features[indices] = batch
+    return features
+
+
+@torch.no_grad()
+def encoded(
+    models: Sequence[Clip], files: loader.ImageFiles, batch_size: int, threads: int
+) -> Iterator[tuple[Any, list[torch.Tensor]]]:
+    """The marks of B files, together, and their features [B, D] by each model, on the CPU.
+
+    The models are on one device and take what the transform of `files` gives.
+    """
+    progress = Progress(len(files), "images")
+    for marks, batch in loader.batches(
+        files, loader.in_order(len(files), batch_size), models[0].device, threads
+    ):
+        yield marks, [encode_images(clip, batch).cpu() for clip in models]
+        progress.add(len(batch))
+
+
+def class_embeddings(
+    clip: Clip,
+    template: str | Sequence[str],
+    classnames: Sequence[str],
+    synonyms: Mapping[str, Sequence[str]] | None = None,
+) -> torch.Tensor:
+    """W0 [C, D], L2-normalised, on the CPU: row c = f_txt(T(c)) (LatteCLIP, section 3.1).
+
+    Of several templates or names of a class, the features of all its texts are averaged, as in
+    CLIP's own evaluation: each is L2-normalised, and so is their mean.
+
+    Raises:
+        UserError: the words do not fit the classes (`ClassWords`).
+    """
+    words = ClassWords.of(template, synonyms)
+    names, rows = zip(*words.names(classnames), strict=True)
+    features = [_text_features(clip, one, names) for one in words.templates]
+    if len(features) == 1 and len(names) == len(classnames):
+        return features[0]
+    sums = torch.zeros(len(classnames), features[0].shape[1])
+    sums.index_add_(0, torch.tensor(rows), torch.stack(features).sum(dim=0))
+    return F.normalize(sums, dim=-1)
+
+
+@torch.no_grad()
+def _text_features(clip: Clip, template: str, names: Sequence[str]) -> torch.Tensor:
+    """Features of the filled template, one row per name, on the CPU."""
+    return encode_texts(clip, clip.tokenizer(class_texts(template, names))).cpu()

@@ -117,7 +117,7 @@ PREDICTIONS = pa.schema(
 UNKNOWN = pa.schema(
     [
         ("image_id", pa.string()),
-        ("score", pa.float32()),  # the higher, the likelier; see latteclip.clip.unknown
+        ("score", pa.float32()),  # the higher, the likelier; see latteclip.clip.ood
         ("captioner_score", pa.float32()),  # the same by class scores; null where there are none
         ("is_unknown", pa.bool_()),  # above its threshold in the metadata, the captioner's if any
     ]

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 import torch
 
+from latteclip.clip import finetuned
 from latteclip.clip import model as clips
-from latteclip.clip import tuned
-from latteclip.clip.class_embeddings import class_embeddings
 from latteclip.clip.classifier import Classifier
+from latteclip.clip.encode import class_embeddings
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import refuse_folder, replacing
@@ -50,7 +50,7 @@ def average_weights(
     marks = [tables.read_metadata(each.history, "step")["marks"] for each in results]
     sound = [i for i, own in enumerate(marks) if COLLAPSED not in own] or [*range(len(results))]
     used = [results[i] for i in sound]
-    first = tuned.load(used[0].model, torch.device("cpu"))
+    first = finetuned.load(used[0].model, torch.device("cpu"))
     _average(first, [each.model for each in used[1:]])
     history, described = tables.read(used[0].history, tables.HISTORY)
     _write_left_out([each.judged for each in used], judged_output, first.classnames)
@@ -67,11 +67,11 @@ def average_weights(
     log.info("Averaged the weights of %d of %d trainings.", len(used), len(results))
 
 
-def _average(first: tuned.TunedModel, others: Sequence[str]) -> None:
+def _average(first: finetuned.TunedModel, others: Sequence[str]) -> None:
     """Let the first model's weights be the means of its own and those of other model folders."""
     state = first.clip.model.state_dict()
     for number, folder in enumerate(others, 2):
-        other = tuned.load(folder, torch.device("cpu"), classnames=first.classnames)
+        other = finetuned.load(folder, torch.device("cpu"), classnames=first.classnames)
         weights = other.clip.model.state_dict()
         if {name: each.shape for name, each in weights.items()} != {
             name: each.shape for name, each in state.items()

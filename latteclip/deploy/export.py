@@ -2,16 +2,22 @@
 
 Each form is a folder with the weights as its library expects them, the classifier, the class names
 as CLIP_benchmark reads them, and a model card.
+
+Letters: N images, C classes, D embedding width, H x W the model's input size.
 """
 
+import json
 import logging
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from latteclip.clip import tuned
+from latteclip.clip import finetuned
 from latteclip.clip.classifier import load_classifier, save_classifier
 from latteclip.clip.model import CLASSIFIER
 from latteclip.core import checksums
@@ -25,6 +31,11 @@ log = logging.getLogger(__name__)
 BENCHMARK_CLASSNAMES = "clip_benchmark_classnames.json"
 BENCHMARK_TEMPLATES = "clip_benchmark_templates.json"
 BENCHMARK_PLACE = "{c}"
+GRAPH = "model.onnx"
+INPUTS = ["pixel_values"]
+OUTPUTS = ["scores", "probabilities", "image_features"]
+PREPROCESSING = "preprocess.json"
+LIMIT = 1.8e9  # bytes of weights above which they get a file of their own: a graph holds 2 GB
 
 
 def export(model: str, destination: str, form: str, licence: str | None = None) -> str:
@@ -43,7 +54,7 @@ def export(model: str, destination: str, form: str, licence: str | None = None) 
         UserError: the model is not a tuned one or has no such form, or the folder holds something.
     """
     folder = new_folder(destination)
-    opened = tuned.load(model, torch.device("cpu"))
+    opened = finetuned.load(model, torch.device("cpu"))
     if folder.is_relative_to(opened.folder.resolve()):
         raise UserError(f"{destination} lies in the folder of the model; name another one.")
     origin = provenance(opened.folder)
@@ -60,32 +71,92 @@ def export(model: str, destination: str, form: str, licence: str | None = None) 
     return f"hf upload <user>/<name> {destination}"
 
 
-def _write_benchmark_files(opened: tuned.TunedModel, origin: Provenance, folder: Path) -> None:
+def _write_benchmark_files(opened: finetuned.TunedModel, origin: Provenance, folder: Path) -> None:
     """Class names and templates by dataset; CLIP_benchmark writes {c} where we write {}."""
     templates = [one.replace(PLACE, BENCHMARK_PLACE) for one in opened.words.templates]
     write_json(folder / BENCHMARK_CLASSNAMES, {origin.dataset: opened.classnames})
     write_json(folder / BENCHMARK_TEMPLATES, {origin.dataset: templates})
 
 
-def _open_clip(opened: tuned.TunedModel, folder: Path) -> None:
+def _open_clip(opened: finetuned.TunedModel, folder: Path) -> None:
     """The files of the model's own folder, which are what open_clip reads from the hub."""
     hidden = shutil.ignore_patterns(".*")  # Snakemake's, and what is being written
     shutil.copytree(opened.folder, folder, dirs_exist_ok=True, ignore=hidden)
 
 
-def _transformers(opened: tuned.TunedModel, folder: Path) -> None:
+def _transformers(opened: finetuned.TunedModel, folder: Path) -> None:
     from latteclip.deploy import transformers_clip
 
     transformers_clip.write(opened, folder)
 
 
-def _onnx(opened: tuned.TunedModel, folder: Path) -> None:
-    from latteclip.deploy import onnx_graph
+class ImageClassifier(torch.nn.Module):
+    """What the graph computes."""
 
-    onnx_graph.write(opened, folder)
+    def __init__(self, opened: finetuned.TunedModel) -> None:
+        super().__init__()
+        self.model = opened.clip.model
+        self.register_buffer("weights", opened.classifier.weights)
+        self.register_buffer("bias", opened.classifier.bias)
+        self.logit_scale = opened.logit_scale
+
+    def forward(
+        self, pixel_values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """[N, 3, H, W] to scores [N, C], probabilities [N, C] and features [N, D]."""
+        features = F.normalize(self.model.encode_image(pixel_values), dim=-1)  # type: ignore[operator]
+        scores = features @ self.weights.T + self.bias  # type: ignore[operator]
+        return scores, (self.logit_scale * scores).softmax(dim=-1), features
 
 
-FORMS: dict[str, Callable[[tuned.TunedModel, Path], None]] = {
+@torch.no_grad()
+def _onnx(opened: finetuned.TunedModel, folder: Path) -> None:
+    """Write the graph with class names in its metadata, and how images are preprocessed.
+
+    Raises:
+        UserError: the packages for it are not installed, or a layer has no ONNX form.
+    """
+    try:
+        import onnxscript  # noqa: F401 - torch's exporter needs it, and says so late
+    except ImportError as error:
+        raise UserError(
+            f"--format onnx needs packages that are not installed ({error}); "
+            "pip install onnx onnxruntime onnxscript."
+        ) from None
+    tower: Any = opened.clip.model.visual
+    preprocessing = tower.preprocess_cfg
+    size = preprocessing["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    module = ImageClassifier(opened).eval()
+    example = torch.zeros(2, 3, height, width)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's exporter warns about itself
+            program = torch.onnx.export(
+                module,
+                (example,),
+                input_names=INPUTS,
+                output_names=OUTPUTS,
+                dynamic_shapes={"pixel_values": {0: torch.export.Dim("images")}},
+                dynamo=True,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"--format onnx: the image tower {type(tower).__name__} has no ONNX form ({first}); "
+            "use --format open_clip."
+        ) from error
+    assert program is not None  # as it is with dynamo=True
+    program.model.metadata_props["classnames"] = json.dumps(
+        opened.words.as_written(opened.classnames)
+    )
+    n_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
+    program.save(folder / GRAPH, external_data=n_bytes > LIMIT)
+    write_json(folder / PREPROCESSING, preprocessing)
+
+
+FORMS: dict[str, Callable[[finetuned.TunedModel, Path], None]] = {
     "open_clip": _open_clip,
     "transformers": _transformers,
     "onnx": _onnx,

@@ -10,7 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
@@ -26,9 +26,8 @@ from latteclip.core.foreign import in_short
 from latteclip.core.version import __version__
 from latteclip.data import members
 from latteclip.data.images import FORMATS, open_rgb
-from latteclip.deploy import taken_labels
-from latteclip.deploy.folder_names import FolderNames
-from latteclip.deploy.taken_labels import TakenLabels
+from latteclip.deploy import label_table
+from latteclip.deploy.label_table import TakenLabels
 
 TASKS, CONFIG = "tasks.json", "config.xml"  # of Label Studio
 TABLE = "labels.csv"  # beside the folders of classes
@@ -46,6 +45,10 @@ READ_BY_TORCHVISION = frozenset(
     {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 )
 QUALITY = 95  # of a JPEG that an image is converted to
+# What some system does not take in a name: separators, Windows' signs, control characters.
+UNFIT = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
+LONGEST = 200  # bytes; a number has room after it
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # by Windows
 
 
 def export_labels(
@@ -77,7 +80,7 @@ def export_labels(
                 f"--leave-out {kind} reads {Path(folder) / LEAVE_OUT[kind]}, which does not exist; "
                 "run the workflow first."
             )
-    labels = taken_labels.read(folder)
+    labels = label_table.read(folder)
     counts = {kind: pc.sum(is_it).as_py() for kind, is_it in _kinds(labels).items()}
     for kind in leave_out:
         wanted = pc.invert(_kinds(labels)[kind])
@@ -126,7 +129,7 @@ def _about_answers(labels: TakenLabels, folder: Path) -> list[str]:
             f"A person answered about {len(answered)} of the images: {changed} labels are another "
             f"class by that, and {label.null_count} images of none of the classes have no label."
         )
-    if taken_labels.has_answers(folder, "test"):
+    if label_table.has_answers(folder, "test"):
         found.append(
             "Answers about images of the test split change nothing here, since only training "
             f"images are exported; latteclip audit {folder} --split train asks about those."
@@ -171,9 +174,9 @@ def _parquet(labels: TakenLabels, output: str) -> list[str]:
         **labels.described,
         "classnames": labels.classnames,
         "latteclip": __version__,
-        "calibration": asdict(fitted) if fitted else {"demo_error": taken_labels.DEMO_ERROR},
+        "calibration": asdict(fitted) if fitted else {"demo_error": label_table.DEMO_ERROR},
     }
-    with tables.writing(output, taken_labels.SCHEMA, described) as add:
+    with tables.writing(output, label_table.SCHEMA, described) as add:
         for batch in labels.table.to_batches(tables.CAPTION_ROWS):
             add(dict(zip(batch.schema.names, batch.columns, strict=True)))
     return []
@@ -373,3 +376,43 @@ def _about_empty(classnames: Collection[str]) -> list[str]:
         f"{len(classnames)} classes have no image and so no folder, which torchvision's "
         f"ImageFolder would refuse: {in_short(', '.join(sorted(classnames)))}."
     ]
+
+
+class FolderNames:
+    """The names in one folder."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, str] = {}
+        # In lower case, for some systems do not tell cases apart: names, and their last numbers.
+        self._taken: set[str] = set()
+        self._numbers: dict[str, int] = {}
+
+    def of(self, name: str) -> str:
+        """The name that stands for this one, always the same."""
+        if name not in self._of:
+            self._of[name] = self.new(name)
+        return self._of[name]
+
+    def new(self, name: str) -> str:
+        """A name like this one that was not given before."""
+        path = PurePath(safe(name))
+        found, key = path.name, path.name.casefold()
+        number = self._numbers.get(key, 1)
+        while found.casefold() in self._taken:
+            number += 1
+            found = f"{path.stem}_{number}{path.suffix}"
+        self._numbers[key] = number
+        self._taken.add(found.casefold())
+        return found
+
+
+def safe(name: str) -> str:
+    """The name with `_` in the place of what some system refuses or hides."""
+    found = UNFIT.sub("_", name).rstrip(" .")
+    if found.startswith(".") or not found.strip() or RESERVED.fullmatch(found):
+        found = f"_{found.lstrip('.')}"
+    path = PurePath(found)
+    room = LONGEST - len(path.suffix.encode())
+    if len(path.stem.encode()) <= room or room <= 0:
+        return found.encode()[:LONGEST].decode(errors="ignore")
+    return path.stem.encode()[:room].decode(errors="ignore") + path.suffix

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from latteclip.clip.classifier import load_classifier
-from latteclip.clip.tuned import MODEL, TunedModel
+from latteclip.clip.finetuned import MODEL, TunedModel
 from latteclip.config import layers
 from latteclip.core import tables
 from latteclip.core.class_words import ClassWords

@@ -23,11 +23,11 @@ from typing import IO, Any
 import torch
 from PIL import Image
 
+from latteclip.clip import finetuned
 from latteclip.clip import model as clips
-from latteclip.clip import tuned
-from latteclip.clip.features import encoded
-from latteclip.clip.ranking import best_classes
-from latteclip.clip.unknown import UnknownDetector, load_detector
+from latteclip.clip.classifier import best_classes
+from latteclip.clip.encode import encoded
+from latteclip.clip.ood import UnknownDetector, load_detector
 from latteclip.core import devices
 from latteclip.core.errors import UserError
 from latteclip.core.foreign import in_short
@@ -80,7 +80,7 @@ class Classifier:
         self.threads = threads or os.cpu_count() or 1
         self.batch_size = batch_size
         picked = devices.pick(device, self.threads)
-        self.model = tuned.load(model, picked, precision)
+        self.model = finetuned.load(model, picked, precision)
         self.pretrained = pretrained(self.model, picked, precision) if unknown else None
 
     def __call__(self, paths: Sequence[str | Path], topk: int = 1) -> list[Prediction]:
@@ -137,7 +137,7 @@ class Pretrained:
         ]
 
 
-def pretrained(model: tuned.TunedModel, device: torch.device, precision: str) -> Pretrained:
+def pretrained(model: finetuned.TunedModel, device: torch.device, precision: str) -> Pretrained:
     """What `score_unknown` learned of the dataset in whose results a model lies.
 
     Raises:

@@ -55,7 +55,7 @@ class Prediction:
     topk_classnames: list[str]
     topk_scores: list[float]  # of the classifier, such as cosines
     topk_probabilities: list[float]  # softmax over all classes of logit_scale times the scores
-    # Of `latteclip.clip.unknown`, where it was asked for.
+    # Of `latteclip.clip.ood`, where it was asked for.
     unknown_score: float | None = None
     is_unknown: bool | None = None
 

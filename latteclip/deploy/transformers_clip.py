@@ -15,8 +15,8 @@ import transformers
 from torch import nn
 
 from latteclip.clip.encode import CausalText
+from latteclip.clip.finetuned import TunedModel
 from latteclip.clip.model import Clip
-from latteclip.clip.tuned import TunedModel
 from latteclip.core.errors import UserError
 from latteclip.core.lazily import open_clip
 from latteclip.core.prompts import class_texts

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from latteclip.clip import tuned
-from latteclip.clip.features import encode_files
-from latteclip.clip.ranking import classify
+from latteclip.clip import finetuned
+from latteclip.clip.classifier import classify
+from latteclip.clip.encode import encode_files
 from latteclip.core import devices, tables
 from latteclip.core.holdout import NO_FOLD, Fold
 from latteclip.evaluate import gallery_images, judged, metrics
@@ -61,7 +61,7 @@ def evaluate(
     shown = gallery_images.read_shown(files.images, files.pseudo_labels)
     history = tables.read_metadata(files.history, "step")
     where = devices.pick(device, threads)
-    model = tuned.load(files.model, where, settings.precision, classnames=names)
+    model = finetuned.load(files.model, where, settings.precision, classnames=names)
 
     def ranked(paths: Sequence[str], k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The best classes of N image files and their scores, both [N, K]."""

@@ -3,8 +3,7 @@
 Without a test split, all images are.
 """
 
-from latteclip.clip.classifier import load_classifier
-from latteclip.clip.ranking import classify
+from latteclip.clip.classifier import classify, load_classifier
 from latteclip.core import tables
 from latteclip.evaluate import gallery_images, judged, metrics
 from latteclip.labels.features import read_features

@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 
 import torch
 
-from latteclip.clip.feature_rows import Features
+from latteclip.clip.feature_memmap import Features
 
 log = logging.getLogger(__name__)
 COMPARED = 100_000  # points on a CPU that are all compared with each other

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 import torch
 
-from latteclip.clip.classifier import load_classifier
-from latteclip.clip.feature_rows import Features
-from latteclip.clip.ranking import best_classes
+from latteclip.clip.classifier import best_classes, load_classifier
+from latteclip.clip.feature_memmap import Features
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import metrics

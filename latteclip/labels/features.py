@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from latteclip.clip.feature_rows import FeatureRows
+from latteclip.clip.feature_memmap import FeatureRows
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 

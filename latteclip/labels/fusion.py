@@ -31,7 +31,7 @@ from typing import Self
 
 import torch
 
-from latteclip.clip.ranking import best_classes
+from latteclip.clip.classifier import best_classes
 from latteclip.labels.corroboration import Corroboration, corroborate
 from latteclip.labels.witnesses import (
     Images,

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from latteclip.clip import encode, feature_rows
+from latteclip.clip import encode, feature_memmap
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import load_classifier, save_classifier
-from latteclip.clip.feature_rows import FeatureRows, Features
+from latteclip.clip.feature_memmap import FeatureRows, Features
 from latteclip.core import devices, tables
 from latteclip.core.class_scores import read_class_scores
 from latteclip.core.errors import UserError
@@ -166,7 +166,7 @@ def _encode(
     row_of = pc.fill_null(encoded.indices, len(distinct)).to_numpy()
     progress = Progress(len(distinct), "captions")
     features = FeatureRows(len(distinct) + 1, clip.config["embed_dim"])
-    for rows in feature_rows.parts(len(distinct), batch_size):
+    for rows in feature_memmap.parts(len(distinct), batch_size):
         batch = list(distinct[rows])
         features[rows] = encode.encode_texts(clip, clip.tokenizer(batch)).cpu()
         progress.add(len(batch))

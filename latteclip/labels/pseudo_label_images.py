@@ -12,10 +12,9 @@ import torch
 
 from latteclip.clip import classifier
 from latteclip.clip import model as clips
-from latteclip.clip.class_embeddings import class_embeddings
-from latteclip.clip.feature_rows import Features, parts
-from latteclip.clip.features import encode_files
-from latteclip.clip.ranking import ROWS, best_classes
+from latteclip.clip.classifier import ROWS, best_classes
+from latteclip.clip.encode import class_embeddings, encode_files
+from latteclip.clip.feature_memmap import Features, parts
 from latteclip.core import devices, tables
 from latteclip.core.class_words import ClassWords
 from latteclip.labels.features import feature_column

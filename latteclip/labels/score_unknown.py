@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import torch
 
 from latteclip.clip.classifier import load_classifier
-from latteclip.clip.unknown import UnknownDetector, threshold
+from latteclip.clip.ood import UnknownDetector, threshold
 from latteclip.core import tables
 from latteclip.core.class_scores import read_class_scores, unlikeliness
 from latteclip.core.errors import UserError

@@ -13,9 +13,9 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from latteclip.clip import feature_rows
+from latteclip.clip import feature_memmap
 from latteclip.clip.classifier import Classifier
-from latteclip.clip.feature_rows import Features
+from latteclip.clip.feature_memmap import Features
 
 ROWS = 4096  # images that are computed with at once
 FLOOR = 50.0  # nats: an option that is less likely than the best by more counts as that much less
@@ -252,4 +252,4 @@ def _without_means(
 
 def parts(n: int) -> Iterator[slice]:
     """The rows of n images, ROWS at a time."""
-    return feature_rows.parts(n, ROWS)
+    return feature_memmap.parts(n, ROWS)

@@ -14,18 +14,16 @@ import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 
-from latteclip.clip.classifier import load_classifier
-from latteclip.clip.feature_rows import FeatureRows, parts
-from latteclip.clip.ranking import ROWS, classify
+from latteclip.clip.classifier import ROWS, classify, load_classifier
+from latteclip.clip.feature_memmap import FeatureRows, parts
 from latteclip.core import tables
 from latteclip.core.digest import digest_of
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import NO_FOLD, Fold, left_out
 from latteclip.core.prompts import class_texts
 from latteclip.labels.features import read_features
-from latteclip.train.objectives.base import TrainingTexts
+from latteclip.train.objectives.base import TextBank, TrainingTexts
 from latteclip.train.settings import GROUND_TRUTH
-from latteclip.train.texts import TextBank
 
 # The column of `caption_labels.parquet` that takes the place of the zero-shot pseudo-labels.
 CAPTION_LABEL_COLUMNS = {"caption": "caption_label", "lmm": "lmm_label", "fused": "fused_label"}

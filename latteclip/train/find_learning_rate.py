@@ -15,17 +15,18 @@ import torch.nn.functional as F
 
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
-from latteclip.clip.features import encode_files
+from latteclip.clip.encode import encode_files
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
 from latteclip.core.progress import Progress
 from latteclip.core.signals import Signals, ending_in_order
 from latteclip.core.steps import auto_warmup_steps
-from latteclip.train import data, prepare, start
-from latteclip.train.pictures import TrainingPictures
+from latteclip.train import data, image_cache, model_setup
+from latteclip.train.augment import Augmentation
+from latteclip.train.image_cache import TrainingPictures
+from latteclip.train.objectives.base import TextBank
 from latteclip.train.settings import FinetuneSettings, Recipe
 from latteclip.train.step import Training
-from latteclip.train.texts import TextBank
 
 log = logging.getLogger(__name__)
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
@@ -108,7 +109,7 @@ def find_learning_rate(
         UserError: an input is missing or does not fit the others.
     """
     with ending_in_order("Nothing was found yet: a rerun starts where this run did.") as signals:
-        clip, bank, inputs = start.load(files, settings, device=device, threads=threads)
+        clip, bank, inputs = model_setup.load(files, settings, device=device, threads=threads)
         n = len(inputs.paths)
         recipe = settings.finetune.recipe(n, FALLBACK)
         if n < FEWEST:
@@ -117,8 +118,8 @@ def find_learning_rate(
         order = torch.randperm(n, generator=torch.Generator().manual_seed(SEED))
         m = min(n // JUDGING, MOST_JUDGING)
         size = min(recipe.batch_size, n - m)
-        prepare.prepare_training(clip, settings.compute, bank.tokens, size, recipe.batch_norm)
-        pictures = start.pictures_of(clip, inputs, settings, str(Path(output).parent), SEED)
+        model_setup.prepare_training(clip, settings.compute, bank.tokens, size, recipe.batch_norm)
+        pictures = image_cache.pictures_of(clip, inputs, settings, str(Path(output).parent), SEED)
         search = _Search(
             clip, bank, inputs, settings, recipe, pictures, order[m:], order[:m], threads
         )
@@ -133,7 +134,7 @@ def find_learning_rate(
             return found
 
         before = ShortRun(0.0, _losses(search, _training(search, recipe, signals)))
-        with start.explaining_memory(clip, inputs, recipe):
+        with model_setup.explaining_memory(clip, inputs, recipe):
             runs = climb(run)
         if _best(runs).loss < before.loss:
             lr, why = chosen(runs).lr, "the highest that is not clearly worse than the best"
@@ -187,7 +188,8 @@ def _losses_after(search: _Search, lr: float, signals: Signals) -> torch.Tensor:
         for keys in data.schedule(n, recipe.batch_size, total, SEED):
             yield [(number, int(search.seen[index])) for number, index in keys]
 
-    batches = start.batches(search.clip, search.pictures, schedule(), search.threads)
+    transform, device = Augmentation.of(search.clip), search.clip.device
+    batches = image_cache.batches(search.pictures, schedule(), transform, device, search.threads)
     progress = Progress(total, f"steps at {lr:g}")
     for step, (keys, (_, batch)) in enumerate(zip(schedule(), batches, strict=True)):
         index = torch.tensor([index for _, index in keys])
@@ -205,7 +207,7 @@ def _losses_after(search: _Search, lr: float, signals: Signals) -> torch.Tensor:
 def _training(search: _Search, recipe: Recipe, signals: Signals) -> Training:
     """Return a training of the model as it is, which draws what every other one draws."""
     torch.manual_seed(SEED)
-    return start.training(
+    return model_setup.training(
         search.clip, search.bank, search.inputs, search.settings, recipe, signals, SEED
     )
 

@@ -16,9 +16,8 @@ import numpy as np
 import torch
 
 from latteclip.clip import model as clips
-from latteclip.clip.class_embeddings import class_embeddings
 from latteclip.clip.classifier import Classifier
-from latteclip.clip.features import encode_files
+from latteclip.clip.encode import class_embeddings, encode_files
 from latteclip.core import devices, tables
 from latteclip.core.digest import digest_of
 from latteclip.core.errors import UserError
@@ -32,10 +31,11 @@ from latteclip.labels.witnesses import Images, LabelVotes
 from latteclip.train import (
     checkpoints,
     data,
+    image_cache,
+    model_setup,
     parallel,
-    prepare,
-    start,
 )
+from latteclip.train.augment import Augmentation
 from latteclip.train.settings import GROUND_TRUTH, FinetuneSettings, Recipe
 from latteclip.train.step import Training, collapse
 
@@ -86,7 +86,7 @@ def finetune(
         kept = _Kept(outputs.checkpoints, _identity(settings, seed, inputs))
         done = kept.resume(training)
         with signals.held():  # neither a step nor the writing may be interrupted
-            with start.explaining_memory(training.clip, inputs, recipe):
+            with model_setup.explaining_memory(training.clip, inputs, recipe):
                 _train(training, inputs, settings, recipe, kept, done, seed=seed, threads=threads)
             training.clip.model.eval()
             classifier = _classifier(training, inputs, settings, recipe, threads)
@@ -148,11 +148,11 @@ def _load(
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
-    clip, bank, inputs = start.load(files, settings, device=device, threads=threads)
+    clip, bank, inputs = model_setup.load(files, settings, device=device, threads=threads)
     recipe = settings.finetune.recipe(inputs.n_scheduled, _learning_rate(files.learning_rate))
     size = min(recipe.batch_size, len(inputs.paths))
-    prepare.prepare_training(clip, settings.compute, bank.tokens, size, recipe.batch_norm)
-    return start.training(clip, bank, inputs, settings, recipe, signals, seed), inputs, recipe
+    model_setup.prepare_training(clip, settings.compute, bank.tokens, size, recipe.batch_norm)
+    return model_setup.training(clip, bank, inputs, settings, recipe, signals, seed), inputs, recipe
 
 
 def _learning_rate(path: str | None) -> float | None:
@@ -194,8 +194,14 @@ def _train(
     def schedule() -> Iterator[list[tuple[int, int]]]:
         return data.schedule(n, recipe.batch_size, total, seed, first)
 
-    files = start.pictures_of(training.clip, inputs, settings, kept.folder, seed)
-    batches = start.batches(training.clip, files, schedule(), threads)
+    files = image_cache.pictures_of(training.clip, inputs, settings, kept.folder, seed)
+    batches = image_cache.batches(
+        files,
+        map(parallel.share, schedule()),
+        Augmentation.of(training.clip),
+        training.clip.device,
+        threads,
+    )
     progress = Progress(total, "steps", done=first)
     pace = _Pace()
     timer = checkpoints.Timer(settings.compute.checkpoint_minutes)

@@ -5,12 +5,13 @@ Letters: N training images, B batch, C classes, D embedding width.
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
@@ -20,8 +21,7 @@ from latteclip.core.signals import Signals
 from latteclip.train import parallel
 from latteclip.train.checkpoints import Checkpoint
 from latteclip.train.objectives.base import Objective, TrainingBatch
-from latteclip.train.prepare import training_mode
-from latteclip.train.settings import Finetune
+from latteclip.train.settings import FROZEN, Finetune
 
 MAX_LOGIT_SCALE = math.log(100)
 MIN_CLASSES = 0.5  # share of the classes that a sound model predicts
@@ -45,6 +45,23 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
+
+
+def training_mode(model: torch.nn.Module, batch_norm: str) -> None:
+    """Put a model into training mode; BatchNorm that is "frozen" stays in evaluation mode.
+
+    Its gains and biases are trained all the same. Its statistics are those of pretraining: running
+    ones of small, few or odd batches would change the features whatever the learning rate is.
+    """
+    model.train()
+    if batch_norm == FROZEN:
+        for module in batch_norms(model):
+            module.eval()
+
+
+def batch_norms(model: torch.nn.Module) -> Iterator[BatchNorm]:
+    """Yield the BatchNorm layers of a model."""
+    return (module for module in model.modules() if isinstance(module, BatchNorm))
 
 
 @dataclass

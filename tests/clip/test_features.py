@@ -4,7 +4,7 @@ from support.backbones import CPU
 from support.tiny import DEMO_CLIP, write_pictures
 
 from latteclip.clip import model as clips
-from latteclip.clip.features import encode_files
+from latteclip.clip.encode import encode_files
 
 
 @torch.no_grad()

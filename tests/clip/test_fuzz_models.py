@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.backbones import CPU, pictures
 from support.fuzz import damaged, twisted
 
-from latteclip.clip import encode, tuned
+from latteclip.clip import encode, finetuned
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import load_classifier
 from latteclip.core import checksums
@@ -32,7 +32,7 @@ def folder(saved, tmp_path_factory):
 
 @torch.no_grad()
 def scores(folder):
-    model = tuned.load(folder, CPU)
+    model = finetuned.load(folder, CPU)
     model.clip.tokenizer(["a thing"])
     return model.classifier.scores(encode.encode_images(model.clip, pictures(model.clip, 2)))
 

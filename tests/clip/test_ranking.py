@@ -2,9 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from latteclip.clip import ranking
-from latteclip.clip.classifier import Classifier
-from latteclip.clip.ranking import best_classes
+from latteclip.clip import classifier as ranking
+from latteclip.clip.classifier import Classifier, best_classes
 
 N, C, D, K = 23, 7, 5, 3
 

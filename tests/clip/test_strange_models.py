@@ -13,7 +13,6 @@ from support.tiny import write_bert, write_pictures
 
 from latteclip.cli import main
 from latteclip.clip import model as clips
-from latteclip.clip import weights
 from latteclip.clip.classifier import Classifier
 from latteclip.core import checksums
 from latteclip.core.errors import UserError
@@ -245,4 +244,4 @@ def test_a_plain_network_has_fewer_numbers_than_it_is_said_to_have_at_most(name)
     with torch.device("meta"):
         network = open_clip.create_model(name, load_weights=False, device="meta")
     numbers = sum(tensor.numel() for tensor in network.state_dict().values())
-    assert numbers < weights._at_most(open_clip.get_model_config(name)) < 4 * numbers
+    assert numbers < clips._at_most(open_clip.get_model_config(name)) < 4 * numbers

@@ -71,8 +71,8 @@ def test_a_stage_has_its_sources_and_no_others(monkeypatch):
     assert found == sorted(found)
     assert {"latteclip/train/finetune.py", "latteclip/train/step.py"} <= set(found)
     # The objective is imported by its name: a rule adds the one that its method has.
-    assert "latteclip/train/objectives/losses.py" not in found
-    assert "latteclip/train/objectives/losses.py" in code.sources("latteclip.train.objectives.flyp")
+    assert "latteclip/train/objectives/flyp.py" not in found
+    assert "latteclip/train/objectives/flyp.py" in code.sources("latteclip.train.objectives.flyp")
     assert not [file for file in found if file.endswith("__init__.py") or "/cli/" in file]
     assert "latteclip/core/progress.py" not in found
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from support.architectures import ARCHITECTURES, write_architecture
 from support.tiny import FINETUNE, TEMPLATE, write_index, write_pictures
 
+from latteclip.clip import finetuned
 from latteclip.clip import model as clips
-from latteclip.clip import tuned
 from latteclip.deploy.export import export
 from latteclip.deploy.predict import Classifier
 from latteclip.labels.pseudo_label_images import ZeroShotSettings, pseudo_label_images
@@ -76,7 +76,7 @@ def test_predictions_of_the_export_are_those_of_the_stock_model(architecture, ru
     pictures = sorted(map(str, (run / "pictures").iterdir()))
     found = Classifier(str(tmp_path / "exported"), device="cpu", threads=1)(pictures, topk=3)
     assert [prediction.path for prediction in found] == pictures
-    opened = tuned.load(run, torch.device("cpu"))
+    opened = finetuned.load(run, torch.device("cpu"))
     images = torch.stack([opened.clip.preprocess(Image.open(path)) for path in pictures])
     with torch.no_grad():
         features = opened.clip.model.encode_image(images, normalize=True)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from support.tiny import DEMO_CLIP
 
-from latteclip.clip import tuned
+from latteclip.clip import finetuned
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core.errors import UserError
 from latteclip.deploy.assemble_model import PretrainedClip, assemble_model
@@ -21,7 +21,7 @@ def head(tmp_path):
 
 def test_the_folder_is_the_pretrained_model_with_the_classifier(tmp_path, head, demo_clip):
     assemble_model(head, PretrainedClip(NAME, None), str(tmp_path / "model"))
-    found = tuned.load(tmp_path / "model", torch.device("cpu"))
+    found = finetuned.load(tmp_path / "model", torch.device("cpu"))
     assert torch.equal(found.classifier.weights, CLASSIFIER.weights)
     assert torch.equal(found.classifier.bias, CLASSIFIER.bias)
     assert (found.classnames, found.words.template) == (["a", "b é"], "a {}.")

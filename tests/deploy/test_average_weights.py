@@ -5,10 +5,10 @@ import torch
 from safetensors.torch import load_file
 from support.tiny import DEMO_CLIP
 
+from latteclip.clip import finetuned
 from latteclip.clip import model as clips
-from latteclip.clip import tuned
-from latteclip.clip.class_embeddings import class_embeddings
 from latteclip.clip.classifier import Classifier
+from latteclip.clip.encode import class_embeddings
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.deploy.average_weights import TrainingResult, average_weights
@@ -52,7 +52,7 @@ def test_weights_are_means_and_the_classifier_is_of_the_averaged_text_tower(tmp_
     start, found = load_file(DEMO_CLIP / WEIGHTS), load_file(f"{model}/{WEIGHTS}")
     for name in ("visual.conv1.weight", "token_embedding.weight", "logit_scale"):
         torch.testing.assert_close(found[name], 1.1 * start[name].float())
-    opened = tuned.load(model, CPU, classnames=CLASSNAMES)
+    opened = finetuned.load(model, CPU, classnames=CLASSNAMES)
     texts = class_embeddings(opened.clip, TEMPLATE, CLASSNAMES)
     torch.testing.assert_close(opened.classifier.weights, texts)
     assert tables.read_metadata(history, "step")["marks"] == ["ours"]

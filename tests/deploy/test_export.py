@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from support.tiny import BACKBONES, write_backbone, write_pictures
 
 from latteclip.cli import main
+from latteclip.clip import finetuned
 from latteclip.clip import model as clips
-from latteclip.clip import tuned
-from latteclip.clip.class_embeddings import class_embeddings
 from latteclip.clip.classifier import Classifier, load_classifier
+from latteclip.clip.encode import class_embeddings
 from latteclip.core import checksums, tables
 from latteclip.core.class_words import ClassWords
 from latteclip.data.images import ORIENTATION, open_rgb
@@ -304,7 +304,7 @@ def test_every_template_is_told_and_what_classes_are_also_called(demo, demo_clip
     )
     classifier, _ = load_classifier(demo / clips.CLASSIFIER)
     clips.save(demo_clip, classifier, CLASSNAMES, words, tmp_path / "model")
-    assert tuned.load(tmp_path / "model", torch.device("cpu")).words == words
+    assert finetuned.load(tmp_path / "model", torch.device("cpu")).words == words
     export(str(tmp_path / "model"), str(tmp_path / "out"), "transformers")
     templates = json.loads((tmp_path / "out" / "clip_benchmark_templates.json").read_text())
     assert templates == {"custom": ["a photo of the {c}.", "a {c}", "the {c}?"]}

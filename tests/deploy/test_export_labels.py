@@ -17,7 +17,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.data.images import open_rgb
 from latteclip.data.splits import SplitSettings, read_split
-from latteclip.deploy import taken_labels
+from latteclip.deploy import label_table
 from latteclip.deploy.export_labels import export_labels
 
 
@@ -29,7 +29,7 @@ def taken(tmp_path, monkeypatch):
 
 
 def rows(taken):
-    return taken_labels.read(taken.folder).table.to_pylist()
+    return label_table.read(taken.folder).table.to_pylist()
 
 
 def test_each_label_comes_with_what_is_known_of_it(taken):
@@ -70,7 +70,7 @@ def test_enough_answers_calibrate_and_are_the_labels(taken):
             assert row["label"] == row["answered"] == one.classname
         else:
             assert row["label"] == (None if one and one.kind == "none" else row["fused_label"])
-    worth = taken_labels.read(taken.folder).worth
+    worth = label_table.read(taken.folder).worth
     assert "69" in worth
     share = np.mean([right[name] for name in answers])
     means = [np.mean([r["probability"] for r in part.values()]) for part in (before, found)]
@@ -94,7 +94,7 @@ def test_csv_and_parquet_hold_the_same(taken, tmp_path):
     table = pq.read_table(tmp_path / "parquet")
     with (tmp_path / "csv").open(newline="") as file:
         read = list(csv.DictReader(file))
-    assert table.column_names == list(read[0]) == taken_labels.SCHEMA.names
+    assert table.column_names == list(read[0]) == label_table.SCHEMA.names
     for one, other in zip(table.to_pylist(), read, strict=True):
         for name, value in one.items():
             if isinstance(value, float):

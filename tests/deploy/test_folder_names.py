@@ -1,6 +1,6 @@
 import pytest
 
-from latteclip.deploy.folder_names import FolderNames, safe
+from latteclip.deploy.export_labels import FolderNames, safe
 
 
 @pytest.mark.parametrize(

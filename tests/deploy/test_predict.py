@@ -19,8 +19,8 @@ from support.tiny import DEMO_CLIP, ROOT, write_index, write_pictures, write_pse
 from latteclip.cli import main
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
-from latteclip.clip.features import encode_files
-from latteclip.clip.unknown import UnknownDetector
+from latteclip.clip.encode import encode_files
+from latteclip.clip.ood import UnknownDetector
 from latteclip.core import checksums, tables
 from latteclip.core.class_words import ClassWords
 from latteclip.core.errors import UserError
@@ -283,7 +283,7 @@ def test_every_format_says_the_same(model, pictures, tmp_path, capsys):
 @pytest.mark.parametrize("workers", [None, 2])
 def test_broken_images_are_reported_and_skipped(model, broken, workers, monkeypatch, caplog):
     if workers is not None:
-        monkeypatch.setattr("latteclip.clip.features.loader.batches", batches_with(workers))
+        monkeypatch.setattr("latteclip.clip.encode.loader.batches", batches_with(workers))
     classifier = predict.Classifier(model, device="cpu", threads=1, batch_size=BATCH)
     found = classifier(broken)
     good = broken[:4] + broken[5:]

@@ -10,7 +10,7 @@ from support.zero_shot_files import ZeroShotFiles
 
 from latteclip.cli import main
 from latteclip.clip import classifier, encode
-from latteclip.clip.class_embeddings import class_embeddings
+from latteclip.clip.encode import class_embeddings
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.labels import fusion

@@ -10,7 +10,7 @@ from latteclip.captions import gather_captions
 from latteclip.captions.requests import shard_of
 from latteclip.captions.text import mentions
 from latteclip.core import tables
-from latteclip.train import texts
+from latteclip.train.objectives import base as texts
 
 N, C, D, K = 23, 7, 5, 3
 

@@ -9,7 +9,7 @@ from scipy.stats import mannwhitneyu
 from support.witnesses import World
 from support.zero_shot_files import ZeroShotFiles
 
-from latteclip.clip.unknown import load_detector
+from latteclip.clip.ood import load_detector
 from latteclip.core import tables
 from latteclip.labels.score_unknown import UnknownSettings, score_unknown
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from support.tiny import BACKBONES
 
 from latteclip.clip import encode
-from latteclip.train.objectives.losses import contrastive
+from latteclip.train.objectives.base import contrastive
 
 CPU = torch.device("cpu")
 KINDS = list(BACKBONES)

@@ -6,9 +6,8 @@ from support.tiny import SIDE, TEMPLATE, tiny_clip
 
 from latteclip.clip import encode
 from latteclip.core.prompts import class_texts
-from latteclip.train.objectives.base import TrainingBatch, TrainingTexts
+from latteclip.train.objectives.base import TextBank, TrainingBatch, TrainingTexts
 from latteclip.train.objectives.latteclip import GroupSampler, LatteClip, Switches
-from latteclip.train.texts import TextBank
 
 SHAPES = [(5, 7, 11), (6, 4, 9), (3, 13, 8)]  # B, C, N
 WORDS = ["red", "fine", "coarse", "woven", "soft", "thin", "bold", "dots", "lines", "cells", "x"]

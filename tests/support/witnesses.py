@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from latteclip.clip.feature_rows import FeatureRows
+from latteclip.clip.feature_memmap import FeatureRows
 from latteclip.labels.witnesses import CaptionVotes, Images
 
 SCALE = 30.0

@@ -13,7 +13,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.steps import steps_per_epoch
 from latteclip.train import data as training_data
 from latteclip.train.data import TrainingFiles, schedule
-from latteclip.train.texts import TextBank
+from latteclip.train.objectives.base import TextBank
 
 CLASSNAMES = ["striped", "dotted", "woven"]
 LABELS = [2, 0, 2, 1, 0, 2, 1]

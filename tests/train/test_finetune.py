@@ -30,9 +30,8 @@ from support.tiny import (
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
-from latteclip.clip.class_embeddings import class_embeddings
 from latteclip.clip.classifier import load_classifier
-from latteclip.clip.features import encode_files
+from latteclip.clip.encode import class_embeddings, encode_files
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.labels.fusion import fuse
@@ -42,7 +41,7 @@ from latteclip.train import finetune as finetuning
 from latteclip.train.augment import Augmentation
 from latteclip.train.data import TrainingFiles
 from latteclip.train.finetune import TrainingOutputs, finetune
-from latteclip.train.pictures import KeptPictures, TrainingPictures, batches, kept_pictures
+from latteclip.train.image_cache import KeptPictures, TrainingPictures, batches, kept_pictures
 from latteclip.train.settings import Compute, Finetune, FinetuneSettings, Recipe
 from latteclip.train.step import Training
 

@@ -1,7 +1,7 @@
 import torch
 from support.tiny import tiny_clip
 
-from latteclip.train.texts import TextBank
+from latteclip.train.objectives.base import TextBank
 
 TEXTS = ["red dots", "a woven thing", "red dots", "x"]
 

@@ -217,7 +217,7 @@ EDITS = {
         in_file("latteclip/report/templates/page.css"),
         {"report_dataset": 1, "index_results": 1},
     ),
-    "time of losses.py": (touched("latteclip/train/objectives/losses.py"), {}),
+    "time of base.py": (touched("latteclip/train/objectives/base.py"), {}),
 }
 
 

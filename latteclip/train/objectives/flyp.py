@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from latteclip.train.objectives import base, losses
-from latteclip.train.texts import TextBank
+from latteclip.train.objectives import base
+from latteclip.train.objectives.base import TextBank
 
 
 def maker(switches: Mapping[str, Any]) -> base.Maker:
@@ -29,7 +29,7 @@ class Flyp:
 
     def loss(self, batch: base.TrainingBatch) -> base.StepOutcome:
         targets = self.bank.encode(self.texts.classes[batch.pseudo_labels])  # [B, D]
-        loss = losses.contrastive(batch.features, targets, batch.scale)
+        loss = base.contrastive(batch.features, targets, batch.scale)
         scores = batch.features.detach() @ self.epoch_classifier.T
         return base.StepOutcome(loss, scores, {"loss_zero_shot": loss.detach()})
 

@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from latteclip.core import devices
 from latteclip.core.errors import UserError
 from latteclip.core.settings import from_values
-from latteclip.train.objectives import losses
+from latteclip.train.objectives import base
 from latteclip.train.objectives.base import (
     Maker,
     StepOutcome,
+    TextBank,
     TrainingBatch,
     TrainingTexts,
     text_classifier,
 )
-from latteclip.train.texts import TextBank
 
 MARGIN_FLOOR = 1e-6
 
@@ -134,7 +134,7 @@ class LatteClip:
                 else mixed
             )
             if used:
-                part = losses.contrastive(batch.features, target, batch.scale)
+                part = base.contrastive(batch.features, target, batch.scale)
                 total = total + part
                 logs[f"loss_{name}"] = part.detach()
                 self._labels.append(labels)

@@ -8,6 +8,7 @@ from support.objectives import SHAPES, Case, assert_same_rows
 from support.tiny import WIDTH
 
 from latteclip.core.errors import UserError
+from latteclip.train.objectives.base import contrastive
 from latteclip.train.objectives.latteclip import (
     MARGIN_FLOOR,
     GroupSampler,
@@ -15,7 +16,6 @@ from latteclip.train.objectives.latteclip import (
     margins,
     update,
 )
-from latteclip.train.objectives.losses import contrastive
 
 SWITCHES = [
     {},

@@ -1,6 +1,6 @@
-"""How a CLIP model is trained: compiled, or in less memory.
+"""A training before its first step: its model, compiled or in less memory, and its data.
 
-Features and gradients stay the same up to rounding.
+Letters: N training images, B batch, C classes, T texts, L tokens.
 """
 
 import contextlib
@@ -10,19 +10,66 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from latteclip.clip import encode
+from latteclip.clip import model as clips
 from latteclip.clip.encode import text_tower
 from latteclip.clip.model import Clip
+from latteclip.core import devices
 from latteclip.core.errors import UserError, first_line
-from latteclip.train import parallel
-from latteclip.train.settings import FROZEN, Compute
+from latteclip.core.signals import Signals
+from latteclip.train import data, parallel
+from latteclip.train.objectives.base import TextBank, choose
+from latteclip.train.settings import FROZEN, Compute, FinetuneSettings, Recipe
+from latteclip.train.step import Training, adamw, batch_norms, training_mode
 
 log = logging.getLogger(__name__)
 
 MOMENTS = 2  # of AdamW, each as large as the weights
 KINDS_OF_TEXT = 4  # that an objective asks for at most, per image of a batch
+
+
+def load(
+    files: data.TrainingFiles, settings: FinetuneSettings, *, device: str, threads: int
+) -> tuple[clips.Clip, TextBank, data.TrainingData]:
+    """Load the pretrained model, its bank of texts and the data of a training.
+
+    Raises:
+        UserError: an input is missing or does not fit the others.
+    """
+    choose(settings.objective, settings.switches)  # refuses what it does not know, before the work
+    clip = clips.load(
+        settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
+    )
+    if settings.finetune.batch_norm != FROZEN:
+        refuse_moving_statistics(clip, settings.compute, parallel.size())
+    bank = TextBank(clip)
+    return (
+        clip,
+        bank,
+        data.read(files, settings.words.template, settings.labels, bank, settings.fold),
+    )
+
+
+def training(
+    clip: clips.Clip,
+    bank: TextBank,
+    inputs: data.TrainingData,
+    settings: FinetuneSettings,
+    recipe: Recipe,
+    signals: Signals,
+    seed: int,
+) -> Training:
+    """Return a training that begins with the model as it is, prepared by `prepare_training`."""
+    make_objective = choose(settings.objective, settings.switches)
+    return Training(
+        clip,
+        make_objective(bank, inputs.texts, seed),
+        adamw(clip.model, recipe),
+        torch.zeros(len(inputs.classnames), dtype=torch.long, device=clip.device),
+        signals,
+        recipe.batch_norm,
+    )
 
 
 def prepare_training(
@@ -74,19 +121,7 @@ def _fitting(clip: Clip, tokens: torch.Tensor, batch_size: int, may_divide: bool
 
 def divisible(clip: Clip, batch_norm: str) -> bool:
     """Whether the model may see a batch in parts: not where it takes its statistics."""
-    return batch_norm == FROZEN or not any(_batch_norms(clip.model))
-
-
-def training_mode(model: torch.nn.Module, batch_norm: str) -> None:
-    """Put a model into training mode; BatchNorm that is "frozen" stays in evaluation mode.
-
-    Its gains and biases are trained all the same. Its statistics are those of pretraining: running
-    ones of small, few or odd batches would change the features whatever the learning rate is.
-    """
-    model.train()
-    if batch_norm == FROZEN:
-        for module in _batch_norms(model):
-            module.eval()
+    return batch_norm == FROZEN or not any(batch_norms(clip.model))
 
 
 def refuse_moving_statistics(clip: Clip, compute: Compute, processes: int) -> None:
@@ -106,7 +141,7 @@ def refuse_moving_statistics(clip: Clip, compute: Compute, processes: int) -> No
         ),
         ("processes.finetune", "1", "would see the images of their process alone"): processes > 1,
     }
-    if not any(_batch_norms(clip.model)):
+    if not any(batch_norms(clip.model)):
         return
     for (key, value, why), clash in clashes.items():
         if clash:
@@ -114,10 +149,6 @@ def refuse_moving_statistics(clip: Clip, compute: Compute, processes: int) -> No
                 f"{key} does not go with finetune.batch_norm train: the BatchNorm layers of "
                 f"clip.model {why}; set it to {value}, or finetune.batch_norm to {FROZEN}."
             )
-
-
-def _batch_norms(model: torch.nn.Module) -> Iterator[BatchNorm]:
-    return (module for module in model.modules() if isinstance(module, BatchNorm))
 
 
 def _checkpoint_blocks(clip: Clip) -> None:
@@ -228,6 +259,15 @@ def _fits(clip: Clip, tokens: torch.Tensor, images: int, size: int | None) -> bo
         if cuda:
             torch.cuda.empty_cache()
     return True
+
+
+def explaining_memory(
+    clip: clips.Clip, inputs: data.TrainingData, recipe: Recipe
+) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which running out of a GPU's memory says what to lower."""
+    batch = -(-min(recipe.batch_size, len(inputs.paths)) // parallel.size())
+    at_once = min(clip.micro_batch or batch, batch)
+    return explained(at_once, divisible=divisible(clip, recipe.batch_norm))
 
 
 @contextlib.contextmanager

@@ -18,8 +18,7 @@ import pyarrow.compute as pc
 from latteclip.audit import score
 from latteclip.audit.answers import CLASS, NONE, UNSURE, Answer
 from latteclip.audit.session import FOLDER, Session
-from latteclip.clip.classifier import load_classifier
-from latteclip.clip.ranking import classify
+from latteclip.clip.classifier import classify, load_classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.deploy.calibration import Calibration, calibrate

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from latteclip.clip import model as clips
-from latteclip.clip import weights
 from latteclip.clip.classifier import Classifier, load_classifier
 from latteclip.core import checksums
 from latteclip.core.class_words import ClassWords
@@ -82,7 +81,7 @@ def load(
     classifier, described = load_classifier(folder / clips.CLASSIFIER, **expected)
     path, names = folder / clips.CLASSIFIER, described.get("classnames")
     if not names:
-        raise UserError(f"{path} does not say of which classes it is; {weights.REMEDY}.")
+        raise UserError(f"{path} does not say of which classes it is; {clips.REMEDY}.")
     width, wanted = classifier.weights.shape[1], clip.config["embed_dim"]
     if width != wanted:
         raise UserError(

@@ -4,8 +4,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 from support.backbones import CPU
 
+from latteclip.clip import finetuned
 from latteclip.clip import model as clips
-from latteclip.clip import tuned
 from latteclip.clip.classifier import load_classifier, save_classifier
 from latteclip.core import checksums
 from latteclip.core.errors import UserError
@@ -34,24 +34,24 @@ def test_a_flipped_byte_of_any_file_is_seen(folder):
         path.write_bytes(whole)
         name = path.relative_to(folder).as_posix()
         with pytest.raises(UserError, match=name):
-            tuned.load(folder, CPU)
+            finetuned.load(folder, CPU)
         whole[len(whole) // 2] ^= 1
         path.write_bytes(whole)
-    tuned.load(folder, CPU)
+    finetuned.load(folder, CPU)
 
 
 def test_files_missing_or_added_are_told(folder, caplog):
     (folder / "added.txt").touch()
-    tuned.load(folder, CPU)
+    finetuned.load(folder, CPU)
     assert "added.txt" in caplog.text
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"tokenizer\.json"):
-        tuned.load(folder, CPU)
+        finetuned.load(folder, CPU)
 
 
 def test_one_without_sums_is_taken_with_a_warning(folder, caplog):
     (folder / checksums.SUMS).unlink()
-    assert tuned.load(folder, CPU).classnames == CLASSNAMES
+    assert finetuned.load(folder, CPU).classnames == CLASSNAMES
     assert "SHA256SUMS" in caplog.text
 
 
@@ -89,11 +89,11 @@ def test_what_cannot_be_a_model_is_refused_though_its_sums_fit(folder, spoil, wr
     spoil(folder)
     checksums.write(folder)
     with pytest.raises(UserError, match=wrong) as error:
-        tuned.load(folder, CPU)
+        finetuned.load(folder, CPU)
     assert "\n" not in str(error.value)
 
 
 def test_one_of_other_classes_is_refused(folder):
-    assert tuned.load(folder, CPU, classnames=CLASSNAMES).classnames == CLASSNAMES
+    assert finetuned.load(folder, CPU, classnames=CLASSNAMES).classnames == CLASSNAMES
     with pytest.raises(UserError, match="classes"):
-        tuned.load(folder, CPU, classnames=["a", "b", "d"])
+        finetuned.load(folder, CPU, classnames=["a", "b", "d"])

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from latteclip.clip.classifier import Classifier, save_classifier
-from latteclip.clip.unknown import UnknownDetector, load_detector
+from latteclip.clip.ood import UnknownDetector, load_detector
 from latteclip.core.errors import UserError
 
 N, C, D = 11, 3, 5

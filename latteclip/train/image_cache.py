@@ -18,12 +18,14 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from latteclip.clip import model as clips
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.paths import existing
 from latteclip.data.images import open_rgb
 from latteclip.data.loader import loader
 from latteclip.data.loader_workers import watched
-from latteclip.train import augment, parallel
+from latteclip.train import augment, data, parallel
+from latteclip.train.settings import FinetuneSettings
 
 log = logging.getLogger(__name__)
 REDUCING_GAP = 3.0  # by which, Pillow's documentation says, its quick resizing is as good as any
@@ -240,3 +242,14 @@ def _together(samples: list[tuple[int, np.ndarray, np.ndarray]]) -> tuple[torch.
         torch.tensor([picture.shape[:2] for picture in pictures]),
         torch.from_numpy(np.concatenate([picture.reshape(-1) for picture in pictures])),
     )
+
+
+def pictures_of(
+    clip: clips.Clip, inputs: data.TrainingData, settings: FinetuneSettings, folder: str, seed: int
+) -> TrainingPictures:
+    """Return the pictures, which stay in memory or on the disk of a folder once decoded."""
+    processes = parallel.size()
+    side = augment.Augmentation.of(clip).kept_side
+    in_memory = settings.compute.cache_gib * 2**30 / processes
+    room = kept_pictures(inputs.sizes, side, in_memory, folder, processes)
+    return TrainingPictures(inputs.paths, side, seed, room)

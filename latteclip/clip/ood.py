@@ -15,9 +15,8 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 
-from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
-from latteclip.clip.feature_rows import Features, parts
-from latteclip.clip.ranking import ROWS
+from latteclip.clip.classifier import ROWS, Classifier, load_classifier, save_classifier
+from latteclip.clip.feature_memmap import Features, parts
 from latteclip.core.errors import DELETE_AND_RERUN, UserError
 from latteclip.core.settings import from_values
 

@@ -18,8 +18,8 @@ from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.core.errors import UserError
-from latteclip.train import prepare as preparing
-from latteclip.train.prepare import (
+from latteclip.train import model_setup as preparing
+from latteclip.train.model_setup import (
     prepare_training,
     refuse_moving_statistics,
     training_mode,

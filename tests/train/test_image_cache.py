@@ -15,9 +15,9 @@ from support.tiny import write_pictures
 from latteclip.core.errors import UserError
 from latteclip.data.images import open_rgb
 from latteclip.data.loader import loader
-from latteclip.train import augment, pictures
+from latteclip.train import augment, image_cache
 from latteclip.train.augment import Augmentation
-from latteclip.train.pictures import (
+from latteclip.train.image_cache import (
     KeptPictures,
     TrainingPictures,
     batches,
@@ -72,7 +72,7 @@ def test_the_part_that_is_scaled_down_lies_inside_pictures_of_any_size():
     sides = rng.integers(64, 513, len(sizes))
     for size, side in zip(sizes, sides.tolist(), strict=True):
         width, height = shrunken_sizes(size[None], side)[0].tolist()
-        left, top, right, bottom = pictures._middle(tuple(size.tolist()), (width, height))
+        left, top, right, bottom = image_cache._middle(tuple(size.tolist()), (width, height))
         assert 0 <= left < right <= size[0]
         assert 0 <= top < bottom <= size[1]
         # No pixel is lost but at the ends of long pictures, and the shape stays.
@@ -194,7 +194,7 @@ def test_a_kept_picture_is_read_once(tmp_path, memory):
 
 
 def test_without_room_on_the_disk_pictures_are_read_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "FREE", 1e12)
+    monkeypatch.setattr(image_cache, "FREE", 1e12)
     paths = write_pictures(tmp_path / "pictures", 2)
     files = training_pictures(paths, BYTES, tmp_path)
     for index in (0, 1):

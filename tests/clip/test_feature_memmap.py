@@ -4,8 +4,8 @@ import os
 import pytest
 import torch
 
-from latteclip.clip import feature_rows
-from latteclip.clip.feature_rows import FeatureRows
+from latteclip.clip import feature_memmap
+from latteclip.clip.feature_memmap import FeatureRows
 
 N, D = 23, 5
 
@@ -40,6 +40,6 @@ def test_a_full_disk_is_noticed_before_a_row_is_written(monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(feature_rows.os, "posix_fallocate", full)
+    monkeypatch.setattr(feature_memmap.os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No space left"):
         FeatureRows(N, D)
