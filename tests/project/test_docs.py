@@ -10,7 +10,7 @@ from latteclip.core.steps import steps_per_epoch
 from latteclip.core.version import __version__
 from latteclip.deploy import model_card
 
-STAGES = ROOT / "docs" / "stages.md"
+STAGES = ROOT / "docs" / "how-it-works.md"
 
 
 def schema_and_defaults():
