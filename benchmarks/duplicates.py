@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from latteclip.data.class_folders import image_files
 from latteclip.data.find_duplicates import candidates, small_picture, twins
 from latteclip.data.fingerprints import BITS, THUMBNAIL, VIEWS, Fingerprint, fingerprint
+from latteclip.data.folder_files import image_files
 from latteclip.data.images import open_rgb
 from latteclip.demo.generate_textures import TextureSettings, generate_textures
 

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from latteclip.core import devices
-from latteclip.data.class_folders import image_files
+from latteclip.data.folder_files import image_files
 from latteclip.data.images import open_rgb
 from latteclip.demo.generate_textures import TextureSettings, generate_textures
 from latteclip.train import augment, image_cache

@@ -44,7 +44,9 @@ def main() -> None:
     parts = []
     for column, top, height, title, lines in BOXES:
         middle = left(column) + BOX // 2
-        parts.append(f'<rect x="{left(column)}" y="{top}" width="{BOX}" height="{height}" rx="10"/>')
+        parts.append(
+            f'<rect x="{left(column)}" y="{top}" width="{BOX}" height="{height}" rx="10"/>'
+        )
         parts.append(f'<text class="title" x="{middle}" y="{top + 35}">{title}</text>')
         parts += [
             f'<text class="small" x="{middle}" y="{top + 58 + 18 * i}">{line}</text>'

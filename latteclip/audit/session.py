@@ -17,8 +17,7 @@ from latteclip.audit.candidates import Audited
 from latteclip.audit.score import RunFiles, asked, scored
 from latteclip.core.digest import digest
 from latteclip.core.errors import UserError
-from latteclip.data import members
-from latteclip.data.images import open_rgb
+from latteclip.data.images import image_exists, open_rgb
 from latteclip.evaluate.audited import Audit
 
 FOLDER = "audit"  # in a dataset's results
@@ -141,7 +140,7 @@ class Session:
         return [
             one.path
             for one in questions
-            if one.image_id not in standing and not members.exists(one.path)
+            if one.image_id not in standing and not image_exists(one.path)
         ]
 
     @cached_property

@@ -39,8 +39,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.foreign import in_short
 from latteclip.core.progress import Progress
 from latteclip.core.signals import ending_in_order
-from latteclip.data import members
-from latteclip.data.images import is_plain, open_rgb
+from latteclip.data.images import is_plain, open_rgb, read_bytes
 from latteclip.data.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -128,7 +127,7 @@ def workers(preparer: Preparer, n: int, most_pixels: int) -> Workers[Task, Prepa
 def read_image(path: str) -> bytes:
     """The bytes of an image."""
     try:
-        return members.read(path)
+        return read_bytes(path)
     except (OSError, ValueError) as error:
         raise UserError(
             f"Image {path} cannot be read ({error}); put it back, or index the images anew "

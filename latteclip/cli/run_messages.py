@@ -22,7 +22,7 @@ from latteclip.config.rule_inputs import (
 )
 from latteclip.core.foreign import shown
 from latteclip.core.json_files import read_object
-from latteclip.data.class_folders import IMAGE_SUFFIXES
+from latteclip.data.folder_files import IMAGE_SUFFIXES
 from latteclip.evaluate.results import read_selection
 
 COUNTED = 100_000  # image files of a folder; of more it is only said that there are more

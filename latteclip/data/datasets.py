@@ -15,7 +15,8 @@ from latteclip.config.schema import Schema, unknown
 from latteclip.core.errors import UserError
 from latteclip.core.prompts import clean_classnames
 from latteclip.core.settings import from_values
-from latteclip.data import download, members, splits
+from latteclip.data import download, splits
+from latteclip.data.images import image_exists
 
 RESOURCES = Path("resources")
 CHECK = "check"
@@ -139,7 +140,7 @@ def _check_folder(dataset: Dataset) -> Iterator[tuple[bool, str]]:
     counts = Counter(item.split for item in split.items)
     said = "as its file says" if dataset.split.counts else "its file expects no number"
     yield True, f"{dict(counts)} images of {len(split.names)} classes, {said}"
-    missing = [item.image_id for item in split.items if not members.exists(images / item.path)]
+    missing = [item.image_id for item in split.items if not image_exists(images / item.path)]
     if missing:
         yield False, f"{len(missing)} images are not in {images}, the first is {missing[0]}"
     else:

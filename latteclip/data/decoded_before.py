@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from latteclip.core.digest import digest
 from latteclip.core.errors import UserError
-from latteclip.data import fingerprints, images, members
+from latteclip.data import fingerprints, images
 from latteclip.data.fingerprints import HASHES, THUMBNAIL, Fingerprint
 from latteclip.data.folder_files import CHECKSUM
 
@@ -33,7 +33,7 @@ LENGTH = SIZES.size + HASHES + THUMBNAIL**2 + CHECKSUM
 ASKED = 500  # paths of one query: fewer than any SQLite takes
 NO_FILE = (-1, -1)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of a file system without
-DECISIVE = (fingerprints, images, members)  # of the code, for what is seen of an image
+DECISIVE = (fingerprints, images)  # of the code, for what is seen of an image
 LIBRARIES = ("numpy", "pillow", "pillow_heif")
 CREATE = """
     CREATE TABLE IF NOT EXISTS seen (
@@ -159,9 +159,9 @@ def stamps(paths: Sequence[str]) -> Stamps:
     """The stamps [N, 2] of the files that hold images, NO_FILE where there is none."""
     found, last, stamp = [], "", NO_FILE
     for path in paths:
-        holder = members.holder(path)
-        if holder != last:  # the images of a shard lie together
-            last, stamp = holder, _stamp(holder)
+        container = images.container_of(path)
+        if container != last:  # the images of a shard lie together
+            last, stamp = container, _stamp(container)
         found.append(stamp)
     return np.array(found, np.int64).reshape(-1, 2)
 

@@ -6,18 +6,21 @@ content of those whose time alone is new. Imports nothing heavy: the workflow as
 """
 
 import hashlib
+import itertools
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from latteclip.core.errors import UserError
 from latteclip.core.paths import readable
 
 log = logging.getLogger(__name__)
+SPLITS = ("train", "val", "test")
 CLASSES = "classes.txt"
 IMAGE_SUFFIXES = frozenset(
     {
@@ -36,6 +39,8 @@ CHECKSUM = 16  # bytes
 UNKNOWN = bytes(CHECKSUM)  # the checksum of a file that was not read
 THREADS = 8  # that read files whose time alone is new
 BATCH = 10_000
+_SUFFIX = re.compile(r"\.[a-z0-9]{1,10}")
+OTHER = "other"  # in place of a suffix that is none, or hardly one
 
 
 class File(NamedTuple):
@@ -49,6 +54,34 @@ class File(NamedTuple):
 def is_litter(name: str) -> bool:
     """Return whether a file or folder of this name is none of the user's own."""
     return LITTER.match(name) is not None
+
+
+def inside(name: str, source: Path) -> str:
+    """Return `name` if it is a path inside the folder of images; UserError otherwise.
+
+    Args:
+        name: as a list, a shard or a folder has it.
+        source: the list, shard or folder, for the message.
+    """
+    if not is_utf8(name):
+        raise UserError(f"{source}: the name {name!r} is not UTF-8; rename it.")
+    path = PurePosixPath(name)
+    if not is_name(name) or path.is_absolute() or ".." in path.parts:
+        raise UserError(
+            f"{source}: {name!r} is not a path inside the folder of images (split.images sets "
+            "that folder)."
+        )
+    return name
+
+
+def is_name(text: str) -> bool:
+    """Return whether a file system could have a file of this name."""
+    return bool(text) and "\0" not in text
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether a text can be written as UTF-8: bytes that were not are surrogates here."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def files(folder: str, kind: str, classes: str | None = None) -> Iterator[File]:
@@ -201,3 +234,42 @@ def write(
                     "checksum": checksums(part),
                 }
             )
+
+
+def subfolders(place: Path) -> list[Path]:
+    """Return the folders in a folder, sorted, without hidden ones and litter."""
+    with readable():
+        return sorted(f for f in place.iterdir() if f.is_dir() and not is_litter(f.name))
+
+
+def image_files(
+    folder: str | Path, skipped: Counter[str] | None = None, *, deep: bool
+) -> list[Path]:
+    """Image files in a folder, or in all folders below it as well, sorted by path.
+
+    Hidden ones do not count, nor does litter.
+
+    Args:
+        folder: where to look.
+        skipped: counts the other files but classes.txt, by suffix in lower case, or as OTHER.
+        deep: whether folders below count.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    found = []
+    with readable():
+        for place, below, files in os.walk(folder, onerror=_stop):
+            below[:] = itertools.filterfalse(is_litter, below) if deep else []
+            for name in itertools.filterfalse(is_litter, files):
+                suffix = os.path.splitext(name)[1].lower()
+                if suffix in IMAGE_SUFFIXES:
+                    found.append(Path(place, name))
+                elif skipped is not None and name != CLASSES:
+                    skipped[suffix if _SUFFIX.fullmatch(suffix) else OTHER] += 1
+    return sorted(found)
+
+
+def _stop(error: OSError) -> None:
+    """Where `os.walk` would pass over a folder that cannot be read."""
+    raise error

@@ -28,8 +28,7 @@ from latteclip.data import folder_files
 from latteclip.data.decoded_before import DecodedBefore, Stamps, stamps
 from latteclip.data.fingerprints import FINGERPRINTS, Fingerprint, fingerprint
 from latteclip.data.images import open_or_reason, read_or_reason
-from latteclip.data.split_files import Item, Split
-from latteclip.data.splits import SplitSettings, drawn, read_split
+from latteclip.data.splits import Item, Split, SplitSettings, draw, read_split
 from latteclip.data.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -92,7 +91,7 @@ def index_images(
     if settings.limit is not None:
         metadata["limit"] = settings.limit
         metadata["drawn_from"] = dict(Counter(item.split for item in split.items))
-        split = drawn(split, settings.limit)
+        split = draw(split, settings.limit)
     content = hashlib.sha256()
     with (
         tables.writing(output, tables.IMAGES, metadata) as add,

@@ -3,21 +3,30 @@
 Letters: N images, B batch, H x W the model's input size.
 """
 
+import atexit
 import itertools
+import logging
+import multiprocessing
+import shutil
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from latteclip.core import worker_errors
+from latteclip.core.errors import UserError
 from latteclip.data.images import open_rgb
-from latteclip.data.loader_workers import Shared, bounded, watched
 
+log = logging.getLogger(__name__)
+SHARE = 1 / 4  # of what is free in /dev/shm, for the batches of a job
+MIB = 2**20
 Transform = Callable[[Image.Image], torch.Tensor]
+T = TypeVar("T")
 
 
 class ImageFiles(Dataset[tuple[Any, torch.Tensor]]):
@@ -96,7 +105,7 @@ def loader(
         keys: of the items of each batch, in order; the first batch is the largest.
         workers: how many processes at most; 0: none but this one.
         pinned: whether batches are to lie in memory that a GPU copies from without the CPU.
-        item_bytes: of an item, on average, which bounds the workers (`loader_workers.bounded`).
+        item_bytes: of an item, on average, which bounds the workers (`bounded`).
         collate: makes a batch of its items; by default their tensors are stacked.
     """
     ahead = None
@@ -127,3 +136,80 @@ def _leave_signals_to_parent(worker: int) -> None:
 def in_order(n: int, batch_size: int) -> list[range]:
     """All N indices once, in order, in batches of at most `batch_size`."""
     return [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
+
+
+def bounded(wanted: int, batch_bytes: float) -> tuple[int, int]:
+    """Return how many workers to start, and how many batches each prepares ahead of the model.
+
+    With them, and the batch that the model reads, a job takes at most `SHARE` of what is free in
+    /dev/shm. Where not even two batches fit into that, there are no workers.
+    """
+    free = shutil.disk_usage(worker_errors.SHARED_MEMORY).free
+    room = int(free * SHARE / batch_bytes) - 1 if batch_bytes else 2 * wanted
+    if 2 * wanted <= room:
+        return wanted, 2
+    workers = max(0, min(wanted, room))
+    if workers < wanted:
+        log.warning(
+            "Images are loaded by %d processes, not by %d: %s has %d MiB free, and a batch takes "
+            "%d MiB. A container gets more of it by docker run --shm-size=8g (Apptainer: --bind "
+            "/dev/shm).",
+            *(workers or 1, wanted, worker_errors.SHARED_MEMORY, free // MIB, batch_bytes / MIB),
+        )
+    return workers, 1
+
+
+class Shared:
+    """Makes a batch of samples, in shared memory.
+
+    torch moves it there itself, but in a thread of the worker: where there is no room, the batch is
+    lost and the training waits for it for ever. Here the worker fails and says so.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        """collate: makes a batch of B samples."""
+        self._collate = collate
+
+    def __call__(self, samples: list[Any]) -> Any:
+        batch = self._collate(samples)
+        for tensor in _tensors(batch):
+            tensor.share_memory_()
+        return batch
+
+
+def _tensors(batch: Any) -> Iterator[torch.Tensor]:
+    """Those in a batch, however it is made up of lists and tuples."""
+    if isinstance(batch, torch.Tensor):
+        yield batch
+    elif isinstance(batch, list | tuple):
+        for part in batch:
+            yield from _tensors(part)
+
+
+def watched(batches: Iterable[T]) -> Iterator[T]:
+    """The batches of a DataLoader.
+
+    Raises:
+        UserError: what a worker raised, or its trouble with /dev/shm.
+    """
+    try:
+        yield from batches
+    except UserError as error:  # torch puts the worker's traceback before the sentence
+        raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
+    except RuntimeError as error:
+        if said := worker_errors.in_words(error):
+            raise UserError(said) from None
+        raise
+
+
+def _end() -> None:
+    """End the workers that an error has left; multiprocessing would wait for them.
+
+    They do not hear its SIGTERM, for a cluster sends that to every process of a job.
+    """
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
+atexit.register(_end)  # before what multiprocessing itself does at the exit

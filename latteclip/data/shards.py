@@ -1,98 +1,67 @@
-"""Splits read from shards, files that hold thousands of images each: tars or Parquet files.
+"""Read the samples of shards, files that hold thousands of images each: tars or Parquet files.
 
-Letters: C classes.
+A tar has samples as WebDataset lays them out, `key.jpg` beside `key.cls` or `key.json`. A Parquet
+file has rows as Hugging Face `datasets` writes them, an image's bytes beside a label. Only headers
+and labels are read. Nothing is unpacked.
 """
 
+import contextlib
+import itertools
+import json
 import re
-import sys
+import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from latteclip.core.errors import UserError
-from latteclip.data import parquet_shards, tar_shards
-from latteclip.data.folder_files import CLASSES, is_litter
-from latteclip.data.split_files import (
-    SPLITS,
-    Item,
-    Split,
-    check_unique,
-    hashed_split,
-    inside,
-    read_names,
-)
-from latteclip.data.tar_shards import Label, Sample
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from latteclip.core.errors import UserError, first_line
+from latteclip.data import images
+from latteclip.data.folder_files import IMAGE_SUFFIXES, SPLITS, inside, is_litter
 
 SUFFIXES = {"webdataset": ".tar", "parquet": ".parquet"}  # of shards, by kind of split
-# What says of which split a shard is: a word of its path.
+TAR_LABEL, PARQUET_LABEL = "cls", "label"  # where labels are, unless the dataset names another part
+MAX_LABEL = 2**20  # bytes of a part that holds a label
+MAX_ROWS = 10**7  # of a Parquet file: a footer may claim any number
+UNLABELLED = -1  # the label by which `datasets` marks an unlabelled image
+LABELS_AT_ONCE = 2**16
+FEATURES = b"huggingface"  # the key of metadata in which `datasets` describes columns
+# The word of a shard's path that names its split.
 _WORD = re.compile(
     r"(?<![a-z0-9])(train|training|val|valid|validation|dev|test)(?=[^a-z]|$)", re.IGNORECASE
 )
 _SPLIT_OF = {"train": "train", "training": "train", "test": "test"}  # all others: val
+Label = int | str | None  # a number, a class name, or unknown
 
 
-def read_shards(
-    root: Path,
-    kind: str,
-    *,
-    lists: Mapping[str, str],
-    image: str | None,
-    label: str | None,
-    classes: Path | None,
-    test_fraction: float,
-) -> Split:
-    """The images of all shards, in the order of the shards' paths.
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image of a shard."""
 
-    Without a word for a split in the paths of shards, a labelled image belongs to the test split by
-    a hash of its image_id, and all others are for training.
+    name: str  # in the shard
+    place: str  # in the shard, see `images.shard_member`
+    label: Label
+
+
+def find_shards(root: Path, kind: str, lists: Mapping[str, str]) -> list[tuple[Path, str]]:
+    """Return the shards below a folder, each with its split, or "" where nothing names splits.
 
     Args:
         root: the folder of the shards.
         kind: of SUFFIXES.
         lists: a glob of the shards of each split; empty: all shards, by the words in their paths.
-        image: see `tar_shards.samples`.
-        label: where labels are: a part of a tar's samples, or a column.
-        classes: class names, one per line, in label order; None: the shards name their classes.
-        test_fraction: share of test images where nothing says which they are.
 
     Raises:
-        UserError: there are no shards, one is damaged or unsafe, or labels and names do not fit.
+        UserError: there are no shards, or only some of their names tell a split.
     """
-    shards = _listed(root, lists) if lists else _by_words(root, SUFFIXES[kind])
-    skipped = Counter[str]()
-    rows: list[tuple[str, str, str, Label]] = []
-    for shard, split in shards:
-        name = inside(shard.relative_to(root).as_posix(), root)
-        found = (
-            tar_shards.samples(shard, image, label, skipped)
-            if kind == "webdataset"
-            else parquet_shards.samples(shard, label)
-        )
-        rows += _rows(name, split, found)
-    if classes:
-        names = read_names(classes)
-    else:
-        told = _told_names([s for s, _ in shards], label) if kind == "parquet" else None
-        names = told or _names(rows, root)
-    labels = {name: number for number, name in enumerate(names)}
-    items = []
-    for image_id, place, split, value in rows:
-        number = _number(value, labels, image_id)
-        own_split = split or hashed_split(image_id, number, test_fraction)
-        items.append(Item(image_id, own_split, number, place))
-    check_unique(items, root)
-    return Split(items, names, dict(skipped.most_common()))
-
-
-def _rows(shard: str, split: str, found: Iterator[Sample]) -> Iterator[tuple[str, str, str, Label]]:
-    """Of each image its image_id, its path, its split, and its label as it is written."""
-    for sample in found:
-        label = sys.intern(sample.label) if isinstance(sample.label, str) else sample.label
-        yield f"{shard}/{sample.name}", f"{shard}#{sample.place}", split, label
+    return _listed(root, lists) if lists else _by_words(root, SUFFIXES[kind])
 
 
 def _listed(root: Path, lists: Mapping[str, str]) -> list[tuple[Path, str]]:
-    """The shards that globs name for each split."""
     found = {}
     for split, pattern in lists.items():
         try:
@@ -109,7 +78,6 @@ def _listed(root: Path, lists: Mapping[str, str]) -> list[tuple[Path, str]]:
 
 
 def _by_words(root: Path, suffix: str) -> list[tuple[Path, str]]:
-    """All shards below a folder, with the split that a word of their path names, or ""."""
     found = sorted(
         path
         for path in root.rglob("*")
@@ -121,19 +89,14 @@ def _by_words(root: Path, suffix: str) -> list[tuple[Path, str]]:
         raise UserError(f"{root} holds no shards (*{suffix}); split.images names their folder.")
     splits = [_split_of(path.relative_to(root).as_posix()) for path in found]
     if any(splits) and not {"train", "test"} <= set(splits) <= set(SPLITS):
-        shown = ", ".join(f"{path.name}: {split}" for path, split in _firsts(found, splits))
+        examples = {split: path.name for path, split in zip(found, splits, strict=True)}
+        named = ", ".join(f"{name}: {split or 'nothing'}" for split, name in examples.items())
         raise UserError(
             f"The names of the shards in {root} must say of all whether they are train, val or "
-            f"test, and name both train and test, or say nothing ({shown}); split.lists of the "
+            f"test, and name both train and test, or say nothing ({named}); split.lists of the "
             "dataset can name the shards of each split."
         )
     return list(zip(found, splits, strict=True))
-
-
-def _firsts(found: Sequence[Path], splits: Sequence[str]) -> Iterator[tuple[Path, str]]:
-    """The first shard of each split."""
-    for split in sorted(set(splits)):
-        yield found[splits.index(split)], split or "nothing"
 
 
 def _split_of(name: str) -> str:
@@ -141,40 +104,213 @@ def _split_of(name: str) -> str:
     return _SPLIT_OF.get(words[-1].lower(), "val") if words else ""
 
 
-def _told_names(shards: Sequence[Path], label: str | None) -> list[str] | None:
-    """The class names that Parquet files tell, which must be the same in all."""
-    told = {shard: parquet_shards.classnames(shard, label) for shard in shards}
-    first = told[shards[0]]
-    for shard, names in told.items():
+# --- tars ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One file in a tar: a part of the sample with its key."""
+
+    key: str
+    suffix: str
+    place: str
+    content: bytes | None  # of a part that holds a label
+
+
+def tar_samples(
+    shard: Path, image: str | None, label: str | None, skipped: Counter[str]
+) -> Iterator[Sample]:
+    """Yield the images of a tar in order.
+
+    Args:
+        shard: the tar, which must not be compressed.
+        image: the suffix of images, for samples with more than one; None: any known one.
+        label: the suffix of labels, with ":field" for a field of JSON; None: TAR_LABEL.
+        skipped: counts samples without an image, by suffix.
+
+    Raises:
+        UserError: the shard is damaged, cut off, compressed or unsafe, or a label is not one.
+    """
+    suffix, _, field = (label or TAR_LABEL).partition(":")
+    suffix = suffix.lower()  # as those of the files are read
+    wanted = {f".{image.lower()}"} if image else IMAGE_SUFFIXES
+    parts_in_order = _tar_parts(shard, suffix)
+    for key, group in itertools.groupby(parts_in_order, lambda part: part.key):
+        parts = list(group)
+        found = [part for part in parts if f".{part.suffix}" in wanted]
+        if len(found) > 1:
+            suffixes = ", ".join(part.suffix for part in found)
+            raise UserError(
+                f"{shard}: the sample {key!r} has {len(found)} images ({suffixes}); split.image "
+                "of the dataset says which one counts."
+            )
+        if not found:
+            skipped[f".{parts[0].suffix}"] += 1
+            continue
+        labels = [part.content for part in parts if part.content is not None]
+        value = _tar_label(labels[0], field, f"{shard}: {key}.{suffix}") if labels else None
+        yield Sample(f"{key}.{found[0].suffix}", found[0].place, value)
+
+
+def _tar_parts(shard: Path, label_suffix: str) -> Iterator[_Part]:
+    """Yield the files of a tar that belong to a sample, with the content of labels."""
+    with _one_sentence(shard), shard.open("rb") as file:
+        for entry in _tar_entries(file):
+            if entry.isdir():
+                continue
+            if not entry.isreg() or entry.issparse():
+                raise UserError(
+                    f"{shard} holds {entry.name[:80]!r}, which is no plain file: refused."
+                )
+            folder, slash, name = inside(entry.name.removeprefix("./"), shard).rpartition("/")
+            key, dot, suffix = name.partition(".")
+            if not key or not dot:  # hidden, or of no sample
+                continue
+            content = None
+            if suffix.lower() == label_suffix:
+                file.seek(entry.offset_data)
+                content = file.read(min(entry.size, MAX_LABEL + 1))
+            place = f"{entry.offset_data}+{entry.size}"
+            yield _Part(folder + slash + key, suffix.lower(), place, content)
+
+
+@contextlib.contextmanager
+def _one_sentence(shard: Path) -> Iterator[None]:
+    """Turn whatever tarfile or the system raises for a damaged shard into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # tarfile raises errors of many kinds on damaged headers
+        raise UserError(
+            f"{shard} is not a whole tar without compression ({first_line(error)}); get it anew, "
+            "or decompress it."
+        ) from None
+
+
+def _tar_entries(file: Any) -> Iterator[tarfile.TarInfo]:
+    """Yield the entries of a tar.
+
+    Raises:
+        ReadError: an entry leads back, or the tar ends elsewhere than at its end mark. tarfile
+            would read the first without end, and take a damaged header for the end.
+    """
+    tar = tarfile.TarFile(fileobj=file)
+    offset = 0
+    while (entry := tar.next()) is not None:
+        if entry.size < 0 or tar.offset <= offset:
+            raise tarfile.ReadError("an entry leads back to an earlier one")
+        offset = tar.offset
+        yield entry
+        tar.members.clear()  # type: ignore[attr-defined]  # a million take a gigabyte
+    file.seek(tar.offset)
+    end = file.read(2 * tarfile.BLOCKSIZE)
+    if len(end) < tarfile.BLOCKSIZE or any(end):
+        raise tarfile.ReadError("it has no end mark, or a damaged header")
+
+
+def _tar_label(content: bytes, field: str, where: str) -> Label:
+    """Parse a part that holds a label: an integer, a class name, or a field of JSON with either."""
+    if len(content) > MAX_LABEL:
+        raise UserError(f"{where} has more than {MAX_LABEL} bytes, and is no label.")
+    try:
+        text = content.decode("utf-8").strip()
+        value = json.loads(text)[field] if field else text
+    except (ValueError, LookupError, TypeError, RecursionError):
+        what = f"JSON with the field {field!r}" if field else "text in UTF-8"
+        raise UserError(f"{where} is not {what}; split.label says where labels are.") from None
+    if isinstance(value, str) and not field and value.removeprefix("-").isdecimal():
+        value = int(value[:20]) if value.isascii() else value
+    return _checked_label(value, where)
+
+
+def _checked_label(value: object, where: str) -> Label:
+    """Return a value as a label, None where it marks an unlabelled image."""
+    if value is None or value == UNLABELLED or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise UserError(f"{where} is {str(value)[:80]!r}, neither a number nor a class name.")
+    return value
+
+
+# --- Parquet -------------------------------------------------------------------------------------
+
+
+def parquet_samples(shard: Path, label: str | None) -> Iterator[Sample]:
+    """Yield the images of a Parquet file in order; without a column of labels they have none.
+
+    Args:
+        shard: the file.
+        label: the column of labels; None: PARQUET_LABEL, if it is there.
+
+    Raises:
+        UserError: the file is damaged, holds no images, or lacks the column.
+    """
+    with _opened(shard) as file:
+        images.image_column(file)
+        if file.metadata.num_rows > MAX_ROWS:
+            raise ValueError(f"it has more than {MAX_ROWS} rows")
+        number = 0
+        for group in range(file.num_row_groups):
+            images.check_group(file, group)
+            for row, value in enumerate(_column_of_labels(file, group, label)):
+                found = _checked_label(value, f"{shard}: the label of row {number}")
+                yield Sample(str(number), f"{group}+{row}", found)
+                number += 1
+
+
+def parquet_classnames(shards: Sequence[Path], label: str | None) -> list[str] | None:
+    """Return the class names in label order that Parquet files describe, the same in all.
+
+    Raises:
+        UserError: a file is damaged, or the files describe different classes.
+    """
+    described = {shard: _described_names(shard, label) for shard in shards}
+    first = described[shards[0]]
+    for shard, names in described.items():
         if names != first:
             raise UserError(
-                f"{shards[0]} and {shard} tell of different classes; name them in split.classes."
+                f"{shards[0]} and {shard} describe different classes; name them in split.classes."
             )
     if first and len(set(first)) != len(first):
         raise UserError(f"{shards[0]} names a class twice; name the classes in split.classes.")
     return first
 
 
-def _names(rows: Sequence[tuple[str, str, str, Label]], root: Path) -> list[str]:
-    """The class names among the labels, sorted."""
-    names = sorted({label for *_, label in rows if isinstance(label, str)})
-    if not names:
-        raise UserError(
-            f"The shards in {root} do not name their classes: write the class names into "
-            f"{root / CLASSES}, one per line in label order, or say with split.label where labels "
-            "are."
-        )
-    return names
+def _described_names(shard: Path, label: str | None) -> list[str] | None:
+    with _opened(shard) as file:
+        try:
+            described = json.loads(file.schema_arrow.metadata[FEATURES])
+            names = described["info"]["features"][label or PARQUET_LABEL]["names"]
+        except (KeyError, TypeError, ValueError, RecursionError):
+            return None
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if is_list else None
 
 
-def _number(value: Label, labels: Mapping[str, int], image_id: str) -> int | None:
-    """The number of a label; UserError for what is no class."""
-    if value is None:
-        return None
-    known = labels.get(value) if isinstance(value, str) else value
-    if known is None or not 0 <= known < len(labels):
+def _column_of_labels(file: Any, group: int, label: str | None) -> Iterator[Any]:
+    """Yield the labels of a row group."""
+    names = file.schema_arrow.names
+    if (label or PARQUET_LABEL) not in names:
+        if label is not None:
+            raise ValueError(f"it has no column {label!r} but {names}")
+        yield from itertools.repeat(None, file.metadata.row_group(group).num_rows)
+        return
+    column = label or PARQUET_LABEL
+    # Numbers take little memory, however many they are. Other values are read one by one.
+    are_numbers = pa.types.is_integer(file.schema_arrow.field(column).type)
+    for labels in images.rows(file, group, column, LABELS_AT_ONCE if are_numbers else 1):
+        yield from labels.to_pylist()
+
+
+@contextlib.contextmanager
+def _opened(shard: Path) -> Iterator[Any]:
+    """Open a Parquet file, and turn whatever its reader raises into a UserError."""
+    try:
+        with pq.ParquetFile(shard) as file:
+            yield file
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(
-            f"{image_id} has the label {str(value)[:80]!r}, which is none of the {len(labels)} "
-            "classes; complete the class names, or correct split.label."
-        )
-    return known
+            f"{shard} is not a Parquet file of images as datasets writes them "
+            f"({first_line(error)}); get or write it anew."
+        ) from None

@@ -24,8 +24,7 @@ from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import new_folder, replacing
 from latteclip.core.foreign import in_short
 from latteclip.core.version import __version__
-from latteclip.data import members
-from latteclip.data.images import FORMATS, open_rgb
+from latteclip.data.images import FORMATS, image_exists, open_rgb, read_bytes, shard_member
 from latteclip.deploy import label_table
 from latteclip.deploy.label_table import TakenLabels
 
@@ -265,7 +264,7 @@ def _copies(labels: TakenLabels, output: str) -> list[str]:
 
 
 def _copy(source: str, target: Path) -> None:
-    if members.member(source):
+    if shard_member(source):
         target.write_bytes(_member(source))
     else:
         shutil.copyfile(source, target)
@@ -274,7 +273,7 @@ def _copy(source: str, target: Path) -> None:
 def _member(path: str) -> bytes:
     """Return the bytes of an image in a shard."""
     with _of_shard(path):
-        return members.read(path)
+        return read_bytes(path)
 
 
 @contextlib.contextmanager
@@ -297,13 +296,13 @@ def _convert(source: str, target: Path) -> None:
 def _refuse_shards(labels: TakenLabels, why: str) -> None:
     """UserError where images lie in shards, of which other programs know nothing."""
     for path in tables.Strings(labels.table["path"]):
-        if members.member(path):
+        if shard_member(path):
             raise UserError(f"{path} lies in a shard: {why}.")
 
 
 def _file_name(row: dict[str, Any]) -> PurePosixPath:
     """Return the name that an image has, or gets: a row of a table has a number and no suffix."""
-    found = members.member(row["path"])
+    found = shard_member(row["path"])
     if found is None:
         return PurePosixPath(Path(row["path"]).name)
     name = PurePosixPath(PurePosixPath(row["image_id"]).name)
@@ -311,7 +310,7 @@ def _file_name(row: dict[str, Any]) -> PurePosixPath:
         return name
     with (
         _of_shard(row["path"]),
-        Image.open(io.BytesIO(members.read(row["path"])), formats=FORMATS) as image,
+        Image.open(io.BytesIO(read_bytes(row["path"])), formats=FORMATS) as image,
     ):
         return PurePosixPath(f"{name}.{str(image.format).lower()}")
 
@@ -322,7 +321,7 @@ def _image_folder(
     """Write a folder of each class with its images, and a table of all that is known."""
     table = labels.table.filter(pc.is_valid(labels.table["label"]))
     paths = tables.Strings(table["path"])
-    vanished = [path for path in paths if not members.exists(path)]
+    vanished = [path for path in paths if not image_exists(path)]
     if vanished:
         raise UserError(
             f"{len(vanished)} of {len(paths)} images are not there, the first {vanished[0]}; run "

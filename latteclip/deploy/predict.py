@@ -32,8 +32,7 @@ from latteclip.core import devices
 from latteclip.core.errors import UserError
 from latteclip.core.foreign import in_short
 from latteclip.data import loader
-from latteclip.data.class_folders import image_files
-from latteclip.data.folder_files import IMAGE_SUFFIXES
+from latteclip.data.folder_files import IMAGE_SUFFIXES, image_files
 from latteclip.deploy.prediction_files import Prediction, writing
 
 log = logging.getLogger(__name__)

@@ -22,8 +22,7 @@ from latteclip.clip import model as clips
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.paths import existing
 from latteclip.data.images import open_rgb
-from latteclip.data.loader import loader
-from latteclip.data.loader_workers import watched
+from latteclip.data.loader import loader, watched
 from latteclip.train import augment, data, parallel
 from latteclip.train.settings import FinetuneSettings
 

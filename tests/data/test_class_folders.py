@@ -7,8 +7,7 @@ from support.permissions import as_nobody
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.data.split_files import Item
-from latteclip.data.splits import SplitSettings, read_split
+from latteclip.data.splits import Item, SplitSettings, read_split
 
 
 def test_class_folders_are_split_by_a_hash_that_other_images_do_not_change(tmp_path):

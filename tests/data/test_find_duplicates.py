@@ -7,9 +7,9 @@ from support.twins import TWINS, picture
 
 from latteclip.core import tables
 from latteclip.data import find_duplicates as stage
+from latteclip.data.find_duplicates import SAME, details_alike
 from latteclip.data.fingerprints import VIEWS
 from latteclip.data.index_images import index_images
-from latteclip.data.same_picture import SAME, details_alike
 from latteclip.data.splits import SplitSettings
 
 N = 12

@@ -13,7 +13,7 @@ from support.fuzz import check, damaged, fuzzed
 from support.shards import parquet_bytes
 from support.web import tar, zipped
 
-from latteclip.data import archives, images, members
+from latteclip.data import archives, images
 from latteclip.data.shards import SUFFIXES
 from latteclip.data.splits import SplitSettings, read_split
 
@@ -84,7 +84,7 @@ def read_of_shard(kind, content):
 
 def _bytes_or_none(path):
     try:
-        return members.read(path)
+        return images.read_bytes(path)
     except (OSError, ValueError):
         return None
 

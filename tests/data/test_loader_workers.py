@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.tiny import ROOT
 
-from latteclip.data import loader_workers
+from latteclip.data import loader
 
 # Batches of 3 MiB each by two workers; what item 9 does is put in.
 LOADING = """
@@ -17,7 +17,7 @@ import os, signal, time, torch
 from latteclip.core import worker_errors
 from latteclip.core.errors import UserError
 from latteclip.data import loader
-from latteclip.data.loader_workers import watched
+from latteclip.data.loader import watched
 
 class Pictures:
     def __len__(self):
@@ -77,7 +77,7 @@ def test_in_any_shared_memory_the_workers_are_as_many_as_it_has_room_for(shm):
 def test_batches_ahead_take_a_quarter_of_the_free_shared_memory_at_most(wanted, size, free):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-        workers, ahead = loader_workers.bounded(wanted, size)
+        workers, ahead = loader.bounded(wanted, size)
     assert workers == 0 or (ahead * workers + 1) * size * 4 <= free
     assert workers == wanted or (workers + 2) * size * 4 > free  # no more would fit
 
@@ -105,5 +105,5 @@ def test_bad_input_that_a_worker_finds_ends_the_process_too():
 def test_many_cores_beside_a_small_shared_memory(monkeypatch, caplog, cores, expected):
     """Batches of 512 photographs of 500x375, on a machine of 64 GiB."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=32 * 2**30))
-    assert loader_workers.bounded(cores, 231e6) == expected
+    assert loader.bounded(cores, 231e6) == expected
     assert ("docker run --shm-size" in caplog.text) == (cores > 36)

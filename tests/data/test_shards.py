@@ -10,8 +10,8 @@ from support.shards import IMAGE, labelled, parquet_shard, picture, tar_shard
 
 from latteclip.captions.runner import read_image
 from latteclip.core.errors import UserError
-from latteclip.data import members, tar_shards
-from latteclip.data.images import open_rgb
+from latteclip.data import images, shards
+from latteclip.data.images import image_exists, open_rgb, shard_member
 from latteclip.data.splits import SplitSettings, read_split
 
 CLASSES = ["cat", "dog"]
@@ -105,7 +105,7 @@ def test_parts_of_a_sample_in_a_folder_of_the_shard(tmp_path):
         (b"\xff", None, "a.tar"),
         (b"[1", "cls:a", "'a'"),
         (b'{"a": [1]}', "cls:a", "a.tar"),
-        (b"x" * (tar_shards.MAX_LABEL + 1), None, "a.tar"),
+        (b"x" * (shards.MAX_LABEL + 1), None, "a.tar"),
     ],
 )
 def test_what_is_no_label_is_named(tmp_path, content, label, said):
@@ -128,8 +128,6 @@ def entry(name, kind=tarfile.REGTYPE, target="", **values):
         (entry("../a.jpg"), "not a path inside"),
         (entry("/a.jpg"), "not a path inside"),
         (entry("a\udcff.jpg"), "is not UTF-8; rename it"),
-        (entry("n" * 2000 + ".jpg"), "name of over 1000 characters"),
-        (entry("n" * 2**21 + ".jpg"), "header of more than"),
         (entry("a.jpg", tarfile.SYMTYPE, "/etc/passwd"), "no plain file"),
         (entry("a.jpg", tarfile.LNKTYPE, "000001.jpg"), "no plain file"),
         (entry("a.jpg", tarfile.FIFOTYPE), "no plain file"),
@@ -168,8 +166,8 @@ def test_a_shard_that_changed_since_it_was_indexed(tars):
             open_rgb(f"{path}#{place}")
         with pytest.raises(UserError, match=r"#0\+9"):
             read_image(f"{path}#{place}")
-    assert members.exists(f"{path}#0+512") and not members.exists(f"{path}x.tar#0+512")
-    assert members.member(tars / "a.tar#b.jpg") is None
+    assert image_exists(f"{path}#0+512") and not image_exists(f"{path}x.tar#0+512")
+    assert shard_member(tars / "a.tar#b.jpg") is None
 
 
 # Parquet files of Hugging Face datasets.
@@ -217,14 +215,14 @@ def test_files_without_images_or_with_too_many_together_are_refused(tmp_path, mo
         with pytest.raises(UserError, match=r"p\.parquet"):
             read(tmp_path, "parquet")
     parquet_shard(path, list(map(picture, range(4))), [0] * 4, CLASSES, rows=4)
-    monkeypatch.setattr(members, "MAX_GROUP", 100)
+    monkeypatch.setattr(images, "MAX_GROUP", 100)
     with pytest.raises(UserError, match="smaller row groups"):
         read(tmp_path, "parquet")
 
 
 def test_a_value_that_is_written_once_and_read_many_times_is_bounded(tmp_path, monkeypatch):
     path = parquet_shard(tmp_path / "p.parquet", [picture(1)] * 500, ["a" * 500] * 500, rows=500)
-    monkeypatch.setattr(members, "MAX_GROUP", 10_000)  # 4,000 are written
+    monkeypatch.setattr(images, "MAX_GROUP", 10_000)  # 4,000 are written
     with pytest.raises(UserError, match=r"p\.parquet.*smaller row groups"):
         read(tmp_path, "parquet")
     assert open_rgb(f"{path}#0+2").size == open_rgb(f"{path}#0+0").size == (12, 8)

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from support.image_folders import COOP_SPLITS, images
 
 from latteclip.core.errors import UserError
-from latteclip.data import split_files
-from latteclip.data.split_files import Item
-from latteclip.data.splits import SplitSettings, read_split
+from latteclip.data import splits
+from latteclip.data.splits import Item, SplitSettings, read_split
 
 KEYS = {  # split file -> key of classnames.json, train+val and test images
     "Caltech101": ("caltech101", 5777, 2465),
@@ -29,7 +28,7 @@ def test_the_splits_of_coop(name):
     if not COOP_SPLITS.is_dir():
         pytest.skip("no splits of CoOp beside the repository (../shared/data/coop_splits)")
     key, train, test = KEYS[name]
-    split = split_files.read_coop(COOP_SPLITS / f"split_zhou_{name}.json")
+    split = splits.read_coop(COOP_SPLITS / f"split_zhou_{name}.json")
     assert split.names == json.loads((COOP_SPLITS / "classnames.json").read_text())[key]
     counts = Counter(item.split for item in split.items)
     assert (counts["train"] + counts["val"], counts["test"]) == (train, test)
@@ -83,14 +82,14 @@ def read_text(reader, text, *more, name="split"):
 
 @given(JSON | NEARLY)
 def test_any_json_is_a_split_or_one_error(content):
-    split = read_text(split_files.read_coop, json.dumps(content))
+    split = read_text(splits.read_coop, json.dumps(content))
     if split is not None:
         assert is_valid(split) and set(content) <= {"train", "val", "test"}
 
 
 @given(st.binary(max_size=40))
 def test_any_file_is_a_split_or_one_error(content):
-    assert read_text(split_files.read_coop, content) is None
+    assert read_text(splits.read_coop, content) is None
 
 
 @given(
@@ -105,7 +104,7 @@ def test_any_file_is_a_split_or_one_error(content):
 )
 def test_any_table_is_a_split_or_one_error(header, rows):
     text = "\n".join([header, *(",".join(row) for row in rows)])
-    split = read_text(split_files.read_csv, text, None, 0.3)
+    split = read_text(splits.read_csv, text, None, 0.3)
     assert split is None or is_valid(split)
 
 
@@ -118,7 +117,7 @@ def test_any_list_is_a_split_or_one_error(lines, names):
         classes = Path(place, "classes.txt")
         classes.write_text("\n".join(names))
         split = read_text(
-            lambda path: split_files.read_lists({"train": path}, classes, ".jpg"), "\n".join(lines)
+            lambda path: splits.read_lists({"train": path}, classes, ".jpg"), "\n".join(lines)
         )
     assert split is None or not split.items or is_valid(split)
 
@@ -137,7 +136,7 @@ def test_any_list_is_a_split_or_one_error(lines, names):
 def test_what_is_wrong_with_a_coop_split_is_said(tmp_path, content, message):
     (tmp_path / "split.json").write_text(content)
     with pytest.raises(UserError, match=message):
-        split_files.read_coop(tmp_path / "split.json")
+        splits.read_coop(tmp_path / "split.json")
 
 
 # Tables and lists.
