@@ -24,8 +24,13 @@ from latteclip.core.steps import auto_batch_size, auto_epochs, steps_per_epoch
 from latteclip.evaluate import evaluate as evaluation
 from latteclip.evaluate import evaluate_classifier, evaluate_zero_shot, metrics
 from latteclip.evaluate.results import read_metrics
-from latteclip.evaluate.select_model import CandidateFiles, read_judge
-from latteclip.evaluate.selection import SIMPLICITY, Candidate, choose
+from latteclip.evaluate.select_model import (
+    SIMPLICITY,
+    Candidate,
+    CandidateFiles,
+    choose,
+    read_judge,
+)
 from latteclip.labels import calibrate_zero_shot, label_by_captions
 from latteclip.train import finetune
 from latteclip.train.data import TrainingFiles

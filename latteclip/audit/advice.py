@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latteclip.audit.score import comparisons_of_best, names
-from latteclip.evaluate.audited import Audit, Run
-from latteclip.evaluate.results import read_selection
+from latteclip.evaluate.results import Audit, Run, read_selection
 
 MOST = 10_000  # images of an audit: more than anybody answers
 

@@ -16,9 +16,8 @@ import pyarrow.compute as pc
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.evaluate.audited import Run
 from latteclip.evaluate.judged import JUDGED
-from latteclip.evaluate.results import read_selection
+from latteclip.evaluate.results import Run, read_selection
 
 log = logging.getLogger(__name__)
 Ints = npt.NDArray[np.int_]

@@ -9,7 +9,7 @@ from latteclip.audit.page import page
 from latteclip.audit.session import Question, Session, shown
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_text
-from latteclip.report.pictures import picture
+from latteclip.report.images import picture
 
 log = logging.getLogger(__name__)
 SIDE = 640

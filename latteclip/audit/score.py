@@ -19,9 +19,8 @@ from latteclip.audit.draw import Plan
 from latteclip.audit.estimate import difference, share
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.evaluate.audited import Accuracy, Audit, Comparison, Run
 from latteclip.evaluate.judged import JUDGED
-from latteclip.evaluate.results import read_metrics
+from latteclip.evaluate.results import Accuracy, Audit, Comparison, Run, read_metrics
 
 log = logging.getLogger(__name__)
 FEWEST = 10  # answers below which no interval is told

@@ -14,7 +14,7 @@ from latteclip.audit.answers import Answers
 from latteclip.audit.score import RunFiles, asked, scored
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
-from latteclip.evaluate.audited import Audit
+from latteclip.evaluate.results import Audit
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def score_audit(
 ) -> None:
     """Write what the answers say of every run, and of every pair of runs, as audit.json.
 
-    The file is an `Audit` as JSON (latteclip/evaluate/audited.py). Of each run it has
+    The file is an `Audit` as JSON (latteclip/evaluate/results.py). Of each run it has
     `accuracies[]`: method, seed, value, low, high, can_be_chosen. Of each pair of runs, once, it
     has `comparisons[]`: method and seed of one run, other and other_seed of the other run, value
     (accuracy of the first minus that of the second), low and high of its 95 % interval, decided

@@ -18,7 +18,7 @@ from latteclip.audit.score import RunFiles, asked, scored
 from latteclip.core.digest import digest
 from latteclip.core.errors import UserError
 from latteclip.data.images import image_exists, open_rgb
-from latteclip.evaluate.audited import Audit
+from latteclip.evaluate.results import Audit
 
 FOLDER = "audit"  # in a dataset's results
 ALL_OFFERED = 9  # classes: as many as there are keys for; of more, some are offered

@@ -18,7 +18,7 @@ from latteclip.config import layers, page_settings
 from latteclip.config.configuration import Configuration
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.report.provenance import JobCost, job_costs, tokens_of, total
+from latteclip.report.runs import JobCost, job_costs, tokens_of, total
 
 RESULTS = Path("results")
 LIMIT = 64  # of the command that makes a limited run

@@ -23,7 +23,7 @@ from latteclip.cli.colours import paint
 from latteclip.config import layers, shipped
 from latteclip.core.errors import UserError
 from latteclip.core.foreign import shown
-from latteclip.report.provenance import JobCost, job_costs, tokens_of, total
+from latteclip.report.runs import JobCost, job_costs, tokens_of, total
 
 RESULTS = Path("results")
 # Where Snakemake looks for a workflow that nobody names.

@@ -1,11 +1,13 @@
-"""The metrics.json of a run, read back and checked, and what its marks mean."""
+"""Files of results that later stages read: metrics.json, selection.json and audit.json."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from latteclip.core.errors import UserError
 from latteclip.core.json_files import read_object
+from latteclip.core.settings import from_values
 
 FIGURES = ("acc1", "acc5", "mean_per_class_recall")
 METRICS = ("dataset", "method", "seed", "images", *FIGURES, "per_class")
@@ -72,3 +74,115 @@ def read_metrics(path: str | Path) -> dict[str, Any]:
                 "stage."
             )
     return values
+
+
+MARK = "audited"  # one of results.MARKS
+Run = tuple[str, int]  # method and seed
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The accuracy of a run by the answers, as fractions with the ends of its 95 % interval."""
+
+    method: str
+    seed: int
+    value: float
+    low: float
+    high: float
+    can_be_chosen: bool = True  # it reads no label, and there is a model of it to take
+
+    @property
+    def run(self) -> Run:
+        return self.method, self.seed
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """By how much a run is more accurate than another, as fractions with a 95 % interval."""
+
+    method: str
+    seed: int
+    other: str  # method of the other run
+    other_seed: int
+    value: float  # accuracy of the run minus that of the other
+    low: float
+    high: float
+    decided: bool  # the interval leaves out zero, or both are known to be equal
+    more: int | None  # images that are still to be answered; null where nobody can say
+
+    @property
+    def runs(self) -> tuple[Run, Run]:
+        return (self.method, self.seed), (self.other, self.other_seed)
+
+    def reversed(self) -> "Comparison":
+        """The same comparison, of the other run with this one."""
+        (method, seed), (other, other_seed) = reversed(self.runs)
+        ends = (-self.value, -self.high, -self.low)
+        return Comparison(method, seed, other, other_seed, *ends, self.decided, self.more)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the answers say of the runs of a dataset.
+
+    Where they say nothing (too few of them, or the images or classes changed since), `accuracies`
+    and `comparisons` are empty, and `sentence` says why.
+    """
+
+    dataset: str
+    split: str
+    images: int  # of the split, from which they were drawn
+    answered: int
+    cannot_tell: int  # answers that say nothing, of those
+    none_of_these: int  # images of no class: every prediction is wrong there
+    plan: str  # digest of the drawing
+    sentence: str  # the verdict: the best run, and what it is decidedly better than
+    accuracies: list[Accuracy]  # of every run
+    comparisons: list[Comparison]  # of every pair of runs, once
+
+    def accuracy(self, method: str, seed: int | None = None) -> Accuracy | None:
+        """The accuracy of a run of a method; without a seed, that of its first run."""
+        of_method = [one for one in self.accuracies if one.method == method]
+        return next((one for one in of_method if one.seed == seed), next(iter(of_method), None))
+
+    def compare(self, one: Run, other: Run) -> Comparison | None:
+        """The comparison of one run with another; None where either was not scored."""
+        for found in self.comparisons:
+            if found.runs == (one, other):
+                return found
+            if found.runs == (other, one):
+                return found.reversed()
+        return None
+
+    @property
+    def best(self) -> Accuracy | None:
+        """The most accurate of the runs that can be chosen; of equals the first."""
+        open_to = [one for one in self.accuracies if one.can_be_chosen]
+        return max(open_to, key=lambda one: one.value, default=None)
+
+
+def read_audit(path: str) -> Audit:
+    """The audit of a dataset, from its JSON file.
+
+    Raises:
+        UserError: the file is missing, or not as `score_audit` writes it.
+    """
+    try:
+        return from_values(Audit, read_object(path, ["dataset"]))
+    except UserError as error:
+        raise UserError(f"{path} is not as score_audit writes it: {error}") from None
+
+
+def read_audits(paths: Sequence[str]) -> dict[str, Audit]:
+    """Audits by the dataset that they are of."""
+    return {audit.dataset: audit for audit in map(read_audit, paths)}
+
+
+def marked(runs: Sequence[Mapping[str, Any]], audits: Mapping[str, Audit]) -> list[dict[str, Any]]:
+    """The metrics of runs, with the mark at the methods that were audited."""
+    found = []
+    for run in runs:
+        audit = audits.get(run["dataset"])
+        is_audited = audit is not None and audit.accuracy(run["method"]) is not None
+        found.append({**run, "marks": [*run["marks"], MARK] if is_audited else run["marks"]})
+    return found

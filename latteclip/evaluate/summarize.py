@@ -5,12 +5,22 @@ from collections.abc import Collection, Mapping, Sequence
 import pandas as pd
 
 from latteclip.core.files import write_text
-from latteclip.evaluate import published
-from latteclip.evaluate.audited import Audit, marked, read_audits
-from latteclip.evaluate.earlier import earlier
-from latteclip.evaluate.results import MARKS, Selection, read_metrics, read_selection
+from latteclip.evaluate.results import (
+    MARKS,
+    Audit,
+    Selection,
+    marked,
+    read_audits,
+    read_metrics,
+    read_selection,
+)
 from latteclip.evaluate.summary import (
+    PAPER_DATASETS,
+    PAPER_GAIN_OVER_ZERO_SHOT,
+    PAPER_SOURCE,
     by_dataset,
+    earlier,
+    gain_on_datasets,
     means_over_datasets,
     split_by_labels,
     summary,
@@ -189,13 +199,13 @@ def across(table: pd.DataFrame) -> str:
         lines += ["", *_lines(["acc1", *accuracies.columns, "mean"], rows, n_left=1)]
     if means and len(complete) < len(accuracies.columns):
         lines += ["", f"The mean is over {', '.join(complete)}, on which all methods were run."]
-    gain, n = published.gain_on_datasets(table)
+    gain, n = gain_on_datasets(table)
     if gain is not None:
         lines += [
             "",
-            f"latteclip over zero_shot, mean over {n} of the paper's {len(published.DATASETS)} "
-            f"datasets: {gain:+.2f}; published, over all: {published.GAIN_OVER_ZERO_SHOT:+.2f} "
-            f"({published.SOURCE}).",
+            f"latteclip over zero_shot, mean over {n} of the paper's {len(PAPER_DATASETS)} "
+            f"datasets: {gain:+.2f}; published, over all: {PAPER_GAIN_OVER_ZERO_SHOT:+.2f} "
+            f"({PAPER_SOURCE}).",
         ]
     return "".join(f"{line}\n" for line in lines)
 

@@ -9,11 +9,28 @@ from typing import Any
 import pandas as pd
 
 from latteclip.core.files import write_text
-from latteclip.evaluate import published
-from latteclip.evaluate.audited import Accuracy, Audit, marked, read_audits
-from latteclip.evaluate.earlier import earlier
-from latteclip.evaluate.results import MARKS, Selection, read_metrics, read_selection
-from latteclip.evaluate.summary import known, means_over_datasets, split_by_labels, summary
+from latteclip.evaluate.results import (
+    MARKS,
+    Accuracy,
+    Audit,
+    Selection,
+    marked,
+    read_audits,
+    read_metrics,
+    read_selection,
+)
+from latteclip.evaluate.summary import (
+    PAPER_DATASETS,
+    PAPER_GAIN_OVER_OTHERS,
+    PAPER_GAIN_OVER_ZERO_SHOT,
+    PAPER_SOURCE,
+    earlier,
+    gain_on_datasets,
+    known,
+    means_over_datasets,
+    split_by_labels,
+    summary,
+)
 from latteclip.report import render
 
 log = logging.getLogger(__name__)
@@ -121,7 +138,7 @@ def index_results(
         complete=complete,
         means=means,
         paper=paper_rows(table) if len(table) else [],
-        source=published.SOURCE,
+        source=PAPER_SOURCE,
     )
     write_text(output, page)
     log.info("Wrote %s, datasets: %s.", output, ", ".join(sizes))
@@ -169,20 +186,20 @@ def paper_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     The other methods that the paper compares with are not run here, so nothing of ours stands
     beside its second figure.
     """
-    gain, n = published.gain_on_datasets(table)
+    gain, n = gain_on_datasets(table)
     return [
         {
             "name": "latteclip over zero_shot",
-            "published": published.GAIN_OVER_ZERO_SHOT,
+            "published": PAPER_GAIN_OVER_ZERO_SHOT,
             "ours": gain,
             "datasets": n,
-            "of": len(published.DATASETS),
+            "of": len(PAPER_DATASETS),
         },
         {
             "name": "latteclip over the best other unsupervised method",
-            "published": published.GAIN_OVER_OTHERS,
+            "published": PAPER_GAIN_OVER_OTHERS,
             "ours": None,
             "datasets": None,
-            "of": len(published.DATASETS),
+            "of": len(PAPER_DATASETS),
         },
     ]

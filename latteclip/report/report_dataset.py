@@ -6,7 +6,8 @@ Letters: N images, C classes.
 import csv
 import json
 import logging
-from collections.abc import Sequence
+import shlex
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,24 +22,126 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import write_text
 from latteclip.core.json_files import read_object
 from latteclip.evaluate import gallery_images
-from latteclip.evaluate.audited import Accuracy, Audit, Comparison, marked, read_audit
 from latteclip.evaluate.metrics import accuracy
-from latteclip.evaluate.results import MARKS, read_metrics, read_selection
-from latteclip.report import (
-    captions_shown,
-    dataset_charts,
-    figures,
-    gallery,
-    lead,
-    opinions,
-    provenance,
-    render,
-    runs,
-    thumbnails,
+from latteclip.evaluate.results import (
+    MARKS,
+    Accuracy,
+    Audit,
+    Comparison,
+    Selection,
+    marked,
+    read_audit,
+    read_metrics,
+    read_selection,
 )
-from latteclip.report.duplicates import read_duplicates
-from latteclip.report.opinions import ROWS
-from latteclip.report.words import words
+from latteclip.report import comparison, images, render, runs
+from latteclip.report.runs import RunFiles
+
+ZERO_SHOT = "zero_shot"
+
+
+@dataclass(frozen=True)
+class Lead:
+    """The model of a page, in percent and points; None where not known."""
+
+    method: str
+    seed: int
+    seeds: int  # runs of its method
+    is_chosen: bool  # by select_model
+    acc1: float | None
+    gain: float | None  # over zero-shot CLIP
+    audited: Accuracy | None  # by a person's answers
+    command: str | None  # that classifies photos with it
+
+    @property
+    def is_zero_shot(self) -> bool:
+        """Whether it is the pretrained model, with which the page compares."""
+        return self.method == ZERO_SHOT
+
+
+def main_run(run_files: Sequence[RunFiles], selection: Selection | None, fallback: str) -> RunFiles:
+    """The chosen run; where none is chosen, the first of a method."""
+    if selection:
+        for run in run_files:
+            if (run.method, run.seed) == selection.run:
+                return run
+    return next((run for run in run_files if run.method == fallback), run_files[0])
+
+
+def lead(
+    run: RunFiles,
+    metrics: Sequence[Mapping[str, Any]],
+    zero_shot: float | None,
+    selection: Selection | None,
+    audit: Audit | None,
+    folder: str,
+    suffix: str,
+) -> Lead:
+    """What a page says first.
+
+    Args:
+        run: that the page is about.
+        metrics: of all runs of the dataset.
+        zero_shot: acc1 of the pretrained model, as a fraction.
+        selection: the chosen model, where one was chosen.
+        audit: what a person's answers say.
+        folder: results/<dataset>.
+        suffix: of the chosen model's folder there.
+    """
+    of_method = [one for one in metrics if one["method"] == run.method]
+    acc1 = next((one["acc1"] for one in of_method if one["seed"] == run.seed), None)
+    is_chosen = selection is not None and selection.run == (run.method, run.seed)
+    model = None
+    if is_chosen:
+        model = f"{folder}/model{suffix}" if suffix else folder
+    elif run.gallery:
+        model = f"{folder}/{run.method}/seed{run.seed}/model"
+    return Lead(
+        method=run.method,
+        seed=run.seed,
+        seeds=len(of_method),
+        is_chosen=is_chosen,
+        acc1=None if acc1 is None else 100 * acc1,
+        gain=None if acc1 is None or zero_shot is None else 100 * (acc1 - zero_shot),
+        audited=audit.accuracy(run.method, run.seed) if audit else None,
+        command=model and f"latteclip predict {shlex.quote(model)} photos",
+    )
+
+
+WORDS = {
+    "Zero-shot CLIP": "The pretrained model as it is. It gives an image the class whose name, in "
+    "a sentence such as \u201ca photo of a cat.\u201d, is most like the image.",
+    "Pseudo-label": "The class that zero-shot CLIP gives a training image. It may be wrong.",
+    "Confidence": "How sure zero-shot CLIP is of a class: a probability, which is often too high.",
+    "Vote": "The class that the caption of a training image speaks for, or the captioner\u2019s "
+    "scores of the classes. A model that is right more often agrees with more votes, though votes "
+    "may be wrong too. Only votes of images that a model did not learn from count for it.",
+    "Seed": "The number that random choices of a training start from. Trainings that differ in "
+    "nothing else show how much of a result is chance.",
+    "Top-1, top-5": "The share of images whose class is the model\u2019s best, or among its five "
+    "best.",
+    "Per-class recall": "The share of a class\u2019s images that are given it, as the mean over "
+    "classes: small classes count as much as large ones.",
+    "95 % interval": "Such intervals hold the truth 95 times of 100.",
+}
+METHODS = {
+    "zero_shot_calibrated": "Zero-shot CLIP without its liking for some classes, which it has "
+    "whatever an image shows.",
+    "image_prototypes": "A class is given to images that look like the training images of the "
+    "class, by zero-shot CLIP and captions. Nothing is trained.",
+    "label_propagation": "Classes spread between images that look alike. Nothing is trained.",
+    "flyp": "CLIP fine-tuned on its own pseudo-labels.",
+    "flyp_supervised": "CLIP fine-tuned on the true labels: an upper bound.",
+    "latteclip": "CLIP fine-tuned as the LatteCLIP paper does, with captions of images and groups.",
+    "recommended": "The average of several fine-tunings of CLIP, on labels by zero-shot CLIP, "
+    "captions and image prototypes together.",
+}
+
+
+def words(methods: Collection[str]) -> dict[str, str]:
+    """The words of a page, and the methods that were run."""
+    return WORDS | {name: METHODS[name] for name in methods if name in METHODS}
+
 
 log = logging.getLogger(__name__)
 TEMPLATE = "report.html"
@@ -104,18 +207,18 @@ def report_dataset(
     zero_shot = None
     if split.labels is not None:
         zero_shot = accuracy(split.pseudo_labels[:, None], split.labels, 1)
-    rows = figures.headline(metrics, settings.baseline, zero_shot)
+    rows = comparison.headline(metrics, settings.baseline, zero_shot)
     chosen = gallery_images.choose(train.confidence, train.pseudo_labels)
     image_captions, group_captions = (
         read(path, train, chosen, classnames) if path else None
         for read, path in (
-            (captions_shown.read_image_captions, files.image_captions),
-            (captions_shown.read_group_captions, files.group_captions),
+            (images.read_image_captions, files.image_captions),
+            (images.read_group_captions, files.group_captions),
         )
     )
     selection = read_selection(files.selection) if files.selection else None
-    main = lead.main_run(run_files, selection, settings.main)
-    found = opinions.read_opinions(run_files, split, main)
+    main = main_run(run_files, selection, settings.main)
+    found = comparison.read_opinions(run_files, split, main)
     of_gallery = None
     if main.gallery:
         shown_ids = [train.image_id(i) for i in chosen]
@@ -129,7 +232,7 @@ def report_dataset(
         classnames=classnames,
         train_images=len(train),
         test_images=len(test),
-        duplicates=read_duplicates(files.duplicates, train, test, run_files)
+        duplicates=images.read_duplicates(files.duplicates, train, test, run_files)
         if files.duplicates
         else None,
         skipped=tables.read_metadata(files.images, "image_id").get("skipped", {}),
@@ -144,9 +247,9 @@ def report_dataset(
         selection=selection,
         audit=audit,
         opinions=_opinions(found, split, classnames),
-        unknown=thumbnails.unknown(files.unknown, [test, train]) if files.unknown else None,
-        biases=dataset_charts.bias_chart(files.calibrated) if files.calibrated else None,
-        lead=lead.lead(
+        unknown=images.unknown(files.unknown, [test, train]) if files.unknown else None,
+        biases=comparison.bias_chart(files.calibrated) if files.calibrated else None,
+        lead=lead(
             main,
             metrics,
             zero_shot,
@@ -166,14 +269,14 @@ def report_dataset(
         variants=variants(rows, settings.config["methods"]),
         marks_used={mark: MARKS[mark] for mark in MARKS if any(mark in row.marks for row in rows)},
         **_changes(split, found, classnames),
-        training=dataset_charts.training_charts(run_files, main.method),
+        training=comparison.training_charts(run_files, main.method),
         recipes=runs.read_recipes(run_files),
-        parts=dataset_charts.latteclip_charts(run_files, main.method),
-        paper_parts=dataset_charts.latteclip_charts(run_files, settings.paper)
+        parts=comparison.latteclip_charts(run_files, main.method),
+        paper_parts=comparison.latteclip_charts(run_files, settings.paper)
         if settings.paper and settings.paper != main.method
         else [],
-        pseudo_labels=dataset_charts.pseudo_label_charts(train),
-        items=gallery.items(chosen, train, of_gallery, image_captions, group_captions),
+        pseudo_labels=comparison.pseudo_label_charts(train),
+        items=images.items(chosen, train, of_gallery, image_captions, group_captions),
         captions=_caption_statistics(files.caption_summary, image_captions, group_captions),
         words=words([row.method for row in rows]),
         provenance=_provenance(settings, run_files, image_captions, group_captions),
@@ -189,21 +292,21 @@ def report_dataset(
 
 
 def _opinions(
-    found: opinions.Opinions, split: runs.Split, classnames: Sequence[str]
+    found: comparison.Opinions, split: runs.Split, classnames: Sequence[str]
 ) -> dict[str, Any]:
     """What the methods say of the images, whether or not anybody knows their labels."""
-    sizes = opinions.class_sizes(found, split.labels, len(classnames))
+    sizes = comparison.class_sizes(found, split.labels, len(classnames))
     return {
         "found": found,
         "main": found.methods[found.main],
         "base": found.methods[found.base],
-        "methods": opinions.methods(found),
+        "methods": comparison.methods(found),
         "sizes": sizes,
         "largest": max(max(size.before, size.after) for size in sizes),
         "agreed": 100 * float((found.answers == 1).mean()),
-        "shifts": opinions.shifts(found.before, found.after, len(classnames), WORST_PAIRS),
-        "disputes": [] if split.labels is not None else thumbnails.disputes(found, split),
-        "of_classes": thumbnails.of_classes(found, split),
+        "shifts": comparison.shifts(found.before, found.after, len(classnames), WORST_PAIRS),
+        "disputes": [] if split.labels is not None else images.disputes(found, split),
+        "of_classes": images.of_classes(found, split),
     }
 
 
@@ -222,7 +325,7 @@ def _audit_rows(audit: Audit) -> list[tuple[Accuracy, Comparison | None]]:
     return [(one, audit.compare(best.run, one.run) if best else None) for one in order]
 
 
-def _axis(rows: Sequence[figures.Row], zero_shot: float | None) -> tuple[float, float] | None:
+def _axis(rows: Sequence[comparison.Row], zero_shot: float | None) -> tuple[float, float] | None:
     """Ends of the scale on which the accuracies of all seeds are drawn, in percent."""
     values = [value for row in rows for value in row.each]
     if zero_shot is not None:
@@ -244,7 +347,7 @@ class Variant:
     difference: float | None  # to the method that it is like
 
 
-def variants(rows: Sequence[figures.Row], methods: dict[str, dict[str, Any]]) -> list[Variant]:
+def variants(rows: Sequence[comparison.Row], methods: dict[str, dict[str, Any]]) -> list[Variant]:
     """The ablations among the rows: methods that are `like` another one that was run."""
     by_name = {row.method: row for row in rows}
     found = []
@@ -280,41 +383,42 @@ def _difference(one: dict[str, Any], other: dict[str, Any], prefix: str = "") ->
 
 
 def _changes(
-    split: runs.Split, found: opinions.Opinions, classnames: Sequence[str]
+    split: runs.Split, found: comparison.Opinions, classnames: Sequence[str]
 ) -> dict[str, Any]:
     """What the main model changed on images with labels: classes, confusions, single images."""
     if split.labels is None:
         return {}
     before, after = split.pseudo_labels, found.after
-    pairs = figures.worst_pairs(split.labels, before, after, len(classnames), WORST_PAIRS)
-    inside = figures.classes_of(pairs, MATRIX_CLASSES)
-    classes = figures.class_changes(split.labels, before, after, classnames)
-    shares = figures.confusion(split.labels, after, inside) if inside else None
+    pairs = comparison.worst_pairs(split.labels, before, after, len(classnames), WORST_PAIRS)
+    inside = comparison.classes_of(pairs, MATRIX_CLASSES)
+    classes = comparison.class_changes(split.labels, before, after, classnames)
+    shares = comparison.confusion(split.labels, after, inside) if inside else None
     improved, hurt = (
-        figures.moved(
-            split.labels, before, after, found.said.margins, improved=is_better, n=gallery.EXAMPLES
+        comparison.moved(
+            split.labels, before, after, found.said.margins, improved=is_better, n=images.EXAMPLES
         )
         for is_better in (True, False)
     )
     return {
-        "classes": classes[: ROWS // 2] + classes[ROWS // 2 :][-(ROWS // 2) :],
-        "gained": sum(row.change > figures.VISIBLE for row in classes),
-        "lost": sum(row.change < -figures.VISIBLE for row in classes),
+        "classes": classes[: comparison.ROWS // 2]
+        + classes[comparison.ROWS // 2 :][-(comparison.ROWS // 2) :],
+        "gained": sum(row.change > comparison.VISIBLE for row in classes),
+        "lost": sum(row.change < -comparison.VISIBLE for row in classes),
         "of": len(classes),
         "pairs": pairs,
         "matrix": None
         if shares is None
         else {"classes": inside, "shares": (100 * shares).tolist()},
-        "improved": gallery.examples(improved, split, split.labels),
-        "hurt": gallery.examples(hurt, split, split.labels),
+        "improved": images.examples(improved, split, split.labels),
+        "hurt": images.examples(hurt, split, split.labels),
     }
 
 
 def _caption_statistics(
     summary_path: str | None,
-    image_captions: captions_shown.Captions | None,
-    group_captions: captions_shown.Captions | None,
-) -> dict[str, figures.CaptionStatistics]:
+    image_captions: images.Captions | None,
+    group_captions: images.Captions | None,
+) -> dict[str, comparison.CaptionStatistics]:
     """Statistics by kind of the captions that were read, from their summary."""
     kinds = {
         kind: captions
@@ -327,7 +431,7 @@ def _caption_statistics(
         raise UserError("A page with captions needs --caption-summary as well.")
     summaries = read_object(summary_path, [f"{kind}s" for kind in kinds])
     return {
-        kind: figures.caption_statistics(
+        kind: comparison.caption_statistics(
             summaries[f"{kind}s"], captions.naming_pseudo_label, captions.naming_label
         )
         for kind, captions in kinds.items()
@@ -337,15 +441,15 @@ def _caption_statistics(
 def _provenance(
     settings: ReportSettings,
     run_files: Sequence[runs.RunFiles],
-    *captions: captions_shown.Captions | None,
+    *captions: images.Captions | None,
 ) -> dict[str, Any]:
     """Versions, commit, seeds, configuration, captioner, and what each job took."""
     metadata: dict[str, Any] = next((one.metadata for one in captions if one), {})
-    jobs = provenance.job_costs(settings.benchmarks)
+    jobs = runs.job_costs(settings.benchmarks)
     return {
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "commit": provenance.commit(),
-        "versions": provenance.versions(),
+        "commit": runs.commit(),
+        "versions": runs.versions(),
         "seeds": sorted({run.seed for run in run_files}),
         "model": text.model_of(metadata),
         "own_files": [
@@ -357,6 +461,6 @@ def _provenance(
             for name in ("read", "written")
         },
         "jobs": [asdict(job) for job in jobs],
-        "in_all": asdict(provenance.total(jobs)),
+        "in_all": asdict(runs.total(jobs)),
         "config": yaml.safe_dump(settings.config, sort_keys=False, allow_unicode=True, width=88),
     }

@@ -22,8 +22,8 @@ from latteclip.audit.session import ALL_OFFERED, OFFERED, Session, options
 from latteclip.config import code
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.evaluate.audited import Accuracy, Audit, Comparison, read_audit
 from latteclip.evaluate.judged import JUDGED
+from latteclip.evaluate.results import Accuracy, Audit, Comparison, read_audit
 
 N_TEST = 120
 
@@ -363,7 +363,7 @@ def test_no_stage_but_one_reads_answers():
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         needed = code.closure(ROOT, name)
         assert not [one for one in needed if one.startswith("latteclip.audit")]
-        if "latteclip.evaluate.audited" in needed:
+        if "latteclip.evaluate.results" in needed:
             shows.add(command_.__name__)
         words = [(ROOT / one.replace(".", "/")).with_suffix(".py").read_text() for one in needed]
         assert not [text for text in words if "answers.jsonl" in text or "plan.parquet" in text]

@@ -9,7 +9,7 @@ from latteclip.config import layers
 from latteclip.config.configuration import Configuration, as_json
 from latteclip.config.layers import merge
 from latteclip.core.errors import UserError
-from latteclip.evaluate import published
+from latteclip.evaluate import summary
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_every_ablation_differs_from_latteclip_in_its_switches_alone(config):
 def test_the_study_runs_what_the_paper_compares(config):
     study = yaml.safe_load((ROOT / "config" / "study.yaml").read_text())
     found = configured(config, **study)
-    assert set(found.datasets) == set(published.DATASETS)
+    assert set(found.datasets) == set(summary.PAPER_DATASETS)
     assert found.seeds == [0, 1, 2]
     ablations = yaml.safe_load((ROOT / "config" / "ablations.yaml").read_text())
     assert set(found.methods) == {*ablations["method"], "flyp", "label_propagation"}

@@ -3,7 +3,6 @@ import torch
 import torch.nn.functional as F
 from support.witnesses import on_disk
 
-from latteclip.evaluate import nearest
 from latteclip.evaluate import propagate_labels as stage
 
 CPU = torch.device("cpu")
@@ -33,10 +32,10 @@ def in_parts(there, points, k, same):
 @pytest.mark.parametrize("similarities", [1, 90])
 @pytest.mark.parametrize("same", [True, False])
 def test_compared_points_equal_the_loop_whatever_is_held_at_once(monkeypatch, similarities, same):
-    monkeypatch.setattr(nearest, "SIMILARITIES", similarities)
+    monkeypatch.setattr(stage, "SIMILARITIES", similarities)
     points = unit_vectors(31, 5, 1)
     queries = points if same else unit_vectors(9, 5, 2)
-    cosines, indices = in_parts(nearest.points(points, CPU), queries, 4, same)
+    cosines, indices = in_parts(stage.points(points, CPU), queries, 4, same)
     for row, query in enumerate(queries):
         every = {i: (query @ point).item() for i, point in enumerate(points)}
         if same:
@@ -49,13 +48,13 @@ def test_compared_points_equal_the_loop_whatever_is_held_at_once(monkeypatch, si
 @pytest.mark.parametrize("width", [30, 7])
 @pytest.mark.parametrize("same", [True, False])
 def test_most_neighbours_of_cells_are_the_nearest_and_their_cosines_exact(monkeypatch, width, same):
-    monkeypatch.setattr(nearest, "COMPARED", 100)
+    monkeypatch.setattr(stage, "COMPARED", 100)
     points, others = clusters(5300, 20, width)[0].split(5000)
     queries = points if same else others
-    cells = nearest.points(on_disk(points), CPU)
-    assert isinstance(cells, nearest.Cells)
+    cells = stage.points(on_disk(points), CPU)
+    assert isinstance(cells, stage.Cells)
     cosines, indices = in_parts(cells, queries, 5, same)
-    exact = nearest.Compared(points).nearest(queries, 5, 0 if same else None)[1]
+    exact = stage.Compared(points).nearest(queries, 5, 0 if same else None)[1]
     torch.testing.assert_close(cosines, (queries[:, None] * points[indices]).sum(dim=2))
     hits = (indices[:, :, None] == exact[:, None]).any(dim=2)
     assert hits.double().mean() > 0.95
@@ -65,8 +64,8 @@ def test_most_neighbours_of_cells_are_the_nearest_and_their_cosines_exact(monkey
 
 def test_cells_give_as_many_neighbours_as_are_asked_for():
     points, _, _ = clusters(4000, 20, 32)
-    k = nearest.CANDIDATES + 6
-    cosines, indices = nearest.Cells(points).nearest(points[:50], k, 0)
+    k = stage.CANDIDATES + 6
+    cosines, indices = stage.Cells(points).nearest(points[:50], k, 0)
     assert indices.shape == (50, k)
     assert not (indices == torch.arange(50)[:, None]).any()
     assert cosines.isfinite().all()
@@ -74,7 +73,7 @@ def test_cells_give_as_many_neighbours_as_are_asked_for():
 
 def test_where_a_query_finds_too_few_the_rest_have_no_weight():
     few = unit_vectors(45, 8, 0)
-    cosines, _ = nearest.Cells(few).nearest(few[:1], 45, 0)
+    cosines, _ = stage.Cells(few).nearest(few[:1], 45, 0)
     assert cosines[0, -1] == -torch.inf
 
 
@@ -87,7 +86,7 @@ def test_labels_by_cells_are_as_right_as_by_comparing_all():
     )
     features, tests, settings = points[:8000], points[8000:], stage.PropagationSettings(topk=5)
     right = []
-    for kind in (nearest.Compared, nearest.Cells):
+    for kind in (stage.Compared, stage.Cells):
         graph = stage.link(texts, features, kind(features), settings)
         links = stage.neighbours(tests, texts, graph.images, settings)
         labels, _ = stage.rank(links, graph, settings)

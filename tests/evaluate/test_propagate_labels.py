@@ -13,7 +13,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import metrics
 from latteclip.evaluate import propagate_labels as stage
-from latteclip.evaluate.nearest import Compared
+from latteclip.evaluate.propagate_labels import Compared
 from latteclip.labels.pseudo_label_images import feature_column
 
 N, M, C, D, K = 31, 9, 6, 5, 4

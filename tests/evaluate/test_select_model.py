@@ -13,8 +13,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import judged
 from latteclip.evaluate import select_model as stage
-from latteclip.evaluate.audited import Accuracy, Audit, Comparison
-from latteclip.evaluate.results import read_selection
+from latteclip.evaluate.results import Accuracy, Audit, Comparison, read_selection
 
 N, C = 120, 4
 IDS = [f"{i}.png" for i in range(N)]

@@ -7,8 +7,8 @@ import pytest
 
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import FEWEST
-from latteclip.evaluate.audited import Accuracy, Audit, Comparison
-from latteclip.evaluate.selection import UNJUDGED, Candidate, Judge, choose
+from latteclip.evaluate.results import Accuracy, Audit, Comparison
+from latteclip.evaluate.select_model import UNJUDGED, Candidate, Judge, choose
 
 N = 150
 

@@ -10,8 +10,7 @@ from support.runs_of_methods import MARKED, RUNS, SEVERAL, run
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import summarize
-from latteclip.evaluate.audited import Accuracy, Audit, Comparison, read_audit
-from latteclip.evaluate.results import MARKS
+from latteclip.evaluate.results import MARKS, Accuracy, Audit, Comparison, read_audit
 from latteclip.evaluate.summary import summary
 
 

@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 from support.made_results import Results
 
-from latteclip.report import captions_shown, runs
+from latteclip.report import images, runs
 
 CHOSEN = [3, 17, 30]
 
@@ -18,7 +18,7 @@ def train(results):
 
 
 def test_texts_name_their_class_as_whole_words_in_any_case():
-    naming = captions_shown.Naming(["red", "Dot", "line", "l"])
+    naming = images.Naming(["red", "Dot", "line", "l"])
     assert naming.share is None
     naming.add(["", ""], [0, 1])
     assert naming.share is None
@@ -28,23 +28,23 @@ def test_texts_name_their_class_as_whole_words_in_any_case():
 
 def test_tables_may_be_read_in_pieces_of_any_size(results, train, monkeypatch):
     read = {
-        captions_shown.read_image_captions: results.write_captions("image"),
-        captions_shown.read_group_captions: results.write_captions("group"),
+        images.read_image_captions: results.write_captions("image"),
+        images.read_group_captions: results.write_captions("group"),
     }
     whole = [one(path, train, CHOSEN, results.classnames) for one, path in read.items()]
-    monkeypatch.setattr(captions_shown, "PIECE", 3)
+    monkeypatch.setattr(images, "PIECE", 3)
     assert [one(path, train, CHOSEN, results.classnames) for one, path in read.items()] == whole
 
 
 def test_chosen_images_have_their_captions_and_a_group_that_holds_them(results, train):
     path = results.write_captions("image")
     texts = dict(pd.read_parquet(path)[["id", "caption"]].to_numpy())
-    found = captions_shown.read_image_captions(path, train, CHOSEN, results.classnames)
+    found = images.read_image_captions(path, train, CHOSEN, results.classnames)
     assert found.texts == {i: texts[results.image_ids[i]] for i in CHOSEN}
     path = results.write_captions("group")
     label_of = dict(zip(results.image_ids, results.before, strict=True))
     held = {name for names in pd.read_parquet(path)["members"] for name in names}
-    found = captions_shown.read_group_captions(path, train, CHOSEN, results.classnames)
+    found = images.read_group_captions(path, train, CHOSEN, results.classnames)
     for i in CHOSEN:
         members = found.groups[i].members
         assert {label_of[name] for name in members} == {results.before[i]}

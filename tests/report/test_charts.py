@@ -2,13 +2,13 @@ import re
 
 import numpy as np
 
-from latteclip.report import charts
+from latteclip.report import comparison
 
 
 def test_a_chart_takes_its_colours_from_the_page_and_is_the_same_each_time():
     x = np.arange(4.0)
-    lines = [charts.Line("a", x, [x, 2 * x], 0), charts.Line("b", x, [3 - x], 3)]
-    drawing, again = (charts.line_chart("Loss", lines, x_label="epoch") for _ in range(2))
+    lines = [comparison.Line("a", x, [x, 2 * x], 0), comparison.Line("b", x, [3 - x], 3)]
+    drawing, again = (comparison.line_chart("Loss", lines, x_label="epoch") for _ in range(2))
     assert drawing.svg == again.svg
     assert "var(--series-1)" in drawing.svg
     assert "var(--series-4)" in drawing.svg

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from latteclip.report import figures
+from latteclip.report import comparison
 
 N, C = 41, 7
 
@@ -40,7 +40,7 @@ def run(method, seed, acc1, **more):
 
 def test_headline_is_mean_spread_and_differences_in_percent():
     runs = [run("a", 0, 0.5), run("b", 0, 0.6, marks=["ours"]), run("b", 1, 0.8)]
-    first, second = figures.headline(runs, "a", zero_shot=0.45)
+    first, second = comparison.headline(runs, "a", zero_shot=0.45)
     assert (first.method, first.seeds, first.spread, first.over_baseline) == ("a", 1, None, 0)
     assert first.gain == pytest.approx(5)
     assert second.acc1 == pytest.approx(70)
@@ -53,14 +53,14 @@ def test_headline_is_mean_spread_and_differences_in_percent():
 
 
 def test_headline_without_labels_is_blank():
-    (row,) = figures.headline([run("a", 0, None)], "a", zero_shot=None)
+    (row,) = comparison.headline([run("a", 0, None)], "a", zero_shot=None)
     assert row.acc1 is row.spread is row.gain is row.acc5 is row.recall is None
     assert row.each == []
 
 
 def test_class_changes_equal_the_loop_and_are_sorted_by_change(arrays):
     labels, before, after, _ = arrays
-    changes = figures.class_changes(labels, before, after, [f"class {c}" for c in range(C)])
+    changes = comparison.class_changes(labels, before, after, [f"class {c}" for c in range(C)])
     assert [row.change for row in changes] == sorted((r.change for r in changes), reverse=True)
     found = {row.classname: row for row in changes}
     assert len(found) == C - 1  # class 4 has no image
@@ -75,7 +75,7 @@ def test_class_changes_equal_the_loop_and_are_sorted_by_change(arrays):
 def test_confusion_equals_the_loop(arrays):
     labels, _, after, _ = arrays
     classes = [5, 0, 4, 2]
-    matrix = figures.confusion(labels, after, classes)
+    matrix = comparison.confusion(labels, after, classes)
     for row, i in enumerate(classes):
         own = [n for n in range(N) if labels[n] == i]
         for column, j in enumerate(classes):
@@ -93,25 +93,29 @@ def test_worst_pairs_equal_the_loop(arrays):
             old = sum(before[n] == j for n in own) / len(own)
             if hits:
                 shares[i, j] = (100 * hits / len(own), 100 * old)
-    pairs = figures.worst_pairs(labels, before, after, C, 1000)
+    pairs = comparison.worst_pairs(labels, before, after, C, 1000)
     assert {(p.true, p.predicted) for p in pairs} == set(shares)
     for p in pairs:
         assert (p.after, p.before) == pytest.approx(shares[p.true, p.predicted])
     assert [p.after for p in pairs] == sorted((p.after for p in pairs), reverse=True)
-    assert figures.worst_pairs(labels, before, after, C, 3) == pairs[:3]
+    assert comparison.worst_pairs(labels, before, after, C, 3) == pairs[:3]
 
 
 def test_the_classes_of_pairs_come_in_pairs():
-    pairs = [figures.Pair(0, 1, 0, 50), figures.Pair(2, 0, 0, 40), figures.Pair(0, 2, 0, 30)]
-    assert figures.classes_of(pairs, 2) == [0, 1]
-    assert figures.classes_of(pairs, 3) == [0, 1, 2]
+    pairs = [
+        comparison.Pair(0, 1, 0, 50),
+        comparison.Pair(2, 0, 0, 40),
+        comparison.Pair(0, 2, 0, 30),
+    ]
+    assert comparison.classes_of(pairs, 2) == [0, 1]
+    assert comparison.classes_of(pairs, 3) == [0, 1, 2]
 
 
 def test_reliability_equals_the_loop():
     rng = np.random.default_rng(1)
     confidence = np.append(rng.random(N - 2) * 0.79, [0.0, 1.0])
     correct = rng.integers(0, 2, N)
-    found = figures.reliability(confidence, correct, bins=5)
+    found = comparison.reliability(confidence, correct, bins=5)
     for b in range(5):
         own = [i for i in range(N) if min(int(confidence[i] * 5), 4) == b]
         assert found.shares[b] == pytest.approx(len(own) / N)
@@ -126,7 +130,7 @@ def test_reliability_equals_the_loop():
 
 
 def test_without_labels_only_the_confidence_is_known():
-    found = figures.reliability(np.array([0.1, 0.9]), None)
+    found = comparison.reliability(np.array([0.1, 0.9]), None)
     assert found.accuracy is None
     assert found.kept is None
     assert found.shares.sum() == 1
@@ -135,7 +139,7 @@ def test_without_labels_only_the_confidence_is_known():
 @pytest.mark.parametrize("improved", [True, False])
 def test_moved_images_changed_as_they_say(arrays, improved):
     labels, before, after, margins = arrays
-    found = figures.moved(labels, before, after, margins, improved=improved, n=N)
+    found = comparison.moved(labels, before, after, margins, improved=improved, n=N)
     changed = [
         i
         for i in range(N)
@@ -148,17 +152,17 @@ def test_moved_images_changed_as_they_say(arrays, improved):
 def test_moved_images_are_of_different_classes_first_and_the_clearest_of_each():
     labels = np.array([0, 0, 0, 1])
     margins = np.array([0.1, 0.3, 0.2, 0.1])
-    found = figures.moved(labels, 1 - labels, labels, margins, improved=True, n=3)
+    found = comparison.moved(labels, 1 - labels, labels, margins, improved=True, n=3)
     assert [one.index for one in found] == [1, 3, 2]
 
 
 def test_caption_statistics_count_what_they_say():
-    found = figures.caption_statistics(SUMMARY, 50.0, None)
+    found = comparison.caption_statistics(SUMMARY, 50.0, None)
     assert (found.captions, found.distinct, found.empty, found.failed) == (5, 3, 1, 0)
     assert (found.cut, found.words, found.tokens) == pytest.approx((40, 2.5, 2))
     assert found.names_class == pytest.approx(75)
     assert (found.names_pseudo_label, found.names_label) == (50, None)
     assert found.frequent == [("a red dot", 2)]
     nothing = {**SUMMARY, "words": {}, "tokens": {}, "most_repeated": []}
-    found = figures.caption_statistics(nothing, None, None)
+    found = comparison.caption_statistics(nothing, None, None)
     assert found.words is found.tokens is None

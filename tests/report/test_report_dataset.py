@@ -15,12 +15,7 @@ from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import gallery_images
-from latteclip.report import (
-    opinions,
-    render,
-    runs,
-    thumbnails,
-)
+from latteclip.report import comparison, images, render, runs
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +54,8 @@ def test_the_classes_have_the_recalls_of_the_metrics_files(results, written):
     )
     rows = page.tables["per-class"][1:]
     assert {row[0][0] for row in rows} == set(CLASSNAMES)
-    for name, images, old, new, change, _ in rows:
-        assert float(images[1]) == sum(results.labels[31:] == CLASSNAMES.index(name[0]))
+    for name, size, old, new, change, _ in rows:
+        assert float(size[1]) == sum(results.labels[31:] == CLASSNAMES.index(name[0]))
         assert float(old[1]) == pytest.approx(100 * before[name[0]])
         assert float(new[1]) == pytest.approx(100 * after[name[0]])
         assert float(change[1]) == pytest.approx(float(new[1]) - float(old[1]))
@@ -290,10 +285,10 @@ def test_without_labels_the_page_shows_what_methods_say(tmp_path):
     order = ("zero_shot", "latteclip", "flyp")  # the main method beside what it is compared with
     for label, name in enumerate(CLASSNAMES):
         assert sizes[name] == [(said[method] == label).sum() for method in order]
-    for old, new, images, _ in page.tables["shifts"][1:]:
+    for old, new, size, _ in page.tables["shifts"][1:]:
         before, after = (CLASSNAMES.index(name[0]) for name in (old, new))
         both = (said["zero_shot"] == before) & (said["latteclip"] == after)
-        assert float(images[1]) == both.sum()
+        assert float(size[1]) == both.sum()
     agreed = np.mean([len(set(labels)) == 1 for labels in zip(*said.values(), strict=True)])
     assert f"{100 * agreed:.1f}" in page.sections["disagreements"]
     disputed = sum(a.get("alt", "").startswith("Disputed image") for _, a in page.elements)
@@ -315,7 +310,7 @@ def likely_unknown(page):
 def test_likely_unknown_images_stand_in_their_order(tmp_path):
     results = Results(tmp_path, labelled=False)
     page, _ = write(results, unknown=write_unknown(results))
-    assert likely_unknown(page) == results.image_ids[::-1][: thumbnails.UNKNOWN]
+    assert likely_unknown(page) == results.image_ids[::-1][: images.UNKNOWN]
     # What the captioner says comes first.
     page, _ = write(results, unknown=write_unknown(results, [1.0, 3.0, 2.0]))
     ids = results.image_ids
@@ -354,7 +349,7 @@ def test_noise_in_thousands_of_classes_makes_a_page_that_can_be_mailed(tmp_path)
         Image.fromarray(noise).save(path)
     page, text = write(results, captions=BOTH_KINDS, unknown=write_unknown(results))
     assert len(text.encode()) < render.MAX_BYTES
-    assert len(page.tables["class-sizes"]) == 1 + opinions.ROWS
+    assert len(page.tables["class-sizes"]) == 1 + comparison.ROWS
 
 
 def test_what_each_job_took_is_added_up(results, tmp_path):

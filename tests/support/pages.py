@@ -8,7 +8,7 @@ import numpy as np
 
 from latteclip.captions.summarize_captions import summarize_captions
 from latteclip.core import tables
-from latteclip.evaluate.audited import Accuracy, Audit
+from latteclip.evaluate.results import Accuracy, Audit
 from latteclip.report import report_dataset, runs
 
 VOID = {"meta", "link", "img", "input", "br", "wbr"}
