@@ -1,4 +1,4 @@
-"""Draw the picture of the method, docs/method.svg: python docs/method.py
+"""Draw the picture of the method, docs/method.svg, with python docs/method.py.
 
 One file for light and dark pages: its colours follow `prefers-color-scheme`.
 """
