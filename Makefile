@@ -76,7 +76,7 @@ envs: | .venv/bin/pip
 
 # The tables of keys in config/README.md, from the schema and the defaults.
 docs: install
-	python -m latteclip.config.reference
+	python -m latteclip.config.generate_docs
 
 lint: install
 	ruff check .

@@ -31,7 +31,7 @@ rule all:
         # By themselves too: the table alone would hide that a deleted result is missing.
         rules.summarize.input.metrics,
         rules.summarize.input.selections,
-        rule_inputs.models_of_heads(configuration),
+        stage_params.models_of_heads(configuration),
         [
             f"results/{dataset}/captions/summary.json"
             for dataset in configuration.datasets
@@ -46,7 +46,7 @@ rule all:
 
 rule labels:
     input:
-        rule_inputs.labels(configuration),
+        stage_params.labels(configuration),
     localrule: True
 
 

@@ -5,7 +5,7 @@
 
 prints the accuracy on the test split of each training of `recommended_single`, of the average of
 their weights, of averages with the pretrained weights (WiSE-FT, Wortsman et al. 2022), and of
-`head: remade` on each. Labels of training images are not read, those of test images only score.
+`head: refit` on each. Labels of training images are not read, those of test images only score.
 """
 
 import argparse

@@ -54,11 +54,11 @@ from latteclip.captions.requests import Choices, Request, messages
 from latteclip.captions.runner import CaptionJob
 from latteclip.captions.scorers.transformers import TransformersScorer
 from latteclip.captions.scorers.vllm import VllmScorer
-from latteclip.config import shipped
+from latteclip.config import layers
 from latteclip.core import tables
 from latteclip.data.images import open_rgb
 
-DEMO = shipped.PACKAGE / "demo" / "models" / "llava"
+DEMO = layers.PACKAGE / "demo" / "models" / "llava"
 PROMPT = "Describe the texture in the photo concisely, less than 20 words."
 ALONE = 100  # images for the two slow ways
 DISTINCT = 500  # textures; further files differ in bytes that no decoder reads
@@ -210,7 +210,7 @@ def compare_scores(
     paths = tables.read(index, tables.IMAGES, ["path"])[0]["path"].to_pylist()
     pictures = [open_rgb(path) for path in paths]
     orders = (letters_prompt(OPTIONS), letters_prompt(OPTIONS[::-1]))
-    one, both = (Choices("letters", letters_of(len(OPTIONS)), orders[:n]) for n in (1, 2))
+    one, both = (Choices("multiple_choice", letters_of(len(OPTIONS)), orders[:n]) for n in (1, 2))
     likelihood = Choices("likelihood", tuple(ANSWER.format(name) for name in OPTIONS))
     asked = {
         f"captions of {CAPTION_TOKENS} tokens": (PROMPT, None),

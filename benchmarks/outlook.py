@@ -3,7 +3,7 @@
     python benchmarks/outlook.py [docs/scaling.jsonl]
 
 Nothing is run or timed. Measured rows are the lines that `benchmarks/scale.py --lines` wrote. Times
-of computed ones are images over the rates on paper of latteclip/config/estimate.py. Memory, and CPU
+of computed ones are images over the rates on paper of benchmarks/paper_rates.py. Memory, and CPU
 time where a stage runs no model, lie on the straight line through the smallest and the largest
 number measured; disk is the measured bytes of an image.
 """
@@ -13,7 +13,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from latteclip.config import estimate
+import paper_rates
 
 LINES = Path(__file__).parents[1] / "docs" / "scaling.jsonl"
 SIZES = [10**power for power in range(4, 9)]
@@ -40,7 +40,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage, what it takes of one job with a card and `estimate.CORES`, and its limits.
+    """A stage, what it takes of one job with a card and `paper_rates.CORES`, and its limits.
 
     Memory, and time where nothing is said of it, are those of the first step.
     """
@@ -89,7 +89,7 @@ class Measured:
 
 def stages() -> list[Stage]:
     """The rows in the order of the workflow."""
-    rates = estimate.on_paper(CARD)
+    rates = paper_rates.on_paper(CARD)
     assert rates.captions and rates.samples and rates.images and rates.fed
     encoding = 1 / min(rates.images, rates.fed)
     tables = ("images.parquet", ".decoded.sqlite")

@@ -37,7 +37,7 @@ from PIL import Image
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import encode_images
-from latteclip.config import shipped
+from latteclip.config import layers
 from latteclip.core import devices, tables
 from latteclip.data import clip_config, loader
 from latteclip.deploy.predict import Classifier as Predictor
@@ -50,7 +50,7 @@ HISTORY = pa.schema([("step", pa.int32())])  # evaluate reads only its metadata
 CLASSES, SIZE, BATCH, TOPK = 47, (500, 375), 32, 5
 DISTINCT = 8  # photographs
 GRAIN = 6  # of photographs: standard deviation of a pixel, of 255
-DEMO = shipped.PACKAGE / "demo" / "models" / "clip"
+DEMO = layers.PACKAGE / "demo" / "models" / "clip"
 CHECKS = (
     (clips, "verify_folder"),
     (clips, "check_size"),

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from latteclip.config import layers, rule_inputs, rule_settings
+from latteclip.config import layers, stage_params
 from latteclip.config.configuration import Configuration
 from latteclip.core.settings import from_values
 from latteclip.core.signals import Signals
@@ -73,9 +73,9 @@ def main() -> None:
         with contextlib.suppress(FileNotFoundError):
             print(dataset, json.loads((folder / METHOD / "learning_rate.json").read_text()))
         settings = from_values(
-            FinetuneSettings, rule_settings.find_learning_rate(configuration, dataset, METHOD)
+            FinetuneSettings, stage_params.find_learning_rate(configuration, dataset, METHOD)
         )
-        [labels] = rule_inputs.caption_labels_of_method(configuration, dataset, METHOD)
+        [labels] = stage_params.caption_labels_of_method(configuration, dataset, METHOD)
         files = data.TrainingFiles(
             str(folder / "images.parquet"),
             str(folder / "pseudo_labels.parquet"),

@@ -1,7 +1,7 @@
 """What the study (config/study.yaml) takes: jobs, GPU hours, disk and checkpoints.
 
 Nothing is timed but Snakemake's dry run: hours are counts of images over rates that are themselves
-on paper (docs/scaling.md, latteclip/config/estimate.py).
+on paper (docs/scaling.md, benchmarks/paper_rates.py).
 """
 
 import argparse
@@ -12,13 +12,14 @@ import sys
 import time
 
 import open_clip
+import paper_rates
 import torch
 import yaml
 
-from latteclip.config import estimate, layers, shipped
+from latteclip.config import job_resources, layers
 from latteclip.config.configuration import Configuration
 
-STUDY = shipped.CONFIG / "study.yaml"
+STUDY = layers.CONFIG / "study.yaml"
 
 
 def configuration() -> Configuration:
@@ -48,14 +49,14 @@ def checkpoint_gb(model: str) -> float:
 
 def checkpoint_rows(study: Configuration, method: str = "latteclip") -> list[tuple[str, int, int]]:
     """Return each dataset with the epochs and the whole seconds of one training on an A100."""
-    rates = estimate.on_paper("A100")
+    rates = paper_rates.on_paper("A100")
     assert rates.samples
     assert rates.fed
     rows = []
     for dataset in study.datasets:
-        images = estimate.counts(study, dataset)
+        images = job_resources.counts(study, dataset)
         assert images
-        samples = estimate.samples(study, dataset, method, images.train)
+        samples = job_resources.samples(study, dataset, method, images.train)
         epochs = study.method(method, dataset)["finetune"]["epochs"]
         rows.append((dataset, epochs, round(samples / min(rates.samples, rates.fed))))
     return rows
@@ -70,13 +71,13 @@ def main() -> None:
     print("| rule | jobs |\n|---|---:|")
     for rule, n in planned.items():
         print(f"| {rule} | {n} |")
-    print(f"\n| GPU hours, on paper | {' | '.join(estimate.PEAKS)} |\n|---|---:|---:|")
-    columns = [estimate.hours(study, estimate.on_paper(card)) for card in estimate.PEAKS]
+    print(f"\n| GPU hours, on paper | {' | '.join(paper_rates.PEAKS)} |\n|---|---:|---:|")
+    columns = [paper_rates.hours(study, paper_rates.on_paper(card)) for card in paper_rates.PEAKS]
     for work in columns[0]:
         print(f"| {work} | " + " | ".join(f"{column[work]:.0f}" for column in columns) + " |")
     print("| all | " + " | ".join(f"{sum(column.values()):.0f}" for column in columns) + " |")
     print("\n| disk | GB |\n|---|---:|")
-    sizes = estimate.disk(study, estimate.Sizes())
+    sizes = paper_rates.disk(study, paper_rates.Sizes())
     for what, size in sizes.items():
         print(f"| {what} | {size:.0f} |")
     print(f"| all | {sum(sizes.values()):.0f} |")

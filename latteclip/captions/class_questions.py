@@ -15,7 +15,7 @@ from latteclip.captions.scores import Scores
 from latteclip.core.errors import UserError
 from latteclip.core.prompts import PLACE, fill
 
-LIKELIHOOD, LETTERS = KINDS = ("likelihood", "letters")
+LIKELIHOOD, LETTERS = KINDS = ("likelihood", "multiple_choice")
 # A full stop ends the name: "dot." is no beginning of "dotted.".
 ANSWER = " {}."
 
@@ -27,7 +27,7 @@ class ScoreSettings:
     kind: str | None  # one of KINDS
     topk: int  # options; all classes where there are few
     answer: str | None  # of likelihood: the text with a place for the class name; null: ANSWER
-    orders: int  # of letters: in how many orders the options are shown
+    orders: int  # of multiple_choice: in how many orders the options are shown
     share: float  # of the images, those of which CLIP is least sure
     file: str | None = None  # of engine file
     prompt: str = ""  # of likelihood
@@ -54,7 +54,7 @@ class ScoreSettings:
         if self.kind == LIKELIHOOD and PLACE in self.prompt:
             raise UserError(
                 f"The image prompt {self.prompt!r} names the pseudo-label, which scores would then "
-                f"repeat: take {PLACE} out of prompts.image, or set scores.kind to letters."
+                f"repeat: take {PLACE} out of prompts.image, or set scores.kind to multiple_choice."
             )
 
 

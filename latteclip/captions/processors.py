@@ -9,7 +9,7 @@ from PIL import Image
 
 from latteclip.captions.engines.base import CaptionerSettings, TooLongError
 from latteclip.captions.requests import messages
-from latteclip.config import model_names
+from latteclip.config import hub_names
 from latteclip.core.errors import UserError
 
 SPECIAL_TOKENS = "added unless the prompt begins with them"  # the rule of all engines
@@ -82,7 +82,7 @@ def special_tokens(model: str, revision: str | None) -> str | None:
 
 def _file(model: str, revision: str | None, name: str) -> Path:
     """Return the path of a file of a model, which is fetched where the hub's cache lacks it."""
-    if model_names.is_folder(model):
+    if hub_names.is_folder(model):
         return Path(model, name)
     import huggingface_hub
 

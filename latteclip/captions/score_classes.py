@@ -2,7 +2,7 @@
 
 Two kinds. `likelihood`: the log-probability of each class's text as the answer to the image prompt,
 summed over its tokens (VisualGPTScore, arXiv 2306.01879, takes P(text | image) for a score).
-`letters`: the classes are listed with letters, and the log-probabilities of the letters count.
+`multiple_choice`: the classes are listed with letters, whose log-probabilities count.
 What a class, a letter or a place in the list gets whatever the image shows is not taken off here:
 that needs all images, and is for those who read the scores.
 

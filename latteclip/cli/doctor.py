@@ -23,7 +23,7 @@ from typing import Any, TextIO
 from latteclip.captions import vllm_memory
 from latteclip.captions.engines.base import CaptionerSettings
 from latteclip.cli.colours import paint
-from latteclip.config import layers, rule_settings
+from latteclip.config import layers
 from latteclip.config.configuration import Configuration
 from latteclip.core import build_tools, gpus
 from latteclip.core.errors import UserError
@@ -250,7 +250,7 @@ def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
         return
     try:
         configuration = Configuration(layers.defaults(), layers.given(pairs, files))
-        values = rule_settings.captioner(configuration, configuration.datasets[0])
+        values = configuration.section("captioner", configuration.datasets[0])
         settings = from_values(CaptionerSettings, values, "captioner")
     except UserError as error:
         yield Finding("warning", str(error).removesuffix("."))

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from latteclip.cli import last_options
-from latteclip.config import estimate as counts
-from latteclip.config import layers, page_settings
+from latteclip.config import job_resources, layers, stage_params
 from latteclip.config.configuration import Configuration
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -60,7 +59,9 @@ class Sizes:
     def factors(self, whole: "Sizes", configuration: Configuration, dataset: str) -> dict[str, Any]:
         """Return by how much the whole is larger in what stages grow with, but for steps."""
         own, other = (
-            counts.groups(configuration, dataset, counts.Counts(one.train, 0, one.classes))
+            job_resources.groups(
+                configuration, dataset, job_resources.Counts(one.train, 0, one.classes)
+            )
             for one in (self, whole)
         )
         return {
@@ -159,7 +160,7 @@ def _grown(
     factors: Mapping[str, float],
 ) -> Iterator[Grown]:
     """Every job of the limited run that was measured."""
-    files = page_settings.benchmarks(configuration, name)
+    files = stage_params.benchmarks(configuration, name)
     costs = [
         (cost, Path(file["path"])) for file in files for cost in job_costs([file]) if cost.seconds
     ]
@@ -177,7 +178,8 @@ def _grown(
         elif kind == STEPS:
             method = cost.run.partition(",")[0]
             seen, all_seen = (
-                counts.samples(configuration, name, method, size.train) for size in (small, whole)
+                job_resources.samples(configuration, name, method, size.train)
+                for size in (small, whole)
             )
             growth = all_seen / seen
             work = _training(path.parents[1] / "history.parquet", seen)

@@ -24,13 +24,13 @@ LABEL_FORMATS = ("csv", "parquet", "label-studio", "imagefolder")
 
 def workflow(args: argparse.Namespace) -> None:
     """Run the workflow in this folder, by snakemake."""
-    from latteclip.config import shipped
+    from latteclip.config import layers
 
     if args.arguments in (["-h"], ["--help"]):
         args.show_help()
         sys.exit(0)
 
-    own = ["--snakefile", str(shipped.SNAKEFILE), "--directory", "."]
+    own = ["--snakefile", str(layers.SNAKEFILE), "--directory", "."]
     command = [sys.executable, "-m", "snakemake", *own, *args.arguments]
     sys.stdout.flush()
     os.execv(sys.executable, command)  # signals are to reach Snakemake itself

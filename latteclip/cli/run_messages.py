@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from latteclip.config import checks, estimate, page_settings
+from latteclip.config import checks, job_resources, stage_params
 from latteclip.config.configuration import Configuration
-from latteclip.config.rule_inputs import (
+from latteclip.config.stage_params import (
     MODEL_NOTE,
     SELECTED_MODEL,
     audit_if_any,
@@ -31,8 +31,8 @@ STOPPED = ("Stopped", "interrupted")  # begin the last line of a log after Ctrl-
 TRACEBACK = "Traceback (most recent call last):"
 LONGEST = 20  # lines of a message
 GB = {  # to download, where docs/scaling.md has the size
-    "ViT-B-32@laion2b_s34b_b79k": estimate.Sizes.clip,
-    "llava-hf--llava-v1.6-mistral-7b-hf": estimate.Sizes.captioner,
+    "ViT-B-32@laion2b_s34b_b79k": 0.6,
+    "llava-hf--llava-v1.6-mistral-7b-hf": 15.1,
 }
 
 
@@ -70,7 +70,7 @@ def started(configuration: Configuration, pending: Collection[str]) -> list[str]
 def _images(configuration: Configuration, dataset: str) -> str:
     """How many images and classes a dataset has, as far as that is known."""
     folder = configuration.dataset(dataset)["source"].get("folder")
-    counts = estimate.counts(configuration, dataset)
+    counts = job_resources.counts(configuration, dataset)
     if counts:
         classes = f" of {counts.classes} classes" if counts.classes else ""
         return f"{counts.train + counts.test:,} images{classes}{_unreadable(dataset)}"
@@ -147,7 +147,7 @@ def finished(configuration: Configuration, outputs: Collection[str]) -> list[str
             lines += _results(configuration, dataset, page)
         elif f"results/{dataset}/caption_labels.parquet" in outputs:
             lines += _labels(dataset)
-    index = f"results/{page_settings.overview(configuration)}"
+    index = f"results/{stage_params.overview(configuration)}"
     if len(configuration.datasets) > 1 and index in outputs:
         lines.append(f"The page of all datasets is {index}.")
     return lines

@@ -20,7 +20,7 @@ from typing import TextIO
 
 from latteclip.cli import cluster, last_options, locks
 from latteclip.cli.colours import paint
-from latteclip.config import layers, shipped
+from latteclip.config import layers
 from latteclip.core.errors import UserError
 from latteclip.core.foreign import shown
 from latteclip.report.runs import JobCost, job_costs, tokens_of, total
@@ -171,7 +171,7 @@ def _snakemake(*arguments: str) -> str:
         UserError: it failed; says in its words why.
     """
     workflow = (
-        [] if _has_own_workflow() else ["--snakefile", str(shipped.SNAKEFILE), "--directory", "."]
+        [] if _has_own_workflow() else ["--snakefile", str(layers.SNAKEFILE), "--directory", "."]
     )
     run = subprocess.run(
         [sys.executable, "-m", "snakemake", "--nocolor", *workflow, *arguments],
@@ -378,7 +378,7 @@ def _rows(jobs: Sequence[Job], stream: TextIO) -> Iterator[str]:
 
 def _rule_order() -> list[str]:
     """The names of the rules, as the files that the shipped Snakefile includes have them."""
-    contents = shipped.SNAKEFILE.read_text("utf-8")
+    contents = layers.SNAKEFILE.read_text("utf-8")
     files = re.findall(r'^include: "(.+)"', contents, flags=re.MULTILINE)
-    texts = [(shipped.ROOT / file).read_text("utf-8") for file in files]
+    texts = [(layers.ROOT / file).read_text("utf-8") for file in files]
     return [rule for text in texts for rule in re.findall(RULE, text, re.MULTILINE)]

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from latteclip.clip.classifier import Classifier, save_classifier
-from latteclip.config.model_names import FOLDER, HUB
+from latteclip.config.hub_names import FOLDER, HUB
 from latteclip.core import checksums, devices
 from latteclip.core.class_words import ClassWords
 from latteclip.core.errors import UserError, first_line

@@ -3,13 +3,16 @@
 Imports nothing heavy.
 """
 
+import ast
 import difflib
 import json
 import os
 from collections.abc import Collection, Iterator
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
-from latteclip.config import model_names, open_clip_names
+from latteclip.config import hub_names
 from latteclip.config.configuration import Configuration
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.foreign import URL
@@ -20,6 +23,9 @@ HIDDEN = (".", "__MACOSX")
 LARGE = 2e9  # bytes of a captioner that takes days without a GPU
 CAPTIONS = "results/{dataset}/captions/{kind}s.parquet"
 SCORES = "results/{dataset}/class_scores.parquet"
+TABLE = "_PRETRAINED"  # of open_clip/pretrained.py: weights by model
+QUICK = "quick_gelu"  # marks weights of a model that another one, named with QUICK_MODEL, has too
+QUICK_MODEL = "-quickgelu"
 
 
 def refuse_unready(configuration: Configuration) -> None:
@@ -72,18 +78,18 @@ def _clip(configuration: Configuration, dataset: str) -> Iterator[str]:
     """The CLIP model and its weights have names that open_clip knows, or are files."""
     values = configuration.section("clip", dataset)
     model, pretrained = values["model"], values["pretrained"]
-    if model.startswith(model_names.FOLDER):
-        yield from _text_tower(Path(model.removeprefix(model_names.FOLDER)))
-    elif not model.startswith(model_names.HUB):
-        name, known = model.replace("/", "-"), open_clip_names.models()
+    if model.startswith(hub_names.FOLDER):
+        yield from _text_tower(Path(model.removeprefix(hub_names.FOLDER)))
+    elif not model.startswith(hub_names.HUB):
+        name, known = model.replace("/", "-"), open_clip_models()
         if known and name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             advice = (
                 f"did you mean {near[0]}?" if near else "open_clip.list_models() has all names."
             )
             yield f"clip.model {model} is unknown; {advice}"
-        tags = open_clip_names.tags(name)
-        if os.path.isfile(pretrained) or not known or open_clip_names.clean(pretrained) in tags:
+        tags = open_clip_tags(name)
+        if os.path.isfile(pretrained) or not known or _clean_tag(pretrained) in tags:
             return
         if "/" in pretrained:
             yield f"clip.pretrained {pretrained} is not a file."
@@ -97,15 +103,15 @@ def _clip(configuration: Configuration, dataset: str) -> Iterator[str]:
 def _text_tower(folder: Path) -> Iterator[str]:
     """A folder whose text tower is one of transformers holds the tower's configuration."""
     try:
-        config = json.loads((folder / model_names.CLIP_CONFIG).read_bytes())
+        config = json.loads((folder / hub_names.CLIP_CONFIG).read_bytes())
         name = config["model_cfg"]["text_cfg"].get("hf_model_name")
     except (OSError, ValueError, LookupError, AttributeError, TypeError):  # the stage says why
         return
-    if not name or (folder / model_names.TEXT_TOWER).exists() or _in_cache(name):
+    if not name or (folder / hub_names.TEXT_TOWER).exists() or _in_cache(name):
         return
     yield (
         f"the text tower of clip.model {folder} is {name} of transformers, whose configuration the "
-        f"folder must hold: put its config.json into {folder / model_names.TEXT_TOWER}."
+        f"folder must hold: put its config.json into {folder / hub_names.TEXT_TOWER}."
     )
 
 
@@ -122,8 +128,8 @@ def _captioner(configuration: Configuration, dataset: str) -> Iterator[str]:
     """The captioner can be asked: its model may exist, and its server has an address."""
     values = configuration.section("captioner", dataset)
     engine, model = values["engine"], values["model"]
-    if engine in model_names.ENGINES and not os.path.isdir(model):
-        if model_names.is_folder(model):
+    if engine in hub_names.ENGINES and not os.path.isdir(model):
+        if hub_names.is_folder(model):
             yield f"captioner.model {model} is not a folder."
         elif "/" not in model:
             yield (
@@ -150,7 +156,7 @@ def _files(configuration: Configuration, dataset: str) -> Iterator[str]:
     """Captions and scores of the user's are there where a method of the run reads them."""
     if configuration.section("captioner", dataset)["engine"] != "file":
         return
-    files = configuration.own_files(dataset)
+    files = configuration.user_files(dataset)
     for kind in configuration.caption_kinds(dataset):
         key = f"captioner.{kind}s_file"
         if key not in files:
@@ -211,8 +217,64 @@ def refuse_slow_captions(configuration: Configuration, pending: Collection[str])
 def _is_large(configuration: Configuration, dataset: str) -> bool:
     """Whether the captioner is a large model, as one of the hub is whose size nobody knows."""
     values = configuration.section("captioner", dataset)
-    if values["engine"] not in model_names.ENGINES:
+    if values["engine"] not in hub_names.ENGINES:
         return False
     if not os.path.isdir(values["model"]):
         return True
     return sum(f.stat().st_size for f in os.scandir(values["model"]) if f.is_file()) > LARGE
+
+
+@cache
+def open_clip_models() -> frozenset[str]:
+    """Return the models of the installed open_clip, whose import would take that of torch."""
+    return frozenset(path.stem for path in _open_clip().glob("model_configs/*.json"))
+
+
+def open_clip_tags(model: str) -> frozenset[str]:
+    """Return the names of the pretrained weights of a model."""
+    return _tags().get(model, frozenset())
+
+
+def _clean_tag(tag: str) -> str:
+    """Return a name of weights as open_clip compares it."""
+    return tag.lower().replace("-", "_")
+
+
+def _open_clip() -> Path:
+    spec = find_spec("open_clip")
+    return Path(spec.origin).parent if spec and spec.origin else Path("/nowhere")
+
+
+@cache
+def _tags() -> dict[str, frozenset[str]]:
+    """Return the names of weights by model; none if the source is missing or has another form."""
+    source = _open_clip() / "pretrained.py"
+    if not source.is_file():
+        return {}
+    variables: dict[str, dict[str, bool]] = {}
+    found: dict[str, frozenset[str]] = {}
+    for node in ast.parse(source.read_bytes()).body:
+        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
+            continue
+        variables[node.targets[0].id] = _weights(node.value)
+        if node.targets[0].id == TABLE and isinstance(node.value, ast.Dict):
+            for key, value in zip(node.value.keys, node.value.values, strict=True):
+                weights = variables[value.id] if isinstance(value, ast.Name) else _weights(value)
+                model = str(key.value) if isinstance(key, ast.Constant) else ""
+                quick = frozenset(name for name, is_quick in weights.items() if is_quick)
+                found |= {model: frozenset(weights), model + QUICK_MODEL: quick}
+    return {model: weights for model, weights in found.items() if weights}
+
+
+def _weights(value: ast.expr) -> dict[str, bool]:
+    """Return each name of `dict(name=config(...), ...)`, and whether it is marked QUICK."""
+    words = value.keywords if isinstance(value, ast.Call) else []
+    return {word.arg: _is_quick(word.value) for word in words if word.arg}
+
+
+def _is_quick(config: ast.expr) -> bool:
+    words = config.keywords if isinstance(config, ast.Call) else []
+    return any(
+        word.arg == QUICK and isinstance(word.value, ast.Constant) and bool(word.value.value)
+        for word in words
+    )

@@ -10,12 +10,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from latteclip.config import model_names, shards, shipped
+from latteclip.config import hub_names
 from latteclip.config.layers import merge
-from latteclip.config.schema import Schema, is_name, unknown
+from latteclip.config.schema import SCHEMA, Schema, is_name, unknown
 from latteclip.core.class_words import ClassWords
 from latteclip.core.errors import UserError
+from latteclip.core.files import write_json
+from latteclip.core.json_files import read_object
 from latteclip.core.plain_values import refuse_unfit
+from latteclip.core.steps import AUTO
 
 Config = Mapping[str, Any]
 ALL = "all"
@@ -37,6 +40,9 @@ ALTERNATIVES = (
 )
 LONGEST_LIKENESS = 100  # methods, each like the next
 OF_FOLDER = ("dataset", "image_dir")  # keys that make a dataset of a folder
+# Number of captioning jobs by `captions.shards: auto`. The first run chose it by its free GPUs.
+# Later runs read it here, so that more or fewer GPUs rerun nothing.
+SHARDS = "results/{dataset}/captions/shards.json"
 WILDCARD = re.compile(r"\{\s*\w+\s*[,}]")  # as Snakemake fills it in, in any path of a rule
 
 
@@ -80,9 +86,7 @@ class Configuration:
     `like` another has all that the other has for the dataset below its own.
     """
 
-    def __init__(
-        self, files: Config, given: Config, schema: Path = shipped.SCHEMA, gpus: int = 1
-    ) -> None:
+    def __init__(self, files: Config, given: Config, schema: Path = SCHEMA, gpus: int = 1) -> None:
         """Check a configuration.
 
         Args:
@@ -188,10 +192,10 @@ class Configuration:
     def section(self, name: str, dataset: str) -> dict[str, Any]:
         """Return a section that datasets share (clip, split, ...) as it stands for one of them."""
         result: dict[str, Any] = self._shared(name, dataset)
-        if name == "clip" and result["model"].startswith(model_names.WHOLE):
+        if name == "clip" and result["model"].startswith(hub_names.WHOLE):
             result["pretrained"] = None
         if name == "captioner" and result["square_side"] == "auto":
-            result["square_side"] = model_names.overview_side(result["model"])
+            result["square_side"] = hub_names.overview_side(result["model"])
         return result
 
     def _shared(self, name: str, dataset: str) -> Any:
@@ -286,22 +290,22 @@ class Configuration:
     def shards(self, dataset: str) -> int:
         """Return how many jobs write each kind of captions, and the class scores."""
         wanted = self.section("captions", dataset)["shards"]
-        if wanted != shards.AUTO:
+        if wanted != AUTO:
             return int(wanted)
         captioner = self.section("captioner", dataset)
         at_once = self._gpus // captioner["tensor_parallel_size"]
-        by_gpus = max(1, at_once) if captioner["engine"] in model_names.ENGINES else 1
-        return shards.noted(dataset) or by_gpus
+        by_gpus = max(1, at_once) if captioner["engine"] in hub_names.ENGINES else 1
+        return noted_shards(dataset) or by_gpus
 
-    def hub_model(self, section: str, dataset: str) -> model_names.Names | None:
+    def hub_model(self, section: str, dataset: str) -> hub_names.Names | None:
         """The model of section "clip" or "captioner", where it comes from the hub."""
-        named = {"clip": model_names.hub_clip, "captioner": model_names.hub_captioner}
+        named = {"clip": hub_names.hub_clip, "captioner": hub_names.hub_captioner}
         return named[section](self.section(section, dataset))
 
-    def hub_models(self, section: str) -> dict[str, model_names.Names]:
+    def hub_models(self, section: str) -> dict[str, hub_names.Names]:
         """Models of the hub that any dataset has in a section, by the names of their notes."""
         found = [self.hub_model(section, dataset) for dataset in self.config["datasets"]]
-        return {model_names.slug(names): names for names in found if names}
+        return {hub_names.slug(names): names for names in found if names}
 
     def runs(self, dataset: str) -> list[tuple[str, int]]:
         """(method, seed) of everything to evaluate; a method without training runs once."""
@@ -337,7 +341,7 @@ class Configuration:
         """Whether captions or class scores of images are there to vote, in this run."""
         return self.scores_classes(dataset) or "image" in self.caption_kinds(dataset)
 
-    def own_files(self, dataset: str) -> dict[str, str]:
+    def user_files(self, dataset: str) -> dict[str, str]:
         """The user's files that replace the captioner, by the keys that name them."""
         captioner, scores = self.section("captioner", dataset), self.section("scores", dataset)
         if captioner["engine"] != "file":
@@ -423,19 +427,19 @@ class Configuration:
                 "a wildcard; rename the folder, or give a symbolic link to it."
             )
         clip = self.section("clip", dataset)
-        local = clip["model"].removeprefix(model_names.FOLDER)
+        local = clip["model"].removeprefix(hub_names.FOLDER)
         if local != clip["model"] and not os.path.isfile(
-            os.path.join(local, model_names.CLIP_CONFIG)
+            os.path.join(local, hub_names.CLIP_CONFIG)
         ):
             raise UserError(
                 f"Dataset {dataset}: clip.model names the folder {local}, which has no "
-                f"{model_names.CLIP_CONFIG}."
+                f"{hub_names.CLIP_CONFIG}."
             )
-        if not clip["model"].startswith(model_names.WHOLE) and not clip["pretrained"]:
+        if not clip["model"].startswith(hub_names.WHOLE) and not clip["pretrained"]:
             raise UserError(f"Dataset {dataset}: clip.model {local} needs clip.pretrained.")
         captioner = self.section("captioner", dataset)
         longest, answer = captioner["max_model_len"], captioner["max_new_tokens"]
-        asks = captioner["engine"] in model_names.ENGINES and self.caption_kinds(dataset)
+        asks = captioner["engine"] in hub_names.ENGINES and self.caption_kinds(dataset)
         if asks and answer >= longest:
             raise UserError(
                 f"Dataset {dataset}: captioner.max_new_tokens, {answer}, leave no room for a "
@@ -444,7 +448,7 @@ class Configuration:
             )
         for section in ("clip", "captioner"):
             names = self.hub_model(section, dataset)
-            if names and not is_name(model_names.slug(names)):
+            if names and not is_name(hub_names.slug(names)):
                 raise UserError(
                     f"Dataset {dataset}: {section}.model is longer than any model's name of the "
                     "Hugging Face hub; correct it."
@@ -454,3 +458,21 @@ class Configuration:
 def as_json(value: Any) -> str:
     """Settings as one line of JSON with sorted keys: how a rule hands them to its command."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def noted_shards(dataset: str) -> int | None:
+    """Return the number of shards that an earlier run noted, if one did."""
+    path = Path(SHARDS.format(dataset=dataset))
+    if not path.is_file():
+        return None
+    number = read_object(path, ["shards"], "delete it")["shards"]
+    if not isinstance(number, int) or number < 1:
+        raise UserError(f"{path} has no number of shards; delete it.")
+    return number
+
+
+def note_shards(dataset: str, number: int) -> None:
+    """Note the number of shards for later runs."""
+    path = Path(SHARDS.format(dataset=dataset))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"shards": number})

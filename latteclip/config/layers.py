@@ -1,7 +1,7 @@
-"""The files of the configuration: those that are shipped, and those of a project laid over them.
+"""Read the files of the configuration and lay them over each other.
 
-A project is a folder in which the workflow runs; in its own folder `config` it may have a
-`config.yaml` and files of datasets. In a clone both folders are the same.
+A project is a folder in which the workflow runs. Its folder `config` may hold a `config.yaml` and
+files of datasets, which win over the shipped ones. In a clone both folders are the same.
 """
 
 import os
@@ -9,31 +9,44 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from latteclip.config import shipped, yaml_files
-from latteclip.config.model_names import FOLDER
+import yaml
+
+from latteclip.config.hub_names import FOLDER
 from latteclip.core.errors import UserError
 from latteclip.core.foreign import in_short
-from latteclip.core.plain_values import refuse_unfit
 
 Config = Mapping[str, Any]
+PACKAGE = Path(__file__).resolve().parents[1]
+# The workflow's files are beside the package in a clone, inside it once installed (pyproject.toml).
+INSTALLED = PACKAGE / "shipped"
+ROOT = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent
+SNAKEFILE = ROOT / "Snakefile"
+CONFIG = ROOT / "config"
 PROJECT = Path("config")  # of the working folder
-# Keys of a shipped dataset that may name a folder beside the package, and what stands before it.
+# Keys of a shipped dataset that may name a folder beside the package, with their prefixes.
 FOLDERS = {"clip": FOLDER, "captioner": ""}
 
 
+def relative_to_cwd(path: str | Path) -> str:
+    """Return a path relative to the working folder if it is inside, and absolute otherwise."""
+    absolute, here = os.path.realpath(path), os.path.realpath(".")
+    inside = os.path.commonpath([absolute, here]) == here
+    return os.path.relpath(absolute, here) if inside else absolute
+
+
 def merge(*layers: Config | None) -> dict[str, Any]:
-    """A copy of the first mapping with each later one laid over it, key by key."""
+    """Return a copy of the first mapping with each later one laid over it, key by key."""
     result: dict[str, Any] = {}
     for layer in layers:
         for key, value in (layer or {}).items():
-            mine = result.get(key)
-            both = isinstance(mine, Mapping) and isinstance(value, Mapping)
-            result[key] = merge(mine, value) if both else value
+            below = result.get(key)
+            both = isinstance(below, Mapping) and isinstance(value, Mapping)
+            result[key] = merge(below, value) if both else value
     return result
 
 
 def difference(config: Config, base: Config) -> dict[str, Any]:
-    """The leaves of a mapping that another one lacks or has otherwise."""
+    """Return the leaves of a mapping that another one lacks or has with another value."""
     result: dict[str, Any] = {}
     for key, value in config.items():
         other = base.get(key)
@@ -48,10 +61,10 @@ def difference(config: Config, base: Config) -> dict[str, Any]:
 
 
 def defaults(project: Path | None = PROJECT) -> dict[str, Any]:
-    """The configuration as files have it, those of a project over those that are shipped.
+    """Return the configuration of the files, those of a project over the shipped ones.
 
     Args:
-        project: its folder of configuration; None to read the shipped files alone.
+        project: its folder of configuration; None to read the shipped files only.
 
     Raises:
         UserError: a file is not valid YAML, or does not hold a mapping.
@@ -60,7 +73,7 @@ def defaults(project: Path | None = PROJECT) -> dict[str, Any]:
 
 
 def datasets(project: Path | None = PROJECT) -> dict[str, dict[str, Any]]:
-    """What files say of datasets, by key in alphabetical order.
+    """Return the content of the files of datasets, by key in alphabetical order.
 
     Raises:
         UserError: a file is not valid YAML, or does not hold a mapping.
@@ -71,14 +84,14 @@ def datasets(project: Path | None = PROJECT) -> dict[str, dict[str, Any]]:
 
 
 def given(pairs: Sequence[str], files: Sequence[str]) -> dict[str, Any]:
-    """What a command line lays over the files of the configuration, as snakemake takes it.
+    """Return the configuration that a command line gives, read as snakemake reads it.
 
     Args:
         pairs: KEY=VALUE of --config, which win; a value is YAML.
         files: of --configfile, the later one winning.
 
     Raises:
-        UserError: a file is not there or not valid, or a pair is none.
+        UserError: a file does not exist or is not valid, or a pair is not KEY=VALUE.
     """
     for file in files:
         if not Path(file).is_file():
@@ -89,44 +102,82 @@ def given(pairs: Sequence[str], files: Sequence[str]) -> dict[str, Any]:
 def _pair(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if key and equals:
-        what = f"--config {in_short(text)}"
-        pair = {key: yaml_files.parsed(value, what)}
-        refuse_unfit(pair, what)
-        return pair
+        return {key: parse_yaml(value, f"--config {in_short(text)}")}
     raise UserError(f"--config {in_short(text)} is not KEY=VALUE; correct it.")
 
 
 def _folders(project: Path | None) -> Iterator[Path]:
-    yield shipped.CONFIG
-    if project is not None and project.is_dir() and not project.samefile(shipped.CONFIG):
+    yield CONFIG
+    if project is not None and project.is_dir() and not project.samefile(CONFIG):
         yield project
 
 
 def _files(folder: Path) -> list[Path]:
-    """config.yaml, which need not be there, and then the files of datasets."""
+    """Return config.yaml, which need not exist, and the files of datasets."""
     return [folder / "config.yaml", *sorted((folder / "datasets").glob("*.yaml"))]
 
 
 def _read(file: Path) -> dict[str, Any]:
-    content = yaml_files.read(file)
-    own = content.get("datasets", {})
-    if not isinstance(own, Mapping) or not all(isinstance(one, Mapping) for one in own.values()):
-        raise UserError(
-            f"Configuration file {file}: datasets must hold keys of datasets, each with keys of "
-            "its own."
-        )
-    if file.is_relative_to(shipped.CONFIG):
-        for values in own.values():
+    """Return the keys of a configuration file; none if there is no such file."""
+    what = f"Configuration file {file}"
+    try:
+        content = parse_yaml(file.read_text(encoding="utf-8"), what) or {}
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{what} cannot be read: {in_short(error)}.") from None
+    found = content.get("datasets", {}) if isinstance(content, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(one, dict) for one in found.values()):
+        raise UserError(f"{what} must hold keys with values, and below datasets keys of datasets.")
+    if file.is_relative_to(CONFIG):
+        for values in found.values():
             _find_folders(values)
-    return content
+    return content  # type: ignore[no-any-return]
 
 
 def _find_folders(values: dict[str, Any]) -> None:
-    """Let the folders that a shipped dataset names be found from any working folder."""
+    """Make the folders that a shipped dataset names valid in any working folder."""
     for section, prefix in FOLDERS.items():
-        named = values.get(section)
-        model = named.get("model") if isinstance(named, Mapping) else None
-        if isinstance(model, str) and model.startswith(prefix):
-            folder = shipped.PACKAGE.parent / model.removeprefix(prefix)
-            if model != prefix and os.path.isdir(folder):
-                values[section]["model"] = prefix + shipped.seen_from_here(folder)
+        model = values.get(section, {}).get("model", "")
+        folder = PACKAGE.parent / model.removeprefix(prefix)
+        if model.startswith(prefix) and model != prefix and folder.is_dir():
+            values[section]["model"] = prefix + relative_to_cwd(folder)
+
+
+# libyaml, if PyYAML was built with it, takes a tenth of the time.
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_SafeLoader):  # type: ignore[misc]
+    """Safe loader that refuses a key given twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if (key.tag, str(key.value)) in seen:
+                reason = f"the key {key.value} is there twice; remove one"
+                raise yaml.MarkedYAMLError(problem=reason, problem_mark=key.start_mark)
+            seen.add((key.tag, str(key.value)))
+        return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
+
+
+def parse_yaml(text: str, what: str) -> Any:
+    """Return the value of a YAML text.
+
+    Args:
+        text: of a file or of one value.
+        what: its name in messages.
+
+    Raises:
+        UserError: it is not valid YAML; names the line.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        lines = text.splitlines()
+        marks = (error.problem_mark, error.context_mark)  # the first may be behind the last line
+        numbers = [mark.line for mark in marks if mark and mark.line < len(lines)]
+        where = "".join(f"line {n + 1}, {in_short(lines[n], 80)!r}, " for n in numbers[:1])
+        raise UserError(f"{what} is not valid YAML: {where}{in_short(error.problem)}.") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date of no calendar
+        raise UserError(f"{what} is not valid YAML: {in_short(error)}.") from None

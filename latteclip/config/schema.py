@@ -11,13 +11,14 @@ from typing import Any
 
 import jsonschema
 
-from latteclip.config import yaml_files
+from latteclip.config import layers
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.foreign import in_short
 from latteclip.core.plain_values import refuse_unfit
 from latteclip.core.steps import AUTO
 
 Config = Mapping[str, Any]
+SCHEMA = layers.ROOT / "workflow" / "schemas" / "config.schema.yaml"
 LONGEST_NAME, LONGEST_PART, LONGEST_PATH = 200, 255, 4095  # bytes
 FORMATS = {
     "line": f"a text on one line, of at most {LONGEST_PATH} bytes",
@@ -70,7 +71,7 @@ class Schema:
     """A JSON Schema with `$defs`, as YAML."""
 
     def __init__(self, path: str | Path) -> None:
-        self.root = yaml_files.loaded(Path(path).read_text(encoding="utf-8"))
+        self.root = layers.parse_yaml(Path(path).read_text(encoding="utf-8"), str(path))
 
     def coerce(self, value: Any, schema: Config | None = None) -> Any:
         """`value` with strings parsed where the schema wants no string.
@@ -138,7 +139,7 @@ def _parsed(text: str) -> Any:
     except (ValueError, RecursionError):
         pass
     try:
-        return yaml_files.parsed(text, "")
+        return layers.parse_yaml(text, "")
     except UserError:
         return text  # which the schema refuses, naming its key
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from latteclip.config.model_names import CLIP_CONFIG, FOLDER, HUB, TEXT_TOWER
+from latteclip.config.hub_names import CLIP_CONFIG, FOLDER, HUB, TEXT_TOWER
 from latteclip.core.errors import UserError
 from latteclip.core.json_files import read_object
 from latteclip.core.settings import from_values

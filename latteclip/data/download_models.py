@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from latteclip.config.model_names import HUB
+from latteclip.config.hub_names import HUB
 from latteclip.core import checksums
 from latteclip.core.errors import UserError, chain, full_disk
 from latteclip.core.files import write_json

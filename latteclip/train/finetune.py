@@ -238,9 +238,9 @@ def _classifier(
     threads: int,
 ) -> Classifier:
     """The classifier of the tuned model; every process takes part in encoding it."""
-    if settings.head == "remade":
+    if settings.head == "refit":
         size, template = recipe.batch_size, settings.words.template
-        return _remade(training.clip, inputs, template, size, threads)
+        return _refit(training.clip, inputs, template, size, threads)
     return Classifier.of(training.objective.classifier())
 
 
@@ -299,7 +299,7 @@ def _marks(settings: FinetuneSettings, training: Training) -> list[str]:
     return marks
 
 
-def _remade(
+def _refit(
     clip: clips.Clip, inputs: data.TrainingData, template: str, batch_size: int, threads: int
 ) -> Classifier:
     """Return the head of `image_prototypes` of the tuned features, the labels as the votes.

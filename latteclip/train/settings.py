@@ -111,7 +111,7 @@ class FinetuneSettings:
     precision: str = "bf16"
     pseudo_labels: str = "zero_shot"  # or what calibrate_zero_shot or label_by_captions makes
     prototypes: str = "text"  # what LatteCLIP's start from; or image
-    head: str = "tuned"  # the classifier after training; or remade, from the tuned features
+    head: str = "tuned"  # the classifier after training; or refit, from the tuned features
     switches: dict[str, Any] = field(default_factory=dict)  # of the objective, which checks them
     compute: Compute = Compute()
     class_synonyms: dict[str, list[str]] = field(default_factory=dict)

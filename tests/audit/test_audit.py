@@ -19,7 +19,7 @@ from latteclip.audit import advice, audit, candidates, draw, score, score_audit
 from latteclip.audit.answers import Answer
 from latteclip.audit.candidates import Candidate
 from latteclip.audit.session import ALL_OFFERED, OFFERED, Session, options
-from latteclip.config import code
+from latteclip.config import source_dependencies
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate.judged import JUDGED
@@ -361,7 +361,7 @@ def test_no_stage_but_one_reads_answers():
         if path is None or path.stem == "score_audit":  # None: of a module of several rules
             continue
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        needed = code.closure(ROOT, name)
+        needed = source_dependencies.closure(ROOT, name)
         assert not [one for one in needed if one.startswith("latteclip.audit")]
         if "latteclip.evaluate.results" in needed:
             shows.add(command_.__name__)

@@ -26,8 +26,8 @@ def test_a_digest_is_a_function_of_what_is_asked():
 def test_choices_and_their_kind_count():
     images = digest_of_images([b"picture"])
     choices = [
-        *(None, Choices("letters", ("A", "B")), Choices("likelihood", ("A", "B"))),
-        *(Choices("letters", ("A", "B", "C")), Choices("letters", ("B", "A"))),
+        *(None, Choices("multiple_choice", ("A", "B")), Choices("likelihood", ("A", "B"))),
+        *(Choices("multiple_choice", ("A", "B", "C")), Choices("multiple_choice", ("B", "A"))),
     ]
     assert len({digest(images, 1, "What?", IDENTITY, each) for each in choices}) == 5
 

@@ -1,7 +1,10 @@
 """What a run lacks is one sentence that names the key, before any job, also of a dry run."""
 
 import json
+import subprocess
+import sys
 
+import open_clip
 import pytest
 from support.tiny import DEMO_LLAVA
 
@@ -111,7 +114,7 @@ def test_captions_that_the_user_lacks_are_named_with_the_methods_that_do_without
             **methods,
         )
     with pytest.raises(UserError, match=r"scores\.file"):
-        checked(**OWN_CAPTIONS, scores={"kind": "letters"})
+        checked(**OWN_CAPTIONS, scores={"kind": "multiple_choice"})
 
 
 def test_files_that_no_method_of_the_run_reads_need_not_be_there(checked):
@@ -138,3 +141,16 @@ def test_captions_of_a_large_model_need_a_gpu(configured, photos, monkeypatch):
     check(table, model=str(DEMO_LLAVA))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     check(table)
+
+
+def test_clip_names_are_those_that_open_clip_lists_without_importing_it():
+    assert checks.open_clip_models() == set(open_clip.list_models())
+    listed = {}
+    for model, tag in open_clip.list_pretrained():
+        listed.setdefault(model, set()).add(tag)
+    assert {model: checks.open_clip_tags(model) for model in listed} == listed
+    code = (
+        "import sys; from latteclip.config import checks; "
+        "assert checks.open_clip_models(); assert 'open_clip' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,7 +6,7 @@ import yaml
 from support.tiny import ROOT
 
 from latteclip.config import layers
-from latteclip.config.configuration import Configuration, as_json
+from latteclip.config.configuration import Configuration, as_json, note_shards
 from latteclip.config.layers import merge
 from latteclip.core.errors import UserError
 from latteclip.evaluate import summary
@@ -328,3 +328,28 @@ def test_a_download_into_another_folder_is_refused(config):
     for into in ("../../../out", "/out", ""):
         source["downloads"]["x.zip"]["into"] = into
         refused(config, "folder inside the dataset's folder", datasets={"demo": {"source": source}})
+
+
+@pytest.mark.parametrize(
+    ("gpus", "captioner", "expected"),
+    [
+        (1, {}, 1),
+        (4, {}, 4),
+        (4, {"tensor_parallel_size": 2}, 2),
+        (1, {"tensor_parallel_size": 2}, 1),
+        (4, {"engine": "openai"}, 1),
+    ],
+)
+def test_shards_are_as_many_as_gpus_are_free_at_first_and_stay_so(
+    tmp_path, monkeypatch, gpus, captioner, expected
+):
+    monkeypatch.chdir(tmp_path)
+    config = layers.defaults(project=None)
+    first = Configuration(config, {"captioner": captioner}, gpus=gpus).shards("dtd")
+    assert first == expected
+    note_shards("dtd", first)
+    for later in (1, 8):
+        found = Configuration(config, {"captioner": captioner}, gpus=later)
+        assert found.shards("dtd") == expected
+        assert ("dtd" in found.sharded()) == (expected > 1)
+    assert Configuration(config, {"captions": {"shards": 3}}, gpus=8).shards("dtd") == 3

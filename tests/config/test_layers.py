@@ -1,9 +1,10 @@
 import copy
+import os
 
 import pytest
 import yaml
 
-from latteclip.config import layers, shipped
+from latteclip.config import layers
 from latteclip.core.errors import UserError
 
 
@@ -43,7 +44,7 @@ def test_a_project_without_files_has_the_shipped_ones(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = layers.defaults()
     assert found["dataset"] == "demo"
-    assert set(layers.datasets()) == {file.stem for file in shipped.CONFIG.glob("datasets/*")}
+    assert set(layers.datasets()) == {file.stem for file in layers.CONFIG.glob("datasets/*")}
 
 
 def test_files_of_a_project_are_laid_over_the_shipped_ones(project):
@@ -61,14 +62,14 @@ def test_files_of_a_project_are_laid_over_the_shipped_ones(project):
 
 
 def test_folders_that_shipped_datasets_name_are_found_from_anywhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(shipped.ROOT)
+    monkeypatch.chdir(layers.ROOT)
     demo = layers.datasets()["demo"]
     assert demo["clip"]["model"] == "local-dir:latteclip/demo/models/clip"
     assert demo["captioner"]["model"] == "latteclip/demo/models/llava"
     monkeypatch.chdir(tmp_path)
     demo = layers.datasets()["demo"]
-    assert demo["clip"]["model"] == f"local-dir:{shipped.PACKAGE}/demo/models/clip"
-    assert demo["captioner"]["model"] == f"{shipped.PACKAGE}/demo/models/llava"
+    assert demo["clip"]["model"] == f"local-dir:{layers.PACKAGE}/demo/models/clip"
+    assert demo["captioner"]["model"] == f"{layers.PACKAGE}/demo/models/llava"
 
 
 @pytest.mark.parametrize(
@@ -78,12 +79,8 @@ def test_folders_that_shipped_datasets_name_are_found_from_anywhere(tmp_path, mo
         ("a: 1\nb: {c: 2\nd: 3\n", "line 3"),
         ("datasets:\n  a: {}\n  b: {}\n  a: {}", "line 4.*key a"),
         ("[1]", r"config\.yaml"),
-        ("finetune:\n  2: 3", "2 of finetune"),
-        ("on: 3", "True"),
-        ("a: {b: .nan}", r"a\.b "),
-        ("a: 2024-01-02", "a .*2024-01-02"),
         ("a: !!python/name:os.system x", "line 1"),
-        ("a: &b [*b]", r"config\.yaml"),
+        ("a: 2024-13-45", r"config\.yaml"),
         ("datasets: 3", "datasets"),
     ],
     ids=str,
@@ -111,3 +108,14 @@ def test_what_a_command_line_gives_wins_over_its_files(tmp_path):
     }
     assert layers.given(["seeds=3"], files)["seeds"] == 3
     assert layers.given([], []) == {}
+
+
+def test_paths_are_relative_inside_the_working_folder_alone(tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    (tmp_path / "link").symlink_to(here)
+    for folder in (here, tmp_path / "link"):
+        monkeypatch.chdir(folder)
+        assert layers.relative_to_cwd(here / "a" / "b") == os.path.join("a", "b")
+        assert layers.relative_to_cwd("a") == "a"
+        assert layers.relative_to_cwd(tmp_path / "here_too") == str(tmp_path / "here_too")

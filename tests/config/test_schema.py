@@ -1,5 +1,4 @@
-from latteclip.config import shipped
-from latteclip.config.schema import Schema
+from latteclip.config.schema import SCHEMA, Schema
 
 
 def test_every_key_of_the_schema_is_described():
@@ -12,4 +11,4 @@ def test_every_key_of_the_schema_is_described():
             assert sub.get("additionalProperties") is False, key
             walk(sub, key)
 
-    walk(Schema(shipped.SCHEMA).root, "config")
+    walk(Schema(SCHEMA).root, "config")

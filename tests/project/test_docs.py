@@ -4,8 +4,9 @@ import re
 import yaml
 from support.tiny import ROOT
 
-from latteclip.config import layers, reference, shipped
+from latteclip.config import generate_docs, layers
 from latteclip.config.configuration import Configuration
+from latteclip.config.schema import SCHEMA
 from latteclip.core.steps import steps_per_epoch
 from latteclip.core.version import __version__
 from latteclip.deploy import model_card
@@ -14,20 +15,18 @@ STAGES = ROOT / "docs" / "how-it-works.md"
 
 
 def schema_and_defaults():
-    return [
-        yaml.safe_load(file.read_text("utf-8")) for file in (shipped.SCHEMA, reference.DEFAULTS)
-    ]
+    return [yaml.safe_load(file.read_text("utf-8")) for file in (SCHEMA, generate_docs.DEFAULTS)]
 
 
 def test_the_tables_of_keys_are_those_of_the_schema():
-    text = reference.README.read_text("utf-8")
-    assert reference.render(text, *schema_and_defaults()) == text, "run `make docs`"
+    text = generate_docs.README.read_text("utf-8")
+    assert generate_docs.render(text, *schema_and_defaults()) == text, "run `make docs`"
 
 
 def test_every_key_of_the_schema_is_in_a_table():
     """Whatever the generator does, each described leaf and its description must be there."""
     schema, _ = schema_and_defaults()
-    text = reference.README.read_text("utf-8")
+    text = generate_docs.README.read_text("utf-8")
     tables = re.findall(r"<!-- keys: \w+ -->\n(.*?)<!-- end -->", text, flags=re.DOTALL)
     assert len(tables) == 3
     rows = "".join(tables)
@@ -67,7 +66,7 @@ def test_tests_that_the_benchmarks_name_exist():
 def test_the_ten_datasets_have_the_authors_number_of_steps():
     """open_clip's loader: each of 3 workers gives a third of the batches, rounded up."""
     configuration = Configuration(layers.defaults(project=None), {})
-    for path in sorted((shipped.CONFIG / "datasets").glob("*.yaml")):
+    for path in sorted((layers.CONFIG / "datasets").glob("*.yaml")):
         if path.stem != "demo":
             n = configuration.dataset(path.stem)["split"]["counts"]["train"]
             section = configuration.method("latteclip", path.stem)["finetune"]

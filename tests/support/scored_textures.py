@@ -46,7 +46,7 @@ def requests(textures):
     """Requests of both kinds about the N textures, by kind."""
     return {
         kind: [request(kind, number, path) for number, path in enumerate(textures)]
-        for kind in ("likelihood", "letters")
+        for kind in ("likelihood", "multiple_choice")
     }
 
 

@@ -22,7 +22,7 @@ from latteclip.core import tables
 
 N, WIDTH = 7, 5
 LIKELIHOOD = ScoreSettings("likelihood", 3, None, 2, 1.0, None, "What?")
-LETTERS = dataclasses.replace(LIKELIHOOD, kind="letters", prompt="")
+LETTERS = dataclasses.replace(LIKELIHOOD, kind="multiple_choice", prompt="")
 
 
 def value(*parts):

@@ -219,7 +219,7 @@ def test_flyp_trains_without_captions(inputs):
 
 
 def test_a_head_made_anew_is_of_the_tuned_features_and_the_weights_stay(inputs, tuned):
-    model, history = inputs.run("remade", head="remade")
+    model, history = inputs.run("refit", head="refit")
     assert state(model).keys() == state(tuned[0]).keys()
     for name, weights in state(tuned[0]).items():
         assert torch.equal(weights, state(model)[name]), name

@@ -439,7 +439,7 @@ def run_training_stages(folder, index, configuration):
         "objective": method["objective"],
         "pseudo_labels": "fused",
         "prototypes": "image",
-        "head": "remade",
+        "head": "refit",
         "switches": method.get("switches", {}),
         "finetune": {**method["finetune"], **small},
     }

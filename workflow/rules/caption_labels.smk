@@ -30,9 +30,9 @@ rule label_by_captions:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        image_captions=given(rule_inputs.captions_that_vote),
-        class_scores=given(rule_inputs.class_scores_if_in_use),
-        clip_model=given(rule_inputs.hub_model, section="clip"),
+        image_captions=given(stage_params.captions_that_vote),
+        class_scores=given(stage_params.class_scores_if_in_use),
+        clip_model=given(stage_params.hub_model, section="clip"),
         code=sources("latteclip.labels.label_by_captions"),
     output:
         labels="results/{dataset}/caption_labels.parquet",
@@ -51,7 +51,7 @@ rule label_by_captions:
         mem_mb=memory("label_by_captions"),
         runtime=minutes("label_by_captions"),
     params:
-        settings=given_json(rule_settings.label_by_captions),
+        settings=given_json(stage_params.label_by_captions),
         votes=options("image_captions", "class_scores"),
     shell:
         "latteclip label-by-captions --images {input.images}"

@@ -5,11 +5,11 @@
 rule caption_images:
     input:
         images="results/{dataset}/images.parquet",
-        pseudo_labels=given(rule_inputs.pseudo_labels_if_named),
-        own=given_unstored(rule_inputs.own_captions, kind="images"),
-        captioner_model=given(rule_inputs.hub_model, section="captioner"),
+        pseudo_labels=given(stage_params.pseudo_labels_if_named),
+        own=given_unstored(stage_params.user_file, key="captioner.images_file"),
+        captioner_model=given(stage_params.hub_model, section="captioner"),
         code=sources("latteclip.captions.caption"),
-        engine_code=given_unstored(rule_inputs.engine_code),
+        engine_code=given_unstored(stage_params.engine_code, folder="engines"),
     output:
         "results/{dataset}/captions/images.parquet",
     log:
@@ -23,17 +23,17 @@ rule caption_images:
         "../../envs/latteclip.yaml"
     threads: caption_threads
     resources:
-        gpu=gpus(demands.captioner_gpus),
-        cpus_per_gpu=cores_per_gpu(demands.captioner_gpus),
+        gpu=gpus(job_resources.captioner_gpus),
+        cpus_per_gpu=cores_per_gpu(job_resources.captioner_gpus),
         nodes=1,
         mem_mb=memory("caption_images"),
-        runtime=minutes("caption_images", demands.share_of_shard),
+        runtime=minutes("caption_images", job_resources.share_of_shard),
     params:
-        captioner=given_json(rule_settings.captioner),
-        prompt=given(rule_settings.prompt, kind="image"),
+        captioner=given_json(Configuration.section, name="captioner"),
+        prompt=given(lambda c, dataset: c.section("prompts", dataset)["image"]),
         pseudo_labels=options("pseudo_labels"),
         # No output: Snakemake removes those before a job, and these are to outlive it.
-        store=given(rule_inputs.answer_store, kind="images"),
+        store=given(stage_params.answer_store, kind="images"),
         shard="",
     shell:
         "latteclip caption-images --images {input.images} {params.pseudo_labels}"
@@ -58,10 +58,10 @@ rule caption_groups:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        own=given_unstored(rule_inputs.own_captions, kind="groups"),
-        captioner_model=given(rule_inputs.hub_model, section="captioner"),
+        own=given_unstored(stage_params.user_file, key="captioner.groups_file"),
+        captioner_model=given(stage_params.hub_model, section="captioner"),
         code=sources("latteclip.captions.caption"),
-        engine_code=given_unstored(rule_inputs.engine_code),
+        engine_code=given_unstored(stage_params.engine_code, folder="engines"),
     output:
         "results/{dataset}/captions/groups.parquet",
     log:
@@ -75,16 +75,16 @@ rule caption_groups:
         "../../envs/latteclip.yaml"
     threads: caption_threads
     resources:
-        gpu=gpus(demands.captioner_gpus),
-        cpus_per_gpu=cores_per_gpu(demands.captioner_gpus),
+        gpu=gpus(job_resources.captioner_gpus),
+        cpus_per_gpu=cores_per_gpu(job_resources.captioner_gpus),
         nodes=1,
         mem_mb=memory("caption_groups"),
-        runtime=minutes("caption_groups", demands.share_of_shard),
+        runtime=minutes("caption_groups", job_resources.share_of_shard),
     params:
-        captioner=given_json(rule_settings.captioner),
-        groups=given_json(rule_settings.groups),
-        prompt=given(rule_settings.prompt, kind="group"),
-        store=given(rule_inputs.answer_store, kind="groups"),
+        captioner=given_json(Configuration.section, name="captioner"),
+        groups=given_json(Configuration.section, name="groups"),
+        prompt=given(lambda c, dataset: c.section("prompts", dataset)["group"]),
+        store=given(stage_params.answer_store, kind="groups"),
         shard="",
     shell:
         "latteclip caption-groups --images {input.images} --pseudo-labels {input.pseudo_labels}"
@@ -111,10 +111,10 @@ rule score_classes:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        own=given_unstored(rule_inputs.own_scores),
-        captioner_model=given(rule_inputs.hub_model, section="captioner"),
+        own=given_unstored(stage_params.user_file, key="scores.file"),
+        captioner_model=given(stage_params.hub_model, section="captioner"),
         code=sources("latteclip.captions.score_classes"),
-        engine_code=given_unstored(rule_inputs.scorer_code),
+        engine_code=given_unstored(stage_params.engine_code, folder="scorers"),
     output:
         "results/{dataset}/class_scores.parquet",
     log:
@@ -128,15 +128,15 @@ rule score_classes:
         "../../envs/latteclip.yaml"
     threads: caption_threads
     resources:
-        gpu=gpus(demands.captioner_gpus),
-        cpus_per_gpu=cores_per_gpu(demands.captioner_gpus),
+        gpu=gpus(job_resources.captioner_gpus),
+        cpus_per_gpu=cores_per_gpu(job_resources.captioner_gpus),
         nodes=1,
         mem_mb=memory("score_classes"),
-        runtime=minutes("score_classes", demands.questions_per_image),
+        runtime=minutes("score_classes", job_resources.questions_per_image),
     params:
-        captioner=given_json(rule_settings.captioner),
-        scores=given_json(rule_settings.scores),
-        store=given(rule_inputs.answer_store, kind="scores"),
+        captioner=given_json(Configuration.section, name="captioner"),
+        scores=given_json(stage_params.scores),
+        store=given(stage_params.answer_store, kind="scores"),
         shard="",
     shell:
         "latteclip score-classes --images {input.images} --pseudo-labels {input.pseudo_labels}"
@@ -163,7 +163,7 @@ use rule score_classes as score_classes_shard with:
 rule gather_captions:
     input:
         images="results/{dataset}/images.parquet",
-        shards=given(rule_inputs.caption_shards),
+        shards=given(stage_params.shards),
         code=sources("latteclip.captions.gather_captions"),
     output:
         "results/{dataset}/captions/{kind}.parquet",
@@ -184,7 +184,7 @@ rule gather_captions:
 use rule gather_captions as gather_scores with:
     input:
         images="results/{dataset}/images.parquet",
-        shards=given(rule_inputs.score_shards),
+        shards=given(stage_params.shards, kind="class_scores"),
         code=sources("latteclip.captions.gather_captions"),
     output:
         "results/{dataset}/class_scores.parquet",
@@ -195,7 +195,7 @@ use rule gather_captions as gather_scores with:
 rule summarize_captions:
     input:
         images="results/{dataset}/images.parquet",
-        captions=given(rule_inputs.captions_in_use),
+        captions=given(stage_params.captions_in_use),
         code=sources("latteclip.captions.summarize_captions"),
     output:
         "results/{dataset}/captions/summary.json",

@@ -24,16 +24,13 @@ gc.freeze()  # what Snakemake has imported stays: a fifth of a start went into s
 from latteclip.cli import cluster, colours, last_options, locks, run_messages
 from latteclip.config import (
     checks,
-    code,
-    demands,
+    job_resources,
     layers,
-    page_settings,
-    rule_inputs,
-    rule_settings,
-    shards,
+    source_dependencies,
+    stage_params,
 )
-from latteclip.config.configuration import Configuration, as_json
-from latteclip.config.rule_inputs import DATA, FOLDER_FILES, MODEL_NOTE
+from latteclip.config.configuration import Configuration, as_json, note_shards
+from latteclip.config.stage_params import DATA, FOLDER_FILES, MODEL_NOTE
 from latteclip.core import gpus as cards
 from latteclip.core.errors import UserError
 from latteclip.data import folder_files
@@ -151,7 +148,7 @@ def unstored(files):
 
 def sources(*modules):
     """The code that modules run, as inputs."""
-    return unstored(code.sources(*modules))
+    return unstored(source_dependencies.sources(*modules))
 
 
 def given_unstored(function, **fixed):
@@ -230,14 +227,18 @@ def training_threads(wildcards):
     """Threads of a training; on this machine it has all cores that no other training wants."""
     if on_cluster():
         return configuration.section("threads", wildcards.dataset)["finetune"]
-    return demands.training_threads(configuration, wildcards.dataset, *cores_and_gpus())
+    return job_resources.training_threads(
+        configuration, wildcards.dataset, *cores_and_gpus()
+    )
 
 
 def caption_threads(wildcards):
     """Threads of a captioning job; on this machine jobs beside each other share the cores."""
     if on_cluster():
         return configuration.section("threads", wildcards.dataset)["caption"]
-    return demands.caption_threads(configuration, wildcards.dataset, *cores_and_gpus())
+    return job_resources.caption_threads(
+        configuration, wildcards.dataset, *cores_and_gpus()
+    )
 
 
 @functools.cache
@@ -249,10 +250,12 @@ def has_gpus():
 def cores_per_gpu(count):
     """Cores that SLURM gives a job beside each of its GPUs, so that its tasks share its threads."""
     wanted = given(count)
-    return lambda wildcards, threads: demands.cores_per_gpu(threads, wanted(wildcards))
+    return lambda wildcards, threads: job_resources.cores_per_gpu(
+        threads, wanted(wildcards)
+    )
 
 
-def gpus(count=demands.one):
+def gpus(count=job_resources.one):
     """GPUs of a job. Without a cluster and without a GPU there is nothing to take turns on."""
     wanted = given(count)
 
@@ -266,24 +269,24 @@ def images_of(wildcards, input):
     """Images of the dataset: those of its index, or what its file says where none can be read."""
     provider = workflow.storage_settings.default_storage_provider
     if "images" in input.keys() and provider is None:
-        return demands.images_indexed(str(input.images))
+        return job_resources.images_indexed(str(input.images))
     if "images" in input.keys() and provider == "fs":  # there is no copy here
-        return demands.images_indexed(input.images.storage_object.query)
-    return demands.images_expected(configuration, wildcards.dataset)
+        return job_resources.images_indexed(input.images.storage_object.query)
+    return job_resources.images_expected(configuration, wildcards.dataset)
 
 
 def memory(stage, beside=None):
     """MB of a stage, and of what it holds beside by its settings."""
     of_job = given(beside) if beside else lambda wildcards: 0
-    return lambda wildcards, input, attempt: demands.memory(
+    return lambda wildcards, input, attempt: job_resources.memory(
         stage, images_of(wildcards, input), attempt, of_job(wildcards)
     )
 
 
-def minutes(stage, passes=demands.one):
+def minutes(stage, passes=job_resources.one):
     """Minutes of a stage that sees every image in each of its passes."""
     of_job = given(passes)
-    return lambda wildcards, input, attempt: demands.minutes(
+    return lambda wildcards, input, attempt: job_resources.minutes(
         stage, images_of(wildcards, input), of_job(wildcards), attempt
     )
 
@@ -328,11 +331,13 @@ def start_captions(pending):
         if not any(file.startswith(of_captioner) for file in pending):
             continue
         if HAS_RESULTS:
-            shards.note(dataset, configuration.shards(dataset))
+            note_shards(dataset, configuration.shards(dataset))
         _, at_a_time = cores_and_gpus()
         if at_a_time and not on_cluster():
             cores = workflow.resource_settings.cores
-            said = demands.too_few_for_shards(configuration, dataset, cores, at_a_time)
+            said = job_resources.too_few_for_shards(
+                configuration, dataset, cores, at_a_time
+            )
             if said:
                 logger.warning(said)
 

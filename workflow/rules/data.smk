@@ -16,7 +16,7 @@ rule generate_textures:
         mem_mb=memory("generate_textures"),
         runtime=minutes("generate_textures"),
     params:
-        settings=given_json(rule_settings.generate_textures),
+        settings=given_json(lambda c, dataset: c.dataset(dataset)["source"]["textures"]),
     shell:
         "latteclip generate-textures --settings {params.settings:q} --output {output} --log {log}"
 
@@ -33,7 +33,7 @@ rule download_dataset:
     conda:
         "../../envs/latteclip.yaml"
     params:
-        settings=given_json(rule_settings.download_dataset),
+        settings=given_json(stage_params.download_dataset),
     shell:
         "latteclip download-dataset --dataset {wildcards.dataset} --settings {params.settings:q}"
         " --output {output} --log {log}"
@@ -43,7 +43,7 @@ rule download_dataset:
 # those is a parameter instead.
 rule index_images:
     input:
-        made=given_unstored(rule_inputs.made_folder),
+        made=given_unstored(stage_params.made_folder),
         code=sources("latteclip.data.index_images"),
     output:
         images="results/{dataset}/images.parquet",
@@ -60,8 +60,8 @@ rule index_images:
         mem_mb=memory("index_images"),
         runtime=minutes("index_images"),
     params:
-        folder=given(rule_inputs.data_folder),
-        settings=given_json(rule_settings.index_images),
+        folder=given(stage_params.data_folder),
+        settings=given_json(stage_params.index_images),
         state=folder_state,
     shell:
         "latteclip index-images --folder {params.folder:q} --settings {params.settings:q}"

@@ -8,7 +8,7 @@ rule evaluate:
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         model="results/{dataset}/{method}/seed{seed}/model",
         history="results/{dataset}/{method}/seed{seed}/history.parquet",
-        left_out=given(rule_inputs.left_out_of_average),
+        left_out=given(stage_params.left_out_of_average),
         code=sources("latteclip.evaluate.evaluate"),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
@@ -29,7 +29,7 @@ rule evaluate:
         mem_mb=memory("evaluate"),
         runtime=minutes("evaluate"),
     params:
-        settings=given_json(rule_settings.evaluate),
+        settings=given_json(stage_params.evaluate),
         left_out=options("left_out"),
     shell:
         "latteclip evaluate --dataset {wildcards.dataset} --method {wildcards.method}"
@@ -72,8 +72,8 @@ rule evaluate_classifier:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        classifier=given(rule_inputs.classifier_of_method),
-        votes=given(rule_inputs.votes_of_classifier),
+        classifier=given(stage_params.classifier_of_method),
+        votes=given(stage_params.votes_of_classifier),
         code=sources("latteclip.evaluate.evaluate_classifier"),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
@@ -92,7 +92,7 @@ rule evaluate_classifier:
         mem_mb=memory("evaluate_classifier"),
         runtime=minutes("evaluate_classifier"),
     params:
-        topk=given(rule_settings.evaluate_classifier),
+        topk=given(lambda c, dataset: c.section("inference", dataset)["topk"]),
         votes=options("votes"),
     shell:
         "latteclip evaluate-classifier --dataset {wildcards.dataset} --method {wildcards.method}"
@@ -125,7 +125,7 @@ rule propagate_labels:
         mem_mb=memory("propagate_labels"),
         runtime=minutes("propagate_labels"),
     params:
-        settings=given_json(rule_settings.propagate_labels),
+        settings=given_json(stage_params.propagate_labels),
     shell:
         "latteclip propagate-labels --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
@@ -137,13 +137,13 @@ rule propagate_labels:
 rule score_audit:
     input:
         # The order of the images, and the answers about them.
-        answers=given_unstored(rule_inputs.answers),
-        metrics=given(rule_inputs.files_of_audited, kind="metrics"),
-        predictions=given(rule_inputs.files_of_audited, kind="predictions"),
-        judged=given(rule_inputs.files_of_audited, kind="judged"),
+        answers=given_unstored(stage_params.answers),
+        metrics=given(stage_params.files_of_audited, kind="metrics"),
+        predictions=given(stage_params.files_of_audited, kind="predictions"),
+        judged=given(stage_params.files_of_audited, kind="judged"),
         code=sources("latteclip.audit.score_audit"),
     output:
-        rule_inputs.AUDIT.format(suffix=configuration.suffix),
+        stage_params.AUDIT.format(suffix=configuration.suffix),
     log:
         "results/{dataset}/logs/score_audit.log",
     conda:
@@ -152,7 +152,7 @@ rule score_audit:
         mem_mb=memory("score_audit"),
         runtime=minutes("score_audit"),
     params:
-        runs=as_found(given_json(rule_inputs.audited_runs)),
+        runs=as_found(given_json(stage_params.audited_runs)),
     shell:
         "latteclip score-audit --dataset {wildcards.dataset} --plan {input.answers[0]}"
         " --answers {input.answers[1]} --runs {params.runs:q} --output {output} --log {log}"
@@ -160,15 +160,15 @@ rule score_audit:
 
 rule select_model:
     input:
-        metrics=given(rule_inputs.files_of_candidates, kind="metrics"),
-        judged=given(rule_inputs.files_of_candidates, kind="judged"),
-        models=given(rule_inputs.files_of_candidates, kind="model"),
-        votes=given(rule_inputs.votes_if_any),
-        audit=given(rule_inputs.audit_if_any),
+        metrics=given(stage_params.files_of_candidates, kind="metrics"),
+        judged=given(stage_params.files_of_candidates, kind="judged"),
+        models=given(stage_params.files_of_candidates, kind="model"),
+        votes=given(stage_params.votes_if_any),
+        audit=given(stage_params.audit_if_any),
         code=sources("latteclip.evaluate.select_model"),
     output:
-        selection=rule_inputs.SELECTION.format(suffix=configuration.suffix),
-        model=directory(rule_inputs.SELECTED_MODEL.format(suffix=configuration.suffix)),
+        selection=stage_params.SELECTION.format(suffix=configuration.suffix),
+        model=directory(stage_params.SELECTED_MODEL.format(suffix=configuration.suffix)),
     log:
         "results/{dataset}/logs/select_model.log",
     benchmark:
@@ -179,7 +179,7 @@ rule select_model:
         mem_mb=memory("select_model"),
         runtime=minutes("select_model"),
     params:
-        candidates=as_found(given_json(rule_inputs.candidates)),
+        candidates=as_found(given_json(stage_params.candidates)),
         judges=options("votes", "audit"),
     shell:
         "latteclip select-model --dataset {wildcards.dataset} --candidates {params.candidates:q}"
@@ -188,9 +188,9 @@ rule select_model:
 
 rule summarize:
     input:
-        metrics=rule_inputs.all_metrics(configuration),
-        selections=rule_inputs.all_selections(configuration),
-        audits=rule_inputs.all_audits(configuration),
+        metrics=stage_params.all_metrics(configuration),
+        selections=stage_params.all_selections(configuration),
+        audits=stage_params.all_audits(configuration),
         code=sources("latteclip.evaluate.summarize"),
     output:
         csv=report(
@@ -207,7 +207,7 @@ rule summarize:
         "../../envs/latteclip.yaml"
     params:
         baseline=configuration.table["baseline"],
-        others=page_settings.others(configuration),
+        others=stage_params.others(configuration),
     shell:
         "latteclip summarize {input.metrics} --baseline {params.baseline} {params.others}"
         " --selections {input.selections} --audits {input.audits} --csv {output.csv} --markdown {output.markdown}"

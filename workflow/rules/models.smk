@@ -13,7 +13,7 @@ rule download_clip:
     conda:
         "../../envs/latteclip.yaml"
     params:
-        settings=given_json(rule_settings.hub_model, section="clip"),
+        settings=given_json(lambda c, model: c.hub_models("clip")[model]),
     shell:
         "latteclip download-clip --settings {params.settings:q} --output {output} --log {log}"
 
@@ -29,6 +29,6 @@ rule download_captioner:
     conda:
         "../../envs/latteclip.yaml"
     params:
-        settings=given_json(rule_settings.hub_model, section="captioner"),
+        settings=given_json(lambda c, model: c.hub_models("captioner")[model]),
     shell:
         "latteclip download-captioner --settings {params.settings:q} --output {output} --log {log}"

@@ -4,7 +4,7 @@
 rule pseudo_label_images:
     input:
         images="results/{dataset}/images.parquet",
-        clip_model=given(rule_inputs.hub_model, section="clip"),
+        clip_model=given(stage_params.hub_model, section="clip"),
         code=sources("latteclip.labels.pseudo_label_images"),
     output:
         labels="results/{dataset}/pseudo_labels.parquet",
@@ -22,7 +22,7 @@ rule pseudo_label_images:
         mem_mb=memory("pseudo_label_images"),
         runtime=minutes("pseudo_label_images"),
     params:
-        settings=given_json(rule_settings.pseudo_label_images),
+        settings=given_json(stage_params.pseudo_label_images),
     shell:
         "latteclip pseudo-label-images --images {input.images} --settings {params.settings:q}"
         " --output {output.labels} --class-embeddings {output.class_embeddings}"
@@ -34,7 +34,7 @@ rule score_unknown:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        class_scores=given(rule_inputs.class_scores_if_in_use),
+        class_scores=given(stage_params.class_scores_if_in_use),
         code=sources("latteclip.labels.score_unknown"),
     output:
         scores="results/{dataset}/unknown.parquet",
@@ -49,7 +49,7 @@ rule score_unknown:
         mem_mb=memory("score_unknown"),
         runtime=minutes("score_unknown"),
     params:
-        settings=given_json(rule_settings.score_unknown),
+        settings=given_json(Configuration.section, name="unknown"),
         scores=options("class_scores"),
     shell:
         "latteclip score-unknown --images {input.images} --pseudo-labels {input.pseudo_labels}"

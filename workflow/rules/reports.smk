@@ -8,20 +8,20 @@ rule report_dataset:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        image_captions=given(rule_inputs.captions_if_in_use, kind="image"),
-        group_captions=given(rule_inputs.captions_if_in_use, kind="group"),
-        caption_summary=given(rule_inputs.caption_summary_if_in_use),
-        metrics=given(page_settings.files_of_runs, kind="metrics"),
-        histories=given(page_settings.files_of_runs, kind="history"),
-        predictions=given(page_settings.files_of_runs, kind="predictions"),
-        galleries=given(page_settings.files_of_runs, kind="gallery"),
-        selection=given(rule_inputs.selection_if_any),
-        calibrated=given(rule_inputs.calibrated_if_run),
-        audit=given(rule_inputs.audit_if_any),
+        image_captions=given(stage_params.captions_if_in_use, kind="image"),
+        group_captions=given(stage_params.captions_if_in_use, kind="group"),
+        caption_summary=given(stage_params.caption_summary_if_in_use),
+        metrics=given(stage_params.files_of_page_runs, kind="metrics"),
+        histories=given(stage_params.files_of_page_runs, kind="history"),
+        predictions=given(stage_params.files_of_page_runs, kind="predictions"),
+        galleries=given(stage_params.files_of_page_runs, kind="gallery"),
+        selection=given(stage_params.selection_if_any),
+        calibrated=given(stage_params.calibrated_if_run),
+        audit=given(stage_params.audit_if_any),
         unknown="results/{dataset}/unknown.parquet",
         duplicates="results/{dataset}/duplicates.parquet",
         corrupt="results/{dataset}/corrupt.csv",
-        templates=unstored(code.templates()),
+        templates=unstored(source_dependencies.templates()),
         code=sources("latteclip.report.report_dataset"),
     output:
         report(
@@ -40,8 +40,8 @@ rule report_dataset:
     params:
         captions=options("image_captions", "group_captions", "caption_summary"),
         choice=options("selection", "calibrated", "audit"),
-        runs=as_found(given_json(page_settings.runs)),
-        settings=as_found(given(page_settings.report_dataset)),
+        runs=as_found(given_json(stage_params.page_runs)),
+        settings=as_found(given(stage_params.report_dataset)),
     shell:
         "latteclip report-dataset --images {input.images} --pseudo-labels {input.pseudo_labels}"
         " {params.captions} {params.choice} --duplicates {input.duplicates}"
@@ -54,11 +54,11 @@ rule index_results:
         metrics=rules.summarize.input.metrics,
         selections=rules.summarize.input.selections,
         audits=rules.summarize.input.audits,
-        templates=unstored(code.templates()),
+        templates=unstored(source_dependencies.templates()),
         code=sources("latteclip.report.index_results"),
     output:
         report(
-            f"results/{page_settings.overview(configuration)}",
+            f"results/{stage_params.overview(configuration)}",
             caption="../report/index.rst",
             category="Accuracy",
             labels={"what": "page over all datasets"},
@@ -69,8 +69,8 @@ rule index_results:
     conda:
         "../../envs/latteclip.yaml"
     params:
-        settings=given_json(page_settings.index_results),
-        others=page_settings.others(configuration),
+        settings=given_json(stage_params.index_results),
+        others=stage_params.others(configuration),
     shell:
         "latteclip index-results {input.metrics} --selections {input.selections} --audits {input.audits}"
         " {params.others} --settings {params.settings:q} --output {output} --log {log}"

@@ -4,8 +4,8 @@
 
 rule assemble_model:
     input:
-        classifier=given(rule_inputs.classifier_of_method),
-        clip_model=given(rule_inputs.hub_model, section="clip"),
+        classifier=given(stage_params.classifier_of_method),
+        clip_model=given(stage_params.hub_model, section="clip"),
         code=sources("latteclip.deploy.assemble_model"),
     output:
         directory("results/{dataset}/{method}/seed{seed}/model"),
@@ -21,7 +21,7 @@ rule assemble_model:
         mem_mb=memory("assemble_model"),
         runtime=minutes("assemble_model"),
     params:
-        settings=given_json(rule_settings.assemble_model),
+        settings=given_json(Configuration.section, name="clip"),
     shell:
         "latteclip assemble-model --classifier {input.classifier} --settings {params.settings:q}"
         " --output {output} --log {log}"
@@ -38,14 +38,14 @@ rule find_learning_rate:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        image_captions=given(rule_inputs.captions_of_method, kind="image"),
-        group_captions=given(rule_inputs.captions_of_method, kind="group"),
-        caption_labels=given(rule_inputs.caption_labels_of_method),
-        calibrated=given(rule_inputs.calibrated_of_method),
-        image_prototypes=given(rule_inputs.image_prototypes_of_method),
-        clip_model=given(rule_inputs.hub_model, section="clip"),
+        image_captions=given(stage_params.captions_of_method, kind="image"),
+        group_captions=given(stage_params.captions_of_method, kind="group"),
+        caption_labels=given(stage_params.caption_labels_of_method),
+        calibrated=given(stage_params.calibrated_of_method),
+        image_prototypes=given(stage_params.image_prototypes_of_method),
+        clip_model=given(stage_params.hub_model, section="clip"),
         code=sources("latteclip.train.find_learning_rate"),
-        objective_code=given_unstored(rule_inputs.objective_code),
+        objective_code=given_unstored(stage_params.objective_code),
     output:
         "results/{dataset}/{method}/learning_rate.json",
     log:
@@ -60,10 +60,10 @@ rule find_learning_rate:
     threads: training_threads
     resources:
         gpu=gpus(),
-        mem_mb=memory("find_learning_rate", demands.training_memory),
-        runtime=minutes("find_learning_rate", demands.epochs),
+        mem_mb=memory("find_learning_rate", job_resources.training_memory),
+        runtime=minutes("find_learning_rate", job_resources.epochs),
     params:
-        settings=given_json(rule_settings.find_learning_rate),
+        settings=given_json(stage_params.find_learning_rate),
         captions=options(
             *("image_captions", "group_captions", "caption_labels"),
             *("calibrated", "image_prototypes"),
@@ -78,15 +78,15 @@ rule finetune:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        image_captions=given(rule_inputs.captions_of_method, kind="image"),
-        group_captions=given(rule_inputs.captions_of_method, kind="group"),
-        caption_labels=given(rule_inputs.caption_labels_of_method),
-        calibrated=given(rule_inputs.calibrated_of_method),
-        image_prototypes=given(rule_inputs.image_prototypes_of_method),
-        learning_rate=given(rule_inputs.learning_rate_of_method),
-        clip_model=given(rule_inputs.hub_model, section="clip"),
+        image_captions=given(stage_params.captions_of_method, kind="image"),
+        group_captions=given(stage_params.captions_of_method, kind="group"),
+        caption_labels=given(stage_params.caption_labels_of_method),
+        calibrated=given(stage_params.calibrated_of_method),
+        image_prototypes=given(stage_params.image_prototypes_of_method),
+        learning_rate=given(stage_params.learning_rate_of_method),
+        clip_model=given(stage_params.hub_model, section="clip"),
         code=sources("latteclip.train.finetune"),
-        objective_code=given_unstored(rule_inputs.objective_code),
+        objective_code=given_unstored(stage_params.objective_code),
     output:
         model=directory("results/{dataset}/{method}/seed{seed}/model"),
         history="results/{dataset}/{method}/seed{seed}/history.parquet",
@@ -101,14 +101,14 @@ rule finetune:
         "../../envs/latteclip.yaml"
     threads: training_threads
     resources:
-        gpu=gpus(demands.processes),
-        cpus_per_gpu=cores_per_gpu(demands.processes),
+        gpu=gpus(job_resources.processes),
+        cpus_per_gpu=cores_per_gpu(job_resources.processes),
         nodes=1,
-        mem_mb=memory("finetune", demands.training_memory),
-        runtime=minutes("finetune", demands.epochs),
+        mem_mb=memory("finetune", job_resources.training_memory),
+        runtime=minutes("finetune", job_resources.epochs),
     params:
-        command=given(rule_settings.finetune_command),
-        settings=given_json(rule_settings.finetune),
+        command=given(stage_params.finetune_command),
+        settings=given_json(stage_params.finetune),
         captions=options(
             *("image_captions", "group_captions", "caption_labels"),
             *("calibrated", "image_prototypes", "learning_rate"),
@@ -124,14 +124,14 @@ rule finetune:
 
 rule average_weights:
     input:
-        models=given(rule_inputs.averaged_files, kind="model"),
-        histories=given(rule_inputs.averaged_files, kind="history"),
-        judged=given(rule_inputs.averaged_files, kind="judged"),
+        models=given(stage_params.averaged_files, kind="model"),
+        histories=given(stage_params.averaged_files, kind="history"),
+        judged=given(stage_params.averaged_files, kind="judged"),
         code=sources("latteclip.deploy.average_weights"),
     output:
         model=directory("results/{dataset}/{method}/seed{seed}/model"),
         history="results/{dataset}/{method}/seed{seed}/history.parquet",
-        judged=f"results/{{dataset}}/{{method}}/seed{{seed}}/{rule_inputs.LEFT_OUT}",
+        judged=f"results/{{dataset}}/{{method}}/seed{{seed}}/{stage_params.LEFT_OUT}",
     log:
         "results/{dataset}/{method}/seed{seed}/logs/average_weights.log",
     benchmark:
@@ -144,7 +144,7 @@ rule average_weights:
         mem_mb=memory("average_weights"),
         runtime=minutes("average_weights"),
     params:
-        trainings=as_found(given_json(rule_inputs.averaged)),
+        trainings=as_found(given_json(stage_params.averaged)),
     shell:
         "latteclip average-weights --trainings {params.trainings:q} --model {output.model}"
         " --history {output.history} --judged {output.judged} --log {log}"

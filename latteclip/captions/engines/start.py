@@ -13,7 +13,7 @@ from typing import Any
 from latteclip.captions import processors
 from latteclip.captions.answers import RowOutcome
 from latteclip.captions.engines.base import OWN, Captioner, CaptionerSettings, Count
-from latteclip.config import model_names
+from latteclip.config import hub_names
 from latteclip.core.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -89,14 +89,14 @@ def _class_of(engine: str) -> Any:
 
 def loads_model(engine: str) -> bool:
     """Whether an engine loads the model itself; a server is sent pictures as URLs."""
-    return engine in model_names.ENGINES
+    return engine in hub_names.ENGINES
 
 
 def check(settings: CaptionerSettings) -> None:
     """Refuse, before anything is read, an engine or a model folder that is not there."""
     if settings.engine not in CLASSES:
         raise UserError(f"captioner.engine {settings.engine!r} is not one of {', '.join(CLASSES)}.")
-    if not loads_model(settings.engine) or not model_names.is_folder(settings.model):
+    if not loads_model(settings.engine) or not hub_names.is_folder(settings.model):
         return
     if not (Path(settings.model) / "config.json").is_file():
         raise UserError(

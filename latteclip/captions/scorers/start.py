@@ -46,8 +46,8 @@ def check(engine: str, kind: str) -> None:
     if engine == "openai" and kind == LIKELIHOOD:
         raise UserError(
             "captioner.engine openai gives no likelihoods, for a server tells the probabilities of "
-            "its own words alone; set scores.kind to letters, or captioner.engine to vllm or "
-            "transformers."
+            "its own words alone; set scores.kind to multiple_choice, or captioner.engine to vllm "
+            "or transformers."
         )
 
 

@@ -61,7 +61,7 @@ def test_a_vllm_server_tells_the_log_probabilities_of_its_first_token(
     path = paths_of(index)[0]
     prompts = ("Describe the texture.", PROMPT)
     # Words in place of letters: those with which the demo's LLaVA begins.
-    choices = Choices("letters", ("a", "mostly"), prompts)
+    choices = Choices("multiple_choice", ("a", "mostly"), prompts)
     server = OpenaiScorer(dataclasses.replace(SETTINGS, engine="openai", model=SERVED_AS))
     [(_, answer)] = server.answer([Request(0, [data_url(open_rgb(path))], prompts[0], choices)])
     local = TransformersScorer(SETTINGS, threads=1)

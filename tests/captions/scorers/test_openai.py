@@ -21,7 +21,7 @@ PICTURE = (
 def ask(n=1, options=("banded", "dotted", "woven")):
     scorer = OpenaiScorer(type(BASE)(**SETTINGS))
     prompts = (letters_prompt(options), letters_prompt(options[::-1]))
-    choices = Choices("letters", letters_of(len(options)), prompts)
+    choices = Choices("multiple_choice", letters_of(len(options)), prompts)
     asked = [Request(key, [PICTURE], prompts[0], choices) for key in range(n)]
     return {request.key: answer for request, answer in scorer.answer(asked)}
 

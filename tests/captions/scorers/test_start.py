@@ -17,5 +17,5 @@ def test_every_engine_has_a_scorer():
 def test_a_server_is_asked_for_letters_alone():
     with pytest.raises(UserError, match=r"captioner\.engine openai"):
         scorers.check("openai", "likelihood")
-    scorers.check("openai", "letters")
+    scorers.check("openai", "multiple_choice")
     scorers.check("vllm", "likelihood")

@@ -34,7 +34,7 @@ def test_likelihoods_are_those_of_a_plain_forward_pass(scorer, plain, requests):
 
 
 def test_letters_are_those_of_a_plain_forward_pass(scorer, plain, requests):
-    some = requests["letters"][:12]
+    some = requests["multiple_choice"][:12]
     assert len({request.prompt.count("\n") for request in some}) == 4  # padded to the longest
     for request, scores in zip(some, scores_of(scorer, some), strict=True):
         rows, first = plain.letters(request)
@@ -100,7 +100,7 @@ def test_a_batch_has_at_most_so_many_choices(requests):
     small = TransformersScorer(dataclasses.replace(SETTINGS, batch_size=12), threads=1)
     assert [len(batch) for batch in small._batches(requests["likelihood"][:5])] == [2, 2, 1]
     # One order of the first request, two of the second, three of the third, one of the fourth.
-    assert [len(batch) for batch in small._batches(requests["letters"][:12])] == [6, 6]
+    assert [len(batch) for batch in small._batches(requests["multiple_choice"][:12])] == [6, 6]
     assert list(small._batches([])) == []
 
 

@@ -23,11 +23,11 @@ if __name__ == "__main__":
     settings = dataclasses.replace(SETTINGS, engine="vllm", batch_size=8)
     scorer = VllmScorer(settings, 1, 1)
     found = {}
-    for kind in ("likelihood", "letters"):
+    for kind in ("likelihood", "multiple_choice"):
         asked = [request(kind, number, path) for number, path in enumerate(files)]
         found[kind] = [dataclasses.astuple(scores) for scores in scores_of(scorer, asked)]
     long = "word " * 400
-    letters = Choices("letters", ("A", "B"), (long, long))
+    letters = Choices("multiple_choice", ("A", "B"), (long, long))
     for choices in (letters, Choices("likelihood", ("a", "b"))):
         request = dataclasses.replace(asked[0], prompt=long, choices=choices)
         found.setdefault("refused", []).extend(a.error for _, a in scorer.answer([request]))
@@ -55,7 +55,7 @@ def best(scores):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["likelihood", "letters"])
+@pytest.mark.parametrize("kind", ["likelihood", "multiple_choice"])
 def test_vllm_scores_as_transformers_does(by_vllm, requests, kind):
     expected = scores_of(TransformersScorer(SETTINGS, threads=1), requests[kind])
     found = [Scores(tuple(map(tuple, rows)), tuple(first)) for rows, first in by_vllm[kind]]

@@ -1,6 +1,6 @@
 """The tables of keys in config/README.md, made from the schema and the default configuration.
 
-    python -m latteclip.config.reference      # `make docs`: writes them anew
+    python -m latteclip.config.generate_docs      # `make docs`: writes them anew
 
 A table stands between a comment `<!-- keys: NAME -->` and the next `<!-- end -->`.
 """
@@ -12,12 +12,13 @@ from typing import Any
 
 import yaml
 
-from latteclip.config import shipped
+from latteclip.config import layers
+from latteclip.config.schema import SCHEMA
 from latteclip.core.files import write_text
 from latteclip.core.steps import auto_batch_size, auto_epochs, steps_per_epoch
 
-DEFAULTS = shipped.CONFIG / "config.yaml"
-README = shipped.CONFIG / "README.md"
+DEFAULTS = layers.CONFIG / "config.yaml"
+README = layers.CONFIG / "README.md"
 TABLE = re.compile(r"(<!-- keys: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Schema = Mapping[str, Any]
 SIZES = (100, 500, 1_500, 5_000, 20_000, 100_000, 1_000_000)  # training images
@@ -128,7 +129,7 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
 
 def main() -> None:
     """Write config/README.md anew."""
-    files = (shipped.SCHEMA, DEFAULTS)
+    files = (SCHEMA, DEFAULTS)
     schema, defaults = (yaml.safe_load(file.read_text("utf-8")) for file in files)
     write_text(README, render(README.read_text("utf-8"), schema, defaults))
 

@@ -1,6 +1,7 @@
 import pytest
 
-from latteclip.config import code, shipped
+from latteclip.config import layers
+from latteclip.config import source_dependencies as code
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_modules_without_effect_are_left_out_with_what_they_import(package):
 
 def test_the_modules_without_effect_exist():
     for name in code.WITHOUT_EFFECT:
-        assert shipped.PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py").is_file()
+        assert layers.PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py").is_file()
 
 
 def test_a_module_that_is_not_there_is_an_error():
@@ -66,7 +67,7 @@ def test_a_module_that_is_not_there_is_an_error():
 
 
 def test_a_stage_has_its_sources_and_no_others(monkeypatch):
-    monkeypatch.chdir(shipped.ROOT)
+    monkeypatch.chdir(layers.ROOT)
     found = code.sources("latteclip.train.finetune")
     assert found == sorted(found)
     assert {"latteclip/train/finetune.py", "latteclip/train/step.py"} <= set(found)
@@ -116,7 +117,7 @@ EVALUATING = {"evaluate.evaluate", "evaluate.evaluate_zero_shot"}
 )
 def test_an_edit_is_one_of_the_stages_that_import_the_module(edited, rerun, spared):
     """The sources of its stage are inputs of a rule: a dry run would find the same in seconds."""
-    root = shipped.PACKAGE.parent
+    root = layers.PACKAGE.parent
     found = {
         stage
         for stage in rerun | spared
@@ -127,5 +128,5 @@ def test_an_edit_is_one_of_the_stages_that_import_the_module(edited, rerun, spar
 
 def test_sources_are_absolute_from_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert str(shipped.PACKAGE / "core" / "tables.py") in code.sources("latteclip.core.tables")
-    assert str(shipped.PACKAGE / "report" / "templates" / "page.css") in code.templates()
+    assert str(layers.PACKAGE / "core" / "tables.py") in code.sources("latteclip.core.tables")
+    assert str(layers.PACKAGE / "report" / "templates" / "page.css") in code.templates()

@@ -1,18 +1,15 @@
-"""What a configuration takes before it is run: hours of GPUs, and disk, as docs/scaling.md counts.
+"""GPU hours and disk of a configuration, as docs/scaling.md counts them on paper.
 
-Hours are counts of images over rates, which are measured on a machine or worked out on paper.
+Hours are counts of images divided by rates, which are measured on a machine or computed.
 """
 
-import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
-from latteclip.config import demands
+from latteclip.config import job_resources
 from latteclip.config.configuration import Configuration
-from latteclip.core.steps import AUTO, auto_batch_size, auto_epochs, steps_per_epoch
+from latteclip.config.job_resources import Counts, counts, groups, samples
 
-INDEX = "results/{dataset}/images.parquet"
 # On paper (docs/scaling.md): what a card computes in bf16, TFLOP/s, and the share that is reached.
 PEAKS = {"A100": 312, "H100": 989}
 REACHED = 0.4
@@ -47,41 +44,11 @@ class Sizes:
     tuned: float = 0.6
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Images of a dataset."""
-
-    train: int
-    test: int
-    classes: int | None = None
-
-
 def on_paper(card: str, tokens: int = TOKENS) -> Rates:
     """Rates of a card of PEAKS, for captions of so many tokens, read and written."""
     reached = REACHED * PEAKS[card]
     caption = CAPTION * tokens / TOKENS
     return Rates(reached / caption, reached / SAMPLE, reached / IMAGE, CORES * DECODED, tokens)
-
-
-def counts(configuration: Configuration, dataset: str) -> Counts | None:
-    """By the index, where there is one, or else by what the dataset's file says; None: unknown."""
-    index = Path(INDEX.format(dataset=dataset))
-    if index.is_file():
-        return _indexed(index)
-    values = configuration.dataset(dataset)
-    said = configuration.section("split", dataset).get("counts") or values["source"].get("textures")
-    if not said:
-        return None
-    most = configuration.limit or math.inf
-    return Counts(min(said["train"], most), min(said["test"], most), said.get("classes"))
-
-
-def _indexed(index: Path) -> Counts:
-    from latteclip.core import tables
-
-    table, metadata = tables.read(index, tables.IMAGES, ["split"])
-    test = table["split"].to_pylist().count("test")
-    return Counts(len(table) - test, test, len(metadata["classnames"]))
 
 
 def hours(configuration: Configuration, rates: Rates) -> dict[str, float]:
@@ -128,19 +95,11 @@ def _captioning(configuration: Configuration, dataset: str, images: Counts, rate
         for kind in configuration.caption_kinds(dataset)
     ]
     if configuration.scores_classes(dataset):
-        asked.append(images.train * demands.questions_per_image(configuration, dataset))
+        asked.append(images.train * job_resources.questions_per_image(configuration, dataset))
     shards = configuration.shards(dataset)
-    gpus = demands.captioner_gpus(configuration, dataset)
+    gpus = job_resources.captioner_gpus(configuration, dataset)
     rate = _captions(configuration, dataset, rates)
     return gpus * sum(questions / rate + shards * rates.engine_start for questions in asked)
-
-
-def groups(configuration: Configuration, dataset: str, images: Counts) -> float:
-    """How many groups are described: one for every image, or a number for each class."""
-    of_a_class = configuration.section("groups", dataset)["groups_per_class"]
-    if of_a_class is None or images.classes is None:
-        return images.train
-    return min(images.train, int(of_a_class) * images.classes)
 
 
 def _training(
@@ -151,15 +110,6 @@ def _training(
         samples(configuration, dataset, method, images.train) / rate + start
         for method, _ in configuration.trainings(dataset)
     )
-
-
-def samples(configuration: Configuration, dataset: str, method: str, n: int) -> int:
-    """Images that a fine-tuning sees: whole batches, with all n training images as the scale."""
-    section = configuration.method(method, dataset)["finetune"]
-    size, epochs = section["batch_size"], section["epochs"]
-    size = auto_batch_size(n) if size == AUTO else int(size)
-    epochs = auto_epochs(n) if epochs == AUTO else int(epochs)
-    return epochs * steps_per_epoch(n, size, section["steps_multiple_of"]) * min(size, n)
 
 
 def _encoding(

@@ -1,8 +1,7 @@
-"""What a job asks for: memory, time and GPUs.
+"""Return what jobs need: memory, time, GPUs and threads.
 
-On a cluster memory and time grow with the dataset and with each attempt; a profile's
-`set-resources` overrides any of it. The figures are generous compared with those of
-docs/scaling.md.
+On a cluster memory and time grow with the dataset and with each attempt. A profile's
+`set-resources` overrides all of them. The numbers are generous compared with docs/scaling.md.
 """
 
 import math
@@ -10,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latteclip.config.configuration import Configuration
-from latteclip.config.model_names import ENGINES
-from latteclip.core.steps import AUTO, auto_epochs
+from latteclip.config.hub_names import ENGINES
+from latteclip.core.steps import AUTO, auto_batch_size, auto_epochs, steps_per_epoch
+
+INDEX = "results/{dataset}/images.parquet"
 
 
 @dataclass(frozen=True)
-class Demand:
+class StageResources:
     """Memory and time of a stage."""
 
     mem_mb: int  # whatever the dataset
@@ -24,13 +25,22 @@ class Demand:
     images_per_second: float  # low; a job that needs longer resumes
 
 
-CAPTIONING = Demand(24_000, 4_000, 20, 1)
-LABELLING = Demand(8_000, 8_000, 15, 100)
-TABLES = Demand(4_000, 4_000, 10, 1_000)
-DEMANDS = {
+@dataclass(frozen=True)
+class Counts:
+    """Images of a dataset."""
+
+    train: int
+    test: int
+    classes: int | None = None
+
+
+CAPTIONING = StageResources(24_000, 4_000, 20, 1)
+LABELLING = StageResources(8_000, 8_000, 15, 100)
+TABLES = StageResources(4_000, 4_000, 10, 1_000)
+RESOURCES = {
     "generate_textures": TABLES,
-    "index_images": Demand(4_000, 4_000, 15, 100),
-    "find_duplicates": Demand(4_000, 4_000, 10, 500),
+    "index_images": StageResources(4_000, 4_000, 15, 100),
+    "find_duplicates": StageResources(4_000, 4_000, 10, 500),
     "pseudo_label_images": LABELLING,
     "caption_images": CAPTIONING,
     "caption_groups": CAPTIONING,
@@ -39,15 +49,15 @@ DEMANDS = {
     "score_unknown": LABELLING,
     "gather_captions": TABLES,
     "summarize_captions": TABLES,
-    "label_by_captions": Demand(16_000, 16_000, 20, 200),
-    "find_learning_rate": Demand(12_000, 8_000, 20, 200),
-    "finetune": Demand(12_000, 8_000, 20, 200),  # beside `training_memory`
-    "average_weights": Demand(16_000, 0, 10, 1_000),
+    "label_by_captions": StageResources(16_000, 16_000, 20, 200),
+    "find_learning_rate": StageResources(12_000, 8_000, 20, 200),
+    "finetune": StageResources(12_000, 8_000, 20, 200),  # beside `training_memory`
+    "average_weights": StageResources(16_000, 0, 10, 1_000),
     "evaluate": LABELLING,
     "evaluate_zero_shot": TABLES,
     "evaluate_classifier": LABELLING,
-    "assemble_model": Demand(8_000, 0, 10, 1_000),
-    "propagate_labels": Demand(16_000, 16_000, 20, 100),
+    "assemble_model": StageResources(8_000, 0, 10, 1_000),
+    "propagate_labels": StageResources(16_000, 16_000, 20, 100),
     "score_audit": TABLES,
     "select_model": TABLES,
     "report_dataset": TABLES,
@@ -56,16 +66,16 @@ DEMANDS = {
 
 def memory(stage: str, images: int, attempt: int, beside: int = 0) -> int:
     """MB of a stage and of what it holds beside, half as much again at each further attempt."""
-    demand = DEMANDS[stage]
-    wanted = demand.mem_mb + demand.mb_per_million * images / 1e6 + beside
+    resources = RESOURCES[stage]
+    wanted = resources.mem_mb + resources.mb_per_million * images / 1e6 + beside
     return int(wanted * 1.5 ** (attempt - 1))
 
 
 def minutes(stage: str, images: int, passes: float, attempt: int) -> int:
     """Minutes of a stage that sees each of the images so many times, multiplied by the attempt."""
-    demand = DEMANDS[stage]
-    seconds = images * passes / demand.images_per_second
-    return int((demand.minutes + seconds / 60) * attempt)
+    resources = RESOURCES[stage]
+    seconds = images * passes / resources.images_per_second
+    return int((resources.minutes + seconds / 60) * attempt)
 
 
 def images_expected(configuration: Configuration, dataset: str) -> int:
@@ -194,5 +204,43 @@ def share_of_shard(configuration: Configuration, shards: str = "1") -> float:
 def questions_per_image(configuration: Configuration, dataset: str, shards: str = "1") -> float:
     """How often a job that scores classes asks about an image, on the average over the images."""
     values = configuration.section("scores", dataset)
-    orders = values["orders"] if values["kind"] == "letters" else 1
+    orders = values["orders"] if values["kind"] == "multiple_choice" else 1
     return float(orders * values["share"]) / int(shards)
+
+
+def counts(configuration: Configuration, dataset: str) -> Counts | None:
+    """Return the images of a dataset by its index or else by its file; None if unknown."""
+    index = Path(INDEX.format(dataset=dataset))
+    if index.is_file():
+        return _indexed(index)
+    source = configuration.dataset(dataset)["source"]
+    stated = configuration.section("split", dataset).get("counts") or source.get("textures")
+    if not stated:
+        return None
+    most = configuration.limit or math.inf
+    return Counts(min(stated["train"], most), min(stated["test"], most), stated.get("classes"))
+
+
+def _indexed(index: Path) -> Counts:
+    from latteclip.core import tables
+
+    table, metadata = tables.read(index, tables.IMAGES, ["split"])
+    test = table["split"].to_pylist().count("test")
+    return Counts(len(table) - test, test, len(metadata["classnames"]))
+
+
+def groups(configuration: Configuration, dataset: str, images: Counts) -> float:
+    """Return the groups that are described: one for every image, or a number for each class."""
+    of_a_class = configuration.section("groups", dataset)["groups_per_class"]
+    if of_a_class is None or images.classes is None:
+        return images.train
+    return min(images.train, int(of_a_class) * images.classes)
+
+
+def samples(configuration: Configuration, dataset: str, method: str, n: int) -> int:
+    """Return the images that a fine-tuning on n images sees, in whole batches over all epochs."""
+    section = configuration.method(method, dataset)["finetune"]
+    size, epochs = section["batch_size"], section["epochs"]
+    size = auto_batch_size(n) if size == AUTO else int(size)
+    epochs = auto_epochs(n) if epochs == AUTO else int(epochs)
+    return epochs * steps_per_epoch(n, size, section["steps_multiple_of"]) * min(size, n)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from latteclip.config import shipped
+from latteclip.config import layers
 
 # Modules that cannot change what a stage writes: how errors, progress and signals are told, how
 # files are put in their place and settings checked, on which GPU, with how much memory and in which
@@ -38,15 +38,14 @@ def sources(*modules: str) -> list[str]:
 @cache  # hundreds of jobs have the same code
 def _sources(modules: tuple[str, ...], here: Path) -> list[str]:
     """`sources` as they are seen from the folder that is worked in."""
-    root = shipped.PACKAGE.parent
-    return sorted(shipped.seen_from_here(_file(root, name)) for name in closure(root, *modules))
+    root = layers.PACKAGE.parent
+    return sorted(layers.relative_to_cwd(_file(root, name)) for name in closure(root, *modules))
 
 
 def templates() -> list[str]:
     """The templates, style and script of the pages: an edit of them is one of the code."""
     return sorted(
-        shipped.seen_from_here(path)
-        for path in (shipped.PACKAGE / "report" / "templates").iterdir()
+        layers.relative_to_cwd(path) for path in (layers.PACKAGE / "report" / "templates").iterdir()
     )
 
 

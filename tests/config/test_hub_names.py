@@ -1,6 +1,6 @@
 import pytest
 
-from latteclip.config import model_names
+from latteclip.config import hub_names
 
 SAFE = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_~=@")
 
@@ -14,8 +14,8 @@ SAFE = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_~=@
     ],
 )
 def test_a_clip_of_the_hub_has_a_note(model, pretrained, slug):
-    names = model_names.hub_clip({"model": model, "pretrained": pretrained, "precision": "bf16"})
-    assert model_names.slug(names) == slug
+    names = hub_names.hub_clip({"model": model, "pretrained": pretrained, "precision": "bf16"})
+    assert hub_names.slug(names) == slug
 
 
 @pytest.mark.parametrize(
@@ -33,12 +33,12 @@ def test_a_clip_of_the_hub_has_a_note(model, pretrained, slug):
 def test_a_captioner_of_the_hub_has_a_note(engine, model, revision, slug, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here" / "llava").mkdir(parents=True)
-    names = model_names.hub_captioner({"engine": engine, "model": model, "revision": revision})
-    assert (names and model_names.slug(names)) == slug
+    names = hub_names.hub_captioner({"engine": engine, "model": model, "revision": revision})
+    assert (names and hub_names.slug(names)) == slug
 
 
 def test_odd_names_stay_apart_and_safe():
     odd = ["a b", "a+b", "a%b", "a*b", "../a", "é", "$(a)", "a'b"]
-    slugs = [model_names.slug({"model": "me/it", "revision": name}) for name in odd]
+    slugs = [hub_names.slug({"model": "me/it", "revision": name}) for name in odd]
     assert len(set(slugs)) == len(odd)
     assert all(set(slug) <= SAFE for slug in slugs)

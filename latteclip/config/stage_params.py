@@ -1,0 +1,599 @@
+"""The inputs and parameters of rules that follow from the configuration.
+
+The first arguments are the configuration and the wildcards of a job. What a function returns
+decides which stages a changed key reruns: it returns what its stage reads, and nothing else.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from latteclip.config import hub_names, source_dependencies
+from latteclip.config.configuration import HEADS, NO_CANDIDATES, Configuration
+from latteclip.core.steps import AUTO
+
+# Folder of images, generated or downloaded for a dataset: shared by all runs.
+DATA = "resources/{dataset}/data"
+# The files of a user's folder when it was indexed. No output: a failed job must not remove it.
+FOLDER_FILES = "resources/{dataset}/folder_files.parquet"
+# What is in the cache of Hugging Face for a model: shared by all datasets that name it.
+MODEL_NOTE = "resources/models/{model}.json"
+# The model that is chosen for a dataset, and why. A table with its own name has its own.
+SELECTION = "results/{{dataset}}/selection{suffix}.json"
+SELECTED_MODEL = "results/{{dataset}}/model{suffix}"
+# A person's answers about images of a split (`latteclip audit`), and how the images were drawn.
+ANSWERS = "results/{dataset}/audit/{split}/{name}"
+# The scores of the dataset's models by these answers.
+AUDIT = "results/{{dataset}}/audit{suffix}.json"
+# Classifiers that are made without training.
+CLASSIFIERS = "results/{dataset}/classifiers/{name}.safetensors"
+# Predictions of the trainings of an average for the images that they left out.
+LEFT_OUT = "left_out.parquet"
+# The method whose classifier comes with the labels, without training.
+LABELS_METHOD = "image_prototypes"
+# Sections that datasets share and a page prints, in its order.
+SECTIONS = (
+    *("split", "prompts", "clip", "inference", "captioner", "captions", "scores", "selection"),
+    *("unknown", "groups", "compute", "processes"),
+)
+DESCRIBED = ("title", "licence", "citation", "source", "class_synonyms")
+# Stages whose benchmarks a page reads: those of a dataset, and those of a run.
+CAPTIONING = ("caption_images", "caption_groups", "score_classes")
+OF_DATASET = (
+    *("index_images", "find_duplicates", "pseudo_label_images", "calibrate_zero_shot", *CAPTIONING),
+    *("label_by_captions", "score_unknown", "select_model"),
+)
+OF_RUN = (
+    *("finetune", "average_weights", "propagate_labels", "evaluate", "evaluate_classifier"),
+    *("evaluate_zero_shot", "assemble_model"),
+)
+Paths = list[str]
+Settings = dict[str, Any]
+
+
+# Sources and models.
+
+
+def data_folder(configuration: Configuration, dataset: str) -> str:
+    """Return the user's own folder, or the one that a rule makes."""
+    made = DATA.format(dataset=configuration.whole(dataset))
+    return str(configuration.dataset(dataset)["source"].get("folder", made))
+
+
+def made_folder(configuration: Configuration, dataset: str) -> Paths:
+    """Return the folder of images if a rule makes it."""
+    is_made = "folder" not in configuration.dataset(dataset)["source"]
+    return [data_folder(configuration, dataset)] if is_made else []
+
+
+def download_dataset(configuration: Configuration, dataset: str) -> Settings:
+    """Return the files to download, and their terms of use."""
+    values = configuration.dataset(dataset)
+    terms = ("title", "licence", "citation")
+    files = {"downloads": values["source"]["downloads"]}
+    return files | {key: values[key] for key in terms if key in values}
+
+
+def index_images(configuration: Configuration, dataset: str) -> Settings:
+    """Return how the dataset's folder is read, and how many images are drawn in a limited run."""
+    values = configuration.section("split", dataset)
+    return values if configuration.limit is None else {**values, "limit": configuration.limit}
+
+
+def hub_model(configuration: Configuration, dataset: str, section: str) -> Paths:
+    """Return the note on the model of section "clip" or "captioner" if it comes from the hub."""
+    names = configuration.hub_model(section, dataset)
+    return [MODEL_NOTE.format(model=hub_names.slug(names))] if names else []
+
+
+# Code that the configuration chooses by name.
+
+
+def engine_code(configuration: Configuration, dataset: str, folder: str) -> Paths:
+    """Return the sources of a dataset's engine in a folder of captions, engines or scorers."""
+    engine = configuration.section("captioner", dataset)["engine"]
+    return source_dependencies.sources(f"latteclip.captions.{folder}.{engine}")
+
+
+def objective_code(configuration: Configuration, method: str) -> Paths:
+    """Return the sources of a method's objective."""
+    module = configuration.objective(method).removesuffix("_supervised")
+    return source_dependencies.sources(f"latteclip.train.objectives.{module}")
+
+
+# Captions and class scores.
+
+
+def answer_store(configuration: Configuration, dataset: str, kind: str) -> str:
+    """Return the folder of the cached answers about "images", "groups" or "scores"."""
+    return f"resources/{configuration.whole(dataset)}/captions/{kind}"
+
+
+def pseudo_labels_if_named(configuration: Configuration, dataset: str) -> Paths:
+    """Return the pseudo-labels if the image prompt has a place for them."""
+    named = "{}" in configuration.section("prompts", dataset)["image"]
+    return [f"results/{dataset}/pseudo_labels.parquet"] if named else []
+
+
+def user_file(configuration: Configuration, dataset: str, key: str) -> Paths:
+    """Return the user's file that a key such as "scores.file" names if it is in use."""
+    files = configuration.user_files(dataset)
+    return [files[key]] if key in files else []
+
+
+def scores(configuration: Configuration, dataset: str) -> Settings:
+    """Return how classes are scored, with the prompt of a likelihood."""
+    values = configuration.section("scores", dataset)
+    prompt = configuration.section("prompts", dataset)["image"]
+    return {**values, "prompt": prompt if values["kind"] == "likelihood" else ""}
+
+
+def shards(configuration: Configuration, dataset: str, kind: str) -> Paths:
+    """Return the shards of "images", "groups" or "class_scores"."""
+    n = configuration.shards(dataset)
+    folder = f"results/{dataset}/captions/shards"
+    return [f"{folder}/{kind}-{i}-of-{n}.parquet" for i in range(1, n + 1)]
+
+
+def class_scores_if_in_use(configuration: Configuration, dataset: str) -> Paths:
+    """Return the class scores if the configuration asks for them."""
+    wanted = configuration.scores_classes(dataset)
+    return [f"results/{dataset}/class_scores.parquet"] if wanted else []
+
+
+def captions_in_use(configuration: Configuration, dataset: str) -> Paths:
+    """Return the tables of captions that some method of the run needs."""
+    return [_captions(dataset, kind) for kind in configuration.caption_kinds(dataset)]
+
+
+def captions_if_in_use(configuration: Configuration, dataset: str, kind: str) -> Paths:
+    """Return the captions of kind "image" or "group" if some method of the run needs them."""
+    return [_captions(dataset, kind)] if kind in configuration.caption_kinds(dataset) else []
+
+
+def caption_summary_if_in_use(configuration: Configuration, dataset: str) -> Paths:
+    """Return the summary of the captions if some method of the run needs captions."""
+    needed = configuration.caption_kinds(dataset)
+    return [f"results/{dataset}/captions/summary.json"] if needed else []
+
+
+def captions_that_vote(configuration: Configuration, dataset: str) -> Paths:
+    """Return the captions of the images, unless class scores vote in their place."""
+    return [] if configuration.scores_classes(dataset) else [_captions(dataset, "image")]
+
+
+def captions_of_method(configuration: Configuration, dataset: str, method: str, kind: str) -> Paths:
+    """Return the captions of kind "image" or "group" if the method reads them."""
+    reads = configuration.reads_captions(method, kind, dataset)
+    return [_captions(dataset, kind)] if reads else []
+
+
+# Labels, classifiers and trainings.
+
+
+def pseudo_label_images(configuration: Configuration, dataset: str) -> Settings:
+    """Return the CLIP model, the class templates, and how images are encoded."""
+    return {
+        **configuration.section("clip", dataset),
+        **configuration.section("inference", dataset),
+        **_class_words(configuration, dataset),
+    }
+
+
+def label_by_captions(configuration: Configuration, dataset: str) -> Settings:
+    """Return the CLIP model that encodes the captions, and the batch size."""
+    return {
+        **configuration.section("clip", dataset),
+        "batch_size": configuration.section("inference", dataset)["batch_size"],
+    }
+
+
+def caption_labels_of_method(configuration: Configuration, dataset: str, method: str) -> Paths:
+    """Return the labels by captions if the method trains on them."""
+    reads = configuration.reads_caption_labels(method, dataset)
+    return [f"results/{dataset}/caption_labels.parquet"] if reads else []
+
+
+def calibrated_of_method(configuration: Configuration, dataset: str, method: str) -> Paths:
+    """Return the calibrated zero-shot classifier if the method trains on its labels."""
+    reads = configuration.pseudo_labels(method, dataset) == "zero_shot_calibrated"
+    return [CLASSIFIERS.format(dataset=dataset, name="calibrated")] if reads else []
+
+
+def image_prototypes_of_method(configuration: Configuration, dataset: str, method: str) -> Paths:
+    """Return the classifier from which LatteCLIP's prototypes start if it is not the texts."""
+    starts = configuration.method(method, dataset).get("prototypes", "text") == "image"
+    is_latteclip = configuration.objective(method) == "latteclip"
+    return [_image_prototypes(configuration, dataset, method)] if starts and is_latteclip else []
+
+
+def learning_rate_of_method(configuration: Configuration, dataset: str, method: str) -> Paths:
+    """Return the output of find_learning_rate if the method's learning rate is "auto"."""
+    is_auto = configuration.method(method, dataset)["finetune"]["lr"] == AUTO
+    return [f"results/{dataset}/{method}/learning_rate.json"] if is_auto else []
+
+
+def classifier_of_method(configuration: Configuration, dataset: str, method: str) -> str:
+    """Return the classifier of a method without training."""
+    if configuration.objective(method) == "zero_shot":
+        return f"results/{dataset}/class_embeddings.safetensors"
+    if configuration.objective(method) == "image_prototypes":
+        return _image_prototypes(configuration, dataset, method)
+    return CLASSIFIERS.format(dataset=dataset, name="calibrated")
+
+
+def fold(configuration: Configuration, dataset: str, seed: str) -> Settings:
+    """Return which training images a seed leaves out, the same for all seeds if none are."""
+    share = float(configuration.section("selection", dataset)["share"])
+    if not share:
+        return {"share": 0.0, "number": 0, "count": 1}
+    seeds = configuration.seeds
+    # A seed outside the run, whose model a user asks for by its path, has a fold too.
+    number = seeds.index(int(seed)) if int(seed) in seeds else int(seed) % len(seeds)
+    return {"share": share, "number": number, "count": len(seeds)}
+
+
+def finetune(configuration: Configuration, dataset: str, method: str, seed: str) -> Settings:
+    """Return the CLIP model, the method, and how the training is computed."""
+    values = configuration.method(method, dataset)
+    return {
+        **configuration.section("clip", dataset),
+        **_class_words(configuration, dataset),
+        "objective": values["objective"],
+        "pseudo_labels": values.get("pseudo_labels", "zero_shot"),
+        "prototypes": values.get("prototypes", "text"),
+        "head": values.get("head", "tuned"),
+        "switches": values.get("switches", {}),
+        "finetune": values["finetune"],
+        "compute": configuration.section("compute", dataset),
+        "fold": fold(configuration, dataset, seed),
+    }
+
+
+def find_learning_rate(configuration: Configuration, dataset: str, method: str) -> Settings:
+    """Return the settings of the training without its fold and head."""
+    values = finetune(configuration, dataset, method, "0")
+    return {key: value for key, value in values.items() if key not in ("fold", "head")}
+
+
+def finetune_command(configuration: Configuration, dataset: str) -> str:
+    """Return the program of finetune: one process, or several under torchrun, each on a GPU."""
+    processes = configuration.section("processes", dataset)["finetune"]
+    if processes == 1:
+        return "latteclip"
+    claim = f"python -m latteclip.core.gpus {processes}"
+    return f"{claim} torchrun --standalone --nproc-per-node {processes} -m -- latteclip"
+
+
+def averaged(configuration: Configuration, dataset: str, method: str) -> list[dict[str, str]]:
+    """Return the files of each training that average_weights averages."""
+    folder = f"results/{dataset}/{configuration.averaged(method)}"
+    names = {"model": "model", "history": "history.parquet", "judged": "judged.parquet"}
+    return [
+        {kind: f"{folder}/seed{seed}/{name}" for kind, name in names.items()}
+        for seed in configuration.seeds
+    ]
+
+
+def averaged_files(configuration: Configuration, dataset: str, method: str, kind: str) -> Paths:
+    """Return the files of one kind (a key of `averaged`) of the trainings of an average."""
+    return [str(run[kind]) for run in averaged(configuration, dataset, method)]
+
+
+# Evaluation and the choice of a model.
+
+
+def evaluate(configuration: Configuration, dataset: str, method: str, seed: str) -> Settings:
+    """Return how images are encoded, how many classes are kept, and which images were left out.
+
+    An average left none out: each of its trainings left out others.
+    """
+    has_fold = not configuration.is_average(method)
+    return {
+        **configuration.section("inference", dataset),
+        "precision": configuration.section("clip", dataset)["precision"],
+        **({"fold": fold(configuration, dataset, seed)} if has_fold else {}),
+    }
+
+
+def propagate_labels(configuration: Configuration, dataset: str, method: str) -> Settings:
+    """Return the graph of the images, and how many classes are kept for each."""
+    graph = configuration.method(method, dataset).get("graph", {})
+    return {**graph, "topk": configuration.section("inference", dataset)["topk"]}
+
+
+def left_out_of_average(
+    configuration: Configuration, dataset: str, method: str, seed: str
+) -> Paths:
+    """Return the predictions for left-out images if the method is an average."""
+    path = f"results/{dataset}/{method}/seed{seed}/{LEFT_OUT}"
+    return [path] if configuration.is_average(method) else []
+
+
+def votes_if_any(configuration: Configuration, dataset: str) -> Paths:
+    """Return the votes that judge classifiers if image captions or class scores are made."""
+    return [_votes(dataset)] if configuration.has_votes(dataset) else []
+
+
+def votes_of_classifier(configuration: Configuration, dataset: str, method: str) -> Paths:
+    """Return the votes of which the classifier of a method without training is made."""
+    reads = configuration.reads_caption_labels(method, dataset)
+    return [_votes(dataset)] if reads else []
+
+
+def candidates(configuration: Configuration, dataset: str) -> list[dict[str, Any]]:
+    """Return the runs among which select_model chooses."""
+    found = []
+    for method, seed in configuration.candidates(dataset):
+        folder = f"results/{dataset}/{method}/seed{seed}"
+        found.append(
+            {
+                "method": method,
+                "seed": seed,
+                "objective": configuration.objective(method),
+                "metrics": f"{folder}/metrics.json",
+                "judged": f"{folder}/judged.parquet",
+                "model": f"{folder}/model",
+            }
+        )
+    return found
+
+
+def files_of_candidates(configuration: Configuration, dataset: str, kind: str) -> Paths:
+    """Return the files of one kind ("metrics", "judged", "model") of the candidates."""
+    return [str(candidate[kind]) for candidate in candidates(configuration, dataset)]
+
+
+def selection_if_any(configuration: Configuration, dataset: str) -> Paths:
+    """Return the output of select_model for a dataset for which it chooses."""
+    path = SELECTION.format(suffix=configuration.suffix).format(dataset=dataset)
+    return [path] if configuration.candidates(dataset) else []
+
+
+def all_selections(configuration: Configuration) -> Paths:
+    """Return the output of select_model for all datasets for which it chooses."""
+    return [
+        path
+        for dataset in configuration.datasets
+        for path in selection_if_any(configuration, dataset)
+    ]
+
+
+def all_metrics(configuration: Configuration) -> Paths:
+    """Return the metrics of every run."""
+    return [
+        f"results/{dataset}/{method}/seed{seed}/metrics.json"
+        for dataset in configuration.datasets
+        for method, seed in configuration.runs(dataset)
+    ]
+
+
+def models_of_heads(configuration: Configuration) -> Paths:
+    """Return the model folders of the methods that have a classifier without training."""
+    return [
+        f"results/{dataset}/{method}/seed0/model"
+        for dataset in configuration.datasets
+        for method in configuration.methods_of(dataset)
+        if configuration.objective(method) in HEADS
+    ]
+
+
+def labels(configuration: Configuration) -> Paths:
+    """Return the files of the target `labels`: labels and a classifier, without training.
+
+    Captions or class scores are made for them, whether or not a method of the run reads them.
+    """
+    names = ("caption_labels.parquet", "unknown.parquet", f"{LABELS_METHOD}/seed0/model")
+    return [f"results/{dataset}/{name}" for dataset in configuration.datasets for name in names]
+
+
+# Audits.
+
+
+def answers(configuration: Configuration, dataset: str) -> Paths:
+    """Return the plan and the answers of an audit, if there are any.
+
+    Those about the test split come before those about the training images. No rule makes them.
+    """
+    for split in ("test", "train"):
+        found = [
+            ANSWERS.format(dataset=dataset, split=split, name=name)
+            for name in ("plan.parquet", "answers.jsonl")
+        ]
+        if all(Path(path).is_file() for path in found):
+            return found
+    return []
+
+
+def audited_runs(configuration: Configuration, dataset: str) -> list[dict[str, Any]]:
+    """Return the runs that score_audit scores."""
+    found = []
+    for method, seed in configuration.runs(dataset):
+        folder = f"results/{dataset}/{method}/seed{seed}"
+        judges = configuration.objective(method) != "label_propagation"
+        judged = LEFT_OUT if configuration.is_average(method) else "judged.parquet"
+        found.append(
+            {
+                "method": method,
+                "seed": seed,
+                "metrics": f"{folder}/metrics.json",
+                "predictions": f"{folder}/predictions.parquet",
+                "judged": f"{folder}/{judged}" if judges else None,
+                "has_model": judges,
+            }
+        )
+    return found
+
+
+def files_of_audited(configuration: Configuration, dataset: str, kind: str) -> Paths:
+    """Return the files of one kind ("metrics", "predictions", "judged") of the scored runs."""
+    return [run[kind] for run in audited_runs(configuration, dataset) if run[kind]]
+
+
+def audit_if_any(configuration: Configuration, dataset: str) -> Paths:
+    """Return the scores of a dataset's models by an audit if there was one."""
+    path = AUDIT.format(suffix=configuration.suffix).format(dataset=dataset)
+    return [path] if answers(configuration, dataset) else []
+
+
+def all_audits(configuration: Configuration) -> Paths:
+    """Return the scores by audits of all datasets that were audited."""
+    return [
+        path for dataset in configuration.datasets for path in audit_if_any(configuration, dataset)
+    ]
+
+
+# Pages.
+
+
+def main_method(configuration: Configuration, dataset: str) -> str:
+    """Return the method of a page without a chosen model: the last one that can be chosen."""
+    methods = configuration.methods_of(dataset)
+    able = [m for m in methods if configuration.objective(m) not in NO_CANDIDATES]
+    return (able or methods)[-1]
+
+
+def paper_method(configuration: Configuration, dataset: str) -> str | None:
+    """Return the method of the paper if it is run: the first LatteCLIP that is like no other."""
+    return next(
+        (
+            method
+            for method in configuration.methods_of(dataset)
+            if configuration.objective(method) == "latteclip"
+            and "like" not in configuration.config["methods"][method]
+        ),
+        None,
+    )
+
+
+def page_runs(configuration: Configuration, dataset: str) -> list[dict[str, Any]]:
+    """Return the files that a page reads of each run: any of them may be the chosen one."""
+    found = []
+    for method, seed in configuration.runs(dataset):
+        folder = f"results/{dataset}/{method}/seed{seed}"
+        run = {"method": method, "seed": seed, "metrics": f"{folder}/metrics.json"}
+        run["predictions"] = f"{folder}/predictions.parquet"
+        if configuration.is_trained(method):
+            run["history"] = f"{folder}/history.parquet"
+        if configuration.is_trained(method) or configuration.objective(method) in HEADS:
+            run["gallery"] = f"{folder}/gallery.parquet"
+        found.append(run)
+    return found
+
+
+def files_of_page_runs(configuration: Configuration, dataset: str, kind: str) -> Paths:
+    """Return the files of one kind ("metrics", "history", ...) that a page reads of the runs."""
+    return [run[kind] for run in page_runs(configuration, dataset) if kind in run]
+
+
+def calibrated_if_run(configuration: Configuration, dataset: str) -> Paths:
+    """Return the calibrated zero-shot classifier if it is a method of the run."""
+    objectives = map(configuration.objective, configuration.methods_of(dataset))
+    path = CLASSIFIERS.format(dataset=dataset, name="calibrated")
+    return [path] if "zero_shot_calibrated" in objectives else []
+
+
+def benchmarks(configuration: Configuration, dataset: str) -> list[dict[str, str]]:
+    """Return the rule, the run and the path of each of Snakemake's benchmark files.
+
+    They are no inputs, since a missing one must rerun nothing.
+    """
+    folder = f"results/{dataset}"
+    n = configuration.shards(dataset)
+    numbered = [f"-{i}-of-{n}" for i in range(1, n + 1)] if n > 1 else [""]
+    files = [
+        (stage, "", f"{folder}/benchmarks/{stage}{shard}.jsonl")
+        for stage in OF_DATASET
+        for shard in (numbered if stage in CAPTIONING else [""])
+    ]
+    runs = dict.fromkeys((*configuration.trainings(dataset), *configuration.runs(dataset)))
+    for method in dict.fromkeys(method for method, _ in runs):
+        name = "find_learning_rate"
+        files.append((name, method, f"{folder}/{method}/benchmarks/{name}.jsonl"))
+    files += [
+        (stage, f"{method}, seed {seed}", f"{folder}/{method}/seed{seed}/benchmarks/{stage}.jsonl")
+        for method, seed in runs
+        for stage in OF_RUN
+    ]
+    return [{"rule": rule, "run": run, "path": path} for rule, run, path in files]
+
+
+def resolved_config(configuration: Configuration, dataset: str) -> Settings:
+    """Return the configuration of a dataset, resolved, in the order in which it is read."""
+    file = configuration.dataset(dataset)
+    methods = {}
+    for method in configuration.methods_of(dataset):
+        like = configuration.config["methods"][method].get("like")
+        values = configuration.method(method, dataset)
+        methods[method] = {"like": like, **values} if like else values
+    return {
+        "dataset": dataset,
+        **({} if configuration.limit is None else {"limit": configuration.limit}),
+        "seeds": configuration.seeds,
+        **{key: file[key] for key in DESCRIBED if key in file},
+        "template": configuration.template(dataset),
+        **{name: configuration.section(name, dataset) for name in (*SECTIONS, "threads")},
+        "methods": methods,
+    }
+
+
+def report_dataset(configuration: Configuration, dataset: str) -> str:
+    """Return the settings of the page of a dataset, as JSON in the order in which it is read."""
+    values = {
+        "dataset": dataset,
+        "baseline": configuration.table["baseline"],
+        "main": main_method(configuration, dataset),
+        "paper": paper_method(configuration, dataset),
+        "suffix": configuration.suffix,
+        "overview": overview(configuration),
+        "config": resolved_config(configuration, dataset),
+        "benchmarks": benchmarks(configuration, dataset),
+    }
+    return json.dumps(values, ensure_ascii=False)
+
+
+def others(configuration: Configuration) -> str:
+    """Return the option that adds the datasets of earlier runs to the main table and its page.
+
+    They are no inputs: a table does not remake the results of earlier runs.
+    """
+    is_main = not configuration.suffix and configuration.limit is None
+    return "--others results" if is_main else ""
+
+
+def overview(configuration: Configuration) -> str:
+    """Return the file below results that is the page over all datasets."""
+    return f"index{configuration.suffix}{configuration.limit_suffix}.html"
+
+
+def index_results(configuration: Configuration) -> Settings:
+    """Return the pages and titles of the datasets for the page over all of them."""
+    datasets = configuration.datasets
+    titles = {key: one.get("title", "") for key, one in configuration.config["datasets"].items()}
+    return {
+        "baseline": configuration.table["baseline"],
+        "reports": {key: f"{key}/report{configuration.suffix}.html" for key in datasets},
+        "titles": {key: title for key, title in titles.items() if title},
+    }
+
+
+def _class_words(configuration: Configuration, dataset: str) -> Settings:
+    """Return the class templates, and the synonyms if there are any."""
+    synonyms = configuration.dataset(dataset).get("class_synonyms")
+    words = {"template": configuration.template(dataset)}
+    return {**words, "class_synonyms": synonyms} if synonyms else words
+
+
+def _image_prototypes(configuration: Configuration, dataset: str, method: str) -> str:
+    """Return the image prototypes, by captions if the method reads labels by captions."""
+    fused = configuration.reads_caption_labels(method, dataset)
+    name = "image_prototypes" if fused else "image_prototypes_by_zero_shot"
+    return CLASSIFIERS.format(dataset=dataset, name=name)
+
+
+def _votes(dataset: str) -> str:
+    return f"results/{dataset}/votes.parquet"
+
+
+def _captions(dataset: str, kind: str) -> str:
+    return f"results/{dataset}/captions/{kind}s.parquet"

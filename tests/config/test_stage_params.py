@@ -1,0 +1,156 @@
+"""Which files and settings the stages get: a key that a stage does not get reruns nothing of it."""
+
+import pytest
+import yaml
+from support.tiny import ROOT
+
+from latteclip.config import stage_params
+from latteclip.config.configuration import as_json
+
+STAGES = {
+    "pseudo_label_images": lambda c: stage_params.pseudo_label_images(c, "dtd"),
+    "captioner": lambda c: c.section("captioner", "dtd"),
+    "scores": lambda c: stage_params.scores(c, "dtd"),
+    "label_by_captions": lambda c: stage_params.label_by_captions(c, "dtd"),
+    "finetune": lambda c: stage_params.finetune(c, "dtd", "latteclip", "0"),
+    "evaluate": lambda c: stage_params.evaluate(c, "dtd", "latteclip", "0"),
+    "propagate_labels": lambda c: stage_params.propagate_labels(c, "dtd", "label_propagation"),
+    "download_dataset": lambda c: stage_params.download_dataset(c, "dtd"),
+}
+ENCODING = {"pseudo_label_images", "evaluate", "label_by_captions"}
+
+
+@pytest.mark.parametrize(
+    ("given", "stages"),
+    [
+        ({"finetune": {"lr": 0.5}}, {"finetune"}),
+        ({"compute": {"cache_gib": 1}}, {"finetune"}),
+        ({"methods": {"latteclip": {"switches": {"alpha": 0.5}}}}, {"finetune"}),
+        ({"inference": {"topk": 7}}, {"pseudo_label_images", "evaluate", "propagate_labels"}),
+        ({"inference": {"batch_size": 7}}, ENCODING),
+        ({"clip": {"precision": "fp16"}}, {*ENCODING, "finetune"}),
+        ({"captioner": {"max_new_tokens": 9}}, {"captioner"}),
+        ({"scores": {"topk": 9}}, {"scores"}),
+        ({"methods": {"label_propagation": {"graph": {"gamma": 3}}}}, {"propagate_labels"}),
+        ({"datasets": {"dtd": {"template": "{}"}}}, {"pseudo_label_images", "finetune"}),
+        (
+            {"datasets": {"dtd": {"class_synonyms": {"dotted": ["spotted"]}}}},
+            {"pseudo_label_images", "finetune"},
+        ),
+        ({"datasets": {"dtd": {"licence": "none"}}}, {"download_dataset"}),
+        ({"threads": {"finetune": 1}}, set()),
+        ({"seeds": 9}, {"finetune", "evaluate"}),
+        ({"selection": {"share": 0.2}}, {"finetune", "evaluate"}),
+    ],
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
+)
+def test_a_key_reaches_the_stages_that_need_it(configured, given, stages):
+    before, after = configured(), configured(**given)
+    assert stages == {
+        name for name, stage in STAGES.items() if as_json(stage(before)) != as_json(stage(after))
+    }
+
+
+def test_a_limited_run_shares_downloads_and_answers_and_nothing_else(configured):
+    found = configured(dataset="dtd", limit=64)
+    assert found.datasets == ["dtd_64"]
+    assert stage_params.data_folder(found, "dtd_64") == "resources/dtd/data"
+    assert stage_params.answer_store(found, "dtd_64", "images") == "resources/dtd/captions/images"
+    assert all(path.startswith("results/dtd_64/") for path in stage_params.all_metrics(found))
+    assert stage_params.index_images(found, "dtd_64")["limit"] == 64
+    assert "limit" not in stage_params.index_images(configured(), "dtd")
+
+
+def test_several_processes_start_under_torchrun_with_gpus_of_their_own(configured):
+    assert stage_params.finetune_command(configured(), "dtd") == "latteclip"
+    command = stage_params.finetune_command(configured(processes={"finetune": 4}), "dtd")
+    assert command.startswith("python -m latteclip.core.gpus 4 torchrun ")
+    assert "--nproc-per-node 4 -m -- latteclip" in command
+
+
+def test_each_seed_leaves_out_its_fold_in_training_and_is_judged_by_it(configured):
+    found = configured(selection={"share": 0.25}, seeds="4,7,2")
+    for number, seed in enumerate(["4", "7", "2"]):
+        fold = {"share": 0.25, "number": number, "count": 3}
+        assert stage_params.finetune(found, "demo", "latteclip", seed)["fold"] == fold
+        assert stage_params.evaluate(found, "demo", "latteclip", seed)["fold"] == fold
+
+
+def test_the_search_for_a_learning_rate_is_the_same_for_any_seeds(configured):
+    one, more = (configured(seeds=number) for number in (1, 3))
+    settings = [stage_params.find_learning_rate(each, "dtd", "flyp") for each in (one, more)]
+    assert settings[0] == settings[1]
+
+
+@pytest.mark.parametrize("name", ["study", "ablations"])
+def test_the_paper_s_runs_train_on_all_images(configured, name):
+    given = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
+    assert stage_params.fold(configured(**given), "dtd", "0")["share"] == 0
+
+
+IMAGES, GROUPS = (f"results/dtd/captions/{kind}s.parquet" for kind in ("image", "group"))
+
+
+@pytest.mark.parametrize(
+    ("method", "images", "groups", "labels"),
+    [
+        ("flyp", [], [], []),
+        ("latteclip", [IMAGES], [GROUPS], []),
+        ("latteclip_no_image_description", [], [GROUPS], []),
+        ("flyp_fused", [], [], ["results/dtd/caption_labels.parquet"]),
+    ],
+)
+def test_a_method_reads_what_it_trains_on(configured, method, images, groups, labels):
+    found = configured(method=method)
+    assert stage_params.captions_of_method(found, "dtd", method, "image") == images
+    assert stage_params.captions_of_method(found, "dtd", method, "group") == groups
+    assert stage_params.caption_labels_of_method(found, "dtd", method) == labels
+
+
+VOTES = ["results/demo/votes.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("method", "votes"),
+    [
+        ("zero_shot,flyp", []),
+        ("zero_shot,latteclip_no_image_description", []),
+        ("zero_shot,latteclip", VOTES),
+        ("zero_shot,flyp_fused", VOTES),
+    ],
+)
+def test_captions_that_the_run_has_vote(configured, method, votes):
+    assert stage_params.votes_if_any(configured(method=method), "demo") == votes
+    scored = configured(method=method, scores={"kind": "multiple_choice"})
+    assert stage_params.votes_if_any(scored, "demo") == VOTES
+
+
+def test_candidates_are_the_runs_that_have_a_classifier_and_read_no_label(configured):
+    method = "flyp_supervised,label_propagation,latteclip,zero_shot_calibrated"
+    found = configured(method=method, seeds=2)
+    runs = [(one["method"], one["seed"]) for one in stage_params.candidates(found, "demo")]
+    assert runs == [("latteclip", 0), ("latteclip", 1), ("zero_shot_calibrated", 0)]
+
+
+def test_a_model_is_chosen_where_there_are_several_and_images_to_judge(configured):
+    assert stage_params.all_selections(configured()) == ["results/demo/selection.json"]
+    assert stage_params.all_selections(configured(method="zero_shot,flyp_supervised")) == []
+    assert stage_params.all_selections(configured(selection={"share": 0})) == []
+    found = configured(dataset="demo,dtd", datasets={"demo": {"selection": {"share": 0}}})
+    assert stage_params.all_selections(found) == ["results/dtd/selection.json"]
+    found = configured(table={"name": "study"})
+    assert stage_params.selection_if_any(found, "demo") == ["results/demo/selection-study.json"]
+
+
+@pytest.mark.parametrize(
+    ("methods", "main", "paper"),
+    [
+        ("zero_shot,latteclip,flyp_supervised", "latteclip", "latteclip"),
+        ("latteclip_no_captions,flyp", "flyp", None),
+        ("zero_shot", "zero_shot", None),
+    ],
+)
+def test_the_methods_that_have_a_part_of_a_page(configured, methods, main, paper):
+    found = configured(method=methods)
+    assert stage_params.main_method(found, "demo") == main
+    assert stage_params.paper_method(found, "demo") == paper
