@@ -132,7 +132,7 @@ def _read(file: Path) -> dict[str, Any]:
     if file.is_relative_to(CONFIG):
         for values in found.values():
             _find_folders(values)
-    return content  # type: ignore[no-any-return]
+    return content
 
 
 def _find_folders(values: dict[str, Any]) -> None:
@@ -148,7 +148,7 @@ def _find_folders(values: dict[str, Any]) -> None:
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class _Loader(_SafeLoader):  # type: ignore[misc]
+class _Loader(_SafeLoader):
     """Safe loader that refuses a key given twice, of which YAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
