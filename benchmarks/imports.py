@@ -15,12 +15,12 @@ import sys
 WAYS = {
     "torch alone": "import torch",
     "import open_clip": "import open_clip",
-    "as the package imports it": "from latteclip.core.lazily import open_clip",
+    "as the package imports it": "from latteclip.core.open_clip_import import open_clip",
     "in a command": """
 import sys
 from latteclip import __main__ as command
 def main():
-    from latteclip.core.lazily import open_clip
+    from latteclip.core.open_clip_import import open_clip
     return 0
 command.main = main
 sys.exit(command.process())

@@ -22,7 +22,7 @@ from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier, load_classifier
 from latteclip.core import devices, tables
-from latteclip.core.class_scores import read_class_scores
+from latteclip.labels.class_scores import read_class_scores
 from latteclip.labels.features import read_features
 from latteclip.labels.fusion import fuse, prototypes_by_zero_shot
 from latteclip.labels.witnesses import CaptionVotes, Images, ScoreVotes, Votes

@@ -28,7 +28,7 @@ from scipy.stats import mannwhitneyu
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.ood import UnknownDetector, threshold
 from latteclip.core import tables
-from latteclip.core.class_scores import read_class_scores, unlikeliness
+from latteclip.labels.class_scores import read_class_scores, unlikeliness
 from latteclip.labels.features import read_features
 
 SHARES = (0.02, 0.05, 0.1, 0.2)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from latteclip.core.errors import UserError, suggestion
-from latteclip.core.foreign import in_short
+from latteclip.core.terminal import one_line
 
 CLASS, NONE, UNSURE, UNDONE = "class", "none", "unsure", "undone"
 KINDS = (CLASS, NONE, UNSURE, UNDONE)
@@ -54,9 +54,9 @@ class Asked:
         if not isinstance(values, dict) or "plan" not in values:
             raise UserError(f"{where} is not a file of answers of latteclip audit.")
         if values["plan"] != self.plan:
-            whose = in_short(values.get("dataset"), 80)
+            whose = one_line(values.get("dataset"), 80)
             raise UserError(
-                f"{where} answers another audit (of {whose}, plan {in_short(values['plan'], 20)}) "
+                f"{where} answers another audit (of {whose}, plan {one_line(values['plan'], 20)}) "
                 f"than that of {self.dataset}, plan {self.plan}; nothing was taken from it."
             )
 
@@ -67,17 +67,17 @@ class Asked:
         found = Answer(values["image"], values.get("answer", ""), values.get("class"))
         if found.image_id not in self.image_ids:
             raise UserError(
-                f"{where} is about {in_short(found.image_id, 120)!r}, of which this audit does not "
+                f"{where} is about {one_line(found.image_id, 120)!r}, of which this audit does not "
                 "ask."
             )
         if found.kind not in KINDS:
-            said = in_short(found.kind, 40)
+            said = one_line(found.kind, 40)
             raise UserError(f"{where} says {said!r}; an answer is one of {', '.join(KINDS)}.")
         if found.kind == CLASS and found.classname not in self.classnames:
             said = str(found.classname)
             raise UserError(
-                f"{where} names the class {in_short(said, 80)!r}, which is unknown; "
-                f"{in_short(suggestion(said, self.classnames))}"
+                f"{where} names the class {one_line(said, 80)!r}, which is unknown; "
+                f"{one_line(suggestion(said, self.classnames))}"
             )
         return found if found.kind == CLASS else Answer(found.image_id, found.kind)
 
@@ -189,7 +189,7 @@ def read_exported(path: str, asked: Asked) -> list[Answer]:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} is not valid JSON ({in_short(error, 80)}); export the answers once more."
+            f"{path} is not valid JSON ({one_line(error, 80)}); export the answers once more."
         ) from None
     asked.check_header(values, path)
     listed = values.get("answers")
@@ -198,5 +198,5 @@ def read_exported(path: str, asked: Asked) -> list[Answer]:
     found = [asked.answer(one, f"{path}, answer {number},") for number, one in enumerate(listed, 1)]
     for name, times in Counter(one.image_id for one in found).items():
         if times > 1:
-            raise UserError(f"{path} answers {in_short(name, 120)!r} more than once.")
+            raise UserError(f"{path} answers {one_line(name, 120)!r} more than once.")
     return found

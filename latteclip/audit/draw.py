@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from latteclip.audit.candidates import Audited, Ints
 from latteclip.core import tables
-from latteclip.core.digest import digest
 from latteclip.core.errors import UserError
+from latteclip.core.hashing import digest
 
 SEED = 0
 # The strata, and how often an image of each is drawn in comparison with the last. Where candidates

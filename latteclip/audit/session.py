@@ -15,8 +15,8 @@ from latteclip.audit import candidates, draw
 from latteclip.audit.answers import UNDONE, Answer, Answers
 from latteclip.audit.candidates import Audited
 from latteclip.audit.score import RunFiles, asked, scored
-from latteclip.core.digest import digest
 from latteclip.core.errors import UserError
+from latteclip.core.hashing import digest
 from latteclip.data.images import image_exists, open_rgb
 from latteclip.evaluate.results import Audit
 

@@ -12,8 +12,8 @@ from latteclip.captions import letters
 from latteclip.captions.answers import NO_TOKENS, Tokens
 from latteclip.captions.requests import Choices, Questions
 from latteclip.captions.scores import Scores
+from latteclip.core.class_templates import PLACE, fill
 from latteclip.core.errors import UserError
-from latteclip.core.prompts import PLACE, fill
 
 LIKELIHOOD, LETTERS = KINDS = ("likelihood", "multiple_choice")
 # A full stop ends the name: "dot." is no beginning of "dotted.".

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from latteclip.captions.requests import DIGEST_LENGTH
-from latteclip.core.foreign import in_short, printable
 from latteclip.core.settings import WORDS
+from latteclip.core.terminal import one_line, printable
 
 Fault = Callable[[Mapping[str, Any]], str | None]  # what is wrong with an answer as it is kept
 CHARACTERS_PER_TOKEN = 256  # more than any token of the known vocabularies has
@@ -70,7 +70,7 @@ def fault_of_digest(digest: Any) -> str | None:
 def _told(value: Any) -> str:
     """A value for a message: what is short, or else what JSON calls its kind."""
     if isinstance(value, str | int):
-        return in_short(ascii(value), 40)
+        return one_line(ascii(value), 40)
     return WORDS.get(type(value), "of no kind that JSON has")
 
 

@@ -7,7 +7,7 @@ import string
 from collections.abc import Sequence
 
 from latteclip.captions.scores import log_normalised
-from latteclip.core.digest import digest
+from latteclip.core.hashing import digest
 
 MOST = len(string.ascii_uppercase) - 1  # options; the last letter is for none of them
 NONE = "none of these"

@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from latteclip.core.errors import UserError
-from latteclip.core.foreign import in_short
+from latteclip.core.terminal import one_line
 
 
 def _parquet(path: str, columns: Sequence[str]) -> pd.DataFrame:
@@ -43,7 +43,7 @@ def read_own(path: str, key: str, columns: Sequence[str]) -> pd.DataFrame:
     except FileNotFoundError:
         raise UserError(f"{key} {path} does not exist.") from None
     except Exception as error:  # readers fail in many ways on broken files
-        raise UserError(f"{key} {path} cannot be read: {in_short(error).rstrip('.')}.") from None
+        raise UserError(f"{key} {path} cannot be read: {one_line(error).rstrip('.')}.") from None
     missing = set(columns) - set(table.columns)
     if missing:
         raise UserError(f"{key} {path} lacks the columns {sorted(missing)}.")

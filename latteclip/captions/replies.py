@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from latteclip.captions import kept
 from latteclip.captions.answers import Answer
 from latteclip.captions.scores import is_log_probability
-from latteclip.core.foreign import holds_secret, in_short
 from latteclip.core.settings import WORDS
+from latteclip.core.terminal import holds_secret, one_line
 
 T = TypeVar("T")
 LONGEST_OWNER = 64  # characters of who serves a model
@@ -70,7 +70,7 @@ def owner_of(content: bytes, model: str) -> str | None:
         str(each.get("id")): each.get("owned_by") for each in models if isinstance(each, dict)
     }
     owner = owners.get(model)
-    return in_short(owner, LONGEST_OWNER) if isinstance(owner, str) else None
+    return one_line(owner, LONGEST_OWNER) if isinstance(owner, str) else None
 
 
 def _json(content: bytes) -> Any:
@@ -105,7 +105,7 @@ def _likely(named: Any) -> tuple[str, float]:
     each = _of(dict, named, "top_logprobs[]")
     value: Any = each.get("logprob")
     if not is_log_probability(value):
-        raise BadReplyError(f"the logprob of a token is {in_short(value, 40)}")
+        raise BadReplyError(f"the logprob of a token is {one_line(value, 40)}")
     return _token(each.get("token")), float(value)
 
 

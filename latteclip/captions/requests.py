@@ -18,9 +18,9 @@ from PIL import Image
 
 from latteclip.captions.pictures import OVERVIEW, Layout
 from latteclip.core import tables
-from latteclip.core.digest import digest as joint_digest
+from latteclip.core.class_templates import PLACE, fill
 from latteclip.core.errors import UserError
-from latteclip.core.prompts import PLACE, fill
+from latteclip.core.hashing import digest as joint_digest
 
 
 @dataclass(frozen=True)

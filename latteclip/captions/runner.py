@@ -36,9 +36,8 @@ from latteclip.captions.requests import (
     digest_of_images,
 )
 from latteclip.core.errors import UserError
-from latteclip.core.foreign import in_short
-from latteclip.core.progress import Progress
 from latteclip.core.signals import ending_in_order
+from latteclip.core.terminal import Progress, one_line
 from latteclip.data.images import is_plain, open_rgb, read_bytes
 from latteclip.data.workers import Workers
 
@@ -337,7 +336,7 @@ class Asking(ABC):
             self.n_read += answer.n_read or 0
             return
         self._failed_in_a_row += 1
-        self.errors[request_digest] = error = in_short(error)
+        self.errors[request_digest] = error = one_line(error)
         if self._failed_in_a_row >= HOPELESS:
             raise UserError(
                 f"{self._failed_in_a_row} requests failed one after another, the last with: "

@@ -9,7 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from latteclip.core.foreign import in_short
+from latteclip.core.terminal import one_line
 
 LINES = 400  # of the output that are kept: several tracebacks
 PIPE = 2**20  # bytes that may wait to be read
@@ -157,8 +157,8 @@ def explained(error: BaseException, printed: Sequence[str] = ()) -> str:
     for marks, remedy in REMEDIES:
         for line in lines:
             if any(mark in line.lower() for mark in marks):
-                return f"{in_short(line).rstrip('.')}; {remedy}."
-    return in_short(lines[0]) if lines else repr(error)
+                return f"{one_line(line).rstrip('.')}; {remedy}."
+    return one_line(lines[0]) if lines else repr(error)
 
 
 def _lines_of(error: BaseException) -> list[str]:

@@ -13,18 +13,18 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from latteclip import __version__
 from latteclip.captions.answers import RowOutcome, Tokens
 from latteclip.captions.engines.base import OWN, CaptionerSettings
 from latteclip.captions.requests import AGAIN, Questions
 from latteclip.core import tables
-from latteclip.core.digest import digest
 from latteclip.core.errors import UserError
-from latteclip.core.version import __version__
+from latteclip.core.hashing import digest
 
 log = logging.getLogger(__name__)
 PACKAGE = Path(__file__).parents[1]
 # The code that decides a caption: files of the package, and folders with all below them.
-DECISIVE = ("captions", "core/digest.py", "core/prompts.py", "data/images.py")
+DECISIVE = ("captions", "core/hashing.py", "core/class_templates.py", "data/images.py")
 
 
 class Outcome(Protocol):

@@ -20,16 +20,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
+from latteclip import __version__
 from latteclip.captions import vllm_memory
 from latteclip.captions.engines.base import CaptionerSettings
-from latteclip.cli.colours import paint
 from latteclip.config import layers
 from latteclip.config.configuration import Configuration
-from latteclip.core import build_tools, gpus
+from latteclip.core import gpus
 from latteclip.core.errors import UserError
-from latteclip.core.paths import existing
+from latteclip.core.files import existing
 from latteclip.core.settings import from_values
-from latteclip.core.version import __version__
+from latteclip.core.terminal import paint
 
 log = logging.getLogger(__name__)
 GIB = 2**30
@@ -214,7 +214,7 @@ def compiler() -> Iterator[Finding]:
     """What Triton needs on a GPU."""
     if shutil.which("nvidia-smi") is None:
         return
-    if sentence := build_tools.missing():
+    if sentence := gpus.missing_compiler():
         yield Finding("warning", sentence.removesuffix("."))
     else:
         yield Finding("ok", "a C compiler and Python's headers, which a GPU needs")

@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from latteclip.cli import last_options
+from latteclip.cli import runs
 from latteclip.config import job_resources, layers, stage_params
 from latteclip.config.configuration import Configuration
 from latteclip.core import tables
@@ -112,7 +112,7 @@ def _of_dataset(dataset: str, limit: int | None, given: Mapping[str, Any]) -> It
             f"There is no limited run of {dataset} to estimate from; make one: latteclip workflow "
             f"-j4 --config dataset={dataset} limit={limit or LIMIT}"
         )
-    noted = last_options.read(name)
+    noted = runs.read_options(name)
     values = layers.merge(noted.config if noted else {}, given)
     configuration = Configuration(layers.defaults(), {**values, "dataset": dataset, "limit": limit})
     small, whole = _sizes(index)

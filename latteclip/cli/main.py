@@ -1,19 +1,28 @@
 """`latteclip <command>`: the command line as a whole, its help and its exit statuses."""
 
 import argparse
+import io
+import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
 
-from latteclip.cli import cluster, log, people, stages, streams
-from latteclip.cli.arguments import Parser
-from latteclip.core import worker_errors
-from latteclip.core.errors import UserError, full_disk, refused_by_system
+from latteclip import __version__
+from latteclip.cli import commands, runs, stages
+from latteclip.core.errors import (
+    UserError,
+    full_disk,
+    full_output,
+    refused_by_system,
+    worker_failure,
+)
 from latteclip.core.signals import Terminated, unwinding
-from latteclip.core.version import __version__
+from latteclip.core.terminal import for_terminal, paint
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 NONE = "\0"  # as the character that options begin with: every argument is a word
-
 DESCRIPTION = "Adapt CLIP to unlabelled images (LatteCLIP, arXiv 2410.08211)."
 EPILOG = """\
 the workflow is run by snakemake, in any folder, which gets the results:
@@ -33,6 +42,128 @@ exit status:
   130  interrupted; what captioning and finetune have done is kept
   143  the same by SIGTERM: a cluster's time limit, scancel
 """
+
+
+class ClosedOutput(io.TextIOBase):
+    """In place of a standard output that is closed: writing is an error that says so."""
+
+    def write(self, text: str) -> int:
+        raise UserError("The standard output is closed; open it, or name a file for the output.")
+
+
+def open_closed() -> None:
+    """Take the numbers of closed streams, which the next file that is opened would get.
+
+    A closed input is then empty, what goes to a closed stderr is lost, and a closed output refuses
+    what is written.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:  # the lowest number that is free, hence this one
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+    if sys.stdout is None:
+        sys.stdout = ClosedOutput()
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
+
+
+def flush_output() -> None:
+    """Write what the standard output still holds back.
+
+    Raises:
+        UserError: it takes no more.
+        BrokenPipeError: nobody reads it, as of `latteclip datasets | head`.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(full_output(error)) from None
+
+
+def drop_unwritten() -> None:
+    """Keep the interpreter's end from writing once more what could not be written."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
+
+
+class Formatter(logging.Formatter):
+    """Messages alone, coloured by level; a traceback only where it is asked for.
+
+    What no terminal may obey is spelt out, and secrets are left out: see `for_terminal`.
+
+    A formatter that adds a traceback leaves it in the record for the next one, hence the copy.
+    """
+
+    def __init__(self, stream: TextIO | None, *, tracebacks: bool) -> None:
+        """stream: where the messages go; None for a file, which has no colours."""
+        super().__init__("%(message)s")
+        self.stream, self.tracebacks = stream, tracebacks
+
+    def format(self, record: logging.LogRecord) -> str:
+        record = logging.makeLogRecord(record.__dict__)
+        record.exc_text = None
+        if not self.tracebacks:
+            record.exc_info = None
+        text = for_terminal(super().format(record))
+        if self.stream is None or record.levelno < logging.WARNING:
+            return text
+        return paint(text, "red" if record.levelno >= logging.ERROR else "yellow", self.stream)
+
+
+def start_log(*, debug: bool) -> logging.Logger:
+    """The package's logger, to stderr."""
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setFormatter(Formatter(sys.stderr, tracebacks=debug))
+    terminal.addFilter(lambda record: not hasattr(record, "on_terminal"))  # printed already
+    logging.basicConfig(level=logging.WARNING, handlers=[terminal], force=True)
+    log = logging.getLogger("latteclip")
+    log.setLevel(logging.INFO if _is_first() else logging.WARNING)
+    return log
+
+
+def add_log_file(file: str) -> None:
+    """Log to a file as well, which has the tracebacks of bugs.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        if _is_first():
+            Path(file).write_text("")
+        # To append: vLLM closes all handlers when it starts, and only such a one opens again.
+        handler = logging.FileHandler(file, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--log {file} cannot be written ({error.strerror}).") from None
+    handler.setFormatter(Formatter(None, tracebacks=True))
+    logging.getLogger().addHandler(handler)
+
+
+def _is_first() -> bool:
+    """Whether this is the first of the processes that torchrun starts."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose error is one line and no usage, which --help shows."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {self.prog}: {for_terminal(message)}; see {self.prog} --help.\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Of help and errors; argparse itself says nothing where the output takes no more."""
+        (file or sys.stderr).write(message)
+        flush_output()
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -61,9 +192,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"latteclip {__version__}")
     _add_debug(top, default=False)
     subs = top.add_subparsers(required=True, title="commands", metavar="command")
-    for person_command, add_arguments in people.COMMANDS.items():
+    for person_command, add_arguments in commands.COMMANDS.items():
         about = person_command.__doc__
-        passing_on = person_command in people.PASSING_ON
+        passing_on = person_command in commands.PASSING_ON
         sub = subs.add_parser(
             _name(person_command),
             help=about,
@@ -112,16 +243,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is one of those in EPILOG."""
     # Read when torch is loaded: its threads wait asleep, for others decode on the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    streams.open_closed()
+    open_closed()
     try:
         return _run(arguments)
     finally:
-        streams.drop_unwritten()
+        drop_unwritten()
 
 
 def _run(arguments: Sequence[str] | None) -> int:
     """Every way in which a command may end has a status."""
-    logger, name, debug = log.start(debug=False), "latteclip", False
+    logger, name, debug = start_log(debug=False), "latteclip", False
     try:
         args = parser().parse_args(arguments)
         name, debug = _name(args.command), args.debug
@@ -138,7 +269,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         if sentence := full_disk(error) or refused_by_system(error):
             logger.error("error: %s", sentence, exc_info=debug)
             return BAD_INPUT
-        if said := worker_errors.in_words(error):
+        if said := worker_failure(error):
             logger.error("error: %s", said, exc_info=debug)
             return FAILED
         logger.exception(
@@ -152,11 +283,11 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 def _finished(args: argparse.Namespace) -> int:
     """The status of a command that comes to its end, with its output written."""
-    log.start(debug=args.debug)
+    start_log(debug=args.debug)
     with unwinding():
         if file := getattr(args, "log", None):
-            log.add_file(file)
-        cluster.log_job()
+            add_log_file(file)
+        runs.log_job()
         status: int = args.command(args) or 0
-        streams.flush_output()
+        flush_output()
     return status

@@ -20,8 +20,8 @@ from latteclip.config.stage_params import (
     audit_if_any,
     selection_if_any,
 )
-from latteclip.core.foreign import shown
-from latteclip.core.json_files import read_object
+from latteclip.core.files import read_object
+from latteclip.core.terminal import for_terminal
 from latteclip.data.folder_files import IMAGE_SUFFIXES
 from latteclip.evaluate.results import read_selection
 
@@ -204,9 +204,9 @@ def _failure(job: FailedJob) -> str:
         message = lines[starts[-1] :][:LONGEST]
         if TRACEBACK in message:
             message = [*message[: message.index(TRACEBACK)], f"The log is {log}."]
-        return shown(f"{ERROR}{job}: {' '.join(message).removeprefix(ERROR)}")
+        return for_terminal(f"{ERROR}{job}: {' '.join(message).removeprefix(ERROR)}")
     if lines and lines[-1].startswith(STOPPED):
-        return shown(f"{job}: {lines[-1]}")
+        return for_terminal(f"{job}: {lines[-1]}")
     if log:
         return (
             f"{ERROR}{job} ended without a message, as jobs do that are killed. The log is {log}."

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from latteclip.cli import arguments
+from latteclip.cli import commands
 from latteclip.core.settings import from_json, list_from_json
 
 if TYPE_CHECKING:
@@ -388,10 +388,10 @@ def index_results(args: argparse.Namespace) -> None:
 
 # Options that several commands share; everything else is a required string.
 OPTIONS = {
-    "threads": {"type": arguments.threads(), "default": os.cpu_count(), "help": "CPU threads"},
+    "threads": {"type": commands.threads(), "default": os.cpu_count(), "help": "CPU threads"},
     "device": {"default": "auto", "help": "auto, cpu, cuda or cuda:<n>"},
-    "seed": {"type": arguments.count(0, 2**63 - 1), "required": True},
-    "topk": {"type": arguments.count(), "required": True, "help": "best classes kept"},
+    "seed": {"type": commands.count(0, 2**63 - 1), "required": True},
+    "topk": {"type": commands.count(), "required": True, "help": "best classes kept"},
     "baseline": {"default": "zero_shot", "help": "the method that gains are over"},
     "selections": {"nargs": "*", "default": [], "help": "what select-model wrote"},
     "audits": {"nargs": "*", "default": [], "help": "what score-audit wrote"},

@@ -18,11 +18,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TextIO
 
-from latteclip.cli import cluster, last_options, locks
-from latteclip.cli.colours import paint
+from latteclip.cli import runs
 from latteclip.config import layers
 from latteclip.core.errors import UserError
-from latteclip.core.foreign import shown
+from latteclip.core.terminal import for_terminal, paint
 from latteclip.report.runs import JobCost, job_costs, tokens_of, total
 
 RESULTS = Path("results")
@@ -114,7 +113,7 @@ def _options(
     """Yield options of Snakemake, once for all datasets that were last run with the same ones."""
     asked: dict[str, list[str]] = {"": []}  # datasets by the options of their last run, as JSON
     for name in names:
-        noted = None if config or configfiles else last_options.read(name)
+        noted = None if config or configfiles else runs.read_options(name)
         if noted is None:
             asked[""].append(name)
             continue
@@ -140,16 +139,16 @@ def _options(
 def _lock(stream: TextIO) -> Iterator[str]:
     """Who holds Snakemake's lock of this folder, if anyone."""
     unlock = "snakemake --unlock" if _has_own_workflow() else "latteclip workflow --unlock"
-    if sentence := locks.told(unlock):
+    if sentence := runs.describe_lock(unlock):
         yield f"{paint(LOCK, 'bold', stream)}: {sentence}"
 
 
 def _queue(stream: TextIO) -> Iterator[str]:
     """The jobs of this folder that wait or run on a cluster, where there is one."""
-    if not cluster.has_queue():
+    if not runs.has_queue():
         return
     try:
-        jobs = cluster.queue()
+        jobs = runs.queue()
     except UserError as error:
         yield f"{paint(QUEUE, 'bold', stream)}: {error}"
         return
@@ -160,7 +159,7 @@ def _queue(stream: TextIO) -> Iterator[str]:
 
 def _with_results() -> list[str]:
     """Datasets that have results here, and that the configuration's files or a run have named."""
-    known = dict.fromkeys([*layers.datasets(), *last_options.noted()])
+    known = dict.fromkeys([*layers.datasets(), *runs.noted_datasets()])
     return [key for key in known if (RESULTS / key).is_dir()]
 
 
@@ -261,7 +260,7 @@ def _why(job: Job, reasons: dict[str, str]) -> str:
 
 
 def _cut(text: str) -> str:
-    text = shown(text)
+    text = for_terminal(text)
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 
@@ -314,7 +313,7 @@ def table(jobs: Sequence[Job], stream: TextIO) -> str:
         own = [job for job in jobs if job.dataset == name]
         if own:
             done = sum(job.state == "done" for job in own)
-            title = paint(shown(name), "bold", stream)
+            title = paint(for_terminal(name), "bold", stream)
             lines += [f"{title}: {done} of {len(own)} jobs done", *_rows(own, stream)]
             lines += [*_used(name, stream), ""]
     return "\n".join(lines).rstrip()

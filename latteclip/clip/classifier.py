@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from latteclip.clip.feature_memmap import Features, parts
-from latteclip.core.digest import digest
 from latteclip.core.errors import DELETE_AND_RERUN, UserError, first_line
 from latteclip.core.files import replacing
+from latteclip.core.hashing import digest
 
 KEY = "classifier"  # of the matrix, and of the one entry of the metadata
 BIAS = "classifier_bias"  # of the vector

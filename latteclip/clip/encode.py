@@ -14,11 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from latteclip.clip.feature_memmap import FeatureRows
 from latteclip.clip.model import Clip
 from latteclip.core import devices
-from latteclip.core.class_words import ClassWords
+from latteclip.core.class_templates import ClassTemplates, class_texts
 from latteclip.core.errors import UserError
-from latteclip.core.lazily import open_clip
-from latteclip.core.progress import Progress
-from latteclip.core.prompts import class_texts
+from latteclip.core.open_clip_import import open_clip
+from latteclip.core.terminal import Progress
 from latteclip.data import loader
 
 log = logging.getLogger(__name__)
@@ -210,9 +209,9 @@ def class_embeddings(
     CLIP's own evaluation: each is L2-normalised, and so is their mean.
 
     Raises:
-        UserError: the words do not fit the classes (`ClassWords`).
+        UserError: the words do not fit the classes (`ClassTemplates`).
     """
-    words = ClassWords.of(template, synonyms)
+    words = ClassTemplates.of(template, synonyms)
     names, rows = zip(*words.names(classnames), strict=True)
     features = [_text_features(clip, one, names) for one in words.templates]
     if len(features) == 1 and len(names) == len(classnames):

@@ -12,8 +12,8 @@ import torch
 
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier, load_classifier
-from latteclip.core import checksums
-from latteclip.core.class_words import ClassWords
+from latteclip.core import hashing
+from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
 from latteclip.data.clip_config import CONFIG
 
@@ -30,7 +30,7 @@ class TunedModel:
     clip: clips.Clip
     classifier: Classifier  # of its C classes, on the CPU
     classnames: list[str]
-    words: ClassWords  # how they were put into words
+    words: ClassTemplates  # how they were put into words
 
     @property
     def logit_scale(self) -> float:
@@ -74,8 +74,8 @@ def load(
             classifier is for features of another width.
     """
     folder = find(model)
-    if not (folder / checksums.SUMS).exists():
-        log.warning("%s has no %s, as of version 0.1: it is not verified.", folder, checksums.SUMS)
+    if not (folder / hashing.SUMS).exists():
+        log.warning("%s has no %s, as of version 0.1: it is not verified.", folder, hashing.SUMS)
     clip = clips.load(f"local-dir:{folder}", None, device, precision)  # verifies all files
     expected = {} if classnames is None else {"classnames": list(classnames)}
     classifier, described = load_classifier(folder / clips.CLASSIFIER, **expected)
@@ -88,4 +88,4 @@ def load(
             f"{path} has rows of width {width}, but the features of the model beside it have "
             f"{wanted}; put the two files of one training together."
         )
-    return TunedModel(folder, clip, classifier, names, ClassWords.described_by(described))
+    return TunedModel(folder, clip, classifier, names, ClassTemplates.described_by(described))

@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.config.hub_names import FOLDER, HUB
-from latteclip.core import checksums, devices
-from latteclip.core.class_words import ClassWords
+from latteclip.core import devices, hashing
+from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import write_json
-from latteclip.core.lazily import open_clip, with_transformers
+from latteclip.core.open_clip_import import open_clip, with_transformers
 from latteclip.core.settings import from_values
 from latteclip.data import clip_config
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 CLASSIFIER = "prototypes.safetensors"
 REMEDY = (
     "delete it and rerun its stage, or take another copy; if it was changed on purpose, delete "
-    f"{checksums.SUMS}"
+    f"{hashing.SUMS}"
 )
 Transform = Callable[[Image.Image], torch.Tensor]
 
@@ -153,9 +153,9 @@ def verify_folder(folder: Path) -> None:
     Raises:
         UserError: a file is missing or damaged.
     """
-    unnamed = checksums.verify(folder, REMEDY)
+    unnamed = hashing.verify_sums(folder, REMEDY)
     if unnamed:
-        log.warning("%s: %s does not name %s.", folder, checksums.SUMS, ", ".join(unnamed))
+        log.warning("%s: %s does not name %s.", folder, hashing.SUMS, ", ".join(unnamed))
 
 
 def verify_cached(model: str, pretrained: str | None) -> None:
@@ -170,7 +170,7 @@ def verify_cached(model: str, pretrained: str | None) -> None:
         path = Path(open_clip.download_pretrained(tag))
     else:
         return
-    checksums.verify_name(path)
+    hashing.verify_blob(path)
 
 
 def check_size(model: str, config: dict[str, Any], told: dict[str, Any]) -> None:
@@ -255,7 +255,7 @@ def save(
     clip: Clip,
     classifier: Classifier,
     classnames: list[str],
-    words: ClassWords | str,
+    words: ClassTemplates | str,
     folder: Path,
 ) -> None:
     """Write a folder that stock open_clip loads by `local-dir:`, and the classifier beside it.
@@ -282,7 +282,7 @@ def save(
         write_json(folder / clip_config.TOWER / "config.json", clip.text_tower)
     if isinstance(clip.tokenizer, open_clip.tokenizer.HFTokenizer):
         clip.tokenizer.save_pretrained(folder)
-    words = ClassWords.of(words) if isinstance(words, str) else words
+    words = ClassTemplates.of(words) if isinstance(words, str) else words
     described = {"classnames": classnames, **words.described}
     save_classifier(folder / CLASSIFIER, classifier, described)
-    checksums.write(folder)
+    hashing.write_sums(folder)

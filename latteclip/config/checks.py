@@ -15,7 +15,7 @@ from pathlib import Path
 from latteclip.config import hub_names
 from latteclip.config.configuration import Configuration
 from latteclip.core.errors import UserError, suggestion
-from latteclip.core.foreign import URL
+from latteclip.core.terminal import URL
 
 CLASSES = "classes.txt"
 SPLITS = {"train", "val", "test"}

@@ -13,10 +13,9 @@ from typing import Any
 from latteclip.config import hub_names
 from latteclip.config.layers import merge
 from latteclip.config.schema import SCHEMA, Schema, is_name, unknown
-from latteclip.core.class_words import ClassWords
+from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
-from latteclip.core.files import write_json
-from latteclip.core.json_files import read_object
+from latteclip.core.files import read_object, write_json
 from latteclip.core.plain_values import refuse_unfit
 from latteclip.core.steps import AUTO
 
@@ -415,7 +414,7 @@ class Configuration:
                 f"--config dataset={dataset} image_dir=..., or as source in its file."
             )
         try:
-            ClassWords.of(self.template(dataset), values.get("class_synonyms"))
+            ClassTemplates.of(self.template(dataset), values.get("class_synonyms"))
         except UserError as error:
             raise UserError(f"Dataset {dataset}: {error}") from None
         folder = values["source"].get("folder")

@@ -13,7 +13,7 @@ import yaml
 
 from latteclip.config.hub_names import FOLDER
 from latteclip.core.errors import UserError
-from latteclip.core.foreign import in_short
+from latteclip.core.terminal import one_line
 
 Config = Mapping[str, Any]
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -102,8 +102,8 @@ def given(pairs: Sequence[str], files: Sequence[str]) -> dict[str, Any]:
 def _pair(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if key and equals:
-        return {key: parse_yaml(value, f"--config {in_short(text)}")}
-    raise UserError(f"--config {in_short(text)} is not KEY=VALUE; correct it.")
+        return {key: parse_yaml(value, f"--config {one_line(text)}")}
+    raise UserError(f"--config {one_line(text)} is not KEY=VALUE; correct it.")
 
 
 def _folders(project: Path | None) -> Iterator[Path]:
@@ -125,7 +125,7 @@ def _read(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{what} cannot be read: {in_short(error)}.") from None
+        raise UserError(f"{what} cannot be read: {one_line(error)}.") from None
     found = content.get("datasets", {}) if isinstance(content, dict) else None
     if not isinstance(found, dict) or not all(isinstance(one, dict) for one in found.values()):
         raise UserError(f"{what} must hold keys with values, and below datasets keys of datasets.")
@@ -177,7 +177,7 @@ def parse_yaml(text: str, what: str) -> Any:
         lines = text.splitlines()
         marks = (error.problem_mark, error.context_mark)  # the first may be behind the last line
         numbers = [mark.line for mark in marks if mark and mark.line < len(lines)]
-        where = "".join(f"line {n + 1}, {in_short(lines[n], 80)!r}, " for n in numbers[:1])
-        raise UserError(f"{what} is not valid YAML: {where}{in_short(error.problem)}.") from None
+        where = "".join(f"line {n + 1}, {one_line(lines[n], 80)!r}, " for n in numbers[:1])
+        raise UserError(f"{what} is not valid YAML: {where}{one_line(error.problem)}.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date of no calendar
-        raise UserError(f"{what} is not valid YAML: {in_short(error)}.") from None
+        raise UserError(f"{what} is not valid YAML: {one_line(error)}.") from None

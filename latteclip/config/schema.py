@@ -13,9 +13,9 @@ import jsonschema
 
 from latteclip.config import layers
 from latteclip.core.errors import UserError, suggestion
-from latteclip.core.foreign import in_short
 from latteclip.core.plain_values import refuse_unfit
 from latteclip.core.steps import AUTO
+from latteclip.core.terminal import one_line
 
 Config = Mapping[str, Any]
 SCHEMA = layers.ROOT / "workflow" / "schemas" / "config.schema.yaml"
@@ -151,7 +151,7 @@ def _sentence(error: jsonschema.ValidationError) -> str:
         key = next(key for key in error.instance if key not in known)
         return unknown(f"Configuration key {where + '.' if where else ''}{key}", key, known)
     if error.validator == "required":
-        return f"Configuration {where or 'file'}: {in_short(error.message)}."
+        return f"Configuration {where or 'file'}: {one_line(error.message)}."
     described = error.schema.get("description")
     meaning = f" ({described})" if described else ""
     return f"Configuration key {where}{meaning}: {_fault(error)}."
@@ -168,8 +168,8 @@ def _fault(error: jsonschema.ValidationError) -> str:
         values = error.validator_value
         wanted = "one of " + ", ".join("null" if one is None else str(one) for one in values)
     else:
-        return in_short(error.message)
-    return f"must be {wanted}, not {in_short(json.dumps(error.instance, ensure_ascii=False), 120)}"
+        return one_line(error.message)
+    return f"must be {wanted}, not {one_line(json.dumps(error.instance, ensure_ascii=False), 120)}"
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:

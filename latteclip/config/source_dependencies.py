@@ -16,8 +16,8 @@ from latteclip.config import layers
 WITHOUT_EFFECT = frozenset(
     f"latteclip.{name}"
     for name in (
-        *("core.errors", "core.files", "core.foreign", "core.gpus", "core.memory"),
-        *("core.progress", "core.settings", "core.signals", "core.version", "data.workers"),
+        *("core.errors", "core.files", "core.gpus", "core.settings"),
+        *("core.signals", "core.terminal", "data.workers"),
     )
 )
 

@@ -1,7 +1,8 @@
-"""The one exception that users are meant to read, and parts of its sentences."""
+"""UserError, and messages for errors of libraries and of the system."""
 
 import difflib
 import errno
+import shutil
 from collections.abc import Iterable, Iterator
 
 # The end of a sentence on a damaged file that the workflow wrote.
@@ -9,6 +10,12 @@ DELETE_AND_RERUN = "delete it and rerun the workflow"
 FULL = {errno.ENOSPC, errno.EDQUOT}
 # As libraries of Rust and C++ put it, whose errors have no number.
 FULL_WORDS = ("No space left on device", "Disk quota exceeded")
+
+
+MIB = 2**20
+SHARED_MEMORY = "/dev/shm"
+NO_ROOM = ("shared memory", "Bus error")
+KILLED = ("killed by signal", "exited unexpectedly")
 
 
 class UserError(Exception):
@@ -64,3 +71,27 @@ def full_output(error: OSError) -> str:
         f"The standard output takes no more ({error.strerror}); free some space, or send it "
         "elsewhere."
     )
+
+
+def worker_failure(error: BaseException) -> str | None:
+    """One sentence for an error that comes from no room in /dev/shm, or from a process killed.
+
+    torch tells the latter by a signal, so that it may be raised anywhere. None: another error.
+    """
+    said = f"{error} {error.__cause__}"
+    if not isinstance(error, RuntimeError) or "DataLoader worker" not in said:
+        return None
+    if any(mark in said for mark in NO_ROOM):
+        total, _, free = shutil.disk_usage(SHARED_MEMORY)
+        return (
+            f"{SHARED_MEMORY} has {total // MIB} MiB, {free // MIB} of them free, which does not "
+            "hold what the processes that load images have ready; start the container with more of "
+            "it (docker run --shm-size=8g; Apptainer: --bind /dev/shm), or lower threads of this "
+            "stage."
+        )
+    if any(mark in said for mark in KILLED):
+        return (
+            "A process that loads images was killed, mostly because memory ran out; lower threads "
+            "of this stage, or compute.cache_gib of a training."
+        )
+    return None

@@ -1,4 +1,4 @@
-"""Writing whole files or none: a temporary name in the same folder, then a rename."""
+"""Files: written whole or not at all, JSON read back, and paths that somebody else chose."""
 
 import contextlib
 import errno
@@ -7,12 +7,13 @@ import json
 import os
 import shutil
 import socket
+import stat
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from latteclip.core.errors import UserError
+from latteclip.core.errors import DELETE_AND_RERUN, UserError
 
 LONGEST_NAME = 255  # bytes, as file systems have it
 DAY = 24 * 60 * 60  # seconds after which nobody writes to what another machine began
@@ -26,6 +27,16 @@ BAD_PLACE = {
     errno.ENOTEMPTY,
     errno.EPERM,
     errno.EROFS,
+}
+
+
+LARGEST_JSON = 2**27  # bytes; of what is written here only the history of a training comes near
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
 }
 
 
@@ -155,3 +166,72 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_object(path: str | Path, keys: Iterable[str], remedy: str | None = None) -> dict[str, Any]:
+    """An object that holds the keys, and perhaps more.
+
+    Args:
+        path: of the file.
+        keys: that it must have.
+        remedy: what to do about a bad file, for the message; None: make it again.
+
+    Raises:
+        UserError: the file is missing, is not a JSON object, or lacks a key.
+    """
+    remedy = remedy or DELETE_AND_RERUN
+    values = _parsed(Path(path), remedy)
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a JSON object; {remedy}.")
+    lacking = [key for key in keys if key not in values]
+    if lacking:
+        raise UserError(f"{path} lacks {', '.join(lacking)}; {remedy}.")
+    return values
+
+
+def _parsed(path: Path, remedy: str) -> Any:
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a regular file; {remedy}.")
+        if path.stat().st_size > LARGEST_JSON:
+            raise UserError(f"{path} is larger than {LARGEST_JSON} bytes; {remedy}.")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run the stage that writes it.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
+    except (ValueError, RecursionError) as error:  # also of bytes that are not UTF-8
+        raise UserError(f"{path} is not valid JSON ({error}); {remedy}.") from None
+
+
+def leads_out(name: str) -> bool:
+    """Whether a relative name leaves the folder that it is meant for, on any system."""
+    path = PureWindowsPath(name)  # takes both / and \ as separators
+    return not name or bool(path.drive or path.root) or ".." in path.parts
+
+
+def existing(path: str | Path) -> Path:
+    """What is there of a path: itself, or the nearest parent, on whose disk it will be."""
+    path = Path(path).resolve()
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def irregular(path: str | Path) -> str | None:
+    """What a file is that may not be opened, since reading it may never end; None if it is regular.
+
+    Raises:
+        OSError: there is no such file, or it cannot be looked at.
+    """
+    return KINDS.get(stat.S_IFMT(os.stat(path).st_mode))
+
+
+@contextlib.contextmanager
+def readable() -> Iterator[None]:
+    """Turn what the system says of a file or folder that cannot be read into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{error.filename} cannot be read ({error.strerror}); correct its permissions, or take "
+            "it out of its folder."
+        ) from None

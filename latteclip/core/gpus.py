@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -301,3 +302,39 @@ def main(arguments: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+
+
+def refuse_missing_compiler() -> None:
+    """Refuse to start what Triton would end.
+
+    Raises:
+        UserError: says which packages to install.
+    """
+    if sentence := missing_compiler():
+        raise UserError(sentence)
+
+
+def missing_compiler() -> str | None:
+    """Return the sentence on what is missing, as Triton looks for it; None where nothing is."""
+    python = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    lacking = {}
+    if shutil.which(os.environ.get("CC", "gcc")) is None and (
+        "CC" in os.environ or shutil.which("clang") is None
+    ):
+        lacking["gcc"] = f"the C compiler {os.environ.get('CC', 'gcc')}"
+    if not Path(_python_headers(), "Python.h").is_file():
+        lacking[f"{python}-dev"] = f"Python's headers ({_python_headers()}/Python.h)"
+    if not lacking:
+        return None
+    debian = " ".join(lacking)
+    return (
+        f"vLLM and torch.compile compile a small piece of C when they first use a GPU, and this "
+        f"machine lacks {' and '.join(lacking.values())}; run apt install {debian} (Debian, Ubuntu)"
+        f" or dnf install {debian.replace('-dev', '-devel')} (Fedora, RHEL)."
+    )
+
+
+def _python_headers() -> str:
+    """Return the folder of Python's headers; Debian's own scheme names one that has none."""
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    return sysconfig.get_paths(scheme)["include"]

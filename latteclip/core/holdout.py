@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from latteclip.core.digest import digest
+from latteclip.core.hashing import digest
 
 FEWEST = 100  # images that it takes to judge a training
 MOST = 10_000  # with so many, the standard error of a share is at most half a point

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from latteclip.core.errors import UserError
-from latteclip.core.foreign import in_short, printable
+from latteclip.core.terminal import one_line, printable
 
 MOST = 2**20  # values, those that YAML's aliases repeat included
 DEEPEST = 32  # keys and lists inside each other
@@ -59,13 +59,13 @@ def _refuse_keys(section: Mapping[Any, Any], place: tuple[str, ...], what: str) 
     where = f" of {'.'.join(place)}" if place else ""
     for key in section:
         if not isinstance(key, str):
-            name = "null" if key is None else in_short(key)
+            name = "null" if key is None else one_line(key)
             raise UserError(
                 f"{what}: the key {name}{where} is {_kind(key)}, not text; put it in quotes."
             )
         if not 0 < len(key) <= LONGEST_KEY or printable(key) != key or "\n" in key:
             raise UserError(
-                f"{what}: the key {in_short(repr(key), 80)}{where} is empty, too long, or holds a "
+                f"{what}: the key {one_line(repr(key), 80)}{where} is empty, too long, or holds a "
                 "character that no name has; correct it."
             )
 
@@ -84,7 +84,7 @@ def _fault_of(value: object) -> str | None:
         return f"is {value}, which is not a number to calculate with"
     if value is None or isinstance(value, (bool, int, float)):
         return None
-    return f"is {_kind(value)}, {in_short(value, 80)}; put it in quotes if it is meant as text"
+    return f"is {_kind(value)}, {one_line(value, 80)}; put it in quotes if it is meant as text"
 
 
 def _fault_of_text(text: str) -> str | None:

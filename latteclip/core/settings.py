@@ -7,8 +7,8 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from latteclip.core.errors import UserError, suggestion
-from latteclip.core.foreign import in_short
 from latteclip.core.plain_values import refuse_unfit
+from latteclip.core.terminal import one_line
 
 T = TypeVar("T")
 # What JSON calls the values that annotations stand for.
@@ -31,7 +31,7 @@ def from_json(cls: type[T], text: str) -> T:
     """
     values = _parsed(text, f"Settings for {cls.__name__}")
     if not isinstance(values, dict):
-        raise UserError(f"Settings for {cls.__name__} must be a JSON object, not {in_short(text)}.")
+        raise UserError(f"Settings for {cls.__name__} must be a JSON object, not {one_line(text)}.")
     return from_values(cls, values)
 
 
@@ -48,7 +48,7 @@ def list_from_json(cls: type[T], text: str, name: str) -> list[T]:
     """
     values = _parsed(text, f"The {name}")
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
-        raise UserError(f"The {name} must be a JSON list of objects, not {in_short(text)}.")
+        raise UserError(f"The {name} must be a JSON list of objects, not {one_line(text)}.")
     if not values:
         raise UserError(f"The {name} are an empty list; there must be at least one.")
     return [from_values(cls, value) for value in values]
@@ -59,7 +59,7 @@ def _parsed(text: str, what: str) -> Any:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{what} are not valid JSON ({in_short(error)}): {in_short(text)}."
+            f"{what} are not valid JSON ({one_line(error)}): {one_line(text)}."
         ) from None
     refuse_unfit(values, what)
     return values
@@ -122,7 +122,7 @@ def _checked(kind: Any, value: Any, place: _Place) -> Any:
         wanted = " or ".join(_word(option) for option in _options(kind))
         raise UserError(
             f"Settings for {place.settings}: {place.key} must be {wanted}, not "
-            f"{in_short(repr(value))}."
+            f"{one_line(repr(value))}."
         )
     if isinstance(chosen, type) and dataclasses.is_dataclass(chosen):
         return _built(chosen, value, place)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import IO
 
 from latteclip.core.errors import UserError
-from latteclip.core.paths import leads_out
-from latteclip.core.progress import Progress
+from latteclip.core.files import leads_out
+from latteclip.core.terminal import Progress
 from latteclip.data import tar_files
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")

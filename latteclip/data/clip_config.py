@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from latteclip.config.hub_names import CLIP_CONFIG, FOLDER, HUB, TEXT_TOWER
 from latteclip.core.errors import UserError
-from latteclip.core.json_files import read_object
+from latteclip.core.files import read_object
 from latteclip.core.settings import from_values
 
 CONFIG, TOWER = CLIP_CONFIG, TEXT_TOWER
@@ -162,7 +162,7 @@ def read(model: str) -> dict[str, Any]:
         UserError: open_clip has no such name, or the configuration is broken or holds what it may
             not.
     """
-    from latteclip.core.lazily import open_clip
+    from latteclip.core.open_clip_import import open_clip
 
     if not is_foreign(model):
         config: dict[str, Any] | None = open_clip.get_model_config(model)
@@ -197,7 +197,7 @@ def remedy(model: str) -> str:
 def _fetched(model: str) -> Path:
     if model.startswith(FOLDER):
         return Path(model.removeprefix(FOLDER)) / CONFIG
-    from latteclip.core.lazily import open_clip
+    from latteclip.core.open_clip_import import open_clip
 
     fetch = open_clip.pretrained.download_pretrained_from_hf
     return Path(fetch(model.removeprefix(HUB), filename=CONFIG))
@@ -233,7 +233,7 @@ def hub_weights(model: str) -> Path:
     Raises:
         FileNotFoundError: the repo has none, or the hub does not give them.
     """
-    from latteclip.core.lazily import open_clip
+    from latteclip.core.open_clip_import import open_clip
 
     fetch = open_clip.pretrained.download_pretrained_from_hf
     return Path(fetch(model.removeprefix(HUB), filename=WEIGHTS))
@@ -306,7 +306,7 @@ def text_tower(model: str, config: dict[str, Any]) -> dict[str, Any] | None:
         return None
     from transformers import CONFIG_MAPPING
 
-    from latteclip.core.lazily import open_clip
+    from latteclip.core.open_clip_import import open_clip
 
     path = _tower_file(model, name)
     values = read_object(path, ["model_type"], FOREIGN_REMEDY)
@@ -340,7 +340,7 @@ def _tower_file(model: str, name: str) -> Path:
 
 def tokenizer(model: str, config: dict[str, Any]) -> Any:
     """open_clip's tokenizer of a model; that of a folder lies there, and none runs its own code."""
-    from latteclip.core.lazily import open_clip, plain_tokenizers
+    from latteclip.core.open_clip_import import open_clip, plain_tokenizers
 
     strict = {"trust_remote_code": False, "local_files_only": model.startswith(FOLDER)}
     of_transformers = config["text_cfg"].get("hf_tokenizer_name")

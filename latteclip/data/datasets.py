@@ -12,8 +12,8 @@ from typing import Any
 
 from latteclip.config import layers
 from latteclip.config.schema import SCHEMA, Schema, unknown
+from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError
-from latteclip.core.prompts import clean_classnames
 from latteclip.core.settings import from_values
 from latteclip.data import download, splits
 from latteclip.data.images import image_exists

@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from latteclip.core.digest import digest
 from latteclip.core.errors import UserError
+from latteclip.core.hashing import digest
 from latteclip.data import fingerprints, images
 from latteclip.data.fingerprints import HASHES, THUMBNAIL, Fingerprint
 from latteclip.data.folder_files import CHECKSUM

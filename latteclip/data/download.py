@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latteclip.core.digest import digest
 from latteclip.core.errors import UserError
-from latteclip.core.files import write_json
-from latteclip.core.paths import leads_out
+from latteclip.core.files import leads_out, write_json
+from latteclip.core.hashing import digest
 from latteclip.data import archives, file_sources
 from latteclip.data.transfer import FetchError
 

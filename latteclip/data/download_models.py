@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from latteclip.config.hub_names import HUB
-from latteclip.core import checksums
+from latteclip.core import hashing
 from latteclip.core.errors import UserError, chain, full_disk
 from latteclip.core.files import write_json
 from latteclip.data import clip_config
@@ -62,7 +62,7 @@ def download_clip(settings: HubClip, output: str) -> None:
 
 def _fetch_clip(settings: HubClip) -> list[str]:
     """What `open_clip.create_model` and `get_tokenizer` ask the hub for; the repos of it."""
-    from latteclip.core.lazily import open_clip
+    from latteclip.core.open_clip_import import open_clip
 
     if settings.model.startswith(HUB):
         config = clip_config.read(settings.model)
@@ -157,7 +157,7 @@ def _held(repo: str, revision: str | None = None) -> dict[str, Any]:
     )
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in paths:
-        checksums.verify_name(path)
+        hashing.verify_blob(path)
     files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
     if (folder / INDEX).is_file():
         wanted = set(json.loads((folder / INDEX).read_bytes())["weight_map"].values())

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from latteclip.core.progress import Progress
+from latteclip.core.terminal import Progress
 from latteclip.data import transfer
 from latteclip.data.transfer import FetchError, Pace, apart, expected, message_line
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from latteclip.core.errors import UserError
-from latteclip.core.progress import Progress
+from latteclip.core.terminal import Progress
 from latteclip.data import drive
 from latteclip.data.transfer import FetchError, Pace, apart, message_line, transfer
 

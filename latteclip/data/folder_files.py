@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from latteclip.core.errors import UserError
-from latteclip.core.paths import readable
+from latteclip.core.files import readable
 
 log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")

@@ -19,7 +19,7 @@ import pillow_heif
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from latteclip.core.errors import UserError
-from latteclip.core.paths import irregular
+from latteclip.core.files import irregular
 
 # HEIC, which phones write. A worker has one core, and no thumbnail stands in for its image.
 pillow_heif.register_heif_opener(thumbnails=False, decode_threads=1)

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from latteclip.core import tables
+from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError
 from latteclip.core.files import replacing
-from latteclip.core.progress import Progress
-from latteclip.core.prompts import clean_classnames
+from latteclip.core.terminal import Progress
 from latteclip.data import folder_files
 from latteclip.data.decoded_before import DecodedBefore, Stamps, stamps
 from latteclip.data.fingerprints import FINGERPRINTS, Fingerprint, fingerprint

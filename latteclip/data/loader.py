@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from latteclip.core import worker_errors
+from latteclip.core import errors
 from latteclip.core.errors import UserError
 from latteclip.data.images import open_rgb
 
@@ -144,7 +144,7 @@ def bounded(wanted: int, batch_bytes: float) -> tuple[int, int]:
     With them, and the batch that the model reads, a job takes at most `SHARE` of what is free in
     /dev/shm. Where not even two batches fit into that, there are no workers.
     """
-    free = shutil.disk_usage(worker_errors.SHARED_MEMORY).free
+    free = shutil.disk_usage(errors.SHARED_MEMORY).free
     room = int(free * SHARE / batch_bytes) - 1 if batch_bytes else 2 * wanted
     if 2 * wanted <= room:
         return wanted, 2
@@ -154,7 +154,7 @@ def bounded(wanted: int, batch_bytes: float) -> tuple[int, int]:
             "Images are loaded by %d processes, not by %d: %s has %d MiB free, and a batch takes "
             "%d MiB. A container gets more of it by docker run --shm-size=8g (Apptainer: --bind "
             "/dev/shm).",
-            *(workers or 1, wanted, worker_errors.SHARED_MEMORY, free // MIB, batch_bytes / MIB),
+            *(workers or 1, wanted, errors.SHARED_MEMORY, free // MIB, batch_bytes / MIB),
         )
     return workers, 1
 
@@ -197,7 +197,7 @@ def watched(batches: Iterable[T]) -> Iterator[T]:
     except UserError as error:  # torch puts the worker's traceback before the sentence
         raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
     except RuntimeError as error:
-        if said := worker_errors.in_words(error):
+        if said := errors.worker_failure(error):
             raise UserError(said) from None
         raise
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from latteclip.core.class_templates import clean_classname, clean_classnames
 from latteclip.core.errors import UserError
-from latteclip.core.paths import irregular, readable
-from latteclip.core.prompts import clean_classname, clean_classnames
+from latteclip.core.files import irregular, readable
 from latteclip.data import shards
 from latteclip.data.folder_files import (
     CLASSES,

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import urljoin, urlsplit
 
+from latteclip import __version__
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
-from latteclip.core.progress import Progress
-from latteclip.core.version import __version__
+from latteclip.core.terminal import Progress
 
 if TYPE_CHECKING:
     from requests import Response

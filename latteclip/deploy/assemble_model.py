@@ -6,7 +6,7 @@ import torch
 
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import load_classifier
-from latteclip.core.class_words import ClassWords
+from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.files import replacing
 
 
@@ -29,6 +29,6 @@ def assemble_model(classifier_path: str, settings: PretrainedClip, output: str) 
         classifier_path, model=settings.model, pretrained=settings.pretrained
     )
     clip = clips.load(settings.model, settings.pretrained, torch.device("cpu"))
-    words = ClassWords.described_by(described)
+    words = ClassTemplates.described_by(described)
     with replacing(output) as folder:
         clips.save(clip, classifier, described["classnames"], words, folder)

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from latteclip.clip import finetuned
 from latteclip.clip.classifier import load_classifier, save_classifier
 from latteclip.clip.model import CLASSIFIER
-from latteclip.core import checksums
+from latteclip.core import hashing
+from latteclip.core.class_templates import PLACE
 from latteclip.core.errors import UserError
 from latteclip.core.files import new_folder, replacing, write_json
-from latteclip.core.prompts import PLACE
 from latteclip.deploy.model_card import Provenance, card, provenance
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def export(model: str, destination: str, form: str, licence: str | None = None) 
         _write_benchmark_files(opened, origin, temporary)
         text = card(opened, origin, form, licence)
         (temporary / "README.md").write_text(text, encoding="utf-8")
-        checksums.write(temporary)
+        hashing.write_sums(temporary)
     log.info("%s: %d classes as %s.", destination, len(opened.classnames), form)
     return f"hf upload <user>/<name> {destination}"
 

@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from latteclip import __version__
 from latteclip.core import tables
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import new_folder, replacing
-from latteclip.core.foreign import in_short
-from latteclip.core.version import __version__
+from latteclip.core.terminal import one_line
 from latteclip.data.images import FORMATS, image_exists, open_rgb, read_bytes, shard_member
 from latteclip.deploy import label_table
 from latteclip.deploy.label_table import TakenLabels
@@ -373,7 +373,7 @@ def _about_empty(classnames: Collection[str]) -> list[str]:
         return []
     return [
         f"{len(classnames)} classes have no image and so no folder, which torchvision's "
-        f"ImageFolder would refuse: {in_short(', '.join(sorted(classnames)))}."
+        f"ImageFolder would refuse: {one_line(', '.join(sorted(classnames)))}."
     ]
 
 

@@ -11,9 +11,8 @@ from latteclip.clip.classifier import load_classifier
 from latteclip.clip.finetuned import MODEL, TunedModel
 from latteclip.config import layers
 from latteclip.core import tables
-from latteclip.core.class_words import ClassWords
-from latteclip.core.lazily import open_clip
-from latteclip.core.prompts import clean_classname
+from latteclip.core.class_templates import ClassTemplates, clean_classname
+from latteclip.core.open_clip_import import open_clip
 from latteclip.evaluate.results import read_metrics, read_selection
 
 PAPER = (
@@ -149,7 +148,7 @@ def _kind(origin: Provenance) -> str:
     return "A fine-tuned CLIP model" if origin.is_trained else "A pretrained CLIP model as it is"
 
 
-def _class(classname: str, words: ClassWords) -> str:
+def _class(classname: str, words: ClassTemplates) -> str:
     """A class, and what else it is called."""
     [name] = words.as_written([classname])
     others = words.synonyms.get(clean_classname(classname, {}))

@@ -30,7 +30,7 @@ from latteclip.clip.encode import encoded
 from latteclip.clip.ood import UnknownDetector, load_detector
 from latteclip.core import devices
 from latteclip.core.errors import UserError
-from latteclip.core.foreign import in_short
+from latteclip.core.terminal import one_line
 from latteclip.data import loader
 from latteclip.data.folder_files import IMAGE_SUFFIXES, image_files
 from latteclip.deploy.prediction_files import Prediction, writing
@@ -283,7 +283,7 @@ def _named(word: str) -> list[str]:
     ]
     if not files:
         raise UserError(
-            f"{in_short(word)} is neither a file nor a folder, and fits none; check its spelling."
+            f"{one_line(word)} is neither a file nor a folder, and fits none; check its spelling."
         )
     return files
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 from latteclip.core import tables
 from latteclip.core.errors import UserError, full_output
 from latteclip.core.files import replacing
-from latteclip.core.foreign import printable
+from latteclip.core.terminal import printable
 
 SCHEMA = pa.schema(
     [

@@ -17,9 +17,9 @@ from torch import nn
 from latteclip.clip.encode import CausalText
 from latteclip.clip.finetuned import TunedModel
 from latteclip.clip.model import Clip
+from latteclip.core.class_templates import class_texts
 from latteclip.core.errors import UserError
-from latteclip.core.lazily import open_clip
-from latteclip.core.prompts import class_texts
+from latteclip.core.open_clip_import import open_clip
 
 LEGACY_EOS = 2  # transformers' CLIP treats this id as an old mistake, and pools elsewhere
 RESAMPLING = {"bilinear": 2, "bicubic": 3}  # of PIL

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from latteclip.core.errors import UserError
-from latteclip.core.json_files import read_object
+from latteclip.core.files import read_object
 from latteclip.core.settings import from_values
 
 FIGURES = ("acc1", "acc5", "mean_per_class_recall")

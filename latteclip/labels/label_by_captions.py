@@ -21,10 +21,10 @@ from latteclip.clip import model as clips
 from latteclip.clip.classifier import load_classifier, save_classifier
 from latteclip.clip.feature_memmap import FeatureRows, Features
 from latteclip.core import devices, tables
-from latteclip.core.class_scores import read_class_scores
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import judging
-from latteclip.core.progress import Progress
+from latteclip.core.terminal import Progress
+from latteclip.labels.class_scores import read_class_scores
 from latteclip.labels.features import feature_column, read_features
 from latteclip.labels.fusion import Fusion, fuse
 from latteclip.labels.witnesses import CaptionVotes, Images, ScoreVotes, Votes, parts

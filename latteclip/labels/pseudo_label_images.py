@@ -16,7 +16,7 @@ from latteclip.clip.classifier import ROWS, best_classes
 from latteclip.clip.encode import class_embeddings, encode_files
 from latteclip.clip.feature_memmap import Features, parts
 from latteclip.core import devices, tables
-from latteclip.core.class_words import ClassWords
+from latteclip.core.class_templates import ClassTemplates
 from latteclip.labels.features import feature_column
 
 log = logging.getLogger(__name__)
@@ -35,9 +35,9 @@ class ZeroShotSettings:
     class_synonyms: dict[str, list[str]] = field(default_factory=dict)
 
     @property
-    def words(self) -> ClassWords:
+    def words(self) -> ClassTemplates:
         """How classes are put into words."""
-        return ClassWords.of(self.template, self.class_synonyms)
+        return ClassTemplates.of(self.template, self.class_synonyms)
 
 
 def pseudo_label_images(

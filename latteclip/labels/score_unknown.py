@@ -14,8 +14,8 @@ import torch
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.ood import UnknownDetector, threshold
 from latteclip.core import tables
-from latteclip.core.class_scores import read_class_scores, unlikeliness
 from latteclip.core.errors import UserError
+from latteclip.labels.class_scores import read_class_scores, unlikeliness
 from latteclip.labels.features import read_features
 
 log = logging.getLogger(__name__)

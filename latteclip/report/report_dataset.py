@@ -19,8 +19,7 @@ import yaml
 from latteclip.captions import text
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.files import write_text
-from latteclip.core.json_files import read_object
+from latteclip.core.files import read_object, write_text
 from latteclip.evaluate import gallery_images
 from latteclip.evaluate.metrics import accuracy
 from latteclip.evaluate.results import (

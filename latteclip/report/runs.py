@@ -16,10 +16,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latteclip import __version__
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.settings import list_from_json
-from latteclip.core.version import __version__
 from latteclip.evaluate import gallery_images
 
 Ints = npt.NDArray[np.int_]

@@ -17,10 +17,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from latteclip.core import checksums
+from latteclip.core import hashing
 from latteclip.core.errors import UserError, first_line
-from latteclip.core.files import replacing
-from latteclip.core.json_files import read_object
+from latteclip.core.files import read_object, replacing
 
 log = logging.getLogger(__name__)
 KEPT = 2
@@ -62,7 +61,7 @@ def save(folder: str | Path, checkpoint: Checkpoint) -> None:
         }
         save_file(tensors, temporary / "state.safetensors")
         (temporary / "state.json").write_text(json.dumps(checkpoint.values), encoding="utf-8")
-        checksums.write(temporary)
+        hashing.write_sums(temporary)
     half_written = Path(folder).glob(".step-*.tmp")  # by runs that were killed
     for old in (*_newest_first(folder)[KEPT:], *half_written):
         shutil.rmtree(old)
@@ -81,7 +80,7 @@ def latest(folder: str | Path) -> Checkpoint | None:
 
 def _read(path: Path) -> Checkpoint:
     """A checkpoint, where its files are those that were written."""
-    checksums.verify(path, "it is left out")
+    hashing.verify_sums(path, "it is left out")
     values = read_object(path / "state.json", ["identity"], "it is left out")
     if not isinstance(values["identity"], dict):
         raise ValueError("its identity is not a JSON object")

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from latteclip.clip.classifier import ROWS, classify, load_classifier
 from latteclip.clip.feature_memmap import FeatureRows, parts
 from latteclip.core import tables
-from latteclip.core.digest import digest_of
+from latteclip.core.class_templates import class_texts
 from latteclip.core.errors import UserError
+from latteclip.core.hashing import digest_of
 from latteclip.core.holdout import NO_FOLD, Fold, left_out
-from latteclip.core.prompts import class_texts
 from latteclip.labels.features import read_features
 from latteclip.train.objectives.base import TextBank, TrainingTexts
 from latteclip.train.settings import GROUND_TRUTH
@@ -55,7 +55,7 @@ class TrainingData:
     texts: TrainingTexts
     n_scheduled: int  # images that an epoch's number of steps is of: N and those left out
     digest: str  # changes when anything above changes
-    written_names: dict[str, str]  # of classes, see `ClassWords`
+    written_names: dict[str, str]  # of classes, see `ClassTemplates`
 
 
 def read(

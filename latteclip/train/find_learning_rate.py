@@ -18,9 +18,9 @@ from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import encode_files
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
-from latteclip.core.progress import Progress
 from latteclip.core.signals import Signals, ending_in_order
 from latteclip.core.steps import auto_warmup_steps
+from latteclip.core.terminal import Progress
 from latteclip.train import data, image_cache, model_setup
 from latteclip.train.augment import Augmentation
 from latteclip.train.image_cache import TrainingPictures

@@ -19,13 +19,12 @@ from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import class_embeddings, encode_files
 from latteclip.core import devices, tables
-from latteclip.core.digest import digest_of
 from latteclip.core.errors import UserError
-from latteclip.core.files import refuse_folder, replacing
-from latteclip.core.json_files import read_object
-from latteclip.core.progress import Progress
+from latteclip.core.files import read_object, refuse_folder, replacing
+from latteclip.core.hashing import digest_of
 from latteclip.core.signals import Signals, Terminated, ending_in_order
 from latteclip.core.steps import AUTO
+from latteclip.core.terminal import Progress
 from latteclip.labels.fusion import fuse
 from latteclip.labels.witnesses import Images, LabelVotes
 from latteclip.train import (

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from latteclip.clip import model as clips
 from latteclip.core.errors import UserError, first_line
-from latteclip.core.paths import existing
+from latteclip.core.files import existing
 from latteclip.data.images import open_rgb
 from latteclip.data.loader import loader, watched
 from latteclip.train import augment, data, parallel

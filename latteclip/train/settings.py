@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from latteclip.core.class_words import ClassWords
+from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import NO_FOLD, Fold
 from latteclip.core.steps import (
@@ -118,9 +118,9 @@ class FinetuneSettings:
     fold: Fold = NO_FOLD  # the images that are left out, for `select_model`
 
     @property
-    def words(self) -> ClassWords:
+    def words(self) -> ClassTemplates:
         """How classes are put into words; training has the first template and own names alone."""
-        return ClassWords.of(self.template, self.class_synonyms)
+        return ClassTemplates.of(self.template, self.class_synonyms)
 
     @property
     def labels(self) -> str:

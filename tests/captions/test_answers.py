@@ -13,7 +13,7 @@ from support.tiny import ROOT
 
 from latteclip.captions import answer_files, answers
 from latteclip.captions.answers import Answer, AnswerStore
-from latteclip.core.digest import digest
+from latteclip.core.hashing import digest
 
 
 def name(number):
@@ -175,7 +175,7 @@ def test_any_change_of_a_line_of_a_sorted_part_costs_that_answer_alone(tmp_path)
 WRITER = """
 import sys, time
 from latteclip.captions.answers import (Answer, AnswerStore)
-from latteclip.core.digest import digest
+from latteclip.core.hashing import digest
 with AnswerStore(sys.argv[1]) as store:
     for number in range(100000):
         store.add(digest(str(number))[:32], Answer("x" * 300, "stop", 1), "engine")

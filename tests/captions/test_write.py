@@ -38,7 +38,7 @@ def test_an_edit_of_code_that_decides_captions_changes_the_version(package, file
     assert code_version(package) != before
 
 
-@pytest.mark.parametrize("file", ["train/finetune.py", "core/progress.py"])
+@pytest.mark.parametrize("file", ["train/finetune.py", "core/terminal.py"])
 def test_an_edit_of_other_code_does_not(package, file):
     before = code_version(package)
     edit(package, file)

@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from latteclip.cli import main, people, stages
+from latteclip.cli import commands, main, stages
 from latteclip.core.files import replacing
 from latteclip.train import finetune
 
@@ -41,7 +41,7 @@ def test_configuration_imports_nothing_heavy():
 
 
 def test_every_command_has_help(capsys):
-    for command in map(main._name, [*people.COMMANDS, *stages.COMMANDS]):
+    for command in map(main._name, [*commands.COMMANDS, *stages.COMMANDS]):
         with pytest.raises(SystemExit) as caught:
             main.main([command, "--help"])
         assert caught.value.code == 0

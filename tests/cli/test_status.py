@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from support.checkout import Checkout
 
-from latteclip.cli import last_options, status
+from latteclip.cli import runs, status
 
 SUMMARY = """\
 Building DAG of jobs...
@@ -62,8 +62,8 @@ def test_reasons_belong_to_outputs():
 def test_a_dataset_is_looked_at_with_the_options_of_its_last_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mine = {"image_dir": "photos", "seeds": 1}
-    last_options.note({"a": "a", "b": "b"}, mine, ["conda"])
-    last_options.note({"c_64": "c"}, {"limit": 64}, [])
+    runs.note_options({"a": "a", "b": "b"}, mine, ["conda"])
+    runs.note_options({"c_64": "c"}, {"limit": 64}, [])
     asked = status._options(["a", "b", "c_64", "dtd"], [], [], [], tmp_path)
     found = [
         [json.loads(Path(word).read_text()) if word.endswith(".json") else word for word in words]
@@ -77,7 +77,7 @@ def test_a_dataset_is_looked_at_with_the_options_of_its_last_run(tmp_path, monke
     assert list(status._options(["a"], ["seeds=2"], [], [], tmp_path)) == [
         ["--config", "seeds=2", "dataset=a"]
     ]
-    assert last_options.noted() == ["a", "b", "c_64"]
+    assert runs.noted_datasets() == ["a", "b", "c_64"]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from support.backbones import CPU
 from latteclip.clip import finetuned
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import load_classifier, save_classifier
-from latteclip.core import checksums
+from latteclip.core import hashing
 from latteclip.core.errors import UserError
 
 WEIGHTS = "open_clip_model.safetensors"
@@ -21,14 +21,14 @@ def folder(saved, tmp_path):
 
 
 def test_it_has_the_sums_of_all_its_files(folder):
-    named = {line.split("  ")[1] for line in (folder / checksums.SUMS).read_text().splitlines()}
+    named = {line.split("  ")[1] for line in (folder / hashing.SUMS).read_text().splitlines()}
     there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    assert named == there - {checksums.SUMS}
+    assert named == there - {hashing.SUMS}
     assert {WEIGHTS, "text_tower/config.json", clips.CLASSIFIER} < named
 
 
 def test_a_flipped_byte_of_any_file_is_seen(folder):
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != checksums.SUMS):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != hashing.SUMS):
         whole = bytearray(path.read_bytes())
         whole[len(whole) // 2] ^= 1
         path.write_bytes(whole)
@@ -50,7 +50,7 @@ def test_files_missing_or_added_are_told(folder, caplog):
 
 
 def test_one_without_sums_is_taken_with_a_warning(folder, caplog):
-    (folder / checksums.SUMS).unlink()
+    (folder / hashing.SUMS).unlink()
     assert finetuned.load(folder, CPU).classnames == CLASSNAMES
     assert "SHA256SUMS" in caplog.text
 
@@ -87,7 +87,7 @@ def header_without_end(folder):
 )
 def test_what_cannot_be_a_model_is_refused_though_its_sums_fit(folder, spoil, wrong):
     spoil(folder)
-    checksums.write(folder)
+    hashing.write_sums(folder)
     with pytest.raises(UserError, match=wrong) as error:
         finetuned.load(folder, CPU)
     assert "\n" not in str(error.value)

@@ -12,7 +12,7 @@ from support.fuzz import damaged, twisted
 from latteclip.clip import encode, finetuned
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import load_classifier
-from latteclip.core import checksums
+from latteclip.core import hashing
 from latteclip.core.errors import UserError
 from latteclip.data import clip_config
 
@@ -67,10 +67,10 @@ def test_a_twisted_description_that_nothing_vouches_for_is_one_sentence(saved, f
     name = data.draw(st.sampled_from(DESCRIBING))
     twist = twisted((saved / name).read_text("utf-8"))
     (folder / name).write_text(data.draw(twist), "utf-8")
-    checksums.write(folder)
+    hashing.write_sums(folder)
     scores_or_none(folder)
     shutil.copy(saved / name, folder / name)
-    shutil.copy(saved / checksums.SUMS, folder / checksums.SUMS)
+    shutil.copy(saved / hashing.SUMS, folder / hashing.SUMS)
 
 
 @settings(deadline=None)

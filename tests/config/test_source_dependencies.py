@@ -49,8 +49,8 @@ def test_other_packages_are_no_sources(package):
 
 
 def test_modules_without_effect_are_left_out_with_what_they_import(package):
-    package("a.first", "from latteclip.core import progress\nfrom latteclip.core.errors import E\n")
-    package("core.progress", "from latteclip.core import clock\n")
+    package("a.first", "from latteclip.core import terminal\nfrom latteclip.core.errors import E\n")
+    package("core.terminal", "from latteclip.core import clock\n")
     package("core.errors")
     package("core.clock")
     assert closure(package, "a.first") == {"a.first"}
@@ -75,7 +75,7 @@ def test_a_stage_has_its_sources_and_no_others(monkeypatch):
     assert "latteclip/train/objectives/flyp.py" not in found
     assert "latteclip/train/objectives/flyp.py" in code.sources("latteclip.train.objectives.flyp")
     assert not [file for file in found if file.endswith("__init__.py") or "/cli/" in file]
-    assert "latteclip/core/progress.py" not in found
+    assert "latteclip/core/terminal.py" not in found
 
 
 OF_CAPTIONS = {"captions.caption", "captions.score_classes"}

@@ -7,8 +7,9 @@ import time
 import pytest
 from support.permissions import as_nobody
 
+from latteclip.core import files
 from latteclip.core.errors import UserError
-from latteclip.core.files import replacing, write_text
+from latteclip.core.files import read_object, replacing, write_text
 
 
 def fail():
@@ -153,3 +154,43 @@ def test_a_killed_process_leaves_its_half_file_to_the_next(tmp_path):
     assert [p.suffix for p in tmp_path.iterdir()] == [".tmp"]
     write_text(target, "new")
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_an_object_may_hold_more_than_what_is_asked_for(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('{"a": 1, "b": 2}')
+    assert read_object(path, ["b"]) == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize(
+    ("content", "wrong"),
+    [
+        (b'{"a": 1', ""),
+        (b"\xff\xfe", ""),
+        (b"[" * 100_000, ""),
+        (b"[]", ""),
+        (b"{}", " lacks a"),
+    ],
+)
+def test_what_is_no_such_object_is_one_sentence(tmp_path, content, wrong):
+    path = tmp_path / "metrics.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"metrics\.json.*{wrong}") as error:
+        read_object(path, ["a"])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_a_folder_or_a_pipe_is_refused(tmp_path, kind):
+    path = tmp_path / "x.json"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    with pytest.raises(UserError, match=r"x\.json"):
+        read_object(path, [], "get another")
+
+
+def test_a_file_without_bound_is_not_read(tmp_path):
+    path = tmp_path / "x.json"
+    path.touch()
+    os.truncate(path, files.LARGEST_JSON + 1)
+    with pytest.raises(UserError, match=r"x\.json"):
+        read_object(path, [])

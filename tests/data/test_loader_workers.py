@@ -14,7 +14,7 @@ from latteclip.data import loader
 # Batches of 3 MiB each by two workers; what item 9 does is put in.
 LOADING = """
 import os, signal, time, torch
-from latteclip.core import worker_errors
+from latteclip.core import errors
 from latteclip.core.errors import UserError
 from latteclip.data import loader
 from latteclip.data.loader import watched
@@ -36,7 +36,7 @@ try:
 except UserError as error:
     print(error)
 except RuntimeError as error:  # raised by a signal, and not while a batch was waited for
-    print(worker_errors.in_words(error))
+    print(errors.worker_failure(error))
 """
 KILL = "os.kill(os.getpid(), signal.{}); time.sleep(60)"
 

@@ -3,8 +3,8 @@ import json
 import pytest
 from support.image_folders import COOP_SPLITS, coop, images
 
+from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError
-from latteclip.core.prompts import clean_classnames
 from latteclip.data.splits import SplitSettings, read_split
 
 

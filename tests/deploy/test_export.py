@@ -17,8 +17,8 @@ from latteclip.clip import finetuned
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier, load_classifier
 from latteclip.clip.encode import class_embeddings
-from latteclip.core import checksums, tables
-from latteclip.core.class_words import ClassWords
+from latteclip.core import hashing, tables
+from latteclip.core.class_templates import ClassTemplates
 from latteclip.data.images import ORIENTATION, open_rgb
 from latteclip.deploy import predict
 from latteclip.deploy.export import export
@@ -269,7 +269,7 @@ def test_the_card_tells_dataset_method_numbers_licence_and_base_model(with_metri
     assert [metric["value"] for metric in results["metrics"]] == [0.5125, 0.9, 0.4]
     for said in ("latteclip", "51.25 %", *CLASSNAMES):
         assert said in text
-    assert checksums.verify(tmp_path / "out", "x") == []
+    assert hashing.verify_sums(tmp_path / "out", "x") == []
     names = json.loads((tmp_path / "out" / "clip_benchmark_classnames.json").read_text())
     assert names == {"demo": CLASSNAMES}
 
@@ -297,7 +297,7 @@ def test_the_python_of_the_card_runs(biased, demo_clip, pictures, tmp_path, form
 
 
 def test_every_template_is_told_and_what_classes_are_also_called(demo, demo_clip, tmp_path):
-    words = ClassWords(
+    words = ClassTemplates(
         [TEMPLATE, "a {}", "the {}?"],
         {"grey": ["silver", "ash"]},
         {"grey": "Grey", "blue sky": "Blue_Sky"},
@@ -361,7 +361,7 @@ def names(folder):
 def test_a_broken_classifier_is_refused(demo, tmp_path, capsys):
     shutil.copytree(demo, tmp_path / "model")
     (tmp_path / "model" / "prototypes.safetensors").write_bytes(b"nothing")
-    (tmp_path / "model" / checksums.SUMS).unlink()
+    (tmp_path / "model" / hashing.SUMS).unlink()
     arguments = ["export", str(tmp_path / "model"), str(tmp_path / "out"), "--format", "open_clip"]
     assert main.main(arguments) == 2
     assert "prototypes.safetensors" in capsys.readouterr().err

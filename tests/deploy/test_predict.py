@@ -21,8 +21,8 @@ from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
 from latteclip.clip.encode import encode_files
 from latteclip.clip.ood import UnknownDetector
-from latteclip.core import checksums, tables
-from latteclip.core.class_words import ClassWords
+from latteclip.core import hashing, tables
+from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
 from latteclip.deploy import predict
 from latteclip.evaluate import evaluate, metrics
@@ -176,7 +176,7 @@ def test_a_classifier_of_features_of_another_width_is_refused(model, tmp_path):
     other = Classifier.of(torch.ones(C, D - 1))
     described = {"classnames": CLASSNAMES, "template": "a {}."}
     save_classifier(tmp_path / "model" / clips.CLASSIFIER, other, described)
-    checksums.write(tmp_path / "model")
+    hashing.write_sums(tmp_path / "model")
     with pytest.raises(UserError, match=r"prototypes\.safetensors"):
         predict.Classifier(tmp_path / "model", device="cpu", threads=1)
 
@@ -246,7 +246,7 @@ def test_csv_on_stdout(model, pictures, capsys):
 
 def test_classes_have_the_names_that_the_dataset_writes(demo_clip, pictures, tmp_path, capsys):
     written = {name: name.upper() for name in CLASSNAMES[:-1]}
-    words = ClassWords(["a {}."], written=written)
+    words = ClassTemplates(["a {}."], written=written)
     head = Classifier.of(torch.randn(C, D))
     clips.save(demo_clip, head, CLASSNAMES, words, tmp_path / "model")
     opened = predict.Classifier(tmp_path / "model", device="cpu", threads=1)

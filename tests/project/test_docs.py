@@ -4,11 +4,11 @@ import re
 import yaml
 from support.tiny import ROOT
 
+from latteclip import __version__
 from latteclip.config import generate_docs, layers
 from latteclip.config.configuration import Configuration
 from latteclip.config.schema import SCHEMA
 from latteclip.core.steps import steps_per_epoch
-from latteclip.core.version import __version__
 from latteclip.deploy import model_card
 
 STAGES = ROOT / "docs" / "how-it-works.md"

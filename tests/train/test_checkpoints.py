@@ -4,7 +4,7 @@ import re
 import pytest
 import torch
 
-from latteclip.core import checksums
+from latteclip.core import hashing
 from latteclip.core.errors import UserError
 from latteclip.train import checkpoints
 from latteclip.train.checkpoints import Checkpoint
@@ -54,7 +54,7 @@ def flip_a_tensor(path):
 
 def no_identity(path):
     (path / "state.json").write_text('{"rate": 1}')
-    checksums.write(path)
+    hashing.write_sums(path)
 
 
 @pytest.mark.parametrize("spoil", [truncate_tensors, remove_values, flip_a_tensor, no_identity])

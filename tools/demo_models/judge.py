@@ -21,7 +21,7 @@ from PIL import Image
 from training import normalise, to_channels
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from latteclip.core.memory import keep_big_buffers
+from latteclip.core.devices import keep_big_buffers
 from latteclip.demo import textures
 from latteclip.demo.textures import CLASSNAMES, Attributes
 

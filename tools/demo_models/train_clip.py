@@ -43,8 +43,8 @@ from training import (
 )
 from transformers import PreTrainedTokenizerFast
 
+from latteclip.core.devices import keep_big_buffers
 from latteclip.core.files import replacing, write_json
-from latteclip.core.memory import keep_big_buffers
 from latteclip.demo import textures
 
 log = logging.getLogger(__name__)

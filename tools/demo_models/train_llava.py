@@ -33,8 +33,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from latteclip.core.devices import keep_big_buffers
 from latteclip.core.files import replacing
-from latteclip.core.memory import keep_big_buffers
 from latteclip.demo import textures
 
 log = logging.getLogger(__name__)

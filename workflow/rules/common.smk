@@ -21,7 +21,7 @@ IS_MODULE = not workflow.modifier.is_main_snakefile()
 
 gc.freeze()  # what Snakemake has imported stays: a fifth of a start went into searching it
 
-from latteclip.cli import cluster, colours, last_options, locks, run_messages
+from latteclip.cli import run_messages, runs
 from latteclip.config import (
     checks,
     job_resources,
@@ -33,6 +33,7 @@ from latteclip.config.configuration import Configuration, as_json, note_shards
 from latteclip.config.stage_params import DATA, FOLDER_FILES, MODEL_NOTE
 from latteclip.core import gpus as cards
 from latteclip.core.errors import UserError
+from latteclip.core.terminal import paint
 from latteclip.data import folder_files
 
 # A later run finds the number of shards beside the results, where these lie in the working folder.
@@ -304,12 +305,12 @@ def start_run():
     """Stop where this run cannot work; note it, and print what it begins with."""
     pending = written_by(workflow.dag.needrun_jobs())
     try:
-        cluster.refuse_second_run()  # Snakemake's lock sees live runs alone
+        runs.refuse_second_run()  # Snakemake's lock sees live runs alone
         if not has_gpus():
             checks.refuse_slow_captions(configuration, pending)
     except UserError as error:
         raise WorkflowError(str(error))
-    locks.note_run()
+    runs.note_run()
     start_captions(pending)
     if not IS_MODULE:  # whose options would be the other workflow's
         methods = workflow.deployment_settings.deployment_method
@@ -317,7 +318,7 @@ def start_run():
         of_datasets = {
             name: configuration.whole(name) for name in configuration.datasets
         }
-        last_options.note(of_datasets, config, sdm)
+        runs.note_options(of_datasets, config, sdm)
     print_lines(run_messages.started(configuration, pending))
 
 
@@ -361,7 +362,7 @@ def report_failures():
         )  # or stopped
         for job in (failed.jobs if failed.is_group() else [failed])
     ]
-    lines = [colours.paint(x, "red", sys.stderr) for x in run_messages.failed(jobs)]
+    lines = [paint(x, "red", sys.stderr) for x in run_messages.failed(jobs)]
     atexit.register(print_lines, lines, is_error=True)
 
 

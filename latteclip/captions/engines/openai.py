@@ -14,7 +14,7 @@ from latteclip.captions.pictures import data_url
 from latteclip.captions.replies import Reply, owner_of, read_reply
 from latteclip.captions.requests import Request, messages
 from latteclip.core.errors import UserError
-from latteclip.core.foreign import KEY, URL, in_short
+from latteclip.core.terminal import KEY, URL, one_line
 
 REFUSED = (401, 403, 404)  # no request will fare better
 REDIRECTS = range(300, 400)
@@ -34,7 +34,7 @@ class OpenaiCaptioner:
         from latteclip.captions import guarded_client
 
         url, key = _address(), _key()
-        self._url = in_short(url)  # for messages
+        self._url = one_line(url)  # for messages
         self._model = settings.model
         self._concurrency = settings.concurrency
         self._max_new_tokens = settings.max_new_tokens
@@ -162,7 +162,7 @@ def _address() -> str:
         parsed = httpx2.URL("")
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise UserError(
-            f"{URL} is {in_short(url)!r}, which is not an address such as http://host:8000/v1."
+            f"{URL} is {one_line(url)!r}, which is not an address such as http://host:8000/v1."
         )
     return url
 
@@ -185,4 +185,4 @@ def _key() -> str:
 def _why(error: Any) -> str:
     """Why there is no reply, in a few words."""
     cause = error.__cause__
-    return in_short(cause if cause is not None and str(cause) else error.message).rstrip(".")
+    return one_line(cause if cause is not None and str(cause) else error.message).rstrip(".")

@@ -13,7 +13,7 @@ from latteclip.captions.answers import Answer
 from latteclip.captions.engines.base import CaptionerSettings, never
 from latteclip.captions.requests import Request, messages
 from latteclip.captions.vllm_output import EngineOutput, explained
-from latteclip.core import build_tools, gpus
+from latteclip.core import gpus
 from latteclip.core.errors import UserError
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ class VllmCaptioner:
                 }
             )
         else:
-            build_tools.refuse_missing()
+            gpus.refuse_missing_compiler()
         import vllm
 
         self.version = f"vllm {vllm.__version__}"

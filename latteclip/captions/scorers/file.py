@@ -10,7 +10,7 @@ from latteclip.captions.engines.base import OWN
 from latteclip.captions.own_files import read_own
 from latteclip.captions.scores import LOWEST
 from latteclip.core.errors import UserError
-from latteclip.core.foreign import in_short
+from latteclip.core.terminal import one_line
 
 KEY = "scores.file"
 COLUMNS = ["image_id", "options", "log_probabilities"]
@@ -98,4 +98,4 @@ def _log_probability(where: str, value: Any) -> float:
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
     if numeric and (value == -math.inf or LOWEST <= value <= -LOWEST):
         return float(value)
-    raise UserError(f"{where}: {in_short(repr(value))} is not a log-probability.")
+    raise UserError(f"{where}: {one_line(repr(value))} is not a log-probability.")

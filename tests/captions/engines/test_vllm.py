@@ -11,7 +11,7 @@ from support.tiny import ROOT
 
 from latteclip.captions.engines import vllm
 from latteclip.captions.vllm_output import explained
-from latteclip.core import build_tools, tables
+from latteclip.core import gpus, tables
 from latteclip.core.errors import UserError
 
 SPAWNING = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
@@ -108,7 +108,7 @@ def test_what_vllm_refuses_is_recorded_and_names_the_key(index, tmp_path):
 
 def test_a_gpu_without_a_compiler_is_refused_before_vllm_is_imported(monkeypatch):
     monkeypatch.setattr(vllm, "_is_for_cpu", lambda: False)
-    monkeypatch.setattr(build_tools, "missing", lambda: "apt install gcc")
+    monkeypatch.setattr(gpus, "missing", lambda: "apt install gcc")
     with pytest.raises(UserError, match="apt install gcc"):
         vllm.VllmCaptioner(SETTINGS, 1, 1)
 

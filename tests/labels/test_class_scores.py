@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 
 from latteclip.core import tables
-from latteclip.core.class_scores import read_class_scores, unlikeliness
 from latteclip.core.errors import UserError
+from latteclip.labels.class_scores import read_class_scores, unlikeliness
 
 IDS = ["a.png", "b.png", "c.png"]
 

@@ -1,11 +1,63 @@
+import json
 import logging
+import os
+import socket
+import subprocess
 import sys
 
 import pytest
 
-from latteclip.cli import cluster
-from latteclip.cli.cluster import QueuedJob
+from latteclip.cli import runs
+from latteclip.cli.runs import QueuedJob
 from latteclip.core.errors import UserError
+
+UNLOCK = "snakemake --unlock"
+
+
+@pytest.fixture
+def locked(tmp_path, monkeypatch):
+    """A working folder that Snakemake has locked; notes a run, as if it had been so before."""
+    monkeypatch.chdir(tmp_path)
+    runs.LOCKS.mkdir(parents=True)
+    lock = runs.LOCKS / "0.output.lock"
+    lock.touch()
+
+    def note(before_lock=False, **values):
+        runs.note_run()
+        known = json.loads(runs.LOCK_NOTE.read_text())
+        runs.LOCK_NOTE.write_text(json.dumps(known | values))
+        moved = runs.LOCK_NOTE.stat().st_mtime + (10 if before_lock else -10)
+        os.utime(lock, (moved, moved))
+
+    return note
+
+
+@pytest.fixture
+def gone():
+    """The number of a process that is no more."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_a_living_run_is_told_from_one_that_was_killed(locked, gone):
+    locked()
+    here = f"process {os.getpid()} on {socket.gethostname()}"
+    assert here in runs.describe_lock(UNLOCK) and UNLOCK not in runs.describe_lock(UNLOCK)
+    locked(process=gone)
+    said = runs.describe_lock(UNLOCK)
+    assert str(gone) in said and said.endswith(UNLOCK)
+
+
+def test_a_later_process_of_the_same_number_is_not_the_run(locked):
+    locked(started=1.0)
+    assert runs.describe_lock(UNLOCK).endswith(UNLOCK)
+
+
+def test_of_another_machine_the_place_is_told(locked, gone):
+    locked(process=gone, host="elsewhere")
+    said = runs.describe_lock(UNLOCK)
+    assert "elsewhere" in said and UNLOCK in said
 
 
 @pytest.fixture
@@ -48,7 +100,7 @@ def test_the_queue_holds_the_jobs_of_the_folder(listing, tmp_path):
         (*RUNNING, "(null)"),  # somebody's own job, submitted in the same folder
         (*RUNNING, "rule_all"),
     )
-    assert cluster.queue(tmp_path / "link") == [
+    assert runs.queue(tmp_path / "link") == [
         QueuedJob("3", "PENDING", "Resources", "0:00", "2:00:00", "finetune demo_flyp_0"),
         QueuedJob("4_2", "RUNNING", "None", "1:05", "20:00", "caption_images_shard demo_2_4"),
         QueuedJob("4_2", "RUNNING", "None", "1:05", "20:00", "all"),
@@ -56,29 +108,29 @@ def test_the_queue_holds_the_jobs_of_the_folder(listing, tmp_path):
 
 
 def test_a_second_run_is_told_what_to_do():
-    cluster.refuse_running([])
+    runs.refuse_running([])
     jobs = [
         QueuedJob(number, "RUNNING", "None", "1:05", "20:00", "finetune demo_flyp_0")
         for number in ("3", "4_2")
     ]
     with pytest.raises(UserError, match="scancel 3 4_2"):
-        cluster.refuse_running(jobs)
+        runs.refuse_running(jobs)
 
 
 def test_a_cluster_that_fails_is_one_sentence(squeue):
     squeue("sys.exit('slurm_load_jobs error: Unable to contact slurm controller')")
     with pytest.raises(UserError, match="squeue"):
-        cluster.queue()
+        runs.queue()
 
 
 def test_a_job_says_which_it_is(monkeypatch, caplog):
     caplog.set_level(logging.INFO, logger="latteclip")
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    cluster.log_job()
+    runs.log_job()
     assert caplog.messages == []
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    cluster.log_job()
+    runs.log_job()
     (message,) = caplog.messages
     assert "12" in message and "CUDA_VISIBLE_DEVICES=1" in message

@@ -2,7 +2,7 @@ import base64
 
 import pytest
 
-from latteclip.core.foreign import holds_secret, in_short, printable, redacted
+from latteclip.core.terminal import holds_secret, one_line, printable, redacted
 
 KEY = "sk-secret/01 23+45".replace(" ", "")
 
@@ -54,7 +54,7 @@ def test_a_word_that_is_a_key_too_may_stand_in_a_caption(monkeypatch):
 
 
 def test_in_short_is_one_line_of_bounded_length(secrets):
-    text = in_short(ValueError(f"a\n  b \x1b {KEY} {'x' * 1000}"))
+    text = one_line(ValueError(f"a\n  b \x1b {KEY} {'x' * 1000}"))
     assert text.startswith(r"a b \x1b *** xxx")
     assert len(text) == 300
-    assert in_short("short") == "short"
+    assert one_line("short") == "short"

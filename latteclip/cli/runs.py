@@ -1,4 +1,4 @@
-"""Jobs of this workflow in the queue of a SLURM cluster, as `squeue` lists them."""
+"""Other runs in this folder: Snakemake's lock, options of the last run, jobs in SLURM's queue."""
 
 import logging
 import os
@@ -6,12 +6,24 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from latteclip.core.errors import UserError
+from latteclip.core.files import read_object, write_json
 
+FOLDER = Path(".snakemake")
+LOCKS = FOLDER / "locks"
+LOCK_NOTE = FOLDER / "latteclip_run.json"
+LOCK_KEYS = ("host", "process", "started")
+CLOCK = 2.0  # seconds by which two answers to when a process began may differ
+
+
+OPTION_NOTES = FOLDER / "latteclip_options"
 log = logging.getLogger(__name__)
 TIMEOUT = 30  # seconds: a busy controller answers slowly
 # Of `squeue --format`; the executor writes rule and wildcards into the comment.
@@ -33,6 +45,102 @@ REASONS = {
     "ReqNodeNotAvail": "the nodes that could take it are down or reserved",
     "Resources": "all nodes that could take it are busy",
 }
+
+
+def note_run() -> None:
+    """Note which process the lock of the current folder belongs to."""
+    process = psutil.Process()
+    values = (socket.gethostname(), process.pid, process.create_time())
+    write_json(LOCK_NOTE, dict(zip(LOCK_KEYS, values, strict=True)))
+
+
+def describe_lock(unlock: str) -> str | None:
+    """The sentence on the lock of the current folder; None where there is none.
+
+    Args:
+        unlock: the command that removes it.
+    """
+    taken = [path.stat().st_mtime for path in LOCKS.glob("*.lock")]
+    if not taken:
+        return None
+    # Older than the lock, it is of a run before.
+    run = _lock_owner() if LOCK_NOTE.is_file() and LOCK_NOTE.stat().st_mtime >= max(taken) else None
+    if run is None:
+        return (
+            "A run that is just starting, or was killed then, holds Snakemake's lock of this "
+            f"folder. If no snakemake works here, remove the lock: {unlock}"
+        )
+    whose = f"process {run['process']} on {run['host']}"
+    if run["host"] != socket.gethostname():
+        return (
+            f"A run, {whose}, holds Snakemake's lock of this folder. If it no longer works there, "
+            f"remove the lock: {unlock}"
+        )
+    if _is_running(run["process"], run["started"]):
+        return f"A run works in this folder: {whose}, this machine."
+    return f"The run that held Snakemake's lock, {whose}, is gone. Remove the lock: {unlock}"
+
+
+def _lock_owner() -> dict[str, Any] | None:
+    try:
+        run = read_object(LOCK_NOTE, LOCK_KEYS)
+    except UserError:
+        return None
+    fits = isinstance(run["process"], int) and isinstance(run["started"], (int, float))
+    return run if fits else None
+
+
+def _is_running(number: int, started: float) -> bool:
+    """Whether that process, and no later one of its number, is there and no zombie."""
+    try:
+        process = psutil.Process(number)
+        began: float = process.create_time()
+        return abs(began - started) <= CLOCK and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, ValueError, OverflowError):
+        return False
+    except psutil.AccessDenied:  # another user's
+        return True
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run was given beside its dataset."""
+
+    config: Mapping[str, Any]  # --config laid over the contents of --configfile
+    deployment: Sequence[str]  # --sdm
+
+
+def note_options(
+    datasets: Mapping[str, str], config: Mapping[str, Any], deployment: Sequence[str]
+) -> None:
+    """Note the options of a run of some datasets.
+
+    Args:
+        datasets: keys below results, and those that the configuration names.
+        config: --config laid over the contents of --configfile.
+        deployment: --sdm.
+    """
+    asked = list(datasets.values())
+    values = {"config": {**config, "dataset": asked}, "deployment": sorted(deployment)}
+    for dataset in datasets:
+        write_json(OPTION_NOTES / f"{dataset}.json", values)
+
+
+def read_options(dataset: str) -> Options | None:
+    """The options of the last run of a dataset; None where none was noted."""
+    path = OPTION_NOTES / f"{dataset}.json"
+    if not path.is_file():
+        return None
+    try:
+        values = read_object(path, ("config", "deployment"))
+    except UserError:  # a note that is damaged is as good as none
+        return None
+    return Options(values["config"], values["deployment"])
+
+
+def noted_datasets() -> list[str]:
+    """Return the datasets whose last run was noted."""
+    return sorted(path.stem for path in OPTION_NOTES.glob("*.json"))
 
 
 @dataclass(frozen=True)
@@ -72,10 +180,10 @@ def queue(folder: str | Path = ".") -> list[QueuedJob]:
     except subprocess.CalledProcessError as error:
         said = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
         raise UserError(f"squeue fails: {said[-1]}") from None
-    return _read(run.stdout, Path(folder).resolve())
+    return _parse_queue(run.stdout, Path(folder).resolve())
 
 
-def _read(text: str, folder: Path) -> list[QueuedJob]:
+def _parse_queue(text: str, folder: Path) -> list[QueuedJob]:
     jobs = []
     for line in text.splitlines():
         number, state, reason, elapsed, limit, working_folder, comment = line.split("\t")

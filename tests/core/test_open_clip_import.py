@@ -6,7 +6,7 @@ import sys
 
 from support.tiny import DEMO_CLIP
 
-from latteclip.core.lazily import PUT_OFF
+from latteclip.core.open_clip_import import PUT_OFF
 
 # Modules that open_clip's own import runs, and that a plain ViT never asks for.
 HEAVY = ["torch._dynamo", "transformers", "timm.models", "torchvision.models.resnet"]
@@ -43,7 +43,7 @@ def test_a_plain_image_tower_is_loaded_and_encodes_without_what_open_clip_import
 
 def test_what_was_put_off_is_all_there_when_it_is_asked_for():
     code = f"""
-from latteclip.core.lazily import open_clip
+from latteclip.core.open_clip_import import open_clip
 import importlib, torch, torchvision, timm
 names = {{name: dir(importlib.import_module(name)) for name in {sorted(PUT_OFF)}}}
 early = {{name: len(found) for name, found in names.items()}}

@@ -10,9 +10,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from latteclip.cli.arguments import count, threads
 from latteclip.core.errors import UserError
-from latteclip.core.foreign import shown
+from latteclip.core.terminal import for_terminal
+
+MOST = 2**20  # of anything that is counted
+
 
 SKIPPED = 3  # exit status: some images were left out
 NOT_READY = 1  # exit status of doctor: something is wrong with this machine
@@ -20,6 +22,28 @@ SHELLS = ("bash", "zsh", "fish", "tcsh")
 FORMATS = ("open_clip", "transformers", "onnx")
 LEFT_OUT = ("unknown", "duplicates")  # kinds of images, of an export of labels
 LABEL_FORMATS = ("csv", "parquet", "label-studio", "imagefolder")
+
+
+def count(least: int = 1, most: int = MOST) -> Callable[[str], int]:
+    """The kind of a whole number from `least` to `most`."""
+
+    def parsed(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:  # also of thousands of digits
+            number = least - 1
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(
+                f"must be a whole number from {least} to {most}, not {text[:40]!r}"
+            )
+        return number
+
+    return parsed
+
+
+def threads() -> Callable[[str], int]:
+    """The kind of a number of threads: at most as many as this machine has cores."""
+    return count(1, os.cpu_count() or 1)
 
 
 def workflow(args: argparse.Namespace) -> None:
@@ -53,7 +77,7 @@ def datasets(args: argparse.Namespace) -> None:
     """List the datasets, or verify what is on disk."""
     from latteclip.data import datasets as listing
 
-    print(shown(listing.command(args.check)))
+    print(for_terminal(listing.command(args.check)))
 
 
 def add_datasets(sub: argparse.ArgumentParser) -> None:
@@ -66,7 +90,7 @@ def captions(args: argparse.Namespace) -> None:
     """Show a few captions with class and prompt."""
     from latteclip.captions import show
 
-    print(shown(show.command(args.show, args.n, args.pictures)))
+    print(for_terminal(show.command(args.show, args.n, args.pictures)))
 
 
 def add_captions(sub: argparse.ArgumentParser) -> None:
@@ -84,7 +108,7 @@ def labels(args: argparse.Namespace) -> None:
     if args.show[:1] != ["export"]:
         from latteclip.labels import show
 
-        print(shown(show.command(args.show, args.n, args.image)))
+        print(for_terminal(show.command(args.show, args.n, args.image)))
         return
     from latteclip.deploy import export_labels
 
@@ -96,7 +120,7 @@ def labels(args: argparse.Namespace) -> None:
     said = export_labels.export_labels(
         args.show[1], args.format, args.output, copy=args.copy, leave_out=args.leave_out
     )
-    print(shown(said))
+    print(for_terminal(said))
 
 
 def add_labels(sub: argparse.ArgumentParser) -> None:

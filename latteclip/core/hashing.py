@@ -1,12 +1,13 @@
-"""SHA-256 sums of the files of a folder, in a file that `sha256sum --check` reads as well."""
+"""SHA-256 digests of values and of files, and lists of sums as `sha256sum --check` reads them."""
 
 import contextlib
 import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from latteclip.core.errors import UserError
-from latteclip.core.paths import irregular
+from latteclip.core.files import irregular
 
 SUMS = "SHA256SUMS"
 UNSIGNED = {SUMS, "README.md"}  # people edit the latter
@@ -14,14 +15,28 @@ LARGEST = 2**20  # bytes of a list: ten thousand files
 LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
-def write(folder: str | Path) -> None:
+def digest(*parts: str | bytes) -> str:
+    """SHA-256 of the parts, each preceded by its length so that parts cannot run together."""
+    return digest_of(parts)
+
+
+def digest_of(parts: Iterable[str | bytes]) -> str:
+    """The same of parts that come one by one: millions of them need not be held at once."""
+    state = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        state.update(len(data).to_bytes(8, "big") + data)
+    return state.hexdigest()
+
+
+def write_sums(folder: str | Path) -> None:
     """Write the sums of all files below `folder`: last, when no file changes any more."""
     sums = {name: sha256(Path(folder) / name) for name in _names(folder)}
     lines = [f"{sums[name]}  {name}\n" for name in sorted(sums)]
     (Path(folder) / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
-def verify(folder: str | Path, remedy: str) -> list[str]:
+def verify_sums(folder: str | Path, remedy: str) -> list[str]:
     """Compare the files below `folder` with its sums; nothing is done where it has none.
 
     Args:
@@ -50,7 +65,7 @@ def verify(folder: str | Path, remedy: str) -> list[str]:
     return sorted(there - sums.keys())
 
 
-def verify_name(path: str | Path) -> None:
+def verify_blob(path: str | Path) -> None:
     """Compare a file with its own name where that is a SHA-256, as in the hub's cache.
 
     The cache has links to its files; large ones are called so, small ones otherwise.

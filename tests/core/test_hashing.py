@@ -4,8 +4,15 @@ import subprocess
 
 import pytest
 
-from latteclip.core import checksums
+from latteclip.core import hashing
 from latteclip.core.errors import UserError
+from latteclip.core.hashing import digest
+
+
+def test_digest_tells_where_parts_end():
+    assert digest("ab", "c") != digest("a", "bc")
+    assert digest("ab", b"c") == digest(b"ab", "c")
+    assert len(digest()) == 64
 
 
 @pytest.fixture
@@ -16,13 +23,13 @@ def folder(tmp_path):
     (root / "a b.bin").write_bytes(bytes(range(256)))
     (root / "text" / "é.json").write_text("{}")
     (root / "README.md").write_text("may change")
-    checksums.write(root)
+    hashing.write_sums(root)
     return root
 
 
 def test_what_was_written_is_intact_and_sha256sum_agrees(folder):
-    assert checksums.verify(folder, "x") == []
-    command = ["sha256sum", "--check", "--strict", checksums.SUMS]
+    assert hashing.verify_sums(folder, "x") == []
+    command = ["sha256sum", "--check", "--strict", hashing.SUMS]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["a b.bin: OK", "text/é.json: OK"]
@@ -34,12 +41,12 @@ def test_every_flipped_byte_is_seen_and_the_file_is_named(folder):
     for place in range(0, len(whole), 17):
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(UserError, match=r"a b\.bin"):
-            checksums.verify(folder, "do that")
+            hashing.verify_sums(folder, "do that")
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "huge"])
 def test_a_list_of_sums_that_never_ends_is_not_read(folder, kind):
-    path = folder / checksums.SUMS
+    path = folder / hashing.SUMS
     if kind == "huge":
         with path.open("r+b") as file:
             file.truncate(2**33)
@@ -47,24 +54,24 @@ def test_a_list_of_sums_that_never_ends_is_not_read(folder, kind):
         path.unlink()
         os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
     with pytest.raises(UserError, match="SHA256SUMS"):
-        checksums.verify(folder, "x")
+        hashing.verify_sums(folder, "x")
 
 
 def test_a_sum_of_a_file_outside_is_of_a_missing_file(folder, tmp_path):
     (tmp_path / "secret").write_text("x")
-    lines = f"{checksums.sha256(tmp_path / 'secret')}  ../secret\n"
-    (folder / checksums.SUMS).write_text(lines)
+    lines = f"{hashing.sha256(tmp_path / 'secret')}  ../secret\n"
+    (folder / hashing.SUMS).write_text(lines)
     with pytest.raises(UserError, match=r"\.\./secret"):
-        checksums.verify(folder, "x")
+        hashing.verify_sums(folder, "x")
 
 
 def test_a_file_of_the_hub_s_cache_must_be_what_its_name_says(tmp_path):
-    blob = tmp_path / checksums.sha256(__file__)
+    blob = tmp_path / hashing.sha256(__file__)
     shutil.copy(__file__, blob)
     link = tmp_path / "model.safetensors"
     link.symlink_to(blob)
-    checksums.verify_name(link)
+    hashing.verify_blob(link)
     with blob.open("ab") as file:
         file.write(b"\n")
     with pytest.raises(UserError, match=blob.name):
-        checksums.verify_name(link)
+        hashing.verify_blob(link)
