@@ -18,11 +18,19 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from latteclip.audit import candidates, draw, score
+from latteclip.audit import score
 from latteclip.audit.answers import CLASS, Answer
-from latteclip.audit.candidates import Audited, Floats, Ints
-from latteclip.audit.draw import Plan
 from latteclip.audit.estimate import Interval, share
+from latteclip.audit.sampling import (
+    STRATA,
+    Floats,
+    Ints,
+    Population,
+    SamplingPlan,
+    read_population,
+    sampling_order,
+    stratify,
+)
 from latteclip.core import tables
 
 WRONG = 0.05  # of the answers, of the person who errs
@@ -32,7 +40,7 @@ WRONG = 0.05  # of the answers, of the person who errs
 class Data:
     """A dataset whose labels are known."""
 
-    audited: Audited
+    population: Population
     strata: Ints  # [N]
     labels: Ints  # [N]
     hits: Floats  # [N, K]
@@ -41,26 +49,26 @@ class Data:
 
 
 def read(folder: Path, methods: list[str] | None) -> Data:
-    """What a run left, of all methods or of some."""
-    audited = candidates.read(folder)
+    """Read the results of all methods or of some."""
+    population = read_population(folder)
     if methods:
-        keep = [k for k, one in enumerate(audited.candidates) if one.method in methods]
-        audited = replace(
-            audited,
-            candidates=[audited.candidates[k] for k in keep],
-            predictions=audited.predictions[:, keep],
-            pair=(keep.index(audited.pair[0]), keep.index(audited.pair[1])),
+        keep = [k for k, one in enumerate(population.candidates) if one.method in methods]
+        population = replace(
+            population,
+            candidates=[population.candidates[k] for k in keep],
+            predictions=population.predictions[:, keep],
+            pair=(keep.index(population.pair[0]), keep.index(population.pair[1])),
         )
     path = folder / "images.parquet"
-    label = tables.lookup(path, tables.IMAGES, "image_id", "label", audited.image_ids)
+    label = tables.lookup(path, tables.IMAGES, "image_id", "label", population.image_ids)
     labels = np.array(label, dtype=np.int_)
-    hits = (audited.predictions == labels[:, None]).astype(np.float64)
+    hits = (population.predictions == labels[:, None]).astype(np.float64)
     rights = hits.mean(axis=0)
     compared = [*combinations(range(hits.shape[1]), 2)]
-    names = [one.method for one in audited.candidates]
+    names = [one.method for one in population.candidates]
     return Data(
-        audited,
-        draw.stratify(audited),
+        population,
+        stratify(population),
         labels,
         hits,
         [*names, *(f"{names[one]} - {names[other]}" for other, one in compared)],
@@ -68,35 +76,37 @@ def read(folder: Path, methods: list[str] | None) -> Data:
     )
 
 
-def said(data: Data, drawn: Ints, wrong: float, rng: np.random.Generator) -> Ints:
-    """What a person says of images [n]."""
-    labels, c = data.labels[drawn].copy(), len(data.audited.classnames)
+def answered_labels(data: Data, drawn: Ints, wrong: float, rng: np.random.Generator) -> Ints:
+    """Return the classes that a person names for images [n]."""
+    labels, c = data.labels[drawn].copy(), len(data.population.classnames)
     errs = rng.random(len(drawn)) < wrong
     labels[errs] = (labels[errs] + rng.integers(1, c, errs.sum())) % c
     return labels
 
 
 def audit(data: Data, n: int, wrong: float, rng: np.random.Generator) -> Floats:
-    """Ends of all intervals of one simulated audit [E, 2]."""
-    order = np.argsort(draw.turns(data.strata, rng))
+    """Return the ends of all intervals of one simulated audit [E, 2]."""
+    order = np.argsort(sampling_order(data.strata, rng))
     drawn = order[:n]
     answers = {
-        data.audited.image_ids[row]: Answer("", CLASS, data.audited.classnames[label])
-        for row, label in zip(drawn, said(data, drawn, wrong, rng), strict=True)
+        data.population.image_ids[row]: Answer("", CLASS, data.population.classnames[label])
+        for row, label in zip(drawn, answered_labels(data, drawn, wrong, rng), strict=True)
     }
-    plan = Plan("", data.audited.classnames, data.audited.image_ids, data.strata, order, "")
-    columns = zip(data.audited.candidates, data.audited.predictions.T, strict=True)
-    runs = [score.Scored(one.method, one.seed, True, own) for one, own in columns]
+    plan = SamplingPlan(
+        "", data.population.classnames, data.population.image_ids, data.strata, order, ""
+    )
+    columns = zip(data.population.candidates, data.population.predictions.T, strict=True)
+    runs = [score.RunPredictions(one.method, one.seed, True, own) for one, own in columns]
     found = score.score("", plan, runs, answers)
     ends = [(one.low, one.high) for one in found.accuracies]
     return np.array([*ends, *((one.low, one.high) for one in found.comparisons)])
 
 
 def simple(data: Data, n: int, wrong: float, rng: np.random.Generator) -> Floats:
-    """The same from a simple random sample."""
+    """Return the same from a simple random sample."""
     drawn = rng.permutation(len(data.labels))[:n]
-    labels = said(data, drawn, wrong, rng)
-    hits = (data.audited.predictions[drawn] == labels[:, None]).astype(np.float64)
+    labels = answered_labels(data, drawn, wrong, rng)
+    hits = (data.population.predictions[drawn] == labels[:, None]).astype(np.float64)
     size = np.array([len(data.labels)])
     strata = np.zeros(n, dtype=np.int_)
     ends = [share(hits[:, k], strata, size) for k in range(hits.shape[1])]
@@ -106,15 +116,15 @@ def simple(data: Data, n: int, wrong: float, rng: np.random.Generator) -> Floats
 
 
 def _paired(values: Floats, images: int) -> Interval:
-    """Student's interval for a mean, with the correction for finite populations."""
+    """Return Student's interval for a mean, with the correction for finite populations."""
     n = len(values)
     error = np.sqrt(values.var(ddof=1) / n * (1 - n / images))
     reach = float(stats.t.ppf(0.975, n - 1) * error)
     return Interval(values.mean(), values.mean() - reach, values.mean() + reach)
 
 
-def told(data: Data, ends: Floats) -> tuple[Floats, Floats, Floats]:
-    """Coverage, mean width and share decided of each estimate, from ends [A, E, 2]."""
+def figures(data: Data, ends: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return coverage, mean width and share decided of each estimate, from ends [A, E, 2]."""
     low, high = ends[..., 0], ends[..., 1]
     close = 1e-9  # of sums in another order
     holds = (low <= data.truth + close) & (data.truth - close <= high)
@@ -125,8 +135,8 @@ def told(data: Data, ends: Floats) -> tuple[Floats, Floats, Floats]:
 def table(data: Data, n: int, audits: int, wrong: float, seed: int = 0) -> None:
     """Print the figures of one budget."""
     rng = np.random.default_rng(seed)
-    own = told(data, np.stack([audit(data, n, wrong, rng) for _ in range(audits)]))
-    other = told(data, np.stack([simple(data, n, wrong, rng) for _ in range(audits)]))
+    own = figures(data, np.stack([audit(data, n, wrong, rng) for _ in range(audits)]))
+    other = figures(data, np.stack([simple(data, n, wrong, rng) for _ in range(audits)]))
     k = data.hits.shape[1]
     print(f"\n{n} answers{', 5 % of them wrong' if wrong else ''}")
     print(f"{'':44} {'truth':>6} {'cover':>6} {'width':>6} {'decided':>7} |{'simple: cover':>14}"
@@ -153,8 +163,8 @@ def main() -> None:
     args = parser.parse_args()
     data = read(args.folder, args.methods)
     n = len(data.labels)
-    counts = np.bincount(data.strata, minlength=len(draw.STRATA))
-    print(f"{args.folder}: {n} images; ", dict(zip(draw.STRATA, counts.tolist(), strict=True)))
+    counts = np.bincount(data.strata, minlength=len(STRATA))
+    print(f"{args.folder}: {n} images; ", dict(zip(STRATA, counts.tolist(), strict=True)))
     for wrong in (0.0, WRONG):
         for budget in args.budgets:
             if budget <= n:

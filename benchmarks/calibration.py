@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from latteclip.audit import candidates, draw
+from latteclip.audit.sampling import read_population, sampling_order, stratify
 from latteclip.core import tables
 from latteclip.deploy.calibration import calibrate, expected_calibration_error
 
@@ -35,17 +35,17 @@ def main() -> None:
         f"{args.folder}: {len(ids)} labels, {100 * right.mean():.1f} % right, mean confidence "
         f"{100 * confidence.mean():.1f} %, expected calibration error {error:.3f}"
     )
-    audited = candidates.read(args.folder, "train")
+    population = read_population(args.folder, "train")
     place = {name: row for row, name in enumerate(ids)}
-    rows = np.array([place[name] for name in audited.image_ids])
-    strata = draw.stratify(audited)
+    rows = np.array([place[name] for name in population.image_ids])
+    strata = stratify(population)
     rng = np.random.default_rng(0)
     for budget in args.budgets:
         if budget > len(rows):
             continue
         figures = []
         for _ in range(args.audits):
-            drawn = np.argsort(draw.turns(strata, rng))[:budget]
+            drawn = np.argsort(sampling_order(strata, rng))[:budget]
             each = np.bincount(strata) / np.bincount(strata[drawn], minlength=strata.max() + 1)
             own = rows[drawn]
             found = calibrate(confidence[own], right[own], each[strata[drawn]])

@@ -1,39 +1,46 @@
-"""What a person's answers say of runs, in numbers, in a table and in a few sentences.
+"""Accuracies and differences of runs by a person's answers, and what to do about them.
 
 Letters: N images, K runs, n answers.
 """
 
 import logging
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, takewhile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latteclip.audit.answers import CLASS, NONE, UNSURE, Answer, Asked
-from latteclip.audit.candidates import Ints
-from latteclip.audit.draw import Plan
+from latteclip.audit.answers import CLASS, NONE, UNSURE, Answer
 from latteclip.audit.estimate import difference, share
+from latteclip.audit.sampling import (
+    BASELINE,
+    EVALUATED,
+    LEFT_OUT,
+    Ints,
+    SamplingPlan,
+    chosen_run,
+)
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.evaluate.judged import JUDGED
 from latteclip.evaluate.results import Accuracy, Audit, Comparison, Run, read_metrics
 
 log = logging.getLogger(__name__)
-FEWEST = 10  # answers below which no interval is told
-BASELINE = "zero_shot"  # with which the verdict compares
+MIN_ANSWERS = 10  # for an interval
+MAX_IMAGES = 10_000  # of an audit
 
 
 class TooFewAnswersError(UserError):
-    """Fewer than FEWEST answers name a class or none."""
+    """Fewer than MIN_ANSWERS answers name a class or none."""
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A run that is scored."""
+    """The files of a run that is scored."""
 
     method: str
     seed: int
@@ -44,55 +51,47 @@ class RunFiles:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A run that is scored."""
+class RunPredictions:
+    """What a run predicts of the images of a plan."""
 
     method: str
     seed: int
-    can_be_chosen: bool  # it reads no label, and there is a model of it to take
+    can_be_chosen: bool  # it reads no label, and it has a model
     predictions: Ints  # [N]
 
 
-def asked(dataset: str, plan: Plan) -> Asked:
-    """Return what answers to a plan may be about."""
-    return Asked(plan.digest, dataset, frozenset(plan.image_ids), tuple(plan.classnames))
-
-
-def scored(
-    dataset: str, plan: Plan, answers: Mapping[str, Answer], runs: Sequence[RunFiles]
-) -> Audit:
-    """Score runs by answers. Runs that predict nothing of some image of the plan are left out.
+def read_predictions(
+    dataset: str, plan: SamplingPlan, runs: Sequence[RunFiles]
+) -> list[RunPredictions]:
+    """Return the predictions of the runs that predict all images of a plan.
 
     Raises:
-        UserError: there are too few answers, no run can be scored, or a table is missing or broken.
+        UserError: no run does, or a table is missing or broken.
     """
-    found = [(run, _predictions(plan, run)) for run in runs]
-    left_out = dict.fromkeys(run.method for run, predictions in found if predictions is None)
-    if len(left_out) and all(predictions is None for _, predictions in found):
+    found, missing = [], []
+    for run in runs:
+        predictions = _predictions(plan, run)
+        if predictions is None:
+            missing.append(run.method)
+            continue
+        can_be_chosen = run.has_model and "supervised" not in read_metrics(run.metrics)["marks"]
+        found.append(RunPredictions(run.method, run.seed, can_be_chosen, predictions))
+    if not found:
         raise UserError(
             f"The answers about {dataset} are about images or classes that no model has now; move "
             f"results/{dataset}/audit/{plan.split} away to begin a new audit."
         )
-    if left_out:
+    if missing:
         log.warning(
-            "%s: of some images of the audit these predict nothing, and are left out.",
-            ", ".join(left_out),
+            "%s: left out, for there are no predictions of some images of the audit.",
+            ", ".join(dict.fromkeys(missing)),
         )
-    return score(
-        dataset,
-        plan,
-        [
-            Scored(run.method, run.seed, _can_be_chosen(run), predictions)
-            for run, predictions in found
-            if predictions is not None
-        ],
-        answers,
-    )
+    return found
 
 
-def _predictions(plan: Plan, run: RunFiles) -> Ints | None:
-    """Return the predictions [N] of the table that has all images of the plan, if either has."""
-    for path, schema in ((run.predictions, tables.PREDICTIONS), (run.judged, JUDGED)):
+def _predictions(plan: SamplingPlan, run: RunFiles) -> Ints | None:
+    """Return predictions [N] from the table that has all images of the plan, if either has."""
+    for path, (_, schema) in ((run.predictions, EVALUATED), (run.judged, LEFT_OUT)):
         if path is None:
             continue
         table, described = tables.read(path, schema, ["image_id", "prediction"])
@@ -103,56 +102,66 @@ def _predictions(plan: Plan, run: RunFiles) -> Ints | None:
     return None
 
 
-def _can_be_chosen(run: RunFiles) -> bool:
-    return run.has_model and "supervised" not in read_metrics(run.metrics)["marks"]
+def score(
+    dataset: str,
+    plan: SamplingPlan,
+    runs: Sequence[RunPredictions],
+    answers: Mapping[str, Answer],
+) -> Audit:
+    """Estimate the accuracies of runs and all their differences from answers.
 
-
-def score(dataset: str, plan: Plan, runs: Sequence[Scored], answers: Mapping[str, Answer]) -> Audit:
-    """Estimate the accuracies of runs and all their differences by the answers that stand.
-
-    Images of which nobody can tell the class are left out: within their stratum, the others stand
-    for them. So are answers after the first image without one, for the sample is a beginning of
-    the order that was drawn.
+    Answers "cannot tell" are left out, and the other images of their stratum represent them. So are
+    answers after the first image without one, for the sample is a prefix of the order.
 
     Raises:
         TooFewAnswersError: there are too few answers.
     """
-    answers = beginning(plan, answers)
-    told = {name: one for name, one in answers.items() if one.kind != UNSURE}
-    if len(told) < FEWEST:
+    answers = answered_prefix(plan, answers)
+    known = {name: one for name, one in answers.items() if one.kind != UNSURE}
+    if len(known) < MIN_ANSWERS:
         raise TooFewAnswersError(
-            f"There are {len(told)} answers that name a class or none; give at least {FEWEST}: "
-            f"latteclip audit results/{dataset}."
+            f"There are {len(known)} answers that name a class or none; give at least "
+            f"{MIN_ANSWERS}: latteclip audit results/{dataset}."
         )
-    rows, labels = _labels(plan, told)
-    sizes = np.bincount(plan.strata)
-    hits = [(one.predictions[rows] == labels).astype(np.float64) for one in runs]  # K times [n]
+    row_of = {name: row for row, name in enumerate(plan.image_ids)}
+    label_of = {name: label for label, name in enumerate(plan.classnames)}
+    rows = np.array([row_of[name] for name in known])
+    labels = np.array(
+        [label_of[str(one.classname)] if one.kind == CLASS else -1 for one in known.values()]
+    )
+    sizes, strata = np.bincount(plan.strata), plan.strata[rows]
+    hits = [(run.predictions[rows] == labels).astype(np.float64) for run in runs]  # K times [n]
     accuracies = []
-    for run, own in zip(runs, hits, strict=True):
-        found = share(own, plan.strata[rows], sizes)
+    for run, hit in zip(runs, hits, strict=True):
+        found = share(hit, strata, sizes)
         ends = (found.value, found.low, found.high)
         accuracies.append(Accuracy(run.method, run.seed, *ends, run.can_be_chosen))
-    scale = len(answers) / len(told)  # some of those to come say nothing either
+    scale = len(answers) / len(known)  # some of the further answers will be "cannot tell", too
     left = len(plan.strata) - len(answers)
     comparisons = []
     for j, i in combinations(range(len(runs)), 2):
         one, other = runs[i], runs[j]
         differ = (one.predictions != other.predictions).astype(np.int_)
         apart = difference(hits[i], hits[j], rows, plan.strata, differ)
-        interval = apart.interval
-        comparison = Comparison(
-            *(one.method, one.seed, other.method, other.seed),
-            *(interval.value, interval.low, interval.high),
-            *(apart.decided, apart.more),
+        more = apart.more
+        if not left and not apart.decided:
+            more = 0
+        elif more:
+            more = min(left, int(np.ceil(more * scale)))
+        comparisons.append(
+            Comparison(
+                *(one.method, one.seed, other.method, other.seed),
+                *(apart.interval.value, apart.interval.low, apart.interval.high),
+                *(apart.decided, more),
+            )
         )
-        comparisons.append(_with_more(comparison, scale, left))
     audit = Audit(
         dataset,
         plan.split,
         len(plan.image_ids),
         len(answers),
-        len(answers) - len(told),
-        sum(one.kind == NONE for one in told.values()),
+        len(answers) - len(known),
+        sum(one.kind == NONE for one in known.values()),
         plan.digest,
         "",
         accuracies,
@@ -161,7 +170,7 @@ def score(dataset: str, plan: Plan, runs: Sequence[Scored], answers: Mapping[str
     return replace(audit, sentence=verdict(audit))
 
 
-def beginning(plan: Plan, answers: Mapping[str, Answer]) -> dict[str, Answer]:
+def answered_prefix(plan: SamplingPlan, answers: Mapping[str, Answer]) -> dict[str, Answer]:
     """Return the answers in the order of the plan, up to the first image that has none."""
     names = (plan.image_ids[row] for row in plan.order)
     found = {name: answers[name] for name in takewhile(answers.__contains__, names)}
@@ -173,37 +182,22 @@ def beginning(plan: Plan, answers: Mapping[str, Answer]) -> dict[str, Answer]:
     return found
 
 
-def _labels(plan: Plan, told: Mapping[str, Answer]) -> tuple[Ints, Ints]:
-    """Return the images with an answer [n], and their classes [n]; -1: of none."""
-    place = {name: row for row, name in enumerate(plan.image_ids)}
-    number = {name: label for label, name in enumerate(plan.classnames)}
-    rows = np.array([place[name] for name in told])
-    labels = [number[str(one.classname)] if one.kind == CLASS else -1 for one in told.values()]
-    return rows, np.array(labels)
-
-
-def _with_more(one: Comparison, scale: float, left: int) -> Comparison:
-    """With the images that are still needed, of which a share says nothing and `left` remain."""
-    if not left and not one.decided:
-        return replace(one, more=0)
-    if not one.more:
-        return one
-    return replace(one, more=min(left, int(np.ceil(one.more * scale))))
+# --- sentences -----------------------------------------------------------------------------------
 
 
 def verdict(audit: Audit) -> str:
-    """Say which run is best, and of what it is decided that it is better."""
-    name = names(audit)
+    """Name the best run, and say whether it is decidedly better than the others."""
+    name = run_names(audit)
     best = audit.best or audit.accuracies[0]
     value = (
         f"{100 * best.value:.1f} % of the images ({100 * best.low:.1f} to {100 * best.high:.1f})"
     )
-    found = comparisons_of_best(audit)
-    if not found:
+    compared = comparisons_of_best(audit)
+    if not compared:
         return f"{name[best.run]} is right on {value}; there is no other model to compare it with."
-    lead = "The best model is" if all(one.decided for one in found) else "So far the best model is"
-    said = [_compared(one, name[one.runs[1]]) for one in found]
-    return " ".join([f"{lead} {name[best.run]}, right on {value}.", *said])
+    lead = "The best model is" if all(one.decided for one in compared) else "So far the best is"
+    sentences = [_comparison_sentence(one, name[one.runs[1]]) for one in compared]
+    return " ".join([f"{lead} {name[best.run]}, right on {value}.", *sentences])
 
 
 def comparisons_of_best(audit: Audit) -> list[Comparison]:
@@ -217,8 +211,8 @@ def comparisons_of_best(audit: Audit) -> list[Comparison]:
     return [one for one in found if one]
 
 
-def names(audit: Audit) -> dict[Run, str]:
-    """Return what each run is called: its method, and the seed where the method has several."""
+def run_names(audit: Audit) -> dict[Run, str]:
+    """Return the name of each run: its method, and the seed where the method has several."""
     times = Counter(one.method for one in audit.accuracies)
     return {
         one.run: one.method if times[one.method] == 1 else f"{one.method} (seed {one.seed})"
@@ -226,23 +220,20 @@ def names(audit: Audit) -> dict[Run, str]:
     }
 
 
-def _compared(one: Comparison, other: str) -> str:
-    """Say whether the best run is better than another."""
+def _comparison_sentence(one: Comparison, other: str) -> str:
+    points = f"{100 * one.value:.1f} points ({100 * one.low:.1f} to {100 * one.high:.1f})"
     if one.value == one.low == one.high == 0:
-        return f"{other} says the same of every image."
+        return f"{other} predicts the same for every image."
     if not one.decided:
         yet = "" if one.more == 0 else " yet"
-        return (
-            f"Whether it is better than {other} cannot be told{yet}: {wanted(one)} "
-            f"(so far {_points(one)})."
-        )
+        return f"It is not{yet} decided whether it beats {other}: {needed(one)} (so far {points})."
     if one.value == 0:
         return f"It is right as often as {other}."
-    return f"It is better than {other} by {_points(one)}."
+    return f"It is better than {other} by {points}."
 
 
-def wanted(one: Comparison) -> str:
-    """What it would take to decide a comparison, in a few words."""
+def needed(one: Comparison) -> str:
+    """Say how many more images would decide a comparison."""
     if one.more is None:
         return "no difference is seen so far"
     if not one.more:
@@ -251,52 +242,86 @@ def wanted(one: Comparison) -> str:
     return f"about {about:,} more images"
 
 
-def _points(one: Comparison) -> str:
-    return f"{100 * one.value:.1f} points ({100 * one.low:.1f} to {100 * one.high:.1f})"
+def table_rows(audit: Audit) -> tuple[list[list[str]], list[list[str]]]:
+    """Return accuracies, the best first, and differences between the best and the other runs.
 
-
-def as_texts(audit: Audit) -> tuple[list[list[str]], list[list[str]]]:
-    """Return accuracies, the best first, and how much better the best is than each other run.
-
-    Each row has a name, a figure and its interval, as texts; those of the second table say also
-    what it would take to decide.
+    Each row has a name, a figure and its interval. Rows of differences also say what is undecided.
     """
-    name = names(audit)
+    name = run_names(audit)
     order = sorted(audit.accuracies, key=lambda one: -one.value)
     accuracies = [
         [name[one.run], f"{100 * one.value:.1f}", f"{100 * one.low:.1f} to {100 * one.high:.1f}"]
         for one in order
     ]
     best = audit.best or order[0]
-    found = [one for other in order if (one := audit.compare(best.run, other.run))]
+    compared = [one for other in order if (one := audit.compare(best.run, other.run))]
     return accuracies, [
         [
             f"{name[best.run]} - {name[one.runs[1]]}",
             f"{100 * one.value:+.1f}",
             f"{100 * one.low:+.1f} to {100 * one.high:+.1f}",
-            "" if one.decided else f"undecided, {wanted(one)}",
+            "" if one.decided else f"undecided, {needed(one)}",
         ]
-        for one in found
+        for one in compared
     ]
 
 
-def table(audit: Audit) -> str:
-    """Write the audit for a terminal."""
+def as_text(audit: Audit) -> str:
+    """Format an audit for a terminal."""
     lines = [
         f"{audit.answered} of {audit.images:,} {audit.split} images answered, drawn at random; "
         f"{audit.cannot_tell} cannot be told, {audit.none_of_these} are of no class. "
         "Percent, with 95 % intervals:",
-        "",
     ]
-    accuracies, differences = as_texts(audit)
-    lines += _columns(accuracies)
-    if differences:
-        lines += ["", "Differences in points:", "", *_columns(differences)]
+    titles = ("", "Differences in points:")
+    for title, rows in zip(titles, table_rows(audit), strict=True):
+        width = max((len(row[0]) for row in rows), default=0)
+        lines += ["", title] if title and rows else []
+        lines += [""] if rows else []
+        for row in rows:
+            text = f"  {row[0]:{width}}  {row[1]:>5}  ({row[2]})  {''.join(row[3:])}"
+            lines.append(text.rstrip())
     return "\n".join([*lines, "", audit.sentence])
 
 
-def _columns(found: list[list[str]]) -> list[str]:
-    wide = max(len(row[0]) for row in found)
-    return [
-        f"  {row[0]:{wide}}  {row[1]:>5}  ({row[2]})  {''.join(row[3:])}".rstrip() for row in found
-    ]
+def next_steps(folder: Path, audit: Audit) -> list[tuple[str, str]]:
+    """Return what to do after an audit, the most important first: a text, a command or "" each."""
+    quoted = shlex.quote(str(folder))
+    found = [_take_model(folder, audit, audit.best.run)] if audit.best else []
+    if more := [one.more or 0 for one in comparisons_of_best(audit) if not one.decided]:
+        budget = min(audit.images, MAX_IMAGES, -(-(audit.answered + max(10, *more)) // 10) * 10)
+        if budget > audit.answered:
+            command = f"latteclip audit {quoted} --budget {budget}"
+            found.append(("To decide more, answer more:", command))
+    text = (
+        "Run the workflow again as before: it chooses the model by these answers where they "
+        f"decide, and shows them in {folder / 'report.html'}."
+    )
+    found.append((text, ""))
+    if (folder / "caption_labels.parquet").is_file():
+        command = f"latteclip labels export {quoted} --format csv --output labels.csv"
+        found.append(("To export the labels of the training images:", command))
+    return found
+
+
+def _take_model(folder: Path, audit: Audit, best: Run) -> tuple[str, str]:
+    """Return the command that uses the best model, or the chosen one where that is as good."""
+    name = run_names(audit)
+    chosen = chosen_run(folder)
+    over = audit.compare(best, chosen) if chosen else None
+    run = best
+    text = f"To use {name[best]}:"
+    if chosen == best:
+        text = f"The workflow chose {name[best]}, too. To use it:"
+    elif over and over.decided and over.value > 0:
+        text = f"To use {name[best]} in place of {name[over.runs[1]]}, which the workflow chose:"
+    elif over:
+        run = over.runs[1]
+        text = (
+            f"The workflow chose {name[run]}, and the answers do not decide against it. To use it:"
+        )
+    model = folder / "model" if run == chosen else folder / run[0] / f"seed{run[1]}" / "model"
+    if not model.is_dir():
+        return f"{name[run]} has no folder of its model: it is the pretrained CLIP.", ""
+    target = shlex.quote(str(folder if run == chosen else model))
+    return text, f"latteclip predict {target} photos"

@@ -170,18 +170,18 @@ def add_labels(sub: argparse.ArgumentParser) -> None:
 
 def audit(args: argparse.Namespace) -> None:
     """Ask you about a few images, and say whether tuning helped."""
-    from latteclip.audit import audit as auditing
+    from latteclip.audit import app
 
-    session = auditing.begin(args.results, args.split, args.budget)
+    session = app.open_audit(args.results, args.split, args.budget)
     if args.offline:
-        auditing.offline(session, args.offline)
+        app.write_offline(session, args.offline)
         return
     if args.answers:
-        auditing.take(session, args.answers)
+        app.import_answers(session, args.answers)
     if args.answers or args.score:
-        auditing.tell(session)
+        app.print_estimate(session)
     else:
-        auditing.serve(session, args.port, browser=args.browser)
+        app.serve_audit(session, args.port, browser=args.browser)
 
 
 def add_audit(sub: argparse.ArgumentParser) -> None:

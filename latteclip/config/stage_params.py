@@ -398,7 +398,7 @@ def answers(configuration: Configuration, dataset: str) -> Paths:
     for split in ("test", "train"):
         found = [
             ANSWERS.format(dataset=dataset, split=split, name=name)
-            for name in ("plan.parquet", "answers.jsonl")
+            for name in ("plan.parquet", "answers.json")
         ]
         if all(Path(path).is_file() for path in found):
             return found

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latteclip.audit import score
-from latteclip.audit.answers import CLASS, NONE, UNSURE, Answer
-from latteclip.audit.session import FOLDER, Session
+from latteclip.audit.answers import CLASS, NONE, UNSURE, Answer, read_answers
+from latteclip.audit.sampling import SamplingPlan, answers_path, plan_path, read_plan
+from latteclip.audit.score import answered_prefix
 from latteclip.clip.classifier import classify, load_classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -225,7 +225,7 @@ def _duplicates(
 
 def has_answers(folder: Path, split: str) -> bool:
     """Return whether a person answered in the audit of a split."""
-    return (folder / FOLDER / split / "answers.jsonl").is_file()
+    return answers_path(folder, split).is_file()
 
 
 def _answers(
@@ -234,12 +234,12 @@ def _answers(
     """The answers that stand about these images, and what they teach of the probabilities."""
     if not has_answers(folder, SPLIT):
         return {}, None
-    session = Session(folder, SPLIT, 1)
-    answers = session.answers.standing()
-    found = score.beginning(session.plan, answers)
+    plan = read_plan(plan_path(folder, SPLIT))
+    answers, _ = read_answers(answers_path(folder, SPLIT), plan.schema(folder.absolute().name))
+    found = answered_prefix(plan, answers)
     told = {name: one for name, one in found.items() if one.kind != UNSURE}
     if len(told) >= FEWEST:
-        return answers, _calibration(session, told, ids, labels)
+        return answers, _calibration(plan, told, ids, labels)
     log.warning(
         "%d answers do not calibrate the probabilities; %d do: latteclip audit %s --split %s.",
         *(len(told), FEWEST, folder, SPLIT),
@@ -248,19 +248,19 @@ def _answers(
 
 
 def _calibration(
-    session: Session, told: Mapping[str, Answer], ids: pa.ChunkedArray, labels: pa.Table
+    plan: SamplingPlan, told: Mapping[str, Answer], ids: pa.ChunkedArray, labels: pa.Table
 ) -> Calibration:
     """What n answers teach, each for as many images as its stratum has for one answer."""
     rows = pc.index_in(pa.array(list(told)), ids).to_numpy()
     fused = labels["fused_label"].to_numpy()[rows]
     confidence = labels["fused_confidence"].to_numpy()[rows].astype(np.float64)
     said = [one.classname for one in told.values()]
-    named = [session.audited.classnames[label] for label in fused]
+    named = [plan.classnames[label] for label in fused]
     right = np.array([one == other for one, other in zip(said, named, strict=True)])
-    places = pc.index_in(pa.array(list(told)), pa.array(session.audited.image_ids)).to_numpy()
-    strata = session.plan.strata[places]
-    n = session.plan.strata.max() + 1
-    stands_for = np.bincount(session.plan.strata) / np.bincount(strata, minlength=n).clip(min=1)
+    places = pc.index_in(pa.array(list(told)), pa.array(plan.image_ids)).to_numpy()
+    strata = plan.strata[places]
+    n = plan.strata.max() + 1
+    stands_for = np.bincount(plan.strata) / np.bincount(strata, minlength=n).clip(min=1)
     return calibrate(confidence, right.astype(np.float64), stands_for[strata])
 
 

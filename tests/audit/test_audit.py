@@ -1,4 +1,4 @@
-"""The command as a whole: what limits an audit, and what its answers say."""
+"""The command as a whole: the limits of an audit, and the estimates from its answers."""
 
 import itertools
 import json
@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.audits import Served, answer_all, audited, command, made_audit
+from support.audits import Served, answer, answer_next, command, made_audit, population
 from support.tiny import ROOT
 
-from latteclip.audit import advice, audit, candidates, draw, score, score_audit
-from latteclip.audit.answers import Answer
-from latteclip.audit.candidates import Candidate
-from latteclip.audit.session import ALL_OFFERED, OFFERED, Session, options
+from latteclip.audit import app, sampling, score, score_audit
+from latteclip.audit.answers import Answer, StaleRevisionError, read_answers, write_answers
+from latteclip.audit.app import ALL_OFFERED, OFFERED, AuditSession, offered_classes
+from latteclip.audit.sampling import Candidate, read_population
 from latteclip.config import source_dependencies
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -35,7 +35,7 @@ def results(tmp_path):
 
 @pytest.fixture
 def session(results):
-    return Session(results.folder, None, 60)
+    return AuditSession(results.folder, None, 60)
 
 
 @pytest.fixture
@@ -52,11 +52,11 @@ def select(results, method, seed):
 
 
 def test_each_method_stands_for_itself_by_one_run(results):
-    found = candidates.read(results.folder)
+    found = read_population(results.folder)
     names = [Candidate("zero_shot", 0), Candidate("flyp", 0), Candidate("latteclip", 0)]
     assert found.candidates == names
     select(results, "latteclip", 1)
-    found = candidates.read(results.folder)
+    found = read_population(results.folder)
     assert found.candidates == [names[0], Candidate("flyp", 1), Candidate("latteclip", 1)]
     assert found.pair == (0, 2)
 
@@ -66,9 +66,9 @@ def test_labels_are_never_read(results):
     labelled = made_audit(results.folder.parent / "labelled", n_test=N_TEST)
     labelled.labelled = True
     labelled.write_index()
-    one, other = candidates.read(results.folder), candidates.read(labelled.folder)
+    one, other = read_population(results.folder), read_population(labelled.folder)
     assert (one.predictions == other.predictions).all()
-    assert (draw.stratify(one) == draw.stratify(other)).all()
+    assert (sampling.stratify(one) == sampling.stratify(other)).all()
 
 
 def write_judged(results, run, image_ids):
@@ -81,7 +81,7 @@ def test_of_the_training_images_those_are_asked_about_that_all_models_judge(resu
     said = {"zero_shot/seed0": results.image_ids[:31], "flyp/seed0": results.image_ids[5:20]}
     for run, ids in said.items():
         write_judged(results, run, ids)
-    found = candidates.read(results.folder, "train")
+    found = read_population(results.folder, "train")
     assert found.image_ids == results.image_ids[5:20]
     assert found.predictions[0].tolist() == [5, 0]
 
@@ -89,20 +89,20 @@ def test_of_the_training_images_those_are_asked_about_that_all_models_judge(resu
 def test_a_method_that_came_later_and_learned_from_images_of_an_audit_is_left_out(results, caplog):
     for run in ("zero_shot/seed0", "flyp/seed0"):
         write_judged(results, run, results.image_ids[:40])
-    begun = Session(results.folder, "train", 40)
-    answer_all(begun, 12, lambda name: 0)
+    begun = AuditSession(results.folder, "train", 40)
+    answer_next(begun, 12, lambda name: 0)
     write_judged(results, "latteclip/seed0", results.image_ids[30:40])
-    again = Session(results.folder, "train", 40)
-    assert [one.method for one in again.audited.candidates] == ["zero_shot", "flyp"]
-    assert len(again.answers.standing()) == 12
+    again = AuditSession(results.folder, "train", 40)
+    assert [one.method for one in again.population.candidates] == ["zero_shot", "flyp"]
+    assert len(again.answers()) == 12
     assert "latteclip" in caplog.text
     write_judged(results, "latteclip/seed0", results.image_ids[:50])
-    assert len(Session(results.folder, "train", 40).audited.candidates) == 3
+    assert len(AuditSession(results.folder, "train", 40).population.candidates) == 3
 
 
 def test_without_a_test_split_all_images_are_asked_about(tmp_path):
     results = made_audit(tmp_path / "made", n_test=0)
-    found = candidates.read(results.folder)
+    found = read_population(results.folder)
     assert found.split == "train" and found.image_ids == results.image_ids
     assert [one.method for one in found.candidates] == ["zero_shot", "flyp", "latteclip"]
 
@@ -111,7 +111,7 @@ def test_without_predictions_it_says_what_to_run(results):
     for run in results.runs:
         Path(run.predictions).unlink()
     with pytest.raises(UserError, match=re.escape(str(results.folder))):
-        Session(results.folder, None, 10)
+        AuditSession(results.folder, None, 10)
 
 
 def test_predictions_of_other_classes_are_refused(results):
@@ -119,14 +119,14 @@ def test_predictions_of_other_classes_are_refused(results):
     run = "flyp/seed0/predictions.parquet"
     shutil.copy(other.folder / run, results.folder / run)
     with pytest.raises(UserError, match=r"predictions\.parquet"):
-        Session(results.folder, None, 10)
+        AuditSession(results.folder, None, 10)
 
 
 def test_a_folder_that_is_none_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="nothing"):
-        Session(tmp_path / "nothing", None, 10)
+        AuditSession(tmp_path / "nothing", None, 10)
     with pytest.raises(UserError, match=r"images\.parquet"):
-        Session(tmp_path, None, 10)
+        AuditSession(tmp_path, None, 10)
 
 
 # --- questions -----------------------------------------------------------------------------------
@@ -134,49 +134,49 @@ def test_a_folder_that_is_none_is_one_sentence(tmp_path):
 
 def test_of_many_classes_those_that_runs_predict_are_offered_in_the_order_of_the_classes():
     predictions = np.stack([np.arange(8), np.arange(8)[::-1], np.full(8, 29)], axis=1)
-    many = audited(predictions, classes=30)
+    many = population(predictions, classes=30)
     for row in range(8):
-        offered = options(many, row)
+        offered = offered_classes(many, row)
         assert len(offered) == OFFERED
         assert {f"class {c}" for c in predictions[row]} <= set(offered)
         assert offered == [name for name in many.classnames if name in offered]
-        assert offered == options(many, row)
+        assert offered == offered_classes(many, row)
 
 
 def test_of_few_classes_all_are_offered():
-    few = audited(np.zeros((9, 3), dtype=int), classes=ALL_OFFERED)
-    assert all(options(few, row) == few.classnames for row in range(9))
+    few = population(np.zeros((9, 3), dtype=int), classes=ALL_OFFERED)
+    assert all(offered_classes(few, row) == few.classnames for row in range(9))
 
 
 def test_a_larger_budget_goes_on(results, label_of):
-    first = Session(results.folder, None, 20)
-    answer_all(first, 20, label_of)
-    assert first.current() is None
-    second = Session(results.folder, None, 30)
-    assert (second.current(), second.answered()) == (20, 20)
+    first = AuditSession(results.folder, None, 20)
+    answer_next(first, 20, label_of)
+    assert first.open_questions(first.answers()) == []
+    second = AuditSession(results.folder, None, 30)
+    assert second.open_questions(second.answers())[0].number == 20
+    assert second.answered(second.answers()) == 20
 
 
 def test_the_budget_ends_with_the_images(results, caplog):
-    assert audit.begin(results.folder, None, 500).total == N_TEST
+    assert app.open_audit(results.folder, None, 500).total == N_TEST
     assert str(N_TEST) in caplog.text
     for budget in (0, 10**9):
         with pytest.raises(UserError, match="--budget"):
-            audit.begin(results.folder, None, budget)
+            app.open_audit(results.folder, None, budget)
 
 
 def test_an_image_that_vanished_is_told_and_can_be_answered(results, session, caplog):
     gone = session.question(0).path
     Path(gone).unlink()
     with caplog.at_level(logging.WARNING):
-        audit.offline(session, str(results.folder / "page.html"))
+        app.write_offline(session, str(results.folder / "page.html"))
     assert gone in caplog.text
-    assert session.answer(0, "unsure", None)
 
 
 def test_offline_needs_a_question_and_pictures_of_some_size(results, session, label_of):
-    answer_all(session, 60, label_of)
+    answer_next(session, 60, label_of)
     with pytest.raises(UserError, match="60"):
-        audit.offline(session, str(results.folder / "page.html"))
+        app.write_offline(session, str(results.folder / "page.html"))
     assert not (results.folder / "page.html").exists()
 
 
@@ -184,9 +184,9 @@ def test_offline_needs_a_question_and_pictures_of_some_size(results, session, la
 
 
 def test_all_images_answered_give_the_accuracies_themselves(results, label_of):
-    session = Session(results.folder, None, N_TEST)
-    answer_all(session, N_TEST, label_of)
-    found = session.score()
+    session = AuditSession(results.folder, None, N_TEST)
+    answer_next(session, N_TEST, label_of)
+    found = session.score(session.answers())
     labels = results.labels[results.n_train :]
     rights = {}
     for run in results.runs:
@@ -202,27 +202,27 @@ def test_all_images_answered_give_the_accuracies_themselves(results, label_of):
 
 
 def test_none_of_these_is_wrong_for_all_and_cannot_tell_counts_for_nobody(session):
-    for number in range(40):
-        session.answer(number, "none" if number % 2 else "unsure", None)
-    found = session.score()
+    answer_next(session, 20, kind="none")
+    answer_next(session, 20, kind="unsure")
+    found = session.score(session.answers())
     assert {one.value for one in found.accuracies} == {0.0}
     assert (found.answered, found.cannot_tell, found.none_of_these) == (40, 20, 20)
 
 
 def test_answers_after_the_first_image_without_one_are_left_out(session, caplog, label_of):
-    answer_all(session, 20, label_of)
-    before = session.score()
+    answer_next(session, 20, label_of)
+    before = session.score(session.answers())
     late = session.question(50).image_id
-    session.answers.add([Answer(late, "none")])
+    answer(session, Answer(late, "none"))
     with caplog.at_level(logging.WARNING):
-        assert session.score() == before
+        assert session.score(session.answers()) == before
     assert len(caplog.records) == 1
 
 
 def test_too_few_answers_say_how_many_it_takes(session, label_of):
-    answer_all(session, score.FEWEST - 1, label_of)
-    with pytest.raises(UserError, match=str(score.FEWEST - 1)):
-        session.score()
+    answer_next(session, score.MIN_ANSWERS - 1, label_of)
+    with pytest.raises(UserError, match=str(score.MIN_ANSWERS - 1)):
+        session.score(session.answers())
 
 
 def audit_of(accuracies, decided, more=117):
@@ -255,17 +255,17 @@ def test_the_next_steps_name_the_command_that_takes_the_best_model(tmp_path):
     (tmp_path / "image_prototypes" / "seed0" / "model").mkdir(parents=True)
     (tmp_path / "model").mkdir()
     command = f"latteclip predict {tmp_path}/image_prototypes/seed0/model photos"
-    assert advice.steps(tmp_path, audit)[0].command == command
+    assert score.next_steps(tmp_path, audit)[0][1] == command
     choice = {"dataset": "made", "method": "recommended", "seed": 0, "reason": "By votes."}
     (tmp_path / "selection.json").write_text(json.dumps(choice))
-    step = advice.steps(tmp_path, audit)[0]
-    assert step.command == command and "recommended" in step.text
+    text, wanted = score.next_steps(tmp_path, audit)[0]
+    assert wanted == command and "recommended" in text
     undecided = replace(
         audit, comparisons=[replace(one, decided=False) for one in audit.comparisons]
     )
-    steps = advice.steps(tmp_path, undecided)
-    assert steps[0].command == f"latteclip predict {tmp_path} photos"
-    assert steps[1].command == f"latteclip audit {tmp_path} --budget 120"
+    steps = score.next_steps(tmp_path, undecided)
+    assert steps[0][1] == f"latteclip predict {tmp_path} photos"
+    assert steps[1][1] == f"latteclip audit {tmp_path} --budget 120"
 
 
 # --- the rule ------------------------------------------------------------------------------------
@@ -280,16 +280,16 @@ def score_again(results, runs=None):
         for run in results.runs
     ]
     score_audit.score_audit(
-        "made", str(folder / "plan.parquet"), str(folder / "answers.jsonl"), runs, str(output)
+        "made", str(folder / "plan.parquet"), str(folder / "answers.json"), runs, str(output)
     )
     return read_audit(str(output))
 
 
-def test_the_rule_says_what_the_command_says_and_scores_a_model_again(results, session, label_of):
-    answer_all(session, 60, label_of)
+def test_the_rule_says_what_the_printed_and_scores_a_model_again(results, session, label_of):
+    answer_next(session, 60, label_of)
     first = score_again(results)
-    command_says = session.score()
-    assert first.sentence == command_says.sentence
+    printed = session.score(session.answers())
+    assert first.sentence == printed.sentence
     assert {one.run for one in first.accuracies} == {(run.method, run.seed) for run in results.runs}
     worst = results.folder / "flyp" / "seed0" / "predictions.parquet"
     shutil.copy(results.folder / first.best.method / "seed0" / "predictions.parquet", worst)
@@ -298,7 +298,7 @@ def test_the_rule_says_what_the_command_says_and_scores_a_model_again(results, s
 
 
 def test_answers_to_other_images_stop_no_run_and_it_says_why(results, session, label_of):
-    answer_all(session, score.FEWEST - 1, label_of)
+    answer_next(session, score.MIN_ANSWERS - 1, label_of)
     found = score_again(results)
     assert (found.accuracies, found.best) == ([], None)
     results.image_ids = [f"new/{name}" for name in results.image_ids]
@@ -312,39 +312,38 @@ def test_answers_to_other_images_stop_no_run_and_it_says_why(results, session, l
 
 
 def test_images_that_were_added_later_leave_the_audit_as_it_is(results, session, label_of):
-    answer_all(session, 30, label_of)
-    before = session.score()
+    answer_next(session, 30, label_of)
+    before = session.score(session.answers())
     plan = results.folder / "audit" / "test" / "plan.parquet"
-    table, described = tables.read(plan, draw.PLAN)
-    keep = np.sort(session.plan.drawn(100))  # as if the other images had come later
+    table, described = tables.read(plan, sampling.PLAN)
+    keep = np.sort(session.plan.order[:100])  # as if the other images had come later
     columns = {name: table[name].take(keep) for name in table.column_names}
-    tables.write(plan, columns, draw.PLAN, described)
-    (results.folder / "audit" / "test" / "answers.jsonl").unlink()
-    fewer = Session(results.folder, None, 60)
-    assert len(fewer.audited.image_ids) == 100
-    answer_all(fewer, 30, label_of)
-    after = fewer.score()
+    tables.write(plan, columns, sampling.PLAN, described)
+    (results.folder / "audit" / "test" / "answers.json").unlink()
+    fewer = AuditSession(results.folder, None, 60)
+    assert len(fewer.population.image_ids) == 100
+    answer_next(fewer, 30, label_of)
+    after = fewer.score(fewer.answers())
     assert [one.run for one in after.accuracies] == [one.run for one in before.accuracies]
 
 
 # --- the process ---------------------------------------------------------------------------------
 
 
-def test_a_second_server_is_refused_and_a_killed_one_holds_nothing(results):
+def test_two_servers_lose_nothing_and_a_killed_one_blocks_nobody(results, session, label_of):
     with Served(results) as served:
-        second = subprocess.run(command(results), capture_output=True, text=True, cwd=ROOT)
-        assert second.returncode == 2
-        assert second.stderr.count("\n") == 1
-        in_use = subprocess.run(
-            command(made_audit(results.folder.parent / "b"), "--port", str(served.port)),
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
+        answers, revision = read_answers(session.path, session.schema)
+        answer_next(session, 5, label_of)  # by the second
+        with pytest.raises(StaleRevisionError):
+            write_answers(session.path, session.schema, answers, revision)
+        port = subprocess.run(
+            command(results, "--port", str(served.port)), capture_output=True, text=True, cwd=ROOT
         )
-        assert (in_use.returncode, str(served.port) in in_use.stderr) == (2, True)
+        assert (port.returncode, str(served.port) in port.stderr) == (2, True)
         served.end(signal.SIGKILL)
     with Served(results) as served:
         assert served.end(signal.SIGINT)[1] == 0
+    assert len(session.answers()) == 5
 
 
 # --- answers judge, and nothing else -------------------------------------------------------------
@@ -366,5 +365,5 @@ def test_no_stage_but_one_reads_answers():
         if "latteclip.evaluate.results" in needed:
             shows.add(command_.__name__)
         words = [(ROOT / one.replace(".", "/")).with_suffix(".py").read_text() for one in needed]
-        assert not [text for text in words if "answers.jsonl" in text or "plan.parquet" in text]
+        assert not [text for text in words if "answers.json" in text or "plan.parquet" in text]
     assert shows - {"select_model"} == {"summarize", "report_dataset", "index_results"}

@@ -1,4 +1,4 @@
-"""Who may ask the audit's server what."""
+"""The requests that the server of the page answers."""
 
 import errno
 import http.client
@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 from support.audits import made_audit
 
-from latteclip.audit.server import MAX_BODY, AuditServer
-from latteclip.audit.session import Session
+from latteclip.audit import answers
+from latteclip.audit.answers import Answer
+from latteclip.audit.app import MAX_BODY, AuditSession, InterviewServer
 from latteclip.core.errors import UserError
 
 
 @pytest.fixture
 def server(tmp_path):
     results = made_audit(tmp_path / "made")
-    with AuditServer(Session(results.folder, None, 20)) as running:
+    with InterviewServer(AuditSession(results.folder, None, 20)) as running:
         thread = threading.Thread(target=running.serve_forever, args=(0.01,))
         thread.start()
         yield running
@@ -26,19 +27,19 @@ def server(tmp_path):
         thread.join()
 
 
-def ask(server, what="state", *, method="GET", body=b"", token=None, **headers):
+def ask(server, what="", *, method="GET", body=b"", token=None, **headers):
     """The status, headers and body of the reply to one request; a header None is left out."""
-    own = f"127.0.0.1:{server.server_port}"
-    said = {"Host": own}
-    if method == "POST":
-        said |= {"Origin": f"http://{own}", "Content-Type": "application/json"}
-        said["Content-Length"] = str(len(body))
-    said |= {name.replace("_", "-"): value for name, value in headers.items()}
-    connection = http.client.HTTPConnection(own, timeout=20)
+    host = f"127.0.0.1:{server.server_port}"
+    sent = {"Host": host}
+    if method == "PUT":
+        sent |= {"Origin": f"http://{host}", "Content-Type": "application/json"}
+        sent["Content-Length"] = str(len(body))
+    sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+    connection = http.client.HTTPConnection(host, timeout=20)
     connection.putrequest(
         method, f"/{server.token if token is None else token}/{what}", skip_host=True
     )
-    for name, value in said.items():
+    for name, value in sent.items():
         if value is not None:
             connection.putheader(name, value)
     connection.endheaders(body)
@@ -48,8 +49,16 @@ def ask(server, what="state", *, method="GET", body=b"", token=None, **headers):
     return found
 
 
-def answer(number=0, said="none", **more):
-    return json.dumps({"number": number, "answer": said, **more}).encode()
+def document(server, n=1, kind="none"):
+    interview = server.interview
+    ids = [interview.question(number).image_id for number in range(n)]
+    return json.dumps(interview.schema.document({one: Answer(one, kind) for one in ids})).encode()
+
+
+def put(server, body=None, revision="", **headers):
+    body = document(server) if body is None else body
+    headers = {"If_Match": f'"{revision}"', **headers}
+    return ask(server, "answers", method="PUT", body=body, **headers)
 
 
 def test_it_listens_on_this_machine_alone(server):
@@ -58,7 +67,7 @@ def test_it_listens_on_this_machine_alone(server):
 
 
 def test_the_page_and_its_pictures_are_served_with_strict_headers(server):
-    for what, kind in (("", "text/html"), ("image/0", "image/webp"), ("state", "application/json")):
+    for what, kind in (("", "text/html"), ("image/0", "image/webp")):
         status, headers, body = ask(server, what)
         assert status == 200
         assert headers["Content-Type"].startswith(kind)
@@ -70,61 +79,59 @@ def test_the_page_and_its_pictures_are_served_with_strict_headers(server):
         assert body
 
 
-def test_an_answer_is_on_the_disk_before_the_next_image_is_shown(server):
-    status, _, body = ask(server, "answer", method="POST", body=answer())
-    assert (status, json.loads(body)["number"]) == (200, 1)
-    lines = server.session.answers.path.read_text().splitlines()
-    assert json.loads(lines[1])["answer"] == "none"
+def test_answers_are_on_the_disk_before_the_next_question_is_sent(server):
+    status, _, body = put(server)
+    state = json.loads(body)
+    assert (status, state["answered"]) == (200, 1)
+    assert state["upcoming"][0]["image"] == server.interview.question(1).image_id
+    assert len(server.interview.answers()) == 1
 
 
-def test_a_full_disk_is_told_and_with_room_the_audit_goes_on(server, monkeypatch):
-    def full(file):
+def test_a_page_that_does_not_know_the_saved_answers_gets_them(server):
+    revision = json.loads(put(server, document(server, 2))[2])["revision"]
+    status, _, body = put(server, document(server, 1))
+    state = json.loads(body)
+    assert (status, state["revision"], len(state["answers"])) == (412, revision, 2)
+    assert put(server, document(server, 3), revision)[0] == 200
+    assert len(server.interview.answers()) == 3
+
+
+def test_a_full_disk_is_reported_and_with_room_the_audit_goes_on(server, monkeypatch):
+    def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        status, _, body = ask(server, "answer", method="POST", body=answer())
+        patch.setattr(answers, "write_json", full)
+        status, _, body = put(server)
     assert status == 507 and json.loads(body)["error"]
-    status, _, body = ask(server, "answer", method="POST", body=answer())
-    assert (status, json.loads(body)["answered"]) == (200, 1)
-    assert len(server.session.answers.path.read_text().splitlines()) == 2
+    assert put(server)[0] == 200
 
 
-@pytest.mark.parametrize("token", ["", "x" * 32])
-def test_without_the_token_there_is_nothing(server, token):
-    assert ask(server, "state", token=token)[0] == 404
-    assert ask(server, "answer", method="POST", body=answer(), token=token)[0] == 404
-    assert not server.session.answers.path.exists()
+FOREIGN = [
+    {"token": ""},
+    {"token": "x" * 32},
+    {"Host": "evil.example"},  # somebody else's name that points here
+    {"Host": None},
+    {"Origin": "http://evil.example"},
+    {"Origin": "null"},
+]
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"Host": "evil.example"},  # a name of somebody else that points here
-        {"Host": None},
-        {"Origin": "http://evil.example"},
-        {"Origin": "null"},
-    ],
-    ids=str,
-)
-def test_other_hosts_and_origins_are_refused(server, headers):
-    assert ask(server, "state", **headers)[0] == 403
-    assert ask(server, "answer", method="POST", body=answer(), **headers)[0] == 403
-    assert not server.session.answers.path.exists()
+@pytest.mark.parametrize("request_", FOREIGN, ids=str)
+def test_without_the_token_or_from_elsewhere_nothing_is_answered(server, request_):
+    assert ask(server, **request_)[0] in (403, 404)
+    assert put(server, **request_)[0] in (403, 404)
+    assert not server.interview.path.exists()
 
 
 def test_a_form_of_another_page_cannot_answer(server):
     for headers in ({"Origin": None}, {"Content_Type": "text/plain"}):
-        status = ask(server, "answer", method="POST", body=answer(), **headers)[0]
-        assert status in (403, 415)
-    assert not server.session.answers.path.exists()
+        assert put(server, **headers)[0] in (403, 415)
+    assert not server.interview.path.exists()
 
 
-OUTSIDE = ("../../../../etc/passwd", "..%2f..%2fetc%2fpasswd", "/etc/passwd")
-
-
-@pytest.mark.parametrize("what", [*OUTSIDE, "-1", "20", "9" * 5000, "../answers.jsonl"])
-def test_only_the_pictures_that_were_drawn_are_served(server, what):
+@pytest.mark.parametrize("what", ["../../../etc/passwd", "-1", "20", "9" * 5000, "../answers.json"])
+def test_only_the_pictures_of_questions_are_served(server, what):
     status, _, body = ask(server, f"image/{what}")
     assert status in (400, 404, 414)
     assert b"root:" not in body
@@ -132,25 +139,20 @@ def test_only_the_pictures_that_were_drawn_are_served(server, what):
 
 def test_a_gigabyte_is_refused_unread(server):
     for length in (str(10**9), str(MAX_BODY + 1), "-1", "x", None):
-        status = ask(server, "answer", method="POST", Content_Length=length)[0]
-        assert status in (411, 413)
-    chunked = {"Transfer_Encoding": "chunked", "Content_Length": None}
-    assert ask(server, "answer", method="POST", **chunked)[0] == 411
+        assert put(server, b"", Content_Length=length)[0] in (411, 413)
+    assert put(server, b"", Transfer_Encoding="chunked", Content_Length=None)[0] == 411
 
 
-@pytest.mark.parametrize(
-    "body",
-    [b"", b"[" * 9000, b"\xff", answer("0"), answer(0, "class", **{"class": {"a": "b"}})],
-)
-def test_what_is_no_answer_is_one_sentence(server, body):
-    status, _, reply = ask(server, "answer", method="POST", body=body)
+@pytest.mark.parametrize("body", [b"", b"[" * 9000, b"\xff", b"[]", b'{"plan": "0"}'])
+def test_a_body_without_answers_is_one_sentence(server, body):
+    status, _, reply = put(server, body)
     assert status == 400
     assert json.loads(reply)["error"]
-    assert not server.session.answers.path.exists()
+    assert not server.interview.path.exists()
 
 
-def test_a_picture_that_vanished_is_one_sentence(server):
-    path = server.session.question(0).path
+def test_a_missing_picture_is_one_sentence(server):
+    path = server.interview.question(0).path
     Path(path).write_bytes(b"")
     status, _, reply = ask(server, "image/0")
     assert (status, path in json.loads(reply)["error"]) == (400, True)
@@ -159,4 +161,4 @@ def test_a_picture_that_vanished_is_one_sentence(server):
 def test_a_port_that_cannot_be_used_is_one_sentence(server):
     for port in (65536, server.server_port):
         with pytest.raises(UserError, match=str(port)):
-            AuditServer(server.session, port)
+            InterviewServer(server.interview, port)

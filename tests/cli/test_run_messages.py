@@ -46,7 +46,7 @@ def test_a_run_ends_with_page_model_and_next_commands(mine, tmp_path):
     assert "latteclip predict results/mine photos" in text
     assert "results/mine/recommended/seed1/checkpoint (2 MB)" in text
     write(results / "audit.json", json.dumps({"sentence": "It is better by 3 points."}))
-    for name in ("plan.parquet", "answers.jsonl"):
+    for name in ("plan.parquet", "answers.json"):
         write(results / "audit" / "train" / name, "")
     text = "\n".join(run_messages.finished(found, [page]))
     assert "It is better by 3 points." in text and "latteclip audit" not in text

@@ -10,8 +10,9 @@ from support.checkout import hear_interrupts
 from support.made_results import Results
 from support.tiny import ROOT
 
-from latteclip.audit.candidates import Audited, Candidate
-from latteclip.audit.session import Session
+from latteclip.audit.answers import Answer, read_answers, write_answers
+from latteclip.audit.app import AuditSession
+from latteclip.audit.sampling import Candidate, Population
 
 
 def made_audit(folder, *, n_test=120, **options):
@@ -22,10 +23,10 @@ def made_audit(folder, *, n_test=120, **options):
     return results
 
 
-def audited(predictions, confidence=None, classes=5):
-    """What candidates say [N, K], of images without files."""
+def population(predictions, confidence=None, classes=5):
+    """A population with these predictions [N, K], of images without files."""
     n, k = np.shape(predictions)
-    return Audited(
+    return Population(
         "made",
         "test",
         [f"class {c}" for c in range(classes)],
@@ -39,12 +40,23 @@ def audited(predictions, confidence=None, classes=5):
     )
 
 
-def answer_all(session: Session, n, label_of):
-    """Answer the next n questions with the class that `label_of` says of the image."""
-    for _ in range(n):
-        number = session.current()
-        name = session.audited.classnames[label_of(session.question(number).image_id)]
-        assert session.answer(number, "class", name)
+def answer(session: AuditSession, *answers: Answer):
+    """Save answers beside those that are saved."""
+    saved, revision = read_answers(session.path, session.schema)
+    saved |= {one.image_id: one for one in answers}
+    write_answers(session.path, session.schema, saved, revision)
+
+
+def answer_next(session: AuditSession, n, label_of=None, kind="class"):
+    """Answer the next n questions; where a class is named, by `label_of(image_id)`."""
+    saved, names = session.answers(), session.population.classnames
+    questions = [session.question(number) for number in range(session.total)]
+    ids = [one.image_id for one in questions if one.image_id not in saved][:n]
+    assert len(ids) == n
+    answer(
+        session,
+        *(Answer(one, kind, names[label_of(one)] if kind == "class" else None) for one in ids),
+    )
 
 
 def command(results, *options):

@@ -3,11 +3,12 @@
 import numpy as np
 import pyarrow as pa
 import torch
+from support.audits import answer_next
 from support.tiny import write_captions, write_pictures
 from support.witnesses import World
 from support.zero_shot_files import ZeroShotFiles
 
-from latteclip.audit.session import Session
+from latteclip.audit.app import AuditSession
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
 from latteclip.evaluate.judged import JUDGED
@@ -69,14 +70,12 @@ class Taken(ZeroShotFiles):
             columns = {"image_id": self.ids, "prediction": labels}
             path = self.folder / method / "seed0" / "judged.parquet"
             tables.write(path, columns, JUDGED, {"classnames": CLASSNAMES})
-        session = Session(self.folder, "train", n)
+        session = AuditSession(self.folder, "train", n)
         label_of = dict(zip(self.ids, self.truth, strict=True))
-        kinds = ["class"] * (n - 2) + ["none", "unsure"]
-        for kind in kinds:
-            number = session.current()
-            name = CLASSNAMES[label_of[session.question(number).image_id]]
-            assert session.answer(number, kind, name if kind == "class" else None)
-        return session.answers.standing()
+        answer_next(session, n - 2, label_of.__getitem__)
+        answer_next(session, 1, kind="none")
+        answer_next(session, 1, kind="unsure")
+        return session.answers()
 
     def zero_shot(self):
         """The best class of each training image by the class texts."""

@@ -167,7 +167,7 @@ def answered(checkout):
     folder = checkout.root / RESULTS / "audit" / "test"
     folder.mkdir(parents=True)
     (folder / "plan.parquet").write_bytes(b"")
-    (folder / "answers.jsonl").write_text('{"plan": "0"}\n')
+    (folder / "answers.json").write_text('{"plan": "0", "answers": []}')
 
 
 NEW_CLIP = {

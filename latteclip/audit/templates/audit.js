@@ -1,61 +1,82 @@
 "use strict";
-const told = JSON.parse(document.getElementById("values").textContent);
+const page = JSON.parse(document.getElementById("values").textContent);
 const at = (id) => document.getElementById(id);
-const LONGEST = 120; // seconds of an answer; who goes for a coffee does not count
+const MAX_SECONDS = 120; // of an answer, for the estimate of the time left
+const MERGES = 5; // of answers that other pages save at the same time
 
-// Questions come from the server, which writes each answer to the disk before it replies.
+// The answers of this page, in their order, as they are exported and saved.
+let answers = [];
+const asDocument = () => ({ plan: page.plan, dataset: page.dataset, version: page.version, answers });
+const isSame = (one, other) => one.image === other.image;
+
+// The server saves all answers before the next question. The revision says which file they go on
+// from: where another page has saved answers since, these are merged.
 const server = {
-  async ask(way, body) {
-    const post = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  async send(way, options) {
     let reply;
     try {
-      reply = await fetch(way, body === undefined ? {} : post);
+      reply = await fetch(way, options);
     } catch {
-      throw new Error("The server does not reply. All answers so far are kept: start it again with the same command, and open the address that it says.");
+      throw new Error("The server does not reply. All earlier answers are kept: start it again with the same command, and open the address that it prints.");
     }
     const values = await reply.json();
     if (values.error) throw new Error(values.error);
-    return values;
+    return [reply.status, values];
   },
-  state() { return this.ask("state"); },
-  answer(number, answer) { return this.ask("answer", { number, ...answer }); },
-  undo() { return this.ask("undo", {}); },
-  result() { return this.ask("result"); },
+  load() {
+    answers = page.state.answers;
+    return page.state;
+  },
+  async save(changed, added) {
+    const before = answers;
+    answers = changed;
+    for (let time = 0; time < MERGES; time += 1) {
+      let status, values;
+      try {
+        [status, values] = await this.send("answers", {
+          method: "PUT",
+          headers: { "Content-Type": "application/json", "If-Match": `"${state.revision}"` },
+          body: JSON.stringify(asDocument()),
+        });
+      } catch (error) {
+        answers = before;
+        throw error;
+      }
+      if (status !== 412) return values;
+      state.revision = values.revision;
+      answers = values.answers;
+      if (!added || answers.some((one) => isSame(one, added))) return values;
+      answers = [...answers, added];
+    }
+    throw new Error("Another page saves answers all the time; close it.");
+  },
+  async result() { return (await this.send("result"))[1]; },
 };
 
-// Or they are in this page, and answers in the browser's memory until they are exported.
-const own = {
-  place: `latteclip-audit-${told.plan}`,
-  answers: [],
+// Without a server, questions are in this page, and answers in the browser's memory.
+const offline = {
+  place: `latteclip-audit-${page.plan}`,
   load() {
     try {
-      const kept = JSON.parse(localStorage.getItem(this.place)) || [];
-      const asked = told.questions.map((one) => one.image);
-      if (kept.every((one, n) => one.image === asked[n])) this.answers = kept;
-    } catch { /* a browser that keeps nothing for files: the answers live as long as the page */ }
+      const saved = JSON.parse(localStorage.getItem(this.place)) || [];
+      answers = saved.filter((one) => page.questions.some((question) => isSame(question, one)));
+    } catch { /* a browser that saves nothing for files: the answers live as long as the page */ }
+    return this.state();
   },
-  keep() {
+  state() {
+    const upcoming = page.questions.filter((question) => !answers.some((one) => isSame(question, one)));
+    return { answered: answers.length, total: page.questions.length, upcoming, status: "" };
+  },
+  async save(changed) {
+    answers = changed;
     try {
-      localStorage.setItem(this.place, JSON.stringify(this.answers));
+      localStorage.setItem(this.place, JSON.stringify(answers));
     } catch { /* as above */ }
     return this.state();
   },
-  async state() {
-    const number = this.answers.length;
-    const total = told.questions.length;
-    return { number: number < total ? number : null, answered: number, total, ...told.questions[number] };
-  },
-  async answer(number, answer) {
-    if (number === this.answers.length) this.answers.push({ image: told.questions[number].image, ...answer });
-    return this.keep();
-  },
-  async undo() {
-    this.answers.pop();
-    return this.keep();
-  },
 };
 
-const source = told.offline ? own : server;
+const source = page.offline ? offline : server;
 const pace = [];
 let state = null;
 let since = 0;
@@ -90,11 +111,12 @@ function choice(key, name, act) {
 
 function ask() {
   const picture = at("picture");
-  const address = told.offline ? state.picture : `image/${state.number}`;
+  const question = state.upcoming[0];
+  const address = question.picture;
   at("lost").hidden = Boolean(address);
   picture.hidden = !address;
   if (address) picture.src = address;
-  at("options").replaceChildren(...state.options.map((name, n) => {
+  at("options").replaceChildren(...question.options.map((name, n) => {
     const item = document.createElement("li");
     item.append(choice(n + 1, name, () => give({ answer: "class", class: name })));
     return item;
@@ -104,31 +126,32 @@ function ask() {
     at("search").blur(); // the keys choose again
   }
   since = performance.now();
-  if (!told.offline && state.number + 1 < state.total) new Image().src = `image/${state.number + 1}`;
+  if (!page.offline && state.upcoming[1]) new Image().src = state.upcoming[1].picture;
 }
 
 function show(next) {
   state = next;
-  const over = state.number === null;
+  const over = state.upcoming.length === 0;
   at("progress").max = state.total;
   at("progress").value = state.answered;
   at("count").textContent = `${state.answered} of ${state.total}${over ? "" : remaining()}`;
   at("asking").hidden = over;
   at("hint").hidden = over;
   at("done").hidden = !over;
-  at("undo").disabled = state.answered === 0;
-  at("export").hidden = !told.offline || state.answered === 0;
-  at("finish").hidden = told.offline || over || state.answered === 0;
-  at("reveal").hidden = told.offline || over || state.answered === 0;
+  at("status").textContent = state.status;
+  at("undo").disabled = answers.length === 0;
+  at("export").hidden = answers.length === 0;
+  at("finish").hidden = page.offline || over || state.answered === 0;
+  at("reveal").hidden = page.offline || over || state.answered === 0;
   hideResult();
   if (!over) ask();
-  else if (told.offline) {
+  else if (page.offline) {
     at("advice").textContent = "Export the answers. This command takes them and says which model is best:";
-    at("steps").replaceChildren(element("pre", told.take));
-  } else tell(source.result());
+    at("steps").replaceChildren(element("pre", page.take));
+  } else showResult(source.result());
 }
 
-// One thing at a time: a second press while an answer is on its way is none.
+// A key press while an answer is being saved counts for nothing.
 async function once(act) {
   if (busy) return;
   busy = true;
@@ -144,16 +167,18 @@ async function once(act) {
 }
 
 function give(answer) {
-  if (state === null || state.number === null) return;
+  if (state === null || state.upcoming.length === 0) return;
   once(async () => {
-    const next = await source.answer(state.number, answer);
-    pace.push(Math.min(LONGEST, (performance.now() - since) / 1000));
+    const { image, phase } = state.upcoming[0];
+    const added = phase ? { image, ...answer, phase } : { image, ...answer };
+    const next = await source.save([...answers, added], added);
+    pace.push(Math.min(MAX_SECONDS, (performance.now() - since) / 1000));
     return next;
   });
 }
 
 function undo() {
-  once(() => source.undo());
+  if (answers.length) once(() => source.save(answers.slice(0, -1)));
 }
 
 function cells(row, kind, texts) {
@@ -167,18 +192,18 @@ function cells(row, kind, texts) {
 }
 
 function element(name, text) {
-  const made = document.createElement(name);
-  made.textContent = text;
-  if (name === "pre") made.tabIndex = 0; // it may scroll
-  return made;
+  const node = document.createElement(name);
+  node.textContent = text;
+  if (name === "pre") node.tabIndex = 0; // it may scroll
+  return node;
 }
 
 function table(head, rows) {
-  const made = document.createElement("table");
-  cells(made.createTHead().insertRow(), "th", head);
-  const body = made.createTBody();
+  const node = document.createElement("table");
+  cells(node.createTHead().insertRow(), "th", head);
+  const body = node.createTBody();
   for (const row of rows) cells(body.insertRow(), "td", row);
-  return made;
+  return node;
 }
 
 function trouble(error) {
@@ -186,7 +211,7 @@ function trouble(error) {
   at("trouble").hidden = false;
 }
 
-async function tell(wanted) {
+async function showResult(wanted) {
   let result;
   try {
     result = await wanted;
@@ -195,12 +220,9 @@ async function tell(wanted) {
     return;
   }
   at("verdict").textContent = result.sentence;
-  at("advice").textContent = "All answers are on the disk. End the server with Ctrl-C, and close this page.";
+  at("advice").textContent = "All answers are saved. End the server with Ctrl-C, and close this page.";
   at("steps").replaceChildren(...result.steps.flatMap(([text, command]) => [element("p", text), ...(command ? [element("pre", command)] : [])]));
-  at("figures").replaceChildren(
-    table(["model", "right, %", "95 % interval"], result.accuracies),
-    table(["difference", "points", "95 % interval", ""], result.comparisons),
-  );
+  at("figures").replaceChildren(...result.tables.map(([head, rows]) => table(head, rows)));
   at("figures").hidden = false;
 }
 
@@ -214,15 +236,14 @@ at("reveal").addEventListener("click", () => {
   if (!at("figures").hidden) return hideResult();
   at("reveal").setAttribute("aria-expanded", "true");
   at("reveal").textContent = "Hide the result";
-  return tell(source.result());
+  return showResult(source.result());
 });
 at("finish").addEventListener("click", () => {
   at("done").hidden = false;
-  tell(source.result());
+  showResult(source.result());
 });
 at("export").addEventListener("click", () => {
-  const { plan, dataset, version } = told;
-  const text = JSON.stringify({ plan, dataset, version, answers: own.answers }, null, 1);
+  const text = JSON.stringify(asDocument(), null, 1);
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
   link.download = "answers.json";
@@ -266,5 +287,4 @@ addEventListener("keydown", (event) => {
   }
 });
 
-if (told.offline) own.load();
-once(() => source.state());
+once(async () => source.load());

@@ -2,20 +2,20 @@ import re
 
 import numpy as np
 import pytest
-from support.audits import audited
+from support.audits import population
 
-from latteclip.audit import draw
+from latteclip.audit import sampling
 from latteclip.core.errors import UserError
 
 SURE, NOT_SURE, OTHERS, PAIR = range(4)
 N = 400
 
 
-def random_audited(n=N, k=3, seed=0):
+def random_population(n=N, k=3, seed=0):
     rng = np.random.default_rng(seed)
     first = rng.integers(0, 5, n)
     said = [first] + [np.where(rng.random(n) < 0.6, first, (first + j) % 5) for j in range(1, k)]
-    return audited(np.stack(said, axis=1), confidence=rng.random(n))
+    return population(np.stack(said, axis=1), confidence=rng.random(n))
 
 
 def test_strata_say_who_disagrees_and_how_sure_clip_is():
@@ -25,38 +25,38 @@ def test_strata_say_who_disagrees_and_how_sure_clip_is():
     said[3 * n :, 2] = 1
     confidence = np.r_[np.full(n, 0.9), np.full(n, 0.2), np.full(2 * n, 0.5)]
     expected = np.repeat([SURE, NOT_SURE, OTHERS, PAIR], n)
-    assert (draw.stratify(audited(said, confidence)) == expected).all()
+    assert (sampling.stratify(population(said, confidence)) == expected).all()
 
 
 def test_a_stratum_of_few_images_is_joined_with_the_next():
     said = np.zeros((100, 2), dtype=int)
     said[6:, 1] = 1
-    assert (draw.stratify(audited(said)) == PAIR).all()
+    assert (sampling.stratify(population(said)) == PAIR).all()
 
 
 def test_all_agreeing_leaves_two_strata():
-    assert set(draw.stratify(audited(np.zeros((N, 3), dtype=int)))) == {SURE, NOT_SURE}
+    assert set(sampling.stratify(population(np.zeros((N, 3), dtype=int)))) == {SURE, NOT_SURE}
 
 
 @pytest.mark.parametrize("n", [50, 250])
 def test_every_beginning_has_each_stratum_at_its_rate(n):
-    strata = draw.stratify(random_audited())
-    order = np.argsort(draw.turns(strata, np.random.default_rng(1)))
+    strata = sampling.stratify(random_population())
+    order = np.argsort(sampling.sampling_order(strata, np.random.default_rng(1)))
     drawn = np.bincount(strata[order[:n]], minlength=4)
     sizes = np.bincount(strata, minlength=4)
-    expected = sizes * draw.RATES / (sizes @ draw.RATES) * n
+    expected = sizes * sampling.RATES / (sizes @ sampling.RATES) * n
     free = drawn < sizes
     assert (np.abs(drawn - expected) <= 1.01)[free].all() or (drawn == sizes).any()
 
 
 def test_images_of_a_stratum_are_drawn_with_one_probability():
     """Of many drawings, how often each image is among the first n."""
-    strata = draw.stratify(random_audited(n=60))
+    strata = sampling.stratify(random_population(n=60))
     rng = np.random.default_rng(0)
     n, drawings = 20, 4000
     often = np.zeros(60)
     for _ in range(drawings):
-        often += draw.turns(strata, rng) < n
+        often += sampling.sampling_order(strata, rng) < n
     for h in np.unique(strata):
         shares = often[strata == h] / drawings
         error = np.sqrt(shares.mean() * (1 - shares.mean()) / drawings)
@@ -65,20 +65,22 @@ def test_images_of_a_stratum_are_drawn_with_one_probability():
 
 def test_a_plan_is_drawn_once_and_kept_whatever_candidates_say_later(tmp_path):
     path = tmp_path / "audit" / "plan.parquet"
-    first = draw.read_or_draw(path, random_audited())
-    later = draw.read_or_draw(path, random_audited(k=5, seed=1))
+    first = sampling.read_or_draw(path, random_population())
+    later = sampling.read_or_draw(path, random_population(k=5, seed=1))
     assert (later.order == first.order).all()
     assert later.digest == first.digest
     assert sorted(first.order) == list(range(N))
 
 
 def test_the_same_images_get_the_same_plan(tmp_path):
-    plans = [draw.read_or_draw(tmp_path / name, random_audited()) for name in ("one", "other")]
+    plans = [
+        sampling.read_or_draw(tmp_path / name, random_population()) for name in ("one", "other")
+    ]
     assert plans[0].digest == plans[1].digest
 
 
 def test_a_plan_of_other_images_is_refused(tmp_path):
-    draw.read_or_draw(tmp_path / "plan.parquet", random_audited())
-    for other in (random_audited(n=N - 1), audited(np.zeros((N, 3), dtype=int), classes=6)):
+    sampling.read_or_draw(tmp_path / "plan.parquet", random_population())
+    for other in (random_population(n=N - 1), population(np.zeros((N, 3), dtype=int), classes=6)):
         with pytest.raises(UserError, match=re.escape(str(tmp_path))):
-            draw.read_or_draw(tmp_path / "plan.parquet", other)
+            sampling.read_or_draw(tmp_path / "plan.parquet", other)
