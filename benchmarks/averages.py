@@ -22,7 +22,7 @@ from latteclip.clip.finetuned import load
 from latteclip.core import tables
 from latteclip.core.holdout import Fold, left_out
 from latteclip.labels.fusion import fuse
-from latteclip.labels.witnesses import Images, LabelVotes
+from latteclip.labels.label_sources import CalibratedFeatures, label_votes
 
 SHARES = (1.0, 0.75, 0.5, 0.25)  # of the tuned weights
 State = dict[str, torch.Tensor]
@@ -63,8 +63,8 @@ def main() -> None:
     is_test = pc.equal(images["split"], "test")
     test, train = images.filter(is_test), images.filter(pc.invert(is_test))
     fused = tables.lookup_column(
-        str(args.results / "caption_labels.parquet"),
-        tables.CAPTION_LABELS,
+        str(args.results / "fused_labels.parquet"),
+        tables.FUSED_LABELS,
         "image_id",
         "fused_label",
         train["image_id"],
@@ -89,8 +89,8 @@ def main() -> None:
         features = encoded(state, test["path"].to_pylist())[slice(None)]
         texts = class_embeddings(clip, template, names)
         scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
-        seen = Images.of(encoded(state, train["path"].to_pylist()), texts, scale)
-        remade = seen.classifier(fuse(seen, LabelVotes(labels, len(names))).weights, scale)
+        seen = CalibratedFeatures.of(encoded(state, train["path"].to_pylist()), texts, scale)
+        remade = seen.classifier(fuse(seen, label_votes(labels, len(names))).weights, scale)
         heads = (Classifier.of(texts), remade)
         return tuple(  # type: ignore[return-value]
             100 * (head.scores(features).argmax(1) == truth).double().mean().item()

@@ -31,7 +31,7 @@ from latteclip.evaluate.select_model import (
     choose,
     read_judge,
 )
-from latteclip.labels import calibrate_zero_shot, label_by_captions
+from latteclip.labels import calibrate_zero_shot, fuse_labels
 from latteclip.train import finetune
 from latteclip.train.data import TrainingFiles
 from latteclip.train.settings import Compute, Finetune, FinetuneSettings
@@ -107,17 +107,15 @@ def _label(results: Path, folder: Path) -> None:
     images, pseudo_labels = (str(folder / name) for name in ("images.parquet", PSEUDO_LABELS))
     embeddings = str(results / "class_embeddings.safetensors")
     _, described = load_classifier(embeddings)
-    files = label_by_captions.CaptionLabelFiles(
+    files = fuse_labels.FusionFiles(
         images, pseudo_labels, embeddings, str(results / "captions" / "images.parquet")
     )
-    settings = label_by_captions.CaptionLabelSettings(
+    settings = fuse_labels.FusionSettings(
         described["model"], described["pretrained"], batch_size=64
     )
-    names = ("caption_labels.parquet", "image_prototypes.safetensors", "votes.parquet")
+    names = ("fused_labels.parquet", "image_prototypes.safetensors", "votes.parquet")
     labels, prototypes, votes = (str(folder / name) for name in names)
-    label_by_captions.label_by_captions(
-        files, settings, labels, prototypes, votes, device="cpu", threads=1
-    )
+    fuse_labels.fuse_labels(files, settings, labels, prototypes, votes, device="cpu", threads=1)
     heads = [str(folder / name) for name in ("calibrated.safetensors", "unused.safetensors")]
     calibrate_zero_shot.calibrate_zero_shot(images, pseudo_labels, embeddings, *heads)
     run, outputs, judged = _run(folder, "zero_shot", 0)
@@ -171,7 +169,7 @@ def _tune(args: argparse.Namespace, folder: Path, name: str, seed: int) -> None:
     images, pseudo_labels = (str(folder / name) for name in ("images.parquet", PSEUDO_LABELS))
     model, history = str(place / "model"), str(place / "history.parquet")
     finetune.finetune(
-        TrainingFiles(images, pseudo_labels, caption_labels=str(folder / "caption_labels.parquet")),
+        TrainingFiles(images, pseudo_labels, fused_labels=str(folder / "fused_labels.parquet")),
         settings,
         finetune.TrainingOutputs(model, history, str(place / "checkpoint")),
         seed=seed,

@@ -25,7 +25,12 @@ from latteclip.core import devices, tables
 from latteclip.labels.class_scores import read_class_scores
 from latteclip.labels.features import read_features
 from latteclip.labels.fusion import fuse, prototypes_by_zero_shot
-from latteclip.labels.witnesses import CaptionVotes, Images, ScoreVotes, Votes
+from latteclip.labels.label_sources import (
+    CalibratedFeatures,
+    Votes,
+    caption_votes,
+    class_score_votes,
+)
 
 Scored = tuple[float | None, float | None]  # right labels, right predictions, percent
 
@@ -44,16 +49,16 @@ class Data:
     classes: torch.Tensor  # [C, D]
     scale: float
 
-    def images(self) -> Images:
+    def images(self) -> CalibratedFeatures:
         """Of the training images."""
-        return Images.of(self.features.clone(), self.classes, self.scale)
+        return CalibratedFeatures.of(self.features.clone(), self.classes, self.scale)
 
     def caption_votes(self) -> Votes:
         """Of the captions."""
         n = len(self.texts)
         rows = torch.where(self.texts.any(dim=1), torch.arange(n), n)
         texts = torch.cat([self.texts, self.texts.new_zeros(1, self.texts.shape[1])])
-        return CaptionVotes.of(texts, rows, self.classes, self.scale)
+        return caption_votes(texts, rows, self.classes, self.scale)
 
     def taken(self, rows: torch.Tensor) -> "Data":
         """Some of the training images."""
@@ -194,14 +199,14 @@ def captions_alone(data: Data) -> Scored:
 
 
 def fused(data: Data) -> Scored:
-    """All witnesses, captions vote."""
+    """Zero-shot scores, image prototypes and votes of captions."""
     return _fused(data, data.caption_votes())
 
 
 def _score_votes(data: Data) -> Votes:
     assert data.options is not None
     assert data.scores is not None
-    return ScoreVotes.of(data.options, data.scores, len(data.classes))
+    return class_score_votes(data.options, data.scores, len(data.classes))
 
 
 def lmm_alone(data: Data) -> Scored:
@@ -210,7 +215,7 @@ def lmm_alone(data: Data) -> Scored:
 
 
 def lmm_fused(data: Data) -> Scored:
-    """All witnesses, class scores vote."""
+    """The same with class scores as votes."""
     return _fused(data, _score_votes(data))
 
 

@@ -163,8 +163,8 @@ def stages() -> list[Stage]:
             *MEMORY,
         ),
         Stage(
-            "label_by_captions",
-            (Step("label_by_captions: votes fused", "votes fused"),),
+            "fuse_labels",
+            (Step("fuse_labels: votes fused", "votes fused"),),
             "time, N x C x D",
             "a GPU; fewer classes",
             disk=2 * FEATURE,

@@ -75,11 +75,11 @@ def main() -> None:
         settings = from_values(
             FinetuneSettings, stage_params.find_learning_rate(configuration, dataset, METHOD)
         )
-        [labels] = stage_params.caption_labels_of_method(configuration, dataset, METHOD)
+        [labels] = stage_params.fused_labels_of_method(configuration, dataset, METHOD)
         files = data.TrainingFiles(
             str(folder / "images.parquet"),
             str(folder / "pseudo_labels.parquet"),
-            caption_labels=labels,
+            fused_labels=labels,
         )
         print(f"{dataset}: range test {range_test(files, settings, args.threads):.1e}")
 

@@ -481,7 +481,7 @@ def fuse_labels(place: Place) -> Work:
     from latteclip.clip.feature_memmap import FeatureRows
     from latteclip.core import tables
     from latteclip.labels import fusion
-    from latteclip.labels.witnesses import CaptionVotes, Images
+    from latteclip.labels.label_sources import CalibratedFeatures, caption_votes
 
     index, _ = tables.read_unlabelled(place.file("images.parquet"), training=True)
     n, n_classes = len(index), place.n_classes
@@ -496,9 +496,9 @@ def fuse_labels(place: Place) -> Work:
     for start in range(0, n, 2**14):
         rows = slice(start, min(start + 2**14, n))
         texts[rows] = _features(centres, named[rows], 1.0, draw)[:]
-    images = Images.of(_features(centres, classes, 3.0, draw), embeddings, 100.0)
-    votes = CaptionVotes.of(texts, torch.arange(n), embeddings, 100.0)
-    return lambda: _done(fusion.fuse(images, votes).trust.corroboration.found)
+    images = CalibratedFeatures.of(_features(centres, classes, 3.0, draw), embeddings, 100.0)
+    votes = caption_votes(texts, torch.arange(n), embeddings, 100.0)
+    return lambda: _done(fusion.fuse(images, votes).parameters.test.significant)
 
 
 def _done(found: bool) -> None:
@@ -658,11 +658,11 @@ def export_labels(place: Place) -> Work:
 
     table, names = tables.read_unlabelled(place.file("images.parquet"), training=True)
     n, folder = len(table), Path(place.file("."))
-    columns = {field.name: pa.nulls(n, field.type) for field in tables.CAPTION_LABELS}
+    columns = {field.name: pa.nulls(n, field.type) for field in tables.FUSED_LABELS}
     labels = np.arange(n) % len(names)
     columns |= {"image_id": table["image_id"], "calibrated_label": labels, "fused_label": labels}
     columns |= {"fused_confidence": np.full(n, 0.5, np.float32)}
-    tables.write(folder / "caption_labels.parquet", columns, tables.CAPTION_LABELS)
+    tables.write(folder / "fused_labels.parquet", columns, tables.FUSED_LABELS)
     features = tables.read_pieces(
         folder / "pseudo_labels.parquet", tables.PSEUDO_LABELS, ["image_features"], 1
     )
@@ -705,7 +705,7 @@ STEPS = [
     Step(find_answers, "N kept answers, sorted: opened, those of a shard of 64 found"),
     Step(gather_captions, "gather_captions of 64 shards"),
     Step(summarize_captions, "summarize_captions, images and groups"),
-    Step(fuse_labels, "label_by_captions: votes fused"),
+    Step(fuse_labels, "fuse_labels: votes fused"),
     Step(read_training_data, "fine-tuning: inputs read, one epoch's batches"),
     Step(tokenize_texts, "fine-tuning: captions tokenised"),
     Step(finetune, f"fine-tuning: {TRAINED} steps, stopped and resumed once"),

@@ -298,7 +298,7 @@ def next_steps(folder: Path, audit: Audit) -> list[tuple[str, str]]:
         f"decide, and shows them in {folder / 'report.html'}."
     )
     found.append((text, ""))
-    if (folder / "caption_labels.parquet").is_file():
+    if (folder / "fused_labels.parquet").is_file():
         command = f"latteclip labels export {quoted} --format csv --output labels.csv"
         found.append(("To export the labels of the training images:", command))
     return found

@@ -27,7 +27,7 @@ GROWS = {
     **dict.fromkeys(("index_images", "find_duplicates", "pseudo_label_images"), IMAGES),
     **dict.fromkeys(("score_unknown", "propagate_labels", "evaluate"), IMAGES),
     **dict.fromkeys(("evaluate_classifier", "evaluate_zero_shot"), IMAGES),
-    **dict.fromkeys(("caption_images", "score_classes", "label_by_captions"), TRAINING),
+    **dict.fromkeys(("caption_images", "score_classes", "fuse_labels"), TRAINING),
     "calibrate_zero_shot": TRAINING,
     "caption_groups": GROUPS,
     **dict.fromkeys(("finetune", "find_learning_rate"), STEPS),
@@ -35,7 +35,7 @@ GROWS = {
 # A job that does nothing but load CLIP and write it, and the jobs that load it as well.
 LOADS_ONLY = "assemble_model"
 LOADS_CLIP = (
-    *("pseudo_label_images", "label_by_captions", "find_learning_rate", "finetune"),
+    *("pseudo_label_images", "fuse_labels", "find_learning_rate", "finetune"),
     *("evaluate", "propagate_labels"),
 )
 ASKED = re.compile(r"^Asked (\d+) requests about (\d+) rows in ([\d.]+) s", re.MULTILINE)

@@ -145,7 +145,7 @@ def finished(configuration: Configuration, outputs: Collection[str]) -> list[str
         page = f"results/{dataset}/report{configuration.suffix}.html"
         if page in outputs:
             lines += _results(configuration, dataset, page)
-        elif f"results/{dataset}/caption_labels.parquet" in outputs:
+        elif f"results/{dataset}/fused_labels.parquet" in outputs:
             lines += _labels(dataset)
     index = f"results/{stage_params.overview(configuration)}"
     if len(configuration.datasets) > 1 and index in outputs:
@@ -172,7 +172,7 @@ def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[
 
 
 def _labels(dataset: str) -> Iterator[str]:
-    yield f"{dataset}: the labels are in results/{dataset}/caption_labels.parquet."
+    yield f"{dataset}: the labels are in results/{dataset}/fused_labels.parquet."
     yield f"Next, to look at them: latteclip labels show results/{dataset}"
     yield (
         f"Next, to use them: latteclip labels export results/{dataset} --format imagefolder "

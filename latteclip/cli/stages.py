@@ -140,19 +140,19 @@ def summarize_captions(args: argparse.Namespace) -> None:
     stage.summarize_captions(args.captions, args.images, args.output)
 
 
-def label_by_captions(args: argparse.Namespace) -> None:
+def fuse_labels(args: argparse.Namespace) -> None:
     """Label training images by all that is known of them."""
-    from latteclip.labels import label_by_captions as caption_labels
+    from latteclip.labels import fuse_labels as stage
 
-    caption_labels.label_by_captions(
-        caption_labels.CaptionLabelFiles(
+    stage.fuse_labels(
+        stage.FusionFiles(
             args.images,
             args.pseudo_labels,
             args.class_embeddings,
             args.image_captions,
             args.class_scores,
         ),
-        from_json(caption_labels.CaptionLabelSettings, args.settings),
+        from_json(stage.FusionSettings, args.settings),
         args.output,
         args.prototypes,
         args.votes,
@@ -206,7 +206,7 @@ def find_learning_rate(args: argparse.Namespace) -> None:
             args.pseudo_labels,
             args.image_captions,
             args.group_captions,
-            args.caption_labels,
+            args.fused_labels,
             args.calibrated,
             args.image_prototypes,
         ),
@@ -241,7 +241,7 @@ def finetune(args: argparse.Namespace) -> None:
             args.pseudo_labels,
             args.image_captions,
             args.group_captions,
-            args.caption_labels,
+            args.fused_labels,
             args.calibrated,
             args.image_prototypes,
             args.learning_rate,
@@ -430,7 +430,7 @@ COMMANDS: dict[Command, list[str]] = {
     gather_captions: ["shards...", "images", "output"],
     summarize_captions: ["captions...", "images", "output"],
     calibrate_zero_shot: ["images", "pseudo-labels", "class-embeddings", "output", "prototypes"],
-    label_by_captions: [
+    fuse_labels: [
         "images",
         "pseudo-labels",
         "class-embeddings",
@@ -458,7 +458,7 @@ COMMANDS: dict[Command, list[str]] = {
         "pseudo-labels",
         "image-captions?",
         "group-captions?",
-        "caption-labels?",
+        "fused-labels?",
         "calibrated?",
         "image-prototypes?",
         "settings",
@@ -472,7 +472,7 @@ COMMANDS: dict[Command, list[str]] = {
         "pseudo-labels",
         "image-captions?",
         "group-captions?",
-        "caption-labels?",
+        "fused-labels?",
         "calibrated?",
         "image-prototypes?",
         "learning-rate?",

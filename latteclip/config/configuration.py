@@ -30,7 +30,7 @@ UNTRAINED = ("zero_shot", "label_propagation", *HEADS)
 # Objectives among whose models none is chosen: that reads labels, or has no classifier.
 NO_CANDIDATES = ("flyp_supervised", "label_propagation")
 AVERAGED = ("flyp", "flyp_supervised")  # whose classifier is made of texts alone
-# Pseudo-labels that label_by_captions makes.
+# Pseudo-labels that fuse_labels makes.
 BY_CAPTIONS = ("caption", "lmm", "fused")
 # Switches of LatteCLIP of which at least one is on.
 ALTERNATIVES = (
@@ -247,8 +247,8 @@ class Configuration:
             return None
         return str(values.get("pseudo_labels", "zero_shot"))
 
-    def reads_caption_labels(self, method: str, dataset: str) -> bool:
-        """Whether the method rests on what label_by_captions makes."""
+    def reads_fused_labels(self, method: str, dataset: str) -> bool:
+        """Whether the method rests on what fuse_labels makes."""
         return self.pseudo_labels(method, dataset) in BY_CAPTIONS
 
     def scores_classes(self, dataset: str) -> bool:
@@ -275,7 +275,7 @@ class Configuration:
 
     def needs_captions(self, method: str, kind: str, dataset: str) -> bool:
         """Whether the method, or its labels, need the descriptions of a kind."""
-        vote = self.reads_caption_labels(method, dataset) and not self.scores_classes(dataset)
+        vote = self.reads_fused_labels(method, dataset) and not self.scores_classes(dataset)
         return self.reads_captions(method, kind, dataset) or (kind == "image" and vote)
 
     def sharded(self) -> list[str]:

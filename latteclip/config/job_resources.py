@@ -49,7 +49,7 @@ RESOURCES = {
     "score_unknown": LABELLING,
     "gather_captions": TABLES,
     "summarize_captions": TABLES,
-    "label_by_captions": StageResources(16_000, 16_000, 20, 200),
+    "fuse_labels": StageResources(16_000, 16_000, 20, 200),
     "find_learning_rate": StageResources(12_000, 8_000, 20, 200),
     "finetune": StageResources(12_000, 8_000, 20, 200),  # beside `training_memory`
     "average_weights": StageResources(16_000, 0, 10, 1_000),

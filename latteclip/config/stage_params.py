@@ -41,7 +41,7 @@ DESCRIBED = ("title", "licence", "citation", "source", "class_synonyms")
 CAPTIONING = ("caption_images", "caption_groups", "score_classes")
 OF_DATASET = (
     *("index_images", "find_duplicates", "pseudo_label_images", "calibrate_zero_shot", *CAPTIONING),
-    *("label_by_captions", "score_unknown", "select_model"),
+    *("fuse_labels", "score_unknown", "select_model"),
 )
 OF_RUN = (
     *("finetune", "average_weights", "propagate_labels", "evaluate", "evaluate_classifier"),
@@ -180,7 +180,7 @@ def pseudo_label_images(configuration: Configuration, dataset: str) -> Settings:
     }
 
 
-def label_by_captions(configuration: Configuration, dataset: str) -> Settings:
+def fuse_labels(configuration: Configuration, dataset: str) -> Settings:
     """Return the CLIP model that encodes the captions, and the batch size."""
     return {
         **configuration.section("clip", dataset),
@@ -188,10 +188,10 @@ def label_by_captions(configuration: Configuration, dataset: str) -> Settings:
     }
 
 
-def caption_labels_of_method(configuration: Configuration, dataset: str, method: str) -> Paths:
+def fused_labels_of_method(configuration: Configuration, dataset: str, method: str) -> Paths:
     """Return the labels by captions if the method trains on them."""
-    reads = configuration.reads_caption_labels(method, dataset)
-    return [f"results/{dataset}/caption_labels.parquet"] if reads else []
+    reads = configuration.reads_fused_labels(method, dataset)
+    return [f"results/{dataset}/fused_labels.parquet"] if reads else []
 
 
 def calibrated_of_method(configuration: Configuration, dataset: str, method: str) -> Paths:
@@ -317,7 +317,7 @@ def votes_if_any(configuration: Configuration, dataset: str) -> Paths:
 
 def votes_of_classifier(configuration: Configuration, dataset: str, method: str) -> Paths:
     """Return the votes of which the classifier of a method without training is made."""
-    reads = configuration.reads_caption_labels(method, dataset)
+    reads = configuration.reads_fused_labels(method, dataset)
     return [_votes(dataset)] if reads else []
 
 
@@ -383,7 +383,7 @@ def labels(configuration: Configuration) -> Paths:
 
     Captions or class scores are made for them, whether or not a method of the run reads them.
     """
-    names = ("caption_labels.parquet", "unknown.parquet", f"{LABELS_METHOD}/seed0/model")
+    names = ("fused_labels.parquet", "unknown.parquet", f"{LABELS_METHOD}/seed0/model")
     return [f"results/{dataset}/{name}" for dataset in configuration.datasets for name in names]
 
 
@@ -586,7 +586,7 @@ def _class_words(configuration: Configuration, dataset: str) -> Settings:
 
 def _image_prototypes(configuration: Configuration, dataset: str, method: str) -> str:
     """Return the image prototypes, by captions if the method reads labels by captions."""
-    fused = configuration.reads_caption_labels(method, dataset)
+    fused = configuration.reads_fused_labels(method, dataset)
     name = "image_prototypes" if fused else "image_prototypes_by_zero_shot"
     return CLASSIFIERS.format(dataset=dataset, name=name)
 

@@ -71,7 +71,7 @@ CAPTIONS = pa.schema(
         ("digest", pa.string()),  # of the request, see latteclip.captions.requests
     ]
 )
-CAPTION_LABELS = pa.schema(
+FUSED_LABELS = pa.schema(
     [
         ("image_id", pa.string()),  # of a training image
         ("calibrated_label", pa.int32()),  # zero-shot, class means off

@@ -87,13 +87,13 @@ def read(folder: str | Path) -> TakenLabels:
         UserError: there are no labels yet, or a file is missing or of other images.
     """
     folder = Path(folder)
-    path = folder / "caption_labels.parquet"
+    path = folder / "fused_labels.parquet"
     if not path.is_file():
         raise UserError(
             f"{path} does not exist: the labels are not made yet; run "
             f"snakemake -j4 labels --config dataset={folder.absolute().name}."
         )
-    labels, described = tables.read(path, tables.CAPTION_LABELS)
+    labels, described = tables.read(path, tables.FUSED_LABELS)
     ids = labels["image_id"]
     index = folder / "images.parquet"
     classnames, is_whole = _of_index(index, ids)

@@ -1,8 +1,8 @@
 """Classifiers from zero-shot scores and image features alone: ours, beyond the paper.
 
-A CLIP that is far from home names some classes too often and others hardly ever. Each class's mean
-score over the unlabelled training images is what it gets whatever the image shows; taken off, it
-becomes the bias of a classifier that is learned on the training split and applied to any image.
+Outside its training domain CLIP predicts some classes too often and others hardly ever. Each
+class's mean score over the unlabelled training images is what it gets whatever the image
+shows. Subtracted, it is the bias of a classifier that applies to any image.
 """
 
 import logging
@@ -12,7 +12,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.labels.features import read_features
 from latteclip.labels.fusion import prototypes_by_zero_shot
-from latteclip.labels.witnesses import Images
+from latteclip.labels.label_sources import CalibratedFeatures
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +24,13 @@ def calibrate_zero_shot(
     output: str,
     prototypes_output: str,
 ) -> None:
-    """Write two classifiers: the calibrated class texts, and image prototypes made by them.
+    """Write two classifiers: the calibrated class texts, and image prototypes by their labels.
 
-    Both are described as the class embeddings are. Labels are not read.
+    Both have the description of the class embeddings. Labels are not read.
 
     Raises:
-        UserError: an input lacks an image or does not belong to the others, or there is none.
+        UserError: an input lacks an image or does not belong to the others, or there is no training
+            image.
     """
     table, classnames = tables.read_unlabelled(images_path, training=True)
     if len(table) == 0:
@@ -37,15 +38,15 @@ def calibrate_zero_shot(
     classes, described = load_classifier(class_embeddings_path, classnames=classnames)
     scale = described["logit_scale"]
     features = read_features(pseudo_labels_path, table["image_id"])
-    images = Images.of(features, classes.weights, scale)
+    images = CalibratedFeatures.of(features, classes.weights, scale)
     calibrated = Classifier.of(classes.weights, -(classes.weights.double() @ images.mean))
     save_classifier(output, calibrated, described)
     weights = prototypes_by_zero_shot(images)
     save_classifier(prototypes_output, images.classifier(weights, scale), described)
     spread = scale * calibrated.bias.std().item() if len(classnames) > 1 else 0.0
     log.info(
-        "Class means of %d images are off %d classes: biases of %.2f logits (standard deviation).",
-        len(table),
+        "Calibrated %d classes on %d images: the biases have a standard deviation of %.2f logits.",
         len(classnames),
+        len(table),
         spread,
     )

@@ -12,21 +12,14 @@ from latteclip.clip.feature_memmap import FeatureRows
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 
-ROWS = 2**14  # of the table that are held at once
-
-
-def feature_column(rows: torch.Tensor) -> pa.ListArray:
-    """[N, D] as a Parquet column of lists."""
-    n, width = rows.shape
-    offsets = pa.array(range(0, n * width + 1, width), pa.int32())
-    return pa.ListArray.from_arrays(offsets, pa.array(rows.reshape(-1).numpy()))
+ROWS = 2**14  # of the table in memory at once
 
 
 def read_features(path: str, image_ids: pa.ChunkedArray) -> FeatureRows:
-    """Features [N, D] of images in a PSEUDO_LABELS table, in the order of `image_ids`.
+    """Return features [N, D] of images in a PSEUDO_LABELS table, in the order of `image_ids`.
 
     Raises:
-        UserError: the table lacks one of them.
+        UserError: the table lacks an image.
     """
     table, _ = tables.read(path, tables.PSEUDO_LABELS, ["image_id"])
     rows = pc.index_in(image_ids, table["image_id"])
@@ -43,7 +36,7 @@ def read_features(path: str, image_ids: pa.ChunkedArray) -> FeatureRows:
         if not start:
             features = FeatureRows(len(rows), values.shape[1])
         first, last = np.searchsorted(rows, (start, start + len(values)))
-        found = torch.from_numpy(values[rows[first:last] - start])
-        features[torch.from_numpy(order[first:last])] = found
+        part = torch.from_numpy(values[rows[first:last] - start])
+        features[torch.from_numpy(order[first:last])] = part
         start += len(values)
     return features

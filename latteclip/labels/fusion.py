@@ -1,28 +1,28 @@
 """Votes, zero-shot scores and image prototypes that predict one another: ours, beyond the paper.
 
-A caption (or a multimodal model that is asked) votes for the class of its image. How far votes can
-be trusted is learned from how well they are predicted by two witnesses that never saw them:
-calibrated zero-shot scores z, and cosines s with one prototype of images per class, each image's
-own part left out. Without any label, in ROUNDS rounds:
+A caption (or a multimodal model that is asked) votes for the class of its image. How reliable the
+votes are is estimated from how well two predictors that never saw them predict them: calibrated
+zero-shot scores z, and cosines s_m with one prototype per class of the image features of each model
+m, without the image's own part. CLIP is the first model. Without any label, in ROUNDS rounds:
 
-    q(c | image)    = softmax_c(a z_c + b s_c)
+    q(c | image)    = softmax_c(a z_c + sum_m b_m s_mc)
     P(vote k | c)   = theta_ck, near u [k = c] + (1 - u) r_k
     fused(c)       ~= q(c | image)^(1 - u^4) * sum_k v_k theta_ck * exp(w t_c)
 
-a, b and u maximise the likelihood of the votes v, r is their mean; theta [C, C], who is taken for
-whom, follows by expectation-maximisation (Dawid and Skene 1979) under a Dirichlet prior; t are
-cosines of the caption with prototypes of captions, and w is as far as they agree with q. The next
-round's prototypes are means under `fused`.
+a, b and u maximise the likelihood of the votes v, and r is the mean vote. The confusion matrix
+theta [C, C] follows by expectation-maximisation (Dawid and Skene 1979) under a Dirichlet prior. t
+are cosines of the caption with prototypes of captions, and w is as large as they agree with q. The
+prototypes of the next round are means under `fused`.
 
-u is the share of the votes that q predicts. Where it is large, votes and q make the same mistakes,
-and multiplied with each other as if they did not, they would be sure of those: hence the exponent,
-whose form is a guess that two development sets bear out. Where votes agree with the others no
-better than if they were dealt out at random (`corroboration`), they say nothing, and the labels are
-those of z.
+u is the share of the votes that q explains. Where u is large, votes and q make the same mistakes,
+and their product would be too sure of these mistakes. Hence the exponent, whose form is a guess
+that two development sets support. Where votes agree with the predictors no better than permuted
+votes do (`corroborate`), the votes carry no information, and the labels are those of z.
 
-Computed in float64, some rows at a time; learned on a sample where there are many images.
+Computed in float64, some rows at a time. Parameters are learned on a sample of many images.
 
-Letters: N training images, n some of them, C classes, D embedding width, K classes kept.
+Letters: N training images, n some of them, C classes, D embedding width, K classes kept, M image
+models.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,25 +32,34 @@ from typing import Self
 import torch
 
 from latteclip.clip.classifier import best_classes
-from latteclip.labels.corroboration import Corroboration, corroborate
-from latteclip.labels.witnesses import (
-    Images,
+from latteclip.labels.label_sources import (
+    CalibratedFeatures,
+    CentredFeatures,
     Rows,
     Votes,
-    ZeroShotVotes,
     parts,
+    zero_shot_votes,
 )
 
 ROUNDS = 8
-STEPS = 3  # of expectation-maximisation in each round
-INDEPENDENCE = 4  # power of u that is taken off: found on the demo and on photographs of DTD
+EM_STEPS = 3  # in each round
+INDEPENDENCE = 4  # exponent of u: found on the demo and on photographs of DTD
 PRIOR = 5.0  # votes of each class as a, b and u predict them, times 1 / u^2
 SHARPNESS = 5.0  # of cosines: it brings them to the size of log-probabilities
-RIDGE = 1e-4  # on the weights: a witness that is constant gets none
-SAMPLE = 2**23  # entries of a table of images and classes that theta is learned from, at most
-FEW = 2**21  # the same for what is a few numbers: a, b, u, w
+RIDGE = 1e-4  # on the weights: a constant predictor gets none
+SAMPLE = 2**23  # entries of a table of images and classes from which theta is learned, at most
+SMALL_SAMPLE = 2**21  # the same for a, b, u and w, which are a few numbers
 KEPT = 16  # classes of an image that have a share in the prototypes
 TINY = 1e-9
+
+# Of the permutation test.
+N_PERMUTATIONS = 999  # so that the smallest p-value is 0.001
+MAX_IMAGES, MIN_IMAGES = 4096, 1024  # in the test, where there are as many
+MAX_PRODUCTS = 2**28  # of images, D and C: it decides between the two
+SEED = 0
+
+
+# --- posterior -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -58,29 +67,28 @@ class Posterior:
     """Probabilities of classes: of each image the KEPT largest, which sum to 1."""
 
     classes: torch.Tensor  # [N, K] int32
-    shares: torch.Tensor  # [N, K] float32; of an image of which nothing is known yet 0
+    shares: torch.Tensor  # [N, K] float32; 0 for an image of which nothing is known yet
     n_classes: int
 
     @classmethod
-    def empty(cls, n: int, n_classes: int) -> Self:
-        """Of n images, to be filled by `put`."""
+    def of(cls, table: Callable[[slice], torch.Tensor], n: int, n_classes: int) -> Self:
+        """Keep the largest probabilities of n images, of which `table` returns some rows [n, C]."""
         k = min(KEPT, n_classes)
-        return cls(torch.zeros(n, k, dtype=torch.int32), torch.zeros(n, k), n_classes)
-
-    def put(self, rows: slice, table: torch.Tensor) -> None:
-        """Keep probabilities [n, C], or rows of zeros."""
-        classes, shares = best_classes(table, self.classes.shape[1])
-        self.classes[rows] = classes.int()
-        self.shares[rows] = (shares / shares.sum(dim=1, keepdim=True).clamp(min=TINY)).float()
+        kept = cls(torch.zeros(n, k, dtype=torch.int32), torch.zeros(n, k), n_classes)
+        for rows in parts(n):
+            classes, shares = best_classes(table(rows), k)
+            kept.classes[rows] = classes.int()
+            kept.shares[rows] = (shares / shares.sum(dim=1, keepdim=True).clamp(min=TINY)).float()
+        return kept
 
     def table(self, rows: Rows) -> torch.Tensor:
-        """[n, C] float64."""
+        """Return probabilities [n, C] float64."""
         shares = self.shares[rows].double()
         table = shares.new_zeros(len(shares), self.n_classes)
         return table.scatter_(1, self.classes[rows].long(), shares)
 
     def sums(self, rows: slice, x: torch.Tensor) -> torch.Tensor:
-        """Sums [C, D] of x [n, D] float64 by the shares of these rows in the classes."""
+        """Return sums [C, D] of x [n, D] float64 by the shares of these rows in the classes."""
         classes, shares = self.classes[rows].long(), self.shares[rows].double()
         owners = torch.arange(len(x))[:, None].expand_as(classes)
         table = torch.sparse_coo_tensor(
@@ -92,121 +100,226 @@ class Posterior:
         return table @ x
 
 
-@dataclass(frozen=True)
-class Trust:
-    """What was learned of the witnesses."""
+# --- permutation test ----------------------------------------------------------------------------
 
-    corroboration: Corroboration
-    confusion: torch.Tensor  # [C, C] theta; without votes that are found to tell, no rows
-    zero_shot: float = 1.0  # a
-    images: float = 0.0  # b
-    texts: float = 0.0  # w
-    rate: float = 0.0  # u
+
+@dataclass(frozen=True)
+class PermutationTest:
+    """How far votes agree with the images, in standard deviations over permutations."""
+
+    images: float  # with similarities of CLIP's image features
+    zero_shot: float  # with the zero-shot scores
+    p_value: float  # of the sum of all statistics
+    others: tuple[float, ...] = ()  # with similarities of other models' image features
 
     @property
-    def independent(self) -> float:
-        """1 - u^4, what q counts beside the votes."""
-        return 1 - self.rate**INDEPENDENCE
+    def significant(self) -> bool:
+        """Whether no permutation agreed as well."""
+        return self.p_value <= 1 / (N_PERMUTATIONS + 1)
+
+
+def corroborate(
+    images: CalibratedFeatures,
+    votes: Votes,
+    sample: torch.Tensor,
+    others: Sequence[CentredFeatures] = (),
+) -> PermutationTest:
+    """Test without labels whether votes carry information about their images.
+
+    The statistics are standardised over the permutations and summed:
+
+    - for each image model, sum_{i != j} <x_i, x_j> <v_i, v_j>, the Hilbert-Schmidt independence
+      criterion with linear kernels (Gretton et al. 2005), x features and v votes about their means;
+    - sum_i <z_i, v_i>, z zero-shot probabilities.
+
+    Args:
+        sample: [n] indices of images with votes, of which a part may be enough.
+        others: features of other image models.
+    """
+    if len(sample) == 0:
+        return PermutationTest(0.0, 0.0, 1.0, (0.0,) * len(others))
+    sample = sample[:: -(-len(sample) // _test_size(images, others))]
+    features = [model.centred[sample].double() for model in (images, *others)]
+    norms = [x.square().sum(dim=1) for x in features]
+    zero_shot, permuted = images.zero_shot(sample).exp(), votes.permuted(sample)
+
+    def statistics(order: torch.Tensor) -> list[float]:
+        cast = permuted(order)
+        cast = cast - cast.mean(dim=0)
+        own = cast.square().sum(dim=1)
+        found = [
+            ((x.T @ cast).square().sum() - norm @ own).item()
+            for x, norm in zip(features, norms, strict=True)
+        ]
+        return [found[0], (zero_shot * cast).sum().item(), *found[1:]]
+
+    draw = torch.Generator().manual_seed(SEED)
+    orders = [torch.randperm(len(sample), generator=draw) for _ in range(N_PERMUTATIONS)]
+    table = torch.tensor(
+        [statistics(order) for order in (torch.arange(len(sample)), *orders)], dtype=torch.float64
+    )  # [1 + N_PERMUTATIONS, 1 + M]
+    spread = table[1:].std(dim=0)
+    standard = (table - table[1:].mean(dim=0)) / torch.where(spread > 0, spread, torch.inf)
+    together = standard.sum(dim=1)
+    as_large = int((together[1:] >= together[0]).sum())
+    by_images, by_scores, *by_others = standard[0].tolist()
+    p_value = (1 + as_large) / (1 + N_PERMUTATIONS)
+    return PermutationTest(by_images, by_scores, p_value, tuple(by_others))
+
+
+def _test_size(images: CalibratedFeatures, others: Sequence[CentredFeatures]) -> int:
+    """Return how many images are tested."""
+    width = sum(len(model.mean) for model in (images, *others))
+    return min(MAX_IMAGES, max(MIN_IMAGES, MAX_PRODUCTS // (len(images.texts) * width)))
+
+
+# --- model of the labels -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FusionParameters:
+    """What was learned of predictors and votes."""
+
+    test: PermutationTest
+    confusion: torch.Tensor  # [C, C] theta; no rows without votes that carry information
+    zero_shot: float = 1.0  # a
+    images: tuple[float, ...] = (0.0,)  # b, of CLIP and of each other model
+    texts: float = 0.0  # w
+    explained_share: float = 0.0  # u
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """Return [1 + M] a and b."""
+        return torch.tensor([self.zero_shot, *self.images], dtype=torch.float64)
+
+    @property
+    def independence(self) -> float:
+        """Return 1 - u^4, the exponent of q beside a vote."""
+        return 1 - self.explained_share**INDEPENDENCE
 
     def classes(self, votes: torch.Tensor) -> torch.Tensor:
         """Return the probabilities of classes [n, C] by votes [n, C] alone.
 
         A class that votes name too often gains less by a vote.
         """
-        return told(votes, self.confusion).softmax(dim=1) if len(self.confusion) else votes
+        if not len(self.confusion):
+            return votes
+        return vote_log_likelihood(votes, self.confusion).softmax(dim=1)
 
 
 @dataclass(frozen=True)
 class Fusion:
     """Fused labels and how they came about."""
 
-    trust: Trust
+    parameters: FusionParameters
     labels: torch.Tensor  # [N] the likeliest class
     confidence: torch.Tensor  # [N] float32, its probability
-    said: dict[str, torch.Tensor]  # [N] the class that "zero_shot" and "images" alone are for
-    head: torch.Tensor  # [N] that of both by the weights below, without the image's own part
+    individual_labels: dict[str, torch.Tensor]  # [N] by "zero_shot" and by CLIP's "images" alone
+    head: torch.Tensor  # [N] the class by `weights`, without the image's own part
     weights: torch.Tensor  # [C, D] float64: a z + b s, as logits of centred features
-    gains: dict[str, float]  # log-likelihood of the votes over their mean, by who predicts them
+    gains: dict[str, float]  # log-likelihood of the votes over their mean, by predictors
 
 
-class Witnesses:
-    """All that is known of the images, with the prototypes of one posterior."""
+class LabelModelState:
+    """Features, votes, and the prototypes of one posterior."""
 
-    def __init__(self, images: Images, votes: Votes, posterior: Posterior) -> None:
+    def __init__(
+        self,
+        images: CalibratedFeatures,
+        votes: Votes,
+        posterior: Posterior,
+        others: Sequence[CentredFeatures] = (),
+    ) -> None:
         self.images, self.votes, self.posterior = images, votes, posterior
-        self.prototypes = torch.zeros_like(images.texts)  # [C, D]
+        self.models: tuple[CentredFeatures, ...] = (images, *others)
+        n_classes = len(images.texts)
+        self.prototypes = [images.texts.new_zeros(n_classes, len(m.mean)) for m in self.models]
         self.text_prototypes = torch.zeros_like(images.texts)
         for rows in parts(len(images.centred)):
-            self.prototypes += posterior.sums(rows, images.centred[rows].double())
-            texts = votes.features(rows)
-            if texts is not None:
-                self.text_prototypes += posterior.sums(rows, texts)
+            for model, prototypes in zip(self.models, self.prototypes, strict=True):
+                prototypes += posterior.sums(rows, model.centred[rows].double())
+            if votes.text_features is not None:
+                self.text_prototypes += posterior.sums(rows, votes.text_features(rows))
 
     def predictors(self, rows: Rows) -> list[torch.Tensor]:
-        """Z and s, [n, C] each: what predicts the votes."""
-        x, table = self.images.centred[rows].double(), self.posterior.table(rows)
-        scores = own_part_left_out(x, table, self.prototypes)
-        return [self.images.zero_shot(rows), SHARPNESS * scores]
+        """Return z and s of each model, [n, C] each: the predictors of the votes."""
+        table = self.posterior.table(rows)
+        scores = [
+            SHARPNESS * own_part_left_out(model.centred[rows].double(), table, prototypes)
+            for model, prototypes in zip(self.models, self.prototypes, strict=True)
+        ]
+        return [self.images.zero_shot(rows), *scores]
 
     def text_scores(self, rows: Rows) -> torch.Tensor | None:
-        """T [n, C], 0 where there is no caption; None where there is none at all."""
-        texts = self.votes.features(rows)
-        if texts is None:
+        """Return t [n, C], 0 for an image without caption; None where no image has one."""
+        if self.votes.text_features is None:
             return None
-        scores = own_part_left_out(texts, self.posterior.table(rows), self.text_prototypes)
-        found: torch.Tensor = SHARPNESS * scores * self.votes.has[rows, None]
-        return found
+        texts, table = self.votes.text_features(rows), self.posterior.table(rows)
+        scores = own_part_left_out(texts, table, self.text_prototypes)
+        return SHARPNESS * scores * self.votes.has[rows, None]
 
-    def head(self) -> torch.Tensor:
-        """The image scores s as logits [C, D] of centred features without a part in them."""
-        lengths = self.prototypes.norm(dim=1, keepdim=True).clamp(min=TINY)
-        found: torch.Tensor = SHARPNESS * self.prototypes / lengths
-        return found
+    def head(self, number: int = 0) -> torch.Tensor:
+        """Return the scores s of a model as logits [C, D] of centred features of new images."""
+        prototypes = self.prototypes[number]
+        lengths = prototypes.norm(dim=1, keepdim=True).clamp(min=TINY)
+        logits: torch.Tensor = SHARPNESS * prototypes / lengths
+        return logits
 
-    def learn(self, sample: torch.Tensor, votes: torch.Tensor, before: Trust) -> Trust:
-        """The likeliest weights on a sample of n images with votes [n, C].
+    def learn(
+        self, sample: torch.Tensor, votes: torch.Tensor, before: FusionParameters
+    ) -> FusionParameters:
+        """Return the likeliest parameters on a sample of n images with votes [n, C].
 
         Args:
-            before: what the round before learned; of the first, rows are missing in its confusion.
+            before: the parameters of the round before.
         """
         predictors, overall = self.predictors(sample), votes.mean(dim=0)
-        few = _spaced(torch.arange(len(sample)), len(overall), FEW)
-        some, cast = [table[few] for table in predictors], votes[few]
-        weights, rate = fit_mixture(some, cast, overall)
-        base = rate * torch.eye(len(overall), dtype=torch.float64) + (1 - rate) * overall
+        small = _spaced(torch.arange(len(sample)), len(overall), SMALL_SAMPLE)
+        some, cast = [table[small] for table in predictors], votes[small]
+        weights, share = fit_mixture(some, cast, overall)
+        base = share * torch.eye(len(overall), dtype=torch.float64) + (1 - share) * overall
         confusion = before.confusion if len(before.confusion) else base
-        for _ in range(STEPS):
+        for _ in range(EM_STEPS):
             predicted = pool(predictors, weights).softmax(dim=1)
             # Expected counts of votes by class, [C, C].
             counts = confusion * (predicted.T @ (votes / (predicted @ confusion).clamp(min=TINY)))
-            confusion = counts + PRIOR / max(rate, TINY) ** 2 * base
+            confusion = counts + PRIOR / max(share, TINY) ** 2 * base
             confusion = confusion / confusion.sum(dim=1, keepdim=True)
             weights = fit_weights(some, cast, confusion, weights)
-        texts, scores = 0.0, self.text_scores(sample[few])
+        texts, scores = 0.0, self.text_scores(sample[small])
         if scores is not None:
             predicted = pool(some, weights).softmax(dim=1)
-            both = [told(cast, confusion), scores]
+            both = [vote_log_likelihood(cast, confusion), scores]
             texts = fit_weights(both, predicted)[1].item()
-        zero_shot, images = weights.tolist()
-        return Trust(before.corroboration, confusion, zero_shot, images, texts, rate)
+        zero_shot, *images = weights.tolist()
+        return FusionParameters(before.test, confusion, zero_shot, tuple(images), texts, share)
 
-    def log_posterior(self, rows: Rows, trust: Trust) -> torch.Tensor:
-        """[n, C]: log fused(c), normalised."""
+    def log_posterior(self, rows: Rows, parameters: FusionParameters) -> torch.Tensor:
+        """Return log fused(c) [n, C], normalised."""
         has = self.votes.has[rows, None]
-        weights = torch.tensor([trust.zero_shot, trust.images], dtype=torch.float64)
-        scores = pool(self.predictors(rows), weights)
-        scores = torch.where(has, trust.independent * scores, scores)
-        scores = scores + told(self.votes.probabilities(rows), trust.confusion) * has
-        texts = self.text_scores(rows) if trust.texts else None
+        scores = pool(self.predictors(rows), parameters.weights)
+        scores = torch.where(has, parameters.independence * scores, scores)
+        votes = self.votes.probabilities(rows)
+        scores = scores + vote_log_likelihood(votes, parameters.confusion) * has
+        texts = self.text_scores(rows) if parameters.texts else None
         if texts is not None:
-            scores = scores + trust.texts * texts
+            scores = scores + parameters.texts * texts
         return scores.log_softmax(dim=1)
+
+    def updated(self, parameters: FusionParameters) -> "LabelModelState":
+        """Return the state with the prototypes that the posterior under parameters gives."""
+        posterior = Posterior.of(
+            lambda rows: self.log_posterior(rows, parameters).exp(),
+            len(self.images.centred),
+            len(self.images.texts),
+        )
+        return LabelModelState(self.images, self.votes, posterior, self.models[1:])
 
 
 def own_part_left_out(
     x: torch.Tensor, table: torch.Tensor, prototypes: torch.Tensor
 ) -> torch.Tensor:
-    """Products [n, C] of rows with L2-normalised prototypes, each without the row's own part.
+    """Return products [n, C] of rows with L2-normalised prototypes, each without the row's part.
 
     Args:
         x: [n, D].
@@ -218,99 +331,105 @@ def own_part_left_out(
     return (products - table * own) / squares.clamp(min=1e-6).sqrt()
 
 
-def fuse(images: Images, votes: Votes) -> Fusion:
-    """Fuse what zero-shot scores, image prototypes and votes say of N images.
+def fuse(
+    images: CalibratedFeatures, votes: Votes, others: Sequence[CentredFeatures] = ()
+) -> Fusion:
+    """Label N images by zero-shot scores, image prototypes and votes.
 
     Args:
-        images: the N images.
-        votes: for them.
+        images: CLIP's features of the images.
+        votes: for the images.
+        others: features of the images by other models.
     """
     n, n_classes = len(images.centred), len(images.texts)
     sample = _spaced(votes.has.nonzero()[:, 0], n_classes, SAMPLE)
     cast = votes.probabilities(sample)  # [n, C]
-    found = corroborate(images, votes, sample)
-    posterior = Posterior.empty(n, n_classes)
-    for rows in parts(n):
-        posterior.put(rows, votes.probabilities(rows))
-    witnesses = Witnesses(images, votes, posterior)
-    trust = Trust(found, cast.new_empty(0, n_classes))
-    if not found.found:
-        return _calibrated(witnesses, trust)
+    test = corroborate(images, votes, sample, others)
+    weights = (0.0,) * (1 + len(others))
+    parameters = FusionParameters(test, cast.new_empty(0, n_classes), images=weights)
+    if not test.significant:
+        return _calibrated(images, parameters)
+    posterior = Posterior.of(votes.probabilities, n, n_classes)
+    state = LabelModelState(images, votes, posterior, others)
     for _ in range(ROUNDS):
-        trust = witnesses.learn(sample, cast, trust)
-        posterior = Posterior.empty(n, n_classes)
-        for rows in parts(n):
-            posterior.put(rows, witnesses.log_posterior(rows, trust).exp())
-        last, witnesses = witnesses, Witnesses(images, votes, posterior)
-    few = _spaced(sample, n_classes, FEW)
-    gained = gains(last.predictors(few), votes.probabilities(few))
-    return _fused(last, witnesses, trust, gained)
+        parameters = state.learn(sample, cast, parameters)
+        last, state = state, state.updated(parameters)
+    small = _spaced(sample, n_classes, SMALL_SAMPLE)
+    gained = gains(last.predictors(small), votes.probabilities(small))
+    return _fused(last, state, parameters, gained)
 
 
-def prototypes_by_zero_shot(images: Images) -> torch.Tensor:
-    """The head z + (1 - u^4) b s, logits [C, D] of centred features, without any vote.
+def prototypes_by_zero_shot(images: CalibratedFeatures) -> torch.Tensor:
+    """Return the head z + (1 - u^4) b s, logits [C, D] of centred features, without any vote.
 
     Zero-shot scores vote in the place of captions, and image prototypes alone predict them.
     """
-    votes = ZeroShotVotes(images)
-    posterior = Posterior.empty(len(images.centred), len(images.texts))
-    for rows in parts(len(images.centred)):
-        posterior.put(rows, votes.probabilities(rows))
-    witnesses = Witnesses(images, votes, posterior)
-    sample = _spaced(torch.arange(len(images.centred)), len(images.texts), FEW)
+    n, n_classes = len(images.centred), len(images.texts)
+    votes = zero_shot_votes(images)
+    state = LabelModelState(images, votes, Posterior.of(votes.probabilities, n, n_classes))
+    sample = _spaced(torch.arange(n), n_classes, SMALL_SAMPLE)
     cast = votes.probabilities(sample)
-    weights, rate = fit_mixture(witnesses.predictors(sample)[1:], cast, cast.mean(dim=0))
-    return images.texts + (1 - rate**INDEPENDENCE) * weights * witnesses.head()
+    weights, share = fit_mixture(state.predictors(sample)[1:], cast, cast.mean(dim=0))
+    return images.texts + (1 - share**INDEPENDENCE) * weights * state.head()
 
 
 def _spaced(rows: torch.Tensor, n_classes: int, entries: int) -> torch.Tensor:
-    """Some of these images, evenly spaced, whose table of classes has about so many entries."""
+    """Return evenly spaced rows, whose table of classes has about so many entries."""
     return rows[:: -(-max(1, len(rows)) * n_classes // entries)]
 
 
-def _calibrated(witnesses: Witnesses, trust: Trust) -> Fusion:
-    """What is left where the votes tell nothing: calibrated zero-shot scores."""
-    n = len(witnesses.images.centred)
+def _calibrated(images: CalibratedFeatures, parameters: FusionParameters) -> Fusion:
+    """Return calibrated zero-shot labels, where the votes carry no information."""
+    n = len(images.centred)
     labels, confidence = torch.empty(n, dtype=torch.long), torch.empty(n)
     for rows in parts(n):
-        best = witnesses.images.zero_shot(rows).exp().max(dim=1)
+        best = images.zero_shot(rows).exp().max(dim=1)
         labels[rows], confidence[rows] = best.indices, best.values.float()
-    said = {"zero_shot": labels}
-    return Fusion(trust, labels, confidence, said, labels, witnesses.images.texts, {})
+    return Fusion(
+        parameters, labels, confidence, {"zero_shot": labels}, labels, images.texts, gains={}
+    )
 
 
-def _fused(last: Witnesses, after: Witnesses, trust: Trust, gained: dict[str, float]) -> Fusion:
-    """The labels of the last round, and the head with the prototypes that they make."""
+def _fused(
+    last: LabelModelState,
+    after: LabelModelState,
+    parameters: FusionParameters,
+    gained: dict[str, float],
+) -> Fusion:
+    """Return the labels of the last round, and the head by the prototypes of these labels."""
     n = len(last.images.centred)
     labels, zero_shot, images, head = (torch.empty(n, dtype=torch.long) for _ in range(4))
-    both = torch.tensor([trust.zero_shot, trust.images], dtype=torch.float64)
     confidence = torch.empty(n)
+    weights = parameters.weights[:2]
     for rows in parts(n):
-        best = last.log_posterior(rows, trust).exp().max(dim=1)
+        best = last.log_posterior(rows, parameters).exp().max(dim=1)
         labels[rows], confidence[rows] = best.indices, best.values.float()
-        zero_shot[rows], images[rows] = (table.argmax(1) for table in last.predictors(rows))
-        head[rows] = pool(after.predictors(rows), both).argmax(1)
-    said = {"zero_shot": zero_shot, "images": images}
-    weights = trust.zero_shot * last.images.texts + trust.images * after.head()
-    return Fusion(trust, labels, confidence, said, head, weights, gained)
+        zero_shot[rows], images[rows] = (t.argmax(dim=1) for t in last.predictors(rows)[:2])
+        head[rows] = pool(after.predictors(rows)[:2], weights).argmax(dim=1)
+    individual = {"zero_shot": zero_shot, "images": images}
+    logits = weights[0] * last.images.texts + weights[1] * after.head()
+    return Fusion(parameters, labels, confidence, individual, head, logits, gained)
+
+
+# --- fits ----------------------------------------------------------------------------------------
 
 
 def pool(tables: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
-    """Weighted sum of tables [n, C]."""
+    """Return the weighted sum of tables [n, C]."""
     first, *others = (weight * table for weight, table in zip(weights, tables, strict=True))
     pooled: torch.Tensor = sum(others, first)
     return pooled
 
 
-def told(votes: torch.Tensor, confusion: torch.Tensor) -> torch.Tensor:
-    """[n, C]: log sum_k v_k theta_ck, what votes [n, C] tell of each class."""
+def vote_log_likelihood(votes: torch.Tensor, confusion: torch.Tensor) -> torch.Tensor:
+    """Return log sum_k v_k theta_ck [n, C], the log-likelihood of votes [n, C] by class."""
     return (votes @ confusion.T + TINY).log()
 
 
 def fit_mixture(
     predictors: Sequence[torch.Tensor], votes: torch.Tensor, overall: torch.Tensor
 ) -> tuple[torch.Tensor, float]:
-    """The weights and the rate u with which u softmax(pool) + (1 - u) r is likeliest.
+    """Return the weights and the share u with which u softmax(pool) + (1 - u) r is likeliest.
 
     Args:
         predictors: tables [n, C].
@@ -319,8 +438,8 @@ def fit_mixture(
     """
 
     def loss(free: torch.Tensor) -> torch.Tensor:
-        rate = free[-1].sigmoid()
-        mixed = rate * pool(predictors, free[:-1]).softmax(dim=1) + (1 - rate) * overall
+        share = free[-1].sigmoid()
+        mixed = share * pool(predictors, free[:-1]).softmax(dim=1) + (1 - share) * overall
         return _cross_entropy(votes, mixed) + RIDGE * free[:-1].square().sum()
 
     free = _minimise(loss, torch.zeros(len(predictors) + 1, dtype=torch.float64), len(predictors))
@@ -333,7 +452,7 @@ def fit_weights(
     confusion: torch.Tensor | None = None,
     start: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The weights with which softmax(pool), seen through a confusion [C, C], is likeliest.
+    """Return the weights with which softmax(pool), through a confusion [C, C], is likeliest.
 
     Args:
         predictors: tables [n, C].
@@ -350,7 +469,7 @@ def fit_weights(
 
 
 def gains(predictors: Sequence[torch.Tensor], votes: torch.Tensor) -> dict[str, float]:
-    """Nats per vote that the predictors z and s gain over the mean vote, together and alone."""
+    """Return the nats per vote that the predictors z and s gain over the mean vote."""
     overall = votes.mean(dim=0)
     blind = _cross_entropy(votes, overall.expand_as(votes))
     found = {}
@@ -359,44 +478,44 @@ def gains(predictors: Sequence[torch.Tensor], votes: torch.Tensor) -> dict[str, 
         ("zero_shot", predictors[:1]),
         ("images", predictors[1:]),
     ):
-        weights, rate = fit_mixture(tables, votes, overall)
-        mixed = rate * pool(tables, weights).softmax(dim=1) + (1 - rate) * overall
+        weights, share = fit_mixture(tables, votes, overall)
+        mixed = share * pool(tables, weights).softmax(dim=1) + (1 - share) * overall
         found[name] = (blind - _cross_entropy(votes, mixed)).item()
     return found
 
 
 def _cross_entropy(targets: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
-    """Mean over rows [n, C], nats."""
+    """Return the mean over rows [n, C], in nats."""
     return -(targets * (predicted + TINY).log()).sum(dim=1).mean()
 
 
 def _minimise(
     loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, n_weights: int
 ) -> torch.Tensor:
-    """Where the loss is least by L-BFGS, the first entries being weights and none of them negative.
+    """Minimise a loss by L-BFGS, the first entries being weights, none of them negative.
 
-    Nobody is believed to say the opposite: who would be gets 0, and the others are fitted anew.
+    A predictor whose weight would be negative gets 0, and the others are fitted again.
     """
-    believed = torch.ones_like(start)
+    active = torch.ones_like(start)
     while True:
-        found = _descend(loss, start * believed, believed)
+        found = _descend(loss, start * active, active)
         if not (found[:n_weights] < 0).any():
             return found
-        believed[found[:n_weights].argmin()] = 0
+        active[found[:n_weights].argmin()] = 0
 
 
 def _descend(
-    loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, believed: torch.Tensor
+    loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, active: torch.Tensor
 ) -> torch.Tensor:
-    """Where the loss is least while entries that are not believed, 0 in place of 1, are 0."""
+    """Minimise a loss while the entries that are not active (0 in place of 1) are 0."""
     free = start.requires_grad_()
     optimiser = torch.optim.LBFGS([free], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> float:
         optimiser.zero_grad()
-        value = loss(free * believed)
+        value = loss(free * active)
         value.backward()
         return value.item()
 
     optimiser.step(closure)
-    return free.detach() * believed
+    return free.detach() * active

@@ -17,7 +17,6 @@ from latteclip.clip.encode import class_embeddings, encode_files
 from latteclip.clip.feature_memmap import Features, parts
 from latteclip.core import devices, tables
 from latteclip.core.class_templates import ClassTemplates
-from latteclip.labels.features import feature_column
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +114,6 @@ def write_pseudo_labels(
                     "confidence": confidence.numpy(),
                     "topk_labels": labels.tolist(),
                     "topk_scores": best.tolist(),
-                    "image_features": feature_column(part),
+                    "image_features": tables.list_column(part.numpy()),
                 }
             )

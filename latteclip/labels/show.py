@@ -1,4 +1,4 @@
-"""`latteclip labels show`: who was believed about the labels of a dataset, and a few images."""
+"""`latteclip labels show`: how the labels of a dataset came about, and a few images."""
 
 import math
 import textwrap
@@ -6,25 +6,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 
 WIDTH = 100
-# Entries of the metadata of CAPTION_LABELS that are told.
-TOLD = (
-    *("classnames", "model", "votes", "voting", "agreement", "corroborated", "corroboration"),
-    *("weights", "rate", "independent", "gains", "changed"),
+# Rows of an image: title, column of its label, column of a confidence.
+SOURCES = (
+    ("zero-shot", "zero_shot_label", None),
+    ("calibrated", "calibrated_label", None),
+    ("images", "image_label", None),
+    ("caption", "caption_label", "caption_confidence"),
+    ("LMM", "lmm_label", "lmm_confidence"),
+    ("fused", "fused_label", "fused_confidence"),
 )
-Row = dict[str, Any]  # of CAPTION_LABELS, with the zero-shot label and the caption
+Row = dict[str, Any]  # of FUSED_LABELS, with the zero-shot label and the caption
 
 
 def command(words: Sequence[str], n: int, image_ids: Sequence[str]) -> str:
-    """What `latteclip labels WORDS` prints.
+    """Return what `latteclip labels WORDS` prints.
 
     Args:
         words: "show" and the folder of a dataset's results.
-        n: how many images.
-        image_ids: those that are wanted; none: n of different kinds.
+        n: number of images.
+        image_ids: the images to print; without any, n images of different kinds.
     """
     if len(words) != 2 or words[0] != "show":
         raise UserError(
@@ -34,40 +41,30 @@ def command(words: Sequence[str], n: int, image_ids: Sequence[str]) -> str:
 
 
 def show(folder: str, n: int, image_ids: Sequence[str] = ()) -> str:
-    """The summary of a dataset's labels, and some images with what each witness said."""
-    path = Path(folder) / "caption_labels.parquet"
+    """Return the summary of a dataset's labels, and some images with the label by each source."""
+    path = Path(folder) / "fused_labels.parquet"
     if Path(folder).is_dir() and not path.exists():
         raise UserError(
             f"{path} does not exist: no method of this dataset was run that learns from captions "
             "or class scores (pseudo_labels: caption, lmm or fused)."
         )
-    table, metadata = tables.read(path, tables.CAPTION_LABELS)
-    missing = [key for key in TOLD if key not in metadata]
-    if missing:
-        raise UserError(
-            f"{path} does not say {', '.join(missing)}; delete it and rerun label_by_captions."
-        )
-    rows = table.to_pylist()
-    _add_zero_shot(rows, Path(folder) / "pseudo_labels.parquet")
-    chosen = _named(rows, image_ids, path) if image_ids else _spread(rows, n)
-    _add_captions(chosen, Path(folder) / "captions" / "images.parquet")
-    blocks = [_block(row, metadata) for row in chosen]
-    return "\n\n".join([_summary(path, rows, metadata), *blocks])
-
-
-def _add_zero_shot(rows: list[Row], path: Path) -> None:
-    """Give each row its `zero_shot_label`."""
-    ids = [row["image_id"] for row in rows]
-    labels = tables.lookup(path, tables.PSEUDO_LABELS, "image_id", "pseudo_label", ids)
-    for row, label in zip(rows, labels, strict=True):
-        row["zero_shot_label"] = label
+    table, metadata = tables.read(path, tables.FUSED_LABELS)
+    zero_shot, captions = Path(folder) / "pseudo_labels.parquet", Path(folder) / "captions"
+    columns = tables.PSEUDO_LABELS, "image_id", "pseudo_label"
+    labels = tables.lookup_column(str(zero_shot), *columns, table["image_id"])
+    table = table.append_column("zero_shot_label", labels)
+    chosen = _by_id(table, image_ids, path) if image_ids else _of_each_kind(table, n)
+    rows = table.take(pa.array(chosen, pa.int64())).to_pylist()
+    _add_captions(rows, captions / "images.parquet")
+    return "\n\n".join([_summary(path, table, metadata), *(_image(row, metadata) for row in rows)])
 
 
 def _add_captions(rows: list[Row], path: Path) -> None:
-    """Give each row its `caption`, where the dataset has a table of them."""
+    """Give each row its `caption`, where the dataset has a table of captions."""
     if not path.is_file():
         return
     table, _ = tables.read(path, tables.CAPTIONS, ["id", "caption"])
+    table = table.filter(pc.is_in(table["id"], pa.array([row["image_id"] for row in rows])))
     captions = dict(zip(table["id"].to_pylist(), table["caption"].to_pylist(), strict=True))
     for row in rows:
         row["caption"] = captions.get(row["image_id"])
@@ -76,146 +73,119 @@ def _add_captions(rows: list[Row], path: Path) -> None:
 # --- which images --------------------------------------------------------------------------------
 
 
-def _named(rows: list[Row], image_ids: Sequence[str], path: Path) -> list[Row]:
-    row_of = {row["image_id"]: row for row in rows}
+def _by_id(table: pa.Table, image_ids: Sequence[str], path: Path) -> list[int]:
+    """Return the rows of images."""
+    ids = table["image_id"].to_pylist()
+    row_of = {image_id: row for row, image_id in enumerate(ids)}
     for image_id in image_ids:
         if image_id not in row_of:
             raise UserError(
-                f"{path} has no image {image_id!r}; its {len(rows)} training images are called "
-                f"such as {rows[0]['image_id']!r}."
+                f"{path} has no image {image_id!r}. An image_id of this table is {ids[0]!r}."
             )
     return [row_of[image_id] for image_id in image_ids]
 
 
-def _spread(rows: list[Row], n: int) -> list[Row]:
-    """Images of the three kinds in equal numbers, where there are so many, in table order."""
+def _of_each_kind(table: pa.Table, n: int) -> list[int]:
+    """Return rows of the three kinds in equal numbers, as far as they exist, in table order."""
     kinds: list[list[int]] = [[], [], []]
-    for number, row in enumerate(rows):
+    for number, row in enumerate(table.to_pylist()):
         kinds[_kind(row)].append(number)
-    chosen = [
-        kind[i * len(kind) // share]
-        for kind, share in zip(kinds, _shares([len(kind) for kind in kinds], n), strict=True)
+    shares = [0, 0, 0]
+    for turn in range(max(0, n)):
+        for kind, rows in enumerate(kinds):
+            if shares[kind] <= turn < len(rows) and sum(shares) < n:
+                shares[kind] += 1
+    return sorted(
+        rows[i * len(rows) // share]
+        for rows, share in zip(kinds, shares, strict=True)
         for i in range(share)
-    ]
-    return [rows[number] for number in sorted(chosen)]
+    )
 
 
 def _kind(row: Row) -> int:
-    """0: the label is not the zero-shot one, 1: it is, but not all say so, 2: all do."""
+    """Return 0 if the label is not the zero-shot one, 1 if sources disagree, else 2."""
     if row["fused_label"] != row["zero_shot_label"]:
         return 0
-    return 1 if len(_said(row)) > 1 else 2
-
-
-def _said(row: Row) -> set[int]:
-    """The classes that the witnesses of an image name."""
-    named = {row["calibrated_label"], row["image_label"], row["zero_shot_label"]}
-    named |= {row[f"{name}_label"] for name in ("caption", "lmm") if row[f"{name}_confidence"]}
-    return named - {None}
-
-
-def _shares(sizes: Sequence[int], n: int) -> list[int]:
-    """At most n, handed out one by one in turn to kinds of which there are so many."""
-    shares = [0] * len(sizes)
-    for turn in range(max(0, n)):
-        for kind, size in enumerate(sizes):
-            if shares[kind] <= turn < size and sum(shares) < n:
-                shares[kind] += 1
-    return shares
+    named = {
+        row[label]
+        for _, label, confidence in SOURCES
+        if row[label] is not None and (confidence is None or row[confidence])
+    }
+    return 1 if len(named) > 1 else 2
 
 
 # --- summary -------------------------------------------------------------------------------------
 
 
-def _summary(path: Path, rows: list[Row], metadata: dict[str, Any]) -> str:
-    n, voting, votes = len(rows), metadata["voting"], metadata["votes"]
-    moved = sum(row["fused_label"] != row["zero_shot_label"] for row in rows)
+def _summary(path: Path, table: pa.Table, metadata: dict[str, Any]) -> str:
+    n, votes = len(table), metadata["votes"]
+    moved = pc.sum(pc.not_equal(table["fused_label"], table["zero_shot_label"])).as_py() or 0
+    p_value = metadata["corroboration"]["p_value"]
     lines = [
         f"{path}: {n} training images, {len(metadata['classnames'])} classes, CLIP "
         f"{metadata['model']}",
-        f"votes: {votes} speak for a class of {voting} of {n} images. {metadata['agreement']:.0%} "
-        "of these votes are the class that calibrated zero-shot scores name. (Calibrated: each "
-        "class's mean score over all images is taken off.)",
-        *(_that_count(metadata) if metadata["corroborated"] else _that_do_not(metadata)),
-        f"labels: {moved} of {n} are not the zero-shot ones, {metadata['changed']} not the "
-        "calibrated ones.",
+        f"votes: {votes} of {metadata['voting']} of {n} images, {metadata['agreement']:.0%} of "
+        "them for the class of the calibrated zero-shot scores (each class's mean subtracted)",
     ]
-    return "\n".join(_wrapped(line) for line in lines)
-
-
-def _that_count(metadata: dict[str, Any]) -> list[str]:
-    """What was learned of votes that are corroborated."""
-    votes, gains, weights = metadata["votes"], metadata["gains"], metadata["weights"]
-    rate, p_value = metadata["rate"], metadata["corroboration"]["p_value"]
-    believed = (
-        "how strongly the others are believed (weights): zero-shot scores "
-        f"{weights['zero_shot']:.2f}, image prototypes {weights['images']:.2f}"
+    if metadata["corroborated"]:
+        lines += [
+            f"test: {votes} agree with images and zero-shot scores better than permuted votes do "
+            f"(p-value {p_value:.3f}), so they count",
+            *_predictors(metadata),
+            f"explained: zero-shot scores and image prototypes explain "
+            f"{metadata['explained_share']:.0%} of the votes; the more they explain, the likelier "
+            "all make the same mistakes, so beside a vote they count "
+            f"{metadata['independence']:.2f} times",
+        ]
+    else:
+        lines.append(
+            f"test: {votes} agree with images and zero-shot scores no better than permuted votes "
+            f"do (p-value {p_value:.3f}), so they are ignored: the labels are the calibrated "
+            "zero-shot ones"
+        )
+    lines.append(
+        f"labels: {moved} of {n} differ from the zero-shot ones, {metadata['changed']} from the "
+        "calibrated ones"
     )
-    if votes == "captions":
-        believed += f", prototypes of captions {weights['texts']:.2f}"
-    return [
-        f"{votes} count: they fit the looks of the images and the zero-shot scores better than "
-        f"the same votes in random order do (p-value {p_value:.3f}).",
-        "how well the others predict a vote without seeing it: zero-shot scores make it "
-        f"{math.exp(gains['zero_shot']):.2f} times as likely as the frequencies of the classes do, "
-        f"image prototypes {math.exp(gains['images']):.2f} times, both together "
-        f"{math.exp(gains['both']):.2f} times (1: no better).",
-        f"{believed}; 0: not at all.",
-        f"zero-shot scores and image prototypes predict {rate:.0%} of the votes. The more they "
-        "predict, the likelier all make the same mistakes. So beside a vote these two count "
-        f"{metadata['independent']:.2f} times.",
-    ]
+    return "\n".join(_wrapped(line, "  ") for line in lines)
 
 
-def _that_do_not(metadata: dict[str, Any]) -> list[str]:
-    p_value = metadata["corroboration"]["p_value"]
-    return [
-        f"{metadata['votes']} do not count: in random order they fit the looks of the images and "
-        f"the zero-shot scores as well (p-value {p_value:.3f}). So the labels are the calibrated "
-        "zero-shot ones."
-    ]
+def _predictors(metadata: dict[str, Any]) -> list[str]:
+    """Return what each predictor of the votes is worth, a line each."""
+    weights, gains = metadata["weights"], metadata["gains"]
+    lines = ["predictors: weight (0: none); how many times as likely a vote is as by frequencies"]
+    titles = {"zero_shot": "zero-shot scores", "images": "image prototypes", "both": "together"}
+    for key, title in titles.items():
+        weight = f"{weights[key]:.2f}" if key in weights else ""
+        lines.append(f"  {title:<24}{weight:>6}{math.exp(gains[key]):>8.2f}")
+    if metadata["votes"] == "captions":
+        lines.append(f"  {'prototypes of captions':<24}{weights['texts']:>6.2f}")
+    return lines
 
 
-def _wrapped(line: str) -> str:
-    return textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+def _wrapped(text: str, indent: str) -> str:
+    if len(text) <= WIDTH:
+        return text
+    return textwrap.fill(text, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
 
 
 # --- images --------------------------------------------------------------------------------------
 
 
-def _block(row: Row, metadata: dict[str, Any]) -> str:
-    """An image: who says what."""
+def _image(row: Row, metadata: dict[str, Any]) -> str:
+    """Return an image's label by each source, and its caption."""
     written = metadata.get("written_names", {})
-    classnames = [written.get(name, name) for name in metadata["classnames"]]
-    lines = [
-        row["image_id"],
-        _line("zero-shot", classnames[row["zero_shot_label"]]),
-        _line("calibrated", classnames[row["calibrated_label"]]),
-    ]
-    if row["image_label"] is not None:
-        lines.append(_line("images", f"{classnames[row['image_label']]} (those that look alike)"))
-    lines += [
-        _line(title, _opinion(row, name, classnames, votes=metadata["votes"] == kind))
-        for title, name, kind in (
-            ("caption", "caption", "captions"),
-            ("LMM", "lmm", "class scores"),
-        )
-        if row[f"{name}_label"] is not None
-    ]
-    if row.get("caption"):
-        lines += [f"              {line}" for line in textwrap.wrap(row["caption"], WIDTH - 14)]
-    fused = f"{classnames[row['fused_label']]} ({row['fused_confidence']:.2f})"
-    return "\n".join([*lines, _line("fused", fused)])
-
-
-def _opinion(row: Row, name: str, classnames: list[str], *, votes: bool) -> str:
-    """What the caption or the LMM says by itself."""
-    confidence = row[f"{name}_confidence"]
-    if not confidence:
-        return "says nothing"
-    found = f"{classnames[row[f'{name}_label']]} ({confidence:.2f})"
-    return found if votes else f"{found}, does not vote"
-
-
-def _line(title: str, said: str) -> str:
-    return f"  {title:<11} {said}"
+    names = [written.get(name, name) for name in metadata["classnames"]]
+    lines = [row["image_id"]]
+    for title, label, confidence in SOURCES:
+        if row[label] is None:
+            continue
+        text = names[row[label]]
+        if confidence is not None:
+            text = f"{text} ({row[confidence]:.2f})" if row[confidence] else "no vote"
+        lines.append(f"  {title:<11} {text}")
+        if title == "caption" and row.get("caption"):
+            indent = " " * 14
+            lines.append(textwrap.fill(row["caption"], WIDTH, initial_indent=indent,
+                                       subsequent_indent=indent))  # fmt: skip
+    return "\n".join(lines)

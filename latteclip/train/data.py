@@ -25,7 +25,7 @@ from latteclip.labels.features import read_features
 from latteclip.train.objectives.base import TextBank, TrainingTexts
 from latteclip.train.settings import GROUND_TRUTH
 
-# The column of `caption_labels.parquet` that takes the place of the zero-shot pseudo-labels.
+# The column of `fused_labels.parquet` that takes the place of the zero-shot pseudo-labels.
 CAPTION_LABEL_COLUMNS = {"caption": "caption_label", "lmm": "lmm_label", "fused": "fused_label"}
 NOT_TRAINED = -1  # in place of the label of an image that is left out
 
@@ -38,7 +38,7 @@ class TrainingFiles:
     pseudo_labels: str
     image_captions: str | None = None
     group_captions: str | None = None
-    caption_labels: str | None = None
+    fused_labels: str | None = None
     calibrated: str | None = None  # zero-shot classifier without class means
     image_prototypes: str | None = None  # a classifier, where prototypes start from that
     learning_rate: str | None = None  # what find_learning_rate wrote, where finetune.lr is auto
@@ -128,7 +128,7 @@ def _labels(files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray) -> npt.
         )
     if labels.null_count:
         asked = "scores.kind set" if kind == "lmm" else "scores.kind: null"
-        raise UserError(f"{files.caption_labels} has no labels of kind {kind!r}; run with {asked}.")
+        raise UserError(f"{files.fused_labels} has no labels of kind {kind!r}; run with {asked}.")
     known: npt.NDArray[np.int64] = labels.to_numpy().astype(np.int64)
     return known
 
@@ -141,11 +141,11 @@ def _label_column(files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray) -
         return tables.lookup_column(
             files.pseudo_labels, tables.PSEUDO_LABELS, "image_id", "pseudo_label", image_ids
         )
-    if files.caption_labels is None:
-        raise UserError(f"Pseudo-labels {kind!r} come from captions; give --caption-labels.")
+    if files.fused_labels is None:
+        raise UserError(f"Pseudo-labels {kind!r} come from captions; give --fused-labels.")
     return tables.lookup_column(
-        files.caption_labels,
-        tables.CAPTION_LABELS,
+        files.fused_labels,
+        tables.FUSED_LABELS,
         "image_id",
         CAPTION_LABEL_COLUMNS[kind],
         image_ids,

@@ -26,7 +26,7 @@ from latteclip.core.signals import Signals, Terminated, ending_in_order
 from latteclip.core.steps import AUTO
 from latteclip.core.terminal import Progress
 from latteclip.labels.fusion import fuse
-from latteclip.labels.witnesses import Images, LabelVotes
+from latteclip.labels.label_sources import CalibratedFeatures, label_votes
 from latteclip.train import (
     checkpoints,
     data,
@@ -316,8 +316,8 @@ def _refit(
     features = encode_files(clip, inputs.paths, batch_size, threads)  # [N, D]
     texts = class_embeddings(clip, template, inputs.classnames)  # [C, D]
     scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
-    images = Images.of(features, texts, scale)
-    fused = fuse(images, LabelVotes(inputs.labels, len(texts)))
+    images = CalibratedFeatures.of(features, texts, scale)
+    fused = fuse(images, label_votes(inputs.labels, len(texts)))
     return images.classifier(fused.weights, scale)
 
 

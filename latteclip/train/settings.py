@@ -109,7 +109,7 @@ class FinetuneSettings:
     objective: str
     finetune: Finetune
     precision: str = "bf16"
-    pseudo_labels: str = "zero_shot"  # or what calibrate_zero_shot or label_by_captions makes
+    pseudo_labels: str = "zero_shot"  # or what calibrate_zero_shot or fuse_labels makes
     prototypes: str = "text"  # what LatteCLIP's start from; or image
     head: str = "tuned"  # the classifier after training; or refit, from the tuned features
     switches: dict[str, Any] = field(default_factory=dict)  # of the objective, which checks them

@@ -50,7 +50,7 @@ def test_a_run_ends_with_page_model_and_next_commands(mine, tmp_path):
         write(results / "audit" / "train" / name, "")
     text = "\n".join(run_messages.finished(found, [page]))
     assert "It is better by 3 points." in text and "latteclip audit" not in text
-    labels = run_messages.finished(found, ["results/mine/caption_labels.parquet"])
+    labels = run_messages.finished(found, ["results/mine/fused_labels.parquet"])
     assert "latteclip labels export results/mine" in labels[-1]
     assert run_messages.finished(found, ["results/mine/images.parquet"]) == []
 

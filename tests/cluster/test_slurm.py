@@ -40,7 +40,7 @@ def test_each_stage_asks_for_what_it_needs(whole):
         "pseudo_label_images",
         "caption_images_shard",
         "caption_groups_shard",
-        "label_by_captions",
+        "fuse_labels",
         "finetune",
         "evaluate",
     }

@@ -11,13 +11,13 @@ STAGES = {
     "pseudo_label_images": lambda c: stage_params.pseudo_label_images(c, "dtd"),
     "captioner": lambda c: c.section("captioner", "dtd"),
     "scores": lambda c: stage_params.scores(c, "dtd"),
-    "label_by_captions": lambda c: stage_params.label_by_captions(c, "dtd"),
+    "fuse_labels": lambda c: stage_params.fuse_labels(c, "dtd"),
     "finetune": lambda c: stage_params.finetune(c, "dtd", "latteclip", "0"),
     "evaluate": lambda c: stage_params.evaluate(c, "dtd", "latteclip", "0"),
     "propagate_labels": lambda c: stage_params.propagate_labels(c, "dtd", "label_propagation"),
     "download_dataset": lambda c: stage_params.download_dataset(c, "dtd"),
 }
-ENCODING = {"pseudo_label_images", "evaluate", "label_by_captions"}
+ENCODING = {"pseudo_label_images", "evaluate", "fuse_labels"}
 
 
 @pytest.mark.parametrize(
@@ -97,14 +97,14 @@ IMAGES, GROUPS = (f"results/dtd/captions/{kind}s.parquet" for kind in ("image", 
         ("flyp", [], [], []),
         ("latteclip", [IMAGES], [GROUPS], []),
         ("latteclip_no_image_description", [], [GROUPS], []),
-        ("flyp_fused", [], [], ["results/dtd/caption_labels.parquet"]),
+        ("flyp_fused", [], [], ["results/dtd/fused_labels.parquet"]),
     ],
 )
 def test_a_method_reads_what_it_trains_on(configured, method, images, groups, labels):
     found = configured(method=method)
     assert stage_params.captions_of_method(found, "dtd", method, "image") == images
     assert stage_params.captions_of_method(found, "dtd", method, "group") == groups
-    assert stage_params.caption_labels_of_method(found, "dtd", method) == labels
+    assert stage_params.fused_labels_of_method(found, "dtd", method) == labels
 
 
 VOTES = ["results/demo/votes.parquet"]

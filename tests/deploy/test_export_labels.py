@@ -316,10 +316,10 @@ def test_images_of_one_name_get_numbers(taken, tmp_path):
         (taken.folder / taken.names[number]).rename(target)
     with_paths(["one/same.png", "two/same.png", *taken.names[2:]])
     taken.fused[:2] = 5
-    fused = pq.read_table("caption_labels.parquet")
+    fused = pq.read_table("fused_labels.parquet")
     columns = {name: fused[name] for name in fused.column_names}
     columns["fused_label"] = taken.fused
-    tables.write("caption_labels.parquet", columns, tables.CAPTION_LABELS)
+    tables.write("fused_labels.parquet", columns, tables.FUSED_LABELS)
     export_labels(str(taken.folder), "imagefolder", str(tmp_path / "folder"))
     assert os.readlink(tmp_path / "folder/plain/same.png").endswith("one/same.png")
     assert os.readlink(tmp_path / "folder/plain/same_2.png").endswith("two/same.png")
@@ -395,7 +395,7 @@ def test_links_that_fail_leave_nothing_behind(taken, tmp_path, monkeypatch):
 
 
 def test_labels_that_are_not_made_yet_are_asked_for(taken, tmp_path):
-    (taken.folder / "caption_labels.parquet").unlink()
+    (taken.folder / "fused_labels.parquet").unlink()
     with pytest.raises(UserError, match="labels --config dataset=made"):
         export_labels(str(taken.folder), "csv", str(tmp_path / "x.csv"))
 

@@ -12,7 +12,6 @@ from latteclip.core.errors import UserError
 from latteclip.evaluate import evaluate_classifier as stage
 from latteclip.evaluate import gallery_images, metrics
 from latteclip.evaluate.judged import JUDGED
-from latteclip.labels.features import feature_column
 
 N_TRAIN, N_TEST, C, D = 11, 7, 6, 5
 CLASSNAMES = [f"class {c}" for c in range(C)]
@@ -29,7 +28,11 @@ def case(tmp_path, monkeypatch):
     splits = ["train"] * N_TRAIN + ["test"] * N_TEST
     index = write_index(tmp_path / "images.parquet", NAMES, splits, LABELS, CLASSNAMES)
     columns = {field.name: pa.nulls(18, field.type) for field in tables.PSEUDO_LABELS}
-    columns |= {"image_id": NAMES, "split": splits, "image_features": feature_column(features)}
+    columns |= {
+        "image_id": NAMES,
+        "split": splits,
+        "image_features": tables.list_column(features.numpy()),
+    }
     columns |= {"pseudo_label": np.resize(np.arange(C), 18), "confidence": np.linspace(0, 1, 18)}
     pseudo_labels = str(tmp_path / "pseudo_labels.parquet")
     tables.write(pseudo_labels, columns, tables.PSEUDO_LABELS)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from support.witnesses import on_disk
+from support.worlds import on_disk
 
 from latteclip.evaluate import propagate_labels as stage
 

@@ -14,7 +14,6 @@ from latteclip.core.errors import UserError
 from latteclip.evaluate import metrics
 from latteclip.evaluate import propagate_labels as stage
 from latteclip.evaluate.propagate_labels import Compared
-from latteclip.labels.pseudo_label_images import feature_column
 
 N, M, C, D, K = 31, 9, 6, 5, 4
 SETTINGS = stage.PropagationSettings(topk=5, neighbours=K, gamma=2.5, alpha=0.6)
@@ -232,7 +231,7 @@ def write_inputs(folder, classes, *, labels=LABELS, keep=None, features=FEATURES
             "confidence": [0.5] * len(rows),
             "topk_labels": [[0]] * len(rows),
             "topk_scores": [[0.5]] * len(rows),
-            "image_features": feature_column(features[backwards]),
+            "image_features": tables.list_column(features[backwards].numpy()),
         },
         tables.PSEUDO_LABELS,
     )

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from support.witnesses import World
+from support.worlds import World
 from support.zero_shot_files import ZeroShotFiles
 
 from latteclip.clip.classifier import Classifier, load_classifier

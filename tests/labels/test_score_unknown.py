@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.stats import mannwhitneyu
-from support.witnesses import World
+from support.worlds import World
 from support.zero_shot_files import ZeroShotFiles
 
 from latteclip.clip.ood import load_detector

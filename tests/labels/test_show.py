@@ -17,8 +17,8 @@ METADATA = {
     "corroborated": True,
     "corroboration": {"images": 9.0, "zero_shot": 8.0, "p_value": 0.001},
     "weights": {"zero_shot": 0.81, "images": 1.32, "texts": 0.4},
-    "rate": 0.5,
-    "independent": 0.9375,
+    "explained_share": 0.5,
+    "independence": 0.9375,
     "gains": {"both": 0.66, "zero_shot": 0.21, "images": 0.55},
     "changed": 2,
 }
@@ -63,9 +63,9 @@ class Labelled:
             "fused_confidence": [0.9] * n_images,
         }
         tables.write(
-            self.folder / "caption_labels.parquet",
+            self.folder / "fused_labels.parquet",
             columns | self.columns,
-            tables.CAPTION_LABELS,
+            tables.FUSED_LABELS,
             self.metadata,
         )
         write_pseudo_labels(self.folder / "pseudo_labels.parquet", names[::-1], zero_shot[::-1])
@@ -90,7 +90,7 @@ def test_the_summary_has_the_numbers_of_what_was_learned(labelled):
 
 
 def test_votes_that_do_not_count_have_no_weights(labelled):
-    labelled.metadata |= {"corroborated": False, "gains": {}, "rate": 0.0, "changed": 0}
+    labelled.metadata |= {"corroborated": False, "gains": {}, "explained_share": 0.0, "changed": 0}
     labelled.metadata["corroboration"] = {"images": 0.1, "zero_shot": -0.2, "p_value": 0.412}
     labelled.columns["image_label"] = pa.nulls(len(LABELS), pa.int32())
     text = labelled.show(2)
@@ -130,15 +130,12 @@ def test_images_by_name_are_shown_in_the_order_asked_for(labelled):
 
 
 def test_files_that_are_missing_or_foreign_are_named(labelled, tmp_path):
-    with pytest.raises(UserError, match=r"nowhere/caption_labels\.parquet"):
+    with pytest.raises(UserError, match=r"nowhere/fused_labels\.parquet"):
         show(str(tmp_path / "nowhere"), 5)
     labelled.show()
     (tmp_path / "pseudo_labels.parquet").unlink()
     with pytest.raises(UserError, match=r"pseudo_labels\.parquet"):
         show(str(tmp_path), 5)
-    del labelled.metadata["rate"]
-    with pytest.raises(UserError, match=r"caption_labels\.parquet.* rate"):
-        labelled.show()
 
 
 def test_the_command_prints_it(labelled, capsys):

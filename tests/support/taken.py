@@ -5,7 +5,7 @@ import pyarrow as pa
 import torch
 from support.audits import answer_next
 from support.tiny import write_captions, write_pictures
-from support.witnesses import World
+from support.worlds import World
 from support.zero_shot_files import ZeroShotFiles
 
 from latteclip.audit.app import AuditSession
@@ -59,7 +59,7 @@ class Taken(ZeroShotFiles):
             "fused_confidence": self.confidence,
         }
         metadata = {"model": "m", "votes": "captions"}
-        tables.write(self.path("caption_labels.parquet"), columns, tables.CAPTION_LABELS, metadata)
+        tables.write(self.path("fused_labels.parquet"), columns, tables.FUSED_LABELS, metadata)
         captions = [f'a "{row}",\nand more' for row in range(n)]
         write_captions(self.folder / "captions" / "images.parquet", self.ids, captions)
         return found

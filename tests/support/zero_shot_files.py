@@ -1,11 +1,10 @@
 """Index, pseudo-labels and class texts of a world, as the first stages write them."""
 
 from support.tiny import write_index
-from support.witnesses import SCALE
+from support.worlds import SCALE
 
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
-from latteclip.labels.pseudo_label_images import feature_column
 
 
 class ZeroShotFiles:
@@ -39,7 +38,7 @@ class ZeroShotFiles:
             "confidence": [None] * n,
             "topk_labels": [[0]] * n,
             "topk_scores": [[0.5]] * n,
-            "image_features": feature_column(self.world.features),
+            "image_features": tables.list_column(self.world.features.numpy()),
         }
         pseudo_labels = self.path("pseudo_labels.parquet")
         texts = self.path("class_embeddings.safetensors")

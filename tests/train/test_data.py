@@ -94,8 +94,8 @@ class Files:
             members=[[self.names[i] for i in group] for group in members],
         )
 
-    def caption_labels(self):
-        schema = tables.CAPTION_LABELS
+    def fused_labels(self):
+        schema = tables.FUSED_LABELS
         columns = {field.name: pa.nulls(len(self.names), field.type) for field in schema}
         columns |= {"image_id": self.names, "fused_label": FUSED, "caption_label": FUSED[::-1]}
         tables.write(self.folder / "l.parquet", columns, schema)
@@ -143,16 +143,16 @@ def test_supervision_needs_every_label(tmp_path):
 
 
 def test_labels_of_captions_take_the_place_of_zero_shot_ones(files):
-    labels = files.caption_labels()
-    assert files.read("fused", caption_labels=labels)[0].labels.tolist() == FUSED
-    assert files.read("caption", caption_labels=labels)[0].labels.tolist() == FUSED[::-1]
-    with pytest.raises(UserError, match="--caption-labels"):
+    labels = files.fused_labels()
+    assert files.read("fused", fused_labels=labels)[0].labels.tolist() == FUSED
+    assert files.read("caption", fused_labels=labels)[0].labels.tolist() == FUSED[::-1]
+    with pytest.raises(UserError, match="--fused-labels"):
         files.read("fused")
 
 
 def test_labels_that_the_captions_did_not_give_are_refused(files):
     with pytest.raises(UserError, match=r"scores\.kind"):
-        files.read("lmm", caption_labels=files.caption_labels())
+        files.read("lmm", fused_labels=files.fused_labels())
 
 
 def test_calibrated_labels_are_those_of_the_classifier(files):
@@ -187,7 +187,7 @@ def test_a_group_is_of_the_class_that_most_of_its_members_have(files):
     data, texts = files.read(group_captions=groups)
     assert [texts[i] for i in data.texts.groups] == ["a", "b", "c"]
     assert data.texts.group_labels.tolist() == [2, 0, 1]
-    fused, _ = files.read("fused", group_captions=groups, caption_labels=files.caption_labels())
+    fused, _ = files.read("fused", group_captions=groups, fused_labels=files.fused_labels())
     assert fused.texts.group_labels[:3].tolist() == [1, 0, 1]
 
 

@@ -129,7 +129,7 @@ COLLECTED = {"select_model": 1, **PAGES}
 TUNED = {"finetune": 2, "evaluate": 2, **COLLECTED}  # flyp and latteclip
 TUNED_ON_CAPTIONS = {"finetune": 1, "evaluate": 1, **COLLECTED}  # latteclip
 NEW_GROUPS = {"summarize_captions": 1, **TUNED_ON_CAPTIONS}
-NEW_CAPTIONS = {"label_by_captions": 1, **NEW_GROUPS}
+NEW_CAPTIONS = {"fuse_labels": 1, **NEW_GROUPS}
 
 
 def in_demo(*keys, value):
@@ -172,7 +172,7 @@ def answered(checkout):
 
 NEW_CLIP = {
     **{"pseudo_label_images": 1, "caption_groups": 1, "summarize_captions": 1},
-    **{"evaluate_zero_shot": 1, "assemble_model": 1, "label_by_captions": 1, **TUNED},
+    **{"evaluate_zero_shot": 1, "assemble_model": 1, "fuse_labels": 1, **TUNED},
     "score_unknown": 1,
 }
 
@@ -256,7 +256,7 @@ def test_the_target_labels_stops_at_labels_and_a_classifier(checkout, config, vo
     jobs = set(re.findall(r"^(?:local)?rule (\w+):", run.stdout, re.MULTILINE))
     assert jobs == {
         *("generate_textures", "index_images", "pseudo_label_images", votes),
-        *("label_by_captions", "score_unknown", "assemble_model", "labels"),
+        *("fuse_labels", "score_unknown", "assemble_model", "labels"),
     }
 
 
@@ -281,7 +281,7 @@ def test_a_deleted_result_is_made_again_though_the_table_stands(finished):
 
 CLIP = "resources/models/ViT-B-32@laion2b_s34b_b79k.json"
 CAPTIONER = "resources/models/llava-hf--llava-v1.6-mistral-7b-hf.json"
-LOADS_CLIP = {"pseudo_label_images", "finetune", "label_by_captions", "assemble_model"}
+LOADS_CLIP = {"pseudo_label_images", "finetune", "fuse_labels", "assemble_model"}
 LOADS_CAPTIONER = {"caption_images", "caption_groups"}
 
 
@@ -476,13 +476,13 @@ def run_training_stages(folder, index, configuration):
             },
         ),
         (
-            "label-by-captions",
+            "fuse-labels",
             {
                 "pseudo-labels": labels,
                 "class-embeddings": folder / "class_embeddings.safetensors",
                 "image-captions": folder / "images.parquet",
                 "settings": {**configuration.section("clip", "demo"), "batch_size": 8},
-                "output": folder / "caption_labels.parquet",
+                "output": folder / "fused_labels.parquet",
                 "prototypes": folder / "image_prototypes.safetensors",
             },
         ),
@@ -490,7 +490,7 @@ def run_training_stages(folder, index, configuration):
             "finetune",
             {
                 "pseudo-labels": labels,
-                "caption-labels": folder / "caption_labels.parquet",
+                "fused-labels": folder / "fused_labels.parquet",
                 "image-prototypes": folder / "image_prototypes.safetensors",
                 "image-captions": folder / "images.parquet",
                 "group-captions": folder / "groups.parquet",

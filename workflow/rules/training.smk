@@ -40,7 +40,7 @@ rule find_learning_rate:
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         image_captions=given(stage_params.captions_of_method, kind="image"),
         group_captions=given(stage_params.captions_of_method, kind="group"),
-        caption_labels=given(stage_params.caption_labels_of_method),
+        fused_labels=given(stage_params.fused_labels_of_method),
         calibrated=given(stage_params.calibrated_of_method),
         image_prototypes=given(stage_params.image_prototypes_of_method),
         clip_model=given(stage_params.hub_model, section="clip"),
@@ -65,7 +65,7 @@ rule find_learning_rate:
     params:
         settings=given_json(stage_params.find_learning_rate),
         captions=options(
-            *("image_captions", "group_captions", "caption_labels"),
+            *("image_captions", "group_captions", "fused_labels"),
             *("calibrated", "image_prototypes"),
         ),
     shell:
@@ -80,7 +80,7 @@ rule finetune:
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         image_captions=given(stage_params.captions_of_method, kind="image"),
         group_captions=given(stage_params.captions_of_method, kind="group"),
-        caption_labels=given(stage_params.caption_labels_of_method),
+        fused_labels=given(stage_params.fused_labels_of_method),
         calibrated=given(stage_params.calibrated_of_method),
         image_prototypes=given(stage_params.image_prototypes_of_method),
         learning_rate=given(stage_params.learning_rate_of_method),
@@ -110,7 +110,7 @@ rule finetune:
         command=given(stage_params.finetune_command),
         settings=given_json(stage_params.finetune),
         captions=options(
-            *("image_captions", "group_captions", "caption_labels"),
+            *("image_captions", "group_captions", "fused_labels"),
             *("calibrated", "image_prototypes", "learning_rate"),
         ),
         # No output: Snakemake removes those of a job that failed, and this is to go on from.

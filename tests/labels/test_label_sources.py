@@ -3,10 +3,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from support.witnesses import ALL, SCALE, World, captions_of, generator
+from support.worlds import ALL, SCALE, World, captions_of, generator
 
-from latteclip.labels import witnesses
-from latteclip.labels.witnesses import Images, ScoreVotes
+from latteclip.labels.label_sources import FLOOR, CalibratedFeatures, class_score_votes
 
 N, C, D, U, K = 23, 7, 5, 4, 3
 
@@ -55,7 +54,7 @@ def test_a_classifier_gives_the_logits_of_centred_features(world):
 
 def test_images_that_are_all_alike_are_not_told_apart_by_rounding():
     feature = F.normalize(torch.rand(1, 512, generator=generator(0)), dim=1)
-    images = Images.of(feature.repeat(1000, 1), torch.randn(C, 512), SCALE)
+    images = CalibratedFeatures.of(feature.repeat(1000, 1), torch.randn(C, 512), SCALE)
     assert not images.centred.any()
     assert images.zero_shot(ALL).unique().tolist() == pytest.approx([-math.log(C)])
 
@@ -90,7 +89,7 @@ def test_features_of_captions_are_centred_over_the_images_and_of_length_one(capt
     texts, row_of, votes = captions
     voting = [i for i in range(N) if i not in (0, 5)]
     mean = torch.stack([texts[row_of[i]] for i in voting]).mean(dim=0)
-    found = votes.features(ALL)
+    found = votes.text_features(ALL)
     for i in range(N):
         wanted = F.normalize(texts[row_of[i]] - mean, dim=0) if i in voting else torch.zeros(D)
         torch.testing.assert_close(found[i].float(), wanted, atol=1e-5, rtol=1e-4)
@@ -101,7 +100,7 @@ def test_features_of_captions_are_centred_over_the_images_and_of_length_one(capt
 
 def score_votes_in_loops(options, scores):
     """Votes [N, C] from lists of options and log-probabilities, by the definition."""
-    floor = witnesses.FLOOR
+    floor = FLOOR
     given = []  # of each image {class: score}
     for classes, values in zip(options, scores, strict=True):
         own = {c: value for c, value in zip(classes, values, strict=True) if c >= 0}
@@ -139,24 +138,24 @@ def some_scores():
 
 def test_class_scores_vote_without_class_means():
     options, scores = some_scores()
-    votes = ScoreVotes.of(options, scores, C)
+    votes = class_score_votes(options, scores, C)
     wanted = score_votes_in_loops(options.tolist(), scores.tolist())
     torch.testing.assert_close(votes.probabilities(ALL), wanted, atol=1e-3, rtol=1e-3)
     assert votes.has.tolist() == [i != 2 for i in range(N)]
     assert not wanted[:, C - 1].any()  # the class that is never an option
     rows = torch.tensor([4, 2, 20])
     torch.testing.assert_close(votes.probabilities(rows), votes.probabilities(ALL)[rows])
-    assert votes.features(ALL) is None
+    assert votes.text_features is None
 
 
-def test_scores_are_dealt_out_and_options_are_not():
+def test_scores_are_permuted_and_options_are_not():
     options, scores = some_scores()
-    votes = ScoreVotes.of(options, scores, C)
+    votes = class_score_votes(options, scores, C)
     rows = torch.tensor([0, 1, 2, 6, 7])
-    dealt = votes.dealing(rows)
+    permuted = votes.permuted(rows)
     own = votes.probabilities(rows)
-    torch.testing.assert_close(dealt(torch.arange(5)), own)
-    swapped = dealt(torch.tensor([3, 4, 0, 0, 1]))
+    torch.testing.assert_close(permuted(torch.arange(5)), own)
+    swapped = permuted(torch.tensor([3, 4, 0, 0, 1]))
     assert torch.equal(swapped > 0, own > 0)
     # The scores of an image with all options, from its lowest class to its highest.
     given = [own[i][own[i] > 0] for i in range(5)]
@@ -167,8 +166,8 @@ def test_scores_are_dealt_out_and_options_are_not():
     torch.testing.assert_close(last, torch.full((K,), 1 / K).double())
 
 
-def test_votes_of_captions_are_dealt_out_whole(captions):
+def test_whole_votes_of_captions_are_permuted(captions):
     *_, votes = captions
-    rows, deal = torch.tensor([3, 9, 4]), torch.tensor([2, 0, 1])
-    dealt = votes.dealing(rows)(deal)
-    torch.testing.assert_close(dealt, votes.probabilities(rows[deal]))
+    rows, order = torch.tensor([3, 9, 4]), torch.tensor([2, 0, 1])
+    permuted = votes.permuted(rows)(order)
+    torch.testing.assert_close(permuted, votes.probabilities(rows[order]))

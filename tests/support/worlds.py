@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from latteclip.clip.feature_memmap import FeatureRows
-from latteclip.labels.witnesses import CaptionVotes, Images
+from latteclip.labels.label_sources import CalibratedFeatures, Votes, caption_votes
 
 SCALE = 30.0
 ALL = slice(None)
@@ -39,21 +39,25 @@ class World:
         return len(self.texts)
 
     def images(self):
-        return Images.of(self.features.clone(), self.texts, SCALE)
+        return CalibratedFeatures.of(self.features.clone(), self.texts, SCALE)
 
     def calibrated(self):
         """Calibrated zero-shot scores [N, C]: class means off, computed plainly."""
         scores = SCALE * self.features.double() @ self.texts.double().T
         return scores - scores.mean(dim=0)
 
-    def votes(self, strength=6.0, noise=4.0, *, seed=0):
+    def votes(self, seed=0):
         """Votes that err independently of the features."""
+        return table_votes(self.vote_table(seed=seed))
+
+    def vote_table(self, strength=6.0, noise=4.0, *, seed=0):
+        """The table [N, C] of these votes."""
         table = noise * torch.randn(len(self.classes), self.n_classes, generator=generator(seed))
         table += strength * F.one_hot(self.classes, self.n_classes)
-        return TableVotes.of(table.double().softmax(dim=1))
+        return table.double().softmax(dim=1)
 
     def captions(self, *, right=0.7, silent=0.0, seed=0):
-        """CaptionVotes: features near the text of the class, or of another image's class."""
+        """Votes of captions whose features are near the text of the class, or of another class."""
         draw = generator(100 + seed)
         n = len(self.classes)
         swapped = torch.rand(n, generator=draw) >= right
@@ -71,9 +75,9 @@ class World:
 
 
 def captions_of(texts, row_of, classes):
-    """CaptionVotes of text features [U, D]; the row U is that of no caption."""
+    """Votes by text features [U, D]; the row U stands for no caption."""
     nothing = torch.zeros(1, texts.shape[1])
-    return CaptionVotes.of(torch.cat([texts, nothing]), row_of, classes, SCALE)
+    return caption_votes(torch.cat([texts, nothing]), row_of, classes, SCALE)
 
 
 def on_disk(table):
@@ -83,22 +87,7 @@ def on_disk(table):
     return rows
 
 
-@dataclass
-class TableVotes:
-    """Votes as a table [N, C]; a row of zeros is no vote."""
-
-    table: torch.Tensor
-    has: torch.Tensor
-
-    @classmethod
-    def of(cls, table):
-        return cls(table.double(), table.sum(dim=1) > 0)
-
-    def probabilities(self, rows):
-        return self.table[rows]
-
-    def features(self, rows):
-        return None
-
-    def dealing(self, rows):
-        return lambda deal: self.table[rows][deal]
+def table_votes(table):
+    """Votes from a table [N, C]; a row of zeros is no vote."""
+    table = table.double()
+    return Votes(table.sum(dim=1) > 0, table.__getitem__)

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.tiny import DEMO_CLIP, write_captions
-from support.witnesses import World
+from support.worlds import World
 from support.zero_shot_files import ZeroShotFiles
 
 from latteclip.cli import main
@@ -13,13 +13,13 @@ from latteclip.clip import classifier, encode
 from latteclip.clip.encode import class_embeddings
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
+from latteclip.labels import fuse_labels as stage
 from latteclip.labels import fusion
-from latteclip.labels import label_by_captions as stage
-from latteclip.labels.witnesses import CaptionVotes, Images, ScoreVotes
+from latteclip.labels.label_sources import CalibratedFeatures, caption_votes, class_score_votes
 
 CLASSNAMES = ["striped", "dotted", "woven", "marbled", "grid", "cracked"]
 TEMPLATE = "a photo of a {} texture."
-SETTINGS = stage.CaptionLabelSettings(f"local-dir:{DEMO_CLIP}", None, batch_size=3)
+SETTINGS = stage.FusionSettings(f"local-dir:{DEMO_CLIP}", None, batch_size=3)
 IMAGES = 160
 C, K = 6, 4
 OUTPUTS = ("out.parquet", "classifier", "votes.parquet")
@@ -79,12 +79,12 @@ class Dataset(ZeroShotFiles):
     def run(self, *, captions=True, scores=False, settings=SETTINGS):
         """The table written and its metadata."""
         *files, texts, class_scores = self.write()
-        files = stage.CaptionLabelFiles(
+        files = stage.FusionFiles(
             *files, texts if captions else None, class_scores if scores else None
         )
         outputs = [self.path(name) for name in OUTPUTS]
-        stage.label_by_captions(files, settings, *outputs, device="cpu", threads=1)
-        table, metadata = tables.read(outputs[0], tables.CAPTION_LABELS)
+        stage.fuse_labels(files, settings, *outputs, device="cpu", threads=1)
+        table, metadata = tables.read(outputs[0], tables.FUSED_LABELS)
         return table.to_pydict(), metadata
 
     def votes(self):
@@ -95,7 +95,9 @@ class Dataset(ZeroShotFiles):
         return [(self.folder / name).read_bytes() for name in OUTPUTS]
 
     def images(self):
-        return Images.of(self.world.features[self.training], self.embeddings, self.scale)
+        return CalibratedFeatures.of(
+            self.world.features[self.training], self.embeddings, self.scale
+        )
 
     def calibrated(self):
         scores = self.world.features[self.training].double() @ self.embeddings.double().T
@@ -123,24 +125,25 @@ def assert_is_fusion(dataset, columns, metadata, votes):
     """The table, its metadata and the classifier are what `fuse` makes of the votes."""
     images = dataset.images()
     fused = fusion.fuse(images, votes)
-    assert fused.trust.corroboration.found
+    assert fused.parameters.test.significant
     assert columns["fused_label"] == fused.labels.tolist()
     assert columns["fused_confidence"] == pytest.approx(fused.confidence.tolist(), abs=1e-3)
-    assert columns["image_label"] == fused.said["images"].tolist()
-    assert columns["calibrated_label"] == fused.said["zero_shot"].tolist()
-    assert metadata["rate"] == pytest.approx(fused.trust.rate, rel=1e-3)
+    assert columns["image_label"] == fused.individual_labels["images"].tolist()
+    assert columns["calibrated_label"] == fused.individual_labels["zero_shot"].tolist()
+    share = fused.parameters.explained_share
+    assert metadata["explained_share"] == pytest.approx(share, rel=1e-3)
     assert metadata["gains"] == pytest.approx(fused.gains, rel=1e-3)
     weights = {
-        "zero_shot": fused.trust.zero_shot,
-        "images": fused.trust.images,
-        "texts": fused.trust.texts,
+        "zero_shot": fused.parameters.zero_shot,
+        "images": fused.parameters.images[0],
+        "texts": fused.parameters.texts,
     }
     assert metadata["weights"] == pytest.approx(weights, rel=1e-2, abs=1e-3)
     assert metadata["corroborated"] is True
     assert metadata["corroboration"] == pytest.approx(
         {
-            "images": fused.trust.corroboration.images,
-            "zero_shot": fused.trust.corroboration.zero_shot,
+            "images": fused.parameters.test.images,
+            "zero_shot": fused.parameters.test.zero_shot,
             "p_value": 0.001,
         },
         rel=1e-3,
@@ -168,7 +171,7 @@ def test_captions_are_scored_like_images_and_fused(dataset):
     assert metadata["agreement"] == pytest.approx(sum(a == b for a, b in pairs) / 120)
     assert (metadata["votes"], metadata["voting"]) == ("captions", 120)
     texts = torch.cat([texts, torch.zeros(1, texts.shape[1])])
-    votes = CaptionVotes.of(texts, torch.arange(120), dataset.embeddings, dataset.scale)
+    votes = caption_votes(texts, torch.arange(120), dataset.embeddings, dataset.scale)
     assert_is_fusion(dataset, columns, metadata, votes)
     pairs = zip(columns["fused_label"], columns["calibrated_label"], strict=True)
     assert metadata["changed"] == sum(a != b for a, b in pairs) > 0
@@ -182,7 +185,7 @@ def test_useless_captions_leave_the_calibrated_labels(dataset):
     assert columns["fused_label"] == columns["calibrated_label"] == dataset.calibrated()
     assert columns["image_label"] == [None] * 120
     assert metadata["corroborated"] is False
-    assert (metadata["rate"], metadata["changed"], metadata["gains"]) == (0, 0, {})
+    assert (metadata["explained_share"], metadata["changed"], metadata["gains"]) == (0, 0, {})
     assert metadata["weights"] == {"zero_shot": 1, "images": 0, "texts": 0}
     found, _ = classifier.load_classifier(dataset.folder / "classifier")
     scores = dataset.world.features[dataset.training] @ dataset.embeddings.T
@@ -223,7 +226,7 @@ def test_each_distinct_caption_is_encoded_once(dataset, monkeypatch):
 def test_class_scores_alone_vote_without_a_model(dataset, monkeypatch):
     monkeypatch.setattr(stage.clips, "load", lambda *_: 1 / 0)
     columns, metadata = dataset.run(captions=False, scores=True)
-    votes = ScoreVotes.of(dataset.options, dataset.scores, C)
+    votes = class_score_votes(dataset.options, dataset.scores, C)
     assert_is_fusion(dataset, columns, metadata, votes)
     best = votes.probabilities(slice(None)).max(dim=1)
     assert columns["lmm_label"] == best.indices.tolist()
@@ -233,7 +236,7 @@ def test_class_scores_alone_vote_without_a_model(dataset, monkeypatch):
     assert dataset.right(columns["fused_label"]) > dataset.right(dataset.calibrated())
 
 
-def test_where_there_are_both_the_scores_vote_and_captions_speak_for_themselves(dataset):
+def test_with_both_the_scores_vote_and_captions_have_labels_of_their_own(dataset):
     captions, _ = dataset.run()
     scores, alone = dataset.run(captions=False, scores=True)
     columns, metadata = dataset.run(scores=True)
@@ -256,7 +259,7 @@ def test_an_image_without_options_has_no_vote(dataset):
     assert None not in columns["fused_label"]
 
 
-def test_somebody_must_vote(dataset):
+def test_without_captions_and_scores_there_is_no_vote(dataset):
     with pytest.raises(UserError, match="--image-captions"):
         dataset.run(captions=False)
     assert not any((dataset.folder / name).exists() for name in OUTPUTS)
@@ -319,9 +322,9 @@ def test_the_command_hands_over(dataset, scores):
     options += ["--settings", json.dumps(settings), "--device", "cpu", "--threads", "1"]
     for name in OUTPUTS:
         (folder / name).unlink()
-    assert main.main(["label-by-captions", *options]) == 0
+    assert main.main(["fuse-labels", *options]) == 0
     assert dataset.bytes() == before
-    assert tables.read(folder / OUTPUTS[0], tables.CAPTION_LABELS)[0].to_pydict() == columns
+    assert tables.read(folder / OUTPUTS[0], tables.FUSED_LABELS)[0].to_pydict() == columns
 
 
 # --- votes, by which classifiers are judged ------------------------------------------------------
@@ -333,9 +336,10 @@ def test_the_votes_of_all_images_that_have_one_are_written(dataset):
     table, described = dataset.votes()
     voting = [i for i in range(120) if i != 3]
     assert table["image_id"].to_pylist() == [dataset.names[dataset.training[i]] for i in voting]
-    votes = ScoreVotes.of(dataset.options, dataset.scores, C)
-    trust = fusion.fuse(dataset.images(), votes).trust
-    wanted = trust.classes(votes.probabilities(voting)).float()
+    votes = class_score_votes(dataset.options, dataset.scores, C)
+    wanted = (
+        fusion.fuse(dataset.images(), votes).parameters.classes(votes.probabilities(voting)).float()
+    )
     torch.testing.assert_close(torch.tensor(table["vote"].to_pylist()), wanted)
     assert (described["votes"], described["corroborated"]) == ("class scores", True)
     assert described["told"] is False
@@ -350,16 +354,16 @@ def test_of_very_many_images_some_judge(dataset, monkeypatch):
     assert dataset.votes()[0]["image_id"].to_pylist() == wanted
 
 
-def test_captions_that_were_told_the_label_are_marked(dataset, caplog, monkeypatch):
+def test_captions_by_prompts_with_labels_are_marked(dataset, caplog, monkeypatch):
     lookup = tables.lookup_column
 
-    def told(path, schema, key, column, ids):
+    def by_label(path, schema, key, column, ids):
         prompts = pa.chunked_array([[f"Is it {i}?" for i in range(len(ids))]])
         return prompts if column == "prompt" else lookup(path, schema, key, column, ids)
 
     dataset.run()
     assert not dataset.votes()[1]["told"]
-    monkeypatch.setattr(tables, "lookup_column", told)
+    monkeypatch.setattr(tables, "lookup_column", by_label)
     dataset.run()
     assert dataset.votes()[1]["told"]
     assert [record.levelname for record in caplog.records].count("WARNING") == 1

@@ -25,7 +25,7 @@ rule calibrate_zero_shot:
         " --output {output.calibrated} --prototypes {output.prototypes} --log {log}"
 
 
-rule label_by_captions:
+rule fuse_labels:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
@@ -33,28 +33,28 @@ rule label_by_captions:
         image_captions=given(stage_params.captions_that_vote),
         class_scores=given(stage_params.class_scores_if_in_use),
         clip_model=given(stage_params.hub_model, section="clip"),
-        code=sources("latteclip.labels.label_by_captions"),
+        code=sources("latteclip.labels.fuse_labels"),
     output:
-        labels="results/{dataset}/caption_labels.parquet",
+        labels="results/{dataset}/fused_labels.parquet",
         prototypes="results/{dataset}/classifiers/image_prototypes.safetensors",
         votes="results/{dataset}/votes.parquet",
     log:
-        "results/{dataset}/logs/label_by_captions.log",
+        "results/{dataset}/logs/fuse_labels.log",
     benchmark:
-        "results/{dataset}/benchmarks/label_by_captions.jsonl"
+        "results/{dataset}/benchmarks/fuse_labels.jsonl"
     priority: FIRST
     conda:
         "../../envs/latteclip.yaml"
     threads: threads_of("pseudo_label_images")
     resources:
         gpu=gpus(),
-        mem_mb=memory("label_by_captions"),
-        runtime=minutes("label_by_captions"),
+        mem_mb=memory("fuse_labels"),
+        runtime=minutes("fuse_labels"),
     params:
-        settings=given_json(stage_params.label_by_captions),
+        settings=given_json(stage_params.fuse_labels),
         votes=options("image_captions", "class_scores"),
     shell:
-        "latteclip label-by-captions --images {input.images}"
+        "latteclip fuse-labels --images {input.images}"
         " --pseudo-labels {input.pseudo_labels} --class-embeddings {input.class_embeddings}"
         " {params.votes} --settings {params.settings:q} --output {output.labels}"
         " --prototypes {output.prototypes} --votes {output.votes} --threads {threads} --log {log}"

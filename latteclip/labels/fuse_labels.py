@@ -1,0 +1,279 @@
+"""Labels of training images by zero-shot scores, image prototypes and votes: ours, not the paper's.
+
+`fusion` has the model. This stage makes votes of captions or class scores, and writes labels and a
+classifier.
+
+Letters: N training images, C classes, D embedding width, T captions, U distinct ones.
+"""
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from latteclip.clip import encode, feature_memmap
+from latteclip.clip import model as clips
+from latteclip.clip.classifier import load_classifier, save_classifier
+from latteclip.clip.feature_memmap import FeatureRows, Features
+from latteclip.core import devices, tables
+from latteclip.core.errors import UserError
+from latteclip.core.holdout import judging
+from latteclip.core.terminal import Progress
+from latteclip.labels.class_scores import read_class_scores
+from latteclip.labels.features import read_features
+from latteclip.labels.fusion import Fusion, fuse
+from latteclip.labels.label_sources import (
+    CalibratedFeatures,
+    Votes,
+    caption_votes,
+    class_score_votes,
+    parts,
+)
+
+log = logging.getLogger(__name__)
+HOW = (
+    "Calibrated zero-shot scores, prototypes of image features and the votes of captions, or of "
+    "class scores in their place, weighted by how well they predict one another. Where the votes "
+    "agree with the others no better than permuted votes, the labels are the calibrated zero-shot "
+    "labels."
+)
+
+
+@dataclass(frozen=True)
+class FusionSettings:
+    """The CLIP model that reads the captions."""
+
+    model: str
+    pretrained: str | None
+    batch_size: int  # texts encoded at once
+    precision: str = "bf16"
+
+
+@dataclass(frozen=True)
+class FusionFiles:
+    """What the labels are made from."""
+
+    images: str
+    pseudo_labels: str
+    class_embeddings: str
+    image_captions: str | None = None
+    class_scores: str | None = None  # they vote in place of the captions
+
+
+@dataclass(frozen=True)
+class IndividualLabels:
+    """Labels by captions or by class scores alone."""
+
+    labels: torch.Tensor  # [N]
+    confidence: torch.Tensor  # [N] float32, its probability; 0 without a vote
+
+
+def fuse_labels(
+    files: FusionFiles,
+    settings: FusionSettings,
+    output: str,
+    classifier_output: str,
+    votes_output: str | None = None,
+    *,
+    device: str,
+    threads: int,
+) -> None:
+    """Write FUSED_LABELS for every image that is not in the test split, and a classifier.
+
+    The classifier pools zero-shot scores and image prototypes, and needs no caption. Votes by which
+    classifiers can be judged go to `votes_output`, a table of VOTES. Labels of the dataset are not
+    read.
+
+    Raises:
+        UserError: an input lacks an image or does not belong to the others.
+    """
+    table, classnames = tables.read_unlabelled(files.images, training=True)
+    if len(table) == 0:
+        raise UserError(f"{files.images} has no training image; check the dataset's split.")
+    classes, described = load_classifier(
+        files.class_embeddings,
+        classnames=classnames,
+        model=settings.model,
+        pretrained=settings.pretrained,
+    )
+    scale = described["logit_scale"]
+    features = read_features(files.pseudo_labels, table["image_id"])
+    images = CalibratedFeatures.of(features, classes.weights, scale)
+    image_ids = tables.Strings(table["image_id"])
+    votes: list[Votes] = []
+    individual: dict[str, IndividualLabels] = {}
+    leaked = False  # whether the captioner read the pseudo-labels
+    if files.image_captions is not None:
+        clip = clips.load(
+            settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
+        )
+        captions, leaked = _read_captions(files.image_captions, table["image_id"])
+        texts, row_of = _encode(captions, clip, settings.batch_size)
+        votes.append(caption_votes(texts, row_of, classes.weights, scale))
+        individual["caption"] = _by_captions(texts, row_of, scale * classes.weights)
+    if files.class_scores is not None:
+        options, scores = map(
+            torch.from_numpy,
+            read_class_scores(files.class_scores, table["image_id"], len(classnames)),
+        )
+        votes.append(class_score_votes(options, scores, len(classnames)))
+        individual["lmm"] = _by_votes(votes[-1])
+        leaked = False
+    if not votes:
+        raise UserError("Nothing votes: give --image-captions or --class-scores.")
+    fusion = fuse(images, votes[-1])
+    save_classifier(classifier_output, images.classifier(fusion.weights, scale), described)
+    summary = _summary(fusion, individual)
+    columns = _columns(table["image_id"], individual, fusion)
+    tables.write(output, columns, tables.FUSED_LABELS, {**described, "how": HOW, **summary})
+    log.info(_sentence(summary))
+    if votes_output is not None:
+        judges = torch.from_numpy(judging(image_ids)) & votes[-1].has
+        vote = fusion.parameters.classes(votes[-1].probabilities(judges)).float()
+        columns = {
+            "image_id": table["image_id"].filter(pa.array(judges.numpy())),
+            "vote": tables.list_column(vote.numpy()),
+            "head": _column(fusion.head[judges]),
+        }
+        metadata = {name: summary[name] for name in ("votes", "corroborated")}
+        metadata |= {"classnames": classnames, "told": leaked}
+        tables.write(votes_output, columns, tables.VOTES, metadata)
+
+
+def _read_captions(path: str, image_ids: pa.ChunkedArray) -> tuple[pa.ChunkedArray, bool]:
+    """Return the caption of each image, null without one, and whether prompts differ by image."""
+    captions, prompts = (
+        tables.lookup_column(path, tables.CAPTIONS, "id", column, image_ids)
+        for column in ("caption", "prompt")
+    )
+    leaked = pc.count_distinct(prompts, mode="all").as_py() > 1
+    if leaked:
+        log.warning(
+            "The prompts for the captions contained the pseudo-labels. The captions may repeat "
+            "the pseudo-labels, and then correct few of them."
+        )
+    captions = pc.utf8_trim_whitespace(captions)
+    return pc.if_else(pc.equal(captions, ""), None, captions), leaked
+
+
+@torch.no_grad()
+def _encode(
+    captions: pa.ChunkedArray, clip: clips.Clip, batch_size: int
+) -> tuple[FeatureRows, torch.Tensor]:
+    """Return features [U + 1, D] of the distinct captions, and the row of each caption [T].
+
+    The last row is zero, for images without a caption. The tokenizer cuts captions that are too
+    long for the text tower.
+    """
+    encoded = pc.dictionary_encode(captions.cast(pa.large_string())).combine_chunks()
+    distinct = tables.Strings(pa.chunked_array([encoded.dictionary]))
+    row_of = pc.fill_null(encoded.indices, len(distinct)).to_numpy()
+    progress = Progress(len(distinct), "captions")
+    features = FeatureRows(len(distinct) + 1, clip.config["embed_dim"])
+    for rows in feature_memmap.parts(len(distinct), batch_size):
+        batch = list(distinct[rows])
+        features[rows] = encode.encode_texts(clip, clip.tokenizer(batch)).cpu()
+        progress.add(len(batch))
+    return features, torch.from_numpy(row_of.astype(np.int64))
+
+
+def _by_captions(texts: Features, row_of: torch.Tensor, classes: torch.Tensor) -> IndividualLabels:
+    """Return the class that is nearest to each caption [T], class means included.
+
+    Args:
+        texts: [U + 1, D].
+        row_of: [T] rows of `texts`, of which the last stands for no caption.
+        classes: [C, D] class embeddings times the logit scale.
+    """
+    scores = (texts[rows].double() @ classes.double().T for rows in parts(len(texts)))
+    best = [part.softmax(dim=1).max(dim=1) for part in scores]
+    confidence, labels = (torch.cat(column) for column in zip(*best, strict=True))
+    confidence[-1] = 0
+    return IndividualLabels(labels[row_of], confidence[row_of].float())
+
+
+def _by_votes(votes: Votes) -> IndividualLabels:
+    """Return the class with the largest share of each image's vote."""
+    best = [votes.probabilities(rows).max(dim=1) for rows in parts(len(votes.has))]
+    confidence, labels = (torch.cat(column) for column in zip(*best, strict=True))
+    return IndividualLabels(labels, confidence.float())
+
+
+def _columns(
+    image_ids: pa.ChunkedArray, individual: dict[str, IndividualLabels], fusion: Fusion
+) -> dict[str, Any]:
+    """Return the columns of FUSED_LABELS."""
+    calibrated = fusion.individual_labels["zero_shot"]
+    columns: dict[str, Any] = {
+        "image_id": image_ids,
+        "calibrated_label": _column(calibrated),
+        "image_label": _column(fusion.individual_labels.get("images"), len(image_ids)),
+        "fused_label": _column(fusion.labels),
+        "fused_confidence": pa.array(fusion.confidence.numpy()),
+    }
+    for name in ("caption", "lmm"):
+        labels, confidence = None, pa.nulls(len(image_ids), pa.float32())
+        if name in individual:
+            own = individual[name]
+            labels = torch.where(own.confidence > 0, own.labels, calibrated)
+            confidence = pa.array(own.confidence.numpy())
+        columns[f"{name}_label"] = _column(labels, len(image_ids))
+        columns[f"{name}_confidence"] = confidence
+    return columns
+
+
+def _column(labels: torch.Tensor | None, n: int = 0) -> pa.Array:
+    """Return labels [N] as a column, or n nulls without labels."""
+    return pa.nulls(n, pa.int32()) if labels is None else pa.array(labels.int().numpy())
+
+
+def _summary(fusion: Fusion, individual: dict[str, IndividualLabels]) -> dict[str, Any]:
+    """Return what was learned of votes and predictors, for the metadata and the log."""
+    name, voting = list(individual.items())[-1]
+    parameters, calibrated = fusion.parameters, fusion.individual_labels["zero_shot"]
+    has = voting.confidence > 0
+    n, test = int(has.sum()), parameters.test
+    return {
+        "votes": "class scores" if name == "lmm" else "captions",
+        "voting": n,
+        "agreement": int((voting.labels == calibrated)[has].sum()) / max(1, n),
+        "corroborated": test.significant,
+        "corroboration": {
+            "images": test.images,
+            "zero_shot": test.zero_shot,
+            "p_value": test.p_value,
+        },
+        "weights": {
+            "zero_shot": parameters.zero_shot,
+            "images": parameters.images[0],
+            "texts": parameters.texts,
+        },
+        "explained_share": parameters.explained_share,
+        "independence": parameters.independence,
+        "gains": fusion.gains,
+        "changed": int((fusion.labels != calibrated).sum()),
+    }
+
+
+def _sentence(summary: dict[str, Any]) -> str:
+    begin = (
+        f"{summary['voting']} {summary['votes']} agree with {summary['agreement']:.1%} of the "
+        "calibrated zero-shot labels."
+    )
+    if not summary["corroborated"]:
+        return (
+            f"{begin} They agree with images and scores no better than permuted votes do (p-value "
+            f"{summary['corroboration']['p_value']:.3f}). So the votes are ignored, and the labels "
+            "are the calibrated zero-shot ones."
+        )
+    times = {name: math.exp(gain) for name, gain in summary["gains"].items()}
+    return (
+        f"{begin} Compared with class frequencies, zero-shot scores make a vote "
+        f"{times['zero_shot']:.2f} times as likely, image prototypes {times['images']:.2f} times, "
+        f"both {times['both']:.2f} times. {summary['changed']} labels changed."
+    )

@@ -1,0 +1,221 @@
+"""What is known of training images before any label: image features, and votes for classes.
+
+Nothing here holds a table of all images and all classes: such tables are computed for some rows at
+a time.
+
+Letters: N training images, n some of them, C classes, D embedding width, U distinct captions, K
+options of an image.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+
+from latteclip.clip import feature_memmap
+from latteclip.clip.classifier import Classifier
+from latteclip.clip.feature_memmap import Features
+
+ROWS = 4096  # images that are computed with at once
+FLOOR = 50.0  # nats: the largest difference between the scores of two options of an image
+ITERATIONS = 50  # after which means of images and of classes have converged
+DECIMALS = 3  # of nats: smaller differences are rounding errors
+MIN_LENGTH = 1e-5  # mean distance from the mean below which features do not tell images apart
+Rows = slice | torch.Tensor
+Permute = Callable[[torch.Tensor], torch.Tensor]
+
+
+# --- images --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CentredFeatures:
+    """Image features of one model about their mean, of mean length 1."""
+
+    centred: Features  # [N, D] float32
+    mean: torch.Tensor  # [D] float64
+    length: float  # mean distance of the features from their mean
+
+    @staticmethod
+    def centre(features: Features) -> "CentredFeatures":
+        """Centre features [N, D] in place."""
+        n = len(features)
+        mean, length = torch.zeros(features.shape[1], dtype=torch.float64), 0.0
+        for rows in parts(n):
+            mean += features[rows].sum(dim=0, dtype=torch.float64) / n
+        for rows in parts(n):
+            centred = features[rows] - mean.float()
+            features[rows] = centred
+            length += centred.norm(dim=1).sum(dtype=torch.float64).item() / n
+        if length < MIN_LENGTH:
+            length = 1.0
+            for rows in parts(n):
+                features[rows] = torch.zeros_like(features[rows])
+        for rows in parts(n):
+            features[rows] = features[rows] / length
+        return CentredFeatures(features, mean, length)
+
+    def classifier(self, weights: torch.Tensor, scale: float) -> Classifier:
+        """Return a classifier of uncentred features from logits [C, D] of centred features."""
+        weights = weights / (self.length * scale)
+        return Classifier.of(weights, -(weights @ self.mean))
+
+
+@dataclass(frozen=True)
+class CalibratedFeatures(CentredFeatures):
+    """CLIP's centred image features, and the classes as their texts describe them.
+
+    Logits of centred features under the class texts are zero-shot logits less each class's mean
+    over the images, up to a constant of each image.
+    """
+
+    texts: torch.Tensor  # [C, D] float64: logits of centred features
+
+    @classmethod
+    def of(cls, features: Features, classes: torch.Tensor, scale: float) -> Self:
+        """Centre features [N, D] in place and scale class embeddings [C, D].
+
+        Args:
+            scale: factor of the cosines in a softmax.
+        """
+        images = CentredFeatures.centre(features)
+        texts = scale * images.length * classes.double()
+        return cls(images.centred, images.mean, images.length, texts)
+
+    def zero_shot(self, rows: Rows) -> torch.Tensor:
+        """Return calibrated log-probabilities [n, C] float64."""
+        return (self.centred[rows].double() @ self.texts.T).log_softmax(dim=1)
+
+
+# --- votes ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Votes:
+    """What captions, or a model that was asked, say of the class of each image."""
+
+    has: torch.Tensor  # [N] bool: whether there is a vote
+    # Votes [n, C] float64 of rows, of sum 1, or of 0 without a vote; class means are subtracted.
+    probabilities: Callable[[Rows], torch.Tensor]
+    # Centred L2-normalised features [n, D] float64 of the texts of rows, 0 without a text.
+    text_features: Callable[[Rows], torch.Tensor] | None = None
+    _permuted: Callable[[torch.Tensor], Permute] | None = None
+
+    def permuted(self, rows: torch.Tensor) -> Permute:
+        """Return a function from a permutation [n] to these rows' votes [n, C] in its order."""
+        if self._permuted is not None:
+            return self._permuted(rows)
+        return self.probabilities(rows).__getitem__
+
+
+def zero_shot_votes(images: CalibratedFeatures) -> Votes:
+    """Return the calibrated zero-shot scores themselves, where there is no other vote."""
+    has = torch.ones(len(images.centred), dtype=torch.bool)
+    return Votes(has, lambda rows: images.zero_shot(rows).exp())
+
+
+def label_votes(labels: torch.Tensor, n_classes: int) -> Votes:
+    """Return votes that are certain, for the given labels [N]."""
+    has = torch.ones(len(labels), dtype=torch.bool)
+    return Votes(has, lambda rows: F.one_hot(labels[rows], n_classes).double())
+
+
+def caption_votes(
+    texts: Features, row_of: torch.Tensor, classes: torch.Tensor, scale: float
+) -> Votes:
+    """Score captions like images, by the cosines of their features with the class embeddings.
+
+    Args:
+        texts: [U + 1, D] float32, the last row for images without a caption.
+        row_of: [N] the row of each image's caption.
+        classes: [C, D] class embeddings.
+        scale: factor of the cosines in a softmax.
+    """
+    last = len(texts) - 1
+    has = row_of != last
+    counts = torch.bincount(row_of, minlength=len(texts))[:-1].double()  # [U]
+    mean = torch.zeros(texts.shape[1], dtype=torch.float64)
+    for part in parts(last):
+        mean += counts[part] @ texts[part].double() / counts.sum().clamp(min=1)
+    centre, logits = mean.float(), scale * classes.double()
+
+    def centred(rows: Rows) -> torch.Tensor:
+        return (texts[row_of[rows]] - centre).double() * has[rows, None]
+
+    def probabilities(rows: Rows) -> torch.Tensor:
+        return (centred(rows) @ logits.T).softmax(dim=1) * has[rows, None]
+
+    return Votes(has, probabilities, lambda rows: F.normalize(centred(rows), dim=1))
+
+
+def class_score_votes(options: torch.Tensor, scores: torch.Tensor, n_classes: int) -> Votes:
+    """Return what a multimodal model answers when asked to choose a class among some options.
+
+    An image keeps its options when votes are permuted: CLIP chose the options, so they carry
+    information about the image whatever the answer is.
+
+    Args:
+        options: [N, K] classes, -1 where there are fewer.
+        scores: [N, K] log-probabilities.
+        n_classes: C.
+    """
+    options, order = options.sort(dim=1)
+    scores, given = scores.gather(1, order), options >= 0
+    best = scores.masked_fill(~given, -torch.inf).amax(dim=1, keepdim=True)
+    best = torch.where(best.isfinite(), best, 0.0)
+    scores = (scores - best).clamp(min=-FLOOR)  # also of a probability of 0
+    options = options.clamp(min=0)
+    scores = scores.masked_fill(~given, 0.0)
+    scores = _without_means(options, scores, given, n_classes).masked_fill(~given, -torch.inf)
+
+    def table(options: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        votes = scores.double().softmax(dim=1).nan_to_num(0.0)
+        return votes.new_zeros(len(votes), n_classes).scatter_add_(1, options, votes)
+
+    def permuted(rows: torch.Tensor) -> Permute:
+        own, missing = options[rows], scores[rows].isinf()
+        # An image with fewer options lends the others the mean score of their class.
+        lent = scores[rows].masked_fill(missing, 0.0)
+        return lambda order: table(own, lent[order].masked_fill(missing, -torch.inf))
+
+    return Votes(given.any(dim=1), lambda rows: table(options[rows], scores[rows]), None, permuted)
+
+
+def _without_means(
+    options: torch.Tensor,
+    scores: torch.Tensor,
+    given: torch.Tensor,
+    n_classes: int,
+) -> torch.Tensor:
+    """Subtract from scores [N, K] the effect of each image and of each class.
+
+    The sum of both effects that fits best is found by alternating means. Where images have
+    different options, class means alone would contain how good the other options were.
+
+    Args:
+        options: [N, K] classes.
+        scores: [N, K], 0 where there is no option.
+        given: [N, K] where there is an option.
+        n_classes: C.
+    """
+    where, owners = options[given], given.nonzero()[:, 0]
+    values = scores[given].double()
+    per_class = torch.bincount(where, minlength=n_classes).clamp(min=1)
+    per_image = given.sum(dim=1).clamp(min=1)
+    means = torch.zeros(n_classes, dtype=torch.float64)
+    for _ in range(ITERATIONS):
+        step = torch.zeros_like(means).index_add_(0, where, values) / per_class
+        means += step
+        values -= step[where]
+        sums = torch.zeros(len(scores), dtype=torch.float64).index_add_(0, owners, values)
+        values -= (sums / per_image)[owners]
+    without = (scores.double() - means[options]).masked_fill(~given, 0.0)
+    without -= without.sum(dim=1, keepdim=True) / per_image[:, None]
+    return without.round(decimals=DECIMALS).float()
+
+
+def parts(n: int) -> Iterator[slice]:
+    """Return the rows of n images, ROWS at a time."""
+    return feature_memmap.parts(n, ROWS)
