@@ -40,7 +40,7 @@ def range_test(files: data.TrainingFiles, settings: FinetuneSettings, threads: i
     steps = max(20, recipe.epochs * recipe.steps_per_epoch(n) // 5)
     size = min(recipe.batch_size, n)
     model_setup.prepare_training(clip, settings.compute, bank.tokens, size, recipe.batch_norm)
-    training = model_setup.training(clip, bank, inputs, settings, recipe, Signals(), 0)
+    training = model_setup.new_training(clip, bank, inputs, settings, recipe, Signals(), 0)
     pictures = image_cache.pictures_of(clip, inputs, settings, ".", 0)
     schedule = list(data.schedule(n, recipe.batch_size, steps, 0))
     training.start_epoch()

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import encode_files
-from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
 from latteclip.core.signals import Signals, ending_in_order
 from latteclip.core.steps import auto_warmup_steps
@@ -26,7 +25,7 @@ from latteclip.train.augment import Augmentation
 from latteclip.train.image_cache import TrainingPictures
 from latteclip.train.objectives.base import TextBank
 from latteclip.train.settings import FinetuneSettings, Recipe
-from latteclip.train.step import Training
+from latteclip.train.step import DivergedError, Training
 
 log = logging.getLogger(__name__)
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
@@ -198,8 +197,8 @@ def _losses_after(search: _Search, lr: float, signals: Signals) -> torch.Tensor:
         training.record({"step": step, "epoch": 0, "lr": rate, **logs})
         progress.add(1)
     try:
-        training.settle(dict)
-    except UserError:  # a loss is not finite
+        training.flush_metrics(dict)
+    except DivergedError:
         return torch.full((len(search.judging),), math.inf)
     return _losses(search, training)
 
@@ -207,7 +206,7 @@ def _losses_after(search: _Search, lr: float, signals: Signals) -> torch.Tensor:
 def _training(search: _Search, recipe: Recipe, signals: Signals) -> Training:
     """Return a training of the model as it is, which draws what every other one draws."""
     torch.manual_seed(SEED)
-    return model_setup.training(
+    return model_setup.new_training(
         search.clip, search.bank, search.inputs, search.settings, recipe, signals, SEED
     )
 

@@ -51,7 +51,7 @@ def load(
     )
 
 
-def training(
+def new_training(
     clip: clips.Clip,
     bank: TextBank,
     inputs: data.TrainingData,

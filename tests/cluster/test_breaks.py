@@ -79,13 +79,13 @@ def test_training_survives_what_befalls_its_job(indexed, on_cluster):
     assert states[first]["JobState"] in ("TIMEOUT", "FAILED")
     assert [requested(states[number])["minutes"] for number in (first, second)] == [1, 2]
     work()
-    assert "Going on after step" in log.read_text()
+    assert "Resuming after step" in log.read_text()
     run.slurm.requeue(second)
     work()
-    assert "Going on after step" in log.read_text()
+    assert "Resuming after step" in log.read_text()
     run.slurm("scancel", second)
     run.running("finetune", after=second)
     run.finish(process)
-    assert "Going on after step" in log.read_text()
+    assert "Resuming after step" in log.read_text()
     assert trained(indexed) == expected
     assert not (indexed.root / FLYP / "checkpoint").exists()

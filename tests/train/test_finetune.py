@@ -36,11 +36,11 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.labels.fusion import fuse
 from latteclip.labels.label_sources import CalibratedFeatures, label_votes
-from latteclip.train import checkpoints, step
 from latteclip.train import finetune as finetuning
+from latteclip.train import step
 from latteclip.train.augment import Augmentation
 from latteclip.train.data import TrainingFiles
-from latteclip.train.finetune import TrainingOutputs, finetune
+from latteclip.train.finetune import CheckpointManager, TrainingOutputs, finetune
 from latteclip.train.image_cache import KeptPictures, TrainingPictures, batches, kept_pictures
 from latteclip.train.settings import Compute, Finetune, FinetuneSettings, Recipe
 from latteclip.train.step import Training
@@ -253,22 +253,24 @@ def unbroken(inputs):
 
 @pytest.fixture
 def broken_after(inputs, monkeypatch):
-    """Breaks a run off after so many steps, as a kill would; its checkpoints' folder."""
+    """Interrupts a run after so many steps and returns the folder of its checkpoint."""
 
     def broken_after(steps, name, **settings):
-        save = checkpoints.save
+        save = CheckpointManager.save
 
-        def save_and_break(folder, checkpoint):
-            save(folder, checkpoint)
-            if checkpoint.steps == steps:
+        def save_and_break(self, training):
+            save(self, training)
+            if len(training.history) == steps:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(checkpoints, "save", save_and_break)
+        monkeypatch.setattr(CheckpointManager, "save", save_and_break)
         with pytest.raises(KeyboardInterrupt):
             inputs.run(name, epochs=EPOCHS, **settings)
-        monkeypatch.setattr(checkpoints, "save", save)
+        monkeypatch.setattr(CheckpointManager, "save", save)
         assert not (inputs.folder / name / "model").exists()
-        return inputs.folder / name / "checkpoint"
+        folder = inputs.folder / name / "checkpoint"
+        assert names(folder) == [f"step-{steps:08d}.pt"]
+        return folder
 
     return broken_after
 
@@ -288,20 +290,18 @@ def test_a_broken_run_goes_on_to_the_same_bytes(inputs, unbroken, broken_after, 
     torch.rand(3)
     with caplog.at_level("INFO"):
         resumed = inputs.run("broken", epochs=EPOCHS)
-    assert "Going on after step 2," in caplog.text
+    assert "Resuming after step 2," in caplog.text
     assert_same_run(resumed, unbroken)
     assert not folder.exists()
 
 
-def test_a_truncated_checkpoint_costs_an_epoch_and_changes_nothing(
+def test_a_damaged_checkpoint_is_named_and_the_training_starts_again(
     inputs, unbroken, broken_after, caplog
 ):
-    folder = broken_after(6, "truncated")
-    file = folder / "step-00000006" / "state.safetensors"
+    [file] = broken_after(6, "truncated").iterdir()
     file.write_bytes(file.read_bytes()[:-7])
-    with caplog.at_level("INFO"):
-        resumed = inputs.run("truncated", epochs=EPOCHS)
-    assert "Going on after step 4," in caplog.text
+    resumed = inputs.run("truncated", epochs=EPOCHS)
+    assert str(file) in caplog.text
     assert_same_run(resumed, unbroken)
 
 
@@ -310,31 +310,45 @@ def test_checkpoints_come_by_the_clock_and_none_at_the_last_step(
     inputs, monkeypatch, minutes, expected
 ):
     """A step takes a minute here, an epoch two."""
-    passed, saved, step = [], [], Training.step
+    passed, saved, step, save = [], [], Training.step, CheckpointManager.save
+
+    def spy(self, training):
+        saved.append(len(training.history))
+        save(self, training)
+
     monkeypatch.setattr(Training, "step", lambda *args: passed.append(60) or step(*args))
-    monkeypatch.setattr(checkpoints, "clock", lambda: sum(passed))
-    monkeypatch.setattr(checkpoints, "save", lambda _, checkpoint: saved.append(checkpoint.steps))
+    monkeypatch.setattr(finetuning, "clock", lambda: sum(passed))
+    monkeypatch.setattr(CheckpointManager, "save", spy)
     name = f"every {minutes} minutes"
     inputs.run(name, epochs=EPOCHS, compute={"checkpoint_minutes": minutes})
     assert saved == expected
 
 
-def test_a_training_of_another_rate_starts_anew(inputs, broken_after, caplog):
-    folder = broken_after(4, "other_rate")
-    found = inputs.run("other_rate", epochs=EPOCHS, lr=2e-3)
-    assert "finetune.lr" in caplog.text and "Going on" not in caplog.text
-    assert not folder.exists() and not checkpoints.aside_of(folder).exists()
-    assert_same_run(found, inputs.run("fresh", epochs=EPOCHS, lr=2e-3))
-
-
-def test_a_training_on_other_captions_starts_anew(
-    inputs, broken_after, tmp_path, monkeypatch, caplog
+@pytest.mark.parametrize(
+    ("change", "key"), [({"lr": 2e-3}, r"finetune\.lr"), ({"images": "blue"}, "digest of images")]
+)
+def test_a_checkpoint_of_another_training_is_set_aside(
+    inputs, broken_after, monkeypatch, caplog, change, key
 ):
-    broken_after(2, "other_captions")
-    other = write_captions(tmp_path / "c.parquet", inputs.names, ["blue"] * 7)
-    monkeypatch.setattr(inputs, "images", other)
-    inputs.run("other_captions", epochs=EPOCHS)
-    assert "digest of images, labels and captions" in caplog.text
+    folder = broken_after(4, f"other {key}")
+    if "images" in change:
+        other = write_captions(inputs.folder / "b.parquet", inputs.names, ["blue"] * 7)
+        monkeypatch.setattr(inputs, "images", other)
+        change = {}
+    aside = []
+    train = finetuning._train
+    monkeypatch.setattr(
+        finetuning,
+        "_train",
+        lambda *args: (
+            train(*args) or aside.extend(p.name for p in Path(f"{folder}-before").glob("*"))
+        ),
+    )
+    found = inputs.run(f"other {key}", epochs=EPOCHS, **change)
+    assert re.search(key, caplog.text) and "Resuming" not in caplog.text
+    assert aside == ["step-00000004.pt"]
+    assert not folder.exists() and not Path(f"{folder}-before").exists()
+    assert_same_run(found, inputs.run(f"fresh {key}", epochs=EPOCHS, **change))
 
 
 # --- kills and signals ---------------------------------------------------------------------------
@@ -410,13 +424,13 @@ def test_a_run_that_is_ended_again_and_again_ends_with_the_same_bytes(
         status = process.wait()
         log = (tmp_path / "log").read_text()
         if kept:  # a signal costs no step
-            assert f"Going on after step {kept}," in log
+            assert f"Resuming after step {kept}," in log
         if is_last:
             break
         if numbers[ends] != signal.SIGKILL:
             assert status == 128 + numbers[ends]
-            kept = int(re.search(r"Step (\d+) is kept", log)[1])
-            assert names(folder)[-1] == f"step-{kept:08d}"
+            kept = int(re.search(r"Step (\d+) is saved", log)[1])
+            assert names(folder)[-1] == f"step-{kept:08d}.pt"
         ends += 1
     assert status == 0
     assert ends >= 1
@@ -546,19 +560,44 @@ def test_supervision_trains_on_true_labels_and_is_marked(inputs):
     assert history(supervised[1])["loss"] != history(plain[1])["loss"]
 
 
-def test_a_history_names_the_settings_that_were_found(inputs):
+def run_at_found_rate(inputs, name, lr, **settings):
+    """Train at a rate as `find_learning_rate` writes it."""
     found = inputs.folder / "learning_rate.json"
-    found.write_text(json.dumps({"lr": 2e-4}))
-    outputs = [inputs.folder / "auto" / part for part in ("model", "history.parquet", "checkpoint")]
+    found.write_text(json.dumps({"lr": lr}))
+    outputs = [inputs.folder / name / part for part in ("model", "history.parquet", "checkpoint")]
     finetune(
         TrainingFiles(inputs.index, inputs.labels, learning_rate=str(found)),
-        inputs.settings("flyp", epochs=1, lr="auto", batch_size="auto"),
+        inputs.settings("flyp", lr="auto", **settings),
         TrainingOutputs(*map(str, outputs)),
         seed=3,
         device="cpu",
         threads=1,
     )
-    described = tables.read_metadata(outputs[1], "step")
+    return outputs
+
+
+def test_a_history_names_the_settings_that_were_found(inputs):
+    _, path, _ = run_at_found_rate(inputs, "auto", 2e-4, epochs=1, batch_size="auto")
+    described = tables.read_metadata(path, "step")
     assert sorted(described["found"]) == ["batch_size", "lr"]
     assert described["settings"]["finetune"]["lr"] == 2e-4
     assert described["settings"]["finetune"]["batch_size"] == 64
+
+
+@pytest.mark.parametrize("epochs", [3, 1], ids=["loss", "weights of the last step"])
+def test_a_training_that_diverges_at_a_found_rate_leaves_the_pretrained_model(
+    inputs, demo_clip, epochs
+):
+    sizes = {"batch_size": 7} if epochs == 1 else {}
+    model, path, folder = run_at_found_rate(
+        inputs, f"diverges {epochs}", 1e300, epochs=epochs, warmup_steps=0, **sizes
+    )
+    assert marks(path) == ["diverged"]
+    start, end = state(DEMO_CLIP), state(model)
+    assert all(torch.equal(tensor.float(), end[name].float()) for name, tensor in start.items())
+    classifier, _ = load_classifier(model / clips.CLASSIFIER)
+    texts = class_embeddings(demo_clip, "a photo of a {} texture.", CLASSNAMES)
+    torch.testing.assert_close(classifier.weights, texts)
+    losses = pq.read_table(path)["loss"].to_pylist()
+    assert losses and all(map(math.isfinite, losses))
+    assert not folder.exists()

@@ -171,11 +171,11 @@ def test_two_processes_end_on_a_signal_with_one_checkpoint_and_go_on_from_it(
     assert process.returncode != 0
     log = (folder / "log").read_text()
     assert "Traceback" not in log
-    kept = int(re.search(r"Step (\d+) is kept", log)[1])
-    assert (folder / "checkpoint" / f"step-{kept:08d}").is_dir()
+    kept = int(re.search(r"Step (\d+) is saved", log)[1])
+    assert (folder / "checkpoint" / f"step-{kept:08d}.pt").is_file()
     assert not (folder / "model").exists()
     run(folder, inputs, settings, 2)
-    assert f"Going on after step {kept}," in (folder / "log").read_text()
+    assert f"Resuming after step {kept}," in (folder / "log").read_text()
     for file in ("prototypes.safetensors", "open_clip_model.safetensors"):
         assert (folder / "model" / file).read_bytes() == (whole / "model" / file).read_bytes()
     first, second = (

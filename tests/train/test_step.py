@@ -10,7 +10,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.signals import ending_in_order
 from latteclip.train.objectives.flyp import Flyp
 from latteclip.train.settings import Recipe
-from latteclip.train.step import Training, adamw, collapse, parameter_groups, spread
+from latteclip.train.step import Training, adamw, collapse, parameter_groups, prediction_entropy
 
 
 def test_only_matrices_decay(demo_clip):
@@ -109,7 +109,7 @@ def test_a_step_never_waits_for_the_device(objective, micro_batch, waits_are_not
     with no_waiting():
         steps(training, case)
         with pytest.raises(AssertionError, match="item waits for the device"):
-            training._recent[0]["loss"].item()
+            training._pending[0]["loss"].item()
     assert isinstance(training.predicted, OnDevice)
     assert training.logit_scale.item() != before
 
@@ -119,8 +119,8 @@ def test_rows_become_numbers_together_with_what_they_share(shape):
     case = Case(*shape)
     training = a_training(case, OBJECTIVES["latteclip"])
     steps(training, case, n=3)
-    wanted = [row["loss"].item() for row in training._recent]
-    training.settle(lambda: {"images_per_second": 7.0})
+    wanted = [row["loss"].item() for row in training._pending]
+    training.flush_metrics(lambda: {"images_per_second": 7.0})
     assert [row["loss"] for row in training.history] == wanted
     assert [row["step"] for row in training.history] == [0, 1, 2]
     assert all(row["images_per_second"] == 7.0 for row in training.history)
@@ -129,7 +129,7 @@ def test_rows_become_numbers_together_with_what_they_share(shape):
     assert training.predicted.sum() == 3 * shape[0]
 
 
-def test_a_loss_that_is_not_finite_is_found_when_rows_are_settled():
+def test_a_loss_that_is_not_finite_is_found_when_metrics_are_flushed():
     case = Case(5, 7, 11)
     training = a_training(case, OBJECTIVES["flyp"])
     steps_of = [{"step": n, "epoch": 0, "loss": torch.tensor(1.0)} for n in range(4)]
@@ -137,14 +137,14 @@ def test_a_loss_that_is_not_finite_is_found_when_rows_are_settled():
     for row in steps_of:
         training.record(row)
     with pytest.raises(UserError, match=r"finetune\.lr"):
-        training.settle(dict)
-    assert training.history == []
+        training.flush_metrics(dict)
+    assert [row["step"] for row in training.history] == [0, 1]
 
 
-def test_spread_equals_the_loop():
+def test_prediction_entropy_equals_the_loop():
     torch.manual_seed(0)
     scores = torch.randn(5, 7)
-    found = spread(scores, torch.tensor(3.0))
+    found = prediction_entropy(scores, torch.tensor(3.0))
     entropies, mean = [], [0.0] * 7
     for row in scores.tolist():
         weights = [math.exp(3 * score) for score in row]
@@ -157,10 +157,10 @@ def test_spread_equals_the_loop():
 
 
 def test_even_predictions_have_balance_one_and_a_single_class_zero():
-    sure = spread(torch.eye(4), torch.tensor(100.0))
+    sure = prediction_entropy(torch.eye(4), torch.tensor(100.0))
     assert sure["class_balance"].item() == pytest.approx(1, abs=1e-6)
     assert sure["entropy"].item() == pytest.approx(0, abs=1e-6)
-    one = spread(torch.eye(4)[[2, 2, 2]], torch.tensor(100.0))
+    one = prediction_entropy(torch.eye(4)[[2, 2, 2]], torch.tensor(100.0))
     assert one["class_balance"].item() == pytest.approx(0, abs=1e-6)
 
 

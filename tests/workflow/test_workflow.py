@@ -399,14 +399,14 @@ def test_a_training_that_is_ended_through_snakemake_goes_on_with_the_next_run(
         assert run.returncode != 0, output
         log = (folder / "logs/finetune.log").read_text()
         if kept:
-            assert f"Going on after step {kept}," in log
-        kept = int(re.search(r"Step (\d+) is kept", log)[1])
-        assert (folder / "checkpoint" / f"step-{kept:08d}").is_dir()
+            assert f"Resuming after step {kept}," in log
+        kept = int(re.search(r"Step (\d+) is saved", log)[1])
+        assert (folder / "checkpoint" / f"step-{kept:08d}.pt").is_file()
         assert not (folder / "model").exists()
         assert not (folder / "history.parquet").exists()
     run = checkout.run(*command)
     assert run.returncode == 0, run.stdout
-    assert f"Going on after step {kept}," in (folder / "logs/finetune.log").read_text()
+    assert f"Resuming after step {kept}," in (folder / "logs/finetune.log").read_text()
     assert pq.read_table(folder / "history.parquet")["step"].to_pylist() == list(range(60))
     assert not (folder / "checkpoint").exists()
 
