@@ -19,9 +19,9 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import refuse_folder, replacing
 from latteclip.evaluate import judged
+from latteclip.evaluate.results import FAILED
 
 log = logging.getLogger(__name__)
-COLLAPSED = "collapsed"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def average_weights(
     """Write the model whose weights are the means of those of S trainings.
 
     Its classifier is made of the class texts by the averaged text tower, as that of the trainings
-    was. A training that is marked as collapsed has no part in it, unless all are. The history is
+    was. A training that collapsed or diverged has no part in it, unless all did. The history is
     that of the first training. The classes of the images that each training left out judge the
     average: none of these images was seen by the training that classified it.
 
@@ -48,7 +48,7 @@ def average_weights(
     """
     refuse_folder(model_output)
     marks = [tables.read_metadata(each.history, "step")["marks"] for each in results]
-    sound = [i for i, own in enumerate(marks) if COLLAPSED not in own] or [*range(len(results))]
+    sound = [i for i, own in enumerate(marks) if FAILED.isdisjoint(own)] or [*range(len(results))]
     used = [results[i] for i in sound]
     first = finetuned.load(used[0].model, torch.device("cpu"))
     _average(first, [each.model for each in used[1:]])

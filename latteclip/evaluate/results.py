@@ -19,7 +19,10 @@ MARKS = {
     "audited": "a person's answers about images drawn at random say how often it is right, below",
     "collapsed": "predictions collapsed in training: fewer than half of the classes are predicted, "
     "or hardly any prediction agrees with its pseudo-label",
+    "diverged": "the training diverged at the learning rate that was found: this is the untrained "
+    "model",
 }
+FAILED = frozenset({"collapsed", "diverged"})  # marks of trainings that are never chosen
 
 
 @dataclass(frozen=True)

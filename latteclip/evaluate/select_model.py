@@ -20,7 +20,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import replacing, write_json
 from latteclip.core.holdout import FEWEST
 from latteclip.evaluate import judged
-from latteclip.evaluate.results import Audit, Run, read_audit, read_metrics
+from latteclip.evaluate.results import FAILED, Audit, Run, read_audit, read_metrics
 
 Ints = npt.NDArray[np.int_]
 Floats = npt.NDArray[np.floating]
@@ -221,13 +221,15 @@ def _better_by_answers(
 
 
 def allowed(candidates: Sequence[Candidate]) -> list[int]:
-    """Return those that saw no label and did not collapse; if all did, all that saw no label.
+    """Return those that saw no label and whose training did not fail.
+
+    If all failed, return all that saw no label.
 
     Raises:
         UserError: all saw labels.
     """
     unlabelled = [i for i, one in enumerate(candidates) if "supervised" not in one.marks]
-    sound = [i for i in unlabelled if "collapsed" not in candidates[i].marks]
+    sound = [i for i in unlabelled if FAILED.isdisjoint(candidates[i].marks)]
     if not unlabelled:
         raise UserError("No model can be chosen, for all of them saw labels; run another method.")
     return sound or unlabelled
@@ -256,7 +258,7 @@ def _said_by_votes(candidates: Sequence[Candidate], found: int, start: int, judg
     """Return the counts that decided, against the closest rival, in a few sentences."""
     pooled, methods = judge.pooled(candidates), _by_method(candidates)
     own, firsts = candidates[found], [seeds[0] for seeds in methods.values()]
-    end = [f"The training of {name} collapsed." for name in _collapsed(candidates)]
+    end = [f"The training of {name} {mark}." for name, mark in _failed(candidates).items()]
     if found != start:
         seeds = len(methods[own.method])
         end += [f"Of its {seeds} seeds, {own.seed} leads most."] if seeds > 1 else []
@@ -279,10 +281,11 @@ def _said_by_votes(candidates: Sequence[Candidate], found: int, start: int, judg
     return " ".join([_counted(candidates, found, other, pooled), *end])
 
 
-def _collapsed(candidates: Sequence[Candidate]) -> list[str]:
-    """Return the methods all of whose trainings collapsed."""
-    sound = [one.method for one in candidates if "collapsed" not in one.marks]
-    return [*dict.fromkeys(one.method for one in candidates if one.method not in sound)]
+def _failed(candidates: Sequence[Candidate]) -> dict[str, str]:
+    """Return the methods all of whose trainings failed, each with the mark of the first."""
+    sound = {one.method for one in candidates if FAILED.isdisjoint(one.marks)}
+    failed = [one for one in reversed(candidates) if one.method not in sound]
+    return {one.method: next(mark for mark in one.marks if mark in FAILED) for one in failed}
 
 
 def _counted(candidates: Sequence[Candidate], one: int, other: int, judge: Judge) -> str:

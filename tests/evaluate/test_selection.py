@@ -123,9 +123,10 @@ def test_what_collapsed_or_saw_labels_is_never_chosen():
         candidate("zero_shot"),
         candidate("flyp_supervised", marks=("supervised",)),
         candidate("flyp", marks=("collapsed",)),
+        candidate("latteclip", marks=("ours", "diverged")),
         candidate("image_prototypes"),
     ]
-    judged = judge(range(20), range(N), range(N), range(40))
+    judged = judge(range(20), range(N), range(N), range(N), range(40))
     best = audit(named, {one.method: 0.1 + 0.2 * (one.method[:4] == "flyp") for one in named})
     for answers in (None, best):
         assert chosen(named, judged, answers) == "image_prototypes"
