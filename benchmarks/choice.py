@@ -18,11 +18,12 @@ import numpy as np
 import pyarrow as pa
 
 from latteclip.clip.classifier import load_classifier
+from latteclip.config.stage_params import TRAIN_PREDICTIONS
 from latteclip.core import tables
 from latteclip.core.holdout import Fold
 from latteclip.core.steps import auto_batch_size, auto_epochs, steps_per_epoch
 from latteclip.evaluate import evaluate as evaluation
-from latteclip.evaluate import evaluate_classifier, evaluate_zero_shot, metrics
+from latteclip.evaluate import evaluate_classifier, metrics
 from latteclip.evaluate.results import read_metrics
 from latteclip.evaluate.select_model import (
     SIMPLICITY,
@@ -118,16 +119,15 @@ def _label(results: Path, folder: Path) -> None:
     fuse_labels.fuse_labels(files, settings, labels, prototypes, votes, device="cpu", threads=1)
     heads = [str(folder / name) for name in ("calibrated.safetensors", "unused.safetensors")]
     calibrate_zero_shot.calibrate_zero_shot(images, pseudo_labels, embeddings, *heads)
-    run, outputs, judged = _run(folder, "zero_shot", 0)
-    evaluate_zero_shot.evaluate_zero_shot(images, pseudo_labels, run, outputs, judged)
     for method, head, own_votes in (
+        ("zero_shot", embeddings, None),
         ("zero_shot_calibrated", heads[0], None),
         ("image_prototypes", prototypes, votes),
     ):
         evaluate_classifier.evaluate_classifier(
-            *(images, pseudo_labels, head, own_votes, TOPK),
+            evaluate_classifier.ClassifierFiles(images, pseudo_labels, head, own_votes),
+            evaluate_classifier.ClassifierSettings(TOPK),
             *_run(folder, method, 0),
-            str(folder / "gallery.parquet"),
         )
 
 
@@ -135,15 +135,15 @@ def _run(folder: Path, method: str, seed: int) -> tuple[metrics.Run, metrics.Out
     """Return what names a run, and its files in a new folder."""
     place = folder / method / f"seed{seed}"
     place.mkdir(parents=True, exist_ok=True)
-    names = ("predictions.parquet", "metrics.json", "judged.parquet")
-    predictions, figures, judged = (str(place / name) for name in names)
-    return metrics.Run(folder.name, method, seed), metrics.Outputs(predictions, figures), judged
+    names = ("predictions.parquet", "metrics.json", TRAIN_PREDICTIONS)
+    predictions, figures, training = (str(place / name) for name in names)
+    return metrics.Run(folder.name, method, seed), metrics.Outputs(predictions, figures), training
 
 
 def _tune(args: argparse.Namespace, folder: Path, name: str, seed: int) -> None:
     """Train and evaluate one seed of a candidate, unless that is done."""
-    run, outputs, judged = _run(folder, name, seed)
-    if Path(judged).exists():
+    run, outputs, training = _run(folder, name, seed)
+    if Path(training).exists():
         return
     recipe, fold = RECIPES[name], Fold(SHARE, seed, SEEDS)
     epochs = max(1, round(auto_epochs(args.images) * recipe.epochs))
@@ -181,8 +181,7 @@ def _tune(args: argparse.Namespace, folder: Path, name: str, seed: int) -> None:
         evaluation.EvaluateSettings(batch_size=64, topk=TOPK, fold=fold),
         run,
         outputs,
-        str(place / "gallery.parquet"),
-        judged,
+        training,
         device="cpu",
         threads=1,
     )
@@ -212,7 +211,12 @@ def _regret(folder: Path, runs: list[tuple[str, int, Path]], named: str) -> floa
     """Return the regret of the choice among runs: of each method the mean over its seeds counts."""
     files = [
         CandidateFiles(
-            method, seed, method, str(path), str(path.with_name("judged.parquet")), str(path.parent)
+            method,
+            seed,
+            method,
+            str(path),
+            str(path.with_name(TRAIN_PREDICTIONS)),
+            str(path.parent),
         )
         for method, seed, path in runs
     ]

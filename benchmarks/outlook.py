@@ -191,7 +191,7 @@ def stages() -> list[Stage]:
             seconds=(1 - TRAINING) * encoding,
             disk=(1 - TRAINING) * FEATURE,
         ),
-        Stage("evaluate_zero_shot", (Step("evaluation of the zero-shot row"),), *MEMORY),
+        Stage("evaluate_classifier", (Step("evaluation of the zero-shot row"),), *MEMORY),
         Stage(
             "propagate_labels",
             (Step("propagate_labels", "the same, approximate from 100,000"),),

@@ -43,8 +43,8 @@ from latteclip.data import clip_config, loader
 from latteclip.deploy.predict import Classifier as Predictor
 from latteclip.deploy.predict import predict
 from latteclip.evaluate.evaluate import EvaluateFiles, EvaluateSettings, evaluate
-from latteclip.evaluate.gallery_images import SHOWN
 from latteclip.evaluate.metrics import Outputs, Run
+from latteclip.evaluate.train_predictions import N_EXAMPLES
 
 HISTORY = pa.schema([("step", pa.int32())])  # evaluate reads only its metadata
 CLASSES, SIZE, BATCH, TOPK = 47, (500, 375), 32, 5
@@ -88,7 +88,7 @@ def make_images(root: Path, n: int, classnames: list[str]) -> list[str]:
     for path in paths:
         coarse = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC).save(path, quality=90)
-    splits = ["train"] * SHOWN + ["test"] * (n - SHOWN)
+    splits = ["train"] * N_EXAMPLES + ["test"] * (n - N_EXAMPLES)
     columns = {
         "image_id": paths,
         "path": paths,
@@ -239,8 +239,7 @@ def main() -> None:
                 EvaluateSettings(BATCH, TOPK),
                 Run("benchmark", "random", 0),
                 Outputs(str(root / "predictions.parquet"), str(root / "metrics.json")),
-                str(root / "gallery.parquet"),
-                str(root / "judged.parquet"),
+                str(root / "train_predictions.parquet"),
                 device=device.type,
                 threads=args.threads,
             )
@@ -264,7 +263,7 @@ def main() -> None:
             (clock, _), (other, _) = times[-1]
             print(f"pair {pair + 1}: evaluate {clock:.2f} s, predict {other:.2f} s", flush=True)
         lines = (root / "out.jsonl").read_text("utf-8").splitlines()
-        found = [json.loads(line)["topk_labels"] for line in lines[SHOWN:]]  # of test images
+        found = [json.loads(line)["topk_labels"] for line in lines[N_EXAMPLES:]]  # of test images
         wanted = tables.read(root / "predictions.parquet", tables.PREDICTIONS)[0]["topk_labels"]
         if found != wanted.to_pylist():
             raise SystemExit("The predictions differ.")

@@ -251,16 +251,20 @@ def read_features(place: Place) -> Work:
     return work
 
 
-def evaluate_zero_shot(place: Place) -> Work:
-    """Predictions and accuracy of the test split from the pseudo-labels."""
-    from latteclip.evaluate import evaluate_zero_shot as stage
+def evaluate_classifier(place: Place) -> Work:
+    """Predictions and accuracy of the test split from features and the class texts."""
+    from latteclip.evaluate import evaluate_classifier as stage
     from latteclip.evaluate import metrics
 
-    index, labels = place.file("images.parquet"), place.file("pseudo_labels.parquet")
+    files = stage.ClassifierFiles(
+        place.file("images.parquet"),
+        place.file("pseudo_labels.parquet"),
+        place.file("class_embeddings.safetensors"),
+    )
     outputs = metrics.Outputs(place.file("predictions.parquet"), place.file("metrics.json"))
     run = metrics.Run("scale", "zero_shot", 0)
-    judged = place.file("judged.parquet")
-    return lambda: stage.evaluate_zero_shot(index, labels, run, outputs, judged)
+    settings, training = stage.ClassifierSettings(5), place.file("train_predictions.parquet")
+    return lambda: stage.evaluate_classifier(files, settings, run, outputs, training)
 
 
 def propagate_labels(place: Place) -> Work:
@@ -693,7 +697,7 @@ STEPS = [
     Step(write_pseudo_labels, "pseudo-labels: scores, table written"),
     Step(plan_jobs, "`snakemake -n`, index and pseudo-labels there"),
     Step(read_features, "features of the training images read"),
-    Step(evaluate_zero_shot, "evaluation of the zero-shot row"),
+    Step(evaluate_classifier, "evaluation of the zero-shot row"),
     Step(propagate_labels, "propagate_labels"),
     Step(plan_images, "captions of images: plan of a shard of 64"),
     Step(plan_groups, "captions of groups: plan of a shard of 64"),

@@ -20,8 +20,8 @@ from latteclip.audit.answers import AnswerSchema
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest
-from latteclip.evaluate.judged import JUDGED
 from latteclip.evaluate.results import Run, read_selection
+from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS, read_predictions
 
 log = logging.getLogger(__name__)
 Ints = npt.NDArray[np.int_]
@@ -32,7 +32,7 @@ FIRST_METHODS = (BASELINE, "zero_shot_calibrated")  # of the candidates
 # The table in a run's folder that predicts the evaluated images, and its schema.
 EVALUATED = ("predictions.parquet", tables.PREDICTIONS)
 # The same of training images that the run did not learn from.
-LEFT_OUT = ("judged.parquet", JUDGED)
+LEFT_OUT = ("train_predictions.parquet", TRAIN_PREDICTIONS)
 SEED = 0
 # The strata, and how often an image of each is drawn in comparison with the last. Where candidates
 # agree, an answer says nothing about their difference, and less about their accuracies the surer
@@ -234,7 +234,7 @@ def _predictions(
     name, schema = of
     path = folder / one.method / f"seed{one.seed}" / name
     if of is LEFT_OUT:
-        path = left_out_table(path.parent)
+        return read_predictions(str(left_out_table(path.parent)), classnames, held_out=True)
     table, described = tables.read(path, schema, ["image_id", "prediction"])
     if described.get("classnames") != list(classnames):
         raise UserError(f"{path} is of other classes than the image index; rerun its stage.")

@@ -46,7 +46,7 @@ class RunFiles:
     seed: int
     metrics: str
     predictions: str  # of the images that are evaluated
-    judged: str | None  # predictions of training images that it did not learn from
+    train_predictions: str | None  # predictions of training images that it did not learn from
     has_model: bool  # that can be chosen
 
 
@@ -91,10 +91,13 @@ def read_predictions(
 
 def _predictions(plan: SamplingPlan, run: RunFiles) -> Ints | None:
     """Return predictions [N] from the table that has all images of the plan, if either has."""
-    for path, (_, schema) in ((run.predictions, EVALUATED), (run.judged, LEFT_OUT)):
+    for path, (_, schema) in ((run.predictions, EVALUATED), (run.train_predictions, LEFT_OUT)):
+        names = [name for name in schema.names if name in ("image_id", "prediction", "held_out")]
         if path is None:
             continue
-        table, described = tables.read(path, schema, ["image_id", "prediction"])
+        table, described = tables.read(path, schema, names)
+        if "held_out" in names:
+            table = table.filter(table["held_out"])
         places = pc.index_in(pa.array(plan.image_ids), table["image_id"])
         if described.get("classnames") == plan.classnames and not places.null_count:
             found: Ints = table["prediction"].take(places).to_numpy().astype(np.int_)

@@ -26,8 +26,8 @@ IMAGES, TRAINING, GROUPS, STEPS = "images", "training images", "groups", "traini
 GROWS = {
     **dict.fromkeys(("index_images", "find_duplicates", "pseudo_label_images"), IMAGES),
     **dict.fromkeys(("score_unknown", "propagate_labels", "evaluate"), IMAGES),
-    **dict.fromkeys(("evaluate_classifier", "evaluate_zero_shot"), IMAGES),
     **dict.fromkeys(("caption_images", "score_classes", "fuse_labels"), TRAINING),
+    "evaluate_classifier": IMAGES,
     "calibrate_zero_shot": TRAINING,
     "caption_groups": GROUPS,
     **dict.fromkeys(("finetune", "find_learning_rate"), STEPS),

@@ -222,7 +222,7 @@ def average_weights(args: argparse.Namespace) -> None:
     from latteclip.deploy import average_weights as stage
 
     results = list_from_json(stage.TrainingResult, args.trainings, "trainings")
-    stage.average_weights(results, args.model, args.history, args.judged)
+    stage.average_weights(results, args.model, args.history, args.left_out)
 
 
 def finetune(args: argparse.Namespace) -> None:
@@ -266,24 +266,9 @@ def evaluate(args: argparse.Namespace) -> None:
         from_json(stage.EvaluateSettings, args.settings),
         Run(args.dataset, args.method, args.seed),
         Outputs(args.predictions, args.metrics),
-        args.gallery,
-        args.judged,
+        args.train_predictions,
         device=args.device,
         threads=args.threads,
-    )
-
-
-def evaluate_zero_shot(args: argparse.Namespace) -> None:
-    """Score the pseudo-labels of the test split."""
-    from latteclip.evaluate import evaluate_zero_shot as stage
-    from latteclip.evaluate.metrics import Outputs, Run
-
-    stage.evaluate_zero_shot(
-        args.images,
-        args.pseudo_labels,
-        Run(args.dataset, args.method, args.seed),
-        Outputs(args.predictions, args.metrics),
-        args.judged,
     )
 
 
@@ -293,15 +278,11 @@ def evaluate_classifier(args: argparse.Namespace) -> None:
     from latteclip.evaluate.metrics import Outputs, Run
 
     stage.evaluate_classifier(
-        args.images,
-        args.pseudo_labels,
-        args.classifier,
-        args.votes,
-        args.topk,
+        stage.ClassifierFiles(args.images, args.pseudo_labels, args.classifier, args.votes),
+        from_json(stage.ClassifierSettings, args.settings),
         Run(args.dataset, args.method, args.seed),
         Outputs(args.predictions, args.metrics),
-        args.judged,
-        args.gallery,
+        args.train_predictions,
     )
 
 
@@ -391,7 +372,6 @@ OPTIONS = {
     "threads": {"type": commands.threads(), "default": os.cpu_count(), "help": "CPU threads"},
     "device": {"default": "auto", "help": "auto, cpu, cuda or cuda:<n>"},
     "seed": {"type": commands.count(0, 2**63 - 1), "required": True},
-    "topk": {"type": commands.count(), "required": True, "help": "best classes kept"},
     "baseline": {"default": "zero_shot", "help": "the method that gains are over"},
     "selections": {"nargs": "*", "default": [], "help": "what select-model wrote"},
     "audits": {"nargs": "*", "default": [], "help": "what score-audit wrote"},
@@ -466,7 +446,7 @@ COMMANDS: dict[Command, list[str]] = {
         "device",
         "threads",
     ],
-    average_weights: ["trainings", "model", "history", "judged"],
+    average_weights: ["trainings", "model", "history", "left-out"],
     finetune: [
         "images",
         "pseudo-labels",
@@ -496,20 +476,9 @@ COMMANDS: dict[Command, list[str]] = {
         "settings",
         "predictions",
         "metrics",
-        "gallery",
-        "judged",
+        "train-predictions",
         "device",
         "threads",
-    ],
-    evaluate_zero_shot: [
-        "dataset",
-        "method",
-        "seed",
-        "images",
-        "pseudo-labels",
-        "predictions",
-        "metrics",
-        "judged",
     ],
     evaluate_classifier: [
         "dataset",
@@ -519,11 +488,10 @@ COMMANDS: dict[Command, list[str]] = {
         "pseudo-labels",
         "classifier",
         "votes?",
-        "topk",
+        "settings",
         "predictions",
         "metrics",
-        "judged",
-        "gallery",
+        "train-predictions",
     ],
     propagate_labels: [
         "dataset",

@@ -54,7 +54,6 @@ RESOURCES = {
     "finetune": StageResources(12_000, 8_000, 20, 200),  # beside `training_memory`
     "average_weights": StageResources(16_000, 0, 10, 1_000),
     "evaluate": LABELLING,
-    "evaluate_zero_shot": TABLES,
     "evaluate_classifier": LABELLING,
     "assemble_model": StageResources(8_000, 0, 10, 1_000),
     "propagate_labels": StageResources(16_000, 16_000, 20, 100),

@@ -29,6 +29,7 @@ AUDIT = "results/{{dataset}}/audit{suffix}.json"
 CLASSIFIERS = "results/{dataset}/classifiers/{name}.safetensors"
 # Predictions of the trainings of an average for the images that they left out.
 LEFT_OUT = "left_out.parquet"
+TRAIN_PREDICTIONS = "train_predictions.parquet"
 # The method whose classifier comes with the labels, without training.
 LABELS_METHOD = "image_prototypes"
 # Sections that datasets share and a page prints, in its order.
@@ -45,7 +46,7 @@ OF_DATASET = (
 )
 OF_RUN = (
     *("finetune", "average_weights", "propagate_labels", "evaluate", "evaluate_classifier"),
-    *("evaluate_zero_shot", "assemble_model"),
+    "assemble_model",
 )
 Paths = list[str]
 Settings = dict[str, Any]
@@ -268,7 +269,7 @@ def finetune_command(configuration: Configuration, dataset: str) -> str:
 def averaged(configuration: Configuration, dataset: str, method: str) -> list[dict[str, str]]:
     """Return the files of each training that average_weights averages."""
     folder = f"results/{dataset}/{configuration.averaged(method)}"
-    names = {"model": "model", "history": "history.parquet", "judged": "judged.parquet"}
+    names = {"model": "model", "history": "history.parquet", "train_predictions": TRAIN_PREDICTIONS}
     return [
         {kind: f"{folder}/seed{seed}/{name}" for kind, name in names.items()}
         for seed in configuration.seeds
@@ -294,6 +295,13 @@ def evaluate(configuration: Configuration, dataset: str, method: str, seed: str)
         "precision": configuration.section("clip", dataset)["precision"],
         **({"fold": fold(configuration, dataset, seed)} if has_fold else {}),
     }
+
+
+def evaluate_classifier(configuration: Configuration, dataset: str, method: str) -> Settings:
+    """Return how many classes are kept for each image, and the marks of the method."""
+    is_in_paper = configuration.objective(method) == "zero_shot"
+    topk = configuration.section("inference", dataset)["topk"]
+    return {"topk": topk, "marks": [] if is_in_paper else ["ours"]}
 
 
 def propagate_labels(configuration: Configuration, dataset: str, method: str) -> Settings:
@@ -332,7 +340,7 @@ def candidates(configuration: Configuration, dataset: str) -> list[dict[str, Any
                 "seed": seed,
                 "objective": configuration.objective(method),
                 "metrics": f"{folder}/metrics.json",
-                "judged": f"{folder}/judged.parquet",
+                "train_predictions": f"{folder}/{TRAIN_PREDICTIONS}",
                 "model": f"{folder}/model",
             }
         )
@@ -340,7 +348,7 @@ def candidates(configuration: Configuration, dataset: str) -> list[dict[str, Any
 
 
 def files_of_candidates(configuration: Configuration, dataset: str, kind: str) -> Paths:
-    """Return the files of one kind ("metrics", "judged", "model") of the candidates."""
+    """Return the files of one kind ("metrics", "train_predictions", "model") of the candidates."""
     return [str(candidate[kind]) for candidate in candidates(configuration, dataset)]
 
 
@@ -410,23 +418,23 @@ def audited_runs(configuration: Configuration, dataset: str) -> list[dict[str, A
     found = []
     for method, seed in configuration.runs(dataset):
         folder = f"results/{dataset}/{method}/seed{seed}"
-        judges = configuration.objective(method) != "label_propagation"
-        judged = LEFT_OUT if configuration.is_average(method) else "judged.parquet"
+        has_model = configuration.objective(method) != "label_propagation"
+        held_out = LEFT_OUT if configuration.is_average(method) else TRAIN_PREDICTIONS
         found.append(
             {
                 "method": method,
                 "seed": seed,
                 "metrics": f"{folder}/metrics.json",
                 "predictions": f"{folder}/predictions.parquet",
-                "judged": f"{folder}/{judged}" if judges else None,
-                "has_model": judges,
+                "train_predictions": f"{folder}/{held_out}" if has_model else None,
+                "has_model": has_model,
             }
         )
     return found
 
 
 def files_of_audited(configuration: Configuration, dataset: str, kind: str) -> Paths:
-    """Return the files of one kind ("metrics", "predictions", "judged") of the scored runs."""
+    """Return the files of one kind (a key of `audited_runs`) of the scored runs."""
     return [run[kind] for run in audited_runs(configuration, dataset) if run[kind]]
 
 
@@ -475,8 +483,8 @@ def page_runs(configuration: Configuration, dataset: str) -> list[dict[str, Any]
         run["predictions"] = f"{folder}/predictions.parquet"
         if configuration.is_trained(method):
             run["history"] = f"{folder}/history.parquet"
-        if configuration.is_trained(method) or configuration.objective(method) in HEADS:
-            run["gallery"] = f"{folder}/gallery.parquet"
+        if configuration.objective(method) != "label_propagation":
+            run["train_predictions"] = f"{folder}/{TRAIN_PREDICTIONS}"
         found.append(run)
     return found
 

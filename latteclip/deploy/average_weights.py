@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -18,7 +19,7 @@ from latteclip.clip.encode import class_embeddings
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import refuse_folder, replacing
-from latteclip.evaluate import judged
+from latteclip.evaluate import train_predictions
 from latteclip.evaluate.results import FAILED
 
 log = logging.getLogger(__name__)
@@ -30,11 +31,11 @@ class TrainingResult:
 
     model: str  # folder
     history: str
-    judged: str  # what it says of the images that it left out
+    train_predictions: str  # with those for the images that it left out
 
 
 def average_weights(
-    results: Sequence[TrainingResult], model_output: str, history_output: str, judged_output: str
+    results: Sequence[TrainingResult], model_output: str, history_output: str, left_out_output: str
 ) -> None:
     """Write the model whose weights are the means of those of S trainings.
 
@@ -53,7 +54,7 @@ def average_weights(
     first = finetuned.load(used[0].model, torch.device("cpu"))
     _average(first, [each.model for each in used[1:]])
     history, described = tables.read(used[0].history, tables.HISTORY)
-    _write_left_out([each.judged for each in used], judged_output, first.classnames)
+    _write_left_out([each.train_predictions for each in used], left_out_output, first.classnames)
     tables.write(
         history_output,
         {name: history[name] for name in history.column_names},
@@ -83,8 +84,9 @@ def _average(first: finetuned.TunedModel, others: Sequence[str]) -> None:
 
 
 def _write_left_out(paths: Sequence[str], output: str, classnames: Sequence[str]) -> None:
-    """Write the rows of several JUDGED tables, none of which has an image of another."""
-    rows = pa.concat_tables([tables.read(path, judged.JUDGED)[0] for path in paths])
-    judged.write_predictions(
-        output, rows["image_id"], rows["prediction"].to_numpy(), list(classnames)
-    )
+    """Write the predictions of several trainings, none of which left out an image of another."""
+    read = train_predictions.read_predictions
+    rows = pa.concat_tables([read(path, classnames, held_out=True) for path in paths])
+    held_out = rows["image_id"], rows["prediction"].to_numpy()
+    no_examples = rows["image_id"].slice(0, 0), np.empty(0, np.int_)
+    train_predictions.write_predictions(output, held_out, no_examples, classnames)

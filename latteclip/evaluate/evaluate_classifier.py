@@ -1,56 +1,70 @@
 """The test split classified by the features of the pretrained model and a classifier of them.
 
-Without a test split, all images are.
+Without a test split, all images are classified.
 """
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 from latteclip.clip.classifier import classify, load_classifier
 from latteclip.core import tables
-from latteclip.evaluate import gallery_images, judged, metrics
+from latteclip.evaluate import metrics, train_predictions
 from latteclip.labels.features import read_features
 
 
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """How many classes are written, and how the result is marked."""
+
+    topk: int  # best classes of each image
+    marks: list[str] = field(default_factory=list)  # keys of `results.MARKS`
+
+
+@dataclass(frozen=True)
+class ClassifierFiles:
+    """What a classifier is evaluated on."""
+
+    images: str
+    pseudo_labels: str  # for the features of the images
+    classifier: str  # the class texts (zero-shot), or what a stage made of them
+    # Votes of which the classifier was made, with its prediction for each image without the
+    # image's own vote; None where it was made of none.
+    votes: str | None = None
+
+
 def evaluate_classifier(
-    images_path: str,
-    pseudo_labels_path: str,
-    classifier_path: str,
-    votes_path: str | None,
-    topk: int,
+    files: ClassifierFiles,
+    settings: ClassifierSettings,
     run: metrics.Run,
     outputs: metrics.Outputs,
-    judged_output: str,
-    gallery_output: str,
+    train_output: str,
 ) -> None:
-    """Write predictions and metrics; each image is classified by itself.
-
-    Training images that judge, and those of the page, are classified as well.
-
-    Args:
-        images_path: an IMAGES table.
-        pseudo_labels_path: a PSEUDO_LABELS table, for the features of the images.
-        classifier_path: what a stage without training wrote: it is ours, not the paper's.
-        votes_path: the VOTES of which the classifier was made, which say what it makes of each
-            image without the image's own part; None where it was made of none.
-        topk: best classes kept for each image.
-        run: what is evaluated.
-        outputs: where the results are written.
-        judged_output: where the classes of the images that judge are written.
-        gallery_output: where the classes of the images that the page shows are written.
+    """Write predictions and metrics of a classifier without training, and TRAIN_PREDICTIONS.
 
     Raises:
         UserError: an input is missing or does not fit the others, or there is no image.
     """
-    table, names = metrics.read_evaluated_images(images_path, run.dataset)
-    classifier, _ = load_classifier(classifier_path, classnames=names)
-    features = read_features(pseudo_labels_path, table["image_id"])
-    labels, scores = classify(features, classifier, topk)
-    metrics.write(table, names, labels.numpy(), scores.numpy(), run, ["ours"], outputs)
-    if votes_path is None:
-        apart = judged.judging_images(images_path)["image_id"]
-        known = classify(read_features(pseudo_labels_path, apart), classifier, 1)[0][:, 0].numpy()
+    table, names = metrics.read_evaluated_images(files.images, run.dataset)
+    classifier, _ = load_classifier(files.classifier, classnames=names)
+
+    def predict(image_ids: pa.ChunkedArray) -> npt.NDArray[np.int_]:
+        """Return the best class of each image."""
+        features = read_features(files.pseudo_labels, image_ids)
+        return np.asarray(classify(features, classifier, 1)[0][:, 0])
+
+    features = read_features(files.pseudo_labels, table["image_id"])
+    labels, scores = classify(features, classifier, settings.topk)
+    metrics.write(table, names, labels.numpy(), scores.numpy(), run, settings.marks, outputs)
+    if files.votes is None:
+        held_out = train_predictions.comparison_images(files.images)["image_id"]
+        predictions = predict(held_out)
     else:
-        votes, _ = tables.read(votes_path, tables.VOTES, ["image_id", "head"])
-        apart, known = votes["image_id"], votes["head"].to_numpy()
-    judged.write_predictions(judged_output, apart, known, names)
-    shown = gallery_images.read_shown(images_path, pseudo_labels_path)["image_id"]
-    of_shown, _ = classify(read_features(pseudo_labels_path, shown), classifier, 1)
-    gallery_images.write_predictions(gallery_output, shown, of_shown[:, 0].numpy(), names)
+        votes, _ = tables.read(files.votes, tables.VOTES, ["image_id", "head"])
+        held_out, predictions = votes["image_id"], votes["head"].to_numpy()
+    examples = train_predictions.example_images(files.images, files.pseudo_labels)["image_id"]
+    train_predictions.write_predictions(
+        train_output, (held_out, predictions), (examples, predict(examples)), names
+    )

@@ -19,12 +19,11 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import replacing, write_json
 from latteclip.core.holdout import FEWEST
-from latteclip.evaluate import judged
 from latteclip.evaluate.results import FAILED, Audit, Run, read_audit, read_metrics
+from latteclip.evaluate.train_predictions import MISSING, held_out_predictions
 
 Ints = npt.NDArray[np.int_]
 Floats = npt.NDArray[np.floating]
-UNJUDGED = -1  # in place of a class
 # Objectives that train nothing, the simplest first.
 SIMPLICITY = {"zero_shot": 0, "zero_shot_calibrated": 1, "image_prototypes": 2}
 AVERAGE = "average_weights"  # objective: it is judged by what its trainings predict
@@ -86,17 +85,17 @@ class Judge:
     """Votes, and what each candidate predicts where an image judges it."""
 
     shares: Floats  # [n, C] probability of each class by the image's caption alone
-    predictions: Ints  # [K, n] classes, UNJUDGED where an image does not judge the candidate
+    predictions: Ints  # [K, n] classes, MISSING where an image does not judge the candidate
     voters: str = "captions"
 
     def images(self, one: int) -> int:
         """Return how many images judge a candidate."""
-        return int((self.predictions[one] != UNJUDGED).sum())
+        return int((self.predictions[one] != MISSING).sum())
 
     def compare(self, one: int, other: int) -> Comparison:
         """Compare two candidates on the images that judge both."""
         pair = self.predictions[[one, other]]
-        rows = np.flatnonzero((pair != UNJUDGED).all(axis=0))
+        rows = np.flatnonzero((pair != MISSING).all(axis=0))
         own, its = (self.shares[rows, row[rows]] for row in pair)
         return Comparison(
             len(rows),
@@ -118,7 +117,7 @@ class Judge:
         for seeds in _by_method(candidates).values():
             pool = predictions[seeds[0]]
             for i in seeds[1:]:
-                pool = np.where(pool == UNJUDGED, self.predictions[i], pool)
+                pool = np.where(pool == MISSING, self.predictions[i], pool)
             predictions[seeds] = pool
         return Judge(self.shares, predictions, self.voters)
 
@@ -313,7 +312,7 @@ class CandidateFiles:
     seed: int
     objective: str
     metrics: str
-    judged: str  # its JUDGED table
+    train_predictions: str
     model: str  # folder
 
 
@@ -384,7 +383,7 @@ def read_judge(runs: Sequence[CandidateFiles], votes_path: str | None) -> Judge 
         return f"it takes {FEWEST_UNTRAINED} images with votes, and there are {len(table)}"
     shares = pc.list_flatten(table["vote"]).to_numpy().reshape(len(table), -1)  # [n, C]
     predictions = [
-        judged.read_predictions(run.judged, table["image_id"], described["classnames"])
+        held_out_predictions(run.train_predictions, table["image_id"], described["classnames"])
         for run in runs
     ]
     return Judge(shares, np.stack(predictions), described["votes"])

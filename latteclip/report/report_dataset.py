@@ -20,7 +20,6 @@ from latteclip.captions import text
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import read_object, write_text
-from latteclip.evaluate import gallery_images
 from latteclip.evaluate.metrics import accuracy
 from latteclip.evaluate.results import (
     MARKS,
@@ -33,6 +32,7 @@ from latteclip.evaluate.results import (
     read_metrics,
     read_selection,
 )
+from latteclip.evaluate.train_predictions import choose_examples, read_predictions
 from latteclip.report import comparison, images, render, runs
 from latteclip.report.runs import RunFiles
 
@@ -93,7 +93,7 @@ def lead(
     model = None
     if is_chosen:
         model = f"{folder}/model{suffix}" if suffix else folder
-    elif run.gallery:
+    elif run.train_predictions:
         model = f"{folder}/{run.method}/seed{run.seed}/model"
     return Lead(
         method=run.method,
@@ -207,7 +207,7 @@ def report_dataset(
     if split.labels is not None:
         zero_shot = accuracy(split.pseudo_labels[:, None], split.labels, 1)
     rows = comparison.headline(metrics, settings.baseline, zero_shot)
-    chosen = gallery_images.choose(train.confidence, train.pseudo_labels)
+    chosen = choose_examples(train.confidence, train.pseudo_labels)
     image_captions, group_captions = (
         read(path, train, chosen, classnames) if path else None
         for read, path in (
@@ -218,10 +218,9 @@ def report_dataset(
     selection = read_selection(files.selection) if files.selection else None
     main = main_run(run_files, selection, settings.main)
     found = comparison.read_opinions(run_files, split, main)
-    of_gallery = None
-    if main.gallery:
-        shown_ids = [train.image_id(i) for i in chosen]
-        of_gallery = gallery_images.read_predictions(main.gallery, shown_ids, classnames)
+    of_examples = None
+    if main.train_predictions and main.method != ZERO_SHOT:
+        of_examples = _predictions_of(main.train_predictions, train, chosen, classnames)
     page = render.render(
         TEMPLATE,
         dataset=settings.dataset,
@@ -275,7 +274,7 @@ def report_dataset(
         if settings.paper and settings.paper != main.method
         else [],
         pseudo_labels=comparison.pseudo_label_charts(train),
-        items=images.items(chosen, train, of_gallery, image_captions, group_captions),
+        items=images.items(chosen, train, of_examples, image_captions, group_captions),
         captions=_caption_statistics(files.caption_summary, image_captions, group_captions),
         words=words([row.method for row in rows]),
         provenance=_provenance(settings, run_files, image_captions, group_captions),
@@ -288,6 +287,20 @@ def report_dataset(
         )
     write_text(output, page)
     log.info("Wrote %s: %d methods, %.1f MB.", output, len(rows), size / 1e6)
+
+
+def _predictions_of(
+    path: str, train: runs.Split, chosen: Sequence[int], classnames: Sequence[str]
+) -> list[int]:
+    """Return the classes that a model predicts for the chosen training images.
+
+    Raises:
+        UserError: the table is of other images, or its model knows other classes.
+    """
+    table = read_predictions(path, classnames, held_out=False)
+    if table["image_id"].to_pylist() != [train.image_id(i) for i in chosen]:
+        raise UserError(f"{path} is of other images than the page shows; rerun its stage.")
+    return [int(label) for label in table["prediction"].to_pylist()]
 
 
 def _opinions(

@@ -20,7 +20,7 @@ from latteclip import __version__
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.settings import list_from_json
-from latteclip.evaluate import gallery_images
+from latteclip.evaluate.train_predictions import read_index
 
 Ints = npt.NDArray[np.int_]
 Floats = npt.NDArray[np.float64]
@@ -50,7 +50,7 @@ class RunFiles:
     metrics: str
     predictions: str
     history: str | None = None  # of a trained method
-    gallery: str | None = None  # what its model says of the training images of the page
+    train_predictions: str | None = None  # with those for the training images of the page
 
 
 def run_files(text: str) -> list[RunFiles]:
@@ -114,7 +114,7 @@ def read_splits(images: str, pseudo_labels: str) -> tuple[Split, Split, list[str
         UserError: the two tables are not of the same images.
     """
     columns = ["image_id", "path", "split", "label"]
-    index, classnames = gallery_images.read_index(images, pseudo_labels, columns)
+    index, classnames = read_index(images, pseudo_labels, columns)
     is_test = pc.equal(index["split"], "test")
     train, test = index.filter(pc.invert(is_test)), index.filter(is_test)
     return _split("training", train), _split("test", test), classnames

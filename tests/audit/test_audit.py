@@ -22,8 +22,8 @@ from latteclip.audit.sampling import Candidate, read_population
 from latteclip.config import source_dependencies
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.evaluate.judged import JUDGED
 from latteclip.evaluate.results import Accuracy, Audit, Comparison, read_audit
+from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS
 
 N_TEST = 120
 
@@ -71,16 +71,19 @@ def test_labels_are_never_read(results):
     assert (sampling.stratify(one) == sampling.stratify(other)).all()
 
 
-def write_judged(results, run, image_ids):
+def write_train_predictions(results, run, image_ids):
     columns = {"image_id": image_ids, "prediction": np.arange(len(image_ids), dtype=np.int32) % 7}
+    columns["held_out"] = [True] * len(image_ids)
     metadata = {"classnames": results.classnames}
-    tables.write(results.folder / run / "judged.parquet", columns, JUDGED, metadata)
+    tables.write(
+        results.folder / run / "train_predictions.parquet", columns, TRAIN_PREDICTIONS, metadata
+    )
 
 
 def test_of_the_training_images_those_are_asked_about_that_all_models_judge(results):
     said = {"zero_shot/seed0": results.image_ids[:31], "flyp/seed0": results.image_ids[5:20]}
     for run, ids in said.items():
-        write_judged(results, run, ids)
+        write_train_predictions(results, run, ids)
     found = read_population(results.folder, "train")
     assert found.image_ids == results.image_ids[5:20]
     assert found.predictions[0].tolist() == [5, 0]
@@ -88,15 +91,15 @@ def test_of_the_training_images_those_are_asked_about_that_all_models_judge(resu
 
 def test_a_method_that_came_later_and_learned_from_images_of_an_audit_is_left_out(results, caplog):
     for run in ("zero_shot/seed0", "flyp/seed0"):
-        write_judged(results, run, results.image_ids[:40])
+        write_train_predictions(results, run, results.image_ids[:40])
     begun = AuditSession(results.folder, "train", 40)
     answer_next(begun, 12, lambda name: 0)
-    write_judged(results, "latteclip/seed0", results.image_ids[30:40])
+    write_train_predictions(results, "latteclip/seed0", results.image_ids[30:40])
     again = AuditSession(results.folder, "train", 40)
     assert [one.method for one in again.population.candidates] == ["zero_shot", "flyp"]
     assert len(again.answers()) == 12
     assert "latteclip" in caplog.text
-    write_judged(results, "latteclip/seed0", results.image_ids[:50])
+    write_train_predictions(results, "latteclip/seed0", results.image_ids[:50])
     assert len(AuditSession(results.folder, "train", 40).population.candidates) == 3
 
 

@@ -107,7 +107,7 @@ def test_done_stages_and_missing_ones(indexed):
     assert ["done", "index_images"] in lines
     assert [line[0] for line in lines if line[-1].startswith("1 job, 0:")] == ["index_images"]
     assert ["missing", "finetune", "flyp, seeds 0, 1", "not run yet"] in lines
-    assert ["missing", "evaluate_zero_shot", "zero_shot, seed 0", "not run yet"] in lines
+    assert ["missing", "evaluate_classifier", "zero_shot, seed 0", "not run yet"] in lines
     rules = [line[1] for line in lines if len(line) > 1]
     assert rules.index("index_images") < rules.index("finetune") < rules.index("evaluate")
     assert lines[-3:] == [

@@ -81,7 +81,7 @@ def test_a_stage_has_its_sources_and_no_others(monkeypatch):
 OF_CAPTIONS = {"captions.caption", "captions.score_classes"}
 COLLECTING = {"evaluate.select_model", "evaluate.summarize"}
 PAGES = {"report.report_dataset", "report.index_results"}
-EVALUATING = {"evaluate.evaluate", "evaluate.evaluate_zero_shot"}
+EVALUATING = {"evaluate.evaluate", "evaluate.evaluate_classifier"}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from latteclip.clip.encode import class_embeddings
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.deploy.average_weights import TrainingResult, average_weights
-from latteclip.evaluate import judged
+from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS
 
 CLASSNAMES = ["striped", "dotted", "woven"]
 TEMPLATE = "a photo of a {} texture."
@@ -32,11 +32,13 @@ def training(folder, number, marks=("ours",), classnames=CLASSNAMES):
     empty = {name: [] for name in tables.HISTORY.names}
     metadata = {"settings": {"number": number}, "marks": list(marks)}
     tables.write(str(folder / "history.parquet"), empty, tables.HISTORY, metadata)
-    columns = {"image_id": [f"{number}.png"], "prediction": [round(number) % 3]}
+    columns = {"image_id": [f"{number}.png"], "prediction": [round(number) % 3], "held_out": [True]}
     described = {"classnames": classnames}
-    tables.write(str(folder / "judged.parquet"), columns, judged.JUDGED, described)
+    tables.write(str(folder / "train_predictions.parquet"), columns, TRAIN_PREDICTIONS, described)
     return TrainingResult(
-        str(folder / "model"), str(folder / "history.parquet"), str(folder / "judged.parquet")
+        str(folder / "model"),
+        str(folder / "history.parquet"),
+        str(folder / "train_predictions.parquet"),
     )
 
 
@@ -56,7 +58,7 @@ def test_weights_are_means_and_the_classifier_is_of_the_averaged_text_tower(tmp_
     texts = class_embeddings(opened.clip, TEMPLATE, CLASSNAMES)
     torch.testing.assert_close(opened.classifier.weights, texts)
     assert tables.read_metadata(history, "step")["marks"] == ["ours"]
-    table, _ = tables.read(left_out, judged.JUDGED)
+    table, _ = tables.read(left_out, TRAIN_PREDICTIONS)
     assert table["image_id"].to_pylist() == ["0.8.png", "1.0.png", "1.5.png"]
 
 
@@ -65,7 +67,7 @@ def test_a_collapsed_training_has_no_part_unless_all_collapsed(tmp_path):
     model, history, left_out = average(tmp_path / "one", [collapsed, sound])
     scale = load_file(DEMO_CLIP / WEIGHTS)["logit_scale"].float()
     torch.testing.assert_close(load_file(f"{model}/{WEIGHTS}")["logit_scale"], scale)
-    assert tables.read(left_out, judged.JUDGED)[0]["image_id"].to_pylist() == ["1.0.png"]
+    assert tables.read(left_out, TRAIN_PREDICTIONS)[0]["image_id"].to_pylist() == ["1.0.png"]
     assert "collapsed" not in tables.read_metadata(history, "step")["marks"]
     _, history, _ = average(tmp_path / "all", [collapsed])
     assert "collapsed" in tables.read_metadata(history, "step")["marks"]

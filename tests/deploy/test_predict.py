@@ -196,8 +196,7 @@ def test_the_predictions_are_those_of_the_evaluation_stage(tmp_path, model, pict
         evaluate.EvaluateSettings(batch_size=BATCH, topk=5),
         metrics.Run("set", "method", 0),
         metrics.Outputs(str(tmp_path / "predictions.parquet"), str(tmp_path / "metrics.json")),
-        str(tmp_path / "gallery.parquet"),
-        str(tmp_path / "judged.parquet"),
+        str(tmp_path / "train_predictions.parquet"),
         device="cpu",
         threads=1,
     )

@@ -12,8 +12,8 @@ from latteclip.clip.classifier import Classifier
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import evaluate as stage
-from latteclip.evaluate import gallery_images, metrics
-from latteclip.evaluate.judged import JUDGED
+from latteclip.evaluate import metrics
+from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS
 
 CLASSNAMES = ["a", "b", "c", "d", "e", "f", "g"]
 C = 7
@@ -44,8 +44,7 @@ def run(tmp_path, index, fold):
         stage.EvaluateSettings(batch_size=3, topk=5, fold=fold),
         metrics.Run("set", "latteclip", 4),
         metrics.Outputs(str(tmp_path / "predictions.parquet"), str(tmp_path / "metrics.json")),
-        str(tmp_path / "gallery.parquet"),
-        str(tmp_path / "judged.parquet"),
+        str(tmp_path / "train_predictions.parquet"),
         device="cpu",
         threads=1,
     )
@@ -89,14 +88,14 @@ def test_test_images_get_the_class_of_the_nearest_prototype(tmp_path, pictures, 
         assert predictions["topk_scores"][row] == pytest.approx(sorted(scores)[::-1][:5], abs=1e-5)
         hits += order[0] == labels[i]
     assert metadata == {"classnames": CLASSNAMES}
-    gallery = tables.read(tmp_path / "gallery.parquet", gallery_images.GALLERY)[0]
+    examples = tables.read(tmp_path / "train_predictions.parquet", TRAIN_PREDICTIONS)[0]
     wanted = []
     for file in (files[4], files[1]):  # from the surest on; images of the test split are not shown
         with torch.no_grad():
             feature = demo_clip.model.encode_image(demo_clip.preprocess(Image.open(file))[None])
         label = int((feature @ classifier.T).argmax())
-        wanted.append({"image_id": Path(file).name, "prediction": label})
-    assert gallery.to_pylist() == wanted
+        wanted.append({"image_id": Path(file).name, "prediction": label, "held_out": False})
+    assert examples.to_pylist() == wanted
     assert found["acc1"] == hits / 4
     assert {key: found[key] for key in ("dataset", "method", "seed", "images")} == {
         "dataset": "set",
@@ -104,6 +103,13 @@ def test_test_images_get_the_class_of_the_nearest_prototype(tmp_path, pictures, 
         "seed": 4,
         "images": 4,
     }
+
+
+def held_out(folder):
+    """The predictions for the images that were left out of training."""
+    table, metadata = tables.read(folder / "train_predictions.parquet", TRAIN_PREDICTIONS)
+    assert metadata == {"classnames": CLASSNAMES}
+    return [row for row in table.to_pylist() if row["held_out"]]
 
 
 def test_images_that_were_left_out_get_the_class_of_the_nearest_prototype(
@@ -114,18 +120,17 @@ def test_images_that_were_left_out_get_the_class_of_the_nearest_prototype(
     classifier = torch.nn.functional.normalize(torch.randn(C, 128), dim=1)
     fold = holdout.Fold(0.3, number=1, count=3)
     evaluate(tmp_path, index, classifier, demo_clip, fold=fold)
-    assert len(tables.read(tmp_path / "judged.parquet", JUDGED)[0]) == 0  # two judge nothing
+    assert held_out(tmp_path) == []  # two images are too few to leave one out
     monkeypatch.setattr(holdout, "FEWEST", 1)
     evaluate(tmp_path / "more", index, classifier, demo_clip, fold=fold)
-    table, metadata = tables.read(tmp_path / "more" / "judged.parquet", JUDGED)
-    assert metadata == {"classnames": CLASSNAMES}
     names = [Path(pictures[0][i]).name for i in (1, 4)]
     chosen = [names[i] for i in holdout.left_out(names, fold).nonzero()[0]]
-    assert table["image_id"].to_pylist() == chosen
     file = Path(pictures[0][0]).with_name(chosen[0])
     with torch.no_grad():
         feature = demo_clip.model.encode_image(demo_clip.preprocess(Image.open(file))[None])
-    assert table["prediction"].to_pylist() == [int((feature @ classifier.T).argmax())]
+    prediction = int((feature @ classifier.T).argmax())
+    wanted = [{"image_id": chosen[0], "prediction": prediction, "held_out": True}]
+    assert held_out(tmp_path / "more") == wanted
 
 
 def test_the_marks_are_those_of_the_training_s_history(tmp_path, pictures, demo_clip):

@@ -10,8 +10,8 @@ from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import evaluate_classifier as stage
-from latteclip.evaluate import gallery_images, metrics
-from latteclip.evaluate.judged import JUDGED
+from latteclip.evaluate import metrics
+from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS
 
 N_TRAIN, N_TEST, C, D = 11, 7, 6, 5
 CLASSNAMES = [f"class {c}" for c in range(C)]
@@ -41,15 +41,11 @@ def case(tmp_path, monkeypatch):
     def run(votes=None, classnames=CLASSNAMES):
         save_classifier(classifier, Classifier.of(weights, bias), {"classnames": classnames})
         stage.evaluate_classifier(
-            index,
-            pseudo_labels,
-            classifier,
-            votes,
-            5,
+            stage.ClassifierFiles(index, pseudo_labels, classifier, votes),
+            stage.ClassifierSettings(5, ["ours"]),
             metrics.Run("set", "image_prototypes", 0),
             metrics.Outputs(str(tmp_path / "predictions.parquet"), str(tmp_path / "metrics.json")),
-            str(tmp_path / "judged.parquet"),
-            str(tmp_path / "gallery.parquet"),
+            str(tmp_path / "train_predictions.parquet"),
         )
         return tmp_path
 
@@ -57,7 +53,15 @@ def case(tmp_path, monkeypatch):
     return run
 
 
-def test_test_images_and_those_that_judge_get_their_best_class(case):
+def rows(folder, *, held_out):
+    """The predictions for held-out images, or for examples."""
+    table, described = tables.read(folder / "train_predictions.parquet", TRAIN_PREDICTIONS)
+    assert described == {"classnames": CLASSNAMES}
+    found = [row for row in table.to_pylist() if row["held_out"] == held_out]
+    return [(row["image_id"], row["prediction"]) for row in found]
+
+
+def test_test_images_held_out_images_and_examples_get_their_best_class(case):
     folder = case()
     predictions, _ = tables.read(folder / "predictions.parquet", tables.PREDICTIONS)
     assert predictions["image_id"].to_pylist() == NAMES[N_TRAIN:]
@@ -66,27 +70,19 @@ def test_test_images_and_those_that_judge_get_their_best_class(case):
     hits = sum(map(int.__eq__, case.classes[N_TRAIN:], LABELS[N_TRAIN:]))
     assert found["acc1"] == pytest.approx(hits / N_TEST)
     assert found["marks"] == ["ours"]
-    table, described = tables.read(folder / "judged.parquet", JUDGED)
     apart = holdout.judging(NAMES[:N_TRAIN]).nonzero()[0].tolist()
     assert len(apart) == 3
-    wanted = [{"image_id": NAMES[i], "prediction": case.classes[i]} for i in apart]
-    assert table.to_pylist() == wanted
-    assert described == {"classnames": CLASSNAMES}
-    gallery, _ = tables.read(folder / "gallery.parquet", gallery_images.GALLERY)
-    rows = [NAMES.index(name) for name in gallery["image_id"].to_pylist()]
-    assert sorted(rows) == list(range(N_TRAIN))
-    assert gallery["prediction"].to_pylist() == [case.classes[row] for row in rows]
+    assert rows(folder, held_out=True) == [(NAMES[i], case.classes[i]) for i in apart]
+    class_of = dict(zip(NAMES[:N_TRAIN], case.classes, strict=False))
+    assert dict(rows(folder, held_out=False)) == class_of
 
 
-def test_what_was_made_of_votes_is_judged_without_the_images_own_part(case, tmp_path):
+def test_a_classifier_of_votes_predicts_held_out_images_without_their_own_vote(case, tmp_path):
     votes = {"image_id": ["7.png", "2.png"], "vote": [[0.5] * C] * 2, "head": [4, 1]}
     columns = {name: pa.array(votes[name], tables.VOTES.field(name).type) for name in votes}
     tables.write(tmp_path / "votes.parquet", columns, tables.VOTES)
-    table, _ = tables.read(case(str(tmp_path / "votes.parquet")) / "judged.parquet", JUDGED)
-    assert table.to_pylist() == [
-        {"image_id": "7.png", "prediction": 4},
-        {"image_id": "2.png", "prediction": 1},
-    ]
+    folder = case(str(tmp_path / "votes.parquet"))
+    assert rows(folder, held_out=True) == [("7.png", 4), ("2.png", 1)]
 
 
 def test_a_classifier_of_other_classes_is_refused(case):

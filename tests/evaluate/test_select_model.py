@@ -11,9 +11,9 @@ import pytest
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.evaluate import judged
 from latteclip.evaluate import select_model as stage
 from latteclip.evaluate.results import Accuracy, Audit, Comparison, read_selection
+from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS
 
 N, C = 120, 4
 IDS = [f"{i}.png" for i in range(N)]
@@ -37,7 +37,9 @@ class Results:
         votes[np.arange(N), np.arange(N) % C] = 0.7
         self.runs = []
         for method, (objective, share, acc1, marks) in RUNS.items():
-            files = {name: folder / method / name for name in ("metrics", "judged", "model")}
+            files = {
+                name: folder / method / name for name in ("metrics", "train_predictions", "model")
+            }
             files["model"].mkdir(parents=True)
             (files["model"] / "weights").write_text(f"of {method}")
             (files["model"] / ".snakemake_timestamp").write_text("")
@@ -47,13 +49,14 @@ class Results:
             files["metrics"].write_text(json.dumps({**values, "mean_per_class_recall": acc1}))
             agree = np.arange(N) < share * N
             predictions = np.where(agree, np.arange(N), np.arange(N) + 1) % C
-            self.write_predictions(files["judged"], predictions)
+            self.write_predictions(files["train_predictions"], predictions)
             self.runs.append(stage.CandidateFiles(method, 0, objective, *map(str, files.values())))
         self.write_votes(votes)
 
     def write_predictions(self, path, predictions, classnames=CLASSNAMES, ids=IDS):
         columns = {"image_id": ids[::-1], "prediction": predictions[::-1].astype(np.int32)}
-        tables.write(path, columns, judged.JUDGED, {"classnames": classnames})
+        columns["held_out"] = [True] * len(ids)
+        tables.write(path, columns, TRAIN_PREDICTIONS, {"classnames": classnames})
 
     def write_votes(self, votes, **described):
         described = {"votes": "captions", "corroborated": True, "told": False, **described}
@@ -148,7 +151,7 @@ def test_without_votes_that_tell_calibrated_zero_shot_is_chosen(results, votes, 
 
 def test_models_that_were_trained_on_all_images_are_not_judged(results):
     for run in results.runs[3:]:
-        results.write_predictions(Path(run.judged), np.zeros(0, int), ids=[])
+        results.write_predictions(Path(run.train_predictions), np.zeros(0, int), ids=[])
     found, weights = results.select()
     assert weights == "of image_prototypes"
     assert [row["votes"] is None for row in found["candidates"]] == [False] * 3 + [True] * 2
@@ -175,8 +178,8 @@ def test_the_files_are_links_but_for_those_of_snakemake_and_else_copies(results,
 
 
 def test_predictions_of_other_classes_are_refused(results):
-    path = Path(results.runs[2].judged)
+    path = Path(results.runs[2].train_predictions)
     results.write_predictions(path, np.zeros(N, int), CLASSNAMES[::-1])
-    with pytest.raises(UserError, match="judged"):
+    with pytest.raises(UserError, match="train_predictions"):
         results.select()
     assert not (results.folder / "model").exists()

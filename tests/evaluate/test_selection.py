@@ -8,7 +8,8 @@ import pytest
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import FEWEST
 from latteclip.evaluate.results import Accuracy, Audit, Comparison
-from latteclip.evaluate.select_model import UNJUDGED, Candidate, Judge, choose
+from latteclip.evaluate.select_model import Candidate, Judge, choose
+from latteclip.evaluate.train_predictions import MISSING
 
 N = 150
 
@@ -49,7 +50,7 @@ def test_a_comparison_counts_what_plain_loops_count():
         both = [
             (one, other, share)
             for one, other, share in zip(*predictions.tolist(), shares, strict=True)
-            if UNJUDGED not in (one, other)
+            if MISSING not in (one, other)
         ]
         assert found == (
             len(both),
@@ -61,7 +62,7 @@ def test_a_comparison_counts_what_plain_loops_count():
 
 def test_seeds_are_judged_by_the_images_that_any_of_them_left_out():
     named = [candidate("zero_shot"), *(candidate("flyp", seed) for seed in range(3))]
-    predictions = np.full((4, 9), UNJUDGED)
+    predictions = np.full((4, 9), MISSING)
     predictions[0] = 5
     for seed in range(3):
         predictions[1 + seed, 3 * seed : 3 * seed + 3] = seed
@@ -100,7 +101,7 @@ def test_a_lead_of_a_vote_or_within_half_a_standard_error_is_a_tie():
 def test_what_fewer_than_100_images_judge_is_taken_only_by_answers(images):
     named = candidates("zero_shot", "flyp")
     judged = judge([], range(N))
-    judged.predictions[1, images:] = UNJUDGED
+    judged.predictions[1, images:] = MISSING
     assert chosen(named, judged) == ("flyp" if images == FEWEST else "zero_shot")
     assert chosen(named, judged, audit(named, {"zero_shot": 0.4, "flyp": 0.6})) == "flyp"
 
@@ -112,7 +113,7 @@ def test_the_best_trained_method_is_chosen_and_of_it_the_seed_that_leads_most():
     for seed, (flyp, latteclip) in enumerate([(50, 30), (0, 40), (0, 30)]):
         fold = slice(50 * seed, 50 * seed + 50)
         for row, agree in ((1 + seed, flyp), (4 + seed, latteclip)):
-            judged.predictions[row] = UNJUDGED
+            judged.predictions[row] = MISSING
             judged.predictions[row, fold] = np.where(np.arange(50) < agree, 0, 9)
     found = choose(named, judged, None)
     assert named[found.index] == candidate("latteclip", 1)  # 100 votes, flyp 50

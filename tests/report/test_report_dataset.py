@@ -14,7 +14,7 @@ from support.pages import BOTH_KINDS, write, write_audit, write_unknown
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.evaluate import gallery_images
+from latteclip.evaluate import train_predictions
 from latteclip.report import comparison, images, render, runs
 
 
@@ -98,9 +98,9 @@ def choose(results, method, seed, **more):
 def test_the_page_leads_with_the_chosen_model_and_all_sections_are_about_it(tmp_path):
     results = Results(tmp_path)
     run = next(run for run in results.runs if (run.method, run.seed) == ("flyp", 1))
-    labels = np.resize(np.arange(len(CLASSNAMES)), gallery_images.SHOWN)
-    gallery = write_gallery(results, labels)
-    page, text = write(results, selection=choose(results, "flyp", 1), gallery=gallery)
+    labels = np.resize(np.arange(len(CLASSNAMES)), train_predictions.N_EXAMPLES)
+    examples = write_examples(results, labels)
+    page, text = write(results, selection=choose(results, "flyp", 1), train_predictions=examples)
     first = page.sections[""]
     acc1 = 100 * results.metrics("flyp")[1]["acc1"]
     assert f"{acc1:.1f}" in first and "flyp (seed 1)" in first and "It <i>agrees</i>." in first
@@ -240,18 +240,19 @@ def test_the_page_and_the_summary_of_the_captions_agree(tmp_path):
     assert f"{repeated['caption']} {repeated['times']} times" in page.sections["captions"]
 
 
-def write_gallery(results, labels, *, classnames=CLASSNAMES, image_ids=None):
-    """What a model says of the images that are shown, as `evaluate` writes it; its path."""
+def write_examples(results, labels, *, classnames=CLASSNAMES, image_ids=None):
+    """Write the predictions of a model for the examples as `evaluate` does; return the path."""
     train, _, _ = runs.read_splits(results.images, results.pseudo_labels)
-    chosen = gallery_images.choose(train.confidence, train.pseudo_labels)
-    path = str(results.folder / "gallery.parquet")
+    chosen = train_predictions.choose_examples(train.confidence, train.pseudo_labels)
+    path = str(results.folder / "train_predictions.parquet")
     tables.write(
         path,
         {
             "image_id": image_ids or [train.image_id(i) for i in chosen],
             "prediction": pa.array(labels, pa.int32()),
+            "held_out": [False] * len(labels),
         },
-        gallery_images.GALLERY,
+        train_predictions.TRAIN_PREDICTIONS,
         {"classnames": list(classnames)},
     )
     return path
@@ -259,8 +260,8 @@ def write_gallery(results, labels, *, classnames=CLASSNAMES, image_ids=None):
 
 def test_the_gallery_shows_what_the_tuned_model_says(tmp_path):
     results = Results(tmp_path)
-    labels = np.resize(np.arange(len(CLASSNAMES)), gallery_images.SHOWN)
-    page, _ = write(results, gallery=write_gallery(results, labels))
+    labels = np.resize(np.arange(len(CLASSNAMES)), train_predictions.N_EXAMPLES)
+    page, _ = write(results, train_predictions=write_examples(results, labels))
     told = [text for name, text in page.facts if name == "latteclip says"]
     assert [re.sub(" (right|wrong)$", "", text) for text in told] == [
         CLASSNAMES[label] for label in labels

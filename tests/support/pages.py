@@ -67,7 +67,7 @@ def write(
     *,
     main="latteclip",
     captions=(),
-    gallery=None,
+    train_predictions=None,
     baseline="zero_shot",
     selection=None,
     calibrated=None,
@@ -110,7 +110,8 @@ def write(
         {"title": "<u>Made</u>", "methods": methods} | config,
         list(benchmarks),
     )
-    of_runs = [runs.RunFiles(**{**vars(run), "gallery": gallery}) for run in results.runs]
+    more = {"train_predictions": train_predictions}
+    of_runs = [runs.RunFiles(**{**vars(run), **more}) for run in results.runs]
     output = results.folder / "report.html"
     report_dataset.report_dataset(files, of_runs, settings, str(output))
     text = output.read_text()

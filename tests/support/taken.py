@@ -11,7 +11,7 @@ from support.zero_shot_files import ZeroShotFiles
 from latteclip.audit.app import AuditSession
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
-from latteclip.evaluate.judged import JUDGED
+from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS
 from latteclip.labels.score_unknown import UnknownSettings, score_unknown
 
 CLASSNAMES = ["a/b", "A:b", "con", "<b>&amp;\"'", "=2+3", "plain"]
@@ -67,9 +67,9 @@ class Taken(ZeroShotFiles):
     def answer(self, n):
         """A person answers the first n questions of an audit of the training split."""
         for method, labels in (("zero_shot", self.truth), ("flyp", self.fused)):
-            columns = {"image_id": self.ids, "prediction": labels}
-            path = self.folder / method / "seed0" / "judged.parquet"
-            tables.write(path, columns, JUDGED, {"classnames": CLASSNAMES})
+            columns = {"image_id": self.ids, "prediction": labels, "held_out": [True] * len(labels)}
+            path = self.folder / method / "seed0" / "train_predictions.parquet"
+            tables.write(path, columns, TRAIN_PREDICTIONS, {"classnames": CLASSNAMES})
         session = AuditSession(self.folder, "train", n)
         label_of = dict(zip(self.ids, self.truth, strict=True))
         answer_next(session, n - 2, label_of.__getitem__)

@@ -172,7 +172,7 @@ def answered(checkout):
 
 NEW_CLIP = {
     **{"pseudo_label_images": 1, "caption_groups": 1, "summarize_captions": 1},
-    **{"evaluate_zero_shot": 1, "assemble_model": 1, "fuse_labels": 1, **TUNED},
+    **{"evaluate_classifier": 1, "assemble_model": 1, "fuse_labels": 1, **TUNED},
     "score_unknown": 1,
 }
 

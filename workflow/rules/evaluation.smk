@@ -13,8 +13,7 @@ rule evaluate:
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
         metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
-        judged="results/{dataset}/{method}/seed{seed}/judged.parquet",
-        gallery="results/{dataset}/{method}/seed{seed}/gallery.parquet",
+        train_predictions="results/{dataset}/{method}/seed{seed}/train_predictions.parquet",
     log:
         "results/{dataset}/{method}/seed{seed}/logs/evaluate.log",
     benchmark:
@@ -37,35 +36,8 @@ rule evaluate:
         " --model {input.model} --history {input.history} {params.left_out}"
         " --settings {params.settings:q}"
         " --predictions {output.predictions} --metrics {output.metrics}"
-        " --gallery {output.gallery} --judged {output.judged}"
+        " --train-predictions {output.train_predictions}"
         " --threads {threads} --log {log}"
-
-
-rule evaluate_zero_shot:
-    input:
-        images="results/{dataset}/images.parquet",
-        pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        code=sources("latteclip.evaluate.evaluate_zero_shot"),
-    output:
-        predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
-        metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
-        judged="results/{dataset}/{method}/seed{seed}/judged.parquet",
-    log:
-        "results/{dataset}/{method}/seed{seed}/logs/evaluate_zero_shot.log",
-    benchmark:
-        "results/{dataset}/{method}/seed{seed}/benchmarks/evaluate_zero_shot.jsonl"
-    wildcard_constraints:
-        method=methods_with("zero_shot"),
-    conda:
-        "../../envs/latteclip.yaml"
-    resources:
-        mem_mb=memory("evaluate_zero_shot"),
-        runtime=minutes("evaluate_zero_shot"),
-    shell:
-        "latteclip evaluate-zero-shot --dataset {wildcards.dataset} --method {wildcards.method}"
-        " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " --predictions {output.predictions} --metrics {output.metrics}"
-        " --judged {output.judged} --log {log}"
 
 
 rule evaluate_classifier:
@@ -78,28 +50,27 @@ rule evaluate_classifier:
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
         metrics="results/{dataset}/{method}/seed{seed}/metrics.json",
-        judged="results/{dataset}/{method}/seed{seed}/judged.parquet",
-        gallery="results/{dataset}/{method}/seed{seed}/gallery.parquet",
+        train_predictions="results/{dataset}/{method}/seed{seed}/train_predictions.parquet",
     log:
         "results/{dataset}/{method}/seed{seed}/logs/evaluate_classifier.log",
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/evaluate_classifier.jsonl"
     wildcard_constraints:
-        method=methods_with("zero_shot_calibrated", "image_prototypes"),
+        method=methods_with("zero_shot", "zero_shot_calibrated", "image_prototypes"),
     conda:
         "../../envs/latteclip.yaml"
     resources:
         mem_mb=memory("evaluate_classifier"),
         runtime=minutes("evaluate_classifier"),
     params:
-        topk=given(lambda c, dataset: c.section("inference", dataset)["topk"]),
+        settings=given_json(stage_params.evaluate_classifier),
         votes=options("votes"),
     shell:
         "latteclip evaluate-classifier --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " --classifier {input.classifier} {params.votes} --topk {params.topk}"
+        " --classifier {input.classifier} {params.votes} --settings {params.settings:q}"
         " --predictions {output.predictions} --metrics {output.metrics}"
-        " --gallery {output.gallery} --judged {output.judged} --log {log}"
+        " --train-predictions {output.train_predictions} --log {log}"
 
 
 rule propagate_labels:
@@ -140,7 +111,7 @@ rule score_audit:
         answers=given_unstored(stage_params.answers),
         metrics=given(stage_params.files_of_audited, kind="metrics"),
         predictions=given(stage_params.files_of_audited, kind="predictions"),
-        judged=given(stage_params.files_of_audited, kind="judged"),
+        train_predictions=given(stage_params.files_of_audited, kind="train_predictions"),
         code=sources("latteclip.audit.score_audit"),
     output:
         stage_params.AUDIT.format(suffix=configuration.suffix),
@@ -161,7 +132,9 @@ rule score_audit:
 rule select_model:
     input:
         metrics=given(stage_params.files_of_candidates, kind="metrics"),
-        judged=given(stage_params.files_of_candidates, kind="judged"),
+        train_predictions=given(
+            stage_params.files_of_candidates, kind="train_predictions"
+        ),
         models=given(stage_params.files_of_candidates, kind="model"),
         votes=given(stage_params.votes_if_any),
         audit=given(stage_params.audit_if_any),

@@ -14,7 +14,9 @@ rule report_dataset:
         metrics=given(stage_params.files_of_page_runs, kind="metrics"),
         histories=given(stage_params.files_of_page_runs, kind="history"),
         predictions=given(stage_params.files_of_page_runs, kind="predictions"),
-        galleries=given(stage_params.files_of_page_runs, kind="gallery"),
+        train_predictions=given(
+            stage_params.files_of_page_runs, kind="train_predictions"
+        ),
         selection=given(stage_params.selection_if_any),
         calibrated=given(stage_params.calibrated_if_run),
         audit=given(stage_params.audit_if_any),

@@ -126,12 +126,12 @@ rule average_weights:
     input:
         models=given(stage_params.averaged_files, kind="model"),
         histories=given(stage_params.averaged_files, kind="history"),
-        judged=given(stage_params.averaged_files, kind="judged"),
+        train_predictions=given(stage_params.averaged_files, kind="train_predictions"),
         code=sources("latteclip.deploy.average_weights"),
     output:
         model=directory("results/{dataset}/{method}/seed{seed}/model"),
         history="results/{dataset}/{method}/seed{seed}/history.parquet",
-        judged=f"results/{{dataset}}/{{method}}/seed{{seed}}/{stage_params.LEFT_OUT}",
+        left_out=f"results/{{dataset}}/{{method}}/seed{{seed}}/{stage_params.LEFT_OUT}",
     log:
         "results/{dataset}/{method}/seed{seed}/logs/average_weights.log",
     benchmark:
@@ -147,4 +147,4 @@ rule average_weights:
         trainings=as_found(given_json(stage_params.averaged)),
     shell:
         "latteclip average-weights --trainings {params.trainings:q} --model {output.model}"
-        " --history {output.history} --judged {output.judged} --log {log}"
+        " --history {output.history} --left-out {output.left_out} --log {log}"

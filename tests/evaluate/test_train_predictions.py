@@ -3,20 +3,20 @@ import pytest
 from support.tiny import write_index, write_pseudo_labels
 
 from latteclip.core.errors import UserError
-from latteclip.evaluate import gallery_images
+from latteclip.evaluate import train_predictions
 
 N, C = 41, 7
 
 
-def test_gallery_goes_from_sure_to_unsure_over_different_classes():
+def test_examples_go_from_sure_to_unsure_over_different_classes():
     rng = np.random.default_rng(2)
     confidence, labels = rng.random(N), rng.integers(0, C, N)
-    chosen = gallery_images.spread_over(confidence, labels, 5)
+    chosen = train_predictions.choose_examples(confidence, labels, 5)
     assert len(set(chosen)) == 5
     assert sorted(confidence[chosen], reverse=True) == confidence[chosen].tolist()
     assert len(set(labels[chosen])) == 5
     assert (
-        gallery_images.spread_over(confidence[:3], labels[:3], 12)
+        train_predictions.choose_examples(confidence[:3], labels[:3], 12)
         == np.argsort(-confidence[:3]).tolist()
     )
 
@@ -25,4 +25,4 @@ def test_pseudo_labels_of_other_images_are_refused(tmp_path):
     index = write_index(tmp_path / "images.parquet", ["y"], ["train"], [0], ["a", "b"])
     pseudo = write_pseudo_labels(tmp_path / "pseudo_labels.parquet", ["x"], [0])
     with pytest.raises(UserError, match=r"pseudo_labels\.parquet"):
-        gallery_images.read_index(index, pseudo, ["image_id"])
+        train_predictions.read_index(index, pseudo, ["image_id"])

@@ -1,0 +1,129 @@
+"""Predictions for some training images: those that a model did not learn from, and examples.
+
+The predictions for held-out images let `select_model` and audits compare models. Those for examples
+stand on a dataset's page, which runs no model itself.
+
+Letters: N images.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.core.holdout import Fold, judging, left_out
+
+N_EXAMPLES = 12
+MISSING = -1  # in place of a class
+# An image may stand in two rows: a classifier made of votes predicts a held-out image without the
+# image's own vote, and an example with it.
+TRAIN_PREDICTIONS = pa.schema(
+    [("image_id", pa.string()), ("prediction", pa.int32()), ("held_out", pa.bool_())]
+)
+
+
+def comparison_images(images_path: str) -> pa.Table:
+    """Return the rows of an IMAGES table that compare untrained classifiers, without labels."""
+    table, _ = tables.read_unlabelled(images_path, training=True)
+    return table.filter(pa.array(judging(tables.Strings(table["image_id"]))))
+
+
+def held_out_images(images_path: str, fold: Fold) -> pa.Table:
+    """Return the rows of an IMAGES table that a training leaves out, without labels."""
+    table, _ = tables.read_unlabelled(images_path, training=True)
+    return table.filter(pa.array(left_out(tables.Strings(table["image_id"]), fold)))
+
+
+def example_images(images: str, pseudo_labels: str) -> pa.Table:
+    """Return `image_id` and `path` of the training images that the page shows."""
+    index, _ = read_index(images, pseudo_labels, ["image_id", "path", "split"])
+    train = index.filter(pc.not_equal(index["split"], "test"))
+    confidence, labels = (train[name].to_numpy() for name in ("confidence", "pseudo_label"))
+    return train.take(choose_examples(confidence, labels)).select(["image_id", "path"])
+
+
+def read_index(
+    images: str, pseudo_labels: str, columns: Sequence[str]
+) -> tuple[pa.Table, list[str]]:
+    """Read columns of an image index with `pseudo_label` and `confidence`, and the class names.
+
+    Raises:
+        UserError: the two tables are not of the same images.
+    """
+    index, metadata = tables.read(images, tables.IMAGES, columns)
+    zero_shot, _ = tables.read(
+        pseudo_labels, tables.PSEUDO_LABELS, ["image_id", "pseudo_label", "confidence"]
+    )
+    if not zero_shot["image_id"].equals(index["image_id"]):
+        raise UserError(f"{pseudo_labels} is not of the images of {images}; rerun its stage.")
+    for name in ("pseudo_label", "confidence"):
+        index = index.append_column(name, zero_shot[name])
+    return index, metadata["classnames"]
+
+
+def choose_examples(
+    confidence: npt.NDArray[np.floating],
+    pseudo_labels: npt.NDArray[np.integer],
+    n: int = N_EXAMPLES,
+) -> list[int]:
+    """Choose images from the highest confidence to the lowest, of different classes if possible.
+
+    Args:
+        confidence: [N] of the pseudo-labels.
+        pseudo_labels: [N].
+        n: how many, at most N.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    chosen: list[int] = []
+    classes: set[int] = set()
+    for part in np.array_split(order, min(n, len(order))):
+        new = [int(i) for i in part if int(pseudo_labels[i]) not in classes]
+        chosen.append(new[0] if new else int(part[0]))
+        classes.add(int(pseudo_labels[chosen[-1]]))
+    return chosen
+
+
+def write_predictions(
+    path: str,
+    held_out: tuple[pa.ChunkedArray, npt.NDArray[np.integer]],
+    examples: tuple[pa.ChunkedArray, npt.NDArray[np.integer]],
+    classnames: Sequence[str],
+) -> None:
+    """Write TRAIN_PREDICTIONS from image ids and classes, of held-out images and of examples."""
+    columns = {
+        "image_id": pa.concat_arrays([ids.combine_chunks() for ids, _ in (held_out, examples)]),
+        "prediction": np.concatenate([held_out[1], examples[1]]).astype(np.int32),
+        "held_out": np.repeat([True, False], [len(held_out[1]), len(examples[1])]),
+    }
+    tables.write(path, columns, TRAIN_PREDICTIONS, {"classnames": list(classnames)})
+
+
+def read_predictions(path: str, classnames: Sequence[str], *, held_out: bool) -> pa.Table:
+    """Read `image_id` and `prediction` of the held-out images, or of the examples.
+
+    Raises:
+        UserError: the table is missing, or of other classes.
+    """
+    table, metadata = tables.read(path, TRAIN_PREDICTIONS)
+    if metadata["classnames"] != list(classnames):
+        raise UserError(f"{path} is of other classes than the image index; rerun its stage.")
+    wanted = table["held_out"] if held_out else pc.invert(table["held_out"])
+    return table.filter(wanted).select(["image_id", "prediction"])
+
+
+def held_out_predictions(
+    path: str, image_ids: pa.ChunkedArray, classnames: Sequence[str]
+) -> npt.NDArray[np.int_]:
+    """Return the classes [N] of images, MISSING where the model learned from the image.
+
+    Raises:
+        UserError: as of `read_predictions`.
+    """
+    table = read_predictions(path, classnames, held_out=True)
+    rows = pc.index_in(image_ids, table["image_id"])
+    classes = pc.fill_null(pc.take(table["prediction"], rows), MISSING)
+    return np.asarray(classes.to_numpy(), np.int_)
