@@ -14,7 +14,7 @@ ifeq ($(KIND),cpu)
 export CUDA_VISIBLE_DEVICES :=
 endif
 
-.PHONY: install demo test fuzz bench envs docs lint format demo-models clean
+.PHONY: install demo test fuzz bench envs docs site lint format demo-models clean
 
 install: $(INSTALLED)
 
@@ -77,6 +77,16 @@ envs: | .venv/bin/pip
 # The tables of keys in config/README.md, from the schema and the defaults.
 docs: install
 	python -m latteclip.config.generate_docs
+
+# The documentation, into site/: strict, so a broken link is an error. Its tools have an environment of
+# their own.
+site: .venv-site/.installed
+	.venv-site/bin/mkdocs build --quiet
+
+.venv-site/.installed: envs/site.txt
+	$(PYTHON) -m venv .venv-site
+	.venv-site/bin/pip install --quiet --requirement envs/site.txt
+	@touch $@
 
 lint: install
 	ruff check .
