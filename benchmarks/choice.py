@@ -23,7 +23,7 @@ from latteclip.core import tables
 from latteclip.core.holdout import Fold
 from latteclip.core.steps import auto_batch_size, auto_epochs, steps_per_epoch
 from latteclip.evaluate import evaluate as evaluation
-from latteclip.evaluate import evaluate_classifier, metrics
+from latteclip.evaluate import evaluate_classifier
 from latteclip.evaluate.results import read_metrics
 from latteclip.evaluate.select_model import (
     SIMPLICITY,
@@ -34,7 +34,6 @@ from latteclip.evaluate.select_model import (
 )
 from latteclip.labels import calibrate_zero_shot, fuse_labels
 from latteclip.train import finetune
-from latteclip.train.data import TrainingFiles
 from latteclip.train.settings import Compute, Finetune, FinetuneSettings
 
 SEEDS = 3
@@ -108,15 +107,17 @@ def _label(results: Path, folder: Path) -> None:
     images, pseudo_labels = (str(folder / name) for name in ("images.parquet", PSEUDO_LABELS))
     embeddings = str(results / "class_embeddings.safetensors")
     _, described = load_classifier(embeddings)
-    files = fuse_labels.FusionFiles(
-        images, pseudo_labels, embeddings, str(results / "captions" / "images.parquet")
-    )
     settings = fuse_labels.FusionSettings(
         described["model"], described["pretrained"], batch_size=64
     )
     names = ("fused_labels.parquet", "image_prototypes.safetensors", "votes.parquet")
     labels, prototypes, votes = (str(folder / name) for name in names)
-    fuse_labels.fuse_labels(files, settings, labels, prototypes, votes, device="cpu", threads=1)
+    fuse_labels.fuse_labels(
+        *(images, pseudo_labels, embeddings, settings, labels, prototypes, votes),
+        image_captions_path=str(results / "captions" / "images.parquet"),
+        device="cpu",
+        threads=1,
+    )
     heads = [str(folder / name) for name in ("calibrated.safetensors", "unused.safetensors")]
     calibrate_zero_shot.calibrate_zero_shot(images, pseudo_labels, embeddings, *heads)
     for method, head, own_votes in (
@@ -125,24 +126,27 @@ def _label(results: Path, folder: Path) -> None:
         ("image_prototypes", prototypes, votes),
     ):
         evaluate_classifier.evaluate_classifier(
-            evaluate_classifier.ClassifierFiles(images, pseudo_labels, head, own_votes),
+            images,
+            pseudo_labels,
+            head,
+            own_votes,
             evaluate_classifier.ClassifierSettings(TOPK),
             *_run(folder, method, 0),
         )
 
 
-def _run(folder: Path, method: str, seed: int) -> tuple[metrics.Run, metrics.Outputs, str]:
-    """Return what names a run, and its files in a new folder."""
+def _run(folder: Path, method: str, seed: int) -> tuple[str, str, int, str, str, str]:
+    """Return dataset, method and seed of a run, and its files in a new folder."""
     place = folder / method / f"seed{seed}"
     place.mkdir(parents=True, exist_ok=True)
     names = ("predictions.parquet", "metrics.json", TRAIN_PREDICTIONS)
     predictions, figures, training = (str(place / name) for name in names)
-    return metrics.Run(folder.name, method, seed), metrics.Outputs(predictions, figures), training
+    return folder.name, method, seed, predictions, figures, training
 
 
 def _tune(args: argparse.Namespace, folder: Path, name: str, seed: int) -> None:
     """Train and evaluate one seed of a candidate, unless that is done."""
-    run, outputs, training = _run(folder, name, seed)
+    dataset, method, seed, predictions, figures, training = _run(folder, name, seed)
     if Path(training).exists():
         return
     recipe, fold = RECIPES[name], Fold(SHARE, seed, SEEDS)
@@ -169,19 +173,21 @@ def _tune(args: argparse.Namespace, folder: Path, name: str, seed: int) -> None:
     images, pseudo_labels = (str(folder / name) for name in ("images.parquet", PSEUDO_LABELS))
     model, history = str(place / "model"), str(place / "history.parquet")
     finetune.finetune(
-        TrainingFiles(images, pseudo_labels, fused_labels=str(folder / "fused_labels.parquet")),
-        settings,
-        finetune.TrainingOutputs(model, history, str(place / "checkpoint")),
+        *(images, pseudo_labels, settings, model, history, str(place / "checkpoint")),
+        fused_labels_path=str(folder / "fused_labels.parquet"),
         seed=seed,
         device="cpu",
         threads=1,
     )
     evaluation.evaluate(
-        evaluation.EvaluateFiles(images, pseudo_labels, model, history),
+        *(images, pseudo_labels, model, history),
         evaluation.EvaluateSettings(batch_size=64, topk=TOPK, fold=fold),
-        run,
-        outputs,
-        training,
+        dataset=dataset,
+        method=method,
+        seed=seed,
+        predictions_output=predictions,
+        metrics_output=figures,
+        train_predictions_output=training,
         device="cpu",
         threads=1,
     )

@@ -42,8 +42,7 @@ from latteclip.core import devices, tables
 from latteclip.data import clip_config, loader
 from latteclip.deploy.predict import Classifier as Predictor
 from latteclip.deploy.predict import predict
-from latteclip.evaluate.evaluate import EvaluateFiles, EvaluateSettings, evaluate
-from latteclip.evaluate.metrics import Outputs, Run
+from latteclip.evaluate.evaluate import EvaluateSettings, evaluate
 from latteclip.evaluate.train_predictions import N_EXAMPLES
 
 HISTORY = pa.schema([("step", pa.int32())])  # evaluate reads only its metadata
@@ -230,16 +229,17 @@ def main() -> None:
 
         def stage() -> None:
             evaluate(
-                EvaluateFiles(
-                    str(root / "images.parquet"),
-                    str(root / "pseudo_labels.parquet"),
-                    str(root / "model"),
-                    str(root / "history.parquet"),
-                ),
+                str(root / "images.parquet"),
+                str(root / "pseudo_labels.parquet"),
+                str(root / "model"),
+                str(root / "history.parquet"),
                 EvaluateSettings(BATCH, TOPK),
-                Run("benchmark", "random", 0),
-                Outputs(str(root / "predictions.parquet"), str(root / "metrics.json")),
-                str(root / "train_predictions.parquet"),
+                dataset="benchmark",
+                method="random",
+                seed=0,
+                predictions_output=str(root / "predictions.parquet"),
+                metrics_output=str(root / "metrics.json"),
+                train_predictions_output=str(root / "train_predictions.parquet"),
                 device=device.type,
                 threads=args.threads,
             )

@@ -254,38 +254,41 @@ def read_features(place: Place) -> Work:
 def evaluate_classifier(place: Place) -> Work:
     """Predictions and accuracy of the test split from features and the class texts."""
     from latteclip.evaluate import evaluate_classifier as stage
-    from latteclip.evaluate import metrics
 
-    files = stage.ClassifierFiles(
+    return lambda: stage.evaluate_classifier(
         place.file("images.parquet"),
         place.file("pseudo_labels.parquet"),
         place.file("class_embeddings.safetensors"),
+        None,
+        stage.ClassifierSettings(5),
+        "scale",
+        "zero_shot",
+        0,
+        place.file("predictions.parquet"),
+        place.file("metrics.json"),
+        place.file("train_predictions.parquet"),
     )
-    outputs = metrics.Outputs(place.file("predictions.parquet"), place.file("metrics.json"))
-    run = metrics.Run("scale", "zero_shot", 0)
-    settings, training = stage.ClassifierSettings(5), place.file("train_predictions.parquet")
-    return lambda: stage.evaluate_classifier(files, settings, run, outputs, training)
 
 
 def propagate_labels(place: Place) -> Work:
     """Neighbours of the training images, and the test split classified by their graph."""
     import torch
 
-    from latteclip.evaluate import metrics
     from latteclip.evaluate import propagate_labels as stage
 
-    files = stage.PropagationFiles(
+    settings = stage.PropagationSettings(topk=5)
+    return lambda: stage.propagate_labels(
         place.file("images.parquet"),
         place.file("pseudo_labels.parquet"),
         place.file("classes.safetensors"),
-    )
-    names = ("propagated.parquet", "propagated.json")
-    outputs = metrics.Outputs(*(place.file(name) for name in names))
-    run = metrics.Run("scale", "label_propagation", 0)
-    settings = stage.PropagationSettings(topk=5)
-    threads = torch.get_num_threads()
-    return lambda: stage.propagate_labels(
-        files, settings, run, outputs, device="cpu", threads=threads
+        settings,
+        dataset="scale",
+        method="label_propagation",
+        seed=0,
+        predictions_output=place.file("propagated.parquet"),
+        metrics_output=place.file("propagated.json"),
+        device="cpu",
+        threads=torch.get_num_threads(),
     )
 
 
@@ -519,13 +522,6 @@ def report_dataset(place: Place) -> Work:
     from latteclip.report import report_dataset as dataset_report
     from latteclip.report.runs import RunFiles
 
-    files = dataset_report.ReportFiles(
-        images=place.file("images.parquet"),
-        pseudo_labels=place.file("pseudo_labels.parquet"),
-        image_captions=place.file("captions/images.parquet"),
-        group_captions=place.file("captions/groups.parquet"),
-        caption_summary=place.file("captions/summary.json"),
-    )
     zero_shot, other = place.file("predictions.parquet"), place.file("other.parquet")
     table, metadata = tables.read(zero_shot, tables.PREDICTIONS)
     changed = np.random.default_rng(0).random(len(table)) < 0.3
@@ -541,7 +537,16 @@ def report_dataset(place: Place) -> Work:
         "scale", "zero_shot", "other", None, "", "index.html", {"methods": methods}, []
     )
     output = place.file("report.html")
-    return lambda: dataset_report.report_dataset(files, runs, settings, output)
+    return lambda: dataset_report.report_dataset(
+        place.file("images.parquet"),
+        place.file("pseudo_labels.parquet"),
+        runs,
+        settings,
+        output,
+        image_captions_path=place.file("captions/images.parquet"),
+        group_captions_path=place.file("captions/groups.parquet"),
+        caption_summary_path=place.file("captions/summary.json"),
+    )
 
 
 def _training_data(place: Place) -> tuple[Any, Any]:

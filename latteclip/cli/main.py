@@ -5,7 +5,9 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -178,10 +180,11 @@ class Help(argparse.RawDescriptionHelpFormatter):
         return super()._format_action(action)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line: people's commands, then those of the workflow's rules.
+def parser(stage: str | None = None) -> argparse.ArgumentParser:
+    """Return the command line: people's commands, and one of the workflow's stages.
 
-    Of the latter, "?" ends an optional name and "..." a positional one.
+    Args:
+        stage: the stage that has been called; the others are not commands then.
     """
     top = Parser(
         prog="latteclip",
@@ -192,44 +195,49 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"latteclip {__version__}")
     _add_debug(top, default=False)
     subs = top.add_subparsers(required=True, title="commands", metavar="command")
-    for person_command, add_arguments in commands.COMMANDS.items():
-        about = person_command.__doc__
-        passing_on = person_command in commands.PASSING_ON
+    for command, add_arguments in commands.COMMANDS.items():
+        about = command.__doc__
+        passing_on = command in commands.PASSING_ON
         sub = subs.add_parser(
-            _name(person_command),
+            _name(command.__name__),
             help=about,
             description=about,
             add_help=not passing_on,
             prefix_chars=NONE if passing_on else "-",
         )
         add_arguments(sub)
-        sub.set_defaults(command=person_command, parser=parser)
+        sub.set_defaults(command=command, name=command.__name__, parser=parser)
         if not passing_on:
             _add_debug(sub)
-    for command, options in stages.COMMANDS.items():
-        sub = subs.add_parser(_name(command), description=command.__doc__)  # not in the list
-        sub.set_defaults(command=command)
-        for option in options:
-            if option.endswith("..."):
-                sub.add_argument(option.removesuffix("..."), nargs="+")
-            else:
-                known = stages.OPTIONS.get(option, {"required": not option.endswith("?")})
-                sub.add_argument(f"--{option.removesuffix('?')}", **known)  # type: ignore[arg-type]
+    if stage:
+        sub = subs.add_parser(_name(stage))  # not in the list
+        stages.add_arguments(sub, stage)
         sub.add_argument("--log", help="file that gets the log as well")
+        sub.set_defaults(command=partial(stages.run, stage), name=stage)
         _add_debug(sub)
     return top
 
 
-def _name(command: Callable[..., object]) -> str:
-    return command.__name__.replace("_", "-")
+def _name(function: str) -> str:
+    return function.replace("_", "-")
 
 
 def _stages() -> str:
-    """One line per stage for the epilog."""
-    width = max(len(_name(command)) for command in stages.COMMANDS)
-    return "\n".join(
-        f"  {_name(command):{width}}  {command.__doc__}" for command in stages.COMMANDS
+    """Return the names of the stages for the epilog."""
+    return textwrap.fill(
+        ", ".join(map(_name, stages.STAGES)),
+        width=78,
+        initial_indent="  ",
+        subsequent_indent="  ",
+        break_on_hyphens=False,
     )
+
+
+def _stage_called(arguments: Sequence[str]) -> str | None:
+    """Return the stage whose command the arguments begin with, after options."""
+    word = next((word for word in arguments if not word.startswith("-")), "")
+    stage = word.replace("-", "_")
+    return stage if _name(stage) == word and stage in stages.STAGES else None
 
 
 def _add_debug(sub: argparse.ArgumentParser, default: object = argparse.SUPPRESS) -> None:
@@ -254,8 +262,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     """Every way in which a command may end has a status."""
     logger, name, debug = start_log(debug=False), "latteclip", False
     try:
-        args = parser().parse_args(arguments)
-        name, debug = _name(args.command), args.debug
+        given = sys.argv[1:] if arguments is None else arguments
+        args = parser(_stage_called(given)).parse_args(given)
+        name, debug = _name(args.name), args.debug
         return _finished(args)
     except UserError as error:
         logger.error("error: %s", error, exc_info=debug)

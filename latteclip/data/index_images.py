@@ -13,7 +13,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,14 +41,6 @@ NAMED = 5  # of them by the error, and twice as many classes by the log
 Decoded = Fingerprint | str  # or why the image cannot be decoded
 
 
-@dataclass(frozen=True)
-class FolderState:
-    """What stood for the files of the user's folder, and the table that is to name them."""
-
-    state: str
-    indexed: str
-
-
 def index_images(
     folder: str,
     settings: SplitSettings,
@@ -58,7 +49,8 @@ def index_images(
     fingerprints_output: str,
     *,
     threads: int,
-    folder_state: FolderState | None = None,
+    folder_state: str | None = None,
+    folder_files_output: str | None = None,
 ) -> None:
     """Write the IMAGES table of a dataset.
 
@@ -117,8 +109,9 @@ def index_images(
         _report(broken, corrupt)
         _check(broken, split, counts, settings.max_corrupt, folder)
         metadata["content"] = content.hexdigest()
-        if folder_state:
-            _remember(folder, in_folder, folder_state, before, settings.limit)
+        if folder_state and folder_files_output:
+            state = (folder_state, folder_files_output)
+            _remember(folder, in_folder, state, before, settings.limit)
     if split.skipped:
         said = ", ".join(f"{n} {suffix}" for suffix, n in split.skipped.items())
         log.warning("Left out %d files that are no images: %s.", sum(split.skipped.values()), said)
@@ -138,7 +131,7 @@ def index_images(
 def _remember(
     folder: str,
     files: list[folder_files.File],
-    state: FolderState,
+    state: tuple[str, str],
     before: DecodedBefore,
     limit: int | None,
 ) -> None:
@@ -159,7 +152,8 @@ def _remember(
             for path, seen in zip(paths, before.find(paths, found), strict=True)
         ]
 
-    folder_files.write(state.indexed, files, state.state, checksums)
+    described, output = state
+    folder_files.write(output, files, described, checksums)
 
 
 def _columns(

@@ -21,14 +21,14 @@ class TextureSettings:
     seed: int
 
 
-def generate_textures(settings: TextureSettings, folder: str | Path) -> None:
-    """Write `folder/images/` and `folder/split.json`.
+def generate_textures(settings: TextureSettings, output: str | Path) -> None:
+    """Write `output/images/` and `output/split.json`.
 
     Train and test images come from different random streams of the seed. The whole folder appears
     at once, in place of an older one if any.
     """
     gap, seed = settings.gap, settings.seed
-    with replacing(folder) as new:
+    with replacing(output) as new:
         new.mkdir()
         split = {
             "train": _write_images(new, *generate(settings.train, gap, seed, stream=0), first=0),

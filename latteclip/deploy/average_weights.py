@@ -35,7 +35,10 @@ class TrainingResult:
 
 
 def average_weights(
-    results: Sequence[TrainingResult], model_output: str, history_output: str, left_out_output: str
+    trainings: Sequence[TrainingResult],
+    model_output: str,
+    history_output: str,
+    left_out_output: str,
 ) -> None:
     """Write the model whose weights are the means of those of S trainings.
 
@@ -48,9 +51,9 @@ def average_weights(
         UserError: a file is missing, or the trainings do not fit each other.
     """
     refuse_folder(model_output)
-    marks = [tables.read_metadata(each.history, "step")["marks"] for each in results]
-    sound = [i for i, own in enumerate(marks) if FAILED.isdisjoint(own)] or [*range(len(results))]
-    used = [results[i] for i in sound]
+    marks = [tables.read_metadata(each.history, "step")["marks"] for each in trainings]
+    sound = [i for i, own in enumerate(marks) if FAILED.isdisjoint(own)] or [*range(len(trainings))]
+    used = [trainings[i] for i in sound]
     first = finetuned.load(used[0].model, torch.device("cpu"))
     _average(first, [each.model for each in used[1:]])
     history, described = tables.read(used[0].history, tables.HISTORY)
@@ -65,7 +68,7 @@ def average_weights(
     texts = class_embeddings(first.clip, template, first.classnames)  # [C, D]
     with replacing(model_output) as folder:
         clips.save(first.clip, Classifier.of(texts), first.classnames, first.words, folder)
-    log.info("Averaged the weights of %d of %d trainings.", len(used), len(results))
+    log.info("Averaged the weights of %d of %d trainings.", len(used), len(trainings))
 
 
 def _average(first: finetuned.TunedModel, others: Sequence[str]) -> None:

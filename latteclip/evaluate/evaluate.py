@@ -27,24 +27,20 @@ class EvaluateSettings:
     fold: Fold = NO_FOLD  # the training images that were not trained on
 
 
-@dataclass(frozen=True)
-class EvaluateFiles:
-    """What an evaluation reads."""
-
-    images: str
-    pseudo_labels: str  # by which the page's training images are chosen
-    model: str
-    history: str  # of the training, with the marks of the result
-    left_out: str | None = None  # TRAIN_PREDICTIONS of an average, by its trainings
-
-
 def evaluate(
-    files: EvaluateFiles,
+    images_path: str,
+    pseudo_labels_path: str,
+    model_path: str,
+    history_path: str,
     settings: EvaluateSettings,
-    run: metrics.Run,
-    outputs: metrics.Outputs,
-    train_output: str,
     *,
+    dataset: str,
+    method: str,
+    seed: int,
+    predictions_output: str,
+    metrics_output: str,
+    train_predictions_output: str,
+    left_out_path: str | None = None,
     device: str,
     threads: int,
 ) -> None:
@@ -53,14 +49,30 @@ def evaluate(
     The training images that were left out of training and those of the page are classified as well.
     For an average, the left-out images have the classes that its trainings predicted.
 
+    Args:
+        images_path: an IMAGES table.
+        pseudo_labels_path: a PSEUDO_LABELS table, by which the page's examples are chosen.
+        model_path: folder of the fine-tuned model.
+        history_path: of the training, with the marks of the result.
+        settings: of the evaluation.
+        dataset: its key.
+        method: the method of the run.
+        seed: the seed of the run.
+        predictions_output: a PREDICTIONS table.
+        metrics_output: JSON, which `latteclip.evaluate.results` reads.
+        train_predictions_output: a TRAIN_PREDICTIONS table.
+        left_out_path: TRAIN_PREDICTIONS of an average, by its trainings.
+        device: cpu, cuda or auto.
+        threads: CPU threads.
+
     Raises:
         UserError: an input is missing or does not fit the others, or there is no image.
     """
-    table, names = metrics.read_evaluated_images(files.images, run.dataset)
-    examples = train_predictions.example_images(files.images, files.pseudo_labels)
-    history = tables.read_metadata(files.history, "step")
+    table, names = metrics.read_evaluated_images(images_path, dataset)
+    examples = train_predictions.example_images(images_path, pseudo_labels_path)
+    history = tables.read_metadata(history_path, "step")
     where = devices.pick(device, threads)
-    model = finetuned.load(files.model, where, settings.precision, classnames=names)
+    model = finetuned.load(model_path, where, settings.precision, classnames=names)
 
     def rank(images: pa.Table, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the best classes of N images and their scores, both [N, K]."""
@@ -69,16 +81,21 @@ def evaluate(
         return classify(features, model.classifier, k)
 
     labels, scores = rank(table, settings.topk)
+    run = metrics.Run(dataset, method, seed)
+    outputs = metrics.Outputs(predictions_output, metrics_output)
     metrics.write(
         table, names, labels.numpy(), scores.numpy(), run, history.get("marks", []), outputs
     )
-    if files.left_out:
-        held_out = train_predictions.read_predictions(files.left_out, names, held_out=True)
+    if left_out_path:
+        held_out = train_predictions.read_predictions(left_out_path, names, held_out=True)
         unseen = held_out["prediction"].to_numpy()
     else:
-        held_out = train_predictions.held_out_images(files.images, settings.fold)
+        held_out = train_predictions.held_out_images(images_path, settings.fold)
         unseen = rank(held_out, 1)[0][:, 0].numpy() if len(held_out) else np.empty(0, np.int_)
     shown = rank(examples, 1)[0][:, 0].numpy()
     train_predictions.write_predictions(
-        train_output, (held_out["image_id"], unseen), (examples["image_id"], shown), names
+        train_predictions_output,
+        (held_out["image_id"], unseen),
+        (examples["image_id"], shown),
+        names,
     )

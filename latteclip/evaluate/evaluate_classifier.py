@@ -23,48 +23,58 @@ class ClassifierSettings:
     marks: list[str] = field(default_factory=list)  # keys of `results.MARKS`
 
 
-@dataclass(frozen=True)
-class ClassifierFiles:
-    """What a classifier is evaluated on."""
-
-    images: str
-    pseudo_labels: str  # for the features of the images
-    classifier: str  # the class texts (zero-shot), or what a stage made of them
-    # Votes of which the classifier was made, with its prediction for each image without the
-    # image's own vote; None where it was made of none.
-    votes: str | None = None
-
-
 def evaluate_classifier(
-    files: ClassifierFiles,
+    images_path: str,
+    pseudo_labels_path: str,
+    classifier_path: str,
+    votes_path: str | None,
     settings: ClassifierSettings,
-    run: metrics.Run,
-    outputs: metrics.Outputs,
-    train_output: str,
+    dataset: str,
+    method: str,
+    seed: int,
+    predictions_output: str,
+    metrics_output: str,
+    train_predictions_output: str,
 ) -> None:
     """Write predictions and metrics of a classifier without training, and TRAIN_PREDICTIONS.
+
+    Args:
+        images_path: an IMAGES table.
+        pseudo_labels_path: a PSEUDO_LABELS table, for the features of the images.
+        classifier_path: the class texts (zero-shot), or what a stage made of them.
+        votes_path: the VOTES of which the classifier was made, with its prediction for each image
+            without the image's own vote. None where it was made of none.
+        settings: of the evaluation.
+        dataset: its key.
+        method: the method of the run.
+        seed: the seed of the run.
+        predictions_output: a PREDICTIONS table.
+        metrics_output: JSON, which `latteclip.evaluate.results` reads.
+        train_predictions_output: a TRAIN_PREDICTIONS table.
 
     Raises:
         UserError: an input is missing or does not fit the others, or there is no image.
     """
-    table, names = metrics.read_evaluated_images(files.images, run.dataset)
-    classifier, _ = load_classifier(files.classifier, classnames=names)
+    table, names = metrics.read_evaluated_images(images_path, dataset)
+    classifier, _ = load_classifier(classifier_path, classnames=names)
 
     def predict(image_ids: pa.ChunkedArray) -> npt.NDArray[np.int_]:
         """Return the best class of each image."""
-        features = read_features(files.pseudo_labels, image_ids)
+        features = read_features(pseudo_labels_path, image_ids)
         return np.asarray(classify(features, classifier, 1)[0][:, 0])
 
-    features = read_features(files.pseudo_labels, table["image_id"])
+    features = read_features(pseudo_labels_path, table["image_id"])
     labels, scores = classify(features, classifier, settings.topk)
+    run = metrics.Run(dataset, method, seed)
+    outputs = metrics.Outputs(predictions_output, metrics_output)
     metrics.write(table, names, labels.numpy(), scores.numpy(), run, settings.marks, outputs)
-    if files.votes is None:
-        held_out = train_predictions.comparison_images(files.images)["image_id"]
+    if votes_path is None:
+        held_out = train_predictions.comparison_images(images_path)["image_id"]
         predictions = predict(held_out)
     else:
-        votes, _ = tables.read(files.votes, tables.VOTES, ["image_id", "head"])
+        votes, _ = tables.read(votes_path, tables.VOTES, ["image_id", "head"])
         held_out, predictions = votes["image_id"], votes["head"].to_numpy()
-    examples = train_predictions.example_images(files.images, files.pseudo_labels)["image_id"]
+    examples = train_predictions.example_images(images_path, pseudo_labels_path)["image_id"]
     train_predictions.write_predictions(
-        train_output, (held_out, predictions), (examples, predict(examples)), names
+        train_predictions_output, (held_out, predictions), (examples, predict(examples)), names
     )

@@ -168,21 +168,17 @@ class Graph:
     degrees: torch.Tensor  # [V] row sums of W
 
 
-@dataclass(frozen=True)
-class PropagationFiles:
-    """What the graph is made of."""
-
-    images: str
-    pseudo_labels: str  # for the features of the images
-    class_embeddings: str
-
-
 def propagate_labels(
-    files: PropagationFiles,
+    images_path: str,
+    pseudo_labels_path: str,
+    class_embeddings_path: str,
     settings: PropagationSettings,
-    run: metrics.Run,
-    outputs: metrics.Outputs,
     *,
+    dataset: str,
+    method: str,
+    seed: int,
+    predictions_output: str,
+    metrics_output: str,
     device: str,
     threads: int,
 ) -> None:
@@ -192,24 +188,41 @@ def propagate_labels(
 
     Labels are read to measure the accuracy, after the predictions are made.
 
+    Args:
+        images_path: an IMAGES table.
+        pseudo_labels_path: a PSEUDO_LABELS table, for the features of the images.
+        class_embeddings_path: W0.
+        settings: of the graph.
+        dataset: its key.
+        method: the method of the run.
+        seed: the seed of the run.
+        predictions_output: a PREDICTIONS table.
+        metrics_output: JSON, which `latteclip.evaluate.results` reads.
+        device: cpu, cuda or auto.
+        threads: CPU threads.
+
     Raises:
         UserError: an input does not fit, or there is no training image.
     """
     where = devices.pick(device, threads)
-    index, classnames = tables.read_unlabelled(files.images, training=False)
-    classes, _ = load_classifier(files.class_embeddings, classnames=classnames)
+    index, classnames = tables.read_unlabelled(images_path, training=False)
+    classes, _ = load_classifier(class_embeddings_path, classnames=classnames)
     is_test = pc.equal(index["split"], "test")
     trained, tested = (index.filter(rows)["image_id"] for rows in (pc.invert(is_test), is_test))
     if len(trained) == 0:
-        raise UserError(f"{files.images} has no training image; check the dataset's split.")
-    features = read_features(files.pseudo_labels, trained)  # [N, D]
+        raise UserError(f"{images_path} has no training image; check the dataset's split.")
+    features = read_features(pseudo_labels_path, trained)  # [N, D]
     graph = link(classes.weights.to(where), features, points(features, where), settings)
-    evaluated, names = metrics.read_evaluated_images(files.images, run.dataset)
+    evaluated, names = metrics.read_evaluated_images(images_path, dataset)
     links = None
     if len(tested):
-        tests = read_features(files.pseudo_labels, tested)  # [M, D]
+        tests = read_features(pseudo_labels_path, tested)  # [M, D]
         links = neighbours(tests, graph.classes, graph.images, settings)
     ranked, best = rank(links, graph, settings)
+    run, outputs = (
+        metrics.Run(dataset, method, seed),
+        metrics.Outputs(predictions_output, metrics_output),
+    )
     metrics.write(evaluated, names, ranked.numpy(), best.numpy(), run, [], outputs)
 
 

@@ -318,7 +318,7 @@ class CandidateFiles:
 
 def select_model(
     dataset: str,
-    runs: Sequence[CandidateFiles],
+    candidates: Sequence[CandidateFiles],
     votes_path: str | None,
     audit_path: str | None,
     output: str,
@@ -330,7 +330,7 @@ def select_model(
 
     Args:
         dataset: its key.
-        runs: the K candidates.
+        candidates: the K candidates.
         votes_path: a VOTES table; None where nothing votes.
         audit_path: what `score_audit` wrote; None where no person answered.
         output: the JSON file that says what was chosen and why.
@@ -339,21 +339,21 @@ def select_model(
     Raises:
         UserError: a file is missing or does not fit the others.
     """
-    metrics = [read_metrics(run.metrics) for run in runs]
-    candidates = [
+    metrics = [read_metrics(run.metrics) for run in candidates]
+    known = [
         Candidate(run.method, run.seed, run.objective, tuple(values["marks"]))
-        for run, values in zip(runs, metrics, strict=True)
+        for run, values in zip(candidates, metrics, strict=True)
     ]
-    judge = read_judge(runs, votes_path)
+    judge = read_judge(candidates, votes_path)
     audit = read_audit(audit_path) if audit_path else None
-    choice = choose(candidates, judge, audit)
+    choice = choose(known, judge, audit)
     accuracies = [values["acc1"] for values in metrics]
-    chosen = runs[choice.index]
+    chosen = candidates[choice.index]
     with replacing(model_output) as folder:
         # Hidden files are Snakemake's own.
         hidden = shutil.ignore_patterns(".*")
         shutil.copytree(chosen.model, folder, copy_function=_link, ignore=hidden)
-    reference = candidates[choice.reference]
+    reference = known[choice.reference]
     write_json(
         output,
         {
@@ -363,7 +363,7 @@ def select_model(
             "reason": choice.reason,
             "by": choice.by,
             "reference": {"method": reference.method, "seed": reference.seed},
-            "candidates": _rows(candidates, accuracies, choice, judge, audit),
+            "candidates": _rows(known, accuracies, choice, judge, audit),
             "regret": _regret(accuracies, choice.index),
         },
     )

@@ -34,8 +34,8 @@ STAR = "★"  # of the model that was chosen
 
 def summarize(
     metrics_paths: Sequence[str],
-    selection_paths: Sequence[str],
-    audit_paths: Sequence[str],
+    selections_paths: Sequence[str],
+    audits_paths: Sequence[str],
     baseline: str,
     csv_output: str,
     markdown_output: str,
@@ -47,8 +47,8 @@ def summarize(
 
     Args:
         metrics_paths: of the runs.
-        selection_paths: of the datasets in which a model was chosen.
-        audit_paths: of the datasets about which people answered.
+        selections_paths: of the datasets in which a model was chosen.
+        audits_paths: of the datasets about which people answered.
         baseline: the method that gains are over.
         csv_output: the table for programs.
         markdown_output: the table for people.
@@ -59,9 +59,9 @@ def summarize(
     """
     metrics = [read_metrics(path) for path in metrics_paths]
     before = earlier(others, {values["dataset"] for values in metrics})
-    audits = read_audits(audit_paths) | before.audits
+    audits = read_audits(audits_paths) | before.audits
     runs = pd.DataFrame(marked(metrics + before.metrics, audits))
-    selections = [read_selection(path) for path in selection_paths] + before.selections
+    selections = [read_selection(path) for path in selections_paths] + before.selections
     table = summary(runs, baseline)
     table["chosen"] = chosen_seeds(table, selections)
     table["agreement"] = agreements(table, selections)

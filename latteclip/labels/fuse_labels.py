@@ -55,17 +55,6 @@ class FusionSettings:
 
 
 @dataclass(frozen=True)
-class FusionFiles:
-    """What the labels are made from."""
-
-    images: str
-    pseudo_labels: str
-    class_embeddings: str
-    image_captions: str | None = None
-    class_scores: str | None = None  # they vote in place of the captions
-
-
-@dataclass(frozen=True)
 class IndividualLabels:
     """Labels by captions or by class scores alone."""
 
@@ -74,12 +63,16 @@ class IndividualLabels:
 
 
 def fuse_labels(
-    files: FusionFiles,
+    images_path: str,
+    pseudo_labels_path: str,
+    class_embeddings_path: str,
     settings: FusionSettings,
     output: str,
-    classifier_output: str,
+    prototypes_output: str,
     votes_output: str | None = None,
     *,
+    image_captions_path: str | None = None,
+    class_scores_path: str | None = None,
     device: str,
     threads: int,
 ) -> None:
@@ -89,37 +82,50 @@ def fuse_labels(
     classifiers can be judged go to `votes_output`, a table of VOTES. Labels of the dataset are not
     read.
 
+    Args:
+        images_path: an IMAGES table.
+        pseudo_labels_path: a PSEUDO_LABELS table.
+        class_embeddings_path: W0.
+        settings: of the labels.
+        output: the labels.
+        prototypes_output: the classifier.
+        votes_output: votes by which classifiers can be judged.
+        image_captions_path: a CAPTIONS table.
+        class_scores_path: a CLASS_SCORES table, which votes in place of the captions.
+        device: cpu, cuda or auto.
+        threads: CPU threads.
+
     Raises:
         UserError: an input lacks an image or does not belong to the others.
     """
-    table, classnames = tables.read_unlabelled(files.images, training=True)
+    table, classnames = tables.read_unlabelled(images_path, training=True)
     if len(table) == 0:
-        raise UserError(f"{files.images} has no training image; check the dataset's split.")
+        raise UserError(f"{images_path} has no training image; check the dataset's split.")
     classes, described = load_classifier(
-        files.class_embeddings,
+        class_embeddings_path,
         classnames=classnames,
         model=settings.model,
         pretrained=settings.pretrained,
     )
     scale = described["logit_scale"]
-    features = read_features(files.pseudo_labels, table["image_id"])
+    features = read_features(pseudo_labels_path, table["image_id"])
     images = CalibratedFeatures.of(features, classes.weights, scale)
     image_ids = tables.Strings(table["image_id"])
     votes: list[Votes] = []
     individual: dict[str, IndividualLabels] = {}
     leaked = False  # whether the captioner read the pseudo-labels
-    if files.image_captions is not None:
+    if image_captions_path is not None:
         clip = clips.load(
             settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
         )
-        captions, leaked = _read_captions(files.image_captions, table["image_id"])
+        captions, leaked = _read_captions(image_captions_path, table["image_id"])
         texts, row_of = _encode(captions, clip, settings.batch_size)
         votes.append(caption_votes(texts, row_of, classes.weights, scale))
         individual["caption"] = _by_captions(texts, row_of, scale * classes.weights)
-    if files.class_scores is not None:
+    if class_scores_path is not None:
         options, scores = map(
             torch.from_numpy,
-            read_class_scores(files.class_scores, table["image_id"], len(classnames)),
+            read_class_scores(class_scores_path, table["image_id"], len(classnames)),
         )
         votes.append(class_score_votes(options, scores, len(classnames)))
         individual["lmm"] = _by_votes(votes[-1])
@@ -127,7 +133,7 @@ def fuse_labels(
     if not votes:
         raise UserError("Nothing votes: give --image-captions or --class-scores.")
     fusion = fuse(images, votes[-1])
-    save_classifier(classifier_output, images.classifier(fusion.weights, scale), described)
+    save_classifier(prototypes_output, images.classifier(fusion.weights, scale), described)
     summary = _summary(fusion, individual)
     columns = _columns(table["image_id"], individual, fusion)
     tables.write(output, columns, tables.FUSED_LABELS, {**described, "how": HOW, **summary})

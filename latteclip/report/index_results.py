@@ -73,8 +73,8 @@ class Cell:
 
 def index_results(
     metrics_paths: Sequence[str],
-    selection_paths: Sequence[str],
-    audit_paths: Sequence[str],
+    selections_paths: Sequence[str],
+    audits_paths: Sequence[str],
     settings: IndexSettings,
     output: str,
     others: str | None = None,
@@ -83,8 +83,8 @@ def index_results(
 
     Args:
         metrics_paths: of the runs.
-        selection_paths: of the datasets in which a model was chosen.
-        audit_paths: of the datasets about which people answered.
+        selections_paths: of the datasets in which a model was chosen.
+        audits_paths: of the datasets about which people answered.
         settings: of the page.
         output: the page.
         others: folder of results; of other datasets there, what earlier runs left is shown, too.
@@ -94,9 +94,9 @@ def index_results(
     """
     metrics = [read_metrics(path) for path in metrics_paths]
     before = earlier(others, {values["dataset"] for values in metrics})
-    audits = read_audits(audit_paths) | before.audits
+    audits = read_audits(audits_paths) | before.audits
     runs = marked(metrics + before.metrics, audits)
-    selections = [read_selection(path) for path in selection_paths] + before.selections
+    selections = [read_selection(path) for path in selections_paths] + before.selections
     chosen = {one.dataset: one for one in selections}
     table, without = split_by_labels(summary(pd.DataFrame(runs), settings.baseline))
     sizes = {

@@ -149,23 +149,6 @@ CORRUPT = 100  # images that could not be read, in their table
 
 
 @dataclass(frozen=True)
-class ReportFiles:
-    """What a page is made of, apart from the runs."""
-
-    images: str
-    pseudo_labels: str
-    image_captions: str | None = None
-    group_captions: str | None = None
-    caption_summary: str | None = None  # of the captions above
-    selection: str | None = None  # which model was chosen
-    calibrated: str | None = None  # zero-shot classifier without class means
-    audit: str | None = None  # what a person's answers say of the models
-    unknown: str | None = None  # scores by which images belong to none of the classes
-    duplicates: str | None = None  # images that show the same picture
-    corrupt: str | None = None  # images that could not be decoded
-
-
-@dataclass(frozen=True)
 class ReportSettings:
     """What a page says about the runs, and which methods have a part of their own."""
 
@@ -181,10 +164,21 @@ class ReportSettings:
 
 
 def report_dataset(
-    files: ReportFiles,
-    run_files: Sequence[runs.RunFiles],
+    images_path: str,
+    pseudo_labels_path: str,
+    runs_files: Sequence[runs.RunFiles],
     settings: ReportSettings,
     output: str,
+    *,
+    image_captions_path: str | None = None,
+    group_captions_path: str | None = None,
+    caption_summary_path: str | None = None,
+    selection_path: str | None = None,
+    calibrated_path: str | None = None,
+    audit_path: str | None = None,
+    unknown_path: str | None = None,
+    duplicates_path: str | None = None,
+    corrupt_path: str | None = None,
 ) -> None:
     """Write the page of a dataset, one HTML file that needs no network.
 
@@ -192,15 +186,31 @@ def report_dataset(
     are right. Where captions, a trained method or a second method are missing, the parts that need
     them are left out, and a note says so.
 
+    Args:
+        images_path: an IMAGES table.
+        pseudo_labels_path: a PSEUDO_LABELS table.
+        runs_files: the files of all runs.
+        settings: of the page.
+        output: the page.
+        image_captions_path: a CAPTIONS table.
+        group_captions_path: a CAPTIONS table.
+        caption_summary_path: of the captions above.
+        selection_path: which model was chosen.
+        calibrated_path: the zero-shot classifier without class means.
+        audit_path: what a person's answers say of the models.
+        unknown_path: scores by which images belong to none of the classes.
+        duplicates_path: images that show the same picture.
+        corrupt_path: images that could not be decoded.
+
     Raises:
         UserError: an input is missing or does not fit the others.
     """
-    train, test, classnames = runs.read_splits(files.images, files.pseudo_labels)
+    train, test, classnames = runs.read_splits(images_path, pseudo_labels_path)
     # The images that methods are evaluated on; of what was trained on, labels say no accuracy.
     split = test if len(test) else replace(train, labels=None)
-    audit = read_audit(files.audit) if files.audit else None
+    audit = read_audit(audit_path) if audit_path else None
     metrics = marked(
-        [read_metrics(run.metrics) for run in run_files],
+        [read_metrics(run.metrics) for run in runs_files],
         {settings.dataset: audit} if audit else {},
     )
     zero_shot = None
@@ -211,13 +221,13 @@ def report_dataset(
     image_captions, group_captions = (
         read(path, train, chosen, classnames) if path else None
         for read, path in (
-            (images.read_image_captions, files.image_captions),
-            (images.read_group_captions, files.group_captions),
+            (images.read_image_captions, image_captions_path),
+            (images.read_group_captions, group_captions_path),
         )
     )
-    selection = read_selection(files.selection) if files.selection else None
-    main = main_run(run_files, selection, settings.main)
-    found = comparison.read_opinions(run_files, split, main)
+    selection = read_selection(selection_path) if selection_path else None
+    main = main_run(runs_files, selection, settings.main)
+    found = comparison.read_opinions(runs_files, split, main)
     of_examples = None
     if main.train_predictions and main.method != ZERO_SHOT:
         of_examples = _predictions_of(main.train_predictions, train, chosen, classnames)
@@ -230,11 +240,11 @@ def report_dataset(
         classnames=classnames,
         train_images=len(train),
         test_images=len(test),
-        duplicates=images.read_duplicates(files.duplicates, train, test, run_files)
-        if files.duplicates
+        duplicates=images.read_duplicates(duplicates_path, train, test, runs_files)
+        if duplicates_path
         else None,
-        skipped=tables.read_metadata(files.images, "image_id").get("skipped", {}),
-        corrupt=_corrupt(files.corrupt),
+        skipped=tables.read_metadata(images_path, "image_id").get("skipped", {}),
+        corrupt=_corrupt(corrupt_path),
         corrupt_shown=CORRUPT,
         split=split,
         labelled=split.labels is not None,
@@ -245,8 +255,8 @@ def report_dataset(
         selection=selection,
         audit=audit,
         opinions=_opinions(found, split, classnames),
-        unknown=images.unknown(files.unknown, [test, train]) if files.unknown else None,
-        biases=comparison.bias_chart(files.calibrated) if files.calibrated else None,
+        unknown=images.unknown(unknown_path, [test, train]) if unknown_path else None,
+        biases=comparison.bias_chart(calibrated_path) if calibrated_path else None,
         lead=lead(
             main,
             metrics,
@@ -267,17 +277,17 @@ def report_dataset(
         variants=variants(rows, settings.config["methods"]),
         marks_used={mark: MARKS[mark] for mark in MARKS if any(mark in row.marks for row in rows)},
         **_changes(split, found, classnames),
-        training=comparison.training_charts(run_files, main.method),
-        recipes=runs.read_recipes(run_files),
-        parts=comparison.latteclip_charts(run_files, main.method),
-        paper_parts=comparison.latteclip_charts(run_files, settings.paper)
+        training=comparison.training_charts(runs_files, main.method),
+        recipes=runs.read_recipes(runs_files),
+        parts=comparison.latteclip_charts(runs_files, main.method),
+        paper_parts=comparison.latteclip_charts(runs_files, settings.paper)
         if settings.paper and settings.paper != main.method
         else [],
         pseudo_labels=comparison.pseudo_label_charts(train),
         items=images.items(chosen, train, of_examples, image_captions, group_captions),
-        captions=_caption_statistics(files.caption_summary, image_captions, group_captions),
+        captions=_caption_statistics(caption_summary_path, image_captions, group_captions),
         words=words([row.method for row in rows]),
-        provenance=_provenance(settings, run_files, image_captions, group_captions),
+        provenance=_provenance(settings, runs_files, image_captions, group_captions),
     )
     size = len(page.encode())
     if size > render.MAX_BYTES:

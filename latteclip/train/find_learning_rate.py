@@ -81,10 +81,16 @@ class _Search:
 
 
 def find_learning_rate(
-    files: data.TrainingFiles,
+    images_path: str,
+    pseudo_labels_path: str,
     settings: FinetuneSettings,
     output: str,
     *,
+    image_captions_path: str | None = None,
+    group_captions_path: str | None = None,
+    fused_labels_path: str | None = None,
+    calibrated_path: str | None = None,
+    image_prototypes_path: str | None = None,
     device: str,
     threads: int,
 ) -> None:
@@ -98,15 +104,30 @@ def find_learning_rate(
     no more steps than one training. No label is read.
 
     Args:
-        files: those of `finetune`.
+        images_path: an IMAGES table.
+        pseudo_labels_path: a PSEUDO_LABELS table.
         settings: those of `finetune`, whose learning rate has no part in this.
         output: JSON with `lr`, `runs` and `reason`.
+        image_captions_path: a CAPTIONS table, where the method trains on it.
+        group_captions_path: a CAPTIONS table, where the method trains on it.
+        fused_labels_path: a FUSED_LABELS table, where the method trains on it.
+        calibrated_path: the zero-shot classifier without class means.
+        image_prototypes_path: the classifier that prototypes start from.
         device: cpu, cuda or auto.
         threads: CPU threads.
 
     Raises:
         UserError: an input is missing or does not fit the others.
     """
+    files = data.TrainingFiles(
+        images_path,
+        pseudo_labels_path,
+        image_captions_path,
+        group_captions_path,
+        fused_labels_path,
+        calibrated_path,
+        image_prototypes_path,
+    )
     with ending_in_order("Nothing was found yet: a rerun starts where this run did.") as signals:
         clip, bank, inputs = model_setup.load(files, settings, device=device, threads=threads)
         n = len(inputs.paths)

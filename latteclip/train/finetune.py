@@ -49,10 +49,19 @@ class TrainingOutputs:
 
 
 def finetune(
-    files: data.TrainingFiles,
+    images_path: str,
+    pseudo_labels_path: str,
     settings: FinetuneSettings,
-    outputs: TrainingOutputs,
+    model_output: str,
+    history_output: str,
+    checkpoint: str,
     *,
+    image_captions_path: str | None = None,
+    group_captions_path: str | None = None,
+    fused_labels_path: str | None = None,
+    calibrated_path: str | None = None,
+    image_prototypes_path: str | None = None,
+    learning_rate_path: str | None = None,
     seed: int,
     device: str,
     threads: int,
@@ -67,9 +76,37 @@ def finetune(
     Where a training at a learning rate of `find_learning_rate` diverges, the pretrained model is
     written, marked "diverged".
 
+    Args:
+        images_path: an IMAGES table.
+        pseudo_labels_path: a PSEUDO_LABELS table.
+        settings: of the training.
+        model_output: folder of the tuned model.
+        history_output: a HISTORY table.
+        checkpoint: folder of the checkpoints, which is gone at the end.
+        image_captions_path: a CAPTIONS table, where the method trains on it.
+        group_captions_path: a CAPTIONS table, where the method trains on it.
+        fused_labels_path: a FUSED_LABELS table, where the method trains on it.
+        calibrated_path: the zero-shot classifier without class means.
+        image_prototypes_path: the classifier that prototypes start from.
+        learning_rate_path: what `find_learning_rate` wrote, where finetune.lr is auto.
+        seed: of the order of the images, of their augmentation and of the mixer.
+        device: cpu, cuda or auto.
+        threads: CPU threads.
+
     Raises:
         UserError: an input does not fit, or the training diverged at a rate set by hand.
     """
+    files = data.TrainingFiles(
+        images_path,
+        pseudo_labels_path,
+        image_captions_path,
+        group_captions_path,
+        fused_labels_path,
+        calibrated_path,
+        image_prototypes_path,
+        learning_rate_path,
+    )
+    outputs = TrainingOutputs(model_output, history_output, checkpoint)
     refuse_folder(outputs.model)  # before the work, and not after it
     parallel.start(device)
     log.info("The training has %s.", devices.cores_in_use(threads))

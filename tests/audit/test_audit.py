@@ -358,15 +358,15 @@ def test_no_stage_but_one_reads_answers():
 
     modules = {path.stem: path for path in (ROOT / "latteclip").rglob("*.py")}
     shows = set()
-    for command_ in stages.COMMANDS:
-        path = modules.get(command_.__name__)
+    for stage in stages.STAGES:
+        path = modules.get(stage)
         if path is None or path.stem == "score_audit":  # None: of a module of several rules
             continue
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         needed = source_dependencies.closure(ROOT, name)
         assert not [one for one in needed if one.startswith("latteclip.audit")]
         if "latteclip.evaluate.results" in needed:
-            shows.add(command_.__name__)
+            shows.add(stage)
         words = [(ROOT / one.replace(".", "/")).with_suffix(".py").read_text() for one in needed]
         assert not [text for text in words if "answers.json" in text or "plan.parquet" in text]
     assert shows - {"select_model"} == {"summarize", "report_dataset", "index_results"}

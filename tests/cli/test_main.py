@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from unittest import mock
 
 import pytest
@@ -14,6 +15,7 @@ from latteclip.train import finetune
 
 HEAVY = {"torch", "vllm", "transformers", "open_clip", "torchvision"}
 ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
+SUMMARIZE = ("summarize", "m.json", "--baseline", "b", "--csv", "c", "--markdown", "m")
 
 
 def heavy_imports(code):
@@ -41,7 +43,8 @@ def test_configuration_imports_nothing_heavy():
 
 
 def test_every_command_has_help(capsys):
-    for command in map(main._name, [*commands.COMMANDS, *stages.COMMANDS]):
+    names = [*(command.__name__ for command in commands.COMMANDS), *stages.STAGES]
+    for command in map(main._name, names):
         with pytest.raises(SystemExit) as caught:
             main.main([command, "--help"])
         assert caught.value.code == 0
@@ -71,9 +74,9 @@ def test_bad_input_is_one_sentence_and_status_2(tmp_path, capsys):
 @pytest.fixture
 def buggy(monkeypatch, tmp_path):
     """A command that runs into a bug, and its log."""
-    monkeypatch.setattr("latteclip.evaluate.summarize.summarize", lambda *_: 1 / 0)
+    monkeypatch.setattr("latteclip.evaluate.summarize.read_metrics", lambda *_: 1 / 0)
     log = tmp_path / "log.txt"
-    return ["summarize", "m.json", "--csv", "c", "--markdown", "m", "--log", str(log)], log
+    return [*SUMMARIZE, "--log", str(log)], log
 
 
 def test_a_bug_is_one_line_and_status_1_with_its_traceback_in_the_log(buggy, capsys):
@@ -95,7 +98,7 @@ def test_an_interruption_is_told_and_status_130(buggy, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("latteclip.evaluate.summarize.summarize", interrupted)
+    monkeypatch.setattr("latteclip.evaluate.summarize.read_metrics", interrupted)
     assert main.main(buggy[0]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
@@ -133,14 +136,14 @@ def test_arguments_out_of_their_range_are_one_line(arguments, message, capsys):
 def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
     (tmp_path / "file").touch()
     log = tmp_path / "file" / "log.txt"
-    arguments = ["summarize", "m.json", "--csv", "c", "--markdown", "m", "--log", str(log)]
+    arguments = [*SUMMARIZE, "--log", str(log)]
     assert main.main(arguments) == 2
     assert capsys.readouterr().err.startswith(f"error: --log {log} ")
 
 
 def test_a_file_that_the_system_refuses_is_one_sentence(buggy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        "latteclip.evaluate.summarize.summarize", lambda *_: (tmp_path / "no" / "x").read_text()
+        "latteclip.evaluate.summarize.read_metrics", lambda *_: (tmp_path / "no" / "x").read_text()
     )
     assert main.main(buggy[0]) == 2
     assert re.fullmatch(f"error: .*{tmp_path}/no/x.*\n", capsys.readouterr().err)
@@ -154,7 +157,7 @@ def test_sigterm_unwinds_and_is_status_143(buggy, tmp_path, monkeypatch, capsys)
             time.sleep(60)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("latteclip.evaluate.summarize.summarize", write)
+    monkeypatch.setattr("latteclip.evaluate.summarize.read_metrics", write)
     assert main.main(buggy[0]) == 143
     assert capsys.readouterr().err == "interrupted\n"
     assert not list(tmp_path.glob("*half*")) + list(tmp_path.glob(".*half*"))
@@ -191,11 +194,12 @@ def test_a_training_lets_segments_of_the_gpu_s_memory_grow_unless_told_otherwise
     monkeypatch, given, expected
 ):
     found = []
-    monkeypatch.setattr(
-        finetune, "finetune", lambda *_, **__: found.append(os.environ.get(ALLOCATOR))
-    )
-    monkeypatch.setattr(stages, "from_json", lambda *_: None)
+
+    def train(seed: int) -> None:
+        found.append(os.environ.get(ALLOCATOR))
+
+    monkeypatch.setattr(finetune, "finetune", train)
     environment = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
     with mock.patch.dict(os.environ, {**environment, **given}, clear=True):
-        stages.finetune(mock.MagicMock())
+        stages.run("finetune", Namespace(seed=0))
     assert found == [expected]

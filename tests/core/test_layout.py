@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.tiny import ROOT
 
-from latteclip.cli import stages
+from latteclip.cli.stages import STAGES
 
 PACKAGE = ROOT / "latteclip"
 # In the order in which they may use each other: a room uses those before it, and itself.
@@ -16,13 +16,6 @@ ROOMS = (
     *("core", "config", "data", "clip", "captions", "labels", "train", "evaluate"),
     *("report", "audit", "deploy", "demo", "cli"),
 )
-# Modules that serve several rules, by what their names have in common.
-SHARED = {
-    "caption_images": "caption",
-    "caption_groups": "caption",
-    "download_clip": "download_models",
-    "download_captioner": "download_models",
-}
 
 
 def module_of(path: Path) -> str:
@@ -62,16 +55,6 @@ def rank(module: str) -> int:
     return ROOMS.index(str(room(module)))
 
 
-def stage_modules() -> dict[str, str]:
-    """The module of each rule's function."""
-    found = {}
-    for command in stages.COMMANDS:
-        name = command.__name__
-        wanted = SHARED.get(name, name)
-        found[name] = next((m for m, path in MODULES.items() if path.stem == wanted), "")
-    return found
-
-
 def test_no_import_points_back():
     back = [
         f"{where(path, line)} imports {name}, and {room(module)} may not use {room(name)}"
@@ -99,7 +82,7 @@ def test_no_modules_import_each_other_in_a_circle():
 
 
 def test_no_stage_imports_a_stage():
-    stage = {module for module in stage_modules().values() if module}
+    stage = set(STAGES.values())
     wrong = [
         f"{where(path, line)} imports the stage {name}"
         for module, path in MODULES.items()
@@ -116,10 +99,9 @@ def test_rules_commands_functions_and_modules_have_one_name():
         for file in (ROOT / "workflow" / "rules").glob("*.smk")
         for found in re.finditer(r"^rule (\w+):", file.read_text("utf-8"), re.MULTILINE)
     }
-    commands = {command.__name__ for command in stages.COMMANDS}
-    assert rules == commands
-    for name, module in stage_modules().items():
-        assert module, f"no module of the package is called {SHARED.get(name, name)}"
+    assert rules == set(STAGES)
+    for name, module in STAGES.items():
+        assert module.rpartition(".")[2] in (name, "caption", "download_models"), name
         functions = {
             node.name
             for node in ast.parse(MODULES[module].read_text("utf-8")).body
@@ -137,4 +119,4 @@ def test_rules_call_the_command_of_their_name_and_track_its_module():
             name = found[1]
             assert re.search(rf"(latteclip|\}}) {name.replace('_', '-')} ", rule), name
             if "download" not in name:
-                assert f'sources("{stage_modules()[name]}")' in rule, name
+                assert f'sources("{STAGES[name]}")' in rule, name

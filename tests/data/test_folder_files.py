@@ -9,7 +9,6 @@ from support.web import jpeg
 
 from latteclip.core import tables
 from latteclip.data import folder_files
-from latteclip.data.index_images import FolderState
 
 LITTER = (
     ".DS_Store",
@@ -31,7 +30,7 @@ def indexed(root, tmp_path, **settings):
     """Index a folder as the workflow does; the table of its files."""
     table = tmp_path / "folder_files.parquet"
     now = state(root, table, settings.get("kind", "folders"))
-    index(root, tmp_path, folder_state=FolderState(now, str(table)), **settings)
+    index(root, tmp_path, folder_state=(now, str(table)), **settings)
     return table
 
 

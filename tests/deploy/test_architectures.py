@@ -15,8 +15,7 @@ from latteclip.clip import model as clips
 from latteclip.deploy.export import export
 from latteclip.deploy.predict import Classifier
 from latteclip.labels.pseudo_label_images import ZeroShotSettings, pseudo_label_images
-from latteclip.train.data import TrainingFiles
-from latteclip.train.finetune import TrainingOutputs, finetune
+from latteclip.train.finetune import finetune
 from latteclip.train.settings import Finetune, FinetuneSettings
 
 CLASSNAMES = ["red sky", "woven", "dotted thing"]
@@ -47,9 +46,7 @@ def run(architecture, tmp_path_factory):
     )
     outputs = [str(folder / name) for name in ("model", "history.parquet", "checkpoints")]
     finetune(
-        TrainingFiles(index, files[0]),
-        settings,
-        TrainingOutputs(*outputs),
+        *(index, files[0], settings, *outputs),
         seed=0,
         device="cpu",
         threads=1,

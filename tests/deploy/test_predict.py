@@ -25,7 +25,7 @@ from latteclip.core import hashing, tables
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
 from latteclip.deploy import predict
-from latteclip.evaluate import evaluate, metrics
+from latteclip.evaluate import evaluate
 
 CLASSNAMES = ["a", "b, with a comma", "c", "d", "e", "f", "g"]
 N, C, D, BATCH = 11, 7, 128, 3
@@ -192,11 +192,14 @@ def test_the_predictions_are_those_of_the_evaluation_stage(tmp_path, model, pict
     )
     tables.write(tmp_path / "history.parquet", {"step": [1]}, pa.schema([("step", pa.int32())]))
     evaluate.evaluate(
-        evaluate.EvaluateFiles(index, pseudo_labels, str(model), str(tmp_path / "history.parquet")),
+        *(index, pseudo_labels, str(model), str(tmp_path / "history.parquet")),
         evaluate.EvaluateSettings(batch_size=BATCH, topk=5),
-        metrics.Run("set", "method", 0),
-        metrics.Outputs(str(tmp_path / "predictions.parquet"), str(tmp_path / "metrics.json")),
-        str(tmp_path / "train_predictions.parquet"),
+        dataset="set",
+        method="method",
+        seed=0,
+        predictions_output=str(tmp_path / "predictions.parquet"),
+        metrics_output=str(tmp_path / "metrics.json"),
+        train_predictions_output=str(tmp_path / "train_predictions.parquet"),
         device="cpu",
         threads=1,
     )

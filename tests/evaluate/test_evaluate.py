@@ -12,7 +12,6 @@ from latteclip.clip.classifier import Classifier
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import evaluate as stage
-from latteclip.evaluate import metrics
 from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS
 
 CLASSNAMES = ["a", "b", "c", "d", "e", "f", "g"]
@@ -35,16 +34,17 @@ def run(tmp_path, index, fold):
         tmp_path / "pseudo_labels.parquet", names, [0] * len(names), CONFIDENCE
     )
     stage.evaluate(
-        stage.EvaluateFiles(
-            index,
-            pseudo_labels,
-            str(tmp_path / "model"),
-            str(tmp_path / "history.parquet"),
-        ),
+        index,
+        pseudo_labels,
+        str(tmp_path / "model"),
+        str(tmp_path / "history.parquet"),
         stage.EvaluateSettings(batch_size=3, topk=5, fold=fold),
-        metrics.Run("set", "latteclip", 4),
-        metrics.Outputs(str(tmp_path / "predictions.parquet"), str(tmp_path / "metrics.json")),
-        str(tmp_path / "train_predictions.parquet"),
+        dataset="set",
+        method="latteclip",
+        seed=4,
+        predictions_output=str(tmp_path / "predictions.parquet"),
+        metrics_output=str(tmp_path / "metrics.json"),
+        train_predictions_output=str(tmp_path / "train_predictions.parquet"),
         device="cpu",
         threads=1,
     )

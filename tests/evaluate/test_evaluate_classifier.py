@@ -10,7 +10,6 @@ from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import evaluate_classifier as stage
-from latteclip.evaluate import metrics
 from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS
 
 N_TRAIN, N_TEST, C, D = 11, 7, 6, 5
@@ -41,10 +40,10 @@ def case(tmp_path, monkeypatch):
     def run(votes=None, classnames=CLASSNAMES):
         save_classifier(classifier, Classifier.of(weights, bias), {"classnames": classnames})
         stage.evaluate_classifier(
-            stage.ClassifierFiles(index, pseudo_labels, classifier, votes),
+            *(index, pseudo_labels, classifier, votes),
             stage.ClassifierSettings(5, ["ours"]),
-            metrics.Run("set", "image_prototypes", 0),
-            metrics.Outputs(str(tmp_path / "predictions.parquet"), str(tmp_path / "metrics.json")),
+            *("set", "image_prototypes", 0),
+            *(str(tmp_path / "predictions.parquet"), str(tmp_path / "metrics.json")),
             str(tmp_path / "train_predictions.parquet"),
         )
         return tmp_path

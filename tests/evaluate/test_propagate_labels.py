@@ -1,6 +1,5 @@
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from support.tiny import write_index
 from latteclip.clip import classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.evaluate import metrics
 from latteclip.evaluate import propagate_labels as stage
 from latteclip.evaluate.propagate_labels import Compared
 
@@ -240,24 +238,25 @@ def write_inputs(folder, classes, *, labels=LABELS, keep=None, features=FEATURES
         classifier.Classifier.of(classes),
         {"classnames": CLASSNAMES},
     )
-    return stage.PropagationFiles(
-        index, str(folder / "pseudo_labels.parquet"), str(folder / "classes.safetensors")
-    )
+    return index, str(folder / "pseudo_labels.parquet"), str(folder / "classes.safetensors")
 
 
 def run(folder, inputs, settings=SETTINGS):
     """The predictions by image id, and the metrics."""
-    outputs = metrics.Outputs(str(folder / "predictions.parquet"), str(folder / "metrics.json"))
+    predictions, figures = folder / "predictions.parquet", folder / "metrics.json"
     stage.propagate_labels(
-        inputs,
+        *inputs,
         settings,
-        metrics.Run("set", "label_propagation", 0),
-        outputs,
+        dataset="set",
+        method="label_propagation",
+        seed=0,
+        predictions_output=str(predictions),
+        metrics_output=str(figures),
         device="cpu",
         threads=1,
     )
-    rows = tables.read(outputs.predictions, tables.PREDICTIONS)[0].to_pylist()
-    return {row["image_id"]: row for row in rows}, json.loads(Path(outputs.metrics).read_text())
+    rows = tables.read(predictions, tables.PREDICTIONS)[0].to_pylist()
+    return {row["image_id"]: row for row in rows}, json.loads(figures.read_text())
 
 
 def test_the_test_split_is_classified_by_the_graph_of_the_other_images(tmp_path, classes):
@@ -318,14 +317,14 @@ def test_an_image_without_features_is_refused(tmp_path, classes):
     inputs = write_inputs(tmp_path, classes)
     fewer = write_inputs(tmp_path / "fewer", classes, keep=list(range(3, len(SPLITS))))
     with pytest.raises(UserError, match=r"pseudo_labels\.parquet"):
-        run(tmp_path, replace(inputs, pseudo_labels=fewer.pseudo_labels))
+        run(tmp_path, (inputs[0], fewer[1], inputs[2]))
     assert not (tmp_path / "predictions.parquet").exists()
 
 
 def test_embeddings_of_other_classes_are_refused(tmp_path, classes):
     inputs = write_inputs(tmp_path, classes)
     classifier.save_classifier(
-        inputs.class_embeddings, classifier.Classifier.of(classes), {"classnames": CLASSNAMES[::-1]}
+        inputs[2], classifier.Classifier.of(classes), {"classnames": CLASSNAMES[::-1]}
     )
     with pytest.raises(UserError, match=r"classes\.safetensors"):
         run(tmp_path, inputs)

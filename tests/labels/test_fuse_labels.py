@@ -79,11 +79,16 @@ class Dataset(ZeroShotFiles):
     def run(self, *, captions=True, scores=False, settings=SETTINGS):
         """The table written and its metadata."""
         *files, texts, class_scores = self.write()
-        files = stage.FusionFiles(
-            *files, texts if captions else None, class_scores if scores else None
-        )
         outputs = [self.path(name) for name in OUTPUTS]
-        stage.fuse_labels(files, settings, *outputs, device="cpu", threads=1)
+        stage.fuse_labels(
+            *files,
+            settings,
+            *outputs,
+            image_captions_path=texts if captions else None,
+            class_scores_path=class_scores if scores else None,
+            device="cpu",
+            threads=1,
+        )
         table, metadata = tables.read(outputs[0], tables.FUSED_LABELS)
         return table.to_pydict(), metadata
 

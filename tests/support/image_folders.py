@@ -36,7 +36,10 @@ def index(root, tmp_path, threads=1, folder_state=None, **settings):
     settings = SplitSettings(**({"kind": "folders"} | settings))
     outputs = [str(output), str(corrupt), str(tmp_path / "out" / "fingerprints.parquet")]
     index_images.index_images(
-        str(root), settings, *outputs, threads=threads, folder_state=folder_state
+        *(str(root), settings, *outputs),
+        threads=threads,
+        folder_state=folder_state and folder_state[0],
+        folder_files_output=folder_state and folder_state[1],
     )
     table, metadata = tables.read(output, tables.IMAGES)
     with corrupt.open(newline="") as file:

@@ -86,19 +86,6 @@ def write(
     summary = str(results.folder / "captions" / "summary.json") if written else None
     if summary:
         summarize_captions(list(written.values()), results.images, summary)
-    files = report_dataset.ReportFiles(
-        results.images,
-        results.pseudo_labels,
-        written.get("image"),
-        written.get("group"),
-        summary,
-        selection,
-        calibrated,
-        audit,
-        unknown,
-        duplicates,
-        corrupt,
-    )
     methods = {m: {"objective": m, "switches": {}} for m in results.methods}
     settings = report_dataset.ReportSettings(
         "made",
@@ -113,7 +100,18 @@ def write(
     more = {"train_predictions": train_predictions}
     of_runs = [runs.RunFiles(**{**vars(run), **more}) for run in results.runs]
     output = results.folder / "report.html"
-    report_dataset.report_dataset(files, of_runs, settings, str(output))
+    report_dataset.report_dataset(
+        *(results.images, results.pseudo_labels, of_runs, settings, str(output)),
+        image_captions_path=written.get("image"),
+        group_captions_path=written.get("group"),
+        caption_summary_path=summary,
+        selection_path=selection,
+        calibrated_path=calibrated,
+        audit_path=audit,
+        unknown_path=unknown,
+        duplicates_path=duplicates,
+        corrupt_path=corrupt,
+    )
     text = output.read_text()
     return Page(text), text
 

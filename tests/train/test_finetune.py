@@ -99,12 +99,12 @@ class Inputs:
 
     def run(self, name, objective="latteclip", seed=3, captions=True, written=None, **settings):
         self.write_index(written)
-        captions = (self.images, self.groups) if captions else ()
+        paths = (self.images, self.groups) if captions else (None, None)
         outputs = [self.folder / name / part for part in ("model", "history.parquet", "checkpoint")]
         finetune(
-            TrainingFiles(self.index, self.labels, *captions),
-            self.settings(objective, **settings),
-            TrainingOutputs(*map(str, outputs)),
+            *(self.index, self.labels, self.settings(objective, **settings), *map(str, outputs)),
+            image_captions_path=paths[0],
+            group_captions_path=paths[1],
             seed=seed,
             device="cpu",
             threads=1,
