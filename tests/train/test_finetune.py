@@ -39,8 +39,7 @@ from latteclip.labels.label_sources import CalibratedFeatures, label_votes
 from latteclip.train import finetune as finetuning
 from latteclip.train import step
 from latteclip.train.augment import Augmentation
-from latteclip.train.data import TrainingFiles
-from latteclip.train.finetune import CheckpointManager, TrainingOutputs, finetune
+from latteclip.train.finetune import CheckpointManager, finetune
 from latteclip.train.image_cache import KeptPictures, TrainingPictures, batches, kept_pictures
 from latteclip.train.settings import Compute, Finetune, FinetuneSettings, Recipe
 from latteclip.train.step import Training
@@ -566,9 +565,11 @@ def run_at_found_rate(inputs, name, lr, **settings):
     found.write_text(json.dumps({"lr": lr}))
     outputs = [inputs.folder / name / part for part in ("model", "history.parquet", "checkpoint")]
     finetune(
-        TrainingFiles(inputs.index, inputs.labels, learning_rate=str(found)),
+        inputs.index,
+        inputs.labels,
         inputs.settings("flyp", lr="auto", **settings),
-        TrainingOutputs(*map(str, outputs)),
+        *map(str, outputs),
+        learning_rate_path=str(found),
         seed=3,
         device="cpu",
         threads=1,
