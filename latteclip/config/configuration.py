@@ -1,4 +1,4 @@
-"""The workflow's configuration: which layer wins, and what that says of datasets and methods.
+"""Resolve the workflow's configuration for datasets and methods.
 
 Imports nothing heavy: a mistake in the configuration is answered in the first second.
 """
@@ -12,33 +12,31 @@ from typing import Any
 
 from latteclip.config import hub_names
 from latteclip.config.layers import merge
-from latteclip.config.schema import SCHEMA, Schema, is_name, unknown
+from latteclip.config.model import check, missing_key, unknown
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
 from latteclip.core.files import read_object, write_json
-from latteclip.core.plain_values import refuse_unfit
 from latteclip.core.steps import AUTO
 
 Config = Mapping[str, Any]
 ALL = "all"
-# What runs where `method` is null: on images in a folder of the user's, and on all other datasets.
+# Default methods, for images in the user's own folder and for other datasets.
 FOLDER_METHODS = ("zero_shot", "zero_shot_calibrated", "image_prototypes", "recommended")
 BENCHMARK_METHODS = (*FOLDER_METHODS[:3], "latteclip", "recommended")
-# Objectives of methods that do not fine-tune; of the second kind there is a classifier.
+# Objectives of methods that do not fine-tune. Those of HEADS have a classifier.
 HEADS = ("zero_shot_calibrated", "image_prototypes")
 UNTRAINED = ("zero_shot", "label_propagation", *HEADS)
-# Objectives among whose models none is chosen: that reads labels, or has no classifier.
+# Objectives that select_model never chooses: one reads labels, the other has no classifier.
 NO_CANDIDATES = ("flyp_supervised", "label_propagation")
-AVERAGED = ("flyp", "flyp_supervised")  # whose classifier is made of texts alone
+AVERAGED = ("flyp", "flyp_supervised")  # whose classifier is made of texts only
 # Pseudo-labels that fuse_labels makes.
 BY_CAPTIONS = ("caption", "lmm", "fused")
-# Switches of LatteCLIP of which at least one is on.
+# Switches of LatteCLIP of which at least one must be on.
 ALTERNATIVES = (
     ("class_description", "image_description", "group_description"),
     ("zero_shot_loss", "finetuned_loss"),
 )
-LONGEST_LIKENESS = 100  # methods, each like the next
-OF_FOLDER = ("dataset", "image_dir")  # keys that make a dataset of a folder
+LONGEST_SLUG = 200  # characters of a file's name
 # Number of captioning jobs by `captions.shards: auto`. The first run chose it by its free GPUs.
 # Later runs read it here, so that more or fewer GPUs rerun nothing.
 SHARDS = "results/{dataset}/captions/shards.json"
@@ -46,90 +44,76 @@ WILDCARD = re.compile(r"\{\s*\w+\s*[,}]")  # as Snakemake fills it in, in any pa
 
 
 def names(value: Any) -> list[str]:
-    """A list of names from a list, or from a comma-separated string as `--config` gives it."""
+    """Return a list of names from a list, or from a comma-separated string as of `--config`."""
     parts = value.split(",") if isinstance(value, str) else value
     return [str(part).strip() for part in parts]
 
 
 def seed_list(value: int | str | Iterable[int]) -> list[int]:
-    """Seeds from a count (3 -> 0, 1, 2), a list, or a comma-separated string."""
+    """Return seeds from a count (3 -> 0, 1, 2), a list, or a comma-separated string."""
     if isinstance(value, int):
         return list(range(value))
     return [int(part) for part in names(value)]
 
 
 def _with_image_dir(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration with `image_dir` as the source of the one dataset that is run.
-
-    A new key makes a new dataset.
-    """
+    """Return the configuration with `image_dir` as the source of the one dataset that is run."""
     folder = config.get("image_dir")
     if folder is None:
         return config
-    asked = names(config.get("dataset", ""))
+    asked = names(config["dataset"])
     if len(asked) != 1 or asked == [ALL]:
         raise UserError(f"image_dir belongs to one dataset, but dataset asks for {asked}.")
-    datasets = config.get("datasets", {})
-    file = datasets.get(asked[0], {}) if isinstance(datasets, Mapping) else None
-    if not isinstance(file, Mapping):
-        return config  # which the schema refuses
-    values = {**file, "source": {"folder": folder}}
-    return {**config, "datasets": {**datasets, asked[0]: values}}
+    [key] = asked
+    values = {**config["datasets"].get(key, {}), "source": {"folder": folder}}
+    return {**config, "datasets": {**config["datasets"], key: values}}
 
 
 class Configuration:
-    """The resolved configuration: what each stage of each dataset and method is given.
+    """The resolved configuration: the settings of each stage for each dataset and method.
 
-    Layers, the later one winning: the defaults of config.yaml; the dataset's file; the method; what
-    the dataset's file says of the method; what the user gave on the command line. A method that is
-    `like` another has all that the other has for the dataset below its own.
+    Layers, the later one winning: the defaults of config.yaml; the dataset's file; the method; the
+    method's keys in the dataset's file; the command line. A method that is `like` another starts
+    from all settings of the other, those of the dataset included.
     """
 
-    def __init__(self, files: Config, given: Config, schema: Path = SCHEMA, gpus: int = 1) -> None:
+    def __init__(self, files: Config, given: Config, gpus: int = 1) -> None:
         """Check a configuration.
 
         Args:
-            files: what the files of the configuration say (`layers.defaults`).
-            given: what --config and --configfile lay over it, and over what is said of a dataset.
-            schema: path of the JSON Schema.
-            gpus: that captions may use, where `captions.shards` is auto.
+            files: the configuration of the files (`layers.defaults`).
+            given: the keys of --config and --configfile, which also win over those of a dataset.
+            gpus: number of GPUs for captions if `captions.shards` is auto.
 
         Raises:
-            UserError: the first mistake found.
+            UserError: the first mistake.
         """
         self._gpus = gpus
-        rules = Schema(schema)
-        refuse_unfit(given, "Configuration")
-        self._given = rules.coerce(given)
-        config = merge(rules.coerce(files), self._given)
-        rules.validate_part({key: config[key] for key in OF_FOLDER if key in config})
+        self._given = check(given)
+        config = check(merge(files, self._given))
+        if key := missing_key(config):
+            raise UserError(f"Configuration key {key} is missing; add it to config/config.yaml.")
         self.config = _with_image_dir(config)
-        rules.validate(self.config)
         asked = names(self.config["dataset"])
         self.datasets = self.from_source("downloads") if asked == [ALL] else asked
         self.seeds = seed_list(self.config["seeds"])
         for name in self.datasets:
             if name not in self.config["datasets"]:
                 sentence = unknown(f"Dataset {name!r}", name, self.config["datasets"])
-                raise UserError(f"{sentence} For images of your own add image_dir=path/to/photos.")
-        self.limit: int | None = self.config.get("limit")
+                raise UserError(f"{sentence} For your own images add image_dir=path/to/photos.")
+        self.limit: int | None = self.config["limit"]
         self._whole: dict[str, str] = {}
         if self.limit is not None:
             self.datasets = [self._limited(name) for name in self.datasets]
         self.methods = list(dict.fromkeys(m for d in self.datasets for m in self.methods_of(d)))
-        for name in self.methods:
-            if name not in self.config["methods"]:
-                raise UserError(unknown(f"Method {name!r}", name, self.config["methods"]))
         self.table = self.config["table"]
+        for name in self.methods:
+            self._check_name(name, "Method {}")
+        self._check_name(self.table["baseline"], "Method {} of table.baseline")
         for name in self.config["methods"]:
             self._check_likeness(name)
         for name in self.config["methods"]:
             self._check_average(name)
-        base = self.table["baseline"]
-        if base not in self.config["methods"]:
-            raise UserError(
-                unknown(f"Method {base!r} of table.baseline", base, self.config["methods"])
-            )
         for dataset in self.datasets:
             self._check_dataset(dataset)
             for method in self.methods_of(dataset):
@@ -137,13 +121,13 @@ class Configuration:
 
     @property
     def suffix(self) -> str:
-        """What names end in that belong to a table of its own: they stand beside the main ones."""
+        """Return the suffix of files of a table with its own name, beside the main ones."""
         name = self.table["name"]
         return "" if name == "summary" else f"-{name}"
 
     @property
     def limit_suffix(self) -> str:
-        """Return what the names of a limited run end in: of its datasets, table and overview."""
+        """Return the suffix of the datasets, table and overview of a limited run."""
         return "" if self.limit is None else f"_{self.limit}"
 
     def _limited(self, dataset: str) -> str:
@@ -160,16 +144,16 @@ class Configuration:
         return name
 
     def whole(self, dataset: str) -> str:
-        """Return the key of the dataset of which a limited run takes its images."""
+        """Return the key of the dataset from which a limited run takes its images."""
         return self._whole.get(dataset, dataset)
 
     def dataset(self, dataset: str) -> dict[str, Any]:
-        """What the dataset's file says."""
+        """Return the content of the dataset's file."""
         found: dict[str, Any] = self.config["datasets"][dataset]
         return found
 
     def from_source(self, kind: str) -> list[str]:
-        """Keys of the datasets whose source is of one kind."""
+        """Return the keys of the datasets with one kind of source."""
         return sorted(
             key
             for key, values in self.config["datasets"].items()
@@ -177,19 +161,19 @@ class Configuration:
         )
 
     def methods_of(self, dataset: str) -> list[str]:
-        """The methods that run on a dataset."""
+        """Return the methods that run on a dataset."""
         if self.config["method"] is not None:
             return names(self.config["method"])
         in_folder = "folder" in self.dataset(dataset).get("source", {})
         return list(FOLDER_METHODS if in_folder else BENCHMARK_METHODS)
 
     def template(self, dataset: str) -> str | list[str]:
-        """Return the words for a class of a dataset."""
+        """Return the class template or templates of a dataset."""
         found: str | list[str] = self._shared("template", dataset)
         return found
 
     def section(self, name: str, dataset: str) -> dict[str, Any]:
-        """Return a section that datasets share (clip, split, ...) as it stands for one of them."""
+        """Return a section (clip, split, ...) as resolved for a dataset."""
         result: dict[str, Any] = self._shared(name, dataset)
         if name == "clip" and result["model"].startswith(hub_names.WHOLE):
             result["pretrained"] = None
@@ -202,7 +186,7 @@ class Configuration:
         return merge(*({name: layer[name]} for layer in layers if name in layer))[name]
 
     def method(self, method: str, dataset: str) -> dict[str, Any]:
-        """A method's objective, what it sets, and its `finetune` section, for one dataset."""
+        """Return a method's settings and its `finetune` section for a dataset."""
         lineage = self._lineage(method)
         given = self._given.get("methods", {})
         layers = (self.config["methods"], self.dataset(dataset).get("methods", {}), given)
@@ -218,15 +202,15 @@ class Configuration:
         return result
 
     def objective(self, method: str) -> str:
-        """What the method optimises, if anything."""
+        """Return the method's objective."""
         return str(merge(*map(self.config["methods"].get, self._lineage(method)))["objective"])
 
     def is_trained(self, method: str) -> bool:
-        """Return whether the method's model is fine-tuned, by itself or as an average."""
+        """Return whether the method's model is fine-tuned or an average of fine-tuned ones."""
         return self.objective(method) not in UNTRAINED
 
     def is_average(self, method: str) -> bool:
-        """Return whether the method's model is the average of another's, one for each seed."""
+        """Return whether the method's model averages the trainings of another method."""
         return self.objective(method) == "average_weights"
 
     def averaged(self, method: str) -> str:
@@ -234,12 +218,12 @@ class Configuration:
         return str(merge(*map(self.config["methods"].get, self._lineage(method)))["of"])
 
     def _lineage(self, method: str) -> list[str]:
-        """The method and those that it is like, the one that is like no other first."""
+        """Return the method after those that it is like, the first of which is like no other."""
         other = self.config["methods"][method].get("like")
         return [*(self._lineage(other) if other else []), method]
 
     def pseudo_labels(self, method: str, dataset: str) -> str | None:
-        """The labels that the method trusts; None where it reads true ones, or none at all."""
+        """Return the method's pseudo-labels, or None if it reads true labels or none."""
         values = self.method(method, dataset)
         if values["objective"] == "average_weights":
             return self.pseudo_labels(values["of"], dataset)
@@ -248,15 +232,15 @@ class Configuration:
         return str(values.get("pseudo_labels", "zero_shot"))
 
     def reads_fused_labels(self, method: str, dataset: str) -> bool:
-        """Whether the method rests on what fuse_labels makes."""
+        """Return whether the method uses the labels of fuse_labels."""
         return self.pseudo_labels(method, dataset) in BY_CAPTIONS
 
     def scores_classes(self, dataset: str) -> bool:
-        """Whether the captioner's scores of classes vote in place of its captions."""
+        """Return whether class scores of the captioner vote in place of its captions."""
         return self.section("scores", dataset)["kind"] is not None
 
     def reads_captions(self, method: str, kind: str, dataset: str) -> bool:
-        """Whether the method uses the descriptions of a kind, "image" or "group"."""
+        """Return whether the method trains on captions of a kind, "image" or "group"."""
         values = self.method(method, dataset)
         switches = values.get("switches", {})
         return values["objective"] == "latteclip" and bool(
@@ -264,7 +248,7 @@ class Configuration:
         )
 
     def caption_kinds(self, dataset: str) -> list[str]:
-        """Of "image" and "group", the kinds of descriptions that some method or its labels need."""
+        """Return the kinds of captions, "image" and "group", that a method or its labels need."""
         return [
             kind
             for kind in ("image", "group")
@@ -274,16 +258,16 @@ class Configuration:
         ]
 
     def needs_captions(self, method: str, kind: str, dataset: str) -> bool:
-        """Whether the method, or its labels, need the descriptions of a kind."""
+        """Return whether the method or its labels need captions of a kind."""
         vote = self.reads_fused_labels(method, dataset) and not self.scores_classes(dataset)
         return self.reads_captions(method, kind, dataset) or (kind == "image" and vote)
 
     def sharded(self) -> list[str]:
-        """Keys of the datasets whose captions several jobs write."""
+        """Return the keys of the datasets that several jobs caption."""
         return [key for key in self.config["datasets"] if self.shards(key) > 1]
 
     def unsharded(self) -> list[str]:
-        """Keys of the datasets whose captions one job writes."""
+        """Return the keys of the datasets that one job captions."""
         return [key for key in self.config["datasets"] if self.shards(key) == 1]
 
     def shards(self, dataset: str) -> int:
@@ -297,17 +281,17 @@ class Configuration:
         return noted_shards(dataset) or by_gpus
 
     def hub_model(self, section: str, dataset: str) -> hub_names.Names | None:
-        """The model of section "clip" or "captioner", where it comes from the hub."""
+        """Return the names of the model of section "clip" or "captioner" if it is on the hub."""
         named = {"clip": hub_names.hub_clip, "captioner": hub_names.hub_captioner}
         return named[section](self.section(section, dataset))
 
     def hub_models(self, section: str) -> dict[str, hub_names.Names]:
-        """Models of the hub that any dataset has in a section, by the names of their notes."""
+        """Return the hub models of all datasets in a section, by the names of their notes."""
         found = [self.hub_model(section, dataset) for dataset in self.config["datasets"]]
         return {hub_names.slug(names): names for names in found if names}
 
     def runs(self, dataset: str) -> list[tuple[str, int]]:
-        """(method, seed) of everything to evaluate; a method without training runs once."""
+        """Return (method, seed) of every evaluation; a method without training runs once."""
         return [
             (method, seed)
             for method in self.methods_of(dataset)
@@ -324,9 +308,9 @@ class Configuration:
         return [(method, seed) for method in found for seed in self.seeds]
 
     def candidates(self, dataset: str) -> list[tuple[str, int]]:
-        """(method, seed) of the runs of which select_model chooses one; none where it is not run.
+        """Return (method, seed) of the runs among which select_model chooses.
 
-        It is run where images are held out to judge, and there is more than one to choose from.
+        There are none without held-out images, or with less than two runs.
         """
         found = [
             (method, seed)
@@ -337,11 +321,11 @@ class Configuration:
         return found if judges and len(found) > 1 else []
 
     def has_votes(self, dataset: str) -> bool:
-        """Whether captions or class scores of images are there to vote, in this run."""
+        """Return whether this run has image captions or class scores that vote."""
         return self.scores_classes(dataset) or "image" in self.caption_kinds(dataset)
 
     def user_files(self, dataset: str) -> dict[str, str]:
-        """The user's files that replace the captioner, by the keys that name them."""
+        """Return the user's files that replace the captioner, by their keys."""
         captioner, scores = self.section("captioner", dataset), self.section("scores", dataset)
         if captioner["engine"] != "file":
             return {}
@@ -352,27 +336,26 @@ class Configuration:
         }
         return {key: file for key, file in named.items() if file is not None}
 
+    def _check_name(self, method: str, what: str) -> None:
+        if method not in self.config["methods"]:
+            raise UserError(unknown(what.format(repr(method)), method, self.config["methods"]))
+
     def _check_likeness(self, method: str) -> None:
-        methods = self.config["methods"]
         seen = [method]
-        while other := methods[seen[-1]].get("like"):
-            if other not in methods:
-                raise UserError(
-                    unknown(f"Method {other!r}, which {seen[-1]} is like,", other, methods)
-                )
+        while other := self.config["methods"][seen[-1]].get("like"):
+            self._check_name(other, f"Method {{}}, which {seen[-1]} is like,")
             if other in seen:
                 raise UserError(
                     f"Methods are like each other in a circle: {', '.join([*seen, other])}."
                 )
-            if len(seen) == LONGEST_LIKENESS:
-                raise UserError(
-                    f"Method {method} is like {seen[1]}, and so on, through more than "
-                    f"{LONGEST_LIKENESS} methods; let it be like one of the last directly."
-                )
             seen.append(other)
+        if "objective" not in self.config["methods"][seen[-1]]:
+            raise UserError(
+                f"Configuration key methods.{seen[-1]}.objective is missing; add it, or `like`."
+            )
 
     def _check_method(self, method: str, dataset: str) -> None:
-        """Raise UserError where settings of a method contradict each other or the dataset's."""
+        """Raise UserError if settings of a method contradict each other or those of the dataset."""
         values, labels = self.method(method, dataset), self.pseudo_labels(method, dataset)
         scored = self.scores_classes(dataset)
         fault = None
@@ -394,12 +377,11 @@ class Configuration:
             raise UserError(f"Method {method} for dataset {dataset}: {fault}.")
 
     def _check_average(self, method: str) -> None:
-        """Raise UserError where a method averages what cannot be averaged."""
-        methods, of = self.config["methods"], self.config["methods"][method].get("of")
+        """Raise UserError if a method averages models that cannot be averaged."""
         if not self.is_average(method):
             return
-        if of not in methods:
-            raise UserError(unknown(f"Method {of!r}, methods.{method}.of,", str(of), methods))
+        of = self.config["methods"][method].get("of")
+        self._check_name(str(of), f"Method {{}}, methods.{method}.of,")
         if self.objective(of) not in AVERAGED:
             raise UserError(
                 f"methods.{method}.of is {of}, whose objective {self.objective(of)} cannot be "
@@ -447,7 +429,7 @@ class Configuration:
             )
         for section in ("clip", "captioner"):
             names = self.hub_model(section, dataset)
-            if names and not is_name(hub_names.slug(names)):
+            if names and len(hub_names.slug(names)) > LONGEST_SLUG:
                 raise UserError(
                     f"Dataset {dataset}: {section}.model is longer than any model's name of the "
                     "Hugging Face hub; correct it."
@@ -455,7 +437,7 @@ class Configuration:
 
 
 def as_json(value: Any) -> str:
-    """Settings as one line of JSON with sorted keys: how a rule hands them to its command."""
+    """Return settings as one line of JSON with sorted keys, as rules give them to commands."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latteclip.config import layers
-from latteclip.config.schema import SCHEMA, Schema, unknown
+from latteclip.config import layers, model
+from latteclip.config.model import unknown
 from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError
 from latteclip.core.settings import from_values
@@ -59,7 +59,7 @@ def command(words: Sequence[str]) -> str:
             disk is wrong.
     """
     found = layers.datasets()
-    Schema(SCHEMA).validate_part({"datasets": found})
+    model.check({"datasets": found})
     known = {key: Dataset(key, values) for key, values in found.items()}
     if not words:
         return table(known)

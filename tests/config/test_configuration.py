@@ -1,3 +1,4 @@
+import datetime
 import re
 
 import open_clip
@@ -234,15 +235,18 @@ def test_numbers_may_be_written_in_every_usual_way(config, text):
         ({"method": "flyp,lateclip"}, "lateclip.*latteclip"),
         ({"finetune": {"lr": -1}}, r"finetune\.lr "),
         ({"finetune": {"lr": "1e999"}}, r"finetune\.lr "),
+        ({"finetune": {"lr": float("nan")}}, r"finetune\.lr "),
+        ({"finetune": {2: 3}}, r"finetune\.2 "),
+        ({"clip": {"model": datetime.date(2024, 1, 2)}}, r"clip\.model "),
+        ({"datasets": {"demo": {"source": {"folder": "."}}}}, r"datasets\.demo\.source "),
         ({"finetune": {"epochs": "many"}}, r"finetune\.epochs "),
         ({"finetune": None}, "finetune"),
         ({"seeds": "a,b"}, "seeds"),
         *(({"limit": value}, "limit") for value in (0, -1, "many", 1.5)),
         ({"limit": 8, "datasets": {"demo_8": {"source": {"folder": "."}}}}, "demo_8"),
         ({"captioner": {"engine": "vlm"}}, r"captioner\.engine .*vllm"),
-        ({"image_dir": "x" * 300}, "image_dir"),
         ({"dataset": "new", "datasets": {"new": {"template": "{}"}}}, "new .*image_dir"),
-        ({"methods": {"new": {"switches": {}}}}, r"methods\.new: .*objective"),
+        ({"methods": {"new": {"switches": {}}}}, r"methods\.new\.objective "),
         ({"methods": {"new": {"like": "lateclip"}}}, "lateclip.*latteclip"),
         ({"table": {"baseline": "latte"}}, r"table\.baseline .*latteclip"),
         ({"clip": {"model": "ViT-B-32"}}, r"clip\.pretrained"),
@@ -327,7 +331,7 @@ def test_a_download_into_another_folder_is_refused(config):
     del config["datasets"]["demo"]["source"]["textures"]
     for into in ("../../../out", "/out", ""):
         source["downloads"]["x.zip"]["into"] = into
-        refused(config, "folder inside the dataset's folder", datasets={"demo": {"source": source}})
+        refused(config, r"x\.zip\.into ", datasets={"demo": {"source": source}})
 
 
 @pytest.mark.parametrize(

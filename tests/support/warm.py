@@ -25,7 +25,7 @@ TESTS = Path(__file__).parents[1]
 OWNER = "WARM_OWNER"  # the process whose end is theirs
 # What the commands of a script import, in this order.
 IMPORTED = {
-    "snakemake": ("jsonschema", "snakemake.cli"),
+    "snakemake": ("pydantic", "snakemake.cli"),
     "latteclip": (
         *("numpy", "PIL.Image", "pyarrow.parquet", "torch", "torchvision", "open_clip"),
         *("transformers.generation.utils", "transformers.models.auto.processing_auto"),

@@ -1,0 +1,554 @@
+"""The keys of the configuration, each with its type, bounds and description.
+
+Every key may be absent here: sections are checked before they are laid over each other. Defaults
+are in config/config.yaml, and `make docs` prints the tables of config/README.md from both.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from latteclip.core.errors import UserError, suggestion
+from latteclip.core.terminal import one_line
+
+Auto = Literal["auto"]  # the program finds the number
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Pixels = Annotated[int, Field(ge=16)]
+AboveZero = Annotated[float, Field(gt=0)]
+AtLeastZero = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+ShareAboveZero = Annotated[float, Field(gt=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Line = Annotated[str, Field(pattern=r"^[^\n]+$")]  # a name or a path
+Below = Annotated[str, Field(pattern=r"^[^/\\.][^/\\]*(/[^/\\.][^/\\]*)*$")]  # a path inside
+Key = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,100}$")]
+FileName = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+CHECKSUM = "md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}|git_blob:[0-9a-f]{40}"
+Texts = str | list[str]
+Objective = Literal[
+    "zero_shot",
+    "zero_shot_calibrated",
+    "label_propagation",
+    "image_prototypes",
+    "flyp",
+    "flyp_supervised",
+    "latteclip",
+    "average_weights",
+]
+
+
+def key(description: str) -> Any:
+    """Return a key of a section, which may be absent."""
+    return Field(default=None, description=description)
+
+
+class Section(BaseModel):
+    """Keys with values."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys_and_parse_texts(cls, values: Any) -> Any:
+        """Parse texts where a key takes none: the leaves of nested `--config` are texts."""
+        if not isinstance(values, Mapping):
+            raise PydanticCustomError("section", "It should have keys with values")
+        for name in values:
+            if name not in cls.model_fields:
+                advice = suggestion(str(name), cls.model_fields)
+                context = {"key": str(name), "advice": advice}
+                raise PydanticCustomError("unknown_key", "{key} is unknown; {advice}", context)
+        return {
+            name: _parsed(value)
+            if isinstance(value, str) and not takes_text(cls.model_fields[name].annotation, value)
+            else value
+            for name, value in values.items()
+        }
+
+
+class Counts(Section):
+    """Numbers that the index must have."""
+
+    train: Positive = key("training images, validation images included")
+    test: Positive = key("test images")
+    classes: Annotated[int, Field(ge=2)] = key("classes")
+
+
+class Lists(Section):
+    """The list of each split, with lines of image and class name; for shards, a glob."""
+
+    train: Line = key("list or shards of the training images")
+    val: Line = key("list or shards of the validation images")
+    test: Line = key("list or shards of the test images")
+
+
+class Split(Section):
+    """How the folder of a dataset is read."""
+
+    kind: Literal["coop", "folders", "csv", "lists", "webdataset", "parquet"] = key(
+        "a CoOp split JSON, class folders, a table, one list per split, tar shards of WebDataset, "
+        "or Parquet files of Hugging Face datasets"
+    )
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = key(
+        "share of the labelled images for testing if nothing else decides"
+    )
+    max_corrupt: Share = key("share of images that may be left out because they cannot be decoded")
+    file: Line = key("the split JSON or table, relative to the dataset's folder")
+    lists: Lists = key("")
+    suffix: str = key("suffix that turns an image of a list into a path")
+    image: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9.]*$")] = key(
+        "suffix of the images in tar shards, if samples have several images"
+    )
+    label: Line = key(
+        "where the labels of shards are: a suffix of tar shards (cls; txt; json:field) or a "
+        "Parquet column (label)"
+    )
+    classes: Line = key("file of class names, one per line, in label order")
+    images: Line = key("folder to which the split's paths are relative")
+    classname_replace: dict[str, str] = key("replacements that turn folder names into class names")
+    counts: Counts = key("")
+
+
+class Prompts(Section):
+    """The prompts of the captioner."""
+
+    image: Annotated[str, Field(min_length=1)] = key("about one image; {} is its pseudo-label")
+    group: Annotated[str, Field(min_length=1)] = key("about a group; {} is its pseudo-label")
+
+
+class Clip(Section):
+    """The CLIP model that is adapted."""
+
+    model: Line = key("an open_clip name, hf-hub:<repo> or local-dir:<folder>")
+    pretrained: Line | None = key(
+        "an open_clip tag or a weights file; null with hf-hub: and local-dir:"
+    )
+    precision: Literal["bf16", "fp16", "float32"] = key(
+        "GPU arithmetic; weights, loss and prototypes are float32"
+    )
+
+
+class Inference(Section):
+    """Zero-shot pseudo-labels and evaluation."""
+
+    batch_size: Positive = key("images encoded at once")
+    topk: Annotated[int, Field(ge=5)] = key("best classes kept for each image")
+
+
+class Captioner(Section):
+    """The multimodal model that writes the captions."""
+
+    engine: Literal["vllm", "openai", "transformers", "file"] = key(
+        "vllm; openai: a server, whose address is in OPENAI_BASE_URL; transformers; or file: your "
+        "own captions"
+    )
+    model: Line = key("a Hugging Face id, a folder, or a server's name for the model")
+    revision: Line | None = key("a commit of the Hugging Face repo; null: its main branch")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key("weights and arithmetic")
+    quantization: Line | None = key("as vLLM names it; null: as the model's files say")
+    tensor_parallel_size: Positive = key("GPUs that hold the model together")
+    max_new_tokens: Positive = key("longest caption, in tokens")
+    max_model_len: Positive = key("longest prompt, image and caption together, in tokens")
+    gpu_memory_utilization: ShareAboveZero = key("share of the GPU's memory that vLLM takes")
+    batch_size: Positive = key("requests that the engine works on at once")
+    max_image_side: Pixels | None = key(
+        "larger images are scaled down to this side, in pixels; null: no limit"
+    )
+    square_side: Pixels | Auto | None = key(
+        "images are scaled to a square of this side in pixels, whatever their shape; auto: 336 "
+        "for LLaVA-1.6, the size of its overview, null for others; null: they keep their shape"
+    )
+    concurrency: Positive = key("engine openai: requests that the server gets at once")
+    timeout: AboveZero = key("engine openai: seconds to wait for an answer")
+    retries: Natural = key("engine openai: retries if the server is busy or silent")
+    images_file: Line | None = key("engine file: your captions, by image_id")
+    groups_file: Line | None = key(
+        "engine file: your group captions, by the image_id for which a group is drawn"
+    )
+    max_failed: Share = key(
+        "share of requests that may end without a caption, or of images without scores"
+    )
+
+
+class Captions(Section):
+    """How captioning is divided into jobs."""
+
+    shards: Annotated[int, Field(ge=1, le=1000)] | Auto = key(
+        "jobs that write the captions or class scores of a dataset; auto: one for each GPU that is "
+        "free when the first of them starts"
+    )
+
+
+class Scores(Section):
+    """The captioner's scores of CLIP's best classes."""
+
+    kind: Literal["likelihood", "multiple_choice"] | None = key(
+        "likelihood: of each class's text as the answer; multiple_choice: of the letters of a "
+        "list; null: no scores"
+    )
+    topk: Annotated[int, Field(ge=2)] = key(
+        "number of CLIP's best classes to score; all classes if there are at most 20"
+    )
+    answer: Annotated[str, Field(pattern=r"\{\}")] | None = key(
+        "likelihood: the text after the image prompt, with {} for the class name; null: a space, "
+        "the name and a full stop"
+    )
+    orders: Positive = key("multiple_choice: number of random orders in which classes are listed")
+    share: ShareAboveZero = key("share of the images to score, those with the least certain label")
+    file: Line | None = key(
+        "engine file: your scores, with image_id, options and log_probabilities"
+    )
+
+
+class Selection(Section):
+    """The choice of a model without labels."""
+
+    share: Annotated[float, Field(ge=0, le=0.33)] = key(
+        "share of the training images that each seed leaves out to judge the models, at least 100 "
+        "over all seeds; 0: none, and no model is chosen"
+    )
+
+
+class Unknown(Section):
+    """Images that show none of the classes."""
+
+    share: Annotated[float, Field(ge=0, le=0.5)] = key(
+        "share of the training images to mark as unknown, those furthest from every class"
+    )
+
+
+class Groups(Section):
+    """Group captions: four images of one pseudo-label, one group for every image."""
+
+    seed: Natural = key("seed of the groups")
+    groups_per_class: Positive | None = key("groups of each class; null: one for every image")
+    layout: Literal["grid", "multi_image"] = key("one picture of all four images, or four pictures")
+    canvas: Pixels = key("grid: side of the square picture in pixels")
+    gap: Natural = key("grid: width of the gaps in pixels")
+
+
+class Finetune(Section):
+    """The optimiser."""
+
+    epochs: Positive | Auto = key(
+        "passes over the training images, see `steps_multiple_of`; auto: by the number of images"
+    )
+    warmup_steps: Natural | Auto = key(
+        "steps of linear warm-up; auto: a tenth of all steps, at most 50"
+    )
+    steps_multiple_of: Positive = key(
+        "an epoch has as many steps as its images fill batches, rounded up to a multiple of this"
+    )
+    batch_size: Annotated[int, Field(ge=2)] | Auto = key(
+        "images per step, within which the loss compares; auto: by the number of images"
+    )
+    lr: AboveZero | Auto = key(
+        "learning rate after the warm-up; auto: the result of find_learning_rate"
+    )
+    beta1: Decay = key("AdamW's first decay")
+    beta2: Decay = key("AdamW's second decay")
+    eps: AboveZero = key("AdamW's epsilon")
+    weight_decay: AtLeastZero = key("AdamW's weight decay, on matrices")
+    batch_norm: Literal["frozen", "train"] = key(
+        "statistics of BatchNorm (ResNets and the like): those of pretraining, or updated"
+    )
+
+
+class Compute(Section):
+    """How fine-tuning is computed: speed and memory, not results."""
+
+    cache_gib: AtLeastZero = key(
+        "memory in GiB for decoded and reduced images; the others are on disk, if it has space"
+    )
+    micro_batch: Positive | Auto | None = key(
+        "images and texts encoded at once, with the same result, less memory and more time; auto: "
+        "what fits into the GPU's memory; null: the whole batch"
+    )
+    gradient_checkpointing: bool = key(
+        "recompute activations layer by layer: less memory, more time"
+    )
+    compile: bool = key("torch.compile the towers")
+    checkpoint_minutes: AtLeastZero = key(
+        "minutes between checkpoints; 0: at the end of every epoch. A signal that ends the job "
+        "also writes one"
+    )
+
+
+class Processes(Section):
+    """Processes of a job, each on its own GPU."""
+
+    finetune: Positive = key("processes of finetune, which divide each batch")
+
+
+class Threads(Section):
+    """CPU threads of each job."""
+
+    index_images: Positive = key("threads of index_images")
+    pseudo_label_images: Positive = key("threads of pseudo_label_images")
+    caption: Positive = key("threads of caption_images, caption_groups and score_classes")
+    finetune: Positive = key("threads of finetune")
+    evaluate: Positive = key("threads of evaluate")
+
+
+class Switches(Section):
+    """The switches of LatteCLIP, all on by default."""
+
+    alpha: ShareAboveZero = key("1 - momentum of the targets")
+    class_description: bool = key("mix in the class description")
+    image_description: bool = key("mix in the image description")
+    group_description: bool = key("mix in the group description")
+    mixer_weights: bool = key("off: equal weights")
+    mixer_prototypes: Literal["step", "epoch"] = key("prototypes against which texts are weighted")
+    zero_shot_loss: bool = key("the loss on zero-shot pseudo-labels")
+    finetuned_loss: bool = key("the loss on the tuned model's pseudo-labels")
+    prototypes: bool = key("off: the target is the mix, and the classifier is the class texts")
+
+
+class Graph(Section):
+    """The graph of class texts and training images of label_propagation."""
+
+    neighbours: Positive = key("images, and class texts, linked to an image")
+    gamma: AboveZero = key("power of the cosines between images and texts")
+    alpha: Annotated[float, Field(gt=0, lt=1)] = key("share of a score that comes from neighbours")
+    normalise_test_links: bool = key(
+        "off: links of test images are plain similarities, as in the authors' code"
+    )
+
+
+class MethodOfDataset(Section):
+    """Keys of a method that a dataset changes."""
+
+    objective: Objective = key(
+        "what is optimised, if anything; average_weights: mean weights of another method"
+    )
+    of: Line = key("average_weights: the method whose trainings, one for each seed, are averaged")
+    pseudo_labels: Literal["zero_shot", "zero_shot_calibrated", "caption", "lmm", "fused"] = key(
+        "the training labels; all but zero_shot are not in the paper"
+    )
+    prototypes: Literal["text", "image"] = key(
+        "initial prototypes of LatteCLIP; image is not in the paper"
+    )
+    head: Literal["tuned", "refit"] = key(
+        "the classifier after training; refit, which is not in the paper: image prototypes of the "
+        "tuned features"
+    )
+    graph: Graph = key("")
+    switches: Switches = key("")
+    finetune: Finetune = key("")
+
+
+class Method(MethodOfDataset):
+    """A method."""
+
+    like: Line = key("the method whose settings, also those of a dataset, are the defaults")
+
+
+class Table(Section):
+    """The table over all datasets and methods of a run."""
+
+    name: Key = key("name of its files results/<name>.csv and .md")
+    baseline: Line = key("the reference method: gains are relative to it")
+
+
+class HubOrDriveFile(Section):
+    """A file of Hugging Face or of Google Drive."""
+
+    hf: Line = key("a Hugging Face repo")
+    file: Line = key("a path in it, or a glob that matches one of its files")
+    revision: Line = key("a commit of it")
+    type: Literal["model", "dataset"] = key("kind of repo")
+    drive: Line = key("the id of a file on Google Drive")
+    checksum: Annotated[str, Field(pattern=f"^(hub|{CHECKSUM})$")] = key(
+        "of this source if its bytes differ; hub: the checksum of Hugging Face"
+    )
+
+
+class Download(Section):
+    """A file to download."""
+
+    sources: list[Line | HubOrDriveFile] = key(
+        "URLs, paths on this machine, {hf: repo, file: name} or {drive: id}, tried in order"
+    )
+    checksum: Annotated[str, Field(pattern=f"^({CHECKSUM})$")] = key(
+        "md5:, sha256: or git_blob: and lower-case hexadecimal digits"
+    )
+    into: Below = key("folder inside the dataset's folder for the file or its content")
+    nested: list[Below] = key("archives inside the archive, unpacked where they are")
+    max_swell: AboveZero = key("an archive may unpack to this many times its size, and 100 MB")
+    unpack: bool = key("off: the file is a shard of images, read as it is")
+
+
+class Textures(Section):
+    """Textures generated by latteclip.demo."""
+
+    train: Positive = key("training images")
+    test: Positive = key("test images")
+    gap: Share = key("distance to the source domain")
+    seed: Natural = key("seed of the textures")
+
+
+class Source(Section):
+    """Where the images come from: one of these keys."""
+
+    folder: Line = key("a folder on this machine")
+    textures: Textures = key("")
+    downloads: dict[FileName, Download] = key("files to download, by name")
+
+    @model_validator(mode="after")
+    def _check_number(self) -> "Source":
+        if len(self.model_fields_set) != 1:
+            raise PydanticCustomError("source", "It should have one key")
+        return self
+
+
+class Shared(Section):
+    """Keys that a dataset may have too."""
+
+    split: Split = key("")
+    template: Texts = key(
+        "class template with {} for the class name, or a list whose text features are averaged; "
+        "the first one makes the class descriptions of LatteCLIP"
+    )
+    prompts: Prompts = key("")
+    clip: Clip = key("")
+    inference: Inference = key("")
+    captioner: Captioner = key("")
+    captions: Captions = key("")
+    scores: Scores = key("")
+    selection: Selection = key("")
+    unknown: Unknown = key("")
+    groups: Groups = key("")
+    finetune: Finetune = key("")
+    compute: Compute = key("")
+    processes: Processes = key("")
+    threads: Threads = key("")
+
+
+class Dataset(Shared):
+    """A dataset."""
+
+    title: str = key("its full name")
+    licence: str = key("terms of use of its images")
+    citation: str = key("the paper to cite")
+    size: str = key("size of its downloads, in words")
+    source: Source = key("")
+    class_synonyms: dict[str, list[str]] = key(
+        "other names of classes, whose text features are averaged with the name's"
+    )
+    methods: dict[Key, MethodOfDataset] = key("what the dataset changes of a method")
+
+
+class Config(Shared):
+    """The configuration."""
+
+    dataset: Texts = key("dataset keys, separated by commas, or all")
+    image_dir: Line | None = key("a folder of images for the one dataset that is run")
+    limit: Positive | None = key(
+        "images of each split that the run takes, evenly spread, into results/<dataset>_<limit>; "
+        "null: all"
+    )
+    container: Line | None = key("an image for --sdm apptainer: a file or an address")
+    method: Texts | None = key(
+        "method names, separated by commas; null: four on images in your own folder, five on other "
+        "datasets"
+    )
+    seeds: (
+        Annotated[int, Field(ge=1, le=1000)]
+        | Annotated[list[Natural], Field(min_length=1)]
+        | Annotated[str, Field(pattern="^[0-9]{1,9}(,[0-9]{1,9}){0,999}$")]
+    ) = key("a number of seeds, or the seeds, separated by commas")
+    table: Table = key("")
+    methods: dict[Annotated[str, Field(pattern="^[a-z0-9_]{1,100}$")], Method] = key(
+        "methods by name"
+    )
+    datasets: dict[Key, Dataset] = key("datasets by key")
+
+
+def check(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration, whole or in part, with values of the right types.
+
+    Raises:
+        UserError: the first mistake; names the key and, for an unknown key, the nearest one.
+    """
+    try:
+        return Config.model_validate(values).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        raise UserError(_sentence(error.errors(), values)) from None
+
+
+def missing_key(config: Mapping[str, Any]) -> str | None:
+    """Return the first key that a complete configuration lacks; `split` needs no other keys."""
+    for name, field in Config.model_fields.items():
+        if name not in config:
+            return name
+        section = section_of(field.annotation) if name not in ("methods", "datasets") else None
+        for inner in section.model_fields if section and section is not Split else ():
+            if inner not in config[name]:
+                return f"{name}.{inner}"
+    return None
+
+
+def section_of(annotation: Any) -> type[Section] | None:
+    """Return the section that a key's type has, in a list or mapping too."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next(filter(None, map(section_of, get_args(annotation))), None)
+
+
+def takes_text(annotation: Any, text: str) -> bool:
+    """Return whether a type accepts a text itself, and not the number or null that it writes."""
+    return annotation is str or any(
+        part == text if isinstance(part, str) else takes_text(part, text)
+        for part in get_args(annotation)
+    )
+
+
+def _parsed(text: str) -> object:
+    """Return the number, truth value or null that a text writes, and other texts as they are."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return {"null": None, "true": True, "false": False}.get(text.strip().lower(), text)
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """Return the sentence on an unknown name, with the nearest known one or all of them."""
+    return f"{what} is unknown; {suggestion(name, known)}"
+
+
+def _sentence(errors: list[ErrorDetails], values: Any) -> str:
+    path = [*_keys(errors[0]["loc"], values)]
+    same = [error for error in errors if [*_keys(error["loc"], values)] == path]
+    field, value, section = None, values, section_of(Config)
+    for part in path:
+        field = section.model_fields.get(str(part)) if section else None
+        section = section_of(field.annotation) if field else section
+        value = value[part]
+    where = ".".join(map(str, path))
+    for error in same:
+        if error["type"] == "unknown_key":
+            return f"Configuration key {f'{where}.' if where else ''}{error['msg']}"
+    meaning = (field.description or "").partition(";")[0] if field else ""
+    wanted = " or ".join(dict.fromkeys(map(_wanted, same))).replace(" or be ", " or ")
+    return (
+        f"Configuration key {where}{f' ({meaning})' if meaning else ''} must {wanted}, not "
+        f"{one_line(repr(value), 120)}."
+    )
+
+
+def _keys(location: tuple[int | str, ...], values: Any) -> Iterator[int | str]:
+    """Yield the keys and indices of a location, without pydantic's names of the types it tried."""
+    for part in location:
+        indices = range(len(values)) if isinstance(values, list) else ()
+        if part in (values if isinstance(values, Mapping) else indices):
+            yield part
+            values = values[part]
+
+
+def _wanted(error: ErrorDetails) -> str:
+    """Return what a value must be: the end of pydantic's "Input should be ..."."""
+    return error["msg"].partition(" should ")[2] or error["msg"]
