@@ -378,7 +378,6 @@ class Download(Section):
     )
     into: Below = key("folder inside the dataset's folder for the file or its content")
     nested: list[Below] = key("archives inside the archive, unpacked where they are")
-    max_swell: AboveZero = key("an archive may unpack to this many times its size, and 100 MB")
     unpack: bool = key("off: the file is a shard of images, read as it is")
 
 

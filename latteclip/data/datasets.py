@@ -1,12 +1,15 @@
-"""What datasets there are, on whose terms, and whether what lies on the disk is right.
+"""List the datasets with their files and terms, and check the files on the disk.
 
-Reads the datasets' files, those that are shipped and those of the working folder, and the folders
-that the workflow writes there.
+A downloaded file counts only with its checksum, whether it was put there by hand or fetched.
 """
 
+import fnmatch
+import hashlib
+import logging
+import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +17,93 @@ from latteclip.config import layers, model
 from latteclip.config.model import unknown
 from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError
+from latteclip.core.files import leads_out
 from latteclip.core.settings import from_values
-from latteclip.data import download, splits
+from latteclip.data import splits
 from latteclip.data.images import image_exists
 
+log = logging.getLogger(__name__)
 RESOURCES = Path("resources")
+DOWNLOADS = "downloads"  # the folder of files as they came, beside the data folder
+REJECTED = ".rejected"  # appended to the name of a file with a wrong checksum
+HUB_CHECKSUM = "hub"  # a checksum that the Hugging Face hub is asked for
 CHECK = "check"
 
 
 @dataclass(frozen=True)
+class Source:
+    """One place to fetch a file from."""
+
+    kind: str  # url, path, drive or hf
+    place: str  # the URL, path, id or repo
+    checksum: str | None = None  # where its bytes differ, or HUB_CHECKSUM
+    file: str = ""  # a path in the repo, or a glob
+    revision: str | None = None
+    type: str = "model"  # of the repo
+
+    @classmethod
+    def parse(cls, spec: str | Mapping[str, Any]) -> "Source":
+        """Return a source of a dataset's file.
+
+        Raises:
+            UserError: it is of no known kind.
+        """
+        if isinstance(spec, str):
+            return cls("url" if spec.startswith(("http://", "https://")) else "path", spec)
+        kind, needed = ("drive", {"drive"}) if "drive" in spec else ("hf", {"hf", "file"})
+        optional = {"checksum"} if kind == "drive" else {"checksum", "revision", "type"}
+        if not needed <= set(spec) <= needed | optional:
+            raise UserError(
+                f"Source {spec!r} is not one of: a URL, a path, {{hf: repo, file: name}}, "
+                "{drive: id}."
+            )
+        return cls(kind, spec[kind], **{key: spec[key] for key in spec if key != kind})
+
+    @property
+    def label(self) -> str:
+        """Its name in messages."""
+        if self.kind == "drive":
+            return f"https://drive.google.com/uc?id={self.place}"
+        if self.kind == "hf":
+            repo = f"datasets/{self.place}" if self.type == "dataset" else self.place
+            return f"https://huggingface.co/{repo}/{self.file}"
+        return self.place
+
+    @property
+    def name(self) -> str:
+        """The file's name at the source, or a glob of it."""
+        if self.kind == "drive":
+            return self.place
+        return (self.file or self.place.split("?")[0]).rstrip("/").rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Download:
+    """One file of a dataset."""
+
+    sources: list[str | dict[str, Any]]  # tried in order
+    checksum: str | None = None  # md5:, sha256: or git_blob: and hexadecimal digits
+    into: str = "."  # folder in the dataset's folder that takes the file or its content
+    nested: list[str] = field(default_factory=list)  # names of archives inside the archive
+    unpack: bool = True  # False: a shard, which is read as it is
+
+    def __post_init__(self) -> None:
+        for key, names in (("into", [self.into]), ("nested", self.nested)):
+            for name in filter(leads_out, names):
+                raise UserError(
+                    f"{key} {name!r} of a download leads out of the dataset's folder; name what "
+                    "is inside."
+                )
+
+    @property
+    def parsed_sources(self) -> list[Source]:
+        """Its sources."""
+        return [Source.parse(spec) for spec in self.sources]
+
+
+@dataclass(frozen=True)
 class Dataset:
-    """One dataset, as its file says."""
+    """One dataset, as its file describes it."""
 
     key: str
     values: dict[str, Any]
@@ -45,10 +124,10 @@ class Dataset:
         return from_values(splits.SplitSettings, self.values.get("split", {}))
 
     @property
-    def files(self) -> dict[str, download.Download]:
+    def files(self) -> dict[str, Download]:
         """What is downloaded for it, by name."""
         downloads = self.source.get("downloads", {})
-        return {name: from_values(download.Download, spec) for name, spec in downloads.items()}
+        return {name: from_values(Download, spec) for name, spec in downloads.items()}
 
 
 def command(words: Sequence[str]) -> str:
@@ -118,13 +197,13 @@ def check(dataset: Dataset) -> str:
 
 def _check_files(dataset: Dataset) -> Iterator[tuple[bool, str]]:
     """Whether each downloaded file is there and has its checksum."""
-    folder = RESOURCES / dataset.key / download.DOWNLOADS
+    folder = RESOURCES / dataset.key / DOWNLOADS
     for name, spec in dataset.files.items():
-        found = list(download.candidates(name, spec, folder)) if folder.is_dir() else []
+        found = list(candidates(name, spec, folder)) if folder.is_dir() else []
         if not found:
             yield False, f"{name} is not in {folder}; the next run fetches it"
         for path, checksums in found:
-            right = download.is_verified(path, checksums)
+            right = is_verified(path, checksums)
             known = "has its checksum" if checksums else "has no known checksum"
             yield right, f"{path} {known if right else 'has a wrong checksum'}"
 
@@ -145,3 +224,71 @@ def _check_folder(dataset: Dataset) -> Iterator[tuple[bool, str]]:
         yield False, f"{len(missing)} images are not in {images}, the first is {missing[0]}"
     else:
         yield True, f"every image is in {images}"
+
+
+# --- checksums -----------------------------------------------------------------------------------
+
+
+def candidates(name: str, download: Download, folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield the files of a downloads folder that may be the wanted one, with known checksums."""
+    known = {name: download.checksum}
+    for source in download.parsed_sources:
+        if source.checksum:  # other bytes, under a name of their own
+            known.setdefault(
+                source.name, None if source.checksum == HUB_CHECKSUM else source.checksum
+            )
+    present = sorted(path for path in folder.iterdir() if path.is_file())
+    for pattern, checksum in known.items():
+        for path in present:
+            if fnmatch.fnmatchcase(path.name.lower(), pattern.lower()):
+                yield path, [c for c in (checksum, _noted_checksum(path)) if c]
+
+
+def is_verified(path: Path, checksums: list[str]) -> bool:
+    """Return whether a file has one of the checksums. Without any it counts, with a warning."""
+    if not checksums:
+        log.warning("No checksum of %s is known: taken as it is.", path)
+        return True
+    return any(matches(path, checksum) for checksum in checksums)
+
+
+def matches(path: Path, checksum: str) -> bool:
+    """Return whether a file has a checksum, written as kind:hexadecimal."""
+    kind, _, wanted = checksum.partition(":")
+    return _checksum_of(path, kind) == wanted
+
+
+def reject(path: Path, checksums: list[str]) -> str:
+    """Rename a file with a wrong checksum, and return the sentence about it."""
+    kind = checksums[0].partition(":")[0]
+    found = f"{kind}:{_checksum_of(path, kind)}"
+    aside = path.with_name(path.name + REJECTED)
+    os.replace(path, aside)
+    _note(path).unlink(missing_ok=True)
+    return f"{path} has the checksum {found} and not {' or '.join(checksums)}; now {aside.name}"
+
+
+def note_checksum(path: Path, checksum: str | None) -> None:
+    """Write a verified file's SHA-256 beside it, for files whose checksum no one else names."""
+    if checksum is None or not checksum.startswith("sha256:"):
+        checksum = f"sha256:{_checksum_of(path, 'sha256')}"
+    _note(path).write_text(checksum, encoding="utf-8")
+
+
+def _noted_checksum(path: Path) -> str | None:
+    note = _note(path)
+    return note.read_text(encoding="utf-8") or None if note.exists() else None
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(f".{path.name}.checksum")
+
+
+def _checksum_of(path: Path, kind: str) -> str:
+    """Return the md5, sha256 or git_blob id of a file, in hexadecimal."""
+    state = hashlib.new("sha1" if kind == "git_blob" else kind)
+    if kind == "git_blob":
+        state.update(f"blob {path.stat().st_size}\0".encode())
+    with path.open("rb") as file:
+        hashlib.file_digest(file, lambda: state)
+    return state.hexdigest()

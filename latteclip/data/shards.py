@@ -154,8 +154,12 @@ def tar_samples(
 
 def _tar_parts(shard: Path, label_suffix: str) -> Iterator[_Part]:
     """Yield the files of a tar that belong to a sample, with the content of labels."""
-    with _one_sentence(shard), shard.open("rb") as file:
-        for entry in _tar_entries(file):
+    with (
+        _one_sentence(shard),
+        shard.open("rb") as file,
+        tarfile.open(fileobj=file, mode="r:", tarinfo=HeaderOrEnd) as tar,
+    ):
+        for entry in tar_entries(tar):
             if entry.isdir():
                 continue
             if not entry.isreg() or entry.issparse():
@@ -188,14 +192,25 @@ def _one_sentence(shard: Path) -> Iterator[None]:
         ) from None
 
 
-def _tar_entries(file: Any) -> Iterator[tarfile.TarInfo]:
-    """Yield the entries of a tar.
+class HeaderOrEnd(tarfile.TarInfo):
+    """A header or the end mark of a tar. tarfile takes anything else for the end as well."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "HeaderOrEnd":
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if bytes(buf) == bytes(tarfile.BLOCKSIZE):
+                raise
+            raise tarfile.ReadError(f"no end mark, or a damaged header: {error}") from None
+
+
+def tar_entries(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the entries of a tar that was opened with HeaderOrEnd.
 
     Raises:
-        ReadError: an entry leads back, or the tar ends elsewhere than at its end mark. tarfile
-            would read the first without end, and take a damaged header for the end.
+        ReadError: an entry leads back, so that tarfile would read without end (CVE-2025-8194).
     """
-    tar = tarfile.TarFile(fileobj=file)
     offset = 0
     while (entry := tar.next()) is not None:
         if entry.size < 0 or tar.offset <= offset:
@@ -203,10 +218,6 @@ def _tar_entries(file: Any) -> Iterator[tarfile.TarInfo]:
         offset = tar.offset
         yield entry
         tar.members.clear()  # type: ignore[attr-defined]  # a million take a gigabyte
-    file.seek(tar.offset)
-    end = file.read(2 * tarfile.BLOCKSIZE)
-    if len(end) < tarfile.BLOCKSIZE or any(end):
-        raise tarfile.ReadError("it has no end mark, or a damaged header")
 
 
 def _tar_label(content: bytes, field: str, where: str) -> Label:

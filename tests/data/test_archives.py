@@ -1,10 +1,8 @@
-import gzip
 import io
 import random
 import stat
 import tarfile
 import tempfile
-import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from hypothesis import strategies as st
 from support.web import tar, zipped
 
 from latteclip.core.errors import UserError
-from latteclip.data import archives, tar_files
+from latteclip.data import download_dataset
 
 FILES = {"a/one.txt": b"one", "a/b/two.txt": b"two", "three.txt": b""}
 
@@ -73,22 +71,13 @@ def member(name, kind=tarfile.REGTYPE, target="", size=0):
     ids=["tar.gz", "tar", "tar.bz2", "tar.xz", "zip"],
 )
 def test_unpacks_whatever_the_name_says(folder, content):
-    archives.unpack(saved(folder, content), folder)
+    download_dataset.unpack(saved(folder, content), folder)
     assert tree(folder) == FILES
 
 
 def test_a_plain_tar_whose_last_file_is_a_zip_is_a_tar(folder):
-    archives.unpack(saved(folder, tar({"inner.zip": zipped(FILES)}, "w")), folder)
+    download_dataset.unpack(saved(folder, tar({"inner.zip": zipped(FILES)}, "w")), folder)
     assert list(tree(folder)) == ["inner.zip"]
-
-
-def test_nested_archives_are_unpacked_where_they_lie(folder):
-    content = zipped({"top/inner.tar.gz": tar(FILES), "top/other.tar.gz": b"left alone"})
-    archives.unpack(saved(folder, content), folder, nested=["inner.tar.gz"])
-    assert tree(folder) == {
-        **{f"top/{name}": text for name, text in FILES.items()},
-        "top/other.tar.gz": b"left alone",
-    }
 
 
 OUTSIDE = [
@@ -107,7 +96,7 @@ OUTSIDE = [
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_refuses_entries_that_lead_out(folder, pack, name):
     with pytest.raises(UserError, match="leads out"):
-        archives.unpack(saved(folder, pack({name: b"evil"})), folder)
+        download_dataset.unpack(saved(folder, pack({name: b"evil"})), folder)
     assert untouched(folder)
 
 
@@ -118,7 +107,7 @@ def test_no_name_of_an_entry_writes_outside(parts):
         folder.mkdir(parents=True)
         archive = saved(folder, tar({"".join(parts): b"content"}, "w"))
         try:
-            archives.unpack(archive, folder)
+            download_dataset.unpack(archive, folder)
         except UserError:
             assert not tree(folder)
         else:
@@ -146,14 +135,14 @@ LINKS = {
 @pytest.mark.parametrize("members", LINKS.values(), ids=LINKS)
 def test_refuses_links_that_lead_out(folder, members):
     with pytest.raises(UserError, match="leads out"):
-        archives.unpack(saved(folder, tar_of(*members)), folder)
+        download_dataset.unpack(saved(folder, tar_of(*members)), folder)
     assert untouched(folder)
 
 
 def test_no_file_is_written_through_a_link(folder):
     content = tar_of(member("link", tarfile.SYMTYPE, "../outside"), member("link/kept.txt", size=3))
     with pytest.raises(UserError, match=r"cannot be unpacked|leads out"):
-        archives.unpack(saved(folder, content), folder)
+        download_dataset.unpack(saved(folder, content), folder)
     assert untouched(folder)
 
 
@@ -163,8 +152,8 @@ def test_refuses_a_symlink_in_a_zip(folder):
         info = zipfile.ZipInfo("link")
         info.external_attr = (stat.S_IFLNK | 0o777) << 16
         archive.writestr(info, "../outside")
-    with pytest.raises(UserError, match="leads out"):
-        archives.unpack(saved(folder, buffer.getvalue()), folder)
+    with pytest.raises(UserError, match="'link': refused"):
+        download_dataset.unpack(saved(folder, buffer.getvalue()), folder)
     assert untouched(folder)
 
 
@@ -174,7 +163,7 @@ def test_links_inside_the_folder_are_kept(folder):
         member("also", tarfile.SYMTYPE, "a"),
         member("a/one.txt", size=3),
     )
-    archives.unpack(saved(folder, content), folder)
+    download_dataset.unpack(saved(folder, content), folder)
     assert (folder / "again.txt").read_bytes() == b"xxx"
     assert (folder / "also" / "one.txt").read_bytes() == b"xxx"
 
@@ -182,32 +171,8 @@ def test_links_inside_the_folder_are_kept(folder):
 @pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
 def test_refuses_devices(folder, kind):
     with pytest.raises(UserError, match="device 'thing': refused"):
-        archives.unpack(saved(folder, tar_of(member("thing", kind))), folder)
+        download_dataset.unpack(saved(folder, tar_of(member("thing", kind))), folder)
     assert not list(folder.iterdir())
-
-
-@pytest.mark.parametrize("pack", [tar, zipped])
-def test_refuses_a_bomb_at_its_bound(folder, pack, monkeypatch):
-    monkeypatch.setattr(archives, "ALLOWANCE", 2**20)
-    archive = saved(folder, pack({"zeros": bytes(40 * 2**20)}))
-    with pytest.raises(UserError, match="max_swell"):
-        archives.unpack(archive, folder, max_swell=1)
-    assert sum(len(content) for content in tree(folder).values()) <= 2 * 2**20
-
-
-def test_the_bound_holds_for_what_is_nested(folder, monkeypatch):
-    monkeypatch.setattr(archives, "ALLOWANCE", 2**20)
-    inner = zipped({"zeros": bytes(8 * 2**20)})
-    with pytest.raises(UserError, match="swells beyond"):
-        archives.unpack(saved(folder, zipped({"in.zip": inner})), folder, nested=["in.zip"])
-
-
-def test_many_empty_files_are_a_bomb_as_well(folder, monkeypatch):
-    monkeypatch.setattr(archives, "ALLOWANCE", 2**16)
-    archive = saved(folder, tar({f"{n}": b"" for n in range(200)}))
-    with pytest.raises(UserError, match="swells beyond"):
-        archives.unpack(archive, folder, max_swell=1)
-    assert len(tree(folder)) < 100
 
 
 @pytest.mark.parametrize("pack", [tar, zipped])
@@ -216,13 +181,13 @@ def test_a_truncated_archive_is_an_error(folder, pack, share):
     noise = {f"{n}.bin": bytes((n * i * i) % 251 for i in range(5000)) for n in range(20)}
     content = pack(noise)
     with pytest.raises(UserError, match="archive"):
-        archives.unpack(saved(folder, content[: int(share * len(content))]), folder)
+        download_dataset.unpack(saved(folder, content[: int(share * len(content))]), folder)
 
 
 @pytest.mark.parametrize("content", [b"<html>not found</html>", b"PK\x03\x04 but no zip"])
 def test_something_else_is_an_error(folder, content):
     with pytest.raises(UserError, match="archive"):
-        archives.unpack(saved(folder, content), folder)
+        download_dataset.unpack(saved(folder, content), folder)
 
 
 @pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
@@ -232,105 +197,29 @@ def test_a_flipped_byte_in_a_compressed_tar_is_an_error(folder, mode, share):
     content = bytearray(tar({"a.bin": random.Random(0).randbytes(9000)}, mode))
     content[int(share * len(content)) - 1] ^= 0x80
     with pytest.raises(UserError, match="archive"):
-        archives.unpack(saved(folder, bytes(content)), folder)
+        download_dataset.unpack(saved(folder, bytes(content)), folder)
 
 
 def test_a_damaged_header_is_not_the_end_of_a_tar(folder):
     content = bytearray(tar(FILES, "w"))
     content[1024] ^= 1  # the header of the second file
     with pytest.raises(UserError, match="archive"):
-        archives.unpack(saved(folder, bytes(content)), folder)
+        download_dataset.unpack(saved(folder, bytes(content)), folder)
 
 
 def test_a_tar_that_is_cut_between_two_files_is_an_error(folder):
     with pytest.raises(UserError, match="archive"):
-        archives.unpack(saved(folder, tar(FILES, "w")[:1024]), folder)
-
-
-def a_header_of(kind, size):
-    """A compressed tar with one entry that says something long about the next one."""
-    info = tarfile.TarInfo("long")
-    info.type, info.size = kind, size
-    buffer = io.BytesIO()
-    with gzip.open(buffer, "wb") as file:
-        file.write(info.tobuf())
-        for _ in range(size // 2**20):
-            file.write(b"a" * 2**20)
-    return buffer.getvalue()
-
-
-HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-
-
-@pytest.mark.parametrize("kind", HEADERS)
-def test_a_header_takes_no_more_memory_than_its_bound(folder, kind):
-    archive = saved(folder, a_header_of(kind, 60 * 2**20))
-    tracemalloc.start()
-    with pytest.raises(UserError, match="1048576"):
-        archives.unpack(archive, folder)
-    assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
-    tracemalloc.stop()
-
-
-def test_attributes_of_all_entries_are_bounded(folder):
-    buffer = io.BytesIO()
-    pax = {f"x.{n}": "v" for n in range(200)}
-    with tarfile.open(fileobj=buffer, mode="w", pax_headers=pax) as archive:
-        archive.addfile(member("a.txt", size=0))
-    with pytest.raises(UserError, match="more than 100 attributes"):
-        archives.unpack(saved(folder, buffer.getvalue()), folder)
-
-
-def test_xz_takes_no_more_memory_than_its_bound(folder, monkeypatch):
-    monkeypatch.setattr(tar_files, "XZ_MEMORY", 2**20)
-    with pytest.raises(UserError, match="archive"):
-        archives.unpack(saved(folder, tar(FILES, "w:xz")), folder)
-
-
-def test_a_link_in_a_zip_is_not_read_beyond_a_path(folder):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        info = zipfile.ZipInfo("link")
-        info.external_attr, info.compress_type = stat.S_IFLNK << 16, zipfile.ZIP_DEFLATED
-        archive.writestr(info, b"a" * (60 * 2**20))
-    path = saved(folder, buffer.getvalue())
-    tracemalloc.start()
-    with pytest.raises(UserError, match="4096"):
-        archives.unpack(path, folder)
-    assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
-    tracemalloc.stop()
-
-
-@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_a_zip_may_only_be_stored_or_deflated(folder, method):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", method) as archive:
-        archive.writestr("a.txt", b"content")
-    with pytest.raises(UserError, match="archive"):
-        archives.unpack(saved(folder, buffer.getvalue()), folder)
-
-
-def test_folders_in_each_other_are_bounded(folder):
-    with pytest.raises(UserError, match="over 100 folders deep"):
-        archives.unpack(saved(folder, tar({"a/" * 500 + "x": b""})), folder)
+        download_dataset.unpack(saved(folder, tar(FILES, "w")[:1024]), folder)
 
 
 def test_a_damaged_zip_fails_its_own_checksum(folder):
     content = bytearray(zipped({"a.bin": bytes(range(256)) * 40}))
     content[60] ^= 0xFF
     with pytest.raises(UserError, match="archive"):
-        archives.unpack(saved(folder, bytes(content)), folder)
+        download_dataset.unpack(saved(folder, bytes(content)), folder)
 
 
-@pytest.mark.parametrize(
-    "link",
-    [
-        member("link", tarfile.LNKTYPE, "not there"),
-        member("link", tarfile.SYMTYPE, "link"),
-        member("link", tarfile.SYMTYPE, "n" * 300),
-    ],
-    ids=["hard link to nothing", "circle", "name too long"],
-)
-def test_a_link_that_cannot_be_followed_is_an_error(folder, link):
+def test_a_hard_link_to_nothing_is_an_error(folder):
+    link = member("link", tarfile.LNKTYPE, "not there")
     with pytest.raises(UserError, match="archive"):
-        archives.unpack(saved(folder, tar_of(link)), folder)
+        download_dataset.unpack(saved(folder, tar_of(link)), folder)

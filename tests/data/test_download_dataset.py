@@ -1,4 +1,3 @@
-import contextlib
 import json
 import logging
 import signal
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.downloads import ARCHIVE, settings
-from support.web import jpeg, tar
+from support.web import jpeg, sha256, tar, zipped
 
 from latteclip.cli import main
 from latteclip.core.errors import UserError
@@ -22,6 +21,17 @@ def test_a_dataset_is_unpacked_and_its_terms_are_printed(host, tmp_path, caplog)
     download_dataset.download_dataset("demo", settings(url, into="deep"), str(output))
     assert sorted(p.name for p in (output / "deep" / "images").iterdir()) == ["a.jpg", "b.jpg"]
     assert "licence: A licence" in caplog.text and "cite: A paper" in caplog.text
+
+
+def test_nested_archives_are_unpacked_where_they_lie(host, tmp_path):
+    packed = zipped({"top/inner.tar.gz": ARCHIVE, "top/other.tar.gz": b"left alone"})
+    url = host.serve("/images.zip", packed)
+    wanted = {"sources": [url], "checksum": sha256(packed), "nested": ["inner.tar.gz"]}
+    output = tmp_path / "demo" / "data"
+    values = download_dataset.DownloadSettings({"images.zip": wanted})
+    download_dataset.download_dataset("demo", values, str(output))
+    found = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
+    assert found == {"top/images/a.jpg", "top/images/b.jpg", "top/other.tar.gz"}
 
 
 def test_a_shard_is_not_unpacked_and_takes_its_room_once(host, tmp_path):
@@ -54,19 +64,18 @@ def test_an_unsafe_archive_leaves_no_data(host, tmp_path):
             "demo", settings(url, content=evil), str(tmp_path / "demo" / "data")
         )
     assert [path.name for path in (tmp_path / "demo").iterdir()] == ["downloads"]
-    assert not (tmp_path / "demo" / "downloads" / ".busy").exists()
 
 
 KILLED = """
 import os, signal, sys
-from latteclip.data import archives
+import tarfile
 from latteclip.cli import main
-write = archives._write
-def dying(entry, place, *rest):
+extract = tarfile.TarFile.extractfile
+def dying(tar, entry):
     if entry.name.endswith("b.jpg"):
         os.kill(os.getpid(), signal.SIGKILL)
-    write(entry, place, *rest)
-archives._write = dying
+    return extract(tar, entry)
+tarfile.TarFile.extractfile = dying
 sys.exit(main.main(sys.argv[1:]))
 """
 
@@ -90,69 +99,6 @@ def test_an_unpack_killed_half_way_is_redone(host, tmp_path):
 
 # --- one run at a time ---------------------------------------------------------------------------
 
-# Holds a downloads folder, on a machine of a name, until it is told to end.
-HOLD = """
-import logging, socket, sys
-folder, machine, lease = sys.argv[1:]
-socket.gethostname = lambda: machine
-from pathlib import Path
-from latteclip.data import download_dataset
-from latteclip.core import signals
-logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-download_dataset.LEASE, download_dataset.POLL = float(lease), 0.05
-with signals.ending_in_order(""), download_dataset._alone(Path(folder)):
-    print("holds", flush=True)
-    sys.stdin.readline()
-"""
-
-
-LONG, SHORT = 600, 1.5  # seconds: longer than any test, and what a test can wait for
-
-
-class Holder:
-    """A process of HOLD."""
-
-    def __init__(self, folder, machine="here", lease=LONG):
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", HOLD, folder, machine, str(lease)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def says(self):
-        """Its next line."""
-        return self.process.stdout.readline().strip()
-
-    def send(self, number):
-        self.process.send_signal(number)
-
-    def end(self):
-        """Let it end, if it has not; its exit status."""
-        with contextlib.suppress(BrokenPipeError):
-            self.process.communicate("\n", timeout=60)
-        return self.process.returncode
-
-
-@pytest.fixture
-def holder(folder):
-    """Starts holders of the downloads folder."""
-    started = []
-
-    def start(**options):
-        started.append(Holder(folder, **options))
-        return started[-1]
-
-    yield start
-    for one in started:
-        if one.process.poll() is None:
-            one.process.kill()
-        one.process.communicate()
-
-
-def assert_free(folder):
-    assert list(folder.iterdir()) == []
-
 
 def test_two_runs_at_once_fetch_once(host, tmp_path):
     url = host.serve("/images.tar.gz", ARCHIVE)
@@ -164,32 +110,23 @@ def test_two_runs_at_once_fetch_once(host, tmp_path):
     assert [run.wait() for run in runs] == [0, 0]
     assert len(host.requests) == 1
     assert sorted(p.name for p in (output / "images").iterdir()) == ["a.jpg", "b.jpg"]
-    assert sorted(p.name for p in (tmp_path / "demo" / "downloads").iterdir()) == [
-        ".images.tar.gz.json",
-        ".part",
-        "images.tar.gz",
-    ]
 
 
-def test_a_run_that_was_killed_holds_up_nobody_on_its_machine(folder, holder):
-    killed = holder()
-    assert killed.says() == "holds"
-    killed.send(signal.SIGKILL)
-    assert killed.end() == -signal.SIGKILL
-    assert (folder / ".busy").is_file()
-    heir = holder()
-    assert heir.says() == "holds"
-    assert heir.end() == 0
-    assert_free(folder)
+# Locks a downloads folder until it is killed.
+LOCK = """
+import sys, time
+from pathlib import Path
+from latteclip.data import download_dataset
+with download_dataset._locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(600)
+"""
 
 
-def test_a_run_that_was_killed_elsewhere_is_given_up_after_a_while(folder, holder):
-    killed = holder(machine="there", lease=SHORT)
-    assert killed.says() == "holds"
-    killed.send(signal.SIGKILL)
-    killed.end()
-    heir = holder(lease=SHORT)
-    assert heir.says().startswith(f"process {killed.process.pid} on there is busy")
-    assert heir.says() == "holds"
-    assert heir.end() == 0
-    assert_free(folder)
+def test_a_killed_run_does_not_block_the_next_one(folder):
+    run = subprocess.Popen([sys.executable, "-c", LOCK, folder], stdout=subprocess.PIPE, text=True)
+    assert run.stdout.readline() == "locked\n"
+    run.kill()
+    run.communicate()
+    with download_dataset._locked(folder):
+        pass

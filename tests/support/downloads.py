@@ -6,7 +6,7 @@ import gdown
 import pytest
 from support.web import Host, jpeg, sha256, tar
 
-from latteclip.data import download, download_dataset
+from latteclip.data import datasets, download_dataset
 
 CONTENT = bytes(range(256)) * 8192  # 2 MB: several pieces
 ARCHIVE = tar({"images/a.jpg": jpeg(), "images/b.jpg": jpeg((1, 2, 3))})
@@ -37,7 +37,7 @@ def folder(tmp_path):
 
 
 def wanted(*where, content=CONTENT, **more):
-    return download.Download(list(where), sha256(content), **more)
+    return datasets.Download(list(where), sha256(content), **more)
 
 
 def settings(*where, content=ARCHIVE, **more):
