@@ -642,15 +642,15 @@ def _steps_told(log: str) -> int:
 
 def write_predictions(place: Place) -> Work:
     """What `predict` does beside the model: N images found, made predictions of them written."""
-    from latteclip.deploy import predict, prediction_files
+    from latteclip.deploy import predict
 
     def work() -> None:
         paths = predict.image_paths([str(place.images)], sys.stdin.buffer)
         names, best = place.classnames[:3], [0.9, 0.05, 0.01]
-        with prediction_files.writing(place.file("predicted.parquet"), len(names)) as add:
+        with predict.writing(place.file("predicted.parquet"), len(names)) as add:
             for start in range(0, len(paths), 256):
                 part = paths[start : start + 256]
-                add([prediction_files.Prediction(x, [0, 1, 2], names, best, best) for x in part])
+                add([predict.Prediction(x, [0, 1, 2], names, best, best) for x in part])
 
     return work
 

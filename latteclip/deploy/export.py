@@ -24,7 +24,7 @@ from latteclip.core import hashing
 from latteclip.core.class_templates import PLACE
 from latteclip.core.errors import UserError
 from latteclip.core.files import new_folder, replacing, write_json
-from latteclip.deploy.model_card import Provenance, card, provenance
+from latteclip.deploy.model_card import Provenance, model_card, provenance
 
 log = logging.getLogger(__name__)
 # As --custom_classname_file and --custom_template_file of CLIP_benchmark read them.
@@ -64,8 +64,7 @@ def export(model: str, destination: str, form: str, licence: str | None = None) 
         # Written anew: a file of version 0.1 has no bias, which the card's lines of Python read.
         save_classifier(temporary / CLASSIFIER, *load_classifier(opened.folder / CLASSIFIER))
         _write_benchmark_files(opened, origin, temporary)
-        text = card(opened, origin, form, licence)
-        (temporary / "README.md").write_text(text, encoding="utf-8")
+        model_card(opened, origin, form, licence).save(temporary / "README.md")
         hashing.write_sums(temporary)
     log.info("%s: %d classes as %s.", destination, len(opened.classnames), form)
     return f"hf upload <user>/<name> {destination}"

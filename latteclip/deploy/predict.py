@@ -1,4 +1,4 @@
-"""Images from anywhere, classified by a tuned model; and whether they show any of its classes.
+"""Classify images with a fine-tuned model, and mark images that show none of its classes.
 
 From Python, three lines:
 
@@ -6,20 +6,24 @@ From Python, three lines:
     classifier = Classifier("results/demo")
     predictions = classifier(["a.jpg", "b.jpg"], topk=3)  # each: .path, .classname, .topk_scores
 
-Letters: B images of a batch, C classes, D embedding width, K best classes kept.
+Letters: B images of a batch, C classes, D embedding width, K best classes of an image.
 """
 
-import codecs
+import contextlib
+import csv
 import glob
+import io
+import json
 import logging
 import os
-import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from types import SimpleNamespace
+from typing import IO, Any, NamedTuple
 
+import pyarrow as pa
 import torch
 from PIL import Image
 
@@ -28,30 +32,75 @@ from latteclip.clip import model as clips
 from latteclip.clip.classifier import best_classes
 from latteclip.clip.encode import encoded
 from latteclip.clip.ood import UnknownDetector, load_detector
-from latteclip.core import devices
+from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
-from latteclip.core.terminal import one_line
+from latteclip.core.files import replacing
+from latteclip.core.terminal import one_line, printable
 from latteclip.data import loader
 from latteclip.data.folder_files import IMAGE_SUFFIXES, image_files
-from latteclip.deploy.prediction_files import Prediction, writing
 
 log = logging.getLogger(__name__)
 STDIN = "-"
 DETECTOR = Path("classifiers") / "unknown.safetensors"  # in a dataset's results
-ANYWHERE = re.compile(r"(?:^|(?<=/))(?:\*\*/+)*\*\*(?:/+|$)")  # in a glob
-MAX_LIST = 2**28  # bytes of a list on stdin: millions of paths
+ROWS = 10_000  # of a Parquet row group, or a few more
+SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        ("classname", pa.string()),  # the best
+        ("probability", pa.float32()),
+        ("score", pa.float32()),
+    ]
+)
+# Further columns of several classes. CSV has columns for each class instead.
+TOPK = pa.schema(
+    [
+        ("topk_labels", pa.list_(pa.int32())),  # best first
+        ("topk_classnames", pa.list_(pa.string())),
+        ("topk_scores", pa.list_(pa.float32())),  # of the classifier
+        ("topk_probabilities", pa.list_(pa.float32())),  # softmax of the scaled scores
+    ]
+)
+UNKNOWN = pa.schema([("unknown_score", pa.float32()), ("is_unknown", pa.bool_())])
 
 
 @dataclass(frozen=True)
-class Classified:
-    """What came of some images."""
+class Prediction:
+    """The K best classes of one image, best first."""
+
+    path: str
+    topk_labels: list[int]
+    topk_classnames: list[str]
+    topk_scores: list[float]  # of the classifier, such as cosines
+    topk_probabilities: list[float]  # softmax over all classes of logit_scale times the scores
+    # Of `latteclip.clip.ood`, where unknown images are marked.
+    unknown_score: float | None = None
+    is_unknown: bool | None = None
+
+    @property
+    def classname(self) -> str:
+        """The best class."""
+        return self.topk_classnames[0]
+
+    @property
+    def probability(self) -> float:
+        """The probability of the best class."""
+        return self.topk_probabilities[0]
+
+    @property
+    def score(self) -> float:
+        """The score of the best class."""
+        return self.topk_scores[0]
+
+
+class ClassifiedBatch(NamedTuple):
+    """The predictions of a batch, and one sentence for each image that was skipped."""
 
     predictions: list[Prediction]
-    skipped: list[str] = field(default_factory=list)  # one sentence per image
+    skipped: list[str]
 
 
 class Classifier:
-    """A tuned model that classifies image files."""
+    """A fine-tuned model that classifies image files."""
 
     def __init__(
         self,
@@ -63,52 +112,49 @@ class Classifier:
         precision: str = "bf16",
         unknown: bool = False,
     ) -> None:
-        """Open a model.
+        """Load a model.
 
         Args:
             model: results/<dataset>, where a model was chosen, or the folder of a model or run.
             device: auto, cpu, cuda or cuda:<n>.
-            threads: CPU threads; None for all.
+            threads: CPU threads. None: all.
             batch_size: images encoded at once.
             precision: bf16, fp16 or float32, in which a GPU encodes.
             unknown: whether predictions have unknown_score and is_unknown, by the pretrained CLIP.
 
         Raises:
-            UserError: it is not a tuned model, or not where unknown images can be told.
+            UserError: it is not a fine-tuned model, or `unknown` lacks its detector.
         """
         self.threads = threads or os.cpu_count() or 1
         self.batch_size = batch_size
         picked = devices.pick(device, self.threads)
         self.model = finetuned.load(model, picked, precision)
-        self.pretrained = pretrained(self.model, picked, precision) if unknown else None
+        self.scorer = load_unknown_scorer(self.model, picked, precision) if unknown else None
 
     def __call__(self, paths: Sequence[str | Path], topk: int = 1) -> list[Prediction]:
-        """The predictions of image files, in order; those that cannot be decoded are left out."""
-        return [
-            prediction
-            for part in self.in_batches([str(path) for path in paths], topk)
-            for prediction in part.predictions
-        ]
+        """Return the predictions of image files in order, without files that are no image."""
+        batches = self.in_batches([str(path) for path in paths], topk)
+        return [prediction for batch in batches for prediction in batch.predictions]
 
-    def in_batches(self, paths: Sequence[str], topk: int) -> Iterator[Classified]:
-        """Classify image files batch by batch; logs what it has to skip."""
-        models = [one.clip for one in (self.model, self.pretrained) if one]
+    def in_batches(self, paths: Sequence[str], topk: int) -> Iterator[ClassifiedBatch]:
+        """Classify image files batch by batch, and log those that are skipped."""
+        models = [one.clip for one in (self.model, self.scorer) if one]
         files = ReadableFiles(paths, self.model.clip.preprocess)
-        for (indices, faults), (features, *others) in encoded(
+        for (indices, errors), (features, *others) in encoded(
             models, files, self.batch_size, self.threads
         ):
-            skipped = [fault for fault in faults if fault]
+            skipped = [error for error in errors if error]
             for sentence in skipped:
                 log.warning("skipped: %s", sentence)
-            readable = torch.tensor([not fault for fault in faults])  # [B]
+            readable = torch.tensor([not error for error in errors])  # [B]
             named = [paths[index] for index in indices[readable].tolist()]
-            found = self._predict(named, features[readable], topk)
-            if self.pretrained:
-                found = self.pretrained.told(found, others[0][readable])
-            yield Classified(found, skipped)
+            predictions = self._predict(named, features[readable], topk)
+            if self.scorer:
+                predictions = self.scorer.with_unknown_scores(predictions, others[0][readable])
+            yield ClassifiedBatch(predictions, skipped)
 
     def _predict(self, paths: list[str], features: torch.Tensor, topk: int) -> list[Prediction]:
-        """Predictions of B images from their features [B, D]."""
+        """Return the predictions of B images from their features [B, D]."""
         scores = self.model.classifier.scores(features)  # [B, C]
         labels, best = best_classes(scores, topk)  # [B, K]
         probabilities = (self.model.logit_scale * scores).softmax(dim=1).gather(1, labels)
@@ -121,14 +167,16 @@ class Classifier:
 
 
 @dataclass(frozen=True)
-class Pretrained:
-    """The CLIP that a model was tuned from, which tells images of no class."""
+class UnknownScorer:
+    """The pretrained CLIP behind a fine-tuned model, with a detector of unknown images."""
 
     clip: clips.Clip
     detector: UnknownDetector
 
-    def told(self, predictions: Sequence[Prediction], features: torch.Tensor) -> list[Prediction]:
-        """The predictions of B images, with what their pretrained features [B, D] tell."""
+    def with_unknown_scores(
+        self, predictions: Sequence[Prediction], features: torch.Tensor
+    ) -> list[Prediction]:
+        """Return the predictions of B images with scores from their pretrained features [B, D]."""
         scores = self.detector.scores(features).tolist()
         return [
             replace(one, unknown_score=score, is_unknown=score > self.detector.threshold)
@@ -136,12 +184,14 @@ class Pretrained:
         ]
 
 
-def pretrained(model: finetuned.TunedModel, device: torch.device, precision: str) -> Pretrained:
-    """What `score_unknown` learned of the dataset in whose results a model lies.
+def load_unknown_scorer(
+    model: finetuned.TunedModel, device: torch.device, precision: str
+) -> UnknownScorer:
+    """Load what `score_unknown` learned about the dataset in whose results a model lies.
 
     Raises:
-        UserError: the model lies elsewhere, or the pretrained CLIP cannot be loaded or is another
-            than the model was tuned from.
+        UserError: the model lies elsewhere, or the pretrained CLIP cannot be loaded or is not the
+            one that the model was fine-tuned from.
     """
     places = model.folder.absolute().parents[:3]  # of results/<dataset>/<method>/seed<n>/model
     path = next((place / DETECTOR for place in places if (place / DETECTOR).is_file()), None)
@@ -151,21 +201,21 @@ def pretrained(model: finetuned.TunedModel, device: torch.device, precision: str
             "reads; run the workflow's rule score_unknown, and name the model as it lies there."
         )
     detector = load_detector(path, model.classnames)
-    named = detector.described
-    clip = clips.load(named["model"], named["pretrained"], device, precision)
+    base = detector.described
+    clip = clips.load(base["model"], base["pretrained"], device, precision)
     visuals: list[Any] = [one.model.visual for one in (model.clip, clip)]
     if visuals[0].preprocess_cfg != visuals[1].preprocess_cfg:
         raise UserError(
-            f"{model.folder} and {named['model']} scale pictures differently, so that one was not "
-            "tuned from the other; rerun the workflow."
+            f"{model.folder} and {base['model']} preprocess images differently, so one was not "
+            "fine-tuned from the other; rerun the workflow."
         )
-    return Pretrained(clip, detector)
+    return UnknownScorer(clip, detector)
 
 
 class ReadableFiles(loader.ImageFiles):
-    """Image files of which some may be broken: such a one gives a blank picture.
+    """Image files. A file that cannot be decoded gives a blank image.
 
-    A mark is the index and the sentence that says why the image cannot be decoded, or an empty one.
+    A mark is the index and the reason why the file cannot be decoded, or an empty string.
     """
 
     def __getitem__(self, index: int) -> tuple[tuple[int, str], torch.Tensor]:
@@ -191,26 +241,25 @@ def predict(
     """Classify the images that `words` name, and write the predictions.
 
     Args:
-        model: folder of a tuned model.
+        model: folder of a fine-tuned model.
         words: see `image_paths`.
-        output: a .csv, .jsonl or .parquet file; None for CSV on stdout.
+        output: a .csv, .jsonl or .parquet file. None: CSV on stdout.
         topk: classes written for each image.
         batch_size: images encoded at once.
         precision: bf16, fp16 or float32, in which a GPU encodes.
         device: auto, cpu, cuda or cuda:<n>.
         threads: CPU threads.
-        unknown: whether images of no class are marked.
+        unknown: whether images of none of the classes are marked.
 
     Returns:
-        How many images had to be skipped.
+        How many images were skipped.
 
     Raises:
         UserError: no such model, no image, or no such format.
     """
     if topk < 1 or batch_size < 1:
         raise UserError(f"--topk {topk} and --batch-size {batch_size} must both be at least 1.")
-    # First, so that a bad suffix is refused before the work.
-    written = writing(output, topk, unknown=unknown)
+    writer = writing(output, topk, unknown=unknown)  # refuses a bad suffix before the work
     paths = image_paths(words, sys.stdin.buffer)
     classifier = Classifier(
         model,
@@ -221,51 +270,41 @@ def predict(
         unknown=unknown,
     )
     n_skipped = 0
-    with written as add:  # last, so that an error leaves nothing on stdout
-        for part in classifier.in_batches(paths, topk):
-            add(part.predictions)
-            n_skipped += len(part.skipped)
+    with writer as add:  # last, so that an error leaves nothing on stdout
+        for batch in classifier.in_batches(paths, topk):
+            add(batch.predictions)
+            n_skipped += len(batch.skipped)
     log.info("Classified %d images, skipped %d.", len(paths) - n_skipped, n_skipped)
     return n_skipped
 
 
+# --- image files --------------------------------------------------------------------------------
+
+
 def image_paths(words: Iterable[str], stdin: IO[bytes]) -> list[str]:
-    """The image files that words name, each once, in order.
+    """Return the image files that words name, without repetitions, in order.
 
     Args:
         words: files, folders (searched with all below them), globs (`**` for any folders), or "-"
             for a list on stdin with one path per line, or with null characters between them.
-        stdin: where that list is.
+        stdin: the stream of that list.
 
     Raises:
-        UserError: a word names nothing, or the list cannot be read.
+        UserError: a word names nothing.
     """
-    found: list[str] = []
+    paths: list[str] = []
     for word in words:
-        if word == STDIN:
-            found += _listed(stdin)
-        else:
-            found += _named(word)
-    if not found:
+        paths += _listed(stdin) if word == STDIN else _named(word)
+    if not paths:
         raise UserError("No image is named; give images, folders, globs, or a list on stdin by -.")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(paths))
 
 
 def _listed(stdin: IO[bytes]) -> list[str]:
-    """The paths of a list, as the system names them: they need not be UTF-8."""
-    try:
-        content = stdin.read(MAX_LIST + 1)
-    except OSError as error:
-        raise UserError(f"The list on stdin cannot be read ({error.strerror}).") from None
-    if len(content) > MAX_LIST:
-        raise UserError(f"The list on stdin has more than {MAX_LIST} bytes; split it.")
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise UserError("The list on stdin is UTF-16; save it as UTF-8.")
-    if b"\0" in content:
-        lines = content.split(b"\0")
-    else:
-        lines = content.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").split(b"\n")
-    return [os.fsdecode(line) for line in lines if line]
+    """Return the paths of a list, which need not be UTF-8."""
+    text = stdin.read().decode("utf-8-sig", "surrogateescape")
+    lines = text.split("\0") if "\0" in text else text.replace("\r\n", "\n").split("\n")
+    return [line for line in lines if line]
 
 
 def _named(word: str) -> list[str]:
@@ -274,40 +313,159 @@ def _named(word: str) -> list[str]:
         if not below:
             raise UserError(f"Folder {word} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
         return below
-    if os.path.exists(word):  # False where it is too long for the system
+    if os.path.exists(word):
         return [word]
     files = [
         file
-        for match in sorted(_matches(word))
+        for match in _matches(word)
         for file in (_images_below(match) if os.path.isdir(match) else [match])
     ]
     if not files:
         raise UserError(
-            f"{one_line(word)} is neither a file nor a folder, and fits none; check its spelling."
+            f"{one_line(word)} is not a file or folder and matches none; check its spelling."
         )
     return files
 
 
-def _matches(pattern: str) -> Iterator[str]:
-    """Find the files and folders that fit a glob.
+def _matches(pattern: str) -> list[str]:
+    """Return the paths that match a glob, without hidden ones.
 
-    `**` stands for any folders, as in a shell, but for no links to folders: two that lead into
-    each other would never end.
+    Unlike glob's, pathlib's `**` follows no links to folders, which may form a loop.
     """
-    before, *after = ANYWHERE.split(pattern, maxsplit=1)
-    if not after:
-        yield from glob.iglob(pattern)
-        return
-    for top in glob.iglob(before) if before else [""]:
-        if not after[0]:
-            yield top or os.curdir
-            continue
-        for place, below, _ in os.walk(top or os.curdir):
-            below[:] = [name for name in below if not name.startswith(".")]
-            inside = os.path.join(place, "")
-            start = inside if top else inside.removeprefix(os.path.join(os.curdir, ""))
-            yield from _matches(glob.escape(start) + after[0])
+    if "**" not in pattern:
+        return sorted(glob.glob(pattern))
+    path = Path(pattern)
+    top = Path(path.anchor)
+    try:
+        found = list(top.glob(str(path.relative_to(path.anchor))))
+    except (ValueError, OSError):  # `**` is only a part of a name
+        return []
+    named = set(path.parts)
+    visible = [one for one in found if not any(p.startswith(".") for p in {*one.parts} - named)]
+    return sorted(str(one) for one in visible)
 
 
 def _images_below(folder: str) -> list[str]:
     return sorted(map(str, image_files(folder, deep=True)))
+
+
+# --- prediction files ---------------------------------------------------------------------------
+
+Add = Callable[[Sequence[Prediction]], None]
+
+
+def writing(
+    output: str | None, topk: int, *, unknown: bool = False
+) -> contextlib.AbstractContextManager[Add]:
+    """Write predictions piece by piece. A file is written whole or not at all.
+
+    Args:
+        output: a file whose suffix names the format. None: CSV on stdout.
+        topk: how many classes are written for each image.
+        unknown: whether the columns of UNKNOWN are written.
+
+    Returns:
+        A context manager that yields a function that takes the next predictions.
+
+    Raises:
+        UserError: the suffix names no format, or a folder has the name.
+    """
+    formats = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
+    if output is None:
+        return _csv_on_stdout(topk, unknown)
+    suffix = Path(output).suffix.lower()
+    if suffix not in formats:
+        raise UserError(f"--output {output} ends in none of {', '.join(formats)}.")
+    if os.path.isdir(output):
+        raise UserError(f"--output {output} is a folder; name a file.")
+    return formats[suffix](output, topk, unknown)
+
+
+@contextlib.contextmanager
+def _csv_on_stdout(topk: int, unknown: bool) -> Iterator[Add]:
+    """A terminal gets no control characters, which file names may hold."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    terminal = SimpleNamespace(write=lambda text: sys.stdout.write(printable(text)))
+    yield _csv_rows(terminal if sys.stdout.isatty() else sys.stdout, topk, unknown)
+
+
+@contextlib.contextmanager
+def _csv(output: str, topk: int, unknown: bool) -> Iterator[Add]:
+    with _text(output) as file:
+        yield _csv_rows(file, topk, unknown)
+
+
+def _csv_rows(file: Any, topk: int, unknown: bool) -> Add:
+    """Write CSV with three columns for each of the best classes, best first."""
+    writer = csv.writer(file, lineterminator="\n")
+    columns = ("classname", "probability", "score")
+    places = ["", *(f"_{rank}" for rank in range(2, topk + 1))]
+    last = UNKNOWN.names if unknown else []
+    writer.writerow(["path", *(name + place for place in places for name in columns), *last])
+
+    def add(predictions: Sequence[Prediction]) -> None:
+        for one in predictions:
+            ranked = zip(one.topk_classnames, one.topk_probabilities, one.topk_scores, strict=True)
+            cells = [
+                cell
+                for name, probability, score in ranked
+                for cell in (name, f"{probability:.6f}", f"{score:.6f}")
+            ]
+            cells += [""] * (3 * topk - len(cells))
+            if unknown:
+                cells += [f"{one.unknown_score:.6f}", str(one.is_unknown).lower()]
+            writer.writerow([one.path, *cells])
+
+    return add
+
+
+@contextlib.contextmanager
+def _jsonl(output: str, topk: int, unknown: bool) -> Iterator[Add]:
+    names = _schema(topk, unknown).names
+    with _text(output) as file:
+        yield lambda predictions: file.writelines(
+            json.dumps({name: getattr(one, name) for name in names}, ensure_ascii=False) + "\n"
+            for one in predictions
+        )
+
+
+@contextlib.contextmanager
+def _parquet(output: str, topk: int, unknown: bool) -> Iterator[Add]:
+    schema = _schema(topk, unknown)
+    buffer: list[Prediction] = []  # small row groups would fill the footer
+    with tables.writing(output, schema) as write:
+
+        def flush() -> None:
+            write({name: [_unicode(getattr(one, name)) for one in buffer] for name in schema.names})
+            buffer.clear()
+
+        def add(predictions: Sequence[Prediction]) -> None:
+            buffer.extend(predictions)
+            if len(buffer) >= ROWS:
+                flush()
+
+        yield add
+        if buffer:
+            flush()
+
+
+def _schema(topk: int, unknown: bool) -> pa.Schema:
+    return pa.unify_schemas([SCHEMA, *[TOPK] * (topk > 1), *[UNKNOWN] * unknown])
+
+
+def _unicode(value: object) -> object:
+    """Escape bytes of a path that are not UTF-8, which Parquet's strings do not take."""
+    if isinstance(value, str):
+        return value.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return value
+
+
+@contextlib.contextmanager
+def _text(output: str) -> Iterator[IO[str]]:
+    """Open a new text file that takes any path as the system gave it."""
+    with (
+        replacing(output) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        yield file

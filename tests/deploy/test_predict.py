@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import io
 import json
@@ -5,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,8 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from support import small_memory
-from support.fuzz import check, damaged, fuzzed
 from support.tiny import DEMO_CLIP, ROOT, write_index, write_pictures, write_pseudo_labels
 
 from latteclip.cli import main
@@ -154,15 +154,19 @@ def test_unknown_images_are_told_inside_results_alone(model):
         predict.Classifier(model, device="cpu", threads=1, unknown=True)
 
 
-def test_the_python_of_the_readme_is_right(biased, pictures, monkeypatch, tmp_path):
-    """It is run as it stands, on a model of that name."""
-    code = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    run = tmp_path / "results" / "demo" / "latteclip" / "seed0"
-    run.mkdir(parents=True)
-    (run / "model").symlink_to(biased)
+def test_the_python_of_the_documents_runs(biased, pictures, monkeypatch, tmp_path, capsys):
+    pages = [ROOT / "README.md", ROOT / "docs" / "python.md"]
+    blocks = [page.read_text().split("```python\n")[1:] for page in pages]
+    readme, (_, in_open_clip, *_) = [[part.split("```")[0] for part in parts] for parts in blocks]
+    (tmp_path / "results" / "mine").mkdir(parents=True)
+    (tmp_path / "results" / "mine" / "model").symlink_to(biased)
     monkeypatch.chdir(tmp_path)
+    for name, picture in zip(("a.jpg", "b.jpg"), pictures, strict=False):
+        Image.open(picture).save(name)
+    exec(readme[0], {})
+    assert capsys.readouterr().out.startswith("a.jpg ")
     names = {}
-    exec(code, names)
+    exec(in_open_clip, names)
     batch = torch.stack([names["preprocess"](Image.open(path)) for path in pictures])
     with torch.no_grad():
         features = names["model"].eval().encode_image(batch, normalize=True)
@@ -209,20 +213,6 @@ def test_the_predictions_are_those_of_the_evaluation_stage(tmp_path, model, pict
     # Up to rounding: on some processors products of 3 rows round otherwise than products of all.
     for one, scores in zip(found, stage["topk_scores"].to_pylist(), strict=True):
         assert one.topk_scores == pytest.approx(scores, abs=1e-6)
-
-
-def test_a_batch_that_does_not_fit_into_memory_halves(model, pictures, monkeypatch):
-    classifier = predict.Classifier(model, device="cpu", threads=1, batch_size=BATCH)
-    wanted = classifier(pictures, topk=C)
-    small_memory.limit(monkeypatch, classifier.model.clip, 1)
-    found = classifier(pictures, topk=C)
-    assert [each.topk_labels for each in found] == [each.topk_labels for each in wanted]
-    assert classifier.model.clip.at_once == 1
-
-
-def test_another_folder_is_refused(tmp_path):
-    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
-        predict.Classifier(tmp_path, device="cpu", threads=1)
 
 
 def run(model, *arguments):
@@ -318,16 +308,13 @@ def test_the_exit_status_says_that_images_were_skipped(model, broken, tmp_path, 
     assert pq.read_table(tmp_path / "out.parquet").num_rows == 0
 
 
-def test_an_error_leaves_nothing_on_stdout(tmp_path, pictures, capsys):
-    assert run(tmp_path, *pictures) == 2
-    said = capsys.readouterr()
-    assert str(tmp_path) in said.err
-    assert said.out == ""
-
-
-def test_a_bad_suffix_is_told_before_the_work(tmp_path, capsys):
-    assert run(tmp_path / "no_model", tmp_path, "-o", tmp_path / "out.xlsx") == 2
-    assert "out.xlsx" in capsys.readouterr().err
+@pytest.mark.parametrize("name", ["out.xlsx", "folder.csv"])
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys, name):
+    (tmp_path / "folder.csv").mkdir()
+    assert run(tmp_path / "no_model", tmp_path, "-o", tmp_path / name) == 2
+    printed = capsys.readouterr()
+    assert name in printed.err
+    assert printed.out == ""
 
 
 def test_a_failure_leaves_the_former_output(model, pictures, tmp_path, monkeypatch):
@@ -402,37 +389,6 @@ def test_a_list_is_read_as_whoever_wrote_it_meant_it(content, found):
     assert predict.image_paths(["-"], io.BytesIO(content)) == found
 
 
-@fuzzed(content=damaged(b"a.jpg\r\nno such.png\n\xff\xfe\xe9.webp\0deep/x\n" + b"y" * 300))
-def test_any_list_is_classified_or_skipped_or_refused_in_one_sentence(content):
-    """Whatever it names is opened as an image would be, and is not there."""
-
-    def read():
-        paths = predict.image_paths(["-"], io.BytesIO(content))
-        files = predict.ReadableFiles(paths, lambda image: torch.zeros(3, *image.size))
-        marks = [mark for mark, _ in (files[index] for index in range(len(paths)))]
-        for path, (_, fault) in zip(paths, marks, strict=True):
-            assert fault and fault.count("\n") == path.count("\n")
-        return [index for index, _ in marks]
-
-    indices = check("list of predict", read)
-    assert indices is None or indices == list(range(len(indices)))
-
-
-def test_an_output_onto_a_folder_is_refused_before_the_work(model, tmp_path, capsys):
-    (tmp_path / "out.csv" / "kept").mkdir(parents=True)
-    assert run(model, tmp_path / "nowhere.jpg", "-o", tmp_path / "out.csv") == 2
-    assert str(tmp_path / "out.csv") in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "out.csv").iterdir()] == ["kept"]
-
-
-@pytest.mark.parametrize("device", ["gpu", "cuda:77"])
-def test_a_device_that_is_not_there_is_one_sentence(model, pictures, device, capsys):
-    assert main.main(["predict", str(model), pictures[0], "--device", device]) == 2
-    printed = capsys.readouterr().err
-    assert f"--device {device}" in printed
-    assert printed.count("\n") == 1
-
-
 @pytest.mark.parametrize("word", ["b.jpg", "*.tiff", "empty"])
 def test_words_that_name_nothing_are_refused(tree, word):
     with pytest.raises(UserError, match=re.escape(word)):
@@ -449,3 +405,27 @@ def test_a_path_that_is_no_unicode_is_written(model, pictures, tmp_path, suffix)
         assert pq.read_table(output)["path"].to_pylist()[0].endswith(r"photo-\xff.png")
     else:
         assert b"photo-\xff.png" in output.read_bytes()
+
+
+def test_a_terminal_gets_no_control_characters(monkeypatch):
+    """But a file and a pipe get the names as they are."""
+    name = "a\x1b]0;title\x07.png"
+    rows = [predict.Prediction(name, [0], ["dots"], [0.5], [0.9])]
+    reading, writing_end = os.openpty()
+    with os.fdopen(writing_end, "w") as terminal, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", terminal)
+        with predict.writing(None, 1) as add:
+            add(rows)
+    said = ""
+    with contextlib.suppress(OSError):  # which says that all is read
+        while part := os.read(reading, 10_000):
+            said += part.decode()
+    os.close(reading)
+    assert r"a\x1b]0;title\x07.png,dots,0.900000,0.500000" in said
+    assert "\x1b" not in said
+    pipe = io.StringIO()
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", pipe)
+        with predict.writing(None, 1) as add:
+            add(rows)
+    assert name in pipe.getvalue()
