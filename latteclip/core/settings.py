@@ -1,17 +1,20 @@
-"""Typed settings from the JSON strings that rules hand to commands."""
+"""Settings as dataclasses, from the JSON strings that rules pass to commands."""
 
-import dataclasses
 import json
-from collections.abc import Iterator, Mapping
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from latteclip.core.errors import UserError, suggestion
-from latteclip.core.plain_values import refuse_unfit
 from latteclip.core.terminal import one_line
 
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+    from pydantic_core import ErrorDetails
+
 T = TypeVar("T")
-# What JSON calls the values that annotations stand for.
+# What JSON calls the types of its values.
 WORDS = {
     bool: "true or false",
     int: "a whole number",
@@ -19,7 +22,7 @@ WORDS = {
     str: "a string",
     list: "a list",
     dict: "an object",
-    NoneType: "null",
+    type(None): "null",
 }
 
 
@@ -56,13 +59,11 @@ def list_from_json(cls: type[T], text: str, name: str) -> list[T]:
 
 def _parsed(text: str, what: str) -> Any:
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return json.loads(text)
+    except ValueError as error:
         raise UserError(
             f"{what} are not valid JSON ({one_line(error)}): {one_line(text)}."
         ) from None
-    refuse_unfit(values, what)
-    return values
 
 
 def from_values(cls: type[T], values: Mapping[str, Any], section: str = "") -> T:
@@ -76,86 +77,59 @@ def from_values(cls: type[T], values: Mapping[str, Any], section: str = "") -> T
     Raises:
         UserError: a key is missing or unknown, or a value is of another type than its field.
     """
-    return _built(cls, values, _Place(cls.__name__, section))
+    from pydantic import ValidationError  # here: --help does without
+
+    try:
+        built: list[T] = _adapter(cls).validate_json(json.dumps([values]))
+    except ValidationError as error:
+        raise UserError(_sentence(cls, values, section, error.errors())) from None
+    return built[0]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """Where a value stands, for messages."""
+@cache
+def _adapter(cls: type[Any]) -> "TypeAdapter[list[Any]]":
+    """Return the validator of a list: of a dataclass alone, pydantic takes no configuration."""
+    from pydantic import ConfigDict, TypeAdapter
 
-    settings: str  # the class that is built
-    key: str  # with dots; empty for the whole
-
-    def inside(self, key: str) -> "_Place":
-        return _Place(self.settings, f"{self.key}.{key}" if self.key else key)
+    config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    return TypeAdapter(list[cls], config=config)
 
 
-def _built(cls: type[T], values: Mapping[str, Any], place: _Place) -> T:
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in values:
-        if key not in fields:
-            raise UserError(
-                f"Settings for {place.settings} do not know {place.inside(key).key!r}; "
-                f"{suggestion(key, fields)}"
-            )
-    missing = sorted(set(_required(fields.values())) - set(values))
-    if missing:
-        keys = [place.inside(key).key for key in missing]
-        raise UserError(f"Settings for {place.settings} lack the keys {keys}.")
-    kinds = get_type_hints(cls)
-    return cls(
-        **{key: _checked(kinds[key], value, place.inside(key)) for key, value in values.items()}
-    )
+def _sentence(
+    cls: type, values: Mapping[str, Any], section: str, errors: "Sequence[ErrorDetails]"
+) -> str:
+    """Return the sentence on the first error, or on an unknown key, which may be misspelt."""
+    error = min(errors, key=lambda each: each["type"] != "unexpected_keyword_argument")
+    keys = list(_keys(error["loc"][1:], values))
+    key = ".".join(map(str, filter(None, (section, *keys))))
+    what = f"Settings for {cls.__name__}"
+    if error["type"] == "unexpected_keyword_argument":
+        known = [field.name for field in fields(_dataclass_at(cls, keys[:-1]))]
+        return f"{what} do not know {key!r}; {suggestion(str(keys[-1]), known)}"
+    if error["type"] == "missing":
+        return f"{what} lack the key {f'{key}.' if key else ''}{error['loc'][-1]}."
+    same = [each for each in errors if list(_keys(each["loc"][1:], values)) == keys]
+    wanted = dict.fromkeys(each["msg"].partition(" should be ")[2] for each in same)
+    return f"{what}: {key} must be {' or '.join(wanted)}, not {one_line(repr(error['input']))}."
 
 
-def _required(fields: Any) -> Iterator[str]:
-    """Names of the fields that have no default."""
-    for field in fields:
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            yield field.name
+def _keys(location: tuple[int | str, ...], values: Any) -> Iterator[int | str]:
+    """Yield the keys and indices of a location, without pydantic's names of the types it tried."""
+    for part in location:
+        indices = range(len(values)) if isinstance(values, list) else ()
+        if part in (values if isinstance(values, Mapping) else indices):
+            yield part
+            values = values[part]
 
 
-def _checked(kind: Any, value: Any, place: _Place) -> Any:
-    """The value as the annotation `kind` wants it."""
-    chosen = next((option for option in _options(kind) if _fits(option, value)), None)
-    if chosen is None:
-        wanted = " or ".join(_word(option) for option in _options(kind))
-        raise UserError(
-            f"Settings for {place.settings}: {place.key} must be {wanted}, not "
-            f"{one_line(repr(value))}."
-        )
-    if isinstance(chosen, type) and dataclasses.is_dataclass(chosen):
-        return _built(chosen, value, place)
-    inner = get_args(chosen)
-    if get_origin(chosen) is list:
-        return [_checked(inner[0], item, place.inside(str(n))) for n, item in enumerate(value)]
-    if get_origin(chosen) is dict:
-        return {key: _checked(inner[1], item, place.inside(key)) for key, item in value.items()}
-    return value
+def _dataclass_at(cls: type, keys: Sequence[int | str]) -> type:
+    """Return the dataclass that the annotations name for the values at some keys."""
+    for key in keys:
+        cls = _dataclass_in(get_type_hints(cls).get(str(key))) or cls
+    return cls
 
 
-def _options(kind: Any) -> tuple[Any, ...]:
-    """The members of a union; anything else is its own only one."""
-    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-
-
-def _fits(kind: Any, value: Any) -> bool:
-    """Whether the value is of the annotation's outermost type."""
-    if kind is Any:
-        return True
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if isinstance(value, bool):  # which Python takes for a number
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else _outermost(kind))
-
-
-def _outermost(kind: Any) -> type:
-    """The Python type that JSON gives for the annotation."""
-    return dict if dataclasses.is_dataclass(kind) else get_origin(kind) or kind
-
-
-def _word(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return " or ".join(map(repr, get_args(kind)))
-    return WORDS[_outermost(kind)]
+def _dataclass_in(annotation: Any) -> type | None:
+    if isinstance(annotation, type) and is_dataclass(annotation):
+        return annotation
+    return next(filter(None, map(_dataclass_in, get_args(annotation))), None)
