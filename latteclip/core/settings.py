@@ -80,7 +80,7 @@ def from_values(cls: type[T], values: Mapping[str, Any], section: str = "") -> T
     from pydantic import ValidationError  # here: --help does without
 
     try:
-        built: list[T] = _adapter(cls).validate_json(json.dumps([values]))
+        built: list[T] = _adapter(cls).validate_json(json.dumps([values]))  # type: ignore[arg-type]
     except ValidationError as error:
         raise UserError(_sentence(cls, values, section, error.errors())) from None
     return built[0]
@@ -92,7 +92,7 @@ def _adapter(cls: type[Any]) -> "TypeAdapter[list[Any]]":
     from pydantic import ConfigDict, TypeAdapter
 
     config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-    return TypeAdapter(list[cls], config=config)
+    return TypeAdapter(list[cls], config=config)  # type: ignore[valid-type]
 
 
 def _sentence(

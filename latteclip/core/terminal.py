@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import TextIO
 from urllib.parse import quote, unquote
 
-from tqdm import tqdm
 
 URL, KEY = "OPENAI_BASE_URL", "OPENAI_API_KEY"
 SECRETS = (KEY, "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # variables of the environment
@@ -137,6 +136,8 @@ class Progress:
             self.done == self.total and self.logged > self.started
         ):
             self.logged = now
+            from tqdm import tqdm
+
             meter = tqdm.format_meter(
                 self.done,
                 self.total,
