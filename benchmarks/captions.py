@@ -45,15 +45,13 @@ import pyarrow as pa
 from PIL import Image
 
 from latteclip.captions import caption
-from latteclip.captions.engines import start as engines
+from latteclip.captions.engines import base as engines
 from latteclip.captions.engines.base import CaptionerSettings
-from latteclip.captions.engines.transformers import TransformersCaptioner
-from latteclip.captions.engines.vllm import VllmCaptioner
-from latteclip.captions.letters import letters_of, letters_prompt
+from latteclip.captions.engines.transformers import TransformersEngine
+from latteclip.captions.engines.vllm import VllmEngine
 from latteclip.captions.requests import Choices, Request, messages
 from latteclip.captions.runner import CaptionJob
-from latteclip.captions.scorers.transformers import TransformersScorer
-from latteclip.captions.scorers.vllm import VllmScorer
+from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.config import layers
 from latteclip.core import tables
 from latteclip.data.images import open_rgb
@@ -122,21 +120,21 @@ class Ways:
         paths = tables.read(index, tables.IMAGES, ["path"])[0]["path"].to_pylist()
         self.pictures = [open_rgb(path) for path in paths]
         started = time.perf_counter()
-        self.vllm = VllmCaptioner(settings, threads, pictures=1)
+        self.vllm = VllmEngine(settings, threads, pictures=1)
         print(f"start of {self.vllm.version}: {time.perf_counter() - started:.0f} s")
         started = time.perf_counter()
-        self.transformers = TransformersCaptioner(settings, threads)
+        self.transformers = TransformersEngine(settings, threads)
         print(f"start of {self.transformers.version}: {time.perf_counter() - started:.0f} s")
         processor = self.transformers._processor
         turn = messages([{"type": "image"}], PROMPT)
         self.rendered = processor.apply_chat_template(turn, add_generation_prompt=True)
-        engines.start = lambda *_: self.vllm
+        engines.start = lambda *_, **__: self.vllm
 
     def one_at_a_time_transformers(self) -> list[str]:
         return [
             answer.text
             for picture in self.pictures[:ALONE]
-            for _, answer in self.transformers.answer([Request(0, [picture], PROMPT)])
+            for _, answer in self.transformers.generate([Request(0, [picture], PROMPT)])
         ]
 
     def one_at_a_time_vllm(self) -> list[str]:
@@ -219,9 +217,10 @@ def compare_scores(
         "likelihoods of 5 options": (PROMPT, likelihood),
     }
     size = settings.batch_size
-    ways = ((TransformersScorer, FEW), (TransformersScorer, size), (VllmScorer, size))
+    ways = ((TransformersEngine, FEW), (TransformersEngine, size), (VllmEngine, size))
     for engine, batch_size in ways[-1:] if bare else ways:
-        scorer: Any = engine(dataclasses.replace(settings, batch_size=batch_size), threads, 1)
+        few: Any = dataclasses.replace(settings, batch_size=batch_size)
+        scorer: Any = engine(few, threads, 1, scoring=True)
         fix_length(scorer)
         seconds: dict[str, list[float]] = {name: [] for name in asked}
         used: dict[str, list[float]] = {name: [] for name in asked}  # of this process's CPU
@@ -229,9 +228,9 @@ def compare_scores(
             fresh = [marked(picture, number) for picture in pictures]
             for name, (prompt, choices) in asked.items():
                 requests = [Request(i, [p], prompt, choices) for i, p in enumerate(fresh)]
-                answering: Any = scorer if choices else super(engine, scorer)
+                answering: Any = scorer.score if choices else scorer.generate
                 started, cpu = time.perf_counter(), time.process_time()
-                answers = [answer for _, answer in answering.answer(iter(requests))]
+                answers = [answer for _, answer in answering(iter(requests))]
                 if number:  # the first round warms up
                     seconds[name].append(time.perf_counter() - started)
                     used[name].append(time.process_time() - cpu)
@@ -249,7 +248,7 @@ def marked(picture: Image.Image, number: int) -> Image.Image:
 
 def fix_length(scorer: Any) -> None:
     """Let captions have CAPTION_TOKENS tokens, whatever the model would have written."""
-    if isinstance(scorer, VllmScorer):
+    if isinstance(scorer, VllmEngine):
         scorer._sampling.max_tokens = scorer._sampling.min_tokens = CAPTION_TOKENS
         scorer._sampling.ignore_eos = True
     else:

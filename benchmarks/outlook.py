@@ -141,10 +141,10 @@ def stages() -> list[Stage]:
                 Step(f"captions of groups: plan of {shard}", f"plan of groups, {shard}"),
                 Step(f"captions of images: plan of {shard}", f"plan of images, {shard}"),
                 Step("captions of groups: plan of all", "plan of all groups"),
-                Step("N kept answers sorted", "kept answers sorted, once", ("kept answers",)),
+                Step("N answers cached", "answers cached", ("cached answers",)),
                 Step(
-                    f"N kept answers, sorted: opened, those of {shard} found",
-                    f"kept answers of {shard} found",
+                    f"N cached answers: those of {shard} found",
+                    f"cached answers of {shard} found",
                 ),
             ),
             "**time, before all else**; then memory, for each shard plans with the whole index",

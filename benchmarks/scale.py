@@ -403,59 +403,29 @@ def _digest(number: int) -> str:
     return hashlib.sha256(str(number).encode()).hexdigest()[:32]
 
 
-def make_answers(place: Place) -> Work:
-    """A store of N answers in one part, as one run leaves them."""
-    from latteclip.captions import answer_files
+def cache_answers(place: Place) -> Work:
+    """N answers in one file, as one run leaves them."""
+    from latteclip.captions.answer_cache import Answer, AnswerCache
+
+    texts = _captions(place)
 
     def work() -> None:
-        folder = place.folder / "answers"
-        folder.mkdir()
-        with (folder / "part.jsonl").open("wb") as part:
-            for number, text in zip(range(place.n), _captions(place), strict=False):
-                values = {
-                    "digest": _digest(number),
-                    **{"text": text, "finish_reason": "stop", "n_tokens": 20},
-                    **{"engine": "vllm 0.19.1", "date": "2026-01-01"},
-                }
-                part.write(answer_files.line_of(values))
-
-    return work
-
-
-def open_answers(place: Place) -> Work:
-    """What a captioning job does to learn which answers are held, before they are sorted."""
-    from latteclip.captions.answers import AnswerStore
-
-    def work() -> None:
-        with AnswerStore(place.folder / "answers") as store:
-            store.held()
-
-    return work
-
-
-def sort_answers(place: Place) -> Work:
-    """What the run does that finds too many parts: here there is one, and eight beside it."""
-    from latteclip.captions.answers import MAX_PARTS, AnswerStore
-
-    for number in range(MAX_PARTS):
-        (place.folder / "answers" / f"{number}.jsonl").touch()
-
-    def work() -> None:
-        with AnswerStore(place.folder / "answers"):
-            pass
+        with AnswerCache(place.folder / "answers") as cache:
+            for number, text in zip(range(place.n), texts, strict=False):
+                cache.add(_digest(number), Answer(text, "stop", 20, n_read=600), "vllm 0.19.1")
 
     return work
 
 
 def find_answers(place: Place) -> Work:
-    """What a job of 64 does with a sorted store: open it, and look for its answers, all held."""
-    from latteclip.captions.answers import AnswerStore
+    """What a job of 64 does with these: open the file, and look up its answers, all cached."""
+    from latteclip.captions.answer_cache import AnswerCache
 
     def work() -> None:
-        with AnswerStore(place.folder / "answers") as store:
-            held = store.held()
+        with AnswerCache(place.folder / "answers", f"1-of-{SHARDS}") as cache:
+            cached = cache.snapshot()
             for number in range(0, place.n, SHARDS):
-                _done(_digest(number) in held and store.get(_digest(number)) is not None)
+                _done(_digest(number) in cached and cache.get(_digest(number)) is not None)
 
     return work
 
@@ -708,10 +678,8 @@ STEPS = [
     Step(plan_groups, "captions of groups: plan of a shard of 64"),
     Step(plan_all_groups, "captions of groups: plan of all"),
     Step(make_captions, None),
-    Step(make_answers, None),
-    Step(open_answers, "N kept answers read, not sorted"),
-    Step(sort_answers, "N kept answers sorted"),
-    Step(find_answers, "N kept answers, sorted: opened, those of a shard of 64 found"),
+    Step(cache_answers, "N answers cached"),
+    Step(find_answers, "N cached answers: those of a shard of 64 found"),
     Step(gather_captions, "gather_captions of 64 shards"),
     Step(summarize_captions, "summarize_captions, images and groups"),
     Step(fuse_labels, "fuse_labels: votes fused"),
@@ -790,7 +758,7 @@ def run(place: Place, only: Sequence[str]) -> Iterator[dict[str, Any]]:
         if path.parent.name != "shards"
     }
     if answers := list((place.folder / "answers").glob("*")):
-        sizes["kept answers"] = sum(path.stat().st_size for path in answers)
+        sizes["cached answers"] = sum(path.stat().st_size for path in answers)
     for file, size in sizes.items():
         yield {"images": place.n, "file": file, "bytes": size}
         print(f"| {file} | {size / place.n:.0f} |")

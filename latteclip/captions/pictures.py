@@ -1,4 +1,7 @@
-"""The pictures that the model sees of the images of a request."""
+"""Images as the pictures that a model sees of them.
+
+Imports neither torch nor an engine: worker processes start in a fraction of a second.
+"""
 
 import base64
 import io
@@ -7,8 +10,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-OVERVIEW = 336  # side of the square in which LLaVA-1.6 sees a whole picture, pixels
-OVERVIEW_TOKENS = 1176  # that it reads of a picture of this size: the overview, and one tile
+from latteclip.core.errors import UserError
+from latteclip.data.images import open_rgb, read_bytes
 
 
 @dataclass(frozen=True)
@@ -22,35 +25,43 @@ class Layout:
     square: int | None = None  # then each picture is scaled to a square of this side, pixels
 
 
-def alone(max_side: int | None, square: int | None) -> Layout:
-    """The layout of an image by itself; one that becomes a square is not scaled down before."""
+def single_layout(max_side: int | None, square: int | None) -> Layout:
+    """Return the layout of one image, which is not scaled down before it becomes a square."""
     return Layout(max_side=None if square else max_side, square=square)
 
 
-def lay_out(pictures: Sequence[Image.Image], layout: Layout) -> list[Image.Image]:
-    """The RGB pictures that the model sees of those of single images."""
-    shown = list(pictures)
+def read_image(path: str) -> bytes:
+    """Return the bytes of an image."""
+    try:
+        return read_bytes(path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"Image {path} cannot be read ({error}); put it back, or index the images again "
+            "(snakemake -R index_images)."
+        ) from None
+
+
+def pictures_of(
+    layout: Layout, paths: Sequence[str], contents: Sequence[bytes]
+) -> list[Image.Image]:
+    """Return the RGB pictures that the model sees of the images at `paths`."""
+    images = [
+        open_rgb(path, content=io.BytesIO(content), max_side=layout.max_side)
+        for path, content in zip(paths, contents, strict=True)
+    ]
+    return lay_out(images, layout)
+
+
+def lay_out(images: Sequence[Image.Image], layout: Layout) -> list[Image.Image]:
+    """Return the RGB pictures that the model sees of RGB images."""
+    pictures = list(images)
     if layout.kind == "grid":
-        shown = [grid(shown, layout.canvas, layout.gap)]
-    return shown if layout.square is None else [square(each, layout.square) for each in shown]
-
-
-def blanks(sizes: Sequence[tuple[int, int]], layout: Layout) -> list[Image.Image]:
-    """Black pictures in the sizes that those of images will have.
-
-    Args:
-        sizes: (width, height) of the images, in pixels.
-        layout: how they are shown.
-    """
-    pictures = [Image.new("RGB", size) for size in sizes]
-    if layout.max_side is not None:
-        for picture in pictures:
-            picture.thumbnail((layout.max_side, layout.max_side))
-    return lay_out(pictures, layout)
+        pictures = [grid(pictures, layout.canvas, layout.gap)]
+    return pictures if layout.square is None else [square(p, layout.square) for p in pictures]
 
 
 def square(picture: Image.Image, side: int) -> Image.Image:
-    """A picture scaled to a square, whatever its shape (bicubic).
+    """Scale a picture to a square, whatever its shape (bicubic).
 
     LLaVA-1.6 does so to make the overview that it sees of each picture.
     """
@@ -58,7 +69,7 @@ def square(picture: Image.Image, side: int) -> Image.Image:
 
 
 def grid(pictures: Sequence[Image.Image], canvas: int, gap: int) -> Image.Image:
-    """Four pictures in a 2x2 grid on a black square (LatteCLIP, section 3.2).
+    """Lay four pictures out in a 2x2 grid on a black square (LatteCLIP, section 3.2).
 
     Args:
         pictures: RGB, row by row.
@@ -82,7 +93,7 @@ def grid(pictures: Sequence[Image.Image], canvas: int, gap: int) -> Image.Image:
 
 
 def data_url(picture: Image.Image) -> str:
-    """A picture as a data URL, without loss and without metadata."""
+    """Return a picture as a data URL, without loss and without metadata."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=1, icc_profile=None)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,51 +1,77 @@
-"""Asking an engine about every row of a table, each request once.
+"""Asking an engine about every row of a table, each request once, and writing the table.
 
-Letters: N training images, R rows of a table (images or groups).
+Letters: R rows of a table (images or groups).
 """
 
-import base64
 import contextlib
-import dataclasses
-import io
+import functools
 import itertools
 import logging
-import math
 import tempfile
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self, TypeVar
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
-from latteclip.captions import kept, room
-from latteclip.captions.answers import Answer, AnswerStore
-from latteclip.captions.bare_files import PNG, bare
-from latteclip.captions.engines import start as engines
-from latteclip.captions.engines.base import Captioner, CaptionerSettings
-from latteclip.captions.pictures import Layout, data_url, lay_out
-from latteclip.captions.requests import (
-    ALL_ROWS,
-    Choices,
-    Identity,
-    Questions,
-    Request,
-    Shard,
-    digest,
-    digest_of_images,
+from latteclip.captions import requests
+from latteclip.captions.answer_cache import (
+    MAX_CHARACTERS,
+    Answer,
+    AnswerCache,
+    CachedAnswer,
+    max_characters,
+    problem,
 )
+from latteclip.captions.engines import base as engines
+from latteclip.captions.engines import processors
+from latteclip.captions.engines.base import CaptionerSettings, Engine
+from latteclip.captions.pictures import data_url, pictures_of, read_image
+from latteclip.captions.requests import ALL_ROWS, Choices, Identity, Questions, Request, Shard
+from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.signals import ending_in_order
 from latteclip.core.terminal import Progress, one_line
-from latteclip.data.images import is_plain, open_rgb, read_bytes
 from latteclip.data.workers import Workers
 
 log = logging.getLogger(__name__)
-HOPELESS = 50  # requests that fail one after another before a run gives up
+MAX_CONSECUTIVE_FAILURES = 50  # requests, before a run gives up
 CHUNKS = 8, 64  # requests that a worker prepares at a time: at least, at most
 PIXELS = 8 * 1344**2  # and no more of them than show so many pixels
-AHEAD = 8  # chunks that are ready or wait for a worker, besides those in work
+PREFETCHED_CHUNKS = 8  # that are ready or wait for a worker, besides those in work
+
+
+@dataclass(frozen=True)
+class CaptionJob:
+    """How a table of captions, or of class scores, is made."""
+
+    settings: CaptionerSettings
+    output: str
+    store: str | None  # folder of the answer cache; None: for this run alone
+    threads: int
+    shard: Shard = ALL_ROWS
+
+    @contextlib.contextmanager
+    def cache(self, unit: str) -> Iterator[AnswerCache]:
+        """Open the cache of the answers, which a signal leaves whole.
+
+        Args:
+            unit: what a row gets, in the plural.
+        """
+        saved = f"The {unit} so far are cached in {self.store}: rerun to go on."
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(
+                ending_in_order(saved if self.store else "Without --store, all is lost.")
+            )
+            folder = self.store or stack.enter_context(tempfile.TemporaryDirectory())
+            yield stack.enter_context(AnswerCache(folder, self.shard.name))
+
+
+# --- worker processes ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -60,7 +86,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request whose images are read; without pictures where its answer is held already."""
+    """A request whose images are read; without pictures where its answer is cached."""
 
     task: Task
     image_digests: bytes
@@ -69,185 +95,103 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Preparer:
-    """What a worker does with a task."""
+    """Reads, identifies and decodes images ahead of the engine, in worker processes."""
 
     identity: Identity
     as_urls: bool  # encode pictures for a server
-    held: Container[str]  # digests of requests whose answers are held
+    cached: Container[str]  # digests of requests whose answers are cached
 
     def __call__(self, task: Task) -> Prepared:
-        """Read the images of a task, and decode them unless its answer is held."""
+        """Read the images of a task, and decode them unless its answer is cached."""
         contents = [read_image(path) for path in task.paths]
-        image_digests = digest_of_images(contents)
-        asked = digest(image_digests, len(contents), task.prompt, self.identity, task.choices)
-        if asked in self.held:
-            return Prepared(task, image_digests, None)
-        return Prepared(task, image_digests, self._pictures(task.paths, contents))
-
-    def _pictures(
-        self, paths: Sequence[str], contents: Sequence[bytes]
-    ) -> Sequence[Image.Image | str]:
-        layout = self.identity.layout
-        if self.as_urls and layout.kind != "grid" and layout.square is None:
-            return [_url(*file, layout.max_side) for file in zip(paths, contents, strict=True)]
-        pictures = show(layout, paths, contents)
-        return [data_url(picture) for picture in pictures] if self.as_urls else pictures
+        images = requests.digest_of_images(contents)
+        digest = requests.digest(images, len(contents), task.prompt, self.identity, task.choices)
+        if digest in self.cached:
+            return Prepared(task, images, None)
+        pictures = pictures_of(self.identity.layout, task.paths, contents)
+        return Prepared(task, images, [*map(data_url, pictures)] if self.as_urls else pictures)
 
 
-def show(layout: Layout, paths: Sequence[str], contents: Sequence[bytes]) -> list[Image.Image]:
-    """The RGB pictures that the model sees of the images at `paths`."""
-    pictures = [
-        open_rgb(path, content=io.BytesIO(content), max_side=layout.max_side)
-        for path, content in zip(paths, contents, strict=True)
-    ]
-    return lay_out(pictures, layout)
-
-
-def workers(preparer: Preparer, n: int, most_pixels: int) -> Workers[Task, Prepared]:
-    """Processes that prepare tasks in order.
+def workers(preparer: Preparer, n: int, max_pixels: int) -> Workers[Task, Prepared]:
+    """Return processes that prepare tasks in order.
 
     Args:
         preparer: what they do with a task.
         n: how many processes.
-        most_pixels: that a request shows. The fewer, the more go to a worker at a time, for each
+        max_pixels: of a request. The fewer, the more requests go to a worker at a time, as each
             time costs this process as much as a small picture does.
     """
     least, most = CHUNKS
     return Workers(
         preparer,
         n,
-        chunk=max(least, min(most, PIXELS // most_pixels)),
-        ahead=AHEAD,
+        chunk=max(least, min(most, PIXELS // max_pixels)),
+        ahead=PREFETCHED_CHUNKS,
         name=lambda task: task.paths[0],
         threads_key="threads.caption",
     )
 
 
-def read_image(path: str) -> bytes:
-    """The bytes of an image."""
-    try:
-        return read_bytes(path)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"Image {path} cannot be read ({error}); put it back, or index the images anew "
-            "(snakemake -R index_images)."
-        ) from None
+# --- asking --------------------------------------------------------------------------------------
 
 
-def _url(path: str, content: bytes, max_side: int | None) -> str:
-    """An image file as a data URL: its own pixels, where a server decodes them to the same picture.
+class Runner:
+    """Asks an engine for the answers that the cache lacks; a context manager.
 
-    Nothing else of the file is told: no EXIF, no position, no preview.
+    In each attempt a row has one question.
     """
-    try:
-        plain = is_plain(io.BytesIO(content), max_side)
-    except Exception:  # decoders fail in many ways on broken files
-        plain = False  # for `open_rgb` to say
-    pixels = bare(content) if plain else None
-    if pixels is not None:
-        kind = "png" if pixels.startswith(PNG) else "jpeg"
-        return f"data:image/{kind};base64,{base64.b64encode(pixels).decode()}"
-    return data_url(open_rgb(path, content=io.BytesIO(content), max_side=max_side))
-
-
-Pool = Workers[Task, Prepared]
-
-
-@dataclass(frozen=True)
-class CaptionJob:
-    """How a table of captions, or of class scores, is made."""
-
-    settings: CaptionerSettings
-    output: str
-    store: str | None  # folder of the kept answers; None keeps them for this run alone
-    threads: int
-    shard: Shard = ALL_ROWS
-
-    @contextlib.contextmanager
-    def keeping(self, what: str, fault: kept.Fault = kept.fault) -> Iterator[AnswerStore]:
-        """The store of the answers, which a signal leaves whole.
-
-        Args:
-            what: is kept, in the plural.
-            fault: see `AnswerStore`.
-        """
-        saved = f"The {what} so far are kept in {self.store}: rerun to go on."
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(
-                ending_in_order(saved if self.store else "Without --store, all is lost.")
-            )
-            folder = self.store or stack.enter_context(tempfile.TemporaryDirectory())
-            yield stack.enter_context(AnswerStore(folder, fault))
-
-
-class Asking(ABC):
-    """Asks what the store does not hold, turn by turn.
-
-    In each turn a row has one question. What is asked in which turn, and of whom, is for the kinds
-    of tables to say.
-    """
-
-    unit: str  # what a row gets, in the plural
-    most_characters = kept.MOST_CHARACTERS  # of an answer
 
     def __init__(
         self,
+        job: CaptionJob,
         questions: Questions,
-        settings: CaptionerSettings,
-        identity: Identity,
-        store: AnswerStore,
-        threads: int,
+        cache: AnswerCache,
+        question: Callable[[int, int], tuple[str, Choices | None]],
+        *,
+        unit: str,
+        scoring: bool = False,
     ) -> None:
-        self.questions, self.settings = questions, settings
-        special = engines.special_tokens(settings)
-        self.identity = dataclasses.replace(identity, special_tokens=special)
-        self.store, self.threads = store, threads
+        """Start no engine yet; the first request that needs one does.
+
+        Args:
+            job: settings and threads.
+            questions: the R rows.
+            cache: of the answers.
+            question: the prompt about a row in an attempt, and the choices that go with it.
+            unit: what a row gets, in the plural.
+            scoring: scores are wanted, not captions.
+        """
+        self.questions, self.cache, self.question = questions, cache, question
+        self.settings, self.threads = job.settings, job.threads
+        self.unit, self.scoring = unit, scoring
+        self.identity = _identity(job.settings, questions, scoring)
+        tokens = self.settings.max_new_tokens
+        self.max_characters = MAX_CHARACTERS if scoring else max_characters(tokens)
         self.image_digests = np.zeros((len(questions), 32), np.uint8)  # read as bytes
         self.errors: dict[str, str] = {}  # by the digest of the request
-        self.captioner: Captioner | None = None
-        self._asked: dict[int, str] = {}  # rows whose answers are on their way, with their digests
-        self._on_their_way: set[str] = set()  # these digests
-        self.n_asked = self.n_tokens = self.n_read = self._failed_in_a_row = 0
+        self._engine: Engine | None = None
+        as_urls = not engines.loads_model(self.settings.engine)
+        preparer = Preparer(self.identity, as_urls, cache.snapshot())
+        self._pool = workers(preparer, job.threads, questions.max_pixels)
+        self._asked: dict[int, str] = {}  # rows whose requests are under way, with their digests
+        self._under_way: set[str] = set()  # these digests
+        self.n_rows = self.n_asked = self.n_tokens = self.n_read = self._failures = 0
         self._seconds = 0.0  # of answering
 
-    @abstractmethod
-    def question(self, row: int, turn: int) -> tuple[str, Choices | None]:
-        """The prompt about a row, and the choices that go with it."""
+    def __enter__(self) -> Self:
+        self._pool.__enter__()
+        return self
 
-    @abstractmethod
-    def start(self) -> Captioner:
-        """Start the engine."""
-
-    @property
-    @abstractmethod
-    def rows(self) -> Sequence[int]:
-        """Those that are asked about."""
-
-    @abstractmethod
-    def take_turns(self, pool: Pool) -> None:
-        """Call `take_turn` as often as there are turns."""
-
-    def ask(self) -> None:
-        """Ask about the rows in all turns.
-
-        Raises:
-            UserError: the engine cannot do what is asked, before an image is decoded; or nothing
-                but failures, for HOPELESS requests or all that there are.
-        """
-        as_urls = not engines.loads_model(self.settings.engine)
-        preparer = Preparer(self.identity, as_urls, self.store.held())
-        with workers(preparer, self.threads, self.questions.most_pixels) as pool:
-            if unanswered := [row for row in self._spread() if not self._is_held(row)]:
-                self._check_room(unanswered)
-                pool.start()  # the engine takes longer
-                self._started()
-            self.take_turns(pool)
+    def __exit__(self, kind: type[BaseException] | None, *more: Any) -> None:
+        self._pool.__exit__(kind, *more)
+        if kind is not None:
+            return
         seconds = max(self._seconds, 1e-9)
         log.info(
             "Asked %d requests about %d rows in %.1f s: %.1f %s/s, %.0f tokens/s; "
             "a request has %.0f tokens.",
             self.n_asked,
-            len(self.rows),
+            self.n_rows,
             self._seconds,
             self.n_asked / seconds,
             self.unit,
@@ -255,103 +199,197 @@ class Asking(ABC):
             self.n_read / max(1, self.n_asked),
         )
 
-    def _spread(self) -> Sequence[int]:
-        """A few rows from all over the table."""
-        return self.rows[:: max(1, math.ceil(len(self.rows) / room.LOOKED_AT))]
+    def ask(self, rows: Sequence[int], attempt: int = 1) -> None:
+        """Ask about rows whose answers are not cached.
 
-    def _is_held(self, row: int) -> bool:
-        contents = [read_image(path) for path in self.questions.paths_of(row)]
-        self.image_digests[row] = np.frombuffer(digest_of_images(contents), np.uint8)
-        return self.digest(row, 1) in self.store
-
-    def _check_room(self, rows: Sequence[int]) -> None:
-        """Refuse requests that are too long for the engine, before it starts."""
-        questions = self.questions
-        count = engines.counter(self.settings, self.identity.max_new_tokens)
-        if not engines.loads_model(self.settings.engine):
-            rows = rows[:1]  # a server answers in earnest
-        if count is not None:
-            room.check_room(
-                count,
-                [(self.question(row, 1)[0], tuple(questions.sizes_of(row))) for row in rows],
-                questions.layout,
-                questions.others,
-                self.settings.max_failed,
-            )
-
-    def take_turn(self, turn: int, rows: Sequence[int], pool: Pool) -> None:
-        """Ask about the rows what is not held."""
+        Raises:
+            UserError: the engine does not start, or nothing but failures for
+                MAX_CONSECUTIVE_FAILURES requests.
+        """
+        self.n_rows = max(self.n_rows, len(rows))
         progress = Progress(len(rows), self.unit)
-        tasks = (self._task(row, turn) for row in rows)
-        pending = self._pending(pool.in_order(tasks), turn, progress)
+        tasks = (
+            Task(row, self.questions.paths_of(row), *self.question(row, attempt)) for row in rows
+        )
+        pending = self._pending(self._pool.in_order(tasks), attempt, progress)
         first = next(pending, None)
         if first is None:
             return
-        captioner = self._started()
-        source = itertools.chain([first], pending)
+        engine = self._started()
+        answered = engine.score if self.scoring else engine.generate
         started, tokens_before = time.monotonic(), self.n_tokens
         progress.restart()
-        for request, answer in captioner.answer(source, pool.are_behind):
-            self._take(request, answer, captioner.version)
+        for request, answer in answered(itertools.chain([first], pending), self._pool.are_behind):
+            self._take(request, answer, engine.version)
             rate = (self.n_tokens - tokens_before) / (time.monotonic() - started)
             progress.add(1, f"{rate:.0f} tokens/s")
         self._seconds += time.monotonic() - started
 
-    def _task(self, row: int, turn: int) -> Task:
-        return Task(row, self.questions.paths_of(row), *self.question(row, turn))
+    def digest(self, row: int, attempt: int = 1) -> str:
+        """Return the digest of the request about a row, whose images have been read."""
+        images = self.image_digests[row].tobytes()
+        prompt, choices = self.question(row, attempt)
+        return requests.digest(images, self.questions.n_images, prompt, self.identity, choices)
 
-    def _started(self) -> Captioner:
-        """The engine, started when the first request needs it."""
-        if self.captioner is None:
+    def answer(self, row: int, attempt: int = 1) -> CachedAnswer | None:
+        """Return the answer to the request about a row, if there is one."""
+        return self.cache.get(self.digest(row, attempt))
+
+    def error(self, row: int) -> str:
+        """Return why there is no answer about a row."""
+        return self.errors.get(self.digest(row), "not answered")
+
+    def _started(self) -> Engine:
+        if self._engine is None:
             started = time.monotonic()
-            self.captioner = self.start()
+            n = self.questions.n_pictures
+            self._engine = engines.start(self.settings, self.threads, n, scoring=self.scoring)
             seconds = time.monotonic() - started
-            log.info("%s started in %.0f s.", self.captioner.version, seconds)
-        return self.captioner
+            log.info("%s started in %.0f s.", self._engine.version, seconds)
+        return self._engine
 
     def _pending(
-        self, prepared: Iterable[Prepared], turn: int, progress: Progress
+        self, prepared: Iterable[Prepared], attempt: int, progress: Progress
     ) -> Iterator[Request]:
-        """What must be asked: it is neither held nor under way for an equal row."""
+        """Yield requests that are neither cached nor under way for an equal row."""
         for item in prepared:
             row = item.task.key
             self.image_digests[row] = np.frombuffer(item.image_digests, np.uint8)
-            request_digest = self.digest(row, turn)
-            known = request_digest in self.store or request_digest in self._on_their_way
-            if known or item.pictures is None:
+            digest = self.digest(row, attempt)
+            if item.pictures is None or digest in self._under_way or digest in self.cache:
                 progress.held(1)
                 continue
-            self._asked[row] = request_digest
-            self._on_their_way.add(request_digest)
+            self._asked[row] = digest
+            self._under_way.add(digest)
             yield Request(row, item.pictures, item.task.prompt, item.task.choices)
 
     def _take(self, request: Request, answer: Answer, engine: str) -> None:
-        request_digest = self._asked.pop(request.key)
-        self._on_their_way.discard(request_digest)
+        """Cache an answer, or note why it is invalid: the only write path, for all engines."""
+        digest = self._asked.pop(request.key)
+        self._under_way.discard(digest)
         self.n_asked += 1
-        error = answer.error or self._keep(request_digest, answer, engine)
+        error = answer.error
+        if error is None and (found := problem(answer, self.max_characters)):
+            error = f"the answer is invalid: {found}"
         if error is None:
-            self._failed_in_a_row = 0
+            self.cache.add(digest, answer, engine)
+            self._failures = 0
             self.n_tokens += answer.n_tokens or 0
             self.n_read += answer.n_read or 0
             return
-        self._failed_in_a_row += 1
-        self.errors[request_digest] = error = one_line(error)
-        if self._failed_in_a_row >= HOPELESS:
+        self._failures += 1
+        self.errors[digest] = error = one_line(error)
+        if self._failures >= MAX_CONSECUTIVE_FAILURES:
             raise UserError(
-                f"{self._failed_in_a_row} requests failed one after another, the last with: "
-                f"{error.rstrip('.')}. The answers before them are kept."
+                f"{self._failures} requests failed one after another, the last with: "
+                f"{error.rstrip('.')}. The answers before them are cached."
             )
 
-    def _keep(self, request_digest: str, answer: Answer, engine: str) -> str | None:
-        """Keep an answer, or say what is wrong with it: the one door, for all engines."""
-        said = answer.text, answer.finish_reason, answer.n_tokens
-        fault = kept.fault_of_answer(*said, self.most_characters)
-        fault = fault or self.store.add(request_digest, answer, engine)
-        return None if fault is None else f"the answer is not kept: {fault}"
 
-    def digest(self, row: int, turn: int) -> str:
-        """The digest of the request about a row, whose images have been read."""
-        images = self.image_digests[row].tobytes()
-        prompt, choices = self.question(row, turn)
-        return digest(images, self.questions.n_images, prompt, self.identity, choices)
+def _identity(settings: CaptionerSettings, questions: Questions, scoring: bool) -> Identity:
+    """Return what the answers to equal questions depend on."""
+    loads_model = engines.loads_model(settings.engine)
+    return Identity(
+        model=requests.fingerprint(settings.model),
+        revision=settings.revision,
+        dtype=settings.dtype,
+        quantization=settings.quantization,
+        # With scores no text is written, so its length decides nothing.
+        max_new_tokens=0 if scoring else settings.max_new_tokens,
+        layout=questions.layout,
+        special_tokens=processors.special_tokens(settings.model, settings.revision)
+        if loads_model
+        else None,  # a server has a rule of its own
+    )
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a row, besides the columns of its kind of table."""
+
+    error: str | None = None  # why there is no answer, though one was wanted
+    digest: str | None = None  # of the request; None where nothing was asked
+    engine: str = ""  # who answered; empty where nobody did
+    date: str | None = None  # when
+    n_read: int = 0  # tokens of requests and of answers, whenever they were asked for
+    n_written: int = 0
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """Return what is counted of the row, for the log and the check."""
+        return ("failed",) if self.error is not None else ()
+
+
+O = TypeVar("O", bound=Outcome)  # noqa: E741
+
+
+def tokens_of(*answers: CachedAnswer) -> tuple[int, int]:
+    """Return how many tokens answers read and wrote; unknown numbers count as 0."""
+    each = [cached.answer for cached in answers]
+    return sum(a.n_read or 0 for a in each), sum(a.n_tokens or 0 for a in each)
+
+
+@dataclass
+class Tally:
+    """What the R outcomes of a table have in common."""
+
+    count: Counter[str] = field(default_factory=Counter)  # of `Outcome.states`
+    engines: set[str] = field(default_factory=set)
+    last_date: str = ""
+    first_error: str = ""
+    read: int = 0  # tokens
+    written: int = 0
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one of them."""
+        self.count.update(outcome.states)
+        self.engines.add(outcome.engine)
+        self.last_date = max(self.last_date, outcome.date or "")
+        self.first_error = self.first_error or outcome.error or ""
+        self.read += outcome.n_read
+        self.written += outcome.n_written
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Return the part of the table's metadata that the outcomes decide."""
+        return {
+            "engine": ", ".join(sorted(self.engines - {""})),
+            "date": self.last_date or None,
+            "tokens_read": self.read,
+            "tokens_written": self.written,
+        }
+
+
+def write_table(
+    output: str,
+    schema: pa.Schema,
+    n: int,
+    outcomes: Callable[[int], O],
+    columns: Callable[[Sequence[int], Sequence[O]], Mapping[str, Any]],
+    check: Callable[[Tally], None],
+    metadata: Mapping[str, Any],
+) -> Tally:
+    """Write a table of R rows in pieces; hold the outcomes of one piece, and ask again for others.
+
+    Args:
+        output: the file.
+        schema: CAPTIONS or CLASS_SCORES.
+        n: R.
+        outcomes: what became of a row.
+        columns: of rows and their outcomes.
+        check: raises UserError where too many rows have no answer.
+        metadata: how the table was made.
+    """
+    outcomes = functools.lru_cache(tables.CAPTION_ROWS)(outcomes)
+    tally = Tally()
+    for row in range(n):
+        tally.add(outcomes(row))
+    check(tally)
+    with tables.writing(output, schema, {**metadata, **tally.metadata}) as add:
+        for start in range(0, max(1, n), tables.CAPTION_ROWS):
+            rows = range(start, min(start + tables.CAPTION_ROWS, n))
+            add(columns(rows, [outcomes(row) for row in rows]))
+    return tally

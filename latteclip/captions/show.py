@@ -1,4 +1,4 @@
-"""`latteclip captions show`: a few captions with what was asked about which images."""
+"""Show captions beside their prompts, images and classes (`latteclip captions show`)."""
 
 import os
 import textwrap
@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from latteclip.captions.pictures import Layout, alone
-from latteclip.captions.requests import GroupSettings, layout_of
-from latteclip.captions.runner import read_image
-from latteclip.captions.runner import show as pictures_of
+from latteclip.captions.pictures import Layout, pictures_of, read_image, single_layout
+from latteclip.captions.requests import GroupSettings
 from latteclip.captions.text import user_file_of
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -19,7 +17,7 @@ WIDTH = 100
 
 
 def command(words: Sequence[str], n: int, pictures: str | None) -> str:
-    """What `latteclip captions WORDS` prints.
+    """Return what `latteclip captions WORDS` prints.
 
     Args:
         words: "show" and the path of a CAPTIONS table.
@@ -27,39 +25,40 @@ def command(words: Sequence[str], n: int, pictures: str | None) -> str:
         pictures: folder that gets the pictures as the model saw them.
     """
     if len(words) != 2 or words[0] != "show":
-        raise UserError("Say: latteclip captions show FILE [--n 5] [--pictures FOLDER].")
+        raise UserError("Usage: latteclip captions show FILE [--n 5] [--pictures FOLDER].")
     return show(words[1], n, pictures)
 
 
 def show(path: str, n: int, pictures: str | None = None) -> str:
-    """A few captions as text; the image index is taken from the folder above."""
+    """Return a few captions as text; the image index is taken from the folder above."""
     table, metadata = tables.read(path, tables.CAPTIONS)
-    index, classnames = tables.read_unlabelled(_index_of(path), training=True)
+    index_path = _index_of(path)
+    index, classnames = tables.read_unlabelled(index_path, training=True)
     ids = index["image_id"].to_pylist()
     paths = dict(zip(ids, index["path"].to_pylist(), strict=True))
+    labels = _pseudo_labels(index_path.with_name("pseudo_labels.parquet"))
     step = max(1, len(table) // max(1, n))
-    rows = table.take(list(range(0, len(table), step))[:n]).to_pylist()
-    labels = _labels_beside(path)
     blocks = [_header(path, len(table), metadata)]
-    for row in rows:
+    for row in table.take(list(range(0, len(table), step))[:n]).to_pylist():
         label = row["pseudo_label"]
         label = labels.get(row["id"]) if label is None else label
         blocks.append(_block(row, None if label is None else classnames[label]))
         if pictures is not None:
-            blocks[-1] += "\n" + "\n".join(
-                f"  picture   {file}" for file in save_pictures(row, metadata, paths, pictures)
-            )
+            files = save_pictures(row, metadata, paths, pictures)
+            blocks[-1] += "\n" + "\n".join(f"  picture   {file}" for file in files)
     return "\n\n".join(blocks)
 
 
 def save_pictures(
     row: dict[str, Any], metadata: dict[str, Any], paths: dict[str, str], folder: str
 ) -> list[Path]:
-    """Make the pictures of a row again from its members; returns the files written.
+    """Write the pictures of a row, from its members; return the files.
 
     Args:
+        row: of the table.
         metadata: of the table.
-        paths: where each image lies.
+        paths: of each image.
+        folder: for the files.
     """
     if gone := [member for member in row["members"] if member not in paths]:
         raise UserError(
@@ -67,12 +66,12 @@ def save_pictures(
             "cannot be made again; ask for other rows, or rerun the captions."
         )
     files = [paths[member] for member in row["members"]]
-    made = pictures_of(_layout(metadata), files, [read_image(file) for file in files])
+    pictures = pictures_of(_layout(metadata), files, [read_image(file) for file in files])
     Path(folder).mkdir(parents=True, exist_ok=True)
     name = row["id"].replace(os.sep, "-")
     written = []
-    for number, picture in enumerate(made):
-        suffix = f"-{number}" if len(made) > 1 else ""
+    for number, picture in enumerate(pictures):
+        suffix = f"-{number}" if len(pictures) > 1 else ""
         written.append(Path(folder) / f"{name}{suffix}.png")
         picture.save(written[-1])
     return written
@@ -80,33 +79,32 @@ def save_pictures(
 
 def _layout(metadata: dict[str, Any]) -> Layout:
     captioner = metadata["captioner"]
-    layout = alone(captioner.get("max_image_side"), captioner.get("square_side"))
+    layout = single_layout(captioner.get("max_image_side"), captioner.get("square_side"))
     if "groups" not in metadata:
         return layout
-    return layout_of(from_values(GroupSettings, metadata["groups"]), layout)
+    return from_values(GroupSettings, metadata["groups"]).picture_layout(layout)
 
 
 def _index_of(path: str) -> Path:
-    """images.parquet of the dataset whose folder `captions` holds the table, or a shard of it."""
+    """Return images.parquet of the dataset whose folder `captions` has the table or shard."""
     for folder in Path(path).resolve().parents:
         if folder.name == "captions":
             return folder.parent / "images.parquet"
-    raise UserError(f"{path} does not lie in a folder results/<dataset>/captions.")
+    raise UserError(f"{path} is not in a folder results/<dataset>/captions.")
 
 
-def _labels_beside(path: str) -> dict[str, int]:
-    """The pseudo-labels of the dataset, if there are any: a table of images holds none."""
-    labels_path = _index_of(path).with_name("pseudo_labels.parquet")
-    if not labels_path.is_file():
+def _pseudo_labels(path: Path) -> dict[str, int]:
+    """Return the pseudo-labels of a dataset, if it has any: a table of images has none."""
+    if not path.is_file():
         return {}
-    table, _ = tables.read(labels_path, tables.PSEUDO_LABELS, ["image_id", "pseudo_label"])
+    table, _ = tables.read(path, tables.PSEUDO_LABELS, ["image_id", "pseudo_label"])
     columns = table.to_pydict()
     return dict(zip(columns["image_id"], columns["pseudo_label"], strict=True))
 
 
 def _header(path: str, n: int, metadata: dict[str, Any]) -> str:
-    if own := user_file_of(metadata):
-        return f"{path}: {n} captions of your own, from {own} (read {metadata['date']})"
+    if file := user_file_of(metadata):
+        return f"{path}: {n} of your captions, from {file} (read {metadata['date']})"
     captioner = metadata["captioner"]
     return (
         f"{path}: {n} captions by {captioner['model']} "

@@ -1,4 +1,4 @@
-"""What the captions of a dataset look like, in numbers."""
+"""Statistics of the captions of a dataset."""
 
 import hashlib
 from collections import Counter
@@ -24,13 +24,14 @@ def summarize_captions(captions_paths: Sequence[str], images_path: str, output: 
     Args:
         captions_paths: CAPTIONS tables; each is called by the name of its file.
         images_path: an IMAGES table, for the class names.
+        output: the file.
     """
     _, classnames = tables.read_unlabelled(images_path, training=True)
     write_json(output, {Path(path).stem: _summary(path, classnames) for path in captions_paths})
 
 
 def _summary(path: str, classnames: Sequence[str]) -> dict[str, Any]:
-    """Of one table, which is read piece by piece; of most captions only a hash stays in memory."""
+    """Summarise one table in pieces; of most captions only a hash stays in memory."""
     metadata = tables.read_metadata(path, "error")
     names_a_class = mentions(classnames)
     words, tokens = Counter[int](), Counter[int]()

@@ -1,4 +1,4 @@
-"""Texts of captions: cleaned, searched for class names, and who wrote them."""
+"""Texts of captions: cleaned answers, mentions of classes, and who wrote them."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,16 @@ _QUOTES = (*((mark, mark) for mark in ('"', "'", "**", "*", "`")), *_CURLY)
 
 
 def clean(text: str) -> str:
-    """The caption in a model's answer; may be empty."""
+    """Return the caption in a model's answer; it may be empty.
+
+    The rules, in order, until none applies any more:
+    1. White space and control characters, line breaks included, become single spaces. Half a
+       character at the end, where the answer was cut, goes.
+    2. Special tokens of chat templates that were left in the text go.
+    3. A leading label goes: "Assistant:", "Caption:", "Description:", "Answer:".
+    4. A leading preface goes: "Sure, here is a description of the photo:", "Certainly!".
+    5. Quotes and asterisks around the whole text go.
+    """
     text = " ".join(_TOKENS.sub(" ", _CONTROL.sub(" ", text)).rstrip("\ufffd").split())
     while (shorter := _strip_once(text)) != text:
         text = shorter
@@ -34,13 +43,16 @@ def _strip_once(text: str) -> str:
 
 
 def mentions(classnames: Sequence[str]) -> Callable[[str], bool]:
-    """A test whether a text holds any of the class names as whole words, in upper or lower case."""
+    """Return a test whether a text has any of the class names as whole words, in any case.
+
+    It is the one definition behind every share of captions that name a class.
+    """
     pattern = re.compile(rf"(?<!\w){_any_of(classnames)}(?!\w)", re.IGNORECASE)
     return lambda text: pattern.search(text) is not None
 
 
 def _any_of(names: Sequence[str]) -> str:
-    """A regular expression of all names that has their common beginnings only once.
+    """Return a regular expression of all names that has their common beginnings only once.
 
     If the names merely stood side by side, all thousand would be tried at every word of a caption.
     """
@@ -54,7 +66,7 @@ def _any_of(names: Sequence[str]) -> str:
 
 
 def user_file_of(metadata: Mapping[str, Any]) -> str | None:
-    """Return the user's file that the captions of a CAPTIONS table are from; None: a model's."""
+    """Return the user's file that a CAPTIONS table was made from; None: a model wrote it."""
     captioner = metadata.get("captioner", {})
     if captioner.get("engine") != "file":
         return None

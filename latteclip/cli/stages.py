@@ -130,11 +130,11 @@ def _captioning(stage: str, args: argparse.Namespace) -> dict[str, Any]:
     shard = Shard.parse(args.shard)
     job = runner.CaptionJob(settings, args.output, args.store, args.threads, shard)
     if stage == "score_classes":
-        from latteclip.captions.class_questions import ScoreSettings
-        from latteclip.captions.score_classes import ScoreFiles
+        from latteclip.captions.score_classes import ScoreSettings
 
-        files = ScoreFiles(args.images, args.pseudo_labels, args.class_embeddings)
-        return {"files": files, "settings": from_json(ScoreSettings, args.scores), "job": job}
+        paths = {"images_path": args.images, "pseudo_labels_path": args.pseudo_labels}
+        paths["class_embeddings_path"] = args.class_embeddings
+        return {**paths, "settings": from_json(ScoreSettings, args.scores), "job": job}
     paths = {"images_path": args.images, "pseudo_labels_path": args.pseudo_labels}
     if stage == "caption_groups":
         paths["groups"] = from_json(GroupSettings, args.groups)

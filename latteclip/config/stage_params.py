@@ -90,10 +90,10 @@ def hub_model(configuration: Configuration, dataset: str, section: str) -> Paths
 # Code that the configuration chooses by name.
 
 
-def engine_code(configuration: Configuration, dataset: str, folder: str) -> Paths:
-    """Return the sources of a dataset's engine in a folder of captions, engines or scorers."""
+def engine_code(configuration: Configuration, dataset: str) -> Paths:
+    """Return the sources of the engine that writes a dataset's captions and scores its classes."""
     engine = configuration.section("captioner", dataset)["engine"]
-    return source_dependencies.sources(f"latteclip.captions.{folder}.{engine}")
+    return source_dependencies.sources(f"latteclip.captions.engines.{engine}")
 
 
 def objective_code(configuration: Configuration, method: str) -> Paths:

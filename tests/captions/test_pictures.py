@@ -1,13 +1,15 @@
+import base64
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from latteclip.captions.pictures import Layout, blanks, grid, lay_out
-from latteclip.captions.runner import show
+from latteclip.captions.pictures import Layout, data_url, grid, lay_out, pictures_of
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
+PLACE = "48.2082 N"
 
 
 def squares(side=30):
@@ -27,7 +29,7 @@ def test_four_squares_fill_their_cells_and_the_gaps_are_black(canvas, gap):
 
 
 @pytest.mark.parametrize("size", [(40, 10), (31, 62)])
-def test_a_picture_keeps_its_shape_and_lies_in_the_middle_of_its_cell(size):
+def test_a_picture_keeps_its_shape_and_is_in_the_middle_of_its_cell(size):
     pictures = [Image.new("RGB", size, (255, 255, 255)), *squares()[1:]]
     cell = np.asarray(grid(pictures, 672, 20))[:326, :326].any(axis=2)
     rows, columns = np.flatnonzero(cell.any(axis=1)), np.flatnonzero(cell.any(axis=0))
@@ -39,31 +41,54 @@ def test_a_picture_keeps_its_shape_and_lies_in_the_middle_of_its_cell(size):
     assert abs(columns[0] - (325 - columns[-1])) <= 1
 
 
-@pytest.mark.parametrize("size", [(40, 10), (500, 375)])
-def test_a_square_is_the_overview_of_llava(size):
+def test_a_grid_or_a_picture_becomes_a_square_as_a_whole():
+    [picture] = lay_out(squares()[:1], Layout(square=24))
+    assert picture == squares()[0].resize((24, 24), Image.Resampling.BICUBIC)
+    [picture] = lay_out(squares(), Layout("grid", 128, 4, square=64))
+    assert picture == grid(squares(), 128, 4).resize((64, 64), Image.Resampling.BICUBIC)
+
+
+def test_a_large_jpeg_looks_the_same_scaled_down_while_it_is_decoded(tmp_path):
     rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8))
-    [shown] = lay_out([picture], Layout(square=24))
-    assert shown == picture.resize((24, 24), Image.Resampling.BICUBIC)
+    smooth = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
+    smooth = smooth.resize((1600, 1200), Image.Resampling.BICUBIC)
+    file = tmp_path / "a.jpg"
+    smooth.save(file, quality=95)
+    [picture] = pictures_of(Layout(max_side=200), [str(file)], [file.read_bytes()])
+    assert picture.size == (200, 150)
+    wanted = smooth.resize((200, 150), Image.Resampling.LANCZOS)
+    difference = np.asarray(picture).astype(float) - np.asarray(wanted)
+    assert np.abs(difference).mean() < 2
 
 
-def test_a_grid_becomes_a_square_as_a_whole():
-    [shown] = lay_out(squares(), Layout("grid", 128, 4, square=64))
-    assert shown == grid(squares(), 128, 4).resize((64, 64), Image.Resampling.BICUBIC)
+def with_metadata(path, kind):
+    """A picture with a place in its EXIF, a comment, its colour profile and behind its end."""
+    tags = Image.Exif()
+    tags[0x010E] = PLACE
+    tags[0x0112] = 6  # turned
+    tags.get_ifd(0x8825)[29] = PLACE
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8))
+    picture.save(path, kind, exif=tags, comment=PLACE.encode(), icc_profile=PLACE.encode())
+    path.write_bytes(path.read_bytes() + PLACE.encode())
+    return path
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [
-        *(Layout(), Layout(max_side=20), Layout(square=16), Layout("multi_image", max_side=20)),
-        *(Layout("grid", 64, 4), Layout("grid", 64, 4, square=16)),
-    ],
-    ids=str,
-)
-def test_black_pictures_have_the_sizes_of_those_that_are_shown(layout, tmp_path):
-    sizes = [(31, 20), (9, 14), (40, 40), (17, 50)]
-    for number, size in enumerate(sizes):
-        Image.new("RGB", size, (200, 100, 50)).save(tmp_path / f"{number}.png")
-    paths = [str(tmp_path / f"{number}.png") for number in range(4)]
-    shown = show(layout, paths, [Path(path).read_bytes() for path in paths])
-    assert [each.size for each in blanks(sizes, layout)] == [each.size for each in shown]
+@pytest.mark.parametrize("layout", [Layout(), Layout("grid", 64, 4), Layout("multi_image")])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_server_gets_the_pixels_alone(tmp_path, kind, layout):
+    file = with_metadata(tmp_path / "a", kind)
+    contents = [file.read_bytes()] * (1 if layout.kind == "single" else 4)
+    for picture in pictures_of(layout, [str(file)] * len(contents), contents):
+        content = base64.b64decode(data_url(picture).partition(",")[2])
+        assert PLACE.encode() not in content
+        sent = Image.open(io.BytesIO(content))
+        sent.load()
+        assert not sent.info
+        assert not sent.getexif()
+        assert np.array_equal(np.asarray(sent), np.asarray(picture))
+
+
+def test_pictures_are_as_they_are_shown(tmp_path):
+    file = with_metadata(tmp_path / "a", "JPEG")
+    [picture] = pictures_of(Layout(), [str(file)], [Path(file).read_bytes()])
+    assert picture.size == (30, 40)  # upright

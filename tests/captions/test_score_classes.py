@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -18,6 +19,7 @@ from support.scoring import (
 
 from latteclip.captions.gather_captions import gather_captions
 from latteclip.captions.requests import Shard, shard_of
+from latteclip.captions.score_classes import order_of, over_orders
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 
@@ -173,11 +175,11 @@ def test_what_is_not_a_number_is_an_error(scored, scorer):
     assert "captioner.dtype" in columns["error"][4]
 
 
-# --- kept answers --------------------------------------------------------------------------------
+# --- cached answers ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("settings", [LIKELIHOOD, LETTERS], ids=lambda s: s.kind)
-def test_what_was_answered_is_not_asked_again(scored, scorer, settings):
+def test_an_answered_question_is_not_asked_again(scored, scorer, settings):
     scored.score(settings)
     before = scored.output.read_bytes()
     scorer.forget()
@@ -194,15 +196,10 @@ def test_what_leaves_the_questions_as_they_are_asks_nothing(scored, scorer, chan
     assert scorer.requests == []
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"orders": 3}, {"topk": 4}],
-    ids=str,
-)
-def test_other_questions_are_asked(scored, scorer, change):
+def test_other_questions_are_asked(scored, scorer):
     scored.score(LETTERS)
     scorer.forget()
-    scored.score(LETTERS, **change)
+    scored.score(LETTERS, orders=3)
     assert len(scorer.requests) == N
 
 
@@ -244,7 +241,7 @@ def test_shards_give_the_same_bytes_however_many_there_are(scored, scorer, setti
         assert {shard_of(row, n) for row in rows["image_id"]} <= {number}
     assert len(scorer.requests) == asked
     gathered = scored.folder / "gathered.parquet"
-    gather_captions(scored.inputs.images, [str(path) for path in shards], str(gathered))
+    gather_captions(scored.inputs[0], [str(path) for path in shards], str(gathered))
     assert gathered.read_bytes() == whole.read_bytes()
 
 
@@ -262,3 +259,48 @@ def test_scores_of_one_s_own_take_the_captioner_s_place(scored, scorer):
     pd.DataFrame(rows[:3], columns=columns).to_parquet(path)
     with pytest.raises(UserError, match=r"scores\.file"):
         scored.score(engine="file", file=str(path))
+
+
+# --- orders --------------------------------------------------------------------------------------
+
+OPTIONS = ["banded", "dotted", "lined", "woven"]
+
+
+def test_an_order_is_a_permutation_that_depends_on_image_and_number_alone():
+    orders = [order_of(f"{n}.png", turn, OPTIONS) for n in range(200) for turn in range(2)]
+    assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
+    assert {tuple(order) for order in orders} == set(itertools.permutations(range(4)))
+    assert order_of("7.png", 1, OPTIONS) == orders[15]
+
+
+def test_every_option_comes_to_every_place_about_equally_often():
+    places = np.zeros((4, 4))
+    for number in range(2000):
+        for place, option in enumerate(order_of(f"{number}.png", 0, OPTIONS)):
+            places[place, option] += 1
+    assert np.abs(places / 2000 - 0.25).max() < 0.05
+
+
+def test_orders_are_averaged_option_by_option():
+    rng = np.random.default_rng(0)
+    orders = [[2, 0, 1], [1, 2, 0], [0, 1, 2]]
+    values = rng.normal(-9, 2, (3, 4))
+    found = over_orders(values.tolist(), orders)
+    expected = np.zeros(4)
+    for row, order in zip(values, orders, strict=True):
+        normalised = row - np.log(np.exp(row).sum())
+        for place in range(3):
+            expected[order[place]] += normalised[place] / 3
+        expected[3] += normalised[3] / 3
+    expected -= np.log(np.exp(expected).sum())
+    assert found == pytest.approx(expected)
+
+
+def test_an_impossible_option_leaves_the_others_and_impossible_letters_leave_nothing():
+    gap = -math.inf
+    one = [gap, -1.0, -1.0]
+    assert over_orders([one], [[0, 1]]) == pytest.approx([gap, *[-math.log(2)] * 2])
+    assert over_orders([one, one], [[0, 1], [1, 0]]) == pytest.approx([gap, gap, 0.0])
+    assert over_orders([one, [gap] * 3], [[0, 1], [1, 0]]) is None
+    only = [gap, -1.0, gap]
+    assert over_orders([only, only], [[0, 1], [1, 0]]) is None

@@ -1,7 +1,7 @@
 from PIL import Image
 from support.captioning import CLASSNAMES, provenance, read
 
-from latteclip.captions.answers import Answer
+from latteclip.captions.answer_cache import Answer
 from latteclip.captions.pictures import grid
 from latteclip.captions.show import command, save_pictures, show
 from latteclip.cli import main

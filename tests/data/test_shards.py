@@ -8,7 +8,7 @@ from PIL import Image
 from support.image_folders import index
 from support.shards import IMAGE, labelled, parquet_shard, picture, tar_shard
 
-from latteclip.captions.runner import read_image
+from latteclip.captions.pictures import read_image
 from latteclip.core.errors import UserError
 from latteclip.data import images, shards
 from latteclip.data.images import image_exists, open_rgb, shard_member

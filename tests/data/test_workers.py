@@ -1,4 +1,4 @@
-"""The pool itself; what captioning does with it is in tests/captions/test_prepare.py."""
+"""The pool itself; what captioning does with it is in tests/captions/test_runner.py."""
 
 import os
 import re

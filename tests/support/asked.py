@@ -14,7 +14,7 @@ import sys
 from PIL import Image
 from support.tiny import ROOT
 
-from latteclip.captions.engines import start as engines
+from latteclip.captions.engines import base as engines
 from latteclip.captions.engines.base import CaptionerSettings
 from latteclip.captions.pictures import Layout, data_url, lay_out
 from latteclip.captions.requests import Request
@@ -44,7 +44,7 @@ def answers_of(captioner, settings, paths):
     shown = pictures(paths)
     if not engines.loads_model(settings.engine):
         shown = [list(map(data_url, each)) for each in shown]
-    found = captioner.answer(Request(key, each, PROMPT) for key, each in enumerate(shown))
+    found = captioner.generate(Request(key, each, PROMPT) for key, each in enumerate(shown))
     by_key = {request.key: answer for request, answer in found}
     assert [each.error for each in by_key.values()] == [None] * len(shown)
     return [

@@ -8,8 +8,8 @@ import pytest
 from support.tiny import write_index, write_pictures, write_pseudo_labels
 
 from latteclip.captions import caption
-from latteclip.captions.answers import Answer
-from latteclip.captions.engines import start as engines
+from latteclip.captions.answer_cache import Answer
+from latteclip.captions.engines import base as engines
 from latteclip.captions.engines.base import CaptionerSettings
 from latteclip.captions.requests import GroupSettings, Shard
 from latteclip.captions.runner import CaptionJob
@@ -56,7 +56,7 @@ class Recorder:
         self.requests, self.starts = [], 0
         self.version = "recorder 1"
 
-    def answer(self, requests, would_wait):
+    def generate(self, requests, would_wait):
         late = []
         for request in requests:
             self.requests.append(request)
@@ -65,6 +65,8 @@ class Recorder:
                 yield self._answered(late.pop())
         for request in late:
             yield self._answered(request)
+
+    score = generate
 
     def _answered(self, request):
         return request, self.reply(request)
@@ -81,13 +83,12 @@ class Recorder:
 def recorder(monkeypatch):
     recorder = Recorder()
 
-    def start(settings, threads, pictures):
+    def start(settings, threads, pictures, *, scoring=False):
         recorder.starts += 1
         recorder.pictures = pictures
         return recorder
 
     monkeypatch.setattr(engines, "start", start)
-    monkeypatch.setattr(engines, "counter", lambda settings, max_new_tokens: None)
     return recorder
 
 

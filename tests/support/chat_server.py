@@ -21,19 +21,18 @@ def describe(picture):
 
 
 class ChatServer:
-    """What it was asked, and how it replies.
+    """Its requests, and how it replies.
 
     `fail(number, body)` may return (status, headers) for the request of that number, counted from
-    0, in place of an answer, and as a third the bytes of the reply; `pause` seconds pass before
-    each answer, and `drip` seconds before each of its bytes. `models` are the bytes of its list of
-    models, if not its own. `likely(body)` gives the tokens of the first place with their
-    log-probabilities, the most likely one first.
+    0, in place of an answer, and as a third the bytes of the reply. `pause` seconds pass before
+    each answer. `models` are the bytes of its list of models, if not its own. `likely(body)` gives
+    the tokens of the first place with their log-probabilities, the most likely one first.
     """
 
     def __init__(self):
         self.requests, self.active, self.most_active = [], 0, 0
         self.fail = lambda number, body: None
-        self.pause = self.drip = 0.0
+        self.pause = 0.0
         self.models = None
         self.likely = None
         self.answered = 0
@@ -102,17 +101,12 @@ def handler(server):
         def _send(self, status, headers, content, *_):
             data = content if isinstance(content, bytes) else json.dumps(content).encode()
             self.send_response(status)
-            for name, value in {**headers, "Content-Length": len(data)}.items():
+            for name, value in {"Content-Length": len(data), **headers}.items():
                 self.send_header(name, str(value))
             self.send_header("Content-Type", "application/json")
             self.end_headers()
             with suppress(BrokenPipeError, ConnectionResetError):  # who asked may be gone
-                if not server.drip:
-                    self.wfile.write(data)
-                    return
-                for byte in data:
-                    time.sleep(server.drip)
-                    self.wfile.write(bytes([byte]))
+                self.wfile.write(data)
 
         def log_message(self, *args):
             pass

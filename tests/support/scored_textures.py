@@ -4,9 +4,9 @@ import pytest
 import torch
 from support.commands import PROMPT
 
-from latteclip.captions.letters import letters_of, letters_prompt
+from latteclip.captions.engines.base import Scores
 from latteclip.captions.requests import Choices, Request
-from latteclip.captions.scores import read_scores
+from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.data.images import open_rgb
 from latteclip.demo.generate_textures import TextureSettings, generate_textures
 
@@ -52,8 +52,8 @@ def requests(textures):
 
 def scores_of(scorer, requests):
     """The scores that a scorer gives, in the order of the requests."""
-    answers = {request.key: answer for request, answer in scorer.answer(iter(requests))}
-    return [read_scores(answers[request.key].text) for request in requests]
+    answers = {request.key: answer for request, answer in scorer.score(iter(requests))}
+    return [Scores.parse(answers[request.key].text) for request in requests]
 
 
 class Plain:

@@ -10,13 +10,11 @@ import torch
 from support.captioning import SETTINGS, Recorder, mean_colour
 from support.tiny import write_index, write_pictures
 
-from latteclip.captions.class_questions import ScoreSettings
-from latteclip.captions.engines import start as engines
+from latteclip.captions.engines import base as engines
+from latteclip.captions.engines.base import Scores
 from latteclip.captions.requests import Shard
 from latteclip.captions.runner import CaptionJob
-from latteclip.captions.score_classes import ScoreFiles, score_classes
-from latteclip.captions.scorers import start as scorers
-from latteclip.captions.scores import Scores, as_answer
+from latteclip.captions.score_classes import ScoreSettings, score_classes
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
 
@@ -49,7 +47,7 @@ def letters(request, prompt):
 
 
 def answered(*rows, first=()):
-    return as_answer(Scores(tuple(map(tuple, rows)), tuple(first)), 3)
+    return Scores(tuple(map(tuple, rows)), tuple(first)).as_answer(3)
 
 
 def reply(request):
@@ -64,12 +62,11 @@ def reply(request):
 def scorer(monkeypatch):
     recorder = Recorder(reply)
 
-    def start(settings, threads):
+    def start(settings, threads, pictures, *, scoring=False):
         recorder.starts += 1
         return recorder
 
-    monkeypatch.setattr(scorers, "start", start)
-    monkeypatch.setattr(engines, "counter", lambda settings, max_new_tokens: None)
+    monkeypatch.setattr(engines, "start", start)
     return recorder
 
 
@@ -113,7 +110,7 @@ class ScoredDataset:
         )
         classifier = Classifier.of(torch.from_numpy(self.weights))
         save_classifier(embeddings, classifier, {"classnames": self.classnames})
-        self.inputs = ScoreFiles(str(images), str(labels), str(embeddings))
+        self.inputs = [str(images), str(labels), str(embeddings)]
 
     @property
     def cosines(self):
@@ -131,7 +128,7 @@ class ScoredDataset:
             1,
             shard or Shard(),
         )
-        score_classes(self.inputs, dataclasses.replace(settings, **changes), job)
+        score_classes(*self.inputs, dataclasses.replace(settings, **changes), job)
         return tables.read(output or self.output, tables.CLASS_SCORES)[0].to_pydict()
 
 

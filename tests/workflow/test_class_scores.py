@@ -76,8 +76,8 @@ def test_shards_write_the_same_scores_and_ask_nothing_anew(scored):
 @pytest.mark.parametrize(
     ("file", "wanted"),
     [
-        ("captions/scorers/transformers.py", {"score_classes"}),
-        ("captions/scorers/vllm.py", set()),
+        ("captions/engines/transformers.py", {"score_classes"}),
+        ("captions/engines/vllm.py", set()),
     ],
 )
 def test_an_edit_reruns_the_scores_that_depend_on_it(scored, file, wanted):

@@ -14,7 +14,7 @@ from support.checkout import DEMO, N_TEST, N_TRAIN, edit, hear_interrupts, shrin
 from support.class_folders import class_folders
 from support.tiny import write_index, write_pictures
 
-from latteclip.captions import answers
+from latteclip.captions import answer_cache
 from latteclip.cli import main
 from latteclip.config import layers
 from latteclip.config.configuration import Configuration
@@ -519,7 +519,7 @@ def run_training_stages(folder, index, configuration):
 def test_training_labels_change_no_byte_of_labels_captions_and_weights(
     tmp_path, configuration, monkeypatch
 ):
-    monkeypatch.setattr(answers, "today", lambda: "2026-02-03")  # a run may cross midnight
+    monkeypatch.setattr(answer_cache, "today", lambda: "2026-02-03")  # a run may cross midnight
     files = write_pictures(tmp_path / "pictures", 16, size=(64, 64))
     splits = ["train"] * 11 + ["val"] + ["test"] * 4
     names = list(textures.CLASSNAMES[:3])

@@ -9,7 +9,7 @@ rule caption_images:
         own=given_unstored(stage_params.user_file, key="captioner.images_file"),
         captioner_model=given(stage_params.hub_model, section="captioner"),
         code=sources("latteclip.captions.caption"),
-        engine_code=given_unstored(stage_params.engine_code, folder="engines"),
+        engine_code=given_unstored(stage_params.engine_code),
     output:
         "results/{dataset}/captions/images.parquet",
     log:
@@ -61,7 +61,7 @@ rule caption_groups:
         own=given_unstored(stage_params.user_file, key="captioner.groups_file"),
         captioner_model=given(stage_params.hub_model, section="captioner"),
         code=sources("latteclip.captions.caption"),
-        engine_code=given_unstored(stage_params.engine_code, folder="engines"),
+        engine_code=given_unstored(stage_params.engine_code),
     output:
         "results/{dataset}/captions/groups.parquet",
     log:
@@ -114,7 +114,7 @@ rule score_classes:
         own=given_unstored(stage_params.user_file, key="scores.file"),
         captioner_model=given(stage_params.hub_model, section="captioner"),
         code=sources("latteclip.captions.score_classes"),
-        engine_code=given_unstored(stage_params.engine_code, folder="scorers"),
+        engine_code=given_unstored(stage_params.engine_code),
     output:
         "results/{dataset}/class_scores.parquet",
     log:

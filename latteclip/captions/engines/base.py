@@ -1,25 +1,40 @@
-"""What an engine is given and what it does: writing a text about pictures."""
+"""Settings and answers of engines, and which engines there are.
 
+An engine is a module of this folder with a class in it. The module is imported by its name. So an
+edit of it reruns the captions and class scores of this engine, and no others.
+"""
+
+import importlib
+import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
-from PIL import Image
+from latteclip.captions.answer_cache import Answer, failed
+from latteclip.captions.pictures import Layout, single_layout
+from latteclip.captions.requests import Request
+from latteclip.config import hub_names
+from latteclip.core.errors import UserError
 
-from latteclip.captions.answers import Answer
-from latteclip.captions.pictures import Layout, alone
-from latteclip.captions.requests import Identity, Request, fingerprint
-
-# Tokens of a request: a prompt about pictures. Raises TooLongError.
-Count = Callable[[str, Sequence[Image.Image]], int]
-OWN = "file"  # the engine that asks nobody: captions that the user brings along
+ENGINES = {
+    "vllm": "VllmEngine",
+    "openai": "OpenaiEngine",
+    "transformers": "TransformersEngine",
+}
+FILE = "file"  # in place of an engine: captions and scores that the user brings along
+LIKELIHOOD, MULTIPLE_CHOICE = KINDS = ("likelihood", "multiple_choice")  # of scores
+SCORED = "scores"  # finish reason of answers that are scores
+ROUNDING = 1e-3  # by which a log-probability may be above zero
+LOWEST = -1e300  # of a log-probability that is not minus infinity
 
 
 @dataclass(frozen=True)
 class CaptionerSettings:
     """What decides a caption, besides the picture and the prompt, and how fast it comes."""
 
-    engine: str  # see `engines.start.CLASSES`
+    engine: str  # of ENGINES, or FILE
     model: str  # Hugging Face id or folder, or the name under which a server serves it
     revision: str | None
     dtype: str
@@ -40,49 +55,143 @@ class CaptionerSettings:
 
     @property
     def layout(self) -> Layout:
-        """How an image by itself is shown."""
-        return alone(self.max_image_side, self.square_side)
-
-    def identity(self, layout: Layout) -> Identity:
-        """What tells apart the answers to equal questions."""
-        return Identity(
-            model=fingerprint(self.model),
-            revision=self.revision,
-            dtype=self.dtype,
-            quantization=self.quantization,
-            max_new_tokens=self.max_new_tokens,
-            layout=layout,
-        )
-
-
-class TooLongError(Exception):
-    """A request is longer than what the model reads."""
-
-    def __init__(self, message: str, remedy: str) -> None:
-        super().__init__(message)
-        self.remedy = remedy  # what to do
+        """Return how one image is shown."""
+        return single_layout(self.max_image_side, self.square_side)
 
 
 def never() -> bool:
-    """The answer for requests that are all there: no waiting."""
+    """Return False, for requests that are all there: an engine need not wait."""
     return False
 
 
-class Captioner(Protocol):
-    """A model that answers requests greedily; made of (settings, threads, pictures)."""
+class Engine(Protocol):
+    """A model that answers requests greedily; made of (settings, threads, pictures, scoring)."""
 
     version: str
 
-    def answer(
+    def generate(
         self, requests: Iterable[Request], would_wait: Callable[[], bool] = never
     ) -> Iterator[tuple[Request, Answer]]:
-        """Each request with its answer, as answers come.
+        """Yield each request with its answer, as answers come.
 
         Takes requests from `requests` as it has room for them. A request that cannot be answered
-        gets an answer that says why.
+        gets an answer with an error.
 
         Args:
-            requests: what is asked.
+            requests: to answer in words.
             would_wait: whether the next request is not there yet, so that an engine with work
                 at hand should do that first.
         """
+
+    def score(
+        self, requests: Iterable[Request], would_wait: Callable[[], bool] = never
+    ) -> Iterator[tuple[Request, Answer]]:
+        """Yield each request with the scores of its choices (`Scores.as_answer`)."""
+
+
+def start(
+    settings: CaptionerSettings, threads: int, pictures: int, *, scoring: bool = False
+) -> Engine:
+    """Start the engine that the settings name.
+
+    Args:
+        settings: of the captioner.
+        threads: CPU threads of this job.
+        pictures: the most that one request shows.
+        scoring: prepare the engine for `score`, too.
+
+    Raises:
+        UserError: a model that is not there, or an engine that does not start.
+    """
+    engine_class = getattr(module_of(settings.engine), ENGINES[settings.engine])
+    engine: Engine = engine_class(settings, threads, pictures, scoring)
+    return engine
+
+
+def module_of(engine: str) -> Any:
+    """Import the module of an engine."""
+    return importlib.import_module(f"latteclip.captions.engines.{engine}")
+
+
+def loads_model(engine: str) -> bool:
+    """Return whether an engine loads the model itself; a server is sent pictures as URLs."""
+    return engine in hub_names.ENGINES
+
+
+def check(settings: CaptionerSettings, kind: str | None = None) -> None:
+    """Refuse an engine, a model folder or a kind of scores that is not there.
+
+    Raises:
+        UserError: before anything is read.
+    """
+    engine = settings.engine
+    if engine not in (*ENGINES, FILE):
+        names = ", ".join((*ENGINES, FILE))
+        raise UserError(f"captioner.engine {engine!r} is not one of {names}.")
+    if engine == "openai" and kind == LIKELIHOOD:
+        raise UserError(
+            "captioner.engine openai has no likelihoods, as a server returns probabilities of its "
+            "answer alone: set scores.kind to multiple_choice, or captioner.engine to vllm or "
+            "transformers."
+        )
+    if not loads_model(engine) or not hub_names.is_folder(settings.model):
+        return
+    if not (Path(settings.model) / "config.json").is_file():
+        raise UserError(
+            f"Captioner model folder {settings.model} has no config.json; "
+            "set captioner.model to a model folder or a Hugging Face id."
+        )
+
+
+# --- scores --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Natural log-probabilities of the choices of a request, in their order.
+
+    A row for each prompt: one of likelihoods, one for each order of the options of multiple choice.
+    """
+
+    log_probabilities: tuple[tuple[float, ...], ...]
+    first: tuple[str, ...] = ()  # of multiple choice: the most likely first token of each
+
+    def as_answer(self, n_tokens: int) -> Answer:
+        """Return the scores as JSON; an error where one of them is not a number."""
+        rows = self.log_probabilities
+        if any(math.isnan(value) for row in rows for value in row):
+            return failed(
+                "the model's log-probabilities are not numbers; set captioner.dtype to bfloat16 or "
+                "float32"
+            )
+        # JSON has no word for minus infinity.
+        numbers = [[round(v, 6) if math.isfinite(v) else None for v in row] for row in rows]
+        text = json.dumps({"log_probabilities": numbers, "first": self.first}, ensure_ascii=False)
+        return Answer(text, SCORED, n_tokens)
+
+    @classmethod
+    def parse(cls, text: str) -> "Scores":
+        """Read the text of an answer."""
+        values = json.loads(text)
+        rows = ([-math.inf if v is None else v for v in row] for row in values["log_probabilities"])
+        return cls(tuple(map(tuple, rows)), tuple(values["first"]))
+
+
+def is_log_probability(value: Any) -> bool:
+    """Return whether a value is a finite log-probability, but for rounding."""
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    return numeric and LOWEST <= value <= ROUNDING
+
+
+def log_sum(values: Sequence[float]) -> float:
+    """Return the logarithm of the sum of probabilities that are given as logarithms."""
+    largest = max(values, default=-math.inf)
+    if largest == -math.inf:
+        return largest
+    return largest + math.log(math.fsum(math.exp(value - largest) for value in values))
+
+
+def letter_of(text: str, letters: Sequence[str]) -> str | None:
+    """Return the letter that a token is, with or without a space before it; None for others."""
+    bare = text.removeprefix(" ")
+    return bare if bare in letters else None

@@ -1,30 +1,44 @@
-"""vLLM's offline engine."""
+"""vLLM's offline engine.
+
+vLLM keeps no prefix for log-probabilities of a prompt: each choice is a request of its own, and all
+but the vision tower's part is computed again for it. Letters need one request for each order of the
+options, and these share the picture.
+"""
 
 import functools
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from PIL import Image
 
-from latteclip.captions import processors
-from latteclip.captions.answers import Answer
-from latteclip.captions.engines.base import CaptionerSettings, never
-from latteclip.captions.requests import Request, messages
-from latteclip.captions.vllm_output import EngineOutput, explained
+from latteclip.captions.answer_cache import Answer, failed
+from latteclip.captions.engines import processors
+from latteclip.captions.engines.base import (
+    MULTIPLE_CHOICE,
+    CaptionerSettings,
+    Scores,
+    log_sum,
+    never,
+)
+from latteclip.captions.engines.processors import Tokens, exclusive
+from latteclip.captions.engines.vllm_output import EngineOutput, explained
+from latteclip.captions.requests import Request, choices_of, messages
 from latteclip.core import gpus
 from latteclip.core.errors import UserError
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 PROBE = 64  # side of a picture to try, pixels
-PROMPTS = 4096  # whose tokens are kept
-ROOM = 2  # requests inside the engine for each one that it works on: rendered ahead
+CACHED_PROMPTS = 4096  # with their tokens
+QUEUED = 2  # requests inside the engine for each one that it works on: rendered ahead
 
 
 def _is_for_cpu() -> bool:
-    """Whether vLLM computes on the CPU here, by its own word, which it has from the driver.
+    """Return whether vLLM computes on the CPU here: it asks the driver.
 
     Nothing in this process may touch CUDA before vLLM's workers start. They are spawned, not
     forked, for a library that has touched it all the same.
@@ -55,13 +69,28 @@ def _set_unless_set(environment: Mapping[str, str]) -> None:
         os.environ.setdefault(name, value)
 
 
-class VllmCaptioner:
+@dataclass(frozen=True)
+class _Part:
+    """One request to vLLM: a choice, or the letters in one order."""
+
+    request: Request
+    picture: str  # the name by which vLLM recognises the picture
+    number: int
+    ids: list[int]  # the tokens that vLLM reads
+    tails: list[list[int]] | None  # of the choices; None: letters
+
+    @property
+    def of(self) -> int:
+        """Return the number of parts of the request."""
+        return len(choices_of(self.request).prompts if self.tails is None else self.tails)
+
+
+class VllmEngine:
     """Keeps vLLM's scheduler full: each finished request makes room for the next one."""
 
-    keeps_prefixes = False  # of requests whose beginning others have too
-    cache_gib = 0  # of processed pictures, each of which comes once: hashing them would be in vain
-
-    def __init__(self, settings: CaptionerSettings, threads: int, pictures: int) -> None:
+    def __init__(
+        self, settings: CaptionerSettings, threads: int, pictures: int, scoring: bool = False
+    ) -> None:
         gpus.claim(settings.tensor_parallel_size)
         on_cpu = _is_for_cpu()
         if on_cpu:
@@ -100,8 +129,10 @@ class VllmCaptioner:
                     config_format="hf",
                     tokenizer_mode="hf",
                     load_format="safetensors",
-                    mm_processor_cache_gb=self.cache_gib,
-                    enable_prefix_caching=self.keeps_prefixes,
+                    # Of scores a picture comes once for each choice, under the same name. Of
+                    # captions it comes once, and to hash it would be in vain.
+                    mm_processor_cache_gb=1 if scoring else 0,
+                    enable_prefix_caching=scoring,
                     enforce_eager=on_cpu,
                     trust_remote_code=False,
                 )
@@ -111,40 +142,46 @@ class VllmCaptioner:
             ) from None
         self._refusals = (ValueError, vllm.exceptions.VLLMClientError)
         self._ends = (RuntimeError, MemoryError, vllm.exceptions.VLLMServerError)
+        self._sampling_of: Callable[..., Any] = vllm.SamplingParams
         self._sampling = vllm.SamplingParams(temperature=0.0, max_tokens=settings.max_new_tokens)
-        self._room = ROOM * settings.batch_size
-        self._rendered = functools.lru_cache(PROMPTS)(self._render)
+        self._max_queued = QUEUED * settings.batch_size
+        self._rendered = functools.lru_cache(CACHED_PROMPTS)(self._render)
         self._try_out(settings.model, pictures)
+        if scoring:
+            self._tokens = Tokens(processors.load(settings), settings.model)
+            self._ids_of: dict[tuple[str, ...], list[list[int]]] = {}  # letters to their tokens
+            self._names = map(str, itertools.count())  # of pictures
 
     def _try_out(self, model: str, pictures: int) -> None:
         """Ask about black pictures: a model that cannot be asked says so before work begins."""
-        [(_, answer)] = VllmCaptioner.answer(self, [Request(0, blacks(pictures), "?")])
+        [(_, answer)] = self.generate([Request(0, blacks(pictures), "?")])
         if answer.error is not None:
             raise UserError(
                 f"Captioner model {model!r} cannot be asked (pictures: {pictures}): {answer.error}"
             )
 
-    def answer(
+    def generate(
         self, requests: Iterable[Request], would_wait: Callable[[], bool] = never
     ) -> Iterator[tuple[Request, Answer]]:
+        """Yield each request with its answer; see `Engine`."""
         for request, output in self._run(requests, self._enqueue, would_wait):
             yield request, output if isinstance(output, Answer) else _answer(output)
 
     def _run(
         self, requests: Iterable[T], enqueue: Callable[[T], str], would_wait: Callable[[], bool]
     ) -> Iterator[tuple[T, Any]]:
-        """Each request with vLLM's output, or with an answer that says why there is none.
+        """Yield each request with vLLM's output, or with an answer that has an error.
 
         Args:
-            requests: what is asked.
-            enqueue: hands one over; returns the id that its output will bear.
-            would_wait: see `Captioner.answer`.
+            requests: to answer.
+            enqueue: gives one to vLLM; returns the id that its output will have.
+            would_wait: see `Engine.generate`.
         """
         engine, source = self._llm.llm_engine, iter(requests)
         waiting: dict[str, T] = {}
         more = True
         while more or waiting:
-            while more and len(waiting) < self._room and not (waiting and would_wait()):
+            while more and len(waiting) < self._max_queued and not (waiting and would_wait()):
                 request = next(source, None)
                 if request is None:
                     more = False
@@ -152,7 +189,7 @@ class VllmCaptioner:
                 try:
                     waiting[enqueue(request)] = request
                 except self._refusals as error:  # too long, or a picture that it cannot take
-                    yield request, Answer("", "error", None, explained(error))
+                    yield request, failed(explained(error))
             if not waiting:
                 continue
             try:
@@ -170,7 +207,7 @@ class VllmCaptioner:
         return explained(error, printed)
 
     def _enqueue(self, request: Request) -> str:
-        """Hand a request over; returns the id that its output will bear."""
+        """Give a request to vLLM; returns the id that its output will have."""
         prompt: Any = self._rendered(request.prompt, len(request.pictures))
         shown = {kind: list(request.pictures) for kind in prompt["multi_modal_data"]}
         prompt = {**prompt, "multi_modal_data": shown}
@@ -195,14 +232,83 @@ class VllmCaptioner:
         [tokens] = renderer.tokenize_prompts([text], params)
         return tokens
 
+    def score(
+        self, requests: Iterable[Request], would_wait: Callable[[], bool] = never
+    ) -> Iterator[tuple[Request, Answer]]:
+        """Yield each request with the scores of its choices; see `Engine`."""
+        back: dict[int, dict[int, Any]] = {}  # key of a request to the outputs of its parts
+        for part, output in self._run(self._parts(requests), self._enqueue_part, would_wait):
+            outputs = back.setdefault(part.request.key, {})
+            outputs[part.number] = output
+            if len(outputs) == part.of:
+                del back[part.request.key]
+                yield part.request, self._scored(part, outputs)
+
+    def _parts(self, requests: Iterable[Request]) -> Iterator[_Part]:
+        for request in requests:
+            name, prompts = next(self._names), self._tokens.prompts(request)
+            if choices_of(request).kind == MULTIPLE_CHOICE:
+                for number, prompt in enumerate(prompts):
+                    yield _Part(request, name, number, self._tokens.ids(prompt), None)
+                continue
+            split = self._tokens.split(prompts[0], choices_of(request).texts)
+            for number, tail in enumerate(split.tails):
+                ids = split.prompt[: split.start] + tail
+                yield _Part(request, name, number, ids, split.tails)
+
+    def _enqueue_part(self, part: _Part) -> str:
+        """Give a part to vLLM; returns the id that its output will have."""
+        if part.tails is None:
+            letters = self._ids_of_letters(choices_of(part.request).texts)
+            wanted: dict[str, Any] = {
+                "logprob_token_ids": [number for each in letters for number in each]
+            }
+        else:
+            # Of the tokens of the prompt themselves, in lists and not in an object for each.
+            wanted = {"prompt_logprobs": 0, "flat_logprobs": True}
+        prompt: Any = {
+            "prompt_token_ids": part.ids,
+            "multi_modal_data": {"image": list(part.request.pictures)},
+            "multi_modal_uuids": {"image": [part.picture]},
+        }
+        # Without this each token of the prompt becomes text, in the thread that steps the engine.
+        sampling = self._sampling_of(temperature=0.0, max_tokens=1, detokenize=False, **wanted)
+        [internal] = self._llm.enqueue([prompt], sampling, use_tqdm=False)
+        return external_id(internal)
+
+    def _ids_of_letters(self, letters: tuple[str, ...]) -> list[list[int]]:
+        if letters not in self._ids_of:
+            self._ids_of[letters] = self._tokens.ids_of_letters(letters)
+        return self._ids_of[letters]
+
+    def _scored(self, part: _Part, outputs: dict[int, Any]) -> Answer:
+        """Return the answer to a request whose parts have all come back."""
+        for output in outputs.values():
+            if isinstance(output, Answer):  # an error
+                return output
+        if part.tails is None:
+            completions = [outputs[number].outputs[0] for number in range(part.of)]
+            rows = (self._of_letters(part.request, completion) for completion in completions)
+            first = (self._tokens.text(completion.token_ids[0]) for completion in completions)
+            return Scores(tuple(rows), tuple(first)).as_answer(part.of)
+        values = [_of_tail(outputs[i].prompt_logprobs, tail) for i, tail in enumerate(part.tails)]
+        row = tuple(exclusive(values, part.tails))
+        return Scores((row,)).as_answer(sum(map(len, part.tails)))
+
+    def _of_letters(self, request: Request, completion: Any) -> tuple[float, ...]:
+        """Return log-probabilities of letters, which vLLM computes before any masking."""
+        [logprobs] = completion.logprobs
+        letters = self._ids_of_letters(choices_of(request).texts)
+        return tuple(log_sum([logprobs[number].logprob for number in ids]) for ids in letters)
+
 
 def blacks(pictures: int) -> list[Image.Image]:
-    """So many black pictures."""
+    """Return so many black pictures."""
     return [Image.new("RGB", (PROBE, PROBE))] * pictures
 
 
 def external_id(internal: str) -> str:
-    """The id of an output: vLLM appends random characters to its number."""
+    """Return the id of an output: vLLM appends random characters to its number."""
     return internal.partition("-")[0]
 
 
@@ -211,3 +317,12 @@ def _answer(output: Any) -> Answer:
     reason = completion.finish_reason or "unknown"
     n_read = len(output.prompt_token_ids)
     return Answer(completion.text, reason, len(completion.token_ids), n_read=n_read)
+
+
+def _of_tail(logprobs: Any, tail: list[int]) -> float:
+    """Return the log-probability of the last tokens of a prompt.
+
+    Counted from the end: before them vLLM puts many tokens in the place of a picture's mark.
+    """
+    places = zip(logprobs[-len(tail) :], tail, strict=True)
+    return float(sum(place[number].logprob for place, number in places))

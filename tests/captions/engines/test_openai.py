@@ -1,5 +1,6 @@
-import gzip
+import itertools
 import json
+import math
 
 import numpy as np
 import pytest
@@ -7,10 +8,12 @@ from PIL import Image
 from support.captioning import SETTINGS as BASE
 from support.chat_server import MODEL, describe, serving
 
-from latteclip.captions import guarded_client
-from latteclip.captions.engines.openai import OpenaiCaptioner
+from latteclip.captions.answer_cache import problem
+from latteclip.captions.engines.base import Scores
+from latteclip.captions.engines.openai import OpenaiEngine
 from latteclip.captions.pictures import data_url
-from latteclip.captions.requests import Request
+from latteclip.captions.requests import Choices, Request
+from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.core.errors import UserError
 
 SETTINGS = {**vars(BASE), "engine": "openai", "model": MODEL, "concurrency": 4, "retries": 2}
@@ -25,9 +28,12 @@ def requests(n):
     return [Request(number, [data_url(picture(number))], "What?") for number in range(n)]
 
 
+def engine(**changes):
+    return OpenaiEngine(type(BASE)(**{**SETTINGS, **changes}))
+
+
 def ask(n=1, **changes):
-    captioner = OpenaiCaptioner(type(BASE)(**{**SETTINGS, **changes}))
-    return {request.key: answer for request, answer in captioner.answer(requests(n))}
+    return {request.key: answer for request, answer in engine(**changes).generate(requests(n))}
 
 
 def test_pictures_and_prompt_reach_the_server_and_answers_come_back(server):
@@ -35,15 +41,15 @@ def test_pictures_and_prompt_reach_the_server_and_answers_come_back(server):
     assert sorted(answers) == list(range(9))
     for number, answer in answers.items():
         assert answer.text == f"What? {describe(picture(number))}"
-        assert (answer.finish_reason, answer.n_tokens, answer.error) == ("stop", 4, None)
+        assert (answer.finish_reason, answer.n_tokens, answer.n_read) == ("stop", 4, 1)
+        assert answer.error is None
     body = server.requests[0]["body"]
     assert (body["model"], body["temperature"], body["max_tokens"]) == (MODEL, 0, 9)
 
 
 def test_several_pictures_go_in_one_message(server):
-    captioner = OpenaiCaptioner(type(BASE)(**SETTINGS))
     pictures = [picture(number) for number in (3, 4)]
-    [(_, answer)] = captioner.answer([Request(0, list(map(data_url, pictures)), "Both?")])
+    [(_, answer)] = engine().generate([Request(0, list(map(data_url, pictures)), "Both?")])
     assert answer.text == "Both? " + "/".join(map(describe, pictures))
 
 
@@ -51,6 +57,9 @@ def test_so_many_requests_are_on_their_way_and_no_more(server):
     server.pause = 0.05
     ask(20)
     assert server.most_active == 4
+
+
+# --- a server that fails -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [429, 500])
@@ -96,23 +105,10 @@ def test_a_server_that_does_not_answer_in_time_is_an_error_of_the_request(server
 
 
 @pytest.mark.parametrize("status", [401, 404])
-def test_what_no_request_will_get_past_ends_the_run(server, status):
+def test_an_error_of_every_request_ends_the_run(server, status):
     server.fail = lambda number, body: (status, {})
     with pytest.raises(UserError, match="OPENAI_API_KEY"):
         ask()
-
-
-def test_a_missing_address_is_one_sentence(monkeypatch):
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    with pytest.raises(UserError, match="OPENAI_BASE_URL"):
-        ask()
-
-
-def test_an_unreachable_server_is_one_sentence(monkeypatch):
-    with serving() as server:
-        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-    with pytest.raises(UserError, match=server.url):
-        ask(retries=0)
 
 
 def completion(**changes):
@@ -124,66 +120,71 @@ def completion(**changes):
     return json.dumps({"id": "x", "choices": [choice], "usage": usage, **changes}).encode()
 
 
-def said(content):
-    return completion(message={"role": "assistant", "content": content})
-
-
 # Replies that are no answer.
-MALFORMED = {
+NONSENSE = {
     "no JSON": b"<html>proxy error</html>",
-    "half of it": said("a dot")[:-9],
+    "half of it": completion()[:-9],
     "depth": b"[" * 100_000,
     "a list": b"[]",
     "no choice": completion(choices=[]),
+    "choices null": completion(choices=None),
     "message null": completion(message=None),
     "too many tokens": completion(usage={"completion_tokens": 10**12}),
     "reason a number": completion(finish_reason=7),
-    "content a list": said([{"text": "a"}]),
-    "half a character": said("a \ud800"),
-    "too large": said("x" * guarded_client.LONGEST),
-    "packed": gzip.compress(said("a")),
+    "content a list": completion(message={"content": [{"text": "a"}]}),
+    "half a character": completion(message={"content": "a \ud800"}),
 }
 
 
-@pytest.mark.parametrize("name", MALFORMED)
+@pytest.mark.parametrize("name", NONSENSE)
 def test_a_reply_that_is_no_answer_is_a_failure_of_its_request_alone(server, name):
-    content = MALFORMED[name]
-    headers = {"Content-Encoding": "gzip"} if name == "packed" else {}
-    server.fail = lambda number, body: (200, headers, content) if number == 1 else None
+    server.fail = lambda number, body: (200, {}, NONSENSE[name]) if number == 1 else None
     answers = ask(4, concurrency=1, retries=0)
-    assert [answer.error is None for answer in answers.values()] == [True, False, True, True]
-    assert answers[1].finish_reason == "error"
-    assert len(answers[1].error) < 400
+    errors = [answer.error or problem(answer) for answer in answers.values()]
+    assert [error is None for error in errors] == [True, False, True, True]
+    assert len(errors[1]) < 400
 
 
-def test_a_reply_that_is_no_answer_is_asked_for_again(server):
-    server.fail = lambda number, body: (200, {}, b"[]") if number < 1 else None
-    [answer] = ask(retries=1).values()
+def test_a_reply_that_breaks_off_is_asked_for_again(server):
+    server.fail = lambda number, body: (
+        (200, {"Content-Length": 500, "Connection": "close"}, completion()) if number < 1 else None
+    )
+    [answer] = ask(retries=1, timeout=5).values()
     assert answer.text == f"What? {describe(picture(0))}"
     assert len(server.requests) == 2
-
-
-def test_a_reply_that_drips_is_given_up(server):
-    captioner = OpenaiCaptioner(type(BASE)(**{**SETTINGS, "timeout": 0.3, "retries": 0}))
-    server.drip = 0.1
-    [(_, answer)] = captioner.answer(requests(1))
-    assert "timed out" in answer.error
 
 
 @pytest.mark.parametrize(
     "models",
     [
-        *(b"no JSON", b'{"data": ["x", 3, {"id": []}]}'),
-        b'{"data": [{"id": "tiny", "owned_by": 5}]}',
+        *(b"no JSON", b"[]", b'{"data": ["x", 3, {"id": []}]}', b'{"data": null}'),
+        b'{"data": [{"id": "tiny", "owned_by": null}]}',
     ],
     ids=lambda models: models[:20],
 )
 def test_whatever_the_list_of_models_is_captions_are_asked_for(server, models):
     server.models = models
-    captioner = OpenaiCaptioner(type(BASE)(**{**SETTINGS, "retries": 0}))
-    assert captioner.version == "openai server"
-    [(_, answer)] = captioner.answer(requests(1))
+    found = engine(retries=0)
+    assert found.version == "openai server"
+    [(_, answer)] = found.generate(requests(1))
     assert answer.error is None
+
+
+# --- address and key -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("url", [None, "host:8000", "http://"])
+def test_an_address_that_is_none_is_one_sentence(monkeypatch, url):
+    monkeypatch.setenv("OPENAI_BASE_URL", url or "")
+    with pytest.raises(UserError, match="OPENAI_BASE_URL"):
+        ask()
+
+
+def test_an_unreachable_server_is_one_sentence(monkeypatch):
+    with serving() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    with pytest.raises(UserError, match=server.url):
+        ask(retries=0)
 
 
 @pytest.mark.parametrize("key", ["abc\n", "schl\u00fcssel"], ids=ascii)
@@ -195,16 +196,69 @@ def test_a_key_that_cannot_be_sent_is_one_sentence_without_it(server, monkeypatc
     assert server.requests == []
 
 
-@pytest.mark.parametrize("url", ["host:8000", "http://"])
-def test_an_address_that_is_none_is_one_sentence(monkeypatch, url):
-    monkeypatch.setenv("OPENAI_BASE_URL", url)
-    with pytest.raises(UserError, match="OPENAI_BASE_URL"):
-        ask()
-
-
-def test_no_picture_goes_where_the_server_sends_it_on_to(server):
+def test_no_picture_goes_where_the_server_redirects_it(server):
     with serving() as other:
         server.fail = lambda number, body: (307, {"Location": f"{other.url}/chat/completions"})
         with pytest.raises(UserError, match="address"):
             ask()
         assert other.requests == []
+
+
+# --- letters -------------------------------------------------------------------------------------
+
+
+def score(n=1, options=("banded", "dotted", "woven")):
+    prompts = (letters_prompt(options), letters_prompt(options[::-1]))
+    choices = Choices("multiple_choice", letters_of(len(options)), prompts)
+    url = data_url(picture(0))
+    asked = [Request(key, [url], prompts[0], choices) for key in range(n)]
+    return {request.key: answer for request, answer in engine(retries=0).score(asked)}
+
+
+def test_letters_are_read_from_the_first_token(server):
+    one = [("B", -0.2), (" B", -2.0), ("A", -3.0), ("D", -4.0), (" C", -5.0)]
+    other = [(" C", -0.1), ("A", -3.5), ("B", -4.5), ("D", -5.5)]
+    server.likely = lambda body: one if "A. banded" in str(body) else other
+    answers = score(6)
+    assert sorted(answers) == list(range(6))
+    assert len(server.requests) == 12
+    both = math.log(math.exp(-0.2) + math.exp(-2.0))
+    for answer in answers.values():
+        scores = Scores.parse(answer.text)
+        first, second = scores.log_probabilities
+        assert first == pytest.approx((-3.0, both, -5.0, -4.0), abs=1e-5)
+        assert second == (-3.5, -4.5, -0.1, -5.5)
+        assert scores.first == ("B", " C")
+    body = server.requests[0]["body"]
+    assert (body["max_tokens"], body["logprobs"], body["top_logprobs"]) == (1, True, 20)
+    asked = {request["body"]["messages"][0]["content"][-1]["text"] for request in server.requests}
+    names = ["banded", "dotted", "woven"]
+    assert asked == {letters_prompt(names), letters_prompt(names[::-1])}
+
+
+def test_a_letter_that_is_not_named_has_at_most_the_smallest_that_is(server):
+    server.likely = lambda body: [("A", -0.1), ("The", -3.0), ("C", -6.5)]
+    [answer] = score().values()
+    assert Scores.parse(answer.text).log_probabilities == ((-0.1, -6.5, -6.5, -6.5),) * 2
+
+
+@pytest.mark.parametrize("likely", [None, lambda body: []], ids=["no key", "no token"])
+def test_a_server_that_returns_no_log_probabilities_is_one_sentence(server, likely):
+    server.likely = likely
+    with pytest.raises(UserError, match=r"captioner\.engine"):
+        score()
+
+
+@pytest.mark.parametrize("value", [None, math.nan, 3.0])
+def test_a_log_probability_that_is_none_is_an_error_of_its_request(server, value):
+    server.likely = lambda body: [("A", value)]
+    [answer] = score().values()
+    assert answer.error
+
+
+def test_one_reply_without_log_probabilities_among_others_is_an_error_of_its_own(server):
+    counted = itertools.count()
+    server.likely = lambda body: [] if next(counted) == 6 else [("A", -0.1)]
+    errors = [answer.error for answer in score(5).values()]
+    assert errors.count("the reply has no log-probabilities") == 1
+    assert errors.count(None) == 4

@@ -2,7 +2,7 @@ import dataclasses
 
 from support.commands import PROMPT, SETTINGS, about, ask, paths_of
 
-from latteclip.captions.engines.transformers import TransformersCaptioner
+from latteclip.captions.engines.transformers import TransformersEngine
 
 
 def test_transformers_ends_its_sentences_and_counts_tokens(answers):
@@ -13,7 +13,7 @@ def test_transformers_ends_its_sentences_and_counts_tokens(answers):
 
 
 def test_an_answer_does_not_depend_on_its_batch(index, answers):
-    captioner = TransformersCaptioner(SETTINGS, threads=1)
+    captioner = TransformersEngine(SETTINGS, threads=1)
     for i in (0, 17):
         [answer] = ask(captioner, about(paths_of(index)[i]))
         assert " ".join(answer.text.split()) == answers["caption"][i]
@@ -22,7 +22,7 @@ def test_an_answer_does_not_depend_on_its_batch(index, answers):
 
 def test_answers_to_prompts_of_several_lengths_are_those_of_each_alone(index):
     path = paths_of(index)[3]
-    captioner = TransformersCaptioner(SETTINGS, threads=1)
+    captioner = TransformersEngine(SETTINGS, threads=1)
     prompts = ("Describe.", PROMPT, "What?")
     requests = [about(path, prompt, key) for key, prompt in enumerate(prompts)]
     alone = [ask(captioner, request)[0] for request in requests]
@@ -31,5 +31,5 @@ def test_answers_to_prompts_of_several_lengths_are_those_of_each_alone(index):
 
 def test_an_answer_is_cut_at_max_new_tokens(index):
     short = dataclasses.replace(SETTINGS, max_new_tokens=3)
-    [answer] = ask(TransformersCaptioner(short, threads=1), about(paths_of(index)[0]))
+    [answer] = ask(TransformersEngine(short, threads=1), about(paths_of(index)[0]))
     assert (answer.finish_reason, answer.n_tokens) == ("length", 3)

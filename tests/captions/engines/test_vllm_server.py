@@ -8,12 +8,12 @@ from support.tiny import DEMO_LLAVA
 from support.vllm_server import SERVED_AS, serving
 
 from latteclip.captions import caption
+from latteclip.captions.engines.base import Scores
+from latteclip.captions.engines.openai import OpenaiEngine
+from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.pictures import data_url
 from latteclip.captions.requests import Choices, Request
 from latteclip.captions.runner import CaptionJob
-from latteclip.captions.scorers.openai import OpenaiScorer
-from latteclip.captions.scorers.transformers import TransformersScorer
-from latteclip.captions.scores import read_scores
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.data.images import open_rgb
@@ -62,11 +62,11 @@ def test_a_vllm_server_tells_the_log_probabilities_of_its_first_token(
     prompts = ("Describe the texture.", PROMPT)
     # Words in place of letters: those with which the demo's LLaVA begins.
     choices = Choices("multiple_choice", ("a", "mostly"), prompts)
-    server = OpenaiScorer(dataclasses.replace(SETTINGS, engine="openai", model=SERVED_AS))
-    [(_, answer)] = server.answer([Request(0, [data_url(open_rgb(path))], prompts[0], choices)])
-    local = TransformersScorer(SETTINGS, threads=1)
-    [(_, expected)] = local.answer([Request(0, [open_rgb(path)], prompts[0], choices)])
-    found, wanted = read_scores(answer.text), read_scores(expected.text)
+    server = OpenaiEngine(dataclasses.replace(SETTINGS, engine="openai", model=SERVED_AS))
+    [(_, answer)] = server.score([Request(0, [data_url(open_rgb(path))], prompts[0], choices)])
+    local = TransformersEngine(SETTINGS, threads=1)
+    [(_, expected)] = local.score([Request(0, [open_rgb(path)], prompts[0], choices)])
+    found, wanted = Scores.parse(answer.text), Scores.parse(expected.text)
     assert found.first == wanted.first
     for row, other in zip(found.log_probabilities, wanted.log_probabilities, strict=True):
         assert row[0] == pytest.approx(other[0], abs=1e-2)  # 1.5e-3 apart, at -7.3

@@ -6,8 +6,8 @@ from support.commands import PROMPT, SETTINGS
 from support.scored_textures import Plain, scores_of
 from support.tiny_lmms import qwen2_vl
 
+from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.requests import Choices, Request
-from latteclip.captions.scorers.transformers import TransformersScorer
 from latteclip.core.errors import UserError
 from latteclip.data.images import open_rgb
 
@@ -16,7 +16,7 @@ TOLERANCE = 1e-3
 
 @pytest.fixture(scope="module")
 def scorer():
-    return TransformersScorer(SETTINGS, threads=1)
+    return TransformersEngine(SETTINGS, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +91,13 @@ def test_a_name_that_begins_another_is_scored_without_it(scorer, plain, textures
 
 def test_scores_do_not_depend_on_the_batch(scorer, requests):
     some = requests["likelihood"][:9]
-    alone = TransformersScorer(dataclasses.replace(SETTINGS, batch_size=1), threads=1)
+    alone = TransformersEngine(dataclasses.replace(SETTINGS, batch_size=1), threads=1)
     for one, other in zip(scores_of(scorer, some), scores_of(alone, some), strict=True):
         assert one.log_probabilities[0] == pytest.approx(other.log_probabilities[0], abs=TOLERANCE)
 
 
 def test_a_batch_has_at_most_so_many_choices(requests):
-    small = TransformersScorer(dataclasses.replace(SETTINGS, batch_size=12), threads=1)
+    small = TransformersEngine(dataclasses.replace(SETTINGS, batch_size=12), threads=1)
     assert [len(batch) for batch in small._batches(requests["likelihood"][:5])] == [2, 2, 1]
     # One order of the first request, two of the second, three of the third, one of the fourth.
     assert [len(batch) for batch in small._batches(requests["multiple_choice"][:12])] == [6, 6]
@@ -107,7 +107,7 @@ def test_a_batch_has_at_most_so_many_choices(requests):
 def test_another_architecture_counts_its_positions_right(textures, tmp_path):
     """A picture of Qwen2-VL takes fewer positions than tokens."""
     settings = dataclasses.replace(SETTINGS, model=qwen2_vl(tmp_path / "qwen"))
-    scorer = TransformersScorer(settings, threads=1)
+    scorer = TransformersEngine(settings, threads=1)
     plain = Plain(scorer)
     asked = [
         Request(n, [open_rgb(textures[n])], prompt, Choices("likelihood", (" dot.", " dotted.")))
@@ -122,4 +122,4 @@ def test_another_architecture_counts_its_positions_right(textures, tmp_path):
 def test_a_choice_without_a_token_is_one_sentence(scorer, textures):
     request = Request(0, [open_rgb(textures[0])], PROMPT, Choices("likelihood", (" a", "")))
     with pytest.raises(UserError, match=r"scores\.answer"):
-        list(scorer.answer([request]))
+        list(scorer.score([request]))

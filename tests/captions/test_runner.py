@@ -1,16 +1,21 @@
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
-from support.captioning import (
-    describe,
-)
-from support.tiny import write_pictures
+from support.captioning import describe
+from support.tiny import ROOT, write_pictures
 
-from latteclip.captions.answers import Answer
-from latteclip.captions.engines import start as engines
-from latteclip.captions.requests import AGAIN
+from latteclip.captions.answer_cache import Answer
+from latteclip.captions.engines import processors
+from latteclip.captions.pictures import Layout
+from latteclip.captions.requests import RETRY_PROMPT, Identity, digest, digest_of_images
+from latteclip.captions.runner import PIXELS, Preparer, Task, workers
 from latteclip.core.errors import UserError
 
 
@@ -46,15 +51,10 @@ def test_a_changed_image_alone_is_asked_again(dataset, recorder):
     assert columns["caption"][4] == "What? 1 2 3"
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"batch_size": 9}, {"retries": 1}],
-    ids=str,
-)
-def test_what_changes_the_speed_alone_asks_nothing(dataset, recorder, change):
+def test_a_setting_that_changes_the_speed_alone_asks_nothing(dataset, recorder):
     dataset.caption_images()
     recorder.forget()
-    dataset.caption_images(**change)
+    dataset.caption_images(batch_size=9, retries=1)
     assert recorder.requests == []
 
 
@@ -69,7 +69,7 @@ def test_another_prompt_asks_anew_and_the_first_is_still_held(dataset, recorder)
 
 def test_another_rule_for_special_tokens_asks_anew(dataset, recorder, monkeypatch):
     dataset.caption_images()
-    monkeypatch.setattr(engines, "special_tokens", lambda settings: "another rule")
+    monkeypatch.setattr(processors, "special_tokens", lambda model, revision: "another rule")
     dataset.caption_images()
     assert len(recorder.requests) == 14
 
@@ -98,8 +98,6 @@ def test_a_broken_run_goes_on_where_it_stopped(dataset, recorder):
     with pytest.raises(RuntimeError):
         dataset.caption_images()
     assert not dataset.output.exists()
-    answered = sum(1 for _ in (dataset.folder / "store").glob("*.jsonl"))
-    assert answered == 1
     recorder.reply = describe
     recorder.forget()
     broken = dataset.caption_images()
@@ -109,7 +107,7 @@ def test_a_broken_run_goes_on_where_it_stopped(dataset, recorder):
 
 def test_empty_and_cut_answers_are_asked_once_more(dataset, recorder):
     def reply(request):
-        again = request.prompt.endswith(AGAIN)
+        again = request.prompt.endswith(RETRY_PROMPT)
         texts = {
             1: ("", "A dot."),  # empty, then good
             2: ("A long", "A short."),  # cut, then good
@@ -164,42 +162,31 @@ def test_an_error_is_recorded_for_its_image_and_asked_again_by_the_next_run(data
 
 
 def test_a_run_of_failures_ends_early(dataset, recorder, monkeypatch):
-    monkeypatch.setattr("latteclip.captions.runner.HOPELESS", 3)
+    monkeypatch.setattr("latteclip.captions.runner.MAX_CONSECUTIVE_FAILURES", 3)
     recorder.reply = lambda request: Answer("", "error", None, "no connection.")
     with pytest.raises(UserError, match="no connection"):
         dataset.caption_images()
     assert len(recorder.requests) < 7
 
 
-def test_an_answer_longer_than_its_tokens_can_be_is_a_failure_with_its_reason(dataset, recorder):
-    """Ten megabytes for nine tokens: of any engine."""
-
-    def reply(request):
-        return Answer("x" * 10**7, "stop", 9) if request.key == 2 else describe(request)
-
-    recorder.reply = reply
+@pytest.mark.parametrize(
+    "answer",
+    [
+        # Ten megabytes for nine tokens.
+        *(Answer("x" * 10**7, "stop", 9), Answer("a \ud800", "stop", 1), Answer(3, "stop", 1)),
+    ],
+    ids=lambda answer: ascii(answer)[:30],
+)
+def test_an_invalid_answer_is_a_failure_of_its_row(dataset, recorder, answer):
+    recorder.reply = lambda request: answer if request.key == 2 else describe(request)
     columns = dataset.caption_images(max_failed=0.2)
     assert columns["finish_reason"][2] == "error"
-    assert "10000000" in columns["error"][2]
+    assert columns["error"][2]
     assert columns["error"].count(None) == 6
     recorder.reply = describe
     recorder.forget()
     assert dataset.caption_images()["error"] == [None] * 7
     assert [request.key for request in recorder.requests] == [2]
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        *(Answer("a \ud800", "stop", 1), Answer("a", "stop", 10**12), Answer(3, "stop", 1)),
-    ],
-    ids=ascii,
-)
-def test_an_answer_that_cannot_be_kept_is_a_failure_of_its_row(dataset, recorder, answer):
-    recorder.reply = lambda request: answer if request.key == 2 else describe(request)
-    columns = dataset.caption_images(max_failed=0.2)
-    assert columns["error"][2]
-    assert columns["error"].count(None) == 6
 
 
 def test_secrets_and_escapes_of_an_error_reach_no_table(dataset, recorder, monkeypatch):
@@ -213,3 +200,99 @@ def test_secrets_and_escapes_of_an_error_reach_no_table(dataset, recorder, monke
     recorder.reply = reply
     columns = dataset.caption_images(max_failed=0.2)
     assert columns["error"][2] == r"HTTP 400: \x1b[2J Bearer ***"
+
+
+# --- worker processes ----------------------------------------------------------------------------
+
+
+def preparer(*, as_urls=False, cached=(), **layout):
+    return Preparer(identity(**layout), as_urls, cached)
+
+
+def identity(**layout):
+    return Identity("m", None, "auto", None, 77, Layout(**layout))
+
+
+def prepare(tasks, **options):
+    with workers(preparer(**options), 2, PIXELS) as pool:
+        return list(pool.in_order(tasks))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return write_pictures(tmp_path_factory.mktemp("pictures"), 11)
+
+
+def test_tasks_come_back_in_order_and_cached_ones_are_not_decoded(files):
+    images = [digest_of_images([Path(file).read_bytes()]) for file in files]
+    cached = [digest(image, 1, "?", identity()) for image in images[:4]]
+    tasks = [Task(10 + number, [file], "?") for number, file in enumerate(files)]
+    prepared = prepare(tasks, cached=cached)
+    assert [item.task for item in prepared] == tasks
+    assert [item.image_digests for item in prepared] == images
+    assert [item.pictures is None for item in prepared] == [n < 4 for n in range(11)]
+    for item, file in zip(prepared[4:], files[4:], strict=True):
+        [picture] = item.pictures
+        assert np.array_equal(np.asarray(picture), np.asarray(Image.open(file)))
+
+
+@pytest.mark.parametrize("as_urls", [False, True])
+def test_an_image_that_is_no_image_is_named(tmp_path, as_urls):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"a\.png"):
+        prepare([Task(0, [str(tmp_path / "a.png")], "?")], as_urls=as_urls)
+
+
+def test_workers_import_nothing_heavy():
+    heavy = "{'torch', 'vllm', 'pandas', 'transformers'}"
+    code = f"import sys, latteclip.captions.runner; print({heavy} & set(sys.modules))"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert run.stdout.strip() == "set()", run.stderr
+
+
+PARENT = """
+import sys, time
+from latteclip.captions.pictures import Layout
+from latteclip.captions.requests import Identity
+from latteclip.captions.runner import Preparer, Task, workers
+if __name__ == "__main__":
+    identity = Identity("m", None, "auto", None, 77, Layout())
+    pool = workers(Preparer(identity, False, ()), 2, 64 * 64)
+    next(pool.in_order(Task(n, [sys.argv[1]], "?") for n in range(1000)))
+    print(*pool._pool._processes, flush=True)
+    time.sleep(60)
+"""
+
+
+def is_running(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
+def test_workers_do_not_outlive_a_killed_parent(files, tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "parent.py"), files[0]],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(pids) == 2
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for _ in range(200):
+        if not any(map(is_running, pids)):
+            break
+        time.sleep(0.05)
+    assert not any(map(is_running, pids))

@@ -8,7 +8,7 @@ import pytest
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from latteclip.captions.scorers.tokens import Tokens, exclusive
+from latteclip.captions.engines.processors import Tokens, exclusive
 from latteclip.core.errors import UserError
 
 PROMPT = "what: "

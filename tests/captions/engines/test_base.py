@@ -1,10 +1,12 @@
 import dataclasses
+import math
 
 import pytest
 from support.commands import SETTINGS
 from support.tiny import DEMO_LLAVA, ROOT
 
-from latteclip.captions.engines import start as engines
+from latteclip.captions.engines import base as engines
+from latteclip.captions.engines.base import letter_of, log_sum
 from latteclip.core.errors import UserError
 
 
@@ -32,7 +34,18 @@ def test_a_folder_without_weights_is_one_sentence(tmp_path):
 
 def test_every_engine_is_a_module_with_a_class():
     folder = ROOT / "latteclip" / "captions" / "engines"
-    modules = {path.stem for path in folder.glob("*.py")} - {"__init__", "base", "start"}
-    assert modules == set(engines.CLASSES)
-    for engine, name in engines.CLASSES.items():
+    for engine, name in engines.ENGINES.items():
         assert f"class {name}" in (folder / f"{engine}.py").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [("A", "A"), (" B", "B"), ("  B", None), ("a", None), ("A.", None), ("", None), ("D", None)],
+)
+def test_a_letter_is_one_with_or_without_a_space(text, letter):
+    assert letter_of(text, ("A", "B", "C")) == letter
+
+
+def test_sums_of_probabilities_do_not_overflow():
+    assert log_sum([-1000.0, -1000.0]) == pytest.approx(-1000 + math.log(2))
+    assert log_sum([]) == log_sum([-math.inf]) == -math.inf

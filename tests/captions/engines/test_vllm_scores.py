@@ -7,8 +7,8 @@ from support.commands import SETTINGS
 from support.scored_textures import scores_of
 from support.tiny import ROOT
 
-from latteclip.captions.scorers.transformers import TransformersScorer
-from latteclip.captions.scores import Scores
+from latteclip.captions.engines.base import Scores
+from latteclip.captions.engines.transformers import TransformersEngine
 
 # One start of the engine for both kinds, in a process of its own.
 SCORE = """
@@ -16,12 +16,12 @@ import dataclasses, json, sys
 from support.commands import SETTINGS
 from support.scored_textures import request, scores_of
 from latteclip.captions.requests import Choices
-from latteclip.captions.scorers.vllm import VllmScorer
+from latteclip.captions.engines.vllm import VllmEngine
 
 if __name__ == "__main__":
     files, output = json.loads(sys.argv[1]), sys.argv[2]
     settings = dataclasses.replace(SETTINGS, engine="vllm", batch_size=8)
-    scorer = VllmScorer(settings, 1, 1)
+    scorer = VllmEngine(settings, 1, 1, scoring=True)
     found = {}
     for kind in ("likelihood", "multiple_choice"):
         asked = [request(kind, number, path) for number, path in enumerate(files)]
@@ -30,7 +30,7 @@ if __name__ == "__main__":
     letters = Choices("multiple_choice", ("A", "B"), (long, long))
     for choices in (letters, Choices("likelihood", ("a", "b"))):
         request = dataclasses.replace(asked[0], prompt=long, choices=choices)
-        found.setdefault("refused", []).extend(a.error for _, a in scorer.answer([request]))
+        found.setdefault("refused", []).extend(a.error for _, a in scorer.score([request]))
     with open(output, "w") as file:
         json.dump(found, file)
 """
@@ -57,7 +57,7 @@ def best(scores):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["likelihood", "multiple_choice"])
 def test_vllm_scores_as_transformers_does(by_vllm, requests, kind):
-    expected = scores_of(TransformersScorer(SETTINGS, threads=1), requests[kind])
+    expected = scores_of(TransformersEngine(SETTINGS, threads=1), requests[kind])
     found = [Scores(tuple(map(tuple, rows)), tuple(first)) for rows, first in by_vllm[kind]]
     same, differences = [], []
     for one, other in zip(expected, found, strict=True):

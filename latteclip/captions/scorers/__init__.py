@@ -1,1 +1,0 @@
-"""What scores choices: vLLM, transformers, a server, a file."""

@@ -1,1 +1,0 @@
-from support.scored_textures import requests, textures  # noqa: F401

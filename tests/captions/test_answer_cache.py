@@ -1,0 +1,178 @@
+import errno
+import os
+import pickle
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+from support.tiny import ROOT
+
+from latteclip.captions import answer_cache
+from latteclip.captions.answer_cache import COMMIT_ANSWERS, Answer, AnswerCache, problem
+from latteclip.core.errors import UserError
+from latteclip.core.hashing import digest
+
+
+def name(number):
+    return digest(str(number))[:32]
+
+
+def answer(number):
+    return Answer(f'text "{number}"\nmore \u00e9', "stop", number, n_read=9)
+
+
+def fill(folder, numbers, shard="1-of-1"):
+    with AnswerCache(folder, shard) as cache:
+        for number in numbers:
+            cache.add(name(number), answer(number), "engine 1")
+
+
+def cached(folder, numbers, shard="1-of-1"):
+    with AnswerCache(folder, shard) as cache:
+        found = {number: cache.get(name(number)) for number in numbers}
+        assert all((name(number) in cache) == (each is not None) for number, each in found.items())
+        assert all(each.answer == answer(number) for number, each in found.items() if each)
+        return [number for number, each in found.items() if each]
+
+
+def test_an_answer_comes_back_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(answer_cache, "today", lambda: "2026-02-03")
+    with AnswerCache(tmp_path) as cache:
+        cache.add(name(3), answer(3), "engine 1")
+        assert cache.get(name(3)).answer == answer(3)  # before it is committed
+    with AnswerCache(tmp_path) as cache:
+        found = cache.get(name(3))
+        assert (found.answer, found.engine, found.date) == (answer(3), "engine 1", "2026-02-03")
+        assert cache.get(name(4)) is None
+
+
+def test_a_job_finds_answers_of_other_splits_and_writes_its_file_alone(tmp_path):
+    fill(tmp_path, range(5))
+    fill(tmp_path, [5], "1-of-2")
+    whole = (tmp_path / "1-of-1.sqlite").read_bytes()
+    fill(tmp_path, [6], "2-of-2")
+    assert cached(tmp_path, range(8), "2-of-2") == [0, 1, 2, 3, 4, 6]  # 5: of another shard
+    assert cached(tmp_path, range(8), "3-of-3") == list(range(7))
+    assert (tmp_path / "1-of-1.sqlite").read_bytes() == whole
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".sqlite"] * 4  # no log beside
+
+
+def test_two_runs_at_once_lose_nothing(tmp_path):
+    with AnswerCache(tmp_path) as one, AnswerCache(tmp_path) as other:
+        for number in range(3 * COMMIT_ANSWERS):
+            (one if number % 2 else other).add(name(number), answer(number), "engine")
+            other.add(name(0), answer(0), "engine")
+    assert cached(tmp_path, range(3 * COMMIT_ANSWERS)) == list(range(3 * COMMIT_ANSWERS))
+
+
+def test_keys_tell_a_worker_process_what_is_cached(tmp_path):
+    fill(tmp_path, range(30))
+    with AnswerCache(tmp_path, "1-of-2") as cache:
+        keys = pickle.loads(pickle.dumps(cache.snapshot()))
+    assert [number for number in range(60) if name(number) in keys] == list(range(30))
+    with AnswerCache(tmp_path / "empty") as cache:
+        assert name(0) not in cache.snapshot()
+
+
+WRITER = """
+import sys
+from latteclip.captions.answer_cache import Answer, AnswerCache
+from latteclip.core.hashing import digest
+with AnswerCache(sys.argv[1]) as cache:
+    for number in range(10**6):
+        cache.add(digest(str(number))[:32], Answer("x" * 300, "stop", 1), "engine")
+        print(number, flush=True)
+"""
+
+
+def test_a_killed_process_loses_the_answers_since_its_last_commit_alone(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    n = 0
+    while n < 5 * COMMIT_ANSWERS + 7:
+        n = int(process.stdout.readline()) + 1
+    process.kill()
+    n += process.stdout.read().count("\n")
+    process.wait()
+    with AnswerCache(tmp_path) as cache:
+        held = [number for number in range(n + 2) if name(number) in cache]
+    assert held == list(range(len(held)))
+    assert len(held) >= n - COMMIT_ANSWERS
+
+
+def test_a_failed_commit_is_repeated_at_the_end(tmp_path, monkeypatch):
+    with AnswerCache(tmp_path) as cache:
+        cache.add(name(0), answer(0), "engine")
+        with monkeypatch.context() as patch, pytest.raises(UserError, match=r"1-of-1\.sqlite"):
+            patch.setattr(
+                answer_cache, "INSERT", "INSERT INTO nowhere VALUES (?, ?, ?, ?, ?, ?, ?)"
+            )
+            cache.commit()
+    assert cached(tmp_path, [0]) == [0]
+
+
+def test_a_full_disk_is_one(tmp_path):
+    cache = AnswerCache(tmp_path)
+    [file] = cache._files.values()
+    file.execute("PRAGMA max_page_count = 3")
+    for number in range(COMMIT_ANSWERS - 1):
+        cache.add(name(number), answer(number), "engine")
+    with pytest.raises(OSError, match=r"1-of-1\.sqlite") as caught:
+        cache.commit()
+    assert caught.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("shard", ["1-of-1", "1-of-2"])
+@pytest.mark.parametrize("damage", ["beginning", "middle"])
+def test_a_damaged_file_is_one_sentence(tmp_path, damage, shard):
+    numbers = range(2000)
+    fill(tmp_path, numbers)
+    path = tmp_path / "1-of-1.sqlite"
+    content = bytearray(path.read_bytes())
+    start = 0 if damage == "beginning" else 4096
+    content[start : start + 200_000] = bytes(200_000)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"1-of-1\.sqlite.*delete it"):
+        cached(tmp_path, numbers, shard)
+    path.unlink()
+    assert cached(tmp_path, numbers, shard) == []
+
+
+def test_a_file_system_without_locks_is_used_all_the_same(tmp_path, monkeypatch):
+    def lockf(*_):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    opened = []
+    connect = sqlite3.connect
+    monkeypatch.setattr(answer_cache.fcntl, "lockf", lockf)
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda path, **options: opened.append(path) or connect(path, **options)
+    )
+    fill(tmp_path, [1])
+    assert cached(tmp_path, [1]) == [1]
+    assert all(path.endswith("?nolock=1") for path in opened)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(None, "stop", 1),
+        Answer("x" * 101, "stop", 1),
+        Answer("a \ud800", "stop", 1),
+        Answer("a", "stop", 10**12),
+        Answer("a", "stop", True),
+        Answer("a", "stop", 1, n_read=-1),
+        Answer("a", 7, 1),
+        Answer("a", "stop\x1b[2J", 1),
+        Answer("a", "s" * 1000, 1),
+    ],
+    ids=ascii,
+)
+def test_an_answer_that_cannot_be_is_refused(answer):
+    assert len(problem(answer, longest=100)) < 100
+    assert problem(Answer("x" * 100, "stop", None), longest=100) is None
