@@ -30,7 +30,7 @@ from latteclip.evaluate.select_model import (
     Candidate,
     CandidateFiles,
     choose,
-    read_judge,
+    read_votes,
 )
 from latteclip.labels import calibrate_zero_shot, fuse_labels
 from latteclip.train import finetune
@@ -195,7 +195,7 @@ def _tune(args: argparse.Namespace, folder: Path, name: str, seed: int) -> None:
 
 
 def _score(args: argparse.Namespace) -> None:
-    print("| run | images that judge | candidates | chosen | accuracy | best | regret |")
+    print("| run | held-out images | candidates | chosen | accuracy | best | regret |")
     print("|---|---|---|---|---|---|---|")
     regrets = [regret for folder in args.results for regret in _regrets(folder)]
     print(f"\nmean regret {np.mean(regrets):.2f}, largest {np.max(regrets):.2f} points")
@@ -231,8 +231,8 @@ def _regret(folder: Path, runs: list[tuple[str, int, Path]], named: str) -> floa
         Candidate(run.method, run.seed, run.objective, tuple(values["marks"]))
         for run, values in zip(files, figures, strict=True)
     ]
-    judge = read_judge(files, str(folder / "votes.parquet"))
-    choice = choose(candidates, judge, None)
+    votes = read_votes(files, str(folder / "votes.parquet"))
+    choice = choose(candidates, votes, None)
     accuracies: dict[str, list[float]] = {}
     for one, values in zip(candidates, figures, strict=True):
         accuracies.setdefault(one.method, []).append(100 * values["acc1"])
@@ -240,7 +240,7 @@ def _regret(folder: Path, runs: list[tuple[str, int, Path]], named: str) -> floa
     chosen = candidates[choice.index].method
     best = max(means, key=lambda method: means[method])
     regret = means[best] - means[chosen]
-    pooled = None if isinstance(judge, str) else judge.pooled(candidates)
+    pooled = None if isinstance(votes, str) else votes.pooled(candidates)
     images = pooled.images(len(runs) - 1) if pooled else 0
     print(
         f"| {folder.name} | {images} | {named} | {chosen} | {means[chosen]:.1f} | "

@@ -1,4 +1,8 @@
-"""Files of results that later stages read: metrics.json, selection.json and audit.json."""
+"""Files of results that later stages read: metrics.json, selection.json and audit.json.
+
+The rule `score_audit` writes audit.json whenever an answer or a model changed. No stage learns from
+answers.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,14 +13,16 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import read_object
 from latteclip.core.settings import from_values
 
+Run = tuple[str, int]  # method and seed
 FIGURES = ("acc1", "acc5", "mean_per_class_recall")
 METRICS = ("dataset", "method", "seed", "images", *FIGURES, "per_class")
-# What a table must say of a run beside its numbers: each mark, and its footnote.
+AUDITED = "audited"
+# Each mark of a method in a table, and its footnote.
 MARKS = {
     "supervised": "reads the labels of the training images: an upper bound, not an unsupervised "
     "method",
     "ours": "not in the paper",
-    "audited": "a person's answers about images drawn at random say how often it is right, below",
+    AUDITED: "its accuracy was estimated from a person's answers about images drawn at random",
     "collapsed": "predictions collapsed in training: fewer than half of the classes are predicted, "
     "or hardly any prediction agrees with its pseudo-label",
     "diverged": "the training diverged at the learning rate that was found: this is the untrained "
@@ -32,39 +38,32 @@ class Selection:
     dataset: str
     method: str
     seed: int
-    reason: str  # one sentence
-    # Of each candidate that votes judged, how far it agrees with them: a fraction.
-    agreements: dict[tuple[str, int], float] = field(default_factory=dict)
+    reason: str
+    candidates: list[dict[str, Any]] = field(default_factory=list)  # rows of `select_model`
 
     @property
-    def run(self) -> tuple[str, int]:
+    def run(self) -> Run:
         return self.method, self.seed
 
     def agreement(self, method: str) -> float | None:
-        """How far a method agrees with votes: the chosen run of it, or else the first judged."""
-        of_method = [value for run, value in self.agreements.items() if run[0] == method]
-        first = next(iter(of_method), None)
-        return self.agreements.get(self.run, first) if method == self.method else first
+        """Return the share of votes with which a method agrees; None where it is not known."""
+        shares = [row.get("agreement") for row in self.candidates if row["method"] == method]
+        return next((share for share in shares if share is not None), None)
 
 
 def read_selection(path: str | Path) -> Selection:
-    """What `select_model` chose, from its JSON file.
+    """Read the choice of `select_model` from its JSON file.
 
     Raises:
         UserError: the file is missing or broken.
     """
     keys = ("dataset", "method", "seed", "reason")
     values = read_object(path, keys)
-    agreements = {
-        (one["method"], one["seed"]): one["agreement"]
-        for one in values.get("candidates", [])
-        if one.get("agreement") is not None
-    }
-    return Selection(**{key: values[key] for key in keys}, agreements=agreements)
+    return Selection(**{key: values[key] for key in keys}, candidates=values.get("candidates", []))
 
 
 def read_metrics(path: str | Path) -> dict[str, Any]:
-    """The metrics.json of a run; `marks` is empty where the file has none.
+    """Read the metrics.json of a run; `marks` is empty where the file has none.
 
     Raises:
         UserError: as of `read_object`, or a figure is not a number.
@@ -79,10 +78,6 @@ def read_metrics(path: str | Path) -> dict[str, Any]:
     return values
 
 
-MARK = "audited"  # one of results.MARKS
-Run = tuple[str, int]  # method and seed
-
-
 @dataclass(frozen=True)
 class Accuracy:
     """The accuracy of a run by the answers, as fractions with the ends of its 95 % interval."""
@@ -92,7 +87,7 @@ class Accuracy:
     value: float
     low: float
     high: float
-    can_be_chosen: bool = True  # it reads no label, and there is a model of it to take
+    can_be_chosen: bool = True  # it reads no label, and it has a model
 
     @property
     def run(self) -> Run:
@@ -111,14 +106,14 @@ class Comparison:
     low: float
     high: float
     decided: bool  # the interval leaves out zero, or both are known to be equal
-    more: int | None  # images that are still to be answered; null where nobody can say
+    more: int | None  # images that are still to be answered; null where it cannot be estimated
 
     @property
     def runs(self) -> tuple[Run, Run]:
         return (self.method, self.seed), (self.other, self.other_seed)
 
     def reversed(self) -> "Comparison":
-        """The same comparison, of the other run with this one."""
+        """Return the comparison of the other run with this one."""
         (method, seed), (other, other_seed) = reversed(self.runs)
         ends = (-self.value, -self.high, -self.low)
         return Comparison(method, seed, other, other_seed, *ends, self.decided, self.more)
@@ -126,49 +121,49 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Audit:
-    """What the answers say of the runs of a dataset.
+    """The accuracies of the runs of a dataset by a person's answers.
 
-    Where they say nothing (too few of them, or the images or classes changed since), `accuracies`
-    and `comparisons` are empty, and `sentence` says why.
+    Where there are too few answers, or the images or classes changed since, `accuracies` and
+    `comparisons` are empty, and `sentence` says why.
     """
 
     dataset: str
     split: str
-    images: int  # of the split, from which they were drawn
+    images: int  # of the split, from which images were drawn
     answered: int
-    cannot_tell: int  # answers that say nothing, of those
+    cannot_tell: int  # answers without a class
     none_of_these: int  # images of no class: every prediction is wrong there
     plan: str  # digest of the drawing
-    sentence: str  # the verdict: the best run, and what it is decidedly better than
+    sentence: str  # the verdict: the best run, and the runs that it decidedly beats
     accuracies: list[Accuracy]  # of every run
     comparisons: list[Comparison]  # of every pair of runs, once
 
     def accuracy(self, method: str, seed: int | None = None) -> Accuracy | None:
-        """The accuracy of a run of a method; without a seed, that of its first run."""
+        """Return the accuracy of a run of a method; without such a seed, of its first run."""
         of_method = [one for one in self.accuracies if one.method == method]
         return next((one for one in of_method if one.seed == seed), next(iter(of_method), None))
 
     def compare(self, one: Run, other: Run) -> Comparison | None:
-        """The comparison of one run with another; None where either was not scored."""
-        for found in self.comparisons:
-            if found.runs == (one, other):
-                return found
-            if found.runs == (other, one):
-                return found.reversed()
+        """Return the comparison of a run with another; None where either was not scored."""
+        for comparison in self.comparisons:
+            if comparison.runs == (one, other):
+                return comparison
+            if comparison.runs == (other, one):
+                return comparison.reversed()
         return None
 
     @property
     def best(self) -> Accuracy | None:
-        """The most accurate of the runs that can be chosen; of equals the first."""
-        open_to = [one for one in self.accuracies if one.can_be_chosen]
-        return max(open_to, key=lambda one: one.value, default=None)
+        """Return the most accurate of the runs that can be chosen; of equals the first."""
+        able = [one for one in self.accuracies if one.can_be_chosen]
+        return max(able, key=lambda one: one.value, default=None)
 
 
 def read_audit(path: str) -> Audit:
-    """The audit of a dataset, from its JSON file.
+    """Read the audit of a dataset from its JSON file.
 
     Raises:
-        UserError: the file is missing, or not as `score_audit` writes it.
+        UserError: the file is missing or broken.
     """
     try:
         return from_values(Audit, read_object(path, ["dataset"]))
@@ -177,15 +172,17 @@ def read_audit(path: str) -> Audit:
 
 
 def read_audits(paths: Sequence[str]) -> dict[str, Audit]:
-    """Audits by the dataset that they are of."""
+    """Read audits, by dataset."""
     return {audit.dataset: audit for audit in map(read_audit, paths)}
 
 
-def marked(runs: Sequence[Mapping[str, Any]], audits: Mapping[str, Audit]) -> list[dict[str, Any]]:
-    """The metrics of runs, with the mark at the methods that were audited."""
-    found = []
+def mark_audited(
+    runs: Sequence[Mapping[str, Any]], audits: Mapping[str, Audit]
+) -> list[dict[str, Any]]:
+    """Return the metrics of runs, with a mark at the methods that were audited."""
+    marked = []
     for run in runs:
         audit = audits.get(run["dataset"])
         is_audited = audit is not None and audit.accuracy(run["method"]) is not None
-        found.append({**run, "marks": [*run["marks"], MARK] if is_audited else run["marks"]})
-    return found
+        marked.append({**run, "marks": [*run["marks"], AUDITED] if is_audited else run["marks"]})
+    return marked

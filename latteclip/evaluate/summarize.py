@@ -1,35 +1,25 @@
 """One table over datasets and methods from the metrics of every run."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from latteclip.core.files import write_text
-from latteclip.evaluate.results import (
-    MARKS,
-    Audit,
-    Selection,
-    marked,
-    read_audits,
-    read_metrics,
-    read_selection,
-)
+from latteclip.evaluate.results import MARKS, Audit
 from latteclip.evaluate.summary import (
     PAPER_DATASETS,
     PAPER_GAIN_OVER_ZERO_SHOT,
     PAPER_SOURCE,
     by_dataset,
-    earlier,
-    gain_on_datasets,
+    gain_on_paper_datasets,
     means_over_datasets,
+    read_results,
     split_by_labels,
     summary,
     union,
 )
 
-# Columns on what people's answers say, and what they are called in an audit.
-AUDITED = {"audited": "value", "audited_low": "low", "audited_high": "high"}
-STAR = "★"  # of the model that was chosen
+STAR = "★"  # of the chosen model
 
 
 def summarize(
@@ -43,190 +33,160 @@ def summarize(
 ) -> None:
     """Write one row per dataset and method: means and spreads over seeds, gain over the baseline.
 
-    What people's answers say stands in columns of its own, and below the table for people.
+    Accuracies by a person's answers stand in columns of their own, and below the Markdown table.
 
     Args:
         metrics_paths: of the runs.
         selections_paths: of the datasets in which a model was chosen.
-        audits_paths: of the datasets about which people answered.
+        audits_paths: of the datasets that were audited.
         baseline: the method that gains are over.
         csv_output: the table for programs.
         markdown_output: the table for people.
-        others: folder of results; of other datasets there, what earlier runs left is added.
+        others: folder of earlier results, of which other datasets are added.
 
     Raises:
         UserError: a file is missing or broken.
     """
-    metrics = [read_metrics(path) for path in metrics_paths]
-    before = earlier(others, {values["dataset"] for values in metrics})
-    audits = read_audits(audits_paths) | before.audits
-    runs = pd.DataFrame(marked(metrics + before.metrics, audits))
-    selections = [read_selection(path) for path in selections_paths] + before.selections
-    table = summary(runs, baseline)
-    table["chosen"] = chosen_seeds(table, selections)
-    table["agreement"] = agreements(table, selections)
-    for column, name in AUDITED.items():
-        table[column] = audited_figures(table, audits, name)
+    found = read_results(metrics_paths, selections_paths, audits_paths, others)
+    table = summary(pd.DataFrame(found.metrics), baseline)
+    selections = {one.dataset: one for one in found.selections}
+    audits = list(found.audits.values())
+    rows = []
+    for dataset, method in table[["dataset", "method"]].itertuples(index=False):
+        chosen, audit = selections.get(dataset), found.audits.get(dataset)
+        share = chosen.agreement(method) if chosen else None
+        accuracy = audit.accuracy(method) if audit else None
+        rows.append(
+            {
+                "chosen": str(chosen.seed) if chosen and chosen.method == method else "",
+                "agreement": None if share is None else 100 * share,
+                "audited": accuracy and 100 * accuracy.value,
+                "audited_low": accuracy and 100 * accuracy.low,
+                "audited_high": accuracy and 100 * accuracy.high,
+            }
+        )
+    table = table.join(pd.DataFrame(rows))
     write_text(csv_output, table.to_csv(index=False, float_format="%.2f"))
     labelled, unlabelled = split_by_labels(table)
-    parts = [markdown(labelled, baseline)] if len(labelled) else []
-    parts += [without_labels(unlabelled)] if len(unlabelled) else []
-    text = "\n".join(parts) + reasons(selections) + audited(audits, set(labelled["dataset"]))
-    write_text(markdown_output, text + (across(labelled) if len(labelled) else ""))
+    parts = [
+        accuracy_table(labelled, baseline),
+        unlabelled_table(unlabelled),
+        "\n".join(f"- {STAR} {one.dataset}: {one.reason}" for one in found.selections),
+        audit_table([one for one in audits if one.dataset in {*labelled["dataset"]}]),
+        "\n".join(f"- audited: {_verdict(one)}" for one in audits),
+        dataset_table(labelled),
+    ]
+    write_text(markdown_output, "\n\n".join(part for part in parts if part) + "\n")
 
 
-def agreements(table: pd.DataFrame, selections: Sequence[Selection]) -> list[float | None]:
-    """How far the method of each row agrees with votes, in percent; None where not known."""
-    by_dataset = {one.dataset: one for one in selections}
-    found: list[float | None] = []
-    for dataset, method in zip(table["dataset"], table["method"], strict=True):
-        value = by_dataset[dataset].agreement(method) if dataset in by_dataset else None
-        found.append(None if value is None else 100 * value)
-    return found
+def accuracy_table(table: pd.DataFrame, baseline: str) -> str:
+    """Return the accuracies as Markdown that also reads well in a terminal.
 
-
-def without_labels(table: pd.DataFrame) -> str:
-    """The datasets of which no label is known: what votes and people's answers say."""
-    header = ["without labels", "method", "seeds", "agrees with votes", "right by answers"]
+    A star and marks follow the method's name. The meaning of the marks stands below the table.
+    """
+    if not len(table):
+        return ""
     rows = [
-        [
-            row["dataset"],
-            row["method"] + (f" {STAR}" if row["chosen"] else ""),
-            str(row["seeds"]),
-            _number(row["agreement"]),
-            "-"
-            if pd.isna(row["audited"])
-            else f"{row['audited']:.1f} ({row['audited_low']:.1f} to {row['audited_high']:.1f})",
-        ]
+        {
+            "dataset": row["dataset"],
+            "method": row["method"]
+            + (f" {STAR}" if row.get("chosen") else "")
+            + (f" ({', '.join(row['marks'].split())})" if row["marks"] else ""),
+            "seeds": row["seeds"],
+            "acc1": _number(row["acc1_mean"])
+            + ("" if pd.isna(row["acc1_std"]) else f" +- {row['acc1_std']:.1f}"),
+            f"over {baseline.replace('_', '-')}": ""
+            if row["method"] == baseline
+            else _number(row["acc1_gain"], "+.1f"),
+            "acc5": _number(row["acc5_mean"]),
+            "per-class recall": _number(row["mean_per_class_recall"]),
+        }
         for row in table.to_dict("records")
     ]
-    asked = [
-        f"- {name}: `latteclip audit results/{name}` asks about a hundred images, and says which "
-        "method is right most often."
+    notes = [f"- {mark}: {MARKS[mark]}." for mark in union(table["marks"].str.split()).split()]
+    return "\n".join([_markdown(rows), *([""] if notes else []), *notes])
+
+
+def unlabelled_table(table: pd.DataFrame) -> str:
+    """Return the agreement with votes and the audited accuracy where no label is known."""
+    if not len(table):
+        return ""
+    rows = [
+        {
+            "without labels": row["dataset"],
+            "method": row["method"] + (f" {STAR}" if row["chosen"] else ""),
+            "seeds": row["seeds"],
+            "agrees with votes": _number(row["agreement"]),
+            "right by answers": "-"
+            if pd.isna(row["audited"])
+            else f"{row['audited']:.1f} ({row['audited_low']:.1f} to {row['audited_high']:.1f})",
+        }
+        for row in table.to_dict("records")
+    ]
+    notes = [
+        f"- {name}: `latteclip audit results/{name}` asks about a hundred images, and estimates "
+        "the accuracy of each method."
         for name, part in table.groupby("dataset")
         if part["audited"].isna().all()
     ]
-    return "\n".join([*_lines(header, rows, n_left=2), *([""] if asked else []), *asked]) + "\n"
+    return "\n".join([_markdown(rows), *([""] if notes else []), *notes])
 
 
-def chosen_seeds(table: pd.DataFrame, selections: Sequence[Selection]) -> list[str]:
-    """Of each row the seed whose model was chosen, as text; empty where that is another one's."""
-    seeds = {(one.dataset, one.method): str(one.seed) for one in selections}
-    keys = zip(table["dataset"], table["method"], strict=True)
-    return [seeds.get(key, "") for key in keys]
-
-
-def audited_figures(
-    table: pd.DataFrame, audits: Mapping[str, Audit], name: str
-) -> list[float | None]:
-    """Of each row a figure of its method's audit in percent, None where there is none."""
-    found: list[float | None] = []
-    for dataset, method in zip(table["dataset"], table["method"], strict=True):
-        accuracy = audits[dataset].accuracy(method) if dataset in audits else None
-        found.append(None if accuracy is None else 100 * getattr(accuracy, name))
-    return found
-
-
-def audited(audits: Mapping[str, Audit], labelled: Collection[str]) -> str:
-    """What people's answers say: the verdict of each dataset, and accuracies of labelled ones."""
+def audit_table(audits: Sequence[Audit]) -> str:
+    """Return the accuracies by a person's answers."""
     rows = [
-        [
-            audit.dataset,
-            f"{one.method} (seed {one.seed})",
-            f"{100 * one.value:.1f}",
-            f"{100 * one.low:.1f} to {100 * one.high:.1f}",
-        ]
-        for audit in audits.values()
+        {
+            "audited": audit.dataset,
+            "method": f"{one.method} (seed {one.seed})",
+            "acc1": f"{100 * one.value:.1f}",
+            "95 % interval": f"{100 * one.low:.1f} to {100 * one.high:.1f}",
+        }
+        for audit in audits
         for one in audit.accuracies
-        if audit.dataset in labelled
     ]
-    lines = [""] if audits else []
-    if rows:
-        lines += [*_lines(["audited", "method", "acc1", "95 % interval"], rows, n_left=2), ""]
-    for audit in audits.values():
-        lines.append(
-            f"- audited: {audit.dataset}, {audit.answered} of {audit.images:,} {audit.split} "
-            f"images: {audit.sentence}"
-            if audit.accuracies
-            else f"- audited: {audit.dataset}: {audit.sentence}"
-        )
-    return "".join(f"{line}\n" for line in lines)
+    return _markdown(rows) if rows else ""
 
 
-def reasons(selections: Sequence[Selection]) -> str:
-    """Why the methods with a star were chosen, one line per dataset."""
-    lines = [f"- {STAR} {one.dataset}: {one.reason}\n" for one in selections]
-    return "".join(["\n", *lines]) if lines else ""
+def _verdict(audit: Audit) -> str:
+    """Return the verdict of an audit, with the number of answers where it has accuracies."""
+    answered = f"{audit.answered} of {audit.images:,} {audit.split} images"
+    begin = f"{audit.dataset}, {answered}" if audit.accuracies else audit.dataset
+    return f"{begin}: {audit.sentence}"
 
 
-def markdown(table: pd.DataFrame, baseline: str) -> str:
-    """The summary for people: a Markdown table that also reads well in a terminal.
-
-    A star and marks follow the method's name, and below the table it says what the marks mean.
-    """
-    gain = f"over {baseline.replace('_', '-')}"
-    header = ["dataset", "method", "seeds", "acc1", gain, "acc5", "per-class recall"]
-    rows: list[list[str]] = [
-        [
-            row["dataset"],
-            row["method"]
-            + (f" {STAR}" if row.get("chosen") else "")
-            + (f" ({', '.join(row['marks'].split())})" if row["marks"] else ""),
-            str(row["seeds"]),
-            _number(row["acc1_mean"])
-            + ("" if pd.isna(row["acc1_std"]) else f" +- {row['acc1_std']:.1f}"),
-            "" if row["method"] == baseline else _number(row["acc1_gain"], signed=True),
-            _number(row["acc5_mean"]),
-            _number(row["mean_per_class_recall"]),
-        ]
-        for row in table.to_dict("records")
-    ]
-    used = union(table["marks"].str.split()).split()
-    notes = ["", *(f"- {mark}: {MARKS[mark]}." for mark in used)] if used else []
-    return "\n".join([*_lines(header, rows, n_left=2), *notes]) + "\n"
-
-
-def across(table: pd.DataFrame) -> str:
-    """A table of methods by datasets, where there are several, and the paper's mean beside ours."""
-    lines: list[str] = []
+def dataset_table(table: pd.DataFrame) -> str:
+    """Return methods by datasets, where there are several, with the paper's mean beside ours."""
+    if not len(table):
+        return ""
+    parts = []
     accuracies = by_dataset(table)
     means, complete = means_over_datasets(table)
     if len(accuracies.columns) > 1:
+        accuracies["mean"] = [means.get(str(method)) for method in accuracies.index]
         rows = [
-            [method, *map(_number, row), _number(means.get(method, float("nan")))]
-            for method, row in zip(accuracies.index, accuracies.to_numpy(), strict=True)
+            {"acc1": method, **{str(name): _number(value) for name, value in row.items()}}
+            for method, row in accuracies.iterrows()
         ]
-        lines += ["", *_lines(["acc1", *accuracies.columns, "mean"], rows, n_left=1)]
-    if means and len(complete) < len(accuracies.columns):
-        lines += ["", f"The mean is over {', '.join(complete)}, on which all methods were run."]
-    gain, n = gain_on_datasets(table)
+        parts.append(_markdown(rows, left=1))
+        if means and len(complete) + 1 < len(accuracies.columns):
+            parts.append(f"The mean is over {', '.join(complete)}, on which all methods were run.")
+    gain, n = gain_on_paper_datasets(table)
     if gain is not None:
-        lines += [
-            "",
+        parts.append(
             f"latteclip over zero_shot, mean over {n} of the paper's {len(PAPER_DATASETS)} "
             f"datasets: {gain:+.2f}; published, over all: {PAPER_GAIN_OVER_ZERO_SHOT:+.2f} "
-            f"({PAPER_SOURCE}).",
-        ]
-    return "".join(f"{line}\n" for line in lines)
+            f"({PAPER_SOURCE})."
+        )
+    return "\n\n".join(parts)
 
 
-def _lines(header: Sequence[str], rows: Sequence[Sequence[str]], *, n_left: int) -> list[str]:
-    """The lines of a Markdown table, padded; the first n_left columns are set to the left."""
-    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
-    cells = [
-        [
-            cell.ljust(width) if i < n_left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        for line in [header, *rows]
-    ]
-    rule = [
-        "-" * width if i < n_left else "-" * (width - 1) + ":" for i, width in enumerate(widths)
-    ]
-    return [f"| {' | '.join(line)} |" for line in [cells[0], rule, *cells[1:]]]
+def _markdown(rows: Sequence[Mapping[str, object]], left: int = 2) -> str:
+    """Return a Markdown table; the first columns are set to the left, the others to the right."""
+    table = pd.DataFrame(rows)
+    align = ["left" if i < left else "right" for i in range(len(table.columns))]
+    # The cells are texts, which tabulate would read as numbers.
+    return table.to_markdown(index=False, colalign=align, disable_numparse=True)
 
 
-def _number(value: float, signed: bool = False) -> str:
-    if pd.isna(value):
-        return "-"
-    return f"{value:+.1f}" if signed else f"{value:.1f}"
+def _number(value: float, form: str = ".1f") -> str:
+    return "-" if pd.isna(value) else format(value, form)

@@ -1,7 +1,7 @@
-"""The maths of the table over datasets and methods, the paper's figures, and earlier runs."""
+"""Means, spreads and gains over datasets and methods, with the paper's figures beside them."""
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,57 +15,84 @@ from latteclip.evaluate.results import (
     MARKS,
     Audit,
     Selection,
+    mark_audited,
     read_audit,
+    read_audits,
     read_metrics,
     read_selection,
 )
 
+log = logging.getLogger(__name__)
+# The paper's abstract gives no accuracies of single datasets.
 PAPER_SOURCE = "LatteCLIP, abstract (arXiv 2410.08211, WACV 2025)"
 # The ten datasets over which the paper averages, by their keys here.
 PAPER_DATASETS = (
-    "caltech101",
-    "dtd",
-    "eurosat",
-    "fgvc_aircraft",
-    "flowers102",
-    "food101",
-    "oxford_pets",
-    "stanford_cars",
-    "sun397",
-    "ucf101",
+    *("caltech101", "dtd", "eurosat", "fgvc_aircraft", "flowers102"),
+    *("food101", "oxford_pets", "stanford_cars", "sun397", "ucf101"),
 )
 PAPER_GAIN_OVER_ZERO_SHOT = 4.74  # points of top-1 accuracy, mean over the ten
 PAPER_GAIN_OVER_OTHERS = 3.45  # over the best other unsupervised method
-
-
-def gain_on_datasets(table: pd.DataFrame) -> tuple[float | None, int]:
-    """Mean gain of latteclip over zero_shot in points, and on how many of the paper's datasets.
-
-    None where the two were run together on none of them.
-    """
-    wanted = by_dataset(table).reindex(
-        index=["latteclip", "zero_shot"], columns=list(PAPER_DATASETS)
-    )
-    gains = [new - old for new, old in wanted.to_numpy().T if not pd.isna(new - old)]
-    return (sum(gains) / len(gains), len(gains)) if gains else (None, 0)
-
-
 COLUMNS = [
-    "dataset",
-    "method",
-    "marks",
-    "seeds",
-    "acc1_mean",
-    "acc1_std",
-    "acc1_gain",
-    "baseline",
-    "acc5_mean",
-    "mean_per_class_recall",
+    *("dataset", "method", "marks", "seeds", "acc1_mean", "acc1_std", "acc1_gain", "baseline"),
+    *("acc5_mean", "mean_per_class_recall"),
 ]
 
 
+@dataclass
+class Results:
+    """Metrics of runs, and of datasets the chosen models and the audits."""
+
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    selections: list[Selection] = field(default_factory=list)
+    audits: dict[str, Audit] = field(default_factory=dict)
+
+
+def read_results(
+    metrics_paths: Iterable[str],
+    selection_paths: Iterable[str],
+    audit_paths: Sequence[str],
+    others: str | None = None,
+) -> Results:
+    """Read the results of a run, and those of other datasets in a folder of earlier results.
+
+    A dataset of earlier results of which a file is broken is left out with a warning.
+
+    Raises:
+        UserError: a file of this run is missing or broken.
+    """
+    metrics = [read_metrics(path) for path in metrics_paths]
+    found = Results(metrics, [*map(read_selection, selection_paths)], read_audits(audit_paths))
+    here = {values["dataset"] for values in metrics}
+    # Where a storage keeps the results, the folder need not be there.
+    for folder in sorted(Path(others).glob("*")) if others else []:
+        paths = sorted(folder.glob("*/seed*/metrics.json"))
+        if folder.name in here or not paths:
+            continue
+        try:
+            if _is_limited(folder):
+                continue
+            more = [read_metrics(path) for path in paths]
+            selection, audit = folder / "selection.json", folder / "audit.json"
+            selections = [read_selection(selection)] if selection.is_file() else []
+            audits = {folder.name: read_audit(str(audit))} if audit.is_file() else {}
+        except UserError as error:
+            log.warning("%s is left out of the table: %s", folder.name, error)
+            continue
+        found.metrics += more
+        found.selections += selections
+        found.audits |= audits
+    found.metrics = mark_audited(found.metrics, found.audits)
+    return found
+
+
+def _is_limited(folder: Path) -> bool:
+    """Return whether the results are of a limited run, which has its own table."""
+    index = folder / "images.parquet"
+    return index.is_file() and "limit" in tables.read_metadata(index, "image_id")
+
+
 def summary(runs: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """Percentages per dataset and method, in the order in which they first occur.
+    """Return percentages per dataset and method, in the order in which they first occur.
 
     Args:
         runs: one row per run, with dataset, method, seed, marks and the FIGURES, which are
@@ -96,32 +123,32 @@ def summary(runs: pd.DataFrame, baseline: str) -> pd.DataFrame:
 
 
 def union(marks: Iterable[Sequence[str]]) -> str:
-    """The marks of some runs, each once, in the order of MARKS."""
-    found = {mark for run in marks for mark in run}
-    return " ".join(mark for mark in MARKS if mark in found)
+    """Return the marks of some runs, each once, in the order of MARKS."""
+    used = {mark for run in marks for mark in run}
+    return " ".join(mark for mark in MARKS if mark in used)
 
 
 def split_by_labels(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows of datasets of which an accuracy is known, and the other rows."""
+    """Return the rows of datasets with a known accuracy, and the other rows."""
     is_labelled = table.groupby("dataset")["acc1_mean"].transform("count") > 0
     return table[is_labelled], table[~is_labelled]
 
 
 def known(value: float) -> float | None:
-    """A figure of a table, or None where there is none."""
+    """Return a figure of a table, None where it is missing."""
     return None if pd.isna(value) else float(value)
 
 
 def by_dataset(table: pd.DataFrame) -> pd.DataFrame:
-    """Of a summary, acc1 with one row per method and one column per dataset."""
+    """Return acc1 of a summary with one row per method and one column per dataset."""
     accuracies = table.pivot(index="method", columns="dataset", values="acc1_mean")
     return accuracies.loc[table["method"].unique(), table["dataset"].unique()]
 
 
 def means_over_datasets(table: pd.DataFrame) -> tuple[dict[str, float], list[str]]:
-    """Mean acc1 of each method over the datasets on which all of them have one; which those are.
+    """Return mean acc1 of each method over the datasets with an accuracy of all, and their names.
 
-    No means where there are fewer than two such datasets.
+    There are no means where there are fewer than two such datasets.
     """
     accuracies = by_dataset(table)
     complete = [str(name) for name in accuracies if accuracies[name].notna().all()]
@@ -131,46 +158,12 @@ def means_over_datasets(table: pd.DataFrame) -> tuple[dict[str, float], list[str
     return {str(method): float(mean) for method, mean in means.items()}, complete
 
 
-log = logging.getLogger(__name__)
+def gain_on_paper_datasets(table: pd.DataFrame) -> tuple[float | None, int]:
+    """Return the mean gain of latteclip over zero_shot in points, and over how many datasets.
 
-
-@dataclass
-class Found:
-    """Metrics of runs, and of datasets the chosen models and the audits."""
-
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    selections: list[Selection] = field(default_factory=list)
-    audits: dict[str, Audit] = field(default_factory=dict)
-
-
-def earlier(folder: str | None, besides: Collection[str]) -> Found:
-    """Read what is in a folder of results of datasets that are not among those of this run.
-
-    A dataset of which a file is broken is left out with a warning.
+    None where the two were run together on none of the paper's datasets.
     """
-    found = Found()
-    # Where a storage keeps the results, the folder need not be there.
-    for place in sorted(Path(folder).glob("*")) if folder else []:
-        paths = sorted(place.glob("*/seed*/metrics.json"))
-        if place.name in besides or not paths:
-            continue
-        try:
-            if _is_limited(place):
-                continue
-            metrics = [read_metrics(path) for path in paths]
-            selected, answered = place / "selection.json", place / "audit.json"
-            selections = [read_selection(selected)] if selected.is_file() else []
-            audits = {place.name: read_audit(str(answered))} if answered.is_file() else {}
-        except UserError as error:
-            log.warning("%s is left out of the table: %s", place.name, error)
-            continue
-        found.metrics += metrics
-        found.selections += selections
-        found.audits |= audits
-    return found
-
-
-def _is_limited(place: Path) -> bool:
-    """Return whether the results are of a limited run, which has a table of its own."""
-    index = place / "images.parquet"
-    return index.is_file() and "limit" in tables.read_metadata(index, "image_id")
+    rows, columns = ["latteclip", "zero_shot"], list(PAPER_DATASETS)
+    wanted = by_dataset(table).reindex(index=rows, columns=columns)
+    gains = [new - old for new, old in wanted.to_numpy().T if not pd.isna(new - old)]
+    return (sum(gains) / len(gains), len(gains)) if gains else (None, 0)

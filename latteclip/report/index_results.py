@@ -14,20 +14,16 @@ from latteclip.evaluate.results import (
     Accuracy,
     Audit,
     Selection,
-    marked,
-    read_audits,
-    read_metrics,
-    read_selection,
 )
 from latteclip.evaluate.summary import (
     PAPER_DATASETS,
     PAPER_GAIN_OVER_OTHERS,
     PAPER_GAIN_OVER_ZERO_SHOT,
     PAPER_SOURCE,
-    earlier,
-    gain_on_datasets,
+    gain_on_paper_datasets,
     known,
     means_over_datasets,
+    read_results,
     split_by_labels,
     summary,
 )
@@ -92,11 +88,8 @@ def index_results(
     Raises:
         UserError: a file is missing or broken.
     """
-    metrics = [read_metrics(path) for path in metrics_paths]
-    before = earlier(others, {values["dataset"] for values in metrics})
-    audits = read_audits(audits_paths) | before.audits
-    runs = marked(metrics + before.metrics, audits)
-    selections = [read_selection(path) for path in selections_paths] + before.selections
+    found = read_results(metrics_paths, selections_paths, audits_paths, others)
+    runs, selections, audits = found.metrics, found.selections, found.audits
     chosen = {one.dataset: one for one in selections}
     table, without = split_by_labels(summary(pd.DataFrame(runs), settings.baseline))
     sizes = {
@@ -186,7 +179,7 @@ def paper_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     The other methods that the paper compares with are not run here, so nothing of ours stands
     beside its second figure.
     """
-    gain, n = gain_on_datasets(table)
+    gain, n = gain_on_paper_datasets(table)
     return [
         {
             "name": "latteclip over zero_shot",

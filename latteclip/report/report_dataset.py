@@ -27,7 +27,7 @@ from latteclip.evaluate.results import (
     Audit,
     Comparison,
     Selection,
-    marked,
+    mark_audited,
     read_audit,
     read_metrics,
     read_selection,
@@ -209,7 +209,7 @@ def report_dataset(
     # The images that methods are evaluated on; of what was trained on, labels say no accuracy.
     split = test if len(test) else replace(train, labels=None)
     audit = read_audit(audit_path) if audit_path else None
-    metrics = marked(
+    metrics = mark_audited(
         [read_metrics(run.metrics) for run in runs_files],
         {settings.dataset: audit} if audit else {},
     )

@@ -14,15 +14,15 @@ from latteclip.evaluate.results import MARKS, Accuracy, Audit, Comparison, read_
 from latteclip.evaluate.summary import summary
 
 
-def markdown(runs, baseline):
+def cells_of(runs, baseline):
     """Lines of the Markdown, and the cells of each."""
-    text = summarize.markdown(summary(pd.DataFrame(runs), baseline), baseline)
+    text = summarize.accuracy_table(summary(pd.DataFrame(runs), baseline), baseline)
     lines = text.splitlines()
     return lines, [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def test_markdown_lines_up_and_reads_well():
-    lines, cells = markdown(RUNS, "zero_shot")
+    lines, cells = cells_of(RUNS, "zero_shot")
     assert len({len(line) for line in lines}) == 1
     assert cells[0][3:5] == ["acc1", "over zero-shot"]
     assert cells[2] == ["dtd", "zero_shot", "1", "40.0", "", "60.0", "30.0"]
@@ -31,7 +31,7 @@ def test_markdown_lines_up_and_reads_well():
 
 
 def test_marks_follow_the_method_s_name_and_are_explained_below_the_table():
-    lines, cells = markdown(MARKED, "zero_shot")
+    lines, cells = cells_of(MARKED, "zero_shot")
     assert [row[1] for row in cells[2:7]] == [
         "zero_shot",
         "latteclip",
@@ -41,7 +41,8 @@ def test_marks_follow_the_method_s_name_and_are_explained_below_the_table():
     ]
     assert len({len(line) for line in lines[:7]}) == 1
     assert lines[7] == ""
-    assert lines[8:] == [f"- {mark}: {MARKS[mark]}." for mark in MARKS if mark != "audited"]
+    marks = ("supervised", "ours", "collapsed")
+    assert lines[8:] == [f"- {mark}: {MARKS[mark]}." for mark in marks]
 
 
 def write_marked(folder):
@@ -71,7 +72,7 @@ def test_summary_files_are_written(tmp_path):
         "mean_per_class_recall",
         "chosen",
         "agreement",
-        *summarize.AUDITED,
+        *("audited", "audited_low", "audited_high"),
     ]
     assert written["acc1_mean"].tolist() == [40, 60, 30, 90, 70]
     assert written["marks"].fillna("").tolist() == ["", "", "", "supervised", "ours collapsed"]
@@ -162,7 +163,7 @@ def test_an_audit_that_somebody_broke_is_one_sentence(tmp_path, damage):
 
 
 def test_several_datasets_make_the_paper_s_table_with_its_published_mean():
-    text = summarize.across(summary(pd.DataFrame(SEVERAL), "zero_shot"))
+    text = summarize.dataset_table(summary(pd.DataFrame(SEVERAL), "zero_shot"))
     table = text[text.index("| acc1 ") :].splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[:4]]
     assert cells[0] == ["acc1", "dtd", "mine", "eurosat", "sun397", "mean"]
@@ -171,4 +172,40 @@ def test_several_datasets_make_the_paper_s_table_with_its_published_mean():
     # 20 points on dtd, 5 on eurosat, but not those on mine.
     assert "+12.50" in text and "+4.74" in text
     one = summary(pd.DataFrame([run("mine", "zero_shot", 0, 0.4)]), "zero_shot")
-    assert summarize.across(one) == ""  # one dataset needs no second table
+    assert summarize.dataset_table(one) == ""  # one dataset needs no second table
+
+
+def table(runs=RUNS, baseline="zero_shot"):
+    return summary(pd.DataFrame(runs), baseline).set_index(["dataset", "method"])
+
+
+def test_means_and_sample_spread_over_seeds_in_percent():
+    row = table().loc["dtd", "latteclip"]
+    assert row["seeds"] == 3
+    assert row["acc1_mean"] == pytest.approx(60)
+    assert row["acc1_std"] == pytest.approx(10)
+    assert row["acc5_mean"] == pytest.approx(80)
+    assert row["mean_per_class_recall"] == pytest.approx(50)
+    assert pd.isna(table().loc[("dtd", "zero_shot"), "acc1_std"])
+
+
+def test_gain_is_over_the_baseline_on_the_same_dataset():
+    gain = table()["acc1_gain"]
+    assert set(table()["baseline"]) == {"zero_shot"}
+    assert gain["dtd", "latteclip"] == pytest.approx(20)
+    assert gain["dtd", "zero_shot"] == 0
+    assert pd.isna(gain["aaa", "latteclip"])  # no zero-shot run there
+
+
+def test_marks_are_those_of_any_seed():
+    marks = table(MARKED)["marks"]
+    assert marks["dtd", "latteclip"] == ""
+    assert marks["dtd", "flyp_supervised"] == "supervised"
+    assert marks["dtd", "latteclip_fused"] == "ours collapsed"
+
+
+def test_runs_without_metrics_leave_blanks():
+    row = table([run("x", "latteclip", 0, None), run("x", "zero_shot", 0, None)]).iloc[0]
+    assert pd.isna(row["acc1_mean"])
+    assert pd.isna(row["acc1_gain"])
+    assert row["seeds"] == 1
