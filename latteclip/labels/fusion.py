@@ -3,7 +3,9 @@
 A caption (or a multimodal model that is asked) votes for the class of its image. How reliable the
 votes are is estimated from how well two predictors that never saw them predict them: calibrated
 zero-shot scores z, and cosines s_m with one prototype per class of the image features of each model
-m, without the image's own part. CLIP is the first model. Without any label, in ROUNDS rounds:
+m, without the image's own part. CLIP is the first model. Another model takes part where the votes
+of images that look alike to it agree more than permuted votes do. Without any label, in ROUNDS
+rounds:
 
     q(c | image)    = softmax_c(a z_c + sum_m b_m s_mc)
     P(vote k | c)   = theta_ck, near u [k = c] + (1 - u) r_k
@@ -26,7 +28,7 @@ models.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -51,6 +53,7 @@ SAMPLE = 2**23  # entries of a table of images and classes from which theta is l
 SMALL_SAMPLE = 2**21  # the same for a, b, u and w, which are a few numbers
 KEPT = 16  # classes of an image that have a share in the prototypes
 TINY = 1e-9
+OTHER = "eyes_"  # begin of the name of another image model's gain, before its number
 
 # Of the permutation test.
 N_PERMUTATIONS = 999  # so that the smallest p-value is 0.001
@@ -111,11 +114,17 @@ class PermutationTest:
     zero_shot: float  # with the zero-shot scores
     p_value: float  # of the sum of all statistics
     others: tuple[float, ...] = ()  # with similarities of other models' image features
+    p_values: tuple[float, ...] = ()  # of the statistics of these models alone
 
     @property
     def significant(self) -> bool:
         """Whether no permutation agreed as well."""
         return self.p_value <= 1 / (N_PERMUTATIONS + 1)
+
+    @property
+    def informative(self) -> list[int]:
+        """Numbers of the other models with which no permutation agreed as well."""
+        return [i for i, p in enumerate(self.p_values) if p <= 1 / (N_PERMUTATIONS + 1)]
 
 
 def corroborate(
@@ -137,7 +146,7 @@ def corroborate(
         others: features of other image models.
     """
     if len(sample) == 0:
-        return PermutationTest(0.0, 0.0, 1.0, (0.0,) * len(others))
+        return PermutationTest(0.0, 0.0, 1.0, (0.0,) * len(others), (1.0,) * len(others))
     sample = sample[:: -(-len(sample) // _test_size(images, others))]
     features = [model.centred[sample].double() for model in (images, *others)]
     norms = [x.square().sum(dim=1) for x in features]
@@ -160,11 +169,11 @@ def corroborate(
     )  # [1 + N_PERMUTATIONS, 1 + M]
     spread = table[1:].std(dim=0)
     standard = (table - table[1:].mean(dim=0)) / torch.where(spread > 0, spread, torch.inf)
-    together = standard.sum(dim=1)
-    as_large = int((together[1:] >= together[0]).sum())
+    columns = torch.cat([standard.sum(dim=1, keepdim=True), standard[:, 2:]], dim=1)
+    as_large = (columns[1:] >= columns[0]).sum(dim=0).tolist()
+    p_value, *p_values = ((1 + number) / (1 + N_PERMUTATIONS) for number in as_large)
     by_images, by_scores, *by_others = standard[0].tolist()
-    p_value = (1 + as_large) / (1 + N_PERMUTATIONS)
-    return PermutationTest(by_images, by_scores, p_value, tuple(by_others))
+    return PermutationTest(by_images, by_scores, p_value, tuple(by_others), tuple(p_values))
 
 
 def _test_size(images: CalibratedFeatures, others: Sequence[CentredFeatures]) -> int:
@@ -208,6 +217,14 @@ class FusionParameters:
 
 
 @dataclass(frozen=True)
+class JointHead:
+    """The classifier q by the features of all image models together."""
+
+    weights: tuple[torch.Tensor, ...]  # [C, D] float64 of each model, logits of centred features
+    head: torch.Tensor  # [N] its class, without the image's own part
+
+
+@dataclass(frozen=True)
 class Fusion:
     """Fused labels and how they came about."""
 
@@ -216,8 +233,9 @@ class Fusion:
     confidence: torch.Tensor  # [N] float32, its probability
     individual_labels: dict[str, torch.Tensor]  # [N] by "zero_shot" and by CLIP's "images" alone
     head: torch.Tensor  # [N] the class by `weights`, without the image's own part
-    weights: torch.Tensor  # [C, D] float64: a z + b s, as logits of centred features
+    weights: torch.Tensor  # [C, D] float64: a z + b s of CLIP, as logits of centred features
     gains: dict[str, float]  # log-likelihood of the votes over their mean, by predictors
+    joint: JointHead  # by all image models
 
 
 class LabelModelState:
@@ -258,12 +276,18 @@ class LabelModelState:
         scores = own_part_left_out(texts, table, self.text_prototypes)
         return SHARPNESS * scores * self.votes.has[rows, None]
 
-    def head(self, number: int = 0) -> torch.Tensor:
-        """Return the scores s of a model as logits [C, D] of centred features of new images."""
-        prototypes = self.prototypes[number]
-        lengths = prototypes.norm(dim=1, keepdim=True).clamp(min=TINY)
-        logits: torch.Tensor = SHARPNESS * prototypes / lengths
-        return logits
+    def head(self, weights: torch.Tensor) -> list[torch.Tensor]:
+        """Return a z + sum_m b_m s_m as logits [C, D] of centred features of each model.
+
+        Args:
+            weights: [1 + M] a and b, or those of the first models.
+        """
+        heads = []
+        for weight, prototypes in zip(weights[1:], self.prototypes, strict=False):
+            lengths = prototypes.norm(dim=1, keepdim=True).clamp(min=TINY)
+            heads.append(weight * (SHARPNESS * prototypes / lengths))
+        heads[0] = weights[0] * self.images.texts + heads[0]
+        return heads
 
     def learn(
         self, sample: torch.Tensor, votes: torch.Tensor, before: FusionParameters
@@ -348,15 +372,17 @@ def fuse(
     weights = (0.0,) * (1 + len(others))
     parameters = FusionParameters(test, cast.new_empty(0, n_classes), images=weights)
     if not test.significant:
-        return _calibrated(images, parameters)
+        return _calibrated(images, parameters, others)
     posterior = Posterior.of(votes.probabilities, n, n_classes)
-    state = LabelModelState(images, votes, posterior, others)
+    informative = [others[i] for i in test.informative]
+    state = LabelModelState(images, votes, posterior, informative)
     for _ in range(ROUNDS):
         parameters = state.learn(sample, cast, parameters)
         last, state = state, state.updated(parameters)
     small = _spaced(sample, n_classes, SMALL_SAMPLE)
     gained = gains(last.predictors(small), votes.probabilities(small))
-    return _fused(last, state, parameters, gained)
+    fusion = _fused(last, state, parameters, gained, small)
+    return _with_all_models(fusion, others) if others else fusion
 
 
 def prototypes_by_zero_shot(images: CalibratedFeatures) -> torch.Tensor:
@@ -370,7 +396,8 @@ def prototypes_by_zero_shot(images: CalibratedFeatures) -> torch.Tensor:
     sample = _spaced(torch.arange(n), n_classes, SMALL_SAMPLE)
     cast = votes.probabilities(sample)
     weights, share = fit_mixture(state.predictors(sample)[1:], cast, cast.mean(dim=0))
-    return images.texts + (1 - share**INDEPENDENCE) * weights * state.head()
+    own = (1 - share**INDEPENDENCE) * weights[0]
+    return state.head(torch.stack([torch.ones_like(own), own]))[0]
 
 
 def _spaced(rows: torch.Tensor, n_classes: int, entries: int) -> torch.Tensor:
@@ -378,16 +405,19 @@ def _spaced(rows: torch.Tensor, n_classes: int, entries: int) -> torch.Tensor:
     return rows[:: -(-max(1, len(rows)) * n_classes // entries)]
 
 
-def _calibrated(images: CalibratedFeatures, parameters: FusionParameters) -> Fusion:
+def _calibrated(
+    images: CalibratedFeatures, parameters: FusionParameters, others: Sequence[CentredFeatures]
+) -> Fusion:
     """Return calibrated zero-shot labels, where the votes carry no information."""
     n = len(images.centred)
     labels, confidence = torch.empty(n, dtype=torch.long), torch.empty(n)
     for rows in parts(n):
         best = images.zero_shot(rows).exp().max(dim=1)
         labels[rows], confidence[rows] = best.indices, best.values.float()
-    return Fusion(
-        parameters, labels, confidence, {"zero_shot": labels}, labels, images.texts, gains={}
-    )
+    n_classes = len(images.texts)
+    none = (images.texts.new_zeros(n_classes, len(model.mean)) for model in others)
+    joint, individual = JointHead((images.texts, *none), labels), {"zero_shot": labels}
+    return Fusion(parameters, labels, confidence, individual, labels, images.texts, {}, joint)
 
 
 def _fused(
@@ -395,20 +425,46 @@ def _fused(
     after: LabelModelState,
     parameters: FusionParameters,
     gained: dict[str, float],
+    sample: torch.Tensor,
 ) -> Fusion:
-    """Return the labels of the last round, and the head by the prototypes of these labels."""
-    n = len(last.images.centred)
-    labels, zero_shot, images, head = (torch.empty(n, dtype=torch.long) for _ in range(4))
-    confidence = torch.empty(n)
-    weights = parameters.weights[:2]
+    """Return the labels of the last round, and the heads by the prototypes of these labels.
+
+    Args:
+        sample: [n] indices of images from which CLIP's own head is learned.
+    """
+    n, weights = len(last.images.centred), parameters.weights
+    labels, zero_shot, images, head, joint = (torch.empty(n, dtype=torch.long) for _ in range(5))
+    confidence, own = torch.empty(n), weights[:2]
+    if len(weights) > 2:  # CLIP alone is to predict what all models together found
+        targets = last.log_posterior(sample, parameters).exp()
+        own = fit_weights(after.predictors(sample)[:2], targets)
     for rows in parts(n):
         best = last.log_posterior(rows, parameters).exp().max(dim=1)
         labels[rows], confidence[rows] = best.indices, best.values.float()
         zero_shot[rows], images[rows] = (t.argmax(dim=1) for t in last.predictors(rows)[:2])
-        head[rows] = pool(after.predictors(rows)[:2], weights).argmax(dim=1)
+        predictors = after.predictors(rows)
+        head[rows] = pool(predictors[:2], own).argmax(dim=1)
+        joint[rows] = pool(predictors, weights).argmax(dim=1)
     individual = {"zero_shot": zero_shot, "images": images}
-    logits = weights[0] * last.images.texts + weights[1] * after.head()
-    return Fusion(parameters, labels, confidence, individual, head, logits, gained)
+    all_models = JointHead(tuple(after.head(weights)), joint)
+    return Fusion(
+        parameters, labels, confidence, individual, head, after.head(own)[0], gained, all_models
+    )
+
+
+def _with_all_models(fusion: Fusion, others: Sequence[CentredFeatures]) -> Fusion:
+    """Return a fusion by the informative models of `others` with weight 0 for the rest."""
+    parameters, used = fusion.parameters, fusion.parameters.test.informative
+    heads = [fusion.weights.new_zeros(len(fusion.weights), len(m.mean)) for m in others]
+    weights = [0.0] * len(others)
+    gained = {name: gain for name, gain in fusion.gains.items() if not name.startswith(OTHER)}
+    gained |= {f"{OTHER}{i}": 0.0 for i in range(len(others))}
+    for place, i in enumerate(used):
+        heads[i], weights[i] = fusion.joint.weights[1 + place], parameters.images[1 + place]
+        gained[f"{OTHER}{i}"] = fusion.gains[f"{OTHER}{place}"]
+    images = (parameters.images[0], *weights)
+    joint = replace(fusion.joint, weights=(fusion.joint.weights[0], *heads))
+    return replace(fusion, parameters=replace(parameters, images=images), gains=gained, joint=joint)
 
 
 # --- fits ----------------------------------------------------------------------------------------
@@ -469,15 +525,18 @@ def fit_weights(
 
 
 def gains(predictors: Sequence[torch.Tensor], votes: torch.Tensor) -> dict[str, float]:
-    """Return the nats per vote that the predictors z and s gain over the mean vote."""
+    """Return the nats per vote that the predictors gain over the mean vote.
+
+    Args:
+        predictors: z, and s of each model, tables [n, C].
+        votes: [n, C] of the same images.
+    """
     overall = votes.mean(dim=0)
     blind = _cross_entropy(votes, overall.expand_as(votes))
+    groups = {"both": predictors, "zero_shot": predictors[:1], "images": predictors[1:2]}
+    groups |= {f"{OTHER}{i}": [table] for i, table in enumerate(predictors[2:])}
     found = {}
-    for name, tables in (
-        ("both", predictors),
-        ("zero_shot", predictors[:1]),
-        ("images", predictors[1:]),
-    ):
+    for name, tables in groups.items():
         weights, share = fit_mixture(tables, votes, overall)
         mixed = share * pool(tables, weights).softmax(dim=1) + (1 - share) * overall
         found[name] = (blind - _cross_entropy(votes, mixed)).item()

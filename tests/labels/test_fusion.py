@@ -22,6 +22,7 @@ from latteclip.labels.fusion import (
 )
 from latteclip.labels.label_sources import (
     CalibratedFeatures,
+    CentredFeatures,
     caption_votes,
     class_score_votes,
     label_votes,
@@ -209,14 +210,15 @@ def test_gains_are_nats_over_the_mean_vote():
 
 def test_the_posterior_is_that_of_its_formula():
     world = World.of(40)
-    images, votes = world.images(), world.captions(silent=0.2)
+    images, votes, other = world.images(), world.captions(silent=0.2), world.other_model()
     own = shares(40, 6, 8)
     confusion = shares(6, 6, 4)
     test = PermutationTest(9, 9, 0.001)
-    parameters = FusionParameters(test, confusion, 0.7, (2.0,), 0.5, 0.6)
-    state = LabelModelState(images, votes, posterior_of(own))
+    parameters = FusionParameters(test, confusion, 0.7, (2.0, 1.5), 0.5, 0.6)
+    state = LabelModelState(images, votes, posterior_of(own), [other])
     found = state.log_posterior(ALL, parameters).exp()
     x, texts, cast = images.centred.double(), votes.text_features(ALL), votes.probabilities(ALL)
+    y = other.centred.double()
     z = world.calibrated().log_softmax(dim=1)
 
     def cosine(rows, i, c):
@@ -227,7 +229,8 @@ def test_the_posterior_is_that_of_its_formula():
     for i in range(40):
         joint = []
         for c in range(6):
-            q = 0.7 * z[i, c].item() + 2 * fusion.SHARPNESS * cosine(x, i, c)
+            cosines = 2 * cosine(x, i, c) + 1.5 * cosine(y, i, c)
+            q = 0.7 * z[i, c].item() + fusion.SHARPNESS * cosines
             if not votes.has[i]:
                 joint.append(math.exp(q))
                 continue
@@ -314,6 +317,66 @@ def test_a_vote_for_a_class_that_votes_name_too_often_weighs_less():
     assert parameters.test.significant
     assert one[0] < other[1] - 0.1
     torch.testing.assert_close(one.sum().item(), 1.0)
+
+
+# --- other image models --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_image_model_that_sees_more_makes_labels_and_classifiers_better(seed):
+    world = World.of(seed=seed, noise=1.0)
+    images, votes, other = world.images(), world.captions(right=0.6, seed=seed), world.other_model()
+    alone, fused = fuse(images, votes), fuse(images, votes, [other])
+    assert fused.parameters.images[1] > fused.parameters.images[0]
+    assert fused.gains["eyes_0"] > fused.gains["images"]
+    assert world.right(fused.labels) > world.right(alone.labels) + 0.05
+    assert world.right(fused.head) > world.right(alone.head) - 0.01
+    assert world.right(fused.joint.head) > world.right(alone.head) + 0.05
+    scores = images.centred.double() @ fused.joint.weights[0].T
+    scores += other.centred.double() @ fused.joint.weights[1].T
+    assert world.right(scores.argmax(dim=1)) > world.right(alone.head) + 0.05
+
+
+USELESS = {
+    "noise": lambda x, draw: torch.randn(len(x), 32, generator=draw),
+    "constant": lambda x, draw: torch.ones(len(x), 8),
+    "CLIP again": lambda x, draw: x.clone(),
+    "projection of CLIP": lambda x, draw: x @ torch.randn(x.shape[1], 4, generator=draw),
+}
+
+
+@pytest.mark.parametrize("kind", USELESS)
+def test_an_image_model_that_sees_no_more_changes_few_labels(kind):
+    world = World.of()
+    images, votes = world.images(), world.captions(right=0.6)
+    other = CentredFeatures.centre(USELESS[kind](world.features, generator(1)))
+    alone, fused = fuse(images, votes), fuse(images, votes, [other])
+    assert (fused.labels == alone.labels).double().mean() > 0.99
+    assert abs(world.right(fused.labels) - world.right(alone.labels)) < 0.005
+    if kind != "CLIP again":
+        assert fused.parameters.images[1] < 0.1
+
+
+def test_beside_a_useless_model_a_good_one_counts_as_if_alone():
+    world = World.of(noise=1.0)
+    images, votes, good = world.images(), world.captions(right=0.6), world.other_model()
+    useless = CentredFeatures.centre(torch.randn(900, 32, generator=generator(1)))
+    alone, both = fuse(images, votes, [good]), fuse(images, votes, [useless, good])
+    assert both.parameters.images == (alone.parameters.images[0], 0, alone.parameters.images[1])
+    assert both.labels.tolist() == alone.labels.tolist()
+    assert both.joint.head.tolist() == alone.joint.head.tolist()
+    assert both.gains["eyes_1"] == alone.gains["eyes_0"]
+    assert not both.joint.weights[1].any()
+    assert torch.equal(both.joint.weights[2], alone.joint.weights[1])
+
+
+def test_without_corroboration_other_models_have_no_weight():
+    world = World.of()
+    table = world.vote_table()[torch.randperm(900, generator=generator(0))]
+    fused = fuse(world.images(), table_votes(table), [world.other_model()])
+    assert fused.joint.weights[1].shape == (6, 16)
+    assert not fused.joint.weights[1].any()
+    assert fused.labels.tolist() == world.calibrated().argmax(1).tolist()
 
 
 # --- votes without information -------------------------------------------------------------------

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from latteclip.clip.feature_memmap import FeatureRows
-from latteclip.labels.label_sources import CalibratedFeatures, Votes, caption_votes
+from latteclip.labels.label_sources import CalibratedFeatures, CentredFeatures, Votes, caption_votes
 
 SCALE = 30.0
 ALL = slice(None)
@@ -40,6 +40,13 @@ class World:
 
     def images(self):
         return CalibratedFeatures.of(self.features.clone(), self.texts, SCALE)
+
+    def other_model(self, noise=0.3):
+        """Features of a model beside CLIP, which tells the classes apart more clearly."""
+        draw = generator(50)
+        centres = F.normalize(torch.randn(self.n_classes, 16, generator=draw), dim=1)
+        noises = noise * torch.randn(len(self.classes), 16, generator=draw)
+        return CentredFeatures.centre(F.normalize(centres[self.classes] + noises, dim=1))
 
     def calibrated(self):
         """Calibrated zero-shot scores [N, C]: class means off, computed plainly."""
