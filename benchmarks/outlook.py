@@ -92,7 +92,7 @@ def stages() -> list[Stage]:
     rates = paper_rates.on_paper(CARD)
     assert rates.captions and rates.samples and rates.images and rates.fed
     encoding = 1 / min(rates.images, rates.fed)
-    tables = ("images.parquet", ".decoded.sqlite")
+    tables = ("images.parquet", ".decode_cache.sqlite")
     shard = "a shard of 64"
     return [
         Stage(

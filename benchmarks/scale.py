@@ -753,7 +753,7 @@ def run(place: Place, only: Sequence[str]) -> Iterator[dict[str, Any]]:
     results = place.checkout / "results" / "scale"
     sizes = {
         str(path.relative_to(results)): path.stat().st_size
-        for pattern in ("*.parquet", ".decoded.sqlite", "*.csv")
+        for pattern in ("*.parquet", ".decode_cache.sqlite", "*.csv")
         for path in sorted(results.rglob(pattern))
         if path.parent.name != "shards"
     }

@@ -1,4 +1,4 @@
-"""From a dataset's folder to the image index: every image is decoded once, also by later runs.
+"""Index a dataset's folder. Every image is decoded once, also by later runs.
 
 Letters: N images, C classes.
 """
@@ -24,7 +24,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import replacing
 from latteclip.core.terminal import Progress
 from latteclip.data import folder_files
-from latteclip.data.decoded_before import DecodedBefore, Stamps, stamps
+from latteclip.data.decode_cache import DecodeCache, FileStats, file_stats
 from latteclip.data.fingerprints import FINGERPRINTS, Fingerprint, fingerprint
 from latteclip.data.images import open_or_reason, read_or_reason
 from latteclip.data.splits import Item, Split, SplitSettings, draw, read_split
@@ -34,11 +34,11 @@ log = logging.getLogger(__name__)
 CHUNK = 64  # images that a worker takes at a time
 AHEAD = 3  # chunks that are ready or wait, for each worker
 BATCH = 128 * CHUNK  # images written at a time
-KEPT = 8 * CHUNK  # images after which is kept what was seen of them
-BEFORE = ".decoded.sqlite"  # beside the index, where Snakemake removes nothing
-SHOWN = 100  # broken images that the log names
-NAMED = 5  # of them by the error, and twice as many classes by the log
-Decoded = Fingerprint | str  # or why the image cannot be decoded
+CACHED_TOGETHER = 8 * CHUNK  # images: a killed run loses no more
+CACHE = ".decode_cache.sqlite"  # beside the index, where Snakemake removes nothing
+LOGGED = 100  # broken images that the log names
+NAMED = 5  # broken images that the error names, and half of the classes that the log names
+Decoded = Fingerprint | str  # or the reason why the image cannot be decoded
 
 
 def index_images(
@@ -55,26 +55,27 @@ def index_images(
     """Write the IMAGES table of a dataset.
 
     Its metadata are class names, `skipped` files and `content`, a digest of all images' bytes.
-    Class names are cleaned for CLIP. `written_names` are those that the dataset writes otherwise.
+    Class names are cleaned for CLIP. `written_names` are those that the dataset writes differently.
     With a limit, `limit` is among the metadata, and `drawn_from`, the images of each whole split.
     FINGERPRINTS of the images, by which `find_duplicates` compares them, are written as well.
 
-    Images that cannot be decoded are left out and listed in a CSV file beside it. Files that are no
-    images by their suffix are counted by it. What was seen of images is kept in BEFORE beside the
-    index: a run that was killed goes on, and one after others decodes new and changed images alone.
+    Images that cannot be decoded are left out and listed in a CSV file beside it. Files with other
+    suffixes are counted by suffix. Decoded images are cached in CACHE beside the index, so that a
+    killed run continues, and a later run decodes new and changed images only.
 
     Raises:
         UserError: the split does not fit its form or the folder, or too many images are broken.
     """
     started = time.monotonic()
-    looked_at = (settings.kind, settings.classes)
-    in_folder = list(folder_files.files(folder, *looked_at)) if folder_state else []
+    in_folder = []
+    if folder_state:
+        in_folder = list(folder_files.files(folder, settings.kind, settings.classes))
     images, split = read_split(Path(folder), settings)
     classnames = clean_classnames(split.names, settings.classname_replace)
     counts = Counter[str]()
     broken: list[list[str]] = []
     pairs = zip(classnames, split.names, strict=True)
-    written = {name: own for name, own in pairs if name != own}
+    written = {name: written for name, written in pairs if name != written}
     metadata: dict[str, object] = {
         "classnames": classnames,
         "written_names": written,
@@ -89,13 +90,13 @@ def index_images(
         tables.writing(output, tables.IMAGES, metadata) as add,
         tables.writing(fingerprints_output, FINGERPRINTS) as add_fingerprints,
         replacing(corrupt_output) as corrupt,
-        DecodedBefore(Path(output).with_name(BEFORE)) as before,
+        DecodeCache(Path(output).with_name(CACHE)) as cache,
     ):
-        for items, decoded in _batches(images, split.items, threads, before):
+        for items, decoded in _batches(images, split.items, threads, cache):
             good = [
-                (item, seen)
-                for item, seen in zip(items, decoded, strict=True)
-                if not isinstance(seen, str)
+                (item, found)
+                for item, found in zip(items, decoded, strict=True)
+                if not isinstance(found, str)
             ]
             counts.update(item.split for item, _ in good)
             broken += [
@@ -105,16 +106,17 @@ def index_images(
             ]
             add(_columns(images, good, classnames))
             add_fingerprints(_fingerprints(good))
-            content.update(b"".join(seen.checksum for _, seen in good))
+            content.update(b"".join(found.checksum for _, found in good))
         _report(broken, corrupt)
         _check(broken, split, counts, settings.max_corrupt, folder)
         metadata["content"] = content.hexdigest()
         if folder_state and folder_files_output:
             state = (folder_state, folder_files_output)
-            _remember(folder, in_folder, state, before, settings.limit)
+            _write_folder_files(folder, in_folder, state, cache, settings.limit)
     if split.skipped:
-        said = ", ".join(f"{n} {suffix}" for suffix, n in split.skipped.items())
-        log.warning("Left out %d files that are no images: %s.", sum(split.skipped.values()), said)
+        counted = ", ".join(f"{n} {suffix}" for suffix, n in split.skipped.items())
+        n_skipped = sum(split.skipped.values())
+        log.warning("Left out %d files that are no images: %s.", n_skipped, counted)
     more = f" and {len(classnames) - 2 * NAMED} more" if len(classnames) > 2 * NAMED else ""
     log.info("Classes: %s%s.", ", ".join(classnames[: 2 * NAMED]), more)
     seconds = time.monotonic() - started
@@ -128,28 +130,28 @@ def index_images(
     )
 
 
-def _remember(
+def _write_folder_files(
     folder: str,
     files: list[folder_files.File],
     state: tuple[str, str],
-    before: DecodedBefore,
+    cache: DecodeCache,
     limit: int | None,
 ) -> None:
-    """Write which files of the folder the index was made of.
+    """Write the table of the folder's files from which the index was made.
 
-    Those that are no image of the index, such as lists and shards, are read for their checksums;
-    in a limited run they are not, and count as new when their time is.
+    Files that are no image of the index, such as lists and shards, are read for their checksums. A
+    limited run does not read them, so that a new time counts as a change.
     """
 
-    def unseen(path: str) -> bytes:
+    def read_checksum(path: str) -> bytes:
         return folder_files.checksum(path) if limit is None else folder_files.UNKNOWN
 
     def checksums(part: list[folder_files.File]) -> list[bytes]:
         paths = [os.path.normpath(os.path.join(folder, file.name)) for file in part]
-        found = np.array([(file.size, file.mtime_ns) for file in part], np.int64)
+        stats = np.array([(file.size, file.mtime_ns) for file in part], np.int64)
         return [
-            seen.checksum if seen else unseen(path)
-            for path, seen in zip(paths, before.find(paths, found), strict=True)
+            cached.checksum if cached else read_checksum(path)
+            for path, cached in zip(paths, cache.get(paths, stats), strict=True)
         ]
 
     described, output = state
@@ -159,29 +161,29 @@ def _remember(
 def _columns(
     images: Path, rows: Sequence[tuple[Item, Fingerprint]], classnames: Sequence[str]
 ) -> dict[str, list[str | int | None]]:
-    """The IMAGES columns of some images."""
+    """Return the IMAGES columns of some images."""
     return {
         "image_id": [item.image_id for item, _ in rows],
         "path": [_path(images, item) for item, _ in rows],
         "split": [item.split for item, _ in rows],
         "label": [item.label for item, _ in rows],
         "classname": [None if i.label is None else classnames[i.label] for i, _ in rows],
-        "width": [seen.width for _, seen in rows],
-        "height": [seen.height for _, seen in rows],
+        "width": [found.width for _, found in rows],
+        "height": [found.height for _, found in rows],
     }
 
 
 def _fingerprints(rows: Sequence[tuple[Item, Fingerprint]]) -> dict[str, list[str] | list[bytes]]:
-    """The FINGERPRINTS columns of some images."""
+    """Return the FINGERPRINTS columns of some images."""
     return {
         "image_id": [item.image_id for item, _ in rows],
-        "hashes": [seen.hashes for _, seen in rows],
-        "thumbnail": [seen.thumbnail for _, seen in rows],
+        "hashes": [found.hashes for _, found in rows],
+        "thumbnail": [found.thumbnail for _, found in rows],
     }
 
 
-def look_at(path: str) -> Decoded:
-    """Decode an image, and keep of it what the tables hold."""
+def decode(path: str) -> Decoded:
+    """Decode an image, and return its fingerprint or the reason why it cannot be decoded."""
     content = read_or_reason(path)
     if isinstance(content, str):
         return content
@@ -198,10 +200,10 @@ def _report(broken: Sequence[Sequence[str]], output: Path) -> None:
     """List the broken images in a CSV file and, up to a number, in the log."""
     with output.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([["image_id", "path", "split", "reason"], *broken])
-    for image_id, _, _, reason in broken[:SHOWN]:
+    for image_id, _, _, reason in broken[:LOGGED]:
         log.warning("Cannot be decoded: %s (%s)", image_id, reason)
-    if len(broken) > SHOWN:
-        log.warning("... and %d more that cannot be decoded.", len(broken) - SHOWN)
+    if len(broken) > LOGGED:
+        log.warning("... and %d more that cannot be decoded.", len(broken) - LOGGED)
 
 
 def _check(
@@ -211,7 +213,7 @@ def _check(
     max_corrupt: float,
     folder: str,
 ) -> None:
-    """UserError where too many images are broken, or a split that is needed has none left."""
+    """Raise UserError where too many images are broken, or a needed split has none left."""
     n_images = len(split.items)
     if len(broken) > max_corrupt * n_images:
         first = ", ".join(f"{image_id} ({reason})" for image_id, _, _, reason in broken[:NAMED])
@@ -233,16 +235,16 @@ def _check(
 
 
 def _batches(
-    images: Path, items: Sequence[Item], threads: int, before: DecodedBefore
+    images: Path, items: Sequence[Item], threads: int, cache: DecodeCache
 ) -> Iterator[tuple[Sequence[Item], list[Decoded]]]:
-    """Items and what became of them, in order, BATCH at a time.
+    """Yield items and their decoded images in order, BATCH at a time.
 
-    Those that were not decoded before are decoded now, with all threads.
+    All threads decode the images that are not in the cache.
     """
-    found, is_new = _compared(images, items, before)  # [N, 2] and [N]
+    stats, is_new = _compare(images, items, cache)  # [N, 2] and [N]
     progress = Progress(int(is_new.sum()), "images")
     with Workers(
-        look_at,
+        decode,
         threads,
         chunk=CHUNK,
         ahead=AHEAD * threads,
@@ -253,43 +255,43 @@ def _batches(
         for start in range(0, len(items), BATCH):
             part = slice(start, start + BATCH)
             paths = [_path(images, item) for item in items[part]]
-            seen: list[Decoded | None] = [*before.find(paths, found[part])]
+            decoded: list[Decoded | None] = [*cache.get(paths, stats[part])]
             rows = np.flatnonzero(is_new[part]).tolist()
-            for first in range(0, len(rows), KEPT):
-                piece = rows[first : first + KEPT]
+            for first in range(0, len(rows), CACHED_TOGETHER):
+                piece = rows[first : first + CACHED_TOGETHER]
                 for row, result in zip(piece, itertools.islice(results, len(piece)), strict=True):
-                    seen[row] = result
+                    decoded[row] = result
                     progress.add(1)
-                _keep(before, piece, paths, found[part], seen)
+                _put(cache, piece, paths, stats[part], decoded)
             yield (
                 items[part],
-                [one or look_at(path) for path, one in zip(paths, seen, strict=True)],
+                [one or decode(path) for path, one in zip(paths, decoded, strict=True)],
             )
 
 
-def _compared(
-    images: Path, items: Sequence[Item], before: DecodedBefore
-) -> tuple[Stamps, npt.NDArray[np.bool_]]:
-    """The stamps of all files [N, 2], and which images are to be decoded [N]."""
-    found = np.empty((len(items), 2), np.int64)
+def _compare(
+    images: Path, items: Sequence[Item], cache: DecodeCache
+) -> tuple[FileStats, npt.NDArray[np.bool_]]:
+    """Return the stats of all files [N, 2], and which images are not in the cache [N]."""
+    stats = np.empty((len(items), 2), np.int64)
     is_new = np.empty(len(items), np.bool_)
     for start in range(0, len(items), BATCH):
         part = slice(start, start + BATCH)
         paths = [_path(images, item) for item in items[part]]
-        found[part] = stamps(paths)
-        is_new[part] = [one is None for one in before.find(paths, found[part])]
+        stats[part] = file_stats(paths)
+        is_new[part] = [one is None for one in cache.get(paths, stats[part])]
     if not is_new.all():
-        log.info("%d of %d images were decoded before.", len(items) - is_new.sum(), len(items))
-    return found, is_new
+        log.info("%d of %d images are in the cache.", len(items) - is_new.sum(), len(items))
+    return stats, is_new
 
 
-def _keep(
-    before: DecodedBefore,
+def _put(
+    cache: DecodeCache,
     rows: Sequence[int],
     paths: Sequence[str],
-    found: Stamps,
-    seen: Sequence[Decoded | None],
+    stats: FileStats,
+    decoded: Sequence[Decoded | None],
 ) -> None:
-    """Keep what was seen in some rows; whatever cannot be decoded is tried again another time."""
-    good = {row: one for row in rows if isinstance(one := seen[row], Fingerprint)}
-    before.keep([paths[row] for row in good], found[list(good)], list(good.values()))
+    """Cache the images of some rows. An image that cannot be decoded is tried again next time."""
+    good = {row: one for row in rows if isinstance(one := decoded[row], Fingerprint)}
+    cache.put([paths[row] for row in good], stats[list(good)], list(good.values()))

@@ -87,7 +87,7 @@ def test_too_many_broken_images_are_an_error(tmp_path):
         UserError, match=r"2 of the 22 images .* 1\.00%: .*half\.jpg.*text\.jpg"
     ) as e:
         index(broken(tmp_path, n=10), tmp_path)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [index_images.BEFORE]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [index_images.CACHE]
     enough = float(re.search(r"--config \"split={'max_corrupt': ([\d.]+)}\"", str(e.value))[1])
     rows, _, _ = index(broken(tmp_path, n=10), tmp_path, max_corrupt=enough)
     assert len(rows) == 20

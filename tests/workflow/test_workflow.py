@@ -620,7 +620,7 @@ def test_a_folder_reruns_the_index_where_a_file_changed_and_not_where_one_was_to
     assert "rule index_images:" in planned and "rule find_duplicates:" in planned
     run = checkout.snakemake(*said)
     assert run.returncode == 0, run.stdout
-    assert "11 of 12 images were decoded before" in run.stdout
+    assert "11 of 12 images are in the cache" in run.stdout
 
 
 def test_a_folder_without_labels_is_used_whole(checkout, tmp_path):

@@ -1,4 +1,3 @@
-import contextlib
 import errno
 import logging
 import os
@@ -11,8 +10,8 @@ import pytest
 from support.image_folders import folders, index
 from support.shards import labelled, picture, tar_shard
 
-from latteclip.data import decoded_before
-from latteclip.data.index_images import BEFORE
+from latteclip.data import decode_cache
+from latteclip.data.index_images import CACHE
 
 # A run that ends like one without power, after it kept some images.
 KILLED = """
@@ -20,14 +19,14 @@ import os, signal, sys
 from pathlib import Path
 from support.image_folders import index
 from latteclip.data import index_images
-index_images.CHUNK, index_images.KEPT = 1, 3
-keep, pieces = index_images._keep, []
+index_images.CHUNK, index_images.CACHED_TOGETHER = 1, 3
+keep, pieces = index_images._put, []
 def killing(*args):
     keep(*args)
     pieces.append(args)
     if len(pieces) == 4:
         os.kill(os.getpid(), signal.SIGKILL)
-index_images._keep = killing
+index_images._put = killing
 index(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
@@ -47,7 +46,7 @@ def spoil(*files):
 
 def outputs(folder):
     return {
-        file.name: file.read_bytes() for file in (folder / "out").iterdir() if file.name != BEFORE
+        file.name: file.read_bytes() for file in (folder / "out").iterdir() if file.name != CACHE
     }
 
 
@@ -59,7 +58,7 @@ def test_a_file_system_without_locks_keeps_it_too(root, tmp_path, monkeypatch):
 
     asked = []
     connect = sqlite3.connect
-    monkeypatch.setattr(decoded_before.fcntl, "lockf", refuse)
+    monkeypatch.setattr(decode_cache.fcntl, "lockf", refuse)
     monkeypatch.setattr(
         sqlite3, "connect", lambda name, **options: asked.append(name) or connect(name, **options)
     )
@@ -69,7 +68,7 @@ def test_a_file_system_without_locks_keeps_it_too(root, tmp_path, monkeypatch):
     index(root, tmp_path)  # reads what was kept
 
 
-def test_what_was_decoded_before_is_not_decoded_again(root, tmp_path, caplog):
+def test_what_was_decode_cache_is_not_decoded_again(root, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     index(root, tmp_path)
     (root / "cat" / "00.jpg").write_bytes(picture(1))  # in the midst of the others
@@ -78,7 +77,7 @@ def test_what_was_decoded_before_is_not_decoded_again(root, tmp_path, caplog):
     index(root, tmp_path / "anew")
     spoil(*(root / "dog").iterdir())
     rows, _, corrupt = index(root, tmp_path)
-    assert not corrupt and "18 of 20 images were decoded before" in caplog.text
+    assert not corrupt and "18 of 20 images are in the cache" in caplog.text
     assert {(row["width"], row["height"]) for row in rows} == {(12, 8), (20, 30)}
     assert outputs(tmp_path) == outputs(tmp_path / "anew")
 
@@ -93,7 +92,7 @@ def test_a_run_that_was_killed_goes_on(root, tmp_path, caplog):
     )
     spoil(*(root / "cat" / f"{number}.jpg" for number in range(10)))
     _, _, corrupt = index(root, tmp_path)
-    assert not corrupt and "12 of 20 images were decoded before" in caplog.text
+    assert not corrupt and "12 of 20 images are in the cache" in caplog.text
     assert outputs(tmp_path) == outputs(tmp_path / "anew")
 
 
@@ -107,22 +106,20 @@ def test_images_of_a_shard_count_as_long_as_the_shard_is_as_it_was(tmp_path, cap
     tar_shard(shards[1], labelled(range(10)))
     rows, _, corrupt = index(tmp_path / "d", tmp_path, kind="webdataset")
     assert len(rows) == 30 and not corrupt
-    assert "20 of 30 images were decoded before" in caplog.text
+    assert "20 of 30 images are in the cache" in caplog.text
 
 
-@pytest.mark.parametrize("damage", ["an entry", "the file"])
-def test_damage_counts_for_nothing(root, tmp_path, damage, caplog):
-    caplog.set_level(logging.INFO)
+def test_a_damaged_cache_counts_for_nothing(root, tmp_path):
     index(root, tmp_path)
     whole = outputs(tmp_path)
-    if damage == "the file":
-        (tmp_path / "out" / BEFORE).write_bytes(b"no database" * 999)
-    else:
-        with contextlib.closing(sqlite3.connect(tmp_path / "out" / BEFORE)) as file, file:
-            file.execute(
-                "UPDATE seen SET content = zeroblob(length(content)) WHERE path LIKE '%t/1.jpg'"
-            )
-            file.execute("UPDATE seen SET content = 'x' WHERE path LIKE '%t/2.jpg'")
+    (tmp_path / "out" / CACHE).write_bytes(b"no database" * 999)
     index(root, tmp_path)
     assert outputs(tmp_path) == whole
-    assert ("18 of 20 images" in caplog.text) == (damage == "an entry")
+
+
+def test_a_cache_of_other_code_counts_for_nothing(root, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    index(root, tmp_path)
+    monkeypatch.setattr(decode_cache, "version", lambda _: "another")
+    index(root, tmp_path)
+    assert "in the cache" not in caplog.text
