@@ -26,7 +26,6 @@ from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import write_json
 from latteclip.core.open_clip_import import open_clip, with_transformers
-from latteclip.core.settings import from_values
 from latteclip.data import clip_config
 
 log = logging.getLogger(__name__)
@@ -205,27 +204,26 @@ def check_size(model: str, config: dict[str, Any], told: dict[str, Any]) -> None
 
 def _at_most(config: dict[str, Any]) -> float:
     """More numbers than two plain transformers have; infinity for other towers."""
-    checked = from_values(clip_config.ClipConfig, config, "model_cfg")
-    image, text = checked.vision_cfg, checked.text_cfg
+    image = open_clip.CLIPVisionCfg(**config["vision_cfg"])
+    text = open_clip.CLIPTextCfg(**config["text_cfg"])
     others = (
         image.timm_model_name,
         image.attentional_pool,
         text.hf_model_name,
-        checked.multimodal_cfg,
+        config.get("multimodal_cfg"),
     )
     if any(others) or isinstance(image.layers, list) or not image.patch_size:
         return math.inf
     side = max(image.image_size) if isinstance(image.image_size, list) else image.image_size
     patch = image.patch_size
-    of_image = _of_tower(image, (side // patch) ** 2 + 3 * patch**2 + checked.embed_dim)
-    of_text = _of_tower(text, text.vocab_size + text.context_length + checked.embed_dim)
+    of_image = _of_tower(image, (side // patch) ** 2 + 3 * patch**2 + config["embed_dim"])
+    of_text = _of_tower(text, text.vocab_size + text.context_length + config["embed_dim"])
     return 2 * (of_image + of_text)
 
 
-def _of_tower(tower: clip_config.VisionTower | clip_config.TextTower, rows: int) -> float:
+def _of_tower(tower: Any, rows: int) -> float:
     """Numbers of a transformer with so many rows of embeddings, without biases and norms."""
-    assert isinstance(tower.layers, int)
-    return tower.width * (rows + tower.layers * tower.width * (4 + 2 * tower.mlp_ratio))
+    return float(tower.width * (rows + tower.layers * tower.width * (4 + 2 * tower.mlp_ratio)))
 
 
 def check_finite(model: str, network: torch.nn.Module) -> None:
