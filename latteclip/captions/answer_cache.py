@@ -13,7 +13,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -49,20 +49,13 @@ class Answer:
     n_tokens: int | None
     error: str | None = None  # why there is no text; such an answer is not cached
     n_read: int | None = None  # tokens of the request, pictures included
+    engine: str = ""  # that gave it; of cached answers
+    date: str = ""  # on which it did, UTC
 
 
 def failed(error: str) -> Answer:
     """Return the answer to a request that could not be answered."""
     return Answer("", "error", None, error)
-
-
-@dataclass(frozen=True)
-class CachedAnswer:
-    """An answer of the cache, who gave it, and on which day (UTC)."""
-
-    answer: Answer
-    engine: str
-    date: str
 
 
 class AnswerCache:
@@ -80,7 +73,7 @@ class AnswerCache:
         """
         self.path = Path(folder) / f"{name}.sqlite"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._pending: dict[str, CachedAnswer] = {}
+        self._pending: dict[str, Answer] = {}
         self._committed = time.monotonic()
         self._files = {self.path: _connected(self.path)}
         with _explained(self.path), self._files[self.path] as file:
@@ -103,7 +96,7 @@ class AnswerCache:
     def __contains__(self, digest: str) -> bool:
         return self.get(digest) is not None
 
-    def get(self, digest: str) -> CachedAnswer | None:
+    def get(self, digest: str) -> Answer | None:
         """Return the answer to a request, if there is one."""
         if digest in self._pending:
             return self._pending[digest]
@@ -112,7 +105,7 @@ class AnswerCache:
                 row = file.execute(SELECT, [digest]).fetchone()
             if row is not None:
                 text, reason, n_tokens, n_read, engine, date = row
-                return CachedAnswer(Answer(text, reason, n_tokens, n_read=n_read), engine, date)
+                return Answer(text, reason, n_tokens, None, n_read, engine, date)
         return None
 
     def snapshot(self) -> "CachedKeys":
@@ -126,7 +119,7 @@ class AnswerCache:
 
     def add(self, digest: str, answer: Answer, engine: str) -> None:
         """Cache a valid answer; it is on the disk after the next commit."""
-        self._pending[digest] = CachedAnswer(answer, engine, today())
+        self._pending[digest] = replace(answer, engine=engine, date=today())
         waiting = time.monotonic() - self._committed
         if len(self._pending) >= COMMIT_ANSWERS or waiting >= COMMIT_SECONDS:
             self.commit()
@@ -138,9 +131,8 @@ class AnswerCache:
             UserError: the disk is full, or does not take them for another reason.
         """
         rows = [
-            (digest, a.text, a.finish_reason, a.n_tokens, a.n_read, cached.engine, cached.date)
-            for digest, cached in self._pending.items()
-            for a in [cached.answer]
+            (digest, a.text, a.finish_reason, a.n_tokens, a.n_read, a.engine, a.date)
+            for digest, a in self._pending.items()
         ]
         with _explained(self.path), self._files[self.path] as file:
             file.executemany(INSERT, rows)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from latteclip.captions.answer_cache import CachedAnswer
+from latteclip.captions.answer_cache import Answer
 from latteclip.captions.engines import base as engines
 from latteclip.captions.engines.base import FILE, CaptionerSettings
 from latteclip.captions.requests import (
@@ -143,8 +143,8 @@ def _wants_another(runner: Runner, row: int) -> bool:
     return first is not None and not _is_good(first)
 
 
-def _is_good(cached: CachedAnswer) -> bool:
-    return cached.answer.finish_reason != "length" and bool(clean(cached.answer.text))
+def _is_good(answer: Answer) -> bool:
+    return answer.finish_reason != "length" and bool(clean(answer.text))
 
 
 def _outcome(runner: Runner, row: int) -> CaptionOutcome:
@@ -156,7 +156,7 @@ def _outcome(runner: Runner, row: int) -> CaptionOutcome:
     best, answers = first, [first]
     if second is not None:
         answers = [first, second]
-        best = second if _is_good(second) or not clean(first.answer.text) else first
+        best = second if _is_good(second) or not clean(first.text) else first
     read, written = tokens_of(*answers)
     return CaptionOutcome(
         digest=runner.digest(row),
@@ -164,9 +164,9 @@ def _outcome(runner: Runner, row: int) -> CaptionOutcome:
         date=best.date,
         n_read=read,
         n_written=written,
-        caption=clean(best.answer.text),
-        finish_reason=best.answer.finish_reason,
-        n_tokens=best.answer.n_tokens,
+        caption=clean(best.text),
+        finish_reason=best.finish_reason,
+        n_tokens=best.n_tokens,
         attempts=len(answers),
     )
 

@@ -23,7 +23,6 @@ from latteclip.captions.answer_cache import (
     MAX_CHARACTERS,
     Answer,
     AnswerCache,
-    CachedAnswer,
     max_characters,
     problem,
 )
@@ -231,7 +230,7 @@ class Runner:
         prompt, choices = self.question(row, attempt)
         return requests.digest(images, self.questions.n_images, prompt, self.identity, choices)
 
-    def answer(self, row: int, attempt: int = 1) -> CachedAnswer | None:
+    def answer(self, row: int, attempt: int = 1) -> Answer | None:
         """Return the answer to the request about a row, if there is one."""
         return self.cache.get(self.digest(row, attempt))
 
@@ -326,10 +325,9 @@ class Outcome:
 O = TypeVar("O", bound=Outcome)  # noqa: E741
 
 
-def tokens_of(*answers: CachedAnswer) -> tuple[int, int]:
+def tokens_of(*answers: Answer) -> tuple[int, int]:
     """Return how many tokens answers read and wrote; unknown numbers count as 0."""
-    each = [cached.answer for cached in answers]
-    return sum(a.n_read or 0 for a in each), sum(a.n_tokens or 0 for a in each)
+    return sum(a.n_read or 0 for a in answers), sum(a.n_tokens or 0 for a in answers)
 
 
 @dataclass

@@ -281,7 +281,7 @@ class ClassQuestions:
         cached = runner.answer(row)
         if cached is None:
             return ScoreOutcome(error=runner.error(row), digest=runner.digest(row))
-        scores = Scores.parse(cached.answer.text)
+        scores = Scores.parse(cached.text)
         values, error = self._values(row, scores)
         by_letters = self.settings.kind == MULTIPLE_CHOICE
         read, written = tokens_of(cached)

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from latteclip import __version__
-from latteclip.captions import vllm_memory
 from latteclip.captions.engines.base import CaptionerSettings
+from latteclip.cli import vllm_memory
 from latteclip.config import layers
 from latteclip.config.configuration import Configuration
 from latteclip.core import gpus

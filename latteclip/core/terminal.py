@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import TextIO
 from urllib.parse import quote, unquote
 
-
 URL, KEY = "OPENAI_BASE_URL", "OPENAI_API_KEY"
 SECRETS = (KEY, "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # variables of the environment
 SHORTEST = 4  # characters of a secret that is looked for in messages

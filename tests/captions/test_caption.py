@@ -71,13 +71,6 @@ def test_a_group_may_be_four_pictures(dataset, recorder):
             assert same_picture(picture, Image.open(dataset.files[member]))
 
 
-def test_groups_per_class_are_fewer_rows_in_the_order_of_the_index(dataset, recorder):
-    columns = dataset.caption_groups(groups=dataclasses.replace(GROUPS, groups_per_class=2))
-    assert sorted(columns["pseudo_label"]) == [0, 0, 1, 1]
-    assert columns["id"] == sorted(columns["id"])
-    assert len(recorder.requests) == 4
-
-
 def test_provenance_is_written(dataset, recorder, monkeypatch):
     monkeypatch.setattr(answer_cache, "today", lambda: "2026-02-03")
     dataset.caption_groups("All?")

@@ -9,7 +9,6 @@ from PIL import Image
 from latteclip.captions import requests
 from latteclip.captions.pictures import Layout, lay_out
 from latteclip.captions.requests import (
-    DIGEST_LENGTH,
     Choices,
     Identity,
     Questions,
@@ -26,13 +25,6 @@ IDENTITY = Identity("m", None, "auto", None, 77, Layout())
 
 
 # --- digests -------------------------------------------------------------------------------------
-
-
-def test_a_digest_depends_on_the_question_alone():
-    images = digest_of_images([b"picture"])
-    first = digest(images, 1, "What?", IDENTITY)
-    assert len(first) == DIGEST_LENGTH
-    assert digest(images, 1, "What?", dataclasses.replace(IDENTITY)) == first
 
 
 def test_choices_and_their_kind_count():

@@ -29,26 +29,19 @@ def test_a_deleted_table_is_made_again_byte_by_byte_without_an_engine(dataset, r
     assert dataset.output.read_bytes() == before
 
 
-def test_added_images_alone_are_asked(dataset, recorder):
+def test_added_and_changed_images_alone_are_asked(dataset, recorder):
     dataset.caption_images()
     recorder.forget()
-    added = write_pictures(dataset.folder / "more", 3, seed=9)
-    for file in added:
-        os.rename(file, Path(file).with_name(f"0010{Path(file).name}"))
-    added = [str(Path(file).with_name(f"0010{Path(file).name}")) for file in added]
-    dataset.index([*dataset.files[:2], *added, *dataset.files[2:]])
+    for file in write_pictures(dataset.folder / "more", 3, seed=9):
+        added = Path(file).with_name(f"0010{Path(file).name}")
+        os.rename(file, added)
+        dataset.files.insert(2, str(added))
+    dataset.index(dataset.files)
+    Image.new("RGB", (9, 9), (1, 2, 3)).save(dataset.files[8])
     columns = dataset.caption_images()
-    assert len(recorder.requests) == 3
+    assert len(recorder.requests) == 4
     assert len(columns["id"]) == 10
-
-
-def test_a_changed_image_alone_is_asked_again(dataset, recorder):
-    dataset.caption_images()
-    recorder.forget()
-    Image.new("RGB", (9, 9), (1, 2, 3)).save(dataset.files[4])
-    columns = dataset.caption_images()
-    assert len(recorder.requests) == 1
-    assert columns["caption"][4] == "What? 1 2 3"
+    assert "What? 1 2 3" in columns["caption"]
 
 
 def test_a_setting_that_changes_the_speed_alone_asks_nothing(dataset, recorder):
@@ -236,11 +229,10 @@ def test_tasks_come_back_in_order_and_cached_ones_are_not_decoded(files):
         assert np.array_equal(np.asarray(picture), np.asarray(Image.open(file)))
 
 
-@pytest.mark.parametrize("as_urls", [False, True])
-def test_an_image_that_is_no_image_is_named(tmp_path, as_urls):
+def test_an_image_that_is_no_image_is_named(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"a\.png"):
-        prepare([Task(0, [str(tmp_path / "a.png")], "?")], as_urls=as_urls)
+        prepare([Task(0, [str(tmp_path / "a.png")], "?")], as_urls=True)
 
 
 def test_workers_import_nothing_heavy():

@@ -12,14 +12,6 @@ def test_transformers_ends_its_sentences_and_counts_tokens(answers):
     assert not any("<" in caption or "ASSISTANT" in caption for caption in answers["caption"])
 
 
-def test_an_answer_does_not_depend_on_its_batch(index, answers):
-    captioner = TransformersEngine(SETTINGS, threads=1)
-    for i in (0, 17):
-        [answer] = ask(captioner, about(paths_of(index)[i]))
-        assert " ".join(answer.text.split()) == answers["caption"][i]
-        assert answer.n_tokens == answers["n_tokens"][i]
-
-
 def test_answers_to_prompts_of_several_lengths_are_those_of_each_alone(index):
     path = paths_of(index)[3]
     captioner = TransformersEngine(SETTINGS, threads=1)

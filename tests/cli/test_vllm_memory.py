@@ -7,7 +7,7 @@ import yaml
 from support.checkout import ROOT
 from support.commands import SETTINGS
 
-from latteclip.captions.vllm_memory import GIB, plan
+from latteclip.cli.vllm_memory import GIB, plan
 
 CARD = int(23.6 * GIB)  # what torch sees of 24 GB
 # As transformers completes their config.json, and bytes of their weights.
