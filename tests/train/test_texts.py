@@ -1,7 +1,6 @@
 import torch
 from support.tiny import tiny_clip
 
-from latteclip.train.objectives import base
 from latteclip.train.objectives.base import TextBank
 
 TEXTS = ["red dots", "a woven thing", "red dots", "x"]
@@ -28,11 +27,3 @@ def test_each_distinct_text_is_encoded_once(monkeypatch):
     features = bank.encode(ids)
     assert [len(tokens) for tokens in seen] == [3]
     assert torch.equal(features, bank.tokens[ids].float())
-
-
-def test_texts_are_tokenised_in_parts(demo_clip, monkeypatch):
-    bank = TextBank(demo_clip)
-    every = [f"a striped texture, number {number}." for number in range(23)]
-    bank.add(every)
-    monkeypatch.setattr(base, "ROWS", 4)
-    assert torch.equal(bank.tokens, demo_clip.tokenizer(every).int())
