@@ -50,7 +50,6 @@ from latteclip.captions.engines.base import CaptionerSettings
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.engines.vllm import VllmEngine
 from latteclip.captions.requests import Choices, Request, messages
-from latteclip.captions.runner import CaptionJob
 from latteclip.captions.score_classes import letters_of, letters_prompt
 from latteclip.config import layers
 from latteclip.core import tables
@@ -146,8 +145,10 @@ class Ways:
     def stage(self) -> list[str]:
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             output = f"{folder}/captions.parquet"
-            job = CaptionJob(self.settings, output, f"{folder}/store", self.threads)
-            caption.caption_images(self.index, None, PROMPT, job)
+            store, threads = f"{folder}/store", self.threads
+            caption.caption_images(
+                self.index, None, PROMPT, self.settings, output, store, threads=threads
+            )
             table, _ = tables.read(output, tables.CAPTIONS, ["caption"])
             captions: list[str] = table["caption"].to_pylist()
             return captions
@@ -279,10 +280,10 @@ def measure_memory(n: int, threads: int) -> None:
     logging.getLogger("latteclip").setLevel(logging.INFO)
     with tempfile.TemporaryDirectory() as folder:
         index = make_images(Path(folder), n)
-        job = CaptionJob(
-            settings_for(None), f"{folder}/captions.parquet", f"{folder}/store", threads
+        output, store = f"{folder}/captions.parquet", f"{folder}/store"
+        caption.caption_images(
+            index, None, PROMPT, settings_for(None), output, store, threads=threads
         )
-        caption.caption_images(index, None, PROMPT, job)
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{n} images: {own:.0f} MiB, the engine included", flush=True)
 

@@ -23,6 +23,7 @@ from latteclip.captions.requests import (
     RETRY_PROMPT,
     GroupSettings,
     Questions,
+    Shard,
     group_questions,
     image_questions,
 )
@@ -52,7 +53,15 @@ class CaptionOutcome(Outcome):
 
 
 def caption_images(
-    images_path: str, pseudo_labels_path: str | None, prompt: str, job: CaptionJob
+    images_path: str,
+    pseudo_labels_path: str | None,
+    prompt: str,
+    captioner: CaptionerSettings,
+    output: str,
+    store: str | None = None,
+    *,
+    shard: str = "1/1",
+    threads: int,
 ) -> None:
     """Write a caption for every image that is not in the test split.
 
@@ -60,11 +69,16 @@ def caption_images(
         images_path: an IMAGES table.
         pseudo_labels_path: needed where the prompt has a place for the pseudo-label.
         prompt: the question about each image.
-        job: the captioner, and where the captions go.
+        captioner: the settings of the captioner.
+        output: the captions.
+        store: folder of the answers that outlive this run. None: the answers are not cached.
+        shard: which part of how many.
+        threads: CPU threads.
 
     Raises:
         UserError: the engine does not start, or too many captions are missing.
     """
+    job = CaptionJob(captioner, output, store, threads, Shard.parse(shard))
     engines.check(job.settings)
     layout = job.settings.layout
     questions = image_questions(images_path, pseudo_labels_path, prompt, job.shard, layout)
@@ -76,12 +90,30 @@ def caption_groups(
     pseudo_labels_path: str,
     prompt: str,
     groups: GroupSettings,
-    job: CaptionJob,
+    captioner: CaptionerSettings,
+    output: str,
+    store: str | None = None,
+    *,
+    shard: str = "1/1",
+    threads: int,
 ) -> None:
     """Draw groups of the images that are not in the test split and write their captions.
 
-    See `caption_images`.
+    Args:
+        images_path: an IMAGES table.
+        pseudo_labels_path: a PSEUDO_LABELS table.
+        prompt: the question about each group.
+        groups: which images form a group.
+        captioner: the settings of the captioner.
+        output: the captions.
+        store: folder of the answers that outlive this run. None: the answers are not cached.
+        shard: which part of how many.
+        threads: CPU threads.
+
+    Raises:
+        UserError: as of `caption_images`.
     """
+    job = CaptionJob(captioner, output, store, threads, Shard.parse(shard))
     engines.check(job.settings)
     questions = group_questions(
         images_path, pseudo_labels_path, prompt, groups, job.shard, job.settings.layout

@@ -37,7 +37,7 @@ from latteclip.captions.engines.base import (
     letter_of,
     log_sum,
 )
-from latteclip.captions.requests import Choices, Questions, image_questions
+from latteclip.captions.requests import Choices, Questions, Shard, image_questions
 from latteclip.captions.runner import CaptionJob, Outcome, Runner, Tally, tokens_of, write_table
 from latteclip.clip.classifier import ROWS, Classifier, classify, load_classifier
 from latteclip.core import tables
@@ -114,8 +114,13 @@ def score_classes(
     images_path: str,
     pseudo_labels_path: str,
     class_embeddings_path: str,
-    settings: ScoreSettings,
-    job: CaptionJob,
+    scores: ScoreSettings,
+    captioner: CaptionerSettings,
+    output: str,
+    store: str | None = None,
+    *,
+    shard: str = "1/1",
+    threads: int,
 ) -> None:
     """Write CLASS_SCORES of the images of a shard that are not in the test split.
 
@@ -123,31 +128,34 @@ def score_classes(
         images_path: an IMAGES table.
         pseudo_labels_path: a PSEUDO_LABELS table.
         class_embeddings_path: W0, the classifier behind it.
-        settings: which classes are scored, and how.
-        job: the captioner, and where the scores go.
+        scores: which classes are scored, and how.
+        captioner: the settings of the captioner.
+        output: the scores.
+        store: folder of the answers that outlive this run. None: the answers are not cached.
+        shard: which part of how many.
+        threads: CPU threads.
 
     Raises:
         UserError: the settings make no sense, the engine does not start, or too many images end
             without scores.
     """
-    settings.check()
-    engines.check(job.settings, settings.kind)
-    prompt = settings.prompt if settings.kind == LIKELIHOOD else ""
+    job = CaptionJob(captioner, output, store, threads, Shard.parse(shard))
+    scores.check()
+    engines.check(job.settings, scores.kind)
+    prompt = scores.prompt if scores.kind == LIKELIHOOD else ""
     images = image_questions(images_path, None, prompt, job.shard, job.settings.layout)
     _, classnames = tables.read_unlabelled(images_path, training=True)
-    k = _n_options(settings, classnames)
+    k = _n_options(scores, classnames)
     if job.settings.engine == FILE:
         nothing = np.empty((len(images), 0), np.int32)
-        questions = ClassQuestions(
-            images, classnames, nothing, np.ones(len(images), bool), settings
-        )
+        questions = ClassQuestions(images, classnames, nothing, np.ones(len(images), bool), scores)
     else:
         classifier, _ = load_classifier(class_embeddings_path, classnames=classnames)
         # Of the whole dataset in every shard, so that shards agree on the share.
         options, margins = best_classes(pseudo_labels_path, images.image_ids, classifier, k)
         rows = images.members[:, 0]
-        is_asked = _least_sure(margins, settings.share)[rows]
-        questions = ClassQuestions(images, classnames, options[rows], is_asked, settings)
+        is_asked = _least_sure(margins, scores.share)[rows]
+        questions = ClassQuestions(images, classnames, options[rows], is_asked, scores)
     with _outcomes(questions, job) as outcomes:
         tally = write_table(
             job.output,

@@ -66,9 +66,6 @@ def add_arguments(parser: argparse.ArgumentParser, stage: str) -> None:
     defaults = (free + function.args.defaults)[-len(free) :] if free else []
     pairs = [*zip(function.args.args, defaults, strict=True)]
     pairs += zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
-    if stage in CAPTIONING:
-        _add_captioning(parser, stage)
-        return
     has_positional = False
     for parameter, default in pairs:
         kind = ast.unparse(parameter.annotation) if parameter.annotation else "str"
@@ -98,47 +95,9 @@ def run(stage: str, arguments: argparse.Namespace) -> None:
     if stage == "finetune" and "PYTORCH_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     function = getattr(import_module(STAGES[stage]), stage)
-    if stage in CAPTIONING:
-        function(**_captioning(stage, arguments))
-        return
     hints = get_type_hints(function)
     del hints["return"]
     function(**{name: _value(hint, getattr(arguments, name), name) for name, hint in hints.items()})
-
-
-CAPTIONING = ("caption_images", "caption_groups", "score_classes")
-
-
-def _add_captioning(parser: argparse.ArgumentParser, stage: str) -> None:
-    names = ["images", "captioner", "output", "scores" if stage == "score_classes" else "prompt"]
-    names += ["class-embeddings"] * (stage == "score_classes")
-    names += ["groups"] * (stage == "caption_groups")
-    for name in names:
-        parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--pseudo-labels", required=stage != "caption_images")
-    parser.add_argument("--store", help="folder of the answers that outlive this run")
-    parser.add_argument("--shard", default="1/1", help="which part of how many")
-    parser.add_argument("--threads", **OPTIONS["threads"])
-
-
-def _captioning(stage: str, args: argparse.Namespace) -> dict[str, Any]:
-    from latteclip.captions import runner
-    from latteclip.captions.engines.base import CaptionerSettings
-    from latteclip.captions.requests import GroupSettings, Shard
-
-    settings = from_json(CaptionerSettings, args.captioner)
-    shard = Shard.parse(args.shard)
-    job = runner.CaptionJob(settings, args.output, args.store, args.threads, shard)
-    if stage == "score_classes":
-        from latteclip.captions.score_classes import ScoreSettings
-
-        paths = {"images_path": args.images, "pseudo_labels_path": args.pseudo_labels}
-        paths["class_embeddings_path"] = args.class_embeddings
-        return {**paths, "settings": from_json(ScoreSettings, args.scores), "job": job}
-    paths = {"images_path": args.images, "pseudo_labels_path": args.pseudo_labels}
-    if stage == "caption_groups":
-        paths["groups"] = from_json(GroupSettings, args.groups)
-    return {**paths, "prompt": args.prompt, "job": job}
 
 
 def _value(hint: Any, given: Any, name: str) -> Any:

@@ -12,7 +12,6 @@ import torch
 
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier, load_classifier
-from latteclip.core import hashing
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
 from latteclip.data.clip_config import CONFIG
@@ -74,9 +73,7 @@ def load(
             classifier is for features of another width.
     """
     folder = find(model)
-    if not (folder / hashing.SUMS).exists():
-        log.warning("%s has no %s, as of version 0.1: it is not verified.", folder, hashing.SUMS)
-    clip = clips.load(f"local-dir:{folder}", None, device, precision)  # verifies all files
+    clip = clips.load(f"local-dir:{folder}", None, device, precision)
     expected = {} if classnames is None else {"classnames": list(classnames)}
     classifier, described = load_classifier(folder / clips.CLASSIFIER, **expected)
     path, names = folder / clips.CLASSIFIER, described.get("classnames")

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from latteclip.clip.classifier import Classifier, save_classifier
-from latteclip.config.hub_names import FOLDER, HUB
+from latteclip.config.hub_names import FOLDER
 from latteclip.core import devices, hashing
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, first_line
@@ -30,10 +30,7 @@ from latteclip.data import clip_config
 
 log = logging.getLogger(__name__)
 CLASSIFIER = "prototypes.safetensors"
-REMEDY = (
-    "delete it and rerun its stage, or take another copy; if it was changed on purpose, delete "
-    f"{hashing.SUMS}"
-)
+REMEDY = "delete it and rerun its stage, or take another copy"
 Transform = Callable[[Image.Image], torch.Tensor]
 
 
@@ -62,8 +59,7 @@ def load(model: str, pretrained: str | None, device: torch.device, precision: st
     """Load weights in float32, in evaluation mode.
 
     A folder or a repo may hold what `latteclip.data.clip_config` allows, and runs nothing of its
-    own; a folder is loaded without the network. Weights are compared with their SHA-256 where it is
-    known: in a folder by its SHA256SUMS, of the hub by the name in its cache.
+    own; a folder is loaded without the network.
 
     Args:
         model: an open_clip name, `hf-hub:<repo>` or `local-dir:<folder>`.
@@ -79,12 +75,9 @@ def load(model: str, pretrained: str | None, device: torch.device, precision: st
     devices.check_precision(device, precision)
     if not clip_config.is_foreign(model):
         model = model.replace("/", "-")  # ViT-B/32, as OpenAI writes it
-    elif model.startswith(FOLDER):
-        verify_folder(Path(model.removeprefix(FOLDER)))
     with _loading(model, pretrained):
         config = clip_config.read(model)
         tower = clip_config.text_tower(model, config)
-        verify_cached(model, pretrained)
         with _told(config, tower) as told:
             if clip_config.is_foreign(model):
                 check_size(model, config, told)
@@ -144,32 +137,6 @@ def _created(
             **told,
         )
     return network, preprocess
-
-
-def verify_folder(folder: Path) -> None:
-    """Compare a model folder with its sums, where it has some.
-
-    Raises:
-        UserError: a file is missing or damaged.
-    """
-    unnamed = hashing.verify_sums(folder, REMEDY)
-    if unnamed:
-        log.warning("%s: %s does not name %s.", folder, hashing.SUMS, ", ".join(unnamed))
-
-
-def verify_cached(model: str, pretrained: str | None) -> None:
-    """Compare weights of the hub with their name in its cache, which is their SHA-256.
-
-    Raises:
-        UserError: they are damaged.
-    """
-    if model.startswith(HUB):
-        path = clip_config.hub_weights(model)
-    elif tag := open_clip.get_pretrained_cfg(model, pretrained or ""):
-        path = Path(open_clip.download_pretrained(tag))
-    else:
-        return
-    hashing.verify_blob(path)
 
 
 def check_size(model: str, config: dict[str, Any], told: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ import pytest
 from support.captioning import GROUPS, read
 
 from latteclip.captions.gather_captions import gather_captions
-from latteclip.captions.requests import Shard, shard_of
+from latteclip.captions.requests import shard_of
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -21,7 +21,7 @@ def test_shards_give_the_same_bytes_however_many_there_are(dataset, recorder, ki
     recorder.forget()
     shards = [dataset.folder / f"shards/{number}.parquet" for number in range(1, n + 1)]
     for number, path in enumerate(shards, start=1):
-        rows = caption(output=path, shard=Shard(number, n), store=False)
+        rows = caption(output=path, shard=f"{number}/{n}", store=False)
         assert {shard_of(row, n) for row in rows["id"]} <= {number}
     assert len(recorder.requests) == asked
     gathered = dataset.folder / "gathered.parquet"

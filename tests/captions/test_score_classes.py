@@ -18,7 +18,7 @@ from support.scoring import (
 )
 
 from latteclip.captions.gather_captions import gather_captions
-from latteclip.captions.requests import Shard, shard_of
+from latteclip.captions.requests import shard_of
 from latteclip.captions.score_classes import order_of, over_orders
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -223,8 +223,7 @@ def test_shards_give_the_same_bytes_however_many_there_are(scored, scorer, setti
     scorer.forget()
     shards = [scored.folder / f"shards/{number}.parquet" for number in range(1, n + 1)]
     for number, path in enumerate(shards, start=1):
-        shard = Shard(number, n)
-        rows = scored.score(settings, share=0.8, output=path, shard=shard, store=False)
+        rows = scored.score(settings, share=0.8, output=path, shard=f"{number}/{n}", store=False)
         assert {shard_of(row, n) for row in rows["image_id"]} <= {number}
     assert len(scorer.requests) == asked
     gathered = scored.folder / "gathered.parquet"

@@ -12,7 +12,6 @@ from support.fuzz import damaged, twisted
 from latteclip.clip import encode, finetuned
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import load_classifier
-from latteclip.core import hashing
 from latteclip.core.errors import UserError
 from latteclip.data import clip_config
 
@@ -37,11 +36,6 @@ def scores(folder):
     return model.classifier.scores(encode.encode_images(model.clip, pictures(model.clip, 2)))
 
 
-@pytest.fixture(scope="module")
-def wanted(saved):
-    return scores(saved)
-
-
 def scores_or_none(folder):
     try:
         return scores(folder)
@@ -52,30 +46,27 @@ def scores_or_none(folder):
 
 @settings(deadline=None)
 @given(st.data())
-def test_a_damaged_file_is_seen_by_its_sum(saved, folder, wanted, data):
+def test_a_damaged_file_is_one_sentence(saved, folder, data):
     files = sorted(path.relative_to(saved) for path in saved.rglob("*") if path.is_file())
     name = data.draw(st.sampled_from(files))
     (folder / name).write_bytes(data.draw(damaged((saved / name).read_bytes())))
-    found = scores_or_none(folder)
-    assert found is None or torch.equal(found, wanted)
+    scores_or_none(folder)
     shutil.copy(saved / name, folder / name)
 
 
 @settings(deadline=None)
 @given(st.data())
-def test_a_twisted_description_that_nothing_vouches_for_is_one_sentence(saved, folder, data):
+def test_a_twisted_description_is_one_sentence(saved, folder, data):
     name = data.draw(st.sampled_from(DESCRIBING))
     twist = twisted((saved / name).read_text("utf-8"))
     (folder / name).write_text(data.draw(twist), "utf-8")
-    hashing.write_sums(folder)
     scores_or_none(folder)
     shutil.copy(saved / name, folder / name)
-    shutil.copy(saved / hashing.SUMS, folder / hashing.SUMS)
 
 
 @settings(deadline=None)
 @given(st.data())
-def test_a_damaged_classifier_without_a_sum_is_one_sentence(saved, tmp_path_factory, data):
+def test_a_damaged_classifier_is_one_sentence(saved, tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "fuzzed.safetensors"
     path.write_bytes(data.draw(damaged((saved / clips.CLASSIFIER).read_bytes())))
     try:

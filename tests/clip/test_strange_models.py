@@ -14,7 +14,6 @@ from support.tiny import write_bert, write_pictures
 from latteclip.cli import main
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
-from latteclip.core import hashing
 from latteclip.core.errors import UserError
 from latteclip.data import clip_config
 
@@ -151,14 +150,12 @@ def test_stock_open_clip_would_run_the_code(plain, marker):
 
 
 @pytest.mark.parametrize("how", HOSTILE)
-@pytest.mark.parametrize("signed", [True, False])
 def test_a_hostile_folder_is_refused_runs_nothing_and_asks_nobody(
-    plain, marker, calls, tmp_path, capsys, monkeypatch, how, signed
+    plain, marker, calls, tmp_path, capsys, monkeypatch, how
 ):
     spoil, wrong = HOSTILE[how]
     folder = plain("hf_mean")
     spoil(folder, marker)
-    hashing.write_sums(folder) if signed else (folder / hashing.SUMS).unlink()
     [picture] = write_pictures(tmp_path / "pictures", 1)
     monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers asks whom it may trust
     for arguments in (
@@ -181,7 +178,6 @@ def test_of_a_text_tower_s_configuration_only_the_network_is_taken(plain, marker
     tower_with_code(folder, marker)
     kernels = {"_attn_implementation": "me/kernels", "quantization_config": {"quant_method": "x"}}
     edit(folder / clip_config.TOWER / "config.json", lambda c: c.update(kernels))
-    hashing.write_sums(folder)
     after = clips.load(f"local-dir:{folder}", None, CPU)
     assert after.text_tower == before.text_tower
     assert not marker.exists()
@@ -212,7 +208,6 @@ def test_no_kind_of_model_folder_needs_the_network(plain, kind, calls):
 def test_what_a_configuration_may_not_hold_is_named(plain, section, values, wrong):
     folder = plain("custom_text")
     edit(folder / clip_config.CONFIG, lambda c: c["model_cfg"][section].update(values))
-    hashing.write_sums(folder)
     with pytest.raises(UserError, match=wrong):
         clips.load(f"local-dir:{folder}", None, CPU)
 
@@ -228,7 +223,6 @@ def test_what_a_configuration_may_not_hold_is_named(plain, section, values, wron
 def test_how_images_are_prepared_is_checked_before_the_first(plain, values, wrong):
     folder = plain("vit")
     edit(folder / clip_config.CONFIG, lambda c: c["preprocess_cfg"].update(values))
-    hashing.write_sums(folder)
     with pytest.raises(UserError, match=wrong):
         clips.load(f"local-dir:{folder}", None, CPU)
 

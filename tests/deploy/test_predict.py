@@ -21,7 +21,7 @@ from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
 from latteclip.clip.encode import encode_files
 from latteclip.clip.ood import UnknownDetector
-from latteclip.core import hashing, tables
+from latteclip.core import tables
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
 from latteclip.deploy import predict
@@ -180,7 +180,6 @@ def test_a_classifier_of_features_of_another_width_is_refused(model, tmp_path):
     other = Classifier.of(torch.ones(C, D - 1))
     described = {"classnames": CLASSNAMES, "template": "a {}."}
     save_classifier(tmp_path / "model" / clips.CLASSIFIER, other, described)
-    hashing.write_sums(tmp_path / "model")
     with pytest.raises(UserError, match=r"prototypes\.safetensors"):
         predict.Classifier(tmp_path / "model", device="cpu", threads=1)
 

@@ -11,8 +11,7 @@ from latteclip.captions import caption
 from latteclip.captions.answer_cache import Answer
 from latteclip.captions.engines import base as engines
 from latteclip.captions.engines.base import CaptionerSettings
-from latteclip.captions.requests import GroupSettings, Shard
-from latteclip.captions.runner import CaptionJob
+from latteclip.captions.requests import GroupSettings
 from latteclip.core import tables
 
 SETTINGS = CaptionerSettings(
@@ -114,22 +113,21 @@ class Dataset:
             CLASSNAMES,
         )
 
-    def job(self, *, store=True, output=None, shard=None, **changes):
-        return CaptionJob(
-            dataclasses.replace(SETTINGS, **changes),
-            str(output or self.output),
-            str(self.folder / "store") if store else None,
-            1,
-            shard or Shard(),
-        )
+    def job(self, *, store=True, output=None, shard="1/1", **changes):
+        return {
+            "captioner": dataclasses.replace(SETTINGS, **changes),
+            "output": str(output or self.output),
+            "store": str(self.folder / "store") if store else None,
+            "threads": 1,
+            "shard": shard,
+        }
 
     def caption_images(self, prompt="What?", *, labels=None, **options):
-        caption.caption_images(self.images, labels, prompt, self.job(**options))
+        caption.caption_images(self.images, labels, prompt, **self.job(**options))
         return read(options.get("output") or self.output)
 
     def caption_groups(self, prompt="All {}?", groups=GROUPS, **options):
-        job = self.job(**options)
-        caption.caption_groups(self.images, self.labels, prompt, groups, job)
+        caption.caption_groups(self.images, self.labels, prompt, groups, **self.job(**options))
         return read(options.get("output") or self.output)
 
 

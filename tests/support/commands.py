@@ -13,7 +13,6 @@ from support.tiny import DEMO_LLAVA, write_index
 from latteclip.captions import caption
 from latteclip.captions.engines.base import CaptionerSettings
 from latteclip.captions.requests import Request
-from latteclip.captions.runner import CaptionJob
 from latteclip.core import tables
 from latteclip.data.images import open_rgb
 from latteclip.demo.generate_textures import TextureSettings, generate_textures
@@ -73,7 +72,7 @@ def index(tmp_path_factory):
 def answers(index, tmp_path_factory):
     """What transformers writes about them: the CAPTIONS columns."""
     output = tmp_path_factory.mktemp("answers") / "captions.parquet"
-    caption.caption_images(index, None, PROMPT, CaptionJob(SETTINGS, str(output), None, threads=1))
+    caption.caption_images(index, None, PROMPT, SETTINGS, str(output), threads=1)
     return read(output)
 
 

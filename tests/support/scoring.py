@@ -12,8 +12,6 @@ from support.tiny import write_index, write_pictures
 
 from latteclip.captions.engines import base as engines
 from latteclip.captions.engines.base import Scores
-from latteclip.captions.requests import Shard
-from latteclip.captions.runner import CaptionJob
 from latteclip.captions.score_classes import ScoreSettings, score_classes
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
@@ -117,18 +115,19 @@ class ScoredDataset:
         """Of the training images, [N, C]."""
         return self.features[1 : 1 + N] @ self.weights.T
 
-    def score(self, settings=LIKELIHOOD, *, store=True, output=None, shard=None, **changes):
+    def score(self, settings=LIKELIHOOD, *, store=True, output=None, shard="1/1", **changes):
         """Run the stage; what of `changes` is the captioner's goes there. The table's columns."""
         own = {field.name for field in dataclasses.fields(ScoreSettings)}
         captioner = {key: changes.pop(key) for key in set(changes) - own}
-        job = CaptionJob(
+        score_classes(
+            *self.inputs,
+            dataclasses.replace(settings, **changes),
             dataclasses.replace(SETTINGS, **captioner),
             str(output or self.output),
             str(self.folder / "store") if store else None,
-            1,
-            shard or Shard(),
+            shard=shard,
+            threads=1,
         )
-        score_classes(*self.inputs, dataclasses.replace(settings, **changes), job)
         return tables.read(output or self.output, tables.CLASS_SCORES)[0].to_pydict()
 
 

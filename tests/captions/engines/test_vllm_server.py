@@ -13,7 +13,6 @@ from latteclip.captions.engines.openai import OpenaiEngine
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.pictures import data_url
 from latteclip.captions.requests import Choices, Request
-from latteclip.captions.runner import CaptionJob
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.data.images import open_rgb
@@ -33,7 +32,7 @@ def test_a_vllm_server_writes_what_the_offline_engine_writes(
     monkeypatch.setenv("OPENAI_BASE_URL", vllm_server)
     settings = dataclasses.replace(SETTINGS, engine="openai", model=SERVED_AS, concurrency=8)
     output = tmp_path / "captions.parquet"
-    caption.caption_images(index, None, PROMPT, CaptionJob(settings, str(output), None, threads=1))
+    caption.caption_images(index, None, PROMPT, settings, str(output), threads=1)
     written = read(output)
     for name in set(WRITTEN) - {"digest"}:  # the server's name for the model is part of that
         assert written[name] == answers[name]
@@ -45,12 +44,11 @@ def test_what_a_vllm_server_refuses_is_recorded(index, vllm_server, tmp_path, mo
     monkeypatch.setenv("OPENAI_BASE_URL", vllm_server)
     settings = dataclasses.replace(SETTINGS, engine="openai", model=SERVED_AS, max_failed=1.0)
     output = tmp_path / "captions.parquet"
-    job = CaptionJob(settings, str(output), None, threads=1)
-    caption.caption_images(index, None, "word " * 400, job)
+    caption.caption_images(index, None, "word " * 400, settings, str(output), threads=1)
     assert all(error.startswith("HTTP 400: ") for error in read(output)["error"])
-    unknown = dataclasses.replace(job, settings=dataclasses.replace(settings, model="other"))
+    unknown = dataclasses.replace(settings, model="other")
     with pytest.raises(UserError, match=r"refuses to answer.*captioner\.model"):
-        caption.caption_images(index, None, PROMPT, unknown)
+        caption.caption_images(index, None, PROMPT, unknown, str(output), threads=1)
 
 
 @pytest.mark.slow
