@@ -256,7 +256,7 @@ class Runner:
             self.image_digests[row] = np.frombuffer(item.image_digests, np.uint8)
             digest = self.digest(row, attempt)
             if item.pictures is None or digest in self._under_way or digest in self.cache:
-                progress.held(1)
+                progress.skip(1)
                 continue
             self._asked[row] = digest
             self._under_way.add(digest)

@@ -15,9 +15,8 @@ from typing import Any
 
 from latteclip.core.errors import DELETE_AND_RERUN, UserError
 
-LONGEST_NAME = 255  # bytes, as file systems have it
-DAY = 24 * 60 * 60  # seconds after which nobody writes to what another machine began
-# Why a place cannot be written, where the path is to blame and not the disk.
+DAY = 24 * 60 * 60  # seconds after which a temporary file of another machine is left over
+# Errors of a place to write to for which the path is to blame, and not the disk.
 BAD_PLACE = {
     errno.EACCES,
     errno.EEXIST,
@@ -30,50 +29,35 @@ BAD_PLACE = {
 }
 
 
-LARGEST_JSON = 2**27  # bytes; of what is written here only the history of a training comes near
-KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFSOCK: "a socket",
-}
-
-
 @contextlib.contextmanager
-def replacing(path: str | Path, *, anew: bool = False) -> Iterator[Path]:
-    """Yield a temporary sibling of `path`; on success it takes the place of `path`.
+def replacing(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary sibling of `path`, which takes the place of `path` on success.
 
     The body may create a file or a folder under that name. When the body raises, what it wrote is
-    removed and `path` stays as it was. What killed processes left of the same is removed first.
+    removed and `path` stays as it was. Files that killed processes left over are removed first.
 
     Args:
         path: of a file or a folder.
-        anew: whatever has the name is the caller's, and a folder may replace it.
+        overwrite: a folder may replace a folder with content.
 
     Raises:
         UserError: `path` is a folder with content, or a file where the body made a folder, or its
             place cannot be written.
     """
     path = Path(path)
-    if not anew:
+    if not overwrite:
         refuse_folder(path)
     # Machines that share a file system may have processes of the same number.
-    name = f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp"
-    if len(os.fsencode(name)) > LONGEST_NAME:
-        raise UserError(f"{path} has too long a name; shorten it.")
-    temporary = path.with_name(name)
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     with _placing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_left_over(path.parent, glob.escape(path.name))
         _remove(temporary)
-        if not _is_writable(path.parent):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent))
     try:
         yield temporary
         with _placing(path):
             # A folder renamed takes the place of an empty one and of nothing else.
-            if anew and temporary.is_dir():
+            if overwrite and temporary.is_dir():
                 _remove(path)
             os.replace(temporary, path)
     finally:
@@ -111,43 +95,24 @@ def _placing(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _is_writable(folder: Path) -> bool:
-    effective = os.access in os.supports_effective_ids
-    return os.access(folder, os.W_OK | os.X_OK, effective_ids=effective)
-
-
 def remove_left_over(folder: Path, name: str = "*") -> None:
-    """Remove the temporary siblings that killed processes left behind.
+    """Remove the temporary siblings that killed processes left over.
 
     Those of this machine go when their process is gone, those of others when they are a day old.
 
     Args:
-        folder: where they lie.
-        name: a glob of what they were to become.
+        folder: their folder.
+        name: a glob of the names that they were to replace.
     """
-    for old in folder.glob(f".{name}.*.tmp"):
-        with contextlib.suppress(FileNotFoundError):  # another process was as tidy
-            if _is_left_over(old):
-                _remove(old)
-
-
-def _is_left_over(temporary: Path) -> bool:
-    rest, _, number = temporary.name.removesuffix(".tmp").rpartition(".")
-    if not number.isascii() or not number.isdigit():
-        return False
-    if rest.endswith(f".{socket.gethostname()}"):
-        return not _is_running(int(number))
-    return time.time() - temporary.lstat().st_mtime > DAY
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
+    for temporary in folder.glob(f".{name}.*.tmp"):
+        rest, _, process = temporary.name.removesuffix(".tmp").rpartition(".")
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            if rest.endswith(f".{socket.gethostname()}"):
+                is_left_over = not Path("/proc", process).exists()
+            else:
+                is_left_over = time.time() - temporary.lstat().st_mtime > DAY
+            if is_left_over:
+                _remove(temporary)
 
 
 def _remove(path: Path) -> None:
@@ -169,65 +134,61 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_object(path: str | Path, keys: Iterable[str], remedy: str | None = None) -> dict[str, Any]:
-    """An object that holds the keys, and perhaps more.
+    """Read a JSON object that has the keys, and perhaps more.
 
     Args:
         path: of the file.
         keys: that it must have.
-        remedy: what to do about a bad file, for the message; None: make it again.
+        remedy: what to do about a bad file, for the message. None: rerun the workflow.
 
     Raises:
         UserError: the file is missing, is not a JSON object, or lacks a key.
     """
-    remedy = remedy or DELETE_AND_RERUN
-    values = _parsed(Path(path), remedy)
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a JSON object; {remedy}.")
-    lacking = [key for key in keys if key not in values]
-    if lacking:
-        raise UserError(f"{path} lacks {', '.join(lacking)}; {remedy}.")
-    return values
-
-
-def _parsed(path: Path, remedy: str) -> Any:
+    path, remedy = Path(path), remedy or DELETE_AND_RERUN
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"{path} is not a regular file; {remedy}.")
-        if path.stat().st_size > LARGEST_JSON:
-            raise UserError(f"{path} is larger than {LARGEST_JSON} bytes; {remedy}.")
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run the stage that writes it.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:  # also of bytes that are not UTF-8
         raise UserError(f"{path} is not valid JSON ({error}); {remedy}.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a JSON object; {remedy}.")
+    if lacking := [key for key in keys if key not in values]:
+        raise UserError(f"{path} lacks {', '.join(lacking)}; {remedy}.")
+    return values
 
 
 def leads_out(name: str) -> bool:
-    """Whether a relative name leaves the folder that it is meant for, on any system."""
+    """Return whether a relative name leaves its folder, on any system."""
     path = PureWindowsPath(name)  # takes both / and \ as separators
     return not name or bool(path.drive or path.root) or ".." in path.parts
 
 
 def existing(path: str | Path) -> Path:
-    """What is there of a path: itself, or the nearest parent, on whose disk it will be."""
+    """Return a path, or its nearest parent that exists, on whose disk it will be."""
     path = Path(path).resolve()
     return next(place for place in (path, *path.parents) if place.exists())
 
 
 def irregular(path: str | Path) -> str | None:
-    """What a file is that may not be opened, since reading it may never end; None if it is regular.
+    """Return the kind of a file whose reading may never end, such as a pipe. None: it is regular.
 
     Raises:
         OSError: there is no such file, or it cannot be looked at.
     """
-    return KINDS.get(stat.S_IFMT(os.stat(path).st_mode))
+    mode = os.stat(path).st_mode
+    if stat.S_ISREG(mode):
+        return None
+    return "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
 
 
 @contextlib.contextmanager
 def readable() -> Iterator[None]:
-    """Turn what the system says of a file or folder that cannot be read into one sentence."""
+    """Raise UserError for a file or folder that the system does not let the body read."""
     try:
         yield
     except OSError as error:

@@ -74,7 +74,7 @@ def download_dataset(dataset: str, settings: DownloadSettings, output: str) -> N
         for stale in Path(output).parent.glob(f".{Path(output).name}.*.tmp"):
             shutil.rmtree(stale)  # of a run that was killed
         files = {name: fetch(name, download, folder) for name, download in downloads.items()}
-        with replacing(output, anew=True) as data:
+        with replacing(output, overwrite=True) as data:
             for name, download in downloads.items():
                 _place(files[name], name, download, data / download.into)
     log.info("Dataset %s is in %s.", dataset, output)

@@ -181,7 +181,7 @@ def save(
     model: open_clip.CLIP, tokenizer: PreTrainedTokenizerFast, config: dict[str, Any], folder: Path
 ) -> None:
     """Write a folder that stock open_clip loads by `local-dir:`, weights in float16."""
-    with replacing(folder, anew=True) as new:
+    with replacing(folder, overwrite=True) as new:
         tokenizer.save_pretrained(new)
         state = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
         save_file(state, new / "open_clip_model.safetensors")

@@ -360,7 +360,7 @@ def name_for_both(weights: Path) -> None:
 
 def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
     """Write a folder that stock transformers and vLLM load, weights in float16."""
-    with replacing(folder, anew=True) as new:
+    with replacing(folder, overwrite=True) as new:
         processor.save_pretrained(new)
         model.half().save_pretrained(new)
         name_for_both(new / "model.safetensors")

@@ -1,1 +1,0 @@
-from support.permissions import open_folder  # noqa: F401
