@@ -16,6 +16,10 @@ MIB = 2**20
 SHARED_MEMORY = "/dev/shm"
 NO_ROOM = ("shared memory", "Bus error")
 KILLED = ("killed by signal", "exited unexpectedly")
+WORKER_KILLED = (
+    "A process that loads images was killed, mostly because memory ran out; lower threads of this "
+    "stage, or compute.cache_gib of a training."
+)
 
 
 class UserError(Exception):
@@ -90,8 +94,5 @@ def worker_failure(error: BaseException) -> str | None:
             "stage."
         )
     if any(mark in said for mark in KILLED):
-        return (
-            "A process that loads images was killed, mostly because memory ran out; lower threads "
-            "of this stage, or compute.cache_gib of a training."
-        )
+        return WORKER_KILLED
     return None

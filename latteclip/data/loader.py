@@ -1,4 +1,6 @@
-"""Image files to RGB pictures and batches of tensors.
+"""Load image files as batches of tensors, by processes beside a GPU and threads beside a CPU.
+
+Worker processes hand their batches over in /dev/shm, which containers make small.
 
 Letters: N images, B batch, H x W the model's input size.
 """
@@ -23,14 +25,14 @@ from latteclip.core.errors import UserError
 from latteclip.data.images import open_rgb
 
 log = logging.getLogger(__name__)
-SHARE = 1 / 4  # of what is free in /dev/shm, for the batches of a job
+SHARE = 1 / 4  # of the free space in /dev/shm, for the batches of a job
 MIB = 2**20
 Transform = Callable[[Image.Image], torch.Tensor]
 T = TypeVar("T")
 
 
 class ImageFiles(Dataset[tuple[Any, torch.Tensor]]):
-    """N image files under one transform: of each its mark, which is its index, and its pixels."""
+    """N image files under one transform; an item is the index and the image's pixels."""
 
     def __init__(self, paths: Sequence[str], transform: Transform) -> None:
         self.paths, self.transform = paths, transform
@@ -45,48 +47,48 @@ class ImageFiles(Dataset[tuple[Any, torch.Tensor]]):
 def batches(
     files: ImageFiles, keys: Iterable[Sequence[int]], device: torch.device, threads: int
 ) -> Iterator[tuple[Any, torch.Tensor]]:
-    """Decode beside the model: a batch while the one before it is encoded.
+    """Decode each batch while the model encodes the batch before it.
 
     Yields:
-        The marks of B images, together, on the CPU, and images [B, 3, H, W] on `device`.
+        The indices of B images, stacked, on the CPU, and images [B, 3, H, W] on `device`.
 
     Args:
-        files: what to read.
+        files: the images.
         keys: the indices of each batch, in order.
-        device: where the images are wanted.
-        threads: CPU threads of this job: worker processes beside a GPU; without one, threads of
-            this process that share the cores with the model.
+        device: of the model.
+        threads: CPU threads of this job: worker processes beside a GPU, and otherwise threads of
+            this process, which share the cores with the model.
     """
     if device.type == "cuda":
         item_bytes = files.transform(Image.new("RGB", (64, 64))).nbytes
         ready = watched(loader(files, keys, workers=threads, pinned=True, item_bytes=item_bytes))
     else:
         ready = _by_threads(files, keys, threads)
-    for marks, images in ready:
-        yield marks, images.to(device, non_blocking=True)
+    for indices, images in ready:
+        yield indices, images.to(device, non_blocking=True)
 
 
 def _by_threads(
     files: ImageFiles, keys: Iterable[Sequence[int]], threads: int
 ) -> Iterator[tuple[Any, torch.Tensor]]:
-    # What torch does of a transform is done by one thread each: with more, OpenMP would have more
-    # threads than cores, and those of the model would sleep where they wait for each other.
+    # torch runs each transform in one thread. With more, OpenMP would have more threads than cores,
+    # and those of the model would sleep while they wait for each other.
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     ahead: deque[list[Future[tuple[Any, torch.Tensor]]]] = deque()
     try:
         for indices in keys:
             ahead.append([pool.submit(files.__getitem__, index) for index in indices])
             if len(ahead) > 1:
-                yield _together(ahead.popleft())
-        yield from map(_together, ahead)
+                yield _stacked(ahead.popleft())
+        yield from map(_stacked, ahead)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _together(samples: Sequence[Future[tuple[Any, torch.Tensor]]]) -> tuple[Any, torch.Tensor]:
-    """The marks and the images of a batch."""
-    marks, images = default_collate([sample.result() for sample in samples])
-    return marks, images
+def _stacked(samples: Sequence[Future[tuple[Any, torch.Tensor]]]) -> tuple[Any, torch.Tensor]:
+    """Return the indices and the images of a batch."""
+    indices, images = default_collate([sample.result() for sample in samples])
+    return indices, images
 
 
 def loader(
@@ -98,15 +100,15 @@ def loader(
     item_bytes: float = 0,
     collate: Callable[[list[Any]], Any] | None = None,
 ) -> DataLoader[Any]:
-    """A loader of whole batches; the number of worker processes changes nothing but its speed.
+    """Return a loader of whole batches. The number of workers changes nothing but its speed.
 
     Args:
-        files: what to read.
+        files: the items.
         keys: of the items of each batch, in order; the first batch is the largest.
-        workers: how many processes at most; 0: none but this one.
-        pinned: whether batches are to lie in memory that a GPU copies from without the CPU.
+        workers: processes at most; 0: this process loads.
+        pinned: whether batches lie in pinned memory, from which a GPU copies without the CPU.
         item_bytes: of an item, on average, which bounds the workers (`bounded`).
-        collate: makes a batch of its items; by default their tensors are stacked.
+        collate: makes a batch of its items; None: their tensors are stacked.
     """
     ahead = None
     if workers:
@@ -121,28 +123,28 @@ def loader(
         prefetch_factor=ahead if workers else None,
         multiprocessing_context="fork" if workers else None,  # they share the `KeptPictures`
         pin_memory=pinned,
-        collate_fn=Shared(collate or default_collate) if workers else collate,
+        collate_fn=SharedCollate(collate or default_collate) if workers else collate,
         generator=torch.Generator(),  # or it would draw a number that a resumed run lacks
         worker_init_fn=_leave_signals_to_parent,
     )
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    """A cluster signals every process of a job, but the parent needs its workers to the end."""
+    """Ignore signals: a cluster sends them to every process of a job, but the parent decides."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
 def in_order(n: int, batch_size: int) -> list[range]:
-    """All N indices once, in order, in batches of at most `batch_size`."""
+    """Return all N indices once, in order, in batches of at most `batch_size`."""
     return [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
 
 
 def bounded(wanted: int, batch_bytes: float) -> tuple[int, int]:
-    """Return how many workers to start, and how many batches each prepares ahead of the model.
+    """Return the number of workers, and of batches that each prepares ahead of the model.
 
-    With them, and the batch that the model reads, a job takes at most `SHARE` of what is free in
-    /dev/shm. Where not even two batches fit into that, there are no workers.
+    These batches and the model's take at most `SHARE` of the free space in /dev/shm. Where not even
+    two batches fit into that, there are no workers.
     """
     free = shutil.disk_usage(errors.SHARED_MEMORY).free
     room = int(free * SHARE / batch_bytes) - 1 if batch_bytes else 2 * wanted
@@ -159,15 +161,15 @@ def bounded(wanted: int, batch_bytes: float) -> tuple[int, int]:
     return workers, 1
 
 
-class Shared:
+class SharedCollate:
     """Makes a batch of samples, in shared memory.
 
-    torch moves it there itself, but in a thread of the worker: where there is no room, the batch is
-    lost and the training waits for it for ever. Here the worker fails and says so.
+    torch would move it there in a thread of the worker, where a full /dev/shm loses the batch and
+    the training waits for it without end. Here the worker fails.
     """
 
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
-        """collate: makes a batch of B samples."""
+        """Wrap a function that makes a batch of B samples."""
         self._collate = collate
 
     def __call__(self, samples: list[Any]) -> Any:
@@ -178,7 +180,7 @@ class Shared:
 
 
 def _tensors(batch: Any) -> Iterator[torch.Tensor]:
-    """Those in a batch, however it is made up of lists and tuples."""
+    """Yield the tensors of a batch, which may be nested lists and tuples."""
     if isinstance(batch, torch.Tensor):
         yield batch
     elif isinstance(batch, list | tuple):
@@ -187,25 +189,31 @@ def _tensors(batch: Any) -> Iterator[torch.Tensor]:
 
 
 def watched(batches: Iterable[T]) -> Iterator[T]:
-    """The batches of a DataLoader.
+    """Yield the batches of a DataLoader.
 
     Raises:
-        UserError: what a worker raised, or its trouble with /dev/shm.
+        UserError: a worker raised it, was killed, or found /dev/shm full.
     """
     try:
         yield from batches
     except UserError as error:  # torch puts the worker's traceback before the sentence
         raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
+    except (
+        EOFError,
+        ConnectionError,
+    ):  # a killed worker's socket may close before it counts as dead
+        raise UserError(errors.WORKER_KILLED) from None
     except RuntimeError as error:
-        if said := errors.worker_failure(error):
-            raise UserError(said) from None
+        if sentence := errors.worker_failure(error):
+            raise UserError(sentence) from None
         raise
 
 
 def _end() -> None:
-    """End the workers that an error has left; multiprocessing would wait for them.
+    """Kill the workers that an error has left.
 
-    They do not hear its SIGTERM, for a cluster sends that to every process of a job.
+    multiprocessing would send SIGTERM and wait, but they ignore it, since a cluster sends it to
+    every process of a job.
     """
     for process in multiprocessing.active_children():
         if process.daemon:

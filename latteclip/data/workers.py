@@ -1,4 +1,4 @@
-"""An ordered pool of worker processes that read and decode images ahead of whoever needs them.
+"""Decode images ahead of their use, in an ordered pool of worker processes.
 
 Letters: n worker processes.
 """
@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 
 class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R]):
-    """Processes that work on tasks in order; only a few tasks are on their way at any time.
+    """Processes that work on tasks in order, with a bounded number of tasks in flight.
 
     A worker starts in a fraction of a second and stays small if the module of `work` imports
     nothing heavy, such as torch.
@@ -38,20 +38,20 @@ class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R])
         name: Callable[[T], str],
         threads_key: str,
     ) -> None:
-        """Start no process yet; `start` or the first tasks do.
+        """Start no process yet; the first tasks do.
 
         Args:
-            work: a function or an object of a class that stands at the top of its module.
-            n: how many processes.
+            work: a function, or an object of a class, at the top level of its module.
+            n: number of processes.
             chunk: tasks that a worker takes at a time.
-            ahead: chunks that are ready or wait for a worker, besides the n in work.
-            name: the image that messages name for a task.
+            ahead: chunks that are ready or wait for a worker, besides the n in progress.
+            name: returns the name of a task's image for messages.
             threads_key: the key of the configuration that sets n.
         """
         # Not forked from this process, which may hold the threads and the GPU of an engine.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__, work.__module__])
-        self._n, self._chunk, self._room = n, chunk, n + ahead
+        self._chunk, self._room = chunk, n + ahead
         self._name, self._threads_key = name, threads_key
         self._pool = ProcessPoolExecutor(n, context, _start_worker, (work,))
         self._waiting: deque[tuple[T, Future[list[R]]]] = deque()  # with the first task of each
@@ -60,14 +60,8 @@ class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R])
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._pool.shutdown(wait=kind is None, cancel_futures=True)
 
-    def start(self) -> None:
-        """Start the processes while there is something else to wait for."""
-        with contextlib.suppress(BrokenProcessPool):  # told with the first task
-            for _ in range(self._n):
-                self._pool.submit(_work_on, [])
-
     def in_order(self, tasks: Iterable[T]) -> Iterator[R]:
-        """The result of each task, in the order of the tasks.
+        """Yield the result of each task, in the order of the tasks.
 
         Raises:
             UserError: a process died.
@@ -98,7 +92,7 @@ class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R])
             raise self._died(first) from None
 
     def _died(self, near: T) -> UserError:
-        """What is to be said; the other processes end, which nobody reads from any more."""
+        """Kill the other processes, whose results nobody reads, and return the error."""
         for process in list((self._pool._processes or {}).values()):
             process.kill()
         return UserError(
@@ -107,7 +101,7 @@ class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R])
         )
 
     def are_behind(self) -> bool:
-        """Whether the next result is still being worked on."""
+        """Return whether the next result is still in progress."""
         return not self._ready and bool(self._waiting) and not self._waiting[0][1].done()
 
 
@@ -123,7 +117,7 @@ def _start_worker(work: Callable[[Any], Any]) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed cannot stop its workers."""
+    """End this worker with its parent: a killed parent cannot stop its workers."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.tiny import ROOT
 
+from latteclip.core.errors import UserError
 from latteclip.data import loader
 
 # Batches of 3 MiB each by two workers; what item 9 does is put in.
@@ -92,6 +93,18 @@ def test_batches_ahead_take_a_quarter_of_the_free_shared_memory_at_most(wanted, 
 def test_a_worker_that_is_killed_is_one_sentence(number, said):
     *_, last = printed(KILL.format(number))
     assert said in last
+
+
+@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError()])
+def test_a_worker_that_is_gone_before_it_counts_as_dead_is_one_sentence(error):
+    def batches():
+        yield 1
+        raise error
+
+    found = loader.watched(batches())
+    assert next(found) == 1
+    with pytest.raises(UserError, match=r"compute\.cache_gib"):
+        next(found)
 
 
 def test_bad_input_that_a_worker_finds_ends_the_process_too():
