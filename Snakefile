@@ -51,12 +51,12 @@ rule labels:
 
 
 onstart:
-    start_run()
+    functions.start_run()
 
 
 onsuccess:
-    end_run()
+    functions.end_run()
 
 
 onerror:
-    report_failures()
+    functions.report_failures()

@@ -73,36 +73,11 @@ def test_shards_write_the_same_scores_and_ask_nothing_anew(scored):
     assert table(scored) == before
 
 
-@pytest.mark.parametrize(
-    ("file", "wanted"),
-    [
-        ("captions/engines/transformers.py", {"score_classes"}),
-        ("captions/engines/vllm.py", set()),
-    ],
-)
-def test_an_edit_reruns_the_scores_that_depend_on_it(scored, file, wanted):
-    path = scored.root / "latteclip" / file
+def test_an_edit_of_the_engine_reruns_the_scores(scored):
+    path = scored.root / "latteclip/captions/engines/transformers.py"
     before = path.read_text()
     path.write_text(before + "\n# Edited.\n")
     try:
-        assert planned(scored) == wanted
-    finally:
-        path.write_text(before)
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "wanted"),
-    [
-        (("scores", "answer"), " {}", {"score_classes"}),
-        (("groups", "gap"), 6, set()),
-    ],
-    ids=str,
-)
-def test_a_changed_key_reruns_the_scores_that_depend_on_it(scored, key, value, wanted):
-    path = scored.root / DEMO
-    before = path.read_text()
-    change(scored, *key, value=value)
-    try:
-        assert planned(scored) == wanted
+        assert planned(scored) == {"score_classes"}
     finally:
         path.write_text(before)

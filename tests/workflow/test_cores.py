@@ -1,4 +1,4 @@
-"""How many cores and GPUs a job gets on one machine."""
+"""Captions by all GPUs of one machine."""
 
 import os
 import re
@@ -7,8 +7,6 @@ import pyarrow.parquet as pq
 import pytest
 from support.checkout import DEMO, edit, shrink
 from support.nvidia import nvidia_smi
-
-SINGLE = ("dataset=demo", "method=flyp", "threads={'finetune': 1}")
 
 
 @pytest.fixture
@@ -21,24 +19,6 @@ def gpu_machine(checkout, tmp_path, monkeypatch):
         "TMPDIR": str(tmp_path),  # where the locks of GPUs are
     }
     return checkout
-
-
-def threads(checkout, *options):
-    """Of the trainings of a dry run."""
-    run = checkout.run("snakemake", "--dry-run", *options)
-    assert run.returncode == 0, run.stdout
-    jobs = re.findall(r"rule finetune:.*?\n\n", run.stdout, re.DOTALL)
-    return [int(found[1]) if (found := re.search(r"threads: (\d+)", job)) else 1 for job in jobs]
-
-
-@pytest.mark.skipif(os.cpu_count() < 2, reason="there is one core to share out")
-def test_a_training_beside_a_gpu_has_all_cores_that_snakemake_may_use(gpu_machine):
-    one, two = (("--config", *SINGLE, f"seeds={n}") for n in (1, 2))
-    assert threads(gpu_machine, "--cores", "2", *one) == [2]
-    assert threads(gpu_machine, "-j1", *one) == [1]
-    assert threads(gpu_machine, "--cores", "2", *two) == [1, 1]  # one on each GPU
-    one_gpu = ("--resources", "gpu=1")
-    assert threads(gpu_machine, "--cores", "2", *one_gpu, *two) == [2, 2]  # one after the other
 
 
 CAPTIONS = "results/demo/captions/images.parquet"
@@ -97,11 +77,3 @@ def test_four_gpus_caption_in_four_shards_at_once_and_other_machines_rerun_nothi
     one, four = (pq.read_table(each.root / CAPTIONS) for each in (alone, gpu_machine))
     assert one == four
     assert "Nothing to be done" in planned(alone)
-
-
-def test_shards_that_cannot_run_at_once_are_a_warning_and_cores_are_shared_out(gpu_machine):
-    config = ("--config", "dataset=dtd", "method=latteclip", "captions={'shards': 2}")
-    run = gpu_machine.run("snakemake", "--dry-run", "--cores", "2", *config)
-    jobs = re.findall(r"rule caption_\w+_shard:.*?\n\n", run.stdout, re.DOTALL)
-    assert len(jobs) == 4
-    assert not any("threads:" in job for job in jobs)  # one each

@@ -21,7 +21,7 @@ rule caption_images:
     priority: EARLY
     conda:
         "../../envs/latteclip.yaml"
-    threads: caption_threads
+    threads: threads_of("caption")
     resources:
         gpu=gpus(job_resources.captioner_gpus),
         cpus_per_gpu=cores_per_gpu(job_resources.captioner_gpus),
@@ -73,7 +73,7 @@ rule caption_groups:
     priority: EARLY
     conda:
         "../../envs/latteclip.yaml"
-    threads: caption_threads
+    threads: threads_of("caption")
     resources:
         gpu=gpus(job_resources.captioner_gpus),
         cpus_per_gpu=cores_per_gpu(job_resources.captioner_gpus),
@@ -126,7 +126,7 @@ rule score_classes:
     priority: EARLY
     conda:
         "../../envs/latteclip.yaml"
-    threads: caption_threads
+    threads: threads_of("caption")
     resources:
         gpu=gpus(job_resources.captioner_gpus),
         cpus_per_gpu=cores_per_gpu(job_resources.captioner_gpus),

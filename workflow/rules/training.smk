@@ -57,7 +57,7 @@ rule find_learning_rate:
     priority: EARLY
     conda:
         "../../envs/latteclip.yaml"
-    threads: training_threads
+    threads: threads_of("finetune")
     resources:
         gpu=gpus(),
         mem_mb=memory("find_learning_rate", job_resources.training_memory),
@@ -99,7 +99,7 @@ rule finetune:
     priority: EARLY
     conda:
         "../../envs/latteclip.yaml"
-    threads: training_threads
+    threads: threads_of("finetune")
     resources:
         gpu=gpus(job_resources.processes),
         cpus_per_gpu=cores_per_gpu(job_resources.processes),

@@ -1,0 +1,302 @@
+"""Functions that the rules and handlers of the Snakefile call: they join configuration and machine.
+
+Rules are in workflow/rules. What depends on the configuration only is in latteclip/config.
+"""
+
+import atexit
+import contextlib
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from snakemake.exceptions import WorkflowError
+from snakemake.io import sourcecache_entry
+from snakemake.logging import logger
+from snakemake.settings.enums import Quietness
+
+from latteclip.cli import run_messages, runs
+from latteclip.config import checks, job_resources, layers, source_dependencies
+from latteclip.config.configuration import Configuration, as_json, note_shards
+from latteclip.config.stage_params import FOLDER_FILES
+from latteclip.core import gpus
+from latteclip.core.errors import UserError
+from latteclip.core.terminal import paint
+from latteclip.data import folder_files
+
+OfJob = Callable[[Any], Any]  # a function of a job's wildcards, as Snakemake takes it
+
+
+def one_of(names: Iterable[str]) -> str:
+    """Return a wildcard constraint: any of the names, or nothing if there are none."""
+    return "|".join(names) or "(?!)"
+
+
+def options(*names: str) -> Callable[[Any, Any], str]:
+    """Return a parameter: inputs that may be absent, as options of the command."""
+    return lambda wildcards, input: " ".join(
+        f"--{name.replace('_', '-')} {file}" for name in names for file in input[name]
+    )
+
+
+@contextlib.contextmanager
+def workflow_errors() -> Iterator[None]:
+    """Raise WorkflowError, which Snakemake prints as a sentence, for UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
+@functools.cache
+def free_gpus() -> int:
+    """Return the number of free GPUs, but at least one, on which jobs take turns."""
+    with workflow_errors():
+        return max(1, gpus.free())
+
+
+class RuleFunctions:
+    """Inputs, parameters and resources of jobs, by the configuration and the machine."""
+
+    def __init__(self, workflow: Any, config: Mapping[str, Any]) -> None:
+        """Load the configuration.
+
+        Args:
+            workflow: the object that Snakemake gives to a Snakefile.
+            config: what the command line or, in a module, the other workflow gives.
+        """
+        self._workflow = workflow
+        self._config = config
+        self._is_module = not workflow.modifier.is_main_snakefile()
+        self._provider = workflow.storage_settings.default_storage_provider
+        self._results = workflow.modifier.path_modifier.apply_default_storage("results")
+        # Later runs read the number of shards beside the results, if these are in a folder here.
+        self._notes_shards = not self._is_module and self._provider is None
+        with workflow_errors():
+            self.configuration = self._load()
+        # GPU jobs of this machine wait for a GPU. A cluster, which has `nodes`, does so by itself.
+        on_this_machine = workflow.is_main_process and workflow.resource_settings.nodes is None
+        if on_this_machine and not self._is_module and "gpu" not in workflow.global_resources:
+            workflow.register_resource("gpu", free_gpus())
+
+    def _load(self) -> Configuration:
+        if self._is_module:
+            # Its `config` wins over the shipped files as a command line does.
+            shipped = layers.defaults(project=None)
+            found = Configuration(shipped, layers.difference(self._config, shipped))
+        else:
+            # Snakemake reads files of --configfile too, but accepts a key given twice.
+            files = [file for file in self._workflow.configfiles if Path(file).suffix != ".json"]
+            layers.given([], files)
+            counts = self._notes_shards and self._workflow.is_main_process
+            found = Configuration(
+                layers.defaults(), self._config, gpus=free_gpus() if counts else 1
+            )
+        if not self._workflow.remote_exec:  # the sender of the job has checked
+            checks.refuse_unready(found)
+        return found
+
+    # Inputs and parameters.
+
+    def given(self, function: Callable[..., Any], **fixed: Any) -> OfJob:
+        """Return a function of the configuration as one of a job's wildcards."""
+        names = inspect.signature(function).parameters
+
+        def answer(wildcards: Any) -> Any:
+            named = {key: value for key, value in wildcards.items() if key in names}
+            return function(self.configuration, **{**named, **fixed})
+
+        return answer
+
+    def given_json(self, function: Callable[..., Any], **fixed: Any) -> OfJob:
+        """Return the same with its result as JSON."""
+        answer = self.given(function, **fixed)
+        return lambda wildcards: as_json(answer(wildcards))
+
+    def given_unstored(self, function: Callable[..., Any], **fixed: Any) -> OfJob:
+        """Return the same for inputs that no storage holds."""
+        answer = self.given(function, **fixed)
+        return lambda wildcards: self.unstored(answer(wildcards))
+
+    def unstored(self, files: Any) -> Any:
+        """Return inputs that no storage holds: code, and files of the user.
+
+        Where a storage holds the results (docs/cluster.md), Snakemake looks there for all inputs
+        but sources of the workflow. Local files would bind a job to this machine.
+        """
+        if self._provider is None:
+            return files
+        if isinstance(files, str):
+            return sourcecache_entry(files, files)
+        return [self.unstored(file) for file in files]
+
+    def sources(self, *modules: str) -> Any:
+        """Return the source files of modules and of their imports, as inputs."""
+        return self.unstored(source_dependencies.sources(*modules))
+
+    def as_found(self, answer: OfJob) -> OfJob:
+        """Return JSON with paths of results as a job finds them: a storage copies them for it."""
+        return lambda wildcards: answer(wildcards).replace('"results/', f'"{self._results}/')
+
+    def methods_with(self, *objectives: str) -> str:
+        """Return a wildcard constraint: the methods that have one of the objectives."""
+        methods = self.configuration.config["methods"]
+        return one_of(m for m in methods if self.configuration.objective(m) in objectives)
+
+    def folder_state(self, wildcards: Any) -> str:
+        """Return the options of index_images that tell the state of the user's own folder."""
+        return self._state_of(wildcards.dataset)
+
+    @functools.cache  # noqa: B019  Snakemake asks several times, and a million files take seconds
+    def _state_of(self, dataset: str) -> str:
+        folder = self.configuration.dataset(dataset)["source"].get("folder")
+        if folder is None:
+            return ""
+        split = self.configuration.section("split", dataset)
+        indexed = FOLDER_FILES.format(dataset=dataset)
+        with workflow_errors():
+            state = folder_files.state(folder, split["kind"], split.get("classes"), indexed)
+        return f"--folder-state {state} --folder-files {indexed}"
+
+    # Resources.
+
+    def on_cluster(self) -> bool:
+        """Return whether jobs go to other machines, also in a dry run."""
+        # `use_threads` is of the executor that was asked for, `non_local_exec` of the dry run.
+        return self._workflow.execution_settings is not None and self._workflow.use_threads
+
+    def has_gpus(self) -> bool:
+        """Return whether this machine or the cluster has GPUs."""
+        return self.on_cluster() or _sees_gpus()
+
+    def _cores_and_gpus(self) -> tuple[int, int | None]:
+        """Return the cores and GPUs of this machine that jobs may use; None without a GPU."""
+        cores = min(self._workflow.resource_settings.cores or _cores(), _cores())
+        limit = self._workflow.global_resources.get("gpu")
+        return cores, (limit.value if limit else free_gpus()) if self.has_gpus() else None
+
+    def threads_of(self, stage: str) -> OfJob:
+        """Return the threads of a stage, at most the cores of this machine.
+
+        Trainings and captioning jobs that run at once on this machine share its cores.
+        """
+        shared = {
+            "finetune": job_resources.training_threads,
+            "caption": job_resources.caption_threads,
+        }
+
+        def threads(wildcards: Any) -> int:
+            dataset = wildcards.dataset
+            wanted = int(self.configuration.section("threads", dataset)[stage])
+            if self.on_cluster():
+                return wanted
+            if stage in shared:
+                return shared[stage](self.configuration, dataset, *self._cores_and_gpus())
+            return min(wanted, _cores())
+
+        return threads
+
+    def gpus(self, count: Callable[..., int] = job_resources.one) -> OfJob:
+        """Return the GPUs of a job, or 0 on a machine without one."""
+        wanted = self.given(count)
+        return lambda wildcards: wanted(wildcards) if self.has_gpus() else 0
+
+    def cores_per_gpu(self, count: Callable[..., int]) -> Callable[[Any, int], int]:
+        """Return the cores beside each GPU: SLURM gives so many to each task of a job."""
+        wanted = self.given(count)
+        return lambda wildcards, threads: job_resources.cores_per_gpu(threads, wanted(wildcards))
+
+    def memory(self, stage: str, beside: Callable[..., int] | None = None) -> Callable[..., int]:
+        """Return the MB of a stage, with the memory that its settings need beside it."""
+        extra = self.given(beside) if beside else lambda wildcards: 0
+        return lambda wildcards, input, attempt: job_resources.memory(
+            stage, self._images(wildcards, input), attempt, extra(wildcards)
+        )
+
+    def minutes(
+        self, stage: str, passes: Callable[..., float] = job_resources.one
+    ) -> Callable[..., int]:
+        """Return the minutes of a stage that sees every image in each of its passes."""
+        number = self.given(passes)
+        return lambda wildcards, input, attempt: job_resources.minutes(
+            stage, self._images(wildcards, input), number(wildcards), attempt
+        )
+
+    def _images(self, wildcards: Any, input: Any) -> int:
+        """Return the images of the index, or of the dataset's file if there is no index here."""
+        if "images" in input.keys() and self._provider is None:
+            return job_resources.images_indexed(str(input.images))
+        if "images" in input.keys() and self._provider == "fs":  # there is no copy here
+            return job_resources.images_indexed(input.images.storage_object.query)
+        return job_resources.images_expected(self.configuration, wildcards.dataset)
+
+    # Handlers. Those of a module run if the other workflow's handlers call them (docs/projects.md).
+
+    def start_run(self) -> None:
+        """Stop a run that cannot work, note its options, and print what it will do."""
+        pending = _outputs(self._workflow.dag.needrun_jobs())
+        with workflow_errors():
+            runs.refuse_second_run()  # Snakemake's lock sees live runs only
+            if not self.has_gpus():
+                checks.refuse_slow_captions(self.configuration, pending)
+        runs.note_run()
+        self._start_captions(pending)
+        if not self._is_module:  # whose options would be those of the other workflow
+            methods = self._workflow.deployment_settings.deployment_method
+            whole = {name: self.configuration.whole(name) for name in self.configuration.datasets}
+            runs.note_options(whole, self._config, [m.item_to_choice() for m in methods])
+        self._print(run_messages.started(self.configuration, pending))
+
+    def _start_captions(self, pending: Iterable[str]) -> None:
+        """Note how many jobs caption each dataset, and warn if they cannot all run at once."""
+        _, of_this_machine = self._cores_and_gpus()
+        cores = self._workflow.resource_settings.cores or _cores()
+        for dataset in self.configuration.datasets:
+            files = (f"results/{dataset}/captions/", f"results/{dataset}/class_scores")
+            if not any(file.startswith(files) for file in pending):
+                continue
+            if self._notes_shards:
+                note_shards(dataset, self.configuration.shards(dataset))
+            if of_this_machine and not self.on_cluster():
+                warning = job_resources.too_few_for_shards(
+                    self.configuration, dataset, cores, of_this_machine
+                )
+                if warning:
+                    logger.warning(warning)
+
+    def end_run(self) -> None:
+        """Print where the results are, after the last lines of Snakemake."""
+        lines = run_messages.finished(self.configuration, _outputs(self._workflow.dag.jobs))
+        atexit.register(self._print, lines)
+
+    def report_failures(self) -> None:
+        """Print the error messages of failed jobs last, also with --quiet."""
+        scheduler = self._workflow.scheduler
+        failed = [
+            run_messages.FailedJob(job.rule.name, dict(job.wildcards.items()), job.log)
+            for each in (*scheduler.failed, *scheduler.running)  # failed, or stopped
+            for job in (each.jobs if each.is_group() else [each])
+        ]
+        lines = [paint(line, "red", sys.stderr) for line in run_messages.failed(failed)]
+        atexit.register(self._print, lines, is_error=True)
+
+    def _print(self, lines: Iterable[str], is_error: bool = False) -> None:
+        """Print to stderr as Snakemake does; `--quiet all` lets errors through only."""
+        if is_error or Quietness.ALL not in (self._workflow.output_settings.quiet or ()):
+            print("", *lines, sep="\n", file=sys.stderr, flush=True)
+
+
+def _outputs(jobs: Iterable[Any]) -> set[str]:
+    return {str(file) for job in jobs for file in job.output}
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
+
+
+@functools.cache
+def _sees_gpus() -> bool:
+    return bool(gpus.visible()) or gpus.unlisted()

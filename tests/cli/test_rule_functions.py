@@ -1,0 +1,124 @@
+"""Inputs, parameters and resources of jobs, with a stand-in for Snakemake's workflow."""
+
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pytest
+from snakemake.exceptions import WorkflowError
+from snakemake.iocontainers import InputFiles
+
+from latteclip.cli import rule_functions
+from latteclip.cli.rule_functions import RuleFunctions, one_of, options
+from latteclip.config import job_resources, layers
+from latteclip.config.configuration import Configuration
+from latteclip.core import tables
+
+DEMO = SimpleNamespace(dataset="demo", items=lambda: [("dataset", "demo"), ("method", "flyp")])
+
+
+@pytest.fixture
+def functions(monkeypatch):
+    """Makes the functions on a machine of so many cores and free GPUs, or on a cluster."""
+    monkeypatch.chdir(layers.ROOT)
+
+    def make(cores=8, gpus=0, cluster=False, provider=None, **config):
+        monkeypatch.setattr(rule_functions, "_cores", lambda: cores)
+        monkeypatch.setattr(rule_functions, "_sees_gpus", lambda: gpus > 0)
+        monkeypatch.setattr(rule_functions, "free_gpus", lambda: max(1, gpus))
+        resources = {}
+        modifier = SimpleNamespace(
+            is_main_snakefile=lambda: True,
+            path_modifier=SimpleNamespace(
+                apply_default_storage=lambda path: f"/copy/{path}" if provider else path
+            ),
+        )
+        workflow = SimpleNamespace(
+            modifier=modifier,
+            storage_settings=SimpleNamespace(default_storage_provider=provider),
+            configfiles=[],
+            is_main_process=True,
+            remote_exec=False,
+            resource_settings=SimpleNamespace(nodes=4 if cluster else None, cores=cores),
+            global_resources=resources,
+            register_resource=lambda name, n: resources.update({name: SimpleNamespace(value=n)}),
+            execution_settings=SimpleNamespace(),
+            use_threads=cluster,
+        )
+        return RuleFunctions(workflow, {"dataset": "demo", "method": "flyp", **config})
+
+    return make
+
+
+THREADS = {"finetune": 6, "caption": 6, "evaluate": 6}
+
+
+@pytest.mark.parametrize(
+    ("machine", "stage", "threads"),
+    [
+        ({"cores": 4, "gpus": 1}, "finetune", 4),  # its trainings run one after the other
+        ({"cores": 64, "gpus": 2, "seeds": 2}, "finetune", 32),  # one on each GPU
+        ({"cores": 64}, "finetune", 6),
+        ({"cores": 4}, "evaluate", 4),
+        ({"cores": 4, "gpus": 4, "captions": {"shards": 4}, "method": "latteclip"}, "caption", 1),
+        ({"cores": 2, "cluster": True}, "evaluate", 6),  # whatever the login node has
+    ],
+    ids=str,
+)
+def test_jobs_of_a_machine_share_its_cores_and_those_of_a_cluster_do_not(
+    functions, machine, stage, threads
+):
+    assert functions(threads=THREADS, **machine).threads_of(stage)(DEMO) == threads
+
+
+def test_gpus_are_asked_for_where_there_are_some(functions):
+    wanted = {"processes": {"finetune": 4}}
+    for machine, n in (({}, 0), ({"gpus": 4}, 4), ({"cluster": True}, 4)):
+        found = functions(**machine, **wanted)
+        assert found.gpus(job_resources.processes)(DEMO) == n
+        assert found.cores_per_gpu(job_resources.processes)(DEMO, 8) == 2
+
+
+def test_resources_wait_for_the_index_and_grow_with_it_and_each_attempt(functions, tmp_path):
+    index = tmp_path / "images.parquet"
+    found, inputs = functions(), InputFiles([str(index)])
+    inputs._set_name("images", 0)
+    minutes, memory = found.minutes("finetune", job_resources.epochs), found.memory("finetune")
+    with pytest.raises(FileNotFoundError, match=r"images\.parquet"):
+        minutes(DEMO, inputs, 1)
+    n = 120_000
+    columns = {column.name: pa.nulls(n, column.type) for column in tables.IMAGES}
+    tables.write(index, columns, tables.IMAGES, {"classnames": []})
+    assert minutes(DEMO, inputs, 1) == 20 + 5 * n // 200 // 60
+    assert minutes(DEMO, inputs, 2) == 2 * minutes(DEMO, inputs, 1)
+    assert memory(DEMO, inputs, 1) == 12_000 + 8 * n // 1_000
+
+
+def test_paths_of_results_are_those_of_the_copies_that_a_storage_makes(functions):
+    answer = functions(provider="s3").as_found(lambda wildcards: '["results/a", "resources/b"]')
+    assert answer(DEMO) == '["/copy/results/a", "resources/b"]'
+    code = functions(provider="s3").sources("latteclip.train.finetune")
+    assert all(file.flags.get("sourcecache_entry") for file in code)
+
+
+def test_parameters_take_the_wildcards_that_a_function_names(functions):
+    found = functions()
+    assert found.given(lambda c, dataset: c.whole(dataset))(DEMO) == "demo"
+    section = found.given_json(Configuration.section, name="unknown")
+    assert section(DEMO) == '{"share": 0.05}'
+
+
+def test_absent_inputs_make_no_options():
+    inputs = {"votes": ["v.parquet"], "class_scores": []}
+    assert options("votes", "class_scores")(DEMO, inputs) == "--votes v.parquet"
+
+
+def test_a_constraint_of_no_names_fits_nothing(functions):
+    assert one_of([]) == "(?!)"
+    assert functions().methods_with("zero_shot", "label_propagation") == (
+        "zero_shot|label_propagation"
+    )
+
+
+def test_a_mistaken_configuration_is_snakemake_s_error(functions):
+    with pytest.raises(WorkflowError, match="demmo"):
+        functions(dataset="demmo")
