@@ -42,7 +42,7 @@ install: $(INSTALLED)
 	@nvidia-smi; echo 'error: nvidia-smi fails; repair the driver (after a kernel update, reboot), or export CUDA_VISIBLE_DEVICES= for the CPU.' >&2; exit 1
 
 demo: install
-	snakemake -j$(JOBS) --config dataset=demo method=$(DEMO_METHODS)
+	snakemake -j$(JOBS) --config dataset=demo method=$(DEMO_METHODS) seeds=1
 	@cat results/summary.md
 
 # Files of tests side by side: more than two cores keep busy, for some mostly wait.
