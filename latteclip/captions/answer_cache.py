@@ -82,6 +82,7 @@ class AnswerCache:
         for path in sorted(self.path.parent.glob("*.sqlite")):
             if path.stem.partition("-")[2] != split:
                 self._files[path] = _connected(path)
+                self._files[path].execute("PRAGMA query_only = ON")
 
     def __enter__(self) -> Self:
         return self

@@ -298,7 +298,7 @@ def _identity(settings: CaptionerSettings, questions: Questions, scoring: bool) 
         layout=questions.layout,
         special_tokens=processors.special_tokens(settings.model, settings.revision)
         if loads_model
-        else None,  # a server has a rule of its own
+        else None,  # a server has its rule
     )
 
 

@@ -28,8 +28,6 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "HEIF", "
 MAX_PIXELS = 2**27  # of one image: twice 4 bytes each are 1 GiB
 MAX_RATIO = 1000  # of the longer side to the shorter one: a model's input makes the shorter 224
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L")
-UPRIGHT = (None, 1)  # values of the EXIF orientation
-ORIENTATION = 0x0112
 MAX_BYTES = 2**28  # of an image in a shard
 MAX_GROUP = 2**30  # bytes of a column of a row group, as written and as read
 _MEMBER = re.compile(
@@ -289,15 +287,3 @@ def _decode_smaller(image: Image.Image, scale: float) -> None:
     """Let a JPEG be decoded at a half, quarter or eighth, where that is `scale` or more."""
     if scale < 1:
         image.draft("RGB", (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-
-
-def is_plain(content: BinaryIO, max_side: int | None) -> bool:
-    """Whether decoding alone gives what `open_rgb` gives: 8-bit, RGB, upright, small enough."""
-    with Image.open(content, formats=FORMATS) as image:
-        return (
-            image.format in ("JPEG", "PNG")
-            and image.mode == "RGB"
-            and "transparency" not in image.info
-            and image.getexif().get(ORIENTATION) in UPRIGHT
-            and (max_side is None or max(image.size) <= max_side)
-        )

@@ -127,8 +127,8 @@ class OpenaiEngine:
     def _score(self, request: Request) -> Answer:
         """Read the letters among the tokens that the server names for the start of its answer.
 
-        A letter that is not among them gets the smallest log-probability that was named, which its
-        own cannot be above.
+        A letter that is not among them gets the smallest log-probability that was named, an upper
+        bound of its log-probability.
         """
         letters, rows, first = choices_of(request).texts, [], []
         for prompt in choices_of(request).prompts:
@@ -149,10 +149,10 @@ class OpenaiEngine:
         return Scores(tuple(rows), tuple(first)).as_answer(len(rows))
 
     def _first_token(self, choice: Any) -> Any:
-        """Return what the server says of the first token of its answer; None: nothing.
+        """Return the log-probabilities of the first token of an answer; None without any.
 
         Raises:
-            UserError: it said nothing of any answer so far.
+            UserError: no reply so far had log-probabilities.
         """
         content: Sequence[Any] = (choice.logprobs and choice.logprobs.content) or []
         if content and content[0].top_logprobs:

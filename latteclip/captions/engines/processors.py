@@ -136,7 +136,7 @@ class Tokens:
         A space at the beginning of a choice is left out where the prompt ends in white space.
 
         Raises:
-            UserError: a choice has no token of its own.
+            UserError: a choice has no token.
         """
         if prompt[-1:].isspace():
             texts = [text.removeprefix(" ") for text in texts]
@@ -206,14 +206,14 @@ def exclusive(values: Sequence[float], tails: Sequence[Sequence[int]]) -> list[f
 
 
 def _without(values: Sequence[float], tails: Sequence[Sequence[int]], number: int) -> float:
-    own = values[number]
+    value = values[number]
     longer = [i for i in range(len(tails)) if i != number and _begins(tails[i], tails[number])]
-    if not longer or own == -math.inf:
-        return own
+    if not longer or value == -math.inf:
+        return value
     # "dotted swiss" is inside "dotted" already.
     longer = [i for i in longer if not any(_begins(tails[i], tails[j]) for j in longer if j != i)]
-    rest = 1.0 - math.fsum(math.exp(values[i] - own) for i in longer)
-    return own + math.log(rest) if rest > 0 else -math.inf
+    rest = 1.0 - math.fsum(math.exp(values[i] - value) for i in longer)
+    return value + math.log(rest) if rest > 0 else -math.inf
 
 
 def _begins(whole: Sequence[int], part: Sequence[int]) -> bool:

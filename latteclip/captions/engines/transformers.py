@@ -152,9 +152,9 @@ class TransformersEngine:
         splits = [self._tokens.split_orders(each) for each in prompts]
         tails, prefix, mask = self._prefix(batch, [each[0] for each in prompts], splits)
         ends = tails.real.sum(dim=1) - 1  # [O], where the answer stands
-        kept = ends.unique()  # logits of other places are not needed, and large
-        logits = self._logits(prefix, mask, tails, kept)
-        rows = logits[range(len(ends)), torch.searchsorted(kept, ends)].float()
+        places = ends.unique()  # logits of other places are not needed, and large
+        logits = self._logits(prefix, mask, tails, places)
+        rows = logits[range(len(ends)), torch.searchsorted(places, ends)].float()
         found = _shared_out(rows.log_softmax(dim=1), splits)
         return [self._of_letters(*pair) for pair in zip(batch, found, strict=True)]
 
@@ -194,8 +194,8 @@ class TransformersEngine:
         """Let the model read what the tails of each request have in common.
 
         Returns:
-            The tails; what the model made of the prompts, logits of the last token [B, 1, V] and a
-            cache; their attention mask [B, P].
+            The tails. The model's output for the prompts: logits of the last token [B, 1, V] and a
+            cache. The attention mask [B, P] of the prompts.
         """
         # Prompts of a batch lose equally many tokens, which are left to the tails.
         cut = max(len(split.prompt) - split.start for split in splits)

@@ -1,8 +1,8 @@
 """vLLM's offline engine.
 
-vLLM keeps no prefix for log-probabilities of a prompt: each choice is a request of its own, and all
-but the vision tower's part is computed again for it. Letters need one request for each order of the
-options, and these share the picture.
+vLLM caches no prefix for log-probabilities of a prompt. So each choice is a separate request, for
+which all but the vision tower's part is computed again. Letters need one request for each order of
+the options, and these share the picture.
 """
 
 import functools
@@ -41,12 +41,12 @@ def _is_for_cpu() -> bool:
     """Return whether vLLM computes on the CPU here: it asks the driver.
 
     Nothing in this process may touch CUDA before vLLM's workers start. They are spawned, not
-    forked, for a library that has touched it all the same.
+    forked, in case a library has touched it nevertheless.
 
     Raises:
         UserError: torch cannot use the GPUs that are there.
     """
-    import torch  # which touches nothing by itself
+    import torch  # does not touch CUDA by itself
 
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     _set_unless_set(
@@ -125,7 +125,7 @@ class VllmEngine:
                     # vLLM reserves memory for the most of each kind that it allows.
                     limit_mm_per_prompt={"image": pictures, "video": 0, "audio": 0},
                     # The files of transformers, which `download_captioner` fetches. A repo may also
-                    # have Mistral's own form of them, which vLLM would prefer.
+                    # have Mistral's form of them, which vLLM would prefer.
                     config_format="hf",
                     tokenizer_mode="hf",
                     load_format="safetensors",
@@ -153,11 +153,11 @@ class VllmEngine:
             self._names = map(str, itertools.count())  # of pictures
 
     def _try_out(self, model: str, pictures: int) -> None:
-        """Ask about black pictures: a model that cannot be asked says so before work begins."""
+        """Ask about black pictures, so that an unfit model fails before work begins."""
         [(_, answer)] = self.generate([Request(0, blacks(pictures), "?")])
         if answer.error is not None:
             raise UserError(
-                f"Captioner model {model!r} cannot be asked (pictures: {pictures}): {answer.error}"
+                f"Captioner model {model!r} cannot be asked about pictures: {answer.error}"
             )
 
     def generate(
@@ -209,8 +209,8 @@ class VllmEngine:
     def _enqueue(self, request: Request) -> str:
         """Give a request to vLLM; returns the id that its output will have."""
         prompt: Any = self._rendered(request.prompt, len(request.pictures))
-        shown = {kind: list(request.pictures) for kind in prompt["multi_modal_data"]}
-        prompt = {**prompt, "multi_modal_data": shown}
+        pictures = {kind: list(request.pictures) for kind in prompt["multi_modal_data"]}
+        prompt = {**prompt, "multi_modal_data": pictures}
         [internal] = self._llm.enqueue([prompt], self._sampling, use_tqdm=False)
         return external_id(internal)
 

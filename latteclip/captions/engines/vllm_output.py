@@ -1,4 +1,4 @@
-"""What vLLM says of its failures: an exception here, and what the engine's own processes print."""
+"""Explanations of vLLM's failures, from its exceptions and the output of its processes."""
 
 import contextlib
 import fcntl
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from latteclip.core.terminal import one_line
 
-LINES = 400  # of the output that are kept: several tracebacks
+LINES = 400  # of the output that are remembered: several tracebacks
 PIPE = 2**20  # bytes that may wait to be read
 # Before a line of the log of an engine's process: its name, then level, time and place.
 LOG_PREFIX = re.compile(r"(\(\S+( \S+)* pid=\d+\) )?([A-Z]+ \S+ \S+ \[\S+\] )?")
@@ -79,10 +79,10 @@ REMEDIES = (
 
 
 class EngineOutput:
-    """The output of the engine's processes, which is passed on and whose last lines are kept.
+    """Passes the output of the engine's processes on, and remembers its last lines.
 
-    They inherit a pipe in place of their standard streams. A thread reads it as long as they run,
-    and writes to the standard error.
+    The processes inherit a pipe in place of their standard streams. A thread reads it as long as
+    they run, and writes to the standard error.
     """
 
     def __init__(self) -> None:
@@ -150,10 +150,10 @@ def explained(error: BaseException, printed: Sequence[str] = ()) -> str:
         printed: the last lines that its engine printed. They tell more where the error only says
             that the engine's process failed.
     """
-    own = _lines_of(error)
+    raised = _lines_of(error)
     others = [line for line in map(_without_prefix, reversed(printed)) if TELLING.match(line)]
     others = [line for line in others if not _is_elsewhere(line)]
-    lines = [*others, *own] if any(map(_is_elsewhere, own)) else [*own, *others]
+    lines = [*others, *raised] if any(map(_is_elsewhere, raised)) else [*raised, *others]
     for marks, remedy in REMEDIES:
         for line in lines:
             if any(mark in line.lower() for mark in marks):
@@ -162,7 +162,7 @@ def explained(error: BaseException, printed: Sequence[str] = ()) -> str:
 
 
 def _lines_of(error: BaseException) -> list[str]:
-    """Return the lines of an error's text; those of pydantic without its own additions."""
+    """Return the lines of an error's text; those of pydantic without its additions."""
     lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
     if not lines or not PYDANTIC.match(lines[0]):
         return [line.strip() for line in lines]
