@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors.torch import load_file
 from support.tiny import BACKBONES, write_backbone, write_pictures
 
@@ -20,7 +20,7 @@ from latteclip.clip.classifier import Classifier, load_classifier
 from latteclip.clip.encode import class_embeddings
 from latteclip.core import hashing, tables
 from latteclip.core.class_templates import ClassTemplates
-from latteclip.data.images import ORIENTATION, open_rgb
+from latteclip.data.images import open_rgb
 from latteclip.deploy import predict
 from latteclip.deploy.export import export
 
@@ -284,7 +284,7 @@ def test_the_python_of_the_card_runs(biased, demo_clip, pictures, tmp_path, form
     export(str(biased), str(out), form)
     code = card_of(out)[1].split("```python\n")[1].split("```")[0]
     turned = Image.Exif()
-    turned[ORIENTATION] = 6  # as a phone that is held upright writes it
+    turned[ExifTags.Base.Orientation] = 6  # as a phone that is held upright writes it
     found, photos = [], []
     for number, image in enumerate(rgb(pictures[:9])):
         photos.append(str(tmp_path / f"{number}.png"))
