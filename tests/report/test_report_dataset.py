@@ -126,9 +126,10 @@ def test_the_page_leads_with_the_chosen_model_and_all_sections_are_about_it(tmp_
     assert page.sections["paper"].count("latteclip")  # the paper's method has one section
 
 
-def test_an_unlabelled_page_begins_with_the_model_and_ends_with_what_could_not_be_read(tmp_path):
+def test_an_unlabelled_page_has_the_model_its_comparison_and_unreadable_images(tmp_path):
     results = Results(tmp_path, labelled=False)
-    candidates = [{"method": "flyp", "seed": 0, "agreement": 0.625}]
+    compared = {"images": 120, "difference": 0.05, "standard_error": 0.02, "agreement": 0.625}
+    candidates = [{"method": "flyp", "seed": 0, "marks": [], "acc1": None, **compared}]
     results.write_index({"skipped": {".mov": 12, "other": 1}})
     corrupt = tmp_path / "corrupt.csv"
     corrupt.write_text("image_id,path,split,reason\n<b>.jpg,x,train,cannot be decoded\n")
@@ -142,6 +143,8 @@ def test_an_unlabelled_page_begins_with_the_model_and_ends_with_what_could_not_b
     assert "latteclip audit results/made" in first and "It <i>agrees</i>." in first
     cells = [cell[0].strip() for cell in page.column("methods", 2)]
     assert cells == ["–", "62.5 %", "–"]  # noqa: RUF001
+    (row,) = page.tables["candidates"][1:]
+    assert [cell[0].strip() for cell in row[1:]] == ["0", "120", "62.5 %", "+5.0", "2.0"]
     assert [cell[0].strip() for cell in page.tables["corrupt"][1]] == [
         *("<b>.jpg", "train", "cannot be decoded")
     ]
@@ -167,7 +170,7 @@ def test_without_a_test_split_labels_tell_no_accuracy(tmp_path):
     assert not {"headline", "pairs"} & set(page.tables)
 
 
-def test_the_page_shows_the_biases_that_calibration_takes_off(tmp_path):
+def test_the_page_shows_the_biases_that_calibration_subtracts(tmp_path):
     results = Results(tmp_path)
     bias = torch.tensor([0.25, -0.5, 0.0, 0.125, 0.0, 0.0, 0.125])
     described = {"classnames": CLASSNAMES, "logit_scale": 10.0}
@@ -175,7 +178,7 @@ def test_the_page_shows_the_biases_that_calibration_takes_off(tmp_path):
         tmp_path / "calibrated.safetensors", Classifier.of(torch.eye(7, 9), bias), described
     )
     page, _ = write(results, calibrated=str(tmp_path / "calibrated.safetensors"))
-    # What is taken off is the bias's opposite, in logits.
+    # Calibration subtracts the opposite of the bias, in logits.
     drawn = next(a["aria-label"] for tag, a in page.elements if "CLIP favours" in str(a))
     values = drawn.split("of all classes: ")[1].rstrip(".").split("; ")
     assert values[0] == f"{CLASSNAMES[1]}: +5.00"
@@ -258,18 +261,18 @@ def write_examples(results, labels, *, classnames=CLASSNAMES, image_ids=None):
     return path
 
 
-def test_the_gallery_shows_what_the_tuned_model_says(tmp_path):
+def test_the_gallery_shows_the_predictions_of_the_model(tmp_path):
     results = Results(tmp_path)
     labels = np.resize(np.arange(len(CLASSNAMES)), train_predictions.N_EXAMPLES)
     page, _ = write(results, train_predictions=write_examples(results, labels))
-    told = [text for name, text in page.facts if name == "latteclip says"]
-    assert [re.sub(" (right|wrong)$", "", text) for text in told] == [
+    predicted = [text for name, text in page.facts if name == "latteclip"]
+    assert [re.sub(" (right|wrong)$", "", text) for text in predicted[: len(labels)]] == [
         CLASSNAMES[label] for label in labels
     ]
     assert "latteclip" in page.sections["gallery"]
 
 
-def test_without_labels_the_page_shows_what_methods_say(tmp_path):
+def test_without_labels_the_page_compares_predictions(tmp_path):
     results = Results(tmp_path, labelled=False)
     page, text = write(results, captions={"image": None})
     assert not {"classes", "confusions", "changes"} & set(page.sections)
@@ -312,7 +315,7 @@ def test_likely_unknown_images_stand_in_their_order(tmp_path):
     results = Results(tmp_path, labelled=False)
     page, _ = write(results, unknown=write_unknown(results))
     assert likely_unknown(page) == results.image_ids[::-1][: images.UNKNOWN]
-    # What the captioner says comes first.
+    # Images with a score of the captioner come first.
     page, _ = write(results, unknown=write_unknown(results, [1.0, 3.0, 2.0]))
     ids = results.image_ids
     assert likely_unknown(page)[:5] == [ids[1], ids[2], ids[0], ids[-1], ids[-2]]
@@ -321,7 +324,7 @@ def test_likely_unknown_images_stand_in_their_order(tmp_path):
         write(results, unknown=write_unknown(results))
 
 
-def test_the_page_says_how_methods_were_trained_and_what_was_found(written):
+def test_the_page_has_the_training_settings(written):
     rows = [[cell[0].strip() for cell in row] for row in written[0].tables["recipes"][1:]]
     assert rows[0] == ["flyp", "3e-05", "64", "3", "learning rate", "3"]
     assert [row[0] for row in rows] == ["flyp", "latteclip"]
@@ -353,7 +356,7 @@ def test_noise_in_thousands_of_classes_makes_a_page_that_can_be_mailed(tmp_path)
     assert len(page.tables["class-sizes"]) == 1 + comparison.ROWS
 
 
-def test_what_each_job_took_is_added_up(results, tmp_path):
+def test_the_costs_of_jobs_are_added_up(results, tmp_path):
     files = []
     for number, (stage, gpus) in enumerate([("finetune", 1), ("caption_images", 0)]):
         path = tmp_path / f"{number}.jsonl"

@@ -1,5 +1,6 @@
 import pandas as pd
 import pytest
+import torch
 from support.made_results import Results
 
 from latteclip.core.errors import UserError
@@ -9,15 +10,6 @@ from latteclip.report import runs
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     return Results(tmp_path_factory.mktemp("made"))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("[", "runs"), ('[{"methd": "a"}]', "methd")],
-)
-def test_runs_that_are_none_are_refused(text, message):
-    with pytest.raises(UserError, match=message):
-        runs.run_files(text)
 
 
 def test_predictions_of_other_images_are_refused(results, tmp_path):
@@ -39,3 +31,16 @@ def test_a_history_is_drawn_as_means_of_neighbouring_steps(results):
         assert curves["loss"][point] == pytest.approx(steps.mean(), rel=1e-5)
     assert curves["epoch"][0] == pytest.approx(0.03)
     assert curves["epoch"][-1] == pytest.approx(2.97)
+
+
+def test_missing_benchmarks_are_skipped(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        '{"s": 1, "max_rss": 1}\n{"s": 61.5, "max_rss": "NA", "cpu_time": 98.5}\n'
+    )
+    files = [{"rule": r, "run": "", "path": str(tmp_path / f"{r}.jsonl")} for r in ("a", "b")]
+    assert runs.job_costs(files) == [runs.JobCost("a", "", 61.5, 98.5, None, None)]
+
+
+def test_a_folder_without_git_has_no_commit(tmp_path):
+    assert runs.commit(str(tmp_path)) is None
+    assert runs.versions()["torch"] == torch.__version__
