@@ -1,4 +1,4 @@
-"""The labels of a dataset as a table to take away: one row per training image.
+"""The labels of a dataset as one table, with one row per training image.
 
 Where a person answered in the audit, the answer is the label.
 
@@ -26,24 +26,24 @@ from latteclip.labels.features import read_features
 
 log = logging.getLogger(__name__)
 SPLIT = "train"  # the audit of these images
-FEWEST = 50  # answers that calibrate
+MIN_ANSWERS = 50  # that calibrate
 # Expected calibration error of fused_confidence on the demo: `python benchmarks/calibration.py`.
 DEMO_ERROR = 0.21
-SAID = {NONE: "none of these", UNSURE: "cannot tell"}
+ANSWERS = {NONE: "none of these", UNSURE: "cannot tell"}
 SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
         ("path", pa.string()),
         # Classes, but for captions and ids. The label is null where a person says "none of these".
         ("label", pa.string()),
-        ("answered", pa.string()),  # a person's answer in the audit; null: was not asked
+        ("answered", pa.string()),  # a person's answer in the audit; null: not asked
         ("fused_label", pa.string()),  # the workflow's label, and the probability that it is right
         ("probability", pa.float32()),
         ("runner_up", pa.string()),  # the best other class by images alone; null: there is none
         ("zero_shot", pa.string()),
         ("zero_shot_calibrated", pa.string()),
-        ("image_prototypes", pa.string()),  # null where they were not believed
-        ("caption_label", pa.string()),  # of the caption alone; null where it says nothing
+        ("image_prototypes", pa.string()),  # null where they were not used
+        ("caption_label", pa.string()),  # of the caption alone; null where it names no class
         ("caption_confidence", pa.float32()),
         ("caption", pa.string()),
         ("lmm_label", pa.string()),  # of class scores alone
@@ -51,13 +51,13 @@ SCHEMA = pa.schema(
         ("unknown_score", pa.float32()),
         ("unknown_score_by_captioner", pa.float32()),
         ("is_unknown", pa.bool_()),
-        ("duplicate_of", pa.string()),  # the image_id of another row that shows the same picture
+        ("duplicate_of", pa.string()),  # the image_id of another row of the same picture
     ]
 )
 
 
 @dataclass(frozen=True)
-class TakenLabels:
+class LabelTable:
     """Labels of N images, and what describes them."""
 
     table: pa.Table  # the columns of SCHEMA; names as dictionaries, which take less memory
@@ -66,22 +66,22 @@ class TakenLabels:
     described: dict[str, Any]
 
     @property
-    def worth(self) -> str:
-        """What the probabilities are worth, in words."""
-        fitted = self.calibration
-        if fitted is None:
+    def calibration_error(self) -> str:
+        """Describe how far the probabilities are off."""
+        if self.calibration is None:
             return (
                 "uncalibrated; on the demo such probabilities have an expected calibration error "
                 f"of {DEMO_ERROR}"
             )
         return (
-            f"calibrated by {fitted.answers} answers; expected calibration error "
-            f"{fitted.error:.2f} by answers held apart, {fitted.error_before:.2f} before"
+            f"calibrated by {self.calibration.answers} answers; expected calibration error "
+            f"{self.calibration.error:.2f} by held-out answers, "
+            f"{self.calibration.error_before:.2f} before"
         )
 
 
-def read(folder: str | Path) -> TakenLabels:
-    """What the stages wrote of a dataset, and what a person answered.
+def read(folder: str | Path) -> LabelTable:
+    """Read the labels of a dataset's results, and the answers of an audit.
 
     Raises:
         UserError: there are no labels yet, or a file is missing or of other images.
@@ -96,49 +96,37 @@ def read(folder: str | Path) -> TakenLabels:
     labels, described = tables.read(path, tables.FUSED_LABELS)
     ids = labels["image_id"]
     index = folder / "images.parquet"
-    classnames, is_whole = _of_index(index, ids)
-    if not is_whole:
+    images, classnames = tables.read_unlabelled(index, training=True)
+    if len(ids) != len(images) or pc.index_in(images["image_id"], ids).null_count:
         raise UserError(f"{path} is of other images than images.parquet; rerun the workflow.")
     written = tables.read_written_names(index)
     names = [written.get(name, name) for name in classnames]
     answers, calibration = _answers(folder, ids, labels)
+    confidence = labels["fused_confidence"].to_numpy().astype(np.float64)
     columns = {
-        "image_id": labels["image_id"],
+        "image_id": ids,
         "path": _column(index, tables.IMAGES, "path", ids),
         "label": _named(_corrected(labels, answers, classnames), names),
         "answered": _answered(answers, ids, written),
         "fused_label": _named(labels["fused_label"], names),
-        "probability": _probabilities(labels, calibration),
+        "probability": (calibration or np.asarray)(confidence).astype(np.float32),
         "runner_up": _named(_runner_up(folder, labels, classnames), names),
-        **_witnesses(folder, ids, labels, names),
-        **_unknown(folder, ids),
+        **_label_sources(folder, labels, names),
         "duplicate_of": _duplicates(folder / "duplicates.parquet", ids, answers),
     }
-    of_labels = ("model", "pretrained", "votes")
-    kept: dict[str, Any] = {key: described[key] for key in of_labels if key in described}
-    return TakenLabels(pa.table(columns).select(SCHEMA.names), names, calibration, kept)
-
-
-def _of_index(path: Path, ids: pa.ChunkedArray) -> tuple[list[str], bool]:
-    """The classes of an index, and whether these ids are those of its training images."""
-    index, classnames = tables.read_unlabelled(path, training=True)
-    found = pc.index_in(index["image_id"], ids)
-    return classnames, len(ids) == len(index) and not found.null_count
+    keys = ("model", "pretrained", "votes")
+    kept: dict[str, Any] = {key: described[key] for key in keys if key in described}
+    return LabelTable(pa.table(columns).select(SCHEMA.names), names, calibration, kept)
 
 
 def _named(labels: pa.ChunkedArray, classnames: Sequence[str]) -> pa.DictionaryArray:
-    """The names of labels [N], each kept once; null where the label is."""
+    """Return the names of labels [N], each stored once. A null stays null."""
     names = pa.array(classnames, pa.string())
     return pa.DictionaryArray.from_arrays(labels.combine_chunks(), names)
 
 
-def _probabilities(labels: pa.Table, calibration: Calibration | None) -> np.ndarray:
-    confidence = labels["fused_confidence"].to_numpy().astype(np.float64)
-    return (calibration(confidence) if calibration else confidence).astype(np.float32)
-
-
 def _runner_up(folder: Path, labels: pa.Table, classnames: list[str]) -> pa.ChunkedArray:
-    """The class other than the label that zero-shot scores and image prototypes find best."""
+    """Return the best class other than the label, by zero-shot scores and image prototypes."""
     head, _ = load_classifier(
         folder / "classifiers" / "image_prototypes.safetensors", classnames=classnames
     )
@@ -148,58 +136,48 @@ def _runner_up(folder: Path, labels: pa.Table, classnames: list[str]) -> pa.Chun
     return pa.chunked_array([np.where(is_label, best[:, 1], best[:, 0])])
 
 
-def _witnesses(
-    folder: Path, ids: pa.ChunkedArray, labels: pa.Table, classnames: list[str]
-) -> dict[str, Any]:
-    """What zero-shot scores, image prototypes, the caption and class scores say by themselves."""
-    path = folder / "pseudo_labels.parquet"
-    zero_shot = _column(path, tables.PSEUDO_LABELS, "pseudo_label", ids)
-    found = {
+def _label_sources(folder: Path, labels: pa.Table, classnames: list[str]) -> dict[str, Any]:
+    """Return the columns of each source of labels, of the captions and of unknown images."""
+    ids = labels["image_id"]
+    pseudo_labels, captions = folder / "pseudo_labels.parquet", folder / "captions/images.parquet"
+    zero_shot = _column(pseudo_labels, tables.PSEUDO_LABELS, "pseudo_label", ids)
+    columns = {
         "zero_shot": _named(zero_shot, classnames),
         "zero_shot_calibrated": _named(labels["calibrated_label"], classnames),
         "image_prototypes": _named(labels["image_label"], classnames),
-        "caption": _captions(folder / "captions" / "images.parquet", ids),
+        "caption": _column(captions, tables.CAPTIONS, "caption", ids, optional=True),
     }
     for name in ("caption", "lmm"):
         confidence = labels[f"{name}_confidence"]
-        speaks = pc.greater(confidence, 0)
-        said = pc.if_else(speaks, labels[f"{name}_label"], None)
-        found[f"{name}_label"] = _named(said, classnames)
-        found[f"{name}_confidence"] = pc.if_else(speaks, confidence, None)
-    return found
-
-
-def _column(path: Path, schema: pa.Schema, name: str, ids: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column of a table of images, in the order of these."""
-    return tables.lookup_column(path, schema, schema.names[0], name, ids)
-
-
-def _captions(path: Path, ids: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
-    """The caption of each image; null where class scores vote and there is none."""
-    if not path.is_file():
-        return pa.nulls(len(ids), pa.string())
-    return _column(path, tables.CAPTIONS, "caption", ids)
-
-
-def _unknown(folder: Path, ids: pa.ChunkedArray) -> dict[str, pa.ChunkedArray | pa.Array]:
-    """Whether images belong to none of the classes; nulls where that was not asked."""
-    path = folder / "unknown.parquet"
-    names = {
+        is_known = pc.greater(confidence, 0)
+        label = pc.if_else(is_known, labels[f"{name}_label"], None)
+        columns[f"{name}_label"] = _named(label, classnames)
+        columns[f"{name}_confidence"] = pc.if_else(is_known, confidence, None)
+    for name, column in {
         "unknown_score": "score",
         "unknown_score_by_captioner": "captioner_score",
         "is_unknown": "is_unknown",
-    }
-    if not path.is_file():
-        return {name: pa.nulls(len(ids), SCHEMA.field(name).type) for name in names}
-    return {name: _column(path, tables.UNKNOWN, column, ids) for name, column in names.items()}
+    }.items():
+        path = folder / "unknown.parquet"
+        columns[name] = _column(path, tables.UNKNOWN, column, ids, optional=True)
+    return columns
+
+
+def _column(
+    path: Path, schema: pa.Schema, name: str, ids: pa.ChunkedArray, *, optional: bool = False
+) -> pa.ChunkedArray | pa.Array:
+    """Return a column of a table of images, in the order of `ids`; nulls for an optional table."""
+    if optional and not path.is_file():
+        return pa.nulls(len(ids), schema.field(name).type)
+    return tables.lookup_column(path, schema, schema.names[0], name, ids)
 
 
 def _duplicates(
     path: Path, ids: pa.ChunkedArray, answers: Mapping[str, Answer]
 ) -> pa.ChunkedArray | pa.Array:
-    """Name for each image another one that shows the same picture; null where it is the first.
+    """Return for each image the id of another one of the same picture; null for the first.
 
-    Of images that show the same, the first is an answered one, or else the first of the table.
+    Of images of the same picture, the first is one with an answer, or else the first of the table.
     """
     if not path.is_file():
         return pa.nulls(len(ids), pa.string())
@@ -211,16 +189,16 @@ def _duplicates(
     rank = np.argsort(np.argsort(~is_answered, kind="stable"))
     is_later = rank[one] > rank[other]
     later, first = np.where(is_later, one, other), np.where(is_later, other, one)
-    found: dict[int, int] = {}
+    original: dict[int, int] = {}
     for place in np.lexsort((rank[first], rank[later])).tolist():
-        if first[place] not in found:  # else what it is a duplicate of decides
-            found.setdefault(int(later[place]), int(first[place]))
-    shows = np.full(len(ids), -1)
-    shows[list(found)] = list(found.values())
-    return ids.take(pa.array(shows, mask=shows < 0))
+        if first[place] not in original:  # else its own original decides
+            original.setdefault(int(later[place]), int(first[place]))
+    rows_of_originals = np.full(len(ids), -1)
+    rows_of_originals[list(original)] = list(original.values())
+    return ids.take(pa.array(rows_of_originals, mask=rows_of_originals < 0))
 
 
-# --- a person's answers --------------------------------------------------------------------------
+# --- answers of an audit -------------------------------------------------------------------------
 
 
 def has_answers(folder: Path, split: str) -> bool:
@@ -231,61 +209,64 @@ def has_answers(folder: Path, split: str) -> bool:
 def _answers(
     folder: Path, ids: pa.ChunkedArray, labels: pa.Table
 ) -> tuple[dict[str, Answer], Calibration | None]:
-    """The answers that stand about these images, and what they teach of the probabilities."""
+    """Return the answers about these images, and the calibration that they give."""
     if not has_answers(folder, SPLIT):
         return {}, None
     plan = read_plan(plan_path(folder, SPLIT))
     answers, _ = read_answers(answers_path(folder, SPLIT), plan.schema(folder.absolute().name))
-    found = answered_prefix(plan, answers)
-    told = {name: one for name, one in found.items() if one.kind != UNSURE}
-    if len(told) >= FEWEST:
-        return answers, _calibration(plan, told, ids, labels)
+    prefix = answered_prefix(plan, answers)
+    certain = {name: one for name, one in prefix.items() if one.kind != UNSURE}
+    if len(certain) >= MIN_ANSWERS:
+        return answers, _calibration(plan, certain, ids, labels)
     log.warning(
         "%d answers do not calibrate the probabilities; %d do: latteclip audit %s --split %s.",
-        *(len(told), FEWEST, folder, SPLIT),
+        *(len(certain), MIN_ANSWERS, folder, SPLIT),
     )
     return answers, None
 
 
 def _calibration(
-    plan: SamplingPlan, told: Mapping[str, Answer], ids: pa.ChunkedArray, labels: pa.Table
+    plan: SamplingPlan, answers: Mapping[str, Answer], ids: pa.ChunkedArray, labels: pa.Table
 ) -> Calibration:
-    """What n answers teach, each for as many images as its stratum has for one answer."""
-    rows = pc.index_in(pa.array(list(told)), ids).to_numpy()
+    """Calibrate by n answers. Each stands for its stratum's images per answer."""
+    answered = pa.array(list(answers))
+    rows = pc.index_in(answered, ids).to_numpy()
     fused = labels["fused_label"].to_numpy()[rows]
     confidence = labels["fused_confidence"].to_numpy()[rows].astype(np.float64)
-    said = [one.classname for one in told.values()]
-    named = [plan.classnames[label] for label in fused]
-    right = np.array([one == other for one, other in zip(said, named, strict=True)])
-    places = pc.index_in(pa.array(list(told)), pa.array(plan.image_ids)).to_numpy()
-    strata = plan.strata[places]
+    right = np.array(
+        [
+            one.classname == plan.classnames[label]
+            for one, label in zip(answers.values(), fused, strict=True)
+        ]
+    )
+    strata = plan.strata[pc.index_in(answered, pa.array(plan.image_ids)).to_numpy()]
     n = plan.strata.max() + 1
-    stands_for = np.bincount(plan.strata) / np.bincount(strata, minlength=n).clip(min=1)
-    return calibrate(confidence, right.astype(np.float64), stands_for[strata])
+    images_per_answer = np.bincount(plan.strata) / np.bincount(strata, minlength=n).clip(min=1)
+    return calibrate(confidence, right.astype(np.float64), images_per_answer[strata])
 
 
 def _corrected(
     labels: pa.Table, answers: Mapping[str, Answer], classnames: Sequence[str]
 ) -> pa.ChunkedArray:
-    """Labels [N] as a person's answers have them; null where an image is of none of the classes."""
+    """Return the labels [N] with answers in their place; null for "none of these"."""
     number = {name: label for label, name in enumerate(classnames)}
-    found = labels["fused_label"].to_numpy().copy()
-    is_none = np.zeros(len(found), dtype=bool)
+    corrected = labels["fused_label"].to_numpy().copy()
+    is_none = np.zeros(len(corrected), dtype=bool)
     rows = pc.index_in(pa.array(list(answers), pa.string()), labels["image_id"]).to_pylist()
     for row, one in zip(rows, answers.values(), strict=True):
         if one.kind == CLASS:
-            found[row] = number[str(one.classname)]
+            corrected[row] = number[str(one.classname)]
         is_none[row] = one.kind == NONE
-    return pa.chunked_array([pa.array(found, mask=is_none)])
+    return pa.chunked_array([pa.array(corrected, mask=is_none)])
 
 
 def _answered(
     answers: Mapping[str, Answer], ids: pa.ChunkedArray, written: Mapping[str, str]
 ) -> pa.Array:
-    """Return what a person said of each image; null where nobody was asked."""
+    """Return the answer about each image in words; null where there is none."""
     rows = pc.index_in(ids, pa.array(list(answers), pa.string())).combine_chunks()
-    said = [
-        written.get(one.classname, one.classname) if one.classname else SAID[one.kind]
+    words = [
+        written.get(one.classname, one.classname) if one.classname else ANSWERS[one.kind]
         for one in answers.values()
     ]
-    return pa.array(said, pa.string()).take(rows)
+    return pa.array(words, pa.string()).take(rows)

@@ -70,7 +70,7 @@ def test_enough_answers_calibrate_and_are_the_labels(taken):
             assert row["label"] == row["answered"] == one.classname
         else:
             assert row["label"] == (None if one and one.kind == "none" else row["fused_label"])
-    worth = label_table.read(taken.folder).worth
+    worth = label_table.read(taken.folder).calibration_error
     assert "69" in worth
     share = np.mean([right[name] for name in answers])
     means = [np.mean([r["probability"] for r in part.values()]) for part in (before, found)]

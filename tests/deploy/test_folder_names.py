@@ -1,6 +1,6 @@
 import pytest
 
-from latteclip.deploy.export_labels import FolderNames, safe
+from latteclip.deploy.export_labels import UniqueFilenames, sanitized
 
 
 @pytest.mark.parametrize(
@@ -19,27 +19,27 @@ from latteclip.deploy.export_labels import FolderNames, safe
     ],
 )
 def test_a_name_is_one_that_every_system_takes(name, wanted):
-    assert safe(name) == wanted
+    assert sanitized(name) == wanted
 
 
 @pytest.mark.parametrize("name", ["ü" * 300 + ".png", "." + "y" * 400])
 def test_a_long_name_is_cut_and_keeps_its_suffix(name):
-    found = safe(name)
+    found = sanitized(name)
     assert len(found.encode()) <= 200
     assert found.endswith(".png") == name.endswith(".png")
 
 
 def test_many_equal_names_take_a_step_each():
     """Counting from the first number each time, it would take ten minutes."""
-    names = FolderNames()
+    names = UniqueFilenames()
     found = [names.new("image.png") for _ in range(20_000)]
     assert len(set(found)) == 20_000
     assert found[-1] == "image_20000.png"
 
 
 def test_names_that_would_be_the_same_get_numbers():
-    names = FolderNames()
-    given = [names.of(name) for name in ("a/b", "a:b", "A_B", "a/b")]
-    assert given == ["a_b", "a_b_2", "A_B_3", "a_b"]
+    names = UniqueFilenames()
+    given = [names.new(name) for name in ("a/b", "a:b", "A_B")]
+    assert given == ["a_b", "a_b_2", "A_B_3"]
     given = [names.new(name) for name in ("x.png", "x.png", "X.png")]
     assert given == ["x.png", "x_2.png", "X_3.png"]
