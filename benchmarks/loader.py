@@ -49,8 +49,8 @@ class Ways:
         self.transform = augment.Augmentation((side, side), mean, std)
         self.decoded = [np.asarray(open_rgb(path)) for path in paths]
         sizes = np.array([(pixels.shape[1], pixels.shape[0]) for pixels in self.decoded])
-        kept = image_cache.kept_pictures(sizes, self.transform.kept_side, 2**32, ".")
-        self.files = image_cache.TrainingPictures(paths, self.transform.kept_side, 0, kept)
+        kept = image_cache.open_cache(sizes, self.transform.cached_side, 2**32, ".")
+        self.files = image_cache.TrainingImages(paths, self.transform.cached_side, 0, kept)
         self.package_kept()  # which keeps them
 
     def pil_read(self) -> None:
@@ -75,7 +75,7 @@ class Ways:
 
     def package_read(self) -> None:
         """As in the first pass; what is kept is forgotten again."""
-        self.files.kept.shapes[:] = 0
+        self.files.cache.shapes[:] = 0
         self.package_kept()
 
     def package_kept(self) -> None:

@@ -41,7 +41,7 @@ def range_test(files: data.TrainingFiles, settings: FinetuneSettings, threads: i
     size = min(recipe.batch_size, n)
     model_setup.prepare_training(clip, settings.compute, bank.tokens, size, recipe.batch_norm)
     training = model_setup.new_training(clip, bank, inputs, settings, recipe, Signals(), 0)
-    pictures = image_cache.pictures_of(clip, inputs, settings, ".", 0)
+    pictures = image_cache.training_images(clip, inputs, settings, ".", 0)
     schedule = list(data.schedule(n, recipe.batch_size, steps, 0))
     training.start_epoch()
     lowest, found, mean = math.inf, LOWEST, math.nan

@@ -529,7 +529,7 @@ def _training_data(place: Place) -> tuple[Any, Any]:
     class Clip:
         tokenizer = staticmethod(open_clip.get_tokenizer("ViT-B-32"))
 
-    bank = texts.TextBank(cast(Any, Clip()))
+    bank = texts.TokenizedTexts(cast(Any, Clip()))
     files = training_data.TrainingFiles(
         images=place.file("images.parquet"),
         pseudo_labels=place.file("pseudo_labels.parquet"),

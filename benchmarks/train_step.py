@@ -32,7 +32,7 @@ from latteclip.core import devices
 from latteclip.train import image_cache, model_setup
 from latteclip.train.augment import Augmentation
 from latteclip.train.objectives import base, latteclip
-from latteclip.train.objectives.base import TextBank, TrainingBatch, TrainingTexts
+from latteclip.train.objectives.base import TokenizedTexts, TrainingBatch, TrainingTexts
 from latteclip.train.objectives.latteclip import LatteClip, Switches
 from latteclip.train.settings import Compute
 from latteclip.train.step import parameter_groups
@@ -72,7 +72,7 @@ class Setting:
         classes = [f"{' '.join(rng.choices(WORDS, k=2))} texture." for _ in range(CLASSES)]
         texts = [classes, captions(IMAGES, rng), captions(IMAGES, rng)]
         self.tokens = [clip.tokenizer(kind).to(clip.device) for kind in texts]
-        bank = TextBank(clip)
+        bank = TokenizedTexts(clip)
         classes_ids, image_ids, group_ids = (bank.add(kind) for kind in texts)
         self.training_texts = TrainingTexts(classes_ids, image_ids, group_ids, self.labels)
         with torch.no_grad():
@@ -233,8 +233,8 @@ def data_wait(
         for path, pixels in zip(paths, noise, strict=True):
             Image.fromarray(pixels).resize(side).save(path, quality=90)
         transform = Augmentation.of(setting.clip)
-        kept = image_cache.kept_pictures(np.array([side] * batch), transform.kept_side, 1e9, folder)
-        files = image_cache.TrainingPictures(paths, transform.kept_side, 0, kept)
+        kept = image_cache.open_cache(np.array([side] * batch), transform.cached_side, 1e9, folder)
+        files = image_cache.TrainingImages(paths, transform.cached_side, 0, kept)
         epochs = 2 if setting.clip.device.type == "cpu" else 6
         keys = [[(epoch, index) for index in range(batch)] for epoch in range(epochs)]
         batches = image_cache.batches(files, keys, transform, setting.clip.device, threads)

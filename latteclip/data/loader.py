@@ -121,7 +121,7 @@ def loader(
         batch_sampler=keys,  # type: ignore[arg-type]
         num_workers=workers,
         prefetch_factor=ahead if workers else None,
-        multiprocessing_context="fork" if workers else None,  # they share the `KeptPictures`
+        multiprocessing_context="fork" if workers else None,  # they share the `ImageCache`
         pin_memory=pinned,
         collate_fn=SharedCollate(collate or default_collate) if workers else collate,
         generator=torch.Generator(),  # or it would draw a number that a resumed run lacks

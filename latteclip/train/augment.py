@@ -65,7 +65,7 @@ class Augmentation:
         return cls((height, width), mean, std)
 
     @property
-    def kept_side(self) -> int:
+    def cached_side(self) -> int:
         """Shorter side that pictures need: enough that a crop is still made smaller."""
         return round(MARGIN * max(self.side))
 

@@ -1,4 +1,4 @@
-"""A learning rate for images without labels, by short trainings that other images judge.
+"""Find a learning rate without labels, by short trainings and held-out images.
 
 Not in the paper. Letters: N training images, C classes.
 """
@@ -22,8 +22,8 @@ from latteclip.core.steps import auto_warmup_steps
 from latteclip.core.terminal import Progress
 from latteclip.train import data, image_cache, model_setup
 from latteclip.train.augment import Augmentation
-from latteclip.train.image_cache import TrainingPictures
-from latteclip.train.objectives.base import TextBank
+from latteclip.train.image_cache import TrainingImages
+from latteclip.train.objectives.base import TokenizedTexts
 from latteclip.train.settings import FinetuneSettings, Recipe
 from latteclip.train.step import DivergedError, Training
 
@@ -31,23 +31,23 @@ log = logging.getLogger(__name__)
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 FIRST = 3e-5  # of them, between what suits ViTs and what suits small convolutional towers
 FALLBACK = 1e-5  # FLYP's for ViTs (Goyal et al. 2023), where nothing can be compared
-MOST_RUNS = 5  # short trainings, each of 1 / MOST_RUNS of the steps: one more training at most
-JUDGING = 5  # one image in so many judges
-MOST_JUDGING = 2_000  # images
-FEWEST = 10  # images, of which two judge
-SEED = 0  # of the images that judge, and of the order of the others
+MAX_RUNS = 5  # short trainings, each of 1 / MAX_RUNS of the steps: one more training at most
+HELD_OUT_EVERY = 5  # one image in so many is held out
+MAX_HELD_OUT = 2_000  # images
+MIN_IMAGES = 10  # of which two are held out
+SEED = 0  # of the choice and the order of the images
 FACTORS = torch.logspace(0, 2.5, 51)  # of cosines in a softmax
 
 
 class ShortRun(NamedTuple):
-    """A short training and what the images that it did not see say of it."""
+    """A short training and its losses on the held-out images."""
 
     lr: float
-    losses: torch.Tensor  # [m] squared errors of their probabilities; infinite where it diverged
+    losses: torch.Tensor  # [m] squared errors of probabilities; infinite if it diverged
 
     @property
     def loss(self) -> float:
-        """Their mean, the Brier score."""
+        """The Brier score, the mean of the losses."""
         return self.losses.mean().item()
 
     def is_worse(self, other: "ShortRun") -> bool:
@@ -64,20 +64,20 @@ class _Search:
     """What all short trainings share."""
 
     clip: clips.Clip
-    bank: TextBank
+    texts: TokenizedTexts
     inputs: data.TrainingData
     settings: FinetuneSettings
     recipe: Recipe
-    pictures: TrainingPictures
-    seen: torch.Tensor  # [n] images that are trained on
-    judging: torch.Tensor  # [m] images that judge
+    images: TrainingImages
+    trained: torch.Tensor  # [n] images that are trained on
+    held_out: torch.Tensor  # [m] images that the rates are compared on
     threads: int
 
     @property
     def steps(self) -> int:
         """Steps of a short training."""
         total = self.recipe.epochs * self.recipe.steps_per_epoch(len(self.inputs.paths))
-        return max(2, total // MOST_RUNS)
+        return max(2, total // MAX_RUNS)
 
 
 def find_learning_rate(
@@ -97,16 +97,16 @@ def find_learning_rate(
     """Compare learning rates and write the best one, with all that was compared, as JSON.
 
     Each rate trains the pretrained model for a fifth of the steps on four fifths of the images. The
-    other images judge, by the Brier score of their pseudo-labels at the temperature that suits the
-    model best: unlike the likelihood, it forgives the pseudo-labels that are wrong. The search
-    climbs from FIRST by half orders of magnitude. The highest rate is taken that is not worse than
-    the best by more than a standard error, for the whole training lowers it step by step. It takes
-    no more steps than one training. No label is read.
+    Brier score of the held-out images' pseudo-labels, at the best temperature, compares the rates.
+    Unlike the likelihood, it tolerates wrong pseudo-labels. The search climbs from FIRST by half
+    orders of magnitude. The highest rate that is not worse than the best by more than a standard
+    error is taken, since the whole training lowers it step by step. The search takes no more steps
+    than one training. No label is read.
 
     Args:
         images_path: an IMAGES table.
         pseudo_labels_path: a PSEUDO_LABELS table.
-        settings: those of `finetune`, whose learning rate has no part in this.
+        settings: those of `finetune`; their learning rate is ignored.
         output: JSON with `lr`, `runs` and `reason`.
         image_captions_path: a CAPTIONS table, where the method trains on it.
         group_captions_path: a CAPTIONS table, where the method trains on it.
@@ -128,20 +128,20 @@ def find_learning_rate(
         calibrated_path,
         image_prototypes_path,
     )
-    with ending_in_order("Nothing was found yet: a rerun starts where this run did.") as signals:
-        clip, bank, inputs = model_setup.load(files, settings, device=device, threads=threads)
+    with ending_in_order("Nothing was found yet: a rerun starts from the beginning.") as signals:
+        clip, texts, inputs = model_setup.load(files, settings, device=device, threads=threads)
         n = len(inputs.paths)
         recipe = settings.finetune.recipe(n, FALLBACK)
-        if n < FEWEST:
+        if n < MIN_IMAGES:
             _write(output, FALLBACK, [], f"{n} images are too few to compare rates")
             return
         order = torch.randperm(n, generator=torch.Generator().manual_seed(SEED))
-        m = min(n // JUDGING, MOST_JUDGING)
+        m = min(n // HELD_OUT_EVERY, MAX_HELD_OUT)
         size = min(recipe.batch_size, n - m)
-        model_setup.prepare_training(clip, settings.compute, bank.tokens, size, recipe.batch_norm)
-        pictures = image_cache.pictures_of(clip, inputs, settings, str(Path(output).parent), SEED)
+        model_setup.prepare_training(clip, settings.compute, texts.tokens, size, recipe.batch_norm)
+        images = image_cache.training_images(clip, inputs, settings, str(Path(output).parent), SEED)
         search = _Search(
-            clip, bank, inputs, settings, recipe, pictures, order[m:], order[:m], threads
+            clip, texts, inputs, settings, recipe, images, order[m:], order[:m], threads
         )
         pretrained = {
             name: tensor.detach().cpu().clone() for name, tensor in clip.model.state_dict().items()
@@ -149,12 +149,12 @@ def find_learning_rate(
 
         def run(lr: float) -> ShortRun:
             clip.model.load_state_dict(pretrained)
-            found = ShortRun(lr, _losses_after(search, lr, signals))
-            log.info("Learning rate %g: loss %.4f of images not seen.", lr, found.loss)
-            return found
+            short = ShortRun(lr, _losses_after(search, lr, signals))
+            log.info("Learning rate %g: loss %.4f of held-out images.", lr, short.loss)
+            return short
 
         before = ShortRun(0.0, _losses(search, _training(search, recipe, signals)))
-        with model_setup.explaining_memory(clip, inputs, recipe):
+        with model_setup.explaining_memory(clip, size, recipe.batch_norm):
             runs = climb(run)
         if _best(runs).loss < before.loss:
             lr, why = chosen(runs).lr, "the highest that is not clearly worse than the best"
@@ -166,7 +166,7 @@ def find_learning_rate(
 def climb(run: Callable[[float], ShortRun]) -> list[ShortRun]:
     """Try rates from FIRST upwards until one is worse, then downwards if the first step was.
 
-    At most MOST_RUNS are tried.
+    At most MAX_RUNS are tried.
     """
     runs = [run(FIRST)]
     place = RATES.index(FIRST)
@@ -177,7 +177,7 @@ def climb(run: Callable[[float], ShortRun]) -> list[ShortRun]:
     if len(runs) > 2:
         return runs
     for lr in RATES[:place][::-1]:
-        if len(runs) == MOST_RUNS:
+        if len(runs) == MAX_RUNS:
             break
         best = _best(runs)
         runs.append(run(lr))
@@ -199,17 +199,17 @@ def _best(runs: Sequence[ShortRun]) -> ShortRun:
 
 
 def _losses_after(search: _Search, lr: float, signals: Signals) -> torch.Tensor:
-    """Train for a few steps; return the losses [m] of the images that judge."""
-    total, n = search.steps, len(search.seen)
+    """Train for a few steps and return the losses [m] of the held-out images."""
+    total, n = search.steps, len(search.trained)
     recipe = replace(search.recipe, lr=lr, warmup_steps=auto_warmup_steps(total))
     training = _training(search, recipe, signals)
 
     def schedule() -> Iterator[list[tuple[int, int]]]:
         for keys in data.schedule(n, recipe.batch_size, total, SEED):
-            yield [(number, int(search.seen[index])) for number, index in keys]
+            yield [(number, int(search.trained[index])) for number, index in keys]
 
     transform, device = Augmentation.of(search.clip), search.clip.device
-    batches = image_cache.batches(search.pictures, schedule(), transform, device, search.threads)
+    batches = image_cache.batches(search.images, schedule(), transform, device, search.threads)
     progress = Progress(total, f"steps at {lr:g}")
     for step, (keys, (_, batch)) in enumerate(zip(schedule(), batches, strict=True)):
         index = torch.tensor([index for _, index in keys])
@@ -220,27 +220,27 @@ def _losses_after(search: _Search, lr: float, signals: Signals) -> torch.Tensor:
     try:
         training.flush_metrics(dict)
     except DivergedError:
-        return torch.full((len(search.judging),), math.inf)
+        return torch.full((len(search.held_out),), math.inf)
     return _losses(search, training)
 
 
 def _training(search: _Search, recipe: Recipe, signals: Signals) -> Training:
-    """Return a training of the model as it is, which draws what every other one draws."""
+    """Return a training of the model as it is, always with the same random draws."""
     torch.manual_seed(SEED)
     return model_setup.new_training(
-        search.clip, search.bank, search.inputs, search.settings, recipe, signals, SEED
+        search.clip, search.texts, search.inputs, search.settings, recipe, signals, SEED
     )
 
 
 def _losses(search: _Search, training: Training) -> torch.Tensor:
-    """Return the squared errors [m] of the judging images' probabilities, at the best factor."""
+    """Return the squared errors [m] of the held-out images' probabilities, at the best factor."""
     search.clip.model.eval()
     classifier = Classifier.of(training.objective.classifier())
-    paths = [search.inputs.paths[row] for row in search.judging.tolist()]
+    paths = [search.inputs.paths[row] for row in search.held_out.tolist()]
     size = search.recipe.batch_size
     features = encode_files(search.clip, paths, size, search.threads)
     scores = classifier.scores(features[slice(None)])  # [m, C]
-    labels = F.one_hot(search.inputs.labels[search.judging], scores.shape[1])
+    labels = F.one_hot(search.inputs.labels[search.held_out], scores.shape[1])
     errors: list[torch.Tensor] = [
         ((factor * scores).softmax(1) - labels).square().sum(1) for factor in FACTORS
     ]

@@ -134,7 +134,7 @@ def finetune(
         diverged = False
         with signals.held():  # neither a step nor the writing may be interrupted
             try:
-                with model_setup.explaining_memory(clip, inputs, recipe):
+                with model_setup.explaining_memory(clip, batch_size, recipe.batch_norm):
                     _train(training, inputs, settings, recipe, checkpoints, seed, threads)
             except DivergedError as error:
                 if "lr" not in auto:
@@ -288,7 +288,7 @@ def _train(
         return data.schedule(n, recipe.batch_size, total, seed, first)
 
     folder = str(checkpoints.folder)
-    pictures = image_cache.pictures_of(training.clip, inputs, settings, folder, seed)
+    pictures = image_cache.training_images(training.clip, inputs, settings, folder, seed)
     transform, keys = Augmentation.of(training.clip), map(parallel.share, schedule())
     batches = image_cache.batches(pictures, keys, transform, training.clip.device, threads)
     progress = Progress(total, "steps", done=first)

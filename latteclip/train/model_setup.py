@@ -1,5 +1,6 @@
-"""A training before its first step: its model, compiled or in less memory, and its data.
+"""Set up a training before its first step: its model, compiled or in less memory, and its data.
 
+Compiling, checkpointing and micro-batches keep features and gradients the same up to rounding.
 Letters: N training images, B batch, C classes, T texts, L tokens.
 """
 
@@ -19,52 +20,47 @@ from latteclip.core import devices
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.signals import Signals
 from latteclip.train import data, parallel
-from latteclip.train.objectives.base import TextBank, choose
+from latteclip.train.objectives.base import TokenizedTexts, make_objective
 from latteclip.train.settings import FROZEN, Compute, FinetuneSettings, Recipe
 from latteclip.train.step import Training, adamw, batch_norms, training_mode
 
 log = logging.getLogger(__name__)
-
 MOMENTS = 2  # of AdamW, each as large as the weights
 KINDS_OF_TEXT = 4  # that an objective asks for at most, per image of a batch
 
 
 def load(
     files: data.TrainingFiles, settings: FinetuneSettings, *, device: str, threads: int
-) -> tuple[clips.Clip, TextBank, data.TrainingData]:
-    """Load the pretrained model, its bank of texts and the data of a training.
+) -> tuple[Clip, TokenizedTexts, data.TrainingData]:
+    """Load the pretrained model, its texts and the data of a training.
 
     Raises:
         UserError: an input is missing or does not fit the others.
     """
-    choose(settings.objective, settings.switches)  # refuses what it does not know, before the work
-    clip = clips.load(
-        settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
-    )
+    make_objective(settings.objective, settings.switches)  # refuses unknown ones before the work
+    picked = devices.pick(device, threads)
+    clip = clips.load(settings.model, settings.pretrained, picked, settings.precision)
     if settings.finetune.batch_norm != FROZEN:
         refuse_moving_statistics(clip, settings.compute, parallel.size())
-    bank = TextBank(clip)
-    return (
-        clip,
-        bank,
-        data.read(files, settings.words.template, settings.labels, bank, settings.fold),
-    )
+    texts = TokenizedTexts(clip)
+    template = settings.words.template
+    return clip, texts, data.read(files, template, settings.labels, texts, settings.fold)
 
 
 def new_training(
-    clip: clips.Clip,
-    bank: TextBank,
+    clip: Clip,
+    texts: TokenizedTexts,
     inputs: data.TrainingData,
     settings: FinetuneSettings,
     recipe: Recipe,
     signals: Signals,
     seed: int,
 ) -> Training:
-    """Return a training that begins with the model as it is, prepared by `prepare_training`."""
-    make_objective = choose(settings.objective, settings.switches)
+    """Return a training that begins with the model as it is, after `prepare_training`."""
+    make = make_objective(settings.objective, settings.switches)
     return Training(
         clip,
-        make_objective(bank, inputs.texts, seed),
+        make(texts, inputs.texts, seed),
         adamw(clip.model, recipe),
         torch.zeros(len(inputs.classnames), dtype=torch.long, device=clip.device),
         signals,
@@ -75,22 +71,22 @@ def new_training(
 def prepare_training(
     clip: Clip, compute: Compute, tokens: torch.Tensor, batch_size: int, batch_norm: str = FROZEN
 ) -> None:
-    """Let both towers be trained as `compute` says.
+    """Prepare both towers for training.
 
-    - `compile`: torch.compile the towers in place; the names in the state dict stay.
-    - `gradient_checkpointing`: the backward pass computes activations anew, block by block.
+    - `compile`: torch.compile the towers in place. The names in the state dict stay.
+    - `gradient_checkpointing`: the backward pass recomputes activations, block by block.
     - `micro_batch`: encode that many images or texts at once, exactly (Gao et al. 2021, GradCache):
       the loss still compares the whole batch. "auto" takes what fits into a GPU's memory.
 
     On a GPU, convolutional image towers get the channels-last memory format, in which they are
-    faster; on a CPU the backward pass of torch 2.13 writes past its memory in that format.
+    faster. On a CPU the backward pass of torch 2.13 writes past its memory in that format.
 
     Args:
         clip: the model.
-        compute: how it is trained.
+        compute: the section of the configuration.
         tokens: [T, L] of all texts of the training.
         batch_size: images of a batch, which all processes share.
-        batch_norm: "frozen" or "train", for which batches must stay whole.
+        batch_norm: "frozen" or "train", which needs whole batches.
 
     Raises:
         UserError: the model or the machine cannot do it.
@@ -105,54 +101,43 @@ def prepare_training(
     if compute.micro_batch != "auto":
         clip.micro_batch = compute.micro_batch
     elif on_gpu(clip):
-        clip.micro_batch = _fitting(clip, tokens, batch_size, divisible(clip, batch_norm))
+        images = -(-batch_size // parallel.size())
+        training_mode(clip.model, FROZEN)  # the trial leaves statistics alone
+        clip.micro_batch = micro_batch(clip, tokens, images, divisible=divisible(clip, batch_norm))
+        clip.model.eval()
     if compute.compile:
         _compile(clip)
 
 
-def _fitting(clip: Clip, tokens: torch.Tensor, batch_size: int, may_divide: bool) -> int | None:
-    """`micro_batch` of a process, measured as in training, statistics left alone."""
-    training_mode(clip.model, FROZEN)
-    images = -(-batch_size // parallel.size())
-    size = micro_batch(clip, tokens, images, divisible=may_divide)
-    clip.model.eval()
-    return size
+def on_gpu(clip: Clip) -> bool:
+    """Return whether memory may run out: a CPU takes the whole batch."""
+    return clip.device.type == "cuda"
 
 
 def divisible(clip: Clip, batch_norm: str) -> bool:
-    """Whether the model may see a batch in parts: not where it takes its statistics."""
+    """Return whether the model may see a batch in parts: not if BatchNorm takes its statistics."""
     return batch_norm == FROZEN or not any(batch_norms(clip.model))
 
 
 def refuse_moving_statistics(clip: Clip, compute: Compute, processes: int) -> None:
-    """Raise UserError where statistics of BatchNorm would not be those of each batch, once.
-
-    Args:
-        clip: the model; one without BatchNorm is never refused.
-        compute: how it is trained.
-        processes: how many share out a batch.
-    """
-    clashes = {
-        ("compute.micro_batch", "null", "would see parts of the batch"): (
-            isinstance(compute.micro_batch, int)
-        ),
-        ("compute.gradient_checkpointing", "false", "would count every batch twice"): (
-            compute.gradient_checkpointing
-        ),
-        ("processes.finetune", "1", "would see the images of their process alone"): processes > 1,
-    }
+    """Raise UserError if BatchNorm would not see each batch exactly once and whole."""
     if not any(batch_norms(clip.model)):
         return
-    for (key, value, why), clash in clashes.items():
+    clashes = {
+        "compute.micro_batch to null": isinstance(compute.micro_batch, int),
+        "compute.gradient_checkpointing to false": compute.gradient_checkpointing,
+        "processes.finetune to 1": processes > 1,
+    }
+    for setting, clash in clashes.items():
         if clash:
             raise UserError(
-                f"{key} does not go with finetune.batch_norm train: the BatchNorm layers of "
-                f"clip.model {why}; set it to {value}, or finetune.batch_norm to {FROZEN}."
+                "With finetune.batch_norm train the BatchNorm layers of clip.model must see each "
+                f"batch once and whole; set {setting}, or finetune.batch_norm to {FROZEN}."
             )
 
 
 def _checkpoint_blocks(clip: Clip) -> None:
-    """Switch gradient checkpointing on, and see that both towers have it: some only log."""
+    """Switch gradient checkpointing on. Some towers without it only log, so both are checked."""
     model: Any = clip.model
     reason = ""
     try:
@@ -184,23 +169,18 @@ def _compile(clip: Clip) -> None:
     text_tower(model).transformer.compile(dynamic=True)
 
 
-def on_gpu(clip: Clip) -> bool:
-    """Return whether there is something to choose: a CPU takes the whole batch."""
-    return clip.device.type == "cuda"
-
-
 def micro_batch(
     clip: Clip, tokens: torch.Tensor, images: int, *, divisible: bool = True
 ) -> int | None:
-    """Return how many images or texts of a batch may be encoded at once; None: all of them.
+    """Return how many images or texts of a batch may be encoded at once. None: all of them.
 
-    A step is tried with the whole batch, then with the largest power of two below, and with half of
+    Tries a step with the whole batch, then with the largest power of two below, and with half of
     that each time the memory runs out. Weights and random generators stay as they are.
 
     Args:
         clip: the model in training mode.
         tokens: [T, L] of all texts of the training.
-        images: of a batch that fall to this process.
+        images: this process's share of a batch.
         divisible: whether the model may see parts of a batch.
 
     Raises:
@@ -233,23 +213,23 @@ def micro_batch(
 
 
 def _fits(clip: Clip, tokens: torch.Tensor, images: int, size: int | None) -> bool:
-    """Return whether a step has memory that encodes `size` images or texts at once.
+    """Return whether memory suffices for a step that encodes `size` images or texts at once.
 
-    The optimizer's moments, which the first real step allocates, are part of it.
+    The optimiser's moments, which the first real step allocates, are part of it.
     """
     height, width = np.broadcast_to(clip.model.visual.image_size, 2)  # type: ignore[arg-type, union-attr]
     causal = encode.CausalText.of(clip.model)  # any other tower sees the padding as well
     order = (causal.lengths(tokens) if causal else tokens[:, 0]).argsort()
-    spread = torch.linspace(0, len(order) - 1, min(len(order), KINDS_OF_TEXT * images)).long()
+    chosen = torch.linspace(0, len(order) - 1, min(len(order), KINDS_OF_TEXT * images)).long()
     cuda = [clip.device] if clip.device.type == "cuda" else []
     trained = [each for each in clip.model.parameters() if each.requires_grad]
     before, clip.micro_batch = clip.micro_batch, size
     try:
         with torch.random.fork_rng(devices=cuda):
             moments = [torch.empty_like(each) for each in trained for _ in range(MOMENTS)]
-            pictures = torch.zeros(images, 3, height, width, device=clip.device)
-            features = encode.encode_images(clip, pictures).sum()
-            (features + encode.encode_texts(clip, tokens[order[spread]].long()).sum()).backward()
+            blank = torch.zeros(images, 3, height, width, device=clip.device)
+            features = encode.encode_images(clip, blank).sum()
+            (features + encode.encode_texts(clip, tokens[order[chosen]].long()).sum()).backward()
             del moments
     except torch.OutOfMemoryError:
         return False
@@ -261,27 +241,22 @@ def _fits(clip: Clip, tokens: torch.Tensor, images: int, size: int | None) -> bo
     return True
 
 
-def explaining_memory(
-    clip: clips.Clip, inputs: data.TrainingData, recipe: Recipe
-) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which running out of a GPU's memory says what to lower."""
-    batch = -(-min(recipe.batch_size, len(inputs.paths)) // parallel.size())
-    at_once = min(clip.micro_batch or batch, batch)
-    return explained(at_once, divisible=divisible(clip, recipe.batch_norm))
-
-
 @contextlib.contextmanager
-def explained(at_once: int, *, divisible: bool = True) -> Iterator[None]:
-    """Make one sentence of running out of GPU memory, with what to try.
+def explaining_memory(clip: Clip, images: int, batch_norm: str) -> Iterator[None]:
+    """Raise UserError with what to lower if the GPU's memory runs out.
 
     Args:
-        at_once: how many images or texts are encoded at once.
-        divisible: whether the model may see parts of a batch.
+        clip: the model.
+        images: of a batch, which all processes share.
+        batch_norm: "frozen" or "train".
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
-        key = "compute.micro_batch" if divisible else "finetune.batch_size"
+        share = -(-images // parallel.size())
+        at_once = min(clip.micro_batch or share, share)
+        is_divisible = divisible(clip, batch_norm)
+        key = "compute.micro_batch" if is_divisible else "finetune.batch_size"
         advice = f"set {key} to {at_once // 2}"
         if at_once < 2:
             advice = "set compute.gradient_checkpointing to true, or take a smaller clip.model"

@@ -6,7 +6,7 @@ from support.tiny import SIDE, TEMPLATE, tiny_clip
 
 from latteclip.clip import encode
 from latteclip.core.class_templates import class_texts
-from latteclip.train.objectives.base import TextBank, TrainingBatch, TrainingTexts
+from latteclip.train.objectives.base import TokenizedTexts, TrainingBatch, TrainingTexts
 from latteclip.train.objectives.latteclip import GroupSampler, LatteClip, Switches
 
 SHAPES = [(5, 7, 11), (6, 4, 9), (3, 13, 8)]  # B, C, N
@@ -32,7 +32,7 @@ class Case:
         self.class_texts = class_texts(TEMPLATE, self.classnames)
         self.index = torch.randperm(n, generator=generator)[:b]
         self.images = torch.randn(b, 3, SIDE, SIDE, generator=generator)
-        self.bank = TextBank(self.clip)
+        self.bank = TokenizedTexts(self.clip)
         self.texts = TrainingTexts(
             self.bank.add(self.class_texts),
             self.bank.add(self.image_texts),

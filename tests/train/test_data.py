@@ -13,7 +13,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.steps import steps_per_epoch
 from latteclip.train import data as training_data
 from latteclip.train.data import TrainingFiles, schedule
-from latteclip.train.objectives.base import TextBank
+from latteclip.train.objectives.base import TokenizedTexts
 
 CLASSNAMES = ["striped", "dotted", "woven"]
 LABELS = [2, 0, 2, 1, 0, 2, 1]
@@ -109,7 +109,7 @@ class Files:
         return path
 
     def read(self, labels="zero_shot", fold=holdout.NO_FOLD, **files):
-        bank = TextBank(tiny.tiny_clip())
+        bank = TokenizedTexts(tiny.tiny_clip())
         read = training_data.read(
             TrainingFiles(self.index, self.labels, **files), "a {}.", labels, bank, fold
         )
@@ -196,7 +196,7 @@ def test_classes_of_groups_are_counted_as_by_a_counter(tmp_path):
     draw = np.random.default_rng(0)
     n, n_groups, n_classes = 40, 60, 4
     label_of = draw.integers(0, n_classes, n)
-    label_of[draw.random(n) < 0.1] = training_data.NOT_TRAINED
+    label_of[draw.random(n) < 0.1] = training_data.LEFT_OUT
     names = [f"i{i}" for i in range(n)]
     members = [draw.integers(0, n, draw.integers(1, 6)).tolist() for _ in range(n_groups)]
     path = tiny.write_captions(
@@ -210,7 +210,7 @@ def test_classes_of_groups_are_counted_as_by_a_counter(tmp_path):
     wanted = [
         (f"caption {i}", Counter(label_of[j] for j in group).most_common(1)[0][0])
         for i, group in enumerate(members)
-        if training_data.NOT_TRAINED not in label_of[group]
+        if training_data.LEFT_OUT not in label_of[group]
     ]
     assert 0 < len(wanted) < n_groups
     assert [*zip(captions.to_pylist(), classes.tolist(), strict=True)] == wanted
@@ -258,7 +258,7 @@ def test_fewer_than_two_images_are_refused(tmp_path):
         [0, 1],
         CLASSNAMES,
     )
-    bank = TextBank(tiny.tiny_clip())
+    bank = TokenizedTexts(tiny.tiny_clip())
     with pytest.raises(UserError, match=r"i\.parquet"):
         training_data.read(TrainingFiles(index, "p.parquet"), "a {}.", "zero_shot", bank)
 
@@ -267,7 +267,7 @@ def test_one_class_alone_is_refused(tmp_path):
     index = tiny.write_index(
         tmp_path / "i.parquet", ["a.png", "b.png"], ["train"] * 2, [0, 0], ["a"]
     )
-    bank = TextBank(tiny.tiny_clip())
+    bank = TokenizedTexts(tiny.tiny_clip())
     with pytest.raises(UserError, match=r"i\.parquet"):
         training_data.read(TrainingFiles(index, "p.parquet"), "a {}.", "zero_shot", bank)
 

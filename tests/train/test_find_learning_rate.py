@@ -26,7 +26,7 @@ def compared(losses):
 def test_the_search_takes_no_more_steps_than_a_training_and_ends_beside_the_best_rate(best):
     losses = {lr: abs(place - best) for place, lr in enumerate(stage.RATES)}
     runs = compared(losses)
-    assert len({run.lr for run in runs}) == len(runs) <= stage.MOST_RUNS
+    assert len({run.lr for run in runs}) == len(runs) <= stage.MAX_RUNS
     assert stage.chosen(runs).lr == stage.RATES[best]
 
 
@@ -98,7 +98,7 @@ def test_few_images_compare_nothing(tmp_path, n):
     assert f"{n} images" in found["reason"]
 
 
-def test_short_trainings_leave_the_judging_images_alone(tmp_path, monkeypatch):
+def test_short_trainings_leave_the_held_out_images_alone(tmp_path, monkeypatch):
     seen = []
     step = stage.Training.step
 
@@ -109,4 +109,4 @@ def test_short_trainings_leave_the_judging_images_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(stage.Training, "step", spy)
     n = 25
     Inputs(tmp_path, n).find()
-    assert len(np.unique(seen)) == n - n // stage.JUDGING
+    assert len(np.unique(seen)) == n - n // stage.HELD_OUT_EVERY

@@ -40,7 +40,7 @@ from latteclip.train import finetune as finetuning
 from latteclip.train import step
 from latteclip.train.augment import Augmentation
 from latteclip.train.finetune import CheckpointManager, finetune
-from latteclip.train.image_cache import KeptPictures, TrainingPictures, batches, kept_pictures
+from latteclip.train.image_cache import ImageCache, TrainingImages, batches, open_cache
 from latteclip.train.settings import Compute, Finetune, FinetuneSettings, Recipe
 from latteclip.train.step import Training
 
@@ -442,7 +442,7 @@ def test_a_run_that_is_ended_again_and_again_ends_with_the_same_bytes(
 
 def test_where_pictures_are_kept_changes_no_byte(inputs, tuned, monkeypatch):
     assert_same_run(inputs.run("on disk too", compute={"cache_gib": 5e-5}), tuned)
-    monkeypatch.setattr(KeptPictures, "get", lambda *_: None)
+    monkeypatch.setattr(ImageCache, "get", lambda *_: None)
     assert_same_run(inputs.run("nothing is kept"), tuned)
 
 
@@ -529,8 +529,8 @@ def own_predictions(inputs, demo_clip):
     """The class that CLIP sees in each training picture as `inputs.run` shows it first."""
     paths = [str(inputs.folder / "pictures" / name) for name in inputs.names]
     transform = Augmentation.of(demo_clip)
-    room = kept_pictures(np.array([(70, 64)] * 7), transform.kept_side, 0, inputs.folder)
-    files = TrainingPictures(paths, transform.kept_side, 3, room)
+    room = open_cache(np.array([(70, 64)] * 7), transform.cached_side, 0, inputs.folder)
+    files = TrainingImages(paths, transform.cached_side, 3, room)
     _, batch = next(batches(files, [[(0, i) for i in range(7)]], transform, CPU, 1))
     classes = class_embeddings(demo_clip, "a photo of a {} texture.", CLASSNAMES)
     with torch.no_grad():

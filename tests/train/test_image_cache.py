@@ -18,12 +18,12 @@ from latteclip.data.loader import loader
 from latteclip.train import augment, image_cache
 from latteclip.train.augment import Augmentation
 from latteclip.train.image_cache import (
-    KeptPictures,
-    TrainingPictures,
+    ImageCache,
+    TrainingImages,
     batches,
-    kept_pictures,
-    shrunken,
-    shrunken_sizes,
+    cached_sizes,
+    open_cache,
+    resize_for_cache,
 )
 
 CPU = torch.device("cpu")
@@ -56,14 +56,14 @@ def natural(width, height):
     ],
 )
 def test_pictures_become_no_larger_than_training_needs(given, wanted):
-    assert shrunken_sizes(np.array([given]), 100).tolist() == [list(wanted)]
+    assert cached_sizes(np.array([given]), 100).tolist() == [list(wanted)]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_a_picture_has_the_size_that_is_said(tmp_path, suffix):
     natural(640, 480).save(tmp_path / f"x.{suffix}")
-    height, width, _ = shrunken(str(tmp_path / f"x.{suffix}"), 100).shape
-    assert [[width, height]] == shrunken_sizes(np.array([[640, 480]]), 100).tolist()
+    height, width, _ = resize_for_cache(str(tmp_path / f"x.{suffix}"), 100).shape
+    assert [[width, height]] == cached_sizes(np.array([[640, 480]]), 100).tolist()
 
 
 def test_the_part_that_is_scaled_down_lies_inside_pictures_of_any_size():
@@ -71,7 +71,7 @@ def test_the_part_that_is_scaled_down_lies_inside_pictures_of_any_size():
     sizes = np.exp(rng.uniform(0, np.log(6000), (5_000, 2))).round().astype(int)
     sides = rng.integers(64, 513, len(sizes))
     for size, side in zip(sizes, sides.tolist(), strict=True):
-        width, height = shrunken_sizes(size[None], side)[0].tolist()
+        width, height = cached_sizes(size[None], side)[0].tolist()
         left, top, right, bottom = image_cache._middle(tuple(size.tolist()), (width, height))
         assert 0 <= left < right <= size[0]
         assert 0 <= top < bottom <= size[1]
@@ -85,7 +85,7 @@ def test_crops_of_shrunken_pictures_are_close_to_those_of_whole_ones(tmp_path):
     path = str(tmp_path / "x.jpg")
     natural(1000, 760).save(path, quality=95)
     side, kept = 100, round(augment.MARGIN * 100)
-    small = shrunken(path, kept)
+    small = resize_for_cache(path, kept)
     whole, scale = open_rgb(path), 1000 / small.shape[1]
     sizes = torch.tensor([small.shape[:2]] * 8)
     drawn = torch.from_numpy(np.stack([augment.draw(0, 0, i) for i in range(8)]))
@@ -106,7 +106,7 @@ def test_what_is_cut_off_was_in_no_crop(tmp_path):
     pixels = np.zeros((40, 200, 3), np.uint8)
     pixels[:, 73:127] = 255  # the middle: 53 of 200, and all that a crop takes
     Image.fromarray(pixels).save(tmp_path / "x.png")
-    small = torch.tensor(shrunken(str(tmp_path / "x.png"), 48))
+    small = torch.tensor(resize_for_cache(str(tmp_path / "x.png"), 48))
     assert small.shape[0] == 40
     unchanged = torch.full((1, augment.DRAWN), 0.99)
     shown = TRANSFORM([small], unchanged)
@@ -114,8 +114,8 @@ def test_what_is_cut_off_was_in_no_crop(tmp_path):
 
 
 def training_pictures(paths, in_memory=1e6, folder=".", seed=11):
-    kept = kept_pictures(np.array([SIZE] * len(paths)), TRANSFORM.kept_side, in_memory, folder)
-    return TrainingPictures(paths, TRANSFORM.kept_side, seed, kept)
+    kept = open_cache(np.array([SIZE] * len(paths)), TRANSFORM.cached_side, in_memory, folder)
+    return TrainingImages(paths, TRANSFORM.cached_side, seed, kept)
 
 
 @pytest.mark.parametrize(("processes", "kept"), [(2, True), (3, False)])
@@ -123,7 +123,7 @@ def test_processes_share_the_room_on_a_disk(tmp_path, monkeypatch, processes, ke
     free = SimpleNamespace(free=5 * 4 * BYTES)  # 2.5 times what a process keeps
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: free)
     picture = np.ones((10, 10, 3), np.uint8)
-    room = kept_pictures(np.array([SIZE] * 4), 64, 0, tmp_path, processes)
+    room = open_cache(np.array([SIZE] * 4), 64, 0, tmp_path, processes)
     room.put(1, picture)
     assert (room.get(1) is not None) == kept
 
@@ -131,7 +131,7 @@ def test_processes_share_the_room_on_a_disk(tmp_path, monkeypatch, processes, ke
 def test_neither_worker_processes_nor_kept_pictures_change_a_sample(tmp_path):
     paths = write_pictures(tmp_path / "pictures", 5)
     wanted = [
-        [TrainingPictures.__getitem__(training_pictures(paths), key) for key in batch]
+        [TrainingImages.__getitem__(training_pictures(paths), key) for key in batch]
         for batch in KEYS
     ]
     for workers in (0, 2):
@@ -149,7 +149,7 @@ def test_batches_hold_transformed_pictures_in_the_order_of_their_keys(tmp_path):
     found = list(batches(files, KEYS, TRANSFORM, CPU, threads=1))
     assert [index.tolist() for index, _ in found] == [[i for _, i in batch] for batch in KEYS]
     for (_, images), batch in zip(found, KEYS, strict=True):
-        small = [torch.tensor(shrunken(paths[i], TRANSFORM.kept_side)) for _, i in batch]
+        small = [torch.tensor(resize_for_cache(paths[i], TRANSFORM.cached_side)) for _, i in batch]
         drawn = torch.tensor(np.stack([augment.draw(11, *key) for key in batch]))
         assert torch.equal(images, TRANSFORM(small, drawn))
 
@@ -221,7 +221,7 @@ def test_a_disk_that_is_full_costs_nothing_but_time(tmp_path, monkeypatch):
 
 
 def test_a_picture_larger_than_was_said_is_not_kept_and_harms_no_other():
-    kept = KeptPictures([12, 12], 24, None)
+    kept = ImageCache([12, 12], 24, None)
     first = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     kept.put(0, first)
     kept.put(1, np.zeros((2, 3, 3), np.uint8))

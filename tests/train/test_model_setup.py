@@ -295,13 +295,17 @@ def test_a_gpu_takes_what_fits(batch_norm, backbones, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("at_once", "divisible", "advice"),
+    ("images", "batch_norm", "advice"),
     [
-        (64, True, r"compute\.micro_batch to 32\."),
-        (64, False, r"finetune\.batch_size to 32\."),
-        (1, True, r"compute\.gradient_checkpointing"),
+        (64, "frozen", r"compute\.micro_batch to 32\."),
+        (64, "train", r"finetune\.batch_size to 32\."),
+        (1, "frozen", r"compute\.gradient_checkpointing"),
     ],
 )
-def test_running_out_of_memory_is_one_sentence(at_once, divisible, advice):
-    with pytest.raises(UserError, match=advice), preparing.explained(at_once, divisible=divisible):
+def test_running_out_of_memory_is_one_sentence(images, batch_norm, advice, backbones):
+    clip = clips.load(backbones["resnet"], None, CPU)
+    with (
+        pytest.raises(UserError, match=advice),
+        preparing.explaining_memory(clip, images, batch_norm),
+    ):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

@@ -1,13 +1,13 @@
 import torch
 from support.tiny import tiny_clip
 
-from latteclip.train.objectives.base import TextBank
+from latteclip.train.objectives.base import TokenizedTexts
 
 TEXTS = ["red dots", "a woven thing", "red dots", "x"]
 
 
 def test_a_text_has_one_id_whenever_it_is_added():
-    bank = TextBank(tiny_clip())
+    bank = TokenizedTexts(tiny_clip())
     first = bank.add(TEXTS)
     assert first.tolist() == [0, 1, 0, 2]
     assert bank.add(["x", "new"]).tolist() == [2, 3]
@@ -15,7 +15,7 @@ def test_a_text_has_one_id_whenever_it_is_added():
 
 
 def test_each_distinct_text_is_encoded_once(monkeypatch):
-    bank = TextBank(tiny_clip())
+    bank = TokenizedTexts(tiny_clip())
     ids = bank.add(TEXTS)
     seen = []
 

@@ -1,4 +1,4 @@
-"""What a method optimises: its text targets, its losses and its classifier.
+"""What every objective has: tokenised texts, batches, the contrastive loss, and a registry.
 
 The training loop knows only `Objective`. Letters: N training images, B batch, C classes,
 D embedding width, G group descriptions, T texts, U distinct ones, L tokens.
@@ -21,15 +21,14 @@ from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
 from latteclip.train import parallel
 
-# Modules of this folder, each with a function `maker`; a new objective is an entry here. An edit of
-# such a module reruns the trainings under its objective alone. With "supervised" added to a name,
-# the same objective is given the true labels.
+# Modules of this folder, each with a function `maker`. An edit of a module reruns only trainings
+# under its objective. With "_supervised" added to its name, an objective gets the true labels.
 OBJECTIVES = ("flyp", "flyp_supervised", "latteclip")
 TEXTS_AT_ONCE = 2**14  # texts tokenised at once
 
 
-class TextBank:
-    """Distinct texts of a dataset and their tokens."""
+class TokenizedTexts:
+    """Distinct texts of a dataset and their tokens. Each has an id."""
 
     def __init__(self, clip: clips.Clip) -> None:
         self.clip = clip
@@ -37,12 +36,12 @@ class TextBank:
         self._tokens: torch.Tensor | None = None
 
     def add(self, texts: Sequence[str] | pa.ChunkedArray) -> torch.Tensor:
-        """Ids [T] of the texts; the same text always has the same id."""
+        """Return the ids [T] of the texts. The same text always has the same id."""
         if not isinstance(texts, pa.ChunkedArray):
             texts = pa.chunked_array([texts], pa.string())
         texts, self._tokens = texts.cast(pa.large_string()), None
         n_known = len(self._texts)
-        # Numbered in the order in which they first come, so that known ones keep their ids.
+        # Numbered by first occurrence, so that known texts keep their ids.
         both = pa.chunked_array([*self._texts.chunks, *texts.chunks], texts.type)
         encoded = pc.dictionary_encode(both).combine_chunks()
         self._texts = pa.chunked_array([encoded.dictionary])
@@ -56,44 +55,39 @@ class TextBank:
     @property
     def tokens(self) -> torch.Tensor:
         """int32 [U, L] of all texts added so far."""
-        if self._tokens is None:
-            self._tokens = self._tokenized()
+        if self._tokens is None:  # filled part by part: `cat` would hold all twice
+            texts, length = self.texts, self.clip.tokenizer([""]).shape[1]
+            self._tokens = torch.empty(len(texts), length, dtype=torch.int32)
+            for start in range(0, len(texts), TEXTS_AT_ONCE):
+                part = self.clip.tokenizer(list(texts[start : start + TEXTS_AT_ONCE]))
+                self._tokens[start : start + len(part)] = part
         return self._tokens
 
-    def _tokenized(self) -> torch.Tensor:
-        """int32 [U, L], filled in part by part: `cat` would hold all twice."""
-        texts, width = self.texts, self.clip.tokenizer([""]).shape[1]
-        tokens = torch.empty(len(texts), width, dtype=torch.int32)
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
-            part = self.clip.tokenizer(list(texts[start : start + TEXTS_AT_ONCE]))
-            tokens[start : start + len(part)] = part
-        return tokens
-
     def encode(self, ids: torch.Tensor) -> torch.Tensor:
-        """L2-normalised features [*ids.shape, D], with gradient.
+        """Return L2-normalised features [*ids.shape, D], with gradient.
 
         Each distinct text is encoded once, by one of the processes.
         """
         distinct, where = ids.unique(return_inverse=True)
-        own = encode.encode_texts(self.clip, self.tokens[parallel.share(distinct)].long())
-        return parallel.gather(own, len(distinct))[devices.send(where, self.clip.device)]
+        part = encode.encode_texts(self.clip, self.tokens[parallel.share(distinct)].long())
+        return parallel.gather(part, len(distinct))[devices.send(where, self.clip.device)]
 
 
 @dataclass(frozen=True)
 class TrainingTexts:
-    """Ids in a `TextBank` of every text that a method may use."""
+    """Ids in a `TokenizedTexts` of every text that a method may use."""
 
     classes: torch.Tensor  # [C] class descriptions T(c)
-    images: torch.Tensor  # [N] image descriptions; empty where the method does without
-    groups: torch.Tensor  # [G] group descriptions; empty where the method does without
+    images: torch.Tensor  # [N] image descriptions; empty if the method has none
+    groups: torch.Tensor  # [G] group descriptions; empty if the method has none
     group_labels: torch.Tensor  # [G] the pseudo-label that each group was drawn from
-    # [C, D] L2-normalised prototypes to start from, where those are not the class descriptions.
+    # [C, D] L2-normalised prototypes to start from. None: the class descriptions.
     prototypes: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """The images of one step."""
+    """The images of a step."""
 
     index: torch.Tensor  # [B] rows of the training images, on the CPU
     pseudo_labels: torch.Tensor  # [B] frozen labels: zero-shot ones by default, on the CPU
@@ -103,10 +97,10 @@ class TrainingBatch:
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What an objective says about a batch."""
+    """The loss and scores of a batch."""
 
     loss: torch.Tensor  # the scalar to minimise
-    scores: torch.Tensor  # [B, C] cosines to the classifier that the objective has at hand
+    scores: torch.Tensor  # [B, C] cosines to the current classifier of the objective
     logs: dict[str, torch.Tensor]  # detached scalars for the history
 
 
@@ -114,32 +108,34 @@ class Objective(Protocol):
     """One method."""
 
     def loss(self, batch: TrainingBatch) -> StepOutcome:
-        """The loss of a batch, and what can be observed of it."""
+        """Return the loss of a batch, its scores, and scalars for the history."""
 
     def after_step(self) -> None:
-        """Called once after each optimiser step."""
+        """Update state after an optimiser step."""
 
     def start_epoch(self) -> None:
-        """Called before the first step of each epoch."""
+        """Update state before the first step of an epoch."""
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What outlives a step besides the model, by name."""
+        """Return the state besides the model, by name."""
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on from a `state`."""
+        """Continue from a `state`."""
 
     def classifier(self) -> torch.Tensor:
-        """The classifier [C, D] of the model as it is now."""
+        """Return the classifier [C, D] of the current model."""
 
 
 # Makes an objective from the texts of a training and its seed.
-Maker = Callable[[TextBank, TrainingTexts, int], Objective]
+Maker = Callable[[TokenizedTexts, TrainingTexts, int], Objective]
 
 
 def contrastive(
     image_features: torch.Tensor, targets: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    """L(v, z): mean of the cross-entropies over rows and columns, the identity as target.
+    """Return CLIP's symmetric contrastive loss (Radford et al. 2021, figure 3).
+
+    L(v, z) is the mean of the cross-entropies over rows and columns, the identity as target.
 
     Args:
         image_features: v [B, D].
@@ -150,25 +146,25 @@ def contrastive(
         A float32 scalar.
     """
     logits = scale * image_features.float() @ targets.float().T  # [B, B]
-    own = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 @torch.no_grad()
-def text_classifier(bank: TextBank, classes: torch.Tensor) -> torch.Tensor:
-    """f_txt(T(c)) of the current model, [C, D]."""
-    return bank.encode(classes)
+def text_classifier(texts: TokenizedTexts, classes: torch.Tensor) -> torch.Tensor:
+    """Return f_txt(T(c)) of the current model, [C, D]."""
+    return texts.encode(classes)
 
 
-def choose(name: str, switches: Mapping[str, Any]) -> Maker:
-    """What makes the objective of that name, its switches checked.
+def make_objective(name: str, switches: Mapping[str, Any]) -> Maker:
+    """Return the function that makes an objective, after a check of its switches.
 
     Raises:
         UserError: there is no such objective, or its switches do not fit.
     """
     if name not in OBJECTIVES:
         raise UserError(f"Objective {name!r} is none of {', '.join(OBJECTIVES)}.")
-    own = name.removesuffix("_supervised")
-    module = importlib.import_module(f"latteclip.train.objectives.{own}")
+    name = name.removesuffix("_supervised")
+    module = importlib.import_module(f"latteclip.train.objectives.{name}")
     maker: Maker = module.maker(switches)
     return maker

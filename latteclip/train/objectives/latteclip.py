@@ -1,7 +1,7 @@
-"""LatteCLIP (arXiv 2410.08211), section 3: mixed descriptions pull prototypes along.
+"""LatteCLIP (arXiv 2410.08211), section 3: prototypes move towards mixed descriptions.
 
 Letters: N training images, B batch, C classes, D embedding width, G group descriptions,
-K kinds of text, M labelled targets.
+K kinds of text, M targets with labels.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from latteclip.train.objectives import base
 from latteclip.train.objectives.base import (
     Maker,
     StepOutcome,
-    TextBank,
+    TokenizedTexts,
     TrainingBatch,
     TrainingTexts,
     text_classifier,
@@ -28,25 +28,25 @@ MARGIN_FLOOR = 1e-6
 
 
 def maker(switches: Mapping[str, Any]) -> Maker:
-    """LatteCLIP with the given switches.
+    """Return LatteCLIP with the given switches.
 
     Raises:
         UserError: a switch is unknown, or the switches do not fit each other.
     """
     chosen = from_values(Switches, switches, "switches")
-    return lambda bank, texts, seed: LatteClip(bank, texts, chosen, seed)
+    return lambda texts, ids, seed: LatteClip(texts, ids, chosen, seed)
 
 
 @dataclass(frozen=True)
 class Switches:
-    """The switches of LatteCLIP's ablations; everything is on by default."""
+    """The switches of LatteCLIP's ablations. Everything is on by default."""
 
     alpha: float = 0.01  # 1 - momentum of the targets
     class_description: bool = True
     image_description: bool = True
     group_description: bool = True
     mixer_weights: bool = True  # off: equal weights
-    mixer_prototypes: str = "step"  # "epoch": weigh against those of the epoch's start
+    mixer_prototypes: str = "step"  # "epoch": compare with those of the epoch's start
     zero_shot_loss: bool = True
     finetuned_loss: bool = True
     prototypes: bool = True  # off: the target is the mix, the classifier f_txt(T(c))
@@ -61,17 +61,17 @@ class Switches:
 
 
 class GroupSampler:
-    """Draws a group description of a given class, each of them equally likely."""
+    """Draws group descriptions of given classes, all of a class equally likely."""
 
     def __init__(self, labels: torch.Tensor, n_classes: int, seed: int) -> None:
-        """labels: [G] class of each group."""
+        """Sort the groups by their class, given by labels [G]."""
         self.order = labels.argsort(stable=True)
         self.counts = torch.bincount(labels, minlength=n_classes)  # [C]
         self.starts = self.counts.cumsum(0) - self.counts  # [C]
         self.generator = torch.Generator().manual_seed(seed)
 
     def draw(self, labels: torch.Tensor) -> torch.Tensor:
-        """One group index [B] for each class in `labels` [B].
+        """Return a group index [B] for each class in `labels` [B].
 
         Raises:
             UserError: a class has no group.
@@ -90,13 +90,15 @@ class GroupSampler:
 class LatteClip:
     """LatteCLIP (arXiv 2410.08211), section 3."""
 
-    def __init__(self, bank: TextBank, texts: TrainingTexts, switches: Switches, seed: int) -> None:
-        self.bank, self.texts, self.switches = bank, texts, switches
-        self.prototypes = text_classifier(bank, texts.classes)  # P [C, D]
-        if texts.prototypes is not None:
-            self.prototypes = texts.prototypes.to(self.prototypes)
+    def __init__(
+        self, texts: TokenizedTexts, ids: TrainingTexts, switches: Switches, seed: int
+    ) -> None:
+        self.texts, self.ids, self.switches = texts, ids, switches
+        self.prototypes = text_classifier(texts, ids.classes)  # P [C, D]
+        if ids.prototypes is not None:
+            self.prototypes = ids.prototypes.to(self.prototypes)
         self.start = self.epoch_prototypes = self.prototypes
-        self.groups = GroupSampler(texts.group_labels, len(texts.classes), seed)
+        self.groups = GroupSampler(ids.group_labels, len(ids.classes), seed)
         kinds = (
             switches.class_description,
             switches.image_description,
@@ -108,7 +110,7 @@ class LatteClip:
 
     def loss(self, batch: TrainingBatch) -> StepOutcome:
         if not self.switches.prototypes:
-            self.prototypes = text_classifier(self.bank, self.texts.classes)
+            self.prototypes = text_classifier(self.texts, self.ids.classes)
         device = batch.features.device
         zero_shot = devices.send(batch.pseudo_labels, device)  # [B]
         scores = batch.features.detach() @ self.prototypes.T  # [B, C]
@@ -120,12 +122,12 @@ class LatteClip:
         total = batch.features.new_zeros(())
         logs = {"prototype_drift": 1 - (self.prototypes * self.start).sum(dim=1).mean()}
         self._labels, self._targets = [], []
-        weighed = []
-        for name, labels, own, used in (
+        all_weights = []
+        for name, labels, of_class, used in (
             ("zero_shot", zero_shot, classes[0], self.switches.zero_shot_loss),
             ("finetuned", finetuned, classes[1], self.switches.finetuned_loss),
         ):
-            features = torch.cat([own[None], described])  # [3, B, D]
+            features = torch.cat([of_class[None], described])  # [3, B, D]
             weights = self._weights(features, against)  # [3, B]
             mixed = mix(features, weights)  # [B, D]
             target = (
@@ -139,8 +141,8 @@ class LatteClip:
                 logs[f"loss_{name}"] = part.detach()
                 self._labels.append(labels)
                 self._targets.append(target.detach())
-                weighed.append(weights)
-        weights = torch.cat(weighed, dim=1)  # [3, B or 2 B]
+                all_weights.append(weights)
+        weights = torch.cat(all_weights, dim=1)  # [3, B or 2 B]
         shares = (weights / weights.sum(dim=0)).mean(dim=1)
         logs |= dict(zip(("weight_class", "weight_image", "weight_group"), shares, strict=True))
         return StepOutcome(total, scores, logs)
@@ -148,38 +150,38 @@ class LatteClip:
     def _encode(
         self, batch: TrainingBatch, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Class features [2, B, D] of two rows of labels [2, B]; descriptions [2, B, D].
+        """Return class features [2, B, D] of two rows of labels [2, B], and descriptions [2, B, D].
 
-        A description that is switched off is not encoded; its features are those of the class,
-        at weight 0.
+        A description that is switched off is not encoded. Its features are those of the class,
+        with weight 0.
         """
         classes = self._classes(labels)
-        ids = [self.texts.classes[classes]]
+        ids = [self.ids.classes[classes]]
         if self.switches.image_description:
-            ids.append(self.texts.images[batch.index])
+            ids.append(self.ids.images[batch.index])
         if self.switches.group_description:
-            ids.append(self.texts.groups[self.groups.draw(batch.pseudo_labels)])
-        of_classes, *encoded = self.bank.encode(torch.cat(ids)).split([len(each) for each in ids])
-        own = of_classes[torch.searchsorted(devices.send(classes, labels.device), labels)]
+            ids.append(self.ids.groups[self.groups.draw(batch.pseudo_labels)])
+        of_classes, *encoded = self.texts.encode(torch.cat(ids)).split([len(each) for each in ids])
+        of_labels = of_classes[torch.searchsorted(devices.send(classes, labels.device), labels)]
         described = iter(encoded)
-        return own, torch.stack(
+        return of_labels, torch.stack(
             [
-                next(described) if used else own[0]
+                next(described) if used else of_labels[0]
                 for used in (self.switches.image_description, self.switches.group_description)
             ]
         )
 
     def _classes(self, labels: torch.Tensor) -> torch.Tensor:
-        """The classes that are encoded for these labels, ascending, on the CPU.
+        """Return the classes to encode for these labels, ascending, on the CPU.
 
-        All of them, while they are not more than the labels: to see which ones occur, a GPU would
-        be waited for.
+        They are all classes if these are not more than the labels: to find the ones that occur
+        would mean waiting for the GPU.
         """
-        n = len(self.texts.classes)
+        n = len(self.ids.classes)
         return torch.arange(n) if n <= labels.numel() else labels.unique().cpu()
 
     def _weights(self, features: torch.Tensor, against: torch.Tensor) -> torch.Tensor:
-        """Weights [3, B] of the class, image and group descriptions."""
+        """Return weights [3, B] of the class, image and group descriptions."""
         if not self.switches.mixer_weights:
             return self.used.expand(features.shape[:2]).float()
         return self.used * margins(features, against)
@@ -198,8 +200,7 @@ class LatteClip:
         return {
             "prototypes": self.prototypes,
             "start": self.start,
-            # A copy: it may be one tensor with another of these.
-            "epoch_prototypes": self.epoch_prototypes.clone(),
+            "epoch_prototypes": self.epoch_prototypes,
             "generator": self.groups.generator.get_state(),
         }
 
@@ -212,12 +213,12 @@ class LatteClip:
     def classifier(self) -> torch.Tensor:
         if self.switches.prototypes:
             return self.prototypes
-        return text_classifier(self.bank, self.texts.classes)
+        return text_classifier(self.texts, self.ids.classes)
 
 
 @torch.no_grad()
 def margins(features: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
-    """w(u): the largest minus the second largest similarity to the prototypes, plus a floor.
+    """Return w(u), the largest minus the second largest similarity to the prototypes, plus a floor.
 
     Args:
         features: [..., D] text features.
@@ -231,7 +232,7 @@ def margins(features: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
 
 
 def mix(features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Weighted mean over the kinds of text: one weight per text per image.
+    """Return the weighted mean over the kinds of text, with one weight per text per image.
 
     Args:
         features: [K, B, D].
@@ -246,7 +247,7 @@ def mix(features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 def targets(
     prototypes: torch.Tensor, labels: torch.Tensor, mixed: torch.Tensor, alpha: float
 ) -> torch.Tensor:
-    """z_i(y) = P_y + alpha (m_i(y) - P_y), the prototypes taken as constants.
+    """Return z_i(y) = P_y + alpha (m_i(y) - P_y), the prototypes taken as constants.
 
     Args:
         prototypes: [C, D].
@@ -257,13 +258,13 @@ def targets(
     Returns:
         [B, D], with gradient through `mixed`.
     """
-    own = prototypes.detach()[labels]  # [B, D]
-    return own + alpha * (mixed - own)
+    start = prototypes.detach()[labels]  # [B, D]
+    return start + alpha * (mixed - start)
 
 
 @torch.no_grad()
 def update(prototypes: torch.Tensor, labels: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """The mean of each class's values, L2-normalised; a class that does not occur stays.
+    """Return the mean of each class's values, L2-normalised. A class that does not occur stays.
 
     Args:
         prototypes: [C, D] float32.

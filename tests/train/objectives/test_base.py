@@ -2,14 +2,14 @@ import pytest
 from support.objectives import Case
 
 from latteclip.core.errors import UserError
-from latteclip.train.objectives.base import OBJECTIVES, choose
+from latteclip.train.objectives.base import OBJECTIVES, make_objective
 from latteclip.train.objectives.flyp import Flyp
 from latteclip.train.objectives.latteclip import LatteClip
 
 
 def made(name, switches):
     case = Case(5, 7, 11)
-    return choose(name, switches)(case.bank, case.texts, 3)
+    return make_objective(name, switches)(case.bank, case.texts, 3)
 
 
 def test_each_name_makes_its_objective():
@@ -32,4 +32,4 @@ def test_switches_and_seed_reach_latteclip():
 )
 def test_switches_that_do_not_fit_are_refused_before_anything_is_made(switches, key):
     with pytest.raises(UserError, match=key):
-        choose("latteclip", switches)
+        make_objective("latteclip", switches)
