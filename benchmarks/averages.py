@@ -17,7 +17,7 @@ import torch
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import class_embeddings, encode_files
-from latteclip.clip.feature_memmap import FeatureRows
+from latteclip.clip.feature_memmap import FeatureMemmap
 from latteclip.clip.finetuned import load
 from latteclip.core import tables
 from latteclip.core.holdout import Fold, left_out
@@ -80,7 +80,7 @@ def main() -> None:
     clip = clips.load(f"local-dir:{args.clip}", None, CPU)
     pretrained = {name: each.clone() for name, each in clip.model.state_dict().items()}
 
-    def encoded(state: State, paths: list[str]) -> FeatureRows:
+    def encoded(state: State, paths: list[str]) -> FeatureMemmap:
         clip.model.load_state_dict(state)
         return encode_files(clip, paths, 64, args.threads)
 

@@ -226,12 +226,12 @@ def write_pseudo_labels(place: Place) -> Work:
 
 
 def _features(centres: Any, shown: Any, noise: float, draw: Any) -> Any:
-    """FeatureRows [N, D], L2-normalised: around the centre [C, D] of what each row [N] shows."""
+    """FeatureMemmap [N, D], L2-normalised: around the centre [C, D] of what each row [N] shows."""
     import torch
 
-    from latteclip.clip.feature_memmap import FeatureRows
+    from latteclip.clip.feature_memmap import FeatureMemmap
 
-    made = FeatureRows(len(shown), WIDTH)
+    made = FeatureMemmap(len(shown), WIDTH)
     for start in range(0, len(shown), 2**14):
         part = centres[shown[start : start + 2**14]]
         part = part + noise * torch.randn(part.shape, generator=draw)
@@ -455,7 +455,7 @@ def fuse_labels(place: Place) -> Work:
     """
     import torch
 
-    from latteclip.clip.feature_memmap import FeatureRows
+    from latteclip.clip.feature_memmap import FeatureMemmap
     from latteclip.core import tables
     from latteclip.labels import fusion
     from latteclip.labels.label_sources import CalibratedFeatures, caption_votes
@@ -469,7 +469,7 @@ def fuse_labels(place: Place) -> Work:
     wrong = torch.rand(n, generator=draw) < 0.4
     named = torch.where(wrong, classes.roll(1), classes)
     embeddings = _features(centres, torch.arange(n_classes), 0.5, draw)[:]
-    texts = FeatureRows(n + 1, WIDTH)  # a last row of no caption
+    texts = FeatureMemmap(n + 1, WIDTH)  # a last row of no caption
     for start in range(0, n, 2**14):
         rows = slice(start, min(start + 2**14, n))
         texts[rows] = _features(centres, named[rows], 1.0, draw)[:]

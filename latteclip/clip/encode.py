@@ -1,4 +1,4 @@
-"""Images, texts and classes to features.
+"""Encode images, texts and classes.
 
 Letters: N images, B of them in a batch, T texts, L tokens, C classes, D embedding width.
 """
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from latteclip.clip.feature_memmap import FeatureRows
+from latteclip.clip.feature_memmap import FeatureMemmap
 from latteclip.clip.model import Clip
 from latteclip.core import devices
 from latteclip.core.class_templates import ClassTemplates, class_texts
@@ -37,25 +37,25 @@ class CausalText:
 
     @classmethod
     def of(cls, model: torch.nn.Module) -> Self | None:
-        """The text tower of a model; None where its feature may depend on what follows the text."""
+        """Return a model's text tower, or None if features may depend on what follows the text."""
         tower = text_tower(model)
         if isinstance(tower, open_clip.CLIP):
-            found = cls(tower, tower.text_pool_type, tower.text_eos_id)
+            causal = cls(tower, tower.text_pool_type, tower.text_eos_id)
         elif isinstance(tower, open_clip.transformer.TextTransformer) and tower.cls_emb is None:
-            found = cls(tower, tower.pool_type, tower.eos_id)
+            causal = cls(tower, tower.pool_type, tower.eos_id)
         else:
             return None
-        exact = tower.attn_mask is not None and found.pool_type in ("argmax", "eos")
-        return found if exact else None
+        is_exact = tower.attn_mask is not None and causal.pool_type in ("argmax", "eos")
+        return causal if is_exact else None
 
     def lengths(self, tokens: torch.Tensor) -> torch.Tensor:
-        """How many tokens [T] the feature of each text depends on."""
+        """Return how many tokens [T] the feature of each text depends on."""
         if self.pool_type == "argmax":
             return tokens.argmax(dim=-1) + 1
         return (tokens == self.eos_id).int().argmax(dim=-1) + 1
 
     def encode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Features [T, D] of tokens [T, L] with L up to the context length."""
+        """Return features [T, D] of tokens [T, L] with L up to the context length."""
         tower, length = self.tower, tokens.shape[1]
         dtype = tower.transformer.get_cast_dtype()
         x: torch.Tensor
@@ -73,12 +73,12 @@ class CausalText:
 
 
 def text_tower(model: torch.nn.Module) -> Any:
-    """The module that holds the text tower's parts; open_clip.CLIP holds them itself."""
+    """Return the module with the text tower's parts, which may be the whole open_clip.CLIP."""
     return getattr(model, "text", model)
 
 
 def encode_images(clip: Clip, images: torch.Tensor) -> torch.Tensor:
-    """[B, 3, H, W] to L2-normalised float32 features [B, D]."""
+    """Encode images [B, 3, H, W] to L2-normalised float32 features [B, D]."""
     if len(images) == 0:
         return _no_features(clip)
     model: Any = clip.model
@@ -90,7 +90,7 @@ def encode_images(clip: Clip, images: torch.Tensor) -> torch.Tensor:
 
 
 def encode_texts(clip: Clip, tokens: torch.Tensor) -> torch.Tensor:
-    """Tokens [T, L] to L2-normalised float32 features [T, D].
+    """Encode tokens [T, L] to L2-normalised float32 features [T, D].
 
     A causal tower pooled at the end-of-text token gives the same feature without the padding after
     it, so the texts are sorted by length and encoded in a few batches that are each cut to their
@@ -109,7 +109,7 @@ def encode_texts(clip: Clip, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _no_features(clip: Clip) -> torch.Tensor:
-    """[0, D]: of several processes one may have nothing to encode, which some towers refuse."""
+    """Return [0, D] for a process without a share, since some towers refuse empty batches."""
     return torch.zeros(0, clip.config["embed_dim"], device=clip.device)
 
 
@@ -126,7 +126,7 @@ def _encode_by_length(clip: Clip, tower: CausalText, tokens: torch.Tensor) -> to
 
 
 def _split(rows: torch.Tensor, size: int | None) -> tuple[torch.Tensor, ...]:
-    """At most `size` rows at a time; None: all of them."""
+    """Return at most `size` rows at a time. None: all of them."""
     if size is None:
         return (rows,)
     parts: tuple[torch.Tensor, ...] = rows.split(size)
@@ -134,13 +134,13 @@ def _split(rows: torch.Tensor, size: int | None) -> tuple[torch.Tensor, ...]:
 
 
 def _encode(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Tensor:
-    """`encode(rows)`; of a micro-batch only the features are kept until its backward pass.
+    """Return `encode(rows)`. Of a micro-batch only features are stored until its backward pass.
 
-    The backward pass encodes each micro-batch again when its turn comes, with the same random
-    draws, so that activations of a single one exist at any time while the loss compares all.
+    The backward pass encodes each micro-batch again, with the same random draws. So memory holds
+    the activations of one micro-batch, and the loss compares all rows (GradCache).
     """
     if not torch.is_grad_enabled():
-        return _in_what_fits(clip, encode, rows)
+        return _halving_on_oom(clip, encode, rows)
     if clip.micro_batch is None:
         return encode(rows)
     return torch.cat(
@@ -148,8 +148,8 @@ def _encode(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Tensor:
     )
 
 
-def _in_what_fits(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Tensor:
-    """`encode(rows)` without gradients: in halves, and halves of them, when memory runs out.
+def _halving_on_oom(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Tensor:
+    """Return `encode(rows)` without gradients, in halves each time memory runs out.
 
     Raises:
         UserError: there is no memory for a single row.
@@ -172,10 +172,10 @@ def _in_what_fits(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Tens
         )
 
 
-def encode_files(clip: Clip, paths: Sequence[str], batch_size: int, threads: int) -> FeatureRows:
-    """Features [N, D] of image files under the evaluation transform."""
+def encode_files(clip: Clip, paths: Sequence[str], batch_size: int, threads: int) -> FeatureMemmap:
+    """Return features [N, D] of image files under the evaluation transform."""
     files = loader.ImageFiles(paths, clip.preprocess)
-    features = FeatureRows(len(paths), clip.config["embed_dim"])
+    features = FeatureMemmap(len(paths), clip.config["embed_dim"])
     for indices, (batch,) in encoded([clip], files, batch_size, threads):
         features[indices] = batch
     return features
@@ -185,9 +185,9 @@ def encode_files(clip: Clip, paths: Sequence[str], batch_size: int, threads: int
 def encoded(
     models: Sequence[Clip], files: loader.ImageFiles, batch_size: int, threads: int
 ) -> Iterator[tuple[Any, list[torch.Tensor]]]:
-    """The marks of B files, together, and their features [B, D] by each model, on the CPU.
+    """Yield the marks of B files and their features [B, D] by each model, on the CPU.
 
-    The models are on one device and take what the transform of `files` gives.
+    The models are on one device and share the transform of `files`.
     """
     progress = Progress(len(files), "images")
     for marks, batch in loader.batches(
@@ -203,10 +203,10 @@ def class_embeddings(
     classnames: Sequence[str],
     synonyms: Mapping[str, Sequence[str]] | None = None,
 ) -> torch.Tensor:
-    """W0 [C, D], L2-normalised, on the CPU: row c = f_txt(T(c)) (LatteCLIP, section 3.1).
+    """Return W0 [C, D], L2-normalised, on the CPU: row c = f_txt(T(c)) (LatteCLIP, section 3.1).
 
-    Of several templates or names of a class, the features of all its texts are averaged, as in
-    CLIP's own evaluation: each is L2-normalised, and so is their mean.
+    The features of several templates or names of a class are averaged, as in CLIP's evaluation:
+    each is L2-normalised, and so is their mean.
 
     Raises:
         UserError: the words do not fit the classes (`ClassTemplates`).
@@ -223,5 +223,5 @@ def class_embeddings(
 
 @torch.no_grad()
 def _text_features(clip: Clip, template: str, names: Sequence[str]) -> torch.Tensor:
-    """Features of the filled template, one row per name, on the CPU."""
+    """Return features of the filled template, one row per name, on the CPU."""
     return encode_texts(clip, clip.tokenizer(class_texts(template, names))).cpu()

@@ -1,4 +1,4 @@
-"""Features of many images or texts, on the disk: in memory are the rows that are worked with.
+"""Features of many images or texts in a memory-mapped file.
 
 Letters: N rows, n some of them, D embedding width.
 """
@@ -12,24 +12,24 @@ import numpy as np
 import torch
 
 
-class FeatureRows:
-    """A table [N, D] of float32 in a temporary file without a name; what was not written is 0.
+class FeatureMemmap:
+    """A table [N, D] of float32 in a temporary file without a name, filled with zeros.
 
-    A row, or some, are read and written by slices or by tensors of indices or of truth, as those of
-    a tensor are; what is read is a copy. The file lies where TMPDIR says and ends with the process.
+    Rows are indexed like a tensor's, by slices, indices or masks. Reads return copies. The file
+    lies in TMPDIR and goes with the process.
     """
 
     def __init__(self, n: int, width: int) -> None:
-        """Room for n rows.
+        """Allocate n rows.
 
         Raises:
-            OSError: there is none on the disk.
+            OSError: the disk is full.
         """
         self.shape = (n, width)
         self._file = tempfile.TemporaryFile(prefix="latteclip-")  # noqa: SIM115
         weakref.finalize(self, self._file.close)
         size = n * width * np.dtype(np.float32).itemsize
-        if size:  # taken at once: a mapped file that outgrows its disk would kill the process
+        if size:  # allocated now: a mapped file that outgrows its disk would kill the process
             os.posix_fallocate(self._file.fileno(), 0, size)
 
     def __len__(self) -> int:
@@ -42,17 +42,17 @@ class FeatureRows:
         self._mapped()[_index(rows)] = values.numpy()
 
     def _mapped(self) -> np.ndarray:
-        """The table, mapped anew each time: pages of a mapping count as the process's memory."""
+        """Map the table each time: pages of a mapping count as the process's memory."""
         if 0 in self.shape:
             return np.empty(self.shape, np.float32)
         return np.memmap(self._file, np.float32, "r+", shape=self.shape)
 
 
-Features = torch.Tensor | FeatureRows  # [N, D], in memory or not
+Features = torch.Tensor | FeatureMemmap  # [N, D], in memory or not
 
 
 def parts(n: int, size: int) -> Iterator[slice]:
-    """Slices of N rows, `size` of them at a time."""
+    """Return slices of N rows, `size` rows at a time."""
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 

@@ -1,9 +1,8 @@
-"""A tuned model as people hold it: the folder that fine-tuning wrote, opened.
+"""Load the folder of a fine-tuned model.
 
 Letters: C classes.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +15,18 @@ from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
 from latteclip.data.clip_config import CONFIG
 
-log = logging.getLogger(__name__)
-
 MODEL = "model"  # the folder's name inside that of a run
 
 
 @dataclass(frozen=True)
-class TunedModel:
-    """A CLIP model with the classifier that was tuned with it."""
+class FinetunedModel:
+    """A CLIP model with its classifier."""
 
     folder: Path
     clip: clips.Clip
     classifier: Classifier  # of its C classes, on the CPU
     classnames: list[str]
-    words: ClassTemplates  # how they were put into words
+    words: ClassTemplates
 
     @property
     def logit_scale(self) -> float:
@@ -38,17 +35,17 @@ class TunedModel:
 
 
 def find(model: str | Path) -> Path:
-    """The folder of a tuned model; that of its run, or of a dataset, will do.
+    """Return the folder of a fine-tuned model, also from that of its run or dataset.
 
     Raises:
-        UserError: it is not a tuned model.
+        UserError: it is not a fine-tuned model.
     """
     for folder in (Path(model), Path(model) / MODEL):
         if (folder / clips.CLASSIFIER).is_file() and (folder / CONFIG).is_file():
             return folder
     raise UserError(
-        f"{model} is not a tuned model: it has no {CONFIG} with {clips.CLASSIFIER} beside it; give "
-        "results/<dataset> where a model was chosen, or a folder such as "
+        f"{model} is not a fine-tuned model: it has no {CONFIG} with {clips.CLASSIFIER} beside it; "
+        "give results/<dataset> where a model was chosen, or a folder such as "
         "results/<dataset>/<method>/seed0/model."
     )
 
@@ -59,30 +56,31 @@ def load(
     precision: str = "bf16",
     *,
     classnames: Sequence[str] | None = None,
-) -> TunedModel:
-    """Open a tuned model.
+) -> FinetunedModel:
+    """Load a fine-tuned model.
 
     Args:
-        model: its folder, or that of its run.
-        device: where it is to live.
+        model: its folder, or that of its run or dataset.
+        device: of the model.
         precision: bf16, fp16 or float32, in which a GPU encodes.
-        classnames: the C classes that it must have been tuned for; None for any.
+        classnames: the C classes that it must have. None: any.
 
     Raises:
-        UserError: it is not a tuned model, a file of it is broken, it is of other classes, or its
+        UserError: it is not a fine-tuned model, a file is broken, it is of other classes, or its
             classifier is for features of another width.
     """
     folder = find(model)
     clip = clips.load(f"local-dir:{folder}", None, device, precision)
     expected = {} if classnames is None else {"classnames": list(classnames)}
-    classifier, described = load_classifier(folder / clips.CLASSIFIER, **expected)
-    path, names = folder / clips.CLASSIFIER, described.get("classnames")
+    path = folder / clips.CLASSIFIER
+    classifier, described = load_classifier(path, **expected)
+    names = described.get("classnames")
     if not names:
-        raise UserError(f"{path} does not say of which classes it is; {clips.REMEDY}.")
+        raise UserError(f"{path} names no classes; {clips.REMEDY}.")
     width, wanted = classifier.weights.shape[1], clip.config["embed_dim"]
     if width != wanted:
         raise UserError(
             f"{path} has rows of width {width}, but the features of the model beside it have "
             f"{wanted}; put the two files of one training together."
         )
-    return TunedModel(folder, clip, classifier, names, ClassTemplates.described_by(described))
+    return FinetunedModel(folder, clip, classifier, names, ClassTemplates.described_by(described))

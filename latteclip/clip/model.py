@@ -1,4 +1,4 @@
-"""CLIP models over open_clip: load and save.
+"""Load and save CLIP models of open_clip.
 
 Letters: C classes, D embedding width.
 """
@@ -36,16 +36,16 @@ Transform = Callable[[Image.Image], torch.Tensor]
 
 @dataclass
 class Clip:
-    """A CLIP model with what belongs to it."""
+    """A CLIP model with its tokenizer and transform."""
 
     model: torch.nn.Module
-    get_tokenizer: Callable[[], Any]  # costly: a stage may do without texts
+    get_tokenizer: Callable[[], Any]  # slow, and not every stage has texts
     preprocess: Transform  # evaluation transform
     config: dict[str, Any]  # open_clip's model_cfg
     device: torch.device
     precision: str = "bf16"  # of both towers on CUDA, one of devices.PRECISIONS
-    micro_batch: int | None = None  # images or texts encoded at once where gradients are wanted
-    at_once: int | None = None  # at most so many where no gradients are wanted: memory ran out
+    micro_batch: int | None = None  # images or texts encoded at once with gradients
+    at_once: int | None = None  # the same without gradients, once memory ran out
     channels_last: bool = False  # memory format of the image tower and its images
     text_tower: dict[str, Any] | None = None  # configuration of one of transformers
 
@@ -58,19 +58,18 @@ class Clip:
 def load(model: str, pretrained: str | None, device: torch.device, precision: str = "bf16") -> Clip:
     """Load weights in float32, in evaluation mode.
 
-    A folder or a repo may hold what `latteclip.data.clip_config` allows, and runs nothing of its
-    own; a folder is loaded without the network.
+    `latteclip.data.clip_config` says what a folder or a repo may hold. Its code is never run, and a
+    folder is loaded without the network.
 
     Args:
         model: an open_clip name, `hf-hub:<repo>` or `local-dir:<folder>`.
         pretrained: an open_clip tag or a weights file; must be None with the two prefixes.
-        device: where the model is to live.
-        precision: bf16, fp16 or float32, in which a GPU encodes; a CPU encodes in float32.
+        device: of the model.
+        precision: bf16, fp16 or float32, in which a GPU encodes. A CPU encodes in float32.
 
     Raises:
-        UserError: no such model, tag or folder, or its weights cannot be had or are damaged; or no
-            such precision on this device. The tokenizer raises one where it cannot be had, once it
-            is asked for.
+        UserError: no such model, tag or folder, its weights are missing or damaged, or the device
+            lacks the precision. The tokenizer raises UserError when it is first used.
     """
     devices.check_precision(device, precision)
     if not clip_config.is_foreign(model):
@@ -78,10 +77,10 @@ def load(model: str, pretrained: str | None, device: torch.device, precision: st
     with _loading(model, pretrained):
         config = clip_config.read(model)
         tower = clip_config.text_tower(model, config)
-        with _told(config, tower) as told:
+        with _text_tower_overrides(config, tower) as overrides:
             if clip_config.is_foreign(model):
-                check_size(model, config, told)
-            network, preprocess = _created(model, pretrained, device, told)
+                check_size(model, config, overrides)
+            network, preprocess = _created(model, pretrained, device, overrides)
     check_finite(model, network)
     get_tokenizer = partial(_tokenizer, model, pretrained, config)
     return Clip(
@@ -91,7 +90,7 @@ def load(model: str, pretrained: str | None, device: torch.device, precision: st
 
 @contextlib.contextmanager
 def _loading(model: str, pretrained: str | None) -> Iterator[None]:
-    """Make a UserError of whatever goes wrong inside."""
+    """Turn every error inside into a UserError."""
     try:
         yield
     except UserError as error:
@@ -109,24 +108,26 @@ def _tokenizer(model: str, pretrained: str | None, config: dict[str, Any]) -> An
 
 
 @contextlib.contextmanager
-def _told(config: dict[str, Any], tower: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """What open_clip is told besides the name: where the text tower's configuration lies."""
+def _text_tower_overrides(
+    config: dict[str, Any], tower: dict[str, Any] | None
+) -> Iterator[dict[str, Any]]:
+    """Yield arguments of open_clip that name the configuration of a text tower."""
     if tower is None:
         yield {}
         return
     with_transformers()
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(tower), encoding="utf-8")
-        own = {"hf_model_name": folder, "hf_model_pretrained": False}
-        yield {"text_cfg": {**config["text_cfg"], **own}}
+        local = {"hf_model_name": folder, "hf_model_pretrained": False}
+        yield {"text_cfg": {**config["text_cfg"], **local}}
 
 
 def _created(
-    model: str, pretrained: str | None, device: torch.device, told: dict[str, Any]
+    model: str, pretrained: str | None, device: torch.device, overrides: dict[str, Any]
 ) -> tuple[torch.nn.Module, Transform]:
-    """The network with its weights, and its evaluation transform."""
+    """Return the network with its weights, and its evaluation transform."""
     with warnings.catch_warnings():
-        # open_clip only warns where weights do not fit the activation that a name stands for.
+        # open_clip only warns if weights were trained with another activation.
         warnings.filterwarnings("error", message="QuickGELU mismatch")
         network, _, preprocess = open_clip.create_model_and_transforms(
             model,
@@ -134,21 +135,21 @@ def _created(
             device=device,
             require_pretrained=True,
             pretrained_text=False,
-            **told,
+            **overrides,
         )
     return network, preprocess
 
 
-def check_size(model: str, config: dict[str, Any], told: dict[str, Any]) -> None:
-    """Raise UserError where a network of a stranger has more numbers than its files can hold.
+def check_size(model: str, config: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Raise UserError if an untrusted network has more parameters than its files can hold.
 
-    It is built without memory for them, so that no configuration can ask for all there is; not
-    where it is plainly small enough, for even that takes torch a second.
+    It is built on the meta device, so that no configuration can exhaust the memory. This takes a
+    second and is skipped for networks that are small by their configuration.
 
     Args:
         model: `hf-hub:<repo>` or `local-dir:<folder>`.
         config: the section `model_cfg` of it.
-        told: what open_clip is told besides.
+        overrides: further arguments of open_clip.
     """
     if model.startswith(FOLDER):
         files = [path for path in Path(model.removeprefix(FOLDER)).iterdir() if path.is_file()]
@@ -159,7 +160,7 @@ def check_size(model: str, config: dict[str, Any], told: dict[str, Any]) -> None
         return
     with torch.device("meta"), _quiet():
         network = open_clip.create_model(
-            model, load_weights=False, device="meta", pretrained_text=False, **told
+            model, load_weights=False, device="meta", pretrained_text=False, **overrides
         )
     numbers = sum(tensor.numel() for tensor in network.state_dict().values())
     if numbers > size:
@@ -170,7 +171,7 @@ def check_size(model: str, config: dict[str, Any], told: dict[str, Any]) -> None
 
 
 def _at_most(config: dict[str, Any]) -> float:
-    """More numbers than two plain transformers have; infinity for other towers."""
+    """Return an upper bound of the parameters of two plain transformers, else infinity."""
     image = open_clip.CLIPVisionCfg(**config["vision_cfg"])
     text = open_clip.CLIPTextCfg(**config["text_cfg"])
     others = (
@@ -189,25 +190,30 @@ def _at_most(config: dict[str, Any]) -> float:
 
 
 def _of_tower(tower: Any, rows: int) -> float:
-    """Numbers of a transformer with so many rows of embeddings, without biases and norms."""
+    """Return the parameters of a transformer without biases and norms.
+
+    Args:
+        tower: its configuration.
+        rows: of its embeddings.
+    """
     return float(tower.width * (rows + tower.layers * tower.width * (4 + 2 * tower.mlp_ratio)))
 
 
 def check_finite(model: str, network: torch.nn.Module) -> None:
-    """Raise UserError where a weight is not a finite number."""
+    """Raise UserError if a weight is not a finite number."""
     for name, tensor in network.state_dict().items():
         is_number = tensor.is_floating_point() and tensor.numel()
-        # Of NaN both extremes are NaN; asking each number apart takes fifteen times as long.
+        # Both extremes of NaN are NaN. Checking each number takes fifteen times as long.
         if is_number and not all(extreme.isfinite() for extreme in tensor.aminmax()):
             raise UserError(
                 f"The weights {name} of CLIP model {model!r} are not finite numbers: the file is "
-                "damaged, or its training failed; take another copy, or train anew."
+                "damaged, or its training failed; take another copy, or train again."
             )
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without warnings, here that there are no weights."""
+    """Silence warnings, here that there are no weights."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -225,13 +231,13 @@ def save(
 ) -> None:
     """Write a folder that stock open_clip loads by `local-dir:`, and the classifier beside it.
 
-    The configuration of a text tower of transformers is in it as well, for this program; stock
-    open_clip reads that from where `hf_model_name` says. The SHA-256 sums of all are written last.
+    The folder also holds the configuration of a text tower of transformers, for this program. Stock
+    open_clip reads it from `hf_model_name`. The SHA-256 sums are written last.
 
     Args:
         classifier: of the C classes, for the features of this model.
         classnames: of the C classes.
-        words: how they were put into words, or the one template.
+        words: templates and synonyms of the classes, or one template.
         folder: a new one.
     """
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The pretrained CLIP with a classifier that was made without training, as a model folder."""
+"""Write the pretrained CLIP with a training-free classifier as a model folder."""
 
 from dataclasses import dataclass
 
@@ -16,11 +16,11 @@ class PretrainedClip:
 
     model: str
     pretrained: str | None
-    precision: str = "bf16"  # of inference, which this is not
+    precision: str = "bf16"  # of inference; not used here
 
 
 def assemble_model(classifier_path: str, settings: PretrainedClip, output: str) -> None:
-    """Write a folder that open_clip, `predict` and `export` read as they do a tuned model.
+    """Write a folder that open_clip, `predict` and `export` read like a fine-tuned model.
 
     Raises:
         UserError: the classifier is missing or of another CLIP.

@@ -1,7 +1,7 @@
-"""One model from several trainings: the average of their weights. Not in the paper.
+"""Average the weights of several trainings. Not in the paper.
 
-Wortsman et al. 2022 ("Model soups") average trainings of one pretrained model, which stay close
-enough to each other for that. Letters: S trainings, N images, C classes.
+Wortsman et al. 2022 ("Model soups") average trainings of one pretrained model, which stay close to
+each other. Letters: S trainings, N images, C classes.
 """
 
 import logging
@@ -71,7 +71,7 @@ def average_weights(
     log.info("Averaged the weights of %d of %d trainings.", len(used), len(trainings))
 
 
-def _average(first: finetuned.TunedModel, others: Sequence[str]) -> None:
+def _average(first: finetuned.FinetunedModel, others: Sequence[str]) -> None:
     """Let the first model's weights be the means of its own and those of other model folders."""
     state = first.clip.model.state_dict()
     for number, folder in enumerate(others, 2):

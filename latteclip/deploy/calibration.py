@@ -1,4 +1,4 @@
-"""Probabilities of labels, corrected by what a person answered about some of them.
+"""Calibrate probabilities of labels by a person's answers about some of them.
 
 Platt's calibration (1999): the log-odds of a probability times a slope, whose inverse is called
 temperature, plus an intercept. Both are fitted to answers by maximum likelihood.
@@ -16,29 +16,28 @@ from scipy.special import expit, log_expit, logit
 Floats = npt.NDArray[np.float64]
 FOLDS = 5
 BINS = 10  # of equal width
-CLOSEST = 1e-6  # to 0 and 1 that a probability is taken for
+MARGIN = 1e-6  # distance of probabilities from 0 and 1
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A correction of probabilities, and what it is worth."""
+    """A correction of probabilities, and its error."""
 
     slope: float
     intercept: float
     answers: int
-    error_before: float  # expected calibration error over the answers as they come
-    error: float  # the same of probabilities corrected by the other folds' answers alone
+    error_before: float  # expected calibration error over the answers
+    error: float  # the same after correction by the answers of the other folds
 
     def __call__(self, probabilities: Floats) -> Floats:
-        """Corrected probabilities [N]; their order stays."""
+        """Return corrected probabilities [N] in the same order."""
         return corrected(probabilities, (self.slope, self.intercept))
 
 
 def calibrate(probabilities: Floats, right: Floats, weights: Floats) -> Calibration:
     """Fit a calibration to answers.
 
-    No answer reports the error of a fit in which it has a part: of FOLDS parts, each is corrected
-    by what the others teach.
+    The error is cross-validated: each of FOLDS parts is corrected by a fit to the others.
 
     Args:
         probabilities: [n] of the labels that were answered about.
@@ -46,35 +45,35 @@ def calibrate(probabilities: Floats, right: Floats, weights: Floats) -> Calibrat
         weights: [n] how many images each answer stands for.
     """
     weights = weights / weights.mean()
-    apart = np.empty(len(right))
+    held_out = np.empty(len(right))
     folds = np.arange(len(right)) % FOLDS
     for fold in range(FOLDS):
         out, rest = folds == fold, folds != fold
-        found = _fit(probabilities[rest], right[rest], weights[rest])
-        apart[out] = corrected(probabilities[out], found)
+        fitted = _fit(probabilities[rest], right[rest], weights[rest])
+        held_out[out] = corrected(probabilities[out], fitted)
     slope, intercept = _fit(probabilities, right, weights)
     return Calibration(
         slope,
         intercept,
         len(right),
         expected_calibration_error(probabilities, right, weights),
-        expected_calibration_error(apart, right, weights),
+        expected_calibration_error(held_out, right, weights),
     )
 
 
 def corrected(probabilities: Floats, fitted: tuple[float, float]) -> Floats:
-    """Probabilities [N] by a slope and an intercept."""
+    """Return probabilities [N] corrected by a slope and an intercept."""
     found: Floats = expit(fitted[0] * _log_odds(probabilities) + fitted[1])
     return found
 
 
 def _log_odds(probabilities: Floats) -> Floats:
-    found: Floats = logit(probabilities.clip(CLOSEST, 1 - CLOSEST))
+    found: Floats = logit(probabilities.clip(MARGIN, 1 - MARGIN))
     return found
 
 
 def _fit(probabilities: Floats, right: Floats, weights: Floats) -> tuple[float, float]:
-    """Slope, at least 0, and intercept; where answers tell little, they stay near 1 and 0."""
+    """Return slope, at least 0, and intercept. Few answers leave them near 1 and 0."""
     odds, sign = _log_odds(probabilities), 2 * right - 1
 
     def loss(free: Floats) -> float:
@@ -86,9 +85,9 @@ def _fit(probabilities: Floats, right: Floats, weights: Floats) -> tuple[float, 
 
 
 def expected_calibration_error(probabilities: Floats, right: Floats, weights: Floats) -> float:
-    """How far probabilities are from shares that are right (Guo et al. 2017), in BINS of both.
+    """Return the mean gap between probability and accuracy over BINS (Guo et al. 2017).
 
-    Few answers overstate it: a bin's share is then far from the truth by chance.
+    Few answers overstate it, since the accuracy of a bin is then far off by chance.
 
     Args:
         probabilities: [n].

@@ -1,4 +1,4 @@
-"""A tuned model in the forms that other software loads.
+"""Export a fine-tuned model for other software.
 
 Each form is a folder with the weights as its library expects them, the classifier, the class names
 as CLIP_benchmark reads them, and a model card.
@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 
 from latteclip.clip import finetuned
-from latteclip.clip.classifier import load_classifier, save_classifier
 from latteclip.clip.model import CLASSIFIER
 from latteclip.core import hashing
 from latteclip.core.class_templates import PLACE
@@ -35,11 +34,11 @@ GRAPH = "model.onnx"
 INPUTS = ["pixel_values"]
 OUTPUTS = ["scores", "probabilities", "image_features"]
 PREPROCESSING = "preprocess.json"
-LIMIT = 1.8e9  # bytes of weights above which they get a file of their own: a graph holds 2 GB
+LIMIT = 1.8e9  # bytes of weights above which they get a separate file: a graph holds 2 GB
 
 
 def export(model: str, destination: str, form: str, licence: str | None = None) -> str:
-    """Write a tuned model to a new folder, whole or not at all.
+    """Write a fine-tuned model to a new folder, whole or not at all.
 
     Args:
         model: results/<dataset>, where a model was chosen, or the folder of a model or run.
@@ -51,7 +50,7 @@ def export(model: str, destination: str, form: str, licence: str | None = None) 
         The command that uploads the folder to the Hugging Face hub.
 
     Raises:
-        UserError: the model is not a tuned one or has no such form, or the folder holds something.
+        UserError: it is not a fine-tuned model, it has no such form, or the folder is not empty.
     """
     folder = new_folder(destination)
     opened = finetuned.load(model, torch.device("cpu"))
@@ -61,8 +60,7 @@ def export(model: str, destination: str, form: str, licence: str | None = None) 
     with replacing(folder) as temporary:
         temporary.mkdir()
         FORMS[form](opened, temporary)
-        # Written anew: a file of version 0.1 has no bias, which the card's lines of Python read.
-        save_classifier(temporary / CLASSIFIER, *load_classifier(opened.folder / CLASSIFIER))
+        shutil.copyfile(opened.folder / CLASSIFIER, temporary / CLASSIFIER)
         _write_benchmark_files(opened, origin, temporary)
         model_card(opened, origin, form, licence).save(temporary / "README.md")
         hashing.write_sums(temporary)
@@ -70,29 +68,31 @@ def export(model: str, destination: str, form: str, licence: str | None = None) 
     return f"hf upload <user>/<name> {destination}"
 
 
-def _write_benchmark_files(opened: finetuned.TunedModel, origin: Provenance, folder: Path) -> None:
-    """Class names and templates by dataset; CLIP_benchmark writes {c} where we write {}."""
+def _write_benchmark_files(
+    opened: finetuned.FinetunedModel, origin: Provenance, folder: Path
+) -> None:
+    """Write class names and templates by dataset. CLIP_benchmark writes {c} for our {}."""
     templates = [one.replace(PLACE, BENCHMARK_PLACE) for one in opened.words.templates]
     write_json(folder / BENCHMARK_CLASSNAMES, {origin.dataset: opened.classnames})
     write_json(folder / BENCHMARK_TEMPLATES, {origin.dataset: templates})
 
 
-def _open_clip(opened: finetuned.TunedModel, folder: Path) -> None:
-    """The files of the model's own folder, which are what open_clip reads from the hub."""
-    hidden = shutil.ignore_patterns(".*")  # Snakemake's, and what is being written
+def _open_clip(opened: finetuned.FinetunedModel, folder: Path) -> None:
+    """Copy the model folder, which open_clip also reads from the hub."""
+    hidden = shutil.ignore_patterns(".*")  # of Snakemake, and half-written files
     shutil.copytree(opened.folder, folder, dirs_exist_ok=True, ignore=hidden)
 
 
-def _transformers(opened: finetuned.TunedModel, folder: Path) -> None:
+def _transformers(opened: finetuned.FinetunedModel, folder: Path) -> None:
     from latteclip.deploy import transformers_clip
 
     transformers_clip.write(opened, folder)
 
 
 class ImageClassifier(torch.nn.Module):
-    """What the graph computes."""
+    """The computation of the graph."""
 
-    def __init__(self, opened: finetuned.TunedModel) -> None:
+    def __init__(self, opened: finetuned.FinetunedModel) -> None:
         super().__init__()
         self.model = opened.clip.model
         self.register_buffer("weights", opened.classifier.weights)
@@ -102,14 +102,14 @@ class ImageClassifier(torch.nn.Module):
     def forward(
         self, pixel_values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """[N, 3, H, W] to scores [N, C], probabilities [N, C] and features [N, D]."""
+        """Return scores [N, C], probabilities [N, C] and features [N, D] of images [N, 3, H, W]."""
         features = F.normalize(self.model.encode_image(pixel_values), dim=-1)  # type: ignore[operator]
         scores = features @ self.weights.T + self.bias  # type: ignore[operator]
         return scores, (self.logit_scale * scores).softmax(dim=-1), features
 
 
 @torch.no_grad()
-def _onnx(opened: finetuned.TunedModel, folder: Path) -> None:
+def _onnx(opened: finetuned.FinetunedModel, folder: Path) -> None:
     """Write the graph with class names in its metadata, and how images are preprocessed.
 
     Raises:
@@ -155,7 +155,7 @@ def _onnx(opened: finetuned.TunedModel, folder: Path) -> None:
     write_json(folder / PREPROCESSING, preprocessing)
 
 
-FORMS: dict[str, Callable[[finetuned.TunedModel, Path], None]] = {
+FORMS: dict[str, Callable[[finetuned.FinetunedModel, Path], None]] = {
     "open_clip": _open_clip,
     "transformers": _transformers,
     "onnx": _onnx,

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from latteclip.clip.classifier import load_classifier
-from latteclip.clip.finetuned import MODEL, TunedModel
+from latteclip.clip.finetuned import MODEL, FinetunedModel
 from latteclip.config import layers
 from latteclip.core import tables
 from latteclip.core.class_templates import ClassTemplates, clean_classname
@@ -70,7 +70,9 @@ def provenance(model: Path) -> Provenance:
     return Provenance(dataset, metrics, settings, described, is_trained, reason)
 
 
-def model_card(opened: TunedModel, origin: Provenance, form: str, licence: str | None) -> ModelCard:
+def model_card(
+    opened: FinetunedModel, origin: Provenance, form: str, licence: str | None
+) -> ModelCard:
     """Return the model card: Markdown with the metadata that the hub reads."""
     metrics, title = origin.metrics, origin.described.get("title", origin.dataset)
     results = []

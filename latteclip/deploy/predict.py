@@ -185,7 +185,7 @@ class UnknownScorer:
 
 
 def load_unknown_scorer(
-    model: finetuned.TunedModel, device: torch.device, precision: str
+    model: finetuned.FinetunedModel, device: torch.device, precision: str
 ) -> UnknownScorer:
     """Load what `score_unknown` learned about the dataset in whose results a model lies.
 

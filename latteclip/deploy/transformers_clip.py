@@ -14,7 +14,7 @@ import transformers
 from torch import nn
 
 from latteclip.clip.encode import text_tower
-from latteclip.clip.finetuned import TunedModel
+from latteclip.clip.finetuned import FinetunedModel
 from latteclip.clip.model import Clip
 from latteclip.core.class_templates import class_texts
 from latteclip.core.errors import UserError
@@ -36,7 +36,7 @@ ACTIVATIONS = {
 State = dict[str, torch.Tensor]
 
 
-def write(opened: TunedModel, folder: Path) -> None:
+def write(opened: FinetunedModel, folder: Path) -> None:
     """Write model and processor, as `from_pretrained` of CLIPModel and CLIPProcessor read them.
 
     Raises:
@@ -67,7 +67,7 @@ def _refused(why: str) -> UserError:
     )
 
 
-def _tokenizer(opened: TunedModel) -> Any:
+def _tokenizer(opened: FinetunedModel) -> Any:
     """Return the tokenizer of transformers, which differs in the padding at most."""
     given = opened.clip.tokenizer
     if isinstance(given, open_clip.tokenizer.HFTokenizer):

@@ -8,14 +8,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from latteclip.clip.feature_memmap import FeatureRows
+from latteclip.clip.feature_memmap import FeatureMemmap
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 
 ROWS = 2**14  # of the table in memory at once
 
 
-def read_features(path: str, image_ids: pa.ChunkedArray) -> FeatureRows:
+def read_features(path: str, image_ids: pa.ChunkedArray) -> FeatureMemmap:
     """Return features [N, D] of images in a PSEUDO_LABELS table, in the order of `image_ids`.
 
     Raises:
@@ -29,12 +29,12 @@ def read_features(path: str, image_ids: pa.ChunkedArray) -> FeatureRows:
         )
     order = np.argsort(rows.to_numpy(), kind="stable")
     rows = rows.to_numpy()[order]  # ascending, as they come from the file
-    features, start = FeatureRows(0, 0), 0
+    features, start = FeatureMemmap(0, 0), 0
     for piece in tables.read_pieces(path, tables.PSEUDO_LABELS, ["image_features"], ROWS):
         column = piece["image_features"].combine_chunks()
         values = column.flatten().to_numpy().reshape(len(column), -1)
         if not start:
-            features = FeatureRows(len(rows), values.shape[1])
+            features = FeatureMemmap(len(rows), values.shape[1])
         first, last = np.searchsorted(rows, (start, start + len(values)))
         part = torch.from_numpy(values[rows[first:last] - start])
         features[torch.from_numpy(order[first:last])] = part

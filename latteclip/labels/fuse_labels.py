@@ -19,7 +19,7 @@ import torch
 from latteclip.clip import encode, feature_memmap
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import load_classifier, save_classifier
-from latteclip.clip.feature_memmap import FeatureRows, Features
+from latteclip.clip.feature_memmap import FeatureMemmap, Features
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import judging
@@ -170,7 +170,7 @@ def _read_captions(path: str, image_ids: pa.ChunkedArray) -> tuple[pa.ChunkedArr
 @torch.no_grad()
 def _encode(
     captions: pa.ChunkedArray, clip: clips.Clip, batch_size: int
-) -> tuple[FeatureRows, torch.Tensor]:
+) -> tuple[FeatureMemmap, torch.Tensor]:
     """Return features [U + 1, D] of the distinct captions, and the row of each caption [T].
 
     The last row is zero, for images without a caption. The tokenizer cuts captions that are too
@@ -180,7 +180,7 @@ def _encode(
     distinct = tables.Strings(pa.chunked_array([encoded.dictionary]))
     row_of = pc.fill_null(encoded.indices, len(distinct)).to_numpy()
     progress = Progress(len(distinct), "captions")
-    features = FeatureRows(len(distinct) + 1, clip.config["embed_dim"])
+    features = FeatureMemmap(len(distinct) + 1, clip.config["embed_dim"])
     for rows in feature_memmap.parts(len(distinct), batch_size):
         batch = list(distinct[rows])
         features[rows] = encode.encode_texts(clip, clip.tokenizer(batch)).cpu()

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from latteclip.clip import feature_memmap
-from latteclip.clip.feature_memmap import FeatureRows
+from latteclip.clip.feature_memmap import FeatureMemmap
 
 N, D = 23, 5
 
 
 def test_rows_are_read_and_written_as_those_of_a_tensor_are():
-    there, here = FeatureRows(N, D), torch.zeros(N, D)
+    there, here = FeatureMemmap(N, D), torch.zeros(N, D)
     draw = torch.Generator().manual_seed(0)
     order = torch.randperm(N, generator=draw)
     for rows in (slice(0, 9), order[:4], slice(20, 30), order < 3, slice(5, 5)):
@@ -29,7 +29,7 @@ def resident(kind):
 
 
 def test_rows_that_are_not_worked_with_take_no_memory():
-    rows, before = FeatureRows(2**16, 256), resident("VmRSS")  # 64 MiB
+    rows, before = FeatureMemmap(2**16, 256), resident("VmRSS")  # 64 MiB
     for start in range(0, len(rows), 2**12):
         rows[start : start + 2**12] = torch.ones(2**12, 256)
         assert rows[start : start + 2**12].sum() == 2**20
@@ -42,4 +42,4 @@ def test_a_full_disk_is_noticed_before_a_row_is_written(monkeypatch):
 
     monkeypatch.setattr(feature_memmap.os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No space left"):
-        FeatureRows(N, D)
+        FeatureMemmap(N, D)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from latteclip.clip.feature_memmap import FeatureRows
+from latteclip.clip.feature_memmap import FeatureMemmap
 from latteclip.labels.label_sources import CalibratedFeatures, CentredFeatures, Votes, caption_votes
 
 SCALE = 30.0
@@ -88,8 +88,8 @@ def captions_of(texts, row_of, classes):
 
 
 def on_disk(table):
-    """The rows [N, D] of a tensor as FeatureRows."""
-    rows = FeatureRows(*table.shape)
+    """The rows [N, D] of a tensor as FeatureMemmap."""
+    rows = FeatureMemmap(*table.shape)
     rows[ALL] = table
     return rows
 
