@@ -1,9 +1,9 @@
-"""The random transform of training pictures, in batches on the device.
+"""Augment training images randomly, in batches on the device.
 
-It draws what open_clip's training transform draws (torchvision's RandomResizedCrop, ColorJitter and
-Grayscale with the figures below) and computes what that computes, but for rounding: colours are not
-rounded between the steps. There is no horizontal flip in it.
-Letters: B pictures, K numbers drawn for each, h x w a picture's size, H x W the model's input size.
+The distribution and the result are those of open_clip's training transform (torchvision's
+RandomResizedCrop, ColorJitter and Grayscale with the parameters below), except that colours are not
+rounded between steps. There is no horizontal flip.
+Letters: B images, K random numbers of each, h x w an image's size, H x W the model's input size.
 """
 
 import math
@@ -17,39 +17,40 @@ import torch
 import torch.nn.functional as F
 
 from latteclip.clip.model import Clip
+from latteclip.core import devices
 
 # LatteCLIP, section 4 (implementation details).
 SCALE = (0.9, 1.0)  # area of the crop as a share of the picture's
 RATIO = (3 / 4, 4 / 3)  # width over height of the crop
-# Longer over shorter side of a picture: from RATIO[1] / SCALE[0] on no crop of RATIO takes SCALE of
-# the area, and it is the largest one of RATIO in the middle, always. Rounded up.
+# Longer over shorter side of an image. Above RATIO[1] / SCALE[0], rounded up, no crop of RATIO has
+# SCALE of the area, and the crop is always the largest one of RATIO in the middle.
 WIDEST = 1.5
 PROBABILITIES = (0.8, 0.2)  # of colour jitter, of grey
-# Of brightness, contrast, saturation (factors) and hue (turns of its circle): what changes nothing,
-# and how far from that they may be.
+# Of brightness, contrast, saturation (factors) and hue (turns of its circle): the neutral values,
+# and the largest difference from them.
 UNCHANGED, STRENGTHS = (1.0, 1.0, 1.0, 0.0), (0.5, 0.5, 0.5, 0.1)
-GREY = 4  # number of the step after them
+GREY = 4  # number of the step after these four
 
-# Shorter side of the pictures to crop from over the model's input size: with 1.5 a crop differs
-# less from that of the whole picture than a bilinear one would.
+# Shorter side of cached images over the model's input size. With 1.5 a crop differs less from a
+# crop of the original than bilinear and bicubic resizing differ.
 MARGIN = 1.5
 Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-ATTEMPTS = 10  # at a crop that lies within the picture
-# Numbers drawn for a picture: areas and ratios of the attempts, place of the crop, order and
-# factors of the jitter, whether there is one and whether the picture becomes grey.
+ATTEMPTS = 10  # at a crop that lies within the image
+# Random numbers of an image: areas and ratios of the attempts, place of the crop, order and factors
+# of the jitter, whether it is applied and whether the image becomes grey.
 PARTS = {"area": ATTEMPTS, "ratio": ATTEMPTS, "place": 2, "order": 4, "factors": 4, "whether": 2}
 DRAWN = sum(PARTS.values())
-ON_CPU = 2**16  # pixels that are worked on at once, so that they stay in the processor's cache
+ON_CPU = 2**16  # pixels processed at once, so that they stay in the CPU's cache
 
 
 def draw(seed: int, number: int, index: int) -> np.ndarray:
-    """Uniform numbers [K] in [0, 1) for picture `index` in one pass over all of them."""
+    """Return uniform numbers [K] in [0, 1) for image `index` in a pass over all images."""
     return np.random.default_rng((seed, number, index)).random(DRAWN, np.float32)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What the transform takes from a model."""
+    """The transform for the input of a model."""
 
     side: tuple[int, int]  # H and W
     mean: tuple[float, float, float]
@@ -57,7 +58,7 @@ class Augmentation:
 
     @classmethod
     def of(cls, clip: Clip) -> "Augmentation":
-        """That of a model."""
+        """Return the transform of a model."""
         visual: Any = clip.model.visual
         size = visual.preprocess_cfg["size"]
         height, width = (size, size) if isinstance(size, int) else size
@@ -66,21 +67,21 @@ class Augmentation:
 
     @property
     def cached_side(self) -> int:
-        """Shorter side that pictures need: enough that a crop is still made smaller."""
+        """Shorter side of cached images, large enough that crops are still reduced."""
         return round(MARGIN * max(self.side))
 
     def __call__(self, pictures: Sequence[torch.Tensor], drawn: torch.Tensor) -> torch.Tensor:
-        """Normalised crops [B, 3, H, W], float32.
+        """Return normalised crops [B, 3, H, W], float32.
 
         Args:
-            pictures: B of uint8 [h, w, 3], of any sizes, on the device.
-            drawn: [B, K] by `draw`, on the CPU.
+            pictures: B images, uint8 [h, w, 3], of any sizes, on the device.
+            drawn: [B, K] of `draw`, on the CPU.
         """
         device = pictures[0].device
         boxes = crops(torch.tensor([picture.shape[:2] for picture in pictures]), drawn).tolist()
         order, factors = colours(drawn)
         factors, mean, std = (
-            to(values, device)
+            devices.send(values, device)
             for values in (factors, torch.tensor(self.mean), torch.tensor(self.std))
         )
         batch = torch.empty(len(pictures), 3, *self.side, device=device)
@@ -88,7 +89,7 @@ class Augmentation:
             images = torch.empty(len(rows), 3, *self.side, device=device)
             for image, i in zip(images, rows, strict=True):
                 image.copy_(resized(pictures[i], boxes[i], self.side))
-            index = to(torch.tensor(rows), device)
+            index = devices.send(torch.tensor(rows), device)
             steps = [order[i] for i in rows]
             images = recoloured(images.mul_(1 / 255), steps, factors[index])
             for image, i in zip(images.sub_(mean[:, None, None]), rows, strict=True):
@@ -96,7 +97,7 @@ class Augmentation:
         return batch
 
     def _portions(self, order: Sequence[list[int]], device: torch.device) -> list[list[int]]:
-        """Rows that are worked on at once: all by a GPU; by a CPU few, and of the same steps."""
+        """Return rows that are processed at once: all on a GPU, few with equal steps on a CPU."""
         rows = list(range(len(order)))
         if device.type != "cpu":
             return [rows]
@@ -107,7 +108,7 @@ class Augmentation:
 
 
 def crops(sizes: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
-    """Top, left, height and width of the crops [B, 4], as RandomResizedCrop draws them.
+    """Return top, left, height and width of the crops [B, 4], as RandomResizedCrop draws them.
 
     Args:
         sizes: [B, 2], h and w.
@@ -134,7 +135,7 @@ def crops(sizes: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
 
 
 def resized(picture: torch.Tensor, box: Sequence[int], side: tuple[int, int]) -> torch.Tensor:
-    """A crop of uint8 [h, w, 3] as whole numbers [3, H, W]: bicubic, averaging where it shrinks."""
+    """Resize a crop of uint8 [h, w, 3] to integers [3, H, W]: bicubic with antialiasing."""
     top, left, height, width = box
     crop = picture[top : top + height, left : left + width].permute(2, 0, 1)[None]
     if crop.device.type == "cuda":  # which resizes no integers
@@ -144,13 +145,13 @@ def resized(picture: torch.Tensor, box: Sequence[int], side: tuple[int, int]) ->
 
 
 def colours(drawn: torch.Tensor) -> tuple[list[list[int]], torch.Tensor]:
-    """What becomes of the colours of B pictures, as ColorJitter and Grayscale draw it.
+    """Return the colour steps of B images, as ColorJitter and Grayscale draw them.
 
     Args:
         drawn: [B, K] by `draw`.
 
     Returns:
-        For each picture the numbers of its STEPS in order; and factors of all steps [B, 5].
+        For each image the numbers of its STEPS in order, and the factors of all steps [B, 5].
     """
     part = _parts(drawn)
     strengths = torch.tensor(STRENGTHS)
@@ -167,7 +168,7 @@ def colours(drawn: torch.Tensor) -> tuple[list[list[int]], torch.Tensor]:
 def recoloured(
     images: torch.Tensor, order: Sequence[Sequence[int]], factors: torch.Tensor
 ) -> torch.Tensor:
-    """Images [B, 3, H, W] in [0, 1] after steps of `colours`; the given ones are lost."""
+    """Apply the steps of `colours` to images [B, 3, H, W] in [0, 1], in place where possible."""
     for position in range(max(map(len, order))):
         now = [steps[position] if position < len(steps) else None for steps in order]
         for number in range(len(STEPS)):
@@ -180,37 +181,37 @@ def recoloured(
 def _step(
     images: torch.Tensor, step: Step, rows: Sequence[int], factors: torch.Tensor
 ) -> torch.Tensor:
-    """The images after a step of some of them."""
+    """Apply a step to some of the images."""
     if len(rows) == len(images):
         return step(images, factors)
-    index = to(torch.tensor(rows), images.device)
+    index = devices.send(torch.tensor(rows), images.device)
     images[index] = step(images[index], factors[index])
     return images
 
 
 def adjust_brightness(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Images [B, 3, H, W] times [B, 1, 1, 1]; the given ones are lost, as in the next ones."""
+    """Multiply images [B, 3, H, W] by [B, 1, 1, 1], in place like the next functions."""
     return images.mul_(factors).clamp_(0, 1)
 
 
 def adjust_contrast(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Away from the mean luma of each image, or towards it."""
+    """Move each image away from its mean luma, or towards it."""
     means = _luma(images.mean(dim=(2, 3), keepdim=True))  # [B, 1, 1, 1]
     return images.mul_(factors).add_(means.mul_(1 - factors)).clamp_(0, 1)
 
 
 def adjust_saturation(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Away from the luma of each pixel, or towards it."""
+    """Move each pixel away from its luma, or towards it."""
     luma = _luma(images).mul_(1 - factors)  # [B, 1, H, W]
     return images.mul_(factors).add_(luma).clamp_(0, 1)
 
 
 def adjust_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """The hue turned by [B, 1, 1, 1] of its circle, a sixth at most.
+    """Turn the hue by [B, 1, 1, 1] of its circle, a sixth at most.
 
-    Hue alone changes, so the largest and the smallest of a pixel's three values stay. Between them
-    a value is a trapezoid of the hue. A turn of up to a sixth moves it along the slope that it is
-    on, upwards if it goes towards the greater of the other two, and past neither end.
+    Only the hue changes, so the largest and the smallest of a pixel's three values stay. Between
+    them a value is a trapezoid of the hue. A turn of up to a sixth moves it along its slope,
+    upwards if it goes towards the greater of the other two, and past neither end.
     """
     red, green, blue = images.split(1, dim=1)  # [B, 1, H, W] each
     top = torch.maximum(torch.maximum(red, green), blue)
@@ -234,23 +235,16 @@ STEPS = (
 
 
 def _luma(images: torch.Tensor) -> torch.Tensor:
-    """[B, 1, H, W]: how bright each pixel of [B, 3, H, W] is (ITU-R BT.601)."""
+    """Return the luma [B, 1, H, W] of images [B, 3, H, W] (ITU-R BT.601)."""
     red, green, blue = images.split(1, dim=1)
     luma: torch.Tensor = (red * 0.299).add_(green, alpha=0.587).add_(blue, alpha=0.114)
     return luma
 
 
 def _parts(drawn: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The numbers [B, K] by what they are for."""
+    """Split the numbers [B, K] by their purpose."""
     return dict(zip(PARTS, drawn.split(list(PARTS.values()), dim=1), strict=True))
 
 
 def _between(drawn: torch.Tensor, low: float, high: float) -> torch.Tensor:
     return low + (high - low) * drawn.double()
-
-
-def to(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Values of the CPU on a device; the CPU does not wait for it."""
-    if device.type == "cuda":
-        values = values.pin_memory()
-    return values.to(device, non_blocking=True)

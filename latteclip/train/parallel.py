@@ -1,7 +1,7 @@
 """Data-parallel training: one process per device, as `torchrun` starts them.
 
-Every process computes the same loss over the whole batch; only the encoding of images and texts is
-shared out. Outside of `torchrun` there is one process, and every function here is a no-op.
+Every process computes the same loss over the whole batch. Only the encoding of images and texts is
+shared out. Without `torchrun` there is one process, and every function here is a no-op.
 Letters: P processes.
 """
 
@@ -19,18 +19,18 @@ Items = TypeVar("Items", bound=Sequence[Any] | torch.Tensor)
 
 
 def start(device: str) -> None:
-    """Join the other processes, where `torchrun` started several; each takes a GPU of its own."""
+    """Join the other processes if `torchrun` started several. Each takes a GPU."""
     if size() == 1 or dist.is_initialized():
         return
     on_gpu = device != "cpu" and devices.sees_gpu()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # Tensors of the CPU go by gloo: news of the host need not wait for the GPU.
+    # Tensors of the CPU use gloo, so that messages between hosts do not wait for the GPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
 
 
 def wait() -> None:
-    """Wait until every process is here, or one has gone."""
+    """Wait until every process is here, or one has ended."""
     if dist.is_initialized():
         with contextlib.suppress(RuntimeError):
             dist.barrier()
@@ -43,31 +43,31 @@ def finish() -> None:
 
 
 def size() -> int:
-    """Number of processes P."""
+    """Return the number of processes P."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def rank() -> int:
-    """Number of this process, from 0; process 0 writes the files."""
+    """Return the number of this process, from 0. Process 0 writes the files."""
     return int(os.environ.get("RANK", 0))
 
 
 def _bounds(n: int) -> list[int]:
-    """Where the P shares of n items begin and end, [P + 1]; their sizes differ by one at most."""
+    """Return the bounds [P + 1] of P shares of n items, whose sizes differ by one at most."""
     return [n * process // size() for process in range(size() + 1)]
 
 
 def share(items: Items) -> Items:
-    """The consecutive items that fall to this process."""
+    """Return this process's share, consecutive items."""
     bounds = _bounds(len(items))
     return items[bounds[rank()] : bounds[rank() + 1]]  # type: ignore[return-value]
 
 
 def gather(part: torch.Tensor, n: int) -> torch.Tensor:
-    """The shares [m, D] of all processes, one after the other, [n, D], with gradient.
+    """Concatenate the shares [m, D] of all processes to [n, D], with gradient.
 
-    The gradient is right where every process computes the same loss from the result and gradients
-    are then averaged over the processes (`average_gradients`).
+    The gradient is right if every process computes the same loss from the result and gradients are
+    then averaged over the processes (`average_gradients`).
     """
     if size() == 1:
         return part
@@ -88,15 +88,15 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        own = gradients[0][ctx.bounds[rank()] : ctx.bounds[rank() + 1]]
-        return own * size(), None  # the average over processes divides by P again
+        part = gradients[0][ctx.bounds[rank()] : ctx.bounds[rank() + 1]]
+        return part * size(), None  # the average over processes divides by P again
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter], note: int = 0) -> int:
-    """Average gradients over processes; a parameter without one anywhere stays without.
+    """Average gradients over processes. A parameter without any gradient stays without.
 
     Returns:
-        The largest `note` of all processes; it travels along without a message of its own.
+        The largest `note` of all processes, sent in the same message.
     """
     if size() == 1:
         return note

@@ -1,4 +1,4 @@
-"""What decides a tuned model, and how it is computed: typed sections of the configuration."""
+"""Settings of a training: typed sections of the configuration."""
 
 import math
 from dataclasses import dataclass, field
@@ -23,8 +23,8 @@ FROZEN = "frozen"
 class Finetune:
     """The section `finetune`: AdamW, linear warm-up, cosine decay (LatteCLIP, section 4).
 
-    "auto" stands for what follows from the number of training images and, for the learning rate,
-    from what `find_learning_rate` found.
+    "auto" stands for a number that follows from the number of training images. For the learning
+    rate it is the output of `find_learning_rate`.
     """
 
     epochs: int | Auto
@@ -36,7 +36,7 @@ class Finetune:
     beta2: float
     eps: float
     weight_decay: float
-    batch_norm: Literal["frozen", "train"]  # its statistics: those of pretraining, or moving
+    batch_norm: Literal["frozen", "train"]  # its statistics: of pretraining, or of the batches
 
     def __post_init__(self) -> None:
         if isinstance(self.batch_size, int) and self.batch_size < 2:
@@ -90,18 +90,18 @@ class Recipe(Finetune):
 
 @dataclass(frozen=True)
 class Compute:
-    """The section `compute`: it changes how a training is computed, not what, up to rounding."""
+    """The section `compute`. It changes no result, up to rounding."""
 
     compile: bool = False
     gradient_checkpointing: bool = False
-    micro_batch: int | Literal["auto"] | None = "auto"  # encoded at once; None: the whole batch
-    cache_gib: float = 0.0  # of pictures kept in memory; the others are kept on disk
+    micro_batch: int | Literal["auto"] | None = "auto"  # encoded at once. None: the whole batch
+    cache_gib: float = 0.0  # of images cached in memory; the others on disk
     checkpoint_minutes: float = 10  # until the next one is due
 
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """What decides a tuned model, besides its inputs and its seed."""
+    """What decides a fine-tuned model, besides its inputs and its seed."""
 
     model: str
     pretrained: str | None
@@ -110,19 +110,19 @@ class FinetuneSettings:
     finetune: Finetune
     precision: str = "bf16"
     pseudo_labels: str = "zero_shot"  # or what calibrate_zero_shot or fuse_labels makes
-    prototypes: str = "text"  # what LatteCLIP's start from; or image
-    head: str = "tuned"  # the classifier after training; or refit, from the tuned features
-    switches: dict[str, Any] = field(default_factory=dict)  # of the objective, which checks them
+    prototypes: str = "text"  # that LatteCLIP starts from: text or image
+    head: str = "tuned"  # the classifier after training: tuned, or refit to the features
+    switches: dict[str, Any] = field(default_factory=dict)  # of the objective, which validates them
     compute: Compute = Compute()
     class_synonyms: dict[str, list[str]] = field(default_factory=dict)
-    fold: Fold = NO_FOLD  # the images that are left out, for `select_model`
+    fold: Fold = NO_FOLD  # images that are left out, for `select_model`
 
     @property
     def words(self) -> ClassTemplates:
-        """How classes are put into words; training has the first template and own names alone."""
+        """Templates and synonyms of the classes. Training uses only the first template."""
         return ClassTemplates.of(self.template, self.class_synonyms)
 
     @property
     def labels(self) -> str:
-        """Which labels are trained on."""
+        """The kind of labels that are trained on."""
         return GROUND_TRUTH if self.objective == "flyp_supervised" else self.pseudo_labels

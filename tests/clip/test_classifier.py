@@ -4,7 +4,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
+from latteclip.clip.classifier import (
+    Classifier,
+    best_classes,
+    classify,
+    load_classifier,
+    save_classifier,
+)
 from latteclip.core.errors import UserError
 
 C, D = 5, 3
@@ -52,18 +58,48 @@ def test_a_file_of_another_kind_is_refused(tmp_path, write):
 
 
 @pytest.mark.parametrize(
-    ("tensors", "described", "wrong"),
+    ("rows", "bias", "described", "wrong"),
     [
-        ({"classifier": torch.ones(C, D), "classifier_bias": torch.ones(D)}, {}, r"\[3\]"),
-        ({"classifier": torch.full((C, D), torch.nan)}, {}, "finite"),
-        ({"classifier": torch.ones(C, D)}, {"classnames": ["a"]}, "5 rows"),
+        (torch.ones(C, D), torch.ones(D), {}, r"\[3\]"),
+        (torch.full((C, D), torch.nan), torch.ones(C), {}, "finite"),
+        (torch.ones(C, D), torch.ones(C), {"classnames": ["a"]}, "5 rows"),
+        (torch.ones(C, D), torch.ones(C), {"classnames": ["a"] * C}, "class names"),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ids=["bias", "finite", "rows", "names"],
 )
-def test_numbers_that_cannot_classify_are_refused_in_one_sentence(
-    tmp_path, tensors, described, wrong
-):
+def test_numbers_that_cannot_classify_are_refused(tmp_path, rows, bias, described, wrong):
     path = tmp_path / "c.safetensors"
+    tensors = {"classifier": rows, "classifier_bias": bias}
     save_file(tensors, path, {"classifier": json.dumps(described)})
     with pytest.raises(UserError, match=rf"c\.safetensors .*{wrong}"):
         load_classifier(path)
+
+
+def test_equal_scores_are_ordered_by_class():
+    scores = torch.tensor([[0.5, 0.7, 0.5, 0.7, 0.5]])
+    assert best_classes(scores, 5)[0].tolist() == [[1, 3, 0, 2, 4]]
+    flat = torch.zeros(3, 40)
+    assert torch.equal(best_classes(flat, 40)[0], torch.arange(40).expand(3, 40))
+    assert torch.equal(best_classes(flat, 1)[0][:, 0], flat.argmax(dim=1))
+
+
+@pytest.mark.parametrize("values", [2, 5, 1000])
+@pytest.mark.parametrize("k", [1, 3, 7, 9])
+def test_the_best_classes_are_those_of_a_stable_sort_of_all(values, k):
+    scores = (
+        torch.randint(values, (200, 7), generator=torch.Generator().manual_seed(values)).float()
+        / values
+    )
+    wanted = scores.sort(dim=1, descending=True, stable=True)
+    labels, best = best_classes(scores, k)
+    assert torch.equal(labels, wanted.indices[:, :k])
+    assert torch.equal(best, wanted.values[:, :k])
+
+
+def test_images_are_classified_in_parts(monkeypatch):
+    images, classifier = torch.randn(23, D), torch.randn(C, D)
+    labels, best = best_classes(images @ classifier.T, 3)
+    monkeypatch.setattr("latteclip.clip.classifier.ROWS", 4)
+    in_parts = classify(images, Classifier.of(classifier), 3)
+    assert torch.equal(in_parts[0], labels)
+    torch.testing.assert_close(in_parts[1], best)

@@ -27,16 +27,8 @@ def test_it_is_read_as_it_was_written(detector, tmp_path):
     assert (found.threshold, found.described) == (detector.threshold, detector.described)
 
 
-@pytest.mark.parametrize(
-    ("own", "message"),
-    [
-        ({}, ""),
-        ({"mean": [0.0] * D, "threshold": float("nan"), "model": "m"}, "finite"),
-        ({"mean": [0.0], "threshold": 0.5, "model": "m"}, "mean"),
-    ],
-)
-def test_a_classifier_that_is_no_detector_is_refused(detector, tmp_path, own, message):
+def test_a_classifier_that_is_no_detector_is_refused(detector, tmp_path):
     path = tmp_path / "unknown.safetensors"
-    save_classifier(path, Classifier.of(detector.texts), {"classnames": NAMES, **own})
-    with pytest.raises(UserError, match=message):
+    save_classifier(path, Classifier.of(detector.texts), {"classnames": NAMES})
+    with pytest.raises(UserError, match=r"unknown\.safetensors"):
         load_detector(path, NAMES)
