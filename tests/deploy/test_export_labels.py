@@ -110,24 +110,6 @@ def test_csv_and_parquet_hold_the_same(taken, tmp_path):
 # --- read by those whom the formats are for ------------------------------------------------------
 
 
-def test_label_studio_reads_its_tasks(taken, tmp_path):
-    taken.answer(20)
-    reason = "label-studio-sdk is not installed"
-    interface = pytest.importorskip("label_studio_sdk.label_interface", reason=reason)
-    export_labels(str(taken.folder), "label-studio", str(tmp_path / "tasks"))
-    read = interface.LabelInterface((tmp_path / "tasks" / "config.xml").read_text())
-    read.validate()
-    tasks = json.loads((tmp_path / "tasks" / "tasks.json").read_text())
-    assert len(tasks) == len(taken.ids)
-    for task in tasks:
-        assert read.validate_task({"data": task["data"]})
-        assert all(map(read.validate_prediction, task.get("predictions", [])))
-        assert all(map(read.validate_annotation, task.get("annotations", [])))
-    other = next(task["predictions"][0] for task in tasks if "predictions" in task)
-    other["result"][0]["value"]["choices"] = ["another class"]
-    assert not read.validate_prediction(other)
-
-
 def test_tasks_are_as_label_studio_documents_them(taken, tmp_path):
     """https://labelstud.io/guide/predictions and .../guide/storage (local files)."""
     answers = taken.answer(20)
@@ -291,16 +273,6 @@ def test_unknown_images_and_duplicates_are_counted_and_left_out_on_demand(taken,
     assert left == set(taken.ids) - unknown - set(taken.ids[1:3])
 
 
-def test_hugging_face_reads_the_image_folder(taken, tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
-    output = tmp_path / "folder"
-    export_labels(str(taken.folder), "imagefolder", str(output))
-    read = datasets.load_dataset("imagefolder", data_dir=str(output), cache_dir=tmp_path / "cache")
-    names = read["train"].features["label"].names
-    found = Counter(names[label] for label in read["train"]["label"])
-    assert found == Counter(folder_of(row["label"]) for row in rows(taken))
-
-
 def with_paths(paths):
     """Let the images of the index lie elsewhere."""
     table = pq.read_table("images.parquet")
@@ -364,15 +336,6 @@ def test_a_folder_with_content_is_never_replaced(taken, tmp_path, form):
     assert [path.name for path in output.iterdir()] == ["kept"]
 
 
-@pytest.mark.parametrize("words", ["label-studio", "imagefolder", "imagefolder --copy"])
-def test_a_folder_of_labels_never_replaces_a_file(taken, tmp_path, words):
-    output = tmp_path / "notes.txt"
-    output.write_text("precious")
-    asked = ["labels", "export", str(taken.folder), "--output", str(output), "--format"]
-    assert main.main([*asked, *words.split()]) == 2
-    assert output.read_text() == "precious"
-
-
 def test_an_image_that_vanished_leaves_nothing_behind(taken, tmp_path):
     (taken.folder / taken.ids[3]).unlink()
     with pytest.raises(UserError, match=taken.ids[3]):
@@ -405,13 +368,3 @@ def test_labels_of_other_images_are_refused(taken, tmp_path):
     super(Taken, taken).write()
     with pytest.raises(UserError, match=r"\.parquet"):
         export_labels(str(taken.folder), "csv", str(tmp_path / "x.csv"))
-
-
-def test_the_command(taken, tmp_path, capsys):
-    words = ["labels", "export", str(taken.folder), "--output", str(tmp_path / "x.csv")]
-    assert main.main([*words, "--format", "csv"]) == 0
-    assert "90" in capsys.readouterr().out
-    assert main.main(words) == 2
-    assert main.main([*words, "--format", "csv", "--copy"]) == 2
-    said = capsys.readouterr().err
-    assert "--format" in said and "--copy" in said
