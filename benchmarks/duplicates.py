@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from latteclip.data.find_duplicates import candidates, small_picture, twins
+from latteclip.data.find_duplicates import candidates, near_duplicates, small_picture
 from latteclip.data.fingerprints import BITS, THUMBNAIL, VIEWS, Fingerprint, fingerprint
 from latteclip.data.folder_files import image_files
 from latteclip.data.images import open_rgb
@@ -64,7 +64,7 @@ def pairs_of(images: list[Image.Image], prints: list[Fingerprint]) -> set[tuple[
     """The pairs among images."""
     hashes = np.frombuffer(b"".join(one.hashes for one in prints), np.uint8)
     thumbnails = np.frombuffer(b"".join(one.thumbnail for one in prints), np.uint8)
-    found, _ = twins(
+    found, _ = near_duplicates(
         hashes.reshape(len(prints), len(VIEWS), BITS // 8),
         thumbnails.reshape(len(prints), THUMBNAIL, THUMBNAIL),
         lambda row: small_picture(images[row]),

@@ -42,7 +42,7 @@ FOLDER_FILES = pa.schema(
 DUPLICATES = pa.schema(
     [
         ("image_id", pa.string()),
-        ("twin_id", pa.string()),  # each pair once, in the order of the index
+        ("duplicate_id", pa.string()),  # each pair once, in the order of the index
         ("distance", pa.float32()),  # 1 - correlation of the details of the aligned pictures
     ]
 )

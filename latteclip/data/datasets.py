@@ -17,7 +17,7 @@ from latteclip.config import layers, model
 from latteclip.config.model import unknown
 from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError
-from latteclip.core.files import leads_out
+from latteclip.core.files import leads_out, write_text
 from latteclip.core.settings import from_values
 from latteclip.data import splits
 from latteclip.data.images import image_exists
@@ -110,12 +110,12 @@ class Dataset:
 
     @property
     def folder(self) -> Path:
-        """Where its files are, or will be."""
+        """The folder of its files."""
         return Path(self.source.get("folder", RESOURCES / self.key / "data"))
 
     @property
     def source(self) -> dict[str, Any]:
-        """Where its files come from; nothing where only the command line says so."""
+        """Where its files come from; empty where only the command line names it."""
         return dict(self.values.get("source", {}))
 
     @property
@@ -125,17 +125,16 @@ class Dataset:
 
     @property
     def files(self) -> dict[str, Download]:
-        """What is downloaded for it, by name."""
+        """Its downloads by name."""
         downloads = self.source.get("downloads", {})
         return {name: from_values(Download, spec) for name, spec in downloads.items()}
 
 
 def command(words: Sequence[str]) -> str:
-    """`latteclip datasets`, or `latteclip datasets check [KEY ...]`: what to print.
+    """Return the output of `latteclip datasets [check [KEY ...]]`.
 
     Raises:
-        UserError: a word is unknown, a dataset's file says what does not fit, or what is on the
-            disk is wrong.
+        UserError: a word is unknown, a dataset's file is invalid, or a file on the disk is wrong.
     """
     found = layers.datasets()
     model.check({"datasets": found})
@@ -153,7 +152,7 @@ def command(words: Sequence[str]) -> str:
 
 
 def table(datasets: dict[str, Dataset]) -> str:
-    """Two lines per dataset: its facts in columns, and what to cite."""
+    """Return two lines per dataset: its facts in columns, and the paper to cite."""
     head = ("key", "train", "test", "classes", "download", "present", "licence")
     rows = [head, *(_row(dataset) for dataset in datasets.values())]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
@@ -178,25 +177,25 @@ def _row(dataset: Dataset) -> tuple[str, ...]:
 
 
 def check(dataset: Dataset) -> str:
-    """Verify checksums, counts, and that every image of the split is there.
+    """Verify checksums, counts, and that every image of the split exists.
 
     Returns:
-        What was found to be right, one finding per line.
+        The findings, one per line.
 
     Raises:
-        UserError: what is wrong, one finding per line.
+        UserError: something is wrong; names all findings.
     """
     good: list[str] = []
     bad: list[str] = []
     for right, line in (*_check_files(dataset), *_check_folder(dataset)):
         (good if right else bad).append(f"{dataset.key}: {line}")
     if bad:
-        raise UserError("\n".join(["what is on the disk is not right:", *bad, *good]))
+        raise UserError("\n".join(["the files on the disk are not right:", *bad, *good]))
     return "\n".join(good)
 
 
 def _check_files(dataset: Dataset) -> Iterator[tuple[bool, str]]:
-    """Whether each downloaded file is there and has its checksum."""
+    """Yield whether each downloaded file exists and has its checksum."""
     folder = RESOURCES / dataset.key / DOWNLOADS
     for name, spec in dataset.files.items():
         found = list(candidates(name, spec, folder)) if folder.is_dir() else []
@@ -209,7 +208,7 @@ def _check_files(dataset: Dataset) -> Iterator[tuple[bool, str]]:
 
 
 def _check_folder(dataset: Dataset) -> Iterator[tuple[bool, str]]:
-    """Whether the split can be read, has the expected counts, and all its images."""
+    """Yield whether the split can be read, has the expected counts, and all its images."""
     try:
         images, split = splits.read_split(dataset.folder, dataset.split)
         clean_classnames(split.names, dataset.split.classname_replace)
@@ -217,8 +216,8 @@ def _check_folder(dataset: Dataset) -> Iterator[tuple[bool, str]]:
         yield False, str(error)
         return
     counts = Counter(item.split for item in split.items)
-    said = "as its file says" if dataset.split.counts else "its file expects no number"
-    yield True, f"{dict(counts)} images of {len(split.names)} classes, {said}"
+    expected = "as its file says" if dataset.split.counts else "its file expects no number"
+    yield True, f"{dict(counts)} images of {len(split.names)} classes, {expected}"
     missing = [item.image_id for item in split.items if not image_exists(images / item.path)]
     if missing:
         yield False, f"{len(missing)} images are not in {images}, the first is {missing[0]}"
@@ -272,7 +271,7 @@ def note_checksum(path: Path, checksum: str | None) -> None:
     """Write a verified file's SHA-256 beside it, for files whose checksum no one else names."""
     if checksum is None or not checksum.startswith("sha256:"):
         checksum = f"sha256:{_checksum_of(path, 'sha256')}"
-    _note(path).write_text(checksum, encoding="utf-8")
+    write_text(_note(path), checksum)
 
 
 def _noted_checksum(path: Path) -> str | None:

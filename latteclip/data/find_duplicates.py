@@ -1,10 +1,10 @@
-"""Images that show the same picture: scaled, compressed anew, or with a little of it cut off.
+"""Find near-duplicates: the same picture scaled, recompressed, or slightly cropped.
 
-Hashes propose pairs, thumbnails sort most of them out, and the pictures themselves decide. Of each
-image only the nearest ones are looked at, so that memory grows with the number of images and not
-of pairs.
+Hashes propose pairs, thumbnails reject most of them, and the aligned pictures decide. A thumbnail
+would take two chairs before a white wall for the same, but their details differ in place. Each
+image is compared with its nearest images only, so that memory grows with images and not with pairs.
 
-Letters: N images, V views, Q queries, P pairs, T the side of a thumbnail.
+Letters: N images, V views, Q queries, P pairs, S and T the sides of a picture and of a thumbnail.
 """
 
 import logging
@@ -28,27 +28,27 @@ from latteclip.data.images import open_rgb
 
 log = logging.getLogger(__name__)
 NEIGHBOURS = 8  # images of the nearest hashes that are compared with a view of an image
-DIFFERENT = 72  # bits: no further hash is looked at
-ALIKE = 0.7  # correlation of two thumbnails from which on the pictures are compared
+MAX_BITS = 72  # that differ between the hashes of a pair
+MIN_SIMILARITY = 0.7  # correlation of two thumbnails whose pictures are compared
 CONTRAST = 2.0  # standard deviation in grey levels below which a thumbnail is all one colour
-ALL_PAIRS = 20_000  # so many images are compared with all; of more, with those of PROBES cells
+ALL_PAIRS = 20_000  # images up to which all are compared; of more, those of PROBES cells
 PROBES = 16
 SIDE = 64  # pixels
 STEPS = 12  # of the alignment, the first half on blurred pictures
-COARSE = 8  # pixels of a side whose mean is taken off, so that details stay
+COARSE = 8  # pixels of a side whose mean is subtracted, so that details remain
 SCALES = (0.75, 1.1)  # the part of a side that the other image may show
-SAME = 0.85  # correlation of details from which on two images show the same picture
-QUERIES, PAIRS, PICTURES = 2**14, 2**14, 256  # looked up, and pairs compared, at a time
+MIN_CORRELATION = 0.85  # of the details of near-duplicates
+QUERIES, PAIRS, PICTURES = 2**14, 2**14, 256  # at a time
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 
 def find_duplicates(images_path: str, fingerprints_path: str, output: str) -> None:
-    """Write DUPLICATES of all images of an index, whatever their split; nothing is removed.
+    """Write DUPLICATES of all images of an index, whatever their split. Nothing is removed.
 
     Raises:
-        UserError: the fingerprints are not of the images, or an image can no longer be read.
+        UserError: the fingerprints are of other images, or an image can no longer be read.
     """
     index, _ = tables.read_unlabelled(images_path, training=False)
     table, _ = tables.read(fingerprints_path, FINGERPRINTS)
@@ -58,26 +58,26 @@ def find_duplicates(images_path: str, fingerprints_path: str, output: str) -> No
     hashes = _bytes(table["hashes"], len(VIEWS), BITS // 8)  # [N, V, BITS / 8]
     thumbnails = _bytes(table["thumbnail"], THUMBNAIL, THUMBNAIL)  # [N, T, T]
     paths = index["path"]
-    pairs, distances = twins(
+    pairs, distances = near_duplicates(
         hashes, thumbnails, lambda row: small_picture(open_rgb(paths[row].as_py(), min_side=SIDE))
     )
     first, second = pairs.T
-    columns = {"image_id": ids[first], "twin_id": ids[second], "distance": distances}
+    columns = {"image_id": ids[first], "duplicate_id": ids[second], "distance": distances}
     tables.write(output, columns, tables.DUPLICATES)
     splits = np.array(index["split"].to_pylist(), dtype=object)
-    _tell(splits[first] == "test", splits[second] == "test", len(ids))
+    _log_counts(splits[first] == "test", splits[second] == "test", len(ids))
 
 
 def _bytes(column: pa.ChunkedArray, *shape: int) -> Bytes:
-    """A column of binary values of one length as bytes [N, *shape]."""
+    """Return a column of binary values of one length as bytes [N, *shape]."""
     whole = column.combine_chunks()
     size = math.prod(shape)
     buffer = np.frombuffer(whole.buffers()[1], np.uint8) if len(whole) else np.empty(0, np.uint8)
     return buffer[whole.offset * size :][: len(whole) * size].reshape(len(whole), *shape)
 
 
-def _tell(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_], n_images: int) -> None:
-    """Log how many pairs there are; `one` and `other`: whether an image is for testing [P]."""
+def _log_counts(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_], n_images: int) -> None:
+    """Log the number of pairs; `one` and `other`: whether an image is for testing [P]."""
     counts = Counter((one.astype(int) + other).tolist())
     log.info(
         "%d pairs of near-duplicates among %d images: %d within training, %d within the test split,"
@@ -93,8 +93,10 @@ def small_picture(image: Image.Image) -> Bytes:
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0))
 
 
-def twins(hashes: Bytes, thumbnails: Bytes, picture: Callable[[int], Bytes]) -> tuple[Ints, Floats]:
-    """Return pairs of images that are alike, each once.
+def near_duplicates(
+    hashes: Bytes, thumbnails: Bytes, picture: Callable[[int], Bytes]
+) -> tuple[Ints, Floats]:
+    """Return pairs of near-duplicates, each once.
 
     Args:
         hashes: [N, V, BITS / 8].
@@ -109,7 +111,7 @@ def twins(hashes: Bytes, thumbnails: Bytes, picture: Callable[[int], Bytes]) -> 
     for start in range(0, len(proposed), PAIRS):
         part = slice(start, start + PAIRS)
         alike[part] = similarity(thumbnails, proposed[part])
-    proposed, alike = proposed[alike >= ALIKE], alike[alike >= ALIKE]
+    proposed, alike = proposed[alike >= MIN_SIMILARITY], alike[alike >= MIN_SIMILARITY]
     pairs = np.sort(proposed[:, [0, 2]], axis=1)
     best = np.lexsort((-alike, pairs[:, 1], pairs[:, 0]))
     pairs, where = np.unique(pairs[best], axis=0, return_index=True)
@@ -120,23 +122,25 @@ def twins(hashes: Bytes, thumbnails: Bytes, picture: Callable[[int], Bytes]) -> 
         rows, place = np.unique(proposed[part][:, [0, 2]], return_inverse=True)
         pictures = np.stack([picture(row) for row in rows.tolist()])
         one, other = place.reshape(-1, 2).T
-        alike[part] = details_alike(pictures[one], pictures[other], proposed[part][:, 1].tolist())
-    same = alike >= SAME
+        alike[part] = detail_correlation(
+            pictures[one], pictures[other], proposed[part][:, 1].tolist()
+        )
+    same = alike >= MIN_CORRELATION
     return pairs[same], (1 - alike[same]).clip(min=0)
 
 
 def candidates(hashes: Bytes) -> Ints:
-    """Triples [P, 3]: an image, which of its views, and the image whose whole has such a hash."""
+    """Return triples [P, 3]: an image, its view, and the image whose whole has a similar hash."""
     if not len(hashes):
         return np.empty((0, 3), np.int64)
-    faiss.omp_set_num_threads(1)  # several wait for each other longer than one works
+    faiss.omp_set_num_threads(1)  # several would wait for each other longer than one works
     index = _search_index(hashes[:, 0])
     found = [np.empty((0, 3), np.int64)]
     queries = hashes.reshape(-1, BITS // 8)  # [N V, BITS / 8]
     for start in range(0, len(queries), QUERIES):
         part = queries[start : start + QUERIES]
         bits, rows = index.search(part, min(NEIGHBOURS + 1, len(hashes)))  # [Q, 9] both
-        query, place = np.nonzero((rows >= 0) & (bits <= DIFFERENT))
+        query, place = np.nonzero((rows >= 0) & (bits <= MAX_BITS))
         image, view = np.divmod(start + query, len(VIEWS))
         triples = np.stack([image, view, rows[query, place]], axis=1)
         found.append(triples[triples[:, 0] != triples[:, 2]])
@@ -144,9 +148,9 @@ def candidates(hashes: Bytes) -> Ints:
 
 
 def _search_index(whole: Bytes) -> Any:
-    """An index of N hashes [N, BITS / 8] by their bits that differ.
+    """Return a search index of N hashes [N, BITS / 8] by Hamming distance.
 
-    Of many, each is kept in the cell of the nearest of about 4 sqrt(N) that are spread over all.
+    Many hashes are divided into about 4 sqrt(N) cells.
     """
     whole = np.ascontiguousarray(whole)
     index: Any = faiss.IndexBinaryFlat(BITS)
@@ -160,25 +164,25 @@ def _search_index(whole: Bytes) -> Any:
 
 
 def similarity(thumbnails: Bytes, triples: Ints) -> Floats:
-    """Correlation of a view of an image with the whole of another [P], 0 where one is plain."""
+    """Return the correlation of views with whole images [P], 0 where one is of one colour."""
     found = np.zeros(len(triples), np.float32)
     for view, (share, down, across) in enumerate(VIEWS):
         rows = np.flatnonzero(triples[:, 1] == view)
-        image, _, twin = triples[rows].T
+        image, _, other = triples[rows].T
         seen = _sampled(share, down) @ thumbnails[image] @ _sampled(share, across).T  # [P, T, T]
-        found[rows] = _correlation(seen, thumbnails[twin].astype(np.float32))
+        found[rows] = _correlation(seen, thumbnails[other].astype(np.float32))
     return found
 
 
 def _sampled(share: float, place: float) -> Floats:
-    """The map [T, T] from a side of a thumbnail to that of a crop of it."""
+    """Return the map [T, T] from a side of a thumbnail to the side of a crop of it."""
     pixel = share / THUMBNAIL  # of the crop, as a share of the side
     starts = (1 - share) * place + pixel * np.arange(THUMBNAIL)
     return np.stack([inside(start, pixel, THUMBNAIL) / share for start in starts])
 
 
 def _correlation(one: Floats, other: Floats) -> Floats:
-    """Correlation of pictures [P, T, T] with others [P]."""
+    """Return the correlation of pictures [P, T, T] with others [P]."""
     one, other = (part - part.mean((1, 2), keepdims=True) for part in (one, other))
     deviations = [np.sqrt((part**2).mean((1, 2))) for part in (one, other)]
     plain = np.minimum(*deviations) < CONTRAST
@@ -186,7 +190,7 @@ def _correlation(one: Floats, other: Floats) -> Floats:
     return np.where(plain, 0, product / np.maximum(deviations[0] * deviations[1], 1e-6))
 
 
-def details_alike(
+def detail_correlation(
     ones: npt.NDArray[np.uint8], others: npt.NDArray[np.uint8], views: Sequence[int]
 ) -> npt.NDArray[np.float32]:
     """Return the correlation of the details of aligned pictures [P], -1 to 1.
@@ -255,7 +259,7 @@ def _blur(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def _details(pictures: torch.Tensor) -> torch.Tensor:
-    """Take off what is coarse."""
+    """Subtract the coarse part."""
     coarse = F.avg_pool2d(pictures, COARSE)
     return pictures - F.interpolate(coarse, size=SIDE, mode="bilinear")
 

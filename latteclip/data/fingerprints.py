@@ -1,8 +1,8 @@
-"""What of a picture is kept to find its near-duplicates: perceptual hashes and a thumbnail.
+"""Compute fingerprints of pictures for near-duplicate search: perceptual hashes and a thumbnail.
 
-A hash says which of a picture's lowest frequencies are above their median, by a discrete cosine
-transform (as pHash does: Zauner 2010). Crops of the picture have hashes too, so that a twin of
-which a margin was cut off is like one of them.
+A hash marks which of a picture's lowest frequencies are above their median, by a discrete cosine
+transform (as pHash does: Zauner 2010). Crops of the picture have hashes too, so that a copy without
+its margin is similar to one of them.
 
 Letters: V views, S and K the sides of the small picture and of its frequencies.
 """
@@ -32,7 +32,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The size of a picture, what FINGERPRINTS keeps of it, and a checksum of its bytes."""
+    """The size of a picture, its columns of FINGERPRINTS, and a checksum of its bytes."""
 
     width: int
     height: int
@@ -42,7 +42,12 @@ class Fingerprint:
 
 
 def fingerprint(picture: Image.Image, checksum: bytes = b"") -> Fingerprint:
-    """Return what is kept of an upright RGB picture, and of the bytes that it was decoded from."""
+    """Return the fingerprint of an upright RGB picture.
+
+    Args:
+        picture: the picture.
+        checksum: of the bytes from which it was decoded.
+    """
     small = picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0)
     grey = np.asarray(small, np.float32)
     part = SIDE // THUMBNAIL
@@ -52,8 +57,8 @@ def fingerprint(picture: Image.Image, checksum: bytes = b"") -> Fingerprint:
 
 
 def hashes(grey: Floats) -> npt.NDArray[np.uint8]:
-    """The hashes [V, BITS / 8] of a grey picture [S, S]."""
-    # Not by @: threads of BLAS take ten times the CPU for matrices this small.
+    """Return the hashes [V, BITS / 8] of a grey picture [S, S]."""
+    # Without @: threads of BLAS take ten times the CPU for matrices this small.
     across = np.einsum("ks,st->kt", _WAVES, grey - grey.mean())  # [stretches K, S]
     bands = np.einsum("kt,lt->kl", across, _WAVES)  # [stretches K, stretches K]
     blocks = bands.reshape(len(_STRETCHES), FREQUENCIES, len(_STRETCHES), FREQUENCIES)
@@ -62,7 +67,7 @@ def hashes(grey: Floats) -> npt.NDArray[np.uint8]:
 
 
 def inside(start: float, length: float, side: int) -> Floats:
-    """Of each pixel of a side the part that lies in a stretch of it [side].
+    """Return for each pixel of a side the share of it that lies in a stretch [side].
 
     Args:
         start: of the stretch, as a share of the side.
@@ -76,7 +81,7 @@ def inside(start: float, length: float, side: int) -> Floats:
 
 
 def _waves(share: float, place: float) -> Floats:
-    """The lowest cosines [K, S] over a crop of a side, from place 0, at its start, to 1."""
+    """Return the lowest cosines [K, S] over a crop of a side, from place 0, at its start, to 1."""
     start = (1 - share) * place
     along = ((np.arange(SIDE) + 0.5) / SIDE - start) / share  # of the crop, where a pixel lies
     cosines = np.cos(np.pi * np.arange(FREQUENCIES)[:, None] * along.clip(0, 1))

@@ -1,8 +1,8 @@
-"""The files of a user's folder that an index reads, and whether they are still the same.
+"""List the files of a user's folder that an index reads, and detect changes.
 
-The time of a folder changes with each file that is made or removed in it, whatever that is, and
-not with one further below. So the files themselves are compared: names, sizes and times, and the
-content of those whose time alone is new. Imports nothing heavy: the workflow asks at each start.
+The time of a folder changes with any file in it, and not with files further below. So the files
+themselves are compared: names, sizes and times, and the content of files of which only the time is
+new. Imports nothing heavy, since the workflow compares at each start.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ IMAGE_SUFFIXES = frozenset(
         *(".tif", ".tiff", ".webp"),
     }
 )
-# What systems and network storages put beside people's files: thumbnails, recycle bins, settings.
+# Names that systems and network storages put beside users' files: thumbnails, recycle bins.
 LITTER = re.compile(
     r"\.|__MACOSX|(@eaDir|@Recycle|@Recently-Snapshot|#recycle|#snapshot|\$RECYCLE\.BIN"
     r"|System Volume Information|lost\+found|Thumbs\.db|ehthumbs\.db|desktop\.ini|Icon\r)$",
@@ -37,10 +37,10 @@ LITTER = re.compile(
 LINKED = 2  # folders down to which links to folders are followed, as class folders may be
 CHECKSUM = 16  # bytes
 UNKNOWN = bytes(CHECKSUM)  # the checksum of a file that was not read
-THREADS = 8  # that read files whose time alone is new
+THREADS = 8  # that read files of which only the time is new
 BATCH = 10_000
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,10}")
-OTHER = "other"  # in place of a suffix that is none, or hardly one
+OTHER = "other"  # in place of a missing or strange suffix
 
 
 class File(NamedTuple):
@@ -52,7 +52,7 @@ class File(NamedTuple):
 
 
 def is_litter(name: str) -> bool:
-    """Return whether a file or folder of this name is none of the user's own."""
+    """Return whether a name is that of a system's file or folder, not of a user's."""
     return LITTER.match(name) is not None
 
 
@@ -89,8 +89,8 @@ def files(folder: str, kind: str, classes: str | None = None) -> Iterator[File]:
 
     Args:
         folder: of a dataset.
-        kind: as `split.kind`: of class folders images count and the lists of classes, of all other
-            kinds every file.
+        kind: as `split.kind`: of class folders, images and lists of classes count. Of other kinds,
+            every file counts.
         classes: as `split.classes`.
 
     Raises:
@@ -118,8 +118,7 @@ def _below(folder: str, prefix: str, counts: Callable[[str], bool]) -> Iterator[
             folders.append(entry)
         elif counts(name) and entry.is_file():
             state = entry.stat()
-            # In 64 bits after 2262.
-            yield File(name, state.st_size, (state.st_mtime_ns + 2**63) % 2**64 - 2**63)
+            yield File(name, state.st_size, state.st_mtime_ns)
     for entry in folders:
         if prefix.count("/") < LINKED or not entry.is_symlink():
             yield from _below(entry.path, f"{prefix}{entry.name}/", counts)
@@ -171,7 +170,7 @@ def state(folder: str, kind: str, classes: str | None, indexed: str) -> str:
         if before["digest"] == new:
             return str(before["state"])
         table, _ = tables.read(indexed, tables.FOLDER_FILES)
-    except (UserError, KeyError):  # then all that is known is lost, and the index is made again
+    except (UserError, KeyError):  # then the index is made again
         return new
     known = {
         os.fsdecode(name): (size, mtime_ns, content)
@@ -211,13 +210,13 @@ def _same(folder: str, now: list[File], known: Mapping[str, tuple[int, int, byte
 def write(
     path: str, found: list[File], state: str, checksums: Callable[[list[File]], list[bytes]]
 ) -> None:
-    """Write the table of the files that an index was made of.
+    """Write the table of the files from which an index was made.
 
     Args:
         path: of the table.
-        found: the files, looked at before the index was made.
-        state: what stood for them then.
-        checksums: of the content of some of the files.
+        found: the files, listed before the index was made.
+        state: as `state` returned it then.
+        checksums: returns checksums of the content of some of the files.
     """
     from latteclip.core import tables
 
@@ -245,9 +244,9 @@ def subfolders(place: Path) -> list[Path]:
 def image_files(
     folder: str | Path, skipped: Counter[str] | None = None, *, deep: bool
 ) -> list[Path]:
-    """Image files in a folder, or in all folders below it as well, sorted by path.
+    """Return the image files in a folder, or below it, sorted by path.
 
-    Hidden ones do not count, nor does litter.
+    Hidden files and litter do not count.
 
     Args:
         folder: where to look.
@@ -271,5 +270,5 @@ def image_files(
 
 
 def _stop(error: OSError) -> None:
-    """Where `os.walk` would pass over a folder that cannot be read."""
+    """Raise the error of a folder that `os.walk` would skip."""
     raise error

@@ -21,9 +21,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from latteclip.core.errors import UserError
 from latteclip.core.files import irregular
 
-# HEIC, which phones write. A worker has one core, and no thumbnail stands in for its image.
+# HEIC, which phones write. A worker has one core, and never decodes the thumbnail instead.
 pillow_heif.register_heif_opener(thumbnails=False, decode_threads=1)
-# What may be decoded: Pillow knows many more, of which some run programs.
+# Pillow knows many more formats, and runs programs for some of them.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "AVIF", "HEIF", "JPEG2000")
 MAX_PIXELS = 2**27  # of one image: twice 4 bytes each are 1 GiB
 MAX_RATIO = 1000  # of the longer side to the shorter one: a model's input makes the shorter 224
@@ -46,7 +46,7 @@ class Member(NamedTuple):
 
 
 def shard_member(path: str | Path) -> Member | None:
-    """What the path of an image says of the shard that holds it; None: it is a file of its own."""
+    """Return where a path points in a shard, None for the path of a separate file."""
     found = _MEMBER.fullmatch(str(path))
     if found is None:
         return None
@@ -54,18 +54,18 @@ def shard_member(path: str | Path) -> Member | None:
 
 
 def container_of(path: str | Path) -> str:
-    """The file on the disk that holds an image."""
+    """Return the file on the disk that holds an image."""
     found = shard_member(path)
     return found.shard if found else str(path)
 
 
 def image_exists(path: str | Path) -> bool:
-    """Whether the file that holds an image is there."""
+    """Return whether the file that holds an image exists."""
     return os.path.isfile(container_of(path))
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The bytes of an image.
+    """Return the bytes of an image.
 
     Raises:
         OSError: the file is missing or cannot be read.
@@ -103,17 +103,17 @@ def _of_parquet(found: Member) -> bytes:
 
 @lru_cache(maxsize=1)
 def _row_group(shard: str, group: int, size: int, mtime_ns: int) -> "_Images":
-    """The images of a row group, read again where the file changed."""
+    """Return the images of a row group. Another size or time of the file opens it again."""
     return _Images(shard, group)
 
 
 class _Images:
-    """The images of a row group, read up to the last row that was asked for."""
+    """The images of a row group, read up to the highest requested row."""
 
     def __init__(self, shard: str, group: int) -> None:
         self._read: list[Any] = []  # arrays of one row
         self._rest = _images(shard, group)
-        self._fault = "its row group has fewer rows"
+        self._problem = "its row group has fewer rows"
         self._lock = threading.Lock()  # threads that decode share a row group
 
     def __getitem__(self, row: int) -> bytes | None:
@@ -122,22 +122,22 @@ class _Images:
                 while len(self._read) <= row:
                     self._read.append(next(self._rest))
         except StopIteration:
-            raise ValueError(self._fault) from None
+            raise ValueError(self._problem) from None
         except (OSError, ValueError) as error:
-            self._fault = str(error)  # also of the rows after this one
+            self._problem = str(error)  # the rows after this one have it as well
             raise
         return _bytes_of(self._read[row])
 
 
 def _bytes_of(row: Any) -> bytes | None:
-    """The bytes of the image in an array of one row: a column of bytes, or of bytes and paths."""
+    """Return the image in an array of one row: of bytes, or of bytes and paths."""
     is_struct = row.type.num_fields > 0
     content: bytes | None = (row.field("bytes") if is_struct else row)[0].as_py()
     return content
 
 
 def _images(shard: str, group: int) -> Iterator[Any]:
-    """The images of a row group, in arrays of one row."""
+    """Yield the images of a row group, in arrays of one row."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(shard, pre_buffer=False) as file:
@@ -148,16 +148,16 @@ def _images(shard: str, group: int) -> Iterator[Any]:
 
 
 def rows(file: Any, group: int, column: str, at_once: int = 1) -> Iterator[Any]:
-    """A column of a row group in arrays of so many rows.
+    """Yield a column of a row group in arrays of `at_once` rows.
 
-    A value that is written once may be read millions of times, and a footer may lie about sizes.
-    Only what was read tells how much memory a column takes.
+    A footer may lie about sizes, and a value that is written once may be read millions of times.
+    So the memory is counted while rows are read.
 
     Raises:
         ValueError: the rows so far take more than MAX_GROUP bytes.
     """
     taken = 0
-    # By this thread alone: a forked worker has no others.
+    # In this thread: a forked worker has no others.
     batches = file.iter_batches(at_once, row_groups=[group], columns=[column], use_threads=False)
     for batch in batches:
         taken += batch.get_total_buffer_size()
@@ -167,7 +167,7 @@ def rows(file: Any, group: int, column: str, at_once: int = 1) -> Iterator[Any]:
 
 
 def image_column(file: Any) -> str:
-    """The column of a Parquet file that holds bytes of images, as `datasets` writes them.
+    """Return the column of a Parquet file that holds images, as `datasets` writes them.
 
     Raises:
         ValueError: there is none, or more than one.
@@ -180,12 +180,12 @@ def image_column(file: Any) -> str:
 
 
 def check_group(file: Any, group: int) -> None:
-    """ValueError where a row group takes too much memory."""
-    # Not what is said of its columns: where that is damaged, pyarrow ends the process.
+    """Raise ValueError where a row group takes too much memory."""
+    # Its columns are not asked: where their metadata is damaged, pyarrow ends the process.
     size = file.metadata.row_group(group).total_byte_size
     if size > MAX_GROUP:
-        size_in_gib, most = size / 2**30, MAX_GROUP / 2**30
-        raise ValueError(_too_large(group, f"{size_in_gib:.1f} GiB, more than {most:.0f} GiB"))
+        size_in_gib, limit = size / 2**30, MAX_GROUP / 2**30
+        raise ValueError(_too_large(group, f"{size_in_gib:.1f} GiB, more than {limit:.0f} GiB"))
 
 
 def _too_large(group: int, size: str) -> str:
@@ -202,7 +202,7 @@ def open_rgb(
     """Decode an image file: upright by its EXIF orientation, 8-bit RGB.
 
     Args:
-        path: the file, the path of an image in a shard (see `shard_member`), or a name alone where
+        path: the file, the path of an image in a shard (see `shard_member`), or only a name where
             `content` is given.
         content: its bytes.
         max_side: a longer picture is scaled down to this many pixels (Lanczos).
@@ -229,7 +229,7 @@ def read_or_reason(path: str | Path) -> bytes | str:
 
 
 def open_or_reason(path: str | Path, content: BinaryIO | None = None) -> Image.Image | str:
-    """Decode an image file as `open_rgb` does; or else the reason, in its own words."""
+    """Decode an image file as `open_rgb` does, or return the reason why that fails."""
     try:
         return _decode(path, content)
     except Exception as error:  # as above
@@ -242,7 +242,7 @@ def _decode(
     max_side: int | None = None,
     min_side: int | None = None,
 ) -> Image.Image:
-    """`open_rgb` with whatever a decoder raises."""
+    """Decode as `open_rgb` does, and raise whatever a decoder raises."""
     if content is None and shard_member(path):
         content = io.BytesIO(read_bytes(path))
     elif content is None and (kind := irregular(path)):
@@ -265,16 +265,16 @@ def _decode(
 
 
 def _reason(error: Exception) -> str:
-    """One line on why a decoder gave up."""
+    """Return one line on why a decoder gave up."""
     if isinstance(error, MemoryError):
         return "it takes more memory than there is"
-    if isinstance(error, UnidentifiedImageError):  # whose words hold an address in memory
+    if isinstance(error, UnidentifiedImageError):  # its message has an address in memory
         return "it is no image of a known format"
     return next(iter(str(error).splitlines()), "") or "it is damaged"
 
 
 def _check_size(width: int, height: int) -> None:
-    """ValueError for an image that would take far more memory than any photograph."""
+    """Raise ValueError for an image that takes far more memory than any photograph."""
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
     if max(width, height) > MAX_RATIO * min(width, height):
@@ -284,6 +284,6 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _decode_smaller(image: Image.Image, scale: float) -> None:
-    """Let a JPEG be decoded at a half, quarter or eighth, where that is `scale` or more."""
+    """Let a JPEG be decoded at a half, a quarter or an eighth, where that is `scale` or more."""
     if scale < 1:
         image.draft("RGB", (math.ceil(image.width * scale), math.ceil(image.height * scale)))

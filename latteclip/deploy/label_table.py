@@ -181,7 +181,7 @@ def _duplicates(
     """
     if not path.is_file():
         return pa.nulls(len(ids), pa.string())
-    pairs, _ = tables.read(path, tables.DUPLICATES, ["image_id", "twin_id"])
+    pairs, _ = tables.read(path, tables.DUPLICATES, ["image_id", "duplicate_id"])
     rows = [pc.index_in(pairs[name], ids) for name in pairs.column_names]
     both = pc.and_(*(pc.is_valid(one) for one in rows))
     one, other = (part.filter(both).to_numpy() for part in rows)

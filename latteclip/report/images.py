@@ -346,13 +346,13 @@ def read_duplicates(path: str, train: Split, test: Split, run_files: Sequence[Ru
     """
     table, _ = tables.read(path, tables.DUPLICATES)
     in_test, in_train = (  # [2, P]
-        np.stack([split.places(table[name]) for name in ("image_id", "twin_id")])
+        np.stack([split.places(table[name]) for name in ("image_id", "duplicate_id")])
         for split in (test, train)
     )
     missing = np.argwhere((in_test < 0) & (in_train < 0))
     if len(missing):
         column, row = missing[0].tolist()
-        name = table[("image_id", "twin_id")[column]][row].as_py()
+        name = table[("image_id", "duplicate_id")[column]][row].as_py()
         raise UserError(f"{path} names {name!r}, which the index lacks; {DELETE_AND_RERUN}.")
     in_split = (in_test >= 0).sum(axis=0)  # how many of each pair are of the test split
     leaked = np.zeros(len(test), np.bool_)
@@ -398,7 +398,7 @@ def _pairs(table: pa.Table, path_of: Callable[[int, int], str]) -> list[Row]:
     some = np.unique(np.linspace(0, len(order) - 1, min(PAIRS, len(order))).astype(int))
     return [
         {
-            "image_ids": [str(table[name][row]) for name in ("image_id", "twin_id")],
+            "image_ids": [str(table[name][row]) for name in ("image_id", "duplicate_id")],
             "pictures": [picture_of(path_of(column, row), TWIN, TWIN_BYTES) for column in (0, 1)],
         }
         for row in order[some].tolist()

@@ -7,7 +7,7 @@ from support.twins import TWINS, picture
 
 from latteclip.core import tables
 from latteclip.data import find_duplicates as stage
-from latteclip.data.find_duplicates import SAME, details_alike
+from latteclip.data.find_duplicates import MIN_CORRELATION, detail_correlation
 from latteclip.data.fingerprints import VIEWS
 from latteclip.data.index_images import index_images
 from latteclip.data.splits import SplitSettings
@@ -60,7 +60,7 @@ def found(folder, photos):
 def test_twins_are_found_within_and_between_splits(tmp_path, photos, caplog):
     caplog.set_level(logging.INFO)
     rows = found(tmp_path, photos)
-    assert {(row["image_id"], row["twin_id"]) for row in rows} == PAIRS
+    assert {(row["image_id"], row["duplicate_id"]) for row in rows} == PAIRS
     assert len(rows) == len(PAIRS) and all(0 <= row["distance"] < 0.15 for row in rows)
     assert "3 pairs of near-duplicates among 17 images: 1 within training, 1 within the test " in (
         caplog.text
@@ -73,7 +73,7 @@ def test_many_images_are_searched_by_cells_to_the_same_end(tmp_path, photos, mon
     monkeypatch.setattr(stage, "QUERIES", 7)
     monkeypatch.setattr(stage, "PAIRS", 2)
     rows = found(tmp_path, photos)
-    assert {(row["image_id"], row["twin_id"]) for row in rows} == PAIRS
+    assert {(row["image_id"], row["duplicate_id"]) for row in rows} == PAIRS
 
 
 def test_a_folder_without_twins_and_one_without_contrast(tmp_path):
@@ -96,9 +96,9 @@ def test_different_things_before_the_same_background_are_no_pair(tmp_path):
     assert found(tmp_path, tmp_path / "p") == []
     small = [stage.small_picture(image) for image in things.values()]
     same, different = (
-        float(details_alike(small[0][None], small[i][None], [0])[0]) for i in range(2)
+        float(detail_correlation(small[0][None], small[i][None], [0])[0]) for i in range(2)
     )
-    assert same > 0.99 and different < SAME
+    assert same > 0.99 and different < MIN_CORRELATION
 
 
 @pytest.mark.parametrize("view", range(len(VIEWS)))
@@ -108,7 +108,7 @@ def test_a_crop_is_aligned_with_its_whole(view):
     left, top = (256 * (1 - share) * place for place in (across, down))
     part = whole.resize((64, 64), box=(left, top, left + 256 * share, top + 256 * share))
     ones = stage.small_picture(whole)[None]
-    assert details_alike(ones, np.asarray(part)[None], [view]) > 0.95
+    assert detail_correlation(ones, np.asarray(part)[None], [view]) > 0.95
 
 
 def test_a_view_is_as_similar_as_the_crop_is():

@@ -244,7 +244,7 @@ def test_classes_have_the_names_that_the_dataset_writes(taken, tmp_path):
 def with_duplicates(taken, pairs):
     columns = {
         "image_id": [taken.ids[one] for one, _ in pairs],
-        "twin_id": [taken.ids[other] for _, other in pairs],
+        "duplicate_id": [taken.ids[other] for _, other in pairs],
         "distance": [0.1] * len(pairs),
     }
     tables.write("duplicates.parquet", columns, tables.DUPLICATES)

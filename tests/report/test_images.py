@@ -83,7 +83,7 @@ def write_duplicates(results, pairs):
     """DUPLICATES by the numbers of images."""
     columns = {
         "image_id": [results.image_ids[i] for i, _ in pairs],
-        "twin_id": [results.image_ids[j] for _, j in pairs],
+        "duplicate_id": [results.image_ids[j] for _, j in pairs],
         "distance": [0.01 * n for n in range(len(pairs))],
     }
     path = results.folder / "duplicates.parquet"

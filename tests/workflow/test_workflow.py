@@ -614,7 +614,7 @@ def test_a_folder_without_labels_is_used_whole(checkout, tmp_path):
         found = json.loads((results / method / "seed0" / "metrics.json").read_text())
         assert found["acc1"] is None and found["images"] == 13
     twins = pq.read_table(results / "duplicates.parquet").to_pylist()
-    assert ("003.png", "copy.png") in {(row["image_id"], row["twin_id"]) for row in twins}
+    assert ("003.png", "copy.png") in {(row["image_id"], row["duplicate_id"]) for row in twins}
     assert (results / "report.html").is_file()
 
 
