@@ -10,11 +10,9 @@ Letters: R rows of the table.
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
-
-import pyarrow as pa
 
 from latteclip.captions.answer_cache import Answer
 from latteclip.captions.engines import base as engines
@@ -82,7 +80,7 @@ def caption_images(
     engines.check(job.settings)
     layout = job.settings.layout
     questions = image_questions(images_path, pseudo_labels_path, prompt, job.shard, layout)
-    _caption(questions, job, {"prompt": prompt, "captioner": asdict(job.settings)})
+    _caption(questions, job, {"prompt": prompt})
 
 
 def caption_groups(
@@ -118,8 +116,7 @@ def caption_groups(
     questions = group_questions(
         images_path, pseudo_labels_path, prompt, groups, job.shard, job.settings.layout
     )
-    about = {"prompt": prompt, "captioner": asdict(job.settings), "groups": asdict(groups)}
-    _caption(questions, job, about)
+    _caption(questions, job, {"prompt": prompt, "groups": asdict(groups)})
 
 
 def _caption(questions: Questions, job: CaptionJob, metadata: Mapping[str, Any]) -> None:
@@ -127,7 +124,7 @@ def _caption(questions: Questions, job: CaptionJob, metadata: Mapping[str, Any])
     n, settings = len(questions), job.settings
     with _outcomes(questions, job) as outcomes:
         tally = write_table(
-            job.output,
+            job,
             tables.CAPTIONS,
             n,
             outcomes,
@@ -229,22 +226,12 @@ def _check(n: int, settings: CaptionerSettings, tally: Tally) -> None:
     )
 
 
-def _columns(
-    questions: Questions, rows: Sequence[int], outcomes: Sequence[CaptionOutcome]
-) -> dict[str, Any]:
-    ids = questions.image_ids
+def _columns(questions: Questions, row: int) -> dict[str, Any]:
+    """Return the columns of CAPTIONS that the question decides."""
+    ids, labels = questions.image_ids, questions.labels
     return {
-        "id": [questions.ids[row] for row in rows],
-        "members": [[ids[int(i)].as_py() for i in questions.members[row]] for row in rows],
-        "pseudo_label": pa.array(
-            [None if questions.labels is None else questions.labels[row] for row in rows],
-            pa.int32(),
-        ),
-        "prompt": [questions.prompts(row) for row in rows],
-        "caption": [outcome.caption for outcome in outcomes],
-        "finish_reason": [outcome.finish_reason for outcome in outcomes],
-        "n_tokens": pa.array([outcome.n_tokens for outcome in outcomes], pa.int32()),
-        "attempts": pa.array([outcome.attempts for outcome in outcomes], pa.int8()),
-        "error": pa.array([outcome.error for outcome in outcomes], pa.string()),
-        "digest": pa.array([outcome.digest for outcome in outcomes], pa.string()),
+        "id": questions.ids[row],
+        "members": [ids[int(i)].as_py() for i in questions.members[row]],
+        "pseudo_label": None if labels is None else labels[row],
+        "prompt": questions.prompts(row),
     }

@@ -11,8 +11,8 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -322,9 +322,6 @@ class Outcome:
         return ("failed",) if self.error is not None else ()
 
 
-O = TypeVar("O", bound=Outcome)  # noqa: E741
-
-
 def tokens_of(*answers: Answer) -> tuple[int, int]:
     """Return how many tokens answers read and wrote; unknown numbers count as 0."""
     return sum(a.n_read or 0 for a in answers), sum(a.n_tokens or 0 for a in answers)
@@ -362,32 +359,33 @@ class Tally:
 
 
 def write_table(
-    output: str,
+    job: CaptionJob,
     schema: pa.Schema,
     n: int,
-    outcomes: Callable[[int], O],
-    columns: Callable[[Sequence[int], Sequence[O]], Mapping[str, Any]],
+    outcomes: Callable[[int], Outcome],
+    columns: Callable[[int], Mapping[str, Any]],
     check: Callable[[Tally], None],
     metadata: Mapping[str, Any],
 ) -> Tally:
     """Write a table of R rows in pieces; hold the outcomes of one piece, and ask again for others.
 
     Args:
-        output: the file.
+        job: settings and output.
         schema: CAPTIONS or CLASS_SCORES.
         n: R.
-        outcomes: what became of a row.
-        columns: of rows and their outcomes.
+        outcomes: what became of a row; its attributes are columns.
+        columns: the other columns of a row.
         check: raises UserError where too many rows have no answer.
-        metadata: how the table was made.
+        metadata: how the table was made, besides the captioner.
     """
     outcomes = functools.lru_cache(tables.CAPTION_ROWS)(outcomes)
     tally = Tally()
     for row in range(n):
         tally.add(outcomes(row))
     check(tally)
-    with tables.writing(output, schema, {**metadata, **tally.metadata}) as add:
+    metadata = {**metadata, "captioner": asdict(job.settings), **tally.metadata}
+    with tables.writing(job.output, schema, metadata) as add:
         for start in range(0, max(1, n), tables.CAPTION_ROWS):
             rows = range(start, min(start + tables.CAPTION_ROWS, n))
-            add(columns(rows, [outcomes(row) for row in rows]))
+            add(tables.as_columns([{**vars(outcomes(r)), **columns(r)} for r in rows], schema))
     return tally

@@ -17,8 +17,8 @@ import functools
 import logging
 import math
 import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -158,13 +158,13 @@ def score_classes(
         questions = ClassQuestions(images, classnames, options[rows], is_asked, scores)
     with _outcomes(questions, job) as outcomes:
         tally = write_table(
-            job.output,
+            job,
             tables.CLASS_SCORES,
             len(images),
             outcomes,
-            functools.partial(_columns, images.ids),
+            lambda row: {"image_id": images.ids[row]},
             functools.partial(_check, job.settings),
-            _metadata(questions, job.settings),
+            _metadata(questions, job.settings.model),
         )
     log.info(
         "Wrote the scores of %d images, %d without an answer, %d not asked about.",
@@ -174,19 +174,18 @@ def score_classes(
     )
 
 
-def _metadata(questions: "ClassQuestions", captioner: CaptionerSettings) -> dict[str, Any]:
+def _metadata(questions: "ClassQuestions", model: str) -> dict[str, Any]:
     settings = questions.settings
     by_letters = settings.kind == MULTIPLE_CHOICE
     return {
         "classnames": list(questions.classnames),
         "kind": settings.kind,
-        "model": captioner.model,
+        "model": model,
         "prompt": letters_prompt(["..."]) if by_letters else settings.prompt,
         "answer": None if by_letters else settings.template,
         "topk": settings.topk,
         "orders": settings.orders if by_letters else None,
         "share": settings.share,
-        "captioner": asdict(captioner),
     }
 
 
@@ -364,21 +363,6 @@ def _check(settings: CaptionerSettings, tally: Tally) -> None:
         f"{settings.model} gave no scores {reason}; try another scores.kind or captioner.model, or "
         "rerun: only the requests without an answer are repeated."
     )
-
-
-def _columns(
-    ids: Sequence[str], rows: Sequence[int], outcomes: Sequence[ScoreOutcome]
-) -> Mapping[str, Any]:
-    return {
-        "image_id": [ids[row] for row in rows],
-        "options": pa.array([outcome.options for outcome in outcomes], pa.list_(pa.int32())),
-        "log_probabilities": pa.array(
-            [outcome.log_probabilities for outcome in outcomes], pa.list_(pa.float32())
-        ),
-        "none": pa.array([outcome.none for outcome in outcomes], pa.float32()),
-        "error": pa.array([outcome.error for outcome in outcomes], pa.string()),
-        "digest": pa.array([outcome.digest for outcome in outcomes], pa.string()),
-    }
 
 
 # --- multiple choice by letters ------------------------------------------------------------------
