@@ -75,7 +75,7 @@ def main() -> None:
         settings = from_values(
             FinetuneSettings, stage_params.find_learning_rate(configuration, dataset, METHOD)
         )
-        [labels] = stage_params.fused_labels_of_method(configuration, dataset, METHOD)
+        labels = stage_params.FUSED_LABELS.format(dataset=dataset)
         files = data.TrainingFiles(
             str(folder / "images.parquet"),
             str(folder / "pseudo_labels.parquet"),

@@ -106,10 +106,26 @@ class RuleFunctions:
         names = inspect.signature(function).parameters
 
         def answer(wildcards: Any) -> Any:
-            named = {key: value for key, value in wildcards.items() if key in names}
-            return function(self.configuration, **{**named, **fixed})
+            values = {**dict(wildcards.items()), **fixed}
+            named = {key: value for key, value in values.items() if key in names}
+            return function(self.configuration, **named)
 
         return answer
+
+    def given_if(self, condition: Callable[..., Any], path: str, **fixed: Any) -> OfJob:
+        """Return an input, with wildcards, that a condition on the configuration decides."""
+        wanted = self.given(condition, **fixed)
+
+        def answer(wildcards: Any) -> list[str]:
+            named = {**dict(wildcards.items()), **fixed}
+            return [path.format(**named)] if wanted(wildcards) else []
+
+        return answer
+
+    def given_each(self, function: Callable[..., Any], key: str) -> OfJob:
+        """Return the values of one key of each of several runs, as inputs."""
+        answer = self.given(function)
+        return lambda wildcards: [run[key] for run in answer(wildcards) if run.get(key)]
 
     def given_json(self, function: Callable[..., Any], **fixed: Any) -> OfJob:
         """Return the same with its result as JSON."""

@@ -1,4 +1,4 @@
-"""What a run needs besides a valid configuration, checked before its first job: also by a dry run.
+"""Check what a run needs besides a valid configuration, before its first job and in a dry run.
 
 Imports nothing heavy.
 """
@@ -20,7 +20,7 @@ from latteclip.core.terminal import URL
 CLASSES = "classes.txt"
 SPLITS = {"train", "val", "test"}
 HIDDEN = (".", "__MACOSX")
-LARGE = 2e9  # bytes of a captioner that takes days without a GPU
+LARGE_MODEL = 2e9  # bytes of a captioner that takes days without a GPU
 CAPTIONS = "results/{dataset}/captions/{kind}s.parquet"
 SCORES = "results/{dataset}/class_scores.parquet"
 TABLE = "_PRETRAINED"  # of open_clip/pretrained.py: weights by model
@@ -29,13 +29,13 @@ QUICK_MODEL = "-quickgelu"
 
 
 def refuse_unready(configuration: Configuration) -> None:
-    """Raise UserError about the first thing that a run lacks, or whose name nothing knows."""
+    """Raise UserError for the first missing file or unknown name of a run."""
     for dataset in configuration.datasets:
-        for fault in _faults(configuration, dataset):
-            raise UserError(f"Dataset {dataset}: {fault}")
+        for problem in _problems(configuration, dataset):
+            raise UserError(f"Dataset {dataset}: {problem}")
 
 
-def _faults(configuration: Configuration, dataset: str) -> Iterator[str]:
+def _problems(configuration: Configuration, dataset: str) -> Iterator[str]:
     yield from _folder(configuration, dataset)
     yield from _clip(configuration, dataset)
     if configuration.caption_kinds(dataset) or configuration.scores_classes(dataset):
@@ -44,7 +44,7 @@ def _faults(configuration: Configuration, dataset: str) -> Iterator[str]:
 
 
 def _folder(configuration: Configuration, dataset: str) -> Iterator[str]:
-    """A folder of images says which classes there are."""
+    """Check that a folder of images has classes."""
     folder = configuration.dataset(dataset)["source"].get("folder")
     split = configuration.section("split", dataset)
     if folder is None or split["kind"] != "folders" or split.get("classes"):
@@ -63,7 +63,7 @@ def _folder(configuration: Configuration, dataset: str) -> Iterator[str]:
 
 
 def class_folders(folder: str) -> set[str]:
-    """Names of the folders in a folder of images, or else in its folders train, val and test."""
+    """Return the folders of a folder of images, or else of its folders train, val and test."""
     names = _folders(folder)
     splits = names & SPLITS
     return names if not splits else set().union(*(_folders(f"{folder}/{s}") for s in splits))
@@ -75,7 +75,7 @@ def _folders(place: str) -> set[str]:
 
 
 def _clip(configuration: Configuration, dataset: str) -> Iterator[str]:
-    """The CLIP model and its weights have names that open_clip knows, or are files."""
+    """Check that the CLIP model and its weights are known to open_clip, or are files."""
     values = configuration.section("clip", dataset)
     model, pretrained = values["model"], values["pretrained"]
     if model.startswith(hub_names.FOLDER):
@@ -101,7 +101,7 @@ def _clip(configuration: Configuration, dataset: str) -> Iterator[str]:
 
 
 def _text_tower(folder: Path) -> Iterator[str]:
-    """A folder whose text tower is one of transformers holds the tower's configuration."""
+    """Check that a folder with a text tower of transformers has the tower's configuration."""
     try:
         config = json.loads((folder / hub_names.CLIP_CONFIG).read_bytes())
         name = config["model_cfg"]["text_cfg"].get("hf_model_name")
@@ -125,7 +125,7 @@ def _in_cache(name: str) -> bool:
 
 
 def _captioner(configuration: Configuration, dataset: str) -> Iterator[str]:
-    """The captioner can be asked: its model may exist, and its server has an address."""
+    """Check the name of the captioner's model, and that its server has an address."""
     values = configuration.section("captioner", dataset)
     engine, model = values["engine"], values["model"]
     if engine in hub_names.ENGINES and not os.path.isdir(model):
@@ -144,7 +144,7 @@ def _captioner(configuration: Configuration, dataset: str) -> Iterator[str]:
 
 
 def _has_answers(configuration: Configuration, dataset: str) -> bool:
-    """Whether the tables that are made of the captioner's answers are there."""
+    """Return whether the tables of the captioner's answers exist."""
     kinds = configuration.caption_kinds(dataset)
     tables = [CAPTIONS.format(dataset=dataset, kind=kind) for kind in kinds]
     if configuration.scores_classes(dataset):
@@ -153,7 +153,7 @@ def _has_answers(configuration: Configuration, dataset: str) -> bool:
 
 
 def _files(configuration: Configuration, dataset: str) -> Iterator[str]:
-    """Captions and scores of the user's are there where a method of the run reads them."""
+    """Check that the user's captions and scores exist if a method of the run reads them."""
     if configuration.section("captioner", dataset)["engine"] != "file":
         return
     files = configuration.user_files(dataset)
@@ -172,7 +172,7 @@ def _files(configuration: Configuration, dataset: str) -> Iterator[str]:
 
 
 def _without(configuration: Configuration, dataset: str, kind: str) -> str:
-    """Which methods read captions of a kind, and which methods of the run do without."""
+    """Return which methods read captions of a kind, and how to run the others only."""
     methods = configuration.methods_of(dataset)
     reading = [m for m in methods if configuration.needs_captions(m, kind, dataset)]
     others = [m for m in methods if m not in reading]
@@ -184,7 +184,7 @@ def _without(configuration: Configuration, dataset: str, kind: str) -> str:
 
 
 def refuse_slow_captions(configuration: Configuration, pending: Collection[str]) -> None:
-    """Raise UserError where a large captioner would write captions of the run without a GPU.
+    """Raise UserError if a large captioner would write captions without a GPU.
 
     An empty CUDA_VISIBLE_DEVICES asks for the CPU.
 
@@ -215,13 +215,13 @@ def refuse_slow_captions(configuration: Configuration, pending: Collection[str])
 
 
 def _is_large(configuration: Configuration, dataset: str) -> bool:
-    """Whether the captioner is a large model, as one of the hub is whose size nobody knows."""
+    """Return whether the captioner is large; one of the hub, of unknown size, counts as large."""
     values = configuration.section("captioner", dataset)
     if values["engine"] not in hub_names.ENGINES:
         return False
     if not os.path.isdir(values["model"]):
         return True
-    return sum(f.stat().st_size for f in os.scandir(values["model"]) if f.is_file()) > LARGE
+    return sum(f.stat().st_size for f in os.scandir(values["model"]) if f.is_file()) > LARGE_MODEL
 
 
 @cache

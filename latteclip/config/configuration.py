@@ -235,6 +235,30 @@ class Configuration:
         """Return whether the method uses the labels of fuse_labels."""
         return self.pseudo_labels(method, dataset) in BY_CAPTIONS
 
+    def reads_calibrated(self, method: str, dataset: str) -> bool:
+        """Return whether the method uses the labels of the calibrated zero-shot classifier."""
+        return self.pseudo_labels(method, dataset) == "zero_shot_calibrated"
+
+    def names_pseudo_labels(self, dataset: str) -> bool:
+        """Return whether the image prompt has a place for the pseudo-label."""
+        return "{}" in self.section("prompts", dataset)["image"]
+
+    def captions_vote(self, dataset: str) -> bool:
+        """Return whether captions vote, and not class scores."""
+        return not self.scores_classes(dataset)
+
+    def has_captions(self, kind: str, dataset: str) -> bool:
+        """Return whether some method of the run needs captions of a kind."""
+        return kind in self.caption_kinds(dataset)
+
+    def has_auto_lr(self, method: str, dataset: str) -> bool:
+        """Return whether find_learning_rate finds the method's learning rate."""
+        return bool(self.method(method, dataset)["finetune"]["lr"] == AUTO)
+
+    def runs_calibrated(self, dataset: str) -> bool:
+        """Return whether the calibrated zero-shot classifier is a method of the run."""
+        return "zero_shot_calibrated" in map(self.objective, self.methods_of(dataset))
+
     def scores_classes(self, dataset: str) -> bool:
         """Return whether class scores of the captioner vote in place of its captions."""
         return self.section("scores", dataset)["kind"] is not None

@@ -1,4 +1,4 @@
-"""Which names of models stand for what the Hugging Face hub has, and what a note on one is called.
+"""Tell models of the Hugging Face hub from files, and name the notes on them.
 
 Imports nothing heavy: the workflow asks while it reads its configuration.
 """
@@ -14,22 +14,21 @@ CLIP_CONFIG = "open_clip_config.json"  # of a model's folder
 TEXT_TOWER = "text_tower"  # folder in it: configuration of a text tower of transformers
 ENGINES = ("vllm", "transformers")  # that load a captioner themselves
 
-# Names of captioners that look at each picture as a whole in a square of OVERVIEW pixels, and at
-# tiles of it besides.
+# Names of captioners that read each picture as a square of OVERVIEW pixels, and as tiles.
 LLAVA_NEXT = re.compile(r"llava-(v?1\.6|next)", re.IGNORECASE)
 OVERVIEW = 336
 
-# What tells a model apart: the keys of its section that name it.
+# The keys of a section that name its model.
 Names = dict[str, str | None]
 
 
 def is_folder(model: str) -> bool:
-    """Whether a captioner's model is a folder, or was meant to be one, and no id of the hub."""
+    """Return whether a captioner's model is or looks like a folder, and not an id of the hub."""
     return os.path.isdir(model) or model.startswith((".", "/")) or model.count("/") > 1
 
 
 def hub_clip(values: Mapping[str, Any]) -> Names | None:
-    """The names of a CLIP of the hub, from section `clip`; None for a folder or weights file."""
+    """Return the names of a CLIP of the hub from section `clip`; None for a folder or file."""
     model, pretrained = values["model"], values["pretrained"]
     if model.startswith(FOLDER):
         return None
@@ -41,18 +40,18 @@ def hub_clip(values: Mapping[str, Any]) -> Names | None:
 
 
 def hub_captioner(values: Mapping[str, Any]) -> Names | None:
-    """The names of a captioner of the hub, from section `captioner`; None where none is loaded."""
+    """Return the names of a captioner of the hub from section `captioner`, or None."""
     if values["engine"] not in ENGINES or is_folder(values["model"]):
         return None
     return {"model": values["model"], "revision": values["revision"]}
 
 
 def overview_side(model: str) -> int | None:
-    """Return the side of the square in which a captioner sees a picture; None for other models."""
+    """Return the side of the square that a captioner reads of a picture; None for others."""
     return OVERVIEW if LLAVA_NEXT.search(model) else None
 
 
 def slug(names: Names) -> str:
-    """Names as part of a file's name: letters, digits and `.-_~=@`, others for other names."""
+    """Return names as a part of a file's name, unique, of letters, digits and `.-_~=@`."""
     parts = [quote(name, safe="") for name in names.values() if name]
     return "@".join(parts).replace("%2F", "--").replace("%3A", "--").replace("%", "=")

@@ -64,30 +64,30 @@ RESOURCES = {
 
 
 def memory(stage: str, images: int, attempt: int, beside: int = 0) -> int:
-    """MB of a stage and of what it holds beside, half as much again at each further attempt."""
+    """Return the MB of a stage and `beside`, half as much again at each further attempt."""
     resources = RESOURCES[stage]
     wanted = resources.mem_mb + resources.mb_per_million * images / 1e6 + beside
     return int(wanted * 1.5 ** (attempt - 1))
 
 
 def minutes(stage: str, images: int, passes: float, attempt: int) -> int:
-    """Minutes of a stage that sees each of the images so many times, multiplied by the attempt."""
+    """Return the minutes of a stage with so many passes over the images, times the attempt."""
     resources = RESOURCES[stage]
     seconds = images * passes / resources.images_per_second
     return int((resources.minutes + seconds / 60) * attempt)
 
 
 def images_expected(configuration: Configuration, dataset: str) -> int:
-    """Images that the dataset's file speaks of; 0 where it does not."""
+    """Return the number of images in the dataset's file, or 0."""
     counts = configuration.dataset(dataset).get("split", {}).get("counts", {})
     return int(counts.get("train", 0) + counts.get("test", 0))
 
 
 def images_indexed(index: str) -> int:
-    """Images of an index.
+    """Return the number of images in an index.
 
     Raises:
-        FileNotFoundError: it is not there yet, which lets Snakemake ask again later.
+        FileNotFoundError: there is no index yet. Snakemake asks again later.
     """
     from pyarrow.parquet import read_metadata
 
@@ -96,46 +96,45 @@ def images_indexed(index: str) -> int:
 
 
 def one(configuration: Configuration) -> int:
-    """One GPU, or one pass over the images."""
+    """Return 1: one GPU, or one pass over the images."""
     return 1
 
 
 def captioner_gpus(configuration: Configuration, dataset: str) -> int:
-    """GPUs of a captioning job: none where a server or the user writes the captions."""
+    """Return the GPUs of a captioning job, 0 if a server or the user writes the captions."""
     values = configuration.section("captioner", dataset)
     return values["tensor_parallel_size"] if values["engine"] in ENGINES else 0
 
 
 def training_memory(configuration: Configuration, dataset: str) -> int:
-    """MB of a fine-tuning for its pictures, which processes share out, and further processes."""
-    kept = float(configuration.section("compute", dataset)["cache_gib"]) * 1_000
-    return round(kept + 6_000 * (processes(configuration, dataset) - 1))
+    """Return the MB of a fine-tuning for cached images and for each further process."""
+    cached = float(configuration.section("compute", dataset)["cache_gib"]) * 1_000
+    return round(cached + 6_000 * (processes(configuration, dataset) - 1))
 
 
 def processes(configuration: Configuration, dataset: str) -> int:
-    """Processes of a fine-tuning, each on a GPU of its own."""
+    """Return the processes of a fine-tuning, each on its own GPU."""
     return int(configuration.section("processes", dataset)["finetune"])
 
 
 def cores_per_gpu(threads: int, gpus: int) -> int:
-    """Cores beside each GPU of a job that has so many threads in all."""
+    """Return the cores beside each GPU of a job with so many threads."""
     return math.ceil(threads / max(1, gpus))
 
 
 def training_threads(
     configuration: Configuration, dataset: str, cores: int, gpus: int | None
 ) -> int:
-    """Threads of a fine-tuning on this machine.
+    """Return the threads of a fine-tuning on this machine.
 
-    Beside a GPU they are processes that load images, of which it can use any number: trainings
-    share out all cores among them, one that runs alone has all. Without a GPU the model computes
-    with as many as `threads.finetune` says.
+    With a GPU, threads load images, and trainings that run at once divide all cores. Without a GPU
+    the model computes with `threads.finetune` threads.
 
     Args:
-        configuration: what is run.
+        configuration: of the run.
         dataset: its key.
-        cores: all that snakemake may use.
-        gpus: how many its jobs may use at a time; None: there is none.
+        cores: that snakemake may use.
+        gpus: that jobs may use at once; None: there is no GPU.
     """
     wanted = int(configuration.section("threads", dataset)["finetune"])
     if gpus:
@@ -147,12 +146,12 @@ def training_threads(
 def captioning_at_once(
     configuration: Configuration, dataset: str, gpus: int | None
 ) -> tuple[int, int]:
-    """Return how many captioning jobs a dataset has, and how many of them the GPUs let run at once.
+    """Return the number of captioning jobs of a dataset, and how many of them run at once.
 
     Args:
-        configuration: what is run.
+        configuration: of the run.
         dataset: its key.
-        gpus: how many its jobs may use at a time; None: there is none.
+        gpus: that jobs may use at once; None: there is no GPU.
     """
     kinds = len(configuration.caption_kinds(dataset)) + configuration.scores_classes(dataset)
     jobs = kinds * configuration.shards(dataset)
@@ -163,7 +162,7 @@ def captioning_at_once(
 def caption_threads(
     configuration: Configuration, dataset: str, cores: int, gpus: int | None
 ) -> int:
-    """Return the threads of a captioning job on this machine, whose GPUs share out the cores."""
+    """Return the threads of a captioning job on this machine, whose GPUs divide the cores."""
     wanted = int(configuration.section("threads", dataset)["caption"])
     at_once = captioning_at_once(configuration, dataset, gpus)[1] if gpus else 1
     return max(1, min(wanted, cores // max(1, at_once)))
@@ -172,7 +171,7 @@ def caption_threads(
 def too_few_for_shards(
     configuration: Configuration, dataset: str, cores: int, gpus: int
 ) -> str | None:
-    """Return a sentence where the shards of a dataset's captions cannot all run at once."""
+    """Return a warning if the shards of a dataset's captions cannot all run at once."""
     shards, of_a_job = configuration.shards(dataset), captioner_gpus(configuration, dataset)
     at_once = min(cores, gpus // max(1, of_a_job))
     if not of_a_job or shards <= at_once:
@@ -185,7 +184,7 @@ def too_few_for_shards(
 
 
 def trainings(configuration: Configuration) -> int:
-    """Fine-tunings of a run."""
+    """Return the number of fine-tunings of a run."""
     return sum(len(configuration.trainings(dataset)) for dataset in configuration.datasets)
 
 
@@ -196,12 +195,12 @@ def epochs(configuration: Configuration, dataset: str, method: str) -> int:
 
 
 def share_of_shard(configuration: Configuration, shards: str = "1") -> float:
-    """The share of the images that a captioning job asks about."""
+    """Return the share of the images of a captioning job."""
     return 1 / int(shards)
 
 
 def questions_per_image(configuration: Configuration, dataset: str, shards: str = "1") -> float:
-    """How often a job that scores classes asks about an image, on the average over the images."""
+    """Return the mean number of questions about an image in a job that scores classes."""
     values = configuration.section("scores", dataset)
     orders = values["orders"] if values["kind"] == "multiple_choice" else 1
     return float(orders * values["share"]) / int(shards)

@@ -1,6 +1,6 @@
-"""The source files that a stage runs: declared as inputs, they let an edit rerun that stage alone.
+"""List the source files of a stage: as inputs of its rule, they make an edit rerun only that stage.
 
-Snakemake's own triggers see the shell command of a rule, not the package behind it.
+Snakemake itself sees the shell command of a rule, not the package behind it.
 """
 
 import ast
@@ -23,7 +23,7 @@ WITHOUT_EFFECT = frozenset(
 
 
 def sources(*modules: str) -> list[str]:
-    """The files of modules and of all that they import from the package, also inside functions.
+    """Return the files of modules and of their imports from the package, also in functions.
 
     Returns:
         Sorted paths, relative where they are inside the working folder. A package's `__init__.py`
@@ -37,20 +37,20 @@ def sources(*modules: str) -> list[str]:
 
 @cache  # hundreds of jobs have the same code
 def _sources(modules: tuple[str, ...], here: Path) -> list[str]:
-    """`sources` as they are seen from the folder that is worked in."""
+    """Return `sources` for a working folder."""
     root = layers.PACKAGE.parent
     return sorted(layers.relative_to_cwd(_file(root, name)) for name in closure(root, *modules))
 
 
 def templates() -> list[str]:
-    """The templates, style and script of the pages: an edit of them is one of the code."""
+    """Return the templates, style and script of the pages, which count as code."""
     return sorted(
         layers.relative_to_cwd(path) for path in (layers.PACKAGE / "report" / "templates").iterdir()
     )
 
 
 def closure(root: Path, *modules: str) -> set[str]:
-    """The modules and those that they import, directly or not, of the packages in a folder."""
+    """Return modules and their direct and indirect imports from the packages of a folder."""
     found: set[str] = set()
     waiting = list(modules)
     while waiting:
@@ -63,7 +63,7 @@ def closure(root: Path, *modules: str) -> set[str]:
 
 @cache
 def _imports(file: Path, root: Path) -> list[str]:
-    """The modules of the package that a file imports and that can change what a stage writes."""
+    """Return the modules that a file imports from its package, without those of no effect."""
     package = file.relative_to(root).parts[0] + "."
     names = set(_imported_names(ast.parse(file.read_bytes())))
     return sorted(
@@ -74,7 +74,7 @@ def _imports(file: Path, root: Path) -> list[str]:
 
 
 def _imported_names(tree: ast.Module) -> Iterator[str]:
-    """What import statements name; what they take from a module may be a module or not."""
+    """Yield the names in import statements; what they take from a module may be a module."""
     for node in _statements(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -84,7 +84,7 @@ def _imported_names(tree: ast.Module) -> Iterator[str]:
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
-    """All statements inside one; expressions, which are most of a tree, hold none."""
+    """Yield all statements inside a statement; expressions, most of a tree, have none."""
     for part in ("body", "orelse", "handlers", "finalbody", "cases"):
         for inner in getattr(node, part, ()):
             yield inner

@@ -10,7 +10,6 @@ from typing import Any
 
 from latteclip.config import hub_names, source_dependencies
 from latteclip.config.configuration import HEADS, NO_CANDIDATES, Configuration
-from latteclip.core.steps import AUTO
 
 # Folder of images, generated or downloaded for a dataset: shared by all runs.
 DATA = "resources/{dataset}/data"
@@ -25,10 +24,19 @@ SELECTED_MODEL = "results/{{dataset}}/model{suffix}"
 ANSWERS = "results/{dataset}/audit/{split}/{name}"
 # The scores of the dataset's models by these answers.
 AUDIT = "results/{{dataset}}/audit{suffix}.json"
+# Tables that a rule reads if the configuration needs them.
+CAPTIONS = "results/{dataset}/captions/{kind}s.parquet"
+CAPTION_SUMMARY = "results/{dataset}/captions/summary.json"
+CLASS_SCORES = "results/{dataset}/class_scores.parquet"
+PSEUDO_LABELS = "results/{dataset}/pseudo_labels.parquet"
+FUSED_LABELS = "results/{dataset}/fused_labels.parquet"
+VOTES = "results/{dataset}/votes.parquet"
+LEARNING_RATE = "results/{dataset}/{method}/learning_rate.json"
 # Classifiers that are made without training.
-CLASSIFIERS = "results/{dataset}/classifiers/{name}.safetensors"
+CLASSIFIERS = "results/{{dataset}}/classifiers/{name}.safetensors"
+CALIBRATED = CLASSIFIERS.format(name="calibrated")
 # Predictions of the trainings of an average for the images that they left out.
-LEFT_OUT = "left_out.parquet"
+LEFT_OUT = "results/{dataset}/{method}/seed{seed}/left_out.parquet"
 TRAIN_PREDICTIONS = "train_predictions.parquet"
 # The method whose classifier comes with the labels, without training.
 LABELS_METHOD = "image_prototypes"
@@ -110,12 +118,6 @@ def answer_store(configuration: Configuration, dataset: str, kind: str) -> str:
     return f"resources/{configuration.whole(dataset)}/captions/{kind}"
 
 
-def pseudo_labels_if_named(configuration: Configuration, dataset: str) -> Paths:
-    """Return the pseudo-labels if the image prompt has a place for them."""
-    named = "{}" in configuration.section("prompts", dataset)["image"]
-    return [f"results/{dataset}/pseudo_labels.parquet"] if named else []
-
-
 def user_file(configuration: Configuration, dataset: str, key: str) -> Paths:
     """Return the user's file that a key such as "scores.file" names if it is in use."""
     files = configuration.user_files(dataset)
@@ -136,37 +138,10 @@ def shards(configuration: Configuration, dataset: str, kind: str) -> Paths:
     return [f"{folder}/{kind}-{i}-of-{n}.parquet" for i in range(1, n + 1)]
 
 
-def class_scores_if_in_use(configuration: Configuration, dataset: str) -> Paths:
-    """Return the class scores if the configuration asks for them."""
-    wanted = configuration.scores_classes(dataset)
-    return [f"results/{dataset}/class_scores.parquet"] if wanted else []
-
-
 def captions_in_use(configuration: Configuration, dataset: str) -> Paths:
     """Return the tables of captions that some method of the run needs."""
-    return [_captions(dataset, kind) for kind in configuration.caption_kinds(dataset)]
-
-
-def captions_if_in_use(configuration: Configuration, dataset: str, kind: str) -> Paths:
-    """Return the captions of kind "image" or "group" if some method of the run needs them."""
-    return [_captions(dataset, kind)] if kind in configuration.caption_kinds(dataset) else []
-
-
-def caption_summary_if_in_use(configuration: Configuration, dataset: str) -> Paths:
-    """Return the summary of the captions if some method of the run needs captions."""
-    needed = configuration.caption_kinds(dataset)
-    return [f"results/{dataset}/captions/summary.json"] if needed else []
-
-
-def captions_that_vote(configuration: Configuration, dataset: str) -> Paths:
-    """Return the captions of the images, unless class scores vote in their place."""
-    return [] if configuration.scores_classes(dataset) else [_captions(dataset, "image")]
-
-
-def captions_of_method(configuration: Configuration, dataset: str, method: str, kind: str) -> Paths:
-    """Return the captions of kind "image" or "group" if the method reads them."""
-    reads = configuration.reads_captions(method, kind, dataset)
-    return [_captions(dataset, kind)] if reads else []
+    kinds = configuration.caption_kinds(dataset)
+    return [CAPTIONS.format(dataset=dataset, kind=kind) for kind in kinds]
 
 
 # Labels, classifiers and trainings.
@@ -189,29 +164,11 @@ def fuse_labels(configuration: Configuration, dataset: str) -> Settings:
     }
 
 
-def fused_labels_of_method(configuration: Configuration, dataset: str, method: str) -> Paths:
-    """Return the labels by captions if the method trains on them."""
-    reads = configuration.reads_fused_labels(method, dataset)
-    return [f"results/{dataset}/fused_labels.parquet"] if reads else []
-
-
-def calibrated_of_method(configuration: Configuration, dataset: str, method: str) -> Paths:
-    """Return the calibrated zero-shot classifier if the method trains on its labels."""
-    reads = configuration.pseudo_labels(method, dataset) == "zero_shot_calibrated"
-    return [CLASSIFIERS.format(dataset=dataset, name="calibrated")] if reads else []
-
-
 def image_prototypes_of_method(configuration: Configuration, dataset: str, method: str) -> Paths:
     """Return the classifier from which LatteCLIP's prototypes start if it is not the texts."""
     starts = configuration.method(method, dataset).get("prototypes", "text") == "image"
     is_latteclip = configuration.objective(method) == "latteclip"
     return [_image_prototypes(configuration, dataset, method)] if starts and is_latteclip else []
-
-
-def learning_rate_of_method(configuration: Configuration, dataset: str, method: str) -> Paths:
-    """Return the output of find_learning_rate if the method's learning rate is "auto"."""
-    is_auto = configuration.method(method, dataset)["finetune"]["lr"] == AUTO
-    return [f"results/{dataset}/{method}/learning_rate.json"] if is_auto else []
 
 
 def classifier_of_method(configuration: Configuration, dataset: str, method: str) -> str:
@@ -220,7 +177,7 @@ def classifier_of_method(configuration: Configuration, dataset: str, method: str
         return f"results/{dataset}/class_embeddings.safetensors"
     if configuration.objective(method) == "image_prototypes":
         return _image_prototypes(configuration, dataset, method)
-    return CLASSIFIERS.format(dataset=dataset, name="calibrated")
+    return CALIBRATED.format(dataset=dataset)
 
 
 def fold(configuration: Configuration, dataset: str, seed: str) -> Settings:
@@ -276,11 +233,6 @@ def averaged(configuration: Configuration, dataset: str, method: str) -> list[di
     ]
 
 
-def averaged_files(configuration: Configuration, dataset: str, method: str, kind: str) -> Paths:
-    """Return the files of one kind (a key of `averaged`) of the trainings of an average."""
-    return [str(run[kind]) for run in averaged(configuration, dataset, method)]
-
-
 # Evaluation and the choice of a model.
 
 
@@ -310,25 +262,6 @@ def propagate_labels(configuration: Configuration, dataset: str, method: str) ->
     return {**graph, "topk": configuration.section("inference", dataset)["topk"]}
 
 
-def left_out_of_average(
-    configuration: Configuration, dataset: str, method: str, seed: str
-) -> Paths:
-    """Return the predictions for left-out images if the method is an average."""
-    path = f"results/{dataset}/{method}/seed{seed}/{LEFT_OUT}"
-    return [path] if configuration.is_average(method) else []
-
-
-def votes_if_any(configuration: Configuration, dataset: str) -> Paths:
-    """Return the votes that judge classifiers if image captions or class scores are made."""
-    return [_votes(dataset)] if configuration.has_votes(dataset) else []
-
-
-def votes_of_classifier(configuration: Configuration, dataset: str, method: str) -> Paths:
-    """Return the votes of which the classifier of a method without training is made."""
-    reads = configuration.reads_fused_labels(method, dataset)
-    return [_votes(dataset)] if reads else []
-
-
 def candidates(configuration: Configuration, dataset: str) -> list[dict[str, Any]]:
     """Return the runs among which select_model chooses."""
     found = []
@@ -345,11 +278,6 @@ def candidates(configuration: Configuration, dataset: str) -> list[dict[str, Any
             }
         )
     return found
-
-
-def files_of_candidates(configuration: Configuration, dataset: str, kind: str) -> Paths:
-    """Return the files of one kind ("metrics", "train_predictions", "model") of the candidates."""
-    return [str(candidate[kind]) for candidate in candidates(configuration, dataset)]
 
 
 def selection_if_any(configuration: Configuration, dataset: str) -> Paths:
@@ -419,23 +347,20 @@ def audited_runs(configuration: Configuration, dataset: str) -> list[dict[str, A
     for method, seed in configuration.runs(dataset):
         folder = f"results/{dataset}/{method}/seed{seed}"
         has_model = configuration.objective(method) != "label_propagation"
-        held_out = LEFT_OUT if configuration.is_average(method) else TRAIN_PREDICTIONS
+        held_out = f"{folder}/{TRAIN_PREDICTIONS}"
+        if configuration.is_average(method):
+            held_out = LEFT_OUT.format(dataset=dataset, method=method, seed=seed)
         found.append(
             {
                 "method": method,
                 "seed": seed,
                 "metrics": f"{folder}/metrics.json",
                 "predictions": f"{folder}/predictions.parquet",
-                "train_predictions": f"{folder}/{held_out}" if has_model else None,
+                "train_predictions": held_out if has_model else None,
                 "has_model": has_model,
             }
         )
     return found
-
-
-def files_of_audited(configuration: Configuration, dataset: str, kind: str) -> Paths:
-    """Return the files of one kind (a key of `audited_runs`) of the scored runs."""
-    return [run[kind] for run in audited_runs(configuration, dataset) if run[kind]]
 
 
 def audit_if_any(configuration: Configuration, dataset: str) -> Paths:
@@ -487,18 +412,6 @@ def page_runs(configuration: Configuration, dataset: str) -> list[dict[str, Any]
             run["train_predictions"] = f"{folder}/{TRAIN_PREDICTIONS}"
         found.append(run)
     return found
-
-
-def files_of_page_runs(configuration: Configuration, dataset: str, kind: str) -> Paths:
-    """Return the files of one kind ("metrics", "history", ...) that a page reads of the runs."""
-    return [run[kind] for run in page_runs(configuration, dataset) if kind in run]
-
-
-def calibrated_if_run(configuration: Configuration, dataset: str) -> Paths:
-    """Return the calibrated zero-shot classifier if it is a method of the run."""
-    objectives = map(configuration.objective, configuration.methods_of(dataset))
-    path = CLASSIFIERS.format(dataset=dataset, name="calibrated")
-    return [path] if "zero_shot_calibrated" in objectives else []
 
 
 def benchmarks(configuration: Configuration, dataset: str) -> list[dict[str, str]]:
@@ -596,12 +509,4 @@ def _image_prototypes(configuration: Configuration, dataset: str, method: str) -
     """Return the image prototypes, by captions if the method reads labels by captions."""
     fused = configuration.reads_fused_labels(method, dataset)
     name = "image_prototypes" if fused else "image_prototypes_by_zero_shot"
-    return CLASSIFIERS.format(dataset=dataset, name=name)
-
-
-def _votes(dataset: str) -> str:
-    return f"results/{dataset}/votes.parquet"
-
-
-def _captions(dataset: str, kind: str) -> str:
-    return f"results/{dataset}/captions/{kind}s.parquet"
+    return CLASSIFIERS.format(name=name).format(dataset=dataset)

@@ -9,8 +9,9 @@ from snakemake.iocontainers import InputFiles
 
 from latteclip.cli import rule_functions
 from latteclip.cli.rule_functions import RuleFunctions, one_of, options
-from latteclip.config import job_resources, layers
+from latteclip.config import job_resources, layers, stage_params
 from latteclip.config.configuration import Configuration
+from latteclip.config.stage_params import CAPTIONS
 from latteclip.core import tables
 
 DEMO = SimpleNamespace(dataset="demo", items=lambda: [("dataset", "demo"), ("method", "flyp")])
@@ -122,3 +123,15 @@ def test_a_constraint_of_no_names_fits_nothing(functions):
 def test_a_mistaken_configuration_is_snakemake_s_error(functions):
     with pytest.raises(WorkflowError, match="demmo"):
         functions(dataset="demmo")
+
+
+def test_an_input_is_there_where_the_configuration_needs_it(functions):
+    latteclip = functions(method="latteclip").given_if
+    assert latteclip(Configuration.has_captions, CAPTIONS, kind="group")(DEMO) == [
+        "results/demo/captions/groups.parquet"
+    ]
+    assert functions().given_if(Configuration.has_captions, CAPTIONS, kind="group")(DEMO) == []
+    judged = functions(method="zero_shot,flyp", seeds=1).given_each(
+        stage_params.candidates, "model"
+    )
+    assert judged(DEMO) == [f"results/demo/{m}/seed0/model" for m in ("zero_shot", "flyp")]

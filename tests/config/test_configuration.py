@@ -61,12 +61,6 @@ def test_a_method_without_training_runs_once(config):
     ]
 
 
-def test_datasets_and_methods_come_from_commas(config):
-    found = configured(config, dataset="dtd,demo", method="latteclip,zero_shot")
-    assert found.datasets == ["dtd", "demo"]
-    assert found.methods == ["latteclip", "zero_shot"]
-
-
 def test_all_datasets_are_those_that_are_downloaded(config):
     assert len(configured(config, dataset="all").datasets) == 10
     assert "demo" not in configured(config, dataset="all").datasets
@@ -307,14 +301,6 @@ def test_one_key_of_a_folder_may_be_set_and_the_others_stay(config, tmp_path, se
 def test_pictures_are_squares_for_captioners_that_see_them_so(config, model, side):
     found = configured(config, captioner={"model": model}).section("captioner", "dtd")
     assert found["square_side"] == side
-
-
-def test_a_missing_model_folder_is_refused(config, tmp_path):
-    refused(
-        config,
-        f"Dataset demo: clip.model names the folder {tmp_path}, which has no",
-        clip={"model": f"local-dir:{tmp_path}"},
-    )
 
 
 def test_braces_in_a_source_folder_are_refused(config, tmp_path):

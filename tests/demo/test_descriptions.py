@@ -52,21 +52,3 @@ def test_descriptions_name_every_drawn_attribute():
 def test_group_descriptions_say_how_common_the_class_is(classnames, start):
     group = [attributes(name, orientation=None) for name in classnames.split()]
     assert descriptions.describe_group(group).startswith(start)
-
-
-def test_group_descriptions_fall_back_to_tones_and_leave_out_the_rest():
-    colours = [
-        ("red", "white", "soft"),
-        ("navy", "beige", "crisp"),
-        ("black", "yellow", "faded"),
-        ("blue", "pink", "grainy"),
-    ]
-    group = [
-        attributes(foreground=f, background=b, finish=x, orientation=o)
-        for (f, b, x), o in zip(colours, ("vertical", "diagonal") * 2, strict=True)
-    ]
-    assert descriptions.describe_group(group) == (
-        "striped textures with thin dark stripes on light backgrounds."
-    )
-    with pytest.raises(ValueError, match="four"):
-        descriptions.describe_group(group[:3])

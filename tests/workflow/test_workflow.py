@@ -112,10 +112,6 @@ def test_a_run_ends_with_where_the_results_are(finished):
     assert "latteclip predict results/demo" in run.stdout[ended:]
 
 
-def test_nothing_is_left_half_written(finished):
-    assert [p for p in (finished.root / "results").rglob("*") if p.name.endswith(".tmp")] == []
-
-
 def test_a_second_run_has_nothing_to_do(finished):
     run = finished.snakemake("--config", "seeds=1")
     assert run.returncode == 0
@@ -332,22 +328,6 @@ def test_captions_that_were_removed_are_made_again_without_an_engine(edited):
     assert planned(edited) == {}  # the same bytes rerun nothing
 
 
-def test_shards_write_the_same_captions_and_ask_nothing_anew(edited):
-    before = {kind: parquet(edited, f"captions/{kind}.parquet") for kind in ("images", "groups")}
-    kept = {path: path.read_bytes() for path in (edited.root / RESULTS / "captions").iterdir()}
-    EDITS["two shards"][0](edited)
-    targets = [f"{RESULTS}/captions/{kind}.parquet" for kind in before]
-    run = edited.snakemake(*targets, "--config", "seeds=1")
-    assert run.returncode == 0, run.stdout
-    for kind, columns in before.items():
-        assert parquet(edited, f"captions/{kind}.parquet") == columns
-        for shard in ("1-of-2", "2-of-2"):
-            assert "Asked 0 requests" in logged(edited, f"caption_{kind}-{shard}")
-    assert not list((edited.root / RESULTS / "captions").rglob("*-of-2.parquet"))
-    for path, content in kept.items():
-        path.write_bytes(content)
-
-
 # --- signals -------------------------------------------------------------------------------------
 
 
@@ -549,22 +529,6 @@ def test_a_dry_run_of_the_demo_imports_nothing_heavy(checkout, no_heavy_imports)
     run = checkout.snakemake("--dry-run", path=no_heavy_imports)
     assert run.returncode == 0, run.stdout
     assert "finetune" in run.stdout
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (["dataset=demmo"], r"demmo.*demo"),
-        (["clip={'model': 'local-dir:nowhere'}"], r"nowhere"),
-    ],
-    ids=str,
-)
-def test_a_mistaken_option_is_one_sentence_before_any_heavy_import(
-    checkout, no_heavy_imports, config, message
-):
-    run = checkout.snakemake("--config", *config, path=no_heavy_imports)
-    assert_one_sentence(run, message)
-    assert not (checkout.root / "results").exists()
 
 
 def test_a_broken_image_is_one_sentence(checkout, tmp_path):

@@ -5,7 +5,7 @@
 rule caption_images:
     input:
         images="results/{dataset}/images.parquet",
-        pseudo_labels=given(stage_params.pseudo_labels_if_named),
+        pseudo_labels=given_if(Configuration.names_pseudo_labels, PSEUDO_LABELS),
         own=given_unstored(stage_params.user_file, key="captioner.images_file"),
         captioner_model=given(stage_params.hub_model, section="captioner"),
         code=sources("latteclip.captions.caption"),

@@ -12,12 +12,25 @@ if IS_CLONE:
 from latteclip.cli.rule_functions import RuleFunctions, one_of, options
 from latteclip.config import job_resources, source_dependencies, stage_params
 from latteclip.config.configuration import Configuration
-from latteclip.config.stage_params import DATA, MODEL_NOTE
+from latteclip.config.stage_params import (
+    CALIBRATED,
+    CAPTION_SUMMARY,
+    CAPTIONS,
+    CLASS_SCORES,
+    DATA,
+    FUSED_LABELS,
+    LEARNING_RATE,
+    MODEL_NOTE,
+    PSEUDO_LABELS,
+    VOTES,
+)
 
 functions = RuleFunctions(workflow, config)
 configuration = functions.configuration
 
 given = functions.given
+given_if = functions.given_if
+given_each = functions.given_each
 given_json = functions.given_json
 given_unstored = functions.given_unstored
 unstored = functions.unstored

@@ -8,7 +8,7 @@ rule evaluate:
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         model="results/{dataset}/{method}/seed{seed}/model",
         history="results/{dataset}/{method}/seed{seed}/history.parquet",
-        left_out=given(stage_params.left_out_of_average),
+        left_out=given_if(Configuration.is_average, stage_params.LEFT_OUT),
         code=sources("latteclip.evaluate.evaluate"),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
@@ -45,7 +45,7 @@ rule evaluate_classifier:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         classifier=given(stage_params.classifier_of_method),
-        votes=given(stage_params.votes_of_classifier),
+        votes=given_if(Configuration.reads_fused_labels, VOTES),
         code=sources("latteclip.evaluate.evaluate_classifier"),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
@@ -109,9 +109,9 @@ rule score_audit:
     input:
         # The order of the images, and the answers about them.
         answers=given_unstored(stage_params.answers),
-        metrics=given(stage_params.files_of_audited, kind="metrics"),
-        predictions=given(stage_params.files_of_audited, kind="predictions"),
-        train_predictions=given(stage_params.files_of_audited, kind="train_predictions"),
+        metrics=given_each(stage_params.audited_runs, "metrics"),
+        predictions=given_each(stage_params.audited_runs, "predictions"),
+        train_predictions=given_each(stage_params.audited_runs, "train_predictions"),
         code=sources("latteclip.audit.score_audit"),
     output:
         stage_params.AUDIT.format(suffix=configuration.suffix),
@@ -131,12 +131,10 @@ rule score_audit:
 
 rule select_model:
     input:
-        metrics=given(stage_params.files_of_candidates, kind="metrics"),
-        train_predictions=given(
-            stage_params.files_of_candidates, kind="train_predictions"
-        ),
-        models=given(stage_params.files_of_candidates, kind="model"),
-        votes=given(stage_params.votes_if_any),
+        metrics=given_each(stage_params.candidates, "metrics"),
+        train_predictions=given_each(stage_params.candidates, "train_predictions"),
+        models=given_each(stage_params.candidates, "model"),
+        votes=given_if(Configuration.has_votes, VOTES),
         audit=given(stage_params.audit_if_any),
         code=sources("latteclip.evaluate.select_model"),
     output:

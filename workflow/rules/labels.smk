@@ -30,8 +30,8 @@ rule fuse_labels:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        image_captions=given(stage_params.captions_that_vote),
-        class_scores=given(stage_params.class_scores_if_in_use),
+        image_captions=given_if(Configuration.captions_vote, CAPTIONS, kind="image"),
+        class_scores=given_if(Configuration.scores_classes, CLASS_SCORES),
         clip_model=given(stage_params.hub_model, section="clip"),
         code=sources("latteclip.labels.fuse_labels"),
     output:

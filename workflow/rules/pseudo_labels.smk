@@ -34,7 +34,7 @@ rule score_unknown:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        class_scores=given(stage_params.class_scores_if_in_use),
+        class_scores=given_if(Configuration.scores_classes, CLASS_SCORES),
         code=sources("latteclip.labels.score_unknown"),
     output:
         scores="results/{dataset}/unknown.parquet",

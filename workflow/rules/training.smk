@@ -38,10 +38,10 @@ rule find_learning_rate:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        image_captions=given(stage_params.captions_of_method, kind="image"),
-        group_captions=given(stage_params.captions_of_method, kind="group"),
-        fused_labels=given(stage_params.fused_labels_of_method),
-        calibrated=given(stage_params.calibrated_of_method),
+        image_captions=given_if(Configuration.reads_captions, CAPTIONS, kind="image"),
+        group_captions=given_if(Configuration.reads_captions, CAPTIONS, kind="group"),
+        fused_labels=given_if(Configuration.reads_fused_labels, FUSED_LABELS),
+        calibrated=given_if(Configuration.reads_calibrated, CALIBRATED),
         image_prototypes=given(stage_params.image_prototypes_of_method),
         clip_model=given(stage_params.hub_model, section="clip"),
         code=sources("latteclip.train.find_learning_rate"),
@@ -78,12 +78,12 @@ rule finetune:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
-        image_captions=given(stage_params.captions_of_method, kind="image"),
-        group_captions=given(stage_params.captions_of_method, kind="group"),
-        fused_labels=given(stage_params.fused_labels_of_method),
-        calibrated=given(stage_params.calibrated_of_method),
+        image_captions=given_if(Configuration.reads_captions, CAPTIONS, kind="image"),
+        group_captions=given_if(Configuration.reads_captions, CAPTIONS, kind="group"),
+        fused_labels=given_if(Configuration.reads_fused_labels, FUSED_LABELS),
+        calibrated=given_if(Configuration.reads_calibrated, CALIBRATED),
         image_prototypes=given(stage_params.image_prototypes_of_method),
-        learning_rate=given(stage_params.learning_rate_of_method),
+        learning_rate=given_if(Configuration.has_auto_lr, LEARNING_RATE),
         clip_model=given(stage_params.hub_model, section="clip"),
         code=sources("latteclip.train.finetune"),
         objective_code=given_unstored(stage_params.objective_code),
@@ -124,14 +124,14 @@ rule finetune:
 
 rule average_weights:
     input:
-        models=given(stage_params.averaged_files, kind="model"),
-        histories=given(stage_params.averaged_files, kind="history"),
-        train_predictions=given(stage_params.averaged_files, kind="train_predictions"),
+        models=given_each(stage_params.averaged, "model"),
+        histories=given_each(stage_params.averaged, "history"),
+        train_predictions=given_each(stage_params.averaged, "train_predictions"),
         code=sources("latteclip.deploy.average_weights"),
     output:
         model=directory("results/{dataset}/{method}/seed{seed}/model"),
         history="results/{dataset}/{method}/seed{seed}/history.parquet",
-        left_out=f"results/{{dataset}}/{{method}}/seed{{seed}}/{stage_params.LEFT_OUT}",
+        left_out=stage_params.LEFT_OUT,
     log:
         "results/{dataset}/{method}/seed{seed}/logs/average_weights.log",
     benchmark:
