@@ -2,13 +2,9 @@ import io
 import random
 import stat
 import tarfile
-import tempfile
 import zipfile
-from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from support.web import tar, zipped
 
 from latteclip.core.errors import UserError
@@ -98,22 +94,6 @@ def test_refuses_entries_that_lead_out(folder, pack, name):
     with pytest.raises(UserError, match="leads out"):
         download_dataset.unpack(saved(folder, pack({name: b"evil"})), folder)
     assert untouched(folder)
-
-
-@given(st.lists(st.sampled_from(["..", ".", "a", "/", "\\", "b/", "C:", ""]), max_size=5))
-def test_no_name_of_an_entry_writes_outside(parts):
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place, "deep", "data")
-        folder.mkdir(parents=True)
-        archive = saved(folder, tar({"".join(parts): b"content"}, "w"))
-        try:
-            download_dataset.unpack(archive, folder)
-        except UserError:
-            assert not tree(folder)
-        else:
-            assert list(tree(folder).values()) == [b"content"]
-        assert {p.name for p in Path(place).iterdir()} == {"deep"}
-        assert {p.name for p in folder.parent.iterdir()} == {"data", "archive"}
 
 
 LINKS = {

@@ -2,6 +2,7 @@ import os
 import struct
 import zlib
 
+import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
 from support.image_folders import folders, index
@@ -127,23 +128,74 @@ def test_phone_pictures_are_indexed_upright(tmp_path, name):
 
 
 @pytest.mark.parametrize("suffix", ["heic", "avif"])
-def test_a_broken_phone_picture_is_listed(tmp_path, suffix):
-    root = folders(tmp_path / "d")
-    whole = tmp_path / f"whole.{suffix}"
-    Image.effect_noise((128, 128), 90).convert("RGB").save(whole, quality=90)
-    content = whole.read_bytes()
-    (root / "cat" / f"half.{suffix}").write_bytes(content[: len(content) // 2])
-    (root / "cat" / f"text.{suffix}").write_text("no image at all")
-    rows, _, corrupt = index(root, tmp_path, max_corrupt=0.5)
-    assert len(rows) == 20
-    assert [row["image_id"] for row in corrupt] == [f"cat/half.{suffix}", f"cat/text.{suffix}"]
-    assert all(row["reason"] for row in corrupt)
-
-
-@pytest.mark.parametrize("suffix", ["heic", "avif"])
 def test_a_phone_picture_of_too_many_pixels_is_not_decoded(tmp_path, monkeypatch, suffix):
     root = folders(tmp_path / "d")
     phone_picture(root / "cat" / f"large.{suffix}")
     monkeypatch.setattr(images, "MAX_PIXELS", 64 * 48 - 1)
     with pytest.raises(UserError, match="64 x 48"):
         open_rgb(root / "cat" / f"large.{suffix}")
+
+
+# Pixels.
+
+
+def saved_as(path, image, **options):
+    image.save(path, **options)
+    return path
+
+
+def pixels(path):
+    image = open_rgb(path)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def ramp(height, width, channels=None):
+    shape = (height, width) if channels is None else (height, width, channels)
+    return (np.arange(np.prod(shape)) * 7 % 256).astype(np.uint8).reshape(shape)
+
+
+def test_cmyk_jpeg_has_its_colours(tmp_path):
+    image = Image.new("CMYK", (16, 16), (255, 0, 0, 0))  # cyan ink only
+    found = pixels(saved_as(tmp_path / "x.jpg", image, quality=100))
+    np.testing.assert_allclose(found, np.broadcast_to([0, 255, 255], (16, 16, 3)), atol=3)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path, suffix):
+    values = np.array([[0, 256, 25650, 40000, 65535]], np.uint16)
+    found = pixels(saved_as(tmp_path / f"x.{suffix}", Image.fromarray(values)))
+    wanted = [v // 256 for v in (0, 256, 25650, 40000, 65535)]
+    assert found.tolist() == [[[v] * 3 for v in wanted]]
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turn"),
+    [
+        (2, lambda a: a[:, ::-1]),
+        (5, lambda a: a.transpose(1, 0, 2)),
+        (6, lambda a: np.rot90(a, -1)),
+        (8, lambda a: np.rot90(a, 1)),
+    ],
+)
+def test_exif_orientation_is_applied(tmp_path, orientation, turn):
+    values = ramp(5, 9, 3)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = pixels(saved_as(tmp_path / "x.png", Image.fromarray(values), exif=exif))
+    np.testing.assert_array_equal(found, turn(values))
+
+
+@pytest.mark.parametrize(
+    ("min_side", "size"),
+    [
+        (None, (640, 480)),
+        (240, (320, 240)),
+        (61, (160, 120)),
+        (60, (80, 60)),
+    ],
+)
+def test_a_jpeg_is_decoded_smaller_where_its_shorter_side_allows(tmp_path, min_side, size):
+    picture = Image.fromarray(ramp(480, 640, 3))
+    assert open_rgb(saved_as(tmp_path / "x.jpg", picture), min_side=min_side).size == size
+    assert open_rgb(saved_as(tmp_path / "x.png", picture), min_side=min_side).size == (640, 480)

@@ -1,5 +1,4 @@
 import io
-import struct
 import threading
 
 import numpy as np
@@ -10,90 +9,10 @@ from support.shards import labelled, parquet_shard, picture, tar_shard
 from support.tiny import write_pictures
 
 from latteclip.core.errors import UserError
-from latteclip.data.loader import ImageFiles, batches, in_order, loader, open_rgb
+from latteclip.data.loader import ImageFiles, batches, in_order, loader
 from latteclip.data.splits import SplitSettings, read_split
 
 CPU = torch.device("cpu")
-
-
-def saved(path, image, **options):
-    image.save(path, **options)
-    return path
-
-
-def pixels(path):
-    image = open_rgb(path)
-    assert image.mode == "RGB"
-    return np.asarray(image)
-
-
-def ramp(height, width, channels=None):
-    shape = (height, width) if channels is None else (height, width, channels)
-    return (np.arange(np.prod(shape)) * 7 % 256).astype(np.uint8).reshape(shape)
-
-
-def test_cmyk_jpeg_has_its_colours(tmp_path):
-    image = Image.new("CMYK", (16, 16), (255, 0, 0, 0))  # cyan ink only
-    found = pixels(saved(tmp_path / "x.jpg", image, quality=100))
-    np.testing.assert_allclose(found, np.broadcast_to([0, 255, 255], (16, 16, 3)), atol=3)
-
-
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path, suffix):
-    values = np.array([[0, 256, 25650, 40000, 65535]], np.uint16)
-    found = pixels(saved(tmp_path / f"x.{suffix}", Image.fromarray(values)))
-    wanted = [v // 256 for v in (0, 256, 25650, 40000, 65535)]
-    assert found.tolist() == [[[v] * 3 for v in wanted]]
-
-
-@pytest.mark.parametrize(
-    ("orientation", "turn"),
-    [
-        (2, lambda a: a[:, ::-1]),
-        (5, lambda a: a.transpose(1, 0, 2)),
-        (6, lambda a: np.rot90(a, -1)),
-        (8, lambda a: np.rot90(a, 1)),
-    ],
-)
-def test_exif_orientation_is_applied(tmp_path, orientation, turn):
-    values = ramp(5, 9, 3)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    found = pixels(saved(tmp_path / "x.png", Image.fromarray(values), exif=exif))
-    np.testing.assert_array_equal(found, turn(values))
-
-
-def cut_jpeg(path):
-    saved(path, Image.fromarray(ramp(64, 64, 3)))
-    path.write_bytes(path.read_bytes()[:-1500])
-
-
-def cut_png(path):
-    saved(path, Image.fromarray(ramp(64, 64, 3)))
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def text_file(path):
-    path.write_text("not an image")
-
-
-def empty_file(path):
-    path.touch()
-
-
-def bomb(path):
-    saved(path, Image.new("L", (1, 1)))
-    data = bytearray(path.read_bytes())
-    data[16:24] = struct.pack(">II", 100_000, 100_000)  # width and height in the header
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize("spoil", [cut_jpeg, cut_png, text_file, empty_file, bomb])
-def test_a_file_that_cannot_be_decoded_is_named(tmp_path, spoil):
-    path = tmp_path / ("broken.jpg" if spoil is cut_jpeg else "broken.png")
-    spoil(path)
-    with pytest.raises(UserError, match=r"broken\.(jpg|png) cannot be decoded"):
-        open_rgb(path)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -141,21 +60,6 @@ def test_threads_that_decode_leave_the_model_its_threads(tmp_path):
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(was)
-
-
-@pytest.mark.parametrize(
-    ("min_side", "size"),
-    [
-        (None, (640, 480)),
-        (240, (320, 240)),
-        (61, (160, 120)),
-        (60, (80, 60)),
-    ],
-)
-def test_a_jpeg_is_decoded_smaller_where_its_shorter_side_allows(tmp_path, min_side, size):
-    picture = Image.fromarray(ramp(480, 640, 3))
-    assert open_rgb(saved(tmp_path / "x.jpg", picture), min_side=min_side).size == size
-    assert open_rgb(saved(tmp_path / "x.png", picture), min_side=min_side).size == (640, 480)
 
 
 def test_forked_workers_read_shards(tmp_path):

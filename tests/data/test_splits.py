@@ -1,11 +1,190 @@
 import json
+import logging
+import os
+import tempfile
+from collections import Counter
+from pathlib import Path
 
 import pytest
-from support.image_folders import COOP_SPLITS, coop, images
+from hypothesis import given
+from hypothesis import strategies as st
+from support.image_folders import COOP_SPLITS, coop, folders, images, index
+from support.permissions import as_nobody
 
-from latteclip.core.class_templates import clean_classnames
+from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.data.splits import SplitSettings, read_split
+from latteclip.data import splits
+from latteclip.data.splits import Item, SplitSettings, read_split
+
+KEYS = {  # split file -> key of classnames.json, train+val and test images
+    "Caltech101": ("caltech101", 5777, 2465),
+    "DescribableTextures": ("dtd", 3948, 1692),
+    "EuroSAT": ("eurosat", 18900, 8100),
+    "OxfordFlowers": ("flower102", 5726, 2463),
+    "OxfordPets": ("oxford_pets", 3680, 3669),
+    "StanfordCars": ("stanford_cars", 8144, 8041),
+    "UCF101": ("ucf101", 9537, 3783),
+}
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_the_splits_of_coop(name):
+    if not COOP_SPLITS.is_dir():
+        pytest.skip("no splits of CoOp beside the repository (../shared/data/coop_splits)")
+    key, train, test = KEYS[name]
+    split = splits.read_coop(COOP_SPLITS / f"split_zhou_{name}.json")
+    assert split.names == json.loads((COOP_SPLITS / "classnames.json").read_text())[key]
+    counts = Counter(item.split for item in split.items)
+    assert (counts["train"] + counts["val"], counts["test"]) == (train, test)
+
+
+# Splits of any form: a valid one, or one clear error.
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["train", "val", "test", "x"]), inner, max_size=4)
+    ),
+)
+
+
+ROW = st.tuples(
+    st.sampled_from(["a.jpg", "b/a.jpg", "b.jpg", "../x", "/x", "", "\0", "\ud800"]),
+    st.integers(-1, 3) | st.booleans(),
+    st.sampled_from(["cat", "dog", "", "\ud800"]),
+)
+
+
+NEARLY = st.fixed_dictionaries(
+    {"train": st.lists(ROW | JSON, max_size=3), "test": st.lists(ROW, max_size=3)},
+    optional={"val": st.lists(ROW, max_size=2)},
+)
+
+
+def is_valid(split):
+    ids = [item.image_id for item in split.items]
+    assert ids and len(set(ids)) == len(ids)
+    for item in split.items:
+        assert item.split in ("train", "val", "test")
+        assert item.label is None or 0 <= item.label < len(split.names)
+        assert not Path(item.image_id).is_absolute() and ".." not in Path(item.image_id).parts
+        item.image_id.encode()
+    return True
+
+
+def read_text(reader, text, *more, name="split"):
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place, name)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        try:
+            return reader(path, *more)
+        except UserError as error:
+            assert str(error) and "\n" not in str(error).strip()
+            return None
+
+
+@given(JSON | NEARLY)
+def test_any_json_is_a_split_or_one_error(content):
+    split = read_text(splits.read_coop, json.dumps(content))
+    if split is not None:
+        assert is_valid(split) and set(content) <= {"train", "val", "test"}
+
+
+@given(st.binary(max_size=40))
+def test_any_file_is_a_split_or_one_error(content):
+    assert read_text(splits.read_coop, content) is None
+
+
+@given(
+    st.sampled_from(["path,label,split", "path,classname", "path", "path,label,classname", "x,y"]),
+    st.lists(
+        st.lists(
+            st.sampled_from(["a.jpg", "b.jpg", "cat", "0", "1", "test", "train", "", "../x", '"']),
+            max_size=4,
+        ),
+        max_size=4,
+    ),
+)
+def test_any_table_is_a_split_or_one_error(header, rows):
+    text = "\n".join([header, *(",".join(row) for row in rows)])
+    split = read_text(splits.read_csv, text, None, 0.3)
+    assert split is None or is_valid(split)
+
+
+@given(
+    st.lists(st.text("ab ./", min_size=1, max_size=6), max_size=4),
+    st.lists(st.text("ab /", max_size=4), max_size=3),
+)
+def test_any_list_is_a_split_or_one_error(lines, names):
+    with tempfile.TemporaryDirectory() as place:
+        classes = Path(place, "classes.txt")
+        classes.write_text("\n".join(names))
+        split = read_text(
+            lambda path: splits.read_lists({"train": path}, classes, ".jpg"), "\n".join(lines)
+        )
+    assert split is None or not split.items or is_valid(split)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[" * 100_000, "split.json"),
+        ('{"train": []}', "test"),
+        ('{"train": [], "test": []}', "no image"),
+        ('{"train": [["a", 0, "x"], ["b", 0, "y"]], "test": []}', "label 0"),
+        ('{"train": [["a", 0, "x"]], "test": [["a", 0, "x"]]}', "'a'"),
+        ('{"train": [["../a", 0, "x"]], "test": []}', "../a"),
+    ],
+)
+def test_what_is_wrong_with_a_coop_split_is_said(tmp_path, content, message):
+    (tmp_path / "split.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        splits.read_coop(tmp_path / "split.json")
+
+
+# Tables and lists.
+
+
+def table(tmp_path, text, name="split.csv", **settings):
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    images(tmp_path, "pictures/a.jpg", "pictures/b.jpg", "pictures/c.jpg")
+    settings = SplitSettings("csv", file=name, images="pictures", **settings)
+    return read_split(tmp_path, settings)[1]
+
+
+def test_a_table_of_class_names(tmp_path):
+    split = table(tmp_path, "path,label,split\na.jpg,dog,train\nb.jpg,cat,test\nc.jpg,,Train\n")
+    assert split.names == ["cat", "dog"]
+    assert split.items == [
+        Item("a.jpg", "train", 1),
+        Item("b.jpg", "test", 0),
+        Item("c.jpg", "train", None),
+    ]
+
+
+def test_a_table_of_numbers_with_a_file_of_names(tmp_path):
+    (tmp_path / "classes.txt").write_text("dog\ncat\n")
+    split = table(tmp_path, "path,label,split\na.jpg,1,train\nb.jpg,0,test\nc.jpg,cat,test\n")
+    assert [item.label for item in split.items] == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\na.jpg,cat\n", "column"),
+        ("path,label,split\na.jpg,cat,tset\n", "tset"),
+        ("path,label\na.jpg,cat,test\n", "line 2"),
+        ("path,label\na.jpg,cat\na.jpg,dog\n", "a.jpg"),
+        ("path,label\n../a.jpg,cat\n", "../a.jpg"),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_said(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        table(tmp_path, text)
+
+
+# Lists, and where files lie.
 
 
 def test_lists_with_slashes_in_class_names(tmp_path):
@@ -27,18 +206,6 @@ def test_lists_with_slashes_in_class_names(tmp_path):
         ("002.jpg", "train", 0),
         ("003.jpg", "test", 1),
     ]
-
-
-@pytest.mark.parametrize("key", ["caltech101", "fgvc_aircraft", "stanford_cars", "ucf101"])
-def test_class_names_stay_different_after_clean_up(key):
-    if not COOP_SPLITS.is_dir():
-        pytest.skip("no splits of CoOp beside the repository (../shared/data/coop_splits)")
-    names = json.loads((COOP_SPLITS / "classnames.json").read_text())[key]
-    cleaned = clean_classnames(names, {"_": " ", ".": " "})
-    assert len(set(cleaned)) == len(names)
-
-
-# Where things lie.
 
 
 def test_a_mirror_with_another_top_folder_is_understood(tmp_path):
@@ -66,3 +233,160 @@ def test_a_wrong_number_of_images_shows_both_numbers(tmp_path):
     read_split(tmp_path, SplitSettings("coop", counts={"train": 2, "test": 1, "classes": 2}))
     with pytest.raises(UserError, match=r"2 train .*3 .*2 classes .*4"):
         read_split(tmp_path, SplitSettings("coop", counts={"train": 3, "test": 1, "classes": 4}))
+
+
+# Class folders.
+
+
+def test_class_folders_are_split_by_a_hash_that_other_images_do_not_change(tmp_path):
+    folders(tmp_path / "a", n=60)
+    before = read_split(tmp_path / "a", SplitSettings("folders"))[1]
+    folders(tmp_path / "a", classes=("cat", "dog", "eel"), n=70)
+    after = read_split(tmp_path / "a", SplitSettings("folders"))[1]
+    assert before.names == ["cat", "dog"] and after.names == ["cat", "dog", "eel"]
+    assert {(i.image_id, i.split) for i in before.items} < {
+        (i.image_id, i.split) for i in after.items
+    }
+    share = sum(item.split == "test" for item in after.items) / len(after.items)
+    assert 0.2 < share < 0.4
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_handful_of_images_has_both_splits(tmp_path, seed):
+    """Their hashes often are on one side."""
+    images(tmp_path, f"cat/{seed}.jpg", f"dog/{seed}.jpg")
+    split = read_split(tmp_path, SplitSettings("folders"))[1]
+    assert sorted(item.split for item in split.items) == ["test", "train"]
+
+
+def test_train_and_test_folders(tmp_path):
+    images(tmp_path, "train/cat/1.jpg", "val/cat/2.JPEG", "test/dog/3.png", "test/cat/deep/4.jpg")
+    split = read_split(tmp_path, SplitSettings("folders"))[1]
+    assert split.items == [
+        Item("train/cat/1.jpg", "train", 0),
+        Item("val/cat/2.JPEG", "val", 0),
+        Item("test/cat/deep/4.jpg", "test", 0),
+        Item("test/dog/3.png", "test", 1),
+    ]
+
+
+def test_what_is_no_image_or_hidden_is_passed_over(tmp_path):
+    folders(tmp_path)
+    images(tmp_path, "cat/.hidden.jpg", "cat/._1.jpg", "__MACOSX/x/1.jpg", ".git/2.jpg")
+    images(tmp_path, "cat/notes.txt", "cat/.thumbnails/3.jpg", "@eaDir/x.jpg", "cat/@eaDir/1.jpg")
+    images(tmp_path, "#recycle/1.jpg", "$RECYCLE.BIN/1.jpg", "Thumbs.db", "lost+found/1.jpg")
+    split = read_split(tmp_path, SplitSettings("folders"))[1]
+    assert len(split.items) == 20 and split.names == ["cat", "dog"]
+    assert split.skipped == {".txt": 1}
+
+
+def test_unlabelled_training_images(tmp_path):
+    images(tmp_path, "train/1.jpg", "train/2.jpg", "test/cat/3.jpg", "test/dog/4.jpg")
+    rows, names, _ = index(tmp_path, tmp_path)
+    assert names == ["cat", "dog"]
+    assert [(r["image_id"], r["label"], r["classname"]) for r in rows] == [
+        ("train/1.jpg", None, None),
+        ("train/2.jpg", None, None),
+        ("test/cat/3.jpg", 0, "cat"),
+        ("test/dog/4.jpg", 1, "dog"),
+    ]
+
+
+def test_unlabelled_images_with_a_file_of_class_names(tmp_path):
+    images(tmp_path, *(f"{n}.jpg" for n in range(40)))
+    (tmp_path / "classes.txt").write_text("zebra\n\n  Fire_Truck \n")
+    rows, names, _ = index(tmp_path, tmp_path)
+    assert names == ["zebra", "fire truck"]
+    written = tables.read_written_names(tmp_path / "out" / "images.parquet")
+    assert written == {"fire truck": "Fire_Truck"}
+    assert {row["label"] for row in rows} == {None}
+    assert [row["split"] for row in rows] == ["train"] * 40
+
+
+def test_beside_class_folders_unlabelled_images_are_for_training(tmp_path):
+    images(folders(tmp_path, n=30), *(f"{n}.jpg" for n in range(40)))
+    split = read_split(tmp_path, SplitSettings("folders"))[1]
+    assert {item.split for item in split.items if item.label is None} == {"train"}
+    assert {item.split for item in split.items if item.label is not None} == {"train", "test"}
+
+
+def test_files_that_are_no_images_are_counted_by_suffix(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    images(tmp_path, *(f"{n}.jpg" for n in range(3)), "a.MOV", "b.mov", "c.dng", "d.tar\udcff", "e")
+    images(tmp_path, "f.one two", ".hidden.mov", "deep/g.mov")
+    (tmp_path / "classes.txt").write_text("deep\ncat\n")
+    index(tmp_path, tmp_path)
+    skipped = tables.read_metadata(tmp_path / "out" / "images.parquet", "image_id")["skipped"]
+    assert skipped == {".mov": 3, "other": 3, ".dng": 1}
+    assert "Left out 7 files that are no images: 3 .mov, 3 other, 1 .dng." in caplog.text
+
+
+def test_a_file_of_class_names_gives_the_order_and_other_train_folders_are_unlabelled(tmp_path):
+    images(tmp_path, "train/2024/1.jpg", "train/dog/2.jpg", "test/dog/3.jpg", "test/big_cat/4.jpg")
+    (tmp_path / "classes.txt").write_text("dog\nBig cat\n")
+    split = read_split(tmp_path, SplitSettings("folders"))[1]
+    assert {item.image_id: item.label for item in split.items} == {
+        "train/2024/1.jpg": None,
+        "train/dog/2.jpg": 0,
+        "test/dog/3.jpg": 0,
+        "test/big_cat/4.jpg": 1,
+    }
+
+
+def test_a_test_folder_that_is_no_class_is_an_error(tmp_path):
+    images(tmp_path, "train/1.jpg", "test/dog/2.jpg", "test/dgo/3.jpg")
+    (tmp_path / "classes.txt").write_text("dog\ncat\n")
+    with pytest.raises(UserError, match=r"dgo .*classes\.txt"):
+        read_split(tmp_path, SplitSettings("folders"))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["big_cat/1.jpg", "Big cat/2.jpg"], "are both 'big cat' after clean-up"),
+        (["cat/1.jpg"], "at least two classes"),
+        (["1.jpg"], "holds no class folders"),
+        (["cat/1.jpg", "dog/1.txt"], "dog holds no image"),
+        (["train/cat/1.jpg", "train/dog/1.jpg"], "not both of train and test"),
+        (["train/all/1.jpg", "test/cat/1.jpg", "test/dog/2.jpg"], "no class in common"),
+        (["train/cat/1.jpg", "test/cat/1.txt", "train/dog/1.jpg"], "no image for the test split"),
+    ],
+)
+def test_what_is_wrong_with_class_folders_is_said(tmp_path, names, message):
+    images(tmp_path, *names)
+    with pytest.raises(UserError, match=message):
+        read_split(tmp_path, SplitSettings("folders"))
+
+
+UNREADABLE = [
+    ("cat/deep/deeper", None),
+    ("other", "cat\ndog\n"),
+    ("test", None),
+]
+
+
+@pytest.mark.parametrize(("name", "classes"), UNREADABLE)
+def test_a_folder_that_cannot_be_read_is_an_error_that_names_it(open_folder, name, classes):
+    tops = ("train/", "test/") if name.startswith("test") else ("",)
+    images(
+        open_folder, *(f"{top}{c}/{n}.jpg" for top in tops for c in ("cat", "dog") for n in "12")
+    )
+    images(open_folder, f"{name}/1.jpg")
+    if classes:
+        (open_folder / "classes.txt").write_text(classes)
+    (open_folder / name).chmod(0)
+    with as_nobody(), pytest.raises(UserError, match=name):
+        read_split(open_folder, SplitSettings("folders", test_fraction=0.5))
+
+
+def test_a_name_that_is_not_text_is_an_error(tmp_path):
+    folders(tmp_path)
+    images(tmp_path, "cat/\udcff.jpg")
+    with pytest.raises(UserError, match="UTF-8"):
+        read_split(tmp_path, SplitSettings("folders"))
+
+
+def test_a_list_that_is_no_regular_file_is_an_error(tmp_path):
+    os.mkfifo(folders(tmp_path) / "classes.txt")
+    with pytest.raises(UserError, match=r"classes\.txt"):
+        read_split(tmp_path, SplitSettings("folders"))
