@@ -81,10 +81,13 @@ def evaluate(
         return classify(features, model.classifier, k)
 
     labels, scores = rank(table, settings.topk)
-    run = metrics.Run(dataset, method, seed)
-    outputs = metrics.Outputs(predictions_output, metrics_output)
     metrics.write(
-        table, names, labels.numpy(), scores.numpy(), run, history.get("marks", []), outputs
+        *(table, names, labels.numpy(), scores.numpy(), history.get("marks", [])),
+        dataset=dataset,
+        method=method,
+        seed=seed,
+        predictions_output=predictions_output,
+        metrics_output=metrics_output,
     )
     if left_out_path:
         held_out = train_predictions.read_predictions(left_out_path, names, held_out=True)

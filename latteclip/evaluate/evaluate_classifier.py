@@ -65,9 +65,14 @@ def evaluate_classifier(
 
     features = read_features(pseudo_labels_path, table["image_id"])
     labels, scores = classify(features, classifier, settings.topk)
-    run = metrics.Run(dataset, method, seed)
-    outputs = metrics.Outputs(predictions_output, metrics_output)
-    metrics.write(table, names, labels.numpy(), scores.numpy(), run, settings.marks, outputs)
+    metrics.write(
+        *(table, names, labels.numpy(), scores.numpy(), settings.marks),
+        dataset=dataset,
+        method=method,
+        seed=seed,
+        predictions_output=predictions_output,
+        metrics_output=metrics_output,
+    )
     if votes_path is None:
         held_out = train_predictions.comparison_images(images_path)["image_id"]
         predictions = predict(held_out)

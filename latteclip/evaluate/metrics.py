@@ -1,4 +1,4 @@
-"""Accuracy on the test split, and the files of a run that say it.
+"""Accuracy on the test split, and the files of a run with predictions and metrics.
 
 A dataset without a test split has predictions for its training images, and no accuracy.
 
@@ -7,7 +7,6 @@ Letters: N evaluated images, C classes, K best classes kept.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -21,32 +20,15 @@ from latteclip.core.files import write_json
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Run:
-    """What was evaluated."""
-
-    dataset: str
-    method: str
-    seed: int
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Where the results of an evaluation are written."""
-
-    predictions: str  # a PREDICTIONS table
-    metrics: str  # JSON, which `latteclip.evaluate.results` reads
-
-
 def accuracy(ranked: npt.NDArray[np.int_], labels: npt.NDArray[np.int_], k: int) -> float:
-    """Share of the N images whose label is among the first k of its ranked classes [N, K]."""
+    """Return the share of the N images whose label is among their first k of [N, K]."""
     return float((ranked[:, :k] == labels[:, None]).any(axis=1).mean())
 
 
 def recalls(
     predictions: npt.NDArray[np.int_], labels: npt.NDArray[np.int_], n_classes: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int_]]:
-    """Recall of each class [C], NaN for a class without test images, and its images [C]."""
+    """Return the recall of each class [C], NaN without test images, and its images [C]."""
     counts = np.bincount(labels, minlength=n_classes)
     hits = np.bincount(labels[predictions == labels], minlength=n_classes)
     return np.divide(hits, counts, out=np.full(n_classes, np.nan), where=counts > 0), counts
@@ -55,7 +37,7 @@ def recalls(
 def metrics(
     ranked: npt.NDArray[np.int_], labels: npt.NDArray[np.int_], classnames: Sequence[str]
 ) -> dict[str, object]:
-    """acc1, acc5 and mean_per_class_recall as fractions, and the per-class table."""
+    """Return acc1, acc5 and mean_per_class_recall as fractions, and the per-class table."""
     recall, counts = recalls(ranked[:, 0], labels, len(classnames))
     return {
         "acc1": accuracy(ranked, labels, 1),
@@ -69,9 +51,9 @@ def metrics(
 
 
 def read_evaluated_images(images_path: str, dataset: str) -> tuple[pa.Table, list[str]]:
-    """The N rows of an IMAGES table that are evaluated, and the C class names.
+    """Read the N rows of an IMAGES table that are evaluated, and the C class names.
 
-    They are the test split; where that is empty, all images, of which no label is told.
+    They are the test split. Where that is empty, they are all images, without their labels.
 
     Raises:
         UserError: there is no image.
@@ -84,7 +66,7 @@ def read_evaluated_images(images_path: str, dataset: str) -> tuple[pa.Table, lis
 
 
 def _without_labels(images: pa.Table) -> pa.Table:
-    """IMAGES whose labels are not known: what was trained on says no accuracy."""
+    """Remove the labels from IMAGES: images that were trained on give no accuracy."""
     for name in tables.LABEL_COLUMNS:
         field = tables.IMAGES.field(name)
         unknown = pa.nulls(len(images), field.type)
@@ -97,9 +79,13 @@ def write(
     classnames: Sequence[str],
     ranked: npt.NDArray[np.int_],
     scores: npt.NDArray[np.float32],
-    run: Run,
     marks: Sequence[str],
-    outputs: Outputs,
+    *,
+    dataset: str,
+    method: str,
+    seed: int,
+    predictions_output: str,
+    metrics_output: str,
 ) -> None:
     """Write the predictions of a run, and its metrics where the images have labels.
 
@@ -108,9 +94,11 @@ def write(
         ranked: [N, K] the best classes of each image, best first.
         scores: [N, K] their scores.
         marks: keys of `results.MARKS`.
+        predictions_output: a PREDICTIONS table.
+        metrics_output: JSON, which `latteclip.evaluate.results` reads.
     """
     tables.write(
-        outputs.predictions,
+        predictions_output,
         {
             "image_id": images["image_id"],
             "label": images["label"],
@@ -122,17 +110,17 @@ def write(
         {"classnames": list(classnames)},
     )
     result: dict[str, object] = {
-        "dataset": run.dataset,
-        "method": run.method,
-        "seed": run.seed,
+        "dataset": dataset,
+        "method": method,
+        "seed": seed,
         "marks": list(marks),
         "images": len(images),
     }
     labels = images["label"]
     if labels.null_count:
-        log.warning("No labels to test with in %s: predictions only.", run.dataset)
+        log.warning("No labels to test with in %s: predictions only.", dataset)
         result |= {"acc1": None, "acc5": None, "mean_per_class_recall": None, "per_class": []}
     else:
         result |= metrics(ranked, labels.to_numpy(), classnames)
-        log.info("%s, %s, seed %d: acc1 %.4f", run.dataset, run.method, run.seed, result["acc1"])
-    write_json(outputs.metrics, result)
+        log.info("%s, %s, seed %d: acc1 %.4f", dataset, method, seed, result["acc1"])
+    write_json(metrics_output, result)

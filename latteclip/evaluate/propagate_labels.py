@@ -2,7 +2,7 @@
 
 ZLaP (Stojnic, Kalantidis, Tolias, CVPR 2024, arXiv 2404.04072) in its inductive form. The graph
 joins the texts of the classes and the training images; test images are linked to it one by one.
-Neighbours among very many images are approximate, see `nearest`.
+Neighbours among very many images are approximate, see `IVFPQIndex`.
 
 Letters: N training images, M test images, C classes, D embedding width, Q queries, P points,
 K neighbours, V = C + N nodes: the classes, then the training images.
@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import pyarrow.compute as pc
 import torch
@@ -25,49 +25,17 @@ from latteclip.evaluate import metrics
 from latteclip.labels.features import read_features
 
 log = logging.getLogger(__name__)
-COMPARED = 100_000  # points on a CPU that are all compared with each other
+MAX_BRUTE_FORCE = 100_000  # points on a CPU that are all compared with each other
 SIMILARITIES = 2**26  # cosines held at once where all are compared: 256 MiB
 QUERIES = 1024  # at once where few are compared: their candidates take as much
 CANDIDATES = 64  # R at least, of which the exact cosines are computed
-PROBED = 64  # cells that are searched for each query
-TAUGHT = 64  # points of each cell that cells are learned from
+PROBES = 64  # cells that are searched for each query
+TRAIN_POINTS = 64  # points of each cell that cells are learned from
 SEED = 0
 
 
-class Points(Protocol):
-    """P points, L2-normalised."""
-
-    at_once: int  # queries
-
-    def __len__(self) -> int: ...
-
-    def nearest(
-        self, queries: torch.Tensor, k: int, first: int | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The k points of the largest cosine with each query.
-
-        Args:
-            queries: [Q, D], L2-normalised.
-            k: at most P, and less where there is `first`.
-            first: queries are the points from this one on, and none is its own neighbour.
-
-        Returns:
-            Cosines and indices of the points, both [Q, k], nearest first.
-        """
-
-
-def points(features: Features, device: torch.device) -> Points:
-    """Points [P, D] by the way in which their neighbours are found on a device."""
-    if device.type == "cpu" and len(features) > COMPARED:
-        return Cells(features)
-    there = torch.empty(features.shape, device=device)
-    for start in range(0, len(there), QUERIES):
-        there[start : start + QUERIES] = features[start : start + QUERIES].to(device)
-    return Compared(there)
-
-
-class Compared:
-    """Points in memory, which are all compared with a query."""
+class BruteForceIndex:
+    """P points in memory, L2-normalised, which are all compared with a query."""
 
     def __init__(self, points: torch.Tensor) -> None:
         self.points = points  # [P, D]
@@ -79,6 +47,13 @@ class Compared:
     def nearest(
         self, queries: torch.Tensor, k: int, first: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return cosines and indices of the k points nearest to each query, both [Q, k].
+
+        Args:
+            queries: [Q, D], L2-normalised.
+            k: at most P, and less where there is `first`.
+            first: queries are the points from this one on, and none is its own neighbour.
+        """
         cosines = queries @ self.points.T  # [Q, P]
         if first is not None:
             cosines[:, first:].diagonal().fill_(-math.inf)
@@ -86,7 +61,7 @@ class Compared:
         return found.values, found.indices
 
 
-class Cells:
+class IVFPQIndex:
     """Points on the disk, of which an index in memory says which are likely to be near.
 
     Points are shared out among cells around centroids and kept as codes of two bits a dimension
@@ -106,12 +81,12 @@ class Cells:
         faiss.omp_set_num_threads(torch.get_num_threads())
         kind = f"IVF{n_cells},PQ{_codes(width)}x4fs"
         self._index = cast(Any, faiss.index_factory(width, kind, faiss.METRIC_INNER_PRODUCT))
-        self._index.nprobe = PROBED
+        self._index.nprobe = PROBES
         for clustering in (self._index.cp, self._index.pq.cp):
-            clustering.seed, clustering.max_points_per_centroid = SEED, TAUGHT
+            clustering.seed, clustering.max_points_per_centroid = SEED, TRAIN_POINTS
         draw = torch.Generator().manual_seed(SEED)
-        taught = torch.randperm(n, generator=draw)[: TAUGHT * n_cells].sort().values
-        self._index.train(features[taught].numpy())
+        sample = torch.randperm(n, generator=draw)[: TRAIN_POINTS * n_cells].sort().values
+        self._index.train(features[sample].numpy())
         for start in range(0, n, QUERIES):
             self._index.add(features[start : start + QUERIES].numpy())
         log.info("Neighbours of %d images are looked for in %d cells.", n, n_cells)
@@ -122,6 +97,7 @@ class Cells:
     def nearest(
         self, queries: torch.Tensor, k: int, first: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return neighbours as BruteForceIndex does."""
         among = max(CANDIDATES, k + 1)  # a point itself may be one of them
         _, found = self._index.search(queries.numpy(), among)
         candidates = torch.from_numpy(found)  # [Q, R], -1 where there are fewer
@@ -134,13 +110,26 @@ class Cells:
 
 
 def _codes(width: int) -> int:
-    """Of how many codes of four bits a point is made: one for two dimensions, where that fits."""
+    """Return the number of four-bit codes of a point: one for two dimensions, where that fits."""
     return width if width % 2 else width // 2
 
 
 log = logging.getLogger(__name__)
 SCORES = 2**26  # of nodes for classes that are propagated at once: 256 MiB
 TOLERANCE = 1e-8  # of the propagated scores, relative to what is propagated
+
+
+NeighbourIndex = BruteForceIndex | IVFPQIndex
+
+
+def neighbour_index(features: Features, device: torch.device) -> NeighbourIndex:
+    """Return the index of points [P, D] that suits their number and the device."""
+    if device.type == "cpu" and len(features) > MAX_BRUTE_FORCE:
+        return IVFPQIndex(features)
+    there = torch.empty(features.shape, device=device)
+    for start in range(0, len(there), QUERIES):
+        there[start : start + QUERIES] = features[start : start + QUERIES].to(device)
+    return BruteForceIndex(there)
 
 
 @dataclass(frozen=True)
@@ -163,7 +152,7 @@ class Graph:
     """The class texts and the training images with their links."""
 
     classes: torch.Tensor  # [C, D]
-    images: Points  # N of them
+    images: NeighbourIndex  # N of them
     links: torch.Tensor  # [V, V] sparse: W, symmetric, with a zero diagonal
     degrees: torch.Tensor  # [V] row sums of W
 
@@ -212,29 +201,32 @@ def propagate_labels(
     if len(trained) == 0:
         raise UserError(f"{images_path} has no training image; check the dataset's split.")
     features = read_features(pseudo_labels_path, trained)  # [N, D]
-    graph = link(classes.weights.to(where), features, points(features, where), settings)
+    graph = link(classes.weights.to(where), features, neighbour_index(features, where), settings)
     evaluated, names = metrics.read_evaluated_images(images_path, dataset)
     links = None
     if len(tested):
         tests = read_features(pseudo_labels_path, tested)  # [M, D]
         links = neighbours(tests, graph.classes, graph.images, settings)
     ranked, best = rank(links, graph, settings)
-    run, outputs = (
-        metrics.Run(dataset, method, seed),
-        metrics.Outputs(predictions_output, metrics_output),
+    metrics.write(
+        *(evaluated, names, ranked.numpy(), best.numpy(), []),
+        dataset=dataset,
+        method=method,
+        seed=seed,
+        predictions_output=predictions_output,
+        metrics_output=metrics_output,
     )
-    metrics.write(evaluated, names, ranked.numpy(), best.numpy(), run, [], outputs)
 
 
 def neighbours(
     queries: Features,
     classes: torch.Tensor,
-    images: Points,
+    images: NeighbourIndex,
     settings: PropagationSettings,
     *,
     same: bool = False,
 ) -> torch.Tensor:
-    """The links of images into a graph: [Q, V] sparse, one row per image.
+    """Return the links of images into a graph: [Q, V] sparse, one row per image.
 
     An image is linked to the K nearest class texts, and by itself to the K nearest images: cosines
     of the two kinds do not compete. A link weighs as much as the cosine, to the power gamma for a
@@ -244,7 +236,7 @@ def neighbours(
         queries: [Q, D].
         same: queries and images are the same, and none is its own neighbour.
     """
-    n_classes, k, texts = len(classes), settings.neighbours, Compared(classes)
+    n_classes, k, texts = len(classes), settings.neighbours, BruteForceIndex(classes)
     weights, nodes = [], []
     for start in range(0, len(queries), images.at_once):
         part = queries[start : start + images.at_once].to(classes.device)
@@ -262,11 +254,11 @@ def neighbours(
 
 
 def link(
-    classes: torch.Tensor, features: Features, images: Points, settings: PropagationSettings
+    classes: torch.Tensor, features: Features, images: NeighbourIndex, settings: PropagationSettings
 ) -> Graph:
-    """The graph of class texts [C, D] and training images, features [N, D] and the same as points.
+    """Return the graph of class texts [C, D] and training images with features [N, D].
 
-    W = A + A^T, where A holds the links of the images; class texts have none of their own.
+    W = A + A^T, where A has the links of the images. Class texts start no links.
     """
     one_way = neighbours(features, classes, images, settings, same=True)
     rows, columns = one_way.indices()
@@ -282,7 +274,7 @@ def link(
 
 
 def propagate(graph: Graph, alpha: float, classes: range) -> torch.Tensor:
-    """Scores Z [V, c] of every node for c of the classes: columns of (I - alpha S)^-1 Y.
+    """Return scores Z [V, c] of every node for c classes: columns of (I - alpha S)^-1 Y.
 
     S = D^-1/2 W D^-1/2, D the degrees; Y [V, C] is 1 where a node is the text of the class, else 0.
     Z is the limit of Z <- alpha S Z + Y (Zhou et al. 2003), which is alpha^(t + 1) / (1 - alpha)
@@ -308,12 +300,12 @@ def propagate(graph: Graph, alpha: float, classes: range) -> torch.Tensor:
 def classify(
     links: torch.Tensor, graph: Graph, scores: torch.Tensor, settings: PropagationSettings
 ) -> torch.Tensor:
-    """Scores [M, c] of test images with links [M, V], each linked as if it were alone.
+    """Return scores [M, c] of test images with links [M, V], each linked as if it were alone.
 
     A test image x scores sum_j w_xj d_j^-1/2 Z_j. Up to a factor of the image, that is what the
     propagation gives to a node that hangs on the graph and sends nothing back. The authors' code
     leaves d_j out, as does `normalise_test_links: false`: then the texts, whose degrees are large,
-    count for much more than the images. A text that no training image is linked to has no say.
+    weigh much more than the images. A text without links to training images has no effect.
 
     Args:
         scores: Z [V, c] of some classes.
@@ -327,7 +319,7 @@ def classify(
 def rank(
     links: torch.Tensor | None, graph: Graph, settings: PropagationSettings
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best classes of images and their scores, both [M, K]; some classes are scored at once.
+    """Return the best classes of images and their scores, both [M, K], some classes at a time.
 
     Equal scores are in the order of the classes.
 
@@ -351,14 +343,14 @@ def rank(
 
 
 def _inverse_root(degrees: torch.Tensor) -> torch.Tensor:
-    """d^-1/2, and 0 for a node without links."""
+    """Return d^-1/2, and 0 for a node without links."""
     return torch.where(degrees > 0, degrees.rsqrt(), 0)
 
 
 def _sparse(
     rows: torch.Tensor, columns: torch.Tensor, weights: torch.Tensor, shape: Sequence[int]
 ) -> torch.Tensor:
-    """A sparse matrix of the weights, summed where they share a place."""
+    """Return a sparse matrix of the weights, summed where they share a place."""
     places = torch.stack([rows.flatten(), columns.flatten()])
     return torch.sparse_coo_tensor(
         places, weights.flatten(), tuple(shape), check_invariants=True

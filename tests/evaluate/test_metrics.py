@@ -64,13 +64,15 @@ def written(tmp_path, labels, marks=()):
     images, names = module.read_evaluated_images(index, "set")
     ranked = np.array([[2, 0, 1], [1, 2, 0], [0, 1, 2], [0, 2, 1]])
     scores = np.array([[0.75, 0.5, 0.25]] * 4, np.float32)
-    outputs = module.Outputs(
-        *(str(tmp_path / name) for name in ("predictions.parquet", "metrics.json"))
+    predictions, metrics = (
+        str(tmp_path / name) for name in ("predictions.parquet", "metrics.json")
     )
-    module.write(images, names, ranked, scores, module.Run("set", "m", 4), marks, outputs)
-    table, metadata = tables.read(outputs.predictions, tables.PREDICTIONS)
+    run = {"dataset": "set", "method": "m", "seed": 4}
+    outputs = {"predictions_output": predictions, "metrics_output": metrics}
+    module.write(images, names, ranked, scores, marks, **run, **outputs)
+    table, metadata = tables.read(predictions, tables.PREDICTIONS)
     assert metadata == {"classnames": CLASSNAMES}
-    return table.to_pydict(), json.loads(Path(outputs.metrics).read_text())
+    return table.to_pydict(), json.loads(Path(metrics).read_text())
 
 
 def test_predictions_of_the_test_split_and_their_metrics_are_written(tmp_path):

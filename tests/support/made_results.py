@@ -10,7 +10,6 @@ from support.tiny import write_pictures
 
 from latteclip.core import tables
 from latteclip.evaluate import metrics
-from latteclip.evaluate.metrics import Outputs, Run
 from latteclip.report.runs import RunFiles
 
 HOSTILE = "<script>alert('class')</script>"
@@ -113,9 +112,9 @@ class Results:
             self.classnames,
             ranked,
             scores.astype(np.float32),
-            Run(self.dataset, method, seed),
             ["ours"] if method.endswith("_fused") else [],
-            Outputs(run.predictions, run.metrics),
+            **{"dataset": self.dataset, "method": method, "seed": seed},
+            **{"predictions_output": run.predictions, "metrics_output": run.metrics},
         )
         if run.history:
             self.write_history(run.history, is_latteclip=method.startswith("latteclip"))
