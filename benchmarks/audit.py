@@ -19,7 +19,6 @@ import numpy as np
 from scipy import stats
 
 from latteclip.audit import score
-from latteclip.audit.answers import CLASS, Answer
 from latteclip.audit.estimate import Interval, share
 from latteclip.audit.sampling import (
     STRATA,
@@ -32,6 +31,7 @@ from latteclip.audit.sampling import (
     stratify,
 )
 from latteclip.core import tables
+from latteclip.labels.answers import CLASS, Answer
 
 WRONG = 0.05  # of the answers, of the person who errs
 

@@ -29,14 +29,6 @@ from typing import Any, Protocol
 import numpy as np
 from markupsafe import Markup
 
-from latteclip.audit.answers import (
-    Answer,
-    AnswerSchema,
-    StaleRevisionError,
-    read_answers,
-    read_exported,
-    write_answers,
-)
 from latteclip.audit.sampling import (
     FIRST_METHODS,
     Population,
@@ -64,6 +56,14 @@ from latteclip.core.hashing import digest
 from latteclip.core.terminal import one_line
 from latteclip.data.images import image_exists, open_rgb
 from latteclip.evaluate.results import Audit
+from latteclip.labels.answers import (
+    Answer,
+    AnswerSchema,
+    StaleRevisionError,
+    read_answers,
+    read_exported,
+    write_answers,
+)
 from latteclip.report import render
 from latteclip.report.images import picture
 

@@ -16,12 +16,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latteclip.audit.answers import AnswerSchema
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest
 from latteclip.evaluate.results import Run, read_selection
 from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS, read_predictions
+from latteclip.labels.answers import AnswerSchema
 
 log = logging.getLogger(__name__)
 Ints = npt.NDArray[np.int_]

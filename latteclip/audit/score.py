@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latteclip.audit.answers import CLASS, NONE, UNSURE, Answer
 from latteclip.audit.estimate import difference, share
 from latteclip.audit.sampling import (
     BASELINE,
@@ -28,6 +27,7 @@ from latteclip.audit.sampling import (
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate.results import Accuracy, Audit, Comparison, Run, read_metrics
+from latteclip.labels.answers import CLASS, NONE, UNSURE, Answer
 
 log = logging.getLogger(__name__)
 MIN_ANSWERS = 10  # for an interval

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from latteclip.audit.answers import read_answers
 from latteclip.audit.sampling import read_plan
 from latteclip.audit.score import RunFiles, read_predictions, score
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
 from latteclip.evaluate.results import Audit
+from latteclip.labels.answers import read_answers
 
 log = logging.getLogger(__name__)
 

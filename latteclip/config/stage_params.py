@@ -22,6 +22,8 @@ SELECTION = "results/{{dataset}}/selection{suffix}.json"
 SELECTED_MODEL = "results/{{dataset}}/model{suffix}"
 # A person's answers about images of a split (`latteclip audit`), and how the images were drawn.
 ANSWERS = "results/{dataset}/audit/{split}/{name}"
+# Answers about training images, from which labels learn (`latteclip teach`).
+TEACHING_ANSWERS = "results/{dataset}/answers.json"
 # The scores of the dataset's models by these answers.
 AUDIT = "results/{{dataset}}/audit{suffix}.json"
 # Tables that a rule reads if the configuration needs them.
@@ -323,7 +325,13 @@ def labels(configuration: Configuration) -> Paths:
     return [f"results/{dataset}/{name}" for dataset in configuration.datasets for name in names]
 
 
-# Audits.
+# Answers.
+
+
+def teaching_answers(_: Configuration, dataset: str) -> Paths:
+    """Return a person's answers from which the labels learn, if there are any; no rule does."""
+    path = TEACHING_ANSWERS.format(dataset=dataset)
+    return [path] if Path(path).is_file() else []
 
 
 def answers(configuration: Configuration, dataset: str) -> Paths:

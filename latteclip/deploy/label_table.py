@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latteclip.audit.answers import CLASS, NONE, UNSURE, Answer, read_answers
 from latteclip.audit.sampling import SamplingPlan, answers_path, plan_path, read_plan
 from latteclip.audit.score import answered_prefix
 from latteclip.clip.classifier import classify, load_classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.deploy.calibration import Calibration, calibrate
+from latteclip.labels.answers import CLASS, NONE, UNSURE, Answer, read_answers
 from latteclip.labels.features import read_features
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,9 @@ Letters: N training images, C classes, D embedding width, T captions, U distinct
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +25,17 @@ from latteclip.clip.feature_memmap import FeatureMemmap, Features
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import judging
-from latteclip.core.terminal import Progress
+from latteclip.core.terminal import Progress, one_line
+from latteclip.labels.answers import (
+    LabelledRows,
+    labelled_rows,
+    read_answers,
+    teaching_schema,
+)
 from latteclip.labels.class_scores import read_class_scores
 from latteclip.labels.features import read_features
 from latteclip.labels.fusion import Fusion, fuse
+from latteclip.labels.guarantees import confidence_sequence
 from latteclip.labels.label_sources import (
     CalibratedFeatures,
     Votes,
@@ -73,6 +82,7 @@ def fuse_labels(
     *,
     image_captions_path: str | None = None,
     class_scores_path: str | None = None,
+    answers_path: str | None = None,
     device: str,
     threads: int,
 ) -> None:
@@ -92,6 +102,7 @@ def fuse_labels(
         votes_output: votes by which classifiers can be judged.
         image_captions_path: a CAPTIONS table.
         class_scores_path: a CLASS_SCORES table, which votes in place of the captions.
+        answers_path: a person's answers about training images.
         device: cpu, cuda or auto.
         threads: CPU threads.
 
@@ -132,9 +143,15 @@ def fuse_labels(
         leaked = False
     if not votes:
         raise UserError("Nothing votes: give --image-captions or --class-scores.")
-    fusion = fuse(images, votes[-1])
+    labelled = None
+    if answers_path is not None:
+        labelled = _read_answers(answers_path, table, classnames)
+    fusion = fuse(images, votes[-1], labelled=labelled)
     save_classifier(prototypes_output, images.classifier(fusion.weights, scale), described)
     summary = _summary(fusion, individual)
+    if labelled is not None:
+        summary["answers"] = _summary_of_answers(labelled, fusion, table["image_id"], classnames)
+        log.info(_sentence_of_answers(summary["answers"]))
     columns = _columns(table["image_id"], individual, fusion)
     tables.write(output, columns, tables.FUSED_LABELS, {**described, "how": HOW, **summary})
     log.info(_sentence(summary))
@@ -165,6 +182,16 @@ def _read_captions(path: str, image_ids: pa.ChunkedArray) -> tuple[pa.ChunkedArr
         )
     captions = pc.utf8_trim_whitespace(captions)
     return pc.if_else(pc.equal(captions, ""), None, captions), leaked
+
+
+def _read_answers(path: str, images: pa.Table, classnames: Sequence[str]) -> LabelledRows | None:
+    """Return the answered training images, if there are any; images that are gone are named."""
+    answers, _ = read_answers(Path(path), teaching_schema("the dataset", classnames))
+    labelled, gone = labelled_rows(answers, images, classnames)
+    if gone:
+        names = ", ".join(one_line(name, 60) for name in gone[:3])
+        log.warning("%s: %d answered images are gone, such as %s.", path, len(gone), names)
+    return labelled if len(labelled.rows) else None
 
 
 @torch.no_grad()
@@ -264,6 +291,43 @@ def _summary(fusion: Fusion, individual: dict[str, IndividualLabels]) -> dict[st
         "gains": fusion.gains,
         "changed": int((fusion.labels != calibrated).sum()),
     }
+
+
+def _summary_of_answers(
+    labelled: LabelledRows, fusion: Fusion, image_ids: pa.ChunkedArray, classnames: Sequence[str]
+) -> dict[str, Any]:
+    """Return the answers and how they judge the labels, for the metadata."""
+    names = [
+        " or ".join(classnames[c] for c in shares.nonzero()[:, 0]) if shares.any() else None
+        for shares in labelled.shares
+    ]
+    ids = image_ids.take(pa.array(labelled.rows.numpy())).to_pylist()
+    found: dict[str, Any] = {"images": dict(zip(ids, names, strict=True))}
+    if fusion.judged is not None:
+        judged, n = fusion.judged, len(image_ids)
+        taught = len(labelled.rows) - len(judged.rows)
+        right = int(judged.right.sum())
+        ends = confidence_sequence(right, len(judged.rows), n - taught)
+        shares = (right / len(judged.rows), *ends)
+        value, low, high = ((taught + share * (n - taught)) / n for share in shares)
+        found["judged"] = {
+            **{"answers": len(judged.rows), "value": value, "low": low, "high": high},
+            "image_id": image_ids.take(pa.array(judged.rows.numpy())).to_pylist(),
+            "confidence": judged.confidence.tolist(),
+            "right": judged.right.tolist(),
+        }
+    return found
+
+
+def _sentence_of_answers(answers: dict[str, Any]) -> str:
+    begin = f"A person answered about {len(answers['images'])} images."
+    if "judged" not in answers:
+        return f"{begin} None of them was drawn to judge the labels."
+    judged = answers["judged"]
+    return (
+        f"{begin} By {judged['answers']} of the answers, which judge, {judged['value']:.1%} of the "
+        f"labels are right ({judged['low']:.1%} to {judged['high']:.1%})."
+    )
 
 
 def _sentence(summary: dict[str, Any]) -> str:

@@ -21,12 +21,18 @@ and their product would be too sure of these mistakes. Hence the exponent, whose
 that two development sets support. Where votes agree with the predictors no better than permuted
 votes do (`corroborate`), the votes carry no information, and the labels are those of z.
 
+A person's answer replaces the posterior of its image, weighs ANSWER_WEIGHT in the prototypes, and
+counts as a certain vote in the fit of a, b and u. In that of theta, the class is known. The weights
+of q, of the vote and of t in the posterior are then fitted to the answers, with a prior at the
+values above. Where votes carry no information, answers alone are the votes.
+
 Computed in float64, some rows at a time. Parameters are learned on a sample of many images.
 
 Letters: N training images, n some of them, C classes, D embedding width, K classes kept, M image
 models.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -34,6 +40,7 @@ from typing import Self
 import torch
 
 from latteclip.clip.classifier import best_classes
+from latteclip.labels.answers import LabelledRows
 from latteclip.labels.label_sources import (
     CalibratedFeatures,
     CentredFeatures,
@@ -52,6 +59,9 @@ RIDGE = 1e-4  # on the weights: a constant predictor gets none
 SAMPLE = 2**23  # entries of a table of images and classes from which theta is learned, at most
 SMALL_SAMPLE = 2**21  # the same for a, b, u and w, which are a few numbers
 KEPT = 16  # classes of an image that have a share in the prototypes
+ANSWER_WEIGHT = 3.0  # of an answered image in the prototypes
+FOLDS = 5  # of the images that judge
+PRIOR_ANSWERS = 10.0  # precision of the prior of the weights that are fitted to answers
 TINY = 1e-9
 OTHER = "eyes_"  # begin of the name of another image model's gain, before its number
 
@@ -72,12 +82,19 @@ class Posterior:
     classes: torch.Tensor  # [N, K] int32
     shares: torch.Tensor  # [N, K] float32; 0 for an image of which nothing is known yet
     n_classes: int
+    weights: torch.Tensor | None = None  # [N] float64 of images in the prototypes; None: all 1
 
     @classmethod
-    def of(cls, table: Callable[[slice], torch.Tensor], n: int, n_classes: int) -> Self:
+    def of(
+        cls,
+        table: Callable[[slice], torch.Tensor],
+        n: int,
+        n_classes: int,
+        weights: torch.Tensor | None = None,
+    ) -> Self:
         """Keep the largest probabilities of n images, of which `table` returns some rows [n, C]."""
         k = min(KEPT, n_classes)
-        kept = cls(torch.zeros(n, k, dtype=torch.int32), torch.zeros(n, k), n_classes)
+        kept = cls(torch.zeros(n, k, dtype=torch.int32), torch.zeros(n, k), n_classes, weights)
         for rows in parts(n):
             classes, shares = best_classes(table(rows), k)
             kept.classes[rows] = classes.int()
@@ -85,14 +102,14 @@ class Posterior:
         return kept
 
     def table(self, rows: Rows) -> torch.Tensor:
-        """Return probabilities [n, C] float64."""
-        shares = self.shares[rows].double()
+        """Return weighted probabilities [n, C] float64."""
+        shares = self._weighted(rows)
         table = shares.new_zeros(len(shares), self.n_classes)
         return table.scatter_(1, self.classes[rows].long(), shares)
 
     def sums(self, rows: slice, x: torch.Tensor) -> torch.Tensor:
         """Return sums [C, D] of x [n, D] float64 by the shares of these rows in the classes."""
-        classes, shares = self.classes[rows].long(), self.shares[rows].double()
+        classes, shares = self.classes[rows].long(), self._weighted(rows)
         owners = torch.arange(len(x))[:, None].expand_as(classes)
         table = torch.sparse_coo_tensor(
             torch.stack([classes.flatten(), owners.flatten()]),
@@ -101,6 +118,41 @@ class Posterior:
             check_invariants=True,
         )
         return table @ x
+
+    def _weighted(self, rows: Rows) -> torch.Tensor:
+        shares = self.shares[rows].double()
+        return shares if self.weights is None else shares * self.weights[rows, None]
+
+
+class AnsweredImages:
+    """A person's answers, by the rows of all N images."""
+
+    def __init__(self, labelled: LabelledRows, n: int) -> None:
+        self.rows, self.shares = labelled.rows, labelled.shares
+        self.place = torch.full((n,), -1)
+        self.place[self.rows] = torch.arange(len(self.rows))
+        self.weights = torch.ones(n, dtype=torch.float64)
+        self.weights[self.rows] = ANSWER_WEIGHT
+        named = self.shares.any(dim=1)
+        self.taught = self.rows[named]  # images of one of the classes
+        self.truth = self.shares[named]
+
+    def replace(self, rows: Rows, log_posterior: torch.Tensor) -> torch.Tensor:
+        """Return a log-posterior [n, C] in which answered rows follow the answers.
+
+        Of two answers that differ, the posterior decides. An image of none of the classes has
+        -inf for all.
+        """
+        place = self.place[rows]
+        is_answered = place >= 0
+        if not is_answered.any():
+            return log_posterior
+        table = log_posterior.clone()
+        answered = self.shares[place[is_answered]].log() + log_posterior[is_answered]
+        table[is_answered] = answered.log_softmax(dim=1).nan_to_num(
+            nan=-torch.inf, neginf=-torch.inf
+        )
+        return table
 
 
 # --- permutation test ----------------------------------------------------------------------------
@@ -195,6 +247,8 @@ class FusionParameters:
     images: tuple[float, ...] = (0.0,)  # b, of CLIP and of each other model
     texts: float = 0.0  # w
     explained_share: float = 0.0  # u
+    votes: float = 1.0  # exponent of the vote
+    by_answers: float | None = None  # exponent of q beside a vote, if it was fitted
 
     @property
     def weights(self) -> torch.Tensor:
@@ -203,7 +257,9 @@ class FusionParameters:
 
     @property
     def independence(self) -> float:
-        """Return 1 - u^4, the exponent of q beside a vote."""
+        """Return the exponent of q beside a vote: 1 - u^4, unless answers decide it."""
+        if self.by_answers is not None:
+            return self.by_answers
         return 1 - self.explained_share**INDEPENDENCE
 
     def classes(self, votes: torch.Tensor) -> torch.Tensor:
@@ -236,6 +292,17 @@ class Fusion:
     weights: torch.Tensor  # [C, D] float64: a z + b s of CLIP, as logits of centred features
     gains: dict[str, float]  # log-likelihood of the votes over their mean, by predictors
     joint: JointHead  # by all image models
+    judged: "JudgedLabels | None" = None  # if a person's answers judge the labels
+
+
+@dataclass(frozen=True)
+class JudgedLabels:
+    """Labels of images that were drawn to judge, each learned without the image's answer."""
+
+    rows: torch.Tensor  # [J]
+    labels: torch.Tensor  # [J]
+    confidence: torch.Tensor  # [J] float32
+    right: torch.Tensor  # [J] bool: by the answers
 
 
 class LabelModelState:
@@ -247,8 +314,10 @@ class LabelModelState:
         votes: Votes,
         posterior: Posterior,
         others: Sequence[CentredFeatures] = (),
+        answers: AnsweredImages | None = None,
     ) -> None:
         self.images, self.votes, self.posterior = images, votes, posterior
+        self.answers = answers
         self.models: tuple[CentredFeatures, ...] = (images, *others)
         n_classes = len(images.texts)
         self.prototypes = [images.texts.new_zeros(n_classes, len(m.mean)) for m in self.models]
@@ -299,6 +368,8 @@ class LabelModelState:
         """
         predictors, overall = self.predictors(sample), votes.mean(dim=0)
         small = _spaced(torch.arange(len(sample)), len(overall), SMALL_SAMPLE)
+        if self.answers is not None:
+            return self._learn_with_answers(sample[small], before, self.answers)
         some, cast = [table[small] for table in predictors], votes[small]
         weights, share = fit_mixture(some, cast, overall)
         base = share * torch.eye(len(overall), dtype=torch.float64) + (1 - share) * overall
@@ -318,13 +389,74 @@ class LabelModelState:
         zero_shot, *images = weights.tolist()
         return FusionParameters(before.test, confusion, zero_shot, tuple(images), texts, share)
 
+    def _learn_with_answers(
+        self, sample: torch.Tensor, before: FusionParameters, answers: AnsweredImages
+    ) -> FusionParameters:
+        """Return the likeliest parameters on a sample of unanswered images and on all answers."""
+        sample = torch.cat([sample[answers.place[sample] < 0], answers.taught])
+        votes, n = self.votes.probabilities(sample), len(answers.taught)
+        known = torch.zeros(len(sample), dtype=torch.bool)
+        known[len(sample) - n :] = True
+        predictors, targets = self.predictors(sample), votes.clone()
+        targets[known] = answers.truth
+        overall = targets.mean(dim=0)
+        weights, share = fit_mixture(predictors, targets, overall)
+        confusion, texts = before.confusion, 0.0
+        if before.test.significant:
+            base = share * torch.eye(len(overall), dtype=torch.float64) + (1 - share) * overall
+            confusion = confusion if len(confusion) else base
+            for _ in range(EM_STEPS):
+                predicted = pool(predictors, weights).softmax(dim=1)
+                predicted[known] = answers.truth
+                counts = confusion * (
+                    predicted.T @ (votes / (predicted @ confusion).clamp(min=TINY))
+                )
+                confusion = counts + PRIOR / max(share, TINY) ** 2 * base
+                confusion = confusion / confusion.sum(dim=1, keepdim=True)
+                weights = fit_weights(predictors, targets, confusion, weights, known)
+            scores = self.text_scores(sample)
+            if scores is not None:
+                predicted = pool(predictors, weights).softmax(dim=1)
+                predicted[known] = answers.truth
+                both = [vote_log_likelihood(votes, confusion), scores]
+                texts = fit_weights(both, predicted)[1].item()
+        zero_shot, *images = weights.tolist()
+        found = FusionParameters(before.test, confusion, zero_shot, tuple(images), texts, share)
+        return self._fit_to_answers(found, answers) if before.test.significant else found
+
+    def _fit_to_answers(
+        self, parameters: FusionParameters, answers: AnsweredImages
+    ) -> FusionParameters:
+        """Return parameters whose exponents make the answers likely."""
+        has = self.votes.has[answers.taught]
+        rows, truth = answers.taught[has], answers.truth[has]
+        if not len(rows):
+            return parameters
+        votes, texts = self.votes.probabilities(rows), self.text_scores(rows)
+        factors = [
+            pool(self.predictors(rows), parameters.weights),
+            vote_log_likelihood(votes, parameters.confusion),
+            *([] if texts is None else [texts]),
+        ]
+        prior = [parameters.independence, 1.0, parameters.texts][: len(factors)]
+        centre = torch.tensor(prior, dtype=torch.float64)
+        exponent, vote, *text = fit_weights_near(factors, truth, centre).tolist()
+        return replace(parameters, by_answers=exponent, votes=vote, texts=sum(text))
+
     def log_posterior(self, rows: Rows, parameters: FusionParameters) -> torch.Tensor:
-        """Return log fused(c) [n, C], normalised."""
+        """Return log fused(c) [n, C], normalised, in which answers replace the posterior."""
+        found = self.predicted_log_posterior(rows, parameters)
+        return found if self.answers is None else self.answers.replace(rows, found)
+
+    def predicted_log_posterior(self, rows: Rows, parameters: FusionParameters) -> torch.Tensor:
+        """Return log fused(c) [n, C] by predictors and votes alone."""
         has = self.votes.has[rows, None]
         scores = pool(self.predictors(rows), parameters.weights)
         scores = torch.where(has, parameters.independence * scores, scores)
-        votes = self.votes.probabilities(rows)
-        scores = scores + vote_log_likelihood(votes, parameters.confusion) * has
+        if len(parameters.confusion):
+            votes = self.votes.probabilities(rows)
+            likelihood = vote_log_likelihood(votes, parameters.confusion)
+            scores = scores + parameters.votes * likelihood * has
         texts = self.text_scores(rows) if parameters.texts else None
         if texts is not None:
             scores = scores + parameters.texts * texts
@@ -336,8 +468,9 @@ class LabelModelState:
             lambda rows: self.log_posterior(rows, parameters).exp(),
             len(self.images.centred),
             len(self.images.texts),
+            None if self.answers is None else self.answers.weights,
         )
-        return LabelModelState(self.images, self.votes, posterior, self.models[1:])
+        return LabelModelState(self.images, self.votes, posterior, self.models[1:], self.answers)
 
 
 def own_part_left_out(
@@ -355,34 +488,120 @@ def own_part_left_out(
     return (products - table * own) / squares.clamp(min=1e-6).sqrt()
 
 
+class LabelModel:
+    """The model of the labels while it is learned."""
+
+    def __init__(
+        self, images: CalibratedFeatures, votes: Votes, others: Sequence[CentredFeatures] = ()
+    ) -> None:
+        n, n_classes = len(images.centred), len(images.texts)
+        self.sample = _spaced(votes.has.nonzero()[:, 0], n_classes, SAMPLE)
+        test = corroborate(images, votes, self.sample, others)
+        if not test.significant:
+            votes = Votes(torch.zeros(n, dtype=torch.bool), votes.probabilities)
+            self.sample = self.sample[:0]
+        self._cast = votes.probabilities(self.sample)  # [n, C]
+        nothing, weights = self._cast.new_empty(0, n_classes), (0.0,) * (1 + len(others))
+        self.parameters = FusionParameters(test, nothing, images=weights)
+        start = votes if test.significant else zero_shot_votes(images)
+        posterior = Posterior.of(start.probabilities, n, n_classes)
+        self.others, self.used = others, test.informative if test.significant else []
+        informative = [others[i] for i in self.used]
+        self.state = LabelModelState(images, votes, posterior, informative)
+
+    @property
+    def is_informed(self) -> bool:
+        """Whether votes or answers carry information."""
+        answers = self.state.answers
+        return self.parameters.test.significant or (answers is not None and len(answers.taught) > 0)
+
+    def answered(self, labelled: LabelledRows) -> "LabelModel":
+        """Return a model with these answers, which goes on from the posterior so far.
+
+        Where votes carry no information, the prototypes start from the answers alone.
+        """
+        model, state = copy.copy(self), self.state
+        n = len(state.images.centred)
+        answers = AnsweredImages(labelled, n)
+        is_first = state.answers is None and not self.parameters.test.significant
+
+        def table(rows: slice) -> torch.Tensor:
+            before = state.posterior.table(rows) * (not is_first)
+            found = answers.replace(rows, (before + TINY).log()).exp()
+            return found * (before.any(dim=1) | (answers.place[rows] >= 0))[:, None]
+
+        posterior = Posterior.of(table, n, len(state.images.texts), answers.weights)
+        others: Sequence[CentredFeatures] = state.models[1:]
+        if is_first:  # answers tell which image models are of use
+            others, model.used = self.others, list(range(len(self.others)))
+        model.state = LabelModelState(state.images, state.votes, posterior, others, answers)
+        return model
+
+    def fused(self) -> Fusion:
+        """Learn in ROUNDS rounds and return the labels."""
+        state = self.state
+        if not self.is_informed:
+            return _calibrated(state.images, self.parameters, self.others)
+        for _ in range(ROUNDS):
+            state = self.step()
+        return self.fusion(state)
+
+    def fusion(self, last: LabelModelState) -> Fusion:
+        """Return the labels of the last round.
+
+        Args:
+            last: the state before the round.
+        """
+        sample, gained = _spaced(self.sample, len(last.images.texts), SMALL_SAMPLE), {}
+        if len(sample):
+            gained = gains(last.predictors(sample), last.votes.probabilities(sample))
+        elif last.answers is not None:
+            sample = last.answers.taught
+        fusion = _fused(last, self.state, self.parameters, gained, sample)
+        return _with_all_models(fusion, self.others, self.used) if self.others else fusion
+
+    def step(self) -> LabelModelState:
+        """Learn parameters, update the prototypes, and return the state before."""
+        last = self.state
+        self.parameters = last.learn(self.sample, self._cast, self.parameters)
+        self.state = last.updated(self.parameters)
+        return last
+
+
 def fuse(
-    images: CalibratedFeatures, votes: Votes, others: Sequence[CentredFeatures] = ()
+    images: CalibratedFeatures,
+    votes: Votes,
+    others: Sequence[CentredFeatures] = (),
+    labelled: LabelledRows | None = None,
 ) -> Fusion:
-    """Label N images by zero-shot scores, image prototypes and votes.
+    """Label N images by zero-shot scores, image prototypes, votes and a person's answers.
 
     Args:
         images: CLIP's features of the images.
         votes: for the images.
         others: features of the images by other models.
+        labelled: the answered images, at least one.
     """
-    n, n_classes = len(images.centred), len(images.texts)
-    sample = _spaced(votes.has.nonzero()[:, 0], n_classes, SAMPLE)
-    cast = votes.probabilities(sample)  # [n, C]
-    test = corroborate(images, votes, sample, others)
-    weights = (0.0,) * (1 + len(others))
-    parameters = FusionParameters(test, cast.new_empty(0, n_classes), images=weights)
-    if not test.significant:
-        return _calibrated(images, parameters, others)
-    posterior = Posterior.of(votes.probabilities, n, n_classes)
-    informative = [others[i] for i in test.informative]
-    state = LabelModelState(images, votes, posterior, informative)
-    for _ in range(ROUNDS):
-        parameters = state.learn(sample, cast, parameters)
-        last, state = state, state.updated(parameters)
-    small = _spaced(sample, n_classes, SMALL_SAMPLE)
-    gained = gains(last.predictors(small), votes.probabilities(small))
-    fusion = _fused(last, state, parameters, gained, small)
-    return _with_all_models(fusion, others) if others else fusion
+    start = LabelModel(images, votes, others)
+    if labelled is None:
+        return start.fused()
+    judged = cross_fit(start, labelled) if labelled.judges.any() else None
+    return replace(start.answered(labelled).fused(), judged=judged)
+
+
+def cross_fit(model: LabelModel, labelled: LabelledRows) -> JudgedLabels:
+    """Label the images that judge, each without its answer and those of its fold."""
+    judges = labelled.judges.nonzero()[:, 0]
+    order = judges[torch.randperm(len(judges), generator=torch.Generator().manual_seed(SEED))]
+    labels, confidence = torch.empty(len(judges), dtype=torch.long), torch.empty(len(judges))
+    for fold in order.chunk(FOLDS):
+        use = torch.ones(len(labelled.rows), dtype=torch.bool)
+        use[fold] = False
+        fusion = model.answered(labelled.select(use)).fused()
+        places, rows = torch.searchsorted(judges, fold), labelled.rows[fold]
+        labels[places], confidence[places] = fusion.labels[rows], fusion.confidence[rows]
+    right = labelled.shares[judges].gather(1, labels[:, None])[:, 0] > 0
+    return JudgedLabels(labelled.rows[judges], labels, confidence, right)
 
 
 def prototypes_by_zero_shot(images: CalibratedFeatures) -> torch.Tensor:
@@ -440,8 +659,10 @@ def _fused(
         own = fit_weights(after.predictors(sample)[:2], targets)
     for rows in parts(n):
         best = last.log_posterior(rows, parameters).exp().max(dim=1)
-        labels[rows], confidence[rows] = best.indices, best.values.float()
         zero_shot[rows], images[rows] = (t.argmax(dim=1) for t in last.predictors(rows)[:2])
+        confidence[rows] = best.values.float()
+        # An image of none of the classes has confidence 0.
+        labels[rows] = torch.where(best.values > 0, best.indices, zero_shot[rows])
         predictors = after.predictors(rows)
         head[rows] = pool(predictors[:2], own).argmax(dim=1)
         joint[rows] = pool(predictors, weights).argmax(dim=1)
@@ -452,16 +673,18 @@ def _fused(
     )
 
 
-def _with_all_models(fusion: Fusion, others: Sequence[CentredFeatures]) -> Fusion:
-    """Return a fusion by the informative models of `others` with weight 0 for the rest."""
-    parameters, used = fusion.parameters, fusion.parameters.test.informative
+def _with_all_models(
+    fusion: Fusion, others: Sequence[CentredFeatures], used: Sequence[int]
+) -> Fusion:
+    """Return a fusion by the used models of `others` with weight 0 for the rest."""
+    parameters = fusion.parameters
     heads = [fusion.weights.new_zeros(len(fusion.weights), len(m.mean)) for m in others]
     weights = [0.0] * len(others)
     gained = {name: gain for name, gain in fusion.gains.items() if not name.startswith(OTHER)}
     gained |= {f"{OTHER}{i}": 0.0 for i in range(len(others))}
     for place, i in enumerate(used):
         heads[i], weights[i] = fusion.joint.weights[1 + place], parameters.images[1 + place]
-        gained[f"{OTHER}{i}"] = fusion.gains[f"{OTHER}{place}"]
+        gained[f"{OTHER}{i}"] = fusion.gains.get(f"{OTHER}{place}", 0.0)
     images = (parameters.images[0], *weights)
     joint = replace(fusion.joint, weights=(fusion.joint.weights[0], *heads))
     return replace(fusion, parameters=replace(parameters, images=images), gains=gained, joint=joint)
@@ -507,21 +730,38 @@ def fit_weights(
     targets: torch.Tensor,
     confusion: torch.Tensor | None = None,
     start: torch.Tensor | None = None,
+    known: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the weights with which softmax(pool), through a confusion [C, C], is likeliest.
 
     Args:
         predictors: tables [n, C].
         targets: [n, C] probabilities.
+        known: [n] bool, where targets are classes and not votes.
     """
     first = torch.zeros(len(predictors), dtype=torch.float64) if start is None else start
 
     def loss(free: torch.Tensor) -> torch.Tensor:
         predicted = pool(predictors, free).softmax(dim=1)
         seen = predicted if confusion is None else predicted @ confusion
+        if known is not None:
+            seen = torch.where(known[:, None], predicted, seen)
         return _cross_entropy(targets, seen) + RIDGE * free.square().sum()
 
     return _minimise(loss, first, len(first))
+
+
+def fit_weights_near(
+    factors: Sequence[torch.Tensor], targets: torch.Tensor, centre: torch.Tensor
+) -> torch.Tensor:
+    """Return the weights of the likeliest softmax(pool) under a normal prior around a centre."""
+    precision = PRIOR_ANSWERS / len(targets)
+
+    def loss(free: torch.Tensor) -> torch.Tensor:
+        predicted = pool(factors, free).softmax(dim=1)
+        return _cross_entropy(targets, predicted) + precision * (free - centre).square().sum()
+
+    return _minimise(loss, centre.clone(), len(centre))
 
 
 def gains(predictors: Sequence[torch.Tensor], votes: torch.Tensor) -> dict[str, float]:

@@ -74,6 +74,8 @@ def read(
     table, classnames = tables.read_unlabelled(files.images, training=True)
     all_ids = table["image_id"]
     is_trained = ~left_out(tables.Strings(all_ids), fold)
+    if labels == "fused" and files.fused_labels is not None:
+        is_trained &= _has_class(files.fused_labels, all_ids)
     table = table.filter(pa.array(is_trained))
     image_ids = table["image_id"]
     if len(image_ids) < 2:
@@ -156,6 +158,14 @@ def _label_column(files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray) -
     return tables.lookup_column(
         files.fused_labels, tables.FUSED_LABELS, "image_id", column, image_ids
     )
+
+
+def _has_class(path: str, image_ids: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    """Return [N] bool, false where a person answered that an image shows none of the classes."""
+    columns = (path, tables.FUSED_LABELS, "image_id", "fused_confidence")
+    confidence = tables.lookup_column(*columns, image_ids).to_numpy()
+    found: npt.NDArray[np.bool_] = confidence > 0
+    return found
 
 
 def _image_prototypes(

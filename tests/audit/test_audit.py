@@ -16,7 +16,6 @@ from support.audits import Served, answer, answer_next, command, made_audit, pop
 from support.tiny import ROOT
 
 from latteclip.audit import app, sampling, score, score_audit
-from latteclip.audit.answers import Answer, StaleRevisionError, read_answers, write_answers
 from latteclip.audit.app import ALL_OFFERED, OFFERED, AuditSession, offered_classes
 from latteclip.audit.sampling import Candidate, read_population
 from latteclip.config import source_dependencies
@@ -24,6 +23,7 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate.results import Accuracy, Audit, Comparison, read_audit
 from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS
+from latteclip.labels.answers import Answer, StaleRevisionError, read_answers, write_answers
 
 N_TEST = 120
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from support.audits import made_audit
 
-from latteclip.audit import answers
-from latteclip.audit.answers import Answer
 from latteclip.audit.app import MAX_BODY, AuditSession, InterviewServer
 from latteclip.core.errors import UserError
+from latteclip.labels import answers
+from latteclip.labels.answers import Answer
 
 
 @pytest.fixture

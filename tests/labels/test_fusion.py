@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from latteclip.clip.classifier import Classifier
 from latteclip.labels import fusion, label_sources
+from latteclip.labels.answers import LabelledRows
 from latteclip.labels.fusion import (
     KEPT,
     FusionParameters,
@@ -584,3 +585,70 @@ def test_prototypes_without_votes_are_the_texts_and_the_means_of_images():
     lengths = added.norm(dim=1)
     assert lengths.min() > 0
     assert lengths.max().item() == pytest.approx(lengths.min().item(), rel=1e-4)
+
+
+# --- answers -------------------------------------------------------------------------------------
+
+
+def labelled(world, rows, *, classes=None, judges=0):
+    """Answers about rows, by default the true classes; the first `judges` rows judge."""
+    rows = torch.tensor(sorted(rows))
+    named = (world.classes if classes is None else classes)[rows]
+    is_judge = torch.arange(len(rows)) < judges
+    return LabelledRows(rows, F.one_hot(named, world.n_classes).double(), is_judge)
+
+
+@pytest.mark.parametrize("voted", ["captions", "noise", "nothing"])
+def test_labels_learn_from_answers(voted):
+    """Answered images have their answers, and other images more often the right class."""
+    world = World.of(noise=0.9, text_noise=0.9)
+    votes = world.captions(right={"captions": 0.5}.get(voted, 0.0), silent=voted == "nothing")
+    rows = torch.randperm(len(world.classes), generator=generator(5))[:150].tolist()
+    others = torch.ones(len(world.classes), dtype=torch.bool)
+    others[rows] = False
+    before = fuse(world.images(), votes)
+    after = fuse(world.images(), votes, labelled=labelled(world, rows))
+    right = [(one.labels == world.classes).double() for one in (before, after)]
+    assert right[1][rows].mean() == 1 and (after.confidence[rows] == 1).all()
+    assert right[1][others].mean() > right[0][others].mean() + 0.02
+
+
+def test_images_of_none_of_the_classes_have_no_part_in_them():
+    world = World.of(300)
+    none = LabelledRows(
+        torch.tensor([4, 9]), torch.zeros(2, world.n_classes).double(), torch.zeros(2).bool()
+    )
+    found = fuse(world.images(), world.captions(), labelled=none)
+    assert (found.confidence == 0).nonzero()[:, 0].tolist() == [4, 9]
+    assert world.right(found.labels) > 0.8
+
+
+def test_of_two_answers_that_differ_the_other_sources_choose():
+    world = World.of(300)
+    rows = torch.arange(40)
+    shares = F.one_hot(world.classes[rows], world.n_classes).double()
+    shares = (shares + shares.roll(1, dims=1)) / 2
+    found = fuse(world.images(), world.captions(), labelled=LabelledRows(rows, shares, rows < 0))
+    assert (found.labels[rows] == world.classes[rows]).double().mean() > 0.8
+
+
+def test_an_image_is_judged_without_its_answer():
+    """Where the answer is wrong, the label of the image is not that answer."""
+    world, errs = World.of(400), torch.arange(0, 400, 40)
+    named = world.classes.clone()
+    named[errs] = (named[errs] + 1) % world.n_classes
+    answers = labelled(world, range(0, 400, 8), classes=named, judges=50)
+    judged = fuse(world.images(), world.captions(), labelled=answers).judged
+    assert judged.rows.tolist() == list(range(0, 400, 8))
+    assert not judged.right[::5].any() and judged.right.double().mean() > 0.6
+
+
+def test_a_person_who_errs_does_no_harm():
+    world = World.of(noise=0.9, text_noise=0.9)
+    votes = world.captions(right=0.5)
+    errs = torch.rand(len(world.classes), generator=generator(3)) < 0.1
+    named = torch.where(errs, (world.classes + 2) % world.n_classes, world.classes)
+    rows = range(0, len(world.classes), 9)
+    before = world.right(fuse(world.images(), votes).labels)
+    after = fuse(world.images(), votes, labelled=labelled(world, rows, classes=named))
+    assert world.right(after.labels) > before

@@ -10,9 +10,9 @@ from support.checkout import hear_interrupts
 from support.made_results import Results
 from support.tiny import ROOT
 
-from latteclip.audit.answers import Answer, read_answers, write_answers
 from latteclip.audit.app import AuditSession
 from latteclip.audit.sampling import Candidate, Population
+from latteclip.labels.answers import Answer, read_answers, write_answers
 
 
 def made_audit(folder, *, n_test=120, **options):

@@ -32,6 +32,7 @@ rule fuse_labels:
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
         image_captions=given_if(Configuration.captions_vote, CAPTIONS, kind="image"),
         class_scores=given_if(Configuration.scores_classes, CLASS_SCORES),
+        answers=given_unstored(stage_params.teaching_answers),
         clip_model=given(stage_params.hub_model, section="clip"),
         code=sources("latteclip.labels.fuse_labels"),
     output:
@@ -52,7 +53,7 @@ rule fuse_labels:
         runtime=minutes("fuse_labels"),
     params:
         settings=given_json(stage_params.fuse_labels),
-        votes=options("image_captions", "class_scores"),
+        votes=options("image_captions", "class_scores", "answers"),
     shell:
         "latteclip fuse-labels --images {input.images}"
         " --pseudo-labels {input.pseudo_labels} --class-embeddings {input.class_embeddings}"

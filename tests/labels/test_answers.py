@@ -1,18 +1,23 @@
 import json
 import threading
 
+import pyarrow as pa
 import pytest
 
-from latteclip.audit import answers
-from latteclip.audit.answers import (
+from latteclip.core.errors import UserError
+from latteclip.labels import answers
+from latteclip.labels.answers import (
+    MAX_ANSWERS,
     Answer,
     AnswerSchema,
     StaleRevisionError,
+    content_digest,
+    labelled_rows,
     read_answers,
     read_exported,
+    teaching_schema,
     write_answers,
 )
-from latteclip.core.errors import UserError
 
 IDS = [f"images/{i}.png" for i in range(6)]
 SCHEMA = AnswerSchema("0123456789abcdef", "made", frozenset(IDS), ("none", "dots", "\u202edots"))
@@ -99,3 +104,65 @@ def test_an_endless_file_is_not_read_to_its_end(path, monkeypatch):
     monkeypatch.setattr(answers, "MAX_BYTES", 1000)
     with pytest.raises(UserError, match="/dev/zero"):
         read_exported("/dev/zero", SCHEMA)
+
+
+# --- answers that teach --------------------------------------------------------------------------
+
+CLASSNAMES = ["none", "dots", "\u202edots"]
+
+
+@pytest.fixture
+def images(tmp_path):
+    """An index of five files."""
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    for number, path in enumerate(paths):
+        path.write_bytes(b"content %d" % number)
+    return index([path.name for path in paths], paths)
+
+
+def index(ids, paths):
+    return pa.table({"image_id": pa.chunked_array([ids]), "path": [str(path) for path in paths]})
+
+
+def taught(image, name="dots", **more):
+    kind = "class" if name else "none"
+    return Answer(image, kind, name, content=more.pop("content", None), **more)
+
+
+def rows_of(answers, images):
+    found, gone = labelled_rows({one.key: one for one in answers}, images, CLASSNAMES)
+    return found.rows.tolist(), found.shares.tolist(), found.judges.tolist(), gone
+
+
+def test_answers_become_shares_of_classes(images):
+    answers = [
+        taught("3.png", phase="judge"),
+        taught("0.png", "none", phase="teach"),
+        taught("3.png", "none", repeat=True),
+        taught("1.png", None),
+        Answer("2.png", "unsure"),
+    ]
+    shares = [[1, 0, 0], [0, 0, 0], [0.5, 0.5, 0]]
+    assert rows_of(answers, images) == ([0, 1, 3], shares, [False, False, True], [])
+
+
+def test_answered_images_are_known_by_their_content(images):
+    """They are found again under other names; images that changed or are gone are left out."""
+    paths = images["path"].to_pylist()
+    answers = [taught(f"{i}.png", content=content_digest(paths[i])) for i in range(4)]
+    moved = index(["a.png", "b.png", "2.png", "3.png"], [paths[1], paths[4], paths[2], paths[0]])
+    rows, _, _, gone = rows_of(answers, moved)
+    assert (rows, gone) == ([0, 2, 3], ["3.png"])
+
+
+def test_teaching_answers_are_read_back_and_other_classes_are_named(path):
+    schema = teaching_schema("made", CLASSNAMES)
+    first = taught("3.png", phase="judge", content="00")
+    answers = {one.key: one for one in (first, taught("3.png", "none", repeat=True))}
+    write_answers(path, schema, answers, "")
+    assert read_answers(path, schema)[0] == answers
+    with pytest.raises(UserError, match="dots"):
+        read_answers(path, teaching_schema("made", ["none", "other"]))
+    many = schema.document({str(i): taught(str(i)) for i in range(MAX_ANSWERS + 1)})
+    with pytest.raises(UserError, match="100,001"):
+        schema.parse(many, "answers.json")

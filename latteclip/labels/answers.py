@@ -1,0 +1,300 @@
+"""A person's answers in one JSON file, which the page exports and the server saves.
+
+The file names the plan that its images were drawn by. It is replaced as a whole, and only by a
+process that has read its latest revision. Answers that teach name the content of their image, by
+which they are found again when files are renamed.
+
+Letters: N training images, A answered ones, C classes.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pyarrow as pa
+import torch
+
+from latteclip.core import tables
+from latteclip.core.errors import UserError, suggestion
+from latteclip.core.files import write_json
+from latteclip.core.terminal import one_line
+from latteclip.data.images import read_bytes
+
+log = logging.getLogger(__name__)
+CLASS, NONE, UNSURE = "class", "none", "unsure"
+KINDS = (CLASS, NONE, UNSURE)
+TEACH, JUDGE = "teach", "judge"  # phases of answers that teach: chosen images, and drawn ones
+VERSION = 2  # of the format
+PLAN_OF_TEACHING = "teach"  # the plan of answers whose images follow from the answers before
+MAX_ANSWERS = 100_000
+MAX_BYTES = 100_000_000  # of a file of answers
+LOCK_SECONDS = 30  # that a write waits for another one
+
+
+class StaleRevisionError(Exception):
+    """The file of answers has changed since it was read."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A person's answer about an image."""
+
+    image_id: str
+    kind: str  # one of KINDS
+    classname: str | None = None  # where the kind is CLASS
+    phase: str | None = None  # TEACH or JUDGE, of answers that teach
+    content: str | None = None  # digest of the image's bytes
+    repeat: bool = False  # whether the image was asked about a second time
+
+    @property
+    def key(self) -> str:
+        """The name of the answer among all: an image may have a second one."""
+        return self.image_id + "\n2" * self.repeat
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the answer as an entry of the file."""
+        optional = {"class": self.classname, "phase": self.phase, "content": self.content}
+        entry = {"image": self.image_id, "answer": self.kind}
+        entry |= {key: value for key, value in optional.items() if value is not None}
+        return {**entry, "repeat": True} if self.repeat else entry
+
+
+@dataclass(frozen=True)
+class AnswerSchema:
+    """The images and classes that answers may name."""
+
+    plan: str  # digest, or PLAN_OF_TEACHING
+    dataset: str
+    image_ids: frozenset[str] | None  # None: any
+    classnames: tuple[str, ...]
+
+    def document(self, answers: Mapping[str, Answer]) -> dict[str, Any]:
+        """Return the content of a file of answers."""
+        entries = [answer.as_json() for answer in answers.values()]
+        return {**self.header(), "answers": entries}
+
+    def header(self) -> dict[str, Any]:
+        """Return what identifies the plan in a file of answers."""
+        return {"plan": self.plan, "dataset": self.dataset, "version": VERSION}
+
+    def parse(self, document: Any, where: str) -> dict[str, Answer]:
+        """Return the answers of a document, by their keys and in their order.
+
+        Raises:
+            UserError: the document is not valid, or belongs to another plan.
+        """
+        if not isinstance(document, dict) or not isinstance(document.get("answers"), list):
+            raise UserError(f"{where} is not a file of answers of latteclip audit.")
+        if document.get("plan") != self.plan:
+            plan, dataset = (one_line(document.get(key), 80) for key in ("plan", "dataset"))
+            raise UserError(
+                f"{where} answers another audit (of {dataset}, plan {plan}) than that of "
+                f"{self.dataset}, plan {self.plan}; nothing was taken from it."
+            )
+        if len(document["answers"]) > MAX_ANSWERS:
+            raise UserError(
+                f"{where} has {len(document['answers']):,} answers, more than {MAX_ANSWERS:,}."
+            )
+        parsed = [
+            self._parse_entry(entry, f"{where}, answer {number},")
+            for number, entry in enumerate(document["answers"], start=1)
+        ]
+        return by_key(parsed, where)
+
+    def _parse_entry(self, entry: Any, where: str) -> Answer:
+        if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
+            raise UserError(f"{where} names no image.")
+        image, kind, name = entry["image"], entry.get("answer"), entry.get("class")
+        if self.image_ids is not None and image not in self.image_ids:
+            raise UserError(f"{where} is about {one_line(image, 120)!r}, which was not drawn.")
+        if kind not in KINDS:
+            raise UserError(f"{where} is {one_line(kind, 40)!r}, not one of {', '.join(KINDS)}.")
+        phase, content, repeat = (entry.get(key) for key in ("phase", "content", "repeat"))
+        if phase not in (None, TEACH, JUDGE) or not isinstance(content, str | None):
+            raise UserError(f"{where} has an unknown phase or content.")
+        answer = Answer(image, kind, None, phase, content, repeat is True)
+        if kind != CLASS:
+            return answer
+        if name not in self.classnames:
+            likely = suggestion(str(name), self.classnames)
+            raise UserError(
+                f"{where} names the unknown class {one_line(name, 80)!r}; {one_line(likely)}"
+            )
+        return replace(answer, classname=name)
+
+
+def by_key(answers: Sequence[Answer], where: str) -> dict[str, Answer]:
+    """Return answers by their keys.
+
+    Raises:
+        UserError: two answers are about the same image.
+    """
+    found: dict[str, Answer] = {}
+    for answer in answers:
+        if answer.key in found:
+            image, other = one_line(answer.image_id, 120), found[answer.key]
+            names = " and ".join(repr(one.classname or one.kind) for one in (other, answer))
+            raise UserError(f"{where} answers {image!r} more than once: {names}.")
+        found[answer.key] = answer
+    return found
+
+
+def read_answers(path: Path, schema: AnswerSchema) -> tuple[dict[str, Answer], str]:
+    """Return the answers of a file and its revision; none and "" where there is no file.
+
+    Raises:
+        UserError: the file is not valid, or belongs to another plan.
+    """
+    if not path.exists():
+        return {}, ""
+    content = _read(path)
+    return schema.parse(_parse_json(content, path), str(path)), _revision(content)
+
+
+def read_exported(path: str, schema: AnswerSchema) -> dict[str, Answer]:
+    """Return the answers of a file that the page exported.
+
+    Raises:
+        UserError: the file is missing, is not valid, or belongs to another plan.
+    """
+    return schema.parse(_parse_json(_read(Path(path)), path), path)
+
+
+def write_answers(
+    path: Path, schema: AnswerSchema, answers: Mapping[str, Answer], revision: str
+) -> str:
+    """Replace a file of answers and return its new revision.
+
+    Args:
+        path: of the file.
+        schema: of the answers.
+        answers: by their keys.
+        revision: of the file that these answers go on from.
+
+    Raises:
+        StaleRevisionError: another process has written the file since.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(path.with_name(".lock"), timeout=LOCK_SECONDS):
+        if revision != (_revision(_read(path)) if path.exists() else ""):
+            raise StaleRevisionError
+        write_json(path, schema.document(answers))
+        return _revision(_read(path))
+
+
+def _revision(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _read(path: Path) -> bytes:
+    """Return the bytes of a file or a pipe, unless there are too many."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{path} is too large to be a file of answers.")
+    return content
+
+
+def _parse_json(content: bytes, path: str | Path) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} is not valid JSON ({one_line(error, 80)}); export the answers once more."
+        ) from None
+
+
+# --- answers that teach --------------------------------------------------------------------------
+
+
+def teaching_schema(dataset: str, classnames: Sequence[str]) -> AnswerSchema:
+    """Return the schema of the answers that teach."""
+    return AnswerSchema(PLAN_OF_TEACHING, dataset, None, tuple(classnames))
+
+
+def content_digest(path: str) -> str | None:
+    """Return the digest of an image's bytes; None where it cannot be read."""
+    try:
+        return hashlib.sha256(read_bytes(path)).hexdigest()[:32]
+    except (OSError, UserError):
+        return None
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """The answered training images, and the classes that were named."""
+
+    rows: torch.Tensor  # [A] rows of the N training images
+    shares: torch.Tensor  # [A, C] float64 share of each class; 0 for an image of none of them
+    judges: torch.Tensor  # [A] bool: whether the image was drawn to judge
+
+    @property
+    def certain(self) -> torch.Tensor:
+        """[A] bool: whether all answers about the image name one class."""
+        return self.shares.amax(dim=1) == 1
+
+    def select(self, mask: torch.Tensor) -> "LabelledRows":
+        """Return some of the answered images."""
+        return LabelledRows(self.rows[mask], self.shares[mask], self.judges[mask])
+
+
+def labelled_rows(
+    answers: Mapping[str, Answer], images: pa.Table, classnames: Sequence[str]
+) -> tuple[LabelledRows, list[str]]:
+    """Find the answered images among the training images, by name or else by content.
+
+    Answers "cannot tell" are left out.
+
+    Args:
+        answers: by their keys.
+        images: the rows of the training images in an IMAGES table.
+        classnames: C.
+
+    Returns:
+        The answered images, and the names of those that are gone.
+    """
+    number = {name: label for label, name in enumerate(classnames)}
+    known = [answer for answer in answers.values() if answer.kind != UNSURE]
+    row_of = _rows_by_image(known, images)
+    gone = sorted({one.image_id for one in known if one.image_id not in row_of})
+    by_row: dict[int, list[Answer]] = {}
+    for answer in known:
+        if answer.image_id in row_of:
+            by_row.setdefault(row_of[answer.image_id], []).append(answer)
+    rows = sorted(by_row)
+    shares = torch.zeros(len(rows), len(classnames), dtype=torch.float64)
+    for place, row in enumerate(rows):
+        named = [number[str(one.classname)] for one in by_row[row] if one.kind == CLASS]
+        for label in named:
+            shares[place, label] += 1 / len(named)
+    judges = [any(one.phase == JUDGE for one in by_row[row]) for row in rows]
+    return LabelledRows(torch.tensor(rows, dtype=torch.long), shares, torch.tensor(judges)), gone
+
+
+def _rows_by_image(answers: Sequence[Answer], images: pa.Table) -> dict[str, int]:
+    """Return the row of each answered image that is there."""
+    names, paths = tables.Strings(images["image_id"]), tables.Strings(images["path"])
+    wanted = {answer.image_id: answer.content for answer in answers}
+    places = pa.compute.index_in(pa.array(list(wanted), pa.string()), images["image_id"])
+    found, lost = {}, {}
+    for (name, content), row in zip(wanted.items(), places.to_pylist(), strict=True):
+        if row is not None and content in (None, content_digest(paths[row])):
+            found[name] = row
+        elif content is not None:
+            lost[content] = name
+    if lost:  # renamed files: the only way to find them is to read all others
+        taken = set(found.values())
+        for row in range(len(names)):
+            if row not in taken and (digest := content_digest(paths[row])) in lost:
+                found[lost.pop(str(digest))] = row
+                if not lost:
+                    break
+    return found

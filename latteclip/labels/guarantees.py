@@ -1,0 +1,95 @@
+"""What a person's answers about images drawn at random guarantee about the other labels.
+
+Letters: N labels, m answers about images drawn uniformly, k of them right.
+"""
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import gammaln
+from scipy.stats import beta
+
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+ALPHA = 0.05  # that a guarantee or an interval fails
+TIE_SEED = 0  # of the random order of equal confidences
+
+
+def confidence_sequence(right: int, answers: int, population: int) -> tuple[float, float]:
+    """Return an interval for the share of right labels that holds at every moment.
+
+    The prior-posterior-ratio martingale for draws without replacement, with a uniform prior, gives
+    intervals of which all hold at once with 95 % probability: looking at them early or stopping
+    when one pleases changes nothing (Waudby-Smith and Ramdas, Confidence sequences for sampling
+    without replacement, NeurIPS 2020, theorem 2.1).
+    """
+    theta = np.arange(population + 1)  # right labels
+    possible = (theta >= right) & (population - theta >= answers - right)
+    theta = theta[possible]
+    log_likelihood = _log_choose(theta, right) + _log_choose(population - theta, answers - right)
+    log_posterior = log_likelihood - np.logaddexp.reduce(log_likelihood)
+    inside = theta[log_posterior > np.log(ALPHA / (population + 1))]
+    return float(inside[0] / population), float(inside[-1] / population)
+
+
+def _log_choose(n: npt.NDArray[np.int_], k: int) -> Floats:
+    found: Floats = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
+    return found
+
+
+def upper_bound(wrong: int, answers: int) -> float:
+    """Return the upper end of Clopper and Pearson's exact one-sided interval for a share."""
+    return 1.0 if wrong >= answers else float(beta.ppf(1 - ALPHA, wrong + 1, answers - wrong))
+
+
+def fewest_answers(max_error: float) -> int:
+    """Return how many answers can promise this error at all: if no label among them is wrong."""
+    return int(np.ceil(np.log(ALPHA) / np.log1p(-max_error)))
+
+
+def pac_threshold(confidence: Floats, wrong: Bools, max_error: float) -> float:
+    """Return the confidence from which labels may be taken without a look; inf: none may.
+
+    With 95 % probability, at most `max_error` of ALL labels are wrong and taken. Sets of the surest
+    labels are nested, so the exact bound of the largest set needs no correction for the search
+    (Candes, Ilyas and Zrnic, Probably approximately correct labels, arXiv 2506.10908).
+
+    Args:
+        confidence: [m] of the labels of images that were drawn uniformly.
+        wrong: [m] whether a person's answer is another one.
+        max_error: share of all labels.
+    """
+    if upper_bound(0, len(wrong)) > max_error:
+        return float("inf")
+    allowed = max(w for w in range(len(wrong) + 1) if upper_bound(w, len(wrong)) <= max_error)
+    errors = np.sort(confidence[wrong])[::-1]
+    # Labels from the next error on are taken no more.
+    return float(np.nextafter(errors[allowed], np.inf)) if allowed < len(errors) else 0.0
+
+
+def conformal_accepted(
+    confidence: Floats, wrong: Bools, others: Floats, false_discovery: float
+) -> Bools:
+    """Return which of N other labels may be used: on average, at most a share of them is wrong.
+
+    Each label has a conformal p-value for the hypothesis that it is wrong, and Benjamini and
+    Hochberg's procedure selects (conformal labelling, arXiv 2510.14581).
+
+    Args:
+        confidence: [m] of the labels of images that were drawn uniformly.
+        wrong: [m] whether a person's answer is another one.
+        others: [N] confidences of the labels to select from.
+        false_discovery: the share.
+    """
+    rng = np.random.default_rng(TIE_SEED)
+    jitter = [rng.random(len(part)) for part in (confidence, others)]
+    errors = np.sort(np.array(list(zip(confidence[wrong], jitter[0][wrong], strict=True)),
+                              dtype=[("c", "f8"), ("j", "f8")]))  # fmt: skip
+    keys = np.array(list(zip(others, jitter[1], strict=True)), dtype=errors.dtype)
+    surer = len(errors) - np.searchsorted(errors, keys)  # wrong ones that are at least as sure
+    p_values = (1 + surer) / (1 + len(wrong))
+    order = np.argsort(p_values, kind="stable")
+    passes = p_values[order] <= false_discovery * np.arange(1, len(others) + 1) / len(others)
+    accepted = np.zeros(len(others), dtype=bool)
+    if passes.any():
+        accepted[order[: np.flatnonzero(passes)[-1] + 1]] = True
+    return accepted

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from latteclip.labels import guarantees
+from latteclip.labels.guarantees import (
+    confidence_sequence,
+    conformal_accepted,
+    fewest_answers,
+    pac_threshold,
+    upper_bound,
+)
+
+N = 2000
+
+
+def world(seed):
+    """Confidences and errors of N labels: the surer, the more often right."""
+    rng = np.random.default_rng(seed)
+    confidence = rng.beta(4, 2, N).round(2)  # with ties
+    return confidence, rng.random(N) > confidence, rng
+
+
+def test_a_confidence_sequence_holds_at_all_moments_at_once():
+    population, right = 400, 300
+    values = np.repeat([1, 0], [right, population - right])
+    fails = 0
+    for seed in range(200):
+        counts = np.cumsum(np.random.default_rng(seed).permutation(values))
+        for n in (5, 10, 20, 40, 80, 160, 400):
+            low, high = confidence_sequence(int(counts[n - 1]), n, population)
+            if not low <= right / population <= high:
+                fails += 1
+                break
+    assert fails / 200 <= 0.05
+    assert confidence_sequence(right, population, population) == (0.75, 0.75)
+
+
+def test_the_exact_bound_is_scipys():
+    wanted = stats.binomtest(3, 60, alternative="less").proportion_ci(0.95).high
+    assert upper_bound(3, 60) == pytest.approx(wanted)
+    assert upper_bound(5, 5) == 1
+
+
+@pytest.mark.parametrize("max_error", [0.05, 0.1, 0.2])
+def test_so_many_answers_can_promise_an_error_at_all(max_error):
+    fewest = fewest_answers(max_error)
+    sure = [pac_threshold(np.ones(m), np.zeros(m, bool), max_error) for m in (fewest - 1, fewest)]
+    assert sure == [np.inf, 0.0]
+    if max_error == 0.05:
+        assert fewest == 59
+
+
+@pytest.mark.parametrize("max_error", [0.1, 0.2])
+def test_at_most_the_promised_share_of_all_labels_is_wrong_and_taken(max_error):
+    realised, taken = [], []
+    for seed in range(300):
+        confidence, wrong, rng = world(seed)
+        drawn = rng.choice(N, 100, replace=False)
+        threshold = pac_threshold(confidence[drawn], wrong[drawn], max_error)
+        accepted = confidence >= threshold
+        realised.append((wrong & accepted).mean())
+        taken.append(accepted.mean())
+    assert (np.array(realised) <= max_error).mean() >= 0.95
+    assert np.mean(taken) > 0.1
+
+
+def test_of_the_used_labels_few_are_wrong_on_average():
+    shares, used = [], []
+    for seed in range(300):
+        confidence, wrong, rng = world(seed)
+        drawn = rng.choice(N, 200, replace=False)
+        rest = np.setdiff1d(np.arange(N), drawn)
+        accepted = conformal_accepted(confidence[drawn], wrong[drawn], confidence[rest], 0.2)
+        shares.append(wrong[rest][accepted].mean() if accepted.any() else 0.0)
+        used.append(accepted.mean())
+    assert np.mean(shares) <= 0.2
+    assert np.mean(used) > 0.05
+
+
+def test_ties_are_broken_the_same_way_each_time():
+    confidence, wrong, _ = world(0)
+    found = [conformal_accepted(confidence[:200], wrong[:200], confidence, 0.2) for _ in range(2)]
+    assert (found[0] == found[1]).all() and guarantees.TIE_SEED == 0
