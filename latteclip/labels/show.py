@@ -147,7 +147,20 @@ def _summary(path: Path, table: pa.Table, metadata: dict[str, Any]) -> str:
         f"labels: {moved} of {n} differ from the zero-shot ones, {metadata['changed']} from the "
         "calibrated ones"
     )
+    if answers := metadata.get("answers"):
+        lines.append(_answers(answers))
     return "\n".join(_wrapped(line, "  ") for line in lines)
+
+
+def _answers(answers: dict[str, Any]) -> str:
+    """Return how many images a person answered about, and how right the labels are by these."""
+    line = f"answers: a person answered about {len(answers['images'])} images"
+    if judged := answers.get("judged"):
+        line += (
+            f"; by {judged['answers']} of the answers {judged['value']:.1%} of the labels are "
+            f"right ({judged['low']:.1%} to {judged['high']:.1%})"
+        )
+    return line
 
 
 def _predictors(metadata: dict[str, Any]) -> list[str]:
@@ -188,4 +201,7 @@ def _image(row: Row, metadata: dict[str, Any]) -> str:
             indent = " " * 14
             lines.append(textwrap.fill(row["caption"], WIDTH, initial_indent=indent,
                                        subsequent_indent=indent))  # fmt: skip
+    answers = metadata.get("answers", {"images": {}})["images"]
+    if row["image_id"] in answers:
+        lines.append(f"  {'answered':<11} {answers[row['image_id']] or 'none of these'}")
     return "\n".join(lines)

@@ -15,6 +15,7 @@ from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.labels import fuse_labels as stage
 from latteclip.labels import fusion
+from latteclip.labels.answers import Answer, teaching_schema, write_answers
 from latteclip.labels.label_sources import CalibratedFeatures, caption_votes, class_score_votes
 
 CLASSNAMES = ["striped", "dotted", "woven", "marbled", "grid", "cracked"]
@@ -76,7 +77,7 @@ class Dataset(ZeroShotFiles):
         tables.write(scores, columns, tables.CLASS_SCORES)
         return *super().write(), captions, scores
 
-    def run(self, *, captions=True, scores=False, settings=SETTINGS):
+    def run(self, *, captions=True, scores=False, settings=SETTINGS, answers=None):
         """The table written and its metadata."""
         *files, texts, class_scores = self.write()
         outputs = [self.path(name) for name in OUTPUTS]
@@ -86,6 +87,7 @@ class Dataset(ZeroShotFiles):
             *outputs,
             image_captions_path=texts if captions else None,
             class_scores_path=class_scores if scores else None,
+            answers_path=answers,
             device="cpu",
             threads=1,
         )
@@ -372,3 +374,47 @@ def test_captions_by_prompts_with_labels_are_marked(dataset, caplog, monkeypatch
     dataset.run()
     assert dataset.votes()[1]["told"]
     assert [record.levelname for record in caplog.records].count("WARNING") == 1
+
+
+def write_answers_of(dataset, **changed):
+    """Answers about the first 40 training images, of which the last ten judge."""
+    entries = {}
+    for place, row in enumerate(dataset.training[:40]):
+        name = CLASSNAMES[dataset.world.classes[row]]
+        phase = "judge" if place >= 30 else "teach"
+        answer = Answer(dataset.names[row], "class", name, phase)
+        entries[answer.key] = answer
+    entries |= {one.key: one for one in changed.get("more", [])}
+    path = dataset.folder / "answers.json"
+    path.unlink(missing_ok=True)
+    write_answers(path, teaching_schema("made", CLASSNAMES), entries, "")
+    return str(path)
+
+
+def test_labels_follow_answers_and_are_judged_by_them(dataset, caplog):
+    gone, none = Answer("gone.png", "none"), dataset.names[dataset.training[50]]
+    path = write_answers_of(dataset, more=[gone, Answer(none, "none")])
+    columns, metadata = dataset.run(answers=path)
+    truth = dataset.world.classes[dataset.training].tolist()
+    assert columns["fused_label"][:40] == truth[:40]
+    assert columns["fused_confidence"][:40] == [1.0] * 40
+    assert columns["fused_confidence"][50] == 0
+    assert "gone.png" in caplog.text
+    answers = metadata["answers"]
+    assert len(answers["images"]) == 41 and answers["images"][none] is None
+    judged = answers["judged"]
+    assert judged["answers"] == 10 and judged["low"] <= judged["value"] <= judged["high"]
+
+
+def test_answers_that_are_empty_change_no_byte(dataset):
+    before = dataset.run() and dataset.bytes()
+    path = dataset.folder / "answers.json"
+    write_answers(path, teaching_schema("made", CLASSNAMES), {}, "")
+    assert dataset.run(answers=str(path)) and dataset.bytes() == before
+
+
+def test_damaged_answers_are_one_sentence(dataset):
+    path = dataset.folder / "answers.json"
+    path.write_text('{"answers": [')
+    with pytest.raises(UserError, match=r"answers\.json"):
+        dataset.run(answers=str(path))

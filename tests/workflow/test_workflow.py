@@ -166,6 +166,11 @@ def answered(checkout):
     (folder / "answers.json").write_text('{"plan": "0", "answers": []}')
 
 
+def taught(checkout):
+    """A person's answers about training images."""
+    (checkout.root / RESULTS / "answers.json").write_text('{"plan": "teach", "answers": []}')
+
+
 NEW_CLIP = {
     **{"pseudo_label_images": 1, "caption_groups": 1, "summarize_captions": 1},
     **{"evaluate_classifier": 1, "assemble_model": 1, "fuse_labels": 1, **TUNED},
@@ -176,6 +181,7 @@ NEW_CLIP = {
 # import which module is the matter of tests/config/test_source_dependencies.py.
 EDITS = {
     "an audit": (answered, {"score_audit": 1, **COLLECTED}),  # no training learns from it
+    "answers that teach": (taught, {"fuse_labels": 1, **COLLECTED}),  # flyp reads no such labels
     "learning rate": (in_demo("finetune", "lr", value=1e-4), TUNED),
     "a switch of latteclip": (
         in_demo("methods", "latteclip", "switches", "alpha", value=0.2),
@@ -231,6 +237,7 @@ def edited(finished):
         path.write_bytes(content)
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     shutil.rmtree(finished.root / RESULTS / "audit", ignore_errors=True)
+    (finished.root / RESULTS / "answers.json").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("name", EDITS)
