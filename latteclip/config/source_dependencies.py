@@ -10,9 +10,8 @@ from pathlib import Path
 
 from latteclip.config import layers
 
-# Modules that cannot change what a stage writes: how errors, progress and signals are told, how
-# files are put in their place and settings checked, on which GPU, with how much memory and in which
-# processes the work is done in order, and the number of the version.
+# Modules that cannot change what a stage writes: errors, messages, signals, files put in place,
+# checks of settings, and the GPUs and processes that do the work in order.
 WITHOUT_EFFECT = frozenset(
     f"latteclip.{name}"
     for name in (

@@ -2,7 +2,7 @@
 
 Two domains share the classes: SOURCE is clean, TARGET is bent, blotchy, dim, blurred and noisy;
 `mix` makes every domain between them. Only numpy draws, from one seeded generator, so the same
-arguments give the same bytes. Arrays are float32 [N, 64, 64] unless said otherwise (N images of
+arguments give the same bytes. Arrays are float32 [N, 64, 64] unless stated otherwise (N images of
 one class, drawn together); coordinates run from -1 to 1 over the image.
 """
 
@@ -109,7 +109,7 @@ TARGET = Domain(
 
 
 def mix(source: Domain, target: Domain, gap: float) -> Domain:
-    """The domain a fraction `gap` (0..1) of the way from source to target."""
+    """Return the domain a fraction `gap` (0..1) of the way from source to target."""
     if not 0 <= gap <= 1:
         raise ValueError(f"gap must be between 0 (source) and 1 (target), not {gap}")
 
@@ -141,30 +141,30 @@ class Plane:
 
     @property
     def n(self) -> int:
-        """How many planes."""
+        """Return the number of planes."""
         return len(self.x)
 
     @property
     def pixel(self) -> np.ndarray:
-        """Width of a pixel in periods, [N, 1, 1]."""
+        """Return the width of a pixel in periods, [N, 1, 1]."""
         return self.frequency / SIDE
 
     @property
     def along(self) -> np.ndarray:
-        """Position along the pattern's direction, in periods."""
+        """Return the position along the pattern's direction, in periods."""
         turned = self.x * self.cos + self.y * self.sin
         position: np.ndarray = turned * self.frequency / 2 + self.phase[0]
         return position
 
     @property
     def across(self) -> np.ndarray:
-        """Position across the pattern's direction, in periods."""
+        """Return the position across the pattern's direction, in periods."""
         turned = -self.x * self.sin + self.y * self.cos
         position: np.ndarray = turned * self.frequency / 2 + self.phase[1]
         return position
 
     def uniform(self, low: float, high: float) -> np.ndarray:
-        """One number per image, [N, 1, 1]."""
+        """Return one number per image, [N, 1, 1]."""
         return self.rng.uniform(low, high, (self.n, 1, 1)).astype(np.float32)
 
     def by_image(self, table: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -182,7 +182,7 @@ class Relief(NamedTuple):
 
 
 def _upsampling(grid: int) -> np.ndarray:
-    """Smooth interpolation from `grid` points to 64 pixels, [64, grid]."""
+    """Return the smooth interpolation from `grid` points to 64 pixels, [64, grid]."""
     position = np.linspace(0, grid - 1.0001, SIDE)
     left = position.astype(int)
     fraction = position - left
@@ -197,7 +197,7 @@ _UPSAMPLING = {grid: _upsampling(grid) for grid in (3, 4, 6, 9, 13, 20)}
 
 
 def _smooth_noise(rng: np.random.Generator, n: int, grid: int) -> np.ndarray:
-    """Noise in -1..1 with `grid` independent points per side."""
+    """Return noise in -1..1 with `grid` independent points per side."""
     points = rng.uniform(-1, 1, (n, grid, grid)).astype(np.float32)
     noise: np.ndarray = _UPSAMPLING[grid] @ points @ _UPSAMPLING[grid].T
     return noise
@@ -206,7 +206,7 @@ def _smooth_noise(rng: np.random.Generator, n: int, grid: int) -> np.ndarray:
 def _fractal_noise(
     rng: np.random.Generator, n: int, grids: tuple[int, ...] = (4, 6, 9, 13, 20)
 ) -> np.ndarray:
-    """Sum of smooth noises, each finer one 0.6 times as strong."""
+    """Return the sum of smooth noises, each finer one 0.6 times as strong."""
     octaves = [0.6**i * _smooth_noise(rng, n, grid) for i, grid in enumerate(grids)]
     noise: np.ndarray = np.sum(octaves, axis=0)
     return noise
@@ -218,17 +218,17 @@ def _fraction(t: np.ndarray) -> np.ndarray:
 
 
 def _step(t: np.ndarray, pixel: np.ndarray | float) -> np.ndarray:
-    """1 where t > 0, 0 elsewhere, with an edge one pixel wide."""
+    """Return 1 where t > 0, 0 elsewhere, with an edge one pixel wide."""
     return np.clip(t / pixel + 0.5, 0, 1)
 
 
 def _lines(t: np.ndarray, width: np.ndarray, pixel: np.ndarray) -> np.ndarray:
-    """Lines of `width` at the middle of every period of t."""
+    """Draw lines of `width` at the middle of every period of t."""
     return _step(width / 2 - np.abs(_fraction(t) - 0.5), pixel)
 
 
 def _distances(x: np.ndarray, y: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Squared distance of every pixel to each of K points [N, K, 2], [N, K, 64, 64]."""
+    """Return the squared distance of every pixel to each of K points [N, K, 2], [N, K, 64, 64]."""
     dx = x[:, None] - points[:, :, 0, None, None]
     dy = y[:, None] - points[:, :, 1, None, None]
     squares: np.ndarray = dx * dx + dy * dy
@@ -243,7 +243,7 @@ def _striped(p: Plane) -> Relief:
 
 
 def _banded(p: Plane) -> Relief:
-    """Bands of five tones and uneven width that melt into each other."""
+    """Draw bands of five tones and uneven width that melt into each other."""
     pace = 0.62
     t = p.across * pace
     sway = np.sin(2 * np.pi * t * p.uniform(0.3, 0.6) + 2 * np.pi * p.phase[0])
@@ -277,7 +277,7 @@ def _zigzagged(p: Plane) -> Relief:
 
 
 def _honeycombed(p: Plane) -> Relief:
-    """Hexagons: the nearer of two shifted rectangular lattices is the cell's centre."""
+    """Draw hexagons: the nearer of two shifted rectangular lattices is the cell's centre."""
     ratio = float(np.sqrt(3))
     along, across = p.along, p.across
     ax, ay = _fraction(along) - 0.5, (_fraction(across / ratio) - 0.5) * ratio
@@ -290,7 +290,7 @@ def _honeycombed(p: Plane) -> Relief:
 
 
 def _cracked(p: Plane) -> Relief:
-    """Borders between the cells of random points, on a crumpled plane."""
+    """Draw borders between the cells of random points, on a crumpled plane."""
     most = 26
     points = p.rng.uniform(-1.15, 1.15, (p.n, most, 2)).astype(np.float32)
     wanted = np.clip((p.frequency[:, 0] * 0.5) ** 2, 5, most)
@@ -303,7 +303,7 @@ def _cracked(p: Plane) -> Relief:
 
 
 def _bubbly(p: Plane) -> Relief:
-    """Lit balls of uneven size, the frontmost at each pixel seen."""
+    """Draw lit balls of uneven size, the frontmost at each pixel seen."""
     most = 34
     centres = p.rng.uniform(-1.15, 1.15, (p.n, most, 2)).astype(np.float32)
     radii = p.rng.uniform(0.56, 1.44, (p.n, most)).astype(np.float32) / p.frequency[:, 0]
@@ -332,7 +332,7 @@ def _marbled(p: Plane) -> Relief:
 
 
 def _polar(p: Plane) -> tuple[np.ndarray, np.ndarray]:
-    """Radius and angle around a random centre near the middle."""
+    """Return the radius and angle around a random centre near the middle."""
     dx, dy = p.x - p.uniform(-0.45, 0.45), p.y - p.uniform(-0.45, 0.45)
     return np.hypot(dx, dy), np.arctan2(dy, dx)
 
@@ -348,7 +348,7 @@ def _spiralled(p: Plane) -> Relief:
 
 
 def _cobwebbed(p: Plane) -> Relief:
-    """Uneven spokes around a centre and sagging rings between them."""
+    """Draw uneven spokes around a centre and sagging rings between them."""
     radius, angle = _polar(p)
     n_spokes = p.rng.integers(7, 15, (p.n, 1, 1))
     wobble = 0.25 * np.sin(angle * 2 + 2 * np.pi * p.phase[0]) + 0.12 * np.sin(
@@ -364,7 +364,7 @@ def _cobwebbed(p: Plane) -> Relief:
 
 
 def _woven(p: Plane) -> Relief:
-    """Strands that pass over and under each other, rounded by their shade."""
+    """Draw strands that pass over and under each other, rounded by their shade."""
     along, across = p.along, p.across
     over = ((np.floor(along) + np.floor(across)).astype(int) & 1) == 1
     side = np.where(over, _fraction(across), _fraction(along))
@@ -376,7 +376,7 @@ def _woven(p: Plane) -> Relief:
 
 
 def _crosshatched(p: Plane) -> Relief:
-    """Two families of unsteady pencil strokes that cross at a slant."""
+    """Draw two families of unsteady pencil strokes that cross at a slant."""
     slant = p.uniform(0.45, 0.68)  # radians from the pattern's direction
     unsteady = 0.12 * _smooth_noise(p.rng, p.n, 6)
     along, across = p.x * p.cos + p.y * p.sin, -p.x * p.sin + p.y * p.cos
@@ -417,7 +417,7 @@ CLASSNAMES = tuple(PATTERNS)
 
 @dataclass(frozen=True)
 class _Draw:
-    """The attribute ids and measures of N images of one class, each array [N]."""
+    """Return the attribute ids and measures of N images of one class, each array [N]."""
 
     foreground: np.ndarray
     background: np.ndarray
@@ -429,13 +429,13 @@ class _Draw:
 
     @property
     def finish(self) -> np.ndarray:
-        """Index into FINISHES, [N]: the strongest flaw names it."""
+        """Return the index into FINISHES, [N], by the strongest flaw."""
         noise, contrast, blur = (self.measures[k] for k in ("noise", "contrast", "blur"))
         return np.where(noise > 0.055, 2, np.where(contrast < 0.5, 3, np.where(blur > 0.6, 1, 0)))
 
 
 def _colour(rng: np.random.Generator, n: int, earthy: float) -> np.ndarray:
-    """Ids of n colours, earthy ones with the given probability."""
+    """Return the ids of n colours, earthy ones with the given probability."""
     any_colour = rng.integers(0, len(COLOUR_NAMES), n)
     earthy_colour = rng.choice(_EARTHY_IDS, n)
     return np.where(rng.random(n) < earthy, earthy_colour, any_colour)
@@ -444,7 +444,7 @@ def _colour(rng: np.random.Generator, n: int, earthy: float) -> np.ndarray:
 def _colours(
     rng: np.random.Generator, n: int, domain: Domain, classname: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Foreground and background ids, [N] each, that can be told from one another."""
+    """Return foreground and background ids, [N] each, that differ visibly."""
     front, back = _colour(rng, n, domain.earthy), _colour(rng, n, domain.earthy)
     while (alike := np.abs(_RGB[front] - _RGB[back]).sum(1) < 0.75).any():
         back[alike] = _colour(rng, int(alike.sum()), domain.earthy)
@@ -515,7 +515,7 @@ def _paint(rng: np.random.Generator, draw: _Draw, relief: Relief) -> np.ndarray:
 
 
 def _blur(image: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """Gaussian blur with seven taps per side; sigma [N] in pixels."""
+    """Blur with a Gaussian of seven taps per side; sigma [N] in pixels."""
     taps = np.arange(-3, 4, dtype=np.float32)
     weights = np.exp(-(taps**2) / (2 * np.maximum(sigma, 0.12)[:, None] ** 2))  # [N, 7]
     weights = (weights / weights.sum(1, keepdims=True))[:, :, None, None, None]

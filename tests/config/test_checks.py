@@ -117,15 +117,6 @@ def test_captions_that_the_user_lacks_are_named_with_the_methods_that_do_without
         checked(**OWN_CAPTIONS, scores={"kind": "multiple_choice"})
 
 
-def test_files_that_no_method_of_the_run_reads_need_not_be_there(checked):
-    nowhere = {"engine": "file", "images_file": "nope.csv", "groups_file": "nope.csv"}
-    with pytest.raises(UserError, match=r"captioner\.images_file nope\.csv"):
-        checked(captioner=nowhere)
-    checked(captioner=nowhere, method="zero_shot,label_propagation")
-    checked(captioner={"engine": "file"}, method="zero_shot")
-    checked(captioner={**nowhere, "images_file": "mine.csv"})
-
-
 def test_captions_of_a_large_model_need_a_gpu(configured, photos, monkeypatch):
     def check(pending, **captioner):
         found = configured(dataset="mine", image_dir="photos", captioner=captioner)

@@ -40,13 +40,6 @@ def test_the_difference_is_what_merge_puts_back():
     assert layers.difference(base, base) == {}
 
 
-def test_a_project_without_files_has_the_shipped_ones(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    found = layers.defaults()
-    assert found["dataset"] == "demo"
-    assert set(layers.datasets()) == {file.stem for file in layers.CONFIG.glob("datasets/*")}
-
-
 def test_files_of_a_project_are_laid_over_the_shipped_ones(project):
     project("config.yaml", {"finetune": {"lr": 0.5}})
     project("datasets/mine.yaml", {"datasets": {"mine": {"template": "{}"}}})

@@ -42,12 +42,6 @@ def test_a_circle_of_imports_ends(package):
     assert closure(package, "a.first") == {"a.first", "a.second"}
 
 
-def test_other_packages_are_no_sources(package):
-    package("a.first", "import json\nfrom latteclipper.b import c\nfrom latteclip import x\n")
-    (package.root / "json.py").touch()
-    assert closure(package, "a.first") == {"a.first"}
-
-
 def test_modules_without_effect_are_left_out_with_what_they_import(package):
     package("a.first", "from latteclip.core import terminal\nfrom latteclip.core.errors import E\n")
     package("core.terminal", "from latteclip.core import clock\n")
@@ -59,11 +53,6 @@ def test_modules_without_effect_are_left_out_with_what_they_import(package):
 def test_the_modules_without_effect_exist():
     for name in code.WITHOUT_EFFECT:
         assert layers.PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py").is_file()
-
-
-def test_a_module_that_is_not_there_is_an_error():
-    with pytest.raises(FileNotFoundError, match="finetuna"):
-        code.sources("latteclip.train.finetuna")
 
 
 def test_a_stage_has_its_sources_and_no_others(monkeypatch):

@@ -53,8 +53,8 @@ def test_they_say_which_training_images_are_of_no_class(scored):
     assert run.returncode == 0, run.stdout
     columns = pq.read_table(scored.root / "results/demo/unknown.parquet").to_pydict()
     named = zip(columns["image_id"], columns["captioner_score"], strict=True)
-    told = {name for name, score in named if score is not None}
-    assert told == set(table(scored)["image_id"])
+    scored_by_it = {name for name, score in named if score is not None}
+    assert scored_by_it == set(table(scored)["image_id"])
 
 
 def test_shards_write_the_same_scores_and_ask_nothing_anew(scored):

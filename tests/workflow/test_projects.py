@@ -74,15 +74,6 @@ def test_photos_in_a_folder_of_their_own(checkout, project, tmp_path):
     assert "rule index_images" not in again
 
 
-def test_the_demo_runs_from_any_folder(checkout, project):
-    run = checkout.run("latteclip", "workflow", "-n", "--config", "dataset=demo", cwd=project)
-    planned = run.stdout
-    models = checkout.root / "latteclip" / "demo" / "models"
-    assert f'"model": "local-dir:{models}/clip"' in planned
-    assert f'"model": "{models}/llava"' in planned
-    assert "download_" not in planned
-
-
 def test_files_of_a_project_add_datasets_and_change_defaults(checkout, project):
     values = {"source": {"folder": "photos"}, "split": {"kind": "folders"}, "template": "a {}."}
     values |= {"prompts": {"image": "?", "group": "?"}, "groups": {"gap": 3}}

@@ -45,7 +45,6 @@ def test_the_table_is_in_it(page):
 @pytest.mark.parametrize(
     ("category", "label", "heading"),
     [
-        ("Accuracy", "page over all datasets", "latteclip"),
         ("Datasets", "page of a dataset", "Textures made by numpy"),
     ],
 )

@@ -78,9 +78,9 @@ def test_tuned_models_are_stock_open_clip_folders(finished):
 
 def test_the_model_that_was_chosen_is_there_to_predict(finished):
     """Of so few images none is left out to judge, and zero-shot is the safest."""
-    told = json.loads((finished.root / RESULTS / "selection.json").read_text())
-    assert (told["method"], told["seed"]) == ("zero_shot", 0)
-    assert {row["acc1"] is None for row in told["candidates"]} == {False}
+    choice = json.loads((finished.root / RESULTS / "selection.json").read_text())
+    assert (choice["method"], choice["seed"]) == ("zero_shot", 0)
+    assert {row["acc1"] is None for row in choice["candidates"]} == {False}
     picture = next((finished.root / "resources" / "demo" / "data").rglob("*.png"))
     run = finished.run("latteclip", "predict", RESULTS, picture)
     assert run.returncode == 0, run.stdout
@@ -88,7 +88,7 @@ def test_the_model_that_was_chosen_is_there_to_predict(finished):
     assert own.stdout == run.stdout
     run = finished.run("latteclip", "export", RESULTS, "exported", "--format", "open_clip")
     assert run.returncode == 0, run.stdout
-    assert told["reason"] in (finished.root / "exported" / "README.md").read_text()
+    assert choice["reason"] in (finished.root / "exported" / "README.md").read_text()
 
 
 def test_a_limited_run_has_results_of_its_own(finished):
@@ -226,14 +226,14 @@ EDITS = {
 @pytest.fixture
 def edited(finished):
     """The finished checkout, whose code and configuration come back after the test."""
-    kept = {
+    before = {
         path: (path.read_bytes(), path.stat())
         for name in ("latteclip", "config", "README.md")
         for path in [finished.root / name, *(finished.root / name).rglob("*")]
         if path.is_file() and path.suffix in (".py", ".yaml", ".md", ".css")
     }
     yield finished
-    for path, (content, stat) in kept.items():
+    for path, (content, stat) in before.items():
         path.write_bytes(content)
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     shutil.rmtree(finished.root / RESULTS / "audit", ignore_errors=True)
@@ -551,19 +551,19 @@ def test_a_folder_reruns_the_index_where_a_file_changed_and_not_where_one_was_to
     checkout, tmp_path
 ):
     folder = class_folders(tmp_path / "pictures", n=6)
-    said = ("results/mine/duplicates.parquet", *mine(checkout, folder))
-    run = checkout.snakemake(*said)
+    asked = ("results/mine/duplicates.parquet", *mine(checkout, folder))
+    run = checkout.snakemake(*asked)
     assert run.returncode == 0, run.stdout
     (folder / ".DS_Store").write_text("left by a file manager")
     (folder / ".DS_Store").unlink()
     (folder / "Thumbs.db").write_text("left by another")
     files = sorted(folder.rglob("*.png"))
     os.utime(files[0])
-    assert "Nothing to be done" in checkout.snakemake("--dry-run", *said).stdout
+    assert "Nothing to be done" in checkout.snakemake("--dry-run", *asked).stdout
     shutil.copy(files[1], files[0])
-    planned = checkout.snakemake("--dry-run", *said).stdout
+    planned = checkout.snakemake("--dry-run", *asked).stdout
     assert "rule index_images:" in planned and "rule find_duplicates:" in planned
-    run = checkout.snakemake(*said)
+    run = checkout.snakemake(*asked)
     assert run.returncode == 0, run.stdout
     assert "11 of 12 images are in the cache" in run.stdout
 
@@ -580,8 +580,8 @@ def test_a_folder_without_labels_is_used_whole(checkout, tmp_path):
     results = checkout.root / "results" / "mine"
     names = sorted([*(os.path.basename(file) for file in files), "copy.png"])
     for method in ("zero_shot", "label_propagation", "zero_shot_calibrated"):
-        said = pq.read_table(results / method / "seed0" / "predictions.parquet").to_pydict()
-        assert said["image_id"] == names and said["label"] == [None] * 13
+        found = pq.read_table(results / method / "seed0" / "predictions.parquet").to_pydict()
+        assert found["image_id"] == names and found["label"] == [None] * 13
         found = json.loads((results / method / "seed0" / "metrics.json").read_text())
         assert found["acc1"] is None and found["images"] == 13
     twins = pq.read_table(results / "duplicates.parquet").to_pylist()

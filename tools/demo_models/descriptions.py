@@ -51,13 +51,13 @@ SHORT_TEMPLATES = (
 
 
 def size_word(attributes: Attributes) -> str:
-    """Lines are thin or wide, cells are small or large."""
+    """Return thin or wide for lines, small or large for cells."""
     sizes = _CELL_SIZES if attributes.classname in CELLULAR else _LINE_SIZES
     return sizes[attributes.size]
 
 
 def tone(colour: str) -> str:
-    """Whether a colour is dark or light to the eye."""
+    """Return whether a colour looks dark or light."""
     red, green, blue = COLOURS[colour]
     return "light" if 0.3 * red + 0.59 * green + 0.11 * blue > 120 else "dark"
 
@@ -67,7 +67,7 @@ def _words(*words: str | None) -> str:
 
 
 def describe(attributes: Attributes) -> str:
-    """Image description.
+    """Return an image description.
 
     E.g. "a striped texture with thin diagonal red stripes on a white background, crisp."
     """
@@ -80,7 +80,7 @@ def describe(attributes: Attributes) -> str:
 
 
 def short_captions(attributes: Attributes) -> list[str]:
-    """Every caption of SHORT_TEMPLATES, and the full description, for one image."""
+    """Return every caption of SHORT_TEMPLATES, and the full description, for an image."""
     values = {
         "classname": attributes.classname,
         "noun": NOUNS[attributes.classname],
@@ -98,13 +98,13 @@ def short_captions(attributes: Attributes) -> list[str]:
 
 
 def _shared(values: Iterable[str | None], least: int) -> str | None:
-    """The value that at least `least` of them have."""
+    """Return the value that at least `least` of them have."""
     ((value, count),) = Counter(values).most_common(1)
     return value if count >= least else None
 
 
 def _texture_phrase(classnames: Sequence[str]) -> str:
-    """Which class the four have in common.
+    """Return the class that the four have in common.
 
     "striped", "mostly striped", "partly striped", "striped and woven" or "various".
     """
@@ -116,7 +116,7 @@ def _texture_phrase(classnames: Sequence[str]) -> str:
 
 
 def describe_group(group: Sequence[Attributes]) -> str:
-    """Group description of four images.
+    """Return the group description of four images.
 
     E.g. "mostly striped textures with thin light stripes on dark backgrounds, grainy." It names
     the class of most, and of the size, orientation, colours (else tones) and finish whatever at

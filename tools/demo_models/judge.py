@@ -35,7 +35,7 @@ BATCH = 100
 
 
 class Clip:
-    """The demo's CLIP as stock open_clip loads it."""
+    """Return the demo's CLIP as stock open_clip loads it."""
 
     def __init__(self, folder: Path) -> None:
         name = f"local-dir:{folder}"
@@ -46,7 +46,7 @@ class Clip:
 
     @torch.no_grad()
     def classify(self, images: np.ndarray) -> np.ndarray:
-        """Zero-shot labels [N] of uint8 images [N, 64, 64, 3]."""
+        """Return zero-shot labels [N] of uint8 images [N, 64, 64, 3]."""
         scores = [
             self.model.encode_image(normalise(batch), normalize=True) @ self.classes.T
             for batch in to_channels(images).split(BATCH)
@@ -55,7 +55,7 @@ class Clip:
 
 
 class Captioner:
-    """The demo's LLaVA as stock transformers loads it."""
+    """Return the demo's LLaVA as stock transformers loads it."""
 
     def __init__(self, folder: Path) -> None:
         self.processor = AutoProcessor.from_pretrained(folder)
@@ -63,7 +63,7 @@ class Captioner:
 
     @torch.no_grad()
     def caption(self, prompt: str, pictures: np.ndarray) -> list[str]:
-        """Greedy answers about uint8 pictures [N, H, W, 3]."""
+        """Return greedy answers about uint8 pictures [N, H, W, 3]."""
         content = [{"type": "image"}, {"type": "text", "text": prompt}]
         text = self.processor.apply_chat_template([{"role": "user", "content": content}])
         answers: list[str] = []
@@ -77,7 +77,7 @@ class Captioner:
 
 
 def score(captions: Sequence[str], attributes: Sequence[Attributes]) -> dict[str, float]:
-    """Percentage of image descriptions that name each attribute correctly."""
+    """Return the percentage of image descriptions that name each attribute correctly."""
     pairs = list(zip(captions, attributes, strict=True))
     directed = [(text, a) for text, a in pairs if a.orientation]
     hits = {
@@ -93,14 +93,14 @@ def score(captions: Sequence[str], attributes: Sequence[Attributes]) -> dict[str
 
 
 def draw_groups(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """For every image, four images [N, 4] that share its pseudo-label."""
+    """Return for every image four images [N, 4] that share its pseudo-label."""
     return np.stack([rng.choice(np.flatnonzero(labels == label), 4) for label in labels])
 
 
 def score_groups(
     captions: Sequence[str], groups: np.ndarray, attributes: Sequence[Attributes]
 ) -> dict[str, float]:
-    """Percentage of groups with three or four of one class whose description names that class."""
+    """Return the percentage of groups with a majority class whose description names it."""
     named = []
     for text, group in zip(captions, groups, strict=True):
         ((classname, count),) = Counter(attributes[i].classname for i in group).most_common(1)

@@ -62,7 +62,7 @@ ATTRIBUTE_WEIGHT = 0.3  # of the attribute losses beside the contrastive one
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with CLIP's manners: lower case, <start> text <end>, <end> the largest id."""
+    """Train a byte-level BPE like CLIP's: lower case, <start> text <end>, <end> the largest id."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -85,7 +85,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def model_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """open_clip's model_cfg."""
+    """Return open_clip's model_cfg."""
     return {
         "embed_dim": WIDTH,
         "vision_cfg": {
@@ -111,7 +111,7 @@ def model_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 
 
 def build(config: dict[str, Any]) -> open_clip.CLIP:
-    """A fresh model of that model_cfg."""
+    """Return a fresh model of that model_cfg."""
     return open_clip.CLIP(
         embed_dim=config["embed_dim"],
         vision_cfg=config["vision_cfg"],
@@ -120,7 +120,7 @@ def build(config: dict[str, Any]) -> open_clip.CLIP:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor:
-    """[T, CONTEXT], as open_clip's HFTokenizer does it."""
+    """Return tokens [T, CONTEXT], as open_clip's HFTokenizer does."""
     tokens: torch.Tensor = tokenizer(
         texts, return_tensors="pt", max_length=CONTEXT, padding="max_length", truncation=True
     ).input_ids
@@ -150,18 +150,18 @@ def losses(
     tokenizer: PreTrainedTokenizerFast,
     pool: Pool,
 ) -> Iterator[torch.Tensor]:
-    """CLIP's contrastive loss, and that image features tell the attributes."""
+    """Yield CLIP's contrastive loss plus the loss of the attributes on image features."""
     contrastive = ClipLoss()
     while True:
         pixels, texts, targets = pool.draw(BATCH)
         seen = model.encode_image(pixels)  # [BATCH, WIDTH]
-        said = model.encode_text(tokenize(tokenizer, texts), normalize=True)
-        loss = contrastive(F.normalize(seen, dim=-1), said, model.logit_scale.exp())
+        text = model.encode_text(tokenize(tokenizer, texts), normalize=True)
+        loss = contrastive(F.normalize(seen, dim=-1), text, model.logit_scale.exp())
         yield loss + ATTRIBUTE_WEIGHT * attribute_loss(heads, seen, targets)
 
 
 def train(steps: int) -> tuple[open_clip.CLIP, PreTrainedTokenizerFast, dict[str, Any]]:
-    """The trained model, its tokenizer and its model_cfg."""
+    """Return the trained model, its tokenizer and its model_cfg."""
     torch.manual_seed(0)
     pool = Pool(POOL, LARGEST_GAP, POOL_SEED)
     tokenizer = train_tokenizer([text for texts in pool.captions[::8] for text in texts])

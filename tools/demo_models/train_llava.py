@@ -67,12 +67,12 @@ QUADRANTS = torch.arange(64).view(2, 4, 2, 4).permute(0, 2, 1, 3).reshape(4, 16)
 
 
 def enlarge(images: np.ndarray) -> torch.Tensor:
-    """[B, 64, 64, 3] to what the image processor makes of them, uint8 [B, 3, 128, 128]."""
+    """Convert [B, 64, 64, 3] as the image processor does, to uint8 [B, 3, 128, 128]."""
     return F.interpolate(training.to_channels(images), size=SIDE, mode="bicubic", antialias=True)
 
 
 def to_cells(images: np.ndarray) -> np.ndarray:
-    """[N, 64, 64, 3] to images as they stand in a group picture, [N, 62, 62, 3]."""
+    """Convert [N, 64, 64, 3] to the images of a group picture, [N, 62, 62, 3]."""
     return np.stack(
         [
             np.asarray(Image.fromarray(image).resize((CELL, CELL), Image.Resampling.LANCZOS))
@@ -82,7 +82,7 @@ def to_cells(images: np.ndarray) -> np.ndarray:
 
 
 def group_pictures(cells: np.ndarray) -> torch.Tensor:
-    """[B, 4, 62, 62, 3] to 2x2 grids on black, uint8 [B, 3, 128, 128]."""
+    """Place [B, 4, 62, 62, 3] on black 2x2 grids, uint8 [B, 3, 128, 128]."""
     pictures = np.zeros((len(cells), SIDE, SIDE, 3), np.uint8)
     second = SIDE - CELL
     for member, (top, left) in enumerate([(0, 0), (0, second), (second, 0), (second, second)]):
@@ -110,7 +110,7 @@ class Pool:
         return np.where(self.rng.random(4) < purity, right, any_class)
 
     def describe_group(self, group: np.ndarray) -> str:
-        """The true description of four images, by their numbers."""
+        """Return the true description of four images, by their numbers."""
         return describe_group([self.attributes[i] for i in group])
 
     def draw(self, n_images: int, n_groups: int) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
@@ -128,7 +128,7 @@ class Pool:
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with the four special tokens first, and the chat template."""
+    """Train a byte-level BPE with the four special tokens first, and the chat template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -151,7 +151,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    """Resizes to 128 px (bicubic), and makes room for 64 image tokens."""
+    """Return a processor that resizes to 128 px (bicubic) and inserts 64 image tokens."""
     image_processor = CLIPImageProcessor(
         size={"shortest_edge": SIDE},
         crop_size={"height": SIDE, "width": SIDE},
@@ -232,12 +232,12 @@ def start_from_clip(tower: Any, folder: Path) -> None:
 
 
 def patch_features(
-    tower: Any, pixels: torch.Tensor, kept: torch.Tensor | None = None
+    tower: Any, pixels: torch.Tensor, visible: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Features [B, 64, WIDTH] that LLaVA reads, or those of the `kept` patches alone."""
+    """Return features [B, 64, WIDTH] that LLaVA reads, or those of the `visible` patches only."""
     hidden: torch.Tensor = tower.pre_layrnorm(tower.embeddings(pixels))
-    if kept is not None:
-        hidden = torch.cat([hidden[:, :1], hidden[:, 1:][:, kept]], dim=1)
+    if visible is not None:
+        hidden = torch.cat([hidden[:, :1], hidden[:, 1:][:, visible]], dim=1)
     for layer in tower.encoder.layers[:-1]:
         hidden = layer(hidden, None)
     return hidden[:, 1:]
@@ -247,11 +247,11 @@ def patch_features(
 
 
 def attribute_losses(tower: Any, heads: torch.nn.ModuleDict, pool: Pool) -> Iterator[torch.Tensor]:
-    """First stage: every quadrant tells the attributes of its image from half of its patches."""
+    """Train the first stage: each quadrant predicts its attributes from half of its patches."""
     while True:
         pictures, singles, groups = pool.draw(48, 24)
-        kept = torch.cat([quadrant[torch.randperm(16)[:8]] for quadrant in QUADRANTS])
-        features = patch_features(tower, training.normalise(pictures), kept)
+        visible = torch.cat([quadrant[torch.randperm(16)[:8]] for quadrant in QUADRANTS])
+        features = patch_features(tower, training.normalise(pictures), visible)
         features = features.reshape(-1, 8, WIDTH).mean(1)  # [B * 4, WIDTH]
         owners = np.concatenate([singles.repeat(4), groups.reshape(-1)])
         targets = {name: target[owners] for name, target in pool.targets.items()}
@@ -259,7 +259,7 @@ def attribute_losses(tower: Any, heads: torch.nn.ModuleDict, pool: Pool) -> Iter
 
 
 def prompt_tokens(processor: LlavaProcessor, prompt: str) -> list[int]:
-    """The chat prompt's tokens, with the 64 image tokens in it."""
+    """Return the chat prompt's tokens, with the 64 image tokens in it."""
     content: Any = [{"type": "image"}, {"type": "text", "text": prompt}]
     text = processor.apply_chat_template([{"role": "user", "content": content}])
     image_tokens = "<image>" * (SIDE // PATCH) ** 2
@@ -270,7 +270,7 @@ def prompt_tokens(processor: LlavaProcessor, prompt: str) -> list[int]:
 def pad(
     answers: Sequence[tuple[list[int], list[int]]], pad_id: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(prompt, answer) pairs to tokens [B, L], padded right, and where the answers are [B, L]."""
+    """Return tokens [B, L] of (prompt, answer) pairs, padded right, and answer masks [B, L]."""
     length = max(len(prompt) + len(answer) for prompt, answer in answers)
     tokens = torch.full((len(answers), length), pad_id)
     is_answer = torch.zeros(len(answers), length, dtype=torch.bool)
@@ -287,7 +287,7 @@ def caption_loss(
     tokens: torch.Tensor,
     is_answer: torch.Tensor,
 ) -> torch.Tensor:
-    """Cross-entropy of the answers' tokens; `tokens` and `is_answer` are [B, L].
+    """Return the cross-entropy of the answers' tokens; `tokens` and `is_answer` are [B, L].
 
     As model.forward has it, without the vision layer and the logits that nothing reads. Padding
     is on the right, where a causal model does not see it.
@@ -304,7 +304,7 @@ def caption_loss(
 def caption_losses(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, pool: Pool
 ) -> Iterator[torch.Tensor]:
-    """Second stage: answer both prompts."""
+    """Train the second stage: answer both prompts."""
     tokenizer = processor.tokenizer
     image_prompt = prompt_tokens(processor, IMAGE_PROMPT)
     group_prompt = prompt_tokens(processor, GROUP_PROMPT)

@@ -25,12 +25,12 @@ HEADS = {
 
 
 def to_channels(images: np.ndarray) -> torch.Tensor:
-    """uint8 [B, H, W, 3] to uint8 [B, 3, H, W]."""
+    """Convert uint8 [B, H, W, 3] to uint8 [B, 3, H, W]."""
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
-    """uint8 [B, 3, H, W] to a model's float32 input."""
+    """Convert uint8 [B, 3, H, W] to a model's float32 input."""
     return (images.float() / 255 - MEAN) / STD
 
 
@@ -44,7 +44,7 @@ def flip(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def attribute_targets(attributes: list[textures.Attributes]) -> dict[str, torch.Tensor]:
-    """Index [N] of each image's value among those of HEADS."""
+    """Return index [N] of each image's value among those of HEADS."""
     return {
         name: torch.tensor([values.index(getattr(a, name)) for a in attributes])
         for name, values in HEADS.items()
@@ -52,7 +52,7 @@ def attribute_targets(attributes: list[textures.Attributes]) -> dict[str, torch.
 
 
 def attribute_heads(width: int) -> torch.nn.ModuleDict:
-    """A linear classifier for each attribute, on features [..., width]."""
+    """Return a linear classifier for each attribute, on features [..., width]."""
     return torch.nn.ModuleDict(
         {name: torch.nn.Linear(width, len(values)) for name, values in HEADS.items()}
     )
@@ -67,7 +67,7 @@ def attribute_loss(
 
 
 def optimiser(modules: list[torch.nn.Module], weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices alone."""
+    """Return AdamW with weight decay on matrices alone."""
     parameters = [p for module in modules for p in module.parameters()]
     return torch.optim.AdamW(
         [

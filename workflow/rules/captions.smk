@@ -1,5 +1,5 @@
 # Image and group descriptions of the training images, and the captioner's scores of their classes.
-# Answers are kept under resources/, so that no rule asks again what was answered once.
+# Answers are cached under resources/, so that no rule asks a question twice.
 
 
 rule caption_images:
