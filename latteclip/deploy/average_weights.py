@@ -27,11 +27,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What one of the S trainings left."""
+    """The files of one of the S trainings."""
 
     model: str  # folder
     history: str
-    train_predictions: str  # with those for the images that it left out
+    train_predictions: str  # of the images that it left out, among others
 
 
 def average_weights(
@@ -42,10 +42,9 @@ def average_weights(
 ) -> None:
     """Write the model whose weights are the means of those of S trainings.
 
-    Its classifier is made of the class texts by the averaged text tower, as that of the trainings
-    was. A training that collapsed or diverged has no part in it, unless all did. The history is
-    that of the first training. The classes of the images that each training left out judge the
-    average: none of these images was seen by the training that classified it.
+    Its classifier is the class texts under the averaged text tower. A training that collapsed or
+    diverged is left out, unless all did. The history is that of the first training. The average is
+    judged by the predictions of each training for the images that it left out.
 
     Raises:
         UserError: a file is missing, or the trainings do not fit each other.
@@ -72,7 +71,7 @@ def average_weights(
 
 
 def _average(first: finetuned.FinetunedModel, others: Sequence[str]) -> None:
-    """Let the first model's weights be the means of its own and those of other model folders."""
+    """Set the first model's weights to the means over it and other model folders."""
     state = first.clip.model.state_dict()
     for number, folder in enumerate(others, 2):
         other = finetuned.load(folder, torch.device("cpu"), classnames=first.classnames)
@@ -80,7 +79,7 @@ def _average(first: finetuned.FinetunedModel, others: Sequence[str]) -> None:
         if {name: each.shape for name, each in weights.items()} != {
             name: each.shape for name, each in state.items()
         }:
-            raise UserError(f"{folder} is a model of another form; rerun its training.")
+            raise UserError(f"{folder} is a model of another architecture; rerun its training.")
         for name, mean in state.items():
             if mean.is_floating_point():  # counters of BatchNorm are whole numbers
                 mean += (weights[name] - mean) / number

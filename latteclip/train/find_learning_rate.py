@@ -108,9 +108,9 @@ def find_learning_rate(
         pseudo_labels_path: a PSEUDO_LABELS table.
         settings: those of `finetune`; their learning rate is ignored.
         output: JSON with `lr`, `runs` and `reason`.
-        image_captions_path: a CAPTIONS table, where the method trains on it.
-        group_captions_path: a CAPTIONS table, where the method trains on it.
-        fused_labels_path: a FUSED_LABELS table, where the method trains on it.
+        image_captions_path: a CAPTIONS table, if the method needs it.
+        group_captions_path: a CAPTIONS table, if the method needs it.
+        fused_labels_path: a FUSED_LABELS table, if the method needs it.
         calibrated_path: the zero-shot classifier without class means.
         image_prototypes_path: the classifier that prototypes start from.
         device: cpu, cuda or auto.

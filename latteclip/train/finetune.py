@@ -9,8 +9,8 @@ import logging
 import random
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import class_embeddings, encode_files
 from latteclip.core import devices, tables
+from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import read_object, refuse_folder, remove_left_over, replacing
 from latteclip.core.hashing import digest_of
@@ -37,15 +38,6 @@ from latteclip.train.step import DivergedError, Training, collapse
 log = logging.getLogger(__name__)
 CHECK_EVERY = 20  # steps between looks at the losses: each look waits for the device
 clock = time.monotonic
-
-
-@dataclass(frozen=True)
-class TrainingOutputs:
-    """Where a training writes."""
-
-    model: str  # folder
-    history: str
-    checkpoints: str  # folder, removed at the end
 
 
 def finetune(
@@ -73,23 +65,23 @@ def finetune(
     gives the same bytes as an uninterrupted one. On SIGTERM and Ctrl-C the current step is
     finished and saved as a checkpoint. The checkpoints are removed at the end.
 
-    Where a training at a learning rate of `find_learning_rate` diverges, the pretrained model is
+    If a training diverges at a learning rate of `find_learning_rate`, the pretrained model is
     written, marked "diverged".
 
     Args:
         images_path: an IMAGES table.
         pseudo_labels_path: a PSEUDO_LABELS table.
         settings: of the training.
-        model_output: folder of the tuned model.
+        model_output: folder of the model.
         history_output: a HISTORY table.
-        checkpoint: folder of the checkpoints, which is gone at the end.
-        image_captions_path: a CAPTIONS table, where the method trains on it.
-        group_captions_path: a CAPTIONS table, where the method trains on it.
-        fused_labels_path: a FUSED_LABELS table, where the method trains on it.
+        checkpoint: folder of the checkpoint, removed at the end.
+        image_captions_path: a CAPTIONS table, if the method needs it.
+        group_captions_path: a CAPTIONS table, if the method needs it.
+        fused_labels_path: a FUSED_LABELS table, if the method needs it.
         calibrated_path: the zero-shot classifier without class means.
         image_prototypes_path: the classifier that prototypes start from.
-        learning_rate_path: what `find_learning_rate` wrote, where finetune.lr is auto.
-        seed: of the order of the images, of their augmentation and of the mixer.
+        learning_rate_path: output of `find_learning_rate`, if finetune.lr is auto.
+        seed: of the order of the images, their augmentation and the drawn groups.
         device: cpu, cuda or auto.
         threads: CPU threads.
 
@@ -106,12 +98,11 @@ def finetune(
         image_prototypes_path,
         learning_rate_path,
     )
-    outputs = TrainingOutputs(model_output, history_output, checkpoint)
-    refuse_folder(outputs.model)  # before the work, and not after it
+    refuse_folder(model_output)  # before the work, and not after it
     parallel.start(device)
     log.info("The training has %s.", devices.cores_in_use(threads))
     threads = max(1, threads // parallel.size())
-    with ending_in_order("Nothing was trained yet: a rerun starts where this run did.") as signals:
+    with ending_in_order("Nothing was trained yet: a rerun starts from the beginning.") as signals:
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)
@@ -125,7 +116,7 @@ def finetune(
         auto = [key for key, value in vars(settings.finetune).items() if value == AUTO]
         settings = replace(settings, finetune=recipe)
         identity = _identity(settings, seed, inputs)
-        checkpoints = CheckpointManager(outputs.checkpoints, identity)
+        checkpoints = CheckpointManager(checkpoint, identity)
 
         def new_training() -> Training:
             return model_setup.new_training(clip, texts, inputs, settings, recipe, signals, seed)
@@ -149,8 +140,23 @@ def finetune(
             clip.model.eval()
             classifier = _classifier(training, inputs, settings, recipe, threads)
             if parallel.rank() == 0:
-                marks = _marks(settings, training, diverged)
-                _write(training, classifier, inputs, settings, seed, outputs, identity, auto, marks)
+                metadata = {
+                    "settings": asdict(settings),
+                    "seed": seed,
+                    "marks": _marks(settings, training, diverged),
+                    "found": auto,  # keys of `finetune` that were "auto"
+                    "training": digest_of([json.dumps(identity, sort_keys=True)]),
+                }
+                words = replace(settings.words, written=inputs.written_names)
+                _write(
+                    training,
+                    classifier,
+                    inputs.classnames,
+                    words,
+                    metadata,
+                    model_output,
+                    history_output,
+                )
                 if signals.number and not diverged:  # its sender may remove what the job wrote
                     checkpoints.save(training)
                     raise checkpoints.terminated(signals.number, len(training.history))
@@ -361,33 +367,27 @@ def _refit_head(
 def _write(
     training: Training,
     classifier: Classifier,
-    inputs: data.TrainingData,
-    settings: FinetuneSettings,
-    seed: int,
-    outputs: TrainingOutputs,
-    identity: dict[str, Any],
-    auto: Sequence[str],
-    marks: Sequence[str],
+    classnames: list[str],
+    words: ClassTemplates,
+    metadata: dict[str, Any],
+    model_output: str,
+    history_output: str,
 ) -> None:
     """Write the model with its classifier, and the history.
 
-    Where Snakemake was killed, its jobs continue, and a rerun starts them a second time. The first
-    to end has written what the second would write.
+    If Snakemake was killed, its jobs continue, and a rerun starts them a second time. The first to
+    end has written what the second would write.
     """
-    metadata = {"settings": asdict(settings), "seed": seed, "marks": marks}
-    metadata["found"] = auto  # keys of `finetune` that were "auto"
-    metadata["training"] = digest_of([json.dumps(identity, sort_keys=True)])
-    words = replace(settings.words, written=inputs.written_names)
     try:
-        with replacing(outputs.model) as folder:
-            clips.save(training.clip, classifier, inputs.classnames, words, folder)
+        with replacing(model_output) as folder:
+            clips.save(training.clip, classifier, classnames, words, folder)
     except UserError:
-        if _training_of(outputs.history) != metadata["training"]:
+        if _training_of(history_output) != metadata["training"]:
             raise
-        log.info("Another process of this training ended first, and wrote %s.", outputs.model)
+        log.info("Another process of this training ended first, and wrote %s.", model_output)
         return
     columns = {name: [row.get(name) for row in training.history] for name in tables.HISTORY.names}
-    tables.write(outputs.history, columns, tables.HISTORY, metadata)
+    tables.write(history_output, columns, tables.HISTORY, metadata)
 
 
 def _training_of(history: str) -> object:
