@@ -59,13 +59,6 @@ def test_pictures_become_no_larger_than_training_needs(given, wanted):
     assert cached_sizes(np.array([given]), 100).tolist() == [list(wanted)]
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_a_picture_has_the_size_that_is_said(tmp_path, suffix):
-    natural(640, 480).save(tmp_path / f"x.{suffix}")
-    height, width, _ = resize_for_cache(str(tmp_path / f"x.{suffix}"), 100).shape
-    assert [[width, height]] == cached_sizes(np.array([[640, 480]]), 100).tolist()
-
-
 def test_the_part_that_is_scaled_down_lies_inside_pictures_of_any_size():
     rng = np.random.default_rng(0)
     sizes = np.exp(rng.uniform(0, np.log(6000), (5_000, 2))).round().astype(int)

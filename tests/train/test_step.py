@@ -156,14 +156,6 @@ def test_prediction_entropy_equals_the_loop():
     assert found["class_balance"].item() == pytest.approx(balance, rel=1e-5)
 
 
-def test_even_predictions_have_balance_one_and_a_single_class_zero():
-    sure = prediction_entropy(torch.eye(4), torch.tensor(100.0))
-    assert sure["class_balance"].item() == pytest.approx(1, abs=1e-6)
-    assert sure["entropy"].item() == pytest.approx(0, abs=1e-6)
-    one = prediction_entropy(torch.eye(4)[[2, 2, 2]], torch.tensor(100.0))
-    assert one["class_balance"].item() == pytest.approx(0, abs=1e-6)
-
-
 @pytest.mark.parametrize(
     ("counts", "agreement", "collapsed"),
     [
