@@ -133,14 +133,6 @@ def test_images_that_were_left_out_get_the_class_of_the_nearest_prototype(
     assert held_out(tmp_path / "more") == wanted
 
 
-def test_the_marks_are_those_of_the_training_s_history(tmp_path, pictures, demo_clip):
-    index = write_index(tmp_path / "images.parquet", *pictures, CLASSNAMES)
-    found = evaluate(
-        tmp_path, index, torch.eye(C, 128), demo_clip, history={"marks": ["supervised"]}
-    )
-    assert found[2]["marks"] == ["supervised"]
-
-
 def test_a_model_of_other_classes_is_refused(tmp_path, pictures, demo_clip):
     index = write_index(tmp_path / "images.parquet", *pictures, CLASSNAMES)
     with pytest.raises(UserError, match="model"):

@@ -41,19 +41,6 @@ def test_recalls_equal_the_loop(ranked):
             assert recall[c] == pytest.approx(sum(p == c for p in own) / len(own))
 
 
-def test_a_class_without_test_images_does_not_count_in_the_mean_recall():
-    best, labels = np.array([[0, 1], [1, 0], [2, 1]]), np.array([0, 0, 2])
-    metrics = module.metrics(best, labels, CLASSNAMES)
-    assert metrics["acc1"] == pytest.approx(2 / 3)
-    assert metrics["acc5"] == 1
-    assert metrics["mean_per_class_recall"] == pytest.approx((0.5 + 1) / 2)
-    assert metrics["per_class"] == [
-        {"classname": "a", "images": 2, "recall": 0.5},
-        {"classname": "b", "images": 0, "recall": None},
-        {"classname": "c", "images": 1, "recall": 1.0},
-    ]
-
-
 FILES = [f"{number}.png" for number in range(6)]
 SPLITS = ["test", "train", "test", "test", "val", "test"]
 

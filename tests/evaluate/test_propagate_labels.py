@@ -168,13 +168,6 @@ def test_classes_are_ranked_whatever_is_propagated_at_once(
     assert torch.equal(labels[firm], order[firm])
 
 
-def test_a_test_image_does_not_depend_on_the_others(classes, images, tests):
-    graph = link(classes, images)
-    together = classified(tests, graph)
-    alone = torch.cat([classified(row[None], graph) for row in tests])
-    torch.testing.assert_close(alone, together)
-
-
 def test_more_neighbours_than_there_are_are_all_of_them(classes):
     settings = stage.PropagationSettings(topk=5, neighbours=50)
     few = unit_vectors(3, 7)
@@ -196,12 +189,6 @@ def test_a_text_without_a_link_has_no_say():
     found = classified(F.normalize(torch.tensor([[-0.2, 1.0, 0]]), dim=1), graph, settings)
     assert found[0, 1] == 0
     assert torch.isfinite(found).all()
-
-
-@pytest.mark.parametrize("alpha", [0, 1])
-def test_alpha_must_be_a_share(alpha):
-    with pytest.raises(UserError, match=r"graph\.alpha"):
-        stage.PropagationSettings(topk=5, alpha=alpha)
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -314,23 +301,6 @@ def test_no_label_changes_a_prediction_and_those_of_training_images_no_byte(tmp_
     assert found["acc1"] is None
 
 
-def test_an_image_without_features_is_refused(tmp_path, classes):
-    inputs = write_inputs(tmp_path, classes)
-    fewer = write_inputs(tmp_path / "fewer", classes, keep=list(range(3, len(SPLITS))))
-    with pytest.raises(UserError, match=r"pseudo_labels\.parquet"):
-        run(tmp_path, (inputs[0], fewer[1], inputs[2]))
-    assert not (tmp_path / "predictions.parquet").exists()
-
-
-def test_embeddings_of_other_classes_are_refused(tmp_path, classes):
-    inputs = write_inputs(tmp_path, classes)
-    classifier.save_classifier(
-        inputs[2], classifier.Classifier.of(classes), {"classnames": CLASSNAMES[::-1]}
-    )
-    with pytest.raises(UserError, match=r"classes\.safetensors"):
-        run(tmp_path, inputs)
-
-
 def test_without_training_images_there_is_no_graph(tmp_path, classes):
     keep = [row for row, own in enumerate(SPLITS) if own == "test"]
     with pytest.raises(UserError, match=r"images\.parquet"):
@@ -395,21 +365,6 @@ def test_most_neighbours_of_cells_are_the_nearest_and_their_cosines_exact(monkey
     assert hits.double().mean() > 0.95
     if same:
         assert (indices != torch.arange(5000)[:, None]).all()
-
-
-def test_cells_give_as_many_neighbours_as_are_asked_for():
-    points, _, _ = clusters(4000, 20, 32)
-    k = stage.CANDIDATES + 6
-    cosines, indices = stage.IVFPQIndex(points).nearest(points[:50], k, 0)
-    assert indices.shape == (50, k)
-    assert not (indices == torch.arange(50)[:, None]).any()
-    assert cosines.isfinite().all()
-
-
-def test_where_a_query_finds_too_few_the_rest_have_no_weight():
-    few = vectors(45, 8, 0)
-    cosines, _ = stage.IVFPQIndex(few).nearest(few[:1], 45, 0)
-    assert cosines[0, -1] == -torch.inf
 
 
 def test_labels_by_cells_are_as_right_as_by_comparing_all():

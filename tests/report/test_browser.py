@@ -153,16 +153,3 @@ def test_without_a_script_the_page_is_complete(visit):
     assert page.locator("#per-class th button").count() == 0
     page.locator("details.card summary").first.click()
     assert page.locator("details.card").first.locator("text=Image caption").is_visible()
-
-
-def test_classes_are_found_by_their_name(browser, tmp_path, visit):
-    results = Results(tmp_path, classnames=[f"{kind} {i}" for i in range(9) for kind in ("a", "b")])
-    write(results)
-    context = browser.new_context(offline=True)
-    page = context.new_page()
-    page.goto((tmp_path / "report.html").as_uri())
-    page.locator("#classes").get_by_label("Find a class").fill("B 7")
-    shown = page.locator("#per-class tbody tr:visible")
-    assert shown.count() == 1
-    assert shown.locator("th").inner_text() == "b 7"
-    context.close()

@@ -324,20 +324,6 @@ def test_likely_unknown_images_stand_in_their_order(tmp_path):
         write(results, unknown=write_unknown(results))
 
 
-def test_the_page_has_the_training_settings(written):
-    rows = [[cell[0].strip() for cell in row] for row in written[0].tables["recipes"][1:]]
-    assert rows[0] == ["flyp", "3e-05", "64", "3", "learning rate", "3"]
-    assert [row[0] for row in rows] == ["flyp", "latteclip"]
-
-
-def test_zero_shot_alone_makes_a_page(tmp_path):
-    results = Results(tmp_path, methods=("zero_shot",))
-    page, _ = write(results, main="zero_shot")
-    assert float(page.tables["headline"][1][2][1]) == pytest.approx(
-        100 * results.metrics("zero_shot")[0]["acc1"]
-    )
-
-
 def test_noise_in_thousands_of_classes_makes_a_page_that_can_be_mailed(tmp_path):
     """Pictures that compress worst, everywhere."""
     results = Results(
