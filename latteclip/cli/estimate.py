@@ -24,7 +24,9 @@ LIMIT = 64  # of the command that makes a limited run
 # What the stages grow with; all others take the same time for any number of images.
 IMAGES, TRAINING, GROUPS, STEPS = "images", "training images", "groups", "training steps"
 GROWS = {
-    **dict.fromkeys(("index_images", "find_duplicates", "pseudo_label_images"), IMAGES),
+    **dict.fromkeys(
+        ("index_images", "find_duplicates", "pseudo_label_images", "encode_images"), IMAGES
+    ),
     **dict.fromkeys(("score_unknown", "propagate_labels", "evaluate"), IMAGES),
     **dict.fromkeys(("caption_images", "score_classes", "fuse_labels"), TRAINING),
     "evaluate_classifier": IMAGES,
@@ -35,7 +37,7 @@ GROWS = {
 # A job that does nothing but load CLIP and write it, and the jobs that load it as well.
 LOADS_ONLY = "assemble_model"
 LOADS_CLIP = (
-    *("pseudo_label_images", "fuse_labels", "find_learning_rate", "finetune"),
+    *("pseudo_label_images", "encode_images", "fuse_labels", "find_learning_rate", "finetune"),
     *("evaluate", "propagate_labels"),
 )
 ASKED = re.compile(r"^Asked (\d+) requests about (\d+) rows in ([\d.]+) s", re.MULTILINE)

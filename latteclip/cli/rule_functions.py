@@ -42,6 +42,16 @@ def options(*names: str) -> Callable[[Any, Any], str]:
     )
 
 
+def option_list(name: str) -> Callable[..., str]:
+    """Return a function from inputs that may be absent to one option of the command."""
+
+    def answer(wildcards: Any, input: Any) -> str:
+        files = input[name]
+        return " ".join([f"--{name}", *files]) if files else ""
+
+    return answer
+
+
 @contextlib.contextmanager
 def workflow_errors() -> Iterator[None]:
     """Raise WorkflowError, which Snakemake prints as a sentence, for UserError."""

@@ -116,10 +116,11 @@ def _downloads(configuration: Configuration, pending: Collection[str]) -> Iterat
         if f"resources/{dataset}/data" in pending:
             size = configuration.dataset(dataset).get("size", "size unknown")
             yield f"To download: the images of {dataset} ({size})."
+    sections = [configuration.hub_models(section) for section in ("clip", "captioner")]
     models = [
         f"{' '.join(filter(None, names.values()))}{_size(slug)}"
-        for section in ("clip", "captioner")
-        for slug, names in configuration.hub_models(section).items()
+        for found in (*sections, configuration.hub_eyes())
+        for slug, names in found.items()
         if MODEL_NOTE.format(model=slug) in pending
     ]
     if models:

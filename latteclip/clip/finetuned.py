@@ -16,6 +16,7 @@ from latteclip.core.errors import UserError
 from latteclip.data.clip_config import CONFIG
 
 MODEL = "model"  # the folder's name inside that of a run
+EYES_WIDTHS = "eyes_widths"  # in the description of a classifier of the features of several models
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class FinetunedModel:
     classifier: Classifier  # of its C classes, on the CPU
     classnames: list[str]
     words: ClassTemplates
+    eyes_widths: tuple[int, ...] = ()  # of features of image models that stand beside CLIP's
 
     @property
     def logit_scale(self) -> float:
@@ -77,10 +79,12 @@ def load(
     names = described.get("classnames")
     if not names:
         raise UserError(f"{path} names no classes; {clips.REMEDY}.")
-    width, wanted = classifier.weights.shape[1], clip.config["embed_dim"]
+    widths = tuple(described.get(EYES_WIDTHS, ()))
+    width, wanted = classifier.weights.shape[1], clip.config["embed_dim"] + sum(widths)
     if width != wanted:
         raise UserError(
             f"{path} has rows of width {width}, but the features of the model beside it have "
             f"{wanted}; put the two files of one training together."
         )
-    return FinetunedModel(folder, clip, classifier, names, ClassTemplates.described_by(described))
+    words = ClassTemplates.described_by(described)
+    return FinetunedModel(folder, clip, classifier, names, words, widths)

@@ -231,14 +231,26 @@ def save(
 ) -> None:
     """Write a folder that stock open_clip loads by `local-dir:`, and the classifier beside it.
 
-    The folder also holds the configuration of a text tower of transformers, for this program. Stock
-    open_clip reads it from `hf_model_name`. The SHA-256 sums are written last.
+    The SHA-256 sums of all files are written last.
 
     Args:
         classifier: of the C classes, for the features of this model.
         classnames: of the C classes.
         words: templates and synonyms of the classes, or one template.
         folder: a new one.
+    """
+    save_network(clip, folder)
+    words = ClassTemplates.of(words) if isinstance(words, str) else words
+    described = {"classnames": classnames, **words.described}
+    save_classifier(folder / CLASSIFIER, classifier, described)
+    hashing.write_sums(folder)
+
+
+def save_network(clip: Clip, folder: Path) -> None:
+    """Write a new folder that stock open_clip loads by `local-dir:`.
+
+    The configuration of a text tower of transformers is in it as well, for this program. Stock
+    open_clip reads that from where `hf_model_name` says.
     """
     folder.mkdir(parents=True)
     model: Any = clip.model
@@ -253,7 +265,3 @@ def save(
         write_json(folder / clip_config.TOWER / "config.json", clip.text_tower)
     if isinstance(clip.tokenizer, open_clip.tokenizer.HFTokenizer):
         clip.tokenizer.save_pretrained(folder)
-    words = ClassTemplates.of(words) if isinstance(words, str) else words
-    described = {"classnames": classnames, **words.described}
-    save_classifier(folder / CLASSIFIER, classifier, described)
-    hashing.write_sums(folder)

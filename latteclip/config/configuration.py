@@ -24,7 +24,8 @@ ALL = "all"
 FOLDER_METHODS = ("zero_shot", "zero_shot_calibrated", "image_prototypes", "recommended")
 BENCHMARK_METHODS = (*FOLDER_METHODS[:3], "latteclip", "recommended")
 # Objectives of methods that do not fine-tune. Those of HEADS have a classifier.
-HEADS = ("zero_shot_calibrated", "image_prototypes")
+HEADS = ("zero_shot_calibrated", "image_prototypes", "image_prototypes_eyes")
+EYES_METHOD = "image_prototypes_eyes"  # runs by default where there are image models beside CLIP
 UNTRAINED = ("zero_shot", "label_propagation", *HEADS)
 # Objectives that select_model never chooses: one reads labels, the other has no classifier.
 NO_CANDIDATES = ("flyp_supervised", "label_propagation")
@@ -165,7 +166,10 @@ class Configuration:
         if self.config["method"] is not None:
             return names(self.config["method"])
         in_folder = "folder" in self.dataset(dataset).get("source", {})
-        return list(FOLDER_METHODS if in_folder else BENCHMARK_METHODS)
+        methods = list(FOLDER_METHODS if in_folder else BENCHMARK_METHODS)
+        if self.eyes:
+            methods.insert(methods.index("image_prototypes") + 1, EYES_METHOD)
+        return methods
 
     def template(self, dataset: str) -> str | list[str]:
         """Return the class template or templates of a dataset."""
@@ -227,7 +231,7 @@ class Configuration:
         values = self.method(method, dataset)
         if values["objective"] == "average_weights":
             return self.pseudo_labels(values["of"], dataset)
-        if values["objective"] not in ("flyp", "latteclip", "image_prototypes"):
+        if values["objective"] not in ("flyp", "latteclip", "image_prototypes", EYES_METHOD):
             return None
         return str(values.get("pseudo_labels", "zero_shot"))
 
@@ -309,6 +313,18 @@ class Configuration:
         named = {"clip": hub_names.hub_clip, "captioner": hub_names.hub_captioner}
         return named[section](self.section(section, dataset))
 
+    @property
+    def eyes(self) -> dict[str, str]:
+        """Image models beside CLIP, by the names of their files."""
+        return {
+            hub_names.slug({"model": name}): name for name in names(self.config["eyes"]) if name
+        }
+
+    def hub_eyes(self) -> dict[str, hub_names.Names]:
+        """Return the image models that come from the hub, by the names of their notes."""
+        found = {slug: hub_names.hub_eye(name) for slug, name in self.eyes.items()}
+        return {slug: model for slug, model in found.items() if model}
+
     def hub_models(self, section: str) -> dict[str, hub_names.Names]:
         """Return the hub models of all datasets in a section, by the names of their notes."""
         found = [self.hub_model(section, dataset) for dataset in self.config["datasets"]]
@@ -383,7 +399,11 @@ class Configuration:
         values, labels = self.method(method, dataset), self.pseudo_labels(method, dataset)
         scored = self.scores_classes(dataset)
         fault = None
-        if values["objective"] == "image_prototypes" and labels in ("caption", "lmm"):
+        if values["objective"] == EYES_METHOD and not self.eyes:
+            fault = "it needs image models beside CLIP; set eyes, or leave it out of method"
+        elif values["objective"] == EYES_METHOD and labels != "fused":
+            fault = f"its pseudo_labels are fused, not {labels}"
+        elif values["objective"] == "image_prototypes" and labels in ("caption", "lmm"):
             fault = f"its pseudo_labels are zero_shot, zero_shot_calibrated or fused, not {labels}"
         elif labels == "lmm" and not scored:
             fault = "pseudo_labels: lmm are the captioner's class scores; set scores.kind as well"

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 HUB, FOLDER = WHOLE = "hf-hub:", "local-dir:"  # of open_clip: architecture and weights in one
+OPEN_CLIP = "open_clip:"  # of eyes: an image tower, as <model>/<pretrained>
 CLIP_CONFIG = "open_clip_config.json"  # of a model's folder
 TEXT_TOWER = "text_tower"  # folder in it: configuration of a text tower of transformers
 ENGINES = ("vllm", "transformers")  # that load a captioner themselves
@@ -44,6 +45,11 @@ def hub_captioner(values: Mapping[str, Any]) -> Names | None:
     if values["engine"] not in ENGINES or is_folder(values["model"]):
         return None
     return {"model": values["model"], "revision": values["revision"]}
+
+
+def hub_eye(name: str) -> Names | None:
+    """Return the names of an image model of the hub, None for a folder."""
+    return None if name.startswith(FOLDER) else {"model": name}
 
 
 def overview_side(model: str) -> int | None:

@@ -42,6 +42,7 @@ RESOURCES = {
     "index_images": StageResources(4_000, 4_000, 15, 100),
     "find_duplicates": StageResources(4_000, 4_000, 10, 500),
     "pseudo_label_images": LABELLING,
+    "encode_images": LABELLING,
     "caption_images": CAPTIONING,
     "caption_groups": CAPTIONING,
     "score_classes": CAPTIONING,

@@ -34,6 +34,7 @@ Objective = Literal[
     "zero_shot_calibrated",
     "label_propagation",
     "image_prototypes",
+    "image_prototypes_eyes",
     "flyp",
     "flyp_supervised",
     "latteclip",
@@ -460,6 +461,10 @@ class Config(Shared):
         | Annotated[list[Natural], Field(min_length=1)]
         | Annotated[str, Field(pattern="^[0-9]{1,9}(,[0-9]{1,9}){0,999}$")]
     ) = key("a number of seeds, or the seeds, separated by commas")
+    eyes: list[Line] | Line = key(
+        "image models beside CLIP whose features help to label images; names of timm, "
+        "hf-hub:<repo>, local-dir:<folder> or open_clip:<model>/<tag>"
+    )
     table: Table = key("")
     methods: dict[Annotated[str, Field(pattern="^[a-z0-9_]{1,100}$")], Method] = key(
         "methods by name"

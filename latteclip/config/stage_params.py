@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from latteclip.config import hub_names, source_dependencies
-from latteclip.config.configuration import HEADS, NO_CANDIDATES, Configuration
+from latteclip.config.configuration import EYES_METHOD, HEADS, NO_CANDIDATES, Configuration
 
 # Folder of images, generated or downloaded for a dataset: shared by all runs.
 DATA = "resources/{dataset}/data"
@@ -17,6 +17,9 @@ DATA = "resources/{dataset}/data"
 FOLDER_FILES = "resources/{dataset}/folder_files.parquet"
 # What is in the cache of Hugging Face for a model: shared by all datasets that name it.
 MODEL_NOTE = "resources/models/{model}.json"
+EYES_CLASSIFIER = "results/{dataset}/classifiers/image_prototypes_eyes.safetensors"
+# Features of a dataset's images by an image model beside CLIP.
+IMAGE_FEATURES = "results/{dataset}/eyes/{eye}.parquet"
 # The model that is chosen for a dataset, and why. A table with its own name has its own.
 SELECTION = "results/{{dataset}}/selection{suffix}.json"
 SELECTED_MODEL = "results/{{dataset}}/model{suffix}"
@@ -158,6 +161,49 @@ def pseudo_label_images(configuration: Configuration, dataset: str) -> Settings:
     }
 
 
+def eye_model(configuration: Configuration, eye: str) -> Paths:
+    """Return the note on an image model beside CLIP if it comes from the hub."""
+    return [MODEL_NOTE.format(model=eye)] if eye in configuration.hub_eyes() else []
+
+
+def encode_images(configuration: Configuration, dataset: str, eye: str) -> Settings:
+    """Return an image model beside CLIP, and how images are encoded."""
+    return {
+        "model": configuration.eyes[eye],
+        "batch_size": configuration.section("inference", dataset)["batch_size"],
+        "precision": configuration.section("clip", dataset)["precision"],
+    }
+
+
+def image_features(configuration: Configuration, dataset: str) -> Paths:
+    """Return the features of the images by each image model beside CLIP."""
+    return [IMAGE_FEATURES.format(dataset=dataset, eye=eye) for eye in configuration.eyes]
+
+
+def image_features_of_method(configuration: Configuration, dataset: str, method: str) -> Paths:
+    """Return the features by other image models if the method's classifier reads them."""
+    reads = configuration.objective(method) == EYES_METHOD
+    return image_features(configuration, dataset) if reads else []
+
+
+def eyes_classifier(configuration: Configuration) -> dict[str, str]:
+    """Return the further output of fuse_labels where there are image models beside CLIP."""
+    return {"eyes_prototypes": EYES_CLASSIFIER} if configuration.eyes else {}
+
+
+def assemble_model(configuration: Configuration, dataset: str, method: str) -> Settings:
+    """Return the CLIP model, and the image models beside it if the method predicts by them."""
+    reads = configuration.objective(method) == EYES_METHOD
+    eyes = {"eyes": list(configuration.eyes.values())} if reads else {}
+    return {**configuration.section("clip", dataset), **eyes}
+
+
+def models_to_assemble(configuration: Configuration, method: str) -> Paths:
+    """Return the notes on image models of the hub that the method's model folder contains."""
+    reads = configuration.objective(method) == EYES_METHOD
+    return [MODEL_NOTE.format(model=eye) for eye in configuration.hub_eyes() if reads]
+
+
 def fuse_labels(configuration: Configuration, dataset: str) -> Settings:
     """Return the CLIP model that encodes the captions, and the batch size."""
     return {
@@ -179,6 +225,8 @@ def classifier_of_method(configuration: Configuration, dataset: str, method: str
         return f"results/{dataset}/class_embeddings.safetensors"
     if configuration.objective(method) == "image_prototypes":
         return _image_prototypes(configuration, dataset, method)
+    if configuration.objective(method) == EYES_METHOD:
+        return EYES_CLASSIFIER.format(dataset=dataset)
     return CALIBRATED.format(dataset=dataset)
 
 

@@ -86,6 +86,12 @@ FUSED_LABELS = pa.schema(
         ("fused_confidence", pa.float32()),
     ]
 )
+IMAGE_FEATURES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("image_features", pa.list_(pa.float32())),  # L2-normalised, by a model beside CLIP
+    ]
+)
 # What captions or class scores say of training images that judge classifiers.
 VOTES = pa.schema(
     [
@@ -94,6 +100,8 @@ VOTES = pa.schema(
         ("head", pa.int32()),  # by image_prototypes, of which the image has no part
     ]
 )
+# The same where image models beside CLIP are in use.
+VOTES_EYES = VOTES.append(pa.field("joint_head", pa.int32()))  # by image_prototypes_eyes
 CLASS_SCORES = pa.schema(
     [
         ("image_id", pa.string()),  # of a training image

@@ -19,7 +19,7 @@ from latteclip.config.hub_names import HUB
 from latteclip.core import hashing
 from latteclip.core.errors import UserError, chain, first_line, full_disk
 from latteclip.core.files import write_json
-from latteclip.data import clip_config
+from latteclip.data import clip_config, image_model_files
 
 log = logging.getLogger(__name__)
 LIBRARIES = ("huggingface_hub", "open_clip_torch", "transformers")
@@ -44,6 +44,35 @@ class HubCaptioner:
 
     model: str  # a repo
     revision: str | None
+
+
+@dataclass(frozen=True)
+class HubEye:
+    """An image model as it is given to `latteclip.clip.image_models.load`."""
+
+    model: str
+
+
+def download_eye(settings: HubEye, output: str) -> None:
+    """Fetch weights and configuration of an image model beside CLIP, and note what the cache holds.
+
+    Args:
+        settings: a name of timm, hf-hub:<repo> or open_clip:<model>/<tag>.
+        output: the note, JSON.
+
+    Raises:
+        UserError: no such model, it gives no features, or the hub does not give it.
+    """
+    with _explained(f"Image model {settings.model!r}", "eyes"):
+        names = image_model_files.open_clip_names(settings.model)
+        if names:
+            repos = _fetch_clip(HubClip(*names))
+        else:
+            files = image_model_files.timm_model(settings.model)
+            repos = [image_model_files.repo(settings.model)]
+            log.info("%s: %.2f GB of weights.", repos[0], files.weights.stat().st_size / 1e9)
+        held = [_cached(repo) for repo in repos]
+    _write_note(settings, held, output)
 
 
 def download_clip(settings: HubClip, output: str) -> None:
@@ -132,7 +161,7 @@ def _cached(repo: str, revision: str | None = None) -> dict[str, Any]:
 
 
 def _write_note(
-    settings: HubClip | HubCaptioner, repos: Sequence[dict[str, Any]], output: str
+    settings: HubClip | HubCaptioner | HubEye, repos: Sequence[dict[str, Any]], output: str
 ) -> None:
     """Write what the cache has.
 

@@ -1,12 +1,17 @@
 """Write the pretrained CLIP with a training-free classifier as a model folder."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
+from latteclip.clip import finetuned, image_models
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import load_classifier
+from latteclip.clip.classifier import load_classifier, save_classifier
+from latteclip.core import hashing
 from latteclip.core.class_templates import ClassTemplates
+from latteclip.core.errors import UserError
 from latteclip.core.files import replacing
 
 
@@ -17,6 +22,7 @@ class PretrainedClip:
     model: str
     pretrained: str | None
     precision: str = "bf16"  # of inference; not used here
+    eyes: list[str] = field(default_factory=list)  # image models whose features it classifies too
 
 
 def assemble_model(classifier_path: str, settings: PretrainedClip, output: str) -> None:
@@ -30,5 +36,20 @@ def assemble_model(classifier_path: str, settings: PretrainedClip, output: str) 
     )
     clip = clips.load(settings.model, settings.pretrained, torch.device("cpu"))
     words = ClassTemplates.described_by(described)
+    if described.get("eyes", []) != settings.eyes:
+        raise UserError(f"{classifier_path} is of other eyes than asked for; rerun its stage.")
     with replacing(output) as folder:
         clips.save(clip, classifier, described["classnames"], words, folder)
+        if settings.eyes:
+            _add_eyes(settings.eyes, folder)
+
+
+def _add_eyes(names: Sequence[str], folder: Path) -> None:
+    """Write image models beside CLIP into its folder."""
+    models = [image_models.load(name, torch.device("cpu")) for name in names]
+    for number, model in enumerate(models):
+        image_models.save(model, folder / image_models.EYES / str(number))
+    classifier, described = load_classifier(folder / clips.CLASSIFIER)
+    described |= {"eyes": list(names), finetuned.EYES_WIDTHS: [model.width for model in models]}
+    save_classifier(folder / clips.CLASSIFIER, classifier, described)
+    hashing.write_sums(folder)

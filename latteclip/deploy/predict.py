@@ -27,7 +27,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from latteclip.clip import finetuned
+from latteclip.clip import finetuned, image_models
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import best_classes
 from latteclip.clip.encode import encoded
@@ -129,6 +129,12 @@ class Classifier:
         self.batch_size = batch_size
         picked = devices.pick(device, self.threads)
         self.model = finetuned.load(model, picked, precision)
+        self.eyes = image_models.load_beside(self.model.folder, picked, precision)
+        if tuple(model.width for model in self.eyes) != self.model.eyes_widths:
+            raise UserError(
+                f"{self.model.folder} lacks image models that its classifier needs, in the folder "
+                f"{image_models.EYES}; take another copy of it."
+            )
         self.scorer = load_unknown_scorer(self.model, picked, precision) if unknown else None
 
     def __call__(self, paths: Sequence[str | Path], topk: int = 1) -> list[Prediction]:
@@ -140,9 +146,16 @@ class Classifier:
         """Classify image files batch by batch, and log those that are skipped."""
         models = [one.clip for one in (self.model, self.scorer) if one]
         files = ReadableFiles(paths, self.model.clip.preprocess)
-        for (indices, errors), (features, *others) in encoded(
-            models, files, self.batch_size, self.threads
+        batches = encoded(models, files, self.batch_size, self.threads)
+        # Each image model has a transform of its own, so it reads the images again.
+        of_eyes = [
+            encoded([eye], ReadableFiles(paths, eye.preprocess), self.batch_size, self.threads)
+            for eye in self.eyes
+        ]
+        for ((indices, errors), (features, *others)), *beside in zip(
+            batches, *of_eyes, strict=True
         ):
+            features = torch.cat([features, *(found for _, [found] in beside)], dim=1)
             skipped = [error for error in errors if error]
             for sentence in skipped:
                 log.warning("skipped: %s", sentence)

@@ -3,6 +3,7 @@
 Without a test split, all images are classified.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow as pa
 from latteclip.clip.classifier import classify, load_classifier
 from latteclip.core import tables
 from latteclip.evaluate import metrics, train_predictions
-from latteclip.labels.features import read_features
+from latteclip.labels.features import read_all_features
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ def evaluate_classifier(
     predictions_output: str,
     metrics_output: str,
     train_predictions_output: str,
+    eyes_paths: Sequence[str] = (),
 ) -> None:
     """Write predictions and metrics of a classifier without training, and TRAIN_PREDICTIONS.
 
@@ -51,6 +53,7 @@ def evaluate_classifier(
         predictions_output: a PREDICTIONS table.
         metrics_output: JSON, which `latteclip.evaluate.results` reads.
         train_predictions_output: a TRAIN_PREDICTIONS table.
+        eyes_paths: IMAGE_FEATURES tables, where the classifier is of the features of all models.
 
     Raises:
         UserError: an input is missing or does not fit the others, or there is no image.
@@ -60,10 +63,10 @@ def evaluate_classifier(
 
     def predict(image_ids: pa.ChunkedArray) -> npt.NDArray[np.int_]:
         """Return the best class of each image."""
-        features = read_features(pseudo_labels_path, image_ids)
+        features = read_all_features(pseudo_labels_path, eyes_paths, image_ids)
         return np.asarray(classify(features, classifier, 1)[0][:, 0])
 
-    features = read_features(pseudo_labels_path, table["image_id"])
+    features = read_all_features(pseudo_labels_path, eyes_paths, table["image_id"])
     labels, scores = classify(features, classifier, settings.topk)
     metrics.write(
         *(table, names, labels.numpy(), scores.numpy(), settings.marks),
@@ -77,8 +80,9 @@ def evaluate_classifier(
         held_out = train_predictions.comparison_images(images_path)["image_id"]
         predictions = predict(held_out)
     else:
-        votes, _ = tables.read(votes_path, tables.VOTES, ["image_id", "head"])
-        held_out, predictions = votes["image_id"], votes["head"].to_numpy()
+        head = "joint_head" if eyes_paths else "head"
+        votes, _ = tables.read(votes_path, tables.VOTES_EYES, ["image_id", head])
+        held_out, predictions = votes["image_id"], votes[head].to_numpy()
     examples = train_predictions.example_images(images_path, pseudo_labels_path)["image_id"]
     train_predictions.write_predictions(
         train_predictions_output, (held_out, predictions), (examples, predict(examples)), names

@@ -34,10 +34,15 @@ from latteclip.evaluate.train_predictions import MISSING, held_out_predictions
 
 log = logging.getLogger(__name__)
 # Objectives without training, the simplest first.
-SIMPLICITY = {"zero_shot": 0, "zero_shot_calibrated": 1, "image_prototypes": 2}
+SIMPLICITY = {
+    "zero_shot": 0,
+    "zero_shot_calibrated": 1,
+    "image_prototypes": 2,
+    "image_prototypes_eyes": 3,  # encodes each image by further models
+}
 AVERAGE = "average_weights"  # objective: its trainings predict the images that they left out
 # The order in which objectives are taken where there are no votes.
-SAFEST = ("zero_shot_calibrated", "zero_shot", "image_prototypes")
+SAFEST = ("zero_shot_calibrated", "zero_shot", "image_prototypes", "image_prototypes_eyes")
 MIN_IMAGES = 20  # to compare classifiers without training
 CLEAR = 0.5  # standard errors by which a model has to lead a simpler one
 

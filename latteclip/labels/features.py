@@ -3,25 +3,48 @@
 Letters: N images, D embedding width.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from latteclip.clip.feature_memmap import FeatureMemmap
+from latteclip.clip.feature_memmap import FeatureMemmap, parts
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 
 ROWS = 2**14  # of the table in memory at once
 
 
-def read_features(path: str, image_ids: pa.ChunkedArray) -> FeatureMemmap:
-    """Return features [N, D] of images in a PSEUDO_LABELS table, in the order of `image_ids`.
+def read_all_features(
+    pseudo_labels_path: str, eyes_paths: Sequence[str], image_ids: pa.ChunkedArray
+) -> FeatureMemmap:
+    """Return CLIP's features of images, and beside them those of other models [N, D of all].
+
+    Raises:
+        UserError: a table lacks an image.
+    """
+    own = read_features(pseudo_labels_path, image_ids)
+    if not eyes_paths:
+        return own
+    models = [own]
+    models += [read_features(path, image_ids, tables.IMAGE_FEATURES) for path in eyes_paths]
+    together = FeatureMemmap(len(own), sum(model.shape[1] for model in models))
+    for rows in parts(len(own), ROWS):
+        together[rows] = torch.cat([model[rows] for model in models], dim=1)
+    return together
+
+
+def read_features(
+    path: str, image_ids: pa.ChunkedArray, schema: pa.Schema = tables.PSEUDO_LABELS
+) -> FeatureMemmap:
+    """Return features [N, D] of images in a table, in the order of `image_ids`.
 
     Raises:
         UserError: the table lacks an image.
     """
-    table, _ = tables.read(path, tables.PSEUDO_LABELS, ["image_id"])
+    table, _ = tables.read(path, schema, ["image_id"])
     rows = pc.index_in(image_ids, table["image_id"])
     if rows.null_count:
         raise UserError(
@@ -30,7 +53,7 @@ def read_features(path: str, image_ids: pa.ChunkedArray) -> FeatureMemmap:
     order = np.argsort(rows.to_numpy(), kind="stable")
     rows = rows.to_numpy()[order]  # ascending, as they come from the file
     features, start = FeatureMemmap(0, 0), 0
-    for piece in tables.read_pieces(path, tables.PSEUDO_LABELS, ["image_features"], ROWS):
+    for piece in tables.read_pieces(path, schema, ["image_features"], ROWS):
         column = piece["image_features"].combine_chunks()
         values = column.flatten().to_numpy().reshape(len(column), -1)
         if not start:

@@ -20,7 +20,7 @@ import torch
 
 from latteclip.clip import encode, feature_memmap
 from latteclip.clip import model as clips
-from latteclip.clip.classifier import load_classifier, save_classifier
+from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
 from latteclip.clip.feature_memmap import FeatureMemmap, Features
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
@@ -34,10 +34,11 @@ from latteclip.labels.answers import (
 )
 from latteclip.labels.class_scores import read_class_scores
 from latteclip.labels.features import read_features
-from latteclip.labels.fusion import Fusion, fuse
+from latteclip.labels.fusion import OTHER, Fusion, fuse
 from latteclip.labels.guarantees import confidence_sequence
 from latteclip.labels.label_sources import (
     CalibratedFeatures,
+    CentredFeatures,
     Votes,
     caption_votes,
     class_score_votes,
@@ -83,6 +84,8 @@ def fuse_labels(
     image_captions_path: str | None = None,
     class_scores_path: str | None = None,
     answers_path: str | None = None,
+    eyes_paths: Sequence[str] = (),
+    eyes_prototypes_output: str | None = None,
     device: str,
     threads: int,
 ) -> None:
@@ -103,6 +106,8 @@ def fuse_labels(
         image_captions_path: a CAPTIONS table.
         class_scores_path: a CLASS_SCORES table, which votes in place of the captions.
         answers_path: a person's answers about training images.
+        eyes_paths: IMAGE_FEATURES tables of image models beside CLIP.
+        eyes_prototypes_output: the classifier of the features of all models.
         device: cpu, cuda or auto.
         threads: CPU threads.
 
@@ -146,9 +151,17 @@ def fuse_labels(
     labelled = None
     if answers_path is not None:
         labelled = _read_answers(answers_path, table, classnames)
-    fusion = fuse(images, votes[-1], labelled=labelled)
+    names = [tables.read_metadata(path, "image_id")["model"] for path in eyes_paths]
+    others = [
+        CentredFeatures.centre(read_features(path, table["image_id"], tables.IMAGE_FEATURES))
+        for path in eyes_paths
+    ]
+    fusion = fuse(images, votes[-1], others, labelled=labelled)
     save_classifier(prototypes_output, images.classifier(fusion.weights, scale), described)
-    summary = _summary(fusion, individual)
+    if eyes_prototypes_output is not None:
+        joint = _joint_classifier((images, *others), fusion, scale)
+        save_classifier(eyes_prototypes_output, joint, {**described, "eyes": names})
+    summary = _summary(fusion, individual, names)
     if labelled is not None:
         summary["answers"] = _summary_of_answers(labelled, fusion, table["image_id"], classnames)
         log.info(_sentence_of_answers(summary["answers"]))
@@ -163,9 +176,24 @@ def fuse_labels(
             "vote": tables.list_column(vote.numpy()),
             "head": _column(fusion.head[judges]),
         }
+        schema = tables.VOTES
+        if others:
+            columns["joint_head"], schema = _column(fusion.joint.head[judges]), tables.VOTES_EYES
         metadata = {name: summary[name] for name in ("votes", "corroborated")}
         metadata |= {"classnames": classnames, "told": leaked}
-        tables.write(votes_output, columns, tables.VOTES, metadata)
+        tables.write(votes_output, columns, schema, metadata)
+
+
+def _joint_classifier(
+    models: Sequence[CentredFeatures], fusion: Fusion, scale: float
+) -> Classifier:
+    """Return the classifier of the features of all models, side by side."""
+    parts = [
+        model.classifier(weights, scale)
+        for model, weights in zip(models, fusion.joint.weights, strict=True)
+    ]
+    weights = torch.cat([part.weights for part in parts], dim=1)
+    return Classifier.of(weights, torch.stack([part.bias for part in parts]).sum(dim=0))
 
 
 def _read_captions(path: str, image_ids: pa.ChunkedArray) -> tuple[pa.ChunkedArray, bool]:
@@ -265,13 +293,15 @@ def _column(labels: torch.Tensor | None, n: int = 0) -> pa.Array:
     return pa.nulls(n, pa.int32()) if labels is None else pa.array(labels.int().numpy())
 
 
-def _summary(fusion: Fusion, individual: dict[str, IndividualLabels]) -> dict[str, Any]:
+def _summary(
+    fusion: Fusion, individual: dict[str, IndividualLabels], eyes: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return what was learned of votes and predictors, for the metadata and the log."""
     name, voting = list(individual.items())[-1]
     parameters, calibrated = fusion.parameters, fusion.individual_labels["zero_shot"]
     has = voting.confidence > 0
     n, test = int(has.sum()), parameters.test
-    return {
+    summary: dict[str, Any] = {
         "votes": "class scores" if name == "lmm" else "captions",
         "voting": n,
         "agreement": int((voting.labels == calibrated)[has].sum()) / max(1, n),
@@ -288,9 +318,21 @@ def _summary(fusion: Fusion, individual: dict[str, IndividualLabels]) -> dict[st
         },
         "explained_share": parameters.explained_share,
         "independence": parameters.independence,
-        "gains": fusion.gains,
+        "gains": {key: gain for key, gain in fusion.gains.items() if not key.startswith(OTHER)},
         "changed": int((fusion.labels != calibrated).sum()),
     }
+    if eyes:
+        summary["eyes"] = [
+            {
+                "model": model,
+                "weight": parameters.images[1 + i] if test.significant else 0.0,
+                "gain": fusion.gains.get(f"{OTHER}{i}", 0.0),
+                "agreement": test.others[i],
+                "p_value": test.p_values[i],
+            }
+            for i, model in enumerate(eyes)
+        ]
+    return summary
 
 
 def _summary_of_answers(
@@ -342,8 +384,12 @@ def _sentence(summary: dict[str, Any]) -> str:
             "are the calibrated zero-shot ones."
         )
     times = {name: math.exp(gain) for name, gain in summary["gains"].items()}
+    eyes = "".join(
+        f", those of {one['model']} {math.exp(one['gain']):.2f} times (weight {one['weight']:.2f})"
+        for one in summary.get("eyes", [])
+    )
     return (
         f"{begin} Compared with class frequencies, zero-shot scores make a vote "
-        f"{times['zero_shot']:.2f} times as likely, image prototypes {times['images']:.2f} times, "
-        f"both {times['both']:.2f} times. {summary['changed']} labels changed."
+        f"{times['zero_shot']:.2f} times as likely, image prototypes {times['images']:.2f} times"
+        f"{eyes}, all {times['both']:.2f} times. {summary['changed']} labels changed."
     )

@@ -171,6 +171,11 @@ def _predictors(metadata: dict[str, Any]) -> list[str]:
     for key, title in titles.items():
         weight = f"{weights[key]:.2f}" if key in weights else ""
         lines.append(f"  {title:<24}{weight:>6}{math.exp(gains[key]):>8.2f}")
+    for one in metadata.get("eyes", []):
+        if len(one["model"]) > 24:
+            lines.append(f"  {one['model']}")
+        title = one["model"] if len(one["model"]) <= 24 else ""
+        lines.append(f"  {title:<24}{one['weight']:>6.2f}{math.exp(one['gain']):>8.2f}")
     if metadata["votes"] == "captions":
         lines.append(f"  {'prototypes of captions':<24}{weights['texts']:>6.2f}")
     return lines

@@ -46,6 +46,7 @@ rule evaluate_classifier:
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         classifier=given(stage_params.classifier_of_method),
         votes=given_if(Configuration.reads_fused_labels, VOTES),
+        eyes=given(stage_params.image_features_of_method),
         code=sources("latteclip.evaluate.evaluate_classifier"),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
@@ -56,7 +57,7 @@ rule evaluate_classifier:
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/evaluate_classifier.jsonl"
     wildcard_constraints:
-        method=methods_with("zero_shot", "zero_shot_calibrated", "image_prototypes"),
+        method=methods_with("zero_shot", *HEADS),
     conda:
         "../../envs/latteclip.yaml"
     resources:
@@ -65,10 +66,11 @@ rule evaluate_classifier:
     params:
         settings=given_json(stage_params.evaluate_classifier),
         votes=options("votes"),
+        eyes=option_list("eyes"),
     shell:
         "latteclip evaluate-classifier --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " --classifier {input.classifier} {params.votes} --settings {params.settings:q}"
+        " --classifier {input.classifier} {params.votes} {params.eyes} --settings {params.settings:q}"
         " --predictions {output.predictions} --metrics {output.metrics}"
         " --train-predictions {output.train_predictions} --log {log}"
 

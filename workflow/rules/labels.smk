@@ -25,6 +25,37 @@ rule calibrate_zero_shot:
         " --output {output.calibrated} --prototypes {output.prototypes} --log {log}"
 
 
+rule encode_images:
+    input:
+        images="results/{dataset}/images.parquet",
+        model=given(stage_params.eye_model),
+        code=sources("latteclip.labels.encode_images"),
+    output:
+        "results/{dataset}/eyes/{eye}.parquet",
+    log:
+        "results/{dataset}/logs/encode_images-{eye}.log",
+    benchmark:
+        "results/{dataset}/benchmarks/encode_images-{eye}.jsonl"
+    wildcard_constraints:
+        eye=one_of(configuration.eyes),
+    priority: FIRST
+    conda:
+        "../../envs/latteclip.yaml"
+    threads: threads_of("pseudo_label_images")
+    resources:
+        gpu=gpus(),
+        mem_mb=memory("encode_images"),
+        runtime=minutes("encode_images"),
+    params:
+        settings=given_json(stage_params.encode_images),
+    shell:
+        "latteclip encode-images --images {input.images} --settings {params.settings:q}"
+        " --output {output} --threads {threads} --log {log}"
+
+
+EYES_CLASSIFIER = stage_params.eyes_classifier(configuration)
+
+
 rule fuse_labels:
     input:
         images="results/{dataset}/images.parquet",
@@ -33,9 +64,11 @@ rule fuse_labels:
         image_captions=given_if(Configuration.captions_vote, CAPTIONS, kind="image"),
         class_scores=given_if(Configuration.scores_classes, CLASS_SCORES),
         answers=given_unstored(stage_params.teaching_answers),
+        eyes=given(stage_params.image_features),
         clip_model=given(stage_params.hub_model, section="clip"),
         code=sources("latteclip.labels.fuse_labels"),
     output:
+        **EYES_CLASSIFIER,
         labels="results/{dataset}/fused_labels.parquet",
         prototypes="results/{dataset}/classifiers/image_prototypes.safetensors",
         votes="results/{dataset}/votes.parquet",
@@ -54,8 +87,13 @@ rule fuse_labels:
     params:
         settings=given_json(stage_params.fuse_labels),
         votes=options("image_captions", "class_scores", "answers"),
+        eyes=option_list("eyes"),
+        eyes_prototypes=lambda wildcards, output: " ".join(
+            f"--{name.replace('_', '-')} {output[name]}" for name in EYES_CLASSIFIER
+        ),
     shell:
         "latteclip fuse-labels --images {input.images}"
         " --pseudo-labels {input.pseudo_labels} --class-embeddings {input.class_embeddings}"
-        " {params.votes} --settings {params.settings:q} --output {output.labels}"
+        " {params.votes} {params.eyes} {params.eyes_prototypes} --settings {params.settings:q}"
+        " --output {output.labels}"
         " --prototypes {output.prototypes} --votes {output.votes} --threads {threads} --log {log}"

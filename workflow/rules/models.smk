@@ -18,6 +18,22 @@ rule download_clip:
         "latteclip download-clip --settings {params.settings:q} --output {output} --log {log}"
 
 
+rule download_eye:
+    output:
+        MODEL_NOTE,
+    log:
+        "results/logs/download_eye-{model}.log",
+    wildcard_constraints:
+        model=one_of(configuration.hub_eyes()),
+    localrule: True
+    conda:
+        "../../envs/latteclip.yaml"
+    params:
+        settings=given_json(lambda c, model: c.hub_eyes()[model]),
+    shell:
+        "latteclip download-eye --settings {params.settings:q} --output {output} --log {log}"
+
+
 rule download_captioner:
     output:
         MODEL_NOTE,

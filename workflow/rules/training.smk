@@ -6,6 +6,7 @@ rule assemble_model:
     input:
         classifier=given(stage_params.classifier_of_method),
         clip_model=given(stage_params.hub_model, section="clip"),
+        eyes=given(stage_params.models_to_assemble),
         code=sources("latteclip.deploy.assemble_model"),
     output:
         directory("results/{dataset}/{method}/seed{seed}/model"),
@@ -14,14 +15,14 @@ rule assemble_model:
     benchmark:
         "results/{dataset}/{method}/seed{seed}/benchmarks/assemble_model.jsonl"
     wildcard_constraints:
-        method=methods_with("zero_shot", "zero_shot_calibrated", "image_prototypes"),
+        method=methods_with("zero_shot", *HEADS),
     conda:
         "../../envs/latteclip.yaml"
     resources:
         mem_mb=memory("assemble_model"),
         runtime=minutes("assemble_model"),
     params:
-        settings=given_json(Configuration.section, name="clip"),
+        settings=given_json(stage_params.assemble_model),
     shell:
         "latteclip assemble-model --classifier {input.classifier} --settings {params.settings:q}"
         " --output {output} --log {log}"

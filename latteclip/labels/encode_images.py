@@ -1,0 +1,68 @@
+"""Features of all images by an image model beside CLIP: ours, beyond the paper."""
+
+import logging
+from dataclasses import dataclass
+
+from latteclip.clip import image_models
+from latteclip.clip.classifier import ROWS
+from latteclip.clip.encode import encode_files
+from latteclip.clip.feature_memmap import parts
+from latteclip.core import devices, tables
+from latteclip.core.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EncodingSettings:
+    """An image model, and how images are encoded."""
+
+    model: str  # one of the key `eyes`
+    batch_size: int
+    precision: str = "bf16"
+
+
+def encode_images(
+    images_path: str, settings: EncodingSettings, output: str, *, device: str, threads: int
+) -> None:
+    """Write IMAGE_FEATURES of every image of every split. Labels are not read.
+
+    Args:
+        images_path: an IMAGES table.
+        settings: the model, and how images are encoded.
+        output: the features, L2-normalised.
+        device: cpu, cuda or auto.
+        threads: CPU threads.
+
+    Raises:
+        UserError: the index is broken, there is no such model, or it gives no finite features.
+    """
+    table, _ = tables.read_unlabelled(images_path, training=False)
+    picked = devices.pick(device, threads)
+    model = image_models.load(settings.model, picked, settings.precision)
+    features = encode_files(model, tables.Strings(table["path"]), settings.batch_size, threads)
+    first, differ = features[:1], False
+    with tables.writing(output, tables.IMAGE_FEATURES, image_models.described(model)) as add:
+        for rows in parts(len(features), ROWS):
+            part = features[rows]
+            finite = part.isfinite().all(dim=1)
+            if not finite.all():
+                image_id = table["image_id"][rows.start + int((~finite).nonzero()[0])]
+                raise UserError(
+                    f"Image model {settings.model!r} gives features that are not finite numbers "
+                    f"for the image {image_id.as_py()!r}; take it out of eyes."
+                )
+            differ = differ or bool((part != first).any())
+            add(
+                {
+                    "image_id": table["image_id"].slice(rows.start, len(part)),
+                    "image_features": tables.list_column(part.numpy()),
+                }
+            )
+    if not differ and len(features) > 1:
+        log.warning(
+            "Image model %r gives the same features for all images, so it cannot help; take it out "
+            "of eyes.",
+            settings.model,
+        )
+    log.info("Encoded %d images by %s, width %d.", len(table), settings.model, model.width)
