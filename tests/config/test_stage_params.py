@@ -6,6 +6,7 @@ from support.tiny import ROOT
 
 from latteclip.config import stage_params
 from latteclip.config.configuration import as_json
+from latteclip.core.errors import UserError
 
 STAGES = {
     "pseudo_label_images": lambda c: stage_params.pseudo_label_images(c, "dtd"),
@@ -147,3 +148,22 @@ def test_the_methods_that_have_a_part_of_a_page(configured, methods, main, paper
     found = configured(method=methods)
     assert stage_params.main_method(found, "demo") == main
     assert stage_params.paper_method(found, "demo") == paper
+
+
+def test_image_models_beside_clip_add_a_classifier_and_their_features(configured):
+    found = configured(dataset="dtd", eyes="local-dir:/models/eye,vit_small")
+    assert "image_prototypes_eyes" in found.methods_of("dtd")
+    [local, hub] = stage_params.image_features(found, "dtd")
+    assert (local, hub) == tuple(f"results/dtd/eyes/{eye}.parquet" for eye in found.eyes)
+    assert list(found.hub_eyes().values()) == [{"model": "vit_small"}]
+    settings = stage_params.assemble_model(found, "dtd", "image_prototypes_eyes")
+    assert settings["eyes"] == ["local-dir:/models/eye", "vit_small"]
+    for method in ("image_prototypes", "zero_shot"):
+        assert "eyes" not in stage_params.assemble_model(found, "dtd", method)
+        assert stage_params.image_features_of_method(found, "dtd", method) == []
+
+
+def test_a_classifier_by_image_models_needs_some(configured):
+    assert "image_prototypes_eyes" not in configured(dataset="dtd").methods_of("dtd")
+    with pytest.raises(UserError, match="image_prototypes_eyes"):
+        configured(dataset="dtd", method="image_prototypes_eyes")

@@ -1,12 +1,19 @@
+import shutil
+
 import open_clip
 import pytest
 import torch
-from support.tiny import DEMO_CLIP
+import torch.nn.functional as F
+from PIL import Image
+from support.eyes import WIDTH, network_of, write_eye
+from support.tiny import DEMO_CLIP, write_pictures
 
 from latteclip.clip import finetuned
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core.errors import UserError
+from latteclip.deploy import predict
 from latteclip.deploy.assemble_model import PretrainedClip, assemble_model
+from latteclip.deploy.export import export
 
 NAME = f"local-dir:{DEMO_CLIP}"
 DESCRIBED = {"classnames": ["a", "b é"], "model": NAME, "pretrained": None, "template": "a {}."}
@@ -29,6 +36,45 @@ def test_the_folder_is_the_pretrained_model_with_the_classifier(tmp_path, head, 
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(model.encode_image(images), demo_clip.model.encode_image(images))
+
+
+def test_image_models_beside_clip_stand_in_the_folder_and_predict(tmp_path, demo_clip):
+    name = write_eye(tmp_path / "eye")
+    draw = torch.Generator().manual_seed(0)
+    classifier = Classifier.of(torch.randn(2, 128 + WIDTH, generator=draw))
+    save_classifier(tmp_path / "c.safetensors", classifier, {**DESCRIBED, "eyes": [name]})
+    settings = PretrainedClip(NAME, None, eyes=[name])
+    assemble_model(str(tmp_path / "c.safetensors"), settings, str(tmp_path / "model"))
+    shutil.rmtree(tmp_path / "eye")
+    files = write_pictures(tmp_path / "pictures", 5)
+    (tmp_path / "pictures" / "6.png").write_bytes(b"no image")
+    found = predict.Classifier(tmp_path / "model", device="cpu", threads=1, batch_size=2)
+    [*predictions] = found([*files[:3], tmp_path / "pictures" / "6.png", *files[3:]], topk=2)
+    network, eye = network_of(tmp_path / "model" / "eyes" / "0"), found.eyes[0]
+    assert [one.path for one in predictions] == files
+    for file, prediction in zip(files, predictions, strict=True):
+        image = Image.open(file).convert("RGB")
+        with torch.no_grad():
+            parts = [
+                demo_clip.model.encode_image(demo_clip.preprocess(image)[None]),
+                network(eye.preprocess(image)[None]),
+            ]
+        features = torch.cat([F.normalize(part, dim=1) for part in parts], dim=1)
+        scores = classifier.scores(features)[0]
+        assert prediction.topk_labels == scores.argsort(descending=True).tolist()
+        assert prediction.topk_scores == pytest.approx(
+            scores.sort(descending=True)[0].tolist(), 1e-3
+        )
+    export(str(tmp_path / "model"), str(tmp_path / "out"), "open_clip")
+    again = predict.Classifier(tmp_path / "out", device="cpu", threads=1)(files, topk=2)
+    assert [one.topk_labels for one in again] == [one.topk_labels for one in predictions]
+    for form in ("onnx", "transformers"):
+        with pytest.raises(UserError, match=f"--format {form}"):
+            export(str(tmp_path / "model"), str(tmp_path / form), form)
+    shutil.rmtree(tmp_path / "out" / "eyes")
+    (tmp_path / "out" / "SHA256SUMS").unlink()
+    with pytest.raises(UserError, match="eyes"):
+        predict.Classifier(tmp_path / "out", device="cpu")
 
 
 def test_a_classifier_of_another_model_is_refused_and_nothing_is_left(tmp_path, head):

@@ -16,7 +16,12 @@ from latteclip.core.errors import UserError
 from latteclip.labels import fuse_labels as stage
 from latteclip.labels import fusion
 from latteclip.labels.answers import Answer, teaching_schema, write_answers
-from latteclip.labels.label_sources import CalibratedFeatures, caption_votes, class_score_votes
+from latteclip.labels.label_sources import (
+    CalibratedFeatures,
+    CentredFeatures,
+    caption_votes,
+    class_score_votes,
+)
 
 CLASSNAMES = ["striped", "dotted", "woven", "marbled", "grid", "cracked"]
 TEMPLATE = "a photo of a {} texture."
@@ -77,7 +82,7 @@ class Dataset(ZeroShotFiles):
         tables.write(scores, columns, tables.CLASS_SCORES)
         return *super().write(), captions, scores
 
-    def run(self, *, captions=True, scores=False, settings=SETTINGS, answers=None):
+    def run(self, *, captions=True, scores=False, settings=SETTINGS, answers=None, **eyes):
         """The table written and its metadata."""
         *files, texts, class_scores = self.write()
         outputs = [self.path(name) for name in OUTPUTS]
@@ -88,11 +93,17 @@ class Dataset(ZeroShotFiles):
             image_captions_path=texts if captions else None,
             class_scores_path=class_scores if scores else None,
             answers_path=answers,
+            **eyes,
             device="cpu",
             threads=1,
         )
         table, metadata = tables.read(outputs[0], tables.FUSED_LABELS)
         return table.to_pydict(), metadata
+
+    def caption_votes(self):
+        texts = encode_one_by_one(self, self.captions.values())
+        texts = torch.cat([texts, torch.zeros(1, texts.shape[1])])
+        return caption_votes(texts, torch.arange(120), self.embeddings, self.scale)
 
     def votes(self):
         """The table VOTES of the last run and its metadata."""
@@ -177,9 +188,7 @@ def test_captions_are_scored_like_images_and_fused(dataset):
     pairs = list(zip(columns["caption_label"], columns["calibrated_label"], strict=True))
     assert metadata["agreement"] == pytest.approx(sum(a == b for a, b in pairs) / 120)
     assert (metadata["votes"], metadata["voting"]) == ("captions", 120)
-    texts = torch.cat([texts, torch.zeros(1, texts.shape[1])])
-    votes = caption_votes(texts, torch.arange(120), dataset.embeddings, dataset.scale)
-    assert_is_fusion(dataset, columns, metadata, votes)
+    assert_is_fusion(dataset, columns, metadata, dataset.caption_votes())
     pairs = zip(columns["fused_label"], columns["calibrated_label"], strict=True)
     assert metadata["changed"] == sum(a != b for a, b in pairs) > 0
     assert metadata.items() >= dataset.described.items()
@@ -332,6 +341,45 @@ def test_the_command_hands_over(dataset, scores):
     assert main.main(["fuse-labels", *options]) == 0
     assert dataset.bytes() == before
     assert tables.read(folder / OUTPUTS[0], tables.FUSED_LABELS)[0].to_pydict() == columns
+
+
+# --- image models beside CLIP ---------------------------------------------------------------------
+
+
+def test_features_of_other_models_are_fused(dataset, demo_clip):
+    other = dataset.world.other_model().centred
+    path, prototypes = dataset.path("eye.parquet"), dataset.path("eyes")
+    ids = dataset.names[::-1]
+    columns = {"image_id": ids, "image_features": tables.list_column(other.flip(0).numpy())}
+    tables.write(path, columns, tables.IMAGE_FEATURES, {"model": "an eye"})
+    alone, _ = dataset.run()
+    table, metadata = dataset.run(eyes_paths=[path], eyes_prototypes_output=prototypes)
+    training = dataset.training
+    fused = fusion.fuse(
+        dataset.images(), dataset.caption_votes(), [CentredFeatures.centre(other[training].clone())]
+    )
+    assert table["fused_label"] == fused.labels.tolist()
+    assert dataset.right(table["fused_label"]) >= dataset.right(alone["fused_label"])
+    [eye] = metadata["eyes"]
+    assert (eye["model"], eye["p_value"]) == ("an eye", 0.001)
+    assert eye["weight"] == pytest.approx(fused.parameters.images[1], rel=1e-2)
+    assert eye["gain"] == pytest.approx(fused.gains["eyes_0"], rel=1e-2)
+    assert not any(name.startswith("eyes") for name in metadata["gains"])
+    votes, _ = tables.read(dataset.path("votes.parquet"), tables.VOTES_EYES)
+    assert votes["joint_head"].to_pylist() == fused.joint.head.tolist()
+    joint, described = classifier.load_classifier(prototypes)
+    assert described["eyes"] == ["an eye"]
+    both = torch.cat([dataset.world.features, other], dim=1)[training]
+    found = joint.scores(both).argmax(1)
+    assert (found == fused.joint.head).double().mean() > 0.9
+    assert joint.weights.shape == (C, dataset.embeddings.shape[1] + 16)
+
+
+def test_features_of_other_images_are_refused(dataset):
+    columns = {"image_id": dataset.names[1:], "image_features": [[1.0]] * (IMAGES - 1)}
+    tables.write(dataset.path("eye"), columns, tables.IMAGE_FEATURES, {"model": "an eye"})
+    with pytest.raises(UserError, match="eye lacks 1"):
+        dataset.run(eyes_paths=[dataset.path("eye")])
 
 
 # --- votes, by which classifiers are judged ------------------------------------------------------

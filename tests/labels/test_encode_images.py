@@ -1,0 +1,123 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from support.eyes import network_of, write_eye
+from support.tiny import DEMO_CLIP, write_index, write_pictures
+from timm.data import create_transform
+
+from latteclip.clip import image_models
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.labels.encode_images import EncodingSettings, encode_images
+
+DEMO = f"local-dir:{DEMO_CLIP}"
+
+
+class Pictures:
+    """Five pictures, of which the stage writes the features."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.files = write_pictures(folder / "pictures", 5)
+        splits = ["train", "test", "val", "train", "train"]
+        self.index = write_index(folder / "i.parquet", self.files, splits, [None] * 5, ["a", "b"])
+
+    def run(self, model):
+        """Features [N, D] and the metadata of their table."""
+        output = str(self.folder / "features.parquet")
+        encode_images(self.index, EncodingSettings(model, 2), output, device="cpu", threads=1)
+        table, described = tables.read(output, tables.IMAGE_FEATURES)
+        assert table["image_id"].to_pylist() == [f"{i}.png" for i in range(5)] or table.num_rows
+        return torch.tensor(table["image_features"].to_pylist()), described
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    return Pictures(tmp_path)
+
+
+@torch.no_grad()
+def test_features_are_those_of_the_network_under_its_own_transform(pictures, tmp_path):
+    name = write_eye(tmp_path / "eye")
+    found, described = pictures.run(name)
+    transform = create_transform((3, 32, 32), crop_pct=1.0, interpolation="bicubic")
+    images = torch.stack([transform(Image.open(file).convert("RGB")) for file in pictures.files])
+    wanted = F.normalize(network_of(tmp_path / "eye")(images), dim=1)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+    assert described == {"model": name, "width": 64, "image_size": [32, 32]}
+
+
+@torch.no_grad()
+def test_the_image_tower_of_a_clip_is_an_image_model(pictures, demo_clip):
+    found, described = pictures.run(DEMO)
+    images = torch.stack([demo_clip.preprocess(Image.open(file)) for file in pictures.files])
+    wanted = F.normalize(demo_clip.model.encode_image(images), dim=1)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+    assert described["width"] == 128
+
+
+@pytest.mark.parametrize("kind", ["timm", "open_clip"])
+def test_a_saved_model_is_loaded_again(tmp_path, kind):
+    name = write_eye(tmp_path / "eye") if kind == "timm" else DEMO
+    model = image_models.load(name, torch.device("cpu"))
+    image_models.save(model, tmp_path / "clip" / "eyes" / "0")
+    [again] = image_models.load_beside(tmp_path / "clip", torch.device("cpu"))
+    images = torch.rand(2, 3, *([32] * 2 if kind == "timm" else [64] * 2))
+    with torch.no_grad():
+        wanted = model.model.encode_image(images)
+        assert torch.equal(again.model.encode_image(images), wanted)
+
+
+def not_a_number(state):
+    return {name: torch.full_like(value, torch.nan) for name, value in state.items()}
+
+
+def cut(state):
+    return {name: value for name, value in state.items() if "blocks.0" not in name}
+
+
+BAD = {
+    "a detector": ({"change": {"architecture": None, "architectures": ["DetrModel"]}}, "names no"),
+    "code": ({"change": {"model_args": {"checkpoint_path": "x.pth"}}}, "checkpoint_path"),
+    "sizes": ({"change": {"pretrained_cfg": {"input_size": [3, 10**9, 8]}}}, r"config\.json"),
+    "a large network": ({"change": {"architecture": "vit_base_patch16_224"}}, "numbers"),
+    "other weights": ({"weights": cut}, r"model\.safetensors"),
+    "no numbers": ({"weights": not_a_number}, "not finite"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_model_that_cannot_be_used_is_refused_in_one_sentence(pictures, tmp_path, kind):
+    given, named = BAD[kind]
+    name = write_eye(tmp_path / "eye", **given)
+    with pytest.raises(UserError, match=named) as error:
+        pictures.run(name)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "features.parquet").exists()
+
+
+@pytest.mark.parametrize("name", ["vit_basse_patch16", "local-dir:nowhere"])
+def test_a_name_that_is_not_there_is_refused(pictures, name):
+    with pytest.raises(UserError, match=name.rpartition(":")[2]):
+        pictures.run(name)
+
+
+def test_features_that_are_not_finite_name_the_image(pictures, tmp_path, monkeypatch):
+    encode = image_models.Pooled.encode_image
+
+    def broken(self, images):
+        return encode(self, images) / 0 if len(images) == 2 else encode(self, images)
+
+    monkeypatch.setattr(image_models.Pooled, "encode_image", broken)
+    with pytest.raises(UserError, match=r"not finite numbers for the image"):
+        pictures.run(write_eye(tmp_path / "eye"))
+
+
+def test_constant_features_are_marked(pictures, tmp_path, caplog):
+    def zero(state):
+        return {name: torch.zeros_like(value) for name, value in state.items()}
+
+    found, _ = pictures.run(write_eye(tmp_path / "eye", weights=zero))
+    assert found.isfinite().all()
+    assert [record.levelname for record in caplog.records].count("WARNING") == 1
