@@ -95,7 +95,6 @@ def timm_model(name: str) -> TimmModel:
                     f"{folder} has no {path.name}, so it is no folder of an image model; it has "
                     f"{CONFIG} and {WEIGHTS} of timm, or {CLIP_CONFIG} of open_clip."
                 )
-        hashing.verify_sums(folder, REMEDY)
     else:
         config, weights = _from_hub(repo(name))
         hashing.verify_blob(weights)
