@@ -182,19 +182,6 @@ def test_an_invalid_answer_is_a_failure_of_its_row(dataset, recorder, answer):
     assert [request.key for request in recorder.requests] == [2]
 
 
-def test_secrets_and_escapes_of_an_error_reach_no_table(dataset, recorder, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-0123")
-
-    def reply(request):
-        if request.key == 2:
-            return Answer("", "error", None, "HTTP 400: \x1b[2J Bearer sk-secret-0123\n")
-        return describe(request)
-
-    recorder.reply = reply
-    columns = dataset.caption_images(max_failed=0.2)
-    assert columns["error"][2] == r"HTTP 400: \x1b[2J Bearer ***"
-
-
 # --- worker processes ----------------------------------------------------------------------------
 
 
