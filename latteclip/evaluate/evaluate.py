@@ -95,10 +95,10 @@ def evaluate(
     else:
         held_out = train_predictions.held_out_images(images_path, settings.fold)
         unseen = rank(held_out, 1)[0][:, 0].numpy() if len(held_out) else np.empty(0, np.int_)
-    shown = rank(examples, 1)[0][:, 0].numpy()
+    predictions = rank(examples, 1)[0][:, 0].numpy()
     train_predictions.write_predictions(
         train_predictions_output,
         (held_out["image_id"], unseen),
-        (examples["image_id"], shown),
+        (examples["image_id"], predictions),
         names,
     )

@@ -45,7 +45,7 @@ def evaluate_classifier(
         pseudo_labels_path: a PSEUDO_LABELS table, for the features of the images.
         classifier_path: the class texts (zero-shot), or what a stage made of them.
         votes_path: the VOTES of which the classifier was made, with its prediction for each image
-            without the image's own vote. None where it was made of none.
+            without the image's vote. None where it was made of none.
         settings: of the evaluation.
         dataset: its key.
         method: the method of the run.

@@ -2,7 +2,7 @@
 
 A dataset without a test split has predictions for its training images, and no accuracy.
 
-Letters: N evaluated images, C classes, K best classes kept.
+Letters: N evaluated images, C classes, K best classes.
 """
 
 import logging

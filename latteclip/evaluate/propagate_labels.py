@@ -62,9 +62,9 @@ class BruteForceIndex:
 
 
 class IVFPQIndex:
-    """Points on the disk, of which an index in memory says which are likely to be near.
+    """Points on disk, with an index in memory that proposes likely neighbours.
 
-    Points are shared out among cells around centroids and kept as codes of two bits a dimension
+    Points are assigned to cells around centroids and stored as codes of two bits a dimension
     (inverted lists with product quantisation: Jegou, Douze, Schmid 2011; in registers: Andre,
     Kermarrec, Le Scouarnec 2017; both by faiss). Exact cosines choose among the candidates that the
     codes propose. The same points give the same neighbours.
@@ -136,7 +136,7 @@ def neighbour_index(features: Features, device: torch.device) -> NeighbourIndex:
 class PropagationSettings:
     """How the graph is made, with the defaults of the authors' code."""
 
-    topk: int  # best classes kept for each image
+    topk: int  # best classes of each image
     neighbours: int = 5  # K: images, and texts, that an image is linked to
     gamma: float = 5.0  # power of cosines between images and texts: they are on another scale
     alpha: float = 0.3  # share of a score that comes from the neighbours

@@ -124,7 +124,7 @@ class Audit:
     """The accuracies of the runs of a dataset by a person's answers.
 
     Where there are too few answers, or the images or classes changed since, `accuracies` and
-    `comparisons` are empty, and `sentence` says why.
+    `comparisons` are empty, and `sentence` gives the reason.
     """
 
     dataset: str

@@ -354,25 +354,25 @@ def _by_answers(candidates: Sequence[Candidate], found: int, before: int, audit:
 
 def _by_votes(candidates: Sequence[Candidate], found: int, start: int, votes: Votes) -> str:
     """Return the reason of a choice by votes: the counts against the closest rival."""
-    pooled, own, note = votes.pooled(candidates), candidates[found], ""
-    trained = [i for i in _trained(candidates) if candidates[i].method != own.method]
+    pooled, winner, note = votes.pooled(candidates), candidates[found], ""
+    trained = [i for i in _trained(candidates) if candidates[i].method != winner.method]
     enough = [i for i in trained if pooled.compare(i, found).images >= FEWEST]
     others = [i for i in eligible(candidates) if i != found and pooled.compare(i, found).images]
     if found != start:
         rival = start
     elif enough:
         rival = max(enough, key=lambda i: pooled.compare(i, found).difference)
-        note = "" if own.is_trained else " No trained model has a clear lead."
+        note = "" if winner.is_trained else " No trained model has a clear lead."
     elif others:
         rival = min(others, key=lambda i: candidates[i].simplicity)
     else:
-        return f"{own.method} is the only model that can be compared."
-    if trained and not enough and not own.is_trained:
+        return f"{winner.method} is the only model that can be compared."
+    if trained and not enough and not winner.is_trained:
         note = f" No trained model has {FEWEST} held-out images, which a comparison needs."
     compared, other = pooled.compare(found, rival), candidates[rival].method
     return (
-        f"{own.method} and {other} classify {compared.differ:,} of {compared.images:,} held-out "
-        f"images differently: the {votes.source} favour {own.method} on {compared.votes:,} of "
+        f"{winner.method} and {other} classify {compared.differ:,} of {compared.images:,} held-out "
+        f"images differently: the {votes.source} favour {winner.method} on {compared.votes:,} of "
         f"them and {other} on {compared.other_votes:,}.{note}"
     )
 
@@ -384,7 +384,7 @@ def _rows(
     votes: Votes | str,
     audit: Audit | None,
 ) -> list[dict[str, Any]]:
-    """Return what is known of each candidate; all seeds of a method are compared together."""
+    """Return a row of each candidate. All seeds of a method are compared together."""
     pooled = None if isinstance(votes, str) else votes.pooled(candidates)
     rows: list[dict[str, Any]] = []
     for i, one in enumerate(candidates):

@@ -35,7 +35,7 @@ TEMPLATE = "index.html"
 
 @dataclass(frozen=True)
 class IndexSettings:
-    """What the page compares with, and where the pages of the datasets are."""
+    """The baseline of the page, and the pages and titles of the datasets."""
 
     baseline: str
     reports: dict[str, str] = field(default_factory=dict)  # dataset: path beside the page

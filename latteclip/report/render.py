@@ -1,4 +1,4 @@
-"""From templates to one self-contained page: everything is escaped, nothing is fetched."""
+"""Templates filled to one self-contained page: everything is escaped, nothing is fetched."""
 
 import base64
 import hashlib
@@ -17,8 +17,8 @@ MAX_BYTES = 5_000_000
 def render(template: str, **values: Any) -> str:
     """Fill a template of this package, with its style and its script inside the page.
 
-    The page forbids itself every connection and every script but its own: even a text that slipped
-    through the escaping would not run.
+    The page's policy allows one script and no connection: even a text that slipped through the
+    escaping would not run.
     """
     script = (files(PACKAGE) / "templates" / "page.js").read_text(encoding="utf-8")
     return (
@@ -34,7 +34,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def environment(package: str) -> Environment:
-    """The templates of a package, in which every value is escaped and none may be missing."""
+    """Return the templates of a package, which escape every value and allow no missing one."""
     found = Environment(
         loader=PackageLoader(package),
         autoescape=True,
@@ -54,23 +54,23 @@ def environment(package: str) -> Environment:
 
 
 def style() -> str:
-    """The style that all pages share."""
+    """Return the style that all pages share."""
     return (files(PACKAGE) / "templates" / "page.css").read_text(encoding="utf-8")
 
 
 def policy(script: str, sources: str) -> str:
-    """A Content-Security-Policy: one script, styles inside the page, and what `sources` lists."""
+    """Return a Content-Security-Policy: one script, styles inside the page, and `sources`."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return f"default-src 'none'; {sources}; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """A number for people, a dash where it is not known."""
+    """Format a number, a dash where it is not known."""
     return "–" if value is None else f"{value:,.{digits}f}"  # noqa: RUF001
 
 
 def signed(value: float | None, digits: int = 1) -> str:
-    """A difference with its sign; the minus is as wide as the plus."""
+    """Format a difference with its sign, a minus as wide as the plus."""
     if value is None:
         return number(None)
     text = f"{value:+.{digits}f}"
@@ -78,12 +78,12 @@ def signed(value: float | None, digits: int = 1) -> str:
 
 
 def breakable(name: str) -> Markup:
-    """A name that may be broken after each underscore."""
+    """Allow a line break after each underscore of a name."""
     return Markup("_<wbr>").join(name.split("_"))
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as 41 s, 3 min 05 s or 2 h 07 min."""
+    """Format seconds as 41 s, 3 min 05 s or 2 h 07 min."""
     if seconds is None:
         return number(None)
     whole = round(seconds)
@@ -98,7 +98,7 @@ def duration(seconds: float | None) -> str:
 
 
 def memory(mebibytes: float | None) -> str:
-    """MiB or GiB."""
+    """Format memory as MiB or GiB."""
     if mebibytes is None:
         return number(None)
     return f"{mebibytes:.0f} MiB" if mebibytes < 1000 else f"{mebibytes / 1024:.1f} GiB"
