@@ -232,7 +232,7 @@ def candidates(name: str, download: Download, folder: Path) -> Iterator[tuple[Pa
     """Yield the files of a downloads folder that may be the wanted one, with known checksums."""
     known = {name: download.checksum}
     for source in download.parsed_sources:
-        if source.checksum:  # other bytes, under a name of their own
+        if source.checksum:  # other bytes, under another name
             known.setdefault(
                 source.name, None if source.checksum == HUB_CHECKSUM else source.checksum
             )

@@ -66,7 +66,7 @@ def download_dataset(dataset: str, settings: DownloadSettings, output: str) -> N
         settings.licence,
         settings.citation,
     )
-    if not any(folder.glob("*")):
+    if not any(folder.glob("[!.]*")):
         refuse_folder(output)  # it was not unpacked from files of this dataset
     downloads = {name: from_values(Download, spec) for name, spec in settings.downloads.items()}
     unfinished = "Fetched files stay, and a rerun continues from there."
@@ -330,8 +330,8 @@ def _progress_bar() -> type:
 
         def update(self, n: float | None = 1) -> bool | None:
             self.lines.add(int(n or 0))
-            shown: bool | None = super().update(n)
-            return shown
+            displayed: bool | None = super().update(n)
+            return displayed
 
     return Bar
 

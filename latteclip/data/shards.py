@@ -187,8 +187,8 @@ def _one_sentence(shard: Path) -> Iterator[None]:
         raise
     except Exception as error:  # tarfile raises errors of many kinds on damaged headers
         raise UserError(
-            f"{shard} is not a whole tar without compression ({first_line(error)}); get it anew, "
-            "or decompress it."
+            f"{shard} is not a whole tar without compression ({first_line(error)}); download "
+            "it again, or decompress it."
         ) from None
 
 
@@ -323,5 +323,5 @@ def _opened(shard: Path) -> Iterator[Any]:
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(
             f"{shard} is not a Parquet file of images as datasets writes them "
-            f"({first_line(error)}); get or write it anew."
+            f"({first_line(error)}); download or write it again."
         ) from None

@@ -74,17 +74,17 @@ def test_what_was_decode_cache_is_not_decoded_again(root, tmp_path, caplog):
     (root / "cat" / "00.jpg").write_bytes(picture(1))  # in the midst of the others
     (root / "cat" / "3.jpg").write_bytes(picture(2, size=(20, 30)))
     (root / "dog" / "9.jpg").unlink()
-    index(root, tmp_path / "anew")
+    index(root, tmp_path / "fresh")
     spoil(*(root / "dog").iterdir())
     rows, _, corrupt = index(root, tmp_path)
     assert not corrupt and "18 of 20 images are in the cache" in caplog.text
     assert {(row["width"], row["height"]) for row in rows} == {(12, 8), (20, 30)}
-    assert outputs(tmp_path) == outputs(tmp_path / "anew")
+    assert outputs(tmp_path) == outputs(tmp_path / "fresh")
 
 
 def test_a_run_that_was_killed_goes_on(root, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    index(root, tmp_path / "anew")
+    index(root, tmp_path / "fresh")
     words = [sys.executable, "-c", KILLED, root, tmp_path]
     path = os.pathsep.join(sys.path)
     assert (
@@ -93,7 +93,7 @@ def test_a_run_that_was_killed_goes_on(root, tmp_path, caplog):
     spoil(*(root / "cat" / f"{number}.jpg" for number in range(10)))
     _, _, corrupt = index(root, tmp_path)
     assert not corrupt and "12 of 20 images are in the cache" in caplog.text
-    assert outputs(tmp_path) == outputs(tmp_path / "anew")
+    assert outputs(tmp_path) == outputs(tmp_path / "fresh")
 
 
 def test_images_of_a_shard_count_as_long_as_the_shard_is_as_it_was(tmp_path, caplog):

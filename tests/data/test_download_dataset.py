@@ -56,6 +56,16 @@ def test_unpacking_again_fetches_nothing(host, tmp_path):
     assert len(host.requests) == 1
 
 
+def test_a_folder_that_a_user_filled_is_not_replaced(tmp_path):
+    output = tmp_path / "demo" / "data"
+    for match in ("could not be fetched", str(output)):  # the second time, the lock lies there
+        with pytest.raises(UserError, match=match):
+            download_dataset.download_dataset("demo", settings("/no/such/file"), str(output))
+        output.mkdir(exist_ok=True)
+        (output / "mine.jpg").write_bytes(b"mine")
+    assert (output / "mine.jpg").read_bytes() == b"mine"
+
+
 def test_an_unsafe_archive_leaves_no_data(host, tmp_path):
     evil = tar({"images/a.jpg": jpeg(), "../evil": b""})
     url = host.serve("/images.tar.gz", evil)
