@@ -57,6 +57,7 @@ from latteclip.core.terminal import one_line
 from latteclip.data.images import image_exists, open_rgb
 from latteclip.evaluate.results import Audit
 from latteclip.labels.answers import (
+    UNSURE,
     Answer,
     AnswerSchema,
     StaleRevisionError,
@@ -97,6 +98,19 @@ class Question:
     image_id: str
     path: str
     options: list[str]
+    phase: str | None = None  # TEACH or JUDGE, of answers that teach
+    repeat: bool = False  # whether the image is asked about a second time
+
+    @property
+    def key(self) -> str:
+        """The key of its answer."""
+        return Answer(self.image_id, UNSURE, repeat=self.repeat).key
+
+    def as_json(self, picture: str) -> dict[str, Any]:
+        """Return the question for the page."""
+        values = {"image": self.image_id, "options": self.options, "picture": picture}
+        values |= {} if self.phase is None else {"phase": self.phase}
+        return {**values, "repeat": True} if self.repeat else values
 
 
 class Interview(Protocol):
@@ -105,6 +119,7 @@ class Interview(Protocol):
     title: str  # of the page
     images: str  # the kind of images, for the page
     command: str  # that goes on
+    purpose: str  # of the command that takes exported answers
     path: Path  # of the answers
     schema: AnswerSchema
     total: int  # how many questions there are
@@ -114,6 +129,12 @@ class Interview(Protocol):
 
     def open_questions(self, answers: Mapping[str, Answer]) -> list[Question]:
         """Return the next questions without an answer, at most UPCOMING of them."""
+
+    def all_open(self, answers: Mapping[str, Answer]) -> list[Question]:
+        """Return all questions without an answer, for a page that works offline."""
+
+    def admitted(self, answers: Mapping[str, Answer]) -> dict[str, Answer]:
+        """Return answers as they are saved, or raise UserError."""
 
     def answered(self, answers: Mapping[str, Answer]) -> int:
         """Return how many of the questions have an answer."""
@@ -145,6 +166,7 @@ class AuditSession:
         self.population = read_population(folder, split, self._planned)
         self.dataset, self.images = self.population.dataset, f"{self.population.split} images"
         self.title, self.command = "Audit", f"latteclip audit {shlex.quote(str(folder))}"
+        self.purpose = "takes them and says which model is best"
         split = self.population.split
         self.plan = read_or_draw(plan_path(self.folder, split), self.population)
         self.path = answers_path(self.folder, split)
@@ -167,6 +189,13 @@ class AuditSession:
     def open_questions(self, answers: Mapping[str, Answer]) -> list[Question]:
         numbers = [number for number, name in enumerate(self._drawn_ids) if name not in answers]
         return [self.question(number) for number in numbers[:UPCOMING]]
+
+    def all_open(self, answers: Mapping[str, Answer]) -> list[Question]:
+        numbers = [number for number, name in enumerate(self._drawn_ids) if name not in answers]
+        return [self.question(number) for number in numbers]
+
+    def admitted(self, answers: Mapping[str, Answer]) -> dict[str, Answer]:
+        return dict(answers)
 
     def answered(self, answers: Mapping[str, Answer]) -> int:
         return sum(name in answers for name in self._drawn_ids)
@@ -267,7 +296,7 @@ def print_estimate(session: AuditSession) -> None:
 
 def import_answers(interview: Interview, path: str) -> None:
     """Add the answers of an exported file; an image that has an answer keeps it."""
-    exported = read_exported(path, interview.schema)
+    exported = interview.admitted(read_exported(path, interview.schema))
     answers, revision = read_answers(interview.path, interview.schema)
     try:
         write_answers(interview.path, interview.schema, {**exported, **answers}, revision)
@@ -349,19 +378,13 @@ def page_state(
     interview: Interview, answers: Mapping[str, Answer], revision: str
 ) -> dict[str, Any]:
     """Return what the page must know when it opens and after each answer."""
+    upcoming = interview.open_questions(answers)  # labels may learn, and the status follows
     return {
         "revision": revision,
         "answered": interview.answered(answers),
         "total": interview.total,
         "status": interview.status(answers),
-        "upcoming": [
-            {
-                "image": question.image_id,
-                "options": question.options,
-                "picture": f"image/{question.number}",
-            }
-            for question in interview.open_questions(answers)
-        ],
+        "upcoming": [question.as_json(f"image/{question.number}") for question in upcoming],
     }
 
 
@@ -372,11 +395,7 @@ def write_offline(interview: Interview, output: str) -> None:
         UserError: nothing is left to ask, or the pictures of so many would be too small.
     """
     answers, _ = read_answers(interview.path, interview.schema)
-    questions = [
-        question
-        for question in map(interview.question, range(interview.total))
-        if question.image_id not in answers
-    ]
+    questions = interview.all_open(answers)
     if not questions:
         raise UserError(
             f"All {interview.total} images are answered already; a larger --budget asks more."
@@ -390,15 +409,9 @@ def write_offline(interview: Interview, output: str) -> None:
     values = {
         "offline": True,
         "take": f"{interview.command} --answers answers.json",
+        "purpose": interview.purpose,
         "answered": interview.total - len(questions),
-        "questions": [
-            {
-                "image": question.image_id,
-                "options": question.options,
-                "picture": _data_uri(question, max_bytes),
-            }
-            for question in questions
-        ],
+        "questions": [question.as_json(_data_uri(question, max_bytes)) for question in questions],
     }
     text, _ = render_page(interview, OFFLINE, values)
     write_text(output, text)
@@ -547,7 +560,7 @@ class Handler(BaseHTTPRequestHandler):
         if path != "answers":
             raise RefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")
         interview = self.server.interview
-        answers = interview.schema.parse(self._body(), "The request")
+        answers = interview.admitted(interview.schema.parse(self._body(), "The request"))
         with self.server.busy:
             try:
                 expected = self.headers.get("If-Match", "").strip('"')

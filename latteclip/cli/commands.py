@@ -168,6 +168,45 @@ def add_labels(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def teach(args: argparse.Namespace) -> None:
+    """Ask you about the training images from which the labels learn most."""
+    from latteclip.audit import app
+    from latteclip.audit.teach import open_teaching
+
+    session = open_teaching(args.results, args.budget)
+    if args.offline:
+        app.write_offline(session, args.offline)
+    elif args.answers:
+        app.import_answers(session, args.answers)
+    else:
+        app.serve(session, args.port, browser=args.browser)
+
+
+def add_teach(sub: argparse.ArgumentParser) -> None:
+    """Arguments of teach."""
+    sub.add_argument("results", metavar="RESULTS", help="a dataset's folder: results/<dataset>")
+    sub.add_argument(
+        "--budget", type=int, default=100, metavar="N", help="how many images (default: 100)"
+    )
+    instead = sub.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--offline", metavar="FILE", help="write a page that needs no server, to answer elsewhere"
+    )
+    instead.add_argument("--answers", metavar="FILE", help="take the answers that it exports")
+    sub.add_argument(
+        "--port", type=int, default=0, metavar="N", help="of the page (default: any that is free)"
+    )
+    sub.add_argument(
+        "--no-browser", dest="browser", action="store_false", help="print the address alone"
+    )
+    sub.epilog = (
+        "The first half of the images are those whose labels are in doubt, and the labels learn "
+        "from every ten answers. The other half are drawn at random and judge the labels. Answers "
+        "are in RESULTS/answers.json. Run the workflow again, and labels, recommended model and "
+        "pages follow them."
+    )
+
+
 def audit(args: argparse.Namespace) -> None:
     """Ask you about a few images, and say whether tuning helped."""
     from latteclip.audit import app
@@ -428,6 +467,7 @@ COMMANDS: dict[Callable[[argparse.Namespace], Any], Callable[[argparse.ArgumentP
     datasets: add_datasets,
     captions: add_captions,
     labels: add_labels,
+    teach: add_teach,
     audit: add_audit,
     predict: add_predict,
     export: add_export,

@@ -13,25 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
-from latteclip.clip import encode, feature_memmap
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
-from latteclip.clip.feature_memmap import FeatureMemmap, Features
+from latteclip.clip.feature_memmap import Features
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import judging
-from latteclip.core.terminal import Progress, one_line
+from latteclip.core.terminal import one_line
 from latteclip.labels.answers import (
     LabelledRows,
     labelled_rows,
     read_answers,
     teaching_schema,
 )
+from latteclip.labels.caption_features import encode_captions, read_captions
 from latteclip.labels.class_scores import read_class_scores
 from latteclip.labels.features import read_features
 from latteclip.labels.fusion import OTHER, Fusion, fuse
@@ -134,8 +132,8 @@ def fuse_labels(
         clip = clips.load(
             settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
         )
-        captions, leaked = _read_captions(image_captions_path, table["image_id"])
-        texts, row_of = _encode(captions, clip, settings.batch_size)
+        captions, leaked = read_captions(image_captions_path, table["image_id"])
+        texts, row_of = encode_captions(captions, clip, settings.batch_size)
         votes.append(caption_votes(texts, row_of, classes.weights, scale))
         individual["caption"] = _by_captions(texts, row_of, scale * classes.weights)
     if class_scores_path is not None:
@@ -196,22 +194,6 @@ def _joint_classifier(
     return Classifier.of(weights, torch.stack([part.bias for part in parts]).sum(dim=0))
 
 
-def _read_captions(path: str, image_ids: pa.ChunkedArray) -> tuple[pa.ChunkedArray, bool]:
-    """Return the caption of each image, null without one, and whether prompts differ by image."""
-    captions, prompts = (
-        tables.lookup_column(path, tables.CAPTIONS, "id", column, image_ids)
-        for column in ("caption", "prompt")
-    )
-    leaked = pc.count_distinct(prompts, mode="all").as_py() > 1
-    if leaked:
-        log.warning(
-            "The prompts for the captions contained the pseudo-labels. The captions may repeat "
-            "the pseudo-labels, and then correct few of them."
-        )
-    captions = pc.utf8_trim_whitespace(captions)
-    return pc.if_else(pc.equal(captions, ""), None, captions), leaked
-
-
 def _read_answers(path: str, images: pa.Table, classnames: Sequence[str]) -> LabelledRows | None:
     """Return the answered training images, if there are any; images that are gone are named."""
     answers, _ = read_answers(Path(path), teaching_schema("the dataset", classnames))
@@ -220,27 +202,6 @@ def _read_answers(path: str, images: pa.Table, classnames: Sequence[str]) -> Lab
         names = ", ".join(one_line(name, 60) for name in gone[:3])
         log.warning("%s: %d answered images are gone, such as %s.", path, len(gone), names)
     return labelled if len(labelled.rows) else None
-
-
-@torch.no_grad()
-def _encode(
-    captions: pa.ChunkedArray, clip: clips.Clip, batch_size: int
-) -> tuple[FeatureMemmap, torch.Tensor]:
-    """Return features [U + 1, D] of the distinct captions, and the row of each caption [T].
-
-    The last row is zero, for images without a caption. The tokenizer cuts captions that are too
-    long for the text tower.
-    """
-    encoded = pc.dictionary_encode(captions.cast(pa.large_string())).combine_chunks()
-    distinct = tables.Strings(pa.chunked_array([encoded.dictionary]))
-    row_of = pc.fill_null(encoded.indices, len(distinct)).to_numpy()
-    progress = Progress(len(distinct), "captions")
-    features = FeatureMemmap(len(distinct) + 1, clip.config["embed_dim"])
-    for rows in feature_memmap.parts(len(distinct), batch_size):
-        batch = list(distinct[rows])
-        features[rows] = encode.encode_texts(clip, clip.tokenizer(batch)).cpu()
-        progress.add(len(batch))
-    return features, torch.from_numpy(row_of.astype(np.int64))
 
 
 def _by_captions(texts: Features, row_of: torch.Tensor, classes: torch.Tensor) -> IndividualLabels:

@@ -422,9 +422,9 @@ class LabelModelState:
                 texts = fit_weights(both, predicted)[1].item()
         zero_shot, *images = weights.tolist()
         found = FusionParameters(before.test, confusion, zero_shot, tuple(images), texts, share)
-        return self._fit_to_answers(found, answers) if before.test.significant else found
+        return self.fit_to_answers(found, answers) if before.test.significant else found
 
-    def _fit_to_answers(
+    def fit_to_answers(
         self, parameters: FusionParameters, answers: AnsweredImages
     ) -> FusionParameters:
         """Return parameters whose exponents make the answers likely."""
@@ -559,6 +559,18 @@ class LabelModel:
             sample = last.answers.taught
         fusion = _fused(last, self.state, self.parameters, gained, sample)
         return _with_all_models(fusion, self.others, self.used) if self.others else fusion
+
+    def refresh(self) -> LabelModelState:
+        """Update prototypes and the exponents that answers decide, and return the state before.
+
+        The confusion matrix stays: with many classes, it is what takes time.
+        """
+        last, answers = self.state, self.state.answers
+        if answers is None or not self.parameters.test.significant:
+            return self.step()
+        self.parameters = last.fit_to_answers(self.parameters, answers)
+        self.state = last.updated(self.parameters)
+        return last
 
     def step(self) -> LabelModelState:
         """Learn parameters, update the prototypes, and return the state before."""

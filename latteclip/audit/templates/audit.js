@@ -7,7 +7,7 @@ const MERGES = 5; // of answers that other pages save at the same time
 // The answers of this page, in their order, as they are exported and saved.
 let answers = [];
 const asDocument = () => ({ plan: page.plan, dataset: page.dataset, version: page.version, answers });
-const isSame = (one, other) => one.image === other.image;
+const isSame = (one, other) => one.image === other.image && Boolean(one.repeat) === Boolean(other.repeat);
 
 // The server saves all answers before the next question. The revision says which file they go on
 // from: where another page has saved answers since, these are merged.
@@ -146,7 +146,7 @@ function show(next) {
   hideResult();
   if (!over) ask();
   else if (page.offline) {
-    at("advice").textContent = "Export the answers. This command takes them and says which model is best:";
+    at("advice").textContent = `Export the answers. This command ${page.purpose}:`;
     at("steps").replaceChildren(element("pre", page.take));
   } else showResult(source.result());
 }
@@ -169,8 +169,8 @@ async function once(act) {
 function give(answer) {
   if (state === null || state.upcoming.length === 0) return;
   once(async () => {
-    const { image, phase } = state.upcoming[0];
-    const added = phase ? { image, ...answer, phase } : { image, ...answer };
+    const { image, phase, repeat } = state.upcoming[0];
+    const added = { image, ...answer, ...(phase && { phase }), ...(repeat && { repeat }) };
     const next = await source.save([...answers, added], added);
     pace.push(Math.min(MAX_SECONDS, (performance.now() - since) / 1000));
     return next;

@@ -1,0 +1,386 @@
+"""`latteclip teach`: ask about the training images from which the labels learn most.
+
+In the first phase, images are asked about whose label is in doubt, and the labels learn from every
+ten answers. In the second phase, images drawn at random from all others judge the labels. They are
+judged as they were before that phase, so that the interval holds at every moment.
+
+Letters: N training images, P images of the pool that is computed with, C classes.
+"""
+
+import logging
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from latteclip.audit.app import ALL_OFFERED, OFFERED, UPCOMING, Question
+from latteclip.clip import model as clips
+from latteclip.clip.classifier import load_classifier
+from latteclip.core import devices, tables
+from latteclip.core.errors import UserError
+from latteclip.labels.answers import (
+    CLASS,
+    JUDGE,
+    TEACH,
+    UNSURE,
+    Answer,
+    LabelledRows,
+    content_digest,
+    labelled_rows,
+    read_answers,
+    teaching_schema,
+)
+from latteclip.labels.caption_features import encode_captions, read_captions
+from latteclip.labels.class_scores import read_class_scores
+from latteclip.labels.features import read_features
+from latteclip.labels.fusion import ROUNDS, LabelModel
+from latteclip.labels.guarantees import confidence_sequence
+from latteclip.labels.label_sources import (
+    CalibratedFeatures,
+    Votes,
+    caption_votes,
+    class_score_votes,
+)
+
+log = logging.getLogger(__name__)
+SEED = 0
+BATCH = 10  # questions between which the labels learn
+STEPS = 2  # rounds of the fusion that it takes
+MAX_POOL, MIN_POOL = 4096, 1024  # images that are computed with
+POOL_ENTRIES = 2**21  # of their table of classes; fewer images have more classes
+LIGHT_ENTRIES = 2**20  # above which the confusion matrix is not learned again
+COVERAGE = 2  # images of each class to begin with, where nothing is known of the classes
+ITERATIONS = 20  # of k-means
+DOUBT = 0.5  # a label below this probability is in doubt
+DENIED, CERTAIN = 0.02, 0.9  # an answer this unlikely, against a class this likely, is asked again
+MAX_TEXTS = 256  # captions encoded at once
+
+
+class TeachingSession:
+    """The questions of `latteclip teach`, and the labels that learn from their answers."""
+
+    def __init__(self, folder: str | Path, budget: int, judging: int | None = None) -> None:
+        """Begin, or go on with the answers that are saved.
+
+        Args:
+            folder: of a dataset's results.
+            budget: how many questions.
+            judging: how many of them judge; None: half.
+
+        Raises:
+            UserError: the labels are not there yet, or there is nothing to ask about.
+        """
+        self.folder = Path(folder)
+        if not (self.folder / "fused_labels.parquet").is_file():
+            raise UserError(
+                f"{self.folder / 'fused_labels.parquet'} does not exist: run the workflow first, "
+                f"snakemake -j4 labels --config dataset={self.folder.absolute().name}."
+            )
+        self.index, classnames = tables.read_unlabelled(
+            self.folder / "images.parquet", training=True
+        )
+        self.ids, self.paths = (tables.Strings(self.index[name]) for name in ("image_id", "path"))
+        self.classnames = classnames
+        self.title, self.images, self.purpose = "Teach", "training images", "takes them"
+        self.command = f"latteclip teach {shlex.quote(str(folder))}"
+        self.path = self.folder / "answers.json"
+        self.schema = teaching_schema(self.folder.absolute().name, classnames)
+        self.total = min(budget, len(self.ids))
+        judging = self.total // 2 if judging is None else min(judging, self.total)
+        self.n_taught = self.total - judging
+        answers, _ = read_answers(self.path, self.schema)
+        self._order = np.random.default_rng(SEED).permutation(len(self.ids))
+        self._pool = self._choose_pool(answers)  # [P] ascending rows
+        self._place = {int(row): place for place, row in enumerate(self._pool)}
+        self._questions: list[Question] = []
+        self._model, self._start = self._read_model(), torch.zeros(0)
+        self._labels = self._start = self._posterior().argmax(dim=1)
+        self._restore(answers)
+
+    # --- interview -------------------------------------------------------------------------------
+
+    def question(self, number: int) -> Question:
+        return self._questions[number]
+
+    def open_questions(self, answers: Mapping[str, Answer]) -> list[Question]:
+        found = [one for one in self._questions if one.key not in answers]
+        while not found and self.answered(answers) < self.total:
+            added = self._next_questions(answers)
+            if not added:
+                break
+            self._questions += added
+            found = added
+        return found[:UPCOMING]
+
+    def all_open(self, answers: Mapping[str, Answer]) -> list[Question]:
+        """Ask the least certain images at once: offline, nothing is learned in between."""
+        answers = dict(answers)
+        found = [one for one in self._questions if one.key not in answers]
+        while len(answers) < self.total:
+            for one in found:
+                answers.setdefault(one.key, Answer(one.image_id, UNSURE, phase=one.phase))
+            added = self._next_questions(answers, learn=False)
+            if not added:
+                break
+            self._questions += added
+            found += added
+        return found
+
+    def admitted(self, answers: Mapping[str, Answer]) -> dict[str, Answer]:
+        row_of = self._rows([one.image_id for one in answers.values()])
+        asked = {question.key: question.phase for question in self._questions}
+        found = {}
+        for key, answer in answers.items():
+            if answer.content is not None:
+                found[key] = answer
+                continue
+            if answer.image_id not in row_of:
+                raise UserError(f"{answer.image_id!r} is not a training image of {self.folder}.")
+            content = content_digest(self.paths[row_of[answer.image_id]])
+            found[key] = replace(answer, content=content, phase=asked.get(key, answer.phase))
+        return found
+
+    def answered(self, answers: Mapping[str, Answer]) -> int:
+        return min(len(answers), self.total)
+
+    def status(self, answers: Mapping[str, Answer]) -> str:
+        if judged := self._judged(answers):
+            right, n, low, high = judged
+            return (
+                f"Images drawn at random now judge the labels. By {n} of them, {100 * low:.0f} to "
+                f"{100 * high:.0f} % of all labels are right ({right} of {n}). This interval holds "
+                "at every moment."
+            )
+        posterior = self._posterior()
+        changed = int((posterior.argmax(dim=1) != self._start).sum())
+        doubtful = int((posterior.amax(dim=1) < DOUBT).sum())
+        return f"{changed:,} labels changed so far, and {doubtful:,} are in doubt."
+
+    def result(self, answers: Mapping[str, Answer]) -> dict[str, Any]:
+        quoted = shlex.quote(str(self.folder))
+        return {
+            "sentence": self.status(answers),
+            "tables": [],
+            "steps": [
+                (
+                    "Run the workflow again as before: labels, the recommended model and the pages "
+                    "follow the answers.",
+                    f"snakemake -j4 --config dataset={self.schema.dataset}",
+                ),
+                (
+                    "To export the labels:",
+                    f"latteclip labels export {quoted} --format csv --output labels.csv",
+                ),
+            ],
+        }
+
+    # --- learning --------------------------------------------------------------------------------
+
+    def _choose_pool(self, answers: Mapping[str, Answer]) -> np.ndarray:
+        """Return the rows of answered, random and the least certain images."""
+        n = len(self.ids)
+        size = max(MIN_POOL, min(MAX_POOL, POOL_ENTRIES // len(self.classnames)))
+        if n <= size:
+            return np.arange(n)
+        confidence = tables.lookup_column(
+            self.folder / "fused_labels.parquet",
+            *(tables.FUSED_LABELS, "image_id", "fused_confidence"),
+            self.index["image_id"],
+        ).to_numpy()
+        known = self._rows([one.image_id for one in answers.values()]).values()
+        drawn = self._order[: max(2 * self.total, size // 2)]
+        doubtful = np.argpartition(confidence, size // 2)[: size // 2]
+        return np.unique(np.concatenate([np.array(list(known), np.int64), drawn, doubtful]))
+
+    def _read_model(self) -> LabelModel:
+        """Read features and votes of the pool, and learn without answers."""
+        ids = self.index["image_id"].take(pa.array(self._pool))
+        classes, described = load_classifier(
+            self.folder / "class_embeddings.safetensors", classnames=self.classnames
+        )
+        scale = described["logit_scale"]
+        features = read_features(str(self.folder / "pseudo_labels.parquet"), ids)
+        images = CalibratedFeatures.of(features, classes.weights, scale)
+        captions = self.folder / "captions" / "images.parquet"
+        scores = self.folder / "class_scores.parquet"
+        votes = Votes(torch.zeros(len(ids), dtype=torch.bool), images.zero_shot)
+        if scores.is_file():
+            options, values = read_class_scores(str(scores), ids, len(classes.weights))
+            tensors = torch.from_numpy(options), torch.from_numpy(values)
+            votes = class_score_votes(*tensors, len(classes.weights))
+        elif captions.is_file():
+            device = devices.pick("auto", torch.get_num_threads())
+            clip = clips.load(described["model"], described["pretrained"], device)
+            texts, row_of = encode_captions(read_captions(str(captions), ids)[0], clip, MAX_TEXTS)
+            votes = caption_votes(texts, row_of, classes.weights, scale)
+        model = LabelModel(images, votes)
+        self._last = model.state
+        if model.is_informed:
+            for _ in range(ROUNDS):
+                self._last = model.step()
+        return model
+
+    def _posterior(self) -> torch.Tensor:
+        """Return the probabilities [P, C]."""
+        rows = torch.arange(len(self._pool))
+        if not self._model.is_informed:
+            return self._model.state.images.zero_shot(rows).exp()
+        return self._last.log_posterior(rows, self._model.parameters).exp()
+
+    def _learn(self, answers: Mapping[str, Answer]) -> None:
+        """Learn from the answers of the first phase."""
+        taught = {key: one for key, one in answers.items() if one.phase != JUDGE}
+        pool = self.index.take(pa.array(self._pool))
+        labelled, _ = labelled_rows(_without_content(taught), pool, self.classnames)
+        if len(labelled.rows):
+            self._update(labelled)
+        self._labels = self._posterior().argmax(dim=1)
+
+    def _update(self, labelled: LabelledRows) -> None:
+        self._model = self._model.answered(labelled)
+        if self._model.is_informed:
+            is_light = len(self._pool) * len(self.classnames) > LIGHT_ENTRIES
+            for _ in range(STEPS):
+                self._last = self._model.refresh() if is_light else self._model.step()
+
+    # --- questions -------------------------------------------------------------------------------
+
+    def _restore(self, answers: Mapping[str, Answer]) -> None:
+        """Go on from saved answers, whose questions come first."""
+        row_of = self._rows([one.image_id for one in answers.values()])
+        for answer in answers.values():
+            if answer.image_id in row_of:
+                row = row_of[answer.image_id]
+                self._questions.append(self._ask(row, answer.phase or TEACH, repeat=answer.repeat))
+        if answers:
+            self._learn(answers)
+
+    def _next_questions(
+        self, answers: Mapping[str, Answer], *, learn: bool = True
+    ) -> list[Question]:
+        taught = [one for one in answers.values() if one.phase != JUDGE]
+        judging = len(answers) > len(taught)  # once it has begun, it goes on
+        left = self.n_taught - len(taught)
+        if learn and taught and not judging:
+            self._learn(answers)
+        if left > 0 and not judging:
+            again = self._to_repeat(answers) if learn else []
+            rows = self._doubtful(answers, min(BATCH, left) - len(again))
+            return [*(self._ask(row, TEACH) for row in rows), *again]
+        names = {one.image_id for one in answers.values()}
+        rest = (int(row) for row in self._order if self.ids[int(row)] not in names)
+        wanted = min(BATCH, self.total - len(answers))
+        return [self._ask(row, JUDGE) for _, row in zip(range(wanted), rest, strict=False)]
+
+    def _ask(self, row: int, phase: str, *, repeat: bool = False) -> Question:
+        c = len(self.classnames)
+        names = list(self.classnames)
+        if c > ALL_OFFERED:
+            place = self._place.get(row)
+            likely = torch.arange(OFFERED) if place is None else self._likely(place)
+            names = [self.classnames[label] for label in sorted(likely.tolist())]
+        return Question(len(self._questions), self.ids[row], self.paths[row], names, phase, repeat)
+
+    def _likely(self, place: int) -> torch.Tensor:
+        rows = torch.tensor([place])
+        scores = self._model.state.images.zero_shot(rows)
+        if self._model.is_informed:
+            scores = self._last.predicted_log_posterior(rows, self._model.parameters)
+        return scores[0].topk(OFFERED).indices
+
+    def _doubtful(self, answers: Mapping[str, Answer], n: int) -> list[int]:
+        """Return rows with the smallest margins, or in their place images that cover the pool."""
+        posterior = self._posterior()
+        best = posterior.topk(min(2, posterior.shape[1]), dim=1).values
+        margins = best[:, 0] - best[:, -1]
+        asked = {self.ids[int(row)] for row in self._pool} & {
+            one.image_id for one in answers.values()
+        }
+        order = [self._pool[place] for place in margins.argsort().tolist()]
+        if not self._model.parameters.test.significant:
+            order = [*self._centres(), *order]
+        rows = dict.fromkeys(int(row) for row in order if self.ids[int(row)] not in asked)
+        return list(rows)[:n]
+
+    def _centres(self) -> list[int]:
+        """Return the images nearest to the centres of k-means."""
+        images = self._model.state.images
+        x = torch.as_tensor(images.centred[torch.arange(len(self._pool))])
+        k = min(COVERAGE * len(self.classnames), max(1, self.n_taught // 2), len(x))
+        return [int(self._pool[place]) for place in medoids(x, k)]
+
+    def _to_repeat(self, answers: Mapping[str, Answer]) -> list[Question]:
+        """Return the answered image whose answer all else denies most, to ask about once more."""
+        repeated = {one.image_id for one in answers.values() if one.repeat}
+        worst: tuple[float, int] | None = None
+        row_of = self._rows([one.image_id for one in answers.values()])
+        for answer in answers.values():
+            place = self._place.get(row_of.get(answer.image_id, -1))
+            if answer.kind != CLASS or answer.image_id in repeated or place is None:
+                continue
+            rows = torch.tensor([place])
+            predicted = self._last.predicted_log_posterior(rows, self._model.parameters).exp()[0]
+            share = predicted[self.classnames.index(str(answer.classname))].item()
+            if share < DENIED and predicted.max() > CERTAIN and (not worst or share < worst[0]):
+                worst = (share, int(self._pool[place]))
+        return [self._ask(worst[1], TEACH, repeat=True)] if worst else []
+
+    def _judged(self, answers: Mapping[str, Answer]) -> tuple[int, int, float, float] | None:
+        """Return right and judged labels, and the interval for the share of all that are right."""
+        judging = [one for one in answers.values() if one.phase == JUDGE and one.kind != UNSURE]
+        if not judging:
+            return None
+        row_of = self._rows([one.image_id for one in judging])
+        right = 0
+        for answer in judging:
+            place = self._place.get(row_of.get(answer.image_id, -1))
+            if place is not None and answer.kind == CLASS:
+                right += self.classnames[int(self._labels[place])] == answer.classname
+        n = len(self.ids)
+        taught = len({one.image_id for one in answers.values() if one.phase != JUDGE})
+        ends = confidence_sequence(right, len(judging), n - taught)
+        low, high = ((taught + share * (n - taught)) / n for share in ends)
+        return right, len(judging), low, high
+
+    def _rows(self, image_ids: list[str]) -> dict[str, int]:
+        places = pa.compute.index_in(pa.array(image_ids, pa.string()), self.index["image_id"])
+        rows = zip(image_ids, places.to_pylist(), strict=True)
+        return {name: row for name, row in rows if row is not None}
+
+
+def medoids(x: torch.Tensor, k: int) -> list[int]:
+    """Return the rows of x [n, D] nearest to k centres of k-means, without repetition."""
+    draw = torch.Generator().manual_seed(SEED)
+    chosen = [int(torch.randint(len(x), (1,), generator=draw))]
+    distance = (x - x[chosen[0]]).square().sum(dim=1)
+    while len(chosen) < k and distance.sum() > 0:
+        chosen.append(int(torch.multinomial(distance, 1, generator=draw)))
+        distance = torch.minimum(distance, (x - x[chosen[-1]]).square().sum(dim=1))
+    centres = x[chosen].clone()
+    for _ in range(ITERATIONS):
+        nearest = torch.cdist(x, centres).argmin(dim=1)
+        for number in range(len(centres)):
+            if (nearest == number).any():
+                centres[number] = x[nearest == number].mean(dim=0)
+    return list(dict.fromkeys(torch.cdist(x, centres).argmin(dim=0).tolist()))
+
+
+def _without_content(answers: Mapping[str, Answer]) -> dict[str, Answer]:
+    """Return answers that are known by name alone, for files need not be read again."""
+    return {key: replace(answer, content=None) for key, answer in answers.items()}
+
+
+def open_teaching(folder: str, budget: int) -> TeachingSession:
+    """Open the questions of a dataset.
+
+    Raises:
+        UserError: there is nothing to ask about.
+    """
+    if budget < 1:
+        raise UserError(f"--budget {budget} is no number of images.")
+    return TeachingSession(folder, budget)

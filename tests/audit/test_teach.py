@@ -1,0 +1,127 @@
+"""Questions that teach: their order, what is saved, and the page."""
+
+import json
+import threading
+
+import pytest
+from support.axe import violations
+from support.taken import CLASSNAMES, Taken
+
+from latteclip.audit import app
+from latteclip.audit.teach import TeachingSession
+from latteclip.core.errors import UserError
+from latteclip.labels.answers import JUDGE, TEACH, Answer, read_answers, write_answers
+
+
+@pytest.fixture
+def taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    taken = Taken(tmp_path)
+    (tmp_path / "captions" / "images.parquet").unlink()  # zero-shot scores alone, so no CLIP runs
+    return taken
+
+
+@pytest.fixture
+def label_of(taken):
+    return dict(zip(taken.ids, (CLASSNAMES[label] for label in taken.truth), strict=True))
+
+
+def answer_all(session, answer_to, answers=None):
+    """Answer the open questions one by one until none is left, and save."""
+    answers = dict(answers or {})
+    while questions := session.open_questions(answers):
+        one = questions[0]
+        name = answer_to(one)
+        answer = Answer(one.image_id, "class" if name else "none", name, repeat=one.repeat)
+        answers = session.admitted({**answers, one.key: answer})
+    return answers
+
+
+def test_chosen_images_come_before_images_drawn_to_judge(taken, label_of):
+    session = TeachingSession(taken.folder, 40)
+    answers = answer_all(session, lambda one: label_of[one.image_id])
+    phases = [one.phase for one in answers.values()]
+    assert phases == [TEACH] * 20 + [JUDGE] * 20
+    taught = {one.image_id for one in list(answers.values())[:20]}
+    drawn = [session.ids[int(row)] for row in session._order]
+    rest = [name for name in drawn if name not in taught]
+    assert [one.image_id for one in list(answers.values())[20:]] == rest[:20]
+    assert all(one.content for one in answers.values())
+    assert "every moment" in session.status(answers)
+
+
+def test_it_goes_on_where_it_was_killed(taken, label_of):
+    session = TeachingSession(taken.folder, 40)
+    answers = answer_all(session, lambda one: label_of[one.image_id])
+    some = dict(list(answers.items())[:13])
+    write_answers(session.path, session.schema, some, "")
+    again = TeachingSession(taken.folder, 40)
+    saved, _ = read_answers(again.path, again.schema)
+    assert saved == some and again.answered(saved) == 13
+    more = answer_all(again, lambda one: label_of[one.image_id], saved)
+    assert len(more) == 40 and list(more)[:13] == list(some)
+
+
+@pytest.mark.parametrize("answer_to", [lambda one: None, lambda one: CLASSNAMES[0]])
+def test_answers_that_are_all_alike_end_like_others(taken, answer_to):
+    session = TeachingSession(taken.folder, 30)
+    assert len(answer_all(session, answer_to)) == 30
+
+
+def test_an_image_of_another_dataset_is_refused(taken):
+    session = TeachingSession(taken.folder, 30)
+    with pytest.raises(UserError, match=r"other\.png"):
+        session.admitted({"other.png": Answer("other.png", "none")})
+
+
+def test_without_labels_it_says_what_to_run(taken):
+    (taken.folder / "fused_labels.parquet").unlink()
+    with pytest.raises(UserError, match=r"fused_labels\.parquet"):
+        TeachingSession(taken.folder, 30)
+
+
+def test_an_offline_page_asks_all_at_once_and_its_answers_are_taken(taken, label_of, caplog):
+    session = TeachingSession(taken.folder, 30)
+    page = taken.folder / "page.html"
+    app.write_offline(session, str(page))
+    text = page.read_text()
+    values = json.loads(text.split('id="values">')[1].split("</script>")[0])
+    entries = [
+        {"image": one["image"], "answer": "class", "class": label_of[one["image"]],
+         "phase": one["phase"]}
+        for one in values["questions"]
+    ]  # fmt: skip
+    assert len(entries) == 30 and len({one["image"] for one in entries}) == 30
+    exported = taken.folder / "exported.json"
+    exported.write_text(json.dumps({**session.schema.header(), "answers": entries}))
+    app.import_answers(TeachingSession(taken.folder, 30), str(exported))
+    saved, _ = read_answers(session.path, session.schema)
+    assert [one.phase for one in saved.values()].count(JUDGE) == 15
+
+
+def test_the_page_by_keys_alone(taken, browser, axe):
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    session = TeachingSession(taken.folder, 24)
+    with app.InterviewServer(session) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        complaints = []
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(server.address)
+        for number in range(24):
+            sync_api.expect(page.locator("#count")).to_contain_text(f"{number} of 24")
+            if number in (2, 14):
+                assert violations(page, axe) == []
+            page.keyboard.press("0" if number == 5 else "c" if number == 6 else str(1 + number % 3))
+        sync_api.expect(page.locator("#done")).to_be_visible()
+        assert "snakemake" in page.locator("#steps").inner_text()
+        assert "every moment" in page.locator("#status").inner_text()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.keyboard.press("Backspace")
+        sync_api.expect(page.locator("#count")).to_contain_text("23 of 24")
+        page.close()
+        server.shutdown()
+        thread.join()
+    assert complaints == []
+    assert len(read_answers(session.path, session.schema)[0]) == 23
