@@ -1,7 +1,7 @@
-"""What this machine can do for the workflow: one line per check, with what to do about it.
+"""Checks of this machine, each with one line and the remedy.
 
-Checks do not depend on each other, and one that fails hides no other. Torch and vLLM are imported
-in processes of their own: a broken build may end the process that imports it.
+A check that fails hides no other. Torch and vLLM are imported in other processes, which a broken
+build may end.
 """
 
 import json
@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,22 +74,23 @@ print(json.dumps({
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found."""
+    """The result of a check."""
 
-    level: str  # ok; note: the workflow runs without it; warning: to be mended
+    level: str  # ok; note: the workflow runs without it; warning: it needs repair
     text: str
     advice: str = ""
 
 
 Check = Callable[[], Iterator[Finding]]
+ok, note, warning = (partial(Finding, level) for level in ("ok", "note", "warning"))
 
 
 def doctor(stream: TextIO, more: Mapping[str, Check] | None = None) -> bool:
-    """Run all checks and print their lines as they come; whether none is a warning.
+    """Run all checks and print their lines. Return whether none is a warning.
 
     Args:
-        stream: where the lines go.
-        more: checks that come after the others.
+        stream: for the lines.
+        more: further checks.
     """
     good = True
     for name, check in {**CHECKS, **(more or {})}.items():
@@ -101,14 +103,13 @@ def doctor(stream: TextIO, more: Mapping[str, Check] | None = None) -> bool:
 
 
 def findings(check: Check) -> list[Finding]:
-    """What a check finds; one that breaks is a warning itself."""
+    """Return the results of a check. A check that fails itself is a warning."""
     try:
         return list(check())
-    except Exception as error:  # whatever it is, the other checks are to run
-        log.debug("A check broke.", exc_info=True)
+    except Exception as error:  # the other checks are to run
+        log.debug("A check failed.", exc_info=True)
         return [
-            Finding(
-                "warning",
+            warning(
                 f"could not be checked ({type(error).__name__}: {error})",
                 "this is a bug: report it with the line",
             )
@@ -116,40 +117,39 @@ def findings(check: Check) -> list[Finding]:
 
 
 def python() -> Iterator[Finding]:
-    """Versions of what is always needed."""
-    yield Finding(
-        "ok",
+    """Report the versions of Python, of the package and of Snakemake."""
+    yield ok(
         f"Python {platform.python_version()}, latteclip {__version__}, "
-        f"Snakemake {version('snakemake')}",
+        f"Snakemake {version('snakemake')}"
     )
 
 
 def cpu() -> Iterator[Finding]:
-    """Cores that this process may use, and what limits threads."""
+    """Report the cores that this process may use."""
     usable, all_cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
     text = f"{usable} of {all_cores} cores may be used"
     limit = os.environ.get("OMP_NUM_THREADS")
     if limit:
         text += f"; OMP_NUM_THREADS is {limit}"
     if usable < all_cores:
-        yield Finding("note", text, f"give snakemake -j{usable}")
+        yield note(text, f"give snakemake -j{usable}")
     else:
-        yield Finding("ok", text)
+        yield ok(text)
 
 
 def memory() -> Iterator[Finding]:
-    """Main memory."""
+    """Report the main memory."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / GIB
     text = f"{total:.0f} GiB"
     if total < MEMORY_WANTED:
-        yield Finding("warning", text, "the captioner and two jobs side by side want 8 GiB or more")
+        yield warning(text, "the captioner and two jobs side by side want 8 GiB or more")
     else:
-        yield Finding("ok", f"{text}, {free:.0f} GiB of it unused")
+        yield ok(f"{text}, {free:.0f} GiB of it unused")
 
 
 def disk() -> Iterator[Finding]:
-    """Room where results, downloads and models go."""
+    """Report the free space for results, downloads and models."""
     cache = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     folders = {"results": Path("results"), "resources": Path("resources"), "models": cache}
     devices: dict[int, tuple[Path, list[str]]] = {}
@@ -160,7 +160,7 @@ def disk() -> Iterator[Finding]:
         free = shutil.disk_usage(place).free / GIB
         text = f"{free:.0f} GiB free for {', '.join(names)} ({place})"
         if not os.access(place, os.W_OK):
-            yield Finding("warning", f"{place} cannot be written to", "change its permissions")
+            yield warning(f"{place} cannot be written to", "change its permissions")
         elif free < DISK_WANTED:
             yield Finding(
                 "warning" if free < 2 else "note",
@@ -168,79 +168,76 @@ def disk() -> Iterator[Finding]:
                 f"a large dataset and LLaVA want {DISK_WANTED}; the demo wants 1",
             )
         else:
-            yield Finding("ok", text)
+            yield ok(text)
 
 
 def gpu() -> Iterator[Finding]:
-    """NVIDIA's own word, independent of torch."""
+    """Report the GPUs that NVIDIA's driver shows, without torch."""
     asked = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     if shutil.which(asked[0]) is None:
-        yield Finding(
-            "note",
+        yield note(
             "no NVIDIA GPU (nvidia-smi is not there)",
             "the demo runs; captions of a real dataset by LLaVA would take days",
         )
         return
     run = _run(asked)
     if run.returncode:
-        yield Finding("warning", f"nvidia-smi fails: {_last(run)}", gpus.REPAIR)
+        yield warning(f"nvidia-smi fails: {_last(run)}", gpus.REPAIR)
     for line in run.stdout.splitlines() if not run.returncode else []:
-        yield Finding("ok", line)
+        yield ok(line)
 
 
 def torch() -> Iterator[Finding]:
-    """Whether torch imports, and which cards it sees."""
+    """Report whether torch imports, and the GPUs that it sees."""
     found, problem = _import(TORCH)
     if found is None:
-        yield Finding("warning", f"torch does not import: {problem}", "run make install again")
+        yield warning(f"torch does not import: {problem}", "run make install again")
         return
     build = f"CUDA {found['cuda']}" if found["cuda"] else "CPU build"
     text = f"torch {found['version']} ({build})"
     try:
         gpus.refuse_unusable(found["version"], found["cuda"], sees_none=not found["cards"])
     except UserError as error:
-        yield Finding("warning", str(error).removesuffix("."))
+        yield warning(str(error).removesuffix("."))
         return
-    yield Finding("ok", text)
+    yield ok(text)
     for card in found["cards"]:
         seen = f"{card['name']}, {card['memory'] / GIB:.0f} GiB"
         if card["bf16"]:
-            yield Finding("ok", f"{seen}, computes in bf16")
+            yield ok(f"{seen}, computes in bf16")
         else:
-            yield Finding("note", f"{seen}, no bf16", "set clip.precision to fp16")
+            yield note(f"{seen}, no bf16", "set clip.precision to fp16")
 
 
 def compiler() -> Iterator[Finding]:
-    """What Triton needs on a GPU."""
+    """Report the compiler and headers that Triton needs on a GPU."""
     if shutil.which("nvidia-smi") is None:
         return
     if sentence := gpus.missing_compiler():
-        yield Finding("warning", sentence.removesuffix("."))
+        yield warning(sentence.removesuffix("."))
     else:
-        yield Finding("ok", "a C compiler and Python's headers, which a GPU needs")
+        yield ok("a C compiler and Python's headers, which a GPU needs")
 
 
 def vllm() -> Iterator[Finding]:
-    """Whether vLLM imports, and for what it was built."""
+    """Report whether vLLM imports, and its device."""
     found, problem = _import(VLLM)
     if found is None:
-        yield Finding(
-            "warning",
+        yield warning(
             f"vLLM does not import: {problem}",
             "run make install again, or caption with \"captioner={'engine': 'transformers'}\"",
         )
     elif found["device"] != "cuda" and shutil.which("nvidia-smi"):
-        yield Finding(
-            "warning",
+        yield warning(
             f"vLLM {found['version']} is built for {found['device']}, though a GPU is there",
             "run make install KIND=cuda",
         )
     else:
-        yield Finding("ok", f"vLLM {found['version']}, built for {found['device']}")
+        yield ok(f"vLLM {found['version']}, built for {found['device']}")
 
 
 def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
-    """How vLLM would share out a GPU's memory for the configured captioner, by arithmetic.
+    """Report how vLLM would divide a GPU's memory for the configured captioner, by arithmetic.
 
     Args:
         pairs: KEY=VALUE over the configuration, as snakemake's --config takes them.
@@ -253,13 +250,13 @@ def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
         values = configuration.section("captioner", configuration.datasets[0])
         settings = from_values(CaptionerSettings, values, "captioner")
     except UserError as error:
-        yield Finding("warning", str(error).removesuffix("."))
+        yield warning(str(error).removesuffix("."))
         return
     if settings.engine != "vllm":
         return
     found, _ = _import(CAPTIONER, json.dumps([settings.model, settings.revision]))
     if found is None or not found["weights"]:
-        yield Finding("note", f"{settings.model} is not in the cache, or torch sees no GPU")
+        yield note(f"{settings.model} is not in the cache, or torch sees no GPU")
         return
     plan = vllm_memory.plan(found["config"], found["weights"], found["memory"], settings)
     text = (
@@ -268,10 +265,9 @@ def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
         f"requests of {settings.max_model_len:,} tokens at once"
     )
     if plan.requests:
-        yield Finding("ok", text)
+        yield ok(text)
     else:
-        yield Finding(
-            "warning",
+        yield warning(
             text,
             "lower captioner.batch_size and captioner.max_model_len, raise "
             "captioner.gpu_memory_utilization, or raise captioner.tensor_parallel_size",
@@ -279,58 +275,52 @@ def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
 
 
 def hub() -> Iterator[Finding]:
-    """Whether models and datasets can be fetched from Hugging Face."""
+    """Report whether Hugging Face can be reached."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        yield Finding(
-            "note", "HF_HUB_OFFLINE is set", "models must be in the cache, or local-dir: folders"
-        )
+        yield note("HF_HUB_OFFLINE is set", "models must be in the cache, or local-dir: folders")
         return
     address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         request = urllib.request.Request(address, method="HEAD")
         with urllib.request.urlopen(request, timeout=HUB_TIMEOUT) as answer:
-            yield Finding("ok", f"{address} answers ({answer.status})")
+            yield ok(f"{address} answers ({answer.status})")
     except urllib.error.HTTPError as error:
-        yield Finding("ok", f"{address} answers ({error.code})")
+        yield ok(f"{address} answers ({error.code})")
     except (OSError, ValueError) as error:
-        yield Finding(
-            "warning",
+        yield warning(
             f"{address} does not answer ({getattr(error, 'reason', error)})",
             "set https_proxy or HF_ENDPOINT, or HF_HUB_OFFLINE=1 where models are in the cache",
         )
 
 
 def slurm() -> Iterator[Finding]:
-    """Whether jobs can be handed to a cluster."""
+    """Report whether SLURM works, and its partitions."""
     if shutil.which("sbatch") is None:
-        yield Finding("note", "no SLURM (sbatch is not there)", "jobs run on this machine")
+        yield note("no SLURM (sbatch is not there)", "jobs run on this machine")
         return
     found = _run(["sbatch", "--version"])
     if found.returncode:
-        yield Finding("warning", f"sbatch fails: {_last(found)}", "ask who runs the cluster")
+        yield warning(f"sbatch fails: {_last(found)}", "ask who runs the cluster")
         return
     partitions = _run(["sinfo", "--noheader", "--format=%P %a %l %G"])
     if partitions.returncode:
-        yield Finding(
-            "warning",
+        yield warning(
             f"{found.stdout.strip()}, but sinfo fails: {_last(partitions)}",
             "ask who runs the cluster",
         )
         return
-    yield Finding("ok", found.stdout.strip())
+    yield ok(found.stdout.strip())
     for line in partitions.stdout.splitlines():
         name, state, limit, devices = line.split(maxsplit=3)
-        yield Finding("ok", f"partition {name}: {state}, at most {limit}, devices {devices}")
+        yield ok(f"partition {name}: {state}, at most {limit}, devices {devices}")
     if find_spec("snakemake_executor_plugin_slurm") is None:
-        yield Finding(
-            "warning",
-            "Snakemake lacks its plugin for SLURM",
-            "pip install snakemake-executor-plugin-slurm",
+        yield warning(
+            "Snakemake lacks its plugin for SLURM", "pip install snakemake-executor-plugin-slurm"
         )
 
 
 def _run(command: Sequence[str], timeout: float | None = None) -> subprocess.CompletedProcess[str]:
-    """A finished process; one that takes too long has the exit status of `timeout`."""
+    """Run a command. One that takes too long has the exit status 124, as of `timeout`."""
     timeout = timeout or TOOL_TIMEOUT
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
@@ -339,13 +329,13 @@ def _run(command: Sequence[str], timeout: float | None = None) -> subprocess.Com
 
 
 def _last(run: subprocess.CompletedProcess[str]) -> str:
-    """The last line of what a failed process said."""
+    """Return the last line that a failed process printed."""
     lines = (run.stderr.strip() or run.stdout.strip()).splitlines()
     return lines[-1].strip() if lines else f"exit status {run.returncode}"
 
 
 def _import(code: str, *arguments: str) -> tuple[dict[str, Any] | None, str]:
-    """The JSON that code prints last in a new interpreter, or else what went wrong."""
+    """Return the JSON that code prints in a new interpreter, or None and the error."""
     run = _run([sys.executable, "-c", code, *arguments], IMPORT_TIMEOUT)
     if run.returncode:
         return None, _last(run)

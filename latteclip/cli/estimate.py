@@ -1,4 +1,4 @@
-"""What the full run of a dataset will take, from what a limited run took.
+"""Estimate the cost of a full run of a dataset from a limited run.
 
 A job's time is loading, which is the same for any number of images, and work, which grows with the
 images or with the steps of a training. Logs and histories have the time of work of some stages. Of
@@ -75,13 +75,13 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Grown:
-    """A job of the limited run, and its bounds in the full run."""
+    """A job of the limited run, and the bounds of its cost in the full run."""
 
     limited: JobCost
     loading: float  # seconds at least
     least: JobCost
     most: JobCost
-    asks_nothing: bool = False  # a captioning job whose answers had been kept
+    asks_nothing: bool = False  # a captioning job whose answers had been cached
 
 
 def estimate(datasets: Sequence[str], config: Sequence[str], configfiles: Sequence[str]) -> str:
@@ -138,13 +138,13 @@ def _of_dataset(dataset: str, limit: int | None, given: Mapping[str, Any]) -> It
 
 
 def _largest_limit(dataset: str) -> int | None:
-    """The limit of the largest limited run of a dataset."""
+    """Return the limit of the largest limited run of a dataset."""
     places = (path.name.removeprefix(f"{dataset}_") for path in RESULTS.glob(f"{dataset}_*"))
     return max((int(place) for place in places if place.isdecimal()), default=None)
 
 
 def _sizes(index: Path) -> tuple[Sizes, Sizes]:
-    """The images of a limited run, and those of which they were drawn."""
+    """Return the numbers of images of a limited run, and of the run that it is a sample of."""
     table, metadata = tables.read(index, tables.IMAGES, ["split"])
     if "drawn_from" not in metadata:
         raise UserError(f"{index} is not of a limited run; run it again with limit=N.")
@@ -161,7 +161,7 @@ def _grown(
     whole: Sizes,
     factors: Mapping[str, float],
 ) -> Iterator[Grown]:
-    """Every job of the limited run that was measured."""
+    """Yield every job of the limited run that was measured."""
     files = stage_params.benchmarks(configuration, name)
     costs = [
         (cost, Path(file["path"])) for file in files for cost in job_costs([file]) if cost.seconds
@@ -174,7 +174,7 @@ def _grown(
         asked, rows, work = 0, 0, None
         if found := ASKED.search(_log_of(path)):
             asked, rows, work = int(found[1]), int(found[2]), float(found[3])
-            growth *= rows / asked if 0 < asked < rows else 1  # others had been kept
+            growth *= rows / asked if 0 < asked < rows else 1  # others had been cached
         elif found := INDEXED.search(_log_of(path)):
             work = float(found[1])
         elif kind == STEPS:
@@ -202,7 +202,7 @@ def _log_of(benchmark: Path) -> str:
 
 
 def _training(history: Path, images: int) -> float | None:
-    """Seconds of the steps that showed so many images; None where there is no history."""
+    """Return the seconds of the steps that showed so many images. None: there is no history."""
     if not history.is_file():
         return None
     table, _ = tables.read(history, tables.HISTORY, ["images_per_second"])
@@ -235,7 +235,7 @@ def _time(seconds: float | None) -> str:
 
 
 def _tokens(folder: Path, factors: Mapping[str, float]) -> str:
-    """Tokens of the full run's questions and answers."""
+    """Return the tokens of the full run's questions and answers."""
     read = written = 0.0
     for name, of_questions, of_answers in tokens_of(folder):
         factor = factors[GROUPS if name == "captions/groups" else TRAINING]
@@ -245,7 +245,7 @@ def _tokens(folder: Path, factors: Mapping[str, float]) -> str:
 
 
 def _disk(folder: Path, factor: float) -> float:
-    """Bytes of the full run's results: models have the same size, tables and pages grow."""
+    """Return the bytes of the full run's results: models keep their size, tables and pages grow."""
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     return sum(
         path.stat().st_size * (1 if path.suffix == ".safetensors" else factor) for path in files
@@ -253,7 +253,7 @@ def _disk(folder: Path, factor: float) -> float:
 
 
 def _faults(configuration: Configuration, name: str, jobs: Sequence[Grown]) -> Iterator[str]:
-    """What the limited run does not tell."""
+    """Yield what the estimate leaves out."""
     if not (RESULTS / name / f"report{configuration.suffix}.html").is_file():
         yield f"  {RESULTS / name} is not finished: stages that did not run are not counted."
     for stage in dict.fromkeys(job.limited.rule for job in jobs if job.asks_nothing):

@@ -1,7 +1,6 @@
 """`latteclip <command>`: the command line as a whole, its help and its exit statuses."""
 
 import argparse
-import io
 import logging
 import os
 import sys
@@ -12,11 +11,10 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from latteclip import __version__
-from latteclip.cli import commands, runs, stages
+from latteclip.cli import commands, stages
 from latteclip.core.errors import (
     UserError,
     full_disk,
-    full_output,
     refused_by_system,
     worker_failure,
 )
@@ -27,68 +25,45 @@ FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 NONE = "\0"  # as the character that options begin with: every argument is a word
 DESCRIPTION = "Adapt CLIP to unlabelled images (LatteCLIP, arXiv 2410.08211)."
 EPILOG = """\
-the workflow is run by snakemake, in any folder, which gets the results:
+run the workflow in any folder, which gets the results:
   latteclip workflow -j4 --config dataset=demo        all stages, to the table of results
   latteclip workflow -n --config dataset=demo         what would run, and why
   latteclip workflow -j4 results/demo/images.parquet  one stage: name a file that it writes
-in the folder of the Snakefile, and with its path as -s, "snakemake" does the same
+in the folder of the Snakefile, or with -s SNAKEFILE, "snakemake" does the same
 
 stages, which its rules call (each has --help):
 {stages}
 
 exit status:
   0    done
-  1    failed: a bug or the machine; of doctor: something is to be mended
-  2    bad usage or bad input: one sentence says what, where and what to do
+  1    failed: a bug or the machine; doctor: something needs repair
+  2    bad usage or bad input: the message says what to do
   3    predict: done, but some images could not be decoded
-  130  interrupted; what captioning and finetune have done is kept
-  143  the same by SIGTERM: a cluster's time limit, scancel
+  130  interrupted; captions and checkpoints are saved
+  143  interrupted by SIGTERM: a cluster's time limit, scancel
 """
 
 
-class ClosedOutput(io.TextIOBase):
-    """In place of a standard output that is closed: writing is an error that says so."""
-
-    def write(self, text: str) -> int:
-        raise UserError("The standard output is closed; open it, or name a file for the output.")
-
-
-def open_closed() -> None:
-    """Take the numbers of closed streams, which the next file that is opened would get.
-
-    A closed input is then empty, what goes to a closed stderr is lost, and a closed output refuses
-    what is written.
-    """
-    for number in (0, 1, 2):
-        try:
-            os.fstat(number)
-        except OSError:  # the lowest number that is free, hence this one
-            os.open(os.devnull, os.O_RDWR)
-    if sys.stdin is None:
-        sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
-    if sys.stdout is None:
-        sys.stdout = ClosedOutput()
-    if sys.stderr is None:
-        sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
-
-
 def flush_output() -> None:
-    """Write what the standard output still holds back.
+    """Write the rest of the standard output.
 
     Raises:
-        UserError: it takes no more.
-        BrokenPipeError: nobody reads it, as of `latteclip datasets | head`.
+        UserError: its disk is full.
+        BrokenPipeError: its reader has gone, as in `latteclip datasets | head`.
     """
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise UserError(full_output(error)) from None
+        raise UserError(
+            f"The standard output takes no more ({error.strerror}); free some space, or send it "
+            "elsewhere."
+        ) from None
 
 
 def drop_unwritten() -> None:
-    """Keep the interpreter's end from writing once more what could not be written."""
+    """Discard output that cannot be written, which the interpreter would try again at its end."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -99,15 +74,13 @@ def drop_unwritten() -> None:
 
 
 class Formatter(logging.Formatter):
-    """Messages alone, coloured by level; a traceback only where it is asked for.
-
-    What no terminal may obey is spelt out, and secrets are left out: see `for_terminal`.
+    """Formats messages without a prefix, coloured by level, and without secrets.
 
     A formatter that adds a traceback leaves it in the record for the next one, hence the copy.
     """
 
     def __init__(self, stream: TextIO | None, *, tracebacks: bool) -> None:
-        """stream: where the messages go; None for a file, which has no colours."""
+        """stream: the terminal. None: a file, which has no colours."""
         super().__init__("%(message)s")
         self.stream, self.tracebacks = stream, tracebacks
 
@@ -123,7 +96,7 @@ class Formatter(logging.Formatter):
 
 
 def start_log(*, debug: bool) -> logging.Logger:
-    """The package's logger, to stderr."""
+    """Return the package's logger, which writes to stderr."""
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setFormatter(Formatter(sys.stderr, tracebacks=debug))
     terminal.addFilter(lambda record: not hasattr(record, "on_terminal"))  # printed already
@@ -134,7 +107,7 @@ def start_log(*, debug: bool) -> logging.Logger:
 
 
 def add_log_file(file: str) -> None:
-    """Log to a file as well, which has the tracebacks of bugs.
+    """Log to a file as well, with the tracebacks of bugs.
 
     Raises:
         UserError: it cannot be written.
@@ -152,24 +125,24 @@ def add_log_file(file: str) -> None:
 
 
 def _is_first() -> bool:
-    """Whether this is the first of the processes that torchrun starts."""
+    """Return whether this is the first of the processes that torchrun starts."""
     return os.environ.get("RANK", "0") == "0"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose error is one line and no usage, which --help shows."""
+    """Reports an error in one line, without the usage that --help shows."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {self.prog}: {for_terminal(message)}; see {self.prog} --help.\n")
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Of help and errors; argparse itself says nothing where the output takes no more."""
+        """Print help or an error. argparse itself ignores errors of the output."""
         (file or sys.stderr).write(message)
         flush_output()
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
-    """Help with one line per command, and none for the choice of a command as such."""
+    """Lists the commands without a line for the group that they form."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=28)
@@ -181,10 +154,10 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
 
 def parser(stage: str | None = None) -> argparse.ArgumentParser:
-    """Return the command line: people's commands, and one of the workflow's stages.
+    """Return the command line: the commands of users, and one stage of the workflow.
 
     Args:
-        stage: the stage that has been called; the others are not commands then.
+        stage: the stage that was called, if one was. The others are left out.
     """
     top = Parser(
         prog="latteclip",
@@ -234,24 +207,23 @@ def _stages() -> str:
 
 
 def _stage_called(arguments: Sequence[str]) -> str | None:
-    """Return the stage whose command the arguments begin with, after options."""
+    """Return the stage that is the first argument besides options, if it is one."""
     word = next((word for word in arguments if not word.startswith("-")), "")
     stage = word.replace("-", "_")
     return stage if _name(stage) == word and stage in stages.STAGES else None
 
 
 def _add_debug(sub: argparse.ArgumentParser, default: object = argparse.SUPPRESS) -> None:
-    """The option before or after the command: what is not given must not undo what is."""
+    """Add --debug, before or after the command: the absent one must not reset the other."""
     sub.add_argument(
         "--debug", action="store_true", default=default, help="show where an error came from"
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is one of those in EPILOG."""
-    # Read when torch is loaded: its threads wait asleep, for others decode on the same cores.
+    """Run one command and return its exit status, one of those in EPILOG."""
+    # torch reads it when it is imported. Its idle threads then leave the cores to decoders.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    open_closed()
     try:
         return _run(arguments)
     finally:
@@ -259,13 +231,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    """Every way in which a command may end has a status."""
+    """Run one command and report its errors."""
     logger, name, debug = start_log(debug=False), "latteclip", False
     try:
         given = sys.argv[1:] if arguments is None else arguments
         args = parser(_stage_called(given)).parse_args(given)
         name, debug = _name(args.name), args.debug
-        return _finished(args)
+        return _call(args)
     except UserError as error:
         logger.error("error: %s", error, exc_info=debug)
         return BAD_INPUT
@@ -278,8 +250,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         if sentence := full_disk(error) or refused_by_system(error):
             logger.error("error: %s", sentence, exc_info=debug)
             return BAD_INPUT
-        if said := worker_failure(error):
-            logger.error("error: %s", said, exc_info=debug)
+        if sentence := worker_failure(error):
+            logger.error("error: %s", sentence, exc_info=debug)
             return FAILED
         logger.exception(
             "error: %s failed (%s: %s); --debug shows where.",
@@ -290,13 +262,25 @@ def _run(arguments: Sequence[str] | None) -> int:
         return FAILED
 
 
-def _finished(args: argparse.Namespace) -> int:
-    """The status of a command that comes to its end, with its output written."""
+def _call(args: argparse.Namespace) -> int:
+    """Call the function of a command, write its output, and return its exit status."""
     start_log(debug=args.debug)
     with unwinding():
         if file := getattr(args, "log", None):
             add_log_file(file)
-        runs.log_job()
+        _log_job(logging.getLogger("latteclip"))
         status: int = args.command(args) or 0
         flush_output()
     return status
+
+
+def _log_job(logger: logging.Logger) -> None:
+    """Log which job of a SLURM cluster this is, and which GPUs it has."""
+    if number := os.environ.get("SLURM_JOB_ID"):
+        logger.info(
+            "SLURM job %s on %s, restarted %s times; CUDA_VISIBLE_DEVICES=%s.",
+            number,
+            os.uname().nodename,
+            os.environ.get("SLURM_RESTART_COUNT", 0),
+            os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+        )

@@ -1,7 +1,7 @@
-"""The sentences with which a run of the workflow begins and ends; handlers of the Snakefile ask.
+"""Messages at the start and end of a run of the workflow, for the handlers of the Snakefile.
 
-A run begins with what it found and what it will fetch. It ends with where the results are and the
-next command, or with the error messages of the jobs that failed.
+A run begins with its datasets and downloads. It ends with the places of the results and the next
+command, or with the error messages of failed jobs.
 """
 
 import csv
@@ -25,11 +25,11 @@ from latteclip.core.terminal import for_terminal
 from latteclip.data.folder_files import IMAGE_SUFFIXES
 from latteclip.evaluate.results import read_selection
 
-COUNTED = 100_000  # image files of a folder; of more it is only said that there are more
+MAX_COUNTED = 100_000  # image files of a folder
 ERROR = "error: "  # begins the message of a command that fails
-STOPPED = ("Stopped", "interrupted")  # begin the last line of a log after Ctrl-C
+STOPPED = ("Stopped", "interrupted")  # beginnings of the last line of a log after Ctrl-C
 TRACEBACK = "Traceback (most recent call last):"
-LONGEST = 20  # lines of a message
+MAX_LINES = 20  # of a message
 GB = {  # to download, where docs/scaling.md has the size
     "ViT-B-32@laion2b_s34b_b79k": 0.6,
     "llava-hf--llava-v1.6-mistral-7b-hf": 15.1,
@@ -38,7 +38,7 @@ GB = {  # to download, where docs/scaling.md has the size
 
 @dataclass(frozen=True)
 class FailedJob:
-    """A job that did not end well."""
+    """A job that failed or was stopped."""
 
     rule: str
     wildcards: Mapping[str, str]
@@ -53,7 +53,7 @@ class FailedJob:
 
 
 def started(configuration: Configuration, pending: Collection[str]) -> list[str]:
-    """What a run found, and what it will download.
+    """Return the datasets of a run, and its downloads.
 
     Args:
         configuration: of the run.
@@ -68,7 +68,7 @@ def started(configuration: Configuration, pending: Collection[str]) -> list[str]
 
 
 def _images(configuration: Configuration, dataset: str) -> str:
-    """How many images and classes a dataset has, as far as that is known."""
+    """Return the numbers of images and classes of a dataset, as far as they are known."""
     folder = configuration.dataset(dataset)["source"].get("folder")
     counts = job_resources.counts(configuration, dataset)
     if counts:
@@ -82,7 +82,7 @@ def _images(configuration: Configuration, dataset: str) -> str:
 
 
 def _unreadable(dataset: str) -> str:
-    """How many images the index had to leave out."""
+    """Return the number of images that the index left out."""
     path = Path(f"results/{dataset}/corrupt.csv")
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -93,15 +93,15 @@ def _unreadable(dataset: str) -> str:
 
 
 def _image_files(folder: str) -> str:
-    """How many files of a folder are images by their suffix."""
+    """Return the number of files of a folder that are images by their suffix."""
     names = (name for _, _, files in os.walk(folder) for name in files)
     found = (name for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES)
-    n = sum(1 for _ in islice(found, COUNTED + 1))
-    return f"{n:,}" if n <= COUNTED else f"more than {COUNTED:,}"
+    n = sum(1 for _ in islice(found, MAX_COUNTED + 1))
+    return f"{n:,}" if n <= MAX_COUNTED else f"more than {MAX_COUNTED:,}"
 
 
 def _classes(folder: str) -> str:
-    """How many classes a folder of images has, and what says so."""
+    """Return the number of classes of a folder of images, and its source."""
     path = Path(folder, checks.CLASSES)
     try:
         names = [line for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
@@ -111,7 +111,7 @@ def _classes(folder: str) -> str:
 
 
 def _downloads(configuration: Configuration, pending: Collection[str]) -> Iterator[str]:
-    """What jobs of the run download, with sizes where they are known."""
+    """Yield the downloads of a run, with known sizes."""
     for dataset in configuration.from_source("downloads"):
         if f"resources/{dataset}/data" in pending:
             size = configuration.dataset(dataset).get("size", "size unknown")
@@ -135,7 +135,7 @@ def _size(slug: str) -> str:
 
 
 def finished(configuration: Configuration, outputs: Collection[str]) -> list[str]:
-    """Where the results of a run are, and what to do next.
+    """Return the places of the results, and the next commands.
 
     Args:
         configuration: of the run.
@@ -155,7 +155,7 @@ def finished(configuration: Configuration, outputs: Collection[str]) -> list[str
 
 
 def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[str]:
-    """The page and the model of a dataset, and the commands that use them."""
+    """Yield the page and the model of a dataset, and the commands that use them."""
     yield f"{dataset}: {_images(configuration, dataset)}. The page is {page}."
     folder = SELECTED_MODEL.format(suffix=configuration.suffix).format(dataset=dataset)
     for selection in selection_if_any(configuration, dataset):
@@ -182,7 +182,7 @@ def _labels(dataset: str) -> Iterator[str]:
 
 
 def _unfinished(dataset: str) -> Iterator[str]:
-    """Checkpoints that no training of the run has used up."""
+    """Yield checkpoints of trainings that did not finish."""
     for folder in sorted(Path("results", dataset).glob("*/seed*/checkpoint*")):
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         yield (
@@ -192,7 +192,7 @@ def _unfinished(dataset: str) -> Iterator[str]:
 
 
 def failed(jobs: Sequence[FailedJob]) -> list[str]:
-    """The error messages of jobs that failed or were stopped, by the jobs' logs."""
+    """Return the error messages of jobs that failed or were stopped, from their logs."""
     return [_failure(job) for job in jobs]
 
 
@@ -202,7 +202,7 @@ def _failure(job: FailedJob) -> str:
         lines = Path(log).read_text("utf-8", errors="replace").splitlines()
     starts = [i for i, line in enumerate(lines) if line.startswith(ERROR)]
     if starts:
-        message = lines[starts[-1] :][:LONGEST]
+        message = lines[starts[-1] :][:MAX_LINES]
         if TRACEBACK in message:
             message = [*message[: message.index(TRACEBACK)], f"The log is {log}."]
         return for_terminal(f"{ERROR}{job}: {' '.join(message).removeprefix(ERROR)}")

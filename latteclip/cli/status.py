@@ -1,4 +1,4 @@
-"""Which stages of each dataset are done, stale or missing, as Snakemake itself sees it.
+"""Show which stages of each dataset are done, stale or missing, by Snakemake itself.
 
 Snakemake is asked twice, by two processes at once: `--summary` lists every output of the workflow
 with what is planned for it, and a dry run gives the reasons. What the stages took comes from
@@ -25,7 +25,7 @@ from latteclip.core.terminal import for_terminal, paint
 from latteclip.report.runs import JobCost, job_costs, tokens_of, total
 
 RESULTS = Path("results")
-# Where Snakemake looks for a workflow that nobody names.
+# The places where Snakemake looks for a workflow.
 OWN_SNAKEFILES = (Path("Snakefile"), Path("workflow/Snakefile"))
 MODELS = Path("resources/models")  # notes on models, which datasets share
 RULE = r"^(?:rule|use rule \w+ as) (\w+)"
@@ -36,7 +36,7 @@ QUEUE = "SLURM queue"
 LOCK = "lock"
 COLOURS = {"done": "green", "stale": "yellow", "missing": "red"}
 FOLLOWING = ("Missing output files", "Input files updated by another job")
-LONGEST = 70  # characters of a reason
+MAX_REASON = 70  # characters of a reason
 PARAMS = "Params have changed"
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")  # what repr makes of a string
 
@@ -55,7 +55,7 @@ class Job:
 
     @property
     def state(self) -> str:
-        """Done, stale (there, but to be made again) or missing."""
+        """Return done, stale (there, but outdated) or missing."""
         if not self.exists:
             return "missing"
         return "stale" if self.pending else "done"
@@ -68,7 +68,7 @@ def status(
     deployment: Sequence[str],
     stream: TextIO,
 ) -> str:
-    """The state of every stage, for people.
+    """Return the state of every stage as text.
 
     Args:
         datasets: keys or their folders below results; none for those with results, or else what the
@@ -137,14 +137,14 @@ def _options(
 
 
 def _lock(stream: TextIO) -> Iterator[str]:
-    """Who holds Snakemake's lock of this folder, if anyone."""
+    """Yield the sentence on Snakemake's lock of this folder, if there is one."""
     unlock = "snakemake --unlock" if _has_own_workflow() else "latteclip workflow --unlock"
     if sentence := runs.describe_lock(unlock):
         yield f"{paint(LOCK, 'bold', stream)}: {sentence}"
 
 
 def _queue(stream: TextIO) -> Iterator[str]:
-    """The jobs of this folder that wait or run on a cluster, where there is one."""
+    """Yield the jobs of this folder in the queue of a cluster, if there are any."""
     if not runs.has_queue():
         return
     try:
@@ -153,21 +153,21 @@ def _queue(stream: TextIO) -> Iterator[str]:
         yield f"{paint(QUEUE, 'bold', stream)}: {error}"
         return
     if jobs:
-        lines = [f"  job {job.id:9}  {job.what:40}  {job}" for job in jobs]
+        lines = [f"  job {job.id:9}  {job.name:40}  {job}" for job in jobs]
         yield "\n".join([f"{paint(QUEUE, 'bold', stream)}: {len(jobs)} jobs", *lines])
 
 
 def _with_results() -> list[str]:
-    """Datasets that have results here, and that the configuration's files or a run have named."""
+    """Return the datasets of the configuration or of earlier runs that have results here."""
     known = dict.fromkeys([*layers.datasets(), *runs.noted_datasets()])
     return [key for key in known if (RESULTS / key).is_dir()]
 
 
 def _snakemake(*arguments: str) -> str:
-    """What Snakemake prints of the workflow of this folder, or else of the one that is shipped.
+    """Return the output of Snakemake for the workflow of this folder, or for the package's own.
 
     Raises:
-        UserError: it failed; says in its words why.
+        UserError: it failed; with its message.
     """
     workflow = (
         [] if _has_own_workflow() else ["--snakefile", str(layers.SNAKEFILE), "--directory", "."]
@@ -180,28 +180,28 @@ def _snakemake(*arguments: str) -> str:
         check=False,
     )
     if run.returncode:
-        raise UserError(f"Snakemake cannot tell: {_complaint(run.stdout)}")
+        raise UserError(f"Snakemake failed: {_complaint(run.stdout)}")
     return run.stdout
 
 
 def _has_own_workflow() -> bool:
-    """Whether snakemake finds a workflow in this folder by itself."""
+    """Return whether snakemake finds a workflow in this folder by itself."""
     return any(file.is_file() for file in OWN_SNAKEFILES)
 
 
 def _complaint(text: str) -> str:
-    """What Snakemake says of an error, without where in the workflow it was raised."""
+    """Return the message of an error of Snakemake, without its place in the workflow."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     heads = [i for i, line in enumerate(lines) if re.match(r"\w*(Error|Exception)\b.*:$", line)]
-    said = lines[heads[-1] + 1 :] if heads else lines[-3:]
-    return " ".join(line for line in said if not line.startswith('File "'))
+    message = lines[heads[-1] + 1 :] if heads else lines[-3:]
+    return " ".join(line for line in message if not line.startswith('File "'))
 
 
 def read_summary(text: str) -> list[Job]:
-    """The jobs in what `snakemake --summary` prints.
+    """Return the jobs that `snakemake --summary` lists.
 
     Raises:
-        UserError: it does not have the columns that it should have.
+        UserError: it has other columns than expected.
     """
     rows = [line.split("\t") for line in text.splitlines() if line.count("\t") >= len(HEAD) - 1]
     if not rows or rows[0] != HEAD:
@@ -211,7 +211,7 @@ def read_summary(text: str) -> list[Job]:
         )
     jobs: dict[tuple[str, str, str], Job] = {}
     for file, _, rule, _, state, plan in rows[1:]:
-        dataset, run = _place(file)
+        dataset, run = _job_identity(file)
         job = jobs.setdefault(
             (rule, dataset, run), Job(rule, dataset, run, [], exists=True, pending=False)
         )
@@ -221,8 +221,8 @@ def read_summary(text: str) -> list[Job]:
     return list(jobs.values())
 
 
-def _place(file: str) -> tuple[str, str]:
-    """The dataset, and the method and seed, that an output belongs to."""
+def _job_identity(file: str) -> tuple[str, str]:
+    """Return the dataset of an output, and its method and seed."""
     path, parts = Path(file), Path(file).parts
     if len(parts) < 3 or (path.parent == MODELS and path.suffix == ".json"):
         return SHARED, ""
@@ -231,7 +231,7 @@ def _place(file: str) -> tuple[str, str]:
 
 
 def read_reasons(text: str) -> dict[str, str]:
-    """Output -> why its job would run, from what `snakemake --dry-run` prints."""
+    """Return the reason for each output that `snakemake --dry-run` prints."""
     found: dict[str, str] = {}
     outputs: list[str] = []
     for line in text.splitlines():
@@ -246,31 +246,31 @@ def read_reasons(text: str) -> dict[str, str]:
 
 
 def _why(job: Job, reasons: dict[str, str]) -> str:
-    """A reason in short: what is missing is seen, what other jobs will bring follows from them."""
+    """Return a short reason, without missing outputs and inputs that other jobs will update."""
     if not job.pending:
         return "" if job.exists else "not needed"
-    said = next((reasons[file] for file in job.outputs if file in reasons), "")
-    if said.startswith(PARAMS):
-        return _cut(f"settings changed{changed_settings(said)}")
-    parts = [part.strip() for part in said.split(";")]
-    own = [part for part in parts if part and not part.startswith(FOLLOWING)]
-    if not own:
+    reason = next((reasons[file] for file in job.outputs if file in reasons), "")
+    if reason.startswith(PARAMS):
+        return _cut(f"settings changed{changed_settings(reason)}")
+    parts = [part.strip() for part in reason.split(";")]
+    shown = [part for part in parts if part and not part.startswith(FOLLOWING)]
+    if not shown:
         return "not run yet" if not job.exists else "an earlier stage will run"
-    return _cut(own[0].replace(" since last execution", ""))
+    return _cut(shown[0].replace(" since last execution", ""))
 
 
 def _cut(text: str) -> str:
     text = for_terminal(text)
-    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+    return text if len(text) <= MAX_REASON else text[: MAX_REASON - 3] + "..."
 
 
 def changed_settings(reason: str) -> str:
-    """`: key old -> new` for each leaf, from Snakemake's lists of parameters before and now.
+    """Return `: key old -> new` for each changed key of Snakemake's lists of parameters.
 
-    A parameter that is not a JSON object, such as a prompt, is told by what it is now.
+    Of a parameter that is not a JSON object, such as a prompt, only the new value is given.
     """
     before, _, now = reason.partition(" now: ")
-    old, new = _leaves(before), _leaves(now)
+    old, new = _flatten(before), _flatten(now)
     parts = [
         f"now {json.dumps(key, ensure_ascii=False)}"
         if value is None
@@ -281,8 +281,8 @@ def changed_settings(reason: str) -> str:
     return f": {', '.join(parts)}" if parts else ""
 
 
-def _leaves(text: str) -> dict[str, str | None]:
-    """Dotted key -> value of the JSON objects among the quoted parameters; other text -> None."""
+def _flatten(text: str) -> dict[str, str | None]:
+    """Return the values of the JSON objects among parameters by dotted key; None for other text."""
     found: dict[str, str | None] = {}
 
     def walk(value: object, name: str) -> None:
@@ -306,7 +306,7 @@ def _leaves(text: str) -> dict[str, str | None]:
 
 
 def table(jobs: Sequence[Job], stream: TextIO) -> str:
-    """One block per dataset, with one line for the jobs of a rule and method in the same state."""
+    """Return one block per dataset, with one line for the jobs of a rule, method and state."""
     lines: list[str] = []
     names = [name for name in dict.fromkeys(job.dataset for job in jobs) if name != SHARED]
     for name in [*sorted(names), SHARED]:
@@ -315,12 +315,12 @@ def table(jobs: Sequence[Job], stream: TextIO) -> str:
             done = sum(job.state == "done" for job in own)
             title = paint(for_terminal(name), "bold", stream)
             lines += [f"{title}: {done} of {len(own)} jobs done", *_rows(own, stream)]
-            lines += [*_used(name, stream), ""]
+            lines += [*_costs(name, stream), ""]
     return "\n".join(lines).rstrip()
 
 
-def _used(dataset: str, stream: TextIO) -> Iterator[str]:
-    """What the jobs of a dataset took when they last ran, by stage and in all."""
+def _costs(dataset: str, stream: TextIO) -> Iterator[str]:
+    """Yield the time and memory of the last jobs of a dataset, in all and by stage."""
     if dataset == SHARED:
         return
     folder = RESULTS / dataset
@@ -335,12 +335,12 @@ def _used(dataset: str, stream: TextIO) -> Iterator[str]:
 
 
 def _stage(benchmark: Path) -> str:
-    """The stage of a benchmark file, of whatever shard."""
+    """Return the stage of a benchmark file, without its shard."""
     return re.sub(r"-\d+-of-\d+$", "", benchmark.stem)
 
 
 def _cost(cost: JobCost, jobs: int) -> str:
-    """What jobs took in words."""
+    """Return the cost of jobs in words."""
     parts = [
         f"{jobs} job{'s' * (jobs != 1)}",
         *(
@@ -358,7 +358,7 @@ def _cost(cost: JobCost, jobs: int) -> str:
 
 
 def _tokens(folder: Path) -> str:
-    """What the answers in a dataset's tables took, whenever they were asked for."""
+    """Return the tokens of the answers in a dataset's tables."""
     each = list(tokens_of(folder))
     read, written = sum(part[1] for part in each), sum(part[2] for part in each)
     return f", {read:,} tokens read, {written:,} written" if read or written else ""
@@ -376,7 +376,7 @@ def _rows(jobs: Sequence[Job], stream: TextIO) -> Iterator[str]:
 
 
 def _rule_order() -> list[str]:
-    """The names of the rules, as the files that the shipped Snakefile includes have them."""
+    """Return the names of the rules in the order of the package's Snakefile."""
     contents = layers.SNAKEFILE.read_text("utf-8")
     files = re.findall(r'^include: "(.+)"', contents, flags=re.MULTILINE)
     texts = [(layers.ROOT / file).read_text("utf-8") for file in files]

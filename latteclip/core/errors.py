@@ -23,76 +23,68 @@ WORKER_KILLED = (
 
 
 class UserError(Exception):
-    """Bad input or configuration: says what was wrong, where, and what to do.
+    """Bad input or configuration. The message names the mistake, its place and the remedy.
 
     The command line prints it as one sentence, without a traceback, and exits with status 2.
     """
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence on a name that is unknown: the nearest right one, or all of them."""
+    """Return the end of a sentence on an unknown name: the nearest known one, or all of them."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {near[0]}?" if near else f"known are: {', '.join(names)}."
 
 
 def first_line(error: BaseException) -> str:
-    """Kind and first line of an error of a library."""
+    """Return the type and the first line of a library's error."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, and those that it was raised from; libraries wrap others' errors in theirs."""
-    below: BaseException | None = error
-    while below:
-        yield below
-        below = below.__cause__ or below.__context__
+    """Yield an error and its causes: libraries wrap the errors of others."""
+    cause: BaseException | None = error
+    while cause:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def full_disk(error: BaseException) -> str | None:
-    """The sentence on an error that a full disk or a used-up quota is behind; None for others."""
-    for one in chain(error):
-        if getattr(one, "errno", None) in FULL or any(word in str(one) for word in FULL_WORDS):
-            place = getattr(one, "filename", None)
+    """Return the message for an error due to a full disk or quota. None: it is another error."""
+    for cause in chain(error):
+        if getattr(cause, "errno", None) in FULL or any(w in str(cause) for w in FULL_WORDS):
+            place = getattr(cause, "filename", None)
             where = f"There is no space left for {place}" if place else "A disk is full"
             return (
                 f"{where}; free some space (of results, resources, the hub's cache or TMPDIR) or "
-                "ask for a larger quota, and rerun: what was finished is kept."
+                "ask for a larger quota, and rerun: finished work is not lost."
             )
     return None
 
 
 def refused_by_system(error: BaseException) -> str | None:
-    """The sentence on a file that the system does not let us use; None for other errors."""
+    """Return the message for a file that the system refuses. None: it is another error."""
     if not isinstance(error, OSError) or not error.filename or not error.strerror:
         return None
     return f"{error.filename}: {error.strerror}; correct the path, or its permissions, and rerun."
 
 
-def full_output(error: OSError) -> str:
-    """The sentence on a standard output that takes no more."""
-    return (
-        f"The standard output takes no more ({error.strerror}); free some space, or send it "
-        "elsewhere."
-    )
-
-
 def worker_failure(error: BaseException) -> str | None:
-    """One sentence for an error that comes from no room in /dev/shm, or from a process killed.
+    """Return the message for a full /dev/shm, or for a killed process that loaded images.
 
-    torch tells the latter by a signal, so that it may be raised anywhere. None: another error.
+    torch raises the latter from a signal handler, so anywhere. None: it is another error.
     """
-    said = f"{error} {error.__cause__}"
-    if not isinstance(error, RuntimeError) or "DataLoader worker" not in said:
+    text = f"{error} {error.__cause__}"
+    if not isinstance(error, RuntimeError) or "DataLoader worker" not in text:
         return None
-    if any(mark in said for mark in NO_ROOM):
+    if any(mark in text for mark in NO_ROOM):
         total, _, free = shutil.disk_usage(SHARED_MEMORY)
         return (
-            f"{SHARED_MEMORY} has {total // MIB} MiB, {free // MIB} of them free, which does not "
-            "hold what the processes that load images have ready; start the container with more of "
+            f"{SHARED_MEMORY} has {total // MIB} MiB, {free // MIB} of them free, too few "
+            "for the processes that load images; start the container with more of "
             "it (docker run --shm-size=8g; Apptainer: --bind /dev/shm), or lower threads of this "
             "stage."
         )
-    if any(mark in said for mark in KILLED):
+    if any(mark in text for mark in KILLED):
         return WORKER_KILLED
     return None

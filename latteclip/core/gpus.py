@@ -1,13 +1,12 @@
-"""A GPU of its own for each job, where several jobs run on one machine.
+"""One GPU for each job, where several jobs run on one machine.
 
 Snakemake's resource `gpu` has jobs take turns where it has a limit (workflow/rules/common.smk).
 The locks here hold without one, and within the GPUs that CUDA_VISIBLE_DEVICES leaves to a run.
-Nothing here touches CUDA: NVIDIA's tool is asked, and the driver's library for its version.
+Nothing here touches CUDA: the answers are those of nvidia-smi.
 
     python -m latteclip.core.gpus N COMMAND ...     # claims N GPUs for all processes of a command
 """
 
-import ctypes
 import fcntl
 import itertools
 import logging
@@ -27,7 +26,7 @@ from latteclip.core.errors import UserError
 
 log = logging.getLogger(__name__)
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-CLAIMED = "LATTECLIP_GPUS"  # tells the processes that a job starts that it has claimed its GPUs
+CLAIMED = "LATTECLIP_GPUS"  # set for the processes of a job that has claimed its GPUs
 PAUSE = 1.0  # seconds until a busy GPU is tried again
 TIMEOUT = 60  # seconds in which nvidia-smi answers
 NOT_FOUND = 6  # its exit status where there is no such GPU, or none at all
@@ -37,12 +36,10 @@ REPAIR = (
     "repair the driver (after a kernel update, reboot), or export CUDA_VISIBLE_DEVICES= for a run "
     "on the CPU"
 )
-# The oldest driver for each CUDA (NVIDIA, "CUDA Compatibility", minor version compatibility).
-OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 # The oldest compute capability for which each CUDA has code, where torch was built for older ones.
 OLDEST_CARD = {13: (7, 5)}  # Turing; CUDA 12 has Volta (V100) and Pascal
-_held: list[IO[str]] = []  # locks are the process's own and end with it
-_claimed: list[str] = []  # the GPUs that this process was given
+_locks: list[IO[str]] = []  # of this process, which end with it
+_claimed: list[str] = []  # the GPUs of this process
 
 
 def claim(n: int = 1) -> None:
@@ -87,7 +84,7 @@ def claim(n: int = 1) -> None:
 
 
 def visible() -> dict[str, str]:
-    """The GPUs that this process may use: the name of each in CUDA_VISIBLE_DEVICES -> its UUID.
+    """Return the GPUs that this process may use: their names in CUDA_VISIBLE_DEVICES, with UUIDs.
 
     Names there may be numbers, UUIDs or beginnings of them, of GPUs or of their parts by MIG. As
     for CUDA, the first name that is none ends the list.
@@ -132,7 +129,7 @@ def _memory_in_use() -> dict[str, int]:
 
 
 def _uuid_of(name: str, found: Mapping[str, Sequence[str]]) -> str:
-    """The UUID of a GPU or of a part of one, or nothing."""
+    """Return the UUID of a GPU or of a part of one, or nothing."""
     if name.isdigit():
         return next(itertools.islice(found, int(name), None), "")
     known = [*found, *itertools.chain(*found.values())]
@@ -140,7 +137,7 @@ def _uuid_of(name: str, found: Mapping[str, Sequence[str]]) -> str:
 
 
 def _uuids() -> dict[str, list[str]]:
-    """The UUID of each GPU, in order, with those of its parts by MIG."""
+    """Return the UUID of each GPU, in order, with those of its parts by MIG."""
     found: dict[str, list[str]] = {}
     for line in _nvidia_smi("--list-gpus"):
         if uuid := re.search(r"UUID: ([^)]+)", line):
@@ -152,7 +149,7 @@ def _uuids() -> dict[str, list[str]]:
 
 
 def _nvidia_smi(*options: str) -> list[str]:
-    """The lines that NVIDIA's tool answers; none where it is not there or finds no GPU.
+    """Return the lines of nvidia-smi. There are none where it is missing or finds no GPU.
 
     Raises:
         UserError: it fails, as after an update of the kernel that left the driver behind.
@@ -168,22 +165,21 @@ def _nvidia_smi(*options: str) -> list[str]:
     if run.returncode in (0, NOT_FOUND):
         return run.stdout.splitlines() if run.returncode == 0 else []
     lines = f"{run.stdout}\n{run.stderr}".split("\n")
-    said = next((line.strip(" .") for line in reversed(lines) if line.strip()), "it says nothing")
-    raise UserError(f"nvidia-smi fails with status {run.returncode} ({said}); {REPAIR}.")
+    reason = next((line.strip(" .") for line in reversed(lines) if line.strip()), "no message")
+    raise UserError(f"nvidia-smi fails with status {run.returncode} ({reason}); {REPAIR}.")
 
 
 def refuse_unusable(torch_version: str, cuda: str | None, *, sees_none: bool = False) -> None:
-    """Raise UserError where torch cannot use the GPUs that are there to use.
+    """Raise UserError where torch cannot use the GPUs that are visible.
 
     Args:
         torch_version: torch.__version__.
-        cuda: torch.version.cuda, for which it was built; None: it is a build for the CPU.
-        sees_none: whether torch was asked and sees no GPU. What the versions of driver and build
-            tell is known without.
+        cuda: torch.version.cuda, for which it was built. None: it is a build for the CPU.
+        sees_none: whether torch has been asked and sees no GPU, as with a driver that is too old.
     """
     if not visible():
         return
-    driver = _driver()
+    driver = "".join(_nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")[:1])
     there = f"the NVIDIA driver {driver} shows a GPU"
     hide = f"export {VISIBLE}= for a run on the CPU"
     if cuda is None:
@@ -191,22 +187,22 @@ def refuse_unusable(torch_version: str, cuda: str | None, *, sees_none: bool = F
             f"torch {torch_version} is a build for the CPU, but {there}; run make install "
             f"KIND=cuda, or {hide}."
         )
-    if old := _too_old(_major(cuda)):
+    major = int(cuda.partition(".")[0])
+    if old := _too_old(major):
         raise UserError(
             f"torch {torch_version} was built for CUDA {cuda}, which has no code for {old}; "
             f"use a newer card, caption by a server (captioner.engine openai), or {hide}."
         )
-    needs = _lacks(driver, cuda)
-    if needs or sees_none:
+    if sees_none:
         raise UserError(
-            f"torch {torch_version} was built for CUDA {cuda}{needs} and cannot use a GPU, but "
-            f"{there}; update the driver, on a data-centre card add NVIDIA's cuda-compat-"
-            f"{_major(cuda)} to LD_LIBRARY_PATH, or {hide}."
+            f"torch {torch_version} was built for CUDA {cuda} and cannot use a GPU, but {there}; "
+            f"update the driver, on a data-centre card add NVIDIA's cuda-compat-{major} to "
+            f"LD_LIBRARY_PATH, or {hide}."
         )
 
 
 def _too_old(cuda: int) -> str | None:
-    """Return which GPU to use is too old for a CUDA, if any is."""
+    """Return the first visible GPU that is too old for a CUDA."""
     usable = visible().values()
     oldest = OLDEST_CARD.get(cuda, (0, 0))
     for line in _nvidia_smi("--query-gpu=uuid,compute_cap,name", "--format=csv,noheader"):
@@ -217,52 +213,22 @@ def _too_old(cuda: int) -> str | None:
     return None
 
 
-def _driver() -> str:
-    """Return the version of NVIDIA's driver, as 580.65.06."""
-    return "".join(_nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")[:1])
-
-
-def _lacks(driver: str, cuda: str) -> str:
-    """Return which driver a version of CUDA needs, or nothing where the driver's library knows it.
-
-    NVIDIA's forward compatibility puts a newer library before an old driver.
-    """
-    oldest, known = OLDEST_DRIVER.get(_major(cuda), 0), _cuda_of_library()
-    is_old = known < _major(cuda) if known else _major(driver) < oldest
-    return f", which needs driver {oldest} or newer," if is_old else ""
-
-
-def _cuda_of_library() -> int:
-    """Return the major version of CUDA that the driver's library knows; 0 where it is not there."""
-    try:
-        library = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    version = ctypes.c_int()
-    failed = library.cuDriverGetVersion(ctypes.byref(version))  # needs and makes no context
-    return 0 if failed else version.value // 1000
-
-
-def _major(version: str) -> int:
-    return int(version.partition(".")[0])
-
-
 def _wait_for(n: int, usable: Mapping[str, str]) -> list[str]:
-    """The n GPUs that are free first, locked all at once: no two jobs wait for each other."""
-    told = False
+    """Lock n GPUs, all at once, so that no two jobs wait for each other."""
+    has_logged = False
     while len(chosen := _lock(n, usable)) < n:
-        if not told:
+        if not has_logged:
             log.info(
                 "Waiting for %s of %s GPUs, which other jobs use; %s=shared does not wait.",
                 *(n, len(usable), CLAIMED),
             )
-        told = True
+        has_logged = True
         time.sleep(PAUSE)
     return chosen
 
 
 def _lock(n: int, usable: Mapping[str, str]) -> list[str]:
-    """The first n GPUs whose locks nobody held; where they are fewer, none is kept."""
+    """Lock the first n GPUs that are free. If they are fewer, lock none."""
     taken: dict[str, IO[str]] = {}
     for name, uuid in usable.items():
         if len(taken) < n and (file := _lock_file(uuid)):
@@ -271,12 +237,12 @@ def _lock(n: int, usable: Mapping[str, str]) -> list[str]:
         for file in taken.values():
             file.close()
         return []
-    _held.extend(taken.values())
+    _locks.extend(taken.values())
     return list(taken)
 
 
 def _lock_file(uuid: str) -> IO[str] | None:
-    """The lock of a GPU, a file on this machine's own disk, if nobody holds it."""
+    """Lock the file of a GPU, on this machine's disk. Return None if another process has."""
     name = f"latteclip-{os.getuid()}-{uuid.replace('/', '-')}.lock"  # old names of MIG have slashes
     file = (Path(tempfile.gettempdir()) / name).open("w")
     try:
@@ -295,7 +261,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     n, *command = arguments
     claim(int(n))
-    for file in _held:
+    for file in _locks:
         os.set_inheritable(file.fileno(), True)
     os.execvp(command[0], command)
 
@@ -305,36 +271,36 @@ if __name__ == "__main__":
 
 
 def refuse_missing_compiler() -> None:
-    """Refuse to start what Triton would end.
+    """Refuse to start where Triton, which compiles when a GPU is first used, would fail.
 
     Raises:
-        UserError: says which packages to install.
+        UserError: names the packages to install.
     """
     if sentence := missing_compiler():
         raise UserError(sentence)
 
 
 def missing_compiler() -> str | None:
-    """Return the sentence on what is missing, as Triton looks for it; None where nothing is."""
+    """Return which packages are missing for Triton, as a sentence. None: no package is."""
     python = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    lacking = {}
+    missing = {}
     if shutil.which(os.environ.get("CC", "gcc")) is None and (
         "CC" in os.environ or shutil.which("clang") is None
     ):
-        lacking["gcc"] = f"the C compiler {os.environ.get('CC', 'gcc')}"
+        missing["gcc"] = f"the C compiler {os.environ.get('CC', 'gcc')}"
     if not Path(_python_headers(), "Python.h").is_file():
-        lacking[f"{python}-dev"] = f"Python's headers ({_python_headers()}/Python.h)"
-    if not lacking:
+        missing[f"{python}-dev"] = f"Python's headers ({_python_headers()}/Python.h)"
+    if not missing:
         return None
-    debian = " ".join(lacking)
+    debian = " ".join(missing)
     return (
         f"vLLM and torch.compile compile a small piece of C when they first use a GPU, and this "
-        f"machine lacks {' and '.join(lacking.values())}; run apt install {debian} (Debian, Ubuntu)"
+        f"machine lacks {' and '.join(missing.values())}; run apt install {debian} (Debian, Ubuntu)"
         f" or dnf install {debian.replace('-dev', '-devel')} (Fedora, RHEL)."
     )
 
 
 def _python_headers() -> str:
-    """Return the folder of Python's headers; Debian's own scheme names one that has none."""
+    """Return the folder of Python's headers. The one of Debian's own scheme has none."""
     scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
     return sysconfig.get_paths(scheme)["include"]

@@ -1,3 +1,4 @@
+import logging
 import os
 import re
 import signal
@@ -203,3 +204,12 @@ def test_a_training_lets_segments_of_the_gpu_s_memory_grow_unless_told_otherwise
     with mock.patch.dict(os.environ, {**environment, **given}, clear=True):
         stages.run("finetune", Namespace(seed=0))
     assert found == [expected]
+
+
+def test_a_job_of_slurm_is_logged(monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger="latteclip")
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    main._log_job(logging.getLogger("latteclip"))
+    (message,) = caplog.messages
+    assert "12" in message and "CUDA_VISIBLE_DEVICES=1" in message

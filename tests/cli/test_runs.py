@@ -1,5 +1,4 @@
 import json
-import logging
 import os
 import socket
 import subprocess
@@ -107,30 +106,17 @@ def test_the_queue_holds_the_jobs_of_the_folder(listing, tmp_path):
     ]
 
 
-def test_a_second_run_is_told_what_to_do():
-    runs.refuse_running([])
-    jobs = [
-        QueuedJob(number, "RUNNING", "None", "1:05", "20:00", "finetune demo_flyp_0")
-        for number in ("3", "4_2")
-    ]
+def test_a_second_run_is_refused_and_names_the_jobs(listing, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    listing()
+    runs.refuse_second_run()
+    listing((*WAITING, "rule_finetune"), (*RUNNING, "rule_finetune"))
     with pytest.raises(UserError, match="scancel 3 4_2"):
-        runs.refuse_running(jobs)
+        runs.refuse_second_run()
 
 
 def test_a_cluster_that_fails_is_one_sentence(squeue):
     squeue("sys.exit('slurm_load_jobs error: Unable to contact slurm controller')")
     with pytest.raises(UserError, match="squeue"):
         runs.queue()
-
-
-def test_a_job_says_which_it_is(monkeypatch, caplog):
-    caplog.set_level(logging.INFO, logger="latteclip")
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    runs.log_job()
-    assert caplog.messages == []
-    monkeypatch.setenv("SLURM_JOB_ID", "12")
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    runs.log_job()
-    (message,) = caplog.messages
-    assert "12" in message and "CUDA_VISIBLE_DEVICES=1" in message
