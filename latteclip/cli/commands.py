@@ -1,7 +1,7 @@
-"""The commands that people type; `latteclip.cli.stages` holds those of the workflow's rules.
+"""The commands for users. `latteclip.cli.stages` has those for the workflow's rules.
 
-A function `add_<name>` defines a command's arguments. What a command does is imported when it runs,
-so that the help answers without torch.
+A function `add_<name>` defines the arguments of a command. A command imports its code when it runs,
+so that --help does without torch.
 """
 
 import argparse
@@ -13,19 +13,19 @@ from typing import Any
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import for_terminal
 
-MOST = 2**20  # of anything that is counted
+MAX_COUNT = 2**20
 
 
-SKIPPED = 3  # exit status: some images were left out
-NOT_READY = 1  # exit status of doctor: something is wrong with this machine
+SKIPPED = 3  # exit status: some images could not be decoded
+NOT_READY = 1  # exit status of doctor: something needs repair
 SHELLS = ("bash", "zsh", "fish", "tcsh")
 FORMATS = ("open_clip", "transformers", "onnx")
 LEFT_OUT = ("unknown", "duplicates")  # kinds of images, of an export of labels
 LABEL_FORMATS = ("csv", "parquet", "label-studio", "imagefolder")
 
 
-def count(least: int = 1, most: int = MOST) -> Callable[[str], int]:
-    """The kind of a whole number from `least` to `most`."""
+def count(least: int = 1, most: int = MAX_COUNT) -> Callable[[str], int]:
+    """Return the argparse type of a whole number from `least` to `most`."""
 
     def parsed(text: str) -> int:
         try:
@@ -42,7 +42,7 @@ def count(least: int = 1, most: int = MOST) -> Callable[[str], int]:
 
 
 def threads() -> Callable[[str], int]:
-    """The kind of a number of threads: at most as many as this machine has cores."""
+    """Return the argparse type of a number of threads, at most this machine's cores."""
     return count(1, os.cpu_count() or 1)
 
 
@@ -100,11 +100,11 @@ def add_captions(sub: argparse.ArgumentParser) -> None:
         "show", nargs="*", help="show, and a table: results/<dataset>/captions/*.parquet"
     )
     sub.add_argument("--n", type=count(), default=5, help="how many (default: 5)")
-    sub.add_argument("--pictures", metavar="FOLDER", help="make their pictures again there")
+    sub.add_argument("--pictures", metavar="FOLDER", help="draw their pictures in this folder")
 
 
 def labels(args: argparse.Namespace) -> None:
-    """Show who was believed about labels, or export them."""
+    """Show where labels come from, or export them."""
     if args.show[:1] != ["export"]:
         from latteclip.labels import show
 
@@ -138,7 +138,7 @@ def add_labels(sub: argparse.ArgumentParser) -> None:
         type=count(0),
         default=6,
         metavar="N",
-        help="how many images, of all kinds (default: 6)",
+        help="how many images (default: 6)",
     )
     sub.add_argument(
         "--image",
@@ -146,25 +146,27 @@ def add_labels(sub: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="ID",
-        help="these images instead, by their ids in images.parquet",
+        help="these images instead, by their image_id in images.parquet",
     )
-    sub.add_argument("--format", choices=LABEL_FORMATS, help="who is to read what is exported")
+    sub.add_argument("--format", choices=LABEL_FORMATS, help="the format of the export")
     sub.add_argument(
-        "-o", "--output", metavar="PATH", help="a file; of the last two formats a new folder"
+        "-o", "--output", metavar="PATH", help="a file, or a new folder for the last two formats"
     )
-    sub.add_argument("--copy", action="store_true", help="of imagefolder: no links to the images")
+    sub.add_argument(
+        "--copy", action="store_true", help="imagefolder: copies of the images, no links"
+    )
     sub.add_argument(
         "--leave-out",
         nargs="+",
         choices=LEFT_OUT,
         default=[],
         metavar="KIND",
-        help="of an export: unknown, images that may be of no class, or duplicates, all but one "
-        "of those that show the same picture",
+        help="export: without images of no class (unknown), or with one of each set of duplicates "
+        "(duplicates)",
     )
     sub.epilog = (
-        "The images are some whose label is not the zero-shot one, some of which not all say the "
-        "same, and some of which all do. -n 0: the summary alone."
+        "Shown are images whose label changed, where signals disagree, and where all agree. "
+        "-n 0: the summary only."
     )
 
 
@@ -208,7 +210,7 @@ def add_teach(sub: argparse.ArgumentParser) -> None:
 
 
 def audit(args: argparse.Namespace) -> None:
-    """Ask you about a few images, and say whether tuning helped."""
+    """Ask you about a few images, and report whether tuning helped."""
     from latteclip.audit import app
 
     session = app.open_audit(args.results, args.split, args.budget)
@@ -335,11 +337,11 @@ def add_export(sub: argparse.ArgumentParser) -> None:
     """Arguments of export."""
     _add_model(sub)
     sub.add_argument("destination", metavar="DEST", help="new or empty folder")
-    sub.add_argument("--format", choices=FORMATS, required=True, help="who is to load it")
+    sub.add_argument("--format", choices=FORMATS, required=True, help="the library that loads it")
     sub.add_argument(
         "--licence",
         metavar="ID",
-        help="of the weights, as the hub spells it: mit, apache-2.0, cc-by-nc-4.0, ...",
+        help="licence of the weights, as the hub spells it: mit, apache-2.0, cc-by-nc-4.0, ...",
     )
 
 
@@ -381,7 +383,7 @@ def add_status(sub: argparse.ArgumentParser) -> None:
 
 
 def doctor(args: argparse.Namespace) -> int:
-    """Say what this machine can do, and what to mend."""
+    """Check this machine, and name what needs repair."""
     from latteclip.cli import doctor as checks
 
     memory: dict[str, checks.Check] = {
@@ -447,20 +449,20 @@ def _add_model(sub: argparse.ArgumentParser) -> None:
 
 
 def _file_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    """The arguments that are paths, of all commands that the help shows."""
+    """Return the arguments of all commands that are paths."""
     names = {"model", "paths", "output", "destination", "configfile", "show", "pictures"}
     names |= {"results", "offline", "answers"}
-    found = []
+    actions = []
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            found += [a for sub in action.choices.values() for a in _file_actions(sub)]
+            actions += [a for sub in action.choices.values() for a in _file_actions(sub)]
         elif action.dest in names:
-            found.append(action)
-    return found
+            actions.append(action)
+    return actions
 
 
-# Commands that hand on all that follows their name, options included.
-PASSING_ON = (workflow,)
+# Commands that pass on all their arguments, options included.
+PASSTHROUGH = (workflow,)
 # In the order of the help.
 COMMANDS: dict[Callable[[argparse.Namespace], Any], Callable[[argparse.ArgumentParser], None]] = {
     workflow: add_workflow,

@@ -170,17 +170,17 @@ def parser(stage: str | None = None) -> argparse.ArgumentParser:
     subs = top.add_subparsers(required=True, title="commands", metavar="command")
     for command, add_arguments in commands.COMMANDS.items():
         about = command.__doc__
-        passing_on = command in commands.PASSING_ON
+        passes_through = command in commands.PASSTHROUGH
         sub = subs.add_parser(
             _name(command.__name__),
             help=about,
             description=about,
-            add_help=not passing_on,
-            prefix_chars=NONE if passing_on else "-",
+            add_help=not passes_through,
+            prefix_chars=NONE if passes_through else "-",
         )
         add_arguments(sub)
         sub.set_defaults(command=command, name=command.__name__, parser=parser)
-        if not passing_on:
+        if not passes_through:
             _add_debug(sub)
     if stage:
         sub = subs.add_parser(_name(stage))  # not in the list

@@ -17,7 +17,7 @@ WRITTEN = "written_names"  # in the metadata of files
 
 
 def clean_classname(name: str, replace: Mapping[str, str]) -> str:
-    """A class name as CLIP reads it: lower case, replacements made, single spaces."""
+    """Return a class name as CLIP reads it: in lower case, with replacements and single spaces."""
     for old, new in replace.items():
         name = name.replace(old, new)
     return " ".join(name.lower().split())
@@ -46,12 +46,12 @@ def clean_classnames(names: Sequence[str], replace: Mapping[str, str]) -> list[s
 
 
 def fill(template: str, classname: str) -> str:
-    """Put a class name into a template or prompt; one without "{}" is returned as it is."""
+    """Return a template or prompt with a class name in place of {}, if it has that."""
     return template.replace(PLACE, classname)
 
 
 def class_texts(template: str, classnames: Sequence[str]) -> list[str]:
-    """T(c) for every class: the C class descriptions (LatteCLIP, section 3.1)."""
+    """Return T(c) for every class: the C class descriptions (LatteCLIP, section 3.1)."""
     if PLACE not in template:
         raise UserError(f"Class template {template!r} has no {PLACE} for the class name.")
     return [fill(template, name) for name in classnames]
@@ -59,20 +59,20 @@ def class_texts(template: str, classnames: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class ClassTemplates:
-    """Templates, each with {} for a name, and what classes are called besides their own names.
+    """Templates, each with {} for a name, and synonyms of the class names.
 
-    Class names are as CLIP reads them, in lower case. People read them as the dataset writes them.
+    Class names are as CLIP reads them, in lower case. Tables show them as the dataset writes them.
     """
 
     templates: list[str]
     synonyms: dict[str, list[str]] = field(default_factory=dict)  # by class name
-    written: dict[str, str] = field(default_factory=dict)  # by class name, where it is another
+    written: dict[str, str] = field(default_factory=dict)  # by class name, where they differ
 
     @classmethod
     def of(
         cls, template: str | Sequence[str], synonyms: Mapping[str, Sequence[str]] | None = None
     ) -> Self:
-        """The words that a dataset's `template` and `class_synonyms` say.
+        """Build them from a dataset's `template` and `class_synonyms`.
 
         Raises:
             UserError: there is no template, one has no place for the name, or one or a synonym is
@@ -93,10 +93,10 @@ class ClassTemplates:
 
     @classmethod
     def described_by(cls, metadata: Mapping[str, Any]) -> Self:
-        """The words that the metadata of a file tell (`described`).
+        """Build them from the metadata of a file (`described`).
 
         Raises:
-            UserError: they tell none.
+            UserError: the metadata lack them.
         """
         templates = metadata.get("templates", metadata.get("template"))
         synonyms = metadata.get("class_synonyms", {})
@@ -111,12 +111,12 @@ class ClassTemplates:
 
     @property
     def template(self) -> str:
-        """The first: that of the class descriptions T(c) (LatteCLIP, section 3.1)."""
+        """Return the first template, that of the class descriptions T(c)."""
         return self.templates[0]
 
     @property
     def described(self) -> dict[str, Any]:
-        """As metadata: the first template, and more where there is more."""
+        """Return them as metadata: the first template, and the rest if there is any."""
         described: dict[str, Any] = {"template": self.template}
         if len(self.templates) > 1:
             described["templates"] = self.templates
@@ -131,7 +131,7 @@ class ClassTemplates:
         return [self.written.get(name, name) for name in classnames]
 
     def names(self, classnames: Sequence[str]) -> list[tuple[str, int]]:
-        """Every name with the row of its class: the C class names, then the synonyms.
+        """Return every name with the row of its class: the C class names, then the synonyms.
 
         Raises:
             UserError: a synonym is of no class, or is itself the name of a class.

@@ -1,4 +1,4 @@
-"""Where tensors live, in which precision they are computed, and by how many threads."""
+"""Devices, precision and threads."""
 
 import contextlib
 import ctypes
@@ -22,14 +22,14 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
 
 
 def pick(name: str, threads: int) -> torch.device:
-    """A device, with so many CPU threads.
+    """Return a device, and set the number of CPU threads.
 
     Args:
         name: auto (CUDA where there is one), cpu, cuda or cuda:<n>.
         threads: at least 1.
 
     Raises:
-        UserError: there is no such device, torch cannot use it, or the number of threads is none.
+        UserError: there is no such device, torch cannot use it, or there is no thread.
     """
     if not NAMES.fullmatch(name):
         raise UserError(f"--device {one_line(name)} is none of auto, cpu, cuda and cuda:<n>.")
@@ -59,13 +59,13 @@ def _refuse_missing(device: torch.device) -> None:
     n = torch.cuda.device_count() if sees_gpu() else 0
     if (device.index or 0) >= n:
         raise UserError(
-            f"--device {device}: torch sees {n} GPUs here; give cpu or auto, or mend what "
-            "latteclip doctor names."
+            f"--device {device}: torch sees {n} GPUs here; give cpu or auto, or repair "
+            "what latteclip doctor names."
         )
 
 
 def cores_in_use(threads: int) -> str:
-    """How many cores a job uses, and why not all of this machine's."""
+    """Return how many cores a job uses, and why not all of this machine's."""
     cores = len(os.sched_getaffinity(0))
     if threads >= cores:
         return f"{threads} threads on {cores} cores, all that this machine gives it"
@@ -76,7 +76,7 @@ def cores_in_use(threads: int) -> str:
 
 
 def sees_gpu() -> bool:
-    """Whether torch can use a GPU; UserError where NVIDIA's driver shows one that it cannot."""
+    """Return whether torch can use a GPU. Raise UserError for a visible GPU that it cannot use."""
     if torch.cuda.is_available():
         return True
     gpus.refuse_unusable(torch.__version__, torch.version.cuda, sees_none=True)
@@ -99,7 +99,7 @@ def check_precision(device: torch.device, precision: str) -> None:
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the CPU on `device`; a GPU is not waited for, nor does it wait."""
+    """Copy a CPU tensor to a device, asynchronously if it is a GPU."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
@@ -108,19 +108,19 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def autocast(
     device: torch.device, precision: str = "bf16"
 ) -> contextlib.AbstractContextManager[None]:
-    """Autocast to bf16 or fp16 on CUDA; does nothing for float32 or on other devices."""
+    """Return autocast to bf16 or fp16 on CUDA, and nothing for float32 or on other devices."""
     if device.type == "cuda" and precision != "float32":
         return torch.autocast("cuda", dtype=PRECISIONS[precision])
     return contextlib.nullcontext()
 
 
 def keep_big_buffers() -> None:
-    """Let glibc keep freed memory instead of handing it back; does nothing without glibc.
+    """Let glibc keep freed memory instead of returning it to the system.
 
-    By default glibc maps every big buffer anew and unmaps it when it is freed. Training frees and
-    allocates the same big buffers at every step, and so pays for clearing fresh pages each time;
-    keeping them makes training on a CPU two to three times as fast. The process then holds on to
-    its largest use of memory until it ends. Call before the first big allocation.
+    By default glibc maps every big buffer and unmaps it when it is freed. Training frees and
+    allocates the same big buffers at every step, and so pays for clearing fresh pages each time.
+    Without that, training on a CPU is two to three times as fast, and the process keeps its peak
+    memory until it ends. Call before the first big allocation. Without glibc nothing happens.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -1,4 +1,4 @@
-"""Training images whose votes judge classifiers, and the part that each training leaves out.
+"""Training images by which classifiers are compared, and the part that each training leaves out.
 
 Letters: N training images, S seeds of a run.
 """
@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from latteclip.core.hashing import digest
 
-FEWEST = 100  # images that it takes to judge a training
-MOST = 10_000  # with so many, the standard error of a share is at most half a point
+MIN_HELD_OUT = 100  # to compare trainings
+MAX_HELD_OUT = 10_000  # with so many, the standard error of a share is at most half a point
 Mask = npt.NDArray[np.bool_]
 
 
@@ -21,7 +21,7 @@ Mask = npt.NDArray[np.bool_]
 class Fold:
     """The part of the training images that one of S trainings leaves out.
 
-    Each training leaves out another part. Together they judge S times as many images, each by a
+    Each training leaves out another part. Together they classify S times as many images, each by a
     model that was not trained on it.
     """
 
@@ -34,24 +34,24 @@ NO_FOLD = Fold()  # all images are trained on
 
 
 def judging(image_ids: Sequence[str]) -> Mask:
-    """Return which of the N training images may judge [N]: all of them, or MOST of them.
+    """Return the mask [N] of training images for comparisons: all, or MAX_HELD_OUT.
 
-    They are those whose ids have the smallest SHA-256 digests, whatever the order of the ids.
+    Their ids have the smallest SHA-256 digests, so the order of the ids has no influence.
     """
-    return _ranks(image_ids) < MOST
+    return _ranks(image_ids) < MAX_HELD_OUT
 
 
 def left_out(image_ids: Sequence[str], fold: Fold) -> Mask:
-    """Return which of the N training images a training leaves out [N].
+    """Return the mask [N] of the training images that a training leaves out.
 
-    The first of those that may judge are shared out among the S trainings: to each the share of N,
-    or FEWEST / S images where that is more, but at most a third of N. No training leaves out any
-    where all of them together would leave out fewer than FEWEST.
+    The first images of `judging` are divided among the S trainings. Each gets the share of N, or
+    MIN_HELD_OUT / S images if that is more, but at most a third of N. No training leaves out any
+    image if all together would leave out fewer than MIN_HELD_OUT.
     """
     n = len(image_ids)
-    each = max(int(round(fold.share * n, 6)), -(-FEWEST // fold.count))
-    total = min(fold.count * each, n * fold.count // max(fold.count, 3), MOST)
-    if not fold.share or total < FEWEST:
+    each = max(int(round(fold.share * n, 6)), -(-MIN_HELD_OUT // fold.count))
+    total = min(fold.count * each, n * fold.count // max(fold.count, 3), MAX_HELD_OUT)
+    if not fold.share or total < MIN_HELD_OUT:
         total = 0
     first, end = (total * number // fold.count for number in (fold.number, fold.number + 1))
     ranks = _ranks(image_ids)
@@ -60,9 +60,9 @@ def left_out(image_ids: Sequence[str], fold: Fold) -> Mask:
 
 
 def _ranks(image_ids: Sequence[str]) -> npt.NDArray[np.int_]:
-    """Return the place [N] of each image by its id's digest, MOST for those after the first."""
+    """Return the rank [N] of each image by its id's digest, at most MAX_HELD_OUT."""
     n = len(image_ids)
-    ranks = np.full(n, MOST)
-    first = heapq.nsmallest(MOST, range(n), key=lambda row: digest(image_ids[row]))
+    ranks = np.full(n, MAX_HELD_OUT)
+    first = heapq.nsmallest(MAX_HELD_OUT, range(n), key=lambda row: digest(image_ids[row]))
     ranks[first] = np.arange(len(first))
     return ranks

@@ -1,4 +1,4 @@
-"""An orderly early end, as a cluster's time limit, `scancel` and Ctrl-C ask for."""
+"""Graceful shutdown on SIGTERM (a cluster's time limit, `scancel`) and Ctrl-C."""
 
 import contextlib
 import logging
@@ -11,56 +11,56 @@ from collections.abc import Iterator
 from types import FrameType
 
 log = logging.getLogger(__name__)
-HEARD = (signal.SIGTERM, signal.SIGINT)
+HANDLED = (signal.SIGTERM, signal.SIGINT)
 GRACE = 5.0  # seconds that other processes have to end, before they are killed
 
 
 class Terminated(BaseException):
-    """A signal ends the process; no `except Exception` of a library keeps it from unwinding."""
+    """A signal ends the process. No `except Exception` of a library can stop it."""
 
-    def __init__(self, number: int, kept: str | None = None) -> None:
-        """kept: what remains of the work; None: what `ending_in_order` was told."""
+    def __init__(self, number: int, saved: str | None = None) -> None:
+        """saved: what remains of the work. None: the sentence of `ending_in_order`."""
         super().__init__(number)
-        self.number, self.kept = number, kept
+        self.number, self.saved = number, saved
 
     @property
     def status(self) -> int:
-        """The exit status of a process that the signal ended, as shells have it."""
+        """Return the exit status of a process that the signal ended, as in shells."""
         return 128 + self.number
 
 
 class Signals:
-    """SIGTERM and Ctrl-C as they come: the first one counts, later ones are ignored."""
+    """Receives SIGTERM and Ctrl-C: the first one counts, later ones are ignored."""
 
     def __init__(self) -> None:
         self.number = 0  # of the signal that came; 0: none
-        self._held = False
+        self._deferred = False
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Let no signal unwind the body, which checks `number` and raises Terminated itself."""
-        self._held = True
+    def deferred(self) -> Iterator[None]:
+        """Do not raise in the body, which checks `number` and raises Terminated itself."""
+        self._deferred = True
         try:
             yield
         finally:
-            self._held = False
+            self._deferred = False
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """The handler."""
+        """Handle a signal."""
         if not self.number:
             self.number = number
-            if not self._held:
+            if not self._deferred:
                 raise Terminated(number)
 
 
 @contextlib.contextmanager
 def unwinding() -> Iterator[None]:
-    """Let SIGTERM unwind the body, as Ctrl-C does, so that its temporary files go.
+    """Let SIGTERM unwind the body, as Ctrl-C does, so that its temporary files are removed.
 
     Raises:
-        Terminated: it came.
+        Terminated: SIGTERM came.
     """
-    if not _is_heard(signal.SIGTERM):
+    if not _is_handled(signal.SIGTERM):
         yield
         return
     before = signal.signal(signal.SIGTERM, Signals().receive)
@@ -70,30 +70,30 @@ def unwinding() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _is_heard(number: int) -> bool:
-    """Whether a signal reaches this thread, and no shell has it ignored, as in the background."""
+def _is_handled(number: int) -> bool:
+    """Return whether a signal reaches this thread, and no shell ignores it in the background."""
     is_main = threading.current_thread() is threading.main_thread()
     return is_main and signal.getsignal(number) is not signal.SIG_IGN
 
 
 @contextlib.contextmanager
-def ending_in_order(kept: str) -> Iterator[Signals]:
+def ending_in_order(saved: str) -> Iterator[Signals]:
     """Let SIGTERM and Ctrl-C unwind the body, and then end the process at once.
 
-    Threads of an engine or pending requests would otherwise delay the end beyond the seconds that a
-    cluster grants. The exit status is 128 + the signal's number.
+    Threads of an engine or pending requests could otherwise delay the end beyond the grace period
+    of a cluster. The exit status is 128 + the signal's number.
 
     Args:
-        kept: what remains of the work, for the log.
+        saved: what remains of the work, for the log.
     """
     signals = Signals()
     before = {
-        number: signal.signal(number, signals.receive) for number in HEARD if _is_heard(number)
+        number: signal.signal(number, signals.receive) for number in HANDLED if _is_handled(number)
     }
     try:
         yield signals
     except Terminated as error:
-        log.info("Stopped before the end. %s", kept if error.kept is None else error.kept)
+        log.info("Stopped before the end. %s", saved if error.saved is None else error.saved)
         logging.shutdown()
         _end_children()
         os._exit(error.status)
@@ -103,7 +103,7 @@ def ending_in_order(kept: str) -> Iterator[Signals]:
 
 
 def _end_children() -> None:
-    """End the processes that this one started: an engine among them holds the GPU's memory."""
+    """End the processes that this one started, such as an engine with the GPU's memory."""
     children = multiprocessing.active_children()
     for child in children:
         child.terminate()

@@ -1,4 +1,4 @@
-"""The Parquet tables that stages hand to each other, with their schemas.
+"""The Parquet tables that stages write and read, with their schemas.
 
 Letters: N images, C classes, D embedding width, G groups.
 """
@@ -193,7 +193,7 @@ def writing(
 
 
 def as_columns(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> dict[str, pa.Array]:
-    """The columns of `schema` from rows."""
+    """Return the columns of a schema from rows."""
     return {field.name: pa.array([r[field.name] for r in rows], field.type) for field in schema}
 
 
@@ -207,10 +207,10 @@ def read(
             `schema`.
     """
     wanted = list(columns or schema.names)
-    own = pa.schema([schema.field(name) for name in wanted])
+    selected = pa.schema([schema.field(name) for name in wanted])
     with _opened(path, wanted) as file:
         table = file.read(columns=wanted)
-        return table.select(wanted).cast(own), _metadata(file)
+        return table.select(wanted).cast(selected), _metadata(file)
 
 
 def read_pieces(
@@ -221,15 +221,15 @@ def read_pieces(
     Raises:
         UserError: as of `read`.
     """
-    own = pa.schema([schema.field(name) for name in columns])
+    selected = pa.schema([schema.field(name) for name in columns])
     with _opened(path, columns) as file:
         for group in range(file.num_row_groups):  # of all, the bytes would be read beforehand
             for batch in file.iter_batches(rows, [group], list(columns)):
-                yield pa.table(batch).select(columns).cast(own)
+                yield pa.table(batch).select(columns).cast(selected)
 
 
 def read_metadata(path: str | Path, column: str) -> dict[str, Any]:
-    """The metadata of a table alone; its rows are not read.
+    """Read the metadata of a table, without its rows.
 
     Raises:
         UserError: the file is missing, is not a Parquet file, or lacks the column that tells its
@@ -241,7 +241,7 @@ def read_metadata(path: str | Path, column: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _opened(path: str | Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
-    """A file that has the columns, or a UserError."""
+    """Open a file that has the columns."""
     try:
         if not Path(path).is_file() and Path(path).exists():
             raise UserError(f"{path} is not a regular file; {DELETE_AND_RERUN}.")
@@ -308,7 +308,7 @@ class Groups:
 
 
 def read_groups(path: str, image_ids: pa.ChunkedArray) -> Groups:
-    """The captions of groups, and their members as rows of `image_ids`.
+    """Read the captions of groups, and their members as rows of `image_ids`.
 
     Raises:
         UserError: a member is not among them.
@@ -317,9 +317,9 @@ def read_groups(path: str, image_ids: pa.ChunkedArray) -> Groups:
     names = pc.list_flatten(table["members"])
     members = pc.index_in(names, image_ids)
     if members.null_count:
-        stranger = names.filter(pc.is_null(members))[0].as_py()
+        unknown = names.filter(pc.is_null(members))[0].as_py()
         raise UserError(
-            f"{path} names the image {stranger!r}, which is not a training image; "
+            f"{path} names the image {unknown!r}, which is not a training image; "
             f"{DELETE_AND_RERUN}."
         )
     sizes = pc.list_value_length(table["members"]).to_numpy()
@@ -327,26 +327,26 @@ def read_groups(path: str, image_ids: pa.ChunkedArray) -> Groups:
 
 
 def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """The rows of a table; those of some thousands are Python objects at once."""
+    """Yield the rows of a table, of which some thousands are Python objects at once."""
     for batch in table.to_batches(STRINGS):
         yield from batch.to_pylist()
 
 
 def list_column(rows: npt.NDArray[Any]) -> pa.ListArray:
-    """[N, K] as a column of lists; no Python object is made of any number."""
+    """Return [N, K] as a column of lists, without a Python object per number."""
     n, width = rows.shape
     offsets = pa.array(np.arange(0, n * width + 1, width, dtype=np.int32))
     return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(rows).reshape(-1)))
 
 
 def from_list_column(column: pa.ChunkedArray) -> npt.NDArray[Any]:
-    """[N, K] from a column of lists that are equally long."""
+    """Return [N, K] from a column of lists of equal length."""
     values: npt.NDArray[Any] = pc.list_flatten(column).to_numpy()
     return values.reshape(len(column), -1)
 
 
 def read_unlabelled(path: str | Path, *, training: bool) -> tuple[pa.Table, list[str]]:
-    """Read an image index without its labels: what training stages may know.
+    """Read an image index without its labels, for stages that must not see them.
 
     Args:
         path: an IMAGES table.
@@ -373,8 +373,8 @@ def read_written_names(path: str | Path) -> dict[str, str]:
     Raises:
         UserError: as of `read`.
     """
-    found: dict[str, str] = read_metadata(path, "image_id").get("written_names", {})
-    return found
+    names: dict[str, str] = read_metadata(path, "image_id").get("written_names", {})
+    return names
 
 
 def _classnames(path: str | Path, metadata: Mapping[str, Any]) -> list[str]:
@@ -387,7 +387,7 @@ def _classnames(path: str | Path, metadata: Mapping[str, Any]) -> list[str]:
 def lookup(
     path: str | Path, schema: pa.Schema, key: str, column: str, ids: Sequence[str]
 ) -> list[Any]:
-    """`lookup_column` of a few ids, as Python objects."""
+    """Return `lookup_column` of a few ids, as Python objects."""
     found: list[Any] = lookup_column(
         path, schema, key, column, pa.chunked_array([ids], pa.string())
     ).to_pylist()
@@ -397,7 +397,7 @@ def lookup(
 def lookup_column(
     path: str | Path, schema: pa.Schema, key: str, column: str, ids: pa.ChunkedArray
 ) -> pa.ChunkedArray:
-    """The values of `column` in the table at `path`, for the rows whose `key` is each of `ids`.
+    """Return the values of `column` in the table at `path`, for the rows whose `key` is in `ids`.
 
     Raises:
         UserError: the table lacks one of them.

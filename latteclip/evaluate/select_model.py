@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.files import replacing, write_json
-from latteclip.core.holdout import FEWEST
+from latteclip.core.holdout import MIN_HELD_OUT
 from latteclip.evaluate.results import FAILED, Audit, Run, read_audit, read_metrics
 from latteclip.evaluate.train_predictions import MISSING, held_out_predictions
 
@@ -124,7 +124,7 @@ class Votes:
 
     def are_enough_for(self, i: int, candidate: Candidate) -> bool:
         """Return whether enough images are held out for a candidate."""
-        return self.images(i) >= (FEWEST if candidate.is_trained else MIN_IMAGES)
+        return self.images(i) >= (MIN_HELD_OUT if candidate.is_trained else MIN_IMAGES)
 
     def agreement(self, i: int) -> float:
         """Return the share of the held-out images whose likeliest class a candidate predicts."""
@@ -243,7 +243,7 @@ def read_votes(runs: Sequence[CandidateFiles], votes_path: str | None) -> Votes 
 def choose(candidates: Sequence[Candidate], votes: Votes | str, audit: Audit | None) -> Choice:
     """Choose a candidate; labels have no part in it.
 
-    A trained one replaces the best without training (the reference) where at least FEWEST images
+    A trained one replaces the best without training (the reference) where at least MIN_HELD_OUT images
     are held out for it and its lead `is_clear`. Of trained ones the best method is taken, all its
     seeds together, and of its seeds the one with the largest lead. Where a person's answers decide
     that others are better than the one that would be taken, the most accurate of those is.
@@ -311,7 +311,7 @@ def _best_trained(candidates: Sequence[Candidate], start: int, votes: Votes) -> 
         i
         for i in _trained(candidates)
         if not candidates[start].is_trained
-        and pooled.compare(i, start).images >= FEWEST
+        and pooled.compare(i, start).images >= MIN_HELD_OUT
         and pooled.compare(i, start).is_clear
     ]
 
@@ -356,7 +356,7 @@ def _by_votes(candidates: Sequence[Candidate], found: int, start: int, votes: Vo
     """Return the reason of a choice by votes: the counts against the closest rival."""
     pooled, winner, note = votes.pooled(candidates), candidates[found], ""
     trained = [i for i in _trained(candidates) if candidates[i].method != winner.method]
-    enough = [i for i in trained if pooled.compare(i, found).images >= FEWEST]
+    enough = [i for i in trained if pooled.compare(i, found).images >= MIN_HELD_OUT]
     others = [i for i in eligible(candidates) if i != found and pooled.compare(i, found).images]
     if found != start:
         rival = start
@@ -368,7 +368,7 @@ def _by_votes(candidates: Sequence[Candidate], found: int, start: int, votes: Vo
     else:
         return f"{winner.method} is the only model that can be compared."
     if trained and not enough and not winner.is_trained:
-        note = f" No trained model has {FEWEST} held-out images, which a comparison needs."
+        note = f" No trained model has {MIN_HELD_OUT} held-out images, which a comparison needs."
     compared, other = pooled.compare(found, rival), candidates[rival].method
     return (
         f"{winner.method} and {other} classify {compared.differ:,} of {compared.images:,} held-out "

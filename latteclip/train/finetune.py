@@ -123,7 +123,7 @@ def finetune(
 
         training = new_training()
         diverged = False
-        with signals.held():  # neither a step nor the writing may be interrupted
+        with signals.deferred():  # neither a step nor the writing may be interrupted
             try:
                 with model_setup.explaining_memory(clip, batch_size, recipe.batch_norm):
                     _train(training, inputs, settings, recipe, checkpoints, seed, threads)

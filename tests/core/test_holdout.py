@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from latteclip.core import holdout
-from latteclip.core.holdout import FEWEST, MOST, Fold, judging, left_out
+from latteclip.core.holdout import MAX_HELD_OUT, MIN_HELD_OUT, Fold, judging, left_out
 
 
 def ids(n):
@@ -39,14 +39,14 @@ def test_folds_share_no_image_and_leave_two_thirds_to_each_training(n, count, sh
     sizes = masks.sum(axis=1)
     assert sizes.max() - sizes.min() <= 1
     assert sizes.max() <= -(-n // 3)
-    assert sizes.sum() == 0 or FEWEST <= sizes.sum() <= MOST
+    assert sizes.sum() == 0 or MIN_HELD_OUT <= sizes.sum() <= MAX_HELD_OUT
     assert share > 0 or sizes.sum() == 0
     if sizes.sum():
         assert sizes.max() >= min(share * n, n // max(count, 3)) - 1
 
 
 def test_a_large_dataset_does_without_no_more_images_than_it_takes(monkeypatch):
-    monkeypatch.setattr(holdout, "MOST", 300)
+    monkeypatch.setattr(holdout, "MAX_HELD_OUT", 300)
     masks = np.stack(folds(5000, 0.1, 3))
     assert masks.sum() == 300
     assert not (masks.any(axis=0) & ~judging(ids(5000))).any()
@@ -72,5 +72,5 @@ def test_the_folds_follow_the_digests_whatever_the_order_of_the_images():
 
 def test_all_images_may_judge_and_of_very_many_the_first(monkeypatch):
     assert judging(ids(300)).all()
-    monkeypatch.setattr(holdout, "MOST", 100)
+    monkeypatch.setattr(holdout, "MAX_HELD_OUT", 100)
     assert judging(ids(300)).sum() == 100

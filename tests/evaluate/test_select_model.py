@@ -13,7 +13,7 @@ import pytest
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.holdout import FEWEST
+from latteclip.core.holdout import MIN_HELD_OUT
 from latteclip.evaluate import select_model as stage
 from latteclip.evaluate.results import Accuracy, Audit, Comparison, read_selection
 from latteclip.evaluate.select_model import Candidate, Votes, choose
@@ -277,12 +277,12 @@ def test_a_lead_of_a_vote_or_within_half_a_standard_error_is_a_tie():
     assert chosen(named, votes_for(range(35), range(40, 80))) == "flyp"
 
 
-@pytest.mark.parametrize("images", [0, FEWEST - 1, FEWEST])
+@pytest.mark.parametrize("images", [0, MIN_HELD_OUT - 1, MIN_HELD_OUT])
 def test_what_fewer_than_100_images_judge_is_taken_only_by_answers(images):
     named = candidates("zero_shot", "flyp")
     votes = votes_for([], range(M))
     votes.predictions[1, images:] = MISSING
-    assert chosen(named, votes) == ("flyp" if images == FEWEST else "zero_shot")
+    assert chosen(named, votes) == ("flyp" if images == MIN_HELD_OUT else "zero_shot")
     assert chosen(named, votes, audit(named, {"zero_shot": 0.4, "flyp": 0.6})) == "flyp"
 
 
