@@ -243,10 +243,11 @@ def read_votes(runs: Sequence[CandidateFiles], votes_path: str | None) -> Votes 
 def choose(candidates: Sequence[Candidate], votes: Votes | str, audit: Audit | None) -> Choice:
     """Choose a candidate; labels have no part in it.
 
-    A trained one replaces the best without training (the reference) where at least MIN_HELD_OUT images
-    are held out for it and its lead `is_clear`. Of trained ones the best method is taken, all its
-    seeds together, and of its seeds the one with the largest lead. Where a person's answers decide
-    that others are better than the one that would be taken, the most accurate of those is.
+    A trained one replaces the best without training (the reference) where at least MIN_HELD_OUT
+    images are held out for it and its lead `is_clear`. Of trained ones the best method is
+    taken, all its seeds together, and of its seeds the one with the largest lead. Where a
+    person's answers decide that others are better than the one that would be taken, the most
+    accurate of those is.
 
     Args:
         candidates: K.

@@ -75,7 +75,7 @@ def test_bad_input_is_one_sentence_and_status_2(tmp_path, capsys):
 @pytest.fixture
 def buggy(monkeypatch, tmp_path):
     """A command that runs into a bug, and its log."""
-    monkeypatch.setattr("latteclip.evaluate.summarize.read_metrics", lambda *_: 1 / 0)
+    monkeypatch.setattr("latteclip.evaluate.summarize.read_results", lambda *_: 1 / 0)
     log = tmp_path / "log.txt"
     return [*SUMMARIZE, "--log", str(log)], log
 
@@ -99,7 +99,7 @@ def test_an_interruption_is_told_and_status_130(buggy, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("latteclip.evaluate.summarize.read_metrics", interrupted)
+    monkeypatch.setattr("latteclip.evaluate.summarize.read_results", interrupted)
     assert main.main(buggy[0]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
@@ -144,7 +144,7 @@ def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
 
 def test_a_file_that_the_system_refuses_is_one_sentence(buggy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        "latteclip.evaluate.summarize.read_metrics", lambda *_: (tmp_path / "no" / "x").read_text()
+        "latteclip.evaluate.summarize.read_results", lambda *_: (tmp_path / "no" / "x").read_text()
     )
     assert main.main(buggy[0]) == 2
     assert re.fullmatch(f"error: .*{tmp_path}/no/x.*\n", capsys.readouterr().err)
@@ -158,7 +158,7 @@ def test_sigterm_unwinds_and_is_status_143(buggy, tmp_path, monkeypatch, capsys)
             time.sleep(60)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("latteclip.evaluate.summarize.read_metrics", write)
+    monkeypatch.setattr("latteclip.evaluate.summarize.read_results", write)
     assert main.main(buggy[0]) == 143
     assert capsys.readouterr().err == "interrupted\n"
     assert not list(tmp_path.glob("*half*")) + list(tmp_path.glob(".*half*"))
