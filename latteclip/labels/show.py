@@ -64,7 +64,9 @@ def _add_captions(rows: list[Row], path: Path) -> None:
     if not path.is_file():
         return
     table, _ = tables.read(path, tables.CAPTIONS, ["id", "caption"])
-    table = table.filter(pc.is_in(table["id"], pa.array([row["image_id"] for row in rows])))
+    table = table.filter(
+        pc.is_in(table["id"], pa.array([row["image_id"] for row in rows], pa.string()))
+    )
     captions = dict(zip(table["id"].to_pylist(), table["caption"].to_pylist(), strict=True))
     for row in rows:
         row["caption"] = captions.get(row["image_id"])
