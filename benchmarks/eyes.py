@@ -1,6 +1,6 @@
-"""What image models beside CLIP are worth to labels and classifiers, and that useless ones cost nothing.
+"""What image models beside CLIP are worth to labels and classifiers, and what useless ones cost.
 
-    snakemake -j2 --config dataset=mine image_dir=photos eyes=local-dir:eye method=image_prototypes_eyes
+    snakemake -j2 --config dataset=mine image_dir=photos eyes=local-dir:eye
     python benchmarks/eyes.py results/mine [--clip MODEL]
 
 reads what a run with `eyes` left of a dataset whose labels are known, and fuses labels again: with

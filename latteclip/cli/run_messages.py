@@ -30,9 +30,10 @@ ERROR = "error: "  # begins the message of a command that fails
 STOPPED = ("Stopped", "interrupted")  # beginnings of the last line of a log after Ctrl-C
 TRACEBACK = "Traceback (most recent call last):"
 MAX_LINES = 20  # of a message
-GB = {  # to download, where docs/scaling.md has the size
+GB = {  # to download, of models that the documents name
     "ViT-B-32@laion2b_s34b_b79k": 0.6,
     "llava-hf--llava-v1.6-mistral-7b-hf": 15.1,
+    "vit_base_patch14_reg4_dinov2.lvd142m": 0.35,
 }
 
 

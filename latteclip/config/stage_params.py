@@ -186,6 +186,13 @@ def image_features_of_method(configuration: Configuration, dataset: str, method:
     return image_features(configuration, dataset) if reads else []
 
 
+def fused_labels_if_eyes(configuration: Configuration, dataset: str) -> Paths:
+    """Return the fused labels if image models beside CLIP helped to make them in this run."""
+    methods = configuration.methods_of(dataset)
+    fused = any(configuration.reads_fused_labels(method, dataset) for method in methods)
+    return [FUSED_LABELS.format(dataset=dataset)] if configuration.eyes and fused else []
+
+
 def eyes_classifier(configuration: Configuration) -> dict[str, str]:
     """Return the further output of fuse_labels where there are image models beside CLIP."""
     return {"eyes_prototypes": EYES_CLASSIFIER} if configuration.eyes else {}

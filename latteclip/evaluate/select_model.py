@@ -38,8 +38,9 @@ SIMPLICITY = {
     "zero_shot": 0,
     "zero_shot_calibrated": 1,
     "image_prototypes": 2,
-    "image_prototypes_eyes": 3,  # encodes each image by further models
+    "image_prototypes_eyes": 3,
 }
+EYES = "image_prototypes_eyes"  # objective: it encodes each image by further models
 AVERAGE = "average_weights"  # objective: its trainings predict the images that they left out
 # The order in which objectives are taken where there are no votes.
 SAFEST = ("zero_shot_calibrated", "zero_shot", "image_prototypes", "image_prototypes_eyes")
@@ -203,6 +204,9 @@ def select_model(
     choice = choose(classifiers, votes, audit)
     accuracies = [values["acc1"] for values in metrics]
     chosen = candidates[choice.index]
+    reason = choice.reason
+    if chosen.objective == EYES:
+        reason += " It encodes each image a second time, by the image models beside CLIP."
     with replacing(model_output) as folder:
         hidden = shutil.ignore_patterns(".*")  # files of Snakemake
         shutil.copytree(chosen.model, folder, copy_function=_link, ignore=hidden)
@@ -213,14 +217,14 @@ def select_model(
             "dataset": dataset,
             "method": chosen.method,
             "seed": chosen.seed,
-            "reason": choice.reason,
+            "reason": reason,
             "by": choice.by,
             "reference": {"method": method, "seed": seed},
             "candidates": _rows(classifiers, accuracies, choice, votes, audit),
             "regret": _regret(accuracies, choice.index),
         },
     )
-    log.info("%s: %s %s", dataset, chosen.method, choice.reason)
+    log.info("%s: %s %s", dataset, chosen.method, reason)
 
 
 def read_votes(runs: Sequence[CandidateFiles], votes_path: str | None) -> Votes | str:

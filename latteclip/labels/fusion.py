@@ -666,7 +666,7 @@ def _fused(
     n, weights = len(last.images.centred), parameters.weights
     labels, zero_shot, images, head, joint = (torch.empty(n, dtype=torch.long) for _ in range(5))
     confidence, own = torch.empty(n), weights[:2]
-    if len(weights) > 2:  # CLIP alone is to predict what all models together found
+    if weights[2:].any():  # CLIP alone is to predict what all models together found
         targets = last.log_posterior(sample, parameters).exp()
         own = fit_weights(after.predictors(sample)[:2], targets)
     for rows in parts(n):

@@ -6,6 +6,7 @@ Letters: N images, C classes.
 import csv
 import json
 import logging
+import math
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -61,6 +62,8 @@ WORDS = {
 METHODS = {
     "zero_shot_calibrated": "Zero-shot CLIP without its bias towards some classes: each class "
     "loses its mean score.",
+    "image_prototypes_eyes": "As image_prototypes, with the features of image models beside CLIP. "
+    "Each image is encoded by all of them.",
     "image_prototypes": "An image gets the class whose training images look most similar, as "
     "labelled by zero-shot CLIP and captions. Nothing is trained.",
     "label_propagation": "Labels spread between similar images. Nothing is trained.",
@@ -103,6 +106,7 @@ def report_dataset(
     unknown_path: str | None = None,
     duplicates_path: str | None = None,
     corrupt_path: str | None = None,
+    fused_labels_path: str | None = None,
 ) -> None:
     """Write the page of a dataset, one HTML file that needs no network.
 
@@ -124,6 +128,7 @@ def report_dataset(
         unknown_path: scores by which images belong to none of the classes.
         duplicates_path: images that show the same picture.
         corrupt_path: images that could not be decoded.
+        fused_labels_path: labels by image models beside CLIP too.
 
     Raises:
         UserError: an input is missing or does not fit the others.
@@ -199,6 +204,7 @@ def report_dataset(
         else [],
         pseudo_labels=comparison.pseudo_label_charts(train),
         biases=comparison.bias_chart(calibrated_path) if calibrated_path else None,
+        predictors=_predictors(fused_labels_path) if fused_labels_path else [],
         captions=_caption_statistics(caption_summary_path, captions),
         duplicates=images.read_duplicates(duplicates_path, train, test, runs_files)
         if duplicates_path
@@ -217,6 +223,21 @@ def report_dataset(
         )
     write_text(output, page)
     log.info("Wrote %s: %d methods, %.1f MB.", output, len(rows), size / 1e6)
+
+
+def _predictors(path: str) -> list[Row]:
+    """Return what CLIP and the image models beside it are worth to the labels."""
+    described = tables.read_metadata(path, "image_id")
+    gains, weights = described["gains"], described["weights"]
+    rows = [
+        {"name": title, "weight": weights[key], "gain": gains.get(key, 0.0)}
+        for key, title in (("zero_shot", "zero-shot CLIP"), ("images", "image features of CLIP"))
+    ]
+    rows += [
+        {"name": eye["model"], "weight": eye["weight"], "gain": eye["gain"]}
+        for eye in described.get("eyes", [])
+    ]
+    return [{**row, "times": math.exp(row["gain"])} for row in rows]
 
 
 def words(methods: Collection[str]) -> dict[str, str]:

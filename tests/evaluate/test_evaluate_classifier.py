@@ -37,7 +37,7 @@ def case(tmp_path, monkeypatch):
     tables.write(pseudo_labels, columns, tables.PSEUDO_LABELS)
     classifier = str(tmp_path / "classifier.safetensors")
 
-    def run(votes=None, classnames=CLASSNAMES):
+    def run(votes=None, classnames=CLASSNAMES, eyes=()):
         save_classifier(classifier, Classifier.of(weights, bias), {"classnames": classnames})
         stage.evaluate_classifier(
             *(index, pseudo_labels, classifier, votes),
@@ -45,11 +45,40 @@ def case(tmp_path, monkeypatch):
             *("set", "image_prototypes", 0),
             *(str(tmp_path / "predictions.parquet"), str(tmp_path / "metrics.json")),
             str(tmp_path / "train_predictions.parquet"),
+            eyes,
         )
         return tmp_path
 
     run.classes = [int((weights @ feature + bias).argmax()) for feature in features]
     return run
+
+
+def test_features_of_other_models_stand_beside_clip_s(case, tmp_path):
+    alone = case() / "predictions.parquet"
+    before = tables.read(alone, tables.PREDICTIONS)[0]["prediction"].to_pylist()
+    table, _ = tables.read(tmp_path / "pseudo_labels.parquet", tables.PSEUDO_LABELS)
+    features = np.stack(table["image_features"].to_pylist())
+    tables.write(
+        tmp_path / "pseudo_labels.parquet",
+        {
+            **{name: table[name] for name in table.column_names},
+            "image_features": tables.list_column(features[:, :2]),
+        },
+        tables.PSEUDO_LABELS,
+    )
+    order = np.arange(18)[::-1]  # another order of images
+    columns = {
+        "image_id": [NAMES[i] for i in order],
+        "image_features": tables.list_column(features[order, 2:]),
+    }
+    tables.write(tmp_path / "eye.parquet", columns, tables.IMAGE_FEATURES, {"model": "an eye"})
+    votes = {"image_id": NAMES[:3], "vote": [[1.0] * C] * 3, "head": [0] * 3}
+    path = str(tmp_path / "votes.parquet")
+    tables.write(path, {**votes, "joint_head": [3, 1, 2]}, tables.VOTES_EYES)
+    case(votes=path, eyes=[str(tmp_path / "eye.parquet")])
+    after = tables.read(alone, tables.PREDICTIONS)[0]["prediction"].to_pylist()
+    assert after == before
+    assert [prediction for _, prediction in rows(tmp_path, held_out=True)] == [3, 1, 2]
 
 
 def rows(folder, *, held_out):

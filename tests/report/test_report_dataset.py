@@ -46,6 +46,20 @@ def test_the_table_has_the_figures_of_the_metrics_files(results, written):
             assert float(row[place][1]) == pytest.approx(100 * mean)
 
 
+def test_each_signal_of_the_labels_has_its_weight(results, tmp_path):
+    columns = {field.name: pa.nulls(0, field.type) for field in tables.FUSED_LABELS}
+    described = {
+        "weights": {"zero_shot": 0.5, "images": 1.25},
+        "gains": {"zero_shot": 0.0, "images": 1.0},
+        "eyes": [{"model": "vit<&>", "weight": 0.75, "gain": 2.0}],
+    }
+    tables.write(tmp_path / "fused", columns, tables.FUSED_LABELS, described)
+    page, _ = write(results, fused_labels=str(tmp_path / "fused"))
+    rows = [[cell[0] for cell in row] for row in page.tables["signals"][1:]]
+    assert [row[1:] for row in rows] == [["0.50", "1.00"], ["1.25", "2.72"], ["0.75", "7.39"]]
+    assert rows[2][0] == "vit<&>"
+
+
 def test_the_classes_have_the_recalls_of_the_metrics_files(results, written):
     page, _ = written
     before, after = (

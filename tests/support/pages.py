@@ -75,6 +75,7 @@ def write(
     unknown=None,
     duplicates=None,
     corrupt=None,
+    fused_labels=None,
     benchmarks=(),
     **config,
 ):
@@ -111,6 +112,7 @@ def write(
         unknown_path=unknown,
         duplicates_path=duplicates,
         corrupt_path=corrupt,
+        fused_labels_path=fused_labels,
     )
     text = output.read_text()
     return Page(text), text

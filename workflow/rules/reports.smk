@@ -18,6 +18,7 @@ rule report_dataset:
         selection=given(stage_params.selection_if_any),
         calibrated=given_if(Configuration.runs_calibrated, CALIBRATED),
         audit=given(stage_params.audit_if_any),
+        fused_labels=given(stage_params.fused_labels_if_eyes),
         unknown="results/{dataset}/unknown.parquet",
         duplicates="results/{dataset}/duplicates.parquet",
         corrupt="results/{dataset}/corrupt.csv",
@@ -39,7 +40,7 @@ rule report_dataset:
         runtime=minutes("report_dataset"),
     params:
         captions=options("image_captions", "group_captions", "caption_summary"),
-        choice=options("selection", "calibrated", "audit"),
+        choice=options("selection", "calibrated", "audit", "fused_labels"),
         runs=as_found(given_json(stage_params.page_runs)),
         settings=as_found(given(stage_params.report_dataset)),
     shell:
