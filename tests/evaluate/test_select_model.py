@@ -3,7 +3,6 @@ import json
 import os
 import re
 import shutil
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import NormalDist
