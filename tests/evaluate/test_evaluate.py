@@ -121,7 +121,7 @@ def test_images_that_were_left_out_get_the_class_of_the_nearest_prototype(
     fold = holdout.Fold(0.3, number=1, count=3)
     evaluate(tmp_path, index, classifier, demo_clip, fold=fold)
     assert held_out(tmp_path) == []  # two images are too few to leave one out
-    monkeypatch.setattr(holdout, "FEWEST", 1)
+    monkeypatch.setattr(holdout, "MIN_HELD_OUT", 1)
     evaluate(tmp_path / "more", index, classifier, demo_clip, fold=fold)
     names = [Path(pictures[0][i]).name for i in (1, 4)]
     chosen = [names[i] for i in holdout.left_out(names, fold).nonzero()[0]]
