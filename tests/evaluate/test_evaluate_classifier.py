@@ -21,7 +21,7 @@ LABELS = [i % C for i in range(N_TRAIN + N_TEST)]
 @pytest.fixture
 def case(tmp_path, monkeypatch):
     """Features, a classifier with biases, and a function that runs the stage."""
-    monkeypatch.setattr(holdout, "MOST", 3)
+    monkeypatch.setattr(holdout, "MAX_HELD_OUT", 3)
     torch.manual_seed(0)
     features, weights, bias = torch.randn(18, D), torch.randn(C, D), torch.randn(C)
     splits = ["train"] * N_TRAIN + ["test"] * N_TEST

@@ -401,7 +401,7 @@ def test_the_votes_of_all_images_that_have_one_are_written(dataset):
 
 
 def test_of_very_many_images_some_judge(dataset, monkeypatch):
-    monkeypatch.setattr(holdout, "MOST", 50)
+    monkeypatch.setattr(holdout, "MAX_HELD_OUT", 50)
     dataset.run()
     ids = [dataset.names[i] for i in dataset.training]
     wanted = [ids[i] for i in holdout.judging(ids).nonzero()[0]]

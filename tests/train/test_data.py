@@ -224,7 +224,7 @@ def test_a_class_of_images_without_groups_gets_its_description(files):
 
 
 def test_left_out_images_and_what_shows_them_are_not_trained_on(files, monkeypatch):
-    monkeypatch.setattr(holdout, "FEWEST", 1)
+    monkeypatch.setattr(holdout, "MIN_HELD_OUT", 1)
     fold = holdout.Fold(0.3)
     out = set(holdout.left_out(files.names, fold).nonzero()[0].tolist())
     assert len(out) == 2
