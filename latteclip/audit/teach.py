@@ -95,11 +95,11 @@ class TeachingSession:
         self.n_taught = self.total - judging
         answers, _ = read_answers(self.path, self.schema)
         self._order = np.random.default_rng(SEED).permutation(len(self.ids))
-        self._pool = self._choose_pool(answers)  # [P] ascending rows
-        self._place = {int(row): place for place, row in enumerate(self._pool)}
+        self.pool = self._choose_pool(answers)  # [P] ascending rows
+        self._place = {int(row): place for place, row in enumerate(self.pool)}
         self._questions: list[Question] = []
-        self._model, self._start = self._read_model(), torch.zeros(0)
-        self._labels = self._start = self._posterior().argmax(dim=1)
+        self.model, self._start = self._read_model(), torch.zeros(0)
+        self._labels = self._start = self.posterior().argmax(dim=1)
         self._restore(answers)
 
     # --- interview -------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ class TeachingSession:
                 f"{100 * high:.0f} % of all labels are right ({right} of {n}). This interval holds "
                 "at every moment."
             )
-        posterior = self._posterior()
+        posterior = self.posterior()
         changed = int((posterior.argmax(dim=1) != self._start).sum())
         doubtful = int((posterior.amax(dim=1) < DOUBT).sum())
         return f"{changed:,} labels changed so far, and {doubtful:,} are in doubt."
@@ -199,7 +199,7 @@ class TeachingSession:
 
     def _read_model(self) -> LabelModel:
         """Read features and votes of the pool, and learn without answers."""
-        ids = self.index["image_id"].take(pa.array(self._pool))
+        ids = self.index["image_id"].take(pa.array(self.pool))
         classes, described = load_classifier(
             self.folder / "class_embeddings.safetensors", classnames=self.classnames
         )
@@ -225,28 +225,28 @@ class TeachingSession:
                 self._last = model.step()
         return model
 
-    def _posterior(self) -> torch.Tensor:
+    def posterior(self) -> torch.Tensor:
         """Return the probabilities [P, C]."""
-        rows = torch.arange(len(self._pool))
-        if not self._model.is_informed:
-            return self._model.state.images.zero_shot(rows).exp()
-        return self._last.log_posterior(rows, self._model.parameters).exp()
+        rows = torch.arange(len(self.pool))
+        if not self.model.is_informed:
+            return self.model.state.images.zero_shot(rows).exp()
+        return self._last.log_posterior(rows, self.model.parameters).exp()
 
     def _learn(self, answers: Mapping[str, Answer]) -> None:
         """Learn from the answers of the first phase."""
         taught = {key: one for key, one in answers.items() if one.phase != JUDGE}
-        pool = self.index.take(pa.array(self._pool))
+        pool = self.index.take(pa.array(self.pool))
         labelled, _ = labelled_rows(_without_content(taught), pool, self.classnames)
         if len(labelled.rows):
             self._update(labelled)
-        self._labels = self._posterior().argmax(dim=1)
+        self._labels = self.posterior().argmax(dim=1)
 
     def _update(self, labelled: LabelledRows) -> None:
-        self._model = self._model.answered(labelled)
-        if self._model.is_informed:
-            is_light = len(self._pool) * len(self.classnames) > LIGHT_ENTRIES
+        self.model = self.model.answered(labelled)
+        if self.model.is_informed:
+            is_light = len(self.pool) * len(self.classnames) > LIGHT_ENTRIES
             for _ in range(STEPS):
-                self._last = self._model.refresh() if is_light else self._model.step()
+                self._last = self.model.refresh() if is_light else self.model.step()
 
     # --- questions -------------------------------------------------------------------------------
 
@@ -288,31 +288,31 @@ class TeachingSession:
 
     def _likely(self, place: int) -> torch.Tensor:
         rows = torch.tensor([place])
-        scores = self._model.state.images.zero_shot(rows)
-        if self._model.is_informed:
-            scores = self._last.predicted_log_posterior(rows, self._model.parameters)
+        scores = self.model.state.images.zero_shot(rows)
+        if self.model.is_informed:
+            scores = self._last.predicted_log_posterior(rows, self.model.parameters)
         return scores[0].topk(OFFERED).indices
 
     def _doubtful(self, answers: Mapping[str, Answer], n: int) -> list[int]:
         """Return rows with the smallest margins, or in their place images that cover the pool."""
-        posterior = self._posterior()
+        posterior = self.posterior()
         best = posterior.topk(min(2, posterior.shape[1]), dim=1).values
         margins = best[:, 0] - best[:, -1]
-        asked = {self.ids[int(row)] for row in self._pool} & {
+        asked = {self.ids[int(row)] for row in self.pool} & {
             one.image_id for one in answers.values()
         }
-        order = [self._pool[place] for place in margins.argsort().tolist()]
-        if not self._model.parameters.test.significant:
+        order = [self.pool[place] for place in margins.argsort().tolist()]
+        if not self.model.parameters.test.significant:
             order = [*self._centres(), *order]
         rows = dict.fromkeys(int(row) for row in order if self.ids[int(row)] not in asked)
         return list(rows)[:n]
 
     def _centres(self) -> list[int]:
         """Return the images nearest to the centres of k-means."""
-        images = self._model.state.images
-        x = torch.as_tensor(images.centred[torch.arange(len(self._pool))])
+        images = self.model.state.images
+        x = torch.as_tensor(images.centred[torch.arange(len(self.pool))])
         k = min(COVERAGE * len(self.classnames), max(1, self.n_taught // 2), len(x))
-        return [int(self._pool[place]) for place in medoids(x, k)]
+        return [int(self.pool[place]) for place in medoids(x, k)]
 
     def _to_repeat(self, answers: Mapping[str, Answer]) -> list[Question]:
         """Return the answered image whose answer all else denies most, to ask about once more."""
@@ -324,10 +324,10 @@ class TeachingSession:
             if answer.kind != CLASS or answer.image_id in repeated or place is None:
                 continue
             rows = torch.tensor([place])
-            predicted = self._last.predicted_log_posterior(rows, self._model.parameters).exp()[0]
+            predicted = self._last.predicted_log_posterior(rows, self.model.parameters).exp()[0]
             share = predicted[self.classnames.index(str(answer.classname))].item()
             if share < DENIED and predicted.max() > CERTAIN and (not worst or share < worst[0]):
-                worst = (share, int(self._pool[place]))
+                worst = (share, int(self.pool[place]))
         return [self._ask(worst[1], TEACH, repeat=True)] if worst else []
 
     def _judged(self, answers: Mapping[str, Answer]) -> tuple[int, int, float, float] | None:

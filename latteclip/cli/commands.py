@@ -118,9 +118,23 @@ def labels(args: argparse.Namespace) -> None:
             f"{{{','.join(LABEL_FORMATS)}}} --output PATH."
         )
     said = export_labels.export_labels(
-        args.show[1], args.format, args.output, copy=args.copy, leave_out=args.leave_out
+        args.show[1],
+        args.format,
+        args.output,
+        copy=args.copy,
+        leave_out=args.leave_out,
+        max_error=args.max_error,
+        false_discovery=args.false_discovery,
     )
     print(for_terminal(said))
+
+
+def _share(text: str) -> float:
+    """Return a share between 0 and 1 of the command line."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share between 0 and 1")
+    return value
 
 
 def add_labels(sub: argparse.ArgumentParser) -> None:
@@ -154,6 +168,21 @@ def add_labels(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--copy", action="store_true", help="imagefolder: copies of the images, no links"
+    )
+    promise = sub.add_mutually_exclusive_group()
+    promise.add_argument(
+        "--max-error",
+        type=_share,
+        metavar="SHARE",
+        help="of an export: mark as accepted as many labels as leave at most this share of all "
+        "labels wrong and accepted, with 95 %% probability, by the answers of latteclip teach",
+    )
+    promise.add_argument(
+        "--false-discovery",
+        type=_share,
+        metavar="SHARE",
+        help="of an export: mark labels as accepted of which on average at most this share is "
+        "wrong",
     )
     sub.add_argument(
         "--leave-out",

@@ -51,7 +51,14 @@ RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  #
 
 
 def export_labels(
-    folder: str, form: str, output: str, *, copy: bool = False, leave_out: Collection[str] = ()
+    folder: str,
+    form: str,
+    output: str,
+    *,
+    copy: bool = False,
+    leave_out: Collection[str] = (),
+    max_error: float | None = None,
+    false_discovery: float | None = None,
 ) -> str:
     """Write the labels of the training images.
 
@@ -61,6 +68,8 @@ def export_labels(
         output: a file for FILES, a new or empty folder for FOLDERS.
         copy: whether an image folder has copies of images in place of links.
         leave_out: kinds of images that are not exported, of LEAVE_OUT.
+        max_error: the share of all labels that may be wrong and accepted.
+        false_discovery: the share of the accepted labels that may be wrong on average.
 
     Returns:
         Sentences on what was written.
@@ -79,7 +88,14 @@ def export_labels(
                 f"--leave-out {kind} reads {Path(folder) / LEAVE_OUT[kind]}, which does not exist; "
                 "run the workflow first."
             )
-    labels = label_table.read(folder)
+    labels, promise = label_table.read(folder), ""
+    if max_error is not None or false_discovery is not None:
+        taken, promise = label_table.accepted(Path(folder), max_error, false_discovery)
+        table = labels.table.append_column("accepted", taken)
+        guarantee = pa.DictionaryArray.from_arrays(
+            pc.if_else(taken, 0, pa.scalar(None, pa.int32())), pa.array([promise])
+        )
+        labels = replace(labels, table=table.append_column("guarantee", guarantee))
     counts = {kind: pc.sum(is_kind).as_py() for kind, is_kind in _kinds(labels).items()}
     for kind in leave_out:
         wanted = pc.invert(_kinds(labels)[kind])
@@ -96,6 +112,7 @@ def export_labels(
             notes = _write_image_folder(temporary, labels, copy=copy)
     n = len(labels.table) - labels.table["label"].null_count
     lines = [f"{n} labels, {labels.calibration_error}, are in {output}."]
+    lines += [promise] if promise else []
     lines += _about_answers(labels, Path(folder))
     for kind, count in counts.items():
         if count and kind in leave_out:
@@ -163,7 +180,10 @@ def _write_parquet(path: Path, labels: LabelTable) -> None:
         "latteclip": __version__,
         "calibration": asdict(fitted) if fitted else {"demo_error": label_table.DEMO_ERROR},
     }
-    with tables.writing(path, label_table.SCHEMA, described) as add:
+    schema = label_table.SCHEMA
+    for field in label_table.GUARANTEE:
+        schema = schema.append(field) if field.name in labels.table.column_names else schema
+    with tables.writing(path, schema, described) as add:
         for batch in labels.table.to_batches(tables.CAPTION_ROWS):
             add(dict(zip(batch.schema.names, batch.columns, strict=True)))
 

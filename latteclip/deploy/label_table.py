@@ -23,6 +23,7 @@ from latteclip.core.errors import UserError
 from latteclip.deploy.calibration import Calibration, calibrate
 from latteclip.labels.answers import CLASS, NONE, UNSURE, Answer, read_answers
 from latteclip.labels.features import read_features
+from latteclip.labels.guarantees import conformal_accepted, fewest_answers, pac_threshold
 
 log = logging.getLogger(__name__)
 SPLIT = "train"  # the audit of these images
@@ -54,6 +55,8 @@ SCHEMA = pa.schema(
         ("duplicate_of", pa.string()),  # the image_id of another row of the same picture
     ]
 )
+# Further columns, where a guarantee is asked for: whether the label may be taken, and why.
+GUARANTEE = pa.schema([("accepted", pa.bool_()), ("guarantee", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ def read(folder: str | Path) -> LabelTable:
     written = tables.read_written_names(index)
     names = [written.get(name, name) for name in classnames]
     answers, calibration = _answers(folder, ids, labels)
+    answers = _teaching_answers(described, classnames) | answers
     confidence = labels["fused_confidence"].to_numpy().astype(np.float64)
     columns = {
         "image_id": ids,
@@ -223,6 +227,61 @@ def _answers(
         *(len(certain), MIN_ANSWERS, folder, SPLIT),
     )
     return answers, None
+
+
+def _teaching_answers(described: Mapping[str, Any], classnames: Sequence[str]) -> dict[str, Answer]:
+    """Return the answers from which the labels learned, where both answers about an image agree."""
+    images = described.get("answers", {}).get("images", {})
+    return {
+        image: Answer(image, NONE if name is None else CLASS, name)
+        for image, name in images.items()
+        if name is None or name in classnames
+    }
+
+
+def accepted(
+    folder: Path, max_error: float | None, false_discovery: float | None
+) -> tuple[pa.Array, str]:
+    """Return which labels [N] may be taken without a look, and the guarantee in words.
+
+    Answered images are taken by their answers.
+
+    Args:
+        folder: results/<dataset>.
+        max_error: the share of all labels that may be wrong and taken, or None.
+        false_discovery: the share of the taken labels that may be wrong on average, or None.
+
+    Raises:
+        UserError: there are too few answers about images that were drawn at random.
+    """
+    labels, described = tables.read(folder / "fused_labels.parquet", tables.FUSED_LABELS)
+    answers = described.get("answers", {"images": {}})
+    judged = answers.get("judged", {"confidence": [], "right": []})
+    confidence, right = np.array(judged["confidence"]), np.array(judged["right"], dtype=bool)
+    share = max_error if max_error is not None else false_discovery
+    needed = fewest_answers(max_error) if max_error is not None else int(1 / (share or 1))
+    if len(right) < needed:
+        raise UserError(
+            f"A promise of {share:g} takes at least {needed} answers about images that were drawn "
+            f"at random, and there are {len(right)}: latteclip teach {folder} --budget "
+            f"{2 * needed}, then run the workflow again."
+        )
+    sure = labels["fused_confidence"].to_numpy().astype(np.float64)
+    n = len(sure)
+    if max_error is not None:
+        taken = sure >= pac_threshold(confidence, ~right, max_error)
+        promise = f"at most {100 * max_error:g} % of all labels are wrong and taken, with 95 % "
+        promise += "probability"
+    else:
+        taken = conformal_accepted(confidence, ~right, sure, float(false_discovery or 0))
+        promise = f"on average at most {100 * float(share or 0):g} % of the taken labels are wrong"
+    by_person = pc.is_in(labels["image_id"], pa.array(list(answers["images"]))).to_numpy()
+    taken = taken | by_person
+    words = (
+        f"Of {n:,} labels {taken.sum():,} may be taken: {promise}. For all of them, answer about "
+        f"the other {n - taken.sum():,}."
+    )
+    return pa.array(taken), words
 
 
 def _calibration(

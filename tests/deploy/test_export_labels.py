@@ -409,3 +409,50 @@ def test_names_that_would_be_the_same_get_numbers():
     assert given == ["a_b", "a_b_2", "A_B_3"]
     given = [names.new(name) for name in ("x.png", "x.png", "X.png")]
     assert given == ["x.png", "x_2.png", "X_3.png"]
+
+
+# --- guarantees ----------------------------------------------------------------------------------
+
+
+def judge(taken, n):
+    """Write answers of `latteclip teach` into the labels: n of them judge."""
+    table, metadata = tables.read(taken.path("fused_labels.parquet"), tables.FUSED_LABELS)
+    right = (taken.fused == taken.truth)[:n]
+    judged = {
+        "answers": n,
+        "image_id": taken.ids[:n],
+        "confidence": taken.confidence[:n].tolist(),
+        "right": right.tolist(),
+    }
+    images = {taken.ids[row]: CLASSNAMES[taken.truth[row]] for row in range(n)}
+    images[taken.ids[n]] = None
+    metadata["answers"] = {"images": images, "judged": judged}
+    columns = {name: table[name] for name in table.column_names}
+    tables.write(taken.path("fused_labels.parquet"), columns, tables.FUSED_LABELS, metadata)
+
+
+def test_answers_that_teach_are_the_labels(taken):
+    judge(taken, 30)
+    found = rows(taken)
+    assert [row["label"] for row in found[:30]] == [CLASSNAMES[c] for c in taken.truth[:30]]
+    assert (found[30]["label"], found[30]["answered"]) == (None, "none of these")
+    assert found[31]["answered"] is None
+
+
+@pytest.mark.parametrize("promise", [{"max_error": 0.5}, {"false_discovery": 0.3}], ids=str)
+def test_labels_are_accepted_with_a_guarantee(taken, promise):
+    judge(taken, 60)
+    said = export_labels(str(taken.folder), "parquet", "labels.parquet", **promise)
+    table = pq.read_table("labels.parquet").to_pydict()
+    assert table["accepted"][:60] == [True] * 60
+    assert f"{sum(table['accepted'])} may be taken" in said
+    for accepted, guarantee in zip(table["accepted"], table["guarantee"], strict=True):
+        assert (guarantee is None) is not accepted
+
+
+@pytest.mark.parametrize(("judging", "max_error", "needed"), [(30, 0.05, 59), (0, 0.05, 59)])
+def test_too_few_answers_say_how_many_it_takes(taken, judging, max_error, needed):
+    if judging:
+        judge(taken, judging)
+    with pytest.raises(UserError, match=str(needed)):
+        export_labels(str(taken.folder), "csv", "labels.csv", max_error=max_error)
