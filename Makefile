@@ -74,7 +74,7 @@ envs: | .venv/bin/pip
 	python envs/pin.py cpu
 	python envs/pin.py cuda
 
-# The tables of keys in config/README.md, from the schema and the defaults.
+# The tables of keys in docs/configuration.md, from the model and the defaults.
 docs: install
 	python -m latteclip.config.generate_docs
 

@@ -1,4 +1,4 @@
-"""Write the tables of keys in config/README.md from the model and the default configuration.
+"""Write the tables of keys in docs/configuration.md from the model and the default configuration.
 
     python -m latteclip.config.generate_docs      # `make docs`
 
@@ -18,7 +18,7 @@ from latteclip.config.model import Config, Dataset, Section, Shared, section_of
 from latteclip.core.files import write_text
 from latteclip.core.steps import auto_batch_size, auto_epochs, steps_per_epoch
 
-README = layers.CONFIG / "README.md"
+PAGE = layers.ROOT / "docs" / "configuration.md"  # of a clone
 TABLE = re.compile(r"(<!-- keys: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SIZES = (100, 500, 1_500, 5_000, 20_000, 100_000, 1_000_000)  # training images
 BOUNDS = {
@@ -105,4 +105,4 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    write_text(README, render(README.read_text("utf-8")))
+    write_text(PAGE, render(PAGE.read_text("utf-8")))

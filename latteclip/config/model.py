@@ -1,7 +1,7 @@
 """The keys of the configuration, each with its type, bounds and description.
 
 Every key may be absent here: sections are checked before they are laid over each other. Defaults
-are in config/config.yaml, and `make docs` prints the tables of config/README.md from both.
+are in config/config.yaml, and `make docs` prints the tables of docs/configuration.md from both.
 """
 
 import contextlib

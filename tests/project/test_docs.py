@@ -14,12 +14,12 @@ STAGES = ROOT / "docs" / "how-it-works.md"
 
 
 def test_the_tables_of_keys_are_those_of_the_model():
-    text = generate_docs.README.read_text("utf-8")
+    text = generate_docs.PAGE.read_text("utf-8")
     assert generate_docs.render(text) == text, "run `make docs`"
 
 
 def test_every_key_is_described_in_a_table():
-    text = generate_docs.README.read_text("utf-8")
+    text = generate_docs.PAGE.read_text("utf-8")
     tables = re.findall(r"<!-- keys: \w+ -->\n(.*?)<!-- end -->", text, flags=re.DOTALL)
     assert len(tables) == 3
     rows = "".join(tables)
