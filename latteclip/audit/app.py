@@ -136,6 +136,9 @@ class Interview(Protocol):
     def admitted(self, answers: Mapping[str, Answer]) -> dict[str, Answer]:
         """Return answers as they are saved, or raise UserError."""
 
+    def read_file(self, path: str) -> dict[str, Answer]:
+        """Return the answers of a file, or raise UserError."""
+
     def answered(self, answers: Mapping[str, Answer]) -> int:
         """Return how many of the questions have an answer."""
 
@@ -196,6 +199,9 @@ class AuditSession:
 
     def admitted(self, answers: Mapping[str, Answer]) -> dict[str, Answer]:
         return dict(answers)
+
+    def read_file(self, path: str) -> dict[str, Answer]:
+        return read_exported(path, self.schema)
 
     def answered(self, answers: Mapping[str, Answer]) -> int:
         return sum(name in answers for name in self._drawn_ids)
@@ -296,7 +302,7 @@ def print_estimate(session: AuditSession) -> None:
 
 def import_answers(interview: Interview, path: str) -> None:
     """Add the answers of an exported file; an image that has an answer keeps it."""
-    exported = interview.admitted(read_exported(path, interview.schema))
+    exported = interview.admitted(interview.read_file(path))
     answers, revision = read_answers(interview.path, interview.schema)
     try:
         write_answers(interview.path, interview.schema, {**exported, **answers}, revision)

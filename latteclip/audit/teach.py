@@ -23,6 +23,7 @@ from latteclip.clip import model as clips
 from latteclip.clip.classifier import load_classifier
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
+from latteclip.labels.answer_files import is_foreign, read_foreign
 from latteclip.labels.answers import (
     CLASS,
     JUDGE,
@@ -33,6 +34,7 @@ from latteclip.labels.answers import (
     content_digest,
     labelled_rows,
     read_answers,
+    read_exported,
     teaching_schema,
 )
 from latteclip.labels.caption_features import encode_captions, read_captions
@@ -144,6 +146,12 @@ class TeachingSession:
             content = content_digest(self.paths[row_of[answer.image_id]])
             found[key] = replace(answer, content=content, phase=asked.get(key, answer.phase))
         return found
+
+    def read_file(self, path: str) -> dict[str, Answer]:
+        """Return the answers that the page exported, or labels from another tool."""
+        if is_foreign(path):
+            return read_foreign(path, list(self.ids), list(self.paths), self.classnames)
+        return read_exported(path, self.schema)
 
     def answered(self, answers: Mapping[str, Answer]) -> int:
         return min(len(answers), self.total)

@@ -223,7 +223,12 @@ def add_teach(sub: argparse.ArgumentParser) -> None:
     instead.add_argument(
         "--offline", metavar="FILE", help="write a page that needs no server, to answer elsewhere"
     )
-    instead.add_argument("--answers", metavar="FILE", help="take the answers that it exports")
+    instead.add_argument(
+        "--answers",
+        metavar="FILE",
+        help="take the answers that it exports, or labels of some images: CSV, Parquet or JSON "
+        "Lines with the columns image and class, or an export of Label Studio",
+    )
     sub.add_argument(
         "--port", type=int, default=0, metavar="N", help="of the page (default: any that is free)"
     )

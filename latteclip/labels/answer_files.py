@@ -1,0 +1,113 @@
+"""Labels of images by other tools, read as answers: CSV, Parquet, JSON Lines, Label Studio."""
+
+import csv
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from latteclip.core.errors import UserError, suggestion
+from latteclip.core.terminal import one_line
+from latteclip.labels.answers import CLASS, Answer, by_key
+
+log = logging.getLogger(__name__)
+IMAGE = ("image", "image_id", "path", "file", "filename")  # names of the column of images
+LABEL = ("class", "label", "classname")
+TABLES = (".csv", ".parquet", ".jsonl", ".ndjson")
+
+
+def is_foreign(path: str) -> bool:
+    """Return whether a file is not one that the page exports."""
+    if Path(path).suffix.lower() in TABLES:
+        return True
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            return file.read(64).lstrip().startswith("[")
+    except (OSError, ValueError):
+        return False
+
+
+def read_foreign(
+    path: str, image_ids: Sequence[str], paths: Sequence[str], classnames: Sequence[str]
+) -> dict[str, Answer]:
+    """Return the answers of a file of another tool; images that are not there are left out.
+
+    An image is named by its image_id, its path, or the name of its file where that is unique.
+
+    Raises:
+        UserError: the file is not valid, or names an unknown class, or two classes of an image.
+    """
+    rows = list(_read_rows(path))
+    known: dict[str, str | None] = {}
+    for image_id, place in zip(image_ids, paths, strict=True):
+        name = PurePath(place).name
+        known[name] = None if name in known else image_id
+    known |= dict(zip(paths, image_ids, strict=True)) | {name: name for name in image_ids}
+    answers: dict[tuple[str, str], Answer] = {}
+    missing = []
+    for number, (image, label) in enumerate(rows, start=1):
+        if label not in classnames:
+            likely = one_line(suggestion(label, classnames))
+            raise UserError(
+                f"{path}, entry {number}, names the unknown class {one_line(label, 80)!r}; {likely}"
+            )
+        found = known.get(image) or known.get(PurePath(image).name)
+        if found is None:
+            missing.append(image)
+        else:
+            answers[found, label] = Answer(found, CLASS, label)
+    if missing:
+        log.warning(
+            "%s: %d images are not training images, such as %s; they are left out.",
+            *(path, len(missing), one_line(missing[0], 80)),
+        )
+    if not answers:
+        raise UserError(f"{path} names no training image of this dataset.")
+    return by_key(list(answers.values()), path)
+
+
+def _read_rows(path: str) -> Iterator[tuple[str, str]]:
+    """Yield image and class of each entry."""
+    suffix = Path(path).suffix.lower()
+    try:
+        if suffix == ".parquet":
+            yield from _columns(pq.read_table(path).to_pylist(), path)
+        elif suffix == ".csv":
+            with Path(path).open(encoding="utf-8-sig", newline="") as file:
+                yield from _columns(csv.DictReader(file), path)
+        elif suffix in TABLES:
+            with Path(path).open(encoding="utf-8") as file:
+                yield from _columns((json.loads(line) for line in file if line.strip()), path)
+        else:
+            yield from _label_studio(json.loads(Path(path).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
+    except (ValueError, RecursionError, csv.Error, pa.ArrowException, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a valid file of labels ({one_line(error, 80)}).") from None
+
+
+def _columns(rows: Any, path: str) -> Iterator[tuple[str, str]]:
+    for row in rows:
+        image = next((row[name] for name in IMAGE if row.get(name)), None)
+        label = next((row[name] for name in LABEL if row.get(name)), None)
+        if not isinstance(image, str):
+            raise UserError(f"{path} needs a column of images, called {' or '.join(IMAGE)}.")
+        if label is not None:  # an image without a class is not labelled yet
+            yield image, str(label)
+
+
+def _label_studio(tasks: Any) -> Iterator[tuple[str, str]]:
+    """Yield the choices of the last annotation of each task."""
+    for task in tasks:
+        annotations = task.get("annotations") or []
+        results = annotations[-1]["result"] if annotations else []
+        for result in results:
+            for choice in result.get("value", {}).get("choices", []):
+                data = task["data"]
+                image = data.get("image_id") or data["image"]
+                yield unquote(image.rpartition("?d=")[2]), choice

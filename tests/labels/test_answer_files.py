@@ -1,0 +1,76 @@
+import json
+import logging
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from latteclip.core.errors import UserError
+from latteclip.labels.answer_files import is_foreign, read_foreign
+
+IDS = ["a/1.png", "a/2.png", "b/2.png"]
+PATHS = [f"photos/{name}" for name in IDS]
+CLASSNAMES = ["dots", "lines"]
+ENTRIES = [("a/1.png", "dots"), ("photos/b/2.png", "lines")]
+
+
+def label_studio(entries):
+    return json.dumps([
+        {
+            "data": {"image": f"/data/local-files/?d={image.replace(' ', '%20')}"},
+            "annotations": [{"result": [{"value": {"choices": [label]}}]}],
+        }
+        for image, label in entries
+    ])  # fmt: skip
+
+
+def write(path, entries):
+    rows = [{"image": image, "class": label} for image, label in entries]
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".csv":
+        path.write_text("image,class\n" + "".join(f"{i},{c}\n" for i, c in entries))
+    elif path.suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        path.write_text(label_studio(entries))
+    return str(path)
+
+
+@pytest.fixture(params=["labels.csv", "labels.parquet", "labels.jsonl", "labels.json"])
+def path(request, tmp_path):
+    return tmp_path / request.param
+
+
+def read(path):
+    assert is_foreign(path)
+    found = read_foreign(path, IDS, PATHS, CLASSNAMES)
+    return [(one.image_id, one.classname) for one in found.values()]
+
+
+def test_labels_of_other_tools_are_answers(path):
+    wanted = [("a/1.png", "dots"), ("b/2.png", "lines")]
+    assert read(write(path, [*ENTRIES, ENTRIES[0]])) == wanted
+
+
+def test_images_that_are_not_there_are_named_and_left_out(path, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert read(write(path, [("gone.png", "dots"), *ENTRIES[:1]])) == [("a/1.png", "dots")]
+    assert "gone.png" in caplog.text
+    with pytest.raises(UserError, match="labels"):
+        read(write(path, [("2.png", "dots")]))  # of two images the name
+
+
+@pytest.mark.parametrize(
+    ("entries", "named"),
+    [([("a/1.png", "stripes")], "stripes"), ([("a/1.png", "dots"), ("a/1.png", "lines")], "lines")],
+)
+def test_unknown_classes_and_contradictions_are_named(path, entries, named):
+    with pytest.raises(UserError, match=named):
+        read(write(path, entries))
+
+
+def test_a_damaged_file_is_one_sentence(path):
+    path.write_bytes(b"[\xff{" if path.suffix == ".json" else b"\xff\x00,{")
+    with pytest.raises(UserError, match="labels"):
+        read_foreign(str(path), IDS, PATHS, CLASSNAMES)
