@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from support.eyes import write_eye
 from support.tiny import DEMO_CLIP, DEMO_LLAVA, write_backbone
 from support.web import COMMIT, Host
 
@@ -96,7 +97,8 @@ class Hub(Host):
 
     def download(self, kind, offline=False, **settings):
         """`latteclip download-<kind>`; its exit status and what it said."""
-        names = {"clip": {"pretrained": None}, "captioner": {"revision": None}}[kind] | settings
+        more = {"clip": {"pretrained": None}, "captioner": {"revision": None}, "eye": {}}
+        names = more[kind] | settings
         options = ["--settings", json.dumps(names), "--output", self.note]
         done = self.python(COMMAND, f"download-{kind}", *options, offline=offline)
         assert TOKEN not in done.stdout + done.stderr
@@ -275,7 +277,8 @@ def test_without_a_network(gone):
 )
 def test_a_repo_that_is_closed_or_not_there(hub, status, code, hint):
     hub.refused = {"/me/": (status, code), "/api/models/me/": (status, code)}
-    for kind, model in (("clip", "hf-hub:me/clip"), ("captioner", "me/llava")):
+    models = (("clip", "hf-hub:me/clip"), ("captioner", "me/llava"), ("eye", "hf-hub:me/eye"))
+    for kind, model in models:
         sentence = refusal(hub.download(kind, model=model))
         assert model in sentence and hint in sentence and "HF_TOKEN" in sentence
 
@@ -319,3 +322,38 @@ def test_a_shard_that_the_cache_lacks_is_noticed_offline(hub):
     hub.serve_repo("me/llava", files)
     sentence = refusal(hub.download("captioner", model="me/llava"))
     assert "model-2.safetensors" in sentence
+
+
+EYE = """
+import sys, torch
+from latteclip.clip import image_models
+from latteclip.clip.encode import encode_images
+model = image_models.load(sys.argv[1], torch.device("cpu"))
+images = torch.rand(2, 3, *model.timm.preprocessing.input_size[1:])
+print(encode_images(model, images).norm(dim=1).mean().item())
+"""
+
+
+def test_an_image_model_is_fetched_and_loaded_offline(gone, tmp_path):
+    write_eye(tmp_path / "eye")
+    files = contents(tmp_path / "eye")
+    with gone.running():
+        gone.serve_repo("me/eye", {**files, "pytorch_model.bin": b"a pickle"})
+        status, said = gone.download("eye", model="hf-hub:me/eye")
+        assert status == 0, said
+    assert "GB of weights" in said
+    [repo] = gone.noted()["repos"]
+    assert (repo["repo"], repo["commit"]) == ("me/eye", COMMIT)
+    assert repo["files"] == {name: len(content) for name, content in files.items()}
+    assert "pytorch_model.bin" not in gone.fetched()
+    done = gone.python(EYE, "hf-hub:me/eye", offline=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(1, abs=1e-5)
+
+
+def test_an_image_model_without_safetensors_is_refused(hub, tmp_path):
+    write_eye(tmp_path / "eye")
+    config = contents(tmp_path / "eye")["config.json"]
+    hub.serve_repo("me/eye", {"config.json": config, "pytorch_model.bin": b"x"})
+    assert "safetensors" in refusal(hub.download("eye", model="hf-hub:me/eye"))
+    assert "pytorch_model.bin" not in hub.fetched()
