@@ -232,7 +232,7 @@ def read_votes(runs: Sequence[CandidateFiles], votes_path: str | None) -> Votes 
     if votes_path is None:
         return "this run has neither captions of images nor class scores"
     table, described = tables.read(votes_path, tables.VOTES)
-    if described["told"]:
+    if described["leaked"]:
         return "the captioner was given the zero-shot labels"
     if not described["corroborated"]:
         return f"the {described['votes']} fit the images no better than shuffled ones"

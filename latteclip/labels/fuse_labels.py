@@ -178,7 +178,7 @@ def fuse_labels(
         if others:
             columns["joint_head"], schema = _column(fusion.joint.head[judges]), tables.VOTES_EYES
         metadata = {name: summary[name] for name in ("votes", "corroborated")}
-        metadata |= {"classnames": classnames, "told": leaked}
+        metadata |= {"classnames": classnames, "leaked": leaked}
         tables.write(votes_output, columns, schema, metadata)
 
 

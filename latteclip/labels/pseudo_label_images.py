@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ZeroShotSettings:
-    """What the pseudo-labels depend on."""
+    """The CLIP model, the class templates, and how images are encoded."""
 
     model: str
     pretrained: str | None
@@ -35,7 +35,7 @@ class ZeroShotSettings:
 
     @property
     def words(self) -> ClassTemplates:
-        """How classes are put into words."""
+        """Return the templates and synonyms of the classes."""
         return ClassTemplates.of(self.template, self.class_synonyms)
 
 
@@ -48,14 +48,23 @@ def pseudo_label_images(
     device: str,
     threads: int,
 ) -> None:
-    """Write PSEUDO_LABELS for every image of every split, and W0; labels are not read.
+    """Write PSEUDO_LABELS for every image of every split, and W0. Labels are not read.
 
-    W0 [C, D] is a classifier described by classnames, template (the first, and with several of
-    them, templates), class_synonyms, written_names, model, pretrained and logit_scale, which is
-    exp of the model's parameter: the factor of cosines in a softmax.
+    W0 [C, D] is a classifier. Its description has classnames, template (the first one), templates
+    (if there are several), class_synonyms, written_names, model, pretrained and logit_scale, the
+    factor of cosines in a softmax.
+
+    Args:
+        images_path: an IMAGES table.
+        settings: the model, the templates, and how images are encoded.
+        output: a PSEUDO_LABELS table.
+        class_embeddings_output: W0.
+        device: cpu, cuda or auto.
+        threads: CPU threads.
 
     Raises:
-        UserError: the index is broken, the words do not fit the classes, or no such model.
+        UserError: the index is broken, the templates do not fit the classes, or there is no such
+            model.
     """
     table, classnames = tables.read_unlabelled(images_path, training=False)
     clip = clips.load(

@@ -1,4 +1,4 @@
-"""How likely each image is of none of the classes: by zero-shot features, or by the captioner.
+"""Score how likely each image shows none of the classes, by CLIP's features or by the captioner.
 
 Letters: N images.
 """
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class UnknownSettings:
     """The section `unknown`."""
 
-    share: float  # of the training images that are called unknown
+    share: float  # of the training images that are marked unknown
 
 
 def score_unknown(
@@ -39,7 +39,16 @@ def score_unknown(
 ) -> None:
     """Write UNKNOWN for every image of every split, and the detector for new images.
 
-    Where the captioner scored classes of a training image, its word counts. Labels are not read.
+    Where the captioner scored classes of a training image, its scores decide. Labels are not read.
+
+    Args:
+        images_path: an IMAGES table.
+        pseudo_labels_path: a PSEUDO_LABELS table, for the features of the images.
+        class_embeddings_path: W0.
+        settings: the section `unknown`.
+        output: an UNKNOWN table.
+        detector_output: the detector.
+        class_scores_path: a CLASS_SCORES table.
 
     Raises:
         UserError: an input lacks an image or does not belong to the others, or there is no
@@ -56,28 +65,29 @@ def score_unknown(
     )
     unknown = (scores > detector.threshold).numpy()
     detector.save(detector_output)
-    told = {**described, "threshold": detector.threshold, "share": settings.share}
+    metadata = {**described, "threshold": detector.threshold, "share": settings.share}
     by_captioner = np.full(len(table), np.nan, np.float32)
     if class_scores_path is not None:
         ids = table["image_id"].filter(pa.array(training.numpy()))
-        _, said = read_class_scores(class_scores_path, ids, len(classnames))
-        by_captioner[training.numpy()] = unlikeliness(said)
+        _, log_probabilities = read_class_scores(class_scores_path, ids, len(classnames))
+        by_captioner[training.numpy()] = unlikeliness(log_probabilities)
     scored = ~np.isnan(by_captioner)
     if scored.any():
         n = int(settings.share * int(training.sum()))
-        line = threshold(torch.from_numpy(by_captioner[scored]), n)
-        unknown[scored] = by_captioner[scored] > line
-        told["captioner_threshold"] = line
+        limit = threshold(torch.from_numpy(by_captioner[scored]), n)
+        unknown[scored] = by_captioner[scored] > limit
+        metadata["captioner_threshold"] = limit
     columns = {
         "image_id": table["image_id"],
         "score": scores.numpy(),
         "captioner_score": pa.array(by_captioner, pa.float32(), from_pandas=True),
         "is_unknown": unknown,
     }
-    tables.write(output, columns, tables.UNKNOWN, told)
+    tables.write(output, columns, tables.UNKNOWN, metadata)
     log.info(
-        "%d of %d images are called unknown, %d of them by the captioner, which scored %d; by CLIP "
-        "those that are further from every class text than all but %.1f %% of the training images.",
+        "%d of %d images are marked unknown, %d of them by the captioner, which scored %d images. "
+        "CLIP marks images that are further from each class text than all but %.1f %% of the "
+        "training images.",
         unknown.sum(),
         len(table),
         unknown[scored].sum(),

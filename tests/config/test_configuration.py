@@ -3,6 +3,7 @@ import re
 
 import open_clip
 import pytest
+import timm
 import yaml
 from support.tiny import ROOT
 
@@ -247,6 +248,7 @@ def test_modern_models_and_words_are_those_that_the_libraries_know(config, tmp_p
     found = configured(config, **{**modern, "image_dir": str(tmp_path)})
     clip = found.section("clip", found.datasets[0])
     assert (clip["model"], clip["pretrained"]) in open_clip.list_pretrained()
+    assert set(found.eyes.values()) <= set(timm.list_pretrained())
     remote_sensing = yaml.safe_load(re.search(r"clip: (\{.*\})", text)[1])
     assert tuple(remote_sensing.values()) in open_clip.list_pretrained()
     assert len(found.template(found.datasets[0])) > 3

@@ -63,7 +63,7 @@ class Results:
         tables.write(path, columns, TRAIN_PREDICTIONS, {"classnames": classnames})
 
     def write_votes(self, votes, **described):
-        described = {"votes": "captions", "corroborated": True, "told": False, **described}
+        described = {"votes": "captions", "corroborated": True, "leaked": False, **described}
         described |= {"classnames": CLASSNAMES}
         columns = {"image_id": IDS[: len(votes)], "vote": votes.tolist()}
         columns["head"] = pa.nulls(len(votes), pa.int32())
@@ -154,7 +154,7 @@ def test_accuracies_have_no_part_in_the_choice(results, tmp_path, acc1):
     [
         (False, N, {}),
         (True, N, {"corroborated": False}),
-        (True, N, {"told": True}),
+        (True, N, {"leaked": True}),
         (True, 19, {}),
     ],
 )

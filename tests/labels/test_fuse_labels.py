@@ -397,7 +397,7 @@ def test_the_votes_of_all_images_that_have_one_are_written(dataset):
     )
     torch.testing.assert_close(torch.tensor(table["vote"].to_pylist()), wanted)
     assert (described["votes"], described["corroborated"]) == ("class scores", True)
-    assert described["told"] is False
+    assert described["leaked"] is False
 
 
 def test_of_very_many_images_some_judge(dataset, monkeypatch):
@@ -417,10 +417,10 @@ def test_captions_by_prompts_with_labels_are_marked(dataset, caplog, monkeypatch
         return prompts if column == "prompt" else lookup(path, schema, key, column, ids)
 
     dataset.run()
-    assert not dataset.votes()[1]["told"]
+    assert not dataset.votes()[1]["leaked"]
     monkeypatch.setattr(tables, "lookup_column", by_label)
     dataset.run()
-    assert dataset.votes()[1]["told"]
+    assert dataset.votes()[1]["leaked"]
     assert [record.levelname for record in caplog.records].count("WARNING") == 1
 
 
