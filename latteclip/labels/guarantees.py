@@ -20,7 +20,7 @@ def confidence_sequence(right: int, answers: int, population: int) -> tuple[floa
     The prior-posterior-ratio martingale for draws without replacement, with a uniform prior, gives
     intervals of which all hold at once with 95 % probability: looking at them early or stopping
     when one pleases changes nothing (Waudby-Smith and Ramdas, Confidence sequences for sampling
-    without replacement, NeurIPS 2020, theorem 2.1).
+    without replacement, NeurIPS 2020, arXiv 2006.04347).
     """
     theta = np.arange(population + 1)  # right labels
     possible = (theta >= right) & (population - theta >= answers - right)
