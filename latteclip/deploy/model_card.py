@@ -114,6 +114,7 @@ def model_card(
         data,
         template_path=str(TEMPLATE),
         form=form,
+        eyes=len(opened.eyes_widths),
         title=title,
         dataset=origin.dataset,
         kind=kinds[origin.is_trained],
