@@ -56,7 +56,7 @@ def export(model: str, destination: str, form: str, licence: str | None = None) 
     opened = finetuned.load(model, torch.device("cpu"))
     if opened.eyes_widths and form != "open_clip":
         raise UserError(
-            f"{model} needs features of {len(opened.eyes_widths)} image models beside CLIP, which "
+            f"{model} needs features of image models beside CLIP ({len(opened.eyes_widths)}), which "
             f"--format {form} cannot hold; use --format open_clip, or another model of the dataset."
         )
     if folder.is_relative_to(opened.folder.resolve()):

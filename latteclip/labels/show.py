@@ -169,15 +169,17 @@ def _predictors(metadata: dict[str, Any]) -> list[str]:
     """Return what each predictor of the votes is worth, a line each."""
     weights, gains = metadata["weights"], metadata["gains"]
     lines = ["predictors: weight (0: none); how many times as likely a vote is as by frequencies"]
-    titles = {"zero_shot": "zero-shot scores", "images": "image prototypes", "both": "together"}
-    for key, title in titles.items():
-        weight = f"{weights[key]:.2f}" if key in weights else ""
-        lines.append(f"  {title:<24}{weight:>6}{math.exp(gains[key]):>8.2f}")
-    for one in metadata.get("eyes", []):
-        if len(one["model"]) > 24:
-            lines.append(f"  {one['model']}")
-        title = one["model"] if len(one["model"]) <= 24 else ""
-        lines.append(f"  {title:<24}{one['weight']:>6.2f}{math.exp(one['gain']):>8.2f}")
+    rows = [
+        ("zero-shot scores", f"{weights['zero_shot']:.2f}", gains["zero_shot"]),
+        ("image prototypes", f"{weights['images']:.2f}", gains["images"]),
+        *((eye["model"], f"{eye['weight']:.2f}", eye["gain"]) for eye in metadata.get("eyes", [])),
+        ("together", "", gains["both"]),
+    ]
+    for title, weight, gain in rows:
+        if len(title) > 24:  # a line of its own
+            lines.append(f"  {title}")
+            title = ""
+        lines.append(f"  {title:<24}{weight:>6}{math.exp(gain):>8.2f}")
     if metadata["votes"] == "captions":
         lines.append(f"  {'prototypes of captions':<24}{weights['texts']:>6.2f}")
     return lines

@@ -89,6 +89,19 @@ def test_the_summary_has_the_numbers_of_what_was_learned(labelled):
     assert shown(text) == []
 
 
+def test_each_image_model_has_its_weight(labelled):
+    eyes = [
+        {"model": "an eye", "weight": 0.77, "gain": 1.0},
+        {"model": "hf-hub:timm/a_model_with_a_long_name", "weight": 0.0, "gain": 0.0},
+    ]
+    labelled.metadata["eyes"] = eyes
+    lines = labelled.show(0).split("\n")
+    [row] = [line.split() for line in lines if "an eye" in line]
+    assert row == ["an", "eye", "0.77", "2.72"]
+    place = lines.index(f"  {eyes[1]['model']}")
+    assert lines[place + 1].split() == ["0.00", "1.00"]
+
+
 def test_votes_that_do_not_count_have_no_weights(labelled):
     labelled.metadata |= {"corroborated": False, "gains": {}, "explained_share": 0.0, "changed": 0}
     labelled.metadata["corroboration"] = {"images": 0.1, "zero_shot": -0.2, "p_value": 0.412}
