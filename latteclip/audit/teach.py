@@ -52,10 +52,10 @@ from latteclip.labels.label_sources import (
 log = logging.getLogger(__name__)
 SEED = 0
 BATCH = 10  # questions between which the labels learn
-STEPS = 2  # rounds of the fusion that it takes
+STEPS = 2  # rounds of the fusion that it takes; with many classes one
 MAX_POOL, MIN_POOL = 4096, 1024  # images that are computed with
-POOL_ENTRIES = 2**21  # of their table of classes; fewer images have more classes
-LIGHT_ENTRIES = 2**20  # above which the confusion matrix is not learned again
+POOL_ENTRIES = 2**20  # of their table of classes; fewer images have more classes
+LIGHT_ENTRIES = 2**19  # above which the confusion matrix is not learned again
 COVERAGE = 2  # images of each class to begin with, where nothing is known of the classes
 ITERATIONS = 20  # of k-means
 DOUBT = 0.5  # a label below this probability is in doubt
@@ -71,7 +71,7 @@ class TeachingSession:
 
         Args:
             folder: of a dataset's results.
-            budget: how many questions.
+            budget: how many questions, beside labels that were imported.
             judging: how many of them judge; None: half.
 
         Raises:
@@ -92,10 +92,11 @@ class TeachingSession:
         self.command = f"latteclip teach {shlex.quote(str(folder))}"
         self.path = self.folder / "answers.json"
         self.schema = teaching_schema(self.folder.absolute().name, classnames)
-        self.total = min(budget, len(self.ids))
-        judging = self.total // 2 if judging is None else min(judging, self.total)
-        self.n_taught = self.total - judging
         answers, _ = read_answers(self.path, self.schema)
+        imported = sum(one.phase is None for one in answers.values())
+        self.total = min(budget + imported, len(self.ids))
+        judging = budget // 2 if judging is None else judging
+        self.n_taught = self.total - min(judging, self.total)
         self._order = np.random.default_rng(SEED).permutation(len(self.ids))
         self.pool = self._choose_pool(answers)  # [P] ascending rows
         self._place = {int(row): place for place, row in enumerate(self.pool)}
@@ -229,9 +230,14 @@ class TeachingSession:
         model = LabelModel(images, votes)
         self._last = model.state
         if model.is_informed:
-            for _ in range(ROUNDS):
+            for _ in range(STEPS if self._is_light else ROUNDS):
                 self._last = model.step()
         return model
+
+    @property
+    def _is_light(self) -> bool:
+        """Whether there are so many classes that little is learned between answers."""
+        return len(self.pool) * len(self.classnames) > LIGHT_ENTRIES
 
     def posterior(self) -> torch.Tensor:
         """Return the probabilities [P, C]."""
@@ -252,9 +258,8 @@ class TeachingSession:
     def _update(self, labelled: LabelledRows) -> None:
         self.model = self.model.answered(labelled)
         if self.model.is_informed:
-            is_light = len(self.pool) * len(self.classnames) > LIGHT_ENTRIES
-            for _ in range(STEPS):
-                self._last = self.model.refresh() if is_light else self.model.step()
+            for _ in range(1 if self._is_light else STEPS):
+                self._last = self.model.refresh() if self._is_light else self.model.step()
 
     # --- questions -------------------------------------------------------------------------------
 

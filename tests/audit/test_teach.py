@@ -62,6 +62,24 @@ def test_it_goes_on_where_it_was_killed(taken, label_of):
     assert len(more) == 40 and list(more)[:13] == list(some)
 
 
+def test_an_answer_that_all_else_denies_is_asked_for_once_more(taken, label_of):
+    """A person names a wrong class for every eighth image, and the right one when asked again."""
+    session, asked = TeachingSession(taken.folder, 80, judging=10), []
+
+    def answer_to(one):
+        asked.append(one)
+        right = label_of[one.image_id]
+        if len(asked) % 8 or one.repeat:
+            return right
+        return CLASSNAMES[(CLASSNAMES.index(right) + 1) % len(CLASSNAMES)]
+
+    answers = answer_all(session, answer_to)
+    repeated = [one for one in answers.values() if one.repeat]
+    wrong = {one.image_id for one in answers.values() if one.classname != label_of[one.image_id]}
+    assert len({one.image_id for one in repeated} & wrong) > len(repeated) / 2
+    assert len({one.image_id for one in repeated}) == len(repeated)
+
+
 @pytest.mark.parametrize("answer_to", [lambda one: None, lambda one: CLASSNAMES[0]])
 def test_answers_that_are_all_alike_end_like_others(taken, answer_to):
     session = TeachingSession(taken.folder, 30)
