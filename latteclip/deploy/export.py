@@ -56,8 +56,8 @@ def export(model: str, destination: str, form: str, licence: str | None = None) 
     opened = finetuned.load(model, torch.device("cpu"))
     if opened.eyes_widths and form != "open_clip":
         raise UserError(
-            f"{model} needs features of image models beside CLIP, which --format {form} cannot hold; "
-            "use --format open_clip, or another model of the dataset."
+            f"{model} needs features of image models beside CLIP, which --format {form} cannot "
+            "hold; use --format open_clip, or another model of the dataset."
         )
     if folder.is_relative_to(opened.folder.resolve()):
         raise UserError(f"{destination} lies in the folder of the model; name another one.")
