@@ -186,11 +186,12 @@ def image_features_of_method(configuration: Configuration, dataset: str, method:
     return image_features(configuration, dataset) if reads else []
 
 
-def fused_labels_if_eyes(configuration: Configuration, dataset: str) -> Paths:
-    """Return the fused labels if image models beside CLIP helped to make them in this run."""
+def fused_labels_of_page(configuration: Configuration, dataset: str) -> Paths:
+    """Return the fused labels if image models beside CLIP or a person helped to make them."""
     methods = configuration.methods_of(dataset)
     fused = any(configuration.reads_fused_labels(method, dataset) for method in methods)
-    return [FUSED_LABELS.format(dataset=dataset)] if configuration.eyes and fused else []
+    has_help = configuration.eyes or teaching_answers(configuration, dataset)
+    return [FUSED_LABELS.format(dataset=dataset)] if has_help and fused else []
 
 
 def eyes_classifier(configuration: Configuration) -> dict[str, str]:

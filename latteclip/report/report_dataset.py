@@ -205,6 +205,7 @@ def report_dataset(
         pseudo_labels=comparison.pseudo_label_charts(train),
         biases=comparison.bias_chart(calibrated_path) if calibrated_path else None,
         predictors=_predictors(fused_labels_path) if fused_labels_path else [],
+        answers=_answers(fused_labels_path) if fused_labels_path else None,
         captions=_caption_statistics(caption_summary_path, captions),
         duplicates=images.read_duplicates(duplicates_path, train, test, runs_files)
         if duplicates_path
@@ -225,9 +226,19 @@ def report_dataset(
     log.info("Wrote %s: %d methods, %.1f MB.", output, len(rows), size / 1e6)
 
 
+def _answers(path: str) -> Row | None:
+    """Return how many images a person answered about, and how right labels are by that."""
+    answers = tables.read_metadata(path, "image_id").get("answers")
+    if not answers:
+        return None
+    return {"images": len(answers["images"]), "judged": answers.get("judged")}
+
+
 def _predictors(path: str) -> list[Row]:
     """Return what CLIP and the image models beside it are worth to the labels."""
     described = tables.read_metadata(path, "image_id")
+    if not described.get("eyes"):
+        return []
     gains, weights = described["gains"], described["weights"]
     rows = [
         {"name": title, "weight": weights[key], "gain": gains.get(key, 0.0)}

@@ -18,7 +18,7 @@ rule report_dataset:
         selection=given(stage_params.selection_if_any),
         calibrated=given_if(Configuration.runs_calibrated, CALIBRATED),
         audit=given(stage_params.audit_if_any),
-        fused_labels=given(stage_params.fused_labels_if_eyes),
+        fused_labels=given(stage_params.fused_labels_of_page),
         unknown="results/{dataset}/unknown.parquet",
         duplicates="results/{dataset}/duplicates.parquet",
         corrupt="results/{dataset}/corrupt.csv",
