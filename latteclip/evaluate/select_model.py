@@ -45,7 +45,7 @@ AVERAGE = "average_weights"  # objective: its trainings predict the images that 
 # The order in which objectives are taken where there are no votes.
 SAFEST = ("zero_shot_calibrated", "zero_shot", "image_prototypes", "image_prototypes_eyes")
 MIN_IMAGES = 20  # to compare classifiers without training
-CLEAR = 0.5  # standard errors by which a model has to lead a simpler one
+CLEAR = 0.25  # standard errors by which a model has to lead a simpler one
 
 
 @dataclass(frozen=True)
@@ -88,27 +88,31 @@ class Comparison(NamedTuple):
 
     images: int
     differ: int  # images for which the two predict different classes
-    votes: int  # for the candidate's class, where the two differ
-    other_votes: int  # for the other's class
+    support: float  # sum of the probabilities of the candidate's class, where the two differ
+    other_support: float  # of the other's class
+    squares: float  # sum of the squared differences of the two probabilities
 
     @property
     def difference(self) -> float:
-        """Return the votes ahead, as a share of the images."""
-        return (self.votes - self.other_votes) / max(1, self.images)
+        """Return how much more of the images the votes expect the candidate to be right for."""
+        return (self.support - self.other_support) / max(1, self.images)
 
     @property
     def standard_error(self) -> float:
         """Return the standard error of the difference where both are right equally often."""
-        return math.sqrt(self.votes + self.other_votes) / max(1, self.images)
+        return math.sqrt(self.squares) / max(1, self.images)
 
     @property
     def is_clear(self) -> bool:
-        """Return whether the lead is more than one vote and more than CLEAR standard errors."""
-        ahead = self.votes - self.other_votes
-        return ahead > max(1.0, CLEAR * math.sqrt(self.votes + self.other_votes))
+        """Return whether the lead is more than CLEAR standard errors."""
+        return self.difference > CLEAR * self.standard_error
 
 
-COMPARED = ("agreement", *Comparison._fields, "difference", "standard_error")  # of a candidate
+# What is written of a candidate.
+COMPARED = (
+    *("agreement", "images", "differ", "support", "other_support"),
+    *("difference", "standard_error"),
+)
 
 
 @dataclass(frozen=True)
@@ -137,11 +141,12 @@ class Votes:
         pair = self.predictions[[i, j]]
         rows = np.flatnonzero((pair != MISSING).all(axis=0))
         first, second = (self.shares[rows, labels[rows]] for labels in pair)
+        differ = pair[0, rows] != pair[1, rows]
         return Comparison(
             len(rows),
-            int((pair[0] != pair[1])[rows].sum()),
-            int((first > second).sum()),
-            int((first < second).sum()),
+            int(differ.sum()),
+            *(float(part[differ].sum()) for part in (first, second)),
+            float(((first - second) ** 2).sum()),
         )
 
     def pooled(self, candidates: Sequence[Candidate]) -> "Votes":
@@ -358,7 +363,7 @@ def _by_answers(candidates: Sequence[Candidate], found: int, before: int, audit:
 
 
 def _by_votes(candidates: Sequence[Candidate], found: int, start: int, votes: Votes) -> str:
-    """Return the reason of a choice by votes: the counts against the closest rival."""
+    """Return the reason of a choice by votes: the numbers against the closest rival."""
     pooled, winner, note = votes.pooled(candidates), candidates[found], ""
     trained = [i for i in _trained(candidates) if candidates[i].method != winner.method]
     enough = [i for i in trained if pooled.compare(i, found).images >= MIN_HELD_OUT]
@@ -377,8 +382,8 @@ def _by_votes(candidates: Sequence[Candidate], found: int, start: int, votes: Vo
     compared, other = pooled.compare(found, rival), candidates[rival].method
     return (
         f"{winner.method} and {other} classify {compared.differ:,} of {compared.images:,} held-out "
-        f"images differently: the {votes.source} favour {winner.method} on {compared.votes:,} of "
-        f"them and {other} on {compared.other_votes:,}.{note}"
+        f"images differently: by the {votes.source}, {winner.method} should be right for "
+        f"{compared.support:,.1f} of them and {other} for {compared.other_support:,.1f}.{note}"
     )
 
 
