@@ -145,7 +145,8 @@ class Votes:
         return Comparison(
             len(rows),
             int(differ.sum()),
-            *(float(part[differ].sum()) for part in (first, second)),
+            float(first[differ].sum()),
+            float(second[differ].sum()),
             float(((first - second) ** 2).sum()),
         )
 
