@@ -56,7 +56,7 @@ FUZZ_SECONDS ?= 60
 fuzz: install
 	FUZZ_SECONDS=$(FUZZ_SECONDS) pytest -m fuzz
 
-# Timings, side by side where they are compared; BENCHMARKS.md says what they gave where.
+# Timings, side by side where they are compared; docs/benchmarks.md says what they gave where.
 bench: install
 	python benchmarks/train_step.py
 	python benchmarks/imports.py

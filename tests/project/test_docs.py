@@ -48,14 +48,6 @@ def test_links_of_the_pages_lead_somewhere():
             assert (page.parent / target).exists(), target
 
 
-def test_tests_that_the_benchmarks_name_exist():
-    page = (ROOT / "BENCHMARKS.md").read_text("utf-8")
-    named = re.findall(r"`([\w/]+\.py)::(\w+)`", page)
-    assert named
-    for file, test in named:
-        assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text("utf-8"), test
-
-
 def test_the_ten_datasets_have_the_authors_number_of_steps():
     """open_clip's loader: each of 3 workers gives a third of the batches, rounded up."""
     configuration = Configuration(layers.defaults(project=None), {})
