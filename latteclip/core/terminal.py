@@ -15,7 +15,7 @@ MAX_LINE = 300  # characters of a text in a message
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-_LOGIN = re.compile(r"(\bBearer\s+)[^\s\"',;}\]]+|(://)[^\s/@\"']+(?=@)", re.I)
+_LOGIN = re.compile(r"(\b(?:Bearer|Basic)\s+)[^\s\"',;}\]]+|(://)[^\s/@\"']+(?=@)", re.I)
 CODES = {"red": "31", "green": "32", "yellow": "33", "bold": "1"}
 log = logging.getLogger(__name__)
 
