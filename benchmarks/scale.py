@@ -258,7 +258,7 @@ def evaluate_classifier(place: Place) -> Work:
     return lambda: stage.evaluate_classifier(
         place.file("images.parquet"),
         place.file("pseudo_labels.parquet"),
-        place.file("class_embeddings.safetensors"),
+        place.file("classes.safetensors"),
         None,
         stage.ClassifierSettings(5),
         "scale",

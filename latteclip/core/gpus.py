@@ -7,6 +7,8 @@ Nothing here touches CUDA: the answers are those of nvidia-smi.
     python -m latteclip.core.gpus N COMMAND ...     # claims N GPUs for all processes of a command
 """
 
+import contextlib
+import ctypes
 import fcntl
 import itertools
 import logging
@@ -36,6 +38,8 @@ REPAIR = (
     "repair the driver (after a kernel update, reboot), or export CUDA_VISIBLE_DEVICES= for a run "
     "on the CPU"
 )
+# The oldest driver for each CUDA (NVIDIA, "CUDA Compatibility", minor version compatibility).
+OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 # The oldest compute capability for which each CUDA has code, where torch was built for older ones.
 OLDEST_CARD = {13: (7, 5)}  # Turing; CUDA 12 has Volta (V100) and Pascal
 _locks: list[IO[str]] = []  # of this process, which end with it
@@ -193,12 +197,27 @@ def refuse_unusable(torch_version: str, cuda: str | None, *, sees_none: bool = F
             f"torch {torch_version} was built for CUDA {cuda}, which has no code for {old}; "
             f"use a newer card, caption by a server (captioner.engine openai), or {hide}."
         )
-    if sees_none:
+    needs = _needed_driver(driver, major)
+    if needs or sees_none:
         raise UserError(
-            f"torch {torch_version} was built for CUDA {cuda} and cannot use a GPU, but {there}; "
-            f"update the driver, on a data-centre card add NVIDIA's cuda-compat-{major} to "
+            f"torch {torch_version} was built for CUDA {cuda}{needs} and cannot use a GPU, but "
+            f"{there}; update the driver, on a data-centre card add NVIDIA's cuda-compat-{major} to "
             f"LD_LIBRARY_PATH, or {hide}."
         )
+
+
+def _needed_driver(driver: str, cuda: int) -> str:
+    """Return which driver a major version of CUDA needs, or nothing if this one is new enough.
+
+    The driver's library is asked first, since forward compatibility puts a newer one before it.
+    """
+    oldest, version = OLDEST_DRIVER.get(cuda, 0), ctypes.c_int()
+    is_old = int(driver.partition(".")[0] or 0) < oldest
+    with contextlib.suppress(OSError):
+        library = ctypes.CDLL("libcuda.so.1")
+        if not library.cuDriverGetVersion(ctypes.byref(version)):  # makes no context
+            is_old = version.value // 1000 < cuda
+    return f", which needs driver {oldest} or newer," if is_old else ""
 
 
 def _too_old(cuda: int) -> str | None:

@@ -98,6 +98,7 @@ class Files:
         schema = tables.FUSED_LABELS
         columns = {field.name: pa.nulls(len(self.names), field.type) for field in schema}
         columns |= {"image_id": self.names, "fused_label": FUSED, "caption_label": FUSED[::-1]}
+        columns["fused_confidence"] = [0.5] * len(self.names)
         tables.write(self.folder / "l.parquet", columns, schema)
         return str(self.folder / "l.parquet")
 
