@@ -201,8 +201,8 @@ def refuse_unusable(torch_version: str, cuda: str | None, *, sees_none: bool = F
     if needs or sees_none:
         raise UserError(
             f"torch {torch_version} was built for CUDA {cuda}{needs} and cannot use a GPU, but "
-            f"{there}; update the driver, on a data-centre card add NVIDIA's cuda-compat-{major} to "
-            f"LD_LIBRARY_PATH, or {hide}."
+            f"{there}; update the driver, on a data-centre card add NVIDIA's cuda-compat-{major} "
+            f"to LD_LIBRARY_PATH, or {hide}."
         )
 
 
