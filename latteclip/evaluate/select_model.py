@@ -230,7 +230,7 @@ def select_model(
             "regret": _regret(accuracies, choice.index),
         },
     )
-    log.info("%s: %s %s", dataset, chosen.method, reason)
+    log.info("%s: %s is chosen. %s", dataset, chosen.method, reason)
 
 
 def read_votes(runs: Sequence[CandidateFiles], votes_path: str | None) -> Votes | str:
@@ -381,6 +381,8 @@ def _by_votes(candidates: Sequence[Candidate], found: int, start: int, votes: Vo
     if trained and not enough and not winner.is_trained:
         note = f" No trained model has {MIN_HELD_OUT} held-out images, which a comparison needs."
     compared, other = pooled.compare(found, rival), candidates[rival].method
+    if compared.difference < 0 and not note:
+        note = " That lead is not clear, so the simpler model is taken."
     return (
         f"{winner.method} and {other} classify {compared.differ:,} of {compared.images:,} held-out "
         f"images differently: by the {votes.source}, {winner.method} should be right for "
