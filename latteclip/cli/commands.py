@@ -213,8 +213,8 @@ def teach(args: argparse.Namespace) -> None:
         app.serve(session, args.port, browser=args.browser)
 
 
-def add_teach(sub: argparse.ArgumentParser) -> None:
-    """Arguments of teach."""
+def _add_page(sub: argparse.ArgumentParser, answers: str) -> argparse._MutuallyExclusiveGroup:
+    """Add the arguments of a page of questions, and return those that replace its server."""
     sub.add_argument("results", metavar="RESULTS", help="a dataset's folder: results/<dataset>")
     sub.add_argument(
         "--budget", type=int, default=100, metavar="N", help="how many images (default: 100)"
@@ -223,17 +223,22 @@ def add_teach(sub: argparse.ArgumentParser) -> None:
     instead.add_argument(
         "--offline", metavar="FILE", help="write a page that needs no server, to answer elsewhere"
     )
-    instead.add_argument(
-        "--answers",
-        metavar="FILE",
-        help="take the answers that it exports, or labels of some images: CSV, Parquet or JSON "
-        "Lines with the columns image and class, or an export of Label Studio",
-    )
+    instead.add_argument("--answers", metavar="FILE", help=answers)
     sub.add_argument(
         "--port", type=int, default=0, metavar="N", help="of the page (default: any that is free)"
     )
     sub.add_argument(
         "--no-browser", dest="browser", action="store_false", help="print the address alone"
+    )
+    return instead
+
+
+def add_teach(sub: argparse.ArgumentParser) -> None:
+    """Arguments of teach."""
+    _add_page(
+        sub,
+        "take the answers that it exports, or labels of some images: CSV, Parquet or JSON Lines "
+        "with the columns image and class, or an export of Label Studio",
     )
     sub.epilog = (
         "The first half of the images are those whose labels are in doubt, and the labels learn "
@@ -261,28 +266,14 @@ def audit(args: argparse.Namespace) -> None:
 
 def add_audit(sub: argparse.ArgumentParser) -> None:
     """Arguments of audit."""
-    sub.add_argument("results", metavar="RESULTS", help="a dataset's folder: results/<dataset>")
-    sub.add_argument(
-        "--budget", type=int, default=100, metavar="N", help="how many images (default: 100)"
-    )
+    instead = _add_page(sub, "take the answers that it exports")
     sub.add_argument(
         "--split",
         choices=("test", "train"),
         help="whose images (default: test, where there are any); of the training images beside a "
         "test split, those that no model learned from",
     )
-    instead = sub.add_mutually_exclusive_group()
-    instead.add_argument(
-        "--offline", metavar="FILE", help="write a page that needs no server, to answer elsewhere"
-    )
-    instead.add_argument("--answers", metavar="FILE", help="take the answers that it exports")
     instead.add_argument("--score", action="store_true", help="say what the answers tell so far")
-    sub.add_argument(
-        "--port", type=int, default=0, metavar="N", help="of the page (default: any that is free)"
-    )
-    sub.add_argument(
-        "--no-browser", dest="browser", action="store_false", help="print the address alone"
-    )
     sub.epilog = (
         "The page is on this machine alone, and its address is a secret. Images are drawn at "
         "random, more of them where an answer tells more. Answers only judge: no model is "

@@ -5,13 +5,14 @@ are in config/config.yaml, and `make docs` prints the tables of docs/configurati
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from latteclip.core.errors import UserError, suggestion
+from latteclip.core.settings import error_keys
 from latteclip.core.terminal import one_line
 
 Auto = Literal["auto"]  # the program finds the number
@@ -525,8 +526,8 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
 
 
 def _sentence(errors: list[ErrorDetails], values: Any) -> str:
-    path = [*_keys(errors[0]["loc"], values)]
-    same = [error for error in errors if [*_keys(error["loc"], values)] == path]
+    path = [*error_keys(errors[0]["loc"], values)]
+    same = [error for error in errors if [*error_keys(error["loc"], values)] == path]
     field, value, section = None, values, section_of(Config)
     for part in path:
         field = section.model_fields.get(str(part)) if section else None
@@ -542,15 +543,6 @@ def _sentence(errors: list[ErrorDetails], values: Any) -> str:
         f"Configuration key {where}{f' ({meaning})' if meaning else ''} must {wanted}, not "
         f"{one_line(repr(value), 120)}."
     )
-
-
-def _keys(location: tuple[int | str, ...], values: Any) -> Iterator[int | str]:
-    """Yield the keys and indices of a location, without pydantic's names of the types it tried."""
-    for part in location:
-        indices = range(len(values)) if isinstance(values, list) else ()
-        if part in (values if isinstance(values, Mapping) else indices):
-            yield part
-            values = values[part]
 
 
 def _wanted(error: ErrorDetails) -> str:

@@ -90,7 +90,7 @@ def _sentence(
 ) -> str:
     """Return the sentence on the first error, or on an unknown key, which may be misspelt."""
     error = min(errors, key=lambda each: each["type"] != "unexpected_keyword_argument")
-    keys = list(_keys(error["loc"][1:], values))
+    keys = list(error_keys(error["loc"][1:], values))
     key = ".".join(map(str, filter(None, (section, *keys))))
     what = f"Settings for {cls.__name__}"
     if error["type"] == "unexpected_keyword_argument":
@@ -98,12 +98,12 @@ def _sentence(
         return f"{what} do not know {key!r}; {suggestion(str(keys[-1]), known)}"
     if error["type"] == "missing":
         return f"{what} lack the key {f'{key}.' if key else ''}{error['loc'][-1]}."
-    same = [each for each in errors if list(_keys(each["loc"][1:], values)) == keys]
+    same = [each for each in errors if list(error_keys(each["loc"][1:], values)) == keys]
     wanted = dict.fromkeys(each["msg"].partition(" should be ")[2] for each in same)
     return f"{what}: {key} must be {' or '.join(wanted)}, not {one_line(repr(error['input']))}."
 
 
-def _keys(location: tuple[int | str, ...], values: Any) -> Iterator[int | str]:
+def error_keys(location: tuple[int | str, ...], values: Any) -> Iterator[int | str]:
     """Yield the keys and indices of a location, without pydantic's names of the types it tried."""
     for part in location:
         indices = range(len(values)) if isinstance(values, list) else ()

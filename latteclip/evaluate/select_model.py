@@ -23,7 +23,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -244,7 +243,7 @@ def read_votes(runs: Sequence[CandidateFiles], votes_path: str | None) -> Votes 
         return f"the {described['votes']} fit the images no better than shuffled ones"
     if len(table) < MIN_IMAGES:
         return f"only {len(table)} images have votes, and {MIN_IMAGES} are needed"
-    shares = pc.list_flatten(table["vote"]).to_numpy().reshape(len(table), -1)  # [n, C]
+    shares = tables.from_list_column(table["vote"])  # [n, C]
     ids, names = table["image_id"], described["classnames"]
     predictions = [held_out_predictions(run.train_predictions, ids, names) for run in runs]
     return Votes(shares, np.stack(predictions), described["votes"])
