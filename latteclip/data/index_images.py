@@ -3,16 +3,21 @@
 Letters: N images, C classes.
 """
 
+import contextlib
 import csv
+import errno
+import fcntl
 import hashlib
 import io
-import itertools
 import logging
 import math
 import os
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -22,22 +27,33 @@ from latteclip.core import tables
 from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError
 from latteclip.core.files import replacing
+from latteclip.core.hashing import digest
 from latteclip.core.terminal import Progress
-from latteclip.data import folder_files
-from latteclip.data.decode_cache import DecodeCache, FileStats, file_stats
+from latteclip.data import fingerprints, folder_files
+from latteclip.data import images as image_files
 from latteclip.data.fingerprints import FINGERPRINTS, Fingerprint, fingerprint
-from latteclip.data.images import open_or_reason, read_or_reason
+from latteclip.data.folder_files import SPLITS
 from latteclip.data.splits import Item, Split, SplitSettings, draw, read_split
 from latteclip.data.workers import Workers
 
 log = logging.getLogger(__name__)
-CHUNK = 64  # images that a worker takes at a time
-AHEAD = 3  # chunks that are ready or wait, for each worker
-BATCH = 128 * CHUNK  # images written at a time
-CACHED_TOGETHER = 8 * CHUNK  # images: a killed run loses no more
+CHUNK = 16  # images that a worker takes at a time
+AHEAD = 8  # chunks that are ready or wait, for each worker
+BATCH = 8192  # images written at a time
+CACHED_TOGETHER = 512  # images: a killed run loses no more
 CACHE = ".decode_cache.sqlite"  # beside the index, where Snakemake removes nothing
 LOGGED = 100  # broken images that the log names
 NAMED = 5  # broken images that the error names, and half of the classes that the log names
+PATHS_PER_QUERY = 500  # fewer than any SQLite takes
+NO_FILE = (-1, -1)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of a file system without locks
+CREATE = """
+    CREATE TABLE IF NOT EXISTS images (
+        path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER,
+        width INTEGER, height INTEGER, hashes BLOB, thumbnail BLOB, checksum BLOB
+    ) WITHOUT ROWID
+"""
+FileStats = npt.NDArray[np.int64]  # [N, 2]: size and time in ns of the file that holds an image
 Decoded = Fingerprint | str  # or the reason why the image cannot be decoded
 
 
@@ -59,32 +75,24 @@ def index_images(
     With a limit, `limit` is among the metadata, and `drawn_from`, the images of each whole split.
     FINGERPRINTS of the images, by which `find_duplicates` compares them, are written as well.
 
-    Images that cannot be decoded are left out and listed in a CSV file beside it. Files with other
-    suffixes are counted by suffix. Decoded images are cached in CACHE beside the index, so that a
-    killed run continues, and a later run decodes new and changed images only.
+    Images that cannot be decoded are left out and listed in a CSV file beside it. Decoded images
+    are cached in CACHE beside the index, so that a killed run continues, and a later run decodes
+    new and changed images only.
 
     Raises:
         UserError: the split does not fit its form or the folder, or too many images are broken.
     """
     started = time.monotonic()
-    in_folder = []
+    listed: list[folder_files.File] = []
     if folder_state:
-        in_folder = list(folder_files.files(folder, settings.kind, settings.classes))
+        listed += folder_files.files(folder, settings.kind, settings.classes)
     images, split = read_split(Path(folder), settings)
     classnames = clean_classnames(split.names, settings.classname_replace)
+    metadata = _metadata(split, classnames, settings.limit)
+    if settings.limit is not None:
+        split = draw(split, settings.limit)
     counts = Counter[str]()
     broken: list[list[str]] = []
-    pairs = zip(classnames, split.names, strict=True)
-    written = {name: written for name, written in pairs if name != written}
-    metadata: dict[str, object] = {
-        "classnames": classnames,
-        "written_names": written,
-        "skipped": split.skipped,
-    }
-    if settings.limit is not None:
-        metadata["limit"] = settings.limit
-        metadata["drawn_from"] = dict(Counter(item.split for item in split.items))
-        split = draw(split, settings.limit)
     content = hashlib.sha256()
     with (
         tables.writing(output, tables.IMAGES, metadata) as add,
@@ -92,27 +100,23 @@ def index_images(
         replacing(corrupt_output) as corrupt,
         DecodeCache(Path(output).with_name(CACHE)) as cache,
     ):
-        for items, decoded in _batches(images, split.items, threads, cache):
-            good = [
-                (item, found)
-                for item, found in zip(items, decoded, strict=True)
-                if not isinstance(found, str)
-            ]
-            counts.update(item.split for item, _ in good)
-            broken += [
-                [item.image_id, _path(images, item), item.split, reason]
-                for item, reason in zip(items, decoded, strict=True)
-                if isinstance(reason, str)
-            ]
-            add(_columns(images, good, classnames))
-            add_fingerprints(_fingerprints(good))
-            content.update(b"".join(found.checksum for _, found in good))
+        for items, paths, decoded in _batches(images, split.items, threads, cache):
+            rows = []
+            for item, path, found in zip(items, paths, decoded, strict=True):
+                if isinstance(found, str):
+                    broken.append([item.image_id, path, item.split, found])
+                else:
+                    rows.append(_row(item, path, found, classnames))
+                    counts[item.split] += 1
+                    content.update(found.checksum)
+            add(tables.as_columns(rows, tables.IMAGES))
+            add_fingerprints(tables.as_columns(rows, FINGERPRINTS))
         _report(broken, corrupt)
         _check(broken, split, counts, settings.max_corrupt, folder)
         metadata["content"] = content.hexdigest()
         if folder_state and folder_files_output:
-            state = (folder_state, folder_files_output)
-            _write_folder_files(folder, in_folder, state, cache, settings.limit)
+            checksums = partial(_checksums, folder, cache, is_limited=settings.limit is not None)
+            folder_files.write(folder_files_output, listed, folder_state, checksums)
     if split.skipped:
         counted = ", ".join(f"{n} {suffix}" for suffix, n in split.skipped.items())
         n_skipped = sum(split.skipped.values())
@@ -124,76 +128,52 @@ def index_images(
         "Indexed %d images of %d classes (%d train, %d val, %d test) in %.1f s, %.0f images/s.",
         counts.total(),
         len(classnames),
-        *(counts[part] for part in ("train", "val", "test")),
+        *(counts[part] for part in SPLITS),
         seconds,
         len(split.items) / seconds,
     )
 
 
-def _write_folder_files(
-    folder: str,
-    files: list[folder_files.File],
-    state: tuple[str, str],
-    cache: DecodeCache,
-    limit: int | None,
-) -> None:
-    """Write the table of the folder's files from which the index was made.
+def _metadata(split: Split, classnames: Sequence[str], limit: int | None) -> dict[str, object]:
+    pairs = zip(classnames, split.names, strict=True)
+    metadata: dict[str, object] = {
+        "classnames": classnames,
+        "written_names": {name: written for name, written in pairs if name != written},
+        "skipped": split.skipped,
+    }
+    if limit is not None:
+        drawn_from = Counter(item.split for item in split.items)
+        metadata |= {"limit": limit, "drawn_from": dict(drawn_from)}
+    return metadata
 
-    Files that are no image of the index, such as lists and shards, are read for their checksums. A
-    limited run does not read them, so that a new time counts as a change.
+
+def _row(item: Item, path: str, found: Fingerprint, classnames: Sequence[str]) -> dict[str, object]:
+    """Return the columns of IMAGES and of FINGERPRINTS for an image."""
+    return {
+        "image_id": item.image_id,
+        "path": path,
+        "split": item.split,
+        "label": item.label,
+        "classname": None if item.label is None else classnames[item.label],
+        **vars(found),
+    }
+
+
+def _checksums(
+    folder: str, cache: "DecodeCache", files: Sequence[folder_files.File], *, is_limited: bool
+) -> list[bytes]:
+    """Return the checksums of files of the folder, whose images are in the cache.
+
+    The others, such as lists and shards, are read. A limited run does not read them, so that a new
+    time counts as a change.
     """
-
-    def read_checksum(path: str) -> bytes:
-        return folder_files.checksum(path) if limit is None else folder_files.UNKNOWN
-
-    def checksums(part: list[folder_files.File]) -> list[bytes]:
-        paths = [os.path.normpath(os.path.join(folder, file.name)) for file in part]
-        stats = np.array([(file.size, file.mtime_ns) for file in part], np.int64)
-        return [
-            cached.checksum if cached else read_checksum(path)
-            for path, cached in zip(paths, cache.get(paths, stats), strict=True)
-        ]
-
-    described, output = state
-    folder_files.write(output, files, described, checksums)
-
-
-def _columns(
-    images: Path, rows: Sequence[tuple[Item, Fingerprint]], classnames: Sequence[str]
-) -> dict[str, list[str | int | None]]:
-    """Return the IMAGES columns of some images."""
-    return {
-        "image_id": [item.image_id for item, _ in rows],
-        "path": [_path(images, item) for item, _ in rows],
-        "split": [item.split for item, _ in rows],
-        "label": [item.label for item, _ in rows],
-        "classname": [None if i.label is None else classnames[i.label] for i, _ in rows],
-        "width": [found.width for _, found in rows],
-        "height": [found.height for _, found in rows],
-    }
-
-
-def _fingerprints(rows: Sequence[tuple[Item, Fingerprint]]) -> dict[str, list[str] | list[bytes]]:
-    """Return the FINGERPRINTS columns of some images."""
-    return {
-        "image_id": [item.image_id for item, _ in rows],
-        "hashes": [found.hashes for _, found in rows],
-        "thumbnail": [found.thumbnail for _, found in rows],
-    }
-
-
-def decode(path: str) -> Decoded:
-    """Decode an image, and return its fingerprint or the reason why it cannot be decoded."""
-    content = read_or_reason(path)
-    if isinstance(content, str):
-        return content
-    picture = open_or_reason(path, io.BytesIO(content))
-    checksum = folder_files.checksum_of(content)
-    return picture if isinstance(picture, str) else fingerprint(picture, checksum)
-
-
-def _path(images: Path, item: Item) -> str:
-    return os.path.normpath(images / item.path)
+    paths = [os.path.normpath(os.path.join(folder, file.name)) for file in files]
+    stats = np.array([(file.size, file.mtime_ns) for file in files], np.int64)
+    read = (lambda _: folder_files.UNKNOWN) if is_limited else folder_files.checksum
+    return [
+        cached.checksum if cached else read(path)
+        for path, cached in zip(paths, cache.get(paths, stats), strict=True)
+    ]
 
 
 def _report(broken: Sequence[Sequence[str]], output: Path) -> None:
@@ -224,25 +204,36 @@ def _check(
             f"{max_corrupt:.2%}: {first}{more}. Replace or remove them, or let them be left out: "
             f"--config \"split={{'max_corrupt': {enough}}}\"."
         )
-    left = {"train": counts["train"] + counts["val"]}
-    if split.needs_test_images:
-        left["test"] = counts["test"]
-    for name, n in left.items():
-        if not n:
-            raise UserError(f"{folder} has no usable image in the {name} split.")
+    if not counts["train"] + counts["val"]:
+        raise UserError(f"{folder} has no usable image in the train split.")
+    if split.needs_test_images and not counts["test"]:
+        raise UserError(f"{folder} has no usable image in the test split.")
     if broken:
         log.warning("Left out %d of %d images that cannot be decoded.", len(broken), n_images)
 
 
-def _batches(
-    images: Path, items: Sequence[Item], threads: int, cache: DecodeCache
-) -> Iterator[tuple[Sequence[Item], list[Decoded]]]:
-    """Yield items and their decoded images in order, BATCH at a time.
+# --- decoding ------------------------------------------------------------------------------------
 
-    All threads decode the images that are not in the cache.
+
+def decode(path: str) -> Decoded:
+    """Decode an image, and return its fingerprint or the reason why it cannot be decoded."""
+    content = image_files.read_or_reason(path)
+    if isinstance(content, str):
+        return content
+    picture = image_files.open_or_reason(path, io.BytesIO(content))
+    checksum = folder_files.checksum_of(content)
+    return picture if isinstance(picture, str) else fingerprint(picture, checksum)
+
+
+def _batches(
+    images: Path, items: Sequence[Item], threads: int, cache: "DecodeCache"
+) -> Iterator[tuple[Sequence[Item], list[str], list[Decoded]]]:
+    """Yield items, their paths and their decoded images in order, BATCH at a time.
+
+    All threads decode the images that are not in the cache. An image that cannot be decoded is
+    tried again next time.
     """
-    stats, is_new = _compare(images, items, cache)  # [N, 2] and [N]
-    progress = Progress(int(is_new.sum()), "images")
+    progress, n_cached = Progress(len(items), "images"), 0
     with Workers(
         decode,
         threads,
@@ -251,47 +242,133 @@ def _batches(
         name=str,
         threads_key="threads.index_images",
     ) as workers:
-        results = workers.in_order(_path(images, items[i]) for i in np.flatnonzero(is_new).tolist())
         for start in range(0, len(items), BATCH):
-            part = slice(start, start + BATCH)
-            paths = [_path(images, item) for item in items[part]]
-            decoded: list[Decoded | None] = [*cache.get(paths, stats[part])]
-            rows = np.flatnonzero(is_new[part]).tolist()
-            for first in range(0, len(rows), CACHED_TOGETHER):
-                piece = rows[first : first + CACHED_TOGETHER]
-                for row, result in zip(piece, itertools.islice(results, len(piece)), strict=True):
+            part = items[start : start + BATCH]
+            paths = [os.path.normpath(images / item.path) for item in part]
+            stats = file_stats(paths)
+            decoded: list[Decoded | None] = [*cache.get(paths, stats)]
+            new = [row for row, found in enumerate(decoded) if found is None]
+            progress.skip(len(part) - len(new))
+            n_cached += len(part) - len(new)
+            results = workers.in_order(paths[row] for row in new)
+            for rows in (new[i : i + CACHED_TOGETHER] for i in range(0, len(new), CACHED_TOGETHER)):
+                for row, result in zip(rows, results, strict=False):
                     decoded[row] = result
                     progress.add(1)
-                _put(cache, piece, paths, stats[part], decoded)
-            yield (
-                items[part],
-                [one or decode(path) for path, one in zip(paths, decoded, strict=True)],
+                good = {row: one for row in rows if isinstance(one := decoded[row], Fingerprint)}
+                cache.put([paths[row] for row in good], stats[list(good)], list(good.values()))
+            yield part, paths, [found for found in decoded if found is not None]
+    if n_cached:
+        log.info("%d of %d images are in the cache.", n_cached, len(items))
+
+
+class DecodeCache(contextlib.AbstractContextManager["DecodeCache"]):
+    """Fingerprints of decoded images, so that indexing again decodes new and changed images only.
+
+    An SQLite file with one writer. An entry counts while the image's path, and its file's size and
+    time, stay the same. The file begins empty where it is damaged, or of other code or libraries.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the file.
+
+        Raises:
+            UserError: the file cannot be opened or written.
+        """
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._explained():
+            try:
+                self._file = _opened(path)
+            except sqlite3.OperationalError:  # the disk, permissions, or another process
+                raise
+            except sqlite3.DatabaseError:
+                for part in (path, path.with_name(f"{path.name}-journal")):
+                    part.unlink(missing_ok=True)
+                self._file = _opened(path)
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def get(self, paths: Sequence[str], stats: FileStats) -> list[Fingerprint | None]:
+        """Return the fingerprints of N images, None of new and changed images."""
+        wanted = dict(zip(paths, map(tuple, stats.tolist()), strict=True))
+        found = dict[str, Fingerprint]()
+        for start in range(0, len(paths), PATHS_PER_QUERY):
+            part = paths[start : start + PATHS_PER_QUERY]
+            marks = ",".join("?" * len(part))
+            with self._explained():
+                rows = self._file.execute(f"SELECT * FROM images WHERE path IN ({marks})", part)
+                for path, size, mtime_ns, *values in rows:
+                    if wanted[path] == (size, mtime_ns):
+                        found[path] = Fingerprint(*values)
+        return [found.get(path) for path in paths]
+
+    def put(self, paths: Sequence[str], stats: FileStats, found: Sequence[Fingerprint]) -> None:
+        """Write the fingerprints of N images, whose file stats were read before the images."""
+        rows = [
+            (path, *stat, *vars(one).values())
+            for path, stat, one in zip(paths, stats.tolist(), found, strict=True)
+        ]
+        with self._explained(), self._file:
+            self._file.executemany(
+                "INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows
             )
 
-
-def _compare(
-    images: Path, items: Sequence[Item], cache: DecodeCache
-) -> tuple[FileStats, npt.NDArray[np.bool_]]:
-    """Return the stats of all files [N, 2], and which images are not in the cache [N]."""
-    stats = np.empty((len(items), 2), np.int64)
-    is_new = np.empty(len(items), np.bool_)
-    for start in range(0, len(items), BATCH):
-        part = slice(start, start + BATCH)
-        paths = [_path(images, item) for item in items[part]]
-        stats[part] = file_stats(paths)
-        is_new[part] = [one is None for one in cache.get(paths, stats[part])]
-    if not is_new.all():
-        log.info("%d of %d images are in the cache.", len(items) - is_new.sum(), len(items))
-    return stats, is_new
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise UserError(
+                f"{self.path}, the cache of decoded images, cannot be used ({error}); free some "
+                "space on the disk, or delete the file, and rerun."
+            ) from None
 
 
-def _put(
-    cache: DecodeCache,
-    rows: Sequence[int],
-    paths: Sequence[str],
-    stats: FileStats,
-    decoded: Sequence[Decoded | None],
-) -> None:
-    """Cache the images of some rows. An image that cannot be decoded is tried again next time."""
-    good = {row: one for row in rows if isinstance(one := decoded[row], Fingerprint)}
-    cache.put([paths[row] for row in good], stats[list(good)], list(good.values()))
+def _opened(path: Path) -> sqlite3.Connection:
+    """Open the file, and empty it unless the same code and libraries wrote it."""
+    code = [Path(str(module.__file__)).read_bytes() for module in (fingerprints, image_files)]
+    libraries = map(version, ("numpy", "pillow", "pillow_heif"))
+    current = int(digest(*code, *libraries)[:8], 16) >> 1  # as many bits as there is room for
+    file = sqlite3.connect(_uri(path), uri=True)
+    try:
+        with file:
+            if file.execute("PRAGMA user_version").fetchone() != (current,):
+                file.execute("DROP TABLE IF EXISTS images")
+                file.execute(f"PRAGMA user_version = {current}")
+            file.execute(CREATE)
+    except sqlite3.Error:
+        file.close()
+        raise
+    return file
+
+
+def _uri(path: Path) -> str:
+    """Return the address of the file. SQLite takes a file system without locks for a locked one."""
+    uri = path.absolute().as_uri()
+    with path.open("ab") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return f"{uri}?nolock=1" if error.errno in NO_LOCKS else uri
+    return uri
+
+
+def file_stats(paths: Sequence[str]) -> FileStats:
+    """Return size and time of the files that hold N images, NO_FILE where there is none."""
+    found, last, stat = [], "", NO_FILE
+    for path in paths:
+        container = image_files.container_of(path)
+        if container != last:  # the images of a shard stand together
+            last, stat = container, _file_stat(container)
+        found.append(stat)
+    return np.array(found, np.int64).reshape(-1, 2)
+
+
+def _file_stat(path: str) -> tuple[int, int]:
+    try:
+        state = os.stat(path)
+    except OSError:
+        return NO_FILE
+    return state.st_size, state.st_mtime_ns

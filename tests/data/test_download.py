@@ -1,45 +1,44 @@
+"""Files of datasets are fetched, verified and unpacked."""
+
 import gzip
 import hashlib
 import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from support.downloads import CONTENT, wanted
-from support.web import jpeg, sha256, zipped
+from support.downloads import ARCHIVE, CONTENT, settings, wanted
+from support.web import jpeg, sha256, tar, zipped
 
+from latteclip.cli import main
 from latteclip.core.errors import UserError
+from latteclip.core.hashing import digest
 from latteclip.data import datasets
-from latteclip.data import download_dataset as download
+from latteclip.data.datasets import Download, Source, download_dataset, fetch
 
 
 def unknown(*where):
     """A download without a checksum."""
-    return datasets.Download(list(where))
+    return Download(list(where))
 
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def test_fetches_verifies_and_notes_where_it_is_from(host, folder, caplog):
+def test_a_file_is_fetched_and_verified(host, folder, caplog):
     caplog.set_level(logging.INFO)
     url = host.serve("/file.bin", CONTENT)
-    path = download.fetch("file.bin", wanted(url), folder)
+    path = fetch("file.bin", wanted(url), folder)
     assert path == folder / "file.bin" and path.read_bytes() == CONTENT
     assert f"{url} served file.bin" in caplog.text
     assert names(folder) == ["file.bin"] and not list((folder / ".part").iterdir())
-
-
-def test_a_connection_cut_at_half_is_continued(host, folder, waits):
-    host.cut["/file.bin"] = 1
-    url = host.serve("/file.bin", CONTENT)
-    assert download.fetch("file.bin", wanted(url), folder).read_bytes() == CONTENT
-    assert host.requests == [("/file.bin", 0), ("/file.bin", len(CONTENT) // 2)]
 
 
 @pytest.fixture
@@ -47,82 +46,75 @@ def broken_off(host, folder, monkeypatch):
     """Breaks off the transfer of a file at its half; returns its URL."""
 
     def begin(spec=wanted):
-        monkeypatch.setattr(download, "RETRIES", 0)
-        host.cut["/file.bin"] = 1
-        url = host.serve("/file.bin", CONTENT)
-        with pytest.raises(UserError, match=r"file\.bin"):
-            download.fetch("file.bin", spec(url), folder)
+        with monkeypatch.context() as patch, pytest.raises(UserError, match=r"file\.bin"):
+            patch.setattr(datasets, "RETRIES", 0)
+            host.cut["/file.bin"] = 1
+            fetch("file.bin", spec(host.serve("/file.bin", CONTENT)), folder)
         assert not names(folder)
-        return url
+        return f"{host.url}/file.bin"
 
     return begin
 
 
-def test_a_later_run_continues(host, folder, broken_off):
-    assert download.fetch("file.bin", wanted(broken_off()), folder).read_bytes() == CONTENT
+def test_a_connection_cut_at_half_is_continued(host, folder, waits):
+    host.cut["/file.bin"] = 1
+    url = host.serve("/file.bin", CONTENT)
+    assert fetch("file.bin", wanted(url), folder).read_bytes() == CONTENT
+    assert host.requests == [("/file.bin", 0), ("/file.bin", len(CONTENT) // 2)]
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_later_run_continues_where_the_host_can(host, folder, broken_off, ranges):
+    url = broken_off()
+    host.ranges = ranges
+    assert fetch("file.bin", wanted(url), folder).read_bytes() == CONTENT
     assert [start for _, start in host.requests] == [0, len(CONTENT) // 2]
 
 
-def test_a_host_that_cannot_continue_sends_the_whole(host, folder, broken_off):
-    url = broken_off()
-    host.ranges = False
-    assert download.fetch("file.bin", wanted(url), folder).read_bytes() == CONTENT
-
-
-def test_a_file_that_changed_meanwhile_is_fetched_again(host, folder, broken_off):
-    url = broken_off()
-    host.serve("/file.bin", CONTENT[::-1])
-    spec = wanted(url, content=CONTENT[::-1])
-    assert download.fetch("file.bin", spec, folder).read_bytes() == CONTENT[::-1]
-
-
-def test_without_a_checksum_nothing_is_continued(host, folder, broken_off):
-    url = broken_off(unknown)
-    host.serve("/file.bin", CONTENT[::-1])
-    assert download.fetch("file.bin", unknown(url), folder).read_bytes() == CONTENT[::-1]
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_file_that_changed_meanwhile_is_fetched_again(host, folder, broken_off, is_known):
+    other = CONTENT[::-1]
+    url = broken_off(wanted if is_known else unknown)
+    host.serve("/file.bin", other)
+    spec = wanted(url, content=other) if is_known else unknown(url)
+    assert fetch("file.bin", spec, folder).read_bytes() == other
 
 
 def test_a_stalled_transfer_is_continued(host, folder, monkeypatch):
-    monkeypatch.setattr(download, "TIMEOUT", (5, 0.02))
+    monkeypatch.setattr(datasets, "TIMEOUT", (5, 0.02))
     monkeypatch.setattr("time.sleep", lambda seconds: host.drops.clear())
     host.drops["/file.bin"] = "body"
     url = host.serve("/file.bin", CONTENT)
-    assert download.fetch("file.bin", wanted(url), folder).read_bytes() == CONTENT
+    assert fetch("file.bin", wanted(url), folder).read_bytes() == CONTENT
 
 
-def test_a_full_disk_is_no_fault_of_the_source(host, folder, monkeypatch):
-    monkeypatch.setattr(download, "FILE", "/dev/full")
+def test_a_full_disk_is_no_fault_of_the_source(host, folder):
     url = host.serve("/file.bin", CONTENT)
+    part = folder / ".part" / digest(url)[:16]
+    part.mkdir(parents=True)
+    (part / "file.bin").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):
-        download.fetch("file.bin", wanted(url, "/no/such/file"), folder)
+        fetch("file.bin", wanted(url, "/no/such/file"), folder)
 
 
 def test_an_archive_that_comes_encoded_is_left_as_it_is(host, folder):
     packed = gzip.compress(CONTENT)
     host.headers["/file.gz"] = {"Content-Encoding": "gzip"}
     url = host.serve("/file.gz", packed)
-    assert download.fetch("file.gz", wanted(url, content=packed), folder).read_bytes() == packed
-
-
-def test_a_part_of_one_source_is_not_continued_from_another(host, folder, waits):
-    host.cut["/one/file.bin"] = 100
-    one = host.serve("/one/file.bin", CONTENT[::-1])
-    two = host.serve("/two/file.bin", CONTENT)
-    assert download.fetch("file.bin", wanted(one, two), folder).read_bytes() == CONTENT
-    assert [start for path, start in host.requests if path == "/two/file.bin"] == [0]
+    assert fetch("file.gz", wanted(url, content=packed), folder).read_bytes() == packed
 
 
 def test_a_busy_host_is_asked_again_with_growing_pauses(host, folder, waits):
     host.busy["/file.bin"] = 3
     url = host.serve("/file.bin", CONTENT)
-    assert download.fetch("file.bin", wanted(url), folder).read_bytes() == CONTENT
+    assert fetch("file.bin", wanted(url), folder).read_bytes() == CONTENT
     assert waits == sorted(waits) and len(waits) == 3 and waits[0] < waits[2]
 
 
 def test_after_404_the_mirror_serves_and_the_log_says_so(host, folder, caplog):
     caplog.set_level(logging.INFO)
     gone, mirror = f"{host.url}/gone.bin", host.serve("/mirror.bin", CONTENT)
-    download.fetch("file.bin", wanted(gone, mirror), folder)
+    fetch("file.bin", wanted(gone, mirror), folder)
     assert names(folder) == ["file.bin"]
     assert re.search(f"{gone} failed: .*404", caplog.text)
     assert f"{mirror} served file.bin" in caplog.text
@@ -131,34 +123,19 @@ def test_after_404_the_mirror_serves_and_the_log_says_so(host, folder, caplog):
 def test_a_wrong_checksum_sets_the_file_aside(host, folder):
     url = host.serve("/file.bin", b"something else")
     with pytest.raises(UserError, match=rf"{sha256(b'something else')} and not {sha256(CONTENT)}"):
-        download.fetch("file.bin", wanted(url), folder)
+        fetch("file.bin", wanted(url), folder)
     assert names(folder) == ["file.bin.rejected"]
     good = host.serve("/good.bin", CONTENT)
-    assert download.fetch("file.bin", wanted(url, good), folder).read_bytes() == CONTENT
+    assert fetch("file.bin", wanted(url, good), folder).read_bytes() == CONTENT
 
 
 def test_when_all_fail_one_message_says_what_to_do(host, folder, waits):
     urls = [f"{host.url}/a.bin", f"{host.url}/b.bin", "/no/such/file"]
     with pytest.raises(UserError) as raised:
-        download.fetch("file.bin", wanted(*urls), folder)
+        fetch("file.bin", wanted(*urls), folder)
     message = str(raised.value)
     assert all(f"{url}: " in message for url in urls)
     assert str(folder.resolve()) in message and sha256(CONTENT) in message
-
-
-def test_a_file_placed_by_hand_is_taken(folder):
-    (folder / "file.bin").write_bytes(CONTENT)
-    assert download.fetch("file.bin", wanted("/no/such/file"), folder) == folder / "file.bin"
-
-
-def test_without_a_known_checksum_it_is_taken_with_a_warning_and_remembered(host, folder, caplog):
-    url = host.serve("/file.bin", CONTENT)
-    spec = unknown(url)
-    path = download.fetch("file.bin", spec, folder)
-    assert "No checksum" in caplog.text
-    path.write_bytes(b"rotten")
-    assert download.fetch("file.bin", spec, folder).read_bytes() == CONTENT
-    assert names(folder) == ["file.bin", "file.bin.rejected"]
 
 
 @pytest.mark.parametrize(
@@ -169,87 +146,65 @@ def test_without_a_known_checksum_it_is_taken_with_a_warning_and_remembered(host
         "git_blob:" + hashlib.sha1(b"blob %d\0" % len(CONTENT) + CONTENT).hexdigest(),
     ],
 )
-def test_kinds_of_checksums(folder, checksum):
+def test_a_file_placed_by_hand_counts_with_a_checksum_of_any_kind(folder, checksum):
+    spec = Download(["/no/such/file"], checksum)
     (folder / "file.bin").write_bytes(CONTENT)
-    assert datasets.matches(folder / "file.bin", checksum)
+    assert fetch("file.bin", spec, folder) == folder / "file.bin"
     (folder / "file.bin").write_bytes(CONTENT[1:])
-    assert not datasets.matches(folder / "file.bin", checksum)
+    with pytest.raises(UserError, match=checksum):
+        fetch("file.bin", spec, folder)
 
 
-def test_google_drive_is_asked_through_gdown(folder, monkeypatch):
-    asked = {}
-
-    def fake(**options):
-        asked.update(options)
-        Path(options["output"]).write_bytes(CONTENT)
-
-    monkeypatch.setattr("gdown.download", fake)
-    path = download.fetch("file.bin", wanted({"drive": "an-id"}), folder)
-    assert path.read_bytes() == CONTENT
-    assert asked["id"] == "an-id" and "url" not in asked and asked["resume"]
+def test_a_file_without_a_known_checksum_is_taken_with_a_warning(host, folder, caplog):
+    url = host.serve("/file.bin", CONTENT)
+    assert fetch("file.bin", unknown(url), folder).read_bytes() == CONTENT
+    assert "No checksum" in caplog.text
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_a_part_from_google_drive_counts_only_under_a_checksum(folder, monkeypatch, known):
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_part_from_google_drive_counts_only_under_a_checksum(folder, monkeypatch, is_known):
     seen = []
 
-    def break_off(**options):
-        where = Path(options["output"]).parent
-        seen.append([path.name for path in where.iterdir()])
-        (where / "filexyz.part").write_bytes(CONTENT[:9])
-        raise OSError("broken off")
+    def download(**options):
+        assert options["id"] == "an-id" and options["resume"]
+        output = Path(options["output"])
+        seen.append([path.name for path in output.parent.iterdir()])
+        output.with_name("filexyz.part").write_bytes(CONTENT[:9])
+        if len(seen) == 1:
+            raise OSError("broken off")
+        output.write_bytes(CONTENT)
 
-    monkeypatch.setattr("gdown.download", break_off)
-    spec = (wanted if known else unknown)({"drive": "an-id"})
-    for _ in range(2):
-        with pytest.raises(UserError, match="broken off"):
-            download.fetch("file.bin", spec, folder)
-    assert seen == [[], ["filexyz.part"] if known else []]
-
-
-@pytest.mark.parametrize("spec", [{"file": "x"}, {"hf": "a/b"}, {"drive": "x", "file": "y"}, {}])
-def test_a_source_of_no_known_kind(spec):
-    with pytest.raises(UserError, match="is not one of"):
-        datasets.Source.parse(spec)
-
-
-def test_names_of_a_download_stay_inside(folder, monkeypatch):
-    for key in ({"into": "../../../out"}, {"into": "/out"}, {"nested": ["../x.zip"]}):
-        with pytest.raises(UserError, match=r"\.\.|/out"):
-            datasets.Download(["https://example.org/x.zip"], **key)
-    monkeypatch.setattr(
-        "gdown.download", lambda **options: Path(options["output"]).write_bytes(CONTENT)
-    )
-    source = {"drive": "../../outside", "checksum": wanted().checksum}
-    with pytest.raises(UserError, match="outside"):
-        download.fetch("file.bin", datasets.Download([source]), folder)
-    assert not (folder.parent.parent / "outside").exists()
+    monkeypatch.setattr("gdown.download", download)
+    spec = (wanted if is_known else unknown)(Source(drive="an-id"))
+    with pytest.raises(UserError, match="broken off"):
+        fetch("file.bin", spec, folder)
+    assert fetch("file.bin", spec, folder).read_bytes() == CONTENT
+    assert seen == [[], ["filexyz.part"] if is_known else []]
 
 
 def test_a_file_of_this_machine(folder, tmp_path):
     (tmp_path / "mine.tar.gz").write_bytes(CONTENT)
-    path = download.fetch("file.bin", wanted(str(tmp_path / "mine.tar.gz")), folder)
+    path = fetch("file.bin", wanted(str(tmp_path / "mine.tar.gz")), folder)
     assert path.read_bytes() == CONTENT
     assert (tmp_path / "mine.tar.gz").is_file()
 
 
-def hub(host, *, revision="main", kind="models", **files):
-    """Make the host a Hugging Face hub with one repo."""
-    tree = []
-    for name, content in files.items():
-        host.files[f"/me/photos/resolve/{revision}/{name}"] = content
-        lfs = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 1}
-        tree.append({"type": "file", "path": name, "size": len(content), "oid": "0", "lfs": lfs})
-    host.files[f"/api/{kind}/me/photos/tree/{revision}"] = json.dumps(tree).encode()
+# The stage.
 
 
-def command(host, tmp_path, *where, **spec):
-    """`latteclip download-dataset` against a hub; its exit status, log and output."""
-    values = {"downloads": {"images.tar.gz": {"sources": list(where), **spec}}}
+def arguments(output, values):
+    """`latteclip download-dataset` with settings."""
+    words = ["download-dataset", "--dataset", "demo", "--settings", json.dumps(values)]
+    return [*words, "--output", str(output)]
+
+
+def hub(host, tmp_path, source, **files):
+    """Run the stage against a hub with one repo; its exit status, log and output."""
+    host.serve_repo("me/photos", files)
     output = tmp_path / "resources" / "demo" / "data"
-    arguments = ["--dataset", "demo", "--settings", json.dumps(values), "--output", str(output)]
+    values = {"downloads": {"images.tar.gz": {"sources": [{"hf": "me/photos"} | source]}}}
     done = subprocess.run(
-        [Path(sys.executable).with_name("latteclip"), "download-dataset", *arguments],
+        [Path(sys.executable).with_name("latteclip"), *arguments(output, values)],
         env={**os.environ, "HF_ENDPOINT": host.url, "HF_HUB_OFFLINE": "0"}
         | {"HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")},
         capture_output=True,
@@ -260,25 +215,114 @@ def command(host, tmp_path, *where, **spec):
 
 
 def test_a_name_unknown_in_advance_is_looked_up_on_hugging_face(host, tmp_path):
-    packed = zipped({"images/a.jpg": jpeg()})
-    hub(host, **{"OxfordFlowers.zip": packed, "other.zip": b"x"})
-    source = {"hf": "me/photos", "file": "*flower*.zip", "checksum": "hub"}
-    status, log, output = command(host, tmp_path, source)
-    assert status == 0, log
-    assert "its name was looked up, it is OxfordFlowers.zip" in log
-    assert (output / "images" / "a.jpg").is_file()
+    files = {"OxfordFlowers.zip": zipped({"images/a.jpg": jpeg()}), "other.zip": b"x"}
+    source = {"file": "*flower*.zip", "checksum": "hub"}
+    status, log, output = hub(host, tmp_path, source, **files)
+    assert status == 0 and (output / "images" / "a.jpg").is_file(), log
     assert names(output.parent / "downloads") == ["OxfordFlowers.zip"]
     asked = len(host.requests)
     (output / "images" / "a.jpg").unlink()
-    status, log, output = command(host, tmp_path, source)
+    status, log, output = hub(host, tmp_path, source, **files)
     assert status == 0 and (output / "images" / "a.jpg").is_file(), log
     assert len(host.requests) == asked
 
 
-def test_the_hub_says_the_checksum(host, tmp_path):
-    hub(host, **{"pack.zip": zipped({"images/a.jpg": jpeg()})})
-    host.files["/me/photos/resolve/main/pack.zip"] = b"broken"
-    source = {"hf": "me/photos", "file": "pack.zip", "checksum": "hub"}
-    status, log, output = command(host, tmp_path, source)
+def test_the_checksum_comes_from_the_hub(host, tmp_path, monkeypatch):
+    serve_repo = host.serve_repo
+
+    def serve_another(repo, files):
+        serve_repo(repo, files)
+        host.files[f"/{repo}/resolve/main/pack.zip"] = b"broken"
+
+    monkeypatch.setattr(host, "serve_repo", serve_another)
+    files = {"pack.zip": zipped({"images/a.jpg": jpeg()})}
+    status, log, output = hub(host, tmp_path, {"file": "pack.zip", "checksum": "hub"}, **files)
     assert status == 2 and "and not sha256:" in log, log
     assert not output.exists()
+
+
+def test_a_dataset_is_unpacked_and_its_terms_are_printed(host, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    url = host.serve("/images.tar.gz", ARCHIVE)
+    output = tmp_path / "demo" / "data"
+    download_dataset("demo", settings(url, into="deep"), str(output))
+    assert names(output / "deep" / "images") == ["a.jpg", "b.jpg"]
+    assert "licence: A licence" in caplog.text and "cite: A paper" in caplog.text
+
+
+def test_nested_archives_are_unpacked_where_they_lie(host, tmp_path):
+    packed = zipped({"top/inner.tar.gz": ARCHIVE, "top/other.tar.gz": b"left alone"})
+    url = host.serve("/images.zip", packed)
+    output = tmp_path / "demo" / "data"
+    nested = wanted(url, content=packed, nested=["inner.tar.gz"])
+    download_dataset("demo", datasets.DownloadSettings({"images.zip": nested}), str(output))
+    found = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
+    assert found == {"top/images/a.jpg", "top/images/b.jpg", "top/other.tar.gz"}
+
+
+def test_a_shard_is_not_unpacked_and_takes_its_room_once(host, tmp_path):
+    url = host.serve("/images.tar.gz", ARCHIVE)
+    output = tmp_path / "demo" / "data"
+    for _ in range(2):
+        download_dataset("demo", settings(url, into="train", unpack=False), str(output))
+    (shard,) = (path for path in output.rglob("*") if path.is_file())
+    assert shard.relative_to(output).as_posix() == "train/images.tar.gz"
+    assert shard.samefile(tmp_path / "demo" / "downloads" / "images.tar.gz")
+
+
+def test_a_folder_that_a_user_filled_is_not_replaced(tmp_path):
+    output = tmp_path / "demo" / "data"
+    for match in ("could not be fetched", str(output)):  # the second time, the lock lies there
+        with pytest.raises(UserError, match=match):
+            download_dataset("demo", settings("/no/such/file"), str(output))
+        output.mkdir(exist_ok=True)
+        (output / "mine.jpg").write_bytes(b"mine")
+    assert (output / "mine.jpg").read_bytes() == b"mine"
+
+
+def test_an_unsafe_archive_leaves_no_data(host, tmp_path):
+    evil = tar({"images/a.jpg": jpeg(), "../evil": b""})
+    url = host.serve("/images.tar.gz", evil)
+    with pytest.raises(UserError, match="leads out"):
+        download_dataset("demo", settings(url, content=evil), str(tmp_path / "demo" / "data"))
+    assert names(tmp_path / "demo") == ["downloads"]
+
+
+KILLED = """
+import os, signal, sys
+import tarfile
+from latteclip.cli import main
+extract = tarfile.TarFile.extractfile
+def dying(tar, entry):
+    if entry.name.endswith("b.jpg"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return extract(tar, entry)
+tarfile.TarFile.extractfile = dying
+sys.exit(main.main(sys.argv[1:]))
+"""
+
+
+def test_an_unpack_killed_half_way_is_redone(host, tmp_path):
+    url = host.serve("/images.tar.gz", ARCHIVE)
+    output = tmp_path / "demo" / "data"
+    words = arguments(output, asdict(settings(url)))
+    done = subprocess.run([sys.executable, "-c", KILLED, *words], check=False)
+    assert done.returncode == -signal.SIGKILL
+    left = [path for path in output.parent.iterdir() if path.name.endswith(".tmp")]
+    assert len(left) == 1 and (left[0] / "images" / "a.jpg").is_file()
+    assert not output.exists()
+    assert main.main(words) == 0
+    assert names(output / "images") == ["a.jpg", "b.jpg"]
+    assert sorted(p.name for p in output.parent.iterdir()) == ["data", "downloads"]
+    assert len(host.requests) == 1
+
+
+def test_two_runs_at_once_fetch_once(host, tmp_path):
+    url = host.serve("/images.tar.gz", ARCHIVE)
+    output = tmp_path / "demo" / "data"
+    words = arguments(output, asdict(settings(url)))
+    program = [Path(sys.executable).with_name("latteclip"), *words]
+    runs = [subprocess.Popen(program) for _ in range(2)]
+    assert [run.wait() for run in runs] == [0, 0]
+    assert len(host.requests) == 1
+    assert names(output / "images") == ["a.jpg", "b.jpg"]

@@ -1,4 +1,4 @@
-"""What is downloaded, from a server that serves it."""
+"""Downloads, and a server that serves them."""
 
 import sys
 
@@ -6,7 +6,7 @@ import gdown
 import pytest
 from support.web import Host, jpeg, sha256, tar
 
-from latteclip.data import datasets, download_dataset
+from latteclip.data.datasets import Download, DownloadSettings
 
 CONTENT = bytes(range(256)) * 8192  # 2 MB: several pieces
 ARCHIVE = tar({"images/a.jpg": jpeg(), "images/b.jpg": jpeg((1, 2, 3))})
@@ -37,11 +37,9 @@ def folder(tmp_path):
 
 
 def wanted(*where, content=CONTENT, **more):
-    return datasets.Download(list(where), sha256(content), **more)
+    return Download(list(where), sha256(content), **more)
 
 
 def settings(*where, content=ARCHIVE, **more):
-    spec = {"sources": list(where), "checksum": sha256(content)} | more
-    return download_dataset.DownloadSettings(
-        {"images.tar.gz": spec}, "A title", "A licence", "A paper"
-    )
+    file = wanted(*where, content=content, **more)
+    return DownloadSettings({"images.tar.gz": file}, "A title", "A licence", "A paper")
