@@ -454,8 +454,8 @@ def command(words: Sequence[str]) -> str:
 
 def _table(datasets: Collection[Dataset]) -> str:
     """Return two lines per dataset: its facts in columns, and the paper to cite."""
-    rows = [("key", "train", "test", "classes", "download", "present", "licence")]
-    rows += map(_row, datasets)
+    head = ("key", "train", "test", "classes", "download", "present", "licence")
+    rows = [head, *map(_row, datasets)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     for place, dataset in enumerate(datasets, start=1):
