@@ -75,7 +75,7 @@ def add_workflow(sub: argparse.ArgumentParser) -> None:
 
 def datasets(args: argparse.Namespace) -> None:
     """List the datasets, or verify what is on disk."""
-    from latteclip.data import datasets as listing
+    from latteclip.data import download_dataset as listing
 
     print(for_terminal(listing.command(args.check)))
 

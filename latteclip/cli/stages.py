@@ -22,7 +22,7 @@ from latteclip.core.settings import from_json, list_from_json
 
 STAGES = {  # by command: the module of its function
     "generate_textures": "latteclip.demo.generate_textures",
-    "download_dataset": "latteclip.data.datasets",
+    "download_dataset": "latteclip.data.download_dataset",
     "download_clip": "latteclip.data.download_models",
     "download_captioner": "latteclip.data.download_models",
     "download_eye": "latteclip.data.download_models",

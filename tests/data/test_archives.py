@@ -8,7 +8,7 @@ import pytest
 from support.web import tar, zipped
 
 from latteclip.core.errors import UserError
-from latteclip.data import datasets
+from latteclip.data import download_dataset
 
 FILES = {"a/one.txt": b"one", "a/b/two.txt": b"two", "three.txt": b""}
 
@@ -67,12 +67,12 @@ def member(name, kind=tarfile.REGTYPE, target="", size=0):
     ids=["tar.gz", "tar", "tar.bz2", "tar.xz", "zip"],
 )
 def test_unpacks_whatever_the_name_says(folder, content):
-    datasets.unpack(saved(folder, content), folder)
+    download_dataset.unpack(saved(folder, content), folder)
     assert tree(folder) == FILES
 
 
 def test_a_plain_tar_whose_last_file_is_a_zip_is_a_tar(folder):
-    datasets.unpack(saved(folder, tar({"inner.zip": zipped(FILES)}, "w")), folder)
+    download_dataset.unpack(saved(folder, tar({"inner.zip": zipped(FILES)}, "w")), folder)
     assert list(tree(folder)) == ["inner.zip"]
 
 
@@ -92,7 +92,7 @@ OUTSIDE = [
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_refuses_entries_that_lead_out(folder, pack, name):
     with pytest.raises(UserError, match="leads out"):
-        datasets.unpack(saved(folder, pack({name: b"evil"})), folder)
+        download_dataset.unpack(saved(folder, pack({name: b"evil"})), folder)
     assert untouched(folder)
 
 
@@ -115,14 +115,14 @@ LINKS = {
 @pytest.mark.parametrize("members", LINKS.values(), ids=LINKS)
 def test_refuses_links_that_lead_out(folder, members):
     with pytest.raises(UserError, match="leads out"):
-        datasets.unpack(saved(folder, tar_of(*members)), folder)
+        download_dataset.unpack(saved(folder, tar_of(*members)), folder)
     assert untouched(folder)
 
 
 def test_no_file_is_written_through_a_link(folder):
     content = tar_of(member("link", tarfile.SYMTYPE, "../outside"), member("link/kept.txt", size=3))
     with pytest.raises(UserError, match=r"cannot be unpacked|leads out"):
-        datasets.unpack(saved(folder, content), folder)
+        download_dataset.unpack(saved(folder, content), folder)
     assert untouched(folder)
 
 
@@ -132,7 +132,7 @@ def test_a_symlink_in_a_zip_is_no_link(folder):
         info = zipfile.ZipInfo("link")
         info.external_attr = (stat.S_IFLNK | 0o777) << 16
         archive.writestr(info, "../outside")
-    datasets.unpack(saved(folder, buffer.getvalue()), folder)
+    download_dataset.unpack(saved(folder, buffer.getvalue()), folder)
     assert not (folder / "link").is_symlink() and untouched(folder)
 
 
@@ -142,7 +142,7 @@ def test_links_inside_the_folder_are_kept(folder):
         member("also", tarfile.SYMTYPE, "a"),
         member("a/one.txt", size=3),
     )
-    datasets.unpack(saved(folder, content), folder)
+    download_dataset.unpack(saved(folder, content), folder)
     assert (folder / "again.txt").read_bytes() == b"xxx"
     assert (folder / "also" / "one.txt").read_bytes() == b"xxx"
 
@@ -150,7 +150,7 @@ def test_links_inside_the_folder_are_kept(folder):
 @pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
 def test_refuses_devices(folder, kind):
     with pytest.raises(UserError, match="device 'thing': refused"):
-        datasets.unpack(saved(folder, tar_of(member("thing", kind))), folder)
+        download_dataset.unpack(saved(folder, tar_of(member("thing", kind))), folder)
     assert not list(folder.iterdir())
 
 
@@ -160,7 +160,7 @@ def test_a_truncated_archive_is_an_error(folder, pack, share):
     noise = {f"{n}.bin": bytes((n * i * i) % 251 for i in range(5000)) for n in range(20)}
     content = pack(noise)
     with pytest.raises(UserError, match="archive"):
-        datasets.unpack(saved(folder, content[: int(share * len(content))]), folder)
+        download_dataset.unpack(saved(folder, content[: int(share * len(content))]), folder)
 
 
 @pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
@@ -170,7 +170,7 @@ def test_a_flipped_byte_in_a_compressed_tar_is_an_error(folder, mode, share):
     content = bytearray(tar({"a.bin": random.Random(0).randbytes(9000)}, mode))
     content[int(share * len(content)) - 1] ^= 0x80
     with pytest.raises(UserError, match="archive"):
-        datasets.unpack(saved(folder, bytes(content)), folder)
+        download_dataset.unpack(saved(folder, bytes(content)), folder)
 
 
 def damaged_header():
@@ -191,4 +191,4 @@ DAMAGED = {
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
 def test_anything_but_a_whole_archive_is_an_error(folder, content):
     with pytest.raises(UserError, match="archive"):
-        datasets.unpack(saved(folder, content), folder)
+        download_dataset.unpack(saved(folder, content), folder)

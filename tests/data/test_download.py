@@ -19,8 +19,8 @@ from support.web import jpeg, sha256, tar, zipped
 from latteclip.cli import main
 from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest
-from latteclip.data import datasets
-from latteclip.data.datasets import Download, Source, download_dataset, fetch
+from latteclip.data import download_dataset as downloads
+from latteclip.data.download_dataset import Download, Source, download_dataset, fetch
 
 
 def unknown(*where):
@@ -47,7 +47,7 @@ def broken_off(host, folder, monkeypatch):
 
     def begin(spec=wanted):
         with monkeypatch.context() as patch, pytest.raises(UserError, match=r"file\.bin"):
-            patch.setattr(datasets, "RETRIES", 0)
+            patch.setattr(downloads, "RETRIES", 0)
             host.cut["/file.bin"] = 1
             fetch("file.bin", spec(host.serve("/file.bin", CONTENT)), folder)
         assert not names(folder)
@@ -81,7 +81,7 @@ def test_a_file_that_changed_meanwhile_is_fetched_again(host, folder, broken_off
 
 
 def test_a_stalled_transfer_is_continued(host, folder, monkeypatch):
-    monkeypatch.setattr(datasets, "TIMEOUT", (5, 0.02))
+    monkeypatch.setattr(downloads, "TIMEOUT", (5, 0.02))
     monkeypatch.setattr("time.sleep", lambda seconds: host.drops.clear())
     host.drops["/file.bin"] = "body"
     url = host.serve("/file.bin", CONTENT)
@@ -255,7 +255,7 @@ def test_nested_archives_are_unpacked_where_they_lie(host, tmp_path):
     url = host.serve("/images.zip", packed)
     output = tmp_path / "demo" / "data"
     nested = wanted(url, content=packed, nested=["inner.tar.gz"])
-    download_dataset("demo", datasets.DownloadSettings({"images.zip": nested}), str(output))
+    download_dataset("demo", downloads.DownloadSettings({"images.zip": nested}), str(output))
     found = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
     assert found == {"top/images/a.jpg", "top/images/b.jpg", "top/other.tar.gz"}
 

@@ -13,7 +13,7 @@ from support.fuzz import check, damaged, fuzzed
 from support.shards import parquet_bytes
 from support.web import tar, zipped
 
-from latteclip.data import datasets, images
+from latteclip.data import download_dataset, images
 from latteclip.data.shards import SUFFIXES
 from latteclip.data.splits import SplitSettings, read_split
 
@@ -34,7 +34,7 @@ def unpacked(content):
         archive = folder.parent / "archive"
         archive.write_bytes(content)
         try:
-            datasets.unpack(archive, folder)
+            download_dataset.unpack(archive, folder)
         finally:
             assert {path.name for path in Path(place).iterdir()} == {"deep"}
             assert {path.name for path in folder.parent.iterdir()} == {"data", "archive"}

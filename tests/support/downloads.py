@@ -6,7 +6,7 @@ import gdown
 import pytest
 from support.web import Host, jpeg, sha256, tar
 
-from latteclip.data.datasets import Download, DownloadSettings
+from latteclip.data.download_dataset import Download, DownloadSettings
 
 CONTENT = bytes(range(256)) * 8192  # 2 MB: several pieces
 ARCHIVE = tar({"images/a.jpg": jpeg(), "images/b.jpg": jpeg((1, 2, 3))})
