@@ -1,4 +1,4 @@
-"""What answers teach, how well they judge, and what they guarantee.
+"""What answers teach, how well they check, and what they guarantee.
 
     python benchmarks/teach.py results/dtd [--without-captions] [--errs 0.1] [--drawings 500]
 
@@ -33,7 +33,7 @@ class Data:
     """A dataset whose labels are known, and the model of its labels without answers."""
 
     def __init__(self, folder: Path, *, captions: bool) -> None:
-        self.session = TeachingSession(folder, 1, judging=0)
+        self.session = TeachingSession(folder, 1, checking=0)
         start = self.session.model.state
         votes = start.votes
         if not captions:
@@ -103,7 +103,7 @@ class Data:
 
 def asked(data: Data, folder: Path, n: int, named: torch.Tensor) -> tuple[list[int], list[Answer]]:
     """Return the rows that `latteclip teach` asks about, in order, and the answers."""
-    session = TeachingSession(folder, n, judging=0)
+    session = TeachingSession(folder, n, checking=0)
     if not data.start.is_informed:
         session.model = LabelModel(data.images, data.votes)
     row_of = {name: row for row, name in enumerate(session.ids)}
@@ -151,7 +151,7 @@ def learning(data: Data, folder: Path, errs: float) -> list[int]:
     return rows
 
 
-def judging(data: Data, rows: list[int], drawings: int, folds: int) -> None:
+def checking(data: Data, rows: list[int], drawings: int, folds: int) -> None:
     """Print how often intervals hold, and what is guaranteed, after 50 answers that taught."""
     taught = rows[:50]
     labelled = data.labelled(taught, data.classes)
@@ -159,7 +159,7 @@ def judging(data: Data, rows: list[int], drawings: int, folds: int) -> None:
     rest = np.setdiff1d(np.arange(len(data.classes)), taught)
     right = (fusion.labels == data.classes).numpy()
     n, truth = len(rest), right[rest].mean()
-    print(f"\njudging after 50 answers: {100 * truth:.1f} % of the other {n} labels are right")
+    print(f"\nchecking after 50 answers: {100 * truth:.1f} % of the other {n} labels are right")
     for m in (25, 50, 100):
         holds, widths = [], []
         for seed in range(drawings):
@@ -207,14 +207,14 @@ def judging(data: Data, rows: list[int], drawings: int, folds: int) -> None:
     for seed in range(folds):
         drawn = np.random.default_rng(seed).permutation(rest)[:50].tolist()
         both = data.labelled([*taught, *drawn], data.classes)
-        judges = torch.isin(both.rows, torch.tensor(drawn))
-        both = LabelledRows(both.rows, both.shares, judges)
-        judged = cross_fit(data.start, both)
+        drawn_rows = torch.isin(both.rows, torch.tensor(drawn))
+        both = LabelledRows(both.rows, both.shares, drawn_rows)
+        checked = cross_fit(data.start, both)
         final = (data.start.answered(both).fused().labels == data.classes).numpy()
         others = np.setdiff1d(rest, drawn)
-        low, high = confidence_sequence(int(judged.right.sum()), len(drawn), n)
+        low, high = confidence_sequence(int(checked.right.sum()), len(drawn), n)
         inside.append(low <= final[others].mean() <= high)
-        gaps.append(judged.right.double().mean().item() - final[others].mean())
+        gaps.append(checked.right.double().mean().item() - final[others].mean())
     if folds:
         print(
             f"cross-fitted in five folds, 50 answers that also teach, {folds} drawings: estimate "
@@ -231,15 +231,15 @@ def main() -> None:
     parser.add_argument("--errs", type=float, default=0.0)
     parser.add_argument("--drawings", type=int, default=500)
     parser.add_argument("--cross-fits", type=int, default=10)
-    parser.add_argument("--no-judging", action="store_true")
+    parser.add_argument("--no-checking", action="store_true")
     args = parser.parse_args()
     if (args.folder / "answers.json").exists():
         parser.error(f"{args.folder} has a person's answers; copy it without answers.json")
     data = Data(args.folder, captions=not args.without_captions)
     print(f"{args.folder}, captions: {not args.without_captions}, errs: {args.errs}")
     rows = learning(data, args.folder, args.errs)
-    if not args.no_judging:
-        judging(data, rows, args.drawings, args.cross_fits)
+    if not args.no_checking:
+        checking(data, rows, args.drawings, args.cross_fits)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ class Question:
     image_id: str
     path: str
     options: list[str]
-    phase: str | None = None  # TEACH or JUDGE, of answers that teach
+    phase: str | None = None  # TEACH or CHECK, of answers that teach
     repeat: bool = False  # whether the image is asked about a second time
 
     @property

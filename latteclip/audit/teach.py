@@ -1,8 +1,8 @@
 """`latteclip teach`: ask about the training images from which the labels learn most.
 
 In the first phase, images are asked about whose label is in doubt, and the labels learn from every
-ten answers. In the second phase, images drawn at random from all others judge the labels. They are
-judged as they were before that phase, so that the interval holds at every moment.
+ten answers. In the second phase, images drawn at random from all others check the labels as they
+were before that phase, so that the interval holds at every moment.
 
 Letters: N training images, P images of the pool that is computed with, C classes.
 """
@@ -19,14 +19,13 @@ import pyarrow as pa
 import torch
 
 from latteclip.audit.app import ALL_OFFERED, OFFERED, UPCOMING, Question
-from latteclip.clip import model as clips
-from latteclip.clip.classifier import load_classifier
-from latteclip.core import devices, tables
+from latteclip.config.hub_names import slug
+from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.labels.answer_files import is_foreign, read_foreign
 from latteclip.labels.answers import (
+    CHECK,
     CLASS,
-    JUDGE,
     TEACH,
     UNSURE,
     Answer,
@@ -37,17 +36,9 @@ from latteclip.labels.answers import (
     read_exported,
     teaching_schema,
 )
-from latteclip.labels.caption_features import encode_captions, read_captions
-from latteclip.labels.class_scores import read_class_scores
-from latteclip.labels.features import read_features
+from latteclip.labels.fuse_labels import FusionSettings, read_predictors
 from latteclip.labels.fusion import ROUNDS, LabelModel
 from latteclip.labels.guarantees import confidence_sequence
-from latteclip.labels.label_sources import (
-    CalibratedFeatures,
-    Votes,
-    caption_votes,
-    class_score_votes,
-)
 
 log = logging.getLogger(__name__)
 SEED = 0
@@ -66,13 +57,13 @@ MAX_TEXTS = 256  # captions encoded at once
 class TeachingSession:
     """The questions of `latteclip teach`, and the labels that learn from their answers."""
 
-    def __init__(self, folder: str | Path, budget: int, judging: int | None = None) -> None:
+    def __init__(self, folder: str | Path, budget: int, checking: int | None = None) -> None:
         """Begin, or go on with the answers that are saved.
 
         Args:
             folder: of a dataset's results.
             budget: how many questions, beside labels that were imported.
-            judging: how many of them judge; None: half.
+            checking: how many of them check the labels; None: half.
 
         Raises:
             UserError: the labels are not there yet, or there is nothing to ask about.
@@ -95,8 +86,8 @@ class TeachingSession:
         answers, _ = read_answers(self.path, self.schema)
         imported = sum(one.phase is None for one in answers.values())
         self.total = min(budget + imported, len(self.ids))
-        judging = budget // 2 if judging is None else judging
-        self.n_taught = self.total - min(judging, self.total)
+        checking = budget // 2 if checking is None else checking
+        self.n_taught = self.total - min(checking, self.total)
         self._order = np.random.default_rng(SEED).permutation(len(self.ids))
         self.pool = self._choose_pool(answers)  # [P] ascending rows
         self._place = {int(row): place for place, row in enumerate(self.pool)}
@@ -158,10 +149,10 @@ class TeachingSession:
         return min(len(answers), self.total)
 
     def status(self, answers: Mapping[str, Answer]) -> str:
-        if judged := self._judged(answers):
-            right, n, low, high = judged
+        if checked := self._checked(answers):
+            right, n, low, high = checked
             return (
-                f"Images drawn at random now judge the labels. By {n} of them, {100 * low:.0f} to "
+                f"Images drawn at random now check the labels. By {n} of them, {100 * low:.0f} to "
                 f"{100 * high:.0f} % of all labels are right ({right} of {n}). This interval holds "
                 "at every moment."
             )
@@ -207,27 +198,24 @@ class TeachingSession:
         return np.unique(np.concatenate([np.array(list(known), np.int64), drawn, doubtful]))
 
     def _read_model(self) -> LabelModel:
-        """Read features and votes of the pool, and learn without answers."""
-        ids = self.index["image_id"].take(pa.array(self.pool))
-        classes, described = load_classifier(
-            self.folder / "class_embeddings.safetensors", classnames=self.classnames
+        """Read what the fused labels are made of for the pool, and learn without answers."""
+        made = tables.read_metadata(self.folder / "fused_labels.parquet", "image_id")
+        votes = {"captions": "captions/images.parquet", "class scores": "class_scores.parquet"}
+        path = str(self.folder / votes[made["votes"]])
+        eyes = (slug({"model": eye["model"]}) for eye in made.get("eyes", []))
+        known = read_predictors(
+            self.index["image_id"].take(pa.array(self.pool)),
+            self.classnames,
+            FusionSettings(made["model"], made.get("pretrained"), MAX_TEXTS),
+            str(self.folder / "pseudo_labels.parquet"),
+            str(self.folder / "class_embeddings.safetensors"),
+            image_captions_path=path if made["votes"] == "captions" else None,
+            class_scores_path=path if made["votes"] == "class scores" else None,
+            eyes_paths=[str(self.folder / "eyes" / f"{eye}.parquet") for eye in eyes],
+            device="auto",
+            threads=torch.get_num_threads(),
         )
-        scale = described["logit_scale"]
-        features = read_features(str(self.folder / "pseudo_labels.parquet"), ids)
-        images = CalibratedFeatures.of(features, classes.weights, scale)
-        captions = self.folder / "captions" / "images.parquet"
-        scores = self.folder / "class_scores.parquet"
-        votes = Votes(torch.zeros(len(ids), dtype=torch.bool), images.zero_shot)
-        if scores.is_file():
-            options, values = read_class_scores(str(scores), ids, len(classes.weights))
-            tensors = torch.from_numpy(options), torch.from_numpy(values)
-            votes = class_score_votes(*tensors, len(classes.weights))
-        elif captions.is_file():
-            device = devices.pick("auto", torch.get_num_threads())
-            clip = clips.load(described["model"], described["pretrained"], device)
-            texts, row_of = encode_captions(read_captions(str(captions), ids)[0], clip, MAX_TEXTS)
-            votes = caption_votes(texts, row_of, classes.weights, scale)
-        model = LabelModel(images, votes)
+        model = LabelModel(known.images, known.votes, known.others)
         self._last = model.state
         if model.is_informed:
             for _ in range(STEPS if self._is_light else ROUNDS):
@@ -248,7 +236,7 @@ class TeachingSession:
 
     def _learn(self, answers: Mapping[str, Answer]) -> None:
         """Learn from the answers of the first phase."""
-        taught = {key: one for key, one in answers.items() if one.phase != JUDGE}
+        taught = {key: one for key, one in answers.items() if one.phase != CHECK}
         pool = self.index.take(pa.array(self.pool))
         labelled, _ = labelled_rows(_without_content(taught), pool, self.classnames)
         if len(labelled.rows):
@@ -276,19 +264,19 @@ class TeachingSession:
     def _next_questions(
         self, answers: Mapping[str, Answer], *, learn: bool = True
     ) -> list[Question]:
-        taught = [one for one in answers.values() if one.phase != JUDGE]
-        judging = len(answers) > len(taught)  # once it has begun, it goes on
+        taught = [one for one in answers.values() if one.phase != CHECK]
+        checking = len(answers) > len(taught)  # once it has begun, it goes on
         left = self.n_taught - len(taught)
-        if learn and taught and not judging:
+        if learn and taught and not checking:
             self._learn(answers)
-        if left > 0 and not judging:
+        if left > 0 and not checking:
             again = self._to_repeat(answers) if learn else []
             rows = self._doubtful(answers, min(BATCH, left) - len(again))
             return [*(self._ask(row, TEACH) for row in rows), *again]
         names = {one.image_id for one in answers.values()}
         rest = (int(row) for row in self._order if self.ids[int(row)] not in names)
         wanted = min(BATCH, self.total - len(answers))
-        return [self._ask(row, JUDGE) for _, row in zip(range(wanted), rest, strict=False)]
+        return [self._ask(row, CHECK) for _, row in zip(range(wanted), rest, strict=False)]
 
     def _ask(self, row: int, phase: str, *, repeat: bool = False) -> Question:
         c = len(self.classnames)
@@ -343,22 +331,22 @@ class TeachingSession:
                 worst = (share, int(self.pool[place]))
         return [self._ask(worst[1], TEACH, repeat=True)] if worst else []
 
-    def _judged(self, answers: Mapping[str, Answer]) -> tuple[int, int, float, float] | None:
-        """Return right and judged labels, and the interval for the share of all that are right."""
-        judging = [one for one in answers.values() if one.phase == JUDGE and one.kind != UNSURE]
-        if not judging:
+    def _checked(self, answers: Mapping[str, Answer]) -> tuple[int, int, float, float] | None:
+        """Return right and checked labels, and the interval for the share of all that are right."""
+        checking = [one for one in answers.values() if one.phase == CHECK and one.kind != UNSURE]
+        if not checking:
             return None
-        row_of = self._rows([one.image_id for one in judging])
+        row_of = self._rows([one.image_id for one in checking])
         right = 0
-        for answer in judging:
+        for answer in checking:
             place = self._place.get(row_of.get(answer.image_id, -1))
             if place is not None and answer.kind == CLASS:
                 right += self.classnames[int(self._labels[place])] == answer.classname
         n = len(self.ids)
-        taught = len({one.image_id for one in answers.values() if one.phase != JUDGE})
-        ends = confidence_sequence(right, len(judging), n - taught)
+        taught = len({one.image_id for one in answers.values() if one.phase != CHECK})
+        ends = confidence_sequence(right, len(checking), n - taught)
         low, high = ((taught + share * (n - taught)) / n for share in ends)
-        return right, len(judging), low, high
+        return right, len(checking), low, high
 
     def _rows(self, image_ids: list[str]) -> dict[str, int]:
         places = pa.compute.index_in(pa.array(image_ids, pa.string()), self.index["image_id"])

@@ -242,7 +242,7 @@ def add_teach(sub: argparse.ArgumentParser) -> None:
     )
     sub.epilog = (
         "The first half of the images are those whose labels are in doubt, and the labels learn "
-        "from every ten answers. The other half are drawn at random and judge the labels. Answers "
+        "from every ten answers. The other half are drawn at random and check the labels. Answers "
         "are in RESULTS/answers.json. Run the workflow again, and labels, recommended model and "
         "pages follow them."
     )

@@ -440,6 +440,16 @@ def all_audits(configuration: Configuration) -> Paths:
     ]
 
 
+def all_taught_labels(configuration: Configuration) -> Paths:
+    """Return the fused labels of the datasets about which a person answered."""
+    return [
+        path
+        for dataset in configuration.datasets
+        if teaching_answers(configuration, dataset)
+        for path in fused_labels_of_page(configuration, dataset)
+    ]
+
+
 # Pages.
 
 

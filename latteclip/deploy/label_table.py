@@ -256,8 +256,8 @@ def accepted(
     """
     labels, described = tables.read(folder / "fused_labels.parquet", tables.FUSED_LABELS)
     answers = described.get("answers", {"images": {}})
-    judged = answers.get("judged", {"confidence": [], "right": []})
-    confidence, right = np.array(judged["confidence"]), np.array(judged["right"], dtype=bool)
+    checked = answers.get("checked", {"confidence": [], "right": []})
+    confidence, right = np.array(checked["confidence"]), np.array(checked["right"], dtype=bool)
     share = max_error if max_error is not None else false_discovery
     needed = fewest_answers(max_error) if max_error is not None else int(1 / (share or 1))
     if len(right) < needed:

@@ -1,9 +1,11 @@
 """One table over datasets and methods from the metrics of every run."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pandas as pd
 
+from latteclip.core import tables
 from latteclip.core.files import write_text
 from latteclip.evaluate.results import MARKS, Audit
 from latteclip.evaluate.summary import (
@@ -18,6 +20,7 @@ from latteclip.evaluate.summary import (
     summary,
     union,
 )
+from latteclip.labels.guarantees import checked_sentence
 
 STAR = "★"  # of the chosen model
 
@@ -30,6 +33,7 @@ def summarize(
     csv_output: str,
     markdown_output: str,
     others: str | None = None,
+    fused_labels_paths: Sequence[str] = (),
 ) -> None:
     """Write one row per dataset and method: means and spreads over seeds, gain over the baseline.
 
@@ -43,6 +47,7 @@ def summarize(
         csv_output: the table for programs.
         markdown_output: the table for people.
         others: folder of earlier results, of which other datasets are added.
+        fused_labels_paths: labels from which a person's answers may have taught.
 
     Raises:
         UserError: a file is missing or broken.
@@ -74,6 +79,7 @@ def summarize(
         "\n".join(f"- {STAR} {one.dataset}: {one.reason}" for one in found.selections),
         audit_table([one for one in audits if one.dataset in {*labelled["dataset"]}]),
         "\n".join(f"- audited: {_verdict(one)}" for one in audits),
+        "\n".join(filter(None, map(checked_labels, fused_labels_paths))),
         dataset_table(labelled),
     ]
     write_text(markdown_output, "\n\n".join(part for part in parts if part) + "\n")
@@ -152,6 +158,12 @@ def _verdict(audit: Audit) -> str:
     answered = f"{audit.answered} of {audit.images:,} {audit.split} images"
     begin = f"{audit.dataset}, {answered}" if audit.accuracies else audit.dataset
     return f"{begin}: {audit.sentence}"
+
+
+def checked_labels(path: str) -> str:
+    """Return how right fused labels are by a person's answers, or nothing without answers."""
+    checked = tables.read_metadata(path, "image_id").get("answers", {}).get("checked")
+    return f"- labels of {Path(path).parent.name}, {checked_sentence(checked)}" if checked else ""
 
 
 def dataset_table(table: pd.DataFrame) -> str:

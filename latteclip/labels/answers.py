@@ -28,7 +28,7 @@ from latteclip.data.images import read_bytes
 log = logging.getLogger(__name__)
 CLASS, NONE, UNSURE = "class", "none", "unsure"
 KINDS = (CLASS, NONE, UNSURE)
-TEACH, JUDGE = "teach", "judge"  # phases of answers that teach: chosen images, and drawn ones
+TEACH, CHECK = "teach", "check"  # phases of answers that teach: chosen images, and drawn ones
 VERSION = 2  # of the format
 PLAN_OF_TEACHING = "teach"  # the plan of answers whose images follow from the answers before
 MAX_ANSWERS = 100_000
@@ -47,7 +47,7 @@ class Answer:
     image_id: str
     kind: str  # one of KINDS
     classname: str | None = None  # where the kind is CLASS
-    phase: str | None = None  # TEACH or JUDGE, of answers that teach
+    phase: str | None = None  # TEACH or CHECK, of answers that teach
     content: str | None = None  # digest of the image's bytes
     repeat: bool = False  # whether the image was asked about a second time
 
@@ -115,7 +115,7 @@ class AnswerSchema:
         if kind not in KINDS:
             raise UserError(f"{where} is {one_line(kind, 40)!r}, not one of {', '.join(KINDS)}.")
         phase, content, repeat = (entry.get(key) for key in ("phase", "content", "repeat"))
-        if phase not in (None, TEACH, JUDGE) or not isinstance(content, str | None):
+        if phase not in (None, TEACH, CHECK) or not isinstance(content, str | None):
             raise UserError(f"{where} has an unknown phase or content.")
         answer = Answer(image, kind, None, phase, content, repeat is True)
         if kind != CLASS:
@@ -234,7 +234,7 @@ class LabelledRows:
 
     rows: torch.Tensor  # [A] rows of the N training images
     shares: torch.Tensor  # [A, C] float64 share of each class; 0 for an image of none of them
-    judges: torch.Tensor  # [A] bool: whether the image was drawn to judge
+    drawn: torch.Tensor  # [A] bool: whether the image was drawn at random, to check labels
 
     @property
     def certain(self) -> torch.Tensor:
@@ -243,7 +243,7 @@ class LabelledRows:
 
     def select(self, mask: torch.Tensor) -> "LabelledRows":
         """Return some of the answered images."""
-        return LabelledRows(self.rows[mask], self.shares[mask], self.judges[mask])
+        return LabelledRows(self.rows[mask], self.shares[mask], self.drawn[mask])
 
 
 def labelled_rows(
@@ -275,8 +275,18 @@ def labelled_rows(
         named = [number[str(one.classname)] for one in by_row[row] if one.kind == CLASS]
         for label in named:
             shares[place, label] += 1 / len(named)
-    judges = [any(one.phase == JUDGE for one in by_row[row]) for row in rows]
-    return LabelledRows(torch.tensor(rows, dtype=torch.long), shares, torch.tensor(judges)), gone
+    drawn = [any(one.phase == CHECK for one in by_row[row]) for row in rows]
+    return LabelledRows(torch.tensor(rows, dtype=torch.long), shares, torch.tensor(drawn)), gone
+
+
+def read_labelled(path: str, images: pa.Table, classnames: Sequence[str]) -> LabelledRows | None:
+    """Return the answered images of a table IMAGES, if there are any; missing images are named."""
+    answers, _ = read_answers(Path(path), teaching_schema("the dataset", classnames))
+    labelled, gone = labelled_rows(answers, images, classnames)
+    if gone:
+        names = ", ".join(one_line(name, 60) for name in gone[:3])
+        log.warning("%s: %d answered images are gone, such as %s.", path, len(gone), names)
+    return labelled if len(labelled.rows) else None
 
 
 def _rows_by_image(answers: Sequence[Answer], images: pa.Table) -> dict[str, int]:

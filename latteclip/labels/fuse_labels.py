@@ -10,7 +10,6 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -22,18 +21,12 @@ from latteclip.clip.feature_memmap import Features
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import judging
-from latteclip.core.terminal import one_line
-from latteclip.labels.answers import (
-    LabelledRows,
-    labelled_rows,
-    read_answers,
-    teaching_schema,
-)
+from latteclip.labels.answers import LabelledRows, read_labelled
 from latteclip.labels.caption_features import encode_captions, read_captions
 from latteclip.labels.class_scores import read_class_scores
 from latteclip.labels.features import read_features
 from latteclip.labels.fusion import OTHER, Fusion, fuse
-from latteclip.labels.guarantees import confidence_sequence
+from latteclip.labels.guarantees import checked_sentence, confidence_sequence
 from latteclip.labels.label_sources import (
     CalibratedFeatures,
     CentredFeatures,
@@ -90,7 +83,7 @@ def fuse_labels(
     """Write FUSED_LABELS for every image that is not in the test split, and a classifier.
 
     The classifier pools zero-shot scores and image prototypes, and needs no caption. Votes by which
-    classifiers can be judged go to `votes_output`, a table of VOTES. Labels of the dataset are not
+    classifiers can be checked go to `votes_output`, a table of VOTES. Labels of the dataset are not
     read.
 
     Args:
@@ -100,7 +93,7 @@ def fuse_labels(
         settings: of the labels.
         output: the labels.
         prototypes_output: the classifier.
-        votes_output: votes by which classifiers can be judged.
+        votes_output: votes by which classifiers can be checked.
         image_captions_path: a CAPTIONS table.
         class_scores_path: a CLASS_SCORES table, which votes in place of the captions.
         answers_path: a person's answers about training images.
@@ -115,60 +108,39 @@ def fuse_labels(
     table, classnames = tables.read_unlabelled(images_path, training=True)
     if len(table) == 0:
         raise UserError(f"{images_path} has no training image; check the dataset's split.")
-    classes, described = load_classifier(
-        class_embeddings_path,
-        classnames=classnames,
-        model=settings.model,
-        pretrained=settings.pretrained,
+    known = read_predictors(
+        table["image_id"],
+        classnames,
+        settings,
+        *(pseudo_labels_path, class_embeddings_path),
+        image_captions_path=image_captions_path,
+        class_scores_path=class_scores_path,
+        eyes_paths=eyes_paths,
+        device=device,
+        threads=threads,
     )
+    images, votes, others, described = known.images, known.votes, known.others, known.described
     scale = described["logit_scale"]
-    features = read_features(pseudo_labels_path, table["image_id"])
-    images = CalibratedFeatures.of(features, classes.weights, scale)
-    image_ids = tables.Strings(table["image_id"])
-    votes: list[Votes] = []
-    individual: dict[str, IndividualLabels] = {}
-    leaked = False  # whether the captioner read the pseudo-labels
-    if image_captions_path is not None:
-        clip = clips.load(
-            settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
-        )
-        captions, leaked = read_captions(image_captions_path, table["image_id"])
-        texts, row_of = encode_captions(captions, clip, settings.batch_size)
-        votes.append(caption_votes(texts, row_of, classes.weights, scale))
-        individual["caption"] = _by_captions(texts, row_of, scale * classes.weights)
-    if class_scores_path is not None:
-        options, scores = map(
-            torch.from_numpy,
-            read_class_scores(class_scores_path, table["image_id"], len(classnames)),
-        )
-        votes.append(class_score_votes(options, scores, len(classnames)))
-        individual["lmm"] = _by_votes(votes[-1])
-        leaked = False
-    if not votes:
-        raise UserError("Nothing votes: give --image-captions or --class-scores.")
     labelled = None
     if answers_path is not None:
-        labelled = _read_answers(answers_path, table, classnames)
+        labelled = read_labelled(answers_path, table, classnames)
     names = [tables.read_metadata(path, "image_id")["model"] for path in eyes_paths]
-    others = [
-        CentredFeatures.centre(read_features(path, table["image_id"], tables.IMAGE_FEATURES))
-        for path in eyes_paths
-    ]
-    fusion = fuse(images, votes[-1], others, labelled=labelled)
+    fusion = fuse(images, votes, others, labelled=labelled)
     save_classifier(prototypes_output, images.classifier(fusion.weights, scale), described)
     if eyes_prototypes_output is not None:
         joint = _joint_classifier((images, *others), fusion, scale)
         save_classifier(eyes_prototypes_output, joint, {**described, "eyes": names})
-    summary = _summary(fusion, individual, names)
+    summary = _summary(fusion, known.individual, names)
     if labelled is not None:
         summary["answers"] = _summary_of_answers(labelled, fusion, table["image_id"], classnames)
         log.info(_sentence_of_answers(summary["answers"]))
-    columns = _columns(table["image_id"], individual, fusion)
+    columns = _columns(table["image_id"], known.individual, fusion)
     tables.write(output, columns, tables.FUSED_LABELS, {**described, "how": HOW, **summary})
     log.info(_sentence(summary))
     if votes_output is not None:
-        judges = torch.from_numpy(judging(image_ids)) & votes[-1].has
-        vote = fusion.parameters.classes(votes[-1].probabilities(judges)).float()
+        drawn = torch.from_numpy(judging(tables.Strings(table["image_id"])))
+        judges = drawn & votes.has
+        vote = fusion.parameters.classes(votes.probabilities(judges)).float()
         columns = {
             "image_id": table["image_id"].filter(pa.array(judges.numpy())),
             "vote": tables.list_column(vote.numpy()),
@@ -178,8 +150,70 @@ def fuse_labels(
         if others:
             columns["joint_head"], schema = _column(fusion.joint.head[judges]), tables.VOTES_EYES
         metadata = {name: summary[name] for name in ("votes", "corroborated")}
-        metadata |= {"classnames": classnames, "leaked": leaked}
+        metadata |= {"classnames": classnames, "leaked": known.leaked}
         tables.write(votes_output, columns, schema, metadata)
+
+
+@dataclass(frozen=True)
+class Predictors:
+    """What the labels of N images are made of."""
+
+    images: CalibratedFeatures
+    votes: Votes  # of class scores where there are some, or else of captions
+    others: list[CentredFeatures]  # of image models beside CLIP
+    individual: dict[str, IndividualLabels]  # by what votes; the last one counts
+    leaked: bool  # whether the captioner read the pseudo-labels
+    described: dict[str, Any]  # CLIP
+
+
+def read_predictors(
+    image_ids: pa.ChunkedArray,
+    classnames: Sequence[str],
+    settings: FusionSettings,
+    pseudo_labels_path: str,
+    class_embeddings_path: str,
+    *,
+    image_captions_path: str | None = None,
+    class_scores_path: str | None = None,
+    eyes_paths: Sequence[str] = (),
+    device: str,
+    threads: int,
+) -> Predictors:
+    """Read features and votes of N images; for the arguments see `fuse_labels`."""
+    classes, described = load_classifier(
+        class_embeddings_path,
+        classnames=classnames,
+        model=settings.model,
+        pretrained=settings.pretrained,
+    )
+    scale = described["logit_scale"]
+    features = read_features(pseudo_labels_path, image_ids)
+    images = CalibratedFeatures.of(features, classes.weights, scale)
+    votes: list[Votes] = []
+    individual: dict[str, IndividualLabels] = {}
+    leaked = False
+    if image_captions_path is not None:
+        clip = clips.load(
+            settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
+        )
+        captions, leaked = read_captions(image_captions_path, image_ids)
+        texts, row_of = encode_captions(captions, clip, settings.batch_size)
+        votes.append(caption_votes(texts, row_of, classes.weights, scale))
+        individual["caption"] = _by_captions(texts, row_of, scale * classes.weights)
+    if class_scores_path is not None:
+        options, scores = map(
+            torch.from_numpy, read_class_scores(class_scores_path, image_ids, len(classnames))
+        )
+        votes.append(class_score_votes(options, scores, len(classnames)))
+        individual["lmm"] = _by_votes(votes[-1])
+        leaked = False
+    if not votes:
+        raise UserError("Nothing votes: give --image-captions or --class-scores.")
+    others = [
+        CentredFeatures.centre(read_features(path, image_ids, tables.IMAGE_FEATURES))
+        for path in eyes_paths
+    ]
+    return Predictors(images, votes[-1], others, individual, leaked, described)
 
 
 def _joint_classifier(
@@ -192,16 +226,6 @@ def _joint_classifier(
     ]
     weights = torch.cat([part.weights for part in parts], dim=1)
     return Classifier.of(weights, torch.stack([part.bias for part in parts]).sum(dim=0))
-
-
-def _read_answers(path: str, images: pa.Table, classnames: Sequence[str]) -> LabelledRows | None:
-    """Return the answered training images, if there are any; images that are gone are named."""
-    answers, _ = read_answers(Path(path), teaching_schema("the dataset", classnames))
-    labelled, gone = labelled_rows(answers, images, classnames)
-    if gone:
-        names = ", ".join(one_line(name, 60) for name in gone[:3])
-        log.warning("%s: %d answered images are gone, such as %s.", path, len(gone), names)
-    return labelled if len(labelled.rows) else None
 
 
 def _by_captions(texts: Features, row_of: torch.Tensor, classes: torch.Tensor) -> IndividualLabels:
@@ -299,38 +323,34 @@ def _summary(
 def _summary_of_answers(
     labelled: LabelledRows, fusion: Fusion, image_ids: pa.ChunkedArray, classnames: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the answers and how they judge the labels, for the metadata."""
+    """Return the answers and how right the labels are by them, for the metadata."""
     names = [
         " or ".join(classnames[c] for c in shares.nonzero()[:, 0]) if shares.any() else None
         for shares in labelled.shares
     ]
     ids = image_ids.take(pa.array(labelled.rows.numpy())).to_pylist()
     found: dict[str, Any] = {"images": dict(zip(ids, names, strict=True))}
-    if fusion.judged is not None:
-        judged, n = fusion.judged, len(image_ids)
-        taught = len(labelled.rows) - len(judged.rows)
-        right = int(judged.right.sum())
-        ends = confidence_sequence(right, len(judged.rows), n - taught)
-        shares = (right / len(judged.rows), *ends)
+    if fusion.checked is not None:
+        checked, n = fusion.checked, len(image_ids)
+        taught = len(labelled.rows) - len(checked.rows)
+        right = int(checked.right.sum())
+        ends = confidence_sequence(right, len(checked.rows), n - taught)
+        shares = (right / len(checked.rows), *ends)
         value, low, high = ((taught + share * (n - taught)) / n for share in shares)
-        found["judged"] = {
-            **{"answers": len(judged.rows), "value": value, "low": low, "high": high},
-            "image_id": image_ids.take(pa.array(judged.rows.numpy())).to_pylist(),
-            "confidence": judged.confidence.tolist(),
-            "right": judged.right.tolist(),
+        found["checked"] = {
+            **{"answers": len(checked.rows), "value": value, "low": low, "high": high},
+            "image_id": image_ids.take(pa.array(checked.rows.numpy())).to_pylist(),
+            "confidence": checked.confidence.tolist(),
+            "right": checked.right.tolist(),
         }
     return found
 
 
 def _sentence_of_answers(answers: dict[str, Any]) -> str:
     begin = f"A person answered about {len(answers['images'])} images."
-    if "judged" not in answers:
-        return f"{begin} None of them was drawn to judge the labels."
-    judged = answers["judged"]
-    return (
-        f"{begin} By {judged['answers']} of the answers, which judge, {judged['value']:.1%} of the "
-        f"labels are right ({judged['low']:.1%} to {judged['high']:.1%})."
-    )
+    if "checked" not in answers:
+        return f"{begin} None of them was drawn to check the labels."
+    return f"{begin} Labels {checked_sentence(answers['checked'])}."
 
 
 def _sentence(summary: dict[str, Any]) -> str:

@@ -60,7 +60,7 @@ SAMPLE = 2**23  # entries of a table of images and classes from which theta is l
 SMALL_SAMPLE = 2**21  # the same for a, b, u and w, which are a few numbers
 KEPT = 16  # classes of an image that have a share in the prototypes
 ANSWER_WEIGHT = 3.0  # of an answered image in the prototypes
-FOLDS = 5  # of the images that judge
+FOLDS = 5  # of the images that were drawn to check
 PRIOR_ANSWERS = 10.0  # precision of the prior of the weights that are fitted to answers
 TINY = 1e-9
 OTHER = "eyes_"  # begin of the name of another image model's gain, before its number
@@ -292,12 +292,12 @@ class Fusion:
     weights: torch.Tensor  # [C, D] float64: a z + b s of CLIP, as logits of centred features
     gains: dict[str, float]  # log-likelihood of the votes over their mean, by predictors
     joint: JointHead  # by all image models
-    judged: "JudgedLabels | None" = None  # if a person's answers judge the labels
+    checked: "CheckedLabels | None" = None  # if answers check the labels
 
 
 @dataclass(frozen=True)
-class JudgedLabels:
-    """Labels of images that were drawn to judge, each learned without the image's answer."""
+class CheckedLabels:
+    """Labels of images that were drawn to check them, each learned without the image's answer."""
 
     rows: torch.Tensor  # [J]
     labels: torch.Tensor  # [J]
@@ -597,13 +597,13 @@ def fuse(
     start = LabelModel(images, votes, others)
     if labelled is None:
         return start.fused()
-    judged = cross_fit(start, labelled) if labelled.judges.any() else None
-    return replace(start.answered(labelled).fused(), judged=judged)
+    checked = cross_fit(start, labelled) if labelled.drawn.any() else None
+    return replace(start.answered(labelled).fused(), checked=checked)
 
 
-def cross_fit(model: LabelModel, labelled: LabelledRows) -> JudgedLabels:
-    """Label the images that judge, each without its answer and those of its fold."""
-    judges = labelled.judges.nonzero()[:, 0]
+def cross_fit(model: LabelModel, labelled: LabelledRows) -> CheckedLabels:
+    """Label the images drawn to check, each without its answer and those of its fold."""
+    judges = labelled.drawn.nonzero()[:, 0]
     order = judges[torch.randperm(len(judges), generator=torch.Generator().manual_seed(SEED))]
     labels, confidence = torch.empty(len(judges), dtype=torch.long), torch.empty(len(judges))
     for fold in order.chunk(FOLDS):
@@ -613,7 +613,7 @@ def cross_fit(model: LabelModel, labelled: LabelledRows) -> JudgedLabels:
         places, rows = torch.searchsorted(judges, fold), labelled.rows[fold]
         labels[places], confidence[places] = fusion.labels[rows], fusion.confidence[rows]
     right = labelled.shares[judges].gather(1, labels[:, None])[:, 0] > 0
-    return JudgedLabels(labelled.rows[judges], labels, confidence, right)
+    return CheckedLabels(labelled.rows[judges], labels, confidence, right)
 
 
 def prototypes_by_zero_shot(images: CalibratedFeatures) -> torch.Tensor:

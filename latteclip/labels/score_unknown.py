@@ -4,9 +4,10 @@ Letters: N images.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -15,10 +16,14 @@ from latteclip.clip.classifier import load_classifier
 from latteclip.clip.ood import UnknownDetector, threshold
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.labels.answers import read_labelled
 from latteclip.labels.class_scores import read_class_scores, unlikeliness
 from latteclip.labels.features import read_features
 
 log = logging.getLogger(__name__)
+Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+MIN_ANSWERS = 5  # of either kind, from which a threshold follows
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,13 @@ def score_unknown(
     output: str,
     detector_output: str,
     class_scores_path: str | None = None,
+    answers_path: str | None = None,
 ) -> None:
     """Write UNKNOWN for every image of every split, and the detector for new images.
 
-    Where the captioner scored classes of a training image, its scores decide. Labels are not read.
+    Where the captioner scored classes of a training image, its scores decide. Thresholds follow
+    from a person's answers if MIN_ANSWERS name a class and as many "none of these". Labels are not
+    read.
 
     Args:
         images_path: an IMAGES table.
@@ -49,6 +57,7 @@ def score_unknown(
         output: an UNKNOWN table.
         detector_output: the detector.
         class_scores_path: a CLASS_SCORES table.
+        answers_path: a person's answers about training images.
 
     Raises:
         UserError: an input lacks an image or does not belong to the others, or there is no
@@ -63,6 +72,14 @@ def score_unknown(
     detector, scores = UnknownDetector.learn(
         features, training, classes.weights, settings.share, described
     )
+    rows, is_none = np.empty(0, np.int64), np.empty(0, bool)
+    if answers_path is not None:
+        of_training = table.filter(pa.array(training.numpy()))
+        if answers := read_labelled(answers_path, of_training, classnames):
+            rows = training.nonzero()[answers.rows, 0].numpy()
+            is_none = (~answers.shares.any(dim=1)).numpy()
+    limit = _threshold(scores.numpy()[rows], is_none, detector.threshold)
+    detector = replace(detector, threshold=limit)
     unknown = (scores > detector.threshold).numpy()
     detector.save(detector_output)
     metadata = {**described, "threshold": detector.threshold, "share": settings.share}
@@ -75,8 +92,13 @@ def score_unknown(
     if scored.any():
         n = int(settings.share * int(training.sum()))
         limit = threshold(torch.from_numpy(by_captioner[scored]), n)
+        asked = scored[rows]
+        limit = _threshold(by_captioner[rows[asked]], is_none[asked], limit)
         unknown[scored] = by_captioner[scored] > limit
         metadata["captioner_threshold"] = limit
+    if is_none.any():
+        unknown[rows] = is_none
+        metadata["answers"] = {"none": int(is_none.sum()), "classes": int((~is_none).sum())}
     columns = {
         "image_id": table["image_id"],
         "score": scores.numpy(),
@@ -86,11 +108,20 @@ def score_unknown(
     tables.write(output, columns, tables.UNKNOWN, metadata)
     log.info(
         "%d of %d images are marked unknown, %d of them by the captioner, which scored %d images. "
-        "CLIP marks images that are further from each class text than all but %.1f %% of the "
-        "training images.",
-        unknown.sum(),
-        len(table),
-        unknown[scored].sum(),
-        scored.sum(),
-        100 * settings.share,
+        "CLIP marks images whose distance from each class text is above %.3f.",
+        *(unknown.sum(), len(table), unknown[scored].sum(), scored.sum(), detector.threshold),
     )
+
+
+def _threshold(scores: Floats, is_none: Bools, otherwise: float) -> float:
+    """Return the midpoint of the mean scores of answered images of a class and of none.
+
+    Args:
+        scores: [A] of answered images.
+        is_none: [A].
+        otherwise: what is returned if there are too few of either kind, or the means are reversed.
+    """
+    if min(is_none.sum(), (~is_none).sum()) < MIN_ANSWERS:
+        return otherwise
+    low, high = (float(scores[kind].mean(dtype=np.float64)) for kind in (~is_none, is_none))
+    return (low + high) / 2 if low < high else otherwise

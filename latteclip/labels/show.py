@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.labels.guarantees import checked_sentence
 
 WIDTH = 100
 # Rows of an image: title, column of its label, column of a confidence.
@@ -157,11 +158,8 @@ def _summary(path: Path, table: pa.Table, metadata: dict[str, Any]) -> str:
 def _answers(answers: dict[str, Any]) -> str:
     """Return how many images a person answered about, and how right the labels are by these."""
     line = f"answers: a person answered about {len(answers['images'])} images"
-    if judged := answers.get("judged"):
-        line += (
-            f"; by {judged['answers']} of the answers {judged['value']:.1%} of the labels are "
-            f"right ({judged['low']:.1%} to {judged['high']:.1%})"
-        )
+    if checked := answers.get("checked"):
+        line += f"; labels {checked_sentence(checked)}"
     return line
 
 

@@ -34,6 +34,7 @@ from latteclip.evaluate.results import (
     read_selection,
 )
 from latteclip.evaluate.train_predictions import choose_examples, read_predictions
+from latteclip.labels.guarantees import checked_sentence
 from latteclip.report import comparison, images, render, runs
 from latteclip.report.comparison import ROWS, Row
 from latteclip.report.runs import RunFiles
@@ -231,7 +232,8 @@ def _answers(path: str) -> Row | None:
     answers = tables.read_metadata(path, "image_id").get("answers")
     if not answers:
         return None
-    return {"images": len(answers["images"]), "judged": answers.get("judged")}
+    checked = answers.get("checked")
+    return {"images": len(answers["images"]), "checked": checked and checked_sentence(checked)}
 
 
 def _predictors(path: str) -> list[Row]:

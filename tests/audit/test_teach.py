@@ -3,21 +3,39 @@
 import json
 import threading
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from support.axe import violations
 from support.taken import CLASSNAMES, Taken
 
 from latteclip.audit import app
 from latteclip.audit.teach import TeachingSession
+from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.labels.answers import JUDGE, TEACH, Answer, read_answers, write_answers
+from latteclip.labels.answers import CHECK, TEACH, Answer, read_answers, write_answers
+from latteclip.labels.fuse_labels import FusionSettings, fuse_labels
+
+
+def write_scores(folder, ids, options, log_probabilities):
+    columns = {
+        "image_id": ids,
+        "options": options,
+        "log_probabilities": log_probabilities,
+        **{name: pa.nulls(len(ids)) for name in ("none", "error", "digest")},
+    }
+    tables.write(folder / "class_scores.parquet", columns, tables.CLASS_SCORES)
 
 
 @pytest.fixture
 def taken(tmp_path, monkeypatch):
+    """Labels by class scores of no class, so that no CLIP runs."""
     monkeypatch.chdir(tmp_path)
     taken = Taken(tmp_path)
-    (tmp_path / "captions" / "images.parquet").unlink()  # zero-shot scores alone, so no CLIP runs
+    write_scores(tmp_path, taken.ids, *[[[]] * len(taken.ids)] * 2)
+    path, described = tmp_path / "fused_labels.parquet", {"model": "m", "votes": "class scores"}
+    labels, _ = tables.read(path, tables.FUSED_LABELS)
+    tables.write(path, labels.to_pydict(), tables.FUSED_LABELS, described)
     return taken
 
 
@@ -37,11 +55,37 @@ def answer_all(session, answer_to, answers=None):
     return answers
 
 
-def test_chosen_images_come_before_images_drawn_to_judge(taken, label_of):
+def test_questions_follow_the_model_of_the_fused_labels(taken):
+    """Class scores and another image model beside CLIP have weight in both."""
+    c, n = len(CLASSNAMES), len(taken.ids)
+    scores = np.random.default_rng(0).normal(size=(n, c)) + 2 * np.eye(c)[taken.truth]
+    scores -= np.logaddexp.reduce(scores, axis=1, keepdims=True)
+    write_scores(taken.folder, taken.ids, [list(range(c))] * n, scores.tolist())
+    eye = taken.folder / "eyes" / "hf-hub--an--eye.parquet"
+    features = tables.list_column(taken.world.features[taken.training].flip(1).numpy())
+    columns = {"image_id": taken.ids, "image_features": features}
+    tables.write(eye, columns, tables.IMAGE_FEATURES, {"model": "hf-hub:an/eye"})
+    fuse_labels(
+        *(taken.path(name) for name in ("images.parquet", "pseudo_labels.parquet")),
+        taken.path("class_embeddings.safetensors"),
+        FusionSettings("m", None, 8),
+        *(taken.path(name) for name in ("fused_labels.parquet", "prototypes")),
+        class_scores_path=taken.path("class_scores.parquet"),
+        eyes_paths=[str(eye)],
+        device="cpu",
+        threads=1,
+    )
+    labels, described = tables.read(taken.path("fused_labels.parquet"), tables.FUSED_LABELS)
+    assert described["eyes"][0]["weight"] > 0
+    found = TeachingSession(taken.folder, 10).posterior().amax(dim=1)
+    np.testing.assert_allclose(found, labels["fused_confidence"].to_numpy(), atol=1e-6)
+
+
+def test_chosen_images_come_before_images_drawn_to_check(taken, label_of):
     session = TeachingSession(taken.folder, 40)
     answers = answer_all(session, lambda one: label_of[one.image_id])
     phases = [one.phase for one in answers.values()]
-    assert phases == [TEACH] * 20 + [JUDGE] * 20
+    assert phases == [TEACH] * 20 + [CHECK] * 20
     taught = {one.image_id for one in list(answers.values())[:20]}
     drawn = [session.ids[int(row)] for row in session._order]
     rest = [name for name in drawn if name not in taught]
@@ -64,7 +108,7 @@ def test_it_goes_on_where_it_was_killed(taken, label_of):
 
 def test_an_answer_that_all_else_denies_is_asked_for_once_more(taken, label_of):
     """A person names a wrong class for every eighth image, and the right one when asked again."""
-    session, asked = TeachingSession(taken.folder, 80, judging=10), []
+    session, asked = TeachingSession(taken.folder, 80, checking=10), []
 
     def answer_to(one):
         asked.append(one)
@@ -114,7 +158,7 @@ def test_an_offline_page_asks_all_at_once_and_its_answers_are_taken(taken, label
     exported.write_text(json.dumps({**session.schema.header(), "answers": entries}))
     app.import_answers(TeachingSession(taken.folder, 30), str(exported))
     saved, _ = read_answers(session.path, session.schema)
-    assert [one.phase for one in saved.values()].count(JUDGE) == 15
+    assert [one.phase for one in saved.values()].count(CHECK) == 15
 
 
 def test_the_page_by_keys_alone(taken, browser, axe):

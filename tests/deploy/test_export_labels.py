@@ -414,11 +414,11 @@ def test_names_that_would_be_the_same_get_numbers():
 # --- guarantees ----------------------------------------------------------------------------------
 
 
-def judge(taken, n):
-    """Write answers of `latteclip teach` into the labels: n of them judge."""
+def check(taken, n):
+    """Write answers of `latteclip teach` into the labels: n of them check."""
     table, metadata = tables.read(taken.path("fused_labels.parquet"), tables.FUSED_LABELS)
     right = (taken.fused == taken.truth)[:n]
-    judged = {
+    checked = {
         "answers": n,
         "image_id": taken.ids[:n],
         "confidence": taken.confidence[:n].tolist(),
@@ -426,13 +426,13 @@ def judge(taken, n):
     }
     images = {taken.ids[row]: CLASSNAMES[taken.truth[row]] for row in range(n)}
     images[taken.ids[n]] = None
-    metadata["answers"] = {"images": images, "judged": judged}
+    metadata["answers"] = {"images": images, "checked": checked}
     columns = {name: table[name] for name in table.column_names}
     tables.write(taken.path("fused_labels.parquet"), columns, tables.FUSED_LABELS, metadata)
 
 
 def test_answers_that_teach_are_the_labels(taken):
-    judge(taken, 30)
+    check(taken, 30)
     found = rows(taken)
     assert [row["label"] for row in found[:30]] == [CLASSNAMES[c] for c in taken.truth[:30]]
     assert (found[30]["label"], found[30]["answered"]) == (None, "none of these")
@@ -441,7 +441,7 @@ def test_answers_that_teach_are_the_labels(taken):
 
 @pytest.mark.parametrize("promise", [{"max_error": 0.5}, {"false_discovery": 0.3}], ids=str)
 def test_labels_are_accepted_with_a_guarantee(taken, promise):
-    judge(taken, 60)
+    check(taken, 60)
     said = export_labels(str(taken.folder), "parquet", "labels.parquet", **promise)
     table = pq.read_table("labels.parquet").to_pydict()
     assert table["accepted"][:60] == [True] * 60
@@ -450,9 +450,9 @@ def test_labels_are_accepted_with_a_guarantee(taken, promise):
         assert (guarantee is None) is not accepted
 
 
-@pytest.mark.parametrize(("judging", "max_error", "needed"), [(30, 0.05, 59), (0, 0.05, 59)])
-def test_too_few_answers_say_how_many_it_takes(taken, judging, max_error, needed):
-    if judging:
-        judge(taken, judging)
+@pytest.mark.parametrize(("checking", "max_error", "needed"), [(30, 0.05, 59), (0, 0.05, 59)])
+def test_too_few_answers_say_how_many_it_takes(taken, checking, max_error, needed):
+    if checking:
+        check(taken, checking)
     with pytest.raises(UserError, match=str(needed)):
         export_labels(str(taken.folder), "csv", "labels.csv", max_error=max_error)

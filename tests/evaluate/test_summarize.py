@@ -122,6 +122,20 @@ def test_an_audit_stands_beside_the_accuracies_and_below_the_table(tmp_path):
     assert [line for line in lines if "latteclip (seed 2)" in line and "50.0 to 70.0" in line]
 
 
+def test_labels_that_answers_checked_stand_below_the_table(tmp_path):
+    columns = {field.name: pa.nulls(0, field.type) for field in tables.FUSED_LABELS}
+    checked = {"answers": 50, "value": 0.91, "low": 0.83, "high": 0.96}
+    for dataset, answers in (("dtd", {"checked": checked}), ("other", {})):
+        path = tmp_path / dataset / "fused_labels.parquet"
+        tables.write(path, columns, tables.FUSED_LABELS, {"answers": {"images": {}, **answers}})
+    csv, text = (str(tmp_path / f"s.{kind}") for kind in ("csv", "md"))
+    labels = [str(path) for path in tmp_path.glob("*/fused_labels.parquet")]
+    files = [write_marked(tmp_path), [], []]
+    summarize.summarize(*files, "zero_shot", csv, text, fused_labels_paths=labels)
+    [line] = [line for line in Path(text).read_text().splitlines() if line.startswith("- labels")]
+    assert all(word in line for word in ("dtd", "50 answers", "91.0", "83.0", "96.0"))
+
+
 def test_datasets_of_earlier_runs_stay_in_the_table(tmp_path):
     """One without labels has what votes and answers say; limited runs are not in it."""
     results, csv, text = tmp_path / "results", str(tmp_path / "s.csv"), str(tmp_path / "s.md")

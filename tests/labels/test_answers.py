@@ -131,12 +131,12 @@ def taught(image, name="dots", **more):
 
 def rows_of(answers, images):
     found, gone = labelled_rows({one.key: one for one in answers}, images, CLASSNAMES)
-    return found.rows.tolist(), found.shares.tolist(), found.judges.tolist(), gone
+    return found.rows.tolist(), found.shares.tolist(), found.drawn.tolist(), gone
 
 
 def test_answers_become_shares_of_classes(images):
     answers = [
-        taught("3.png", phase="judge"),
+        taught("3.png", phase="check"),
         taught("0.png", "none", phase="teach"),
         taught("3.png", "none", repeat=True),
         taught("1.png", None),
@@ -157,7 +157,7 @@ def test_answered_images_are_known_by_their_content(images):
 
 def test_teaching_answers_are_read_back_and_other_classes_are_named(path):
     schema = teaching_schema("made", CLASSNAMES)
-    first = taught("3.png", phase="judge", content="00")
+    first = taught("3.png", phase="check", content="00")
     answers = {one.key: one for one in (first, taught("3.png", "none", repeat=True))}
     write_answers(path, schema, answers, "")
     assert read_answers(path, schema)[0] == answers

@@ -425,11 +425,11 @@ def test_captions_by_prompts_with_labels_are_marked(dataset, caplog, monkeypatch
 
 
 def write_answers_of(dataset, **changed):
-    """Answers about the first 40 training images, of which the last ten judge."""
+    """Answers about the first 40 training images, of which the last ten check."""
     entries = {}
     for place, row in enumerate(dataset.training[:40]):
         name = CLASSNAMES[dataset.world.classes[row]]
-        phase = "judge" if place >= 30 else "teach"
+        phase = "check" if place >= 30 else "teach"
         answer = Answer(dataset.names[row], "class", name, phase)
         entries[answer.key] = answer
     entries |= {one.key: one for one in changed.get("more", [])}
@@ -439,7 +439,7 @@ def write_answers_of(dataset, **changed):
     return str(path)
 
 
-def test_labels_follow_answers_and_are_judged_by_them(dataset, caplog):
+def test_labels_follow_answers_and_are_checked_by_them(dataset, caplog):
     gone, none = Answer("gone.png", "none"), dataset.names[dataset.training[50]]
     path = write_answers_of(dataset, more=[gone, Answer(none, "none")])
     columns, metadata = dataset.run(answers=path)
@@ -450,8 +450,8 @@ def test_labels_follow_answers_and_are_judged_by_them(dataset, caplog):
     assert "gone.png" in caplog.text
     answers = metadata["answers"]
     assert len(answers["images"]) == 41 and answers["images"][none] is None
-    judged = answers["judged"]
-    assert judged["answers"] == 10 and judged["low"] <= judged["value"] <= judged["high"]
+    checked = answers["checked"]
+    assert checked["answers"] == 10 and checked["low"] <= checked["value"] <= checked["high"]
 
 
 def test_answers_that_are_empty_change_no_byte(dataset):

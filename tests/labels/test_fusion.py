@@ -590,12 +590,12 @@ def test_prototypes_without_votes_are_the_texts_and_the_means_of_images():
 # --- answers -------------------------------------------------------------------------------------
 
 
-def labelled(world, rows, *, classes=None, judges=0):
-    """Answers about rows, by default the true classes; the first `judges` rows judge."""
+def labelled(world, rows, *, classes=None, drawn=0):
+    """Answers about rows, by default the true classes; the first `drawn` rows check."""
     rows = torch.tensor(sorted(rows))
     named = (world.classes if classes is None else classes)[rows]
-    is_judge = torch.arange(len(rows)) < judges
-    return LabelledRows(rows, F.one_hot(named, world.n_classes).double(), is_judge)
+    is_drawn = torch.arange(len(rows)) < drawn
+    return LabelledRows(rows, F.one_hot(named, world.n_classes).double(), is_drawn)
 
 
 @pytest.mark.parametrize("voted", ["captions", "noise", "nothing"])
@@ -632,15 +632,15 @@ def test_of_two_answers_that_differ_the_other_sources_choose():
     assert (found.labels[rows] == world.classes[rows]).double().mean() > 0.8
 
 
-def test_an_image_is_judged_without_its_answer():
+def test_an_image_is_drawnd_without_its_answer():
     """Where the answer is wrong, the label of the image is not that answer."""
     world, errs = World.of(400), torch.arange(0, 400, 40)
     named = world.classes.clone()
     named[errs] = (named[errs] + 1) % world.n_classes
-    answers = labelled(world, range(0, 400, 8), classes=named, judges=50)
-    judged = fuse(world.images(), world.captions(), labelled=answers).judged
-    assert judged.rows.tolist() == list(range(0, 400, 8))
-    assert not judged.right[::5].any() and judged.right.double().mean() > 0.6
+    answers = labelled(world, range(0, 400, 8), classes=named, drawn=50)
+    checked = fuse(world.images(), world.captions(), labelled=answers).checked
+    assert checked.rows.tolist() == list(range(0, 400, 8))
+    assert not checked.right[::5].any() and checked.right.double().mean() > 0.6
 
 
 def test_a_person_who_errs_does_no_harm():

@@ -11,16 +11,17 @@ from support.zero_shot_files import ZeroShotFiles
 
 from latteclip.clip.ood import load_detector
 from latteclip.core import tables
+from latteclip.labels.answers import Answer, teaching_schema, write_answers
 from latteclip.labels.score_unknown import UnknownSettings, score_unknown
 
 
 class Dataset(ZeroShotFiles):
     """The same with what the stage makes of them."""
 
-    def run(self, share=0.1, class_scores=None):
+    def run(self, share=0.1, class_scores=None, answers=None):
         """UNKNOWN and its metadata."""
         outputs = self.path("unknown.parquet"), self.path("detector")
-        score_unknown(*self.write(), UnknownSettings(share), *outputs, class_scores)
+        score_unknown(*self.write(), UnknownSettings(share), *outputs, class_scores, answers)
         return tables.read(outputs[0], tables.UNKNOWN)
 
     def bytes(self):
@@ -98,6 +99,46 @@ def test_the_captioner_s_word_counts_where_it_scored_classes(dataset):
     assert outside.numpy()[asked][marked[asked]].all()
     assert table["score"] == before["score"]
     assert (marked[others] == np.array(before["is_unknown"].to_pylist())[others]).all()
+
+
+def answer(dataset, rows):
+    """Write answers about training images, of which the last class has no name."""
+    answers = {}
+    for row in rows:
+        name, label = dataset.names[row], int(dataset.world.classes[row])
+        kind, named = ("none", None) if label == 5 else ("class", dataset.classnames[label])
+        answers[name] = Answer(name, kind, named)
+    path = dataset.folder / "answers.json"
+    path.unlink(missing_ok=True)
+    write_answers(path, teaching_schema("made", dataset.classnames), answers, "")
+    return str(path)
+
+
+def test_none_of_these_calibrates_the_threshold(dataset):
+    outside = (dataset.world.classes == 5).numpy()
+    training = np.array(dataset.training)
+    before = np.array(dataset.run(share=0.02)[0]["is_unknown"].to_pylist())
+    asked = training[:60]
+    table, described = dataset.run(share=0.02, answers=answer(dataset, asked))
+    scores, unknown = (table[name].to_numpy() for name in ("score", "is_unknown"))
+    limit = (scores[asked[outside[asked]]].mean() + scores[asked[~outside[asked]]].mean()) / 2
+    assert described["threshold"] == pytest.approx(limit, abs=1e-6)
+    assert (unknown[asked] == outside[asked]).all()
+    rest = np.setdiff1d(np.arange(400), asked)
+    assert (unknown[rest] == (scores[rest] > described["threshold"])).all()
+    balanced = [
+        found[rest][outside[rest]].mean() - found[rest][~outside[rest]].mean()
+        for found in (before, unknown)
+    ]
+    assert balanced[1] > balanced[0] + 0.1
+
+
+def test_answers_without_none_change_no_byte(dataset):
+    before = dataset.bytes()
+    known = [row for row in dataset.training if dataset.world.classes[row] != 5][:40]
+    dataset.run(answers=answer(dataset, known))
+    found = [(dataset.folder / name).read_bytes() for name in ("unknown.parquet", "detector")]
+    assert found == before
 
 
 def test_the_detector_gives_new_images_the_same_scores(dataset):

@@ -161,12 +161,12 @@ def test_the_command_prints_it(labelled, capsys):
 
 
 def test_an_answered_image_is_marked(labelled):
-    judged = {"answers": 20, "value": 0.8, "low": 0.7, "high": 0.9}
+    checked = {"answers": 20, "value": 0.8, "low": 0.7, "high": 0.9}
     images = {"b.png": "blue", "c.png": None}
-    labelled.metadata["answers"] = {"images": images, "judged": judged}
+    labelled.metadata["answers"] = {"images": images, "checked": checked}
     text = labelled.show(image_ids=["a.png", "b.png", "c.png"])
     assert [line.split()[1:] for line in text.splitlines() if "answered  " in line] == [
         ["blue"],
         ["none", "of", "these"],
     ]
-    assert "80.0%" in text and "70.0%" in text
+    assert "80.0 %" in text and "70.0" in text

@@ -62,8 +62,8 @@ def test_each_signal_of_the_labels_has_its_weight(results, tmp_path):
 
 def test_the_page_says_how_right_labels_are_by_a_persons_answers(results, tmp_path):
     columns = {field.name: pa.nulls(0, field.type) for field in tables.FUSED_LABELS}
-    judged = {"answers": 50, "value": 0.876, "low": 0.765, "high": 0.954}
-    answers = {"images": {"a": "b", "c": None}, "judged": judged}
+    checked = {"answers": 50, "value": 0.876, "low": 0.765, "high": 0.954}
+    answers = {"images": {"a": "b", "c": None}, "checked": checked}
     tables.write(tmp_path / "fused", columns, tables.FUSED_LABELS, {"answers": answers})
     _, html = write(results, fused_labels=str(tmp_path / "fused"))
     section = html.split('id="answers"')[1].split("</section>")[0]

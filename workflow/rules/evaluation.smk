@@ -164,6 +164,7 @@ rule summarize:
         metrics=stage_params.all_metrics(configuration),
         selections=stage_params.all_selections(configuration),
         audits=stage_params.all_audits(configuration),
+        fused_labels=stage_params.all_taught_labels(configuration),
         code=sources("latteclip.evaluate.summarize"),
     output:
         csv=report(
@@ -181,7 +182,8 @@ rule summarize:
     params:
         baseline=configuration.table["baseline"],
         others=stage_params.others(configuration),
+        fused_labels=option_list("fused_labels"),
     shell:
         "latteclip summarize {input.metrics} --baseline {params.baseline} {params.others}"
         " --selections {input.selections} --audits {input.audits} --csv {output.csv} --markdown {output.markdown}"
-        " --log {log}"
+        " {params.fused_labels} --log {log}"

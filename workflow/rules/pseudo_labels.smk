@@ -35,6 +35,7 @@ rule score_unknown:
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
         class_scores=given_if(Configuration.scores_classes, CLASS_SCORES),
+        answers=given_unstored(stage_params.teaching_answers),
         code=sources("latteclip.labels.score_unknown"),
     output:
         scores="results/{dataset}/unknown.parquet",
@@ -50,7 +51,7 @@ rule score_unknown:
         runtime=minutes("score_unknown"),
     params:
         settings=given_json(Configuration.section, name="unknown"),
-        scores=options("class_scores"),
+        scores=options("class_scores", "answers"),
     shell:
         "latteclip score-unknown --images {input.images} --pseudo-labels {input.pseudo_labels}"
         " --class-embeddings {input.class_embeddings} {params.scores} --settings {params.settings:q}"
