@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from scipy.stats import mannwhitneyu
 
 from latteclip.clip.classifier import load_classifier
 from latteclip.clip.ood import UnknownDetector, threshold
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 MIN_ANSWERS = 5  # of either kind, from which a threshold follows
+MAX_P_VALUE = 0.01  # that scores tell both kinds apart
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ def score_unknown(
     """Write UNKNOWN for every image of every split, and the detector for new images.
 
     Where the captioner scored classes of a training image, its scores decide. Thresholds follow
-    from a person's answers if MIN_ANSWERS name a class and as many "none of these". Labels are not
-    read.
+    from a person's answers where these show that the scores tell images of no class apart. Labels
+    are not read.
 
     Args:
         images_path: an IMAGES table.
@@ -119,9 +121,11 @@ def _threshold(scores: Floats, is_none: Bools, otherwise: float) -> float:
     Args:
         scores: [A] of answered images.
         is_none: [A].
-        otherwise: what is returned if there are too few of either kind, or the means are reversed.
+        otherwise: what is returned if there are too few of either kind, or if the scores of the
+            images of none are not significantly larger.
     """
     if min(is_none.sum(), (~is_none).sum()) < MIN_ANSWERS:
         return otherwise
-    low, high = (float(scores[kind].mean(dtype=np.float64)) for kind in (~is_none, is_none))
-    return (low + high) / 2 if low < high else otherwise
+    test = mannwhitneyu(scores[is_none], scores[~is_none], alternative="greater")
+    means = (scores[kind].mean(dtype=np.float64) for kind in (is_none, ~is_none))
+    return float(sum(means)) / 2 if test.pvalue <= MAX_P_VALUE else otherwise

@@ -181,7 +181,8 @@ NEW_CLIP = {
 # import which module is the matter of tests/config/test_source_dependencies.py.
 EDITS = {
     "an audit": (answered, {"score_audit": 1, **COLLECTED}),  # no training learns from it
-    "answers that teach": (taught, {"fuse_labels": 1, **COLLECTED}),  # flyp reads no such labels
+    # flyp reads no such labels
+    "answers that teach": (taught, {"fuse_labels": 1, "score_unknown": 1, **COLLECTED}),
     "learning rate": (in_demo("finetune", "lr", value=1e-4), TUNED),
     "a switch of latteclip": (
         in_demo("methods", "latteclip", "switches", "alpha", value=0.2),
