@@ -33,6 +33,7 @@ from latteclip.evaluate.select_model import (
     read_votes,
 )
 from latteclip.labels import calibrate_zero_shot, fuse_labels
+from latteclip.labels.predictors import FusionSettings
 from latteclip.train import finetune
 from latteclip.train.settings import Compute, Finetune, FinetuneSettings
 
@@ -107,9 +108,7 @@ def _label(results: Path, folder: Path) -> None:
     images, pseudo_labels = (str(folder / name) for name in ("images.parquet", PSEUDO_LABELS))
     embeddings = str(results / "class_embeddings.safetensors")
     _, described = load_classifier(embeddings)
-    settings = fuse_labels.FusionSettings(
-        described["model"], described["pretrained"], batch_size=64
-    )
+    settings = FusionSettings(described["model"], described["pretrained"], batch_size=64)
     names = ("fused_labels.parquet", "image_prototypes.safetensors", "votes.parquet")
     labels, prototypes, votes = (str(folder / name) for name in names)
     fuse_labels.fuse_labels(

@@ -36,9 +36,9 @@ from latteclip.labels.answers import (
     read_exported,
     teaching_schema,
 )
-from latteclip.labels.fuse_labels import FusionSettings, read_predictors
 from latteclip.labels.fusion import ROUNDS, LabelModel
 from latteclip.labels.guarantees import confidence_sequence
+from latteclip.labels.predictors import FusionSettings, read_predictors
 
 log = logging.getLogger(__name__)
 SEED = 0

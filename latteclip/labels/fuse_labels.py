@@ -1,40 +1,27 @@
 """Labels of training images by zero-shot scores, image prototypes and votes: ours, not the paper's.
 
-`fusion` has the model. This stage makes votes of captions or class scores, and writes labels and a
-classifier.
+`fusion` has the model, and `predictors` reads what it is made of.
 
-Letters: N training images, C classes, D embedding width, T captions, U distinct ones.
+Letters: N training images, C classes, D embedding width.
 """
 
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import torch
 
-from latteclip.clip import model as clips
-from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
-from latteclip.clip.feature_memmap import Features
-from latteclip.core import devices, tables
+from latteclip.clip.classifier import Classifier, save_classifier
+from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import judging
 from latteclip.labels.answers import LabelledRows, read_labelled
-from latteclip.labels.caption_features import encode_captions, read_captions
-from latteclip.labels.class_scores import read_class_scores
-from latteclip.labels.features import read_features
 from latteclip.labels.fusion import OTHER, Fusion, fuse
 from latteclip.labels.guarantees import checked_sentence, confidence_sequence
-from latteclip.labels.label_sources import (
-    CalibratedFeatures,
-    CentredFeatures,
-    Votes,
-    caption_votes,
-    class_score_votes,
-    parts,
-)
+from latteclip.labels.label_sources import CentredFeatures
+from latteclip.labels.predictors import FusionSettings, IndividualLabels, read_predictors
 
 log = logging.getLogger(__name__)
 HOW = (
@@ -43,24 +30,6 @@ HOW = (
     "agree with the others no better than permuted votes, the labels are the calibrated zero-shot "
     "labels."
 )
-
-
-@dataclass(frozen=True)
-class FusionSettings:
-    """The CLIP model that reads the captions."""
-
-    model: str
-    pretrained: str | None
-    batch_size: int  # texts encoded at once
-    precision: str = "bf16"
-
-
-@dataclass(frozen=True)
-class IndividualLabels:
-    """Labels by captions or by class scores alone."""
-
-    labels: torch.Tensor  # [N]
-    confidence: torch.Tensor  # [N] float32, its probability; 0 without a vote
 
 
 def fuse_labels(
@@ -154,68 +123,6 @@ def fuse_labels(
         tables.write(votes_output, columns, schema, metadata)
 
 
-@dataclass(frozen=True)
-class Predictors:
-    """What the labels of N images are made of."""
-
-    images: CalibratedFeatures
-    votes: Votes  # of class scores where there are some, or else of captions
-    others: list[CentredFeatures]  # of image models beside CLIP
-    individual: dict[str, IndividualLabels]  # by what votes; the last one counts
-    leaked: bool  # whether the captioner read the pseudo-labels
-    described: dict[str, Any]  # CLIP
-
-
-def read_predictors(
-    image_ids: pa.ChunkedArray,
-    classnames: Sequence[str],
-    settings: FusionSettings,
-    pseudo_labels_path: str,
-    class_embeddings_path: str,
-    *,
-    image_captions_path: str | None = None,
-    class_scores_path: str | None = None,
-    eyes_paths: Sequence[str] = (),
-    device: str,
-    threads: int,
-) -> Predictors:
-    """Read features and votes of N images; for the arguments see `fuse_labels`."""
-    classes, described = load_classifier(
-        class_embeddings_path,
-        classnames=classnames,
-        model=settings.model,
-        pretrained=settings.pretrained,
-    )
-    scale = described["logit_scale"]
-    features = read_features(pseudo_labels_path, image_ids)
-    images = CalibratedFeatures.of(features, classes.weights, scale)
-    votes: list[Votes] = []
-    individual: dict[str, IndividualLabels] = {}
-    leaked = False
-    if image_captions_path is not None:
-        clip = clips.load(
-            settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
-        )
-        captions, leaked = read_captions(image_captions_path, image_ids)
-        texts, row_of = encode_captions(captions, clip, settings.batch_size)
-        votes.append(caption_votes(texts, row_of, classes.weights, scale))
-        individual["caption"] = _by_captions(texts, row_of, scale * classes.weights)
-    if class_scores_path is not None:
-        options, scores = map(
-            torch.from_numpy, read_class_scores(class_scores_path, image_ids, len(classnames))
-        )
-        votes.append(class_score_votes(options, scores, len(classnames)))
-        individual["lmm"] = _by_votes(votes[-1])
-        leaked = False
-    if not votes:
-        raise UserError("Nothing votes: give --image-captions or --class-scores.")
-    others = [
-        CentredFeatures.centre(read_features(path, image_ids, tables.IMAGE_FEATURES))
-        for path in eyes_paths
-    ]
-    return Predictors(images, votes[-1], others, individual, leaked, described)
-
-
 def _joint_classifier(
     models: Sequence[CentredFeatures], fusion: Fusion, scale: float
 ) -> Classifier:
@@ -226,28 +133,6 @@ def _joint_classifier(
     ]
     weights = torch.cat([part.weights for part in parts], dim=1)
     return Classifier.of(weights, torch.stack([part.bias for part in parts]).sum(dim=0))
-
-
-def _by_captions(texts: Features, row_of: torch.Tensor, classes: torch.Tensor) -> IndividualLabels:
-    """Return the class that is nearest to each caption [T], class means included.
-
-    Args:
-        texts: [U + 1, D].
-        row_of: [T] rows of `texts`, of which the last stands for no caption.
-        classes: [C, D] class embeddings times the logit scale.
-    """
-    scores = (texts[rows].double() @ classes.double().T for rows in parts(len(texts)))
-    best = [part.softmax(dim=1).max(dim=1) for part in scores]
-    confidence, labels = (torch.cat(column) for column in zip(*best, strict=True))
-    confidence[-1] = 0
-    return IndividualLabels(labels[row_of], confidence[row_of].float())
-
-
-def _by_votes(votes: Votes) -> IndividualLabels:
-    """Return the class with the largest share of each image's vote."""
-    best = [votes.probabilities(rows).max(dim=1) for rows in parts(len(votes.has))]
-    confidence, labels = (torch.cat(column) for column in zip(*best, strict=True))
-    return IndividualLabels(labels, confidence.float())
 
 
 def _columns(

@@ -14,7 +14,8 @@ from latteclip.audit.teach import TeachingSession
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.labels.answers import CHECK, TEACH, Answer, read_answers, write_answers
-from latteclip.labels.fuse_labels import FusionSettings, fuse_labels
+from latteclip.labels.fuse_labels import fuse_labels
+from latteclip.labels.predictors import FusionSettings
 
 
 def write_scores(folder, ids, options, log_probabilities):

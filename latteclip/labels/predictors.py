@@ -1,0 +1,173 @@
+"""What labels are made of: image features, and votes of captions or class scores.
+
+Letters: N images, C classes, D embedding width, T captions, U distinct ones.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from latteclip.clip import encode, feature_memmap
+from latteclip.clip import model as clips
+from latteclip.clip.classifier import load_classifier
+from latteclip.clip.feature_memmap import FeatureMemmap, Features
+from latteclip.core import devices, tables
+from latteclip.core.errors import UserError
+from latteclip.core.terminal import Progress
+from latteclip.labels.class_scores import read_class_scores
+from latteclip.labels.features import read_features
+from latteclip.labels.label_sources import (
+    CalibratedFeatures,
+    CentredFeatures,
+    Votes,
+    caption_votes,
+    class_score_votes,
+    parts,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FusionSettings:
+    """The CLIP model that reads the captions."""
+
+    model: str
+    pretrained: str | None
+    batch_size: int  # texts encoded at once
+    precision: str = "bf16"
+
+
+@dataclass(frozen=True)
+class IndividualLabels:
+    """Labels by captions or by class scores alone."""
+
+    labels: torch.Tensor  # [N]
+    confidence: torch.Tensor  # [N] float32, its probability; 0 without a vote
+
+
+@dataclass(frozen=True)
+class Predictors:
+    """What the labels of N images are made of."""
+
+    images: CalibratedFeatures
+    votes: Votes  # of class scores where there are some, or else of captions
+    others: list[CentredFeatures]  # of image models beside CLIP
+    individual: dict[str, IndividualLabels]  # by what votes; the last one counts
+    leaked: bool  # whether the captioner read the pseudo-labels
+    described: dict[str, Any]  # CLIP
+
+
+def read_predictors(
+    image_ids: pa.ChunkedArray,
+    classnames: Sequence[str],
+    settings: FusionSettings,
+    pseudo_labels_path: str,
+    class_embeddings_path: str,
+    *,
+    image_captions_path: str | None = None,
+    class_scores_path: str | None = None,
+    eyes_paths: Sequence[str] = (),
+    device: str,
+    threads: int,
+) -> Predictors:
+    """Read features and votes of N images; for the arguments see `fuse_labels`."""
+    classes, described = load_classifier(
+        class_embeddings_path,
+        classnames=classnames,
+        model=settings.model,
+        pretrained=settings.pretrained,
+    )
+    scale = described["logit_scale"]
+    features = read_features(pseudo_labels_path, image_ids)
+    images = CalibratedFeatures.of(features, classes.weights, scale)
+    votes: list[Votes] = []
+    individual: dict[str, IndividualLabels] = {}
+    leaked = False
+    if image_captions_path is not None:
+        clip = clips.load(
+            settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
+        )
+        captions, leaked = read_captions(image_captions_path, image_ids)
+        texts, row_of = encode_captions(captions, clip, settings.batch_size)
+        votes.append(caption_votes(texts, row_of, classes.weights, scale))
+        individual["caption"] = _by_captions(texts, row_of, scale * classes.weights)
+    if class_scores_path is not None:
+        options, scores = map(
+            torch.from_numpy, read_class_scores(class_scores_path, image_ids, len(classnames))
+        )
+        votes.append(class_score_votes(options, scores, len(classnames)))
+        individual["lmm"] = _by_votes(votes[-1])
+        leaked = False
+    if not votes:
+        raise UserError("Nothing votes: give --image-captions or --class-scores.")
+    others = [
+        CentredFeatures.centre(read_features(path, image_ids, tables.IMAGE_FEATURES))
+        for path in eyes_paths
+    ]
+    return Predictors(images, votes[-1], others, individual, leaked, described)
+
+
+def _by_captions(texts: Features, row_of: torch.Tensor, classes: torch.Tensor) -> IndividualLabels:
+    """Return the class that is nearest to each caption [T], class means included.
+
+    Args:
+        texts: [U + 1, D].
+        row_of: [T] rows of `texts`, of which the last stands for no caption.
+        classes: [C, D] class embeddings times the logit scale.
+    """
+    scores = (texts[rows].double() @ classes.double().T for rows in parts(len(texts)))
+    best = [part.softmax(dim=1).max(dim=1) for part in scores]
+    confidence, labels = (torch.cat(column) for column in zip(*best, strict=True))
+    confidence[-1] = 0
+    return IndividualLabels(labels[row_of], confidence[row_of].float())
+
+
+def _by_votes(votes: Votes) -> IndividualLabels:
+    """Return the class with the largest share of each image's vote."""
+    best = [votes.probabilities(rows).max(dim=1) for rows in parts(len(votes.has))]
+    confidence, labels = (torch.cat(column) for column in zip(*best, strict=True))
+    return IndividualLabels(labels, confidence.float())
+
+
+def read_captions(path: str, image_ids: pa.ChunkedArray) -> tuple[pa.ChunkedArray, bool]:
+    """Return the caption of each image, null without one, and whether prompts differ by image."""
+    captions, prompts = (
+        tables.lookup_column(path, tables.CAPTIONS, "id", column, image_ids)
+        for column in ("caption", "prompt")
+    )
+    leaked = pc.count_distinct(prompts, mode="all").as_py() > 1
+    if leaked:
+        log.warning(
+            "The prompts for the captions contained the pseudo-labels. The captions may repeat "
+            "the pseudo-labels, and then correct few of them."
+        )
+    captions = pc.utf8_trim_whitespace(captions)
+    return pc.if_else(pc.equal(captions, ""), None, captions), leaked
+
+
+@torch.no_grad()
+def encode_captions(
+    captions: pa.ChunkedArray, clip: clips.Clip, batch_size: int
+) -> tuple[FeatureMemmap, torch.Tensor]:
+    """Return features [U + 1, D] of the distinct captions, and the row of each caption [T].
+
+    The last row is zero, for images without a caption. The tokenizer cuts captions that are too
+    long for the text tower.
+    """
+    encoded = pc.dictionary_encode(captions.cast(pa.large_string())).combine_chunks()
+    distinct = tables.Strings(pa.chunked_array([encoded.dictionary]))
+    row_of = pc.fill_null(encoded.indices, len(distinct)).to_numpy()
+    progress = Progress(len(distinct), "captions")
+    features = FeatureMemmap(len(distinct) + 1, clip.config["embed_dim"])
+    for rows in feature_memmap.parts(len(distinct), batch_size):
+        batch = list(distinct[rows])
+        features[rows] = encode.encode_texts(clip, clip.tokenizer(batch)).cpu()
+        progress.add(len(batch))
+    return features, torch.from_numpy(row_of.astype(np.int64))
