@@ -124,10 +124,7 @@ def _transform(files: TimmModel) -> clips.Transform:
     """Return the transform of images for evaluation."""
     from timm.data import create_transform
 
-    values = vars(files.preprocessing)
-    transform: clips.Transform = create_transform(
-        **{**values, "input_size": tuple(values["input_size"])}, is_training=False
-    )
+    transform: clips.Transform = create_transform(**vars(files.preprocessing), is_training=False)
     return transform
 
 

@@ -34,7 +34,7 @@ from latteclip.core.signals import ending_in_order
 from latteclip.core.terminal import Progress
 from latteclip.data import splits
 from latteclip.data.images import image_exists
-from latteclip.data.shards import HeaderOrEnd, tar_entries
+from latteclip.data.splits import HeaderOrEnd, tar_entries
 
 log = logging.getLogger(__name__)
 RESOURCES = Path("resources")

@@ -5,13 +5,10 @@ uses the hub. A small note lists the files in the cache: Snakemake sees the note
 """
 
 import contextlib
-import errno
 import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,6 @@ from latteclip.core.files import write_json
 from latteclip.data import clip_config, image_model_files
 
 log = logging.getLogger(__name__)
-LIBRARIES = ("huggingface_hub", "open_clip_torch", "transformers")
 WEIGHTS, INDEX = ".safetensors", "model.safetensors.index.json"
 # The files of a captioner that engines read. None runs when it is read: no pickle, no code.
 CAPTIONER_FILES = [f"*{WEIGHTS}", "*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
@@ -48,31 +44,9 @@ class HubCaptioner:
 
 @dataclass(frozen=True)
 class HubEye:
-    """An image model as it is given to `latteclip.clip.image_models.load`."""
+    """An image model as `latteclip.clip.image_models.load` takes it."""
 
     model: str
-
-
-def download_eye(settings: HubEye, output: str) -> None:
-    """Fetch weights and configuration of an image model beside CLIP, and note what the cache holds.
-
-    Args:
-        settings: a name of timm, hf-hub:<repo> or open_clip:<model>/<tag>.
-        output: the note, JSON.
-
-    Raises:
-        UserError: no such model, it gives no features, or the hub does not give it.
-    """
-    with _explained(f"Image model {settings.model!r}", "eyes"):
-        names = image_model_files.open_clip_names(settings.model)
-        if names:
-            repos = _fetch_clip(HubClip(*names))
-        else:
-            files = image_model_files.timm_model(settings.model)
-            repos = [image_model_files.repo(settings.model)]
-            log.info("%s: %.2f GB of weights.", repos[0], files.weights.stat().st_size / 1e9)
-        held = [_cached(repo) for repo in repos]
-    _write_note(settings, held, output)
 
 
 def download_clip(settings: HubClip, output: str) -> None:
@@ -83,42 +57,34 @@ def download_clip(settings: HubClip, output: str) -> None:
     """
     what = f"CLIP model {settings.model!r} with pretrained {settings.pretrained!r}"
     with _explained(what, "clip.model and clip.pretrained"):
-        cached = [_cached(repo) for repo in _fetch_clip(settings)]
+        cached = [_cached(repo) for repo in _fetch_clip(settings.model, settings.pretrained)]
     _write_note(settings, cached, output)
 
 
-def _fetch_clip(settings: HubClip) -> list[str]:
-    """Fetch the files that open_clip asks the hub for, and return their repos."""
-    from latteclip.core.open_clip_import import open_clip
+def download_eye(settings: HubEye, output: str) -> None:
+    """Fetch weights and configuration of an image model beside CLIP, and write the note.
 
-    if settings.model.startswith(HUB):
-        config = clip_config.read(settings.model)
-    else:
-        config = open_clip.get_model_config(settings.model)
-    tag = open_clip.get_pretrained_cfg(settings.model, settings.pretrained or "")
-    if settings.model.startswith(HUB):
-        weights = settings.model.removeprefix(HUB)
-        clip_config.hub_weights(settings.model)
-    elif config is None or not tag:
-        raise UserError(
-            f"open_clip knows no CLIP model {settings.model!r} with pretrained "
-            f"{settings.pretrained!r}; set clip.model and clip.pretrained to a pair that it lists."
-        )
-    else:
-        weights = tag["hf_hub"].rpartition("/")[0]  # <owner>/<name>/<file or nothing>
-        open_clip.download_pretrained(tag)
-    clip_config.tokenizer(settings.model, config)
-    clip_config.text_tower(settings.model, config)  # whose weights are among those of the model
-    text = config["text_cfg"]
-    repos = dict.fromkeys([weights, text.get("hf_tokenizer_name"), text.get("hf_model_name")])
-    return [repo for repo in repos if repo and not Path(repo).is_dir()]
+    Args:
+        settings: a name of timm, hf-hub:<repo> or open_clip:<model>/<tag>.
+        output: the note, JSON.
+
+    Raises:
+        UserError: no such model, it gives no features, or the hub does not give it.
+    """
+    with _explained(f"Image model {settings.model!r}", "eyes"):
+        names = image_model_files.open_clip_names(settings.model)
+        if names is None:
+            image_model_files.timm_model(settings.model)
+        repos = _fetch_clip(*names) if names else [image_model_files.repo(settings.model)]
+        cached = [_cached(repo) for repo in repos]
+    _write_note(settings, cached, output)
 
 
 def download_captioner(settings: HubCaptioner, output: str) -> None:
     """Fetch weights, processor and chat template of a captioner, and write the note.
 
     Raises:
-        UserError: the hub does not give the model, it has no safetensors, or the disk is full.
+        UserError: the hub does not give the model, or it has no safetensors.
     """
     from huggingface_hub import snapshot_download
 
@@ -135,6 +101,31 @@ def download_captioner(settings: HubCaptioner, output: str) -> None:
                 "not loaded; set captioner.model to a repo that has them."
             )
     _write_note(settings, [cached], output)
+
+
+def _fetch_clip(model: str, pretrained: str | None) -> list[str]:
+    """Fetch the files that open_clip asks the hub for, and return their repos."""
+    from latteclip.core.open_clip_import import open_clip
+
+    if model.startswith(HUB):
+        config = clip_config.read(model)
+        weights = model.removeprefix(HUB)
+        clip_config.hub_weights(model)
+    else:
+        config = open_clip.get_model_config(model)
+        tag = open_clip.get_pretrained_cfg(model, pretrained or "")
+        if config is None or not tag:
+            raise UserError(
+                f"open_clip knows no CLIP model {model!r} with pretrained {pretrained!r}; set "
+                "clip.model and clip.pretrained to a pair that it lists."
+            )
+        weights = tag["hf_hub"].rpartition("/")[0]  # <owner>/<name>/<file or nothing>
+        open_clip.download_pretrained(tag)
+    clip_config.tokenizer(model, config)
+    clip_config.text_tower(model, config)  # whose weights are among those of the model
+    text = config["text_cfg"]
+    repos = dict.fromkeys([weights, text.get("hf_tokenizer_name"), text.get("hf_model_name")])
+    return [repo for repo in repos if repo and not Path(repo).is_dir()]
 
 
 def _cached(repo: str, revision: str | None = None) -> dict[str, Any]:
@@ -163,25 +154,19 @@ def _cached(repo: str, revision: str | None = None) -> dict[str, Any]:
 def _write_note(
     settings: HubClip | HubCaptioner | HubEye, repos: Sequence[dict[str, Any]], output: str
 ) -> None:
-    """Write what the cache has.
-
-    The note is the same when the same is fetched again, so that nothing reruns. Day, versions and
-    folder go to the log.
-    """
+    """Write what the cache has: the same when the same is fetched again, so that nothing reruns."""
     from huggingface_hub import constants
 
     for cached in repos:
         size = sum(cached["files"].values()) / 1e9
-        log.info("%s, commit %s: %.2f GB in the cache.", cached["repo"], cached["commit"], size)
-    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-    today = datetime.now(UTC).date()
-    log.info("The cache is %s; noted on %s with %s.", constants.HF_HUB_CACHE, today, libraries)
+        log.info("%s, commit %s: %.2f GB", cached["repo"], cached["commit"], size)
+    log.info("The cache is %s.", constants.HF_HUB_CACHE)
     write_json(output, {**asdict(settings), "repos": repos})
 
 
 @contextlib.contextmanager
 def _explained(what: str, keys: str) -> Iterator[None]:
-    """Turn any error of the hub or its cache into one sentence."""
+    """Turn any error of the hub or its cache into one sentence, but for a full disk."""
     from huggingface_hub import constants
     from huggingface_hub.utils.logging import get_logger
 
@@ -191,6 +176,8 @@ def _explained(what: str, keys: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # of open_clip, transformers, the hub's client or httpx
+        if full_disk(error):
+            raise
         reason = first_line(error).rstrip(".")
         if constants.HF_HUB_OFFLINE:
             raise UserError(
@@ -205,21 +192,17 @@ def _remedy(error: Exception, keys: str) -> str:
     """Return the remedy for an error, or for the error of the hub that it wraps."""
     from huggingface_hub import errors
 
-    causes = list(chain(error))
     absent = (
         errors.RepositoryNotFoundError,
         errors.RevisionNotFoundError,
         errors.RemoteEntryNotFoundError,
     )
+    causes = list(chain(error))
     if any(isinstance(one, errors.GatedRepoError) for one in causes):
         return "accept its terms on its page of the hub, and set HF_TOKEN to a token of yours"
     if any(isinstance(one, absent) for one in causes):
         return f"check {keys}, and HF_TOKEN for a private model"
-    if full_disk(error):
-        return "free some space, or set HF_HOME to a larger disk, and rerun"
-    if any(getattr(one, "errno", None) == errno.ENOLCK for one in causes):
-        return "the file system of the cache has no file locks: set HF_HOME to one that has them"
     return (
-        "check the network (https_proxy for a proxy, HF_ENDPOINT for a mirror) and rerun: files "
-        "in the cache are not fetched again"
+        "check the network (https_proxy for a proxy, HF_ENDPOINT for a mirror) and the file system "
+        "of the cache (HF_HOME for another one, which needs file locks), and rerun"
     )

@@ -6,7 +6,6 @@ new. Imports nothing heavy, since the workflow compares at each start.
 """
 
 import hashlib
-import itertools
 import logging
 import os
 import re
@@ -34,7 +33,7 @@ LITTER = re.compile(
     r"|System Volume Information|lost\+found|Thumbs\.db|ehthumbs\.db|desktop\.ini|Icon\r)$",
     re.IGNORECASE,
 )
-LINKED = 2  # folders down to which links to folders are followed, as class folders may be
+LINKED = 2  # levels on which links to folders are followed, as class folders may be
 CHECKSUM = 16  # bytes
 UNKNOWN = bytes(CHECKSUM)  # the checksum of a file that was not read
 THREADS = 8  # that read files of which only the time is new
@@ -56,6 +55,11 @@ def is_litter(name: str) -> bool:
     return LITTER.match(name) is not None
 
 
+def is_utf8(text: str) -> bool:
+    """Return whether a text can be written as UTF-8: bytes that were not are surrogates here."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def inside(name: str, source: Path) -> str:
     """Return `name` if it is a path inside the folder of images; UserError otherwise.
 
@@ -66,7 +70,7 @@ def inside(name: str, source: Path) -> str:
     if not is_utf8(name):
         raise UserError(f"{source}: the name {name!r} is not UTF-8; rename it.")
     path = PurePosixPath(name)
-    if not is_name(name) or path.is_absolute() or ".." in path.parts:
+    if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
         raise UserError(
             f"{source}: {name!r} is not a path inside the folder of images (split.images sets "
             "that folder)."
@@ -74,14 +78,33 @@ def inside(name: str, source: Path) -> str:
     return name
 
 
-def is_name(text: str) -> bool:
-    """Return whether a file system could have a file of this name."""
-    return bool(text) and "\0" not in text
+# --- listing -------------------------------------------------------------------------------------
 
 
-def is_utf8(text: str) -> bool:
-    """Return whether a text can be written as UTF-8: bytes that were not are surrogates here."""
-    return not any("\ud800" <= c <= "\udfff" for c in text)
+def _entries(
+    folder: str, *, deep: bool, linked: int = 0, prefix: str = ""
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield the files in a folder with their relative names, always in the same order.
+
+    Args:
+        folder: where to look. Litter does not count.
+        deep: whether folders below count.
+        linked: levels on which links to folders are followed.
+        prefix: of the names.
+    """
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    folders = []
+    for entry in found:
+        if is_litter(entry.name):
+            continue
+        if not entry.is_dir():
+            yield prefix + entry.name, entry
+        elif deep and (linked > 0 or not entry.is_symlink()):
+            folders.append(entry)
+    for entry in folders:
+        name = f"{prefix}{entry.name}/"
+        yield from _entries(entry.path, deep=True, linked=linked - 1, prefix=name)
 
 
 def files(folder: str, kind: str, classes: str | None = None) -> Iterator[File]:
@@ -96,32 +119,48 @@ def files(folder: str, kind: str, classes: str | None = None) -> Iterator[File]:
     Raises:
         UserError: a folder cannot be read.
     """
-    lists = {CLASSES, classes}
-
-    def counts(name: str) -> bool:
-        suffix = os.path.splitext(name)[1].lower()
-        return kind != "folders" or suffix in IMAGE_SUFFIXES or name in lists
-
     with readable():
-        yield from _below(folder, "", counts)
+        for name, entry in _entries(folder, deep=True, linked=LINKED):
+            suffix = os.path.splitext(name)[1].lower()
+            counts = suffix in IMAGE_SUFFIXES or name in (CLASSES, classes)
+            if (counts or kind != "folders") and entry.is_file():
+                state = entry.stat()
+                yield File(name, state.st_size, state.st_mtime_ns)
 
 
-def _below(folder: str, prefix: str, counts: Callable[[str], bool]) -> Iterator[File]:
-    with os.scandir(folder) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
-    folders = []
-    for entry in found:
-        name = prefix + entry.name
-        if is_litter(entry.name):
-            continue
-        if entry.is_dir():
-            folders.append(entry)
-        elif counts(name) and entry.is_file():
-            state = entry.stat()
-            yield File(name, state.st_size, state.st_mtime_ns)
-    for entry in folders:
-        if prefix.count("/") < LINKED or not entry.is_symlink():
-            yield from _below(entry.path, f"{prefix}{entry.name}/", counts)
+def subfolders(place: Path) -> list[Path]:
+    """Return the folders in a folder, sorted, without hidden ones and litter."""
+    with readable():
+        return sorted(f for f in place.iterdir() if f.is_dir() and not is_litter(f.name))
+
+
+def image_files(
+    folder: str | Path, skipped: Counter[str] | None = None, *, deep: bool
+) -> list[Path]:
+    """Return the image files in a folder, or below it, sorted by path.
+
+    Hidden files and litter do not count.
+
+    Args:
+        folder: where to look.
+        skipped: counts the other files but classes.txt, by suffix in lower case, or as OTHER.
+        deep: whether folders below count.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    found = []
+    with readable():
+        for name, entry in _entries(os.fspath(folder), deep=deep):
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in IMAGE_SUFFIXES:
+                found.append(Path(folder, name))
+            elif skipped is not None and entry.name != CLASSES:
+                skipped[suffix if _SUFFIX.fullmatch(suffix) else OTHER] += 1
+    return sorted(found)
+
+
+# --- changes -------------------------------------------------------------------------------------
 
 
 def digest(found: Iterable[File]) -> str:
@@ -148,7 +187,7 @@ def checksum_of(content: bytes) -> bytes:
 
 
 def state(folder: str, kind: str, classes: str | None, indexed: str) -> str:
-    """Return what stands for the files of a folder: another text where one of them changed.
+    """Return a text for the files of a folder, another one where a file changed.
 
     Args:
         folder: of a dataset.
@@ -169,15 +208,11 @@ def state(folder: str, kind: str, classes: str | None, indexed: str) -> str:
         before = tables.read_metadata(indexed, "name")
         if before["digest"] == new:
             return str(before["state"])
-        table, _ = tables.read(indexed, tables.FOLDER_FILES)
+        columns = tables.read(indexed, tables.FOLDER_FILES)[0].to_pydict()
     except (UserError, KeyError):  # then the index is made again
         return new
-    known = {
-        os.fsdecode(name): (size, mtime_ns, content)
-        for name, size, mtime_ns, content in zip(
-            *(c.to_pylist() for c in table.columns), strict=True
-        )
-    }
+    names = map(os.fsdecode, columns.pop("name"))
+    known = dict(zip(names, zip(*columns.values(), strict=True), strict=True))
     now = list(files(folder, kind, classes))
     if not _same(folder, now, known):
         return new
@@ -225,50 +260,6 @@ def write(
         for start in range(0, len(found), BATCH):
             part = found[start : start + BATCH]
             names, sizes, times = zip(*part, strict=True)
-            add(
-                {
-                    "name": [os.fsencode(name) for name in names],
-                    "size": list(sizes),
-                    "mtime_ns": list(times),
-                    "checksum": checksums(part),
-                }
-            )
-
-
-def subfolders(place: Path) -> list[Path]:
-    """Return the folders in a folder, sorted, without hidden ones and litter."""
-    with readable():
-        return sorted(f for f in place.iterdir() if f.is_dir() and not is_litter(f.name))
-
-
-def image_files(
-    folder: str | Path, skipped: Counter[str] | None = None, *, deep: bool
-) -> list[Path]:
-    """Return the image files in a folder, or below it, sorted by path.
-
-    Hidden files and litter do not count.
-
-    Args:
-        folder: where to look.
-        skipped: counts the other files but classes.txt, by suffix in lower case, or as OTHER.
-        deep: whether folders below count.
-
-    Raises:
-        UserError: a folder cannot be read.
-    """
-    found = []
-    with readable():
-        for place, below, files in os.walk(folder, onerror=_stop):
-            below[:] = itertools.filterfalse(is_litter, below) if deep else []
-            for name in itertools.filterfalse(is_litter, files):
-                suffix = os.path.splitext(name)[1].lower()
-                if suffix in IMAGE_SUFFIXES:
-                    found.append(Path(place, name))
-                elif skipped is not None and name != CLASSES:
-                    skipped[suffix if _SUFFIX.fullmatch(suffix) else OTHER] += 1
-    return sorted(found)
-
-
-def _stop(error: OSError) -> None:
-    """Raise the error of a folder that `os.walk` would skip."""
-    raise error
+            names = [os.fsencode(name) for name in names]
+            values = (names, sizes, times, checksums(part))
+            add(dict(zip(tables.FOLDER_FILES.names, values, strict=True)))

@@ -1,40 +1,50 @@
-"""Files of image models beside CLIP: where they are, and what their configuration may contain.
+"""Find the files of image models beside CLIP, and check their configuration.
 
 A configuration is a stranger's. It names a network of timm, and may contain the sizes below and no
 code. Weights are safetensors.
 """
 
-import difflib
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from latteclip.config.hub_names import CLIP_CONFIG, FOLDER, HUB, OPEN_CLIP
 from latteclip.core import hashing
-from latteclip.core.errors import UserError
+from latteclip.core.errors import UserError, suggestion
 from latteclip.core.files import read_object
 from latteclip.core.settings import from_values
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 REMEDY = "take another copy of the model, or another model"
-MAX_SIDE = 4096  # pixels
-MAX_OUTPUTS = 10**6
-# Keys of `model_args` that set sizes. Others may name files or code.
-SIZES = ("img_size", "global_pool", "dynamic_img_size", "reg_tokens", "patch_size", "init_values")
-# Keys of `pretrained_cfg` that are used.
-PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+Side = Annotated[int, Field(ge=0, le=4096)]  # pixels
+Pixels = Annotated[int, Field(ge=1, le=4096)]
+AboveZero = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The number of classes, and the keys of `model_args` that are used. Others may name code."""
+
+    num_classes: Annotated[int, Field(ge=0, le=10**6)]
+    img_size: Side | tuple[Side, Side] | None = None
+    patch_size: Side | tuple[Side, Side] | None = None
+    reg_tokens: Side | None = None
+    global_pool: str | None = None
+    dynamic_img_size: bool | None = None
+    init_values: float | None = None
 
 
 @dataclass(frozen=True)
 class ImagePreprocessing:
-    """How images become the input of a network."""
+    """The keys of `pretrained_cfg` that are used: how images become the input of a network."""
 
-    input_size: list[int] = field(default_factory=lambda: [3, 224, 224])
-    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
-    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    input_size: tuple[Literal[3], Pixels, Pixels] = (3, 224, 224)
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[AboveZero, AboveZero, AboveZero] = (0.229, 0.224, 0.225)
     interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
-    crop_pct: float = 0.875
+    crop_pct: AboveZero = 0.875
     crop_mode: Literal["center", "squash", "border"] = "center"
 
 
@@ -54,8 +64,7 @@ def open_clip_names(name: str) -> tuple[str, str | None] | None:
     """Return model and pretrained of an image model that open_clip loads, None for one of timm.
 
     Raises:
-        huggingface_hub.errors.HfHubHTTPError: the hub does not give the repo.
-        OSError: the same.
+        OSError: the hub does not give the repo.
     """
     if name.startswith(OPEN_CLIP):
         model, _, pretrained = name.removeprefix(OPEN_CLIP).rpartition("/")
@@ -83,22 +92,18 @@ def timm_model(name: str) -> TimmModel:
     Raises:
         UserError: there is no such model, it has no safetensors, or its configuration contains what
             it may not.
-        huggingface_hub.errors.HfHubHTTPError: the hub does not give the files.
-        OSError: the same.
+        OSError: the hub does not give the files.
     """
-    if name.startswith(FOLDER):
-        folder = Path(name.removeprefix(FOLDER))
-        config, weights = folder / CONFIG, folder / WEIGHTS
-        for path in (config, weights):
-            if not path.is_file():
-                raise UserError(
-                    f"{folder} has no {path.name}, so it is no folder of an image model; it has "
-                    f"{CONFIG} and {WEIGHTS} of timm, or {CLIP_CONFIG} of open_clip."
-                )
-    else:
-        config, weights = _from_hub(repo(name))
-        hashing.verify_blob(weights)
-    return _checked(config, weights)
+    if not name.startswith(FOLDER):
+        return _checked(*_from_hub(repo(name)))
+    folder = Path(name.removeprefix(FOLDER))
+    for path in (folder / CONFIG, folder / WEIGHTS):
+        if not path.is_file():
+            raise UserError(
+                f"{folder} has no {path.name}, so it is no folder of an image model; it has "
+                f"{CONFIG} and {WEIGHTS} of timm, or {CLIP_CONFIG} of open_clip."
+            )
+    return _checked(folder / CONFIG, folder / WEIGHTS)
 
 
 def repo(name: str) -> str:
@@ -109,9 +114,8 @@ def repo(name: str) -> str:
 
     found = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     if found is None or not found.hf_hub_id:
-        near = difflib.get_close_matches(name, timm.list_models(pretrained=True), n=1)
-        advice = f"did you mean {near[0]}?" if near else "timm.list_pretrained() has all names."
-        raise UserError(f"timm has no weights of an image model {name!r}; {advice}")
+        near = suggestion(name, timm.list_models(pretrained=True))
+        raise UserError(f"timm has no weights of an image model {name!r}; {near}")
     return str(found.hf_hub_id)
 
 
@@ -120,14 +124,15 @@ def _from_hub(repo: str) -> tuple[Path, Path]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
-    config = Path(hf_hub_download(repo, CONFIG))
     try:
-        return config, Path(hf_hub_download(repo, WEIGHTS))
+        config, weights = (Path(hf_hub_download(repo, name)) for name in (CONFIG, WEIGHTS))
     except RemoteEntryNotFoundError:
         raise UserError(
-            f"{repo} has no {WEIGHTS}, and weights of other formats are not loaded; name a model "
-            "that has it."
+            f"{repo} lacks {CONFIG} or {WEIGHTS}, and weights of other formats are not loaded; "
+            "name a model that has both."
         ) from None
+    hashing.verify_blob(weights)
+    return config, weights
 
 
 def _checked(config: Path, weights: Path) -> TimmModel:
@@ -141,43 +146,15 @@ def _checked(config: Path, weights: Path) -> TimmModel:
             f"{config} names no network of timm (architecture), so it is no image model whose "
             f"features can be used; name a model of timm or open_clip."
         )
-    given = values.get("pretrained_cfg", {})
-    arguments = values.get("model_args") or {}
+    given, arguments = values.get("pretrained_cfg") or {}, values.get("model_args") or {}
     if not isinstance(given, dict) or not isinstance(arguments, dict):
         raise UserError(f"{config}: pretrained_cfg and model_args must be objects; {REMEDY}.")
-    if strange := [key for key in arguments if key not in SIZES]:
-        raise UserError(f"{config}: model_args.{strange[0]} is not supported; {REMEDY}.")
-    known = {key: given[key] for key in PREPROCESSING if given.get(key) is not None}
+    outputs = values.get("num_classes", given.get("num_classes", 1000))
+    used = ImagePreprocessing.__dataclass_fields__.keys() & given.keys()
+    known = {key: given[key] for key in used if given[key] is not None}
     try:
+        from_values(Sizes, {"num_classes": outputs, **arguments}, "model_args")
         preprocessing = from_values(ImagePreprocessing, known, "pretrained_cfg")
     except UserError as error:
         raise UserError(f"{config}: {str(error).rstrip('.')}; {REMEDY}.") from None
-    outputs: Any = values.get("num_classes", given.get("num_classes", 1000))
-    sizes = [*preprocessing.input_size, *_numbers(arguments)]
-    means = [*preprocessing.mean, *preprocessing.std, preprocessing.crop_pct]
-    fit = (
-        isinstance(outputs, int)
-        and 0 <= outputs <= MAX_OUTPUTS
-        and len(preprocessing.input_size) == len(preprocessing.mean) == len(preprocessing.std) == 3
-        and preprocessing.input_size[0] == 3
-        and all(0 <= size <= MAX_SIDE for size in sizes)
-        and min(preprocessing.input_size) > 0
-        and all(map(math.isfinite, means))
-        and min(*preprocessing.std, preprocessing.crop_pct) > 0
-    )
-    if not fit:
-        raise UserError(f"{config} has sizes that no image model has; {REMEDY}.")
     return TimmModel(architecture, outputs, arguments, preprocessing, config, weights)
-
-
-def _numbers(value: Any) -> list[float]:
-    """Return the numbers in lists and objects."""
-    if isinstance(value, bool) or not isinstance(value, dict | list | int | float):
-        return []
-    if isinstance(value, int | float):
-        return [value]
-    return [
-        number
-        for inner in (value.values() if isinstance(value, dict) else value)
-        for number in _numbers(inner)
-    ]

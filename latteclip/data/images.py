@@ -72,11 +72,15 @@ def read_bytes(path: str | Path) -> bytes:
         ValueError: it is no regular file, or the shard holds no such image.
     """
     found = shard_member(path)
-    if kind := irregular(container_of(path)):
-        raise ValueError(f"it is {kind} and no regular file")
+    _check_regular(container_of(path))
     if found is None:
         return Path(path).read_bytes()
     return _of_tar(found) if found.kind == "tar" else _of_parquet(found)
+
+
+def _check_regular(path: str | Path) -> None:
+    if kind := irregular(path):
+        raise ValueError(f"it is {kind} and no regular file")
 
 
 def _of_tar(found: Member) -> bytes:
@@ -90,10 +94,12 @@ def _of_tar(found: Member) -> bytes:
     return content
 
 
+# --- Parquet files -------------------------------------------------------------------------------
+
+
 def _of_parquet(found: Member) -> bytes:
     state = os.stat(found.shard)
-    images = _row_group(found.shard, found.first, state.st_size, state.st_mtime_ns)
-    content = images[found.second]
+    content = _row_group(found.shard, found.first, state.st_size, state.st_mtime_ns)[found.second]
     if content is None:
         raise ValueError("its row holds no bytes of an image")
     if len(content) > MAX_BYTES:
@@ -126,14 +132,10 @@ class _Images:
         except (OSError, ValueError) as error:
             self._problem = str(error)  # the rows after this one have it as well
             raise
-        return _bytes_of(self._read[row])
-
-
-def _bytes_of(row: Any) -> bytes | None:
-    """Return the image in an array of one row: of bytes, or of bytes and paths."""
-    is_struct = row.type.num_fields > 0
-    content: bytes | None = (row.field("bytes") if is_struct else row)[0].as_py()
-    return content
+        values = self._read[row]
+        is_struct = values.type.num_fields > 0  # of bytes and paths
+        content: bytes | None = (values.field("bytes") if is_struct else values)[0].as_py()
+        return content
 
 
 def _images(shard: str, group: int) -> Iterator[Any]:
@@ -143,7 +145,6 @@ def _images(shard: str, group: int) -> Iterator[Any]:
     with pq.ParquetFile(shard, pre_buffer=False) as file:
         if group >= file.num_row_groups:
             raise ValueError("its file has fewer row groups")
-        check_group(file, group)
         yield from rows(file, group, image_column(file))
 
 
@@ -154,15 +155,22 @@ def rows(file: Any, group: int, column: str, at_once: int = 1) -> Iterator[Any]:
     So the memory is counted while rows are read.
 
     Raises:
-        ValueError: the rows so far take more than MAX_GROUP bytes.
+        ValueError: the group, or its rows so far, take more than MAX_GROUP bytes.
     """
+    too_large = ValueError(
+        f"row group {group} takes more than {MAX_GROUP / 2**30:.0f} GiB; write it with smaller "
+        "row groups"
+    )
+    # Its columns are not asked: where their metadata is damaged, pyarrow ends the process.
+    if file.metadata.row_group(group).total_byte_size > MAX_GROUP:
+        raise too_large
     taken = 0
     # In this thread: a forked worker has no others.
     batches = file.iter_batches(at_once, row_groups=[group], columns=[column], use_threads=False)
     for batch in batches:
         taken += batch.get_total_buffer_size()
         if taken > MAX_GROUP:
-            raise ValueError(_too_large(group, f"more than {MAX_GROUP / 2**30:.0f} GiB as read"))
+            raise too_large
         yield batch.column(0)
 
 
@@ -179,17 +187,7 @@ def image_column(file: Any) -> str:
     return str(found[0])
 
 
-def check_group(file: Any, group: int) -> None:
-    """Raise ValueError where a row group takes too much memory."""
-    # Its columns are not asked: where their metadata is damaged, pyarrow ends the process.
-    size = file.metadata.row_group(group).total_byte_size
-    if size > MAX_GROUP:
-        size_in_gib, limit = size / 2**30, MAX_GROUP / 2**30
-        raise ValueError(_too_large(group, f"{size_in_gib:.1f} GiB, more than {limit:.0f} GiB"))
-
-
-def _too_large(group: int, size: str) -> str:
-    return f"row group {group} has {size}; write it with smaller row groups"
+# --- decoding ------------------------------------------------------------------------------------
 
 
 def open_rgb(
@@ -213,41 +211,31 @@ def open_rgb(
         UserError: the file is missing or cannot be decoded.
     """
     try:
-        return _decode(path, content, max_side, min_side)
+        if content is None and shard_member(path):
+            content = io.BytesIO(read_bytes(path))
+        elif content is None:
+            _check_regular(path)
+        return _decode(content or path, max_side, min_side)
     except Exception as error:  # decoders fail in many ways on broken files
         raise UserError(
             f"Image {path} cannot be decoded ({_reason(error)}); replace or remove it."
         ) from None
 
 
-def read_or_reason(path: str | Path) -> bytes | str:
-    """Return the bytes of an image, or the reason why they cannot be read."""
+def read_and_decode(path: str | Path) -> tuple[bytes, Image.Image] | str:
+    """Return the bytes and the picture of an image, or the reason why it cannot be decoded."""
     try:
-        return read_bytes(path)
-    except (OSError, ValueError, MemoryError) as error:
-        return _reason(error)
-
-
-def open_or_reason(path: str | Path, content: BinaryIO | None = None) -> Image.Image | str:
-    """Decode an image file as `open_rgb` does, or return the reason why that fails."""
-    try:
-        return _decode(path, content)
+        content = read_bytes(path)
+        return content, _decode(io.BytesIO(content))
     except Exception as error:  # as above
         return _reason(error)
 
 
 def _decode(
-    path: str | Path,
-    content: BinaryIO | None = None,
-    max_side: int | None = None,
-    min_side: int | None = None,
+    file: BinaryIO | str | Path, max_side: int | None = None, min_side: int | None = None
 ) -> Image.Image:
     """Decode as `open_rgb` does, and raise whatever a decoder raises."""
-    if content is None and shard_member(path):
-        content = io.BytesIO(read_bytes(path))
-    elif content is None and (kind := irregular(path)):
-        raise ValueError(f"it is {kind} and no regular file")
-    with Image.open(content or path, formats=FORMATS) as image:
+    with Image.open(file, formats=FORMATS) as image:
         _check_size(*image.size)
         if max_side is not None:
             # Twice the side, so that Lanczos has something to average.

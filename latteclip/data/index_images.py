@@ -8,7 +8,6 @@ import csv
 import errno
 import fcntl
 import hashlib
-import io
 import logging
 import math
 import os
@@ -217,12 +216,11 @@ def _check(
 
 def decode(path: str) -> Decoded:
     """Decode an image, and return its fingerprint or the reason why it cannot be decoded."""
-    content = image_files.read_or_reason(path)
-    if isinstance(content, str):
-        return content
-    picture = image_files.open_or_reason(path, io.BytesIO(content))
-    checksum = folder_files.checksum_of(content)
-    return picture if isinstance(picture, str) else fingerprint(picture, checksum)
+    found = image_files.read_and_decode(path)
+    if isinstance(found, str):
+        return found
+    content, picture = found
+    return fingerprint(picture, folder_files.checksum_of(content))
 
 
 def _batches(

@@ -85,10 +85,8 @@ def _by_threads(
         pool.shutdown(cancel_futures=True)
 
 
-def _stacked(samples: Sequence[Future[tuple[Any, torch.Tensor]]]) -> tuple[Any, torch.Tensor]:
-    """Return the indices and the images of a batch."""
-    indices, images = default_collate([sample.result() for sample in samples])
-    return indices, images
+def _stacked(samples: Sequence[Future[tuple[Any, torch.Tensor]]]) -> Any:
+    return default_collate([sample.result() for sample in samples])
 
 
 def loader(
@@ -110,20 +108,18 @@ def loader(
         item_bytes: of an item, on average, which bounds the workers (`bounded`).
         collate: makes a batch of its items; None: their tensors are stacked.
     """
-    ahead = None
+    keys, ahead = iter(keys), None
+    first = next(keys, [])
     if workers:
-        keys = iter(keys)
-        first = next(keys, [])
-        keys = itertools.chain([first] if first else [], keys)
         workers, ahead = bounded(workers, len(first) * item_bytes)
     return DataLoader(
         files,
-        batch_sampler=keys,  # type: ignore[arg-type]
+        batch_sampler=itertools.chain([first] if first else [], keys),  # type: ignore[arg-type]
         num_workers=workers,
         prefetch_factor=ahead if workers else None,
         multiprocessing_context="fork" if workers else None,  # they share the `ImageCache`
         pin_memory=pinned,
-        collate_fn=SharedCollate(collate or default_collate) if workers else collate,
+        collate_fn=_in_shared_memory(collate or default_collate) if workers else collate,
         generator=torch.Generator(),  # or it would draw a number that a resumed run lacks
         worker_init_fn=_leave_signals_to_parent,
     )
@@ -161,22 +157,20 @@ def bounded(wanted: int, batch_bytes: float) -> tuple[int, int]:
     return workers, 1
 
 
-class SharedCollate:
-    """Makes a batch of samples, in shared memory.
+def _in_shared_memory(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
+    """Return a function that makes a batch of samples in shared memory.
 
     torch would move it there in a thread of the worker, where a full /dev/shm loses the batch and
     the training waits for it without end. Here the worker fails.
     """
 
-    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
-        """Wrap a function that makes a batch of B samples."""
-        self._collate = collate
-
-    def __call__(self, samples: list[Any]) -> Any:
-        batch = self._collate(samples)
+    def collate_there(samples: list[Any]) -> Any:
+        batch = collate(samples)
         for tensor in _tensors(batch):
             tensor.share_memory_()
         return batch
+
+    return collate_there
 
 
 def _tensors(batch: Any) -> Iterator[torch.Tensor]:
@@ -198,10 +192,7 @@ def watched(batches: Iterable[T]) -> Iterator[T]:
         yield from batches
     except UserError as error:  # torch puts the worker's traceback before the sentence
         raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
-    except (
-        EOFError,
-        ConnectionError,
-    ):  # a killed worker's socket may close before it counts as dead
+    except (EOFError, ConnectionError):  # the socket of a killed worker that does not count as dead
         raise UserError(errors.WORKER_KILLED) from None
     except RuntimeError as error:
         if sentence := errors.worker_failure(error):

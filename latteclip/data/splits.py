@@ -1,45 +1,67 @@
 """Read a dataset's split: which images it has, where they lie, and what their labels are.
 
-A split is listed by a file (CoOp JSON, a table, or one list per split) or follows from class
-folders or shards.
+A split is listed by a file (CoOp JSON, a table, or one list per split), or follows from class
+folders or from shards, which are files of thousands of images each: tars as WebDataset writes them,
+`key.jpg` beside `key.cls` or `key.json`, or Parquet files as Hugging Face `datasets` writes them,
+an image's bytes beside a label. Of shards, only headers and labels are read.
 
 Letters: N images, C classes.
 """
 
+import contextlib
 import csv
 import hashlib
+import itertools
 import json
 import logging
-import os
-import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+import tarfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field, TypeAdapter, ValidationError
 
 from latteclip.core.class_templates import clean_classname, clean_classnames
-from latteclip.core.errors import UserError
-from latteclip.core.files import irregular, readable
-from latteclip.data import shards
+from latteclip.core.errors import UserError, first_line
+from latteclip.core.files import readable
+from latteclip.data import images
 from latteclip.data.folder_files import (
     CLASSES,
     IMAGE_SUFFIXES,
     SPLITS,
     image_files,
     inside,
-    is_name,
+    is_litter,
     is_utf8,
     subfolders,
 )
 
 log = logging.getLogger(__name__)
 DEPTH = 3  # folders below a dataset's folder in which its parts are searched
+SUFFIXES = {"webdataset": ".tar", "parquet": ".parquet"}  # of shards, by kind of split
+TAR_LABEL, PARQUET_LABEL = "cls", "label"  # where labels are, unless the dataset names another part
+MAX_LABEL = 2**20  # bytes of a part that holds a label
+MAX_ROWS = 10**7  # of a Parquet file: a footer may claim any number
+UNLABELLED = (None, "", -1)  # `datasets` marks an unlabelled image by the last
+LABELS_AT_ONCE = 2**16
+FEATURES = b"huggingface"  # the key of metadata in which `datasets` describes columns
+# The word of a shard's path that names its split.
+_WORD = re.compile(
+    r"(?<![a-z0-9])(train|training|val|valid|validation|dev|test)(?=[^a-z]|$)", re.IGNORECASE
+)
+_SPLIT_OF = {"train": "train", "training": "train", "test": "test"}  # all others: val
+Label = int | str | None  # a number, a class name, or unknown
+CoopSplit = dict[str, list[tuple[str, Annotated[int, Field(ge=0)], str]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image of a split."""
+    """An image of a split."""
 
     image_id: str  # path relative to the folder of images, or to a shard in it
     split: str
@@ -67,11 +89,6 @@ class Split:
             item.split == "test" for item in self.items
         )
 
-    def __post_init__(self) -> None:
-        for name in self.names:
-            if not (is_name(name) and is_utf8(name)):
-                raise UserError(f"Class name {name!r} is not valid text; correct it.")
-
 
 @dataclass(frozen=True)
 class SplitSettings:
@@ -85,7 +102,7 @@ class SplitSettings:
     classes: str | None = None  # class names, one per line; classes.txt counts if it exists
     images: str = "."  # the folder to which the split's paths are relative
     image: str | None = None  # of webdataset: the suffix of images, where samples have several
-    label: str | None = None  # of shards: where labels are, see `shards`
+    label: str | None = None  # of webdataset the suffix of labels, of parquet their column
     test_fraction: float = 0.3  # where the split does not name the images for testing
     classname_replace: dict[str, str] = field(default_factory=lambda: {"_": " "})
     counts: dict[str, int] = field(default_factory=dict)  # expected train (and val), test, classes
@@ -102,10 +119,12 @@ def read_split(root: Path, settings: SplitSettings) -> tuple[Path, Split]:
     Raises:
         UserError: the split does not fit its form, the folder or the expected counts.
     """
+    if not root.is_dir():
+        raise UserError(f"Dataset folder {root} does not exist.")
     with readable():
-        images, split = _read(root, settings)
-    check_counts(split, settings.counts, root)
-    return images, split
+        split = READERS[settings.kind](root, settings)
+        _check(split, settings.counts, root)
+        return _images_folder(root, settings.images, split.items), split
 
 
 def draw(split: Split, limit: int) -> Split:
@@ -113,26 +132,33 @@ def draw(split: Split, limit: int) -> Split:
 
     The order is that of class folders, lists or shards. No label is read.
     """
-    rows: dict[str, list[int]] = {}
+    rows = defaultdict[str, list[int]](list)
     for row, item in enumerate(split.items):
-        rows.setdefault(item.split, []).append(row)
-    drawn = {
-        of_split[i * len(of_split) // count]
-        for of_split in rows.values()
-        for count in [min(limit, len(of_split))]
-        for i in range(count)
-    }
+        rows[item.split].append(row)
+    drawn = set[int]()
+    for of_split in rows.values():
+        n = min(limit, len(of_split))
+        drawn.update(of_split[i * len(of_split) // n] for i in range(n))
     return replace(split, items=[split.items[row] for row in sorted(drawn)])
 
 
-def check_counts(split: Split, counts: Mapping[str, int], root: Path) -> None:
-    """Raise UserError where the images of train (val included), test, or classes differ in number.
+def _check(split: Split, counts: Mapping[str, int], root: Path) -> None:
+    """Raise UserError where images are listed twice or not at all, or differ from their counts.
 
     Args:
         split: as it was read.
-        counts: expected numbers by name.
+        counts: expected numbers of train (val included), test and classes.
         root: the dataset's folder, for the message.
     """
+    if not split.items:
+        raise UserError(f"The split of {root} lists no image.")
+    if strange := [name for name in split.names if not is_utf8(name)]:
+        raise UserError(f"{root}: class name {strange[0]!r} is not UTF-8; correct it.")
+    repeated = [i for i, n in Counter(item.image_id for item in split.items).items() if n > 1]
+    if repeated:
+        raise UserError(
+            f"The split of {root} lists {len(repeated)} images twice, the first {repeated[0]!r}."
+        )
     tests = sum(item.split == "test" for item in split.items)
     found = {"train": len(split.items) - tests, "test": tests, "classes": len(split.names)}
     wrong = [
@@ -147,46 +173,16 @@ def check_counts(split: Split, counts: Mapping[str, int], root: Path) -> None:
         )
 
 
-def _read(root: Path, settings: SplitSettings) -> tuple[Path, Split]:
-    if not root.is_dir():
-        raise UserError(f"Dataset folder {root} does not exist.")
-    if settings.kind != "folders" and settings.kind not in shards.SUFFIXES:
-        split = _read_listed(root, settings)
-        return _images_folder(root, settings.images, split.items), split
-    images = root / settings.images
-    if not images.is_dir():
-        raise UserError(f"Folder of images {images} does not exist (split.images names it).")
-    classes = _classes(root, settings)
-    if settings.kind in shards.SUFFIXES:
-        return images, _read_shards(images, settings, classes)
-    return images, _read_class_folders(
-        images, classes, settings.test_fraction, settings.classname_replace
+def _images_folder(root: Path, name: str, items: Sequence[Item]) -> Path:
+    """Return `root/name`, or else the folder near the top of `root` that holds the images."""
+    probes = [items[i].path for i in (0, len(items) // 2, -1)]
+    for folder in (root / name, *_nearby(root)):
+        if any(images.image_exists(folder / probe) for probe in probes):
+            return folder
+    raise UserError(
+        f"The images of the split, such as {probes[0]}, are neither in {root / name} nor in the "
+        f"folders below {root}."
     )
-
-
-def _read_listed(root: Path, settings: SplitSettings) -> Split:
-    if settings.kind == "coop":
-        return read_coop(_existing(root, settings.file or "split.json"))
-    if settings.kind == "csv":
-        return read_csv(
-            _existing(root, settings.file or "split.csv"),
-            _classes(root, settings),
-            settings.test_fraction,
-        )
-    lists = {split: _existing(root, name) for split, name in settings.lists.items()}
-    return read_lists(lists, _existing(root, settings.classes or CLASSES), settings.suffix)
-
-
-def _classes(root: Path, settings: SplitSettings) -> Path | None:
-    """Return the file of class names, None where there is none."""
-    if settings.classes is not None:
-        return _existing(root, settings.classes)
-    path = root / CLASSES
-    if not os.path.lexists(path):
-        return None
-    if kind := irregular(path):
-        raise UserError(f"{path} is {kind} and no regular file; replace it, or remove it.")
-    return path
 
 
 def _existing(root: Path, name: str) -> Path:
@@ -201,29 +197,46 @@ def _existing(root: Path, name: str) -> Path:
     raise UserError(f"Split file {name} is neither in {root} nor in the folders below it.")
 
 
-def _images_folder(root: Path, name: str, items: Sequence[Item]) -> Path:
-    """Return `root/name`, or else the folder near the top of `root` that holds the images."""
-    probes = [items[i].image_id for i in (0, len(items) // 2, -1)]
-    for folder in (root / name, *_nearby(root)):
-        if any((folder / probe).is_file() for probe in probes):
-            return folder
-    raise UserError(
-        f"The images of the split, such as {probes[0]}, are neither in {root / name} nor in the "
-        f"folders below {root}."
-    )
-
-
 def _nearby(root: Path) -> Iterator[Path]:
     """Yield `root` and the folders below it, nearest first, down to DEPTH."""
-    level: Iterable[Path] = [root]
-    for depth in range(DEPTH + 1):
-        here = list(level)
-        yield from here
-        if depth < DEPTH:
-            level = (below for folder in here for below in subfolders(folder))
+    yield root
+    for depth in range(1, DEPTH + 1):
+        yield from sorted(root.glob("*/" * depth))
+
+
+def _existing_folder(root: Path, settings: SplitSettings) -> Path:
+    folder = root / settings.images
+    if not folder.is_dir():
+        raise UserError(f"Folder of images {folder} does not exist (split.images names it).")
+    return folder
+
+
+def _listed_classes(root: Path, settings: SplitSettings) -> list[str] | None:
+    """Return the class names that a file lists, in label order; None where there is no file."""
+    if settings.classes is None and not (root / CLASSES).is_file():
+        return None
+    path = _existing(root, settings.classes or CLASSES)
+    names = list(_lines(path))
+    repeated = [name for name, n in Counter(names).items() if n > 1]
+    if repeated:
+        raise UserError(f"{path} lists the class {repeated[0]!r} twice.")
+    return names
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a text file that are not empty, stripped."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not valid UTF-8 text: {error}.") from None
+    return (line.strip() for line in text.splitlines() if line.strip())
 
 
 # --- files that list the images ------------------------------------------------------------------
+
+
+def _read_coop(root: Path, settings: SplitSettings) -> Split:
+    return read_coop(_existing(root, settings.file or "split.json"))
 
 
 def read_coop(path: Path) -> Split:
@@ -233,82 +246,61 @@ def read_coop(path: Path) -> Split:
         UserError: it is not a valid split.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"Split file {path} is not valid JSON: {error}.") from None
-    if not isinstance(content, dict) or not {"train", "test"} <= set(content) <= set(SPLITS):
-        raise UserError(f"Split file {path} must be an object with the keys train, test and val.")
+        content = TypeAdapter(CoopSplit).validate_json(path.read_bytes(), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(f"Split file {path}: {place} {first['msg']}.") from None
+    if not {"train", "test"} <= content.keys() <= set(SPLITS):
+        raise UserError(f"Split file {path} must have the keys train and test, and perhaps val.")
     items, names = [], dict[int, str]()
     for split in SPLITS:
-        rows = content.get(split, [])
-        if not isinstance(rows, list):
-            raise UserError(f"Split file {path}: {split} must be a list.")
-        for row in rows:
-            image_id, label, name = _coop_row(row, split, path)
-            _check_same_name(names, label, name, path)
-            items.append(Item(image_id, split, label))
-    _check_unique(items, path)
+        for image_id, label, name in content.get(split, []):
+            _note_name(names, label, name, path)
+            items.append(Item(inside(image_id, path), split, label))
     return Split(items, _in_label_order(names, path))
 
 
-def _coop_row(row: Any, split: str, path: Path) -> tuple[str, int, str]:
-    match row:
-        case [str(image_id), int(label), str(name)] if label >= 0 and not isinstance(label, bool):
-            return inside(image_id, path), label, name
-    raise UserError(f"Split file {path}: {split} holds {row!r}, not [path, label, classname].")
-
-
-def read_lists(paths: Mapping[str, Path], classes: Path, suffix: str) -> Split:
-    """Read one list per split, of lines "<image> <class name>".
-
-    Args:
-        paths: the list of each split.
-        classes: class names, one per line, in label order.
-        suffix: turns an image's name into a path, such as ".jpg".
-    """
-    names = _read_names(classes)
+def _read_lists(root: Path, settings: SplitSettings) -> Split:
+    """Read one list per split, of lines "<image> <class name>"."""
+    names = _listed_classes(root, settings) or []
     labels = {name: label for label, name in enumerate(names)}
     items = []
-    for split, path in paths.items():
+    for split, listed in settings.lists.items():
+        path = _existing(root, listed)
         for number, line in enumerate(_lines(path), start=1):
             image, _, name = line.partition(" ")
             if name not in labels:
-                raise UserError(f"{path}, line {number}: class {name!r} is not in {classes}.")
-            items.append(Item(inside(image + suffix, path), split, labels[name]))
-    if not items:
-        raise UserError(f"The lists {', '.join(map(str, paths.values()))} name no image.")
-    _check_unique(items, classes.parent)
+                raise UserError(f"{path}, line {number}: class {name!r} is not listed.")
+            items.append(Item(inside(image + settings.suffix, path), split, labels[name]))
     return Split(items, names)
 
 
-def read_csv(path: Path, classes: Path | None, test_fraction: float) -> Split:
+def _read_csv(root: Path, settings: SplitSettings) -> Split:
     """Read a table with the columns path, and any of label, classname, split; tabs in a .tsv.
 
     An image with neither label nor classname is unlabelled. A label is a number where there are
     class names (a column, or a file of them), else it is the class name itself. Without a split,
     a hash of the path decides, and an unlabelled image is for training.
     """
+    path = _existing(root, settings.file or "split.csv")
     rows = list(_csv_rows(path))
-    if not rows:
-        raise UserError(f"Split file {path} lists no image.")
-    names = _csv_names(rows, path, classes)
+    names = _listed_classes(root, settings) or _csv_names(rows, path)
     labels = {name: label for label, name in enumerate(names)}
     items = []
     for number, row in enumerate(rows, start=2):
+        where = f"{path}, line {number}"
         name = row["classname"] or row["label"]
-        label = labels.get(name) if name else None
-        if name and label is None:
-            label = _parse_label(row["label"], len(names))
-            if label is None or (row["classname"] and row["classname"] != names[label]):
-                raise UserError(f"{path}, line {number}: class {name!r} is not in {classes}.")
+        label = labels.get(name, _parse_label(row["label"])) if name else None
+        if label is not None and label >= len(names):
+            label = None
+        if name and (label is None or row["classname"] not in ("", names[label])):
+            raise UserError(f"{where}: class {name!r} is not among the class names.")
         image_id = inside(row["path"], path)
-        split = row["split"].lower() or _hashed_split(image_id, label, test_fraction)
+        split = row["split"].lower() or _hashed_split(image_id, label, settings.test_fraction)
         if split not in SPLITS:
-            raise UserError(
-                f"{path}, line {number}: split {row['split']!r} is not one of {', '.join(SPLITS)}."
-            )
+            raise UserError(f"{where}: split {split!r} is not one of {', '.join(SPLITS)}.")
         items.append(Item(image_id, split, label))
-    _check_unique(items, path)
     return Split(items, names)
 
 
@@ -334,20 +326,19 @@ def _csv_rows(path: Path) -> Iterator[dict[str, str]]:
         raise UserError(f"Split file {path} is not valid CSV in UTF-8: {error}.") from None
 
 
-def _csv_names(rows: Sequence[Mapping[str, str]], path: Path, classes: Path | None) -> list[str]:
-    if classes is not None:
-        return _read_names(classes)
+def _csv_names(rows: Sequence[Mapping[str, str]], path: Path) -> list[str]:
+    """Return the class names of a table, by their numbers where it has both."""
     numbered = dict[int, str]()
     for row in rows:
         if row["classname"] and row["label"]:
             label = _parse_label(row["label"])
             if label is None:
                 raise UserError(f"Split file {path}: label {row['label']!r} is not a number.")
-            _check_same_name(numbered, label, row["classname"], path)
+            _note_name(numbered, label, row["classname"], path)
     if numbered:
         return _in_label_order(numbered, path)
     names = sorted({row["classname"] or row["label"] for row in rows} - {""})
-    if not names or all(_parse_label(name) is not None for name in names):
+    if all(_parse_label(name) is not None for name in names):
         raise UserError(
             f"Split file {path} has no class names: add a column classname, or a file {CLASSES} "
             "with one name per line."
@@ -355,53 +346,22 @@ def _csv_names(rows: Sequence[Mapping[str, str]], path: Path, classes: Path | No
     return names
 
 
-def _parse_label(text: str, below: int | None = None) -> int | None:
+def _parse_label(text: str) -> int | None:
     """Return a label as a number, None for any other text."""
-    if not (text.isascii() and text.isdecimal()) or len(text) > 9:
-        return None
-    return int(text) if below is None or int(text) < below else None
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else None
 
 
-def _read_names(path: Path) -> list[str]:
-    """Read class names, one per line, in label order."""
-    names = list(_lines(path))
-    repeated = [name for name, n in Counter(names).items() if n > 1]
-    if repeated:
-        raise UserError(f"{path} lists the class {repeated[0]!r} twice.")
-    return names
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """Read the lines of a text file that are not empty, stripped."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not valid UTF-8 text: {error}.") from None
-    return (line.strip() for line in text.splitlines() if line.strip())
-
-
-def _check_same_name(names: dict[int, str], label: int, name: str, path: Path) -> None:
+def _note_name(names: dict[int, str], label: int, name: str, path: Path) -> None:
     if names.setdefault(label, name) != name:
         raise UserError(f"Split file {path}: label {label} is both {names[label]!r} and {name!r}.")
 
 
 def _in_label_order(names: Mapping[int, str], path: Path) -> list[str]:
-    if not names:
-        raise UserError(f"Split file {path} lists no image.")
-    if max(names) != len(names) - 1:
-        missing = next(label for label in range(max(names)) if label not in names)
+    if missing := [label for label in range(len(names)) if label not in names]:
         raise UserError(
-            f"Split file {path}: labels must run from 0 without a gap, but {missing} is missing."
+            f"Split file {path}: labels must run from 0 without a gap, but {missing[0]} is missing."
         )
     return [names[label] for label in range(len(names))]
-
-
-def _check_unique(items: Sequence[Item], path: Path) -> None:
-    repeated = [i for i, n in Counter(item.image_id for item in items).items() if n > 1]
-    if repeated:
-        raise UserError(f"{path} lists {len(repeated)} images twice, the first {repeated[0]!r}.")
 
 
 # --- a split by hash -----------------------------------------------------------------------------
@@ -409,9 +369,7 @@ def _check_unique(items: Sequence[Item], path: Path) -> None:
 
 def _hashed_split(image_id: str, label: int | None, test_fraction: float) -> str:
     """Draw train or test by a hash of the path. An unlabelled image is for training."""
-    if label is None:
-        return "train"
-    return "test" if _unit_interval(image_id) < test_fraction else "train"
+    return "test" if label is not None and _unit_interval(image_id) < test_fraction else "train"
 
 
 def _unit_interval(image_id: str) -> float:
@@ -424,177 +382,374 @@ def _with_both_splits(items: list[Item]) -> list[Item]:
 
     The image whose hash is nearest to the other split moves.
     """
-    labelled = [item for item in items if item.label is not None]
     splits = {item.split for item in items}
-    if len(splits) > 1 or len(labelled) < 2:
+    if len(splits) > 1 or len(items) < 2:
         return items
     pick, other = (min, "test") if splits == {"train"} else (max, "train")
-    moved = pick(labelled, key=lambda item: _unit_interval(item.image_id))
+    moved = pick(items, key=lambda item: _unit_interval(item.image_id))
     return [replace(item, split=other) if item is moved else item for item in items]
 
 
 # --- class folders -------------------------------------------------------------------------------
 
 
-def _read_class_folders(
-    root: Path, classes: Path | None, test_fraction: float, replacements: Mapping[str, str]
-) -> Split:
-    """Read class folders: root/{train,val,test}/<class>/..., or root/<class>/... .
+def _read_class_folders(root: Path, settings: SplitSettings) -> Split:
+    """Read class folders: {train,val,test}/<class>/..., or <class>/... in the folder of images.
 
-    Images outside of class folders are unlabelled. Without a test folder, a hash of its path puts a
-    labelled image into the test split, whatever else the folder holds, and all others are for
-    training. Where that leaves a split empty, one image moves. Other files are counted.
-
-    Args:
-        root: the folder.
-        classes: class names, one per line, in label order. Folders of `root` are matched with them
-            after clean-up. None: the folders name the classes, sorted.
-        test_fraction: share of test images where there is no test folder.
-        replacements: how names are cleaned.
+    A list of classes gives the names and their order, and folders are matched with it after
+    clean-up. Otherwise the folders name the classes. Images outside of class folders are
+    unlabelled. Without a test folder, a hash of its path puts a labelled image into the test split,
+    and all others are for training. Where that leaves a split empty, one image moves. Other files
+    are counted.
     """
-    parts = [split for split in SPLITS if (root / split).is_dir()]
+    folder = _existing_folder(root, settings)
+    parts = [split for split in SPLITS if (folder / split).is_dir()]
     if parts and not {"train", "test"} <= set(parts):
-        raise UserError(f"{root} has a folder {parts[0]} but not both of train and test.")
-    places = [(split, root / split) for split in parts] or [("", root)]
-    names = _read_names(classes) if classes else _folder_names(root, places)
-    labels = {name: i for i, name in enumerate(clean_classnames(names, replacements))}
+        raise UserError(f"{folder} has a folder {parts[0]} but not both of train and test.")
+    places = {split: folder / split for split in parts} or {"": folder}
+    class_folders = {split: subfolders(place) for split, place in places.items()}
+    listed = _listed_classes(root, settings)
+    names = listed or _folder_names(folder, class_folders)
+    cleaned = clean_classnames(names, settings.classname_replace)
+    labels = {name: label for label, name in enumerate(cleaned)}
     items, skipped = [], Counter[str]()
-    for split, place in places:
-        files = _labelled_files(place, split, labels, replacements, skipped, strict=classes is None)
-        for label, file in files:
-            image_id = inside(file.relative_to(root).as_posix(), root)
-            items.append(
-                Item(image_id, split or _hashed_split(image_id, label, test_fraction), label)
-            )
-    if not parts and all(item.label is not None for item in items):
-        items = _with_both_splits(items)
-    found = Split(items, names, dict(skipped.most_common()))
-    for split in ("train", "test") if parts or found.needs_test_images else ("train",):
-        if not any(item.split == split for item in items):
-            raise UserError(f"{root} leaves no image for the {split} split.")
+    for split, place in places.items():
+        groups: list[tuple[int | None, list[Path]]]
+        groups = [(None, image_files(place, skipped, deep=False))]
+        for class_folder in class_folders[split]:
+            label = labels.get(clean_classname(class_folder.name, settings.classname_replace))
+            files = image_files(class_folder, skipped, deep=True)
+            if label is None and split == "test" and files:
+                raise UserError(f"Folder {class_folder} is not a class of {CLASSES}: {cleaned}.")
+            if listed is None and not files and split != "test":
+                suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+                raise UserError(
+                    f"Class folder {class_folder} holds no image ({suffixes}); add some or remove "
+                    "the folder."
+                )
+            groups.append((label, files))
+        for label, files in groups:
+            for file in files:
+                image_id = inside(file.relative_to(folder).as_posix(), folder)
+                own_split = split or _hashed_split(image_id, label, settings.test_fraction)
+                items.append(Item(image_id, own_split, label))
     unlabelled = Counter(item.split for item in items if item.label is None)
     if unlabelled:
-        log.info("%s: unlabelled images lie outside class folders: %s.", root, dict(unlabelled))
-    return found
+        log.info("%s: unlabelled images lie outside class folders: %s.", folder, dict(unlabelled))
+    elif not parts:
+        items = _with_both_splits(items)
+    return Split(items, names, dict(skipped.most_common()))
 
 
-def _folder_names(root: Path, places: Sequence[tuple[str, Path]]) -> list[str]:
-    found = {split: {folder.name for folder in subfolders(place)} for split, place in places}
+def _folder_names(folder: Path, class_folders: Mapping[str, Sequence[Path]]) -> list[str]:
+    found = {split: {place.name for place in places} for split, places in class_folders.items()}
     names = sorted(set().union(*found.values()))
     if not names:
         raise UserError(
-            f"{root} holds no class folders; put each class's images in one, or write the class "
-            f"names into {root / CLASSES}, one per line, if no image has a label."
+            f"{folder} holds no class folders; put each class's images in one, or write the class "
+            f"names into {CLASSES}, one per line, if no image has a label."
         )
     train, test = found.get("train", set()), found.get("test", set())
     if train and test and not train & test:
         raise UserError(
-            f"{root}: the folders of train {sorted(train)} and of test {sorted(test)} have no "
+            f"{folder}: the folders of train {sorted(train)} and of test {sorted(test)} have no "
             f"class in common; put unlabelled images right into train, or write the class names "
-            f"into {root / CLASSES}."
+            f"into {CLASSES}."
         )
     return names
-
-
-def _labelled_files(
-    place: Path,
-    split: str,
-    labels: Mapping[str, int],
-    replacements: Mapping[str, str],
-    skipped: Counter[str],
-    *,
-    strict: bool,
-) -> Iterator[tuple[int | None, Path]]:
-    """Yield the images of one split with their labels, None outside of class folders, by path.
-
-    Other files are counted in `skipped`.
-    """
-    for file in image_files(place, skipped, deep=False):
-        yield None, file
-    seen = dict[int, Path]()
-    for folder in subfolders(place):
-        label = labels.get(clean_classname(folder.name, replacements))
-        if label is not None and seen.setdefault(label, folder) != folder:
-            raise UserError(f"{seen[label]} and {folder} are the same class after clean-up.")
-        files = image_files(folder, skipped, deep=True)
-        if label is None and split == "test" and files:
-            raise UserError(
-                f"Folder {folder} is not a class of {CLASSES}, which names {list(labels)}."
-            )
-        if strict and not files and split in ("", "train"):
-            raise UserError(
-                f"Class folder {folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); add "
-                "some or remove the folder."
-            )
-        for file in files:
-            yield label, file
 
 
 # --- shards --------------------------------------------------------------------------------------
 
 
-def _read_shards(root: Path, settings: SplitSettings, classes: Path | None) -> Split:
+class Sample(NamedTuple):
+    """An image of a shard."""
+
+    name: str  # in the shard
+    place: str  # in the shard, see `images.shard_member`
+    label: Label
+
+
+def _read_shards(root: Path, settings: SplitSettings) -> Split:
     """Read the images of all shards, in the order of the shards' paths.
 
     Where no name of a shard tells its split, a hash of the image_id puts a labelled image into the
-    test split, and all others are for training.
-
-    Args:
-        root: the folder of the shards.
-        settings: of the dataset.
-        classes: class names, one per line, in label order. None: the shards name their classes.
+    test split, and all others are for training. Without a list of classes, Parquet files describe
+    the classes, or the labels name them.
     """
-    found = shards.find_shards(root, settings.kind, settings.lists)
-    skipped = Counter[str]()
-    rows: list[tuple[str, str, str, shards.Label]] = []
-    for shard, split in found:
-        name = inside(shard.relative_to(root).as_posix(), root)
-        samples = (
-            shards.tar_samples(shard, settings.image, settings.label, skipped)
-            if settings.kind == "webdataset"
-            else shards.parquet_samples(shard, settings.label)
-        )
-        for sample in samples:
-            label = sys.intern(sample.label) if isinstance(sample.label, str) else sample.label
-            rows.append((f"{name}/{sample.name}", f"{name}#{sample.place}", split, label))
-    if classes:
-        names = _read_names(classes)
+    folder = _existing_folder(root, settings)
+    if settings.lists:
+        found = _listed_shards(folder, settings.lists)
     else:
-        described = (
-            shards.parquet_classnames([shard for shard, _ in found], settings.label)
-            if settings.kind == "parquet"
-            else None
+        found = _named_shards(folder, SUFFIXES[settings.kind])
+    is_parquet = settings.kind == "parquet"
+    skipped = Counter[str]()
+    rows: list[tuple[str, str, str, Label]] = []
+    for shard, split in found:
+        name = inside(shard.relative_to(folder).as_posix(), folder)
+        samples = _parquet_samples if is_parquet else _tar_samples
+        for sample in samples(shard, settings, skipped):
+            rows.append((f"{name}/{sample.name}", f"{name}#{sample.place}", split, sample.label))
+    names = _listed_classes(root, settings)
+    if names is None and is_parquet:
+        names = _described_classes([shard for shard, _ in found], settings.label or PARQUET_LABEL)
+    names = names or sorted({label for *_, label in rows if isinstance(label, str)})
+    if not names:
+        raise UserError(
+            f"The shards in {folder} do not name their classes: write the class names into "
+            f"{root / CLASSES}, one per line in label order, or set split.label to where labels "
+            "are."
         )
-        names = described or _names_of_labels((label for *_, label in rows), root)
     labels = {name: number for number, name in enumerate(names)}
     items = []
     for image_id, place, split, value in rows:
-        number = _number_of_label(value, labels, image_id)
-        own_split = split or _hashed_split(image_id, number, settings.test_fraction)
-        items.append(Item(image_id, own_split, number, place))
-    _check_unique(items, root)
+        label = labels.get(value, -1) if isinstance(value, str) else value
+        if label is not None and not 0 <= label < len(names):
+            raise UserError(
+                f"{image_id} has the label {str(value)[:80]!r}, which is none of the {len(names)} "
+                "classes; complete the class names, or correct split.label."
+            )
+        own_split = split or _hashed_split(image_id, label, settings.test_fraction)
+        items.append(Item(image_id, own_split, label, place))
     return Split(items, names, dict(skipped.most_common()))
 
 
-def _names_of_labels(labels: Iterable[shards.Label], root: Path) -> list[str]:
-    """Return the class names among labels, sorted."""
-    names = sorted({label for label in labels if isinstance(label, str)})
-    if not names:
+def _listed_shards(folder: Path, lists: Mapping[str, str]) -> list[tuple[Path, str]]:
+    """Return the shards that fit the glob of each split, with the split."""
+    found = []
+    for split in filter(lists.__contains__, SPLITS):
+        try:
+            shards = sorted(filter(Path.is_file, folder.glob(lists[split])))
+        except (ValueError, NotImplementedError):  # it is no glob, or not a relative one
+            shards = []
+        if not shards:
+            raise UserError(f"No shard in {folder} fits {lists[split]!r}, split.lists.{split}.")
+        found += [(shard, split) for shard in shards]
+    return found
+
+
+def _named_shards(folder: Path, suffix: str) -> list[tuple[Path, str]]:
+    """Return all shards, each with the split that a word of its path names, or ""."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.suffix.lower() == suffix and path.is_file() and not any(map(is_litter, name.parts)):
+            words: list[str] = _WORD.findall(name.as_posix())
+            found[path] = _SPLIT_OF.get(words[-1].lower(), "val") if words else ""
+    splits = set(found.values())
+    if not found:
+        raise UserError(f"{folder} holds no shards (*{suffix}); split.images names their folder.")
+    if splits != {""} and not {"train", "test"} <= splits <= set(SPLITS):
+        examples = {split: path.name for path, split in found.items()}
+        named = ", ".join(f"{name}: {split or 'nothing'}" for split, name in examples.items())
         raise UserError(
-            f"The shards in {root} do not name their classes: write the class names into "
-            f"{root / CLASSES}, one per line in label order, or say with split.label where labels "
-            "are."
+            f"The names of the shards in {folder} must tell of all whether they are train, val or "
+            f"test, and name both train and test, or tell nothing ({named}); split.lists of the "
+            "dataset can name the shards of each split."
         )
-    return names
+    return list(found.items())
 
 
-def _number_of_label(value: shards.Label, labels: Mapping[str, int], image_id: str) -> int | None:
-    if value is None:
+@contextlib.contextmanager
+def _explained(shard: Path, form: str) -> Iterator[None]:
+    """Turn whatever the reader of a damaged shard raises into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # tarfile raises errors of many kinds on damaged headers
+        raise UserError(
+            f"{shard} is not {form} ({first_line(error)}); download or write it again."
+        ) from None
+
+
+def _checked_label(value: object, where: str) -> Label:
+    """Return a value as a label, None where it marks an unlabelled image."""
+    if value in UNLABELLED:
         return None
-    number = labels.get(value) if isinstance(value, str) else value
-    if number is None or not 0 <= number < len(labels):
-        raise UserError(
-            f"{image_id} has the label {str(value)[:80]!r}, which is none of the {len(labels)} "
-            "classes; complete the class names, or correct split.label."
-        )
-    return number
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise UserError(f"{where} is {str(value)[:80]!r}, neither a number nor a class name.")
+    return value
+
+
+class _Part(NamedTuple):
+    """A file in a tar: a part of the sample with its key."""
+
+    key: str
+    suffix: str
+    place: str
+    label: bytes | None  # the content of a part that holds a label
+
+
+def _tar_samples(shard: Path, settings: SplitSettings, skipped: Counter[str]) -> Iterator[Sample]:
+    """Yield the images of a tar in order.
+
+    Args:
+        shard: the tar, which must not be compressed.
+        settings: `image` is the suffix of images, for samples with more than one. `label` is the
+            suffix of labels, with ":field" for a field of JSON.
+        skipped: counts samples without an image, by suffix.
+
+    Raises:
+        UserError: the shard is damaged, cut off, compressed or unsafe, or a label is not one.
+    """
+    suffix, _, json_key = (settings.label or TAR_LABEL).partition(":")
+    suffix = suffix.lower()  # as those of the files are read
+    wanted = {f".{settings.image.lower()}"} if settings.image else IMAGE_SUFFIXES
+    for key, group in itertools.groupby(_tar_parts(shard, suffix), lambda part: part.key):
+        parts = list(group)
+        found = [part for part in parts if f".{part.suffix}" in wanted]
+        if not found:
+            skipped[f".{parts[0].suffix}"] += 1
+            continue
+        if len(found) > 1:
+            suffixes = ", ".join(part.suffix for part in found)
+            raise UserError(
+                f"{shard}: the sample {key!r} has {len(found)} images ({suffixes}); split.image "
+                "of the dataset says which one counts."
+            )
+        labels = [part.label for part in parts if part.label is not None]
+        label = _tar_label(labels[0], json_key, f"{shard}: {key}.{suffix}") if labels else None
+        yield Sample(f"{key}.{found[0].suffix}", found[0].place, label)
+
+
+def _tar_parts(shard: Path, label_suffix: str) -> Iterator[_Part]:
+    """Yield the files of a tar that belong to a sample, with the content of labels."""
+    with (
+        _explained(shard, "a whole tar without compression"),
+        shard.open("rb") as file,
+        tarfile.open(fileobj=file, mode="r:", tarinfo=HeaderOrEnd) as tar,
+    ):
+        for entry in tar_entries(tar):
+            if entry.isdir():
+                continue
+            if not entry.isreg() or entry.issparse():
+                raise UserError(f"{shard} holds {entry.name[:80]!r}, no plain file: refused.")
+            folder, slash, name = inside(entry.name.removeprefix("./"), shard).rpartition("/")
+            key, dot, suffix = name.partition(".")
+            if not key or not dot:  # hidden, or of no sample
+                continue
+            content = None
+            if suffix.lower() == label_suffix:
+                file.seek(entry.offset_data)
+                content = file.read(min(entry.size, MAX_LABEL + 1))
+            place = f"{entry.offset_data}+{entry.size}"
+            yield _Part(folder + slash + key, suffix.lower(), place, content)
+
+
+class HeaderOrEnd(tarfile.TarInfo):
+    """A header or the end mark of a tar. tarfile takes anything else for the end as well."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "HeaderOrEnd":
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if bytes(buf) == bytes(tarfile.BLOCKSIZE):
+                raise
+            raise tarfile.ReadError(f"no end mark, or a damaged header: {error}") from None
+
+
+def tar_entries(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the entries of a tar that was opened with HeaderOrEnd.
+
+    Raises:
+        ReadError: an entry leads back, so that tarfile would read without end (CVE-2025-8194).
+    """
+    offset = 0
+    while (entry := tar.next()) is not None:
+        if entry.size < 0 or tar.offset <= offset:
+            raise tarfile.ReadError("an entry leads back to an earlier one")
+        offset = tar.offset
+        yield entry
+        tar.members.clear()  # type: ignore[attr-defined]  # a million take a gigabyte
+
+
+def _tar_label(content: bytes, json_key: str, where: str) -> Label:
+    """Parse a part that holds a label: an integer, a class name, or a field of JSON with either."""
+    if len(content) > MAX_LABEL:
+        raise UserError(f"{where} has more than {MAX_LABEL} bytes, and is no label.")
+    try:
+        text = content.decode("utf-8").strip()
+        value = json.loads(text)[json_key] if json_key else text
+    except (ValueError, LookupError, TypeError, RecursionError):
+        what = f"JSON with the field {json_key!r}" if json_key else "text in UTF-8"
+        raise UserError(f"{where} is not {what}; set split.label to where labels are.") from None
+    if not json_key and re.fullmatch("-?[0-9]{1,18}", text):
+        value = int(text)
+    return _checked_label(value, where)
+
+
+def _parquet_samples(
+    shard: Path, settings: SplitSettings, _skipped: Counter[str]
+) -> Iterator[Sample]:
+    """Yield the images of a Parquet file in order; without a column of labels they have none.
+
+    Raises:
+        UserError: the file is damaged, holds no images, or lacks the column that `label` names.
+    """
+    number = 0
+    with _opened(shard) as file:
+        images.image_column(file)
+        if file.metadata.num_rows > MAX_ROWS:
+            raise ValueError(f"it has more than {MAX_ROWS} rows")
+        for group in range(file.num_row_groups):
+            for row, value in enumerate(_column_of_labels(file, group, settings.label)):
+                label = _checked_label(value, f"{shard}: the label of row {number}")
+                yield Sample(str(number), f"{group}+{row}", label)
+                number += 1
+
+
+@contextlib.contextmanager
+def _opened(shard: Path) -> Iterator[Any]:
+    form = "a Parquet file of images as datasets writes them"
+    with _explained(shard, form), pq.ParquetFile(shard) as file:
+        yield file
+
+
+def _column_of_labels(file: Any, group: int, label: str | None) -> Iterator[Any]:
+    """Yield the labels of a row group."""
+    names, column = file.schema_arrow.names, label or PARQUET_LABEL
+    if column not in names:
+        if label is not None:
+            raise ValueError(f"it has no column {label!r} but {names}")
+        yield from itertools.repeat(None, file.metadata.row_group(group).num_rows)
+        return
+    # Numbers take little memory, however many they are. Other values are read one by one.
+    are_numbers = pa.types.is_integer(file.schema_arrow.field(column).type)
+    for labels in images.rows(file, group, column, LABELS_AT_ONCE if are_numbers else 1):
+        yield from labels.to_pylist()
+
+
+def _described_classes(shards: Sequence[Path], label: str) -> list[str] | None:
+    """Return the class names in label order that Parquet files describe, the same in all."""
+    described = [_described_names(shard, label) for shard in shards]
+    for shard, names in zip(shards, described, strict=True):
+        if names != described[0]:
+            raise UserError(
+                f"{shards[0]} and {shard} describe different classes; name them in split.classes."
+            )
+        if names and len(set(names)) != len(names):
+            raise UserError(f"{shard} names a class twice; name the classes in split.classes.")
+    return described[0]
+
+
+def _described_names(shard: Path, label: str) -> list[str] | None:
+    with _opened(shard) as file:
+        try:
+            described = json.loads(file.schema_arrow.metadata[FEATURES])
+            names = described["info"]["features"][label]["names"]
+        except (KeyError, TypeError, ValueError, RecursionError):
+            return None
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if is_list else None
+
+
+READERS: dict[str, Callable[[Path, SplitSettings], Split]] = {
+    "coop": _read_coop,
+    "csv": _read_csv,
+    "lists": _read_lists,
+    "folders": _read_class_folders,
+    "webdataset": _read_shards,
+    "parquet": _read_shards,
+}

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -157,9 +156,7 @@ def test_a_clip_repo_is_fetched_and_loaded_offline(gone):
         files = serve_clip(gone)
         status, said = gone.download("clip", model="hf-hub:me/clip")
         assert status == 0, said
-    assert (
-        str(gone.cache / "hub") in said and f"open_clip_torch {version('open_clip_torch')}" in said
-    )
+    assert str(gone.cache / "hub") in said
     note = gone.noted()
     assert note["model"] == "hf-hub:me/clip" and note["pretrained"] is None
     [repo] = note["repos"]
@@ -306,7 +303,7 @@ def fetch(*arguments, **options):
 huggingface_hub.snapshot_download = fetch
 """
     sentence = refusal(hub.download("captioner", model="me/llava"))
-    assert "HF_HOME" in sentence and "network" not in sentence
+    assert "free some space" in sentence and "network" not in sentence
 
 
 def test_a_file_system_without_locks_is_named(hub):
@@ -341,7 +338,6 @@ def test_an_image_model_is_fetched_and_loaded_offline(gone, tmp_path):
         gone.serve_repo("me/eye", {**files, "pytorch_model.bin": b"a pickle"})
         status, said = gone.download("eye", model="hf-hub:me/eye")
         assert status == 0, said
-    assert "GB of weights" in said
     [repo] = gone.noted()["repos"]
     assert (repo["repo"], repo["commit"]) == ("me/eye", COMMIT)
     assert repo["files"] == {name: len(content) for name, content in files.items()}

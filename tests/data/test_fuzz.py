@@ -14,8 +14,7 @@ from support.shards import parquet_bytes
 from support.web import tar, zipped
 
 from latteclip.data import download_dataset, images
-from latteclip.data.shards import SUFFIXES
-from latteclip.data.splits import SplitSettings, read_split
+from latteclip.data.splits import SUFFIXES, SplitSettings, read_split
 
 FILES = {"a/one.txt": b"one " * 300, "a/b/two.bin": bytes(range(256)) * 3, "three.txt": b""}
 PACKED = {

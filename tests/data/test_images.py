@@ -10,7 +10,7 @@ from support.web import jpeg
 
 from latteclip.core.errors import UserError
 from latteclip.data import images
-from latteclip.data.images import open_or_reason, open_rgb
+from latteclip.data.images import open_rgb, read_and_decode
 
 
 def saved(path, size, **options):
@@ -25,7 +25,7 @@ def test_a_side_that_would_shrink_to_nothing_keeps_a_pixel(tmp_path):
 
 @pytest.mark.parametrize("size", [(1, 6000), (6000, 1)])
 def test_an_image_like_a_thread_is_refused(tmp_path, size):
-    reason = open_or_reason(saved(tmp_path / "thread.jpg", size))
+    reason = read_and_decode(saved(tmp_path / "thread.jpg", size))
     assert f"{size[0]} x {size[1]}" in reason
 
 
@@ -38,7 +38,7 @@ def png(width, height):
 @pytest.mark.parametrize("size", [(12000, 12000), (60000, 60000), (2**31 - 1, 2**31 - 1)])
 def test_a_bomb_is_refused_before_it_takes_memory(tmp_path, size):
     (tmp_path / "bomb.png").write_bytes(png(*size) + bytes(100))
-    assert isinstance(open_or_reason(tmp_path / "bomb.png"), str)
+    assert isinstance(read_and_decode(tmp_path / "bomb.png"), str)
     with pytest.raises(UserError, match="cannot be decoded"):
         open_rgb(tmp_path / "bomb.png")
 
@@ -47,7 +47,7 @@ def test_what_runs_programs_is_no_image(tmp_path):
     """Pillow hands PostScript to Ghostscript, whatever the file is called."""
     Image.new("RGB", (9, 9)).save(tmp_path / "script.eps")
     (tmp_path / "script.eps").rename(tmp_path / "script.jpg")
-    assert "known format" in open_or_reason(tmp_path / "script.jpg")
+    assert "known format" in read_and_decode(tmp_path / "script.jpg")
 
 
 RAISED = [

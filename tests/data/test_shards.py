@@ -10,7 +10,7 @@ from support.shards import IMAGE, labelled, parquet_shard, picture, tar_shard
 
 from latteclip.captions.pictures import read_image
 from latteclip.core.errors import UserError
-from latteclip.data import images, shards
+from latteclip.data import images, splits
 from latteclip.data.images import image_exists, open_rgb, shard_member
 from latteclip.data.splits import SplitSettings, read_split
 
@@ -105,7 +105,7 @@ def test_parts_of_a_sample_in_a_folder_of_the_shard(tmp_path):
         (b"\xff", None, "a.tar"),
         (b"[1", "cls:a", "'a'"),
         (b'{"a": [1]}', "cls:a", "a.tar"),
-        (b"x" * (shards.MAX_LABEL + 1), None, "a.tar"),
+        (b"x" * (splits.MAX_LABEL + 1), None, "a.tar"),
     ],
 )
 def test_what_is_no_label_is_named(tmp_path, content, label, said):
