@@ -59,7 +59,6 @@ def read(model: str) -> dict[str, Any]:
         return config
     if model.startswith(FOLDER):
         path = Path(model.removeprefix(FOLDER)) / CONFIG
-        _refuse_code_and_pickles(path.parent)
     else:
         path = _from_hub(model, CONFIG)
     whole = read_object(path, ["model_cfg"], REMEDY)
@@ -67,6 +66,8 @@ def read(model: str) -> dict[str, Any]:
         check(whole)
     except UserError as error:
         raise UserError(f"{path}: {str(error).rstrip('.')}; {REMEDY}.") from None
+    if model.startswith(FOLDER):
+        _refuse_code_and_pickles(path.parent)
     found: dict[str, Any] = whole["model_cfg"]
     return found
 
