@@ -149,7 +149,7 @@ def _checked(config: Path, weights: Path) -> TimmModel:
     given, arguments = values.get("pretrained_cfg") or {}, values.get("model_args") or {}
     if not isinstance(given, dict) or not isinstance(arguments, dict):
         raise UserError(f"{config}: pretrained_cfg and model_args must be objects; {REMEDY}.")
-    outputs = values.get("num_classes", given.get("num_classes", 1000))
+    outputs: Any = values.get("num_classes", given.get("num_classes", 1000))
     used = ImagePreprocessing.__dataclass_fields__.keys() & given.keys()
     known = {key: given[key] for key in used if given[key] is not None}
     try:
