@@ -260,6 +260,5 @@ def write(
         for start in range(0, len(found), BATCH):
             part = found[start : start + BATCH]
             names, sizes, times = zip(*part, strict=True)
-            names = [os.fsencode(name) for name in names]
-            values = (names, sizes, times, checksums(part))
+            values = (list(map(os.fsencode, names)), sizes, times, checksums(part))
             add(dict(zip(tables.FOLDER_FILES.names, values, strict=True)))

@@ -109,7 +109,7 @@ def loader(
         collate: makes a batch of its items; None: their tensors are stacked.
     """
     keys, ahead = iter(keys), None
-    first: Sequence[Any] = next(keys, [])
+    first = list(next(keys, ()))
     if workers:
         workers, ahead = bounded(workers, len(first) * item_bytes)
     return DataLoader(
