@@ -35,6 +35,7 @@ from latteclip.evaluate.select_model import (
 from latteclip.labels import calibrate_zero_shot, fuse_labels
 from latteclip.labels.predictors import FusionSettings
 from latteclip.train import finetune
+from latteclip.train.data import TrainingFiles
 from latteclip.train.settings import Compute, Finetune, FinetuneSettings
 
 SEEDS = 3
@@ -171,9 +172,10 @@ def _tune(args: argparse.Namespace, folder: Path, name: str, seed: int) -> None:
     place = folder / name / f"seed{seed}"
     images, pseudo_labels = (str(folder / name) for name in ("images.parquet", PSEUDO_LABELS))
     model, history = str(place / "model"), str(place / "history.parquet")
+    labels = str(folder / "fused_labels.parquet")
     finetune.finetune(
-        *(images, pseudo_labels, settings, model, history, str(place / "checkpoint")),
-        fused_labels_path=str(folder / "fused_labels.parquet"),
+        TrainingFiles(images, pseudo_labels, fused_labels=labels),
+        *(settings, model, history, str(place / "checkpoint")),
         seed=seed,
         device="cpu",
         threads=1,

@@ -27,15 +27,15 @@ from latteclip.core import devices
 from latteclip.data.folder_files import image_files
 from latteclip.data.images import open_rgb
 from latteclip.demo.generate_textures import TextureSettings, generate_textures
-from latteclip.train import augment, image_cache
+from latteclip.train import images
 
 MEGAPIXELS = (4000, 3000)
 # The transform in open_clip's terms.
 AUG_CFG = {
-    "scale": augment.SCALE,
-    "color_jitter": augment.STRENGTHS,
-    "color_jitter_prob": augment.PROBABILITIES[0],
-    "gray_scale_prob": augment.PROBABILITIES[1],
+    "scale": images.SCALE,
+    "color_jitter": images.STRENGTHS,
+    "color_jitter_prob": images.PROBABILITIES[0],
+    "gray_scale_prob": images.PROBABILITIES[1],
 }
 
 
@@ -46,11 +46,11 @@ class Ways:
         mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
         self.paths, self.device = paths, torch.device("cpu")
         self.by_pil = open_clip.image_transform(side, is_train=True, aug_cfg=AUG_CFG)
-        self.transform = augment.Augmentation((side, side), mean, std)
+        self.transform = images.Augmentation((side, side), mean, std)
         self.decoded = [np.asarray(open_rgb(path)) for path in paths]
         sizes = np.array([(pixels.shape[1], pixels.shape[0]) for pixels in self.decoded])
-        kept = image_cache.open_cache(sizes, self.transform.cached_side, 2**32, ".")
-        self.files = image_cache.TrainingImages(paths, self.transform.cached_side, 0, kept)
+        kept = images.open_cache(sizes, self.transform.cached_side, 2**32, ".")
+        self.files = images.TrainingImages(paths, self.transform, 0, kept)
         self.package_kept()  # which keeps them
 
     def pil_read(self) -> None:
@@ -81,7 +81,7 @@ class Ways:
     def package_kept(self) -> None:
         """As in the passes after it."""
         keys = [[(0, index) for index in range(len(self.paths))]]
-        next(image_cache.batches(self.files, keys, self.transform, self.device, 1))
+        next(self.files.batches(keys, self.device, 1))
 
 
 def cpu_seconds(work: Callable[[], None]) -> float:

@@ -22,9 +22,9 @@ from latteclip.config import layers, stage_params
 from latteclip.config.configuration import Configuration
 from latteclip.core.settings import from_values
 from latteclip.core.signals import Signals
-from latteclip.train import data, image_cache, model_setup
-from latteclip.train.augment import Augmentation
+from latteclip.train import data
 from latteclip.train.settings import FinetuneSettings
+from latteclip.train.training import Setup
 
 METHOD = "recommended_single"
 LOWEST, HIGHEST = 1e-7, 1e-1
@@ -34,22 +34,17 @@ SMOOTHING = 0.7  # of the loss so far in its running mean
 def range_test(files: data.TrainingFiles, settings: FinetuneSettings, threads: int) -> float:
     """Return a tenth of the rate at which the smoothed loss of a ramp is lowest."""
     torch.manual_seed(0)
-    clip, bank, inputs = model_setup.load(files, settings, device="auto", threads=threads)
-    n = len(inputs.paths)
+    setup = Setup.load(files, settings, "auto", threads)
+    n = len(setup.inputs.paths)
     recipe = settings.finetune.recipe(n, LOWEST)
     steps = max(20, recipe.epochs * recipe.steps_per_epoch(n) // 5)
-    size = min(recipe.batch_size, n)
-    model_setup.prepare_training(clip, settings.compute, bank.tokens, size, recipe.batch_norm)
-    training = model_setup.new_training(clip, bank, inputs, settings, recipe, Signals(), 0)
-    pictures = image_cache.training_images(clip, inputs, settings, ".", 0)
-    schedule = list(data.schedule(n, recipe.batch_size, steps, 0))
-    training.start_epoch()
+    setup.prepare(min(recipe.batch_size, n))
+    training = setup.training(recipe, Signals(), 0)
+    schedule = data.schedule(n, recipe.batch_size, steps, 0)
     lowest, found, mean = math.inf, LOWEST, math.nan
-    batches = image_cache.batches(pictures, schedule, Augmentation.of(clip), clip.device, threads)
-    for step, (keys, (_, batch)) in enumerate(zip(schedule, batches, strict=True)):
+    for step, (index, batch) in enumerate(setup.batches(setup.images(".", 0), schedule)):
         rate = LOWEST * (HIGHEST / LOWEST) ** (step / (steps - 1))
-        index = torch.tensor([index for _, index in keys])
-        loss = training.step(index, inputs.labels[index], batch, rate)["loss"].item()
+        loss = training.step(index, setup.inputs.labels[index], batch, rate)["loss"].item()
         mean = loss if math.isnan(mean) else SMOOTHING * mean + (1 - SMOOTHING) * loss
         if mean < lowest:
             lowest, found = mean, rate

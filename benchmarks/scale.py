@@ -575,21 +575,20 @@ def finetune(place: Place) -> Work:
         "finetune": section,
         "compute": {"cache_gib": 1.0},
     }
-    inputs = {
-        "images": "images.parquet",
-        "pseudo-labels": "pseudo_labels.parquet",
-        "image-captions": "captions/images.parquet",
-        "group-captions": "captions/groups.parquet",
-        **{name: f"trained/{name}" for name in ("model", "history", "checkpoint")},
-        "log": "trained/finetune.log",
+    files = {
+        "images": place.file("images.parquet"),
+        "pseudo_labels": place.file("pseudo_labels.parquet"),
+        "image_captions": place.file("captions/images.parquet"),
+        "group_captions": place.file("captions/groups.parquet"),
     }
-    options = [f"--{name}={place.file(file)}" for name, file in inputs.items()]
+    outputs = ("model", "history", "checkpoint", "log")
+    options = [f"--{name}={place.file(f'trained/{name}')}" for name in outputs]
     command = [sys.executable, "-m", "latteclip", "finetune", *options, "--seed=0", "--threads=1"]
-    command.append(f"--settings={json.dumps(settings)}")
+    command += [f"--files={json.dumps(files)}", f"--settings={json.dumps(settings)}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def work() -> None:
-        log = place.file("trained/finetune.log")
+        log = place.file("trained/log")
         for _ in range(2):
             steps = _steps_told(log) + TRAINED // 2
             with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as run:

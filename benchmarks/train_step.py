@@ -29,13 +29,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.core import devices
-from latteclip.train import image_cache, model_setup
-from latteclip.train.augment import Augmentation
+from latteclip.train.images import Augmentation, TrainingImages, open_cache
 from latteclip.train.objectives import base, latteclip
 from latteclip.train.objectives.base import TokenizedTexts, TrainingBatch, TrainingTexts
 from latteclip.train.objectives.latteclip import LatteClip, Switches
 from latteclip.train.settings import Compute
-from latteclip.train.step import parameter_groups
+from latteclip.train.training import parameter_groups, prepare_training
 
 CLASSES, IMAGES, ALPHA, LR = 47, 480, 0.01, 1e-7  # the size of DTD's class list; its learning rate
 VOCABULARY = (
@@ -204,7 +203,7 @@ def ways(clip: clips.Clip, batch: int) -> Iterator[str]:
             yield f"clip.precision: {clip.precision}"
         clip.precision = "bf16"
         compiled = Compute(compile=True, micro_batch=None)
-        model_setup.prepare_training(clip, compiled, torch.empty(0), batch)
+        prepare_training(clip, compiled, torch.empty(0), batch)
         yield "compute.compile: true"
 
 
@@ -233,14 +232,14 @@ def data_wait(
         for path, pixels in zip(paths, noise, strict=True):
             Image.fromarray(pixels).resize(side).save(path, quality=90)
         transform = Augmentation.of(setting.clip)
-        kept = image_cache.open_cache(np.array([side] * batch), transform.cached_side, 1e9, folder)
-        files = image_cache.TrainingImages(paths, transform.cached_side, 0, kept)
+        kept = open_cache(np.array([side] * batch), transform.cached_side, 1e9, folder)
+        files = TrainingImages(paths, transform, 0, kept)
         epochs = 2 if setting.clip.device.type == "cpu" else 6
         keys = [[(epoch, index) for index in range(batch)] for epoch in range(epochs)]
-        batches = image_cache.batches(files, keys, transform, setting.clip.device, threads)
+        batches = files.batches(keys, setting.clip.device, threads)
         for _ in keys:
             began = time.perf_counter()
-            _, setting.images = next(batches)
+            setting.images = next(batches)
             waited = time.perf_counter() - began
             step, _ = timed(setting.package, setting, optimiser)
             shares.append(waited / (waited + step))

@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import functools
 import inspect
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -39,6 +40,13 @@ def options(*names: str) -> Callable[[Any, Any], str]:
     """Return a parameter: inputs that may be absent, as options of the command."""
     return lambda wildcards, input: " ".join(
         f"--{name.replace('_', '-')} {file}" for name in names for file in input[name]
+    )
+
+
+def file_names(*names: str) -> Callable[[Any, Any], str]:
+    """Return a parameter: inputs, of which some may be absent, as a JSON object of paths."""
+    return lambda wildcards, input: json.dumps(
+        {name: str(input[name]) for name in names if input[name]}
     )
 
 

@@ -34,11 +34,11 @@ LEFT_OUT = -1  # in place of the label of an image that is left out
 class TrainingFiles:
     """The inputs of a training. Those that a method does not need are None."""
 
-    images: str
-    pseudo_labels: str
-    image_captions: str | None = None
-    group_captions: str | None = None
-    fused_labels: str | None = None
+    images: str  # an IMAGES table
+    pseudo_labels: str  # a PSEUDO_LABELS table
+    image_captions: str | None = None  # a CAPTIONS table
+    group_captions: str | None = None  # a CAPTIONS table
+    fused_labels: str | None = None  # a FUSED_LABELS table
     calibrated: str | None = None  # zero-shot classifier without class means
     image_prototypes: str | None = None  # a classifier, if prototypes start from it
     learning_rate: str | None = None  # output of find_learning_rate, if finetune.lr is auto
@@ -63,6 +63,8 @@ def read(
 ) -> TrainingData:
     """Read the inputs, and add their texts to `texts`.
 
+    Images that a person found to show none of the classes are not among fused labels.
+
     Args:
         labels: zero_shot, zero_shot_calibrated, caption, lmm, fused, or ground_truth, the only kind
             that reads labels.
@@ -74,8 +76,8 @@ def read(
     table, classnames = tables.read_unlabelled(files.images, training=True)
     all_ids = table["image_id"]
     is_trained = ~left_out(tables.Strings(all_ids), fold)
-    if labels == "fused" and files.fused_labels is not None:
-        is_trained &= _has_class(files.fused_labels, all_ids)
+    if labels == "fused":
+        is_trained &= _fused(files, "fused_confidence", all_ids).to_numpy() > 0
     table = table.filter(pa.array(is_trained))
     image_ids = table["image_id"]
     if len(image_ids) < 2:
@@ -83,8 +85,6 @@ def read(
             f"{files.images} has {len(image_ids)} training images, but the loss compares images "
             "with each other; check the dataset's split."
         )
-    if len(classnames) < 2:
-        raise UserError(f"{files.images} names only one class; there is nothing to compare.")
     pseudo_labels = _labels(files, labels, image_ids)
     descriptions = class_texts(template, classnames)
     image_texts = group_texts = group_labels = torch.zeros(0, dtype=torch.long)
@@ -123,49 +123,35 @@ def read(
 def _labels(files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray) -> npt.NDArray[np.int64]:
     """Return the class [N] that each image is taken for."""
     if kind == "zero_shot_calibrated":
-        if files.calibrated is None:
-            raise UserError(
-                "Pseudo-labels 'zero_shot_calibrated' need a classifier; give --calibrated."
-            )
+        assert files.calibrated
         classifier, _ = load_classifier(files.calibrated)
         best, _ = classify(read_features(files.pseudo_labels, image_ids), classifier, 1)
         calibrated: npt.NDArray[np.int64] = best[:, 0].numpy()
         return calibrated
-    labels = _label_column(files, kind, image_ids)
-    if kind == GROUND_TRUTH and labels.null_count:
-        raise UserError(
-            f"{files.images} has no label for {labels.null_count} of {len(labels)} training "
-            "images; a supervised method needs them all."
-        )
+    if kind == GROUND_TRUTH:
+        columns = (files.images, tables.IMAGES, "image_id", "label")
+        labels = tables.lookup_column(*columns, image_ids)
+    elif kind == "zero_shot":
+        columns = (files.pseudo_labels, tables.PSEUDO_LABELS, "image_id", "pseudo_label")
+        labels = tables.lookup_column(*columns, image_ids)
+    else:
+        labels = _fused(files, FUSED_LABEL_COLUMNS[kind], image_ids)
     if labels.null_count:
-        wanted = "scores.kind set" if kind == "lmm" else "scores.kind: null"
-        raise UserError(f"{files.fused_labels} has no labels of kind {kind!r}; run with {wanted}.")
+        raise UserError(
+            f"{files.images if kind == GROUND_TRUTH else files.fused_labels} has no label of kind "
+            f"{kind!r} for {labels.null_count} of {len(labels)} training images; take another "
+            "method, or change scores.kind, which labels of kind 'lmm' need and 'caption' exclude."
+        )
     known: npt.NDArray[np.int64] = labels.to_numpy().astype(np.int64)
     return known
 
 
-def _label_column(files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return the labels [N] of a kind as its stage wrote them."""
-    if kind == GROUND_TRUTH:
-        return tables.lookup_column(files.images, tables.IMAGES, "image_id", "label", image_ids)
-    if kind == "zero_shot":
-        return tables.lookup_column(
-            files.pseudo_labels, tables.PSEUDO_LABELS, "image_id", "pseudo_label", image_ids
-        )
-    if files.fused_labels is None:
-        raise UserError(f"Pseudo-labels {kind!r} come from captions; give --fused-labels.")
-    column = FUSED_LABEL_COLUMNS[kind]
+def _fused(files: TrainingFiles, column: str, image_ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column [N] of the fused labels."""
+    assert files.fused_labels
     return tables.lookup_column(
         files.fused_labels, tables.FUSED_LABELS, "image_id", column, image_ids
     )
-
-
-def _has_class(path: str, image_ids: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
-    """Return [N] bool, false where a person answered that an image shows none of the classes."""
-    columns = (path, tables.FUSED_LABELS, "image_id", "fused_confidence")
-    confidence = tables.lookup_column(*columns, image_ids).to_numpy()
-    found: npt.NDArray[np.bool_] = confidence > 0
-    return found
 
 
 def _image_prototypes(
@@ -228,7 +214,7 @@ def _or_class(
 def schedule(
     n: int, batch_size: int, steps: int, seed: int, start: int = 0
 ) -> Iterator[list[tuple[int, int]]]:
-    """Yield the batches of `steps` steps, from step `start`, all of the same size.
+    """Yield the batches from step `start` to step `steps`, all of the same size.
 
     They are cut from consecutive shuffles of the n images. A batch may span two shuffles, and no
     image is ever two passes ahead of another. With fewer images than a batch holds, each batch is a

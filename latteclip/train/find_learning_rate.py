@@ -1,11 +1,11 @@
 """Find a learning rate without labels, by short trainings and held-out images.
 
-Not in the paper. Letters: N training images, C classes.
+Not in the paper. Letters: n images that are trained on, m held-out images, C classes.
 """
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,19 +13,17 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import encode_files
 from latteclip.core.files import write_json
 from latteclip.core.signals import Signals, ending_in_order
 from latteclip.core.steps import auto_warmup_steps
 from latteclip.core.terminal import Progress
-from latteclip.train import data, image_cache, model_setup
-from latteclip.train.augment import Augmentation
-from latteclip.train.image_cache import TrainingImages
-from latteclip.train.objectives.base import TokenizedTexts
+from latteclip.train import data
+from latteclip.train.data import TrainingFiles
+from latteclip.train.images import TrainingImages
 from latteclip.train.settings import FinetuneSettings, Recipe
-from latteclip.train.step import DivergedError, Training
+from latteclip.train.training import DivergedError, Setup, Training
 
 log = logging.getLogger(__name__)
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
@@ -63,36 +61,57 @@ class ShortRun(NamedTuple):
 class _Search:
     """What all short trainings share."""
 
-    clip: clips.Clip
-    texts: TokenizedTexts
-    inputs: data.TrainingData
-    settings: FinetuneSettings
+    setup: Setup
     recipe: Recipe
     images: TrainingImages
     trained: torch.Tensor  # [n] images that are trained on
     held_out: torch.Tensor  # [m] images that the rates are compared on
-    threads: int
+    signals: Signals
 
-    @property
-    def steps(self) -> int:
-        """Steps of a short training."""
-        total = self.recipe.epochs * self.recipe.steps_per_epoch(len(self.inputs.paths))
-        return max(2, total // MAX_RUNS)
+    def run(self, lr: float) -> ShortRun:
+        """Train for a few steps, and return the losses on the held-out images."""
+        recipe, n, inputs = self.recipe, len(self.trained), self.setup.inputs
+        total = max(2, recipe.epochs * recipe.steps_per_epoch(len(inputs.paths)) // MAX_RUNS)
+        training = self.training(replace(recipe, lr=lr, warmup_steps=auto_warmup_steps(total)))
+        keys = (
+            [(number, int(self.trained[index])) for number, index in batch]
+            for batch in data.schedule(n, recipe.batch_size, total, SEED)
+        )
+        batches = self.setup.batches(self.images, keys)
+        progress = Progress(total, f"steps at {lr:g}")
+        for _ in training.steps(batches, inputs.labels, total, per_epoch=total):
+            progress.add(1)
+        try:
+            training.flush_metrics()
+        except DivergedError:
+            run = ShortRun(lr, torch.full((len(self.held_out),), math.inf))
+        else:
+            run = ShortRun(lr, self.losses(training))
+        log.info("Learning rate %g: loss %.4f of held-out images.", lr, run.loss)
+        return run
+
+    def training(self, recipe: Recipe) -> Training:
+        """Return a training of the model as it is, always with the same random draws."""
+        torch.manual_seed(SEED)
+        return self.setup.training(recipe, self.signals, SEED)
+
+    def losses(self, training: Training) -> torch.Tensor:
+        """Return squared errors [m] of the held-out images' probabilities, at the best factor."""
+        clip, inputs = self.setup.clip, self.setup.inputs
+        clip.model.eval()
+        classifier = Classifier.of(training.objective.classifier())
+        paths = [inputs.paths[row] for row in self.held_out.tolist()]
+        features = encode_files(clip, paths, self.recipe.batch_size, self.setup.threads)
+        scores = classifier.scores(features[slice(None)])  # [m, C]
+        labels = F.one_hot(inputs.labels[self.held_out], scores.shape[1])
+        errors: list[torch.Tensor] = [
+            ((factor * scores).softmax(1) - labels).square().sum(1) for factor in FACTORS
+        ]
+        return min(errors, key=lambda each: each.nan_to_num(math.inf).mean().item())
 
 
 def find_learning_rate(
-    images_path: str,
-    pseudo_labels_path: str,
-    settings: FinetuneSettings,
-    output: str,
-    *,
-    image_captions_path: str | None = None,
-    group_captions_path: str | None = None,
-    fused_labels_path: str | None = None,
-    calibrated_path: str | None = None,
-    image_prototypes_path: str | None = None,
-    device: str,
-    threads: int,
+    files: TrainingFiles, settings: FinetuneSettings, output: str, *, device: str, threads: int
 ) -> None:
     """Compare learning rates and write the best one, with all that was compared, as JSON.
 
@@ -104,33 +123,18 @@ def find_learning_rate(
     than one training. No label is read.
 
     Args:
-        images_path: an IMAGES table.
-        pseudo_labels_path: a PSEUDO_LABELS table.
+        files: the inputs of `finetune`.
         settings: those of `finetune`; their learning rate is ignored.
         output: JSON with `lr`, `runs` and `reason`.
-        image_captions_path: a CAPTIONS table, if the method needs it.
-        group_captions_path: a CAPTIONS table, if the method needs it.
-        fused_labels_path: a FUSED_LABELS table, if the method needs it.
-        calibrated_path: the zero-shot classifier without class means.
-        image_prototypes_path: the classifier that prototypes start from.
         device: cpu, cuda or auto.
         threads: CPU threads.
 
     Raises:
         UserError: an input is missing or does not fit the others.
     """
-    files = data.TrainingFiles(
-        images_path,
-        pseudo_labels_path,
-        image_captions_path,
-        group_captions_path,
-        fused_labels_path,
-        calibrated_path,
-        image_prototypes_path,
-    )
     with ending_in_order("Nothing was found yet: a rerun starts from the beginning.") as signals:
-        clip, texts, inputs = model_setup.load(files, settings, device=device, threads=threads)
-        n = len(inputs.paths)
+        setup = Setup.load(files, settings, device, threads)
+        n = len(setup.inputs.paths)
         recipe = settings.finetune.recipe(n, FALLBACK)
         if n < MIN_IMAGES:
             _write(output, FALLBACK, [], f"{n} images are too few to compare rates")
@@ -138,23 +142,20 @@ def find_learning_rate(
         order = torch.randperm(n, generator=torch.Generator().manual_seed(SEED))
         m = min(n // HELD_OUT_EVERY, MAX_HELD_OUT)
         size = min(recipe.batch_size, n - m)
-        model_setup.prepare_training(clip, settings.compute, texts.tokens, size, recipe.batch_norm)
-        images = image_cache.training_images(clip, inputs, settings, str(Path(output).parent), SEED)
-        search = _Search(
-            clip, texts, inputs, settings, recipe, images, order[m:], order[:m], threads
-        )
+        setup.prepare(size)
+        images = setup.images(str(Path(output).parent), SEED)
+        search = _Search(setup, recipe, images, order[m:], order[:m], signals)
+        model = setup.clip.model
         pretrained = {
-            name: tensor.detach().cpu().clone() for name, tensor in clip.model.state_dict().items()
+            name: each.detach().cpu().clone() for name, each in model.state_dict().items()
         }
 
         def run(lr: float) -> ShortRun:
-            clip.model.load_state_dict(pretrained)
-            short = ShortRun(lr, _losses_after(search, lr, signals))
-            log.info("Learning rate %g: loss %.4f of held-out images.", lr, short.loss)
-            return short
+            model.load_state_dict(pretrained)
+            return search.run(lr)
 
-        before = ShortRun(0.0, _losses(search, _training(search, recipe, signals)))
-        with model_setup.explaining_memory(clip, size, recipe.batch_norm):
+        before = ShortRun(0.0, search.losses(search.training(recipe)))
+        with setup.explaining_memory(size):
             runs = climb(run)
         if _best(runs).loss < before.loss:
             lr, why = chosen(runs).lr, "the highest that is not clearly worse than the best"
@@ -196,55 +197,6 @@ def chosen(runs: Sequence[ShortRun]) -> ShortRun:
 
 def _best(runs: Sequence[ShortRun]) -> ShortRun:
     return min(runs, key=lambda one: one.loss)
-
-
-def _losses_after(search: _Search, lr: float, signals: Signals) -> torch.Tensor:
-    """Train for a few steps and return the losses [m] of the held-out images."""
-    total, n = search.steps, len(search.trained)
-    recipe = replace(search.recipe, lr=lr, warmup_steps=auto_warmup_steps(total))
-    training = _training(search, recipe, signals)
-
-    def schedule() -> Iterator[list[tuple[int, int]]]:
-        for keys in data.schedule(n, recipe.batch_size, total, SEED):
-            yield [(number, int(search.trained[index])) for number, index in keys]
-
-    transform, device = Augmentation.of(search.clip), search.clip.device
-    batches = image_cache.batches(search.images, schedule(), transform, device, search.threads)
-    progress = Progress(total, f"steps at {lr:g}")
-    for step, (keys, (_, batch)) in enumerate(zip(schedule(), batches, strict=True)):
-        index = torch.tensor([index for _, index in keys])
-        rate = recipe.rate(step, total)
-        logs = training.step(index, search.inputs.labels[index], batch, rate)
-        training.record({"step": step, "epoch": 0, "lr": rate, **logs})
-        progress.add(1)
-    try:
-        training.flush_metrics(dict)
-    except DivergedError:
-        return torch.full((len(search.held_out),), math.inf)
-    return _losses(search, training)
-
-
-def _training(search: _Search, recipe: Recipe, signals: Signals) -> Training:
-    """Return a training of the model as it is, always with the same random draws."""
-    torch.manual_seed(SEED)
-    return model_setup.new_training(
-        search.clip, search.texts, search.inputs, search.settings, recipe, signals, SEED
-    )
-
-
-def _losses(search: _Search, training: Training) -> torch.Tensor:
-    """Return the squared errors [m] of the held-out images' probabilities, at the best factor."""
-    search.clip.model.eval()
-    classifier = Classifier.of(training.objective.classifier())
-    paths = [search.inputs.paths[row] for row in search.held_out.tolist()]
-    size = search.recipe.batch_size
-    features = encode_files(search.clip, paths, size, search.threads)
-    scores = classifier.scores(features[slice(None)])  # [m, C]
-    labels = F.one_hot(search.inputs.labels[search.held_out], scores.shape[1])
-    errors: list[torch.Tensor] = [
-        ((factor * scores).softmax(1) - labels).square().sum(1) for factor in FACTORS
-    ]
-    return min(errors, key=lambda each: each.nan_to_num(math.inf).mean().item())
 
 
 def _write(

@@ -1,27 +1,22 @@
 """The training loop: both CLIP towers under an objective.
 
-Letters: N training images, B batch, C classes, D embedding width.
+Letters: N training images, C classes, D embedding width.
 """
 
-import contextlib
 import json
 import logging
-import random
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import class_embeddings, encode_files
 from latteclip.core import devices, tables
-from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import read_object, refuse_folder, remove_left_over, replacing
 from latteclip.core.hashing import digest_of
@@ -30,10 +25,10 @@ from latteclip.core.steps import AUTO
 from latteclip.core.terminal import Progress
 from latteclip.labels.fusion import fuse
 from latteclip.labels.label_sources import CalibratedFeatures, label_votes
-from latteclip.train import data, image_cache, model_setup, parallel
-from latteclip.train.augment import Augmentation
-from latteclip.train.settings import GROUND_TRUTH, FinetuneSettings, Recipe
-from latteclip.train.step import DivergedError, Training, collapse
+from latteclip.train import data, parallel
+from latteclip.train.data import TrainingFiles
+from latteclip.train.settings import GROUND_TRUTH, FinetuneSettings
+from latteclip.train.training import DivergedError, Setup, Training, collapse
 
 log = logging.getLogger(__name__)
 CHECK_EVERY = 20  # steps between looks at the losses: each look waits for the device
@@ -41,19 +36,12 @@ clock = time.monotonic
 
 
 def finetune(
-    images_path: str,
-    pseudo_labels_path: str,
+    files: TrainingFiles,
     settings: FinetuneSettings,
     model_output: str,
     history_output: str,
     checkpoint: str,
     *,
-    image_captions_path: str | None = None,
-    group_captions_path: str | None = None,
-    fused_labels_path: str | None = None,
-    calibrated_path: str | None = None,
-    image_prototypes_path: str | None = None,
-    learning_rate_path: str | None = None,
     seed: int,
     device: str,
     threads: int,
@@ -69,18 +57,11 @@ def finetune(
     written, marked "diverged".
 
     Args:
-        images_path: an IMAGES table.
-        pseudo_labels_path: a PSEUDO_LABELS table.
+        files: the inputs.
         settings: of the training.
         model_output: folder of the model.
         history_output: a HISTORY table.
         checkpoint: folder of the checkpoint, removed at the end.
-        image_captions_path: a CAPTIONS table, if the method needs it.
-        group_captions_path: a CAPTIONS table, if the method needs it.
-        fused_labels_path: a FUSED_LABELS table, if the method needs it.
-        calibrated_path: the zero-shot classifier without class means.
-        image_prototypes_path: the classifier that prototypes start from.
-        learning_rate_path: output of `find_learning_rate`, if finetune.lr is auto.
         seed: of the order of the images, their augmentation and the drawn groups.
         device: cpu, cuda or auto.
         threads: CPU threads.
@@ -88,57 +69,46 @@ def finetune(
     Raises:
         UserError: an input does not fit, or the training diverged at a rate set by hand.
     """
-    files = data.TrainingFiles(
-        images_path,
-        pseudo_labels_path,
-        image_captions_path,
-        group_captions_path,
-        fused_labels_path,
-        calibrated_path,
-        image_prototypes_path,
-        learning_rate_path,
-    )
     refuse_folder(model_output)  # before the work, and not after it
     parallel.start(device)
     log.info("The training has %s.", devices.cores_in_use(threads))
     threads = max(1, threads // parallel.size())
     with ending_in_order("Nothing was trained yet: a rerun starts from the beginning.") as signals:
         torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)
-        clip, texts, inputs = model_setup.load(files, settings, device=device, threads=threads)
+        setup = Setup.load(files, settings, device, threads)
         rate = read_object(files.learning_rate, ["lr"])["lr"] if files.learning_rate else None
-        recipe = settings.finetune.recipe(inputs.n_scheduled, rate)
-        batch_size = min(recipe.batch_size, len(inputs.paths))
-        model_setup.prepare_training(
-            clip, settings.compute, texts.tokens, batch_size, recipe.batch_norm
-        )
+        recipe = settings.finetune.recipe(setup.inputs.n_scheduled, rate)
+        batch_size = min(recipe.batch_size, len(setup.inputs.paths))
+        if batch_size < parallel.size():
+            raise UserError(
+                f"A batch of {batch_size} images cannot be shared out among {parallel.size()} "
+                "processes; lower processes.finetune."
+            )
+        setup.prepare(batch_size)
         auto = [key for key, value in vars(settings.finetune).items() if value == AUTO]
         settings = replace(settings, finetune=recipe)
-        identity = _identity(settings, seed, inputs)
+        decisive = {key: value for key, value in asdict(settings).items() if key != "compute"}
+        digest = setup.inputs.digest
+        identity = {**decisive, "seed": seed, "digest of images, labels and captions": digest}
         checkpoints = CheckpointManager(checkpoint, identity)
-
-        def new_training() -> Training:
-            return model_setup.new_training(clip, texts, inputs, settings, recipe, signals, seed)
-
-        training = new_training()
-        diverged = False
+        training, diverged = setup.training(recipe, signals, seed), False
         with signals.deferred():  # neither a step nor the writing may be interrupted
             try:
-                with model_setup.explaining_memory(clip, batch_size, recipe.batch_norm):
-                    _train(training, inputs, settings, recipe, checkpoints, seed, threads)
+                with setup.explaining_memory(batch_size):
+                    _train(training, setup, checkpoints, seed)
             except DivergedError as error:
                 if "lr" not in auto:
                     raise
                 log.warning(
                     "%s That rate was found automatically: the model stays untrained.", error
                 )
-                diverged, history = True, training.history
-                _load_pretrained(clip, settings)
-                training = new_training()
+                pretrained = clips.load(settings.model, settings.pretrained, torch.device("cpu"))
+                setup.clip.model.load_state_dict(pretrained.model.state_dict())
+                history, diverged = training.history, True
+                training = setup.training(recipe, signals, seed)
                 training.history = history
-            clip.model.eval()
-            classifier = _classifier(training, inputs, settings, recipe, threads)
+            setup.clip.model.eval()
+            classifier = _classifier(training, setup)  # every process takes part in encoding it
             if parallel.rank() == 0:
                 metadata = {
                     "settings": asdict(settings),
@@ -147,45 +117,19 @@ def finetune(
                     "found": auto,  # keys of `finetune` that were "auto"
                     "training": digest_of([json.dumps(identity, sort_keys=True)]),
                 }
-                words = replace(settings.words, written=inputs.written_names)
-                _write(
-                    training,
-                    classifier,
-                    inputs.classnames,
-                    words,
-                    metadata,
-                    model_output,
-                    history_output,
-                )
+                _write(setup, classifier, training.history, metadata, model_output, history_output)
                 if signals.number and not diverged:  # its sender may remove what the job wrote
                     checkpoints.save(training)
-                    raise checkpoints.terminated(signals.number, len(training.history))
+                    raise checkpoints.terminated(training)
                 checkpoints.remove()
     parallel.finish()
 
 
-def _identity(settings: FinetuneSettings, seed: int, inputs: data.TrainingData) -> dict[str, Any]:
-    """Return what decides the result of a training."""
-    decisive = {key: value for key, value in asdict(settings).items() if key != "compute"}
-    return {**decisive, "seed": seed, "digest of images, labels and captions": inputs.digest}
-
-
-def _load_pretrained(clip: clips.Clip, settings: FinetuneSettings) -> None:
-    """Set the weights of a model back to those of pretraining."""
-    pretrained = clips.load(settings.model, settings.pretrained, torch.device("cpu"))
-    clip.model.load_state_dict(pretrained.model.state_dict())
-
-
 class CheckpointManager:
-    """The newest checkpoint of a training, a file in a folder."""
+    """The newest checkpoint of a training, a file in a folder of this training alone."""
 
     def __init__(self, folder: str, identity: dict[str, Any]) -> None:
-        """Start the clock.
-
-        Args:
-            folder: of this training alone.
-            identity: what decides the result of the training.
-        """
+        """Start the clock. `identity` is what decides the result of the training."""
         self.folder, self.identity = Path(folder), identity
         self.aside = Path(f"{folder}-before")  # for checkpoints of other settings
         self._last = clock()
@@ -206,11 +150,18 @@ class CheckpointManager:
         if key := _difference(self.identity, saved["identity"]):
             parallel.wait()  # until every process has read it
             if parallel.rank() == 0:
-                self._set_aside(key)
+                shutil.rmtree(self.aside, ignore_errors=True)
+                self.folder.rename(self.aside)
+                log.warning(
+                    "The checkpoint of an unfinished training differs in %s: it stays in %s until "
+                    "this training, which starts from the beginning, is finished.",
+                    key,
+                    self.aside,
+                )
             parallel.wait()
             return 0
         training.load_state_dict(saved["training"])
-        steps = int(saved["steps"])
+        steps = len(training.history)
         log.info("Resuming after step %d, from %s.", steps, self.folder)
         return steps
 
@@ -219,19 +170,18 @@ class CheckpointManager:
         self._last = clock()
         if parallel.rank() > 0:
             return
-        steps = len(training.history)
-        path = self.folder / f"step-{steps:08d}.pt"
-        state = {"identity": self.identity, "steps": steps, "training": training.state_dict()}
+        path = self.folder / f"step-{len(training.history):08d}.pt"
         with replacing(path) as temporary:
-            torch.save(state, temporary)
+            torch.save({"identity": self.identity, "training": training.state_dict()}, temporary)
         for other in self.folder.glob("step-*.pt"):
             if other != path:
                 other.unlink(missing_ok=True)
         remove_left_over(self.folder)
 
-    def terminated(self, signal: int, steps: int) -> Terminated:
+    def terminated(self, training: Training) -> Terminated:
         """Return the exception that ends the process after a signal and a checkpoint."""
-        return Terminated(signal, f"Step {steps} is saved in {self.folder}: rerun to resume.")
+        saved = f"Step {len(training.history)} is saved in {self.folder}: rerun to resume."
+        return Terminated(training.stop_signal or training.signals.number, saved)
 
     def is_due(self, minutes: float) -> bool:
         """Return whether the last checkpoint is so old."""
@@ -241,16 +191,6 @@ class CheckpointManager:
         """Remove the checkpoint of a finished training, and what was set aside."""
         for folder in (self.folder, self.aside):
             shutil.rmtree(folder, ignore_errors=True)
-
-    def _set_aside(self, key: str) -> None:
-        shutil.rmtree(self.aside, ignore_errors=True)
-        self.folder.rename(self.aside)
-        log.warning(
-            "The checkpoint of an unfinished training differs in %s: it stays in %s until this "
-            "training, which starts from the beginning, is finished.",
-            key,
-            self.aside,
-        )
 
 
 def _difference(wanted: dict[str, Any], saved: dict[str, Any]) -> str | None:
@@ -265,60 +205,34 @@ def _difference(wanted: dict[str, Any], saved: dict[str, Any]) -> str | None:
     return None
 
 
-def _train(
-    training: Training,
-    inputs: data.TrainingData,
-    settings: FinetuneSettings,
-    recipe: Recipe,
-    checkpoints: CheckpointManager,
-    seed: int,
-    threads: int,
-) -> None:
+def _train(training: Training, setup: Setup, checkpoints: CheckpointManager, seed: int) -> None:
     """Take all steps from the last checkpoint on.
 
     Raises:
         DivergedError: a loss or a weight is not finite.
         Terminated: a signal came. The current step is finished and saved.
     """
-    n = len(inputs.paths)
-    if min(n, recipe.batch_size) < parallel.size():
-        raise UserError(
-            f"A batch of {min(n, recipe.batch_size)} images cannot be shared out among "
-            f"{parallel.size()} processes; lower processes.finetune."
-        )
+    recipe, inputs, minutes = (
+        training.recipe,
+        setup.inputs,
+        setup.settings.compute.checkpoint_minutes,
+    )
     first = checkpoints.resume(training)
     per_epoch = recipe.steps_per_epoch(inputs.n_scheduled)
     total = recipe.epochs * per_epoch
-
-    def schedule() -> Iterator[list[tuple[int, int]]]:
-        return data.schedule(n, recipe.batch_size, total, seed, first)
-
-    folder = str(checkpoints.folder)
-    pictures = image_cache.training_images(training.clip, inputs, settings, folder, seed)
-    transform, keys = Augmentation.of(training.clip), map(parallel.share, schedule())
-    batches = image_cache.batches(pictures, keys, transform, training.clip.device, threads)
+    keys = data.schedule(len(inputs.paths), recipe.batch_size, total, seed, first)
+    batches = setup.batches(setup.images(str(checkpoints.folder), seed), keys)
     progress = Progress(total, "steps", done=first)
-    throughput = _ThroughputMeter()
-    for step, keys_of_step in enumerate(schedule(), first):
-        epoch = step // per_epoch
-        if step % per_epoch == 0:
-            training.start_epoch()
-        with throughput.waiting(len(keys_of_step)):
-            _, batch = next(batches)
-        index = torch.tensor([index for _, index in keys_of_step])  # [B]
-        rate = recipe.rate(step, total)
-        logs = training.step(index, inputs.labels[index], batch, rate)
-        training.record({"step": step, "epoch": epoch, "lr": rate, **logs})
-        done = step + 1
+    for done in training.steps(batches, inputs.labels, total, per_epoch, first):
         is_flushed = done % per_epoch == 0 or training.stop_signal or done % CHECK_EVERY == 0
         if is_flushed:
-            training.flush_metrics(throughput.since_last)
-        progress.add(1, f"epoch {epoch + 1} of {recipe.epochs}")
+            training.flush_metrics()
+        progress.add(1, f"epoch {(done - 1) // per_epoch + 1} of {recipe.epochs}")
         if training.stop_signal:
             checkpoints.save(training)
             parallel.wait()  # for the checkpoint: torchrun kills the others when a process is gone
-            raise checkpoints.terminated(training.stop_signal, done)
-        if is_flushed and done < total and checkpoints.is_due(settings.compute.checkpoint_minutes):
+            raise checkpoints.terminated(training)
+        if is_flushed and done < total and checkpoints.is_due(minutes):
             checkpoints.save(training)
     if not all(each.isfinite().all() for each in training.clip.model.parameters()):
         raise DivergedError(
@@ -327,48 +241,27 @@ def _train(
         )
 
 
-def _classifier(
-    training: Training,
-    inputs: data.TrainingData,
-    settings: FinetuneSettings,
-    recipe: Recipe,
-    threads: int,
-) -> Classifier:
-    """Return the classifier of the fine-tuned model. Every process takes part in encoding it."""
-    if settings.head == "refit":
-        size, template = recipe.batch_size, settings.words.template
-        return _refit_head(training.clip, inputs, template, size, threads)
-    return Classifier.of(training.objective.classifier())
+def _classifier(training: Training, setup: Setup) -> Classifier:
+    """Return the classifier of the fine-tuned model, which is in evaluation mode.
 
-
-def _refit_head(
-    clip: clips.Clip, inputs: data.TrainingData, template: str, batch_size: int, threads: int
-) -> Classifier:
-    """Return the head of `image_prototypes` for the fine-tuned features, the labels as the votes.
-
-    Not in the paper.
-
-    Args:
-        clip: the fine-tuned model.
-        inputs: the N training images with their labels.
-        template: of the class descriptions.
-        batch_size: images encoded at once.
-        threads: CPU threads.
+    A refit head, which is not in the paper, is that of `image_prototypes` for the fine-tuned
+    features, the labels as the votes.
     """
-    clip.model.eval()
-    features = encode_files(clip, inputs.paths, batch_size, threads)  # [N, D]
-    texts = class_embeddings(clip, template, inputs.classnames)  # [C, D]
-    scale = clip.model.logit_scale.exp().item()  # type: ignore[operator]
+    if setup.settings.head != "refit":
+        return Classifier.of(training.objective.classifier())
+    clip, inputs = setup.clip, setup.inputs
+    features = encode_files(clip, inputs.paths, training.recipe.batch_size, setup.threads)  # [N, D]
+    texts = class_embeddings(clip, setup.settings.words.template, inputs.classnames)  # [C, D]
+    scale = training.logit_scale.exp().item()
     images = CalibratedFeatures.of(features, texts, scale)
     fused = fuse(images, label_votes(inputs.labels, len(texts)))
     return images.classifier(fused.weights, scale)
 
 
 def _write(
-    training: Training,
+    setup: Setup,
     classifier: Classifier,
-    classnames: list[str],
-    words: ClassTemplates,
+    history: list[dict[str, Any]],
     metadata: dict[str, Any],
     model_output: str,
     history_output: str,
@@ -378,24 +271,20 @@ def _write(
     If Snakemake was killed, its jobs continue, and a rerun starts them a second time. The first to
     end has written what the second would write.
     """
+    inputs = setup.inputs
+    words = replace(setup.settings.words, written=inputs.written_names)
     try:
         with replacing(model_output) as folder:
-            clips.save(training.clip, classifier, classnames, words, folder)
+            clips.save(setup.clip, classifier, inputs.classnames, words, folder)
     except UserError:
-        if _training_of(history_output) != metadata["training"]:
+        if not Path(history_output).exists():
+            raise
+        if tables.read_metadata(history_output, "step").get("training") != metadata["training"]:
             raise
         log.info("Another process of this training ended first, and wrote %s.", model_output)
         return
-    columns = {name: [row.get(name) for row in training.history] for name in tables.HISTORY.names}
+    columns = {name: [row.get(name) for row in history] for name in tables.HISTORY.names}
     tables.write(history_output, columns, tables.HISTORY, metadata)
-
-
-def _training_of(history: str) -> object:
-    """Return the digest of the training that wrote a history; None if there is no history."""
-    try:
-        return tables.read_metadata(history, "step").get("training")
-    except UserError:
-        return None
 
 
 def _marks(settings: FinetuneSettings, training: Training, diverged: bool) -> list[str]:
@@ -414,35 +303,3 @@ def _marks(settings: FinetuneSettings, training: Training, diverged: bool) -> li
         log.warning("The training looks collapsed: in the last epoch %s.", collapsed)
         marks.append("collapsed")
     return marks
-
-
-class _ThroughputMeter:
-    """Counts images and waiting time between two flushes of the metrics.
-
-    A GPU runs behind the steps that it is given, so times are known only where its results are
-    waited for. All steps in between share one speed.
-    """
-
-    def __init__(self) -> None:
-        self._start()
-
-    def _start(self) -> None:
-        self._began, self._waited, self._images = time.monotonic(), 0.0, 0
-
-    @contextlib.contextmanager
-    def waiting(self, images: int) -> Iterator[None]:
-        """Measure the wait for a batch of so many images."""
-        began = time.monotonic()
-        yield
-        self._waited += time.monotonic() - began
-        self._images += images
-
-    def since_last(self) -> dict[str, float]:
-        """Return speed and share of waiting since the last call, as columns of the history."""
-        seconds = time.monotonic() - self._began
-        columns = {
-            "images_per_second": self._images / seconds,
-            "data_wait": self._waited / seconds,
-        }
-        self._start()
-        return columns

@@ -5,14 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from latteclip.core.class_templates import ClassTemplates
-from latteclip.core.errors import UserError
 from latteclip.core.holdout import NO_FOLD, Fold
-from latteclip.core.steps import (
-    auto_batch_size,
-    auto_epochs,
-    auto_warmup_steps,
-    steps_per_epoch,
-)
+from latteclip.core.steps import auto_batch_size, auto_epochs, auto_warmup_steps, steps_per_epoch
 
 Auto = Literal["auto"]
 GROUND_TRUTH = "ground_truth"
@@ -38,26 +32,10 @@ class Finetune:
     weight_decay: float
     batch_norm: Literal["frozen", "train"]  # its statistics: of pretraining, or of the batches
 
-    def __post_init__(self) -> None:
-        if isinstance(self.batch_size, int) and self.batch_size < 2:
-            raise UserError(
-                f"finetune.batch_size is {self.batch_size}, but the loss compares images within "
-                "the batch; set it to 2 or more."
-            )
-
     def recipe(self, n: int, lr: float | None = None) -> "Recipe":
-        """Return the numbers of a training on n images.
-
-        Args:
-            n: training images of the dataset.
-            lr: in place of "auto".
-
-        Raises:
-            UserError: the learning rate is "auto", and none is given.
-        """
+        """Return the numbers of a training on n images, with `lr` in place of "auto"."""
         rate = lr if isinstance(self.lr, str) else self.lr
-        if rate is None:
-            raise UserError("finetune.lr is auto: give --learning-rate, or set a number.")
+        assert rate is not None
         size = auto_batch_size(n) if isinstance(self.batch_size, str) else self.batch_size
         epochs = auto_epochs(n) if isinstance(self.epochs, str) else self.epochs
         steps = epochs * steps_per_epoch(n, size, self.steps_multiple_of)

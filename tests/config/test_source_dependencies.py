@@ -59,7 +59,7 @@ def test_a_stage_has_its_sources_and_no_others(monkeypatch):
     monkeypatch.chdir(layers.ROOT)
     found = code.sources("latteclip.train.finetune")
     assert found == sorted(found)
-    assert {"latteclip/train/finetune.py", "latteclip/train/step.py"} <= set(found)
+    assert {"latteclip/train/finetune.py", "latteclip/train/training.py"} <= set(found)
     # The objective is imported by its name: a rule adds the one that its method has.
     assert "latteclip/train/objectives/flyp.py" not in found
     assert "latteclip/train/objectives/flyp.py" in code.sources("latteclip.train.objectives.flyp")

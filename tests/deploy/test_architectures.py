@@ -15,6 +15,7 @@ from latteclip.clip import model as clips
 from latteclip.deploy.export import export
 from latteclip.deploy.predict import Classifier
 from latteclip.labels.pseudo_label_images import ZeroShotSettings, pseudo_label_images
+from latteclip.train.data import TrainingFiles
 from latteclip.train.finetune import finetune
 from latteclip.train.settings import Finetune, FinetuneSettings
 
@@ -46,7 +47,8 @@ def run(architecture, tmp_path_factory):
     )
     outputs = [str(folder / name) for name in ("model", "history.parquet", "checkpoints")]
     finetune(
-        *(index, files[0], settings, *outputs),
+        TrainingFiles(index, files[0]),
+        *(settings, *outputs),
         seed=0,
         device="cpu",
         threads=1,

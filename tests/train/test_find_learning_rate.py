@@ -7,6 +7,7 @@ import torch
 from support.tiny import DEMO_CLIP, FINETUNE, write_index, write_pictures, write_pseudo_labels
 
 from latteclip.train import find_learning_rate as stage
+from latteclip.train.data import TrainingFiles
 from latteclip.train.settings import Finetune, FinetuneSettings
 
 CLASSNAMES = ["striped", "dotted", "woven"]
@@ -60,8 +61,7 @@ class Inputs:
     def find(self, **finetune):
         output = self.folder / "learning_rate.json"
         stage.find_learning_rate(
-            self.index,
-            self.labels,
+            TrainingFiles(self.index, self.labels),
             FinetuneSettings(
                 model=f"local-dir:{DEMO_CLIP}",
                 pretrained=None,

@@ -37,12 +37,12 @@ from latteclip.core.errors import UserError
 from latteclip.labels.fusion import fuse
 from latteclip.labels.label_sources import CalibratedFeatures, label_votes
 from latteclip.train import finetune as finetuning
-from latteclip.train import step
-from latteclip.train.augment import Augmentation
+from latteclip.train import training as trainings
+from latteclip.train.data import TrainingFiles
 from latteclip.train.finetune import CheckpointManager, finetune
-from latteclip.train.image_cache import ImageCache, TrainingImages, batches, open_cache
+from latteclip.train.images import Augmentation, ImageCache, TrainingImages, open_cache
 from latteclip.train.settings import Compute, Finetune, FinetuneSettings, Recipe
-from latteclip.train.step import Training
+from latteclip.train.training import Training
 
 CLASSNAMES = ["striped", "dotted", "woven"]
 LABELS = [2, 0, 2, 1, 0, 2, 1]
@@ -99,16 +99,13 @@ class Inputs:
     def run(self, name, objective="latteclip", seed=3, captions=True, written=None, **settings):
         self.write_index(written)
         paths = (self.images, self.groups) if captions else (None, None)
+        return self.finetune(name, self.settings(objective, **settings), seed, *paths)[:2]
+
+    def finetune(self, name, settings, seed, *files, **more):
         outputs = [self.folder / name / part for part in ("model", "history.parquet", "checkpoint")]
-        finetune(
-            *(self.index, self.labels, self.settings(objective, **settings), *map(str, outputs)),
-            image_captions_path=paths[0],
-            group_captions_path=paths[1],
-            seed=seed,
-            device="cpu",
-            threads=1,
-        )
-        return outputs[:2]
+        inputs = TrainingFiles(self.index, self.labels, *files, **more)
+        finetune(inputs, settings, *map(str, outputs), seed=seed, device="cpu", threads=1)
+        return outputs
 
 
 @pytest.fixture(scope="module")
@@ -372,10 +369,17 @@ def command(inputs):
 
     def command(folder):
         settings = asdict(inputs.settings(epochs=40))
-        words = [sys.executable, "-m", "latteclip", "finetune", "--images", inputs.index]
-        words += ["--pseudo-labels", inputs.labels, "--image-captions", inputs.images]
-        words += ["--group-captions", inputs.groups, "--settings", json.dumps(settings)]
-        words += ["--seed", "3", "--device", "cpu", "--threads", "1"]
+        files = TrainingFiles(inputs.index, inputs.labels, inputs.images, inputs.groups)
+        words = [
+            sys.executable,
+            "-m",
+            "latteclip",
+            "finetune",
+            "--files",
+            json.dumps(asdict(files)),
+        ]
+        words += ["--settings", json.dumps(settings), "--seed", "3"]
+        words += ["--device", "cpu", "--threads", "1"]
         for part in ("model", "history", "checkpoint", "log"):
             words += [f"--{part}", str(folder / part)]
         return subprocess.Popen(words, stderr=subprocess.DEVNULL, preexec_fn=hear_interrupts)
@@ -444,7 +448,7 @@ def test_a_training_that_runs_out_of_memory_says_what_to_set(inputs, monkeypatch
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(Training, "step", step)
-    with pytest.raises(UserError, match=r"compute\.micro_batch to 2"):
+    with pytest.raises(UserError, match=r"compute\.micro_batch"):
         inputs.run("no_memory", compute={"micro_batch": 4}, batch_size=7)
     assert not (inputs.folder / "no_memory" / "model").exists()
 
@@ -508,8 +512,8 @@ def own_predictions(inputs, demo_clip):
     paths = [str(inputs.folder / "pictures" / name) for name in inputs.names]
     transform = Augmentation.of(demo_clip)
     room = open_cache(np.array([(70, 64)] * 7), transform.cached_side, 0, inputs.folder)
-    files = TrainingImages(paths, transform.cached_side, 3, room)
-    _, batch = next(batches(files, [[(0, i) for i in range(7)]], transform, CPU, 1))
+    files = TrainingImages(paths, transform, 3, room)
+    batch = next(files.batches([[(0, i) for i in range(7)]], CPU, 1))
     classes = class_embeddings(demo_clip, "a photo of a {} texture.", CLASSNAMES)
     with torch.no_grad():
         features = encode.encode_images(demo_clip, batch)
@@ -517,7 +521,7 @@ def own_predictions(inputs, demo_clip):
 
 
 def test_predictions_that_hardly_agree_are_marked(inputs, own_predictions, tmp_path, monkeypatch):
-    monkeypatch.setattr(step, "MIN_CLASSES", 0)
+    monkeypatch.setattr(trainings, "MIN_CLASSES", 0)
     settings = {"captions": False, "epochs": 1, "batch_size": 7}
     for name, shift in (("agreeing", 0), ("disagreeing", 1)):
         labels = [(label + shift) % 3 for label in own_predictions]
@@ -541,18 +545,8 @@ def run_at_found_rate(inputs, name, lr, **settings):
     """Train at a rate as `find_learning_rate` writes it."""
     found = inputs.folder / "learning_rate.json"
     found.write_text(json.dumps({"lr": lr}))
-    outputs = [inputs.folder / name / part for part in ("model", "history.parquet", "checkpoint")]
-    finetune(
-        inputs.index,
-        inputs.labels,
-        inputs.settings("flyp", lr="auto", **settings),
-        *map(str, outputs),
-        learning_rate_path=str(found),
-        seed=3,
-        device="cpu",
-        threads=1,
-    )
-    return outputs
+    settings = inputs.settings("flyp", lr="auto", **settings)
+    return inputs.finetune(name, settings, 3, learning_rate=str(found))
 
 
 def test_a_history_names_the_settings_that_were_found(inputs):

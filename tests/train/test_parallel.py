@@ -26,6 +26,7 @@ from support.tiny import (
 )
 
 from latteclip.train import parallel
+from latteclip.train.data import TrainingFiles
 from latteclip.train.settings import Compute, Finetune, FinetuneSettings
 
 CLASSNAMES = ["striped", "dotted", "woven", "cracked", "smooth"]
@@ -82,12 +83,13 @@ def inputs(tmp_path_factory):
     files = write_pictures(folder / "pictures", N, size=(64, 64))
     names = [Path(file).name for file in files]
     captions = [f"a red {CLASSNAMES[label]} {i}" for i, label in enumerate(labels)]
-    return [
-        *("--images", write_index(folder / "i", files, ["train"] * N, labels, CLASSNAMES)),
-        *("--pseudo-labels", write_pseudo_labels(folder / "p", names, labels)),
-        *("--image-captions", write_captions(folder / "c", names, captions)),
-        *("--group-captions", write_captions(folder / "g", names, captions[::-1])),
-    ]
+    given = TrainingFiles(
+        write_index(folder / "i", files, ["train"] * N, labels, CLASSNAMES),
+        write_pseudo_labels(folder / "p", names, labels),
+        write_captions(folder / "c", names, captions),
+        write_captions(folder / "g", names, captions[::-1]),
+    )
+    return ["--files", json.dumps(asdict(given))]
 
 
 @pytest.fixture(scope="module")

@@ -451,11 +451,14 @@ def run_training_stages(folder, index, configuration):
         (
             "finetune",
             {
-                "pseudo-labels": labels,
-                "fused-labels": folder / "fused_labels.parquet",
-                "image-prototypes": folder / "image_prototypes.safetensors",
-                "image-captions": folder / "images.parquet",
-                "group-captions": folder / "groups.parquet",
+                "files": {
+                    "images": str(index),
+                    "pseudo_labels": str(labels),
+                    "fused_labels": str(folder / "fused_labels.parquet"),
+                    "image_prototypes": str(folder / "image_prototypes.safetensors"),
+                    "image_captions": str(folder / "images.parquet"),
+                    "group_captions": str(folder / "groups.parquet"),
+                },
                 "settings": finetune_settings,
                 "seed": 0,
                 "model": folder / "model",
@@ -465,7 +468,7 @@ def run_training_stages(folder, index, configuration):
         ),
     ]
     for command, options in commands:
-        arguments = [command, "--images", index]
+        arguments = [command] if command == "finetune" else [command, "--images", index]
         if command != "calibrate-zero-shot":
             arguments += ["--threads", "1"]
         for name, value in options.items():

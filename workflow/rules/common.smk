@@ -11,6 +11,7 @@ if IS_CLONE:
 
 from latteclip.cli.rule_functions import (
     RuleFunctions,
+    file_names,
     one_of,
     option_list,
     options,

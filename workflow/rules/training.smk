@@ -35,6 +35,12 @@ trained_by_themselves = [
 ]
 
 
+TRAINING_FILES = (
+    *("images", "pseudo_labels", "image_captions", "group_captions", "fused_labels"),
+    *("calibrated", "image_prototypes"),
+)
+
+
 rule find_learning_rate:
     input:
         images="results/{dataset}/images.parquet",
@@ -64,15 +70,11 @@ rule find_learning_rate:
         mem_mb=memory("find_learning_rate", job_resources.training_memory),
         runtime=minutes("find_learning_rate", job_resources.epochs),
     params:
+        files=file_names(*TRAINING_FILES),
         settings=given_json(stage_params.find_learning_rate),
-        captions=options(
-            *("image_captions", "group_captions", "fused_labels"),
-            *("calibrated", "image_prototypes"),
-        ),
     shell:
-        "latteclip find-learning-rate --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " {params.captions} --settings {params.settings:q} --output {output}"
-        " --threads {threads} --log {log}"
+        "latteclip find-learning-rate --files {params.files:q} --settings {params.settings:q}"
+        " --output {output} --threads {threads} --log {log}"
 
 
 rule finetune:
@@ -109,16 +111,13 @@ rule finetune:
         runtime=minutes("finetune", job_resources.epochs),
     params:
         command=given(stage_params.finetune_command),
+        files=file_names(*TRAINING_FILES, "learning_rate"),
         settings=given_json(stage_params.finetune),
-        captions=options(
-            *("image_captions", "group_captions", "fused_labels"),
-            *("calibrated", "image_prototypes", "learning_rate"),
-        ),
         # No output: Snakemake removes those of a job that failed, and this is to go on from.
         checkpoint="results/{dataset}/{method}/seed{seed}/checkpoint",
     shell:
-        "{params.command} finetune --images {input.images} --pseudo-labels {input.pseudo_labels}"
-        " {params.captions} --settings {params.settings:q} --seed {wildcards.seed}"
+        "{params.command} finetune --files {params.files:q} --settings {params.settings:q}"
+        " --seed {wildcards.seed}"
         " --model {output.model} --history {output.history} --checkpoint {params.checkpoint}"
         " --threads {threads} --log {log}"
 

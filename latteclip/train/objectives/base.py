@@ -1,13 +1,13 @@
-"""What every objective has: tokenised texts, batches, the contrastive loss, and a registry.
+"""What every objective has: tokenised texts, batches and the contrastive loss.
 
 The training loop knows only `Objective`. Letters: N training images, B batch, C classes,
 D embedding width, G group descriptions, T texts, U distinct ones, L tokens.
 """
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +18,8 @@ import torch.nn.functional as F
 from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.core import devices, tables
-from latteclip.core.errors import UserError
 from latteclip.train import parallel
 
-# Modules of this folder, each with a function `maker`. An edit of a module reruns only trainings
-# under its objective. With "_supervised" added to its name, an objective gets the true labels.
-OBJECTIVES = ("flyp", "flyp_supervised", "latteclip")
 TEXTS_AT_ONCE = 2**14  # texts tokenised at once
 
 
@@ -104,11 +100,17 @@ class StepOutcome:
     logs: dict[str, torch.Tensor]  # detached scalars for the history
 
 
-class Objective(Protocol):
-    """One method."""
+class Objective:
+    """One method, with the state that it has besides the model."""
+
+    STATE: tuple[str, ...] = ()  # attributes with the tensors that change from step to step
+
+    def __init__(self, texts: TokenizedTexts, ids: TrainingTexts) -> None:
+        self.texts, self.ids = texts, ids
 
     def loss(self, batch: TrainingBatch) -> StepOutcome:
         """Return the loss of a batch, its scores, and scalars for the history."""
+        raise NotImplementedError
 
     def after_step(self) -> None:
         """Update state after an optimiser step."""
@@ -118,22 +120,23 @@ class Objective(Protocol):
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return the state besides the model, by name."""
+        return {name: getattr(self, name) for name in self.STATE}
 
     def restore(self, state: dict[str, torch.Tensor]) -> None:
         """Continue from a `state`."""
+        for name in self.STATE:
+            setattr(self, name, state[name].to(self.texts.clip.device))
 
+    @torch.no_grad()
     def classifier(self) -> torch.Tensor:
-        """Return the classifier [C, D] of the current model."""
-
-
-# Makes an objective from the texts of a training and its seed.
-Maker = Callable[[TokenizedTexts, TrainingTexts, int], Objective]
+        """Return the classifier of the current model: f_txt(T(c)), [C, D]."""
+        return self.texts.encode(self.ids.classes)
 
 
 def contrastive(
     image_features: torch.Tensor, targets: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    """Return CLIP's symmetric contrastive loss (Radford et al. 2021, figure 3).
+    """Return CLIP's symmetric contrastive loss (Radford et al. 2021, figure 3), a float32 scalar.
 
     L(v, z) is the mean of the cross-entropies over rows and columns, the identity as target.
 
@@ -141,30 +144,25 @@ def contrastive(
         image_features: v [B, D].
         targets: z [B, D], row i belongs to image i.
         scale: exp(logit_scale), a scalar.
-
-    Returns:
-        A float32 scalar.
     """
     logits = scale * image_features.float() @ targets.float().T  # [B, B]
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-@torch.no_grad()
-def text_classifier(texts: TokenizedTexts, classes: torch.Tensor) -> torch.Tensor:
-    """Return f_txt(T(c)) of the current model, [C, D]."""
-    return texts.encode(classes)
+def make_objective(
+    name: str, texts: TokenizedTexts, ids: TrainingTexts, switches: Mapping[str, Any], seed: int
+) -> Objective:
+    """Return an objective: what `make` of the module of its name returns.
 
-
-def make_objective(name: str, switches: Mapping[str, Any]) -> Maker:
-    """Return the function that makes an objective, after a check of its switches.
+    An edit of such a module reruns only trainings under its objective. With "_supervised" added to
+    its name, an objective gets the true labels.
 
     Raises:
-        UserError: there is no such objective, or its switches do not fit.
+        UserError: the switches do not fit.
     """
-    if name not in OBJECTIVES:
-        raise UserError(f"Objective {name!r} is none of {', '.join(OBJECTIVES)}.")
-    name = name.removesuffix("_supervised")
-    module = importlib.import_module(f"latteclip.train.objectives.{name}")
-    maker: Maker = module.maker(switches)
-    return maker
+    module = importlib.import_module(
+        f"latteclip.train.objectives.{name.removesuffix('_supervised')}"
+    )
+    objective: Objective = module.make(texts, ids, switches, seed)
+    return objective

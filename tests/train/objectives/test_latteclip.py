@@ -7,12 +7,10 @@ from support import reference
 from support.objectives import SHAPES, Case, assert_same_rows
 from support.tiny import WIDTH
 
-from latteclip.core.errors import UserError
 from latteclip.train.objectives.base import contrastive
 from latteclip.train.objectives.latteclip import (
     MARGIN_FLOOR,
     GroupSampler,
-    Switches,
     margins,
     update,
 )
@@ -142,25 +140,6 @@ def test_groups_are_drawn_from_their_class_each_equally_often():
     counts = Counter(drawn.tolist())
     assert all(counts[group] == pytest.approx(1000 / 3, rel=0.15) for group in (0, 2, 4))
     assert all(counts[group] == pytest.approx(500, rel=0.15) for group in (1, 5))
-
-
-def test_a_pseudo_label_without_groups_is_named():
-    with pytest.raises(UserError, match=r"pseudo-labels \[3\]"):
-        GroupSampler(GROUP_LABELS, 7, seed=0).draw(torch.tensor([2, 3]))
-
-
-@pytest.mark.parametrize(
-    "switches",
-    [
-        dict.fromkeys(["class_description", "image_description", "group_description"], False),
-        dict.fromkeys(["zero_shot_loss", "finetuned_loss"], False),
-        {"mixer_prototypes": "never"},
-    ],
-    ids=str,
-)
-def test_switches_that_leave_nothing_are_refused(switches):
-    with pytest.raises(UserError):
-        Switches(**switches)
 
 
 def test_features_of_half_precision_give_losses_and_prototypes_of_float32():

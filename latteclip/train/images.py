@@ -1,0 +1,428 @@
+"""Training images: decoded, reduced, cached, and augmented in batches on the device.
+
+The distribution and the result of the augmentation are those of open_clip's training transform
+(torchvision's RandomResizedCrop, ColorJitter and Grayscale with the parameters below), except that
+colours are not rounded between steps. There is no horizontal flip.
+Letters: N images, B batch, K random numbers of an image, h x w its size, H x W the model's input.
+"""
+
+import logging
+import math
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.data import Dataset
+
+from latteclip.clip.model import Clip
+from latteclip.core import devices
+from latteclip.core.files import existing
+from latteclip.data.images import open_rgb
+from latteclip.data.loader import loader, watched
+from latteclip.train import parallel
+
+log = logging.getLogger(__name__)
+
+# LatteCLIP, section 4 (implementation details).
+SCALE = (0.9, 1.0)  # area of the crop as a share of the picture's
+RATIO = (3 / 4, 4 / 3)  # width over height of the crop
+# Longer over shorter side of an image. Above RATIO[1] / SCALE[0], rounded up, no crop of RATIO has
+# SCALE of the area, and the crop is always the largest one of RATIO in the middle.
+WIDEST = 1.5
+PROBABILITIES = (0.8, 0.2)  # of colour jitter, of grey
+# Of brightness, contrast, saturation (factors) and hue (turns of its circle): the neutral values,
+# and the largest difference from them.
+UNCHANGED, STRENGTHS = (1.0, 1.0, 1.0, 0.0), (0.5, 0.5, 0.5, 0.1)
+GREY = 4  # number of the step after these four
+
+# Shorter side of cached images over the model's input size. With 1.5 a crop differs less from a
+# crop of the original than bilinear and bicubic resizing differ.
+MARGIN = 1.5
+ATTEMPTS = 10  # at a crop that lies within the image
+# Random numbers of an image: areas and ratios of the attempts, place of the crop, order and factors
+# of the jitter, whether it is applied and whether the image becomes grey.
+PARTS = {"area": ATTEMPTS, "ratio": ATTEMPTS, "place": 2, "order": 4, "factors": 4, "whether": 2}
+DRAWN = sum(PARTS.values())
+ON_CPU = 2**16  # pixels processed at once, so that they stay in the CPU's cache
+
+REDUCING_GAP = 3.0  # at which Pillow's quick resizing equals the exact one, by its documentation
+FREE = 2  # times the room on disk that must be free before images are cached there
+
+# --- cached images --------------------------------------------------------------------------------
+
+
+def cached_sizes(sizes: np.ndarray, side: int) -> np.ndarray:
+    """Return widths and heights [N, 2] after `resize_for_cache`, from those before."""
+    short, long = sizes.min(axis=1), sizes.max(axis=1)
+    long = np.minimum(long, np.ceil(short * WIDEST))
+    scale = np.minimum(1.0, side / short)
+    short, long = (np.maximum(1, np.round(length * scale)) for length in (short, long))
+    is_wide = sizes[:, 0] > sizes[:, 1]
+    return np.where(is_wide, [long, short], [short, long]).T.astype(np.int64)
+
+
+def resize_for_cache(path: str, side: int) -> np.ndarray:
+    """Return an image as uint8 [h, w, 3], its shorter side at most `side`.
+
+    The ends of a very long image, which no crop shows, are cut off. Training sees all images like
+    this, whether they are cached or not.
+
+    Raises:
+        UserError: the file is missing or cannot be decoded.
+    """
+    image = open_rgb(path, min_side=side)
+    width, height = cached_sizes(np.array([image.size]), side)[0].tolist()
+    if (width, height) != image.size:
+        box = _middle(image.size, (width, height))
+        image = image.resize(
+            (width, height), Image.Resampling.BICUBIC, box, reducing_gap=REDUCING_GAP
+        )
+    return np.asarray(image)
+
+
+def _middle(size: tuple[int, int], shape: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Return left, top, right and bottom of the largest box of a shape in the middle of an image.
+
+    Rounding never puts a corner outside the image, which Pillow would refuse.
+    """
+    scale = min(length / wanted for length, wanted in zip(size, shape, strict=True))
+    left, top = (
+        max(0.0, (length - wanted * scale) / 2) for length, wanted in zip(size, shape, strict=True)
+    )
+    return left, top, size[0] - left, size[1] - top
+
+
+class ImageCache:
+    """Images that forked worker processes share: the first ones in memory, the others on a disk.
+
+    Memory and disk are taken as images come. Both files have no name and go with the processes.
+    """
+
+    def __init__(self, sizes: np.ndarray, in_memory: int, folder: str | Path | None) -> None:
+        """Start empty.
+
+        Args:
+            sizes: [N] bytes of each image, height * width * 3.
+            in_memory: bytes of the images in memory.
+            folder: on whose disk the others are. None: they are not cached.
+        """
+        self.ends = np.cumsum(sizes, dtype=np.int64)  # [N]
+        self.n_in_memory = int(np.searchsorted(self.ends, in_memory, side="right"))
+        # [N, 2] height and width, 0 until the image is cached.
+        self.shapes = np.frombuffer(mmap.mmap(-1, len(sizes) * 8), np.int32).reshape(-1, 2)
+        self._memory = os.fdopen(os.memfd_create("latteclip"), "w+b")
+        self._disk = tempfile.TemporaryFile(dir=existing(folder)) if folder else None  # noqa: SIM115
+
+    def _place(self, index: int) -> tuple[Any, int]:
+        """Return the file of an image, and where it starts there."""
+        file = self._memory if index < self.n_in_memory else self._disk
+        return file, int(self.ends[index - 1]) if index else 0
+
+    def get(self, index: int) -> np.ndarray | None:
+        """Return image `index` [h, w, 3], or None if it is not cached."""
+        height, width = self.shapes[index].tolist()
+        if not height:
+            return None
+        file, start = self._place(index)
+        content = os.pread(file.fileno(), height * width * 3, start)
+        return np.frombuffer(content, np.uint8).reshape(height, width, 3)
+
+    def put(self, index: int, image: np.ndarray) -> None:
+        """Cache image `index` [h, w, 3] if there is room for it."""
+        file, start = self._place(index)
+        if file is None or start + image.size > self.ends[index]:
+            return
+        try:
+            is_whole = os.pwrite(file.fileno(), image.tobytes(), start) == image.size
+        except OSError:  # the disk is full, for example
+            return
+        if is_whole:  # the height comes last: it marks the image as cached
+            self.shapes[index, 1] = image.shape[1]
+            self.shapes[index, 0] = image.shape[0]
+
+
+def open_cache(sizes: np.ndarray, side: int, in_memory: float, folder: str | Path) -> ImageCache:
+    """Return the cache of this process for images of the given widths and heights.
+
+    Args:
+        sizes: [N, 2] width and height of each image before `resize_for_cache`.
+        side: see `resize_for_cache`.
+        in_memory: bytes in memory, of all processes of the training.
+        folder: on whose disk the others are cached, if it has FREE times as much room.
+    """
+    # A JPEG that was decoded at an eighth may be a pixel longer than its full size says.
+    taken = 3 * (cached_sizes(sizes, side) + 1).prod(axis=1)
+    in_memory /= parallel.size()
+    beyond = max(0.0, taken.sum() - in_memory)
+    has_room = FREE * parallel.size() * beyond <= shutil.disk_usage(existing(folder)).free
+    log.info(
+        "After resizing the images take %.1f GiB: %.1f GiB are cached in memory at most "
+        "(compute.cache_gib), the others %s.",
+        taken.sum() / 2**30,
+        in_memory / 2**30,
+        f"on the disk of {folder}" if has_room else "are decoded each time",
+    )
+    return ImageCache(taken, int(in_memory), folder if beyond and has_room else None)
+
+
+class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
+    """N images. A key is (number of the pass over all of them, index).
+
+    An item holds the random numbers [K] of the image's transform in this pass, and its pixels. They
+    depend only on the seed, the pass and the image: not on worker processes, the order, or what is
+    cached.
+    """
+
+    def __init__(
+        self, paths: Sequence[str], transform: "Augmentation", seed: int, cache: ImageCache
+    ) -> None:
+        self.paths, self.transform, self.seed, self.cache = paths, transform, seed, cache
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        number, index = key
+        image = self.cache.get(index)
+        if image is None:
+            image = resize_for_cache(self.paths[index], self.transform.cached_side)
+            self.cache.put(index, image)
+        return draw(self.seed, number, index), image
+
+    def batches(
+        self, keys: Iterable[Sequence[tuple[int, int]]], device: torch.device, threads: int
+    ) -> Iterator[torch.Tensor]:
+        """Decode ahead of the model, and yield transformed images [B, 3, H, W] on its device.
+
+        Args:
+            keys: of each batch, in order.
+            device: of the model.
+            threads: worker processes beside a GPU. Without one, the model keeps the CPU busy, and
+                images are decoded between its batches.
+        """
+        on_gpu = device.type == "cuda"
+        ready = loader(
+            self,
+            keys,
+            workers=threads if on_gpu else 0,
+            pinned=on_gpu,
+            # Processes that share out the batches share /dev/shm.
+            item_bytes=parallel.size() * self.cache.ends[-1] / len(self.paths),
+            collate=_together,
+        )
+        for drawn, sizes, pixels in watched(ready):
+            shapes = [(height, width, 3) for height, width in sizes.tolist()]
+            parts = pixels.to(device, non_blocking=True).split([math.prod(s) for s in shapes])
+            crops = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+            yield self.transform(crops, drawn)
+
+
+def _together(samples: list[tuple[np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, ...]:
+    """Return random numbers [B, K], heights and widths [B, 2], and all pixels."""
+    drawn, images = zip(*samples, strict=True)
+    return (
+        torch.from_numpy(np.stack(drawn)),
+        torch.tensor([image.shape[:2] for image in images]),
+        torch.from_numpy(np.concatenate([image.reshape(-1) for image in images])),
+    )
+
+
+# --- augmentation ---------------------------------------------------------------------------------
+
+
+def draw(seed: int, number: int, index: int) -> np.ndarray:
+    """Return uniform numbers [K] in [0, 1) for image `index` in a pass over all images."""
+    return np.random.default_rng((seed, number, index)).random(DRAWN, np.float32)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The transform for the input of a model."""
+
+    side: tuple[int, int]  # H and W
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, clip: Clip) -> "Augmentation":
+        """Return the transform of a model."""
+        visual: Any = clip.model.visual
+        size = visual.preprocess_cfg["size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        mean, std = (tuple(visual.preprocess_cfg[name]) for name in ("mean", "std"))
+        return cls((height, width), mean, std)
+
+    @property
+    def cached_side(self) -> int:
+        """Shorter side of cached images, large enough that crops are still reduced."""
+        return round(MARGIN * max(self.side))
+
+    def __call__(self, pictures: Sequence[torch.Tensor], drawn: torch.Tensor) -> torch.Tensor:
+        """Return normalised crops [B, 3, H, W], float32.
+
+        Args:
+            pictures: B images, uint8 [h, w, 3], of any sizes, on the device.
+            drawn: [B, K] of `draw`, on the CPU.
+        """
+        device = pictures[0].device
+        boxes = crops(torch.tensor([picture.shape[:2] for picture in pictures]), drawn).tolist()
+        order, factors = colours(drawn)
+        factors, mean, std = (
+            devices.send(values, device)
+            for values in (factors, torch.tensor(self.mean), torch.tensor(self.std))
+        )
+        batch = torch.empty(len(pictures), 3, *self.side, device=device)
+        for rows in self._portions(order, device):
+            images = torch.empty(len(rows), 3, *self.side, device=device)
+            for image, i in zip(images, rows, strict=True):
+                image.copy_(resized(pictures[i], boxes[i], self.side))
+            index = devices.send(torch.tensor(rows), device)
+            steps = [order[i] for i in rows]
+            images = recoloured(images.mul_(1 / 255), steps, factors[index])
+            for image, i in zip(images.sub_(mean[:, None, None]), rows, strict=True):
+                torch.div(image, std[:, None, None], out=batch[i])
+        return batch
+
+    def _portions(self, order: Sequence[list[int]], device: torch.device) -> list[list[int]]:
+        """Return rows that are processed at once: all on a GPU, few with equal steps on a CPU."""
+        rows = list(range(len(order)))
+        if device.type != "cpu":
+            return [rows]
+        n = max(1, ON_CPU // math.prod(self.side))
+        rows.sort(key=lambda row: order[row])
+        groups = [list(group) for _, group in groupby(rows, key=lambda row: order[row])]
+        return [group[start : start + n] for group in groups for start in range(0, len(group), n)]
+
+
+def crops(sizes: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """Return top, left, height and width of the crops [B, 4], as RandomResizedCrop draws them.
+
+    Args:
+        sizes: [B, 2], h and w.
+        drawn: [B, K] by `draw`.
+    """
+    part = _parts(drawn)
+    height, width = sizes.double().split(1, dim=1)  # [B, 1] each
+    area = height * width * _between(part["area"], *SCALE)  # [B, ATTEMPTS]
+    ratio = _between(part["ratio"], *map(math.log, RATIO)).exp()
+    tried = torch.stack([(area / ratio).sqrt().round(), (area * ratio).sqrt().round()], dim=2)
+    fits = ((tried > 0) & (tried <= sizes[:, None])).all(dim=2)  # [B, ATTEMPTS]
+    first = fits.int().argmax(dim=1)
+    crop = tried[torch.arange(len(tried)), first].long()  # [B, 2]
+    corner = (part["place"] * (sizes - crop + 1)).long()
+    # Where nothing fits: the largest crop of RATIO, in the middle.
+    least, most = RATIO
+    heights = torch.minimum(height, (width / least).round())
+    widths = torch.minimum(width, (height * most).round())
+    middle = torch.cat([heights, widths], dim=1).long()
+    none = ~fits.any(dim=1, keepdim=True)
+    crop = torch.where(none, middle, crop)
+    corner = torch.where(none, (sizes - middle) // 2, torch.minimum(corner, sizes - crop))
+    return torch.cat([corner, crop], dim=1)
+
+
+def resized(picture: torch.Tensor, box: Sequence[int], side: tuple[int, int]) -> torch.Tensor:
+    """Resize a crop of uint8 [h, w, 3] to integers [3, H, W]: bicubic with antialiasing."""
+    top, left, height, width = box
+    crop = picture[top : top + height, left : left + width].permute(2, 0, 1)[None]
+    if crop.device.type == "cuda":  # which resizes no integers
+        exact = F.interpolate(crop.float(), side, mode="bicubic", antialias=True)
+        return exact[0].round_().clamp_(0, 255)
+    return F.interpolate(crop, side, mode="bicubic", antialias=True)[0]
+
+
+def colours(drawn: torch.Tensor) -> tuple[list[list[int]], torch.Tensor]:
+    """Return colour steps by numbers [B, K] of `draw`, as ColorJitter and Grayscale draw them.
+
+    Returns:
+        For each image the numbers of its STEPS in order, and the factors of all steps [B, 5].
+    """
+    part = _parts(drawn)
+    factors = torch.tensor(UNCHANGED) + torch.tensor(STRENGTHS) * (2 * part["factors"] - 1)
+    jittered, grey = (part["whether"] < torch.tensor(PROBABILITIES)).unbind(1)
+    shuffled = part["order"].argsort(dim=1).tolist()
+    order = [
+        steps * jitter + [GREY] * turn
+        for steps, jitter, turn in zip(shuffled, jittered.tolist(), grey.tolist(), strict=True)
+    ]
+    return order, torch.cat([factors, torch.zeros(len(drawn), 1)], dim=1)
+
+
+def recoloured(
+    images: torch.Tensor, order: Sequence[Sequence[int]], factors: torch.Tensor
+) -> torch.Tensor:
+    """Apply the steps of `colours` to images [B, 3, H, W] in [0, 1], in place where possible."""
+    for position in range(max(map(len, order))):
+        now = [steps[position] if position < len(steps) else None for steps in order]
+        for number, step in enumerate(STEPS):
+            rows = [i for i, chosen in enumerate(now) if chosen == number]
+            by = factors[:, number, None, None, None]
+            if len(rows) == len(images):
+                images = step(images, by)
+            elif rows:
+                index = devices.send(torch.tensor(rows), images.device)
+                images[index] = step(images[index], by[index])
+    return images
+
+
+def adjust_brightness(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Multiply images [B, 3, H, W] by [B, 1, 1, 1], in place like the next functions."""
+    return images.mul_(factors).clamp_(0, 1)
+
+
+def adjust_contrast(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Move each image away from its mean luma, or towards it."""
+    means = _luma(images.mean(dim=(2, 3), keepdim=True))  # [B, 1, 1, 1]
+    return images.mul_(factors).add_(means.mul_(1 - factors)).clamp_(0, 1)
+
+
+def adjust_saturation(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Move each pixel away from its luma, or towards it."""
+    luma = _luma(images).mul_(1 - factors)  # [B, 1, H, W]
+    return images.mul_(factors).add_(luma).clamp_(0, 1)
+
+
+def adjust_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Turn the hue by [B, 1, 1, 1] of its circle, a sixth at most.
+
+    Only the hue changes, so the largest and the smallest of a pixel's three values stay. Between
+    them a value is a trapezoid of the hue. A turn of up to a sixth moves it along its slope,
+    upwards if it goes towards the greater of the other two, and past neither end.
+    """
+    red, green, blue = images.split(1, dim=1)  # [B, 1, H, W] each
+    top = torch.maximum(torch.maximum(red, green), blue)
+    low = torch.minimum(torch.minimum(red, green), blue)
+    turned = torch.empty_like(images)
+    for channel, (after, before) in enumerate(((green, blue), (blue, red), (red, green))):
+        torch.sub(after, before, out=turned[:, channel : channel + 1])
+    turned.sign_().mul_((top - low).mul_(6 * turns))
+    rest = (top + low).sub_(red).sub_(green).sub_(blue)
+    torch.sub(rest, turned, out=turned).add_(images, alpha=2)
+    return torch.clamp(turned, low, top, out=turned)
+
+
+# In the order of their numbers. The last one, GREY, takes all saturation away.
+STEPS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue, adjust_saturation)
+
+
+def _luma(images: torch.Tensor) -> torch.Tensor:
+    """Return the luma [B, 1, H, W] of images [B, 3, H, W] (ITU-R BT.601)."""
+    red, green, blue = images.split(1, dim=1)
+    luma: torch.Tensor = (red * 0.299).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+    return luma
+
+
+def _parts(drawn: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Split the numbers [B, K] by their purpose."""
+    return dict(zip(PARTS, drawn.split(list(PARTS.values()), dim=1), strict=True))
+
+
+def _between(drawn: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    return low + (high - low) * drawn.double()

@@ -1,0 +1,409 @@
+"""The set-up of a training, on kinds of CLIP that open_clip builds, and its steps."""
+
+import math
+import os
+import shutil
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.backbones import CPU, TEXTS, assert_same_gradients, gradients, pictures
+from support.objectives import SHAPES, Case
+from support.on_device import OnDevice, moved, no_waiting, send
+from support.tiny import FINETUNE
+
+from latteclip.clip import encode
+from latteclip.clip import model as clips
+from latteclip.clip.classifier import Classifier
+from latteclip.core import devices
+from latteclip.core.errors import UserError
+from latteclip.core.signals import Signals
+from latteclip.train import training as trainings
+from latteclip.train.objectives.flyp import Flyp
+from latteclip.train.settings import Compute, Finetune, Recipe
+from latteclip.train.training import (
+    Training,
+    collapse,
+    micro_batch,
+    parameter_groups,
+    prediction_entropy,
+    prepare_training,
+    refuse_moving_statistics,
+    training_mode,
+)
+
+# --- settings ------------------------------------------------------------------------------------
+
+
+def test_rate_rises_linearly_then_falls_by_a_cosine():
+    section = Recipe(**FINETUNE | {"warmup_steps": 4, "lr": 8.0})
+    rates = [section.rate(step, 14) for step in range(14)]
+    assert rates[:5] == pytest.approx([2, 4, 6, 8, 8])
+    for step in range(4, 14):
+        assert rates[step] == pytest.approx(4 * (1 + math.cos(math.pi * (step - 4) / 10)))
+
+
+@given(n=st.integers(2, 2_000_000))
+def test_auto_follows_from_the_number_of_images(n):
+    auto = Finetune(
+        **FINETUNE | dict.fromkeys(["epochs", "warmup_steps", "batch_size", "lr"], "auto")
+    )
+    recipe, more = auto.recipe(n, 1e-5), auto.recipe(2 * n, 1e-5)
+    assert recipe.lr == 1e-5
+    assert recipe.batch_size in (64, 128, 256, 512)
+    assert 3 <= recipe.epochs <= 30
+    assert recipe.warmup_steps <= recipe.epochs * recipe.steps_per_epoch(n) / 10
+    assert more.batch_size >= recipe.batch_size
+    assert more.epochs <= recipe.epochs
+    assert Finetune(**FINETUNE | {"lr": 0.5}).recipe(n, 1e-5) == Recipe(**FINETUNE | {"lr": 0.5})
+
+
+# --- set-up --------------------------------------------------------------------------------------
+
+
+def load(backbones, kind):
+    return clips.load(backbones[kind], None, CPU)
+
+
+def prepare(clip, **chosen):
+    compute = Compute(**{"micro_batch": None, **chosen})
+    prepare_training(clip, compute, clip.tokenizer(TEXTS), len(TEXTS))
+
+
+def text_module(clip):
+    return getattr(clip.model, "text", clip.model).transformer
+
+
+@pytest.mark.parametrize(("kind", "micro_batch"), [("convnext", None), ("hf_mean", 4)])
+def test_gradient_checkpointing_changes_no_gradient(kind, micro_batch, backbones):
+    clip = load(backbones, kind)
+    training_mode(clip.model, "frozen")
+    for module in clip.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    before = gradients(clip)
+    prepare(clip, gradient_checkpointing=True, micro_batch=micro_batch)
+    forward = count_calls(clip.model.visual), count_calls(text_module(clip))
+    assert_same_gradients(gradients(clip), before)
+    assert all(calls["n"] > (3 if micro_batch else 1) for calls in forward)
+
+
+def count_calls(tower):
+    """Count forward passes of the last norm in a tower's blocks."""
+    calls = {"n": 0}
+    norms = [
+        module
+        for name, module in tower.named_modules()
+        if isinstance(module, (torch.nn.LayerNorm, torch.nn.BatchNorm2d))
+        and any(part.isdigit() for part in name.split("."))
+    ]
+    norms[-1].register_forward_pre_hook(lambda *_: calls.update(n=calls["n"] + 1))
+    return calls
+
+
+def test_frozen_batch_norm_alone_stays_in_evaluation_mode(backbones):
+    clip = load(backbones, "resnet")
+    training_mode(clip.model, "frozen")
+    norms = [m for m in clip.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    others = (torch.nn.Conv2d, torch.nn.LayerNorm, torch.nn.Linear)
+    assert len(norms) > 5
+    assert not any(norm.training for norm in norms)
+    assert all(norm.weight.requires_grad for norm in norms)
+    assert all(module.training for module in clip.model.modules() if isinstance(module, others))
+    training_mode(clip.model, "train")
+    assert all(module.training for module in clip.model.modules())
+
+
+@pytest.mark.parametrize(
+    ("compute", "processes"),
+    [({"gradient_checkpointing": True}, 1), ({"micro_batch": 2}, 1), ({}, 2)],
+    ids=str,
+)
+def test_moving_statistics_of_parts_of_batches_are_refused(
+    compute, processes, backbones, monkeypatch
+):
+    refuse_moving_statistics(load(backbones, "resnet"), Compute())
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    refuse_moving_statistics(load(backbones, "vit"), Compute(**compute))
+    with pytest.raises(UserError, match=r"finetune\.batch_norm"):
+        refuse_moving_statistics(load(backbones, "resnet"), Compute(**compute))
+
+
+@pytest.mark.parametrize(("kind", "size"), [("resnet", 4), ("hf_mean", 1)])
+def test_micro_batches_change_no_gradient(kind, size, backbones):
+    clip = load(backbones, kind)
+    if kind == "resnet":
+        training_mode(clip.model, "frozen")
+    before = gradients(clip)
+    prepare(clip, micro_batch=size)
+    rows = {"visual": [], "text": []}
+    clip.model.visual.register_forward_pre_hook(lambda _, args: rows["visual"].append(len(args[0])))
+    text_module(clip).register_forward_pre_hook(
+        lambda _, args, kwargs: rows["text"].append(
+            len(kwargs["input_ids"] if "input_ids" in kwargs else args[0])
+        ),
+        with_kwargs=True,
+    )
+    assert_same_gradients(gradients(clip), before)
+    for sizes in rows.values():
+        assert max(sizes) <= size
+        assert sum(sizes) == 2 * len(TEXTS)  # once forward and once again
+
+
+def test_micro_batches_draw_the_same_dropout_again(backbones):
+    """Numerical against analytical gradient: a recomputation with other draws would differ."""
+    clip = load(backbones, "hf_mean")
+    clip.model.train()
+    prepare(clip, micro_batch=2)
+    bias = clip.model.text.transformer.encoder.layer[0].output.dense.bias
+
+    def loss():
+        torch.manual_seed(5)
+        features = encode.encode_texts(clip, clip.tokenizer(TEXTS))
+        return features.double() @ torch.linspace(-1, 1, features.shape[1], dtype=torch.double)
+
+    clip.model.double()
+    (gradient,) = torch.autograd.grad(loss().sum(), bias)
+    with torch.no_grad():
+        bias[0] += 1e-3
+    after = loss().sum().item()
+    with torch.no_grad():
+        bias[0] -= 2e-3
+    before = loss().sum().item()
+    assert gradient[0].item() == pytest.approx((after - before) / 2e-3, rel=1e-2)
+
+
+def test_channels_last_changes_no_feature_and_nothing_that_is_saved(backbones, tmp_path):
+    """It is for convolutions on a GPU."""
+    clip = load(backbones, "convnext")
+    prepare(clip)
+    assert not clip.channels_last
+    images = pictures(clip, 3)
+    before = encode.encode_images(clip, images)
+    clip.device = torch.device("cuda")
+    prepare(clip)
+    clip.device = CPU
+    assert clip.channels_last
+    formats = []
+    clip.model.visual.register_forward_pre_hook(
+        lambda _, args: formats.append(args[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    torch.testing.assert_close(encode.encode_images(clip, images), before, rtol=1e-4, atol=1e-5)
+    assert formats == [True]
+    clips.save(clip, Classifier.of(torch.eye(2)), ["a", "b"], "{}", tmp_path / "model")
+    again = clips.load(f"local-dir:{tmp_path / 'model'}", None, CPU)
+    assert torch.equal(encode.encode_images(again, images), before)
+
+
+def has_compiler():
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler")
+def test_compiled_towers_have_the_same_features_and_gradients(backbones):
+    torch.compiler.reset()
+    clip = load(backbones, "custom_text")
+    for tower in (clip.model.visual.transformer, text_module(clip)):
+        del tower.resblocks[1:]  # compilers are slow
+    keys = list(clip.model.state_dict())
+    before = gradients(clip)
+    prepare(clip, compile=True, gradient_checkpointing=True, micro_batch=3)
+    assert list(clip.model.state_dict()) == keys
+    assert_same_gradients(gradients(clip), before, rtol=1e-3)
+
+
+def test_a_machine_that_cannot_compile_is_told_the_key(backbones, monkeypatch):
+    def run(*_):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda function: run)
+    with pytest.raises(UserError, match=r"compute\.compile"):
+        prepare(load(backbones, "vit"), compile=True)
+
+
+@pytest.fixture
+def limited(backbones, monkeypatch):
+    """Makes a CLIP that can encode so many images or texts at once, on a GPU as it were."""
+
+    def limited(kind, rows):
+        encoded = encode._encode
+
+        def bounded(clip, function, batch):
+            if (clip.micro_batch or len(batch)) > rows:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return encoded(clip, function, batch)
+
+        monkeypatch.setattr(encode, "_encode", bounded)
+        monkeypatch.setattr(trainings, "on_gpu", lambda clip: True)
+        return load(backbones, kind)
+
+    return limited
+
+
+@pytest.mark.parametrize(("rows", "chosen"), [(48, None), (47, 32), (1, 1)])
+def test_the_largest_power_of_two_that_fits_is_chosen(rows, chosen, limited):
+    clip = limited("vit", rows)
+    prepare_training(clip, Compute(), clip.tokenizer(TEXTS), 48)
+    assert clip.micro_batch == chosen
+    assert not clip.model.training
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch_norm", "rows"), [("vit", "frozen", 0), ("resnet", "train", 3)]
+)
+def test_what_does_not_fit_is_one_sentence(kind, batch_norm, rows, limited):
+    clip = limited(kind, rows)
+    with pytest.raises(UserError, match=r"finetune\.batch_size"):
+        prepare_training(clip, Compute(), clip.tokenizer(TEXTS), 48, batch_norm)
+
+
+def test_trying_changes_nothing(backbones):
+    clip = load(backbones, "hf_mean")  # which has dropout
+    before = gradients(clip)
+    saved = {name: tensor.clone() for name, tensor in clip.model.state_dict().items()}
+    state = torch.get_rng_state()
+    training_mode(clip.model, "frozen")
+    micro_batch(clip, clip.tokenizer(TEXTS), 6)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(saved[name], each) for name, each in clip.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in clip.model.parameters())
+    clip.model.eval()
+    assert_same_gradients(gradients(clip), before, rtol=0)
+
+
+# --- steps ---------------------------------------------------------------------------------------
+
+
+def test_only_matrices_decay(demo_clip):
+    groups = parameter_groups(demo_clip.model, 0.2)
+    named = {id(p): name for name, p in demo_clip.model.named_parameters()}
+    decayed, spared = (
+        {named[id(p)] for p in group["params"]}
+        for group in sorted(groups, key=lambda group: -group["weight_decay"])
+    )
+    assert sorted(group["weight_decay"] for group in groups) == [0.0, 0.2]
+    assert decayed | spared == set(named.values())
+    assert not decayed & spared
+    assert {"logit_scale", "ln_final.weight", "ln_final.bias", "visual.ln_pre.weight"} <= spared
+    assert {"text_projection", "token_embedding.weight", "visual.conv1.weight"} <= decayed
+    assert not any(name.endswith(".bias") for name in decayed)
+
+
+OBJECTIVES = {
+    "flyp": lambda case: Flyp(case.bank, case.texts),
+    "latteclip": lambda case: case.latteclip(),
+    "no mixer": lambda case: case.latteclip(mixer_weights=False),
+    "epoch": lambda case: case.latteclip(mixer_prototypes="epoch", group_description=False),
+    "no prototypes": lambda case: case.latteclip(prototypes=False),
+}
+
+
+def a_training(case, objective):
+    """A training of the case's model on a device that notices when it is waited for."""
+    recipe = Recipe(**FINETUNE | {"batch_size": len(case.index)})
+    objective, n_classes = OBJECTIVES[objective](case), len(case.classnames)
+    training = Training(case.clip, objective, n_classes, recipe, Signals())
+    training.predicted = training.predicted.as_subclass(OnDevice)
+    return training
+
+
+def take(training, case, n=2):
+    batches = iter([(case.index, send(case.images, None))] * n)
+    assert list(training.steps(batches, case.labels, n, n)) == list(range(1, n + 1))
+
+
+def gradients_of(case, objective):
+    """The loss of a batch and the gradients of all parameters."""
+    case.clip.model.zero_grad()
+    outcome = OBJECTIVES[objective](case).loss(case.batch())
+    outcome.loss.backward()
+    named = case.clip.model.named_parameters()
+    return outcome.loss.item(), {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(("shape", "size"), [(SHAPES[0], 2), (SHAPES[2], 1)])
+def test_micro_batches_give_every_objective_its_gradients(objective, shape, size):
+    case = Case(*shape)
+    loss, whole = gradients_of(case, objective)
+    case.clip.micro_batch = size
+    loss_of_parts, parts = gradients_of(case, objective)
+    assert loss_of_parts == pytest.approx(loss, rel=1e-5)
+    assert parts.keys() == whole.keys()
+    largest = max(gradient.abs().max() for gradient in whole.values()).item()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-5, atol=1e-5 * largest, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("objective", "micro_batch"), [*((name, None) for name in OBJECTIVES), ("latteclip", 2)]
+)
+def test_a_step_never_waits_for_the_device(objective, micro_batch, monkeypatch):
+    monkeypatch.setattr(devices, "send", send)
+    case = Case(5, 7, 11)
+    moved(case.clip.model)
+    training = a_training(case, objective)
+    case.clip.micro_batch = micro_batch
+    before = training.logit_scale.item()
+    with no_waiting():
+        take(training, case)
+        with pytest.raises(AssertionError, match="item waits for the device"):
+            training._pending[0]["loss"].item()
+    assert isinstance(training.predicted, OnDevice)
+    assert training.logit_scale.item() != before
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 11), (3, 13, 8)])
+def test_rows_become_numbers_together_with_their_speed(shape):
+    case = Case(*shape)
+    training = a_training(case, "latteclip")
+    take(training, case, n=3)
+    wanted = [row["loss"].item() for row in training._pending]
+    training.flush_metrics()
+    assert [row["loss"] for row in training.history] == wanted
+    assert [row["step"] for row in training.history] == [0, 1, 2]
+    assert len({row["images_per_second"] for row in training.history}) == 1
+    assert all(0 < row["data_wait"] < 1 for row in training.history)
+    values = [value for row in training.history for value in row.values()]
+    assert all(isinstance(value, (int, float)) for value in values)
+    assert training.predicted.sum() == 3 * shape[0]
+
+
+def test_a_loss_that_is_not_finite_is_found_when_metrics_are_flushed():
+    case = Case(5, 7, 11)
+    training = a_training(case, "flyp")
+    take(training, case, n=4)
+    training._pending[2]["loss"] = torch.tensor(math.nan)
+    with pytest.raises(UserError, match=r"finetune\.lr"):
+        training.flush_metrics()
+    assert [row["step"] for row in training.history] == [0, 1]
+
+
+def test_prediction_entropy_equals_the_loop():
+    torch.manual_seed(0)
+    scores = torch.randn(5, 7)
+    found = prediction_entropy(scores, torch.tensor(3.0))
+    entropies, mean = [], [0.0] * 7
+    for row in scores.tolist():
+        weights = [math.exp(3 * score) for score in row]
+        shares = [w / sum(weights) for w in weights]
+        entropies.append(-sum(p * math.log(p) for p in shares))
+        mean = [m + p / 5 for m, p in zip(mean, shares, strict=True)]
+    assert found["entropy"].item() == pytest.approx(sum(entropies) / 5, rel=1e-5)
+    balance = -sum(p * math.log(p) for p in mean) / math.log(7)
+    assert found["class_balance"].item() == pytest.approx(balance, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("counts", "agreement", "collapsed"),
+    [
+        ([3, 1, 0, 0, 2], 0.8, False),
+        ([3, 0, 0, 0, 2], 0.8, True),
+        ([9, 9, 9, 9, 9], 0.2, True),
+        ([9, 9, 9, 9, 9], 0.25, False),
+    ],
+)
+def test_collapse_is_few_classes_or_little_agreement(counts, agreement, collapsed):
+    assert bool(collapse(torch.tensor(counts), agreement)) == collapsed
