@@ -10,6 +10,7 @@ from support.zero_shot_files import ZeroShotFiles
 
 from latteclip.cli import main
 from latteclip.clip import classifier, encode
+from latteclip.clip import model as clips
 from latteclip.clip.encode import class_embeddings
 from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
@@ -240,7 +241,7 @@ def test_each_distinct_caption_is_encoded_once(dataset, monkeypatch):
 
 
 def test_class_scores_alone_vote_without_a_model(dataset, monkeypatch):
-    monkeypatch.setattr(stage.clips, "load", lambda *_: 1 / 0)
+    monkeypatch.setattr(clips, "load", lambda *_: 1 / 0)
     columns, metadata = dataset.run(captions=False, scores=True)
     votes = class_score_votes(dataset.options, dataset.scores, C)
     assert_is_fusion(dataset, columns, metadata, votes)
