@@ -1,17 +1,25 @@
-"""What answers teach, how well they check, and what they guarantee.
+"""What answers teach, how well they check labels, and what they guarantee.
 
-    python benchmarks/teach.py results/dtd [--without-captions] [--errs 0.1] [--drawings 500]
+    python benchmarks/teach.py results/dtd [--errs 0.05] [--swap 0.5] [--imbalance 20]
+        [--without-captions] [--only learning|interval|guarantee] [--runs 500] [--drawings 1000]
 
-answers the questions of `latteclip teach` by the labels of a finished run, whose captions and
-features it reads. Labels only score. Of `filled in`, the answers stand in the labels and nothing
-learns from them. A probe is a logistic regression on the same answers alone. Standard errors of the
-test accuracy are binomial.
+answers the questions of `latteclip teach` by the labels of a finished run. Labels only score.
+
+- learning: labels and test accuracy by answers. Of `filled in`, the answers stand in the labels and
+  nothing learns from them. A probe is a logistic regression on the same answers alone.
+- interval: the whole page, with 50 questions that teach and 50 that check, in many runs. A run
+  holds if the interval contains the truth after every fifth answer, so a person may stop at any
+  time. Where the person errs, each run has other errors.
+- guarantee: drawings of images that are checked, after 50 answers that taught.
 """
 
 import argparse
+import copy
+import tempfile
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -21,32 +29,41 @@ from latteclip.audit.teach import TeachingSession
 from latteclip.core import tables
 from latteclip.labels.answers import CLASS, Answer, LabelledRows
 from latteclip.labels.features import read_features
-from latteclip.labels.fusion import Fusion, LabelModel, cross_fit
+from latteclip.labels.fusion import ROUNDS, Fusion, LabelModel, LabelModelState, cross_fit
 from latteclip.labels.guarantees import confidence_sequence, conformal_accepted, pac_threshold
 from latteclip.labels.label_sources import Votes
 
 COUNTS = (20, 50, 100, 200)
 SEEDS = 5  # drawings where answers are drawn at random
+TAUGHT, CHECKED = 50, 50  # questions of a run
 
 
 class Data:
     """A dataset whose labels are known, and the model of its labels without answers."""
 
-    def __init__(self, folder: Path, *, captions: bool) -> None:
-        self.session = TeachingSession(folder, 1, checking=0)
-        start = self.session.model.state
-        votes = start.votes
+    def __init__(self, folder: Path, *, captions: bool, swap: float) -> None:
+        self.folder = folder
+        session = TeachingSession(folder, 1, checking=0)
+        start = session.model.state
+        n = len(session.ids)
+        self.images, self.votes = start.images, start.votes
         if not captions:
-            votes = Votes(torch.zeros_like(votes.has), votes.probabilities)
-        self.images, self.votes = start.images, votes
+            self.votes = Votes(torch.zeros(n, dtype=torch.bool), start.votes.probabilities)
+        elif swap:
+            self.votes = swapped(start.votes, n, swap)
         labels, _ = tables.read(folder / "images.parquet", tables.IMAGES)
-        self.classes = self.label_column(labels, self.session.index["image_id"])
+        self.classes = self.label_column(labels, session.index["image_id"])
         test = labels.filter(pc.equal(labels["split"], "test"))
         self.test_classes = self.label_column(labels, test["image_id"])
         features = read_features(str(folder / "pseudo_labels.parquet"), test["image_id"])
         mean = self.images.mean.float()
         self.test = (torch.as_tensor(features[:]) - mean).double() / self.images.length
-        self.start = LabelModel(self.images, self.votes)
+        self.start = LabelModel(self.images, self.votes, session.model.others)
+        self.learned = copy.copy(self.start)
+        self.last: LabelModelState = self.learned.state
+        for _ in range(ROUNDS if self.start.is_informed else 0):
+            self.last = self.learned.step()
+        self.before: Fusion = copy.copy(self.start).fused()
 
     @staticmethod
     def label_column(labels: pa.Table, ids: pa.ChunkedArray) -> torch.Tensor:
@@ -93,31 +110,60 @@ class Data:
         scores = F.normalize(self.test, dim=1) @ weights.detach().T
         return 100 * (scores.argmax(dim=1) == self.test_classes).double().mean().item()
 
-    @property
-    def before(self) -> Fusion:
-        """The labels without answers."""
-        if not hasattr(self, "_before"):
-            self._before = LabelModel(self.images, self.votes).fused()
-        return self._before
+
+class SimulatedSession(TeachingSession):
+    """A session whose model is read once for many runs."""
+
+    def __init__(self, data: Data, budget: int, checking: int) -> None:
+        self.data = data
+        super().__init__(data.folder, budget, checking)
+
+    def _read_model(self) -> LabelModel:
+        self._last = self.data.last
+        return copy.copy(self.data.learned)
+
+    def answer(self, named: torch.Tensor, answers: dict[str, Answer], total: int) -> list[int]:
+        """Answer questions until there are so many answers, and return the rows in their order."""
+        row_of = {name: row for row, name in enumerate(self.ids)}
+        rows = []
+        while len(answers) < total and (questions := self.open_questions(answers)):
+            one = questions[0]
+            row = row_of[one.image_id]
+            name = self.classnames[int(named[row])]
+            answers[one.key] = Answer(one.image_id, CLASS, name, one.phase, repeat=one.repeat)
+            rows += [] if one.repeat else [row]
+        return rows
 
 
-def asked(data: Data, folder: Path, n: int, named: torch.Tensor) -> tuple[list[int], list[Answer]]:
-    """Return the rows that `latteclip teach` asks about, in order, and the answers."""
-    session = TeachingSession(folder, n, checking=0)
-    if not data.start.is_informed:
-        session.model = LabelModel(data.images, data.votes)
-    row_of = {name: row for row, name in enumerate(session.ids)}
-    answers: dict[str, Answer] = {}
-    rows = []
-    while questions := session.open_questions(answers):
-        one = questions[0]
-        row = row_of[one.image_id]
-        # A second answer errs no less: the truth is named with the same probability.
-        name = session.classnames[int(named[row])]
-        answers[one.key] = Answer(one.image_id, CLASS, name, one.phase, repeat=one.repeat)
-        if not one.repeat:
-            rows.append(row)
-    return rows, list(answers.values())
+def swapped(votes: Votes, n: int, share: float) -> Votes:
+    """Return votes of which a share belongs to other images."""
+    rng, source = np.random.default_rng(0), np.arange(n)
+    chosen = np.flatnonzero(rng.random(n) < share)
+    source[chosen] = rng.permutation(chosen)
+    row = torch.from_numpy(source)
+    texts = votes.text_features
+    return Votes(
+        votes.has[row],
+        lambda rows: votes.probabilities(row[rows]),
+        None if texts is None else lambda rows: texts(row[rows]),
+    )
+
+
+def imbalanced(folder: Path, ratio: float, target: Path) -> None:
+    """Write an index whose training classes have sizes up to a ratio, beside the other files."""
+    for path in folder.iterdir():
+        (target / path.name).symlink_to(path.resolve())
+    table, metadata = tables.read(folder / "images.parquet", tables.IMAGES)
+    labels, test = table["label"].to_numpy(), pc.equal(table["split"], "test").to_numpy()
+    keep, rng = test.copy(), np.random.default_rng(0)
+    shares = ratio ** -np.linspace(0, 1, int(labels.max()) + 1)
+    for label, share in enumerate(rng.permutation(shares)):
+        rows = rng.permutation(np.flatnonzero((labels == label) & ~test))
+        keep[rows[: max(1, round(share * len(rows)))]] = True
+    (target / "images.parquet").unlink()
+    part = table.filter(pa.array(keep))
+    columns = {name: part[name] for name in part.column_names}
+    tables.write(target / "images.parquet", columns, tables.IMAGES, metadata)
 
 
 def person(data: Data, errs: float, seed: int = 0) -> torch.Tensor:
@@ -130,10 +176,10 @@ def person(data: Data, errs: float, seed: int = 0) -> torch.Tensor:
     return named
 
 
-def learning(data: Data, folder: Path, errs: float) -> list[int]:
-    """Print what answers teach; return the asked rows."""
+def learning(data: Data, errs: float) -> None:
+    """Print what answers teach."""
     named = person(data, errs)
-    rows, _ = asked(data, folder, max(COUNTS), named)
+    rows = SimulatedSession(data, max(COUNTS), checking=0).answer(named, {}, max(COUNTS))
     error = 100 * (0.25 / len(data.test)) ** 0.5
     print(f"\n{len(data.classes)} training images; standard error of the test at most {error:.1f}")
     print("answers | chosen by | labels | of the unasked | filled in | test | probe on the answers")
@@ -148,79 +194,124 @@ def learning(data: Data, folder: Path, errs: float) -> list[int]:
                 spread = np.std(found, axis=0, ddof=1)
                 cells = [f"{c} +- {s:.1f}" for c, s in zip(cells, spread, strict=True)]
             print(f"{k} | {how} | " + " | ".join(cells), flush=True)
-    return rows
 
 
-def checking(data: Data, rows: list[int], drawings: int, folds: int) -> None:
-    """Print how often intervals hold, and what is guaranteed, after 50 answers that taught."""
-    taught = rows[:50]
-    labelled = data.labelled(taught, data.classes)
-    fusion = data.start.answered(labelled).fused()
+def interval(data: Data, errs: float, runs: int) -> None:
+    """Print how often the page's interval holds."""
+    n, rows = len(data.classes), []
+    session: SimulatedSession | None = None
+    taught: dict[str, Answer] = {}
+    for seed in range(runs):
+        named = person(data, errs, seed)
+        if errs or session is None:
+            session, taught = SimulatedSession(data, TAUGHT + CHECKED, CHECKED), {}
+            session.answer(named, taught, TAUGHT)
+        run, answers = copy.copy(session), dict(taught)
+        run._order = np.random.default_rng(seed).permutation(n)
+        run._questions = session._questions[:TAUGHT]
+        run.answer(named, answers, TAUGHT + CHECKED)
+        known = {one.image_id for one in taught.values()}
+        rest = torch.tensor([name not in known for name in run.ids])
+        by_person = (len(known) + int((run._labels == named)[rest].sum())) / n
+        right = torch.where(rest, run._labels, named) == data.classes
+        entries = list(answers.items())
+        moments = [run._checked(dict(entries[:k])) for k in range(TAUGHT + 5, len(entries) + 1, 5)]
+        ends = [moment[2:] for moment in moments if moment]
+        truth = int(right.sum()) / n
+        holds = [all(low <= value <= high for low, high in ends) for value in (truth, by_person)]
+        rows.append([truth, *holds, ends[-1][1] - ends[-1][0]])
+    value, true, agreed, width = 100 * np.mean(np.array(rows, dtype=float), axis=0)
+    print(
+        f"\n{runs} runs of the page: {value:.1f} % of the labels are right. At all moments, the "
+        f"interval holds this share in {true:.1f} %, and the share by the person's answers in "
+        f"{agreed:.1f} %. Mean width at the end {width:.1f} points",
+        flush=True,
+    )
+
+
+def guarantee(data: Data, errs: float, drawings: int, folds: int) -> None:
+    """Print how often a promise is kept, and how many labels it saves."""
+    named = person(data, errs)
+    taught = SimulatedSession(data, TAUGHT, checking=0).answer(named, {}, TAUGHT)
+    fusion = data.start.answered(data.labelled(taught, named)).fused()
     rest = np.setdiff1d(np.arange(len(data.classes)), taught)
-    right = (fusion.labels == data.classes).numpy()
-    n, truth = len(rest), right[rest].mean()
-    print(f"\nchecking after 50 answers: {100 * truth:.1f} % of the other {n} labels are right")
-    for m in (25, 50, 100):
-        holds, widths = [], []
-        for seed in range(drawings):
-            order = np.random.default_rng(seed).permutation(rest)[:m]
-            hits = np.cumsum(right[order])
-            moments = [
-                confidence_sequence(int(hits[j - 1]), j, n) for j in sorted({*range(5, m, 10), m})
-            ]
-            holds.append(all(low <= truth <= high for low, high in moments))
-            widths.append(moments[-1][1] - moments[-1][0])
-        print(
-            f"{m} answers: the interval holds at all moments in {100 * np.mean(holds):.1f} % of "
-            f"{drawings} drawings; mean width {100 * np.mean(widths):.1f} points"
-        )
+    right, agreed = ((fusion.labels == which).numpy() for which in (data.classes, named))
+    n = len(rest)
+    print(
+        f"\nafter {len(taught)} answers {100 * right[rest].mean():.1f} % of the other {n} are right"
+    )
     confidence = fusion.confidence.numpy().astype(np.float64)
-    for m in (50, 100, 200):
+    for m in (60, 100, 200):
         if m >= n:
             continue
         for error in (0.05, 0.1, 0.2):
             wrongs, saved = [], []
             for seed in range(drawings):
                 drawn = np.random.default_rng(seed).permutation(rest)[:m]
-                threshold = pac_threshold(confidence[drawn], ~right[drawn], error)
-                unseen = np.setdiff1d(rest, drawn)
-                accepted = confidence[unseen] >= threshold
-                wrongs.append((~right[unseen] & accepted).sum() / n)
-                saved.append(accepted.mean())
-            kept = 100 * np.mean(np.array(wrongs) <= error)
+                threshold = pac_threshold(confidence[drawn], ~agreed[drawn], error)
+                wrong, share = taken(rest, drawn, confidence >= threshold, right)
+                wrongs.append(wrong / n)
+                saved.append(share)
             print(
                 f"PAC, {m} answers, {100 * error:.0f} %: {100 * np.mean(saved):.0f} % taken, "
-                f"{100 * np.mean(wrongs):.1f} % wrong, kept in {kept:.1f} %"
+                f"{100 * np.mean(wrongs):.1f} % wrong, kept in "
+                f"{100 * np.mean(np.array(wrongs) <= error):.1f} %",
+                flush=True,
             )
         shares, used = [], []
         for seed in range(drawings):
             drawn = np.random.default_rng(seed).permutation(rest)[:m]
             unseen = np.setdiff1d(rest, drawn)
-            accepted = conformal_accepted(confidence[drawn], ~right[drawn], confidence[unseen], 0.1)
+            accepted = conformal_accepted(
+                confidence[drawn], ~agreed[drawn], confidence[unseen], 0.1
+            )
             shares.append((~right[unseen])[accepted].mean() if accepted.any() else 0.0)
             used.append(accepted.mean())
         print(
             f"conformal, {m} answers, 10 %: {100 * np.mean(used):.0f} % used, "
-            f"{100 * np.mean(shares):.1f} % of them wrong"
+            f"{100 * np.mean(shares):.1f} % of them wrong",
+            flush=True,
         )
-    inside, gaps = [], []
-    for seed in range(folds):
-        drawn = np.random.default_rng(seed).permutation(rest)[:50].tolist()
-        both = data.labelled([*taught, *drawn], data.classes)
-        drawn_rows = torch.isin(both.rows, torch.tensor(drawn))
-        both = LabelledRows(both.rows, both.shares, drawn_rows)
-        checked = cross_fit(data.start, both)
-        final = (data.start.answered(both).fused().labels == data.classes).numpy()
-        others = np.setdiff1d(rest, drawn)
-        low, high = confidence_sequence(int(checked.right.sum()), len(drawn), n)
-        inside.append(low <= final[others].mean() <= high)
-        gaps.append(checked.right.double().mean().item() - final[others].mean())
     if folds:
-        print(
-            f"cross-fitted in five folds, 50 answers that also teach, {folds} drawings: estimate "
-            f"minus truth {100 * np.mean(gaps):+.1f} points (deviation {100 * np.std(gaps):.1f}), "
-            f"the interval holds in {100 * np.mean(inside):.0f} %"
-        )
+        cross_fitted(data, named, taught, folds)
+
+
+def taken(
+    rest: npt.NDArray[np.int_],
+    drawn: npt.NDArray[np.int_],
+    accepted: npt.NDArray[np.bool_],
+    right: npt.NDArray[np.bool_],
+) -> tuple[int, float]:
+    """Return how many labels are accepted and wrong, and the share that nobody needs to see."""
+    unseen = np.setdiff1d(rest, drawn)
+    return int((~right & accepted)[unseen].sum()), float(accepted[unseen].mean())
+
+
+def cross_fitted(data: Data, named: torch.Tensor, taught: list[int], folds: int) -> None:
+    """Print how well the workflow checks: by answers that also teach, left out in five folds."""
+    rest = np.setdiff1d(np.arange(len(data.classes)), taught)
+    n, m, found = len(rest), 100, []
+    for seed in range(folds):
+        drawn = np.random.default_rng(seed).permutation(rest)[:m]
+        both = data.labelled([*taught, *drawn.tolist()], named)
+        both = LabelledRows(both.rows, both.shares, torch.isin(both.rows, torch.from_numpy(drawn)))
+        checked = cross_fit(data.start, both)
+        fusion = data.start.answered(both).fused()
+        right = (fusion.labels == data.classes).numpy()
+        others = np.setdiff1d(rest, drawn)
+        truth, hits = right[others].mean(), int(checked.right.sum())
+        low, high = confidence_sequence(hits, m, n)
+        sure = checked.confidence.numpy().astype(np.float64)
+        threshold = pac_threshold(sure, ~checked.right.numpy(), 0.05)
+        accepted = fusion.confidence.numpy().astype(np.float64) >= threshold
+        wrong, share = taken(rest, drawn, accepted, right)
+        found.append([low <= truth <= high, hits / m - truth, wrong / n <= 0.05, wrong / n, share])
+    inside, gap, kept, wrongs, saved = 100 * np.mean(np.array(found, dtype=float), axis=0)
+    print(
+        f"cross-fitted in five folds, {m} answers that also teach, {folds} drawings: estimate "
+        f"minus truth {gap:+.1f} points, the interval holds in {inside:.0f} %; PAC, 5 %: "
+        f"{saved:.0f} % taken, {wrongs:.1f} % wrong, kept in {kept:.0f} %"
+    )
 
 
 def main() -> None:
@@ -228,18 +319,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--without-captions", action="store_true")
-    parser.add_argument("--errs", type=float, default=0.0)
-    parser.add_argument("--drawings", type=int, default=500)
+    parser.add_argument("--errs", type=float, default=0.0, help="share of wrong answers")
+    parser.add_argument("--swap", type=float, default=0.0, help="share of captions of other images")
+    parser.add_argument("--imbalance", type=float, default=1.0, help="of the largest class")
+    parser.add_argument("--only", choices=("learning", "interval", "guarantee"))
+    parser.add_argument("--runs", type=int, default=500)
+    parser.add_argument("--drawings", type=int, default=1000)
     parser.add_argument("--cross-fits", type=int, default=10)
-    parser.add_argument("--no-checking", action="store_true")
     args = parser.parse_args()
     if (args.folder / "answers.json").exists():
         parser.error(f"{args.folder} has a person's answers; copy it without answers.json")
-    data = Data(args.folder, captions=not args.without_captions)
-    print(f"{args.folder}, captions: {not args.without_captions}, errs: {args.errs}")
-    rows = learning(data, args.folder, args.errs)
-    if not args.no_checking:
-        checking(data, rows, args.drawings, args.cross_fits)
+    with tempfile.TemporaryDirectory() as folder:
+        imbalanced(args.folder, args.imbalance, Path(folder))
+        data = Data(Path(folder), captions=not args.without_captions, swap=args.swap)
+        print({name: str(value) for name, value in vars(args).items() if value})
+        if args.only in (None, "learning"):
+            learning(data, args.errs)
+        if args.only in (None, "interval"):
+            interval(data, args.errs, args.runs)
+        if args.only in (None, "guarantee"):
+            guarantee(data, args.errs, args.drawings, args.cross_fits)
 
 
 if __name__ == "__main__":
