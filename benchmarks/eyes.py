@@ -68,8 +68,8 @@ def line(name: str, data: Data, pairs: list[Pair], chance: Callable[[float], str
         return f"{100 * (found == true).double().mean().item():.1f}"
 
     own = images.classifier(fusion.weights, data.scale).scores(data.test_features)
-    joint = images.classifier(fusion.joint.weights[0], data.scale).scores(data.test_features)
-    for model, weights, (_, test) in zip(others, fusion.joint.weights[1:], pairs, strict=True):
+    joint = images.classifier(fusion.joint_weights[0], data.scale).scores(data.test_features)
+    for model, weights, (_, test) in zip(others, fusion.joint_weights[1:], pairs, strict=True):
         joint = joint + model.classifier(weights, data.scale).scores(test)
     cells = [
         name,

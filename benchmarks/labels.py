@@ -97,8 +97,7 @@ def read(folder: Path, clip_model: str | None) -> Data:
     options = scores = None
     if (folder / "class_scores.parquet").is_file():
         file = str(folder / "class_scores.parquet")
-        found = read_class_scores(file, train["image_id"], len(classes.weights))
-        options, scores = map(torch.from_numpy, found)
+        options, scores = read_class_scores(file, train["image_id"])
     features = str(folder / "pseudo_labels.parquet")
     return Data(
         read_features(features, train["image_id"])[:],

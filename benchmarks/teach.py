@@ -44,7 +44,7 @@ class Data:
     def __init__(self, folder: Path, *, captions: bool, swap: float) -> None:
         self.folder = folder
         session = TeachingSession(folder, 1, checking=0)
-        start = session.model.state
+        start = session.model
         n = len(session.ids)
         self.images, self.votes = start.images, start.votes
         if not captions:

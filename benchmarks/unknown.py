@@ -81,7 +81,7 @@ def main() -> None:
         chosen = np.random.default_rng(0).choice(len(draws), args.draws, replace=False)
         draws = [draws[number] for number in chosen]
     on_test, on_training = Judged(), Judged()
-    by_captioner = captioner(args.folder, index, test, c)
+    by_captioner = captioner(args.folder, index, test)
     for left_out in draws:
         texts = classes.weights[[k for k in range(c) if k not in left_out]]
         outside = np.isin(labels, left_out)
@@ -110,13 +110,14 @@ def main() -> None:
 
 
 def captioner(
-    folder: Path, index: pa.Table, test: npt.NDArray[np.bool_], n_classes: int
+    folder: Path, index: pa.Table, test: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]] | None:
     """Options and scores [N, K] of the training images, where there are some."""
     path = folder / "class_scores.parquet"
     if not path.is_file():
         return None
-    return read_class_scores(str(path), index["image_id"].filter(pa.array(~test)), n_classes)
+    options, scores = read_class_scores(str(path), index["image_id"].filter(pa.array(~test)))
+    return options.numpy(), scores.numpy()
 
 
 class Judged:

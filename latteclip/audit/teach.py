@@ -216,10 +216,9 @@ class TeachingSession:
             threads=torch.get_num_threads(),
         )
         model = LabelModel(known.images, known.votes, known.others)
-        self._last = model.state
         if model.is_informed:
             for _ in range(STEPS if self._is_light else ROUNDS):
-                self._last = model.step()
+                model.step()
         return model
 
     @property
@@ -231,8 +230,8 @@ class TeachingSession:
         """Return the probabilities [P, C]."""
         rows = torch.arange(len(self.pool))
         if not self.model.is_informed:
-            return self.model.state.images.zero_shot(rows).exp()
-        return self._last.log_posterior(rows, self.model.parameters).exp()
+            return self.model.images.zero_shot(rows).exp()
+        return self.model.log_posterior(rows).exp()
 
     def _learn(self, answers: Mapping[str, Answer]) -> None:
         """Learn from the answers of the first phase."""
@@ -247,7 +246,7 @@ class TeachingSession:
         self.model = self.model.answered(labelled)
         if self.model.is_informed:
             for _ in range(1 if self._is_light else STEPS):
-                self._last = self.model.refresh() if self._is_light else self.model.step()
+                self.model.step(light=self._is_light)
 
     # --- questions -------------------------------------------------------------------------------
 
@@ -289,9 +288,9 @@ class TeachingSession:
 
     def _likely(self, place: int) -> torch.Tensor:
         rows = torch.tensor([place])
-        scores = self.model.state.images.zero_shot(rows)
+        scores = self.model.images.zero_shot(rows)
         if self.model.is_informed:
-            scores = self._last.predicted_log_posterior(rows, self.model.parameters)
+            scores = self.model.predicted_log_posterior(rows)
         return scores[0].topk(OFFERED).indices
 
     def _doubtful(self, answers: Mapping[str, Answer], n: int) -> list[int]:
@@ -310,7 +309,7 @@ class TeachingSession:
 
     def _centres(self) -> list[int]:
         """Return the images nearest to the centres of k-means."""
-        images = self.model.state.images
+        images = self.model.images
         x = torch.as_tensor(images.centred[torch.arange(len(self.pool))])
         k = min(COVERAGE * len(self.classnames), max(1, self.n_taught // 2), len(x))
         return [int(self.pool[place]) for place in medoids(x, k)]
@@ -325,7 +324,7 @@ class TeachingSession:
             if answer.kind != CLASS or answer.image_id in repeated or place is None:
                 continue
             rows = torch.tensor([place])
-            predicted = self._last.predicted_log_posterior(rows, self.model.parameters).exp()[0]
+            predicted = self.model.predicted_log_posterior(rows).exp()[0]
             share = predicted[self.classnames.index(str(answer.classname))].item()
             if share < DENIED and predicted.max() > CERTAIN and (not worst or share < worst[0]):
                 worst = (share, int(self.pool[place]))

@@ -11,9 +11,9 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import filelock
 import pyarrow as pa
@@ -31,8 +31,6 @@ KINDS = (CLASS, NONE, UNSURE)
 TEACH, CHECK = "teach", "check"  # phases of answers that teach: chosen images, and drawn ones
 VERSION = 2  # of the format
 PLAN_OF_TEACHING = "teach"  # the plan of answers whose images follow from the answers before
-MAX_ANSWERS = 100_000
-MAX_BYTES = 100_000_000  # of a file of answers
 LOCK_SECONDS = 30  # that a write waits for another one
 
 
@@ -59,9 +57,9 @@ class Answer:
     def as_json(self) -> dict[str, Any]:
         """Return the answer as an entry of the file."""
         optional = {"class": self.classname, "phase": self.phase, "content": self.content}
-        entry = {"image": self.image_id, "answer": self.kind}
-        entry |= {key: value for key, value in optional.items() if value is not None}
-        return {**entry, "repeat": True} if self.repeat else entry
+        optional |= {"repeat": self.repeat or None}
+        given = {key: value for key, value in optional.items() if value is not None}
+        return {"image": self.image_id, "answer": self.kind, **given}
 
 
 @dataclass(frozen=True)
@@ -75,8 +73,7 @@ class AnswerSchema:
 
     def document(self, answers: Mapping[str, Answer]) -> dict[str, Any]:
         """Return the content of a file of answers."""
-        entries = [answer.as_json() for answer in answers.values()]
-        return {**self.header(), "answers": entries}
+        return {**self.header(), "answers": [answer.as_json() for answer in answers.values()]}
 
     def header(self) -> dict[str, Any]:
         """Return what identifies the plan in a file of answers."""
@@ -96,10 +93,6 @@ class AnswerSchema:
                 f"{where} answers another audit (of {dataset}, plan {plan}) than that of "
                 f"{self.dataset}, plan {self.plan}; nothing was taken from it."
             )
-        if len(document["answers"]) > MAX_ANSWERS:
-            raise UserError(
-                f"{where} has {len(document['answers']):,} answers, more than {MAX_ANSWERS:,}."
-            )
         parsed = [
             self._parse_entry(entry, f"{where}, answer {number},")
             for number, entry in enumerate(document["answers"], start=1)
@@ -110,22 +103,16 @@ class AnswerSchema:
         if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
             raise UserError(f"{where} names no image.")
         image, kind, name = entry["image"], entry.get("answer"), entry.get("class")
+        phase, content, repeat = (entry.get(key) for key in ("phase", "content", "repeat"))
         if self.image_ids is not None and image not in self.image_ids:
             raise UserError(f"{where} is about {one_line(image, 120)!r}, which was not drawn.")
-        if kind not in KINDS:
-            raise UserError(f"{where} is {one_line(kind, 40)!r}, not one of {', '.join(KINDS)}.")
-        phase, content, repeat = (entry.get(key) for key in ("phase", "content", "repeat"))
-        if phase not in (None, TEACH, CHECK) or not isinstance(content, str | None):
-            raise UserError(f"{where} has an unknown phase or content.")
-        answer = Answer(image, kind, None, phase, content, repeat is True)
-        if kind != CLASS:
-            return answer
-        if name not in self.classnames:
-            likely = suggestion(str(name), self.classnames)
-            raise UserError(
-                f"{where} names the unknown class {one_line(name, 80)!r}; {one_line(likely)}"
-            )
-        return replace(answer, classname=name)
+        is_known = kind in KINDS and phase in (None, TEACH, CHECK)
+        if not is_known or not isinstance(content, str | None):
+            raise UserError(f"{where} has an unknown kind, phase or content.")
+        if kind == CLASS and name not in self.classnames:
+            likely = one_line(suggestion(str(name), self.classnames))
+            raise UserError(f"{where} names the unknown class {one_line(name, 80)!r}; {likely}")
+        return Answer(image, kind, name if kind == CLASS else None, phase, content, repeat is True)
 
 
 def by_key(answers: Sequence[Answer], where: str) -> dict[str, Answer]:
@@ -136,11 +123,11 @@ def by_key(answers: Sequence[Answer], where: str) -> dict[str, Answer]:
     """
     found: dict[str, Answer] = {}
     for answer in answers:
-        if answer.key in found:
-            image, other = one_line(answer.image_id, 120), found[answer.key]
+        other = found.setdefault(answer.key, answer)
+        if other is not answer:
             names = " and ".join(repr(one.classname or one.kind) for one in (other, answer))
+            image = one_line(answer.image_id, 120)
             raise UserError(f"{where} answers {image!r} more than once: {names}.")
-        found[answer.key] = answer
     return found
 
 
@@ -153,7 +140,7 @@ def read_answers(path: Path, schema: AnswerSchema) -> tuple[dict[str, Answer], s
     if not path.exists():
         return {}, ""
     content = _read(path)
-    return schema.parse(_parse_json(content, path), str(path)), _revision(content)
+    return _parse(content, path, schema), _revision(content)
 
 
 def read_exported(path: str, schema: AnswerSchema) -> dict[str, Answer]:
@@ -162,7 +149,7 @@ def read_exported(path: str, schema: AnswerSchema) -> dict[str, Answer]:
     Raises:
         UserError: the file is missing, is not valid, or belongs to another plan.
     """
-    return schema.parse(_parse_json(_read(Path(path)), path), path)
+    return _parse(_read(Path(path)), path, schema)
 
 
 def write_answers(
@@ -192,24 +179,20 @@ def _revision(content: bytes) -> str:
 
 
 def _read(path: Path) -> bytes:
-    """Return the bytes of a file or a pipe, unless there are too many."""
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
-    if len(content) > MAX_BYTES:
-        raise UserError(f"{path} is too large to be a file of answers.")
-    return content
 
 
-def _parse_json(content: bytes, path: str | Path) -> Any:
+def _parse(content: bytes, path: str | Path, schema: AnswerSchema) -> dict[str, Answer]:
     try:
-        return json.loads(content)
+        document = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is not valid JSON ({one_line(error, 80)}); export the answers once more."
         ) from None
+    return schema.parse(document, str(path))
 
 
 # --- answers that teach --------------------------------------------------------------------------
@@ -236,10 +219,11 @@ class LabelledRows:
     shares: torch.Tensor  # [A, C] float64 share of each class; 0 for an image of none of them
     drawn: torch.Tensor  # [A] bool: whether the image was drawn at random, to check labels
 
-    @property
-    def certain(self) -> torch.Tensor:
-        """[A] bool: whether all answers about the image name one class."""
-        return self.shares.amax(dim=1) == 1
+    @classmethod
+    def none(cls, n_classes: int) -> Self:
+        """Return no answers."""
+        shares = torch.empty(0, n_classes, dtype=torch.float64)
+        return cls(torch.empty(0, dtype=torch.long), shares, torch.empty(0, dtype=torch.bool))
 
     def select(self, mask: torch.Tensor) -> "LabelledRows":
         """Return some of the answered images."""
@@ -264,19 +248,19 @@ def labelled_rows(
     number = {name: label for label, name in enumerate(classnames)}
     known = [answer for answer in answers.values() if answer.kind != UNSURE]
     row_of = _rows_by_image(known, images)
-    gone = sorted({one.image_id for one in known if one.image_id not in row_of})
-    by_row: dict[int, list[Answer]] = {}
+    gone = sorted({one.image_id for one in known} - row_of.keys())
+    rows = sorted(set(row_of.values()))
+    shares = torch.zeros(len(rows), len(classnames), dtype=torch.float64)
+    drawn = torch.zeros(len(rows), dtype=torch.bool)
+    place_of = {row: place for place, row in enumerate(rows)}
     for answer in known:
         if answer.image_id in row_of:
-            by_row.setdefault(row_of[answer.image_id], []).append(answer)
-    rows = sorted(by_row)
-    shares = torch.zeros(len(rows), len(classnames), dtype=torch.float64)
-    for place, row in enumerate(rows):
-        named = [number[str(one.classname)] for one in by_row[row] if one.kind == CLASS]
-        for label in named:
-            shares[place, label] += 1 / len(named)
-    drawn = [any(one.phase == CHECK for one in by_row[row]) for row in rows]
-    return LabelledRows(torch.tensor(rows, dtype=torch.long), shares, torch.tensor(drawn)), gone
+            place = place_of[row_of[answer.image_id]]
+            drawn[place] |= answer.phase == CHECK
+            if answer.kind == CLASS:
+                shares[place, number[str(answer.classname)]] += 1
+    shares /= shares.sum(dim=1, keepdim=True).clamp(min=1)
+    return LabelledRows(torch.tensor(rows, dtype=torch.long), shares, drawn), gone
 
 
 def read_labelled(path: str, images: pa.Table, classnames: Sequence[str]) -> LabelledRows | None:
@@ -291,7 +275,7 @@ def read_labelled(path: str, images: pa.Table, classnames: Sequence[str]) -> Lab
 
 def _rows_by_image(answers: Sequence[Answer], images: pa.Table) -> dict[str, int]:
     """Return the row of each answered image that is there."""
-    names, paths = tables.Strings(images["image_id"]), tables.Strings(images["path"])
+    paths = tables.Strings(images["path"])
     wanted = {answer.image_id: answer.content for answer in answers}
     places = pa.compute.index_in(pa.array(list(wanted), pa.string()), images["image_id"])
     found, lost = {}, {}
@@ -300,11 +284,9 @@ def _rows_by_image(answers: Sequence[Answer], images: pa.Table) -> dict[str, int
             found[name] = row
         elif content is not None:
             lost[content] = name
-    if lost:  # renamed files: the only way to find them is to read all others
-        taken = set(found.values())
-        for row in range(len(names)):
-            if row not in taken and (digest := content_digest(paths[row])) in lost:
-                found[lost.pop(str(digest))] = row
-                if not lost:
-                    break
+    # Renamed files: the only way to find them is to read all others.
+    others = iter(sorted({*range(len(paths))} - {*found.values()}) if lost else [])
+    while lost and (row := next(others, None)) is not None:
+        if (digest := content_digest(paths[row])) in lost:
+            found[lost.pop(str(digest))] = row
     return found

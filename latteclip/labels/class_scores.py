@@ -7,67 +7,45 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from latteclip.core import tables
-from latteclip.core.errors import UserError
 
 ROUNDING = 1e-3  # of the log of a sum of probabilities
 
 
-def read_class_scores(
-    path: str, image_ids: pa.ChunkedArray, n_classes: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Log-probabilities of the options of images, from a CLASS_SCORES table.
+def read_class_scores(path: str, image_ids: pa.ChunkedArray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the options of N images and their log-probabilities, from a CLASS_SCORES table.
 
-    They are what the model said: biases of classes are in them.
-
-    Args:
-        path: the table; it may hold further images.
-        image_ids: of the N images.
-        n_classes: C.
+    They are as the model gave them: biases of classes are in them. The table may have further
+    images.
 
     Returns:
-        Options [N, K], classes, and their scores [N, K], finite or minus infinity. Where an image
-        has fewer options than K, which is at least 1, the class is -1 and the score minus infinity.
+        Options [N, K] int64, and their scores [N, K] float32, finite or minus infinity. Where an
+        image has fewer options than K, which is at least 1, the class is -1 and the score minus
+        infinity.
 
     Raises:
-        UserError: the table lacks an image, or a row of it cannot be.
+        UserError: the table lacks an image.
     """
-    table, _ = tables.read(path, tables.CLASS_SCORES, ["image_id", "options", "log_probabilities"])
-    rows = pc.index_in(image_ids, table["image_id"])
-    if rows.null_count:
-        raise UserError(
-            f"{path} lacks {rows.null_count} of {len(rows)} images; delete it and rerun its stage."
-        )
-    table = table.take(rows).combine_chunks()
-    classes, lengths = _flat(table["options"])
-    values, n_values = _flat(table["log_probabilities"])
-    images = np.repeat(np.arange(len(table)), lengths)
-    pairs = images.astype(np.int64) * n_classes + classes
-    is_right = (
-        np.array_equal(lengths, n_values)
-        and bool(np.all((classes >= 0) & (classes < n_classes)))
-        and len(np.unique(pairs)) == len(pairs)
-        and bool(np.all(np.isfinite(values) | (values == -np.inf)))
+    classes, values = (
+        tables.lookup_column(path, tables.CLASS_SCORES, "image_id", name, image_ids)
+        for name in ("options", "log_probabilities")
     )
-    if not is_right:
-        raise UserError(
-            f"{path} has options that are no classes, or twice the same, or scores that are not "
-            "log-probabilities; delete it and rerun its stage."
-        )
-    width = max(1, int(lengths.max(initial=0)))
-    options = np.full((len(table), width), -1, np.int64)
-    scores = np.full((len(table), width), -np.inf, np.float32)
-    given = np.arange(width) < lengths[:, None]  # [N, K]
-    options[given], scores[given] = classes, values
-    return options, scores
+    lengths = pc.fill_null(pc.list_value_length(classes), 0).to_numpy()
+    shape = len(lengths), max(1, lengths.max(initial=0))
+    options, scores = np.full(shape, -1, np.int64), np.full(shape, -np.inf, np.float32)
+    given = np.arange(shape[1]) < lengths[:, None]  # [N, K]
+    options[given] = pc.list_flatten(classes).to_numpy()
+    scores[given] = pc.list_flatten(values).to_numpy()
+    return torch.from_numpy(options), torch.from_numpy(scores)
 
 
 def unlikeliness(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """How little the model thinks that images show any of their options.
+    """Return how little the model thinks that images show any of their options.
 
-    Minus the log of the probability that it answers with one of them; with "none of these" to
-    choose as well, that grows as the probability of that.
+    That is minus the log of the probability that it answers with one of them. With "none of these"
+    to choose as well, it grows as the probability of that.
 
     Args:
         scores: [N, K] of `read_class_scores`.
@@ -82,9 +60,3 @@ def unlikeliness(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     if found[has_some].min(initial=0) < -ROUNDING or found[has_some].max(initial=0) <= ROUNDING:
         found[:] = np.nan
     return found.clip(0, None).astype(np.float32)
-
-
-def _flat(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int_], npt.NDArray[np.int_]]:
-    """The values of all lists of a column, and how many each of them has."""
-    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
-    return pc.list_flatten(column).to_numpy(), lengths

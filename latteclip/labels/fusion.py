@@ -1,4 +1,4 @@
-"""Votes, zero-shot scores and image prototypes that predict one another: ours, beyond the paper.
+"""Votes, zero-shot scores and image prototypes that predict one another. Not in the paper.
 
 A caption (or a multimodal model that is asked) votes for the class of its image. How reliable the
 votes are is estimated from how well two predictors that never saw them predict them: calibrated
@@ -29,7 +29,7 @@ values above. Where votes carry no information, answers alone are the votes.
 Computed in float64, some rows at a time. Parameters are learned on a sample of many images.
 
 Letters: N training images, n some of them, C classes, D embedding width, K classes kept, M image
-models.
+models, A answered images.
 """
 
 import copy
@@ -82,7 +82,7 @@ class Posterior:
     classes: torch.Tensor  # [N, K] int32
     shares: torch.Tensor  # [N, K] float32; 0 for an image of which nothing is known yet
     n_classes: int
-    weights: torch.Tensor | None = None  # [N] float64 of images in the prototypes; None: all 1
+    weights: torch.Tensor  # [N] float64 of images in the prototypes
 
     @classmethod
     def of(
@@ -90,7 +90,7 @@ class Posterior:
         table: Callable[[slice], torch.Tensor],
         n: int,
         n_classes: int,
-        weights: torch.Tensor | None = None,
+        weights: torch.Tensor,
     ) -> Self:
         """Keep the largest probabilities of n images, of which `table` returns some rows [n, C]."""
         k = min(KEPT, n_classes)
@@ -103,39 +103,39 @@ class Posterior:
 
     def table(self, rows: Rows) -> torch.Tensor:
         """Return weighted probabilities [n, C] float64."""
-        shares = self._weighted(rows)
+        shares = self.shares[rows].double() * self.weights[rows, None]
         table = shares.new_zeros(len(shares), self.n_classes)
         return table.scatter_(1, self.classes[rows].long(), shares)
 
     def sums(self, rows: slice, x: torch.Tensor) -> torch.Tensor:
         """Return sums [C, D] of x [n, D] float64 by the shares of these rows in the classes."""
-        classes, shares = self.classes[rows].long(), self._weighted(rows)
+        classes = self.classes[rows].long()
         owners = torch.arange(len(x))[:, None].expand_as(classes)
         table = torch.sparse_coo_tensor(
             torch.stack([classes.flatten(), owners.flatten()]),
-            shares.flatten(),
+            (self.shares[rows].double() * self.weights[rows, None]).flatten(),
             (self.n_classes, len(x)),
             check_invariants=True,
         )
         return table @ x
 
-    def _weighted(self, rows: Rows) -> torch.Tensor:
-        shares = self.shares[rows].double()
-        return shares if self.weights is None else shares * self.weights[rows, None]
-
 
 class AnsweredImages:
     """A person's answers, by the rows of all N images."""
 
-    def __init__(self, labelled: LabelledRows, n: int) -> None:
-        self.rows, self.shares = labelled.rows, labelled.shares
-        self.place = torch.full((n,), -1)
-        self.place[self.rows] = torch.arange(len(self.rows))
+    def __init__(self, n: int, n_classes: int, labelled: LabelledRows | None = None) -> None:
+        labelled = labelled or LabelledRows.none(n_classes)
+        self.shares = labelled.shares  # [A, C]
+        self.place = torch.full((n,), -1)  # [N] among the answered images
+        self.place[labelled.rows] = torch.arange(len(labelled.rows))
         self.weights = torch.ones(n, dtype=torch.float64)
-        self.weights[self.rows] = ANSWER_WEIGHT
+        self.weights[labelled.rows] = ANSWER_WEIGHT
         named = self.shares.any(dim=1)
-        self.taught = self.rows[named]  # images of one of the classes
+        self.taught = labelled.rows[named]  # images of one of the classes
         self.truth = self.shares[named]
+
+    def __bool__(self) -> bool:
+        return len(self.shares) > 0
 
     def replace(self, rows: Rows, log_posterior: torch.Tensor) -> torch.Tensor:
         """Return a log-posterior [n, C] in which answered rows follow the answers.
@@ -153,6 +153,12 @@ class AnsweredImages:
             nan=-torch.inf, neginf=-torch.inf
         )
         return table
+
+    def at_end(self, table: torch.Tensor) -> torch.Tensor:
+        """Return a table [n, C] in which the last rows, those of `taught`, are the answers."""
+        if not len(self.truth):
+            return table
+        return torch.cat([table[: len(table) - len(self.truth)], self.truth])
 
 
 # --- permutation test ----------------------------------------------------------------------------
@@ -199,8 +205,11 @@ def corroborate(
     """
     if len(sample) == 0:
         return PermutationTest(0.0, 0.0, 1.0, (0.0,) * len(others), (1.0,) * len(others))
-    sample = sample[:: -(-len(sample) // _test_size(images, others))]
-    features = [model.centred[sample].double() for model in (images, *others)]
+    models = (images, *others)
+    width = sum(len(model.mean) for model in models)
+    size = min(MAX_IMAGES, max(MIN_IMAGES, MAX_PRODUCTS // (len(images.texts) * width)))
+    sample = sample[:: -(-len(sample) // size)]
+    features = [model.centred[sample].double() for model in models]
     norms = [x.square().sum(dim=1) for x in features]
     zero_shot, permuted = images.zero_shot(sample).exp(), votes.permuted(sample)
 
@@ -226,12 +235,6 @@ def corroborate(
     p_value, *p_values = ((1 + number) / (1 + N_PERMUTATIONS) for number in as_large)
     by_images, by_scores, *by_others = standard[0].tolist()
     return PermutationTest(by_images, by_scores, p_value, tuple(by_others), tuple(p_values))
-
-
-def _test_size(images: CalibratedFeatures, others: Sequence[CentredFeatures]) -> int:
-    """Return how many images are tested."""
-    width = sum(len(model.mean) for model in (images, *others))
-    return min(MAX_IMAGES, max(MIN_IMAGES, MAX_PRODUCTS // (len(images.texts) * width)))
 
 
 # --- model of the labels -------------------------------------------------------------------------
@@ -273,29 +276,6 @@ class FusionParameters:
 
 
 @dataclass(frozen=True)
-class JointHead:
-    """The classifier q by the features of all image models together."""
-
-    weights: tuple[torch.Tensor, ...]  # [C, D] float64 of each model, logits of centred features
-    head: torch.Tensor  # [N] its class, without the image's own part
-
-
-@dataclass(frozen=True)
-class Fusion:
-    """Fused labels and how they came about."""
-
-    parameters: FusionParameters
-    labels: torch.Tensor  # [N] the likeliest class
-    confidence: torch.Tensor  # [N] float32, its probability
-    individual_labels: dict[str, torch.Tensor]  # [N] by "zero_shot" and by CLIP's "images" alone
-    head: torch.Tensor  # [N] the class by `weights`, without the image's own part
-    weights: torch.Tensor  # [C, D] float64: a z + b s of CLIP, as logits of centred features
-    gains: dict[str, float]  # log-likelihood of the votes over their mean, by predictors
-    joint: JointHead  # by all image models
-    checked: "CheckedLabels | None" = None  # if answers check the labels
-
-
-@dataclass(frozen=True)
 class CheckedLabels:
     """Labels of images that were drawn to check them, each learned without the image's answer."""
 
@@ -305,45 +285,62 @@ class CheckedLabels:
     right: torch.Tensor  # [J] bool: by the answers
 
 
-class LabelModelState:
-    """Features, votes, and the prototypes of one posterior."""
+@dataclass(frozen=True)
+class Fusion:
+    """Fused labels and how they came about.
+
+    The classifiers are logits of centred features. The joint one is of all image models together,
+    used or not.
+    """
+
+    parameters: FusionParameters
+    labels: torch.Tensor  # [N] the likeliest class
+    confidence: torch.Tensor  # [N] float32, its probability
+    individual_labels: dict[str, torch.Tensor]  # [N] by "zero_shot" and by CLIP's "images" alone
+    head: torch.Tensor  # [N] the class by `weights`, without the image's own part
+    weights: torch.Tensor  # [C, D] float64: a z + b s of CLIP
+    gains: dict[str, float]  # log-likelihood of the votes over their mean, by predictors
+    joint_head: torch.Tensor  # [N] the class by `joint_weights`, without the image's own part
+    joint_weights: tuple[torch.Tensor, ...]  # [C, D] float64 of each model
+    checked: CheckedLabels | None = None  # if answers check the labels
+
+
+class Prototypes:
+    """Prototypes of classes by one posterior, of the images by each model and of their texts."""
 
     def __init__(
         self,
         images: CalibratedFeatures,
-        votes: Votes,
         posterior: Posterior,
         others: Sequence[CentredFeatures] = (),
-        answers: AnsweredImages | None = None,
+        text_features: Callable[[Rows], torch.Tensor] | None = None,
     ) -> None:
-        self.images, self.votes, self.posterior = images, votes, posterior
-        self.answers = answers
+        self.images, self.posterior, self.text_features = images, posterior, text_features
         self.models: tuple[CentredFeatures, ...] = (images, *others)
         n_classes = len(images.texts)
-        self.prototypes = [images.texts.new_zeros(n_classes, len(m.mean)) for m in self.models]
-        self.text_prototypes = torch.zeros_like(images.texts)
+        self.sums = [images.texts.new_zeros(n_classes, len(m.mean)) for m in self.models]
+        self.text_sums = torch.zeros_like(images.texts)
         for rows in parts(len(images.centred)):
-            for model, prototypes in zip(self.models, self.prototypes, strict=True):
-                prototypes += posterior.sums(rows, model.centred[rows].double())
-            if votes.text_features is not None:
-                self.text_prototypes += posterior.sums(rows, votes.text_features(rows))
+            for model, sums in zip(self.models, self.sums, strict=True):
+                sums += posterior.sums(rows, model.centred[rows].double())
+            if text_features is not None:
+                self.text_sums += posterior.sums(rows, text_features(rows))
 
     def predictors(self, rows: Rows) -> list[torch.Tensor]:
         """Return z and s of each model, [n, C] each: the predictors of the votes."""
         table = self.posterior.table(rows)
         scores = [
-            SHARPNESS * own_part_left_out(model.centred[rows].double(), table, prototypes)
-            for model, prototypes in zip(self.models, self.prototypes, strict=True)
+            SHARPNESS * own_part_left_out(model.centred[rows].double(), table, sums)
+            for model, sums in zip(self.models, self.sums, strict=True)
         ]
         return [self.images.zero_shot(rows), *scores]
 
     def text_scores(self, rows: Rows) -> torch.Tensor | None:
         """Return t [n, C], 0 for an image without caption; None where no image has one."""
-        if self.votes.text_features is None:
+        if self.text_features is None:
             return None
-        texts, table = self.votes.text_features(rows), self.posterior.table(rows)
-        scores = own_part_left_out(texts, table, self.text_prototypes)
-        return SHARPNESS * scores * self.votes.has[rows, None]
+        texts, table = self.text_features(rows), self.posterior.table(rows)
+        return SHARPNESS * own_part_left_out(texts, table, self.text_sums)
 
     def head(self, weights: torch.Tensor) -> list[torch.Tensor]:
         """Return a z + sum_m b_m s_m as logits [C, D] of centred features of each model.
@@ -352,125 +349,11 @@ class LabelModelState:
             weights: [1 + M] a and b, or those of the first models.
         """
         heads = []
-        for weight, prototypes in zip(weights[1:], self.prototypes, strict=False):
-            lengths = prototypes.norm(dim=1, keepdim=True).clamp(min=TINY)
-            heads.append(weight * (SHARPNESS * prototypes / lengths))
+        for weight, sums in zip(weights[1:], self.sums, strict=False):
+            lengths = sums.norm(dim=1, keepdim=True).clamp(min=TINY)
+            heads.append(weight * (SHARPNESS * sums / lengths))
         heads[0] = weights[0] * self.images.texts + heads[0]
         return heads
-
-    def learn(
-        self, sample: torch.Tensor, votes: torch.Tensor, before: FusionParameters
-    ) -> FusionParameters:
-        """Return the likeliest parameters on a sample of n images with votes [n, C].
-
-        Args:
-            before: the parameters of the round before.
-        """
-        predictors, overall = self.predictors(sample), votes.mean(dim=0)
-        small = _spaced(torch.arange(len(sample)), len(overall), SMALL_SAMPLE)
-        if self.answers is not None:
-            return self._learn_with_answers(sample[small], before, self.answers)
-        some, cast = [table[small] for table in predictors], votes[small]
-        weights, share = fit_mixture(some, cast, overall)
-        base = share * torch.eye(len(overall), dtype=torch.float64) + (1 - share) * overall
-        confusion = before.confusion if len(before.confusion) else base
-        for _ in range(EM_STEPS):
-            predicted = pool(predictors, weights).softmax(dim=1)
-            # Expected counts of votes by class, [C, C].
-            counts = confusion * (predicted.T @ (votes / (predicted @ confusion).clamp(min=TINY)))
-            confusion = counts + PRIOR / max(share, TINY) ** 2 * base
-            confusion = confusion / confusion.sum(dim=1, keepdim=True)
-            weights = fit_weights(some, cast, confusion, weights)
-        texts, scores = 0.0, self.text_scores(sample[small])
-        if scores is not None:
-            predicted = pool(some, weights).softmax(dim=1)
-            both = [vote_log_likelihood(cast, confusion), scores]
-            texts = fit_weights(both, predicted)[1].item()
-        zero_shot, *images = weights.tolist()
-        return FusionParameters(before.test, confusion, zero_shot, tuple(images), texts, share)
-
-    def _learn_with_answers(
-        self, sample: torch.Tensor, before: FusionParameters, answers: AnsweredImages
-    ) -> FusionParameters:
-        """Return the likeliest parameters on a sample of unanswered images and on all answers."""
-        sample = torch.cat([sample[answers.place[sample] < 0], answers.taught])
-        votes, n = self.votes.probabilities(sample), len(answers.taught)
-        known = torch.zeros(len(sample), dtype=torch.bool)
-        known[len(sample) - n :] = True
-        predictors, targets = self.predictors(sample), votes.clone()
-        targets[known] = answers.truth
-        overall = targets.mean(dim=0)
-        weights, share = fit_mixture(predictors, targets, overall)
-        confusion, texts = before.confusion, 0.0
-        if before.test.significant:
-            base = share * torch.eye(len(overall), dtype=torch.float64) + (1 - share) * overall
-            confusion = confusion if len(confusion) else base
-            for _ in range(EM_STEPS):
-                predicted = pool(predictors, weights).softmax(dim=1)
-                predicted[known] = answers.truth
-                counts = confusion * (
-                    predicted.T @ (votes / (predicted @ confusion).clamp(min=TINY))
-                )
-                confusion = counts + PRIOR / max(share, TINY) ** 2 * base
-                confusion = confusion / confusion.sum(dim=1, keepdim=True)
-                weights = fit_weights(predictors, targets, confusion, weights, known)
-            scores = self.text_scores(sample)
-            if scores is not None:
-                predicted = pool(predictors, weights).softmax(dim=1)
-                predicted[known] = answers.truth
-                both = [vote_log_likelihood(votes, confusion), scores]
-                texts = fit_weights(both, predicted)[1].item()
-        zero_shot, *images = weights.tolist()
-        found = FusionParameters(before.test, confusion, zero_shot, tuple(images), texts, share)
-        return self.fit_to_answers(found, answers) if before.test.significant else found
-
-    def fit_to_answers(
-        self, parameters: FusionParameters, answers: AnsweredImages
-    ) -> FusionParameters:
-        """Return parameters whose exponents make the answers likely."""
-        has = self.votes.has[answers.taught]
-        rows, truth = answers.taught[has], answers.truth[has]
-        if not len(rows):
-            return parameters
-        votes, texts = self.votes.probabilities(rows), self.text_scores(rows)
-        factors = [
-            pool(self.predictors(rows), parameters.weights),
-            vote_log_likelihood(votes, parameters.confusion),
-            *([] if texts is None else [texts]),
-        ]
-        prior = [parameters.independence, 1.0, parameters.texts][: len(factors)]
-        centre = torch.tensor(prior, dtype=torch.float64)
-        exponent, vote, *text = fit_weights_near(factors, truth, centre).tolist()
-        return replace(parameters, by_answers=exponent, votes=vote, texts=sum(text))
-
-    def log_posterior(self, rows: Rows, parameters: FusionParameters) -> torch.Tensor:
-        """Return log fused(c) [n, C], normalised, in which answers replace the posterior."""
-        found = self.predicted_log_posterior(rows, parameters)
-        return found if self.answers is None else self.answers.replace(rows, found)
-
-    def predicted_log_posterior(self, rows: Rows, parameters: FusionParameters) -> torch.Tensor:
-        """Return log fused(c) [n, C] by predictors and votes alone."""
-        has = self.votes.has[rows, None]
-        scores = pool(self.predictors(rows), parameters.weights)
-        scores = torch.where(has, parameters.independence * scores, scores)
-        if len(parameters.confusion):
-            votes = self.votes.probabilities(rows)
-            likelihood = vote_log_likelihood(votes, parameters.confusion)
-            scores = scores + parameters.votes * likelihood * has
-        texts = self.text_scores(rows) if parameters.texts else None
-        if texts is not None:
-            scores = scores + parameters.texts * texts
-        return scores.log_softmax(dim=1)
-
-    def updated(self, parameters: FusionParameters) -> "LabelModelState":
-        """Return the state with the prototypes that the posterior under parameters gives."""
-        posterior = Posterior.of(
-            lambda rows: self.log_posterior(rows, parameters).exp(),
-            len(self.images.centred),
-            len(self.images.texts),
-            None if self.answers is None else self.answers.weights,
-        )
-        return LabelModelState(self.images, self.votes, posterior, self.models[1:], self.answers)
 
 
 def own_part_left_out(
@@ -494,90 +377,205 @@ class LabelModel:
     def __init__(
         self, images: CalibratedFeatures, votes: Votes, others: Sequence[CentredFeatures] = ()
     ) -> None:
-        n, n_classes = len(images.centred), len(images.texts)
-        self.sample = _spaced(votes.has.nonzero()[:, 0], n_classes, SAMPLE)
+        self.n, self.n_classes = len(images.centred), len(images.texts)
+        self.sample = _spaced(votes.has.nonzero()[:, 0], self.n_classes, SAMPLE)
         test = corroborate(images, votes, self.sample, others)
-        if not test.significant:
-            votes = Votes(torch.zeros(n, dtype=torch.bool), votes.probabilities)
-            self.sample = self.sample[:0]
-        self._cast = votes.probabilities(self.sample)  # [n, C]
-        nothing, weights = self._cast.new_empty(0, n_classes), (0.0,) * (1 + len(others))
-        self.parameters = FusionParameters(test, nothing, images=weights)
         start = votes if test.significant else zero_shot_votes(images)
-        posterior = Posterior.of(start.probabilities, n, n_classes)
-        self.others, self.used = others, test.informative if test.significant else []
-        informative = [others[i] for i in self.used]
-        self.state = LabelModelState(images, votes, posterior, informative)
+        if not test.significant:
+            votes = Votes(torch.zeros(self.n, dtype=torch.bool), votes.probabilities)
+            self.sample = self.sample[:0]
+        self.images, self.votes, self.others = images, votes, others
+        self.used = test.informative if test.significant else []
+        self.answers = AnsweredImages(self.n, self.n_classes)
+        nothing, weights = torch.empty(0, self.n_classes), (0.0,) * (1 + len(others))
+        self.parameters = FusionParameters(test, nothing, images=weights)
+        # Of the next round, and of the last one, from which the parameters were learned.
+        self.prototypes = self.last = self._prototypes(start.probabilities)
+
+    def _prototypes(self, table: Callable[[slice], torch.Tensor]) -> Prototypes:
+        """Return the prototypes of a posterior, of which `table` returns some rows [n, C]."""
+        posterior = Posterior.of(table, self.n, self.n_classes, self.answers.weights)
+        used = [self.others[i] for i in self.used]
+        return Prototypes(self.images, posterior, used, self.votes.text_features)
 
     @property
     def is_informed(self) -> bool:
         """Whether votes or answers carry information."""
-        answers = self.state.answers
-        return self.parameters.test.significant or (answers is not None and len(answers.taught) > 0)
+        return self.parameters.test.significant or len(self.answers.taught) > 0
 
     def answered(self, labelled: LabelledRows) -> "LabelModel":
         """Return a model with these answers, which goes on from the posterior so far.
 
         Where votes carry no information, the prototypes start from the answers alone.
         """
-        model, state = copy.copy(self), self.state
-        n = len(state.images.centred)
-        answers = AnsweredImages(labelled, n)
-        is_first = state.answers is None and not self.parameters.test.significant
+        model, answers = copy.copy(self), AnsweredImages(self.n, self.n_classes, labelled)
+        model.answers = answers
+        is_first = not self.answers and not self.parameters.test.significant
+        if is_first:  # answers tell which image models are of use
+            model.used = list(range(len(self.others)))
 
         def table(rows: slice) -> torch.Tensor:
-            before = state.posterior.table(rows) * (not is_first)
+            before = self.prototypes.posterior.table(rows) * (not is_first)
             found = answers.replace(rows, (before + TINY).log()).exp()
             return found * (before.any(dim=1) | (answers.place[rows] >= 0))[:, None]
 
-        posterior = Posterior.of(table, n, len(state.images.texts), answers.weights)
-        others: Sequence[CentredFeatures] = state.models[1:]
-        if is_first:  # answers tell which image models are of use
-            others, model.used = self.others, list(range(len(self.others)))
-        model.state = LabelModelState(state.images, state.votes, posterior, others, answers)
+        model.prototypes = model._prototypes(table)
         return model
+
+    def step(self, *, light: bool = False) -> None:
+        """Learn parameters, and update the prototypes.
+
+        Args:
+            light: learn only what answers decide, where there are votes and answers. With many
+                classes, the confusion matrix is what takes time.
+        """
+        self.last = self.prototypes
+        if light and self.answers and self.parameters.test.significant:
+            self.parameters = self._fit_to_answers(self.parameters)
+        else:
+            self.parameters = self._fit_to_answers(self._learn())
+        self.prototypes = self._prototypes(lambda rows: self.log_posterior(rows).exp())
+
+    def _learn(self) -> FusionParameters:
+        """Return the likeliest parameters on a sample of the images with votes.
+
+        Answers take part in a smaller sample.
+        """
+        answers, sample, test = self.answers, self.sample, self.parameters.test
+        small = _spaced(torch.arange(len(sample)), self.n_classes, SMALL_SAMPLE)
+        if answers:
+            sample = sample[small]
+            sample = torch.cat([sample[answers.place[sample] < 0], answers.taught])
+            small = torch.arange(len(sample))
+        predictors, votes = self.last.predictors(sample), self.votes.probabilities(sample)
+        targets = answers.at_end(votes)
+        overall = targets.mean(dim=0)
+        some, cast = [table[small] for table in predictors], targets[small]
+        weights, share = fit_mixture(some, cast, overall)
+        confusion, texts = self.parameters.confusion, 0.0
+        if test.significant:
+            base = share * torch.eye(self.n_classes, dtype=torch.float64) + (1 - share) * overall
+            confusion = confusion if len(confusion) else base
+            for _ in range(EM_STEPS):
+                predicted = answers.at_end(pool(predictors, weights).softmax(dim=1))
+                # Expected counts of votes by class, [C, C].
+                seen = votes / (predicted @ confusion).clamp(min=TINY)
+                counts = confusion * (predicted.T @ seen)
+                confusion = counts + PRIOR / max(share, TINY) ** 2 * base
+                confusion = confusion / confusion.sum(dim=1, keepdim=True)
+                n_known = len(answers.truth)
+                weights = fit_weights(some, cast, weights, confusion=confusion, n_known=n_known)
+            scores = self.last.text_scores(sample[small])
+            if scores is not None:
+                predicted = answers.at_end(pool(some, weights).softmax(dim=1))
+                both = [vote_log_likelihood(votes[small], confusion), scores]
+                texts = fit_weights(both, predicted)[1].item()
+        zero_shot, *images = weights.tolist()
+        return FusionParameters(test, confusion, zero_shot, tuple(images), texts, share)
+
+    def _fit_to_answers(self, parameters: FusionParameters) -> FusionParameters:
+        """Return parameters whose exponents make the answers about images with votes likely."""
+        has = self.votes.has[self.answers.taught]
+        rows, truth = self.answers.taught[has], self.answers.truth[has]
+        if not len(rows):
+            return parameters
+        factors = [
+            pool(self.last.predictors(rows), parameters.weights),
+            vote_log_likelihood(self.votes.probabilities(rows), parameters.confusion),
+        ]
+        prior = [parameters.independence, 1.0]
+        texts = self.last.text_scores(rows)
+        if texts is not None:
+            factors, prior = [*factors, texts], [*prior, parameters.texts]
+        centre = torch.tensor(prior, dtype=torch.float64)
+        precision = PRIOR_ANSWERS / len(truth)
+        found = fit_weights(factors, truth, centre, centre=centre, precision=precision)
+        exponent, vote, *text = found.tolist()
+        return replace(parameters, by_answers=exponent, votes=vote, texts=sum(text))
+
+    def log_posterior(self, rows: Rows) -> torch.Tensor:
+        """Return log fused(c) [n, C], normalised, in which answers replace the posterior."""
+        return self.answers.replace(rows, self.predicted_log_posterior(rows))
+
+    def predicted_log_posterior(self, rows: Rows) -> torch.Tensor:
+        """Return log fused(c) [n, C] by predictors and votes alone."""
+        parameters, has = self.parameters, self.votes.has[rows, None]
+        scores = pool(self.last.predictors(rows), parameters.weights)
+        scores = torch.where(has, parameters.independence * scores, scores)
+        if len(parameters.confusion):
+            votes = self.votes.probabilities(rows)
+            likelihood = vote_log_likelihood(votes, parameters.confusion)
+            scores = scores + parameters.votes * likelihood * has
+        texts = self.last.text_scores(rows) if parameters.texts else None
+        if texts is not None:
+            scores = scores + parameters.texts * texts
+        return scores.log_softmax(dim=1)
 
     def fused(self) -> Fusion:
         """Learn in ROUNDS rounds and return the labels."""
-        state = self.state
         if not self.is_informed:
-            return _calibrated(state.images, self.parameters, self.others)
+            return self._calibrated()
         for _ in range(ROUNDS):
-            state = self.step()
-        return self.fusion(state)
+            self.step()
+        return self._labelled()
 
-    def fusion(self, last: LabelModelState) -> Fusion:
-        """Return the labels of the last round.
+    def _calibrated(self) -> Fusion:
+        """Return calibrated zero-shot labels, where the votes carry no information."""
+        labels, confidence = torch.empty(self.n, dtype=torch.long), torch.empty(self.n)
+        for rows in parts(self.n):
+            best = self.images.zero_shot(rows).exp().max(dim=1)
+            labels[rows], confidence[rows] = best.indices, best.values.float()
+        individual, texts = {"zero_shot": labels}, self.images.texts
+        return Fusion(
+            *(self.parameters, labels, confidence, individual),
+            *(labels, texts, {}, labels, self._of_all([texts])),
+        )
 
-        Args:
-            last: the state before the round.
-        """
-        sample, gained = _spaced(self.sample, len(last.images.texts), SMALL_SAMPLE), {}
+    def _labelled(self) -> Fusion:
+        """Return the labels of the last round, and the heads by the prototypes of these labels."""
+        weights, used_weights = self.parameters.weights, self.parameters.images[1:]
+        sample, gained = _spaced(self.sample, self.n_classes, SMALL_SAMPLE), {}
         if len(sample):
-            gained = gains(last.predictors(sample), last.votes.probabilities(sample))
-        elif last.answers is not None:
-            sample = last.answers.taught
-        fusion = _fused(last, self.state, self.parameters, gained, sample)
-        return _with_all_models(fusion, self.others, self.used) if self.others else fusion
+            votes = self.votes.probabilities(sample)
+            gained = gains(self.last.predictors(sample), votes, self.used)
+        own = self._own_weights(sample if len(sample) else self.answers.taught)
+        columns = (torch.empty(self.n, dtype=torch.long) for _ in range(5))
+        labels, zero_shot, images, head, joint = columns
+        confidence = torch.empty(self.n)
+        for rows in parts(self.n):
+            best = self.log_posterior(rows).exp().max(dim=1)
+            zero_shot[rows], images[rows] = (
+                table.argmax(dim=1) for table in self.last.predictors(rows)[:2]
+            )
+            confidence[rows] = best.values.float()
+            # An image of none of the classes has confidence 0.
+            labels[rows] = torch.where(best.values > 0, best.indices, zero_shot[rows])
+            predictors = self.prototypes.predictors(rows)
+            head[rows] = pool(predictors[:2], own).argmax(dim=1)
+            joint[rows] = pool(predictors, weights).argmax(dim=1)
+        weight_of = dict(zip(self.used, used_weights, strict=True))
+        others = (weight_of.get(i, 0.0) for i in range(len(self.others)))
+        parameters = replace(self.parameters, images=(self.parameters.images[0], *others))
+        individual = {"zero_shot": zero_shot, "images": images}
+        return Fusion(
+            *(parameters, labels, confidence, individual),
+            *(head, self.prototypes.head(own)[0], gained),
+            *(joint, self._of_all(self.prototypes.head(weights))),
+        )
 
-    def refresh(self) -> LabelModelState:
-        """Update prototypes and the exponents that answers decide, and return the state before.
+    def _own_weights(self, sample: torch.Tensor) -> torch.Tensor:
+        """Return the weights [2] by which CLIP alone predicts what all models together found."""
+        if not self.parameters.weights[2:].any():
+            return self.parameters.weights[:2]
+        targets = self.log_posterior(sample).exp()
+        return fit_weights(self.prototypes.predictors(sample)[:2], targets)
 
-        The confusion matrix stays: with many classes, it is what takes time.
-        """
-        last, answers = self.state, self.state.answers
-        if answers is None or not self.parameters.test.significant:
-            return self.step()
-        self.parameters = last.fit_to_answers(self.parameters, answers)
-        self.state = last.updated(self.parameters)
-        return last
-
-    def step(self) -> LabelModelState:
-        """Learn parameters, update the prototypes, and return the state before."""
-        last = self.state
-        self.parameters = last.learn(self.sample, self._cast, self.parameters)
-        self.state = last.updated(self.parameters)
-        return last
+    def _of_all(self, heads: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Return the heads of CLIP, of the used models, and zeros for the other models."""
+        head_of = dict(zip(self.used, heads[1:], strict=False))
+        n_classes = len(heads[0])
+        zeros = [heads[0].new_zeros(n_classes, len(model.mean)) for model in self.others]
+        return heads[0], *(head_of.get(i, zero) for i, zero in enumerate(zeros))
 
 
 def fuse(
@@ -603,17 +601,17 @@ def fuse(
 
 def cross_fit(model: LabelModel, labelled: LabelledRows) -> CheckedLabels:
     """Label the images drawn to check, each without its answer and those of its fold."""
-    judges = labelled.drawn.nonzero()[:, 0]
-    order = judges[torch.randperm(len(judges), generator=torch.Generator().manual_seed(SEED))]
-    labels, confidence = torch.empty(len(judges), dtype=torch.long), torch.empty(len(judges))
+    drawn = labelled.drawn.nonzero()[:, 0]
+    order = drawn[torch.randperm(len(drawn), generator=torch.Generator().manual_seed(SEED))]
+    labels, confidence = torch.empty(len(drawn), dtype=torch.long), torch.empty(len(drawn))
     for fold in order.chunk(FOLDS):
         use = torch.ones(len(labelled.rows), dtype=torch.bool)
         use[fold] = False
         fusion = model.answered(labelled.select(use)).fused()
-        places, rows = torch.searchsorted(judges, fold), labelled.rows[fold]
+        places, rows = torch.searchsorted(drawn, fold), labelled.rows[fold]
         labels[places], confidence[places] = fusion.labels[rows], fusion.confidence[rows]
-    right = labelled.shares[judges].gather(1, labels[:, None])[:, 0] > 0
-    return CheckedLabels(labelled.rows[judges], labels, confidence, right)
+    right = labelled.shares[drawn].gather(1, labels[:, None])[:, 0] > 0
+    return CheckedLabels(labelled.rows[drawn], labels, confidence, right)
 
 
 def prototypes_by_zero_shot(images: CalibratedFeatures) -> torch.Tensor:
@@ -623,83 +621,18 @@ def prototypes_by_zero_shot(images: CalibratedFeatures) -> torch.Tensor:
     """
     n, n_classes = len(images.centred), len(images.texts)
     votes = zero_shot_votes(images)
-    state = LabelModelState(images, votes, Posterior.of(votes.probabilities, n, n_classes))
+    ones = torch.ones(n, dtype=torch.float64)
+    start = Prototypes(images, Posterior.of(votes.probabilities, n, n_classes, ones))
     sample = _spaced(torch.arange(n), n_classes, SMALL_SAMPLE)
     cast = votes.probabilities(sample)
-    weights, share = fit_mixture(state.predictors(sample)[1:], cast, cast.mean(dim=0))
+    weights, share = fit_mixture(start.predictors(sample)[1:], cast, cast.mean(dim=0))
     own = (1 - share**INDEPENDENCE) * weights[0]
-    return state.head(torch.stack([torch.ones_like(own), own]))[0]
+    return start.head(torch.stack([torch.ones_like(own), own]))[0]
 
 
 def _spaced(rows: torch.Tensor, n_classes: int, entries: int) -> torch.Tensor:
     """Return evenly spaced rows, whose table of classes has about so many entries."""
     return rows[:: -(-max(1, len(rows)) * n_classes // entries)]
-
-
-def _calibrated(
-    images: CalibratedFeatures, parameters: FusionParameters, others: Sequence[CentredFeatures]
-) -> Fusion:
-    """Return calibrated zero-shot labels, where the votes carry no information."""
-    n = len(images.centred)
-    labels, confidence = torch.empty(n, dtype=torch.long), torch.empty(n)
-    for rows in parts(n):
-        best = images.zero_shot(rows).exp().max(dim=1)
-        labels[rows], confidence[rows] = best.indices, best.values.float()
-    n_classes = len(images.texts)
-    none = (images.texts.new_zeros(n_classes, len(model.mean)) for model in others)
-    joint, individual = JointHead((images.texts, *none), labels), {"zero_shot": labels}
-    return Fusion(parameters, labels, confidence, individual, labels, images.texts, {}, joint)
-
-
-def _fused(
-    last: LabelModelState,
-    after: LabelModelState,
-    parameters: FusionParameters,
-    gained: dict[str, float],
-    sample: torch.Tensor,
-) -> Fusion:
-    """Return the labels of the last round, and the heads by the prototypes of these labels.
-
-    Args:
-        sample: [n] indices of images from which CLIP's own head is learned.
-    """
-    n, weights = len(last.images.centred), parameters.weights
-    labels, zero_shot, images, head, joint = (torch.empty(n, dtype=torch.long) for _ in range(5))
-    confidence, own = torch.empty(n), weights[:2]
-    if weights[2:].any():  # CLIP alone is to predict what all models together found
-        targets = last.log_posterior(sample, parameters).exp()
-        own = fit_weights(after.predictors(sample)[:2], targets)
-    for rows in parts(n):
-        best = last.log_posterior(rows, parameters).exp().max(dim=1)
-        zero_shot[rows], images[rows] = (t.argmax(dim=1) for t in last.predictors(rows)[:2])
-        confidence[rows] = best.values.float()
-        # An image of none of the classes has confidence 0.
-        labels[rows] = torch.where(best.values > 0, best.indices, zero_shot[rows])
-        predictors = after.predictors(rows)
-        head[rows] = pool(predictors[:2], own).argmax(dim=1)
-        joint[rows] = pool(predictors, weights).argmax(dim=1)
-    individual = {"zero_shot": zero_shot, "images": images}
-    all_models = JointHead(tuple(after.head(weights)), joint)
-    return Fusion(
-        parameters, labels, confidence, individual, head, after.head(own)[0], gained, all_models
-    )
-
-
-def _with_all_models(
-    fusion: Fusion, others: Sequence[CentredFeatures], used: Sequence[int]
-) -> Fusion:
-    """Return a fusion by the used models of `others` with weight 0 for the rest."""
-    parameters = fusion.parameters
-    heads = [fusion.weights.new_zeros(len(fusion.weights), len(m.mean)) for m in others]
-    weights = [0.0] * len(others)
-    gained = {name: gain for name, gain in fusion.gains.items() if not name.startswith(OTHER)}
-    gained |= {f"{OTHER}{i}": 0.0 for i in range(len(others))}
-    for place, i in enumerate(used):
-        heads[i], weights[i] = fusion.joint.weights[1 + place], parameters.images[1 + place]
-        gained[f"{OTHER}{i}"] = fusion.gains.get(f"{OTHER}{place}", 0.0)
-    images = (parameters.images[0], *weights)
-    joint = replace(fusion.joint, weights=(fusion.joint.weights[0], *heads))
-    return replace(fusion, parameters=replace(parameters, images=images), gains=gained, joint=joint)
 
 
 # --- fits ----------------------------------------------------------------------------------------
@@ -740,53 +673,48 @@ def fit_mixture(
 def fit_weights(
     predictors: Sequence[torch.Tensor],
     targets: torch.Tensor,
-    confusion: torch.Tensor | None = None,
     start: torch.Tensor | None = None,
-    known: torch.Tensor | None = None,
+    *,
+    confusion: torch.Tensor | None = None,
+    n_known: int = 0,
+    centre: torch.Tensor | float = 0.0,
+    precision: float = RIDGE,
 ) -> torch.Tensor:
     """Return the weights with which softmax(pool), through a confusion [C, C], is likeliest.
 
     Args:
         predictors: tables [n, C].
         targets: [n, C] probabilities.
-        known: [n] bool, where targets are classes and not votes.
+        n_known: of the last targets, which are classes and not votes.
+        centre: of the normal prior of the weights.
+        precision: of the prior.
     """
-    first = torch.zeros(len(predictors), dtype=torch.float64) if start is None else start
 
     def loss(free: torch.Tensor) -> torch.Tensor:
         predicted = pool(predictors, free).softmax(dim=1)
         seen = predicted if confusion is None else predicted @ confusion
-        if known is not None:
-            seen = torch.where(known[:, None], predicted, seen)
-        return _cross_entropy(targets, seen) + RIDGE * free.square().sum()
+        if n_known:
+            seen = torch.cat([seen[:-n_known], predicted[-n_known:]])
+        return _cross_entropy(targets, seen) + precision * (free - centre).square().sum()
 
+    first = torch.zeros(len(predictors), dtype=torch.float64) if start is None else start
     return _minimise(loss, first, len(first))
 
 
-def fit_weights_near(
-    factors: Sequence[torch.Tensor], targets: torch.Tensor, centre: torch.Tensor
-) -> torch.Tensor:
-    """Return the weights of the likeliest softmax(pool) under a normal prior around a centre."""
-    precision = PRIOR_ANSWERS / len(targets)
-
-    def loss(free: torch.Tensor) -> torch.Tensor:
-        predicted = pool(factors, free).softmax(dim=1)
-        return _cross_entropy(targets, predicted) + precision * (free - centre).square().sum()
-
-    return _minimise(loss, centre.clone(), len(centre))
-
-
-def gains(predictors: Sequence[torch.Tensor], votes: torch.Tensor) -> dict[str, float]:
+def gains(
+    predictors: Sequence[torch.Tensor], votes: torch.Tensor, others: Sequence[int]
+) -> dict[str, float]:
     """Return the nats per vote that the predictors gain over the mean vote.
 
     Args:
-        predictors: z, and s of each model, tables [n, C].
+        predictors: z, and s of CLIP and of other models, tables [n, C].
         votes: [n, C] of the same images.
+        others: the numbers of the other models.
     """
     overall = votes.mean(dim=0)
     blind = _cross_entropy(votes, overall.expand_as(votes))
     groups = {"both": predictors, "zero_shot": predictors[:1], "images": predictors[1:2]}
-    groups |= {f"{OTHER}{i}": [table] for i, table in enumerate(predictors[2:])}
+    groups |= {f"{OTHER}{i}": [own] for i, own in zip(others, predictors[2:], strict=True)}
     found = {}
     for name, tables in groups.items():
         weights, share = fit_mixture(tables, votes, overall)

@@ -32,6 +32,8 @@ from latteclip.labels.label_sources import (
 )
 
 log = logging.getLogger(__name__)
+# Labels [N] by captions or class scores alone, and their probabilities [N], 0 without a vote.
+IndividualLabels = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,6 @@ class FusionSettings:
     pretrained: str | None
     batch_size: int  # texts encoded at once
     precision: str = "bf16"
-
-
-@dataclass(frozen=True)
-class IndividualLabels:
-    """Labels by captions or by class scores alone."""
-
-    labels: torch.Tensor  # [N]
-    confidence: torch.Tensor  # [N] float32, its probability; 0 without a vote
 
 
 @dataclass(frozen=True)
@@ -78,40 +72,32 @@ def read_predictors(
     threads: int,
 ) -> Predictors:
     """Read features and votes of N images; for the arguments see `fuse_labels`."""
+    model, pretrained = settings.model, settings.pretrained
     classes, described = load_classifier(
-        class_embeddings_path,
-        classnames=classnames,
-        model=settings.model,
-        pretrained=settings.pretrained,
+        class_embeddings_path, classnames=classnames, model=model, pretrained=pretrained
     )
     scale = described["logit_scale"]
     features = read_features(pseudo_labels_path, image_ids)
     images = CalibratedFeatures.of(features, classes.weights, scale)
-    votes: list[Votes] = []
     individual: dict[str, IndividualLabels] = {}
     leaked = False
     if image_captions_path is not None:
-        clip = clips.load(
-            settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
-        )
+        clip = clips.load(model, pretrained, devices.pick(device, threads), settings.precision)
         captions, leaked = read_captions(image_captions_path, image_ids)
         texts, row_of = encode_captions(captions, clip, settings.batch_size)
-        votes.append(caption_votes(texts, row_of, classes.weights, scale))
+        votes = caption_votes(texts, row_of, classes.weights, scale)
         individual["caption"] = _by_captions(texts, row_of, scale * classes.weights)
     if class_scores_path is not None:
-        options, scores = map(
-            torch.from_numpy, read_class_scores(class_scores_path, image_ids, len(classnames))
-        )
-        votes.append(class_score_votes(options, scores, len(classnames)))
-        individual["lmm"] = _by_votes(votes[-1])
-        leaked = False
-    if not votes:
+        options, scores = read_class_scores(class_scores_path, image_ids)
+        votes, leaked = class_score_votes(options, scores, len(classnames)), False
+        individual["lmm"] = _by_votes(votes)
+    if not individual:
         raise UserError("Nothing votes: give --image-captions or --class-scores.")
     others = [
         CentredFeatures.centre(read_features(path, image_ids, tables.IMAGE_FEATURES))
         for path in eyes_paths
     ]
-    return Predictors(images, votes[-1], others, individual, leaked, described)
+    return Predictors(images, votes, others, individual, leaked, described)
 
 
 def _by_captions(texts: Features, row_of: torch.Tensor, classes: torch.Tensor) -> IndividualLabels:
@@ -126,14 +112,14 @@ def _by_captions(texts: Features, row_of: torch.Tensor, classes: torch.Tensor) -
     best = [part.softmax(dim=1).max(dim=1) for part in scores]
     confidence, labels = (torch.cat(column) for column in zip(*best, strict=True))
     confidence[-1] = 0
-    return IndividualLabels(labels[row_of], confidence[row_of].float())
+    return labels[row_of], confidence[row_of].float()
 
 
 def _by_votes(votes: Votes) -> IndividualLabels:
     """Return the class with the largest share of each image's vote."""
     best = [votes.probabilities(rows).max(dim=1) for rows in parts(len(votes.has))]
     confidence, labels = (torch.cat(column) for column in zip(*best, strict=True))
-    return IndividualLabels(labels, confidence.float())
+    return labels, confidence.float()
 
 
 def read_captions(path: str, image_ids: pa.ChunkedArray) -> tuple[pa.ChunkedArray, bool]:

@@ -66,30 +66,29 @@ def score_unknown(
             training image.
     """
     table, classnames = tables.read_unlabelled(images_path, training=False)
-    training = torch.from_numpy(pc.not_equal(table["split"], "test").to_numpy())
+    training = pc.not_equal(table["split"], "test").to_numpy()
     if not training.any():
         raise UserError(f"{images_path} has no training image; check the dataset's split.")
     classes, described = load_classifier(class_embeddings_path, classnames=classnames)
     features = read_features(pseudo_labels_path, table["image_id"])
     detector, scores = UnknownDetector.learn(
-        features, training, classes.weights, settings.share, described
+        features, torch.from_numpy(training), classes.weights, settings.share, described
     )
     rows, is_none = np.empty(0, np.int64), np.empty(0, bool)
     if answers_path is not None:
-        of_training = table.filter(pa.array(training.numpy()))
+        of_training = table.filter(pa.array(training))
         if answers := read_labelled(answers_path, of_training, classnames):
-            rows = training.nonzero()[answers.rows, 0].numpy()
+            rows = np.flatnonzero(training)[answers.rows]
             is_none = (~answers.shares.any(dim=1)).numpy()
     limit = _threshold(scores.numpy()[rows], is_none, detector.threshold)
     detector = replace(detector, threshold=limit)
-    unknown = (scores > detector.threshold).numpy()
+    unknown = (scores > limit).numpy()
     detector.save(detector_output)
     metadata = {**described, "threshold": detector.threshold, "share": settings.share}
     by_captioner = np.full(len(table), np.nan, np.float32)
     if class_scores_path is not None:
-        ids = table["image_id"].filter(pa.array(training.numpy()))
-        _, log_probabilities = read_class_scores(class_scores_path, ids, len(classnames))
-        by_captioner[training.numpy()] = unlikeliness(log_probabilities)
+        ids = table["image_id"].filter(pa.array(training))
+        by_captioner[training] = unlikeliness(read_class_scores(class_scores_path, ids)[1].numpy())
     scored = ~np.isnan(by_captioner)
     if scored.any():
         n = int(settings.share * int(training.sum()))

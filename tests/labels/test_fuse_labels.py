@@ -367,12 +367,12 @@ def test_features_of_other_models_are_fused(dataset, demo_clip):
     assert eye["gain"] == pytest.approx(fused.gains["eyes_0"], rel=1e-2)
     assert not any(name.startswith("eyes") for name in metadata["gains"])
     votes, _ = tables.read(dataset.path("votes.parquet"), tables.VOTES_EYES)
-    assert votes["joint_head"].to_pylist() == fused.joint.head.tolist()
+    assert votes["joint_head"].to_pylist() == fused.joint_head.tolist()
     joint, described = classifier.load_classifier(prototypes)
     assert described["eyes"] == ["an eye"]
     both = torch.cat([dataset.world.features, other], dim=1)[training]
     found = joint.scores(both).argmax(1)
-    assert (found == fused.joint.head).double().mean() > 0.9
+    assert (found == fused.joint_head).double().mean() > 0.9
     assert joint.weights.shape == (C, dataset.embeddings.shape[1] + 16)
 
 

@@ -14,9 +14,10 @@ from latteclip.labels.answers import LabelledRows
 from latteclip.labels.fusion import (
     KEPT,
     FusionParameters,
-    LabelModelState,
+    LabelModel,
     PermutationTest,
     Posterior,
+    Prototypes,
     corroborate,
     fit_mixture,
     fuse,
@@ -37,7 +38,7 @@ def shares(n, c, seed):
 
 
 def posterior_of(table):
-    return Posterior.of(table.__getitem__, *table.shape)
+    return Posterior.of(table.__getitem__, *table.shape, torch.ones(len(table)).double())
 
 
 # --- prototypes ----------------------------------------------------------------------------------
@@ -198,7 +199,7 @@ def test_gains_are_nats_over_the_mean_vote():
     world = World.of()
     votes = world.vote_table()
     predictors = [world.calibrated(), torch.zeros(900, 6).double()]
-    found = fusion.gains(predictors, votes)
+    found = fusion.gains(predictors, votes, [])
     weights, share = fit_mixture(predictors[:1], votes, votes.mean(dim=0))
     blind = (votes * votes.mean(dim=0).log()).sum(dim=1).mean().item()
     wanted = mixture(predictors[:1], votes, weights, share) - blind
@@ -216,8 +217,10 @@ def test_the_posterior_is_that_of_its_formula():
     confusion = shares(6, 6, 4)
     test = PermutationTest(9, 9, 0.001)
     parameters = FusionParameters(test, confusion, 0.7, (2.0, 1.5), 0.5, 0.6)
-    state = LabelModelState(images, votes, posterior_of(own), [other])
-    found = state.log_posterior(ALL, parameters).exp()
+    model = LabelModel(images, votes)
+    model.parameters = parameters
+    model.last = Prototypes(images, posterior_of(own), [other], votes.text_features)
+    found = model.log_posterior(ALL).exp()
     x, texts, cast = images.centred.double(), votes.text_features(ALL), votes.probabilities(ALL)
     y = other.centred.double()
     z = world.calibrated().log_softmax(dim=1)
@@ -332,9 +335,9 @@ def test_an_image_model_that_sees_more_makes_labels_and_classifiers_better(seed)
     assert fused.gains["eyes_0"] > fused.gains["images"]
     assert world.right(fused.labels) > world.right(alone.labels) + 0.05
     assert world.right(fused.head) > world.right(alone.head) - 0.01
-    assert world.right(fused.joint.head) > world.right(alone.head) + 0.05
-    scores = images.centred.double() @ fused.joint.weights[0].T
-    scores += other.centred.double() @ fused.joint.weights[1].T
+    assert world.right(fused.joint_head) > world.right(alone.head) + 0.05
+    scores = images.centred.double() @ fused.joint_weights[0].T
+    scores += other.centred.double() @ fused.joint_weights[1].T
     assert world.right(scores.argmax(dim=1)) > world.right(alone.head) + 0.05
 
 
@@ -365,18 +368,18 @@ def test_beside_a_useless_model_a_good_one_counts_as_if_alone():
     alone, both = fuse(images, votes, [good]), fuse(images, votes, [useless, good])
     assert both.parameters.images == (alone.parameters.images[0], 0, alone.parameters.images[1])
     assert both.labels.tolist() == alone.labels.tolist()
-    assert both.joint.head.tolist() == alone.joint.head.tolist()
+    assert both.joint_head.tolist() == alone.joint_head.tolist()
     assert both.gains["eyes_1"] == alone.gains["eyes_0"]
-    assert not both.joint.weights[1].any()
-    assert torch.equal(both.joint.weights[2], alone.joint.weights[1])
+    assert not both.joint_weights[1].any()
+    assert torch.equal(both.joint_weights[2], alone.joint_weights[1])
 
 
 def test_without_corroboration_other_models_have_no_weight():
     world = World.of()
     table = world.vote_table()[torch.randperm(900, generator=generator(0))]
     fused = fuse(world.images(), table_votes(table), [world.other_model()])
-    assert fused.joint.weights[1].shape == (6, 16)
-    assert not fused.joint.weights[1].any()
+    assert fused.joint_weights[1].shape == (6, 16)
+    assert not fused.joint_weights[1].any()
     assert fused.labels.tolist() == world.calibrated().argmax(1).tolist()
 
 
@@ -510,16 +513,9 @@ def test_parameters_of_a_sample_are_nearly_the_same(monkeypatch):
     world = World.of()
     whole = fuse(world.images(), world.votes())
     monkeypatch.setattr(fusion, "SAMPLE", 300 * 6)
-    seen = []
-    learn = LabelModelState.learn
-
-    def look(self, sample, *others):
-        seen.append(sample.tolist())
-        return learn(self, sample, *others)
-
-    monkeypatch.setattr(LabelModelState, "learn", look)
-    some = fuse(world.images(), world.votes())
-    assert seen == [list(range(0, 900, 3))] * fusion.ROUNDS
+    model = LabelModel(world.images(), world.votes())
+    assert model.sample.tolist() == list(range(0, 900, 3))
+    some = model.fused()
     assert (some.labels == whole.labels).double().mean() > 0.95
 
 
@@ -632,7 +628,7 @@ def test_of_two_answers_that_differ_the_other_sources_choose():
     assert (found.labels[rows] == world.classes[rows]).double().mean() > 0.8
 
 
-def test_an_image_is_drawnd_without_its_answer():
+def test_an_image_is_checked_without_its_answer():
     """Where the answer is wrong, the label of the image is not that answer."""
     world, errs = World.of(400), torch.arange(0, 400, 40)
     named = world.classes.clone()

@@ -5,7 +5,7 @@ from support.tiny import write_captions, write_pseudo_labels
 from latteclip.cli import main
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.labels.show import command, show
+from latteclip.labels.show import command
 
 CLASSNAMES = ["red dots", "blue", "grey"]
 METADATA = {
@@ -95,11 +95,9 @@ def test_each_image_model_has_its_weight(labelled):
         {"model": "hf-hub:timm/a_model_with_a_long_name", "weight": 0.0, "gain": 0.0},
     ]
     labelled.metadata["eyes"] = eyes
-    lines = labelled.show(0).split("\n")
-    [row] = [line.split() for line in lines if "an eye" in line]
-    assert row == ["an", "eye", "0.77", "2.72"]
-    place = lines.index(f"  {eyes[1]['model']}")
-    assert lines[place + 1].split() == ["0.00", "1.00"]
+    lines = [line.split() for line in labelled.show(0).split("\n")]
+    assert ["an", "eye", "0.77", "2.72"] in lines
+    assert [eyes[1]["model"], "0.00", "1.00"] in lines
 
 
 def test_votes_that_do_not_count_have_no_weights(labelled):
@@ -114,7 +112,9 @@ def test_votes_that_do_not_count_have_no_weights(labelled):
 def test_each_label_of_an_image_and_its_caption_are_shown(labelled):
     captions = ["So blue. " * 20, "a grey wall"]
     (labelled.folder / "captions").mkdir()
-    write_captions(labelled.folder / "captions" / "images.parquet", ["b.png", "x.png"], captions)
+    write_captions(
+        labelled.folder / "captions" / "images.parquet", ["x.png", "b.png"], captions[::-1]
+    )
     labelled.columns["lmm_label"] = [2] * len(LABELS)
     labelled.columns["lmm_confidence"] = [0.5] * len(LABELS)
     text = labelled.show(image_ids=["b.png"])
@@ -144,11 +144,11 @@ def test_images_by_name_are_shown_in_the_order_asked_for(labelled):
 
 def test_files_that_are_missing_or_foreign_are_named(labelled, tmp_path):
     with pytest.raises(UserError, match=r"nowhere/fused_labels\.parquet"):
-        show(str(tmp_path / "nowhere"), 5)
+        command(["show", str(tmp_path / "nowhere")], 5, [])
     labelled.show()
     (tmp_path / "pseudo_labels.parquet").unlink()
     with pytest.raises(UserError, match=r"pseudo_labels\.parquet"):
-        show(str(tmp_path), 5)
+        command(["show", str(tmp_path)], 5, [])
 
 
 def test_the_command_prints_it(labelled, capsys):
