@@ -29,7 +29,7 @@ from latteclip.audit.teach import TeachingSession
 from latteclip.core import tables
 from latteclip.labels.answers import CLASS, Answer, LabelledRows
 from latteclip.labels.features import read_features
-from latteclip.labels.fusion import ROUNDS, Fusion, LabelModel, LabelModelState, cross_fit
+from latteclip.labels.fusion import ROUNDS, Fusion, LabelModel, cross_fit
 from latteclip.labels.guarantees import confidence_sequence, conformal_accepted, pac_threshold
 from latteclip.labels.label_sources import Votes
 
@@ -60,9 +60,8 @@ class Data:
         self.test = (torch.as_tensor(features[:]) - mean).double() / self.images.length
         self.start = LabelModel(self.images, self.votes, session.model.others)
         self.learned = copy.copy(self.start)
-        self.last: LabelModelState = self.learned.state
         for _ in range(ROUNDS if self.start.is_informed else 0):
-            self.last = self.learned.step()
+            self.learned.step()
         self.before: Fusion = copy.copy(self.start).fused()
 
     @staticmethod
@@ -119,7 +118,6 @@ class SimulatedSession(TeachingSession):
         super().__init__(data.folder, budget, checking)
 
     def _read_model(self) -> LabelModel:
-        self._last = self.data.last
         return copy.copy(self.data.learned)
 
     def answer(self, named: torch.Tensor, answers: dict[str, Answer], total: int) -> list[int]:
