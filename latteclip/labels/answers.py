@@ -56,8 +56,8 @@ class Answer:
 
     def as_json(self) -> dict[str, Any]:
         """Return the answer as an entry of the file."""
-        optional = {"class": self.classname, "phase": self.phase, "content": self.content}
-        optional |= {"repeat": self.repeat or None}
+        optional: dict[str, Any] = {"class": self.classname, "phase": self.phase}
+        optional |= {"content": self.content, "repeat": self.repeat or None}
         given = {key: value for key, value in optional.items() if value is not None}
         return {"image": self.image_id, "answer": self.kind, **given}
 
@@ -102,7 +102,7 @@ class AnswerSchema:
     def _parse_entry(self, entry: Any, where: str) -> Answer:
         if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
             raise UserError(f"{where} names no image.")
-        image, kind, name = entry["image"], entry.get("answer"), entry.get("class")
+        image, kind, name = entry["image"], entry.get("answer", ""), entry.get("class")
         phase, content, repeat = (entry.get(key) for key in ("phase", "content", "repeat"))
         if self.image_ids is not None and image not in self.image_ids:
             raise UserError(f"{where} is about {one_line(image, 120)!r}, which was not drawn.")

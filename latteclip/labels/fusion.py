@@ -526,9 +526,9 @@ class LabelModel:
             best = self.images.zero_shot(rows).exp().max(dim=1)
             labels[rows], confidence[rows] = best.indices, best.values.float()
         individual, texts = {"zero_shot": labels}, self.images.texts
+        heads = self._of_all([texts])
         return Fusion(
-            *(self.parameters, labels, confidence, individual),
-            *(labels, texts, {}, labels, self._of_all([texts])),
+            self.parameters, labels, confidence, individual, labels, texts, {}, labels, heads
         )
 
     def _labelled(self) -> Fusion:
