@@ -1,7 +1,8 @@
 """What answers teach, how well they check labels, and what they guarantee.
 
     python benchmarks/teach.py results/dtd [--errs 0.05] [--swap 0.5] [--imbalance 20]
-        [--without-captions] [--only learning|interval|guarantee] [--runs 500] [--drawings 1000]
+        [--without-captions] [--only learning|interval|guarantee|abstain] [--runs 500]
+        [--drawings 1000]
 
 answers the questions of `latteclip teach` by the labels of a finished run. Labels only score.
 
@@ -11,6 +12,9 @@ answers the questions of `latteclip teach` by the labels of a finished run. Labe
   holds if the interval contains the truth after every fifth answer, so a person may stop at any
   time. Where the person errs, each run has other errors.
 - guarantee: drawings of images that are checked, after 50 answers that taught.
+- abstain: the same for `latteclip predict --abstain` on the test images, for the classifier of the
+  labels, and for a logistic regression on the labels of all images but those drawn, which stands
+  for a training. All answers teach the labels, as in the workflow.
 """
 
 import argparse
@@ -92,8 +96,18 @@ class Data:
         """Return the test accuracy of a logistic regression on the answers alone."""
         if not rows:
             return float("nan")
+        scores = F.normalize(self.test, dim=1) @ self.regression(rows, named).T
+        return 100 * (scores.argmax(dim=1) == self.test_classes).double().mean().item()
+
+    @property
+    def training(self) -> torch.Tensor:
+        """The L2-normalised centred features of the training images [N, D]."""
         every = torch.arange(len(self.classes))
-        x = F.normalize(torch.as_tensor(self.images.centred[every]).double(), dim=1)[rows]
+        return F.normalize(torch.as_tensor(self.images.centred[every]).double(), dim=1)
+
+    def regression(self, rows: list[int], named: torch.Tensor) -> torch.Tensor:
+        """Return the weights [C, D] of a logistic regression on the classes of some images."""
+        x = self.training[rows]
         weights = torch.zeros(len(self.images.texts), x.shape[1], dtype=torch.float64)
         weights.requires_grad_()
         optimiser = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
@@ -106,8 +120,7 @@ class Data:
             return loss
 
         optimiser.step(closure)
-        scores = F.normalize(self.test, dim=1) @ weights.detach().T
-        return 100 * (scores.argmax(dim=1) == self.test_classes).double().mean().item()
+        return 10 * weights.detach()
 
 
 class SimulatedSession(TeachingSession):
@@ -312,6 +325,45 @@ def cross_fitted(data: Data, named: torch.Tensor, taught: list[int], folds: int)
     )
 
 
+def abstaining(data: Data, errs: float, drawings: int) -> None:
+    """Print how often predictions of test images keep a promise, where all answers also teach."""
+    named = person(data, errs)
+    taught = SimulatedSession(data, TAUGHT, checking=0).answer(named, {}, TAUGHT)
+    rest = np.setdiff1d(np.arange(len(data.classes)), taught)
+    found: dict[tuple[str, float], list[tuple[float, float]]] = {}
+    for seed in range(drawings):
+        drawn = np.sort(np.random.default_rng(seed).permutation(rest)[:100])
+        both = data.labelled([*taught, *drawn.tolist()], named)
+        both = LabelledRows(both.rows, both.shares, torch.isin(both.rows, torch.from_numpy(drawn)))
+        fusion = data.start.answered(both).fused()
+        head = cross_fit(data.start, both).heads["image_prototypes"]
+        trained = np.setdiff1d(np.arange(len(data.classes)), drawn).tolist()
+        weights = data.regression(trained, fusion.labels)
+        own = (data.training[drawn] @ weights.T).softmax(dim=1).max(dim=1)
+        for name, confidence, right, logits in (
+            ("of the labels", head.confidence, head.right, data.test @ fusion.weights.T),
+            (
+                *("trained", own.values, own.indices == named[drawn]),
+                F.normalize(data.test, dim=1) @ weights.T,
+            ),
+        ):
+            best = logits.softmax(dim=1).max(dim=1)
+            for error in (0.05, 0.1, 0.2):
+                threshold = pac_threshold(confidence.double().numpy(), ~right.numpy(), error)
+                accepted = best.values >= threshold
+                wrong = (accepted & (best.indices != data.test_classes)).double().mean().item()
+                share = accepted.double().mean().item()
+                found.setdefault((name, error), []).append((share, wrong))
+    for (name, error), pairs in found.items():
+        shares, wrongs = np.array(pairs).T
+        print(
+            f"abstain {100 * error:.0f} %, classifier {name}: {100 * shares.mean():.0f} % of the "
+            f"test images predicted, {100 * wrongs.mean():.1f} % (at most {100 * wrongs.max():.1f} "
+            f"%) wrong, kept in {100 * (wrongs <= error).mean():.0f} % of {drawings} drawings",
+            flush=True,
+        )
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -320,7 +372,7 @@ def main() -> None:
     parser.add_argument("--errs", type=float, default=0.0, help="share of wrong answers")
     parser.add_argument("--swap", type=float, default=0.0, help="share of captions of other images")
     parser.add_argument("--imbalance", type=float, default=1.0, help="of the largest class")
-    parser.add_argument("--only", choices=("learning", "interval", "guarantee"))
+    parser.add_argument("--only", choices=("learning", "interval", "guarantee", "abstain"))
     parser.add_argument("--runs", type=int, default=500)
     parser.add_argument("--drawings", type=int, default=1000)
     parser.add_argument("--cross-fits", type=int, default=10)
@@ -337,6 +389,8 @@ def main() -> None:
             interval(data, args.errs, args.runs)
         if args.only in (None, "guarantee"):
             guarantee(data, args.errs, args.drawings, args.cross_fits)
+        if args.only in (None, "abstain"):
+            abstaining(data, args.errs, args.cross_fits)
 
 
 if __name__ == "__main__":

@@ -295,6 +295,7 @@ def predict(args: argparse.Namespace) -> int:
         device=args.device,
         threads=args.threads,
         unknown=args.unknown,
+        abstain=args.abstain,
     )
     return SKIPPED if skipped else 0
 
@@ -342,6 +343,13 @@ def add_predict(sub: argparse.ArgumentParser) -> None:
         "--unknown",
         action="store_true",
         help="mark images that belong to none of the classes (unknown_score, is_unknown)",
+    )
+    sub.add_argument(
+        "--abstain",
+        type=_share,
+        metavar="SHARE",
+        help="mark the least certain predictions (abstained), so that with 95 %% probability at "
+        "most this share of all is wrong and not marked, by the answers of latteclip teach",
     )
     sub.epilog = (
         "Images that cannot be decoded are reported on stderr and left out; the exit status is "

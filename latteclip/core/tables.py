@@ -421,3 +421,10 @@ def lookup_column(
     values = pa.chunked_array(found, schema.field(column).type)
     in_order = np.array_equal(places, np.arange(len(wanted)))
     return values if in_order else values.take(places)
+
+
+def csv_cell(value: object) -> object:
+    """Return a value as CSV has it: booleans in lower case, six digits of a float."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.6f}" if isinstance(value, float) else value

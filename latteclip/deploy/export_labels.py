@@ -163,13 +163,9 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-
-
-def _cell(value: object) -> object:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.6f}" if isinstance(value, float) else value
+        writer.writerows(
+            {key: tables.csv_cell(value) for key, value in row.items()} for row in rows
+        )
 
 
 def _write_parquet(path: Path, labels: LabelTable) -> None:

@@ -20,6 +20,7 @@ from latteclip.audit.score import answered_prefix
 from latteclip.clip.classifier import classify, load_classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
+from latteclip.deploy.abstention import require_answers
 from latteclip.deploy.calibration import Calibration, calibrate
 from latteclip.labels.answers import CLASS, NONE, UNSURE, Answer, read_answers
 from latteclip.labels.features import read_features
@@ -260,12 +261,7 @@ def accepted(
     confidence, right = np.array(checked["confidence"]), np.array(checked["right"], dtype=bool)
     share = max_error if max_error is not None else false_discovery
     needed = fewest_answers(max_error) if max_error is not None else int(1 / (share or 1))
-    if len(right) < needed:
-        raise UserError(
-            f"A promise of {share:g} takes at least {needed} answers about images that were drawn "
-            f"at random, and there are {len(right)}: latteclip teach {folder} --budget "
-            f"{2 * needed}, then run the workflow again."
-        )
+    require_answers(len(right), needed, share or 0, folder)
     sure = labels["fused_confidence"].to_numpy().astype(np.float64)
     n = len(sure)
     if max_error is not None:

@@ -8,12 +8,13 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from latteclip.clip.classifier import load_classifier
-from latteclip.clip.finetuned import MODEL, FinetunedModel
+from latteclip.clip.finetuned import FinetunedModel
 from latteclip.config import layers
 from latteclip.core import tables
 from latteclip.core.class_templates import ClassTemplates, clean_classname
 from latteclip.core.open_clip_import import open_clip
-from latteclip.evaluate.results import read_metrics, read_selection
+from latteclip.deploy.abstention import run_of
+from latteclip.evaluate.results import read_metrics
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 METRICS = {
@@ -45,12 +46,7 @@ def provenance(model: Path) -> Provenance:
     Raises:
         UserError: a file is broken.
     """
-    model = model.absolute()
-    run, reason = model.parent, ""
-    selection_file = run / f"selection{model.name.removeprefix(MODEL)}.json"
-    if selection_file.is_file():
-        selection = read_selection(selection_file)
-        run, reason = run / selection.method / f"seed{selection.seed}", selection.reason
+    run, reason = run_of(model)
     metrics_file, history_file = (run / name for name in ("metrics.json", "history.parquet"))
     embeddings = run.parents[1] / "class_embeddings.safetensors"
     metrics = read_metrics(metrics_file) if metrics_file.is_file() else {}

@@ -38,6 +38,7 @@ from latteclip.core.files import replacing
 from latteclip.core.terminal import one_line, printable
 from latteclip.data import loader
 from latteclip.data.folder_files import IMAGE_SUFFIXES, image_files
+from latteclip.deploy.abstention import learn_abstention, results_with
 
 log = logging.getLogger(__name__)
 STDIN = "-"
@@ -61,6 +62,8 @@ TOPK = pa.schema(
     ]
 )
 UNKNOWN = pa.schema([("unknown_score", pa.float32()), ("is_unknown", pa.bool_())])
+ABSTAINED = pa.schema([("abstained", pa.bool_())])
+NOTHING = pa.schema([])
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Prediction:
     # Of `latteclip.clip.ood`, where unknown images are marked.
     unknown_score: float | None = None
     is_unknown: bool | None = None
+    abstained: bool | None = None  # whether the best class is too uncertain for the guarantee
 
     @property
     def classname(self) -> str:
@@ -111,6 +115,7 @@ class Classifier:
         batch_size: int = 256,
         precision: str = "bf16",
         unknown: bool = False,
+        abstain: float | None = None,
     ) -> None:
         """Load a model.
 
@@ -121,9 +126,12 @@ class Classifier:
             batch_size: images encoded at once.
             precision: bf16, fp16 or float32, in which a GPU encodes.
             unknown: whether predictions have unknown_score and is_unknown, by the pretrained CLIP.
+            abstain: share of all predictions that may be wrong and not `abstained`, with 95 %
+                probability, by the answers of `latteclip teach`. None: `abstained` is None.
 
         Raises:
-            UserError: it is not a fine-tuned model, or `unknown` lacks its detector.
+            UserError: it is not a fine-tuned model, it lies outside the results that `unknown` and
+                `abstain` read, or there are too few answers.
         """
         self.threads = threads or os.cpu_count() or 1
         self.batch_size = batch_size
@@ -135,7 +143,12 @@ class Classifier:
                 f"{self.model.folder} lacks image models that its classifier needs, in the folder "
                 f"{image_models.EYES}; take another copy of it."
             )
-        self.scorer = load_unknown_scorer(self.model, picked, precision) if unknown else None
+        self.scorer = self.abstention = None
+        if abstain is not None:
+            self.abstention = learn_abstention(self, abstain)
+            log.info(self.abstention.guarantee)
+        if unknown:
+            self.scorer = load_unknown_scorer(self.model, picked, precision)
 
     def __call__(self, paths: Sequence[str | Path], topk: int = 1) -> list[Prediction]:
         """Return the predictions of image files in order, without files that are no image."""
@@ -145,16 +158,17 @@ class Classifier:
     def in_batches(self, paths: Sequence[str], topk: int) -> Iterator[ClassifiedBatch]:
         """Classify image files batch by batch, and log those that are skipped."""
         models = [one.clip for one in (self.model, self.scorer) if one]
-        files = ReadableFiles(paths, self.model.clip.preprocess)
-        batches = encoded(models, files, self.batch_size, self.threads)
         # Each image model has a transform of its own, so it reads the images again.
-        of_eyes = [
-            encoded([eye], ReadableFiles(paths, eye.preprocess), self.batch_size, self.threads)
-            for eye in self.eyes
+        passes = [
+            encoded(
+                together,
+                ReadableFiles(paths, together[0].preprocess),
+                self.batch_size,
+                self.threads,
+            )
+            for together in (models, *([eye] for eye in self.eyes))
         ]
-        for ((indices, errors), (features, *others)), *beside in zip(
-            batches, *of_eyes, strict=True
-        ):
+        for ((indices, errors), (features, *others)), *beside in zip(*passes, strict=True):
             features = torch.cat([features, *(found for _, [found] in beside)], dim=1)
             skipped = [error for error in errors if error]
             for sentence in skipped:
@@ -172,11 +186,16 @@ class Classifier:
         labels, best = best_classes(scores, topk)  # [B, K]
         probabilities = (self.model.logit_scale * scores).softmax(dim=1).gather(1, labels)
         names = self.model.words.as_written(self.model.classnames)
-        rows = zip(paths, labels.tolist(), best.tolist(), probabilities.tolist(), strict=True)
-        return [
+        predictions = [
             Prediction(path, own, [names[label] for label in own], row_scores, row_probabilities)
-            for path, own, row_scores, row_probabilities in rows
+            for path, own, row_scores, row_probabilities in zip(
+                paths, labels.tolist(), best.tolist(), probabilities.tolist(), strict=True
+            )
         ]
+        if self.abstention:
+            threshold = self.abstention.threshold
+            predictions = [replace(p, abstained=p.probability < threshold) for p in predictions]
+        return predictions
 
 
 @dataclass(frozen=True)
@@ -206,14 +225,8 @@ def load_unknown_scorer(
         UserError: the model lies elsewhere, or the pretrained CLIP cannot be loaded or is not the
             one that the model was fine-tuned from.
     """
-    places = model.folder.absolute().parents[:3]  # of results/<dataset>/<method>/seed<n>/model
-    path = next((place / DETECTOR for place in places if (place / DETECTOR).is_file()), None)
-    if path is None:
-        raise UserError(
-            f"{model.folder} is not in the results of a dataset with {DETECTOR}, which --unknown "
-            "reads; run the workflow's rule score_unknown, and name the model as it lies there."
-        )
-    detector = load_detector(path, model.classnames)
+    folder = results_with(DETECTOR, model.folder, "--unknown")
+    detector = load_detector(folder / DETECTOR, model.classnames)
     base = detector.described
     clip = clips.load(base["model"], base["pretrained"], device, precision)
     visuals: list[Any] = [one.model.visual for one in (model.clip, clip)]
@@ -245,11 +258,9 @@ def predict(
     output: str | None,
     *,
     topk: int,
-    batch_size: int,
-    precision: str,
-    device: str,
-    threads: int,
     unknown: bool = False,
+    abstain: float | None = None,
+    **loading: Any,
 ) -> int:
     """Classify the images that `words` name, and write the predictions.
 
@@ -258,36 +269,29 @@ def predict(
         words: see `image_paths`.
         output: a .csv, .jsonl or .parquet file. None: CSV on stdout.
         topk: classes written for each image.
-        batch_size: images encoded at once.
-        precision: bf16, fp16 or float32, in which a GPU encodes.
-        device: auto, cpu, cuda or cuda:<n>.
-        threads: CPU threads.
-        unknown: whether images of none of the classes are marked.
+        unknown: as of Classifier.
+        abstain: as of Classifier.
+        **loading: further arguments of Classifier.
 
     Returns:
         How many images were skipped.
 
     Raises:
-        UserError: no such model, no image, or no such format.
+        UserError: no such format, no image, or as of Classifier.
     """
-    if topk < 1 or batch_size < 1:
-        raise UserError(f"--topk {topk} and --batch-size {batch_size} must both be at least 1.")
-    writer = writing(output, topk, unknown=unknown)  # refuses a bad suffix before the work
+    further = [*UNKNOWN] * unknown + [*ABSTAINED] * (abstain is not None)
+    writer = writing(output, topk, pa.schema(further))  # refuses a bad suffix before the work
     paths = image_paths(words, sys.stdin.buffer)
-    classifier = Classifier(
-        model,
-        device=device,
-        threads=threads,
-        batch_size=batch_size,
-        precision=precision,
-        unknown=unknown,
-    )
-    n_skipped = 0
+    classifier = Classifier(model, unknown=unknown, abstain=abstain, **loading)
+    n_skipped = n_abstained = 0
     with writer as add:  # last, so that an error leaves nothing on stdout
         for batch in classifier.in_batches(paths, topk):
             add(batch.predictions)
             n_skipped += len(batch.skipped)
-    log.info("Classified %d images, skipped %d.", len(paths) - n_skipped, n_skipped)
+            n_abstained += sum(bool(one.abstained) for one in batch.predictions)
+    abstained = f", abstained from {n_abstained}" if abstain is not None else ""
+    n_classified = len(paths) - n_skipped
+    log.info("Classified %d images%s, skipped %d.", n_classified, abstained, n_skipped)
     return n_skipped
 
 
@@ -321,21 +325,15 @@ def _listed(stdin: IO[bytes]) -> list[str]:
 
 
 def _named(word: str) -> list[str]:
-    if os.path.isdir(word):
-        below = _images_below(word)
-        if not below:
-            raise UserError(f"Folder {word} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-        return below
-    if os.path.exists(word):
-        return [word]
-    files = [
-        file
-        for match in _matches(word)
-        for file in (_images_below(match) if os.path.isdir(match) else [match])
-    ]
+    matches = [word] if os.path.exists(word) else _matches(word)
+    files: list[str] = []
+    for match in matches:
+        is_folder = os.path.isdir(match)
+        files += sorted(map(str, image_files(match, deep=True))) if is_folder else [match]
     if not files:
         raise UserError(
-            f"{one_line(word)} is not a file or folder and matches none; check its spelling."
+            f"{one_line(word)} names no file and no folder with an image "
+            f"({', '.join(sorted(IMAGE_SUFFIXES))}); check its spelling."
         )
     return files
 
@@ -348,18 +346,13 @@ def _matches(pattern: str) -> list[str]:
     if "**" not in pattern:
         return sorted(glob.glob(pattern))
     path = Path(pattern)
-    top = Path(path.anchor)
     try:
-        found = list(top.glob(str(path.relative_to(path.anchor))))
+        found = list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
     except (ValueError, OSError):  # `**` is only a part of a name
         return []
     named = set(path.parts)
     visible = [one for one in found if not any(p.startswith(".") for p in {*one.parts} - named)]
     return sorted(str(one) for one in visible)
-
-
-def _images_below(folder: str) -> list[str]:
-    return sorted(map(str, image_files(folder, deep=True)))
 
 
 # --- prediction files ---------------------------------------------------------------------------
@@ -368,14 +361,14 @@ Add = Callable[[Sequence[Prediction]], None]
 
 
 def writing(
-    output: str | None, topk: int, *, unknown: bool = False
+    output: str | None, topk: int, further: pa.Schema = NOTHING
 ) -> contextlib.AbstractContextManager[Add]:
     """Write predictions piece by piece. A file is written whole or not at all.
 
     Args:
         output: a file whose suffix names the format. None: CSV on stdout.
         topk: how many classes are written for each image.
-        unknown: whether the columns of UNKNOWN are written.
+        further: columns after those of the classes.
 
     Returns:
         A context manager that yields a function that takes the next predictions.
@@ -383,59 +376,53 @@ def writing(
     Raises:
         UserError: the suffix names no format, or a folder has the name.
     """
-    formats = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
     if output is None:
-        return _csv_on_stdout(topk, unknown)
+        return _csv_on_stdout(topk, further)
     suffix = Path(output).suffix.lower()
-    if suffix not in formats:
-        raise UserError(f"--output {output} ends in none of {', '.join(formats)}.")
+    if suffix not in FORMATS:
+        raise UserError(f"--output {output} ends in none of {', '.join(FORMATS)}.")
     if os.path.isdir(output):
         raise UserError(f"--output {output} is a folder; name a file.")
-    return formats[suffix](output, topk, unknown)
+    return FORMATS[suffix](output, topk, further)
 
 
 @contextlib.contextmanager
-def _csv_on_stdout(topk: int, unknown: bool) -> Iterator[Add]:
+def _csv_on_stdout(topk: int, further: pa.Schema) -> Iterator[Add]:
     """A terminal gets no control characters, which file names may hold."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     terminal = SimpleNamespace(write=lambda text: sys.stdout.write(printable(text)))
-    yield _csv_rows(terminal if sys.stdout.isatty() else sys.stdout, topk, unknown)
+    yield _csv_rows(terminal if sys.stdout.isatty() else sys.stdout, topk, further)
 
 
 @contextlib.contextmanager
-def _csv(output: str, topk: int, unknown: bool) -> Iterator[Add]:
+def _csv(output: str, topk: int, further: pa.Schema) -> Iterator[Add]:
     with _text(output) as file:
-        yield _csv_rows(file, topk, unknown)
+        yield _csv_rows(file, topk, further)
 
 
-def _csv_rows(file: Any, topk: int, unknown: bool) -> Add:
+def _csv_rows(file: Any, topk: int, further: pa.Schema) -> Add:
     """Write CSV with three columns for each of the best classes, best first."""
     writer = csv.writer(file, lineterminator="\n")
     columns = ("classname", "probability", "score")
     places = ["", *(f"_{rank}" for rank in range(2, topk + 1))]
-    last = UNKNOWN.names if unknown else []
-    writer.writerow(["path", *(name + place for place in places for name in columns), *last])
+    header = [name + place for place in places for name in columns]
+    writer.writerow(["path", *header, *further.names])
 
     def add(predictions: Sequence[Prediction]) -> None:
         for one in predictions:
             ranked = zip(one.topk_classnames, one.topk_probabilities, one.topk_scores, strict=True)
-            cells = [
-                cell
-                for name, probability, score in ranked
-                for cell in (name, f"{probability:.6f}", f"{score:.6f}")
-            ]
-            cells += [""] * (3 * topk - len(cells))
-            if unknown:
-                cells += [f"{one.unknown_score:.6f}", str(one.is_unknown).lower()]
-            writer.writerow([one.path, *cells])
+            cells = [cell for values in ranked for cell in values]
+            cells += [""] * (len(header) - len(cells))
+            cells += [getattr(one, name) for name in further.names]
+            writer.writerow([one.path, *map(tables.csv_cell, cells)])
 
     return add
 
 
 @contextlib.contextmanager
-def _jsonl(output: str, topk: int, unknown: bool) -> Iterator[Add]:
-    names = _schema(topk, unknown).names
+def _jsonl(output: str, topk: int, further: pa.Schema) -> Iterator[Add]:
+    names = _schema(topk, further).names
     with _text(output) as file:
         yield lambda predictions: file.writelines(
             json.dumps({name: getattr(one, name) for name in names}, ensure_ascii=False) + "\n"
@@ -444,8 +431,8 @@ def _jsonl(output: str, topk: int, unknown: bool) -> Iterator[Add]:
 
 
 @contextlib.contextmanager
-def _parquet(output: str, topk: int, unknown: bool) -> Iterator[Add]:
-    schema = _schema(topk, unknown)
+def _parquet(output: str, topk: int, further: pa.Schema) -> Iterator[Add]:
+    schema = _schema(topk, further)
     buffer: list[Prediction] = []  # small row groups would fill the footer
     with tables.writing(output, schema) as write:
 
@@ -463,8 +450,11 @@ def _parquet(output: str, topk: int, unknown: bool) -> Iterator[Add]:
             flush()
 
 
-def _schema(topk: int, unknown: bool) -> pa.Schema:
-    return pa.unify_schemas([SCHEMA, *[TOPK] * (topk > 1), *[UNKNOWN] * unknown])
+FORMATS = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
+
+
+def _schema(topk: int, further: pa.Schema) -> pa.Schema:
+    return pa.unify_schemas([SCHEMA, *[TOPK] * (topk > 1), further])
 
 
 def _unicode(value: object) -> object:

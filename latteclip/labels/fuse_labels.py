@@ -229,6 +229,10 @@ def _summary_of_answers(
         "image_id": image_ids.take(pa.array(checked.rows.numpy())).to_pylist(),
         "confidence": checked.confidence.tolist(),
         "right": checked.right.tolist(),
+        "classifiers": {
+            name: {"confidence": head.confidence.tolist(), "right": head.right.tolist()}
+            for name, head in checked.heads.items()
+        },
     }
     log.info("Labels %s.", checked_sentence(found["checked"]))
     return found

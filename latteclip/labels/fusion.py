@@ -33,8 +33,8 @@ models, A answered images.
 """
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -63,6 +63,7 @@ ANSWER_WEIGHT = 3.0  # of an answered image in the prototypes
 FOLDS = 5  # of the images that were drawn to check
 PRIOR_ANSWERS = 10.0  # precision of the prior of the weights that are fitted to answers
 TINY = 1e-9
+FUSED = "fused"
 OTHER = "eyes_"  # begin of the name of another image model's gain, before its number
 
 # Of the permutation test.
@@ -283,6 +284,7 @@ class CheckedLabels:
     labels: torch.Tensor  # [J]
     confidence: torch.Tensor  # [J] float32
     right: torch.Tensor  # [J] bool: by the answers
+    heads: Mapping[str, "CheckedLabels"] = field(default_factory=dict)  # by each classifier
 
 
 @dataclass(frozen=True)
@@ -303,6 +305,14 @@ class Fusion:
     joint_head: torch.Tensor  # [N] the class by `joint_weights`, without the image's own part
     joint_weights: tuple[torch.Tensor, ...]  # [C, D] float64 of each model
     checked: CheckedLabels | None = None  # if answers check the labels
+
+    @property
+    def heads(self) -> dict[str, Sequence[torch.Tensor]]:
+        """Return the weights of each classifier by the name of its file."""
+        heads: dict[str, Sequence[torch.Tensor]] = {"image_prototypes": (self.weights,)}
+        if len(self.joint_weights) > 1:
+            heads["image_prototypes_eyes"] = self.joint_weights
+        return heads
 
 
 class Prototypes:
@@ -600,18 +610,41 @@ def fuse(
 
 
 def cross_fit(model: LabelModel, labelled: LabelledRows) -> CheckedLabels:
-    """Label the images drawn to check, each without its answer and those of its fold."""
+    """Label the images drawn to check, each without its answer and those of its fold.
+
+    The classifiers of each fold classify them too.
+    """
     drawn = labelled.drawn.nonzero()[:, 0]
     order = drawn[torch.randperm(len(drawn), generator=torch.Generator().manual_seed(SEED))]
-    labels, confidence = torch.empty(len(drawn), dtype=torch.long), torch.empty(len(drawn))
+    found: dict[str, list[torch.Tensor]] = {}
     for fold in order.chunk(FOLDS):
         use = torch.ones(len(labelled.rows), dtype=torch.bool)
         use[fold] = False
         fusion = model.answered(labelled.select(use)).fused()
-        places, rows = torch.searchsorted(drawn, fold), labelled.rows[fold]
-        labels[places], confidence[places] = fusion.labels[rows], fusion.confidence[rows]
-    right = labelled.shares[drawn].gather(1, labels[:, None])[:, 0] > 0
-    return CheckedLabels(labelled.rows[drawn], labels, confidence, right)
+        rows = labelled.rows[fold]
+        predicted = {FUSED: (fusion.labels[rows], fusion.confidence[rows])}
+        for name, weights in fusion.heads.items():
+            predicted[name] = _classified((model.images, *model.others), weights, rows)
+        for name, columns in predicted.items():
+            found.setdefault(name, []).append(torch.stack([x.double() for x in columns]))
+    places = torch.searchsorted(drawn, order).argsort()
+
+    def checked(name: str) -> CheckedLabels:
+        labels, confidence = torch.cat(found[name], dim=1)[:, places]
+        right = labelled.shares[drawn].gather(1, labels.long()[:, None])[:, 0] > 0
+        return CheckedLabels(labelled.rows[drawn], labels.long(), confidence.float(), right)
+
+    heads = {name: checked(name) for name in found if name != FUSED}
+    return replace(checked(FUSED), heads=heads)
+
+
+def _classified(
+    models: Sequence[CentredFeatures], weights: Sequence[torch.Tensor], rows: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the best class of each image and its probability, by heads of one or more models."""
+    logits = [m.centred[rows].double() @ w.T for m, w in zip(models, weights, strict=False)]
+    best = torch.stack(logits).sum(dim=0).softmax(dim=1).max(dim=1)
+    return best.indices, best.values
 
 
 def prototypes_by_zero_shot(images: CalibratedFeatures) -> torch.Tensor:

@@ -56,6 +56,7 @@ class TrainingData:
     n_scheduled: int  # images that decide the number of steps: N and those left out
     digest: str  # changes when anything above changes
     written_names: dict[str, str]  # of classes, see `ClassTemplates`
+    drawn: list[str]  # left out too: answered images that check the labels
 
 
 def read(
@@ -76,8 +77,12 @@ def read(
     table, classnames = tables.read_unlabelled(files.images, training=True)
     all_ids = table["image_id"]
     is_trained = ~left_out(tables.Strings(all_ids), fold)
+    drawn: list[str] = []
     if labels == "fused":
         is_trained &= _fused(files, "fused_confidence", all_ids).to_numpy() > 0
+        answers = tables.read_metadata(str(files.fused_labels), "image_id").get("answers", {})
+        drawn = answers.get("checked", {}).get("image_id", [])
+        is_trained &= ~pc.is_in(all_ids, pa.array(drawn, pa.string())).to_numpy()
     table = table.filter(pa.array(is_trained))
     image_ids = table["image_id"]
     if len(image_ids) < 2:
@@ -117,6 +122,7 @@ def read(
         len(all_ids),
         digest_of(content),
         tables.read_written_names(files.images),
+        drawn,
     )
 
 

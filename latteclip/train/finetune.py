@@ -115,6 +115,7 @@ def finetune(
                     "seed": seed,
                     "marks": _marks(settings, training, diverged),
                     "found": auto,  # keys of `finetune` that were "auto"
+                    "drawn": setup.inputs.drawn,
                     "training": digest_of([json.dumps(identity, sort_keys=True)]),
                 }
                 _write(setup, classifier, training.history, metadata, model_output, history_output)

@@ -453,6 +453,7 @@ def test_labels_follow_answers_and_are_checked_by_them(dataset, caplog):
     assert len(answers["images"]) == 41 and answers["images"][none] is None
     checked = answers["checked"]
     assert checked["answers"] == 10 and checked["low"] <= checked["value"] <= checked["high"]
+    assert len(checked["classifiers"]["image_prototypes"]["right"]) == 10
 
 
 def test_answers_that_are_empty_change_no_byte(dataset):

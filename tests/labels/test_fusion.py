@@ -637,6 +637,8 @@ def test_an_image_is_checked_without_its_answer():
     checked = fuse(world.images(), world.captions(), labelled=answers).checked
     assert checked.rows.tolist() == list(range(0, 400, 8))
     assert not checked.right[::5].any() and checked.right.double().mean() > 0.6
+    head = checked.heads["image_prototypes"]
+    assert head.right[::5].double().mean() < 0.4 and head.right.double().mean() > 0.5
 
 
 def test_a_person_who_errs_does_no_harm():

@@ -94,12 +94,12 @@ class Files:
             members=[[self.names[i] for i in group] for group in members],
         )
 
-    def fused_labels(self):
+    def fused_labels(self, **metadata):
         schema = tables.FUSED_LABELS
         columns = {field.name: pa.nulls(len(self.names), field.type) for field in schema}
         columns |= {"image_id": self.names, "fused_label": FUSED, "caption_label": FUSED[::-1]}
         columns["fused_confidence"] = [0.5] * len(self.names)
-        tables.write(self.folder / "l.parquet", columns, schema)
+        tables.write(self.folder / "l.parquet", columns, schema, metadata)
         return str(self.folder / "l.parquet")
 
     def classifier(self, classnames=CLASSNAMES):
@@ -130,6 +130,13 @@ def test_training_images_and_their_zero_shot_labels_are_read(files):
     assert data.classnames == CLASSNAMES
     assert [texts[i] for i in data.texts.classes] == ["a striped.", "a dotted.", "a woven."]
     assert len(data.texts.images) == len(data.texts.groups) == 0
+
+
+def test_images_drawn_to_check_labels_are_not_trained_on(files):
+    answers = {"images": {}, "checked": {"image_id": files.names[1:3]}}
+    data, _ = files.read("fused", fused_labels=files.fused_labels(answers=answers))
+    assert [Path(path).name for path in data.paths] == [files.names[0], *files.names[3:]]
+    assert data.drawn == files.names[1:3]
 
 
 def test_supervision_needs_every_label(tmp_path):

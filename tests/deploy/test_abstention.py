@@ -1,0 +1,144 @@
+import csv
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from support.tiny import write_index, write_pictures
+
+from latteclip.cli import main
+from latteclip.clip import model as clips
+from latteclip.clip.classifier import Classifier, save_classifier
+from latteclip.core import tables
+from latteclip.core.errors import UserError
+from latteclip.deploy import predict
+from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS
+from latteclip.labels.guarantees import pac_threshold
+
+CLASSNAMES = ["a", "b", "c"]
+N, ERROR = 24, 0.3
+
+
+class Results:
+    """A dataset's results with a training and a person's answers about all but four images."""
+
+    def __init__(self, folder, clip):
+        self.folder, self.model = folder, folder / "flyp" / "seed0" / "model"
+        self.pictures = write_pictures(folder / "pictures", N)
+        self.ids = [path.rpartition("/")[2] for path in self.pictures]
+        write_index(folder / "images.parquet", self.pictures, ["train"] * N, [None] * N, CLASSNAMES)
+        draw = torch.Generator().manual_seed(0)
+        self.head = Classifier.of(torch.randn(3, 128, generator=draw) / 9)
+        clips.save(clip, self.head, CLASSNAMES, "a {}.", self.model)
+        self.train(drawn=self.ids[:20])
+        self.predicted = self.classifier()(self.pictures)
+        self.right = np.arange(N) % 5 > 0
+        self.answer(20)
+
+    def train(self, held_out: Sequence[str] = (), **metadata):
+        run = self.model.parent
+        schema = pa.schema([("step", pa.int32())])
+        tables.write(run / "history.parquet", {"step": [1]}, schema, metadata)
+        columns = {"image_id": held_out, "prediction": [0] * len(held_out)}
+        columns["held_out"] = [True] * len(held_out)
+        classes = {"classnames": CLASSNAMES}
+        tables.write(run / "train_predictions.parquet", columns, TRAIN_PREDICTIONS, classes)
+
+    def answer(self, n, **heads):
+        """A person answers about the first n images at random, and about three of the others."""
+        names = [
+            one.classname if own else None
+            for one, own in zip(self.predicted, self.right, strict=True)
+        ]
+        images = dict(zip([*self.ids[:n], *self.ids[-3:]], names, strict=False))
+        checked = {"image_id": self.ids[:n], "classifiers": heads}
+        schema = tables.FUSED_LABELS
+        columns = {field.name: pa.nulls(N, field.type) for field in schema}
+        columns["image_id"] = self.ids
+        metadata = {"answers": {"images": images, "checked": checked}}
+        tables.write(self.folder / "fused_labels.parquet", columns, schema, metadata)
+
+    def classifier(self, **options):
+        return predict.Classifier(self.model, device="cpu", threads=1, **options)
+
+    def threshold(self, rows):
+        confidence = np.array([one.probability for one in self.predicted])
+        return pac_threshold(confidence[rows], ~self.right[rows], ERROR)
+
+
+@pytest.fixture
+def results(tmp_path, demo_clip):
+    return Results(tmp_path / "results" / "mine", demo_clip)
+
+
+def test_uncertain_predictions_are_marked_in_every_format(results, tmp_path, caplog):
+    caplog.set_level("INFO")
+    threshold = results.threshold(slice(20))
+    marks = [one.probability < threshold for one in results.predicted]
+    assert 0 < sum(marks) < N
+    opened = results.classifier(abstain=ERROR)
+    assert [one.abstained for one in opened(results.pictures)] == marks
+    assert "20 answers" in caplog.text and f"{threshold:.4f}" in caplog.text
+    for suffix in ("csv", "jsonl", "parquet"):
+        output = tmp_path / f"out.{suffix}"
+        arguments = [*results.pictures, "-o", output, "--abstain", ERROR, "--threads", 1]
+        assert main.main(["predict", str(results.model), *map(str, arguments)]) == 0
+    assert pq.read_table(tmp_path / "out.parquet")["abstained"].to_pylist() == marks
+    lines = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert [json.loads(line)["abstained"] for line in lines] == marks
+    with (tmp_path / "out.csv").open() as file:
+        rows = [row["abstained"] for row in csv.DictReader(file)]
+    assert rows == [str(mark).lower() for mark in marks]
+
+
+def test_only_images_that_the_model_was_not_trained_on_count(results):
+    results.train(drawn=results.ids[:12])
+    assert results.classifier(abstain=ERROR).abstention.threshold == results.threshold(slice(12))
+    results.train(held_out=results.ids[8:])  # of them 12 have an answer at random
+    found = results.classifier(abstain=ERROR).abstention.threshold
+    assert found == results.threshold(slice(8, 20))
+    results.train(held_out=results.ids[8:], averaged=3)  # another training learned from them
+    with pytest.raises(UserError, match="0 among 20"):
+        results.classifier(abstain=ERROR)
+
+
+def test_a_classifier_that_answers_made_is_judged_without_them(results, caplog):
+    caplog.set_level("INFO")
+    (results.model.parent / "history.parquet").unlink()
+    place = results.folder / "classifiers" / "image_prototypes.safetensors"
+    save_classifier(place, results.head, {"classnames": CLASSNAMES})
+    confidence, right = np.linspace(0.1, 0.9, 15), [False, *[True] * 14]
+    head = {"confidence": confidence.tolist(), "right": right}
+    results.answer(15, image_prototypes=head)
+    found = results.classifier(abstain=ERROR).abstention.threshold
+    assert found == pac_threshold(confidence, ~np.array(right), ERROR)
+    assert "five folds" in caplog.text
+
+
+@pytest.mark.parametrize("n", [20, 0])
+def test_too_few_answers_say_how_many_it_takes(results, n, tmp_path, capsys):
+    results.answer(n)
+    output = tmp_path / "out.csv"
+    arguments = [
+        results.model,
+        results.pictures[0],
+        "--abstain",
+        0.05,
+        "--threads",
+        1,
+        "-o",
+        output,
+    ]
+    assert main.main(["predict", *map(str, arguments)]) == 2
+    printed = capsys.readouterr().err
+    assert "59 answers" in printed and f"there are {n}" in printed and "--budget 118" in printed
+    assert not output.exists()
+
+
+def test_a_guarantee_needs_the_results(results, tmp_path):
+    results.model.rename(tmp_path / "exported")
+    with pytest.raises(UserError, match="--abstain"):
+        predict.Classifier(tmp_path / "exported", device="cpu", threads=1, abstain=ERROR)
