@@ -157,16 +157,11 @@ class Classifier:
 
     def in_batches(self, paths: Sequence[str], topk: int) -> Iterator[ClassifiedBatch]:
         """Classify image files batch by batch, and log those that are skipped."""
-        models = [one.clip for one in (self.model, self.scorer) if one]
+        of_clip: list[Any] = [one.clip for one in (self.model, self.scorer) if one]
         # Each image model has a transform of its own, so it reads the images again.
         passes = [
-            encoded(
-                together,
-                ReadableFiles(paths, together[0].preprocess),
-                self.batch_size,
-                self.threads,
-            )
-            for together in (models, *([eye] for eye in self.eyes))
+            encoded(models, ReadableFiles(paths, models[0].preprocess), self.batch_size, self.threads)
+            for models in (of_clip, *([eye] for eye in self.eyes))
         ]
         for ((indices, errors), (features, *others)), *beside in zip(*passes, strict=True):
             features = torch.cat([features, *(found for _, [found] in beside)], dim=1)
