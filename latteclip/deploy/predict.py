@@ -160,7 +160,9 @@ class Classifier:
         of_clip: list[Any] = [one.clip for one in (self.model, self.scorer) if one]
         # Each image model has a transform of its own, so it reads the images again.
         passes = [
-            encoded(models, ReadableFiles(paths, models[0].preprocess), self.batch_size, self.threads)
+            encoded(
+                models, ReadableFiles(paths, models[0].preprocess), self.batch_size, self.threads
+            )
             for models in (of_clip, *([eye] for eye in self.eyes))
         ]
         for ((indices, errors), (features, *others)), *beside in zip(*passes, strict=True):
