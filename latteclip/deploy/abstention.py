@@ -6,10 +6,10 @@ It follows from a person's answers about training images that were drawn at rand
 Letters: m answers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,10 +23,10 @@ from latteclip.evaluate.results import read_selection
 from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS
 from latteclip.labels.guarantees import Bools, Floats, fewest_answers, pac_threshold
 
-if TYPE_CHECKING:
-    from latteclip.deploy.predict import Classifier
-
 LABELS = Path("fused_labels.parquet")
+
+
+Classify = Callable[[Sequence[str]], Sequence[Any]]  # image files to their `Prediction`s
 
 
 @dataclass(frozen=True)
@@ -37,22 +37,27 @@ class Abstention:
     guarantee: str
 
 
-def learn_abstention(classifier: "Classifier", max_error: float) -> Abstention:
+def learn_abstention(model: FinetunedModel, classify: Classify, max_error: float) -> Abstention:
     """Return the probability that a prediction needs for the guarantee.
 
     With 95 % probability, at most `max_error` of all predictions are wrong and not abstained from.
 
+    Args:
+        model: in a dataset's results.
+        classify: returns the model's predictions for image files.
+        max_error: share of all predictions.
+
     Raises:
         UserError: the model lies outside a dataset's results, or there are too few answers.
     """
-    model = classifier.model
     folder = results_with(LABELS, model.folder, "--abstain")
     answers = tables.read_metadata(folder / LABELS, "image_id").get("answers", {"images": {}})
     checked = answers.get("checked", {"image_id": [], "classifiers": {}})
     ids, heads = checked["image_id"], checked["classifiers"]
     name = next((name for name in heads if _is_classifier(model, folder, name)), None)
     if name is None:
-        confidence, right = _predicted(classifier, folder, _unseen(model.folder, ids), answers)
+        unseen = _unseen(model.folder, ids)
+        confidence, right = _predicted(folder, unseen, answers, model.classnames, classify)
         how = "which the model was not trained on"
     else:
         confidence, right = (np.array(heads[name][key]) for key in ("confidence", "right"))
@@ -137,15 +142,17 @@ def _unseen(model: Path, ids: Sequence[str]) -> list[str]:
 
 
 def _predicted(
-    classifier: "Classifier", folder: Path, ids: Sequence[str], answers: dict[str, Any]
+    folder: Path,
+    ids: Sequence[str],
+    answers: dict[str, Any],
+    classnames: Sequence[str],
+    classify: Classify,
 ) -> tuple[Floats, Bools]:
     """Return the probabilities [m] of a model's predictions, and whether answers confirm them."""
     index = folder / "images.parquet"
-    paths = tables.lookup_column(
-        index, tables.IMAGES, "image_id", "path", pa.chunked_array([pa.array(ids, pa.string())])
-    ).to_pylist()
+    wanted = pa.chunked_array([pa.array(ids, pa.string())])
+    paths = tables.lookup_column(index, tables.IMAGES, "image_id", "path", wanted).to_pylist()
     named = dict(zip(paths, (answers["images"][image] for image in ids), strict=True))
-    predictions = classifier(paths)
-    names = classifier.model.classnames
-    right = [names[one.topk_labels[0]] == named[one.path] for one in predictions]
+    predictions = classify(paths)
+    right = [classnames[one.topk_labels[0]] == named[one.path] for one in predictions]
     return np.array([one.probability for one in predictions]), np.array(right, dtype=bool)

@@ -145,7 +145,7 @@ class Classifier:
             )
         self.scorer = self.abstention = None
         if abstain is not None:
-            self.abstention = learn_abstention(self, abstain)
+            self.abstention = learn_abstention(self.model, self, abstain)
             log.info(self.abstention.guarantee)
         if unknown:
             self.scorer = load_unknown_scorer(self.model, picked, precision)
