@@ -31,22 +31,35 @@ rule all:
         # By themselves too: the table alone would hide that a deleted result is missing.
         rules.summarize.input.metrics,
         rules.summarize.input.selections,
-        stage_params.models_of_heads(configuration),
         [
-            f"results/{dataset}/captions/summary.json"
-            for dataset in configuration.datasets
-            if configuration.caption_kinds(dataset)
+            f"results/{each}/{method}/seed0/model"
+            for each in configuration.datasets
+            for method in configuration.methods_of(each)
+            if configuration.objective(method) in HEADS
+        ],
+        [
+            f"results/{each}/captions/summary.json"
+            for each in configuration.datasets
+            if configuration.caption_kinds(each)
         ],
         # No expand() over outputs of rules: it refuses those that a storage keeps.
         [f"results/{each}/unknown.parquet" for each in configuration.datasets],
-        [f"results/{each}/report{PAGES}.html" for each in configuration.datasets],
+        [f"results/{each}/report{SUFFIX}.html" for each in configuration.datasets],
         rules.index_results.output,
     localrule: True
 
 
 rule labels:
     input:
-        stage_params.labels(configuration),
+        [
+            f"results/{each}/{name}"
+            for each in configuration.datasets
+            for name in (
+                "fused_labels.parquet",
+                "unknown.parquet",
+                "image_prototypes/seed0/model",
+            )
+        ],
     localrule: True
 
 

@@ -70,7 +70,7 @@ def main() -> None:
         settings = from_values(
             FinetuneSettings, stage_params.find_learning_rate(configuration, dataset, METHOD)
         )
-        labels = stage_params.FUSED_LABELS.format(dataset=dataset)
+        labels = f"results/{dataset}/fused_labels.parquet"
         files = data.TrainingFiles(
             str(folder / "images.parquet"),
             str(folder / "pseudo_labels.parquet"),

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import inspect
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -233,7 +234,7 @@ class RuleFunctions:
 
         return threads
 
-    def gpus(self, count: Callable[..., int] = job_resources.one) -> OfJob:
+    def gpus(self, count: Callable[..., int] = lambda configuration: 1) -> OfJob:
         """Return the GPUs of a job, or 0 on a machine without one."""
         wanted = self.given(count)
         return lambda wildcards: wanted(wildcards) if self.has_gpus() else 0
@@ -241,7 +242,7 @@ class RuleFunctions:
     def cores_per_gpu(self, count: Callable[..., int]) -> Callable[[Any, int], int]:
         """Return the cores beside each GPU: SLURM gives so many to each task of a job."""
         wanted = self.given(count)
-        return lambda wildcards, threads: job_resources.cores_per_gpu(threads, wanted(wildcards))
+        return lambda wildcards, threads: math.ceil(threads / max(1, wanted(wildcards)))
 
     def memory(self, stage: str, beside: Callable[..., int] | None = None) -> Callable[..., int]:
         """Return the MB of a stage, with the memory that its settings need beside it."""
@@ -251,7 +252,7 @@ class RuleFunctions:
         )
 
     def minutes(
-        self, stage: str, passes: Callable[..., float] = job_resources.one
+        self, stage: str, passes: Callable[..., float] = lambda configuration: 1
     ) -> Callable[..., int]:
         """Return the minutes of a stage that sees every image in each of its passes."""
         number = self.given(passes)

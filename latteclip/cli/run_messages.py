@@ -14,12 +14,7 @@ from pathlib import Path
 
 from latteclip.config import checks, job_resources, stage_params
 from latteclip.config.configuration import Configuration
-from latteclip.config.stage_params import (
-    MODEL_NOTE,
-    SELECTED_MODEL,
-    audit_if_any,
-    selection_if_any,
-)
+from latteclip.config.stage_params import MODEL_NOTE, audit_if_any, selection_if_any
 from latteclip.core.files import read_object
 from latteclip.core.terminal import for_terminal
 from latteclip.data.folder_files import IMAGE_SUFFIXES
@@ -158,7 +153,7 @@ def finished(configuration: Configuration, outputs: Collection[str]) -> list[str
 def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[str]:
     """Yield the page and the model of a dataset, and the commands that use them."""
     yield f"{dataset}: {_images(configuration, dataset)}. The page is {page}."
-    folder = SELECTED_MODEL.format(suffix=configuration.suffix).format(dataset=dataset)
+    folder = f"results/{dataset}/model{configuration.suffix}"
     for selection in selection_if_any(configuration, dataset):
         chosen = read_selection(selection)
         yield f"The chosen model is {chosen.method}, seed {chosen.seed}, in {folder}."

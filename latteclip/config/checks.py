@@ -3,10 +3,9 @@
 Imports nothing heavy.
 """
 
-import ast
-import difflib
 import json
 import os
+import re
 from collections.abc import Collection, Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -21,11 +20,6 @@ CLASSES = "classes.txt"
 SPLITS = {"train", "val", "test"}
 HIDDEN = (".", "__MACOSX")
 LARGE_MODEL = 2e9  # bytes of a captioner that takes days without a GPU
-CAPTIONS = "results/{dataset}/captions/{kind}s.parquet"
-SCORES = "results/{dataset}/class_scores.parquet"
-TABLE = "_PRETRAINED"  # of open_clip/pretrained.py: weights by model
-QUICK = "quick_gelu"  # marks weights of a model that another one, named with QUICK_MODEL, has too
-QUICK_MODEL = "-quickgelu"
 
 
 def refuse_unready(configuration: Configuration) -> None:
@@ -49,16 +43,14 @@ def _folder(configuration: Configuration, dataset: str) -> Iterator[str]:
     split = configuration.section("split", dataset)
     if folder is None or split["kind"] != "folders" or split.get("classes"):
         return
-    if os.path.lexists(os.path.join(folder, CLASSES)):
-        return
+    file = os.path.join(folder, CLASSES)
     images = os.path.normpath(os.path.join(folder, split.get("images", ".")))
-    if not os.access(images, os.R_OK | os.X_OK):  # index_images says why
-        return
-    if not class_folders(images):
+    is_readable = os.access(images, os.R_OK | os.X_OK)  # if not, index_images says why
+    if is_readable and not os.path.lexists(file) and not class_folders(images):
         yield (
             f"{folder} has neither class folders nor a {CLASSES}. Move the images of each class "
-            f"into a folder of its own, or write the names of the classes into "
-            f"{os.path.join(folder, CLASSES)}, one per line."
+            f"into a folder of its own, or write the names of the classes into {file}, one per "
+            "line."
         )
 
 
@@ -75,29 +67,21 @@ def _folders(place: str) -> set[str]:
 
 
 def _clip(configuration: Configuration, dataset: str) -> Iterator[str]:
-    """Check that the CLIP model and its weights are known to open_clip, or are files."""
+    """Check that open_clip knows the names of the CLIP model and its weights, or that files exist.
+
+    The pair of both is checked by download_clip, the first job.
+    """
     values = configuration.section("clip", dataset)
     model, pretrained = values["model"], values["pretrained"]
     if model.startswith(hub_names.FOLDER):
         yield from _text_tower(Path(model.removeprefix(hub_names.FOLDER)))
     elif not model.startswith(hub_names.HUB):
-        name, known = model.replace("/", "-"), open_clip_models()
-        if known and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            advice = (
-                f"did you mean {near[0]}?" if near else "open_clip.list_models() has all names."
-            )
-            yield f"clip.model {model} is unknown; {advice}"
-        tags = open_clip_tags(name)
-        if os.path.isfile(pretrained) or not known or _clean_tag(pretrained) in tags:
-            return
-        if "/" in pretrained:
+        if model.replace("/", "-") not in open_clip_models():
+            yield f"clip.model {model} is unknown; {suggestion(model, open_clip_models())}"
+        if "/" in pretrained and not os.path.isfile(pretrained):
             yield f"clip.pretrained {pretrained} is not a file."
-        elif not tags:
-            yield f"open_clip has no weights of clip.model {model}; set clip.pretrained to a file."
-        else:
-            advice = suggestion(pretrained, tags)
-            yield f"clip.pretrained {pretrained} is no weights of {model}; {advice}"
+        if not os.path.isfile(pretrained) and _tag(pretrained) not in open_clip_tags():
+            yield f"clip.pretrained {pretrained}: {suggestion(pretrained, open_clip_tags())}"
 
 
 def _text_tower(folder: Path) -> Iterator[str]:
@@ -107,21 +91,12 @@ def _text_tower(folder: Path) -> Iterator[str]:
         name = config["model_cfg"]["text_cfg"].get("hf_model_name")
     except (OSError, ValueError, LookupError, AttributeError, TypeError):  # the stage says why
         return
-    if not name or (folder / hub_names.TEXT_TOWER).exists() or _in_cache(name):
-        return
-    yield (
-        f"the text tower of clip.model {folder} is {name} of transformers, whose configuration the "
-        f"folder must hold: put its config.json into {folder / hub_names.TEXT_TOWER}."
-    )
-
-
-def _in_cache(name: str) -> bool:
-    import huggingface_hub
-
-    try:
-        return isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str)
-    except ValueError:  # a name that the hub could not have
-        return False
+    tower = folder / hub_names.TEXT_TOWER
+    if name and not tower.exists():
+        yield (
+            f"the text tower of clip.model {folder} is {name} of transformers, whose configuration "
+            f"the folder must hold: put its config.json into {tower}."
+        )
 
 
 def _captioner(configuration: Configuration, dataset: str) -> Iterator[str]:
@@ -145,11 +120,10 @@ def _captioner(configuration: Configuration, dataset: str) -> Iterator[str]:
 
 def _has_answers(configuration: Configuration, dataset: str) -> bool:
     """Return whether the tables of the captioner's answers exist."""
-    kinds = configuration.caption_kinds(dataset)
-    tables = [CAPTIONS.format(dataset=dataset, kind=kind) for kind in kinds]
+    tables = [f"captions/{kind}s" for kind in configuration.caption_kinds(dataset)]
     if configuration.scores_classes(dataset):
-        tables.append(SCORES.format(dataset=dataset))
-    return all(map(os.path.isfile, tables))
+        tables.append("class_scores")
+    return all(os.path.isfile(f"results/{dataset}/{table}.parquet") for table in tables)
 
 
 def _files(configuration: Configuration, dataset: str) -> Iterator[str]:
@@ -157,30 +131,27 @@ def _files(configuration: Configuration, dataset: str) -> Iterator[str]:
     if configuration.section("captioner", dataset)["engine"] != "file":
         return
     files = configuration.user_files(dataset)
-    for kind in configuration.caption_kinds(dataset):
-        key = f"captioner.{kind}s_file"
+    needed = {
+        f"captioner.{kind}s_file": _without(configuration, dataset, kind)
+        for kind in configuration.caption_kinds(dataset)
+    }
+    if configuration.scores_classes(dataset):
+        needed["scores.file"] = " where scores.kind is set."
+    for key, reason in needed.items():
         if key not in files:
-            yield f"captioner.engine file needs {key}{_without(configuration, dataset, kind)}"
+            yield f"captioner.engine file needs {key}{reason}"
         # Snakemake would go on with a table that was made of another file.
         elif not os.path.isfile(files[key]):
             yield f"{key} {files[key]} is not a file."
-    if configuration.scores_classes(dataset):
-        if "scores.file" not in files:
-            yield "captioner.engine file needs scores.file where scores.kind is set."
-        elif not os.path.isfile(files["scores.file"]):
-            yield f"scores.file {files['scores.file']} is not a file."
 
 
 def _without(configuration: Configuration, dataset: str, kind: str) -> str:
     """Return which methods read captions of a kind, and how to run the others only."""
     methods = configuration.methods_of(dataset)
     reading = [m for m in methods if configuration.needs_captions(m, kind, dataset)]
-    others = [m for m in methods if m not in reading]
-    verb = "reads" if len(reading) == 1 else "read"
-    sentence = f": {', '.join(reading)} {verb} captions of {kind}s."
-    return (
-        f"{sentence} To run without them, give method={','.join(others)}." if others else sentence
-    )
+    others = ",".join(m for m in methods if m not in reading)
+    without = f" To run without them, give method={others}." if others else ""
+    return f", captions of {kind}s, for {', '.join(reading)}.{without}"
 
 
 def refuse_slow_captions(configuration: Configuration, pending: Collection[str]) -> None:
@@ -195,14 +166,9 @@ def refuse_slow_captions(configuration: Configuration, pending: Collection[str])
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         return
     for dataset in configuration.datasets:
-        folder = f"results/{dataset}"
-        tables = (
-            f"{folder}/captions/images",
-            f"{folder}/captions/groups",
-            f"{folder}/class_scores",
-        )
-        shards = f"{folder}/captions/shards"
-        asks = any(path.startswith((*tables, shards)) for path in pending)
+        tables = ("captions/images", "captions/groups", "class_scores", "captions/shards")
+        places = tuple(f"results/{dataset}/{table}" for table in tables)
+        asks = any(path.startswith(places) for path in pending)
         if asks and _is_large(configuration, dataset):
             model = configuration.section("captioner", dataset)["model"]
             raise UserError(
@@ -230,51 +196,20 @@ def open_clip_models() -> frozenset[str]:
     return frozenset(path.stem for path in _open_clip().glob("model_configs/*.json"))
 
 
-def open_clip_tags(model: str) -> frozenset[str]:
-    """Return the names of the pretrained weights of a model."""
-    return _tags().get(model, frozenset())
+@cache
+def open_clip_tags() -> frozenset[str]:
+    """Return the names of pretrained weights: the arguments of `dict` in a source of open_clip."""
+    source = (_open_clip() / "pretrained.py").read_text("utf-8")
+    return frozenset(re.findall(r"(\w+)=_\w+\(", source))
 
 
-def _clean_tag(tag: str) -> str:
+def _tag(name: str) -> str:
     """Return a name of weights as open_clip compares it."""
-    return tag.lower().replace("-", "_")
+    return name.lower().replace("-", "_")
 
 
 def _open_clip() -> Path:
     spec = find_spec("open_clip")
-    return Path(spec.origin).parent if spec and spec.origin else Path("/nowhere")
-
-
-@cache
-def _tags() -> dict[str, frozenset[str]]:
-    """Return the names of weights by model; none if the source is missing or has another form."""
-    source = _open_clip() / "pretrained.py"
-    if not source.is_file():
-        return {}
-    variables: dict[str, dict[str, bool]] = {}
-    found: dict[str, frozenset[str]] = {}
-    for node in ast.parse(source.read_bytes()).body:
-        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
-            continue
-        variables[node.targets[0].id] = _weights(node.value)
-        if node.targets[0].id == TABLE and isinstance(node.value, ast.Dict):
-            for key, value in zip(node.value.keys, node.value.values, strict=True):
-                weights = variables[value.id] if isinstance(value, ast.Name) else _weights(value)
-                model = str(key.value) if isinstance(key, ast.Constant) else ""
-                quick = frozenset(name for name, is_quick in weights.items() if is_quick)
-                found |= {model: frozenset(weights), model + QUICK_MODEL: quick}
-    return {model: weights for model, weights in found.items() if weights}
-
-
-def _weights(value: ast.expr) -> dict[str, bool]:
-    """Return each name of `dict(name=config(...), ...)`, and whether it is marked QUICK."""
-    words = value.keywords if isinstance(value, ast.Call) else []
-    return {word.arg: _is_quick(word.value) for word in words if word.arg}
-
-
-def _is_quick(config: ast.expr) -> bool:
-    words = config.keywords if isinstance(config, ast.Call) else []
-    return any(
-        word.arg == QUICK and isinstance(word.value, ast.Constant) and bool(word.value.value)
-        for word in words
-    )
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent

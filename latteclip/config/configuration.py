@@ -37,7 +37,6 @@ ALTERNATIVES = (
     ("class_description", "image_description", "group_description"),
     ("zero_shot_loss", "finetuned_loss"),
 )
-LONGEST_SLUG = 200  # characters of a file's name
 # Number of captioning jobs by `captions.shards: auto`. The first run chose it by its free GPUs.
 # Later runs read it here, so that more or fewer GPUs rerun nothing.
 SHARDS = "results/{dataset}/captions/shards.json"
@@ -108,17 +107,13 @@ class Configuration:
             self.datasets = [self._limited(name) for name in self.datasets]
         self.methods = list(dict.fromkeys(m for d in self.datasets for m in self.methods_of(d)))
         self.table = self.config["table"]
-        for name in self.methods:
-            self._check_name(name, "Method {}")
-        self._check_name(self.table["baseline"], "Method {} of table.baseline")
-        for name in self.config["methods"]:
-            self._check_likeness(name)
-        for name in self.config["methods"]:
-            self._check_average(name)
+        self._check_methods()
         for dataset in self.datasets:
-            self._check_dataset(dataset)
+            if fault := self._fault_of_dataset(dataset):
+                raise UserError(f"Dataset {dataset} {fault}.")
             for method in self.methods_of(dataset):
-                self._check_method(method, dataset)
+                if fault := self._fault_of_method(method, dataset):
+                    raise UserError(f"Method {method} for dataset {dataset}: {fault}.")
 
     @property
     def suffix(self) -> str:
@@ -171,23 +166,15 @@ class Configuration:
             methods.insert(methods.index("image_prototypes") + 1, EYES_METHOD)
         return methods
 
-    def template(self, dataset: str) -> str | list[str]:
-        """Return the class template or templates of a dataset."""
-        found: str | list[str] = self._shared("template", dataset)
-        return found
-
-    def section(self, name: str, dataset: str) -> dict[str, Any]:
-        """Return a section (clip, split, ...) as resolved for a dataset."""
-        result: dict[str, Any] = self._shared(name, dataset)
+    def section(self, name: str, dataset: str) -> Any:
+        """Return a section (clip, split, ...) or the template as resolved for a dataset."""
+        layers = (self.config, self.dataset(dataset), self._given)
+        result = merge(*({name: layer[name]} for layer in layers if name in layer))[name]
         if name == "clip" and result["model"].startswith(hub_names.WHOLE):
             result["pretrained"] = None
-        if name == "captioner" and result["square_side"] == "auto":
+        if name == "captioner" and result["square_side"] == AUTO:
             result["square_side"] = hub_names.overview_side(result["model"])
         return result
-
-    def _shared(self, name: str, dataset: str) -> Any:
-        layers = (self.config, self.dataset(dataset), self._given)
-        return merge(*({name: layer[name]} for layer in layers if name in layer))[name]
 
     def method(self, method: str, dataset: str) -> dict[str, Any]:
         """Return a method's settings and its `finetune` section for a dataset."""
@@ -207,7 +194,11 @@ class Configuration:
 
     def objective(self, method: str) -> str:
         """Return the method's objective."""
-        return str(merge(*map(self.config["methods"].get, self._lineage(method)))["objective"])
+        return str(self._inherited(method)["objective"])
+
+    def reads_eyes(self, method: str) -> bool:
+        """Return whether the method classifies by image models beside CLIP."""
+        return self.objective(method) == EYES_METHOD
 
     def is_trained(self, method: str) -> bool:
         """Return whether the method's model is fine-tuned or an average of fine-tuned ones."""
@@ -219,7 +210,10 @@ class Configuration:
 
     def averaged(self, method: str) -> str:
         """Return the method whose models this one averages."""
-        return str(merge(*map(self.config["methods"].get, self._lineage(method)))["of"])
+        return str(self._inherited(method)["of"])
+
+    def _inherited(self, method: str) -> dict[str, Any]:
+        return merge(*map(self.config["methods"].get, self._lineage(method)))
 
     def _lineage(self, method: str) -> list[str]:
         """Return the method after those that it is like, the first of which is like no other."""
@@ -270,19 +264,16 @@ class Configuration:
     def reads_captions(self, method: str, kind: str, dataset: str) -> bool:
         """Return whether the method trains on captions of a kind, "image" or "group"."""
         values = self.method(method, dataset)
-        switches = values.get("switches", {})
-        return values["objective"] == "latteclip" and bool(
-            switches.get(f"{kind}_description", True)
-        )
+        is_on = values.get("switches", {}).get(f"{kind}_description", True)
+        return bool(values["objective"] == "latteclip" and is_on)
 
     def caption_kinds(self, dataset: str) -> list[str]:
         """Return the kinds of captions, "image" and "group", that a method or its labels need."""
+        methods = self.methods_of(dataset)
         return [
             kind
             for kind in ("image", "group")
-            if any(
-                self.needs_captions(method, kind, dataset) for method in self.methods_of(dataset)
-            )
+            if any(self.needs_captions(method, kind, dataset) for method in methods)
         ]
 
     def needs_captions(self, method: str, kind: str, dataset: str) -> bool:
@@ -303,10 +294,12 @@ class Configuration:
         wanted = self.section("captions", dataset)["shards"]
         if wanted != AUTO:
             return int(wanted)
+        noted = Path(SHARDS.format(dataset=dataset))
+        if noted.is_file():
+            return int(read_object(noted, ["shards"])["shards"])
         captioner = self.section("captioner", dataset)
         at_once = self._gpus // captioner["tensor_parallel_size"]
-        by_gpus = max(1, at_once) if captioner["engine"] in hub_names.ENGINES else 1
-        return noted_shards(dataset) or by_gpus
+        return max(1, at_once) if captioner["engine"] in hub_names.ENGINES else 1
 
     def hub_model(self, section: str, dataset: str) -> hub_names.Names | None:
         """Return the names of the model of section "clip" or "captioner" if it is on the hub."""
@@ -316,9 +309,8 @@ class Configuration:
     @property
     def eyes(self) -> dict[str, str]:
         """Image models beside CLIP, by the names of their files."""
-        return {
-            hub_names.slug({"model": name}): name for name in names(self.config["eyes"]) if name
-        }
+        eyes = filter(None, names(self.config["eyes"]))
+        return {hub_names.slug({"model": name}): name for name in eyes}
 
     def hub_eyes(self) -> dict[str, hub_names.Names]:
         """Return the image models that come from the hub, by the names of their notes."""
@@ -352,11 +344,7 @@ class Configuration:
 
         There are none without held-out images, or with less than two runs.
         """
-        found = [
-            (method, seed)
-            for method, seed in self.runs(dataset)
-            if self.objective(method) not in NO_CANDIDATES
-        ]
+        found = [run for run in self.runs(dataset) if self.objective(run[0]) not in NO_CANDIDATES]
         judges = self.section("selection", dataset)["share"] > 0
         return found if judges and len(found) > 1 else []
 
@@ -376,6 +364,23 @@ class Configuration:
         }
         return {key: file for key, file in named.items() if file is not None}
 
+    def _check_methods(self) -> None:
+        """Raise UserError for unknown methods, circles of `like`, and impossible averages."""
+        methods = self.config["methods"]
+        for name in self.methods:
+            self._check_name(name, "Method {}")
+        self._check_name(self.table["baseline"], "Method {} of table.baseline")
+        for name in methods:
+            self._check_likeness(name)
+        for name in filter(self.is_average, methods):
+            of = str(self._inherited(name).get("of"))
+            self._check_name(of, f"Method {{}}, methods.{name}.of,")
+            if self.objective(of) not in AVERAGED:
+                raise UserError(
+                    f"methods.{name}.of is {of}, whose objective {self.objective(of)} cannot be "
+                    f"averaged; name a method whose objective is {' or '.join(AVERAGED)}."
+                )
+
     def _check_name(self, method: str, what: str) -> None:
         if method not in self.config["methods"]:
             raise UserError(unknown(what.format(repr(method)), method, self.config["methods"]))
@@ -385,115 +390,73 @@ class Configuration:
         while other := self.config["methods"][seen[-1]].get("like"):
             self._check_name(other, f"Method {{}}, which {seen[-1]} is like,")
             if other in seen:
-                raise UserError(
-                    f"Methods are like each other in a circle: {', '.join([*seen, other])}."
-                )
+                circle = ", ".join([*seen, other])
+                raise UserError(f"Methods are like each other in a circle: {circle}; break it.")
             seen.append(other)
         if "objective" not in self.config["methods"][seen[-1]]:
-            raise UserError(
-                f"Configuration key methods.{seen[-1]}.objective is missing; add it, or `like`."
-            )
+            key = f"methods.{seen[-1]}.objective"
+            raise UserError(f"Configuration key {key} is missing; add it, or `like`.")
 
-    def _check_method(self, method: str, dataset: str) -> None:
-        """Raise UserError if settings of a method contradict each other or those of the dataset."""
+    def _fault_of_method(self, method: str, dataset: str) -> str | None:
+        """Return how settings of a method contradict each other or those of the dataset."""
         values, labels = self.method(method, dataset), self.pseudo_labels(method, dataset)
-        scored = self.scores_classes(dataset)
-        fault = None
-        if values["objective"] == EYES_METHOD and not self.eyes:
-            fault = "it needs image models beside CLIP; set eyes, or leave it out of method"
-        elif values["objective"] == EYES_METHOD and labels != "fused":
-            fault = f"its pseudo_labels are fused, not {labels}"
-        elif values["objective"] == "image_prototypes" and labels in ("caption", "lmm"):
-            fault = f"its pseudo_labels are zero_shot, zero_shot_calibrated or fused, not {labels}"
-        elif labels == "lmm" and not scored:
-            fault = "pseudo_labels: lmm are the captioner's class scores; set scores.kind as well"
-        elif labels == "caption" and scored:
-            fault = (
-                "pseudo_labels: caption need scores.kind: null; with class scores they are called "
-                "lmm"
-            )
-        elif values["objective"] == "latteclip":
-            switches = values.get("switches", {})
-            for keys in ALTERNATIVES:
-                if not any(switches.get(key, True) for key in keys):
-                    fault = f"its switches {', '.join(keys)} are all off; switch one on"
-        if fault:
-            raise UserError(f"Method {method} for dataset {dataset}: {fault}.")
+        objective, scored = values["objective"], self.scores_classes(dataset)
+        if objective == EYES_METHOD and not self.eyes:
+            return "it needs image models beside CLIP; set eyes, or leave it out of method"
+        if objective == EYES_METHOD and labels != "fused":
+            return f"its pseudo_labels are fused, not {labels}"
+        if objective == "image_prototypes" and labels in ("caption", "lmm"):
+            return f"its pseudo_labels are zero_shot, zero_shot_calibrated or fused, not {labels}"
+        if labels == "lmm" and not scored:
+            return "pseudo_labels: lmm are the captioner's class scores; set scores.kind as well"
+        if labels == "caption" and scored:
+            return "pseudo_labels: caption need scores.kind: null; of class scores they are lmm"
+        switches = values.get("switches", {})
+        for keys in ALTERNATIVES:
+            if objective == "latteclip" and not any(switches.get(key, True) for key in keys):
+                return f"its switches {', '.join(keys)} are all off; switch one on"
+        return None
 
-    def _check_average(self, method: str) -> None:
-        """Raise UserError if a method averages models that cannot be averaged."""
-        if not self.is_average(method):
-            return
-        of = self.config["methods"][method].get("of")
-        self._check_name(str(of), f"Method {{}}, methods.{method}.of,")
-        if self.objective(of) not in AVERAGED:
-            raise UserError(
-                f"methods.{method}.of is {of}, whose objective {self.objective(of)} cannot be "
-                f"averaged; name a method whose objective is {' or '.join(AVERAGED)}."
-            )
-
-    def _check_dataset(self, dataset: str) -> None:
+    def _fault_of_dataset(self, dataset: str) -> str | None:
+        """Return what is wrong with a dataset, as the end of a sentence."""
         values = self.dataset(dataset)
         if "source" not in values:
-            raise UserError(
-                f"Dataset {dataset} has no source; name the folder of its images with "
-                f"--config dataset={dataset} image_dir=..., or as source in its file."
+            return (
+                "has no source; name the folder of its images with --config "
+                f"dataset={dataset} image_dir=..., or as source in its file"
             )
         try:
-            ClassTemplates.of(self.template(dataset), values.get("class_synonyms"))
+            ClassTemplates.of(self.section("template", dataset), values.get("class_synonyms"))
         except UserError as error:
-            raise UserError(f"Dataset {dataset}: {error}") from None
-        folder = values["source"].get("folder")
-        if folder is not None and not os.path.isdir(folder):  # False, not an error, where barred
-            raise UserError(f"Dataset {dataset}: source.folder {folder} is not a folder.")
-        if folder is not None and WILDCARD.search(folder):
-            raise UserError(
-                f"Dataset {dataset}: source.folder {folder} has braces, which Snakemake takes for "
-                "a wildcard; rename the folder, or give a symbolic link to it."
+            return f"has wrong words: {str(error).rstrip('.')}"
+        folder = values["source"].get("folder", ".")
+        if not os.path.isdir(folder):  # False, not an error, where barred
+            return f"has the source.folder {folder}, which is not a folder"
+        if WILDCARD.search(folder):
+            return (
+                f"has a source.folder with braces, {folder}, which Snakemake takes for a wildcard; "
+                "rename the folder, or give a symbolic link to it"
             )
-        clip = self.section("clip", dataset)
-        local = clip["model"].removeprefix(hub_names.FOLDER)
-        if local != clip["model"] and not os.path.isfile(
-            os.path.join(local, hub_names.CLIP_CONFIG)
-        ):
-            raise UserError(
-                f"Dataset {dataset}: clip.model names the folder {local}, which has no "
-                f"{hub_names.CLIP_CONFIG}."
-            )
-        if not clip["model"].startswith(hub_names.WHOLE) and not clip["pretrained"]:
-            raise UserError(f"Dataset {dataset}: clip.model {local} needs clip.pretrained.")
-        captioner = self.section("captioner", dataset)
+        clip, captioner = self.section("clip", dataset), self.section("captioner", dataset)
+        model = clip["model"]
+        config = os.path.join(model.removeprefix(hub_names.FOLDER), hub_names.CLIP_CONFIG)
+        if model.startswith(hub_names.FOLDER) and not os.path.isfile(config):
+            return f"has the clip.model {model}, but {config} is not there"
+        if not model.startswith(hub_names.WHOLE) and not clip["pretrained"]:
+            return f"has the clip.model {model}, which needs clip.pretrained"
         longest, answer = captioner["max_model_len"], captioner["max_new_tokens"]
         asks = captioner["engine"] in hub_names.ENGINES and self.caption_kinds(dataset)
         if asks and answer >= longest:
-            raise UserError(
-                f"Dataset {dataset}: captioner.max_new_tokens, {answer}, leave no room for a "
-                f"picture within captioner.max_model_len, {longest}; lower the first or raise the "
-                "second."
+            return (
+                f"has captioner.max_new_tokens {answer}, which leave no room for a picture within "
+                f"captioner.max_model_len {longest}; lower the first or raise the second"
             )
-        for section in ("clip", "captioner"):
-            names = self.hub_model(section, dataset)
-            if names and len(hub_names.slug(names)) > LONGEST_SLUG:
-                raise UserError(
-                    f"Dataset {dataset}: {section}.model is longer than any model's name of the "
-                    "Hugging Face hub; correct it."
-                )
+        return None
 
 
 def as_json(value: Any) -> str:
     """Return settings as one line of JSON with sorted keys, as rules give them to commands."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
-
-
-def noted_shards(dataset: str) -> int | None:
-    """Return the number of shards that an earlier run noted, if one did."""
-    path = Path(SHARDS.format(dataset=dataset))
-    if not path.is_file():
-        return None
-    number = read_object(path, ["shards"], "delete it")["shards"]
-    if not isinstance(number, int) or number < 1:
-        raise UserError(f"{path} has no number of shards; delete it.")
-    return number
 
 
 def note_shards(dataset: str, number: int) -> None:

@@ -5,8 +5,8 @@ On a cluster memory and time grow with the dataset and with each attempt. A prof
 """
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from latteclip.config.configuration import Configuration
 from latteclip.config.hub_names import ENGINES
@@ -15,8 +15,7 @@ from latteclip.core.steps import AUTO, auto_batch_size, auto_epochs, steps_per_e
 INDEX = "results/{dataset}/images.parquet"
 
 
-@dataclass(frozen=True)
-class StageResources:
+class StageResources(NamedTuple):
     """Memory and time of a stage."""
 
     mem_mb: int  # whatever the dataset
@@ -25,8 +24,7 @@ class StageResources:
     images_per_second: float  # low; a job that needs longer resumes
 
 
-@dataclass(frozen=True)
-class Counts:
+class Counts(NamedTuple):
     """Images of a dataset."""
 
     train: int
@@ -80,7 +78,7 @@ def minutes(stage: str, images: int, passes: float, attempt: int) -> int:
 
 def images_expected(configuration: Configuration, dataset: str) -> int:
     """Return the number of images in the dataset's file, or 0."""
-    counts = configuration.dataset(dataset).get("split", {}).get("counts", {})
+    counts = configuration.section("split", dataset).get("counts", {})
     return int(counts.get("train", 0) + counts.get("test", 0))
 
 
@@ -96,11 +94,6 @@ def images_indexed(index: str) -> int:
         return int(read_metadata(file).num_rows)
 
 
-def one(configuration: Configuration) -> int:
-    """Return 1: one GPU, or one pass over the images."""
-    return 1
-
-
 def captioner_gpus(configuration: Configuration, dataset: str) -> int:
     """Return the GPUs of a captioning job, 0 if a server or the user writes the captions."""
     values = configuration.section("captioner", dataset)
@@ -109,7 +102,7 @@ def captioner_gpus(configuration: Configuration, dataset: str) -> int:
 
 def training_memory(configuration: Configuration, dataset: str) -> int:
     """Return the MB of a fine-tuning for cached images and for each further process."""
-    cached = float(configuration.section("compute", dataset)["cache_gib"]) * 1_000
+    cached = configuration.section("compute", dataset)["cache_gib"] * 1_000
     return round(cached + 6_000 * (processes(configuration, dataset) - 1))
 
 
@@ -118,46 +111,20 @@ def processes(configuration: Configuration, dataset: str) -> int:
     return int(configuration.section("processes", dataset)["finetune"])
 
 
-def cores_per_gpu(threads: int, gpus: int) -> int:
-    """Return the cores beside each GPU of a job with so many threads."""
-    return math.ceil(threads / max(1, gpus))
-
-
 def training_threads(
     configuration: Configuration, dataset: str, cores: int, gpus: int | None
 ) -> int:
     """Return the threads of a fine-tuning on this machine.
 
-    With a GPU, threads load images, and trainings that run at once divide all cores. Without a GPU
-    the model computes with `threads.finetune` threads.
-
-    Args:
-        configuration: of the run.
-        dataset: its key.
-        cores: that snakemake may use.
-        gpus: that jobs may use at once; None: there is no GPU.
+    With GPUs, threads load images, and trainings that run at once divide the cores that snakemake
+    may use. Without a GPU (None) the model computes with `threads.finetune` threads.
     """
     wanted = int(configuration.section("threads", dataset)["finetune"])
     if gpus:
+        trainings = sum(len(configuration.trainings(each)) for each in configuration.datasets)
         at_once = max(1, gpus // processes(configuration, dataset))
-        wanted = max(wanted, cores // min(at_once, max(1, trainings(configuration))))
+        wanted = max(wanted, cores // min(at_once, max(1, trainings)))
     return min(wanted, cores)
-
-
-def captioning_at_once(
-    configuration: Configuration, dataset: str, gpus: int | None
-) -> tuple[int, int]:
-    """Return the number of captioning jobs of a dataset, and how many of them run at once.
-
-    Args:
-        configuration: of the run.
-        dataset: its key.
-        gpus: that jobs may use at once; None: there is no GPU.
-    """
-    kinds = len(configuration.caption_kinds(dataset)) + configuration.scores_classes(dataset)
-    jobs = kinds * configuration.shards(dataset)
-    of_a_job = captioner_gpus(configuration, dataset)
-    return jobs, min(jobs, (gpus or 1) // of_a_job) if of_a_job else jobs
 
 
 def caption_threads(
@@ -165,7 +132,10 @@ def caption_threads(
 ) -> int:
     """Return the threads of a captioning job on this machine, whose GPUs divide the cores."""
     wanted = int(configuration.section("threads", dataset)["caption"])
-    at_once = captioning_at_once(configuration, dataset, gpus)[1] if gpus else 1
+    kinds = len(configuration.caption_kinds(dataset)) + configuration.scores_classes(dataset)
+    at_once = kinds * configuration.shards(dataset) if gpus else 1
+    if of_a_job := captioner_gpus(configuration, dataset):
+        at_once = min(at_once, (gpus or 1) // of_a_job)
     return max(1, min(wanted, cores // max(1, at_once)))
 
 
@@ -182,11 +152,6 @@ def too_few_for_shards(
         f"this run may use {cores} cores and {gpus} GPUs. Give -j{8 * shards} and --resources "
         f"gpu={of_a_job * shards}, or set captions.shards."
     )
-
-
-def trainings(configuration: Configuration) -> int:
-    """Return the number of fine-tunings of a run."""
-    return sum(len(configuration.trainings(dataset)) for dataset in configuration.datasets)
 
 
 def epochs(configuration: Configuration, dataset: str, method: str) -> int:
@@ -211,21 +176,17 @@ def counts(configuration: Configuration, dataset: str) -> Counts | None:
     """Return the images of a dataset by its index or else by its file; None if unknown."""
     index = Path(INDEX.format(dataset=dataset))
     if index.is_file():
-        return _indexed(index)
+        from latteclip.core import tables
+
+        table, metadata = tables.read(index, tables.IMAGES, ["split"])
+        test = table["split"].to_pylist().count("test")
+        return Counts(len(table) - test, test, len(metadata["classnames"]))
     source = configuration.dataset(dataset)["source"]
     stated = configuration.section("split", dataset).get("counts") or source.get("textures")
     if not stated:
         return None
     most = configuration.limit or math.inf
     return Counts(min(stated["train"], most), min(stated["test"], most), stated.get("classes"))
-
-
-def _indexed(index: Path) -> Counts:
-    from latteclip.core import tables
-
-    table, metadata = tables.read(index, tables.IMAGES, ["split"])
-    test = table["split"].to_pylist().count("test")
-    return Counts(len(table) - test, test, len(metadata["classnames"]))
 
 
 def groups(configuration: Configuration, dataset: str, images: Counts) -> float:

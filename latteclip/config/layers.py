@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 
-from latteclip.config.hub_names import FOLDER
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import one_line
 
@@ -23,8 +22,6 @@ ROOT = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent
 SNAKEFILE = ROOT / "Snakefile"
 CONFIG = ROOT / "config"
 PROJECT = Path("config")  # of the working folder
-# Keys of a shipped dataset that may name a folder beside the package, with their prefixes.
-FOLDERS = {"clip": FOLDER, "captioner": ""}
 
 
 def relative_to_cwd(path: str | Path) -> str:
@@ -63,9 +60,6 @@ def difference(config: Config, base: Config) -> dict[str, Any]:
 def defaults(project: Path | None = PROJECT) -> dict[str, Any]:
     """Return the configuration of the files, those of a project over the shipped ones.
 
-    Args:
-        project: its folder of configuration; None to read the shipped files only.
-
     Raises:
         UserError: a file is not valid YAML, or does not hold a mapping.
     """
@@ -73,13 +67,9 @@ def defaults(project: Path | None = PROJECT) -> dict[str, Any]:
 
 
 def datasets(project: Path | None = PROJECT) -> dict[str, dict[str, Any]]:
-    """Return the content of the files of datasets, by key in alphabetical order.
-
-    Raises:
-        UserError: a file is not valid YAML, or does not hold a mapping.
-    """
+    """Return the content of the files of datasets, by key in alphabetical order."""
     files = (file for folder in _folders(project) for file in _files(folder)[1:])
-    found = merge(*(_read(file) for file in files)).get("datasets", {})
+    found = merge(*map(_read, files)).get("datasets", {})
     return dict(sorted(found.items()))
 
 
@@ -118,30 +108,24 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """Return the keys of a configuration file; none if there is no such file."""
+    """Return the keys of a configuration file; none if there is no such file.
+
+    In the shipped files {package} is the folder of the package.
+    """
     what = f"Configuration file {file}"
     try:
-        content = parse_yaml(file.read_text(encoding="utf-8"), what) or {}
+        text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{what} cannot be read: {one_line(error)}.") from None
+    if file.is_relative_to(CONFIG):
+        text = text.replace("{package}", relative_to_cwd(PACKAGE))
+    content = parse_yaml(text, what) or {}
     found = content.get("datasets", {}) if isinstance(content, dict) else None
     if not isinstance(found, dict) or not all(isinstance(one, dict) for one in found.values()):
         raise UserError(f"{what} must hold keys with values, and below datasets keys of datasets.")
-    if file.is_relative_to(CONFIG):
-        for values in found.values():
-            _find_folders(values)
     return content
-
-
-def _find_folders(values: dict[str, Any]) -> None:
-    """Make the folders that a shipped dataset names valid in any working folder."""
-    for section, prefix in FOLDERS.items():
-        model = values.get(section, {}).get("model", "")
-        folder = PACKAGE.parent / model.removeprefix(prefix)
-        if model.startswith(prefix) and model != prefix and folder.is_dir():
-            values[section]["model"] = prefix + relative_to_cwd(folder)
 
 
 # libyaml, if PyYAML was built with it, takes a tenth of the time.
@@ -164,20 +148,10 @@ class _Loader(_SafeLoader):
 def parse_yaml(text: str, what: str) -> Any:
     """Return the value of a YAML text.
 
-    Args:
-        text: of a file or of one value.
-        what: its name in messages.
-
     Raises:
-        UserError: it is not valid YAML; names the line.
+        UserError: it is not valid YAML; names the text and its line.
     """
     try:
         return yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        lines = text.splitlines()
-        marks = (error.problem_mark, error.context_mark)  # the first may be behind the last line
-        numbers = [mark.line for mark in marks if mark and mark.line < len(lines)]
-        where = "".join(f"line {n + 1}, {one_line(lines[n], 80)!r}, " for n in numbers[:1])
-        raise UserError(f"{what} is not valid YAML: {where}{one_line(error.problem)}.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date of no calendar
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also a date of no calendar
         raise UserError(f"{what} is not valid YAML: {one_line(error)}.") from None

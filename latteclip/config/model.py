@@ -4,15 +4,21 @@ Every key may be absent here: sections are checked before they are laid over eac
 are in config/config.yaml, and `make docs` prints the tables of docs/configuration.md from both.
 """
 
-import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from latteclip.core.errors import UserError, suggestion
-from latteclip.core.settings import error_keys
 from latteclip.core.terminal import one_line
 
 Auto = Literal["auto"]  # the program finds the number
@@ -43,7 +49,7 @@ Objective = Literal[
 ]
 
 
-def key(description: str) -> Any:
+def key(description: str = "") -> Any:
     """Return a key of a section, which may be absent."""
     return Field(default=None, description=description)
 
@@ -51,25 +57,14 @@ def key(description: str) -> Any:
 class Section(BaseModel):
     """Keys with values."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    @model_validator(mode="before")
+    @field_validator("*", mode="before")
     @classmethod
-    def _refuse_unknown_keys_and_parse_texts(cls, values: Any) -> Any:
-        """Parse texts where a key takes none: the leaves of nested `--config` are texts."""
-        if not isinstance(values, Mapping):
-            raise PydanticCustomError("section", "It should have keys with values")
-        for name in values:
-            if name not in cls.model_fields:
-                advice = suggestion(str(name), cls.model_fields)
-                context = {"key": str(name), "advice": advice}
-                raise PydanticCustomError("unknown_key", "{key} is unknown; {advice}", context)
-        return {
-            name: _parsed(value)
-            if isinstance(value, str) and not takes_text(cls.model_fields[name].annotation, value)
-            else value
-            for name, value in values.items()
-        }
+    def _parse_null(cls, value: Any, info: ValidationInfo) -> Any:
+        """Parse null, which is a text in nested `--config`. Numbers pydantic parses itself."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        return None if value == "null" and type(None) in get_args(annotation) else value
 
 
 class Counts(Section):
@@ -100,19 +95,16 @@ class Split(Section):
     )
     max_corrupt: Share = key("share of images that may be left out because they cannot be decoded")
     file: Line = key("the split JSON or table, relative to the dataset's folder")
-    lists: Lists = key("")
+    lists: Lists = key()
     suffix: str = key("suffix that turns an image of a list into a path")
     image: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9.]*$")] = key(
         "suffix of the images in tar shards, if samples have several images"
     )
-    label: Line = key(
-        "where the labels of shards are: a suffix of tar shards (cls; txt; json:field) or a "
-        "Parquet column (label)"
-    )
+    label: Line = key("labels of shards: a suffix (cls; txt; json:field) or a Parquet column")
     classes: Line = key("file of class names, one per line, in label order")
     images: Line = key("folder to which the split's paths are relative")
     classname_replace: dict[str, str] = key("replacements that turn folder names into class names")
-    counts: Counts = key("")
+    counts: Counts = key()
 
 
 class Prompts(Section):
@@ -126,9 +118,7 @@ class Clip(Section):
     """The CLIP model that is adapted."""
 
     model: Line = key("an open_clip name, hf-hub:<repo> or local-dir:<folder>")
-    pretrained: Line | None = key(
-        "an open_clip tag or a weights file; null with hf-hub: and local-dir:"
-    )
+    pretrained: Line | None = key("open_clip tag or weights file; null: in hf-hub: or local-dir:")
     precision: Literal["bf16", "fp16", "float32"] = key(
         "GPU arithmetic; weights, loss and prototypes are float32"
     )
@@ -145,8 +135,7 @@ class Captioner(Section):
     """The multimodal model that writes the captions."""
 
     engine: Literal["vllm", "openai", "transformers", "file"] = key(
-        "vllm; openai: a server, whose address is in OPENAI_BASE_URL; transformers; or file: your "
-        "own captions"
+        "vllm; openai: a server at OPENAI_BASE_URL; transformers; file: your own captions"
     )
     model: Line = key("a Hugging Face id, a folder, or a server's name for the model")
     revision: Line | None = key("a commit of the Hugging Face repo; null: its main branch")
@@ -157,9 +146,7 @@ class Captioner(Section):
     max_model_len: Positive = key("longest prompt, image and caption together, in tokens")
     gpu_memory_utilization: ShareAboveZero = key("share of the GPU's memory that vLLM takes")
     batch_size: Positive = key("requests that the engine works on at once")
-    max_image_side: Pixels | None = key(
-        "larger images are scaled down to this side, in pixels; null: no limit"
-    )
+    max_image_side: Pixels | None = key("larger images are scaled to this side; null: no limit")
     square_side: Pixels | Auto | None = key(
         "images are scaled to a square of this side in pixels, whatever their shape; auto: 336 "
         "for LLaVA-1.6, the size of its overview, null for others; null: they keep their shape"
@@ -168,12 +155,8 @@ class Captioner(Section):
     timeout: AboveZero = key("engine openai: seconds to wait for an answer")
     retries: Natural = key("engine openai: retries if the server is busy or silent")
     images_file: Line | None = key("engine file: your captions, by image_id")
-    groups_file: Line | None = key(
-        "engine file: your group captions, by the image_id for which a group is drawn"
-    )
-    max_failed: Share = key(
-        "share of requests that may end without a caption, or of images without scores"
-    )
+    groups_file: Line | None = key("engine file: your captions of groups, by their first image_id")
+    max_failed: Share = key("share of requests that may end without an answer")
 
 
 class Captions(Section):
@@ -196,14 +179,11 @@ class Scores(Section):
         "number of CLIP's best classes to score; all classes if there are at most 20"
     )
     answer: Annotated[str, Field(pattern=r"\{\}")] | None = key(
-        "likelihood: the text after the image prompt, with {} for the class name; null: a space, "
-        "the name and a full stop"
+        "likelihood: text after the prompt, {} is the class; null: a space, {} and a full stop"
     )
     orders: Positive = key("multiple_choice: number of random orders in which classes are listed")
     share: ShareAboveZero = key("share of the images to score, those with the least certain label")
-    file: Line | None = key(
-        "engine file: your scores, with image_id, options and log_probabilities"
-    )
+    file: Line | None = key("engine file: your scores: image_id, options and log_probabilities")
 
 
 class Selection(Section):
@@ -236,43 +216,29 @@ class Groups(Section):
 class Finetune(Section):
     """The optimiser."""
 
-    epochs: Positive | Auto = key(
-        "passes over the training images, see `steps_multiple_of`; auto: by the number of images"
-    )
-    warmup_steps: Natural | Auto = key(
-        "steps of linear warm-up; auto: a tenth of all steps, at most 50"
-    )
-    steps_multiple_of: Positive = key(
-        "an epoch has as many steps as its images fill batches, rounded up to a multiple of this"
-    )
+    epochs: Positive | Auto = key("passes over the training images; auto: by their number")
+    warmup_steps: Natural | Auto = key("steps of linear warm-up; auto: a tenth, at most 50")
+    steps_multiple_of: Positive = key("steps of an epoch are rounded up to a multiple of this")
     batch_size: Annotated[int, Field(ge=2)] | Auto = key(
         "images per step, within which the loss compares; auto: by the number of images"
     )
-    lr: AboveZero | Auto = key(
-        "learning rate after the warm-up; auto: the result of find_learning_rate"
-    )
+    lr: AboveZero | Auto = key("learning rate after the warm-up; auto: find_learning_rate finds it")
     beta1: Decay = key("AdamW's first decay")
     beta2: Decay = key("AdamW's second decay")
     eps: AboveZero = key("AdamW's epsilon")
     weight_decay: AtLeastZero = key("AdamW's weight decay, on matrices")
-    batch_norm: Literal["frozen", "train"] = key(
-        "statistics of BatchNorm (ResNets and the like): those of pretraining, or updated"
-    )
+    batch_norm: Literal["frozen", "train"] = key("statistics of BatchNorm: of pretraining, or new")
 
 
 class Compute(Section):
     """How fine-tuning is computed: speed and memory, not results."""
 
-    cache_gib: AtLeastZero = key(
-        "memory in GiB for decoded and reduced images; the others are on disk, if it has space"
-    )
+    cache_gib: AtLeastZero = key("GiB in memory for decoded images; more are on disk, if they fit")
     micro_batch: Positive | Auto | None = key(
         "images and texts encoded at once, with the same result, less memory and more time; auto: "
         "what fits into the GPU's memory; null: the whole batch"
     )
-    gradient_checkpointing: bool = key(
-        "recompute activations layer by layer: less memory, more time"
-    )
+    gradient_checkpointing: bool = key("recompute activations: less memory, more time")
     compile: bool = key("torch.compile the towers")
     checkpoint_minutes: AtLeastZero = key(
         "minutes between checkpoints; 0: at the end of every epoch. A signal that ends the job "
@@ -316,31 +282,25 @@ class Graph(Section):
     neighbours: Positive = key("images, and class texts, linked to an image")
     gamma: AboveZero = key("power of the cosines between images and texts")
     alpha: Annotated[float, Field(gt=0, lt=1)] = key("share of a score that comes from neighbours")
-    normalise_test_links: bool = key(
-        "off: links of test images are plain similarities, as in the authors' code"
-    )
+    normalise_test_links: bool = key("off: links of test images are plain, as in the authors' code")
 
 
 class MethodOfDataset(Section):
     """Keys of a method that a dataset changes."""
 
-    objective: Objective = key(
-        "what is optimised, if anything; average_weights: mean weights of another method"
-    )
+    objective: Objective = key("what is optimised, if anything")
     of: Line = key("average_weights: the method whose trainings, one for each seed, are averaged")
     pseudo_labels: Literal["zero_shot", "zero_shot_calibrated", "caption", "lmm", "fused"] = key(
         "the training labels; all but zero_shot are not in the paper"
     )
-    prototypes: Literal["text", "image"] = key(
-        "initial prototypes of LatteCLIP; image is not in the paper"
-    )
+    prototypes: Literal["text", "image"] = key("first prototypes of LatteCLIP; image: not in paper")
     head: Literal["tuned", "refit"] = key(
         "the classifier after training; refit, which is not in the paper: image prototypes of the "
         "tuned features"
     )
-    graph: Graph = key("")
-    switches: Switches = key("")
-    finetune: Finetune = key("")
+    graph: Graph = key()
+    switches: Switches = key()
+    finetune: Finetune = key()
 
 
 class Method(MethodOfDataset):
@@ -396,7 +356,7 @@ class Source(Section):
     """Where the images come from: one of these keys."""
 
     folder: Line = key("a folder on this machine")
-    textures: Textures = key("")
+    textures: Textures = key()
     downloads: dict[FileName, Download] = key("files to download, by name")
 
     @model_validator(mode="after")
@@ -409,24 +369,24 @@ class Source(Section):
 class Shared(Section):
     """Keys that a dataset may have too."""
 
-    split: Split = key("")
+    split: Split = key()
     template: Texts = key(
         "class template with {} for the class name, or a list whose text features are averaged; "
         "the first one makes the class descriptions of LatteCLIP"
     )
-    prompts: Prompts = key("")
-    clip: Clip = key("")
-    inference: Inference = key("")
-    captioner: Captioner = key("")
-    captions: Captions = key("")
-    scores: Scores = key("")
-    selection: Selection = key("")
-    unknown: Unknown = key("")
-    groups: Groups = key("")
-    finetune: Finetune = key("")
-    compute: Compute = key("")
-    processes: Processes = key("")
-    threads: Threads = key("")
+    prompts: Prompts = key()
+    clip: Clip = key()
+    inference: Inference = key()
+    captioner: Captioner = key()
+    captions: Captions = key()
+    scores: Scores = key()
+    selection: Selection = key()
+    unknown: Unknown = key()
+    groups: Groups = key()
+    finetune: Finetune = key()
+    compute: Compute = key()
+    processes: Processes = key()
+    threads: Threads = key()
 
 
 class Dataset(Shared):
@@ -436,7 +396,7 @@ class Dataset(Shared):
     licence: str = key("terms of use of its images")
     citation: str = key("the paper to cite")
     size: str = key("size of its downloads, in words")
-    source: Source = key("")
+    source: Source = key()
     class_synonyms: dict[str, list[str]] = key(
         "other names of classes, whose text features are averaged with the name's"
     )
@@ -453,10 +413,7 @@ class Config(Shared):
         "null: all"
     )
     container: Line | None = key("an image for --sdm apptainer: a file or an address")
-    method: Texts | None = key(
-        "method names, separated by commas; null: four on images in your own folder, five on other "
-        "datasets"
-    )
+    method: Texts | None = key("method names, separated by commas; null: see `config.yaml`")
     seeds: (
         Annotated[int, Field(ge=1, le=1000)]
         | Annotated[list[Natural], Field(min_length=1)]
@@ -466,7 +423,7 @@ class Config(Shared):
         "image models beside CLIP whose features help to label images; names of timm, "
         "hf-hub:<repo>, local-dir:<folder> or open_clip:<model>/<tag>"
     )
-    table: Table = key("")
+    table: Table = key()
     methods: dict[Annotated[str, Field(pattern="^[a-z0-9_]{1,100}$")], Method] = key(
         "methods by name"
     )
@@ -504,47 +461,36 @@ def section_of(annotation: Any) -> type[Section] | None:
     return next(filter(None, map(section_of, get_args(annotation))), None)
 
 
-def takes_text(annotation: Any, text: str) -> bool:
-    """Return whether a type accepts a text itself, and not the number or null that it writes."""
-    return annotation is str or any(
-        part == text if isinstance(part, str) else takes_text(part, text)
-        for part in get_args(annotation)
-    )
-
-
-def _parsed(text: str) -> object:
-    """Return the number, truth value or null that a text writes, and other texts as they are."""
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(text)
-    return {"null": None, "true": True, "false": False}.get(text.strip().lower(), text)
-
-
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """Return the sentence on an unknown name, with the nearest known one or all of them."""
     return f"{what} is unknown; {suggestion(name, known)}"
 
 
 def _sentence(errors: list[ErrorDetails], values: Any) -> str:
-    path = [*error_keys(errors[0]["loc"], values)]
-    same = [error for error in errors if [*error_keys(error["loc"], values)] == path]
-    field, value, section = None, values, section_of(Config)
+    """Return the sentence on the first error, or on an unknown key, which may be misspelt."""
+    first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
+    path = list(_keys(first["loc"], values))
+    where = f"Configuration key {'.'.join(map(str, path))}"
+    field, section = None, section_of(Config)
     for part in path:
         field = section.model_fields.get(str(part)) if section else None
         section = section_of(field.annotation) if field else section
-        value = value[part]
-    where = ".".join(map(str, path))
-    for error in same:
-        if error["type"] == "unknown_key":
-            return f"Configuration key {f'{where}.' if where else ''}{error['msg']}"
+    if first["type"] == "extra_forbidden" and section:
+        return unknown(where, str(path[-1]), section.model_fields)
     meaning = (field.description or "").partition(";")[0] if field else ""
-    wanted = " or ".join(dict.fromkeys(map(_wanted, same))).replace(" or be ", " or ")
+    same = [error["msg"] for error in errors if list(_keys(error["loc"], values)) == path]
+    wanted = dict.fromkeys(message.partition(" should ")[2] or message for message in same)
     return (
-        f"Configuration key {where}{f' ({meaning})' if meaning else ''} must {wanted}, not "
-        f"{one_line(repr(value), 120)}."
+        f"{where}{f' ({meaning})' if meaning else ''} must "
+        f"{' or '.join(wanted).replace(' or be ', ' or ')}, not "
+        f"{one_line(repr(first['input']), 120)}."
     )
 
 
-def _wanted(error: ErrorDetails) -> str:
-    """Return what a value must be: the end of pydantic's "Input should be ..."."""
-    return error["msg"].partition(" should ")[2] or error["msg"]
+def _keys(location: tuple[int | str, ...], values: Any) -> Iterator[int | str]:
+    """Yield the keys and indices of a location, without pydantic's names of the types it tried."""
+    for part in location:
+        indices = range(len(values)) if isinstance(values, list) else ()
+        if part in (values if isinstance(values, Mapping) else indices):
+            yield part
+            values = values[part]

@@ -9,42 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from latteclip.config import hub_names, source_dependencies
-from latteclip.config.configuration import EYES_METHOD, HEADS, NO_CANDIDATES, Configuration
+from latteclip.config.configuration import NO_CANDIDATES, Configuration
 
-# Folder of images, generated or downloaded for a dataset: shared by all runs.
-DATA = "resources/{dataset}/data"
-# The files of a user's folder when it was indexed. No output: a failed job must not remove it.
-FOLDER_FILES = "resources/{dataset}/folder_files.parquet"
 # What is in the cache of Hugging Face for a model: shared by all datasets that name it.
 MODEL_NOTE = "resources/models/{model}.json"
-EYES_CLASSIFIER = "results/{dataset}/classifiers/image_prototypes_eyes.safetensors"
-# Features of a dataset's images by an image model beside CLIP.
-IMAGE_FEATURES = "results/{dataset}/eyes/{eye}.parquet"
-# The model that is chosen for a dataset, and why. A table with its own name has its own.
-SELECTION = "results/{{dataset}}/selection{suffix}.json"
-SELECTED_MODEL = "results/{{dataset}}/model{suffix}"
-# A person's answers about images of a split (`latteclip audit`), and how the images were drawn.
-ANSWERS = "results/{dataset}/audit/{split}/{name}"
-# Answers about training images, from which labels learn (`latteclip teach`).
-TEACHING_ANSWERS = "results/{dataset}/answers.json"
-# The scores of the dataset's models by these answers.
-AUDIT = "results/{{dataset}}/audit{suffix}.json"
-# Tables that a rule reads if the configuration needs them.
-CAPTIONS = "results/{dataset}/captions/{kind}s.parquet"
-CAPTION_SUMMARY = "results/{dataset}/captions/summary.json"
-CLASS_SCORES = "results/{dataset}/class_scores.parquet"
-PSEUDO_LABELS = "results/{dataset}/pseudo_labels.parquet"
-FUSED_LABELS = "results/{dataset}/fused_labels.parquet"
-VOTES = "results/{dataset}/votes.parquet"
-LEARNING_RATE = "results/{dataset}/{method}/learning_rate.json"
-# Classifiers that are made without training.
-CLASSIFIERS = "results/{{dataset}}/classifiers/{name}.safetensors"
-CALIBRATED = CLASSIFIERS.format(name="calibrated")
+# The files of a user's folder when it was indexed. No output: a failed job must not remove it.
+FOLDER_FILES = "resources/{dataset}/folder_files.parquet"
 # Predictions of the trainings of an average for the images that they left out.
 LEFT_OUT = "results/{dataset}/{method}/seed{seed}/left_out.parquet"
 TRAIN_PREDICTIONS = "train_predictions.parquet"
-# The method whose classifier comes with the labels, without training.
-LABELS_METHOD = "image_prototypes"
+# Files of a run, by their kinds.
+FILES = {
+    "metrics": "metrics.json",
+    "predictions": "predictions.parquet",
+    "train_predictions": TRAIN_PREDICTIONS,
+    "history": "history.parquet",
+    "model": "model",
+}
 # Sections that datasets share and a page prints, in its order.
 SECTIONS = (
     *("split", "prompts", "clip", "inference", "captioner", "captions", "scores", "selection"),
@@ -69,8 +50,8 @@ Settings = dict[str, Any]
 
 
 def data_folder(configuration: Configuration, dataset: str) -> str:
-    """Return the user's own folder, or the one that a rule makes."""
-    made = DATA.format(dataset=configuration.whole(dataset))
+    """Return the user's own folder, or the one that a rule makes, shared by all runs."""
+    made = f"resources/{configuration.whole(dataset)}/data"
     return str(configuration.dataset(dataset)["source"].get("folder", made))
 
 
@@ -83,9 +64,8 @@ def made_folder(configuration: Configuration, dataset: str) -> Paths:
 def download_dataset(configuration: Configuration, dataset: str) -> Settings:
     """Return the files to download, and their terms of use."""
     values = configuration.dataset(dataset)
-    terms = ("title", "licence", "citation")
-    files = {"downloads": values["source"]["downloads"]}
-    return files | {key: values[key] for key in terms if key in values}
+    terms = {key: values[key] for key in ("title", "licence", "citation") if key in values}
+    return {"downloads": values["source"]["downloads"], **terms}
 
 
 def index_images(configuration: Configuration, dataset: str) -> Settings:
@@ -100,9 +80,6 @@ def hub_model(configuration: Configuration, dataset: str, section: str) -> Paths
     return [MODEL_NOTE.format(model=hub_names.slug(names))] if names else []
 
 
-# Code that the configuration chooses by name.
-
-
 def engine_code(configuration: Configuration, dataset: str) -> Paths:
     """Return the sources of the engine that writes a dataset's captions and scores its classes."""
     engine = configuration.section("captioner", dataset)["engine"]
@@ -115,7 +92,7 @@ def objective_code(configuration: Configuration, method: str) -> Paths:
     return source_dependencies.sources(f"latteclip.train.objectives.{module}")
 
 
-# Captions and class scores.
+# Captions, class scores and labels.
 
 
 def answer_store(configuration: Configuration, dataset: str, kind: str) -> str:
@@ -146,10 +123,7 @@ def shards(configuration: Configuration, dataset: str, kind: str) -> Paths:
 def captions_in_use(configuration: Configuration, dataset: str) -> Paths:
     """Return the tables of captions that some method of the run needs."""
     kinds = configuration.caption_kinds(dataset)
-    return [CAPTIONS.format(dataset=dataset, kind=kind) for kind in kinds]
-
-
-# Labels, classifiers and trainings.
+    return [f"results/{dataset}/captions/{kind}s.parquet" for kind in kinds]
 
 
 def pseudo_label_images(configuration: Configuration, dataset: str) -> Settings:
@@ -161,11 +135,6 @@ def pseudo_label_images(configuration: Configuration, dataset: str) -> Settings:
     }
 
 
-def eye_model(configuration: Configuration, eye: str) -> Paths:
-    """Return the note on an image model beside CLIP if it comes from the hub."""
-    return [MODEL_NOTE.format(model=eye)] if eye in configuration.hub_eyes() else []
-
-
 def encode_images(configuration: Configuration, dataset: str, eye: str) -> Settings:
     """Return an image model beside CLIP, and how images are encoded."""
     return {
@@ -175,67 +144,67 @@ def encode_images(configuration: Configuration, dataset: str, eye: str) -> Setti
     }
 
 
+def fuse_labels(configuration: Configuration, dataset: str) -> Settings:
+    """Return the CLIP model that encodes the captions, and the batch size."""
+    size = configuration.section("inference", dataset)["batch_size"]
+    return {**configuration.section("clip", dataset), "batch_size": size}
+
+
 def image_features(configuration: Configuration, dataset: str) -> Paths:
     """Return the features of the images by each image model beside CLIP."""
-    return [IMAGE_FEATURES.format(dataset=dataset, eye=eye) for eye in configuration.eyes]
+    return [f"results/{dataset}/eyes/{eye}.parquet" for eye in configuration.eyes]
 
 
 def image_features_of_method(configuration: Configuration, dataset: str, method: str) -> Paths:
     """Return the features by other image models if the method's classifier reads them."""
-    reads = configuration.objective(method) == EYES_METHOD
-    return image_features(configuration, dataset) if reads else []
+    return image_features(configuration, dataset) if configuration.reads_eyes(method) else []
 
 
-def fused_labels_of_page(configuration: Configuration, dataset: str) -> Paths:
-    """Return the fused labels if image models beside CLIP or a person helped to make them."""
+def shows_fused_labels(configuration: Configuration, dataset: str) -> bool:
+    """Return whether a page shows fused labels, which image models or a person helped to make."""
     methods = configuration.methods_of(dataset)
     fused = any(configuration.reads_fused_labels(method, dataset) for method in methods)
-    has_help = configuration.eyes or teaching_answers(configuration, dataset)
-    return [FUSED_LABELS.format(dataset=dataset)] if has_help and fused else []
+    return bool(configuration.eyes or teaching_answers(configuration, dataset)) and fused
 
 
-def eyes_classifier(configuration: Configuration) -> dict[str, str]:
-    """Return the further output of fuse_labels where there are image models beside CLIP."""
-    return {"eyes_prototypes": EYES_CLASSIFIER} if configuration.eyes else {}
+def teaching_answers(_: Configuration, dataset: str) -> Paths:
+    """Return a person's answers from which the labels learn, if `latteclip teach` wrote some."""
+    path = f"results/{dataset}/answers.json"
+    return [path] if Path(path).is_file() else []
+
+
+# Classifiers and trainings.
 
 
 def assemble_model(configuration: Configuration, dataset: str, method: str) -> Settings:
     """Return the CLIP model, and the image models beside it if the method predicts by them."""
-    reads = configuration.objective(method) == EYES_METHOD
-    eyes = {"eyes": list(configuration.eyes.values())} if reads else {}
-    return {**configuration.section("clip", dataset), **eyes}
+    eyes = list(configuration.eyes.values())
+    models = {"eyes": eyes} if configuration.reads_eyes(method) else {}
+    return {**configuration.section("clip", dataset), **models}
 
 
 def models_to_assemble(configuration: Configuration, method: str) -> Paths:
     """Return the notes on image models of the hub that the method's model folder contains."""
-    reads = configuration.objective(method) == EYES_METHOD
-    return [MODEL_NOTE.format(model=eye) for eye in configuration.hub_eyes() if reads]
-
-
-def fuse_labels(configuration: Configuration, dataset: str) -> Settings:
-    """Return the CLIP model that encodes the captions, and the batch size."""
-    return {
-        **configuration.section("clip", dataset),
-        "batch_size": configuration.section("inference", dataset)["batch_size"],
-    }
+    eyes = configuration.hub_eyes() if configuration.reads_eyes(method) else ()
+    return [MODEL_NOTE.format(model=eye) for eye in eyes]
 
 
 def image_prototypes_of_method(configuration: Configuration, dataset: str, method: str) -> Paths:
     """Return the classifier from which LatteCLIP's prototypes start if it is not the texts."""
-    starts = configuration.method(method, dataset).get("prototypes", "text") == "image"
-    is_latteclip = configuration.objective(method) == "latteclip"
-    return [_image_prototypes(configuration, dataset, method)] if starts and is_latteclip else []
+    values = configuration.method(method, dataset)
+    starts = values.get("prototypes") == "image" and values["objective"] == "latteclip"
+    return [_image_prototypes(configuration, dataset, method)] if starts else []
 
 
 def classifier_of_method(configuration: Configuration, dataset: str, method: str) -> str:
     """Return the classifier of a method without training."""
-    if configuration.objective(method) == "zero_shot":
+    objective = configuration.objective(method)
+    if objective == "zero_shot":
         return f"results/{dataset}/class_embeddings.safetensors"
-    if configuration.objective(method) == "image_prototypes":
+    if objective == "image_prototypes":
         return _image_prototypes(configuration, dataset, method)
-    if configuration.objective(method) == EYES_METHOD:
-        return EYES_CLASSIFIER.format(dataset=dataset)
-    return CALIBRATED.format(dataset=dataset)
+    name = objective if configuration.reads_eyes(method) else "calibrated"
+    return f"results/{dataset}/classifiers/{name}.safetensors"
 
 
 def fold(configuration: Configuration, dataset: str, seed: str) -> Settings:
@@ -283,12 +252,8 @@ def finetune_command(configuration: Configuration, dataset: str) -> str:
 
 def averaged(configuration: Configuration, dataset: str, method: str) -> list[dict[str, str]]:
     """Return the files of each training that average_weights averages."""
-    folder = f"results/{dataset}/{configuration.averaged(method)}"
-    names = {"model": "model", "history": "history.parquet", "train_predictions": TRAIN_PREDICTIONS}
-    return [
-        {kind: f"{folder}/seed{seed}/{name}" for kind, name in names.items()}
-        for seed in configuration.seeds
-    ]
+    of, kinds = configuration.averaged(method), ("model", "history", "train_predictions")
+    return [_files(dataset, of, seed, *kinds) for seed in configuration.seeds]
 
 
 # Evaluation and the choice of a model.
@@ -320,134 +285,75 @@ def propagate_labels(configuration: Configuration, dataset: str, method: str) ->
     return {**graph, "topk": configuration.section("inference", dataset)["topk"]}
 
 
-def candidates(configuration: Configuration, dataset: str) -> list[dict[str, Any]]:
+def candidates(configuration: Configuration, dataset: str) -> list[Settings]:
     """Return the runs among which select_model chooses."""
+    return [
+        {
+            "method": method,
+            "seed": seed,
+            "objective": configuration.objective(method),
+            **_files(dataset, method, seed, "metrics", "train_predictions", "model"),
+        }
+        for method, seed in configuration.candidates(dataset)
+    ]
+
+
+def audited_runs(configuration: Configuration, dataset: str) -> list[Settings]:
+    """Return the runs that score_audit scores."""
     found = []
-    for method, seed in configuration.candidates(dataset):
-        folder = f"results/{dataset}/{method}/seed{seed}"
-        found.append(
-            {
-                "method": method,
-                "seed": seed,
-                "objective": configuration.objective(method),
-                "metrics": f"{folder}/metrics.json",
-                "train_predictions": f"{folder}/{TRAIN_PREDICTIONS}",
-                "model": f"{folder}/model",
-            }
-        )
+    for method, seed in configuration.runs(dataset):
+        files = _files(dataset, method, seed, "metrics", "predictions", "train_predictions")
+        if configuration.is_average(method):
+            files["train_predictions"] = LEFT_OUT.format(dataset=dataset, method=method, seed=seed)
+        has_model = configuration.objective(method) != "label_propagation"
+        run = {"method": method, "seed": seed, "has_model": has_model, **files}
+        found.append(run if has_model else {**run, "train_predictions": None})
+    return found
+
+
+def page_runs(configuration: Configuration, dataset: str) -> list[Settings]:
+    """Return the files that a page reads of each run: any of them may be the chosen one."""
+    found = []
+    for method, seed in configuration.runs(dataset):
+        kinds = {"metrics", "predictions"}
+        if configuration.is_trained(method):
+            kinds.add("history")
+        if configuration.objective(method) != "label_propagation":
+            kinds.add("train_predictions")
+        found.append({"method": method, "seed": seed, **_files(dataset, method, seed, *kinds)})
     return found
 
 
 def selection_if_any(configuration: Configuration, dataset: str) -> Paths:
     """Return the output of select_model for a dataset for which it chooses."""
-    path = SELECTION.format(suffix=configuration.suffix).format(dataset=dataset)
+    path = f"results/{dataset}/selection{configuration.suffix}.json"
     return [path] if configuration.candidates(dataset) else []
 
 
-def all_selections(configuration: Configuration) -> Paths:
-    """Return the output of select_model for all datasets for which it chooses."""
-    return [
-        path
-        for dataset in configuration.datasets
-        for path in selection_if_any(configuration, dataset)
-    ]
+def answers(_: Configuration, dataset: str) -> Paths:
+    """Return the plan and the answers of an audit, if `latteclip audit` wrote some.
 
-
-def all_metrics(configuration: Configuration) -> Paths:
-    """Return the metrics of every run."""
-    return [
-        f"results/{dataset}/{method}/seed{seed}/metrics.json"
-        for dataset in configuration.datasets
-        for method, seed in configuration.runs(dataset)
-    ]
-
-
-def models_of_heads(configuration: Configuration) -> Paths:
-    """Return the model folders of the methods that have a classifier without training."""
-    return [
-        f"results/{dataset}/{method}/seed0/model"
-        for dataset in configuration.datasets
-        for method in configuration.methods_of(dataset)
-        if configuration.objective(method) in HEADS
-    ]
-
-
-def labels(configuration: Configuration) -> Paths:
-    """Return the files of the target `labels`: labels and a classifier, without training.
-
-    Captions or class scores are made for them, whether or not a method of the run reads them.
-    """
-    names = ("fused_labels.parquet", "unknown.parquet", f"{LABELS_METHOD}/seed0/model")
-    return [f"results/{dataset}/{name}" for dataset in configuration.datasets for name in names]
-
-
-# Answers.
-
-
-def teaching_answers(_: Configuration, dataset: str) -> Paths:
-    """Return a person's answers from which the labels learn, if there are any; no rule does."""
-    path = TEACHING_ANSWERS.format(dataset=dataset)
-    return [path] if Path(path).is_file() else []
-
-
-def answers(configuration: Configuration, dataset: str) -> Paths:
-    """Return the plan and the answers of an audit, if there are any.
-
-    Those about the test split come before those about the training images. No rule makes them.
+    Those about the test split come before those about the training images.
     """
     for split in ("test", "train"):
-        found = [
-            ANSWERS.format(dataset=dataset, split=split, name=name)
-            for name in ("plan.parquet", "answers.json")
-        ]
+        folder = f"results/{dataset}/audit/{split}"
+        found = [f"{folder}/plan.parquet", f"{folder}/answers.json"]
         if all(Path(path).is_file() for path in found):
             return found
     return []
 
 
-def audited_runs(configuration: Configuration, dataset: str) -> list[dict[str, Any]]:
-    """Return the runs that score_audit scores."""
-    found = []
-    for method, seed in configuration.runs(dataset):
-        folder = f"results/{dataset}/{method}/seed{seed}"
-        has_model = configuration.objective(method) != "label_propagation"
-        held_out = f"{folder}/{TRAIN_PREDICTIONS}"
-        if configuration.is_average(method):
-            held_out = LEFT_OUT.format(dataset=dataset, method=method, seed=seed)
-        found.append(
-            {
-                "method": method,
-                "seed": seed,
-                "metrics": f"{folder}/metrics.json",
-                "predictions": f"{folder}/predictions.parquet",
-                "train_predictions": held_out if has_model else None,
-                "has_model": has_model,
-            }
-        )
-    return found
-
-
 def audit_if_any(configuration: Configuration, dataset: str) -> Paths:
     """Return the scores of a dataset's models by an audit if there was one."""
-    path = AUDIT.format(suffix=configuration.suffix).format(dataset=dataset)
+    path = f"results/{dataset}/audit{configuration.suffix}.json"
     return [path] if answers(configuration, dataset) else []
 
 
-def all_audits(configuration: Configuration) -> Paths:
-    """Return the scores by audits of all datasets that were audited."""
-    return [
-        path for dataset in configuration.datasets for path in audit_if_any(configuration, dataset)
-    ]
-
-
-def all_taught_labels(configuration: Configuration) -> Paths:
-    """Return the fused labels of the datasets about which a person answered."""
-    return [
-        path
-        for dataset in configuration.datasets
-        if teaching_answers(configuration, dataset)
-        for path in fused_labels_of_page(configuration, dataset)
-    ]
+def taught_labels(configuration: Configuration, dataset: str) -> Paths:
+    """Return the fused labels of a dataset about which a person answered."""
+    taught = teaching_answers(configuration, dataset)
+    shown = taught and shows_fused_labels(configuration, dataset)
+    return [f"results/{dataset}/fused_labels.parquet"] if shown else []
 
 
 # Pages.
@@ -462,30 +368,11 @@ def main_method(configuration: Configuration, dataset: str) -> str:
 
 def paper_method(configuration: Configuration, dataset: str) -> str | None:
     """Return the method of the paper if it is run: the first LatteCLIP that is like no other."""
-    return next(
-        (
-            method
-            for method in configuration.methods_of(dataset)
-            if configuration.objective(method) == "latteclip"
-            and "like" not in configuration.config["methods"][method]
-        ),
-        None,
-    )
-
-
-def page_runs(configuration: Configuration, dataset: str) -> list[dict[str, Any]]:
-    """Return the files that a page reads of each run: any of them may be the chosen one."""
-    found = []
-    for method, seed in configuration.runs(dataset):
-        folder = f"results/{dataset}/{method}/seed{seed}"
-        run = {"method": method, "seed": seed, "metrics": f"{folder}/metrics.json"}
-        run["predictions"] = f"{folder}/predictions.parquet"
-        if configuration.is_trained(method):
-            run["history"] = f"{folder}/history.parquet"
-        if configuration.objective(method) != "label_propagation":
-            run["train_predictions"] = f"{folder}/{TRAIN_PREDICTIONS}"
-        found.append(run)
-    return found
+    for method in configuration.methods_of(dataset):
+        values = configuration.config["methods"][method]
+        if values.get("objective") == "latteclip" and "like" not in values:
+            return method
+    return None
 
 
 def benchmarks(configuration: Configuration, dataset: str) -> list[dict[str, str]]:
@@ -493,24 +380,23 @@ def benchmarks(configuration: Configuration, dataset: str) -> list[dict[str, str
 
     They are no inputs, since a missing one must rerun nothing.
     """
-    folder = f"results/{dataset}"
     n = configuration.shards(dataset)
     numbered = [f"-{i}-of-{n}" for i in range(1, n + 1)] if n > 1 else [""]
     files = [
-        (stage, "", f"{folder}/benchmarks/{stage}{shard}.jsonl")
+        (stage, "", f"benchmarks/{stage}{shard}")
         for stage in OF_DATASET
         for shard in (numbered if stage in CAPTIONING else [""])
     ]
     runs = dict.fromkeys((*configuration.trainings(dataset), *configuration.runs(dataset)))
-    for method in dict.fromkeys(method for method, _ in runs):
-        name = "find_learning_rate"
-        files.append((name, method, f"{folder}/{method}/benchmarks/{name}.jsonl"))
+    name = "find_learning_rate"
+    files += [(name, m, f"{m}/benchmarks/{name}") for m in dict.fromkeys(m for m, _ in runs)]
     files += [
-        (stage, f"{method}, seed {seed}", f"{folder}/{method}/seed{seed}/benchmarks/{stage}.jsonl")
+        (stage, f"{method}, seed {seed}", f"{method}/seed{seed}/benchmarks/{stage}")
         for method, seed in runs
         for stage in OF_RUN
     ]
-    return [{"rule": rule, "run": run, "path": path} for rule, run, path in files]
+    folder = f"results/{dataset}"
+    return [{"rule": rule, "run": run, "path": f"{folder}/{p}.jsonl"} for rule, run, p in files]
 
 
 def resolved_config(configuration: Configuration, dataset: str) -> Settings:
@@ -526,7 +412,7 @@ def resolved_config(configuration: Configuration, dataset: str) -> Settings:
         **({} if configuration.limit is None else {"limit": configuration.limit}),
         "seeds": configuration.seeds,
         **{key: file[key] for key in DESCRIBED if key in file},
-        "template": configuration.template(dataset),
+        "template": configuration.section("template", dataset),
         **{name: configuration.section(name, dataset) for name in (*SECTIONS, "threads")},
         "methods": methods,
     }
@@ -563,11 +449,11 @@ def overview(configuration: Configuration) -> str:
 
 def index_results(configuration: Configuration) -> Settings:
     """Return the pages and titles of the datasets for the page over all of them."""
-    datasets = configuration.datasets
-    titles = {key: one.get("title", "") for key, one in configuration.config["datasets"].items()}
+    pages = {key: f"{key}/report{configuration.suffix}.html" for key in configuration.datasets}
+    titles = {key: one.get("title") for key, one in configuration.config["datasets"].items()}
     return {
         "baseline": configuration.table["baseline"],
-        "reports": {key: f"{key}/report{configuration.suffix}.html" for key in datasets},
+        "reports": pages,
         "titles": {key: title for key, title in titles.items() if title},
     }
 
@@ -575,7 +461,7 @@ def index_results(configuration: Configuration) -> Settings:
 def _class_words(configuration: Configuration, dataset: str) -> Settings:
     """Return the class templates, and the synonyms if there are any."""
     synonyms = configuration.dataset(dataset).get("class_synonyms")
-    words = {"template": configuration.template(dataset)}
+    words = {"template": configuration.section("template", dataset)}
     return {**words, "class_synonyms": synonyms} if synonyms else words
 
 
@@ -583,4 +469,9 @@ def _image_prototypes(configuration: Configuration, dataset: str, method: str) -
     """Return the image prototypes, by captions if the method reads labels by captions."""
     fused = configuration.reads_fused_labels(method, dataset)
     name = "image_prototypes" if fused else "image_prototypes_by_zero_shot"
-    return CLASSIFIERS.format(name=name).format(dataset=dataset)
+    return f"results/{dataset}/classifiers/{name}.safetensors"
+
+
+def _files(dataset: str, method: str, seed: int, *kinds: str) -> dict[str, Any]:
+    """Return files of a run by their kinds."""
+    return {kind: f"results/{dataset}/{method}/seed{seed}/{FILES[kind]}" for kind in kinds}

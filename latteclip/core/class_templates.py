@@ -5,15 +5,13 @@ Letters: C classes.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from latteclip.core.errors import UserError, suggestion
+from latteclip.core.settings import from_values
 
 PLACE = "{}"
-
-
-WRITTEN = "written_names"  # in the metadata of files
 
 
 def clean_classname(name: str, replace: Mapping[str, str]) -> str:
@@ -29,9 +27,9 @@ def clean_classnames(names: Sequence[str], replace: Mapping[str, str]) -> list[s
     Raises:
         UserError: two names become equal, one becomes empty, or there are fewer than two.
     """
-    cleaned = [clean_classname(name, replace) for name in names]
     first: dict[str, str] = {}
-    for name, clean in zip(names, cleaned, strict=True):
+    for name in names:
+        clean = clean_classname(name, replace)
         if not clean:
             raise UserError(f"Class name {name!r} is empty after clean-up; rename the class.")
         if clean in first:
@@ -40,9 +38,9 @@ def clean_classnames(names: Sequence[str], replace: Mapping[str, str]) -> list[s
                 "rename one of the classes."
             )
         first[clean] = name
-    if len(cleaned) < 2:
+    if len(first) < 2:
         raise UserError(f"A dataset needs at least two classes, found {list(names)}.")
-    return cleaned
+    return list(first)
 
 
 def fill(template: str, classname: str) -> str:
@@ -68,6 +66,15 @@ class ClassTemplates:
     synonyms: dict[str, list[str]] = field(default_factory=dict)  # by class name
     written: dict[str, str] = field(default_factory=dict)  # by class name, where they differ
 
+    def __post_init__(self) -> None:
+        names = Counter(name for others in self.synonyms.values() for name in others)
+        twice = [name for name, times in names.items() if times > 1]
+        if not self.templates or not all(PLACE in template for template in self.templates):
+            raise UserError(f"template {self.templates} needs {PLACE} for the class name.")
+        if twice or not all(names) or not all(self.synonyms.values()):
+            wrong = f"{twice[0]!r} twice" if twice else f"an empty name in {self.synonyms}"
+            raise UserError(f"class_synonyms has {wrong}; remove it.")
+
     @classmethod
     def of(
         cls, template: str | Sequence[str], synonyms: Mapping[str, Sequence[str]] | None = None
@@ -75,21 +82,14 @@ class ClassTemplates:
         """Build them from a dataset's `template` and `class_synonyms`.
 
         Raises:
-            UserError: there is no template, one has no place for the name, or one or a synonym is
-                empty or given twice.
+            UserError: there is no template, one has no place for the name, or a synonym is empty or
+                given twice.
         """
-        templates = [template] if isinstance(template, str) else list(template)
-        _check_templates(templates)
-        cleaned: dict[str, list[str]] = {}
-        for spelt, others in (synonyms or {}).items():
-            name = clean_classname(str(spelt), {})
-            if name in cleaned:
-                raise UserError(
-                    f"class_synonyms has two spellings of the class {name!r}; keep one of them."
-                )
-            cleaned[name] = [clean_classname(other, {}) for other in others]
-        _check_synonyms(cleaned)
-        return cls(templates, cleaned)
+        cleaned = {
+            clean_classname(str(name), {}): [clean_classname(other, {}) for other in others]
+            for name, others in (synonyms or {}).items()
+        }
+        return cls([template] if isinstance(template, str) else list(template), cleaned)
 
     @classmethod
     def described_by(cls, metadata: Mapping[str, Any]) -> Self:
@@ -98,16 +98,12 @@ class ClassTemplates:
         Raises:
             UserError: the metadata lack them.
         """
-        templates = metadata.get("templates", metadata.get("template"))
-        synonyms = metadata.get("class_synonyms", {})
-        if not (_are_texts(templates) or isinstance(templates, str)):
-            raise UserError(f"A file says that the template of its classes is {templates!r}.")
-        if not isinstance(synonyms, dict) or not all(map(_are_texts, synonyms.values())):
-            raise UserError(f"A file says that the class_synonyms of its classes are {synonyms!r}.")
-        written = metadata.get(WRITTEN, {})
-        if not isinstance(written, dict) or not _are_texts([*written.values()]):
-            raise UserError(f"A file says that the {WRITTEN} of its classes are {written!r}.")
-        return replace(cls.of(templates, synonyms), written=written)
+        values = {
+            "templates": metadata.get("templates", [metadata.get("template")]),
+            "synonyms": metadata.get("class_synonyms", {}),
+            "written": metadata.get("written_names", {}),
+        }
+        return from_values(cls, values)
 
     @property
     def template(self) -> str:
@@ -117,14 +113,13 @@ class ClassTemplates:
     @property
     def described(self) -> dict[str, Any]:
         """Return them as metadata: the first template, and the rest if there is any."""
-        described: dict[str, Any] = {"template": self.template}
-        if len(self.templates) > 1:
-            described["templates"] = self.templates
-        if self.synonyms:
-            described["class_synonyms"] = self.synonyms
-        if self.written:
-            described[WRITTEN] = self.written
-        return described
+        described = {
+            "template": self.template,
+            "templates": self.templates[1:] and self.templates,
+            "class_synonyms": self.synonyms,
+            "written_names": self.written,
+        }
+        return {key: value for key, value in described.items() if value}
 
     def as_written(self, classnames: Sequence[str]) -> list[str]:
         """Return class names as the dataset writes them."""
@@ -144,34 +139,10 @@ class ClassTemplates:
                     f"class_synonyms has names for {classname!r}, which is not a class of the "
                     f"dataset; {suggestion(classname, rows)}"
                 )
-            for other in others:
-                if other in rows:
-                    raise UserError(
-                        f"class_synonyms calls the class {classname!r} also {other!r}, which is "
-                        "the name of a class itself; remove it."
-                    )
-                named.append((other, rows[classname]))
+            if taken := [other for other in others if other in rows]:
+                raise UserError(
+                    f"class_synonyms calls the class {classname!r} also {taken[0]!r}, which is the "
+                    "name of a class itself; remove it."
+                )
+            named += [(other, rows[classname]) for other in others]
         return named
-
-
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
-
-
-def _check_templates(templates: list[str]) -> None:
-    if not templates:
-        raise UserError(f"template is an empty list; give at least one with {PLACE} in it.")
-    for template, times in Counter(templates).items():
-        if PLACE not in template:
-            raise UserError(f"template {template!r} has no {PLACE} for the class name.")
-        if times > 1:
-            raise UserError(f"template {template!r} is given {times} times; keep one of them.")
-
-
-def _check_synonyms(synonyms: Mapping[str, Sequence[str]]) -> None:
-    for classname, others in synonyms.items():
-        if not all(others) or not others:
-            raise UserError(f"class_synonyms of {classname!r} lack a name; add it or remove them.")
-    for other, times in Counter(name for others in synonyms.values() for name in others).items():
-        if times > 1:
-            raise UserError(f"class_synonyms has {other!r} {times} times; keep one of them.")

@@ -16,8 +16,6 @@ log = logging.getLogger(__name__)
 NAMES = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 # Values of clip.precision, and what a GPU's matrix products are then computed in.
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
-
-
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
 
 
@@ -29,39 +27,30 @@ def pick(name: str, threads: int) -> torch.device:
         threads: at least 1.
 
     Raises:
-        UserError: there is no such device, torch cannot use it, or there is no thread.
+        UserError: there is no such device, or torch cannot use it.
     """
     if not NAMES.fullmatch(name):
         raise UserError(f"--device {one_line(name)} is none of auto, cpu, cuda and cuda:<n>.")
-    if threads < 1:
-        raise UserError(f"{threads} threads cannot work; give at least 1.")
     torch.set_num_threads(threads)
     if name != "cpu":
         gpus.claim()
-    if name == "auto":
-        name = "cuda" if sees_gpu() else "cpu"
-    elif name != "cpu":
-        _refuse_missing(torch.device(name))
+        n = torch.cuda.device_count() if sees_gpu() else 0
+        if name == "auto":
+            name = "cuda" if n else "cpu"
+        elif (torch.device(name).index or 0) >= n:
+            raise UserError(
+                f"--device {name}: torch sees {n} GPUs here; give cpu or auto, or repair what "
+                "latteclip doctor names."
+            )
     if name == "cpu":
         if torch.version.cuda:
             log.warning(
-                "This stage runs on the CPU, though torch is built for CUDA %s: %s.",
-                torch.version.cuda,
-                f"{gpus.VISIBLE} is {os.environ[gpus.VISIBLE]!r}"
-                if gpus.VISIBLE in os.environ
-                else "there is no GPU, or --device is cpu",
+                "This stage runs on the CPU, though torch is built for CUDA %s: there is no GPU, "
+                "--device is cpu, or %s hides it.",
+                *(torch.version.cuda, gpus.VISIBLE),
             )
         keep_big_buffers()
     return torch.device(name)
-
-
-def _refuse_missing(device: torch.device) -> None:
-    n = torch.cuda.device_count() if sees_gpu() else 0
-    if (device.index or 0) >= n:
-        raise UserError(
-            f"--device {device}: torch sees {n} GPUs here; give cpu or auto, or repair "
-            "what latteclip doctor names."
-        )
 
 
 def cores_in_use(threads: int) -> str:
@@ -87,11 +76,9 @@ def check_precision(device: torch.device, precision: str) -> None:
     """Raise UserError where `precision` is unknown, or is bf16 on a card that only emulates it."""
     if precision not in PRECISIONS:
         raise UserError(f"clip.precision {precision!r} is none of {', '.join(PRECISIONS)}.")
-    if (
-        device.type == "cuda"
-        and precision == "bf16"
-        and not torch.cuda.is_bf16_supported(including_emulation=False)
-    ):
+    if device.type != "cuda" or precision != "bf16":
+        return
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(
             f"clip.precision is bf16, which the card {torch.cuda.get_device_name(device)} cannot "
             "compute in; set it to fp16 or float32."
@@ -115,16 +102,14 @@ def autocast(
 
 
 def keep_big_buffers() -> None:
-    """Let glibc keep freed memory instead of returning it to the system.
+    """Let glibc keep freed memory, which makes training on a CPU two to three times as fast.
 
-    By default glibc maps every big buffer and unmaps it when it is freed. Training frees and
-    allocates the same big buffers at every step, and so pays for clearing fresh pages each time.
-    Without that, training on a CPU is two to three times as fast, and the process keeps its peak
-    memory until it ends. Call before the first big allocation. Without glibc nothing happens.
+    By default glibc unmaps every big buffer when it is freed, and training allocates the same ones
+    at every step. The process keeps its peak memory. Call before the first big allocation.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
+    except (OSError, AttributeError):  # another C library
         return
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

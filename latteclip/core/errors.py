@@ -10,12 +10,8 @@ DELETE_AND_RERUN = "delete it and rerun the workflow"
 FULL = {errno.ENOSPC, errno.EDQUOT}
 # As libraries of Rust and C++ put it, whose errors have no number.
 FULL_WORDS = ("No space left on device", "Disk quota exceeded")
-
-
 MIB = 2**20
 SHARED_MEMORY = "/dev/shm"
-NO_ROOM = ("shared memory", "Bus error")
-KILLED = ("killed by signal", "exited unexpectedly")
 WORKER_KILLED = (
     "A process that loads images was killed, mostly because memory ran out; lower threads of this "
     "stage, or compute.cache_gib of a training."
@@ -66,7 +62,8 @@ def refused_by_system(error: BaseException) -> str | None:
     """Return the message for a file that the system refuses. None: it is another error."""
     if not isinstance(error, OSError) or not error.filename or not error.strerror:
         return None
-    return f"{error.filename}: {error.strerror}; correct the path, or its permissions, and rerun."
+    path = error.filename2 or error.filename
+    return f"{path}: {error.strerror}; correct the path, or its permissions, and rerun."
 
 
 def worker_failure(error: BaseException) -> str | None:
@@ -77,14 +74,12 @@ def worker_failure(error: BaseException) -> str | None:
     text = f"{error} {error.__cause__}"
     if not isinstance(error, RuntimeError) or "DataLoader worker" not in text:
         return None
-    if any(mark in text for mark in NO_ROOM):
+    if "shared memory" in text or "Bus error" in text:
         total, _, free = shutil.disk_usage(SHARED_MEMORY)
         return (
-            f"{SHARED_MEMORY} has {total // MIB} MiB, {free // MIB} of them free, too few "
-            "for the processes that load images; start the container with more of "
-            "it (docker run --shm-size=8g; Apptainer: --bind /dev/shm), or lower threads of this "
-            "stage."
+            f"{SHARED_MEMORY} has {total // MIB} MiB, {free // MIB} of them free, too few for the "
+            "processes that load images; start the container with more of it (docker run "
+            "--shm-size=8g; Apptainer: --bind /dev/shm), or lower threads of this stage."
         )
-    if any(mark in text for mark in KILLED):
-        return WORKER_KILLED
-    return None
+    killed = "killed by signal" in text or "exited unexpectedly" in text
+    return WORKER_KILLED if killed else None

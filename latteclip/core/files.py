@@ -1,7 +1,6 @@
 """Files: written whole or not at all, JSON read back, and paths that somebody else chose."""
 
 import contextlib
-import errno
 import glob
 import json
 import os
@@ -16,17 +15,6 @@ from typing import Any
 from latteclip.core.errors import DELETE_AND_RERUN, UserError
 
 DAY = 24 * 60 * 60  # seconds after which a temporary file of another machine is left over
-# Errors of a place to write to for which the path is to blame, and not the disk.
-BAD_PLACE = {
-    errno.EACCES,
-    errno.EEXIST,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-    errno.ENOTDIR,
-    errno.ENOTEMPTY,
-    errno.EPERM,
-    errno.EROFS,
-}
 
 
 @contextlib.contextmanager
@@ -41,25 +29,23 @@ def replacing(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         overwrite: a folder may replace a folder with content.
 
     Raises:
-        UserError: `path` is a folder with content, or a file where the body made a folder, or its
-            place cannot be written.
+        UserError: `path` is a folder with content.
+        OSError: its place cannot be written, or is a file where the body made a folder.
     """
     path = Path(path)
     if not overwrite:
         refuse_folder(path)
     # Machines that share a file system may have processes of the same number.
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-    with _placing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_left_over(path.parent, glob.escape(path.name))
-        _remove(temporary)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_left_over(path.parent, glob.escape(path.name))
+    _remove(temporary)
     try:
         yield temporary
-        with _placing(path):
-            # A folder renamed takes the place of an empty one and of nothing else.
-            if overwrite and temporary.is_dir():
-                _remove(path)
-            os.replace(temporary, path)
+        # A folder renamed takes the place of an empty one and of nothing else.
+        if overwrite and temporary.is_dir():
+            _remove(path)
+        os.replace(temporary, path)
     finally:
         _remove(temporary)
 
@@ -82,27 +68,10 @@ def new_folder(path: str | Path) -> Path:
     return folder
 
 
-@contextlib.contextmanager
-def _placing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in BAD_PLACE:
-            raise
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); name another place, or correct the "
-            "permissions of this one."
-        ) from None
-
-
 def remove_left_over(folder: Path, name: str = "*") -> None:
-    """Remove the temporary siblings that killed processes left over.
+    """Remove temporary files that killed processes left over for names that fit a glob.
 
     Those of this machine go when their process is gone, those of others when they are a day old.
-
-    Args:
-        folder: their folder.
-        name: a glob of the names that they were to replace.
     """
     for temporary in folder.glob(f".{name}.*.tmp"):
         rest, _, process = temporary.name.removesuffix(".tmp").rpartition(".")
@@ -133,32 +102,25 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_object(path: str | Path, keys: Iterable[str], remedy: str | None = None) -> dict[str, Any]:
+def read_object(
+    path: str | Path, keys: Iterable[str], remedy: str = DELETE_AND_RERUN
+) -> dict[str, Any]:
     """Read a JSON object that has the keys, and perhaps more.
 
-    Args:
-        path: of the file.
-        keys: that it must have.
-        remedy: what to do about a bad file, for the message. None: rerun the workflow.
-
     Raises:
-        UserError: the file is missing, is not a JSON object, or lacks a key.
+        UserError: the file is missing, is not a JSON object, or lacks a key; ends with the remedy.
     """
-    path, remedy = Path(path), remedy or DELETE_AND_RERUN
     try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path} is not a regular file; {remedy}.")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run the stage that writes it.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:  # also of bytes that are not UTF-8
         raise UserError(f"{path} is not valid JSON ({error}); {remedy}.") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a JSON object; {remedy}.")
-    if lacking := [key for key in keys if key not in values]:
-        raise UserError(f"{path} lacks {', '.join(lacking)}; {remedy}.")
+    lacking = [key for key in keys if key not in values] if isinstance(values, dict) else keys
+    if lacking or not isinstance(values, dict):
+        raise UserError(f"{path} is not an object with {', '.join(lacking)}; {remedy}.")
     return values
 
 
@@ -175,11 +137,7 @@ def existing(path: str | Path) -> Path:
 
 
 def irregular(path: str | Path) -> str | None:
-    """Return the kind of a file whose reading may never end, such as a pipe. None: it is regular.
-
-    Raises:
-        OSError: there is no such file, or it cannot be looked at.
-    """
+    """Return the kind of a file whose reading may never end, such as a pipe; None: regular."""
     mode = os.stat(path).st_mode
     if stat.S_ISREG(mode):
         return None

@@ -1,8 +1,7 @@
 """One GPU for each job, where several jobs run on one machine.
 
-Snakemake's resource `gpu` has jobs take turns where it has a limit (workflow/rules/common.smk).
-The locks here hold without one, and within the GPUs that CUDA_VISIBLE_DEVICES leaves to a run.
-Nothing here touches CUDA: the answers are those of nvidia-smi.
+The locks hold across runs, within the GPUs that CUDA_VISIBLE_DEVICES leaves to each. All answers
+are those of nvidia-smi: nothing here touches CUDA.
 
     python -m latteclip.core.gpus N COMMAND ...     # claims N GPUs for all processes of a command
 """
@@ -49,9 +48,8 @@ _claimed: list[str] = []  # the GPUs of this process
 def claim(n: int = 1) -> None:
     """Make n GPUs that no other job has claimed the only ones that this process sees.
 
-    Waits until so many are free. To be called before CUDA is first used. Does nothing where this
-    job has claimed before, where a process of `torchrun` takes the GPU of its rank, or where there
-    is no GPU.
+    Waits until so many are free. Call it before CUDA is first used. It does nothing where this job
+    has claimed before, in a process of `torchrun`, which has the GPU of its rank, or without a GPU.
 
     Raises:
         UserError: this process may use fewer than n.
@@ -75,12 +73,8 @@ def claim(n: int = 1) -> None:
     in_use = _memory_in_use()
     emptiest = sorted(usable, key=lambda name: in_use.get(usable[name], 0))
     chosen = _wait_for(n, {name: usable[name] for name in emptiest})
-    log.info(
-        "This job uses %s.",
-        ", ".join(
-            f"{usable[name]} ({in_use.get(usable[name], '?')} MiB in use)" for name in chosen
-        ),
-    )
+    memory = [f"{usable[name]} ({in_use.get(usable[name], '?')} MiB in use)" for name in chosen]
+    log.info("This job uses %s.", ", ".join(memory))
     os.environ[CLAIMED] = ",".join(chosen)
     if len(usable) > 1 or VISIBLE in os.environ:
         os.environ[VISIBLE] = os.environ[CLAIMED]
@@ -90,11 +84,8 @@ def claim(n: int = 1) -> None:
 def visible() -> dict[str, str]:
     """Return the GPUs that this process may use: their names in CUDA_VISIBLE_DEVICES, with UUIDs.
 
-    Names there may be numbers, UUIDs or beginnings of them, of GPUs or of their parts by MIG. As
-    for CUDA, the first name that is none ends the list.
-
-    Raises:
-        UserError: nvidia-smi fails, and the GPUs are not hidden.
+    Names may be numbers, UUIDs or beginnings of UUIDs, of GPUs or of their parts by MIG. As for
+    CUDA, the first name that is none ends the list.
     """
     if hidden():
         return {}
@@ -153,7 +144,7 @@ def _uuids() -> dict[str, list[str]]:
 
 
 def _nvidia_smi(*options: str) -> list[str]:
-    """Return the lines of nvidia-smi. There are none where it is missing or finds no GPU.
+    """Return the lines of nvidia-smi, none where it is missing or finds no GPU.
 
     Raises:
         UserError: it fails, as after an update of the kernel that left the driver behind.
@@ -272,6 +263,32 @@ def _lock_file(uuid: str) -> IO[str] | None:
     return file
 
 
+def missing_compiler() -> str | None:
+    """Return which packages are missing for Triton, as a sentence. None: no package is."""
+    python = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    missing = {}
+    if shutil.which(os.environ.get("CC", "gcc")) is None and (
+        "CC" in os.environ or shutil.which("clang") is None
+    ):
+        missing["gcc"] = f"the C compiler {os.environ.get('CC', 'gcc')}"
+    if not Path(_python_headers(), "Python.h").is_file():
+        missing[f"{python}-dev"] = f"Python's headers ({_python_headers()}/Python.h)"
+    if not missing:
+        return None
+    names = " ".join(missing)
+    return (
+        f"vLLM and torch.compile compile a small piece of C when they first use a GPU, and this "
+        f"machine lacks {' and '.join(missing.values())}; run apt install {names} (Debian, Ubuntu) "
+        f"or dnf install {names.replace('-dev', '-devel')} (Fedora, RHEL)."
+    )
+
+
+def _python_headers() -> str:
+    """Return the folder of Python's headers. The one of Debian's own scheme has none."""
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    return sysconfig.get_paths(scheme)["include"]
+
+
 def main(arguments: Sequence[str]) -> None:
     """Claim GPUs and become the command that is to use them.
 
@@ -287,39 +304,3 @@ def main(arguments: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
-
-
-def refuse_missing_compiler() -> None:
-    """Refuse to start where Triton, which compiles when a GPU is first used, would fail.
-
-    Raises:
-        UserError: names the packages to install.
-    """
-    if sentence := missing_compiler():
-        raise UserError(sentence)
-
-
-def missing_compiler() -> str | None:
-    """Return which packages are missing for Triton, as a sentence. None: no package is."""
-    python = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    missing = {}
-    if shutil.which(os.environ.get("CC", "gcc")) is None and (
-        "CC" in os.environ or shutil.which("clang") is None
-    ):
-        missing["gcc"] = f"the C compiler {os.environ.get('CC', 'gcc')}"
-    if not Path(_python_headers(), "Python.h").is_file():
-        missing[f"{python}-dev"] = f"Python's headers ({_python_headers()}/Python.h)"
-    if not missing:
-        return None
-    debian = " ".join(missing)
-    return (
-        f"vLLM and torch.compile compile a small piece of C when they first use a GPU, and this "
-        f"machine lacks {' and '.join(missing.values())}; run apt install {debian} (Debian, Ubuntu)"
-        f" or dnf install {debian.replace('-dev', '-devel')} (Fedora, RHEL)."
-    )
-
-
-def _python_headers() -> str:
-    """Return the folder of Python's headers. The one of Debian's own scheme has none."""
-    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
-    return sysconfig.get_paths(scheme)["include"]

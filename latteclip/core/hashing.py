@@ -8,7 +8,6 @@ from pathlib import Path
 from latteclip.core.errors import UserError
 
 SUMS = "SHA256SUMS"
-UNSIGNED = {SUMS, "README.md"}  # people edit the latter
 
 
 def digest(*parts: str | bytes) -> str:
@@ -32,23 +31,22 @@ def sha256(path: str | Path) -> str:
 
 
 def write_sums(folder: str | Path) -> None:
-    """Write the SHA-256 of all files below a folder, for `sha256sum --check SHA256SUMS`."""
+    """Write the SHA-256 of the files below a folder, for `sha256sum --check SHA256SUMS`.
+
+    Hidden files and README.md, which people edit, have none.
+    """
     paths = (path for path in Path(folder).rglob("*") if path.is_file())
     names = sorted(path.relative_to(folder).as_posix() for path in paths)
     lines = [
         f"{sha256(Path(folder) / name)}  {name}\n"
         for name in names
-        if name not in UNSIGNED and not any(part.startswith(".") for part in name.split("/"))
+        if name not in (SUMS, "README.md") and "/." not in f"/{name}"
     ]
     (Path(folder) / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
 def verify_blob(path: str | Path) -> None:
-    """Compare a file of the hub's cache with its name, where that is a SHA-256, as of large files.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """Raise UserError for a damaged large file of the hub's cache, whose name is its SHA-256."""
     file = Path(path).resolve()  # the cache has links to its files
     if re.fullmatch(r"[0-9a-f]{64}", file.name) and sha256(file) != file.name:
         raise UserError(

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from types import FrameType
 
 log = logging.getLogger(__name__)
-HANDLED = (signal.SIGTERM, signal.SIGINT)
 GRACE = 5.0  # seconds that other processes have to end, before they are killed
 
 
@@ -21,12 +20,8 @@ class Terminated(BaseException):
     def __init__(self, number: int, saved: str | None = None) -> None:
         """saved: what remains of the work. None: the sentence of `ending_in_order`."""
         super().__init__(number)
-        self.number, self.saved = number, saved
-
-    @property
-    def status(self) -> int:
-        """Return the exit status of a process that the signal ended, as in shells."""
-        return 128 + self.number
+        self.saved = saved
+        self.status = 128 + number  # of a process that the signal ended, as in shells
 
 
 class Signals:
@@ -52,28 +47,22 @@ class Signals:
             if not self._deferred:
                 raise Terminated(number)
 
-
-@contextlib.contextmanager
-def unwinding() -> Iterator[None]:
-    """Let SIGTERM unwind the body, as Ctrl-C does, so that its temporary files are removed.
-
-    Raises:
-        Terminated: SIGTERM came.
-    """
-    if not _is_handled(signal.SIGTERM):
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, Signals().receive)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    @contextlib.contextmanager
+    def received(self, *numbers: int) -> Iterator[None]:
+        """Handle signals in the body, but not one that a shell ignores in the background."""
+        is_main = threading.current_thread() is threading.main_thread()
+        wanted = [n for n in numbers if is_main and signal.getsignal(n) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self.receive) for number in wanted}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
-def _is_handled(number: int) -> bool:
-    """Return whether a signal reaches this thread, and no shell ignores it in the background."""
-    is_main = threading.current_thread() is threading.main_thread()
-    return is_main and signal.getsignal(number) is not signal.SIG_IGN
+def unwinding() -> contextlib.AbstractContextManager[None]:
+    """Let SIGTERM unwind the body, as Ctrl-C does, so that its temporary files are removed."""
+    return Signals().received(signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -87,19 +76,14 @@ def ending_in_order(saved: str) -> Iterator[Signals]:
         saved: what remains of the work, for the log.
     """
     signals = Signals()
-    before = {
-        number: signal.signal(number, signals.receive) for number in HANDLED if _is_handled(number)
-    }
-    try:
-        yield signals
-    except Terminated as error:
-        log.info("Stopped before the end. %s", saved if error.saved is None else error.saved)
-        logging.shutdown()
-        _end_children()
-        os._exit(error.status)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with signals.received(signal.SIGTERM, signal.SIGINT):
+        try:
+            yield signals
+        except Terminated as error:
+            log.info("Stopped before the end. %s", saved if error.saved is None else error.saved)
+            logging.shutdown()
+            _end_children()
+            os._exit(error.status)
 
 
 def _end_children() -> None:
@@ -110,6 +94,5 @@ def _end_children() -> None:
     until = time.monotonic() + GRACE
     for child in children:
         child.join(max(0.0, until - time.monotonic()))
-    for child in multiprocessing.active_children():
         child.kill()
         child.join(GRACE)

@@ -173,7 +173,7 @@ def write(
 def writing(
     path: str | Path, schema: pa.Schema, metadata: Mapping[str, Any] | None = None
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Write one table in pieces, whole or not at all; pages and footer bear checksums.
+    """Write one table in pieces, whole or not at all; its pages bear checksums.
 
     The caller may add to `metadata` until all pieces are written.
 
@@ -185,11 +185,8 @@ def writing(
         pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as file,
     ):
         yield lambda columns: file.write_table(pa.table(dict(columns), schema=schema))
-        encoded = {
-            key: json.dumps(value, ensure_ascii=False)
-            for key, value in sorted((metadata or {}).items())
-        }
-        file.add_key_value_metadata(encoded)
+        values = sorted((metadata or {}).items())
+        file.add_key_value_metadata({k: json.dumps(v, ensure_ascii=False) for k, v in values})
 
 
 def as_columns(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> dict[str, pa.Array]:
@@ -203,38 +200,29 @@ def read(
     """Read a table and its metadata.
 
     Raises:
-        UserError: the file is missing, is not a Parquet file, is damaged, or lacks a column of
-            `schema`.
+        UserError: the file is missing, is not a Parquet file, is damaged, or lacks a column.
     """
     wanted = list(columns or schema.names)
-    selected = pa.schema([schema.field(name) for name in wanted])
     with _opened(path, wanted) as file:
-        table = file.read(columns=wanted)
-        return table.select(wanted).cast(selected), _metadata(file)
+        return _cast(file.read(columns=wanted), schema, wanted), _metadata(file)
 
 
 def read_pieces(
     path: str | Path, schema: pa.Schema, columns: Sequence[str], rows: int
 ) -> Iterator[pa.Table]:
-    """Read some columns of a table, at most so many rows at a time.
-
-    Raises:
-        UserError: as of `read`.
-    """
-    selected = pa.schema([schema.field(name) for name in columns])
+    """Read some columns of a table, at most so many rows at a time."""
     with _opened(path, columns) as file:
         for group in range(file.num_row_groups):  # of all, the bytes would be read beforehand
             for batch in file.iter_batches(rows, [group], list(columns)):
-                yield pa.table(batch).select(columns).cast(selected)
+                yield _cast(pa.table(batch), schema, columns)
+
+
+def _cast(table: pa.Table, schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
+    return table.select(columns).cast(pa.schema([schema.field(name) for name in columns]))
 
 
 def read_metadata(path: str | Path, column: str) -> dict[str, Any]:
-    """Read the metadata of a table, without its rows.
-
-    Raises:
-        UserError: the file is missing, is not a Parquet file, or lacks the column that tells its
-            kind.
-    """
+    """Read the metadata of a table, without its rows. The column tells its kind."""
     with _opened(path, [column]) as file:
         return _metadata(file)
 
@@ -243,8 +231,6 @@ def read_metadata(path: str | Path, column: str) -> dict[str, Any]:
 def _opened(path: str | Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile]:
     """Open a file that has the columns."""
     try:
-        if not Path(path).is_file() and Path(path).exists():
-            raise UserError(f"{path} is not a regular file; {DELETE_AND_RERUN}.")
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             missing = sorted(set(columns) - set(file.schema_arrow.names))
             if missing:
@@ -261,11 +247,8 @@ def _opened(path: str | Path, columns: Sequence[str]) -> Iterator[pq.ParquetFile
 
 
 def _metadata(file: pq.ParquetFile) -> dict[str, Any]:
-    return {
-        key.decode(): json.loads(value)
-        for key, value in (file.metadata.metadata or {}).items()
-        if key not in (b"pandas", b"ARROW:schema")
-    }
+    found = file.metadata.metadata or {}
+    return {k.decode(): json.loads(v) for k, v in found.items() if k != b"ARROW:schema"}
 
 
 class Strings(Sequence[str]):
@@ -287,15 +270,12 @@ class Strings(Sequence[str]):
     def __getitem__(self, index: slice) -> "Strings": ...
 
     def __getitem__(self, index: int | slice) -> "str | Strings":
-        if isinstance(index, slice):
-            return Strings(self.column[index])
-        value: str = self.column[index].as_py()
-        return value
+        found = self.column[index]
+        return Strings(found) if isinstance(index, slice) else str(found.as_py())
 
     def __iter__(self) -> Iterator[str]:
-        for chunk in self.column.chunks:
-            for start in range(0, len(chunk), STRINGS):
-                yield from chunk[start : start + STRINGS].to_pylist()
+        for start in range(0, len(self), STRINGS):
+            yield from self.column[start : start + STRINGS].to_pylist()
 
 
 @dataclass(frozen=True)
@@ -314,16 +294,9 @@ def read_groups(path: str, image_ids: pa.ChunkedArray) -> Groups:
         UserError: a member is not among them.
     """
     table, _ = read(path, CAPTIONS, ["members", "caption"])
-    names = pc.list_flatten(table["members"])
-    members = pc.index_in(names, image_ids)
-    if members.null_count:
-        unknown = names.filter(pc.is_null(members))[0].as_py()
-        raise UserError(
-            f"{path} names the image {unknown!r}, which is not a training image; "
-            f"{DELETE_AND_RERUN}."
-        )
+    members = _rows(pc.list_flatten(table["members"]), image_ids, path)
     sizes = pc.list_value_length(table["members"]).to_numpy()
-    return Groups(table["caption"], np.repeat(np.arange(len(table)), sizes), members.to_numpy())
+    return Groups(table["caption"], np.repeat(np.arange(len(table)), sizes), members)
 
 
 def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
@@ -354,33 +327,16 @@ def read_unlabelled(path: str | Path, *, training: bool) -> tuple[pa.Table, list
 
     Returns:
         The table without `label` and `classname`, and the C class names in label order.
-
-    Raises:
-        UserError: as of `read`, or it does not name its classes.
     """
     table, metadata = read(path, IMAGES, [n for n in IMAGES.names if n not in LABEL_COLUMNS])
     if training:
         table = table.filter(pc.not_equal(table["split"], "test"))
-    return table, _classnames(path, metadata)
+    return table, metadata["classnames"]
 
 
 def read_written_names(path: str | Path) -> dict[str, str]:
-    """Return names as the dataset writes them, by class name, where the two differ.
-
-    Args:
-        path: an IMAGES table.
-
-    Raises:
-        UserError: as of `read`.
-    """
+    """Return names as the dataset of an index writes them, by class name, where the two differ."""
     names: dict[str, str] = read_metadata(path, "image_id").get("written_names", {})
-    return names
-
-
-def _classnames(path: str | Path, metadata: Mapping[str, Any]) -> list[str]:
-    names = metadata.get("classnames")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path} does not say which classes there are; {DELETE_AND_RERUN}.")
     return names
 
 
@@ -388,9 +344,8 @@ def lookup(
     path: str | Path, schema: pa.Schema, key: str, column: str, ids: Sequence[str]
 ) -> list[Any]:
     """Return `lookup_column` of a few ids, as Python objects."""
-    found: list[Any] = lookup_column(
-        path, schema, key, column, pa.chunked_array([ids], pa.string())
-    ).to_pylist()
+    wanted = pa.chunked_array([ids], pa.string())
+    found: list[Any] = lookup_column(path, schema, key, column, wanted).to_pylist()
     return found
 
 
@@ -403,21 +358,13 @@ def lookup_column(
         UserError: the table lacks one of them.
     """
     keys = read(path, schema, [key])[0][key]
-    rows = pc.index_in(ids, keys)
-    if rows.null_count:
-        first = ids.filter(pc.is_null(rows))[0].as_py()
-        raise UserError(
-            f"{path} lacks {rows.null_count} of {len(ids)} images, the first {first!r}; "
-            f"{DELETE_AND_RERUN}."
-        )
-    wanted, places = np.unique(rows.to_numpy(), return_inverse=True)
+    wanted, places = np.unique(_rows(ids, keys, path), return_inverse=True)
     is_wanted = np.zeros(len(keys), dtype=bool)
     is_wanted[wanted] = True
     found, start = [], 0
     for piece in read_pieces(path, schema, [column], STRINGS):  # the others need no memory
-        end = start + len(piece)
-        found += piece[column].filter(pa.array(is_wanted[start:end])).chunks
-        start = end
+        found += piece[column].filter(pa.array(is_wanted[start : start + len(piece)])).chunks
+        start += len(piece)
     values = pa.chunked_array(found, schema.field(column).type)
     in_order = np.array_equal(places, np.arange(len(wanted)))
     return values if in_order else values.take(places)
@@ -428,3 +375,16 @@ def csv_cell(value: object) -> object:
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:.6f}" if isinstance(value, float) else value
+
+
+def _rows(ids: pa.ChunkedArray, known: pa.ChunkedArray, path: str | Path) -> npt.NDArray[np.int32]:
+    """Return the row of each id among the known ones; the message names the file of one of them."""
+    rows = pc.index_in(ids, known)
+    if rows.null_count:
+        first = ids.filter(pc.is_null(rows))[0].as_py()
+        raise UserError(
+            f"{path} does not fit the other tables: {rows.null_count} of {len(ids)} images are in "
+            f"one of them only, the first {first!r}; {DELETE_AND_RERUN}."
+        )
+    found: npt.NDArray[np.int32] = rows.to_numpy()
+    return found

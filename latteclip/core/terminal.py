@@ -16,6 +16,7 @@ _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 _LOGIN = re.compile(r"(\b(?:Bearer|Basic)\s+)[^\s\"',;}\]]+|(://)[^\s/@\"']+(?=@)", re.I)
+INTERVAL = 5.0  # seconds between two lines of Progress
 CODES = {"red": "31", "green": "32", "yellow": "33", "bold": "1"}
 log = logging.getLogger(__name__)
 
@@ -26,10 +27,7 @@ def printable(text: str) -> str:
 
 
 def for_terminal(text: str) -> str:
-    """Return a text without control characters, and without the secrets of the environment.
-
-    Logins in URLs and in headers are secrets, too.
-    """
+    """Return a text without control characters, secrets of the environment, and logins."""
     for secret in (os.environ.get(name, "").strip() for name in SECRETS):
         if len(secret) >= MIN_SECRET:
             text = text.replace(secret, "***")
@@ -55,27 +53,17 @@ class Progress:
     the same lines go to log files.
     """
 
-    def __init__(
-        self,
-        total: int | None,
-        unit: str,
-        every: float = 5.0,
-        *,
-        done: int = 0,
-        scale: bool = False,
-    ) -> None:
+    def __init__(self, total: int | None, unit: str, *, done: int = 0, scale: bool = False) -> None:
         """Start the clock.
 
         Args:
             total: items in all; None where it is not known.
             unit: what is counted.
-            every: seconds between two lines.
             done: items of an earlier run: they count, but not towards the rate.
             scale: write 1.2M for 1200000.
         """
-        self.total, self.unit, self.every = total, unit, every
+        self.total, self.unit, self.scale = total, unit, scale
         self.done = self.initial = done
-        self.scale = scale
         self.started = self.logged = time.monotonic()
 
     def restart(self) -> None:
@@ -92,7 +80,7 @@ class Progress:
         self.done += n
         now = time.monotonic()
         is_last = self.done == self.total and self.logged > self.started
-        if now - self.logged < self.every and not is_last:
+        if now - self.logged < INTERVAL and not is_last:
             return
         from tqdm import tqdm  # here: --help does without
 

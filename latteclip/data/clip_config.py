@@ -4,7 +4,6 @@ open_clip's own classes refuse unknown keys. They check no value, so the values 
 that can name code to run or a place to fetch from, or that take hours or all memory.
 """
 
-import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,11 @@ from pydantic import Field
 from latteclip.config.hub_names import CLIP_CONFIG, FOLDER, HUB, TEXT_TOWER
 from latteclip.core.errors import UserError
 from latteclip.core.files import read_object
-from latteclip.core.open_clip_import import open_clip, plain_tokenizers
+from latteclip.core.open_clip_import import open_clip
 from latteclip.core.settings import from_values
 
 CONFIG, TOWER = CLIP_CONFIG, TEXT_TOWER
 TOKENIZER = "tokenizer_config.json"
-PLAIN_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")  # one class, by version
 # Sections that open_clip hands on to torch, transformers or nltk, and the keys they may have.
 HANDED_ON = {
     "act_kwargs": {"approximate"},
@@ -206,17 +204,9 @@ def tokenizer(model: str, config: dict[str, Any]) -> Any:
 
     A folder's tokenizer is read from the folder, without the network.
     """
-    is_folder = model.startswith(FOLDER)
-    path = Path(model.removeprefix(FOLDER)) / TOKENIZER
-    kind = None
-    if is_folder and path.exists():
-        kind = read_object(path, [], REMEDY).get("tokenizer_class")
-    options = {"trust_remote_code": False, "local_files_only": is_folder}
-    if not config["text_cfg"].get("hf_tokenizer_name"):
-        options = {}
-    # Such a tokenizer needs tokenizer.json alone.
-    with plain_tokenizers() if kind in PLAIN_TOKENIZERS else contextlib.nullcontext():
-        tokenize = open_clip.get_tokenizer(model, **options)
+    options = {"trust_remote_code": False, "local_files_only": model.startswith(FOLDER)}
+    of_transformers = config["text_cfg"].get("hf_tokenizer_name")
+    tokenize = open_clip.get_tokenizer(model, **(options if of_transformers else {}))
     try:
         tokenize(["a"])  # a broken one fails here and not after a training
     except BaseException as error:

@@ -11,9 +11,9 @@ from latteclip.cli import rule_functions
 from latteclip.cli.rule_functions import RuleFunctions, one_of, options
 from latteclip.config import job_resources, layers, stage_params
 from latteclip.config.configuration import Configuration
-from latteclip.config.stage_params import CAPTIONS
 from latteclip.core import tables
 
+CAPTIONS = "results/{dataset}/captions/{kind}s.parquet"
 DEMO = SimpleNamespace(dataset="demo", items=lambda: [("dataset", "demo"), ("method", "flyp")])
 
 

@@ -57,7 +57,7 @@ def test_a_folder_without_classes_is_refused(checked, photos):
     ("clip", "message"),
     [
         ({"model": "ViT-L14"}, r"clip\.model ViT-L14 .*did you mean ViT-L-14\?"),
-        ({"pretrained": "laion2b"}, r"clip\.pretrained laion2b .*ViT-B-32"),
+        ({"pretrained": "laion2b_s34b"}, r"clip\.pretrained laion2b_s34b.*laion2b_s34b_b79k"),
     ],
     ids=str,
 )
@@ -99,7 +99,7 @@ def test_a_server_needs_an_address_until_it_has_answered(checked, monkeypatch, t
 def test_captions_that_the_user_lacks_are_named_with_the_methods_that_do_without(checked):
     methods = {"method": "zero_shot,image_prototypes,latteclip,recommended"}
     without = "method=zero_shot,image_prototypes,recommended"
-    with pytest.raises(UserError, match=rf"captioner\.groups_file: latteclip reads .*{without}"):
+    with pytest.raises(UserError, match=rf"captioner\.groups_file.* latteclip\..*{without}"):
         checked(**OWN_CAPTIONS, **methods)
     with pytest.raises(UserError, match=r"captioner\.groups_file .*nope\.csv"):
         checked(
@@ -136,10 +136,7 @@ def test_captions_of_a_large_model_need_a_gpu(configured, photos, monkeypatch):
 
 def test_clip_names_are_those_that_open_clip_lists_without_importing_it():
     assert checks.open_clip_models() == set(open_clip.list_models())
-    listed = {}
-    for model, tag in open_clip.list_pretrained():
-        listed.setdefault(model, set()).add(tag)
-    assert {model: checks.open_clip_tags(model) for model in listed} == listed
+    assert checks.open_clip_tags() >= {tag for _, tag in open_clip.list_pretrained()}
     code = (
         "import sys; from latteclip.config import checks; "
         "assert checks.open_clip_models(); assert 'open_clip' not in sys.modules"

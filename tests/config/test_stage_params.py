@@ -57,7 +57,9 @@ def test_a_limited_run_shares_downloads_and_answers_and_nothing_else(configured)
     assert found.datasets == ["dtd_64"]
     assert stage_params.data_folder(found, "dtd_64") == "resources/dtd/data"
     assert stage_params.answer_store(found, "dtd_64", "images") == "resources/dtd/captions/images"
-    assert all(path.startswith("results/dtd_64/") for path in stage_params.all_metrics(found))
+    assert {path.split("/")[1] for path in stage_params.captions_in_use(found, "dtd_64")} == {
+        "dtd_64"
+    }
     assert stage_params.index_images(found, "dtd_64")["limit"] == 64
     assert "limit" not in stage_params.index_images(configured(), "dtd")
 
@@ -127,13 +129,16 @@ def test_candidates_are_the_runs_that_have_a_classifier_and_read_no_label(config
 
 
 def test_a_model_is_chosen_where_there_are_several_and_images_to_judge(configured):
-    assert stage_params.all_selections(configured()) == ["results/demo/selection.json"]
-    assert stage_params.all_selections(configured(method="zero_shot,flyp_supervised")) == []
-    assert stage_params.all_selections(configured(selection={"share": 0})) == []
-    found = configured(dataset="demo,dtd", datasets={"demo": {"selection": {"share": 0}}})
-    assert stage_params.all_selections(found) == ["results/dtd/selection.json"]
-    found = configured(table={"name": "study"})
-    assert stage_params.selection_if_any(found, "demo") == ["results/demo/selection-study.json"]
+    def selection(dataset="demo", **given):
+        return stage_params.selection_if_any(configured(**given), dataset)
+
+    assert selection() == ["results/demo/selection.json"]
+    assert selection(method="zero_shot,flyp_supervised") == []
+    assert selection(selection={"share": 0}) == []
+    only_demo = {"dataset": "demo,dtd", "datasets": {"demo": {"selection": {"share": 0}}}}
+    assert selection(**only_demo) == []
+    assert selection("dtd", **only_demo) == ["results/dtd/selection.json"]
+    assert selection(table={"name": "study"}) == ["results/demo/selection-study.json"]
 
 
 @pytest.mark.parametrize(

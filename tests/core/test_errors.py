@@ -4,28 +4,19 @@ import pytest
 
 from latteclip.core.errors import full_disk
 
-
-def raised(error, cause=None):
-    try:
-        raise error from cause
-    except BaseException as caught:
-        return caught
+WRAPPED = RuntimeError("wrapped")
+WRAPPED.__cause__ = OSError(errno.ENOSPC, "No space left", "/disk/x")
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "named"),
     [
-        OSError(errno.ENOSPC, "No space left on device", "/disk/x"),
-        OSError(errno.EDQUOT, "Disk quota exceeded", "/disk/x"),
-        raised(RuntimeError("wrapped"), OSError(errno.ENOSPC, "No space left", "/disk/x")),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "/disk/x"), "/disk/x"),
+        (WRAPPED, "/disk/x"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "disk"),
     ],
 )
-def test_a_full_disk_is_one_sentence_that_names_the_file(error):
+def test_a_full_disk_is_one_sentence_that_names_the_file(error, named):
     sentence = full_disk(error)
-    assert "/disk/x" in sentence
+    assert named in sentence
     assert "\n" not in sentence
-
-
-def test_libraries_without_numbers_of_errors_are_understood():
-    error = RuntimeError("I/O error: No space left on device (os error 28)")
-    assert full_disk(error)

@@ -19,10 +19,8 @@ def folds(n, share, count):
     ("n", "count", "wanted"),
     [
         (100, 3, [33, 33, 34]),
-        (420, 3, [42, 42, 42]),
         (420, 1, [100]),
         (1500, 3, [150, 150, 150]),
-        (300, 1, [100]),
     ],
 )
 def test_seeds_together_leave_out_a_share_each_or_what_it_takes_to_judge(n, count, wanted):
@@ -53,19 +51,14 @@ def test_a_large_dataset_does_without_no_more_images_than_it_takes(monkeypatch):
 
 
 def test_the_folds_follow_the_digests_whatever_the_order_of_the_images():
-    names = ids(420)
-    masks = [left_out(names, Fold(0.1, number, 3)) for number in range(3)]
-    order = np.random.default_rng(0).permutation(420)
-    shuffled = [names[i] for i in order]
-    for number, mask in enumerate(masks):
-        assert np.array_equal(left_out(shuffled, Fold(0.1, number, 3)), mask[order])
-
     def key(name):
         data = name.encode()
         return hashlib.sha256(len(data).to_bytes(8, "big") + data).hexdigest()
 
+    names = np.random.default_rng(0).permutation(ids(420)).tolist()
     ranked = sorted(names, key=key)
-    for number, mask in enumerate(masks):
+    for number in range(3):
+        mask = left_out(names, Fold(0.1, number, 3))
         wanted = set(ranked[42 * number : 42 * (number + 1)])
         assert {name for name, is_out in zip(names, mask, strict=True) if is_out} == wanted
 

@@ -4,7 +4,7 @@ from typing import Any, Literal
 import pytest
 
 from latteclip.core.errors import UserError
-from latteclip.core.settings import from_json, from_values
+from latteclip.core.settings import from_json, from_values, list_from_json
 
 
 @dataclass(frozen=True)
@@ -18,38 +18,30 @@ class Example:
     name: str
     size: int
     ratio: float = 0.5
-    extras: dict = field(default_factory=dict)
     inner: Inner = Inner(0.1)
     parts: list[Inner] = field(default_factory=list)
     named: dict[str, Inner | str] = field(default_factory=dict)
     anything: dict[str, Any] = field(default_factory=dict)
-    side: int | None = None
     kind: Literal["step", "epoch"] = "step"
-    quick: bool = False
 
 
 def example(**values):
     return from_values(Example, {"name": "x", "size": 3, **values})
 
 
-def test_settings_come_from_json_with_defaults():
-    assert from_json(Example, '{"size": 3, "name": "x"}') == Example("x", 3, 0.5, {})
-    assert from_json(Example, '{"size": 3, "name": "x", "ratio": 2}').ratio == 2
-
-
-def test_sections_inside_become_what_their_annotations_name():
-    assert example(inner={"lr": 2}).inner == Inner(2)
+def test_settings_come_from_json_with_what_their_annotations_name():
+    assert from_json(Example, '{"size": 3, "name": "x", "ratio": 2}') == Example("x", 3, 2.0)
+    assert list_from_json(Inner, '[{"lr": 1}, {"lr": 2}]') == [Inner(1), Inner(2)]
     assert example(parts=[{"lr": 0.5}, {"lr": 1, "epochs": 4}]).parts == [Inner(0.5), Inner(1, 4)]
     assert example(named={"a": {"lr": 0.5}, "b": "c"}).named == {"a": Inner(0.5), "b": "c"}
     assert example(anything={"a": [1, None]}).anything == {"a": [1, None]}
-    assert example(side=None, kind="epoch", quick=True) == Example("x", 3, kind="epoch", quick=True)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"sise": 2}, "sise.*size"),
-        ({"inner": {"lr": 1, "epoch": 2}}, r"inner\.epoch.*epochs"),
+        ({"sise": 2}, "sise"),
+        ({"inner": {"lr": 1, "epoch": 2}}, r"inner\.epoch"),
         ({"inner": {}}, r"inner\.lr"),
         ({"parts": [{"lr": 1}, {"lr": None}]}, r"parts\.1\.lr"),
         ({"size": True}, "size"),

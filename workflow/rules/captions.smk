@@ -5,7 +5,10 @@
 rule caption_images:
     input:
         images="results/{dataset}/images.parquet",
-        pseudo_labels=given_if(Configuration.names_pseudo_labels, PSEUDO_LABELS),
+        pseudo_labels=given_if(
+            Configuration.names_pseudo_labels,
+            "results/{dataset}/pseudo_labels.parquet",
+        ),
         own=given_unstored(stage_params.user_file, key="captioner.images_file"),
         captioner_model=given(stage_params.hub_model, section="captioner"),
         code=sources("latteclip.captions.caption"),

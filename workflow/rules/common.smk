@@ -18,18 +18,7 @@ from latteclip.cli.rule_functions import (
 )
 from latteclip.config import job_resources, source_dependencies, stage_params
 from latteclip.config.configuration import HEADS, Configuration
-from latteclip.config.stage_params import (
-    CALIBRATED,
-    CAPTION_SUMMARY,
-    CAPTIONS,
-    CLASS_SCORES,
-    DATA,
-    FUSED_LABELS,
-    LEARNING_RATE,
-    MODEL_NOTE,
-    PSEUDO_LABELS,
-    VOTES,
-)
+from latteclip.config.stage_params import LEFT_OUT, MODEL_NOTE
 
 functions = RuleFunctions(workflow, config)
 configuration = functions.configuration
@@ -74,5 +63,12 @@ wildcard_constraints:
     shards=r"\d+",
 
 
+# Inputs that the configuration may need.
+CAPTIONS = "results/{dataset}/captions/{kind}s.parquet"
+CLASS_SCORES = "results/{dataset}/class_scores.parquet"
+FUSED_LABELS = "results/{dataset}/fused_labels.parquet"
+CALIBRATED = "results/{dataset}/classifiers/calibrated.safetensors"
+# Pages, choices and audits of a table with its own name stand beside the main ones.
+SUFFIX = configuration.suffix
 # Priorities on few cores: first the jobs that most others wait for, then the longest ones.
 FIRST, EARLY = 2, 1

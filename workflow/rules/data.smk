@@ -5,7 +5,7 @@ rule generate_textures:
     input:
         code=sources("latteclip.demo.generate_textures"),
     output:
-        local(directory(DATA)),
+        local(directory("resources/{dataset}/data")),
     log:
         "results/{dataset}/logs/generate_textures.log",
     wildcard_constraints:
@@ -24,7 +24,7 @@ rule generate_textures:
 # No `code` among its inputs: an edit of the package must not unpack gigabytes again.
 rule download_dataset:
     output:
-        local(directory(DATA)),
+        local(directory("resources/{dataset}/data")),
     log:
         "results/{dataset}/logs/download_dataset.log",
     wildcard_constraints:

@@ -8,7 +8,7 @@ rule evaluate:
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         model="results/{dataset}/{method}/seed{seed}/model",
         history="results/{dataset}/{method}/seed{seed}/history.parquet",
-        left_out=given_if(Configuration.is_average, stage_params.LEFT_OUT),
+        left_out=given_if(Configuration.is_average, LEFT_OUT),
         code=sources("latteclip.evaluate.evaluate"),
     output:
         predictions="results/{dataset}/{method}/seed{seed}/predictions.parquet",
@@ -45,7 +45,9 @@ rule evaluate_classifier:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         classifier=given(stage_params.classifier_of_method),
-        votes=given_if(Configuration.reads_fused_labels, VOTES),
+        votes=given_if(
+            Configuration.reads_fused_labels, "results/{dataset}/votes.parquet"
+        ),
         eyes=given(stage_params.image_features_of_method),
         code=sources("latteclip.evaluate.evaluate_classifier"),
     output:
@@ -116,7 +118,7 @@ rule score_audit:
         train_predictions=given_each(stage_params.audited_runs, "train_predictions"),
         code=sources("latteclip.audit.score_audit"),
     output:
-        stage_params.AUDIT.format(suffix=configuration.suffix),
+        f"results/{{dataset}}/audit{SUFFIX}.json",
     log:
         "results/{dataset}/logs/score_audit.log",
     conda:
@@ -136,12 +138,12 @@ rule select_model:
         metrics=given_each(stage_params.candidates, "metrics"),
         train_predictions=given_each(stage_params.candidates, "train_predictions"),
         models=given_each(stage_params.candidates, "model"),
-        votes=given_if(Configuration.has_votes, VOTES),
+        votes=given_if(Configuration.has_votes, "results/{dataset}/votes.parquet"),
         audit=given(stage_params.audit_if_any),
         code=sources("latteclip.evaluate.select_model"),
     output:
-        selection=stage_params.SELECTION.format(suffix=configuration.suffix),
-        model=directory(stage_params.SELECTED_MODEL.format(suffix=configuration.suffix)),
+        selection=f"results/{{dataset}}/selection{SUFFIX}.json",
+        model=directory(f"results/{{dataset}}/model{SUFFIX}"),
     log:
         "results/{dataset}/logs/select_model.log",
     benchmark:
@@ -161,10 +163,22 @@ rule select_model:
 
 rule summarize:
     input:
-        metrics=stage_params.all_metrics(configuration),
-        selections=stage_params.all_selections(configuration),
-        audits=stage_params.all_audits(configuration),
-        fused_labels=stage_params.all_taught_labels(configuration),
+        metrics=[
+            f"results/{each}/{method}/seed{seed}/metrics.json"
+            for each in configuration.datasets
+            for method, seed in configuration.runs(each)
+        ],
+        selections=[
+            stage_params.selection_if_any(configuration, d)
+            for d in configuration.datasets
+        ],
+        audits=[
+            stage_params.audit_if_any(configuration, d) for d in configuration.datasets
+        ],
+        fused_labels=[
+            stage_params.taught_labels(configuration, d)
+            for d in configuration.datasets
+        ],
         code=sources("latteclip.evaluate.summarize"),
     output:
         csv=report(

@@ -28,7 +28,9 @@ rule calibrate_zero_shot:
 rule encode_images:
     input:
         images="results/{dataset}/images.parquet",
-        model=given(stage_params.eye_model),
+        model=given_if(
+            lambda c, eye: eye in c.hub_eyes(), "resources/models/{eye}.json"
+        ),
         code=sources("latteclip.labels.encode_images"),
     output:
         "results/{dataset}/eyes/{eye}.parquet",
@@ -53,7 +55,11 @@ rule encode_images:
         " --output {output} --threads {threads} --log {log}"
 
 
-EYES_CLASSIFIER = stage_params.eyes_classifier(configuration)
+EYES_CLASSIFIER = {}
+if configuration.eyes:
+    EYES_CLASSIFIER["eyes_prototypes"] = (
+        "results/{dataset}/classifiers/image_prototypes_eyes.safetensors"
+    )
 
 
 rule fuse_labels:

@@ -1,8 +1,5 @@
 # The pages that people read: one per dataset, and one over all of them.
 
-# Pages of a table of its own stand beside the main ones.
-PAGES = configuration.suffix
-
 
 rule report_dataset:
     input:
@@ -10,7 +7,9 @@ rule report_dataset:
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         image_captions=given_if(Configuration.has_captions, CAPTIONS, kind="image"),
         group_captions=given_if(Configuration.has_captions, CAPTIONS, kind="group"),
-        caption_summary=given_if(Configuration.caption_kinds, CAPTION_SUMMARY),
+        caption_summary=given_if(
+            Configuration.caption_kinds, "results/{dataset}/captions/summary.json"
+        ),
         metrics=given_each(stage_params.page_runs, "metrics"),
         histories=given_each(stage_params.page_runs, "history"),
         predictions=given_each(stage_params.page_runs, "predictions"),
@@ -18,7 +17,7 @@ rule report_dataset:
         selection=given(stage_params.selection_if_any),
         calibrated=given_if(Configuration.runs_calibrated, CALIBRATED),
         audit=given(stage_params.audit_if_any),
-        fused_labels=given(stage_params.fused_labels_of_page),
+        fused_labels=given_if(stage_params.shows_fused_labels, FUSED_LABELS),
         unknown="results/{dataset}/unknown.parquet",
         duplicates="results/{dataset}/duplicates.parquet",
         corrupt="results/{dataset}/corrupt.csv",
@@ -26,7 +25,7 @@ rule report_dataset:
         code=sources("latteclip.report.report_dataset"),
     output:
         report(
-            f"results/{{dataset}}/report{PAGES}.html",
+            f"results/{{dataset}}/report{SUFFIX}.html",
             caption="../report/dataset.rst",
             category="Datasets",
             labels={"what": "page of a dataset", "dataset": "{dataset}"},

@@ -86,7 +86,9 @@ rule finetune:
         fused_labels=given_if(Configuration.reads_fused_labels, FUSED_LABELS),
         calibrated=given_if(Configuration.reads_calibrated, CALIBRATED),
         image_prototypes=given(stage_params.image_prototypes_of_method),
-        learning_rate=given_if(Configuration.has_auto_lr, LEARNING_RATE),
+        learning_rate=given_if(
+            Configuration.has_auto_lr, "results/{dataset}/{method}/learning_rate.json"
+        ),
         clip_model=given(stage_params.hub_model, section="clip"),
         code=sources("latteclip.train.finetune"),
         objective_code=given_unstored(stage_params.objective_code),
@@ -131,7 +133,7 @@ rule average_weights:
     output:
         model=directory("results/{dataset}/{method}/seed{seed}/model"),
         history="results/{dataset}/{method}/seed{seed}/history.parquet",
-        left_out=stage_params.LEFT_OUT,
+        left_out=LEFT_OUT,
     log:
         "results/{dataset}/{method}/seed{seed}/logs/average_weights.log",
     benchmark:

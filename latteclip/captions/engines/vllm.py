@@ -105,8 +105,8 @@ class VllmEngine:
                     "OMP_NUM_THREADS": str(threads),
                 }
             )
-        else:
-            gpus.refuse_missing_compiler()
+        elif sentence := gpus.missing_compiler():
+            raise UserError(sentence)
         import vllm
 
         self.version = f"vllm {vllm.__version__}"
