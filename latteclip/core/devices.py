@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import logging
-import os
 import re
 
 import torch
@@ -51,17 +50,6 @@ def pick(name: str, threads: int) -> torch.device:
             )
         keep_big_buffers()
     return torch.device(name)
-
-
-def cores_in_use(threads: int) -> str:
-    """Return how many cores a job uses, and why not all of this machine's."""
-    cores = len(os.sched_getaffinity(0))
-    if threads >= cores:
-        return f"{threads} threads on {cores} cores, all that this machine gives it"
-    return (
-        f"{threads} threads on {cores} cores: what -j or --cores of snakemake, threads of the "
-        "configuration and jobs beside it leave (--threads)"
-    )
 
 
 def sees_gpu() -> bool:

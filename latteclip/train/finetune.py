@@ -5,6 +5,7 @@ Letters: N training images, C classes, D embedding width.
 
 import json
 import logging
+import os
 import shutil
 import time
 from dataclasses import asdict, replace
@@ -16,7 +17,7 @@ import torch
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import class_embeddings, encode_files
-from latteclip.core import devices, tables
+from latteclip.core import tables
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.files import read_object, refuse_folder, remove_left_over, replacing
 from latteclip.core.hashing import digest_of
@@ -71,7 +72,7 @@ def finetune(
     """
     refuse_folder(model_output)  # before the work, and not after it
     parallel.start(device)
-    log.info("The training has %s.", devices.cores_in_use(threads))
+    log.info("The training has %d threads of %s cores.", threads, os.cpu_count())
     threads = max(1, threads // parallel.size())
     with ending_in_order("Nothing was trained yet: a rerun starts from the beginning.") as signals:
         torch.manual_seed(seed)

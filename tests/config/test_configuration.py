@@ -30,6 +30,18 @@ def refused(config, message, **given):
     assert "\n" not in str(caught.value)
 
 
+DOWNLOAD = {"sources": ["https://example.org/x.zip"], "into": "../../../out"}
+OFF = {"zero_shot_loss": False, "finetuned_loss": False}
+
+
+def source(**values):
+    return {"dataset": "new", "datasets": {"new": {"source": values}}}
+
+
+def method(**values):
+    return {"method": "own", "methods": {"own": values}}
+
+
 def test_the_repository_s_configuration_is_valid_and_runs_the_demo(config):
     found = configured(config)
     assert found.datasets == ["demo"]
@@ -44,27 +56,15 @@ def test_photographs_in_a_folder_run_without_group_captions(config, tmp_path):
     assert found.caption_kinds("mine") == ["image"]
     asked = configured(config, dataset="mine", image_dir=str(tmp_path), method="latteclip")
     assert asked.methods_of("mine") == ["latteclip"]
-    source = {"source": {"folder": str(tmp_path)}}
-    mine = {**config["datasets"]["demo"], **source}
-    both = configured(config, dataset="demo,mine", datasets={"mine": mine}, seeds=1)
-    assert [method for method, _ in both.runs("mine")] == found.methods_of("mine")
-    assert [method for method, _ in both.runs("demo")] == configured(config).methods
 
 
 def test_a_method_without_training_runs_once(config):
-    assert configured(config, method="zero_shot,image_prototypes,latteclip", seeds=2).runs(
-        "demo"
-    ) == [
-        ("zero_shot", 0),
-        ("image_prototypes", 0),
-        ("latteclip", 0),
-        ("latteclip", 1),
-    ]
+    found = configured(config, method="zero_shot,latteclip", seeds=2)
+    assert found.runs("demo") == [("zero_shot", 0), ("latteclip", 0), ("latteclip", 1)]
 
 
 def test_all_datasets_are_those_that_are_downloaded(config):
-    assert len(configured(config, dataset="all").datasets) == 10
-    assert "demo" not in configured(config, dataset="all").datasets
+    assert set(configured(config, dataset="all").datasets) == set(summary.PAPER_DATASETS)
 
 
 LAYERS = ["defaults", "dataset", "method", "the dataset's method", "command line"]
@@ -118,35 +118,6 @@ def test_what_the_user_gives_a_method_reaches_those_that_are_like_it(alike):
     assert found.method("flyp", "demo")["finetune"]["lr"] == 0.75
 
 
-def test_methods_may_not_be_like_each_other_in_a_circle(config):
-    circle = {"a": {"like": "b"}, "b": {"like": "c"}, "c": {"like": "b"}}
-    refused(config, "a, b, c, b", methods=circle)
-
-
-@pytest.mark.parametrize(
-    ("method", "others", "message"),
-    [
-        ({"like": "flyp", "pseudo_labels": "lmm"}, {}, r"scores\.kind"),
-        ({"like": "image_prototypes", "pseudo_labels": "caption"}, {}, "caption"),
-        (
-            {"like": "latteclip", "switches": {"zero_shot_loss": False, "finetuned_loss": False}},
-            {},
-            "zero_shot_loss",
-        ),
-        (
-            {"like": "latteclip"},
-            {"captioner": {"max_model_len": 256, "max_new_tokens": 256}},
-            r"captioner\.max_new_tokens",
-        ),
-    ],
-    ids=str,
-)
-def test_settings_that_contradict_each_other_are_refused(config, method, others, message):
-    """The last stage would find them, after days of captioning."""
-    refused(config, f"own.*{message}|{message}", method="own", methods={"own": method}, **others)
-    configured(config, methods={"own": method})  # a method that is not run
-
-
 def test_every_ablation_differs_from_latteclip_in_its_switches_alone(config):
     """On the demo, too, whose file changes a switch of latteclip."""
     ablations = yaml.safe_load((ROOT / "config" / "ablations.yaml").read_text())
@@ -173,26 +144,9 @@ def test_the_study_runs_what_the_paper_compares(config):
     found = configured(config, **study)
     assert set(found.datasets) == set(summary.PAPER_DATASETS)
     assert found.seeds == [0, 1, 2]
+    assert found.section("selection", "dtd")["share"] == 0  # trainings on all images
     ablations = yaml.safe_load((ROOT / "config" / "ablations.yaml").read_text())
     assert set(found.methods) == {*ablations["method"], "flyp", "label_propagation"}
-
-
-def test_captions_are_read_by_methods_that_use_them(config):
-    config = merge(
-        config,
-        {
-            "datasets": {
-                "dtd": {"methods": {"latteclip": {"switches": {"group_description": False}}}}
-            }
-        },
-    )
-    found = configured(config)
-    assert found.reads_captions("latteclip", "image", "demo")
-    assert found.reads_captions("latteclip", "group", "demo")
-    assert found.reads_captions("latteclip", "image", "dtd")
-    assert not found.reads_captions("latteclip", "group", "dtd")
-    assert not found.reads_captions("latteclip_no_captions", "image", "demo")
-    assert not found.reads_captions("flyp", "image", "demo")
 
 
 def test_strings_of_the_command_line_become_what_the_schema_wants(config):
@@ -202,10 +156,11 @@ def test_strings_of_the_command_line_become_what_the_schema_wants(config):
         captioner={"revision": "null", "model": "123"},
         methods={"latteclip": {"switches": {"prototypes": "false", "alpha": "0.5"}}},
     )
-    method = found.method("latteclip", "dtd")
-    assert (method["finetune"]["lr"], method["finetune"]["epochs"]) == (0.25, 7)
-    assert method["switches"]["prototypes"] is False
-    assert found.section("captioner", "demo")["model"] == "123"
+    values = found.method("latteclip", "dtd")
+    assert (values["finetune"]["lr"], values["finetune"]["epochs"]) == (0.25, 7)
+    assert values["switches"]["prototypes"] is False
+    captioner = found.section("captioner", "demo")
+    assert (captioner["model"], captioner["revision"]) == ("123", None)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +180,7 @@ def test_strings_of_the_command_line_become_what_the_schema_wants(config):
         ({"finetune": {"epochs": "many"}}, r"finetune\.epochs "),
         ({"finetune": None}, "finetune"),
         ({"seeds": "a,b"}, "seeds"),
-        *(({"limit": value}, "limit") for value in (0, -1, "many", 1.5)),
+        ({"limit": 0}, "limit"),
         ({"limit": 8, "datasets": {"demo_8": {"source": {"folder": "."}}}}, "demo_8"),
         ({"captioner": {"engine": "vlm"}}, r"captioner\.engine .*vllm"),
         ({"dataset": "new", "datasets": {"new": {"template": "{}"}}}, "new .*image_dir"),
@@ -235,6 +190,15 @@ def test_strings_of_the_command_line_become_what_the_schema_wants(config):
         ({"clip": {"model": "ViT-B-32"}}, r"clip\.pretrained"),
         ({"datasets": {"demo": {"template": ["a {}.", "photo"]}}}, "demo .*template .*photo"),
         ({"datasets": {"demo": {"class_synonyms": {"grid": ["net", "net"]}}}}, "class_synonyms"),
+        ({"methods": {"a": {"like": "b"}, "b": {"like": "c"}, "c": {"like": "b"}}}, "a, b, c, b"),
+        # The last stage would find these, after days of captioning.
+        (method(like="flyp", pseudo_labels="lmm"), r"own.*scores\.kind"),
+        (method(like="image_prototypes", pseudo_labels="caption"), "own.*caption"),
+        (method(like="latteclip", switches=OFF), "own.*zero_shot_loss"),
+        ({"captioner": {"max_model_len": 256, "max_new_tokens": 256}}, "max_new_tokens"),
+        ({"method": "image_prototypes_eyes"}, "image_prototypes_eyes.*eyes"),
+        (source(folder="photographs"), r"source\.folder photographs"),
+        (source(downloads={"x.zip": DOWNLOAD}), r"x\.zip\.into "),
     ],
     ids=str,
 )
@@ -252,39 +216,25 @@ def test_modern_models_and_words_are_those_that_the_libraries_know(config, tmp_p
     remote_sensing = yaml.safe_load(re.search(r"clip: (\{.*\})", text)[1])
     assert tuple(remote_sensing.values()) in open_clip.list_pretrained()
     assert len(found.section("template", found.datasets[0])) > 3
-    mine = configured(config, **{**modern, "dataset": "mine", "image_dir": str(tmp_path)})
-    assert mine.section("template", "mine") == found.section("template", found.datasets[0])
-    refused(config, r"source\.folder photographs", **modern)
 
 
 @pytest.mark.parametrize(
     ("section", "key", "value"),
-    [
-        ("split", "max_corrupt", 0.05),
-        ("split", "kind", "csv"),
-        ("prompts", "image", "Which bird is it?"),
-        ("captioner", "square_side", 64),
-    ],
+    [("split", "kind", "csv"), ("prompts", "image", "Which?"), ("captioner", "square_side", 64)],
 )
 def test_one_key_of_a_folder_may_be_set_and_the_others_stay(config, tmp_path, section, key, value):
     folder = {"dataset": "mine", "image_dir": str(tmp_path)}
     plain = configured(config, **folder).section(section, "mine")
     for given in ({"datasets": {"mine": {section: {key: value}}}}, {section: {key: value}}):
-        assert configured(config, **folder, **given).section(section, "mine") == {
-            **plain,
-            key: value,
-        }
-    other = configured(config, **folder, datasets={"mine": {section: {key: value}}})
-    assert other.section(section, "dtd") == configured(config).section(section, "dtd")
+        found = configured(config, **folder, **given).section(section, "mine")
+        assert found == {**plain, key: value}
 
 
 @pytest.mark.parametrize(
     ("model", "side"),
     [
         ("llava-hf/llava-v1.6-mistral-7b-hf", 336),
-        ("/cache/models--llava-hf--llava-v1.6-34b-hf/snapshots/1", 336),
         ("llava-hf/llama3-llava-next-8b-hf", 336),
-        ("llava-hf/llava-1.5-7b-hf", None),
         ("Qwen/Qwen3-VL-8B-Instruct", None),
     ],
 )
@@ -293,21 +243,11 @@ def test_pictures_are_squares_for_captioners_that_see_them_so(config, model, sid
     assert found["square_side"] == side
 
 
-def test_braces_in_a_source_folder_are_refused(config, tmp_path):
+@pytest.mark.parametrize("name", ["of {dataset}", "{ x, [0-9]+}"])
+def test_braces_in_a_source_folder_are_refused(config, tmp_path, name):
     """Snakemake takes them for wildcards, and would put a value in their place."""
-    del config["datasets"]["demo"]["source"]["textures"]
-    for name in ("photos {2024}", "of {dataset}", "{ x, [0-9]+}"):
-        (tmp_path / name).mkdir()
-        source = {"folder": str(tmp_path / name)}
-        refused(config, "braces", datasets={"demo": {"source": source}})
-
-
-def test_a_download_into_another_folder_is_refused(config):
-    source = {"downloads": {"x.zip": {"sources": ["https://example.org/x.zip"]}}}
-    del config["datasets"]["demo"]["source"]["textures"]
-    for into in ("../../../out", "/out", ""):
-        source["downloads"]["x.zip"]["into"] = into
-        refused(config, r"x\.zip\.into ", datasets={"demo": {"source": source}})
+    (tmp_path / name).mkdir()
+    refused(config, "braces", **source(folder=str(tmp_path / name)))
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,6 @@ def test_a_clip_of_the_hub_has_a_note(model, pretrained, slug):
         ("vllm", "me/llava", None, "me--llava"),
         ("transformers", "me/llava", "refs/pr/1", "me--llava@refs--pr--1"),
         ("openai", "me/llava", None, None),
-        ("file", "me/llava", None, None),
-        ("vllm", "./llava", None, None),
         ("vllm", "models/my/llava", None, None),
         ("transformers", "here/llava", None, None),
     ],

@@ -34,7 +34,6 @@ ALONE = {"dataset": "dtd", "method": "flyp", "seeds": 1}
         (ALONE, 4, None, 4),
         ({**ALONE, "seeds": 3}, 64, 1, 64),  # one after the other
         ({**ALONE, "seeds": 3}, 64, 8, 21),  # all three side by side
-        ({**ALONE, "seeds": 9}, 64, 4, 16),
         ({**ALONE, "seeds": 9, "processes": {"finetune": 2}}, 64, 4, 32),
         ({**ALONE, "seeds": 9}, 16, 8, 8),  # never fewer than the configuration says
     ],
@@ -51,7 +50,6 @@ def test_trainings_beside_gpus_share_out_the_cores(configured, given, cores, gpu
         (4, 64, 4, 8, False),  # as the configuration says
         (4, 16, 1, 8, True),  # one after the other
         (4, 2, 4, 1, True),
-        (1, 4, 1, 4, False),
         (1, 4, None, 4, False),
     ],
 )

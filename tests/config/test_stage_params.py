@@ -1,12 +1,9 @@
 """Which files and settings the stages get: a key that a stage does not get reruns nothing of it."""
 
 import pytest
-import yaml
-from support.tiny import ROOT
 
 from latteclip.config import stage_params
 from latteclip.config.configuration import as_json
-from latteclip.core.errors import UserError
 
 STAGES = {
     "pseudo_label_images": lambda c: stage_params.pseudo_label_images(c, "dtd"),
@@ -85,12 +82,6 @@ def test_the_search_for_a_learning_rate_is_the_same_for_any_seeds(configured):
     assert settings[0] == settings[1]
 
 
-@pytest.mark.parametrize("name", ["study", "ablations"])
-def test_the_paper_s_runs_train_on_all_images(configured, name):
-    given = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
-    assert stage_params.fold(configured(**given), "dtd", "0")["share"] == 0
-
-
 @pytest.mark.parametrize(
     ("method", "images", "groups", "labels"),
     [
@@ -166,9 +157,3 @@ def test_image_models_beside_clip_add_a_classifier_and_their_features(configured
     for method in ("image_prototypes", "zero_shot"):
         assert "eyes" not in stage_params.assemble_model(found, "dtd", method)
         assert stage_params.image_features_of_method(found, "dtd", method) == []
-
-
-def test_a_classifier_by_image_models_needs_some(configured):
-    assert "image_prototypes_eyes" not in configured(dataset="dtd").methods_of("dtd")
-    with pytest.raises(UserError, match="image_prototypes_eyes"):
-        configured(dataset="dtd", method="image_prototypes_eyes")
