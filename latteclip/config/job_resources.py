@@ -36,29 +36,19 @@ CAPTIONING = StageResources(24_000, 4_000, 20, 1)
 LABELLING = StageResources(8_000, 8_000, 15, 100)
 TABLES = StageResources(4_000, 4_000, 10, 1_000)
 RESOURCES = {
-    "generate_textures": TABLES,
+    **dict.fromkeys(("caption_images", "caption_groups", "score_classes"), CAPTIONING),
+    **dict.fromkeys(("pseudo_label_images", "encode_images", "calibrate_zero_shot"), LABELLING),
+    **dict.fromkeys(("score_unknown", "evaluate", "evaluate_classifier"), LABELLING),
+    **dict.fromkeys(("generate_textures", "gather_captions", "summarize_captions"), TABLES),
+    **dict.fromkeys(("score_audit", "select_model", "report_dataset"), TABLES),
     "index_images": StageResources(4_000, 4_000, 15, 100),
     "find_duplicates": StageResources(4_000, 4_000, 10, 500),
-    "pseudo_label_images": LABELLING,
-    "encode_images": LABELLING,
-    "caption_images": CAPTIONING,
-    "caption_groups": CAPTIONING,
-    "score_classes": CAPTIONING,
-    "calibrate_zero_shot": LABELLING,
-    "score_unknown": LABELLING,
-    "gather_captions": TABLES,
-    "summarize_captions": TABLES,
     "fuse_labels": StageResources(16_000, 16_000, 20, 200),
     "find_learning_rate": StageResources(12_000, 8_000, 20, 200),
     "finetune": StageResources(12_000, 8_000, 20, 200),  # beside `training_memory`
     "average_weights": StageResources(16_000, 0, 10, 1_000),
-    "evaluate": LABELLING,
-    "evaluate_classifier": LABELLING,
     "assemble_model": StageResources(8_000, 0, 10, 1_000),
     "propagate_labels": StageResources(16_000, 16_000, 20, 100),
-    "score_audit": TABLES,
-    "select_model": TABLES,
-    "report_dataset": TABLES,
 }
 
 

@@ -31,8 +31,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 ShareAboveZero = Annotated[float, Field(gt=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Line = Annotated[str, Field(pattern=r"^[^\n]+$")]  # a name or a path
+Text = Annotated[str, Field(min_length=1)]
 Below = Annotated[str, Field(pattern=r"^[^/\\.][^/\\]*(/[^/\\.][^/\\]*)*$")]  # a path inside
 Key = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,100}$")]
+Suffix = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9.]*$")]
 FileName = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 CHECKSUM = "md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}|git_blob:[0-9a-f]{40}"
 Texts = str | list[str]
@@ -87,19 +89,14 @@ class Split(Section):
     """How the folder of a dataset is read."""
 
     kind: Literal["coop", "folders", "csv", "lists", "webdataset", "parquet"] = key(
-        "a CoOp split JSON, class folders, a table, one list per split, tar shards of WebDataset, "
-        "or Parquet files of Hugging Face datasets"
+        "a CoOp split JSON, class folders, a table, one list per split, or shards of two kinds"
     )
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] = key(
-        "share of the labelled images for testing if nothing else decides"
-    )
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = key("share of labelled images for testing")
     max_corrupt: Share = key("share of images that may be left out because they cannot be decoded")
     file: Line = key("the split JSON or table, relative to the dataset's folder")
     lists: Lists = key()
     suffix: str = key("suffix that turns an image of a list into a path")
-    image: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9.]*$")] = key(
-        "suffix of the images in tar shards, if samples have several images"
-    )
+    image: Suffix = key("suffix of the images in tar shards, if samples have several images")
     label: Line = key("labels of shards: a suffix (cls; txt; json:field) or a Parquet column")
     classes: Line = key("file of class names, one per line, in label order")
     images: Line = key("folder to which the split's paths are relative")
@@ -110,8 +107,8 @@ class Split(Section):
 class Prompts(Section):
     """The prompts of the captioner."""
 
-    image: Annotated[str, Field(min_length=1)] = key("about one image; {} is its pseudo-label")
-    group: Annotated[str, Field(min_length=1)] = key("about a group; {} is its pseudo-label")
+    image: Text = key("about one image; {} is its pseudo-label")
+    group: Text = key("about a group; {} is its pseudo-label")
 
 
 class Clip(Section):
@@ -119,9 +116,7 @@ class Clip(Section):
 
     model: Line = key("an open_clip name, hf-hub:<repo> or local-dir:<folder>")
     pretrained: Line | None = key("open_clip tag or weights file; null: in hf-hub: or local-dir:")
-    precision: Literal["bf16", "fp16", "float32"] = key(
-        "GPU arithmetic; weights, loss and prototypes are float32"
-    )
+    precision: Literal["bf16", "fp16", "float32"] = key("GPU arithmetic; weights are float32")
 
 
 class Inference(Section):
@@ -148,8 +143,8 @@ class Captioner(Section):
     batch_size: Positive = key("requests that the engine works on at once")
     max_image_side: Pixels | None = key("larger images are scaled to this side; null: no limit")
     square_side: Pixels | Auto | None = key(
-        "images are scaled to a square of this side in pixels, whatever their shape; auto: 336 "
-        "for LLaVA-1.6, the size of its overview, null for others; null: they keep their shape"
+        "images are scaled to a square of this side; auto: 336 for LLaVA-1.6, the size of its "
+        "overview, null for others; null: they keep their shape"
     )
     concurrency: Positive = key("engine openai: requests that the server gets at once")
     timeout: AboveZero = key("engine openai: seconds to wait for an answer")
@@ -163,8 +158,7 @@ class Captions(Section):
     """How captioning is divided into jobs."""
 
     shards: Annotated[int, Field(ge=1, le=1000)] | Auto = key(
-        "jobs that write the captions or class scores of a dataset; auto: one for each GPU that is "
-        "free when the first of them starts"
+        "jobs that write captions of a kind, or class scores; auto: one for each GPU free at first"
     )
 
 
@@ -172,12 +166,9 @@ class Scores(Section):
     """The captioner's scores of CLIP's best classes."""
 
     kind: Literal["likelihood", "multiple_choice"] | None = key(
-        "likelihood: of each class's text as the answer; multiple_choice: of the letters of a "
-        "list; null: no scores"
+        "likelihood: of each class's text; multiple_choice: of letters of a list; null: no scores"
     )
-    topk: Annotated[int, Field(ge=2)] = key(
-        "number of CLIP's best classes to score; all classes if there are at most 20"
-    )
+    topk: Annotated[int, Field(ge=2)] = key("CLIP's best classes to score; all of at most 20")
     answer: Annotated[str, Field(pattern=r"\{\}")] | None = key(
         "likelihood: text after the prompt, {} is the class; null: a space, {} and a full stop"
     )
@@ -190,8 +181,7 @@ class Selection(Section):
     """The choice of a model without labels."""
 
     share: Annotated[float, Field(ge=0, le=0.33)] = key(
-        "share of the training images that each seed leaves out to judge the models, at least 100 "
-        "over all seeds; 0: none, and no model is chosen"
+        "share of the training images that each seed leaves out to choose a model; 0: no choice"
     )
 
 
@@ -219,9 +209,7 @@ class Finetune(Section):
     epochs: Positive | Auto = key("passes over the training images; auto: by their number")
     warmup_steps: Natural | Auto = key("steps of linear warm-up; auto: a tenth, at most 50")
     steps_multiple_of: Positive = key("steps of an epoch are rounded up to a multiple of this")
-    batch_size: Annotated[int, Field(ge=2)] | Auto = key(
-        "images per step, within which the loss compares; auto: by the number of images"
-    )
+    batch_size: Annotated[int, Field(ge=2)] | Auto = key("images per step; auto: by their number")
     lr: AboveZero | Auto = key("learning rate after the warm-up; auto: find_learning_rate finds it")
     beta1: Decay = key("AdamW's first decay")
     beta2: Decay = key("AdamW's second decay")
@@ -235,15 +223,11 @@ class Compute(Section):
 
     cache_gib: AtLeastZero = key("GiB in memory for decoded images; more are on disk, if they fit")
     micro_batch: Positive | Auto | None = key(
-        "images and texts encoded at once, with the same result, less memory and more time; auto: "
-        "what fits into the GPU's memory; null: the whole batch"
+        "images and texts encoded at once, with the same result; auto: what fits; null: the batch"
     )
     gradient_checkpointing: bool = key("recompute activations: less memory, more time")
     compile: bool = key("torch.compile the towers")
-    checkpoint_minutes: AtLeastZero = key(
-        "minutes between checkpoints; 0: at the end of every epoch. A signal that ends the job "
-        "also writes one"
-    )
+    checkpoint_minutes: AtLeastZero = key("minutes between checkpoints; 0: one for every epoch")
 
 
 class Processes(Section):
@@ -295,8 +279,7 @@ class MethodOfDataset(Section):
     )
     prototypes: Literal["text", "image"] = key("first prototypes of LatteCLIP; image: not in paper")
     head: Literal["tuned", "refit"] = key(
-        "the classifier after training; refit, which is not in the paper: image prototypes of the "
-        "tuned features"
+        "the classifier after training; refit: image prototypes of the features, not in the paper"
     )
     graph: Graph = key()
     switches: Switches = key()
@@ -371,8 +354,7 @@ class Shared(Section):
 
     split: Split = key()
     template: Texts = key(
-        "class template with {} for the class name, or a list whose text features are averaged; "
-        "the first one makes the class descriptions of LatteCLIP"
+        "class template with {} for the class name, or a list whose text features are averaged"
     )
     prompts: Prompts = key()
     clip: Clip = key()
@@ -408,10 +390,7 @@ class Config(Shared):
 
     dataset: Texts = key("dataset keys, separated by commas, or all")
     image_dir: Line | None = key("a folder of images for the one dataset that is run")
-    limit: Positive | None = key(
-        "images of each split that the run takes, evenly spread, into results/<dataset>_<limit>; "
-        "null: all"
-    )
+    limit: Positive | None = key("images of each split that the run takes; null: all")
     container: Line | None = key("an image for --sdm apptainer: a file or an address")
     method: Texts | None = key("method names, separated by commas; null: see `config.yaml`")
     seeds: (

@@ -24,28 +24,21 @@ WITHOUT_EFFECT = frozenset(
 def sources(*modules: str) -> list[str]:
     """Return the files of modules and of their imports from the package, also in functions.
 
-    Returns:
-        Sorted paths, relative where they are inside the working folder. A package's `__init__.py`
-        is not among them, for it is a docstring alone.
-
-    Raises:
-        FileNotFoundError: the package has no such module.
+    Sorted paths, relative where they are inside the working folder. A package's `__init__.py` is
+    not among them, for it is a docstring alone.
     """
     return list(_sources(modules, Path.cwd()))
 
 
 @cache  # hundreds of jobs have the same code
 def _sources(modules: tuple[str, ...], here: Path) -> list[str]:
-    """Return `sources` for a working folder."""
     root = layers.PACKAGE.parent
     return sorted(layers.relative_to_cwd(_file(root, name)) for name in closure(root, *modules))
 
 
 def templates() -> list[str]:
     """Return the templates, style and script of the pages, which count as code."""
-    return sorted(
-        layers.relative_to_cwd(path) for path in (layers.PACKAGE / "report" / "templates").iterdir()
-    )
+    return sorted(map(layers.relative_to_cwd, (layers.PACKAGE / "report" / "templates").iterdir()))
 
 
 def closure(root: Path, *modules: str) -> set[str]:
@@ -64,12 +57,8 @@ def closure(root: Path, *modules: str) -> set[str]:
 def _imports(file: Path, root: Path) -> list[str]:
     """Return the modules that a file imports from its package, without those of no effect."""
     package = file.relative_to(root).parts[0] + "."
-    names = set(_imported_names(ast.parse(file.read_bytes())))
-    return sorted(
-        name
-        for name in names - WITHOUT_EFFECT
-        if name.startswith(package) and _file(root, name).is_file()
-    )
+    names = set(_imported_names(ast.parse(file.read_bytes()))) - WITHOUT_EFFECT
+    return [n for n in names if n.startswith(package) and _file(root, n).is_file()]
 
 
 def _imported_names(tree: ast.Module) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from latteclip.config import hub_names, source_dependencies
 from latteclip.config.configuration import NO_CANDIDATES, Configuration
+from latteclip.config.model import Shared
 
 # What is in the cache of Hugging Face for a model: shared by all datasets that name it.
 MODEL_NOTE = "resources/models/{model}.json"
@@ -26,11 +27,6 @@ FILES = {
     "history": "history.parquet",
     "model": "model",
 }
-# Sections that datasets share and a page prints, in its order.
-SECTIONS = (
-    *("split", "prompts", "clip", "inference", "captioner", "captions", "scores", "selection"),
-    *("unknown", "groups", "compute", "processes"),
-)
 DESCRIBED = ("title", "licence", "citation", "source", "class_synonyms")
 # Stages whose benchmarks a page reads: those of a dataset, and those of a run.
 CAPTIONING = ("caption_images", "caption_groups", "score_classes")
@@ -402,6 +398,7 @@ def benchmarks(configuration: Configuration, dataset: str) -> list[dict[str, str
 def resolved_config(configuration: Configuration, dataset: str) -> Settings:
     """Return the configuration of a dataset, resolved, in the order in which it is read."""
     file = configuration.dataset(dataset)
+    sections = [name for name in Shared.model_fields if name not in ("template", "finetune")]
     methods = {}
     for method in configuration.methods_of(dataset):
         like = configuration.config["methods"][method].get("like")
@@ -413,7 +410,7 @@ def resolved_config(configuration: Configuration, dataset: str) -> Settings:
         "seeds": configuration.seeds,
         **{key: file[key] for key in DESCRIBED if key in file},
         "template": configuration.section("template", dataset),
-        **{name: configuration.section(name, dataset) for name in (*SECTIONS, "threads")},
+        **{name: configuration.section(name, dataset) for name in sections},
         "methods": methods,
     }
 
