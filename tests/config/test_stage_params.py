@@ -108,8 +108,8 @@ def test_candidates_are_the_runs_that_have_a_classifier_and_read_no_label(config
 
 
 def test_a_model_is_chosen_where_there_are_several_and_images_to_judge(configured):
-    def selection(dataset="demo", **given):
-        return stage_params.selection_if_any(configured(**given), dataset)
+    def selection(key="demo", **given):
+        return stage_params.selection_if_any(configured(**given), key)
 
     assert selection() == ["results/demo/selection.json"]
     assert selection(method="zero_shot,flyp_supervised") == []

@@ -14,7 +14,7 @@ ENCODE = f"""
 import torch
 from latteclip.clip import encode, model as clips
 clip = clips.load("local-dir:{DEMO_CLIP}", None, torch.device("cpu"))
-encode.encode_images(clip, torch.zeros(1, 3, *[clip.model.visual.image_size] * 2))
+encode.encode_images(clip, torch.zeros(1, 3, *clip.model.visual.image_size))
 """
 
 
