@@ -87,7 +87,7 @@ def images_indexed(index: str) -> int:
 def captioner_gpus(configuration: Configuration, dataset: str) -> int:
     """Return the GPUs of a captioning job, 0 if a server or the user writes the captions."""
     values = configuration.section("captioner", dataset)
-    return values["tensor_parallel_size"] if values["engine"] in ENGINES else 0
+    return int(values["tensor_parallel_size"]) if values["engine"] in ENGINES else 0
 
 
 def training_memory(configuration: Configuration, dataset: str) -> int:
