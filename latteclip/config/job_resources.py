@@ -92,7 +92,7 @@ def captioner_gpus(configuration: Configuration, dataset: str) -> int:
 
 def training_memory(configuration: Configuration, dataset: str) -> int:
     """Return the MB of a fine-tuning for cached images and for each further process."""
-    cached = configuration.section("compute", dataset)["cache_gib"] * 1_000
+    cached = float(configuration.section("compute", dataset)["cache_gib"]) * 1_000
     return round(cached + 6_000 * (processes(configuration, dataset) - 1))
 
 
