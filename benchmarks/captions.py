@@ -221,7 +221,7 @@ def compare_scores(
     ways = ((TransformersEngine, FEW), (TransformersEngine, size), (VllmEngine, size))
     for engine, batch_size in ways[-1:] if bare else ways:
         few: Any = dataclasses.replace(settings, batch_size=batch_size)
-        scorer: Any = engine(few, threads, 1, scoring=True)
+        scorer: Any = engine(few, threads, 1, True)
         fix_length(scorer)
         seconds: dict[str, list[float]] = {name: [] for name in asked}
         used: dict[str, list[float]] = {name: [] for name in asked}  # of this process's CPU

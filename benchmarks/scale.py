@@ -294,23 +294,21 @@ def propagate_labels(place: Place) -> Work:
 
 def _group_questions(place: Place, shard: str) -> Callable[[], Any]:
     from latteclip.captions.pictures import Layout
-    from latteclip.captions.requests import GroupSettings, Shard, group_questions
+    from latteclip.captions.requests import GroupSettings, questions_about
 
     index, labels = place.file("images.parquet"), place.file("pseudo_labels.parquet")
     drawn = GroupSettings(seed=0, canvas=672, gap=20)
-    return lambda: group_questions(
-        index, labels, "Describe them.", drawn, Shard.parse(shard), Layout()
-    )
+    return lambda: questions_about(index, labels, "Describe them.", Layout(), shard, drawn)
 
 
 def plan_images(place: Place) -> Work:
     """What a job of 64 does before it asks about its first image."""
     from latteclip.captions.pictures import Layout
-    from latteclip.captions.requests import Shard, image_questions
+    from latteclip.captions.requests import questions_about
 
     index, labels = place.file("images.parquet"), place.file("pseudo_labels.parquet")
-    part = Shard(1, SHARDS)
-    return lambda: _walk(image_questions(index, labels, "Describe the {}.", part, Layout()))
+    part = f"1/{SHARDS}"
+    return lambda: _walk(questions_about(index, labels, "Describe the {}.", Layout(), part))
 
 
 def plan_groups(place: Place) -> Work:
@@ -326,11 +324,11 @@ def plan_all_groups(place: Place) -> Work:
 
 
 def _walk(questions: Any) -> None:
-    """Every task, as worker processes are given it."""
-    from latteclip.captions.runner import Task
+    """Every request, as worker processes are given it."""
+    from latteclip.captions.requests import Request
 
     for row in range(len(questions)):
-        Task(row, questions.paths_of(row), questions.prompts(row))
+        Request(row, (), questions.prompts(row), None, questions.paths_of(row))
 
 
 def make_captions(place: Place) -> Work:
@@ -405,7 +403,8 @@ def _digest(number: int) -> str:
 
 def cache_answers(place: Place) -> Work:
     """N answers in one file, as one run leaves them."""
-    from latteclip.captions.answer_cache import Answer, AnswerCache
+    from latteclip.captions.answer_cache import AnswerCache
+    from latteclip.captions.requests import Answer
 
     texts = _captions(place)
 

@@ -1,7 +1,7 @@
 """Joins the shards of a table of captions, or of class scores."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -9,8 +9,6 @@ import pyarrow.compute as pc
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-
-ADDED = ("tokens_read", "tokens_written")  # metadata that are sums over the shards
 
 
 def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -> None:
@@ -20,23 +18,14 @@ def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -
         images_path: the IMAGES table that the shards were made from.
         shard_paths: CAPTIONS or CLASS_SCORES tables of all shards.
         output: the file.
-
-    Raises:
-        UserError: the shards were not made from this index, or not with the same settings.
     """
     schema = _schema(shard_paths[0])
-    metadata = _metadata(shard_paths, schema.names[0])
+    id_column = schema.names[0]
+    metadata = _metadata([tables.read_metadata(path, id_column) for path in shard_paths])
     index, _ = tables.read_unlabelled(images_path, training=True)
     rows = pa.concat_tables(tables.read(path, schema)[0] for path in shard_paths)
-    ids = rows[schema.names[0]].combine_chunks()
     # Not every image has a group.
-    order = pc.index_in(index["image_id"], ids).combine_chunks().drop_null()
-    if len(order) < len(rows):
-        strange = set(ids.to_pylist()) - set(index["image_id"].to_pylist())
-        raise UserError(
-            f"{', '.join(shard_paths)} have rows that are not in {images_path} or repeated "
-            f"({sorted(strange)[:1]}); delete them and rerun."
-        )
+    order = pc.index_in(index["image_id"], rows[id_column]).combine_chunks().drop_null()
     with tables.writing(output, schema, metadata) as add:
         for start in range(0, max(1, len(order)), tables.CAPTION_ROWS):
             piece = rows.take(order[start : start + tables.CAPTION_ROWS]).combine_chunks()
@@ -51,19 +40,12 @@ def _schema(path: str) -> pa.Schema:
     return tables.CAPTIONS
 
 
-def _metadata(paths: Sequence[str], id_column: str) -> dict[str, Any]:
+def _metadata(shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the metadata of all shards together: engines, sums of tokens, last date."""
-    shards = [tables.read_metadata(path, id_column) for path in paths]
-    result = dict(shards[0])
-    for path, shard in zip(paths, shards, strict=True):
-        for key, value in shard.items():
-            if key not in ("engine", "date", *ADDED) and result.get(key) != value:
-                raise UserError(
-                    f"{path} and {paths[0]} differ in their {key}; delete them and rerun."
-                )
     engines = {name for shard in shards for name in shard["engine"].split(", ") if name}
-    result["engine"] = ", ".join(sorted(engines))
-    for key in ADDED:
-        result[key] = sum(shard[key] for shard in shards)
-    result["date"] = max((shard["date"] for shard in shards if shard["date"]), default=None)
-    return result
+    return {
+        **shards[0],
+        "engine": ", ".join(sorted(engines)),
+        "date": max(shard["date"] or "" for shard in shards) or None,
+        **{key: sum(s[key] for s in shards) for key in ("tokens_read", "tokens_written")},
+    }

@@ -45,40 +45,30 @@ def pictures_of(
     layout: Layout, paths: Sequence[str], contents: Sequence[bytes]
 ) -> list[Image.Image]:
     """Return the RGB pictures that the model sees of the images at `paths`."""
-    images = [
-        open_rgb(path, content=io.BytesIO(content), max_side=layout.max_side)
-        for path, content in zip(paths, contents, strict=True)
-    ]
+    pairs = zip(paths, map(io.BytesIO, contents), strict=True)
+    images = [open_rgb(path, content=file, max_side=layout.max_side) for path, file in pairs]
     return lay_out(images, layout)
 
 
 def lay_out(images: Sequence[Image.Image], layout: Layout) -> list[Image.Image]:
-    """Return the RGB pictures that the model sees of RGB images."""
+    """Return the RGB pictures that the model sees of RGB images.
+
+    A square is scaled whatever the shape (bicubic), as LLaVA-1.6 does for its overview.
+    """
     pictures = list(images)
     if layout.kind == "grid":
         pictures = [grid(pictures, layout.canvas, layout.gap)]
-    return pictures if layout.square is None else [square(p, layout.square) for p in pictures]
-
-
-def square(picture: Image.Image, side: int) -> Image.Image:
-    """Scale a picture to a square, whatever its shape (bicubic).
-
-    LLaVA-1.6 does so to make the overview that it sees of each picture.
-    """
-    return picture.resize((side, side), Image.Resampling.BICUBIC)
+    if layout.square is None:
+        return pictures
+    size = (layout.square, layout.square)
+    return [picture.resize(size, Image.Resampling.BICUBIC) for picture in pictures]
 
 
 def grid(pictures: Sequence[Image.Image], canvas: int, gap: int) -> Image.Image:
-    """Lay four pictures out in a 2x2 grid on a black square (LatteCLIP, section 3.2).
+    """Lay four RGB pictures out in a 2x2 grid on a black square (LatteCLIP, section 3.2).
 
-    Args:
-        pictures: RGB, row by row.
-        canvas: side of the square in pixels.
-        gap: pixels between the cells.
-
-    Returns:
-        An RGB picture; each of the four is scaled to fit its cell without distortion (Lanczos) and
-        centred in it.
+    Each is scaled to fit its cell without distortion (Lanczos) and centred in it. `canvas` is the
+    side of the square and `gap` the distance of the cells in pixels.
     """
     cell = (canvas - gap) // 2
     square = Image.new("RGB", (canvas, canvas))

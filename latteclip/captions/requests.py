@@ -1,4 +1,4 @@
-"""Requests about images and groups, and the digest by which their answers are found again.
+"""Questions about images and groups, and the digests by which their answers are found again.
 
 Letters: N training images, R rows of a table (images or groups), n images of one class.
 """
@@ -6,7 +6,6 @@ Letters: N training images, R rows of a table (images or groups), n images of on
 import functools
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import pyarrow as pa
 from PIL import Image
 
 from latteclip.captions.pictures import Layout
+from latteclip.config import hub_names
 from latteclip.core import tables
 from latteclip.core.class_templates import PLACE, fill
 from latteclip.core.errors import UserError
@@ -27,21 +27,11 @@ DIGEST_LENGTH = 32  # hexadecimal digits: 128 bits
 RETRY_PROMPT = "Answer with one short sentence."
 HASHED_WHOLE = 64 * 2**20  # files up to this size are hashed whole
 SAMPLES, SAMPLE = 256, 64 * 2**10  # of larger ones: this many blocks of this many bytes
+SPECIAL_TOKENS = "added unless the prompt begins with them"  # the rule of all engines
+# Parts of a tokenizer.json, and settings of a tokenizer_config.json, that add special tokens.
+ADDING = ("SpecialToken", "BertProcessing", "RobertaProcessing")
+ADDS = ("add_bos_token", "add_eos_token")
 GROUP_SIZE = 4
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Everything that decides an answer, besides the images and the prompt."""
-
-    model: str  # see `fingerprint`
-    revision: str | None
-    dtype: str
-    quantization: str | None
-    max_new_tokens: int
-    layout: Layout
-    temperature: float = 0.0
-    special_tokens: str | None = None  # see `processors.special_tokens`
 
 
 @dataclass(frozen=True)
@@ -59,15 +49,34 @@ class Request:
 
     key: int  # the row
     pictures: Sequence[Image.Image | str]  # RGB, or data URLs for a server
-    prompt: str
+    prompt: str  # of this attempt
     choices: Choices | None = None  # None: an answer in words is wanted
+    paths: Sequence[str] = ()  # of the images, until their pictures are made
+    digest: str = ""  # by which its answer is cached
+
+    @property
+    def wanted(self) -> Choices:
+        assert self.choices is not None
+        return self.choices
 
 
-def choices_of(request: Request) -> Choices:
-    """Return the choices of a request that has some."""
-    if request.choices is None:
-        raise ValueError("a request without choices has no scores")
-    return request.choices
+@dataclass(frozen=True)
+class Answer:
+    """An engine's answer to a request, as the model wrote it."""
+
+    text: str
+    finish_reason: str  # "stop", "length" where max_new_tokens cut it, or "error"
+    n_tokens: int | None
+    error: str | None = None  # why there is no text; such an answer is not cached
+    n_read: int | None = None  # tokens of the request, pictures included
+    engine: str = ""  # that gave it; of cached answers
+    date: str = ""  # on which it did, UTC
+    digest: str | None = None  # of the request; None where nothing was asked
+
+
+def failed(error: str) -> Answer:
+    """Return the answer to a request that could not be answered."""
+    return Answer("", "error", None, error)
 
 
 def messages(pictures: Sequence[dict[str, Any]], prompt: str) -> list[dict[str, Any]]:
@@ -78,45 +87,42 @@ def messages(pictures: Sequence[dict[str, Any]], prompt: str) -> list[dict[str, 
 # --- digests -------------------------------------------------------------------------------------
 
 
-def digest(
-    image_digests: bytes,
-    n_images: int,
-    prompt: str,
-    identity: Identity,
-    choices: Choices | None = None,
-) -> str:
-    """Return the identity of a request: DIGEST_LENGTH hexadecimal digits.
+@dataclass(frozen=True)
+class Identity:
+    """Everything that decides an answer, besides the images and the prompt."""
 
-    Args:
-        image_digests: see `digest_of_images`.
-        n_images: how many images the request shows.
-        prompt: of this attempt.
-        identity: the rest.
-        choices: whose log-probabilities are wanted, if any.
-    """
-    shared = _shared_part(n_images, prompt, identity, choices)
-    return joint_digest(image_digests, shared)[:DIGEST_LENGTH]
+    model: str  # see `fingerprint`
+    revision: str | None
+    dtype: str
+    quantization: str | None
+    max_new_tokens: int
+    layout: Layout
+    temperature: float = 0.0
+    special_tokens: str | None = None  # see `special_tokens`
+
+
+def digest(
+    contents: Sequence[bytes], prompt: str, identity: Identity, choices: Choices | None = None
+) -> str:
+    """Return DIGEST_LENGTH hexadecimal digits for a request about image files of these bytes."""
+    parts = [hashlib.sha256(content).digest() for content in contents]
+    images = parts[0] if len(parts) == 1 else hashlib.sha256(b"".join(parts)).digest()
+    shared = _shared_part(len(contents), prompt, identity, choices)
+    return joint_digest(images, shared)[:DIGEST_LENGTH]
 
 
 @functools.lru_cache(maxsize=4096)
 def _shared_part(n_images: int, prompt: str, identity: Identity, choices: Choices | None) -> bytes:
-    """Return what many requests have in common, in one way of writing it."""
     asked = messages([{"type": "image"}] * n_images, prompt)
     wanted = None if choices is None else asdict(choices)
     return json.dumps([asked, asdict(identity), wanted], sort_keys=True).encode()
 
 
-def digest_of_images(contents: Sequence[bytes]) -> bytes:
-    """Return 32 bytes that stand for the bytes of image files, in their order."""
-    parts = [hashlib.sha256(content).digest() for content in contents]
-    return parts[0] if len(parts) == 1 else hashlib.sha256(b"".join(parts)).digest()
-
-
 def fingerprint(model: str) -> str:
     """Return the name of a model on the Hugging Face hub, or a digest of a folder's files.
 
-    Files of at most 64 MiB count with every byte, larger ones with their size and with blocks
-    spread evenly over them, which no training leaves unchanged.
+    Files of at most 64 MiB count with every byte. Larger ones count with their size and with
+    blocks spread evenly over them, which no training leaves unchanged.
     """
     folder = Path(model)
     if not folder.is_dir():
@@ -139,43 +145,37 @@ def _sampled(path: Path) -> bytes:
     return state.digest()
 
 
-# --- shards --------------------------------------------------------------------------------------
+def special_tokens(model: str, revision: str | None) -> str | None:
+    """Return the rule for special tokens, or None where the tokenizer's files add none."""
+    try:
+        tokenizer, settings = (
+            json.loads(_file(model, revision, name).read_bytes())
+            for name in ("tokenizer.json", "tokenizer_config.json")
+        )
+        adding = json.dumps(tokenizer["post_processor"])
+        adds = any(part in adding for part in ADDING) or any(settings.get(name) for name in ADDS)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        adds = True
+    return SPECIAL_TOKENS if adds else None
 
 
-@dataclass(frozen=True)
-class Shard:
-    """A part of the rows: those whose id hashes to `number`, of `of` parts; counted from 1."""
+def _file(model: str, revision: str | None, name: str) -> Path:
+    if hub_names.is_folder(model):
+        return Path(model, name)
+    import huggingface_hub
 
-    number: int = 1
-    of: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> "Shard":
-        """Read "2/4"."""
-        number, _, of = text.partition("/")
-        if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-            raise UserError(f"Shard {text!r} is not of the form 2/4.")
-        return cls(int(number), int(of))
-
-    @property
-    def name(self) -> str:
-        """Return the shard as a part of a file's name."""
-        return f"{self.number}-of-{self.of}"
-
-    def has(self, row_id: str) -> bool:
-        """Return whether a row belongs to this shard, whatever other rows there are."""
-        return shard_of(row_id, self.of) == self.number
-
-
-ALL_ROWS = Shard()
-
-
-def shard_of(row_id: str, of: int) -> int:
-    """Return the shard of a row, from 1 to `of`."""
-    return 1 + int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:8]) % of
+    cached = huggingface_hub.try_to_load_from_cache(model, name, revision=revision)
+    if not isinstance(cached, str):
+        cached = huggingface_hub.hf_hub_download(model, name, revision=revision)
+    return Path(cached)
 
 
 # --- questions of a table ------------------------------------------------------------------------
+
+
+def shard_of(row_id: str, of: int) -> int:
+    """Return the shard of a row, from 1 to `of`, which does not depend on other rows."""
+    return 1 + int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:8]) % of
 
 
 @dataclass(frozen=True)
@@ -197,137 +197,80 @@ class GroupSettings:
 
 @dataclass(frozen=True)
 class Questions:
-    """The R rows that a table will have: prompts about images.
-
-    Columns, not one object per row: a million rows must fit.
-    """
+    """The R rows that a table will have, in columns: a million rows must fit."""
 
     ids: Sequence[str]  # R
     members: np.ndarray  # int [R, images of a request], indices into `image_ids`
     image_ids: pa.ChunkedArray  # N
     paths: pa.ChunkedArray  # N
-    sizes: np.ndarray  # int [N, 2], width and height in pixels
+    classnames: Sequence[str]
     labels: Sequence[int] | None  # R, of groups
     prompts: Callable[[int], str]  # of a row
     layout: Layout
+    max_pixels: int  # of a picture
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
-    def n_images(self) -> int:
-        """Return how many images each request shows."""
-        return int(self.members.shape[1])
-
     def paths_of(self, row: int) -> list[str]:
-        """Return the paths of the images of a row."""
         return [self.paths[int(i)].as_py() for i in self.members[row]]
 
     @property
     def n_pictures(self) -> int:
-        """Return the number of pictures of each request."""
-        return self.n_images if self.layout.kind == "multi_image" else 1
-
-    @property
-    def max_pixels(self) -> int:
-        """Return the most pixels that the pictures of a request have; at least 1."""
-        layout = self.layout
-        if layout.square is not None:
-            each = layout.square**2
-        elif layout.kind == "grid":
-            each = layout.canvas**2
-        else:
-            sides = self.sizes.astype(np.float64)  # [N, 2]
-            if layout.max_side is not None:
-                sides *= np.minimum(1, layout.max_side / sides.max(axis=1, keepdims=True))
-            each = math.ceil(float(sides.prod(axis=1).max(initial=1)))
-        return each * self.n_pictures
+        return int(self.members.shape[1]) if self.layout.kind == "multi_image" else 1
 
 
-def image_questions(
+def questions_about(
     images_path: str,
     pseudo_labels_path: str | None,
     prompt: str,
-    shard: Shard,
-    layout: Layout,
+    single: Layout,
+    shard: str,
+    groups: GroupSettings | None = None,
 ) -> Questions:
-    """Return one question about each image of a shard that is not in the test split.
+    """Return one question about each image, or each group, of a shard without the test split.
 
-    Args:
-        images_path: an IMAGES table.
-        pseudo_labels_path: needed where the prompt has a place for the pseudo-label.
-        prompt: the question.
-        shard: which images.
-        layout: of an image by itself.
-
-    Raises:
-        UserError: the pseudo-labels are needed and not given, or lack an image.
+    The pseudo-labels are needed for groups, and where the prompt has a place for them. `single` is
+    the layout of an image by itself, and a shard is written as "2/4".
     """
     table, classnames = tables.read_unlabelled(images_path, training=True)
     image_ids = table["image_id"].to_pylist()
-    rows = [i for i, name in enumerate(image_ids) if shard.has(name)]
-    return Questions(
-        ids=[image_ids[i] for i in rows],
-        members=np.array(rows, np.int64).reshape(-1, 1),
-        image_ids=table["image_id"],
-        paths=table["path"],
-        sizes=_sizes(table),
-        labels=None,
-        prompts=_prompts(prompt, classnames, pseudo_labels_path, image_ids, rows),
-        layout=layout,
-    )
-
-
-def group_questions(
-    images_path: str,
-    pseudo_labels_path: str,
-    prompt: str,
-    groups: GroupSettings,
-    shard: Shard,
-    single: Layout,
-) -> Questions:
-    """Return one question about each group of a shard; see `image_questions`."""
-    table, classnames = tables.read_unlabelled(images_path, training=True)
-    image_ids = table["image_id"].to_pylist()
-    labels = _pseudo_labels(pseudo_labels_path, image_ids)
-    # Drawn over the whole dataset in every shard, so that shards agree.
-    drawn = draw_groups(image_ids, labels, groups.seed, groups.groups_per_class)
-    rows = [i for i in drawn if shard.has(image_ids[i])]
-    return Questions(
-        ids=[image_ids[i] for i in rows],
-        members=np.array([drawn[i] for i in rows], np.int64).reshape(-1, GROUP_SIZE),
-        image_ids=table["image_id"],
-        paths=table["path"],
-        sizes=_sizes(table),
-        labels=[labels[i] for i in rows],
-        prompts=_prompts(prompt, classnames, pseudo_labels_path, image_ids, rows),
-        layout=groups.picture_layout(single),
-    )
-
-
-def _sizes(table: pa.Table) -> np.ndarray:
-    return np.stack([table[name].to_numpy() for name in ("width", "height")], axis=1)
-
-
-def _prompts(
-    prompt: str,
-    classnames: Sequence[str],
-    pseudo_labels_path: str | None,
-    image_ids: Sequence[str],
-    rows: Sequence[int],
-) -> Callable[[int], str]:
-    """Return the prompt of a row, its place for the pseudo-label filled."""
-    if PLACE not in prompt:
-        return lambda row: prompt
-    if pseudo_labels_path is None:
-        raise UserError(f"Prompt {prompt!r} names the pseudo-label; give --pseudo-labels.")
-    labels = _pseudo_labels(pseudo_labels_path, image_ids)
+    labels: list[int] = []
+    if groups or PLACE in prompt:
+        if pseudo_labels_path is None:
+            raise UserError(f"Prompt {prompt!r} names the pseudo-label; give --pseudo-labels.")
+        labels = tables.lookup(
+            pseudo_labels_path, tables.PSEUDO_LABELS, "image_id", "pseudo_label", image_ids
+        )
+    candidates: Sequence[int] | dict[int, list[int]] = range(len(image_ids))
+    if groups:  # drawn over the whole dataset in every shard, so that shards agree
+        candidates = draw_groups(image_ids, labels, groups.seed, groups.groups_per_class)
+    number, of = map(int, shard.split("/"))
+    rows = [i for i in candidates if shard_of(image_ids[i], of) == number]
+    members = [candidates[i] for i in rows]
     filled = [fill(prompt, classname) for classname in classnames]
-    return lambda row: filled[labels[rows[row]]]
+    layout = groups.picture_layout(single) if groups else single
+    return Questions(
+        ids=[image_ids[i] for i in rows],
+        members=np.array(members, np.int64).reshape(-1, GROUP_SIZE if groups else 1),
+        image_ids=table["image_id"],
+        paths=table["path"],
+        classnames=classnames,
+        labels=[labels[i] for i in rows] if groups else None,
+        prompts=lambda row: filled[labels[rows[row]]] if labels else prompt,
+        layout=layout,
+        max_pixels=_max_pixels(layout, table),
+    )
 
 
-def _pseudo_labels(path: str, image_ids: Sequence[str]) -> list[int]:
-    return tables.lookup(path, tables.PSEUDO_LABELS, "image_id", "pseudo_label", image_ids)
+def _max_pixels(layout: Layout, table: pa.Table) -> int:
+    """Return a number of pixels that no picture exceeds; at least 1."""
+    if side := layout.square or layout.canvas:
+        return side**2
+    width, height = (table[name].to_numpy().astype(np.int64) for name in ("width", "height"))
+    if layout.max_side is not None:
+        width, height = np.minimum(width, layout.max_side), np.minimum(height, layout.max_side)
+    return int((width * height).max(initial=1))
 
 
 # --- groups --------------------------------------------------------------------------------------
@@ -349,8 +292,8 @@ def draw_groups(
         per_class: draw for this many images of each class, chosen at random, instead of for all.
 
     Returns:
-        For each image that has a group, its index and the indices of its four members, in order.
-        They are different where the class has four images, and drawn with replacement where not.
+        By the index of each image that has a group, the indices of its four members. They are
+        different where the class has four images, and drawn with replacement where not.
     """
     keys = np.array([_keys(seed, image_id) for image_id in image_ids])  # [N, 5]
     of_class: dict[int, list[int]] = {}
@@ -372,11 +315,7 @@ def _keys(seed: int, image_id: str) -> list[int]:
 
 
 def _of_class(keys: np.ndarray) -> np.ndarray:
-    """Return four images for each of the n images of a class: int [n, 4].
-
-    Args:
-        keys: int [n, 4]; column k sorts the images into the k-th order.
-    """
+    """Return four images for each of n: int [n, 4]. Column k of the keys sorts the k-th order."""
     n = len(keys)
     if n < GROUP_SIZE:
         return keys % n

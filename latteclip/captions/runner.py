@@ -1,36 +1,24 @@
-"""Asking an engine about every row of a table, each request once, and writing the table.
-
-Letters: R rows of a table (images or groups).
-"""
+"""Asking an engine about every row of a table, each request once, and writing the table."""
 
 import contextlib
-import functools
 import itertools
 import logging
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from latteclip.captions import requests
-from latteclip.captions.answer_cache import (
-    MAX_CHARACTERS,
-    Answer,
-    AnswerCache,
-    max_characters,
-    problem,
-)
+from latteclip.captions.answer_cache import MAX_CHARACTERS, AnswerCache, problem
 from latteclip.captions.engines import base as engines
-from latteclip.captions.engines import processors
-from latteclip.captions.engines.base import CaptionerSettings, Engine
-from latteclip.captions.pictures import data_url, pictures_of, read_image
-from latteclip.captions.requests import ALL_ROWS, Choices, Identity, Questions, Request, Shard
+from latteclip.captions.engines.base import FILE, CaptionerSettings, Engine
+from latteclip.captions.pictures import Layout, data_url, pictures_of, read_image
+from latteclip.captions.requests import Answer, Choices, Identity, Questions, Request, failed
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.signals import ending_in_order
@@ -38,10 +26,14 @@ from latteclip.core.terminal import Progress, one_line
 from latteclip.data.workers import Workers
 
 log = logging.getLogger(__name__)
+ATTEMPTS = 2
 MAX_CONSECUTIVE_FAILURES = 50  # requests, before a run gives up
+CHARACTERS_PER_TOKEN = 256  # more than any token of the known vocabularies has
 CHUNKS = 8, 64  # requests that a worker prepares at a time: at least, at most
 PIXELS = 8 * 1344**2  # and no more of them than show so many pixels
 PREFETCHED_CHUNKS = 8  # that are ready or wait for a worker, besides those in work
+Question = Callable[[int, int], tuple[str, Choices | None]]  # about a row in an attempt
+Row = tuple[dict[str, Any], Sequence[Answer]]  # columns, and the answers that they come from
 
 
 @dataclass(frozen=True)
@@ -52,44 +44,15 @@ class CaptionJob:
     output: str
     store: str | None  # folder of the answer cache; None: for this run alone
     threads: int
-    shard: Shard = ALL_ROWS
+    shard: str  # as 2/4
+    scoring: bool = False  # whether a row gets scores in place of a caption
 
-    @contextlib.contextmanager
-    def cache(self, unit: str) -> Iterator[AnswerCache]:
-        """Open the cache of the answers, which a signal leaves whole.
-
-        Args:
-            unit: what a row gets, in the plural.
-        """
-        saved = f"The {unit} so far are cached in {self.store}: rerun to go on."
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(
-                ending_in_order(saved if self.store else "Without --store, all is lost.")
-            )
-            folder = self.store or stack.enter_context(tempfile.TemporaryDirectory())
-            yield stack.enter_context(AnswerCache(folder, self.shard.name))
+    @property
+    def unit(self) -> str:
+        return "scores" if self.scoring else "captions"
 
 
 # --- worker processes ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Task:
-    """A request before its images are read."""
-
-    key: int
-    paths: Sequence[str]
-    prompt: str  # of this attempt
-    choices: Choices | None = None  # as of the request
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A request whose images are read; without pictures where its answer is cached."""
-
-    task: Task
-    image_digests: bytes
-    pictures: Sequence[Image.Image | str] | None
 
 
 @dataclass(frozen=True)
@@ -100,25 +63,23 @@ class Preparer:
     as_urls: bool  # encode pictures for a server
     cached: Container[str]  # digests of requests whose answers are cached
 
-    def __call__(self, task: Task) -> Prepared:
-        """Read the images of a task, and decode them unless its answer is cached."""
-        contents = [read_image(path) for path in task.paths]
-        images = requests.digest_of_images(contents)
-        digest = requests.digest(images, len(contents), task.prompt, self.identity, task.choices)
+    def __call__(self, request: Request) -> Request:
+        """Give a request its digest, and its pictures unless its answer is cached."""
+        contents = [read_image(path) for path in request.paths]
+        digest = requests.digest(contents, request.prompt, self.identity, request.choices)
         if digest in self.cached:
-            return Prepared(task, images, None)
-        pictures = pictures_of(self.identity.layout, task.paths, contents)
-        return Prepared(task, images, [*map(data_url, pictures)] if self.as_urls else pictures)
+            return replace(request, digest=digest)
+        pictures: list[Any] = pictures_of(self.identity.layout, request.paths, contents)
+        if self.as_urls:
+            pictures = [*map(data_url, pictures)]
+        return replace(request, digest=digest, pictures=pictures)
 
 
-def workers(preparer: Preparer, n: int, max_pixels: int) -> Workers[Task, Prepared]:
-    """Return processes that prepare tasks in order.
+def workers(preparer: Preparer, n: int, max_pixels: int) -> Workers[Request, Request]:
+    """Return n processes that prepare requests in order.
 
-    Args:
-        preparer: what they do with a task.
-        n: how many processes.
-        max_pixels: of a request. The fewer, the more requests go to a worker at a time, as each
-            time costs this process as much as a small picture does.
+    The fewer pixels a request has, the more requests go to a worker at a time. Each time costs this
+    process as much as a small picture does.
     """
     least, most = CHUNKS
     return Workers(
@@ -126,7 +87,7 @@ def workers(preparer: Preparer, n: int, max_pixels: int) -> Workers[Task, Prepar
         n,
         chunk=max(least, min(most, PIXELS // max_pixels)),
         ahead=PREFETCHED_CHUNKS,
-        name=lambda task: task.paths[0],
+        name=lambda request: request.paths[0],
         threads_key="threads.caption",
     )
 
@@ -134,69 +95,50 @@ def workers(preparer: Preparer, n: int, max_pixels: int) -> Workers[Task, Prepar
 # --- asking --------------------------------------------------------------------------------------
 
 
-class Runner:
-    """Asks an engine for the answers that the cache lacks; a context manager.
+@contextlib.contextmanager
+def running(job: CaptionJob, questions: Questions, question: Question) -> Iterator["Runner"]:
+    """Open the cache of the answers, which a signal leaves whole, and start worker processes."""
+    saved = "Without --store, all is lost."
+    if job.store:
+        saved = f"The {job.unit} so far are cached in {job.store}: rerun to go on."
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(ending_in_order(saved))
+        folder = job.store or stack.enter_context(tempfile.TemporaryDirectory())
+        cache = stack.enter_context(AnswerCache(folder, job.shard.replace("/", "-of-")))
+        as_urls = not engines.loads_model(job.settings.engine)
+        preparer = Preparer(_identity(job, questions.layout), as_urls, cache.snapshot())
+        max_pixels = questions.max_pixels * questions.n_pictures
+        pool = stack.enter_context(workers(preparer, job.threads, max_pixels))
+        runner = Runner(job, questions, question, cache, pool)
+        yield runner
+        runner.log_rates()
 
-    In each attempt a row has one question.
+
+class Runner:
+    """Asks an engine for the answers that the cache lacks. In each attempt a row has one question.
+
+    No engine starts before the first request that needs it.
     """
 
     def __init__(
         self,
         job: CaptionJob,
         questions: Questions,
+        question: Question,
         cache: AnswerCache,
-        question: Callable[[int, int], tuple[str, Choices | None]],
-        *,
-        unit: str,
-        scoring: bool = False,
+        pool: Workers[Request, Request],
     ) -> None:
-        """Start no engine yet; the first request that needs one does.
-
-        Args:
-            job: settings and threads.
-            questions: the R rows.
-            cache: of the answers.
-            question: the prompt about a row in an attempt, and the choices that go with it.
-            unit: what a row gets, in the plural.
-            scoring: scores are wanted, not captions.
-        """
-        self.questions, self.cache, self.question = questions, cache, question
-        self.settings, self.threads = job.settings, job.threads
-        self.unit, self.scoring = unit, scoring
-        self.identity = _identity(job.settings, questions, scoring)
-        tokens = self.settings.max_new_tokens
-        self.max_characters = MAX_CHARACTERS if scoring else max_characters(tokens)
-        self.image_digests = np.zeros((len(questions), 32), np.uint8)  # read as bytes
+        self.job, self.questions, self.question = job, questions, question
+        self.cache, self._pool = cache, pool
+        tokens = MAX_CHARACTERS if job.scoring else job.settings.max_new_tokens
+        self.max_characters = min(tokens * CHARACTERS_PER_TOKEN, MAX_CHARACTERS)
+        shape, digest_type = (ATTEMPTS, len(questions)), f"S{requests.DIGEST_LENGTH}"
+        self.digests = np.zeros(shape, digest_type)  # of requests
         self.errors: dict[str, str] = {}  # by the digest of the request
         self._engine: Engine | None = None
-        as_urls = not engines.loads_model(self.settings.engine)
-        preparer = Preparer(self.identity, as_urls, cache.snapshot())
-        self._pool = workers(preparer, job.threads, questions.max_pixels)
-        self._asked: dict[int, str] = {}  # rows whose requests are under way, with their digests
-        self._under_way: set[str] = set()  # these digests
+        self._under_way: set[str] = set()  # digests
         self.n_rows = self.n_asked = self.n_tokens = self.n_read = self._failures = 0
         self._seconds = 0.0  # of answering
-
-    def __enter__(self) -> Self:
-        self._pool.__enter__()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *more: Any) -> None:
-        self._pool.__exit__(kind, *more)
-        if kind is not None:
-            return
-        seconds = max(self._seconds, 1e-9)
-        log.info(
-            "Asked %d requests about %d rows in %.1f s: %.1f %s/s, %.0f tokens/s; "
-            "a request has %.0f tokens.",
-            self.n_asked,
-            self.n_rows,
-            self._seconds,
-            self.n_asked / seconds,
-            self.unit,
-            self.n_tokens / seconds,
-            self.n_read / max(1, self.n_asked),
-        )
 
     def ask(self, rows: Sequence[int], attempt: int = 1) -> None:
         """Ask about rows whose answers are not cached.
@@ -206,16 +148,14 @@ class Runner:
                 MAX_CONSECUTIVE_FAILURES requests.
         """
         self.n_rows = max(self.n_rows, len(rows))
-        progress = Progress(len(rows), self.unit)
-        tasks = (
-            Task(row, self.questions.paths_of(row), *self.question(row, attempt)) for row in rows
-        )
-        pending = self._pending(self._pool.in_order(tasks), attempt, progress)
+        progress = Progress(len(rows), self.job.unit)
+        asked = (self._request(row, attempt) for row in rows)
+        pending = self._pending(self._pool.in_order(asked), attempt, progress)
         first = next(pending, None)
         if first is None:
             return
         engine = self._started()
-        answered = engine.score if self.scoring else engine.generate
+        answered = engine.score if self.job.scoring else engine.generate
         started, tokens_before = time.monotonic(), self.n_tokens
         progress.restart()
         for request, answer in answered(itertools.chain([first], pending), self._pool.are_behind):
@@ -224,60 +164,68 @@ class Runner:
             progress.add(1, f"{rate:.0f} tokens/s")
         self._seconds += time.monotonic() - started
 
-    def digest(self, row: int, attempt: int = 1) -> str:
-        """Return the digest of the request about a row, whose images have been read."""
-        images = self.image_digests[row].tobytes()
+    def _request(self, row: int, attempt: int) -> Request:
         prompt, choices = self.question(row, attempt)
-        return requests.digest(images, self.questions.n_images, prompt, self.identity, choices)
+        return Request(row, (), prompt, choices, self.questions.paths_of(row))
 
-    def answer(self, row: int, attempt: int = 1) -> Answer | None:
-        """Return the answer to the request about a row, if there is one."""
-        return self.cache.get(self.digest(row, attempt))
+    def answers(self, row: int) -> list[Answer]:
+        """Return the answers about a row, one of each attempt, or why there is none."""
+        digests = [digest.decode() for digest in self.digests[:, row] if digest]
+        found = [answer for digest in digests if (answer := self.cache.get(digest))]
+        error = self.errors.get(digests[0], "not answered")
+        return found or [replace(failed(error), digest=digests[0])]
 
-    def error(self, row: int) -> str:
-        """Return why there is no answer about a row."""
-        return self.errors.get(self.digest(row), "not answered")
+    def log_rates(self) -> None:
+        seconds = max(self._seconds, 1e-9)
+        log.info(
+            "Asked %d requests about %d rows in %.1f s: %.1f %s/s, %.0f tokens/s; "
+            "a request has %.0f tokens.",
+            self.n_asked,
+            self.n_rows,
+            self._seconds,
+            self.n_asked / seconds,
+            self.job.unit,
+            self.n_tokens / seconds,
+            self.n_read / max(1, self.n_asked),
+        )
 
     def _started(self) -> Engine:
         if self._engine is None:
-            started = time.monotonic()
+            started, job = time.monotonic(), self.job
             n = self.questions.n_pictures
-            self._engine = engines.start(self.settings, self.threads, n, scoring=self.scoring)
+            self._engine = engines.start(job.settings, job.threads, n, scoring=job.scoring)
             seconds = time.monotonic() - started
             log.info("%s started in %.0f s.", self._engine.version, seconds)
         return self._engine
 
     def _pending(
-        self, prepared: Iterable[Prepared], attempt: int, progress: Progress
+        self, prepared: Iterable[Request], attempt: int, progress: Progress
     ) -> Iterator[Request]:
         """Yield requests that are neither cached nor under way for an equal row."""
-        for item in prepared:
-            row = item.task.key
-            self.image_digests[row] = np.frombuffer(item.image_digests, np.uint8)
-            digest = self.digest(row, attempt)
-            if item.pictures is None or digest in self._under_way or digest in self.cache:
+        for request in prepared:
+            digest = request.digest
+            self.digests[attempt - 1, request.key] = digest
+            if not request.pictures or digest in self._under_way or digest in self.cache:
                 progress.skip(1)
                 continue
-            self._asked[row] = digest
             self._under_way.add(digest)
-            yield Request(row, item.pictures, item.task.prompt, item.task.choices)
+            yield request
 
     def _take(self, request: Request, answer: Answer, engine: str) -> None:
         """Cache an answer, or note why it is invalid: the only write path, for all engines."""
-        digest = self._asked.pop(request.key)
-        self._under_way.discard(digest)
+        self._under_way.discard(request.digest)
         self.n_asked += 1
         error = answer.error
         if error is None and (found := problem(answer, self.max_characters)):
             error = f"the answer is invalid: {found}"
         if error is None:
-            self.cache.add(digest, answer, engine)
+            self.cache.add(request.digest, answer, engine)
             self._failures = 0
             self.n_tokens += answer.n_tokens or 0
             self.n_read += answer.n_read or 0
             return
         self._failures += 1
-        self.errors[digest] = error = one_line(error)
+        self.errors[request.digest] = error = one_line(error)
         if self._failures >= MAX_CONSECUTIVE_FAILURES:
             raise UserError(
                 f"{self._failures} requests failed one after another, the last with: "
@@ -285,107 +233,87 @@ class Runner:
             )
 
 
-def _identity(settings: CaptionerSettings, questions: Questions, scoring: bool) -> Identity:
+def _identity(job: CaptionJob, layout: Layout) -> Identity:
     """Return what the answers to equal questions depend on."""
-    loads_model = engines.loads_model(settings.engine)
+    settings, model, revision = job.settings, job.settings.model, job.settings.revision
+    loads_model = engines.loads_model(settings.engine)  # a server has its rule
     return Identity(
-        model=requests.fingerprint(settings.model),
-        revision=settings.revision,
+        model=requests.fingerprint(model),
+        revision=revision,
         dtype=settings.dtype,
         quantization=settings.quantization,
         # With scores no text is written, so its length decides nothing.
-        max_new_tokens=0 if scoring else settings.max_new_tokens,
-        layout=questions.layout,
-        special_tokens=processors.special_tokens(settings.model, settings.revision)
-        if loads_model
-        else None,  # a server has its rule
+        max_new_tokens=0 if job.scoring else settings.max_new_tokens,
+        layout=layout,
+        special_tokens=requests.special_tokens(model, revision) if loads_model else None,
     )
 
 
 # --- tables --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a row, besides the columns of its kind of table."""
-
-    error: str | None = None  # why there is no answer, though one was wanted
-    digest: str | None = None  # of the request; None where nothing was asked
-    engine: str = ""  # who answered; empty where nobody did
-    date: str | None = None  # when
-    n_read: int = 0  # tokens of requests and of answers, whenever they were asked for
-    n_written: int = 0
-
-    @property
-    def states(self) -> tuple[str, ...]:
-        """Return what is counted of the row, for the log and the check."""
-        return ("failed",) if self.error is not None else ()
-
-
-def tokens_of(*answers: Answer) -> tuple[int, int]:
-    """Return how many tokens answers read and wrote; unknown numbers count as 0."""
-    return sum(a.n_read or 0 for a in answers), sum(a.n_tokens or 0 for a in answers)
-
-
-@dataclass
-class Tally:
-    """What the R outcomes of a table have in common."""
-
-    count: Counter[str] = field(default_factory=Counter)  # of `Outcome.states`
-    engines: set[str] = field(default_factory=set)
-    last_date: str = ""
-    first_error: str = ""
-    read: int = 0  # tokens
-    written: int = 0
-
-    def add(self, outcome: Outcome) -> None:
-        """Count one of them."""
-        self.count.update(outcome.states)
-        self.engines.add(outcome.engine)
-        self.last_date = max(self.last_date, outcome.date or "")
-        self.first_error = self.first_error or outcome.error or ""
-        self.read += outcome.n_read
-        self.written += outcome.n_written
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """Return the part of the table's metadata that the outcomes decide."""
-        return {
-            "engine": ", ".join(sorted(self.engines - {""})),
-            "date": self.last_date or None,
-            "tokens_read": self.read,
-            "tokens_written": self.written,
-        }
-
-
 def write_table(
     job: CaptionJob,
     schema: pa.Schema,
     n: int,
-    outcomes: Callable[[int], Outcome],
-    columns: Callable[[int], Mapping[str, Any]],
-    check: Callable[[Tally], None],
+    row_of: Callable[[int], Row],
+    file_key: str,
     metadata: Mapping[str, Any],
-) -> Tally:
-    """Write a table of R rows in pieces; hold the outcomes of one piece, and ask again for others.
+) -> Counter[str]:
+    """Write a table of n rows in pieces, and return how many of them were asked, failed and so on.
 
-    Args:
-        job: settings and output.
-        schema: CAPTIONS or CLASS_SCORES.
-        n: R.
-        outcomes: what became of a row; its attributes are columns.
-        columns: the other columns of a row.
-        check: raises UserError where too many rows have no answer.
-        metadata: how the table was made, besides the captioner.
+    `row_of` returns the columns of a row and its answers, none where nothing was asked. `file_key`
+    is the key of the configuration that names the user's file.
+
+    Raises:
+        UserError: more rows than captioner.max_failed have no answer.
     """
-    outcomes = functools.lru_cache(tables.CAPTION_ROWS)(outcomes)
-    tally = Tally()
-    for row in range(n):
-        tally.add(outcomes(row))
-    check(tally)
-    metadata = {**metadata, "captioner": asdict(job.settings), **tally.metadata}
+    count, first_error, engine_names, dates = Counter[str](), "", {""}, {""}
+    metadata = {**metadata, "captioner": asdict(job.settings)}
     with tables.writing(job.output, schema, metadata) as add:
         for start in range(0, max(1, n), tables.CAPTION_ROWS):
-            rows = range(start, min(start + tables.CAPTION_ROWS, n))
-            add(tables.as_columns([{**vars(outcomes(r)), **columns(r)} for r in rows], schema))
-    return tally
+            rows = []
+            for row in range(start, min(start + tables.CAPTION_ROWS, n)):
+                columns, answers = row_of(row)
+                rows.append(columns)
+                count.update(_count(columns, answers))
+                first_error = first_error or columns["error"] or ""
+                engine_names |= {answer.engine for answer in answers}
+                dates |= {answer.date for answer in answers}
+            add(tables.as_columns(rows, schema))
+        if count["failed"] + count["empty"] > job.settings.max_failed * count["asked"]:
+            raise _too_many(job, count, first_error, file_key)
+        metadata |= {
+            "engine": ", ".join(sorted(engine_names - {""})),
+            "date": max(dates) or None,
+            "tokens_read": count["read"],
+            "tokens_written": count["written"],
+        }
+    return count
+
+
+def _count(columns: Mapping[str, Any], answers: Sequence[Answer]) -> dict[str, int]:
+    is_failed = columns["error"] is not None
+    return {
+        "asked": int(bool(answers)),
+        "failed": int(is_failed),
+        "empty": int(not is_failed and columns.get("caption") == ""),
+        "cut": int(columns.get("finish_reason") == "length"),
+        "read": sum(answer.n_read or 0 for answer in answers),
+        "written": sum(answer.n_tokens or 0 for answer in answers),
+    }
+
+
+def _too_many(job: CaptionJob, count: Counter[str], error: str, file_key: str) -> UserError:
+    settings, first = job.settings, f" (the first error: {error})" if error else ""
+    what = (
+        f"has no {job.unit} for {count['failed']} of {count['asked']} images or groups{first} and "
+        f"empty ones for {count['empty']}, more than captioner.max_failed "
+        f"({settings.max_failed:.0%})"
+    )
+    if settings.engine == FILE:
+        return UserError(f"Your file {what}; add them: see {file_key}.")
+    return UserError(
+        f"{settings.model} {what}; try another prompt, captioner.model or scores.kind, or rerun: "
+        "only the requests without an answer are repeated."
+    )

@@ -6,10 +6,7 @@ summed over its tokens (VisualGPTScore, arXiv 2306.01879, takes P(text | image) 
 The bias for a class, a letter or a place in the list, whatever the image shows, is not removed
 here: that needs all images. It is left to the readers of the scores.
 
-Answers are cached as those of captions are, see `caption`.
-
-Letters: N training images, R images of a shard, C classes, D embedding width, K options of an
-image.
+Letters: N training images, R images of a shard, K options of an image.
 """
 
 import contextlib
@@ -17,9 +14,8 @@ import functools
 import logging
 import math
 import string
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,8 +33,8 @@ from latteclip.captions.engines.base import (
     letter_of,
     log_sum,
 )
-from latteclip.captions.requests import Choices, Questions, Shard, image_questions
-from latteclip.captions.runner import CaptionJob, Outcome, Runner, Tally, tokens_of, write_table
+from latteclip.captions.requests import Answer, Choices, Questions, failed, questions_about
+from latteclip.captions.runner import CaptionJob, Row, Runner, running, write_table
 from latteclip.clip.classifier import ROWS, Classifier, classify, load_classifier
 from latteclip.core import tables
 from latteclip.core.class_templates import PLACE, fill
@@ -46,6 +42,7 @@ from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest
 
 log = logging.getLogger(__name__)
+FILE_KEY = "scores.file"
 ALL_UP_TO = 20  # classes that are all options
 MAX_OPTIONS = len(string.ascii_uppercase) - 1  # with letters; the last is for none of them
 # A full stop ends the name: "dot." does not begin "dotted.".
@@ -69,45 +66,28 @@ class ScoreSettings:
 
     @property
     def template(self) -> str:
-        """Return the answer with a place for the class name."""
         return ANSWER if self.answer is None else self.answer
 
-    def check(self) -> None:
-        """Refuse questions that make no sense.
+    @property
+    def by_letters(self) -> bool:
+        return self.kind == MULTIPLE_CHOICE
 
-        Raises:
-            UserError: says which key of the configuration to change.
-        """
+    def check(self, engine: str) -> None:
+        """Raise UserError for questions that make no sense, or that the engine cannot answer."""
         if self.kind not in KINDS:
-            found = "null" if self.kind is None else repr(self.kind)
-            raise UserError(f"scores.kind is {found}; set it to {' or '.join(KINDS)}.")
-        if self.kind == LIKELIHOOD and PLACE not in self.template:
+            raise UserError(f"scores.kind is {self.kind}; set it to {' or '.join(KINDS)}.")
+        if self.by_letters:
+            return
+        if engine == "openai":
             raise UserError(
-                f"scores.answer {self.template!r} has no {PLACE} for the class name: all classes "
-                "would score the same."
+                "captioner.engine openai has no likelihoods: set scores.kind to multiple_choice, "
+                "or captioner.engine to vllm or transformers."
             )
-        if self.kind == LIKELIHOOD and PLACE in self.prompt:
+        if PLACE in self.prompt:
             raise UserError(
                 f"The image prompt {self.prompt!r} names the pseudo-label, which scores would then "
                 f"repeat: take {PLACE} out of prompts.image, or set scores.kind to multiple_choice."
             )
-
-
-@dataclass(frozen=True)
-class ScoreOutcome(Outcome):
-    """What became of a row of CLASS_SCORES."""
-
-    options: Sequence[int] = ()
-    log_probabilities: Sequence[float] = ()
-    none: float | None = None
-
-    @property
-    def states(self) -> tuple[str, ...]:
-        """Return what is counted of the row, for the log and the check."""
-        return (*super().states, *(("scored",) if self.options else ()))
-
-
-NOT_ASKED = ScoreOutcome()
 
 
 def score_classes(
@@ -139,66 +119,49 @@ def score_classes(
         UserError: the settings make no sense, the engine does not start, or too many images end
             without scores.
     """
-    job = CaptionJob(captioner, output, store, threads, Shard.parse(shard))
-    scores.check()
-    engines.check(job.settings, scores.kind)
-    prompt = scores.prompt if scores.kind == LIKELIHOOD else ""
-    images = image_questions(images_path, None, prompt, job.shard, job.settings.layout)
-    _, classnames = tables.read_unlabelled(images_path, training=True)
-    k = _n_options(scores, classnames)
-    if job.settings.engine == FILE:
-        nothing = np.empty((len(images), 0), np.int32)
-        questions = ClassQuestions(images, classnames, nothing, np.ones(len(images), bool), scores)
-    else:
-        classifier, _ = load_classifier(class_embeddings_path, classnames=classnames)
-        # Of the whole dataset in every shard, so that shards agree on the share.
-        options, margins = best_classes(pseudo_labels_path, images.image_ids, classifier, k)
-        rows = images.members[:, 0]
-        is_asked = _least_sure(margins, scores.share)[rows]
-        questions = ClassQuestions(images, classnames, options[rows], is_asked, scores)
-    with _outcomes(questions, job) as outcomes:
-        tally = write_table(
-            job,
-            tables.CLASS_SCORES,
-            len(images),
-            outcomes,
-            lambda row: {"image_id": images.ids[row]},
-            functools.partial(_check, job.settings),
-            _metadata(questions, job.settings.model),
-        )
+    job = CaptionJob(captioner, output, store, threads, shard, scoring=True)
+    scores.check(captioner.engine)
+    prompt = "" if scores.by_letters else scores.prompt
+    images = questions_about(images_path, None, prompt, captioner.layout, job.shard)
+    k = _n_options(scores, images.classnames)
+    with contextlib.ExitStack() as stack:
+        if captioner.engine == FILE:
+            found = engines.module_of(FILE).read_scores(scores.file, images.classnames)
+            row_of = functools.partial(_of_file, images, found)
+        else:
+            classifier, _ = load_classifier(class_embeddings_path, classnames=images.classnames)
+            # Of the whole dataset in every shard, so that shards agree on the share.
+            options, margins = best_classes(pseudo_labels_path, images.image_ids, classifier, k)
+            rows = images.members[:, 0]
+            is_asked = _least_sure(margins, scores.share)[rows]
+            questions = ClassQuestions(images, options[rows], scores)
+            runner = stack.enter_context(running(job, images, questions.ask))
+            runner.ask(np.flatnonzero(is_asked).tolist())
+            row_of = functools.partial(questions.row, runner, is_asked)
+        metadata = {
+            "classnames": list(images.classnames),
+            "model": captioner.model,
+            "kind": scores.kind,
+            "prompt": letters_prompt(["..."]) if scores.by_letters else scores.prompt,
+            "answer": None if scores.by_letters else scores.template,
+            "topk": scores.topk,
+            "orders": scores.orders if scores.by_letters else None,
+            "share": scores.share,
+        }
+        count = write_table(job, tables.CLASS_SCORES, len(images), row_of, FILE_KEY, metadata)
     log.info(
         "Wrote the scores of %d images, %d without an answer, %d not asked about.",
-        tally.count["scored"],
-        tally.count["failed"],
-        len(images) - tally.count["scored"] - tally.count["failed"],
+        *(count["asked"] - count["failed"], count["failed"], len(images) - count["asked"]),
     )
-
-
-def _metadata(questions: "ClassQuestions", model: str) -> dict[str, Any]:
-    settings = questions.settings
-    by_letters = settings.kind == MULTIPLE_CHOICE
-    return {
-        "classnames": list(questions.classnames),
-        "kind": settings.kind,
-        "model": model,
-        "prompt": letters_prompt(["..."]) if by_letters else settings.prompt,
-        "answer": None if by_letters else settings.template,
-        "topk": settings.topk,
-        "orders": settings.orders if by_letters else None,
-        "share": settings.share,
-    }
 
 
 # --- options of an image -------------------------------------------------------------------------
 
 
 def _n_options(settings: ScoreSettings, classnames: Sequence[str]) -> int:
-    """Return the number of options of an image."""
-    if len(classnames) < 2:
-        raise UserError(f"Class scores choose among classes, and there is only one: {classnames}.")
     n = len(classnames)
     k = n if n <= ALL_UP_TO else min(settings.topk, n)
-    if settings.kind == MULTIPLE_CHOICE and k > MAX_OPTIONS:
+    if settings.by_letters and k > MAX_OPTIONS:
         raise UserError(
             f"There are letters for {MAX_OPTIONS} options and not for {k}: lower scores.topk, or "
             "set scores.kind to likelihood."
@@ -211,12 +174,6 @@ def best_classes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the k best classes of images under a classifier, by their stored features.
 
-    Args:
-        pseudo_labels_path: a PSEUDO_LABELS table.
-        image_ids: of the N images.
-        classifier: of C classes, C > 1.
-        k: how many of them, at most C.
-
     Returns:
         int32 [N, K], the best first, equal ones in the order of the classes; and float32 [N],
         cosine of the best class over that of the second.
@@ -225,28 +182,22 @@ def best_classes(
         UserError: the table lacks an image.
     """
     classes = np.empty((len(image_ids), k), np.int32)
-    margins = np.empty(len(image_ids), np.float32)
-    missing = np.ones(len(image_ids), bool)
+    margins = np.full(len(image_ids), np.nan, np.float32)
     columns = ["image_id", "image_features"]
     for piece in tables.read_pieces(pseudo_labels_path, tables.PSEUDO_LABELS, columns, ROWS):
-        places = pc.index_in(piece["image_id"], image_ids.combine_chunks())
-        wanted = places.is_valid().to_numpy()
+        places = pc.index_in(piece["image_id"], image_ids)
         rows = places.drop_null().to_numpy()
-        best, scores = classify(_features(piece)[torch.from_numpy(wanted)], classifier, max(k, 2))
-        classes[rows], missing[rows] = best[:, :k].numpy(), False
+        features = torch.from_numpy(tables.from_list_column(piece["image_features"]).copy())
+        wanted = torch.from_numpy(places.is_valid().to_numpy())
+        best, scores = classify(features[wanted], classifier, max(k, 2))
+        classes[rows] = best[:, :k].numpy()
         margins[rows] = (scores[:, 0] - scores[:, 1]).numpy()
-    if missing.any():
+    if missing := int(np.isnan(margins).sum()):
         raise UserError(
-            f"{pseudo_labels_path} lacks {missing.sum()} of {len(missing)} images; delete it and "
-            "rerun its stage."
+            f"{pseudo_labels_path} lacks {missing} of {len(margins)} images; delete it and rerun "
+            "its stage."
         )
     return classes, margins
-
-
-def _features(piece: pa.Table) -> torch.Tensor:
-    """Return the features [rows, D] of a piece of the table."""
-    column = piece["image_features"].combine_chunks()
-    return torch.from_numpy(column.flatten().to_numpy().reshape(len(column), -1).copy())
 
 
 def _least_sure(margins: np.ndarray, share: float) -> np.ndarray:
@@ -256,7 +207,7 @@ def _least_sure(margins: np.ndarray, share: float) -> np.ndarray:
     return result
 
 
-# --- questions and outcomes ----------------------------------------------------------------------
+# --- questions and answers -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -264,49 +215,38 @@ class ClassQuestions:
     """The R images of a shard, and the options of each."""
 
     images: Questions
-    classnames: Sequence[str]  # C
     options: np.ndarray  # int32 [R, K]
-    is_asked: np.ndarray  # bool [R]
     settings: ScoreSettings
 
-    def ask(self, row: int, attempt: int = 1) -> tuple[str, Choices]:
+    def ask(self, row: int, _: int) -> tuple[str, Choices]:
         """Return the prompt about an image, and the choices that go with it.
 
         All orders of the options are one request, and share the image.
         """
         names = self._names(row)
-        if self.settings.kind == LIKELIHOOD:
+        if not self.settings.by_letters:
             texts = tuple(fill(self.settings.template, name) for name in names)
             return self.settings.prompt, Choices(LIKELIHOOD, texts)
         prompts = tuple(letters_prompt([names[i] for i in order]) for order in self._orders(row))
         return prompts[0], Choices(MULTIPLE_CHOICE, letters_of(len(names)), prompts)
 
-    def outcome(self, runner: Runner, row: int) -> ScoreOutcome:
-        """Return what became of an image."""
-        if not self.is_asked[row]:
-            return NOT_ASKED
-        cached = runner.answer(row)
-        if cached is None:
-            return ScoreOutcome(error=runner.error(row), digest=runner.digest(row))
-        scores = Scores.parse(cached.text)
-        values, error = self._values(row, scores)
-        by_letters = self.settings.kind == MULTIPLE_CHOICE
-        read, written = tokens_of(cached)
-        return ScoreOutcome(
-            error=error,
-            digest=runner.digest(row),
-            engine=cached.engine,
-            date=cached.date,
-            n_read=read,
-            n_written=written,
-            options=self.options[row].tolist() if values else (),
-            log_probabilities=(values[:-1] if by_letters else values) if values else (),
-            none=values[-1] if by_letters and values else None,
-        )
+    def row(self, runner: Runner, is_asked: np.ndarray, row: int) -> Row:
+        answers = runner.answers(row) if is_asked[row] else []
+        values, error = None, answers[0].error if answers else None
+        if answers and error is None:
+            values, error = self._values(row, Scores.parse(answers[0].text))
+        columns = {
+            "image_id": self.images.ids[row],
+            "options": self.options[row].tolist() if values else [],
+            "log_probabilities": (values or [])[: self.options.shape[1]],
+            "none": values[-1] if values and self.settings.by_letters else None,
+            "error": error,
+            "digest": answers[0].digest if answers else None,
+        }
+        return columns, answers
 
     def _values(self, row: int, scores: Scores) -> tuple[list[float] | None, str | None]:
-        """Return the log-probabilities of the options, or why there are none."""
-        if self.settings.kind == LIKELIHOOD:
+        if not self.settings.by_letters:
             return list(scores.log_probabilities[0]), None
         letters = letters_of(self.options.shape[1])
         for first in scores.first:
@@ -320,56 +260,21 @@ class ClassQuestions:
         return [order_of(image_id, number, names) for number in range(self.settings.orders)]
 
     def _names(self, row: int) -> list[str]:
-        return [self.classnames[c] for c in self.options[row]]
+        return [self.images.classnames[c] for c in self.options[row]]
 
 
-@contextlib.contextmanager
-def _outcomes(
-    questions: ClassQuestions, job: CaptionJob
-) -> Iterator[Callable[[int], ScoreOutcome]]:
-    """Yield what becomes of an image: scores of the user's file, or of an engine."""
-    if job.settings.engine == FILE:
-        path = questions.settings.file
-        scores = engines.module_of(FILE).read_scores(path, questions.classnames)
-        yield lambda row: _outcome_of_file(scores.get(questions.images.ids[row]))
-        return
-    with job.cache("scores") as cache:
-        with Runner(
-            job, questions.images, cache, questions.ask, unit="scores", scoring=True
-        ) as runner:
-            runner.ask(np.flatnonzero(questions.is_asked).tolist())
-        yield functools.partial(questions.outcome, runner)
-
-
-def _outcome_of_file(scores: tuple[list[int], list[float]] | None) -> ScoreOutcome:
-    if scores is None:
-        return ScoreOutcome(error="the file has no scores of it", engine=FILE)
-    return ScoreOutcome(engine=FILE, options=scores[0], log_probabilities=scores[1])
-
-
-def _check(settings: CaptionerSettings, tally: Tally) -> None:
-    """Raise UserError where too many images have no scores."""
-    failed = tally.count["failed"]
-    asked = tally.count["scored"] + failed
-    if failed <= settings.max_failed * asked:
-        return
-    reason = (
-        f"of {failed} of {asked} images (the first error: {tally.first_error}), more than "
-        f"captioner.max_failed ({settings.max_failed:.0%})"
-    )
-    if settings.engine == FILE:
-        raise UserError(f"scores.file has no scores {reason}; add them.")
-    raise UserError(
-        f"{settings.model} gave no scores {reason}; try another scores.kind or captioner.model, or "
-        "rerun: only the requests without an answer are repeated."
-    )
+def _of_file(images: Questions, found: dict[str, tuple[list[int], list[float]]], row: int) -> Row:
+    options, values = found.get(images.ids[row], ([], []))
+    answer = Answer("", "stop", None, engine=FILE) if options else failed("the file lacks it")
+    columns = {"image_id": images.ids[row], "options": options, "log_probabilities": values}
+    return {**columns, "none": None, "error": answer.error, "digest": None}, [answer]
 
 
 # --- multiple choice by letters ------------------------------------------------------------------
 
 
 def letters_of(n_options: int) -> tuple[str, ...]:
-    """Return a letter for each of the options, and one for none of them."""
+    """Return a letter for each option, and one for none of them."""
     return tuple(string.ascii_uppercase[: n_options + 1])
 
 
@@ -381,10 +286,7 @@ def letters_prompt(options: Sequence[str]) -> str:
 
 
 def order_of(image_id: str, number: int, options: Sequence[str]) -> list[int]:
-    """Return the places of the K options in an order of this number: a permutation.
-
-    It depends on nothing but the arguments, so that a rerun asks the same question.
-    """
+    """Return a permutation of K options that depends on nothing but the arguments."""
     return sorted(range(len(options)), key=lambda i: digest(str(number), image_id, options[i]))
 
 
@@ -393,28 +295,22 @@ def over_orders(
 ) -> list[float] | None:
     """Return log-probabilities of K options and of none of them, over all orders of the options.
 
-    In each order the log-probabilities of the letters are normalised among themselves. Their mean,
-    in which the bias for a letter or a place in one order evens out, is normalised once more.
-
-    Args:
-        rows: for each order the log-probabilities of K + 1 letters.
-        orders: for each the option at each of the K places.
-
-    Returns:
-        K + 1 numbers in the order of the options; None where every one is minus infinity.
+    In each order the log-probabilities of the K + 1 letters are normalised among themselves. Their
+    mean, in which the bias for a letter or a place in one order evens out, is normalised once more.
+    The result is None where every number is minus infinity.
     """
     n = len(orders[0])
     sums = [0.0] * (n + 1)
     for row, order in zip(rows, orders, strict=True):
-        normalised = log_normalised(row)
+        normalised = _log_normalised(row)
         if normalised is None:
             return None
         for place, option in enumerate([*order, n]):
             sums[option] += normalised[place]
-    return log_normalised([total / len(orders) for total in sums])
+    return _log_normalised([total / len(orders) for total in sums])
 
 
-def log_normalised(values: Sequence[float]) -> list[float] | None:
+def _log_normalised(values: Sequence[float]) -> list[float] | None:
     """Return log-probabilities whose probabilities sum to one; None where all are -inf."""
     total = log_sum(values)
     return None if total == -math.inf else [value - total for value in values]

@@ -17,49 +17,37 @@ WIDTH = 100
 
 
 def command(words: Sequence[str], n: int, pictures: str | None) -> str:
-    """Return what `latteclip captions WORDS` prints.
+    """Return what `latteclip captions WORDS` prints: a few captions.
 
     Args:
-        words: "show" and the path of a CAPTIONS table.
+        words: "show" and the path of a CAPTIONS table. The image index is in the folder above.
         n: how many captions, spread over the table.
         pictures: folder that gets the pictures as the model saw them.
     """
     if len(words) != 2 or words[0] != "show":
         raise UserError("Usage: latteclip captions show FILE [--n 5] [--pictures FOLDER].")
-    return show(words[1], n, pictures)
-
-
-def show(path: str, n: int, pictures: str | None = None) -> str:
-    """Return a few captions as text; the image index is taken from the folder above."""
+    path = words[1]
     table, metadata = tables.read(path, tables.CAPTIONS)
     index_path = _index_of(path)
     index, classnames = tables.read_unlabelled(index_path, training=True)
-    ids = index["image_id"].to_pylist()
-    paths = dict(zip(ids, index["path"].to_pylist(), strict=True))
+    paths = dict(zip(index["image_id"].to_pylist(), index["path"].to_pylist(), strict=True))
     labels = _pseudo_labels(index_path.with_name("pseudo_labels.parquet"))
     step = max(1, len(table) // max(1, n))
     blocks = [_header(path, len(table), metadata)]
     for row in table.take(list(range(0, len(table), step))[:n]).to_pylist():
-        label = row["pseudo_label"]
-        label = labels.get(row["id"]) if label is None else label
-        blocks.append(_block(row, None if label is None else classnames[label]))
+        label = labels.get(row["id"]) if row["pseudo_label"] is None else row["pseudo_label"]
+        lines = _lines(row, None if label is None else classnames[label])
         if pictures is not None:
             files = save_pictures(row, metadata, paths, pictures)
-            blocks[-1] += "\n" + "\n".join(f"  picture   {file}" for file in files)
+            lines += [f"  picture   {file}" for file in files]
+        blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
 
 def save_pictures(
     row: dict[str, Any], metadata: dict[str, Any], paths: dict[str, str], folder: str
 ) -> list[Path]:
-    """Write the pictures of a row, from its members; return the files.
-
-    Args:
-        row: of the table.
-        metadata: of the table.
-        paths: of each image.
-        folder: for the files.
-    """
+    """Write the pictures of a row, from its members and `paths`, to a folder; return the files."""
     if gone := [member for member in row["members"] if member not in paths]:
         raise UserError(
             f"{gone[0]} of the row {row['id']!r} is no longer in the image index: its picture "
@@ -69,11 +57,10 @@ def save_pictures(
     pictures = pictures_of(_layout(metadata), files, [read_image(file) for file in files])
     Path(folder).mkdir(parents=True, exist_ok=True)
     name = row["id"].replace(os.sep, "-")
-    written = []
-    for number, picture in enumerate(pictures):
-        suffix = f"-{number}" if len(pictures) > 1 else ""
-        written.append(Path(folder) / f"{name}{suffix}.png")
-        picture.save(written[-1])
+    names = [f"{name}-{number}.png" for number in range(len(pictures))]
+    written = [Path(folder) / each for each in (names if len(names) > 1 else [f"{name}.png"])]
+    for picture, file in zip(pictures, written, strict=True):
+        picture.save(file)
     return written
 
 
@@ -86,7 +73,6 @@ def _layout(metadata: dict[str, Any]) -> Layout:
 
 
 def _index_of(path: str) -> Path:
-    """Return images.parquet of the dataset whose folder `captions` has the table or shard."""
     for folder in Path(path).resolve().parents:
         if folder.name == "captions":
             return folder.parent / "images.parquet"
@@ -94,17 +80,15 @@ def _index_of(path: str) -> Path:
 
 
 def _pseudo_labels(path: Path) -> dict[str, int]:
-    """Return the pseudo-labels of a dataset, if it has any: a table of images has none."""
     if not path.is_file():
         return {}
     table, _ = tables.read(path, tables.PSEUDO_LABELS, ["image_id", "pseudo_label"])
-    columns = table.to_pydict()
-    return dict(zip(columns["image_id"], columns["pseudo_label"], strict=True))
+    return dict(zip(*table.to_pydict().values(), strict=True))
 
 
 def _header(path: str, n: int, metadata: dict[str, Any]) -> str:
     if file := user_file_of(metadata):
-        return f"{path}: {n} of your captions, from {file} (read {metadata['date']})"
+        return f"{path}: {n} of your captions, from {file}"
     captioner = metadata["captioner"]
     return (
         f"{path}: {n} captions by {captioner['model']} "
@@ -112,7 +96,7 @@ def _header(path: str, n: int, metadata: dict[str, Any]) -> str:
     )
 
 
-def _block(row: dict[str, Any], classname: str | None) -> str:
+def _lines(row: dict[str, Any], classname: str | None) -> list[str]:
     facts = [row["finish_reason"], f"{row['n_tokens']} tokens"]
     if row["attempts"] > 1:
         facts.append("second attempt")
@@ -123,4 +107,4 @@ def _block(row: dict[str, Any], classname: str | None) -> str:
         lines.append(f"  class     {classname} (pseudo-label)")
     caption = textwrap.wrap(row["caption"] or f"none: {row['error'] or 'empty'}", WIDTH - 12)
     lines.append("  caption   " + "\n            ".join(caption))
-    return "\n".join([*lines, f"            ({', '.join(facts)})"])
+    return [*lines, f"            ({', '.join(facts)})"]

@@ -1,12 +1,12 @@
 """Statistics of the captions of a dataset."""
 
-import hashlib
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from latteclip.captions.text import mentions, model_of, user_file_of
 from latteclip.core import tables
@@ -14,7 +14,6 @@ from latteclip.core.files import write_json
 
 PERCENTILES = {"min": 0, "p5": 5, "median": 50, "p95": 95, "max": 100}
 TOP = 10  # repeated captions that are named
-ROWS = 10_000  # in memory at once
 COLUMNS = ("caption", "finish_reason", "n_tokens", "attempts", "error")
 
 
@@ -31,65 +30,44 @@ def summarize_captions(captions_paths: Sequence[str], images_path: str, output: 
 
 
 def _summary(path: str, classnames: Sequence[str]) -> dict[str, Any]:
-    """Summarise one table in pieces; of most captions only a hash stays in memory."""
-    metadata = tables.read_metadata(path, "error")
-    names_a_class = mentions(classnames)
-    words, tokens = Counter[int](), Counter[int]()
-    times = Counter[bytes]()
-    count = Counter[str]()
-    for row in _rows(path):
-        caption = row["caption"]
-        count["captions"] += 1
-        count["failed"] += row["error"] is not None
-        count["empty"] += row["error"] is None and not caption
-        count["cut"] += row["finish_reason"] == "length"
-        count["asked_twice"] += row["attempts"] > 1
-        if caption:
-            words[len(caption.split())] += 1
-            times[_hash(caption)] += 1
-            count["name_a_class"] += names_a_class(caption)
-        if row["n_tokens"] is not None:
-            tokens[row["n_tokens"]] += 1
-    texts = max(1, times.total())
+    table, metadata = tables.read(path, tables.CAPTIONS, COLUMNS)
+    texts = table["caption"].filter(pc.not_equal(table["caption"], ""))
+    failed = pc.is_valid(table["error"])
+    counts = pc.value_counts(texts)  # in the order of their first row
+    n_naming = sum(map(mentions(classnames), tables.Strings(texts)))
     return {
         "engine": metadata.get("engine"),
         "model": model_of(metadata),
         "file": user_file_of(metadata),
         "prompt": metadata.get("prompt"),
-        **{key: count[key] for key in ("captions", "failed", "empty", "cut", "asked_twice")},
-        "words": _percentiles(words),
-        "tokens": _percentiles(tokens),
-        "distinct": len(times),
-        "share_duplicates": round(1 - len(times) / texts, 4) if times else 0.0,
-        "share_naming_a_class": round(count["name_a_class"] / texts, 4),
-        "most_repeated": _most_repeated(path, times),
+        "captions": len(table),
+        "failed": _count(failed),
+        "empty": _count(pc.and_not(pc.equal(table["caption"], ""), failed)),
+        "cut": _count(pc.equal(table["finish_reason"], "length")),
+        "asked_twice": _count(pc.greater(table["attempts"], 1)),
+        "words": _percentiles(pc.count_substring_regex(texts, r"\S+")),
+        "tokens": _percentiles(table["n_tokens"].drop_null()),
+        "distinct": len(counts),
+        "share_duplicates": round(1 - len(counts) / max(1, len(texts)), 4) if len(texts) else 0.0,
+        "share_naming_a_class": round(n_naming / max(1, len(texts)), 4),
+        "most_repeated": _most_repeated(counts),
     }
 
 
-def _rows(path: str) -> Iterator[dict[str, Any]]:
-    for piece in tables.read_pieces(path, tables.CAPTIONS, COLUMNS, ROWS):
-        yield from piece.to_pylist()
+def _count(is_true: pa.ChunkedArray) -> int:
+    return int(pc.sum(is_true).as_py() or 0)
 
 
-def _hash(caption: str) -> bytes:
-    return hashlib.sha256(caption.encode()).digest()[:12]
-
-
-def _percentiles(lengths: Counter[int]) -> dict[str, float]:
-    if not lengths:
+def _percentiles(lengths: pa.ChunkedArray) -> dict[str, float]:
+    if not len(lengths):
         return {}
-    values = np.repeat(list(lengths), list(lengths.values()))
+    values = lengths.to_numpy()
     found = {name: float(np.percentile(values, q)) for name, q in PERCENTILES.items()}
     return {**found, "mean": round(float(values.mean()), 2)}
 
 
-def _most_repeated(path: str, times: Counter[bytes]) -> list[dict[str, Any]]:
-    wanted = {key: n for key, n in times.most_common(TOP) if n > 1}
-    texts: dict[bytes, str] = {}
-    if wanted:
-        for row in _rows(path):
-            key = _hash(row["caption"])
-            if key in wanted:
-                texts[key] = row["caption"]
-    found = [{"caption": texts[key], "times": n} for key, n in wanted.items()]
-    return sorted(found, key=lambda each: (-int(each["times"]), str(each["caption"])))
+def _most_repeated(counts: pa.StructArray) -> list[dict[str, Any]]:
+    times = counts.field("counts").to_numpy()
+    best = [int(i) for i in np.argsort(-times, kind="stable")[:TOP] if times[i] > 1]
+    found = [{"caption": counts[i]["values"].as_py(), "times": int(times[i])} for i in best]
+    return sorted(found, key=lambda each: (-each["times"], each["caption"]))

@@ -1,6 +1,8 @@
 """Files: written whole or not at all, JSON read back, and paths that somebody else chose."""
 
 import contextlib
+import errno
+import fcntl
 import glob
 import json
 import os
@@ -15,6 +17,7 @@ from typing import Any
 from latteclip.core.errors import DELETE_AND_RERUN, UserError
 
 DAY = 24 * 60 * 60  # seconds after which a temporary file of another machine is left over
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of a file system without locks
 
 
 @contextlib.contextmanager
@@ -154,3 +157,17 @@ def readable() -> Iterator[None]:
             f"{error.filename} cannot be read ({error.strerror}); correct its permissions, or take "
             "it out of its folder."
         ) from None
+
+
+def sqlite_uri(path: Path) -> str:
+    """Return the address of an SQLite file, which is created where it is absent.
+
+    SQLite takes a file system without locks for a locked file, unless the address says otherwise.
+    """
+    lacks_locks = False
+    try:
+        with path.open("ab") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:  # others are SQLite's to tell
+        lacks_locks = error.errno in NO_LOCKS
+    return path.absolute().as_uri() + ("?nolock=1" if lacks_locks else "")

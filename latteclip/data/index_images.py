@@ -5,8 +5,6 @@ Letters: N images, C classes.
 
 import contextlib
 import csv
-import errno
-import fcntl
 import hashlib
 import logging
 import math
@@ -25,7 +23,7 @@ import numpy.typing as npt
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError
-from latteclip.core.files import replacing
+from latteclip.core.files import replacing, sqlite_uri
 from latteclip.core.hashing import digest
 from latteclip.core.terminal import Progress
 from latteclip.data import fingerprints, folder_files
@@ -45,7 +43,6 @@ LOGGED = 100  # broken images that the log names
 NAMED = 5  # broken images that the error names, and half of the classes that the log names
 PATHS_PER_QUERY = 500  # fewer than any SQLite takes
 NO_FILE = (-1, -1)
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of a file system without locks
 CREATE = """
     CREATE TABLE IF NOT EXISTS images (
         path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER,
@@ -329,7 +326,7 @@ def _opened(path: Path) -> sqlite3.Connection:
     code = [Path(str(module.__file__)).read_bytes() for module in (fingerprints, image_files)]
     libraries = map(version, ("numpy", "pillow", "pillow_heif"))
     current = int(digest(*code, *libraries)[:8], 16) >> 1  # as many bits as there is room for
-    file = sqlite3.connect(_uri(path), uri=True)
+    file = sqlite3.connect(sqlite_uri(path), uri=True)
     try:
         with file:
             if file.execute("PRAGMA user_version").fetchone() != (current,):
@@ -340,17 +337,6 @@ def _opened(path: Path) -> sqlite3.Connection:
         file.close()
         raise
     return file
-
-
-def _uri(path: Path) -> str:
-    """Return the address of the file. SQLite takes a file system without locks for a locked one."""
-    uri = path.absolute().as_uri()
-    with path.open("ab") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            return f"{uri}?nolock=1" if error.errno in NO_LOCKS else uri
-    return uri
 
 
 def file_stats(paths: Sequence[str]) -> FileStats:

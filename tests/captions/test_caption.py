@@ -48,8 +48,13 @@ def test_place_in_the_image_prompt_takes_the_pseudo_label(dataset, recorder):
     assert columns["prompt"] == wanted
 
 
-def test_groups_show_the_grid_of_their_members(dataset, recorder):
+def test_groups_show_the_grid_of_their_members(dataset, recorder, monkeypatch):
+    monkeypatch.setattr(answer_cache, "today", lambda: "2026-02-03")
     columns = dataset.caption_groups()
+    metadata = provenance(dataset.output)
+    assert metadata["captioner"] == asdict(SETTINGS)
+    assert (metadata["engine"], metadata["date"]) == ("recorder 1", "2026-02-03")
+    assert (metadata["prompt"], metadata["groups"]) == ("All {}?", asdict(GROUPS))
     drawn = draw_groups(dataset.names, LABELS, GROUPS.seed)
     assert columns["id"] == dataset.names
     assert columns["members"] == [[dataset.names[m] for m in drawn[i]] for i in range(7)]
@@ -69,17 +74,6 @@ def test_a_group_may_be_four_pictures(dataset, recorder):
     for request in recorder.requests:
         for picture, member in zip(request.pictures, drawn[request.key], strict=True):
             assert same_picture(picture, Image.open(dataset.files[member]))
-
-
-def test_provenance_is_written(dataset, recorder, monkeypatch):
-    monkeypatch.setattr(answer_cache, "today", lambda: "2026-02-03")
-    dataset.caption_groups("All?")
-    metadata = provenance(dataset.output)
-    assert metadata["captioner"] == asdict(SETTINGS)
-    assert metadata["engine"] == "recorder 1"
-    assert metadata["groups"] == asdict(GROUPS)
-    assert metadata["prompt"] == "All?"
-    assert metadata["date"] == "2026-02-03"
 
 
 def test_captions_of_ones_own_take_the_captioner_s_place(dataset, recorder):

@@ -1,4 +1,3 @@
-import itertools
 import math
 
 import numpy as np
@@ -18,8 +17,7 @@ from support.scoring import (
 )
 
 from latteclip.captions.gather_captions import gather_captions
-from latteclip.captions.requests import shard_of
-from latteclip.captions.score_classes import order_of, over_orders
+from latteclip.captions.score_classes import over_orders
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 
@@ -165,27 +163,13 @@ def test_what_is_not_a_number_is_an_error(scored, scorer):
 # --- cached answers ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [LIKELIHOOD, LETTERS], ids=lambda s: s.kind)
-def test_an_answered_question_is_not_asked_again(scored, scorer, settings):
-    scored.score(settings)
+def test_an_answered_question_is_not_asked_again(scored, scorer):
+    scored.score(LETTERS)
     before = scored.output.read_bytes()
     scorer.forget()
-    scored.score(settings)
+    scored.score(LETTERS)
     assert (scorer.starts, scorer.requests) == (0, [])
     assert scored.output.read_bytes() == before
-
-
-@pytest.mark.parametrize("change", [{"batch_size": 9}, {"share": 0.5}], ids=str)
-def test_what_leaves_the_questions_as_they_are_asks_nothing(scored, scorer, change):
-    scored.score(LETTERS)
-    scorer.forget()
-    scored.score(LETTERS, **change)
-    assert scorer.requests == []
-
-
-def test_other_questions_are_asked(scored, scorer):
-    scored.score(LETTERS)
-    scorer.forget()
     scored.score(LETTERS, orders=3)
     assert len(scorer.requests) == N
 
@@ -197,7 +181,6 @@ def test_other_questions_are_asked(scored, scorer):
     ("changes", "message"),
     [
         ({"kind": None}, r"scores\.kind"),
-        ({"answer": " a texture"}, r"scores\.answer"),
         ({"prompt": "Is it {}?"}, r"scores\.kind"),
         ({"engine": "openai"}, r"scores\.kind"),
         ({"engine": "file"}, r"scores\.file"),
@@ -205,26 +188,22 @@ def test_other_questions_are_asked(scored, scorer):
     ids=str,
 )
 def test_what_cannot_be_asked_is_one_sentence(scored, scorer, changes, message):
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=message):
         scored.score(**changes)
-    assert "\n" not in str(caught.value)
     assert scorer.starts == 0
 
 
 # --- shards, and scores of one's own -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [1, 3])
-@pytest.mark.parametrize("settings", [LIKELIHOOD, LETTERS], ids=lambda s: s.kind)
-def test_shards_give_the_same_bytes_however_many_there_are(scored, scorer, settings, n):
+def test_shards_give_the_same_bytes_as_the_whole(scored, scorer):
     whole = scored.folder / "whole.parquet"
-    scored.score(settings, share=0.8, output=whole, store=False)
+    scored.score(LETTERS, share=0.8, output=whole, store=False)
     asked = len(scorer.requests)
     scorer.forget()
-    shards = [scored.folder / f"shards/{number}.parquet" for number in range(1, n + 1)]
+    shards = [scored.folder / f"shards/{number}.parquet" for number in (1, 2, 3)]
     for number, path in enumerate(shards, start=1):
-        rows = scored.score(settings, share=0.8, output=path, shard=f"{number}/{n}", store=False)
-        assert {shard_of(row, n) for row in rows["image_id"]} <= {number}
+        scored.score(LETTERS, share=0.8, output=path, shard=f"{number}/3", store=False)
     assert len(scorer.requests) == asked
     gathered = scored.folder / "gathered.parquet"
     gather_captions(scored.inputs[0], [str(path) for path in shards], str(gathered))
@@ -248,30 +227,6 @@ def test_scores_of_one_s_own_take_the_captioner_s_place(scored, scorer):
 
 
 # --- orders --------------------------------------------------------------------------------------
-
-OPTIONS = ["banded", "dotted", "lined", "woven"]
-
-
-def test_an_order_is_a_permutation_that_depends_on_image_and_number_alone():
-    orders = [order_of(f"{n}.png", turn, OPTIONS) for n in range(200) for turn in range(2)]
-    assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
-    assert {tuple(order) for order in orders} == set(itertools.permutations(range(4)))
-    assert order_of("7.png", 1, OPTIONS) == orders[15]
-
-
-def test_orders_are_averaged_option_by_option():
-    rng = np.random.default_rng(0)
-    orders = [[2, 0, 1], [1, 2, 0], [0, 1, 2]]
-    values = rng.normal(-9, 2, (3, 4))
-    found = over_orders(values.tolist(), orders)
-    expected = np.zeros(4)
-    for row, order in zip(values, orders, strict=True):
-        normalised = row - np.log(np.exp(row).sum())
-        for place in range(3):
-            expected[order[place]] += normalised[place] / 3
-        expected[3] += normalised[3] / 3
-    expected -= np.log(np.exp(expected).sum())
-    assert found == pytest.approx(expected)
 
 
 def test_an_impossible_option_leaves_the_others_and_impossible_letters_leave_nothing():

@@ -16,70 +16,45 @@ from latteclip.cli import main
 KEY = "sk-secret-0123456789"
 PASSWORD = "pass-word-0123"
 LOGIN = base64.b64encode(f"me:{PASSWORD}".encode()).decode()
-
-
-def run(dataset, **changes):
-    """`latteclip caption-images` with a log; its exit status."""
-    settings = dataclasses.replace(
-        SETTINGS, engine="openai", model=MODEL, concurrency=2, retries=0, **changes
-    )
-    folder = dataset.folder
-    return main.main(
-        [
-            *("caption-images", "--images", dataset.images, "--prompt", "What?", "--threads", "1"),
-            *("--captioner", json.dumps(dataclasses.asdict(settings))),
-            *("--output", str(dataset.output), "--store", str(folder / "store")),
-            *("--log", str(folder / "logs" / "caption.log")),
-        ]
-    )
+OPENAI = {"engine": "openai", "model": MODEL, "concurrency": 2, "retries": 0}
 
 
 def text_of(file):
     """A file as text; a table or a database, whose pages are packed, as its rows."""
     if file.suffix == ".parquet":
-        described = pq.read_metadata(file).metadata
-        return f"{described} {pq.read_table(file).to_pydict()}"
+        return f"{pq.read_metadata(file).metadata} {pq.read_table(file).to_pydict()}"
     if file.suffix == ".sqlite":
         with contextlib.closing(sqlite3.connect(file)) as opened:
             return "\n".join(opened.iterdump())
     return file.read_bytes().decode(errors="replace")
 
 
-def everything(folder, capfd):
-    """All that a run has left: its files, the pictures apart, and what it said."""
-    said = capfd.readouterr()
-    files = [text_of(f) for f in folder.rglob("*") if f.is_file() and f.suffix != ".png"]
-    return "\n".join([*files, said.out, said.err])
-
-
-@pytest.fixture
-def echo(server, monkeypatch):
-    """Makes the server repeat the headers, some requests apart, with this status."""
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("OPENAI_BASE_URL", server.url.replace("//", f"//me:{PASSWORD}@"))
-
-    def start(status, whole=()):
-        def fail(number, body):
-            headers = json.dumps(server.requests[number]["headers"])
-            content = {"error": {"message": f"{headers} {KEY} {PASSWORD} \x1b[2J"}}
-            return None if number in whole else (status, {}, json.dumps(content).encode())
-
-        models = [{"id": MODEL, "owned_by": f"Bearer {KEY}"}]
-        server.models = json.dumps({"object": "list", "data": models}).encode()
-        server.fail = fail
-
-    return start
-
-
 @pytest.mark.parametrize(
     ("status", "whole", "exit_status"),
     [(500, (0, 1, 2), 0), (500, (), 2), (401, (), 2)],
 )
-def test_no_secret_is_left(dataset, echo, server, capfd, status, whole, exit_status):
-    echo(status, whole)
-    assert run(dataset, max_failed=0.9 if whole else 0.0) == exit_status
+def test_no_secret_is_left(dataset, server, monkeypatch, capfd, status, whole, exit_status):
+    def fail(number, body):
+        headers = json.dumps(server.requests[number]["headers"])
+        content = {"error": {"message": f"{headers} {KEY} {PASSWORD} \x1b[2J"}}
+        return None if number in whole else (status, {}, json.dumps(content).encode())
+
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url.replace("//", f"//me:{PASSWORD}@"))
+    models = [{"id": MODEL, "owned_by": f"Bearer {KEY}"}]
+    server.models = json.dumps({"object": "list", "data": models}).encode()
+    server.fail = fail
+    settings = dataclasses.replace(SETTINGS, **OPENAI, max_failed=0.9 if whole else 0.0)
+    folder = dataset.folder
+    arguments = [
+        *("caption-images", "--images", dataset.images, "--prompt", "What?", "--threads", "1"),
+        *("--captioner", json.dumps(dataclasses.asdict(settings)), "--output", str(dataset.output)),
+        *("--store", str(folder / "store"), "--log", str(folder / "logs" / "caption.log")),
+    ]
+    assert main.main(arguments) == exit_status
     sent = server.requests[0]["headers"]["authorization"].removeprefix("Bearer ")
     assert sent in (KEY, f"Basic {LOGIN}")  # so there was something to leave
-    left = everything(dataset.folder, capfd)
+    files = [text_of(f) for f in folder.rglob("*") if f.is_file() and f.suffix != ".png"]
+    left = "\n".join([*files, *capfd.readouterr()])
     assert "***" in left
     assert not [secret for secret in (KEY, PASSWORD, LOGIN, "\x1b") if secret in left]

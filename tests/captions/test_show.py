@@ -1,19 +1,19 @@
 from PIL import Image
 from support.captioning import CLASSNAMES, provenance, read
 
-from latteclip.captions.answer_cache import Answer
 from latteclip.captions.pictures import grid
-from latteclip.captions.show import command, save_pictures, show
+from latteclip.captions.requests import Answer
+from latteclip.captions.show import command, save_pictures
 from latteclip.cli import main
 
 
 def test_captions_are_shown_with_class_and_prompt(captioned):
-    text = show(str(captioned.folder / "captions/images.parquet"), 3)
+    text = command(["show", str(captioned.folder / "captions/images.parquet")], 3, None)
     assert "7 captions by some/model (recorder 1, revision abc, " in text
     assert text.count("prompt    What?") == 3
     assert f"class     {CLASSNAMES[1]} (pseudo-label)" in text
     assert "caption   Red dots on cloth." in text
-    everything = show(str(captioned.folder / "captions/images.parquet"), 99)
+    everything = command(["show", str(captioned.folder / "captions/images.parquet")], 99, None)
     assert everything.count("prompt    What?") == 7
     assert "none: HTTP 400" in everything
     assert "none: empty" in everything

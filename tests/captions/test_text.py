@@ -3,7 +3,8 @@ import re
 import numpy as np
 import pytest
 
-from latteclip.captions.text import clean, mentions
+from latteclip.captions.caption import clean
+from latteclip.captions.text import mentions
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,8 @@ EVALUATING = {"evaluate.evaluate", "evaluate.evaluate_classifier"}
         ("captions.caption", {"captions.caption"}, {"captions.score_classes", "train.finetune"}),
         (
             "captions.text",
-            {"captions.caption", "captions.summarize_captions", "report.report_dataset"},
-            {"captions.score_classes", "train.finetune"},
+            {"captions.summarize_captions", "report.report_dataset"},
+            {*OF_CAPTIONS, "train.finetune"},
         ),
         ("captions.show", set(), OF_CAPTIONS | PAGES),
         ("data.clip_config", {"train.finetune", "evaluate.evaluate"}, COLLECTING),

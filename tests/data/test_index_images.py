@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import logging
 import os
 import re
@@ -164,7 +165,7 @@ def test_a_file_system_without_locks_keeps_it_too(root, tmp_path, monkeypatch):
 
     asked = []
     connect = sqlite3.connect
-    monkeypatch.setattr(index_images.fcntl, "lockf", refuse)
+    monkeypatch.setattr(fcntl, "lockf", refuse)
     monkeypatch.setattr(
         sqlite3, "connect", lambda name, **options: asked.append(name) or connect(name, **options)
     )

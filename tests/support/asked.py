@@ -1,18 +1,11 @@
-"""Requests of every kind about four images, and what an engine answers.
-
-As a command it asks vLLM: `python -m support.asked SETTINGS IMAGE IMAGE IMAGE IMAGE`, where the
-settings are a list of those of captioners, in JSON. So is what it prints: for each of them the
-answers, and the token ids of the requests.
-"""
+"""Requests of every kind about four images, and what an engine answers."""
 
 import dataclasses
 import json
-import os
-import subprocess
 import sys
 
 from PIL import Image
-from support.tiny import ROOT
+from support.commands import python
 
 from latteclip.captions.engines import base as engines
 from latteclip.captions.engines.base import CaptionerSettings
@@ -73,14 +66,8 @@ def read_by_vllm(captioner, paths):
 def of_vllm(models, paths):
     """Answers and token ids of several models by one process, as its import takes the longest."""
     settings = json.dumps([dataclasses.asdict(each) for each in models])
-    run = subprocess.run(
-        [sys.executable, "-m", "support.asked", settings, *paths],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+    code = "from support import asked\nif __name__ == '__main__': asked.main()"
+    return json.loads(python(code, settings, *paths).stdout.splitlines()[-1])
 
 
 def _by_one_engine_after_the_other(models, paths):
@@ -94,5 +81,5 @@ def _by_one_engine_after_the_other(models, paths):
         cleanup_dist_env_and_memory()
 
 
-if __name__ == "__main__":
+def main():
     print(json.dumps([*_by_one_engine_after_the_other(json.loads(sys.argv[1]), sys.argv[2:])]))

@@ -8,10 +8,9 @@ import pytest
 from support.tiny import write_index, write_pictures, write_pseudo_labels
 
 from latteclip.captions import caption
-from latteclip.captions.answer_cache import Answer
 from latteclip.captions.engines import base as engines
 from latteclip.captions.engines.base import CaptionerSettings
-from latteclip.captions.requests import GroupSettings
+from latteclip.captions.requests import Answer, GroupSettings
 from latteclip.core import tables
 
 SETTINGS = CaptionerSettings(

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.tiny import DEMO_LLAVA, write_index
+from support.tiny import DEMO_LLAVA, ROOT, write_index
 
 from latteclip.captions import caption
 from latteclip.captions.engines.base import CaptionerSettings
@@ -54,6 +54,19 @@ def run(*arguments, env=None, **options):
         capture_output=True,
         text=True,
         env={**os.environ, **(env or {})},
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished
+
+
+def python(code, *arguments, **environment):
+    """Run code in a new interpreter."""
+    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    finished = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | paths | environment,
     )
     assert finished.returncode == 0, finished.stderr
     return finished

@@ -12,22 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from latteclip.captions.answer_cache import Answer, failed
 from latteclip.captions.pictures import Layout, single_layout
-from latteclip.captions.requests import Request
+from latteclip.captions.requests import Answer, Request, failed
 from latteclip.config import hub_names
 from latteclip.core.errors import UserError
 
-ENGINES = {
-    "vllm": "VllmEngine",
-    "openai": "OpenaiEngine",
-    "transformers": "TransformersEngine",
-}
+ENGINES = {"vllm": "VllmEngine", "openai": "OpenaiEngine", "transformers": "TransformersEngine"}
 FILE = "file"  # in place of an engine: captions and scores that the user brings along
 LIKELIHOOD, MULTIPLE_CHOICE = KINDS = ("likelihood", "multiple_choice")  # of scores
 SCORED = "scores"  # finish reason of answers that are scores
 ROUNDING = 1e-3  # by which a log-probability may be above zero
 LOWEST = -1e300  # of a log-probability that is not minus infinity
+Answered = Iterator[tuple[Request, Answer]]
+WouldWait = Callable[[], bool]  # whether the next request is not there yet
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,6 @@ class CaptionerSettings:
 
     @property
     def layout(self) -> Layout:
-        """Return how one image is shown."""
         return single_layout(self.max_image_side, self.square_side)
 
 
@@ -65,46 +61,38 @@ def never() -> bool:
 
 
 class Engine(Protocol):
-    """A model that answers requests greedily; made of (settings, threads, pictures, scoring)."""
+    """A model that answers requests greedily; made of (settings, threads, pictures, scoring).
+
+    Both methods yield each request with its answer, as answers come, and take requests as they have
+    room for them. A request that cannot be answered gets an answer with an error. Where the next
+    request would have to be waited for, work at hand comes first.
+    """
 
     version: str
 
-    def generate(
-        self, requests: Iterable[Request], would_wait: Callable[[], bool] = never
-    ) -> Iterator[tuple[Request, Answer]]:
-        """Yield each request with its answer, as answers come.
+    def generate(self, requests: Iterable[Request], would_wait: WouldWait = never) -> Answered:
+        """Answer in words."""
 
-        Takes requests from `requests` as it has room for them. A request that cannot be answered
-        gets an answer with an error.
-
-        Args:
-            requests: to answer in words.
-            would_wait: whether the next request is not there yet, so that an engine with work
-                at hand should do that first.
-        """
-
-    def score(
-        self, requests: Iterable[Request], would_wait: Callable[[], bool] = never
-    ) -> Iterator[tuple[Request, Answer]]:
-        """Yield each request with the scores of its choices (`Scores.as_answer`)."""
+    def score(self, requests: Iterable[Request], would_wait: WouldWait = never) -> Answered:
+        """Score the choices of each request (`Scores.as_answer`)."""
 
 
 def start(
     settings: CaptionerSettings, threads: int, pictures: int, *, scoring: bool = False
 ) -> Engine:
-    """Start the engine that the settings name.
-
-    Args:
-        settings: of the captioner.
-        threads: CPU threads of this job.
-        pictures: the most that one request shows.
-        scoring: prepare the engine for `score`, too.
+    """Start an engine whose requests show at most so many pictures, for `score` too if `scoring`.
 
     Raises:
         UserError: a model that is not there, or an engine that does not start.
     """
-    engine_class = getattr(module_of(settings.engine), ENGINES[settings.engine])
-    engine: Engine = engine_class(settings, threads, pictures, scoring)
+    is_local = loads_model(settings.engine) and hub_names.is_folder(settings.model)
+    if is_local and not (Path(settings.model) / "config.json").is_file():
+        raise UserError(
+            f"Captioner model folder {settings.model} has no config.json; "
+            "set captioner.model to a model folder or a Hugging Face id."
+        )
+    module = module_of(settings.engine)
+    engine: Engine = getattr(module, ENGINES[settings.engine])(settings, threads, pictures, scoring)
     return engine
 
 
@@ -116,31 +104,6 @@ def module_of(engine: str) -> Any:
 def loads_model(engine: str) -> bool:
     """Return whether an engine loads the model itself; a server is sent pictures as URLs."""
     return engine in hub_names.ENGINES
-
-
-def check(settings: CaptionerSettings, kind: str | None = None) -> None:
-    """Refuse an engine, a model folder or a kind of scores that is not there.
-
-    Raises:
-        UserError: before anything is read.
-    """
-    engine = settings.engine
-    if engine not in (*ENGINES, FILE):
-        names = ", ".join((*ENGINES, FILE))
-        raise UserError(f"captioner.engine {engine!r} is not one of {names}.")
-    if engine == "openai" and kind == LIKELIHOOD:
-        raise UserError(
-            "captioner.engine openai has no likelihoods, as a server returns probabilities of its "
-            "answer alone: set scores.kind to multiple_choice, or captioner.engine to vllm or "
-            "transformers."
-        )
-    if not loads_model(engine) or not hub_names.is_folder(settings.model):
-        return
-    if not (Path(settings.model) / "config.json").is_file():
-        raise UserError(
-            f"Captioner model folder {settings.model} has no config.json; "
-            "set captioner.model to a model folder or a Hugging Face id."
-        )
 
 
 # --- scores --------------------------------------------------------------------------------------

@@ -9,24 +9,25 @@ import functools
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from PIL import Image
 
-from latteclip.captions.answer_cache import Answer, failed
 from latteclip.captions.engines import processors
 from latteclip.captions.engines.base import (
     MULTIPLE_CHOICE,
+    Answered,
     CaptionerSettings,
     Scores,
+    WouldWait,
     log_sum,
     never,
 )
 from latteclip.captions.engines.processors import Tokens, exclusive
 from latteclip.captions.engines.vllm_output import EngineOutput, explained
-from latteclip.captions.requests import Request, choices_of, messages
+from latteclip.captions.requests import Answer, Request, failed, messages
 from latteclip.core import gpus
 from latteclip.core.errors import UserError
 
@@ -35,6 +36,18 @@ log = logging.getLogger(__name__)
 PROBE = 64  # side of a picture to try, pixels
 CACHED_PROMPTS = 4096  # with their tokens
 QUEUED = 2  # requests inside the engine for each one that it works on: rendered ahead
+DEFAULTS = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    # FlashInfer compiles its sampler by nvcc at the first start, also where there is none
+    # (vllm-project/vllm#49497). Greedy requests never use it.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+}
+DEFAULTS_OF_CPU = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # other jobs use the same cores
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # starts twice as fast
+}
 
 
 def _is_for_cpu() -> bool:
@@ -42,31 +55,14 @@ def _is_for_cpu() -> bool:
 
     Nothing in this process may touch CUDA before vLLM's workers start. They are spawned, not
     forked, in case a library has touched it nevertheless.
-
-    Raises:
-        UserError: torch cannot use the GPUs that are there.
     """
     import torch  # does not touch CUDA by itself
 
-    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-    _set_unless_set(
-        {
-            "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_LOGGING_LEVEL": "ERROR",
-            # FlashInfer compiles its sampler by nvcc at the first start, also where there is none
-            # (vllm-project/vllm#49497). Greedy requests never use it.
-            "VLLM_USE_FLASHINFER_SAMPLER": "0",
-        }
-    )
+    os.environ |= {**DEFAULTS, **os.environ, "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
     gpus.refuse_unusable(torch.__version__, torch.version.cuda)
     from vllm.platforms import current_platform
 
     return bool(current_platform.is_cpu())
-
-
-def _set_unless_set(environment: Mapping[str, str]) -> None:
-    for name, value in environment.items():
-        os.environ.setdefault(name, value)
 
 
 @dataclass(frozen=True)
@@ -76,13 +72,9 @@ class _Part:
     request: Request
     picture: str  # the name by which vLLM recognises the picture
     number: int
+    of: int
     ids: list[int]  # the tokens that vLLM reads
     tails: list[list[int]] | None  # of the choices; None: letters
-
-    @property
-    def of(self) -> int:
-        """Return the number of parts of the request."""
-        return len(choices_of(self.request).prompts if self.tails is None else self.tails)
 
 
 class VllmEngine:
@@ -97,14 +89,7 @@ class VllmEngine:
             import torch
 
             torch.set_num_threads(threads)
-            _set_unless_set(
-                {
-                    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
-                    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # other jobs use the same cores
-                    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # starts twice as fast
-                    "OMP_NUM_THREADS": str(threads),
-                }
-            )
+            os.environ |= {**DEFAULTS_OF_CPU, "OMP_NUM_THREADS": str(threads), **os.environ}
         elif sentence := gpus.missing_compiler():
             raise UserError(sentence)
         import vllm
@@ -149,33 +134,26 @@ class VllmEngine:
         self._try_out(settings.model, pictures)
         if scoring:
             self._tokens = Tokens(processors.load(settings), settings.model)
-            self._ids_of: dict[tuple[str, ...], list[list[int]]] = {}  # letters to their tokens
             self._names = map(str, itertools.count())  # of pictures
 
     def _try_out(self, model: str, pictures: int) -> None:
         """Ask about black pictures, so that an unfit model fails before work begins."""
-        [(_, answer)] = self.generate([Request(0, blacks(pictures), "?")])
+        [(_, answer)] = self.generate([Request(0, _blacks(pictures), "?")])
         if answer.error is not None:
             raise UserError(
                 f"Captioner model {model!r} cannot be asked about pictures: {answer.error}"
             )
 
-    def generate(
-        self, requests: Iterable[Request], would_wait: Callable[[], bool] = never
-    ) -> Iterator[tuple[Request, Answer]]:
-        """Yield each request with its answer; see `Engine`."""
+    def generate(self, requests: Iterable[Request], would_wait: WouldWait = never) -> Answered:
         for request, output in self._run(requests, self._enqueue, would_wait):
             yield request, output if isinstance(output, Answer) else _answer(output)
 
     def _run(
-        self, requests: Iterable[T], enqueue: Callable[[T], str], would_wait: Callable[[], bool]
+        self, requests: Iterable[T], enqueue: Callable[[T], str], would_wait: WouldWait
     ) -> Iterator[tuple[T, Any]]:
         """Yield each request with vLLM's output, or with an answer that has an error.
 
-        Args:
-            requests: to answer.
-            enqueue: gives one to vLLM; returns the id that its output will have.
-            would_wait: see `Engine.generate`.
+        `enqueue` gives a request to vLLM and returns the id that its output will have.
         """
         engine, source = self._llm.llm_engine, iter(requests)
         waiting: dict[str, T] = {}
@@ -207,12 +185,14 @@ class VllmEngine:
         return explained(error, printed)
 
     def _enqueue(self, request: Request) -> str:
-        """Give a request to vLLM; returns the id that its output will have."""
         prompt: Any = self._rendered(request.prompt, len(request.pictures))
         pictures = {kind: list(request.pictures) for kind in prompt["multi_modal_data"]}
-        prompt = {**prompt, "multi_modal_data": pictures}
-        [internal] = self._llm.enqueue([prompt], self._sampling, use_tqdm=False)
-        return external_id(internal)
+        return self._queue({**prompt, "multi_modal_data": pictures}, self._sampling)
+
+    def _queue(self, prompt: Any, sampling: Any) -> str:
+        """Give a prompt to vLLM; returns the id that its output will have."""
+        [number] = self._llm.enqueue([prompt], sampling, use_tqdm=False)
+        return number.partition("-")[0]  # vLLM appends random characters
 
     def _render(self, prompt: str, pictures: int) -> Any:
         """Return the tokens of a request with black pictures, as the model's own processor does.
@@ -223,7 +203,7 @@ class VllmEngine:
 
         renderer = self._llm.renderer
         asks = {"add_generation_prompt": True, "tokenize": False}
-        black = [{"type": "image_pil", "image_pil": each} for each in blacks(pictures)]
+        black = [{"type": "image_pil", "image_pil": each} for each in _blacks(pictures)]
         conversation: Any = messages(black, prompt)
         text: Any
         _, text = renderer.render_messages(conversation, ChatParams(chat_template_kwargs=asks))
@@ -232,84 +212,67 @@ class VllmEngine:
         [tokens] = renderer.tokenize_prompts([text], params)
         return tokens
 
-    def score(
-        self, requests: Iterable[Request], would_wait: Callable[[], bool] = never
-    ) -> Iterator[tuple[Request, Answer]]:
-        """Yield each request with the scores of its choices; see `Engine`."""
+    def score(self, requests: Iterable[Request], would_wait: WouldWait = never) -> Answered:
         back: dict[int, dict[int, Any]] = {}  # key of a request to the outputs of its parts
         for part, output in self._run(self._parts(requests), self._enqueue_part, would_wait):
             outputs = back.setdefault(part.request.key, {})
             outputs[part.number] = output
             if len(outputs) == part.of:
                 del back[part.request.key]
-                yield part.request, self._scored(part, outputs)
+                yield part.request, self._scored(part, [outputs[n] for n in range(part.of)])
 
     def _parts(self, requests: Iterable[Request]) -> Iterator[_Part]:
         for request in requests:
-            name, prompts = next(self._names), self._tokens.prompts(request)
-            if choices_of(request).kind == MULTIPLE_CHOICE:
-                for number, prompt in enumerate(prompts):
-                    yield _Part(request, name, number, self._tokens.ids(prompt), None)
-                continue
-            split = self._tokens.split(prompts[0], choices_of(request).texts)
-            for number, tail in enumerate(split.tails):
-                ids = split.prompt[: split.start] + tail
-                yield _Part(request, name, number, ids, split.tails)
+            name, prompts, tails = next(self._names), self._tokens.prompts(request), None
+            if request.wanted.kind == MULTIPLE_CHOICE:
+                texts = [*map(self._tokens.ids, prompts)]
+            else:
+                split = self._tokens.split(prompts[0], request.wanted.texts)
+                tails = split.tails
+                texts = [split.prompt[: split.start] + tail for tail in tails]
+            for number, ids in enumerate(texts):
+                yield _Part(request, name, number, len(texts), ids, tails)
 
     def _enqueue_part(self, part: _Part) -> str:
-        """Give a part to vLLM; returns the id that its output will have."""
         if part.tails is None:
-            letters = self._ids_of_letters(choices_of(part.request).texts)
-            wanted: dict[str, Any] = {
-                "logprob_token_ids": [number for each in letters for number in each]
-            }
+            ids_of = self._tokens.ids_of_letters(part.request.wanted.texts)
+            wanted: dict[str, Any] = {"logprob_token_ids": list(itertools.chain(*ids_of))}
         else:
             # Of the tokens of the prompt themselves, in lists and not in an object for each.
             wanted = {"prompt_logprobs": 0, "flat_logprobs": True}
-        prompt: Any = {
+        prompt = {
             "prompt_token_ids": part.ids,
             "multi_modal_data": {"image": list(part.request.pictures)},
             "multi_modal_uuids": {"image": [part.picture]},
         }
         # Without this each token of the prompt becomes text, in the thread that steps the engine.
         sampling = self._sampling_of(temperature=0.0, max_tokens=1, detokenize=False, **wanted)
-        [internal] = self._llm.enqueue([prompt], sampling, use_tqdm=False)
-        return external_id(internal)
+        return self._queue(prompt, sampling)
 
-    def _ids_of_letters(self, letters: tuple[str, ...]) -> list[list[int]]:
-        if letters not in self._ids_of:
-            self._ids_of[letters] = self._tokens.ids_of_letters(letters)
-        return self._ids_of[letters]
-
-    def _scored(self, part: _Part, outputs: dict[int, Any]) -> Answer:
+    def _scored(self, part: _Part, outputs: list[Any]) -> Answer:
         """Return the answer to a request whose parts have all come back."""
-        for output in outputs.values():
+        for output in outputs:
             if isinstance(output, Answer):  # an error
                 return output
         if part.tails is None:
-            completions = [outputs[number].outputs[0] for number in range(part.of)]
+            completions = [output.outputs[0] for output in outputs]
             rows = (self._of_letters(part.request, completion) for completion in completions)
             first = (self._tokens.text(completion.token_ids[0]) for completion in completions)
             return Scores(tuple(rows), tuple(first)).as_answer(part.of)
-        values = [_of_tail(outputs[i].prompt_logprobs, tail) for i, tail in enumerate(part.tails)]
+        pairs = zip(outputs, part.tails, strict=True)
+        values = [_of_tail(output.prompt_logprobs, tail) for output, tail in pairs]
         row = tuple(exclusive(values, part.tails))
         return Scores((row,)).as_answer(sum(map(len, part.tails)))
 
     def _of_letters(self, request: Request, completion: Any) -> tuple[float, ...]:
         """Return log-probabilities of letters, which vLLM computes before any masking."""
         [logprobs] = completion.logprobs
-        letters = self._ids_of_letters(choices_of(request).texts)
+        letters = self._tokens.ids_of_letters(request.wanted.texts)
         return tuple(log_sum([logprobs[number].logprob for number in ids]) for ids in letters)
 
 
-def blacks(pictures: int) -> list[Image.Image]:
-    """Return so many black pictures."""
+def _blacks(pictures: int) -> list[Image.Image]:
     return [Image.new("RGB", (PROBE, PROBE))] * pictures
-
-
-def external_id(internal: str) -> str:
-    """Return the id of an output: vLLM appends random characters to its number."""
-    return internal.partition("-")[0]
 
 
 def _answer(output: Any) -> Answer:
@@ -320,9 +283,6 @@ def _answer(output: Any) -> Answer:
 
 
 def _of_tail(logprobs: Any, tail: list[int]) -> float:
-    """Return the log-probability of the last tokens of a prompt.
-
-    Counted from the end: before them vLLM puts many tokens in the place of a picture's mark.
-    """
+    """Return the log-probability of the last tokens of a prompt, in which pictures are longer."""
     places = zip(logprobs[-len(tail) :], tail, strict=True)
     return float(sum(place[number].logprob for place, number in places))

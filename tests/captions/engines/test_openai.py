@@ -1,4 +1,3 @@
-import itertools
 import json
 import math
 
@@ -37,19 +36,15 @@ def ask(n=1, **changes):
 
 
 def test_pictures_and_prompt_reach_the_server_and_answers_come_back(server):
-    answers = ask(9)
-    assert sorted(answers) == list(range(9))
+    server.pause = 0.05
+    answers = ask(20)
+    assert sorted(answers) == list(range(20))
     for number, answer in answers.items():
         assert answer.text == f"What? {describe(picture(number))}"
         assert (answer.finish_reason, answer.n_tokens, answer.n_read) == ("stop", 4, 1)
         assert answer.error is None
     body = server.requests[0]["body"]
     assert (body["model"], body["temperature"], body["max_tokens"]) == (MODEL, 0, 9)
-
-
-def test_so_many_requests_are_on_their_way_and_no_more(server):
-    server.pause = 0.05
-    ask(20)
     assert server.most_active == 4
 
 
@@ -59,8 +54,7 @@ def test_so_many_requests_are_on_their_way_and_no_more(server):
 @pytest.mark.parametrize("status", [429, 500])
 def test_a_busy_or_failing_server_is_asked_again(server, status):
     server.fail = lambda number, body: (status, {"retry-after-ms": 1}) if number < 2 else None
-    [answer] = ask().values()
-    assert answer.error is None
+    assert ask()[0].error is None
     assert len(server.requests) == 3
 
 
@@ -80,15 +74,13 @@ def test_an_error_of_one_request_is_its_own(server):
     server.fail = fail
     answers = ask(5)
     assert answers[3].error.startswith("HTTP 400: ")
-    assert answers[3].finish_reason == "error"
     assert all(answers[number].error is None for number in (0, 1, 2, 4))
     assert len(server.requests) == 5  # a bad request is not repeated
 
 
 def test_a_server_that_does_not_answer_in_time_is_an_error_of_the_request(server):
     server.pause = 1
-    [answer] = ask(timeout=0.1, retries=0).values()
-    assert "timed out" in answer.error.lower()
+    assert "timed out" in ask(timeout=0.1, retries=0)[0].error.lower()
 
 
 @pytest.mark.parametrize("status", [401, 404])
@@ -99,23 +91,16 @@ def test_an_error_of_every_request_ends_the_run(server, status):
 
 
 def completion(**changes):
-    """The bytes of a whole reply, some of its parts changed: of the choice, or of all."""
-    choice = {"index": 0, "message": {"role": "assistant", "content": "a dot"}}
-    choice |= {"finish_reason": "stop"}
-    choice |= {key: changes.pop(key) for key in set(changes) & {"message", "finish_reason"}}
-    usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
-    return json.dumps({"id": "x", "choices": [choice], "usage": usage, **changes}).encode()
+    """The bytes of a whole reply, some of its parts changed."""
+    choice = {"index": 0, "finish_reason": "stop", "message": {"content": "a dot", **changes}}
+    return json.dumps({"id": "x", "choices": [choice]}).encode()
 
 
-# Replies that are no answer.
 NONSENSE = {
     "no JSON": b"<html>proxy error</html>",
-    "half of it": completion()[:-9],
     "depth": b"[" * 100_000,
-    "a list": b"[]",
-    "no choice": completion(choices=[]),
-    "message null": completion(message=None),
-    "content a list": completion(message={"content": [{"text": "a"}]}),
+    "no choice": b'{"choices": []}',
+    "content a list": completion(content=[{"text": "a"}]),
 }
 
 
@@ -129,21 +114,14 @@ def test_a_reply_that_is_no_answer_is_a_failure_of_its_request_alone(server, nam
 
 
 def test_a_reply_that_breaks_off_is_asked_for_again(server):
-    server.fail = lambda number, body: (
-        (200, {"Content-Length": 500, "Connection": "close"}, completion()) if number < 1 else None
-    )
-    [answer] = ask(retries=1, timeout=5).values()
-    assert answer.text == f"What? {describe(picture(0))}"
+    cut = {"Content-Length": 500, "Connection": "close"}
+    server.fail = lambda number, body: (200, cut, completion()) if number < 1 else None
+    assert ask(retries=1, timeout=5)[0].text == f"What? {describe(picture(0))}"
     assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize(
-    "models",
-    [
-        *(b"no JSON", b"[]", b'{"data": ["x", 3, {"id": []}]}', b'{"data": null}'),
-        b'{"data": [{"id": "tiny", "owned_by": null}]}',
-    ],
-    ids=lambda models: models[:20],
+    "models", [b"no JSON", b'{"data": [3, {"id": []}]}', b'{"data": [{"id": "tiny"}]}']
 )
 def test_whatever_the_list_of_models_is_captions_are_asked_for(server, models):
     server.models = models
@@ -153,14 +131,11 @@ def test_whatever_the_list_of_models_is_captions_are_asked_for(server, models):
     assert answer.error is None
 
 
-# --- address and key -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("url", [None, "host:8000", "http://"])
+@pytest.mark.parametrize("url", ["", "host:8000"])
 def test_an_address_that_is_none_is_one_sentence(monkeypatch, url):
-    monkeypatch.setenv("OPENAI_BASE_URL", url or "")
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
     with pytest.raises(UserError, match="OPENAI_BASE_URL"):
-        ask()
+        ask(retries=0)
 
 
 def test_an_unreachable_server_is_one_sentence(monkeypatch):
@@ -168,15 +143,6 @@ def test_an_unreachable_server_is_one_sentence(monkeypatch):
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     with pytest.raises(UserError, match=server.url):
         ask(retries=0)
-
-
-@pytest.mark.parametrize("key", ["abc\n", "schl\u00fcssel"], ids=ascii)
-def test_a_key_that_cannot_be_sent_is_one_sentence_without_it(server, monkeypatch, key):
-    monkeypatch.setenv("OPENAI_API_KEY", key)
-    with pytest.raises(UserError, match="OPENAI_API_KEY") as error:
-        ask()
-    assert key not in str(error.value)
-    assert server.requests == []
 
 
 def test_no_picture_goes_where_the_server_redirects_it(server):
@@ -200,7 +166,7 @@ def score(n=1, options=("banded", "dotted", "woven")):
 
 def test_letters_are_read_from_the_first_token(server):
     one = [("B", -0.2), (" B", -2.0), ("A", -3.0), ("D", -4.0), (" C", -5.0)]
-    other = [(" C", -0.1), ("A", -3.5), ("B", -4.5), ("D", -5.5)]
+    other = [(" C", -0.1), ("A", -3.5), ("B", -4.5), ("The", -5.5)]  # D: at most the smallest
     server.likely = lambda body: one if "A. banded" in str(body) else other
     answers = score(6)
     assert sorted(answers) == list(range(6))
@@ -214,34 +180,15 @@ def test_letters_are_read_from_the_first_token(server):
         assert scores.first == ("B", " C")
     body = server.requests[0]["body"]
     assert (body["max_tokens"], body["logprobs"], body["top_logprobs"]) == (1, True, 20)
-    asked = {request["body"]["messages"][0]["content"][-1]["text"] for request in server.requests}
-    names = ["banded", "dotted", "woven"]
-    assert asked == {letters_prompt(names), letters_prompt(names[::-1])}
-
-
-def test_a_letter_that_is_not_named_has_at_most_the_smallest_that_is(server):
-    server.likely = lambda body: [("A", -0.1), ("The", -3.0), ("C", -6.5)]
-    [answer] = score().values()
-    assert Scores.parse(answer.text).log_probabilities == ((-0.1, -6.5, -6.5, -6.5),) * 2
-
-
-@pytest.mark.parametrize("likely", [None, lambda body: []], ids=["no key", "no token"])
-def test_a_server_that_returns_no_log_probabilities_is_one_sentence(server, likely):
-    server.likely = likely
-    with pytest.raises(UserError, match=r"captioner\.engine"):
-        score()
 
 
 @pytest.mark.parametrize("value", [None, math.nan, 3.0])
 def test_a_log_probability_that_is_none_is_an_error_of_its_request(server, value):
     server.likely = lambda body: [("A", value)]
-    [answer] = score().values()
-    assert answer.error
+    assert score()[0].error
 
 
-def test_one_reply_without_log_probabilities_among_others_is_an_error_of_its_own(server):
-    counted = itertools.count()
-    server.likely = lambda body: [] if next(counted) == 6 else [("A", -0.1)]
-    errors = [answer.error for answer in score(5).values()]
-    assert errors.count("the reply has no log-probabilities") == 1
-    assert errors.count(None) == 4
+@pytest.mark.parametrize("likely", [None, lambda body: []], ids=["no key", "no token"])
+def test_a_reply_without_log_probabilities_names_another_engine(server, likely):
+    server.likely = likely
+    assert "captioner.engine" in score()[0].error

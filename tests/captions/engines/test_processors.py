@@ -11,8 +11,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from latteclip.captions.engines.processors import Tokens, exclusive
 from latteclip.core.errors import UserError
 
-PROMPT = "what: "
-
 
 def tokens(merges=(), *, begin=False):
     """Byte-level tokens with some merges, and perhaps a mark at the beginning."""
@@ -30,24 +28,21 @@ def tokens(merges=(), *, begin=False):
     return Tokens(SimpleNamespace(tokenizer=tokenizer), "some/model")
 
 
-def texts(found, split):
-    """What the prompt's part and the tails say."""
+@pytest.mark.parametrize(
+    ("merges", "prompt", "choices", "shared", "tails"),
+    [
+        ([], "what:", [" dot", " dotted"], "what:", [" dot", " dotted"]),
+        ([(":", "d")], "what:", ["dot", "woven"], "what", [":dot", ":woven"]),  # across the border
+        ([], "what: ", [" dot", "  x"], "what: ", ["dot", " x"]),  # one space is enough
+        ([], "what\n", [" dot"], "what\n", ["dot"]),
+    ],
+)
+def test_choices_begin_where_they_part_from_the_prompt(merges, prompt, choices, shared, tails):
+    found = tokens(merges)
+    split = found.split(prompt, choices)
     decode = found._tokenizer.decode
-    return decode(split.prompt[: split.start]), [decode(tail) for tail in split.tails]
-
-
-def test_a_choice_begins_after_the_prompt():
-    found = tokens()
-    split = found.split("what:", [" dot", " dotted"])
-    assert split.start == len(split.prompt) == 5
-    assert texts(found, split) == ("what:", [" dot", " dotted"])
-
-
-def test_a_token_across_the_border_is_left_to_all_choices():
-    found = tokens([(":", "d")])  # a colon and the first letter are one token
-    split = found.split("what:", ["dot", "woven"])
-    assert split.start == len(split.prompt) - 1
-    assert texts(found, split) == ("what", [":dot", ":woven"])
+    assert decode(split.prompt[: split.start]) == shared
+    assert [decode(tail) for tail in split.tails] == tails
 
 
 def test_a_name_that_is_split_otherwise_after_a_space_is_split_as_it_stands():
@@ -55,12 +50,6 @@ def test_a_name_that_is_split_otherwise_after_a_space_is_split_as_it_stands():
     assert [found.text(token) for token in found.ids("dot")] == ["do", "t"]
     [tail] = found.split("what:", [" dot"]).tails
     assert [found.text(token) for token in tail] == [" d", "o", "t"]
-
-
-def test_a_space_before_a_choice_goes_where_the_prompt_ends_in_one():
-    found = tokens()
-    assert texts(found, found.split(PROMPT, [" dot", "  x"])) == (PROMPT, ["dot", " x"])
-    assert texts(found, found.split("what\n", [" dot"])) == ("what\n", ["dot"])
 
 
 def test_special_tokens_are_added_once():

@@ -8,7 +8,6 @@ from support.tiny_lmms import qwen2_vl
 
 from latteclip.captions.engines.transformers import TransformersEngine
 from latteclip.captions.requests import Choices, Request
-from latteclip.core.errors import UserError
 from latteclip.data.images import open_rgb
 
 TOLERANCE = 1e-3
@@ -44,19 +43,6 @@ def test_letters_are_those_of_a_plain_forward_pass(scorer, plain, requests):
         assert scores.first == first
 
 
-def test_choices_and_prompts_of_several_lengths_share_a_batch(scorer, plain, textures):
-    choices = [(" a", " woven."), (" grid of dots",), (" a b", " c", " d e f")]
-    asked = [
-        Request(number, [open_rgb(textures[number])], prompt, Choices("likelihood", texts))
-        for number, (prompt, texts) in enumerate(
-            zip(("Describe.", PROMPT, "What?"), choices, strict=True)
-        )
-    ]
-    for request, scores in zip(asked, scores_of(scorer, asked), strict=True):
-        expected = plain.likelihoods(request)
-        assert scores.log_probabilities[0] == pytest.approx(expected, abs=TOLERANCE)
-
-
 def test_the_end_of_a_prompt_that_a_choice_changes_is_left_to_the_choices(
     scorer, plain, textures, monkeypatch
 ):
@@ -89,13 +75,6 @@ def test_a_name_that_begins_another_is_scored_without_it(scorer, plain, textures
     assert scores.log_probabilities[0][1:] == pytest.approx([dotted, grid], abs=TOLERANCE)
 
 
-def test_scores_do_not_depend_on_the_batch(scorer, requests):
-    some = requests["likelihood"][:9]
-    alone = TransformersEngine(dataclasses.replace(SETTINGS, batch_size=1), threads=1)
-    for one, other in zip(scores_of(scorer, some), scores_of(alone, some), strict=True):
-        assert one.log_probabilities[0] == pytest.approx(other.log_probabilities[0], abs=TOLERANCE)
-
-
 def test_a_batch_has_at_most_so_many_choices(requests):
     small = TransformersEngine(dataclasses.replace(SETTINGS, batch_size=12), threads=1)
     assert [len(batch) for batch in small._batches(requests["likelihood"][:5])] == [2, 2, 1]
@@ -117,9 +96,3 @@ def test_another_architecture_counts_its_positions_right(textures, tmp_path):
         bare = dataclasses.replace(request, choices=Choices("likelihood", ("dot.", "dotted.")))
         expected = plain.likelihoods(bare)  # its template ends in a line break
         assert scores.log_probabilities[0] == pytest.approx(expected, abs=TOLERANCE)
-
-
-def test_a_choice_without_a_token_is_one_sentence(scorer, textures):
-    request = Request(0, [open_rgb(textures[0])], PROMPT, Choices("likelihood", (" a", "")))
-    with pytest.raises(UserError, match=r"scores\.answer"):
-        list(scorer.score([request]))

@@ -1,19 +1,17 @@
 import json
-import subprocess
-import sys
 
 import pytest
-from support.commands import SETTINGS
+from support.commands import SETTINGS, python
 from support.scored_textures import scores_of
-from support.tiny import ROOT
 
 from latteclip.captions.engines.base import Scores
 from latteclip.captions.engines.transformers import TransformersEngine
 
-# One start of the engine for both kinds, in a process of its own.
+# One start of the engine, for both kinds of scores and for what it refuses. As on a GPU, it is
+# spawned in a process of its own.
 SCORE = """
 import dataclasses, json, sys
-from support.commands import SETTINGS
+from support.commands import SETTINGS, python
 from support.scored_textures import request, scores_of
 from latteclip.captions.requests import Choices
 from latteclip.captions.engines.vllm import VllmEngine
@@ -28,9 +26,12 @@ if __name__ == "__main__":
         found[kind] = [dataclasses.astuple(scores) for scores in scores_of(scorer, asked)]
     long = "word " * 400
     letters = Choices("multiple_choice", ("A", "B"), (long, long))
-    for choices in (letters, Choices("likelihood", ("a", "b"))):
-        request = dataclasses.replace(asked[0], prompt=long, choices=choices)
-        found.setdefault("refused", []).extend(a.error for _, a in scorer.score([request]))
+    requests = [
+        dataclasses.replace(asked[0], prompt=long, choices=choices)
+        for choices in (letters, Choices("likelihood", ("a", "b")), None)
+    ]
+    answers = [*scorer.score(requests[:2]), *scorer.generate(requests[2:])]
+    found["refused"] = [answer.error for _, answer in answers]
     with open(output, "w") as file:
         json.dump(found, file)
 """
@@ -40,13 +41,7 @@ if __name__ == "__main__":
 def by_vllm(textures, tmp_path_factory):
     """What vLLM says of the textures, by kind."""
     output = tmp_path_factory.mktemp("vllm") / "scores.json"
-    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n{SCORE}"
-    run = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(textures), str(output)],
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
+    python(SCORE, json.dumps(textures), output, VLLM_ENABLE_V1_MULTIPROCESSING="1")
     return json.loads(output.read_text())
 
 
@@ -71,5 +66,5 @@ def test_vllm_scores_as_transformers_does(by_vllm, requests, kind):
 
 @pytest.mark.slow
 def test_what_vllm_refuses_is_one_error_of_the_request(by_vllm):
-    assert len(by_vllm["refused"]) == 2
+    assert len(by_vllm["refused"]) == 3
     assert all("captioner.max_model_len" in error for error in by_vllm["refused"])

@@ -52,11 +52,12 @@ def made(**options):
     }))
 
 sys.modules["vllm.entrypoints.llm"] = types.SimpleNamespace(LLM=made)
+from latteclip.captions import requests
 from latteclip.captions.engines import base as engines, processors
 from latteclip.captions.engines.base import CaptionerSettings
 
 settings = CaptionerSettings(**json.loads(sys.argv[1]))
-processors.special_tokens(settings.model, settings.revision)
+requests.special_tokens(settings.model, settings.revision)
 processors.load(settings)
 try:
     engines.start(settings, 1, 4)
