@@ -242,4 +242,5 @@ class _Tails:
 
     def by_owner(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the values of O tails, in a tensor for each request."""
-        return values.split(self._sizes)
+        parts: tuple[torch.Tensor, ...] = values.split(self._sizes)
+        return parts
