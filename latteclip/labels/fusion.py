@@ -3,9 +3,9 @@
 A caption (or a multimodal model that is asked) votes for the class of its image. How reliable the
 votes are is estimated from how well two predictors that never saw them predict them: calibrated
 zero-shot scores z, and cosines s_m with one prototype per class of the image features of each model
-m, without the image's own part. CLIP is the first model. Another model takes part where the votes
-of images that look alike to it agree more than permuted votes do. Without any label, in ROUNDS
-rounds:
+m, without the image's own part. CLIP is the first model. The features of another model are
+whitened. It takes part where the votes of images that look alike to it agree more than permuted
+votes do, and where it makes the votes likelier. Without any label, in ROUNDS rounds:
 
     q(c | image)    = softmax_c(a z_c + sum_m b_m s_mc)
     P(vote k | c)   = theta_ck, near u [k = c] + (1 - u) r_k
@@ -62,6 +62,7 @@ KEPT = 16  # classes of an image that have a share in the prototypes
 ANSWER_WEIGHT = 3.0  # of an answered image in the prototypes
 FOLDS = 5  # of the images that were drawn to check
 PRIOR_ANSWERS = 10.0  # precision of the prior of the weights that are fitted to answers
+MIN_RATIO = 1.35  # nats: a likelihood-ratio test of one weight, significant at 10 %
 TINY = 1e-9
 FUSED = "fused"
 OTHER = "eyes_"  # begin of the name of another image model's gain, before its number
@@ -400,11 +401,14 @@ class LabelModel:
         nothing, weights = torch.empty(0, self.n_classes), (0.0,) * (1 + len(others))
         self.parameters = FusionParameters(test, nothing, images=weights)
         # Of the next round, and of the last one, from which the parameters were learned.
-        self.prototypes = self.last = self._prototypes(start.probabilities)
+        self.prototypes = self.last = self._prototypes(self._posterior(start.probabilities))
 
-    def _prototypes(self, table: Callable[[slice], torch.Tensor]) -> Prototypes:
-        """Return the prototypes of a posterior, of which `table` returns some rows [n, C]."""
-        posterior = Posterior.of(table, self.n, self.n_classes, self.answers.weights)
+    def _posterior(self, table: Callable[[slice], torch.Tensor]) -> Posterior:
+        """Return the posterior of which `table` returns some rows [n, C]."""
+        return Posterior.of(table, self.n, self.n_classes, self.answers.weights)
+
+    def _prototypes(self, posterior: Posterior) -> Prototypes:
+        """Return the prototypes of a posterior."""
         used = [self.others[i] for i in self.used]
         return Prototypes(self.images, posterior, used, self.votes.text_features)
 
@@ -429,7 +433,7 @@ class LabelModel:
             found = answers.replace(rows, (before + TINY).log()).exp()
             return found * (before.any(dim=1) | (answers.place[rows] >= 0))[:, None]
 
-        model.prototypes = model._prototypes(table)
+        model.prototypes = model._prototypes(model._posterior(table))
         return model
 
     def step(self, *, light: bool = False) -> None:
@@ -444,7 +448,8 @@ class LabelModel:
             self.parameters = self._fit_to_answers(self.parameters)
         else:
             self.parameters = self._fit_to_answers(self._learn())
-        self.prototypes = self._prototypes(lambda rows: self.log_posterior(rows).exp())
+        posterior = self._posterior(lambda rows: self.log_posterior(rows).exp())
+        self.prototypes = self._prototypes(posterior)
 
     def _learn(self) -> FusionParameters:
         """Return the likeliest parameters on a sample of the images with votes.
@@ -522,12 +527,31 @@ class LabelModel:
         return scores.log_softmax(dim=1)
 
     def fused(self) -> Fusion:
-        """Learn in ROUNDS rounds and return the labels."""
+        """Learn in ROUNDS rounds and return the labels.
+
+        While an image model explains too little of the votes, the rounds begin again without the
+        one that explains least.
+        """
         if not self.is_informed:
             return self._calibrated()
-        for _ in range(ROUNDS):
-            self.step()
-        return self._labelled()
+        start, parameters = self.prototypes.posterior, self.parameters
+        while True:
+            for _ in range(ROUNDS):
+                self.step()
+            useless = self._useless()
+            if useless is None:
+                return self._labelled()
+            self.used = [number for number in self.used if number != useless]
+            self.prototypes, self.parameters = self._prototypes(start), parameters
+
+    def _useless(self) -> int | None:
+        """Return the number of the image model that explains least of the votes, if too little."""
+        sample = _spaced(self.sample, self.n_classes, SMALL_SAMPLE)
+        if not self.used or not len(sample):
+            return None
+        ratios = likelihood_ratios(self.last.predictors(sample), self.votes.probabilities(sample))
+        least, number = min(zip(ratios, self.used, strict=True))
+        return number if least < MIN_RATIO else None
 
     def _calibrated(self) -> Fusion:
         """Return calibrated zero-shot labels, where the votes carry no information."""
@@ -748,12 +772,33 @@ def gains(
     blind = _cross_entropy(votes, overall.expand_as(votes))
     groups = {"both": predictors, "zero_shot": predictors[:1], "images": predictors[1:2]}
     groups |= {f"{OTHER}{i}": [own] for i, own in zip(others, predictors[2:], strict=True)}
-    found = {}
-    for name, tables in groups.items():
-        weights, share = fit_mixture(tables, votes, overall)
-        mixed = share * pool(tables, weights).softmax(dim=1) + (1 - share) * overall
-        found[name] = (blind - _cross_entropy(votes, mixed)).item()
-    return found
+    return {
+        name: (blind - _mixture_loss(tables, votes, overall)).item()
+        for name, tables in groups.items()
+    }
+
+
+def likelihood_ratios(predictors: Sequence[torch.Tensor], votes: torch.Tensor) -> list[float]:
+    """Return by how many nats each model beside CLIP makes all votes likelier.
+
+    Args:
+        predictors: z, and s of CLIP and of other models, tables [n, C].
+        votes: [n, C] of the same images.
+    """
+    overall = votes.mean(dim=0)
+    loss = _mixture_loss(predictors, votes, overall)
+    without = ([*predictors[:i], *predictors[i + 1 :]] for i in range(2, len(predictors)))
+    losses = (_mixture_loss(tables, votes, overall) for tables in without)
+    return [len(votes) * (larger - loss).item() for larger in losses]
+
+
+def _mixture_loss(
+    predictors: Sequence[torch.Tensor], votes: torch.Tensor, overall: torch.Tensor
+) -> torch.Tensor:
+    """Return the cross-entropy of votes and their likeliest mixture, in nats per vote."""
+    weights, share = fit_mixture(predictors, votes, overall)
+    mixed = share * pool(predictors, weights).softmax(dim=1) + (1 - share) * overall
+    return _cross_entropy(votes, mixed)
 
 
 def _cross_entropy(targets: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:

@@ -24,8 +24,8 @@ from latteclip.labels.class_scores import read_class_scores
 from latteclip.labels.features import read_features
 from latteclip.labels.label_sources import (
     CalibratedFeatures,
-    CentredFeatures,
     Votes,
+    WhitenedFeatures,
     caption_votes,
     class_score_votes,
     parts,
@@ -52,7 +52,7 @@ class Predictors:
 
     images: CalibratedFeatures
     votes: Votes  # of class scores where there are some, or else of captions
-    others: list[CentredFeatures]  # of image models beside CLIP
+    others: list[WhitenedFeatures]  # of image models beside CLIP
     individual: dict[str, IndividualLabels]  # by what votes; the last one counts
     leaked: bool  # whether the captioner read the pseudo-labels
     described: dict[str, Any]  # CLIP
@@ -94,7 +94,7 @@ def read_predictors(
     if not individual:
         raise UserError("Nothing votes: give --image-captions or --class-scores.")
     others = [
-        CentredFeatures.centre(read_features(path, image_ids, tables.IMAGE_FEATURES))
+        WhitenedFeatures.of(read_features(path, image_ids, tables.IMAGE_FEATURES))
         for path in eyes_paths
     ]
     return Predictors(images, votes, others, individual, leaked, described)

@@ -19,7 +19,7 @@ from latteclip.labels import fusion
 from latteclip.labels.answers import Answer, teaching_schema, write_answers
 from latteclip.labels.label_sources import (
     CalibratedFeatures,
-    CentredFeatures,
+    WhitenedFeatures,
     caption_votes,
     class_score_votes,
 )
@@ -357,7 +357,7 @@ def test_features_of_other_models_are_fused(dataset, demo_clip):
     table, metadata = dataset.run(eyes_paths=[path], eyes_prototypes_output=prototypes)
     training = dataset.training
     fused = fusion.fuse(
-        dataset.images(), dataset.caption_votes(), [CentredFeatures.centre(other[training].clone())]
+        dataset.images(), dataset.caption_votes(), [WhitenedFeatures.of(other[training].clone())]
     )
     assert table["fused_label"] == fused.labels.tolist()
     assert dataset.right(table["fused_label"]) >= dataset.right(alone["fused_label"])

@@ -24,7 +24,7 @@ from latteclip.labels.fusion import (
 )
 from latteclip.labels.label_sources import (
     CalibratedFeatures,
-    CentredFeatures,
+    WhitenedFeatures,
     caption_votes,
     class_score_votes,
     label_votes,
@@ -353,7 +353,7 @@ USELESS = {
 def test_an_image_model_that_sees_no_more_changes_few_labels(kind):
     world = World.of()
     images, votes = world.images(), world.captions(right=0.6)
-    other = CentredFeatures.centre(USELESS[kind](world.features, generator(1)))
+    other = WhitenedFeatures.of(USELESS[kind](world.features, generator(1)))
     alone, fused = fuse(images, votes), fuse(images, votes, [other])
     assert (fused.labels == alone.labels).double().mean() > 0.99
     assert abs(world.right(fused.labels) - world.right(alone.labels)) < 0.005
@@ -364,7 +364,7 @@ def test_an_image_model_that_sees_no_more_changes_few_labels(kind):
 def test_beside_a_useless_model_a_good_one_counts_as_if_alone():
     world = World.of(noise=1.0)
     images, votes, good = world.images(), world.captions(right=0.6), world.other_model()
-    useless = CentredFeatures.centre(torch.randn(900, 32, generator=generator(1)))
+    useless = WhitenedFeatures.of(torch.randn(900, 32, generator=generator(1)))
     alone, both = fuse(images, votes, [good]), fuse(images, votes, [useless, good])
     assert both.parameters.images == (alone.parameters.images[0], 0, alone.parameters.images[1])
     assert both.labels.tolist() == alone.labels.tolist()

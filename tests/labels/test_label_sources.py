@@ -5,7 +5,12 @@ import torch
 import torch.nn.functional as F
 from support.worlds import ALL, SCALE, World, captions_of, generator
 
-from latteclip.labels.label_sources import FLOOR, CalibratedFeatures, class_score_votes
+from latteclip.labels.label_sources import (
+    FLOOR,
+    CalibratedFeatures,
+    WhitenedFeatures,
+    class_score_votes,
+)
 
 N, C, D, U, K = 23, 7, 5, 4, 3
 
@@ -50,6 +55,19 @@ def test_a_classifier_gives_the_logits_of_centred_features(world):
     logits = images.centred.double() @ weights.T
     scores = SCALE * images.classifier(weights, SCALE).scores(world.features)
     torch.testing.assert_close(scores.double(), logits, atol=1e-4, rtol=1e-4)
+
+
+def test_whitening_evens_out_variances_and_its_classifier_takes_features_as_they_are():
+    draw = generator(3)
+    features = torch.randn(300, D, generator=draw) * torch.arange(1, D + 1) + 5
+    white = WhitenedFeatures.of(features.clone())
+    spread, even = (x.var(dim=0) for x in (features, white.centred))
+    assert 1 < even.max() / even.min() < spread.max() / spread.min()
+    weights = torch.randn(C, D, generator=draw).double()
+    scores = white.classifier(weights, 1.0).scores(features)
+    torch.testing.assert_close(
+        scores.double(), white.centred.double() @ weights.T, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_images_that_are_all_alike_are_not_told_apart_by_rounding():

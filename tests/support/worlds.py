@@ -6,7 +6,12 @@ import torch
 import torch.nn.functional as F
 
 from latteclip.clip.feature_memmap import FeatureMemmap
-from latteclip.labels.label_sources import CalibratedFeatures, CentredFeatures, Votes, caption_votes
+from latteclip.labels.label_sources import (
+    CalibratedFeatures,
+    Votes,
+    WhitenedFeatures,
+    caption_votes,
+)
 
 SCALE = 30.0
 ALL = slice(None)
@@ -46,7 +51,7 @@ class World:
         draw = generator(50)
         centres = F.normalize(torch.randn(self.n_classes, 16, generator=draw), dim=1)
         noises = noise * torch.randn(len(self.classes), 16, generator=draw)
-        return CentredFeatures.centre(F.normalize(centres[self.classes] + noises, dim=1))
+        return WhitenedFeatures.of(F.normalize(centres[self.classes] + noises, dim=1))
 
     def calibrated(self):
         """Calibrated zero-shot scores [N, C]: class means off, computed plainly."""
