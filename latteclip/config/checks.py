@@ -3,7 +3,6 @@
 Imports nothing heavy.
 """
 
-import json
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -73,30 +72,15 @@ def _clip(configuration: Configuration, dataset: str) -> Iterator[str]:
     """
     values = configuration.section("clip", dataset)
     model, pretrained = values["model"], values["pretrained"]
-    if model.startswith(hub_names.FOLDER):
-        yield from _text_tower(Path(model.removeprefix(hub_names.FOLDER)))
-    elif not model.startswith(hub_names.HUB):
-        if model.replace("/", "-") not in open_clip_models():
-            yield f"clip.model {model} is unknown; {suggestion(model, open_clip_models())}"
-        if "/" in pretrained and not os.path.isfile(pretrained):
-            yield f"clip.pretrained {pretrained} is not a file."
-        if not os.path.isfile(pretrained) and _tag(pretrained) not in open_clip_tags():
-            yield f"clip.pretrained {pretrained}: {suggestion(pretrained, open_clip_tags())}"
-
-
-def _text_tower(folder: Path) -> Iterator[str]:
-    """Check that a folder with a text tower of transformers has the tower's configuration."""
-    try:
-        config = json.loads((folder / hub_names.CLIP_CONFIG).read_bytes())
-        name = config["model_cfg"]["text_cfg"].get("hf_model_name")
-    except (OSError, ValueError, LookupError, AttributeError, TypeError):  # the stage says why
+    if model.startswith(hub_names.WHOLE):
         return
-    tower = folder / hub_names.TEXT_TOWER
-    if name and not tower.exists():
-        yield (
-            f"the text tower of clip.model {folder} is {name} of transformers, whose configuration "
-            f"the folder must hold: put its config.json into {tower}."
-        )
+    if model.replace("/", "-") not in open_clip_models():
+        yield f"clip.model {model} is unknown; {suggestion(model, open_clip_models())}"
+    if "/" in pretrained and not os.path.isfile(pretrained):
+        yield f"clip.pretrained {pretrained} is not a file."
+    tag = pretrained.lower().replace("-", "_")  # as open_clip compares it
+    if not os.path.isfile(pretrained) and tag not in open_clip_tags():
+        yield f"clip.pretrained {pretrained}: {suggestion(pretrained, open_clip_tags())}"
 
 
 def _captioner(configuration: Configuration, dataset: str) -> Iterator[str]:
@@ -201,11 +185,6 @@ def open_clip_tags() -> frozenset[str]:
     """Return the names of pretrained weights: the arguments of `dict` in a source of open_clip."""
     source = (_open_clip() / "pretrained.py").read_text("utf-8")
     return frozenset(re.findall(r"(\w+)=_\w+\(", source))
-
-
-def _tag(name: str) -> str:
-    """Return a name of weights as open_clip compares it."""
-    return name.lower().replace("-", "_")
 
 
 def _open_clip() -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 from latteclip.config import hub_names
 from latteclip.config.layers import merge
-from latteclip.config.model import check, missing_key, unknown
+from latteclip.config.model import check, unknown
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
 from latteclip.core.files import read_object, write_json
@@ -90,10 +90,7 @@ class Configuration:
         """
         self._gpus = gpus
         self._given = check(given)
-        config = check(merge(files, self._given))
-        if key := missing_key(config):
-            raise UserError(f"Configuration key {key} is missing; add it to config/config.yaml.")
-        self.config = _with_image_dir(config)
+        self.config = _with_image_dir(check(merge(files, self._given)))
         asked = names(self.config["dataset"])
         self.datasets = self.from_source("downloads") if asked == [ALL] else asked
         self.seeds = seed_list(self.config["seeds"])

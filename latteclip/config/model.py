@@ -150,7 +150,7 @@ class Captioner(Section):
     timeout: AboveZero = key("engine openai: seconds to wait for an answer")
     retries: Natural = key("engine openai: retries if the server is busy or silent")
     images_file: Line | None = key("engine file: your captions, by image_id")
-    groups_file: Line | None = key("engine file: your captions of groups, by their first image_id")
+    groups_file: Line | None = key("engine file: your group captions, by the image_id of each")
     max_failed: Share = key("share of requests that may end without an answer")
 
 
@@ -419,18 +419,6 @@ def check(values: Mapping[str, Any]) -> dict[str, Any]:
         return Config.model_validate(values).model_dump(exclude_unset=True)
     except ValidationError as error:
         raise UserError(_sentence(error.errors(), values)) from None
-
-
-def missing_key(config: Mapping[str, Any]) -> str | None:
-    """Return the first key that a complete configuration lacks; `split` needs no other keys."""
-    for name, field in Config.model_fields.items():
-        if name not in config:
-            return name
-        section = section_of(field.annotation) if name not in ("methods", "datasets") else None
-        for inner in section.model_fields if section and section is not Split else ():
-            if inner not in config[name]:
-                return f"{name}.{inner}"
-    return None
 
 
 def section_of(annotation: Any) -> type[Section] | None:

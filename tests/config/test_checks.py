@@ -1,6 +1,5 @@
 """What a run lacks is one sentence that names the key, before any job, also of a dry run."""
 
-import json
 import subprocess
 import sys
 
@@ -64,17 +63,6 @@ def test_a_folder_without_classes_is_refused(checked, photos):
 def test_a_clip_that_open_clip_does_not_know_is_refused(checked, clip, message):
     with pytest.raises(UserError, match=message):
         checked(clip=clip)
-
-
-def test_a_folder_without_its_text_tower_is_refused(checked, tmp_path):
-    folder = tmp_path / "encoder"
-    folder.mkdir()
-    config = {"model_cfg": {"text_cfg": {"hf_model_name": "someone/bert"}}}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="encoder/text_tower"):
-        checked(clip={"model": f"local-dir:{folder}"})
-    (folder / "text_tower").mkdir()
-    checked(clip={"model": f"local-dir:{folder}"})
 
 
 @pytest.mark.parametrize("model", ["llava", "./models/llava"])
