@@ -168,7 +168,7 @@ class Scores(Section):
     kind: Literal["likelihood", "multiple_choice"] | None = key(
         "likelihood: of each class's text; multiple_choice: of letters of a list; null: no scores"
     )
-    topk: Annotated[int, Field(ge=2)] = key("CLIP's best classes to score; all of at most 20")
+    topk: Annotated[int, Field(ge=2)] = key("CLIP's best classes to score; all if at most 20")
     answer: Annotated[str, Field(pattern=r"\{\}")] | None = key(
         "likelihood: text after the prompt, {} is the class; null: a space, {} and a full stop"
     )
@@ -277,7 +277,7 @@ class MethodOfDataset(Section):
     pseudo_labels: Literal["zero_shot", "zero_shot_calibrated", "caption", "lmm", "fused"] = key(
         "the training labels; all but zero_shot are not in the paper"
     )
-    prototypes: Literal["text", "image"] = key("first prototypes of LatteCLIP; image: not in paper")
+    prototypes: Literal["text", "image"] = key("prototypes at the start; image is not in the paper")
     head: Literal["tuned", "refit"] = key(
         "the classifier after training; refit: image prototypes of the features, not in the paper"
     )
