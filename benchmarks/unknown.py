@@ -8,7 +8,8 @@ as in a folder that holds other things too; every choice of classes is one draw,
 random as are asked for. Printed are the AUROC over the test images, mean and deviation over the
 draws, of the score that `score_unknown` writes and of others that were tried; then, of the former,
 the share of the test images of listed classes that is called unknown, and of those left out, by the
-share of training images at which the threshold is set. Labels are read to judge alone.
+share of training images at which the threshold is set, or by the threshold after 100 answers: half
+of them about the smallest margins between classes, as `latteclip teach` asks. Labels only score.
 
 Where there are class scores (`scores.kind`), the same of the training images by the captioner's
 word beside CLIP's; the scores of the classes that are left out count for nothing.
@@ -30,8 +31,11 @@ from latteclip.clip.ood import UnknownDetector, threshold
 from latteclip.core import tables
 from latteclip.labels.class_scores import read_class_scores, unlikeliness
 from latteclip.labels.features import read_features
+from latteclip.labels.label_sources import CalibratedFeatures
+from latteclip.labels.score_unknown import answered_threshold
 
 SHARES = (0.02, 0.05, 0.1, 0.2)
+ANSWERS, DEFAULT_SHARE = 100, 0.05
 Floats = npt.NDArray[np.float64]
 
 
@@ -89,7 +93,12 @@ def main() -> None:
         for share in SHARES:
             detector, of_all = UnknownDetector.learn(features, training, texts, share, {})
             own = of_all.double().numpy()
-            on_test.mark(share, own[test] > detector.threshold, outside[test])
+            on_test.mark(f"share {share}", own[test] > detector.threshold, outside[test])
+        images = CalibratedFeatures.of(features[training].clone(), texts, described["logit_scale"])
+        asked = np.flatnonzero(~test)[answered(images, ANSWERS)]
+        detector, _ = UnknownDetector.learn(features, training, texts, DEFAULT_SHARE, {})
+        line = answered_threshold(own[asked], outside[asked], detector.threshold)
+        on_test.mark(f"{ANSWERS} answers", own[test] > line, outside[test])
         for name, score in {"score_unknown": own, **scores}.items():
             on_test.rank(name, score[test], outside[test])
         if by_captioner is None:
@@ -99,7 +108,7 @@ def main() -> None:
         score = unlikeliness(listed)
         for share in SHARES:
             line = threshold(torch.from_numpy(score), int(share * len(score)))
-            on_training.mark(share, score > line, outside[~test])
+            on_training.mark(f"share {share}", score > line, outside[~test])
         on_training.rank("the captioner's class scores", score.astype(float), outside[~test])
         on_training.rank("score_unknown by CLIP", own[~test], outside[~test])
     print(f"{args.folder}: {len(draws)} draws of {args.left_out} of {c} classes left out")
@@ -107,6 +116,14 @@ def main() -> None:
     if by_captioner is not None:
         print("training images:")
         on_training.show()
+
+
+def answered(images: CalibratedFeatures, n: int) -> npt.NDArray[np.int_]:
+    """Return n rows of training images: the smallest margins, then images drawn at random."""
+    best = images.zero_shot(torch.arange(len(images.centred))).exp().topk(2, dim=1).values
+    doubtful = (best[:, 0] - best[:, 1]).argsort().numpy()
+    drawn = np.random.default_rng(0).permutation(doubtful[n // 2 :])
+    return np.concatenate([doubtful[: n // 2], drawn[: n - n // 2]])
 
 
 def captioner(
@@ -125,27 +142,28 @@ class Judged:
 
     def __init__(self) -> None:
         self.found: dict[str, list[float]] = {}
-        self.marked: dict[float, list[tuple[float, float]]] = {share: [] for share in SHARES}
+        self.marked: dict[str, list[tuple[float, float]]] = {}
 
     def rank(self, name: str, scores: Floats, outside: npt.NDArray[np.bool_]) -> None:
         """Note the AUROC of a draw."""
         self.found.setdefault(name, []).append(auroc(scores, outside))
 
     def mark(
-        self, share: float, unknown: npt.NDArray[np.bool_], outside: npt.NDArray[np.bool_]
+        self, name: str, unknown: npt.NDArray[np.bool_], outside: npt.NDArray[np.bool_]
     ) -> None:
         """Note what was called unknown in a draw."""
-        self.marked[share].append((unknown[~outside].mean(), unknown[outside].mean()))
+        shares = unknown[~outside].mean(), unknown[outside].mean()
+        self.marked.setdefault(name, []).append(shares)
 
     def show(self) -> None:
         """Print means, deviations and the least."""
         for name, values in self.found.items():
             print(f"{name:44} AUROC {np.mean(values):.3f} +- {np.std(values):.3f}, "
                   f"least {min(values):.3f}")  # fmt: skip
-        for share, pairs in self.marked.items():
+        for name, pairs in self.marked.items():
             wrong, right = (100 * part for part in np.array(pairs).T)
             print(
-                f"share {share:4}: called unknown {wrong.mean():4.1f} +- {wrong.std():.1f} % of "
+                f"{name:11}: called unknown {wrong.mean():4.1f} +- {wrong.std():.1f} % of "
                 f"the listed classes, {right.mean():4.1f} +- {right.std():.1f} % of those left out"
             )
 

@@ -80,7 +80,7 @@ def score_unknown(
         if answers := read_labelled(answers_path, of_training, classnames):
             rows = np.flatnonzero(training)[answers.rows]
             is_none = (~answers.shares.any(dim=1)).numpy()
-    limit = _threshold(scores.numpy()[rows], is_none, detector.threshold)
+    limit = answered_threshold(scores.numpy()[rows], is_none, detector.threshold)
     detector = replace(detector, threshold=limit)
     unknown = (scores > limit).numpy()
     detector.save(detector_output)
@@ -94,7 +94,7 @@ def score_unknown(
         n = int(settings.share * int(training.sum()))
         limit = threshold(torch.from_numpy(by_captioner[scored]), n)
         asked = scored[rows]
-        limit = _threshold(by_captioner[rows[asked]], is_none[asked], limit)
+        limit = answered_threshold(by_captioner[rows[asked]], is_none[asked], limit)
         unknown[scored] = by_captioner[scored] > limit
         metadata["captioner_threshold"] = limit
     if is_none.any():
@@ -114,7 +114,7 @@ def score_unknown(
     )
 
 
-def _threshold(scores: Floats, is_none: Bools, otherwise: float) -> float:
+def answered_threshold(scores: Floats, is_none: Bools, otherwise: float) -> float:
     """Return the midpoint of the mean scores of answered images of a class and of none.
 
     Args:
