@@ -24,7 +24,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -36,7 +36,6 @@ from latteclip.audit.sampling import (
     left_out_table,
     plan_path,
     read_or_draw,
-    read_plan,
     read_population,
     runs_with,
 )
@@ -54,7 +53,7 @@ from latteclip.core.errors import UserError, full_disk
 from latteclip.core.files import write_text
 from latteclip.core.hashing import digest
 from latteclip.core.terminal import one_line
-from latteclip.data.images import image_exists, open_rgb
+from latteclip.data.images import open_rgb
 from latteclip.evaluate.results import Audit
 from latteclip.labels.answers import (
     UNSURE,
@@ -113,7 +112,7 @@ class Question:
         return {**values, "repeat": True} if self.repeat else values
 
 
-class Interview(Protocol):
+class Interview:
     """A series of questions whose answers are in one file."""
 
     title: str  # of the page
@@ -126,30 +125,38 @@ class Interview(Protocol):
 
     def question(self, number: int) -> Question:
         """Return a question by its number, 0, 1, ..., or raise IndexError."""
+        raise NotImplementedError
+
+    def all_open(self, answers: Mapping[str, Answer]) -> list[Question]:
+        """Return all questions without an answer."""
+        raise NotImplementedError
 
     def open_questions(self, answers: Mapping[str, Answer]) -> list[Question]:
         """Return the next questions without an answer, at most UPCOMING of them."""
-
-    def all_open(self, answers: Mapping[str, Answer]) -> list[Question]:
-        """Return all questions without an answer, for a page that works offline."""
+        raise NotImplementedError
 
     def admitted(self, answers: Mapping[str, Answer]) -> dict[str, Answer]:
         """Return answers as they are saved, or raise UserError."""
+        return dict(answers)
 
     def read_file(self, path: str) -> dict[str, Answer]:
         """Return the answers of a file, or raise UserError."""
+        return read_exported(path, self.schema)
 
     def answered(self, answers: Mapping[str, Answer]) -> int:
         """Return how many of the questions have an answer."""
+        return min(len(answers), self.total)
 
-    def status(self, answers: Mapping[str, Answer]) -> str:
-        """Return a sentence for the page, perhaps an empty one."""
+    def status(self, _: Mapping[str, Answer]) -> str:
+        """Return a sentence for the page."""
+        return ""
 
     def result(self, answers: Mapping[str, Answer]) -> dict[str, Any]:
         """Return the result so far, as texts for the page."""
+        raise NotImplementedError
 
 
-class AuditSession:
+class AuditSession(Interview):
     """An audit of a dataset's results: a plan, its first questions, and the answers to them."""
 
     def __init__(self, folder: str | Path, split: str | None, budget: int) -> None:
@@ -158,7 +165,7 @@ class AuditSession:
         Args:
             folder: of the results.
             split: test or train; None: see `read_population`.
-            budget: how many images are asked about; fewer where there are fewer.
+            budget: how many images are asked about at most.
 
         Raises:
             UserError: there is nothing to audit, or the plan is of other images.
@@ -166,7 +173,7 @@ class AuditSession:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise UserError(f"{folder} is not a folder; name the results of a dataset.")
-        self.population = read_population(folder, split, self._planned)
+        self.population = read_population(folder, split)
         self.dataset, self.images = self.population.dataset, f"{self.population.split} images"
         self.title, self.command = "Audit", f"latteclip audit {shlex.quote(str(folder))}"
         self.purpose = "takes them and says which model is best"
@@ -175,10 +182,6 @@ class AuditSession:
         self.path = answers_path(self.folder, split)
         self.schema = self.plan.schema(self.dataset)
         self.total = min(budget, len(self.population.image_ids))
-
-    def _planned(self, split: str) -> list[str] | None:
-        path = plan_path(self.folder, split)
-        return read_plan(path).image_ids if path.exists() else None
 
     def answers(self) -> dict[str, Answer]:
         """Return the answers that are saved."""
@@ -189,25 +192,17 @@ class AuditSession:
         ids, paths = self.population.image_ids, self.population.paths
         return Question(number, ids[row], paths[row], offered_classes(self.population, row))
 
-    def open_questions(self, answers: Mapping[str, Answer]) -> list[Question]:
-        numbers = [number for number, name in enumerate(self._drawn_ids) if name not in answers]
-        return [self.question(number) for number in numbers[:UPCOMING]]
-
     def all_open(self, answers: Mapping[str, Answer]) -> list[Question]:
-        numbers = [number for number, name in enumerate(self._drawn_ids) if name not in answers]
-        return [self.question(number) for number in numbers]
+        return [*map(self.question, self._open(answers))]
 
-    def admitted(self, answers: Mapping[str, Answer]) -> dict[str, Answer]:
-        return dict(answers)
+    def open_questions(self, answers: Mapping[str, Answer]) -> list[Question]:
+        return [*map(self.question, self._open(answers)[:UPCOMING])]
 
-    def read_file(self, path: str) -> dict[str, Answer]:
-        return read_exported(path, self.schema)
+    def _open(self, answers: Mapping[str, Answer]) -> list[int]:
+        return [number for number, name in enumerate(self._drawn_ids) if name not in answers]
 
     def answered(self, answers: Mapping[str, Answer]) -> int:
         return sum(name in answers for name in self._drawn_ids)
-
-    def status(self, answers: Mapping[str, Answer]) -> str:
-        return ""
 
     def result(self, answers: Mapping[str, Answer]) -> dict[str, Any]:
         audit = self.score(answers)
@@ -264,30 +259,14 @@ def offered_classes(population: Population, row: int) -> list[str]:
 
 
 def open_audit(folder: str, split: str | None, budget: int) -> AuditSession:
-    """Open the audit of a dataset's results, and warn about its limits.
-
-    Raises:
-        UserError: there is nothing to audit.
-    """
+    """Open the audit of a dataset's results, or raise UserError."""
     if not 1 <= budget <= MAX_IMAGES:
         raise UserError(f"--budget {budget} is no number of images between 1 and {MAX_IMAGES:,}.")
     session = AuditSession(folder, split, budget)
-    population = session.population
     if session.total < budget:
         log.warning(
             "The %s split has %d images that can be asked about, fewer than the budget of %d.",
-            *(population.split, session.total, budget),
-        )
-    if len(population.candidates) == 1:
-        log.warning(
-            "%s is the only method that was run: its accuracy is estimated, and nothing compared.",
-            population.candidates[0].method,
-        )
-    elif (population.predictions == population.predictions[:, :1]).all():
-        log.warning(
-            "All %d methods predict the same for every image: no answer can tell them apart, and "
-            "only their common accuracy is estimated.",
-            len(population.candidates),
+            *(session.population.split, session.total, budget),
         )
     return session
 
@@ -314,23 +293,7 @@ def import_answers(interview: Interview, path: str) -> None:
 
 
 def serve(interview: Interview, port: int, *, browser: bool) -> None:
-    """Ask the questions on a page of this machine until Ctrl-C.
-
-    Raises:
-        UserError: the port is in use.
-    """
-    answers, _ = read_answers(interview.path, interview.schema)
-    missing = [
-        question.path
-        for question in interview.open_questions(answers)
-        if not image_exists(question.path)
-    ]
-    if missing:
-        log.warning(
-            "%s is not there; run this in the folder that the workflow ran in, or answer “cannot "
-            "tell”.",
-            missing[0],
-        )
+    """Ask the questions on a page of this machine until Ctrl-C, or raise UserError."""
     with InterviewServer(interview, port) as server, contextlib.suppress(KeyboardInterrupt):
         print(f"The page: {server.address}", flush=True)
         print("Every answer is saved at once; Ctrl-C ends, the same command goes on.", flush=True)
@@ -353,7 +316,7 @@ def render_page(interview: Interview, sources: str, values: Mapping[str, Any]) -
     """Return the page, and the policy that forbids it everything else.
 
     Args:
-        interview: whose questions it asks.
+        interview: the questions.
         sources: directives of the policy beside style and script.
         values: for the script.
     """
@@ -395,11 +358,7 @@ def page_state(
 
 
 def write_offline(interview: Interview, output: str) -> None:
-    """Write a page that needs no network and no server, with all questions without an answer.
-
-    Raises:
-        UserError: nothing is left to ask, or the pictures of so many would be too small.
-    """
+    """Write a page that needs no server, with all open questions, or raise UserError."""
     answers, _ = read_answers(interview.path, interview.schema)
     questions = interview.all_open(answers)
     if not questions:
@@ -441,7 +400,7 @@ def _data_uri(question: Question, max_bytes: int) -> str:
 
 
 class RefusedError(Exception):
-    """A request that is refused, with its status and one sentence."""
+    """A refused request."""
 
     def __init__(self, status: HTTPStatus, reason: str) -> None:
         super().__init__(reason)
@@ -455,11 +414,7 @@ class InterviewServer(ThreadingHTTPServer):
     allow_reuse_address = False  # a port that another server has is in use
 
     def __init__(self, interview: Interview, port: int = 0) -> None:
-        """Listen on a port of this machine; 0: any that is free.
-
-        Raises:
-            UserError: the port is in use, or not permitted.
-        """
+        """Listen on a port of this machine, 0 for any free one, or raise UserError."""
         self.interview = interview
         self.token = secrets.token_urlsafe(24)
         self.busy = threading.Lock()

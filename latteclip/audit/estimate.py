@@ -1,9 +1,8 @@
-"""Shares and differences from a stratified sample, with 95 % intervals that take it into account.
+"""Shares and differences from a stratified sample, with 95 % intervals.
 
 The variance is that of stratified sampling without replacement (Cochran, Sampling Techniques, 1977,
-5.6), its degrees of freedom are Satterthwaite's (5.4), and quantiles are SciPy's. Small strata need
-care: one whose few answers are all alike would count as known. So the variance of ADDED more
-answers is added to each, of the largest kind that its values can have.
+5.6), with Satterthwaite's degrees of freedom (5.4). A small stratum whose few answers are all alike
+would count as known. So ADDED answers of the largest possible variance are added to each stratum.
 
 Letters: n answers, H strata.
 """
@@ -22,11 +21,11 @@ ADDED = 2  # answers, to the variance of each stratum
 
 @dataclass(frozen=True)
 class Mean:
-    """The estimated mean over a population, and how sure it is."""
+    """The estimated mean over a population, and its variance."""
 
     value: float
     sampling: float  # variance if the same sample had been drawn with replacement
-    known: float  # what of it is saved because the images are finite in number
+    known: float  # the part of it that a finite population saves
     freedom: float  # degrees of freedom of the variance
 
     @property
@@ -35,7 +34,7 @@ class Mean:
 
     @property
     def quantile(self) -> float:
-        """By how many standard errors an interval reaches to each side."""
+        """The standard errors that an interval reaches to each side."""
         return float(stats.t.ppf((1 + LEVEL) / 2, self.freedom))
 
     @property
@@ -54,13 +53,13 @@ class Interval:
 
 
 def stratified_mean(values: Floats, strata: Ints, sizes: Ints, largest: float) -> Mean:
-    """The mean over a population of which some of each stratum were drawn at random.
+    """Estimate the mean over a population of which some of each stratum were drawn at random.
 
     A stratum without answers counts as the mean of all others and as one answer.
 
     Args:
         values: [n], at least one.
-        strata: [n], whence each value is.
+        strata: [n], of each value.
         sizes: [H], of the population.
         largest: variance that values could have at most.
     """
@@ -83,7 +82,7 @@ def stratified_mean(values: Floats, strata: Ints, sizes: Ints, largest: float) -
 
 
 def share(hits: Floats, strata: Ints, sizes: Ints) -> Interval:
-    """The share of a population that has a property, which 1 or 0 says of each answer [n].
+    """Estimate the share of a population with a property, 1 or 0 for each answer [n].
 
     The interval is Wilson's (1927) with the sample's effective size and Student's quantile.
     """
@@ -100,10 +99,10 @@ def share(hits: Floats, strata: Ints, sizes: Ints) -> Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """By how much one classifier is right more often than another."""
+    """The difference in accuracy between two classifiers."""
 
     interval: Interval
-    more: int | None  # answers that are still needed to tell them apart; None: nobody can say
+    more: int | None  # answers that are still needed to decide; None: unknown
 
     @property
     def decided(self) -> bool:
@@ -112,17 +111,17 @@ class Difference:
 
 
 def difference(hits: Floats, others: Floats, drawn: Ints, strata: Ints, differ: Ints) -> Difference:
-    """The difference in accuracy between one classifier and another.
+    """Estimate the difference in accuracy between one classifier and another.
 
-    Where both say the same there is no difference, which no answer need tell: the images on which
-    they differ are a population of their own, whose part in each stratum is known.
+    Where both predict the same there is no difference. So the images on which they differ are a
+    population of their own, whose part in each stratum is known.
 
     Args:
         hits: [n], 1 where the first is right.
         others: [n], 1 where the second is.
         drawn: [n], the images with an answer.
         strata: [N] of all images.
-        differ: [N], 1 where the two say different things.
+        differ: [N], 1 where the predictions differ.
     """
     rows = np.flatnonzero(differ[drawn])
     apart, images = differ.mean(), len(strata)
@@ -138,7 +137,7 @@ def difference(hits: Floats, others: Floats, drawn: Ints, strata: Ints, differ: 
 
 
 def _more(mean: Mean, n: int, images: int) -> int | None:
-    """How many more answers let the interval leave out zero, if the estimate stays what it is.
+    """Return how many more answers let the interval leave out zero at the same estimate.
 
     With k times as many answers, the variance is sampling / k - known.
     """

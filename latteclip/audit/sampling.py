@@ -6,10 +6,11 @@ Letters: N images, K candidates, C classes, H strata.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -55,8 +56,7 @@ PLAN = pa.schema(
 )
 
 
-@dataclass(frozen=True, order=True)
-class Candidate:
+class Candidate(NamedTuple):
     """The run that represents its method."""
 
     method: str
@@ -108,22 +108,17 @@ def answers_path(folder: Path, split: str) -> Path:
 # --- population ----------------------------------------------------------------------------------
 
 
-def read_population(
-    folder: str | Path,
-    split: str | None = None,
-    planned: Callable[[str], list[str] | None] = lambda split: None,
-) -> Population:
+def read_population(folder: str | Path, split: str | None = None) -> Population:
     """Read the images of a split with the predictions of every method that was run.
 
     The chosen run represents its method, or else its first seed does. Beside a test split, only
     training images are taken that no candidate learned from. Without a test split all images are
-    taken, for it is their labels that are wanted.
+    taken, for their labels are wanted. Where images are planned already, methods that do not
+    predict all of them are left out.
 
     Args:
         folder: of a dataset's results.
         split: test or train; None: test where it has images.
-        planned: returns the images of an existing plan by split, or None. Methods that do not
-            predict all of them are left out.
 
     Raises:
         UserError: there is nothing to audit, or a file is missing or of other images.
@@ -135,10 +130,11 @@ def read_population(
     split = split or ("test" if has_tests else "train")
     table = LEFT_OUT if has_tests and split == "train" else EVALUATED
     index = index.filter(is_test if split == "test" else pc.invert(is_test))
-    images = planned(split)
+    plan = plan_path(folder, split)
+    images = read_plan(plan).image_ids if plan.exists() else []
     if images:  # images that came later are no part of the audit
         index = index.filter(pc.is_in(index["image_id"], pa.array(images)))
-    chosen = _chosen(folder)
+    chosen = chosen_run(folder)
     candidates = _candidates(folder, table[0], chosen)
     predicted = [_predictions(folder, table, one, classnames) for one in candidates]
     if images:
@@ -147,21 +143,15 @@ def read_population(
     for part in predicted:
         common &= pc.is_in(index["image_id"], part["image_id"]).to_numpy()
     if not common.any():
-        raise UserError(
-            f"{folder} has no training images that may be asked about: beside a test split only "
-            "images that no model learned from are asked about, and of few images none is left "
-            "out (selection.share)."
-            if table is LEFT_OUT
-            else f"{folder} has no {split} images that all its models predict."
-        )
+        unlearned = " and that no model learned from" if table is LEFT_OUT else ""
+        raise UserError(f"{folder} has no {split} images that all its models predict{unlearned}.")
     index = index.filter(pa.array(common))
     ids = index["image_id"].to_pylist()
-    places = [pc.index_in(index["image_id"], part["image_id"]) for part in predicted]
     columns = [
-        part["prediction"].take(place).to_numpy().astype(np.int_)
-        for part, place in zip(predicted, places, strict=True)
+        part["prediction"].take(pc.index_in(index["image_id"], part["image_id"])).to_numpy()
+        for part in predicted
     ]
-    predictions = np.stack(columns, axis=1)
+    predictions = np.stack(columns, axis=1).astype(np.int_)
     ranked, confidence = (
         tables.lookup(
             folder / "pseudo_labels.parquet", tables.PSEUDO_LABELS, "image_id", column, ids
@@ -205,21 +195,15 @@ def chosen_run(folder: Path) -> Run | None:
     return read_selection(path).run if path.is_file() else None
 
 
-def _chosen(folder: Path) -> Candidate | None:
-    run = chosen_run(folder)
-    return Candidate(*run) if run else None
-
-
-def _candidates(folder: Path, name: str, chosen: Candidate | None) -> list[Candidate]:
+def _candidates(folder: Path, name: str, chosen: Run | None) -> list[Candidate]:
     """Return one run of each method that has a table of this name.
 
     Each seed leaves out other training images, so the seed of the chosen model is preferred.
     """
     found: dict[str, Candidate] = {}
-    for run in runs_with(folder, name):
-        one = Candidate(*run)
-        if one.method not in found or (chosen and one.seed == chosen.seed):
-            found[one.method] = one
+    for method, seed in runs_with(folder, name):
+        if method not in found or (chosen and seed == chosen[1]):
+            found[method] = Candidate(method, seed)
     if not found:
         raise UserError(
             f"{folder} has no predictions of the images yet; run the workflow first: "
@@ -258,11 +242,11 @@ def _covering(
 
 
 def _pair(
-    candidates: Sequence[Candidate], predictions: Ints, chosen: Candidate | None
+    candidates: Sequence[Candidate], predictions: Ints, chosen: Run | None
 ) -> tuple[int, int]:
     """Return the baseline and the chosen model, or the model that differs most from it."""
-    if chosen in candidates[1:]:
-        return 0, candidates.index(chosen)
+    if chosen and chosen in candidates[1:]:
+        return 0, candidates.index(Candidate(*chosen))
     return 0, int((predictions != predictions[:, :1]).sum(axis=0).argmax())
 
 

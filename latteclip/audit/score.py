@@ -82,10 +82,8 @@ def read_predictions(
             f"results/{dataset}/audit/{plan.split} away to begin a new audit."
         )
     if missing:
-        log.warning(
-            "%s: left out, for there are no predictions of some images of the audit.",
-            ", ".join(dict.fromkeys(missing)),
-        )
+        names = ", ".join(dict.fromkeys(missing))
+        log.warning("%s: left out, without predictions of some images of the audit.", names)
     return found
 
 
@@ -276,14 +274,13 @@ def as_text(audit: Audit) -> str:
         f"{audit.cannot_tell} cannot be told, {audit.none_of_these} are of no class. "
         "Percent, with 95 % intervals:",
     ]
-    titles = ("", "Differences in points:")
-    for title, rows in zip(titles, table_rows(audit), strict=True):
+    for title, rows in zip(("", "Differences in points:"), table_rows(audit), strict=True):
         width = max((len(row[0]) for row in rows), default=0)
         lines += ["", title] if title and rows else []
-        lines += [""] if rows else []
         for row in rows:
-            text = f"  {row[0]:{width}}  {row[1]:>5}  ({row[2]})  {''.join(row[3:])}"
-            lines.append(text.rstrip())
+            lines.append(
+                f"  {row[0]:{width}}  {row[1]:>5}  ({row[2]})  {''.join(row[3:])}".rstrip()
+            )
     return "\n".join([*lines, "", audit.sentence])
 
 
@@ -309,22 +306,12 @@ def next_steps(folder: Path, audit: Audit) -> list[tuple[str, str]]:
 
 def _take_model(folder: Path, audit: Audit, best: Run) -> tuple[str, str]:
     """Return the command that uses the best model, or the chosen one where that is as good."""
-    name = run_names(audit)
-    chosen = chosen_run(folder)
+    name, chosen = run_names(audit), chosen_run(folder)
     over = audit.compare(best, chosen) if chosen else None
-    run = best
-    text = f"To use {name[best]}:"
-    if chosen == best:
-        text = f"The workflow chose {name[best]}, too. To use it:"
-    elif over and over.decided and over.value > 0:
-        text = f"To use {name[best]} in place of {name[over.runs[1]]}, which the workflow chose:"
-    elif over:
-        run = over.runs[1]
-        text = (
-            f"The workflow chose {name[run]}, and the answers do not decide against it. To use it:"
-        )
+    run = over.runs[1] if over and not (over.decided and over.value > 0) else best
     model = folder / "model" if run == chosen else folder / run[0] / f"seed{run[1]}" / "model"
     if not model.is_dir():
         return f"{name[run]} has no folder of its model: it is the pretrained CLIP.", ""
+    choice = f" (the workflow chose {name[chosen]})" if chosen in name else ""
     target = shlex.quote(str(folder if run == chosen else model))
-    return text, f"latteclip predict {target} photos"
+    return f"To use {name[run]}{choice}:", f"latteclip predict {target} photos"

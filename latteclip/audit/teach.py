@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from latteclip.audit.app import ALL_OFFERED, OFFERED, UPCOMING, Question
+from latteclip.audit.app import ALL_OFFERED, OFFERED, UPCOMING, Interview, Question
 from latteclip.config.hub_names import slug
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -29,7 +29,6 @@ from latteclip.labels.answers import (
     TEACH,
     UNSURE,
     Answer,
-    LabelledRows,
     content_digest,
     labelled_rows,
     read_answers,
@@ -54,7 +53,7 @@ DENIED, CERTAIN = 0.02, 0.9  # an answer this unlikely, against a class this lik
 MAX_TEXTS = 256  # captions encoded at once
 
 
-class TeachingSession:
+class TeachingSession(Interview):
     """The questions of `latteclip teach`, and the labels that learn from their answers."""
 
     def __init__(self, folder: str | Path, budget: int, checking: int | None = None) -> None:
@@ -66,8 +65,10 @@ class TeachingSession:
             checking: how many of them check the labels; None: half.
 
         Raises:
-            UserError: the labels are not there yet, or there is nothing to ask about.
+            UserError: the labels are not there yet, or the budget is below 1.
         """
+        if budget < 1:
+            raise UserError(f"--budget {budget} is no number of images.")
         self.folder = Path(folder)
         if not (self.folder / "fused_labels.parquet").is_file():
             raise UserError(
@@ -144,9 +145,6 @@ class TeachingSession:
         if is_foreign(path):
             return read_foreign(path, list(self.ids), list(self.paths), self.classnames)
         return read_exported(path, self.schema)
-
-    def answered(self, answers: Mapping[str, Answer]) -> int:
-        return min(len(answers), self.total)
 
     def status(self, answers: Mapping[str, Answer]) -> str:
         if checked := self._checked(answers):
@@ -235,18 +233,17 @@ class TeachingSession:
 
     def _learn(self, answers: Mapping[str, Answer]) -> None:
         """Learn from the answers of the first phase."""
-        taught = {key: one for key, one in answers.items() if one.phase != CHECK}
+        taught = {  # known by name alone, so that no file is read
+            key: replace(one, content=None) for key, one in answers.items() if one.phase != CHECK
+        }
         pool = self.index.take(pa.array(self.pool))
-        labelled, _ = labelled_rows(_without_content(taught), pool, self.classnames)
+        labelled, _ = labelled_rows(taught, pool, self.classnames)
         if len(labelled.rows):
-            self._update(labelled)
-        self._labels = self.posterior().argmax(dim=1)
-
-    def _update(self, labelled: LabelledRows) -> None:
-        self.model = self.model.answered(labelled)
-        if self.model.is_informed:
+            self.model = self.model.answered(labelled)
+        if len(labelled.rows) and self.model.is_informed:
             for _ in range(1 if self._is_light else STEPS):
                 self.model.step(light=self._is_light)
+        self._labels = self.posterior().argmax(dim=1)
 
     # --- questions -------------------------------------------------------------------------------
 
@@ -278,29 +275,27 @@ class TeachingSession:
         return [self._ask(row, CHECK) for _, row in zip(range(wanted), rest, strict=False)]
 
     def _ask(self, row: int, phase: str, *, repeat: bool = False) -> Question:
-        c = len(self.classnames)
         names = list(self.classnames)
-        if c > ALL_OFFERED:
-            place = self._place.get(row)
-            likely = torch.arange(OFFERED) if place is None else self._likely(place)
+        if len(names) > ALL_OFFERED:
+            likely, place = torch.arange(OFFERED), self._place.get(row)
+            if place is not None:
+                likely = self._predicted(place).topk(OFFERED).indices
             names = [self.classnames[label] for label in sorted(likely.tolist())]
         return Question(len(self._questions), self.ids[row], self.paths[row], names, phase, repeat)
 
-    def _likely(self, place: int) -> torch.Tensor:
+    def _predicted(self, place: int) -> torch.Tensor:
+        """Return the log-probabilities [C] of an image by everything but its answer."""
         rows = torch.tensor([place])
-        scores = self.model.images.zero_shot(rows)
-        if self.model.is_informed:
-            scores = self.model.predicted_log_posterior(rows)
-        return scores[0].topk(OFFERED).indices
+        if not self.model.is_informed:
+            return self.model.images.zero_shot(rows)[0]
+        return self.model.predicted_log_posterior(rows)[0]
 
     def _doubtful(self, answers: Mapping[str, Answer], n: int) -> list[int]:
         """Return rows with the smallest margins, or in their place images that cover the pool."""
         posterior = self.posterior()
         best = posterior.topk(min(2, posterior.shape[1]), dim=1).values
         margins = best[:, 0] - best[:, -1]
-        asked = {self.ids[int(row)] for row in self.pool} & {
-            one.image_id for one in answers.values()
-        }
+        asked = {one.image_id for one in answers.values()}
         order = [self.pool[place] for place in margins.argsort().tolist()]
         if not self.model.parameters.test.significant:
             order = [*self._centres(), *order]
@@ -323,8 +318,7 @@ class TeachingSession:
             place = self._place.get(row_of.get(answer.image_id, -1))
             if answer.kind != CLASS or answer.image_id in repeated or place is None:
                 continue
-            rows = torch.tensor([place])
-            predicted = self.model.predicted_log_posterior(rows).exp()[0]
+            predicted = self._predicted(place).exp()
             share = predicted[self.classnames.index(str(answer.classname))].item()
             if share < DENIED and predicted.max() > CERTAIN and (not worst or share < worst[0]):
                 worst = (share, int(self.pool[place]))
@@ -368,19 +362,3 @@ def medoids(x: torch.Tensor, k: int) -> list[int]:
             if (nearest == number).any():
                 centres[number] = x[nearest == number].mean(dim=0)
     return list(dict.fromkeys(torch.cdist(x, centres).argmin(dim=0).tolist()))
-
-
-def _without_content(answers: Mapping[str, Answer]) -> dict[str, Answer]:
-    """Return answers that are known by name alone, for files need not be read again."""
-    return {key: replace(answer, content=None) for key, answer in answers.items()}
-
-
-def open_teaching(folder: str, budget: int) -> TeachingSession:
-    """Open the questions of a dataset.
-
-    Raises:
-        UserError: there is nothing to ask about.
-    """
-    if budget < 1:
-        raise UserError(f"--budget {budget} is no number of images.")
-    return TeachingSession(folder, budget)

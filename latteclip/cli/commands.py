@@ -202,9 +202,9 @@ def add_labels(sub: argparse.ArgumentParser) -> None:
 def teach(args: argparse.Namespace) -> None:
     """Ask you about the training images from which the labels learn most."""
     from latteclip.audit import app
-    from latteclip.audit.teach import open_teaching
+    from latteclip.audit.teach import TeachingSession
 
-    session = open_teaching(args.results, args.budget)
+    session = TeachingSession(args.results, args.budget)
     if args.offline:
         app.write_offline(session, args.offline)
     elif args.answers:
@@ -276,8 +276,8 @@ def add_audit(sub: argparse.ArgumentParser) -> None:
     instead.add_argument("--score", action="store_true", help="say what the answers tell so far")
     sub.epilog = (
         "The page is on this machine alone, and its address is a secret. Images are drawn at "
-        "random, more of them where an answer tells more. Answers only judge: no model is "
-        "trained on them. They are in RESULTS/audit, and the workflow scores them."
+        "random, more of them where an answer tells more. No model is trained on the answers. They "
+        "are in RESULTS/audit, and the workflow scores models by them."
     )
 
 

@@ -34,15 +34,6 @@ def test_mean_and_error_are_those_of_a_textbook(monkeypatch):
     assert found.variance**0.5 * sizes.sum() == pytest.approx(ERROR, rel=1e-6)
 
 
-def test_one_stratum_is_students_interval_but_for_the_added_answers(monkeypatch):
-    monkeypatch.setattr(estimate, "ADDED", 0)
-    values = np.random.default_rng(0).normal(size=17)
-    found = estimate.stratified_mean(values, np.zeros(17, int), np.array([10**9]), largest=0)
-    low, high = stats.t.interval(0.95, 16, values.mean(), values.std(ddof=1) / np.sqrt(17))
-    assert found.value - found.reach == pytest.approx(low)
-    assert found.value + found.reach == pytest.approx(high)
-
-
 def test_a_share_is_wilsons_interval_where_answers_are_many():
     hits = np.repeat([1.0, 0.0], [900, 1100])
     found = estimate.share(hits, np.zeros(2000, int), np.array([10**9]))
@@ -63,12 +54,6 @@ def test_all_images_answered_leave_no_doubt():
     assert (found.low, found.value, found.high) == (0.75, 0.75, 0.75)
 
 
-def test_the_weights_are_those_of_the_population():
-    hits = np.array([1.0] * 10 + [0.0] * 10)
-    found = estimate.share(hits, np.repeat([0, 1], 10), np.array([900, 100]))
-    assert found.value == pytest.approx(0.9)
-
-
 def test_a_stratum_without_answers_makes_the_interval_wider():
     hits, strata = np.array([1.0, 0.0] * 10), np.zeros(20, int)
     known = estimate.share(hits, strata, np.array([1000]))
@@ -87,20 +72,6 @@ def test_a_difference_counts_only_where_two_say_different_things():
     assert found.interval.value == pytest.approx(0.2)
     assert found.interval.high == pytest.approx(0.2)  # it cannot be more
     assert found.decided
-
-
-def test_two_that_say_the_same_differ_by_nothing():
-    zeros = np.zeros(50, int)
-    found = estimate.difference(zeros[:9] * 1.0, zeros[:9] * 1.0, np.arange(9), zeros, zeros)
-    assert found.interval == estimate.Interval(0.0, 0.0, 0.0)
-    assert found.decided
-
-
-def test_nothing_is_known_where_no_answer_is_on_the_images_that_differ():
-    differ = np.r_[np.zeros(40, int), np.ones(10, int)]
-    found = estimate.difference(np.ones(9), np.ones(9), np.arange(9), np.zeros(50, int), differ)
-    assert (found.interval.low, found.interval.high) == (-0.2, 0.2)
-    assert not found.decided
 
 
 def test_as_many_more_answers_as_it_says_decide():
