@@ -1,6 +1,5 @@
 import atexit
 import gc
-import json
 import os
 import shutil
 import tempfile
@@ -13,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from support import axe as axe_core
 from support import fuzz, warm
 from support.checkout import CONFIG, DEMO, Checkout, edit, few_methods, shrink
-from support.tiny import DEMO_CLIP, SHARED, write_backbone
+from support.tiny import DEMO_CLIP, write_backbone
 
 from latteclip.clip import model as clips
 
@@ -103,15 +102,6 @@ def backbones(tmp_path_factory):
     return Names()
 
 
-@pytest.fixture(scope="session")
-def photographs():
-    """Folder of real photographs: images/<class>/ and a CoOp split JSON."""
-    folder = SHARED / "data" / "dtd10"
-    if not folder.is_dir():
-        pytest.skip("no photographs beside the repository (../shared/data/dtd10)")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def browser():
     """Debian's chromium, driven by Playwright."""
@@ -145,35 +135,25 @@ def new_checkout(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def shared_folder(tmp_path_factory):
-    """One folder for all workers of pytest-xdist."""
-    own = tmp_path_factory.getbasetemp()
-    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+def finished(tmp_path_factory):
+    """A checkout in which the shrunken demo has run from its textures to its table.
+
+    One worker of pytest-xdist runs it. The others take copies.
+    """
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    with FileLock(f"{root}.lock"):
+        if not root.exists():
+            original = Checkout(root.with_name("unfinished"))
+            edit(original, DEMO, shrink)
+            edit(original, CONFIG, few_methods)
+            run = original.snakemake("--config", "seeds=1")
+            assert run.returncode == 0, run.stdout
+            original.root.rename(root)
+    return Checkout(root).copy(tmp_path_factory.mktemp("finished") / "checkout")
 
 
-@pytest.fixture(scope="session")
-def finished(new_checkout, shared_folder):
-    """A checkout in which the shrunken demo has run from its textures to its table."""
-    checkout = new_checkout("finished")
-    where = checkout.run("python", "-c", "import latteclip; print(latteclip.__file__)")
-    assert where.stdout.strip() == str(checkout.root / "latteclip" / "__init__.py")
-    edit(checkout, DEMO, shrink)
-    edit(checkout, CONFIG, few_methods)
-    with FileLock(shared_folder / "finished.lock"):
-        run = checkout.snakemake("--config", "seeds=1")
-        assert run.returncode == 0, run.stdout
-        measured = (checkout.root / "results" / "demo").glob("*/seed0/metrics.json")
-        kept = {path.parts[-3]: json.loads(path.read_text()) for path in measured}
-        (shared_folder / "finished.json").write_text(json.dumps(kept))
-    return checkout
-
-
-@pytest.fixture(scope="session")
-def measured_here(request, shared_folder):
-    """The metrics of the finished checkout by method, from whichever worker has made one."""
-    kept = shared_folder / "finished.json"
-    with FileLock(shared_folder / "finished.lock"):  # one may be about to
-        exists = kept.exists()
-    if not exists:
-        request.getfixturevalue("finished")
-    return json.loads(kept.read_text())
+@pytest.fixture
+def finished_copy(finished, tmp_path):
+    """The same for a test that changes results."""
+    return finished.copy(tmp_path / "copy")

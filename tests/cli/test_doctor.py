@@ -29,7 +29,8 @@ def tools(tmp_path, monkeypatch):
 
 @pytest.fixture
 def only(monkeypatch):
-    """Sets the checks that doctor runs."""
+    """Sets the checks that doctor runs, beside that of the captioner, which finds no GPU."""
+    monkeypatch.setattr(doctor, "_has_gpu", lambda: False)
     return lambda **checks: monkeypatch.setattr(doctor, "CHECKS", checks)
 
 
@@ -49,11 +50,10 @@ def test_a_broken_check_hides_no_other(only, capsys):
     assert len(lines) == 2
 
 
-@pytest.mark.parametrize(("level", "expected"), [("ok", 0), ("note", 0), ("warning", 1)])
-def test_the_exit_status_is_that_of_warnings(only, level, expected, capsys):
-    only(one=lambda: iter([doctor.Finding(level, "said", "done about it")]))
-    assert main.main(["doctor"]) == expected
-    assert "done about it" in capsys.readouterr().out
+def test_notes_are_no_failure(only, capsys):
+    only(one=lambda: iter([doctor.Finding("note", "text", "advice")]))
+    assert main.main(["doctor"]) == 0
+    assert "advice" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("free", "level"), [(1, "warning"), (10, "note"), (100, "ok")])
@@ -68,7 +68,7 @@ def test_little_room_is_told(monkeypatch, tmp_path, free, level):
 
 def test_a_broken_driver_is_a_warning(tools):
     tools("nvidia-smi", "echo 'Driver/library version mismatch' >&2; exit 18")
-    assert [level for level, _ in found(doctor.gpu)] == ["warning"]
+    assert found(doctor.gpu)[0][0] == "warning"
 
 
 def printing(**values):
@@ -85,16 +85,15 @@ def test_a_torch_that_cannot_use_the_gpu_is_a_warning(tools, tmp_path, monkeypat
 def test_what_triton_compiles_with_counts_on_a_gpu(tools, monkeypatch, tmp_path):
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(gpus, "_python_headers", lambda: str(tmp_path))
-    assert found(doctor.compiler) == []
-    tools("nvidia-smi", "exit 0")
-    ((level, text),) = found(doctor.compiler)
+    tools("nvidia-smi", "echo card")
+    *_, (level, text) = found(doctor.gpu)
     python = f"python{sys.version_info.major}.{sys.version_info.minor}"
     assert (level, f"apt install gcc {python}-dev " in text) == ("warning", True)
     (tmp_path / "Python.h").touch()
     tools("clang", "exit 0")
-    assert [level for level, _ in found(doctor.compiler)] == ["ok"]
+    assert found(doctor.gpu) == [("ok", "card")]
     monkeypatch.setenv("CC", "no-such-compiler")  # which Triton takes as it is
-    ((level, text),) = found(doctor.compiler)
+    *_, (level, text) = found(doctor.gpu)
     assert (level, "no-such-compiler" in text) == ("warning", True)
 
 
@@ -125,9 +124,6 @@ def test_an_import_that_fails_or_dies_is_a_warning(tools, monkeypatch, code):
         assert "Traceback" not in text
 
 
-# --- hub access ----------------------------------------------------------------------------------
-
-
 def test_a_hub_that_does_not_answer(monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -137,9 +133,6 @@ def test_a_hub_that_does_not_answer(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", address)
     ((level, text),) = found(doctor.hub)
     assert level == "warning" and address in text
-
-
-# --- SLURM ---------------------------------------------------------------------------------------
 
 
 def test_a_cluster_without_snakemake_s_plugin_is_a_warning(tools, monkeypatch):

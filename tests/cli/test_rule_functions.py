@@ -22,20 +22,18 @@ def functions(monkeypatch):
     """Makes the functions on a machine of so many cores and free GPUs, or on a cluster."""
     monkeypatch.chdir(layers.ROOT)
 
-    def make(cores=8, gpus=0, cluster=False, provider=None, **config):
+    def make(cores=8, gpus=0, cluster=False, **config):
         monkeypatch.setattr(rule_functions, "_cores", lambda: cores)
         monkeypatch.setattr(rule_functions, "_sees_gpus", lambda: gpus > 0)
         monkeypatch.setattr(rule_functions, "free_gpus", lambda: max(1, gpus))
         resources = {}
         modifier = SimpleNamespace(
             is_main_snakefile=lambda: True,
-            path_modifier=SimpleNamespace(
-                apply_default_storage=lambda path: f"/copy/{path}" if provider else path
-            ),
+            path_modifier=SimpleNamespace(apply_default_storage=lambda path: path),
         )
         workflow = SimpleNamespace(
             modifier=modifier,
-            storage_settings=SimpleNamespace(default_storage_provider=provider),
+            storage_settings=SimpleNamespace(default_storage_provider=None),
             configfiles=[],
             is_main_process=True,
             remote_exec=False,
@@ -94,13 +92,6 @@ def test_resources_wait_for_the_index_and_grow_with_it_and_each_attempt(function
     assert memory(DEMO, inputs, 1) == 12_000 + 8 * n // 1_000
 
 
-def test_paths_of_results_are_those_of_the_copies_that_a_storage_makes(functions):
-    answer = functions(provider="s3").as_found(lambda wildcards: '["results/a", "resources/b"]')
-    assert answer(DEMO) == '["/copy/results/a", "resources/b"]'
-    code = functions(provider="s3").sources("latteclip.train.finetune")
-    assert all(file.flags.get("sourcecache_entry") for file in code)
-
-
 def test_parameters_take_the_wildcards_that_a_function_names(functions):
     found = functions()
     assert found.given(lambda c, dataset: c.whole(dataset))(DEMO) == "demo"
@@ -109,8 +100,8 @@ def test_parameters_take_the_wildcards_that_a_function_names(functions):
 
 
 def test_absent_inputs_make_no_options():
-    inputs = {"votes": ["v.parquet"], "class_scores": []}
-    assert options("votes", "class_scores")(DEMO, inputs) == "--votes v.parquet"
+    inputs = {"eyes": ["a", "b"], "class_scores": []}
+    assert options("eyes", "class_scores")(DEMO, inputs) == "--eyes a --eyes b"
 
 
 def test_a_constraint_of_no_names_fits_nothing(functions):

@@ -7,7 +7,6 @@ import pytest
 from support.class_folders import class_folders
 
 from latteclip.cli import run_messages
-from latteclip.cli.run_messages import FailedJob
 from latteclip.config import layers
 from latteclip.config.configuration import Configuration
 
@@ -71,5 +70,4 @@ def test_a_failed_job_is_named_with_its_message(tmp_path, monkeypatch, log, line
     monkeypatch.chdir(tmp_path)
     (tmp_path / "job.log").write_text(log)
     wildcards = {"dataset": "mine", "method": "flyp", "seed": "1"}
-    [said] = run_messages.failed([FailedJob("finetune", wildcards, ["job.log"])])
-    assert re.match(line, said)
+    assert re.match(line, run_messages.failure("finetune", wildcards, ["job.log"]))

@@ -2,9 +2,6 @@ import json
 import re
 from pathlib import Path
 
-import pytest
-from support.checkout import Checkout
-
 from latteclip.cli import runs, status
 
 SUMMARY = """\
@@ -80,55 +77,6 @@ def test_a_dataset_is_looked_at_with_the_options_of_its_last_run(tmp_path, monke
     assert runs.noted_datasets() == ["a", "b", "c_64"]
 
 
-@pytest.fixture(scope="module")
-def indexed(tmp_path_factory):
-    """A checkout in which the demo has gone as far as its index."""
-    checkout = Checkout(tmp_path_factory.mktemp("indexed") / "checkout")
-    run = checkout.snakemake("results/demo/images.parquet", "--quiet", "all")
-    assert run.returncode == 0, run.stdout
-    return checkout
-
-
-def told(checkout, *arguments):
-    """Lines of `latteclip status` as words."""
-    run = checkout.run("latteclip", "status", *arguments)
-    assert run.returncode == 0, run.stdout
-    stages, _, _ = run.stdout.partition("SLURM queue")  # which this machine may have
-    return [re.split(r"\s{2,}", line.strip()) for line in stages.splitlines() if line]
-
-
-OPTIONS = ("--config", "seeds=2", "method=zero_shot,flyp")
-
-
-def test_done_stages_and_missing_ones(indexed):
-    lines = told(indexed, *OPTIONS)
-    assert lines[0] == ["demo: 2 of 13 jobs done"]
-    assert ["done", "generate_textures"] in lines
-    assert ["done", "index_images"] in lines
-    assert [line[0] for line in lines if line[-1].startswith("1 job, 0:")] == ["index_images"]
-    assert ["missing", "finetune", "flyp, seeds 0, 1", "not run yet"] in lines
-    assert ["missing", "evaluate_classifier", "zero_shot, seed 0", "not run yet"] in lines
-    rules = [line[1] for line in lines if len(line) > 1]
-    assert rules.index("index_images") < rules.index("finetune") < rules.index("evaluate")
-    assert lines[-3:] == [
-        ["all datasets: 0 of 2 jobs done"],
-        ["missing", "summarize", "not run yet"],
-        ["missing", "index_results", "not run yet"],
-    ]
-
-
-def test_an_edit_makes_stages_stale_and_says_why(indexed):
-    splits = indexed.root / "latteclip" / "data" / "splits.py"
-    kept = splits.read_bytes()
-    splits.write_bytes(kept + b"\n# Edited.\n")
-    try:
-        lines = told(indexed, "demo", *OPTIONS)
-    finally:
-        splits.write_bytes(kept)
-    assert ["stale", "index_images", "Updated input files: latteclip/data/splits.py"] in lines
-    assert ["done", "generate_textures"] in lines
-
-
 def test_changed_settings_are_leaves_and_texts():
     before = [json.dumps({"finetune": {"lr": 1e-7, "epochs": 3}, "note": "it's"}), 'A "word"; or?']
     now = [json.dumps({"finetune": {"lr": 1e-6, "epochs": 3}, "note": "it's", "n": 1}), "{}?"]
@@ -140,14 +88,29 @@ def test_changed_settings_are_leaves_and_texts():
     assert status.changed_settings("before: <nothing exclusive> now: 2") == ""
 
 
-def test_status_changes_no_file(indexed):
-    def files():
-        return {
-            path: path.stat().st_mtime_ns
-            for path in indexed.root.rglob("*")
-            if path.is_file() and ".snakemake" not in path.parts and path.suffix != ".pyc"
-        }
+def files_of(root):
+    return {
+        path: path.stat().st_mtime_ns
+        for path in root.rglob("*")
+        if path.is_file() and ".snakemake" not in path.parts and path.suffix != ".pyc"
+    }
 
-    before = files()
-    told(indexed)
-    assert files() == before
+
+def test_stages_are_done_stale_or_missing_and_the_reason_follows(finished_copy):
+    with (finished_copy.root / "latteclip" / "data" / "splits.py").open("a") as file:
+        file.write("\n# Edited.\n")
+    before = files_of(finished_copy.root)
+    run = finished_copy.latteclip("status", "--config", "seeds=2", "method=zero_shot,flyp")
+    assert run.returncode == 0, run.stdout
+    assert files_of(finished_copy.root) == before
+    stages, _, _ = run.stdout.partition("SLURM queue")  # which this machine may have
+    lines = [re.split(r"\s{2,}", line.strip()) for line in stages.splitlines() if line]
+    assert re.match(r"demo: \d+ of 13 jobs done", lines[0][0])
+    assert ["done", "generate_textures"] in lines
+    assert ["stale", "index_images", "Updated input files: latteclip/data/splits.py"] in lines
+    assert ["stale", "finetune", "flyp, seed 0", "an earlier stage will run"] in lines
+    assert ["missing", "finetune", "flyp, seed 1", "not run yet"] in lines
+    assert [line for line in lines if line[0] == "index_images" and line[1].startswith("1 job, ")]
+    rules = [line[1] for line in lines if len(line) > 1 and line[0] in status.COLOURS]
+    assert rules.index("index_images") < rules.index("finetune") < rules.index("evaluate")
+    assert lines[-3][0].startswith("all datasets: ")

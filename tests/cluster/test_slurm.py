@@ -1,34 +1,63 @@
-"""The workflow on a real SLURM: what a cluster does to jobs, and what comes out all the same."""
+"""The workflow on a real SLURM: its jobs, a training that is requeued, and the same results."""
 
 import json
 import re
+import shutil
 
 import pytest
-from support.checkout import DEMO, edit, shrink
-from support.slurm import OnCluster, requested
+from support.slurm import OnCluster, Slurm, obstacle, requested, wait
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
-FLYP = "results/demo/flyp/seed0"
+LATTECLIP = "results/demo/latteclip/seed0"
 WHOLE = ("--config", "captions={'shards': 2}", "method=zero_shot,latteclip", "seeds=1")
+TWO_GPUS = ("processes={'finetune': 2}", "threads={'finetune': 6}")
+# The training waits after its first step until SLURM stops it: at the end of finetune.py.
+WAITING = """
+
+import os
+import time
+
+CHECK_EVERY = 1  # steps
+save_alone = CheckpointManager.save
 
 
-# --- a whole run ---------------------------------------------------------------------------------
+def save(self, training):
+    save_alone(self, training)
+    while not training.stop_signal and os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
+        time.sleep(0.1)
+
+
+CheckpointManager.save = save
+"""
 
 
 @pytest.fixture(scope="module")
-def whole(slurm, new_checkout):
+def slurm(tmp_path_factory):
+    """A running SLURM."""
+    if reason := obstacle():
+        pytest.skip(reason)
+    with Slurm(tmp_path_factory.mktemp("slurm") / "slurm") as cluster:
+        yield cluster
+
+
+def metrics_of(checkout):
+    paths = (f"results/demo/{method}/seed0/metrics.json" for method in ("zero_shot", "latteclip"))
+    return [json.loads((checkout.root / path).read_text()) for path in paths]
+
+
+@pytest.fixture(scope="module")
+def whole(slurm, finished, tmp_path_factory):
     """The shrunken demo as the cluster ran it, its captions in two shards."""
-    checkout = new_checkout("whole")
-    edit(checkout, DEMO, shrink)
+    checkout = finished.copy(tmp_path_factory.mktemp("cluster") / "checkout")
+    shutil.rmtree(checkout.root / "results")
     run = OnCluster(checkout, slurm)
-    run.snakemake(*WHOLE)
+    run.finish(run.start(*WHOLE))
     return run
 
 
-def test_a_cluster_measures_what_one_machine_measures(whole, measured_here):
-    for method in ("zero_shot", "latteclip"):
-        path = f"results/demo/{method}/seed0/metrics.json"
-        assert json.loads((whole.checkout.root / path).read_text()) == measured_here[method]
+def test_a_cluster_measures_what_one_machine_measures(whole, finished):
+    assert metrics_of(whole.checkout) == metrics_of(finished)
+    assert "Nothing to be done" in whole.finish(whole.start(*WHOLE))
 
 
 def test_each_stage_asks_for_what_it_needs(whole):
@@ -49,42 +78,33 @@ def test_each_stage_asks_for_what_it_needs(whole):
         assert each["memory"] >= 4_000, rule
         assert each["minutes"] >= 10, rule
     assert asked["index_images"]["cores"] == 8  # whatever the login node has
-    assert {"generate_textures", "index_images", "gather_captions", "report_dataset"} <= set(asked)
+    assert {"index_images", "gather_captions", "report_dataset"} <= set(asked)
     assert not {"summarize", "index_results", "all"} & set(asked)  # on the login node
+    shards = whole.jobs_of("caption_images_shard")
+    assert [(job["JobState"], "ArrayJobId" in job) for job in shards] == [("COMPLETED", False)] * 2
+    log = (whole.checkout.root / LATTECLIP / "logs" / "finetune.log").read_text()
+    assert re.search(r"SLURM job \d+ on .*CUDA_VISIBLE_DEVICES=[01]\.", log)
 
 
-def test_stages_on_gpu_nodes_see_their_gpu(whole):
-    logs = whole.checkout.root / "results" / "demo"
-    for name in ("logs/pseudo_label_images.log", "latteclip/seed0/logs/finetune.log"):
-        text = (logs / name).read_text()
-        assert re.search(r"SLURM job \d+ on .*CUDA_VISIBLE_DEVICES=[01]\.", text)
-    assert "CUDA_VISIBLE_DEVICES=." in (logs / "logs/index_images.log").read_text()
-
-
-def test_each_shard_of_captions_is_a_job(whole):
-    for kind in ("images", "groups"):
-        jobs = whole.jobs_of(f"caption_{kind}_shard")
-        assert [(job["JobState"], "ArrayJobId" in job) for job in jobs] == [
-            ("COMPLETED", False)
-        ] * 2
-
-
-def test_a_finished_run_has_nothing_to_do(whole):
-    said = whole.snakemake(*WHOLE)
-    assert "Nothing to be done" in said
-
-
-def test_each_gpu_of_a_job_has_a_task_and_its_share_of_the_cores(indexed, on_cluster):
-    run = on_cluster(indexed)
-    two = ("--config", "processes={'finetune': 2}", "threads={'finetune': 6}")
-    run.snakemake(f"{FLYP}/history.parquet", *two, "--resources", "gpu=2")
-    (job,) = run.jobs_of("finetune")
+def test_a_requeued_training_on_two_gpus_continues_and_measures_the_same(whole, finished):
+    checkout = whole.checkout
+    with (checkout.root / "latteclip/train/finetune.py").open("a") as file:
+        file.write(WAITING)
+    folder = checkout.root / LATTECLIP
+    shutil.rmtree(folder)
+    run = OnCluster(checkout, whole.slurm, cold=("snakemake", "stages"))
+    command = (f"{LATTECLIP}/metrics.json", *WHOLE, *TWO_GPUS, "compute={'checkpoint_minutes': 0}")
+    process = run.start(*command)
+    wait(lambda: [*folder.glob("checkpoint/step-*.pt")], "a checkpoint")
+    job = run.jobs_of("finetune")[-1]
     assert (job["NumNodes"], job["NumTasks"]) == ("1", "2")
     assert (requested(job)["gpus"], requested(job)["cores"]) == (2, 6)
     assert job["CpusPerTres"].endswith("gpu:3")
+    run.slurm.requeue(job["JobId"])
+    run.finish(process)
+    log = (folder / "logs" / "finetune.log").read_text()
+    assert "Resuming after step" in log
     # One of the tasks is the job step, which starts a process for each GPU: it sees all of them.
-    log = (indexed.root / FLYP / "logs" / "finetune.log").read_text()
     assert "CUDA_VISIBLE_DEVICES=0,1." in log
-
-
-# --- what does not fit ---------------------------------------------------------------------------
+    assert metrics_of(checkout) == metrics_of(finished)
+    assert not (folder / "checkpoint").exists()

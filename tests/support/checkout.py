@@ -45,6 +45,8 @@ class Checkout:
     environment: dict = field(default_factory=dict)  # beside that of the tests
 
     def __post_init__(self):
+        if self.root.exists():
+            return
         self.root.mkdir(parents=True)
         # With what Python compiled, which is good for copies as old as their originals; but for
         # files that another process is about to put there.
@@ -69,15 +71,27 @@ class Checkout:
             output, _ = process.communicate()
         return subprocess.CompletedProcess(process.args, process.returncode, output)
 
+    def copy(self, root):
+        """Copy the checkout with its results, which Snakemake there takes for up to date."""
+        shutil.copytree(self.root, root, symlinks=True)
+        return Checkout(root)
+
     def snakemake(self, *arguments, path=()):
         """The same of `snakemake -j2`, by a process that has imported it (see `warm`).
 
         Its stages too, unless modules or variables are to be others than those of the tests.
         """
-        command = ["-j2", *map(str, arguments)]
+        return self._warm("snakemake", "-j2", *arguments, path=path)
+
+    def latteclip(self, *arguments):
+        """The same of `latteclip`."""
+        return self._warm("latteclip", *arguments)
+
+    def _warm(self, script, *arguments, path=()):
+        command = list(map(str, arguments))
         usual = not path and not self.environment
         return subprocess.CompletedProcess(
-            command, *warm.run("snakemake", command, self._environment(path), self.root, usual)
+            command, *warm.run(script, command, self._environment(path), self.root, usual)
         )
 
     def _environment(self, path):

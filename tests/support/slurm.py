@@ -127,13 +127,6 @@ class Slurm:
         listed = self("scontrol", "--oneliner", "show", "jobs").splitlines()
         return [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in listed if "=" in line]
 
-    def cancel_all(self):
-        """End the jobs that a test left."""
-        for job in self.jobs():
-            if job["JobState"] in ("PENDING", "RUNNING"):
-                self("scancel", job["JobId"])
-        wait(self._is_idle, "an idle node")
-
     def requeue(self, number):
         """Put a running job back into the queue; SLURM would let it wait for two minutes."""
         self("scontrol", "requeue", number)
@@ -229,12 +222,8 @@ class OnCluster:
                 preexec_fn=hear_interrupts,
             )
 
-    def snakemake(self, *arguments):
-        """Run snakemake to a good end; what it said."""
-        return self.finish(self.start(*arguments))
-
     def finish(self, process):
-        """The same for a started one."""
+        """Wait for its good end; what it said."""
         process.wait(900)
         assert process.returncode == 0, self.said()
         return self.said()
@@ -247,15 +236,6 @@ class OnCluster:
     def jobs_of(self, rule):
         """The same of one rule."""
         return [job for job in self.jobs() if job["Comment"].startswith(f"rule_{rule}_")]
-
-    def running(self, rule, after=None, patience=PATIENCE):
-        """The id of the job of a rule that runs, once one does that is not `after`."""
-
-        def look():
-            running = [job["JobId"] for job in self.jobs_of(rule) if job["JobState"] == "RUNNING"]
-            return next((number for number in running if number != after), None)
-
-        return wait(look, f"a running job of {rule}", patience)
 
     def said(self):
         return self._log.read_text()
@@ -275,18 +255,18 @@ def requested(job):
     }
 
 
-def wait(condition, what, patience=PATIENCE):
+def wait(condition, what):
     """The first true value of a condition.
 
     Raises:
         TimeoutError: it does not come.
     """
-    end = time.monotonic() + patience
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         if value := condition():
             return value
         time.sleep(0.1)
-    raise TimeoutError(f"{what} did not come within {patience} s")
+    raise TimeoutError(f"{what} did not come within {PATIENCE} s")
 
 
 def _free_port():
