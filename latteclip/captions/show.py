@@ -2,7 +2,6 @@
 
 import os
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,14 @@ from latteclip.core.settings import from_values
 WIDTH = 100
 
 
-def command(words: Sequence[str], n: int, pictures: str | None) -> str:
-    """Return what `latteclip captions WORDS` prints: a few captions.
+def show(path: str, n: int, pictures: str | None = None) -> str:
+    """Return a few captions as text.
 
     Args:
-        words: "show" and the path of a CAPTIONS table. The image index is in the folder above.
+        path: of a CAPTIONS table. The image index is in the folder above.
         n: how many captions, spread over the table.
         pictures: folder that gets the pictures as the model saw them.
     """
-    if len(words) != 2 or words[0] != "show":
-        raise UserError("Usage: latteclip captions show FILE [--n 5] [--pictures FOLDER].")
-    path = words[1]
     table, metadata = tables.read(path, tables.CAPTIONS)
     index_path = _index_of(path)
     index, classnames = tables.read_unlabelled(index_path, training=True)

@@ -1,7 +1,6 @@
 """Checks of this machine, each with one line and the remedy.
 
-A check that fails hides no other. Torch and vLLM are imported in other processes, which a broken
-build may end.
+Torch and vLLM are imported in other processes, which a broken build may end.
 """
 
 import json
@@ -13,7 +12,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -74,9 +73,9 @@ print(json.dumps({
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of a check."""
+    """One line of the output."""
 
-    level: str  # ok; note: the workflow runs without it; warning: it needs repair
+    level: str  # ok, note, or warning: it needs repair
     text: str
     advice: str = ""
 
@@ -85,15 +84,17 @@ Check = Callable[[], Iterator[Finding]]
 ok, note, warning = (partial(Finding, level) for level in ("ok", "note", "warning"))
 
 
-def doctor(stream: TextIO, more: Mapping[str, Check] | None = None) -> bool:
+def doctor(pairs: Sequence[str], files: Sequence[str], stream: TextIO) -> bool:
     """Run all checks and print their lines. Return whether none is a warning.
 
     Args:
+        pairs: KEY=VALUE over the configuration, as snakemake's --config takes them.
+        files: configuration files, as its --configfile takes them.
         stream: for the lines.
-        more: further checks.
     """
     good = True
-    for name, check in {**CHECKS, **(more or {})}.items():
+    checks: dict[str, Check] = {**CHECKS, "kv-cache": partial(captioner, pairs, files)}
+    for name, check in checks.items():
         for finding in findings(check):
             good &= finding.level != "warning"
             level = paint(f"{finding.level:7}", COLOURS[finding.level], stream)
@@ -108,44 +109,30 @@ def findings(check: Check) -> list[Finding]:
         return list(check())
     except Exception as error:  # the other checks are to run
         log.debug("A check failed.", exc_info=True)
-        return [
-            warning(
-                f"could not be checked ({type(error).__name__}: {error})",
-                "this is a bug: report it with the line",
-            )
-        ]
+        problem = f"could not be checked ({type(error).__name__}: {error})"
+        return [warning(problem, "this is a bug: report it with the line")]
 
 
 def python() -> Iterator[Finding]:
     """Report the versions of Python, of the package and of Snakemake."""
-    yield ok(
-        f"Python {platform.python_version()}, latteclip {__version__}, "
-        f"Snakemake {version('snakemake')}"
-    )
+    versions = f"latteclip {__version__}, Snakemake {version('snakemake')}"
+    yield ok(f"Python {platform.python_version()}, {versions}")
 
 
 def cpu() -> Iterator[Finding]:
     """Report the cores that this process may use."""
     usable, all_cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
     text = f"{usable} of {all_cores} cores may be used"
-    limit = os.environ.get("OMP_NUM_THREADS")
-    if limit:
-        text += f"; OMP_NUM_THREADS is {limit}"
-    if usable < all_cores:
-        yield note(text, f"give snakemake -j{usable}")
-    else:
-        yield ok(text)
+    yield note(text, f"give snakemake -j{usable}") if usable < all_cores else ok(text)
 
 
 def memory() -> Iterator[Finding]:
     """Report the main memory."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / GIB
-    text = f"{total:.0f} GiB"
     if total < MEMORY_WANTED:
-        yield warning(text, "the captioner and two jobs side by side want 8 GiB or more")
+        yield warning(f"{total:.0f} GiB", "the captioner and two jobs at once want 8 GiB or more")
     else:
-        yield ok(f"{text}, {free:.0f} GiB of it unused")
+        yield ok(f"{total:.0f} GiB")
 
 
 def disk() -> Iterator[Finding]:
@@ -162,29 +149,28 @@ def disk() -> Iterator[Finding]:
         if not os.access(place, os.W_OK):
             yield warning(f"{place} cannot be written to", "change its permissions")
         elif free < DISK_WANTED:
-            yield Finding(
-                "warning" if free < 2 else "note",
-                text,
-                f"a large dataset and LLaVA want {DISK_WANTED}; the demo wants 1",
-            )
+            advice = f"a large dataset and LLaVA want {DISK_WANTED}; the demo wants 1"
+            yield Finding("warning" if free < 2 else "note", text, advice)
         else:
             yield ok(text)
 
 
 def gpu() -> Iterator[Finding]:
-    """Report the GPUs that NVIDIA's driver shows, without torch."""
-    asked = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    if shutil.which(asked[0]) is None:
+    """Report the GPUs that NVIDIA's driver shows, without torch, and the compiler for Triton."""
+    if not _has_gpu():
         yield note(
             "no NVIDIA GPU (nvidia-smi is not there)",
             "the demo runs; captions of a real dataset by LLaVA would take days",
         )
         return
-    run = _run(asked)
+    fields = "--query-gpu=name,memory.total,driver_version"
+    run = _run(["nvidia-smi", fields, "--format=csv,noheader"])
     if run.returncode:
         yield warning(f"nvidia-smi fails: {_last(run)}", gpus.REPAIR)
-    for line in run.stdout.splitlines() if not run.returncode else []:
-        yield ok(line)
+    else:
+        yield from map(ok, run.stdout.splitlines())
+    if sentence := gpus.missing_compiler():
+        yield warning(sentence.removesuffix("."))
 
 
 def torch() -> Iterator[Finding]:
@@ -193,30 +179,19 @@ def torch() -> Iterator[Finding]:
     if found is None:
         yield warning(f"torch does not import: {problem}", "run make install again")
         return
-    build = f"CUDA {found['cuda']}" if found["cuda"] else "CPU build"
-    text = f"torch {found['version']} ({build})"
     try:
         gpus.refuse_unusable(found["version"], found["cuda"], sees_none=not found["cards"])
     except UserError as error:
         yield warning(str(error).removesuffix("."))
         return
-    yield ok(text)
+    build = f"CUDA {found['cuda']}" if found["cuda"] else "CPU build"
+    yield ok(f"torch {found['version']} ({build})")
     for card in found["cards"]:
-        seen = f"{card['name']}, {card['memory'] / GIB:.0f} GiB"
+        text = f"{card['name']}, {card['memory'] / GIB:.0f} GiB"
         if card["bf16"]:
-            yield ok(f"{seen}, computes in bf16")
+            yield ok(f"{text}, computes in bf16")
         else:
-            yield note(f"{seen}, no bf16", "set clip.precision to fp16")
-
-
-def compiler() -> Iterator[Finding]:
-    """Report the compiler and headers that Triton needs on a GPU."""
-    if shutil.which("nvidia-smi") is None:
-        return
-    if sentence := gpus.missing_compiler():
-        yield warning(sentence.removesuffix("."))
-    else:
-        yield ok("a C compiler and Python's headers, which a GPU needs")
+            yield note(f"{text}, no bf16", "set clip.precision to fp16")
 
 
 def vllm() -> Iterator[Finding]:
@@ -227,23 +202,17 @@ def vllm() -> Iterator[Finding]:
             f"vLLM does not import: {problem}",
             "run make install again, or caption with \"captioner={'engine': 'transformers'}\"",
         )
-    elif found["device"] != "cuda" and shutil.which("nvidia-smi"):
-        yield warning(
-            f"vLLM {found['version']} is built for {found['device']}, though a GPU is there",
-            "run make install KIND=cuda",
-        )
+        return
+    text = f"vLLM {found['version']}, built for {found['device']}"
+    if found["device"] != "cuda" and _has_gpu():
+        yield warning(f"{text}, though a GPU is there", "run make install KIND=cuda")
     else:
-        yield ok(f"vLLM {found['version']}, built for {found['device']}")
+        yield ok(text)
 
 
 def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
-    """Report how vLLM would divide a GPU's memory for the configured captioner, by arithmetic.
-
-    Args:
-        pairs: KEY=VALUE over the configuration, as snakemake's --config takes them.
-        files: configuration files, as its --configfile takes them.
-    """
-    if shutil.which("nvidia-smi") is None:
+    """Report how vLLM would divide a GPU's memory for the configured captioner, by arithmetic."""
+    if not _has_gpu():
         return
     try:
         configuration = Configuration(layers.defaults(), layers.given(pairs, files))
@@ -269,8 +238,8 @@ def captioner(pairs: Sequence[str], files: Sequence[str]) -> Iterator[Finding]:
     else:
         yield warning(
             text,
-            "lower captioner.batch_size and captioner.max_model_len, raise "
-            "captioner.gpu_memory_utilization, or raise captioner.tensor_parallel_size",
+            "lower captioner.batch_size and captioner.max_model_len, or raise "
+            "captioner.gpu_memory_utilization or captioner.tensor_parallel_size",
         )
 
 
@@ -298,19 +267,15 @@ def slurm() -> Iterator[Finding]:
     if shutil.which("sbatch") is None:
         yield note("no SLURM (sbatch is not there)", "jobs run on this machine")
         return
-    found = _run(["sbatch", "--version"])
-    if found.returncode:
-        yield warning(f"sbatch fails: {_last(found)}", "ask who runs the cluster")
-        return
-    partitions = _run(["sinfo", "--noheader", "--format=%P %a %l %G"])
-    if partitions.returncode:
-        yield warning(
-            f"{found.stdout.strip()}, but sinfo fails: {_last(partitions)}",
-            "ask who runs the cluster",
-        )
-        return
-    yield ok(found.stdout.strip())
-    for line in partitions.stdout.splitlines():
+    lines = []
+    for command in (["sbatch", "--version"], ["sinfo", "--noheader", "--format=%P %a %l %G"]):
+        run = _run(command)
+        if run.returncode:
+            yield warning(f"{command[0]} fails: {_last(run)}", "ask who runs the cluster")
+            return
+        lines += run.stdout.splitlines()
+    yield ok(lines[0])
+    for line in lines[1:]:
         name, state, limit, devices = line.split(maxsplit=3)
         yield ok(f"partition {name}: {state}, at most {limit}, devices {devices}")
     if find_spec("snakemake_executor_plugin_slurm") is None:
@@ -319,9 +284,12 @@ def slurm() -> Iterator[Finding]:
         )
 
 
-def _run(command: Sequence[str], timeout: float | None = None) -> subprocess.CompletedProcess[str]:
+def _has_gpu() -> bool:
+    return shutil.which("nvidia-smi") is not None
+
+
+def _run(command: Sequence[str], timeout: float = TOOL_TIMEOUT) -> subprocess.CompletedProcess[str]:
     """Run a command. One that takes too long has the exit status 124, as of `timeout`."""
-    timeout = timeout or TOOL_TIMEOUT
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired:
@@ -343,14 +311,5 @@ def _import(code: str, *arguments: str) -> tuple[dict[str, Any] | None, str]:
 
 
 CHECKS: dict[str, Check] = {
-    "python": python,
-    "cpu": cpu,
-    "memory": memory,
-    "disk": disk,
-    "gpu": gpu,
-    "torch": torch,
-    "compiler": compiler,
-    "vllm": vllm,
-    "hub": hub,
-    "slurm": slurm,
+    check.__name__: check for check in (python, cpu, memory, disk, gpu, torch, vllm, hub, slurm)
 }

@@ -7,17 +7,19 @@ the others only bounds are known: a few images are too few to tell work from loa
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from latteclip.cli import runs
 from latteclip.config import job_resources, layers, stage_params
 from latteclip.config.configuration import Configuration
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.report.runs import JobCost, job_costs, tokens_of, total
+from latteclip.report.runs import job_costs, tokens_of
 
 RESULTS = Path("results")
 LIMIT = 64  # of the command that makes a limited run
@@ -42,12 +44,14 @@ LOADS_CLIP = (
 )
 ASKED = re.compile(r"^Asked (\d+) requests about (\d+) rows in ([\d.]+) s", re.MULTILINE)
 INDEXED = re.compile(r"^Indexed .* in ([\d.]+) s", re.MULTILINE)
+COLUMNS = ["stage", "limited", "loading", "least", "most", "gpus", "asks_nothing"]  # of a job
 ROW = "  {:20} {:>4} {:>9} {:>9}  {:15} {:>22}"
 NOTE = """\
-  Loading takes the same time for any number of images. Of the index, of captions and of fine-tuning
-  the rest was measured. Other stages have bounds. The lower one takes all of a job for loading. The
-  upper one takes for loading the time of assemble_model, which only loads CLIP, or of the shortest
-  job. Jobs count one after another. Downloads, tables and pages do not count."""
+  Loading takes the same time for any number of images. The work of the index, of captions and of
+  fine-tuning was measured. Other stages have bounds. The lower bound counts all of a job as
+  loading. The upper bound counts the time of assemble_model, which only loads CLIP, or of the
+  shortest job. Jobs count one
+  after another. Downloads, tables and pages do not count."""
 
 
 @dataclass(frozen=True)
@@ -58,30 +62,11 @@ class Sizes:
     train: int
     classes: int
 
-    def factors(self, whole: "Sizes", configuration: Configuration, dataset: str) -> dict[str, Any]:
-        """Return by how much the whole is larger in what stages grow with, but for steps."""
-        own, other = (
-            job_resources.groups(
-                configuration, dataset, job_resources.Counts(one.train, 0, one.classes)
-            )
-            for one in (self, whole)
-        )
-        return {
-            IMAGES: whole.images / self.images,
-            TRAINING: whole.train / self.train,
-            GROUPS: other / own,
-        }
-
-
-@dataclass(frozen=True)
-class Grown:
-    """A job of the limited run, and the bounds of its cost in the full run."""
-
-    limited: JobCost
-    loading: float  # seconds at least
-    least: JobCost
-    most: JobCost
-    asks_nothing: bool = False  # a captioning job whose answers had been cached
+    def growth(self, configuration: Configuration, dataset: str) -> dict[str, float]:
+        """Return what stages grow with, but for steps."""
+        counts = job_resources.Counts(self.train, 0, self.classes)
+        groups = job_resources.groups(configuration, dataset, counts)
+        return {IMAGES: self.images, TRAINING: self.train, GROUPS: groups}
 
 
 def estimate(datasets: Sequence[str], config: Sequence[str], configfiles: Sequence[str]) -> str:
@@ -107,33 +92,35 @@ def estimate(datasets: Sequence[str], config: Sequence[str], configfiles: Sequen
 
 def _of_dataset(dataset: str, limit: int | None, given: Mapping[str, Any]) -> Iterator[str]:
     limit = limit or _largest_limit(dataset)
-    name = f"{dataset}_{limit}"
-    index = RESULTS / name / "images.parquet"
+    folder = RESULTS / f"{dataset}_{limit}"
+    index = folder / "images.parquet"
     if limit is None or not index.is_file():
         raise UserError(
             f"There is no limited run of {dataset} to estimate from; make one: latteclip workflow "
             f"-j4 --config dataset={dataset} limit={limit or LIMIT}"
         )
-    noted = runs.read_options(name)
-    values = layers.merge(noted.config if noted else {}, given)
+    noted = runs.read_options(folder.name)
+    values = layers.merge(noted["config"] if noted else {}, given)
     configuration = Configuration(layers.defaults(), {**values, "dataset": dataset, "limit": limit})
     small, whole = _sizes(index)
-    factors = small.factors(whole, configuration, name)
-    jobs = list(_grown(configuration, name, small, whole, factors))
+    limited = small.growth(configuration, folder.name)
+    factors = {k: n / limited[k] for k, n in whole.growth(configuration, folder.name).items()}
+    jobs = pd.DataFrame(_jobs(configuration, folder.name, small, whole, factors), columns=COLUMNS)
     yield (
-        f"{dataset}, by {RESULTS / name}: {whole.images:,} images, {whole.train:,} of them for "
-        f"training, from {small.images:,} and {small.train:,}"
+        f"{dataset}, by {folder}: {whole.images:,} images, {whole.train:,} of them for training, "
+        f"from {small.images:,} and {small.train:,}"
     )
     yield ROW.format("stage", "jobs", "limited", "loading", "grows with", "full run")
-    for stage in dict.fromkeys(job.limited.rule for job in jobs):
-        own = [job for job in jobs if job.limited.rule == stage]
-        yield _row(stage, own, GROWS.get(stage, "-"))
+    for stage, of_stage in jobs.groupby("stage", sort=False):
+        yield _row(str(stage), of_stage, GROWS.get(str(stage), "-"))
     yield _row("in all", jobs, "")
-    gpus = [total([getattr(job, end) for job in jobs]).gpu_seconds for end in ("least", "most")]
-    yield f"  GPU time: {'not measured' if gpus[0] is None else _range(*gpus)}"
-    yield f"  tokens: {_tokens(RESULTS / name, factors)}"
-    yield f"  disk: {_disk(RESULTS / name, factors[IMAGES]) / 1e9:.1f} GB below {RESULTS / dataset}"
-    yield from _faults(configuration, name, jobs)
+    gpu_time = "not measured"
+    if jobs["gpus"].notna().any():
+        gpu_time = _range(*((jobs[end] * jobs["gpus"]).sum() for end in ("least", "most")))
+    yield f"  GPU time: {gpu_time}"
+    yield f"  tokens: {_tokens(folder, factors)}"
+    yield f"  disk: {_disk(folder, factors[IMAGES]) / 1e9:.1f} GB below {RESULTS / dataset}"
+    yield from _gaps(folder / f"report{configuration.suffix}.html", jobs)
     yield NOTE
 
 
@@ -154,28 +141,32 @@ def _sizes(index: Path) -> tuple[Sizes, Sizes]:
     return Sizes(n, n - test, classes), Sizes(images, images - whole.get("test", 0), classes)
 
 
-def _grown(
+def _jobs(
     configuration: Configuration,
     name: str,
     small: Sizes,
     whole: Sizes,
     factors: Mapping[str, float],
-) -> Iterator[Grown]:
-    """Yield every job of the limited run that was measured."""
-    files = stage_params.benchmarks(configuration, name)
+) -> Iterator[dict[str, Any]]:
+    """Yield COLUMNS of every job that was measured: seconds of the limited and the full run."""
     costs = [
-        (cost, Path(file["path"])) for file in files for cost in job_costs([file]) if cost.seconds
+        (cost, cost.seconds, Path(file["path"]))
+        for file in stage_params.benchmarks(configuration, name)
+        for cost in job_costs([file])
+        if cost.seconds
     ]
-    clip = min((c.seconds or 0 for c, _ in costs if c.rule == LOADS_ONLY), default=0.0)
-    shortest = min((c.seconds or 0 for c, _ in costs), default=0.0)
-    for cost, path in costs:
-        seconds, kind = cost.seconds or 0.0, GROWS.get(cost.rule)
+    clip = min((seconds for cost, seconds, _ in costs if cost.rule == LOADS_ONLY), default=0.0)
+    shortest = min((seconds for _, seconds, _ in costs), default=0.0)
+    for cost, seconds, path in costs:
+        kind = GROWS.get(cost.rule)
         growth = 1.0 if kind is None else factors.get(kind, 1.0)
         asked, rows, work = 0, 0, None
-        if found := ASKED.search(_log_of(path)):
+        log = path.parents[1] / "logs" / f"{path.stem}.log"
+        text = log.read_text("utf-8", errors="replace") if log.is_file() else ""
+        if found := ASKED.search(text):
             asked, rows, work = int(found[1]), int(found[2]), float(found[3])
             growth *= rows / asked if 0 < asked < rows else 1  # others had been cached
-        elif found := INDEXED.search(_log_of(path)):
+        elif found := INDEXED.search(text):
             work = float(found[1])
         elif kind == STEPS:
             method = cost.run.partition(",")[0]
@@ -191,14 +182,13 @@ def _grown(
             loading = min(seconds, clip if cost.rule in LOADS_CLIP else shortest)
         else:
             loading = max(0.0, seconds - work)
-        most = _scaled(cost, (loading + growth * (seconds - loading)) / seconds)
-        least = cost if work is None else most
-        yield Grown(cost, loading, least, most, asks_nothing=rows > asked == 0)
-
-
-def _log_of(benchmark: Path) -> str:
-    log = benchmark.parents[1] / "logs" / f"{benchmark.stem}.log"
-    return log.read_text("utf-8", errors="replace") if log.is_file() else ""
+        most = loading + growth * (seconds - loading)
+        yield {
+            **{"stage": cost.rule, "limited": seconds, "loading": loading},
+            **{"least": seconds if work is None else most, "most": most},
+            "gpus": float("nan") if cost.gpu_seconds is None else cost.gpu_seconds / seconds,
+            "asks_nothing": rows > asked == 0,  # answers had been cached
+        }
 
 
 def _training(history: Path, images: int) -> float | None:
@@ -210,28 +200,18 @@ def _training(history: Path, images: int) -> float | None:
     return images * sum(1 / rate for rate in rates) / len(rates) if rates else None
 
 
-def _scaled(cost: JobCost, factor: float) -> JobCost:
-    def times(value: float | None) -> float | None:
-        return None if value is None else value * factor
-
-    return replace(cost, seconds=times(cost.seconds), gpu_seconds=times(cost.gpu_seconds))
-
-
-def _row(stage: str, jobs: Sequence[Grown], grows: str) -> str:
-    limited, least, most = (
-        total([getattr(job, end) for job in jobs]).seconds for end in ("limited", "least", "most")
-    )
-    times = _time(limited), _time(sum(job.loading for job in jobs))
-    return ROW.format(stage, len(jobs), *times, grows, _range(least, most)).rstrip()
+def _row(stage: str, jobs: pd.DataFrame, grows: str) -> str:
+    limited, loading, least, most = jobs[["limited", "loading", "least", "most"]].sum()
+    times = _time(limited), _time(loading), grows, _range(least, most)
+    return ROW.format(stage, len(jobs), *times).rstrip()
 
 
-def _range(least: float | None, most: float | None) -> str:
-    ends = dict.fromkeys((_time(least), _time(most)))
-    return " to ".join(ends)
+def _range(least: float, most: float) -> str:
+    return " to ".join(dict.fromkeys((_time(least), _time(most))))
 
 
-def _time(seconds: float | None) -> str:
-    return str(timedelta(seconds=round(seconds or 0)))
+def _time(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
 
 
 def _tokens(folder: Path, factors: Mapping[str, float]) -> str:
@@ -252,11 +232,11 @@ def _disk(folder: Path, factor: float) -> float:
     )
 
 
-def _faults(configuration: Configuration, name: str, jobs: Sequence[Grown]) -> Iterator[str]:
+def _gaps(page: Path, jobs: pd.DataFrame) -> Iterator[str]:
     """Yield what the estimate leaves out."""
-    if not (RESULTS / name / f"report{configuration.suffix}.html").is_file():
-        yield f"  {RESULTS / name} is not finished: stages that did not run are not counted."
-    for stage in dict.fromkeys(job.limited.rule for job in jobs if job.asks_nothing):
+    if not page.is_file():
+        yield f"  {page.parent} is not finished: stages that did not run are not counted."
+    for stage in jobs["stage"][jobs["asks_nothing"]].unique():
         yield f"  {stage} had all answers from earlier runs: the time of asking is not counted."
-    if not any(job.limited.rule == LOADS_ONLY for job in jobs):
+    if LOADS_ONLY not in set(jobs["stage"]):
         yield f"  No {LOADS_ONLY} was measured: times of stages that load CLIP are upper bounds."

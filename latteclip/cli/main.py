@@ -11,17 +11,13 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from latteclip import __version__
-from latteclip.cli import commands, stages
-from latteclip.core.errors import (
-    UserError,
-    full_disk,
-    refused_by_system,
-    worker_failure,
-)
+from latteclip.cli import arguments, commands, stages
+from latteclip.core.errors import UserError, full_disk, refused_by_system, worker_failure
 from latteclip.core.signals import Terminated, unwinding
 from latteclip.core.terminal import for_terminal, paint
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+HELP = ("-h", "--help")
 NONE = "\0"  # as the character that options begin with: every argument is a word
 DESCRIPTION = "Adapt CLIP to unlabelled images (LatteCLIP, arXiv 2410.08211)."
 EPILOG = """\
@@ -74,10 +70,7 @@ def drop_unwritten() -> None:
 
 
 class Formatter(logging.Formatter):
-    """Formats messages without a prefix, coloured by level, and without secrets.
-
-    A formatter that adds a traceback leaves it in the record for the next one, hence the copy.
-    """
+    """Formats messages without a prefix, coloured by level, and without secrets."""
 
     def __init__(self, stream: TextIO | None, *, tracebacks: bool) -> None:
         """stream: the terminal. None: a file, which has no colours."""
@@ -85,8 +78,8 @@ class Formatter(logging.Formatter):
         self.stream, self.tracebacks = stream, tracebacks
 
     def format(self, record: logging.LogRecord) -> str:
-        record = logging.makeLogRecord(record.__dict__)
-        record.exc_text = None
+        # A copy: a formatter leaves its traceback in the record for the next one.
+        record = logging.makeLogRecord({**record.__dict__, "exc_text": None})
         if not self.tracebacks:
             record.exc_info = None
         text = for_terminal(super().format(record))
@@ -153,64 +146,45 @@ class Help(argparse.RawDescriptionHelpFormatter):
         return super()._format_action(action)
 
 
-def parser(stage: str | None = None) -> argparse.ArgumentParser:
-    """Return the command line: the commands of users, and one stage of the workflow.
-
-    Args:
-        stage: the stage that was called, if one was. The others are left out.
-    """
-    top = Parser(
-        prog="latteclip",
-        description=DESCRIPTION,
-        epilog=EPILOG.format(stages=_stages()),
-        formatter_class=Help,
-    )
+def parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """Return the command line: the commands of users, and the stage of the workflow in `given`."""
+    names = textwrap.fill(", ".join(map(_dashed, stages.STAGES)), 76, break_on_hyphens=False)
+    names = textwrap.indent(names, "  ")
+    epilog = EPILOG.format(stages=names)
+    top = Parser(prog="latteclip", description=DESCRIPTION, epilog=epilog, formatter_class=Help)
     top.add_argument("--version", action="version", version=f"latteclip {__version__}")
     _add_debug(top, default=False)
     subs = top.add_subparsers(required=True, title="commands", metavar="command")
-    for command, add_arguments in commands.COMMANDS.items():
-        about = command.__doc__
-        passes_through = command in commands.PASSTHROUGH
+    for command in commands.COMMANDS:
+        # All that follows is an argument of snakemake, options included.
+        passes_on = command is commands.workflow and not set(given[1:2]) & set(HELP)
         sub = subs.add_parser(
-            _name(command.__name__),
-            help=about,
-            description=about,
-            add_help=not passes_through,
-            prefix_chars=NONE if passes_through else "-",
+            command.__name__,
+            help=(command.__doc__ or "").partition("\n")[0],
+            add_help=not passes_on,
+            prefix_chars=NONE if passes_on else "-",
         )
-        add_arguments(sub)
-        sub.set_defaults(command=command, name=command.__name__, parser=parser)
-        if not passes_through:
+        arguments.add_arguments(sub, commands.__name__, command.__name__)
+        sub.set_defaults(run=partial(arguments.call, command), name=command.__name__)
+        if not passes_on:
             _add_debug(sub)
-    if stage:
-        sub = subs.add_parser(_name(stage))  # not in the list
-        stages.add_arguments(sub, stage)
+    if stage := _stage_called(given):
+        sub = subs.add_parser(_dashed(stage))  # not in the list
+        arguments.add_arguments(sub, stages.STAGES[stage], stage)
         sub.add_argument("--log", help="file that gets the log as well")
-        sub.set_defaults(command=partial(stages.run, stage), name=stage)
+        sub.set_defaults(run=partial(stages.run, stage), name=_dashed(stage))
         _add_debug(sub)
     return top
 
 
-def _name(function: str) -> str:
+def _dashed(function: str) -> str:
     return function.replace("_", "-")
 
 
-def _stages() -> str:
-    """Return the names of the stages for the epilog."""
-    return textwrap.fill(
-        ", ".join(map(_name, stages.STAGES)),
-        width=78,
-        initial_indent="  ",
-        subsequent_indent="  ",
-        break_on_hyphens=False,
-    )
-
-
-def _stage_called(arguments: Sequence[str]) -> str | None:
+def _stage_called(given: Sequence[str]) -> str | None:
     """Return the stage that is the first argument besides options, if it is one."""
-    word = next((word for word in arguments if not word.startswith("-")), "")
-    stage = word.replace("-", "_")
-    return stage if _name(stage) == word and stage in stages.STAGES else None
+    word = next((word for word in given if not word.startswith("-")), "")
+    return next((stage for stage in stages.STAGES if _dashed(stage) == word), None)
 
 
 def _add_debug(sub: argparse.ArgumentParser, default: object = argparse.SUPPRESS) -> None:
@@ -220,23 +194,22 @@ def _add_debug(sub: argparse.ArgumentParser, default: object = argparse.SUPPRESS
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status, one of those in EPILOG."""
     # torch reads it when it is imported. Its idle threads then leave the cores to decoders.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        return _run(arguments)
+        return _run(sys.argv[1:] if given is None else given)
     finally:
         drop_unwritten()
 
 
-def _run(arguments: Sequence[str] | None) -> int:
+def _run(given: Sequence[str]) -> int:
     """Run one command and report its errors."""
     logger, name, debug = start_log(debug=False), "latteclip", False
     try:
-        given = sys.argv[1:] if arguments is None else arguments
-        args = parser(_stage_called(given)).parse_args(given)
-        name, debug = _name(args.name), args.debug
+        args = parser(given).parse_args(given)
+        name, debug = args.name, args.debug
         return _call(args)
     except UserError as error:
         logger.error("error: %s", error, exc_info=debug)
@@ -252,13 +225,9 @@ def _run(arguments: Sequence[str] | None) -> int:
             return BAD_INPUT
         if sentence := worker_failure(error):
             logger.error("error: %s", sentence, exc_info=debug)
-            return FAILED
-        logger.exception(
-            "error: %s failed (%s: %s); --debug shows where.",
-            name,
-            type(error).__name__,
-            error,
-        )
+        else:
+            kind = type(error).__name__
+            logger.exception("error: %s failed (%s: %s); --debug shows where.", name, kind, error)
         return FAILED
 
 
@@ -269,7 +238,7 @@ def _call(args: argparse.Namespace) -> int:
         if file := getattr(args, "log", None):
             add_log_file(file)
         _log_job(logging.getLogger("latteclip"))
-        status: int = args.command(args) or 0
+        status: int = args.run(args) or 0
         flush_output()
     return status
 

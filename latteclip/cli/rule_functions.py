@@ -51,16 +51,6 @@ def file_names(*names: str) -> Callable[[Any, Any], str]:
     )
 
 
-def option_list(name: str) -> Callable[..., str]:
-    """Return a function from inputs that may be absent to one option of the command."""
-
-    def answer(wildcards: Any, input: Any) -> str:
-        files = input[name]
-        return " ".join([f"--{name}", *files]) if files else ""
-
-    return answer
-
-
 @contextlib.contextmanager
 def workflow_errors() -> Iterator[None]:
     """Raise WorkflowError, which Snakemake prints as a sentence, for UserError."""
@@ -105,18 +95,17 @@ class RuleFunctions:
         if self._is_module:
             # Its `config` wins over the shipped files as a command line does.
             shipped = layers.defaults(project=None)
-            found = Configuration(shipped, layers.difference(self._config, shipped))
+            loaded = Configuration(shipped, layers.difference(self._config, shipped))
         else:
             # Snakemake reads files of --configfile too, but accepts a key given twice.
             files = [file for file in self._workflow.configfiles if Path(file).suffix != ".json"]
             layers.given([], files)
             counts = self._notes_shards and self._workflow.is_main_process
-            found = Configuration(
-                layers.defaults(), self._config, gpus=free_gpus() if counts else 1
-            )
+            gpus_here = free_gpus() if counts else 1
+            loaded = Configuration(layers.defaults(), self._config, gpus=gpus_here)
         if not self._workflow.remote_exec:  # the sender of the job has checked
-            checks.refuse_unready(found)
-        return found
+            checks.refuse_unready(loaded)
+        return loaded
 
     # Inputs and parameters.
 
@@ -221,15 +210,14 @@ class RuleFunctions:
         shared = {
             "finetune": job_resources.training_threads,
             "caption": job_resources.caption_threads,
-        }
+        }.get(stage)
 
         def threads(wildcards: Any) -> int:
-            dataset = wildcards.dataset
-            wanted = int(self.configuration.section("threads", dataset)[stage])
+            wanted = int(self.configuration.section("threads", wildcards.dataset)[stage])
             if self.on_cluster():
                 return wanted
-            if stage in shared:
-                return shared[stage](self.configuration, dataset, *self._cores_and_gpus())
+            if shared:
+                return shared(self.configuration, wildcards.dataset, *self._cores_and_gpus())
             return min(wanted, _cores())
 
         return threads
@@ -262,11 +250,12 @@ class RuleFunctions:
 
     def _images(self, wildcards: Any, input: Any) -> int:
         """Return the images of the index, or of the dataset's file if there is no index here."""
-        if "images" in input.keys() and self._provider is None:
-            return job_resources.images_indexed(str(input.images))
-        if "images" in input.keys() and self._provider == "fs":  # there is no copy here
-            return job_resources.images_indexed(input.images.storage_object.query)
-        return job_resources.images_expected(self.configuration, wildcards.dataset)
+        if "images" not in input.keys() or self._provider not in (None, "fs"):
+            return job_resources.images_expected(self.configuration, wildcards.dataset)
+        index = str(input.images)
+        if self._provider:  # there is no copy here
+            index = input.images.storage_object.query
+        return job_resources.images_indexed(index)
 
     # Handlers. Those of a module run if the other workflow's handlers call them (docs/projects.md).
 
@@ -278,29 +267,26 @@ class RuleFunctions:
             if not self.has_gpus():
                 checks.refuse_slow_captions(self.configuration, pending)
         runs.note_run()
-        self._start_captions(pending)
+        for dataset in self.configuration.datasets:
+            files = (f"results/{dataset}/captions/", f"results/{dataset}/class_scores")
+            if any(file.startswith(files) for file in pending):
+                self._start_captions(dataset)
         if not self._is_module:  # whose options would be those of the other workflow
             methods = self._workflow.deployment_settings.deployment_method
             whole = {name: self.configuration.whole(name) for name in self.configuration.datasets}
             runs.note_options(whole, self._config, [m.item_to_choice() for m in methods])
         self._print(run_messages.started(self.configuration, pending))
 
-    def _start_captions(self, pending: Iterable[str]) -> None:
-        """Note how many jobs caption each dataset, and warn if they cannot all run at once."""
+    def _start_captions(self, dataset: str) -> None:
+        """Note how many jobs caption a dataset, and warn if they cannot all run at once."""
+        if self._notes_shards:
+            note_shards(dataset, self.configuration.shards(dataset))
         _, of_this_machine = self._cores_and_gpus()
-        cores = self._workflow.resource_settings.cores or _cores()
-        for dataset in self.configuration.datasets:
-            files = (f"results/{dataset}/captions/", f"results/{dataset}/class_scores")
-            if not any(file.startswith(files) for file in pending):
-                continue
-            if self._notes_shards:
-                note_shards(dataset, self.configuration.shards(dataset))
-            if of_this_machine and not self.on_cluster():
-                warning = job_resources.too_few_for_shards(
-                    self.configuration, dataset, cores, of_this_machine
-                )
-                if warning:
-                    logger.warning(warning)
+        if of_this_machine and not self.on_cluster():
+            cores = self._workflow.resource_settings.cores or _cores()
+            options = (self.configuration, dataset, cores, of_this_machine)
+            if warning := job_resources.too_few_for_shards(*options):
+                logger.warning(warning)
 
     def end_run(self) -> None:
         """Print where the results are, after the last lines of Snakemake."""
@@ -310,12 +296,15 @@ class RuleFunctions:
     def report_failures(self) -> None:
         """Print the error messages of failed jobs last, also with --quiet."""
         scheduler = self._workflow.scheduler
-        failed = [
-            run_messages.FailedJob(job.rule.name, dict(job.wildcards.items()), job.log)
+        lines = [
+            paint(
+                run_messages.failure(job.rule.name, dict(job.wildcards.items()), job.log),
+                "red",
+                sys.stderr,
+            )
             for each in (*scheduler.failed, *scheduler.running)  # failed, or stopped
             for job in (each.jobs if each.is_group() else [each])
         ]
-        lines = [paint(line, "red", sys.stderr) for line in run_messages.failed(failed)]
         atexit.register(self._print, lines, is_error=True)
 
     def _print(self, lines: Iterable[str], is_error: bool = False) -> None:

@@ -8,7 +8,6 @@ import csv
 import os
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -25,27 +24,11 @@ ERROR = "error: "  # begins the message of a command that fails
 STOPPED = ("Stopped", "interrupted")  # beginnings of the last line of a log after Ctrl-C
 TRACEBACK = "Traceback (most recent call last):"
 MAX_LINES = 20  # of a message
-GB = {  # to download, of models that the documents name
-    "ViT-B-32@laion2b_s34b_b79k": 0.6,
-    "llava-hf--llava-v1.6-mistral-7b-hf": 15.1,
-    "vit_base_patch14_reg4_dinov2.lvd142m": 0.35,
+SIZES = {  # of models that the documents name
+    "ViT-B-32@laion2b_s34b_b79k": " (0.6 GB)",
+    "llava-hf--llava-v1.6-mistral-7b-hf": " (15.1 GB)",
+    "vit_base_patch14_reg4_dinov2.lvd142m": " (0.35 GB)",
 }
-
-
-@dataclass(frozen=True)
-class FailedJob:
-    """A job that failed or was stopped."""
-
-    rule: str
-    wildcards: Mapping[str, str]
-    logs: Sequence[str]
-
-    def __str__(self) -> str:
-        values = dict(self.wildcards)
-        dataset = values.pop("dataset", None)
-        parts = [f"{k} {v}" if k in ("seed", "shard") else v for k, v in values.items()]
-        of_dataset = f" of {dataset}" if dataset else ""
-        return f"{self.rule}{of_dataset}" + (f" ({', '.join(parts)})" if parts else "")
 
 
 def started(configuration: Configuration, pending: Collection[str]) -> list[str]:
@@ -114,20 +97,14 @@ def _downloads(configuration: Configuration, pending: Collection[str]) -> Iterat
             yield f"To download: the images of {dataset} ({size})."
     sections = [configuration.hub_models(section) for section in ("clip", "captioner")]
     models = [
-        f"{' '.join(filter(None, names.values()))}{_size(slug)}"
+        f"{' '.join(filter(None, names.values()))}{SIZES.get(slug, '')}"
         for found in (*sections, configuration.hub_eyes())
         for slug, names in found.items()
         if MODEL_NOTE.format(model=slug) in pending
     ]
     if models:
-        yield (
-            f"To download from the Hugging Face hub, unless its cache has them: "
-            f"{', '.join(models)}."
-        )
-
-
-def _size(slug: str) -> str:
-    return f" ({GB[slug]} GB)" if slug in GB else ""
+        names = ", ".join(models)
+        yield f"To download from the Hugging Face hub, unless its cache has them: {names}."
 
 
 def finished(configuration: Configuration, outputs: Collection[str]) -> list[str]:
@@ -143,7 +120,13 @@ def finished(configuration: Configuration, outputs: Collection[str]) -> list[str
         if page in outputs:
             lines += _results(configuration, dataset, page)
         elif f"results/{dataset}/fused_labels.parquet" in outputs:
-            lines += _labels(dataset)
+            results = f"results/{dataset}"
+            lines += [
+                f"{dataset}: the labels are in {results}/fused_labels.parquet.",
+                f"Next, to look at them: latteclip labels show {results}",
+                f"Next, to use them: latteclip labels export {results} --format imagefolder "
+                "--output labelled",
+            ]
     index = f"results/{stage_params.overview(configuration)}"
     if len(configuration.datasets) > 1 and index in outputs:
         lines.append(f"The page of all datasets is {index}.")
@@ -168,15 +151,6 @@ def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[
     yield from _unfinished(dataset)
 
 
-def _labels(dataset: str) -> Iterator[str]:
-    yield f"{dataset}: the labels are in results/{dataset}/fused_labels.parquet."
-    yield f"Next, to look at them: latteclip labels show results/{dataset}"
-    yield (
-        f"Next, to use them: latteclip labels export results/{dataset} --format imagefolder "
-        "--output labelled"
-    )
-
-
 def _unfinished(dataset: str) -> Iterator[str]:
     """Yield checkpoints of trainings that did not finish."""
     for folder in sorted(Path("results", dataset).glob("*/seed*/checkpoint*")):
@@ -187,15 +161,16 @@ def _unfinished(dataset: str) -> Iterator[str]:
         )
 
 
-def failed(jobs: Sequence[FailedJob]) -> list[str]:
-    """Return the error messages of jobs that failed or were stopped, from their logs."""
-    return [_failure(job) for job in jobs]
-
-
-def _failure(job: FailedJob) -> str:
-    lines, log = [], ""
-    for log in filter(os.path.isfile, job.logs):
-        lines = Path(log).read_text("utf-8", errors="replace").splitlines()
+def failure(rule: str, wildcards: Mapping[str, str], logs: Sequence[str]) -> str:
+    """Return the error message of a job that failed or was stopped, from its last log."""
+    values = dict(wildcards)
+    of_dataset = f" of {values.pop('dataset')}" if "dataset" in values else ""
+    parts = [f"{k} {v}" if k in ("seed", "shard") else v for k, v in values.items()]
+    job = f"{rule}{of_dataset}" + (f" ({', '.join(parts)})" if parts else "")
+    log = next((log for log in reversed(logs) if os.path.isfile(log)), None)
+    if log is None:
+        return f"{ERROR}{job} has no log. The messages above say why."
+    lines = Path(log).read_text("utf-8", errors="replace").splitlines()
     starts = [i for i, line in enumerate(lines) if line.startswith(ERROR)]
     if starts:
         message = lines[starts[-1] :][:MAX_LINES]
@@ -204,8 +179,4 @@ def _failure(job: FailedJob) -> str:
         return for_terminal(f"{ERROR}{job}: {' '.join(message).removeprefix(ERROR)}")
     if lines and lines[-1].startswith(STOPPED):
         return for_terminal(f"{job}: {lines[-1]}")
-    if log:
-        return (
-            f"{ERROR}{job} ended without a message, as jobs do that are killed. The log is {log}."
-        )
-    return f"{ERROR}{job} has no log. The messages above say why."
+    return f"{ERROR}{job} ended without a message, as jobs do that are killed. The log is {log}."

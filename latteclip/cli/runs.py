@@ -22,20 +22,15 @@ TIMEOUT = 30  # seconds: a busy controller answers slowly
 # Of `squeue --format`. The executor writes rule and wildcards into the comment.
 FIELDS = ("%i", "%T", "%r", "%M", "%l", "%Z", "%k")
 RULE = re.compile(r"(?:rule|group)_(.+?)(?:_wildcards_(.+))?")
-# The reasons for which a job waits, as SLURM names them, and their meaning.
+# Reasons for which a job waits, as SLURM names them, that do not explain themselves.
 REASONS = {
     "AssocGrpGRES": "your account uses all the GPUs that it may",
     "BadConstraints": "no node is like that: correct the profile and start it again",
     "BeginTime": "it was put back into the queue and starts again in a moment",
-    "JobHeldAdmin": "an administrator holds it",
     "JobHeldUser": "it is held: scontrol release lets it go",
-    "PartitionDown": "its partition is down",
     "PartitionTimeLimit": "it wants more time than its partition allows: lower its runtime in the "
     "profile and start it again",
-    "Priority": "others come first",
     "QOSMaxGRESPerUser": "you use all the GPUs that you may",
-    "QOSMaxJobsPerUserLimit": "you have as many jobs as you may",
-    "ReqNodeNotAvail": "the nodes that could take it are down or reserved",
     "Resources": "all nodes that could take it are busy",
 }
 log = logging.getLogger(__name__)
@@ -61,20 +56,18 @@ def describe_lock(unlock: str) -> str | None:
         return None
     # A note that is older than the lock is of an earlier run.
     if not LOCK_NOTE.is_file() or LOCK_NOTE.stat().st_mtime < max(taken):
-        return (
-            "A run that is just starting, or was killed then, holds Snakemake's lock of this "
-            f"folder. If no snakemake works here, remove the lock: {unlock}"
-        )
-    run = read_object(LOCK_NOTE, ("host", "process", "started"))
-    owner = f"process {run['process']} on {run['host']}"
-    if run["host"] != socket.gethostname():
-        return (
-            f"A run, {owner}, holds Snakemake's lock of this folder. If it no longer works there, "
-            f"remove the lock: {unlock}"
-        )
-    if _is_running(run["process"], run["started"]):
-        return f"A run works in this folder: {owner}, this machine."
-    return f"The run that held Snakemake's lock, {owner}, is gone. Remove the lock: {unlock}"
+        owner = "a run that is just starting, or was killed then"
+    else:
+        run = read_object(LOCK_NOTE, ("host", "process", "started"))
+        owner = f"process {run['process']} on {run['host']}"
+        if run["host"] == socket.gethostname():
+            if _is_running(run["process"], run["started"]):
+                return f"A run works in this folder: {owner}, this machine."
+            owner += ", which is gone"
+    return (
+        f"Snakemake's lock of this folder is of {owner}. If no run works here, remove the lock: "
+        f"{unlock}"
+    )
 
 
 def _is_running(process: int, started: float) -> bool:
@@ -89,14 +82,6 @@ def _is_running(process: int, started: float) -> bool:
         return False
     except psutil.AccessDenied:  # another user's
         return True
-
-
-@dataclass(frozen=True)
-class Options:
-    """The options of a run, besides its datasets."""
-
-    config: Mapping[str, Any]  # --config laid over the contents of --configfile
-    deployment: Sequence[str]  # --sdm
 
 
 def note_options(
@@ -117,13 +102,10 @@ def note_options(
         write_json(OPTION_NOTES / f"{dataset}.json", values)
 
 
-def read_options(dataset: str) -> Options | None:
-    """Return the options of the last run of a dataset, if there was one."""
+def read_options(dataset: str) -> dict[str, Any] | None:
+    """Return `config` and `deployment` of the last run of a dataset, if there was one."""
     path = OPTION_NOTES / f"{dataset}.json"
-    if not path.is_file():
-        return None
-    values = read_object(path, ("config", "deployment"), "delete it")
-    return Options(values["config"], values["deployment"])
+    return read_object(path, ("config", "deployment"), "delete it") if path.is_file() else None
 
 
 def noted_datasets() -> list[str]:
@@ -149,17 +131,14 @@ class QueuedJob:
         return f"{self.state.lower()} for {self.elapsed} of {self.limit}"
 
 
-def has_queue() -> bool:
-    """Return whether this machine can ask a SLURM cluster."""
-    return shutil.which("squeue") is not None
-
-
 def queue(folder: str | Path = ".") -> list[QueuedJob]:
-    """Return the user's jobs of workflows that run in a folder.
+    """Return the user's jobs of workflows that run in a folder, by a SLURM cluster if there is one.
 
     Raises:
         UserError: SLURM does not answer.
     """
+    if shutil.which("squeue") is None:
+        return []
     command = ["squeue", "--me", "--noheader", "--format", "\t".join(FIELDS)]
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=True)
@@ -181,7 +160,7 @@ def queue(folder: str | Path = ".") -> list[QueuedJob]:
 def refuse_second_run() -> None:
     """Raise UserError where jobs of another run still work in the current folder."""
     try:
-        jobs = queue() if has_queue() else []
+        jobs = queue()
     except UserError as error:
         log.warning("Jobs of earlier runs were not looked for: %s", error)
         return

@@ -13,12 +13,13 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TextIO
 
 from latteclip.cli import runs
+from latteclip.cli.stages import STAGES
 from latteclip.config import layers
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import for_terminal, paint
@@ -28,16 +29,11 @@ RESULTS = Path("results")
 # The places where Snakemake looks for a workflow.
 OWN_SNAKEFILES = (Path("Snakefile"), Path("workflow/Snakefile"))
 MODELS = Path("resources/models")  # notes on models, which datasets share
-RULE = r"^(?:rule|use rule \w+ as) (\w+)"
 HEAD = ["output_file", "date", "rule", "log-file(s)", "status", "plan"]  # of --summary
-PENDING = "update pending"
 SHARED = "all datasets"
-QUEUE = "SLURM queue"
-LOCK = "lock"
 COLOURS = {"done": "green", "stale": "yellow", "missing": "red"}
 FOLLOWING = ("Missing output files", "Input files updated by another job")
 MAX_REASON = 70  # characters of a reason
-PARAMS = "Params have changed"
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")  # what repr makes of a string
 
 
@@ -48,9 +44,9 @@ class Job:
     rule: str
     dataset: str
     run: str  # "method, seed n" where it has them
-    outputs: list[str]
-    exists: bool
-    pending: bool
+    outputs: list[str] = field(default_factory=list)
+    exists: bool = True
+    pending: bool = False
     why: str = ""
 
     @property
@@ -82,10 +78,10 @@ def status(
     Raises:
         UserError: Snakemake refuses the configuration.
     """
-    named = any(pair.startswith("dataset=") for pair in config)
     names = [Path(dataset).name for dataset in datasets]
-    if not names and not named and not configfiles:
-        names = _with_results()
+    if not names and not configfiles and not any(pair.startswith("dataset=") for pair in config):
+        known = dict.fromkeys([*layers.datasets(), *runs.noted_datasets()])
+        names = [key for key in known if (RESULTS / key).is_dir()]
     jobs: dict[tuple[str, ...], Job] = {}  # by their outputs: datasets share some
     with tempfile.TemporaryDirectory() as folder:
         for options in _options(names, config, configfiles, deployment, Path(folder)):
@@ -98,9 +94,13 @@ def status(
             for job in read_summary(summary):
                 job.why = _why(job, reasons)
                 jobs.setdefault(tuple(job.outputs), job)
-    order = {rule: number for number, rule in enumerate(_rule_order())}
-    found = sorted(jobs.values(), key=lambda job: (order.get(job.rule, len(order)), job.run))
-    return "\n\n".join([*_lock(stream), table(found, stream), *_queue(stream)])
+    order = {rule: number for number, rule in enumerate(STAGES)}
+
+    def place(job: Job) -> tuple[int, str]:
+        return order.get(job.rule.removesuffix("_shard"), len(order)), job.run
+
+    blocks = [*_lock(stream), table(sorted(jobs.values(), key=place), stream), *_queue(stream)]
+    return "\n\n".join(blocks)
 
 
 def _options(
@@ -111,56 +111,46 @@ def _options(
     folder: Path,
 ) -> Iterator[list[str]]:
     """Yield options of Snakemake, once for all datasets that were last run with the same ones."""
-    asked: dict[str, list[str]] = {"": []}  # datasets by the options of their last run, as JSON
+    plain: list[str] = []  # datasets that are looked at with the options given
+    noted: dict[str, list[str]] = {}  # the others by the options of their last run, as JSON
     for name in names:
-        noted = None if config or configfiles else runs.read_options(name)
-        if noted is None:
-            asked[""].append(name)
+        options = None if config or configfiles else runs.read_options(name)
+        if options is None:
+            plain.append(name)
             continue
-        limit = noted.config.get("limit")
-        values = {key: value for key, value in noted.config.items() if key != "dataset"}
-        key = json.dumps([values, sorted(deployment or noted.deployment)], sort_keys=True)
-        asked.setdefault(key, []).append(name.removesuffix(f"_{limit}"))
-    for number, (key, datasets) in enumerate(asked.items()):
-        files, pairs, methods = configfiles, list(config), deployment
-        if key:
-            values, methods = json.loads(key)
-            file = folder / f"{number}.json"
-            file.write_text(json.dumps({**values, "dataset": datasets}), encoding="utf-8")
-            files = [str(file)]
-        elif datasets:
-            pairs.append(f"dataset={','.join(datasets)}")
-        elif names:
-            continue
-        flags = {"--configfile": files, "--config": pairs, "--sdm": methods}
-        yield [word for flag, words in flags.items() if words for word in (flag, *words)]
+        values = {key: value for key, value in options["config"].items() if key != "dataset"}
+        key = json.dumps([values, sorted(deployment or options["deployment"])], sort_keys=True)
+        noted.setdefault(key, []).append(name.removesuffix(f"_{values.get('limit')}"))
+    pairs = [*config, *([f"dataset={','.join(plain)}"] if plain else [])]
+    asked = [] if names and not plain else [(configfiles, pairs, deployment)]
+    for number, (key, datasets) in enumerate(noted.items()):
+        values, methods = json.loads(key)
+        file = folder / f"{number}.json"
+        file.write_text(json.dumps({**values, "dataset": datasets}), encoding="utf-8")
+        asked.append(([str(file)], [], methods))
+    for files, words, methods in asked:
+        flags = {"--configfile": files, "--config": words, "--sdm": methods}
+        yield [word for flag, each in flags.items() if each for word in (flag, *each)]
 
 
 def _lock(stream: TextIO) -> Iterator[str]:
     """Yield the sentence on Snakemake's lock of this folder, if there is one."""
     unlock = "snakemake --unlock" if _has_own_workflow() else "latteclip workflow --unlock"
     if sentence := runs.describe_lock(unlock):
-        yield f"{paint(LOCK, 'bold', stream)}: {sentence}"
+        yield f"{paint('lock', 'bold', stream)}: {sentence}"
 
 
 def _queue(stream: TextIO) -> Iterator[str]:
     """Yield the jobs of this folder in the queue of a cluster, if there are any."""
-    if not runs.has_queue():
-        return
+    title = paint("SLURM queue", "bold", stream)
     try:
         jobs = runs.queue()
     except UserError as error:
-        yield f"{paint(QUEUE, 'bold', stream)}: {error}"
+        yield f"{title}: {error}"
         return
     if jobs:
         lines = [f"  job {job.id:9}  {job.name:40}  {job}" for job in jobs]
-        yield "\n".join([f"{paint(QUEUE, 'bold', stream)}: {len(jobs)} jobs", *lines])
-
-
-def _with_results() -> list[str]:
-    """Return the datasets of the configuration or of earlier runs that have results here."""
-    known = dict.fromkeys([*layers.datasets(), *runs.noted_datasets()])
-    return [key for key in known if (RESULTS / key).is_dir()]
+        yield "\n".join([f"{title}: {len(jobs)} jobs", *lines])
 
 
 def _snakemake(*arguments: str) -> str:
@@ -169,9 +159,8 @@ def _snakemake(*arguments: str) -> str:
     Raises:
         UserError: it failed; with its message.
     """
-    workflow = (
-        [] if _has_own_workflow() else ["--snakefile", str(layers.SNAKEFILE), "--directory", "."]
-    )
+    package = ["--snakefile", str(layers.SNAKEFILE), "--directory", "."]
+    workflow = [] if _has_own_workflow() else package
     run = subprocess.run(
         [sys.executable, "-m", "snakemake", "--nocolor", *workflow, *arguments],
         stdout=subprocess.PIPE,
@@ -209,15 +198,13 @@ def read_summary(text: str) -> list[Job]:
             "Snakemake's --summary has other columns than expected; install the version of "
             "Snakemake that pyproject.toml names."
         )
-    jobs: dict[tuple[str, str, str], Job] = {}
+    jobs: dict[tuple[str, ...], Job] = {}
     for file, _, rule, _, state, plan in rows[1:]:
-        dataset, run = _job_identity(file)
-        job = jobs.setdefault(
-            (rule, dataset, run), Job(rule, dataset, run, [], exists=True, pending=False)
-        )
+        key = (rule, *_job_identity(file))
+        job = jobs.setdefault(key, Job(*key))
         job.outputs.append(file)
         job.exists &= state != "missing"
-        job.pending |= plan == PENDING
+        job.pending |= plan == "update pending"
     return list(jobs.values())
 
 
@@ -250,17 +237,13 @@ def _why(job: Job, reasons: dict[str, str]) -> str:
     if not job.pending:
         return "" if job.exists else "not needed"
     reason = next((reasons[file] for file in job.outputs if file in reasons), "")
-    if reason.startswith(PARAMS):
-        return _cut(f"settings changed{changed_settings(reason)}")
-    parts = [part.strip() for part in reason.split(";")]
-    shown = [part for part in parts if part and not part.startswith(FOLLOWING)]
-    if not shown:
-        return "not run yet" if not job.exists else "an earlier stage will run"
-    return _cut(shown[0].replace(" since last execution", ""))
-
-
-def _cut(text: str) -> str:
-    text = for_terminal(text)
+    if reason.startswith("Params have changed"):
+        text = f"settings changed{changed_settings(reason)}"
+    else:
+        parts = filter(None, (part.strip() for part in reason.split(";")))
+        late = "an earlier stage will run" if job.exists else "not run yet"
+        text = next((part for part in parts if not part.startswith(FOLLOWING)), late)
+    text = for_terminal(text.replace(" since last execution", ""))
     return text if len(text) <= MAX_REASON else text[: MAX_REASON - 3] + "..."
 
 
@@ -270,38 +253,36 @@ def changed_settings(reason: str) -> str:
     Of a parameter that is not a JSON object, such as a prompt, only the new value is given.
     """
     before, _, now = reason.partition(" now: ")
-    old, new = _flatten(before), _flatten(now)
+    old, new = _settings(before), _settings(now)
+    changed = {key: value for key, value in new.items() if key not in old or old[key] != value}
     parts = [
         f"now {json.dumps(key, ensure_ascii=False)}"
         if value is None
         else f"{key} {old.get(key, 'unset')} -> {value}"
-        for key, value in new.items()
-        if key not in old or old[key] != value
+        for key, value in changed.items()
     ]
     return f": {', '.join(parts)}" if parts else ""
 
 
-def _flatten(text: str) -> dict[str, str | None]:
+def _settings(text: str) -> dict[str, str | None]:
     """Return the values of the JSON objects among parameters by dotted key; None for other text."""
     found: dict[str, str | None] = {}
-
-    def walk(value: object, name: str) -> None:
-        if isinstance(value, dict):
-            for key, part in value.items():
-                walk(part, f"{name}.{key}" if name else key)
-        else:
-            found[name] = json.dumps(value, ensure_ascii=False)
-
     for quoted in QUOTED.findall(text):
         content = ast.literal_eval(quoted)
         try:
             value = json.loads(content)
         except ValueError:
             value = None
-        if isinstance(value, dict):
-            walk(value, "")
-        else:
-            found[content] = None
+        found |= _flatten(value) if isinstance(value, dict) else {content: None}
+    return found
+
+
+def _flatten(value: object, name: str = "") -> dict[str, str]:
+    if not isinstance(value, dict):
+        return {name: json.dumps(value, ensure_ascii=False)}
+    found: dict[str, str] = {}
+    for key, part in value.items():
+        found |= _flatten(part, f"{name}.{key}" if name else key)
     return found
 
 
@@ -321,47 +302,32 @@ def table(jobs: Sequence[Job], stream: TextIO) -> str:
 
 def _costs(dataset: str, stream: TextIO) -> Iterator[str]:
     """Yield the time and memory of the last jobs of a dataset, in all and by stage."""
-    if dataset == SHARED:
-        return
     folder = RESULTS / dataset
     paths = sorted((*folder.glob("benchmarks/*.jsonl"), *folder.glob("*/**/benchmarks/*.jsonl")))
-    jobs = job_costs([{"rule": _stage(path), "run": "", "path": str(path)} for path in paths])
+    stages = [re.sub(r"-\d+-of-\d+$", "", path.stem) for path in paths]  # without the shard
+    files = [
+        {"rule": stage, "run": "", "path": str(path)}
+        for stage, path in zip(stages, paths, strict=True)
+    ]
+    jobs = job_costs(files)
     if not jobs:
         return
-    yield f"  {paint('took', 'bold', stream)}: {_cost(total(jobs), len(jobs))}{_tokens(folder)}"
+    answers = list(tokens_of(folder))
+    read, written = sum(part[1] for part in answers), sum(part[2] for part in answers)
+    tokens = f", {read:,} tokens read, {written:,} written" if read or written else ""
+    yield f"  {paint('took', 'bold', stream)}: {_cost(jobs)}{tokens}"
     for stage in dict.fromkeys(job.rule for job in jobs):
-        own = [job for job in jobs if job.rule == stage]
-        yield f"  {'':7}  {stage:22}  {_cost(total(own), len(own))}"
+        yield f"  {'':7}  {stage:22}  {_cost([job for job in jobs if job.rule == stage])}"
 
 
-def _stage(benchmark: Path) -> str:
-    """Return the stage of a benchmark file, without its shard."""
-    return re.sub(r"-\d+-of-\d+$", "", benchmark.stem)
-
-
-def _cost(cost: JobCost, jobs: int) -> str:
+def _cost(jobs: Sequence[JobCost]) -> str:
     """Return the cost of jobs in words."""
-    parts = [
-        f"{jobs} job{'s' * (jobs != 1)}",
-        *(
-            f"{name}{timedelta(seconds=round(seconds))}"
-            for name, seconds in (
-                ("", cost.seconds),
-                ("CPU ", cost.cpu_seconds),
-                ("GPU ", cost.gpu_seconds),
-            )
-            if seconds
-        ),
-        *([f"{cost.memory:,.0f} MiB"] if cost.memory else []),
-    ]
+    cost = total(jobs)
+    times = {"": cost.seconds, "CPU ": cost.cpu_seconds, "GPU ": cost.gpu_seconds}
+    parts = [f"{len(jobs)} job{'s' * (len(jobs) != 1)}"]
+    parts += [f"{name}{timedelta(seconds=round(t))}" for name, t in times.items() if t]
+    parts += [f"{cost.memory:,.0f} MiB"] if cost.memory else []
     return ", ".join(parts)
-
-
-def _tokens(folder: Path) -> str:
-    """Return the tokens of the answers in a dataset's tables."""
-    each = list(tokens_of(folder))
-    read, written = sum(part[1] for part in each), sum(part[2] for part in each)
-    return f", {read:,} tokens read, {written:,} written" if read or written else ""
 
 
 def _rows(jobs: Sequence[Job], stream: TextIO) -> Iterator[str]:
@@ -373,11 +339,3 @@ def _rows(jobs: Sequence[Job], stream: TextIO) -> Iterator[str]:
         what = f"{method}, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" if method else ""
         text = f"  {paint(f'{state:7}', COLOURS[state], stream)}  {rule:22}  {what:34}  {why}"
         yield text.rstrip()
-
-
-def _rule_order() -> list[str]:
-    """Return the names of the rules in the order of the package's Snakefile."""
-    contents = layers.SNAKEFILE.read_text("utf-8")
-    files = re.findall(r'^include: "(.+)"', contents, flags=re.MULTILINE)
-    texts = [(layers.ROOT / file).read_text("utf-8") for file in files]
-    return [rule for text in texts for rule in re.findall(RULE, text, re.MULTILINE)]

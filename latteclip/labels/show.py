@@ -26,19 +26,15 @@ SOURCES = (
 )
 
 
-def command(words: Sequence[str], n: int, image_ids: Sequence[str]) -> str:
-    """Return what `latteclip labels WORDS` prints: the summary of labels, and some images.
+def show(results: str, n: int, image_ids: Sequence[str] = ()) -> str:
+    """Return the summary of a dataset's labels, and some images with the label by each source.
 
     Args:
-        words: "show" and the folder of a dataset's results.
+        results: the folder of a dataset's results.
         n: number of images.
         image_ids: the images to print; without any, n images of different kinds.
     """
-    if len(words) != 2 or words[0] != "show":
-        raise UserError(
-            "Say: latteclip labels show results/<dataset> [-n 6] [--image ID ...], or export."
-        )
-    folder = Path(words[1])
+    folder = Path(results)
     path, captions = folder / "fused_labels.parquet", folder / "captions" / "images.parquet"
     if folder.is_dir() and not path.exists():
         raise UserError(

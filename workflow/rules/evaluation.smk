@@ -68,7 +68,7 @@ rule evaluate_classifier:
     params:
         settings=given_json(stage_params.evaluate_classifier),
         votes=options("votes"),
-        eyes=option_list("eyes"),
+        eyes=options("eyes"),
     shell:
         "latteclip evaluate-classifier --dataset {wildcards.dataset} --method {wildcards.method}"
         " --seed {wildcards.seed} --images {input.images} --pseudo-labels {input.pseudo_labels}"
@@ -196,7 +196,7 @@ rule summarize:
     params:
         baseline=configuration.table["baseline"],
         others=stage_params.others(configuration),
-        fused_labels=option_list("fused_labels"),
+        fused_labels=options("fused_labels"),
     shell:
         "latteclip summarize {input.metrics} --baseline {params.baseline} {params.others}"
         " --selections {input.selections} --audits {input.audits} --csv {output.csv} --markdown {output.markdown}"

@@ -93,7 +93,7 @@ rule fuse_labels:
     params:
         settings=given_json(stage_params.fuse_labels),
         votes=options("image_captions", "class_scores", "answers"),
-        eyes=option_list("eyes"),
+        eyes=options("eyes"),
         eyes_prototypes=lambda wildcards, output: " ".join(
             f"--{name.replace('_', '-')} {output[name]}" for name in EYES_CLASSIFIER
         ),
