@@ -65,24 +65,10 @@ def file_of(item):
 
 
 def pytest_sessionfinish(session):
-    """Keep how long files took; a worker of pytest-xdist tells of its random cases."""
-    config = session.config
-    if hasattr(config, "workeroutput"):
-        config.workeroutput["fuzz"] = [[*key, n] for key, n in fuzz.outcomes.items()]
-    elif hasattr(config, "cache"):
-        config.cache.set(TOOK, Counter(config.cache.get(TOOK, {})) | seconds)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node):
-    for reader, outcome, n in getattr(node, "workeroutput", {}).get("fuzz", []):
-        fuzz.outcomes[reader, outcome] += n
-
-
-def pytest_terminal_summary(terminalreporter):
-    """How many random cases there were, and what came of them."""
-    for line in fuzz.summary():
-        terminalreporter.write_line(f"fuzz: {line}")
+    """Keep how long files took, in the process that starts the workers."""
+    if hasattr(session.config, "cache") and not hasattr(session.config, "workeroutput"):
+        earlier = Counter(session.config.cache.get(TOOK, {}))
+        session.config.cache.set(TOOK, earlier | seconds)
 
 
 @pytest.fixture(scope="session")
