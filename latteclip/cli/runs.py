@@ -1,6 +1,7 @@
 """Other runs in this folder: Snakemake's lock, options of the last run, jobs in SLURM's queue."""
 
 import logging
+import os
 import re
 import shutil
 import socket
@@ -17,7 +18,6 @@ FOLDER = Path(".snakemake")
 LOCKS = FOLDER / "locks"
 LOCK_NOTE = FOLDER / "latteclip_run.json"
 OPTION_NOTES = FOLDER / "latteclip_options"
-CLOCK = 2.0  # seconds by which two readings of a process's start may differ
 TIMEOUT = 30  # seconds: a busy controller answers slowly
 # Of `squeue --format`. The executor writes rule and wildcards into the comment.
 FIELDS = ("%i", "%T", "%r", "%M", "%l", "%Z", "%k")
@@ -38,11 +38,7 @@ log = logging.getLogger(__name__)
 
 def note_run() -> None:
     """Note which process the lock of the current folder belongs to: the lock itself does not."""
-    import psutil
-
-    process = psutil.Process()
-    host, started = socket.gethostname(), process.create_time()
-    write_json(LOCK_NOTE, {"host": host, "process": process.pid, "started": started})
+    write_json(LOCK_NOTE, {"host": socket.gethostname(), "process": os.getpid()})
 
 
 def describe_lock(unlock: str) -> str | None:
@@ -54,34 +50,19 @@ def describe_lock(unlock: str) -> str | None:
     taken = [path.stat().st_mtime for path in LOCKS.glob("*.lock")]
     if not taken:
         return None
+    owner = "a run that is just starting, or was killed then"
     # A note that is older than the lock is of an earlier run.
-    if not LOCK_NOTE.is_file() or LOCK_NOTE.stat().st_mtime < max(taken):
-        owner = "a run that is just starting, or was killed then"
-    else:
-        run = read_object(LOCK_NOTE, ("host", "process", "started"))
+    if LOCK_NOTE.is_file() and LOCK_NOTE.stat().st_mtime >= max(taken):
+        run = read_object(LOCK_NOTE, ("host", "process"))
         owner = f"process {run['process']} on {run['host']}"
         if run["host"] == socket.gethostname():
-            if _is_running(run["process"], run["started"]):
+            if Path("/proc", str(run["process"])).exists():
                 return f"A run works in this folder: {owner}, this machine."
             owner += ", which is gone"
     return (
         f"Snakemake's lock of this folder is of {owner}. If no run works here, remove the lock: "
         f"{unlock}"
     )
-
-
-def _is_running(process: int, started: float) -> bool:
-    """Return whether a process runs, and not a later one of its number."""
-    import psutil
-
-    try:
-        found = psutil.Process(process)
-        is_same: bool = abs(found.create_time() - started) <= CLOCK
-        return is_same and bool(found.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:  # another user's
-        return True
 
 
 def note_options(
