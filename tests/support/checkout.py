@@ -62,7 +62,7 @@ class Checkout:
         Its output is stdout and stderr together.
         """
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        options = {"cwd": self.root, "env": self._environment(path), **streams, **options}
+        options = {"cwd": self.root, "env": self.variables(path), **streams, **options}
         return subprocess.Popen(list(map(str, command)), text=True, **options)
 
     def run(self, *command, path=(), **options):
@@ -91,10 +91,10 @@ class Checkout:
         command = list(map(str, arguments))
         usual = not path and not self.environment
         return subprocess.CompletedProcess(
-            command, *warm.run(script, command, self._environment(path), self.root, usual)
+            command, *warm.run(script, command, self.variables(path), self.root, usual)
         )
 
-    def _environment(self, path):
+    def variables(self, path=()):
         """Of a command: the tests' own, this copy's code, and before it the folders of a path."""
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", **self.environment}
         return environment | {

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support import warm
 from support.checkout import Checkout
 from support.class_folders import class_folders
 from support.tiny import ROOT
@@ -28,11 +29,12 @@ def project(tmp_path):
     return folder
 
 
-def own_code(checkout, *command, cwd):
-    """Run a command where no installed or inherited path leads to the checkout's code."""
-    run = checkout.run("env", "-u", "PYTHONPATH", *command, cwd=cwd)
-    assert run.returncode == 0, run.stdout
-    return run.stdout
+def own_code(checkout, *arguments, cwd):
+    """Run snakemake where no installed or inherited path leads to the checkout's code."""
+    variables = {k: value for k, value in checkout.variables().items() if k != "PYTHONPATH"}
+    status, output = warm.run("snakemake", [*map(str, arguments)], variables, cwd)
+    assert status == 0, output
+    return output
 
 
 def tiny_clip(checkout):
@@ -60,7 +62,7 @@ def test_photos_in_a_folder_of_their_own(checkout, project, tmp_path):
     main.write_text(main.read_text().replace("import argparse\n", f"import argparse\n{NOTE}", 1))
     write_yaml(project / "config" / "config.yaml", {"clip": tiny_clip(checkout)})
     before = files_of(checkout.root)
-    snakemake = ("snakemake", "-j2", "--snakefile", checkout.root / "Snakefile")
+    snakemake = ("-j2", "--snakefile", checkout.root / "Snakefile")
     snakemake += ("--directory", project, "--config", *MINE)
     own_code(checkout, *snakemake, "--", INDEX, cwd=tmp_path)
     assert (project / INDEX).is_file()
@@ -118,7 +120,7 @@ def outer(checkout, project):
 
 
 def test_another_workflow_uses_it_as_a_module(checkout, outer):
-    run = own_code(checkout, "snakemake", "-j2", cwd=outer)
+    run = own_code(checkout, "-j2", cwd=outer)
     assert "localrule latteclip_index_images:" in run
     assert "mine: 10 image files in photos, 2 class folders." in run
     assert "profile" not in run
@@ -134,7 +136,7 @@ def test_another_workflow_uses_it_as_a_module(checkout, outer):
 def test_a_module_takes_the_options_of_the_command_line(checkout, outer):
     text = (outer / "Snakefile").read_text().replace('config["latteclip"]', "config")
     (outer / "Snakefile").write_text(text.replace('configfile: "config/config.yaml"', ""))
-    command = ("snakemake", "-n", "latteclip_all", "--config", "seeds=2", "method=flyp")
+    command = ("-n", "latteclip_all", "--config", "seeds=2", "method=flyp")
     planned = own_code(checkout, *command, *MINE, cwd=outer)
     assert re.search(r"^latteclip_finetune +2$", planned, re.MULTILINE)
     assert "photos" in planned
