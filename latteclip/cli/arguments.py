@@ -66,32 +66,41 @@ def add_arguments(parser: argparse.ArgumentParser, module: str, name: str) -> No
     """Add the arguments of a command, and describe them by the documentation of its function."""
     function = _function(module, name)
     helps = _describe(parser, ast.get_docstring(function) or "")
-    signature = function.args
-    positional = [parameter.arg for parameter in signature.posonlyargs]
-    first = [*signature.posonlyargs, *signature.args]
-    free: list[ast.expr | None] = [None] * (len(first) - len(signature.defaults))
-    parameters = [*zip(first, [*free, *signature.defaults], strict=True)]
-    parameters += zip(signature.kwonlyargs, signature.kw_defaults, strict=True)
+    positional = [parameter.arg for parameter in function.args.posonlyargs]
+    parameters = _parameters(function.args)
     places: dict[str, Any] = {}
     for names in ALTERNATIVES:
         if any(parameter.arg == names[0] for parameter, _ in parameters):
             places |= dict.fromkeys(names, parser.add_mutually_exclusive_group())
     for parameter, default in parameters:
-        name, words = parameter.arg, _words(parameter, default)
-        words = {**words, "help": helps.get(name), **ARGUMENTS.get(name, {})}
-        if name in positional or (words.get("nargs") == "+" and not positional):
-            positional.append(name)
-            parser.add_argument(name, **words)
+        words = {"help": helps.get(parameter.arg), **_words(parameter, default)}
+        words |= ARGUMENTS.get(parameter.arg, {})
+        if words.get("nargs") == "+" and not positional:
+            positional.append(parameter.arg)
+        if parameter.arg in positional:
+            parser.add_argument(parameter.arg, **words)
         else:
-            option = re.sub(r"_(paths?|files|output)$", "", name).replace("_", "-")
-            flags = [f"--{option}", *SHORT.get(option, ())]
-            if "action" not in words and "choices" not in words:
-                words["metavar"] = option.upper()
-            if "nargs" in words:
-                words |= {"nargs": "*", "action": "extend", "default": []}
-            is_free = "default" in words or "action" in words
-            words |= {} if is_free else {"required": True}
-            places.get(name, parser).add_argument(*flags, dest=name, **words)
+            _add_option(places.get(parameter.arg, parser), parameter.arg, words)
+
+
+def _parameters(signature: ast.arguments) -> list[tuple[ast.arg, ast.expr | None]]:
+    """Return the parameters with their defaults; None: there is no default."""
+    first = [*signature.posonlyargs, *signature.args]
+    defaults = [*[None] * (len(first) - len(signature.defaults)), *signature.defaults]
+    keywords = zip(signature.kwonlyargs, signature.kw_defaults, strict=True)
+    return [*zip(first, defaults, strict=True), *keywords]
+
+
+def _add_option(place: Any, parameter: str, words: dict[str, Any]) -> None:
+    """Add the option of a parameter, which is required without a default."""
+    option = re.sub(r"_(paths?|files|output)$", "", parameter).replace("_", "-")
+    if "action" not in words and "choices" not in words:
+        words["metavar"] = option.upper()
+    if "nargs" in words:
+        words |= {"nargs": "*", "action": "extend", "default": []}
+    elif "default" not in words and "action" not in words:
+        words["required"] = True
+    place.add_argument(f"--{option}", *SHORT.get(option, ()), dest=parameter, **words)
 
 
 def _describe(parser: argparse.ArgumentParser, text: str) -> dict[str, str]:

@@ -100,19 +100,10 @@ def test_an_interruption_is_told_and_status_130(buggy, monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["summarize"]])
-def test_wrong_usage_is_status_2(arguments, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main.main(arguments)
-    assert caught.value.code == 2
-    printed = capsys.readouterr().err
-    assert printed.startswith("error: latteclip") and printed.endswith("--help.\n")
-    assert printed.count("\n") == 1
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ("summarize", "required"),
         ("predict m a.jpg --threads 1.5", r"--threads: .*1\.5"),
         ("predict m a.jpg --batch-size " + "9" * 5000, r"--batch-size: .{0,80}9{40}"),
         ("evaluate --seed -1", "--seed"),
@@ -122,12 +113,13 @@ def test_wrong_usage_is_status_2(arguments, capsys):
     ],
     ids=lambda text: text[:40],
 )
-def test_arguments_out_of_their_range_are_one_line(arguments, message, capsys):
+def test_wrong_usage_is_one_line_and_status_2(arguments, message, capsys):
     with pytest.raises(SystemExit) as caught:
         main.main(arguments.split(" "))
     assert caught.value.code == 2
     printed = capsys.readouterr().err
     assert re.search(message, printed)
+    assert printed.startswith("error: latteclip") and printed.endswith("--help.\n")
     assert printed.count("\n") == 1
 
 

@@ -8,7 +8,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.iocontainers import InputFiles
 
 from latteclip.cli import rule_functions
-from latteclip.cli.rule_functions import RuleFunctions, one_of, options
+from latteclip.cli.rule_functions import RuleFunctions, options
 from latteclip.config import job_resources, layers, stage_params
 from latteclip.config.configuration import Configuration
 from latteclip.core import tables
@@ -102,13 +102,6 @@ def test_parameters_take_the_wildcards_that_a_function_names(functions):
 def test_absent_inputs_make_no_options():
     inputs = {"eyes": ["a", "b"], "class_scores": []}
     assert options("eyes", "class_scores")(DEMO, inputs) == "--eyes a --eyes b"
-
-
-def test_a_constraint_of_no_names_fits_nothing(functions):
-    assert one_of([]) == "(?!)"
-    assert functions().methods_with("zero_shot", "label_propagation") == (
-        "zero_shot|label_propagation"
-    )
 
 
 def test_a_mistaken_configuration_is_snakemake_s_error(functions):
