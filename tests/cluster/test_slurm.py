@@ -23,7 +23,7 @@ save_alone = CheckpointManager.save
 
 def save(self, training):
     save_alone(self, training)
-    while not training.stop_signal and os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
+    while not training.signals.number and os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
         time.sleep(0.1)
 
 
