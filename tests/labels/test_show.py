@@ -5,7 +5,7 @@ from support.tiny import write_captions, write_pseudo_labels
 from latteclip.cli import main
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.labels.show import command
+from latteclip.labels.show import show
 
 CLASSNAMES = ["red dots", "blue", "grey"]
 METADATA = {
@@ -69,7 +69,7 @@ class Labelled:
             self.metadata,
         )
         write_pseudo_labels(self.folder / "pseudo_labels.parquet", names[::-1], zero_shot[::-1])
-        return command(["show", str(self.folder)], n, image_ids)
+        return show(str(self.folder), n, image_ids)
 
 
 @pytest.fixture
@@ -144,11 +144,11 @@ def test_images_by_name_are_shown_in_the_order_asked_for(labelled):
 
 def test_files_that_are_missing_or_foreign_are_named(labelled, tmp_path):
     with pytest.raises(UserError, match=r"nowhere/fused_labels\.parquet"):
-        command(["show", str(tmp_path / "nowhere")], 5, [])
+        show(str(tmp_path / "nowhere"), 5)
     labelled.show()
     (tmp_path / "pseudo_labels.parquet").unlink()
     with pytest.raises(UserError, match=r"pseudo_labels\.parquet"):
-        command(["show", str(tmp_path)], 5, [])
+        show(str(tmp_path), 5)
 
 
 def test_the_command_prints_it(labelled, capsys):
