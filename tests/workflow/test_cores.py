@@ -38,8 +38,8 @@ def test_two_gpus_caption_in_two_shards_at_once_and_other_machines_rerun_nothing
 ):
     root = finished_copy.root
     alone = pq.read_table(root / CAPTIONS)
-    (root / CAPTIONS).unlink()
-    shutil.rmtree(root / "resources/demo/captions")
+    for folder in ("results", "resources"):
+        shutil.rmtree(root / folder / "demo/captions")
     with (root / "latteclip/core/gpus.py").open("a") as file:
         file.write(TOGETHER)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
