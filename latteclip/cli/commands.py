@@ -4,7 +4,6 @@
 imports its code when it runs, so that --help does without torch.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -301,43 +300,8 @@ def doctor(config: Sequence[str] = (), configfile: Sequence[str] = ()) -> int:
     return 0 if checks.doctor(config, configfile, sys.stdout) else NOT_READY
 
 
-def completion(shell: Literal["bash", "zsh", "fish", "tcsh"], /) -> None:
-    """Print the shell's completion script.
-
-    Put a line into the shell's start-up file:
-      bash (~/.bashrc)                  eval "$(latteclip completion bash)"
-      zsh  (~/.zshrc, after compinit)   eval "$(latteclip completion zsh)"
-      fish (~/.config/fish/config.fish) latteclip completion fish | source
-      tcsh (~/.tcshrc)                  eval "`latteclip completion tcsh`"
-
-    Args:
-        shell: its name
-    """
-    import shtab
-
-    from latteclip.cli.main import parser
-
-    top = parser()
-    for action in _file_actions(top):
-        action.complete = shtab.FILE  # type: ignore[attr-defined]
-    print(shtab.complete(top, shell=shell))
-
-
-def _file_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    """Return the arguments of all commands that are paths."""
-    names = {"model", "paths", "output", "destination", "configfile", "file", "pictures"}
-    names |= {"results", "offline", "answers"}
-    actions = []
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            actions += [a for sub in action.choices.values() for a in _file_actions(sub)]
-        elif action.dest in names:
-            actions.append(action)
-    return actions
-
-
 # In the order of the help.
 COMMANDS = (
     *(workflow, datasets, captions, labels, teach, audit, predict, export),
-    *(status, doctor, completion),
+    *(status, doctor),
 )

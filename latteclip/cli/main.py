@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, Literal, NoReturn, TextIO
 
 from latteclip import __version__
 from latteclip.cli import arguments, commands, stages
@@ -155,7 +155,7 @@ def parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"latteclip {__version__}")
     _add_debug(top, default=False)
     subs = top.add_subparsers(required=True, title="commands", metavar="command")
-    for command in commands.COMMANDS:
+    for command in (*commands.COMMANDS, completion):
         # All that follows is an argument of snakemake, options included.
         passes_on = command is commands.workflow and not set(given[1:2]) & set(HELP)
         sub = subs.add_parser(
@@ -164,7 +164,7 @@ def parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
             add_help=not passes_on,
             prefix_chars=NONE if passes_on else "-",
         )
-        arguments.add_arguments(sub, commands.__name__, command.__name__)
+        arguments.add_arguments(sub, command.__module__, command.__name__)
         sub.set_defaults(run=partial(arguments.call, command), name=command.__name__)
         if not passes_on:
             _add_debug(sub)
@@ -175,6 +175,39 @@ def parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
         sub.set_defaults(run=partial(stages.run, stage), name=_dashed(stage))
         _add_debug(sub)
     return top
+
+
+def completion(shell: Literal["bash", "zsh", "fish", "tcsh"], /) -> None:
+    """Print the shell's completion script.
+
+    Put a line into the shell's start-up file:
+      bash (~/.bashrc)                  eval "$(latteclip completion bash)"
+      zsh  (~/.zshrc, after compinit)   eval "$(latteclip completion zsh)"
+      fish (~/.config/fish/config.fish) latteclip completion fish | source
+      tcsh (~/.tcshrc)                  eval "`latteclip completion tcsh`"
+
+    Args:
+        shell: its name
+    """
+    import shtab
+
+    top = parser()
+    for action in _file_actions(top):
+        action.complete = shtab.FILE  # type: ignore[attr-defined]
+    print(shtab.complete(top, shell=shell))
+
+
+def _file_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """Return the arguments of all commands that are paths."""
+    names = {"model", "paths", "output", "destination", "configfile", "file", "pictures"}
+    names |= {"results", "offline", "answers"}
+    actions = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            actions += [a for sub in action.choices.values() for a in _file_actions(sub)]
+        elif action.dest in names:
+            actions.append(action)
+    return actions
 
 
 def _dashed(function: str) -> str:

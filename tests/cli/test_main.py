@@ -40,7 +40,7 @@ def test_help_and_configuration_import_nothing_heavy(code):
 
 
 def test_every_command_has_help(capsys):
-    names = [*(command.__name__ for command in commands.COMMANDS), *stages.STAGES]
+    names = [*(command.__name__ for command in commands.COMMANDS), "completion", *stages.STAGES]
     for command in map(main._dashed, names):
         with pytest.raises(SystemExit) as caught:
             main.main([command, "--help"])
