@@ -1,8 +1,6 @@
 """Answers to requests, cached in SQLite beyond the run that asked, and what a valid answer is.
 
-A job writes one file, which is called after its shard (`2-of-4.sqlite`). Shards of one split hold
-disjoint rows. So a job looks answers up in its file and in those of other splits, and writes to its
-file alone.
+A job writes the file of its shard (`2-of-4.sqlite`) and reads those of other splits as well.
 """
 
 import contextlib

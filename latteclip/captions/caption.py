@@ -1,8 +1,7 @@
 """Image and group descriptions from a multimodal model (LatteCLIP, section 3.2).
 
-Every answer goes to a cache as it comes, under the digest of its request. The table is made from
-the cache at the end. So a broken run goes on where it stopped, and a request is answered once,
-whatever else changes.
+Every answer goes to a cache as it comes, from which the table is made at the end. So a broken run
+goes on where it stopped, and a request is answered once.
 """
 
 import contextlib

@@ -1,10 +1,8 @@
 """Scores of CLIP's best classes of each training image by a multimodal model.
 
-Two kinds. `likelihood`: the log-probability of each class's text as the answer to the image prompt,
-summed over its tokens (VisualGPTScore, arXiv 2306.01879, takes P(text | image) for a score).
-`multiple_choice`: the classes are listed with letters, whose log-probabilities count.
-The bias for a class, a letter or a place in the list, whatever the image shows, is not removed
-here: that needs all images. It is left to the readers of the scores.
+`likelihood`: the log-probability of each class's text as the answer to the image prompt (as of
+VisualGPTScore, arXiv 2306.01879). `multiple_choice`: that of the letters of a list of the classes.
+Readers of the scores remove the bias for a class, for which they need all images.
 
 Letters: N training images, R images of a shard, K options of an image.
 """

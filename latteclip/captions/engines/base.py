@@ -1,7 +1,7 @@
 """Settings and answers of engines, and which engines there are.
 
-An engine is a module of this folder with a class in it. The module is imported by its name. So an
-edit of it reruns the captions and class scores of this engine, and no others.
+An engine is a class in a module of this folder, imported by its name. So an edit of it reruns the
+captions and class scores of this engine alone.
 """
 
 import importlib

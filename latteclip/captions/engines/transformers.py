@@ -1,9 +1,7 @@
 """Captions and class scores through transformers, for machines on which vLLM does not run.
 
-Of scores the picture and the prompt are computed once for all choices.
-
-Letters: R requests of a batch, B of them with choices, O choices of all of them, P tokens of the
-longest prompt, T tokens of the longest choice, V words of the vocabulary.
+Letters: B requests of a batch, O choices of all of them, P tokens of the longest prompt, T tokens
+of the longest choice, V words of the vocabulary.
 """
 
 import itertools

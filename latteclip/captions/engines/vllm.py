@@ -1,8 +1,7 @@
 """vLLM's offline engine.
 
-vLLM caches no prefix for log-probabilities of a prompt. So each choice is a separate request, for
-which all but the vision tower's part is computed again. Letters need one request for each order of
-the options, and these share the picture.
+vLLM caches no prefix for log-probabilities of a prompt. So for each choice all but the vision
+tower's part is computed again. The requests of letters share the picture.
 """
 
 import functools
