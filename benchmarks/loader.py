@@ -49,8 +49,7 @@ class Ways:
         self.transform = images.Augmentation((side, side), mean, std)
         self.decoded = [np.asarray(open_rgb(path)) for path in paths]
         sizes = np.array([(pixels.shape[1], pixels.shape[0]) for pixels in self.decoded])
-        kept = images.open_cache(sizes, self.transform.cached_side, 2**32, ".")
-        self.files = images.TrainingImages(paths, self.transform, 0, kept)
+        self.files = images.TrainingImages(paths, sizes, self.transform, 0, 2**32, ".")
         self.package_kept()  # which keeps them
 
     def pil_read(self) -> None:

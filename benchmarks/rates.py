@@ -24,7 +24,7 @@ from latteclip.core.settings import from_values
 from latteclip.core.signals import Signals
 from latteclip.train import data
 from latteclip.train.settings import FinetuneSettings
-from latteclip.train.training import Setup
+from latteclip.train.training import Setup, prepare_training
 
 METHOD = "recommended_single"
 LOWEST, HIGHEST = 1e-7, 1e-1
@@ -38,7 +38,8 @@ def range_test(files: data.TrainingFiles, settings: FinetuneSettings, threads: i
     n = len(setup.inputs.paths)
     recipe = settings.finetune.recipe(n, LOWEST)
     steps = max(20, recipe.epochs * recipe.steps_per_epoch(n) // 5)
-    setup.prepare(min(recipe.batch_size, n))
+    compute, size = settings.compute, min(recipe.batch_size, n)
+    prepare_training(setup.clip, compute, recipe.batch_norm, setup.texts.tokens, size)
     training = setup.training(recipe, Signals(), 0)
     schedule = data.schedule(n, recipe.batch_size, steps, 0)
     lowest, found, mean = math.inf, LOWEST, math.nan

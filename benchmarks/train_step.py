@@ -29,11 +29,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.core import devices
-from latteclip.train.images import Augmentation, TrainingImages, open_cache
+from latteclip.train.images import Augmentation, TrainingImages
 from latteclip.train.objectives import base, latteclip
 from latteclip.train.objectives.base import TokenizedTexts, TrainingBatch, TrainingTexts
 from latteclip.train.objectives.latteclip import LatteClip, Switches
-from latteclip.train.settings import Compute
+from latteclip.train.settings import FROZEN, Compute
 from latteclip.train.training import parameter_groups, prepare_training
 
 CLASSES, IMAGES, ALPHA, LR = 47, 480, 0.01, 1e-7  # the size of DTD's class list; its learning rate
@@ -203,7 +203,7 @@ def ways(clip: clips.Clip, batch: int) -> Iterator[str]:
             yield f"clip.precision: {clip.precision}"
         clip.precision = "bf16"
         compiled = Compute(compile=True, micro_batch=None)
-        prepare_training(clip, compiled, torch.empty(0), batch)
+        prepare_training(clip, compiled, FROZEN, torch.empty(0), batch)
         yield "compute.compile: true"
 
 
@@ -232,8 +232,7 @@ def data_wait(
         for path, pixels in zip(paths, noise, strict=True):
             Image.fromarray(pixels).resize(side).save(path, quality=90)
         transform = Augmentation.of(setting.clip)
-        kept = open_cache(np.array([side] * batch), transform.cached_side, 1e9, folder)
-        files = TrainingImages(paths, transform, 0, kept)
+        files = TrainingImages(paths, np.array([side] * batch), transform, 0, 1e9, folder)
         epochs = 2 if setting.clip.device.type == "cpu" else 6
         keys = [[(epoch, index) for index in range(batch)] for epoch in range(epochs)]
         batches = files.batches(keys, setting.clip.device, threads)

@@ -20,20 +20,13 @@ from latteclip.core.files import replacing
 KEY = "classifier"  # of the matrix, and of the one entry of the metadata
 BIAS = "classifier_bias"  # of the vector
 ROWS = 2**14  # images whose scores are held at once
-# How a classifier differs if an entry of its description is not the expected one.
-EXPECTED = {
-    "classnames": "other classes",
-    "model": "another CLIP",
-    "pretrained": "another CLIP",
-}
 
 
 @dataclass(frozen=True)
 class Classifier:
     """A linear classifier of L2-normalised image features.
 
-    Class texts and prototypes are its rows, and their bias is zero. Centred features and subtracted
-    class means are part of the rows and the bias.
+    The rows of class texts and prototypes have no bias. That of other classifiers has the means.
     """
 
     weights: torch.Tensor  # [C, D] float32
@@ -42,10 +35,9 @@ class Classifier:
     @classmethod
     def of(cls, weights: torch.Tensor, bias: torch.Tensor | None = None) -> Self:
         """Return the classifier with these rows [C, D] and bias [C] on the CPU. None: no bias."""
-        rows = weights.detach().float().cpu().contiguous()
-        if bias is None:
-            return cls(rows, torch.zeros(len(rows)))
-        return cls(rows, bias.detach().float().cpu().contiguous())
+        bias = torch.zeros(len(weights)) if bias is None else bias
+        rows, bias = (each.detach().float().cpu().contiguous() for each in (weights, bias))
+        return cls(rows, bias)
 
     def scores(self, features: torch.Tensor) -> torch.Tensor:
         """Return scores [N, C] of image features [N, D], cosines if the rows are L2-normalised.
@@ -67,58 +59,44 @@ def save_classifier(path: str | Path, classifier: Classifier, described: Mapping
 
 
 def load_classifier(path: str | Path, **expected: object) -> tuple[Classifier, dict[str, Any]]:
-    """Load a classifier to the CPU, with its description.
-
-    Args:
-        path: a file of `save_classifier`.
-        expected: entries that the description must have, with keys of EXPECTED.
+    """Load a classifier to the CPU, with its description, which must have the `expected` entries.
 
     Raises:
-        UserError: there is no such file, it holds something else or numbers that cannot classify,
-            or it is of other classes or of another model than expected.
+        UserError: there is no such file, it cannot classify, or an entry is another.
     """
     try:
         with safe_open(path, framework="pt") as file:
             weights, bias = file.get_tensor(KEY), file.get_tensor(BIAS)
             described = json.loads(file.metadata()[KEY])
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run the stage that writes it.") from None
+            _check(weights, bias, described)
     except (SafetensorError, OSError, TypeError, KeyError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{path} is not a classifier ({first_line(error)}); {DELETE_AND_RERUN}."
         ) from None
-    if problem := _problem(weights, bias, described):
-        raise UserError(f"{path} holds {problem}; {DELETE_AND_RERUN}.")
-    if any(described.get(key) != value for key, value in expected.items()):
-        others = " or ".join(dict.fromkeys(EXPECTED[key] for key in expected))
-        raise UserError(f"{path} is of {others} than asked for; rerun its stage.")
+    for key, value in expected.items():
+        if described.get(key) != value:
+            raise UserError(f"{path} has another {key} than asked for; rerun its stage.")
     return Classifier.of(weights, bias), described
 
 
-def _problem(weights: torch.Tensor, bias: torch.Tensor, described: Any) -> str | None:
-    """Describe what is wrong with a classifier. The file may come from a model folder of others."""
-    if not isinstance(described, dict):
-        return "a description that is not a JSON object"
-    names = described.get("classnames")
-    are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if names is not None and not (are_names and len(set(names)) == len(names)):
-        return "class names that are not a list of different strings"
+def _check(weights: torch.Tensor, bias: torch.Tensor, described: Any) -> None:
+    """Raise ValueError for what cannot classify. The file may be of a model folder of others."""
     if weights.ndim != 2 or not weights.numel() or bias.shape != weights.shape[:1]:
-        return f"a matrix of shape {[*weights.shape]} with a bias of shape {[*bias.shape]}"
-    if names is not None and len(names) != len(weights):
-        return f"{len(weights)} rows for {len(names)} class names"
-    for tensor in (weights, bias):
-        if not (tensor.is_floating_point() and tensor.isfinite().all()):
-            return "numbers that are not finite floating-point ones"
-    return None
+        raise ValueError(f"a matrix of shape {[*weights.shape]}, a bias of {[*bias.shape]}")
+    if not all(each.is_floating_point() and each.isfinite().all() for each in (weights, bias)):
+        raise ValueError("numbers that are not finite floating-point ones")
+    names = described.get("classnames") if isinstance(described, dict) else ()
+    if names is None:
+        return
+    are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not are_names or not len({*names}) == len(names) == len(weights):
+        raise ValueError(f"class names that are not {len(weights)} different strings")
 
 
 def best_classes(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the k best classes of each row [N, C], best first, and their scores.
 
-    Both are [N, min(k, C)].
-
-    Equal scores are ordered by class, so that the first column is always `scores.argmax(1)`.
+    Both are [N, min(k, C)]. Equal scores are ordered by class, as `argmax` takes the first.
     """
     best = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     indices, values = best.indices[:, :k], best.values[:, :k]

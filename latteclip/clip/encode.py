@@ -21,16 +21,12 @@ from latteclip.core.terminal import Progress
 from latteclip.data import loader
 
 log = logging.getLogger(__name__)
-
 LENGTH_BUCKETS = 3
 Encoder = Callable[[torch.Tensor], torch.Tensor]
 
 
 class CausalText:
-    """open_clip's causal text transformer, pooled at the end-of-text token.
-
-    open_clip itself insists on texts of the full context length; this encodes shorter ones.
-    """
+    """open_clip's causal text transformer, pooled at the end-of-text token, for short texts."""
 
     def __init__(self, tower: Any, pool_type: str, eos_id: int) -> None:
         self.tower, self.pool_type, self.eos_id = tower, pool_type, eos_id
@@ -63,12 +59,11 @@ class CausalText:
         x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
         pool = open_clip.transformer.text_global_pool
         x = pool(tower.ln_final(x), tokens, self.pool_type, self.eos_id)  # [T, width]
-        if tower.text_projection is None:
-            return x
-        if isinstance(tower.text_projection, torch.nn.Linear):
-            x = tower.text_projection(x)
-        else:
-            x = x @ tower.text_projection
+        projection = tower.text_projection
+        if isinstance(projection, torch.nn.Linear):
+            x = projection(x)
+        elif projection is not None:
+            x = x @ projection
         return x
 
 
@@ -79,8 +74,6 @@ def text_tower(model: torch.nn.Module) -> Any:
 
 def encode_images(clip: Clip, images: torch.Tensor) -> torch.Tensor:
     """Encode images [B, 3, H, W] to L2-normalised float32 features [B, D]."""
-    if len(images) == 0:
-        return _no_features(clip)
     model: Any = clip.model
     if clip.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
@@ -92,12 +85,10 @@ def encode_images(clip: Clip, images: torch.Tensor) -> torch.Tensor:
 def encode_texts(clip: Clip, tokens: torch.Tensor) -> torch.Tensor:
     """Encode tokens [T, L] to L2-normalised float32 features [T, D].
 
-    A causal tower pooled at the end-of-text token gives the same feature without the padding after
-    it, so the texts are sorted by length and encoded in a few batches that are each cut to their
-    longest text. Other towers get the full length.
+    A causal tower gets texts by length, in batches without padding: the features are the same.
     """
-    if len(tokens) == 0:
-        return _no_features(clip)
+    if len(tokens) == 0:  # of a process without a share: some towers refuse empty batches
+        return torch.zeros(0, clip.config["embed_dim"], device=clip.device)
     model: Any = clip.model
     causal = CausalText.of(model)
     with devices.autocast(clip.device, clip.precision):
@@ -108,36 +99,23 @@ def encode_texts(clip: Clip, tokens: torch.Tensor) -> torch.Tensor:
     return F.normalize(features.float(), dim=-1)
 
 
-def _no_features(clip: Clip) -> torch.Tensor:
-    """Return [0, D] for a process without a share, since some towers refuse empty batches."""
-    return torch.zeros(0, clip.config["embed_dim"], device=clip.device)
-
-
 def _encode_by_length(clip: Clip, tower: CausalText, tokens: torch.Tensor) -> torch.Tensor:
     lengths = tower.lengths(tokens)  # [T]
     order = lengths.argsort(stable=True)
+    size = clip.micro_batch if torch.is_grad_enabled() and clip.micro_batch else len(tokens)
     features = []
-    size = clip.micro_batch if torch.is_grad_enabled() else None
-    for part in [part for bucket in order.chunk(LENGTH_BUCKETS) for part in _split(bucket, size)]:
+    for part in [part for bucket in order.chunk(LENGTH_BUCKETS) for part in bucket.split(size)]:
         length = int(lengths[part].max())
         part_tokens = devices.send(tokens[part, :length], clip.device)
         features.append(_encode(clip, tower.encode, part_tokens))
     return torch.cat(features)[devices.send(order.argsort(), clip.device)]
 
 
-def _split(rows: torch.Tensor, size: int | None) -> tuple[torch.Tensor, ...]:
-    """Return at most `size` rows at a time. None: all of them."""
-    if size is None:
-        return (rows,)
-    parts: tuple[torch.Tensor, ...] = rows.split(size)
-    return parts
-
-
 def _encode(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Tensor:
     """Return `encode(rows)`. Of a micro-batch only features are stored until its backward pass.
 
-    The backward pass encodes each micro-batch again, with the same random draws. So memory holds
-    the activations of one micro-batch, and the loss compares all rows (GradCache).
+    That encodes each micro-batch again, with the same random draws, so that memory holds the
+    activations of one while the loss compares all rows (GradCache).
     """
     if not torch.is_grad_enabled():
         return _halving_on_oom(clip, encode, rows)
@@ -149,14 +127,10 @@ def _encode(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Tensor:
 
 
 def _halving_on_oom(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Tensor:
-    """Return `encode(rows)` without gradients, in halves each time memory runs out.
-
-    Raises:
-        UserError: there is no memory for a single row.
-    """
+    """Return `encode(rows)` without gradients, in halves each time memory runs out."""
     while True:
         try:
-            return torch.cat([encode(part) for part in _split(rows, clip.at_once)])
+            return torch.cat([encode(part) for part in rows.split(clip.at_once or len(rows))])
         except torch.OutOfMemoryError:  # what it holds is free once the handler is left
             tried = min(len(rows), clip.at_once or len(rows))
         if tried == 1:
@@ -165,11 +139,7 @@ def _halving_on_oom(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Te
                 "uses the GPU, take a smaller clip.model, or compute on the CPU."
             )
         clip.at_once = tried // 2
-        log.warning(
-            "The GPU's memory does not hold %d images or texts: encoding %d at once from here on.",
-            tried,
-            clip.at_once,
-        )
+        log.warning("The GPU's memory holds no %d images or texts: encoding fewer at once.", tried)
 
 
 def encode_files(clip: Clip, paths: Sequence[str], batch_size: int, threads: int) -> FeatureMemmap:
@@ -197,6 +167,7 @@ def encoded(
         progress.add(len(batch))
 
 
+@torch.no_grad()
 def class_embeddings(
     clip: Clip,
     template: str | Sequence[str],
@@ -206,22 +177,16 @@ def class_embeddings(
     """Return W0 [C, D], L2-normalised, on the CPU: row c = f_txt(T(c)) (LatteCLIP, section 3.1).
 
     The features of several templates or names of a class are averaged, as in CLIP's evaluation:
-    each is L2-normalised, and so is their mean.
-
-    Raises:
-        UserError: the words do not fit the classes (`ClassTemplates`).
+    each is L2-normalised, and so is their mean. Raises UserError for words of other classes.
     """
     words = ClassTemplates.of(template, synonyms)
     names, rows = zip(*words.names(classnames), strict=True)
-    features = [_text_features(clip, one, names) for one in words.templates]
+    features = [
+        encode_texts(clip, clip.tokenizer(class_texts(each, names))).cpu()
+        for each in words.templates
+    ]
     if len(features) == 1 and len(names) == len(classnames):
         return features[0]
     sums = torch.zeros(len(classnames), features[0].shape[1])
     sums.index_add_(0, torch.tensor(rows), torch.stack(features).sum(dim=0))
     return F.normalize(sums, dim=-1)
-
-
-@torch.no_grad()
-def _text_features(clip: Clip, template: str, names: Sequence[str]) -> torch.Tensor:
-    """Return features of the filled template, one row per name, on the CPU."""
-    return encode_texts(clip, clip.tokenizer(class_texts(template, names))).cpu()

@@ -1,7 +1,4 @@
-"""Features of many images or texts in a memory-mapped file.
-
-Letters: N rows, n some of them, D embedding width.
-"""
+"""Features of many images or texts in a memory-mapped file. Letters: N rows, D embedding width."""
 
 import os
 import tempfile
@@ -20,11 +17,7 @@ class FeatureMemmap:
     """
 
     def __init__(self, n: int, width: int) -> None:
-        """Allocate n rows.
-
-        Raises:
-            OSError: the disk is full.
-        """
+        """Allocate n rows, or raise OSError if the disk is full."""
         self.shape = (n, width)
         self._file = tempfile.TemporaryFile(prefix="latteclip-")  # noqa: SIM115
         weakref.finalize(self, self._file.close)

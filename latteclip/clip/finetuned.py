@@ -1,7 +1,4 @@
-"""Load the folder of a fine-tuned model.
-
-Letters: C classes.
-"""
+"""Load the folder of a fine-tuned model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,22 +33,6 @@ class FinetunedModel:
         return self.clip.model.logit_scale.exp().item()  # type: ignore[operator]
 
 
-def find(model: str | Path) -> Path:
-    """Return the folder of a fine-tuned model, also from that of its run or dataset.
-
-    Raises:
-        UserError: it is not a fine-tuned model.
-    """
-    for folder in (Path(model), Path(model) / MODEL):
-        if (folder / clips.CLASSIFIER).is_file() and (folder / CONFIG).is_file():
-            return folder
-    raise UserError(
-        f"{model} is not a fine-tuned model: it has no {CONFIG} with {clips.CLASSIFIER} beside it; "
-        "give results/<dataset> where a model was chosen, or a folder such as "
-        "results/<dataset>/<method>/seed0/model."
-    )
-
-
 def load(
     model: str | Path,
     device: torch.device,
@@ -68,23 +49,31 @@ def load(
         classnames: the C classes that it must have. None: any.
 
     Raises:
-        UserError: it is not a fine-tuned model, a file is broken, it is of other classes, or its
-            classifier is for features of another width.
+        UserError: it is not a fine-tuned model, a file is broken, or the classes are others.
     """
     folder = find(model)
     clip = clips.load(f"local-dir:{folder}", None, device, precision)
     expected = {} if classnames is None else {"classnames": list(classnames)}
     path = folder / clips.CLASSIFIER
     classifier, described = load_classifier(path, **expected)
-    names = described.get("classnames")
-    if not names:
-        raise UserError(f"{path} names no classes; {clips.REMEDY}.")
     widths = tuple(described.get(EYES_WIDTHS, ()))
-    width, wanted = classifier.weights.shape[1], clip.config["embed_dim"] + sum(widths)
-    if width != wanted:
+    width = clip.config["embed_dim"] + sum(widths)
+    if not described.get("classnames") or classifier.weights.shape[1] != width:
         raise UserError(
-            f"{path} has rows of width {width}, but the features of the model beside it have "
-            f"{wanted}; put the two files of one training together."
+            f"{path} has no classnames, or no rows of width {width}, which the features of the "
+            "model beside it have; put the files of one training together."
         )
     words = ClassTemplates.described_by(described)
-    return FinetunedModel(folder, clip, classifier, names, words, widths)
+    return FinetunedModel(folder, clip, classifier, described["classnames"], words, widths)
+
+
+def find(model: str | Path) -> Path:
+    """Return the folder of a fine-tuned model, also from that of its run or dataset."""
+    for folder in (Path(model), Path(model) / MODEL):
+        if (folder / clips.CLASSIFIER).is_file() and (folder / CONFIG).is_file():
+            return folder
+    raise UserError(
+        f"{model} is not a fine-tuned model: it has no {CONFIG} with {clips.CLASSIFIER} beside it; "
+        "give results/<dataset> where a model was chosen, or a folder such as "
+        "results/<dataset>/<method>/seed0/model."
+    )

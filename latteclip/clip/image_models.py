@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from latteclip.clip import model as clips
 from latteclip.config.hub_names import FOLDER
 from latteclip.core import devices
-from latteclip.core.errors import UserError, first_line
+from latteclip.core.errors import UserError
 from latteclip.data.image_model_files import CONFIG, WEIGHTS, TimmModel, open_clip_names, timm_model
 
 EYES = "eyes"  # folder of image models in that of a CLIP: 0, 1, ...
@@ -31,8 +30,7 @@ class ImageModel(clips.Clip):
     @property
     def width(self) -> int:
         """D."""
-        width: int = self.config["embed_dim"]
-        return width
+        return self.config["embed_dim"]  # type: ignore[no-any-return]
 
 
 class Pooled(torch.nn.Module):
@@ -44,8 +42,7 @@ class Pooled(torch.nn.Module):
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """Return features [B, D] of images [B, 3, H, W]."""
-        features: torch.Tensor = self.network(images)
-        return features
+        return self.network(images)  # type: ignore[no-any-return]
 
 
 def load(name: str, device: torch.device, precision: str = "bf16") -> ImageModel:
@@ -53,30 +50,27 @@ def load(name: str, device: torch.device, precision: str = "bf16") -> ImageModel
 
     Args:
         name: a name of timm, `hf-hub:<repo>`, `local-dir:<folder>` or `open_clip:<model>/<tag>`.
-        device: where the model is to live.
+        device: of the model.
         precision: bf16, fp16 or float32, in which a GPU encodes.
 
     Raises:
         UserError: there is no such model, it is damaged, or it gives no features.
     """
     devices.check_precision(device, precision)
-    try:
+    with clips.loading(f"Image model {name!r}", "check eyes"):
         names = open_clip_names(name)
-        files = None if names else timm_model(name)
-        if files is not None:
-            network, preprocess = Pooled(_network(files)).eval().to(device), _transform(files)
+        if names is None:
+            import timm  # not at the top: it takes a second
+
+            files = timm_model(name)
+            network = Pooled(_network(files)).eval().to(device)
             clips.check_finite(name, network)
             config = {"embed_dim": _width(network, files, device)}
-            return ImageModel(
-                network, _no_texts, preprocess, config, device, precision, name=name, timm=files
-            )
-    except UserError as error:
-        raise UserError(f"Image model {name!r} cannot be loaded: {error}") from error
-    except Exception as error:  # timm and the libraries below it raise errors of every kind
-        raise UserError(
-            f"Image model {name!r} cannot be loaded ({first_line(error).rstrip('.')}); check eyes."
-        ) from error
-    assert names is not None
+            values = vars(files.preprocessing)
+            values = {**values, "input_size": tuple(values["input_size"]), "is_training": False}
+            transform = timm.data.create_transform(**values)
+            found = (network, _no_texts, transform, config, device, precision)
+            return ImageModel(*found, name=name, timm=files)
     clip = clips.load(*names, device, precision)
     return ImageModel(**{**vars(clip), "name": name})
 
@@ -85,12 +79,8 @@ def _no_texts() -> Any:
     raise UserError("An image model beside CLIP reads no texts.")
 
 
-def _network(files: TimmModel) -> torch.nn.Module:
-    """Return a network with its weights, without its classifier.
-
-    The network is built without memory first, so that no configuration can ask for more numbers
-    than the weights contain.
-    """
+def _network(files: TimmModel) -> Any:
+    """Return a network with its weights, without its classifier."""
     import timm
 
     def build() -> Any:
@@ -98,34 +88,11 @@ def _network(files: TimmModel) -> torch.nn.Module:
             files.architecture, pretrained=False, num_classes=files.outputs, **files.arguments
         )
 
-    with torch.device("meta"):
-        numbers = sum(tensor.numel() for tensor in build().state_dict().values())
-    size = files.weights.stat().st_size
-    if numbers > size:
-        raise UserError(f"its network has {numbers} numbers, and its weights have {size} bytes.")
+    clips.check_size(build, [files.weights])
     network = build()
-    try:
-        missing, strange = network.load_state_dict(load_file(files.weights), strict=False)
-    except (SafetensorError, RuntimeError) as error:
-        raise UserError(
-            f"{files.weights} does not fit the network {files.architecture} "
-            f"({first_line(error).rstrip('.')})."
-        ) from None
-    if missing or strange:
-        raise UserError(
-            f"{files.weights} does not fit the network {files.architecture}: "
-            f"{[*missing, *strange][0]} is missing or too much."
-        )
+    network.load_state_dict(load_file(files.weights))
     network.reset_classifier(0)
-    return network  # type: ignore[no-any-return]
-
-
-def _transform(files: TimmModel) -> clips.Transform:
-    """Return the transform of images for evaluation."""
-    from timm.data import create_transform
-
-    transform: clips.Transform = create_transform(**vars(files.preprocessing), is_training=False)
-    return transform
+    return network
 
 
 @torch.no_grad()
@@ -148,11 +115,7 @@ def save(model: ImageModel, folder: Path) -> None:
 
 
 def load_beside(clip: Path, device: torch.device, precision: str = "bf16") -> list[ImageModel]:
-    """Load the image models in the folder of a CLIP, in order.
-
-    Raises:
-        UserError: a model is damaged.
-    """
+    """Load the image models in the folder of a CLIP, in order (see `load`)."""
     folders = sorted((clip / EYES).glob("[0-9]*"), key=lambda folder: int(folder.name))
     return [load(f"{FOLDER}{folder}", device, precision) for folder in folders]
 

@@ -25,8 +25,6 @@ from latteclip.labels.features import read_features
 from latteclip.train.objectives.base import TokenizedTexts, TrainingTexts
 from latteclip.train.settings import GROUND_TRUTH
 
-# Columns of `fused_labels.parquet` by kind of pseudo-labels.
-FUSED_LABEL_COLUMNS = {"caption": "caption_label", "lmm": "lmm_label", "fused": "fused_label"}
 LEFT_OUT = -1  # in place of the label of an image that is left out
 
 
@@ -64,12 +62,10 @@ def read(
 ) -> TrainingData:
     """Read the inputs, and add their texts to `texts`.
 
-    Images that a person found to show none of the classes are not among fused labels.
-
     Args:
-        labels: zero_shot, zero_shot_calibrated, caption, lmm, fused, or ground_truth, the only kind
-            that reads labels.
-        fold: the images that are left out. Captions of groups with such an image are left out too.
+        labels: zero_shot, zero_shot_calibrated, caption, lmm, fused (without images that a person
+            found to show no class), or ground_truth, the only kind that reads labels.
+        fold: the images that are left out, and with them the captions of their groups.
 
     Raises:
         UserError: an input lacks an image or a label, or there is nothing to train on.
@@ -79,7 +75,8 @@ def read(
     is_trained = ~left_out(tables.Strings(all_ids), fold)
     drawn: list[str] = []
     if labels == "fused":
-        is_trained &= _fused(files, "fused_confidence", all_ids).to_numpy() > 0
+        where = (str(files.fused_labels), tables.FUSED_LABELS, "image_id", "fused_confidence")
+        is_trained &= tables.lookup_column(*where, all_ids).to_numpy() > 0
         answers = tables.read_metadata(str(files.fused_labels), "image_id").get("answers", {})
         drawn = answers.get("checked", {}).get("image_id", [])
         is_trained &= ~pc.is_in(all_ids, pa.array(drawn, pa.string())).to_numpy()
@@ -95,9 +92,8 @@ def read(
     image_texts = group_texts = group_labels = torch.zeros(0, dtype=torch.long)
     class_ids = texts.add(descriptions)
     if files.image_captions:
-        captions = tables.lookup_column(
-            files.image_captions, tables.CAPTIONS, "id", "caption", image_ids
-        )
+        where = (files.image_captions, tables.CAPTIONS, "id", "caption")
+        captions = tables.lookup_column(*where, image_ids)
         image_texts = texts.add(_or_class(captions, pseudo_labels, descriptions))
     if files.group_captions:
         label_of = np.full(len(all_ids), LEFT_OUT)
@@ -134,39 +130,24 @@ def _labels(files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray) -> npt.
         best, _ = classify(read_features(files.pseudo_labels, image_ids), classifier, 1)
         calibrated: npt.NDArray[np.int64] = best[:, 0].numpy()
         return calibrated
-    if kind == GROUND_TRUTH:
-        columns = (files.images, tables.IMAGES, "image_id", "label")
-        labels = tables.lookup_column(*columns, image_ids)
-    elif kind == "zero_shot":
-        columns = (files.pseudo_labels, tables.PSEUDO_LABELS, "image_id", "pseudo_label")
-        labels = tables.lookup_column(*columns, image_ids)
-    else:
-        labels = _fused(files, FUSED_LABEL_COLUMNS[kind], image_ids)
+    path, schema, column = {
+        GROUND_TRUTH: (files.images, tables.IMAGES, "label"),
+        "zero_shot": (files.pseudo_labels, tables.PSEUDO_LABELS, "pseudo_label"),
+    }.get(kind, (str(files.fused_labels), tables.FUSED_LABELS, f"{kind}_label"))
+    labels = tables.lookup_column(path, schema, "image_id", column, image_ids)
     if labels.null_count:
         raise UserError(
-            f"{files.images if kind == GROUND_TRUTH else files.fused_labels} has no label of kind "
-            f"{kind!r} for {labels.null_count} of {len(labels)} training images; take another "
-            "method, or change scores.kind, which labels of kind 'lmm' need and 'caption' exclude."
+            f"{path} has no {column} for {labels.null_count} of {len(labels)} training images; "
+            "take another method, or scores.kind (lmm_label needs it, caption_label excludes it)."
         )
     known: npt.NDArray[np.int64] = labels.to_numpy().astype(np.int64)
     return known
 
 
-def _fused(files: TrainingFiles, column: str, image_ids: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column [N] of the fused labels."""
-    assert files.fused_labels
-    return tables.lookup_column(
-        files.fused_labels, tables.FUSED_LABELS, "image_id", column, image_ids
-    )
-
-
 def _image_prototypes(
     files: TrainingFiles, image_ids: pa.ChunkedArray, classnames: list[str]
 ) -> torch.Tensor | None:
-    """Return prototypes [C, D] to start from: L2-normalised rows of a classifier of images.
-
-    The part of each row along the mean feature is removed, since cosines have no bias.
-    """
+    """Return prototypes [C, D] to start from: L2-normalised rows of a classifier of images."""
     if files.image_prototypes is None:
         return None
     classifier, _ = load_classifier(files.image_prototypes, classnames=classnames)
@@ -174,8 +155,8 @@ def _image_prototypes(
     mean = torch.zeros(classifier.weights.shape[1])
     for part in parts(len(features), ROWS):
         mean += features[part].sum(dim=0)
-    mean = F.normalize(mean, dim=0)
-    rows = classifier.weights
+    mean, rows = F.normalize(mean, dim=0), classifier.weights
+    # Cosines have no bias, so rows have no part along the mean feature.
     return F.normalize(rows - (rows @ mean)[:, None] * mean, dim=1)
 
 
@@ -184,12 +165,8 @@ def _captioned_classes(
 ) -> tuple[pa.ChunkedArray, npt.NDArray[np.int64]]:
     """Return the captions of the groups, and each group's most frequent class.
 
-    With zero-shot pseudo-labels that is the class from which the group was drawn. A class that has
-    images but no group gets a group with an empty caption.
-
-    Args:
-        groups: groups of images. Those with an image that is left out are dropped.
-        label_of: class of each of these images, LEFT_OUT for those that are left out.
+    Images have the class `label_of`, or LEFT_OUT, and groups with such an image are dropped. A
+    class that has images but no group gets a group with an empty caption.
     """
     labels = label_of[groups.members]  # [M]
     # Of equally frequent classes the first one counts.
@@ -213,21 +190,18 @@ def _or_class(
 ) -> pa.ChunkedArray:
     """Replace empty captions by the class description of their label."""
     instead = pa.array(descriptions, pa.string()).take(pa.array(labels))
-    has_none = pc.fill_null(pc.equal(captions, ""), True)
-    return pc.if_else(has_none, pa.chunked_array([instead]), captions)
+    is_empty = pc.fill_null(pc.equal(captions, ""), True)
+    return pc.if_else(is_empty, pa.chunked_array([instead]), captions)
 
 
 def schedule(
     n: int, batch_size: int, steps: int, seed: int, start: int = 0
 ) -> Iterator[list[tuple[int, int]]]:
-    """Yield the batches from step `start` to step `steps`, all of the same size.
+    """Yield batches of keys (number of the shuffle, image) from step `start` to step `steps`.
 
     They are cut from consecutive shuffles of the n images. A batch may span two shuffles, and no
-    image is ever two passes ahead of another. With fewer images than a batch holds, each batch is a
-    shuffle. Memory holds one shuffle, 8 bytes an image.
-
-    Yields:
-        Keys: (number of the shuffle, image).
+    image is ever two passes ahead of another. All batches have one size, of n images at most.
+    Memory holds one shuffle, 8 bytes an image.
     """
     generator = torch.Generator().manual_seed(seed)
     number, shuffle = -1, torch.empty(0)

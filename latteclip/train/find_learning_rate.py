@@ -19,11 +19,10 @@ from latteclip.core.files import write_json
 from latteclip.core.signals import Signals, ending_in_order
 from latteclip.core.steps import auto_warmup_steps
 from latteclip.core.terminal import Progress
-from latteclip.train import data
-from latteclip.train.data import TrainingFiles
+from latteclip.train.data import TrainingFiles, schedule
 from latteclip.train.images import TrainingImages
 from latteclip.train.settings import FinetuneSettings, Recipe
-from latteclip.train.training import DivergedError, Setup, Training
+from latteclip.train.training import DivergedError, Setup, Training, prepare_training
 
 log = logging.getLogger(__name__)
 RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
@@ -66,16 +65,18 @@ class _Search:
     images: TrainingImages
     trained: torch.Tensor  # [n] images that are trained on
     held_out: torch.Tensor  # [m] images that the rates are compared on
+    pretrained: dict[str, torch.Tensor]  # state of the model
     signals: Signals
 
     def run(self, lr: float) -> ShortRun:
         """Train for a few steps, and return the losses on the held-out images."""
+        self.setup.clip.model.load_state_dict(self.pretrained)
         recipe, n, inputs = self.recipe, len(self.trained), self.setup.inputs
         total = max(2, recipe.epochs * recipe.steps_per_epoch(len(inputs.paths)) // MAX_RUNS)
         training = self.training(replace(recipe, lr=lr, warmup_steps=auto_warmup_steps(total)))
         keys = (
             [(number, int(self.trained[index])) for number, index in batch]
-            for batch in data.schedule(n, recipe.batch_size, total, SEED)
+            for batch in schedule(n, recipe.batch_size, total, SEED)
         )
         batches = self.setup.batches(self.images, keys)
         progress = Progress(total, f"steps at {lr:g}")
@@ -83,10 +84,9 @@ class _Search:
             progress.add(1)
         try:
             training.flush_metrics()
+            run = ShortRun(lr, self.losses(training))
         except DivergedError:
             run = ShortRun(lr, torch.full((len(self.held_out),), math.inf))
-        else:
-            run = ShortRun(lr, self.losses(training))
         log.info("Learning rate %g: loss %.4f of held-out images.", lr, run.loss)
         return run
 
@@ -116,11 +116,10 @@ def find_learning_rate(
     """Compare learning rates and write the best one, with all that was compared, as JSON.
 
     Each rate trains the pretrained model for a fifth of the steps on four fifths of the images. The
-    Brier score of the held-out images' pseudo-labels, at the best temperature, compares the rates.
-    Unlike the likelihood, it tolerates wrong pseudo-labels. The search climbs from FIRST by half
-    orders of magnitude. The highest rate that is not worse than the best by more than a standard
-    error is taken, since the whole training lowers it step by step. The search takes no more steps
-    than one training. No label is read.
+    Brier score of the held-out images' pseudo-labels, at the best temperature, compares the rates:
+    unlike the likelihood, it tolerates wrong pseudo-labels. The highest rate that is not worse than
+    the best by more than a standard error is taken, since the whole training lowers it step by
+    step. The search takes no more steps than one training. No label is read.
 
     Args:
         files: the inputs of `finetune`.
@@ -128,47 +127,38 @@ def find_learning_rate(
         output: JSON with `lr`, `runs` and `reason`.
         device: cpu, cuda or auto.
         threads: CPU threads.
-
-    Raises:
-        UserError: an input is missing or does not fit the others.
     """
     with ending_in_order("Nothing was found yet: a rerun starts from the beginning.") as signals:
         setup = Setup.load(files, settings, device, threads)
         n = len(setup.inputs.paths)
         recipe = settings.finetune.recipe(n, FALLBACK)
         if n < MIN_IMAGES:
-            _write(output, FALLBACK, [], f"{n} images are too few to compare rates")
+            why = f"{n} images are too few to compare rates"
+            write_json(output, {"lr": FALLBACK, "reason": why, "pretrained_loss": None, "runs": []})
             return
         order = torch.randperm(n, generator=torch.Generator().manual_seed(SEED))
         m = min(n // HELD_OUT_EVERY, MAX_HELD_OUT)
-        size = min(recipe.batch_size, n - m)
-        setup.prepare(size)
+        tokens, size = setup.texts.tokens, min(recipe.batch_size, n - m)
+        prepare_training(setup.clip, settings.compute, recipe.batch_norm, tokens, size)
         images = setup.images(str(Path(output).parent), SEED)
-        search = _Search(setup, recipe, images, order[m:], order[:m], signals)
-        model = setup.clip.model
-        pretrained = {
-            name: each.detach().cpu().clone() for name, each in model.state_dict().items()
-        }
-
-        def run(lr: float) -> ShortRun:
-            model.load_state_dict(pretrained)
-            return search.run(lr)
-
+        state = setup.clip.model.state_dict()
+        pretrained = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        search = _Search(setup, recipe, images, order[m:], order[:m], pretrained, signals)
         before = ShortRun(0.0, search.losses(search.training(recipe)))
-        with setup.explaining_memory(size):
-            runs = climb(run)
+        runs = climb(search.run)
         if _best(runs).loss < before.loss:
             lr, why = chosen(runs).lr, "the highest that is not clearly worse than the best"
         else:
             lr, why = min(each.lr for each in runs), "no rate was better than no training"
-        _write(output, lr, runs, why, before.loss)
+        losses = {run.lr: run.loss if math.isfinite(run.loss) else None for run in runs}
+        tried = [{"lr": rate, "loss": loss} for rate, loss in losses.items()]
+        found = {"lr": lr, "reason": why, "pretrained_loss": before.loss, "runs": tried}
+        write_json(output, found)
+        log.info("Learning rate %g: %s.", lr, why)
 
 
 def climb(run: Callable[[float], ShortRun]) -> list[ShortRun]:
-    """Try rates from FIRST upwards until one is worse, then downwards if the first step was.
-
-    At most MAX_RUNS are tried.
-    """
+    """Try MAX_RUNS rates from FIRST upwards until one is worse, then downwards if the first was."""
     runs = [run(FIRST)]
     place = RATES.index(FIRST)
     for lr in RATES[place + 1 :]:
@@ -190,25 +180,9 @@ def climb(run: Callable[[float], ShortRun]) -> list[ShortRun]:
 def chosen(runs: Sequence[ShortRun]) -> ShortRun:
     """Return the run of the highest rate that is not worse than the best."""
     best = _best(runs)
-    return max(
-        (one for one in runs if not one.is_worse(best)), key=lambda one: one.lr, default=best
-    )
+    good = [run for run in runs if not run.is_worse(best)]
+    return max(good, key=lambda run: run.lr, default=best)
 
 
 def _best(runs: Sequence[ShortRun]) -> ShortRun:
     return min(runs, key=lambda one: one.loss)
-
-
-def _write(
-    output: str,
-    lr: float,
-    runs: Sequence[ShortRun],
-    reason: str,
-    pretrained_loss: float | None = None,
-) -> None:
-    """Write the rate and what it was compared with."""
-    tried = [{"lr": one.lr, "loss": one.loss if math.isfinite(one.loss) else None} for one in runs]
-    write_json(
-        output, {"lr": lr, "reason": reason, "pretrained_loss": pretrained_loss, "runs": tried}
-    )
-    log.info("Learning rate %g: %s.", lr, reason)

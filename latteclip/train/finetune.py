@@ -26,13 +26,15 @@ from latteclip.core.steps import AUTO
 from latteclip.core.terminal import Progress
 from latteclip.labels.fusion import fuse
 from latteclip.labels.label_sources import CalibratedFeatures, label_votes
-from latteclip.train import data, parallel
-from latteclip.train.data import TrainingFiles
+from latteclip.train import parallel
+from latteclip.train.data import TrainingFiles, schedule
 from latteclip.train.settings import GROUND_TRUTH, FinetuneSettings
-from latteclip.train.training import DivergedError, Setup, Training, collapse
+from latteclip.train.training import DivergedError, Setup, Training, prepare_training
 
 log = logging.getLogger(__name__)
 CHECK_EVERY = 20  # steps between looks at the losses: each look waits for the device
+MIN_CLASSES = 0.5  # share of the classes that a sound model predicts
+MIN_AGREEMENT = 0.25  # with the pseudo-labels; chance is 1 / C
 clock = time.monotonic
 
 
@@ -49,19 +51,16 @@ def finetune(
 ) -> None:
     """Fine-tune CLIP on the images that are not in the test split.
 
-    Only the objective `flyp_supervised` reads labels. Writes the model (see `clip.model.save`) and
-    one row of tables.HISTORY per step. An interrupted run resumes from its last checkpoint and
-    gives the same bytes as an uninterrupted one. On SIGTERM and Ctrl-C the current step is
-    finished and saved as a checkpoint. The checkpoints are removed at the end.
-
-    If a training diverges at a learning rate of `find_learning_rate`, the pretrained model is
-    written, marked "diverged".
+    Only the objective `flyp_supervised` reads labels. An interrupted run resumes from its last
+    checkpoint and gives the same bytes as an uninterrupted one. On SIGTERM and Ctrl-C the current
+    step is finished and saved as a checkpoint. If a training diverges at a learning rate of
+    `find_learning_rate`, the pretrained model is written, marked "diverged".
 
     Args:
         files: the inputs.
         settings: of the training.
-        model_output: folder of the model.
-        history_output: a HISTORY table.
+        model_output: folder of the model (see `clip.model.save`).
+        history_output: a HISTORY table, with a row per step.
         checkpoint: folder of the checkpoint, removed at the end.
         seed: of the order of the images, their augmentation and the drawn groups.
         device: cpu, cuda or auto.
@@ -80,29 +79,22 @@ def finetune(
         rate = read_object(files.learning_rate, ["lr"])["lr"] if files.learning_rate else None
         recipe = settings.finetune.recipe(setup.inputs.n_scheduled, rate)
         batch_size = min(recipe.batch_size, len(setup.inputs.paths))
-        if batch_size < parallel.size():
-            raise UserError(
-                f"A batch of {batch_size} images cannot be shared out among {parallel.size()} "
-                "processes; lower processes.finetune."
-            )
-        setup.prepare(batch_size)
+        batch_norm, tokens = recipe.batch_norm, setup.texts.tokens
+        prepare_training(setup.clip, settings.compute, batch_norm, tokens, batch_size)
         auto = [key for key, value in vars(settings.finetune).items() if value == AUTO]
         settings = replace(settings, finetune=recipe)
         decisive = {key: value for key, value in asdict(settings).items() if key != "compute"}
-        digest = setup.inputs.digest
-        identity = {**decisive, "seed": seed, "digest of images, labels and captions": digest}
+        decisive |= {"seed": seed, "digest of images, labels and captions": setup.inputs.digest}
+        identity = digest_of([json.dumps(decisive, sort_keys=True)])
         checkpoints = CheckpointManager(checkpoint, identity)
         training, diverged = setup.training(recipe, signals, seed), False
         with signals.deferred():  # neither a step nor the writing may be interrupted
             try:
-                with setup.explaining_memory(batch_size):
-                    _train(training, setup, checkpoints, seed)
+                _train(training, setup, checkpoints, seed)
             except DivergedError as error:
                 if "lr" not in auto:
                     raise
-                log.warning(
-                    "%s That rate was found automatically: the model stays untrained.", error
-                )
+                log.warning("%s The rate was found: the model stays as pretrained.", error)
                 pretrained = clips.load(settings.model, settings.pretrained, torch.device("cpu"))
                 setup.clip.model.load_state_dict(pretrained.model.state_dict())
                 history, diverged = training.history, True
@@ -117,65 +109,51 @@ def finetune(
                     "marks": _marks(settings, training, diverged),
                     "found": auto,  # keys of `finetune` that were "auto"
                     "drawn": setup.inputs.drawn,
-                    "training": digest_of([json.dumps(identity, sort_keys=True)]),
+                    "training": identity,
                 }
                 _write(setup, classifier, training.history, metadata, model_output, history_output)
                 if signals.number and not diverged:  # its sender may remove what the job wrote
                     checkpoints.save(training)
                     raise checkpoints.terminated(training)
-                checkpoints.remove()
+                shutil.rmtree(checkpoint, ignore_errors=True)
     parallel.finish()
 
 
 class CheckpointManager:
-    """The newest checkpoint of a training, a file in a folder of this training alone."""
+    """The newest checkpoint of a training. Those of others stay in its folder until its end."""
 
-    def __init__(self, folder: str, identity: dict[str, Any]) -> None:
-        """Start the clock. `identity` is what decides the result of the training."""
-        self.folder, self.identity = Path(folder), identity
-        self.aside = Path(f"{folder}-before")  # for checkpoints of other settings
-        self._last = clock()
+    def __init__(self, folder: str, identity: str) -> None:
+        """Start the clock. `identity` is the digest of all that decides the result."""
+        self.folder, self.identity = Path(folder), identity[:16]
+        self.saved = clock()
+
+    def _own(self) -> list[Path]:
+        return sorted(self.folder.glob(f"step-*-{self.identity}.pt"))
 
     def resume(self, training: Training) -> int:
-        """Continue from the newest checkpoint and return the number of steps done.
-
-        A checkpoint of other settings is set aside.
-        """
-        path = max(self.folder.glob("step-*.pt"), default=None)
-        if path is None:
+        """Continue from the newest checkpoint and return the number of steps done."""
+        if not (own := self._own()):
+            if any(self.folder.glob("step-*.pt")):
+                log.warning("%s has the checkpoint of another training.", self.folder)
             return 0
         try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(own[-1], map_location="cpu", weights_only=True)
         except Exception as error:  # pickle and zip files raise errors of every kind
-            log.warning("%s cannot be read (%s); starting again.", path, first_line(error))
+            log.warning("%s cannot be read (%s); starting again.", own[-1], first_line(error))
             return 0
-        if key := _difference(self.identity, saved["identity"]):
-            parallel.wait()  # until every process has read it
-            if parallel.rank() == 0:
-                shutil.rmtree(self.aside, ignore_errors=True)
-                self.folder.rename(self.aside)
-                log.warning(
-                    "The checkpoint of an unfinished training differs in %s: it stays in %s until "
-                    "this training, which starts from the beginning, is finished.",
-                    key,
-                    self.aside,
-                )
-            parallel.wait()
-            return 0
-        training.load_state_dict(saved["training"])
-        steps = len(training.history)
-        log.info("Resuming after step %d, from %s.", steps, self.folder)
-        return steps
+        training.load_state_dict(state)
+        log.info("Resuming after step %d, from %s.", len(training.history), self.folder)
+        return len(training.history)
 
     def save(self, training: Training) -> None:
         """Let process 0 replace the checkpoint."""
-        self._last = clock()
+        self.saved = clock()
         if parallel.rank() > 0:
             return
-        path = self.folder / f"step-{len(training.history):08d}.pt"
+        path = self.folder / f"step-{len(training.history):08d}-{self.identity}.pt"
         with replacing(path) as temporary:
-            torch.save({"identity": self.identity, "training": training.state_dict()}, temporary)
-        for other in self.folder.glob("step-*.pt"):
+            torch.save(training.state_dict(), temporary)
+        for other in self._own():
             if other != path:
                 other.unlink(missing_ok=True)
         remove_left_over(self.folder)
@@ -185,44 +163,14 @@ class CheckpointManager:
         saved = f"Step {len(training.history)} is saved in {self.folder}: rerun to resume."
         return Terminated(training.stop_signal or training.signals.number, saved)
 
-    def is_due(self, minutes: float) -> bool:
-        """Return whether the last checkpoint is so old."""
-        return clock() - self._last >= 60 * minutes
-
-    def remove(self) -> None:
-        """Remove the checkpoint of a finished training, and what was set aside."""
-        for folder in (self.folder, self.aside):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _difference(wanted: dict[str, Any], saved: dict[str, Any]) -> str | None:
-    """Return the first key, with dots, in which nested settings differ."""
-    for key in (*wanted, *saved):
-        one, other = wanted.get(key), saved.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            if inner := _difference(one, other):
-                return f"{key}.{inner}"
-        elif one != other:
-            return key
-    return None
-
 
 def _train(training: Training, setup: Setup, checkpoints: CheckpointManager, seed: int) -> None:
-    """Take all steps from the last checkpoint on.
-
-    Raises:
-        DivergedError: a loss or a weight is not finite.
-        Terminated: a signal came. The current step is finished and saved.
-    """
-    recipe, inputs, minutes = (
-        training.recipe,
-        setup.inputs,
-        setup.settings.compute.checkpoint_minutes,
-    )
+    """Take all steps from the last checkpoint on. After a signal, save and raise Terminated."""
+    recipe, inputs, compute = training.recipe, setup.inputs, setup.settings.compute
     first = checkpoints.resume(training)
     per_epoch = recipe.steps_per_epoch(inputs.n_scheduled)
     total = recipe.epochs * per_epoch
-    keys = data.schedule(len(inputs.paths), recipe.batch_size, total, seed, first)
+    keys = schedule(len(inputs.paths), recipe.batch_size, total, seed, first)
     batches = setup.batches(setup.images(str(checkpoints.folder), seed), keys)
     progress = Progress(total, "steps", done=first)
     for done in training.steps(batches, inputs.labels, total, per_epoch, first):
@@ -234,7 +182,8 @@ def _train(training: Training, setup: Setup, checkpoints: CheckpointManager, see
             checkpoints.save(training)
             parallel.wait()  # for the checkpoint: torchrun kills the others when a process is gone
             raise checkpoints.terminated(training)
-        if is_flushed and done < total and checkpoints.is_due(minutes):
+        minutes = (clock() - checkpoints.saved) / 60
+        if is_flushed and done < total and minutes >= compute.checkpoint_minutes:
             checkpoints.save(training)
     if not all(each.isfinite().all() for each in training.clip.model.parameters()):
         raise DivergedError(
@@ -246,8 +195,7 @@ def _train(training: Training, setup: Setup, checkpoints: CheckpointManager, see
 def _classifier(training: Training, setup: Setup) -> Classifier:
     """Return the classifier of the fine-tuned model, which is in evaluation mode.
 
-    A refit head, which is not in the paper, is that of `image_prototypes` for the fine-tuned
-    features, the labels as the votes.
+    A refit head (not in the paper) is that of `image_prototypes`, with the labels as the votes.
     """
     if setup.settings.head != "refit":
         return Classifier.of(training.objective.classifier())
@@ -279,9 +227,8 @@ def _write(
         with replacing(model_output) as folder:
             clips.save(setup.clip, classifier, inputs.classnames, words, folder)
     except UserError:
-        if not Path(history_output).exists():
-            raise
-        if tables.read_metadata(history_output, "step").get("training") != metadata["training"]:
+        there = Path(history_output).exists() and tables.read_metadata(history_output, "step")
+        if not there or there["training"] != metadata["training"]:
             raise
         log.info("Another process of this training ended first, and wrote %s.", model_output)
         return
@@ -300,8 +247,12 @@ def _marks(settings: FinetuneSettings, training: Training, diverged: bool) -> li
         return [*marks, "diverged"]
     last = [row for row in training.history if row["epoch"] == training.history[-1]["epoch"]]
     agreement = sum(row["agreement"] for row in last) / len(last)
-    collapsed = collapse(training.predicted, agreement)
-    if collapsed:
-        log.warning("The training looks collapsed: in the last epoch %s.", collapsed)
+    predicted, n = int((training.predicted > 0).sum()), len(training.predicted)
+    if predicted < MIN_CLASSES * n or agreement < MIN_AGREEMENT:
+        log.warning(
+            "The training looks collapsed: in the last epoch %d of %d classes are predicted, and "
+            "%.0f %% of the predictions agree with the pseudo-labels.",
+            *(predicted, n, 100 * agreement),
+        )
         marks.append("collapsed")
     return marks

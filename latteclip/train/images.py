@@ -32,7 +32,6 @@ from latteclip.data.loader import loader, watched
 from latteclip.train import parallel
 
 log = logging.getLogger(__name__)
-
 # LatteCLIP, section 4 (implementation details).
 SCALE = (0.9, 1.0)  # area of the crop as a share of the picture's
 RATIO = (3 / 4, 4 / 3)  # width over height of the crop
@@ -45,8 +44,8 @@ PROBABILITIES = (0.8, 0.2)  # of colour jitter, of grey
 UNCHANGED, STRENGTHS = (1.0, 1.0, 1.0, 0.0), (0.5, 0.5, 0.5, 0.1)
 GREY = 4  # number of the step after these four
 
-# Shorter side of cached images over the model's input size. With 1.5 a crop differs less from a
-# crop of the original than bilinear and bicubic resizing differ.
+# Shorter side of cached images over the model's input size: a crop differs less from one of the
+# original than bilinear and bicubic resizing differ.
 MARGIN = 1.5
 ATTEMPTS = 10  # at a crop that lies within the image
 # Random numbers of an image: areas and ratios of the attempts, place of the crop, order and factors
@@ -54,17 +53,14 @@ ATTEMPTS = 10  # at a crop that lies within the image
 PARTS = {"area": ATTEMPTS, "ratio": ATTEMPTS, "place": 2, "order": 4, "factors": 4, "whether": 2}
 DRAWN = sum(PARTS.values())
 ON_CPU = 2**16  # pixels processed at once, so that they stay in the CPU's cache
-
 REDUCING_GAP = 3.0  # at which Pillow's quick resizing equals the exact one, by its documentation
 FREE = 2  # times the room on disk that must be free before images are cached there
-
-# --- cached images --------------------------------------------------------------------------------
 
 
 def cached_sizes(sizes: np.ndarray, side: int) -> np.ndarray:
     """Return widths and heights [N, 2] after `resize_for_cache`, from those before."""
-    short, long = sizes.min(axis=1), sizes.max(axis=1)
-    long = np.minimum(long, np.ceil(short * WIDEST))
+    short = sizes.min(axis=1)
+    long = np.minimum(sizes.max(axis=1), np.ceil(short * WIDEST))
     scale = np.minimum(1.0, side / short)
     short, long = (np.maximum(1, np.round(length * scale)) for length in (short, long))
     is_wide = sizes[:, 0] > sizes[:, 1]
@@ -72,13 +68,10 @@ def cached_sizes(sizes: np.ndarray, side: int) -> np.ndarray:
 
 
 def resize_for_cache(path: str, side: int) -> np.ndarray:
-    """Return an image as uint8 [h, w, 3], its shorter side at most `side`.
+    """Return an image as uint8 [h, w, 3], its shorter side at most `side`, as training sees it.
 
-    The ends of a very long image, which no crop shows, are cut off. Training sees all images like
-    this, whether they are cached or not.
-
-    Raises:
-        UserError: the file is missing or cannot be decoded.
+    The ends of a very long image, which no crop shows, are cut off. Raises UserError for a file
+    that is missing or cannot be decoded.
     """
     image = open_rgb(path, min_side=side)
     width, height = cached_sizes(np.array([image.size]), side)[0].tolist()
@@ -91,30 +84,24 @@ def resize_for_cache(path: str, side: int) -> np.ndarray:
 
 
 def _middle(size: tuple[int, int], shape: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Return left, top, right and bottom of the largest box of a shape in the middle of an image.
-
-    Rounding never puts a corner outside the image, which Pillow would refuse.
-    """
-    scale = min(length / wanted for length, wanted in zip(size, shape, strict=True))
-    left, top = (
-        max(0.0, (length - wanted * scale) / 2) for length, wanted in zip(size, shape, strict=True)
-    )
+    """Return left, top, right and bottom of the largest box of a shape in the middle of a size."""
+    scale = min(size[0] / shape[0], size[1] / shape[1])
+    # Rounding may put no corner outside the image, which Pillow would refuse.
+    left = max(0.0, (size[0] - shape[0] * scale) / 2)
+    top = max(0.0, (size[1] - shape[1] * scale) / 2)
     return left, top, size[0] - left, size[1] - top
 
 
 class ImageCache:
-    """Images that forked worker processes share: the first ones in memory, the others on a disk.
+    """Images that forked worker processes share, the first ones in memory, the others on a disk.
 
-    Memory and disk are taken as images come. Both files have no name and go with the processes.
+    Both files have no name, grow as images come, and go with the processes.
     """
 
     def __init__(self, sizes: np.ndarray, in_memory: int, folder: str | Path | None) -> None:
-        """Start empty.
+        """Make room for images of the given bytes [N], and for so many bytes of them in memory.
 
-        Args:
-            sizes: [N] bytes of each image, height * width * 3.
-            in_memory: bytes of the images in memory.
-            folder: on whose disk the others are. None: they are not cached.
+        The others are on the disk of a folder. None: they are not cached.
         """
         self.ends = np.cumsum(sizes, dtype=np.int64)  # [N]
         self.n_in_memory = int(np.searchsorted(self.ends, in_memory, side="right"))
@@ -129,7 +116,7 @@ class ImageCache:
         return file, int(self.ends[index - 1]) if index else 0
 
     def get(self, index: int) -> np.ndarray | None:
-        """Return image `index` [h, w, 3], or None if it is not cached."""
+        """Return an image [h, w, 3], or None if it is not cached."""
         height, width = self.shapes[index].tolist()
         if not height:
             return None
@@ -138,7 +125,7 @@ class ImageCache:
         return np.frombuffer(content, np.uint8).reshape(height, width, 3)
 
     def put(self, index: int, image: np.ndarray) -> None:
-        """Cache image `index` [h, w, 3] if there is room for it."""
+        """Cache an image [h, w, 3] if there is room for it."""
         file, start = self._place(index)
         if file is None or start + image.size > self.ends[index]:
             return
@@ -151,42 +138,39 @@ class ImageCache:
             self.shapes[index, 0] = image.shape[0]
 
 
-def open_cache(sizes: np.ndarray, side: int, in_memory: float, folder: str | Path) -> ImageCache:
-    """Return the cache of this process for images of the given widths and heights.
-
-    Args:
-        sizes: [N, 2] width and height of each image before `resize_for_cache`.
-        side: see `resize_for_cache`.
-        in_memory: bytes in memory, of all processes of the training.
-        folder: on whose disk the others are cached, if it has FREE times as much room.
-    """
-    # A JPEG that was decoded at an eighth may be a pixel longer than its full size says.
-    taken = 3 * (cached_sizes(sizes, side) + 1).prod(axis=1)
-    in_memory /= parallel.size()
-    beyond = max(0.0, taken.sum() - in_memory)
-    has_room = FREE * parallel.size() * beyond <= shutil.disk_usage(existing(folder)).free
-    log.info(
-        "After resizing the images take %.1f GiB: %.1f GiB are cached in memory at most "
-        "(compute.cache_gib), the others %s.",
-        taken.sum() / 2**30,
-        in_memory / 2**30,
-        f"on the disk of {folder}" if has_room else "are decoded each time",
-    )
-    return ImageCache(taken, int(in_memory), folder if beyond and has_room else None)
-
-
 class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
     """N images. A key is (number of the pass over all of them, index).
 
-    An item holds the random numbers [K] of the image's transform in this pass, and its pixels. They
-    depend only on the seed, the pass and the image: not on worker processes, the order, or what is
-    cached.
+    An item is the random numbers [K] of the image's transform in this pass, and its pixels. Both
+    depend only on the seed, the pass and the image.
     """
 
     def __init__(
-        self, paths: Sequence[str], transform: "Augmentation", seed: int, cache: ImageCache
+        self,
+        paths: Sequence[str],
+        sizes: np.ndarray,
+        transform: "Augmentation",
+        seed: int,
+        in_memory: float,
+        folder: str | Path,
     ) -> None:
-        self.paths, self.transform, self.seed, self.cache = paths, transform, seed, cache
+        """Prepare the cache, for images of width and height `sizes` [N, 2] in their files.
+
+        The processes of the training have `in_memory` bytes of images in memory. The others are
+        cached on the disk of `folder` if it has FREE times as much room.
+        """
+        self.paths, self.transform, self.seed = paths, transform, seed
+        # A JPEG that was decoded at an eighth may be a pixel longer than its full size says.
+        taken = 3 * (cached_sizes(sizes, transform.cached_side) + 1).prod(axis=1)
+        in_memory /= parallel.size()
+        beyond = max(0.0, taken.sum() - in_memory)
+        has_room = FREE * parallel.size() * beyond <= shutil.disk_usage(existing(folder)).free
+        others = f"cached on the disk of {folder}" if has_room else "decoded each time"
+        log.info(
+            "Resized images take %.1f GiB: in memory %.1f at most (compute.cache_gib), others %s.",
+            *(taken.sum() / 2**30, in_memory / 2**30, others),
+        )
+        self.cache = ImageCache(taken, int(in_memory), folder if beyond and has_room else None)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         number, index = key
@@ -201,11 +185,8 @@ class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
     ) -> Iterator[torch.Tensor]:
         """Decode ahead of the model, and yield transformed images [B, 3, H, W] on its device.
 
-        Args:
-            keys: of each batch, in order.
-            device: of the model.
-            threads: worker processes beside a GPU. Without one, the model keeps the CPU busy, and
-                images are decoded between its batches.
+        The threads are worker processes beside a GPU. Without one, the model keeps the CPU busy,
+        and images are decoded between its batches.
         """
         on_gpu = device.type == "cuda"
         ready = loader(
@@ -232,9 +213,6 @@ def _together(samples: list[tuple[np.ndarray, np.ndarray]]) -> tuple[torch.Tenso
         torch.tensor([image.shape[:2] for image in images]),
         torch.from_numpy(np.concatenate([image.reshape(-1) for image in images])),
     )
-
-
-# --- augmentation ---------------------------------------------------------------------------------
 
 
 def draw(seed: int, number: int, index: int) -> np.ndarray:
@@ -265,11 +243,9 @@ class Augmentation:
         return round(MARGIN * max(self.side))
 
     def __call__(self, pictures: Sequence[torch.Tensor], drawn: torch.Tensor) -> torch.Tensor:
-        """Return normalised crops [B, 3, H, W], float32.
+        """Return normalised crops [B, 3, H, W] of pictures, uint8 [h, w, 3], on their device.
 
-        Args:
-            pictures: B images, uint8 [h, w, 3], of any sizes, on the device.
-            drawn: [B, K] of `draw`, on the CPU.
+        The numbers [B, K] of `draw` are on the CPU.
         """
         device = pictures[0].device
         boxes = crops(torch.tensor([picture.shape[:2] for picture in pictures]), drawn).tolist()
@@ -302,11 +278,9 @@ class Augmentation:
 
 
 def crops(sizes: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
-    """Return top, left, height and width of the crops [B, 4], as RandomResizedCrop draws them.
+    """Return top, left, height and width of crops [B, 4], as RandomResizedCrop draws them.
 
-    Args:
-        sizes: [B, 2], h and w.
-        drawn: [B, K] by `draw`.
+    The sizes [B, 2] are h and w, the numbers [B, K] those of `draw`.
     """
     part = _parts(drawn)
     height, width = sizes.double().split(1, dim=1)  # [B, 1] each
@@ -339,10 +313,9 @@ def resized(picture: torch.Tensor, box: Sequence[int], side: tuple[int, int]) ->
 
 
 def colours(drawn: torch.Tensor) -> tuple[list[list[int]], torch.Tensor]:
-    """Return colour steps by numbers [B, K] of `draw`, as ColorJitter and Grayscale draw them.
+    """Return the numbers of each image's STEPS in order, and the factors of all steps [B, 5].
 
-    Returns:
-        For each image the numbers of its STEPS in order, and the factors of all steps [B, 5].
+    ColorJitter and Grayscale draw them like this, here by numbers [B, K] of `draw`.
     """
     part = _parts(drawn)
     factors = torch.tensor(UNCHANGED) + torch.tensor(STRENGTHS) * (2 * part["factors"] - 1)
@@ -392,9 +365,9 @@ def adjust_saturation(images: torch.Tensor, factors: torch.Tensor) -> torch.Tens
 def adjust_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     """Turn the hue by [B, 1, 1, 1] of its circle, a sixth at most.
 
-    Only the hue changes, so the largest and the smallest of a pixel's three values stay. Between
-    them a value is a trapezoid of the hue. A turn of up to a sixth moves it along its slope,
-    upwards if it goes towards the greater of the other two, and past neither end.
+    The largest and the smallest of a pixel's three values stay. Between them a value is a trapezoid
+    of the hue. Such a turn moves it along its slope, upwards if it goes towards the greater of the
+    other two, and past neither end.
     """
     red, green, blue = images.split(1, dim=1)  # [B, 1, H, W] each
     top = torch.maximum(torch.maximum(red, green), blue)
@@ -413,14 +386,13 @@ STEPS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue, adju
 
 
 def _luma(images: torch.Tensor) -> torch.Tensor:
-    """Return the luma [B, 1, H, W] of images [B, 3, H, W] (ITU-R BT.601)."""
+    """Return the luma [B, 1, H, W] (ITU-R BT.601)."""
     red, green, blue = images.split(1, dim=1)
     luma: torch.Tensor = (red * 0.299).add_(green, alpha=0.587).add_(blue, alpha=0.114)
     return luma
 
 
 def _parts(drawn: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Split the numbers [B, K] by their purpose."""
     return dict(zip(PARTS, drawn.split(list(PARTS.values()), dim=1), strict=True))
 
 

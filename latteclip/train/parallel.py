@@ -2,20 +2,18 @@
 
 Every process computes the same loss over the whole batch. Only the encoding of images and texts is
 shared out. Without `torchrun` there is one process, and every function here is a no-op.
-Letters: P processes.
 """
 
 import contextlib
+import itertools
 import os
-from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from latteclip.core import devices
-
-Items = TypeVar("Items", bound=Sequence[Any] | torch.Tensor)
 
 
 def start(device: str) -> None:
@@ -43,7 +41,7 @@ def finish() -> None:
 
 
 def size() -> int:
-    """Return the number of processes P."""
+    """Return the number of processes."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -52,22 +50,21 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def _bounds(n: int) -> list[int]:
-    """Return the bounds [P + 1] of P shares of n items, whose sizes differ by one at most."""
-    return [n * process // size() for process in range(size() + 1)]
+def _rows(n: int, process: int) -> slice:
+    """Return a process's share of n rows. Their sizes differ by one at most."""
+    return slice(n * process // size(), n * (process + 1) // size())
 
 
-def share(items: Items) -> Items:
-    """Return this process's share, consecutive items."""
-    bounds = _bounds(len(items))
-    return items[bounds[rank()] : bounds[rank() + 1]]  # type: ignore[return-value]
+def share(items: Any) -> Any:
+    """Return this process's share, consecutive items of a sequence or tensor."""
+    return items[_rows(len(items), rank())]
 
 
 def gather(part: torch.Tensor, n: int) -> torch.Tensor:
     """Concatenate the shares [m, D] of all processes to [n, D], with gradient.
 
-    The gradient is right if every process computes the same loss from the result and gradients are
-    then averaged over the processes (`average_gradients`).
+    The gradient is right if every process computes the same loss from the result, and
+    `average_gradients` follows.
     """
     if size() == 1:
         return part
@@ -78,40 +75,36 @@ def gather(part: torch.Tensor, n: int) -> torch.Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: torch.Tensor, n: int) -> torch.Tensor:
-        ctx.bounds = _bounds(n)
-        sizes = [end - start for start, end in zip(ctx.bounds, ctx.bounds[1:], strict=False)]
-        padded = part.new_zeros(max(sizes), *part.shape[1:])
+        ctx.rows = _rows(n, rank())
+        padded = part.new_zeros(-(-n // size()), *part.shape[1:])
         padded[: len(part)] = part
-        parts = [torch.empty_like(padded) for _ in sizes]
+        parts = [torch.empty_like(padded) for _ in range(size())]
         dist.all_gather(parts, padded)
-        return torch.cat([part[:m] for part, m in zip(parts, sizes, strict=True)])
+        lengths = [rows.stop - rows.start for rows in (_rows(n, p) for p in range(size()))]
+        return torch.cat([each[:m] for each, m in zip(parts, lengths, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        part = gradients[0][ctx.bounds[rank()] : ctx.bounds[rank() + 1]]
-        return part * size(), None  # the average over processes divides by P again
+        return gradients[0][ctx.rows] * size(), None  # the average divides by P again
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter], note: int = 0) -> int:
-    """Average gradients over processes. A parameter without any gradient stays without.
+    """Average gradients over processes, and return the largest `note` of all.
 
-    Returns:
-        The largest `note` of all processes, sent in the same message.
+    A parameter without any gradient stays without.
     """
     if size() == 1:
         return note
     trained = list(parameters)
-    notes = [*(int(p.grad is not None) for p in trained), note]
-    largest = torch.tensor(notes)
+    largest = torch.tensor([*(int(each.grad is not None) for each in trained), note])
     dist.all_reduce(largest, dist.ReduceOp.MAX)
     *used, note = largest.tolist()
     pending = []
-    for parameter, anywhere in zip(trained, used, strict=True):
-        if anywhere:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            parameter.grad /= size()
-            pending.append(dist.all_reduce(parameter.grad, async_op=True))
+    for parameter in itertools.compress(trained, used):
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        parameter.grad /= size()
+        pending.append(dist.all_reduce(parameter.grad, async_op=True))
     for work in pending:
         work.wait()
     return note

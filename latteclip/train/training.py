@@ -4,7 +4,6 @@ Compiling, checkpointing and micro-batches keep features and gradients the same 
 Letters: N training images, B batch, C classes, D embedding width, T texts, L tokens.
 """
 
-import contextlib
 import itertools
 import logging
 import math
@@ -19,27 +18,24 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
-from latteclip.clip.encode import text_tower
 from latteclip.clip.model import Clip
 from latteclip.core import devices
 from latteclip.core.errors import UserError, first_line
 from latteclip.core.signals import Signals
 from latteclip.train import data, parallel
-from latteclip.train.images import Augmentation, TrainingImages, open_cache
-from latteclip.train.objectives.base import (
-    Objective,
-    TokenizedTexts,
-    TrainingBatch,
-    make_objective,
-)
-from latteclip.train.settings import FROZEN, Compute, Finetune, FinetuneSettings, Recipe
+from latteclip.train.images import Augmentation, TrainingImages
+from latteclip.train.objectives import base
+from latteclip.train.settings import FROZEN, Compute, FinetuneSettings, Recipe
 
 log = logging.getLogger(__name__)
 MAX_LOGIT_SCALE = math.log(100)
-MIN_CLASSES = 0.5  # share of the classes that a sound model predicts
-MIN_AGREEMENT = 0.25  # with the pseudo-labels; chance is 1 / C
 MOMENTS = 2  # of AdamW, each as large as the weights
 KINDS_OF_TEXT = 4  # that an objective asks for at most, per image of a batch
+OUT_OF_MEMORY = (
+    "The GPU's memory does not suffice; lower compute.micro_batch (finetune.batch_size if "
+    "finetune.batch_norm is train), set compute.gradient_checkpointing to true, or take a smaller "
+    "clip.model."
+)
 Keys = list[tuple[int, int]]  # of a batch, see `data.schedule`
 
 
@@ -47,15 +43,12 @@ class DivergedError(UserError):
     """The loss or a weight of a training is not finite."""
 
 
-# --- set-up ---------------------------------------------------------------------------------------
-
-
 @dataclass
 class Setup:
     """The model and the data of a training."""
 
     clip: Clip
-    texts: TokenizedTexts
+    texts: base.TokenizedTexts
     inputs: data.TrainingData
     settings: FinetuneSettings
     threads: int
@@ -64,37 +57,26 @@ class Setup:
     def load(
         cls, files: data.TrainingFiles, settings: FinetuneSettings, device: str, threads: int
     ) -> Self:
-        """Load the pretrained model and the data.
-
-        Raises:
-            UserError: an input is missing or does not fit the others.
-        """
+        """Load the pretrained model and the data, or raise UserError for what does not fit."""
         picked = devices.pick(device, threads)
         clip = clips.load(settings.model, settings.pretrained, picked, settings.precision)
-        if settings.finetune.batch_norm != FROZEN:
-            refuse_moving_statistics(clip, settings.compute)
-        texts = TokenizedTexts(clip)
+        texts = base.TokenizedTexts(clip)
         template = settings.words.template
         inputs = data.read(files, template, settings.labels, texts, settings.fold)
         return cls(clip, texts, inputs, settings, threads)
 
-    def prepare(self, batch_size: int) -> None:
-        """Prepare the model for training on batches of so many images (`prepare_training`)."""
-        compute, batch_norm = self.settings.compute, self.settings.finetune.batch_norm
-        prepare_training(self.clip, compute, self.texts.tokens, batch_size, batch_norm)
-
     def training(self, recipe: Recipe, signals: Signals, seed: int) -> "Training":
-        """Return a training that begins with the model as it is, after `prepare`."""
-        objective = make_objective(
+        """Return a training that begins with the model as it is, after `prepare_training`."""
+        objective = base.make_objective(
             self.settings.objective, self.texts, self.inputs.texts, self.settings.switches, seed
         )
         return Training(self.clip, objective, len(self.inputs.classnames), recipe, signals)
 
     def images(self, folder: str, seed: int) -> TrainingImages:
         """Return the training images, cached in memory and on the disk of a folder."""
-        transform, gib = Augmentation.of(self.clip), self.settings.compute.cache_gib
-        cache = open_cache(self.inputs.sizes, transform.cached_side, gib * 2**30, folder)
-        return TrainingImages(self.inputs.paths, transform, seed, cache)
+        inputs, in_memory = self.inputs, self.settings.compute.cache_gib * 2**30
+        transform = Augmentation.of(self.clip)
+        return TrainingImages(inputs.paths, inputs.sizes, transform, seed, in_memory, folder)
 
     def batches(
         self, images: TrainingImages, schedule: Iterable[Keys]
@@ -105,40 +87,28 @@ class Setup:
         for keys, share in zip(schedule, shares, strict=True):
             yield torch.tensor([index for _, index in keys]), share
 
-    @contextlib.contextmanager
-    def explaining_memory(self, batch_size: int) -> Iterator[None]:
-        """Raise UserError with what to change if the GPU's memory runs out."""
-        try:
-            yield
-        except torch.OutOfMemoryError as error:
-            share = -(-batch_size // parallel.size())
-            raise _out_of_memory(min(self.clip.micro_batch or share, share)) from error
-
 
 def prepare_training(
-    clip: Clip, compute: Compute, tokens: torch.Tensor, batch_size: int, batch_norm: str = FROZEN
+    clip: Clip, compute: Compute, batch_norm: str, tokens: torch.Tensor, batch_size: int
 ) -> None:
-    """Prepare both towers for training.
+    """Prepare both towers as the section `compute` says: compiled in place, in less memory.
 
-    - `compile`: torch.compile the towers in place. The names in the state dict stay.
-    - `gradient_checkpointing`: the backward pass recomputes activations, block by block.
-    - `micro_batch`: encode that many images or texts at once, exactly (Gao et al. 2021, GradCache):
-      the loss still compares the whole batch. "auto" takes what fits into a GPU's memory.
-
+    Micro-batches are exact (Gao et al. 2021, GradCache): the loss still compares the whole batch.
     On a GPU, convolutional image towers get the channels-last memory format, in which they are
     faster. On a CPU the backward pass of torch 2.13 writes past its memory in that format.
 
-    Args:
-        clip: the model.
-        compute: the section of the configuration.
-        tokens: [T, L] of all texts of the training.
-        batch_size: images of a batch, which all processes share.
-        batch_norm: "frozen" or "train", which needs whole batches.
-
-    Raises:
-        UserError: the model or the machine cannot do it.
+    The tokens [T, L] are of all texts. All processes share a batch. With `batch_norm` "train" the
+    model must see it whole. Raises UserError where the model or the machine cannot do it.
     """
     model: Any = clip.model
+    moves = batch_norm != FROZEN and any(batch_norms(model))  # statistics, as batches are seen
+    is_in_parts = isinstance(compute.micro_batch, int) or parallel.size() > 1
+    if moves and (is_in_parts or compute.gradient_checkpointing):
+        raise UserError(
+            "With finetune.batch_norm train the BatchNorm layers of clip.model must see each batch "
+            "once and whole; set compute.micro_batch to null, compute.gradient_checkpointing to "
+            f"false and processes.finetune to 1, or finetune.batch_norm to {FROZEN}."
+        )
     if compute.gradient_checkpointing:
         try:
             model.set_grad_checkpointing(True)
@@ -153,31 +123,13 @@ def prepare_training(
         model.visual.to(memory_format=torch.channels_last)
     if compute.micro_batch != "auto":
         clip.micro_batch = compute.micro_batch
-    elif on_gpu(clip):
+    elif clip.device.type == "cuda":  # a CPU takes the whole batch
         training_mode(model, FROZEN)  # the trial leaves statistics alone
-        is_divisible = batch_norm == FROZEN or not any(batch_norms(model))
-        clip.micro_batch = micro_batch(
-            clip, tokens, -(-batch_size // parallel.size()), is_divisible
-        )
+        share = -(-batch_size // parallel.size())
+        clip.micro_batch = micro_batch(clip, tokens, share, is_divisible=not moves)
         model.eval()
     if compute.compile:
         _compile(clip)
-
-
-def on_gpu(clip: Clip) -> bool:
-    """Return whether memory may run out: a CPU takes the whole batch."""
-    return clip.device.type == "cuda"
-
-
-def refuse_moving_statistics(clip: Clip, compute: Compute) -> None:
-    """Raise UserError if BatchNorm would not see each batch exactly once and whole."""
-    is_in_parts = isinstance(compute.micro_batch, int) or parallel.size() > 1
-    if (is_in_parts or compute.gradient_checkpointing) and any(batch_norms(clip.model)):
-        raise UserError(
-            "With finetune.batch_norm train the BatchNorm layers of clip.model must see each batch "
-            "once and whole; set compute.micro_batch to null, compute.gradient_checkpointing to "
-            f"false and processes.finetune to 1, or finetune.batch_norm to {FROZEN}."
-        )
 
 
 def _compile(clip: Clip) -> None:
@@ -190,7 +142,7 @@ def _compile(clip: Clip) -> None:
         ) from error
     model: Any = clip.model
     model.visual.compile()
-    text_tower(model).transformer.compile(dynamic=True)
+    encode.text_tower(model).transformer.compile(dynamic=True)
 
 
 def micro_batch(
@@ -199,46 +151,23 @@ def micro_batch(
     """Return how many images or texts of a batch may be encoded at once. None: all of them.
 
     Tries a step with the whole batch, then with the largest power of two below, and with half of
-    that each time the memory runs out. Weights and random generators stay as they are.
-
-    Args:
-        clip: the model in training mode.
-        tokens: [T, L] of all texts of the training.
-        images: this process's share of a batch.
-        is_divisible: whether the model may see parts of a batch.
-
-    Raises:
-        UserError: not even one image fits, or the whole batch does not and is not divisible.
+    that each time the memory runs out. Weights and random generators stay as they are. Raises
+    UserError if one image does not fit, or a batch that is not divisible. The tokens [T, L] are of
+    all texts, and `images` is this process's share of a batch.
     """
     size = images
     while not _fits(clip, tokens, images, None if size == images else size):
         if size == 1 or not is_divisible:
-            raise _out_of_memory(size)
+            raise UserError(OUT_OF_MEMORY)
         size = 1 << ((size - 1).bit_length() - 1)
     if size == images:
         return None
-    log.info(
-        "Encoding %d images or texts at once (compute.micro_batch: auto): a batch of %d does not "
-        "fit into the GPU's memory.",
-        size,
-        images,
-    )
+    log.info("compute.micro_batch: %d images or texts of %d fit into the GPU.", size, images)
     return size
 
 
-def _out_of_memory(at_once: int) -> UserError:
-    return UserError(
-        f"The GPU's memory does not suffice to train on {at_once} images or texts at once; lower "
-        "compute.micro_batch (with finetune.batch_norm train: finetune.batch_size), set "
-        "compute.gradient_checkpointing to true, take a smaller clip.model, or free the GPU."
-    )
-
-
 def _fits(clip: Clip, tokens: torch.Tensor, images: int, size: int | None) -> bool:
-    """Return whether memory suffices for a step that encodes `size` images or texts at once.
-
-    The optimiser's moments, which the first real step allocates, are part of it.
-    """
+    """Return whether memory suffices to encode `size` rows at once, beside AdamW's moments."""
     height, width = np.broadcast_to(clip.model.visual.image_size, 2)  # type: ignore[arg-type, union-attr]
     causal = encode.CausalText.of(clip.model)  # any other tower sees the padding as well
     order = (causal.lengths(tokens) if causal else tokens[:, 0]).argsort()
@@ -280,19 +209,6 @@ def batch_norms(model: torch.nn.Module) -> Iterator[BatchNorm]:
     return (module for module in model.modules() if isinstance(module, BatchNorm))
 
 
-# --- state and step -------------------------------------------------------------------------------
-
-
-def adamw(model: torch.nn.Module, settings: Finetune) -> torch.optim.AdamW:
-    """Return the optimiser of a model. Each step sets its learning rate.
-
-    `fused` takes a third of the time on a CPU, and does not wait for a GPU under a gradient scaler.
-    """
-    groups = parameter_groups(model, settings.weight_decay)
-    betas = (settings.beta1, settings.beta2)
-    return torch.optim.AdamW(groups, betas=betas, eps=settings.eps, fused=True)
-
-
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Apply weight decay to matrices, and none to gains, biases, norms and logit_scale."""
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -306,10 +222,18 @@ class Training:
     """Everything that a step changes."""
 
     def __init__(
-        self, clip: Clip, objective: Objective, n_classes: int, recipe: Recipe, signals: Signals
+        self,
+        clip: Clip,
+        objective: base.Objective,
+        n_classes: int,
+        recipe: Recipe,
+        signals: Signals,
     ) -> None:
         self.clip, self.objective, self.recipe, self.signals = clip, objective, recipe, signals
-        self.adamw = adamw(clip.model, recipe)
+        # `fused` takes a third of the time on a CPU, and does not wait for a GPU under a scaler.
+        groups = parameter_groups(clip.model, recipe.weight_decay)
+        betas = (recipe.beta1, recipe.beta2)
+        self.adamw = torch.optim.AdamW(groups, betas=betas, eps=recipe.eps, fused=True)
         # int64 [C] how often each class was predicted in the epoch so far
         self.predicted = torch.zeros(n_classes, dtype=torch.long, device=clip.device)
         self.history: list[dict[str, Any]] = []  # one row per step, plain numbers
@@ -336,14 +260,10 @@ class Training:
         per_epoch: int,
         first: int = 0,
     ) -> Iterator[int]:
-        """Take steps, and yield after each how many are done.
+        """Take the steps from `first` to `total`, and yield after each how many are done.
 
-        Args:
-            batches: of `Setup.batches`, from the first step on.
-            labels: [N] class that each training image is taken for.
-            total: steps of the training.
-            per_epoch: steps of an epoch.
-            first: steps that are done already.
+        The batches are those of `Setup.batches`, from the first step on. Each training image is
+        taken for one of `labels` [N].
         """
         for step in range(first, total):
             if step % per_epoch == 0:
@@ -352,26 +272,25 @@ class Training:
             began = time.monotonic()
             if not self._pending:
                 self._began, self._waited, self._images = began, 0.0, 0
-            index, images = next(batches)
-            self._waited += time.monotonic() - began
-            self._images += len(index)
             rate = self.recipe.rate(step, total)
-            logs = self.step(index, labels[index], images, rate)
+            try:
+                index, images = next(batches)
+                self._waited += time.monotonic() - began
+                self._images += len(index)
+                logs = self.step(index, labels[index], images, rate)
+            except torch.OutOfMemoryError as error:
+                raise UserError(OUT_OF_MEMORY) from error
             self._pending.append({"step": step, "epoch": step // per_epoch, "lr": rate, **logs})
             yield step + 1
 
     def step(
         self, index: torch.Tensor, labels: torch.Tensor, batch: torch.Tensor, rate: float
     ) -> dict[str, torch.Tensor]:
-        """Take one optimiser step and return detached scalars for the history.
+        """Take one optimiser step at a learning rate and return detached scalars for the history.
 
-        Nothing here waits for a GPU's results, which would leave the GPU idle.
-
-        Args:
-            index: [B] rows of the training images.
-            labels: [B] class that each is taken for.
-            batch: [b, 3, H, W], this process's share of the images.
-            rate: learning rate.
+        Nothing here waits for a GPU's results, which would leave the GPU idle. The batch has the
+        rows `index` [B] of the training images, which are taken for the classes `labels` [B].
+        `batch` [b, 3, H, W] is this process's share of it.
         """
         for group in self.adamw.param_groups:
             group["lr"] = rate
@@ -379,7 +298,7 @@ class Training:
         scale = self.logit_scale.exp()
         pseudo_labels = devices.send(labels, self.clip.device)  # [B]
         features = parallel.gather(encode.encode_images(self.clip, batch), len(index))  # [B, D]
-        outcome = self.objective.loss(TrainingBatch(index, labels, features, scale))
+        outcome = self.objective.loss(base.TrainingBatch(index, labels, features, scale))
         self.adamw.zero_grad()
         self.scaler.scale(outcome.loss).backward()
         trained = (p for group in self.adamw.param_groups for p in group["params"])
@@ -403,26 +322,16 @@ class Training:
         """Move the pending rows into the history as numbers. This waits for the device.
 
         A GPU runs behind the steps that it is given, so only here times are known. All rows get the
-        same speed and share of waiting.
-
-        Raises:
-            DivergedError: a loss among them is not finite. The rows before it are in the history.
+        same speed and share of waiting. A loss that is not finite raises DivergedError, and the
+        rows before it are in the history.
         """
         rows, self._pending = self._pending, []
-        scalars = [
-            (row, name)
-            for row in rows
-            for name, value in row.items()
-            if isinstance(value, torch.Tensor)
-        ]
+        scalars = [(row, name) for row in rows for name in row if torch.is_tensor(row[name])]
         values = torch.stack([row[name].double() for row, name in scalars]).tolist()
         for (row, name), value in zip(scalars, values, strict=True):
             row[name] = value
         seconds = time.monotonic() - self._began
-        speed = {
-            "images_per_second": self._images / seconds,
-            "data_wait": self._waited / seconds,
-        }
+        speed = {"images_per_second": self._images / seconds, "data_wait": self._waited / seconds}
         for row in rows:
             if not math.isfinite(row["loss"]):
                 raise DivergedError(
@@ -459,33 +368,12 @@ class Training:
 
 
 def prediction_entropy(scores: torch.Tensor, scale: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return how certain predictions are, and how evenly they are spread over the classes.
+    """Return how certain predictions softmax(scale * scores) [B, C] are, and how evenly spread.
 
-    Args:
-        scores: [B, C] cosines.
-        scale: exp(logit_scale), a scalar.
-
-    Returns:
-        entropy: mean over images of the entropy of softmax(scale * scores), in nats.
-        class_balance: entropy of the mean prediction over log C: 1 where all classes are predicted
-            equally often, 0 where all predictions are one class.
+    `entropy` is their mean entropy, in nats. `class_balance` is the entropy of their mean over
+    log C, from 0 where all are one class to 1.
     """
     predicted = (scale * scores).softmax(dim=1)  # [B, C]
     of_images = torch.special.entr(predicted).sum(dim=-1)  # [B]
     of_mean = torch.special.entr(predicted.mean(dim=0)).sum(dim=-1)
     return {"entropy": of_images.mean(), "class_balance": of_mean / math.log(scores.shape[1])}
-
-
-def collapse(counts: torch.Tensor, agreement: float) -> str | None:
-    """Describe how predictions collapsed; None if they did not.
-
-    Args:
-        counts: [C] how often each class was predicted in an epoch.
-        agreement: share of its images whose prediction is their pseudo-label.
-    """
-    predicted = int((counts > 0).sum())
-    if predicted < MIN_CLASSES * len(counts):
-        return f"only {predicted} of {len(counts)} classes are predicted"
-    if agreement < MIN_AGREEMENT:
-        return f"only {agreement:.0%} of the predictions agree with the pseudo-labels"
-    return None

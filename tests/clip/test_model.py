@@ -1,25 +1,11 @@
-import json
-import shutil
-
-import huggingface_hub.constants
 import numpy as np
 import open_clip
 import pytest
 import torch
 from PIL import Image
-from support.backbones import (
-    CPU,
-    KINDS,
-    TEXTS,
-    pictures,
-)
-from support.tiny import (
-    BACKBONES,
-    DEMO_CLIP,
-    write_backbone,
-)
+from support.backbones import CPU, KINDS, TEXTS, pictures
+from support.tiny import BACKBONES, write_backbone
 
-from latteclip.clip import encode
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier, load_classifier
 from latteclip.core.errors import UserError
@@ -44,7 +30,7 @@ def test_a_name_of_open_clip_takes_a_weights_file_and_may_have_a_slash(tmp_path,
 def test_saving_twice_gives_the_same_bytes(demo_clip, tmp_path):
     classifier = Classifier.of(torch.randn(3, 128))
     written = []
-    for number in range(6):  # sets have another order in one of two
+    for number in range(4):  # sets have another order in one of two
         folder = tmp_path / str(number)
         clips.save(demo_clip, classifier, ["a", "b", "c"], "{}.", folder)
         written.append({path.name: path.read_bytes() for path in folder.iterdir()})
@@ -58,29 +44,6 @@ def test_saving_twice_gives_the_same_bytes(demo_clip, tmp_path):
 def test_a_model_that_is_not_there_is_one_sentence_that_names_it(model, pretrained):
     with pytest.raises(UserError, match=model):
         clips.load(model, pretrained, torch.device("cpu"))
-
-
-def test_a_folder_without_weights_is_refused(tmp_path):
-    for file in DEMO_CLIP.iterdir():
-        if file.suffix == ".json":
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(UserError, match="cannot be loaded"):
-        clips.load(f"local-dir:{tmp_path}", None, torch.device("cpu"))
-
-
-def test_a_configuration_that_open_clip_does_not_know_is_refused(tmp_path):
-    for file in DEMO_CLIP.iterdir():
-        text = file.read_bytes().replace(b'"patch_size"', b'"patchsize"')
-        (tmp_path / file.name).write_bytes(text)
-    with pytest.raises(UserError, match=r"cannot be loaded.*patchsize"):
-        clips.load(f"local-dir:{tmp_path}", None, torch.device("cpu"))
-
-
-def test_truncated_weights_are_refused(tmp_path):
-    for file in DEMO_CLIP.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes()[:100_000])
-    with pytest.raises(UserError, match="cannot be loaded"):
-        clips.load(f"local-dir:{tmp_path}", None, torch.device("cpu"))
 
 
 @torch.no_grad()
@@ -120,37 +83,6 @@ def test_pictures_are_prepared_as_the_model_says(kind, backbones):
     side = config["vision_cfg"]["image_size"]
     wanted = open_clip.image_transform(side, is_train=False, **preprocess)
     assert torch.equal(clip.preprocess(picture()), wanted(picture()))
-
-
-def test_a_model_of_the_hub_is_loaded_as_a_folder_is(backbones, tmp_path, monkeypatch):
-    """The hub itself is played by its cache, which huggingface_hub reads where it is offline."""
-    commit = "0" * 40
-    cache = tmp_path / "hub" / "models--someone--tiny-siglip"
-    snapshot, absent = cache / "snapshots" / commit, cache / ".no_exist" / commit
-    shutil.copytree(backbones["siglip"].removeprefix("local-dir:"), snapshot)
-    config = json.loads((snapshot / "open_clip_config.json").read_text())
-    config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "someone/tiny-siglip"
-    (snapshot / "open_clip_config.json").write_text(json.dumps(config))
-    for path in (cache / "refs" / "main", absent / "config.json"):
-        path.parent.mkdir(parents=True)
-        path.write_text(commit)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-
-    clip, local = (
-        clips.load(name, None, CPU) for name in ("hf-hub:someone/tiny-siglip", backbones["siglip"])
-    )
-    tokens = clip.tokenizer(TEXTS)
-    assert torch.equal(tokens, local.tokenizer(TEXTS))
-    assert torch.equal(encode.encode_texts(clip, tokens), encode.encode_texts(local, tokens))
-    assert torch.equal(clip.preprocess(picture()), local.preprocess(picture()))
-    clips.save(clip, Classifier.of(torch.eye(2)), ["a", "b"], "{}", tmp_path / "model")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "nothing"))
-    saved = f"local-dir:{tmp_path / 'model'}"
-    assert torch.equal(open_clip.get_tokenizer(saved)(TEXTS), tokens)
-    assert torch.equal(
-        open_clip.create_model(saved).eval().encode_text(tokens), clip.model.encode_text(tokens)
-    )
 
 
 def test_weights_of_another_activation_are_refused(monkeypatch, tmp_path):

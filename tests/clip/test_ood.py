@@ -2,9 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.clip.ood import UnknownDetector, load_detector
-from latteclip.core.errors import UserError
 
 N, C, D = 11, 3, 5
 NAMES = ["a", "b", "c"]
@@ -25,10 +23,3 @@ def test_it_is_read_as_it_was_written(detector, tmp_path):
     assert torch.equal(found.texts, detector.texts)
     assert torch.equal(found.mean, detector.mean)
     assert (found.threshold, found.described) == (detector.threshold, detector.described)
-
-
-def test_a_classifier_that_is_no_detector_is_refused(detector, tmp_path):
-    path = tmp_path / "unknown.safetensors"
-    save_classifier(path, Classifier.of(detector.texts), {"classnames": NAMES})
-    with pytest.raises(UserError, match=r"unknown\.safetensors"):
-        load_detector(path, NAMES)

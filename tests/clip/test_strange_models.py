@@ -90,10 +90,6 @@ def trusting(folder, marker):
     edit(folder / clip_config.CONFIG, lambda c: text(c).update(tokenizer_kwargs=options))
 
 
-def untrusting(folder, marker):
-    with_code(folder, marker)
-
-
 def tower_with_code(folder, marker):
     with_code(folder / clip_config.TOWER, marker)
 
@@ -131,7 +127,7 @@ def text(config):
 
 HOSTILE = {
     "tokenizer that is to be trusted": (trusting, "trust_remote_code"),
-    "tokenizer with code": (untrusting, "auto_map"),
+    "tokenizer with code": (with_code, "auto_map"),
     "tower elsewhere": (tower_elsewhere, "model folder"),
     "tower of the hub": (tower_of_the_hub, "model folder"),
     "timm of a folder": (timm_from("local-dir:{folder}"), "timm"),
@@ -203,26 +199,14 @@ def test_no_kind_of_model_folder_needs_the_network(plain, kind, calls):
         ("text_cfg", {"norm_kwargs": {"device": "cuda"}}, "norm_kwargs.device"),
         ("text_cfg", {"tokenizer_kwargs": {"reduction_mask": "syntax"}}, "reduction_mask"),
         ("text_cfg", {"mlp_ratio": float("nan")}, "mlp_ratio"),
+        ("preprocess_cfg", {"std": [0, 0, 0]}, "preprocess_cfg.std"),
+        ("preprocess_cfg", {"fill_color": 10**6}, "fill_color"),
+        ("preprocess_cfg", {"mode": "CMYK"}, "preprocess_cfg.mode"),
     ],
 )
 def test_what_a_configuration_may_not_hold_is_named(plain, section, values, wrong):
     folder = plain("custom_text")
-    edit(folder / clip_config.CONFIG, lambda c: c["model_cfg"][section].update(values))
-    with pytest.raises(UserError, match=wrong):
-        clips.load(f"local-dir:{folder}", None, CPU)
-
-
-@pytest.mark.parametrize(
-    ("values", "wrong"),
-    [
-        ({"std": [0, 0, 0]}, "preprocess_cfg.std"),
-        ({"fill_color": 10**6}, "fill_color"),
-        ({"mode": "CMYK"}, "preprocess_cfg.mode"),
-    ],
-)
-def test_how_images_are_prepared_is_checked_before_the_first(plain, values, wrong):
-    folder = plain("vit")
-    edit(folder / clip_config.CONFIG, lambda c: c["preprocess_cfg"].update(values))
+    edit(folder / clip_config.CONFIG, lambda c: (c | c["model_cfg"])[section].update(values))
     with pytest.raises(UserError, match=wrong):
         clips.load(f"local-dir:{folder}", None, CPU)
 

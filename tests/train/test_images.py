@@ -22,7 +22,6 @@ from support.tiny import write_pictures
 from torchvision.transforms import ColorJitter, InterpolationMode, RandomResizedCrop
 
 from latteclip.core.errors import UserError
-from latteclip.data.images import open_rgb
 from latteclip.data.loader import loader
 from latteclip.demo.textures import SIDE
 from latteclip.train import images
@@ -31,7 +30,6 @@ from latteclip.train.images import (
     ImageCache,
     TrainingImages,
     cached_sizes,
-    open_cache,
     resize_for_cache,
 )
 
@@ -99,16 +97,6 @@ def test_of_a_long_picture_the_middle_is_taken_as_torchvision_does(many, size):
     found = images.crops(torch.tensor(size).expand(50, 2), many[:50])
     assert found.tolist() == [list(wanted)] * 50
     assert max(size) / min(size) >= images.WIDEST > images.RATIO[1] / images.SCALE[0]
-
-
-@pytest.mark.parametrize("box", [(3, 5, 90, 80), (0, 0, 100, 110), (20, 30, 40, 37)], ids=str)
-def test_a_crop_has_the_pixels_of_pil(box):
-    picture = pictures(1, (100, 110))[0]
-    found = images.resized(picture, box, (48, 56)).permute(1, 2, 0).numpy().astype(int)
-    top, left, height, width = box
-    cut = Image.fromarray(picture.numpy()).crop((left, top, left + width, top + height))
-    wanted = np.asarray(cut.resize((56, 48), Image.BICUBIC)).astype(int)
-    assert np.abs(found - wanted).max() <= 1  # both round to whole numbers
 
 
 def test_colours_are_drawn_as_open_clip_does(many):
@@ -208,16 +196,6 @@ def test_size_and_colours_are_those_of_the_model(demo_clip):
 # --- cached images -------------------------------------------------------------------------------
 
 
-def natural(width, height):
-    """A picture with detail of every size, as photographs have."""
-    rng = np.random.default_rng(0)
-    pixels = np.zeros((height, width, 3))
-    for step in (1, 2, 4, 8, 16, 32, 64):
-        grid = rng.integers(0, 256, (height // step + 1, width // step + 1, 3), dtype=np.uint8)
-        pixels += np.asarray(Image.fromarray(grid).resize((width, height), Image.BICUBIC))
-    return Image.fromarray((pixels / 7).astype(np.uint8))
-
-
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [
@@ -248,28 +226,6 @@ def test_the_part_that_is_scaled_down_lies_inside_pictures_of_any_size():
         assert abs((right - left) / width - (bottom - top) / height) < 1e-6
 
 
-def test_crops_of_shrunken_pictures_are_close_to_those_of_whole_ones(tmp_path):
-    """Closer than a crop of the whole picture is to itself with another filter of PIL."""
-    path = str(tmp_path / "x.jpg")
-    natural(1000, 760).save(path, quality=95)
-    side, kept = 100, round(images.MARGIN * 100)
-    small = resize_for_cache(path, kept)
-    whole, scale = open_rgb(path), 1000 / small.shape[1]
-    sizes = torch.tensor([small.shape[:2]] * 8)
-    drawn = torch.from_numpy(np.stack([images.draw(0, 0, i) for i in range(8)]))
-    by_filter = {Image.BILINEAR: [], "shrunken": []}
-    for box in images.crops(sizes, drawn).tolist():
-        top, left, height, width = box
-        corners = [left, top, left + width, top + height]
-        corners = [min(v * scale, most) for v, most in zip(corners, whole.size * 2, strict=True)]
-        wanted = np.asarray(whole.resize((side, side), Image.BICUBIC, corners)).astype(int)
-        other = np.asarray(whole.resize((side, side), Image.BILINEAR, corners)).astype(int)
-        found = images.resized(torch.tensor(small), box, (side, side)).permute(1, 2, 0).numpy()
-        by_filter[Image.BILINEAR].append(np.abs(other - wanted).mean())
-        by_filter["shrunken"].append(np.abs(found.astype(int) - wanted).mean())
-    assert np.mean(by_filter["shrunken"]) < np.mean(by_filter[Image.BILINEAR])
-
-
 def test_what_is_cut_off_was_in_no_crop(tmp_path):
     pixels = np.zeros((40, 200, 3), np.uint8)
     pixels[:, 73:127] = 255  # the middle: 53 of 200, and all that a crop takes
@@ -282,8 +238,8 @@ def test_what_is_cut_off_was_in_no_crop(tmp_path):
 
 
 def training_pictures(paths, in_memory=1e6, folder=".", seed=11):
-    kept = open_cache(np.array([WRITTEN] * len(paths)), TRANSFORM.cached_side, in_memory, folder)
-    return TrainingImages(paths, TRANSFORM, seed, kept)
+    sizes = np.array([WRITTEN] * len(paths))
+    return TrainingImages(paths, sizes, TRANSFORM, seed, in_memory, folder)
 
 
 @pytest.mark.parametrize(("processes", "kept"), [(2, True), (3, False)])
@@ -292,7 +248,7 @@ def test_processes_share_the_room_on_a_disk(tmp_path, monkeypatch, processes, ke
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: free)
     picture = np.ones((10, 10, 3), np.uint8)
     monkeypatch.setenv("WORLD_SIZE", str(processes))
-    room = open_cache(np.array([WRITTEN] * 4), 64, 0, tmp_path)
+    room = training_pictures(["x.png"] * 4, 0, tmp_path).cache
     room.put(1, picture)
     assert (room.get(1) is not None) == kept
 
@@ -344,18 +300,6 @@ def test_a_kept_picture_is_read_once(tmp_path, memory):
     with pytest.raises(UserError):
         files[0, 1]
     assert not (tmp_path / "kept").exists()  # the file has no name, and goes with the process
-
-
-def test_without_room_on_the_disk_pictures_are_read_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "FREE", 1e12)
-    paths = write_pictures(tmp_path / "pictures", 2)
-    files = training_pictures(paths, BYTES, tmp_path)
-    for index in (0, 1):
-        files[0, index]
-        Path(paths[index]).unlink()
-    files[1, 0]
-    with pytest.raises(UserError):
-        files[1, 1]
 
 
 def test_a_disk_that_is_full_costs_nothing_but_time(tmp_path, monkeypatch):

@@ -31,6 +31,7 @@ from latteclip.train.settings import Compute, Finetune, FinetuneSettings
 
 CLASSNAMES = ["striped", "dotted", "woven", "cracked", "smooth"]
 N = 37
+FILES = ("prototypes.safetensors", "open_clip_model.safetensors")
 
 
 @pytest.fixture
@@ -104,43 +105,29 @@ def model(tmp_path_factory):
     return f"local-dir:{folder}"
 
 
+def settings_of(model, **finetune):
+    return FinetuneSettings(
+        *(model, None, "a photo of a {} texture.", "latteclip"),
+        finetune=Finetune(**FINETUNE | finetune),
+        switches={"mixer_prototypes": "epoch"},
+        compute=Compute(checkpoint_minutes=0),
+    )
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path, inputs, model):
-    settings = FinetuneSettings(
-        model=model,
-        pretrained=None,
-        template="a photo of a {} texture.",
-        objective="latteclip",
-        finetune=Finetune(**FINETUNE | {"batch_size": 32, "epochs": 4}),
-    )
+    settings = settings_of(model, batch_size=32, epochs=4)
     one, two = (run(tmp_path / str(n), inputs, settings, n) for n in (1, 2))
     first, second = (pq.read_table(folder / "history").to_pydict() for folder in (one, two))
     assert second["loss"] == pytest.approx(first["loss"], rel=1e-5)
     assert len(set(first["loss"])) == len(first["loss"]) >= 8  # each step has learnt from the last
     for name in ("agreement", "prototype_drift", "logit_scale", "entropy"):
         assert second[name] == pytest.approx(first[name], rel=1e-4, abs=1e-6), name
-    for file in ("prototypes.safetensors", "open_clip_model.safetensors"):
+    for file in FILES:
         wanted = load_file(one / "model" / file)
         for name, tensor in load_file(two / "model" / file).items():
             torch.testing.assert_close(tensor, wanted[name], rtol=1e-3, atol=2e-4, msg=name)
     assert (two / "log").read_text().count("The training has") == 1  # the first process logs
-
-
-@pytest.mark.slow
-def test_two_processes_train_a_tower_with_frozen_batch_norm_as_one_does(
-    tmp_path, inputs, backbones
-):
-    settings = FinetuneSettings(
-        model=backbones["efficientnet"],
-        pretrained=None,
-        template="a photo of a {} texture.",
-        objective="flyp",
-        finetune=Finetune(**FINETUNE | {"batch_size": 9, "lr": 1e-4}),
-    )
-    runs = [run(tmp_path / str(n), inputs, settings, n) for n in (1, 2)]
-    first, second = (pq.read_table(folder / "history")["loss"].to_pylist() for folder in runs)
-    assert second == pytest.approx(first, rel=1e-3)
-    assert max(first) - min(first) > 0.01  # or rounding could hide that they differ
 
 
 def worker(process, rank):
@@ -155,15 +142,7 @@ def worker(process, rank):
 def test_two_processes_end_on_a_signal_with_one_checkpoint_and_go_on_from_it(
     tmp_path, inputs, model
 ):
-    settings = FinetuneSettings(
-        model=model,
-        pretrained=None,
-        template="a photo of a {} texture.",
-        objective="latteclip",
-        finetune=Finetune(**FINETUNE | {"batch_size": 9, "epochs": 6}),  # of four steps
-        switches={"mixer_prototypes": "epoch"},
-        compute=Compute(checkpoint_minutes=0),
-    )
+    settings = settings_of(model, batch_size=9, epochs=6)  # of four steps
     whole, folder = run(tmp_path / "whole", inputs, settings, 2), tmp_path / "broken"
     process = start(folder, inputs, settings, 2)
     while not list(folder.glob("checkpoint/step-*")) and process.poll() is None:
@@ -174,11 +153,11 @@ def test_two_processes_end_on_a_signal_with_one_checkpoint_and_go_on_from_it(
     log = (folder / "log").read_text()
     assert "Traceback" not in log
     kept = int(re.search(r"Step (\d+) is saved", log)[1])
-    assert (folder / "checkpoint" / f"step-{kept:08d}.pt").is_file()
+    assert list(folder.glob(f"checkpoint/step-{kept:08d}-*.pt"))
     assert not (folder / "model").exists()
     run(folder, inputs, settings, 2)
     assert f"Resuming after step {kept}," in (folder / "log").read_text()
-    for file in ("prototypes.safetensors", "open_clip_model.safetensors"):
+    for file in FILES:
         assert (folder / "model" / file).read_bytes() == (whole / "model" / file).read_bytes()
     first, second = (
         pq.read_table(run / "history").drop_columns(["images_per_second", "data_wait"])

@@ -60,10 +60,7 @@ class TokenizedTexts:
         return self._tokens
 
     def encode(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return L2-normalised features [*ids.shape, D], with gradient.
-
-        Each distinct text is encoded once, by one of the processes.
-        """
+        """Return L2-normalised features [*ids.shape, D]. Each distinct text is encoded once."""
         distinct, where = ids.unique(return_inverse=True)
         part = encode.encode_texts(self.clip, self.tokens[parallel.share(distinct)].long())
         return parallel.gather(part, len(distinct))[devices.send(where, self.clip.device)]
@@ -138,12 +135,7 @@ def contrastive(
 ) -> torch.Tensor:
     """Return CLIP's symmetric contrastive loss (Radford et al. 2021, figure 3), a float32 scalar.
 
-    L(v, z) is the mean of the cross-entropies over rows and columns, the identity as target.
-
-    Args:
-        image_features: v [B, D].
-        targets: z [B, D], row i belongs to image i.
-        scale: exp(logit_scale), a scalar.
+    It is the mean cross-entropy of the rows and columns of s v @ z.T, the identity as target.
     """
     logits = scale * image_features.float() @ targets.float().T  # [B, B]
     target = torch.arange(len(logits), device=logits.device)
@@ -153,16 +145,12 @@ def contrastive(
 def make_objective(
     name: str, texts: TokenizedTexts, ids: TrainingTexts, switches: Mapping[str, Any], seed: int
 ) -> Objective:
-    """Return an objective: what `make` of the module of its name returns.
+    """Return what `make` of the objective's module returns. UserError: the switches do not fit.
 
-    An edit of such a module reruns only trainings under its objective. With "_supervised" added to
-    its name, an objective gets the true labels.
-
-    Raises:
-        UserError: the switches do not fit.
+    An edit of such a module reruns only its trainings. "_supervised" stands for the true labels.
     """
-    module = importlib.import_module(
-        f"latteclip.train.objectives.{name.removesuffix('_supervised')}"
+    name = name.removesuffix("_supervised")
+    objective: Objective = importlib.import_module(f"latteclip.train.objectives.{name}").make(
+        texts, ids, switches, seed
     )
-    objective: Objective = module.make(texts, ids, switches, seed)
     return objective

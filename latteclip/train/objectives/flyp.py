@@ -16,10 +16,7 @@ def make(texts: base.TokenizedTexts, ids: base.TrainingTexts, switches: Any, see
 
 
 class Flyp(base.Objective):
-    """FLYP (Goyal et al. 2023) on given labels: L(v, f_txt(T(y))).
-
-    Its scores are by the class texts at the epoch's start.
-    """
+    """L(v, f_txt(T(y))) on given labels. Scores are by the class texts at the epoch's start."""
 
     STATE = ("epoch_classifier",)
 

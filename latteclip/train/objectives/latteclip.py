@@ -28,11 +28,7 @@ MARGIN_FLOOR = 1e-6
 def make(
     texts: TokenizedTexts, ids: TrainingTexts, switches: Mapping[str, Any], seed: int
 ) -> "LatteClip":
-    """Return LatteCLIP with the given switches.
-
-    Raises:
-        UserError: a switch is unknown, or the switches do not fit each other.
-    """
+    """Return LatteCLIP with the given switches, or raise UserError if they do not fit."""
     return LatteClip(texts, ids, from_values(Switches, switches, "switches"), seed)
 
 
@@ -59,10 +55,9 @@ class Switches:
 
 
 class GroupSampler:
-    """Draws group descriptions of given classes, all of a class equally likely."""
+    """Draws group descriptions, given the class of each [G]. All of a class are equally likely."""
 
     def __init__(self, labels: torch.Tensor, n_classes: int, seed: int) -> None:
-        """Sort the groups by their class, given by labels [G]."""
         self.order = labels.argsort(stable=True)
         self.counts = torch.bincount(labels, minlength=n_classes)  # [C]
         self.starts = self.counts.cumsum(0) - self.counts  # [C]
@@ -89,11 +84,7 @@ class LatteClip(base.Objective):
             self.prototypes = ids.prototypes.to(self.prototypes)
         self.start = self.epoch_prototypes = self.prototypes
         self.groups = GroupSampler(ids.group_labels, len(ids.classes), seed)
-        kinds = (
-            switches.class_description,
-            switches.image_description,
-            switches.group_description,
-        )
+        kinds = [switches.class_description, switches.image_description, switches.group_description]
         self.used = torch.tensor(kinds, device=self.prototypes.device)[:, None]  # [3, 1]
         # Labels [B] and targets [B, D] of this step, for each loss.
         self._moves: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -106,8 +97,8 @@ class LatteClip(base.Objective):
         scores = batch.features.detach() @ self.prototypes.T  # [B, C]
         labels = torch.stack([zero_shot, scores.argmax(dim=1)])  # [2, B]
         classes, described = self._encode(batch, labels)
-        is_by_epoch = switches.mixer_prototypes == "epoch"
-        against = self.epoch_prototypes if is_by_epoch else self.prototypes
+        by_epoch = switches.mixer_prototypes == "epoch"
+        against = self.epoch_prototypes if by_epoch else self.prototypes
         total = batch.features.new_zeros(())
         logs = {"prototype_drift": 1 - (self.prototypes * self.start).sum(dim=1).mean()}
         self._moves, all_weights = [], []
@@ -116,7 +107,8 @@ class LatteClip(base.Objective):
             if not used:
                 continue
             features = torch.cat([classes[row][None], described])  # [3, B, D]
-            weights = self._weights(features, against)  # [3, B]
+            ones = torch.ones_like(features[..., 0])
+            weights = self.used * (margins(features, against) if switches.mixer_weights else ones)
             target = mix(features, weights)  # [B, D]
             if switches.prototypes:
                 target = targets(self.prototypes, labels[row], target, switches.alpha)
@@ -135,8 +127,7 @@ class LatteClip(base.Objective):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return class features [2, B, D] of two rows of labels [2, B], and descriptions [2, B, D].
 
-        A description that is switched off is not encoded. Its features are those of the class,
-        with weight 0.
+        A description that is switched off has the features of the class, and weight 0.
         """
         # All classes, if these are not more than the labels: to find those that occur would mean
         # waiting for the GPU.
@@ -157,14 +148,7 @@ class LatteClip(base.Objective):
             described.append(of_labels[0])
         return of_labels, torch.stack(described)
 
-    def _weights(self, features: torch.Tensor, against: torch.Tensor) -> torch.Tensor:
-        """Return weights [3, B] of the class, image and group descriptions."""
-        if not self.switches.mixer_weights:
-            return self.used.expand(features.shape[:2]).float()
-        return self.used * margins(features, against)
-
     def after_step(self) -> None:
-        """Move the prototypes of the classes that occurred in the step."""
         if self.switches.prototypes:
             labels, values = map(torch.cat, zip(*self._moves, strict=True))
             self.prototypes = update(self.prototypes, labels, values)
@@ -185,53 +169,32 @@ class LatteClip(base.Objective):
 
 @torch.no_grad()
 def margins(features: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
-    """Return w(u), the largest minus the second largest similarity to the prototypes, plus a floor.
+    """Return w(u) [...], the difference of the largest two similarities to prototypes [C, D].
 
-    Args:
-        features: [..., D] text features.
-        prototypes: [C, D] with C >= 2.
-
-    Returns:
-        [...] weights, at least `MARGIN_FLOOR`.
+    The features are [..., D]. MARGIN_FLOOR is added.
     """
     best = (features @ prototypes.T).topk(2, dim=-1).values  # [..., 2]
     return best[..., 0] - best[..., 1] + MARGIN_FLOOR
 
 
 def mix(features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Return the mean [B, D] of features [K, B, D] over the kinds of text, by weights [K, B].
-
-    Each image has a positive weight. The mean is not normalised.
-    """
+    """Return the weighted mean [B, D] of features [K, B, D], not normalised, by weights [K, B]."""
     return (weights[:, :, None] * features).sum(dim=0) / weights.sum(dim=0)[:, None]
 
 
 def targets(
     prototypes: torch.Tensor, labels: torch.Tensor, mixed: torch.Tensor, alpha: float
 ) -> torch.Tensor:
-    """Return z_i(y) = P_y + alpha (m_i(y) - P_y), the prototypes taken as constants.
-
-    Args:
-        prototypes: [C, D].
-        labels: [B] class of each image.
-        mixed: [B, D] mixed text features.
-        alpha: 1 - momentum.
-
-    Returns:
-        [B, D], with gradient through `mixed`.
-    """
+    """Return z_i(y) = P_y + alpha (m_i(y) - P_y) [B, D], with gradient through m [B, D] alone."""
     start = prototypes.detach()[labels]  # [B, D]
     return start + alpha * (mixed - start)
 
 
 @torch.no_grad()
 def update(prototypes: torch.Tensor, labels: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Return prototypes [C, D] float32, moved to the L2-normalised means of their class's values.
+    """Return prototypes [C, D], moved to the L2-normalised mean of their class's values [M, D].
 
-    Args:
-        prototypes: [C, D] float32. Those of classes that do not occur stay.
-        labels: [M] class of each value.
-        values: [M, D].
+    Prototypes of classes that are not among the labels [M] stay.
     """
     sums = torch.zeros_like(prototypes).index_add_(0, labels, values.detach().float())
     counts = prototypes.new_zeros(len(prototypes))  # [C]; `bincount` would wait for a GPU

@@ -21,12 +21,6 @@ def test_each_name_makes_its_objective():
         assert type(made(name, {})) is kind
 
 
-def test_switches_and_seed_reach_latteclip():
-    objective = made("latteclip", {"alpha": 0.7, "prototypes": False})
-    assert (objective.switches.alpha, objective.switches.prototypes) == (0.7, False)
-    assert objective.groups.generator.initial_seed() == 3
-
-
 @pytest.mark.parametrize(
     ("switches", "key"),
     [
