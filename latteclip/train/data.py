@@ -66,9 +66,6 @@ def read(
         labels: zero_shot, zero_shot_calibrated, caption, lmm, fused (without images that a person
             found to show no class), or ground_truth, the only kind that reads labels.
         fold: the images that are left out, and with them the captions of their groups.
-
-    Raises:
-        UserError: an input lacks an image or a label, or there is nothing to train on.
     """
     table, classnames = tables.read_unlabelled(files.images, training=True)
     all_ids = table["image_id"]
