@@ -3,7 +3,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from support.backbones import CPU, KINDS, TEXTS, pictures
+from support.backbones import CPU, TEXTS, pictures
 from support.tiny import BACKBONES, write_backbone
 
 from latteclip.clip import model as clips
@@ -74,15 +74,6 @@ def test_stock_open_clip_loads_every_kind_that_was_saved(clip, tmp_path):
 def picture():
     pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_pictures_are_prepared_as_the_model_says(kind, backbones):
-    clip = clips.load(backbones[kind], None, CPU)
-    config, preprocess = BACKBONES[kind]
-    side = config["vision_cfg"]["image_size"]
-    wanted = open_clip.image_transform(side, is_train=False, **preprocess)
-    assert torch.equal(clip.preprocess(picture()), wanted(picture()))
 
 
 def test_weights_of_another_activation_are_refused(monkeypatch, tmp_path):

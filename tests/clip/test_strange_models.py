@@ -102,11 +102,6 @@ def tower_elsewhere(folder, marker):
     edit(folder / clip_config.CONFIG, lambda c: text(c).update(hf_model_name=str(elsewhere)))
 
 
-def tower_of_the_hub(folder, _):
-    shutil.rmtree(folder / clip_config.TOWER)
-    edit(folder / clip_config.CONFIG, lambda c: text(c).update(hf_model_name="me/bert"))
-
-
 def timm_from(name):
     def spoil(folder, _):
         own = {"timm_model_name": name.format(folder=folder), "timm_model_pretrained": True}
@@ -129,11 +124,9 @@ HOSTILE = {
     "tokenizer that is to be trusted": (trusting, "trust_remote_code"),
     "tokenizer with code": (with_code, "auto_map"),
     "tower elsewhere": (tower_elsewhere, "model folder"),
-    "tower of the hub": (tower_of_the_hub, "model folder"),
     "timm of a folder": (timm_from("local-dir:{folder}"), "timm"),
     "timm of the hub": (timm_from("hf-hub:me/vit"), "timm"),
     "weights that are a pickle": (pickled, "open_clip_pytorch_model.bin"),
-    "timm by an address": (timm_from("https://example.org/vit"), "timm"),
 }
 
 
