@@ -43,7 +43,7 @@ AUG_CFG = {
     "gray_scale_prob": 0.2,
 }
 WRITTEN = (70, 64)  # size of the pictures that tests write
-BYTES = 3 * 71 * 65  # that are set aside for one
+BYTES = 3 * 53 * 49  # that are set aside for one
 TRANSFORM = Augmentation((32, 32), (0.5,) * 3, (0.27,) * 3)
 KEYS = [[(0, 4), (0, 1)], [(0, 0), (0, 2)], [(1, 1), (1, 4)], [(1, 3), (1, 0)]]
 
