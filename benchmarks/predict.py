@@ -51,7 +51,7 @@ DISTINCT = 8  # photographs
 GRAIN = 6  # of photographs: standard deviation of a pixel, of 255
 DEMO = layers.PACKAGE / "demo" / "models" / "clip"
 CHECKS = (
-    (clips, "check_size"),
+    (clips, "check_foreign"),
     (clips, "check_finite"),
     (clip_config, "read"),
 )

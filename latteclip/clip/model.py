@@ -83,7 +83,7 @@ def load(model: str, pretrained: str | None, device: torch.device, precision: st
             local = {"hf_model_name": folder, "hf_model_pretrained": False}
             options["text_cfg"] = {**config["text_cfg"], **local}
         if clip_config.is_foreign(model):
-            _check_foreign(model, config, options)
+            check_foreign(model, config, options)
         with warnings.catch_warnings():
             # open_clip only warns if weights were trained with another activation.
             warnings.filterwarnings("error", message="QuickGELU mismatch")
@@ -111,7 +111,7 @@ def loading(what: str, remedy: str) -> Iterator[None]:
         raise UserError(f"{what} cannot be loaded ({reason}); {remedy}.") from error
 
 
-def _check_foreign(model: str, config: dict[str, Any], options: dict[str, Any]) -> None:
+def check_foreign(model: str, config: dict[str, Any], options: dict[str, Any]) -> None:
     """Check the size of a network that may be larger than its files by its configuration."""
     if model.startswith(FOLDER):
         files = [path for path in Path(model.removeprefix(FOLDER)).iterdir() if path.is_file()]

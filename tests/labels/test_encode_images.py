@@ -82,7 +82,7 @@ BAD = {
     "code": ({"change": {"model_args": {"checkpoint_path": "x.pth"}}}, "checkpoint_path"),
     "sizes": ({"change": {"pretrained_cfg": {"input_size": [3, 10**9, 8]}}}, r"config\.json"),
     "a large network": ({"change": {"architecture": "vit_base_patch16_224"}}, "numbers"),
-    "other weights": ({"weights": cut}, r"model\.safetensors"),
+    "other weights": ({"weights": cut}, "state_dict"),
     "no numbers": ({"weights": not_a_number}, "not finite"),
 }
 
