@@ -14,7 +14,7 @@ import tarfile
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,11 +150,6 @@ class FetchError(Exception):
 
 def fetch(name: str, download: Download, folder: Path) -> Path:
     """Return a verified file: put there by hand, fetched by an earlier run, or fetched now.
-
-    Args:
-        name: of the file.
-        download: where it comes from.
-        folder: the downloads folder of the dataset.
 
     Raises:
         UserError: every source failed; names each one with its error.
@@ -408,95 +403,69 @@ def _check_name(name: str, archive: Path) -> None:
 # --- `latteclip datasets` ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """A dataset, as its file describes it."""
-
-    key: str
-    values: dict[str, Any]
-
-    @property
-    def folder(self) -> Path:
-        """The folder of its files."""
-        return Path(self.source.get("folder", RESOURCES / self.key / "data"))
-
-    @property
-    def source(self) -> dict[str, Any]:
-        """Where its files come from; empty where only the command line names it."""
-        return dict(self.values.get("source", {}))
-
-    @property
-    def split(self) -> splits.SplitSettings:
-        """How its folder is read."""
-        return from_values(splits.SplitSettings, self.values.get("split", {}))
-
-
 def command(words: Sequence[str]) -> str:
     """Return the output of `latteclip datasets [check [KEY ...]]`.
 
     Raises:
         UserError: a word is unknown, a dataset's file is invalid, or a file on the disk is wrong.
     """
-    found = layers.datasets()
-    model.check({"datasets": found})
-    known = {key: Dataset(key, values) for key, values in found.items()}
+    known = layers.datasets()
+    model.check({"datasets": known})
     if not words:
-        return _table(known.values())
+        return _table(known)
     if words[0] != "check":
         raise UserError(model.unknown(f"latteclip datasets {words[0]}", words[0], ["check"]))
     for key in words[1:]:
         if key not in known:
             raise UserError(model.unknown(f"Dataset {key!r}", key, known))
-    present = [key for key, dataset in known.items() if dataset.folder.is_dir()]
-    report = "\n".join(check(known[key]) for key in words[1:] or present)
+    present = [key for key, values in known.items() if _folder(key, values).is_dir()]
+    report = "\n".join(_check(key, known[key]) for key in words[1:] or present)
     return report or "No dataset is on the disk yet."
 
 
-def _table(datasets: Collection[Dataset]) -> str:
+def _folder(key: str, values: Mapping[str, Any]) -> Path:
+    """Return the folder of a dataset's files."""
+    return Path(values.get("source", {}).get("folder", RESOURCES / key / "data"))
+
+
+def _table(known: Mapping[str, Mapping[str, Any]]) -> str:
     """Return two lines per dataset: its facts in columns, and the paper to cite."""
-    head = ("key", "train", "test", "classes", "download", "present", "licence")
-    rows = [head, *map(_row, datasets)]
+    rows = [("key", "train", "test", "classes", "download", "present", "licence")]
+    for key, values in known.items():
+        counts = values.get("split", {}).get("counts", {})
+        train, test, classes = (str(counts.get(name, "?")) for name in ("train", "test", "classes"))
+        size = values.get("size", "?" if "downloads" in values.get("source", {}) else "none")
+        present = "yes" if _folder(key, values).is_dir() else "no"
+        rows.append((key, train, test, classes, size, present, values.get("licence", "?")))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    for place, dataset in enumerate(datasets, start=1):
-        if cite := dataset.values.get("citation"):
-            lines[place] += f"\n    {cite}"
+    lines = []
+    for row in rows:
+        lines.append("  ".join(map(str.ljust, row, widths)).rstrip())
+        if cite := known.get(row[0], {}).get("citation"):
+            lines.append(f"    {cite}")
     return "\n".join(lines)
 
 
-def _row(dataset: Dataset) -> tuple[str, ...]:
-    counts = dataset.split.counts
-    return (
-        dataset.key,
-        *(str(counts.get(name, "?")) for name in ("train", "test", "classes")),
-        dataset.values.get("size", "none" if "downloads" not in dataset.source else "?"),
-        "yes" if dataset.folder.is_dir() else "no",
-        dataset.values.get("licence", "?"),
-    )
-
-
-def check(dataset: Dataset) -> str:
-    """Verify checksums, counts, and that every image of the split exists.
-
-    Returns:
-        The findings, one per line.
+def _check(key: str, values: Mapping[str, Any]) -> str:
+    """Verify checksums, counts, and that every image of the split exists, a finding per line.
 
     Raises:
         UserError: something is wrong; names all findings.
     """
-    good: list[str] = []
-    bad: list[str] = []
-    for right, line in (*_check_files(dataset), *_check_folder(dataset)):
-        (good if right else bad).append(f"{dataset.key}: {line}")
+    split = from_values(splits.SplitSettings, values.get("split", {}))
+    downloads = values.get("source", {}).get("downloads", {})
+    found = [*_check_files(key, downloads), *_check_images(_folder(key, values), split)]
+    good = [f"{key}: {line}" for right, line in found if right]
+    bad = [f"{key}: {line}" for right, line in found if not right]
     if bad:
         raise UserError("\n".join(["the files on the disk are not right:", *bad, *good]))
     return "\n".join(good)
 
 
-def _check_files(dataset: Dataset) -> Iterator[tuple[bool, str]]:
+def _check_files(key: str, downloads: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
     """Yield whether each downloaded file exists and has its checksum."""
-    folder = RESOURCES / dataset.key / DOWNLOADS
-    for name, spec in dataset.source.get("downloads", {}).items():
+    folder = RESOURCES / key / DOWNLOADS
+    for name, spec in downloads.items():
         download = from_values(Download, spec)
         found = list(candidates(name, download, folder)) if folder.is_dir() else []
         if not found:
@@ -507,16 +476,16 @@ def _check_files(dataset: Dataset) -> Iterator[tuple[bool, str]]:
             yield right, f"{path} {known if right else 'has a wrong checksum'}"
 
 
-def _check_folder(dataset: Dataset) -> Iterator[tuple[bool, str]]:
+def _check_images(folder: Path, settings: splits.SplitSettings) -> Iterator[tuple[bool, str]]:
     """Yield whether the split can be read, has the expected counts, and all its images."""
     try:
-        images, split = splits.read_split(dataset.folder, dataset.split)
-        clean_classnames(split.names, dataset.split.classname_replace)
+        images, split = splits.read_split(folder, settings)
+        clean_classnames(split.names, settings.classname_replace)
     except UserError as error:
         yield False, str(error)
         return
     counts = Counter(item.split for item in split.items)
-    expected = "as its file says" if dataset.split.counts else "its file expects no number"
+    expected = "as its file says" if settings.counts else "its file expects no number"
     yield True, f"{dict(counts)} images of {len(split.names)} classes, {expected}"
     missing = [item.image_id for item in split.items if not image_exists(images / item.path)]
     if missing:

@@ -27,29 +27,15 @@ NOT_READ = ["*/*", "consolidated*"]
 
 
 @dataclass(frozen=True)
-class HubClip:
-    """A CLIP as `latteclip.clip.model.load` takes it."""
+class HubModel:
+    """A model of the hub."""
 
-    model: str  # an open_clip name or hf-hub:<repo>
-    pretrained: str | None  # an open_clip tag; None with hf-hub:
-
-
-@dataclass(frozen=True)
-class HubCaptioner:
-    """A captioner as its engine takes it."""
-
-    model: str  # a repo
-    revision: str | None
+    model: str  # a repo, hf-hub:<repo>, or a name of open_clip or timm
+    pretrained: str | None = None  # a tag of open_clip
+    revision: str | None = None  # of a captioner's repo
 
 
-@dataclass(frozen=True)
-class HubEye:
-    """An image model as `latteclip.clip.image_models.load` takes it."""
-
-    model: str
-
-
-def download_clip(settings: HubClip, output: str) -> None:
+def download_clip(settings: HubModel, output: str) -> None:
     """Fetch weights, tokenizer and configuration of a CLIP, and write the note.
 
     Raises:
@@ -61,7 +47,7 @@ def download_clip(settings: HubClip, output: str) -> None:
     _write_note(settings, cached, output)
 
 
-def download_eye(settings: HubEye, output: str) -> None:
+def download_eye(settings: HubModel, output: str) -> None:
     """Fetch weights and configuration of an image model beside CLIP, and write the note.
 
     Args:
@@ -80,7 +66,7 @@ def download_eye(settings: HubEye, output: str) -> None:
     _write_note(settings, cached, output)
 
 
-def download_captioner(settings: HubCaptioner, output: str) -> None:
+def download_captioner(settings: HubModel, output: str) -> None:
     """Fetch weights, processor and chat template of a captioner, and write the note.
 
     Raises:
@@ -151,9 +137,7 @@ def _cached(repo: str, revision: str | None = None) -> dict[str, Any]:
     return {"repo": repo, "commit": folder.name, "files": files}
 
 
-def _write_note(
-    settings: HubClip | HubCaptioner | HubEye, repos: Sequence[dict[str, Any]], output: str
-) -> None:
+def _write_note(settings: HubModel, repos: Sequence[dict[str, Any]], output: str) -> None:
     """Write what the cache has: the same when the same is fetched again, so that nothing reruns."""
     from huggingface_hub import constants
 

@@ -9,7 +9,6 @@ Letters: N images, V views, Q queries, P pairs, S and T the sides of a picture a
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -64,8 +63,15 @@ def find_duplicates(images_path: str, fingerprints_path: str, output: str) -> No
     first, second = pairs.T
     columns = {"image_id": ids[first], "duplicate_id": ids[second], "distance": distances}
     tables.write(output, columns, tables.DUPLICATES)
-    splits = np.array(index["split"].to_pylist(), dtype=object)
-    _log_counts(splits[first] == "test", splits[second] == "test", len(ids))
+    is_test = np.array(index["split"].to_pylist(), dtype=object) == "test"
+    in_train, across, in_test = np.bincount(
+        is_test[first] + is_test[second].astype(int), minlength=3
+    )
+    log.info(
+        "%d pairs of near-duplicates among %d images: %d within training, %d within the test split,"
+        " %d between the two.",
+        *(len(pairs), len(ids), in_train, in_test, across),
+    )
 
 
 def _bytes(column: pa.ChunkedArray, *shape: int) -> Bytes:
@@ -74,18 +80,6 @@ def _bytes(column: pa.ChunkedArray, *shape: int) -> Bytes:
     size = math.prod(shape)
     buffer = np.frombuffer(whole.buffers()[1], np.uint8) if len(whole) else np.empty(0, np.uint8)
     return buffer[whole.offset * size :][: len(whole) * size].reshape(len(whole), *shape)
-
-
-def _log_counts(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_], n_images: int) -> None:
-    """Log the number of pairs; `one` and `other`: whether an image is for testing [P]."""
-    counts = Counter((one.astype(int) + other).tolist())
-    log.info(
-        "%d pairs of near-duplicates among %d images: %d within training, %d within the test split,"
-        " %d between the two.",
-        len(one),
-        n_images,
-        *(counts[tests] for tests in (0, 2, 1)),
-    )
 
 
 def small_picture(image: Image.Image) -> Bytes:
@@ -101,7 +95,7 @@ def near_duplicates(
     Args:
         hashes: [N, V, BITS / 8].
         thumbnails: [N, T, T].
-        picture: of a row, its image [SIDE, SIDE, 3].
+        picture: returns the image [SIDE, SIDE, 3] of a row.
 
     Returns:
         Rows [P, 2], ascending in each pair, and 1 - correlation of their details [P].
@@ -190,15 +184,10 @@ def _correlation(one: Floats, other: Floats) -> Floats:
     return np.where(plain, 0, product / np.maximum(deviations[0] * deviations[1], 1e-6))
 
 
-def detail_correlation(
-    ones: npt.NDArray[np.uint8], others: npt.NDArray[np.uint8], views: Sequence[int]
-) -> npt.NDArray[np.float32]:
-    """Return the correlation of the details of aligned pictures [P], -1 to 1.
+def detail_correlation(ones: Bytes, others: Bytes, views: Sequence[int]) -> Floats:
+    """Return the correlation of the details of aligned RGB pictures [P, S, S, 3], -1 to 1 [P].
 
-    Args:
-        ones: RGB [P, S, S, 3].
-        others: the same; each shows about the part `views` of its one.
-        views: which of VIEWS the alignment starts from [P].
+    The alignment starts from `views` [P]: which of VIEWS of the one the other shows.
     """
     one, other = (torch.tensor(part).float().permute(0, 3, 1, 2) for part in (ones, others))
     aligned = _warped(one, _aligned(one.mean(1, True), other.mean(1, True), views))

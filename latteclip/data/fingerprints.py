@@ -42,12 +42,7 @@ class Fingerprint:
 
 
 def fingerprint(picture: Image.Image, checksum: bytes = b"") -> Fingerprint:
-    """Return the fingerprint of an upright RGB picture.
-
-    Args:
-        picture: the picture.
-        checksum: of the bytes from which it was decoded.
-    """
+    """Return the fingerprint of an upright RGB picture, with the checksum of its bytes."""
     small = picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0)
     grey = np.asarray(small, np.float32)
     part = SIDE // THUMBNAIL
@@ -67,12 +62,9 @@ def hashes(grey: Floats) -> npt.NDArray[np.uint8]:
 
 
 def inside(start: float, length: float, side: int) -> Floats:
-    """Return for each pixel of a side the share of it that lies in a stretch [side].
+    """Return the share of each pixel of a side that lies in a stretch [side].
 
-    Args:
-        start: of the stretch, as a share of the side.
-        length: the same.
-        side: pixels.
+    Start and length of the stretch are shares of the side.
     """
     pixels = np.arange(side, dtype=np.float32)
     first, last = start * side, (start + length) * side

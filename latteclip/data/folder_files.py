@@ -1,7 +1,6 @@
 """List the files of a user's folder that an index reads, and detect changes.
 
-The time of a folder changes with any file in it, and not with files further below. So the files
-themselves are compared: names, sizes and times, and the content of files of which only the time is
+Names, sizes and times of files are compared, and the content of files of which only the time is
 new. Imports nothing heavy, since the workflow compares at each start.
 """
 
@@ -61,11 +60,10 @@ def is_utf8(text: str) -> bool:
 
 
 def inside(name: str, source: Path) -> str:
-    """Return `name` if it is a path inside the folder of images; UserError otherwise.
+    """Return a name in a list, shard or folder if it is a path inside the folder of images.
 
-    Args:
-        name: as a list, a shard or a folder has it.
-        source: the list, shard or folder, for the message.
+    Raises:
+        UserError: it is another path, or not UTF-8.
     """
     if not is_utf8(name):
         raise UserError(f"{source}: the name {name!r} is not UTF-8; rename it.")
@@ -84,13 +82,9 @@ def inside(name: str, source: Path) -> str:
 def _entries(
     folder: str, *, deep: bool, linked: int = 0, prefix: str = ""
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Yield the files in a folder with their relative names, always in the same order.
+    """Yield the files in a folder, but no litter, with their names, always in the same order.
 
-    Args:
-        folder: where to look. Litter does not count.
-        deep: whether folders below count.
-        linked: levels on which links to folders are followed.
-        prefix: of the names.
+    On `linked` levels, links to folders are followed.
     """
     with os.scandir(folder) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
@@ -110,11 +104,7 @@ def _entries(
 def files(folder: str, kind: str, classes: str | None = None) -> Iterator[File]:
     """Yield the files that an index of a folder reads, always in the same order.
 
-    Args:
-        folder: of a dataset.
-        kind: as `split.kind`: of class folders, images and lists of classes count. Of other kinds,
-            every file counts.
-        classes: as `split.classes`.
+    With `split.kind` "folders" these are images and lists of classes, otherwise all files.
 
     Raises:
         UserError: a folder cannot be read.
@@ -137,14 +127,9 @@ def subfolders(place: Path) -> list[Path]:
 def image_files(
     folder: str | Path, skipped: Counter[str] | None = None, *, deep: bool
 ) -> list[Path]:
-    """Return the image files in a folder, or below it, sorted by path.
+    """Return the image files in a folder, or also below it, sorted by path, without litter.
 
-    Hidden files and litter do not count.
-
-    Args:
-        folder: where to look.
-        skipped: counts the other files but classes.txt, by suffix in lower case, or as OTHER.
-        deep: whether folders below count.
+    Other files but classes.txt are counted in `skipped` by suffix in lower case, or as OTHER.
 
     Raises:
         UserError: a folder cannot be read.
@@ -191,8 +176,8 @@ def state(folder: str, kind: str, classes: str | None, indexed: str) -> str:
 
     Args:
         folder: of a dataset.
-        kind: see `files`.
-        classes: see `files`.
+        kind: `split.kind`.
+        classes: `split.classes`.
         indexed: the table of the files of the last index, see `write`. Where times alone are new,
             they are noted there, and the content is not compared again.
 

@@ -152,7 +152,7 @@ def rows(file: Any, group: int, column: str, at_once: int = 1) -> Iterator[Any]:
     """Yield a column of a row group in arrays of `at_once` rows.
 
     A footer may lie about sizes, and a value that is written once may be read millions of times.
-    So the memory is counted while rows are read.
+    So the memory is counted.
 
     Raises:
         ValueError: the group, or its rows so far, take more than MAX_GROUP bytes.
@@ -200,9 +200,8 @@ def open_rgb(
     """Decode an image file: upright by its EXIF orientation, 8-bit RGB.
 
     Args:
-        path: the file, the path of an image in a shard (see `shard_member`), or only a name where
-            `content` is given.
-        content: its bytes.
+        path: the file, the path of an image in a shard, or only a name beside `content`.
+        content: the bytes of the image.
         max_side: a longer picture is scaled down to this many pixels (Lanczos).
         min_side: a JPEG may be decoded at a half, a quarter or an eighth of its size, where its
             shorter side keeps this many pixels.

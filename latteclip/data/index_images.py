@@ -64,16 +64,14 @@ def index_images(
     folder_state: str | None = None,
     folder_files_output: str | None = None,
 ) -> None:
-    """Write the IMAGES table of a dataset.
+    """Write the IMAGES and FINGERPRINTS tables of a dataset.
 
-    Its metadata are class names, `skipped` files and `content`, a digest of all images' bytes.
-    Class names are cleaned for CLIP. `written_names` are those that the dataset writes differently.
-    With a limit, `limit` is among the metadata, and `drawn_from`, the images of each whole split.
-    FINGERPRINTS of the images, by which `find_duplicates` compares them, are written as well.
+    The metadata of IMAGES are class names as CLIP reads them, `written_names` that differ, counts
+    of `skipped` files and `content`, a digest of all images' bytes. With a limit, also `limit` and
+    `drawn_from`, the images of each whole split.
 
-    Images that cannot be decoded are left out and listed in a CSV file beside it. Decoded images
-    are cached in CACHE beside the index, so that a killed run continues, and a later run decodes
-    new and changed images only.
+    Images that cannot be decoded are left out and listed in a CSV file. Decoded images are cached
+    beside the index, so that a killed run continues.
 
     Raises:
         UserError: the split does not fit its form or the folder, or too many images are broken.
@@ -113,21 +111,7 @@ def index_images(
         if folder_state and folder_files_output:
             checksums = partial(_checksums, folder, cache, is_limited=settings.limit is not None)
             folder_files.write(folder_files_output, listed, folder_state, checksums)
-    if split.skipped:
-        counted = ", ".join(f"{n} {suffix}" for suffix, n in split.skipped.items())
-        n_skipped = sum(split.skipped.values())
-        log.warning("Left out %d files that are no images: %s.", n_skipped, counted)
-    more = f" and {len(classnames) - 2 * NAMED} more" if len(classnames) > 2 * NAMED else ""
-    log.info("Classes: %s%s.", ", ".join(classnames[: 2 * NAMED]), more)
-    seconds = time.monotonic() - started
-    log.info(
-        "Indexed %d images of %d classes (%d train, %d val, %d test) in %.1f s, %.0f images/s.",
-        counts.total(),
-        len(classnames),
-        *(counts[part] for part in SPLITS),
-        seconds,
-        len(split.items) / seconds,
-    )
+    _log_counts(split, classnames, counts, time.monotonic() - started)
 
 
 def _metadata(split: Split, classnames: Sequence[str], limit: int | None) -> dict[str, object]:
@@ -170,6 +154,25 @@ def _checksums(
         cached.checksum if cached else read(path)
         for path, cached in zip(paths, cache.get(paths, stats), strict=True)
     ]
+
+
+def _log_counts(
+    split: Split, classnames: Sequence[str], counts: Counter[str], seconds: float
+) -> None:
+    if split.skipped:
+        counted = ", ".join(f"{n} {suffix}" for suffix, n in split.skipped.items())
+        n_skipped = sum(split.skipped.values())
+        log.warning("Left out %d files that are no images: %s.", n_skipped, counted)
+    more = f" and {len(classnames) - 2 * NAMED} more" if len(classnames) > 2 * NAMED else ""
+    log.info("Classes: %s%s.", ", ".join(classnames[: 2 * NAMED]), more)
+    log.info(
+        "Indexed %d images of %d classes (%d train, %d val, %d test) in %.1f s, %.0f images/s.",
+        counts.total(),
+        len(classnames),
+        *(counts[part] for part in SPLITS),
+        seconds,
+        len(split.items) / seconds,
+    )
 
 
 def _report(broken: Sequence[Sequence[str]], output: Path) -> None:
@@ -265,11 +268,6 @@ class DecodeCache(contextlib.AbstractContextManager["DecodeCache"]):
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the file.
-
-        Raises:
-            UserError: the file cannot be opened or written.
-        """
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._explained():

@@ -50,14 +50,13 @@ def batches(
     """Decode each batch while the model encodes the batch before it.
 
     Yields:
-        The indices of B images, stacked, on the CPU, and images [B, 3, H, W] on `device`.
+        The indices of B images [B], on the CPU, and images [B, 3, H, W] on `device`.
 
     Args:
         files: the images.
         keys: the indices of each batch, in order.
         device: of the model.
-        threads: CPU threads of this job: worker processes beside a GPU, and otherwise threads of
-            this process, which share the cores with the model.
+        threads: worker processes beside a GPU, and otherwise threads of this process.
     """
     if device.type == "cuda":
         item_bytes = files.transform(Image.new("RGB", (64, 64))).nbytes
@@ -102,11 +101,11 @@ def loader(
 
     Args:
         files: the items.
-        keys: of the items of each batch, in order; the first batch is the largest.
-        workers: processes at most; 0: this process loads.
+        keys: of the items of each batch, in order. The first batch is the largest.
+        workers: maximum number of processes. 0: this process loads.
         pinned: whether batches lie in pinned memory, from which a GPU copies without the CPU.
-        item_bytes: of an item, on average, which bounds the workers (`bounded`).
-        collate: makes a batch of its items; None: their tensors are stacked.
+        item_bytes: mean size of an item, which bounds the workers (`bounded`).
+        collate: makes a batch of its items. None: their tensors are stacked.
     """
     keys, ahead = iter(keys), None
     first = list(next(keys, ()))
@@ -201,11 +200,7 @@ def watched(batches: Iterable[T]) -> Iterator[T]:
 
 
 def _end() -> None:
-    """Kill the workers that an error has left.
-
-    multiprocessing would send SIGTERM and wait, but they ignore it, since a cluster sends it to
-    every process of a job.
-    """
+    """Kill the workers that an error has left: they ignore multiprocessing's own SIGTERM."""
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()

@@ -143,13 +143,7 @@ def draw(split: Split, limit: int) -> Split:
 
 
 def _check(split: Split, counts: Mapping[str, int], root: Path) -> None:
-    """Raise UserError where images are listed twice or not at all, or differ from their counts.
-
-    Args:
-        split: as it was read.
-        counts: expected numbers of train (val included), test and classes.
-        root: the dataset's folder, for the message.
-    """
+    """Raise UserError for no images, repeated images, or other numbers than the expected ones."""
     if not split.items:
         raise UserError(f"The split of {root} lists no image.")
     if strange := [name for name in split.names if not is_utf8(name)]:
@@ -202,13 +196,6 @@ def _nearby(root: Path) -> Iterator[Path]:
     yield root
     for depth in range(1, DEPTH + 1):
         yield from sorted(root.glob("*/" * depth))
-
-
-def _existing_folder(root: Path, settings: SplitSettings) -> Path:
-    folder = root / settings.images
-    if not folder.is_dir():
-        raise UserError(f"Folder of images {folder} does not exist (split.images names it).")
-    return folder
 
 
 def _listed_classes(root: Path, settings: SplitSettings) -> list[str] | None:
@@ -280,8 +267,7 @@ def _read_csv(root: Path, settings: SplitSettings) -> Split:
     """Read a table with the columns path, and any of label, classname, split; tabs in a .tsv.
 
     An image with neither label nor classname is unlabelled. A label is a number where there are
-    class names (a column, or a file of them), else it is the class name itself. Without a split,
-    a hash of the path decides, and an unlabelled image is for training.
+    class names (a column, or a file of them), else it is the class name itself.
     """
     path = _existing(root, settings.file or "split.csv")
     rows = list(_csv_rows(path))
@@ -378,10 +364,7 @@ def _unit_interval(image_id: str) -> float:
 
 
 def _with_both_splits(items: list[Item]) -> list[Item]:
-    """Move one image where the hash left train or test empty, which happens to a handful of images.
-
-    The image whose hash is nearest to the other split moves.
-    """
+    """Move the image whose hash is nearest to the other split, where the hash left that empty."""
     splits = {item.split for item in items}
     if len(splits) > 1 or len(items) < 2:
         return items
@@ -398,11 +381,10 @@ def _read_class_folders(root: Path, settings: SplitSettings) -> Split:
 
     A list of classes gives the names and their order, and folders are matched with it after
     clean-up. Otherwise the folders name the classes. Images outside of class folders are
-    unlabelled. Without a test folder, a hash of its path puts a labelled image into the test split,
-    and all others are for training. Where that leaves a split empty, one image moves. Other files
-    are counted.
+    unlabelled. Without a test folder, a hash of its path decides which labelled images are for
+    testing.
     """
-    folder = _existing_folder(root, settings)
+    folder = root / settings.images
     parts = [split for split in SPLITS if (folder / split).is_dir()]
     if parts and not {"train", "test"} <= set(parts):
         raise UserError(f"{folder} has a folder {parts[0]} but not both of train and test.")
@@ -462,22 +444,16 @@ def _folder_names(folder: Path, class_folders: Mapping[str, Sequence[Path]]) -> 
 # --- shards --------------------------------------------------------------------------------------
 
 
-class Sample(NamedTuple):
-    """An image of a shard."""
-
-    name: str  # in the shard
-    place: str  # in the shard, see `images.shard_member`
-    label: Label
+Sample = tuple[str, str, Label]  # name and place in the shard (`images.shard_member`), and label
 
 
 def _read_shards(root: Path, settings: SplitSettings) -> Split:
     """Read the images of all shards, in the order of the shards' paths.
 
-    Where no name of a shard tells its split, a hash of the image_id puts a labelled image into the
-    test split, and all others are for training. Without a list of classes, Parquet files describe
-    the classes, or the labels name them.
+    Where no name of a shard tells its split, a hash of the image_id decides. Without a list of
+    classes, Parquet files describe the classes, or the labels name them.
     """
-    folder = _existing_folder(root, settings)
+    folder = root / settings.images
     if settings.lists:
         found = _listed_shards(folder, settings.lists)
     else:
@@ -488,8 +464,8 @@ def _read_shards(root: Path, settings: SplitSettings) -> Split:
     for shard, split in found:
         name = inside(shard.relative_to(folder).as_posix(), folder)
         samples = _parquet_samples if is_parquet else _tar_samples
-        for sample in samples(shard, settings, skipped):
-            rows.append((f"{name}/{sample.name}", f"{name}#{sample.place}", split, sample.label))
+        for sample, place, label in samples(shard, settings, skipped):
+            rows.append((f"{name}/{sample}", f"{name}#{place}", split, label))
     names = _listed_classes(root, settings)
     if names is None and is_parquet:
         names = _described_classes([shard for shard, _ in found], settings.label or PARQUET_LABEL)
@@ -582,17 +558,7 @@ class _Part(NamedTuple):
 
 
 def _tar_samples(shard: Path, settings: SplitSettings, skipped: Counter[str]) -> Iterator[Sample]:
-    """Yield the images of a tar in order.
-
-    Args:
-        shard: the tar, which must not be compressed.
-        settings: `image` is the suffix of images, for samples with more than one. `label` is the
-            suffix of labels, with ":field" for a field of JSON.
-        skipped: counts samples without an image, by suffix.
-
-    Raises:
-        UserError: the shard is damaged, cut off, compressed or unsafe, or a label is not one.
-    """
+    """Yield the images of a tar in order, and count samples without an image by suffix."""
     suffix, _, json_key = (settings.label or TAR_LABEL).partition(":")
     suffix = suffix.lower()  # as those of the files are read
     wanted = {f".{settings.image.lower()}"} if settings.image else IMAGE_SUFFIXES
@@ -610,7 +576,7 @@ def _tar_samples(shard: Path, settings: SplitSettings, skipped: Counter[str]) ->
             )
         labels = [part.label for part in parts if part.label is not None]
         label = _tar_label(labels[0], json_key, f"{shard}: {key}.{suffix}") if labels else None
-        yield Sample(f"{key}.{found[0].suffix}", found[0].place, label)
+        yield f"{key}.{found[0].suffix}", found[0].place, label
 
 
 def _tar_parts(shard: Path, label_suffix: str) -> Iterator[_Part]:
@@ -683,11 +649,7 @@ def _tar_label(content: bytes, json_key: str, where: str) -> Label:
 def _parquet_samples(
     shard: Path, settings: SplitSettings, _skipped: Counter[str]
 ) -> Iterator[Sample]:
-    """Yield the images of a Parquet file in order; without a column of labels they have none.
-
-    Raises:
-        UserError: the file is damaged, holds no images, or lacks the column that `label` names.
-    """
+    """Yield the images of a Parquet file in order. Without a column of labels they have none."""
     number = 0
     with _opened(shard) as file:
         images.image_column(file)
@@ -696,7 +658,7 @@ def _parquet_samples(
         for group in range(file.num_row_groups):
             for row, value in enumerate(_column_of_labels(file, group, settings.label)):
                 label = _checked_label(value, f"{shard}: the label of row {number}")
-                yield Sample(str(number), f"{group}+{row}", label)
+                yield str(number), f"{group}+{row}", label
                 number += 1
 
 
@@ -721,28 +683,22 @@ def _column_of_labels(file: Any, group: int, label: str | None) -> Iterator[Any]
         yield from labels.to_pylist()
 
 
-def _described_classes(shards: Sequence[Path], label: str) -> list[str] | None:
+def _described_classes(shards: Sequence[Path], column: str) -> list[str] | None:
     """Return the class names in label order that Parquet files describe, the same in all."""
-    described = [_described_names(shard, label) for shard in shards]
-    for shard, names in zip(shards, described, strict=True):
-        if names != described[0]:
+    described = []
+    for shard in shards:
+        names: Any = None
+        with _opened(shard) as file, contextlib.suppress(KeyError, TypeError, ValueError):
+            features = json.loads(file.schema_arrow.metadata[FEATURES])["info"]["features"]
+            names = TypeAdapter(list[str]).validate_python(features[column]["names"])
+        if names != (described or [names])[0]:
             raise UserError(
                 f"{shards[0]} and {shard} describe different classes; name them in split.classes."
             )
         if names and len(set(names)) != len(names):
             raise UserError(f"{shard} names a class twice; name the classes in split.classes.")
+        described.append(names)
     return described[0]
-
-
-def _described_names(shard: Path, label: str) -> list[str] | None:
-    with _opened(shard) as file:
-        try:
-            described = json.loads(file.schema_arrow.metadata[FEATURES])
-            names = described["info"]["features"][label]["names"]
-        except (KeyError, TypeError, ValueError, RecursionError):
-            return None
-    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return names if is_list else None
 
 
 READERS: dict[str, Callable[[Path, SplitSettings], Split]] = {

@@ -68,28 +68,20 @@ class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R])
         """
         source = iter(tasks)
         while True:
-            while len(self._waiting) < self._room:
-                chunk = list(itertools.islice(source, self._chunk))
-                if not chunk:
-                    break
-                self._waiting.append((chunk[0], self._submitted(chunk)))
-            if not self._waiting:
-                return
-            self._ready.extend(self._result(*self._waiting.popleft()))
+            try:
+                while len(self._waiting) < self._room and (
+                    chunk := list(itertools.islice(source, self._chunk))
+                ):
+                    first = self._waiting[0][0] if self._waiting else chunk[0]
+                    self._waiting.append((chunk[0], self._pool.submit(_work_on, chunk)))
+                if not self._waiting:
+                    return
+                first, result = self._waiting.popleft()
+                self._ready.extend(result.result())
+            except BrokenProcessPool:
+                raise self._died(first) from None
             while self._ready:
                 yield self._ready.popleft()
-
-    def _submitted(self, chunk: list[T]) -> Future[list[R]]:
-        try:
-            return self._pool.submit(_work_on, chunk)
-        except BrokenProcessPool:
-            raise self._died(self._waiting[0][0] if self._waiting else chunk[0]) from None
-
-    def _result(self, first: T, future: Future[list[R]]) -> list[R]:
-        try:
-            return future.result()
-        except BrokenProcessPool:
-            raise self._died(first) from None
 
     def _died(self, near: T) -> UserError:
         """Kill the other processes, whose results nobody reads, and return the error."""

@@ -1,5 +1,4 @@
 import io
-import random
 import stat
 import tarfile
 import zipfile
@@ -61,16 +60,6 @@ def member(name, kind=tarfile.REGTYPE, target="", size=0):
     return info
 
 
-@pytest.mark.parametrize(
-    "content",
-    [tar(FILES), tar(FILES, "w"), tar(FILES, "w:bz2"), tar(FILES, "w:xz"), zipped(FILES)],
-    ids=["tar.gz", "tar", "tar.bz2", "tar.xz", "zip"],
-)
-def test_unpacks_whatever_the_name_says(folder, content):
-    download_dataset.unpack(saved(folder, content), folder)
-    assert tree(folder) == FILES
-
-
 def test_a_plain_tar_whose_last_file_is_a_zip_is_a_tar(folder):
     download_dataset.unpack(saved(folder, tar({"inner.zip": zipped(FILES)}, "w")), folder)
     assert list(tree(folder)) == ["inner.zip"]
@@ -109,6 +98,10 @@ LINKS = {
         member("a/b/far", tarfile.SYMTYPE, "near/../../../outside"),
         member("a/b/near", tarfile.SYMTYPE, "../.."),
     ],
+    "a file below a link": [
+        member("link", tarfile.SYMTYPE, "../outside"),
+        member("link/kept.txt", size=3),
+    ],
 }
 
 
@@ -116,13 +109,6 @@ LINKS = {
 def test_refuses_links_that_lead_out(folder, members):
     with pytest.raises(UserError, match="leads out"):
         download_dataset.unpack(saved(folder, tar_of(*members)), folder)
-    assert untouched(folder)
-
-
-def test_no_file_is_written_through_a_link(folder):
-    content = tar_of(member("link", tarfile.SYMTYPE, "../outside"), member("link/kept.txt", size=3))
-    with pytest.raises(UserError, match=r"cannot be unpacked|leads out"):
-        download_dataset.unpack(saved(folder, content), folder)
     assert untouched(folder)
 
 
@@ -154,25 +140,6 @@ def test_refuses_devices(folder, kind):
     assert not list(folder.iterdir())
 
 
-@pytest.mark.parametrize("pack", [tar, zipped])
-@pytest.mark.parametrize("share", [0.0, 0.6, 0.95])
-def test_a_truncated_archive_is_an_error(folder, pack, share):
-    noise = {f"{n}.bin": bytes((n * i * i) % 251 for i in range(5000)) for n in range(20)}
-    content = pack(noise)
-    with pytest.raises(UserError, match="archive"):
-        download_dataset.unpack(saved(folder, content[: int(share * len(content))]), folder)
-
-
-@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
-@pytest.mark.parametrize("share", [0.3, 1])
-def test_a_flipped_byte_in_a_compressed_tar_is_an_error(folder, mode, share):
-    """The last one lies in the checksum of the whole, after the tar's own end."""
-    content = bytearray(tar({"a.bin": random.Random(0).randbytes(9000)}, mode))
-    content[int(share * len(content)) - 1] ^= 0x80
-    with pytest.raises(UserError, match="archive"):
-        download_dataset.unpack(saved(folder, bytes(content)), folder)
-
-
 def damaged_header():
     content = bytearray(tar(FILES, "w"))
     content[1024] ^= 1  # of the second file
@@ -183,6 +150,8 @@ DAMAGED = {
     "a page": b"<html>not found</html>",
     "no zip": b"PK\x03\x04 but no zip",
     "a damaged header": damaged_header(),
+    "a zip cut in two": zipped(FILES)[:200],
+    "a tar.gz without its checksum": tar(FILES)[:-6],
     "a tar cut between two files": tar(FILES, "w")[:1024],
     "a hard link to nothing": tar_of(member("link", tarfile.LNKTYPE, "not there")),
 }

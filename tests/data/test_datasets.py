@@ -1,19 +1,22 @@
 """Each of the ten datasets in its official layout, small, served from 127.0.0.1."""
 
 import json
+from collections import Counter
 
 import pytest
 import yaml
-from support.tiny import ROOT, SHARED
-from support.web import Host, jpeg, sha256, tar, zipped
+from support.image_folders import COOP_SPLITS
+from support.tiny import ROOT
+from support.web import jpeg, sha256, tar, zipped
 
 from latteclip.cli import main
 from latteclip.config import stage_params
 from latteclip.config.configuration import Configuration, as_json
 from latteclip.config.layers import merge
 from latteclip.core import tables
+from latteclip.core.class_templates import clean_classnames
+from latteclip.data.splits import read_coop
 
-COOP_SPLITS = SHARED / "data" / "coop_splits"
 # key -> key of classnames.json, archive, how it is packed, folder of the images in it
 TEN = {
     "caltech101": ("caltech101", "caltech-101.zip", "nested", "101_ObjectCategories"),
@@ -45,85 +48,48 @@ FACTS = {
     "sun397": (19850, 19850, 15, 40, "a photo of a {}."),
     "ucf101": (9537, 3783, 50, 20, "a photo of a person doing {}"),
 }
-
-
-@pytest.fixture
-def host():
-    with Host().running() as running:
-        yield running
-
-
-def classnames(key):
-    if not COOP_SPLITS.is_dir():
-        pytest.skip("no splits of CoOp beside the repository (../shared/data/coop_splits)")
-    return json.loads((COOP_SPLITS / "classnames.json").read_text())[TEN[key][0]]
+NAMES = ["one", "two/b", "three"]
+TRAIN = {f"d/{label}.jpg": label for label in range(3)}
+TEST = {"d/9.jpg": 1}
 
 
 def own_file(key):
-    """What config/datasets/<key>.yaml says."""
+    """The content of config/datasets/<key>.yaml."""
     return yaml.safe_load((ROOT / "config" / "datasets" / f"{key}.yaml").read_text())
 
 
-def small_split(key, file):
-    """A split in CoOp's form with all classes: the real one cut down, where there is one."""
-    real = COOP_SPLITS / file
-    if not real.is_file():
-        names = classnames(key)
-        place = "{0[0]}/{0}/sun_{1}.jpg" if key == "sun397" else "{0}/{1}.jpg"
-        rows = [[place.format(name, label), label, name] for label, name in enumerate(names)]
-        tests = [[place.format(name, 9000 + i), i, name] for i, name in enumerate(names[:5])]
-        return {"train": rows, "val": [], "test": tests}
-    whole = json.loads(real.read_text())
-    first = {}
-    for row in whole["train"]:
-        first.setdefault(row[1], row)
-    return {"train": list(first.values()), "val": whole["val"][:7], "test": whole["test"][:5]}
-
-
-def aircraft(names):
-    """FGVC-Aircraft's own lists, small."""
-    train = {f"{label:07}": name for label, name in enumerate(names)}
-    test = {f"{9000 + label:07}": name for label, name in enumerate(names[:5])}
-    top = "fgvc-aircraft-2013b/data"
-    files = {f"{top}/variants.txt": "".join(f"{name}\n" for name in names).encode()}
-    for split, images in (("train", train), ("val", {}), ("test", test)):
-        lines = "".join(f"{image} {name}\n" for image, name in images.items())
-        files[f"{top}/images_variant_{split}.txt"] = lines.encode()
-    return files, [f"{image}.jpg" for image in (*train, *test)]
-
-
-def pack(how, files):
-    if how == "nested":
-        inner = tar(files)
-        return zipped(
-            {"caltech-101/101_ObjectCategories.tar.gz": inner, "__MACOSX/._caltech-101": b"x"}
-        )
-    return zipped(files) if how == "zip" else tar(files)
+def split_files(key, split):
+    """A small split, in the archive or beside it."""
+    if key == "fgvc_aircraft":
+        files = {"variants.txt": "\n".join(NAMES), "images_variant_val.txt": ""}
+        for part, images in (("train", TRAIN), ("test", TEST)):
+            lines = [f"{name.removesuffix('.jpg')} {NAMES[i]}" for name, i in images.items()]
+            files[f"images_variant_{part}.txt"] = "\n".join(lines)
+        return {f"fgvc-aircraft-2013b/data/{name}": text for name, text in files.items()}, {}
+    rows = [[[name, i, NAMES[i]] for name, i in images.items()] for images in (TRAIN, TEST)]
+    content = {"train": rows[0], "val": [], "test": rows[1]}
+    return {}, {split["file"]: json.dumps(content).encode()}
 
 
 def serve(key, host):
-    """Serve a small dataset; returns the overriding configuration and the ids of its images."""
+    """Serve a small dataset, and return the configuration that overrides its own."""
     _, archive, how, folder = TEN[key]
     values = own_file(key)["datasets"][key]
-    files, downloads = {}, {}
-    if key == "fgvc_aircraft":
-        files, ids = aircraft(classnames(key))
-        counts = {"train": len(ids) - 5, "test": 5}
-    else:
-        split_file = values["split"]["file"]
-        split = small_split(key, split_file)
-        ids = [row[0] for rows in split.values() for row in rows]
-        counts = {"train": len(split["train"] + split["val"]), "test": len(split["test"])}
-        downloads[split_file] = json.dumps(split).encode()
-    files |= {f"{folder}/{image_id}": jpeg((n % 256, 0, 0)) for n, image_id in enumerate(ids)}
-    downloads[archive] = pack(how, files)
+    inside, downloads = split_files(key, values["split"])
+    files = {name: text.encode() for name, text in inside.items()}
+    files |= {f"{folder}/{name}": jpeg((50, n, 0)) for n, name in enumerate((*TRAIN, *TEST))}
+    packed = zipped(files) if how == "zip" else tar(files)
+    if how == "nested":
+        nested = {"caltech-101/101_ObjectCategories.tar.gz": packed, "__MACOSX/._caltech": b"x"}
+        packed = zipped(nested)
+    downloads[archive] = packed
     assert set(downloads) == set(values["source"]["downloads"])
     override = {
         name: {"sources": [host.serve(f"/{key}/{name}", content)], "checksum": sha256(content)}
         for name, content in downloads.items()
     }
-    changes = {"source": {"downloads": override}, "split": {"counts": counts}}
-    return {"datasets": {key: changes}}, ids
+    split = {"counts": {"train": 3, "test": 1, "classes": 3}}
+    return {"datasets": {key: {"source": {"downloads": override}, "split": split}}}
 
 
 def settings_of(key, override):
@@ -144,30 +110,19 @@ def run(key, settings):
     ) or main.main(["index-images", "--folder", data, *index, *outputs])
 
 
-def read_index(root, key):
+def indexed(root, key):
+    """Labels and class names of the index, by image."""
     table, metadata = tables.read(root / "results" / key / "images.parquet", tables.IMAGES)
-    return table.to_pylist(), metadata["classnames"]
-
-
-def cleaned(key):
-    """Class names at use, by the words of DATASETS.md."""
-    names = [name.lower().replace("_", " ") for name in classnames(key)]
-    if key in ("stanford_cars", "ucf101"):
-        names = [name.replace(".", " ") for name in names]
-    return [" ".join(name.split()) for name in names]
+    rows = table.to_pylist()
+    return {row["image_id"]: row["label"] for row in rows}, metadata["classnames"]
 
 
 @pytest.mark.parametrize("key", TEN)
 def test_each_of_the_ten_is_fetched_unpacked_and_indexed(key, host, tmp_path, monkeypatch):
-    override, ids = serve(key, host)
-    settings = settings_of(key, override)
+    settings = settings_of(key, serve(key, host))
     monkeypatch.chdir(tmp_path)
     assert run(key, settings) == 0
-    rows, names = read_index(tmp_path, key)
-    assert sorted(row["image_id"] for row in rows) == sorted(ids)
-    assert names == cleaned(key)
-    assert {row["label"] for row in rows} == set(range(len(names)))
-    assert all(row["classname"] == names[row["label"]] for row in rows)
+    assert indexed(tmp_path, key) == (TRAIN | TEST, NAMES)
     log = (tmp_path / "results" / key / "logs" / "d.log").read_text()
     values = own_file(key)["datasets"][key]
     assert f"licence: {values['licence']}" in log and values["citation"] in log
@@ -176,47 +131,41 @@ def test_each_of_the_ten_is_fetched_unpacked_and_indexed(key, host, tmp_path, mo
 
 @pytest.mark.parametrize("key", TEN)
 def test_what_the_files_say_is_what_the_paper_says(key):
+    if not COOP_SPLITS.is_dir():
+        pytest.skip("no splits of CoOp beside the repository (../shared/data/coop_splits)")
     values = own_file(key)["datasets"][key]
     train, test, epochs, warmup_steps, template = FACTS[key]
-    assert values["split"]["counts"] == {
-        "train": train,
-        "test": test,
-        "classes": len(classnames(key)),
-    }
+    names = json.loads((COOP_SPLITS / "classnames.json").read_text())[TEN[key][0]]
+    assert values["split"]["counts"] == {"train": train, "test": test, "classes": len(names)}
     schedule = {"epochs": epochs, "warmup_steps": warmup_steps, "steps_multiple_of": 3}
-    assert values["finetune"] == schedule
-    assert values["template"] == template
+    assert values["finetune"] == schedule and values["template"] == template
     assert all(
         text.endswith(" concisely, less than 20 words.") for text in values["prompts"].values()
     )
-    assert values["title"] and values["licence"] and values["citation"]
-
-
-def test_the_checksums_of_the_split_files_are_those_of_the_real_ones():
-    classnames("dtd")  # skips where they are not there
-    real = {
-        name: spec["checksum"]
-        for key in TEN
-        for name, spec in own_file(key)["datasets"][key]["source"]["downloads"].items()
-        if (COOP_SPLITS / name).is_file()
-    }
-    assert len(real) == 7
-    assert real == {name: sha256((COOP_SPLITS / name).read_bytes()) for name in real}
+    cleaned = [" ".join(name.lower().replace("_", " ").split()) for name in names]
+    if key in ("stanford_cars", "ucf101"):
+        cleaned = [" ".join(name.replace(".", " ").split()) for name in cleaned]
+    replacements = settings_of(key, {}).section("split", key)["classname_replace"]
+    assert clean_classnames(names, replacements) == cleaned
+    real = COOP_SPLITS / values["split"].get("file", "none")
+    if real.is_file():
+        split = read_coop(real)
+        counts = Counter(item.split == "test" for item in split.items)
+        assert (counts[False], counts[True], split.names) == (train, test, names)
+        spec = values["source"]["downloads"][real.name]
+        assert spec["checksum"] == sha256(real.read_bytes())
 
 
 def test_through_snakemake_and_again_after_results_are_removed(checkout, host):
-    override, ids = serve("caltech101", host)
-    (checkout.root / "over.yaml").write_text(yaml.safe_dump(override | {"dataset": "caltech101"}))
-    command = ("--configfile", "over.yaml", "--", "results/caltech101/images.parquet")
-    done = checkout.snakemake(*command)
-    assert done.returncode == 0, done.stdout
-    assert len(read_index(checkout.root, "caltech101")[0]) == len(ids)
-    asked = list(host.requests)
-    assert checkout.run("rm", "-r", "results").returncode == 0
-    done = checkout.snakemake(*command)
-    assert done.returncode == 0, done.stdout
-    assert len(read_index(checkout.root, "caltech101")[0]) == len(ids)
-    assert host.requests == asked
+    override = serve("caltech101", host) | {"dataset": "caltech101"}
+    (checkout.root / "over.yaml").write_text(yaml.safe_dump(override))
+    for _ in range(2):
+        index = "results/caltech101/images.parquet"
+        done = checkout.snakemake("--configfile", "over.yaml", "--", index)
+        assert done.returncode == 0, done.stdout
+        assert indexed(checkout.root, "caltech101")[0] == TRAIN | TEST
+        assert len(host.requests) == 2
+        assert checkout.run("rm", "-r", "results").returncode == 0
 
 
 # The list, and the check of what is on the disk.
@@ -225,14 +174,11 @@ def test_through_snakemake_and_again_after_results_are_removed(checkout, host):
 @pytest.fixture
 def place(tmp_path, monkeypatch, host):
     """A folder with the files of all datasets, and EuroSAT downloaded in a small copy."""
-    override, _ = serve("eurosat", host)
-    assert settings_of("eurosat", override)
+    override = serve("eurosat", host)
     config = tmp_path / "config" / "datasets"
     config.mkdir(parents=True)
     for key in TEN:
-        content = own_file(key)
-        if key == "eurosat":
-            content = merge(content, override)
+        content = merge(own_file(key), override) if key == "eurosat" else own_file(key)
         (config / f"{key}.yaml").write_text(yaml.safe_dump(content))
     settings = settings_of("eurosat", override)
     monkeypatch.chdir(tmp_path)
@@ -251,6 +197,8 @@ def test_the_list_has_the_facts_of_each(place, capsys):
 
 
 def test_a_changed_download_is_found(place, capsys):
+    assert main.main(["datasets", "check"]) == 0
+    assert "every image is in" in capsys.readouterr().out
     (place / "resources/eurosat/downloads/EuroSAT.zip").write_bytes(b"rotten")
     assert main.main(["datasets", "check", "eurosat"]) == 2
     assert "EuroSAT.zip has a wrong checksum" in capsys.readouterr().err

@@ -241,23 +241,14 @@ def test_the_checksum_comes_from_the_hub(host, tmp_path, monkeypatch):
     assert not output.exists()
 
 
-def test_a_dataset_is_unpacked_and_its_terms_are_printed(host, tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    url = host.serve("/images.tar.gz", ARCHIVE)
-    output = tmp_path / "demo" / "data"
-    download_dataset("demo", settings(url, into="deep"), str(output))
-    assert names(output / "deep" / "images") == ["a.jpg", "b.jpg"]
-    assert "licence: A licence" in caplog.text and "cite: A paper" in caplog.text
-
-
 def test_nested_archives_are_unpacked_where_they_lie(host, tmp_path):
     packed = zipped({"top/inner.tar.gz": ARCHIVE, "top/other.tar.gz": b"left alone"})
     url = host.serve("/images.zip", packed)
     output = tmp_path / "demo" / "data"
-    nested = wanted(url, content=packed, nested=["inner.tar.gz"])
+    nested = wanted(url, content=packed, nested=["inner.tar.gz"], into="deep")
     download_dataset("demo", downloads.DownloadSettings({"images.zip": nested}), str(output))
     found = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
-    assert found == {"top/images/a.jpg", "top/images/b.jpg", "top/other.tar.gz"}
+    assert found == {"deep/top/images/a.jpg", "deep/top/images/b.jpg", "deep/top/other.tar.gz"}
 
 
 def test_a_shard_is_not_unpacked_and_takes_its_room_once(host, tmp_path):

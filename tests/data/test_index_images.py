@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
 
@@ -16,7 +15,6 @@ from support.shards import labelled, picture, tar_shard
 
 from latteclip.core.errors import UserError
 from latteclip.data import index_images
-from latteclip.data.images import open_rgb
 from latteclip.data.index_images import CACHE
 
 # What is indexed.
@@ -51,17 +49,6 @@ def test_every_image_is_listed_with_its_size_upright(tmp_path):
     assert by_id["dog/1.jpg"]["path"] == str(tmp_path / "d" / "dog" / "1.jpg")
 
 
-@pytest.mark.parametrize("mode", ["LA", "P", "1"])
-def test_odd_kinds_of_images_are_decoded(tmp_path, mode):
-    folders(tmp_path / "d")
-    image = Image.new("RGB", (12, 8), (10, 200, 30)).convert(mode)
-    image.save(tmp_path / "d" / "cat" / "odd.png")
-    rows, _, corrupt = index(tmp_path / "d", tmp_path)
-    assert len(rows) == 21 and not corrupt
-    decoded = open_rgb(tmp_path / "d" / "cat" / "odd.png")
-    assert decoded.mode == "RGB" and decoded.size == (12, 8)
-
-
 def broken(tmp_path, n=150):
     """Two broken images among `n` good ones of each class: fewer than 1 %."""
     folders(tmp_path / "d", n=n)
@@ -92,14 +79,6 @@ def test_too_many_broken_images_are_an_error(tmp_path):
     enough = float(re.search(r"--config \"split={'max_corrupt': ([\d.]+)}\"", str(e.value))[1])
     rows, _, _ = index(broken(tmp_path, n=10), tmp_path, max_corrupt=enough)
     assert len(rows) == 20
-
-
-def test_an_image_that_the_split_lists_and_nobody_has_counts_as_broken(tmp_path):
-    root = tmp_path / "d"
-    images(root, "a.jpg", "b.jpg")
-    coop(root, [["a.jpg", 0, "a"], ["gone.jpg", 0, "a"]], [["b.jpg", 1, "b"]])
-    rows, _, corrupt = index(root, tmp_path, kind="coop", max_corrupt=0.5)
-    assert len(rows) == 2 and "No such file" in corrupt[0]["reason"]
 
 
 def test_a_split_that_loses_all_its_images_is_an_error(tmp_path):
@@ -216,17 +195,17 @@ def test_images_of_a_shard_count_as_long_as_the_shard_is_as_it_was(tmp_path, cap
     assert "20 of 30 images are in the cache" in caplog.text
 
 
-def test_a_damaged_cache_counts_for_nothing(root, tmp_path):
-    index(root, tmp_path)
-    whole = outputs(tmp_path)
-    (tmp_path / "out" / CACHE).write_bytes(b"no database" * 999)
-    index(root, tmp_path)
-    assert outputs(tmp_path) == whole
-
-
 def test_a_cache_of_other_code_counts_for_nothing(root, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     index(root, tmp_path)
     monkeypatch.setattr(index_images, "version", lambda _: "another")
     index(root, tmp_path)
     assert "in the cache" not in caplog.text
+
+
+def test_a_damaged_cache_counts_for_nothing(root, tmp_path):
+    index(root, tmp_path)
+    whole = outputs(tmp_path)
+    (tmp_path / "out" / CACHE).write_bytes(b"no database" * 999)
+    index(root, tmp_path)
+    assert outputs(tmp_path) == whole

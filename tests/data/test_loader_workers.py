@@ -83,13 +83,7 @@ def test_batches_ahead_take_a_quarter_of_the_free_shared_memory_at_most(wanted, 
     assert workers == wanted or (workers + 2) * size * 4 > free  # no more would fit
 
 
-@pytest.mark.parametrize(
-    ("number", "said"),
-    [
-        ("SIGBUS", "/dev/shm"),
-        ("SIGKILL", "memory"),
-    ],
-)
+@pytest.mark.parametrize(("number", "said"), [("SIGBUS", "/dev/shm"), ("SIGKILL", "memory")])
 def test_a_worker_that_is_killed_is_one_sentence(number, said):
     *_, last = printed(KILL.format(number))
     assert said in last
@@ -110,13 +104,3 @@ def test_a_worker_that_is_gone_before_it_counts_as_dead_is_one_sentence(error):
 def test_bad_input_that_a_worker_finds_ends_the_process_too():
     said = "Image 9 cannot be decoded."
     assert printed(f"raise UserError({said!r})")[-1] == said
-
-
-@pytest.mark.parametrize(
-    ("cores", "expected"), [(8, (8, 2)), (64, (36, 1)), (128, (36, 1))], ids=str
-)
-def test_many_cores_beside_a_small_shared_memory(monkeypatch, caplog, cores, expected):
-    """Batches of 512 photographs of 500x375, on a machine of 64 GiB."""
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=32 * 2**30))
-    assert loader.bounded(cores, 231e6) == expected
-    assert ("docker run --shm-size" in caplog.text) == (cores > 36)
