@@ -685,9 +685,9 @@ def _column_of_labels(file: Any, group: int, label: str | None) -> Iterator[Any]
 
 def _described_classes(shards: Sequence[Path], column: str) -> list[str] | None:
     """Return the class names in label order that Parquet files describe, the same in all."""
-    described = []
+    described: list[list[str] | None] = []
     for shard in shards:
-        names: Any = None
+        names = None
         with _opened(shard) as file, contextlib.suppress(KeyError, TypeError, ValueError):
             features = json.loads(file.schema_arrow.metadata[FEATURES])["info"]["features"]
             names = TypeAdapter(list[str]).validate_python(features[column]["names"])
