@@ -96,6 +96,10 @@ def test_parts_of_a_sample_in_a_folder_of_the_shard(tmp_path):
     assert split.skipped == {".txt": 1}
     (item,) = read(root, image="seg.PNG").items
     assert read_image(root / item.path) == picture(2, form="PNG") and item.label is None
+    with pytest.raises(UserError, match=r"'7' .*split\.image"):
+        read(one_tar(tmp_path, ("7", {"jpg": b"", "png": b""})))
+    with pytest.raises(UserError, match=r"a\.tar/000001\.jpg"):
+        read(one_tar(tmp_path, *labelled([1]), *labelled([2]), *labelled([1])))
 
 
 @pytest.mark.parametrize(
@@ -242,12 +246,3 @@ def test_parquet_of_datasets_itself(tmp_path):
     made.to_parquet(str(tmp_path / "d.parquet"))
     split = read(tmp_path, "parquet")
     assert split.names == CLASSES and [item.label for item in split.items] == [0, 1, 0, 1]
-
-
-def test_a_sample_with_two_images_and_a_key_that_comes_twice(tmp_path):
-    root = one_tar(tmp_path, ("7", {"jpg": b"", "png": b""}))
-    with pytest.raises(UserError, match=r"'7' .*split\.image"):
-        read(root)
-    root = one_tar(tmp_path, *labelled([1]), *labelled([2]), *labelled([1]))
-    with pytest.raises(UserError, match=r"a\.tar/000001\.jpg"):
-        read(root)

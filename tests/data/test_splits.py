@@ -1,5 +1,4 @@
 import json
-import logging
 import tempfile
 from pathlib import Path
 
@@ -184,14 +183,12 @@ def test_a_mirror_with_another_top_folder_is_understood(tmp_path):
 
 
 def test_missing_images_and_split_files_are_named(tmp_path):
-    settings = SplitSettings("coop", file="split.json", images="pictures")
+    settings = SplitSettings("coop", images="pictures")
     with pytest.raises(UserError, match=r"split\.json"):
         read_split(tmp_path, settings)
     coop(tmp_path, [["a/1.jpg", 0, "a"]], [["b/2.jpg", 1, "b"]])
     with pytest.raises(UserError, match=r"a/1\.jpg"):
         read_split(tmp_path, settings)
-    with pytest.raises(UserError, match="does not exist"):
-        read_split(tmp_path / "no", settings)
 
 
 def test_a_wrong_number_of_images_shows_both_numbers(tmp_path):
@@ -237,14 +234,18 @@ def test_train_and_test_folders(tmp_path):
     ]
 
 
-def test_what_is_no_image_or_hidden_is_passed_over(tmp_path):
-    folders(tmp_path)
+def test_litter_is_passed_over_and_other_files_are_counted_by_suffix(tmp_path, caplog):
     images(tmp_path, "cat/.hidden.jpg", "cat/._1.jpg", "__MACOSX/x/1.jpg", ".git/2.jpg")
-    images(tmp_path, "cat/notes.txt", "cat/.thumbnails/3.jpg", "@eaDir/x.jpg", "cat/@eaDir/1.jpg")
+    images(tmp_path, "cat/.thumbnails/3.jpg", "@eaDir/x.jpg", "cat/@eaDir/1.jpg", ".hidden.mov")
     images(tmp_path, "#recycle/1.jpg", "$RECYCLE.BIN/1.jpg", "Thumbs.db", "lost+found/1.jpg")
-    split = read_split(tmp_path, SplitSettings("folders"))[1]
-    assert len(split.items) == 20 and split.names == ["cat", "dog"]
-    assert split.skipped == {".txt": 1}
+    images(tmp_path, *(f"{n}.jpg" for n in range(3)), "a.MOV", "b.mov", "c.dng", "d.tar\udcff", "e")
+    images(tmp_path, "f.one two", "cat/g.mov")
+    (tmp_path / "classes.txt").write_text("dog\ncat\n")
+    rows, _, _ = index(tmp_path, tmp_path)
+    assert {row["image_id"] for row in rows} == {"0.jpg", "1.jpg", "2.jpg"}
+    skipped = tables.read_metadata(tmp_path / "out" / "images.parquet", "image_id")["skipped"]
+    assert skipped == {".mov": 3, "other": 3, ".dng": 1}
+    assert "Left out 7 files that are no images: 3 .mov, 3 other, 1 .dng." in caplog.text
 
 
 def test_unlabelled_training_images(tmp_path):
@@ -268,24 +269,6 @@ def test_unlabelled_images_with_a_file_of_class_names(tmp_path):
     assert written == {"fire truck": "Fire_Truck"}
     assert {row["label"] for row in rows} == {None}
     assert [row["split"] for row in rows] == ["train"] * 40
-
-
-def test_beside_class_folders_unlabelled_images_are_for_training(tmp_path):
-    images(folders(tmp_path, n=30), *(f"{n}.jpg" for n in range(40)))
-    split = read_split(tmp_path, SplitSettings("folders"))[1]
-    assert {item.split for item in split.items if item.label is None} == {"train"}
-    assert {item.split for item in split.items if item.label is not None} == {"train", "test"}
-
-
-def test_files_that_are_no_images_are_counted_by_suffix(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    images(tmp_path, *(f"{n}.jpg" for n in range(3)), "a.MOV", "b.mov", "c.dng", "d.tar\udcff", "e")
-    images(tmp_path, "f.one two", ".hidden.mov", "deep/g.mov")
-    (tmp_path / "classes.txt").write_text("deep\ncat\n")
-    index(tmp_path, tmp_path)
-    skipped = tables.read_metadata(tmp_path / "out" / "images.parquet", "image_id")["skipped"]
-    assert skipped == {".mov": 3, "other": 3, ".dng": 1}
-    assert "Left out 7 files that are no images: 3 .mov, 3 other, 1 .dng." in caplog.text
 
 
 def test_a_file_of_class_names_gives_the_order_and_other_train_folders_are_unlabelled(tmp_path):
