@@ -40,12 +40,8 @@ def main() -> None:
             (of_class / f"IMG_{number:08}.jpg").write_bytes(os.urandom(args.bytes))
         state = timed(f"{args.files} files, never indexed", folder, table, None)
         found = list(folder_files.files(str(folder), "folders"))
-        folder_files.write(
-            str(table),
-            found,
-            state,
-            lambda part: [folder_files.checksum(folder / f.name) for f in part],
-        )
+        checksums = [folder_files.checksum(folder / file.name) for file in found]
+        folder_files.write(str(table), found, state, checksums)
         print(f"table of the files: {table.stat().st_size / 1e6:.1f} MB")
         timed("nothing changed", folder, table, state)
         for file in found:

@@ -21,7 +21,6 @@ from PIL import Image
 from torch.nn import functional as F
 
 from latteclip.core import tables
-from latteclip.core.errors import UserError
 from latteclip.data.fingerprints import BITS, FINGERPRINTS, THUMBNAIL, VIEWS, inside
 from latteclip.data.images import open_rgb
 
@@ -47,13 +46,11 @@ def find_duplicates(images_path: str, fingerprints_path: str, output: str) -> No
     """Write DUPLICATES of all images of an index, whatever their split. Nothing is removed.
 
     Raises:
-        UserError: the fingerprints are of other images, or an image can no longer be read.
+        UserError: an image can no longer be read.
     """
     index, _ = tables.read_unlabelled(images_path, training=False)
     table, _ = tables.read(fingerprints_path, FINGERPRINTS)
     ids = np.array(index["image_id"].to_pylist(), dtype=object)
-    if table["image_id"].to_pylist() != ids.tolist():
-        raise UserError(f"{fingerprints_path} is not of the images of {images_path}; rerun both.")
     hashes = _bytes(table["hashes"], len(VIEWS), BITS // 8)  # [N, V, BITS / 8]
     thumbnails = _bytes(table["thumbnail"], THUMBNAIL, THUMBNAIL)  # [N, T, T]
     paths = index["path"]

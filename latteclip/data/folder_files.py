@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -201,7 +201,7 @@ def state(folder: str, kind: str, classes: str | None, indexed: str) -> str:
     now = list(files(folder, kind, classes))
     if not _same(folder, now, known):
         return new
-    write(indexed, now, str(before["state"]), lambda part: [known[file.name][2] for file in part])
+    write(indexed, now, str(before["state"]), [known[file.name][2] for file in now])
     return str(before["state"])
 
 
@@ -227,23 +227,21 @@ def _same(folder: str, now: list[File], known: Mapping[str, tuple[int, int, byte
     return True
 
 
-def write(
-    path: str, found: list[File], state: str, checksums: Callable[[list[File]], list[bytes]]
-) -> None:
+def write(path: str, found: list[File], state: str, checksums: Sequence[bytes]) -> None:
     """Write the table of the files from which an index was made.
 
     Args:
         path: of the table.
         found: the files, listed before the index was made.
         state: as `state` returned it then.
-        checksums: returns checksums of the content of some of the files.
+        checksums: of the content of the files.
     """
     from latteclip.core import tables
 
-    metadata = {"digest": digest(found), "state": state}
-    with tables.writing(path, tables.FOLDER_FILES, metadata) as add:
-        for start in range(0, len(found), BATCH):
-            part = found[start : start + BATCH]
-            names, sizes, times = zip(*part, strict=True)
-            values = (list(map(os.fsencode, names)), sizes, times, checksums(part))
-            add(dict(zip(tables.FOLDER_FILES.names, values, strict=True)))
+    columns = {
+        "name": [os.fsencode(file.name) for file in found],
+        "size": [file.size for file in found],
+        "mtime_ns": [file.mtime_ns for file in found],
+        "checksum": checksums,
+    }
+    tables.write(path, columns, tables.FOLDER_FILES, {"digest": digest(found), "state": state})

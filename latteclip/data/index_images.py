@@ -13,7 +13,6 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError
 from latteclip.core.files import replacing, sqlite_uri
 from latteclip.core.hashing import digest
-from latteclip.core.terminal import Progress
+from latteclip.core.terminal import Progress, one_line
 from latteclip.data import fingerprints, folder_files
 from latteclip.data import images as image_files
 from latteclip.data.fingerprints import FINGERPRINTS, Fingerprint, fingerprint
@@ -40,7 +39,7 @@ BATCH = 8192  # images written at a time
 CACHED_TOGETHER = 512  # images: a killed run loses no more
 CACHE = ".decode_cache.sqlite"  # beside the index, where Snakemake removes nothing
 LOGGED = 100  # broken images that the log names
-NAMED = 5  # broken images that the error names, and half of the classes that the log names
+NAMED = 5  # broken images that the error names
 PATHS_PER_QUERY = 500  # fewer than any SQLite takes
 NO_FILE = (-1, -1)
 CREATE = """
@@ -109,7 +108,7 @@ def index_images(
         _check(broken, split, counts, settings.max_corrupt, folder)
         metadata["content"] = content.hexdigest()
         if folder_state and folder_files_output:
-            checksums = partial(_checksums, folder, cache, is_limited=settings.limit is not None)
+            checksums = [*_checksums(folder, listed, cache, settings.limit)]
             folder_files.write(folder_files_output, listed, folder_state, checksums)
     _log_counts(split, classnames, counts, time.monotonic() - started)
 
@@ -140,20 +139,22 @@ def _row(item: Item, path: str, found: Fingerprint, classnames: Sequence[str]) -
 
 
 def _checksums(
-    folder: str, cache: "DecodeCache", files: Sequence[folder_files.File], *, is_limited: bool
-) -> list[bytes]:
-    """Return the checksums of files of the folder, whose images are in the cache.
+    folder: str, files: Sequence[folder_files.File], cache: "DecodeCache", limit: int | None
+) -> Iterator[bytes]:
+    """Yield the checksums of files of the folder, whose images are in the cache.
 
     The others, such as lists and shards, are read. A limited run does not read them, so that a new
     time counts as a change.
     """
-    paths = [os.path.normpath(os.path.join(folder, file.name)) for file in files]
-    stats = np.array([(file.size, file.mtime_ns) for file in files], np.int64)
-    read = (lambda _: folder_files.UNKNOWN) if is_limited else folder_files.checksum
-    return [
-        cached.checksum if cached else read(path)
-        for path, cached in zip(paths, cache.get(paths, stats), strict=True)
-    ]
+    for start in range(0, len(files), BATCH):
+        part = files[start : start + BATCH]
+        paths = [os.path.normpath(os.path.join(folder, file.name)) for file in part]
+        stats = np.array([(file.size, file.mtime_ns) for file in part], np.int64)
+        for path, cached in zip(paths, cache.get(paths, stats), strict=True):
+            if cached:
+                yield cached.checksum
+            else:
+                yield folder_files.checksum(path) if limit is None else folder_files.UNKNOWN
 
 
 def _log_counts(
@@ -163,8 +164,7 @@ def _log_counts(
         counted = ", ".join(f"{n} {suffix}" for suffix, n in split.skipped.items())
         n_skipped = sum(split.skipped.values())
         log.warning("Left out %d files that are no images: %s.", n_skipped, counted)
-    more = f" and {len(classnames) - 2 * NAMED} more" if len(classnames) > 2 * NAMED else ""
-    log.info("Classes: %s%s.", ", ".join(classnames[: 2 * NAMED]), more)
+    log.info("Classes: %s", one_line(", ".join(classnames)))
     log.info(
         "Indexed %d images of %d classes (%d train, %d val, %d test) in %.1f s, %.0f images/s.",
         counts.total(),
@@ -181,8 +181,6 @@ def _report(broken: Sequence[Sequence[str]], output: Path) -> None:
         csv.writer(file).writerows([["image_id", "path", "split", "reason"], *broken])
     for image_id, _, _, reason in broken[:LOGGED]:
         log.warning("Cannot be decoded: %s (%s)", image_id, reason)
-    if len(broken) > LOGGED:
-        log.warning("... and %d more that cannot be decoded.", len(broken) - LOGGED)
 
 
 def _check(
@@ -205,7 +203,9 @@ def _check(
         )
     if not counts["train"] + counts["val"]:
         raise UserError(f"{folder} has no usable image in the train split.")
-    if split.needs_test_images and not counts["test"]:
+    splits = {item.split for item in split.items}
+    are_labelled = all(item.label is not None for item in split.items)
+    if not counts["test"] and ("test" in splits or are_labelled):
         raise UserError(f"{folder} has no usable image in the test split.")
     if broken:
         log.warning("Left out %d of %d images that cannot be decoded.", len(broken), n_images)

@@ -17,7 +17,7 @@ import logging
 import re
 import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -81,13 +81,6 @@ class Split:
     items: list[Item]
     names: list[str]
     skipped: dict[str, int] = field(default_factory=dict)  # files that are no images, by suffix
-
-    @property
-    def needs_test_images(self) -> bool:
-        """Whether a test split is expected: there is one, or every image has a label."""
-        return all(item.label is not None for item in self.items) or any(
-            item.split == "test" for item in self.items
-        )
 
 
 @dataclass(frozen=True)
@@ -240,12 +233,9 @@ def read_coop(path: Path) -> Split:
         raise UserError(f"Split file {path}: {place} {first['msg']}.") from None
     if not {"train", "test"} <= content.keys() <= set(SPLITS):
         raise UserError(f"Split file {path} must have the keys train and test, and perhaps val.")
-    items, names = [], dict[int, str]()
-    for split in SPLITS:
-        for image_id, label, name in content.get(split, []):
-            _note_name(names, label, name, path)
-            items.append(Item(inside(image_id, path), split, label))
-    return Split(items, _in_label_order(names, path))
+    rows = [(split, *row) for split in SPLITS for row in content.get(split, [])]
+    items = [Item(inside(image_id, path), split, label) for split, image_id, label, _ in rows]
+    return Split(items, _in_label_order(((label, name) for *_, label, name in rows), path))
 
 
 def _read_lists(root: Path, settings: SplitSettings) -> Split:
@@ -314,15 +304,9 @@ def _csv_rows(path: Path) -> Iterator[dict[str, str]]:
 
 def _csv_names(rows: Sequence[Mapping[str, str]], path: Path) -> list[str]:
     """Return the class names of a table, by their numbers where it has both."""
-    numbered = dict[int, str]()
-    for row in rows:
-        if row["classname"] and row["label"]:
-            label = _parse_label(row["label"])
-            if label is None:
-                raise UserError(f"Split file {path}: label {row['label']!r} is not a number.")
-            _note_name(numbered, label, row["classname"], path)
-    if numbered:
-        return _in_label_order(numbered, path)
+    both = [(row["label"], row["classname"]) for row in rows if row["label"] and row["classname"]]
+    if both:
+        return _in_label_order(((_parse_label(label), name) for label, name in both), path)
     names = sorted({row["classname"] or row["label"] for row in rows} - {""})
     if all(_parse_label(name) is not None for name in names):
         raise UserError(
@@ -337,12 +321,13 @@ def _parse_label(text: str) -> int | None:
     return int(text) if re.fullmatch("[0-9]{1,9}", text) else None
 
 
-def _note_name(names: dict[int, str], label: int, name: str, path: Path) -> None:
-    if names.setdefault(label, name) != name:
-        raise UserError(f"Split file {path}: label {label} is both {names[label]!r} and {name!r}.")
-
-
-def _in_label_order(names: Mapping[int, str], path: Path) -> list[str]:
+def _in_label_order(labels: Iterable[tuple[int | None, str]], path: Path) -> list[str]:
+    """Return class names by their labels."""
+    names = dict[int | None, str]()
+    for label, name in labels:
+        if names.setdefault(label, name) != name:
+            known = names[label]
+            raise UserError(f"Split file {path}: label {label} is both {known!r} and {name!r}.")
     if missing := [label for label in range(len(names)) if label not in names]:
         raise UserError(
             f"Split file {path}: labels must run from 0 without a gap, but {missing[0]} is missing."

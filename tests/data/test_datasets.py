@@ -15,7 +15,7 @@ from latteclip.config.configuration import Configuration, as_json
 from latteclip.config.layers import merge
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classnames
-from latteclip.data.splits import read_coop
+from latteclip.data.splits import SplitSettings, read_coop
 
 # key -> key of classnames.json, archive, how it is packed, folder of the images in it
 TEN = {
@@ -145,7 +145,7 @@ def test_what_the_files_say_is_what_the_paper_says(key):
     cleaned = [" ".join(name.lower().replace("_", " ").split()) for name in names]
     if key in ("stanford_cars", "ucf101"):
         cleaned = [" ".join(name.replace(".", " ").split()) for name in cleaned]
-    replacements = settings_of(key, {}).section("split", key)["classname_replace"]
+    replacements = values["split"].get("classname_replace", SplitSettings().classname_replace)
     assert clean_classnames(names, replacements) == cleaned
     real = COOP_SPLITS / values["split"].get("file", "none")
     if real.is_file():

@@ -5,8 +5,6 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
-from support.image_folders import folders, index
-from support.web import jpeg
 
 from latteclip.core.errors import UserError
 from latteclip.data.images import open_rgb, read_and_decode
@@ -53,70 +51,40 @@ RAISED = [
 
 
 @pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
-def test_whatever_a_decoder_raises_counts_as_one_broken_image(tmp_path, monkeypatch, error):
-    load = JpegImagePlugin.JpegImageFile.load
-
+def test_whatever_a_decoder_raises_is_a_broken_image(tmp_path, monkeypatch, error):
     def broken(image):
-        if image.size == (99, 9):
-            raise error
-        return load(image)
+        raise error
 
-    (folders(tmp_path / "d") / "cat" / "odd.jpg").write_bytes(jpeg(size=(99, 9)))
     monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", broken)
-    monkeypatch.setattr("latteclip.data.index_images.Workers", InProcess)
-    rows, _, [corrupt] = index(tmp_path / "d", tmp_path, max_corrupt=0.1)
-    assert len(rows) == 20 and corrupt["image_id"] == "cat/odd.jpg"
-    assert corrupt["reason"] and type(error).__name__ not in corrupt["reason"]
+    path = saved(tmp_path / "odd.jpg", (99, 9))
+    reason = read_and_decode(path)
+    assert isinstance(reason, str) and reason and type(error).__name__ not in reason
     with pytest.raises(UserError, match=r"odd\.jpg"):
-        open_rgb(tmp_path / "d" / "cat" / "odd.jpg")
-
-
-class InProcess:
-    """Workers of this very process, whose decoder fails."""
-
-    def __init__(self, work, *_, **__):
-        self.work = work
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def in_order(self, tasks):
-        return map(self.work, tasks)
+        open_rgb(path)
 
 
 def test_only_regular_files_are_opened(tmp_path):
-    root = folders(tmp_path / "d")
-    os.mkfifo(root / "cat" / "pipe.jpg")
-    (root / "cat" / "zeros.jpg").symlink_to("/dev/zero")
-    rows, _, corrupt = index(root, tmp_path, max_corrupt=0.5)
-    assert len(rows) == 20
-    assert [row["image_id"] for row in corrupt] == ["cat/pipe.jpg", "cat/zeros.jpg"]
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zeros.jpg").symlink_to("/dev/zero")
+    for name in ("pipe.jpg", "zeros.jpg"):
+        assert "no regular file" in read_and_decode(tmp_path / name)
+        with pytest.raises(UserError, match=name):
+            open_rgb(tmp_path / name)
 
 
 # What phones write.
 
 
-def phone_picture(path, **options):
-    """A picture that is red on the left and blue on the right, 64 x 48."""
+@pytest.mark.parametrize("name", ["a.heic", "a.HIF", "a.avif"])
+def test_phone_pictures_are_decoded_upright(tmp_path, name):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn: the left side is at the top
+    kind = "AVIF" if name.endswith("avif") else "HEIF"
     picture = Image.new("RGB", (64, 48), "red")
     picture.paste("blue", (32, 0, 64, 48))
-    picture.save(path, quality=90, **options)
-
-
-@pytest.mark.parametrize("name", ["a.heic", "a.HIF", "a.avif"])
-def test_phone_pictures_are_indexed_upright(tmp_path, name):
-    root = folders(tmp_path / "d")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # a quarter turn: what was on the left is at the top
-    kind = "AVIF" if name.endswith("avif") else "HEIF"
-    phone_picture(root / "cat" / name, exif=exif.tobytes(), format=kind)
-    rows, _, corrupt = index(root, tmp_path)
-    sizes = {row["image_id"]: (row["width"], row["height"]) for row in rows}
-    assert sizes[f"cat/{name}"] == (48, 64) and not corrupt
-    decoded = open_rgb(root / "cat" / name)
+    picture.save(tmp_path / name, quality=90, exif=exif.tobytes(), format=kind)
+    decoded = open_rgb(tmp_path / name)
+    assert decoded.size == (48, 64)
     top, bottom = (decoded.getpixel((24, y)) for y in (8, 56))
     assert top[0] > 200 > 60 > top[2] and bottom[2] > 200 > 60 > bottom[0]
 
