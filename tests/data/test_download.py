@@ -1,6 +1,5 @@
 """Files of datasets are fetched, verified and unpacked."""
 
-import gzip
 import hashlib
 import json
 import logging
@@ -95,13 +94,6 @@ def test_a_full_disk_is_no_fault_of_the_source(host, folder):
     (part / "file.bin").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):
         fetch("file.bin", wanted(url, "/no/such/file"), folder)
-
-
-def test_an_archive_that_comes_encoded_is_left_as_it_is(host, folder):
-    packed = gzip.compress(CONTENT)
-    host.headers["/file.gz"] = {"Content-Encoding": "gzip"}
-    url = host.serve("/file.gz", packed)
-    assert fetch("file.gz", wanted(url, content=packed), folder).read_bytes() == packed
 
 
 def test_a_busy_host_is_asked_again_with_growing_pauses(host, folder, waits):

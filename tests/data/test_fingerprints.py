@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.fft import dctn
-from support.twins import TWINS, cropped, picture
+from support.twins import cropped, picture
 
 from latteclip.data import fingerprints
 from latteclip.data.fingerprints import BITS, FREQUENCIES, SIDE, VIEWS, fingerprint, hashes
@@ -29,14 +29,6 @@ def test_the_hash_of_a_view_is_that_of_the_crop(view):
     whole = bits(cropped(image, share, across, down))[0]
     differing = (bits(image) != whole).sum(axis=1)
     assert differing.argmin() == view and differing[view] < BITS / 16
-
-
-@pytest.mark.parametrize("kind", TWINS)
-def test_twins_have_hashes_alike_and_others_do_not(kind):
-    one = bits(picture(2))
-    twin = bits(TWINS[kind](picture(2)))[0]
-    other = bits(picture(3))[0]
-    assert (one != twin).sum(axis=1).min() < BITS / 4 < (one != other).sum(axis=1).min()
 
 
 def test_sizes_and_thumbnail_are_those_of_the_picture():

@@ -45,23 +45,6 @@ def test_what_cannot_be_decoded_ends_the_threads(tmp_path):
     assert threading.active_count() == before
 
 
-def test_threads_that_decode_leave_the_model_its_threads(tmp_path):
-    was = torch.get_num_threads()
-    found = []
-
-    def transform(image):
-        found.append(torch.get_num_threads())
-        return torch.zeros(1)
-
-    try:
-        torch.set_num_threads(3)
-        list(batches(ImageFiles(write_pictures(tmp_path, 3), transform), [range(3)], CPU, 2))
-        assert found == [1, 1, 1]
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(was)
-
-
 def test_forked_workers_read_shards(tmp_path):
     """Though this process read of them before: its threads are not theirs."""
     tar = tar_shard(tmp_path / "train.tar", labelled(range(40), form="PNG"))

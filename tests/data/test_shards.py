@@ -206,7 +206,7 @@ def test_a_row_without_an_image_counts_as_broken(tmp_path):
         open_rgb(f"{tmp_path}/d/p.parquet#0+2")
 
 
-def test_files_without_images_or_with_too_many_together_are_refused(tmp_path, monkeypatch):
+def test_files_without_images_are_refused(tmp_path):
     path = tmp_path / "p.parquet"
     path.write_bytes(b"PAR1 no such file PAR1")
     with pytest.raises(UserError, match=r"p\.parquet"):
@@ -218,10 +218,6 @@ def test_files_without_images_or_with_too_many_together_are_refused(tmp_path, mo
         pq.write_table(pa.table(columns), path)
         with pytest.raises(UserError, match=r"p\.parquet"):
             read(tmp_path, "parquet")
-    parquet_shard(path, list(map(picture, range(4))), [0] * 4, CLASSES, rows=4)
-    monkeypatch.setattr(images, "MAX_GROUP", 100)
-    with pytest.raises(UserError, match="smaller row groups"):
-        read(tmp_path, "parquet")
 
 
 def test_a_value_that_is_written_once_and_read_many_times_is_bounded(tmp_path, monkeypatch):

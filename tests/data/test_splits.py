@@ -153,27 +153,6 @@ def test_what_is_wrong_with_a_table_is_said(tmp_path, text, message):
 # Lists, and where files lie.
 
 
-def test_lists_with_slashes_in_class_names(tmp_path):
-    (tmp_path / "variants.txt").write_text("F-16A/B\nF/A-18\n")
-    (tmp_path / "one.txt").write_text("001 F/A-18\n002 F-16A/B\n")
-    (tmp_path / "two.txt").write_text("003 F/A-18\n")
-    images(tmp_path, "images/001.jpg")
-    settings = SplitSettings(
-        "lists",
-        lists={"train": "one.txt", "test": "two.txt"},
-        suffix=".jpg",
-        classes="variants.txt",
-        images="images",
-    )
-    split = read_split(tmp_path, settings)[1]
-    assert split.names == ["F-16A/B", "F/A-18"]
-    assert [(i.image_id, i.split, i.label) for i in split.items] == [
-        ("001.jpg", "train", 1),
-        ("002.jpg", "train", 0),
-        ("003.jpg", "test", 1),
-    ]
-
-
 def test_a_mirror_with_another_top_folder_is_understood(tmp_path):
     images(tmp_path, "mirror/dtd/images/a/1.jpg", "mirror/dtd/images/b/2.jpg")
     coop(tmp_path / "mirror", [["a/1.jpg", 0, "a"]], [["b/2.jpg", 1, "b"]])
