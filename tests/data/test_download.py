@@ -82,7 +82,7 @@ def test_a_file_that_changed_meanwhile_is_fetched_again(host, folder, broken_off
 def test_a_stalled_transfer_is_continued(host, folder, monkeypatch):
     monkeypatch.setattr(downloads, "TIMEOUT", (5, 0.02))
     monkeypatch.setattr("time.sleep", lambda seconds: host.drops.clear())
-    host.drops["/file.bin"] = "body"
+    host.drops.add("/file.bin")
     url = host.serve("/file.bin", CONTENT)
     assert fetch("file.bin", wanted(url), folder).read_bytes() == CONTENT
 

@@ -24,9 +24,7 @@ class Host:
         self.busy = {}  # path -> how many answers are 503
         self.refused = {}  # start of a path -> (status, error code of the Hugging Face hub)
         self.ranges = True
-        self.headers = {}  # path -> headers added to its answers; None takes one away
-        self.redirected = {}  # path -> where its answers lead
-        self.drops = {}  # path -> what of its answers comes byte by byte: "head" or "body"
+        self.drops = set()  # paths whose content comes byte by byte
         self.ending = threading.Event()
         self.requests = []
         handler = type("Handler", (_Handler,), {"host": self})
@@ -96,36 +94,25 @@ class _Handler(BaseHTTPRequestHandler):
             if path.startswith(start_of_path):
                 self.refuse(status, code)
                 return
-        if path in self.host.redirected:
-            self.redirect(self.host.redirected[path])
-            return
         if path not in self.host.files:
             self.refuse(404, "EntryNotFound")
             return
         content = self.host.files[path]
         digest = hashlib.sha256(content).hexdigest()
-        said = {"ETag": f'"{digest}"'} | self.host.headers.get(path, {})
-        same = self.headers.get("If-Range") in (None, said.get("ETag"), said.get("Last-Modified"))
-        partial = asked is not None and self.host.ranges and same
+        partial = asked is not None and self.host.ranges
         rest = content[start:] if partial else content
         self.send_response(206 if partial else WHOLE)
         if partial:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        for name, value in said.items():
-            if value is not None:
-                self.send_header(name, value)
+        self.send_header("ETag", f'"{digest}"')
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("X-Linked-ETag", f'"{digest}"')
         self.send_header("X-Linked-Size", str(len(content)))
         kind = "application/json" if path.startswith("/api/") else "application/octet-stream"
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(rest)))
-        drops = self.host.drops.get(path) if body else None
-        if drops == "head":
-            self.flush_headers()
-            self.drip(b"X-Long: " + bytes(200) + b"\r\n")
         self.end_headers()
-        if drops == "body":
+        if body and path in self.host.drops:
             self.drip(rest)
         elif body:
             cut = self.host.spend(self.host.cut, path)
@@ -139,12 +126,6 @@ class _Handler(BaseHTTPRequestHandler):
                 if self.host.ending.wait(0.05):
                     return
                 self.wfile.write(bytes([byte]))
-
-    def redirect(self, place):
-        self.send_response(302)
-        self.send_header("Location", place)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
 
     def refuse(self, status, code):
         self.send_response(status)
