@@ -194,7 +194,7 @@ def state(folder: str, kind: str, classes: str | None, indexed: str) -> str:
         if before["digest"] == new:
             return str(before["state"])
         columns = tables.read(indexed, tables.FOLDER_FILES)[0].to_pydict()
-    except (UserError, KeyError):  # then the index is made again
+    except (UserError, KeyError):  # the images are indexed again
         return new
     names = map(os.fsdecode, columns.pop("name"))
     known = dict(zip(names, zip(*columns.values(), strict=True), strict=True))
@@ -228,11 +228,11 @@ def _same(folder: str, now: list[File], known: Mapping[str, tuple[int, int, byte
 
 
 def write(path: str, found: list[File], state: str, checksums: Sequence[bytes]) -> None:
-    """Write the table of the files from which an index was made.
+    """Write the table of the files that were indexed.
 
     Args:
         path: of the table.
-        found: the files, listed before the index was made.
+        found: the files, listed before they were indexed.
         state: as `state` returned it then.
         checksums: of the content of the files.
     """

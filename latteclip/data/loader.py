@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class ImageFiles(Dataset[tuple[Any, torch.Tensor]]):
-    """N image files under one transform; an item is the index and the image's pixels."""
+    """N image files under one transform. An item is the index and the image's pixels."""
 
     def __init__(self, paths: Sequence[str], transform: Transform) -> None:
         self.paths, self.transform = paths, transform
@@ -200,7 +200,7 @@ def watched(batches: Iterable[T]) -> Iterator[T]:
 
 
 def _end() -> None:
-    """Kill the workers that an error has left: they ignore multiprocessing's own SIGTERM."""
+    """Kill the workers that an error has left, for they ignore the SIGTERM of multiprocessing."""
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()

@@ -70,13 +70,13 @@ class Item:
 
     @property
     def path(self) -> str:
-        """Its path relative to the folder of images; see `latteclip.data.images`."""
+        """Its path relative to the folder of images, as `latteclip.data.images` reads it."""
         return self.member or self.image_id
 
 
 @dataclass(frozen=True)
 class Split:
-    """N images and C class names as the dataset writes them, in label order."""
+    """N images, and C class names as the dataset writes them, in label order."""
 
     items: list[Item]
     names: list[str]
@@ -192,7 +192,7 @@ def _nearby(root: Path) -> Iterator[Path]:
 
 
 def _listed_classes(root: Path, settings: SplitSettings) -> list[str] | None:
-    """Return the class names that a file lists, in label order; None where there is no file."""
+    """Return the class names that a file lists, in label order, None where there is no file."""
     if settings.classes is None and not (root / CLASSES).is_file():
         return None
     path = _existing(root, settings.classes or CLASSES)
@@ -254,7 +254,7 @@ def _read_lists(root: Path, settings: SplitSettings) -> Split:
 
 
 def _read_csv(root: Path, settings: SplitSettings) -> Split:
-    """Read a table with the columns path, and any of label, classname, split; tabs in a .tsv.
+    """Read a table with the columns path, and any of label, classname, split. A .tsv has tabs.
 
     An image with neither label nor classname is unlabelled. A label is a number where there are
     class names (a column, or a file of them), else it is the class name itself.
@@ -272,11 +272,10 @@ def _read_csv(root: Path, settings: SplitSettings) -> Split:
             label = None
         if name and (label is None or row["classname"] not in ("", names[label])):
             raise UserError(f"{where}: class {name!r} is not among the class names.")
-        image_id = inside(row["path"], path)
-        split = row["split"].lower() or _hashed_split(image_id, label, settings.test_fraction)
-        if split not in SPLITS:
-            raise UserError(f"{where}: split {split!r} is not one of {', '.join(SPLITS)}.")
-        items.append(Item(image_id, split, label))
+        item = Item(inside(row["path"], path), row["split"].lower(), label)
+        if item.split not in ("", *SPLITS):
+            raise UserError(f"{where}: split {item.split!r} is not one of {', '.join(SPLITS)}.")
+        items.append(_drawn(item, settings.test_fraction))
     return Split(items, names)
 
 
@@ -338,9 +337,12 @@ def _in_label_order(labels: Iterable[tuple[int | None, str]], path: Path) -> lis
 # --- a split by hash -----------------------------------------------------------------------------
 
 
-def _hashed_split(image_id: str, label: int | None, test_fraction: float) -> str:
-    """Draw train or test by a hash of the path. An unlabelled image is for training."""
-    return "test" if label is not None and _unit_interval(image_id) < test_fraction else "train"
+def _drawn(item: Item, test_fraction: float) -> Item:
+    """Put an item without a split into train or test, by a hash of its path if it has a label."""
+    if item.split:
+        return item
+    is_test = item.label is not None and _unit_interval(item.image_id) < test_fraction
+    return replace(item, split="test" if is_test else "train")
 
 
 def _unit_interval(image_id: str) -> float:
@@ -398,8 +400,7 @@ def _read_class_folders(root: Path, settings: SplitSettings) -> Split:
         for label, files in groups:
             for file in files:
                 image_id = inside(file.relative_to(folder).as_posix(), folder)
-                own_split = split or _hashed_split(image_id, label, settings.test_fraction)
-                items.append(Item(image_id, own_split, label))
+                items.append(_drawn(Item(image_id, split, label), settings.test_fraction))
     unlabelled = Counter(item.split for item in items if item.label is None)
     if unlabelled:
         log.info("%s: unlabelled images lie outside class folders: %s.", folder, dict(unlabelled))
@@ -470,8 +471,7 @@ def _read_shards(root: Path, settings: SplitSettings) -> Split:
                 f"{image_id} has the label {str(value)[:80]!r}, which is none of the {len(names)} "
                 "classes; complete the class names, or correct split.label."
             )
-        own_split = split or _hashed_split(image_id, label, settings.test_fraction)
-        items.append(Item(image_id, own_split, label, place))
+        items.append(_drawn(Item(image_id, split, label, place), settings.test_fraction))
     return Split(items, names, dict(skipped.most_common()))
 
 

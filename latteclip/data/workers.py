@@ -38,7 +38,7 @@ class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R])
         name: Callable[[T], str],
         threads_key: str,
     ) -> None:
-        """Start no process yet; the first tasks do.
+        """Create the pool, whose processes start with the first tasks.
 
         Args:
             work: a function, or an object of a class, at the top level of its module.
