@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 
