@@ -57,6 +57,7 @@ def workflow_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
+        sys.tracebacklimit = 0  # Snakemake prints the sentence without the stack
         raise WorkflowError(str(error)) from None
 
 
