@@ -21,7 +21,7 @@ def test_status_names_the_lock_of_a_killed_run_and_the_command_that_removes_it(c
         os.killpg(run.pid, signal.SIGKILL)
         run.communicate()
     status = checkout.latteclip("status", "demo").stdout
-    unlock = re.search(r"^lock: .* Remove the lock: (.+)$", status, re.MULTILINE)[1]
+    unlock = re.search(r"^lock: .* remove the lock: (.+)$", status, re.MULTILINE)[1]
     assert checkout.snakemake(target).returncode != 0
     done = checkout.run(*shlex.split(unlock))
     assert done.returncode == 0, done.stdout
