@@ -13,7 +13,7 @@ from latteclip.clip import finetuned
 from latteclip.clip.classifier import classify
 from latteclip.clip.encode import encode_files
 from latteclip.core import devices, tables
-from latteclip.core.holdout import NO_FOLD, Fold
+from latteclip.core.holdout import NO_FOLD, Fold, left_out
 from latteclip.evaluate import metrics, train_predictions
 
 
@@ -83,22 +83,19 @@ def evaluate(
     labels, scores = rank(table, settings.topk)
     metrics.write(
         *(table, names, labels.numpy(), scores.numpy(), history.get("marks", [])),
-        dataset=dataset,
-        method=method,
-        seed=seed,
-        predictions_output=predictions_output,
-        metrics_output=metrics_output,
+        *((dataset, method, seed), predictions_output, metrics_output),
     )
     if left_out_path:
         held_out = train_predictions.read_predictions(left_out_path, names, held_out=True)
         unseen = held_out["prediction"].to_numpy()
     else:
-        held_out = train_predictions.held_out_images(images_path, settings.fold)
+        train, _ = tables.read_unlabelled(images_path, training=True)
+        is_unseen = left_out(tables.Strings(train["image_id"]), settings.fold)
+        held_out = train.filter(pa.array(is_unseen))
         unseen = rank(held_out, 1)[0][:, 0].numpy() if len(held_out) else np.empty(0, np.int_)
-    predictions = rank(examples, 1)[0][:, 0].numpy()
     train_predictions.write_predictions(
         train_predictions_output,
         (held_out["image_id"], unseen),
-        (examples["image_id"], predictions),
+        (examples["image_id"], rank(examples, 1)[0][:, 0].numpy()),
         names,
     )

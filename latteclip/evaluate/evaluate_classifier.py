@@ -6,12 +6,11 @@ Without a test split, all images are classified.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from latteclip.clip.classifier import classify, load_classifier
 from latteclip.core import tables
+from latteclip.core.holdout import judging
 from latteclip.evaluate import metrics, train_predictions
 from latteclip.labels.features import read_all_features
 
@@ -60,30 +59,24 @@ def evaluate_classifier(
     """
     table, names = metrics.read_evaluated_images(images_path, dataset)
     classifier, _ = load_classifier(classifier_path, classnames=names)
-
-    def predict(image_ids: pa.ChunkedArray) -> npt.NDArray[np.int_]:
-        """Return the best class of each image."""
-        features = read_all_features(pseudo_labels_path, eyes_paths, image_ids)
-        return np.asarray(classify(features, classifier, 1)[0][:, 0])
-
     features = read_all_features(pseudo_labels_path, eyes_paths, table["image_id"])
     labels, scores = classify(features, classifier, settings.topk)
     metrics.write(
         *(table, names, labels.numpy(), scores.numpy(), settings.marks),
-        dataset=dataset,
-        method=method,
-        seed=seed,
-        predictions_output=predictions_output,
-        metrics_output=metrics_output,
+        *((dataset, method, seed), predictions_output, metrics_output),
     )
-    if votes_path is None:
-        held_out = train_predictions.comparison_images(images_path)["image_id"]
-        predictions = predict(held_out)
-    else:
+    examples = train_predictions.example_images(images_path, pseudo_labels_path)["image_id"]
+    train, _ = tables.read_unlabelled(images_path, training=True)
+    compared = train["image_id"].filter(pa.array(judging(tables.Strings(train["image_id"]))))
+    held_out = compared if votes_path is None else compared.slice(0, 0)
+    some = pa.chunked_array([*held_out.chunks, *examples.chunks])
+    features = read_all_features(pseudo_labels_path, eyes_paths, some)
+    predicted = classify(features, classifier, 1)[0][:, 0].numpy()
+    unseen, of_examples = predicted[: len(held_out)], predicted[len(held_out) :]
+    if votes_path is not None:
         head = "joint_head" if eyes_paths else "head"
         votes, _ = tables.read(votes_path, tables.VOTES_EYES, ["image_id", head])
-        held_out, predictions = votes["image_id"], votes[head].to_numpy()
-    examples = train_predictions.example_images(images_path, pseudo_labels_path)["image_id"]
+        held_out, unseen = votes["image_id"], votes[head].to_numpy()
     train_predictions.write_predictions(
-        train_predictions_output, (held_out, predictions), (examples, predict(examples)), names
+        train_predictions_output, (held_out, unseen), (examples, of_examples), names
     )

@@ -59,19 +59,19 @@ def read_evaluated_images(images_path: str, dataset: str) -> tuple[pa.Table, lis
         UserError: there is no image.
     """
     table, metadata = tables.read(images_path, tables.IMAGES)
-    tests = table.filter(pc.equal(table["split"], "test"))
     if len(table) == 0:
         raise UserError(f"Dataset {dataset} has no image; check its split.")
-    return tests if len(tests) else _without_labels(table), metadata["classnames"]
-
-
-def _without_labels(images: pa.Table) -> pa.Table:
-    """Remove the labels from IMAGES: images that were trained on give no accuracy."""
-    for name in tables.LABEL_COLUMNS:
-        field = tables.IMAGES.field(name)
-        unknown = pa.nulls(len(images), field.type)
-        images = images.set_column(images.schema.get_field_index(name), field, unknown)
-    return images
+    tests = table.filter(pc.equal(table["split"], "test"))
+    if len(tests):
+        return tests, metadata["classnames"]
+    # Images that were trained on give no accuracy.
+    columns = {
+        field.name: pa.nulls(len(table), field.type)
+        if field.name in tables.LABEL_COLUMNS
+        else table[field.name]
+        for field in tables.IMAGES
+    }
+    return pa.table(columns, schema=tables.IMAGES), metadata["classnames"]
 
 
 def write(
@@ -80,23 +80,22 @@ def write(
     ranked: npt.NDArray[np.int_],
     scores: npt.NDArray[np.float32],
     marks: Sequence[str],
-    *,
-    dataset: str,
-    method: str,
-    seed: int,
+    run: tuple[str, str, int],
     predictions_output: str,
     metrics_output: str,
 ) -> None:
     """Write the predictions of a run, and its metrics where the images have labels.
 
     Args:
-        images: the N images, from `read_evaluated_images`.
+        images: from `read_evaluated_images`.
         ranked: [N, K] the best classes of each image, best first.
         scores: [N, K] their scores.
         marks: keys of `results.MARKS`.
+        run: dataset, method and seed.
         predictions_output: a PREDICTIONS table.
-        metrics_output: JSON, which `latteclip.evaluate.results` reads.
+        metrics_output: JSON, which `results.read_metrics` reads.
     """
+    dataset, method, seed = run
     tables.write(
         predictions_output,
         {
@@ -109,13 +108,8 @@ def write(
         tables.PREDICTIONS,
         {"classnames": list(classnames)},
     )
-    result: dict[str, object] = {
-        "dataset": dataset,
-        "method": method,
-        "seed": seed,
-        "marks": list(marks),
-        "images": len(images),
-    }
+    result: dict[str, object] = {"dataset": dataset, "method": method, "seed": seed}
+    result |= {"marks": list(marks), "images": len(images)}
     labels = images["label"]
     if labels.null_count:
         log.warning("No labels to test with in %s: predictions only.", dataset)

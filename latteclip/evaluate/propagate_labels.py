@@ -32,6 +32,8 @@ CANDIDATES = 64  # R at least, of which the exact cosines are computed
 PROBES = 64  # cells that are searched for each query
 TRAIN_POINTS = 64  # points of each cell that cells are learned from
 SEED = 0
+SCORES = 2**26  # of nodes for classes that are propagated at once: 256 MiB
+TOLERANCE = 1e-8  # of the propagated scores, relative to what is propagated
 
 
 class BruteForceIndex:
@@ -97,7 +99,6 @@ class IVFPQIndex:
     def nearest(
         self, queries: torch.Tensor, k: int, first: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return neighbours as BruteForceIndex does."""
         among = max(CANDIDATES, k + 1)  # a point itself may be one of them
         _, found = self._index.search(queries.numpy(), among)
         candidates = torch.from_numpy(found)  # [Q, R], -1 where there are fewer
@@ -112,11 +113,6 @@ class IVFPQIndex:
 def _codes(width: int) -> int:
     """Return the number of four-bit codes of a point: one for two dimensions, where that fits."""
     return width if width % 2 else width // 2
-
-
-log = logging.getLogger(__name__)
-SCORES = 2**26  # of nodes for classes that are propagated at once: 256 MiB
-TOLERANCE = 1e-8  # of the propagated scores, relative to what is propagated
 
 
 NeighbourIndex = BruteForceIndex | IVFPQIndex
@@ -141,10 +137,6 @@ class PropagationSettings:
     gamma: float = 5.0  # power of cosines between images and texts: they are on another scale
     alpha: float = 0.3  # share of a score that comes from the neighbours
     normalise_test_links: bool = True  # false: links of test images are bare similarities
-
-    def __post_init__(self) -> None:
-        if not 0 < self.alpha < 1:
-            raise UserError(f"graph.alpha must be between 0 and 1, not {self.alpha}.")
 
 
 @dataclass(frozen=True)
@@ -173,9 +165,8 @@ def propagate_labels(
 ) -> None:
     """Fit the graph on the images that are not in the test split, and classify those that are.
 
-    Without a test split the images of the graph themselves are classified.
-
-    Labels are read to measure the accuracy, after the predictions are made.
+    Without a test split the images of the graph themselves are classified. Labels are read to
+    measure the accuracy, after the predictions are made.
 
     Args:
         images_path: an IMAGES table.
@@ -202,19 +193,15 @@ def propagate_labels(
         raise UserError(f"{images_path} has no training image; check the dataset's split.")
     features = read_features(pseudo_labels_path, trained)  # [N, D]
     graph = link(classes.weights.to(where), features, neighbour_index(features, where), settings)
-    evaluated, names = metrics.read_evaluated_images(images_path, dataset)
     links = None
     if len(tested):
         tests = read_features(pseudo_labels_path, tested)  # [M, D]
         links = neighbours(tests, graph.classes, graph.images, settings)
     ranked, best = rank(links, graph, settings)
+    evaluated, names = metrics.read_evaluated_images(images_path, dataset)
     metrics.write(
         *(evaluated, names, ranked.numpy(), best.numpy(), []),
-        dataset=dataset,
-        method=method,
-        seed=seed,
-        predictions_output=predictions_output,
-        metrics_output=metrics_output,
+        *((dataset, method, seed), predictions_output, metrics_output),
     )
 
 
@@ -226,15 +213,11 @@ def neighbours(
     *,
     same: bool = False,
 ) -> torch.Tensor:
-    """Return the links of images into a graph: [Q, V] sparse, one row per image.
+    """Return the links of images [Q, D] into a graph: [Q, V] sparse, one row per image.
 
-    An image is linked to the K nearest class texts, and by itself to the K nearest images: cosines
-    of the two kinds do not compete. A link weighs as much as the cosine, to the power gamma for a
-    text; a negative cosine makes no link.
-
-    Args:
-        queries: [Q, D].
-        same: queries and images are the same, and none is its own neighbour.
+    An image is linked to the K nearest class texts, and apart from these to the K nearest images. A
+    link weighs as much as the cosine, to the power gamma for a text. A negative cosine makes no
+    link. Where queries and images are the same, none is its own neighbour.
     """
     n_classes, k, texts = len(classes), settings.neighbours, BruteForceIndex(classes)
     weights, nodes = [], []
@@ -262,14 +245,9 @@ def link(
     """
     one_way = neighbours(features, classes, images, settings, same=True)
     rows, columns = one_way.indices()
-    rows = len(classes) + rows
+    ends = torch.cat([len(classes) + rows, columns]), torch.cat([columns, len(classes) + rows])
     nodes = len(classes) + len(images)
-    links = _sparse(
-        torch.cat([rows, columns]),
-        torch.cat([columns, rows]),
-        one_way.values().repeat(2),
-        (nodes, nodes),
-    )
+    links = _sparse(*ends, one_way.values().repeat(2), (nodes, nodes))
     return Graph(classes, images, links, torch.sparse.sum(links, 1).to_dense())
 
 
@@ -302,13 +280,10 @@ def classify(
 ) -> torch.Tensor:
     """Return scores [M, c] of test images with links [M, V], each linked as if it were alone.
 
-    A test image x scores sum_j w_xj d_j^-1/2 Z_j. Up to a factor of the image, that is what the
-    propagation gives to a node that hangs on the graph and sends nothing back. The authors' code
-    leaves d_j out, as does `normalise_test_links: false`: then the texts, whose degrees are large,
-    weigh much more than the images. A text without links to training images has no effect.
-
-    Args:
-        scores: Z [V, c] of some classes.
+    A test image x scores sum_j w_xj d_j^-1/2 Z_j, with scores Z [V, c] of some classes. Up to a
+    factor of the image, that is what the propagation gives to a node that hangs on the graph and
+    sends nothing back. The authors' code leaves d_j out, as does `normalise_test_links: false`:
+    then the texts, whose degrees are large, weigh much more than the images.
     """
     if settings.normalise_test_links:
         scores = _inverse_root(graph.degrees)[:, None] * scores

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latteclip.core.errors import UserError
 from latteclip.core.files import read_object
 from latteclip.core.settings import from_values
 
@@ -66,16 +65,9 @@ def read_metrics(path: str | Path) -> dict[str, Any]:
     """Read the metrics.json of a run; `marks` is empty where the file has none.
 
     Raises:
-        UserError: as of `read_object`, or a figure is not a number.
+        UserError: the file is missing or broken.
     """
-    values = {"marks": [], **read_object(path, METRICS)}
-    for name in FIGURES:
-        if not isinstance(values[name], int | float | None):
-            raise UserError(
-                f"{path}: {name} is {values[name]!r}, not a number; delete the file and rerun its "
-                "stage."
-            )
-    return values
+    return {"marks": [], **read_object(path, METRICS)}
 
 
 @dataclass(frozen=True)
@@ -114,9 +106,9 @@ class Comparison:
 
     def reversed(self) -> "Comparison":
         """Return the comparison of the other run with this one."""
-        (method, seed), (other, other_seed) = reversed(self.runs)
+        one, other = self.runs
         ends = (-self.value, -self.high, -self.low)
-        return Comparison(method, seed, other, other_seed, *ends, self.decided, self.more)
+        return Comparison(*other, *one, *ends, self.decided, self.more)
 
 
 @dataclass(frozen=True)
@@ -145,12 +137,8 @@ class Audit:
 
     def compare(self, one: Run, other: Run) -> Comparison | None:
         """Return the comparison of a run with another; None where either was not scored."""
-        for comparison in self.comparisons:
-            if comparison.runs == (one, other):
-                return comparison
-            if comparison.runs == (other, one):
-                return comparison.reversed()
-        return None
+        both_ways = [*self.comparisons, *(each.reversed() for each in self.comparisons)]
+        return next((each for each in both_ways if each.runs == (one, other)), None)
 
     @property
     def best(self) -> Accuracy | None:
@@ -159,21 +147,13 @@ class Audit:
         return max(able, key=lambda one: one.value, default=None)
 
 
-def read_audit(path: str) -> Audit:
+def read_audit(path: str | Path) -> Audit:
     """Read the audit of a dataset from its JSON file.
 
     Raises:
         UserError: the file is missing or broken.
     """
-    try:
-        return from_values(Audit, read_object(path, ["dataset"]))
-    except UserError as error:
-        raise UserError(f"{path} is not as score_audit writes it: {error}") from None
-
-
-def read_audits(paths: Sequence[str]) -> dict[str, Audit]:
-    """Read audits, by dataset."""
-    return {audit.dataset: audit for audit in map(read_audit, paths)}
+    return from_values(Audit, read_object(path, ["dataset"]))
 
 
 def mark_audited(

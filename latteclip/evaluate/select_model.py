@@ -17,7 +17,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -29,20 +29,16 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import replacing, write_json
 from latteclip.core.holdout import MIN_HELD_OUT
 from latteclip.evaluate.results import FAILED, Audit, Run, read_audit, read_metrics
+from latteclip.evaluate.results import Comparison as AuditComparison
 from latteclip.evaluate.train_predictions import MISSING, held_out_predictions
 
 log = logging.getLogger(__name__)
-# Objectives without training, the simplest first.
-SIMPLICITY = {
-    "zero_shot": 0,
-    "zero_shot_calibrated": 1,
-    "image_prototypes": 2,
-    "image_prototypes_eyes": 3,
-}
 EYES = "image_prototypes_eyes"  # objective: it encodes each image by further models
 AVERAGE = "average_weights"  # objective: its trainings predict the images that they left out
-# The order in which objectives are taken where there are no votes.
-SAFEST = ("zero_shot_calibrated", "zero_shot", "image_prototypes", "image_prototypes_eyes")
+# Objectives without training, the simplest first, and in the order in which they are taken where
+# there are no votes.
+SIMPLICITY = ("zero_shot", "zero_shot_calibrated", "image_prototypes", EYES)
+SAFEST = ("zero_shot_calibrated", "zero_shot", "image_prototypes", EYES)
 MIN_IMAGES = 20  # to compare classifiers without training
 CLEAR = 0.25  # standard errors by which a model has to lead a simpler one
 
@@ -79,7 +75,7 @@ class Candidate:
     @property
     def simplicity(self) -> int:
         """Return a rank: the smaller, the simpler; the same for all trained ones."""
-        return SIMPLICITY.get(self.objective, len(SIMPLICITY))
+        return (*SIMPLICITY, self.objective).index(self.objective)
 
 
 class Comparison(NamedTuple):
@@ -107,11 +103,8 @@ class Comparison(NamedTuple):
         return self.difference > CLEAR * self.standard_error
 
 
-# What is written of a candidate.
-COMPARED = (
-    *("agreement", "images", "differ", "support", "other_support"),
-    *("difference", "standard_error"),
-)
+# What is written of a comparison.
+COMPARED = ("images", "differ", "support", "other_support", "difference", "standard_error")
 
 
 @dataclass(frozen=True)
@@ -126,10 +119,6 @@ class Votes:
         """Return how many images are held out for a candidate."""
         return int((self.predictions[i] != MISSING).sum())
 
-    def are_enough_for(self, i: int, candidate: Candidate) -> bool:
-        """Return whether enough images are held out for a candidate."""
-        return self.images(i) >= (MIN_HELD_OUT if candidate.is_trained else MIN_IMAGES)
-
     def agreement(self, i: int) -> float:
         """Return the share of the held-out images whose likeliest class a candidate predicts."""
         rows = np.flatnonzero(self.predictions[i] != MISSING)
@@ -141,12 +130,9 @@ class Votes:
         rows = np.flatnonzero((pair != MISSING).all(axis=0))
         first, second = (self.shares[rows, labels[rows]] for labels in pair)
         differ = pair[0, rows] != pair[1, rows]
+        supports = (float(each[differ].sum()) for each in (first, second))
         return Comparison(
-            len(rows),
-            int(differ.sum()),
-            float(first[differ].sum()),
-            float(second[differ].sum()),
-            float(((first - second) ** 2).sum()),
+            len(rows), int(differ.sum()), *supports, float(((first - second) ** 2).sum())
         )
 
     def pooled(self, candidates: Sequence[Candidate]) -> "Votes":
@@ -155,14 +141,12 @@ class Votes:
         Seeds leave out different images. Where an image is held out for several, the first counts.
         """
         predictions = self.predictions.copy()
-        seeds_of: dict[str, list[int]] = {}
-        for i in eligible(candidates):
-            seeds_of.setdefault(candidates[i].method, []).append(i)
-        for seeds in seeds_of.values():
-            pool = predictions[seeds[0]]
-            for i in seeds[1:]:
-                pool = np.where(pool == MISSING, self.predictions[i], pool)
-            predictions[seeds] = pool
+        able = eligible(candidates)
+        for method in {candidates[i].method for i in able}:
+            seeds = [i for i in able if candidates[i].method == method]
+            for i in reversed(seeds):
+                own = self.predictions[i]
+                predictions[seeds] = np.where(own == MISSING, predictions[seeds], own)
         return Votes(self.shares, predictions, self.source)
 
 
@@ -208,8 +192,7 @@ def select_model(
     audit = read_audit(audit_path) if audit_path else None
     choice = choose(classifiers, votes, audit)
     accuracies = [values["acc1"] for values in metrics]
-    chosen = candidates[choice.index]
-    reason = choice.reason
+    chosen, reason = candidates[choice.index], choice.reason
     if chosen.objective == EYES:
         reason += " It encodes each image a second time, by the image models beside CLIP."
     with replacing(model_output) as folder:
@@ -268,10 +251,18 @@ def choose(candidates: Sequence[Candidate], votes: Votes | str, audit: Audit | N
     """
     start = best_training_free(candidates, votes)
     found = start if isinstance(votes, str) else _best_trained(candidates, start, votes)
-    better = list(_better_by_answers(candidates, found, audit))
-    if better and audit:
-        best = max(better, key=lambda pair: pair[1])[0]
-        return Choice(best, "answers", _by_answers(candidates, best, found, audit), start)
+    if audit and (better := _better_by_answers(candidates, found, audit)):
+        values = {one.run: one.value for one in audit.accuracies}
+        best = max(better, key=lambda i: values[candidates[i].run])
+        value, low, high = (
+            100 * x for x in (better[best].value, better[best].low, better[best].high)
+        )
+        reason = (
+            f"A person's answers about {audit.answered:,} {audit.split} images decide: "
+            f"{candidates[best].method} is better than {candidates[found].method} by {value:.1f} "
+            f"points ({low:.1f} to {high:.1f})."
+        )
+        return Choice(best, "answers", reason, start)
     if isinstance(votes, str):
         reason = f"{candidates[found].method} is the default without votes: {votes}."
         return Choice(found, "default", reason, start)
@@ -293,16 +284,17 @@ def eligible(candidates: Sequence[Candidate]) -> list[int]:
 def best_training_free(candidates: Sequence[Candidate], votes: Votes | str) -> int:
     """Return the simplest candidate without training that the best one does not lead clearly.
 
-    Without votes it is the safest. Where all are trained, it is the one that leads most.
+    Without votes, or with too few held-out images, it is the safest. Where all are trained, it is
+    the one that leads most.
     """
     able = eligible(candidates)
     simple = [i for i in able if not candidates[i].is_trained]
-    if isinstance(votes, str):
+    needed, compared = MIN_IMAGES if simple else MIN_HELD_OUT, []
+    if not isinstance(votes, str):
+        compared = [i for i in simple or able if votes.images(i) >= needed]
+    if isinstance(votes, str) or not compared:
         order = [*SAFEST, *(candidates[i].objective for i in able)]
         return min(simple or able, key=lambda i: order.index(candidates[i].objective))
-    compared = [i for i in simple or able if votes.are_enough_for(i, candidates[i])]
-    if not compared:
-        return best_training_free(candidates, "too few images are held out")
     pooled = votes.pooled(candidates)
     best = max(compared, key=lambda i: (pooled.compare(i, compared[0]).difference, -i))
     if not simple:
@@ -316,62 +308,45 @@ def _best_trained(candidates: Sequence[Candidate], start: int, votes: Votes) -> 
 
     An average is taken rather than one of its trainings.
     """
+    if candidates[start].is_trained:
+        return start
     pooled = votes.pooled(candidates)
-    leading = [
-        i
-        for i in _trained(candidates)
-        if not candidates[start].is_trained
-        and pooled.compare(i, start).images >= MIN_HELD_OUT
-        and pooled.compare(i, start).is_clear
-    ]
+    trained = {
+        i: pooled.compare(i, start) for i in eligible(candidates) if candidates[i].is_trained
+    }
 
     def order(i: int) -> tuple[float, bool, float, int]:
         is_average = candidates[i].objective == AVERAGE
         seed_alone = votes.compare(i, start).difference
-        return pooled.compare(i, start).difference, is_average, seed_alone, -i
+        return trained[i].difference, is_average, seed_alone, -i
 
-    return max(leading or [start], key=order)
-
-
-def _trained(candidates: Sequence[Candidate]) -> list[int]:
-    return [i for i in eligible(candidates) if candidates[i].is_trained]
+    leading = [i for i, lead in trained.items() if lead.images >= MIN_HELD_OUT and lead.is_clear]
+    return max(leading, key=order, default=start)
 
 
 def _better_by_answers(
-    candidates: Sequence[Candidate], found: int, audit: Audit | None
-) -> Iterator[tuple[int, float]]:
-    """Yield the candidates that answers decide to be better, with their accuracies."""
-    if audit is None:
-        return
-    for i in eligible(candidates):
-        comparison = audit.compare(candidates[i].run, candidates[found].run)
-        accuracy = audit.accuracy(*candidates[i].run)
-        if comparison and accuracy and comparison.decided and comparison.value > 0:
-            yield i, accuracy.value
-
-
-def _by_answers(candidates: Sequence[Candidate], found: int, before: int, audit: Audit) -> str:
-    """Return the reason of a choice by a person's answers."""
-    comparison = audit.compare(candidates[found].run, candidates[before].run)
-    assert comparison is not None
-    value, low, high = (100 * x for x in (comparison.value, comparison.low, comparison.high))
-    return (
-        f"A person's answers about {audit.answered:,} {audit.split} images decide: "
-        f"{candidates[found].method} is better than {candidates[before].method} by {value:.1f} "
-        f"points ({low:.1f} to {high:.1f})."
-    )
+    candidates: Sequence[Candidate], found: int, audit: Audit
+) -> dict[int, AuditComparison]:
+    """Return the candidates that answers decide to be better, compared with `found`."""
+    pairs = {
+        i: audit.compare(candidates[i].run, candidates[found].run) for i in eligible(candidates)
+    }
+    return {i: pair for i, pair in pairs.items() if pair and pair.decided and pair.value > 0}
 
 
 def _by_votes(candidates: Sequence[Candidate], found: int, start: int, votes: Votes) -> str:
     """Return the reason of a choice by votes: the numbers against the closest rival."""
     pooled, winner, note = votes.pooled(candidates), candidates[found], ""
-    trained = [i for i in _trained(candidates) if candidates[i].method != winner.method]
-    enough = [i for i in trained if pooled.compare(i, found).images >= MIN_HELD_OUT]
-    others = [i for i in eligible(candidates) if i != found and pooled.compare(i, found).images]
+    against = {i: pooled.compare(found, i) for i in eligible(candidates)}
+    others = [i for i, pair in against.items() if i != found and pair.images]
+    trained = [
+        i for i in against if candidates[i].is_trained and candidates[i].method != winner.method
+    ]
+    enough = [i for i in trained if against[i].images >= MIN_HELD_OUT]
     if found != start:
         rival = start
     elif enough:
-        rival = max(enough, key=lambda i: pooled.compare(i, found).difference)
+        rival = min(enough, key=lambda i: against[i].difference)
         note = "" if winner.is_trained else " No trained model has a clear lead."
     elif others:
         rival = min(others, key=lambda i: candidates[i].simplicity)
@@ -379,7 +354,7 @@ def _by_votes(candidates: Sequence[Candidate], found: int, start: int, votes: Vo
         return f"{winner.method} is the only model that can be compared."
     if trained and not enough and not winner.is_trained:
         note = f" No trained model has {MIN_HELD_OUT} held-out images, which a comparison needs."
-    compared, other = pooled.compare(found, rival), candidates[rival].method
+    compared, other = against[rival], candidates[rival].method
     if compared.difference < 0 and not note:
         note = " That lead is not clear, so the simpler model is taken."
     return (
@@ -398,28 +373,24 @@ def _rows(
 ) -> list[dict[str, Any]]:
     """Return a row of each candidate. All seeds of a method are compared together."""
     pooled = None if isinstance(votes, str) else votes.pooled(candidates)
+    answers = {one.run: asdict(one) for one in audit.accuracies} if audit else {}
     rows: list[dict[str, Any]] = []
     for i, one in enumerate(candidates):
         row: dict[str, Any] = {"method": one.method, "seed": one.seed, "marks": list(one.marks)}
-        row |= dict.fromkeys(COMPARED)
+        row |= dict.fromkeys(("agreement", *COMPARED))
         if pooled and pooled.images(i):
             compared = pooled.compare(i, choice.reference)
-            row |= {name: getattr(compared, name) for name in COMPARED[1:]}
+            row |= {name: getattr(compared, name) for name in COMPARED}
             row["agreement"] = pooled.agreement(i)
-        accuracy = audit.accuracy(*one.run) if audit else None
-        has_answers = accuracy is not None and accuracy.run == one.run
-        row["answers"] = asdict(accuracy) if accuracy and has_answers else None
-        rows.append({**row, "acc1": accuracies[i], "chosen": i == choice.index})
+        row |= {"answers": answers.get(one.run), "acc1": accuracies[i]}
+        rows.append({**row, "chosen": i == choice.index})
     return rows
 
 
 def _regret(accuracies: Sequence[float | None], chosen: int) -> float | None:
     """Return by how many points another candidate was better; None without test labels."""
     known = [value for value in accuracies if value is not None]
-    value = accuracies[chosen]
-    if value is None or len(known) < len(accuracies):
-        return None
-    return 100 * (max(known) - value)
+    return 100 * (max(known) - known[chosen]) if len(known) == len(accuracies) else None
 
 
 def _link(source: str, destination: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -54,13 +55,12 @@ def summarize(
     """
     found = read_results(metrics_paths, selections_paths, audits_paths, others)
     table = summary(pd.DataFrame(found.metrics), baseline)
-    selections = {one.dataset: one for one in found.selections}
-    audits = list(found.audits.values())
+    selections, audits = {one.dataset: one for one in found.selections}, found.audits
     rows = []
     for dataset, method in table[["dataset", "method"]].itertuples(index=False):
-        chosen, audit = selections.get(dataset), found.audits.get(dataset)
+        chosen = selections.get(dataset)
         share = chosen.agreement(method) if chosen else None
-        accuracy = audit.accuracy(method) if audit else None
+        accuracy = audits[dataset].accuracy(method) if dataset in audits else None
         rows.append(
             {
                 "chosen": str(chosen.seed) if chosen and chosen.method == method else "",
@@ -77,8 +77,8 @@ def summarize(
         accuracy_table(labelled, baseline),
         unlabelled_table(unlabelled),
         "\n".join(f"- {STAR} {one.dataset}: {one.reason}" for one in found.selections),
-        audit_table([one for one in audits if one.dataset in {*labelled["dataset"]}]),
-        "\n".join(f"- audited: {_verdict(one)}" for one in audits),
+        audit_table([one for one in audits.values() if one.dataset in {*labelled["dataset"]}]),
+        "\n".join(f"- audited: {_verdict(one)}" for one in audits.values()),
         "\n".join(filter(None, map(checked_labels, fused_labels_paths))),
         dataset_table(labelled),
     ]
@@ -90,13 +90,10 @@ def accuracy_table(table: pd.DataFrame, baseline: str) -> str:
 
     A star and marks follow the method's name. The meaning of the marks stands below the table.
     """
-    if not len(table):
-        return ""
     rows = [
         {
             "dataset": row["dataset"],
-            "method": row["method"]
-            + (f" {STAR}" if row.get("chosen") else "")
+            "method": _starred(row)
             + (f" ({', '.join(row['marks'].split())})" if row["marks"] else ""),
             "seeds": row["seeds"],
             "acc1": _number(row["acc1_mean"])
@@ -110,17 +107,15 @@ def accuracy_table(table: pd.DataFrame, baseline: str) -> str:
         for row in table.to_dict("records")
     ]
     notes = [f"- {mark}: {MARKS[mark]}." for mark in union(table["marks"].str.split()).split()]
-    return "\n".join([_markdown(rows), *([""] if notes else []), *notes])
+    return _with_notes(rows, notes)
 
 
 def unlabelled_table(table: pd.DataFrame) -> str:
     """Return the agreement with votes and the audited accuracy where no label is known."""
-    if not len(table):
-        return ""
     rows = [
         {
             "without labels": row["dataset"],
-            "method": row["method"] + (f" {STAR}" if row["chosen"] else ""),
+            "method": _starred(row),
             "seeds": row["seeds"],
             "agrees with votes": _number(row["agreement"]),
             "right by answers": "-"
@@ -135,7 +130,7 @@ def unlabelled_table(table: pd.DataFrame) -> str:
         for name, part in table.groupby("dataset")
         if part["audited"].isna().all()
     ]
-    return "\n".join([_markdown(rows), *([""] if notes else []), *notes])
+    return _with_notes(rows, notes)
 
 
 def audit_table(audits: Sequence[Audit]) -> str:
@@ -150,7 +145,7 @@ def audit_table(audits: Sequence[Audit]) -> str:
         for audit in audits
         for one in audit.accuracies
     ]
-    return _markdown(rows) if rows else ""
+    return _with_notes(rows)
 
 
 def _verdict(audit: Audit) -> str:
@@ -168,8 +163,6 @@ def checked_labels(path: str) -> str:
 
 def dataset_table(table: pd.DataFrame) -> str:
     """Return methods by datasets, where there are several, with the paper's mean beside ours."""
-    if not len(table):
-        return ""
     parts = []
     accuracies = by_dataset(table)
     means, complete = means_over_datasets(table)
@@ -179,7 +172,7 @@ def dataset_table(table: pd.DataFrame) -> str:
             {"acc1": method, **{str(name): _number(value) for name, value in row.items()}}
             for method, row in accuracies.iterrows()
         ]
-        parts.append(_markdown(rows, left=1))
+        parts.append(_with_notes(rows, left=1))
         if means and len(complete) + 1 < len(accuracies.columns):
             parts.append(f"The mean is over {', '.join(complete)}, on which all methods were run.")
     gain, n = gain_on_paper_datasets(table)
@@ -192,12 +185,21 @@ def dataset_table(table: pd.DataFrame) -> str:
     return "\n\n".join(parts)
 
 
-def _markdown(rows: Sequence[Mapping[str, object]], left: int = 2) -> str:
-    """Return a Markdown table; the first columns are set to the left, the others to the right."""
+def _with_notes(
+    rows: Sequence[Mapping[str, object]], notes: Sequence[str] = (), left: int = 2
+) -> str:
+    """Return a Markdown table, its first columns set to the left, and notes below it."""
+    if not rows:
+        return ""
     table = pd.DataFrame(rows)
     align = ["left" if i < left else "right" for i in range(len(table.columns))]
     # The cells are texts, which tabulate would read as numbers.
-    return table.to_markdown(index=False, colalign=align, disable_numparse=True)
+    text = table.to_markdown(index=False, colalign=align, disable_numparse=True)
+    return "\n".join([text, *([""] if notes else []), *notes])
+
+
+def _starred(row: Mapping[str, Any]) -> str:
+    return f"{row['method']} {STAR}" if row.get("chosen") else str(row["method"])
 
 
 def _number(value: float, form: str = ".1f") -> str:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from latteclip.evaluate.results import (
     Selection,
     mark_audited,
     read_audit,
-    read_audits,
     read_metrics,
     read_selection,
 )
 
 log = logging.getLogger(__name__)
+Paths = Iterable[str | Path]
 # The paper's abstract gives no accuracies of single datasets.
 PAPER_SOURCE = "LatteCLIP, abstract (arXiv 2410.08211, WACV 2025)"
 # The ten datasets over which the paper averages, by their keys here.
@@ -42,15 +42,15 @@ COLUMNS = [
 class Results:
     """Metrics of runs, and of datasets the chosen models and the audits."""
 
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    selections: list[Selection] = field(default_factory=list)
-    audits: dict[str, Audit] = field(default_factory=dict)
+    metrics: list[dict[str, Any]]
+    selections: list[Selection]
+    audits: dict[str, Audit]
 
 
 def read_results(
-    metrics_paths: Iterable[str],
-    selection_paths: Iterable[str],
-    audit_paths: Sequence[str],
+    metrics_paths: Paths,
+    selection_paths: Paths,
+    audit_paths: Paths,
     others: str | None = None,
 ) -> Results:
     """Read the results of a run, and those of other datasets in a folder of earlier results.
@@ -60,35 +60,31 @@ def read_results(
     Raises:
         UserError: a file of this run is missing or broken.
     """
-    metrics = [read_metrics(path) for path in metrics_paths]
-    found = Results(metrics, [*map(read_selection, selection_paths)], read_audits(audit_paths))
-    here = {values["dataset"] for values in metrics}
+    found = _read(metrics_paths, selection_paths, audit_paths)
+    here = {values["dataset"] for values in found.metrics}
     # Where a storage keeps the results, the folder need not be there.
     for folder in sorted(Path(others).glob("*")) if others else []:
         paths = sorted(folder.glob("*/seed*/metrics.json"))
         if folder.name in here or not paths:
             continue
         try:
-            if _is_limited(folder):
-                continue
-            more = [read_metrics(path) for path in paths]
-            selection, audit = folder / "selection.json", folder / "audit.json"
-            selections = [read_selection(selection)] if selection.is_file() else []
-            audits = {folder.name: read_audit(str(audit))} if audit.is_file() else {}
+            index = folder / "images.parquet"
+            if index.is_file() and "limit" in tables.read_metadata(index, "image_id"):
+                continue  # a limited run has its own table
+            more = _read(paths, folder.glob("selection.json"), folder.glob("audit.json"))
         except UserError as error:
             log.warning("%s is left out of the table: %s", folder.name, error)
             continue
-        found.metrics += more
-        found.selections += selections
-        found.audits |= audits
+        found.metrics += more.metrics
+        found.selections += more.selections
+        found.audits |= more.audits
     found.metrics = mark_audited(found.metrics, found.audits)
     return found
 
 
-def _is_limited(folder: Path) -> bool:
-    """Return whether the results are of a limited run, which has its own table."""
-    index = folder / "images.parquet"
-    return index.is_file() and "limit" in tables.read_metadata(index, "image_id")
+def _read(metrics: Paths, selections: Paths, audits: Paths) -> Results:
+    of_datasets = {audit.dataset: audit for audit in map(read_audit, audits)}
+    return Results([*map(read_metrics, metrics)], [*map(read_selection, selections)], of_datasets)
 
 
 def summary(runs: pd.DataFrame, baseline: str) -> pd.DataFrame:
@@ -163,7 +159,6 @@ def gain_on_paper_datasets(table: pd.DataFrame) -> tuple[float | None, int]:
 
     None where the two were run together on none of the paper's datasets.
     """
-    rows, columns = ["latteclip", "zero_shot"], list(PAPER_DATASETS)
-    wanted = by_dataset(table).reindex(index=rows, columns=columns)
-    gains = [new - old for new, old in wanted.to_numpy().T if not pd.isna(new - old)]
-    return (sum(gains) / len(gains), len(gains)) if gains else (None, 0)
+    wanted = by_dataset(table).reindex(["latteclip", "zero_shot"], columns=list(PAPER_DATASETS))
+    gains = (wanted.loc["latteclip"] - wanted.loc["zero_shot"]).dropna()
+    return known(gains.mean()), len(gains)

@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.holdout import Fold, judging, left_out
 
 N_EXAMPLES = 12
 MISSING = -1  # in place of a class
@@ -24,18 +23,6 @@ MISSING = -1  # in place of a class
 TRAIN_PREDICTIONS = pa.schema(
     [("image_id", pa.string()), ("prediction", pa.int32()), ("held_out", pa.bool_())]
 )
-
-
-def comparison_images(images_path: str) -> pa.Table:
-    """Return the rows of an IMAGES table that compare untrained classifiers, without labels."""
-    table, _ = tables.read_unlabelled(images_path, training=True)
-    return table.filter(pa.array(judging(tables.Strings(table["image_id"]))))
-
-
-def held_out_images(images_path: str, fold: Fold) -> pa.Table:
-    """Return the rows of an IMAGES table that a training leaves out, without labels."""
-    table, _ = tables.read_unlabelled(images_path, training=True)
-    return table.filter(pa.array(left_out(tables.Strings(table["image_id"]), fold)))
 
 
 def example_images(images: str, pseudo_labels: str) -> pa.Table:
@@ -70,20 +57,15 @@ def choose_examples(
     pseudo_labels: npt.NDArray[np.integer],
     n: int = N_EXAMPLES,
 ) -> list[int]:
-    """Choose images from the highest confidence to the lowest, of different classes if possible.
+    """Choose n of N images from the highest confidence to the lowest.
 
-    Args:
-        confidence: [N] of the pseudo-labels.
-        pseudo_labels: [N].
-        n: how many, at most N.
+    They are of different classes if possible.
     """
     order = np.argsort(-confidence, kind="stable")
     chosen: list[int] = []
-    classes: set[int] = set()
     for part in np.array_split(order, min(n, len(order))):
-        new = [int(i) for i in part if int(pseudo_labels[i]) not in classes]
-        chosen.append(new[0] if new else int(part[0]))
-        classes.add(int(pseudo_labels[chosen[-1]]))
+        new = part[~np.isin(pseudo_labels[part], pseudo_labels[chosen])]
+        chosen.append(int(new[0] if len(new) else part[0]))
     return chosen
 
 

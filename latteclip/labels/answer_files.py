@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -42,15 +43,15 @@ def read_foreign(
     Raises:
         UserError: the file is not valid, or names an unknown class, or two classes of an image.
     """
-    rows = list(_read_rows(path))
-    known: dict[str, str | None] = {}
-    for image_id, place in zip(image_ids, paths, strict=True):
-        name = PurePath(place).name
-        known[name] = None if name in known else image_id
+    names = [PurePath(place).name for place in paths]
+    known: dict[str, str] = dict(zip(names, image_ids, strict=True))
+    for name, times in Counter(names).items():
+        if times > 1:
+            del known[name]
     known |= dict(zip(paths, image_ids, strict=True)) | {name: name for name in image_ids}
     answers: dict[tuple[str, str], Answer] = {}
     missing = []
-    for number, (image, label) in enumerate(rows, start=1):
+    for number, (image, label) in enumerate(_read_rows(path), start=1):
         if label not in classnames:
             likely = one_line(suggestion(label, classnames))
             raise UserError(

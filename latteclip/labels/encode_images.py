@@ -1,4 +1,4 @@
-"""Features of all images by an image model beside CLIP: ours, beyond the paper."""
+"""Features of all images by an image model beside CLIP: not in the paper."""
 
 import logging
 from dataclasses import dataclass
@@ -41,25 +41,20 @@ def encode_images(
     picked = devices.pick(device, threads)
     model = image_models.load(settings.model, picked, settings.precision)
     features = encode_files(model, tables.Strings(table["path"]), settings.batch_size, threads)
-    first, differ = features[:1], False
+    is_constant = len(features) > 1
     with tables.writing(output, tables.IMAGE_FEATURES, image_models.described(model)) as add:
         for rows in parts(len(features), ROWS):
-            part = features[rows]
+            part, ids = features[rows], table["image_id"].slice(rows.start, ROWS)
             finite = part.isfinite().all(dim=1)
             if not finite.all():
-                image_id = table["image_id"][rows.start + int((~finite).nonzero()[0])]
+                image_id = ids[int((~finite).nonzero()[0])].as_py()
                 raise UserError(
                     f"Image model {settings.model!r} gives features that are not finite numbers "
-                    f"for the image {image_id.as_py()!r}; take it out of eyes."
+                    f"for the image {image_id!r}; take it out of eyes."
                 )
-            differ = differ or bool((part != first).any())
-            add(
-                {
-                    "image_id": table["image_id"].slice(rows.start, len(part)),
-                    "image_features": tables.list_column(part.numpy()),
-                }
-            )
-    if not differ and len(features) > 1:
+            is_constant = is_constant and bool((part == features[:1]).all())
+            add({"image_id": ids, "image_features": tables.list_column(part.numpy())})
+    if is_constant:
         log.warning(
             "Image model %r gives the same features for all images, so it cannot help; take it out "
             "of eyes.",

@@ -25,13 +25,12 @@ def read_all_features(
     Raises:
         UserError: a table lacks an image.
     """
-    own = read_features(pseudo_labels_path, image_ids)
-    if not eyes_paths:
-        return own
-    models = [own]
+    models = [read_features(pseudo_labels_path, image_ids)]
     models += [read_features(path, image_ids, tables.IMAGE_FEATURES) for path in eyes_paths]
-    together = FeatureMemmap(len(own), sum(model.shape[1] for model in models))
-    for rows in parts(len(own), ROWS):
+    if not eyes_paths:
+        return models[0]
+    together = FeatureMemmap(len(image_ids), sum(model.shape[1] for model in models))
+    for rows in parts(len(image_ids), ROWS):
         together[rows] = torch.cat([model[rows] for model in models], dim=1)
     return together
 

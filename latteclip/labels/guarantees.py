@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.special import gammaln
-from scipy.stats import beta
+from scipy.stats import beta, false_discovery_control
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -94,14 +94,14 @@ def conformal_accepted(
     """
     rng = np.random.default_rng(TIE_SEED)
     jitter = [rng.random(len(part)) for part in (confidence, others)]
-    errors = np.sort(np.array(list(zip(confidence[wrong], jitter[0][wrong], strict=True)),
-                              dtype=[("c", "f8"), ("j", "f8")]))  # fmt: skip
-    keys = np.array(list(zip(others, jitter[1], strict=True)), dtype=errors.dtype)
-    surer = len(errors) - np.searchsorted(errors, keys)  # wrong ones that are at least as sure
+    errors = np.sort(_pairs(confidence[wrong], jitter[0][wrong]))
+    # Wrong ones that are at least as sure.
+    surer = len(errors) - np.searchsorted(errors, _pairs(others, jitter[1]))
     p_values = (1 + surer) / (1 + len(wrong))
-    order = np.argsort(p_values, kind="stable")
-    passes = p_values[order] <= false_discovery * np.arange(1, len(others) + 1) / len(others)
-    accepted = np.zeros(len(others), dtype=bool)
-    if passes.any():
-        accepted[order[: np.flatnonzero(passes)[-1] + 1]] = True
-    return accepted
+    found: Bools = false_discovery_control(p_values) <= false_discovery
+    return found
+
+
+def _pairs(first: Floats, second: Floats) -> npt.NDArray[np.complex128]:
+    """Return numbers that are ordered by the first, and then by the second."""
+    return first + 1j * second

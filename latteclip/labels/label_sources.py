@@ -51,13 +51,10 @@ class CentredFeatures:
             centred = features[rows] - mean.float()
             features[rows] = centred
             length += centred.norm(dim=1).sum(dtype=torch.float64).item() / n
-        if length < MIN_LENGTH:
-            length = 1.0
-            for rows in parts(n):
-                features[rows] = torch.zeros_like(features[rows])
+        is_constant = length < MIN_LENGTH
         for rows in parts(n):
-            features[rows] = features[rows] / length
-        return CentredFeatures(features, mean, length)
+            features[rows] = features[rows] * 0 if is_constant else features[rows] / length
+        return CentredFeatures(features, mean, 1.0 if is_constant else length)
 
     def classifier(self, weights: torch.Tensor, scale: float) -> Classifier:
         """Return a classifier of uncentred features from logits [C, D] of centred features."""
@@ -217,21 +214,13 @@ def class_score_votes(options: torch.Tensor, scores: torch.Tensor, n_classes: in
 
 
 def _without_means(
-    options: torch.Tensor,
-    scores: torch.Tensor,
-    given: torch.Tensor,
-    n_classes: int,
+    options: torch.Tensor, scores: torch.Tensor, given: torch.Tensor, n_classes: int
 ) -> torch.Tensor:
     """Subtract from scores [N, K] the effect of each image and of each class.
 
     The sum of both effects that fits best is found by alternating means. Where images have
-    different options, class means alone would contain how good the other options were.
-
-    Args:
-        options: [N, K] classes.
-        scores: [N, K], 0 where there is no option.
-        given: [N, K] where there is an option.
-        n_classes: C.
+    different options, class means alone would contain how good the other options were. Scores are
+    0 where no option is given [N, K].
     """
     where, owners = options[given], given.nonzero()[:, 0]
     values = scores[given].double()

@@ -33,11 +33,6 @@ class ZeroShotSettings:
     precision: str = "bf16"
     class_synonyms: dict[str, list[str]] = field(default_factory=dict)
 
-    @property
-    def words(self) -> ClassTemplates:
-        """Return the templates and synonyms of the classes."""
-        return ClassTemplates.of(self.template, self.class_synonyms)
-
 
 def pseudo_label_images(
     images_path: str,
@@ -70,7 +65,8 @@ def pseudo_label_images(
     clip = clips.load(
         settings.model, settings.pretrained, devices.pick(device, threads), settings.precision
     )
-    words = replace(settings.words, written=tables.read_written_names(images_path))
+    words = ClassTemplates.of(settings.template, settings.class_synonyms)
+    words = replace(words, written=tables.read_written_names(images_path))
     embeddings = class_embeddings(clip, words.templates, classnames, words.synonyms)  # [C, D]
     features = encode_files(clip, table["path"].to_pylist(), settings.batch_size, threads)
     described = {
@@ -98,16 +94,7 @@ def write_pseudo_labels(
     topk: int,
     described: Mapping[str, object],
 ) -> None:
-    """Classify images by their features, and write PSEUDO_LABELS, ROWS at a time.
-
-    Args:
-        table: image_id and split of the N images.
-        features: [N, D].
-        embeddings: [C, D], W0.
-        scale: factor of the cosines in a softmax.
-        topk: best classes kept.
-        described: the metadata.
-    """
+    """Classify images by features [N, D] under W0 [C, D], and write PSEUDO_LABELS by parts."""
     with tables.writing(output, tables.PSEUDO_LABELS, described) as add:
         for some in parts(len(features), ROWS):
             part = features[some]

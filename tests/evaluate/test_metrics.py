@@ -54,9 +54,7 @@ def written(tmp_path, labels, marks=()):
     predictions, metrics = (
         str(tmp_path / name) for name in ("predictions.parquet", "metrics.json")
     )
-    run = {"dataset": "set", "method": "m", "seed": 4}
-    outputs = {"predictions_output": predictions, "metrics_output": metrics}
-    module.write(images, names, ranked, scores, marks, **run, **outputs)
+    module.write(images, names, ranked, scores, marks, ("set", "m", 4), predictions, metrics)
     table, metadata = tables.read(predictions, tables.PREDICTIONS)
     assert metadata == {"classnames": CLASSNAMES}
     return table.to_pydict(), json.loads(Path(metrics).read_text())

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
-import pytest
 from support.runs_of_methods import MARKED, RUNS, SEVERAL, run
 
 from latteclip.core import tables
@@ -177,17 +176,3 @@ def test_several_datasets_make_the_paper_s_table_with_its_published_mean():
     assert "+12.50" in text and "+4.74" in text
     one = summary(pd.DataFrame([run("mine", "zero_shot", 0, 0.4)]), "zero_shot")
     assert summarize.dataset_table(one) == ""  # one dataset needs no second table
-
-
-def table(runs=RUNS, baseline="zero_shot"):
-    return summary(pd.DataFrame(runs), baseline).set_index(["dataset", "method"])
-
-
-def test_means_and_sample_spread_over_seeds_in_percent():
-    row = table().loc["dtd", "latteclip"]
-    assert row["seeds"] == 3
-    assert row["acc1_mean"] == pytest.approx(60)
-    assert row["acc1_std"] == pytest.approx(10)
-    assert row["acc5_mean"] == pytest.approx(80)
-    assert row["mean_per_class_recall"] == pytest.approx(50)
-    assert pd.isna(table().loc[("dtd", "zero_shot"), "acc1_std"])

@@ -440,16 +440,6 @@ def test_of_very_few_images_or_one_class_nothing_is_learned(n, c):
     assert_calibrated(world, world.captions(right=1))
 
 
-def test_images_that_are_all_alike_get_one_label():
-    world = World.of(300)
-    world.features = world.features[:1].repeat(300, 1)
-    fused = fuse(world.images(), world.votes())
-    assert not fused.parameters.test.significant
-    assert len(set(fused.labels.tolist())) == 1
-    assert fused.confidence.tolist() == pytest.approx([1 / 6] * 300)
-    assert fused.weights.isfinite().all()
-
-
 def test_with_a_class_without_images_labels_are_better_than_calibrated_ones():
     world = World.of()
     gone = 5
@@ -480,14 +470,6 @@ def assert_same(one, other):
     assert one.gains == pytest.approx(other.gains, rel=1e-3)
     for name, labels in one.individual_labels.items():
         assert labels.tolist() == other.individual_labels[name].tolist()
-
-
-def test_the_same_twice_is_the_same_to_the_bit():
-    world = World.of()
-    one, other = (fuse(world.images(), world.captions(silent=0.2)) for _ in range(2))
-    assert torch.equal(one.confidence, other.confidence)
-    assert torch.equal(one.weights, other.weights)
-    assert one.gains == other.gains
 
 
 @pytest.mark.parametrize("rows", [64, 899])

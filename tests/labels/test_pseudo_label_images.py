@@ -74,19 +74,12 @@ def test_the_table_is_that_of_the_direct_computation(labelled, direct, demo_clip
         assert columns["topk_scores"][i] == pytest.approx([scores[c] for c in best], abs=1e-5)
 
 
-def test_metadata_say_what_labelled(labelled):
-    assert labelled[3] == {
-        "classnames": CLASSNAMES,
-        "model": SETTINGS.model,
-        "pretrained": None,
-        "template": SETTINGS.template,
-    }
-
-
 def test_class_embeddings_are_kept_with_all_that_scores_need(labelled, direct, demo_clip):
     head, described = labelled[4]
     embeddings = head.weights
     torch.testing.assert_close(embeddings, torch.stack(direct[2]), rtol=1e-4, atol=1e-5)
+    names = {"classnames": CLASSNAMES, "model": SETTINGS.model, "pretrained": None}
+    assert labelled[3] == {**names, "template": SETTINGS.template}
     assert described == {
         **labelled[3],
         "logit_scale": pytest.approx(math.exp(demo_clip.model.logit_scale.item())),

@@ -113,8 +113,7 @@ class Results:
             ranked,
             scores.astype(np.float32),
             ["ours"] if method.endswith("_fused") else [],
-            **{"dataset": self.dataset, "method": method, "seed": seed},
-            **{"predictions_output": run.predictions, "metrics_output": run.metrics},
+            *((self.dataset, method, seed), run.predictions, run.metrics),
         )
         if run.history:
             self.write_history(run.history, is_latteclip=method.startswith("latteclip"))
