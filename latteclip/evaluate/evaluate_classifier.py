@@ -66,9 +66,10 @@ def evaluate_classifier(
         *((dataset, method, seed), predictions_output, metrics_output),
     )
     examples = train_predictions.example_images(images_path, pseudo_labels_path)["image_id"]
-    train, _ = tables.read_unlabelled(images_path, training=True)
-    compared = train["image_id"].filter(pa.array(judging(tables.Strings(train["image_id"]))))
-    held_out = compared if votes_path is None else compared.slice(0, 0)
+    held_out = examples.slice(0, 0)
+    if votes_path is None:
+        ids = tables.read_unlabelled(images_path, training=True)[0]["image_id"]
+        held_out = ids.filter(pa.array(judging(tables.Strings(ids))))
     some = pa.chunked_array([*held_out.chunks, *examples.chunks])
     features = read_all_features(pseudo_labels_path, eyes_paths, some)
     predicted = classify(features, classifier, 1)[0][:, 0].numpy()
