@@ -163,6 +163,8 @@ def checked_labels(path: str) -> str:
 
 def dataset_table(table: pd.DataFrame) -> str:
     """Return methods by datasets, where there are several, with the paper's mean beside ours."""
+    if not len(table):
+        return ""
     parts = []
     accuracies = by_dataset(table)
     means, complete = means_over_datasets(table)

@@ -159,6 +159,7 @@ def gain_on_paper_datasets(table: pd.DataFrame) -> tuple[float | None, int]:
 
     None where the two were run together on none of the paper's datasets.
     """
-    wanted = by_dataset(table).reindex(["latteclip", "zero_shot"], columns=list(PAPER_DATASETS))
+    rows, columns = ["latteclip", "zero_shot"], list(PAPER_DATASETS)
+    wanted = by_dataset(table).reindex(index=rows, columns=columns)
     gains = (wanted.loc["latteclip"] - wanted.loc["zero_shot"]).dropna()
     return known(gains.mean()), len(gains)
