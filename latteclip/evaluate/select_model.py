@@ -130,9 +130,12 @@ class Votes:
         rows = np.flatnonzero((pair != MISSING).all(axis=0))
         first, second = (self.shares[rows, labels[rows]] for labels in pair)
         differ = pair[0, rows] != pair[1, rows]
-        supports = (float(each[differ].sum()) for each in (first, second))
         return Comparison(
-            len(rows), int(differ.sum()), *supports, float(((first - second) ** 2).sum())
+            len(rows),
+            int(differ.sum()),
+            float(first[differ].sum()),
+            float(second[differ].sum()),
+            float(((first - second) ** 2).sum()),
         )
 
     def pooled(self, candidates: Sequence[Candidate]) -> "Votes":

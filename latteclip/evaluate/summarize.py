@@ -200,7 +200,7 @@ def _with_notes(
     return "\n".join([text, *([""] if notes else []), *notes])
 
 
-def _starred(row: Mapping[str, Any]) -> str:
+def _starred(row: Mapping[Any, Any]) -> str:
     return f"{row['method']} {STAR}" if row.get("chosen") else str(row["method"])
 
 
