@@ -88,7 +88,7 @@ def read(folder: str | Path) -> LabelTable:
     """Read the labels of a dataset's results, and the answers of an audit.
 
     Raises:
-        UserError: there are no labels yet, or a file is missing or of other images.
+        UserError: there are no labels yet, or a file is missing.
     """
     folder = Path(folder)
     path = folder / "fused_labels.parquet"
@@ -100,9 +100,7 @@ def read(folder: str | Path) -> LabelTable:
     labels, described = tables.read(path, tables.FUSED_LABELS)
     ids = labels["image_id"]
     index = folder / "images.parquet"
-    images, classnames = tables.read_unlabelled(index, training=True)
-    if len(ids) != len(images) or pc.index_in(images["image_id"], ids).null_count:
-        raise UserError(f"{path} is of other images than images.parquet; rerun the workflow.")
+    classnames = tables.read_metadata(index, "image_id")["classnames"]
     written = tables.read_written_names(index)
     names = [written.get(name, name) for name in classnames]
     answers, calibration = _answers(folder, ids, labels)

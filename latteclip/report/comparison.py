@@ -223,13 +223,9 @@ class MethodPredictions:
 
 
 def read_method_predictions(
-    run_files: Sequence[runs.RunFiles], split: runs.Split, main: runs.RunFiles
+    run_files: Sequence[runs.RunFiles], main: runs.RunFiles
 ) -> MethodPredictions:
-    """Read the predictions of the main run, and of the first run of each other method.
-
-    Raises:
-        UserError: a file is not of the images of the split.
-    """
+    """Read the predictions of the main run, and of the first run of each other method."""
     paths: dict[str, str] = {}
     for run in sorted(run_files, key=lambda run: run.seed):
         paths.setdefault(run.method, run.predictions)
@@ -237,8 +233,8 @@ def read_method_predictions(
     order = dict.fromkeys(run.method for run in run_files)
     base = BASELINE if BASELINE in paths else next(iter(order))
     names = list(dict.fromkeys([base, main.method, *order]))[:METHODS]
-    labels = np.stack([runs.read_labels(paths[name], split) for name in names])
-    of_main = runs.read_predictions(main.predictions, split)
+    labels = np.stack([runs.read_labels(paths[name]) for name in names])
+    of_main = runs.read_predictions(main.predictions)
     return MethodPredictions(names, labels, names.index(main.method), 0, of_main, len(paths))
 
 

@@ -23,7 +23,6 @@ from PIL import Image
 from latteclip.captions.pictures import grid
 from latteclip.captions.text import mentions
 from latteclip.core import tables
-from latteclip.core.errors import DELETE_AND_RERUN, UserError
 from latteclip.data.images import open_rgb
 from latteclip.report import comparison
 from latteclip.report.comparison import MethodPredictions, Row
@@ -121,13 +120,9 @@ class Captions:
 def read_image_captions(
     path: str, train: Split, chosen: Sequence[int], classnames: Sequence[str]
 ) -> Captions:
-    """Read the captions of the chosen training images.
-
-    Raises:
-        UserError: the table is broken, or has an image that is not in the training split.
-    """
+    """Read the captions of the chosen training images."""
     ids, metadata = tables.read(path, tables.CAPTIONS, ["id"])
-    rows = train.rows_of(ids["id"], path)
+    rows = train.places(ids["id"])
     by_pseudo_label, by_label = ClassMentionCounter(classnames), ClassMentionCounter(classnames)
     wanted, start = set(chosen), 0
     texts: dict[int, str] = {}
@@ -145,11 +140,7 @@ def read_image_captions(
 def read_group_captions(
     path: str, train: Split, chosen: Sequence[int], classnames: Sequence[str]
 ) -> Captions:
-    """Read a group of its pseudo-label for each chosen image, if possible one that holds it.
-
-    Raises:
-        UserError: the table is broken.
-    """
+    """Read a group of its pseudo-label for each chosen image, if possible one that holds it."""
     metadata = tables.read_metadata(path, "id")
     naming = ClassMentionCounter(classnames)
     label_of = {train.image_id(i): int(train.pseudo_labels[i]) for i in chosen}
@@ -230,7 +221,7 @@ def gallery(
 
 def _group_picture(group: Group, train: Split, layout: dict[str, Any]) -> Picture:
     """Encode the grid of a group: the captioner's picture or, with separate images, all of them."""
-    rows = train.rows_of(pa.array(group.members, pa.string()), "A group of captions")
+    rows = train.places(pa.array(group.members, pa.string()))
     side = layout["canvas"]
     members = [open_rgb(train.path(i), max_side=side) for i in rows.tolist()]
     return picture(grid(members, side, layout["gap"]), GRID, GRID_BYTES)
@@ -303,9 +294,6 @@ def read_unknown(path: str, splits: Sequence[Split]) -> Row:
     Args:
         path: an UNKNOWN table.
         splits: in one of which each image is.
-
-    Raises:
-        UserError: the table is broken, or of other images.
     """
     marked, scores = 0, [np.empty((2, 0))]
     names = ["score", "captioner_score"]
@@ -318,16 +306,13 @@ def read_unknown(path: str, splits: Sequence[Split]) -> Row:
     ids = table["image_id"].take(best)
     places = [split.places(ids) for split in splits]
     likeliest = []
-    for number, (name, score) in enumerate(zip(ids.to_pylist(), by_clip[best], strict=True)):
-        holding = [
+    for number, score in enumerate(by_clip[best].tolist()):
+        split, i = next(
             (split, int(rows[number]))
             for split, rows in zip(splits, places, strict=True)
             if rows[number] >= 0
-        ]
-        if not holding:
-            raise UserError(f"{path} names {name!r}, which the index lacks; {DELETE_AND_RERUN}.")
-        split, i = holding[0]
-        likeliest.append(_thumbnail(split, i, int(split.pseudo_labels[i]), None, float(score)))
+        )
+        likeliest.append(_thumbnail(split, i, int(split.pseudo_labels[i]), None, score))
     scored = int((~np.isnan(by_captioner)).sum())
     return {"marked": marked, "images": len(by_clip), "scored": scored, "likeliest": likeliest}
 
@@ -340,20 +325,12 @@ def read_duplicates(path: str, train: Split, test: Split, run_files: Sequence[Ru
 
     A test image with a duplicate among the training images leaks: its accuracy is not that of a new
     image.
-
-    Raises:
-        UserError: a file is missing or of other images.
     """
     table, _ = tables.read(path, tables.DUPLICATES)
     in_test, in_train = (  # [2, P]
         np.stack([split.places(table[name]) for name in ("image_id", "duplicate_id")])
         for split in (test, train)
     )
-    missing = np.argwhere((in_test < 0) & (in_train < 0))
-    if len(missing):
-        column, row = missing[0].tolist()
-        name = table[("image_id", "duplicate_id")[column]][row].as_py()
-        raise UserError(f"{path} names {name!r}, which the index lacks; {DELETE_AND_RERUN}.")
     in_split = (in_test >= 0).sum(axis=0)  # how many of each pair are of the test split
     leaked = np.zeros(len(test), np.bool_)
     leaked[in_test[(in_test >= 0) & (in_split == 1)]] = True
@@ -386,7 +363,7 @@ def _leak_free_accuracies(
     rows = []
     for method in dict.fromkeys(run.method for run in run_files):
         paths = [run.predictions for run in run_files if run.method == method]
-        right = np.stack([read_labels(path, test) == test.labels for path in paths])  # [S, N]
+        right = np.stack([read_labels(path) == test.labels for path in paths])  # [S, N]
         acc1, without = (100 * float(part.mean()) for part in (right, right[:, ~leaked]))
         rows.append({"method": method, "acc1": acc1, "without": without})
     return rows

@@ -157,10 +157,11 @@ def report_dataset(
         )
         if path
     }
-    found = comparison.read_method_predictions(runs_files, split, main)
+    found = comparison.read_method_predictions(runs_files, main)
     predictions = None
     if main.train_predictions and main.method != ZERO_SHOT:
-        predictions = _predictions_of(main.train_predictions, train, chosen, classnames)
+        examples = read_predictions(main.train_predictions, classnames, held_out=False)
+        predictions = examples["prediction"].to_pylist()
     page = render.render(
         TEMPLATE,
         dataset=settings.dataset,
@@ -306,20 +307,6 @@ def lead(
     }
 
 
-def _predictions_of(
-    path: str, train: runs.Split, chosen: Sequence[int], classnames: Sequence[str]
-) -> list[int]:
-    """Return the classes that a model predicts for the chosen training images.
-
-    Raises:
-        UserError: the table is of other images, or its model knows other classes.
-    """
-    table = read_predictions(path, classnames, held_out=False)
-    if table["image_id"].to_pylist() != [train.image_id(i) for i in chosen]:
-        raise UserError(f"{path} is of other images than the page shows; rerun its stage.")
-    return [int(label) for label in table["prediction"].to_pylist()]
-
-
 def _compared(found: comparison.MethodPredictions, split: runs.Split, c: int) -> Row:
     """Return how the methods differ, whether or not labels are known."""
     sizes = comparison.class_sizes(found, split.labels, c)
@@ -422,10 +409,8 @@ def _caption_statistics(
     summary_path: str | None, captions: Mapping[str, images.Captions]
 ) -> dict[str, Row]:
     """Return statistics by kind of caption, "image" or "group"."""
-    if not captions:
+    if not captions or summary_path is None:
         return {}
-    if summary_path is None:
-        raise UserError("A page with captions needs --caption-summary as well.")
     summaries = read_object(summary_path, [f"{kind}s" for kind in captions])
     return {
         kind: images.caption_statistics(summaries[f"{kind}s"], one)

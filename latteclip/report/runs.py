@@ -19,7 +19,6 @@ import pyarrow.compute as pc
 
 from latteclip import __version__
 from latteclip.core import tables
-from latteclip.core.errors import UserError
 from latteclip.evaluate.train_predictions import read_index
 
 Ints = npt.NDArray[np.int_]
@@ -79,21 +78,6 @@ class Split:
         """Return the rows of images in the split, -1 for an image that is not there."""
         return np.asarray(pc.fill_null(pc.index_in(image_ids, self.image_ids), -1))
 
-    def rows_of(self, image_ids: pa.ChunkedArray | pa.Array, source: str) -> Ints:
-        """Return the rows of images in the split.
-
-        Raises:
-            UserError: an image is not there; `source` names the table.
-        """
-        found = self.places(image_ids)
-        if (found < 0).any():
-            name = image_ids[int(np.argmin(found))].as_py()
-            raise UserError(
-                f"{source} names the image {name!r}, which is not among the {self.name} images of "
-                "the index; rerun its stage."
-            )
-        return found
-
 
 def read_splits(images: str, pseudo_labels: str) -> tuple[Split, Split, list[str]]:
     """Read the training and the test images of an index, and the C class names.
@@ -109,19 +93,15 @@ def read_splits(images: str, pseudo_labels: str) -> tuple[Split, Split, list[str
 
 
 def _split(name: str, table: pa.Table) -> Split:
+    labels = table["label"]
     return Split(
         name,
         table["image_id"],
         table["path"],
-        _labels(table),
+        None if labels.null_count or not len(labels) else labels.to_numpy(),
         table["pseudo_label"].to_numpy(),
         table["confidence"].to_numpy().astype(np.float64),
     )
-
-
-def _labels(table: pa.Table) -> Ints | None:
-    column = table["label"]
-    return None if column.null_count or not len(column) else column.to_numpy()
 
 
 @dataclass(frozen=True)
@@ -133,25 +113,15 @@ class RunPredictions:
     margins: Floats  # [N], by how much the best class beats the second
 
 
-def read_labels(path: str, split: Split) -> Ints:
-    """Read the predictions of a run [N].
-
-    Raises:
-        UserError: the file is not of the images of the split.
-    """
-    table, _ = tables.read(path, tables.PREDICTIONS, ["image_id", "prediction"])
-    if not table["image_id"].equals(split.image_ids):
-        raise UserError(f"{path} is not of the {split.name} images of the index; rerun its stage.")
+def read_labels(path: str) -> Ints:
+    """Read the predictions of a run [N]."""
+    table, _ = tables.read(path, tables.PREDICTIONS, ["prediction"])
     return np.asarray(table["prediction"])
 
 
-def read_predictions(path: str, split: Split) -> RunPredictions:
-    """Read the predictions of a run with their margins.
-
-    Raises:
-        UserError: as of `read_labels`.
-    """
-    predictions = read_labels(path, split)
+def read_predictions(path: str) -> RunPredictions:
+    """Read the predictions of a run with their margins."""
+    predictions = read_labels(path)
     runner_up, margins = [np.empty(0, np.int32)], [np.empty(0)]
     pieces = tables.read_pieces(path, tables.PREDICTIONS, ["topk_labels", "topk_scores"], PIECE)
     for piece in pieces:

@@ -138,7 +138,8 @@ def test_too_few_answers_say_how_many_it_takes(results, n, tmp_path, capsys):
     assert not output.exists()
 
 
-def test_a_guarantee_needs_the_results(results, tmp_path):
+@pytest.mark.parametrize("option", [{"abstain": ERROR}, {"unknown": True}])
+def test_what_was_learned_of_a_dataset_needs_its_results(results, option, tmp_path):
     results.model.rename(tmp_path / "exported")
-    with pytest.raises(UserError, match="--abstain"):
-        predict.Classifier(tmp_path / "exported", device="cpu", threads=1, abstain=ERROR)
+    with pytest.raises(UserError, match=f"--{next(iter(option))}"):
+        predict.Classifier(tmp_path / "exported", device="cpu", threads=1, **option)

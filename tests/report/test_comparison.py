@@ -52,12 +52,6 @@ def test_headline_is_mean_spread_and_differences_in_percent():
     assert second["marks"] == ["ours"]
 
 
-def test_headline_without_labels_is_blank():
-    (row,) = comparison.headline([run("a", 0, None)], "a", zero_shot=None)
-    assert row["acc1"] is row["spread"] is row["gain"] is row["acc5"] is row["recall"] is None
-    assert row["each"] == []
-
-
 def test_class_changes_equal_the_loop_and_are_sorted_by_change(arrays):
     labels, before, after, _ = arrays
     changes = comparison.class_changes(labels, before, after, [f"class {c}" for c in range(C)])
@@ -125,13 +119,6 @@ def test_reliability_equals_the_loop():
     for percent in (1, 37, 100):
         kept = order[: math.ceil(percent / 100 * N)]
         assert found.surest[percent - 1] == pytest.approx(np.mean([correct[i] for i in kept]))
-
-
-def test_without_labels_only_the_confidence_is_known():
-    found = comparison.reliability(np.array([0.1, 0.9]), None)
-    assert found.accuracy is None
-    assert found.surest is None
-    assert found.shares.sum() == 1
 
 
 @pytest.mark.parametrize("improved", [True, False])

@@ -3,22 +3,12 @@ import pytest
 import torch
 from support.made_results import Results
 
-from latteclip.core.errors import UserError
 from latteclip.report import runs
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     return Results(tmp_path_factory.mktemp("made"))
-
-
-def test_predictions_of_other_images_are_refused(results, tmp_path):
-    other = Results(tmp_path, n_test=11)
-    _, test, _ = runs.read_splits(results.images, results.pseudo_labels)
-    with pytest.raises(UserError, match=r"predictions\.parquet"):
-        runs.read_labels(other.runs[0].predictions, test)
-    with pytest.raises(UserError, match=r"pseudo_labels\.parquet"):
-        runs.read_splits(results.images, other.pseudo_labels)
 
 
 def test_a_history_is_drawn_as_means_of_neighbouring_steps(results):
