@@ -70,8 +70,8 @@ def learn_abstention(model: FinetunedModel, classify: Classify, max_error: float
         f"Predictions with a probability below {threshold:.4f} are abstained from: with 95 % "
         f"probability, at most {100 * max_error:g} % of all predictions are wrong and not "
         f"abstained from. This holds for images like the training images of {folder} without the "
-        f"{n_taught} that were chosen to teach, by {len(right)} answers about such images drawn "
-        f"at random, {how}.",
+        f"{n_taught} that were chosen to teach. It rests on {len(right)} answers about such images "
+        f"drawn at random, {how}.",
     )
 
 

@@ -23,7 +23,7 @@ from latteclip.core import hashing
 from latteclip.core.class_templates import PLACE
 from latteclip.core.errors import UserError
 from latteclip.core.files import new_folder, replacing, write_json
-from latteclip.deploy.model_card import Provenance, model_card, provenance
+from latteclip.deploy.model_card import model_card, provenance
 
 log = logging.getLogger(__name__)
 # As --custom_classname_file and --custom_template_file of CLIP_benchmark read them.
@@ -66,20 +66,14 @@ def export(model: str, destination: str, form: str, licence: str | None = None) 
         temporary.mkdir()
         FORMS[form](opened, temporary)
         shutil.copyfile(opened.folder / CLASSIFIER, temporary / CLASSIFIER)
-        _write_benchmark_files(opened, origin, temporary)
+        # CLIP_benchmark writes {c} for our {}.
+        templates = [one.replace(PLACE, BENCHMARK_PLACE) for one in opened.words.templates]
+        write_json(temporary / BENCHMARK_CLASSNAMES, {origin.dataset: opened.classnames})
+        write_json(temporary / BENCHMARK_TEMPLATES, {origin.dataset: templates})
         model_card(opened, origin, form, licence).save(temporary / "README.md")
         hashing.write_sums(temporary)
     log.info("%s: %d classes as %s.", destination, len(opened.classnames), form)
     return f"hf upload <user>/<name> {destination}"
-
-
-def _write_benchmark_files(
-    opened: finetuned.FinetunedModel, origin: Provenance, folder: Path
-) -> None:
-    """Write class names and templates by dataset. CLIP_benchmark writes {c} for our {}."""
-    templates = [one.replace(PLACE, BENCHMARK_PLACE) for one in opened.words.templates]
-    write_json(folder / BENCHMARK_CLASSNAMES, {origin.dataset: opened.classnames})
-    write_json(folder / BENCHMARK_TEMPLATES, {origin.dataset: templates})
 
 
 def _open_clip(opened: finetuned.FinetunedModel, folder: Path) -> None:

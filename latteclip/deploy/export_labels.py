@@ -1,6 +1,5 @@
 """`latteclip labels export`: the labels of a dataset for other tools, as a file or a folder."""
 
-import contextlib
 import csv
 import io
 import json
@@ -8,7 +7,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -33,9 +32,8 @@ TABLE = "labels.csv"  # beside the folders of classes
 FILES, FOLDERS = ("csv", "parquet"), ("label-studio", "imagefolder")  # the formats
 LOCAL = "/data/local-files/?d="  # where Label Studio serves files of its machine
 NOT_IN_XML = re.compile("[\x00-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]")
-# Images that may be left out, and the file in a dataset's results that names them.
-LEAVE_OUT = {"unknown": "unknown.parquet", "duplicates": "duplicates.parquet"}
-ARE = {
+# Images that may be left out. A file of this name in a dataset's results names them.
+LEAVE_OUT = {
     "unknown": "may belong to none of the classes (is_unknown)",
     "duplicates": "show the same picture as another one (duplicate_of)",
 }
@@ -83,10 +81,9 @@ def export_labels(
         raise UserError(f"--output {output} is a folder; name a file.")
     place = new_folder(output) if form in FOLDERS else Path(output)
     for kind in leave_out:
-        if not (Path(folder) / LEAVE_OUT[kind]).is_file():
+        if not (path := Path(folder) / f"{kind}.parquet").is_file():
             raise UserError(
-                f"--leave-out {kind} reads {Path(folder) / LEAVE_OUT[kind]}, which does not exist; "
-                "run the workflow first."
+                f"--leave-out {kind} reads {path}, which does not exist; run the workflow first."
             )
     labels, promise = label_table.read(folder), ""
     if max_error is not None or false_discovery is not None:
@@ -119,7 +116,7 @@ def export_labels(
             lines.append(f"{count} images are left out ({kind}).")
         elif count:
             lines.append(
-                f"{count} of the images {ARE[kind]}; --leave-out {kind} exports without them."
+                f"{count} of the images {LEAVE_OUT[kind]}; --leave-out {kind} exports without them."
             )
     return "\n".join([*lines, *notes])
 
@@ -302,17 +299,15 @@ def _place_image(source: str, target: Path, *, convert: bool, copy: bool) -> Non
     elif not copy:
         target.symlink_to(Path(source).absolute())
     elif shard_member(source):
-        with _reading_shard(source):
-            target.write_bytes(read_bytes(source))
+        target.write_bytes(_shard_bytes(source))
     else:
         shutil.copyfile(source, target)
 
 
-@contextlib.contextmanager
-def _reading_shard(path: str) -> Iterator[None]:
-    """Raise UserError for an image in a shard that cannot be read."""
+def _shard_bytes(path: str) -> bytes:
+    """Return the bytes of an image in a shard; raise UserError where they cannot be read."""
     try:
-        yield
+        return read_bytes(path)
     except Exception as error:  # pyarrow and Pillow fail in many ways on broken files
         raise UserError(
             f"Image {path} cannot be read ({first_line(error)}); replace its shard, or rerun the "
@@ -335,10 +330,7 @@ def _file_name(row: dict[str, Any]) -> PurePath:
     name = PurePath(row["image_id"]).name
     if member.kind == "tar":
         return PurePath(name)
-    with (
-        _reading_shard(row["path"]),
-        Image.open(io.BytesIO(read_bytes(row["path"])), formats=FORMATS) as image,
-    ):
+    with Image.open(io.BytesIO(_shard_bytes(row["path"])), formats=FORMATS) as image:
         return PurePath(f"{name}.{str(image.format).lower()}")
 
 

@@ -8,8 +8,8 @@ import json
 import logging
 import math
 import shlex
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,7 @@ def report_dataset(
     if split.labels is not None:
         zero_shot = accuracy(split.pseudo_labels[:, None], split.labels, 1)
     rows = comparison.headline(metrics, settings.baseline, zero_shot)
+    names = [row["method"] for row in rows]
     main = main_run(runs_files, selection, settings.main)
     chosen = choose_examples(train.confidence, train.pseudo_labels)
     captions = {
@@ -212,10 +213,11 @@ def report_dataset(
         duplicates=images.read_duplicates(duplicates_path, train, test, runs_files)
         if duplicates_path
         else None,
-        corrupt=_read_corrupt(corrupt_path) if corrupt_path else [],
+        corrupt=_read_csv(corrupt_path) if corrupt_path else [],
         corrupt_shown=CORRUPT,
         skipped=tables.read_metadata(images_path, "image_id").get("skipped", {}),
-        words=words([row["method"] for row in rows]),
+        words=WORDS
+        | {row["method"]: METHODS[row["method"]] for row in rows if row["method"] in METHODS},
         provenance=_provenance(settings, runs_files, list(captions.values())),
     )
     size = len(page.encode())
@@ -252,11 +254,6 @@ def _predictors(path: str) -> list[Row]:
         for eye in described.get("eyes", [])
     ]
     return [{**row, "times": math.exp(row["gain"])} for row in rows]
-
-
-def words(methods: Collection[str]) -> dict[str, str]:
-    """Return the glossary of a page, with the methods that were run."""
-    return WORDS | {name: METHODS[name] for name in methods if name in METHODS}
 
 
 def main_run(run_files: Sequence[RunFiles], selection: Selection | None, fallback: str) -> RunFiles:
@@ -326,8 +323,7 @@ def _compared(found: comparison.MethodPredictions, split: runs.Split, c: int) ->
     }
 
 
-def _read_corrupt(path: str) -> list[dict[str, str]]:
-    """Read the images that could not be decoded, with their reasons."""
+def _read_csv(path: str) -> list[dict[str, str]]:
     with Path(path).open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -437,7 +433,7 @@ def _provenance(
             name: sum(one.get(f"tokens_{name}") or 0 for one in described)
             for name in ("read", "written")
         },
-        "jobs": [asdict(job) for job in jobs],
-        "in_all": asdict(runs.total(jobs)),
+        "jobs": jobs,
+        "in_all": runs.total(jobs),
         "config": yaml.safe_dump(settings.config, sort_keys=False, allow_unicode=True, width=88),
     }

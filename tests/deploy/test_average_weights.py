@@ -1,6 +1,3 @@
-import shutil
-
-import pytest
 import torch
 from safetensors.torch import load_file
 from support.tiny import DEMO_CLIP
@@ -10,7 +7,6 @@ from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import class_embeddings
 from latteclip.core import tables
-from latteclip.core.errors import UserError
 from latteclip.deploy.average_weights import TrainingResult, average_weights
 from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS
 
@@ -71,11 +67,3 @@ def test_a_collapsed_training_has_no_part_unless_all_collapsed(tmp_path):
     assert "collapsed" not in tables.read_metadata(history, "step")["marks"]
     _, history, _ = average(tmp_path / "all", [collapsed])
     assert "collapsed" in tables.read_metadata(history, "step")["marks"]
-
-
-def test_trainings_of_other_classes_are_refused(tmp_path):
-    results = [training(tmp_path, 1.0), training(tmp_path, 1.5, classnames=["a", "b", "c"])]
-    with pytest.raises(UserError, match=r"1\.5"):
-        average(tmp_path / "average", results)
-    assert not (tmp_path / "average" / "model").exists()
-    shutil.rmtree(tmp_path / "average", ignore_errors=True)
