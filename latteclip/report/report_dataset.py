@@ -216,8 +216,7 @@ def report_dataset(
         corrupt=_read_csv(corrupt_path) if corrupt_path else [],
         corrupt_shown=CORRUPT,
         skipped=tables.read_metadata(images_path, "image_id").get("skipped", {}),
-        words=WORDS
-        | {row["method"]: METHODS[row["method"]] for row in rows if row["method"] in METHODS},
+        words=WORDS | {name: METHODS[name] for name in names if name in METHODS},
         provenance=_provenance(settings, runs_files, list(captions.values())),
     )
     size = len(page.encode())
