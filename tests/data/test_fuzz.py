@@ -159,19 +159,14 @@ PICTURES = {form: picture(form) for form in images.FORMATS}
 
 
 @fuzzed(
-    case=st.sampled_from(sorted(PICTURES)).flatmap(
-        lambda form: st.tuples(st.just(form), damaged(PICTURES[form]))
-    ),
+    content=st.one_of([damaged(content) for content in PICTURES.values()]),
     max_side=st.sampled_from([None, 1, 16]),
 )
-def test_a_damaged_image_is_decoded_or_refused(case, max_side):
-    form, content = case
+def test_a_damaged_image_is_decoded_or_refused(content, max_side):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, about what it mends
-        found = check(
-            f"image {form}",
-            lambda: images.open_rgb("x", content=io.BytesIO(content), max_side=max_side),
-        )
+        file = io.BytesIO(content)
+        found = check(lambda: images.open_rgb("x", content=file, max_side=max_side))
     if found is not None:
         assert found.mode == "RGB" and found.width * found.height <= images.MAX_PIXELS
         assert max_side is None or max(found.size) <= max_side

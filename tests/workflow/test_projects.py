@@ -182,7 +182,7 @@ def test_every_package_is_named_for_the_wheel():
 
 
 def test_a_wheel_runs_the_workflow(checkout, installed, project):
-    shrunken = "datasets={'demo': {'source': {'textures': {'train': 6, 'test': 4}}}}"
+    shrunken = "datasets={'demo': {'source': {'textures': {'train': 60, 'test': 40}}}}"
     target = "results/demo/images.parquet"
     command = ("env", f"PYTHONPATH={installed}", sys.executable, "-m", "latteclip", "workflow")
     config = ("--config", "dataset=demo", "seeds=1", shrunken)
