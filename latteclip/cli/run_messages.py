@@ -148,6 +148,8 @@ def _results(configuration: Configuration, dataset: str, page: str) -> Iterator[
         photos = configuration.dataset(dataset)["source"].get("folder", "photos")
         results = f"results/{dataset}" if not configuration.suffix else folder
         yield f"Next, to use it: latteclip predict {shlex.join([results, photos])}"
+        if os.path.isfile(f"results/{dataset}/fused_labels.parquet"):
+            yield f"Next, to improve it by your answers: latteclip teach results/{dataset}"
     yield from _unfinished(dataset)
 
 
