@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from latteclip.cli import runs
-from latteclip.config import job_resources, layers, stage_params
+from latteclip.config import job_resources, layers
 from latteclip.config.configuration import Configuration
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -150,10 +150,7 @@ def _jobs(
 ) -> Iterator[dict[str, Any]]:
     """Yield COLUMNS of every job that was measured: seconds of the limited and the full run."""
     costs = [
-        (cost, cost.seconds, Path(file["path"]))
-        for file in stage_params.benchmarks(configuration, name)
-        for cost in job_costs([file])
-        if cost.seconds
+        (cost, cost.seconds, cost.path) for cost in job_costs(Path("results", name)) if cost.seconds
     ]
     clip = min((seconds for cost, seconds, _ in costs if cost.rule == LOADS_ONLY), default=0.0)
     shortest = min((seconds for _, seconds, _ in costs), default=0.0)

@@ -303,13 +303,7 @@ def table(jobs: Sequence[Job], stream: TextIO) -> str:
 def _costs(dataset: str, stream: TextIO) -> Iterator[str]:
     """Yield the time and memory of the last jobs of a dataset, in all and by stage."""
     folder = RESULTS / dataset
-    paths = sorted((*folder.glob("benchmarks/*.jsonl"), *folder.glob("*/**/benchmarks/*.jsonl")))
-    stages = [re.sub(r"-\d+-of-\d+$", "", path.stem) for path in paths]  # without the shard
-    files = [
-        {"rule": stage, "run": "", "path": str(path)}
-        for stage, path in zip(stages, paths, strict=True)
-    ]
-    jobs = job_costs(files)
+    jobs = job_costs(folder)
     if not jobs:
         return
     answers = list(tokens_of(folder))

@@ -28,16 +28,6 @@ FILES = {
     "model": "model",
 }
 DESCRIBED = ("title", "licence", "citation", "source", "class_synonyms")
-# Stages whose benchmarks a page reads: those of a dataset, and those of a run.
-CAPTIONING = ("caption_images", "caption_groups", "score_classes")
-OF_DATASET = (
-    *("index_images", "find_duplicates", "pseudo_label_images", "calibrate_zero_shot", *CAPTIONING),
-    *("fuse_labels", "score_unknown", "select_model"),
-)
-OF_RUN = (
-    *("finetune", "average_weights", "propagate_labels", "evaluate", "evaluate_classifier"),
-    "assemble_model",
-)
 Paths = list[str]
 Settings = dict[str, Any]
 
@@ -371,30 +361,6 @@ def paper_method(configuration: Configuration, dataset: str) -> str | None:
     return None
 
 
-def benchmarks(configuration: Configuration, dataset: str) -> list[dict[str, str]]:
-    """Return the rule, the run and the path of each of Snakemake's benchmark files.
-
-    They are no inputs, since a missing one must rerun nothing.
-    """
-    n = configuration.shards(dataset)
-    numbered = [f"-{i}-of-{n}" for i in range(1, n + 1)] if n > 1 else [""]
-    files = [
-        (stage, "", f"benchmarks/{stage}{shard}")
-        for stage in OF_DATASET
-        for shard in (numbered if stage in CAPTIONING else [""])
-    ]
-    runs = dict.fromkeys((*configuration.trainings(dataset), *configuration.runs(dataset)))
-    name = "find_learning_rate"
-    files += [(name, m, f"{m}/benchmarks/{name}") for m in dict.fromkeys(m for m, _ in runs)]
-    files += [
-        (stage, f"{method}, seed {seed}", f"{method}/seed{seed}/benchmarks/{stage}")
-        for method, seed in runs
-        for stage in OF_RUN
-    ]
-    folder = f"results/{dataset}"
-    return [{"rule": rule, "run": run, "path": f"{folder}/{p}.jsonl"} for rule, run, p in files]
-
-
 def resolved_config(configuration: Configuration, dataset: str) -> Settings:
     """Return the configuration of a dataset, resolved, in the order in which it is read."""
     file = configuration.dataset(dataset)
@@ -425,7 +391,6 @@ def report_dataset(configuration: Configuration, dataset: str) -> str:
         "suffix": configuration.suffix,
         "overview": overview(configuration),
         "config": resolved_config(configuration, dataset),
-        "benchmarks": benchmarks(configuration, dataset),
     }
     return json.dumps(values, ensure_ascii=False)
 

@@ -87,8 +87,6 @@ class ReportSettings:
     suffix: str  # of the names of files of a table of its own
     overview: str  # the page over all datasets, beside the dataset's folder
     config: dict[str, Any]  # as merged for this dataset
-    # Of each job: rule, run, path of Snakemake's benchmark file.
-    benchmarks: list[dict[str, str]]
 
 
 def report_dataset(
@@ -217,7 +215,7 @@ def report_dataset(
         corrupt_shown=CORRUPT,
         skipped=tables.read_metadata(images_path, "image_id").get("skipped", {}),
         words=WORDS | {name: METHODS[name] for name in names if name in METHODS},
-        provenance=_provenance(settings, runs_files, list(captions.values())),
+        provenance=_provenance(Path(output).parent, settings, runs_files, list(captions.values())),
     )
     size = len(page.encode())
     if size > render.MAX_BYTES:
@@ -414,12 +412,15 @@ def _caption_statistics(
 
 
 def _provenance(
-    settings: ReportSettings, run_files: Sequence[RunFiles], captions: Sequence[images.Captions]
+    folder: Path,
+    settings: ReportSettings,
+    run_files: Sequence[RunFiles],
+    captions: Sequence[images.Captions],
 ) -> Row:
     """Return versions, commit, seeds, configuration, captioner, and the costs of jobs."""
     described = [one.metadata for one in captions]
     first: dict[str, Any] = next(iter(described), {})
-    jobs = runs.job_costs(settings.benchmarks)
+    jobs = runs.job_costs(folder)
     return {
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": runs.commit(),

@@ -179,6 +179,7 @@ def read_curves(path: str, points: int) -> dict[str, Floats]:
 class JobCost:
     """The time and memory of a job, by Snakemake's benchmark file; None where not measured."""
 
+    path: Path  # of the benchmark file
     rule: str
     run: str  # method and seed, or nothing
     seconds: float | None
@@ -208,25 +209,24 @@ def commit(folder: str = ".") -> str | None:
     return result.stdout.strip() or None
 
 
-def job_costs(files: Sequence[dict[str, str]]) -> list[JobCost]:
-    """Read the last line of each benchmark file that exists.
+def job_costs(folder: Path) -> list[JobCost]:
+    """Return what each last job of a dataset's folder took, in the order in which they ended.
 
-    Args:
-        files: with `rule`, `run` and `path`. A missing file is skipped: a report must not rerun a
-            training in order to time it.
+    Benchmark files are no inputs of stages: a missing one must not rerun a training.
     """
-    found = []
-    for file in files:
-        path = Path(file["path"])
-        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-        lines = [line for line in lines if line.strip()]
+    paths = (*folder.glob("benchmarks/*.jsonl"), *folder.glob("*/**/benchmarks/*.jsonl"))
+    costs = []
+    for path in sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path)):
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         if lines:
             values = json.loads(lines[-1])
             seconds, cpu, memory = (_number(values.get(k)) for k in ("s", "cpu_time", "max_rss"))
             gpus = _number((values.get("resources") or {}).get("gpu"))  # with --benchmark-extended
             of_gpus = None if gpus is None or seconds is None else gpus * seconds
-            found.append(JobCost(file["rule"], file["run"], seconds, cpu, of_gpus, memory))
-    return found
+            rule = path.stem.partition("-")[0]  # without the shard
+            run = ", ".join(path.relative_to(folder).parts[:-2]).replace(", seed", ", seed ")
+            costs.append(JobCost(path, rule, run, seconds, cpu, of_gpus, memory))
+    return costs
 
 
 def total(jobs: Sequence[JobCost], rule: str = "in all") -> JobCost:
@@ -239,7 +239,7 @@ def total(jobs: Sequence[JobCost], rule: str = "in all") -> JobCost:
         sum(found) if (found := numbers(name)) else None
         for name in ("seconds", "cpu_seconds", "gpu_seconds")
     )
-    return JobCost(rule, "", seconds, cpu, gpu, max(numbers("memory"), default=None))
+    return JobCost(Path(), rule, "", seconds, cpu, gpu, max(numbers("memory"), default=None))
 
 
 def tokens_of(folder: Path) -> Iterator[tuple[str, int, int]]:

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import statistics
 
@@ -363,14 +364,14 @@ def test_noise_in_thousands_of_classes_makes_a_page_that_can_be_mailed(tmp_path)
     assert len(page.tables["class-sizes"]) == 1 + comparison.ROWS
 
 
-def test_the_costs_of_jobs_are_added_up(results, tmp_path):
-    files = []
-    for number, (stage, gpus) in enumerate([("finetune", 1), ("caption_images", 0)]):
-        path = tmp_path / f"{number}.jsonl"
-        line = {"s": 60.0, "cpu_time": 90.0, "max_rss": 512.0 * (number + 1)}
+def test_the_costs_of_jobs_are_added_up(results):
+    for number, (stage, gpus) in enumerate([("caption_images", 0), ("finetune", 1)]):
+        path = results.folder / "benchmarks" / f"{stage}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        line = {"s": 60.0, "cpu_time": 90.0, "max_rss": 512.0 * (2 - number)}
         path.write_text(json.dumps(line | {"resources": {"gpu": gpus}}) + "\n")
-        files.append({"rule": stage, "run": "", "path": str(path)})
-    table = write(results, benchmarks=files)[0].tables["jobs"]
+        os.utime(path, (number, number))
+    table = write(results)[0].tables["jobs"]
     rows = [[text.strip() for text, _ in row] for row in table]
-    assert rows[1] == ["finetune", "", "1 min 00 s", "1 min 30 s", "1 min 00 s", "512 MiB"]
+    assert rows[2] == ["finetune", "", "1 min 00 s", "1 min 30 s", "1 min 00 s", "512 MiB"]
     assert rows[3] == ["in all", "", "2 min 00 s", "3 min 00 s", "1 min 00 s", "1.0 GiB"]

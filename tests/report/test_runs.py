@@ -23,12 +23,21 @@ def test_a_history_is_drawn_as_means_of_neighbouring_steps(results):
     assert curves["epoch"][-1] == pytest.approx(2.97)
 
 
-def test_missing_benchmarks_are_skipped(tmp_path):
-    (tmp_path / "a.jsonl").write_text(
-        '{"s": 1, "max_rss": 1}\n{"s": 61.5, "max_rss": "NA", "cpu_time": 98.5}\n'
-    )
-    files = [{"rule": r, "run": "", "path": str(tmp_path / f"{r}.jsonl")} for r in ("a", "b")]
-    assert runs.job_costs(files) == [runs.JobCost("a", "", 61.5, 98.5, None, None)]
+def test_the_last_job_of_each_benchmark_file_counts(tmp_path):
+    lines = '{"s": 1, "max_rss": 1}\n{"s": 61.5, "max_rss": "NA", "cpu_time": 98.5}\n'
+    places = {
+        "benchmarks/caption_images-1-of-2": ("caption_images", ""),
+        "flyp/benchmarks/find_learning_rate": ("find_learning_rate", "flyp"),
+        "flyp/seed3/benchmarks/finetune": ("finetune", "flyp, seed 3"),
+    }
+    paths = [tmp_path / f"{place}.jsonl" for place in places]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        path.write_text(lines)
+    (tmp_path / "benchmarks" / "empty.jsonl").touch()
+    wanted = zip(paths, places.values(), strict=True)
+    wanted = [runs.JobCost(path, *names, 61.5, 98.5, None, None) for path, names in wanted]
+    assert sorted(runs.job_costs(tmp_path), key=lambda job: job.rule) == wanted
 
 
 def test_a_folder_without_git_has_no_commit(tmp_path):

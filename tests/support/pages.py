@@ -76,7 +76,6 @@ def write(
     duplicates=None,
     corrupt=None,
     fused_labels=None,
-    benchmarks=(),
     **config,
 ):
     """The page of some results, and its text.
@@ -96,7 +95,6 @@ def write(
         "",
         "index.html",
         {"title": "<u>Made</u>", "methods": methods} | config,
-        list(benchmarks),
     )
     more = {"train_predictions": train_predictions}
     of_runs = [runs.RunFiles(**{**vars(run), **more}) for run in results.runs]
