@@ -503,7 +503,7 @@ def report_dataset(place: Place) -> Work:
     ]
     methods: dict[str, Any] = {name: {} for name in found}
     settings = dataset_report.ReportSettings(
-        "scale", "zero_shot", "other", None, "", "index.html", {"methods": methods}, []
+        "scale", "zero_shot", "other", None, "", "index.html", {"methods": methods}
     )
     output = place.file("report.html")
     return lambda: dataset_report.report_dataset(
