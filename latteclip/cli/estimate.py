@@ -50,8 +50,7 @@ NOTE = """\
   Loading takes the same time for any number of images. The work of the index, of captions and of
   fine-tuning was measured. Other stages have bounds. The lower bound counts all of a job as
   loading. The upper bound counts the time of assemble_model, which only loads CLIP, or of the
-  shortest job. Jobs count one
-  after another. Downloads, tables and pages do not count."""
+  shortest job. Jobs count one after another. Downloads, tables and pages do not count."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +81,14 @@ def estimate(datasets: Sequence[str], config: Sequence[str], configfiles: Sequen
         UserError: a dataset has no limited run.
     """
     given = layers.given(config, configfiles)
-    if datasets:
-        given["dataset"] = list(datasets)
-    asked = Configuration(layers.defaults(), given)
-    return "\n\n".join(
-        "\n".join(_of_dataset(asked.whole(name), asked.limit, given)) for name in asked.datasets
-    )
+    if not datasets:
+        asked = Configuration(layers.defaults(), given)
+        datasets = [asked.whole(name) for name in asked.datasets]
+    return "\n\n".join("\n".join(_of_dataset(name, given)) for name in datasets)
 
 
-def _of_dataset(dataset: str, limit: int | None, given: Mapping[str, Any]) -> Iterator[str]:
-    limit = limit or _largest_limit(dataset)
+def _of_dataset(dataset: str, given: Mapping[str, Any]) -> Iterator[str]:
+    limit = given.get("limit") or _largest_limit(dataset)
     folder = RESULTS / f"{dataset}_{limit}"
     index = folder / "images.parquet"
     if limit is None or not index.is_file():

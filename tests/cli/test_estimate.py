@@ -3,7 +3,7 @@ import json
 import pyarrow as pa
 import pytest
 
-from latteclip.cli import estimate, main
+from latteclip.cli import estimate, main, runs
 from latteclip.core import tables
 
 FINETUNE = "finetune={'batch_size': 32, 'epochs': 2, 'steps_multiple_of': 1}"
@@ -75,6 +75,17 @@ def test_kept_answers_are_asked_for_in_the_full_run(limited):
     log.write_text("Asked 32 requests about 64 rows in 10.0 s")
     found = rows(estimate.estimate(["demo"], CONFIG, []))
     assert found["caption_images"][-1] == "0:06:30"  # 190 + 2 * 10 * 10
+
+
+def test_a_folder_of_images_is_estimated_by_the_options_of_its_limited_run(limited):
+    limited.rename(limited.with_name("mine_64"))
+    (limited.parents[1] / "photos").mkdir()
+    noted = runs.OPTION_NOTES / "mine_64.json"
+    noted.parent.mkdir(parents=True)
+    options = {"dataset": "mine", "image_dir": "photos", "limit": 64, "method": "zero_shot,flyp"}
+    noted.write_text(json.dumps({"config": options, "deployment": []}))
+    found = rows(estimate.estimate(["mine"], [], []))
+    assert found["index_images"][2:] == ["0:00:04", "0:00:02", "images", "0:00:32"]
 
 
 def test_what_the_limited_run_does_not_tell_is_said(limited):
