@@ -10,6 +10,28 @@ from latteclip.cli import main
 from latteclip.config import layers
 from latteclip.config.configuration import Configuration
 
+# Of the documents' commands, those that no test runs, and the test that runs others with small
+# models and images. The first pattern in a command counts.
+UNRUN = {
+    r"modern\.yaml": "needs models of the hub and a GPU",
+    r"--sdm": "needs conda or Apptainer with internet",
+    r"dataset=(dtd|stanford_cars|food101)|study\.yaml|status dtd": "needs models of the hub",
+}
+RUN_BY = {
+    r"snakemake .*default-storage": "workflow/test_storage.py",
+    r"snakemake .*(--snakefile|labels|image_dir)": "workflow/test_workflow.py",
+    r"latteclip workflow": "workflow/test_projects.py",
+    r"latteclip status .*--estimate": "cli/test_estimate.py",
+    r"latteclip status": "cli/test_status.py",
+    r"latteclip doctor": "cli/test_doctor.py",
+    r"latteclip datasets": "data/test_datasets.py",
+    r"latteclip captions show": "captions/test_show.py",
+    r"latteclip predict": "deploy/test_predict.py",
+    r"latteclip export": "deploy/test_export.py",
+    r"latteclip labels export": "deploy/test_export_labels.py",
+    r"latteclip teach": "audit/test_teach.py",
+    r"latteclip audit": "audit/test_audit.py",
+}
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
@@ -48,3 +70,15 @@ def test_the_configuration_has_the_keys_of_the_command(words, tmp_path):
     if given.get("dataset") == "mine":
         given.setdefault("image_dir", str(tmp_path / "photos"))
     Configuration(layers.defaults(project=None), given)
+
+
+def test_every_command_is_run_by_a_test_or_has_a_reason_why_not():
+    patterns, used = {**UNRUN, **RUN_BY}, set()
+    for program in ("latteclip", "snakemake"):
+        for page, words in commands(program):
+            command = f"{program} {' '.join(words)}"
+            found = next((each for each in patterns if re.search(each, command)), None)
+            assert found, f"{page}: {command}"
+            used.add(found)
+    assert used == set(patterns)
+    assert all((ROOT / "tests" / file).is_file() for file in RUN_BY.values())
