@@ -25,6 +25,7 @@ from latteclip.labels.features import read_features
 from latteclip.train.objectives.base import TokenizedTexts, TrainingTexts
 from latteclip.train.settings import GROUND_TRUTH
 
+MAX_DRAWN = 0.1  # of the training images: more answers are worth more in the training
 LEFT_OUT = -1  # in place of the label of an image that is left out
 
 
@@ -76,6 +77,8 @@ def read(
         is_trained &= tables.lookup_column(*where, all_ids).to_numpy() > 0
         answers = tables.read_metadata(str(files.fused_labels), "image_id").get("answers", {})
         drawn = answers.get("checked", {}).get("image_id", [])
+        if len(drawn) > MAX_DRAWN * len(all_ids):
+            drawn = []
         is_trained &= ~pc.is_in(all_ids, pa.array(drawn, pa.string())).to_numpy()
     table = table.filter(pa.array(is_trained))
     image_ids = table["image_id"]

@@ -111,11 +111,15 @@ def test_training_images_and_their_zero_shot_labels_are_read(files):
     assert len(data.texts.images) == len(data.texts.groups) == 0
 
 
-def test_images_drawn_to_check_labels_are_not_trained_on(files):
-    answers = {"images": {}, "checked": {"image_id": files.names[1:3]}}
+@pytest.mark.parametrize("few", [True, False])
+def test_a_few_images_drawn_to_check_labels_are_not_trained_on(files, monkeypatch, few):
+    monkeypatch.setattr("latteclip.train.data.MAX_DRAWN", 0.5 if few else 0.1)
+    drawn = files.names[1:3]
+    answers = {"images": {}, "checked": {"image_id": drawn}}
     data, _ = files.read("fused", fused_labels=files.fused_labels(answers=answers))
-    assert [Path(path).name for path in data.paths] == [files.names[0], *files.names[3:]]
-    assert data.drawn == files.names[1:3]
+    trained = [name for name in files.names if not (few and name in drawn)]
+    assert [Path(path).name for path in data.paths] == trained
+    assert data.drawn == (drawn if few else [])
 
 
 def test_supervision_needs_every_label(tmp_path):
