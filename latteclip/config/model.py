@@ -92,7 +92,9 @@ class Split(Section):
         "a CoOp split JSON, class folders, a table, one list per split, or shards of two kinds"
     )
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = key("share of labelled images for testing")
-    max_corrupt: Share = key("share of images that may be left out because they cannot be decoded")
+    max_corrupt: Share = key(
+        "share of images, rounded up, that may be left out because they cannot be decoded"
+    )
     file: Line = key("the split JSON or table, relative to the dataset's folder")
     lists: Lists = key()
     suffix: str = key("suffix that turns an image of a list into a path")

@@ -192,7 +192,7 @@ def _check(
 ) -> None:
     """Raise UserError where too many images are broken, or a needed split has none left."""
     n_images = len(split.items)
-    if len(broken) > max_corrupt * n_images:
+    if len(broken) > math.ceil(max_corrupt * n_images):
         first = ", ".join(f"{image_id} ({reason})" for image_id, _, _, reason in broken[:NAMED])
         more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
         enough = math.ceil(100 * len(broken) / n_images) / 100

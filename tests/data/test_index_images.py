@@ -71,6 +71,13 @@ def test_a_few_broken_images_are_listed_and_left_out(tmp_path, caplog):
     assert "cat/half.jpg" in caplog.text
 
 
+def test_one_broken_image_of_a_small_folder_is_left_out(tmp_path):
+    folder = broken(tmp_path, n=10)
+    (folder / "dog" / "text.jpg").unlink()
+    rows, _, corrupt = index(folder, tmp_path)
+    assert (len(rows), len(corrupt)) == (20, 1)
+
+
 def test_too_many_broken_images_are_an_error(tmp_path):
     with pytest.raises(
         UserError, match=r"2 of the 22 images .* 1\.00%: .*half\.jpg.*text\.jpg"
