@@ -64,8 +64,8 @@ class Data:
         self.test = (torch.as_tensor(features[:]) - mean).double() / self.images.length
         self.start = LabelModel(self.images, self.votes, session.model.others)
         self.learned = copy.copy(self.start)
-        for _ in range(ROUNDS if self.start.is_informed else 0):
-            self.learned.step()
+        if self.start.is_informed:
+            self.learned.learn(ROUNDS)
         self.before: Fusion = copy.copy(self.start).fused()
 
     @staticmethod

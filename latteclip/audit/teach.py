@@ -215,8 +215,7 @@ class TeachingSession(Interview):
         )
         model = LabelModel(known.images, known.votes, known.others)
         if model.is_informed:
-            for _ in range(STEPS if self._is_light else ROUNDS):
-                model.step()
+            model.learn(STEPS if self._is_light else ROUNDS)
         return model
 
     @property

@@ -146,16 +146,14 @@ def _jobs(
     factors: Mapping[str, float],
 ) -> Iterator[dict[str, Any]]:
     """Yield COLUMNS of every job that was measured: seconds of the limited and the full run."""
-    costs = [
-        (cost, cost.seconds, cost.path) for cost in job_costs(Path("results", name)) if cost.seconds
-    ]
-    clip = min((seconds for cost, seconds, _ in costs if cost.rule == LOADS_ONLY), default=0.0)
-    shortest = min((seconds for _, seconds, _ in costs), default=0.0)
-    for cost, seconds, path in costs:
+    costs = [(cost, cost.seconds) for cost in job_costs(Path("results", name)) if cost.seconds]
+    clip = min((seconds for cost, seconds in costs if cost.rule == LOADS_ONLY), default=0.0)
+    shortest = min((seconds for _, seconds in costs), default=0.0)
+    for cost, seconds in costs:
         kind = GROWS.get(cost.rule)
         growth = 1.0 if kind is None else factors.get(kind, 1.0)
         asked, rows, work = 0, 0, None
-        log = path.parents[1] / "logs" / f"{path.stem}.log"
+        log = cost.path.parents[1] / "logs" / f"{cost.path.stem}.log"
         text = log.read_text("utf-8", errors="replace") if log.is_file() else ""
         if found := ASKED.search(text):
             asked, rows, work = int(found[1]), int(found[2]), float(found[3])
@@ -169,7 +167,7 @@ def _jobs(
                 for size in (small, whole)
             )
             growth = all_seen / seen
-            work = _training(path.parents[1] / "history.parquet", seen)
+            work = _training(cost.path.parents[1] / "history.parquet", seen)
         if kind is None:
             loading = seconds
         elif work is None:

@@ -527,20 +527,25 @@ class LabelModel:
         return scores.log_softmax(dim=1)
 
     def fused(self) -> Fusion:
-        """Learn in ROUNDS rounds and return the labels.
+        """Learn in ROUNDS rounds and return the labels."""
+        if not self.is_informed:
+            return self._calibrated()
+        self.learn(ROUNDS)
+        return self._labelled()
+
+    def learn(self, rounds: int) -> None:
+        """Learn from votes or answers that carry information, in some rounds.
 
         While an image model explains too little of the votes, the rounds begin again without the
         one that explains least.
         """
-        if not self.is_informed:
-            return self._calibrated()
         start, parameters = self.prototypes.posterior, self.parameters
         while True:
-            for _ in range(ROUNDS):
+            for _ in range(rounds):
                 self.step()
             useless = self._useless()
             if useless is None:
-                return self._labelled()
+                return
             self.used = [number for number in self.used if number != useless]
             self.prototypes, self.parameters = self._prototypes(start), parameters
 
