@@ -76,7 +76,7 @@ envs: | .venv/bin/pip
 
 # The tables of keys in docs/configuration.md, from the model and the defaults.
 docs: install
-	python -m latteclip.config.generate_docs
+	python tools/generate_docs.py
 
 # The documentation, into site/: strict, so a broken link is an error. Its tools have an environment of
 # their own.

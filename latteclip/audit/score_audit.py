@@ -29,13 +29,6 @@ def score_audit(
     (accuracy of the first minus that of the second), low and high of its 95 % interval, decided
     (the interval leaves out zero), and more (how many further answers may decide). Figures are
     fractions. Both lists are empty where the answers decide nothing. `sentence` says why.
-
-    Args:
-        dataset: its key.
-        plan_path: the order in which the images were drawn.
-        answers_path: the answers about them.
-        runs: to score.
-        output: the JSON file.
     """
     try:
         plan = read_plan(plan_path)

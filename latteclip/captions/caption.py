@@ -49,16 +49,6 @@ def caption_images(
 ) -> None:
     """Write a caption for every image that is not in the test split.
 
-    Args:
-        images_path: an IMAGES table.
-        pseudo_labels_path: needed where the prompt has a place for the pseudo-label.
-        prompt: the question about each image.
-        captioner: the settings of the captioner.
-        output: the captions.
-        store: folder of the answers that outlive this run. None: the answers are not cached.
-        shard: which part of how many.
-        threads: CPU threads.
-
     Raises:
         UserError: the engine does not start, or too many captions are missing.
     """
@@ -79,17 +69,6 @@ def caption_groups(
     threads: int,
 ) -> None:
     """Draw groups of the images that are not in the test split and write their captions.
-
-    Args:
-        images_path: an IMAGES table.
-        pseudo_labels_path: a PSEUDO_LABELS table.
-        prompt: the question about each group.
-        groups: which images form a group.
-        captioner: the settings of the captioner.
-        output: the captions.
-        store: folder of the answers that outlive this run. None: the answers are not cached.
-        shard: which part of how many.
-        threads: CPU threads.
 
     Raises:
         UserError: as of `caption_images`.

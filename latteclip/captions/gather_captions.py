@@ -12,13 +12,7 @@ from latteclip.core.errors import UserError
 
 
 def gather_captions(images_path: str, shard_paths: Sequence[str], output: str) -> None:
-    """Write the rows of all shards in the order of the image index.
-
-    Args:
-        images_path: the IMAGES table that the shards were made from.
-        shard_paths: CAPTIONS or CLASS_SCORES tables of all shards.
-        output: the file.
-    """
+    """Write the rows of all shards in the order of the image index."""
     schema = _schema(shard_paths[0])
     id_column = schema.names[0]
     metadata = _metadata([tables.read_metadata(path, id_column) for path in shard_paths])

@@ -102,17 +102,6 @@ def score_classes(
 ) -> None:
     """Write CLASS_SCORES of the images of a shard that are not in the test split.
 
-    Args:
-        images_path: an IMAGES table.
-        pseudo_labels_path: a PSEUDO_LABELS table.
-        class_embeddings_path: W0, the classifier behind it.
-        scores: which classes are scored, and how.
-        captioner: the settings of the captioner.
-        output: the scores.
-        store: folder of the answers that outlive this run. None: the answers are not cached.
-        shard: which part of how many.
-        threads: CPU threads.
-
     Raises:
         UserError: the settings make no sense, the engine does not start, or too many images end
             without scores.

@@ -18,13 +18,7 @@ COLUMNS = ("caption", "finish_reason", "n_tokens", "attempts", "error")
 
 
 def summarize_captions(captions_paths: Sequence[str], images_path: str, output: str) -> None:
-    """Write, for each table of captions, lengths, repetitions and failures as JSON.
-
-    Args:
-        captions_paths: CAPTIONS tables; each is called by the name of its file.
-        images_path: an IMAGES table, for the class names.
-        output: the file.
-    """
+    """Write, for each table of captions, lengths, repetitions and failures as JSON."""
     _, classnames = tables.read_unlabelled(images_path, training=True)
     write_json(output, {Path(path).stem: _summary(path, classnames) for path in captions_paths})
 

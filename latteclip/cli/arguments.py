@@ -13,34 +13,24 @@ import ast
 import inspect
 import os
 import re
-from collections.abc import Callable
 from dataclasses import is_dataclass
+from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from latteclip.core.settings import from_json, list_from_json
 
-MAX_NUMBER = 2**63 - 1
 SHORT = {"n": ["-n"], "output": ["-o"], "topk": ["-k"]}  # further flags of options
 ALTERNATIVES = (("offline", "answers", "score"), ("max_error", "false_discovery"))
 
 
-def count(least: int = 0, most: int = MAX_NUMBER) -> Callable[[str], int]:
-    """Return the argparse type of a whole number from `least` to `most`."""
-
-    def parsed(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:  # also of thousands of digits
-            number = least - 1
-        if not least <= number <= most:
-            raise argparse.ArgumentTypeError(
-                f"must be a whole number from {least} to {most}, not {text[:40]!r}"
-            )
-        return number
-
-    return parsed
+def natural(text: str) -> int:
+    """Return a whole number of the command line."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number")
+    return int(text)
 
 
 def share(text: str) -> float:
@@ -54,18 +44,66 @@ def share(text: str) -> float:
 # Arguments that are not those of their parameter.
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "arguments": {"nargs": argparse.REMAINDER, "metavar": "ARGUMENT"},
-    "threads": {
-        **{"type": count(1, os.cpu_count() or 1), "default": os.cpu_count()},
-        "help": "CPU threads (default: all)",
-    },
-    "device": {"default": "auto", "help": "auto, cpu, cuda or cuda:<n> (default: auto)"},
+    "threads": {"default": os.cpu_count()},
+    "device": {"default": "auto"},
+}
+# Options that are not in the documentation of their function, for stages share most of them.
+# W0 is the classifier of the class texts.
+OPTIONS = {
+    "answers": "a person's answers about images",
+    "audit": "accuracies by a person's answers",
+    "audits": "accuracies by a person's answers, of the datasets that were audited",
+    "baseline": "the method that gains are over",
+    "calibrated": "the zero-shot classifier without class means",
+    "caption_summary": "summary of the captions",
+    "captions": "CAPTIONS tables, each called by the name of its file",
+    "checkpoint": "folder of the checkpoint, removed at the end",
+    "class_embeddings": "W0",
+    "class_scores": "a CLASS_SCORES table, which votes in place of captions",
+    "classifier": "W0, or what a stage made of it",
+    "corrupt": "CSV of images that could not be decoded",
+    "csv": "the table for programs",
+    "detector": "the detector of images of no class",
+    "device": "auto, cpu, cuda or cuda:<n> (default: auto)",
+    "duplicates": "a DUPLICATES table",
+    "eyes": "IMAGE_FEATURES tables of image models beside CLIP",
+    "eyes_prototypes": "the classifier of the features of all models",
+    "files": "the inputs, by name",
+    "fingerprints": "a FINGERPRINTS table",
+    "folder": "the images",
+    "folder_files": "the user's files when they were indexed",
+    "folder_state": "digest of the user's files",
+    "fused_labels": "labels by captions, image models and answers",
+    "group_captions": "a CAPTIONS table of groups",
+    "history": "a HISTORY table, with a row per step",
+    "image_captions": "a CAPTIONS table",
+    "images": "an IMAGES table",
+    "left_out": "TRAIN_PREDICTIONS of an average, by its trainings",
+    "markdown": "the table for people",
+    "others": "folder of earlier results, of which other datasets are added",
+    "plan": "the order in which the images were drawn",
+    "predictions": "a PREDICTIONS table",
+    "prompt": "the question, with {} for the pseudo-label",
+    "prototypes": "the classifier of image prototypes",
+    "pseudo_labels": "a PSEUDO_LABELS table, also for the features of the images",
+    "scores": "which classes are scored, and how",
+    "shard": "which part of how many",
+    "store": "folder of the answers that outlive this run (default: they are not cached)",
+    "threads": "CPU threads (default: all)",
+    "train_predictions": "a TRAIN_PREDICTIONS table",
+    "unknown": "an UNKNOWN table",
+    "votes": "a VOTES table, by which classifiers can be checked",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser, module: str, name: str) -> None:
     """Add the arguments of a command, and describe them by the documentation of its function."""
     function = _function(module, name)
-    helps = _describe(parser, ast.get_docstring(function) or "")
+    text, _, about = (ast.get_docstring(function) or "").replace("%", "%%").partition("Args:\n")
+    parser.description, _, parser.epilog = text.partition("\n\n")
+    if "\n  " in parser.epilog:  # it is laid out
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    helps = OPTIONS | dict(re.findall(r"^    (\w+): (.+(?:\n      .+)*)", about, re.M))
     positional = [parameter.arg for parameter in function.args.posonlyargs]
     parameters = _parameters(function.args)
     places: dict[str, Any] = {}
@@ -73,14 +111,16 @@ def add_arguments(parser: argparse.ArgumentParser, module: str, name: str) -> No
         if any(parameter.arg == names[0] for parameter, _ in parameters):
             places |= dict.fromkeys(names, parser.add_mutually_exclusive_group())
     for parameter, default in parameters:
-        words = {"help": helps.get(parameter.arg), **_words(parameter, default)}
-        words |= ARGUMENTS.get(parameter.arg, {})
+        dest = parameter.arg
+        option = re.sub(r"_(paths?|files|output)$", "", dest)
+        words = {"help": helps.get(dest, helps.get(option))}
+        words |= {**_words(parameter, default), **ARGUMENTS.get(dest, {})}
         if words.get("nargs") == "+" and not positional:
-            positional.append(parameter.arg)
-        if parameter.arg in positional:
-            parser.add_argument(parameter.arg, **words)
+            positional.append(dest)
+        if dest in positional:
+            parser.add_argument(dest, **words)
         else:
-            _add_option(places.get(parameter.arg, parser), parameter.arg, words)
+            _add_option(places.get(dest, parser), option.replace("_", "-"), dest=dest, **words)
 
 
 def _parameters(signature: ast.arguments) -> list[tuple[ast.arg, ast.expr | None]]:
@@ -91,25 +131,15 @@ def _parameters(signature: ast.arguments) -> list[tuple[ast.arg, ast.expr | None
     return [*zip(first, defaults, strict=True), *keywords]
 
 
-def _add_option(place: Any, parameter: str, words: dict[str, Any]) -> None:
-    """Add the option of a parameter, which is required without a default."""
-    option = re.sub(r"_(paths?|files|output)$", "", parameter).replace("_", "-")
+def _add_option(place: Any, option: str, **words: Any) -> None:
+    """Add an option, which is required without a default."""
     if "action" not in words and "choices" not in words:
         words["metavar"] = option.upper()
     if "nargs" in words:
         words |= {"nargs": "*", "action": "extend", "default": []}
     elif "default" not in words and "action" not in words:
         words["required"] = True
-    place.add_argument(f"--{option}", *SHORT.get(option, ()), dest=parameter, **words)
-
-
-def _describe(parser: argparse.ArgumentParser, text: str) -> dict[str, str]:
-    """Describe a command by its documentation, and return what this says about each parameter."""
-    text, _, about = text.replace("%", "%%").partition("Args:\n")
-    parser.description, _, parser.epilog = text.partition("\n\n")
-    if "\n  " in parser.epilog:  # it is laid out
-        parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    return dict(re.findall(r"^    (\w+): (.+(?:\n      .+)*)", about, re.M))
+    place.add_argument(f"--{option}", *SHORT.get(option, ()), **words)
 
 
 def _words(parameter: ast.arg, default: ast.expr | None) -> dict[str, Any]:
@@ -124,12 +154,18 @@ def _words(parameter: ast.arg, default: ast.expr | None) -> dict[str, Any]:
         words["choices"] = ast.literal_eval(f"({choices[1]},)")
     if re.match(r"(Sequence|list)\[(str|Literal)", kind):
         words["nargs"] = "*" if "default" in words else "+"
-    for name, of_text in (("int", count()), ("float", share)):
+    for name, of_text in (("int", natural), ("float", share)):
         if kind.partition(" ")[0] == name:
             words["type"] = of_text
     return words
 
 
+def first_line(module: str, name: str) -> str:
+    """Return the first line of the documentation of a command."""
+    return (ast.get_docstring(_function(module, name)) or "").partition("\n")[0]
+
+
+@cache
 def _function(module: str, name: str) -> ast.FunctionDef:
     """Return the syntax tree of a function of a module."""
     spec = find_spec(module)
@@ -139,18 +175,21 @@ def _function(module: str, name: str) -> ast.FunctionDef:
     return next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
 
 
-def call(function: Callable[..., Any], arguments: argparse.Namespace) -> Any:
-    """Call the function of a command with the values of its arguments."""
+def run(module: str, name: str, arguments: argparse.Namespace) -> Any:
+    """Import the function of a command, and call it with the values of its arguments."""
+    # Read when torch first uses the GPU: texts of several lengths leave no gaps in its memory.
+    if name == "finetune" and "PYTORCH_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    function = getattr(import_module(module), name)
     hints = get_type_hints(function)
-    parameters = inspect.signature(function).parameters.values()
-    values = {
-        parameter.name: _value(
-            hints[parameter.name], getattr(arguments, parameter.name), parameter.name
-        )
-        for parameter in parameters
-    }
-    positional = [values.pop(p.name) for p in parameters if p.kind is p.POSITIONAL_ONLY]
-    return function(*positional, **values)
+    positional, named = [], {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        value = _value(hints[name], getattr(arguments, name), name)
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            positional.append(value)
+        else:
+            named[name] = value
+    return function(*positional, **named)
 
 
 def _value(hint: Any, given: Any, name: str) -> Any:

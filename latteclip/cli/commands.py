@@ -13,7 +13,13 @@ from latteclip.core.errors import UserError
 from latteclip.core.terminal import for_terminal
 
 SKIPPED = 3  # exit status: some images could not be decoded
-NOT_READY = 1  # exit status of doctor: something needs repair
+COMMANDS = {  # the modules of their functions, in the order of the help
+    **dict.fromkeys(("workflow", "datasets", "captions", "labels", "teach"), __name__),
+    **dict.fromkeys(("audit", "predict", "export"), __name__),
+    "status": "latteclip.cli.status",
+    "doctor": "latteclip.cli.doctor",
+    "completion": "latteclip.cli.main",
+}
 
 
 def workflow(arguments: Sequence[str], /) -> None:
@@ -257,51 +263,3 @@ def export(
     from latteclip.deploy import export as exporting
 
     print(f"To upload it: {exporting.export(model, destination, format, licence)}")
-
-
-def status(
-    datasets: Sequence[str] = (),
-    /,
-    config: Sequence[str] = (),
-    configfile: Sequence[str] = (),
-    sdm: Sequence[str] = (),
-    estimate: bool = False,
-) -> None:
-    """Show which stages are done, stale or missing, and why.
-
-    Run it in the folder of the results, with the options that the run was given.
-
-    Args:
-        datasets: keys (default: those with results, else the configured one)
-        config: KEY=VALUE, as snakemake takes it: method=latteclip seeds=5
-        configfile: as snakemake takes it
-        sdm: as snakemake takes it: conda or apptainer
-        estimate: instead: hours, tokens and disk of the full run, from what a run with limit=N took
-    """
-    if estimate:
-        from latteclip.cli import estimate as estimates
-
-        print(estimates.estimate(datasets, config, configfile))
-        return
-    from latteclip.cli import status as report
-
-    print(report.status(datasets, config, configfile, sdm, sys.stdout))
-
-
-def doctor(config: Sequence[str] = (), configfile: Sequence[str] = ()) -> int:
-    """Check this machine, and name what needs repair.
-
-    Args:
-        config: KEY=VALUE, as snakemake takes it: captioner={'batch_size':50}
-        configfile: as snakemake takes it
-    """
-    from latteclip.cli import doctor as checks
-
-    return 0 if checks.doctor(config, configfile, sys.stdout) else NOT_READY
-
-
-# In the order of the help.
-COMMANDS = (
-    *(workflow, datasets, captions, labels, teach, audit, predict, export),
-    *(status, doctor),
-)

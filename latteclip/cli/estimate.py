@@ -6,8 +6,8 @@ the others only bounds are known: a few images are too few to tell work from loa
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 import pandas as pd
 
 from latteclip.cli import runs
-from latteclip.config import job_resources, layers
+from latteclip.config import layers
 from latteclip.config.configuration import Configuration
+from latteclip.config.job_resources import Counts, groups, samples
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.report.runs import job_costs, tokens_of
@@ -26,13 +27,11 @@ LIMIT = 64  # of the command that makes a limited run
 # What the stages grow with; all others take the same time for any number of images.
 IMAGES, TRAINING, GROUPS, STEPS = "images", "training images", "groups", "training steps"
 GROWS = {
-    **dict.fromkeys(
-        ("index_images", "find_duplicates", "pseudo_label_images", "encode_images"), IMAGES
-    ),
-    **dict.fromkeys(("score_unknown", "propagate_labels", "evaluate"), IMAGES),
-    **dict.fromkeys(("caption_images", "score_classes", "fuse_labels"), TRAINING),
-    "evaluate_classifier": IMAGES,
-    "calibrate_zero_shot": TRAINING,
+    **dict.fromkeys(("index_images", "find_duplicates", "pseudo_label_images"), IMAGES),
+    **dict.fromkeys(("encode_images", "score_unknown", "propagate_labels"), IMAGES),
+    **dict.fromkeys(("evaluate", "evaluate_classifier"), IMAGES),
+    **dict.fromkeys(("caption_images", "score_classes"), TRAINING),
+    **dict.fromkeys(("fuse_labels", "calibrate_zero_shot"), TRAINING),
     "caption_groups": GROUPS,
     **dict.fromkeys(("finetune", "find_learning_rate"), STEPS),
 }
@@ -51,21 +50,6 @@ NOTE = """\
   fine-tuning was measured. Other stages have bounds. The lower bound counts all of a job as
   loading. The upper bound counts the time of assemble_model, which only loads CLIP, or of the
   shortest job. Jobs count one after another. Downloads, tables and pages do not count."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Images of a run."""
-
-    images: int
-    train: int
-    classes: int
-
-    def growth(self, configuration: Configuration, dataset: str) -> dict[str, float]:
-        """Return what stages grow with, but for steps."""
-        counts = job_resources.Counts(self.train, 0, self.classes)
-        groups = job_resources.groups(configuration, dataset, counts)
-        return {IMAGES: self.images, TRAINING: self.train, GROUPS: groups}
 
 
 def estimate(datasets: Sequence[str], config: Sequence[str], configfiles: Sequence[str]) -> str:
@@ -99,13 +83,17 @@ def _of_dataset(dataset: str, given: Mapping[str, Any]) -> Iterator[str]:
     noted = runs.read_options(folder.name)
     values = layers.merge(noted["config"] if noted else {}, given)
     configuration = Configuration(layers.defaults(), {**values, "dataset": dataset, "limit": limit})
-    small, whole = _sizes(index)
-    limited = small.growth(configuration, folder.name)
-    factors = {k: n / limited[k] for k, n in whole.growth(configuration, folder.name).items()}
+    small, whole = _counts(index)
+    factors = {
+        IMAGES: (whole.train + whole.test) / (small.train + small.test),
+        TRAINING: whole.train / small.train,
+        GROUPS: groups(configuration, folder.name, whole)
+        / groups(configuration, folder.name, small),
+    }
     jobs = pd.DataFrame(_jobs(configuration, folder.name, small, whole, factors), columns=COLUMNS)
     yield (
-        f"{dataset}, by {folder}: {whole.images:,} images, {whole.train:,} of them for training, "
-        f"from {small.images:,} and {small.train:,}"
+        f"{dataset}, by {folder}: {whole.train + whole.test:,} images, {whole.train:,} of them for "
+        f"training, from {small.train + small.test:,} and {small.train:,}"
     )
     yield ROW.format("stage", "jobs", "limited", "loading", "grows with", "full run")
     for stage, of_stage in jobs.groupby("stage", sort=False):
@@ -127,22 +115,26 @@ def _largest_limit(dataset: str) -> int | None:
     return max((int(place) for place in places if place.isdecimal()), default=None)
 
 
-def _sizes(index: Path) -> tuple[Sizes, Sizes]:
-    """Return the numbers of images of a limited run, and of the run that it is a sample of."""
+def _counts(index: Path) -> tuple[Counts, Counts]:
+    """Return the images of a limited run, and of the run that it is a sample of."""
     table, metadata = tables.read(index, tables.IMAGES, ["split"])
     if "drawn_from" not in metadata:
         raise UserError(f"{index} is not of a limited run; run it again with limit=N.")
-    n, test = len(table), table["split"].to_pylist().count("test")
-    whole, classes = metadata["drawn_from"], len(metadata["classnames"])
-    images = sum(whole.values())
-    return Sizes(n, n - test, classes), Sizes(images, images - whole.get("test", 0), classes)
+    small = Counter(table["split"].to_pylist())
+    classes = len(metadata["classnames"])
+    return _images(small, classes), _images(metadata["drawn_from"], classes)
+
+
+def _images(splits: Mapping[str, int], classes: int) -> Counts:
+    test = splits.get("test", 0)
+    return Counts(sum(splits.values()) - test, test, classes)
 
 
 def _jobs(
     configuration: Configuration,
     name: str,
-    small: Sizes,
-    whole: Sizes,
+    small: Counts,
+    whole: Counts,
     factors: Mapping[str, float],
 ) -> Iterator[dict[str, Any]]:
     """Yield COLUMNS of every job that was measured: seconds of the limited and the full run."""
@@ -162,11 +154,8 @@ def _jobs(
             work = float(found[1])
         elif kind == STEPS:
             method = cost.run.partition(",")[0]
-            seen, all_seen = (
-                job_resources.samples(configuration, name, method, size.train)
-                for size in (small, whole)
-            )
-            growth = all_seen / seen
+            seen = samples(configuration, name, method, small.train)
+            growth = samples(configuration, name, method, whole.train) / seen
             work = _training(cost.path.parents[1] / "history.parquet", seen)
         if kind is None:
             loading = seconds
@@ -219,9 +208,7 @@ def _tokens(folder: Path, factors: Mapping[str, float]) -> str:
 def _disk(folder: Path, factor: float) -> float:
     """Return the bytes of the full run's results: models keep their size, tables and pages grow."""
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-    return sum(
-        path.stat().st_size * (1 if path.suffix == ".safetensors" else factor) for path in files
-    )
+    return sum(f.stat().st_size * (1 if f.suffix == ".safetensors" else factor) for f in files)
 
 
 def _gaps(page: Path, jobs: pd.DataFrame) -> Iterator[str]:

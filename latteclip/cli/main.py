@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TextIO
+from typing import Literal, NoReturn, TextIO
 
 from latteclip import __version__
 from latteclip.cli import arguments, commands, stages
@@ -128,53 +128,40 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {self.prog}: {for_terminal(message)}; see {self.prog} --help.\n")
 
-    def _print_message(self, message: str, file: Any = None) -> None:
-        """Print help or an error. argparse itself ignores errors of the output."""
-        (file or sys.stderr).write(message)
-        flush_output()
-
-
-class Help(argparse.RawDescriptionHelpFormatter):
-    """Lists the commands without a line for the group that they form."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28)
-
-    def _format_action(self, action: argparse.Action) -> str:
-        if isinstance(action, argparse._SubParsersAction):
-            return "".join(map(self._format_action, action._get_subactions()))
-        return super()._format_action(action)
-
 
 def parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
     """Return the command line: the commands of users, and the stage of the workflow in `given`."""
     names = textwrap.fill(", ".join(map(_dashed, stages.STAGES)), 76, break_on_hyphens=False)
     names = textwrap.indent(names, "  ")
     epilog = EPILOG.format(stages=names)
-    top = Parser(prog="latteclip", description=DESCRIPTION, epilog=epilog, formatter_class=Help)
+    layout = argparse.RawDescriptionHelpFormatter
+    top = Parser(prog="latteclip", description=DESCRIPTION, epilog=epilog, formatter_class=layout)
     top.add_argument("--version", action="version", version=f"latteclip {__version__}")
     _add_debug(top, default=False)
     subs = top.add_subparsers(required=True, title="commands", metavar="command")
-    for command in (*commands.COMMANDS, completion):
+    for name, module in commands.COMMANDS.items():
         # All that follows is an argument of snakemake, options included.
-        passes_on = command is commands.workflow and not set(given[1:2]) & set(HELP)
+        passes_on = name == "workflow" and not set(given[1:2]) & set(HELP)
         sub = subs.add_parser(
-            command.__name__,
-            help=(command.__doc__ or "").partition("\n")[0],
+            name,
+            help=arguments.first_line(module, name),
             add_help=not passes_on,
             prefix_chars=NONE if passes_on else "-",
         )
-        arguments.add_arguments(sub, command.__module__, command.__name__)
-        sub.set_defaults(run=partial(arguments.call, command), name=command.__name__)
+        _define(sub, module, name)
         if not passes_on:
             _add_debug(sub)
     if stage := _stage_called(given):
         sub = subs.add_parser(_dashed(stage))  # not in the list
-        arguments.add_arguments(sub, stages.STAGES[stage], stage)
+        _define(sub, stages.STAGES[stage], stage)
         sub.add_argument("--log", help="file that gets the log as well")
-        sub.set_defaults(run=partial(stages.run, stage), name=_dashed(stage))
         _add_debug(sub)
     return top
+
+
+def _define(sub: argparse.ArgumentParser, module: str, name: str) -> None:
+    arguments.add_arguments(sub, module, name)
+    sub.set_defaults(run=partial(arguments.run, module, name), name=_dashed(name))
 
 
 def completion(shell: Literal["bash", "zsh", "fish", "tcsh"], /) -> None:

@@ -171,12 +171,9 @@ class RuleFunctions:
         methods = self.configuration.config["methods"]
         return one_of(m for m in methods if self.configuration.objective(m) in objectives)
 
-    def folder_state(self, wildcards: Any) -> str:
-        """Return the options of index_images that tell the state of the user's own folder."""
-        return self._state_of(wildcards.dataset)
-
     @functools.cache  # noqa: B019  Snakemake asks several times, and a million files take seconds
-    def _state_of(self, dataset: str) -> str:
+    def folder_state(self, dataset: str) -> str:
+        """Return the options of index_images that tell the state of the user's own folder."""
         folder = self.configuration.dataset(dataset)["source"].get("folder")
         if folder is None:
             return ""

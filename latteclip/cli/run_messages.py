@@ -32,12 +32,7 @@ SIZES = {  # of models that the documents name
 
 
 def started(configuration: Configuration, pending: Collection[str]) -> list[str]:
-    """Return the datasets of a run, and its downloads.
-
-    Args:
-        configuration: of the run.
-        pending: files that its jobs will write.
-    """
+    """Return the datasets of a run, and the downloads among the files that its jobs will write."""
     lines = [
         f"{dataset}: {_images(configuration, dataset)}. Methods: "
         f"{', '.join(configuration.methods_of(dataset))}."
@@ -63,18 +58,17 @@ def _images(configuration: Configuration, dataset: str) -> str:
 def _unreadable(dataset: str) -> str:
     """Return the number of images that the index left out."""
     path = Path(f"results/{dataset}/corrupt.csv")
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            n = sum(1 for _ in csv.reader(file)) - 1
-    except (OSError, ValueError, csv.Error):
+    if not path.is_file():
         return ""
-    return f"; {n:,} could not be read, see {path}" if n > 0 else ""
+    with path.open(encoding="utf-8", newline="") as file:
+        n = sum(1 for _ in csv.reader(file)) - 1
+    return f"; {n:,} could not be read, see {path}" if n else ""
 
 
 def _image_files(folder: str) -> str:
     """Return the number of files of a folder that are images by their suffix."""
     names = (name for _, _, files in os.walk(folder) for name in files)
-    found = (name for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES)
+    found = (name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES)
     n = sum(1 for _ in islice(found, MAX_COUNTED + 1))
     return f"{n:,}" if n <= MAX_COUNTED else f"more than {MAX_COUNTED:,}"
 
@@ -110,9 +104,7 @@ def _downloads(configuration: Configuration, pending: Collection[str]) -> Iterat
 def finished(configuration: Configuration, outputs: Collection[str]) -> list[str]:
     """Return the places of the results, and the next commands.
 
-    Args:
-        configuration: of the run.
-        outputs: files that its jobs write, whether or not they had to be written again.
+    The outputs are those of all jobs, whether or not they had to be written again.
     """
     lines: list[str] = []
     for dataset in configuration.datasets:

@@ -42,11 +42,7 @@ def note_run() -> None:
 
 
 def describe_lock(unlock: str) -> str | None:
-    """Return the sentence on the lock of the current folder. None: there is no lock.
-
-    Args:
-        unlock: the command that removes it.
-    """
+    """Return the sentence on the lock of the current folder, with the command that removes it."""
     taken = [path.stat().st_mtime for path in LOCKS.glob("*.lock")]
     if not taken:
         return None
@@ -68,7 +64,7 @@ def describe_lock(unlock: str) -> str | None:
 def note_options(
     datasets: Mapping[str, str], config: Mapping[str, Any], deployment: Sequence[str]
 ) -> None:
-    """Note the options of a run of some datasets, for `latteclip status`.
+    """Note the options of a run, for `latteclip status`.
 
     Args:
         datasets: keys below results, and those that the configuration names.
@@ -112,8 +108,8 @@ class QueuedJob:
         return f"{self.state.lower()} for {self.elapsed} of {self.limit}"
 
 
-def queue(folder: str | Path = ".") -> list[QueuedJob]:
-    """Return the user's jobs of workflows that run in a folder, by a SLURM cluster if there is one.
+def queue() -> list[QueuedJob]:
+    """Return the user's jobs of workflows that run here, by a SLURM cluster if there is one.
 
     Raises:
         UserError: SLURM does not answer.
@@ -132,7 +128,7 @@ def queue(folder: str | Path = ".") -> list[QueuedJob]:
     for line in run.stdout.splitlines():
         number, state, reason, elapsed, limit, working_folder, comment = line.split("\t")
         rule = RULE.fullmatch(comment)
-        if rule and Path(working_folder).resolve() == Path(folder).resolve():
+        if rule and Path(working_folder).resolve() == Path.cwd():
             name = " ".join(filter(None, rule.groups()))
             jobs.append(QueuedJob(number, state, reason, elapsed, limit, name))
     return jobs

@@ -1,11 +1,5 @@
 """The commands that the rules of the workflow call, one for each stage."""
 
-import argparse
-import os
-from importlib import import_module
-
-from latteclip.cli import arguments
-
 STAGES = {  # by command: the module of its function
     "generate_textures": "latteclip.demo.generate_textures",
     "download_dataset": "latteclip.data.download_dataset",
@@ -37,11 +31,3 @@ STAGES = {  # by command: the module of its function
     "report_dataset": "latteclip.report.report_dataset",
     "index_results": "latteclip.report.index_results",
 }
-
-
-def run(stage: str, given: argparse.Namespace) -> None:
-    """Import the function of a stage and call it with the values of its options."""
-    # Read when torch first uses the GPU: texts of several lengths leave no gaps in its memory.
-    if stage == "finetune" and "PYTORCH_ALLOC_CONF" not in os.environ:
-        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    arguments.call(getattr(import_module(STAGES[stage]), stage), given)

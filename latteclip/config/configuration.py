@@ -234,21 +234,9 @@ class Configuration:
         """Return whether the method uses the labels of the calibrated zero-shot classifier."""
         return self.pseudo_labels(method, dataset) == "zero_shot_calibrated"
 
-    def names_pseudo_labels(self, dataset: str) -> bool:
-        """Return whether the image prompt has a place for the pseudo-label."""
-        return "{}" in self.section("prompts", dataset)["image"]
-
-    def captions_vote(self, dataset: str) -> bool:
-        """Return whether captions vote, and not class scores."""
-        return not self.scores_classes(dataset)
-
     def has_captions(self, kind: str, dataset: str) -> bool:
         """Return whether some method of the run needs captions of a kind."""
         return kind in self.caption_kinds(dataset)
-
-    def has_auto_lr(self, method: str, dataset: str) -> bool:
-        """Return whether find_learning_rate finds the method's learning rate."""
-        return bool(self.method(method, dataset)["finetune"]["lr"] == AUTO)
 
     def runs_calibrated(self, dataset: str) -> bool:
         """Return whether the calibrated zero-shot classifier is a method of the run."""
@@ -278,14 +266,6 @@ class Configuration:
         vote = self.reads_fused_labels(method, dataset) and not self.scores_classes(dataset)
         return self.reads_captions(method, kind, dataset) or (kind == "image" and vote)
 
-    def sharded(self) -> list[str]:
-        """Return the keys of the datasets that several jobs caption."""
-        return [key for key in self.config["datasets"] if self.shards(key) > 1]
-
-    def unsharded(self) -> list[str]:
-        """Return the keys of the datasets that one job captions."""
-        return [key for key in self.config["datasets"] if self.shards(key) == 1]
-
     def shards(self, dataset: str) -> int:
         """Return how many jobs write each kind of captions, and the class scores."""
         wanted = self.section("captions", dataset)["shards"]
@@ -303,6 +283,11 @@ class Configuration:
         named = {"clip": hub_names.hub_clip, "captioner": hub_names.hub_captioner}
         return named[section](self.section(section, dataset))
 
+    def hub_models(self, section: str) -> dict[str, hub_names.Names]:
+        """Return the hub models of all datasets in a section, by the names of their notes."""
+        found = [self.hub_model(section, dataset) for dataset in self.config["datasets"]]
+        return {hub_names.slug(names): names for names in found if names}
+
     @property
     def eyes(self) -> dict[str, str]:
         """Image models beside CLIP, by the names of their files."""
@@ -313,11 +298,6 @@ class Configuration:
         """Return the image models that come from the hub, by the names of their notes."""
         found = {slug: hub_names.hub_eye(name) for slug, name in self.eyes.items()}
         return {slug: model for slug, model in found.items() if model}
-
-    def hub_models(self, section: str) -> dict[str, hub_names.Names]:
-        """Return the hub models of all datasets in a section, by the names of their notes."""
-        found = [self.hub_model(section, dataset) for dataset in self.config["datasets"]]
-        return {hub_names.slug(names): names for names in found if names}
 
     def runs(self, dataset: str) -> list[tuple[str, int]]:
         """Return (method, seed) of every evaluation; a method without training runs once."""
@@ -345,21 +325,16 @@ class Configuration:
         judges = self.section("selection", dataset)["share"] > 0
         return found if judges and len(found) > 1 else []
 
-    def has_votes(self, dataset: str) -> bool:
-        """Return whether this run has image captions or class scores that vote."""
-        return self.scores_classes(dataset) or "image" in self.caption_kinds(dataset)
-
     def user_files(self, dataset: str) -> dict[str, str]:
         """Return the user's files that replace the captioner, by their keys."""
-        captioner, scores = self.section("captioner", dataset), self.section("scores", dataset)
-        if captioner["engine"] != "file":
+        if self.section("captioner", dataset)["engine"] != "file":
             return {}
-        named = {
-            "captioner.images_file": captioner["images_file"],
-            "captioner.groups_file": captioner["groups_file"],
-            "scores.file": scores["file"],
+        return {
+            f"{part}.{key}": file
+            for part in ("captioner", "scores")
+            for key, file in self.section(part, dataset).items()
+            if key.endswith("file") and file is not None
         }
-        return {key: file for key, file in named.items() if file is not None}
 
     def _check_methods(self) -> None:
         """Raise UserError for unknown methods, circles of `like`, and impossible averages."""

@@ -15,15 +15,6 @@ from latteclip.core.steps import AUTO, auto_batch_size, auto_epochs, steps_per_e
 INDEX = "results/{dataset}/images.parquet"
 
 
-class StageResources(NamedTuple):
-    """Memory and time of a stage."""
-
-    mem_mb: int  # whatever the dataset
-    mb_per_million: int  # for each further million images
-    minutes: int
-    images_per_second: float  # low; a job that needs longer resumes
-
-
 class Counts(NamedTuple):
     """Images of a dataset."""
 
@@ -32,38 +23,38 @@ class Counts(NamedTuple):
     classes: int | None = None
 
 
-CAPTIONING = StageResources(24_000, 4_000, 20, 1)
-LABELLING = StageResources(8_000, 8_000, 15, 100)
-TABLES = StageResources(4_000, 4_000, 10, 1_000)
+# MB of a stage, MB for each further million images, minutes, and images per second, which is low:
+# a job that needs longer resumes. Stages that are not named read and write tables.
+TABLES = (4_000, 4_000, 10, 1_000)
 RESOURCES = {
-    **dict.fromkeys(("caption_images", "caption_groups", "score_classes"), CAPTIONING),
-    **dict.fromkeys(("pseudo_label_images", "encode_images", "calibrate_zero_shot"), LABELLING),
-    **dict.fromkeys(("score_unknown", "evaluate", "evaluate_classifier"), LABELLING),
-    **dict.fromkeys(("generate_textures", "gather_captions", "summarize_captions"), TABLES),
-    **dict.fromkeys(("score_audit", "select_model", "report_dataset"), TABLES),
-    "index_images": StageResources(4_000, 4_000, 15, 100),
-    "find_duplicates": StageResources(4_000, 4_000, 10, 500),
-    "fuse_labels": StageResources(16_000, 16_000, 20, 200),
-    "find_learning_rate": StageResources(12_000, 8_000, 20, 200),
-    "finetune": StageResources(12_000, 8_000, 20, 200),  # beside `training_memory`
-    "average_weights": StageResources(16_000, 0, 10, 1_000),
-    "assemble_model": StageResources(8_000, 0, 10, 1_000),
-    "propagate_labels": StageResources(16_000, 16_000, 20, 100),
+    **dict.fromkeys(("caption_images", "caption_groups", "score_classes"), (24_000, 4_000, 20, 1)),
+    "pseudo_label_images": (8_000, 8_000, 15, 100),
+    "encode_images": (8_000, 8_000, 15, 100),
+    "calibrate_zero_shot": (8_000, 8_000, 15, 100),
+    "score_unknown": (8_000, 8_000, 15, 100),
+    "evaluate": (8_000, 8_000, 15, 100),
+    "evaluate_classifier": (8_000, 8_000, 15, 100),
+    "index_images": (4_000, 4_000, 15, 100),
+    "find_duplicates": (4_000, 4_000, 10, 500),
+    "fuse_labels": (16_000, 16_000, 20, 200),
+    "find_learning_rate": (12_000, 8_000, 20, 200),
+    "finetune": (12_000, 8_000, 20, 200),  # beside `training_memory`
+    "average_weights": (16_000, 0, 10, 1_000),
+    "assemble_model": (8_000, 0, 10, 1_000),
+    "propagate_labels": (16_000, 16_000, 20, 100),
 }
 
 
 def memory(stage: str, images: int, attempt: int, beside: int = 0) -> int:
     """Return the MB of a stage and `beside`, half as much again at each further attempt."""
-    resources = RESOURCES[stage]
-    wanted = resources.mem_mb + resources.mb_per_million * images / 1e6 + beside
-    return int(wanted * 1.5 ** (attempt - 1))
+    least, per_million, _, _ = RESOURCES.get(stage, TABLES)
+    return int((least + per_million * images / 1e6 + beside) * 1.5 ** (attempt - 1))
 
 
 def minutes(stage: str, images: int, passes: float, attempt: int) -> int:
     """Return the minutes of a stage with so many passes over the images, times the attempt."""
-    resources = RESOURCES[stage]
-    seconds = images * passes / resources.images_per_second
-    return int((resources.minutes + seconds / 60) * attempt)
+    _, _, least, images_per_second = RESOURCES.get(stage, TABLES)
+    return int((least + images * passes / images_per_second / 60) * attempt)
 
 
 def images_expected(configuration: Configuration, dataset: str) -> int:

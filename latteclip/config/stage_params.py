@@ -19,14 +19,8 @@ FOLDER_FILES = "resources/{dataset}/folder_files.parquet"
 # Predictions of the trainings of an average for the images that they left out.
 LEFT_OUT = "results/{dataset}/{method}/seed{seed}/left_out.parquet"
 TRAIN_PREDICTIONS = "train_predictions.parquet"
-# Files of a run, by their kinds.
-FILES = {
-    "metrics": "metrics.json",
-    "predictions": "predictions.parquet",
-    "train_predictions": TRAIN_PREDICTIONS,
-    "history": "history.parquet",
-    "model": "model",
-}
+# Files of a run that are not Parquet, by their kinds.
+FILES = {"metrics": "metrics.json", "model": "model"}
 DESCRIBED = ("title", "licence", "citation", "source", "class_synonyms")
 Paths = list[str]
 Settings = dict[str, Any]
@@ -289,11 +283,12 @@ def audited_runs(configuration: Configuration, dataset: str) -> list[Settings]:
     found = []
     for method, seed in configuration.runs(dataset):
         files = _files(dataset, method, seed, "metrics", "predictions", "train_predictions")
-        if configuration.is_average(method):
-            files["train_predictions"] = LEFT_OUT.format(dataset=dataset, method=method, seed=seed)
         has_model = configuration.objective(method) != "label_propagation"
-        run = {"method": method, "seed": seed, "has_model": has_model, **files}
-        found.append(run if has_model else {**run, "train_predictions": None})
+        if not has_model:
+            files["train_predictions"] = None
+        elif configuration.is_average(method):
+            files["train_predictions"] = LEFT_OUT.format(dataset=dataset, method=method, seed=seed)
+        found.append({"method": method, "seed": seed, "has_model": has_model, **files})
     return found
 
 
@@ -301,11 +296,9 @@ def page_runs(configuration: Configuration, dataset: str) -> list[Settings]:
     """Return the files that a page reads of each run: any of them may be the chosen one."""
     found = []
     for method, seed in configuration.runs(dataset):
-        kinds = {"metrics", "predictions"}
-        if configuration.is_trained(method):
-            kinds.add("history")
-        if configuration.objective(method) != "label_propagation":
-            kinds.add("train_predictions")
+        kinds = ["metrics", "predictions"]
+        kinds += ["history"] * configuration.is_trained(method)
+        kinds += ["train_predictions"] * (configuration.objective(method) != "label_propagation")
         found.append({"method": method, "seed": seed, **_files(dataset, method, seed, *kinds)})
     return found
 
@@ -436,4 +429,5 @@ def _image_prototypes(configuration: Configuration, dataset: str, method: str) -
 
 def _files(dataset: str, method: str, seed: int, *kinds: str) -> dict[str, Any]:
     """Return files of a run by their kinds."""
-    return {kind: f"results/{dataset}/{method}/seed{seed}/{FILES[kind]}" for kind in kinds}
+    folder = f"results/{dataset}/{method}/seed{seed}"
+    return {kind: f"{folder}/{FILES.get(kind, f'{kind}.parquet')}" for kind in kinds}

@@ -50,10 +50,6 @@ def download_clip(settings: HubModel, output: str) -> None:
 def download_eye(settings: HubModel, output: str) -> None:
     """Fetch weights and configuration of an image model beside CLIP, and write the note.
 
-    Args:
-        settings: a name of timm, hf-hub:<repo> or open_clip:<model>/<tag>.
-        output: the note, JSON.
-
     Raises:
         UserError: no such model, it gives no features, or the hub does not give it.
     """

@@ -49,22 +49,6 @@ def evaluate(
     The training images that were left out of training and those of the page are classified as well.
     For an average, the left-out images have the classes that its trainings predicted.
 
-    Args:
-        images_path: an IMAGES table.
-        pseudo_labels_path: a PSEUDO_LABELS table, by which the page's examples are chosen.
-        model_path: folder of the fine-tuned model.
-        history_path: of the training, with the marks of the result.
-        settings: of the evaluation.
-        dataset: its key.
-        method: the method of the run.
-        seed: the seed of the run.
-        predictions_output: a PREDICTIONS table.
-        metrics_output: JSON, which `latteclip.evaluate.results` reads.
-        train_predictions_output: a TRAIN_PREDICTIONS table.
-        left_out_path: TRAIN_PREDICTIONS of an average, by its trainings.
-        device: cpu, cuda or auto.
-        threads: CPU threads.
-
     Raises:
         UserError: an input is missing or does not fit the others, or there is no image.
     """

@@ -39,21 +39,6 @@ def evaluate_classifier(
 ) -> None:
     """Write predictions and metrics of a classifier without training, and TRAIN_PREDICTIONS.
 
-    Args:
-        images_path: an IMAGES table.
-        pseudo_labels_path: a PSEUDO_LABELS table, for the features of the images.
-        classifier_path: the class texts (zero-shot), or what a stage made of them.
-        votes_path: the VOTES of which the classifier was made, with its prediction for each image
-            without the image's vote. None where it was made of none.
-        settings: of the evaluation.
-        dataset: its key.
-        method: the method of the run.
-        seed: the seed of the run.
-        predictions_output: a PREDICTIONS table.
-        metrics_output: JSON, which `latteclip.evaluate.results` reads.
-        train_predictions_output: a TRAIN_PREDICTIONS table.
-        eyes_paths: IMAGE_FEATURES tables, where the classifier is of the features of all models.
-
     Raises:
         UserError: an input is missing or does not fit the others, or there is no image.
     """

@@ -168,19 +168,6 @@ def propagate_labels(
     Without a test split the images of the graph themselves are classified. Labels are read to
     measure the accuracy, after the predictions are made.
 
-    Args:
-        images_path: an IMAGES table.
-        pseudo_labels_path: a PSEUDO_LABELS table, for the features of the images.
-        class_embeddings_path: W0.
-        settings: of the graph.
-        dataset: its key.
-        method: the method of the run.
-        seed: the seed of the run.
-        predictions_output: a PREDICTIONS table.
-        metrics_output: JSON, which `latteclip.evaluate.results` reads.
-        device: cpu, cuda or auto.
-        threads: CPU threads.
-
     Raises:
         UserError: an input does not fit, or there is no training image.
     """

@@ -175,14 +175,6 @@ def select_model(
 
     Accuracies are written beside the choice, and have no part in it.
 
-    Args:
-        dataset: its key.
-        candidates: the K candidates.
-        votes_path: a VOTES table; None where nothing votes.
-        audit_path: the file of `score_audit`; None where nobody answered.
-        output: JSON file with the choice, its reason, and a row of each candidate.
-        model_output: folder that gets the model; files are hard links where that is possible.
-
     Raises:
         UserError: a file is missing or does not fit the others.
     """

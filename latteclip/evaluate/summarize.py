@@ -40,16 +40,6 @@ def summarize(
 
     Accuracies by a person's answers stand in columns of their own, and below the Markdown table.
 
-    Args:
-        metrics_paths: of the runs.
-        selections_paths: of the datasets in which a model was chosen.
-        audits_paths: of the datasets that were audited.
-        baseline: the method that gains are over.
-        csv_output: the table for programs.
-        markdown_output: the table for people.
-        others: folder of earlier results, of which other datasets are added.
-        fused_labels_paths: labels from which a person's answers may have taught.
-
     Raises:
         UserError: a file is missing or broken.
     """

@@ -27,13 +27,6 @@ def encode_images(
 ) -> None:
     """Write IMAGE_FEATURES of every image of every split. Labels are not read.
 
-    Args:
-        images_path: an IMAGES table.
-        settings: the model, and how images are encoded.
-        output: the features, L2-normalised.
-        device: cpu, cuda or auto.
-        threads: CPU threads.
-
     Raises:
         UserError: the index is broken, there is no such model, or it gives no finite features.
     """

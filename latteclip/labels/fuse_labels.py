@@ -47,22 +47,6 @@ def fuse_labels(
     The classifier pools zero-shot scores and image prototypes, and needs no caption. Labels of the
     dataset are not read.
 
-    Args:
-        images_path: an IMAGES table.
-        pseudo_labels_path: a PSEUDO_LABELS table.
-        class_embeddings_path: W0.
-        settings: of the labels.
-        output: the labels.
-        prototypes_output: the classifier.
-        votes_output: a VOTES table, by which classifiers can be checked.
-        image_captions_path: a CAPTIONS table.
-        class_scores_path: a CLASS_SCORES table, which votes in place of the captions.
-        answers_path: a person's answers about training images.
-        eyes_paths: IMAGE_FEATURES tables of image models beside CLIP.
-        eyes_prototypes_output: the classifier of the features of all models.
-        device: cpu, cuda or auto.
-        threads: CPU threads.
-
     Raises:
         UserError: an input lacks an image or does not belong to the others.
     """

@@ -49,14 +49,6 @@ def pseudo_label_images(
     (if there are several), class_synonyms, written_names, model, pretrained and logit_scale, the
     factor of cosines in a softmax.
 
-    Args:
-        images_path: an IMAGES table.
-        settings: the model, the templates, and how images are encoded.
-        output: a PSEUDO_LABELS table.
-        class_embeddings_output: W0.
-        device: cpu, cuda or auto.
-        threads: CPU threads.
-
     Raises:
         UserError: the index is broken, the templates do not fit the classes, or there is no such
             model.

@@ -51,16 +51,6 @@ def score_unknown(
     from a person's answers where these show that the scores tell images of no class apart. Labels
     are not read.
 
-    Args:
-        images_path: an IMAGES table.
-        pseudo_labels_path: a PSEUDO_LABELS table, for the features of the images.
-        class_embeddings_path: W0.
-        settings: the section `unknown`.
-        output: an UNKNOWN table.
-        detector_output: the detector.
-        class_scores_path: a CLASS_SCORES table.
-        answers_path: a person's answers about training images.
-
     Raises:
         UserError: an input lacks an image or does not belong to the others, or there is no
             training image.

@@ -52,14 +52,6 @@ def index_results(
 ) -> None:
     """Write the page that compares every run, one HTML file that needs no network.
 
-    Args:
-        metrics_paths: of the runs.
-        selections_paths: of the datasets in which a model was chosen.
-        audits_paths: of the datasets that were audited.
-        settings: of the page.
-        output: the page.
-        others: folder of earlier results, of which other datasets are shown too.
-
     Raises:
         UserError: a file is missing or broken.
     """

@@ -112,23 +112,6 @@ def report_dataset(
     It is about the chosen model. Without labels it compares predictions instead of accuracies. A
     note stands in place of the parts for which captions or a trained method are missing.
 
-    Args:
-        images_path: an IMAGES table.
-        pseudo_labels_path: a PSEUDO_LABELS table.
-        runs_files: the files of all runs.
-        settings: of the page.
-        output: the page.
-        image_captions_path: a CAPTIONS table.
-        group_captions_path: a CAPTIONS table.
-        caption_summary_path: of the captions above.
-        selection_path: the choice of a model.
-        calibrated_path: the zero-shot classifier without class means.
-        audit_path: accuracies by a person's answers.
-        unknown_path: scores by which images belong to none of the classes.
-        duplicates_path: images that show the same picture.
-        corrupt_path: images that could not be decoded.
-        fused_labels_path: labels by image models beside CLIP too.
-
     Raises:
         UserError: an input is missing or does not fit the others.
     """

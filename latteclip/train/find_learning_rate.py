@@ -120,13 +120,6 @@ def find_learning_rate(
     unlike the likelihood, it tolerates wrong pseudo-labels. The highest rate that is not worse than
     the best by more than a standard error is taken, since the whole training lowers it step by
     step. The search takes no more steps than one training. No label is read.
-
-    Args:
-        files: the inputs of `finetune`.
-        settings: those of `finetune`; their learning rate is ignored.
-        output: JSON with `lr`, `runs` and `reason`.
-        device: cpu, cuda or auto.
-        threads: CPU threads.
     """
     with ending_in_order("Nothing was found yet: a rerun starts from the beginning.") as signals:
         setup = Setup.load(files, settings, device, threads)

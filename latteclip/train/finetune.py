@@ -56,16 +56,6 @@ def finetune(
     step is finished and saved as a checkpoint. If a training diverges at a learning rate of
     `find_learning_rate`, the pretrained model is written, marked "diverged".
 
-    Args:
-        files: the inputs.
-        settings: of the training.
-        model_output: folder of the model (see `clip.model.save`).
-        history_output: a HISTORY table, with a row per step.
-        checkpoint: folder of the checkpoint, removed at the end.
-        seed: of the order of the images, their augmentation and the drawn groups.
-        device: cpu, cuda or auto.
-        threads: CPU threads.
-
     Raises:
         UserError: an input does not fit, or the training diverged at a rate set by hand.
     """

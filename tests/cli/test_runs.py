@@ -78,17 +78,18 @@ WAITING = ("3", "PENDING", "Resources", "0:00", "2:00:00", "here")
 RUNNING = ("4_2", "RUNNING", "None", "1:05", "20:00", "here")
 
 
-def test_the_queue_holds_the_jobs_of_the_folder(listing, tmp_path):
+def test_the_queue_holds_the_jobs_of_the_folder(listing, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     (tmp_path / "link").symlink_to(tmp_path / "here")
     listing(
         (*WAITING, "rule_finetune_wildcards_demo_flyp_0"),
         (*RUNNING, "rule_caption_images_shard_wildcards_demo_2_4"),
         (*RUNNING[:-1], "elsewhere", "rule_finetune_wildcards_demo_flyp_0"),
         (*RUNNING, "(null)"),  # somebody's own job, submitted in the same folder
-        (*RUNNING, "rule_all"),
+        (*RUNNING[:-1], "link", "rule_all"),
     )
-    assert runs.queue(tmp_path / "link") == [
+    assert runs.queue() == [
         QueuedJob("3", "PENDING", "Resources", "0:00", "2:00:00", "finetune demo_flyp_0"),
         QueuedJob("4_2", "RUNNING", "None", "1:05", "20:00", "caption_images_shard demo_2_4"),
         QueuedJob("4_2", "RUNNING", "None", "1:05", "20:00", "all"),

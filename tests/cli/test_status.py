@@ -4,57 +4,6 @@ from pathlib import Path
 
 from latteclip.cli import runs, status
 
-SUMMARY = """\
-Building DAG of jobs...
-output_file\tdate\trule\tlog-file(s)\tstatus\tplan
-results/summary.csv\t-\tsummarize\t-\tmissing\tupdate pending
-results/a/images.parquet\tMon\tindex_images\tx.log\tok\tno update
-results/a/corrupt.csv\t-\tindex_images\tx.log\tmissing\tno update
-results/a/flyp/seed0/model\tMon\tfinetune\t-\tok\tno update
-results/a/flyp/seed0/history.parquet\tMon\tfinetune\t-\tok\tno update
-results/a/flyp/seed1/model\tMon\tfinetune\t-\tparams changed\tupdate pending
-results/a/flyp/seed2/model\tMon\tfinetune\t-\tok\tupdate pending
-resources/b/data\t-\tdownload_dataset\t-\tmissing\tupdate pending
-resources/models/data\t-\tgenerate_textures\t-\tmissing\tupdate pending
-resources/models/me--clip.json\t-\tdownload_clip\tx.log\tmissing\tupdate pending
-"""
-DRY_RUN = """\
-[Tue Nov 24 19:59:29 2026]
-rule finetune:
-    input: results/a/images.parquet
-    output: results/a/flyp/seed1/model, results/a/flyp/seed1/history.parquet
-    reason: Params have changed since last execution: before: 1 now: 2
-    wildcards: dataset=a
-Shell command: latteclip finetune --settings '{"output: ": 1}'
-
-[Tue Nov 24 19:59:29 2026]
-rule finetune:
-    output: results/a/flyp/seed2/model
-    reason: Input files updated by another job: results/a/images.parquet
-localrule download_dataset:
-    output: resources/b/data
-    reason: Missing output files: resources/b/data
-"""
-
-
-def test_a_job_is_done_only_when_all_its_outputs_are_there():
-    jobs = {(job.rule, job.run): job for job in status.read_summary(SUMMARY)}
-    assert jobs["finetune", "flyp, seed 0"].state == "done"
-    assert jobs["finetune", "flyp, seed 1"].state == "stale"
-    assert jobs["index_images", ""].state == "missing"
-    assert jobs["download_dataset", ""].dataset == "b"
-    assert jobs["summarize", ""].dataset == status.SHARED
-    assert jobs["download_clip", ""].dataset == status.SHARED
-    assert jobs["generate_textures", ""].dataset == "models"
-    assert len(jobs) == 8
-
-
-def test_reasons_belong_to_outputs():
-    reasons = status.read_reasons(DRY_RUN)
-    assert reasons["results/a/flyp/seed1/history.parquet"].startswith("Params have changed")
-    assert reasons["resources/b/data"] == "Missing output files: resources/b/data"
-    assert len(reasons) == 4
-
 
 def test_a_dataset_is_looked_at_with_the_options_of_its_last_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -80,12 +29,9 @@ def test_a_dataset_is_looked_at_with_the_options_of_its_last_run(tmp_path, monke
 def test_changed_settings_are_leaves_and_texts():
     before = [json.dumps({"finetune": {"lr": 1e-7, "epochs": 3}, "note": "it's"}), 'A "word"; or?']
     now = [json.dumps({"finetune": {"lr": 1e-6, "epochs": 3}, "note": "it's", "n": 1}), "{}?"]
-    reason = f"Params have changed: before: {','.join(map(repr, before))} now: "
-    reason += ",".join(map(repr, now))
-    assert (
-        status.changed_settings(reason) == ': finetune.lr 1e-07 -> 1e-06, n unset -> 1, now "{}?"'
-    )
-    assert status.changed_settings("before: <nothing exclusive> now: 2") == ""
+    found = status.changed_settings(*(list(map(repr, values)) for values in (before, now)))
+    assert found == ': finetune.lr 1e-07 -> 1e-06, n unset -> 1, now "{}?"'
+    assert status.changed_settings([], ["2"]) == ': now "2"'
 
 
 def files_of(root):

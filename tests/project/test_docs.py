@@ -1,11 +1,12 @@
 import math
 import re
 
+import generate_docs
 import yaml
 from support.tiny import ROOT
 
 from latteclip import __version__
-from latteclip.config import generate_docs, layers, model
+from latteclip.config import layers, model
 from latteclip.config.configuration import Configuration
 from latteclip.core.steps import steps_per_epoch
 from latteclip.deploy import model_card

@@ -1,12 +1,16 @@
 # Image and group descriptions of the training images, and the captioner's scores of their classes.
 # Answers are cached under resources/, so that no rule asks a question twice.
 
+shards_of = {key: configuration.shards(key) for key in configuration.config["datasets"]}
+UNSHARDED = one_of(key for key, n in shards_of.items() if n == 1)
+SHARDED = one_of(key for key, n in shards_of.items() if n > 1)
+
 
 rule caption_images:
     input:
         images="results/{dataset}/images.parquet",
         pseudo_labels=given_if(
-            Configuration.names_pseudo_labels,
+            lambda c, dataset: "{}" in c.section("prompts", dataset)["image"],
             "results/{dataset}/pseudo_labels.parquet",
         ),
         own=given_unstored(stage_params.user_file, key="captioner.images_file"),
@@ -20,7 +24,7 @@ rule caption_images:
     benchmark:
         "results/{dataset}/benchmarks/caption_images.jsonl"
     wildcard_constraints:
-        dataset=one_of(configuration.unsharded()),
+        dataset=UNSHARDED,
     priority: EARLY
     conda:
         "../../envs/latteclip.yaml"
@@ -72,7 +76,7 @@ rule caption_groups:
     benchmark:
         "results/{dataset}/benchmarks/caption_groups.jsonl"
     wildcard_constraints:
-        dataset=one_of(configuration.unsharded()),
+        dataset=UNSHARDED,
     priority: EARLY
     conda:
         "../../envs/latteclip.yaml"
@@ -125,7 +129,7 @@ rule score_classes:
     benchmark:
         "results/{dataset}/benchmarks/score_classes.jsonl"
     wildcard_constraints:
-        dataset=one_of(configuration.unsharded()),
+        dataset=UNSHARDED,
     priority: EARLY
     conda:
         "../../envs/latteclip.yaml"
@@ -173,7 +177,7 @@ rule gather_captions:
     log:
         "results/{dataset}/logs/gather_captions-{kind}.log",
     wildcard_constraints:
-        dataset=one_of(configuration.sharded()),
+        dataset=SHARDED,
     conda:
         "../../envs/latteclip.yaml"
     resources:

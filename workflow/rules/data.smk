@@ -62,7 +62,7 @@ rule index_images:
     params:
         folder=given(stage_params.data_folder),
         settings=given_json(stage_params.index_images),
-        state=functions.folder_state,
+        state=lambda wildcards: functions.folder_state(wildcards.dataset),
     shell:
         "latteclip index-images --folder {params.folder:q} --settings {params.settings:q}"
         " --output {output.images} --corrupt {output.corrupt} --fingerprints {output.fingerprints}"

@@ -138,7 +138,11 @@ rule select_model:
         metrics=given_each(stage_params.candidates, "metrics"),
         train_predictions=given_each(stage_params.candidates, "train_predictions"),
         models=given_each(stage_params.candidates, "model"),
-        votes=given_if(Configuration.has_votes, "results/{dataset}/votes.parquet"),
+        votes=given_if(
+            lambda c, dataset: c.scores_classes(dataset)
+            or "image" in c.caption_kinds(dataset),
+            "results/{dataset}/votes.parquet",
+        ),
         audit=given(stage_params.audit_if_any),
         code=sources("latteclip.evaluate.select_model"),
     output:

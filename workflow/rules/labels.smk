@@ -67,7 +67,9 @@ rule fuse_labels:
         images="results/{dataset}/images.parquet",
         pseudo_labels="results/{dataset}/pseudo_labels.parquet",
         class_embeddings="results/{dataset}/class_embeddings.safetensors",
-        image_captions=given_if(Configuration.captions_vote, CAPTIONS, kind="image"),
+        image_captions=given_if(
+            lambda c, dataset: not c.scores_classes(dataset), CAPTIONS, kind="image"
+        ),
         class_scores=given_if(Configuration.scores_classes, CLASS_SCORES),
         answers=given_unstored(stage_params.teaching_answers),
         eyes=given(stage_params.image_features),

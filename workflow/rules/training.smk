@@ -87,7 +87,9 @@ rule finetune:
         calibrated=given_if(Configuration.reads_calibrated, CALIBRATED),
         image_prototypes=given(stage_params.image_prototypes_of_method),
         learning_rate=given_if(
-            Configuration.has_auto_lr, "results/{dataset}/{method}/learning_rate.json"
+            lambda c, method, dataset: c.method(method, dataset)["finetune"]["lr"]
+            == "auto",
+            "results/{dataset}/{method}/learning_rate.json",
         ),
         clip_model=given(stage_params.hub_model, section="clip"),
         code=sources("latteclip.train.finetune"),

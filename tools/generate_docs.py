@@ -1,6 +1,6 @@
 """Write the tables of keys in docs/configuration.md from the model and the default configuration.
 
-    python -m latteclip.config.generate_docs      # `make docs`
+    python tools/generate_docs.py      # `make docs`
 
 A table stands between a comment `<!-- keys: NAME -->` and the next `<!-- end -->`.
 """
