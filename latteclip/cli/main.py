@@ -19,6 +19,9 @@ from latteclip.core.terminal import for_terminal, paint
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 HELP = ("-h", "--help")
 NONE = "\0"  # as the character that options begin with: every argument is a word
+# Arguments of commands that are paths, for completion.
+FILES = ("answers", "configfile", "destination", "file", "model", "offline", "output", "paths")
+FILES += ("pictures", "results")
 DESCRIPTION = "Adapt CLIP to unlabelled images (LatteCLIP, arXiv 2410.08211)."
 EPILOG = """\
 run the workflow in any folder, which gets the results:
@@ -38,24 +41,6 @@ exit status:
   130  interrupted; captions and checkpoints are saved
   143  interrupted by SIGTERM: a cluster's time limit, scancel
 """
-
-
-def flush_output() -> None:
-    """Write the rest of the standard output.
-
-    Raises:
-        UserError: its disk is full.
-        BrokenPipeError: its reader has gone, as in `latteclip datasets | head`.
-    """
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise UserError(
-            f"The standard output takes no more ({error.strerror}); free some space, or send it "
-            "elsewhere."
-        ) from None
 
 
 def drop_unwritten() -> None:
@@ -100,19 +85,12 @@ def start_log(*, debug: bool) -> logging.Logger:
 
 
 def add_log_file(file: str) -> None:
-    """Log to a file as well, with the tracebacks of bugs.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    try:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        if _is_first():
-            Path(file).write_text("")
-        # To append: vLLM closes all handlers when it starts, and only such a one opens again.
-        handler = logging.FileHandler(file, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--log {file} cannot be written ({error.strerror}).") from None
+    """Log to a file as well, with the tracebacks of bugs."""
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    if _is_first():
+        Path(file).write_text("")
+    # To append: vLLM closes all handlers when it starts, and only such a one opens again.
+    handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(Formatter(None, tracebacks=True))
     logging.getLogger().addHandler(handler)
 
@@ -179,22 +157,12 @@ def completion(shell: Literal["bash", "zsh", "fish", "tcsh"], /) -> None:
     import shtab
 
     top = parser()
-    for action in _file_actions(top):
-        action.complete = shtab.FILE  # type: ignore[attr-defined]
+    [commands_action] = (a for a in top._actions if isinstance(a, argparse._SubParsersAction))
+    for sub in commands_action.choices.values():
+        for action in sub._actions:
+            if action.dest in FILES:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
     print(shtab.complete(top, shell=shell))
-
-
-def _file_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    """Return the arguments of all commands that are paths."""
-    names = {"model", "paths", "output", "destination", "configfile", "file", "pictures"}
-    names |= {"results", "offline", "answers"}
-    actions = []
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            actions += [a for sub in action.choices.values() for a in _file_actions(sub)]
-        elif action.dest in names:
-            actions.append(action)
-    return actions
 
 
 def _dashed(function: str) -> str:
@@ -259,17 +227,14 @@ def _call(args: argparse.Namespace) -> int:
             add_log_file(file)
         _log_job(logging.getLogger("latteclip"))
         status: int = args.run(args) or 0
-        flush_output()
+        sys.stdout.flush()
     return status
 
 
 def _log_job(logger: logging.Logger) -> None:
     """Log which job of a SLURM cluster this is, and which GPUs it has."""
     if number := os.environ.get("SLURM_JOB_ID"):
-        logger.info(
-            "SLURM job %s on %s, restarted %s times; CUDA_VISIBLE_DEVICES=%s.",
-            number,
-            os.uname().nodename,
-            os.environ.get("SLURM_RESTART_COUNT", 0),
-            os.environ.get("CUDA_VISIBLE_DEVICES", ""),
-        )
+        restarts = os.environ.get("SLURM_RESTART_COUNT", 0)
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        text = "SLURM job %s on %s, restarted %s times; CUDA_VISIBLE_DEVICES=%s."
+        logger.info(text, number, os.uname().nodename, restarts, gpus)

@@ -24,16 +24,12 @@ LARGE_MODEL = 2e9  # bytes of a captioner that takes days without a GPU
 def refuse_unready(configuration: Configuration) -> None:
     """Raise UserError for the first missing file or unknown name of a run."""
     for dataset in configuration.datasets:
-        for problem in _problems(configuration, dataset):
-            raise UserError(f"Dataset {dataset}: {problem}")
-
-
-def _problems(configuration: Configuration, dataset: str) -> Iterator[str]:
-    yield from _folder(configuration, dataset)
-    yield from _clip(configuration, dataset)
-    if configuration.caption_kinds(dataset) or configuration.scores_classes(dataset):
-        yield from _captioner(configuration, dataset)
-        yield from _files(configuration, dataset)
+        found = [_folder, _clip]
+        if configuration.caption_kinds(dataset) or configuration.scores_classes(dataset):
+            found += [_captioner, _files]
+        for problems in found:
+            for problem in problems(configuration, dataset):
+                raise UserError(f"Dataset {dataset}: {problem}")
 
 
 def _folder(configuration: Configuration, dataset: str) -> Iterator[str]:
@@ -139,13 +135,9 @@ def _without(configuration: Configuration, dataset: str, kind: str) -> str:
 
 
 def refuse_slow_captions(configuration: Configuration, pending: Collection[str]) -> None:
-    """Raise UserError if a large captioner would write captions without a GPU.
+    """Raise UserError if a large captioner would write some of the pending files without a GPU.
 
     An empty CUDA_VISIBLE_DEVICES asks for the CPU.
-
-    Args:
-        configuration: of the run.
-        pending: files that its jobs will write.
     """
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         return

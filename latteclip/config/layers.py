@@ -76,9 +76,7 @@ def datasets(project: Path | None = PROJECT) -> dict[str, dict[str, Any]]:
 def given(pairs: Sequence[str], files: Sequence[str]) -> dict[str, Any]:
     """Return the configuration that a command line gives, read as snakemake reads it.
 
-    Args:
-        pairs: KEY=VALUE of --config, which win; a value is YAML.
-        files: of --configfile, the later one winning.
+    The pairs of --config win over the files of --configfile, and the later file over the earlier.
 
     Raises:
         UserError: a file does not exist or is not valid, or a pair is not KEY=VALUE.

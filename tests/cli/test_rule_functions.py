@@ -49,6 +49,7 @@ def functions(monkeypatch):
 
 
 THREADS = {"finetune": 6, "caption": 6, "evaluate": 6}
+SHARDED = {"captions": {"shards": 4}, "method": "zero_shot,latteclip_no_image_description"}
 
 
 @pytest.mark.parametrize(
@@ -56,9 +57,12 @@ THREADS = {"finetune": 6, "caption": 6, "evaluate": 6}
     [
         ({"cores": 4, "gpus": 1}, "finetune", 4),  # its trainings run one after the other
         ({"cores": 64, "gpus": 2, "seeds": 2}, "finetune", 32),  # one on each GPU
+        ({"cores": 64, "gpus": 4, "processes": {"finetune": 2}}, "finetune", 32),
+        ({"cores": 16, "gpus": 8, "seeds": 9}, "finetune", 6),  # as many as are configured
         ({"cores": 64}, "finetune", 6),
         ({"cores": 4}, "evaluate", 4),
-        ({"cores": 4, "gpus": 4, "captions": {"shards": 4}, "method": "latteclip"}, "caption", 1),
+        ({"cores": 16, "gpus": 4, **SHARDED}, "caption", 4),
+        ({"cores": 16, "gpus": 1, **SHARDED}, "caption", 6),  # one after the other
         ({"cores": 2, "cluster": True}, "evaluate", 6),  # whatever the login node has
     ],
     ids=str,

@@ -1,4 +1,3 @@
-import datetime
 import re
 
 import open_clip
@@ -154,10 +153,6 @@ def test_strings_of_the_command_line_become_what_the_schema_wants(config):
         ({"dataset": "demoo"}, "demoo.*demo"),
         ({"method": "flyp,lateclip"}, "lateclip.*latteclip"),
         ({"finetune": {"lr": -1}}, r"finetune\.lr "),
-        ({"finetune": {"lr": "1e999"}}, r"finetune\.lr "),
-        ({"finetune": {"lr": float("nan")}}, r"finetune\.lr "),
-        ({"finetune": {2: 3}}, r"finetune\.2 "),
-        ({"clip": {"model": datetime.date(2024, 1, 2)}}, r"clip\.model "),
         ({"datasets": {"demo": {"source": {"folder": "."}}}}, r"datasets\.demo\.source "),
         ({"finetune": {"epochs": "many"}}, r"finetune\.epochs "),
         ({"finetune": None}, "finetune"),

@@ -2,8 +2,6 @@ import pytest
 
 from latteclip.config import hub_names
 
-SAFE = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_~=@")
-
 
 @pytest.mark.parametrize(
     ("model", "pretrained", "slug"),
@@ -33,10 +31,3 @@ def test_a_captioner_of_the_hub_has_a_note(engine, model, revision, slug, tmp_pa
     (tmp_path / "here" / "llava").mkdir(parents=True)
     names = hub_names.hub_captioner({"engine": engine, "model": model, "revision": revision})
     assert (names and hub_names.slug(names)) == slug
-
-
-def test_odd_names_stay_apart_and_safe():
-    odd = ["a b", "a+b", "a%b", "a*b", "../a", "é", "$(a)", "a'b"]
-    slugs = [hub_names.slug({"model": "me/it", "revision": name}) for name in odd]
-    assert len(set(slugs)) == len(odd)
-    assert all(set(slug) <= SAFE for slug in slugs)

@@ -1,5 +1,4 @@
 import pyarrow as pa
-import pytest
 
 from latteclip.config import job_resources
 from latteclip.core import tables
@@ -22,41 +21,11 @@ def test_a_training_has_room_for_the_pictures_it_keeps_and_for_each_process(conf
     assert asked(processes={"finetune": 8}) == usual + 7 * 6_000
 
 
-ALONE = {"dataset": "dtd", "method": "flyp", "seeds": 1}
-
-
-@pytest.mark.parametrize(
-    ("given", "cores", "gpus", "threads"),
-    [
-        (ALONE, 64, 1, 64),  # it runs alone: all cores are its own
-        (ALONE, 4, 1, 4),  # snakemake may use no more
-        (ALONE, 64, None, 8),  # without a GPU as many as the configuration says
-        (ALONE, 4, None, 4),
-        ({**ALONE, "seeds": 3}, 64, 1, 64),  # one after the other
-        ({**ALONE, "seeds": 3}, 64, 8, 21),  # all three side by side
-        ({**ALONE, "seeds": 9, "processes": {"finetune": 2}}, 64, 4, 32),
-        ({**ALONE, "seeds": 9}, 16, 8, 8),  # never fewer than the configuration says
-    ],
-)
-def test_trainings_beside_gpus_share_out_the_cores(configured, given, cores, gpus, threads):
-    assert job_resources.training_threads(configured(**given), "dtd", cores, gpus) == threads
-
-
-@pytest.mark.parametrize(
-    ("shards", "cores", "gpus", "threads", "warns"),
-    [
-        (4, 4, 4, 1, False),
-        (4, 16, 4, 4, False),
-        (4, 64, 4, 8, False),  # as the configuration says
-        (4, 16, 1, 8, True),  # one after the other
-        (4, 2, 4, 1, True),
-        (1, 4, None, 4, False),
-    ],
-)
-def test_shards_share_out_the_cores_among_the_gpus(configured, shards, cores, gpus, threads, warns):
-    found = configured(dataset="dtd", method="latteclip", captions={"shards": shards})
-    assert job_resources.caption_threads(found, "dtd", cores, gpus) == threads
-    assert bool(job_resources.too_few_for_shards(found, "dtd", cores, gpus or 1)) == warns
+def test_too_few_gpus_or_cores_for_the_shards_are_a_warning(configured):
+    found = configured(dataset="dtd", captions={"shards": 4})
+    assert job_resources.too_few_for_shards(found, "dtd", 16, 4) is None
+    for cores, gpus in ((16, 1), (2, 4)):
+        assert "gpu=4" in job_resources.too_few_for_shards(found, "dtd", cores, gpus)
 
 
 def test_images_are_those_of_the_index_or_else_of_the_file(configured, tmp_path, monkeypatch):

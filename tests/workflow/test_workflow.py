@@ -429,20 +429,3 @@ def test_a_folder_without_labels_is_used_whole(checkout, tmp_path):
     twins = pq.read_table(results / "duplicates.parquet").to_pylist()
     assert ("003.png", "copy.png") in {(row["image_id"], row["duplicate_id"]) for row in twins}
     assert (results / "report.html").is_file()
-
-
-# --- on a cluster --------------------------------------------------------------------------------
-
-
-def test_gpu_stages_go_where_gpus_are(checkout):
-    """By a dry run with the SLURM profile."""
-    config = ("--config", "dataset=dtd", "captioner={'tensor_parallel_size': 2}")
-    run = checkout.snakemake("--dry-run", "--workflow-profile", "profiles/slurm", *config)
-    assert run.returncode == 0, run.stdout
-    job = r"^rule (\w+):(?:\n    .*)*?\n    resources: (.*)$"
-    listed = re.findall(job, run.stdout, re.MULTILINE)
-    asked = {rule: dict(item.split("=", 1) for item in text.split(", ")) for rule, text in listed}
-    captions, index = asked["caption_images"], asked["index_images"]
-    assert (captions["slurm_partition"], captions["gpu"]) == ("gpu", "2")
-    assert (index["slurm_partition"], index.get("gpu")) == ("cpu", None)
-    assert int(index["runtime"]) == 15  # a minute for the 6,000 images of its file
