@@ -113,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser, module: str, name: str) -> No
     for parameter, default in parameters:
         dest = parameter.arg
         option = re.sub(r"_(paths?|files|output)$", "", dest)
-        words = {"help": helps.get(dest, helps.get(option))}
+        words: dict[str, Any] = {"help": helps.get(dest, helps.get(option))}
         words |= {**_words(parameter, default), **ARGUMENTS.get(dest, {})}
         if words.get("nargs") == "+" and not positional:
             positional.append(dest)

@@ -20,8 +20,8 @@ FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 HELP = ("-h", "--help")
 NONE = "\0"  # as the character that options begin with: every argument is a word
 # Arguments of commands that are paths, for completion.
-FILES = ("answers", "configfile", "destination", "file", "model", "offline", "output", "paths")
-FILES += ("pictures", "results")
+FILES = {"answers", "configfile", "destination", "file", "model", "offline", "output", "paths"}
+FILES |= {"pictures", "results"}
 DESCRIPTION = "Adapt CLIP to unlabelled images (LatteCLIP, arXiv 2410.08211)."
 EPILOG = """\
 run the workflow in any folder, which gets the results:
@@ -161,7 +161,7 @@ def completion(shell: Literal["bash", "zsh", "fish", "tcsh"], /) -> None:
     for sub in commands_action.choices.values():
         for action in sub._actions:
             if action.dest in FILES:
-                action.complete = shtab.FILE  # type: ignore[attr-defined]
+                action.complete = shtab.FILE
     print(shtab.complete(top, shell=shell))
 
 
