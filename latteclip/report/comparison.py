@@ -9,8 +9,10 @@ Letters: M methods, N images, C classes, S seeds, T points of a line, B bins.
 
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -33,6 +35,14 @@ ROWS = 1000  # classes in a table
 VISIBLE = 0.05  # points: a smaller change is written as none
 CURVES, POINTS = 6, 120  # methods in a chart of the training, and points of a line
 BIASES = 20  # classes in the chart of biases
+# Columns of a summary: names on the page.
+FIGURES = {
+    "acc1_mean": "acc1",
+    "acc1_std": "spread",
+    "acc1_gain": "over_baseline",
+    "acc5_mean": "acc5",
+    "mean_per_class_recall": "recall",
+}
 
 # --- accuracy ------------------------------------------------------------------------------------
 
@@ -49,22 +59,15 @@ def headline(
     """
     rows = []
     for values in summary(pd.DataFrame(list(metrics)), baseline).to_dict("records"):
-        seeds = [run["acc1"] for run in metrics if run["method"] == values["method"]]
-        acc1 = known(values["acc1_mean"])
-        rows.append(
-            {
-                "method": values["method"],
-                "marks": values["marks"].split(),
-                "seeds": values["seeds"],
-                "acc1": acc1,
-                "spread": known(values["acc1_std"]),
-                "each": [100 * value for value in seeds if value is not None],
-                "gain": None if acc1 is None or zero_shot is None else acc1 - 100 * zero_shot,
-                "over_baseline": known(values["acc1_gain"]),
-                "acc5": known(values["acc5_mean"]),
-                "recall": known(values["mean_per_class_recall"]),
-            }
-        )
+        row: Row = {name: known(values[column]) for column, name in FIGURES.items()}
+        row |= {name: values[name] for name in ("method", "seeds")}
+        row["marks"] = values["marks"].split()
+        seeds = [run["acc1"] for run in metrics if run["method"] == row["method"]]
+        row["each"] = [100 * value for value in seeds if value is not None]
+        row["gain"] = None
+        if row["acc1"] is not None and zero_shot is not None:
+            row["gain"] = row["acc1"] - 100 * zero_shot
+        rows.append(row)
     return rows
 
 
@@ -78,57 +81,61 @@ def class_changes(labels: Ints, before: Ints, after: Ints, classnames: Sequence[
         classnames: of the C classes.
     """
     (old, counts), (new, _) = (recalls(x, labels, len(classnames)) for x in (before, after))
-    rows = [
-        {
-            "classname": classnames[i],
-            "images": int(counts[i]),
-            "before": 100 * float(old[i]),
-            "after": 100 * float(new[i]),
-            "change": 100 * float(new[i]) - 100 * float(old[i]),
-        }
-        for i in np.flatnonzero(counts)
-    ]
-    return sorted(rows, key=lambda row: (-row["change"], row["classname"]))
+    columns = {"classname": classnames, "images": counts, "before": 100 * old, "after": 100 * new}
+    table = pd.DataFrame(columns | {"change": 100 * new - 100 * old})[counts > 0]
+    return _rows(table.sort_values(["change", "classname"], ascending=[False, True]))
 
 
-def confusion(labels: Ints, predictions: Ints, classes: Sequence[int]) -> Floats:
+def _rows(table: pd.DataFrame) -> list[Row]:
+    rows: list[Any] = table.to_dict("records")
+    return rows
+
+
+def confusion(labels: Ints, predictions: Ints, classes: list[int]) -> Floats:
     """Return the share of each of K classes (row) that is predicted as each (column) [K, K].
 
     The row of a class without images is zero. Labels and predictions are [N].
     """
-    k = len(classes)
-    place = np.full(1 + max(labels.max(), predictions.max(), *classes), -1)
-    place[list(classes)] = np.arange(k)
-    rows, columns = place[labels], place[predictions]
-    inside = (rows >= 0) & (columns >= 0)
-    counts = np.bincount(rows[inside] * k + columns[inside], minlength=k * k)
-    images = np.bincount(rows[rows >= 0], minlength=k)[:, None]
-    return np.asarray(counts.reshape(k, k) / np.maximum(images, 1))
+    inside = np.isin(labels, classes)
+    shares = pd.crosstab(labels[inside], predictions[inside], normalize="index")
+    return shares.reindex(index=classes, columns=classes, fill_value=0.0).to_numpy()
 
 
-def worst_pairs(labels: Ints, before: Ints, after: Ints, c: int, n: int) -> list[Row]:
+def pairs(first: Ints, second: Ints) -> pd.DataFrame:
+    """Return `images` with different classes `first` and `second`, by both [N].
+
+    `share` is the percentage of the images of the first class. Pairs that do not occur take no
+    memory.
+    """
+    counts = pd.DataFrame({"first": first, "second": second}).value_counts(sort=False)
+    table = counts.sort_index().reset_index(name="images")
+    table["share"] = 100 * (table["images"] / table.groupby("first")["images"].transform("sum"))
+    return table[table["first"] != table["second"]]
+
+
+def worst_pairs(labels: Ints, before: Ints, after: Ints, n: int) -> list[Row]:
     """Return the n largest confusions of a model, in percent of the true class.
 
-    Pairs that do not occur take no memory. Arrays are [N], as for `class_changes`, of C classes.
+    `share_before` is that of the pretrained model. Arrays are [N], as for `class_changes`.
     """
-    sizes = np.bincount(labels, minlength=c)
-    pairs, counts = np.unique(labels.astype(np.int64) * c + after, return_counts=True)
-    true, predicted = np.divmod(pairs, c)
-    shares = counts / sizes[true]
-    wrong = np.flatnonzero(true != predicted)
-    rows = []
-    for i in wrong[np.argsort(-shares[wrong], kind="stable")[:n]]:
-        was = ((labels == true[i]) & (before == predicted[i])).sum() / sizes[true[i]]
-        pair = {"true": int(true[i]), "predicted": int(predicted[i])}
-        rows.append({**pair, "before": 100 * float(was), "after": 100 * float(shares[i])})
-    return rows
+    worst = pairs(labels, after).sort_values("share", ascending=False, kind="stable").head(n)
+    found = worst.merge(
+        pairs(labels, before), "left", on=["first", "second"], suffixes=("", "_before")
+    )
+    return _rows(found.fillna(0.0))
 
 
-def classes_of(pairs: Sequence[Row], n: int) -> list[int]:
+def shifts(before: Ints, after: Ints, n: int) -> list[Row]:
+    """Return the n most frequent differences between two methods [N]."""
+    table = pairs(before, after).sort_values("images", ascending=False, kind="stable")
+    return _rows(table.head(n))
+
+
+def classes_of(found: Sequence[Row], n: int) -> list[int]:
     """Return the classes of the first pairs, at most n, side by side where they are confused."""
     chosen: list[int] = []
-    for pair in pairs:
-        new = [c for c in (pair["true"], pair["predicted"]) if c not in chosen]
+    for pair in found:
+        new = [c for c in (pair["first"], pair["second"]) if c not in chosen]
         if len(chosen) + len(new) <= n:
             chosen += new
     return chosen
@@ -155,42 +162,8 @@ def class_balanced_top(order: Ints, classes: Ints, n: int) -> list[int]:
         classes: [N] of all images.
         n: how many at most.
     """
-    of_order = classes[order]
-    by_class = np.argsort(of_order, kind="stable")
-    counts = np.bincount(of_order)
-    turns = np.empty(len(order), np.int_)
-    turns[by_class] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    turns = pd.Series(order).groupby(classes[order]).cumcount().to_numpy()
     return [int(i) for i in order[np.argsort(turns, kind="stable")[:n]]]
-
-
-class Reliability(NamedTuple):
-    """Images in bins of confidence."""
-
-    edges: Floats  # [B + 1]
-    shares: Floats  # [B], of all images
-    accuracy: Floats | None  # [B], NaN where a bin is empty; None without labels
-    surest: Floats | None  # accuracy among the surest 1, 2, ... 100 percent
-
-
-def reliability(confidence: Floats, correct: Ints | None, bins: int = 10) -> Reliability:
-    """Return how often pseudo-labels are right, by their confidence.
-
-    Args:
-        confidence: [N], between 0 and 1.
-        correct: [N], 1 where the pseudo-label is the label; None where labels are not known.
-        bins: of equal width.
-    """
-    edges = np.linspace(0, 1, bins + 1)
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    counts = np.bincount(place, minlength=bins)
-    shares = counts / max(1, len(confidence))
-    if correct is None:
-        return Reliability(edges, shares, None, None)
-    hits = np.bincount(place, weights=correct, minlength=bins)
-    accuracy = np.divide(hits, counts, out=np.full(bins, np.nan), where=counts > 0)
-    running = np.cumsum(correct[np.argsort(-confidence, kind="stable")])  # [N]
-    ends = np.ceil(np.arange(1, 101) / 100 * len(confidence)).astype(int)
-    return Reliability(edges, shares, accuracy, running[ends - 1] / ends)
 
 
 # --- methods without labels ----------------------------------------------------------------------
@@ -200,22 +173,22 @@ def reliability(confidence: Floats, correct: Ints | None, bins: int = 10) -> Rel
 class MethodPredictions:
     """The predictions of some methods for the N images of a split."""
 
-    methods: list[str]  # M
+    methods: list[str]  # M, the first one is zero-shot, where it was run
     labels: Ints  # [M, N]
     main: int  # the method of the run that the page is about
-    base: int  # the method that it is compared with: zero-shot, where it was run
-    of_main: runs.RunPredictions
+    runner_up: Ints  # [N], the second best classes by the main run
+    margins: Floats  # [N], by how much the best class beats the second
     total: int  # methods that were run
 
     @property
     def before(self) -> Ints:
-        return np.asarray(self.labels[self.base])
+        return np.asarray(self.labels[0])
 
     @property
     def after(self) -> Ints:
         return np.asarray(self.labels[self.main])
 
-    @property
+    @cached_property
     def n_classes(self) -> Ints:
         """Return how many different classes each image gets [N]."""
         ordered = np.sort(self.labels, axis=0)
@@ -226,16 +199,15 @@ def read_method_predictions(
     run_files: Sequence[runs.RunFiles], main: runs.RunFiles
 ) -> MethodPredictions:
     """Read the predictions of the main run, and of the first run of each other method."""
-    paths: dict[str, str] = {}
+    paths = {main.method: main.predictions}
     for run in sorted(run_files, key=lambda run: run.seed):
         paths.setdefault(run.method, run.predictions)
-    paths[main.method] = main.predictions
     order = dict.fromkeys(run.method for run in run_files)
     base = BASELINE if BASELINE in paths else next(iter(order))
     names = list(dict.fromkeys([base, main.method, *order]))[:METHODS]
-    labels = np.stack([runs.read_labels(paths[name]) for name in names])
-    of_main = runs.read_predictions(main.predictions)
-    return MethodPredictions(names, labels, names.index(main.method), 0, of_main, len(paths))
+    labels = np.stack([runs.read_predictions(paths[name]) for name in names])
+    place = names.index(main.method)
+    return MethodPredictions(names, labels, place, *runs.read_margins(main.predictions), len(paths))
 
 
 def methods_used(found: MethodPredictions) -> dict[str, Row]:
@@ -252,35 +224,17 @@ def methods_used(found: MethodPredictions) -> dict[str, Row]:
 def class_sizes(found: MethodPredictions, labels: Ints | None, c: int) -> list[Row]:
     """Return the sizes of the C classes by each method, the largest first; at most ROWS."""
     counts = np.stack([np.bincount(one, minlength=c) for one in found.labels])  # [M, C]
-    true = None if labels is None else np.bincount(labels, minlength=c)
-    before, after = counts[found.base], counts[found.main]
+    true = [None] * c if labels is None else np.bincount(labels, minlength=c).tolist()
+    before, after = counts[0], counts[found.main]
     return [
         {
-            "label": int(label),
-            "true": None if true is None else int(true[label]),
+            "label": label,
+            "true": true[label],
             "before": int(before[label]),
             "after": int(after[label]),
             "each": counts[:, label].tolist(),
         }
-        for label in np.lexsort((-before, -after))[:ROWS]
-    ]
-
-
-def shifts(before: Ints, after: Ints, c: int, n: int) -> list[Row]:
-    """Return the n most frequent differences between two methods [N], of C classes."""
-    differ = before != after
-    pairs, counts = np.unique(
-        before[differ].astype(np.int64) * c + after[differ], return_counts=True
-    )
-    sizes = np.bincount(before, minlength=c)
-    return [
-        {
-            "before": int(pairs[i] // c),
-            "after": int(pairs[i] % c),
-            "images": int(counts[i]),
-            "share": 100 * float(counts[i] / sizes[pairs[i] // c]),  # percent of the first class
-        }
-        for i in np.argsort(-counts, kind="stable")[:n]
+        for label in np.lexsort((-before, -after))[:ROWS].tolist()
     ]
 
 
@@ -289,7 +243,7 @@ def disputed(found: MethodPredictions, n: int) -> list[int]:
 
     Classes take turns.
     """
-    order = np.lexsort((-found.of_main.margins, -found.n_classes))
+    order = np.lexsort((-found.margins, -found.n_classes))
     return class_balanced_top(order[found.n_classes[order] > 1], found.after, n)
 
 
@@ -310,23 +264,21 @@ def ends_of_classes(found: MethodPredictions, budget: int, most: int) -> list[Ro
             other methods disagree most.
         most: images of a class at each end.
     """
-    margins, labels = found.of_main.margins, found.after
-    order = np.lexsort((-margins, labels))
-    sizes = np.bincount(labels)
-    against = np.bincount(labels[found.n_classes > 1], minlength=len(sizes))
-    starts = np.cumsum(sizes) - sizes
-    present = np.flatnonzero(sizes)
-    per = int(np.clip(budget // (2 * len(present)), 1, most))
-    chosen = present[np.lexsort((-sizes[present], -against[present]))][: budget // (2 * per)]
+    order = np.argsort(-found.margins, kind="stable")
+    classes = pd.Series(order).groupby(found.after[order])
+    sizes = classes.size()
+    against = pd.Series(found.n_classes > 1).groupby(found.after).sum()
+    per = int(np.clip(budget // (2 * len(sizes)), 1, most))
+    chosen = np.lexsort((-sizes, -against))[: budget // (2 * per)]
     rows = []
-    for label in sorted(chosen.tolist()):
-        of_class = order[starts[label] : starts[label] + sizes[label]].tolist()
+    for label in sorted(sizes.index[chosen].tolist()):
+        of_class = classes.get_group(label).tolist()
         row = {"label": label, "images": len(of_class), "disputed": int(against[label])}
         rows.append({**row, "surest": of_class[:per], "least": of_class[per:][-per:][::-1]})
     return rows
 
 
-# --- drawing -------------------------------------------------------------------------------------
+# --- charts --------------------------------------------------------------------------------------
 
 SIZE = (4.0, 2.6)  # inches of 72 units: about the width of a phone
 MAX_NAME = 22  # characters of a class name beside its bar
@@ -343,6 +295,35 @@ STYLE: dict[Any, Any] = {
     **{"grid.color": LINE, "grid.linewidth": 0.7, "xtick.color": MUTED, "ytick.color": MUTED},
     **{"xtick.labelsize": 10, "ytick.labelsize": 10, "xtick.major.size": 3, "ytick.major.size": 0},
 }
+# Column of a history, title and note of each chart that all trainings have.
+OF_TRAINING = (
+    ("loss", "Loss", "The training objective, on the training images."),
+    ("agreement", "Agreement with the labels", "Share of predictions equal to their label."),
+    ("class_balance", "Class balance", "1: all classes are predicted equally often."),
+)
+# The same of LatteCLIP, with a name of each column.
+OF_LATTECLIP = (
+    (
+        {
+            "loss_zero_shot": "pretrained model's label",
+            "loss_finetuned": "fine-tuned model's label",
+        },
+        "Loss by kind of label",
+        "Each image has a label by the pretrained model and one by the model in training.",
+    ),
+    (
+        {"weight_class": "class name", "weight_image": "image", "weight_group": "group"},
+        "Weights of the descriptions",
+        "The weight of each description in the text that an image is compared with.",
+    ),
+    (
+        {"prototype_drift": "prototypes"},
+        "Drift of the prototypes",
+        "The prototype of a class starts at the text of its name. The drift is 1 minus the "
+        "cosine to the start, as the mean over classes.",
+    ),
+)
+Curves = Sequence[Mapping[str, Floats]]  # of the runs of a method, see `runs.read_curves`
 
 
 class Line(NamedTuple):
@@ -354,111 +335,6 @@ class Line(NamedTuple):
     series: int  # 0 to 5: which colour and dash
 
 
-def line_chart(
-    title: str, lines: Sequence[Line], *, x_label: str, note: str = "", legend: bool = False
-) -> Row:
-    """Draw lines over one axis; the alternative text names where each begins and ends."""
-    with mpl.rc_context(STYLE):
-        figure, axes = _axes(x_label)
-        for line in lines:
-            values = np.stack([run[: len(line.x)] for run in line.runs])  # [S, T]
-            colour, dash = SERIES[line.series][0], DASHES[line.series]
-            axes.plot(line.x, values.mean(axis=0), color=colour, linestyle=dash)
-            if len(values) > 1:
-                low, high = values.min(axis=0), values.max(axis=0)
-                axes.fill_between(line.x, low, high, color=colour, alpha=0.18, linewidth=0)
-        axes.margins(x=0.01)
-        axes.set_xlim(left=0)
-        ends = "; ".join(
-            f"{line.name} from {np.mean([run[0] for run in line.runs]):.3g} "
-            f"to {np.mean([run[-1] for run in line.runs]):.3g}"
-            for line in lines
-        )
-        svg = _svg(figure, title, f"{title} by {x_label}: {ends}.")
-    names = [(line.name, line.series) for line in lines] if legend else []
-    return {"title": title, "svg": svg, "note": note, "legend": names}
-
-
-def bar_chart(
-    title: str,
-    edges: Floats,
-    shares: Floats,
-    accuracy: Floats | None,
-    *,
-    x_label: str,
-    note: str = "",
-) -> Row:
-    """Draw shares of images in bins [B] as bars and the accuracy in each as points, in percent."""
-    with mpl.rc_context(STYLE):
-        figure, axes = _axes(x_label)
-        middles = (edges[:-1] + edges[1:]) / 2
-        axes.bar(middles, 100 * shares, width=0.9 * np.diff(edges), color=LINE)
-        if accuracy is not None:
-            axes.plot([0, 1], [0, 100], color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
-            filled = ~np.isnan(accuracy)
-            axes.plot(middles[filled], 100 * accuracy[filled], color=SERIES[0][0], marker="o")
-        axes.set_xlim(0, 1)
-        axes.set_ylim(bottom=0, top=100 if accuracy is not None else None)
-        axes.yaxis.set_major_formatter("{x:.0f} %")
-        values = 100 * (shares if accuracy is None else accuracy)
-        bins = "; ".join(
-            f"{low:.1f} to {high:.1f}: {value:.0f} %"
-            for low, high, value in zip(edges[:-1], edges[1:], values, strict=True)
-            if not np.isnan(value)
-        )
-        what = "share of the images" if accuracy is None else "accuracy"
-        svg = _svg(figure, title, f"{title}, {what} by {x_label}: {bins}.")
-    return {"title": title, "svg": svg, "note": note, "legend": []}
-
-
-def class_chart(
-    title: str, names: Sequence[str], values: Floats, *, x_label: str, note: str = ""
-) -> Row:
-    """Draw a bar for each class, from top to bottom; to the left where its value is negative."""
-    rows = np.arange(len(names))
-    with mpl.rc_context({**STYLE, "axes.grid.axis": "x"}):
-        figure, axes = _axes(x_label, height=0.9 + 0.22 * len(names))
-        colours = np.where(values < 0, SERIES[1][0], SERIES[0][0])
-        axes.barh(rows, values, height=0.7, color=colours.tolist())
-        axes.axvline(0, color=MUTED, linewidth=0.8)
-        short = [name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name in names]
-        axes.set_yticks(rows, short, parse_math=False)
-        axes.set_ylim(len(names) - 0.4, -0.6)
-        bars = "; ".join(f"{name}: {value:+.2f}" for name, value in zip(names, values, strict=True))
-        svg = _svg(figure, title, f"{title}, {x_label}: {bars}.")
-    return {"title": title, "svg": svg, "note": note, "legend": []}
-
-
-def _axes(x_label: str, height: float = SIZE[1]) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(SIZE[0], height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_xlabel(x_label)
-    return figure, axes
-
-
-def _svg(figure: Figure, title: str, description: str) -> Markup:
-    """Return the <svg> element with placeholders replaced, as an image with a description."""
-    file = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": title}):  # ids that repeat on no other chart nor vary
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    text = file.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
-    used = set(re.findall(r"#([\w.-]+)", text))
-    text = re.sub(r' id="([\w.-]+)"', lambda m: m[0] if m[1] in used else "", text)
-    for placeholder, variable in VARIABLES.items():
-        text = text.replace(placeholder, variable)
-    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
-    for side in ("width", "height"):
-        text = re.sub(rf'(<svg[^>]*?) {side}="[^"]*"', r"\1", text, count=1)
-    label = f'<svg class="chart" role="img" aria-label="{escape(description)}"'
-    return Markup(text.replace("<svg", label, 1))  # matplotlib escapes what it writes
-
-
-# --- charts of a page ----------------------------------------------------------------------------
-
-
 def training_charts(run_files: Sequence[runs.RunFiles], main: str) -> list[Row]:
     """Draw the curves of the trained methods, the main one first."""
     names = list(dict.fromkeys(run.method for run in run_files if run.history))
@@ -466,16 +342,10 @@ def training_charts(run_files: Sequence[runs.RunFiles], main: str) -> list[Row]:
     curves = {name: _curves(run_files, name) for name in names[:CURVES]}
     more = f" The first {CURVES} of {len(names)} methods." if len(names) > CURVES else ""
     charts = []
-    for column, title, note in (
-        ("loss", "Loss", "The training objective, on the training images."),
-        ("agreement", "Agreement with the labels", "Share of predictions equal to their label."),
-        ("class_balance", "Class balance", "1: all classes are predicted equally often."),
-    ):
+    for column, title, note in OF_TRAINING:
         lines = _lines((name, column, curves[name]) for name in curves)
         if lines:
-            charts.append(
-                line_chart(title, lines, x_label="epoch", note=f"{note}{more}", legend=True)
-            )
+            charts.append(line_chart(title, lines, x_label="epoch", note=note + more, legend=True))
     return charts
 
 
@@ -483,40 +353,20 @@ def latteclip_charts(run_files: Sequence[runs.RunFiles], method: str) -> list[Ro
     """Draw what only LatteCLIP's training has: two labels an image, mixed texts, prototypes."""
     curves = _curves(run_files, method)
     charts = []
-    for title, columns, note in (
-        (
-            "Loss by kind of label",
-            {
-                "loss_zero_shot": "pretrained model's label",
-                "loss_finetuned": "fine-tuned model's label",
-            },
-            "Each image has a label by the pretrained model and one by the model in training.",
-        ),
-        (
-            "Weights of the descriptions",
-            {"weight_class": "class name", "weight_image": "image", "weight_group": "group"},
-            "The weight of each description in the text that an image is compared with.",
-        ),
-        (
-            "Drift of the prototypes",
-            {"prototype_drift": "prototypes"},
-            "The prototype of a class starts at the text of its name. The drift is 1 minus the "
-            "cosine to the start, as the mean over classes.",
-        ),
-    ):
+    for columns, title, note in OF_LATTECLIP:
         lines = _lines((name, column, curves) for column, name in columns.items())
-        if len(lines) > 1 or (len(columns) == 1 and lines):
+        if len(lines) >= min(2, len(columns)):
             charts.append(line_chart(title, lines, x_label="epoch", note=note, legend=True))
     return charts
 
 
-def _curves(run_files: Sequence[runs.RunFiles], method: str) -> list[dict[str, Floats]]:
+def _curves(run_files: Sequence[runs.RunFiles], method: str) -> Curves:
     """Read the histories of a method's runs."""
     paths = [run.history for run in run_files if run.method == method and run.history]
     return [curves for path in paths if (curves := runs.read_curves(path, POINTS))]
 
 
-def _lines(wanted: Iterable[tuple[str, str, Sequence[dict[str, Floats]]]]) -> list[Line]:
+def _lines(wanted: Iterable[tuple[str, str, Curves]]) -> list[Line]:
     """Return a line for each name, column and histories, over the epochs that all seeds reached."""
     lines = []
     for series, (name, column, curves) in enumerate(wanted):
@@ -543,36 +393,40 @@ def bias_chart(path: str) -> Row:
     classifier, described = load_classifier(path)
     biases = -described["logit_scale"] * classifier.bias.double().numpy()  # [C]
     biases -= biases.mean()
-    order = np.argsort(-np.abs(biases), kind="stable")[:BIASES]
-    order = order[np.argsort(-biases[order], kind="stable")]
-    left_out = f" The {len(order)} largest of {len(biases)}." if len(order) < len(biases) else ""
-    return class_chart(
-        "Classes that zero-shot CLIP favours",
-        [described["classnames"][c] for c in order],
-        biases[order],
-        x_label="score above the mean of all classes",
-        note="The mean score of a class over the training images, whatever they show. "
-        f"zero_shot_calibrated subtracts it.{left_out}",
+    largest = pd.Series(biases, described["classnames"]).sort_values(
+        key=np.abs, ascending=False, kind="stable"
+    )[:BIASES]
+    shown = largest.sort_values(ascending=False, kind="stable")
+    title, x_label = "Classes that zero-shot CLIP favours", "score above the mean of all classes"
+    note = (
+        "The mean score of a class over the training images, whatever they show. "
+        "zero_shot_calibrated subtracts it."
     )
+    if len(shown) < len(biases):
+        note += f" The {len(shown)} largest of {len(biases)}."
+    with _axes(x_label, grid="x", height=0.9 + 0.22 * len(shown)) as (figure, axes):
+        rows = np.arange(len(shown))
+        colours = np.where(shown < 0, SERIES[1][0], SERIES[0][0])
+        axes.barh(rows, shown.to_numpy(), height=0.7, color=colours.tolist())
+        axes.axvline(0, color=MUTED, linewidth=0.8)
+        names = [
+            name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name in shown.index
+        ]
+        axes.set_yticks(rows, names, parse_math=False)
+        axes.set_ylim(len(shown) - 0.4, -0.6)
+        bars = "; ".join(f"{name}: {value:+.2f}" for name, value in shown.items())
+        return _drawing(figure, title, f"{title}, {x_label}: {bars}.", note)
 
 
 def pseudo_label_charts(train: runs.Split) -> Row:
     """Draw the confidence of the pseudo-labels of the training images, and their accuracy."""
-    correct = None
-    if train.labels is not None:
-        correct = (train.pseudo_labels == train.labels).astype(np.int_)
-    found = reliability(train.confidence, correct)
-    charts = [
-        bar_chart(
-            "Confidence" if correct is None else "Accuracy against confidence",
-            *(found.edges, found.shares, found.accuracy),
-            x_label="confidence of the pseudo-label",
-            note="Bars: share of the training images."
-            + ("" if correct is None else " Dotted line: accuracy equal to the confidence."),
-        )
-    ]
-    if found.surest is not None:
-        line = Line("accuracy", np.linspace(1, 100, 100), [100 * found.surest], 0)
+    right = None if train.labels is None else train.pseudo_labels == train.labels
+    charts = [_confidence_chart(train.confidence, right)]
+    if right is not None:
+        running = np.cumsum(right[np.argsort(-train.confidence, kind="stable")])  # [N]
+        percents = np.linspace(1, 100, 100)
+        ends = np.ceil(percents / 100 * len(right)).astype(int)
+        line = Line("accuracy", percents, [100 * (running[ends - 1] / ends)], 0)
         charts.append(
             line_chart(
                 "Accuracy of the most confident",
@@ -583,7 +437,102 @@ def pseudo_label_charts(train: runs.Split) -> Row:
         )
     return {
         "charts": charts,
-        "accuracy": None if correct is None else 100 * float(correct.mean()),
+        "accuracy": None if right is None else 100 * float(right.mean()),
         "confidence": 100 * float(train.confidence.mean()),
         "classes": len(np.unique(train.pseudo_labels)),
     }
+
+
+def reliability(confidence: Floats, right: Ints | None, bins: int = 10) -> tuple[Floats, Floats]:
+    """Return the share of the images in each bin of confidence [B], and their accuracy [B].
+
+    Args:
+        confidence: [N], between 0 and 1.
+        right: [N], whether the pseudo-label is the label; None where labels are not known.
+        bins: of equal width.
+    """
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    values = pd.Series(np.full(len(place), np.nan) if right is None else right.astype(float))
+    table = values.groupby(place).agg(["size", "mean"]).reindex(range(bins))
+    return table["size"].fillna(0).to_numpy() / len(place), table["mean"].to_numpy()
+
+
+def _confidence_chart(confidence: Floats, right: Ints | None) -> Row:
+    """Draw shares of images by confidence as bars, and the accuracy of each bar as a point."""
+    shares, accuracy = reliability(confidence, right)
+    title, what, note = "Confidence", "share of the images", "Bars: share of the training images."
+    x_label = "confidence of the pseudo-label"
+    edges = np.linspace(0, 1, len(shares) + 1)
+    with _axes(x_label) as (figure, axes):
+        middles = (edges[:-1] + edges[1:]) / 2
+        axes.bar(middles, 100 * shares, width=0.9 * np.diff(edges), color=LINE)
+        if right is not None:
+            title, what = "Accuracy against confidence", "accuracy"
+            note += " Dotted line: accuracy equal to the confidence."
+            axes.plot([0, 1], [0, 100], color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
+            filled = shares > 0
+            axes.plot(middles[filled], 100 * accuracy[filled], color=SERIES[0][0], marker="o")
+        axes.set_xlim(0, 1)
+        axes.set_ylim(bottom=0, top=None if right is None else 100)
+        axes.yaxis.set_major_formatter("{x:.0f} %")
+        values = shares if right is None else accuracy
+        bins = "; ".join(
+            f"{low:.1f} to {high:.1f}: {100 * value:.0f} %"
+            for low, high, value in zip(edges[:-1], edges[1:], values, strict=True)
+            if not np.isnan(value)
+        )
+        return _drawing(figure, title, f"{title}, {what} by {x_label}: {bins}.", note)
+
+
+def line_chart(
+    title: str, lines: Sequence[Line], *, x_label: str, note: str, legend: bool = False
+) -> Row:
+    """Draw lines over one axis; the alternative text names where each begins and ends."""
+    with _axes(x_label) as (figure, axes):
+        for line in lines:
+            values = np.stack([run[: len(line.x)] for run in line.runs])  # [S, T]
+            colour, dash = SERIES[line.series][0], DASHES[line.series]
+            axes.plot(line.x, values.mean(axis=0), color=colour, linestyle=dash)
+            if len(values) > 1:
+                low, high = values.min(axis=0), values.max(axis=0)
+                axes.fill_between(line.x, low, high, color=colour, alpha=0.18, linewidth=0)
+        axes.margins(x=0.01)
+        axes.set_xlim(left=0)
+        ends = "; ".join(
+            f"{line.name} from {np.mean([run[0] for run in line.runs]):.3g} "
+            f"to {np.mean([run[-1] for run in line.runs]):.3g}"
+            for line in lines
+        )
+        names = [(line.name, line.series) for line in lines] if legend else []
+        return _drawing(figure, title, f"{title} by {x_label}: {ends}.", note, names)
+
+
+@contextmanager
+def _axes(
+    x_label: str, *, grid: str = "y", height: float = SIZE[1]
+) -> Iterator[tuple[Figure, Axes]]:
+    with mpl.rc_context({**STYLE, "axes.grid.axis": grid}):
+        figure = Figure(figsize=(SIZE[0], height), layout="constrained")
+        yield figure, figure.add_subplot(xlabel=x_label)
+
+
+def _drawing(
+    figure: Figure, title: str, description: str, note: str, legend: Sequence[tuple[str, int]] = ()
+) -> Row:
+    """Return a chart with its <svg>: placeholders are replaced, and it has a description."""
+    file = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": title}):  # ids that repeat on no other chart nor vary
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<(metadata|style).*?</\1>", "", text, flags=re.DOTALL)
+    used = set(re.findall(r"#([\w.-]+)", text))
+    text = re.sub(r' id="([\w.-]+)"', lambda m: m[0] if m[1] in used else "", text)
+    for placeholder, variable in VARIABLES.items():
+        text = text.replace(placeholder, variable)
+    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    for side in ("width", "height"):
+        text = re.sub(rf'(<svg[^>]*?) {side}="[^"]*"', r"\1", text, count=1)
+    label = f'<svg class="chart" role="img" aria-label="{escape(description)}"'
+    svg = Markup(text.replace("<svg", label, 1))  # matplotlib escapes what it writes
+    return {"title": title, "svg": svg, "note": note, "legend": legend}

@@ -21,16 +21,9 @@ def render(template: str, **values: Any) -> str:
     escaping would not run.
     """
     script = (files(PACKAGE) / "templates" / "page.js").read_text(encoding="utf-8")
-    return (
-        environment(PACKAGE)
-        .get_template(template)
-        .render(
-            style=Markup(style()),  # a file of this package
-            script=Markup(script),
-            policy=policy(script, "img-src data:"),
-            **values,
-        )
-    )
+    page = environment(PACKAGE).get_template(template)
+    own = {"style": Markup(style()), "script": Markup(script)}  # files of this package
+    return page.render(policy=policy(script, "img-src data:"), **own, **values)
 
 
 def environment(package: str) -> Environment:
@@ -42,14 +35,8 @@ def environment(package: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {
-        "number": number,
-        "signed": signed,
-        "breakable": breakable,
-        "duration": duration,
-        "memory": memory,
-        "shell_quoted": shlex.quote,
-    }
+    formats = (number, signed, breakable, duration, memory)
+    found.filters |= {"shell_quoted": shlex.quote, **{each.__name__: each for each in formats}}
     return found
 
 
@@ -89,12 +76,9 @@ def duration(seconds: float | None) -> str:
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return (
-        f"{minutes} min {rest:02d} s"
-        if minutes < 60
-        else f"{minutes // 60} h {minutes % 60:02d} min"
-    )
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole // 60 % 60:02d} min"
 
 
 def memory(mebibytes: float | None) -> str:

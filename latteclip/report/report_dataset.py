@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,13 +20,10 @@ import yaml
 from latteclip.captions import text
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.files import read_object, write_text
+from latteclip.core.files import write_text
 from latteclip.evaluate.metrics import accuracy
 from latteclip.evaluate.results import (
     MARKS,
-    Accuracy,
-    Audit,
-    Comparison,
     Selection,
     mark_audited,
     read_audit,
@@ -36,44 +33,13 @@ from latteclip.evaluate.results import (
 from latteclip.evaluate.train_predictions import choose_examples, read_predictions
 from latteclip.labels.guarantees import checked_sentence
 from latteclip.report import comparison, images, render, runs
-from latteclip.report.comparison import ROWS, Row
+from latteclip.report.comparison import ROWS, VISIBLE, Row
 from latteclip.report.runs import RunFiles
 
 log = logging.getLogger(__name__)
 TEMPLATE = "report.html"
 ZERO_SHOT = "zero_shot"
 WORST_PAIRS, MATRIX_CLASSES = 12, 12
-CORRUPT = 100  # unreadable images in their table
-WORDS = {
-    "Zero-shot CLIP": "The pretrained model as it is. It gives an image the class whose name, in "
-    "a sentence such as \u201ca photo of a cat.\u201d, is most similar to the image.",
-    "Pseudo-label": "The class that zero-shot CLIP predicts for a training image. It may be wrong.",
-    "Confidence": "The probability that zero-shot CLIP gives its class. It is often too high.",
-    "Vote": "The class that the caption of a training image (or the captioner\u2019s class scores) "
-    "makes likeliest. Votes may be wrong, but a more accurate model agrees with more of them. Only "
-    "held-out images vote, from which the model did not learn.",
-    "Seed": "The start of a training\u2019s random numbers. Trainings that differ only in their "
-    "seed show how much of a result is chance.",
-    "Top-1, top-5": "The share of images whose class is the model\u2019s best, or among its five "
-    "best.",
-    "Per-class recall": "The share of a class\u2019s images that the model assigns to it, as the "
-    "mean over classes: small classes count as much as large ones.",
-    "95 % interval": "In 95 of 100 audits, such an interval contains the true value.",
-}
-METHODS = {
-    "zero_shot_calibrated": "Zero-shot CLIP without its bias towards some classes: each class "
-    "loses its mean score.",
-    "image_prototypes_eyes": "As image_prototypes, with the features of image models beside CLIP. "
-    "Each image is encoded by all of them.",
-    "image_prototypes": "An image gets the class whose training images look most similar, as "
-    "labelled by zero-shot CLIP and captions. Nothing is trained.",
-    "label_propagation": "Labels spread between similar images. Nothing is trained.",
-    "flyp": "CLIP fine-tuned on its own pseudo-labels.",
-    "flyp_supervised": "CLIP fine-tuned on the true labels: an upper bound.",
-    "latteclip": "CLIP fine-tuned as in the LatteCLIP paper, with captions of images and groups.",
-    "recommended": "The average of several fine-tunings of CLIP, on labels that combine zero-shot "
-    "CLIP, captions and image prototypes.",
-}
 
 
 @dataclass(frozen=True)
@@ -120,64 +86,44 @@ def report_dataset(
     split = test if len(test) else replace(train, labels=None)
     audit = read_audit(audit_path) if audit_path else None
     selection = read_selection(selection_path) if selection_path else None
-    metrics = mark_audited(
-        [read_metrics(run.metrics) for run in runs_files],
-        {settings.dataset: audit} if audit else {},
-    )
+    metrics = [read_metrics(run.metrics) for run in runs_files]
+    if audit:
+        metrics = mark_audited(metrics, {settings.dataset: audit})
     zero_shot = None
     if split.labels is not None:
         zero_shot = accuracy(split.pseudo_labels[:, None], split.labels, 1)
     rows = comparison.headline(metrics, settings.baseline, zero_shot)
-    names = [row["method"] for row in rows]
     main = main_run(runs_files, selection, settings.main)
+    found = comparison.read_method_predictions(runs_files, main)
     chosen = choose_examples(train.confidence, train.pseudo_labels)
     captions = {
-        kind: read(path, train, chosen, classnames)
-        for kind, read, path in (
-            ("image", images.read_image_captions, image_captions_path),
-            ("group", images.read_group_captions, group_captions_path),
-        )
+        kind: images.read_captions(path, train, chosen, classnames)
+        for kind, path in (("image", image_captions_path), ("group", group_captions_path))
         if path
     }
-    found = comparison.read_method_predictions(runs_files, main)
     predictions = None
     if main.train_predictions and main.method != ZERO_SHOT:
         examples = read_predictions(main.train_predictions, classnames, held_out=False)
         predictions = examples["prediction"].to_pylist()
     page = render.render(
         TEMPLATE,
-        dataset=settings.dataset,
-        title=settings.config.get("title", settings.dataset),
-        config=settings.config,
-        overview=settings.overview,
+        settings=settings,
         classnames=classnames,
-        train_images=len(train),
-        test_images=len(test),
+        train=train,
+        test=test,
         split=split,
         labelled=split.labels is not None,
-        train_labelled=train.labels is not None,
-        lead=lead(main, metrics, zero_shot, selection, audit, settings),
+        lead=lead(main, metrics, zero_shot, selection, settings),
         selection=selection,
         audit=audit,
-        audit_rows=_audit_rows(audit) if audit else [],
         rows=rows,
         axis=_axis(rows, zero_shot),
         zero_shot=None if zero_shot is None else 100 * zero_shot,
-        baseline=settings.baseline,
-        marks_used={
-            mark: MARKS[mark] for mark in MARKS if any(mark in row["marks"] for row in rows)
-        },
+        marks_of_runs={m: MARKS[m] for m in MARKS if any(m in row["marks"] for row in rows)},
         variants=variants(rows, settings.config["methods"]),
-        agreements={
-            row["method"]: 100 * share
-            for row in rows
-            if selection and (share := selection.agreement(row["method"])) is not None
-        },
         **_changes(split, found, classnames),
         compared=_compared(found, split, len(classnames)),
-        items=images.gallery(
-            chosen, train, predictions, captions.get("image"), captions.get("group")
-        ),
+        items=images.gallery(chosen, train, predictions, captions),
         unknown=images.read_unknown(unknown_path, [test, train]) if unknown_path else None,
         recipes=runs.read_recipes(runs_files),
         training=comparison.training_charts(runs_files, main.method),
@@ -188,17 +134,16 @@ def report_dataset(
         else [],
         pseudo_labels=comparison.pseudo_label_charts(train),
         biases=comparison.bias_chart(calibrated_path) if calibrated_path else None,
-        predictors=_predictors(fused_labels_path) if fused_labels_path else [],
-        answers=_answers(fused_labels_path) if fused_labels_path else None,
-        captions=_caption_statistics(caption_summary_path, captions),
+        signals=_signals(fused_labels_path) if fused_labels_path else {},
+        captions=images.caption_statistics(caption_summary_path, captions)
+        if caption_summary_path
+        else {},
         duplicates=images.read_duplicates(duplicates_path, train, test, runs_files)
         if duplicates_path
         else None,
         corrupt=_read_csv(corrupt_path) if corrupt_path else [],
-        corrupt_shown=CORRUPT,
         skipped=tables.read_metadata(images_path, "image_id").get("skipped", {}),
-        words=WORDS | {name: METHODS[name] for name in names if name in METHODS},
-        provenance=_provenance(Path(output).parent, settings, runs_files, list(captions.values())),
+        provenance=_provenance(Path(output).parent, settings, runs_files, captions.values()),
     )
     size = len(page.encode())
     if size > render.MAX_BYTES:
@@ -210,38 +155,31 @@ def report_dataset(
     log.info("Wrote %s: %d methods, %.1f MB.", output, len(rows), size / 1e6)
 
 
-def _answers(path: str) -> Row | None:
-    """Return how many images a person answered about, and how right labels are by that."""
-    answers = tables.read_metadata(path, "image_id").get("answers")
-    if not answers:
-        return None
-    checked = answers.get("checked")
-    return {"images": len(answers["images"]), "checked": checked and checked_sentence(checked)}
-
-
-def _predictors(path: str) -> list[Row]:
-    """Return what CLIP and the image models beside it are worth to the labels."""
+def _signals(path: str) -> Row:
+    """Return what image models and a person's answers are worth to the labels."""
     described = tables.read_metadata(path, "image_id")
-    if not described.get("eyes"):
-        return []
-    gains, weights = described["gains"], described["weights"]
-    rows = [
-        {"name": title, "weight": weights[key], "gain": gains.get(key, 0.0)}
-        for key, title in (("zero_shot", "zero-shot CLIP"), ("images", "image features of CLIP"))
-    ]
-    rows += [
-        {"name": eye["model"], "weight": eye["weight"], "gain": eye["gain"]}
-        for eye in described.get("eyes", [])
-    ]
-    return [{**row, "times": math.exp(row["gain"])} for row in rows]
+    rows = described.get("eyes", [])
+    if rows:
+        own = {"zero_shot": "zero-shot CLIP", "images": "image features of CLIP"}
+        gains, weights = described["gains"], described["weights"]
+        rows = [
+            *({"model": own[k], "weight": weights[k], "gain": gains.get(k, 0.0)} for k in own),
+            *rows,
+        ]
+    answers = described.get("answers")
+    checked = answers and answers.get("checked")
+    return {
+        "predictors": [{**row, "times": math.exp(row["gain"])} for row in rows],
+        "answers": answers and len(answers["images"]),
+        "checked": checked and checked_sentence(checked),
+    }
 
 
 def main_run(run_files: Sequence[RunFiles], selection: Selection | None, fallback: str) -> RunFiles:
     """Return the chosen run; where none is chosen, the first of a method."""
-    if selection:
-        for run in run_files:
-            if (run.method, run.seed) == selection.run:
-                return run
+    by_name = {(run.method, run.seed): run for run in run_files}
+    if selection and selection.run in by_name:
+        return by_name[selection.run]
     return next((run for run in run_files if run.method == fallback), run_files[0])
 
 
@@ -250,18 +188,11 @@ def lead(
     metrics: Sequence[Mapping[str, Any]],
     zero_shot: float | None,
     selection: Selection | None,
-    audit: Audit | None,
     settings: ReportSettings,
 ) -> Row:
-    """Return the model of a page with its accuracy, gain and command.
+    """Return the run that a page is about, with its accuracy, gain and command.
 
-    Args:
-        run: that the page is about.
-        metrics: of all runs of the dataset.
-        zero_shot: acc1 of the pretrained model, as a fraction.
-        selection: the chosen model, where one was chosen.
-        audit: accuracies by a person's answers.
-        settings: of the page.
+    The metrics are those of all runs, and `zero_shot` is acc1 of the pretrained model, a fraction.
     """
     of_method = [one for one in metrics if one["method"] == run.method]
     acc1 = next((one["acc1"] for one in of_method if one["seed"] == run.seed), None)
@@ -276,10 +207,8 @@ def lead(
         "seed": run.seed,
         "seeds": len(of_method),
         "is_chosen": is_chosen,
-        "is_zero_shot": run.method == ZERO_SHOT,
         "acc1": None if acc1 is None else 100 * acc1,
         "gain": None if acc1 is None or zero_shot is None else 100 * (acc1 - zero_shot),
-        "audited": audit.accuracy(run.method, run.seed) if audit else None,
         "command": model and f"latteclip predict {shlex.quote(model)} photos",
     }
 
@@ -290,14 +219,13 @@ def _compared(found: comparison.MethodPredictions, split: runs.Split, c: int) ->
     return {
         "methods": found.methods,
         "main": found.methods[found.main],
-        "base": found.methods[found.base],
-        "place": found.main,
+        "base": found.methods[0],
         "total": found.total,
         "used": comparison.methods_used(found),
         "sizes": sizes,
         "largest": max(max(size["before"], size["after"]) for size in sizes),
         "agreed": 100 * float((found.n_classes == 1).mean()),
-        "shifts": comparison.shifts(found.before, found.after, c, WORST_PAIRS),
+        "shifts": comparison.shifts(found.before, found.after, WORST_PAIRS),
         "disputes": [] if split.labels is not None else images.disputes(found, split),
         "panels": images.class_panels(found, split),
     }
@@ -306,13 +234,6 @@ def _compared(found: comparison.MethodPredictions, split: runs.Split, c: int) ->
 def _read_csv(path: str) -> list[dict[str, str]]:
     with Path(path).open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-def _audit_rows(audit: Audit) -> list[tuple[Accuracy, Comparison | None]]:
-    """Return the audited runs, the best first, and how much better the best is than each."""
-    best = audit.best
-    order = sorted(audit.accuracies, key=lambda one: -one.value)
-    return [(one, audit.compare(best.run, one.run) if best else None) for one in order]
 
 
 def _axis(rows: Sequence[Row], zero_shot: float | None) -> tuple[float, float] | None:
@@ -361,36 +282,20 @@ def _changes(
     if split.labels is None:
         return {}
     labels, before, after = split.labels, split.pseudo_labels, found.after
-    pairs = comparison.worst_pairs(labels, before, after, len(classnames), WORST_PAIRS)
+    pairs = comparison.worst_pairs(labels, before, after, WORST_PAIRS)
     inside = comparison.classes_of(pairs, MATRIX_CLASSES)
     classes = comparison.class_changes(labels, before, after, classnames)
-    matrix = None
-    if inside:
-        shares = (100 * comparison.confusion(labels, after, inside)).tolist()
-        matrix = {"classes": inside, "shares": shares}
     half = ROWS // 2
     return {
         "classes": classes[:half] + classes[half:][-half:],
-        "gained": sum(row["change"] > comparison.VISIBLE for row in classes),
-        "lost": sum(row["change"] < -comparison.VISIBLE for row in classes),
+        "gained": sum(row["change"] > VISIBLE for row in classes),
+        "lost": sum(row["change"] < -VISIBLE for row in classes),
         "of": len(classes),
         "pairs": pairs,
-        "matrix": matrix,
+        "inside": inside,
+        "matrix": (100 * comparison.confusion(labels, after, inside)).tolist() if inside else [],
         "improved": images.changed_examples(split, found, improved=True),
         "hurt": images.changed_examples(split, found, improved=False),
-    }
-
-
-def _caption_statistics(
-    summary_path: str | None, captions: Mapping[str, images.Captions]
-) -> dict[str, Row]:
-    """Return statistics by kind of caption, "image" or "group"."""
-    if not captions or summary_path is None:
-        return {}
-    summaries = read_object(summary_path, [f"{kind}s" for kind in captions])
-    return {
-        kind: images.caption_statistics(summaries[f"{kind}s"], one)
-        for kind, one in captions.items()
     }
 
 
@@ -398,11 +303,11 @@ def _provenance(
     folder: Path,
     settings: ReportSettings,
     run_files: Sequence[RunFiles],
-    captions: Sequence[images.Captions],
+    captions: Iterable[images.Captions],
 ) -> Row:
     """Return versions, commit, seeds, configuration, captioner, and the costs of jobs."""
     described = [one.metadata for one in captions]
-    first: dict[str, Any] = next(iter(described), {})
+    first = described[0] if described else {}
     jobs = runs.job_costs(folder)
     return {
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -412,10 +317,8 @@ def _provenance(
         "model": text.model_of(first),
         "user_files": [file for one in described if (file := text.user_file_of(one))],
         "engine": first.get("engine"),
-        "tokens": {
-            name: sum(one.get(f"tokens_{name}") or 0 for one in described)
-            for name in ("read", "written")
-        },
+        "read": sum(one.get("tokens_read") or 0 for one in described),
+        "written_tokens": sum(one.get("tokens_written") or 0 for one in described),
         "jobs": jobs,
         "in_all": runs.total(jobs),
         "config": yaml.safe_dump(settings.config, sort_keys=False, allow_unicode=True, width=88),

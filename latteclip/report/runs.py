@@ -23,7 +23,6 @@ from latteclip.evaluate.train_predictions import read_index
 
 Ints = npt.NDArray[np.int_]
 Floats = npt.NDArray[np.float64]
-PIECE = 100_000  # rows of a table that are read at a time
 # Names of a training's settings on the page.
 SETTINGS = {"lr": "learning rate", "batch_size": "images a step", "epochs": "epochs"}
 # Columns of a training's history that are drawn.
@@ -53,14 +52,11 @@ class RunFiles:
 
 @dataclass(frozen=True)
 class Split:
-    """The N images of a split, in the order of the index, with their pseudo-labels.
-
-    Names stay in Arrow's memory: a million of them take 200 MB as Python objects.
-    """
+    """The N images of a split, in the order of the index, with their pseudo-labels."""
 
     name: str  # "test" or "training"
-    image_ids: pa.ChunkedArray
-    paths: pa.ChunkedArray
+    image_ids: tables.Strings
+    paths: tables.Strings
     labels: Ints | None  # [N], None where any is unknown
     pseudo_labels: Ints  # [N]
     confidence: Floats  # [N]
@@ -68,15 +64,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def image_id(self, i: int) -> str:
-        return str(self.image_ids[i])
-
-    def path(self, i: int) -> str:
-        return str(self.paths[i])
-
     def places(self, image_ids: pa.ChunkedArray | pa.Array) -> Ints:
         """Return the rows of images in the split, -1 for an image that is not there."""
-        return np.asarray(pc.fill_null(pc.index_in(image_ids, self.image_ids), -1))
+        return np.asarray(pc.fill_null(pc.index_in(image_ids, self.image_ids.column), -1))
 
 
 def read_splits(images: str, pseudo_labels: str) -> tuple[Split, Split, list[str]]:
@@ -96,61 +86,44 @@ def _split(name: str, table: pa.Table) -> Split:
     labels = table["label"]
     return Split(
         name,
-        table["image_id"],
-        table["path"],
+        tables.Strings(table["image_id"]),
+        tables.Strings(table["path"]),
         None if labels.null_count or not len(labels) else labels.to_numpy(),
         table["pseudo_label"].to_numpy(),
         table["confidence"].to_numpy().astype(np.float64),
     )
 
 
-@dataclass(frozen=True)
-class RunPredictions:
-    """The predictions of a run for the N images of a split."""
-
-    predictions: Ints  # [N]
-    runner_up: Ints  # [N], the second best classes
-    margins: Floats  # [N], by how much the best class beats the second
-
-
-def read_labels(path: str) -> Ints:
+def read_predictions(path: str) -> Ints:
     """Read the predictions of a run [N]."""
     table, _ = tables.read(path, tables.PREDICTIONS, ["prediction"])
     return np.asarray(table["prediction"])
 
 
-def read_predictions(path: str) -> RunPredictions:
-    """Read the predictions of a run with their margins."""
-    predictions = read_labels(path)
-    runner_up, margins = [np.empty(0, np.int32)], [np.empty(0)]
-    pieces = tables.read_pieces(path, tables.PREDICTIONS, ["topk_labels", "topk_scores"], PIECE)
-    for piece in pieces:
-        runner_up.append(pc.list_element(piece["topk_labels"], 1).to_numpy())
-        best, second = (
-            pc.list_element(piece["topk_scores"], rank).to_numpy().astype(np.float64)
-            for rank in (0, 1)
-        )
-        margins.append(best - second)
-    return RunPredictions(predictions, np.concatenate(runner_up), np.concatenate(margins))
+def read_margins(path: str) -> tuple[Ints, Floats]:
+    """Read the second best classes of a run [N], and by how much the best classes beat them [N]."""
+    columns = ["topk_labels", "topk_scores"]
+    table, _ = tables.read(path, tables.PREDICTIONS, columns)
+    labels, scores = (tables.from_list_column(table[name]) for name in columns)
+    return labels[:, 1], scores[:, 0].astype(np.float64) - scores[:, 1]
 
 
 def read_recipes(run_files: Sequence[RunFiles]) -> list[dict[str, Any]]:
     """Read the training settings of each trained method from the history of its first run."""
-    recipes: dict[str, dict[str, Any]] = {}
+    histories: dict[str, str] = {}
     for run in run_files:
-        if run.history is None or run.method in recipes:
-            continue
-        described = tables.read_metadata(run.history, "step")
-        values = described.get("settings", {}).get("finetune")
-        if values:
-            recipes[run.method] = {
-                "method": run.method,
-                **{key: values[key] for key in SETTINGS},
-                # Settings that followed from the images, the model and the device.
-                "found": [SETTINGS[key] for key in described.get("found", []) if key in SETTINGS],
-                "averaged": described.get("averaged", 1),  # trainings, whose weights are averaged
-            }
-    return list(recipes.values())
+        if run.history:
+            histories.setdefault(run.method, run.history)
+    recipes = []
+    for method, path in histories.items():
+        described = tables.read_metadata(path, "step")
+        values = described["settings"]["finetune"]
+        recipe = {"method": method, **{key: values[key] for key in SETTINGS}}
+        # Settings that followed from the images, the model and the device.
+        recipe["found"] = [SETTINGS[key] for key in described["found"] if key in SETTINGS]
+        # Trainings, whose weights are averaged.
+        recipes.append(recipe | {"averaged": described.get("averaged", 1)})
+    return recipes
 
 
 def read_curves(path: str, points: int) -> dict[str, Floats]:
@@ -229,17 +202,17 @@ def job_costs(folder: Path) -> list[JobCost]:
     return costs
 
 
-def total(jobs: Sequence[JobCost], rule: str = "in all") -> JobCost:
+def total(jobs: Sequence[JobCost]) -> JobCost:
     """Return the sums over some jobs, and the largest memory; None where no job has a number."""
 
     def numbers(name: str) -> list[float]:
         return [value for job in jobs if (value := getattr(job, name)) is not None]
 
-    seconds, cpu, gpu = (
-        sum(found) if (found := numbers(name)) else None
-        for name in ("seconds", "cpu_seconds", "gpu_seconds")
-    )
-    return JobCost(Path(), rule, "", seconds, cpu, gpu, max(numbers("memory"), default=None))
+    def added(name: str) -> float | None:
+        return sum(numbers(name)) if numbers(name) else None
+
+    times = (added("seconds"), added("cpu_seconds"), added("gpu_seconds"))
+    return JobCost(Path(), "in all", "", *times, max(numbers("memory"), default=None))
 
 
 def tokens_of(folder: Path) -> Iterator[tuple[str, int, int]]:

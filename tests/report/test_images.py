@@ -25,58 +25,29 @@ def train(results):
     return runs.read_splits(results.images, results.pseudo_labels)[0]
 
 
-def test_texts_name_their_class_as_whole_words_in_any_case():
-    naming = images.ClassMentionCounter(["red", "Dot", "line", "l"])
-    assert naming.share is None
-    naming.add(["", ""], [0, 1])
-    assert naming.share is None
-    naming.add(["A Red dot", "a red dot", "", "a red dot", "lines"], [0, 1, 0, 2, 3])
-    assert naming.share == pytest.approx(50)  # of 4 texts; "lines" holds no word "l"
-
-
-def test_tables_may_be_read_in_pieces_of_any_size(results, train, monkeypatch):
-    read = {
-        images.read_image_captions: results.write_captions("image"),
-        images.read_group_captions: results.write_captions("group"),
-    }
-    whole = [one(path, train, CHOSEN, results.classnames) for one, path in read.items()]
+@pytest.mark.parametrize("kind", ["image", "group"])
+def test_captions_may_be_read_in_pieces_of_any_size(results, train, kind, monkeypatch):
+    path = results.write_captions(kind)
+    whole = images.read_captions(path, train, CHOSEN, results.classnames)
     monkeypatch.setattr(images, "PIECE", 3)
-    assert [one(path, train, CHOSEN, results.classnames) for one, path in read.items()] == whole
+    assert images.read_captions(path, train, CHOSEN, results.classnames) == whole
 
 
 def test_chosen_images_have_their_captions_and_a_group_that_holds_them(results, train):
     path = results.write_captions("image")
     texts = dict(pd.read_parquet(path)[["id", "caption"]].to_numpy())
-    found = images.read_image_captions(path, train, CHOSEN, results.classnames)
-    assert found.texts == {i: texts[results.image_ids[i]] for i in CHOSEN}
+    rows = images.read_captions(path, train, CHOSEN, results.classnames).rows
+    assert {i: row["caption"] for i, row in rows.items()} == {
+        i: texts[results.image_ids[i]] for i in CHOSEN
+    }
     path = results.write_captions("group")
     label_of = dict(zip(results.image_ids, results.before, strict=True))
-    held = {name for names in pd.read_parquet(path)["members"] for name in names}
-    found = images.read_group_captions(path, train, CHOSEN, results.classnames)
+    grouped = {name for names in pd.read_parquet(path)["members"] for name in names}
+    rows = images.read_captions(path, train, CHOSEN, results.classnames).rows
     for i in CHOSEN:
-        members = found.groups[i].members
+        members = rows[i]["members"]
         assert {label_of[name] for name in members} == {results.before[i]}
-        assert results.image_ids[i] in members or results.image_ids[i] not in held
-
-
-# Of a kind of captions, as in captions/summary.json.
-SUMMARY = {
-    **{"captions": 5, "failed": 0, "empty": 1, "cut": 2, "distinct": 3},
-    **{"words": {"mean": 2.5}, "tokens": {"mean": 2}, "share_naming_a_class": 0.75},
-    "most_repeated": [{"caption": "a red dot", "times": 2}],
-}
-
-
-def test_caption_statistics_are_those_of_the_summary():
-    captions = images.Captions({}, naming_pseudo_label=50.0, naming_label=None)
-    found = images.caption_statistics(SUMMARY, captions)
-    assert (found["captions"], found["distinct"], found["empty"], found["failed"]) == (5, 3, 1, 0)
-    assert (found["cut"], found["words"], found["tokens"]) == pytest.approx((40, 2.5, 2))
-    assert found["names_class"] == pytest.approx(75)
-    assert (found["names_pseudo_label"], found["names_label"]) == (50, None)
-    assert found["frequent"] == [("a red dot", 2)]
-    nothing = {**SUMMARY, "words": {}, "tokens": {}, "most_repeated": []}
-    assert images.caption_statistics(nothing, captions)["words"] is None
+        assert results.image_ids[i] in members or results.image_ids[i] not in grouped
 
 
 def write_duplicates(results, pairs):
@@ -95,32 +66,23 @@ def write_duplicates(results, pairs):
 PAIRS = [(0, 5), (40, 41), (41, 42), (3, 50), (4, 50), (7, 60)]
 
 
-def test_the_page_counts_pairs_and_shows_some(results):
+def test_near_duplicates_are_counted_and_leaked_test_images_left_out(results):
     page, _ = write(results, duplicates=write_duplicates(results, PAIRS))
     numbers = re.findall(r"\d+", page.sections["images"])
     for number in "61232":  # pairs; within training, within testing, between; leaked images
         numbers = numbers[numbers.index(number) + 1 :]
     alts = [a["alt"] for tag, a in page.elements if tag == "img" and "near-duplicates" in a["alt"]]
     assert len(alts) == 12 and alts[0].endswith(results.image_ids[0])
-
-
-def test_accuracies_without_leaked_test_images_equal_the_loop(results):
-    page, _ = write(results, duplicates=write_duplicates(results, PAIRS))
     rows = page.tables["without-leaks"][1:]
     assert [row[0][0] for row in rows] == list(results.methods)
+    leaked = {results.image_ids[i] for i in (50, 60)}
     for row in rows:
-        of_method = [run for run in results.runs if run.method == row[0][0]]
-        accuracies = []
-        for run in of_method:
-            table = tables.read(run.predictions, tables.PREDICTIONS)[0].to_pylist()
-            right = [
-                one["prediction"] == one["label"]
-                for one in table
-                if one["image_id"] not in {results.image_ids[50], results.image_ids[60]}
-            ]
-            assert len(right) == 51
-            accuracies.append(100 * np.mean(right))
-        assert float(row[2][1]) == pytest.approx(np.mean(accuracies))
+        runs_of = [run for run in results.runs if run.method == row[0][0]]
+        read = [pd.read_parquet(run.predictions) for run in runs_of]
+        unleaked = [table[~table["image_id"].isin(leaked)] for table in read]
+        assert {len(table) for table in unleaked} == {51}
+        right = [(table["prediction"] == table["label"]).mean() for table in unleaked]
+        assert float(row[2][1]) == pytest.approx(100 * np.mean(right))
         assert float(row[3][1]) == pytest.approx(float(row[2][1]) - float(row[1][1]))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from support.tiny import write_pictures
+from support.tiny import write_captions, write_index, write_pictures, write_pseudo_labels
 
 from latteclip.core import tables
 from latteclip.evaluate import metrics
@@ -59,36 +59,19 @@ class Results:
         return np.where(right, self.labels, other)
 
     def write_index(self, metadata=None):
-        known = self.labels.tolist() if self.labelled else [None] * len(self.labels)
-        tables.write(
-            self.images,
-            {
-                "image_id": self.image_ids,
-                "path": self.paths,
-                "split": self.splits,
-                "label": pa.array(known, pa.int32()),
-                "classname": [None if i is None else self.classnames[i] for i in known],
-                "width": [70] * len(known),
-                "height": [64] * len(known),
-            },
-            tables.IMAGES,
-            {"classnames": self.classnames} | (metadata or {}),
+        labels = self.labels.tolist() if self.labelled else [None] * len(self.labels)
+        write_index(
+            *(self.images, self.paths, self.splits, labels, self.classnames),
+            image_ids=self.image_ids,
+            **metadata or {},
         )
 
     def write_pseudo_labels(self):
-        n = len(self.labels)
-        tables.write(
-            self.pseudo_labels,
-            {
-                "image_id": self.image_ids,
-                "split": self.splits,
-                "pseudo_label": self.before.astype(np.int32),
-                "confidence": self.rng.random(n, dtype=np.float32),
-                "topk_labels": [[int(label)] * 5 for label in self.before],
-                "topk_scores": [[0.5] * 5] * n,
-                "image_features": [[1.0]] * n,
-            },
-            tables.PSEUDO_LABELS,
+        confidence = self.rng.random(len(self.labels), dtype=np.float32)
+        write_pseudo_labels(
+            *(self.pseudo_labels, self.image_ids, self.before, confidence),
+            splits=self.splits,
+            topk=5,
         )
 
     def write_run(self, method, seed):
@@ -134,37 +117,23 @@ class Results:
         """Captions of a kind, by default with one text that is no HTML; their path."""
         n = self.n_train
         texts = texts or [f"<b>a {kind}</b> of dots & {i % 4}" for i in range(n)]
-        members = [[self.image_ids[i]] for i in range(n)]
-        if kind == "group":
-            for i, label in enumerate(self.before[:n]):
-                own = np.flatnonzero(self.before[:n] == label)
-                members[i] = [self.image_ids[j] for j in np.resize(own, 4)]
+        columns = {
+            "finish_reason": ["stop"] * (n - 1) + ["length"],
+            "n_tokens": pa.array([7] * (n - 1) + [None], pa.int32()),  # some servers do not say
+        }
         path = self.folder / "captions" / f"{kind}s.parquet"
-        tables.write(
-            path,
-            {
-                "id": self.image_ids[:n] if kind == "image" else [str(i) for i in range(n)],
-                "members": members,
-                "pseudo_label": [None] * n if kind == "image" else self.before[:n].astype(np.int32),
-                "prompt": ["?"] * n,
-                "caption": texts,
-                "finish_reason": ["stop"] * (n - 1) + ["length"],
-                "n_tokens": pa.array([7] * (n - 1) + [None], pa.int32()),  # some servers do not say
-                "attempts": pa.array([1] * n, pa.int8()),
-                "error": pa.nulls(n, pa.string()),
-                "digest": pa.nulls(n, pa.string()),
-            },
-            tables.CAPTIONS,
-            {
-                "captioner": self.captioner,
-                "engine": "vllm 1",
-                **({"groups": {"seed": 0, "canvas": 128, "gap": 4}} if kind == "group" else {}),
-            },
-        )
-        return str(path)
+        metadata = {"captioner": self.captioner, "engine": "vllm 1"}
+        if kind == "image":
+            ids = self.image_ids[:n]
+            return write_captions(path, ids, texts, metadata=metadata, **columns)
+        labels = self.before[:n].tolist()
+        of_label = {label: np.flatnonzero(self.before[:n] == label) for label in labels}
+        members = [[self.image_ids[j] for j in np.resize(of_label[label], 4)] for label in labels]
+        metadata["groups"] = {"seed": 0, "canvas": 128, "gap": 4}
+        ids = [str(i) for i in range(n)]
+        return write_captions(path, ids, texts, labels, members, metadata, **columns)
 
     def metrics(self, method):
-        """The metrics of every seed of a method."""
         return [
             json.loads(Path(run.metrics).read_text()) for run in self.runs if run.method == method
         ]

@@ -9,7 +9,7 @@ import numpy as np
 from latteclip.captions.summarize_captions import summarize_captions
 from latteclip.core import tables
 from latteclip.evaluate.results import Accuracy, Audit
-from latteclip.report import report_dataset, runs
+from latteclip.report import report_dataset
 
 VOID = {"meta", "link", "img", "input", "br", "wbr"}
 
@@ -62,55 +62,27 @@ class Page(HTMLParser):
 BOTH_KINDS = {"image": None, "group": None}
 
 
-def write(
-    results,
-    *,
-    main="latteclip",
-    captions=(),
-    train_predictions=None,
-    baseline="zero_shot",
-    selection=None,
-    calibrated=None,
-    audit=None,
-    unknown=None,
-    duplicates=None,
-    corrupt=None,
-    fused_labels=None,
-    **config,
-):
-    """The page of some results, and its text.
+def write(results, *, main="latteclip", baseline="zero_shot", captions=(), config=None, **files):
+    """The page of some results with further files, and its text.
 
     Captions are given as {kind: texts}, with None for some of their own.
     """
-    written = {kind: results.write_captions(kind, texts) for kind, texts in dict(captions).items()}
-    summary = str(results.folder / "captions" / "summary.json") if written else None
-    if summary:
-        summarize_captions(list(written.values()), results.images, summary)
+    paths = {kind: results.write_captions(kind, texts) for kind, texts in dict(captions).items()}
+    files |= {f"{kind}_captions": path for kind, path in paths.items()}
+    if paths:
+        files["caption_summary"] = str(results.folder / "captions" / "summary.json")
+        summarize_captions(list(paths.values()), results.images, files["caption_summary"])
     methods = {m: {"objective": m, "switches": {}} for m in results.methods}
     settings = report_dataset.ReportSettings(
-        "made",
-        baseline,
-        main,
-        "latteclip" if "latteclip" in results.methods else None,
-        "",
-        "index.html",
-        {"title": "<u>Made</u>", "methods": methods} | config,
+        **{"dataset": "made", "main": main, "baseline": baseline},
+        **{"suffix": "", "overview": "index.html"},
+        paper="latteclip" if "latteclip" in results.methods else None,
+        config={"title": "<u>Made</u>", "methods": methods} | (config or {}),
     )
-    more = {"train_predictions": train_predictions}
-    of_runs = [runs.RunFiles(**{**vars(run), **more}) for run in results.runs]
     output = results.folder / "report.html"
     report_dataset.report_dataset(
-        *(results.images, results.pseudo_labels, of_runs, settings, str(output)),
-        image_captions_path=written.get("image"),
-        group_captions_path=written.get("group"),
-        caption_summary_path=summary,
-        selection_path=selection,
-        calibrated_path=calibrated,
-        audit_path=audit,
-        unknown_path=unknown,
-        duplicates_path=duplicates,
-        corrupt_path=corrupt,
-        fused_labels_path=fused_labels,
+        *(results.images, results.pseudo_labels, results.runs, settings, str(output)),
+        **{f"{name}_path": path for name, path in files.items()},
     )
     text = output.read_text()
     return Page(text), text

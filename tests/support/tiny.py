@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import pyarrow as pa
+import timm
 import torch
 import transformers
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from latteclip.clip.model import Clip
@@ -23,6 +24,7 @@ DEMO_CLIP = ROOT / "latteclip" / "demo" / "models" / "clip"
 DEMO_LLAVA = ROOT / "latteclip" / "demo" / "models" / "llava"
 CONTEXT, VOCABULARY, SIDE, WIDTH = 16, 50, 32, 24
 START, END = VOCABULARY - 2, VOCABULARY - 1
+EYE, EYE_WIDTH = "test_vit", 64  # a network of timm
 TEMPLATE = "a photo of a {}."
 # Of a training that a test can wait for.
 FINETUNE = {
@@ -86,115 +88,59 @@ WORDS = (
 VIT = {"image_size": SIDE, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
 TEXT = {"context_length": CONTEXT, "width": 40, "heads": 4, "layers": 2}
 OWN = {"vocab_size": 4 + len(WORDS), "hf_tokenizer_name": "own", "eos_id": EOS, "pad_id": PAD}
+AT_END = {**TEXT, **OWN, "pool_type": "eos"}
 HF = {"context_length": CONTEXT, "hf_tokenizer_name": "own", "hf_proj_type": "linear"}
-# Kind of backbone: (open_clip's model_cfg, its preprocess_cfg). A model whose text tower names a
-# tokenizer has the one of `write_tokenizer`, any other that of OpenAI's CLIP.
+
+
+def timm_vision(name, pool, projection="linear", size=64):
+    return {
+        **{"image_size": size, "timm_model_name": name},
+        **{"timm_pool": pool, "timm_proj": projection},
+    }
+
+
+def backbone(vision, text, preprocess=None, **more):
+    """open_clip's model_cfg and preprocess_cfg."""
+    config = {"embed_dim": WIDTH, "vision_cfg": vision, "text_cfg": text}
+    return config | more, preprocess or {}
+
+
+# By kind. A model whose text tower names a tokenizer has the one of `write_tokenizer`, any other
+# that of OpenAI's CLIP.
 BACKBONES = {
-    "vit": (
+    "vit": backbone(
+        {**VIT, "image_size": 48, "patch_size": 16},
+        {**TEXT, "vocab_size": 49408},
         {
-            "embed_dim": WIDTH,
-            "vision_cfg": {**VIT, "image_size": 48, "patch_size": 16},
-            "text_cfg": {**TEXT, "vocab_size": 49408},
-        },
-        {
-            "mean": [0.4, 0.5, 0.6],
-            "std": [0.2, 0.3, 0.4],
-            "interpolation": "bilinear",
-            "resize_mode": "longest",
-            "fill_color": 90,
+            **{"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]},
+            **{"interpolation": "bilinear", "resize_mode": "longest", "fill_color": 90},
         },
     ),
-    "siglip": (
+    "siglip": backbone(
+        timm_vision("test_vit", "map", "none", 160),
         {
-            "embed_dim": 64,
-            "custom_text": True,
-            "init_logit_bias": -10,
-            "init_logit_scale": 4.77,
-            "vision_cfg": {
-                "image_size": 160,
-                "timm_model_name": "test_vit",
-                "timm_pool": "map",
-                "timm_proj": "none",
-            },
-            "text_cfg": {
-                **TEXT,
-                **OWN,
-                "tokenizer_kwargs": {"clean": "canonicalize"},
-                "no_causal_mask": True,
-                "pool_type": "last",
-                "proj_bias": True,
-                "norm_kwargs": {"eps": 1e-6},
-                "act_kwargs": {"approximate": "tanh"},
-            },
+            **{**TEXT, **OWN, "tokenizer_kwargs": {"clean": "canonicalize"}},
+            **{"no_causal_mask": True, "pool_type": "last", "proj_bias": True},
+            **{"norm_kwargs": {"eps": 1e-6}, "act_kwargs": {"approximate": "tanh"}},
         },
         {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"},
+        **{"embed_dim": 64, "custom_text": True},
+        **{"init_logit_bias": -10, "init_logit_scale": 4.77},
     ),
-    "convnext": (
-        {
-            "embed_dim": WIDTH,
-            "vision_cfg": {
-                "image_size": 64,
-                "timm_model_name": "test_convnext",
-                "timm_pool": "",
-                "timm_proj": "linear",
-            },
-            "text_cfg": {**TEXT, **OWN, "pool_type": "eos"},
-        },
-        {},
+    "convnext": backbone(timm_vision("test_convnext", ""), AT_END),
+    "custom_text": backbone(VIT, {**AT_END, "proj_bias": True}, custom_text=True, quick_gelu=True),
+    "hf_mean": backbone(VIT, {**HF, "hf_pooler_type": "mean_pooler"}),
+    "hf_cls": backbone(VIT, {**HF, "hf_pooler_type": "cls_pooler"}),
+    "coca": backbone(
+        {**VIT, "attentional_pool": True, "output_tokens": True},
+        {**TEXT, **OWN, "embed_cls": True, "output_tokens": True},
+        multimodal_cfg={**TEXT, "vocab_size": OWN["vocab_size"]},
+        custom_text=True,
     ),
-    "custom_text": (
-        {
-            "embed_dim": WIDTH,
-            "custom_text": True,
-            "quick_gelu": True,
-            "vision_cfg": VIT,
-            "text_cfg": {**TEXT, **OWN, "pool_type": "eos", "proj_bias": True},
-        },
-        {},
+    "resnet": backbone(
+        {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32}, AT_END
     ),
-    "hf_mean": (
-        {
-            "embed_dim": WIDTH,
-            "vision_cfg": VIT,
-            "text_cfg": {**HF, "hf_pooler_type": "mean_pooler"},
-        },
-        {},
-    ),
-    "hf_cls": (
-        {"embed_dim": WIDTH, "vision_cfg": VIT, "text_cfg": {**HF, "hf_pooler_type": "cls_pooler"}},
-        {},
-    ),
-    "coca": (
-        {
-            "embed_dim": WIDTH,
-            "custom_text": True,
-            "vision_cfg": {**VIT, "attentional_pool": True, "output_tokens": True},
-            "text_cfg": {**TEXT, **OWN, "embed_cls": True, "output_tokens": True},
-            "multimodal_cfg": {**TEXT, "vocab_size": OWN["vocab_size"]},
-        },
-        {},
-    ),
-    "resnet": (
-        {
-            "embed_dim": WIDTH,
-            "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 32},
-            "text_cfg": {**TEXT, **OWN, "pool_type": "eos"},
-        },
-        {},
-    ),
-    "efficientnet": (
-        {
-            "embed_dim": WIDTH,
-            "vision_cfg": {
-                "image_size": 64,
-                "timm_model_name": "test_efficientnet",
-                "timm_pool": "avg",
-                "timm_proj": "linear",
-            },
-            "text_cfg": {**TEXT, **OWN, "pool_type": "eos"},
-        },
-        {},
-    ),
+    "efficientnet": backbone(timm_vision("test_efficientnet", "avg"), AT_END),
 }
 
 
@@ -257,6 +203,36 @@ def write_bert(folder):
     return str(folder)
 
 
+def write_eye(folder, *, seed=0, change=None, weights=None):
+    """Write the folder and return its name as an image model.
+
+    Args:
+        change: keys of config.json.
+        weights: a function from the weights to those that are written.
+    """
+    torch.manual_seed(seed)
+    network = timm.create_model(EYE, num_classes=5, img_size=SIDE)
+    state = network.state_dict()
+    folder.mkdir(parents=True)
+    save_file(weights(state) if weights else state, folder / "model.safetensors")
+    config = {
+        "architecture": EYE,
+        "num_classes": 5,
+        "model_args": {"img_size": SIDE},
+        "pretrained_cfg": {"input_size": [3, SIDE, SIDE], "crop_pct": 1.0, "url": "of no use"},
+    }
+    (folder / "config.json").write_text(json.dumps(config | (change or {})))
+    return f"local-dir:{folder}"
+
+
+def network_of(folder):
+    """The network with the weights of a folder, without its classifier."""
+    network = timm.create_model(EYE, num_classes=5, img_size=SIDE)
+    network.load_state_dict(load_file(folder / "model.safetensors"))
+    network.reset_classifier(0)
+    return network.eval()
+
+
 def write_pictures(folder, n, *, seed=0, size=(70, 64)):
     """n PNGs of random coloured noise; their paths."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -271,64 +247,57 @@ def write_pictures(folder, n, *, seed=0, size=(70, 64)):
     return paths
 
 
-def write_index(path, files, splits, labels, classnames, written=None):
+def write_index(path, files, splits, labels, classnames, written=None, image_ids=None, **metadata):
     """An IMAGES table of picture files; a label may be None.
 
     written: names as the dataset has them, by class name.
     """
-    tables.write(
-        path,
-        {
-            "image_id": [Path(file).name for file in files],
-            "path": files,
-            "split": splits,
-            "label": labels,
-            "classname": [None if label is None else classnames[label] for label in labels],
-            "width": [70] * len(files),
-            "height": [64] * len(files),
-        },
-        tables.IMAGES,
-        {"classnames": classnames, "written_names": written or {}},
-    )
+    columns = {
+        "image_id": image_ids or [Path(file).name for file in files],
+        "path": files,
+        "split": splits,
+        "label": labels,
+        "classname": [None if label is None else classnames[label] for label in labels],
+        "width": [70] * len(files),
+        "height": [64] * len(files),
+    }
+    metadata |= {"classnames": classnames, "written_names": written or {}}
+    tables.write(path, columns, tables.IMAGES, metadata)
     return str(path)
 
 
-def write_pseudo_labels(path, image_ids, labels, confidence=None, features=None):
+def write_pseudo_labels(
+    path, image_ids, labels, confidence=None, features=None, splits=None, topk=1
+):
     """A PSEUDO_LABELS table: labels, one confidence or one per image, features or a stand-in."""
     n = len(image_ids)
-    tables.write(
-        path,
-        {
-            "image_id": image_ids,
-            "split": ["train"] * n,
-            "pseudo_label": pa.array(labels, pa.int32()),
-            "confidence": confidence if isinstance(confidence, list) else [confidence] * n,
-            "topk_labels": [[label] for label in labels],
-            "topk_scores": [[0.5]] * n,
-            "image_features": [[1.0]] * n if features is None else features.tolist(),
-        },
-        tables.PSEUDO_LABELS,
-    )
+    columns = {
+        "image_id": image_ids,
+        "split": splits or ["train"] * n,
+        "pseudo_label": pa.array(labels, pa.int32()),
+        "confidence": confidence if np.ndim(confidence) else [confidence] * n,
+        "topk_labels": [[int(label)] * topk for label in labels],
+        "topk_scores": [[0.5] * topk] * n,
+        "image_features": [[1.0]] * n if features is None else features.tolist(),
+    }
+    tables.write(path, columns, tables.PSEUDO_LABELS)
     return str(path)
 
 
-def write_captions(path, ids, captions, pseudo_labels=None, members=None):
+def write_captions(path, ids, captions, pseudo_labels=None, members=None, metadata=None, **columns):
     """A CAPTIONS table; without `members` every id is an image's."""
     n = len(ids)
-    tables.write(
-        path,
-        {
-            "id": ids,
-            "members": members or [[name] for name in ids],
-            "pseudo_label": pa.array(pseudo_labels or [None] * n, pa.int32()),
-            "prompt": ["?"] * n,
-            "caption": captions,
-            "finish_reason": ["stop"] * n,
-            "n_tokens": pa.array([3] * n, pa.int32()),
-            "attempts": pa.array([1] * n, pa.int8()),
-            "error": pa.nulls(n, pa.string()),
-            "digest": pa.nulls(n, pa.string()),
-        },
-        tables.CAPTIONS,
-    )
+    usual = {
+        "id": ids,
+        "members": members or [[name] for name in ids],
+        "pseudo_label": pa.array(pseudo_labels or [None] * n, pa.int32()),
+        "prompt": ["?"] * n,
+        "caption": captions,
+        "finish_reason": ["stop"] * n,
+        "n_tokens": pa.array([3] * n, pa.int32()),
+        "attempts": pa.array([1] * n, pa.int8()),
+        "error": pa.nulls(n, pa.string()),
+        "digest": pa.nulls(n, pa.string()),
+    }
+    tables.write(path, usual | columns, tables.CAPTIONS, metadata)
     return str(path)
