@@ -30,13 +30,10 @@ def generate_textures(settings: TextureSettings, output: str | Path) -> None:
     gap, seed = settings.gap, settings.seed
     with replacing(output) as new:
         new.mkdir()
-        split = {
-            "train": _write_images(new, *generate(settings.train, gap, seed, stream=0), first=0),
-            "val": [],
-            "test": _write_images(
-                new, *generate(settings.test, gap, seed, stream=1), first=settings.train
-            ),
-        }
+        train = _write_images(new, *generate(settings.train, gap, seed), first=0)
+        drawn = generate(settings.test, gap, seed, stream=1)
+        test = _write_images(new, *drawn, first=settings.train)
+        split = {"train": train, "val": [], "test": test}
         (new / "split.json").write_text(json.dumps(split, indent=0) + "\n", encoding="utf-8")
 
 

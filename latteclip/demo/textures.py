@@ -1,14 +1,14 @@
 """Synthetic textures for the demo: 64x64 RGB images of 14 DTD classes, with their attributes.
 
-Two domains share the classes: SOURCE is clean, TARGET is bent, blotchy, dim, blurred and noisy;
-`mix` makes every domain between them. Only numpy draws, from one seeded generator, so the same
-arguments give the same bytes. Arrays are float32 [N, 64, 64] unless stated otherwise (N images of
-one class, drawn together); coordinates run from -1 to 1 over the image.
+Two domains share the classes: the source is clean, the target is bent, blotchy, dim, blurred and
+noisy. `domain_at` returns those between them. Only numpy draws, from one seeded generator, so the
+same arguments give the same bytes. Arrays are float32 [N, 64, 64] unless stated otherwise (N images
+of one class, drawn together). Coordinates run from -1 to 1 over the image.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -59,69 +59,43 @@ class Attributes:
 
 @dataclass(frozen=True)
 class Domain:
-    """How images of a domain are drawn: (low, high) of a uniform draw, or a single number."""
+    """How images of a domain are drawn."""
 
-    noise: tuple[float, float]  # standard deviation of pixel noise, intensities in 0..1
-    blur: tuple[float, float]  # sigma of the blur, pixels
-    light: tuple[float, float]  # slope of the light across the image
-    perspective: tuple[float, float]
-    warp: tuple[float, float]  # bending, in image halves
-    contrast: tuple[float, float]
-    frequency: tuple[float, float]  # factor on the pattern's frequency
-    brightness: tuple[float, float]  # added to intensities
-    blotches: tuple[float, float]  # strength of uneven ground
+    measures: dict[str, tuple[float, float]]  # (low, high) of uniform draws, by name of MEASURES
     cast: float  # standard deviation of the colour cast
     rotation: float  # standard deviation of the angle around its orientation, radians
     inverted: float  # probability that a pattern may be lighter than its ground
     earthy: float  # probability that a colour comes from EARTHY
 
 
-SOURCE = Domain(
-    noise=(0.0, 0.02),
-    blur=(0.1, 0.4),
-    light=(0.0, 0.12),
-    perspective=(0.0, 0.08),
-    warp=(0.0, 0.02),
-    contrast=(0.85, 1.0),
-    frequency=(0.95, 1.05),
-    brightness=(0.0, 0.1),
-    blotches=(0.0, 0.02),
-    cast=0.0,
-    rotation=0.08,
-    inverted=0.1,
-    earthy=0.0,
-)
-TARGET = Domain(
-    noise=(0.03, 0.10),
-    blur=(0.5, 1.1),
-    light=(0.2, 0.6),
-    perspective=(0.15, 0.4),
-    warp=(0.03, 0.08),
-    contrast=(0.3, 0.65),
-    frequency=(0.7, 1.5),
-    brightness=(-0.15, 0.05),
-    blotches=(0.05, 0.18),
-    cast=0.08,
-    rotation=0.2,
-    inverted=0.5,
-    earthy=0.75,
-)
+# The domain of gap 0 (source) and of gap 1 (target). The order of measures is part of a seed.
+MEASURES = {
+    "noise": ((0.0, 0.02), (0.03, 0.10)),  # standard deviation of pixel noise, intensities in 0..1
+    "blur": ((0.1, 0.4), (0.5, 1.1)),  # sigma of the blur, pixels
+    "light": ((0.0, 0.12), (0.2, 0.6)),  # slope of the light across the image
+    "perspective": ((0.0, 0.08), (0.15, 0.4)),
+    "warp": ((0.0, 0.02), (0.03, 0.08)),  # bending, in image halves
+    "contrast": ((0.85, 1.0), (0.3, 0.65)),
+    "frequency": ((0.95, 1.05), (0.7, 1.5)),  # factor on the pattern's frequency
+    "brightness": ((0.0, 0.1), (-0.15, 0.05)),  # added to intensities
+    "blotches": ((0.0, 0.02), (0.05, 0.18)),  # strength of uneven ground
+}
+OTHERS = {"cast": (0.0, 0.08), "rotation": (0.08, 0.2), "inverted": (0.1, 0.5), "earthy": (0, 0.75)}
 
 
-def mix(source: Domain, target: Domain, gap: float) -> Domain:
+def domain_at(gap: float) -> Domain:
     """Return the domain a fraction `gap` (0..1) of the way from source to target."""
     if not 0 <= gap <= 1:
         raise ValueError(f"gap must be between 0 (source) and 1 (target), not {gap}")
 
-    def between(a: Any, b: Any) -> Any:
-        if isinstance(a, tuple):
-            return tuple(between(low, high) for low, high in zip(a, b, strict=True))
-        return (1 - gap) * a + gap * b
+    def between(source: float, target: float) -> float:
+        return (1 - gap) * source + gap * target
 
-    values = {
-        f.name: between(getattr(source, f.name), getattr(target, f.name)) for f in fields(Domain)
+    measures = {
+        name: (between(source[0], target[0]), between(source[1], target[1]))
+        for name, (source, target) in MEASURES.items()
     }
-    return Domain(**values)
+    return Domain(measures, **{name: between(*ends) for name, ends in OTHERS.items()})
 
 
 # --- the plane that patterns are drawn on ------------------------------------------------------
@@ -394,20 +368,11 @@ def _crosshatched(p: Plane) -> Relief:
 
 
 PATTERNS: dict[str, Callable[[Plane], Relief]] = {
-    "banded": _banded,
-    "bubbly": _bubbly,
-    "chequered": _chequered,
-    "cobwebbed": _cobwebbed,
-    "cracked": _cracked,
-    "crosshatched": _crosshatched,
-    "dotted": _dotted,
-    "grid": _grid,
-    "honeycombed": _honeycombed,
-    "marbled": _marbled,
-    "spiralled": _spiralled,
-    "striped": _striped,
-    "woven": _woven,
-    "zigzagged": _zigzagged,
+    draw.__name__.removeprefix("_"): draw
+    for draw in (
+        *(_banded, _bubbly, _chequered, _cobwebbed, _cracked, _crosshatched, _dotted, _grid),
+        *(_honeycombed, _marbled, _spiralled, _striped, _woven, _zigzagged),
+    )
 }
 CLASSNAMES = tuple(PATTERNS)
 
@@ -457,11 +422,9 @@ def _colours(
 
 
 def _draw_attributes(rng: np.random.Generator, n: int, domain: Domain, classname: str) -> _Draw:
-    ranges = {f.name: getattr(domain, f.name) for f in fields(domain)}
     measures = {
-        name: rng.uniform(value[0], value[1], n).astype(np.float32)
-        for name, value in ranges.items()
-        if isinstance(value, tuple)
+        name: rng.uniform(low, high, n).astype(np.float32)
+        for name, (low, high) in domain.measures.items()
     }
     front, back = _colours(rng, n, domain, classname)
     base = np.array([8.5, 6.0, 4.0])[rng.integers(0, 3, n)] * rng.uniform(0.9, 1.1, n)
@@ -558,14 +521,6 @@ def _name(draw: _Draw, classname: str) -> list[Attributes]:
     ]
 
 
-def _generate_class(
-    rng: np.random.Generator, n: int, domain: Domain, classname: str
-) -> tuple[np.ndarray, list[Attributes]]:
-    draw = _draw_attributes(rng, n, domain, classname)
-    relief = PATTERNS[classname](_bend(rng, draw))
-    return _photograph(rng, _paint(rng, draw, relief), draw, domain), _name(draw, classname)
-
-
 def generate(
     n: int, gap: float, seed: int, *, stream: int = 0
 ) -> tuple[np.ndarray, list[Attributes]]:
@@ -576,7 +531,7 @@ def generate(
     Returns images uint8 [N, 64, 64, 3], and the attributes of each.
     """
     rng = np.random.default_rng([seed, stream])
-    domain = mix(SOURCE, TARGET, gap)
+    domain = domain_at(gap)
     labels = rng.integers(0, len(CLASSNAMES), n)
     images = np.empty((n, SIDE, SIDE, 3), np.uint8)
     attributes: dict[int, Attributes] = {}
@@ -584,22 +539,8 @@ def generate(
         members = np.flatnonzero(labels == label)
         for start in range(0, len(members), CHUNK):
             chunk = members[start : start + CHUNK]
-            images[chunk], named = _generate_class(rng, len(chunk), domain, classname)
-            attributes.update(zip(chunk.tolist(), named, strict=True))
+            draw = _draw_attributes(rng, len(chunk), domain, classname)
+            relief = PATTERNS[classname](_bend(rng, draw))
+            images[chunk] = _photograph(rng, _paint(rng, draw, relief), draw, domain)
+            attributes.update(zip(chunk.tolist(), _name(draw, classname), strict=True))
     return images, [attributes[i] for i in range(n)]
-
-
-def generate_range(
-    n: int, largest_gap: float, seed: int, *, steps: int = 8
-) -> tuple[np.ndarray, list[Attributes]]:
-    """Draw n textures in equal parts from `steps` gaps spread evenly over 0..largest_gap."""
-    parts = [
-        generate(len(part), gap, seed, stream=stream)
-        for stream, (part, gap) in enumerate(
-            zip(
-                np.array_split(np.arange(n), steps), np.linspace(0, largest_gap, steps), strict=True
-            )
-        )
-    ]
-    images = np.concatenate([images for images, _ in parts])
-    return images, [attributes for _, named in parts for attributes in named]

@@ -1,7 +1,6 @@
 import pytest
 
 from latteclip.demo import textures
-from latteclip.demo.textures import SOURCE, TARGET
 
 
 @pytest.mark.parametrize("other", [{"seed": 6}, {"stream": 1}, {"gap": 0.6}])
@@ -17,9 +16,9 @@ def test_every_class_is_drawn_with_contrast():
     assert images.std(axis=(1, 2)).max(axis=1).min() > 5
 
 
-def test_mix_runs_from_source_to_target():
-    assert textures.mix(SOURCE, TARGET, 0) == SOURCE
-    assert textures.mix(SOURCE, TARGET, 1) == TARGET
-    assert textures.mix(SOURCE, TARGET, 0.5).blur == pytest.approx((0.3, 0.75))
+def test_domains_run_from_source_to_target():
+    for gap, blur, earthy in ((0, (0.1, 0.4), 0), (1, (0.5, 1.1), 0.75), (0.5, (0.3, 0.75), 0.375)):
+        domain = textures.domain_at(gap)
+        assert domain.measures["blur"] == pytest.approx(blur) and domain.earthy == earthy
     with pytest.raises(ValueError, match="gap"):
-        textures.mix(SOURCE, TARGET, 1.5)
+        textures.domain_at(1.5)

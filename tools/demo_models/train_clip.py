@@ -36,6 +36,7 @@ from training import (
     attribute_loss,
     attribute_targets,
     flip,
+    generate_range,
     normalise,
     optimise,
     optimiser,
@@ -132,7 +133,7 @@ class Pool:
 
     def __init__(self, n: int, largest_gap: float, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
-        self.images, attributes = textures.generate_range(n, largest_gap, seed)
+        self.images, attributes = generate_range(n, largest_gap, seed)
         self.captions = [short_captions(a) for a in attributes]
         self.targets = attribute_targets(attributes)
 

@@ -95,7 +95,7 @@ class Pool:
 
     def __init__(self, n: int, largest_gap: float, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
-        self.images, self.attributes = textures.generate_range(n, largest_gap, seed)
+        self.images, self.attributes = training.generate_range(n, largest_gap, seed)
         self.cells = to_cells(self.images)
         self.descriptions = [describe(a) for a in self.attributes]
         self.targets = training.attribute_targets(self.attributes)

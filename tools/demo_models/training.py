@@ -24,6 +24,19 @@ HEADS = {
 }
 
 
+def generate_range(
+    n: int, largest_gap: float, seed: int, *, steps: int = 8
+) -> tuple[np.ndarray, list[textures.Attributes]]:
+    """Draw n textures in equal parts from `steps` gaps spread evenly over 0..largest_gap."""
+    gaps, parts = np.linspace(0, largest_gap, steps), np.array_split(np.arange(n), steps)
+    drawn = [
+        textures.generate(len(part), gap, seed, stream=stream)
+        for stream, (part, gap) in enumerate(zip(parts, gaps, strict=True))
+    ]
+    images = np.concatenate([images for images, _ in drawn])
+    return images, [attributes for _, named in drawn for attributes in named]
+
+
 def to_channels(images: np.ndarray) -> torch.Tensor:
     """Convert uint8 [B, H, W, 3] to uint8 [B, 3, H, W]."""
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
