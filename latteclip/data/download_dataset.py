@@ -144,16 +144,8 @@ def _place(file: Path, name: str, download: Download, folder: Path) -> None:
 # --- fetching ------------------------------------------------------------------------------------
 
 
-class FetchError(Exception):
-    """A source does not give the file. The next one is tried."""
-
-
 def fetch(name: str, download: Download, folder: Path) -> Path:
-    """Return a verified file: put there by hand, fetched by an earlier run, or fetched now.
-
-    Raises:
-        UserError: every source failed; names each one with its error.
-    """
+    """Return a verified file: put there by hand, fetched by an earlier run, or fetched now."""
     problems = []
     for path, checksum in candidates(name, download, folder):
         if is_verified(path, checksum):
@@ -166,7 +158,7 @@ def fetch(name: str, download: Download, folder: Path) -> Path:
         except Exception as error:  # of requests, gdown, the hub's client, httpx, or the system
             if full_disk(error):
                 raise
-            reason = str(error) if isinstance(error, FetchError) else first_line(error)
+            reason = str(error) if isinstance(error, UserError) else first_line(error)
             log.warning("%s failed: %s", source, reason)
             problems.append(f"{source}: {reason}")
     wanted = download.checksum or "it has no known checksum"
@@ -247,7 +239,7 @@ def _fetch_from(source: Source, name: str, download: Download, folder: Path) -> 
     os.replace(fetched, target)
     shutil.rmtree(part)
     if not right:
-        raise FetchError(_reject(target, checksum))
+        raise UserError(_reject(target, checksum))
     log.info("%s served %s (%d bytes).", source, target.name, target.stat().st_size)
     return target
 
@@ -294,14 +286,13 @@ def _fetch_from_drive(file_id: str, path: Path) -> None:
     """Fetch a file that is shared on Google Drive."""
     import gdown
 
-    gdown.download(
-        id=file_id,
-        output=str(path),
-        resume=True,
-        retries=RETRIES,
-        timeout=TIMEOUT,
-        use_cookies=False,
-    )
+    options: dict[str, Any] = {
+        "resume": True,
+        "retries": RETRIES,
+        "timeout": TIMEOUT,
+        "use_cookies": False,
+    }
+    gdown.download(id=file_id, output=str(path), **options)
 
 
 def _fetch_from_hub(source: Source, folder: Path) -> tuple[Path, str | None]:
@@ -319,7 +310,7 @@ def _fetch_from_hub(source: Source, folder: Path) -> tuple[Path, str | None]:
         files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
         found = [path for path in files if fnmatch.fnmatchcase(path.lower(), name.lower())]
         if len(found) != 1:
-            raise FetchError(f"{name} fits {len(found)} files of the repo: {sorted(files)}")
+            raise UserError(f"{name} fits {len(found)} files of the repo: {sorted(files)}")
         [name] = found
         lfs = files[name].lfs
         checksum = f"sha256:{lfs.sha256}" if lfs else f"git_blob:{files[name].blob_id}"
@@ -404,11 +395,7 @@ def _check_name(name: str, archive: Path) -> None:
 
 
 def command(words: Sequence[str]) -> str:
-    """Return the output of `latteclip datasets [check [KEY ...]]`.
-
-    Raises:
-        UserError: a word is unknown, a dataset's file is invalid, or a file on the disk is wrong.
-    """
+    """Return the output of `latteclip datasets [check [KEY ...]]`."""
     known = layers.datasets()
     model.check({"datasets": known})
     if not words:
@@ -419,8 +406,15 @@ def command(words: Sequence[str]) -> str:
         if key not in known:
             raise UserError(model.unknown(f"Dataset {key!r}", key, known))
     present = [key for key, values in known.items() if _folder(key, values).is_dir()]
-    report = "\n".join(_check(key, known[key]) for key in words[1:] or present)
-    return report or "No dataset is on the disk yet."
+    found = [
+        (right, f"{key}: {line}")
+        for key in words[1:] or present
+        for right, line in _findings(key, known[key])
+    ]
+    lines = [line for _, line in sorted(found, key=lambda finding: finding[0])]
+    if not all(right for right, _ in found):
+        raise UserError("\n".join(["the files on the disk are not right:", *lines]))
+    return "\n".join(lines) or "No dataset is on the disk yet."
 
 
 def _folder(key: str, values: Mapping[str, Any]) -> Path:
@@ -446,26 +440,10 @@ def _table(known: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _check(key: str, values: Mapping[str, Any]) -> str:
-    """Verify checksums, counts, and that every image of the split exists, a finding per line.
-
-    Raises:
-        UserError: something is wrong; names all findings.
-    """
-    split = from_values(splits.SplitSettings, values.get("split", {}))
-    downloads = values.get("source", {}).get("downloads", {})
-    found = [*_check_files(key, downloads), *_check_images(_folder(key, values), split)]
-    good = [f"{key}: {line}" for right, line in found if right]
-    bad = [f"{key}: {line}" for right, line in found if not right]
-    if bad:
-        raise UserError("\n".join(["the files on the disk are not right:", *bad, *good]))
-    return "\n".join(good)
-
-
-def _check_files(key: str, downloads: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
-    """Yield whether each downloaded file exists and has its checksum."""
+def _findings(key: str, values: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
+    """Yield whether each download has its checksum, the split its counts and all its images."""
     folder = RESOURCES / key / DOWNLOADS
-    for name, spec in downloads.items():
+    for name, spec in values.get("source", {}).get("downloads", {}).items():
         download = from_values(Download, spec)
         found = list(candidates(name, download, folder)) if folder.is_dir() else []
         if not found:
@@ -474,21 +452,14 @@ def _check_files(key: str, downloads: Mapping[str, Any]) -> Iterator[tuple[bool,
             right = is_verified(path, checksum)
             known = "has its checksum" if checksum else "has no known checksum"
             yield right, f"{path} {known if right else 'has a wrong checksum'}"
-
-
-def _check_images(folder: Path, settings: splits.SplitSettings) -> Iterator[tuple[bool, str]]:
-    """Yield whether the split can be read, has the expected counts, and all its images."""
+    settings = from_values(splits.SplitSettings, values.get("split", {}))
     try:
-        images, split = splits.read_split(folder, settings)
+        images, split = splits.read_split(_folder(key, values), settings)
         clean_classnames(split.names, settings.classname_replace)
     except UserError as error:
         yield False, str(error)
         return
     counts = Counter(item.split for item in split.items)
-    expected = "as its file says" if settings.counts else "its file expects no number"
-    yield True, f"{dict(counts)} images of {len(split.names)} classes, {expected}"
     missing = [item.image_id for item in split.items if not image_exists(images / item.path)]
-    if missing:
-        yield False, f"{len(missing)} images are not in {images}, the first is {missing[0]}"
-    else:
-        yield True, f"every image is in {images}"
+    lacking = f"{len(missing)} are missing, such as {missing[0]}" if missing else "none is missing"
+    yield not missing, f"{dict(counts)} images of {len(split.names)} classes: {lacking}"

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -21,11 +21,8 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 CLASSES = "classes.txt"
 IMAGE_SUFFIXES = frozenset(
-    {
-        *(".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jpeg", ".jpg", ".png", ".ppm"),
-        *(".tif", ".tiff", ".webp"),
-    }
-)
+    (".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jpeg", ".jpg", ".png", ".ppm")
+) | {".tif", ".tiff", ".webp"}
 # Names that systems and network storages put beside users' files: thumbnails, recycle bins.
 LITTER = re.compile(
     r"\.|__MACOSX|(@eaDir|@Recycle|@Recently-Snapshot|#recycle|#snapshot|\$RECYCLE\.BIN"
@@ -56,15 +53,11 @@ def is_litter(name: str) -> bool:
 
 def is_utf8(text: str) -> bool:
     """Return whether a text can be written as UTF-8: bytes that were not are surrogates here."""
-    return not any("\ud800" <= c <= "\udfff" for c in text)
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def inside(name: str, source: Path) -> str:
-    """Return a name in a list, shard or folder if it is a path inside the folder of images.
-
-    Raises:
-        UserError: it is another path, or not UTF-8.
-    """
+    """Return a name in a list, shard or folder if it is a path inside the folder of images."""
     if not is_utf8(name):
         raise UserError(f"{source}: the name {name!r} is not UTF-8; rename it.")
     path = PurePosixPath(name)
@@ -105,9 +98,6 @@ def files(folder: str, kind: str, classes: str | None = None) -> Iterator[File]:
     """Yield the files that an index of a folder reads, always in the same order.
 
     With `split.kind` "folders" these are images and lists of classes, otherwise all files.
-
-    Raises:
-        UserError: a folder cannot be read.
     """
     with readable():
         for name, entry in _entries(folder, deep=True, linked=LINKED):
@@ -118,21 +108,12 @@ def files(folder: str, kind: str, classes: str | None = None) -> Iterator[File]:
                 yield File(name, state.st_size, state.st_mtime_ns)
 
 
-def subfolders(place: Path) -> list[Path]:
-    """Return the folders in a folder, sorted, without hidden ones and litter."""
-    with readable():
-        return sorted(f for f in place.iterdir() if f.is_dir() and not is_litter(f.name))
-
-
 def image_files(
     folder: str | Path, skipped: Counter[str] | None = None, *, deep: bool
 ) -> list[Path]:
     """Return the image files in a folder, or also below it, sorted by path, without litter.
 
     Other files but classes.txt are counted in `skipped` by suffix in lower case, or as OTHER.
-
-    Raises:
-        UserError: a folder cannot be read.
     """
     found = []
     with readable():
@@ -157,11 +138,10 @@ def digest(found: Iterable[File]) -> str:
 
 
 def checksum(path: str | Path) -> bytes:
-    """Return a checksum of a file's content, zeros where it cannot be read."""
+    """Return a checksum of a file's content, UNKNOWN where it cannot be read."""
     try:
         with Path(path).open("rb") as file:
-            new = hashlib.blake2b(digest_size=CHECKSUM)
-            return hashlib.file_digest(file, lambda: new).digest()
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=CHECKSUM)).digest()
     except OSError:
         return UNKNOWN
 
@@ -172,17 +152,10 @@ def checksum_of(content: bytes) -> bytes:
 
 
 def state(folder: str, kind: str, classes: str | None, indexed: str) -> str:
-    """Return a text for the files of a folder, another one where a file changed.
+    """Return a text for the files of a folder, another one where a name or content changed.
 
-    Args:
-        folder: of a dataset.
-        kind: `split.kind`.
-        classes: `split.classes`.
-        indexed: the table of the files of the last index, see `write`. Where times alone are new,
-            they are noted there, and the content is not compared again.
-
-    Raises:
-        UserError: a folder cannot be read.
+    `indexed` is the table of the files of the last index (`write`). Where times alone are new, they
+    are noted there, and the content is not compared again.
     """
     new = digest(files(folder, kind, classes))
     if not os.path.isfile(indexed):
@@ -190,52 +163,38 @@ def state(folder: str, kind: str, classes: str | None, indexed: str) -> str:
     from latteclip.core import tables
 
     try:
-        before = tables.read_metadata(indexed, "name")
-        if before["digest"] == new:
-            return str(before["state"])
-        columns = tables.read(indexed, tables.FOLDER_FILES)[0].to_pydict()
+        metadata = tables.read_metadata(indexed, "name")
+        before = str(metadata["state"])
+        if metadata["digest"] == new:
+            return before
+        table = tables.read(indexed, tables.FOLDER_FILES)[0]
     except (UserError, KeyError):  # the images are indexed again
         return new
-    names = map(os.fsdecode, columns.pop("name"))
-    known = dict(zip(names, zip(*columns.values(), strict=True), strict=True))
     now = list(files(folder, kind, classes))
-    if not _same(folder, now, known):
+    names, sizes, times, checksums = (column.to_pylist() for column in table.columns)
+    if [os.fsencode(f.name) for f in now] != names or [f.size for f in now] != sizes:
         return new
-    write(indexed, now, str(before["state"]), [known[file.name][2] for file in now])
-    return str(before["state"])
+    touched = [row for row, file in enumerate(now) if file.mtime_ns != times[row]]
+    paths = [os.path.join(folder, now[row].name) for row in touched]
+    if not _have_checksums(paths, [checksums[row] for row in touched]):
+        return new
+    write(indexed, now, before, checksums)
+    return before
 
 
-def _same(folder: str, now: list[File], known: Mapping[str, tuple[int, int, bytes]]) -> bool:
-    """Return whether files have the names and contents that are known."""
-    if len(now) != len(known):
-        return False
-    touched = []
-    for file in now:
-        size, mtime_ns, _ = known.get(file.name, (None, None, b""))
-        if size != file.size:
-            return False
-        if mtime_ns != file.mtime_ns:
-            touched.append(file.name)
-    if len(touched) >= BATCH:
-        log.warning("%s: %d files have a new time; comparing their content.", folder, len(touched))
+def _have_checksums(paths: Sequence[str], checksums: Sequence[bytes]) -> bool:
+    if len(paths) >= BATCH:
+        log.warning("%d files have a new time, such as %s; comparing them.", len(paths), paths[0])
     with ThreadPoolExecutor(THREADS) as pool:
-        for start in range(0, len(touched), BATCH):
-            part = touched[start : start + BATCH]
-            found = pool.map(checksum, (os.path.join(folder, name) for name in part))
-            if any(one != known[name][2] for name, one in zip(part, found, strict=True)):
+        for start in range(0, len(paths), BATCH):
+            part = slice(start, start + BATCH)
+            if list(pool.map(checksum, paths[part])) != checksums[part]:
                 return False
     return True
 
 
 def write(path: str, found: list[File], state: str, checksums: Sequence[bytes]) -> None:
-    """Write the table of the files that were indexed.
-
-    Args:
-        path: of the table.
-        found: the files, listed before they were indexed.
-        state: as `state` returned it then.
-        checksums: of the content of the files.
-    """
+    """Write the table of files, with checksums of their content and the `state` before that."""
     from latteclip.core import tables
 
     columns = {
