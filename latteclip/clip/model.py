@@ -116,7 +116,7 @@ def check_foreign(model: str, config: dict[str, Any], options: dict[str, Any]) -
     if model.startswith(FOLDER):
         files = [path for path in Path(model.removeprefix(FOLDER)).iterdir() if path.is_file()]
     else:
-        files = [clip_config.hub_weights(model)]
+        files = [clip_config.hub_file(model)]
     if _at_most(config) > sum(path.stat().st_size for path in files):
         options = {"load_weights": False, "device": "meta", **options}
         check_size(lambda: open_clip.create_model(model, **options), files)

@@ -55,19 +55,16 @@ def read(model: str) -> dict[str, Any]:
         if config is None:
             raise UserError(f"open_clip lists no such name; {remedy(model)}.")
         return config
-    if model.startswith(FOLDER):
-        path = Path(model.removeprefix(FOLDER)) / CONFIG
-    else:
-        path = _from_hub(model, CONFIG)
+    is_folder = model.startswith(FOLDER)
+    path = Path(model.removeprefix(FOLDER)) / CONFIG if is_folder else hub_file(model, CONFIG)
     whole = read_object(path, ["model_cfg"], REMEDY)
     try:
         check(whole)
     except UserError as error:
         raise UserError(f"{path}: {str(error).rstrip('.')}; {REMEDY}.") from None
-    if model.startswith(FOLDER):
+    if is_folder:
         _refuse_code_and_pickles(path.parent)
-    found: dict[str, Any] = whole["model_cfg"]
-    return found
+    return dict(whole["model_cfg"])
 
 
 def is_foreign(model: str) -> bool:
@@ -82,20 +79,13 @@ def remedy(model: str) -> str:
     return "set clip.model and clip.pretrained to a model that open_clip lists"
 
 
-def _from_hub(model: str, name: str) -> Path:
+def hub_file(model: str, name: str = WEIGHTS) -> Path:
+    """Return a file of `hf-hub:<repo>` in the hub's cache, fetched where it is missing.
+
+    Weights are safetensors: of a repo without them, FileNotFoundError is raised and no pickle read.
+    """
     fetch = open_clip.pretrained.download_pretrained_from_hf
     return Path(fetch(model.removeprefix(HUB), filename=name))
-
-
-def hub_weights(model: str) -> Path:
-    """Return the weights of `hf-hub:<repo>` in the hub's cache, fetched where they are missing.
-
-    They are safetensors: a repo without them is refused, since a pickle is never read.
-
-    Raises:
-        FileNotFoundError: the repo has none, or the hub does not give them.
-    """
-    return _from_hub(model, WEIGHTS)
 
 
 def _refuse_code_and_pickles(folder: Path) -> None:
@@ -114,36 +104,38 @@ def _refuse_code_and_pickles(folder: Path) -> None:
 def check(whole: dict[str, Any]) -> None:
     """Raise UserError where a configuration has an unknown key or a dangerous value."""
     check_numbers(whole)
-    model = _section(whole, "model_cfg")
-    image, text = _section(model, "vision_cfg"), _section(model, "text_cfg")
-    for name, cls, section in (
-        ("vision_cfg", open_clip.CLIPVisionCfg, image),
-        ("text_cfg", open_clip.CLIPTextCfg, text),
-    ):
+    model = section(whole, "model_cfg")
+    towers = {"vision_cfg": open_clip.CLIPVisionCfg, "text_cfg": open_clip.CLIPTextCfg}
+    for name, cls in towers.items():
+        tower = section(model, name)
         try:
-            cls(**section)
+            cls(**tower)
         except TypeError as error:
             raise UserError(f"model_cfg.{name}: {error}.") from None
         for key, known in HANDED_ON.items():
-            for unknown in _section(section, key).keys() - known:
+            for unknown in section(tower, key).keys() - known:
                 raise UserError(f"model_cfg.{name}.{key}.{unknown} is refused.")
-    timm_model = image.get("timm_model_name")
+    timm_model = section(model, "vision_cfg").get("timm_model_name")
     if timm_model is not None:  # a name that is not in timm's list may be an address or a folder
         import timm
 
         if not re.fullmatch(r"\w[\w.]*", str(timm_model)) or not timm.is_model(timm_model):
             raise UserError(f"timm has no model {timm_model!r} (timm_model_name).")
-    given = _section(whole, "preprocess_cfg")
-    known = Preprocessing.__dataclass_fields__.keys() & given.keys()
-    checked = {key: given[key] for key in known if given[key] is not None}
-    from_values(Preprocessing, checked, "preprocess_cfg")
+    given = section(whole, "preprocess_cfg")
+    from_values(Preprocessing, fields_of(Preprocessing, given), "preprocess_cfg")
 
 
-def _section(values: dict[str, Any], key: str) -> dict[str, Any]:
-    section = values.get(key) or {}
-    if not isinstance(section, dict):
+def fields_of(cls: type[Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Return the values that a dataclass has fields for."""
+    return {k: given[k] for k in cls.__dataclass_fields__ if given.get(k) is not None}
+
+
+def section(values: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return a section of a configuration, empty where there is none."""
+    found = values.get(key) or {}
+    if not isinstance(found, dict):
         raise UserError(f"{key} is not an object.")
-    return section
+    return found
 
 
 def check_numbers(value: Any, key: str = "") -> None:

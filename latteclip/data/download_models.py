@@ -30,17 +30,13 @@ NOT_READ = ["*/*", "consolidated*"]
 class HubModel:
     """A model of the hub."""
 
-    model: str  # a repo, hf-hub:<repo>, or a name of open_clip or timm
+    model: str  # a repo, hf-hub:<repo>, a name of open_clip or timm, or open_clip:<model>/<tag>
     pretrained: str | None = None  # a tag of open_clip
     revision: str | None = None  # of a captioner's repo
 
 
 def download_clip(settings: HubModel, output: str) -> None:
-    """Fetch weights, tokenizer and configuration of a CLIP, and write the note.
-
-    Raises:
-        UserError: no such model, or the hub does not give it.
-    """
+    """Fetch weights, tokenizer and configuration of a CLIP, and write the note."""
     what = f"CLIP model {settings.model!r} with pretrained {settings.pretrained!r}"
     with _explained(what, "clip.model and clip.pretrained"):
         cached = [_cached(repo) for repo in _fetch_clip(settings.model, settings.pretrained)]
@@ -48,11 +44,7 @@ def download_clip(settings: HubModel, output: str) -> None:
 
 
 def download_eye(settings: HubModel, output: str) -> None:
-    """Fetch weights and configuration of an image model beside CLIP, and write the note.
-
-    Raises:
-        UserError: no such model, it gives no features, or the hub does not give it.
-    """
+    """Fetch weights and configuration of an image model beside CLIP, and write the note."""
     with _explained(f"Image model {settings.model!r}", "eyes"):
         names = image_model_files.open_clip_names(settings.model)
         if names is None:
@@ -63,11 +55,7 @@ def download_eye(settings: HubModel, output: str) -> None:
 
 
 def download_captioner(settings: HubModel, output: str) -> None:
-    """Fetch weights, processor and chat template of a captioner, and write the note.
-
-    Raises:
-        UserError: the hub does not give the model, or it has no safetensors.
-    """
+    """Fetch weights, processor and chat template of a captioner, and write the note."""
     from huggingface_hub import snapshot_download
 
     repo, revision = settings.model, settings.revision
@@ -92,7 +80,7 @@ def _fetch_clip(model: str, pretrained: str | None) -> list[str]:
     if model.startswith(HUB):
         config = clip_config.read(model)
         weights = model.removeprefix(HUB)
-        clip_config.hub_weights(model)
+        clip_config.hub_file(model)
     else:
         config = open_clip.get_model_config(model)
         tag = open_clip.get_pretrained_cfg(model, pretrained or "")

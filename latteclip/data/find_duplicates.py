@@ -32,6 +32,7 @@ CONTRAST = 2.0  # standard deviation in grey levels below which a thumbnail is a
 ALL_PAIRS = 20_000  # images up to which all are compared; of more, those of PROBES cells
 PROBES = 16
 SIDE = 64  # pixels
+MIDDLES = (2 * torch.arange(SIDE) + 1) / SIDE - 1  # [S] of the pixels of a side, from -1 to 1
 STEPS = 12  # of the alignment, the first half on blurred pictures
 COARSE = 8  # pixels of a side whose mean is subtracted, so that details remain
 SCALES = (0.75, 1.1)  # the part of a side that the other image may show
@@ -43,11 +44,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def find_duplicates(images_path: str, fingerprints_path: str, output: str) -> None:
-    """Write DUPLICATES of all images of an index, whatever their split. Nothing is removed.
-
-    Raises:
-        UserError: an image can no longer be read.
-    """
+    """Write DUPLICATES of all images of an index, whatever their split. Nothing is removed."""
     index, _ = tables.read_unlabelled(images_path, training=False)
     table, _ = tables.read(fingerprints_path, FINGERPRINTS)
     ids = np.array(index["image_id"].to_pylist(), dtype=object)
@@ -60,10 +57,8 @@ def find_duplicates(images_path: str, fingerprints_path: str, output: str) -> No
     first, second = pairs.T
     columns = {"image_id": ids[first], "duplicate_id": ids[second], "distance": distances}
     tables.write(output, columns, tables.DUPLICATES)
-    is_test = np.array(index["split"].to_pylist(), dtype=object) == "test"
-    in_train, across, in_test = np.bincount(
-        is_test[first] + is_test[second].astype(int), minlength=3
-    )
+    is_test = np.array([split == "test" for split in index["split"].to_pylist()], int)
+    in_train, across, in_test = np.bincount(is_test[first] + is_test[second], minlength=3)
     log.info(
         "%d pairs of near-duplicates among %d images: %d within training, %d within the test split,"
         " %d between the two.",
@@ -75,7 +70,7 @@ def _bytes(column: pa.ChunkedArray, *shape: int) -> Bytes:
     """Return a column of binary values of one length as bytes [N, *shape]."""
     whole = column.combine_chunks()
     size = math.prod(shape)
-    buffer = np.frombuffer(whole.buffers()[1], np.uint8) if len(whole) else np.empty(0, np.uint8)
+    buffer = np.frombuffer(whole.buffers()[1], np.uint8)
     return buffer[whole.offset * size :][: len(whole) * size].reshape(len(whole), *shape)
 
 
@@ -97,33 +92,32 @@ def near_duplicates(
     Returns:
         Rows [P, 2], ascending in each pair, and 1 - correlation of their details [P].
     """
+
+    def details(triples: Ints) -> Floats:
+        rows, place = np.unique(triples[:, [0, 2]], return_inverse=True)
+        pictures = np.stack([picture(row) for row in rows.tolist()])
+        one, other = place.reshape(-1, 2).T
+        return detail_correlation(pictures[one], pictures[other], triples[:, 1].tolist())
+
     proposed = candidates(hashes)
-    alike = np.empty(len(proposed), np.float32)
-    for start in range(0, len(proposed), PAIRS):
-        part = slice(start, start + PAIRS)
-        alike[part] = similarity(thumbnails, proposed[part])
+    alike = _in_parts(lambda triples: similarity(thumbnails, triples), proposed, PAIRS)
     proposed, alike = proposed[alike >= MIN_SIMILARITY], alike[alike >= MIN_SIMILARITY]
     pairs = np.sort(proposed[:, [0, 2]], axis=1)
     best = np.lexsort((-alike, pairs[:, 1], pairs[:, 0]))
     pairs, where = np.unique(pairs[best], axis=0, return_index=True)
-    proposed = proposed[best][where]
-    alike = np.empty(len(proposed), np.float32)
-    for start in range(0, len(proposed), PICTURES):
-        part = slice(start, start + PICTURES)
-        rows, place = np.unique(proposed[part][:, [0, 2]], return_inverse=True)
-        pictures = np.stack([picture(row) for row in rows.tolist()])
-        one, other = place.reshape(-1, 2).T
-        alike[part] = detail_correlation(
-            pictures[one], pictures[other], proposed[part][:, 1].tolist()
-        )
+    alike = _in_parts(details, proposed[best][where], PICTURES)
     same = alike >= MIN_CORRELATION
     return pairs[same], (1 - alike[same]).clip(min=0)
 
 
+def _in_parts(score: Callable[[Ints], Floats], triples: Ints, size: int) -> Floats:
+    """Return the scores of triples [P], so many at a time."""
+    parts = [score(triples[start : start + size]) for start in range(0, len(triples), size)]
+    return np.concatenate([np.empty(0, np.float32), *parts])
+
+
 def candidates(hashes: Bytes) -> Ints:
     """Return triples [P, 3]: an image, its view, and the image whose whole has a similar hash."""
-    if not len(hashes):
-        return np.empty((0, 3), np.int64)
     faiss.omp_set_num_threads(1)  # several would wait for each other longer than one works
     index = _search_index(hashes[:, 0])
     found = [np.empty((0, 3), np.int64)]
@@ -203,17 +197,15 @@ def _aligned(one: torch.Tensor, other: torch.Tensor, views: Sequence[int]) -> to
     places = torch.tensor(starts)
     best, found = _correlation_of_details(_warped(one, places), other), places
     blurred = [_blur(one), _blur(other)]
-    line = _line()
     for step in range(STEPS):
         source, target = blurred if step < STEPS // 2 else (one, other)
         seen = _warped(source, places)
         down, across = torch.gradient(seen, spacing=2 / SIDE, dim=(2, 3))
-        across, down = (
-            across / places[:, 0, None, None, None],
-            down / places[:, 2, None, None, None],
-        )
+        across = across / places[:, 0, None, None, None]
+        down = down / places[:, 2, None, None, None]
         slopes = torch.stack(
-            [across * line, across, down * line[:, None], down, seen, torch.ones_like(seen)], -1
+            [across * MIDDLES, across, down * MIDDLES[:, None], down, seen, torch.ones_like(seen)],
+            -1,
         ).flatten(1, 3)  # [P, S S, 6]
         normal = slopes.mT @ slopes
         damped = normal + torch.diag_embed(1e-4 * normal.diagonal(dim1=1, dim2=2) + 1e-6)
@@ -226,14 +218,9 @@ def _aligned(one: torch.Tensor, other: torch.Tensor, views: Sequence[int]) -> to
     return found
 
 
-def _line() -> torch.Tensor:
-    """Return the middles of the pixels of a side, from -1 to 1 [S]."""
-    return (2 * torch.arange(SIDE) + 1) / SIDE - 1
-
-
 def _warped(pictures: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Return the parts of pictures [P, C, S, S] that lie at scales and shifts [P, 4]."""
-    across, down = (places[:, i, None] * _line() + places[:, i + 1, None] for i in (0, 2))
+    across, down = (places[:, i, None] * MIDDLES + places[:, i + 1, None] for i in (0, 2))
     where = torch.stack(torch.broadcast_tensors(across[:, None], down[:, :, None]), -1)
     return F.grid_sample(pictures, where, padding_mode="border", align_corners=False)
 

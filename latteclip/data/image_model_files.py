@@ -15,6 +15,7 @@ from latteclip.core import hashing
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.files import read_object
 from latteclip.core.settings import from_values
+from latteclip.data.clip_config import fields_of, section
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 REMEDY = "take another copy of the model, or another model"
@@ -61,11 +62,7 @@ class TimmModel:
 
 
 def open_clip_names(name: str) -> tuple[str, str | None] | None:
-    """Return model and pretrained of an image model that open_clip loads, None for one of timm.
-
-    Raises:
-        OSError: the hub does not give the repo.
-    """
+    """Return model and pretrained of an image model that open_clip loads, None for one of timm."""
     if name.startswith(OPEN_CLIP):
         model, _, pretrained = name.removeprefix(OPEN_CLIP).rpartition("/")
         return model.replace("/", "-"), pretrained
@@ -96,14 +93,13 @@ def timm_model(name: str) -> TimmModel:
     """
     if not name.startswith(FOLDER):
         return _checked(*_from_hub(repo(name)))
-    folder = Path(name.removeprefix(FOLDER))
-    for path in (folder / CONFIG, folder / WEIGHTS):
-        if not path.is_file():
-            raise UserError(
-                f"{folder} has no {path.name}, so it is no folder of an image model; it has "
-                f"{CONFIG} and {WEIGHTS} of timm, or {CLIP_CONFIG} of open_clip."
-            )
-    return _checked(folder / CONFIG, folder / WEIGHTS)
+    config, weights = (Path(name.removeprefix(FOLDER), file) for file in (CONFIG, WEIGHTS))
+    if not config.is_file() or not weights.is_file():
+        raise UserError(
+            f"{config.parent} is no folder of an image model, which has {CONFIG} and {WEIGHTS} of "
+            f"timm, or {CLIP_CONFIG} of open_clip."
+        )
+    return _checked(config, weights)
 
 
 def repo(name: str) -> str:
@@ -143,16 +139,12 @@ def _checked(config: Path, weights: Path) -> TimmModel:
     architecture = values.get("architecture")
     if not isinstance(architecture, str) or not timm.is_model(architecture):
         raise UserError(
-            f"{config} names no network of timm (architecture), so it is no image model whose "
-            f"features can be used; name a model of timm or open_clip."
+            f"{config} names no network of timm (architecture); name a model of timm or open_clip."
         )
-    given, arguments = values.get("pretrained_cfg") or {}, values.get("model_args") or {}
-    if not isinstance(given, dict) or not isinstance(arguments, dict):
-        raise UserError(f"{config}: pretrained_cfg and model_args must be objects; {REMEDY}.")
-    outputs: Any = values.get("num_classes", given.get("num_classes", 1000))
-    used = ImagePreprocessing.__dataclass_fields__.keys() & given.keys()
-    known = {key: given[key] for key in used if given[key] is not None}
     try:
+        given, arguments = section(values, "pretrained_cfg"), section(values, "model_args")
+        outputs: Any = values.get("num_classes", given.get("num_classes", 1000))
+        known = fields_of(ImagePreprocessing, given)
         from_values(Sizes, {"num_classes": outputs, **arguments}, "model_args")
         preprocessing = from_values(ImagePreprocessing, known, "pretrained_cfg")
     except UserError as error:

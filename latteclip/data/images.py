@@ -99,7 +99,8 @@ def _of_tar(found: Member) -> bytes:
 
 def _of_parquet(found: Member) -> bytes:
     state = os.stat(found.shard)
-    content = _row_group(found.shard, found.first, state.st_size, state.st_mtime_ns)[found.second]
+    group = _RowGroup(found.shard, found.first, state.st_size, state.st_mtime_ns)
+    content = group.image(found.second)
     if content is None:
         raise ValueError("its row holds no bytes of an image")
     if len(content) > MAX_BYTES:
@@ -108,21 +109,20 @@ def _of_parquet(found: Member) -> bytes:
 
 
 @lru_cache(maxsize=1)
-def _row_group(shard: str, group: int, size: int, mtime_ns: int) -> "_Images":
-    """Return the images of a row group. Another size or time of the file opens it again."""
-    return _Images(shard, group)
+class _RowGroup:
+    """The images of a row group, read up to the highest requested row.
 
+    Another size or time of the file opens it again.
+    """
 
-class _Images:
-    """The images of a row group, read up to the highest requested row."""
-
-    def __init__(self, shard: str, group: int) -> None:
+    def __init__(self, shard: str, group: int, size: int, mtime_ns: int) -> None:
         self._read: list[Any] = []  # arrays of one row
         self._rest = _images(shard, group)
         self._problem = "its row group has fewer rows"
         self._lock = threading.Lock()  # threads that decode share a row group
 
-    def __getitem__(self, row: int) -> bytes | None:
+    def image(self, row: int) -> bytes | None:
+        """Return the bytes of the image of a row."""
         try:
             with self._lock:
                 while len(self._read) <= row:
@@ -158,8 +158,7 @@ def rows(file: Any, group: int, column: str, at_once: int = 1) -> Iterator[Any]:
         ValueError: the group, or its rows so far, take more than MAX_GROUP bytes.
     """
     too_large = ValueError(
-        f"row group {group} takes more than {MAX_GROUP / 2**30:.0f} GiB; write it with smaller "
-        "row groups"
+        f"row group {group} is too large; write the file with smaller row groups"
     )
     # Its columns are not asked: where their metadata is damaged, pyarrow ends the process.
     if file.metadata.row_group(group).total_byte_size > MAX_GROUP:
@@ -175,11 +174,7 @@ def rows(file: Any, group: int, column: str, at_once: int = 1) -> Iterator[Any]:
 
 
 def image_column(file: Any) -> str:
-    """Return the column of a Parquet file that holds images, as `datasets` writes them.
-
-    Raises:
-        ValueError: there is none, or more than one.
-    """
+    """Return the column of a Parquet file that holds images, as `datasets` writes them."""
     names = [file.schema.column(i).path for i in range(len(file.schema.names))]
     found = [name for name in names if name.endswith(".bytes") and name.count(".") == 1]
     if len(found) != 1:
@@ -197,14 +192,14 @@ def open_rgb(
     max_side: int | None = None,
     min_side: int | None = None,
 ) -> Image.Image:
-    """Decode an image file: upright by its EXIF orientation, 8-bit RGB.
+    """Decode an image of a file or shard, or its content: upright by its EXIF orientation, RGB.
 
     Args:
-        path: the file, the path of an image in a shard, or only a name beside `content`.
+        path: of the image, or its name in messages beside `content`.
         content: the bytes of the image.
         max_side: a longer picture is scaled down to this many pixels (Lanczos).
-        min_side: a JPEG may be decoded at a half, a quarter or an eighth of its size, where its
-            shorter side keeps this many pixels.
+        min_side: without `max_side`, a JPEG may be decoded at a half, a quarter or an eighth of
+            its size, where its shorter side keeps this many pixels.
 
     Raises:
         UserError: the file is missing or cannot be decoded.
@@ -235,12 +230,20 @@ def _decode(
 ) -> Image.Image:
     """Decode as `open_rgb` does, and raise whatever a decoder raises."""
     with Image.open(file, formats=FORMATS) as image:
-        _check_size(*image.size)
+        width, height = image.size
+        if width * height > MAX_PIXELS:  # before any memory is taken
+            raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
+        if max(width, height) > MAX_RATIO * min(width, height):
+            raise ValueError(
+                f"{width} x {height} pixels: one side is over {MAX_RATIO} times longer"
+            )
+        scale = 1.0
         if max_side is not None:
-            # Twice the side, so that Lanczos has something to average.
-            _decode_smaller(image, 2 * max_side / max(image.size))
-        if min_side is not None:
-            _decode_smaller(image, min_side / min(image.size))
+            scale = 2 * max_side / max(width, height)  # so that Lanczos has something to average
+        elif min_side is not None:
+            scale = min_side / min(width, height)
+        if scale < 1:  # a JPEG is decoded at a half, a quarter or an eighth of its size
+            image.draft("RGB", (math.ceil(width * scale), math.ceil(height * scale)))
         ImageOps.exif_transpose(image, in_place=True)
         upright: Image.Image = image
         if image.mode in SIXTEEN_BIT:  # convert("RGB") would clip, not scale
@@ -258,19 +261,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):  # its message has an address in memory
         return "it is no image of a known format"
     return next(iter(str(error).splitlines()), "") or "it is damaged"
-
-
-def _check_size(width: int, height: int) -> None:
-    """Raise ValueError for an image that takes far more memory than any photograph."""
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS}")
-    if max(width, height) > MAX_RATIO * min(width, height):
-        raise ValueError(
-            f"of {width} x {height} pixels, one side is over {MAX_RATIO} times the other"
-        )
-
-
-def _decode_smaller(image: Image.Image, scale: float) -> None:
-    """Let a JPEG be decoded at a half, a quarter or an eighth, where that is `scale` or more."""
-    if scale < 1:
-        image.draft("RGB", (math.ceil(image.width * scale), math.ceil(image.height * scale)))

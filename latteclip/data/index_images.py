@@ -81,11 +81,18 @@ def index_images(
         listed += folder_files.files(folder, settings.kind, settings.classes)
     images, split = read_split(Path(folder), settings)
     classnames = clean_classnames(split.names, settings.classname_replace)
-    metadata = _metadata(split, classnames, settings.limit)
+    pairs = zip(classnames, split.names, strict=True)
+    metadata: dict[str, object] = {
+        "classnames": classnames,
+        "written_names": {name: written for name, written in pairs if name != written},
+        "skipped": split.skipped,
+    }
     if settings.limit is not None:
+        drawn_from = Counter(item.split for item in split.items)
+        metadata |= {"limit": settings.limit, "drawn_from": dict(drawn_from)}
         split = draw(split, settings.limit)
     counts = Counter[str]()
-    broken: list[list[str]] = []
+    broken: list[tuple[str, str, str, str]] = []  # image_id, path, split and reason
     content = hashlib.sha256()
     with (
         tables.writing(output, tables.IMAGES, metadata) as add,
@@ -97,11 +104,14 @@ def index_images(
             rows = []
             for item, path, found in zip(items, paths, decoded, strict=True):
                 if isinstance(found, str):
-                    broken.append([item.image_id, path, item.split, found])
-                else:
-                    rows.append(_row(item, path, found, classnames))
-                    counts[item.split] += 1
-                    content.update(found.checksum)
+                    broken.append((item.image_id, path, item.split, found))
+                    continue
+                classname = None if item.label is None else classnames[item.label]
+                columns = {"path": path, "classname": classname, **vars(found)}
+                columns |= {"image_id": item.image_id, "split": item.split, "label": item.label}
+                rows.append(columns)
+                counts[item.split] += 1
+                content.update(found.checksum)
             add(tables.as_columns(rows, tables.IMAGES))
             add_fingerprints(tables.as_columns(rows, FINGERPRINTS))
         _report(broken, corrupt)
@@ -111,31 +121,6 @@ def index_images(
             checksums = [*_checksums(folder, listed, cache, settings.limit)]
             folder_files.write(folder_files_output, listed, folder_state, checksums)
     _log_counts(split, classnames, counts, time.monotonic() - started)
-
-
-def _metadata(split: Split, classnames: Sequence[str], limit: int | None) -> dict[str, object]:
-    pairs = zip(classnames, split.names, strict=True)
-    metadata: dict[str, object] = {
-        "classnames": classnames,
-        "written_names": {name: written for name, written in pairs if name != written},
-        "skipped": split.skipped,
-    }
-    if limit is not None:
-        drawn_from = Counter(item.split for item in split.items)
-        metadata |= {"limit": limit, "drawn_from": dict(drawn_from)}
-    return metadata
-
-
-def _row(item: Item, path: str, found: Fingerprint, classnames: Sequence[str]) -> dict[str, object]:
-    """Return the columns of IMAGES and of FINGERPRINTS for an image."""
-    return {
-        "image_id": item.image_id,
-        "path": path,
-        "split": item.split,
-        "label": item.label,
-        "classname": None if item.label is None else classnames[item.label],
-        **vars(found),
-    }
 
 
 def _checksums(
@@ -194,19 +179,21 @@ def _check(
     n_images = len(split.items)
     if len(broken) > math.ceil(max_corrupt * n_images):
         first = ", ".join(f"{image_id} ({reason})" for image_id, _, _, reason in broken[:NAMED])
-        more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
         enough = math.ceil(100 * len(broken) / n_images) / 100
         raise UserError(
             f"{len(broken)} of the {n_images} images of {folder} cannot be decoded, more than "
-            f"{max_corrupt:.2%}: {first}{more}. Replace or remove them, or let them be left out: "
+            f"{max_corrupt:.2%}, such as {first}. Replace or remove them, or let them be left out: "
             f"--config \"split={{'max_corrupt': {enough}}}\"."
         )
-    if not counts["train"] + counts["val"]:
-        raise UserError(f"{folder} has no usable image in the train split.")
     splits = {item.split for item in split.items}
     are_labelled = all(item.label is not None for item in split.items)
-    if not counts["test"] and ("test" in splits or are_labelled):
-        raise UserError(f"{folder} has no usable image in the test split.")
+    needed = {
+        "train": counts["train"] + counts["val"],
+        "test": counts["test"] or not ("test" in splits or are_labelled),
+    }
+    for name, n in needed.items():
+        if not n:
+            raise UserError(f"{folder} has no usable image in the {name} split.")
     if broken:
         log.warning("Left out %d of %d images that cannot be decoded.", len(broken), n_images)
 
@@ -232,13 +219,9 @@ def _batches(
     tried again next time.
     """
     progress, n_cached = Progress(len(items), "images"), 0
+    key = "threads.index_images"
     with Workers(
-        decode,
-        threads,
-        chunk=CHUNK,
-        ahead=AHEAD * threads,
-        name=str,
-        threads_key="threads.index_images",
+        decode, threads, chunk=CHUNK, ahead=AHEAD * threads, name=str, threads_key=key
     ) as workers:
         for start in range(0, len(items), BATCH):
             part = items[start : start + BATCH]
@@ -264,21 +247,22 @@ class DecodeCache(contextlib.AbstractContextManager["DecodeCache"]):
     """Fingerprints of decoded images, so that indexing again decodes new and changed images only.
 
     An SQLite file with one writer. An entry counts while the image's path, and its file's size and
-    time, stay the same. The file begins empty where it is damaged, or of other code or libraries.
+    time, stay the same. The file begins empty where it is of other code or libraries.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
+        code = [Path(str(module.__file__)).read_bytes() for module in (fingerprints, image_files)]
+        libraries = map(version, ("numpy", "pillow", "pillow_heif"))
+        current = int(digest(*code, *libraries)[:8], 16) >> 1  # as many bits as there is room for
         with self._explained():
-            try:
-                self._file = _opened(path)
-            except sqlite3.OperationalError:  # the disk, permissions, or another process
-                raise
-            except sqlite3.DatabaseError:
-                for part in (path, path.with_name(f"{path.name}-journal")):
-                    part.unlink(missing_ok=True)
-                self._file = _opened(path)
+            self._file = sqlite3.connect(sqlite_uri(path), uri=True)
+            with self._file:
+                if self._file.execute("PRAGMA user_version").fetchone() != (current,):
+                    self._file.execute("DROP TABLE IF EXISTS images")
+                    self._file.execute(f"PRAGMA user_version = {current}")
+                self._file.execute(CREATE)
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
@@ -319,38 +303,17 @@ class DecodeCache(contextlib.AbstractContextManager["DecodeCache"]):
             ) from None
 
 
-def _opened(path: Path) -> sqlite3.Connection:
-    """Open the file, and empty it unless the same code and libraries wrote it."""
-    code = [Path(str(module.__file__)).read_bytes() for module in (fingerprints, image_files)]
-    libraries = map(version, ("numpy", "pillow", "pillow_heif"))
-    current = int(digest(*code, *libraries)[:8], 16) >> 1  # as many bits as there is room for
-    file = sqlite3.connect(sqlite_uri(path), uri=True)
-    try:
-        with file:
-            if file.execute("PRAGMA user_version").fetchone() != (current,):
-                file.execute("DROP TABLE IF EXISTS images")
-                file.execute(f"PRAGMA user_version = {current}")
-            file.execute(CREATE)
-    except sqlite3.Error:
-        file.close()
-        raise
-    return file
-
-
 def file_stats(paths: Sequence[str]) -> FileStats:
     """Return size and time of the files that hold N images, NO_FILE where there is none."""
     found, last, stat = [], "", NO_FILE
     for path in paths:
         container = image_files.container_of(path)
         if container != last:  # the images of a shard stand together
-            last, stat = container, _file_stat(container)
+            try:
+                state = os.stat(container)
+                stat = (state.st_size, state.st_mtime_ns)
+            except OSError:
+                stat = NO_FILE
+            last = container
         found.append(stat)
     return np.array(found, np.int64).reshape(-1, 2)
-
-
-def _file_stat(path: str) -> tuple[int, int]:
-    try:
-        state = os.stat(path)
-    except OSError:
-        return NO_FILE
-    return state.st_size, state.st_mtime_ns

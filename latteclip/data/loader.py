@@ -11,7 +11,6 @@ import logging
 import multiprocessing
 import shutil
 import signal
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -49,14 +48,14 @@ def batches(
 ) -> Iterator[tuple[Any, torch.Tensor]]:
     """Decode each batch while the model encodes the batch before it.
 
-    Yields:
-        The indices of B images [B], on the CPU, and images [B, 3, H, W] on `device`.
-
     Args:
         files: the images.
         keys: the indices of each batch, in order.
         device: of the model.
         threads: worker processes beside a GPU, and otherwise threads of this process.
+
+    Yields:
+        The indices of B images [B], on the CPU, and images [B, 3, H, W] on `device`.
     """
     if device.type == "cuda":
         item_bytes = files.transform(Image.new("RGB", (64, 64))).nbytes
@@ -73,19 +72,16 @@ def _by_threads(
     # torch runs each transform in one thread. With more, OpenMP would have more threads than cores,
     # and those of the model would sleep while they wait for each other.
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-    ahead: deque[list[Future[tuple[Any, torch.Tensor]]]] = deque()
+    ahead: list[Future[Any]] = []
     try:
         for indices in keys:
-            ahead.append([pool.submit(files.__getitem__, index) for index in indices])
-            if len(ahead) > 1:
-                yield _stacked(ahead.popleft())
-        yield from map(_stacked, ahead)
+            now, ahead = ahead, [pool.submit(files.__getitem__, index) for index in indices]
+            if now:
+                yield default_collate([sample.result() for sample in now])
+        if ahead:
+            yield default_collate([sample.result() for sample in ahead])
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _stacked(samples: Sequence[Future[tuple[Any, torch.Tensor]]]) -> Any:
-    return default_collate([sample.result() for sample in samples])
 
 
 def loader(
@@ -107,7 +103,7 @@ def loader(
         item_bytes: mean size of an item, which bounds the workers (`bounded`).
         collate: makes a batch of its items. None: their tensors are stacked.
     """
-    keys, ahead = iter(keys), None
+    keys, ahead, stack = iter(keys), None, collate or default_collate
     first = list(next(keys, ()))
     if workers:
         workers, ahead = bounded(workers, len(first) * item_bytes)
@@ -118,7 +114,7 @@ def loader(
         prefetch_factor=ahead if workers else None,
         multiprocessing_context="fork" if workers else None,  # they share the `ImageCache`
         pin_memory=pinned,
-        collate_fn=_in_shared_memory(collate or default_collate) if workers else collate,
+        collate_fn=(lambda samples: _shared(stack(samples))) if workers else stack,
         generator=torch.Generator(),  # or it would draw a number that a resumed run lacks
         worker_init_fn=_leave_signals_to_parent,
     )
@@ -148,37 +144,25 @@ def bounded(wanted: int, batch_bytes: float) -> tuple[int, int]:
     workers = max(0, min(wanted, room))
     if workers < wanted:
         log.warning(
-            "Images are loaded by %d processes, not by %d: %s has %d MiB free, and a batch takes "
-            "%d MiB. A container gets more of it by docker run --shm-size=8g (Apptainer: --bind "
-            "/dev/shm).",
-            *(workers or 1, wanted, errors.SHARED_MEMORY, free // MIB, batch_bytes / MIB),
+            "%s has %d MiB free, so that %d of %d processes load images, in batches of %d MiB; "
+            "docker run --shm-size=8g (Apptainer: --bind /dev/shm) gives a container more of it.",
+            *(errors.SHARED_MEMORY, free // MIB, workers or 1, wanted, batch_bytes / MIB),
         )
     return workers, 1
 
 
-def _in_shared_memory(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
-    """Return a function that makes a batch of samples in shared memory.
+def _shared(batch: Any) -> Any:
+    """Move the tensors of a batch, perhaps in lists and tuples, to shared memory, and return it.
 
-    torch would move it there in a thread of the worker, where a full /dev/shm loses the batch and
-    the training waits for it without end. Here the worker fails.
+    torch would do so in a thread of the worker, where a full /dev/shm loses the batch and the
+    training waits for it without end. Here the worker fails.
     """
-
-    def collate_there(samples: list[Any]) -> Any:
-        batch = collate(samples)
-        for tensor in _tensors(batch):
-            tensor.share_memory_()
-        return batch
-
-    return collate_there
-
-
-def _tensors(batch: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors of a batch, which may be nested lists and tuples."""
     if isinstance(batch, torch.Tensor):
-        yield batch
+        batch.share_memory_()
     elif isinstance(batch, list | tuple):
         for part in batch:
-            yield from _tensors(part)
+            _shared(part)
+    return batch
 
 
 def watched(batches: Iterable[T]) -> Iterator[T]:
@@ -199,11 +183,9 @@ def watched(batches: Iterable[T]) -> Iterator[T]:
         raise
 
 
+@atexit.register  # before what multiprocessing itself does at the exit
 def _end() -> None:
     """Kill the workers that an error has left, for they ignore the SIGTERM of multiprocessing."""
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()
-
-
-atexit.register(_end)  # before what multiprocessing itself does at the exit

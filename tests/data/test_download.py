@@ -31,15 +31,6 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def test_a_file_is_fetched_and_verified(host, folder, caplog):
-    caplog.set_level(logging.INFO)
-    url = host.serve("/file.bin", CONTENT)
-    path = fetch("file.bin", wanted(url), folder)
-    assert path == folder / "file.bin" and path.read_bytes() == CONTENT
-    assert f"{url} served file.bin" in caplog.text
-    assert names(folder) == ["file.bin"] and not list((folder / ".part").iterdir())
-
-
 @pytest.fixture
 def broken_off(host, folder, monkeypatch):
     """Breaks off the transfer of a file at its half; returns its URL."""
@@ -219,16 +210,6 @@ def test_the_checksum_comes_from_the_hub(host, tmp_path, monkeypatch):
     status, log, output = hub(host, tmp_path, {"file": "pack.zip", "checksum": "hub"}, **files)
     assert status == 2 and "and not sha256:" in log, log
     assert not output.exists()
-
-
-def test_nested_archives_are_unpacked_where_they_lie(host, tmp_path):
-    packed = zipped({"top/inner.tar.gz": ARCHIVE, "top/other.tar.gz": b"left alone"})
-    url = host.serve("/images.zip", packed)
-    output = tmp_path / "demo" / "data"
-    nested = wanted(url, content=packed, nested=["inner.tar.gz"], into="deep")
-    download_dataset("demo", downloads.DownloadSettings({"images.zip": nested}), str(output))
-    found = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
-    assert found == {"deep/top/images/a.jpg", "deep/top/images/b.jpg", "deep/top/other.tar.gz"}
 
 
 def test_a_shard_is_not_unpacked_and_takes_its_room_once(host, tmp_path):

@@ -3,12 +3,21 @@ import logging
 import numpy as np
 import pytest
 from PIL import Image
-from support.twins import TWINS, picture
+from scipy.fft import dctn
+from support.twins import TWINS, cropped, picture
 
 from latteclip.core import tables
 from latteclip.data import find_duplicates as stage
 from latteclip.data.find_duplicates import MIN_CORRELATION, detail_correlation
-from latteclip.data.fingerprints import VIEWS
+from latteclip.data.fingerprints import (
+    BITS,
+    FREQUENCIES,
+    SIDE,
+    THUMBNAIL,
+    VIEWS,
+    fingerprint,
+    hashes,
+)
 from latteclip.data.index_images import index_images
 from latteclip.data.splits import SplitSettings
 
@@ -109,3 +118,38 @@ def test_a_crop_is_aligned_with_its_whole(view):
     part = whole.resize((64, 64), box=(left, top, left + 256 * share, top + 256 * share))
     ones = stage.small_picture(whole)[None]
     assert detail_correlation(ones, np.asarray(part)[None], [view]) > 0.95
+
+
+# Fingerprints.
+
+
+def bits(image):
+    """The hashes of a picture as bits [V, BITS]."""
+    found = np.frombuffer(fingerprint(image).hashes, np.uint8)
+    return np.unpackbits(found.reshape(len(VIEWS), -1), axis=1)
+
+
+def test_the_hash_of_the_whole_is_that_of_the_cosine_transform():
+    grey = np.random.default_rng(0).uniform(0, 255, (SIDE, SIDE)).astype(np.float32)
+    waves = dctn(grey - grey.mean(), type=2)[:FREQUENCIES, :FREQUENCIES].ravel()
+    wanted = waves > np.median(waves)
+    found = np.unpackbits(hashes(grey)[0]).astype(bool)
+    assert (found != wanted)[np.abs(waves - np.median(waves)) > 1e-3 * waves.std()].sum() == 0
+
+
+@pytest.mark.parametrize("view", range(1, len(VIEWS)))
+def test_the_hash_of_a_view_is_that_of_the_crop(view):
+    image = picture(1, (640, 480))
+    share, down, across = VIEWS[view]
+    whole = bits(cropped(image, share, across, down))[0]
+    differing = (bits(image) != whole).sum(axis=1)
+    assert differing.argmin() == view and differing[view] < BITS / 16
+
+
+def test_sizes_and_thumbnail_are_those_of_the_picture():
+    image = Image.new("RGB", (48, 32), "black")
+    image.paste("white", (24, 0, 48, 32))
+    found = fingerprint(image)
+    assert (found.width, found.height) == (48, 32)
+    thumbnail = np.frombuffer(found.thumbnail, np.uint8).reshape(THUMBNAIL, 2, -1)
+    assert (thumbnail[:, 0] == 0).all() and (thumbnail[:, 1] == 255).all()

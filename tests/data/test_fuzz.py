@@ -6,7 +6,6 @@ import warnings
 from functools import partial
 from pathlib import Path
 
-import pytest
 from hypothesis import strategies as st
 from PIL import Image
 from support.fuzz import check, damaged, fuzzed
@@ -170,19 +169,3 @@ def test_a_damaged_image_is_decoded_or_refused(content, max_side):
     if found is not None:
         assert found.mode == "RGB" and found.width * found.height <= images.MAX_PIXELS
         assert max_side is None or max(found.size) <= max_side
-
-
-@pytest.mark.parametrize("kind", PACKED)
-def test_whole_archives_are_unpacked(kind):
-    """Or the tests above would show nothing."""
-    assert unpacked(PACKED[kind]) == FILES
-
-
-@pytest.mark.parametrize("kind", SHARDS)
-def test_whole_shards_are_read(kind):
-    assert read_of_shard(kind, SHARDS[kind]) == [(b"one", 0), (b"two", 1)]
-
-
-@pytest.mark.parametrize("form", PICTURES)
-def test_whole_images_are_decoded(form):
-    assert images.open_rgb("x", content=io.BytesIO(PICTURES[form])).mode == "RGB"

@@ -10,8 +10,12 @@ from latteclip.core.errors import UserError
 from latteclip.data.images import open_rgb, read_and_decode
 
 
-def saved(path, size, **options):
-    Image.new("RGB", size).save(path, **options)
+def saved(path, size):
+    return saved_as(path, Image.new("RGB", size))
+
+
+def saved_as(path, image, **options):
+    image.save(path, **options)
     return path
 
 
@@ -42,15 +46,7 @@ def test_what_runs_programs_is_no_image(tmp_path):
     assert "known format" in read_and_decode(tmp_path / "script.jpg")
 
 
-RAISED = [
-    struct.error("unpack requires a buffer of 4 bytes"),
-    MemoryError(),
-    RecursionError("maximum recursion depth exceeded"),
-    ValueError(""),
-]
-
-
-@pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("error", [struct.error("4 bytes"), MemoryError(), ValueError("")])
 def test_whatever_a_decoder_raises_is_a_broken_image(tmp_path, monkeypatch, error):
     def broken(image):
         raise error
@@ -90,11 +86,6 @@ def test_phone_pictures_are_decoded_upright(tmp_path, name):
 
 
 # Pixels.
-
-
-def saved_as(path, image, **options):
-    image.save(path, **options)
-    return path
 
 
 def pixels(path):
@@ -141,12 +132,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation, turn):
 
 @pytest.mark.parametrize(
     ("min_side", "size"),
-    [
-        (None, (640, 480)),
-        (240, (320, 240)),
-        (61, (160, 120)),
-        (60, (80, 60)),
-    ],
+    [(None, (640, 480)), (240, (320, 240)), (61, (160, 120)), (60, (80, 60))],
 )
 def test_a_jpeg_is_decoded_smaller_where_its_shorter_side_allows(tmp_path, min_side, size):
     picture = Image.fromarray(ramp(480, 640, 3))
