@@ -81,7 +81,7 @@ class Setting:
         """The loss as the package computes it."""
         features = encode.encode_images(self.clip, self.images)
         batch = TrainingBatch(self.index, self.labels[self.index], features, self.scale())
-        loss: torch.Tensor = self.objective.loss(batch).loss
+        loss: torch.Tensor = self.objective.loss(batch)[0]
         return loss
 
     def authors(self) -> torch.Tensor:

@@ -280,7 +280,7 @@ def write_table(
                 first_error = first_error or columns["error"] or ""
                 engine_names |= {answer.engine for answer in answers}
                 dates |= {answer.date for answer in answers}
-            add(tables.as_columns(rows, schema))
+            add(pa.Table.from_pylist(rows, schema))
         if count["failed"] + count["empty"] > job.settings.max_failed * count["asked"]:
             raise _too_many(job, count, first_error, file_key)
         metadata |= {

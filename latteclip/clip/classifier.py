@@ -24,13 +24,10 @@ ROWS = 2**14  # images whose scores are held at once
 
 @dataclass(frozen=True)
 class Classifier:
-    """A linear classifier of L2-normalised image features.
-
-    The rows of class texts and prototypes have no bias. That of other classifiers has the means.
-    """
+    """A linear classifier of L2-normalised image features."""
 
     weights: torch.Tensor  # [C, D] float32
-    bias: torch.Tensor  # [C] float32, in units of the scores
+    bias: torch.Tensor  # [C] float32, in units of the scores; 0 for class texts and prototypes
 
     @classmethod
     def of(cls, weights: torch.Tensor, bias: torch.Tensor | None = None) -> Self:
@@ -50,8 +47,8 @@ class Classifier:
 def save_classifier(path: str | Path, classifier: Classifier, described: Mapping[str, Any]) -> None:
     """Write a classifier with its description.
 
-    The description is JSON in one entry of the metadata: safetensors writes several entries in
-    random order, and equal classifiers must be equal files.
+    The description is JSON in one entry of the metadata, for safetensors writes several entries in
+    random order.
     """
     tensors = {KEY: classifier.weights, BIAS: classifier.bias}
     with replacing(path) as temporary:
@@ -80,23 +77,21 @@ def load_classifier(path: str | Path, **expected: object) -> tuple[Classifier, d
 
 
 def _check(weights: torch.Tensor, bias: torch.Tensor, described: Any) -> None:
-    """Raise ValueError for what cannot classify. The file may be of a model folder of others."""
+    """Raise ValueError for what cannot classify, for the file may be a stranger's."""
     if weights.ndim != 2 or not weights.numel() or bias.shape != weights.shape[:1]:
         raise ValueError(f"a matrix of shape {[*weights.shape]}, a bias of {[*bias.shape]}")
     if not all(each.is_floating_point() and each.isfinite().all() for each in (weights, bias)):
         raise ValueError("numbers that are not finite floating-point ones")
     names = described.get("classnames") if isinstance(described, dict) else ()
-    if names is None:
-        return
     are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not are_names or not len({*names}) == len(names) == len(weights):
+    if names is not None and not (are_names and len({*names}) == len(names) == len(weights)):
         raise ValueError(f"class names that are not {len(weights)} different strings")
 
 
 def best_classes(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the k best classes of each row [N, C], best first, and their scores.
 
-    Both are [N, min(k, C)]. Equal scores are ordered by class, as `argmax` takes the first.
+    Both are [N, min(k, C)]. Equal scores are ordered by class.
     """
     best = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     indices, values = best.indices[:, :k], best.values[:, :k]

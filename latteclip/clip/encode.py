@@ -54,17 +54,13 @@ class CausalText:
         """Return features [T, D] of tokens [T, L] with L up to the context length."""
         tower, length = self.tower, tokens.shape[1]
         dtype = tower.transformer.get_cast_dtype()
-        x: torch.Tensor
         x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
         x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-        pool = open_clip.transformer.text_global_pool
-        x = pool(tower.ln_final(x), tokens, self.pool_type, self.eos_id)  # [T, width]
-        projection = tower.text_projection
+        pool, projection = open_clip.transformer.text_global_pool, tower.text_projection
+        pooled: torch.Tensor = pool(tower.ln_final(x), tokens, self.pool_type, self.eos_id)
         if isinstance(projection, torch.nn.Linear):
-            x = projection(x)
-        elif projection is not None:
-            x = x @ projection
-        return x
+            return projection(pooled)  # type: ignore[no-any-return]
+        return pooled if projection is None else pooled @ projection
 
 
 def text_tower(model: torch.nn.Module) -> Any:
@@ -85,7 +81,7 @@ def encode_images(clip: Clip, images: torch.Tensor) -> torch.Tensor:
 def encode_texts(clip: Clip, tokens: torch.Tensor) -> torch.Tensor:
     """Encode tokens [T, L] to L2-normalised float32 features [T, D].
 
-    A causal tower gets texts by length, in batches without padding: the features are the same.
+    A causal tower gets texts by length, without padding: the features are the same.
     """
     if len(tokens) == 0:  # of a process without a share: some towers refuse empty batches
         return torch.zeros(0, clip.config["embed_dim"], device=clip.device)
@@ -112,10 +108,9 @@ def _encode_by_length(clip: Clip, tower: CausalText, tokens: torch.Tensor) -> to
 
 
 def _encode(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Tensor:
-    """Return `encode(rows)`. Of a micro-batch only features are stored until its backward pass.
+    """Return `encode(rows)`. With micro-batches memory holds the activations of one (GradCache).
 
-    That encodes each micro-batch again, with the same random draws, so that memory holds the
-    activations of one while the loss compares all rows (GradCache).
+    The backward pass encodes each again, with the same random draws.
     """
     if not torch.is_grad_enabled():
         return _halving_on_oom(clip, encode, rows)
@@ -131,7 +126,7 @@ def _halving_on_oom(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Te
     while True:
         try:
             return torch.cat([encode(part) for part in rows.split(clip.at_once or len(rows))])
-        except torch.OutOfMemoryError:  # what it holds is free once the handler is left
+        except torch.OutOfMemoryError:  # which holds memory until the handler is left
             tried = min(len(rows), clip.at_once or len(rows))
         if tried == 1:
             raise UserError(
@@ -155,7 +150,7 @@ def encode_files(clip: Clip, paths: Sequence[str], batch_size: int, threads: int
 def encoded(
     models: Sequence[Clip], files: loader.ImageFiles, batch_size: int, threads: int
 ) -> Iterator[tuple[Any, list[torch.Tensor]]]:
-    """Yield the marks of B files and their features [B, D] by each model, on the CPU.
+    """Yield the marks of B files and their features [B, D] on the CPU by each model.
 
     The models are on one device and share the transform of `files`.
     """
@@ -176,8 +171,8 @@ def class_embeddings(
 ) -> torch.Tensor:
     """Return W0 [C, D], L2-normalised, on the CPU: row c = f_txt(T(c)) (LatteCLIP, section 3.1).
 
-    The features of several templates or names of a class are averaged, as in CLIP's evaluation:
-    each is L2-normalised, and so is their mean. Raises UserError for words of other classes.
+    The features of several templates or names of a class are averaged, as in CLIP's evaluation.
+    Raises UserError for synonyms of other classes.
     """
     words = ClassTemplates.of(template, synonyms)
     names, rows = zip(*words.names(classnames), strict=True)

@@ -10,14 +10,13 @@ import torch
 
 
 class FeatureMemmap:
-    """A table [N, D] of float32 in a temporary file without a name, filled with zeros.
+    """A table [N, D] of float32 zeros in a temporary file, which goes with the process.
 
-    Rows are indexed like a tensor's, by slices, indices or masks. Reads return copies. The file
-    lies in TMPDIR and goes with the process.
+    Rows are indexed like a tensor's, by slices, indices or masks. Reads return copies. OSError: the
+    disk is full.
     """
 
     def __init__(self, n: int, width: int) -> None:
-        """Allocate n rows, or raise OSError if the disk is full."""
         self.shape = (n, width)
         self._file = tempfile.TemporaryFile(prefix="latteclip-")  # noqa: SIM115
         weakref.finalize(self, self._file.close)

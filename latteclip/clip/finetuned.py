@@ -40,16 +40,12 @@ def load(
     *,
     classnames: Sequence[str] | None = None,
 ) -> FinetunedModel:
-    """Load a fine-tuned model.
+    """Load a fine-tuned model from its folder, or that of its run or dataset.
 
-    Args:
-        model: its folder, or that of its run or dataset.
-        device: of the model.
-        precision: bf16, fp16 or float32, in which a GPU encodes.
-        classnames: the C classes that it must have. None: any.
+    A GPU encodes in `precision`: bf16, fp16 or float32.
 
     Raises:
-        UserError: it is not a fine-tuned model, a file is broken, or the classes are others.
+        UserError: it is not a fine-tuned model, a file is broken, or it has other `classnames`.
     """
     folder = find(model)
     clip = clips.load(f"local-dir:{folder}", None, device, precision)
@@ -60,8 +56,8 @@ def load(
     width = clip.config["embed_dim"] + sum(widths)
     if not described.get("classnames") or classifier.weights.shape[1] != width:
         raise UserError(
-            f"{path} has no classnames, or no rows of width {width}, which the features of the "
-            "model beside it have; put the files of one training together."
+            f"{path} has no classnames, or no rows of the width {width} of the model beside it; "
+            "put the files of one training together."
         )
     words = ClassTemplates.described_by(described)
     return FinetunedModel(folder, clip, classifier, described["classnames"], words, widths)

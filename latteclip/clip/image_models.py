@@ -5,6 +5,7 @@ Letters: B batch, D width of the features.
 
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,21 +59,19 @@ def load(name: str, device: torch.device, precision: str = "bf16") -> ImageModel
     """
     devices.check_precision(device, precision)
     with clips.loading(f"Image model {name!r}", "check eyes"):
-        names = open_clip_names(name)
-        if names is None:
+        if (names := open_clip_names(name)) is None:
             import timm  # not at the top: it takes a second
 
             files = timm_model(name)
             network = Pooled(_network(files)).eval().to(device)
             clips.check_finite(name, network)
             config = {"embed_dim": _width(network, files, device)}
-            values = vars(files.preprocessing)
-            values = {**values, "input_size": tuple(values["input_size"]), "is_training": False}
+            values = vars(files.preprocessing) | {"is_training": False}
+            values["input_size"] = tuple(values["input_size"])
             transform = timm.data.create_transform(**values)
             found = (network, _no_texts, transform, config, device, precision)
             return ImageModel(*found, name=name, timm=files)
-    clip = clips.load(*names, device, precision)
-    return ImageModel(**{**vars(clip), "name": name})
+    return ImageModel(**{**vars(clips.load(*names, device, precision)), "name": name})
 
 
 def _no_texts() -> Any:
@@ -83,13 +82,10 @@ def _network(files: TimmModel) -> Any:
     """Return a network with its weights, without its classifier."""
     import timm
 
-    def build() -> Any:
-        return timm.create_model(
-            files.architecture, pretrained=False, num_classes=files.outputs, **files.arguments
-        )
-
+    options = {**files.arguments, "pretrained": False, "num_classes": files.outputs}
+    build = partial(timm.create_model, files.architecture, **options)
     clips.check_size(build, [files.weights])
-    network = build()
+    network: Any = build()
     network.load_state_dict(load_file(files.weights))
     network.reset_classifier(0)
     return network

@@ -55,9 +55,7 @@ class Clip:
 
 
 def load(model: str, pretrained: str | None, device: torch.device, precision: str = "bf16") -> Clip:
-    """Load weights in float32, in evaluation mode.
-
-    No code of a model is run (`latteclip.data.clip_config`), and a folder needs no network.
+    """Load weights in float32, in evaluation mode, without running code of a model.
 
     Args:
         model: an open_clip name, `hf-hub:<repo>` or `local-dir:<folder>`.
@@ -125,7 +123,7 @@ def check_foreign(model: str, config: dict[str, Any], options: dict[str, Any]) -
 def check_size(build: Callable[[], torch.nn.Module], files: Sequence[Path]) -> None:
     """Raise UserError if an untrusted network has more numbers than its files have bytes.
 
-    It is built on the meta device, which takes no memory but a second the first time.
+    The meta device takes no memory, but a second the first time.
     """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # that there are no weights
@@ -166,8 +164,8 @@ def check_finite(model: str, network: torch.nn.Module) -> None:
         # Both extremes of NaN are NaN. Checking each number takes fifteen times as long.
         if is_number and not all(extreme.isfinite() for extreme in tensor.aminmax()):
             raise UserError(
-                f"The weights {name} of CLIP model {model!r} are not finite numbers: the file is "
-                "damaged, or its training failed; take another copy, or train again."
+                f"The weights {name} of model {model!r} are not finite numbers; take another copy, "
+                "or train again."
             )
 
 
@@ -178,10 +176,7 @@ def save(
     words: ClassTemplates | str,
     folder: Path,
 ) -> None:
-    """Write a new folder that stock open_clip loads by `local-dir:`, with a classifier and sums.
-
-    The classifier is of the C classes that `classnames` and `words` (or one template) name.
-    """
+    """Write a new folder that stock open_clip loads by `local-dir:`, with a classifier and sums."""
     save_network(clip, folder)
     words = ClassTemplates.of(words) if isinstance(words, str) else words
     described = {"classnames": classnames, **words.described}
@@ -190,10 +185,7 @@ def save(
 
 
 def save_network(clip: Clip, folder: Path) -> None:
-    """Write a new folder that stock open_clip loads by `local-dir:`.
-
-    For this program, it has the configuration of a text tower of transformers as well.
-    """
+    """Write a new folder that stock open_clip loads by `local-dir:`."""
     folder.mkdir(parents=True)
     model: Any = clip.model
     state = {  # copies: safetensors takes neither shared memory nor other memory formats

@@ -34,9 +34,9 @@ class UnknownDetector:
         share: float,
         described: Mapping[str, Any],
     ) -> tuple[Self, torch.Tensor]:
-        """Fit a detector that calls a share of the training images unknown. Return all scores too.
+        """Fit a detector that calls a share of the training images, a mask [N], unknown.
 
-        The training images are a mask [N], of at least one. `described` is that of the texts.
+        Returns it with the scores of all images.
         """
         every = parts(len(features), ROWS)
         sums = [features[rows][training[rows]].double().sum(dim=0) for rows in every]

@@ -3,7 +3,6 @@
 Letters: C classes.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -14,9 +13,9 @@ from latteclip.core.settings import from_values
 PLACE = "{}"
 
 
-def clean_classname(name: str, replace: Mapping[str, str]) -> str:
+def clean_classname(name: str, replace: Mapping[str, str] | None = None) -> str:
     """Return a class name as CLIP reads it: in lower case, with replacements and single spaces."""
-    for old, new in replace.items():
+    for old, new in (replace or {}).items():
         name = name.replace(old, new)
     return " ".join(name.lower().split())
 
@@ -44,60 +43,44 @@ def clean_classnames(names: Sequence[str], replace: Mapping[str, str]) -> list[s
 
 
 def fill(template: str, classname: str) -> str:
-    """Return a template or prompt with a class name in place of {}, if it has that."""
+    """Return a template or prompt with a class name in place of {}."""
     return template.replace(PLACE, classname)
 
 
 def class_texts(template: str, classnames: Sequence[str]) -> list[str]:
     """Return T(c) for every class: the C class descriptions (LatteCLIP, section 3.1)."""
-    if PLACE not in template:
-        raise UserError(f"Class template {template!r} has no {PLACE} for the class name.")
     return [fill(template, name) for name in classnames]
 
 
 @dataclass(frozen=True)
 class ClassTemplates:
-    """Templates, each with {} for a name, and synonyms of the class names.
+    """Templates of class texts, and other names of the classes, by name as CLIP reads it."""
 
-    Class names are as CLIP reads them, in lower case. Tables show them as the dataset writes them.
-    """
-
-    templates: list[str]
-    synonyms: dict[str, list[str]] = field(default_factory=dict)  # by class name
-    written: dict[str, str] = field(default_factory=dict)  # by class name, where they differ
+    templates: list[str]  # each with {} for the name
+    synonyms: dict[str, list[str]] = field(default_factory=dict)
+    written: dict[str, str] = field(default_factory=dict)  # by the dataset, where it differs
 
     def __post_init__(self) -> None:
-        names = Counter(name for others in self.synonyms.values() for name in others)
-        twice = [name for name, times in names.items() if times > 1]
         if not self.templates or not all(PLACE in template for template in self.templates):
             raise UserError(f"template {self.templates} needs {PLACE} for the class name.")
-        if twice or not all(names) or not all(self.synonyms.values()):
-            wrong = f"{twice[0]!r} twice" if twice else f"an empty name in {self.synonyms}"
-            raise UserError(f"class_synonyms has {wrong}; remove it.")
+        names = [name for others in self.synonyms.values() for name in others or [""]]
+        if not all(names) or len(set(names)) < len(names):
+            raise UserError(f"class_synonyms has an empty name, or a name twice: {self.synonyms}.")
 
     @classmethod
     def of(
         cls, template: str | Sequence[str], synonyms: Mapping[str, Sequence[str]] | None = None
     ) -> Self:
-        """Build them from a dataset's `template` and `class_synonyms`.
-
-        Raises:
-            UserError: there is no template, one has no place for the name, or a synonym is empty or
-                given twice.
-        """
+        """Build them from a dataset's `template` and `class_synonyms`, or raise UserError."""
         cleaned = {
-            clean_classname(str(name), {}): [clean_classname(other, {}) for other in others]
+            clean_classname(str(name)): [*map(clean_classname, others)]
             for name, others in (synonyms or {}).items()
         }
         return cls([template] if isinstance(template, str) else list(template), cleaned)
 
     @classmethod
     def described_by(cls, metadata: Mapping[str, Any]) -> Self:
-        """Build them from the metadata of a file (`described`).
-
-        Raises:
-            UserError: the metadata lack them.
-        """
+        """Build them from the metadata of a file (`described`), or raise UserError."""
         values = {
             "templates": metadata.get("templates", [metadata.get("template")]),
             "synonyms": metadata.get("class_synonyms", {}),
@@ -112,10 +95,10 @@ class ClassTemplates:
 
     @property
     def described(self) -> dict[str, Any]:
-        """Return them as metadata: the first template, and the rest if there is any."""
+        """Return them as metadata, without empty entries."""
         described = {
             "template": self.template,
-            "templates": self.templates[1:] and self.templates,
+            "templates": self.templates if len(self.templates) > 1 else [],
             "class_synonyms": self.synonyms,
             "written_names": self.written,
         }
@@ -131,7 +114,7 @@ class ClassTemplates:
         Raises:
             UserError: a synonym is of no class, or is itself the name of a class.
         """
-        rows = {clean_classname(name, {}): row for row, name in enumerate(classnames)}
+        rows = {clean_classname(name): row for row, name in enumerate(classnames)}
         named = [(name, row) for row, name in enumerate(classnames)]
         for classname, others in self.synonyms.items():
             if classname not in rows:
@@ -139,10 +122,9 @@ class ClassTemplates:
                     f"class_synonyms has names for {classname!r}, which is not a class of the "
                     f"dataset; {suggestion(classname, rows)}"
                 )
-            if taken := [other for other in others if other in rows]:
+            if not rows.keys().isdisjoint(others):
                 raise UserError(
-                    f"class_synonyms calls the class {classname!r} also {taken[0]!r}, which is the "
-                    "name of a class itself; remove it."
+                    f"class_synonyms calls {classname!r} by the name of a class: {others}."
                 )
             named += [(other, rows[classname]) for other in others]
         return named

@@ -19,11 +19,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
 
 
 def pick(name: str, threads: int) -> torch.device:
-    """Return a device, and set the number of CPU threads.
-
-    Args:
-        name: auto (CUDA where there is one), cpu, cuda or cuda:<n>.
-        threads: at least 1.
+    """Set the number of CPU threads, and return a device: auto, cpu, cuda or cuda:<n>.
 
     Raises:
         UserError: there is no such device, or torch cannot use it.
@@ -53,7 +49,7 @@ def pick(name: str, threads: int) -> torch.device:
 
 
 def sees_gpu() -> bool:
-    """Return whether torch can use a GPU. Raise UserError for a visible GPU that it cannot use."""
+    """Return whether torch can use a GPU, or raise UserError if it cannot use a visible one."""
     if torch.cuda.is_available():
         return True
     gpus.refuse_unusable(torch.__version__, torch.version.cuda, sees_none=True)
@@ -64,9 +60,8 @@ def check_precision(device: torch.device, precision: str) -> None:
     """Raise UserError where `precision` is unknown, or is bf16 on a card that only emulates it."""
     if precision not in PRECISIONS:
         raise UserError(f"clip.precision {precision!r} is none of {', '.join(PRECISIONS)}.")
-    if device.type != "cuda" or precision != "bf16":
-        return
-    if not torch.cuda.is_bf16_supported(including_emulation=False):
+    is_bf16 = device.type == "cuda" and precision == "bf16"
+    if is_bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(
             f"clip.precision is bf16, which the card {torch.cuda.get_device_name(device)} cannot "
             "compute in; set it to fp16 or float32."
@@ -92,8 +87,7 @@ def autocast(
 def keep_big_buffers() -> None:
     """Let glibc keep freed memory, which makes training on a CPU two to three times as fast.
 
-    By default glibc unmaps every big buffer when it is freed, and training allocates the same ones
-    at every step. The process keeps its peak memory. Call before the first big allocation.
+    Training allocates the same big buffers at every step. The process keeps its peak memory.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -19,10 +19,7 @@ WORKER_KILLED = (
 
 
 class UserError(Exception):
-    """Bad input or configuration. The message names the mistake, its place and the remedy.
-
-    The command line prints it as one sentence, without a traceback, and exits with status 2.
-    """
+    """A user's mistake: one sentence that names it, its place and the remedy."""
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -69,7 +66,7 @@ def refused_by_system(error: BaseException) -> str | None:
 def worker_failure(error: BaseException) -> str | None:
     """Return the message for a full /dev/shm, or for a killed process that loaded images.
 
-    torch raises the latter from a signal handler, so anywhere. None: it is another error.
+    None: it is another error.
     """
     text = f"{error} {error.__cause__}"
     if not isinstance(error, RuntimeError) or "DataLoader worker" not in text:
@@ -78,8 +75,8 @@ def worker_failure(error: BaseException) -> str | None:
         total, _, free = shutil.disk_usage(SHARED_MEMORY)
         return (
             f"{SHARED_MEMORY} has {total // MIB} MiB, {free // MIB} of them free, too few for the "
-            "processes that load images; start the container with more of it (docker run "
-            "--shm-size=8g; Apptainer: --bind /dev/shm), or lower threads of this stage."
+            "processes that load images; lower threads of this stage, or start the container with "
+            "more of it (docker run --shm-size=8g; Apptainer: --bind /dev/shm)."
         )
     killed = "killed by signal" in text or "exited unexpectedly" in text
     return WORKER_KILLED if killed else None

@@ -8,10 +8,9 @@ import json
 import os
 import shutil
 import socket
-import stat
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from latteclip.core.errors import DELETE_AND_RERUN, UserError
@@ -27,17 +26,13 @@ def replacing(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     The body may create a file or a folder under that name. When the body raises, what it wrote is
     removed and `path` stays as it was. Files that killed processes left over are removed first.
 
-    Args:
-        path: of a file or a folder.
-        overwrite: a folder may replace a folder with content.
-
     Raises:
-        UserError: `path` is a folder with content.
-        OSError: its place cannot be written, or is a file where the body made a folder.
+        UserError: `path` is a folder with content, which needs `overwrite`.
+        OSError: its place cannot be written, or is a file where the body created a folder.
     """
     path = Path(path)
-    if not overwrite:
-        refuse_folder(path)
+    if path.is_dir() and not overwrite:
+        new_folder(path)
     # Machines that share a file system may have processes of the same number.
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,12 +48,6 @@ def replacing(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         _remove(temporary)
 
 
-def refuse_folder(path: str | Path) -> None:
-    """Raise UserError where a folder with content would be replaced."""
-    if os.path.isdir(path) and (not Path(path).name or any(Path(path).iterdir())):
-        raise UserError(f"{path} is a folder that is not empty; delete it or name another place.")
-
-
 def new_folder(path: str | Path) -> Path:
     """Return the place of a folder to write, with links resolved.
 
@@ -67,14 +56,14 @@ def new_folder(path: str | Path) -> Path:
     """
     folder = Path(path).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{path} exists and is not an empty folder; name another place.")
+        raise UserError(f"{path} exists and is not an empty folder; delete it or name another.")
     return folder
 
 
 def remove_left_over(folder: Path, name: str = "*") -> None:
     """Remove temporary files that killed processes left over for names that fit a glob.
 
-    Those of this machine go when their process is gone, those of others when they are a day old.
+    A file of this machine goes when its process is gone, another when it is a day old.
     """
     for temporary in folder.glob(f".{name}.*.tmp"):
         rest, _, process = temporary.name.removesuffix(".tmp").rpartition(".")
@@ -127,24 +116,10 @@ def read_object(
     return values
 
 
-def leads_out(name: str) -> bool:
-    """Return whether a relative name leaves its folder, on any system."""
-    path = PureWindowsPath(name)  # takes both / and \ as separators
-    return not name or bool(path.drive or path.root) or ".." in path.parts
-
-
 def existing(path: str | Path) -> Path:
     """Return a path, or its nearest parent that exists, on whose disk it will be."""
     path = Path(path).resolve()
     return next(place for place in (path, *path.parents) if place.exists())
-
-
-def irregular(path: str | Path) -> str | None:
-    """Return the kind of a file whose reading may never end, such as a pipe; None: regular."""
-    mode = os.stat(path).st_mode
-    if stat.S_ISREG(mode):
-        return None
-    return "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
 
 
 @contextlib.contextmanager
@@ -168,6 +143,6 @@ def sqlite_uri(path: Path) -> str:
     try:
         with path.open("ab") as file:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:  # others are SQLite's to tell
+    except OSError as error:  # SQLite reports the others
         lacks_locks = error.errno in NO_LOCKS
     return path.absolute().as_uri() + ("?nolock=1" if lacks_locks else "")

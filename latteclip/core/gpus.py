@@ -1,7 +1,6 @@
 """One GPU for each job, where several jobs run on one machine.
 
-The locks hold across runs, within the GPUs that CUDA_VISIBLE_DEVICES leaves to each. All answers
-are those of nvidia-smi: nothing here touches CUDA.
+The locks hold across runs. All answers are those of nvidia-smi: nothing here touches CUDA.
 
     python -m latteclip.core.gpus N COMMAND ...     # claims N GPUs for all processes of a command
 """
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from latteclip.core.errors import UserError
+from latteclip.core.terminal import one_line
 
 log = logging.getLogger(__name__)
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -42,7 +42,6 @@ OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 # The oldest compute capability for which each CUDA has code, where torch was built for older ones.
 OLDEST_CARD = {13: (7, 5)}  # Turing; CUDA 12 has Volta (V100) and Pascal
 _locks: list[IO[str]] = []  # of this process, which end with it
-_claimed: list[str] = []  # the GPUs of this process
 
 
 def claim(n: int = 1) -> None:
@@ -54,7 +53,7 @@ def claim(n: int = 1) -> None:
     Raises:
         UserError: this process may use fewer than n.
     """
-    if _claimed:
+    if {CLAIMED, "LOCAL_RANK"} & set(os.environ):
         return
     usable = visible()
     if not usable:
@@ -63,9 +62,6 @@ def claim(n: int = 1) -> None:
                 "A GPU is here, but nvidia-smi is not, so jobs cannot lock the GPU that they use: "
                 "start the container with NVIDIA_DRIVER_CAPABILITIES=compute,utility."
             )
-        return
-    if {CLAIMED, "LOCAL_RANK"} & set(os.environ):
-        _claimed.append(os.environ.get(CLAIMED, "that of its rank"))
         return
     if len(usable) < n:
         within = f" ({VISIBLE}={os.environ[VISIBLE]})" if VISIBLE in os.environ else ""
@@ -78,7 +74,6 @@ def claim(n: int = 1) -> None:
     os.environ[CLAIMED] = ",".join(chosen)
     if len(usable) > 1 or VISIBLE in os.environ:
         os.environ[VISIBLE] = os.environ[CLAIMED]
-    _claimed.extend(chosen)
 
 
 def visible() -> dict[str, str]:
@@ -91,8 +86,7 @@ def visible() -> dict[str, str]:
         return {}
     found = _uuids()
     if VISIBLE not in os.environ:
-        whole = {uuid: uuid for uuid in found if not found[uuid]}
-        return whole | {part: part for parts in found.values() for part in parts}
+        return {name: name for uuid, parts in found.items() for name in parts or [uuid]}
     named = [name.strip() for name in os.environ[VISIBLE].split(",")]
     uuids = [_uuid_of(name, found) for name in named]
     return dict(zip(named, itertools.takewhile(bool, uuids), strict=False))
@@ -117,7 +111,7 @@ def free() -> int:
 
 
 def _memory_in_use() -> dict[str, int]:
-    """Return the UUID of each whole GPU with the MiB in use, as far as NVIDIA's tool says."""
+    """Return the MiB in use on whole GPUs by UUID, as far as NVIDIA's tool says."""
     lines = _nvidia_smi("--query-gpu=uuid,memory.used", "--format=csv,noheader,nounits")
     pairs = [line.partition(", ") for line in lines]
     return {uuid: int(used) for uuid, _, used in pairs if used.isdigit()}
@@ -159,8 +153,7 @@ def _nvidia_smi(*options: str) -> list[str]:
         raise UserError(f"nvidia-smi does not answer in {TIMEOUT} s; {REPAIR}.") from None
     if run.returncode in (0, NOT_FOUND):
         return run.stdout.splitlines() if run.returncode == 0 else []
-    lines = f"{run.stdout}\n{run.stderr}".split("\n")
-    reason = next((line.strip(" .") for line in reversed(lines) if line.strip()), "no message")
+    reason = one_line(f"{run.stdout} {run.stderr}").rstrip(".")
     raise UserError(f"nvidia-smi fails with status {run.returncode} ({reason}); {REPAIR}.")
 
 
@@ -175,44 +168,39 @@ def refuse_unusable(torch_version: str, cuda: str | None, *, sees_none: bool = F
     if not visible():
         return
     driver = "".join(_nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader")[:1])
-    there = f"the NVIDIA driver {driver} shows a GPU"
-    hide = f"export {VISIBLE}= for a run on the CPU"
+    major = int((cuda or "0").partition(".")[0])
     if cuda is None:
-        raise UserError(
-            f"torch {torch_version} is a build for the CPU, but {there}; run make install "
-            f"KIND=cuda, or {hide}."
+        problem, remedy = "is a build for the CPU", "run make install KIND=cuda"
+    elif card := _old_card(major):
+        problem = f"was built for CUDA {cuda}, which has no code for {card}"
+        remedy = "use a newer card, caption by a server (captioner.engine openai)"
+    elif sees_none or _is_too_old(driver, major):
+        oldest = f", which needs driver {OLDEST_DRIVER[major]}," if major in OLDEST_DRIVER else ""
+        problem = f"was built for CUDA {cuda}{oldest} and cannot use a GPU"
+        remedy = (
+            f"update the driver, on a data-centre card add NVIDIA's cuda-compat-{major} to "
+            "LD_LIBRARY_PATH"
         )
-    major = int(cuda.partition(".")[0])
-    if old := _too_old(major):
-        raise UserError(
-            f"torch {torch_version} was built for CUDA {cuda}, which has no code for {old}; "
-            f"use a newer card, caption by a server (captioner.engine openai), or {hide}."
-        )
-    needs = _needed_driver(driver, major)
-    if needs or sees_none:
-        raise UserError(
-            f"torch {torch_version} was built for CUDA {cuda}{needs} and cannot use a GPU, but "
-            f"{there}; update the driver, on a data-centre card add NVIDIA's cuda-compat-{major} "
-            f"to LD_LIBRARY_PATH, or {hide}."
-        )
+    else:
+        return
+    raise UserError(
+        f"torch {torch_version} {problem}, but the NVIDIA driver {driver} shows a GPU; {remedy}, "
+        f"or export {VISIBLE}= for a run on the CPU."
+    )
 
 
-def _needed_driver(driver: str, cuda: int) -> str:
-    """Return which driver a major version of CUDA needs, or nothing if this one is new enough.
-
-    The driver's library is asked first, since forward compatibility puts a newer one before it.
-    """
-    oldest, version = OLDEST_DRIVER.get(cuda, 0), ctypes.c_int()
-    is_old = int(driver.partition(".")[0] or 0) < oldest
+def _is_too_old(driver: str, cuda: int) -> bool:
+    """Return whether a driver, or the newer library of cuda-compat before it, is too old."""
+    version = ctypes.c_int()
     with contextlib.suppress(OSError):
         library = ctypes.CDLL("libcuda.so.1")
         if not library.cuDriverGetVersion(ctypes.byref(version)):  # makes no context
-            is_old = version.value // 1000 < cuda
-    return f", which needs driver {oldest} or newer," if is_old else ""
+            return version.value // 1000 < cuda
+    return int(driver.partition(".")[0] or 0) < OLDEST_DRIVER.get(cuda, 0)
 
 
-def _too_old(cuda: int) -> str | None:
-    """Return the first visible GPU that is too old for a CUDA."""
+def _old_card(cuda: int) -> str | None:
+    """Return the first visible GPU that is too old for a version of CUDA."""
     usable = visible().values()
     oldest = OLDEST_CARD.get(cuda, (0, 0))
     for line in _nvidia_smi("--query-gpu=uuid,compute_cap,name", "--format=csv,noheader"):
@@ -225,15 +213,14 @@ def _too_old(cuda: int) -> str | None:
 
 def _wait_for(n: int, usable: Mapping[str, str]) -> list[str]:
     """Lock n GPUs, all at once, so that no two jobs wait for each other."""
-    has_logged = False
-    while len(chosen := _lock(n, usable)) < n:
-        if not has_logged:
-            log.info(
-                "Waiting for %s of %s GPUs, which other jobs use; %s=shared does not wait.",
-                *(n, len(usable), CLAIMED),
-            )
-        has_logged = True
+    if not (chosen := _lock(n, usable)):
+        log.info(
+            "Waiting for %s of %s GPUs, which other jobs use; %s=shared does not wait.",
+            *(n, len(usable), CLAIMED),
+        )
+    while not chosen:
         time.sleep(PAUSE)
+        chosen = _lock(n, usable)
     return chosen
 
 
@@ -252,7 +239,7 @@ def _lock(n: int, usable: Mapping[str, str]) -> list[str]:
 
 
 def _lock_file(uuid: str) -> IO[str] | None:
-    """Lock the file of a GPU, on this machine's disk. Return None if another process has."""
+    """Lock the file of a GPU. Return None if another process has it."""
     name = f"latteclip-{os.getuid()}-{uuid.replace('/', '-')}.lock"  # old names of MIG have slashes
     file = (Path(tempfile.gettempdir()) / name).open("w")
     try:
@@ -264,37 +251,26 @@ def _lock_file(uuid: str) -> IO[str] | None:
 
 
 def missing_compiler() -> str | None:
-    """Return which packages are missing for Triton, as a sentence. None: no package is."""
-    python = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    missing = {}
-    if shutil.which(os.environ.get("CC", "gcc")) is None and (
-        "CC" in os.environ or shutil.which("clang") is None
-    ):
-        missing["gcc"] = f"the C compiler {os.environ.get('CC', 'gcc')}"
-    if not Path(_python_headers(), "Python.h").is_file():
-        missing[f"{python}-dev"] = f"Python's headers ({_python_headers()}/Python.h)"
-    if not missing:
+    """Return a sentence where Triton lacks a C compiler or Python's headers."""
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    if any(map(shutil.which, compilers)) and Path(_python_headers(), "Python.h").is_file():
         return None
-    names = " ".join(missing)
+    python = f"python{sys.version_info.major}.{sys.version_info.minor}"
     return (
-        f"vLLM and torch.compile compile a small piece of C when they first use a GPU, and this "
-        f"machine lacks {' and '.join(missing.values())}; run apt install {names} (Debian, Ubuntu) "
-        f"or dnf install {names.replace('-dev', '-devel')} (Fedora, RHEL)."
+        "vLLM and torch.compile compile a small piece of C when they first use a GPU, which takes "
+        f"the C compiler {' or '.join(compilers)} and Python's headers; run apt install gcc "
+        f"{python}-dev (Debian, Ubuntu) or dnf install gcc {python}-devel (Fedora, RHEL)."
     )
 
 
 def _python_headers() -> str:
-    """Return the folder of Python's headers. The one of Debian's own scheme has none."""
+    """Return the folder of Python's headers, which Debian's own scheme lacks."""
     scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
     return sysconfig.get_paths(scheme)["include"]
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Claim GPUs and become the command that is to use them.
-
-    Args:
-        arguments: how many GPUs, and the command with its arguments.
-    """
+    """Claim GPUs and become the command that is to use them: N COMMAND ..."""
     n, *command = arguments
     claim(int(n))
     for file in _locks:

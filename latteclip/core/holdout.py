@@ -19,11 +19,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Fold:
-    """The part of the training images that one of S trainings leaves out.
-
-    Each training leaves out another part. Together they classify S times as many images, each by a
-    model that was not trained on it.
-    """
+    """The part of the training images that one of S trainings leaves out, each another part."""
 
     share: float = 0.0  # of the training images; 0: no training leaves out any
     number: int = 0  # which of the S trainings
@@ -34,10 +30,7 @@ NO_FOLD = Fold()  # all images are trained on
 
 
 def judging(image_ids: Sequence[str]) -> Mask:
-    """Return the mask [N] of training images for comparisons: all, or MAX_HELD_OUT.
-
-    Their ids have the smallest SHA-256 digests, so the order of the ids has no influence.
-    """
+    """Return the mask [N] of the MAX_HELD_OUT training images with the smallest id digests."""
     return _ranks(image_ids) < MAX_HELD_OUT
 
 

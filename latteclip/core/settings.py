@@ -15,15 +15,10 @@ T = TypeVar("T")
 
 
 def from_values(cls: type[T], values: Mapping[str, Any], section: str = "") -> T:
-    """Build the dataclass `cls`, and those that its annotations name inside it, from a mapping.
-
-    Args:
-        cls: its fields are the known keys; their annotations are what JSON can hold.
-        values: by key.
-        section: where the keys belong, for messages.
+    """Build a dataclass, and those that its annotations name, from a mapping.
 
     Raises:
-        UserError: a key is missing or unknown, or a value is of another type than its field.
+        UserError: a key of the section is missing or unknown, or a value has another type.
     """
     return from_json(cls, json.dumps(values), section)
 

@@ -29,22 +29,13 @@ class Signals:
 
     def __init__(self) -> None:
         self.number = 0  # of the signal that came; 0: none
-        self._deferred = False
-
-    @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Do not raise in the body, which checks `number` and raises Terminated itself."""
-        self._deferred = True
-        try:
-            yield
-        finally:
-            self._deferred = False
+        self.are_deferred = False  # whoever sets it checks `number` and raises Terminated
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
         if not self.number:
             self.number = number
-            if not self._deferred:
+            if not self.are_deferred:
                 raise Terminated(number)
 
     @contextlib.contextmanager
@@ -70,10 +61,7 @@ def ending_in_order(saved: str) -> Iterator[Signals]:
     """Let SIGTERM and Ctrl-C unwind the body, and then end the process at once.
 
     Threads of an engine or pending requests could otherwise delay the end beyond the grace period
-    of a cluster. The exit status is 128 + the signal's number.
-
-    Args:
-        saved: what remains of the work, for the log.
+    of a cluster. The log says what is `saved`. The exit status is 128 + the signal's number.
     """
     signals = Signals()
     with signals.received(signal.SIGTERM, signal.SIGINT):

@@ -6,9 +6,8 @@ Letters: N images, C classes, D embedding width, G groups.
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,142 +18,119 @@ import pyarrow.parquet as pq
 from latteclip.core.errors import DELETE_AND_RERUN, UserError, first_line
 from latteclip.core.files import replacing
 
-IMAGES = pa.schema(
-    [
-        ("image_id", pa.string()),  # the path inside the split: unique
-        ("path", pa.string()),  # where the file lies, relative to the working directory
-        ("split", pa.string()),  # train, val or test
-        ("label", pa.int32()),  # null where unknown
-        ("classname", pa.string()),  # null where the label is
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-    ]
+
+def _schema(**types: pa.DataType) -> pa.Schema:
+    return pa.schema(types)
+
+
+IMAGES = _schema(
+    image_id=pa.string(),  # the path inside the split: unique
+    path=pa.string(),  # where the file lies, relative to the working directory
+    split=pa.string(),  # train, val or test
+    label=pa.int32(),  # null where unknown
+    classname=pa.string(),  # null where the label is
+    width=pa.int32(),
+    height=pa.int32(),
 )
 # The files of a user's folder, when they were indexed.
-FOLDER_FILES = pa.schema(
-    [
-        ("name", pa.binary()),  # relative to the folder, as the system has it
-        ("size", pa.int64()),
-        ("mtime_ns", pa.int64()),
-        ("checksum", pa.binary(16)),  # of the content
-    ]
+FOLDER_FILES = _schema(
+    name=pa.binary(),  # relative to the folder, as the system has it
+    size=pa.int64(),
+    mtime_ns=pa.int64(),
+    checksum=pa.binary(16),  # of the content
 )
-DUPLICATES = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("duplicate_id", pa.string()),  # each pair once, in the order of the index
-        ("distance", pa.float32()),  # 1 - correlation of the details of the aligned pictures
-    ]
+DUPLICATES = _schema(
+    image_id=pa.string(),
+    duplicate_id=pa.string(),  # each pair once, in the order of the index
+    distance=pa.float32(),  # 1 - correlation of the details of the aligned pictures
 )
-PSEUDO_LABELS = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("split", pa.string()),
-        ("pseudo_label", pa.int32()),
-        ("confidence", pa.float32()),  # softmax of the scaled scores at the pseudo-label
-        ("topk_labels", pa.list_(pa.int32())),  # best first
-        ("topk_scores", pa.list_(pa.float32())),  # cosines
-        ("image_features", pa.list_(pa.float32())),  # [D], L2-normalised
-    ]
+PSEUDO_LABELS = _schema(
+    image_id=pa.string(),
+    split=pa.string(),
+    pseudo_label=pa.int32(),
+    confidence=pa.float32(),  # softmax of the scaled scores at the pseudo-label
+    topk_labels=pa.list_(pa.int32()),  # best first
+    topk_scores=pa.list_(pa.float32()),  # cosines
+    image_features=pa.list_(pa.float32()),  # [D], L2-normalised
 )
-CAPTIONS = pa.schema(
-    [
-        ("id", pa.string()),  # the image_id; of a group, that of the image it was drawn for
-        ("members", pa.list_(pa.string())),  # the image_ids in the picture
-        ("pseudo_label", pa.int32()),  # of a group; null for an image
-        ("prompt", pa.string()),
-        ("caption", pa.string()),  # empty where the model wrote nothing or was not reached
-        ("finish_reason", pa.string()),  # stop, length (cut) or error
-        ("n_tokens", pa.int32()),  # null where the engine does not say
-        ("attempts", pa.int8()),  # 2 where the first answer was empty or cut
-        ("error", pa.string()),  # why there is no answer
-        ("digest", pa.string()),  # of the request, see latteclip.captions.requests
-    ]
+CAPTIONS = _schema(
+    id=pa.string(),  # the image_id; of a group, that of the image it was drawn for
+    members=pa.list_(pa.string()),  # the image_ids in the picture
+    pseudo_label=pa.int32(),  # of a group; null for an image
+    prompt=pa.string(),
+    caption=pa.string(),  # empty where the model wrote nothing or was not reached
+    finish_reason=pa.string(),  # stop, length (cut) or error
+    n_tokens=pa.int32(),  # null where the engine does not say
+    attempts=pa.int8(),  # 2 where the first answer was empty or cut
+    error=pa.string(),  # why there is no answer
+    digest=pa.string(),  # of the request, see latteclip.captions.requests
 )
-FUSED_LABELS = pa.schema(
-    [
-        ("image_id", pa.string()),  # of a training image
-        ("calibrated_label", pa.int32()),  # zero-shot, class means off
-        ("image_label", pa.int32()),  # by image prototypes; null where the votes tell nothing
-        # By the caption or by class scores alone: null where there are none for the dataset, the
-        # calibrated label with confidence 0 where there is none for the image.
-        ("caption_label", pa.int32()),
-        ("caption_confidence", pa.float32()),
-        ("lmm_label", pa.int32()),
-        ("lmm_confidence", pa.float32()),
-        ("fused_label", pa.int32()),
-        ("fused_confidence", pa.float32()),
-    ]
+FUSED_LABELS = _schema(
+    image_id=pa.string(),  # of a training image
+    calibrated_label=pa.int32(),  # zero-shot, class means off
+    image_label=pa.int32(),  # by image prototypes; null where the votes tell nothing
+    # By the caption or by class scores alone: null where there are none for the dataset, the
+    # calibrated label with confidence 0 where there is none for the image.
+    caption_label=pa.int32(),
+    caption_confidence=pa.float32(),
+    lmm_label=pa.int32(),
+    lmm_confidence=pa.float32(),
+    fused_label=pa.int32(),
+    fused_confidence=pa.float32(),
 )
-IMAGE_FEATURES = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("image_features", pa.list_(pa.float32())),  # L2-normalised, by a model beside CLIP
-    ]
+IMAGE_FEATURES = _schema(
+    image_id=pa.string(),
+    image_features=pa.list_(pa.float32()),  # L2-normalised, by a model beside CLIP
 )
 # What captions or class scores say of training images that judge classifiers.
-VOTES = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("vote", pa.list_(pa.float32())),  # [C] probabilities of classes by the caption alone
-        ("head", pa.int32()),  # by image_prototypes, of which the image has no part
-    ]
+VOTES = _schema(
+    image_id=pa.string(),
+    vote=pa.list_(pa.float32()),  # [C] probabilities of classes by the caption alone
+    head=pa.int32(),  # by image_prototypes, of which the image has no part
 )
 # The same where image models beside CLIP are in use.
 VOTES_EYES = VOTES.append(pa.field("joint_head", pa.int32()))  # by image_prototypes_eyes
-CLASS_SCORES = pa.schema(
-    [
-        ("image_id", pa.string()),  # of a training image
-        ("options", pa.list_(pa.int32())),  # CLIP's best class first; empty where none is scored
-        ("log_probabilities", pa.list_(pa.float32())),  # of each option, natural, perhaps -inf
-        ("none", pa.float32()),  # of "none of these"; null where that was no option
-        ("error", pa.string()),  # why there are no scores, though they were asked for
-        ("digest", pa.string()),  # of the request; null where none was made
-    ]
+CLASS_SCORES = _schema(
+    image_id=pa.string(),  # of a training image
+    options=pa.list_(pa.int32()),  # CLIP's best class first; empty where none is scored
+    log_probabilities=pa.list_(pa.float32()),  # of each option, natural, perhaps -inf
+    none=pa.float32(),  # of "none of these"; null where that was no option
+    error=pa.string(),  # why there are no scores, though they were asked for
+    digest=pa.string(),  # of the request; null where none was made
 )
-PREDICTIONS = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("label", pa.int32()),  # null where unknown
-        ("prediction", pa.int32()),
-        ("topk_labels", pa.list_(pa.int32())),
-        ("topk_scores", pa.list_(pa.float32())),
-    ]
+PREDICTIONS = _schema(
+    image_id=pa.string(),
+    label=pa.int32(),  # null where unknown
+    prediction=pa.int32(),
+    topk_labels=pa.list_(pa.int32()),
+    topk_scores=pa.list_(pa.float32()),
 )
 # Images of every split, by how likely they belong to none of the classes.
-UNKNOWN = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("score", pa.float32()),  # the higher, the likelier; see latteclip.clip.ood
-        ("captioner_score", pa.float32()),  # the same by class scores; null where there are none
-        ("is_unknown", pa.bool_()),  # above its threshold in the metadata, the captioner's if any
-    ]
+UNKNOWN = _schema(
+    image_id=pa.string(),
+    score=pa.float32(),  # the higher, the likelier; see latteclip.clip.ood
+    captioner_score=pa.float32(),  # the same by class scores; null where there are none
+    is_unknown=pa.bool_(),  # above its threshold in the metadata, the captioner's if any
 )
 CAPTION_ROWS = 10_000  # of a row group of CAPTIONS
 STRINGS = 4096  # or other values of a column that are Python objects at once
-# One row per step of a training.
-HISTORY = pa.schema(
-    [("step", pa.int32()), ("epoch", pa.int32())]
-    + [
-        (name, pa.float32())
-        for name in (
-            "lr",
-            "loss",
-            "loss_zero_shot",  # on the frozen labels: zero-shot ones unless the method says so
-            "loss_finetuned",
-            "agreement",  # share of the batch whose prediction is its pseudo-label
-            "entropy",  # of the predictions, and their balance: see monitor.spread
-            "class_balance",
-            "weight_class",  # mean share of each text in the mixes
-            "weight_image",
-            "weight_group",
-            "prototype_drift",  # mean over classes of 1 - cosine(P_c, W0_c)
-            "logit_scale",
-            "images_per_second",
-            "data_wait",  # share of the step's time that was spent waiting for images
-        )
-    ]
+_FLOATS = (  # of a step of a training
+    "lr",
+    "loss",
+    "loss_zero_shot",  # on the frozen labels: zero-shot ones unless the method says so
+    "loss_finetuned",
+    "agreement",  # share of the batch whose prediction is its pseudo-label
+    "entropy",  # of the predictions, and their balance: see training.prediction_entropy
+    "class_balance",
+    "weight_class",  # mean share of each text in the mixes
+    "weight_image",
+    "weight_group",
+    "prototype_drift",  # mean over classes of 1 - cosine(P_c, W0_c)
+    "logit_scale",
+    "images_per_second",
+    "data_wait",  # share of the step's time that was spent waiting for images
 )
+HISTORY = _schema(step=pa.int32(), epoch=pa.int32(), **dict.fromkeys(_FLOATS, pa.float32()))
 LABEL_COLUMNS = frozenset({"label", "classname"})
 
 
@@ -173,25 +149,18 @@ def write(
 def writing(
     path: str | Path, schema: pa.Schema, metadata: Mapping[str, Any] | None = None
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Write one table in pieces, whole or not at all; its pages bear checksums.
+    """Write one table in pieces, whole or not at all. Its pages bear checksums.
 
-    The caller may add to `metadata` until all pieces are written.
-
-    Yields:
-        A function that appends columns; the rows of one call are one row group.
+    Yields a function that appends columns or a table as one row group. The caller may add to
+    `metadata` until all pieces are written.
     """
     with (
         replacing(path) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as file,
     ):
-        yield lambda columns: file.write_table(pa.table(dict(columns), schema=schema))
+        yield lambda columns: file.write_table(pa.table(columns, schema=schema))
         values = sorted((metadata or {}).items())
         file.add_key_value_metadata({k: json.dumps(v, ensure_ascii=False) for k, v in values})
-
-
-def as_columns(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> dict[str, pa.Array]:
-    """Return the columns of a schema from rows."""
-    return {field.name: pa.array([r[field.name] for r in rows], field.type) for field in schema}
 
 
 def read(
@@ -252,9 +221,9 @@ def _metadata(file: pq.ParquetFile) -> dict[str, Any]:
 
 
 class Strings(Sequence[str]):
-    """A column of strings in Arrow's memory: as Python objects, a million paths take 120 MB.
+    """A column of strings in Arrow's memory, which forked worker processes share.
 
-    Forked worker processes share it, too; of Python objects each gets a copy bit by bit.
+    As Python objects, a million paths take 120 MB, and each process gets a copy bit by bit.
     """
 
     def __init__(self, column: pa.ChunkedArray) -> None:
@@ -263,40 +232,13 @@ class Strings(Sequence[str]):
     def __len__(self) -> int:
         return len(self.column)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> "Strings": ...
-
-    def __getitem__(self, index: int | slice) -> "str | Strings":
+    def __getitem__(self, index: Any) -> Any:
         found = self.column[index]
-        return Strings(found) if isinstance(index, slice) else str(found.as_py())
+        return Strings(found) if isinstance(index, slice) else found.as_py()
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), STRINGS):
             yield from self.column[start : start + STRINGS].to_pylist()
-
-
-@dataclass(frozen=True)
-class Groups:
-    """G groups of images."""
-
-    captions: pa.ChunkedArray  # [G]
-    group_of: npt.NDArray[np.int64]  # [M] of each member, ascending
-    members: npt.NDArray[np.int32]  # [M] their rows
-
-
-def read_groups(path: str, image_ids: pa.ChunkedArray) -> Groups:
-    """Read the captions of groups, and their members as rows of `image_ids`.
-
-    Raises:
-        UserError: a member is not among them.
-    """
-    table, _ = read(path, CAPTIONS, ["members", "caption"])
-    members = _rows(pc.list_flatten(table["members"]), image_ids, path)
-    sizes = pc.list_value_length(table["members"]).to_numpy()
-    return Groups(table["caption"], np.repeat(np.arange(len(table)), sizes), members)
 
 
 def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
@@ -321,12 +263,8 @@ def from_list_column(column: pa.ChunkedArray) -> npt.NDArray[Any]:
 def read_unlabelled(path: str | Path, *, training: bool) -> tuple[pa.Table, list[str]]:
     """Read an image index without its labels, for stages that must not see them.
 
-    Args:
-        path: an IMAGES table.
-        training: keep only the images that are not in the test split.
-
-    Returns:
-        The table without `label` and `classname`, and the C class names in label order.
+    Returns the table without `label` and `classname`, and the C class names in label order. With
+    `training` it has only the images that are not in the test split.
     """
     table, metadata = read(path, IMAGES, [n for n in IMAGES.names if n not in LABEL_COLUMNS])
     if training:
@@ -345,29 +283,21 @@ def lookup(
 ) -> list[Any]:
     """Return `lookup_column` of a few ids, as Python objects."""
     wanted = pa.chunked_array([ids], pa.string())
-    found: list[Any] = lookup_column(path, schema, key, column, wanted).to_pylist()
-    return found
+    return lookup_column(path, schema, key, column, wanted).to_pylist()  # type: ignore[no-any-return]
 
 
 def lookup_column(
     path: str | Path, schema: pa.Schema, key: str, column: str, ids: pa.ChunkedArray
 ) -> pa.ChunkedArray:
-    """Return the values of `column` in the table at `path`, for the rows whose `key` is in `ids`.
+    """Return the values of `column` in a table for each id in its column `key`.
 
     Raises:
-        UserError: the table lacks one of them.
+        UserError: the table lacks an id.
     """
-    keys = read(path, schema, [key])[0][key]
-    wanted, places = np.unique(_rows(ids, keys, path), return_inverse=True)
-    is_wanted = np.zeros(len(keys), dtype=bool)
-    is_wanted[wanted] = True
-    found, start = [], 0
-    for piece in read_pieces(path, schema, [column], STRINGS):  # the others need no memory
-        found += piece[column].filter(pa.array(is_wanted[start : start + len(piece)])).chunks
-        start += len(piece)
-    values = pa.chunked_array(found, schema.field(column).type)
-    in_order = np.array_equal(places, np.arange(len(wanted)))
-    return values if in_order else values.take(places)
+    table, _ = read(path, schema, [key, column])
+    rows = find_rows(ids, table[key], path)
+    is_whole = np.array_equal(rows, np.arange(len(table)))
+    return table[column] if is_whole else table[column].take(rows)
 
 
 def csv_cell(value: object) -> object:
@@ -377,8 +307,10 @@ def csv_cell(value: object) -> object:
     return f"{value:.6f}" if isinstance(value, float) else value
 
 
-def _rows(ids: pa.ChunkedArray, known: pa.ChunkedArray, path: str | Path) -> npt.NDArray[np.int32]:
-    """Return the row of each id among the known ones; the message names the file of one of them."""
+def find_rows(
+    ids: pa.ChunkedArray, known: pa.ChunkedArray, path: str | Path
+) -> npt.NDArray[np.int32]:
+    """Return the row of each id among the known ids, or raise UserError that names the path."""
     rows = pc.index_in(ids, known)
     if rows.null_count:
         first = ids.filter(pc.is_null(rows))[0].as_py()

@@ -16,7 +16,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import requests
@@ -27,7 +27,7 @@ from latteclip import __version__
 from latteclip.config import layers, model
 from latteclip.core.class_templates import clean_classnames
 from latteclip.core.errors import UserError, first_line, full_disk
-from latteclip.core.files import leads_out, refuse_folder, replacing
+from latteclip.core.files import new_folder, replacing
 from latteclip.core.hashing import digest
 from latteclip.core.settings import from_values
 from latteclip.core.signals import ending_in_order
@@ -111,7 +111,7 @@ def download_dataset(dataset: str, settings: DownloadSettings, output: str) -> N
     terms = f"licence: {settings.licence}\n  please cite: {settings.citation}"
     log.info("Dataset %s: %s\n  %s", dataset, settings.title or dataset, terms)
     if not any(folder.glob("[!.]*")):
-        refuse_folder(output)  # it was not unpacked from files of this dataset
+        new_folder(output)  # it was not unpacked from files of this dataset
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = "Fetched files stay, and a rerun continues from there."
     with ending_in_order(unfinished), FileLock(folder / LOCK):  # two runs may want it at once
@@ -387,7 +387,8 @@ def _unpack_tar(archive: Path, folder: Path, progress: Progress) -> None:
 
 
 def _check_name(name: str, archive: Path) -> None:
-    if leads_out(name):
+    path = PureWindowsPath(name)  # takes both / and \ as separators
+    if not name or path.drive or path.root or ".." in path.parts:
         raise UserError(f"{archive} holds {name!r}, which leads out of its folder: refused.")
 
 

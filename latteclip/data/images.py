@@ -9,6 +9,7 @@ import io
 import math
 import os
 import re
+import stat
 import threading
 from collections.abc import Iterator
 from functools import lru_cache
@@ -19,7 +20,6 @@ import pillow_heif
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from latteclip.core.errors import UserError
-from latteclip.core.files import irregular
 
 # HEIC, which phones write. A worker has one core, and never decodes the thumbnail instead.
 pillow_heif.register_heif_opener(thumbnails=False, decode_threads=1)
@@ -79,8 +79,8 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def _check_regular(path: str | Path) -> None:
-    if kind := irregular(path):
-        raise ValueError(f"it is {kind} and no regular file")
+    if not stat.S_ISREG(os.stat(path).st_mode):  # the reading of a pipe may never end
+        raise ValueError("it is no regular file")
 
 
 def _of_tar(found: Member) -> bytes:

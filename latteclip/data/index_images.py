@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from latteclip.core import tables
 from latteclip.core.class_templates import clean_classnames
@@ -112,8 +113,8 @@ def index_images(
                 rows.append(columns)
                 counts[item.split] += 1
                 content.update(found.checksum)
-            add(tables.as_columns(rows, tables.IMAGES))
-            add_fingerprints(tables.as_columns(rows, FINGERPRINTS))
+            add(pa.Table.from_pylist(rows, tables.IMAGES))
+            add_fingerprints(pa.Table.from_pylist(rows, FINGERPRINTS))
         _report(broken, corrupt)
         _check(broken, split, counts, settings.max_corrupt, folder)
         metadata["content"] = content.hexdigest()

@@ -18,7 +18,7 @@ from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import class_embeddings
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.core.files import refuse_folder, replacing
+from latteclip.core.files import new_folder, replacing
 from latteclip.evaluate import train_predictions
 from latteclip.evaluate.results import FAILED
 
@@ -49,7 +49,7 @@ def average_weights(
     Raises:
         UserError: a file is missing, or the trainings do not fit each other.
     """
-    refuse_folder(model_output)
+    new_folder(model_output)
     marks = [tables.read_metadata(each.history, "step")["marks"] for each in trainings]
     sound = [i for i, own in enumerate(marks) if FAILED.isdisjoint(own)] or [*range(len(trainings))]
     used = [trainings[i] for i in sound]

@@ -4,6 +4,7 @@ Letters: N training images, C classes.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ LEFT_OUT = -1  # in place of the label of an image that is left out
 
 @dataclass(frozen=True)
 class TrainingFiles:
-    """The inputs of a training. Those that a method does not need are None."""
+    """The inputs of a training, None where a method does not need one."""
 
     images: str  # an IMAGES table
     pseudo_labels: str  # a PSEUDO_LABELS table
@@ -73,12 +74,12 @@ def read(
     is_trained = ~left_out(tables.Strings(all_ids), fold)
     drawn: list[str] = []
     if labels == "fused":
-        where = (str(files.fused_labels), tables.FUSED_LABELS, "image_id", "fused_confidence")
+        path = str(files.fused_labels)
+        where = (path, tables.FUSED_LABELS, "image_id", "fused_confidence")
         is_trained &= tables.lookup_column(*where, all_ids).to_numpy() > 0
-        answers = tables.read_metadata(str(files.fused_labels), "image_id").get("answers", {})
-        drawn = answers.get("checked", {}).get("image_id", [])
-        if len(drawn) > MAX_DRAWN * len(all_ids):
-            drawn = []
+        answers = tables.read_metadata(path, "image_id").get("answers", {})
+        checked = answers.get("checked", {}).get("image_id", [])
+        drawn = checked if len(checked) <= MAX_DRAWN * len(all_ids) else []
         is_trained &= ~pc.is_in(all_ids, pa.array(drawn, pa.string())).to_numpy()
     table = table.filter(pa.array(is_trained))
     image_ids = table["image_id"]
@@ -98,11 +99,10 @@ def read(
     if files.group_captions:
         label_of = np.full(len(all_ids), LEFT_OUT)
         label_of[is_trained] = pseudo_labels
-        groups = tables.read_groups(files.group_captions, all_ids)
-        captions, classes = _captioned_classes(groups, label_of)
+        captions, classes = _groups(files.group_captions, all_ids, label_of)
         group_texts = texts.add(_or_class(captions, classes, descriptions))
         group_labels = torch.from_numpy(classes)
-        del captions, groups
+        del captions
     prototypes = _image_prototypes(files, image_ids, classnames)
     ids = TrainingTexts(class_ids, image_texts, group_texts, group_labels, prototypes)
     pa.default_memory_pool().release_unused()  # Arrow keeps freed memory, here some GiB
@@ -110,15 +110,15 @@ def read(
     numbers = (str(kind.tolist()) for kind in vars(ids).values() if kind is not None)
     content = itertools.chain(paths, map(str, pseudo_labels.tolist()), texts.texts, numbers)
     return TrainingData(
-        paths,
-        np.stack([table[name].to_numpy() for name in ("width", "height")], axis=1),
-        torch.from_numpy(pseudo_labels),
-        classnames,
-        ids,
-        len(all_ids),
-        digest_of(content),
-        tables.read_written_names(files.images),
-        drawn,
+        paths=paths,
+        sizes=np.stack([table[name].to_numpy() for name in ("width", "height")], axis=1),
+        labels=torch.from_numpy(pseudo_labels),
+        classnames=classnames,
+        texts=ids,
+        n_scheduled=len(all_ids),
+        digest=digest_of(content),
+        written_names=tables.read_written_names(files.images),
+        drawn=drawn,
     )
 
 
@@ -147,7 +147,7 @@ def _labels(files: TrainingFiles, kind: str, image_ids: pa.ChunkedArray) -> npt.
 def _image_prototypes(
     files: TrainingFiles, image_ids: pa.ChunkedArray, classnames: list[str]
 ) -> torch.Tensor | None:
-    """Return prototypes [C, D] to start from: L2-normalised rows of a classifier of images."""
+    """Return L2-normalised prototypes [C, D] to start from, of a classifier of images."""
     if files.image_prototypes is None:
         return None
     classifier, _ = load_classifier(files.image_prototypes, classnames=classnames)
@@ -160,29 +160,28 @@ def _image_prototypes(
     return F.normalize(rows - (rows @ mean)[:, None] * mean, dim=1)
 
 
-def _captioned_classes(
-    groups: tables.Groups, label_of: npt.NDArray[np.int64]
+def _groups(
+    path: str, image_ids: pa.ChunkedArray, label_of: npt.NDArray[np.int64]
 ) -> tuple[pa.ChunkedArray, npt.NDArray[np.int64]]:
-    """Return the captions of the groups, and each group's most frequent class.
+    """Return the captions and the most frequent classes of groups without images that are left out.
 
-    Images have the class `label_of`, or LEFT_OUT, and groups with such an image are dropped. A
-    class that has images but no group gets a group with an empty caption.
+    A class that has images but no group gets a group with an empty caption.
     """
-    labels = label_of[groups.members]  # [M]
-    # Of equally frequent classes the first one counts.
-    values = label_of.max() + 1 - LEFT_OUT
-    pairs, first, counts = np.unique(
-        groups.group_of * values + labels - LEFT_OUT, return_index=True, return_counts=True
-    )
-    group_of, class_of = pairs // values, pairs % values + LEFT_OUT
-    best = np.lexsort((first, -counts, group_of))
-    chosen, at = np.unique(group_of[best], return_index=True)
-    classes = class_of[best][at]
-    whole = ~np.isin(chosen, groups.group_of[labels == LEFT_OUT])
-    captions, classes = groups.captions.take(pa.array(chosen[whole])), classes[whole]
-    lacking = np.setdiff1d(label_of[label_of != LEFT_OUT], classes)
+    table, _ = tables.read(path, tables.CAPTIONS, ["members", "caption"])
+    rows = tables.find_rows(pc.list_flatten(table["members"]), image_ids, path)
+    labels = iter(label_of[rows].tolist())
+    sizes = pc.list_value_length(table["members"]).to_pylist()
+    found = np.array([_most_frequent([*itertools.islice(labels, n)]) for n in sizes], np.int64)
+    is_whole = found != LEFT_OUT
+    lacking = np.setdiff1d(label_of[label_of != LEFT_OUT], found)
+    captions = table["caption"].filter(pa.array(is_whole))
     empty = pa.array([""] * len(lacking), pa.string())
-    return pa.chunked_array([*captions.chunks, empty]), np.concatenate([classes, lacking])
+    return pa.chunked_array([*captions.chunks, empty]), np.concatenate([found[is_whole], lacking])
+
+
+def _most_frequent(labels: list[int]) -> int:
+    """Return the first of the most frequent labels, or LEFT_OUT if it is among them."""
+    return LEFT_OUT if LEFT_OUT in labels else Counter(labels).most_common(1)[0][0]
 
 
 def _or_class(
@@ -199,9 +198,8 @@ def schedule(
 ) -> Iterator[list[tuple[int, int]]]:
     """Yield batches of keys (number of the shuffle, image) from step `start` to step `steps`.
 
-    They are cut from consecutive shuffles of the n images. A batch may span two shuffles, and no
-    image is ever two passes ahead of another. All batches have one size, of n images at most.
-    Memory holds one shuffle, 8 bytes an image.
+    They are cut from consecutive shuffles of the n images, so no image is ever two passes ahead of
+    another. All batches have one size, of n images at most. Memory holds one shuffle.
     """
     generator = torch.Generator().manual_seed(seed)
     number, shuffle = -1, torch.empty(0)

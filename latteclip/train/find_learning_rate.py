@@ -5,10 +5,9 @@ Not in the paper. Letters: n images that are trained on, m held-out images, C cl
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,26 +35,6 @@ SEED = 0  # of the choice and the order of the images
 FACTORS = torch.logspace(0, 2.5, 51)  # of cosines in a softmax
 
 
-class ShortRun(NamedTuple):
-    """A short training and its losses on the held-out images."""
-
-    lr: float
-    losses: torch.Tensor  # [m] squared errors of probabilities; infinite if it diverged
-
-    @property
-    def loss(self) -> float:
-        """The Brier score, the mean of the losses."""
-        return self.losses.mean().item()
-
-    def is_worse(self, other: "ShortRun") -> bool:
-        """Return whether the loss is higher by more than a standard error over the images."""
-        differences = self.losses - other.losses
-        if not math.isfinite(self.loss):
-            return True
-        error = differences.std().item() / math.sqrt(len(differences))
-        return differences.mean().item() > error
-
-
 @dataclass(frozen=True)
 class _Search:
     """What all short trainings share."""
@@ -68,8 +47,8 @@ class _Search:
     pretrained: dict[str, torch.Tensor]  # state of the model
     signals: Signals
 
-    def run(self, lr: float) -> ShortRun:
-        """Train for a few steps, and return the losses on the held-out images."""
+    def run(self, lr: float) -> torch.Tensor:
+        """Train for a few steps, and return `losses`, infinite ones if the training diverged."""
         self.setup.clip.model.load_state_dict(self.pretrained)
         recipe, n, inputs = self.recipe, len(self.trained), self.setup.inputs
         total = max(2, recipe.epochs * recipe.steps_per_epoch(len(inputs.paths)) // MAX_RUNS)
@@ -84,11 +63,11 @@ class _Search:
             progress.add(1)
         try:
             training.flush_metrics()
-            run = ShortRun(lr, self.losses(training))
+            losses = self.losses(training)
         except DivergedError:
-            run = ShortRun(lr, torch.full((len(self.held_out),), math.inf))
-        log.info("Learning rate %g: loss %.4f of held-out images.", lr, run.loss)
-        return run
+            losses = torch.full((len(self.held_out),), math.inf)
+        log.info("Learning rate %g: loss %.4f of held-out images.", lr, brier_score(losses))
+        return losses
 
     def training(self, recipe: Recipe) -> Training:
         """Return a training of the model as it is, always with the same random draws."""
@@ -117,9 +96,9 @@ def find_learning_rate(
 
     Each rate trains the pretrained model for a fifth of the steps on four fifths of the images. The
     Brier score of the held-out images' pseudo-labels, at the best temperature, compares the rates:
-    unlike the likelihood, it tolerates wrong pseudo-labels. The highest rate that is not worse than
-    the best by more than a standard error is taken, since the whole training lowers it step by
-    step. The search takes no more steps than one training. No label is read.
+    unlike the likelihood, it tolerates wrong pseudo-labels. Since the whole training lowers the
+    rate step by step, the highest that is not clearly worse than the best is taken. No label is
+    read.
     """
     with ending_in_order("Nothing was found yet: a rerun starts from the beginning.") as signals:
         setup = Setup.load(files, settings, device, threads)
@@ -137,45 +116,59 @@ def find_learning_rate(
         state = setup.clip.model.state_dict()
         pretrained = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
         search = _Search(setup, recipe, images, order[m:], order[:m], pretrained, signals)
-        before = ShortRun(0.0, search.losses(search.training(recipe)))
-        runs = climb(search.run)
-        if _best(runs).loss < before.loss:
-            lr, why = chosen(runs).lr, "the highest that is not clearly worse than the best"
+        pretrained_loss = brier_score(search.losses(search.training(recipe)))
+        losses = climb(search.run)
+        scores = {lr: brier_score(each) for lr, each in losses.items()}
+        if min(scores.values()) < pretrained_loss:
+            lr, why = chosen(losses), "the highest that is not clearly worse than the best"
         else:
-            lr, why = min(each.lr for each in runs), "no rate was better than no training"
-        losses = {run.lr: run.loss if math.isfinite(run.loss) else None for run in runs}
-        tried = [{"lr": rate, "loss": loss} for rate, loss in losses.items()]
-        found = {"lr": lr, "reason": why, "pretrained_loss": before.loss, "runs": tried}
+            lr, why = min(scores), "no rate was better than no training"
+        runs = [
+            {"lr": rate, "loss": score if math.isfinite(score) else None}
+            for rate, score in scores.items()
+        ]
+        found = {"lr": lr, "reason": why, "pretrained_loss": pretrained_loss, "runs": runs}
         write_json(output, found)
         log.info("Learning rate %g: %s.", lr, why)
 
 
-def climb(run: Callable[[float], ShortRun]) -> list[ShortRun]:
-    """Try MAX_RUNS rates from FIRST upwards until one is worse, then downwards if the first was."""
-    runs = [run(FIRST)]
+def climb(run: Callable[[float], torch.Tensor]) -> dict[float, torch.Tensor]:
+    """Return the losses [m] of MAX_RUNS rates at most, in the order in which they were tried.
+
+    From FIRST upwards until a rate is worse, then downwards if the first higher one was.
+    """
     place = RATES.index(FIRST)
+    losses = {FIRST: run(FIRST)}
     for lr in RATES[place + 1 :]:
-        runs.append(run(lr))
-        if runs[-1].is_worse(_best(runs)):
+        losses[lr] = run(lr)
+        if is_worse(losses[lr], losses[_best(losses)]):
             break
-    if len(runs) > 2:
-        return runs
-    for lr in RATES[:place][::-1]:
-        if len(runs) == MAX_RUNS:
+    lower = RATES[:place][::-1] if len(losses) == 2 else ()
+    for lr in lower:
+        best = _best(losses)
+        losses[lr] = run(lr)
+        if brier_score(losses[lr]) >= brier_score(losses[best]):
             break
-        best = _best(runs)
-        runs.append(run(lr))
-        if runs[-1].loss >= best.loss:
-            break
-    return runs
+    return losses
 
 
-def chosen(runs: Sequence[ShortRun]) -> ShortRun:
-    """Return the run of the highest rate that is not worse than the best."""
-    best = _best(runs)
-    good = [run for run in runs if not run.is_worse(best)]
-    return max(good, key=lambda run: run.lr, default=best)
+def chosen(losses: Mapping[float, torch.Tensor]) -> float:
+    """Return the highest rate that is not worse than the best."""
+    best = _best(losses)
+    return max((lr for lr in losses if not is_worse(losses[lr], losses[best])), default=best)
 
 
-def _best(runs: Sequence[ShortRun]) -> ShortRun:
-    return min(runs, key=lambda one: one.loss)
+def _best(losses: Mapping[float, torch.Tensor]) -> float:
+    return min(losses, key=lambda lr: brier_score(losses[lr]))
+
+
+def brier_score(losses: torch.Tensor) -> float:
+    """Return the mean of squared errors of probabilities [m]."""
+    return losses.mean().item()
+
+
+def is_worse(losses: torch.Tensor, others: torch.Tensor) -> bool:
+    """Return whether losses [m] are infinite, or higher by more than a standard error."""
+    differences = losses - others
+    error = differences.std().item() / math.sqrt(len(differences))
+    return not math.isfinite(brier_score(losses)) or differences.mean().item() > error

@@ -19,7 +19,7 @@ from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import class_embeddings, encode_files
 from latteclip.core import tables
 from latteclip.core.errors import UserError, first_line
-from latteclip.core.files import read_object, refuse_folder, remove_left_over, replacing
+from latteclip.core.files import new_folder, read_object, remove_left_over, replacing
 from latteclip.core.hashing import digest_of
 from latteclip.core.signals import Terminated, ending_in_order
 from latteclip.core.steps import AUTO
@@ -52,14 +52,14 @@ def finetune(
     """Fine-tune CLIP on the images that are not in the test split.
 
     Only the objective `flyp_supervised` reads labels. An interrupted run resumes from its last
-    checkpoint and gives the same bytes as an uninterrupted one. On SIGTERM and Ctrl-C the current
-    step is finished and saved as a checkpoint. If a training diverges at a learning rate of
-    `find_learning_rate`, the pretrained model is written, marked "diverged".
+    checkpoint and gives the same bytes as an uninterrupted one. SIGTERM and Ctrl-C save the current
+    step. If a training diverges at a learning rate of `find_learning_rate`, the pretrained model is
+    written, marked "diverged".
 
     Raises:
         UserError: an input does not fit, or the training diverged at a rate set by hand.
     """
-    refuse_folder(model_output)  # before the work, and not after it
+    new_folder(model_output)  # before the work, and not after it
     parallel.start(device)
     log.info("The training has %d threads of %s cores.", threads, os.cpu_count())
     threads = max(1, threads // parallel.size())
@@ -78,39 +78,39 @@ def finetune(
         identity = digest_of([json.dumps(decisive, sort_keys=True)])
         checkpoints = CheckpointManager(checkpoint, identity)
         training, diverged = setup.training(recipe, signals, seed), False
-        with signals.deferred():  # neither a step nor the writing may be interrupted
-            try:
-                _train(training, setup, checkpoints, seed)
-            except DivergedError as error:
-                if "lr" not in auto:
-                    raise
-                log.warning("%s The rate was found: the model stays as pretrained.", error)
-                pretrained = clips.load(settings.model, settings.pretrained, torch.device("cpu"))
-                setup.clip.model.load_state_dict(pretrained.model.state_dict())
-                history, diverged = training.history, True
-                training = setup.training(recipe, signals, seed)
-                training.history = history
-            setup.clip.model.eval()
-            classifier = _classifier(training, setup)  # every process takes part in encoding it
-            if parallel.rank() == 0:
-                metadata = {
-                    "settings": asdict(settings),
-                    "seed": seed,
-                    "marks": _marks(settings, training, diverged),
-                    "found": auto,  # keys of `finetune` that were "auto"
-                    "drawn": setup.inputs.drawn,
-                    "training": identity,
-                }
-                _write(setup, classifier, training.history, metadata, model_output, history_output)
-                if signals.number and not diverged:  # its sender may remove what the job wrote
-                    checkpoints.save(training)
-                    raise checkpoints.terminated(training)
-                shutil.rmtree(checkpoint, ignore_errors=True)
+        signals.are_deferred = True  # neither a step nor the writing may be interrupted
+        try:
+            _train(training, setup, checkpoints, seed)
+        except DivergedError as error:
+            if "lr" not in auto:
+                raise
+            log.warning("%s The rate was found: the model stays as pretrained.", error)
+            pretrained = clips.load(settings.model, settings.pretrained, torch.device("cpu"))
+            setup.clip.model.load_state_dict(pretrained.model.state_dict())
+            history, diverged = training.history, True
+            training = setup.training(recipe, signals, seed)
+            training.history = history
+        setup.clip.model.eval()
+        classifier = _classifier(training, setup)  # every process takes part in encoding it
+        if parallel.rank() == 0:
+            metadata = {
+                "settings": asdict(settings),
+                "seed": seed,
+                "marks": _marks(settings, training, diverged),
+                "found": auto,  # keys of `finetune` that were "auto"
+                "drawn": setup.inputs.drawn,
+                "training": identity,
+            }
+            _write(setup, classifier, training.history, metadata, model_output, history_output)
+            if signals.number and not diverged:  # its sender may remove what the job wrote
+                checkpoints.save(training)
+                raise checkpoints.terminated(training)
+            shutil.rmtree(checkpoint, ignore_errors=True)
     parallel.finish()
 
 
 class CheckpointManager:
-    """The newest checkpoint of a training. Those of others stay in its folder until its end."""
+    """The newest checkpoint of a training. Others in its folder stay until its end."""
 
     def __init__(self, folder: str, identity: str) -> None:
         """Start the clock. `identity` is the digest of all that decides the result."""
@@ -136,7 +136,7 @@ class CheckpointManager:
         return len(training.history)
 
     def save(self, training: Training) -> None:
-        """Let process 0 replace the checkpoint."""
+        """Replace the checkpoint, by process 0."""
         self.saved = clock()
         if parallel.rank() > 0:
             return
@@ -185,7 +185,7 @@ def _train(training: Training, setup: Setup, checkpoints: CheckpointManager, see
 def _classifier(training: Training, setup: Setup) -> Classifier:
     """Return the classifier of the fine-tuned model, which is in evaluation mode.
 
-    A refit head (not in the paper) is that of `image_prototypes`, with the labels as the votes.
+    A refit head (not in the paper) is the one of `image_prototypes`, with the labels as votes.
     """
     if setup.settings.head != "refit":
         return Classifier.of(training.objective.classifier())
@@ -208,8 +208,7 @@ def _write(
 ) -> None:
     """Write the model with its classifier, and the history.
 
-    If Snakemake was killed, its jobs continue, and a rerun starts them a second time. The first to
-    end has written what the second would write.
+    If Snakemake was killed, its jobs continue, and a rerun starts them again: the first one wins.
     """
     inputs = setup.inputs
     words = replace(setup.settings.words, written=inputs.written_names)

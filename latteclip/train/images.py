@@ -1,8 +1,7 @@
 """Training images: decoded, reduced, cached, and augmented in batches on the device.
 
-The distribution and the result of the augmentation are those of open_clip's training transform
-(torchvision's RandomResizedCrop, ColorJitter and Grayscale with the parameters below), except that
-colours are not rounded between steps. There is no horizontal flip.
+The augmentation is open_clip's (RandomResizedCrop, ColorJitter and Grayscale of torchvision with
+the parameters below, no horizontal flip), but colours are not rounded between steps.
 Letters: N images, B batch, K random numbers of an image, h x w its size, H x W the model's input.
 """
 
@@ -35,21 +34,20 @@ log = logging.getLogger(__name__)
 # LatteCLIP, section 4 (implementation details).
 SCALE = (0.9, 1.0)  # area of the crop as a share of the picture's
 RATIO = (3 / 4, 4 / 3)  # width over height of the crop
-# Longer over shorter side of an image. Above RATIO[1] / SCALE[0], rounded up, no crop of RATIO has
-# SCALE of the area, and the crop is always the largest one of RATIO in the middle.
+# Longer over shorter side, above which every crop is the largest of RATIO in the middle, as none
+# has SCALE of the area: RATIO[1] / SCALE[0], rounded up.
 WIDEST = 1.5
 PROBABILITIES = (0.8, 0.2)  # of colour jitter, of grey
 # Of brightness, contrast, saturation (factors) and hue (turns of its circle): the neutral values,
 # and the largest difference from them.
 UNCHANGED, STRENGTHS = (1.0, 1.0, 1.0, 0.0), (0.5, 0.5, 0.5, 0.1)
 GREY = 4  # number of the step after these four
-
 # Shorter side of cached images over the model's input size: a crop differs less from one of the
 # original than bilinear and bicubic resizing differ.
 MARGIN = 1.5
 ATTEMPTS = 10  # at a crop that lies within the image
-# Random numbers of an image: areas and ratios of the attempts, place of the crop, order and factors
-# of the jitter, whether it is applied and whether the image becomes grey.
+# Random numbers of an image: of the attempts, the place of the crop, the order and factors of the
+# jitter, whether it is applied and whether the image becomes grey.
 PARTS = {"area": ATTEMPTS, "ratio": ATTEMPTS, "place": 2, "order": 4, "factors": 4, "whether": 2}
 DRAWN = sum(PARTS.values())
 ON_CPU = 2**16  # pixels processed at once, so that they stay in the CPU's cache
@@ -68,18 +66,15 @@ def cached_sizes(sizes: np.ndarray, side: int) -> np.ndarray:
 
 
 def resize_for_cache(path: str, side: int) -> np.ndarray:
-    """Return an image as uint8 [h, w, 3], its shorter side at most `side`, as training sees it.
+    """Return an image as uint8 [h, w, 3], its shorter side at most `side`, or raise UserError.
 
-    The ends of a very long image, which no crop shows, are cut off. Raises UserError for a file
-    that is missing or cannot be decoded.
+    The ends of a very long image, which no crop shows, are cut off.
     """
     image = open_rgb(path, min_side=side)
-    width, height = cached_sizes(np.array([image.size]), side)[0].tolist()
-    if (width, height) != image.size:
-        box = _middle(image.size, (width, height))
-        image = image.resize(
-            (width, height), Image.Resampling.BICUBIC, box, reducing_gap=REDUCING_GAP
-        )
+    size = tuple(cached_sizes(np.array([image.size]), side)[0].tolist())
+    if size != image.size:
+        box = _middle(image.size, size)
+        image = image.resize(size, Image.Resampling.BICUBIC, box, reducing_gap=REDUCING_GAP)
     return np.asarray(image)
 
 
@@ -93,13 +88,10 @@ def _middle(size: tuple[int, int], shape: tuple[int, int]) -> tuple[float, float
 
 
 class ImageCache:
-    """Images that forked worker processes share, the first ones in memory, the others on a disk.
-
-    Both files have no name, grow as images come, and go with the processes.
-    """
+    """Images that forked worker processes share, in files without names that grow as they come."""
 
     def __init__(self, sizes: np.ndarray, in_memory: int, folder: str | Path | None) -> None:
-        """Make room for images of the given bytes [N], and for so many bytes of them in memory.
+        """Make room for images of `sizes` bytes [N], of which `in_memory` bytes are in memory.
 
         The others are on the disk of a folder. None: they are not cached.
         """
@@ -139,7 +131,7 @@ class ImageCache:
 
 
 class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
-    """N images. A key is (number of the pass over all of them, index).
+    """N images, by (number of the pass over all of them, index).
 
     An item is the random numbers [K] of the image's transform in this pass, and its pixels. Both
     depend only on the seed, the pass and the image.
@@ -156,8 +148,8 @@ class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
     ) -> None:
         """Prepare the cache, for images of width and height `sizes` [N, 2] in their files.
 
-        The processes of the training have `in_memory` bytes of images in memory. The others are
-        cached on the disk of `folder` if it has FREE times as much room.
+        All processes together have `in_memory` bytes of images in memory. The others are cached on
+        the disk of `folder` if it has FREE times as much room.
         """
         self.paths, self.transform, self.seed = paths, transform, seed
         # A JPEG that was decoded at an eighth may be a pixel longer than its full size says.
@@ -183,20 +175,13 @@ class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
     def batches(
         self, keys: Iterable[Sequence[tuple[int, int]]], device: torch.device, threads: int
     ) -> Iterator[torch.Tensor]:
-        """Decode ahead of the model, and yield transformed images [B, 3, H, W] on its device.
-
-        The threads are worker processes beside a GPU. Without one, the model keeps the CPU busy,
-        and images are decoded between its batches.
-        """
+        """Decode ahead of the model, and yield transformed images [B, 3, H, W] on its device."""
         on_gpu = device.type == "cuda"
+        workers = threads if on_gpu else 0  # without a GPU, the model keeps the CPU busy
+        # Processes that share out the batches share /dev/shm.
+        size = parallel.size() * self.cache.ends[-1] / len(self.paths)
         ready = loader(
-            self,
-            keys,
-            workers=threads if on_gpu else 0,
-            pinned=on_gpu,
-            # Processes that share out the batches share /dev/shm.
-            item_bytes=parallel.size() * self.cache.ends[-1] / len(self.paths),
-            collate=_together,
+            self, keys, workers=workers, pinned=on_gpu, item_bytes=size, collate=_together
         )
         for drawn, sizes, pixels in watched(ready):
             shapes = [(height, width, 3) for height, width in sizes.tolist()]
@@ -231,11 +216,9 @@ class Augmentation:
     @classmethod
     def of(cls, clip: Clip) -> "Augmentation":
         """Return the transform of a model."""
-        visual: Any = clip.model.visual
-        size = visual.preprocess_cfg["size"]
-        height, width = (size, size) if isinstance(size, int) else size
-        mean, std = (tuple(visual.preprocess_cfg[name]) for name in ("mean", "std"))
-        return cls((height, width), mean, std)
+        config: dict[str, Any] = clip.model.visual.preprocess_cfg  # type: ignore[assignment, union-attr]
+        height, width = np.broadcast_to(config["size"], 2).tolist()
+        return cls((height, width), tuple(config["mean"]), tuple(config["std"]))
 
     @property
     def cached_side(self) -> int:
@@ -243,10 +226,7 @@ class Augmentation:
         return round(MARGIN * max(self.side))
 
     def __call__(self, pictures: Sequence[torch.Tensor], drawn: torch.Tensor) -> torch.Tensor:
-        """Return normalised crops [B, 3, H, W] of pictures, uint8 [h, w, 3], on their device.
-
-        The numbers [B, K] of `draw` are on the CPU.
-        """
+        """Return normalised crops [B, 3, H, W] of uint8 pictures [h, w, 3], as `drawn` [B, K]."""
         device = pictures[0].device
         boxes = crops(torch.tensor([picture.shape[:2] for picture in pictures]), drawn).tolist()
         order, factors = colours(drawn)
@@ -278,10 +258,7 @@ class Augmentation:
 
 
 def crops(sizes: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
-    """Return top, left, height and width of crops [B, 4], as RandomResizedCrop draws them.
-
-    The sizes [B, 2] are h and w, the numbers [B, K] those of `draw`.
-    """
+    """Return top, left, height and width [B, 4] of RandomResizedCrop for sizes h and w [B, 2]."""
     part = _parts(drawn)
     height, width = sizes.double().split(1, dim=1)  # [B, 1] each
     area = height * width * _between(part["area"], *SCALE)  # [B, ATTEMPTS]
@@ -313,10 +290,7 @@ def resized(picture: torch.Tensor, box: Sequence[int], side: tuple[int, int]) ->
 
 
 def colours(drawn: torch.Tensor) -> tuple[list[list[int]], torch.Tensor]:
-    """Return the numbers of each image's STEPS in order, and the factors of all steps [B, 5].
-
-    ColorJitter and Grayscale draw them like this, here by numbers [B, K] of `draw`.
-    """
+    """Return each image's STEPS in order, and all factors [B, 5], of ColorJitter and Grayscale."""
     part = _parts(drawn)
     factors = torch.tensor(UNCHANGED) + torch.tensor(STRENGTHS) * (2 * part["factors"] - 1)
     jittered, grey = (part["whether"] < torch.tensor(PROBABILITIES)).unbind(1)
@@ -365,9 +339,8 @@ def adjust_saturation(images: torch.Tensor, factors: torch.Tensor) -> torch.Tens
 def adjust_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     """Turn the hue by [B, 1, 1, 1] of its circle, a sixth at most.
 
-    The largest and the smallest of a pixel's three values stay. Between them a value is a trapezoid
-    of the hue. Such a turn moves it along its slope, upwards if it goes towards the greater of the
-    other two, and past neither end.
+    A pixel's largest and smallest values stay. Between them a value is a trapezoid of the hue: a
+    turn moves it along the slope, upwards towards the greater of the other two, past neither end.
     """
     red, green, blue = images.split(1, dim=1)  # [B, 1, H, W] each
     top = torch.maximum(torch.maximum(red, green), blue)

@@ -1,7 +1,7 @@
 """Data-parallel training: one process per device, as `torchrun` starts them.
 
 Every process computes the same loss over the whole batch. Only the encoding of images and texts is
-shared out. Without `torchrun` there is one process, and every function here is a no-op.
+shared out.
 """
 
 import contextlib
@@ -61,15 +61,11 @@ def share(items: Any) -> Any:
 
 
 def gather(part: torch.Tensor, n: int) -> torch.Tensor:
-    """Concatenate the shares [m, D] of all processes to [n, D], with gradient.
+    """Concatenate the shares [m, D] of all processes to [n, D].
 
-    The gradient is right if every process computes the same loss from the result, and
-    `average_gradients` follows.
+    Gradients are right if all compute the same loss, and `average_gradients` follows.
     """
-    if size() == 1:
-        return part
-    whole: torch.Tensor = _Gather.apply(part, n)
-    return whole
+    return part if size() == 1 else _Gather.apply(part, n)
 
 
 class _Gather(torch.autograd.Function):
@@ -89,10 +85,7 @@ class _Gather(torch.autograd.Function):
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter], note: int = 0) -> int:
-    """Average gradients over processes, and return the largest `note` of all.
-
-    A parameter without any gradient stays without.
-    """
+    """Average the gradients that there are over processes, and return the largest `note`."""
     if size() == 1:
         return note
     trained = list(parameters)

@@ -17,8 +17,7 @@ FROZEN = "frozen"
 class Finetune:
     """The section `finetune`: AdamW, linear warm-up, cosine decay (LatteCLIP, section 4).
 
-    "auto" stands for a number that follows from the number of training images. For the learning
-    rate it is the output of `find_learning_rate`.
+    "auto" follows from the number of training images, or is the rate of `find_learning_rate`.
     """
 
     epochs: int | Auto

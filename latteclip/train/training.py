@@ -1,6 +1,5 @@
 """A training: its set-up, its state and its optimiser step.
 
-Compiling, checkpointing and micro-batches keep features and gradients the same up to rounding.
 Letters: N training images, B batch, C classes, D embedding width, T texts, L tokens.
 """
 
@@ -70,7 +69,7 @@ class Setup:
         objective = base.make_objective(
             self.settings.objective, self.texts, self.inputs.texts, self.settings.switches, seed
         )
-        return Training(self.clip, objective, len(self.inputs.classnames), recipe, signals)
+        return Training(objective, recipe, signals)
 
     def images(self, folder: str, seed: int) -> TrainingImages:
         """Return the training images, cached in memory and on the disk of a folder."""
@@ -91,17 +90,15 @@ class Setup:
 def prepare_training(
     clip: Clip, compute: Compute, batch_norm: str, tokens: torch.Tensor, batch_size: int
 ) -> None:
-    """Prepare both towers as the section `compute` says: compiled in place, in less memory.
+    """Prepare both towers as the section `compute` says, which keeps results up to rounding.
 
     Micro-batches are exact (Gao et al. 2021, GradCache): the loss still compares the whole batch.
     On a GPU, convolutional image towers get the channels-last memory format, in which they are
     faster. On a CPU the backward pass of torch 2.13 writes past its memory in that format.
-
-    The tokens [T, L] are of all texts. All processes share a batch. With `batch_norm` "train" the
-    model must see it whole. Raises UserError where the model or the machine cannot do it.
+    The tokens [T, L] are of all texts. UserError: the model or the machine cannot do it.
     """
     model: Any = clip.model
-    moves = batch_norm != FROZEN and any(batch_norms(model))  # statistics, as batches are seen
+    moves = batch_norm != FROZEN and bool(batch_norms(model))  # statistics, as batches are seen
     is_in_parts = isinstance(compute.micro_batch, int) or parallel.size() > 1
     if moves and (is_in_parts or compute.gradient_checkpointing):
         raise UserError(
@@ -150,10 +147,9 @@ def micro_batch(
 ) -> int | None:
     """Return how many images or texts of a batch may be encoded at once. None: all of them.
 
-    Tries a step with the whole batch, then with the largest power of two below, and with half of
-    that each time the memory runs out. Weights and random generators stay as they are. Raises
-    UserError if one image does not fit, or a batch that is not divisible. The tokens [T, L] are of
-    all texts, and `images` is this process's share of a batch.
+    Tries a step with the whole batch, then with ever smaller powers of two, and changes neither
+    weights nor random generators. Raises UserError if one image does not fit, or a batch that is
+    not divisible. The tokens [T, L] are of all texts. `images` is this process's share of a batch.
     """
     size = images
     while not _fits(clip, tokens, images, None if size == images else size):
@@ -195,8 +191,7 @@ def _fits(clip: Clip, tokens: torch.Tensor, images: int, size: int | None) -> bo
 def training_mode(model: torch.nn.Module, batch_norm: str) -> None:
     """Put a model into training mode. BatchNorm that is "frozen" stays in evaluation mode.
 
-    Its gains and biases are trained all the same. Its statistics are those of pretraining: running
-    statistics of small batches would change the features at any learning rate.
+    Running statistics of small batches would change the features at any learning rate.
     """
     model.train()
     if batch_norm == FROZEN:
@@ -204,9 +199,9 @@ def training_mode(model: torch.nn.Module, batch_norm: str) -> None:
             module.eval()
 
 
-def batch_norms(model: torch.nn.Module) -> Iterator[BatchNorm]:
-    """Yield the BatchNorm layers of a model."""
-    return (module for module in model.modules() if isinstance(module, BatchNorm))
+def batch_norms(model: torch.nn.Module) -> list[BatchNorm]:
+    """Return the BatchNorm layers of a model."""
+    return [module for module in model.modules() if isinstance(module, BatchNorm)]
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -221,14 +216,8 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
 class Training:
     """Everything that a step changes."""
 
-    def __init__(
-        self,
-        clip: Clip,
-        objective: base.Objective,
-        n_classes: int,
-        recipe: Recipe,
-        signals: Signals,
-    ) -> None:
+    def __init__(self, objective: base.Objective, recipe: Recipe, signals: Signals) -> None:
+        clip, n_classes = objective.texts.clip, len(objective.ids.classes)
         self.clip, self.objective, self.recipe, self.signals = clip, objective, recipe, signals
         # `fused` takes a third of the time on a CPU, and does not wait for a GPU under a scaler.
         groups = parameter_groups(clip.model, recipe.weight_decay)
@@ -242,8 +231,8 @@ class Training:
         self.scaler = torch.amp.GradScaler(clip.device.type, enabled=fp16)
         # A pretrained scale may lie above the bound: SigLIP's does.
         self.max_logit_scale = max(MAX_LOGIT_SCALE, self.logit_scale.item())
-        # Rows whose tensors are still on the device, when the first began, and of them all the
-        # seconds without a batch, and the images.
+        # Rows whose tensors are still on the device, when the first began, and their seconds
+        # without a batch and images.
         self._pending: list[dict[str, Any]] = []
         self._began, self._waited, self._images = 0.0, 0.0, 0
 
@@ -262,8 +251,7 @@ class Training:
     ) -> Iterator[int]:
         """Take the steps from `first` to `total`, and yield after each how many are done.
 
-        The batches are those of `Setup.batches`, from the first step on. Each training image is
-        taken for one of `labels` [N].
+        The batches are those of `Setup.batches`, from the first step on, with `labels` [N].
         """
         for step in range(first, total):
             if step % per_epoch == 0:
@@ -284,23 +272,24 @@ class Training:
             yield step + 1
 
     def step(
-        self, index: torch.Tensor, labels: torch.Tensor, batch: torch.Tensor, rate: float
+        self, index: torch.Tensor, labels: torch.Tensor, images: torch.Tensor, rate: float
     ) -> dict[str, torch.Tensor]:
         """Take one optimiser step at a learning rate and return detached scalars for the history.
 
         Nothing here waits for a GPU's results, which would leave the GPU idle. The batch has the
-        rows `index` [B] of the training images, which are taken for the classes `labels` [B].
-        `batch` [b, 3, H, W] is this process's share of it.
+        rows `index` [B] of the training images, with `labels` [B]. `images` [b, 3, H, W] are this
+        process's share.
         """
         for group in self.adamw.param_groups:
             group["lr"] = rate
         training_mode(self.clip.model, self.recipe.batch_norm)
         scale = self.logit_scale.exp()
         pseudo_labels = devices.send(labels, self.clip.device)  # [B]
-        features = parallel.gather(encode.encode_images(self.clip, batch), len(index))  # [B, D]
-        outcome = self.objective.loss(base.TrainingBatch(index, labels, features, scale))
+        features = parallel.gather(encode.encode_images(self.clip, images), len(index))  # [B, D]
+        batch = base.TrainingBatch(index, labels, features, scale)
+        loss, scores, logs = self.objective.loss(batch)
         self.adamw.zero_grad()
-        self.scaler.scale(outcome.loss).backward()
+        self.scaler.scale(loss).backward()
         trained = (p for group in self.adamw.param_groups for p in group["params"])
         self.stop_signal = parallel.average_gradients(trained, self.signals.number)
         self.scaler.step(self.adamw)
@@ -308,22 +297,21 @@ class Training:
         self.objective.after_step()
         with torch.no_grad():
             self.logit_scale.clamp_(0, self.max_logit_scale)
-            predicted = outcome.scores.argmax(dim=1)  # [B]
+            predicted = scores.argmax(dim=1)  # [B]
             self.predicted.index_add_(0, predicted, torch.ones_like(predicted))
             return {
-                "loss": outcome.loss.detach(),
+                "loss": loss.detach(),
                 "agreement": (predicted == pseudo_labels).float().mean(),
-                **prediction_entropy(outcome.scores, scale),
+                **prediction_entropy(scores, scale),
                 "logit_scale": self.logit_scale.clone(),
-                **outcome.logs,
+                **logs,
             }
 
     def flush_metrics(self) -> None:
         """Move the pending rows into the history as numbers. This waits for the device.
 
-        A GPU runs behind the steps that it is given, so only here times are known. All rows get the
-        same speed and share of waiting. A loss that is not finite raises DivergedError, and the
-        rows before it are in the history.
+        A GPU runs behind the steps that it is given, so all rows get the same speed and share of
+        waiting. A loss that is not finite raises DivergedError, after the rows before it.
         """
         rows, self._pending = self._pending, []
         scalars = [(row, name) for row in rows for name in row if torch.is_tensor(row[name])]
@@ -368,10 +356,9 @@ class Training:
 
 
 def prediction_entropy(scores: torch.Tensor, scale: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return how certain predictions softmax(scale * scores) [B, C] are, and how evenly spread.
+    """Return the mean entropy (nats) of softmax(scale * scores) [B, C], and that of their mean.
 
-    `entropy` is their mean entropy, in nats. `class_balance` is the entropy of their mean over
-    log C, from 0 where all are one class to 1.
+    The latter is divided by log C, so it is 1 where the predictions are evenly spread.
     """
     predicted = (scale * scores).softmax(dim=1)  # [B, C]
     of_images = torch.special.entr(predicted).sum(dim=-1)  # [B]

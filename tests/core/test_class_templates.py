@@ -1,11 +1,6 @@
 import pytest
 
-from latteclip.core.class_templates import (
-    ClassTemplates,
-    class_texts,
-    clean_classname,
-    clean_classnames,
-)
+from latteclip.core.class_templates import ClassTemplates, clean_classname, clean_classnames
 from latteclip.core.errors import UserError
 
 
@@ -30,26 +25,11 @@ def test_names_that_cannot_stand_are_refused(names, message):
         clean_classnames(names, {"_": " "})
 
 
-def test_class_texts_fill_the_template_in_order():
-    assert class_texts("a {}.", ["x", "y z"]) == ["a x.", "a y z."]
-
-
-def test_templates_come_back_from_metadata():
-    words = ClassTemplates.of(["a {}.", "the {}."], {"Sea  Lion": ["Otaria"]})
-    assert words.described == {
-        "template": "a {}.",
-        "templates": ["a {}.", "the {}."],
-        "class_synonyms": {"sea lion": ["otaria"]},
-    }
+def test_templates_and_names_come_back_from_metadata():
+    words = ClassTemplates(["a {}.", "the {}."], {"sea lion": ["otaria"]}, {"t-shirt": "T-Shirt"})
     assert ClassTemplates.described_by(words.described) == words
+    assert words.as_written(["cat", "t-shirt"]) == ["cat", "T-Shirt"]
     assert ClassTemplates.described_by({"template": "a {}."}) == ClassTemplates.of("a {}.")
-
-
-def test_names_as_they_were_written_come_back_from_metadata():
-    words = ClassTemplates(["a {}."], written={"t-shirt": "T-Shirt"})
-    back = ClassTemplates.described_by(words.described)
-    assert back == words
-    assert back.as_written(["cat", "t-shirt"]) == ["cat", "T-Shirt"]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +47,7 @@ def test_metadata_of_a_foreign_model_are_checked(metadata, key):
 
 
 def test_synonyms_follow_the_names_with_the_rows_of_their_classes():
-    words = ClassTemplates.of("{}", {"sea lion": ["otaria"], "cat": ["kitty"]})
+    words = ClassTemplates.of("{}", {"Sea  Lion": ["Otaria"], "cat": ["kitty"]})
     named = [("cat", 0), ("dog", 1), ("sea lion", 2), ("otaria", 2), ("kitty", 0)]
     assert words.names(["cat", "dog", "sea lion"]) == named
 

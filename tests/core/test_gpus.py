@@ -27,7 +27,6 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.delenv("LATTECLIP_GPUS", raising=False)
-    monkeypatch.setattr(gpus, "_claimed", [])
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -195,17 +194,10 @@ def test_a_build_that_cannot_use_the_gpu_is_one_sentence(
     machine(1, driver=driver, capability=capability)
     with pytest.raises(UserError, match=message):
         gpus.refuse_unusable("2.14.0", cuda)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    gpus.refuse_unusable("2.14.0", cuda, sees_none=True)
-
-
-def test_a_build_that_can_use_the_gpu_is_not_refused(machine):
     machine(1, driver="580.65.06", capability="7.5")
     gpus.refuse_unusable("2.14.0", "13.0")
-    machine(1, driver="580.65.06", capability="7.0")
-    gpus.refuse_unusable("2.8.0", "12.8")
-    machine(0)
-    gpus.refuse_unusable("2.14.0", None, sees_none=True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    gpus.refuse_unusable("2.14.0", cuda, sees_none=True)
 
 
 def test_gpus_that_no_tool_lists_are_told_of(machine, monkeypatch, tmp_path, caplog):

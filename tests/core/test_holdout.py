@@ -46,7 +46,8 @@ def test_folds_share_no_image_and_leave_two_thirds_to_each_training(n, count, sh
 def test_a_large_dataset_does_without_no_more_images_than_it_takes(monkeypatch):
     monkeypatch.setattr(holdout, "MAX_HELD_OUT", 300)
     masks = np.stack(folds(5000, 0.1, 3))
-    assert masks.sum() == 300
+    assert masks.sum() == judging(ids(5000)).sum() == 300
+    assert judging(ids(300)).all()
     assert not (masks.any(axis=0) & ~judging(ids(5000))).any()
 
 
@@ -61,9 +62,3 @@ def test_the_folds_follow_the_digests_whatever_the_order_of_the_images():
         mask = left_out(names, Fold(0.1, number, 3))
         wanted = set(ranked[42 * number : 42 * (number + 1)])
         assert {name for name, is_out in zip(names, mask, strict=True) if is_out} == wanted
-
-
-def test_all_images_may_judge_and_of_very_many_the_first(monkeypatch):
-    assert judging(ids(300)).all()
-    monkeypatch.setattr(holdout, "MAX_HELD_OUT", 100)
-    assert judging(ids(300)).sum() == 100

@@ -1,7 +1,6 @@
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -162,36 +161,11 @@ def test_an_empty_caption_is_the_class_description(files):
     assert [texts[i] for i in data.texts.images] == wanted
 
 
-def test_classes_of_groups_are_counted_as_by_a_counter(tmp_path):
-    """Of classes that are equally frequent that of the member who comes first."""
-    draw = np.random.default_rng(0)
-    n, n_groups, n_classes = 40, 60, 4
-    label_of = draw.integers(0, n_classes, n)
-    label_of[draw.random(n) < 0.1] = training_data.LEFT_OUT
-    names = [f"i{i}" for i in range(n)]
-    members = [draw.integers(0, n, draw.integers(1, 6)).tolist() for _ in range(n_groups)]
-    path = tiny.write_captions(
-        tmp_path / "g.parquet",
-        [str(i) for i in range(n_groups)],
-        [f"caption {i}" for i in range(n_groups)],
-        members=[[names[i] for i in group] for group in members],
-    )
-    groups = tables.read_groups(path, pa.chunked_array([names]))
-    captions, classes = training_data._captioned_classes(groups, label_of)
-    wanted = [
-        (f"caption {i}", Counter(label_of[j] for j in group).most_common(1)[0][0])
-        for i, group in enumerate(members)
-        if training_data.LEFT_OUT not in label_of[group]
-    ]
-    assert 0 < len(wanted) < n_groups
-    assert [*zip(captions.to_pylist(), classes.tolist(), strict=True)] == wanted
-
-
-def test_a_class_of_images_without_groups_gets_its_description(files):
-    groups = files.groups([[0, 2, 5, 5]], ["a"])
+def test_groups_have_their_most_frequent_class_and_other_classes_their_description(files):
+    groups = files.groups([[1, 0, 2, 5], [2, 6, 3, 0]], ["a", "b"])  # of classes 0222 and 2112
     data, texts = files.read(group_captions=groups)
-    assert [texts[i] for i in data.texts.groups] == ["a", "a striped.", "a dotted."]
-    assert data.texts.group_labels.tolist() == [2, 0, 1]
+    assert [texts[i] for i in data.texts.groups] == ["a", "b", "a striped.", "a dotted."]
+    assert data.texts.group_labels.tolist() == [2, 2, 0, 1]  # the first of equally frequent ones
 
 
 def test_left_out_images_and_what_shows_them_are_not_trained_on(files, monkeypatch):

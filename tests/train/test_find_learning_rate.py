@@ -14,36 +14,32 @@ CLASSNAMES = ["striped", "dotted", "woven"]
 AUTO = dict.fromkeys(["epochs", "batch_size", "warmup_steps", "lr"], "auto")
 
 
-def run_of(lr, loss):
-    return stage.ShortRun(lr, torch.full((4,), float(loss)))
-
-
-def compared(losses):
-    """What `climb` tries where each rate leaves a loss."""
-    return stage.climb(lambda lr: run_of(lr, losses[lr]))
+def of_images(losses):
+    """The losses of four images alike, by rate."""
+    return {lr: torch.full((4,), float(loss)) for lr, loss in losses.items()}
 
 
 @pytest.mark.parametrize("best", range(len(stage.RATES)))
 def test_the_search_takes_no_more_steps_than_a_training_and_ends_beside_the_best_rate(best):
-    losses = {lr: abs(place - best) for place, lr in enumerate(stage.RATES)}
-    runs = compared(losses)
-    assert len({run.lr for run in runs}) == len(runs) <= stage.MAX_RUNS
-    assert stage.chosen(runs).lr == stage.RATES[best]
+    losses = of_images({lr: abs(place - best) for place, lr in enumerate(stage.RATES)})
+    runs = stage.climb(losses.get)
+    assert len(runs) <= stage.MAX_RUNS
+    assert stage.chosen(runs) == stage.RATES[best]
 
 
 def test_a_rate_that_diverges_ends_the_climb():
     losses = dict.fromkeys(stage.RATES, math.inf) | {3e-5: 2.0, 1e-5: 1.0, 3e-6: 1.5}
-    runs = compared(losses)
-    assert [run.lr for run in runs] == [3e-5, 1e-4, 1e-5, 3e-6]
-    assert stage.chosen(runs).lr == 1e-5
-    assert stage.chosen([run_of(lr, math.inf) for lr in (3e-5, 1e-4)]).lr == 3e-5
+    runs = stage.climb(of_images(losses).get)
+    assert [*runs] == [3e-5, 1e-4, 1e-5, 3e-6]
+    assert stage.chosen(runs) == 1e-5
+    assert stage.chosen(of_images(dict.fromkeys((3e-5, 1e-4), math.inf))) == 3e-5
 
 
 def test_of_rates_that_images_cannot_tell_apart_the_highest_is_taken():
     losses = torch.tensor([0.0, 1.0, 0.5, 0.2])
     noise = torch.tensor([0.1, -0.1, 0.1, 0.0])
-    runs = [stage.ShortRun(1e-5, losses), stage.ShortRun(3e-5, losses + noise), run_of(1e-4, 1)]
-    assert stage.chosen(runs).lr == 3e-5
+    runs = {1e-5: losses, 3e-5: losses + noise, 1e-4: torch.ones(4)}
+    assert stage.chosen(runs) == 3e-5
 
 
 class Inputs:

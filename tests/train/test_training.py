@@ -231,8 +231,7 @@ OBJECTIVES = {
 def a_training(case, objective):
     """A training of the case's model on a device that notices when it is waited for."""
     recipe = Recipe(**FINETUNE | {"batch_size": len(case.index)})
-    objective, n_classes = OBJECTIVES[objective](case), len(case.classnames)
-    training = Training(case.clip, objective, n_classes, recipe, Signals())
+    training = Training(OBJECTIVES[objective](case), recipe, Signals())
     training.predicted = training.predicted.as_subclass(OnDevice)
     return training
 
@@ -245,10 +244,10 @@ def take(training, case, n=2):
 def gradients_of(case, objective):
     """The loss of a batch and the gradients of all parameters."""
     case.clip.model.zero_grad()
-    outcome = OBJECTIVES[objective](case).loss(case.batch())
-    outcome.loss.backward()
+    loss, _, _ = OBJECTIVES[objective](case).loss(case.batch())
+    loss.backward()
     named = case.clip.model.named_parameters()
-    return outcome.loss.item(), {name: p.grad.clone() for name, p in named if p.grad is not None}
+    return loss.item(), {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

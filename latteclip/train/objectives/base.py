@@ -1,7 +1,7 @@
 """What every objective has: tokenised texts, batches and the contrastive loss.
 
-The training loop knows only `Objective`. Letters: N training images, B batch, C classes,
-D embedding width, G group descriptions, T texts, U distinct ones, L tokens.
+Letters: N training images, B batch, C classes, D embedding width, G group descriptions, T texts,
+U distinct texts, L tokens.
 """
 
 import importlib
@@ -88,24 +88,20 @@ class TrainingBatch:
     scale: torch.Tensor  # exp(logit_scale), with gradient
 
 
-@dataclass(frozen=True)
-class StepOutcome:
-    """The loss and scores of a batch."""
-
-    loss: torch.Tensor  # the scalar to minimise
-    scores: torch.Tensor  # [B, C] cosines to the current classifier of the objective
-    logs: dict[str, torch.Tensor]  # detached scalars for the history
+# The scalar to minimise, cosines [B, C] to the objective's current classifier, and detached scalars
+# for the history.
+Outcome = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
 
 
 class Objective:
-    """One method, with the state that it has besides the model."""
+    """One method, with its state besides the model."""
 
     STATE: tuple[str, ...] = ()  # attributes with the tensors that change from step to step
 
     def __init__(self, texts: TokenizedTexts, ids: TrainingTexts) -> None:
         self.texts, self.ids = texts, ids
 
-    def loss(self, batch: TrainingBatch) -> StepOutcome:
+    def loss(self, batch: TrainingBatch) -> Outcome:
         """Return the loss of a batch, its scores, and scalars for the history."""
         raise NotImplementedError
 
@@ -133,10 +129,7 @@ class Objective:
 def contrastive(
     image_features: torch.Tensor, targets: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    """Return CLIP's symmetric contrastive loss (Radford et al. 2021, figure 3), a float32 scalar.
-
-    It is the mean cross-entropy of the rows and columns of s v @ z.T, the identity as target.
-    """
+    """Return CLIP's symmetric contrastive loss, a float32 scalar (Radford et al. 2021, fig. 3)."""
     logits = scale * image_features.float() @ targets.float().T  # [B, B]
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
@@ -145,12 +138,11 @@ def contrastive(
 def make_objective(
     name: str, texts: TokenizedTexts, ids: TrainingTexts, switches: Mapping[str, Any], seed: int
 ) -> Objective:
-    """Return what `make` of the objective's module returns. UserError: the switches do not fit.
+    """Return what `make` of the objective's module returns, whose edit reruns only its trainings.
 
-    An edit of such a module reruns only its trainings. "_supervised" stands for the true labels.
+    "_supervised" stands for the true labels. Raises UserError if the switches do not fit.
     """
-    name = name.removesuffix("_supervised")
-    objective: Objective = importlib.import_module(f"latteclip.train.objectives.{name}").make(
-        texts, ids, switches, seed
+    module = importlib.import_module(
+        f"latteclip.train.objectives.{name.removesuffix('_supervised')}"
     )
-    return objective
+    return module.make(texts, ids, switches, seed)  # type: ignore[no-any-return]

@@ -27,8 +27,8 @@ class Flyp(base.Objective):
     def start_epoch(self) -> None:
         self.epoch_classifier = self.classifier()  # [C, D]
 
-    def loss(self, batch: base.TrainingBatch) -> base.StepOutcome:
+    def loss(self, batch: base.TrainingBatch) -> base.Outcome:
         targets = self.texts.encode(self.ids.classes[batch.pseudo_labels])  # [B, D]
         loss = base.contrastive(batch.features, targets, batch.scale)
-        scores: torch.Tensor = batch.features.detach() @ self.epoch_classifier.T
-        return base.StepOutcome(loss, scores, {"loss_zero_shot": loss.detach()})
+        scores: torch.Tensor = batch.features.detach() @ self.epoch_classifier.T  # [B, C]
+        return loss, scores, {"loss_zero_shot": loss.detach()}

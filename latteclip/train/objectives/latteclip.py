@@ -12,15 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from latteclip.core import devices
-from latteclip.core.errors import UserError
 from latteclip.core.settings import from_values
 from latteclip.train.objectives import base
-from latteclip.train.objectives.base import (
-    StepOutcome,
-    TokenizedTexts,
-    TrainingBatch,
-    TrainingTexts,
-)
+from latteclip.train.objectives.base import TokenizedTexts, TrainingBatch, TrainingTexts
 
 MARGIN_FLOOR = 1e-6
 
@@ -28,13 +22,13 @@ MARGIN_FLOOR = 1e-6
 def make(
     texts: TokenizedTexts, ids: TrainingTexts, switches: Mapping[str, Any], seed: int
 ) -> "LatteClip":
-    """Return LatteCLIP with the given switches, or raise UserError if they do not fit."""
+    """Return LatteCLIP with the given switches, or raise UserError for an unknown switch."""
     return LatteClip(texts, ids, from_values(Switches, switches, "switches"), seed)
 
 
 @dataclass(frozen=True)
 class Switches:
-    """The switches of LatteCLIP's ablations. Everything is on by default."""
+    """The switches of LatteCLIP's ablations: a description and a loss are on."""
 
     alpha: float = 0.01  # 1 - momentum of the targets
     class_description: bool = True
@@ -45,13 +39,6 @@ class Switches:
     zero_shot_loss: bool = True
     finetuned_loss: bool = True
     prototypes: bool = True  # off: the target is the mix, the classifier f_txt(T(c))
-
-    def __post_init__(self) -> None:
-        has_text = self.class_description or self.image_description or self.group_description
-        if not (has_text and (self.zero_shot_loss or self.finetuned_loss)):
-            raise UserError(
-                "The switches of LatteCLIP leave no kind of description or no loss; switch one on."
-            )
 
 
 class GroupSampler:
@@ -89,7 +76,7 @@ class LatteClip(base.Objective):
         # Labels [B] and targets [B, D] of this step, for each loss.
         self._moves: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def loss(self, batch: TrainingBatch) -> StepOutcome:
+    def loss(self, batch: TrainingBatch) -> base.Outcome:
         switches = self.switches
         if not switches.prototypes:
             self.prototypes = super().classifier()
@@ -120,7 +107,7 @@ class LatteClip(base.Objective):
         weights = torch.cat(all_weights, dim=1)  # [3, B or 2 B]
         shares = (weights / weights.sum(dim=0)).mean(dim=1)
         logs |= dict(zip(("weight_class", "weight_image", "weight_group"), shares, strict=True))
-        return StepOutcome(total, scores, logs)
+        return total, scores, logs
 
     def _encode(
         self, batch: TrainingBatch, labels: torch.Tensor
@@ -129,18 +116,16 @@ class LatteClip(base.Objective):
 
         A description that is switched off has the features of the class, and weight 0.
         """
-        # All classes, if these are not more than the labels: to find those that occur would mean
-        # waiting for the GPU.
         n = len(self.ids.classes)
+        # To look for the classes that occur would wait for the GPU.
         classes = torch.arange(n) if n <= labels.numel() else labels.unique().cpu()
         ids = [self.ids.classes[classes]]
         if self.switches.image_description:
             ids.append(self.ids.images[batch.index])
         if self.switches.group_description:
             ids.append(self.ids.groups[self.groups.draw(batch.pseudo_labels)])
-        of_classes, *described = self.texts.encode(torch.cat(ids)).split(
-            [len(each) for each in ids]
-        )
+        encoded = self.texts.encode(torch.cat(ids))
+        of_classes, *described = encoded.split([*map(len, ids)])
         of_labels = of_classes[torch.searchsorted(devices.send(classes, labels.device), labels)]
         if not self.switches.image_description:
             described.insert(0, of_labels[0])
@@ -169,12 +154,9 @@ class LatteClip(base.Objective):
 
 @torch.no_grad()
 def margins(features: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
-    """Return w(u) [...], the difference of the largest two similarities to prototypes [C, D].
-
-    The features are [..., D]. MARGIN_FLOOR is added.
-    """
-    best = (features @ prototypes.T).topk(2, dim=-1).values  # [..., 2]
-    return best[..., 0] - best[..., 1] + MARGIN_FLOOR
+    """Return w(u) [...] of features [..., D]: how much nearer the best prototype is than others."""
+    first, second = (features @ prototypes.T).topk(2, dim=-1).values.unbind(-1)
+    return first - second + MARGIN_FLOOR
 
 
 def mix(features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -192,12 +174,8 @@ def targets(
 
 @torch.no_grad()
 def update(prototypes: torch.Tensor, labels: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Return prototypes [C, D], moved to the L2-normalised mean of their class's values [M, D].
-
-    Prototypes of classes that are not among the labels [M] stay.
-    """
+    """Return prototypes [C, D], of classes among the labels [M] the normalised mean value [D]."""
     sums = torch.zeros_like(prototypes).index_add_(0, labels, values.detach().float())
     counts = prototypes.new_zeros(len(prototypes))  # [C]; `bincount` would wait for a GPU
     seen = counts.index_add_(0, labels, torch.ones_like(labels, dtype=counts.dtype)) > 0
-    # The length of a sum does not matter: normalise(sum) == normalise(mean).
     return torch.where(seen[:, None], F.normalize(sums, dim=-1), prototypes)

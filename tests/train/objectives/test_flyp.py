@@ -11,7 +11,7 @@ from latteclip.train.objectives.flyp import Flyp
 def test_flyp_equals_the_reference(shape):
     case = Case(*shape, seed=sum(shape))
     objective = Flyp(case.bank, case.texts)
-    loss = objective.loss(case.batch()).loss
+    loss = objective.loss(case.batch())[0]
     wanted = reference.flyp(
         case.clip, case.images, case.labels[case.index].tolist(), case.reference_texts()
     )
@@ -30,8 +30,8 @@ def test_scores_of_flyp_are_those_of_the_class_texts_at_the_epochs_start():
     with torch.no_grad():
         case.clip.model.text_projection.add_(0.05 * torch.randn(40, WIDTH))
     batch = case.batch()
-    torch.testing.assert_close(objective.loss(batch).scores, batch.features.detach() @ before.T)
+    torch.testing.assert_close(objective.loss(batch)[1], batch.features.detach() @ before.T)
     objective.start_epoch()
-    now = objective.loss(batch).scores
+    now = objective.loss(batch)[1]
     torch.testing.assert_close(now, batch.features.detach() @ objective.classifier().T)
     assert not torch.allclose(now, batch.features @ before.T)
