@@ -1,6 +1,6 @@
-"""Linear classifiers of image features, and the files that hold them.
+"""Linear classifiers of image features, and their files.
 
-Letters: N images, C classes, D embedding width, K best classes kept.
+Letters: N images, C classes, D embedding width.
 """
 
 import json
@@ -56,10 +56,10 @@ def save_classifier(path: str | Path, classifier: Classifier, described: Mapping
 
 
 def load_classifier(path: str | Path, **expected: object) -> tuple[Classifier, dict[str, Any]]:
-    """Load a classifier to the CPU, with its description, which must have the `expected` entries.
+    """Load a classifier to the CPU, with its description.
 
     Raises:
-        UserError: there is no such file, it cannot classify, or an entry is another.
+        UserError: there is no such file, it cannot classify, or has other entries than `expected`.
     """
     try:
         with safe_open(path, framework="pt") as file:

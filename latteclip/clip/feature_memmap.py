@@ -1,4 +1,4 @@
-"""Features of many images or texts in a memory-mapped file. Letters: N rows, D embedding width."""
+"""Features of many images or texts in a memory-mapped file: N rows of width D."""
 
 import os
 import tempfile

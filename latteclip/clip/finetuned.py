@@ -64,7 +64,7 @@ def load(
 
 
 def find(model: str | Path) -> Path:
-    """Return the folder of a fine-tuned model, also from that of its run or dataset."""
+    """Return the folder of a fine-tuned model, also from the folder of its run or dataset."""
     for folder in (Path(model), Path(model) / MODEL):
         if (folder / clips.CLASSIFIER).is_file() and (folder / CONFIG).is_file():
             return folder

@@ -1,7 +1,4 @@
-"""Image models beside CLIP ("eyes"): networks of timm and image towers of open_clip.
-
-Letters: B batch, D width of the features.
-"""
+"""Image models beside CLIP ("eyes"): networks of timm and image towers of open_clip."""
 
 import shutil
 from dataclasses import dataclass
@@ -30,7 +27,7 @@ class ImageModel(clips.Clip):
 
     @property
     def width(self) -> int:
-        """D."""
+        """The width of the features."""
         return self.config["embed_dim"]  # type: ignore[no-any-return]
 
 

@@ -1,7 +1,4 @@
-"""Load and save CLIP models of open_clip.
-
-Letters: C classes, D embedding width.
-"""
+"""Load and save CLIP models of open_clip."""
 
 import contextlib
 import json
@@ -110,7 +107,7 @@ def loading(what: str, remedy: str) -> Iterator[None]:
 
 
 def check_foreign(model: str, config: dict[str, Any], options: dict[str, Any]) -> None:
-    """Check the size of a network that may be larger than its files by its configuration."""
+    """Check the size of a network whose configuration may ask for more than its files have."""
     if model.startswith(FOLDER):
         files = [path for path in Path(model.removeprefix(FOLDER)).iterdir() if path.is_file()]
     else:

@@ -1,7 +1,4 @@
-"""Class names and the templates that make texts of them.
-
-Letters: C classes.
-"""
+"""Names of the C classes, and the templates that make texts of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,11 +18,7 @@ def clean_classname(name: str, replace: Mapping[str, str] | None = None) -> str:
 
 
 def clean_classnames(names: Sequence[str], replace: Mapping[str, str]) -> list[str]:
-    """Clean C class names.
-
-    Raises:
-        UserError: two names become equal, one becomes empty, or there are fewer than two.
-    """
+    """Clean C names, at least two. UserError: one becomes empty, or two become equal."""
     first: dict[str, str] = {}
     for name in names:
         clean = clean_classname(name, replace)
@@ -111,8 +104,7 @@ class ClassTemplates:
     def names(self, classnames: Sequence[str]) -> list[tuple[str, int]]:
         """Return every name with the row of its class: the C class names, then the synonyms.
 
-        Raises:
-            UserError: a synonym is of no class, or is itself the name of a class.
+        Raises UserError for a synonym of no class, or one that is the name of a class.
         """
         rows = {clean_classname(name): row for row, name in enumerate(classnames)}
         named = [(name, row) for row, name in enumerate(classnames)]

@@ -13,7 +13,7 @@ from latteclip.core.terminal import one_line
 
 log = logging.getLogger(__name__)
 NAMES = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
-# Values of clip.precision, and what a GPU's matrix products are then computed in.
+# Values of clip.precision, with the type of a GPU's matrix products.
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": torch.float32}
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
 

@@ -49,11 +49,7 @@ def replacing(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def new_folder(path: str | Path) -> Path:
-    """Return the place of a folder to write, with links resolved.
-
-    Raises:
-        UserError: something other than an empty folder has the name.
-    """
+    """Return the resolved path of a folder to write, or raise UserError if it is there and full."""
     folder = Path(path).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{path} exists and is not an empty folder; delete it or name another.")
@@ -97,11 +93,7 @@ def write_json(path: str | Path, value: Any) -> None:
 def read_object(
     path: str | Path, keys: Iterable[str], remedy: str = DELETE_AND_RERUN
 ) -> dict[str, Any]:
-    """Read a JSON object that has the keys, and perhaps more.
-
-    Raises:
-        UserError: the file is missing, is not a JSON object, or lacks a key; ends with the remedy.
-    """
+    """Read a JSON object with the keys, and perhaps more, or raise UserError with the remedy."""
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -117,7 +109,7 @@ def read_object(
 
 
 def existing(path: str | Path) -> Path:
-    """Return a path, or its nearest parent that exists, on whose disk it will be."""
+    """Return a path, or its nearest parent that exists."""
     path = Path(path).resolve()
     return next(place for place in (path, *path.parents) if place.exists())
 

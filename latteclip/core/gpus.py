@@ -1,8 +1,6 @@
-"""One GPU for each job, where several jobs run on one machine.
+"""One GPU for each job, where several jobs run on one machine. Nothing here touches CUDA.
 
-The locks hold across runs. All answers are those of nvidia-smi: nothing here touches CUDA.
-
-    python -m latteclip.core.gpus N COMMAND ...     # claims N GPUs for all processes of a command
+python -m latteclip.core.gpus N COMMAND ...     # claims N GPUs for all processes of a command
 """
 
 import contextlib
@@ -47,11 +45,9 @@ _locks: list[IO[str]] = []  # of this process, which end with it
 def claim(n: int = 1) -> None:
     """Make n GPUs that no other job has claimed the only ones that this process sees.
 
-    Waits until so many are free. Call it before CUDA is first used. It does nothing where this job
-    has claimed before, in a process of `torchrun`, which has the GPU of its rank, or without a GPU.
-
-    Raises:
-        UserError: this process may use fewer than n.
+    Waits until so many are free, and raises UserError if this process may use fewer. Does nothing
+    without a GPU, where this job has claimed before, or in a process of `torchrun`, which has the
+    GPU of its rank. Call it before CUDA is first used.
     """
     if {CLAIMED, "LOCAL_RANK"} & set(os.environ):
         return
@@ -79,8 +75,8 @@ def claim(n: int = 1) -> None:
 def visible() -> dict[str, str]:
     """Return the GPUs that this process may use: their names in CUDA_VISIBLE_DEVICES, with UUIDs.
 
-    Names may be numbers, UUIDs or beginnings of UUIDs, of GPUs or of their parts by MIG. As for
-    CUDA, the first name that is none ends the list.
+    Names are numbers, or beginnings of UUIDs of GPUs or their parts by MIG. As for CUDA, the first
+    name that is none ends the list.
     """
     if hidden():
         return {}
@@ -138,11 +134,7 @@ def _uuids() -> dict[str, list[str]]:
 
 
 def _nvidia_smi(*options: str) -> list[str]:
-    """Return the lines of nvidia-smi, none where it is missing or finds no GPU.
-
-    Raises:
-        UserError: it fails, as after an update of the kernel that left the driver behind.
-    """
+    """Return the lines of nvidia-smi, none where it is missing or finds no GPU."""
     if shutil.which("nvidia-smi") is None:
         return []
     try:
@@ -158,12 +150,9 @@ def _nvidia_smi(*options: str) -> list[str]:
 
 
 def refuse_unusable(torch_version: str, cuda: str | None, *, sees_none: bool = False) -> None:
-    """Raise UserError where torch cannot use the GPUs that are visible.
+    """Raise UserError where torch, built for `cuda` or the CPU, cannot use the visible GPUs.
 
-    Args:
-        torch_version: torch.__version__.
-        cuda: torch.version.cuda, for which it was built. None: it is a build for the CPU.
-        sees_none: whether torch has been asked and sees no GPU, as with a driver that is too old.
+    With `sees_none` torch has been asked, and sees no GPU.
     """
     if not visible():
         return

@@ -31,18 +31,15 @@ def sha256(path: str | Path) -> str:
 
 
 def write_sums(folder: str | Path) -> None:
-    """Write the SHA-256 of the files below a folder, for `sha256sum --check SHA256SUMS`.
-
-    Hidden files and README.md, which people edit, have none.
-    """
-    paths = (path for path in Path(folder).rglob("*") if path.is_file())
-    names = sorted(path.relative_to(folder).as_posix() for path in paths)
+    """Write SHA256SUMS of the files below a folder, without hidden files and the README."""
+    folder = Path(folder)
+    paths = (path for path in folder.rglob("*") if path.is_file())
     lines = [
-        f"{sha256(Path(folder) / name)}  {name}\n"
-        for name in names
+        f"{sha256(folder / name)}  {name}\n"
+        for name in sorted(path.relative_to(folder).as_posix() for path in paths)
         if name not in (SUMS, "README.md") and "/." not in f"/{name}"
     ]
-    (Path(folder) / SUMS).write_text("".join(lines), encoding="utf-8")
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
 def verify_blob(path: str | Path) -> None:

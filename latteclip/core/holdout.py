@@ -1,7 +1,4 @@
-"""Training images by which classifiers are compared, and the part that each training leaves out.
-
-Letters: N training images, S seeds of a run.
-"""
+"""Which of N training images compare classifiers, and which each of S trainings leaves out."""
 
 import heapq
 from collections.abc import Sequence
@@ -48,8 +45,7 @@ def left_out(image_ids: Sequence[str], fold: Fold) -> Mask:
         total = 0
     first, end = (total * number // fold.count for number in (fold.number, fold.number + 1))
     ranks = _ranks(image_ids)
-    found: Mask = (first <= ranks) & (ranks < end)
-    return found
+    return (first <= ranks) & (ranks < end)
 
 
 def _ranks(image_ids: Sequence[str]) -> npt.NDArray[np.int_]:

@@ -1,7 +1,7 @@
 """open_clip without its slow imports, which take two thirds of its start: import it from here.
 
-Packages of torchvision and timm (`PUT_OFF`) run when a name of theirs is first used. transformers,
-which open_clip does without where it is not installed, is hidden until a text tower needs it.
+Packages of torchvision and timm (`PUT_OFF`) run when a name of theirs is first used. transformers
+is hidden until a text tower needs it.
 """
 
 import importlib

@@ -1,7 +1,4 @@
-"""How long a training is: steps of an epoch, and what "auto" stands for.
-
-Letters: N training images.
-"""
+"""How long a training is: steps of an epoch, and "auto" for N training images."""
 
 import math
 
@@ -21,10 +18,7 @@ def auto_batch_size(n: int) -> int:
 
 
 def auto_epochs(n: int) -> int:
-    """Return the epochs for N images: 10 for some hundreds and thousands, from 3 to 30.
-
-    Above 5,000 images they fall with the cube root of N. Below 320 they show 3,200 images in all.
-    """
+    """Return the epochs for N images: 10 from 320 to 5,000, below up to 30, above down to 3."""
     many = min(10, round(10 * math.cbrt(5_000 / max(1, n))))
     few = min(30, round(3_200 / max(1, n)))
     return max(3, many, few)

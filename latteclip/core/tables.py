@@ -166,11 +166,7 @@ def writing(
 def read(
     path: str | Path, schema: pa.Schema, columns: Sequence[str] | None = None
 ) -> tuple[pa.Table, dict[str, Any]]:
-    """Read a table and its metadata.
-
-    Raises:
-        UserError: the file is missing, is not a Parquet file, is damaged, or lacks a column.
-    """
+    """Read a table and its metadata, or raise UserError for a file that does not hold them."""
     wanted = list(columns or schema.names)
     with _opened(path, wanted) as file:
         return _cast(file.read(columns=wanted), schema, wanted), _metadata(file)
@@ -248,7 +244,7 @@ def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
 
 
 def list_column(rows: npt.NDArray[Any]) -> pa.ListArray:
-    """Return [N, K] as a column of lists, without a Python object per number."""
+    """Return [N, K] as a column of lists."""
     n, width = rows.shape
     offsets = pa.array(np.arange(0, n * width + 1, width, dtype=np.int32))
     return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(rows).reshape(-1)))
@@ -256,8 +252,7 @@ def list_column(rows: npt.NDArray[Any]) -> pa.ListArray:
 
 def from_list_column(column: pa.ChunkedArray) -> npt.NDArray[Any]:
     """Return [N, K] from a column of lists of equal length."""
-    values: npt.NDArray[Any] = pc.list_flatten(column).to_numpy()
-    return values.reshape(len(column), -1)
+    return pc.list_flatten(column).to_numpy().reshape(len(column), -1)  # type: ignore[no-any-return]
 
 
 def read_unlabelled(path: str | Path, *, training: bool) -> tuple[pa.Table, list[str]]:
@@ -273,7 +268,7 @@ def read_unlabelled(path: str | Path, *, training: bool) -> tuple[pa.Table, list
 
 
 def read_written_names(path: str | Path) -> dict[str, str]:
-    """Return names as the dataset of an index writes them, by class name, where the two differ."""
+    """Return the names that the dataset of an index writes differently, by class name."""
     names: dict[str, str] = read_metadata(path, "image_id").get("written_names", {})
     return names
 
@@ -289,11 +284,7 @@ def lookup(
 def lookup_column(
     path: str | Path, schema: pa.Schema, key: str, column: str, ids: pa.ChunkedArray
 ) -> pa.ChunkedArray:
-    """Return the values of `column` in a table for each id in its column `key`.
-
-    Raises:
-        UserError: the table lacks an id.
-    """
+    """Return the values of `column` in a table for ids in its column `key`, or raise UserError."""
     table, _ = read(path, schema, [key, column])
     rows = find_rows(ids, table[key], path)
     is_whole = np.array_equal(rows, np.arange(len(table)))
@@ -318,5 +309,4 @@ def find_rows(
             f"{path} does not fit the other tables: {rows.null_count} of {len(ids)} images are in "
             f"one of them only, the first {first!r}; {DELETE_AND_RERUN}."
         )
-    found: npt.NDArray[np.int32] = rows.to_numpy()
-    return found
+    return rows.to_numpy()  # type: ignore[no-any-return]

@@ -10,8 +10,7 @@ URL, KEY = "OPENAI_BASE_URL", "OPENAI_API_KEY"
 SECRETS = (KEY, "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # variables of the environment
 MIN_SECRET = 4  # characters; a shorter one may be a word
 MAX_LINE = 300  # characters of a text in a message
-# Characters that a terminal obeys or reorders by, and halves of characters. Tabs and line breaks
-# are none of them.
+# What a terminal obeys or reorders by, but tabs and line breaks, and halves of characters.
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
@@ -49,25 +48,18 @@ def paint(text: str, colour: str, stream: TextIO) -> str:
 class Progress:
     """Counts finished items and logs a line with rate and time left, every few seconds.
 
-    Lines, and not a bar that redraws itself: the jobs of a Snakemake run share the terminal, and
-    the same lines go to log files.
+    Jobs of a Snakemake run share the terminal, and log files get the same lines: no bar redraws
+    itself. Items that an earlier run has `done` do not count towards the rate. With `scale`
+    1200000 is 1.2M.
     """
 
     def __init__(self, total: int | None, unit: str, *, done: int = 0, scale: bool = False) -> None:
-        """Start the clock.
-
-        Args:
-            total: items in all; None where it is not known.
-            unit: what is counted.
-            done: items of an earlier run: they count, but not towards the rate.
-            scale: write 1.2M for 1200000.
-        """
         self.total, self.unit, self.scale = total, unit, scale
         self.done = self.initial = done
         self.started = self.logged = time.monotonic()
 
     def restart(self) -> None:
-        """Restart the clock, after a preparation that does not count towards the rate."""
+        """Restart the clock, after a preparation."""
         self.started = self.logged = time.monotonic()
 
     def skip(self, n: int) -> None:

@@ -10,19 +10,6 @@ from latteclip.core.errors import UserError
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.fixture
-def card(monkeypatch):
-    """Plays a card that computes in bfloat16, or one that does not."""
-
-    def play(has_bf16):
-        monkeypatch.setattr(
-            torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16
-        )
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla T4")
-
-    return play
-
-
 @pytest.mark.parametrize("precision", devices.PRECISIONS)
 def test_a_cpu_computes_as_it_stores_whatever_the_precision(precision):
     with devices.autocast(CPU, precision):
@@ -31,8 +18,9 @@ def test_a_cpu_computes_as_it_stores_whatever_the_precision(precision):
     devices.check_precision(CPU, precision)
 
 
-def test_a_card_without_bfloat16_is_told_what_to_set(card):
-    card(has_bf16=False)
+def test_a_card_without_bfloat16_is_told_what_to_set(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla T4")
     with pytest.raises(UserError, match=r"clip\.precision .*Tesla T4"):
         devices.check_precision(CUDA, "bf16")
     devices.check_precision(CUDA, "fp16")

@@ -1,3 +1,4 @@
+import contextlib
 import functools
 import os
 import subprocess
@@ -33,71 +34,67 @@ def machine(tmp_path, monkeypatch):
     return lambda n, **more: nvidia_smi(tmp_path, {f"GPU-{i}": [] for i in range(n)}, **more)
 
 
-class Job:
+class Job(subprocess.Popen):
     """A process that claims GPUs and holds them until it is ended."""
 
     def __init__(self, n=1, command=(sys.executable, "-c", CLAIM)):
-        self.process = subprocess.Popen(
-            [*command, str(n)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        pipes = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.PIPE)
+        super().__init__([*command, str(n)], text=True, **pipes)
 
     @property
     def has_to_wait(self):
         """Whether it says that it waits, before it says what it sees."""
-        return "which other jobs use" in self.process.stderr.readline()
+        return "which other jobs use" in self.stderr.readline()
 
     @functools.cached_property
     def sees(self):
-        return self.process.stdout.readline().strip()
-
-    def end(self):
-        self.process.communicate("")
+        return self.stdout.readline().strip()
 
 
-def test_jobs_side_by_side_see_gpus_of_their_own_and_leave_them_to_the_next(machine):
+@pytest.fixture
+def job():
+    """Starts a Job, which ends with the test at the latest."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *args, **options: stack.enter_context(Job(*args, **options))
+
+
+def test_jobs_side_by_side_see_gpus_of_their_own_and_leave_them_to_the_next(machine, job):
     machine(3)
-    first = Job()
+    first = job()
     assert first.sees == "GPU-0"
     claiming = (sys.executable, "-m", "latteclip.core.gpus", "2")
-    second = Job(2, command=(*claiming, sys.executable, "-c", CLAIM))  # of several processes
+    second = job(2, command=(*claiming, sys.executable, "-c", CLAIM))  # of several processes
     assert second.sees == "GPU-1,GPU-2"
-    third = Job()
+    third = job()
     assert third.has_to_wait
-    second.end()
+    second.communicate("")
     assert third.sees == "GPU-1"
-    first.end()
-    third.end()
 
 
-def test_a_job_that_waits_for_several_holds_none_meanwhile(machine):
+def test_a_job_that_waits_for_several_holds_none_meanwhile(machine, job):
     machine(2)
-    first = Job()
+    first = job()
     assert first.sees == "GPU-0"
-    both = Job(2)
+    both = job(2)
     assert both.has_to_wait
-    third = Job()
+    third = job()
     assert third.sees == "GPU-1"
-    first.end()
-    third.end()
+    first.communicate("")
+    third.communicate("")
     assert both.sees == "GPU-0,GPU-1"
-    both.end()
 
 
 @pytest.mark.parametrize(("variable", "value"), [("LATTECLIP_GPUS", "shared"), ("LOCAL_RANK", "1")])
-def test_what_this_job_has_claimed_or_torchrun_chose_stays(machine, monkeypatch, variable, value):
+def test_what_this_job_has_claimed_or_torchrun_chose_stays(
+    machine, job, monkeypatch, variable, value
+):
     machine(2)
-    first = Job()
+    first = job()
     assert first.sees == "GPU-0"
     monkeypatch.setenv(variable, value)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-0")
-    second = Job()
+    second = job()
     assert second.sees == "GPU-0"
-    first.end()
-    second.end()
 
 
 @pytest.mark.parametrize(
@@ -108,32 +105,30 @@ def test_what_this_job_has_claimed_or_torchrun_chose_stays(machine, monkeypatch,
         ("1,-1,2", ["1"]),  # CUDA sees nothing behind a name that is none
     ],
 )
-def test_jobs_share_out_the_gpus_that_a_run_may_use(machine, tmp_path, monkeypatch, given, taken):
+def test_jobs_share_out_the_gpus_that_a_run_may_use(
+    machine, job, tmp_path, monkeypatch, given, taken
+):
     parts = {"GPU-4": ["MIG-4a", "MIG-4b"], "GPU-9": ["MIG-GPU-9/1/0"]}
     nvidia_smi(tmp_path, {f"GPU-{i}": [] for i in range(4)} | parts)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
     jobs = []
     for name in taken:
-        jobs.append(Job())
+        jobs.append(job())
         assert jobs[-1].sees == name
-    waiting = Job()
+    waiting = job()
     assert waiting.has_to_wait
-    jobs[0].end()
+    jobs[0].communicate("")
     assert waiting.sees == taken[0]
-    for job in [*jobs[1:], waiting]:
-        job.end()
 
 
-def test_a_gpu_is_one_whatever_it_is_called(machine, monkeypatch):
+def test_a_gpu_is_one_whatever_it_is_called(machine, job, monkeypatch):
     machine(3)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2")
-    by_number = Job()
+    by_number = job()
     assert by_number.sees == "1"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    of_all = Job(2)
+    of_all = job(2)
     assert of_all.sees == "GPU-0,GPU-2"
-    by_number.end()
-    of_all.end()
 
 
 @pytest.mark.parametrize("hidden", ["", "-1"])
@@ -156,15 +151,14 @@ def test_more_gpus_than_there_are_is_one_sentence(machine, monkeypatch):
 
 @pytest.mark.parametrize(("visible", "expected", "free"), [(None, "GPU-2", 2), ("0,3,1", "1", 1)])
 def test_the_emptiest_card_comes_first_and_the_log_names_it(
-    machine, monkeypatch, visible, expected, free
+    machine, job, monkeypatch, visible, expected, free
 ):
     machine(4, memory=[70_000, 15, 3, 4_000])
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    first = Job()
+    first = job()
     assert first.sees == expected
-    assert "MiB in use" in first.process.stderr.readline()
-    first.end()
+    assert "MiB in use" in first.stderr.readline()
     assert gpus.free() == free
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
-from support import tiny
+from support import tiny, trainings
+from support.trainings import CLASSNAMES
 
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import holdout, tables
@@ -14,7 +15,6 @@ from latteclip.train import data as training_data
 from latteclip.train.data import TrainingFiles, schedule
 from latteclip.train.objectives.base import TokenizedTexts
 
-CLASSNAMES = ["striped", "dotted", "woven"]
 LABELS = [2, 0, 2, 1, 0, 2, 1]
 TRUE = [0, 0, 2, 1, 1, 2, 1]
 FUSED = [2, 0, 2, 1, 0, 1, 1]
@@ -44,33 +44,12 @@ def test_an_epoch_has_the_steps_that_hold_its_images_up_to_a_multiple(n, multipl
     assert steps_per_epoch(n, 3, multiple) == steps
 
 
-class Files:
-    """Seven training images, two test images that are not on disk, labels and captions."""
+class Files(trainings.Inputs):
+    """Seven training images with features, labels and captions."""
 
-    def __init__(self, folder, true=TRUE, n=7):
-        self.folder = folder
-        train = tiny.write_pictures(folder / "pictures", n)
-        files = [str(folder / "test0.png"), *train, str(folder / "test1.png")]
-        splits = ["test", *["train"] * (n - 1), "val", "test"]
-        self.names = [Path(file).name for file in train]
-        self.index = tiny.write_index(
-            folder / "i.parquet", files, splits, [0, *true, None], CLASSNAMES
-        )
-        self.features = torch.randn(n, 4, generator=torch.Generator().manual_seed(0))
-        self.labels = tiny.write_pseudo_labels(
-            folder / "p.parquet", self.names, LABELS[:n], features=self.features
-        )
-
-    def captions(self, captions):
-        return tiny.write_captions(self.folder / "c.parquet", self.names, captions)
-
-    def groups(self, members, captions):
-        return tiny.write_captions(
-            self.folder / "g.parquet",
-            [str(i) for i in range(len(members))],
-            captions,
-            members=[[self.names[i] for i in group] for group in members],
-        )
+    def __init__(self, folder, true=TRUE):
+        self.features = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
+        super().__init__(folder, LABELS, true=true, features=self.features)
 
     def fused_labels(self, **metadata):
         schema = tables.FUSED_LABELS

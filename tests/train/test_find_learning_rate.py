@@ -4,13 +4,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from support.tiny import DEMO_CLIP, FINETUNE, write_index, write_pictures, write_pseudo_labels
+from support.trainings import Inputs, settings
 
 from latteclip.train import find_learning_rate as stage
 from latteclip.train.data import TrainingFiles
-from latteclip.train.settings import Finetune, FinetuneSettings
 
-CLASSNAMES = ["striped", "dotted", "woven"]
 AUTO = dict.fromkeys(["epochs", "batch_size", "warmup_steps", "lr"], "auto")
 
 
@@ -42,41 +40,23 @@ def test_of_rates_that_images_cannot_tell_apart_the_highest_is_taken():
     assert stage.chosen(runs) == 3e-5
 
 
-class Inputs:
-    """Pictures of three colours, one for each class."""
-
-    def __init__(self, folder, n):
-        self.folder = folder
-        paths = write_pictures(folder / "pictures", n)
-        names = [path.rpartition("/")[2] for path in paths]
-        labels = [i % 3 for i in range(n)]
-        # The labels of the index are wrong: whatever reads them finds other rates.
-        self.index = write_index(folder / "i.parquet", paths, ["train"] * n, [0] * n, CLASSNAMES)
-        self.labels = write_pseudo_labels(folder / "p.parquet", names, labels)
-
-    def find(self, **finetune):
-        output = self.folder / "learning_rate.json"
-        stage.find_learning_rate(
-            TrainingFiles(self.index, self.labels),
-            FinetuneSettings(
-                model=f"local-dir:{DEMO_CLIP}",
-                pretrained=None,
-                template="a photo of a {} texture.",
-                objective="flyp",
-                finetune=Finetune(**FINETUNE | AUTO | finetune),
-            ),
-            str(output),
-            device="cpu",
-            threads=1,
-        )
-        return json.loads(output.read_text())
+def find(folder, n):
+    """Search on pictures of three classes. The labels of their index are wrong."""
+    inputs, output = Inputs(folder, [i % 3 for i in range(n)]), folder / "learning_rate.json"
+    stage.find_learning_rate(
+        TrainingFiles(inputs.index, inputs.labels),
+        settings("flyp", **AUTO),
+        str(output),
+        device="cpu",
+        threads=1,
+    )
+    return json.loads(output.read_text())
 
 
 def test_a_rate_is_found_the_same_every_time(tmp_path):
-    inputs = Inputs(tmp_path, 15)
-    found = inputs.find()
+    found = find(tmp_path, 15)
     assert found["lr"] in stage.RATES
-    assert found == inputs.find()
+    assert found == find(tmp_path, 15)
     losses = {run["lr"]: run["loss"] for run in found["runs"]}
     assert all(math.isfinite(loss) for loss in losses.values())
     best = min(losses, key=losses.get)
@@ -89,7 +69,7 @@ def test_a_rate_is_found_the_same_every_time(tmp_path):
 
 @pytest.mark.parametrize("n", [2, 3, 9])
 def test_few_images_compare_nothing(tmp_path, n):
-    found = Inputs(tmp_path, n).find()
+    found = find(tmp_path, n)
     assert (found["lr"], found["runs"]) == (stage.FALLBACK, [])
     assert f"{n} images" in found["reason"]
 
@@ -104,5 +84,5 @@ def test_short_trainings_leave_the_held_out_images_alone(tmp_path, monkeypatch):
 
     monkeypatch.setattr(stage.Training, "step", spy)
     n = 25
-    Inputs(tmp_path, n).find()
+    find(tmp_path, n)
     assert len(np.unique(seen)) == n - n // stage.HELD_OUT_EVERY

@@ -5,11 +5,7 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,15 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.backbones import CPU, pictures
-from support.checkout import hear_interrupts
-from support.tiny import (
-    DEMO_CLIP,
-    FINETUNE,
-    write_captions,
-    write_index,
-    write_pictures,
-    write_pseudo_labels,
-)
+from support.tiny import DEMO_CLIP, FINETUNE, write_captions
+from support.trainings import CLASSNAMES, Inputs, settings, start
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
@@ -40,76 +29,36 @@ from latteclip.train import finetune as finetuning
 from latteclip.train.data import TrainingFiles
 from latteclip.train.finetune import CheckpointManager, finetune
 from latteclip.train.images import ImageCache
-from latteclip.train.settings import Compute, Finetune, FinetuneSettings, Recipe
+from latteclip.train.settings import Recipe
 from latteclip.train.training import Training
 
-CLASSNAMES = ["striped", "dotted", "woven"]
 LABELS = [2, 0, 2, 1, 0, 2, 1]
 WEIGHTS = "open_clip_model.safetensors"
 
 
-class Inputs:
-    """Seven training pictures with pseudo-labels and captions; test pictures are not on disk."""
+class Trainings(Inputs):
+    """Seven training pictures with pseudo-labels and captions, and trainings in a folder."""
 
     def __init__(self, folder):
-        self.folder = folder
-        train = write_pictures(folder / "pictures", 7)
-        files = [str(folder / "test0.png"), *train, str(folder / "test1.png")]
-        splits = ["test", *["train"] * 6, "val", "test"]
-        self.files, self.names = train, [Path(file).name for file in train]
-        self.index = str(folder / "i.parquet")
-        self.write_index = partial(write_index, self.index, files, splits, [0] * 9, CLASSNAMES)
-        self.write_index()
-        self.labels = write_pseudo_labels(folder / "p.parquet", self.names, LABELS)
-        self.images = write_captions(
-            folder / "c.parquet", self.names, [f"a red {CLASSNAMES[label]}" for label in LABELS]
-        )
-        self.groups = write_captions(
-            folder / "g.parquet",
-            [str(i) for i in range(7)],
-            [f"mostly {CLASSNAMES[label]} {i}" for i, label in enumerate(LABELS)],
-            LABELS,
-            [[name] for name in self.names],
-        )
+        super().__init__(folder, LABELS)
+        images = self.captions([f"a red {CLASSNAMES[label]}" for label in LABELS])
+        captions = [f"mostly {CLASSNAMES[label]} {i}" for i, label in enumerate(LABELS)]
+        self.texts = (images, self.groups([[i] for i in range(7)], captions))
 
-    def settings(
-        self,
-        objective="latteclip",
-        switches=None,
-        compute=None,
-        model=f"local-dir:{DEMO_CLIP}",
-        template="a photo of a {} texture.",
-        synonyms=None,
-        head="tuned",
-        **finetune,
-    ):
-        return FinetuneSettings(
-            head=head,
-            model=model,
-            pretrained=None,
-            template=template,
-            class_synonyms=synonyms or {},
-            objective=objective,
-            finetune=Finetune(**FINETUNE | finetune),
-            switches=switches or {},
-            compute=Compute(**{"checkpoint_minutes": 0, **(compute or {})}),
-        )
+    def run(self, name, objective="latteclip", seed=3, written=None, **given):
+        self.write_index(written=written)
+        return self.finetune(name, settings(objective, **given), seed, *self.texts)[:2]
 
-    def run(self, name, objective="latteclip", seed=3, captions=True, written=None, **settings):
-        self.write_index(written)
-        paths = (self.images, self.groups) if captions else (None, None)
-        return self.finetune(name, self.settings(objective, **settings), seed, *paths)[:2]
-
-    def finetune(self, name, settings, seed, *files, **more):
+    def finetune(self, name, chosen, seed, *files, **more):
         outputs = [self.folder / name / part for part in ("model", "history.parquet", "checkpoint")]
         inputs = TrainingFiles(self.index, self.labels, *files, **more)
-        finetune(inputs, settings, *map(str, outputs), seed=seed, device="cpu", threads=1)
+        finetune(inputs, chosen, *map(str, outputs), seed=seed, device="cpu", threads=1)
         return outputs
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    return Inputs(tmp_path_factory.mktemp("finetune"))
+    return Trainings(tmp_path_factory.mktemp("finetune"))
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +113,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_another_model(inputs, tu
 
 def test_training_has_the_first_template_and_the_classes_own_names(inputs):
     template = "a photo of a {} texture."
-    words = {"template": [template, "a {}"], "synonyms": {"dotted": ["spotted"]}}
+    words = {"template": [template, "a {}"], "class_synonyms": {"dotted": ["spotted"]}}
     written = {CLASSNAMES[0]: CLASSNAMES[0].upper()}
     plain, more = (
         inputs.run(f"words {len(options)}", "flyp", epochs=1, **options)[0]
@@ -284,16 +233,13 @@ def test_checkpoints_come_by_the_clock_and_none_at_the_last_step(
     assert saved == expected
 
 
-@pytest.mark.parametrize("change", ["rate", "captions"])
 def test_a_checkpoint_of_another_training_stays_until_this_one_is_finished(
-    inputs, broken_after, monkeypatch, caplog, change
+    inputs, broken_after, monkeypatch, caplog
 ):
-    folder = broken_after(4, f"other {change}")
+    folder = broken_after(4, "other captions")
     [other] = folder.iterdir()
-    settings = {"lr": 2e-3} if change == "rate" else {}
-    if change == "captions":
-        blue = write_captions(inputs.folder / "b.parquet", inputs.names, ["blue"] * 7)
-        monkeypatch.setattr(inputs, "images", blue)
+    blue = write_captions(inputs.folder / "b.parquet", inputs.names, ["blue"] * 7)
+    monkeypatch.setattr(inputs, "texts", (blue, inputs.texts[1]))
     found, train = [], finetuning._train
 
     def train_and_look(*args):
@@ -301,11 +247,11 @@ def test_a_checkpoint_of_another_training_stays_until_this_one_is_finished(
         found.append(other.exists())
 
     monkeypatch.setattr(finetuning, "_train", train_and_look)
-    run = inputs.run(f"other {change}", epochs=EPOCHS, **settings)
+    run = inputs.run("other captions", epochs=EPOCHS)
     assert str(folder) in caplog.text and "Resuming" not in caplog.text
     assert found == [True]
     assert not folder.exists()
-    assert_same_run(run, inputs.run(f"fresh {change}", epochs=EPOCHS, **settings))
+    assert_same_run(run, inputs.run("fresh captions", epochs=EPOCHS))
 
 
 # --- kills and signals ---------------------------------------------------------------------------
@@ -334,25 +280,8 @@ def test_the_first_of_two_processes_that_train_the_same_wins(inputs, tuned, monk
 @pytest.fixture(scope="module")
 def command(inputs):
     """Starts a training of 40 epochs by the command line, its parts in a folder."""
-
-    def command(folder):
-        settings = asdict(inputs.settings(epochs=40))
-        files = TrainingFiles(inputs.index, inputs.labels, inputs.images, inputs.groups)
-        words = [
-            sys.executable,
-            "-m",
-            "latteclip",
-            "finetune",
-            "--files",
-            json.dumps(asdict(files)),
-        ]
-        words += ["--settings", json.dumps(settings), "--seed", "3"]
-        words += ["--device", "cpu", "--threads", "1"]
-        for part in ("model", "history", "checkpoint", "log"):
-            words += [f"--{part}", str(folder / part)]
-        return subprocess.Popen(words, stderr=subprocess.DEVNULL, preexec_fn=hear_interrupts)
-
-    return command
+    files = TrainingFiles(inputs.index, inputs.labels, *inputs.texts)
+    return lambda folder: start(folder, files, settings(epochs=40))
 
 
 @pytest.fixture(scope="module")
@@ -426,8 +355,8 @@ def test_statistics_stay_to_the_byte_or_move_and_with_them_the_features(
     inputs, backbones, batch_norm
 ):
     model = backbones["resnet"]
-    settings = {"batch_norm": batch_norm, "lr": 1e-12, "batch_size": 7}
-    tuned, _ = inputs.run(batch_norm, "flyp", model=model, **settings)
+    section = {"batch_norm": batch_norm, "lr": 1e-12, "batch_size": 7}
+    tuned, _ = inputs.run(batch_norm, "flyp", model=model, **section)
     before, after = state(Path(model.removeprefix("local-dir:"))), state(tuned)
     names = [name for name in before if name.endswith(("running_mean", "running_var"))]
     assert names
@@ -458,7 +387,7 @@ def marks(path):
 def test_few_predicted_classes_or_little_agreement_are_marked(inputs, counts, agreement, marked):
     history = [{"epoch": 0, "agreement": 0.0}, {"epoch": 1, "agreement": agreement}]
     training = SimpleNamespace(history=history, predicted=torch.tensor(counts))
-    found = finetuning._marks(inputs.settings(), training, diverged=False)
+    found = finetuning._marks(settings(), training, diverged=False)
     assert found == (["collapsed"] if marked else [])
 
 
@@ -470,12 +399,12 @@ def test_supervision_trains_on_true_labels_and_is_marked(inputs):
     assert history(supervised[1])["loss"] != history(plain[1])["loss"]
 
 
-def run_at_found_rate(inputs, name, lr, **settings):
+def run_at_found_rate(inputs, name, lr, **given):
     """Train at a rate as `find_learning_rate` writes it."""
     found = inputs.folder / "learning_rate.json"
     found.write_text(json.dumps({"lr": lr}))
-    settings = inputs.settings("flyp", lr="auto", **settings)
-    return inputs.finetune(name, settings, 3, learning_rate=str(found))
+    chosen = settings("flyp", lr="auto", **given)
+    return inputs.finetune(name, chosen, 3, learning_rate=str(found))
 
 
 def test_a_history_names_the_settings_that_were_found(inputs):

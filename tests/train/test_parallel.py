@@ -5,29 +5,18 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.tiny import (
-    DEMO_CLIP,
-    FINETUNE,
-    ROOT,
-    write_captions,
-    write_index,
-    write_pictures,
-    write_pseudo_labels,
-)
+from support.tiny import DEMO_CLIP
+from support.trainings import Inputs, settings, start
 
 from latteclip.train import parallel
 from latteclip.train.data import TrainingFiles
-from latteclip.train.settings import Compute, Finetune, FinetuneSettings
 
 CLASSNAMES = ["striped", "dotted", "woven", "cracked", "smooth"]
 N = 37
@@ -53,23 +42,6 @@ def test_shares_are_the_whole_in_order(as_process, n, size):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def start(folder, inputs, settings, processes):
-    """Starts a training by the command line, under torchrun where processes are several."""
-    command = [sys.executable, "-m", "latteclip"]
-    if processes > 1:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node", str(processes), "-m", "--", "latteclip"]
-    command += ["finetune", *inputs, "--settings", json.dumps(asdict(settings)), "--seed", "0"]
-    for part in ("model", "history", "checkpoint"):
-        command += [f"--{part}", str(folder / part)]
-    return subprocess.Popen(
-        [*command, "--device", "cpu", "--threads", "1", "--log", str(folder / "log")],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def run(folder, inputs, settings, processes):
     process = start(folder, inputs, settings, processes)
     _, errors = process.communicate()
@@ -79,18 +51,11 @@ def run(folder, inputs, settings, processes):
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("parallel")
     labels = [i % 4 for i in range(N)]
-    files = write_pictures(folder / "pictures", N, size=(64, 64))
-    names = [Path(file).name for file in files]
+    files = Inputs(tmp_path_factory.mktemp("parallel"), labels, classnames=CLASSNAMES)
     captions = [f"a red {CLASSNAMES[label]} {i}" for i, label in enumerate(labels)]
-    given = TrainingFiles(
-        write_index(folder / "i", files, ["train"] * N, labels, CLASSNAMES),
-        write_pseudo_labels(folder / "p", names, labels),
-        write_captions(folder / "c", names, captions),
-        write_captions(folder / "g", names, captions[::-1]),
-    )
-    return ["--files", json.dumps(asdict(given))]
+    groups = files.groups([[i] for i in range(N)], captions[::-1])
+    return TrainingFiles(files.index, files.labels, files.captions(captions), groups)
 
 
 @pytest.fixture(scope="module")
@@ -106,18 +71,13 @@ def model(tmp_path_factory):
 
 
 def settings_of(model, **finetune):
-    return FinetuneSettings(
-        *(model, None, "a photo of a {} texture.", "latteclip"),
-        finetune=Finetune(**FINETUNE | finetune),
-        switches={"mixer_prototypes": "epoch"},
-        compute=Compute(checkpoint_minutes=0),
-    )
+    return settings(model=model, switches={"mixer_prototypes": "epoch"}, **finetune)
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path, inputs, model):
-    settings = settings_of(model, batch_size=32, epochs=4)
-    one, two = (run(tmp_path / str(n), inputs, settings, n) for n in (1, 2))
+    chosen = settings_of(model, batch_size=32, epochs=4)
+    one, two = (run(tmp_path / str(n), inputs, chosen, n) for n in (1, 2))
     first, second = (pq.read_table(folder / "history").to_pydict() for folder in (one, two))
     assert second["loss"] == pytest.approx(first["loss"], rel=1e-5)
     assert len(set(first["loss"])) == len(first["loss"]) >= 8  # each step has learnt from the last
@@ -142,9 +102,9 @@ def worker(process, rank):
 def test_two_processes_end_on_a_signal_with_one_checkpoint_and_go_on_from_it(
     tmp_path, inputs, model
 ):
-    settings = settings_of(model, batch_size=9, epochs=6)  # of four steps
-    whole, folder = run(tmp_path / "whole", inputs, settings, 2), tmp_path / "broken"
-    process = start(folder, inputs, settings, 2)
+    chosen = settings_of(model, batch_size=9, epochs=6)  # of four steps
+    whole, folder = run(tmp_path / "whole", inputs, chosen, 2), tmp_path / "broken"
+    process = start(folder, inputs, chosen, 2)
     while not list(folder.glob("checkpoint/step-*")) and process.poll() is None:
         time.sleep(0.001)
     os.kill(worker(process, 1), signal.SIGTERM)
@@ -155,7 +115,7 @@ def test_two_processes_end_on_a_signal_with_one_checkpoint_and_go_on_from_it(
     kept = int(re.search(r"Step (\d+) is saved", log)[1])
     assert list(folder.glob(f"checkpoint/step-{kept:08d}-*.pt"))
     assert not (folder / "model").exists()
-    run(folder, inputs, settings, 2)
+    run(folder, inputs, chosen, 2)
     assert f"Resuming after step {kept}," in (folder / "log").read_text()
     for file in FILES:
         assert (folder / "model" / file).read_bytes() == (whole / "model" / file).read_bytes()

@@ -298,16 +298,6 @@ def test_rows_become_numbers_together_with_their_speed(shape):
     assert training.predicted.sum() == 3 * shape[0]
 
 
-def test_a_loss_that_is_not_finite_is_found_when_metrics_are_flushed():
-    case = Case(5, 7, 11)
-    training = a_training(case, "flyp")
-    take(training, case, n=4)
-    training._pending[2]["loss"] = torch.tensor(math.nan)
-    with pytest.raises(UserError, match=r"finetune\.lr"):
-        training.flush_metrics()
-    assert [row["step"] for row in training.history] == [0, 1]
-
-
 def test_prediction_entropy_equals_the_loop():
     torch.manual_seed(0)
     scores = torch.randn(5, 7)

@@ -1,0 +1,84 @@
+"""Small trainings: pictures with labels and captions, settings, and the command."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from support.checkout import hear_interrupts
+from support.tiny import (
+    DEMO_CLIP,
+    FINETUNE,
+    ROOT,
+    write_captions,
+    write_index,
+    write_pictures,
+    write_pseudo_labels,
+)
+
+from latteclip.train.settings import Compute, Finetune, FinetuneSettings
+
+CLASSNAMES = ["striped", "dotted", "woven"]
+
+
+class Inputs:
+    """Training pictures with pseudo-labels, beside test pictures that are not on disk."""
+
+    def __init__(self, folder, labels, *, true=None, classnames=CLASSNAMES, **pseudo_labels):
+        n, self.folder = len(labels), folder
+        self.files = write_pictures(folder / "pictures", n)
+        self.names = [Path(file).name for file in self.files]
+        files = [str(folder / "test0.png"), *self.files, str(folder / "test1.png")]
+        splits = ["test", *["train"] * (n - 1), "val", "test"]
+        true = [0, *(true or [0] * n), None]
+        self.write_index = partial(
+            write_index, folder / "i.parquet", files, splits, true, classnames
+        )
+        self.index = self.write_index()
+        self.labels = write_pseudo_labels(folder / "p.parquet", self.names, labels, **pseudo_labels)
+
+    def captions(self, captions):
+        """Write a caption of each picture."""
+        return write_captions(self.folder / "c.parquet", self.names, captions)
+
+    def groups(self, members, captions):
+        """Write captions of groups of pictures."""
+        names = [[self.names[i] for i in group] for group in members]
+        ids = [str(i) for i in range(len(members))]
+        return write_captions(self.folder / "g.parquet", ids, captions, members=names)
+
+
+def settings(objective="latteclip", model=f"local-dir:{DEMO_CLIP}", compute=None, **given):
+    """Settings of a training of four steps. Keys of the section `finetune` are among the others."""
+    section = {key: given.pop(key, value) for key, value in FINETUNE.items()}
+    return FinetuneSettings(
+        model=model,
+        pretrained=None,
+        template=given.pop("template", "a photo of a {} texture."),
+        objective=objective,
+        finetune=Finetune(**section),
+        compute=Compute(**{"checkpoint_minutes": 0, **(compute or {})}),
+        **given,
+    )
+
+
+def start(folder, files, settings, processes=1, seed=3):
+    """Start a training by the command line, under torchrun if there are several processes."""
+    command = [sys.executable, "-m", "latteclip"]
+    if processes > 1:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", str(processes), "-m", "--", "latteclip"]
+    command += ["finetune", "--files", json.dumps(asdict(files)), "--seed", str(seed)]
+    command += ["--settings", json.dumps(asdict(settings)), "--device", "cpu", "--threads", "1"]
+    for part in ("model", "history", "checkpoint", "log"):
+        command += [f"--{part}", str(folder / part)]
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_interrupts,
+    )
