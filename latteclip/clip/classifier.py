@@ -37,10 +37,7 @@ class Classifier:
         return cls(rows, bias)
 
     def scores(self, features: torch.Tensor) -> torch.Tensor:
-        """Return scores [N, C] of image features [N, D], cosines if the rows are L2-normalised.
-
-        Times the model's `exp(logit_scale)` they are the logits of a softmax.
-        """
+        """Return scores [N, C] of image features [N, D], cosines if the rows are L2-normalised."""
         return torch.addmm(self.bias, features, self.weights.T)
 
 
@@ -107,8 +104,7 @@ def classify(
     features: Features, classifier: Classifier, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return `best_classes` of images [N, D] under a classifier, ROWS images at a time."""
-    best = [
-        best_classes(classifier.scores(features[rows]), k) for rows in parts(len(features), ROWS)
-    ]
+    every = parts(len(features), ROWS)
+    best = (best_classes(classifier.scores(features[rows]), k) for rows in every)
     indices, values = zip(*best, strict=True)
     return torch.cat(indices), torch.cat(values)

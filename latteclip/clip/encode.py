@@ -79,10 +79,7 @@ def encode_images(clip: Clip, images: torch.Tensor) -> torch.Tensor:
 
 
 def encode_texts(clip: Clip, tokens: torch.Tensor) -> torch.Tensor:
-    """Encode tokens [T, L] to L2-normalised float32 features [T, D].
-
-    A causal tower gets texts by length, without padding: the features are the same.
-    """
+    """Encode tokens [T, L] to L2-normalised float32 features [T, D], without padding if causal."""
     if len(tokens) == 0:  # of a process without a share: some towers refuse empty batches
         return torch.zeros(0, clip.config["embed_dim"], device=clip.device)
     model: Any = clip.model
@@ -108,10 +105,7 @@ def _encode_by_length(clip: Clip, tower: CausalText, tokens: torch.Tensor) -> to
 
 
 def _encode(clip: Clip, encode: Encoder, rows: torch.Tensor) -> torch.Tensor:
-    """Return `encode(rows)`. With micro-batches memory holds the activations of one (GradCache).
-
-    The backward pass encodes each again, with the same random draws.
-    """
+    """Return `encode(rows)`. The backward pass encodes each micro-batch again (GradCache)."""
     if not torch.is_grad_enabled():
         return _halving_on_oom(clip, encode, rows)
     if clip.micro_batch is None:
@@ -154,10 +148,8 @@ def encoded(
 
     The models are on one device and share the transform of `files`.
     """
-    progress = Progress(len(files), "images")
-    for marks, batch in loader.batches(
-        files, loader.in_order(len(files), batch_size), models[0].device, threads
-    ):
+    progress, order = Progress(len(files), "images"), loader.in_order(len(files), batch_size)
+    for marks, batch in loader.batches(files, order, models[0].device, threads):
         yield marks, [encode_images(clip, batch).cpu() for clip in models]
         progress.add(len(batch))
 

@@ -96,7 +96,7 @@ def load(model: str, pretrained: str | None, device: torch.device, precision: st
 
 @contextlib.contextmanager
 def loading(what: str, remedy: str) -> Iterator[None]:
-    """Turn every error inside, from a library of models or below it, into a UserError."""
+    """Turn every error inside into a UserError."""
     try:
         yield
     except UserError as error:

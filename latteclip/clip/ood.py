@@ -18,7 +18,7 @@ from latteclip.clip.feature_memmap import Features, parts
 
 @dataclass(frozen=True)
 class UnknownDetector:
-    """Scores images, from 0 to 2. An image is unknown if its score is above the threshold."""
+    """Scores images, from 0 to 2, and calls those above the threshold unknown."""
 
     texts: torch.Tensor  # [C, D] L2-normalised
     mean: torch.Tensor  # [D]
@@ -34,10 +34,7 @@ class UnknownDetector:
         share: float,
         described: Mapping[str, Any],
     ) -> tuple[Self, torch.Tensor]:
-        """Fit a detector that calls a share of the training images, a mask [N], unknown.
-
-        Returns it with the scores of all images.
-        """
+        """Return a detector that calls a share of the training images unknown, and all scores."""
         every = parts(len(features), ROWS)
         sums = [features[rows][training[rows]].double().sum(dim=0) for rows in every]
         mean = (torch.stack(sums).sum(dim=0) / training.sum()).float()

@@ -5,6 +5,7 @@ the parameters below, no horizontal flip), but colours are not rounded between s
 Letters: N images, B batch, K random numbers of an image, h x w its size, H x W the model's input.
 """
 
+import contextlib
 import logging
 import math
 import mmap
@@ -121,20 +122,16 @@ class ImageCache:
         file, start = self._place(index)
         if file is None or start + image.size > self.ends[index]:
             return
-        try:
-            is_whole = os.pwrite(file.fileno(), image.tobytes(), start) == image.size
-        except OSError:  # the disk is full, for example
-            return
-        if is_whole:  # the height comes last: it marks the image as cached
-            self.shapes[index, 1] = image.shape[1]
-            self.shapes[index, 0] = image.shape[0]
+        with contextlib.suppress(OSError):  # the disk is full, for example
+            if os.pwrite(file.fileno(), image.tobytes(), start) == image.size:
+                self.shapes[index, 1] = image.shape[1]
+                self.shapes[index, 0] = image.shape[0]  # last: it marks the image as cached
 
 
 class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
-    """N images, by (number of the pass over all of them, index).
+    """Random numbers [K] of the transform of an image, and its pixels, by (pass, index).
 
-    An item is the random numbers [K] of the image's transform in this pass, and its pixels. Both
-    depend only on the seed, the pass and the image.
+    Both depend only on the seed, the pass and the image.
     """
 
     def __init__(
@@ -146,10 +143,9 @@ class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
         in_memory: float,
         folder: str | Path,
     ) -> None:
-        """Prepare the cache, for images of width and height `sizes` [N, 2] in their files.
+        """Prepare the cache of images of width and height `sizes` [N, 2] in their files.
 
-        All processes together have `in_memory` bytes of images in memory. The others are cached on
-        the disk of `folder` if it has FREE times as much room.
+        `in_memory` bytes are for all processes. The disk of `folder` has the rest, if it has room.
         """
         self.paths, self.transform, self.seed = paths, transform, seed
         # A JPEG that was decoded at an eighth may be a pixel longer than its full size says.

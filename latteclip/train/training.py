@@ -148,8 +148,7 @@ def micro_batch(
     """Return how many images or texts of a batch may be encoded at once. None: all of them.
 
     Tries a step with the whole batch, then with ever smaller powers of two, and changes neither
-    weights nor random generators. Raises UserError if one image does not fit, or a batch that is
-    not divisible. The tokens [T, L] are of all texts. `images` is this process's share of a batch.
+    weights nor random generators. UserError: one image, or an indivisible batch, does not fit.
     """
     size = images
     while not _fits(clip, tokens, images, None if size == images else size):
@@ -249,9 +248,9 @@ class Training:
         per_epoch: int,
         first: int = 0,
     ) -> Iterator[int]:
-        """Take the steps from `first` to `total`, and yield after each how many are done.
+        """Take the steps from `first` to `total` on batches of images with `labels` [N].
 
-        The batches are those of `Setup.batches`, from the first step on, with `labels` [N].
+        Yields after each step how many are done.
         """
         for step in range(first, total):
             if step % per_epoch == 0:
@@ -308,10 +307,9 @@ class Training:
             }
 
     def flush_metrics(self) -> None:
-        """Move the pending rows into the history as numbers. This waits for the device.
+        """Move the pending rows into the history as numbers, all with the same speed.
 
-        A GPU runs behind the steps that it is given, so all rows get the same speed and share of
-        waiting. A loss that is not finite raises DivergedError, after the rows before it.
+        This waits for the device. A loss that is not finite raises DivergedError.
         """
         rows, self._pending = self._pending, []
         scalars = [(row, name) for row in rows for name in row if torch.is_tensor(row[name])]
@@ -356,9 +354,9 @@ class Training:
 
 
 def prediction_entropy(scores: torch.Tensor, scale: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the mean entropy (nats) of softmax(scale * scores) [B, C], and that of their mean.
+    """Return the mean entropy (nats) of predictions softmax(scale * scores) [B, C].
 
-    The latter is divided by log C, so it is 1 where the predictions are evenly spread.
+    `class_balance` is the entropy of their mean over log C: 1 where they are evenly spread.
     """
     predicted = (scale * scores).softmax(dim=1)  # [B, C]
     of_images = torch.special.entr(predicted).sum(dim=-1)  # [B]

@@ -11,15 +11,7 @@ from support.backbones import (
     stock_images,
     stock_texts,
 )
-from support.tiny import (
-    BACKBONES,
-    CONTEXT,
-    END,
-    START,
-    WIDTH,
-    tiny_clip,
-    write_pictures,
-)
+from support.tiny import BACKBONES, CONTEXT, END, START, WIDTH, tiny_clip, write_pictures
 
 from latteclip.clip import encode
 from latteclip.clip import model as clips
@@ -37,15 +29,18 @@ def tokens_of_lengths(lengths):
     return tokens
 
 
+def assert_stock_texts(clip, tokens):
+    found = encode.encode_texts(clip, tokens)
+    torch.testing.assert_close(found, stock_texts(clip, tokens), rtol=1e-5, atol=1e-6)
+    return found
+
+
 @pytest.mark.parametrize("pool_type", ["argmax", "eos"])
 @pytest.mark.parametrize("projection", [{}, {"proj_type": "none", "width": WIDTH}])
 def test_trimmed_texts_of_every_length_have_the_stock_features(pool_type, projection):
-    clip = tiny_clip(pool_type=pool_type, **projection)
     order = torch.randperm(CONTEXT - 1, generator=torch.Generator().manual_seed(1))
     tokens = tokens_of_lengths([2 + int(i) for i in order])
-    torch.testing.assert_close(
-        encode.encode_texts(clip, tokens), stock_texts(clip, tokens), rtol=1e-5, atol=1e-6
-    )
+    assert_stock_texts(tiny_clip(pool_type=pool_type, **projection), tokens)
 
 
 def test_short_texts_are_encoded_without_their_padding(monkeypatch):
@@ -62,8 +57,7 @@ def test_short_texts_are_encoded_without_their_padding(monkeypatch):
 def test_features_are_those_of_open_clip_at_full_length(clip, kind):
     tokens, images = clip.tokenizer(TEXTS), pictures(clip, 3)
     assert tokens.shape == (len(TEXTS), CONTEXT)
-    texts = encode.encode_texts(clip, tokens)
-    torch.testing.assert_close(texts, stock_texts(clip, tokens), rtol=1e-5, atol=1e-6)
+    texts = assert_stock_texts(clip, tokens)
     assert torch.equal(encode.encode_images(clip, images), stock_images(clip, images))
     assert texts.shape == (len(TEXTS), BACKBONES[kind][0]["embed_dim"])
     alike = texts @ texts.T - torch.eye(len(TEXTS))
@@ -91,10 +85,7 @@ def test_custom_text_towers_of_every_make_have_the_stock_features(pool_type, tow
     clip = tiny_clip(tower=open_clip.CustomTextCLIP, pool_type=pool_type, **tower)
     trimmed = pool_type in ("argmax", "eos") and tower.keys() <= {"proj_bias"}
     assert (encode.CausalText.of(clip.model) is not None) == trimmed
-    tokens = clip.tokenizer(TEXTS)
-    torch.testing.assert_close(
-        encode.encode_texts(clip, tokens), stock_texts(clip, tokens), rtol=1e-5, atol=1e-6
-    )
+    assert_stock_texts(clip, clip.tokenizer(TEXTS))
 
 
 @pytest.mark.parametrize("kind", ["vit", "siglip"])
@@ -112,18 +103,14 @@ def test_batches_halve_until_they_fit_and_say_so_once(kind, backbones, monkeypat
     assert len([record for record in caplog.records if "memory" in record.message]) == 2
 
 
-@torch.no_grad()
-def test_no_memory_for_a_single_image_is_a_sentence(backbones, monkeypatch):
+def test_no_memory_for_a_single_image_is_a_sentence_and_training_batches_do_not_halve(
+    backbones, monkeypatch
+):
     clip = clips.load(backbones["vit"], None, CPU)
     small_memory.limit(monkeypatch, clip, 0)
-    with pytest.raises(UserError, match=r"clip\.model"):
-        encode.encode_images(clip, pictures(clip, 5))
-
-
-def test_training_batches_do_not_halve_by_themselves(backbones, monkeypatch):
-    clip = clips.load(backbones["vit"], None, CPU)
-    small_memory.limit(monkeypatch, clip, 2)
     with pytest.raises(torch.OutOfMemoryError):
+        encode.encode_images(clip, pictures(clip, 5))
+    with torch.no_grad(), pytest.raises(UserError, match=r"clip\.model"):
         encode.encode_images(clip, pictures(clip, 5))
 
 
@@ -132,6 +119,5 @@ def test_features_of_files_do_not_depend_on_the_batch_size(demo_clip, tmp_path):
     paths = write_pictures(tmp_path, 5)
     wanted = torch.cat([encode_files(demo_clip, [path], 1, 1)[:] for path in paths])
     assert wanted.shape == (5, 128)
-    torch.testing.assert_close(
-        encode_files(demo_clip, paths, 2, 1)[:], wanted, rtol=1e-4, atol=1e-5
-    )
+    found = encode_files(demo_clip, paths, 2, 1)[:]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)

@@ -102,12 +102,9 @@ def tower_elsewhere(folder, marker):
     edit(folder / clip_config.CONFIG, lambda c: text(c).update(hf_model_name=str(elsewhere)))
 
 
-def timm_from(name):
-    def spoil(folder, _):
-        own = {"timm_model_name": name.format(folder=folder), "timm_model_pretrained": True}
-        edit(folder / clip_config.CONFIG, lambda c: c["model_cfg"]["vision_cfg"].update(own))
-
-    return spoil
+def timm_of_the_hub(folder, _):
+    own = {"timm_model_name": "hf-hub:me/vit", "timm_model_pretrained": True}
+    edit(folder / clip_config.CONFIG, lambda c: c["model_cfg"]["vision_cfg"].update(own))
 
 
 def pickled(folder, _):
@@ -124,8 +121,7 @@ HOSTILE = {
     "tokenizer that is to be trusted": (trusting, "trust_remote_code"),
     "tokenizer with code": (with_code, "auto_map"),
     "tower elsewhere": (tower_elsewhere, "model folder"),
-    "timm of a folder": (timm_from("local-dir:{folder}"), "timm"),
-    "timm of the hub": (timm_from("hf-hub:me/vit"), "timm"),
+    "timm of the hub": (timm_of_the_hub, "timm"),
     "weights that are a pickle": (pickled, "open_clip_pytorch_model.bin"),
 }
 
