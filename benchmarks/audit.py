@@ -52,12 +52,12 @@ def read(folder: Path, methods: list[str] | None) -> Data:
     """Read the results of all methods or of some."""
     population = read_population(folder)
     if methods:
-        keep = [k for k, one in enumerate(population.candidates) if one.method in methods]
+        keep = [k for k, (method, _) in enumerate(population.candidates) if method in methods]
         population = replace(
             population,
             candidates=[population.candidates[k] for k in keep],
             predictions=population.predictions[:, keep],
-            pair=(keep.index(population.pair[0]), keep.index(population.pair[1])),
+            model=keep.index(population.model),
         )
     path = folder / "images.parquet"
     label = tables.lookup(path, tables.IMAGES, "image_id", "label", population.image_ids)
@@ -65,7 +65,7 @@ def read(folder: Path, methods: list[str] | None) -> Data:
     hits = (population.predictions == labels[:, None]).astype(np.float64)
     rights = hits.mean(axis=0)
     compared = [*combinations(range(hits.shape[1]), 2)]
-    names = [one.method for one in population.candidates]
+    names = [method for method, _ in population.candidates]
     return Data(
         population,
         stratify(population),
@@ -96,7 +96,7 @@ def audit(data: Data, n: int, wrong: float, rng: np.random.Generator) -> Floats:
         "", data.population.classnames, data.population.image_ids, data.strata, order, ""
     )
     columns = zip(data.population.candidates, data.population.predictions.T, strict=True)
-    runs = [score.RunPredictions(one.method, one.seed, True, own) for one, own in columns]
+    runs = [score.RunPredictions(*run, True, own) for run, own in columns]
     found = score.score("", plan, runs, answers)
     ends = [(one.low, one.high) for one in found.accuracies]
     return np.array([*ends, *((one.low, one.high) for one in found.comparisons)])

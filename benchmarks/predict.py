@@ -140,7 +140,7 @@ def beside_encoder(model: Path, paths: list[str], args: argparse.Namespace) -> N
                 encode_images(clip, batch[:size])
 
     def classify() -> None:
-        assert sum(len(part.predictions) for part in opened.in_batches(named, 1)) == args.images
+        assert len(opened(named)) == args.images
 
     encode_images(clip, batch)  # warm-up
     times = [(seconds(alone), seconds(classify)) for _ in range(args.pairs)]

@@ -615,10 +615,8 @@ def write_predictions(place: Place) -> Work:
     def work() -> None:
         paths = predict.image_paths([str(place.images)], sys.stdin.buffer)
         names, best = place.classnames[:3], [0.9, 0.05, 0.01]
-        with predict.writing(place.file("predicted.parquet"), len(names)) as add:
-            for start in range(0, len(paths), 256):
-                part = paths[start : start + 256]
-                add([predict.Prediction(x, [0, 1, 2], names, best, best) for x in part])
+        predictions = (predict.Prediction(x, [0, 1, 2], names, best, best) for x in paths)
+        predict.writer_of(place.file("predicted.parquet"))(predictions, len(names), [])
 
     return work
 

@@ -219,7 +219,7 @@ def interval(data: Data, errs: float, runs: int) -> None:
             session.answer(named, taught, TAUGHT)
         run, answers = copy.copy(session), dict(taught)
         run._order = np.random.default_rng(seed).permutation(n)
-        run._questions = session._questions[:TAUGHT]
+        run.questions = session.questions[:TAUGHT]
         run.answer(named, answers, TAUGHT + CHECKED)
         known = {one.image_id for one in taught.values()}
         rest = torch.tensor([name not in known for name in run.ids])

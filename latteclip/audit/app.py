@@ -13,13 +13,13 @@ import hmac
 import io
 import json
 import logging
+import re
 import secrets
 import shlex
 import threading
 import webbrowser
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -30,18 +30,14 @@ import numpy as np
 from markupsafe import Markup
 
 from latteclip.audit.sampling import (
-    FIRST_METHODS,
     Population,
-    answers_path,
-    left_out_table,
-    plan_path,
+    audit_files,
     read_or_draw,
     read_population,
-    runs_with,
+    runs_in,
 )
 from latteclip.audit.score import (
     MAX_IMAGES,
-    RunFiles,
     TooFewAnswersError,
     as_text,
     next_steps,
@@ -52,7 +48,6 @@ from latteclip.audit.score import (
 from latteclip.core.errors import UserError, full_disk
 from latteclip.core.files import write_text
 from latteclip.core.hashing import digest
-from latteclip.core.terminal import one_line
 from latteclip.data.images import open_rgb
 from latteclip.evaluate.results import Audit
 from latteclip.labels.answers import (
@@ -74,18 +69,22 @@ UPCOMING = 3  # questions that the page knows beforehand
 
 HOST = "127.0.0.1"
 MAX_BODY = 5_000_000  # bytes of all answers; an answer has a few hundred
-MAX_LENGTH_DIGITS = 9
 TIMEOUT = 30  # seconds that a connection may wait for the rest of a request
 SERVED_SIDE, OFFLINE_SIDE = 1024, 640  # pixels of a picture
 SERVED = "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'"
 OFFLINE = "img-src data:"
 # Bytes before base64: of all pictures of the offline page, and of each at most and at least.
 TOTAL_BYTES, MAX_PICTURE, MIN_PICTURE = 18_000_000, 90_000, 4_000
-DISK_FULL = (
-    "The disk is full, so this was not saved. Free some space and do it again; all earlier answers "
-    "are saved."
-)
+DISK_FULL = "The disk is full, so this was not saved. Free some space and answer again."
 JSON, HTML, WEBP = "application/json", "text/html; charset=utf-8", "image/webp"
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+    "Connection": "close",
+}
 PACKAGE = "latteclip.audit"
 
 
@@ -102,14 +101,12 @@ class Question:
 
     @property
     def key(self) -> str:
-        """The key of its answer."""
         return Answer(self.image_id, UNSURE, repeat=self.repeat).key
 
     def as_json(self, picture: str) -> dict[str, Any]:
-        """Return the question for the page."""
         values = {"image": self.image_id, "options": self.options, "picture": picture}
-        values |= {} if self.phase is None else {"phase": self.phase}
-        return {**values, "repeat": True} if self.repeat else values
+        optional = {"phase": self.phase, "repeat": self.repeat}
+        return {**values, **{key: value for key, value in optional.items() if value}}
 
 
 class Interview:
@@ -117,23 +114,19 @@ class Interview:
 
     title: str  # of the page
     images: str  # the kind of images, for the page
-    command: str  # that goes on
-    purpose: str  # of the command that takes exported answers
+    command: str  # that goes on, or imports answers
     path: Path  # of the answers
     schema: AnswerSchema
     total: int  # how many questions there are
+    questions: list[Question]  # as far as they are known
 
-    def question(self, number: int) -> Question:
-        """Return a question by its number, 0, 1, ..., or raise IndexError."""
-        raise NotImplementedError
+    def open_questions(self, answers: Mapping[str, Answer]) -> list[Question]:
+        """Return questions without an answer, none if all are answered."""
+        return [one for one in self.questions if one.key not in answers]
 
     def all_open(self, answers: Mapping[str, Answer]) -> list[Question]:
         """Return all questions without an answer."""
-        raise NotImplementedError
-
-    def open_questions(self, answers: Mapping[str, Answer]) -> list[Question]:
-        """Return the next questions without an answer, at most UPCOMING of them."""
-        raise NotImplementedError
+        return self.open_questions(answers)
 
     def admitted(self, answers: Mapping[str, Answer]) -> dict[str, Answer]:
         """Return answers as they are saved, or raise UserError."""
@@ -145,7 +138,7 @@ class Interview:
 
     def answered(self, answers: Mapping[str, Answer]) -> int:
         """Return how many of the questions have an answer."""
-        return min(len(answers), self.total)
+        return self.total - len(self.open_questions(answers))
 
     def status(self, _: Mapping[str, Answer]) -> str:
         """Return a sentence for the page."""
@@ -166,43 +159,33 @@ class AuditSession(Interview):
             folder: of the results.
             split: test or train; None: see `read_population`.
             budget: how many images are asked about at most.
-
-        Raises:
-            UserError: there is nothing to audit, or the plan is of other images.
         """
+        if not 1 <= budget <= MAX_IMAGES:
+            raise UserError(f"--budget {budget} is not between 1 and {MAX_IMAGES:,} images.")
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise UserError(f"{folder} is not a folder; name the results of a dataset.")
         self.population = read_population(folder, split)
-        self.dataset, self.images = self.population.dataset, f"{self.population.split} images"
-        self.title, self.command = "Audit", f"latteclip audit {shlex.quote(str(folder))}"
-        self.purpose = "takes them and says which model is best"
-        split = self.population.split
-        self.plan = read_or_draw(plan_path(self.folder, split), self.population)
-        self.path = answers_path(self.folder, split)
+        self.dataset, split = self.population.dataset, self.population.split
+        self.title, self.images = "Audit", f"{split} images"
+        self.command = f"latteclip audit {shlex.quote(str(folder))}"
+        plan_file, self.path = audit_files(self.folder, split)
+        self.plan = read_or_draw(plan_file, self.population)
         self.schema = self.plan.schema(self.dataset)
-        self.total = min(budget, len(self.population.image_ids))
+        ids, paths = self.population.image_ids, self.population.paths
+        self.questions = [
+            Question(number, ids[row], paths[row], offered_classes(self.population, row))
+            for number, row in enumerate(self.plan.order[:budget].tolist())
+        ]
+        self.total = len(self.questions)
+        if self.total < budget:
+            log.warning(
+                "The %s split has %d images that can be asked about, fewer than the budget of %d.",
+                *(split, self.total, budget),
+            )
 
     def answers(self) -> dict[str, Answer]:
-        """Return the answers that are saved."""
         return read_answers(self.path, self.schema)[0]
-
-    def question(self, number: int) -> Question:
-        row = int(self.plan.order[: self.total][number])
-        ids, paths = self.population.image_ids, self.population.paths
-        return Question(number, ids[row], paths[row], offered_classes(self.population, row))
-
-    def all_open(self, answers: Mapping[str, Answer]) -> list[Question]:
-        return [*map(self.question, self._open(answers))]
-
-    def open_questions(self, answers: Mapping[str, Answer]) -> list[Question]:
-        return [*map(self.question, self._open(answers)[:UPCOMING])]
-
-    def _open(self, answers: Mapping[str, Answer]) -> list[int]:
-        return [number for number, name in enumerate(self._drawn_ids) if name not in answers]
-
-    def answered(self, answers: Mapping[str, Answer]) -> int:
-        return sum(name in answers for name in self._drawn_ids)
 
     def result(self, answers: Mapping[str, Answer]) -> dict[str, Any]:
         audit = self.score(answers)
@@ -218,25 +201,9 @@ class AuditSession(Interview):
 
     def score(self, answers: Mapping[str, Answer]) -> Audit:
         """Score every run in the folder by answers; UserError where there are too few."""
-        runs = [self._run(*run) for run in runs_with(self.folder)]
+        runs = [one for one in runs_in(self.folder) if one.predictions]
         predictions = read_predictions(self.dataset, self.plan, runs)
         return score(self.dataset, self.plan, predictions, answers)
-
-    def _run(self, method: str, seed: int) -> RunFiles:
-        folder = self.folder / method / f"seed{seed}"
-        left_out = left_out_table(folder)
-        return RunFiles(
-            method,
-            seed,
-            str(folder / "metrics.json"),
-            str(folder / "predictions.parquet"),
-            str(left_out) if left_out.is_file() else None,
-            has_model=(folder / "model").is_dir() or method in FIRST_METHODS,
-        )
-
-    @cached_property
-    def _drawn_ids(self) -> list[str]:
-        return [self.population.image_ids[row] for row in self.plan.order[: self.total]]
 
 
 def offered_classes(population: Population, row: int) -> list[str]:
@@ -256,19 +223,6 @@ def offered_classes(population: Population, row: int) -> list[str]:
 
 
 # --- the command ---------------------------------------------------------------------------------
-
-
-def open_audit(folder: str, split: str | None, budget: int) -> AuditSession:
-    """Open the audit of a dataset's results, or raise UserError."""
-    if not 1 <= budget <= MAX_IMAGES:
-        raise UserError(f"--budget {budget} is no number of images between 1 and {MAX_IMAGES:,}.")
-    session = AuditSession(folder, split, budget)
-    if session.total < budget:
-        log.warning(
-            "The %s split has %d images that can be asked about, fewer than the budget of %d.",
-            *(session.population.split, session.total, budget),
-        )
-    return session
 
 
 def print_estimate(session: AuditSession) -> None:
@@ -313,32 +267,23 @@ def serve_audit(session: AuditSession, port: int, *, browser: bool) -> None:
 
 
 def render_page(interview: Interview, sources: str, values: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the page, and the policy that forbids it everything else.
-
-    Args:
-        interview: the questions.
-        sources: directives of the policy beside style and script.
-        values: for the script.
-    """
+    """Return the page with values for its script, and the policy that allows these `sources`."""
     folder = files(PACKAGE) / "templates"
     script = (folder / "audit.js").read_text(encoding="utf-8")
     style = render.style() + (folder / "audit.css").read_text(encoding="utf-8")
     policy = render.policy(script, sources)
     schema = interview.schema
-    text = (
-        render.environment(PACKAGE)
-        .get_template("audit.html")
-        .render(
-            policy=policy,
-            style=Markup(style),
-            script=Markup(script),
-            title=interview.title,
-            dataset=schema.dataset,
-            images=interview.images,
-            classnames=sorted(schema.classnames),
-            all_offered=len(schema.classnames) <= ALL_OFFERED,
-            values={**schema.header(), **values},
-        )
+    page = render.environment(PACKAGE).get_template("audit.html")
+    text = page.render(
+        policy=policy,
+        style=Markup(style),
+        script=Markup(script),
+        title=interview.title,
+        dataset=schema.dataset,
+        images=interview.images,
+        classnames=sorted(schema.classnames),
+        all_offered=len(schema.classnames) <= ALL_OFFERED,
+        values={**schema.header(), **values},
     )
     return text, policy
 
@@ -349,11 +294,12 @@ def page_state(
     """Return what the page must know when it opens and after each answer."""
     upcoming = interview.open_questions(answers)  # labels may learn, and the status follows
     return {
+        **interview.schema.document(answers),
         "revision": revision,
         "answered": interview.answered(answers),
         "total": interview.total,
         "status": interview.status(answers),
-        "upcoming": [question.as_json(f"image/{question.number}") for question in upcoming],
+        "upcoming": [one.as_json(f"image/{one.number}") for one in upcoming[:UPCOMING]],
     }
 
 
@@ -374,7 +320,6 @@ def write_offline(interview: Interview, output: str) -> None:
     values = {
         "offline": True,
         "take": f"{interview.command} --answers answers.json",
-        "purpose": interview.purpose,
         "answered": interview.total - len(questions),
         "questions": [question.as_json(_data_uri(question, max_bytes)) for question in questions],
     }
@@ -398,13 +343,11 @@ def _data_uri(question: Question, max_bytes: int) -> str:
 
 # --- the server ----------------------------------------------------------------------------------
 
+Reply = tuple[HTTPStatus, str, bytes]  # with the type of the content
+
 
 class RefusedError(Exception):
-    """A refused request."""
-
-    def __init__(self, status: HTTPStatus, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
+    """A refused request, with its HTTPStatus."""
 
 
 class InterviewServer(ThreadingHTTPServer):
@@ -428,7 +371,6 @@ class InterviewServer(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        """The address of the page."""
         return f"http://{HOST}:{self.server_port}/{self.token}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -445,27 +387,24 @@ class Handler(BaseHTTPRequestHandler):
     policy = "default-src 'none'"
 
     def do_GET(self) -> None:
-        """Send the page, a picture or the result."""
-        self._handle(self._get)
+        self._answer(self._get)
 
     def do_PUT(self) -> None:
-        """Save all answers."""
-        self._handle(self._put)
+        self._answer(self._put)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Log nothing: the address holds the token."""
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Refuse malformed requests without repeating them."""
-        self.close_connection = True
+        """Refuse a request without repeating it."""
         self._send(code, JSON, _json({"error": HTTPStatus(code).phrase}))
 
-    def _handle(self, act: Callable[[str], tuple[HTTPStatus, str, bytes]]) -> None:
+    def _answer(self, act: Callable[[str], Reply]) -> None:
         try:
             reply = act(self._checked_path())
         except RefusedError as refusal:
-            self.close_connection = True  # perhaps with a body that was not read
-            reply = refusal.status, JSON, _json({"error": str(refusal)})
+            self.send_error(refusal.args[0])
+            return
         except UserError as error:
             reply = HTTPStatus.BAD_REQUEST, JSON, _json({"error": str(error)})
         except OSError as error:
@@ -477,96 +416,82 @@ class Handler(BaseHTTPRequestHandler):
 
     def _checked_path(self) -> str:
         """Return the path after the token, if the request may be answered."""
-        hosts = {f"{name}:{self.server.server_port}" for name in (HOST, "localhost")}
-        host = self.headers.get("Host", "")
-        if len(self.headers.get_all("Host", [])) != 1 or host not in hosts:
-            raise RefusedError(HTTPStatus.FORBIDDEN, "This server has another name.")
-        origin = self.headers.get("Origin")
-        if (origin is None and self.command == "PUT") or origin not in (None, f"http://{host}"):
-            raise RefusedError(HTTPStatus.FORBIDDEN, "Other pages may not send requests.")
-        start, token, *rest = self.path.split("/", 2)
-        expected = self.server.token.encode()
-        if start or not rest or not hmac.compare_digest(token.encode(), expected):
-            raise RefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")
-        return rest[0]
+        hosts = self.headers.get_all("Host", [])
+        if hosts not in [[f"{name}:{self.server.server_port}"] for name in (HOST, "localhost")]:
+            raise RefusedError(HTTPStatus.FORBIDDEN)
+        page = f"http://{hosts[0]}"
+        if self.headers.get("Origin", "" if self.command == "PUT" else page) != page:
+            raise RefusedError(HTTPStatus.FORBIDDEN)
+        start = f"/{self.server.token}/"
+        if not hmac.compare_digest(self.path[: len(start)].encode(), start.encode()):
+            raise RefusedError(HTTPStatus.NOT_FOUND)
+        return self.path[len(start) :]
 
-    def _get(self, path: str) -> tuple[HTTPStatus, str, bytes]:
+    def _get(self, path: str) -> Reply:
         interview = self.server.interview
         if path.startswith("image/"):
             return HTTPStatus.OK, WEBP, self._picture(path.removeprefix("image/"))
         if path not in ("", "result"):
-            raise RefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")
+            raise RefusedError(HTTPStatus.NOT_FOUND)
         with self.server.busy:
             answers, revision = read_answers(interview.path, interview.schema)
             if path == "result":
                 return HTTPStatus.OK, JSON, _json(interview.result(answers))
-            state = page_state(interview, answers, revision) | interview.schema.document(answers)
-            values = {"offline": False, "state": state}
+            values = {"offline": False, "state": page_state(interview, answers, revision)}
         html, self.policy = render_page(interview, SERVED, values)
         return HTTPStatus.OK, HTML, html.encode()
 
-    def _picture(self, number: str) -> bytes:
+    def _picture(self, text: str) -> bytes:
         """Return a picture by its number: no path comes from outside."""
-        if not (number.isascii() and number.isdecimal() and len(number) < MAX_LENGTH_DIGITS):
-            raise RefusedError(HTTPStatus.NOT_FOUND, "Pictures have numbers.")
-        try:
-            question = self.server.interview.question(int(number))
-        except IndexError:
-            raise RefusedError(HTTPStatus.NOT_FOUND, "No picture has this number.") from None
+        number, questions = _number(text), self.server.interview.questions
+        if number is None or number >= len(questions):
+            raise RefusedError(HTTPStatus.NOT_FOUND)
         file = io.BytesIO()
-        open_rgb(question.path, max_side=SERVED_SIDE).save(file, "WEBP", quality=90)
+        open_rgb(questions[number].path, max_side=SERVED_SIDE).save(file, "WEBP", quality=90)
         return file.getvalue()
 
-    def _put(self, path: str) -> tuple[HTTPStatus, str, bytes]:
+    def _put(self, path: str) -> Reply:
         if path != "answers":
-            raise RefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")
-        interview = self.server.interview
+            raise RefusedError(HTTPStatus.NOT_FOUND)
+        interview, status = self.server.interview, HTTPStatus.OK
         answers = interview.admitted(interview.schema.parse(self._body(), "The request"))
+        revision = self.headers.get("If-Match", "").strip('"')
         with self.server.busy:
             try:
-                expected = self.headers.get("If-Match", "").strip('"')
-                revision = write_answers(interview.path, interview.schema, answers, expected)
+                revision = write_answers(interview.path, interview.schema, answers, revision)
             except StaleRevisionError:  # another page has saved answers: this page merges them
                 answers, revision = read_answers(interview.path, interview.schema)
-                state = page_state(interview, answers, revision)
-                state |= interview.schema.document(answers)
-                return HTTPStatus.PRECONDITION_FAILED, JSON, _json(state)
-            return HTTPStatus.OK, JSON, _json(page_state(interview, answers, revision))
+                status = HTTPStatus.PRECONDITION_FAILED
+            return status, JSON, _json(page_state(interview, answers, revision))
 
     def _body(self) -> Any:
         """Return the JSON value of the body, after its length and type are checked."""
-        length = self.headers.get("Content-Length", "")
-        if self.headers.get("Transfer-Encoding") is not None or not (
-            length.isascii() and length.isdecimal()
-        ):
-            raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "The request lacks its length.")
-        if len(length) > MAX_LENGTH_DIGITS or int(length) > MAX_BODY:
-            raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "That is too much.")
-        if self.headers.get("Content-Type", "").split(";")[0].strip().lower() != JSON:
-            raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Answers are JSON.")
+        length = _number(self.headers.get("Content-Length", ""))
+        if length is None or "Transfer-Encoding" in self.headers:
+            raise RefusedError(HTTPStatus.LENGTH_REQUIRED)
+        if length > MAX_BODY:
+            raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        if self.headers.get_content_type() != JSON:
+            raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
         try:
-            return json.loads(self.rfile.read(int(length)))
-        except (ValueError, RecursionError) as error:
-            reason = f"The body is not valid JSON ({one_line(error, 80)})."
-            raise RefusedError(HTTPStatus.BAD_REQUEST, reason) from None
+            return json.loads(self.rfile.read(length))
+        except (ValueError, RecursionError):
+            raise RefusedError(HTTPStatus.BAD_REQUEST) from None
 
     def _send(self, status: int, kind: str, body: bytes) -> None:
+        policy = f"{self.policy}; frame-ancestors 'none'"
+        of_body = {"Content-Type": kind, "Content-Length": len(body)}
         self.send_response(status)
-        for name, value in {
-            "Content-Type": kind,
-            "Content-Length": str(len(body)),
-            "Content-Security-Policy": f"{self.policy}; frame-ancestors 'none'",
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer",
-            "Cross-Origin-Resource-Policy": "same-origin",
-            "Cross-Origin-Opener-Policy": "same-origin",
-            "Cache-Control": "no-store",
-            "Connection": "close",
-        }.items():
-            self.send_header(name, value)
+        for name, value in {**HEADERS, "Content-Security-Policy": policy, **of_body}.items():
+            self.send_header(name, str(value))
         self.end_headers()
         self.wfile.write(body)
 
 
 def _json(values: Any) -> bytes:
     return json.dumps(values).encode()
+
+
+def _number(text: str) -> int | None:
+    """Return a whole number below a milliard, or None."""
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else None

@@ -52,16 +52,24 @@ class Interval:
     high: float
 
 
+@dataclass(frozen=True)
+class Difference(Interval):
+    """The difference in accuracy between two classifiers."""
+
+    more: int | None  # answers that are still needed to decide; None: unknown
+
+    @property
+    def decided(self) -> bool:
+        """Whether the interval leaves out zero, or both are known to be equal."""
+        return self.low > 0 or self.high < 0 or self.more == 0
+
+
 def stratified_mean(values: Floats, strata: Ints, sizes: Ints, largest: float) -> Mean:
-    """Estimate the mean over a population of which some of each stratum were drawn at random.
+    """Estimate the mean over a population from values [n] of its strata [n].
 
-    A stratum without answers counts as the mean of all others and as one answer.
-
-    Args:
-        values: [n], at least one.
-        strata: [n], of each value.
-        sizes: [H], of the population.
-        largest: variance that values could have at most.
+    Some images of each stratum were drawn at random. A stratum without answers counts as the mean
+    of all others and as one answer. `sizes` [H] are those of the population, and `largest` is the
+    variance that values could have at most.
     """
     n = np.bincount(strata, minlength=len(sizes))
     shares = sizes / sizes.sum()
@@ -97,19 +105,6 @@ def share(hits: Floats, strata: Ints, sizes: Ints) -> Interval:
     return Interval(mean.value, max(0.0, middle - reach), min(1.0, middle + reach))
 
 
-@dataclass(frozen=True)
-class Difference:
-    """The difference in accuracy between two classifiers."""
-
-    interval: Interval
-    more: int | None  # answers that are still needed to decide; None: unknown
-
-    @property
-    def decided(self) -> bool:
-        """Whether the interval leaves out zero, or both are known to be equal."""
-        return self.interval.low > 0 or self.interval.high < 0 or self.more == 0
-
-
 def difference(hits: Floats, others: Floats, drawn: Ints, strata: Ints, differ: Ints) -> Difference:
     """Estimate the difference in accuracy between one classifier and another.
 
@@ -123,27 +118,21 @@ def difference(hits: Floats, others: Floats, drawn: Ints, strata: Ints, differ: 
         strata: [N] of all images.
         differ: [N], 1 where the predictions differ.
     """
-    rows = np.flatnonzero(differ[drawn])
-    apart, images = differ.mean(), len(strata)
-    if not differ.any():
-        return Difference(Interval(0.0, 0.0, 0.0), 0)
+    rows, apart = np.flatnonzero(differ[drawn]), float(differ.mean())
+    if not apart:
+        return Difference(0.0, 0.0, 0.0, 0)
     if not len(rows):
-        return Difference(Interval(0.0, -apart, apart), None)
+        return Difference(0.0, -apart, apart, None)
     sizes = np.bincount(strata[differ == 1], minlength=strata.max() + 1)
     mean = stratified_mean((hits - others)[rows], strata[drawn[rows]], sizes, largest=1.0)
     low, high = (max(-1.0, min(1.0, mean.value + sign * mean.reach)) for sign in (-1, 1))
-    interval = Interval(*(float(apart * value) for value in (mean.value, low, high)))
-    return Difference(interval, _more(mean, len(drawn), images))
+    more = _more(mean, len(drawn), len(strata))
+    return Difference(apart * mean.value, apart * low, apart * high, more)
 
 
 def _more(mean: Mean, n: int, images: int) -> int | None:
-    """Return how many more answers let the interval leave out zero at the same estimate.
-
-    With k times as many answers, the variance is sampling / k - known.
-    """
-    if abs(mean.value) > mean.reach:
-        return 0
-    if n >= images:
+    """Return how many more answers let the interval leave out zero at the same estimate."""
+    if abs(mean.value) > mean.reach or n >= images:
         return 0
     if mean.value == 0:
         return None

@@ -8,9 +8,7 @@ Letters: N images, K candidates, C classes, H strata.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import compress
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,19 +19,15 @@ from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.hashing import digest
 from latteclip.evaluate.results import Run, read_selection
-from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS, read_predictions
+from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS
 from latteclip.labels.answers import AnswerSchema
 
 log = logging.getLogger(__name__)
 Ints = npt.NDArray[np.int_]
 Floats = npt.NDArray[np.float64]
-FOLDER = "audit"  # in a dataset's results
 BASELINE = "zero_shot"
+TABLES = ("predictions.parquet", "left_out.parquet", "train_predictions.parquet")  # of a run
 FIRST_METHODS = (BASELINE, "zero_shot_calibrated")  # of the candidates
-# The table in a run's folder that predicts the evaluated images, and its schema.
-EVALUATED = ("predictions.parquet", tables.PREDICTIONS)
-# The same of training images that the run did not learn from.
-LEFT_OUT = ("train_predictions.parquet", TRAIN_PREDICTIONS)
 SEED = 0
 # The strata, and how often an image of each is drawn in comparison with the last. Where candidates
 # agree, an answer says nothing about their difference, and less about their accuracies the surer
@@ -56,11 +50,35 @@ PLAN = pa.schema(
 )
 
 
-class Candidate(NamedTuple):
-    """The run that represents its method."""
+@dataclass(frozen=True)
+class RunFiles:
+    """The files of a run."""
 
     method: str
     seed: int
+    metrics: str
+    predictions: str | None  # of the images that are evaluated
+    train_predictions: str | None  # of training images that it did not learn from, among others
+    has_model: bool  # that can be chosen
+
+    @property
+    def run(self) -> Run:
+        return self.method, self.seed
+
+    def read(self, classnames: Sequence[str], *, held_out: bool) -> pa.Table | None:
+        """Return `image_id` and `prediction` of evaluated images, or of held-out training images.
+
+        None: there is no such table, or it is of other classes.
+        """
+        path = self.train_predictions if held_out else self.predictions
+        if path is None:
+            return None
+        columns = ["image_id", "prediction", *["held_out"] * held_out]
+        schema = TRAIN_PREDICTIONS if held_out else tables.PREDICTIONS
+        table, described = tables.read(path, schema, columns)
+        if described.get("classnames") != list(classnames):
+            return None
+        return table.filter(table["held_out"]) if held_out else table
 
 
 @dataclass(frozen=True)
@@ -72,11 +90,11 @@ class Population:
     classnames: list[str]
     image_ids: list[str]  # N
     paths: list[str]
-    candidates: list[Candidate]  # K
+    candidates: list[Run]  # K: one run for each method
     predictions: Ints  # [N, K]
     ranked: Ints  # [N, T] the pretrained model's best classes, best first
     confidence: Floats  # [N], of the first of them
-    pair: tuple[int, int]  # candidates whose difference matters most: the baseline, and the model
+    model: int  # the candidate whose difference to the first, the baseline, matters most
 
 
 @dataclass(frozen=True)
@@ -95,14 +113,10 @@ class SamplingPlan:
         return AnswerSchema(self.digest, dataset, frozenset(self.image_ids), tuple(self.classnames))
 
 
-def plan_path(folder: Path, split: str) -> Path:
-    """Return the place of a split's plan in a dataset's results."""
-    return folder / FOLDER / split / "plan.parquet"
-
-
-def answers_path(folder: Path, split: str) -> Path:
-    """Return the place of the answers to a split's plan."""
-    return folder / FOLDER / split / "answers.json"
+def audit_files(folder: Path, split: str) -> tuple[Path, Path]:
+    """Return the places of a split's plan, and of the answers to it, in a dataset's results."""
+    place = folder / "audit" / split
+    return place / "plan.parquet", place / "answers.json"
 
 
 # --- population ----------------------------------------------------------------------------------
@@ -112,13 +126,9 @@ def read_population(folder: str | Path, split: str | None = None) -> Population:
     """Read the images of a split with the predictions of every method that was run.
 
     The chosen run represents its method, or else its first seed does. Beside a test split, only
-    training images are taken that no candidate learned from. Without a test split all images are
+    training images are taken that no candidate learned from. Without a test split, all images are
     taken, for their labels are wanted. Where images are planned already, methods that do not
-    predict all of them are left out.
-
-    Args:
-        folder: of a dataset's results.
-        split: test or train; None: test where it has images.
+    predict all of them are left out. `split` is test where there are test images, or else train.
 
     Raises:
         UserError: there is nothing to audit, or a file is missing or of other images.
@@ -128,65 +138,55 @@ def read_population(folder: str | Path, split: str | None = None) -> Population:
     is_test = pc.equal(index["split"], "test")
     has_tests = pc.any(is_test).as_py()
     split = split or ("test" if has_tests else "train")
-    table = LEFT_OUT if has_tests and split == "train" else EVALUATED
+    held_out = has_tests and split == "train"
     index = index.filter(is_test if split == "test" else pc.invert(is_test))
-    plan = plan_path(folder, split)
-    images = read_plan(plan).image_ids if plan.exists() else []
-    if images:  # images that came later are no part of the audit
-        index = index.filter(pc.is_in(index["image_id"], pa.array(images)))
     chosen = chosen_run(folder)
-    candidates = _candidates(folder, table[0], chosen)
-    predicted = [_predictions(folder, table, one, classnames) for one in candidates]
-    if images:
-        candidates, predicted = _covering(images, candidates, predicted)
-    common = np.ones(len(index), dtype=bool)
-    for part in predicted:
-        common &= pc.is_in(index["image_id"], part["image_id"]).to_numpy()
-    if not common.any():
-        unlearned = " and that no model learned from" if table is LEFT_OUT else ""
-        raise UserError(f"{folder} has no {split} images that all its models predict{unlearned}.")
-    index = index.filter(pa.array(common))
-    ids = index["image_id"].to_pylist()
+    predicted = _candidates(folder, classnames, chosen, held_out=held_out)
+    plan, _ = audit_files(folder, split)
+    if plan.exists():  # images that came later are no part of the audit
+        planned = pa.array(read_plan(plan).image_ids)
+        index = index.filter(pc.is_in(index["image_id"], planned))
+        predicted = _covering(planned, predicted)
+    for table in predicted.values():
+        index = index.filter(pc.is_in(index["image_id"], table["image_id"]))
+    if not len(index):
+        raise UserError(f"{folder} has no {split} images that all models predict and none knows.")
+    ids = index["image_id"]
     columns = [
-        part["prediction"].take(pc.index_in(index["image_id"], part["image_id"])).to_numpy()
-        for part in predicted
+        table["prediction"].take(pc.index_in(ids, table["image_id"])).to_numpy()
+        for table in predicted.values()
     ]
     predictions = np.stack(columns, axis=1).astype(np.int_)
-    ranked, confidence = (
-        tables.lookup(
-            folder / "pseudo_labels.parquet", tables.PSEUDO_LABELS, "image_id", column, ids
-        )
-        for column in ("topk_labels", "confidence")
-    )
+    scores = folder / "pseudo_labels.parquet", tables.PSEUDO_LABELS, "image_id"
+    ranked = tables.lookup_column(*scores, "topk_labels", ids)
+    confidence = tables.lookup_column(*scores, "confidence", ids)
     return Population(
         folder.absolute().name,
         split,
         classnames,
-        ids,
+        ids.to_pylist(),
         index["path"].to_pylist(),
-        candidates,
+        list(predicted),
         predictions,
-        np.array(ranked, dtype=np.int_),
-        np.array(confidence, dtype=np.float64),
-        _pair(candidates, predictions, chosen),
+        np.array(ranked.to_pylist(), dtype=np.int_),
+        confidence.to_numpy().astype(np.float64),
+        _model(list(predicted), predictions, chosen),
     )
 
 
-def left_out_table(folder: Path) -> Path:
-    """Return the table of what a run predicts of training images that it did not learn from."""
-    of_average = folder / "left_out.parquet"
-    return of_average if of_average.is_file() else folder / LEFT_OUT[0]
-
-
-def runs_with(folder: Path, name: str = EVALUATED[0]) -> list[Run]:
-    """Return the runs whose folder has a table of this name: baselines first, then by name."""
+def runs_in(folder: Path) -> list[RunFiles]:
+    """Return the runs of a dataset's results: baselines first, then by name."""
     found = []
-    for path in folder.glob(f"*/seed*/{name}"):
-        number = path.parent.name.removeprefix("seed")
-        if number.isdecimal():
-            found.append((path.parent.parent.name, int(number)))
+    for place in folder.glob("*/seed*"):
+        method, number = place.parent.name, place.name.removeprefix("seed")
+        files = (place / name for name in TABLES)
+        evaluated, averaged, trained = (str(one) if one.is_file() else None for one in files)
+        if number.isdecimal() and (evaluated or averaged or trained):
+            has_model = (place / "model").is_dir() or method in FIRST_METHODS
+            tables_of = str(place / "metrics.json"), evaluated, averaged or trained
+            found.append(RunFiles(method, int(number), *tables_of, has_model))
     rank = {method: number for number, method in enumerate(FIRST_METHODS)}
-    return sorted(found, key=lambda run: (rank.get(run[0], len(rank)), run))
+    return sorted(found, key=lambda one: (rank.get(one.method, len(rank)), one.run))
 
 
 def chosen_run(folder: Path) -> Run | None:
@@ -195,70 +195,54 @@ def chosen_run(folder: Path) -> Run | None:
     return read_selection(path).run if path.is_file() else None
 
 
-def _candidates(folder: Path, name: str, chosen: Run | None) -> list[Candidate]:
-    """Return one run of each method that has a table of this name.
+def _candidates(
+    folder: Path, classnames: Sequence[str], chosen: Run | None, *, held_out: bool
+) -> dict[Run, pa.Table]:
+    """Return what one run of each method predicts, with the chosen seed where there is such a run.
 
-    Each seed leaves out other training images, so the seed of the chosen model is preferred.
+    Each seed leaves out other training images.
     """
-    found: dict[str, Candidate] = {}
-    for method, seed in runs_with(folder, name):
-        if method not in found or (chosen and seed == chosen[1]):
-            found[method] = Candidate(method, seed)
+    found: dict[str, RunFiles] = {}
+    for one in runs_in(folder):
+        has_table = (one.train_predictions if held_out else one.predictions) is not None
+        if has_table and (one.method not in found or (chosen and one.seed == chosen[1])):
+            found[one.method] = one
     if not found:
         raise UserError(
             f"{folder} has no predictions of the images yet; run the workflow first: "
             f"snakemake -j4 --config dataset={folder.absolute().name}."
         )
-    return list(found.values())
+    predicted = {one.run: one.read(classnames, held_out=held_out) for one in found.values()}
+    if other := [run for run, table in predicted.items() if table is None]:
+        raise UserError(f"{folder}: {other[0]} is of other classes than images.parquet; rerun it.")
+    return predicted
 
 
-def _predictions(
-    folder: Path, of: tuple[str, pa.Schema], one: Candidate, classnames: Sequence[str]
-) -> pa.Table:
-    name, schema = of
-    path = folder / one.method / f"seed{one.seed}" / name
-    if of is LEFT_OUT:
-        return read_predictions(str(left_out_table(path.parent)), classnames, held_out=True)
-    table, described = tables.read(path, schema, ["image_id", "prediction"])
-    if described.get("classnames") != list(classnames):
-        raise UserError(f"{path} is of other classes than the image index; rerun its stage.")
-    return table
-
-
-def _covering(
-    images: list[str], candidates: list[Candidate], predicted: list[pa.Table]
-) -> tuple[list[Candidate], list[pa.Table]]:
+def _covering(images: pa.Array, predicted: dict[Run, pa.Table]) -> dict[Run, pa.Table]:
     """Return the candidates that predict all these images; all candidates if none does."""
-    covers = [pc.all(pc.is_in(pa.array(images), part["image_id"])).as_py() for part in predicted]
-    if not any(covers):
-        return candidates, predicted
-    covering = list(compress(candidates, covers))
-    if missing := [one.method for one in candidates if one not in covering]:
-        log.warning(
-            "%s: left out, for there are no predictions of some images of this audit.",
-            ", ".join(missing),
-        )
-    return covering, list(compress(predicted, covers))
+    covers = {
+        run: pc.all(pc.is_in(images, table["image_id"])).as_py() for run, table in predicted.items()
+    }
+    if not any(covers.values()):
+        return predicted
+    if missing := [method for (method, _), covered in covers.items() if not covered]:
+        names = ", ".join(missing)
+        log.warning("%s: left out, without predictions of some images of this audit.", names)
+    return {run: table for run, table in predicted.items() if covers[run]}
 
 
-def _pair(
-    candidates: Sequence[Candidate], predictions: Ints, chosen: Run | None
-) -> tuple[int, int]:
-    """Return the baseline and the chosen model, or the model that differs most from it."""
-    if chosen and chosen in candidates[1:]:
-        return 0, candidates.index(Candidate(*chosen))
-    return 0, int((predictions != predictions[:, :1]).sum(axis=0).argmax())
+def _model(candidates: Sequence[Run], predictions: Ints, chosen: Run | None) -> int:
+    """Return the chosen model, or the model that differs most from the baseline."""
+    if chosen in candidates[1:]:
+        return candidates.index(chosen)
+    return int((predictions != predictions[:, :1]).sum(axis=0).argmax())
 
 
 # --- plan ----------------------------------------------------------------------------------------
 
 
 def read_plan(path: str | Path) -> SamplingPlan:
-    """Read a plan.
-
-    Raises:
-        UserError: the file is missing or broken.
-    """
+    """Read a plan, or raise UserError."""
     table, described = tables.read(path, PLAN)
     split, classnames = described["split"], described["classnames"]
     ids: list[str] = table["image_id"].to_pylist()
@@ -277,23 +261,21 @@ def read_or_draw(path: Path, population: Population) -> SamplingPlan:
     if not path.exists():
         strata = stratify(population)
         _write_plan(path, population, strata, sampling_order(strata, np.random.default_rng(SEED)))
-    plan = read_plan(path)
-    if (plan.split, plan.classnames, plan.image_ids) != (
-        *(population.split, population.classnames),
-        population.image_ids,
-    ):
+    plan, split = read_plan(path), population.split
+    images = split, population.classnames, population.image_ids
+    if (plan.split, plan.classnames, plan.image_ids) != images:
         raise UserError(
-            f"{path} was drawn from other images or classes than the {population.split} split has "
-            f"now; move the folder {path.parent} away to begin a new audit."
+            f"{path} was drawn from other images or classes than the {split} split has now; move "
+            f"the folder {path.parent} away to begin a new audit."
         )
     return plan
 
 
 def stratify(population: Population) -> Ints:
     """Return the stratum of each image [N]: whether candidates disagree, and how sure CLIP is."""
-    predictions, (first, second) = population.predictions, population.pair
+    predictions = population.predictions
     agree = (predictions == predictions[:, :1]).all(axis=1)
-    disputed = predictions[:, first] != predictions[:, second]
+    disputed = predictions[:, 0] != predictions[:, population.model]
     strata: Ints = np.where(disputed, 3, np.where(agree, 0, 2))
     if agree.any():
         sure = population.confidence >= np.median(population.confidence[agree])
@@ -327,16 +309,5 @@ def _write_plan(path: Path, population: Population, strata: Ints, turn: Ints) ->
         "stratum": strata.astype(np.int8),
         "turn": turn.astype(np.int32),
     }
-    counts = np.bincount(strata, minlength=len(STRATA)).tolist()
-    metadata = {
-        "dataset": population.dataset,
-        "split": population.split,
-        "classnames": population.classnames,
-        "strata": [
-            {"stratum": name, "images": count, "rate": rate}
-            for (name, rate), count in zip(STRATA.items(), counts, strict=True)
-        ],
-        "candidates": [[one.method, one.seed] for one in population.candidates],
-        "seed": SEED,
-    }
-    tables.write(path, columns, PLAN, metadata)
+    described = {"split": population.split, "classnames": population.classnames, "seed": SEED}
+    tables.write(path, columns, PLAN, described)

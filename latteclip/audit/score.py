@@ -16,18 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latteclip.audit.estimate import difference, share
-from latteclip.audit.sampling import (
-    BASELINE,
-    EVALUATED,
-    LEFT_OUT,
-    Ints,
-    SamplingPlan,
-    chosen_run,
-)
-from latteclip.core import tables
+from latteclip.audit.sampling import BASELINE, Ints, RunFiles, SamplingPlan, chosen_run
 from latteclip.core.errors import UserError
 from latteclip.evaluate.results import Accuracy, Audit, Comparison, Run, read_metrics
-from latteclip.labels.answers import CLASS, NONE, UNSURE, Answer
+from latteclip.labels.answers import NONE, UNSURE, Answer
 
 log = logging.getLogger(__name__)
 MIN_ANSWERS = 10  # for an interval
@@ -36,18 +28,6 @@ MAX_IMAGES = 10_000  # of an audit
 
 class TooFewAnswersError(UserError):
     """Fewer than MIN_ANSWERS answers name a class or none."""
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """The files of a run that is scored."""
-
-    method: str
-    seed: int
-    metrics: str
-    predictions: str  # of the images that are evaluated
-    train_predictions: str | None  # predictions of training images that it did not learn from
-    has_model: bool  # that can be chosen
 
 
 @dataclass(frozen=True)
@@ -63,11 +43,7 @@ class RunPredictions:
 def read_predictions(
     dataset: str, plan: SamplingPlan, runs: Sequence[RunFiles]
 ) -> list[RunPredictions]:
-    """Return the predictions of the runs that predict all images of a plan.
-
-    Raises:
-        UserError: no run does, or a table is missing or broken.
-    """
+    """Return the predictions of the runs that predict all images of a plan, or raise UserError."""
     found, missing = [], []
     for run in runs:
         predictions = _predictions(plan, run)
@@ -89,17 +65,13 @@ def read_predictions(
 
 def _predictions(plan: SamplingPlan, run: RunFiles) -> Ints | None:
     """Return predictions [N] from the table that has all images of the plan, if either has."""
-    for path, (_, schema) in ((run.predictions, EVALUATED), (run.train_predictions, LEFT_OUT)):
-        names = [name for name in schema.names if name in ("image_id", "prediction", "held_out")]
-        if path is None:
-            continue
-        table, described = tables.read(path, schema, names)
-        if "held_out" in names:
-            table = table.filter(table["held_out"])
-        places = pc.index_in(pa.array(plan.image_ids), table["image_id"])
-        if described.get("classnames") == plan.classnames and not places.null_count:
-            found: Ints = table["prediction"].take(places).to_numpy().astype(np.int_)
-            return found
+    for held_out in (False, True):
+        table = run.read(plan.classnames, held_out=held_out)
+        if table is not None:
+            places = pc.index_in(pa.array(plan.image_ids), table["image_id"])
+            if not places.null_count:
+                found: Ints = table["prediction"].take(places).to_numpy().astype(np.int_)
+                return found
     return None
 
 
@@ -124,12 +96,9 @@ def score(
             f"There are {len(known)} answers that name a class or none; give at least "
             f"{MIN_ANSWERS}: latteclip audit results/{dataset}."
         )
-    row_of = {name: row for row, name in enumerate(plan.image_ids)}
-    label_of = {name: label for label, name in enumerate(plan.classnames)}
-    rows = np.array([row_of[name] for name in known])
-    labels = np.array(
-        [label_of[str(one.classname)] if one.kind == CLASS else -1 for one in known.values()]
-    )
+    rows = pc.index_in(pa.array(list(known)), pa.array(plan.image_ids)).to_numpy()
+    label_of: dict[str | None, int] = {name: row for row, name in enumerate(plan.classnames)}
+    labels = np.array([label_of.get(one.classname, -1) for one in known.values()])
     sizes, strata = np.bincount(plan.strata), plan.strata[rows]
     hits = [(run.predictions[rows] == labels).astype(np.float64) for run in runs]  # K times [n]
     accuracies = []
@@ -152,21 +121,21 @@ def score(
         comparisons.append(
             Comparison(
                 *(one.method, one.seed, other.method, other.seed),
-                *(apart.interval.value, apart.interval.low, apart.interval.high),
+                *(apart.value, apart.low, apart.high),
                 *(apart.decided, more),
             )
         )
     audit = Audit(
         dataset,
         plan.split,
-        len(plan.image_ids),
-        len(answers),
-        len(answers) - len(known),
-        sum(one.kind == NONE for one in known.values()),
-        plan.digest,
-        "",
-        accuracies,
-        comparisons,
+        images=len(plan.image_ids),
+        answered=len(answers),
+        cannot_tell=len(answers) - len(known),
+        none_of_these=sum(one.kind == NONE for one in known.values()),
+        plan=plan.digest,
+        sentence="",
+        accuracies=accuracies,
+        comparisons=comparisons,
     )
     return replace(audit, sentence=verdict(audit))
 
@@ -190,9 +159,7 @@ def verdict(audit: Audit) -> str:
     """Name the best run, and say whether it is decidedly better than the others."""
     name = run_names(audit)
     best = audit.best or audit.accuracies[0]
-    value = (
-        f"{100 * best.value:.1f} % of the images ({100 * best.low:.1f} to {100 * best.high:.1f})"
-    )
+    value = f"{_percent(best.value)} % of the images ({_interval(best)})"
     compared = comparisons_of_best(audit)
     if not compared:
         return f"{name[best.run]} is right on {value}; there is no other model to compare it with."
@@ -221,8 +188,16 @@ def run_names(audit: Audit) -> dict[Run, str]:
     }
 
 
+def _percent(value: float, sign: str = "") -> str:
+    return f"{100 * value:{sign}.1f}"
+
+
+def _interval(one: Accuracy | Comparison, sign: str = "") -> str:
+    return f"{_percent(one.low, sign)} to {_percent(one.high, sign)}"
+
+
 def _comparison_sentence(one: Comparison, other: str) -> str:
-    points = f"{100 * one.value:.1f} points ({100 * one.low:.1f} to {100 * one.high:.1f})"
+    points = f"{_percent(one.value)} points ({_interval(one)})"
     if one.value == one.low == one.high == 0:
         return f"{other} predicts the same for every image."
     if not one.decided:
@@ -246,21 +221,16 @@ def needed(one: Comparison) -> str:
 def table_rows(audit: Audit) -> tuple[list[list[str]], list[list[str]]]:
     """Return accuracies, the best first, and differences between the best and the other runs.
 
-    Each row has a name, a figure and its interval. Rows of differences also say what is undecided.
+    Each row has a name, a figure, its interval and, of a difference, what is undecided.
     """
     name = run_names(audit)
     order = sorted(audit.accuracies, key=lambda one: -one.value)
-    accuracies = [
-        [name[one.run], f"{100 * one.value:.1f}", f"{100 * one.low:.1f} to {100 * one.high:.1f}"]
-        for one in order
-    ]
     best = audit.best or order[0]
     compared = [one for other in order if (one := audit.compare(best.run, other.run))]
-    return accuracies, [
+    return [[name[one.run], _percent(one.value), _interval(one)] for one in order], [
         [
             f"{name[best.run]} - {name[one.runs[1]]}",
-            f"{100 * one.value:+.1f}",
-            f"{100 * one.low:+.1f} to {100 * one.high:+.1f}",
+            *(_percent(one.value, "+"), _interval(one, "+")),
             "" if one.decided else f"undecided, {needed(one)}",
         ]
         for one in compared
@@ -277,10 +247,8 @@ def as_text(audit: Audit) -> str:
     for title, rows in zip(("", "Differences in points:"), table_rows(audit), strict=True):
         width = max((len(row[0]) for row in rows), default=0)
         lines += ["", title] if title and rows else []
-        for row in rows:
-            lines.append(
-                f"  {row[0]:{width}}  {row[1]:>5}  ({row[2]})  {''.join(row[3:])}".rstrip()
-            )
+        for name, value, interval, *rest in rows:
+            lines.append(f"  {name:{width}}  {value:>5}  ({interval})  {''.join(rest)}".rstrip())
     return "\n".join([*lines, "", audit.sentence])
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from latteclip.audit.sampling import read_plan
-from latteclip.audit.score import RunFiles, read_predictions, score
+from latteclip.audit.sampling import RunFiles, read_plan
+from latteclip.audit.score import read_predictions, score
 from latteclip.core.errors import UserError
 from latteclip.core.files import write_json
 from latteclip.evaluate.results import Audit
@@ -21,14 +21,9 @@ log = logging.getLogger(__name__)
 def score_audit(
     dataset: str, plan_path: str, answers_path: str, runs: Sequence[RunFiles], output: str
 ) -> None:
-    """Write the accuracy of every run and the difference of every pair as audit.json.
+    """Write an `Audit` as JSON: the accuracy of every run and the difference of every pair.
 
-    The file is an `Audit` as JSON (latteclip/evaluate/results.py). Of each run it has
-    `accuracies[]`: method, seed, value, low, high, can_be_chosen. Of each pair of runs, once, it
-    has `comparisons[]`: method and seed of one run, other and other_seed of the other run, value
-    (accuracy of the first minus that of the second), low and high of its 95 % interval, decided
-    (the interval leaves out zero), and more (how many further answers may decide). Figures are
-    fractions. Both lists are empty where the answers decide nothing. `sentence` says why.
+    Both lists are empty where the answers decide nothing, and `sentence` gives the reason.
     """
     try:
         plan = read_plan(plan_path)

@@ -9,8 +9,10 @@ Letters: N training images, P images of the pool that is computed with, C classe
 
 import logging
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from latteclip.audit.app import ALL_OFFERED, OFFERED, UPCOMING, Interview, Question
+from latteclip.audit.app import ALL_OFFERED, OFFERED, Interview, Question
 from latteclip.config.hub_names import slug
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -63,81 +65,72 @@ class TeachingSession(Interview):
             folder: of a dataset's results.
             budget: how many questions, beside labels that were imported.
             checking: how many of them check the labels; None: half.
-
-        Raises:
-            UserError: the labels are not there yet, or the budget is below 1.
         """
         if budget < 1:
             raise UserError(f"--budget {budget} is no number of images.")
-        self.folder = Path(folder)
-        if not (self.folder / "fused_labels.parquet").is_file():
+        self.folder, self.labels = Path(folder), Path(folder) / "fused_labels.parquet"
+        dataset = self.folder.absolute().name
+        if not self.labels.is_file():
             raise UserError(
-                f"{self.folder / 'fused_labels.parquet'} does not exist: run the workflow first, "
-                f"snakemake -j4 labels --config dataset={self.folder.absolute().name}."
+                f"{self.labels} does not exist: run the workflow first, "
+                f"snakemake -j4 labels --config dataset={dataset}."
             )
-        self.index, classnames = tables.read_unlabelled(
+        self.index, self.classnames = tables.read_unlabelled(
             self.folder / "images.parquet", training=True
         )
         self.ids, self.paths = (tables.Strings(self.index[name]) for name in ("image_id", "path"))
-        self.classnames = classnames
-        self.title, self.images, self.purpose = "Teach", "training images", "takes them"
+        self.title, self.images = "Teach", "training images"
         self.command = f"latteclip teach {shlex.quote(str(folder))}"
         self.path = self.folder / "answers.json"
-        self.schema = teaching_schema(self.folder.absolute().name, classnames)
+        self.schema = teaching_schema(dataset, self.classnames)
         answers, _ = read_answers(self.path, self.schema)
         imported = sum(one.phase is None for one in answers.values())
         self.total = min(budget + imported, len(self.ids))
         checking = budget // 2 if checking is None else checking
         self.n_taught = self.total - min(checking, self.total)
         self._order = np.random.default_rng(SEED).permutation(len(self.ids))
-        self.pool = self._choose_pool(answers)  # [P] ascending rows
+        row_of = self._rows(answers.values())
+        self.pool = self._choose_pool([*row_of.values()])  # [P] ascending rows
         self._place = {int(row): place for place, row in enumerate(self.pool)}
-        self._questions: list[Question] = []
         self.model, self._start = self._read_model(), torch.zeros(0)
         self._labels = self._start = self.posterior().argmax(dim=1)
-        self._restore(answers)
+        self.questions = []
+        for one in answers.values():
+            if one.image_id in row_of:
+                self._ask(row_of[one.image_id], one.phase or TEACH, repeat=one.repeat)
+        if answers:
+            self._learn(answers)
 
     # --- interview -------------------------------------------------------------------------------
 
-    def question(self, number: int) -> Question:
-        return self._questions[number]
-
     def open_questions(self, answers: Mapping[str, Answer]) -> list[Question]:
-        found = [one for one in self._questions if one.key not in answers]
-        while not found and self.answered(answers) < self.total:
-            added = self._next_questions(answers)
-            if not added:
-                break
-            self._questions += added
-            found = added
-        return found[:UPCOMING]
+        found = super().open_questions(answers)
+        if not found and self.answered(answers) < self.total:
+            return self._next_questions(answers)
+        return found
 
     def all_open(self, answers: Mapping[str, Answer]) -> list[Question]:
         """Ask the least certain images at once: offline, nothing is learned in between."""
-        answers = dict(answers)
-        found = [one for one in self._questions if one.key not in answers]
+        answers, found = dict(answers), super().open_questions(answers)
         while len(answers) < self.total:
             for one in found:
                 answers.setdefault(one.key, Answer(one.image_id, UNSURE, phase=one.phase))
-            added = self._next_questions(answers, learn=False)
-            if not added:
+            if not (added := self._next_questions(answers, learn=False)):
                 break
-            self._questions += added
             found += added
         return found
 
     def admitted(self, answers: Mapping[str, Answer]) -> dict[str, Answer]:
-        row_of = self._rows([one.image_id for one in answers.values()])
-        asked = {question.key: question.phase for question in self._questions}
+        row_of = self._rows(answers.values())
+        asked = {question.key: question.phase for question in self.questions}
         found = {}
         for key, answer in answers.items():
-            if answer.content is not None:
-                found[key] = answer
-                continue
-            if answer.image_id not in row_of:
+            if answer.image_id not in row_of and answer.content is None:
                 raise UserError(f"{answer.image_id!r} is not a training image of {self.folder}.")
-            content = content_digest(self.paths[row_of[answer.image_id]])
-            found[key] = replace(answer, content=content, phase=asked.get(key, answer.phase))
+            found[key] = answer
+            if answer.content is None:
+                content = content_digest(self.paths[row_of[answer.image_id]])
+                found[key] = replace(answer, content=content, phase=asked.get(key, answer.phase))
         return found
 
     def read_file(self, path: str) -> dict[str, Answer]:
@@ -145,6 +138,9 @@ class TeachingSession(Interview):
         if is_foreign(path):
             return read_foreign(path, list(self.ids), list(self.paths), self.classnames)
         return read_exported(path, self.schema)
+
+    def answered(self, answers: Mapping[str, Answer]) -> int:
+        return min(len(answers), self.total)
 
     def status(self, answers: Mapping[str, Answer]) -> str:
         if checked := self._checked(answers):
@@ -160,46 +156,34 @@ class TeachingSession(Interview):
         return f"{changed:,} labels changed so far, and {doubtful:,} are in doubt."
 
     def result(self, answers: Mapping[str, Answer]) -> dict[str, Any]:
-        quoted = shlex.quote(str(self.folder))
-        return {
-            "sentence": self.status(answers),
-            "tables": [],
-            "steps": [
-                (
-                    "Run the workflow again as before: labels, the recommended model and the pages "
-                    "follow the answers.",
-                    f"snakemake -j4 --config dataset={self.schema.dataset}",
-                ),
-                (
-                    "To export the labels:",
-                    f"latteclip labels export {quoted} --format csv --output labels.csv",
-                ),
-            ],
+        export = f"latteclip labels export {shlex.quote(str(self.folder))}"
+        steps = {
+            "Run the workflow again as before: labels, the recommended model and the pages follow "
+            "the answers.": f"snakemake -j4 --config dataset={self.schema.dataset}",
+            "To export the labels:": f"{export} --format csv --output labels.csv",
         }
+        return {"sentence": self.status(answers), "tables": [], "steps": list(steps.items())}
 
     # --- learning --------------------------------------------------------------------------------
 
-    def _choose_pool(self, answers: Mapping[str, Answer]) -> np.ndarray:
+    def _choose_pool(self, answered: list[int]) -> np.ndarray:
         """Return the rows of answered, random and the least certain images."""
         n = len(self.ids)
         size = max(MIN_POOL, min(MAX_POOL, POOL_ENTRIES // len(self.classnames)))
         if n <= size:
             return np.arange(n)
-        confidence = tables.lookup_column(
-            self.folder / "fused_labels.parquet",
-            *(tables.FUSED_LABELS, "image_id", "fused_confidence"),
-            self.index["image_id"],
-        ).to_numpy()
-        known = self._rows([one.image_id for one in answers.values()]).values()
+        column = tables.FUSED_LABELS, "image_id", "fused_confidence"
+        confidence = tables.lookup_column(self.labels, *column, self.index["image_id"]).to_numpy()
         drawn = self._order[: max(2 * self.total, size // 2)]
         doubtful = np.argpartition(confidence, size // 2)[: size // 2]
-        return np.unique(np.concatenate([np.array(list(known), np.int64), drawn, doubtful]))
+        return np.unique(np.concatenate([np.array(answered, np.int64), drawn, doubtful]))
 
     def _read_model(self) -> LabelModel:
         """Read what the fused labels are made of for the pool, and learn without answers."""
-        made = tables.read_metadata(self.folder / "fused_labels.parquet", "image_id")
-        votes = {"captions": "captions/images.parquet", "class scores": "class_scores.parquet"}
-        path = str(self.folder / votes[made["votes"]])
+        made = tables.read_metadata(self.labels, "image_id")
+        by_captions = made["votes"] == "captions"
+        file = "captions/images.parquet" if by_captions else "class_scores.parquet"
+        votes = str(self.folder / file)
         eyes = (slug({"model": eye["model"]}) for eye in made.get("eyes", []))
         known = read_predictors(
             self.index["image_id"].take(pa.array(self.pool)),
@@ -207,8 +191,8 @@ class TeachingSession(Interview):
             FusionSettings(made["model"], made.get("pretrained"), MAX_TEXTS),
             str(self.folder / "pseudo_labels.parquet"),
             str(self.folder / "class_embeddings.safetensors"),
-            image_captions_path=path if made["votes"] == "captions" else None,
-            class_scores_path=path if made["votes"] == "class scores" else None,
+            image_captions_path=votes if by_captions else None,
+            class_scores_path=None if by_captions else votes,
             eyes_paths=[str(self.folder / "eyes" / f"{eye}.parquet") for eye in eyes],
             device="auto",
             threads=torch.get_num_threads(),
@@ -246,16 +230,6 @@ class TeachingSession(Interview):
 
     # --- questions -------------------------------------------------------------------------------
 
-    def _restore(self, answers: Mapping[str, Answer]) -> None:
-        """Go on from saved answers, whose questions come first."""
-        row_of = self._rows([one.image_id for one in answers.values()])
-        for answer in answers.values():
-            if answer.image_id in row_of:
-                row = row_of[answer.image_id]
-                self._questions.append(self._ask(row, answer.phase or TEACH, repeat=answer.repeat))
-        if answers:
-            self._learn(answers)
-
     def _next_questions(
         self, answers: Mapping[str, Answer], *, learn: bool = True
     ) -> list[Question]:
@@ -267,20 +241,26 @@ class TeachingSession(Interview):
         if left > 0 and not checking:
             again = self._to_repeat(answers) if learn else []
             rows = self._doubtful(answers, min(BATCH, left) - len(again))
-            return [*(self._ask(row, TEACH) for row in rows), *again]
+            found = [self._ask(row, TEACH) for row in rows]
+            return found + [self._ask(row, TEACH, repeat=True) for row in again]
         names = {one.image_id for one in answers.values()}
         rest = (int(row) for row in self._order if self.ids[int(row)] not in names)
-        wanted = min(BATCH, self.total - len(answers))
-        return [self._ask(row, CHECK) for _, row in zip(range(wanted), rest, strict=False)]
+        wanted = max(0, min(BATCH, self.total - len(answers)))
+        return [self._ask(row, CHECK) for row in islice(rest, wanted)]
 
     def _ask(self, row: int, phase: str, *, repeat: bool = False) -> Question:
+        """Return a new question."""
         names = list(self.classnames)
         if len(names) > ALL_OFFERED:
             likely, place = torch.arange(OFFERED), self._place.get(row)
             if place is not None:
                 likely = self._predicted(place).topk(OFFERED).indices
             names = [self.classnames[label] for label in sorted(likely.tolist())]
-        return Question(len(self._questions), self.ids[row], self.paths[row], names, phase, repeat)
+        number = len(self.questions)
+        self.questions.append(
+            Question(number, self.ids[row], self.paths[row], names, phase, repeat)
+        )
+        return self.questions[-1]
 
     def _predicted(self, place: int) -> torch.Tensor:
         """Return the log-probabilities [C] of an image by everything but its answer."""
@@ -295,40 +275,37 @@ class TeachingSession(Interview):
         best = posterior.topk(min(2, posterior.shape[1]), dim=1).values
         margins = best[:, 0] - best[:, -1]
         asked = {one.image_id for one in answers.values()}
-        order = [self.pool[place] for place in margins.argsort().tolist()]
+        order = margins.argsort().tolist()
         if not self.model.parameters.test.significant:
             order = [*self._centres(), *order]
-        rows = dict.fromkeys(int(row) for row in order if self.ids[int(row)] not in asked)
-        return list(rows)[:n]
+        rows = dict.fromkeys(int(self.pool[place]) for place in order)
+        return [row for row in rows if self.ids[row] not in asked][:n]
 
     def _centres(self) -> list[int]:
-        """Return the images nearest to the centres of k-means."""
-        images = self.model.images
-        x = torch.as_tensor(images.centred[torch.arange(len(self.pool))])
-        k = min(COVERAGE * len(self.classnames), max(1, self.n_taught // 2), len(x))
-        return [int(self.pool[place]) for place in medoids(x, k)]
+        """Return the places of the images nearest to the centres of k-means."""
+        x = torch.as_tensor(self.model.images.centred[torch.arange(len(self.pool))])
+        return medoids(x, min(COVERAGE * len(self.classnames), max(1, self.n_taught // 2), len(x)))
 
-    def _to_repeat(self, answers: Mapping[str, Answer]) -> list[Question]:
-        """Return the answered image whose answer all else denies most, to ask about once more."""
+    def _to_repeat(self, answers: Mapping[str, Answer]) -> list[int]:
+        """Return the row whose answer all else denies most, if any, to ask about it once more."""
         repeated = {one.image_id for one in answers.values() if one.repeat}
-        worst: tuple[float, int] | None = None
-        row_of = self._rows([one.image_id for one in answers.values()])
-        for answer in answers.values():
-            place = self._place.get(row_of.get(answer.image_id, -1))
-            if answer.kind != CLASS or answer.image_id in repeated or place is None:
+        denied = []
+        for name, row in self._rows(answers.values()).items():
+            answer, place = answers.get(name), self._place.get(row)
+            if answer is None or answer.kind != CLASS or name in repeated or place is None:
                 continue
             predicted = self._predicted(place).exp()
             share = predicted[self.classnames.index(str(answer.classname))].item()
-            if share < DENIED and predicted.max() > CERTAIN and (not worst or share < worst[0]):
-                worst = (share, int(self.pool[place]))
-        return [self._ask(worst[1], TEACH, repeat=True)] if worst else []
+            if share < DENIED and predicted.max() > CERTAIN:
+                denied.append((share, row))
+        return [min(denied, key=itemgetter(0))[1]] if denied else []
 
     def _checked(self, answers: Mapping[str, Answer]) -> tuple[int, int, float, float] | None:
         """Return right and checked labels, and the interval for the share of all that are right."""
         checking = [one for one in answers.values() if one.phase == CHECK and one.kind != UNSURE]
         if not checking:
             return None
-        row_of = self._rows([one.image_id for one in checking])
+        row_of = self._rows(checking)
         right = 0
         for answer in checking:
             place = self._place.get(row_of.get(answer.image_id, -1))
@@ -340,9 +317,11 @@ class TeachingSession(Interview):
         low, high = ((taught + share * (n - taught)) / n for share in ends)
         return right, len(checking), low, high
 
-    def _rows(self, image_ids: list[str]) -> dict[str, int]:
-        places = pa.compute.index_in(pa.array(image_ids, pa.string()), self.index["image_id"])
-        rows = zip(image_ids, places.to_pylist(), strict=True)
+    def _rows(self, answers: Iterable[Answer]) -> dict[str, int]:
+        """Return the rows of the answered images that are there."""
+        names = list(dict.fromkeys(one.image_id for one in answers))
+        places = pa.compute.index_in(pa.array(names, pa.string()), self.index["image_id"])
+        rows = zip(names, places.to_pylist(), strict=True)
         return {name: row for name, row in rows if row is not None}
 
 

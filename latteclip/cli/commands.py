@@ -185,7 +185,7 @@ def audit(
     """
     from latteclip.audit import app
 
-    session = app.open_audit(results, split, budget)
+    session = app.AuditSession(results, split, budget)
     if offline:
         app.write_offline(session, offline)
         return

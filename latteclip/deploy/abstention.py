@@ -6,85 +6,68 @@ It follows from a person's answers about training images that were drawn at rand
 Letters: m answers.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from latteclip.clip.classifier import load_classifier
-from latteclip.clip.finetuned import MODEL, FinetunedModel
+from latteclip.clip.finetuned import FinetunedModel
 from latteclip.core import tables
 from latteclip.core.errors import UserError
-from latteclip.evaluate.results import read_selection
+from latteclip.deploy.model_origin import results_with, run_of
 from latteclip.evaluate.train_predictions import TRAIN_PREDICTIONS
 from latteclip.labels.guarantees import Bools, Floats, fewest_answers, pac_threshold
 
+log = logging.getLogger(__name__)
 LABELS = Path("fused_labels.parquet")
 
 
-Classify = Callable[[Sequence[str]], Sequence[Any]]  # image files to their `Prediction`s
+def abstention_threshold(
+    model: FinetunedModel, classify: Callable[[Sequence[str]], Sequence[Any]], max_error: float
+) -> float:
+    """Return the probability that a prediction needs for the guarantee, and log the guarantee.
 
-
-@dataclass(frozen=True)
-class Abstention:
-    """The probability below which a prediction is abstained from, and what that guarantees."""
-
-    threshold: float
-    guarantee: str
-
-
-def learn_abstention(model: FinetunedModel, classify: Classify, max_error: float) -> Abstention:
-    """Return the probability that a prediction needs for the guarantee.
-
-    With 95 % probability, at most `max_error` of all predictions are wrong and not abstained from.
-
-    Args:
-        model: in a dataset's results.
-        classify: returns the model's predictions for image files.
-        max_error: share of all predictions.
+    With 95 % probability, at most the share `max_error` of all predictions is wrong and not
+    abstained from. `classify` returns the model's `Prediction`s for image files.
 
     Raises:
         UserError: the model lies outside a dataset's results, or there are too few answers.
     """
     folder = results_with(LABELS, model.folder, "--abstain")
-    answers = tables.read_metadata(folder / LABELS, "image_id").get("answers", {"images": {}})
-    checked = answers.get("checked", {"image_id": [], "classifiers": {}})
-    ids, heads = checked["image_id"], checked["classifiers"]
+    named, checked = read_answers_of_labels(tables.read_metadata(folder / LABELS, "image_id"))
+    ids, heads = checked.get("image_id", []), checked.get("classifiers", {})
     name = next((name for name in heads if _is_classifier(model, folder, name)), None)
     if name is None:
         unseen = _unseen(model.folder, ids)
-        confidence, right = _predicted(folder, unseen, answers, model.classnames, classify)
+        confidence, right = _predicted(folder, unseen, named, model.classnames, classify)
         how = "which the model was not trained on"
     else:
         confidence, right = (np.array(heads[name][key]) for key in ("confidence", "right"))
         how = "each of them left out of the classifier that it checks (five folds)"
     require_answers(len(right), fewest_answers(max_error), max_error, folder, of=len(ids))
     threshold = pac_threshold(confidence, ~right.astype(bool), max_error)
-    n_taught = len(answers["images"]) - len(ids)
-    return Abstention(
-        threshold,
-        f"Predictions with a probability below {threshold:.4f} are abstained from: with 95 % "
-        f"probability, at most {100 * max_error:g} % of all predictions are wrong and not "
-        f"abstained from. This holds for images like the training images of {folder} without the "
-        f"{n_taught} that were chosen to teach. It rests on {len(right)} answers about such images "
-        f"drawn at random, {how}.",
+    log.info(
+        "Predictions with a probability below %.4f are abstained from: with 95 %% probability, at "
+        "most %g %% of all predictions are wrong and not abstained from. This holds for images "
+        "like the training images of %s without the %d that were chosen to teach. It rests on %d "
+        "answers about such images drawn at random, %s.",
+        *(threshold, 100 * max_error, folder, len(named) - len(ids), len(right), how),
     )
+    return threshold
+
+
+def read_answers_of_labels(described: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the classes of answered images (None: none), and the answers that check labels."""
+    answers = described.get("answers", {})
+    return answers.get("images", {}), answers.get("checked", {})
 
 
 def require_answers(n: int, needed: int, share: float, folder: Path, of: int | None = None) -> None:
-    """Raise UserError if n answers are too few for a guarantee of a share of errors.
-
-    Args:
-        n: answers about images that were drawn at random.
-        needed: answers.
-        share: of errors.
-        folder: results/<dataset>.
-        of: how many answers there are in all, where some of them do not count for a model.
-    """
+    """Raise UserError if n answers about drawn images, `of` all, are too few for a guarantee."""
     if n < needed:
         which = "that the model did not learn from" if of else "that were drawn at random"
         raise UserError(
@@ -92,32 +75,6 @@ def require_answers(n: int, needed: int, share: float, folder: Path, of: int | N
             f"there are {n}{f' among {of}' if of and n < of else ''}: latteclip teach {folder} "
             f"--budget {2 * needed}, then run the workflow again."
         )
-
-
-def results_with(file: Path, model: Path, option: str) -> Path:
-    """Return the folder results/<dataset> that a model lies in, which has a file.
-
-    Raises:
-        UserError: there is none.
-    """
-    places = model.absolute().parents[:3]  # of results/<dataset>/<method>/seed<n>/model
-    for place in places:
-        if (place / file).is_file():
-            return place
-    raise UserError(
-        f"{model} is not in the results of a dataset with {file}, which {option} reads; run the "
-        "workflow, and name the model as it lies there."
-    )
-
-
-def run_of(model: Path) -> tuple[Path, str]:
-    """Return the folder of the run that a model is of, and why the workflow chose it if it did."""
-    run = model.absolute().parent
-    selection_file = run / f"selection{model.name.removeprefix(MODEL)}.json"
-    if not selection_file.is_file():
-        return run, ""
-    selection = read_selection(selection_file)
-    return run / selection.method / f"seed{selection.seed}", selection.reason
 
 
 def _is_classifier(model: FinetunedModel, folder: Path, name: str) -> bool:
@@ -144,15 +101,13 @@ def _unseen(model: Path, ids: Sequence[str]) -> list[str]:
 def _predicted(
     folder: Path,
     ids: Sequence[str],
-    answers: dict[str, Any],
+    named: Mapping[str, str | None],
     classnames: Sequence[str],
-    classify: Classify,
+    classify: Callable[[Sequence[str]], Sequence[Any]],
 ) -> tuple[Floats, Bools]:
     """Return the probabilities [m] of a model's predictions, and whether answers confirm them."""
-    index = folder / "images.parquet"
-    wanted = pa.chunked_array([pa.array(ids, pa.string())])
-    paths = tables.lookup_column(index, tables.IMAGES, "image_id", "path", wanted).to_pylist()
-    named = dict(zip(paths, (answers["images"][image] for image in ids), strict=True))
+    paths = tables.lookup(folder / "images.parquet", tables.IMAGES, "image_id", "path", ids)
+    class_of = dict(zip(paths, (named[image] for image in ids), strict=True))
     predictions = classify(paths)
-    right = [classnames[one.topk_labels[0]] == named[one.path] for one in predictions]
+    right = [classnames[one.topk_labels[0]] == class_of[one.path] for one in predictions]
     return np.array([one.probability for one in predictions]), np.array(right, dtype=bool)

@@ -1,6 +1,5 @@
 """Write the pretrained CLIP with a training-free classifier as a model folder."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,30 +25,26 @@ class PretrainedClip:
 
 
 def assemble_model(classifier_path: str, settings: PretrainedClip, output: str) -> None:
-    """Write a folder that open_clip, `predict` and `export` read like a fine-tuned model.
-
-    Raises:
-        UserError: the classifier is missing or of another CLIP.
-    """
+    """Write a folder that open_clip, `predict` and `export` read like a fine-tuned model."""
     classifier, described = load_classifier(
         classifier_path, model=settings.model, pretrained=settings.pretrained
     )
-    clip = clips.load(settings.model, settings.pretrained, torch.device("cpu"))
-    words = ClassTemplates.described_by(described)
     if described.get("eyes", []) != settings.eyes:
         raise UserError(f"{classifier_path} is of other eyes than asked for; rerun its stage.")
+    clip = clips.load(settings.model, settings.pretrained, torch.device("cpu"))
+    words = ClassTemplates.described_by(described)
     with replacing(output) as folder:
         clips.save(clip, classifier, described["classnames"], words, folder)
         if settings.eyes:
             _add_eyes(settings.eyes, folder)
 
 
-def _add_eyes(names: Sequence[str], folder: Path) -> None:
+def _add_eyes(names: list[str], folder: Path) -> None:
     """Write image models beside CLIP into its folder."""
     models = [image_models.load(name, torch.device("cpu")) for name in names]
     for number, model in enumerate(models):
         image_models.save(model, folder / image_models.EYES / str(number))
     classifier, described = load_classifier(folder / clips.CLASSIFIER)
-    described |= {"eyes": list(names), finetuned.EYES_WIDTHS: [model.width for model in models]}
+    described |= {"eyes": names, finetuned.EYES_WIDTHS: [model.width for model in models]}
     save_classifier(folder / clips.CLASSIFIER, classifier, described)
     hashing.write_sums(folder)

@@ -17,7 +17,6 @@ from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier
 from latteclip.clip.encode import class_embeddings
 from latteclip.core import tables
-from latteclip.core.errors import UserError
 from latteclip.core.files import new_folder, replacing
 from latteclip.evaluate import train_predictions
 from latteclip.evaluate.results import FAILED
@@ -45,26 +44,19 @@ def average_weights(
     Its classifier is the class texts under the averaged text tower. A training that collapsed or
     diverged is left out, unless all did. The history is that of the first training. The average is
     judged by the predictions of each training for the images that it left out.
-
-    Raises:
-        UserError: a file is missing, or the trainings do not fit each other.
     """
     new_folder(model_output)
-    marks = [tables.read_metadata(each.history, "step")["marks"] for each in trainings]
-    sound = [i for i, own in enumerate(marks) if FAILED.isdisjoint(own)] or [*range(len(trainings))]
-    used = [trainings[i] for i in sound]
+    marks = [set(tables.read_metadata(each.history, "step")["marks"]) for each in trainings]
+    sound = [each for each, own in zip(trainings, marks, strict=True) if FAILED.isdisjoint(own)]
+    used = sound or trainings
     first = finetuned.load(used[0].model, torch.device("cpu"))
     _average(first, [each.model for each in used[1:]])
     history, described = tables.read(used[0].history, tables.HISTORY)
+    described |= {"marks": sorted(set(described["marks"])), "averaged": len(used)}
+    columns = {name: history[name] for name in history.column_names}
+    tables.write(history_output, columns, tables.HISTORY, described)
     _write_left_out([each.train_predictions for each in used], left_out_output, first.classnames)
-    tables.write(
-        history_output,
-        {name: history[name] for name in history.column_names},
-        tables.HISTORY,
-        {**described, "marks": sorted({*marks[sound[0]]}), "averaged": len(used)},
-    )
-    template = first.words.template
-    texts = class_embeddings(first.clip, template, first.classnames)  # [C, D]
+    texts = class_embeddings(first.clip, first.words.template, first.classnames)  # [C, D]
     with replacing(model_output) as folder:
         clips.save(first.clip, Classifier.of(texts), first.classnames, first.words, folder)
     log.info("Averaged the weights of %d of %d trainings.", len(used), len(trainings))
@@ -76,10 +68,6 @@ def _average(first: finetuned.FinetunedModel, others: Sequence[str]) -> None:
     for number, folder in enumerate(others, 2):
         other = finetuned.load(folder, torch.device("cpu"), classnames=first.classnames)
         weights = other.clip.model.state_dict()
-        if {name: each.shape for name, each in weights.items()} != {
-            name: each.shape for name, each in state.items()
-        }:
-            raise UserError(f"{folder} is a model of another architecture; rerun its training.")
         for name, mean in state.items():
             if mean.is_floating_point():  # counters of BatchNorm are whole numbers
                 mean += (weights[name] - mean) / number

@@ -31,7 +31,7 @@ class Calibration:
 
     def __call__(self, probabilities: Floats) -> Floats:
         """Return corrected probabilities [N] in the same order."""
-        return corrected(probabilities, (self.slope, self.intercept))
+        return _corrected(probabilities, self.slope, self.intercept)
 
 
 def calibrate(probabilities: Floats, right: Floats, weights: Floats) -> Calibration:
@@ -46,30 +46,22 @@ def calibrate(probabilities: Floats, right: Floats, weights: Floats) -> Calibrat
     """
     weights = weights / weights.mean()
     held_out = np.empty(len(right))
-    folds = np.arange(len(right)) % FOLDS
     for fold in range(FOLDS):
-        out, rest = folds == fold, folds != fold
-        fitted = _fit(probabilities[rest], right[rest], weights[rest])
-        held_out[out] = corrected(probabilities[out], fitted)
-    slope, intercept = _fit(probabilities, right, weights)
-    return Calibration(
-        slope,
-        intercept,
-        len(right),
-        expected_calibration_error(probabilities, right, weights),
-        expected_calibration_error(held_out, right, weights),
+        out = np.arange(len(right)) % FOLDS == fold
+        fitted = _fit(probabilities[~out], right[~out], weights[~out])
+        held_out[out] = _corrected(probabilities[out], *fitted)
+    before, after = (
+        expected_calibration_error(each, right, weights) for each in (probabilities, held_out)
     )
+    return Calibration(*_fit(probabilities, right, weights), len(right), before, after)
 
 
-def corrected(probabilities: Floats, fitted: tuple[float, float]) -> Floats:
-    """Return probabilities [N] corrected by a slope and an intercept."""
-    found: Floats = expit(fitted[0] * _log_odds(probabilities) + fitted[1])
-    return found
+def _corrected(probabilities: Floats, slope: float, intercept: float) -> Floats:
+    return np.asarray(expit(slope * _log_odds(probabilities) + intercept))
 
 
 def _log_odds(probabilities: Floats) -> Floats:
-    found: Floats = logit(probabilities.clip(MARGIN, 1 - MARGIN))
-    return found
+    return np.asarray(logit(probabilities.clip(MARGIN, 1 - MARGIN)))
 
 
 def _fit(probabilities: Floats, right: Floats, weights: Floats) -> tuple[float, float]:
@@ -87,12 +79,8 @@ def _fit(probabilities: Floats, right: Floats, weights: Floats) -> tuple[float, 
 def expected_calibration_error(probabilities: Floats, right: Floats, weights: Floats) -> float:
     """Return the mean gap between probability and accuracy over BINS (Guo et al. 2017).
 
-    Few answers overstate it, since the accuracy of a bin is then far off by chance.
-
-    Args:
-        probabilities: [n].
-        right: [n] 1 or 0.
-        weights: [n].
+    The arguments are those of `calibrate`. Few answers overstate the error, since the accuracy of a
+    bin is then far off by chance.
     """
     place = np.minimum((probabilities * BINS).astype(int), BINS - 1)
     gaps = np.bincount(place, weights * (right - probabilities), BINS)

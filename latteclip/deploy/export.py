@@ -10,7 +10,6 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,34 +22,26 @@ from latteclip.core import hashing
 from latteclip.core.class_templates import PLACE
 from latteclip.core.errors import UserError
 from latteclip.core.files import new_folder, replacing, write_json
-from latteclip.deploy.model_card import model_card, provenance
+from latteclip.deploy.model_card import model_card, read_origin
 
 log = logging.getLogger(__name__)
 # As --custom_classname_file and --custom_template_file of CLIP_benchmark read them.
 BENCHMARK_CLASSNAMES = "clip_benchmark_classnames.json"
 BENCHMARK_TEMPLATES = "clip_benchmark_templates.json"
-BENCHMARK_PLACE = "{c}"
-GRAPH = "model.onnx"
-INPUTS = ["pixel_values"]
-OUTPUTS = ["scores", "probabilities", "image_features"]
-PREPROCESSING = "preprocess.json"
+BENCHMARK_PLACE = "{c}"  # for our {}
+GRAPH, PREPROCESSING = "model.onnx", "preprocess.json"
+OUTPUTS = ["scores", "probabilities", "image_features"]  # of the graph
 LIMIT = 1.8e9  # bytes of weights above which they get a separate file: a graph holds 2 GB
 
 
 def export(model: str, destination: str, form: str, licence: str | None = None) -> str:
-    """Write a fine-tuned model to a new folder, whole or not at all.
+    """Write a fine-tuned model to a new folder, whole or not at all. Return how to upload it.
 
     Args:
         model: results/<dataset>, where a model was chosen, or the folder of a model or run.
         destination: a folder that does not exist, or is empty.
         form: a key of FORMS.
         licence: of the weights, as the hub spells it (mit, cc-by-nc-4.0, ...).
-
-    Returns:
-        The command that uploads the folder to the Hugging Face hub.
-
-    Raises:
-        UserError: it is not a fine-tuned model, it has no such form, or the folder is not empty.
     """
     folder = new_folder(destination)
     opened = finetuned.load(model, torch.device("cpu"))
@@ -61,15 +52,14 @@ def export(model: str, destination: str, form: str, licence: str | None = None) 
         )
     if folder.is_relative_to(opened.folder.resolve()):
         raise UserError(f"{destination} lies in the folder of the model; name another one.")
-    origin = provenance(opened.folder)
+    origin = read_origin(opened.folder)
+    templates = [one.replace(PLACE, BENCHMARK_PLACE) for one in opened.words.templates]
     with replacing(folder) as temporary:
         temporary.mkdir()
         FORMS[form](opened, temporary)
         shutil.copyfile(opened.folder / CLASSIFIER, temporary / CLASSIFIER)
-        # CLIP_benchmark writes {c} for our {}.
-        templates = [one.replace(PLACE, BENCHMARK_PLACE) for one in opened.words.templates]
-        write_json(temporary / BENCHMARK_CLASSNAMES, {origin.dataset: opened.classnames})
-        write_json(temporary / BENCHMARK_TEMPLATES, {origin.dataset: templates})
+        write_json(temporary / BENCHMARK_CLASSNAMES, {origin["dataset"]: opened.classnames})
+        write_json(temporary / BENCHMARK_TEMPLATES, {origin["dataset"]: templates})
         model_card(opened, origin, form, licence).save(temporary / "README.md")
         hashing.write_sums(temporary)
     log.info("%s: %d classes as %s.", destination, len(opened.classnames), form)
@@ -109,11 +99,7 @@ class ImageClassifier(torch.nn.Module):
 
 @torch.no_grad()
 def _onnx(opened: finetuned.FinetunedModel, folder: Path) -> None:
-    """Write the graph with class names in its metadata, and how images are preprocessed.
-
-    Raises:
-        UserError: the packages for it are not installed, or a layer has no ONNX form.
-    """
+    """Write the graph with class names in its metadata, and how images are preprocessed."""
     try:
         import onnxscript  # noqa: F401 - torch's exporter needs it, and says so late
     except ImportError as error:
@@ -122,18 +108,16 @@ def _onnx(opened: finetuned.FinetunedModel, folder: Path) -> None:
             "pip install onnx onnxruntime onnxscript."
         ) from None
     tower: Any = opened.clip.model.visual
-    preprocessing = tower.preprocess_cfg
-    size = preprocessing["size"]
-    height, width = (size, size) if isinstance(size, int) else size
+    size = tower.preprocess_cfg["size"]
     module = ImageClassifier(opened).eval()
-    example = torch.zeros(2, 3, height, width)
+    example = torch.zeros(2, 3, *([size] * 2 if isinstance(size, int) else size))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's exporter warns about itself
             program = torch.onnx.export(
                 module,
                 (example,),
-                input_names=INPUTS,
+                input_names=["pixel_values"],
                 output_names=OUTPUTS,
                 dynamic_shapes={"pixel_values": {0: torch.export.Dim("images")}},
                 dynamo=True,
@@ -146,16 +130,11 @@ def _onnx(opened: finetuned.FinetunedModel, folder: Path) -> None:
             "use --format open_clip."
         ) from error
     assert program is not None  # as it is with dynamo=True
-    program.model.metadata_props["classnames"] = json.dumps(
-        opened.words.as_written(opened.classnames)
-    )
+    names = opened.words.as_written(opened.classnames)
+    program.model.metadata_props["classnames"] = json.dumps(names)
     n_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
     program.save(folder / GRAPH, external_data=n_bytes > LIMIT)
-    write_json(folder / PREPROCESSING, preprocessing)
+    write_json(folder / PREPROCESSING, tower.preprocess_cfg)
 
 
-FORMS: dict[str, Callable[[finetuned.FinetunedModel, Path], None]] = {
-    "open_clip": _open_clip,
-    "transformers": _transformers,
-    "onnx": _onnx,
-}
+FORMS = {"open_clip": _open_clip, "transformers": _transformers, "onnx": _onnx}

@@ -1,7 +1,6 @@
 """The model card of an exported model: where it comes from, how well it does and how to use it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,68 +12,49 @@ from latteclip.config import layers
 from latteclip.core import tables
 from latteclip.core.class_templates import ClassTemplates, clean_classname
 from latteclip.core.open_clip_import import open_clip
-from latteclip.deploy.abstention import run_of
+from latteclip.deploy.model_origin import run_of
 from latteclip.evaluate.results import read_metrics
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
-METRICS = {
+FIGURES = {
     "acc1": "top-1 accuracy",
     "acc5": "top-5 accuracy",
     "mean_per_class_recall": "mean per-class recall",
 }
-UNKNOWN = "not recorded"
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """What the files beside a model say about it. Empty where they are missing."""
-
-    dataset: str = "custom"
-    metrics: Mapping[str, Any] = field(default_factory=dict)  # of metrics.json
-    settings: Mapping[str, Any] = field(default_factory=dict)  # of the training, or of CLIP alone
-    described: Mapping[str, Any] = field(default_factory=dict)  # the dataset's configuration
-    is_trained: bool | None = None  # None where no file says
-    reason: str = ""  # why `select_model` chose it
-
-
-def provenance(model: Path) -> Provenance:
+def read_origin(model: Path) -> dict[str, Any]:
     """Read the files beside a model folder, or beside the run that it was chosen from.
 
-    These are metrics.json, and history.parquet of a training or the class embeddings of the
-    dataset.
-
-    Raises:
-        UserError: a file is broken.
+    Returns:
+        `dataset`, `metrics` (of metrics.json), `settings` (of the training, or of CLIP alone),
+        `is_trained` (None where no file says), and the `reason` why it was chosen.
     """
     run, reason = run_of(model)
-    metrics_file, history_file = (run / name for name in ("metrics.json", "history.parquet"))
+    metrics_file, history_file = run / "metrics.json", run / "history.parquet"
     embeddings = run.parents[1] / "class_embeddings.safetensors"
     metrics = read_metrics(metrics_file) if metrics_file.is_file() else {}
-    settings: Mapping[str, Any] = {}
-    is_trained = None
+    settings, is_trained = {}, False if metrics else None
     if history_file.is_file():
         history = tables.read_metadata(history_file, "step")
-        settings, is_trained = (
-            history.get("settings", {}),
-            "diverged" not in history.get("marks", []),
-        )
-    elif metrics:
-        is_trained = False
-        settings = load_classifier(embeddings)[1] if embeddings.is_file() else {}
-    dataset = metrics.get("dataset", "custom")
-    described = layers.datasets().get(dataset, {})
-    return Provenance(dataset, metrics, settings, described, is_trained, reason)
+        settings = history.get("settings", {})
+        is_trained = "diverged" not in history.get("marks", [])
+    elif metrics and embeddings.is_file():
+        settings = load_classifier(embeddings)[1]
+    origin = {"metrics": metrics, "settings": settings, "is_trained": is_trained, "reason": reason}
+    return {**origin, "dataset": metrics.get("dataset", "custom")}
 
 
 def model_card(
-    opened: FinetunedModel, origin: Provenance, form: str, licence: str | None
+    opened: FinetunedModel, origin: Mapping[str, Any], form: str, licence: str | None
 ) -> ModelCard:
     """Return the model card: Markdown with the metadata that the hub reads."""
-    metrics, title = origin.metrics, origin.described.get("title", origin.dataset)
-    results = []
-    if metrics.get("acc1") is not None:
-        results = [(name, metrics[key]) for key, name in METRICS.items()]
-    repo = _repo(origin.settings)
+    metrics, dataset = origin["metrics"], origin["dataset"]
+    described = layers.datasets().get(dataset, {})
+    title = described.get("title", dataset)
+    has_results = metrics.get("acc1") is not None
+    results = [(name, metrics[key]) for key, name in FIGURES.items() if has_results]
+    repo = _repo(origin["settings"])
     data = ModelCardData(
         library_name=form,
         pipeline_tag="zero-shot-image-classification",
@@ -82,11 +62,11 @@ def model_card(
         license=licence or "other",
         license_name=None if licence else "that-of-the-base-model",
         base_model=repo,
-        model_name=f"{metrics['method']}-{origin.dataset}" if results else None,
+        model_name=f"{metrics['method']}-{dataset}" if results else None,
         eval_results=[
             EvalResult(
                 task_type="image-classification",
-                dataset_type=origin.dataset,
+                dataset_type=dataset,
                 dataset_name=title,
                 dataset_split="test",
                 metric_type="accuracy",
@@ -97,35 +77,18 @@ def model_card(
         ]
         or None,
     )
-    kinds = {
-        None: "A CLIP model",
-        True: "A fine-tuned CLIP model",
-        False: "A pretrained CLIP model",
-    }
-    labels = UNKNOWN
-    if "marks" in metrics:
-        is_supervised = "supervised" in metrics["marks"]
-        labels = "read: a supervised upper bound" if is_supervised else "not read"
     card: ModelCard = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
         form=form,
-        eyes=len(opened.eyes_widths),
-        title=title,
-        dataset=origin.dataset,
-        kind=kinds[origin.is_trained],
-        is_trained=origin.is_trained,
-        base=_base(origin.settings, repo),
-        method=metrics.get("method", UNKNOWN),
-        seed="none" if origin.is_trained is False else metrics.get("seed", UNKNOWN),
-        templates=opened.words.templates,
-        labels=labels,
-        reason=origin.reason,
-        results=results,
-        images=metrics.get("images"),
         licence=licence,
-        image_licence=origin.described.get("licence"),
-        citation=origin.described.get("citation"),
+        title=title,
+        described=described,
+        **origin,
+        results=results,
+        base=_base(origin["settings"], repo),
+        eyes=len(opened.eyes_widths),
+        templates=opened.words.templates,
         classes=[_class(name, opened.words) for name in opened.classnames],
     )
     return card
@@ -152,7 +115,7 @@ def _repo(settings: Mapping[str, Any]) -> str | None:
 def _base(settings: Mapping[str, Any], repo: str | None) -> str:
     """Return the base model as Markdown."""
     if not settings:
-        return UNKNOWN
+        return "not recorded"
     tag = settings.get("pretrained")
     name = settings["model"] + (f" with {tag}" if tag else "")
     return f"[{name}](https://huggingface.co/{repo})" if repo else f"`{name}`"

@@ -17,11 +17,14 @@ import json
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import pyarrow as pa
 import torch
@@ -38,37 +41,35 @@ from latteclip.core.files import replacing
 from latteclip.core.terminal import one_line, printable
 from latteclip.data import loader
 from latteclip.data.folder_files import IMAGE_SUFFIXES, image_files
-from latteclip.deploy.abstention import learn_abstention, results_with
+from latteclip.deploy.abstention import abstention_threshold
+from latteclip.deploy.model_origin import results_with
 
 log = logging.getLogger(__name__)
 STDIN = "-"
 DETECTOR = Path("classifiers") / "unknown.safetensors"  # in a dataset's results
-ROWS = 10_000  # of a Parquet row group, or a few more
-SCHEMA = pa.schema(
+ROWS = 10_000  # of a Parquet row group: small ones would fill the footer
+COLUMNS = pa.schema(
     [
         ("path", pa.string()),
-        ("classname", pa.string()),  # the best
+        ("classname", pa.string()),
         ("probability", pa.float32()),
         ("score", pa.float32()),
-    ]
-)
-# Further columns of several classes. CSV has columns for each class instead.
-TOPK = pa.schema(
-    [
-        ("topk_labels", pa.list_(pa.int32())),  # best first
+        # Of several classes. CSV has the three columns above for each class instead.
+        ("topk_labels", pa.list_(pa.int32())),
         ("topk_classnames", pa.list_(pa.string())),
-        ("topk_scores", pa.list_(pa.float32())),  # of the classifier
-        ("topk_probabilities", pa.list_(pa.float32())),  # softmax of the scaled scores
+        ("topk_scores", pa.list_(pa.float32())),
+        ("topk_probabilities", pa.list_(pa.float32())),
+        ("unknown_score", pa.float32()),
+        ("is_unknown", pa.bool_()),
+        ("abstained", pa.bool_()),
     ]
 )
-UNKNOWN = pa.schema([("unknown_score", pa.float32()), ("is_unknown", pa.bool_())])
-ABSTAINED = pa.schema([("abstained", pa.bool_())])
-NOTHING = pa.schema([])
+BEST, TOPK, UNKNOWN = COLUMNS.names[:4], COLUMNS.names[4:8], COLUMNS.names[8:10]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The K best classes of one image, best first."""
+    """The K best classes of one image, best first; the best one, its probability and score."""
 
     path: str
     topk_labels: list[int]
@@ -82,25 +83,15 @@ class Prediction:
 
     @property
     def classname(self) -> str:
-        """The best class."""
         return self.topk_classnames[0]
 
     @property
     def probability(self) -> float:
-        """The probability of the best class."""
         return self.topk_probabilities[0]
 
     @property
     def score(self) -> float:
-        """The score of the best class."""
         return self.topk_scores[0]
-
-
-class ClassifiedBatch(NamedTuple):
-    """The predictions of a batch, and one sentence for each image that was skipped."""
-
-    predictions: list[Prediction]
-    skipped: list[str]
 
 
 class Classifier:
@@ -143,39 +134,41 @@ class Classifier:
                 f"{self.model.folder} lacks image models that its classifier needs, in the folder "
                 f"{image_models.EYES}; take another copy of it."
             )
-        self.scorer = self.abstention = None
+        self.pretrained = self.detector = self.threshold = None
         if abstain is not None:
-            self.abstention = learn_abstention(self.model, self, abstain)
-            log.info(self.abstention.guarantee)
+            self.threshold = abstention_threshold(self.model, self, abstain)
         if unknown:
-            self.scorer = load_unknown_scorer(self.model, picked, precision)
+            self.pretrained, self.detector = load_detector_of(self.model, picked, precision)
 
     def __call__(self, paths: Sequence[str | Path], topk: int = 1) -> list[Prediction]:
         """Return the predictions of image files in order, without files that are no image."""
-        batches = self.in_batches([str(path) for path in paths], topk)
-        return [prediction for batch in batches for prediction in batch.predictions]
+        return list(self.predictions([str(path) for path in paths], topk))
 
-    def in_batches(self, paths: Sequence[str], topk: int) -> Iterator[ClassifiedBatch]:
-        """Classify image files batch by batch, and log those that are skipped."""
-        of_clip: list[Any] = [one.clip for one in (self.model, self.scorer) if one]
+    def predictions(self, paths: Sequence[str], topk: int) -> Iterator[Prediction]:
+        """Classify image files batch by batch, and log those that are no image."""
+        of_clip: list[Any] = [one for one in (self.model.clip, self.pretrained) if one]
         # Each image model has a transform of its own, so it reads the images again.
         passes = [
             encoded(
                 models, ReadableFiles(paths, models[0].preprocess), self.batch_size, self.threads
             )
-            for models in (of_clip, *([eye] for eye in self.eyes))
+            for models in [of_clip, *([eye] for eye in self.eyes)]
         ]
         for ((indices, errors), (features, *others)), *beside in zip(*passes, strict=True):
             features = torch.cat([features, *(found for _, [found] in beside)], dim=1)
-            skipped = [error for error in errors if error]
-            for sentence in skipped:
-                log.warning("skipped: %s", sentence)
+            for error in filter(None, errors):
+                log.warning("skipped: %s", error)
             readable = torch.tensor([not error for error in errors])  # [B]
             named = [paths[index] for index in indices[readable].tolist()]
             predictions = self._predict(named, features[readable], topk)
-            if self.scorer:
-                predictions = self.scorer.with_unknown_scores(predictions, others[0][readable])
-            yield ClassifiedBatch(predictions, skipped)
+            if self.detector:
+                scores = self.detector.scores(others[0][readable]).tolist()
+                line = self.detector.threshold
+                predictions = [
+                    replace(one, unknown_score=score, is_unknown=score > line)
+                    for one, score in zip(predictions, scores, strict=True)
+                ]
+            yield from predictions
 
     def _predict(self, paths: list[str], features: torch.Tensor, topk: int) -> list[Prediction]:
         """Return the predictions of B images from their features [B, D]."""
@@ -183,45 +176,20 @@ class Classifier:
         labels, best = best_classes(scores, topk)  # [B, K]
         probabilities = (self.model.logit_scale * scores).softmax(dim=1).gather(1, labels)
         names = self.model.words.as_written(self.model.classnames)
+        columns = (part.tolist() for part in (labels, best, probabilities))
         predictions = [
-            Prediction(path, own, [names[label] for label in own], row_scores, row_probabilities)
-            for path, own, row_scores, row_probabilities in zip(
-                paths, labels.tolist(), best.tolist(), probabilities.tolist(), strict=True
-            )
+            Prediction(path, own, [names[label] for label in own], *numbers)
+            for path, own, *numbers in zip(paths, *columns, strict=True)
         ]
-        if self.abstention:
-            threshold = self.abstention.threshold
-            predictions = [replace(p, abstained=p.probability < threshold) for p in predictions]
+        if (line := self.threshold) is not None:
+            predictions = [replace(one, abstained=one.probability < line) for one in predictions]
         return predictions
 
 
-@dataclass(frozen=True)
-class UnknownScorer:
-    """The pretrained CLIP behind a fine-tuned model, with a detector of unknown images."""
-
-    clip: clips.Clip
-    detector: UnknownDetector
-
-    def with_unknown_scores(
-        self, predictions: Sequence[Prediction], features: torch.Tensor
-    ) -> list[Prediction]:
-        """Return the predictions of B images with scores from their pretrained features [B, D]."""
-        scores = self.detector.scores(features).tolist()
-        return [
-            replace(one, unknown_score=score, is_unknown=score > self.detector.threshold)
-            for one, score in zip(predictions, scores, strict=True)
-        ]
-
-
-def load_unknown_scorer(
+def load_detector_of(
     model: finetuned.FinetunedModel, device: torch.device, precision: str
-) -> UnknownScorer:
-    """Load what `score_unknown` learned about the dataset in whose results a model lies.
-
-    Raises:
-        UserError: the model lies elsewhere, or the pretrained CLIP cannot be loaded or is not the
-            one that the model was fine-tuned from.
-    """
+) -> tuple[clips.Clip, UnknownDetector]:
+    """Load the pretrained CLIP and the detector of the dataset in whose results a model lies."""
     folder = results_with(DETECTOR, model.folder, "--unknown")
     detector = load_detector(folder / DETECTOR, model.classnames)
     base = detector.described
@@ -232,7 +200,7 @@ def load_unknown_scorer(
             f"{model.folder} and {base['model']} preprocess images differently, so one was not "
             "fine-tuned from the other; rerun the workflow."
         )
-    return UnknownScorer(clip, detector)
+    return clip, detector
 
 
 class ReadableFiles(loader.ImageFiles):
@@ -259,36 +227,25 @@ def predict(
     abstain: float | None = None,
     **loading: Any,
 ) -> int:
-    """Classify the images that `words` name, and write the predictions.
+    """Write predictions of the images that `words` name, and return how many were skipped.
 
-    Args:
-        model: folder of a fine-tuned model.
-        words: see `image_paths`.
-        output: a .csv, .jsonl or .parquet file. None: CSV on stdout.
-        topk: classes written for each image.
-        unknown: as of Classifier.
-        abstain: as of Classifier.
-        **loading: further arguments of Classifier.
-
-    Returns:
-        How many images were skipped.
-
-    Raises:
-        UserError: no such format, no image, or as of Classifier.
+    See `image_paths`, `writer_of` and Classifier for the arguments.
     """
-    further = [*UNKNOWN] * unknown + [*ABSTAINED] * (abstain is not None)
-    writer = writing(output, topk, pa.schema(further))  # refuses a bad suffix before the work
+    further = UNKNOWN * unknown + ["abstained"] * (abstain is not None)
+    write = writer_of(output)  # refuses a bad suffix before the work
     paths = image_paths(words, sys.stdin.buffer)
     classifier = Classifier(model, unknown=unknown, abstain=abstain, **loading)
-    n_skipped = n_abstained = 0
-    with writer as add:  # last, so that an error leaves nothing on stdout
-        for batch in classifier.in_batches(paths, topk):
-            add(batch.predictions)
-            n_skipped += len(batch.skipped)
-            n_abstained += sum(bool(one.abstained) for one in batch.predictions)
-    abstained = f", abstained from {n_abstained}" if abstain is not None else ""
-    n_classified = len(paths) - n_skipped
-    log.info("Classified %d images%s, skipped %d.", n_classified, abstained, n_skipped)
+    n = Counter[str]()
+
+    def counted() -> Iterator[Prediction]:
+        for one in classifier.predictions(paths, topk):
+            n.update(classified=1, abstained=bool(one.abstained))
+            yield one
+
+    write(counted(), topk, further)
+    n_skipped = len(paths) - n["classified"]
+    abstained = f", abstained from {n['abstained']}" if abstain is not None else ""
+    log.info("Classified %d images%s, skipped %d.", n["classified"], abstained, n_skipped)
     return n_skipped
 
 
@@ -298,10 +255,8 @@ def predict(
 def image_paths(words: Iterable[str], stdin: IO[bytes]) -> list[str]:
     """Return the image files that words name, without repetitions, in order.
 
-    Args:
-        words: files, folders (searched with all below them), globs (`**` for any folders), or "-"
-            for a list on stdin with one path per line, or with null characters between them.
-        stdin: the stream of that list.
+    A word is a file, a folder (searched with all below it), a glob (`**` for any folders), or "-"
+    for a list on stdin with one path per line, or with null characters between them.
 
     Raises:
         UserError: a word names nothing.
@@ -322,9 +277,8 @@ def _listed(stdin: IO[bytes]) -> list[str]:
 
 
 def _named(word: str) -> list[str]:
-    matches = [word] if os.path.exists(word) else _matches(word)
     files: list[str] = []
-    for match in matches:
+    for match in [word] if os.path.exists(word) else _matches(word):
         is_folder = os.path.isdir(match)
         files += sorted(map(str, image_files(match, deep=True))) if is_folder else [match]
     if not files:
@@ -354,104 +308,78 @@ def _matches(pattern: str) -> list[str]:
 
 # --- prediction files ---------------------------------------------------------------------------
 
-Add = Callable[[Sequence[Prediction]], None]
+
+Rows = Iterator[Prediction]
 
 
-def writing(
-    output: str | None, topk: int, further: pa.Schema = NOTHING
-) -> contextlib.AbstractContextManager[Add]:
-    """Write predictions piece by piece. A file is written whole or not at all.
+def writer_of(output: str | None) -> Callable[[Rows, int, list[str]], None]:
+    """Return the function that writes predictions of K classes, with further columns.
 
-    Args:
-        output: a file whose suffix names the format. None: CSV on stdout.
-        topk: how many classes are written for each image.
-        further: columns after those of the classes.
-
-    Returns:
-        A context manager that yields a function that takes the next predictions.
+    The suffix of `output` names the format (none: CSV on stdout). A file is written whole or not.
 
     Raises:
         UserError: the suffix names no format, or a folder has the name.
     """
-    if output is None:
-        return _csv_on_stdout(topk, further)
-    suffix = Path(output).suffix.lower()
+    suffix = ".csv" if output is None else Path(output).suffix.lower()
     if suffix not in FORMATS:
         raise UserError(f"--output {output} ends in none of {', '.join(FORMATS)}.")
-    if os.path.isdir(output):
+    if output is not None and os.path.isdir(output):
         raise UserError(f"--output {output} is a folder; name a file.")
-    return FORMATS[suffix](output, topk, further)
+    return partial(FORMATS[suffix], output)
 
 
 @contextlib.contextmanager
-def _csv_on_stdout(topk: int, further: pa.Schema) -> Iterator[Add]:
-    """A terminal gets no control characters, which file names may hold."""
+def _text(output: str | None) -> Iterator[Any]:
+    """Open a new text file, or stdout, that takes any path as the system gave it."""
+    if output is not None:
+        with (
+            replacing(output) as temporary,
+            temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+        ):
+            yield file
+        return
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    # A terminal gets no control characters, which file names may hold.
     terminal = SimpleNamespace(write=lambda text: sys.stdout.write(printable(text)))
-    yield _csv_rows(terminal if sys.stdout.isatty() else sys.stdout, topk, further)
+    yield terminal if sys.stdout.isatty() else sys.stdout
 
 
-@contextlib.contextmanager
-def _csv(output: str, topk: int, further: pa.Schema) -> Iterator[Add]:
-    with _text(output) as file:
-        yield _csv_rows(file, topk, further)
-
-
-def _csv_rows(file: Any, topk: int, further: pa.Schema) -> Add:
+def _write_csv(output: str | None, rows: Rows, topk: int, further: list[str]) -> None:
     """Write CSV with three columns for each of the best classes, best first."""
-    writer = csv.writer(file, lineterminator="\n")
-    columns = ("classname", "probability", "score")
-    places = ["", *(f"_{rank}" for rank in range(2, topk + 1))]
-    header = [name + place for place in places for name in columns]
-    writer.writerow(["path", *header, *further.names])
-
-    def add(predictions: Sequence[Prediction]) -> None:
-        for one in predictions:
+    ranks = ["", *(f"_{rank}" for rank in range(2, topk + 1))]
+    header = [name + rank for rank in ranks for name in ("classname", "probability", "score")]
+    with _text(output) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["path", *header, *further])
+        for one in rows:
             ranked = zip(one.topk_classnames, one.topk_probabilities, one.topk_scores, strict=True)
-            cells = [cell for values in ranked for cell in values]
+            cells = [*chain.from_iterable(ranked)]
             cells += [""] * (len(header) - len(cells))
-            cells += [getattr(one, name) for name in further.names]
+            cells += [getattr(one, name) for name in further]
             writer.writerow([one.path, *map(tables.csv_cell, cells)])
 
-    return add
 
-
-@contextlib.contextmanager
-def _jsonl(output: str, topk: int, further: pa.Schema) -> Iterator[Add]:
-    names = _schema(topk, further).names
+def _write_jsonl(output: str, rows: Rows, topk: int, further: list[str]) -> None:
+    names = BEST + TOPK * (topk > 1) + further
     with _text(output) as file:
-        yield lambda predictions: file.writelines(
-            json.dumps({name: getattr(one, name) for name in names}, ensure_ascii=False) + "\n"
-            for one in predictions
-        )
+        for one in rows:
+            row = {name: getattr(one, name) for name in names}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-@contextlib.contextmanager
-def _parquet(output: str, topk: int, further: pa.Schema) -> Iterator[Add]:
-    schema = _schema(topk, further)
-    buffer: list[Prediction] = []  # small row groups would fill the footer
-    with tables.writing(output, schema) as write:
-
-        def flush() -> None:
-            write({name: [_unicode(getattr(one, name)) for one in buffer] for name in schema.names})
-            buffer.clear()
-
-        def add(predictions: Sequence[Prediction]) -> None:
-            buffer.extend(predictions)
-            if len(buffer) >= ROWS:
-                flush()
-
-        yield add
-        if buffer:
-            flush()
+def _write_parquet(output: str, rows: Rows, topk: int, further: list[str]) -> None:
+    names = BEST + TOPK * (topk > 1) + further
+    with tables.writing(output, pa.schema([COLUMNS.field(name) for name in names])) as write:
+        while some := [*islice(rows, ROWS)]:
+            write({name: [_unicode(getattr(one, name)) for one in some] for name in names})
 
 
-FORMATS = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
-
-
-def _schema(topk: int, further: pa.Schema) -> pa.Schema:
-    return pa.unify_schemas([SCHEMA, *[TOPK] * (topk > 1), further])
+FORMATS: dict[str, Callable[..., None]] = {
+    ".csv": _write_csv,
+    ".jsonl": _write_jsonl,
+    ".parquet": _write_parquet,
+}
 
 
 def _unicode(value: object) -> object:
@@ -459,13 +387,3 @@ def _unicode(value: object) -> object:
     if isinstance(value, str):
         return value.encode(errors="surrogateescape").decode(errors="backslashreplace")
     return value
-
-
-@contextlib.contextmanager
-def _text(output: str) -> Iterator[IO[str]]:
-    """Open a new text file that takes any path as the system gave it."""
-    with (
-        replacing(output) as temporary,
-        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
-    ):
-        yield file

@@ -2,8 +2,6 @@
 
 Both are the same network if the image tower is a plain ViT pooled at its class token and the text
 tower is a causal transformer pooled at the end of the text. Everything else is refused.
-
-Letters: L tokens, D embedding width.
 """
 
 from pathlib import Path
@@ -13,7 +11,7 @@ import torch
 import transformers
 from torch import nn
 
-from latteclip.clip.encode import text_tower
+from latteclip.clip.encode import CausalText, text_tower
 from latteclip.clip.finetuned import FinetunedModel
 from latteclip.clip.model import Clip
 from latteclip.core.class_templates import class_texts
@@ -21,19 +19,31 @@ from latteclip.core.errors import UserError
 from latteclip.core.open_clip_import import open_clip
 
 RESAMPLING = {"bilinear": 2, "bicubic": 3}  # of PIL
-BLOCK = {  # names in a layer of open_clip: in a layer of transformers
+RENAMED = {  # parts of the names of open_clip's weights, in this order: of transformers'
+    "visual.transformer.resblocks": "vision_model.encoder.layers",
+    "transformer.resblocks": "text_model.encoder.layers",
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
     "attn.out_proj": "self_attn.out_proj",
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.conv1": "vision_model.embeddings.patch_embedding",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.ln_pre": "vision_model.pre_layrnorm",  # sic
+    "visual.ln_post": "vision_model.post_layernorm",
+    "visual.proj": "visual_projection.weight",
+    "token_embedding": "text_model.embeddings.token_embedding",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final": "text_model.final_layer_norm",
+    "text_projection": "text_projection.weight",
 }
+TRANSPOSED = ("visual_projection.weight", "text_projection.weight")
 ACTIVATIONS = {
     (open_clip.transformer.QuickGELU, None): "quick_gelu",
     (nn.GELU, "none"): "gelu",
     (nn.GELU, "tanh"): "gelu_pytorch_tanh",
 }
-State = dict[str, torch.Tensor]
 
 
 def write(opened: FinetunedModel, folder: Path) -> None:
@@ -75,8 +85,7 @@ def _tokenizer(opened: FinetunedModel) -> Any:
             opened.folder, trust_remote_code=False
         )
     else:
-        start, end = "<|startoftext|>", "<|endoftext|>"
-        names = {given.sot_token_id: start, given.eot_token_id: end}
+        names = {given.sot_token_id: "<|startoftext|>", given.eot_token_id: "<|endoftext|>"}
         tokenizer = transformers.CLIPTokenizer(
             vocab={names.get(number, word): number for word, number in given.encoder.items()},
             merges=list(given.bpe_ranks),
@@ -87,34 +96,32 @@ def _tokenizer(opened: FinetunedModel) -> Any:
 
 def _check_tokens(clip: Clip, tokenizer: Any, texts: list[str]) -> None:
     """Raise UserError if a class text has other tokens, up to the end of the text."""
-    end = _end_of_text(clip)
-    for text, ours in zip(texts, clip.tokenizer(texts).tolist(), strict=True):
-        theirs = tokenizer(text, truncation=True)["input_ids"]
-        if ours[: ours.index(end) + 1] != theirs[: theirs.index(end) + 1]:
+    tokens = clip.tokenizer(texts)
+    for text, ours, n in zip(texts, tokens.tolist(), _causal(clip).lengths(tokens), strict=True):
+        if ours[:n] != tokenizer(text, truncation=True)["input_ids"][:n]:
             raise _refused(f"the text {text!r} has other tokens")
 
 
-def _end_of_text(clip: Clip) -> int:
-    """Return the id of the end-of-text token, at which the text tower is pooled."""
-    text = text_tower(clip.model)
-    is_whole = isinstance(text, open_clip.CLIP)
-    if (text.text_pool_type if is_whole else text.pool_type) == "eos":
-        return int(text.text_eos_id if is_whole else text.eos_id)
-    return int(clip.tokenizer(["a"]).max())  # pooled at the largest id
+def _causal(clip: Clip) -> CausalText:
+    """Return the text tower, which transformers' CLIPModel has in this kind alone."""
+    if (found := CausalText.of(clip.model)) is None:
+        raise _refused("the text tower is of another kind")
+    return found
 
 
 def _model(clip: Clip, tokenizer: Any) -> transformers.CLIPModel:
     """Return the same network, if transformers has it."""
     visual: Any = clip.model.visual
-    text = text_tower(clip.model)
-    width = visual.output_dim
+    text, width = _causal(clip).tower, visual.output_dim
+    shortest = clip.tokenizer(["a"])
+    end = shortest[0, _causal(clip).lengths(shortest)[0] - 1]
     config = transformers.CLIPConfig(
         projection_dim=width,
         text_config={
             "vocab_size": text.token_embedding.num_embeddings,
             "max_position_embeddings": text.context_length,
             "projection_dim": width,
-            "eos_token_id": _end_of_text(clip),
+            "eos_token_id": int(end),
             "bos_token_id": tokenizer.bos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
             **_shape(text.transformer, text.ln_final),
@@ -127,7 +134,7 @@ def _model(clip: Clip, tokenizer: Any) -> transformers.CLIPModel:
         },
     )
     model: transformers.CLIPModel = transformers.CLIPModel(config).eval()
-    model.load_state_dict(_state(clip.model, text), strict=True)
+    model.load_state_dict(_state(clip.model), strict=True)
     return model
 
 
@@ -145,42 +152,19 @@ def _shape(transformer: Any, norm: nn.LayerNorm) -> dict[str, Any]:
     }
 
 
-def _state(model: Any, text: Any) -> State:
+def _state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the weights under transformers' names."""
-    visual = model.visual
-    return {
-        "logit_scale": model.logit_scale.detach().reshape(()),
-        "text_projection.weight": text.text_projection.detach().T.contiguous(),
-        "visual_projection.weight": visual.proj.detach().T.contiguous(),
-        "text_model.embeddings.token_embedding.weight": text.token_embedding.weight.detach(),
-        "text_model.embeddings.position_embedding.weight": text.positional_embedding.detach(),
-        **_renamed(text.ln_final, "text_model.final_layer_norm"),
-        **_layers(text.transformer, "text_model"),
-        "vision_model.embeddings.class_embedding": visual.class_embedding.detach(),
-        "vision_model.embeddings.patch_embedding.weight": visual.conv1.weight.detach(),
-        "vision_model.embeddings.position_embedding.weight": visual.positional_embedding.detach(),
-        **_renamed(visual.ln_pre, "vision_model.pre_layrnorm"),  # sic
-        **_renamed(visual.ln_post, "vision_model.post_layernorm"),
-        **_layers(visual.transformer, "vision_model"),
-    }
-
-
-def _layers(transformer: Any, prefix: str) -> State:
-    state: State = {}
-    for number, block in enumerate(transformer.resblocks):
-        layer = f"{prefix}.encoder.layers.{number}"
-        for ours, theirs in BLOCK.items():
-            state |= _renamed(block.get_submodule(ours), f"{layer}.{theirs}")
-        weights = block.attn.in_proj_weight.detach().chunk(3)  # [3 width, width] in one
-        biases = block.attn.in_proj_bias.detach().chunk(3)
-        for name, weight, bias in zip("qkv", weights, biases, strict=True):
-            state[f"{layer}.self_attn.{name}_proj.weight"] = weight
-            state[f"{layer}.self_attn.{name}_proj.bias"] = bias
+    state = {}
+    for name, tensor in model.state_dict().items():
+        name = name.removeprefix("text.")
+        for ours, theirs in RENAMED.items():
+            name = name.replace(ours, theirs)
+        if ".attn.in_proj_" in name:  # [3 width, width] in one
+            for letter, part in zip("qkv", tensor.chunk(3), strict=True):
+                state[name.replace("attn.in_proj_", f"self_attn.{letter}_proj.")] = part
+        else:
+            state[name] = tensor.T if name in TRANSPOSED else tensor
     return state
-
-
-def _renamed(module: nn.Module, prefix: str) -> State:
-    return {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
 
 
 def _image_processor(preprocessing: dict[str, Any]) -> Any:

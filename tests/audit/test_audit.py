@@ -5,18 +5,16 @@ import json
 import logging
 import shutil
 import signal
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.audits import Served, answer, answer_next, command, made_audit, population
-from support.tiny import ROOT
+from support.audits import Served, answer, answer_next, made_audit, population
 
 from latteclip.audit import app, sampling, score, score_audit
 from latteclip.audit.app import OFFERED, AuditSession, offered_classes
-from latteclip.audit.sampling import Candidate, read_population
+from latteclip.audit.sampling import read_population
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate.results import Accuracy, Audit, Comparison, read_audit
@@ -51,12 +49,11 @@ def select(results, method, seed):
 
 def test_each_method_stands_for_itself_by_one_run(results):
     found = read_population(results.folder)
-    names = [Candidate("zero_shot", 0), Candidate("flyp", 0), Candidate("latteclip", 0)]
-    assert found.candidates == names
+    assert found.candidates == [("zero_shot", 0), ("flyp", 0), ("latteclip", 0)]
     select(results, "latteclip", 1)
     found = read_population(results.folder)
-    assert found.candidates == [names[0], Candidate("flyp", 1), Candidate("latteclip", 1)]
-    assert found.pair == (0, 2)
+    assert found.candidates == [("zero_shot", 0), ("flyp", 1), ("latteclip", 1)]
+    assert found.model == 2
 
 
 def test_labels_are_never_read(results):
@@ -94,7 +91,7 @@ def test_a_method_that_came_later_and_learned_from_images_of_an_audit_is_left_ou
     answer_next(begun, 12, lambda name: 0)
     write_train_predictions(results, "latteclip/seed0", results.image_ids[30:40])
     again = AuditSession(results.folder, "train", 40)
-    assert [one.method for one in again.population.candidates] == ["zero_shot", "flyp"]
+    assert [method for method, _ in again.population.candidates] == ["zero_shot", "flyp"]
     assert len(again.answers()) == 12
     assert "latteclip" in caplog.text
     write_train_predictions(results, "latteclip/seed0", results.image_ids[:50])
@@ -104,8 +101,7 @@ def test_a_method_that_came_later_and_learned_from_images_of_an_audit_is_left_ou
 def test_without_a_test_split_all_images_are_asked_about(tmp_path):
     results = made_audit(tmp_path / "made", n_test=0)
     found = read_population(results.folder)
-    assert found.split == "train" and found.image_ids == results.image_ids
-    assert [one.method for one in found.candidates] == ["zero_shot", "flyp", "latteclip"]
+    assert (found.split, found.image_ids) == ("train", results.image_ids)
 
 
 def test_what_cannot_be_audited_is_one_sentence(results, tmp_path):
@@ -117,7 +113,7 @@ def test_what_cannot_be_audited_is_one_sentence(results, tmp_path):
         path.unlink()
     (tmp_path / "empty").mkdir()
     for folder, named in (
-        (results.folder, r"predictions\.parquet"),
+        (results.folder, "flyp"),
         (missing.folder, "missing"),
         (tmp_path / "empty", r"images\.parquet"),
         (tmp_path / "nothing", "nothing"),
@@ -150,26 +146,22 @@ def test_a_larger_budget_goes_on(results, label_of):
 
 
 def test_the_budget_ends_with_the_images(results, caplog):
-    assert app.open_audit(results.folder, None, 500).total == N_TEST
+    assert AuditSession(results.folder, None, 500).total == N_TEST
     assert str(N_TEST) in caplog.text
     for budget in (0, 10**9):
         with pytest.raises(UserError, match="--budget"):
-            app.open_audit(results.folder, None, budget)
+            AuditSession(results.folder, None, budget)
 
 
-def test_an_image_that_vanished_is_told_and_can_be_answered(results, session, caplog):
-    gone = session.question(0).path
+def test_offline_needs_a_question_and_no_picture(results, session, label_of, caplog):
+    gone = session.questions[0].path
     Path(gone).unlink()
-    with caplog.at_level(logging.WARNING):
-        app.write_offline(session, str(results.folder / "page.html"))
+    app.write_offline(session, str(results.folder / "page.html"))
     assert gone in caplog.text
-
-
-def test_offline_needs_a_question_and_pictures_of_some_size(results, session, label_of):
     answer_next(session, 60, label_of)
     with pytest.raises(UserError, match="60"):
-        app.write_offline(session, str(results.folder / "page.html"))
-    assert not (results.folder / "page.html").exists()
+        app.write_offline(session, str(results.folder / "other.html"))
+    assert not (results.folder / "other.html").exists()
 
 
 # --- what answers say ----------------------------------------------------------------------------
@@ -204,17 +196,11 @@ def test_none_of_these_is_wrong_for_all_and_cannot_tell_counts_for_nobody(sessio
 def test_answers_after_the_first_image_without_one_are_left_out(session, caplog, label_of):
     answer_next(session, 20, label_of)
     before = session.score(session.answers())
-    late = session.question(50).image_id
+    late = session.questions[50].image_id
     answer(session, Answer(late, "none"))
     with caplog.at_level(logging.WARNING):
         assert session.score(session.answers()) == before
     assert len(caplog.records) == 1
-
-
-def test_too_few_answers_say_how_many_it_takes(session, label_of):
-    answer_next(session, score.MIN_ANSWERS - 1, label_of)
-    with pytest.raises(UserError, match=str(score.MIN_ANSWERS - 1)):
-        session.score(session.answers())
 
 
 def audit_of(accuracies, decided, more=117):
@@ -265,16 +251,15 @@ def test_the_next_steps_name_the_command_that_takes_the_best_model(tmp_path):
 
 def score_again(results, runs=None):
     """What the rule writes of an audit of made results."""
-    folder = results.folder / "audit" / "test"
-    output = results.folder / "audit.json"
-    runs = runs or [
-        score.RunFiles(run.method, run.seed, run.metrics, run.predictions, None, True)
-        for run in results.runs
+    folder, output = results.folder / "audit" / "test", str(results.folder / "audit.json")
+    files = [
+        sampling.RunFiles(run.method, run.seed, run.metrics, run.predictions, None, True)
+        for run in runs or results.runs
     ]
     score_audit.score_audit(
-        "made", str(folder / "plan.parquet"), str(folder / "answers.json"), runs, str(output)
+        "made", str(folder / "plan.parquet"), str(folder / "answers.json"), files, output
     )
-    return read_audit(str(output))
+    return read_audit(output)
 
 
 def test_the_rule_says_what_the_printed_and_scores_a_model_again(results, session, label_of):
@@ -293,14 +278,10 @@ def test_answers_to_other_images_stop_no_run_and_it_says_why(results, session, l
     answer_next(session, score.MIN_ANSWERS - 1, label_of)
     found = score_again(results)
     assert (found.accuracies, found.best) == ([], None)
+    assert f"There are {score.MIN_ANSWERS - 1} answers" in found.sentence
     results.image_ids = [f"new/{name}" for name in results.image_ids]
     results.write_index()
-    runs = [results.write_run("renamed", seed) for seed in range(2)]
-    runs = [
-        score.RunFiles(run.method, run.seed, run.metrics, run.predictions, None, True)
-        for run in runs
-    ]
-    assert score_again(results, runs).accuracies == []
+    assert score_again(results, [results.write_run("renamed", 0)]).accuracies == []
 
 
 def test_images_that_were_added_later_leave_the_audit_as_it_is(results, session, label_of):
@@ -328,10 +309,6 @@ def test_two_servers_lose_nothing_and_a_killed_one_blocks_nobody(results, sessio
         answer_next(session, 5, label_of)  # by the second
         with pytest.raises(StaleRevisionError):
             write_answers(session.path, session.schema, answers, revision)
-        port = subprocess.run(
-            command(results, "--port", str(served.port)), capture_output=True, text=True, cwd=ROOT
-        )
-        assert (port.returncode, str(served.port) in port.stderr) == (2, True)
         served.end(signal.SIGKILL)
     with Served(results) as served:
         assert served.end(signal.SIGINT)[1] == 0

@@ -51,7 +51,7 @@ def ask(server, what="", *, method="GET", body=b"", token=None, **headers):
 
 def document(server, n=1, kind="none"):
     interview = server.interview
-    ids = [interview.question(number).image_id for number in range(n)]
+    ids = [interview.questions[number].image_id for number in range(n)]
     return json.dumps(interview.schema.document({one: Answer(one, kind) for one in ids})).encode()
 
 
@@ -61,12 +61,8 @@ def put(server, body=None, revision="", **headers):
     return ask(server, "answers", method="PUT", body=body, **headers)
 
 
-def test_it_listens_on_this_machine_alone(server):
-    assert server.server_address[0] == "127.0.0.1"
-    assert len(server.token) >= 32
-
-
-def test_the_page_and_its_pictures_are_served_with_strict_headers(server):
+def test_the_page_and_its_pictures_are_served_to_this_machine_with_strict_headers(server):
+    assert server.server_address[0] == "127.0.0.1" and len(server.token) >= 32
     for what, kind in (("", "text/html"), ("image/0", "image/webp")):
         status, headers, body = ask(server, what)
         assert status == 200
@@ -83,7 +79,7 @@ def test_answers_are_on_the_disk_before_the_next_question_is_sent(server):
     status, _, body = put(server)
     state = json.loads(body)
     assert (status, state["answered"]) == (200, 1)
-    assert state["upcoming"][0]["image"] == server.interview.question(1).image_id
+    assert state["upcoming"][0]["image"] == server.interview.questions[1].image_id
     assert len(server.interview.answers()) == 1
 
 
@@ -121,12 +117,8 @@ FOREIGN = [
 def test_without_the_token_or_from_elsewhere_nothing_is_answered(server, request_):
     assert ask(server, **request_)[0] in (403, 404)
     assert put(server, **request_)[0] in (403, 404)
-    assert not server.interview.path.exists()
-
-
-def test_a_form_of_another_page_cannot_answer(server):
-    for headers in ({"Origin": None}, {"Content_Type": "text/plain"}):
-        assert put(server, **headers)[0] in (403, 415)
+    for form in ({"Origin": None}, {"Content_Type": "text/plain"}):  # of another page
+        assert put(server, **form)[0] in (403, 415)
     assert not server.interview.path.exists()
 
 
@@ -152,7 +144,7 @@ def test_a_body_without_answers_is_one_sentence(server, body):
 
 
 def test_a_missing_picture_is_one_sentence(server):
-    path = server.interview.question(0).path
+    path = server.interview.questions[0].path
     Path(path).write_bytes(b"")
     status, _, reply = ask(server, "image/0")
     assert (status, path in json.loads(reply)["error"]) == (400, True)

@@ -50,6 +50,7 @@ def answer_all(session, answer_to, answers=None):
     answers = dict(answers or {})
     while questions := session.open_questions(answers):
         one = questions[0]
+        assert session.questions[one.number] is one  # by which the server finds its picture
         name = answer_to(one)
         answer = Answer(one.image_id, "class" if name else "none", name, repeat=one.repeat)
         answers = session.admitted({**answers, one.key: answer})

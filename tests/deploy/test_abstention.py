@@ -96,9 +96,9 @@ def test_uncertain_predictions_are_marked_in_every_format(results, tmp_path, cap
 
 def test_only_images_that_the_model_was_not_trained_on_count(results):
     results.train(drawn=results.ids[:12])
-    assert results.classifier(abstain=ERROR).abstention.threshold == results.threshold(slice(12))
+    assert results.classifier(abstain=ERROR).threshold == results.threshold(slice(12))
     results.train(held_out=results.ids[8:])  # of them 12 have an answer at random
-    found = results.classifier(abstain=ERROR).abstention.threshold
+    found = results.classifier(abstain=ERROR).threshold
     assert found == results.threshold(slice(8, 20))
     results.train(held_out=results.ids[8:], averaged=3)  # another training learned from them
     with pytest.raises(UserError, match="0 among 20"):
@@ -113,7 +113,7 @@ def test_a_classifier_that_answers_made_is_judged_without_them(results, caplog):
     confidence, right = np.linspace(0.1, 0.9, 15), [False, *[True] * 14]
     head = {"confidence": confidence.tolist(), "right": right}
     results.answer(15, image_prototypes=head)
-    found = results.classifier(abstain=ERROR).abstention.threshold
+    found = results.classifier(abstain=ERROR).threshold
     assert found == pac_threshold(confidence, ~np.array(right), ERROR)
     assert "five folds" in caplog.text
 
@@ -122,16 +122,7 @@ def test_a_classifier_that_answers_made_is_judged_without_them(results, caplog):
 def test_too_few_answers_say_how_many_it_takes(results, n, tmp_path, capsys):
     results.answer(n)
     output = tmp_path / "out.csv"
-    arguments = [
-        results.model,
-        results.pictures[0],
-        "--abstain",
-        0.05,
-        "--threads",
-        1,
-        "-o",
-        output,
-    ]
+    arguments = [results.model, results.pictures[0], "--abstain", 0.05, "-o", output]
     assert main.main(["predict", *map(str, arguments)]) == 2
     printed = capsys.readouterr().err
     assert "59 answers" in printed and f"there are {n}" in printed and "--budget 118" in printed

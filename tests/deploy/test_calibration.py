@@ -22,12 +22,6 @@ def test_the_correction_is_found(answers):
     assert found.answers == 4000
 
 
-def test_the_order_of_the_probabilities_stays(answers):
-    probabilities, right, _ = answers
-    found = calibrate(probabilities[:60], 1 - right[:60], np.ones(60))
-    assert (np.diff(found(np.sort(probabilities))) >= 0).all()
-
-
 def test_an_answer_counts_for_the_images_that_it_stands_for(answers):
     probabilities, right, _ = answers
     wrong = np.zeros_like(right)

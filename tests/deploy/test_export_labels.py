@@ -18,7 +18,7 @@ from latteclip.core.errors import UserError
 from latteclip.data.images import open_rgb
 from latteclip.data.splits import SplitSettings, read_split
 from latteclip.deploy import label_table
-from latteclip.deploy.export_labels import UniqueFilenames, export_labels, sanitized
+from latteclip.deploy.export_labels import export_labels, sanitized, unique_filenames
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def taken(tmp_path, monkeypatch):
 
 
 def rows(taken):
-    return label_table.read(taken.folder).table.to_pylist()
+    return label_table.read(taken.folder)[0].to_pylist()
 
 
 def test_each_label_comes_with_what_is_known_of_it(taken):
@@ -57,34 +57,28 @@ def test_each_label_comes_with_what_is_known_of_it(taken):
         assert [row[column] for row in found] == [wanted[i] for i in taken.training]
 
 
-def test_enough_answers_calibrate_and_are_the_labels(taken):
+def test_answers_are_the_labels_and_enough_of_them_calibrate(taken):
     before = {row["image_id"]: row for row in rows(taken)}
-    answers = taken.answer(70)
+    answers = taken.answer(20)
     found = {row["image_id"]: row for row in rows(taken)}
-    right = dict(zip(taken.ids, taken.fused == taken.truth, strict=True))
-    said = Counter(row["answered"] for row in found.values())
-    assert (said["none of these"], said["cannot tell"], said[None]) == (1, 1, 20)
     for name, row in found.items():
         one = answers.get(name)
+        for column in ("fused_label", "probability"):
+            assert row[column] == before[name][column]
         if one is not None and one.kind == "class":
             assert row["label"] == row["answered"] == one.classname
         else:
             assert row["label"] == (None if one and one.kind == "none" else row["fused_label"])
-    worth = label_table.read(taken.folder).calibration_error
-    assert "69" in worth
-    share = np.mean([right[name] for name in answers])
-    means = [np.mean([r["probability"] for r in part.values()]) for part in (before, found)]
+    said = Counter(row["answered"] for row in found.values())
+    assert (said["none of these"], said["cannot tell"], said[None]) == (1, 1, 70)
+    (taken.folder / "audit" / "train" / "answers.json").unlink()
+    right = dict(zip(taken.ids, taken.fused == taken.truth, strict=True))
+    share = np.mean([right[name] for name in taken.answer(70)])
+    table, described = label_table.read(taken.folder)
+    assert described["calibration"]["answers"] == 69
+    means = [np.mean([row["probability"] for row in before.values()])]
+    means.append(np.mean(table["probability"].to_numpy()))
     assert abs(means[1] - share) < abs(means[0] - share) or abs(means[1] - share) < 0.1
-    fused = [[row["fused_label"] for row in part.values()] for part in (before, found)]
-    assert fused[0] == fused[1]
-
-
-def test_few_answers_do_not_calibrate(taken):
-    before = [row["probability"] for row in rows(taken)]
-    taken.answer(20)
-    found = rows(taken)
-    assert [row["probability"] for row in found] == before
-    assert sum(row["answered"] is not None for row in found) == 20
 
 
 def test_csv_and_parquet_hold_the_same(taken, tmp_path):
@@ -94,7 +88,7 @@ def test_csv_and_parquet_hold_the_same(taken, tmp_path):
     table = pq.read_table(tmp_path / "parquet")
     with (tmp_path / "csv").open(newline="") as file:
         read = list(csv.DictReader(file))
-    assert table.column_names == list(read[0]) == label_table.SCHEMA.names
+    assert table.column_names == list(read[0])
     for one, other in zip(table.to_pylist(), read, strict=True):
         for name, value in one.items():
             if isinstance(value, float):
@@ -206,39 +200,26 @@ def test_what_torchvision_would_pass_over_is_converted(taken, tmp_path):
 # --- whose image goes where ----------------------------------------------------------------------
 
 
-def test_answers_decide_the_folder(taken, tmp_path):
-    answers = taken.answer(40)
-    output = tmp_path / "folder"
+def test_answers_decide_the_folder_which_has_the_name_that_the_dataset_writes(taken, tmp_path):
+    written = {"plain": "T-Shirt", "con": "Con"}
+    table, metadata = tables.read("images.parquet", tables.IMAGES)
+    columns = {name: table[name] for name in table.column_names}
+    tables.write("images.parquet", columns, tables.IMAGES, {**metadata, "written_names": written})
+    answers, output = taken.answer(60), tmp_path / "folder"
     export_labels(str(taken.folder), "imagefolder", str(output))
+    with (output / "labels.csv").open(newline="") as file:
+        found = {row["image_id"]: row for row in csv.DictReader(file)}
     placed = {path.name: path.parent.name for path in output.glob("*/*")}
     for name, one in answers.items():
         if one.kind == "class":
-            assert placed[name] == folder_of(one.classname)
-    none = [name for name, one in answers.items() if one.kind == "none"]
-    assert not set(none) & set(placed)
-    assert len(placed) == len(taken.ids) - len(none)
-
-
-def test_classes_have_the_names_that_the_dataset_writes(taken, tmp_path):
-    written = {"plain": "T-Shirt", "con": "Con"}
-    table, metadata = tables.read("images.parquet", tables.IMAGES)
-    tables.write(
-        "images.parquet",
-        dict(zip(table.column_names, table.columns, strict=True)),
-        tables.IMAGES,
-        metadata | {"written_names": written},
-    )
-    answers = taken.answer(60)
-    export_labels(str(taken.folder), "imagefolder", str(tmp_path / "folder"))
-    with (tmp_path / "folder" / "labels.csv").open(newline="") as file:
-        found = {row["image_id"]: row for row in csv.DictReader(file)}
-    for name, one in answers.items():
-        if one.kind == "class":
-            assert found[name]["answered"] == written.get(one.classname, one.classname)
-            assert found[name]["label"] == found[name]["answered"]
+            wanted = written.get(one.classname, one.classname)
+            assert found[name]["label"] == found[name]["answered"] == wanted
+            folder = {"T-Shirt": "T-Shirt", "Con": "_Con"}.get(wanted) or folder_of(wanted)
+            assert placed[name] == folder
     for column in ("label", "fused_label", "runner_up", "zero_shot", "caption_label"):
         assert not {row[column] for row in found.values()} & set(written)
-    assert (tmp_path / "folder" / "T-Shirt").is_dir()
+    none = [name for name, one in answers.items() if one.kind == "none"]
+    assert set(placed) == set(taken.ids) - set(none)
 
 
 def with_duplicates(taken, pairs):
@@ -375,11 +356,10 @@ def test_a_long_name_is_cut_and_keeps_its_suffix(name):
 
 
 def test_names_that_would_be_the_same_get_numbers():
-    names = UniqueFilenames()
-    given = [names.new(name) for name in ("a/b", "a:b", "A_B")]
-    assert given == ["a_b", "a_b_2", "A_B_3"]
-    given = [names.new(name) for name in ("x.png", "x.png", "X.png")]
-    assert given == ["x.png", "x_2.png", "X_3.png"]
+    new_name = unique_filenames()
+    assert [new_name(name) for name in ("a/b", "a:b", "A_B")] == ["a_b", "a_b_2", "A_B_3"]
+    found = [new_name(name) for name in ("x.png", "x.png", "X.png")]
+    assert found == ["x.png", "x_2.png", "X_3.png"]
 
 
 # --- guarantees ----------------------------------------------------------------------------------
@@ -402,20 +382,14 @@ def check(taken, n):
     tables.write(taken.path("fused_labels.parquet"), columns, tables.FUSED_LABELS, metadata)
 
 
-def test_answers_that_teach_are_the_labels(taken):
-    check(taken, 30)
-    found = rows(taken)
-    assert [row["label"] for row in found[:30]] == [CLASSNAMES[c] for c in taken.truth[:30]]
-    assert (found[30]["label"], found[30]["answered"]) == (None, "none of these")
-    assert found[31]["answered"] is None
-
-
 @pytest.mark.parametrize("promise", [{"max_error": 0.5}, {"false_discovery": 0.3}], ids=str)
-def test_labels_are_accepted_with_a_guarantee(taken, promise):
+def test_answers_that_teach_are_the_labels_and_guarantee_others(taken, promise):
     check(taken, 60)
     said = export_labels(str(taken.folder), "parquet", "labels.parquet", **promise)
     table = pq.read_table("labels.parquet").to_pydict()
-    assert table["accepted"][:60] == [True] * 60
+    assert table["label"][:61] == [*(CLASSNAMES[c] for c in taken.truth[:60]), None]
+    assert table["answered"][59:62] == [CLASSNAMES[taken.truth[59]], "none of these", None]
+    assert table["accepted"][:61] == [True] * 61
     assert f"{sum(table['accepted'])} may be taken" in said
     for accepted, guarantee in zip(table["accepted"], table["guarantee"], strict=True):
         assert (guarantee is None) is not accepted

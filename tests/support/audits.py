@@ -11,7 +11,7 @@ from support.made_results import Results
 from support.tiny import ROOT
 
 from latteclip.audit.app import AuditSession
-from latteclip.audit.sampling import Candidate, Population
+from latteclip.audit.sampling import Population
 from latteclip.labels.answers import Answer, read_answers, write_answers
 
 
@@ -32,11 +32,11 @@ def population(predictions, confidence=None, classes=5):
         [f"class {c}" for c in range(classes)],
         [f"image {i}" for i in range(n)],
         [""] * n,
-        [Candidate(f"method_{j}", 0) for j in range(k)],
+        [(f"method_{j}", 0) for j in range(k)],
         np.asarray(predictions),
         np.tile(np.arange(classes), (n, 1)),
         np.linspace(0, 1, n) if confidence is None else np.asarray(confidence),
-        (0, k - 1),
+        k - 1,
     )
 
 
@@ -50,8 +50,7 @@ def answer(session: AuditSession, *answers: Answer):
 def answer_next(session: AuditSession, n, label_of=None, kind="class"):
     """Answer the next n questions; where a class is named, by `label_of(image_id)`."""
     saved, names = session.answers(), session.population.classnames
-    questions = [session.question(number) for number in range(session.total)]
-    ids = [one.image_id for one in questions if one.image_id not in saved][:n]
+    ids = [one.image_id for one in session.open_questions(saved)][:n]
     assert len(ids) == n
     answer(
         session,

@@ -146,7 +146,7 @@ function show(next) {
   hideResult();
   if (!over) ask();
   else if (page.offline) {
-    at("advice").textContent = `Export the answers. This command ${page.purpose}:`;
+    at("advice").textContent = "Export the answers. This command imports them:";
     at("steps").replaceChildren(element("pre", page.take));
   } else showResult(source.result());
 }
