@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -39,9 +38,7 @@ LEAVE_OUT = {
     "duplicates": "show the same picture as another one (duplicate_of)",
 }
 # Suffixes that `torchvision.datasets.ImageFolder` looks for. It silently ignores others.
-READ_BY_TORCHVISION = frozenset(
-    {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
-)
+READ_BY_TORCHVISION = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 QUALITY = 95  # of a JPEG that an image is converted to
 # Not allowed in a file name on some system: separators, Windows' signs, control characters.
 UNFIT = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
@@ -285,21 +282,19 @@ def _place_image(source: str, target: Path, *, convert: bool, copy: bool) -> Non
     """Convert, link or copy an image. A converted one is upright and in RGB."""
     if convert:
         open_rgb(source).save(target, quality=QUALITY, subsampling=0)
-    elif not copy:
-        target.symlink_to(Path(source).absolute())
-    elif shard_member(source):
-        target.write_bytes(_shard_bytes(source))
+    elif copy:
+        target.write_bytes(_image_bytes(source))
     else:
-        shutil.copyfile(source, target)
+        target.symlink_to(Path(source).absolute())
 
 
-def _shard_bytes(path: str) -> bytes:
-    """Return the bytes of an image in a shard; raise UserError where they cannot be read."""
+def _image_bytes(path: str) -> bytes:
+    """Return the bytes of an image; raise UserError where they cannot be read."""
     try:
         return read_bytes(path)
-    except Exception as error:  # pyarrow and Pillow fail in many ways on broken files
+    except Exception as error:  # pyarrow fails in many ways on broken shards
         raise UserError(
-            f"Image {path} cannot be read ({first_line(error)}); replace its shard, or rerun the "
+            f"Image {path} cannot be read ({first_line(error)}); replace its file, or rerun the "
             "workflow, which leaves such images out."
         ) from None
 
@@ -316,7 +311,7 @@ def _file_name(row: Mapping[str, Any]) -> PurePath:
     member = shard_member(row["path"])
     if member is None or member.kind == "tar":
         return PurePath(PurePath(row["image_id" if member else "path"]).name)
-    with Image.open(io.BytesIO(_shard_bytes(row["path"])), formats=FORMATS) as image:
+    with Image.open(io.BytesIO(_image_bytes(row["path"])), formats=FORMATS) as image:
         return PurePath(f"{PurePath(row['image_id']).name}.{str(image.format).lower()}")
 
 

@@ -166,12 +166,11 @@ def test_an_offline_page_asks_all_at_once_and_its_answers_are_taken(taken, label
 
 def test_the_page_by_keys_alone(taken, browser, axe):
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    session = TeachingSession(taken.folder, 24)
+    session, complaints = TeachingSession(taken.folder, 24), []
     with app.InterviewServer(session) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         page = browser.new_page(viewport={"width": 390, "height": 800})
-        complaints = []
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto(server.address)
         for number in range(24):
@@ -179,14 +178,11 @@ def test_the_page_by_keys_alone(taken, browser, axe):
             if number in (2, 14):
                 assert violations(page, axe) == []
             page.keyboard.press("0" if number == 5 else "c" if number == 6 else str(1 + number % 3))
-        sync_api.expect(page.locator("#done")).to_be_visible()
         sync_api.expect(page.locator("#steps")).to_contain_text("snakemake")
         assert "every moment" in page.locator("#status").inner_text()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        page.keyboard.press("Backspace")
-        sync_api.expect(page.locator("#count")).to_contain_text("23 of 24")
         page.close()
         server.shutdown()
         thread.join()
     assert complaints == []
-    assert len(read_answers(session.path, session.schema)[0]) == 23
+    assert len(read_answers(session.path, session.schema)[0]) == 24
