@@ -75,7 +75,10 @@ def read_bytes(path: str | Path) -> bytes:
     _check_regular(container_of(path))
     if found is None:
         return Path(path).read_bytes()
-    return _of_tar(found) if found.kind == "tar" else _of_parquet(found)
+    content = _of_tar(found) if found.kind == "tar" else _of_parquet(found)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES} bytes")
+    return content
 
 
 def _check_regular(path: str | Path) -> None:
@@ -84,12 +87,11 @@ def _check_regular(path: str | Path) -> None:
 
 
 def _of_tar(found: Member) -> bytes:
-    if found.second > MAX_BYTES:
-        raise ValueError(f"it has more than {MAX_BYTES} bytes")
+    size = min(found.second, MAX_BYTES + 1)
     with Path(found.shard).open("rb") as file:
         file.seek(found.first)
-        content = file.read(found.second)
-    if len(content) < found.second:
+        content = file.read(size)
+    if len(content) < size:
         raise ValueError("its shard is cut off")
     return content
 
@@ -103,8 +105,6 @@ def _of_parquet(found: Member) -> bytes:
     content = group.image(found.second)
     if content is None:
         raise ValueError("its row holds no bytes of an image")
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"it has more than {MAX_BYTES} bytes")
     return content
 
 

@@ -6,6 +6,7 @@ Letters: N images, C classes.
 import contextlib
 import csv
 import hashlib
+import json
 import logging
 import math
 import os
@@ -41,7 +42,6 @@ CACHED_TOGETHER = 512  # images: a killed run loses no more
 CACHE = ".decode_cache.sqlite"  # beside the index, where Snakemake removes nothing
 LOGGED = 100  # broken images that the log names
 NAMED = 5  # broken images that the error names
-PATHS_PER_QUERY = 500  # fewer than any SQLite takes
 NO_FILE = (-1, -1)
 CREATE = """
     CREATE TABLE IF NOT EXISTS images (
@@ -49,6 +49,7 @@ CREATE = """
         width INTEGER, height INTEGER, hashes BLOB, thumbnail BLOB, checksum BLOB
     ) WITHOUT ROWID
 """
+SELECT = "SELECT images.* FROM json_each(?) CROSS JOIN images ON path = value"
 FileStats = npt.NDArray[np.int64]  # [N, 2]: size and time in ns of the file that holds an image
 Decoded = Fingerprint | str  # or the reason why the image cannot be decoded
 
@@ -108,8 +109,7 @@ def index_images(
                     broken.append((item.image_id, path, item.split, found))
                     continue
                 classname = None if item.label is None else classnames[item.label]
-                columns = {"path": path, "classname": classname, **vars(found)}
-                columns |= {"image_id": item.image_id, "split": item.split, "label": item.label}
+                columns = {**vars(found), **item._asdict(), "path": path, "classname": classname}
                 rows.append(columns)
                 counts[item.split] += 1
                 content.update(found.checksum)
@@ -271,15 +271,13 @@ class DecodeCache(contextlib.AbstractContextManager["DecodeCache"]):
     def get(self, paths: Sequence[str], stats: FileStats) -> list[Fingerprint | None]:
         """Return the fingerprints of N images, None of new and changed images."""
         wanted = dict(zip(paths, map(tuple, stats.tolist()), strict=True))
-        found = dict[str, Fingerprint]()
-        for start in range(0, len(paths), PATHS_PER_QUERY):
-            part = paths[start : start + PATHS_PER_QUERY]
-            marks = ",".join("?" * len(part))
-            with self._explained():
-                rows = self._file.execute(f"SELECT * FROM images WHERE path IN ({marks})", part)
-                for path, size, mtime_ns, *values in rows:
-                    if wanted[path] == (size, mtime_ns):
-                        found[path] = Fingerprint(*values)
+        with self._explained():
+            rows = self._file.execute(SELECT, [json.dumps(paths)]).fetchall()
+        found = {
+            path: Fingerprint(*values)
+            for path, size, mtime_ns, *values in rows
+            if wanted[path] == (size, mtime_ns)
+        }
         return [found.get(path) for path in paths]
 
     def put(self, paths: Sequence[str], stats: FileStats, found: Sequence[Fingerprint]) -> None:
