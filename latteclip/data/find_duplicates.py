@@ -82,15 +82,10 @@ def small_picture(image: Image.Image) -> Bytes:
 def near_duplicates(
     hashes: Bytes, thumbnails: Bytes, picture: Callable[[int], Bytes]
 ) -> tuple[Ints, Floats]:
-    """Return pairs of near-duplicates, each once.
+    """Return pairs of near-duplicates, each once, and 1 - correlation of their details [P].
 
-    Args:
-        hashes: [N, V, BITS / 8].
-        thumbnails: [N, T, T].
-        picture: returns the image [SIDE, SIDE, 3] of a row.
-
-    Returns:
-        Rows [P, 2], ascending in each pair, and 1 - correlation of their details [P].
+    Pairs are rows [P, 2], ascending in each, of hashes [N, V, BITS / 8] and thumbnails [N, T, T].
+    `picture` returns the image [SIDE, SIDE, 3] of a row.
     """
 
     def details(triples: Ints) -> Floats:

@@ -49,7 +49,7 @@ CREATE = """
         width INTEGER, height INTEGER, hashes BLOB, thumbnail BLOB, checksum BLOB
     ) WITHOUT ROWID
 """
-SELECT = "SELECT images.* FROM json_each(?) CROSS JOIN images ON path = value"
+SELECT = "SELECT images.* FROM json_each(?) CROSS JOIN images ON images.path = value"
 FileStats = npt.NDArray[np.int64]  # [N, 2]: size and time in ns of the file that holds an image
 Decoded = Fingerprint | str  # or the reason why the image cannot be decoded
 

@@ -46,16 +46,10 @@ class ImageFiles(Dataset[tuple[Any, torch.Tensor]]):
 def batches(
     files: ImageFiles, keys: Iterable[Sequence[int]], device: torch.device, threads: int
 ) -> Iterator[tuple[Any, torch.Tensor]]:
-    """Decode each batch while the model encodes the batch before it.
+    """Yield the keys of each batch [B], on the CPU, and its images [B, 3, H, W] on a device.
 
-    Args:
-        files: the images.
-        keys: the indices of each batch, in order.
-        device: of the model.
-        threads: worker processes beside a GPU, and otherwise threads of this process.
-
-    Yields:
-        The indices of B images [B], on the CPU, and images [B, 3, H, W] on `device`.
+    Each batch is decoded while the model encodes the batch before it: beside a GPU by so many
+    worker processes, and otherwise by threads of this process.
     """
     if device.type == "cuda":
         item_bytes = files.transform(Image.new("RGB", (64, 64))).nbytes
@@ -99,7 +93,7 @@ def loader(
         files: the items.
         keys: of the items of each batch, in order. The first batch is the largest.
         workers: maximum number of processes. 0: this process loads.
-        pinned: whether batches lie in pinned memory, from which a GPU copies without the CPU.
+        pinned: whether a GPU copies batches without the CPU.
         item_bytes: mean size of an item, which bounds the workers (`bounded`).
         collate: makes a batch of its items. None: their tensors are stacked.
     """

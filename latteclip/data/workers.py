@@ -38,15 +38,15 @@ class Workers(contextlib.AbstractContextManager["Workers[T, R]"], Generic[T, R])
         name: Callable[[T], str],
         threads_key: str,
     ) -> None:
-        """Create the pool, whose processes start with the first tasks.
+        """Create the pool, whose n processes start with the first tasks.
 
         Args:
             work: a function, or an object of a class, at the top level of its module.
-            n: number of processes, which the key `threads_key` of the configuration sets.
+            n: number of processes.
             chunk: tasks that a worker takes at a time.
             ahead: chunks that are ready or wait for a worker, besides the n in progress.
             name: returns the name of a task's image for messages.
-            threads_key: see `n`.
+            threads_key: the key of the configuration that sets n.
         """
         # Not forked from this process, which may hold the threads and the GPU of an engine.
         context = multiprocessing.get_context("forkserver")

@@ -46,13 +46,6 @@ def broken_off(host, folder, monkeypatch):
     return begin
 
 
-def test_a_connection_cut_at_half_is_continued(host, folder, waits):
-    host.cut["/file.bin"] = 1
-    url = host.serve("/file.bin", CONTENT)
-    assert fetch("file.bin", wanted(url), folder).read_bytes() == CONTENT
-    assert host.requests == [("/file.bin", 0), ("/file.bin", len(CONTENT) // 2)]
-
-
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_later_run_continues_where_the_host_can(host, folder, broken_off, ranges):
     url = broken_off()
@@ -87,11 +80,12 @@ def test_a_full_disk_is_no_fault_of_the_source(host, folder):
         fetch("file.bin", wanted(url, "/no/such/file"), folder)
 
 
-def test_a_busy_host_is_asked_again_with_growing_pauses(host, folder, waits):
-    host.busy["/file.bin"] = 3
+def test_a_host_that_is_busy_or_breaks_off_is_asked_again_with_growing_pauses(host, folder, waits):
+    host.busy["/file.bin"], host.cut["/file.bin"] = 3, 1
     url = host.serve("/file.bin", CONTENT)
     assert fetch("file.bin", wanted(url), folder).read_bytes() == CONTENT
-    assert waits == sorted(waits) and len(waits) == 3 and waits[0] < waits[2]
+    assert waits == sorted(waits) and len(waits) == 4 and waits[0] < waits[3]
+    assert [start for _, start in host.requests] == [0, 0, 0, 0, len(CONTENT) // 2]
 
 
 def test_after_404_the_next_source_serves_and_the_log_says_so(host, folder, tmp_path, caplog):
