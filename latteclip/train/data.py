@@ -1,7 +1,4 @@
-"""Read what a training needs: images, labels, texts, and the order of the images.
-
-Letters: N training images, C classes.
-"""
+"""Read what a training needs: N images, their labels, texts and order."""
 
 import itertools
 from collections import Counter
@@ -163,9 +160,9 @@ def _image_prototypes(
 def _groups(
     path: str, image_ids: pa.ChunkedArray, label_of: npt.NDArray[np.int64]
 ) -> tuple[pa.ChunkedArray, npt.NDArray[np.int64]]:
-    """Return the captions and the most frequent classes of groups without images that are left out.
+    """Return the captions and most frequent classes of groups without images that are left out.
 
-    A class that has images but no group gets a group with an empty caption.
+    A class of images without a group gets one with an empty caption.
     """
     table, _ = tables.read(path, tables.CAPTIONS, ["members", "caption"])
     rows = tables.find_rows(pc.list_flatten(table["members"]), image_ids, path)

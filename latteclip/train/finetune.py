@@ -176,17 +176,11 @@ def _train(training: Training, setup: Setup, checkpoints: CheckpointManager, see
         if is_flushed and done < total and minutes >= compute.checkpoint_minutes:
             checkpoints.save(training)
     if not all(each.isfinite().all() for each in training.clip.model.parameters()):
-        raise DivergedError(
-            "The last step left weights that are not finite; nothing was written: lower "
-            "finetune.lr or raise finetune.warmup_steps."
-        )
+        raise DivergedError("The last step left weights that are not finite")
 
 
 def _classifier(training: Training, setup: Setup) -> Classifier:
-    """Return the classifier of the fine-tuned model, which is in evaluation mode.
-
-    A refit head (not in the paper) is the one of `image_prototypes`, with the labels as votes.
-    """
+    """Return the classifier of the model. A refit head (not in the paper) has labels as votes."""
     if setup.settings.head != "refit":
         return Classifier.of(training.objective.classifier())
     clip, inputs = setup.clip, setup.inputs

@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 # LatteCLIP, section 4 (implementation details).
 SCALE = (0.9, 1.0)  # area of the crop as a share of the picture's
 RATIO = (3 / 4, 4 / 3)  # width over height of the crop
-# Longer over shorter side, above which every crop is the largest of RATIO in the middle, as none
-# has SCALE of the area: RATIO[1] / SCALE[0], rounded up.
+# Longer over shorter side, from which on no crop of RATIO has SCALE of the area: RATIO[1] /
+# SCALE[0], rounded up. Every crop is then the largest one in the middle.
 WIDEST = 1.5
 PROBABILITIES = (0.8, 0.2)  # of colour jitter, of grey
 # Of brightness, contrast, saturation (factors) and hue (turns of its circle): the neutral values,
@@ -92,10 +92,7 @@ class ImageCache:
     """Images that forked worker processes share, in files without names that grow as they come."""
 
     def __init__(self, sizes: np.ndarray, in_memory: int, folder: str | Path | None) -> None:
-        """Make room for images of `sizes` bytes [N], of which `in_memory` bytes are in memory.
-
-        The others are on the disk of a folder. None: they are not cached.
-        """
+        """Make room for `sizes` bytes [N]: `in_memory` of them in memory, others in the folder."""
         self.ends = np.cumsum(sizes, dtype=np.int64)  # [N]
         self.n_in_memory = int(np.searchsorted(self.ends, in_memory, side="right"))
         # [N, 2] height and width, 0 until the image is cached.
@@ -129,10 +126,7 @@ class ImageCache:
 
 
 class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
-    """Random numbers [K] of the transform of an image, and its pixels, by (pass, index).
-
-    Both depend only on the seed, the pass and the image.
-    """
+    """Random numbers [K] of an image's transform, and its pixels, by (pass, index) and seed."""
 
     def __init__(
         self,
@@ -335,8 +329,8 @@ def adjust_saturation(images: torch.Tensor, factors: torch.Tensor) -> torch.Tens
 def adjust_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     """Turn the hue by [B, 1, 1, 1] of its circle, a sixth at most.
 
-    A pixel's largest and smallest values stay. Between them a value is a trapezoid of the hue: a
-    turn moves it along the slope, upwards towards the greater of the other two, past neither end.
+    A pixel's largest and smallest values stay. Another is a trapezoid of the hue: a turn moves it
+    along the slope, upwards towards the greater of the other two, past neither end.
     """
     red, green, blue = images.split(1, dim=1)  # [B, 1, H, W] each
     top = torch.maximum(torch.maximum(red, green), blue)

@@ -41,6 +41,10 @@ Keys = list[tuple[int, int]]  # of a batch, see `data.schedule`
 class DivergedError(UserError):
     """The loss or a weight of a training is not finite."""
 
+    def __init__(self, what: str) -> None:
+        remedy = "lower finetune.lr or raise finetune.warmup_steps"
+        super().__init__(f"{what}; nothing was written: {remedy}.")
+
 
 @dataclass
 class Setup:
@@ -90,12 +94,12 @@ class Setup:
 def prepare_training(
     clip: Clip, compute: Compute, batch_norm: str, tokens: torch.Tensor, batch_size: int
 ) -> None:
-    """Prepare both towers as the section `compute` says, which keeps results up to rounding.
+    """Prepare both towers as the section `compute` says, or raise UserError if they cannot.
 
     Micro-batches are exact (Gao et al. 2021, GradCache): the loss still compares the whole batch.
-    On a GPU, convolutional image towers get the channels-last memory format, in which they are
-    faster. On a CPU the backward pass of torch 2.13 writes past its memory in that format.
-    The tokens [T, L] are of all texts. UserError: the model or the machine cannot do it.
+    On a GPU, convolutional image towers are faster with the channels-last memory format. On a CPU
+    the backward pass of torch 2.13 writes past its memory in that format. The tokens [T, L] are of
+    all texts.
     """
     model: Any = clip.model
     moves = batch_norm != FROZEN and bool(batch_norms(model))  # statistics, as batches are seen
@@ -114,7 +118,7 @@ def prepare_training(
                 f"compute.gradient_checkpointing does not go with clip.model ({first_line(error)});"
                 " set it to false."
             ) from error
-    convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.visual.modules())
+    convolutions = sum(isinstance(each, torch.nn.Conv2d) for each in model.visual.modules())
     if convolutions > 1 and clip.device.type == "cuda":  # a ViT has one, which cuts the patches
         clip.channels_last = True
         model.visual.to(memory_format=torch.channels_last)
@@ -275,9 +279,8 @@ class Training:
     ) -> dict[str, torch.Tensor]:
         """Take one optimiser step at a learning rate and return detached scalars for the history.
 
-        Nothing here waits for a GPU's results, which would leave the GPU idle. The batch has the
-        rows `index` [B] of the training images, with `labels` [B]. `images` [b, 3, H, W] are this
-        process's share.
+        Nothing here waits for a GPU's results, which would leave the GPU idle. The batch has rows
+        `index` [B] with `labels` [B]. `images` [b, 3, H, W] are this process's share.
         """
         for group in self.adamw.param_groups:
             group["lr"] = rate
@@ -320,11 +323,7 @@ class Training:
         speed = {"images_per_second": self._images / seconds, "data_wait": self._waited / seconds}
         for row in rows:
             if not math.isfinite(row["loss"]):
-                raise DivergedError(
-                    f"The loss became {row['loss']} at step {row['step']} "
-                    f"(epoch {row['epoch'] + 1}); nothing was written: lower finetune.lr or raise "
-                    "finetune.warmup_steps."
-                )
+                raise DivergedError(f"The loss became {row['loss']} at step {row['step']}")
             self.history.append(row | speed)
 
     def state_dict(self) -> dict[str, Any]:

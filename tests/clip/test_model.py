@@ -65,15 +65,12 @@ def test_stock_open_clip_loads_every_kind_that_was_saved(clip, tmp_path):
     assert torch.equal(model.encode_image(images), clip.model.encode_image(images))
     assert torch.equal(open_clip.get_tokenizer(name)(TEXTS), tokens)
     assert torch.equal(model.encode_text(tokens), clip.model.encode_text(tokens))
-    assert torch.equal(preprocess(picture()), clip.preprocess(picture()))
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    assert torch.equal(preprocess(picture), clip.preprocess(picture))
     loaded, described = load_classifier(tmp_path / "model" / clips.CLASSIFIER)
     assert torch.equal(loaded.weights, classifier.weights)
     assert described["classnames"] == ["a", "b", "c", "d é"]
-
-
-def picture():
-    pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
 
 
 def test_weights_of_another_activation_are_refused(monkeypatch, tmp_path):

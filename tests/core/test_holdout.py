@@ -15,18 +15,6 @@ def folds(n, share, count):
     return [left_out(ids(n), Fold(share, number, count)) for number in range(count)]
 
 
-@pytest.mark.parametrize(
-    ("n", "count", "wanted"),
-    [
-        (100, 3, [33, 33, 34]),
-        (420, 1, [100]),
-        (1500, 3, [150, 150, 150]),
-    ],
-)
-def test_seeds_together_leave_out_a_share_each_or_what_it_takes_to_judge(n, count, wanted):
-    assert [mask.sum() for mask in folds(n, 0.1, count)] == wanted
-
-
 @pytest.mark.parametrize("n", [0, 1, 99, 101, 777])
 @pytest.mark.parametrize("count", [1, 3, 7])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.33])

@@ -55,30 +55,14 @@ def test_no_import_points_back_and_no_stage_imports_a_stage():
     assert wrong == []
 
 
-def test_rules_commands_functions_and_modules_have_one_name():
-    rules = {
-        found[1]
-        for file in (ROOT / "workflow" / "rules").glob("*.smk")
-        for found in re.finditer(r"^rule (\w+):", file.read_text("utf-8"), re.MULTILINE)
-    }
-    assert rules == set(STAGES)
+def test_a_rule_its_command_function_and_module_have_one_name():
+    texts = [path.read_text("utf-8") for path in (ROOT / "workflow" / "rules").glob("*.smk")]
+    parts = [part for text in texts for part in re.split(r"^(?=(?:use )?rule )", text, flags=re.M)]
+    rules = {found[1]: part for part in parts if (found := re.match(r"rule (\w+):", part))}
+    assert set(rules) == set(STAGES)
     for name, module in STAGES.items():
         assert module.rpartition(".")[2] in (name, "caption", "download_models"), name
-        functions = {
-            node.name
-            for node in ast.parse(MODULES[module].read_text("utf-8")).body
-            if isinstance(node, ast.FunctionDef)
-        }
-        assert name in functions, f"{module} has no function {name}"
-
-
-def test_rules_call_the_command_of_their_name_and_track_its_module():
-    for file in (ROOT / "workflow" / "rules").glob("*.smk"):
-        for rule in re.split(r"^(?=rule |use rule )", file.read_text("utf-8"), flags=re.MULTILINE):
-            found = re.match(r"rule (\w+):", rule)
-            if not found:
-                continue
-            name = found[1]
-            assert re.search(rf"(latteclip|\}}) {name.replace('_', '-')} ", rule), name
-            if "download" not in name:
-                assert f'sources("{STAGES[name]}")' in rule, name
+        statements = ast.parse(MODULES[module].read_text("utf-8")).body
+        assert name in {each.name for each in statements if isinstance(each, ast.FunctionDef)}
+        assert re.search(rf"(latteclip|\}}) {name.replace('_', '-')} ", rules[name]), name
+        assert "download" in name or f'sources("{module}")' in rules[name], name

@@ -9,17 +9,6 @@ from latteclip.core.errors import UserError
 SCHEMA = pa.schema([("id", pa.string()), ("size", pa.int32())])
 
 
-@pytest.fixture
-def index(tmp_path):
-    return write_index(
-        tmp_path / "images.parquet",
-        ["d/a.png", "d/b.png", "d/c.png"],
-        ["train", "test", "val"],
-        [1, None, 0],
-        ["x", "y"],
-    )
-
-
 def test_a_table_comes_back_with_its_metadata_and_is_always_the_same_bytes(tmp_path):
     metadata = {"names": ["é", "b"], "n": 3, "nothing": None}
     for name in ("a", "b"):
@@ -40,7 +29,9 @@ def test_a_missing_column_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("training", "splits"), [(True, ["train", "val"]), (False, ["train", "test", "val"])]
 )
-def test_labels_are_not_among_what_training_stages_read(index, training, splits):
+def test_labels_are_not_among_what_training_stages_read(tmp_path, training, splits):
+    files = ["d/a.png", "d/b.png", "d/c.png"]
+    index = write_index(tmp_path / "i", files, ["train", "test", "val"], [1, None, 0], ["x", "y"])
     table, classnames = tables.read_unlabelled(index, training=training)
     assert not {"label", "classname"} & set(table.column_names)
     assert classnames == ["x", "y"]

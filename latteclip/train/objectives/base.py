@@ -24,7 +24,7 @@ TEXTS_AT_ONCE = 2**14  # texts tokenised at once
 
 
 class TokenizedTexts:
-    """Distinct texts of a dataset and their tokens. Each has an id."""
+    """Distinct texts of a dataset with ids and tokens."""
 
     def __init__(self, clip: clips.Clip) -> None:
         self.clip = clip
@@ -138,11 +138,7 @@ def contrastive(
 def make_objective(
     name: str, texts: TokenizedTexts, ids: TrainingTexts, switches: Mapping[str, Any], seed: int
 ) -> Objective:
-    """Return what `make` of the objective's module returns, whose edit reruns only its trainings.
-
-    "_supervised" stands for the true labels. Raises UserError if the switches do not fit.
-    """
-    module = importlib.import_module(
-        f"latteclip.train.objectives.{name.removesuffix('_supervised')}"
-    )
+    """Return what `make` of an objective's module returns: its edit reruns only its trainings."""
+    of_labels = name.removesuffix("_supervised")  # by the true labels
+    module = importlib.import_module(f"latteclip.train.objectives.{of_labels}")
     return module.make(texts, ids, switches, seed)  # type: ignore[no-any-return]

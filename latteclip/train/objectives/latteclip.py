@@ -1,7 +1,6 @@
 """LatteCLIP (arXiv 2410.08211), section 3: prototypes move towards mixed descriptions.
 
-Letters: N training images, B batch, C classes, D embedding width, G group descriptions,
-K kinds of text, M targets with labels.
+Letters: B batch, C classes, D embedding width, G group descriptions, K kinds of text, M targets.
 """
 
 from collections.abc import Mapping
@@ -14,13 +13,12 @@ import torch.nn.functional as F
 from latteclip.core import devices
 from latteclip.core.settings import from_values
 from latteclip.train.objectives import base
-from latteclip.train.objectives.base import TokenizedTexts, TrainingBatch, TrainingTexts
 
 MARGIN_FLOOR = 1e-6
 
 
 def make(
-    texts: TokenizedTexts, ids: TrainingTexts, switches: Mapping[str, Any], seed: int
+    texts: base.TokenizedTexts, ids: base.TrainingTexts, switches: Mapping[str, Any], seed: int
 ) -> "LatteClip":
     """Return LatteCLIP with the given switches, or raise UserError for an unknown switch."""
     return LatteClip(texts, ids, from_values(Switches, switches, "switches"), seed)
@@ -62,7 +60,7 @@ class LatteClip(base.Objective):
     STATE = ("prototypes", "start", "epoch_prototypes")
 
     def __init__(
-        self, texts: TokenizedTexts, ids: TrainingTexts, switches: Switches, seed: int
+        self, texts: base.TokenizedTexts, ids: base.TrainingTexts, switches: Switches, seed: int
     ) -> None:
         super().__init__(texts, ids)
         self.switches = switches
@@ -76,7 +74,7 @@ class LatteClip(base.Objective):
         # Labels [B] and targets [B, D] of this step, for each loss.
         self._moves: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def loss(self, batch: TrainingBatch) -> base.Outcome:
+    def loss(self, batch: base.TrainingBatch) -> base.Outcome:
         switches = self.switches
         if not switches.prototypes:
             self.prototypes = super().classifier()
@@ -110,11 +108,11 @@ class LatteClip(base.Objective):
         return total, scores, logs
 
     def _encode(
-        self, batch: TrainingBatch, labels: torch.Tensor
+        self, batch: base.TrainingBatch, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return class features [2, B, D] of two rows of labels [2, B], and descriptions [2, B, D].
 
-        A description that is switched off has the features of the class, and weight 0.
+        A description that is off has the features of the class, and weight 0.
         """
         n = len(self.ids.classes)
         # To look for the classes that occur would wait for the GPU.
