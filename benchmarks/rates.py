@@ -43,9 +43,9 @@ def range_test(files: data.TrainingFiles, settings: FinetuneSettings, threads: i
     training = setup.training(recipe, Signals(), 0)
     schedule = data.schedule(n, recipe.batch_size, steps, 0)
     lowest, found, mean = math.inf, LOWEST, math.nan
-    for step, (index, batch) in enumerate(setup.batches(setup.images(".", 0), schedule)):
+    for step, batch in enumerate(setup.batches(setup.images(".", 0), schedule)):
         rate = LOWEST * (HIGHEST / LOWEST) ** (step / (steps - 1))
-        loss = training.step(index, setup.inputs.labels[index], batch, rate)["loss"].item()
+        loss = training.step(batch, rate)["loss"].item()
         mean = loss if math.isnan(mean) else SMOOTHING * mean + (1 - SMOOTHING) * loss
         if mean < lowest:
             lowest, found = mean, rate

@@ -40,12 +40,9 @@ def load(
     *,
     classnames: Sequence[str] | None = None,
 ) -> FinetunedModel:
-    """Load a fine-tuned model from its folder, or that of its run or dataset.
+    """Load a fine-tuned model from its folder, or the folder of its run or dataset.
 
-    A GPU encodes in `precision`: bf16, fp16 or float32.
-
-    Raises:
-        UserError: it is not a fine-tuned model, a file is broken, or it has other `classnames`.
+    UserError: it is not a fine-tuned model, a file is broken, or it has other `classnames`.
     """
     folder = find(model)
     clip = clips.load(f"local-dir:{folder}", None, device, precision)

@@ -102,10 +102,7 @@ class ClassTemplates:
         return [self.written.get(name, name) for name in classnames]
 
     def names(self, classnames: Sequence[str]) -> list[tuple[str, int]]:
-        """Return every name with the row of its class: the C class names, then the synonyms.
-
-        Raises UserError for a synonym of no class, or one that is the name of a class.
-        """
+        """Return every name with the row of its class, or raise UserError for a wrong synonym."""
         rows = {clean_classname(name): row for row, name in enumerate(classnames)}
         named = [(name, row) for row, name in enumerate(classnames)]
         for classname, others in self.synonyms.items():

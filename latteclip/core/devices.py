@@ -19,10 +19,9 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
 
 
 def pick(name: str, threads: int) -> torch.device:
-    """Set the number of CPU threads, and return a device: auto, cpu, cuda or cuda:<n>.
+    """Set the number of CPU threads, and return the device auto, cpu, cuda or cuda:<n>.
 
-    Raises:
-        UserError: there is no such device, or torch cannot use it.
+    UserError: there is no such device, or torch cannot use it.
     """
     if not NAMES.fullmatch(name):
         raise UserError(f"--device {one_line(name)} is none of auto, cpu, cuda and cuda:<n>.")

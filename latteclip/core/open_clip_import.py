@@ -1,7 +1,6 @@
 """open_clip without its slow imports, which take two thirds of its start: import it from here.
 
-Packages of torchvision and timm (`PUT_OFF`) run when a name of theirs is first used. transformers
-is hidden until a text tower needs it.
+PUT_OFF run when a name of theirs is first used. transformers is hidden until a text tower needs it.
 """
 
 import importlib

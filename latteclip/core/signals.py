@@ -18,7 +18,7 @@ class Terminated(BaseException):
     """A signal ends the process. No `except Exception` of a library can stop it."""
 
     def __init__(self, number: int, saved: str | None = None) -> None:
-        """Note what remains of the work. None: what `ending_in_order` says."""
+        """Note what is `saved` of the work. None: what `ending_in_order` says."""
         super().__init__(number)
         self.saved = saved
         self.status = 128 + number  # of a process that the signal ended, as in shells

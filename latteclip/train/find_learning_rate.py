@@ -50,8 +50,9 @@ class _Search:
     def run(self, lr: float) -> torch.Tensor:
         """Train for a few steps, and return `losses`, infinite ones if the training diverged."""
         self.setup.clip.model.load_state_dict(self.pretrained)
-        recipe, n, inputs = self.recipe, len(self.trained), self.setup.inputs
-        total = max(2, recipe.epochs * recipe.steps_per_epoch(len(inputs.paths)) // MAX_RUNS)
+        recipe, n = self.recipe, len(self.trained)
+        steps = recipe.epochs * recipe.steps_per_epoch(len(self.setup.inputs.paths))
+        total = max(2, steps // MAX_RUNS)
         training = self.training(replace(recipe, lr=lr, warmup_steps=auto_warmup_steps(total)))
         keys = (
             [(number, int(self.trained[index])) for number, index in batch]
@@ -59,7 +60,7 @@ class _Search:
         )
         batches = self.setup.batches(self.images, keys)
         progress = Progress(total, f"steps at {lr:g}")
-        for _ in training.steps(batches, inputs.labels, total, per_epoch=total):
+        for _ in training.steps(batches, total, per_epoch=total):
             progress.add(1)
         try:
             training.flush_metrics()

@@ -163,7 +163,7 @@ def _train(training: Training, setup: Setup, checkpoints: CheckpointManager, see
     keys = schedule(len(inputs.paths), recipe.batch_size, total, seed, first)
     batches = setup.batches(setup.images(str(checkpoints.folder), seed), keys)
     progress = Progress(total, "steps", done=first)
-    for done in training.steps(batches, inputs.labels, total, per_epoch, first):
+    for done in training.steps(batches, total, per_epoch, first):
         is_flushed = done % per_epoch == 0 or training.stop_signal or done % CHECK_EVERY == 0
         if is_flushed:
             training.flush_metrics()
@@ -200,16 +200,13 @@ def _write(
     model_output: str,
     history_output: str,
 ) -> None:
-    """Write the model with its classifier, and the history.
-
-    If Snakemake was killed, its jobs continue, and a rerun starts them again: the first one wins.
-    """
+    """Write the model with its classifier, and the history."""
     inputs = setup.inputs
     words = replace(setup.settings.words, written=inputs.written_names)
     try:
         with replacing(model_output) as folder:
             clips.save(setup.clip, classifier, inputs.classnames, words, folder)
-    except UserError:
+    except UserError:  # jobs of a killed Snakemake go on beside those of a rerun: the first wins
         there = Path(history_output).exists() and tables.read_metadata(history_output, "step")
         if not there or there["training"] != metadata["training"]:
             raise

@@ -174,10 +174,9 @@ class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
             self, keys, workers=workers, pinned=on_gpu, item_bytes=size, collate=_together
         )
         for drawn, sizes, pixels in watched(ready):
+            parts = pixels.to(device, non_blocking=True).split((3 * sizes.prod(1)).tolist())
             shapes = [(height, width, 3) for height, width in sizes.tolist()]
-            parts = pixels.to(device, non_blocking=True).split([math.prod(s) for s in shapes])
-            crops = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
-            yield self.transform(crops, drawn)
+            yield self.transform([p.view(s) for p, s in zip(parts, shapes, strict=True)], drawn)
 
 
 def _together(samples: list[tuple[np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, ...]:
@@ -212,7 +211,7 @@ class Augmentation:
 
     @property
     def cached_side(self) -> int:
-        """Shorter side of cached images, large enough that crops are still reduced."""
+        """Shorter side of cached images."""
         return round(MARGIN * max(self.side))
 
     def __call__(self, pictures: Sequence[torch.Tensor], drawn: torch.Tensor) -> torch.Tensor:

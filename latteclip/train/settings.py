@@ -29,7 +29,8 @@ class Finetune:
     beta2: float
     eps: float
     weight_decay: float
-    batch_norm: Literal["frozen", "train"]  # its statistics: of pretraining, or of the batches
+    # Statistics of pretraining or of batches, which change the features at any learning rate.
+    batch_norm: Literal["frozen", "train"]
 
     def recipe(self, n: int, lr: float | None = None) -> "Recipe":
         """Return the numbers of a training on n images, with `lr` in place of "auto"."""

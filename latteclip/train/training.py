@@ -36,6 +36,8 @@ OUT_OF_MEMORY = (
     "clip.model."
 )
 Keys = list[tuple[int, int]]  # of a batch, see `data.schedule`
+# Rows [B] of the training images, their labels [B], and this process's share [b, 3, H, W] of them.
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class DivergedError(UserError):
@@ -81,14 +83,13 @@ class Setup:
         transform = Augmentation.of(self.clip)
         return TrainingImages(inputs.paths, inputs.sizes, transform, seed, in_memory, folder)
 
-    def batches(
-        self, images: TrainingImages, schedule: Iterable[Keys]
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield the rows [B] of each batch, and this process's share of its images."""
+    def batches(self, images: TrainingImages, schedule: Iterable[Keys]) -> Iterator[Batch]:
+        """Yield the batches of a schedule."""
         schedule, ahead = itertools.tee(schedule)
         shares = images.batches(map(parallel.share, ahead), self.clip.device, self.threads)
         for keys, share in zip(schedule, shares, strict=True):
-            yield torch.tensor([index for _, index in keys]), share
+            rows = torch.tensor([index for _, index in keys])
+            yield rows, self.inputs.labels[rows], share
 
 
 def prepare_training(
@@ -192,10 +193,7 @@ def _fits(clip: Clip, tokens: torch.Tensor, images: int, size: int | None) -> bo
 
 
 def training_mode(model: torch.nn.Module, batch_norm: str) -> None:
-    """Put a model into training mode. BatchNorm that is "frozen" stays in evaluation mode.
-
-    Running statistics of small batches would change the features at any learning rate.
-    """
+    """Put a model into training mode. BatchNorm that is "frozen" stays in evaluation mode."""
     model.train()
     if batch_norm == FROZEN:
         for module in batch_norms(model):
@@ -245,17 +243,9 @@ class Training:
         return self.clip.model.logit_scale  # type: ignore[return-value]
 
     def steps(
-        self,
-        batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
-        labels: torch.Tensor,
-        total: int,
-        per_epoch: int,
-        first: int = 0,
+        self, batches: Iterator[Batch], total: int, per_epoch: int, first: int = 0
     ) -> Iterator[int]:
-        """Take the steps from `first` to `total` on batches of images with `labels` [N].
-
-        Yields after each step how many are done.
-        """
+        """Take the steps from `first` to `total`, and yield after each how many are done."""
         for step in range(first, total):
             if step % per_epoch == 0:
                 self.objective.start_epoch()
@@ -265,31 +255,29 @@ class Training:
                 self._began, self._waited, self._images = began, 0.0, 0
             rate = self.recipe.rate(step, total)
             try:
-                index, images = next(batches)
+                batch = next(batches)
                 self._waited += time.monotonic() - began
-                self._images += len(index)
-                logs = self.step(index, labels[index], images, rate)
+                self._images += len(batch[0])
+                logs = self.step(batch, rate)
             except torch.OutOfMemoryError as error:
                 raise UserError(OUT_OF_MEMORY) from error
             self._pending.append({"step": step, "epoch": step // per_epoch, "lr": rate, **logs})
             yield step + 1
 
-    def step(
-        self, index: torch.Tensor, labels: torch.Tensor, images: torch.Tensor, rate: float
-    ) -> dict[str, torch.Tensor]:
+    def step(self, batch: Batch, rate: float) -> dict[str, torch.Tensor]:
         """Take one optimiser step at a learning rate and return detached scalars for the history.
 
-        Nothing here waits for a GPU's results, which would leave the GPU idle. The batch has rows
-        `index` [B] with `labels` [B]. `images` [b, 3, H, W] are this process's share.
+        Nothing here waits for a GPU's results, which would leave the GPU idle.
         """
+        index, labels, images = batch
         for group in self.adamw.param_groups:
             group["lr"] = rate
         training_mode(self.clip.model, self.recipe.batch_norm)
         scale = self.logit_scale.exp()
         pseudo_labels = devices.send(labels, self.clip.device)  # [B]
         features = parallel.gather(encode.encode_images(self.clip, images), len(index))  # [B, D]
-        batch = base.TrainingBatch(index, labels, features, scale)
-        loss, scores, logs = self.objective.loss(batch)
+        given = base.TrainingBatch(index, labels, features, scale)
+        loss, scores, logs = self.objective.loss(given)
         self.adamw.zero_grad()
         self.scaler.scale(loss).backward()
         trained = (p for group in self.adamw.param_groups for p in group["params"])
@@ -310,9 +298,9 @@ class Training:
             }
 
     def flush_metrics(self) -> None:
-        """Move the pending rows into the history as numbers, all with the same speed.
+        """Wait for the device, and move the pending rows into the history as numbers.
 
-        This waits for the device. A loss that is not finite raises DivergedError.
+        All get the same speed. A loss that is not finite raises DivergedError.
         """
         rows, self._pending = self._pending, []
         scalars = [(row, name) for row in rows for name in row if torch.is_tensor(row[name])]
@@ -353,10 +341,7 @@ class Training:
 
 
 def prediction_entropy(scores: torch.Tensor, scale: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the mean entropy (nats) of predictions softmax(scale * scores) [B, C].
-
-    `class_balance` is the entropy of their mean over log C: 1 where they are evenly spread.
-    """
+    """Return the mean entropy of softmax(scale * scores) [B, C], and of their mean over log C."""
     predicted = (scale * scores).softmax(dim=1)  # [B, C]
     of_images = torch.special.entr(predicted).sum(dim=-1)  # [B]
     of_mean = torch.special.entr(predicted.mean(dim=0)).sum(dim=-1)

@@ -78,9 +78,9 @@ def test_short_trainings_leave_the_held_out_images_alone(tmp_path, monkeypatch):
     seen = []
     step = stage.Training.step
 
-    def spy(self, index, labels, batch, rate):
-        seen.extend(index.tolist())
-        return step(self, index, labels, batch, rate)
+    def spy(self, batch, rate):
+        seen.extend(batch[0].tolist())
+        return step(self, batch, rate)
 
     monkeypatch.setattr(stage.Training, "step", spy)
     n = 25

@@ -214,8 +214,8 @@ def a_training(case, objective):
 
 
 def take(training, case, n=2):
-    batches = iter([(case.index, send(case.images, None))] * n)
-    assert list(training.steps(batches, case.labels, n, n)) == list(range(1, n + 1))
+    batch = case.index, case.labels[case.index], send(case.images, None)
+    assert list(training.steps(iter([batch] * n), n, n)) == list(range(1, n + 1))
 
 
 def gradients_of(case, objective):

@@ -88,8 +88,7 @@ class TrainingBatch:
     scale: torch.Tensor  # exp(logit_scale), with gradient
 
 
-# The scalar to minimise, cosines [B, C] to the objective's current classifier, and detached scalars
-# for the history.
+# A scalar, cosines [B, C] to the objective's current classifier, and scalars for the history.
 Outcome = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
 
 
@@ -102,7 +101,7 @@ class Objective:
         self.texts, self.ids = texts, ids
 
     def loss(self, batch: TrainingBatch) -> Outcome:
-        """Return the loss of a batch, its scores, and scalars for the history."""
+        """Return the loss of a batch, its scores, and detached scalars for the history."""
         raise NotImplementedError
 
     def after_step(self) -> None:

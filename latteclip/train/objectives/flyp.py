@@ -1,7 +1,4 @@
-"""FLYP (Goyal et al. 2023): images against the texts of their classes.
-
-Letters: B batch, C classes, D embedding width.
-"""
+"""FLYP (Goyal et al. 2023): B images against the texts of their classes, of C, in width D."""
 
 from typing import Any
 
