@@ -179,12 +179,10 @@ def test_no_kind_of_model_folder_needs_the_network(plain, kind, calls):
         ("vision_cfg", {"weights_url": "x"}, "vision_cfg.*weights_url"),
         ("vision_cfg", {"layers": 10**9}, "layers"),
         ("vision_cfg", {"width": 2**20}, "its network"),
-        ("text_cfg", {"vocab_size": 10**8}, "its network"),
         ("text_cfg", {"norm_kwargs": {"device": "cuda"}}, "norm_kwargs.device"),
         ("text_cfg", {"tokenizer_kwargs": {"reduction_mask": "syntax"}}, "reduction_mask"),
         ("text_cfg", {"mlp_ratio": float("nan")}, "mlp_ratio"),
         ("preprocess_cfg", {"std": [0, 0, 0]}, "preprocess_cfg.std"),
-        ("preprocess_cfg", {"fill_color": 10**6}, "fill_color"),
     ],
 )
 def test_what_a_configuration_may_not_hold_is_named(plain, section, values, wrong):
@@ -195,7 +193,6 @@ def test_what_a_configuration_may_not_hold_is_named(plain, section, values, wron
 
 
 def test_every_model_that_open_clip_lists_could_be_in_a_folder():
-    """The list of keys is not too short."""
     for name in open_clip.list_models():
         clip_config.check({"model_cfg": open_clip.get_model_config(name)})
 

@@ -34,16 +34,11 @@ def test_auto_is_the_gpu_where_there_is_one(has_gpu, kind, monkeypatch):
     assert devices.pick("auto", 1).type == kind
 
 
-@pytest.fixture
-def gpu_machine(tmp_path, monkeypatch):
-    """NVIDIA's driver shows a GPU."""
+def test_a_gpu_that_torch_cannot_use_is_no_silent_run_on_the_cpu(tmp_path, monkeypatch, caplog):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("LATTECLIP_GPUS", "shared")
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     nvidia_smi(tmp_path, {"GPU-0": []}, driver="535.1")
-
-
-def test_a_gpu_that_torch_cannot_use_is_no_silent_run_on_the_cpu(gpu_machine, monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     for wanted in ("auto", "cuda"):

@@ -133,8 +133,6 @@ def test_a_gpu_is_one_whatever_it_is_called(machine, job, monkeypatch):
 
 def test_more_gpus_than_there_are_is_one_sentence(machine, monkeypatch):
     machine(2)
-    with pytest.raises(UserError, match=r"3 GPUs .* 2 "):
-        gpus.claim(3)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=1"):
         gpus.claim(2)

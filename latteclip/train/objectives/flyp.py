@@ -1,4 +1,4 @@
-"""FLYP (Goyal et al. 2023): B images against the texts of their classes, of C, in width D."""
+"""FLYP (Goyal et al. 2023): images against the texts of their classes."""
 
 from typing import Any
 
