@@ -176,7 +176,8 @@ class TrainingImages(Dataset[tuple[np.ndarray, np.ndarray]]):
         for drawn, sizes, pixels in watched(ready):
             parts = pixels.to(device, non_blocking=True).split((3 * sizes.prod(1)).tolist())
             shapes = [(height, width, 3) for height, width in sizes.tolist()]
-            yield self.transform([p.view(s) for p, s in zip(parts, shapes, strict=True)], drawn)
+            crops = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+            yield self.transform(crops, drawn)
 
 
 def _together(samples: list[tuple[np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, ...]:
