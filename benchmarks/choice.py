@@ -27,7 +27,6 @@ from latteclip.evaluate import evaluate_classifier
 from latteclip.evaluate.results import read_metrics
 from latteclip.evaluate.select_model import (
     SIMPLICITY,
-    Candidate,
     CandidateFiles,
     choose,
     read_votes,
@@ -216,23 +215,17 @@ def _regrets(folder: Path) -> Iterator[float]:
 
 def _regret(folder: Path, runs: list[tuple[str, int, Path]], named: str) -> float:
     """Return the regret of the choice among runs: of each method the mean over its seeds counts."""
-    files = [
-        CandidateFiles(
-            method,
-            seed,
-            method,
-            str(path),
-            str(path.with_name(TRAIN_PREDICTIONS)),
-            str(path.parent),
-        )
-        for method, seed, path in runs
-    ]
-    figures = [read_metrics(run.metrics) for run in files]
+    figures = [read_metrics(str(path)) for _, _, path in runs]
     candidates = [
-        Candidate(run.method, run.seed, run.objective, tuple(values["marks"]))
-        for run, values in zip(files, figures, strict=True)
+        CandidateFiles(
+            *(method, seed, method, tuple(values["marks"])),
+            metrics=str(path),
+            train_predictions=str(path.with_name(TRAIN_PREDICTIONS)),
+            model=str(path.parent),
+        )
+        for (method, seed, path), values in zip(runs, figures, strict=True)
     ]
-    votes = read_votes(files, str(folder / "votes.parquet"))
+    votes = read_votes(candidates, str(folder / "votes.parquet"))
     choice = choose(candidates, votes, None)
     accuracies: dict[str, list[float]] = {}
     for one, values in zip(candidates, figures, strict=True):

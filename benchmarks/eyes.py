@@ -24,7 +24,7 @@ from PIL import Image
 from latteclip.core import tables
 from latteclip.labels.features import read_features
 from latteclip.labels.fusion import fuse
-from latteclip.labels.label_sources import WhitenedFeatures
+from latteclip.labels.label_sources import whiten
 
 THUMBNAIL, PROJECTED, NOISE = 16, 64, 1280  # side in pixels, widths
 Pair = tuple[torch.Tensor, torch.Tensor]  # features of training and of test images
@@ -61,7 +61,7 @@ def thumbnails(paths: list[str]) -> torch.Tensor:
 def line(name: str, data: Data, pairs: list[Pair], chance: Callable[[float], str]) -> str:
     """Return a row of the table."""
     images = data.images()
-    others = [WhitenedFeatures.of(train.clone()) for train, _ in pairs]
+    others = [whiten(train.clone()) for train, _ in pairs]
     fusion = fuse(images, data.caption_votes(), others)
 
     def right(found: torch.Tensor, true: torch.Tensor) -> str:

@@ -20,6 +20,7 @@ answers the questions of `latteclip teach` by the labels of a finished run. Labe
 import argparse
 import copy
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +32,11 @@ import torch.nn.functional as F
 
 from latteclip.audit.teach import TeachingSession
 from latteclip.core import tables
-from latteclip.labels.answers import CLASS, Answer, LabelledRows
+from latteclip.labels.answers import CLASS, Answer
 from latteclip.labels.features import read_features
-from latteclip.labels.fusion import ROUNDS, Fusion, LabelModel, cross_fit
+from latteclip.labels.fusion import FUSED, ROUNDS, Fusion, LabelModel, cross_fit
 from latteclip.labels.guarantees import confidence_sequence, conformal_accepted, pac_threshold
-from latteclip.labels.label_sources import Votes
+from latteclip.labels.label_sources import LabelledRows, Votes
 
 COUNTS = (20, 50, 100, 200)
 SEEDS = 5  # drawings where answers are drawn at random
@@ -78,7 +79,7 @@ class Data:
         """Return answers about rows."""
         index = torch.tensor(sorted(rows), dtype=torch.long)
         shares = F.one_hot(named[index], len(self.images.texts)).double()
-        return LabelledRows(index, shares, torch.zeros(len(index), dtype=torch.bool))
+        return LabelledRows(len(named), index, shares, torch.zeros(len(index), dtype=torch.bool))
 
     def figures(self, rows: list[int], named: torch.Tensor) -> list[float]:
         """Return labels right of all, of the unasked, filled in, and test accuracies."""
@@ -306,8 +307,8 @@ def cross_fitted(data: Data, named: torch.Tensor, taught: list[int], folds: int)
     for seed in range(folds):
         drawn = np.random.default_rng(seed).permutation(rest)[:m]
         both = data.labelled([*taught, *drawn.tolist()], named)
-        both = LabelledRows(both.rows, both.shares, torch.isin(both.rows, torch.from_numpy(drawn)))
-        checked = cross_fit(data.start, both)
+        both = replace(both, drawn=torch.isin(both.rows, torch.from_numpy(drawn)))
+        checked = cross_fit(data.start, both)[FUSED]
         fusion = data.start.answered(both).fused()
         right = (fusion.labels == data.classes).numpy()
         others = np.setdiff1d(rest, drawn)
@@ -335,9 +336,9 @@ def abstaining(data: Data, errs: float, drawings: int) -> None:
     for seed in range(drawings):
         drawn = np.sort(np.random.default_rng(seed).permutation(rest)[:100])
         both = data.labelled([*taught, *drawn.tolist()], named)
-        both = LabelledRows(both.rows, both.shares, torch.isin(both.rows, torch.from_numpy(drawn)))
+        both = replace(both, drawn=torch.isin(both.rows, torch.from_numpy(drawn)))
         fusion = data.start.answered(both).fused()
-        head = cross_fit(data.start, both).heads["image_prototypes"]
+        head = cross_fit(data.start, both)["image_prototypes"]
         trained = np.setdiff1d(np.arange(len(data.classes)), drawn).tolist()
         weights = data.regression(trained, fusion.labels)
         own = (data.training[drawn] @ weights.T).softmax(dim=1).max(dim=1)

@@ -48,9 +48,6 @@ def evaluate(
 
     The training images that were left out of training and those of the page are classified as well.
     For an average, the left-out images have the classes that its trainings predicted.
-
-    Raises:
-        UserError: an input is missing or does not fit the others, or there is no image.
     """
     table, names = metrics.read_evaluated_images(images_path, dataset)
     examples = train_predictions.example_images(images_path, pseudo_labels_path)

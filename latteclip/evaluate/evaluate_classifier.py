@@ -37,11 +37,7 @@ def evaluate_classifier(
     train_predictions_output: str,
     eyes_paths: Sequence[str] = (),
 ) -> None:
-    """Write predictions and metrics of a classifier without training, and TRAIN_PREDICTIONS.
-
-    Raises:
-        UserError: an input is missing or does not fit the others, or there is no image.
-    """
+    """Write predictions and metrics of a classifier without training, and TRAIN_PREDICTIONS."""
     table, names = metrics.read_evaluated_images(images_path, dataset)
     classifier, _ = load_classifier(classifier_path, classnames=names)
     features = read_all_features(pseudo_labels_path, eyes_paths, table["image_id"])

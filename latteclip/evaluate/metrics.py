@@ -54,9 +54,7 @@ def read_evaluated_images(images_path: str, dataset: str) -> tuple[pa.Table, lis
     """Read the N rows of an IMAGES table that are evaluated, and the C class names.
 
     They are the test split. Where that is empty, they are all images, without their labels.
-
-    Raises:
-        UserError: there is no image.
+    Without any image, UserError is raised.
     """
     table, metadata = tables.read(images_path, tables.IMAGES)
     if len(table) == 0:
@@ -88,12 +86,9 @@ def write(
 
     Args:
         images: from `read_evaluated_images`.
-        ranked: [N, K] the best classes of each image, best first.
-        scores: [N, K] their scores.
+        ranked: [N, K] the best classes of each image, best first, with `scores` [N, K].
         marks: keys of `results.MARKS`.
         run: dataset, method and seed.
-        predictions_output: a PREDICTIONS table.
-        metrics_output: JSON, which `results.read_metrics` reads.
     """
     dataset, method, seed = run
     tables.write(

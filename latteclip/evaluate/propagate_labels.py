@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import torch
 
 from latteclip.clip.classifier import best_classes, load_classifier
-from latteclip.clip.feature_memmap import Features
+from latteclip.clip.feature_memmap import Features, parts
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
 from latteclip.evaluate import metrics
@@ -37,14 +37,11 @@ TOLERANCE = 1e-8  # of the propagated scores, relative to what is propagated
 
 
 class BruteForceIndex:
-    """P points in memory, L2-normalised, which are all compared with a query."""
+    """Points [P, D] in memory, L2-normalised, which are all compared with a query."""
 
     def __init__(self, points: torch.Tensor) -> None:
-        self.points = points  # [P, D]
-        self.at_once = max(1, SIMILARITIES // len(points))
-
-    def __len__(self) -> int:
-        return len(self.points)
+        self.n, self.points = len(points), points
+        self.at_once = max(1, SIMILARITIES // self.n)
 
     def nearest(
         self, queries: torch.Tensor, k: int, first: int | None = None
@@ -78,23 +75,21 @@ class IVFPQIndex:
         import faiss
 
         self._features = features
-        n, width = features.shape
-        n_cells = max(1, min(round(2 * math.sqrt(n)), n // 40))
+        self.n, width = features.shape
+        n_cells = max(1, min(round(2 * math.sqrt(self.n)), self.n // 40))
         faiss.omp_set_num_threads(torch.get_num_threads())
-        kind = f"IVF{n_cells},PQ{_codes(width)}x4fs"
+        codes = width if width % 2 else width // 2  # of four bits: one for two dimensions if even
+        kind = f"IVF{n_cells},PQ{codes}x4fs"
         self._index = cast(Any, faiss.index_factory(width, kind, faiss.METRIC_INNER_PRODUCT))
         self._index.nprobe = PROBES
         for clustering in (self._index.cp, self._index.pq.cp):
             clustering.seed, clustering.max_points_per_centroid = SEED, TRAIN_POINTS
         draw = torch.Generator().manual_seed(SEED)
-        sample = torch.randperm(n, generator=draw)[: TRAIN_POINTS * n_cells].sort().values
+        sample = torch.randperm(self.n, generator=draw)[: TRAIN_POINTS * n_cells].sort().values
         self._index.train(features[sample].numpy())
-        for start in range(0, n, QUERIES):
-            self._index.add(features[start : start + QUERIES].numpy())
-        log.info("Neighbours of %d images are looked for in %d cells.", n, n_cells)
-
-    def __len__(self) -> int:
-        return len(self._features)
+        for rows in parts(self.n, QUERIES):
+            self._index.add(features[rows].numpy())
+        log.info("Neighbours of %d images are looked for in %d cells.", self.n, n_cells)
 
     def nearest(
         self, queries: torch.Tensor, k: int, first: int | None = None
@@ -110,11 +105,6 @@ class IVFPQIndex:
         return best.values, candidates.gather(1, best.indices)
 
 
-def _codes(width: int) -> int:
-    """Return the number of four-bit codes of a point: one for two dimensions, where that fits."""
-    return width if width % 2 else width // 2
-
-
 NeighbourIndex = BruteForceIndex | IVFPQIndex
 
 
@@ -123,8 +113,8 @@ def neighbour_index(features: Features, device: torch.device) -> NeighbourIndex:
     if device.type == "cpu" and len(features) > MAX_BRUTE_FORCE:
         return IVFPQIndex(features)
     there = torch.empty(features.shape, device=device)
-    for start in range(0, len(there), QUERIES):
-        there[start : start + QUERIES] = features[start : start + QUERIES].to(device)
+    for rows in parts(len(there), QUERIES):
+        there[rows] = features[rows].to(device)
     return BruteForceIndex(there)
 
 
@@ -139,14 +129,100 @@ class PropagationSettings:
     normalise_test_links: bool = True  # false: links of test images are bare similarities
 
 
-@dataclass(frozen=True)
 class Graph:
-    """The class texts and the training images with their links."""
+    """The class texts [C, D] and the training images, features [N, D], with their links.
 
-    classes: torch.Tensor  # [C, D]
-    images: NeighbourIndex  # N of them
-    links: torch.Tensor  # [V, V] sparse: W, symmetric, with a zero diagonal
-    degrees: torch.Tensor  # [V] row sums of W
+    W = A + A^T, where A has the links of the images. Class texts start no links.
+    """
+
+    def __init__(
+        self,
+        classes: torch.Tensor,
+        features: Features,
+        images: NeighbourIndex,
+        settings: PropagationSettings,
+    ) -> None:
+        self.classes, self.images, self.settings = classes, images, settings
+        one_way = self.neighbours(features, same=True)
+        rows, columns = one_way.indices()
+        rows, nodes = len(classes) + rows, len(classes) + images.n
+        ends = torch.cat([rows, columns]), torch.cat([columns, rows])
+        # [V, V] sparse: W, symmetric, with a zero diagonal.
+        self.links = _sparse(*ends, one_way.values().repeat(2), (nodes, nodes))
+        degrees = torch.sparse.sum(self.links, 1).to_dense()  # [V] row sums
+        self.scale = torch.where(degrees > 0, degrees.rsqrt(), 0)  # 0 for a node without links
+
+    def neighbours(self, queries: Features, *, same: bool = False) -> torch.Tensor:
+        """Return the links of images [Q, D] into the graph: [Q, V] sparse, one row per image.
+
+        An image is linked to the K nearest class texts, and apart from these to the K nearest
+        images. A link weighs as much as the cosine, to the power gamma for a text. A negative
+        cosine makes no link. Where queries and images are the same, none is its own neighbour.
+        """
+        texts, n_images = BruteForceIndex(self.classes), self.images.n
+        k, n_classes = self.settings.neighbours, texts.n
+        weights, nodes = [], []
+        for rows in parts(len(queries), self.images.at_once):
+            part, first = queries[rows].to(self.classes.device), rows.start if same else None
+            to_classes, class_index = texts.nearest(part, min(k, n_classes))
+            to_images, image_index = self.images.nearest(part, min(k, n_images - same), first)
+            to_classes = to_classes.clamp(min=0) ** self.settings.gamma
+            weights.append(torch.cat([to_classes, to_images.clamp(min=0)], 1))
+            nodes.append(torch.cat([class_index, n_classes + image_index], 1))  # [part, up to 2 K]
+        columns = torch.cat(nodes)
+        starts = torch.arange(len(queries), device=columns.device)[:, None].expand_as(columns)
+        shape = len(queries), n_classes + n_images
+        return _sparse(starts, columns, torch.cat(weights), shape)
+
+    def propagate(self, classes: slice) -> torch.Tensor:
+        """Return scores Z [V, c] of every node for c classes: columns of (I - alpha S)^-1 Y.
+
+        S = D^-1/2 W D^-1/2, D the degrees; Y [V, C] is 1 where a node is the text of the class,
+        else 0. Z is the limit of Z <- alpha S Z + Y (Zhou et al. 2003), which is
+        alpha^(t + 1) / (1 - alpha) from it after t steps, S having no eigenvalue beyond 1.
+        """
+        alpha, (rows, columns) = self.settings.alpha, self.links.indices()
+        spread = torch.sparse_coo_tensor(
+            self.links.indices(),
+            alpha * self.scale[rows] * self.links.values() * self.scale[columns],
+            self.links.shape,
+            check_invariants=False,  # they are those of the links
+            is_coalesced=True,
+        )
+        scores = torch.zeros(len(self.scale), classes.stop - classes.start, device=spread.device)
+        scores[classes].diagonal().fill_(1)  # Y
+        for _ in range(math.ceil(math.log(TOLERANCE * (1 - alpha), alpha))):
+            scores = torch.sparse.mm(spread, scores)
+            scores[classes].diagonal().add_(1)
+        return scores
+
+    def rank(self, tests: Features | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the best classes of test images [M, D] and their scores, both [M, topk].
+
+        None: the N training images are ranked themselves. Equal scores are in the order of the
+        classes, of which some are propagated at a time.
+
+        A test image x with links w scores sum_j w_xj d_j^-1/2 Z_j, as if it were alone. Up to a
+        factor of the image, that is what the propagation gives to a node that hangs on the graph
+        and sends nothing back. The authors' code leaves d_j out, as does `normalise_test_links:
+        false`: then the texts, whose degrees are large, weigh much more than the images.
+        """
+        links = None if tests is None else self.neighbours(tests)
+        n, n_classes = self.images.n if tests is None else len(tests), len(self.classes)
+        labels, best = torch.empty(n, 0, dtype=torch.long), torch.empty(n, 0)
+        for some in parts(n_classes, max(1, SCORES // len(self.scale))):
+            found = self.propagate(some)  # [V, c]
+            if links is None:
+                found = found[n_classes:]
+            else:
+                if self.settings.normalise_test_links:
+                    found = self.scale[:, None] * found
+                found = torch.sparse.mm(links, found)
+            found = found.cpu()
+            order, best = best_classes(torch.cat([best, found], 1), self.settings.topk)
+            numbers = torch.arange(some.start, some.stop).expand_as(found)
+            labels = torch.cat([labels, numbers], 1).gather(1, order)
+        return labels, best
 
 
 def propagate_labels(
@@ -167,9 +243,6 @@ def propagate_labels(
 
     Without a test split the images of the graph themselves are classified. Labels are read to
     measure the accuracy, after the predictions are made.
-
-    Raises:
-        UserError: an input does not fit, or there is no training image.
     """
     where = devices.pick(device, threads)
     index, classnames = tables.read_unlabelled(images_path, training=False)
@@ -179,134 +252,14 @@ def propagate_labels(
     if len(trained) == 0:
         raise UserError(f"{images_path} has no training image; check the dataset's split.")
     features = read_features(pseudo_labels_path, trained)  # [N, D]
-    graph = link(classes.weights.to(where), features, neighbour_index(features, where), settings)
-    links = None
-    if len(tested):
-        tests = read_features(pseudo_labels_path, tested)  # [M, D]
-        links = neighbours(tests, graph.classes, graph.images, settings)
-    ranked, best = rank(links, graph, settings)
+    graph = Graph(classes.weights.to(where), features, neighbour_index(features, where), settings)
+    tests = read_features(pseudo_labels_path, tested) if len(tested) else None  # [M, D]
+    ranked, best = graph.rank(tests)
     evaluated, names = metrics.read_evaluated_images(images_path, dataset)
     metrics.write(
         *(evaluated, names, ranked.numpy(), best.numpy(), []),
         *((dataset, method, seed), predictions_output, metrics_output),
     )
-
-
-def neighbours(
-    queries: Features,
-    classes: torch.Tensor,
-    images: NeighbourIndex,
-    settings: PropagationSettings,
-    *,
-    same: bool = False,
-) -> torch.Tensor:
-    """Return the links of images [Q, D] into a graph: [Q, V] sparse, one row per image.
-
-    An image is linked to the K nearest class texts, and apart from these to the K nearest images. A
-    link weighs as much as the cosine, to the power gamma for a text. A negative cosine makes no
-    link. Where queries and images are the same, none is its own neighbour.
-    """
-    n_classes, k, texts = len(classes), settings.neighbours, BruteForceIndex(classes)
-    weights, nodes = [], []
-    for start in range(0, len(queries), images.at_once):
-        part = queries[start : start + images.at_once].to(classes.device)
-        to_classes, class_index = texts.nearest(part, min(k, n_classes))
-        to_images, image_index = images.nearest(
-            part, min(k, len(images) - same), start if same else None
-        )
-        weights.append(
-            torch.cat([to_classes.clamp(min=0) ** settings.gamma, to_images.clamp(min=0)], 1)
-        )
-        nodes.append(torch.cat([class_index, n_classes + image_index], 1))  # [part, up to 2 K]
-    columns = torch.cat(nodes)
-    rows = torch.arange(len(queries), device=columns.device)[:, None].expand_as(columns)
-    return _sparse(rows, columns, torch.cat(weights), (len(queries), n_classes + len(images)))
-
-
-def link(
-    classes: torch.Tensor, features: Features, images: NeighbourIndex, settings: PropagationSettings
-) -> Graph:
-    """Return the graph of class texts [C, D] and training images with features [N, D].
-
-    W = A + A^T, where A has the links of the images. Class texts start no links.
-    """
-    one_way = neighbours(features, classes, images, settings, same=True)
-    rows, columns = one_way.indices()
-    ends = torch.cat([len(classes) + rows, columns]), torch.cat([columns, len(classes) + rows])
-    nodes = len(classes) + len(images)
-    links = _sparse(*ends, one_way.values().repeat(2), (nodes, nodes))
-    return Graph(classes, images, links, torch.sparse.sum(links, 1).to_dense())
-
-
-def propagate(graph: Graph, alpha: float, classes: range) -> torch.Tensor:
-    """Return scores Z [V, c] of every node for c classes: columns of (I - alpha S)^-1 Y.
-
-    S = D^-1/2 W D^-1/2, D the degrees; Y [V, C] is 1 where a node is the text of the class, else 0.
-    Z is the limit of Z <- alpha S Z + Y (Zhou et al. 2003), which is alpha^(t + 1) / (1 - alpha)
-    from it after t steps, S having no eigenvalue beyond 1.
-    """
-    scale = _inverse_root(graph.degrees)  # [V]
-    rows, columns = graph.links.indices()
-    spread = torch.sparse_coo_tensor(
-        graph.links.indices(),
-        alpha * scale[rows] * graph.links.values() * scale[columns],
-        graph.links.shape,
-        check_invariants=False,  # they are those of the links
-        is_coalesced=True,
-    )
-    scores = torch.zeros(len(graph.degrees), len(classes), device=scale.device)
-    scores[classes.start : classes.stop].diagonal().fill_(1)  # Y
-    for _ in range(math.ceil(math.log(TOLERANCE * (1 - alpha), alpha))):
-        scores = torch.sparse.mm(spread, scores)
-        scores[classes.start : classes.stop].diagonal().add_(1)
-    return scores
-
-
-def classify(
-    links: torch.Tensor, graph: Graph, scores: torch.Tensor, settings: PropagationSettings
-) -> torch.Tensor:
-    """Return scores [M, c] of test images with links [M, V], each linked as if it were alone.
-
-    A test image x scores sum_j w_xj d_j^-1/2 Z_j, with scores Z [V, c] of some classes. Up to a
-    factor of the image, that is what the propagation gives to a node that hangs on the graph and
-    sends nothing back. The authors' code leaves d_j out, as does `normalise_test_links: false`:
-    then the texts, whose degrees are large, weigh much more than the images.
-    """
-    if settings.normalise_test_links:
-        scores = _inverse_root(graph.degrees)[:, None] * scores
-    found: torch.Tensor = torch.sparse.mm(links, scores)
-    return found
-
-
-def rank(
-    links: torch.Tensor | None, graph: Graph, settings: PropagationSettings
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the best classes of images and their scores, both [M, K], some classes at a time.
-
-    Equal scores are in the order of the classes.
-
-    Args:
-        links: [M, V] of test images; None: the N training images are ranked themselves.
-    """
-    n_classes, size = len(graph.classes), max(1, SCORES // len(graph.degrees))
-    n = len(graph.images) if links is None else len(links)
-    labels, best = torch.empty(n, 0, dtype=torch.long), torch.empty(n, 0)
-    for start in range(0, n_classes, size):
-        some = range(start, min(start + size, n_classes))
-        scores = propagate(graph, settings.alpha, some)  # [V, c]
-        if links is None:
-            found = scores[n_classes:].cpu()
-        else:
-            found = classify(links, graph, scores, settings).cpu()
-        numbers = torch.arange(some.start, some.stop).expand_as(found)
-        order, best = best_classes(torch.cat([best, found], 1), settings.topk)
-        labels = torch.cat([labels, numbers], 1).gather(1, order)
-    return labels, best
-
-
-def _inverse_root(degrees: torch.Tensor) -> torch.Tensor:
-    """Return d^-1/2, and 0 for a node without links."""
-    return torch.where(degrees > 0, degrees.rsqrt(), 0)
 
 
 def _sparse(

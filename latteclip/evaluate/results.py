@@ -1,8 +1,4 @@
-"""Files of results that later stages read: metrics.json, selection.json and audit.json.
-
-The rule `score_audit` writes audit.json whenever an answer or a model changed. No stage learns from
-answers.
-"""
+"""Files of results that later stages read: metrics.json, selection.json and audit.json."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,28 +41,20 @@ class Selection:
         return self.method, self.seed
 
     def agreement(self, method: str) -> float | None:
-        """Return the share of votes with which a method agrees; None where it is not known."""
+        """Return the share of votes with which a method agrees, or None."""
         shares = [row.get("agreement") for row in self.candidates if row["method"] == method]
         return next((share for share in shares if share is not None), None)
 
 
 def read_selection(path: str | Path) -> Selection:
-    """Read the choice of `select_model` from its JSON file.
-
-    Raises:
-        UserError: the file is missing or broken.
-    """
+    """Read the choice of `select_model`, or raise UserError for a missing or broken file."""
     keys = ("dataset", "method", "seed", "reason")
     values = read_object(path, keys)
     return Selection(**{key: values[key] for key in keys}, candidates=values.get("candidates", []))
 
 
 def read_metrics(path: str | Path) -> dict[str, Any]:
-    """Read the metrics.json of a run; `marks` is empty where the file has none.
-
-    Raises:
-        UserError: the file is missing or broken.
-    """
+    """Read the metrics of a run, or raise UserError for a missing or broken file."""
     return {"marks": [], **read_object(path, METRICS)}
 
 
@@ -104,19 +92,12 @@ class Comparison:
     def runs(self) -> tuple[Run, Run]:
         return (self.method, self.seed), (self.other, self.other_seed)
 
-    def reversed(self) -> "Comparison":
-        """Return the comparison of the other run with this one."""
-        one, other = self.runs
-        ends = (-self.value, -self.high, -self.low)
-        return Comparison(*other, *one, *ends, self.decided, self.more)
-
 
 @dataclass(frozen=True)
 class Audit:
     """The accuracies of the runs of a dataset by a person's answers.
 
-    Where there are too few answers, or the images or classes changed since, `accuracies` and
-    `comparisons` are empty, and `sentence` gives the reason.
+    Without enough answers about these images, both lists are empty, and `sentence` says why.
     """
 
     dataset: str
@@ -137,8 +118,13 @@ class Audit:
 
     def compare(self, one: Run, other: Run) -> Comparison | None:
         """Return the comparison of a run with another; None where either was not scored."""
-        both_ways = [*self.comparisons, *(each.reversed() for each in self.comparisons)]
-        return next((each for each in both_ways if each.runs == (one, other)), None)
+        for each in self.comparisons:
+            if each.runs == (one, other):
+                return each
+            if each.runs == (other, one):
+                ends = (-each.value, -each.high, -each.low)
+                return Comparison(*one, *other, *ends, each.decided, each.more)
+        return None
 
     @property
     def best(self) -> Accuracy | None:
@@ -148,11 +134,7 @@ class Audit:
 
 
 def read_audit(path: str | Path) -> Audit:
-    """Read the audit of a dataset from its JSON file.
-
-    Raises:
-        UserError: the file is missing or broken.
-    """
+    """Read the audit of a dataset, or raise UserError for a missing or broken file."""
     return from_values(Audit, read_object(path, ["dataset"]))
 
 
@@ -164,5 +146,5 @@ def mark_audited(
     for run in runs:
         audit = audits.get(run["dataset"])
         is_audited = audit is not None and audit.accuracy(run["method"]) is not None
-        marked.append({**run, "marks": [*run["marks"], AUDITED] if is_audited else run["marks"]})
+        marked.append({**run, "marks": [*run["marks"], *[AUDITED] * is_audited]})
     return marked

@@ -1,11 +1,10 @@
 """The model of a dataset, chosen without labels among the candidates of a run.
 
-A caption (or a multimodal model that scores the classes) makes some classes of its image likelier
-than others. Two classifiers are compared on the images for which they predict different classes:
-the image votes for the class that its caption makes likelier. The classifier that is right more
-often gets more votes, whatever mistakes captions make, as long as the classifiers do not share
-them. Classifiers without training are compared on many images, each predicted without its own vote.
-Trained ones are compared on the images that their trainings left out.
+Two classifiers are compared on the images for which they predict different classes: the image votes
+for the class that its caption (or a multimodal model) makes likelier. The classifier that is right
+more often gets more votes, whatever mistakes captions make, as long as the classifiers do not share
+them. Classifiers without training predict each image without its own vote. Trained ones are
+compared on the images that their trainings left out.
 
 The rule resembles that of one standard error (Hastie et al. 2009, section 7.10): a model replaces a
 simpler one only where its lead is clear. A person's answers come before votes where they decide.
@@ -18,7 +17,7 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -29,7 +28,6 @@ from latteclip.core.errors import UserError
 from latteclip.core.files import replacing, write_json
 from latteclip.core.holdout import MIN_HELD_OUT
 from latteclip.evaluate.results import FAILED, Audit, Run, read_audit, read_metrics
-from latteclip.evaluate.results import Comparison as AuditComparison
 from latteclip.evaluate.train_predictions import MISSING, held_out_predictions
 
 log = logging.getLogger(__name__)
@@ -44,25 +42,13 @@ CLEAR = 0.25  # standard errors by which a model has to lead a simpler one
 
 
 @dataclass(frozen=True)
-class CandidateFiles:
-    """A run whose model may be chosen."""
-
-    method: str
-    seed: int
-    objective: str
-    metrics: str
-    train_predictions: str
-    model: str  # folder
-
-
-@dataclass(frozen=True)
 class Candidate:
     """A classifier that may be chosen."""
 
     method: str
     seed: int
     objective: str
-    marks: Sequence[str] = ()  # keys of `results.MARKS`
+    marks: tuple[str, ...] = ()  # keys of `results.MARKS`
 
     @property
     def run(self) -> Run:
@@ -78,6 +64,15 @@ class Candidate:
         return (*SIMPLICITY, self.objective).index(self.objective)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CandidateFiles(Candidate):
+    """A candidate with its files."""
+
+    metrics: str
+    train_predictions: str
+    model: str  # folder
+
+
 class Comparison(NamedTuple):
     """A candidate compared with another on the held-out images of both."""
 
@@ -85,26 +80,13 @@ class Comparison(NamedTuple):
     differ: int  # images for which the two predict different classes
     support: float  # sum of the probabilities of the candidate's class, where the two differ
     other_support: float  # of the other's class
-    squares: float  # sum of the squared differences of the two probabilities
-
-    @property
-    def difference(self) -> float:
-        """Return how much more of the images the votes expect the candidate to be right for."""
-        return (self.support - self.other_support) / max(1, self.images)
-
-    @property
-    def standard_error(self) -> float:
-        """Return the standard error of the difference where both are right equally often."""
-        return math.sqrt(self.squares) / max(1, self.images)
+    difference: float  # share of the images that the candidate is right for, less the other's
+    standard_error: float  # of the difference where both are right equally often
 
     @property
     def is_clear(self) -> bool:
         """Return whether the lead is more than CLEAR standard errors."""
         return self.difference > CLEAR * self.standard_error
-
-
-# What is written of a comparison.
-COMPARED = ("images", "differ", "support", "other_support", "difference", "standard_error")
 
 
 @dataclass(frozen=True)
@@ -129,13 +111,11 @@ class Votes:
         pair = self.predictions[[i, j]]
         rows = np.flatnonzero((pair != MISSING).all(axis=0))
         first, second = (self.shares[rows, labels[rows]] for labels in pair)
-        differ = pair[0, rows] != pair[1, rows]
+        differ, n = pair[0, rows] != pair[1, rows], max(1, len(rows))
+        support, other = float(first[differ].sum()), float(second[differ].sum())
+        error = math.sqrt(((first - second) ** 2).sum()) / n
         return Comparison(
-            len(rows),
-            int(differ.sum()),
-            float(first[differ].sum()),
-            float(second[differ].sum()),
-            float(((first - second) ** 2).sum()),
+            len(rows), int(differ.sum()), support, other, (support - other) / n, error
         )
 
     def pooled(self, candidates: Sequence[Candidate]) -> "Votes":
@@ -145,11 +125,10 @@ class Votes:
         """
         predictions = self.predictions.copy()
         able = eligible(candidates)
-        for method in {candidates[i].method for i in able}:
-            seeds = [i for i in able if candidates[i].method == method]
-            for i in reversed(seeds):
-                own = self.predictions[i]
-                predictions[seeds] = np.where(own == MISSING, predictions[seeds], own)
+        for i in reversed(able):
+            seeds = [j for j in able if candidates[j].method == candidates[i].method]
+            own = self.predictions[i]
+            predictions[seeds] = np.where(own == MISSING, predictions[seeds], own)
         return Votes(self.shares, predictions, self.source)
 
 
@@ -174,26 +153,24 @@ def select_model(
     """Choose a model by votes and a person's answers; copy it, and write the reason.
 
     Accuracies are written beside the choice, and have no part in it.
-
-    Raises:
-        UserError: a file is missing or does not fit the others.
     """
     metrics = [read_metrics(one.metrics) for one in candidates]
-    classifiers = [
-        Candidate(one.method, one.seed, one.objective, tuple(values["marks"]))
+    accuracies = [values["acc1"] for values in metrics]
+    candidates = [
+        replace(one, marks=tuple(values["marks"]))
         for one, values in zip(candidates, metrics, strict=True)
     ]
     votes = read_votes(candidates, votes_path)
     audit = read_audit(audit_path) if audit_path else None
-    choice = choose(classifiers, votes, audit)
-    accuracies = [values["acc1"] for values in metrics]
+    choice = choose(candidates, votes, audit)
     chosen, reason = candidates[choice.index], choice.reason
     if chosen.objective == EYES:
         reason += " It encodes each image a second time, by the image models beside CLIP."
     with replacing(model_output) as folder:
         hidden = shutil.ignore_patterns(".*")  # files of Snakemake
         shutil.copytree(chosen.model, folder, copy_function=_link, ignore=hidden)
-    method, seed = classifiers[choice.reference].run
+    best = None if None in accuracies else max(accuracies)
+    method, seed = candidates[choice.reference].run
     write_json(
         output,
         {
@@ -203,8 +180,9 @@ def select_model(
             "reason": reason,
             "by": choice.by,
             "reference": {"method": method, "seed": seed},
-            "candidates": _rows(classifiers, accuracies, choice, votes, audit),
-            "regret": _regret(accuracies, choice.index),
+            "candidates": _rows(candidates, accuracies, choice, votes, audit),
+            # Points by which another candidate was better; null without test labels.
+            "regret": None if best is None else 100 * (best - accuracies[choice.index]),
         },
     )
     log.info("%s: %s is chosen. %s", dataset, chosen.method, reason)
@@ -234,30 +212,12 @@ def choose(candidates: Sequence[Candidate], votes: Votes | str, audit: Audit | N
     images are held out for it and its lead `is_clear`. Of trained ones the best method is
     taken, all its seeds together, and of its seeds the one with the largest lead. Where a
     person's answers decide that others are better than the one that would be taken, the most
-    accurate of those is.
-
-    Args:
-        candidates: K.
-        votes: for them, or why there are none.
-        audit: of the same runs, where there is one.
-
-    Raises:
-        UserError: all candidates saw labels.
+    accurate of those is. In place of votes stands why there are none.
     """
     start = best_training_free(candidates, votes)
     found = start if isinstance(votes, str) else _best_trained(candidates, start, votes)
     if audit and (better := _better_by_answers(candidates, found, audit)):
-        values = {one.run: one.value for one in audit.accuracies}
-        best = max(better, key=lambda i: values[candidates[i].run])
-        value, low, high = (
-            100 * x for x in (better[best].value, better[best].low, better[best].high)
-        )
-        reason = (
-            f"A person's answers about {audit.answered:,} {audit.split} images decide: "
-            f"{candidates[best].method} is better than {candidates[found].method} by {value:.1f} "
-            f"points ({low:.1f} to {high:.1f})."
-        )
-        return Choice(best, "answers", reason, start)
+        return Choice(better[0], "answers", better[1], start)
     if isinstance(votes, str):
         reason = f"{candidates[found].method} is the default without votes: {votes}."
         return Choice(found, "default", reason, start)
@@ -265,11 +225,7 @@ def choose(candidates: Sequence[Candidate], votes: Votes | str, audit: Audit | N
 
 
 def eligible(candidates: Sequence[Candidate]) -> list[int]:
-    """Return the candidates that saw no label and did not fail; if all failed, also those.
-
-    Raises:
-        UserError: all saw labels.
-    """
+    """Return the candidates that saw no label and did not fail; if all failed, also those."""
     unlabelled = [i for i, one in enumerate(candidates) if "supervised" not in one.marks]
     if not unlabelled:
         raise UserError("No model can be chosen, for all of them saw labels; run another method.")
@@ -306,27 +262,34 @@ def _best_trained(candidates: Sequence[Candidate], start: int, votes: Votes) -> 
     if candidates[start].is_trained:
         return start
     pooled = votes.pooled(candidates)
-    trained = {
-        i: pooled.compare(i, start) for i in eligible(candidates) if candidates[i].is_trained
-    }
+    trained = [i for i in eligible(candidates) if candidates[i].is_trained]
+    leads = {i: pooled.compare(i, start) for i in trained}
 
     def order(i: int) -> tuple[float, bool, float, int]:
         is_average = candidates[i].objective == AVERAGE
-        seed_alone = votes.compare(i, start).difference
-        return trained[i].difference, is_average, seed_alone, -i
+        return leads[i].difference, is_average, votes.compare(i, start).difference, -i
 
-    leading = [i for i, lead in trained.items() if lead.images >= MIN_HELD_OUT and lead.is_clear]
+    leading = [i for i, lead in leads.items() if lead.images >= MIN_HELD_OUT and lead.is_clear]
     return max(leading, key=order, default=start)
 
 
 def _better_by_answers(
     candidates: Sequence[Candidate], found: int, audit: Audit
-) -> dict[int, AuditComparison]:
-    """Return the candidates that answers decide to be better, compared with `found`."""
-    pairs = {
-        i: audit.compare(candidates[i].run, candidates[found].run) for i in eligible(candidates)
-    }
-    return {i: pair for i, pair in pairs.items() if pair and pair.decided and pair.value > 0}
+) -> tuple[int, str] | None:
+    """Return the most accurate candidate that answers decide to be better, if any, and why."""
+    runs = [one.run for one in candidates]
+    pairs = [(i, audit.compare(runs[i], runs[found])) for i in eligible(candidates)]
+    better = {i: pair for i, pair in pairs if pair and pair.decided and pair.value > 0}
+    values = {one.run: one.value for one in audit.accuracies}
+    best = max(better, key=lambda i: values[runs[i]], default=None)
+    if best is None:
+        return None
+    pair = better[best]
+    return best, (
+        f"A person's answers about {audit.answered:,} {audit.split} images decide: "
+        f"{pair.method} is better than {pair.other} by {100 * pair.value:.1f} points "
+        f"({100 * pair.low:.1f} to {100 * pair.high:.1f})."
+    )
 
 
 def _by_votes(candidates: Sequence[Candidate], found: int, start: int, votes: Votes) -> str:
@@ -372,20 +335,13 @@ def _rows(
     rows: list[dict[str, Any]] = []
     for i, one in enumerate(candidates):
         row: dict[str, Any] = {"method": one.method, "seed": one.seed, "marks": list(one.marks)}
-        row |= dict.fromkeys(("agreement", *COMPARED))
+        row |= dict.fromkeys(("agreement", *Comparison._fields))
         if pooled and pooled.images(i):
-            compared = pooled.compare(i, choice.reference)
-            row |= {name: getattr(compared, name) for name in COMPARED}
             row["agreement"] = pooled.agreement(i)
+            row |= pooled.compare(i, choice.reference)._asdict()
         row |= {"answers": answers.get(one.run), "acc1": accuracies[i]}
         rows.append({**row, "chosen": i == choice.index})
     return rows
-
-
-def _regret(accuracies: Sequence[float | None], chosen: int) -> float | None:
-    """Return by how many points another candidate was better; None without test labels."""
-    known = [value for value in accuracies if value is not None]
-    return 100 * (max(known) - known[chosen]) if len(known) == len(accuracies) else None
 
 
 def _link(source: str, destination: str) -> None:

@@ -39,13 +39,10 @@ def summarize(
     """Write one row per dataset and method: means and spreads over seeds, gain over the baseline.
 
     Accuracies by a person's answers stand in columns of their own, and below the Markdown table.
-
-    Raises:
-        UserError: a file is missing or broken.
     """
-    found = read_results(metrics_paths, selections_paths, audits_paths, others)
-    table = summary(pd.DataFrame(found.metrics), baseline)
-    selections, audits = {one.dataset: one for one in found.selections}, found.audits
+    paths = metrics_paths, selections_paths, audits_paths
+    metrics, selections, audits = read_results(*paths, others)
+    table = summary(metrics, baseline)
     rows = []
     for dataset, method in table[["dataset", "method"]].itertuples(index=False):
         chosen = selections.get(dataset)
@@ -65,42 +62,39 @@ def summarize(
     labelled, unlabelled = split_by_labels(table)
     parts = [
         accuracy_table(labelled, baseline),
-        unlabelled_table(unlabelled),
-        "\n".join(f"- {STAR} {one.dataset}: {one.reason}" for one in found.selections),
-        audit_table([one for one in audits.values() if one.dataset in {*labelled["dataset"]}]),
-        "\n".join(f"- audited: {_verdict(one)}" for one in audits.values()),
-        "\n".join(filter(None, map(checked_labels, fused_labels_paths))),
+        _unlabelled_table(unlabelled),
+        "\n".join(f"- {STAR} {one.dataset}: {one.reason}" for one in selections.values()),
+        _audit_table([one for one in audits.values() if one.dataset in {*labelled["dataset"]}]),
+        "\n".join(map(_verdict, audits.values())),
+        "\n".join(filter(None, map(_checked_labels, fused_labels_paths))),
         dataset_table(labelled),
     ]
-    write_text(markdown_output, "\n\n".join(part for part in parts if part) + "\n")
+    write_text(markdown_output, "\n\n".join(filter(None, parts)) + "\n")
 
 
 def accuracy_table(table: pd.DataFrame, baseline: str) -> str:
-    """Return the accuracies as Markdown that also reads well in a terminal.
-
-    A star and marks follow the method's name. The meaning of the marks stands below the table.
-    """
-    rows = [
-        {
-            "dataset": row["dataset"],
-            "method": _starred(row)
-            + (f" ({', '.join(row['marks'].split())})" if row["marks"] else ""),
-            "seeds": row["seeds"],
-            "acc1": _number(row["acc1_mean"])
-            + ("" if pd.isna(row["acc1_std"]) else f" +- {row['acc1_std']:.1f}"),
-            f"over {baseline.replace('_', '-')}": ""
-            if row["method"] == baseline
-            else _number(row["acc1_gain"], "+.1f"),
-            "acc5": _number(row["acc5_mean"]),
-            "per-class recall": _number(row["mean_per_class_recall"]),
-        }
-        for row in table.to_dict("records")
-    ]
+    """Return the accuracies as Markdown, with notes on the marks that follow methods."""
+    rows = []
+    for row in table.to_dict("records"):
+        marks = f" ({', '.join(row['marks'].split())})" if row["marks"] else ""
+        spread = "" if pd.isna(row["acc1_std"]) else f" +- {row['acc1_std']:.1f}"
+        gain = "" if row["method"] == baseline else _number(row["acc1_gain"], "+.1f")
+        rows.append(
+            {
+                "dataset": row["dataset"],
+                "method": _starred(row) + marks,
+                "seeds": row["seeds"],
+                "acc1": _number(row["acc1_mean"]) + spread,
+                f"over {baseline.replace('_', '-')}": gain,
+                "acc5": _number(row["acc5_mean"]),
+                "per-class recall": _number(row["mean_per_class_recall"]),
+            }
+        )
     notes = [f"- {mark}: {MARKS[mark]}." for mark in union(table["marks"].str.split()).split()]
     return _with_notes(rows, notes)
 
 
-def unlabelled_table(table: pd.DataFrame) -> str:
+def _unlabelled_table(table: pd.DataFrame) -> str:
     """Return the agreement with votes and the audited accuracy where no label is known."""
     rows = [
         {
@@ -123,8 +117,7 @@ def unlabelled_table(table: pd.DataFrame) -> str:
     return _with_notes(rows, notes)
 
 
-def audit_table(audits: Sequence[Audit]) -> str:
-    """Return the accuracies by a person's answers."""
+def _audit_table(audits: Sequence[Audit]) -> str:
     rows = [
         {
             "audited": audit.dataset,
@@ -139,13 +132,11 @@ def audit_table(audits: Sequence[Audit]) -> str:
 
 
 def _verdict(audit: Audit) -> str:
-    """Return the verdict of an audit, with the number of answers where it has accuracies."""
-    answered = f"{audit.answered} of {audit.images:,} {audit.split} images"
-    begin = f"{audit.dataset}, {answered}" if audit.accuracies else audit.dataset
-    return f"{begin}: {audit.sentence}"
+    answered = f", {audit.answered} of {audit.images:,} {audit.split} images"
+    return f"- audited: {audit.dataset}{answered if audit.accuracies else ''}: {audit.sentence}"
 
 
-def checked_labels(path: str) -> str:
+def _checked_labels(path: str) -> str:
     """Return how right fused labels are by a person's answers, or nothing without answers."""
     checked = tables.read_metadata(path, "image_id").get("answers", {}).get("checked")
     return f"- labels of {Path(path).parent.name}, {checked_sentence(checked)}" if checked else ""
@@ -159,7 +150,7 @@ def dataset_table(table: pd.DataFrame) -> str:
     accuracies = by_dataset(table)
     means, complete = means_over_datasets(table)
     if len(accuracies.columns) > 1:
-        accuracies["mean"] = [means.get(str(method)) for method in accuracies.index]
+        accuracies["mean"] = accuracies.index.map(means)
         rows = [
             {"acc1": method, **{str(name): _number(value) for name, value in row.items()}}
             for method, row in accuracies.iterrows()

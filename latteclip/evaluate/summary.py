@@ -1,8 +1,7 @@
 """Means, spreads and gains over datasets and methods, with the paper's figures beside them."""
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,30 +37,16 @@ COLUMNS = [
 ]
 
 
-@dataclass
-class Results:
-    """Metrics of runs, and of datasets the chosen models and the audits."""
-
-    metrics: list[dict[str, Any]]
-    selections: list[Selection]
-    audits: dict[str, Audit]
-
-
 def read_results(
-    metrics_paths: Paths,
-    selection_paths: Paths,
-    audit_paths: Paths,
-    others: str | None = None,
-) -> Results:
-    """Read the results of a run, and those of other datasets in a folder of earlier results.
+    metrics_paths: Paths, selection_paths: Paths, audit_paths: Paths, others: str | None = None
+) -> tuple[list[dict[str, Any]], dict[str, Selection], dict[str, Audit]]:
+    """Read the metrics of a run, and of each dataset the choice of a model and the audit.
 
-    A dataset of earlier results of which a file is broken is left out with a warning.
-
-    Raises:
-        UserError: a file of this run is missing or broken.
+    Those of other datasets in `others`, a folder of earlier results, are added. A dataset of which
+    a file is broken is left out with a warning. A broken file of this run raises UserError.
     """
     found = _read(metrics_paths, selection_paths, audit_paths)
-    here = {values["dataset"] for values in found.metrics}
+    here = {values["dataset"] for values in found[0]}
     # Where a storage keeps the results, the folder need not be there.
     for folder in sorted(Path(others).glob("*")) if others else []:
         paths = sorted(folder.glob("*/seed*/metrics.json"))
@@ -75,24 +60,23 @@ def read_results(
         except UserError as error:
             log.warning("%s is left out of the table: %s", folder.name, error)
             continue
-        found.metrics += more.metrics
-        found.selections += more.selections
-        found.audits |= more.audits
-    found.metrics = mark_audited(found.metrics, found.audits)
-    return found
+        for kind, added in zip(found, more, strict=True):
+            kind += added
+    metrics, *of_datasets = found
+    selections, audits = ({one.dataset: one for one in kind} for kind in of_datasets)
+    return mark_audited(metrics, audits), selections, audits
 
 
-def _read(metrics: Paths, selections: Paths, audits: Paths) -> Results:
-    of_datasets = {audit.dataset: audit for audit in map(read_audit, audits)}
-    return Results([*map(read_metrics, metrics)], [*map(read_selection, selections)], of_datasets)
+def _read(metrics: Paths, selections: Paths, audits: Paths) -> list[list[Any]]:
+    readers = (read_metrics, metrics), (read_selection, selections), (read_audit, audits)
+    return [[*map(read, paths)] for read, paths in readers]
 
 
-def summary(runs: pd.DataFrame, baseline: str) -> pd.DataFrame:
+def summary(runs: Sequence[Mapping[str, Any]], baseline: str) -> pd.DataFrame:
     """Return percentages per dataset and method, in the order in which they first occur.
 
     Args:
-        runs: one row per run, with dataset, method, seed, marks and the FIGURES, which are
-            fractions or null.
+        runs: metrics, with FIGURES that are fractions or None.
         baseline: the method that gains are over.
 
     Returns:
@@ -100,22 +84,23 @@ def summary(runs: pd.DataFrame, baseline: str) -> pd.DataFrame:
         of acc1 its sample standard deviation (null for a single run) and its gain over the baseline
         on the same dataset (null where that was not run).
     """
-    runs = runs.assign(**{name: pd.to_numeric(runs[name]) * 100 for name in FIGURES})
-    groups = runs.groupby(["dataset", "method"], sort=False)
-    table = pd.DataFrame(
-        {
-            "marks": groups["marks"].agg(union),
-            "seeds": groups["seed"].nunique(),
-            "acc1_mean": groups["acc1"].mean(),
-            "acc1_std": groups["acc1"].std(),
-            "acc5_mean": groups["acc5"].mean(),
-            "mean_per_class_recall": groups["mean_per_class_recall"].mean(),
-        }
-    ).reset_index()
+    table = pd.DataFrame(runs)
+    table = table.assign(**{name: pd.to_numeric(table[name]) * 100 for name in FIGURES})
+    table = (
+        table.groupby(["dataset", "method"], sort=False)
+        .agg(
+            marks=("marks", union),
+            seeds=("seed", "nunique"),
+            acc1_mean=("acc1", "mean"),
+            acc1_std=("acc1", "std"),
+            acc5_mean=("acc5", "mean"),
+            mean_per_class_recall=("mean_per_class_recall", "mean"),
+        )
+        .reset_index()
+    )
     base = table[table["method"] == baseline].set_index("dataset")["acc1_mean"]
-    table["acc1_gain"] = table["acc1_mean"] - table["dataset"].map(base)
-    table["baseline"] = baseline
-    return table[COLUMNS]
+    gain = table["acc1_mean"] - table["dataset"].map(base)
+    return table.assign(acc1_gain=gain, baseline=baseline)[COLUMNS]
 
 
 def union(marks: Iterable[Sequence[str]]) -> str:
@@ -146,12 +131,9 @@ def means_over_datasets(table: pd.DataFrame) -> tuple[dict[str, float], list[str
 
     There are no means where there are fewer than two such datasets.
     """
-    accuracies = by_dataset(table)
-    complete = [str(name) for name in accuracies if accuracies[name].notna().all()]
-    if len(complete) < 2:
-        return {}, complete
-    means = accuracies[complete].mean(axis=1)
-    return {str(method): float(mean) for method, mean in means.items()}, complete
+    complete = by_dataset(table).dropna(axis=1)
+    means = complete.mean(axis=1) if len(complete.columns) > 1 else pd.Series()
+    return dict(means), [*complete]
 
 
 def gain_on_paper_datasets(table: pd.DataFrame) -> tuple[float | None, int]:
@@ -159,7 +141,6 @@ def gain_on_paper_datasets(table: pd.DataFrame) -> tuple[float | None, int]:
 
     None where the two were run together on none of the paper's datasets.
     """
-    rows, columns = ["latteclip", "zero_shot"], list(PAPER_DATASETS)
-    wanted = by_dataset(table).reindex(index=rows, columns=columns)
+    wanted = by_dataset(table).reindex(index=["latteclip", "zero_shot"], columns=PAPER_DATASETS)
     gains = [new - old for new, old in wanted.to_numpy().T if not pd.isna(new - old)]
     return (sum(gains) / len(gains), len(gains)) if gains else (None, 0)

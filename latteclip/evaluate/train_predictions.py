@@ -1,10 +1,4 @@
-"""Predictions for some training images: those that a model did not learn from, and examples.
-
-The predictions for held-out images let `select_model` and audits compare models. Those for examples
-stand on a dataset's page, which runs no model itself.
-
-Letters: N images.
-"""
+"""Predictions for training images: held-out ones, to compare models, and examples for the page."""
 
 from collections.abc import Sequence
 
@@ -36,18 +30,13 @@ def example_images(images: str, pseudo_labels: str) -> pa.Table:
 def read_index(
     images: str, pseudo_labels: str, columns: Sequence[str]
 ) -> tuple[pa.Table, list[str]]:
-    """Read columns of an image index with `pseudo_label` and `confidence`, and the class names.
-
-    Raises:
-        UserError: the two tables are not of the same images.
-    """
+    """Read columns of an image index with `pseudo_label` and `confidence`, and the class names."""
     index, metadata = tables.read(images, tables.IMAGES, columns)
-    zero_shot, _ = tables.read(
-        pseudo_labels, tables.PSEUDO_LABELS, ["image_id", "pseudo_label", "confidence"]
-    )
+    added = ["pseudo_label", "confidence"]
+    zero_shot, _ = tables.read(pseudo_labels, tables.PSEUDO_LABELS, ["image_id", *added])
     if not zero_shot["image_id"].equals(index["image_id"]):
         raise UserError(f"{pseudo_labels} is not of the images of {images}; rerun its stage.")
-    for name in ("pseudo_label", "confidence"):
+    for name in added:
         index = index.append_column(name, zero_shot[name])
     return index, metadata["classnames"]
 
@@ -57,10 +46,7 @@ def choose_examples(
     pseudo_labels: npt.NDArray[np.integer],
     n: int = N_EXAMPLES,
 ) -> list[int]:
-    """Choose n of N images from the highest confidence to the lowest.
-
-    They are of different classes if possible.
-    """
+    """Choose n of N images from the surest to the least sure, of different classes if possible."""
     order = np.argsort(-confidence, kind="stable")
     chosen: list[int] = []
     for part in np.array_split(order, min(n, len(order))):
@@ -85,11 +71,7 @@ def write_predictions(
 
 
 def read_predictions(path: str, classnames: Sequence[str], *, held_out: bool) -> pa.Table:
-    """Read `image_id` and `prediction` of the held-out images, or of the examples.
-
-    Raises:
-        UserError: the table is missing, or of other classes.
-    """
+    """Read `image_id` and `prediction` of the held-out images, or of the examples."""
     table, metadata = tables.read(path, TRAIN_PREDICTIONS)
     if metadata["classnames"] != list(classnames):
         raise UserError(f"{path} is of other classes than the image index; rerun its stage.")
@@ -100,11 +82,7 @@ def read_predictions(path: str, classnames: Sequence[str], *, held_out: bool) ->
 def held_out_predictions(
     path: str, image_ids: pa.ChunkedArray, classnames: Sequence[str]
 ) -> npt.NDArray[np.int_]:
-    """Return the classes [N] of images, MISSING where the model learned from the image.
-
-    Raises:
-        UserError: as of `read_predictions`.
-    """
+    """Return the classes [N] of images, MISSING where the model learned from the image."""
     table = read_predictions(path, classnames, held_out=True)
     rows = pc.index_in(image_ids, table["image_id"])
     classes = pc.fill_null(pc.take(table["prediction"], rows), MISSING)

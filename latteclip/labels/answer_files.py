@@ -39,9 +39,7 @@ def read_foreign(
     """Return the answers of a file of another tool; images that are not there are left out.
 
     An image is named by its image_id, its path, or the name of its file where that is unique.
-
-    Raises:
-        UserError: the file is not valid, or names an unknown class, or two classes of an image.
+    UserError names unknown classes, and images of two classes.
     """
     names = [PurePath(place).name for place in paths]
     known: dict[str, str] = dict(zip(names, image_ids, strict=True))

@@ -27,10 +27,6 @@ def calibrate_zero_shot(
     """Write two classifiers: the calibrated class texts, and image prototypes by their labels.
 
     Both have the description of the class embeddings. Labels are not read.
-
-    Raises:
-        UserError: an input lacks an image or does not belong to the others, or there is no training
-            image.
     """
     table, classnames = tables.read_unlabelled(images_path, training=True)
     if len(table) == 0:

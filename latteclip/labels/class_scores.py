@@ -17,16 +17,9 @@ ROUNDING = 1e-3  # of the log of a sum of probabilities
 def read_class_scores(path: str, image_ids: pa.ChunkedArray) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the options of N images and their log-probabilities, from a CLASS_SCORES table.
 
-    They are as the model gave them: biases of classes are in them. The table may have further
-    images.
-
-    Returns:
-        Options [N, K] int64, and their scores [N, K] float32, finite or minus infinity. Where an
-        image has fewer options than K, which is at least 1, the class is -1 and the score minus
-        infinity.
-
-    Raises:
-        UserError: the table lacks an image.
+    Both are [N, K], int64 and float32. Scores are as the model gave them: biases of classes are in
+    them. Where an image has fewer options than K, which is at least 1, the class is -1 and the
+    score minus infinity. UserError names images that the table lacks.
     """
     classes, values = (
         tables.lookup_column(path, tables.CLASS_SCORES, "image_id", name, image_ids)
@@ -42,17 +35,10 @@ def read_class_scores(path: str, image_ids: pa.ChunkedArray) -> tuple[torch.Tens
 
 
 def unlikeliness(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return how little the model thinks that images show any of their options.
+    """Return minus the log of the probability [N] of all options together, from scores [N, K].
 
-    That is minus the log of the probability that it answers with one of them. With "none of these"
-    to choose as well, it grows as the probability of that.
-
-    Args:
-        scores: [N, K] of `read_class_scores`.
-
-    Returns:
-        [N], at least 0; NaN where an image has no scores. All are NaN where scores cannot tell:
-        somebody has made them sum to one, or they are no probabilities.
+    It grows as the probability of "none of these". It is NaN where an image has no scores. All are
+    NaN where scores cannot tell: they were normalised, or they are no probabilities.
     """
     has_some = scores.max(axis=1) > -np.inf
     found = np.full(len(scores), np.nan)

@@ -25,11 +25,7 @@ class EncodingSettings:
 def encode_images(
     images_path: str, settings: EncodingSettings, output: str, *, device: str, threads: int
 ) -> None:
-    """Write IMAGE_FEATURES of every image of every split. Labels are not read.
-
-    Raises:
-        UserError: the index is broken, there is no such model, or it gives no finite features.
-    """
+    """Write IMAGE_FEATURES of every image of every split. Labels are not read."""
     table, _ = tables.read_unlabelled(images_path, training=False)
     picked = devices.pick(device, threads)
     model = image_models.load(settings.model, picked, settings.precision)

@@ -20,11 +20,7 @@ ROWS = 2**14  # of the table in memory at once
 def read_all_features(
     pseudo_labels_path: str, eyes_paths: Sequence[str], image_ids: pa.ChunkedArray
 ) -> FeatureMemmap:
-    """Return CLIP's features of images, and beside them those of other models [N, D of all].
-
-    Raises:
-        UserError: a table lacks an image.
-    """
+    """Return CLIP's features of images, and beside them those of other models [N, D of all]."""
     models = [read_features(pseudo_labels_path, image_ids)]
     models += [read_features(path, image_ids, tables.IMAGE_FEATURES) for path in eyes_paths]
     if not eyes_paths:
@@ -38,11 +34,7 @@ def read_all_features(
 def read_features(
     path: str, image_ids: pa.ChunkedArray, schema: pa.Schema = tables.PSEUDO_LABELS
 ) -> FeatureMemmap:
-    """Return features [N, D] of images in a table, in the order of `image_ids`.
-
-    Raises:
-        UserError: the table lacks an image.
-    """
+    """Return features [N, D] of images in a table, in the order of `image_ids`."""
     table, _ = tables.read(path, schema, ["image_id"])
     rows = pc.index_in(image_ids, table["image_id"])
     if rows.null_count:

@@ -1,8 +1,6 @@
 """Labels of training images by zero-shot scores, image prototypes and votes. Not in the paper.
 
 `fusion` has the model, and `predictors` reads what it is made of.
-
-Letters: N training images, C classes, D embedding width.
 """
 
 import logging
@@ -16,10 +14,10 @@ from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.core.holdout import judging
-from latteclip.labels.answers import LabelledRows, read_labelled
-from latteclip.labels.fusion import OTHER, Fusion, fuse
+from latteclip.labels.answers import read_labelled
+from latteclip.labels.fusion import FUSED, OTHER, Fusion, fuse
 from latteclip.labels.guarantees import checked_sentence, confidence_sequence
-from latteclip.labels.label_sources import CentredFeatures, Votes
+from latteclip.labels.label_sources import CentredFeatures, LabelledRows, Votes
 from latteclip.labels.predictors import FusionSettings, IndividualLabels, read_predictors
 
 log = logging.getLogger(__name__)
@@ -46,9 +44,6 @@ def fuse_labels(
 
     The classifier pools zero-shot scores and image prototypes, and needs no caption. Labels of the
     dataset are not read.
-
-    Raises:
-        UserError: an input lacks an image or does not belong to the others.
     """
     table, classnames = tables.read_unlabelled(images_path, training=True)
     image_ids = table["image_id"]
@@ -65,14 +60,13 @@ def fuse_labels(
         device=device,
         threads=threads,
     )
-    images, votes, others, described = known.images, known.votes, known.others, known.described
-    scale = described["logit_scale"]
+    images, described, scale = known.images, known.described, known.described["logit_scale"]
     labelled = read_labelled(answers_path, table, classnames) if answers_path else None
-    names = [tables.read_metadata(path, "image_id")["model"] for path in eyes_paths]
-    fusion = fuse(images, votes, others, labelled=labelled)
+    fusion = fuse(images, known.votes, known.others, labelled=labelled)
     save_classifier(prototypes_output, images.classifier(fusion.weights, scale), described)
+    names = [tables.read_metadata(path, "image_id")["model"] for path in eyes_paths]
     if eyes_prototypes_output is not None:
-        joint = _joint_classifier((images, *others), fusion, scale)
+        joint = _joint_classifier((images, *known.others), fusion, scale)
         save_classifier(eyes_prototypes_output, joint, {**described, "eyes": names})
     summary = _summary(fusion, known.individual, names)
     if labelled is not None:
@@ -90,38 +84,29 @@ def fuse_labels(
     if votes_output is not None:
         metadata = {name: summary[name] for name in ("votes", "corroborated")}
         metadata |= {"classnames": classnames, "leaked": known.leaked}
-        _write_votes(votes_output, image_ids, votes, fusion, metadata, with_joint=bool(others))
+        columns = _votes(image_ids, known.votes, fusion)
+        schema = tables.VOTES_EYES if eyes_paths else tables.VOTES
+        tables.write(votes_output, {n: columns[n] for n in schema.names}, schema, metadata)
 
 
-def _write_votes(
-    path: str,
-    image_ids: pa.ChunkedArray,
-    votes: Votes,
-    fusion: Fusion,
-    metadata: dict[str, Any],
-    *,
-    with_joint: bool,
-) -> None:
+def _votes(image_ids: pa.ChunkedArray, votes: Votes, fusion: Fusion) -> dict[str, Any]:
+    """Return the columns of VOTES_EYES."""
     judges = torch.from_numpy(judging(tables.Strings(image_ids))) & votes.has
     vote = fusion.parameters.classes(votes.probabilities(judges)).float()
-    columns = {
+    return {
         "image_id": image_ids.filter(pa.array(judges.numpy())),
         "vote": tables.list_column(vote.numpy()),
         "head": _column(fusion.head[judges]),
         "joint_head": _column(fusion.joint_head[judges]),
     }
-    schema = tables.VOTES_EYES if with_joint else tables.VOTES
-    tables.write(path, {name: columns[name] for name in schema.names}, schema, metadata)
 
 
 def _joint_classifier(
     models: Sequence[CentredFeatures], fusion: Fusion, scale: float
 ) -> Classifier:
     """Return the classifier of the features of all models, side by side."""
-    each = [
-        model.classifier(weights, scale)
-        for model, weights in zip(models, fusion.joint_weights, strict=True)
-    ]
+    pairs = zip(models, fusion.joint_weights, strict=True)
+    each = [model.classifier(weights, scale) for model, weights in pairs]
     weights = torch.cat([part.weights for part in each], dim=1)
     return Classifier.of(weights, torch.stack([part.bias for part in each]).sum(dim=0))
 
@@ -155,40 +140,34 @@ def _summary(
 ) -> dict[str, Any]:
     """Return what was learned of votes and predictors, for the metadata."""
     name, (labels, confidence) = list(individual.items())[-1]
-    parameters, calibrated = fusion.parameters, fusion.individual_labels["zero_shot"]
-    has, test = confidence > 0, parameters.test
+    found, calibrated = fusion.parameters, fusion.individual_labels["zero_shot"]
+    has, test = confidence > 0, found.test
     n = int(has.sum())
+    weights = {"zero_shot": found.zero_shot, "images": found.images[0], "texts": found.texts}
     summary: dict[str, Any] = {
         "votes": "class scores" if name == "lmm" else "captions",
         "voting": n,
         "agreement": int((labels == calibrated)[has].sum()) / max(1, n),
         "corroborated": test.significant,
-        "corroboration": {
-            "images": test.images,
-            "zero_shot": test.zero_shot,
-            "p_value": test.p_value,
-        },
-        "weights": {
-            "zero_shot": parameters.zero_shot,
-            "images": parameters.images[0],
-            "texts": parameters.texts,
-        },
-        "explained_share": parameters.explained_share,
-        "independence": parameters.independence,
+        "corroboration": {key: getattr(test, key) for key in ("images", "zero_shot", "p_value")},
+        "weights": weights,
+        "explained_share": found.explained_share,
+        "independence": found.independence,
         "gains": {key: gain for key, gain in fusion.gains.items() if not key.startswith(OTHER)},
         "changed": int((fusion.labels != calibrated).sum()),
     }
-    of_eyes = [
-        {
-            "model": model,
-            "weight": parameters.images[1 + i] if test.significant else 0.0,
-            "gain": fusion.gains.get(f"{OTHER}{i}", 0.0),
-            "agreement": test.others[i],
-            "p_value": test.p_values[i],
-        }
-        for i, model in enumerate(eyes)
-    ]
-    return summary | ({"eyes": of_eyes} if eyes else {})
+    if eyes:
+        summary["eyes"] = [
+            {
+                "model": model,
+                "weight": found.images[1 + i] if test.significant else 0.0,
+                "gain": fusion.gains.get(f"{OTHER}{i}", 0.0),
+                "agreement": test.others[i],
+                "p_value": test.p_values[i],
+            }
+            for i, model in enumerate(eyes)
+        ]
+    return summary
 
 
 def _summary_of_answers(
@@ -199,24 +178,24 @@ def _summary_of_answers(
         " or ".join(classnames[c] for c in shares.nonzero()[:, 0]) or None
         for shares in labelled.shares
     ]
-    ids = image_ids.take(pa.array(labelled.rows.numpy())).to_pylist()
-    found: dict[str, Any] = {"images": dict(zip(ids, names, strict=True))}
-    if (checked := fusion.checked) is None:
+    ids = image_ids.take(pa.array(labelled.rows.numpy()))
+    found: dict[str, Any] = {"images": dict(zip(ids.to_pylist(), names, strict=True))}
+    if not fusion.checked:
         return found
-    n, right = len(image_ids), int(checked.right.sum())
-    taught = len(labelled.rows) - len(checked.rows)
-    ends = confidence_sequence(right, len(checked.rows), n - taught)
-    shares = (right / len(checked.rows), *ends)
+    columns = {
+        name: {"confidence": one.confidence.tolist(), "right": one.right.tolist()}
+        for name, one in fusion.checked.items()
+    }
+    labels = columns.pop(FUSED)
+    n, answers, right = labelled.n, len(labels["right"]), sum(labels["right"])
+    taught = len(labelled.rows) - answers
+    shares = (right / answers, *confidence_sequence(right, answers, n - taught))
     value, low, high = ((taught + share * (n - taught)) / n for share in shares)
     found["checked"] = {
-        **{"answers": len(checked.rows), "value": value, "low": low, "high": high},
-        "image_id": image_ids.take(pa.array(checked.rows.numpy())).to_pylist(),
-        "confidence": checked.confidence.tolist(),
-        "right": checked.right.tolist(),
-        "classifiers": {
-            name: {"confidence": head.confidence.tolist(), "right": head.right.tolist()}
-            for name, head in checked.heads.items()
-        },
+        **{"answers": answers, "value": value, "low": low, "high": high},
+        "image_id": ids.filter(pa.array(labelled.drawn.numpy())).to_pylist(),
+        **labels,
+        "classifiers": columns,
     }
     log.info("Labels %s.", checked_sentence(found["checked"]))
     return found

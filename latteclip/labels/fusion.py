@@ -35,15 +35,15 @@ models, A answered images.
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 
 from latteclip.clip.classifier import best_classes
-from latteclip.labels.answers import LabelledRows
 from latteclip.labels.label_sources import (
     CalibratedFeatures,
     CentredFeatures,
+    LabelledRows,
     Rows,
     Votes,
     parts,
@@ -88,14 +88,10 @@ class Posterior:
 
     @classmethod
     def of(
-        cls,
-        table: Callable[[slice], torch.Tensor],
-        n: int,
-        n_classes: int,
-        weights: torch.Tensor,
+        cls, table: Callable[[slice], torch.Tensor], n_classes: int, weights: torch.Tensor
     ) -> Self:
-        """Keep the largest probabilities of n images, of which `table` returns some rows [n, C]."""
-        k = min(KEPT, n_classes)
+        """Keep the largest probabilities of N images, of which `table` returns some rows [n, C]."""
+        n, k = len(weights), min(KEPT, n_classes)
         kept = cls(torch.zeros(n, k, dtype=torch.int32), torch.zeros(n, k), n_classes, weights)
         for rows in parts(n):
             classes, shares = best_classes(table(rows), k)
@@ -120,47 +116,6 @@ class Posterior:
             check_invariants=True,
         )
         return table @ x
-
-
-class AnsweredImages:
-    """A person's answers, by the rows of all N images."""
-
-    def __init__(self, n: int, n_classes: int, labelled: LabelledRows | None = None) -> None:
-        labelled = labelled or LabelledRows.none(n_classes)
-        self.shares = labelled.shares  # [A, C]
-        self.place = torch.full((n,), -1)  # [N] among the answered images
-        self.place[labelled.rows] = torch.arange(len(labelled.rows))
-        self.weights = torch.ones(n, dtype=torch.float64)
-        self.weights[labelled.rows] = ANSWER_WEIGHT
-        named = self.shares.any(dim=1)
-        self.taught = labelled.rows[named]  # images of one of the classes
-        self.truth = self.shares[named]
-
-    def __bool__(self) -> bool:
-        return len(self.shares) > 0
-
-    def replace(self, rows: Rows, log_posterior: torch.Tensor) -> torch.Tensor:
-        """Return a log-posterior [n, C] in which answered rows follow the answers.
-
-        Of two answers that differ, the posterior decides. An image of none of the classes has
-        -inf for all.
-        """
-        place = self.place[rows]
-        is_answered = place >= 0
-        if not is_answered.any():
-            return log_posterior
-        table = log_posterior.clone()
-        answered = self.shares[place[is_answered]].log() + log_posterior[is_answered]
-        table[is_answered] = answered.log_softmax(dim=1).nan_to_num(
-            nan=-torch.inf, neginf=-torch.inf
-        )
-        return table
-
-    def at_end(self, table: torch.Tensor) -> torch.Tensor:
-        """Return a table [n, C] in which the last rows, those of `taught`, are the answers."""
-        if not len(self.truth):
-            return table
-        return torch.cat([table[: len(table) - len(self.truth)], self.truth])
 
 
 # --- permutation test ----------------------------------------------------------------------------
@@ -201,9 +156,7 @@ def corroborate(
       criterion with linear kernels (Gretton et al. 2005), x features and v votes about their means;
     - sum_i <z_i, v_i>, z zero-shot probabilities.
 
-    Args:
-        sample: [n] indices of images with votes, of which a part may be enough.
-        others: features of other image models.
+    A part of the sample [n] of images with votes may be enough.
     """
     if len(sample) == 0:
         return PermutationTest(0.0, 0.0, 1.0, (0.0,) * len(others), (1.0,) * len(others))
@@ -213,7 +166,8 @@ def corroborate(
     sample = sample[:: -(-len(sample) // size)]
     features = [model.centred[sample].double() for model in models]
     norms = [x.square().sum(dim=1) for x in features]
-    zero_shot, permuted = images.zero_shot(sample).exp(), votes.permuted(sample)
+    zero_shot = images.zero_shot(sample).exp()
+    permuted = (votes.permuted or (lambda rows: votes.probabilities(rows).__getitem__))(sample)
 
     def statistics(order: torch.Tensor) -> list[float]:
         cast = permuted(order)
@@ -277,15 +231,11 @@ class FusionParameters:
         return vote_log_likelihood(votes, self.confusion).softmax(dim=1)
 
 
-@dataclass(frozen=True)
-class CheckedLabels:
-    """Labels of images that were drawn to check them, each learned without the image's answer."""
+class CheckedLabels(NamedTuple):
+    """Labels of the J images drawn to check them, each learned without the image's answer."""
 
-    rows: torch.Tensor  # [J]
-    labels: torch.Tensor  # [J]
     confidence: torch.Tensor  # [J] float32
     right: torch.Tensor  # [J] bool: by the answers
-    heads: Mapping[str, "CheckedLabels"] = field(default_factory=dict)  # by each classifier
 
 
 @dataclass(frozen=True)
@@ -305,15 +255,8 @@ class Fusion:
     gains: dict[str, float]  # log-likelihood of the votes over their mean, by predictors
     joint_head: torch.Tensor  # [N] the class by `joint_weights`, without the image's own part
     joint_weights: tuple[torch.Tensor, ...]  # [C, D] float64 of each model
-    checked: CheckedLabels | None = None  # if answers check the labels
-
-    @property
-    def heads(self) -> dict[str, Sequence[torch.Tensor]]:
-        """Return the weights of each classifier by the name of its file."""
-        heads: dict[str, Sequence[torch.Tensor]] = {"image_prototypes": (self.weights,)}
-        if len(self.joint_weights) > 1:
-            heads["image_prototypes_eyes"] = self.joint_weights
-        return heads
+    # FUSED labels, and those of classifiers, if answers check them.
+    checked: Mapping[str, CheckedLabels] = field(default_factory=dict)
 
 
 class Prototypes:
@@ -354,11 +297,7 @@ class Prototypes:
         return SHARPNESS * own_part_left_out(texts, table, self.text_sums)
 
     def head(self, weights: torch.Tensor) -> list[torch.Tensor]:
-        """Return a z + sum_m b_m s_m as logits [C, D] of centred features of each model.
-
-        Args:
-            weights: [1 + M] a and b, or those of the first models.
-        """
+        """Return a z + sum_m b_m s_m as logits [C, D] of centred features of the first models."""
         heads = []
         for weight, sums in zip(weights[1:], self.sums, strict=False):
             lengths = sums.norm(dim=1, keepdim=True).clamp(min=TINY)
@@ -372,10 +311,7 @@ def own_part_left_out(
 ) -> torch.Tensor:
     """Return products [n, C] of rows with L2-normalised prototypes, each without the row's part.
 
-    Args:
-        x: [n, D].
-        table: [n, C] the share of each row in each prototype.
-        prototypes: [C, D], sums of the rows by their shares.
+    Prototypes are sums [C, D] of rows x [n, D] by their shares in a table [n, C].
     """
     products, own = x @ prototypes.T, x.square().sum(dim=1, keepdim=True)
     squares = prototypes.square().sum(dim=1) - 2 * table * products + table.square() * own
@@ -396,8 +332,9 @@ class LabelModel:
             votes = Votes(torch.zeros(self.n, dtype=torch.bool), votes.probabilities)
             self.sample = self.sample[:0]
         self.images, self.votes, self.others = images, votes, others
-        self.used = test.informative if test.significant else []
-        self.answers = AnsweredImages(self.n, self.n_classes)
+        # Without votes, answers tell which image models are of use.
+        self.used = test.informative if test.significant else list(range(len(others)))
+        self.answers = LabelledRows.none(self.n, self.n_classes)
         nothing, weights = torch.empty(0, self.n_classes), (0.0,) * (1 + len(others))
         self.parameters = FusionParameters(test, nothing, images=weights)
         # Of the next round, and of the last one, from which the parameters were learned.
@@ -405,7 +342,8 @@ class LabelModel:
 
     def _posterior(self, table: Callable[[slice], torch.Tensor]) -> Posterior:
         """Return the posterior of which `table` returns some rows [n, C]."""
-        return Posterior.of(table, self.n, self.n_classes, self.answers.weights)
+        weights = torch.where(self.answers.place >= 0, ANSWER_WEIGHT, 1.0).double()
+        return Posterior.of(table, self.n_classes, weights)
 
     def _prototypes(self, posterior: Posterior) -> Prototypes:
         """Return the prototypes of a posterior."""
@@ -417,16 +355,14 @@ class LabelModel:
         """Whether votes or answers carry information."""
         return self.parameters.test.significant or len(self.answers.taught) > 0
 
-    def answered(self, labelled: LabelledRows) -> "LabelModel":
+    def answered(self, answers: LabelledRows) -> "LabelModel":
         """Return a model with these answers, which goes on from the posterior so far.
 
         Where votes carry no information, the prototypes start from the answers alone.
         """
-        model, answers = copy.copy(self), AnsweredImages(self.n, self.n_classes, labelled)
+        model = copy.copy(self)
         model.answers = answers
-        is_first = not self.answers and not self.parameters.test.significant
-        if is_first:  # answers tell which image models are of use
-            model.used = list(range(len(self.others)))
+        is_first = not len(self.answers.rows) and not self.parameters.test.significant
 
         def table(rows: slice) -> torch.Tensor:
             before = self.prototypes.posterior.table(rows) * (not is_first)
@@ -439,12 +375,11 @@ class LabelModel:
     def step(self, *, light: bool = False) -> None:
         """Learn parameters, and update the prototypes.
 
-        Args:
-            light: learn only what answers decide, where there are votes and answers. With many
-                classes, the confusion matrix is what takes time.
+        With many classes, the confusion matrix is what takes time. Where there are votes and
+        answers, a light step learns only what answers decide.
         """
         self.last = self.prototypes
-        if light and self.answers and self.parameters.test.significant:
+        if light and len(self.answers.rows) and self.parameters.test.significant:
             self.parameters = self._fit_to_answers(self.parameters)
         else:
             self.parameters = self._fit_to_answers(self._learn())
@@ -452,13 +387,10 @@ class LabelModel:
         self.prototypes = self._prototypes(posterior)
 
     def _learn(self) -> FusionParameters:
-        """Return the likeliest parameters on a sample of the images with votes.
-
-        Answers take part in a smaller sample.
-        """
+        """Return the likeliest parameters on a sample of the images with votes or answers."""
         answers, sample, test = self.answers, self.sample, self.parameters.test
         small = _spaced(torch.arange(len(sample)), self.n_classes, SMALL_SAMPLE)
-        if answers:
+        if len(answers.rows):
             sample = sample[small]
             sample = torch.cat([sample[answers.place[sample] < 0], answers.taught])
             small = torch.arange(len(sample))
@@ -528,13 +460,10 @@ class LabelModel:
 
     def fused(self) -> Fusion:
         """Learn in ROUNDS rounds and return the labels."""
-        if not self.is_informed:
-            return self._calibrated()
-        self.learn(ROUNDS)
-        return self._labelled()
+        return self._labelled(self.learn(ROUNDS)) if self.is_informed else self._calibrated()
 
-    def learn(self, rounds: int) -> None:
-        """Learn from votes or answers that carry information, in some rounds.
+    def learn(self, rounds: int) -> dict[str, float]:
+        """Learn from votes or answers in some rounds, and return the gains of the predictors.
 
         While an image model explains too little of the votes, the rounds begin again without the
         one that explains least.
@@ -543,20 +472,21 @@ class LabelModel:
         while True:
             for _ in range(rounds):
                 self.step()
-            useless = self._useless()
-            if useless is None:
-                return
+            sample = self.small_sample
+            if not len(sample):
+                return {}
+            votes = self.votes.probabilities(sample)
+            gained, ratios = gains(self.last.predictors(sample), votes, self.used)
+            useless = min(ratios, key=lambda number: ratios[number], default=None)
+            if useless is None or ratios[useless] >= MIN_RATIO:
+                return gained
             self.used = [number for number in self.used if number != useless]
             self.prototypes, self.parameters = self._prototypes(start), parameters
 
-    def _useless(self) -> int | None:
-        """Return the number of the image model that explains least of the votes, if too little."""
-        sample = _spaced(self.sample, self.n_classes, SMALL_SAMPLE)
-        if not self.used or not len(sample):
-            return None
-        ratios = likelihood_ratios(self.last.predictors(sample), self.votes.probabilities(sample))
-        least, number = min(zip(ratios, self.used, strict=True))
-        return number if least < MIN_RATIO else None
+    @property
+    def small_sample(self) -> torch.Tensor:
+        """Return the images from which a few numbers are learned."""
+        return _spaced(self.sample, self.n_classes, SMALL_SAMPLE)
 
     def _calibrated(self) -> Fusion:
         """Return calibrated zero-shot labels, where the votes carry no information."""
@@ -564,20 +494,21 @@ class LabelModel:
         for rows in parts(self.n):
             best = self.images.zero_shot(rows).exp().max(dim=1)
             labels[rows], confidence[rows] = best.indices, best.values.float()
-        individual, texts = {"zero_shot": labels}, self.images.texts
-        heads = self._of_all([texts])
         return Fusion(
-            self.parameters, labels, confidence, individual, labels, texts, {}, labels, heads
+            parameters=self.parameters,
+            labels=labels,
+            confidence=confidence,
+            individual_labels={"zero_shot": labels},
+            gains={},
+            head=labels,
+            weights=self.images.texts,
+            joint_head=labels,
+            joint_weights=self._of_all([self.images.texts]),
         )
 
-    def _labelled(self) -> Fusion:
+    def _labelled(self, gained: dict[str, float]) -> Fusion:
         """Return the labels of the last round, and the heads by the prototypes of these labels."""
-        weights, used_weights = self.parameters.weights, self.parameters.images[1:]
-        sample, gained = _spaced(self.sample, self.n_classes, SMALL_SAMPLE), {}
-        if len(sample):
-            votes = self.votes.probabilities(sample)
-            gained = gains(self.last.predictors(sample), votes, self.used)
-        own = self._own_weights(sample if len(sample) else self.answers.taught)
+        weights, own = self.parameters.weights, self._own_weights()
         columns = (torch.empty(self.n, dtype=torch.long) for _ in range(5))
         labels, zero_shot, images, head, joint = columns
         confidence = torch.empty(self.n)
@@ -592,20 +523,25 @@ class LabelModel:
             predictors = self.prototypes.predictors(rows)
             head[rows] = pool(predictors[:2], own).argmax(dim=1)
             joint[rows] = pool(predictors, weights).argmax(dim=1)
-        weight_of = dict(zip(self.used, used_weights, strict=True))
+        weight_of = dict(zip(self.used, self.parameters.images[1:], strict=True))
         others = (weight_of.get(i, 0.0) for i in range(len(self.others)))
-        parameters = replace(self.parameters, images=(self.parameters.images[0], *others))
-        individual = {"zero_shot": zero_shot, "images": images}
         return Fusion(
-            *(parameters, labels, confidence, individual),
-            *(head, self.prototypes.head(own)[0], gained),
-            *(joint, self._of_all(self.prototypes.head(weights))),
+            parameters=replace(self.parameters, images=(self.parameters.images[0], *others)),
+            labels=labels,
+            confidence=confidence,
+            individual_labels={"zero_shot": zero_shot, "images": images},
+            gains=gained,
+            head=head,
+            weights=self.prototypes.head(own)[0],
+            joint_head=joint,
+            joint_weights=self._of_all(self.prototypes.head(weights)),
         )
 
-    def _own_weights(self, sample: torch.Tensor) -> torch.Tensor:
+    def _own_weights(self) -> torch.Tensor:
         """Return the weights [2] by which CLIP alone predicts what all models together found."""
         if not self.parameters.weights[2:].any():
             return self.parameters.weights[:2]
+        sample = self.small_sample if len(self.sample) else self.answers.taught
         targets = self.log_posterior(sample).exp()
         return fit_weights(self.prototypes.predictors(sample)[:2], targets)
 
@@ -623,48 +559,38 @@ def fuse(
     others: Sequence[CentredFeatures] = (),
     labelled: LabelledRows | None = None,
 ) -> Fusion:
-    """Label N images by zero-shot scores, image prototypes, votes and a person's answers.
-
-    Args:
-        images: CLIP's features of the images.
-        votes: for the images.
-        others: features of the images by other models.
-        labelled: the answered images, at least one.
-    """
+    """Label N images by zero-shot scores, image prototypes, votes and a person's answers."""
     start = LabelModel(images, votes, others)
     if labelled is None:
         return start.fused()
-    checked = cross_fit(start, labelled) if labelled.drawn.any() else None
+    checked = cross_fit(start, labelled) if labelled.drawn.any() else {}
     return replace(start.answered(labelled).fused(), checked=checked)
 
 
-def cross_fit(model: LabelModel, labelled: LabelledRows) -> CheckedLabels:
+def cross_fit(model: LabelModel, labelled: LabelledRows) -> dict[str, CheckedLabels]:
     """Label the images drawn to check, each without its answer and those of its fold.
 
-    The classifiers of each fold classify them too.
+    Beside FUSED labels are those of the classifiers of the fold, by the names of their files.
     """
     drawn = labelled.drawn.nonzero()[:, 0]
-    order = drawn[torch.randperm(len(drawn), generator=torch.Generator().manual_seed(SEED))]
-    found: dict[str, list[torch.Tensor]] = {}
+    order = torch.randperm(len(drawn), generator=torch.Generator().manual_seed(SEED))
+    found: dict[str, CheckedLabels] = {}
     for fold in order.chunk(FOLDS):
         use = torch.ones(len(labelled.rows), dtype=torch.bool)
-        use[fold] = False
+        use[drawn[fold]] = False
         fusion = model.answered(labelled.select(use)).fused()
-        rows = labelled.rows[fold]
+        rows, models = labelled.rows[drawn[fold]], (model.images, *model.others)
         predicted = {FUSED: (fusion.labels[rows], fusion.confidence[rows])}
-        for name, weights in fusion.heads.items():
-            predicted[name] = _classified((model.images, *model.others), weights, rows)
-        for name, columns in predicted.items():
-            found.setdefault(name, []).append(torch.stack([x.double() for x in columns]))
-    places = torch.searchsorted(drawn, order).argsort()
-
-    def checked(name: str) -> CheckedLabels:
-        labels, confidence = torch.cat(found[name], dim=1)[:, places]
-        right = labelled.shares[drawn].gather(1, labels.long()[:, None])[:, 0] > 0
-        return CheckedLabels(labelled.rows[drawn], labels.long(), confidence.float(), right)
-
-    heads = {name: checked(name) for name in found if name != FUSED}
-    return replace(checked(FUSED), heads=heads)
+        predicted["image_prototypes"] = _classified(models, (fusion.weights,), rows)
+        if model.others:
+            predicted["image_prototypes_eyes"] = _classified(models, fusion.joint_weights, rows)
+        for name, (labels, confidence) in predicted.items():
+            is_right = torch.zeros(len(drawn), dtype=torch.bool)
+            checked = found.setdefault(name, CheckedLabels(torch.zeros(len(drawn)), is_right))
+            checked.confidence[fold] = confidence.float()
+            shares = labelled.shares[drawn[fold]].gather(1, labels[:, None])
+            checked.right[fold] = shares[:, 0] > 0
+    return found
 
 
 def _classified(
@@ -684,7 +610,7 @@ def prototypes_by_zero_shot(images: CalibratedFeatures) -> torch.Tensor:
     n, n_classes = len(images.centred), len(images.texts)
     votes = zero_shot_votes(images)
     ones = torch.ones(n, dtype=torch.float64)
-    start = Prototypes(images, Posterior.of(votes.probabilities, n, n_classes, ones))
+    start = Prototypes(images, Posterior.of(votes.probabilities, n_classes, ones))
     sample = _spaced(torch.arange(n), n_classes, SMALL_SAMPLE)
     cast = votes.probabilities(sample)
     weights, share = fit_mixture(start.predictors(sample)[1:], cast, cast.mean(dim=0))
@@ -717,10 +643,7 @@ def fit_mixture(
 ) -> tuple[torch.Tensor, float]:
     """Return the weights and the share u with which u softmax(pool) + (1 - u) r is likeliest.
 
-    Args:
-        predictors: tables [n, C].
-        votes: [n, C] of the same images.
-        overall: [C] r.
+    Predictors are tables [n, C] like the votes, and r is [C].
     """
 
     def loss(free: torch.Tensor) -> torch.Tensor:
@@ -744,12 +667,8 @@ def fit_weights(
 ) -> torch.Tensor:
     """Return the weights with which softmax(pool), through a confusion [C, C], is likeliest.
 
-    Args:
-        predictors: tables [n, C].
-        targets: [n, C] probabilities.
-        n_known: of the last targets, which are classes and not votes.
-        centre: of the normal prior of the weights.
-        precision: of the prior.
+    Predictors and targets are tables [n, C]. The last `n_known` targets are classes and not votes.
+    The weights have a normal prior.
     """
 
     def loss(free: torch.Tensor) -> torch.Tensor:
@@ -765,45 +684,27 @@ def fit_weights(
 
 def gains(
     predictors: Sequence[torch.Tensor], votes: torch.Tensor, others: Sequence[int]
-) -> dict[str, float]:
-    """Return the nats per vote that the predictors gain over the mean vote.
+) -> tuple[dict[str, float], dict[int, float]]:
+    """Return the nats per vote that predictors gain over the mean vote.
 
-    Args:
-        predictors: z, and s of CLIP and of other models, tables [n, C].
-        votes: [n, C] of the same images.
-        others: the numbers of the other models.
+    Predictors are z, and s of CLIP and of `others`, tables [n, C] like the votes. By how many nats
+    each of `others` makes all votes likelier is returned as well.
     """
     overall = votes.mean(dim=0)
-    blind = _cross_entropy(votes, overall.expand_as(votes))
-    groups = {"both": predictors, "zero_shot": predictors[:1], "images": predictors[1:2]}
-    groups |= {f"{OTHER}{i}": [own] for i, own in zip(others, predictors[2:], strict=True)}
-    return {
-        name: (blind - _mixture_loss(tables, votes, overall)).item()
-        for name, tables in groups.items()
-    }
 
+    def loss(tables: Sequence[torch.Tensor]) -> float:
+        weights, share = fit_mixture(tables, votes, overall)
+        mixed = share * pool(tables, weights).softmax(dim=1) + (1 - share) * overall
+        return _cross_entropy(votes, mixed).item()
 
-def likelihood_ratios(predictors: Sequence[torch.Tensor], votes: torch.Tensor) -> list[float]:
-    """Return by how many nats each model beside CLIP makes all votes likelier.
-
-    Args:
-        predictors: z, and s of CLIP and of other models, tables [n, C].
-        votes: [n, C] of the same images.
-    """
-    overall = votes.mean(dim=0)
-    loss = _mixture_loss(predictors, votes, overall)
-    without = ([*predictors[:i], *predictors[i + 1 :]] for i in range(2, len(predictors)))
-    losses = (_mixture_loss(tables, votes, overall) for tables in without)
-    return [len(votes) * (larger - loss).item() for larger in losses]
-
-
-def _mixture_loss(
-    predictors: Sequence[torch.Tensor], votes: torch.Tensor, overall: torch.Tensor
-) -> torch.Tensor:
-    """Return the cross-entropy of votes and their likeliest mixture, in nats per vote."""
-    weights, share = fit_mixture(predictors, votes, overall)
-    mixed = share * pool(predictors, weights).softmax(dim=1) + (1 - share) * overall
-    return _cross_entropy(votes, mixed)
+    blind, both = _cross_entropy(votes, overall.expand_as(votes)).item(), loss(predictors)
+    found = {"both": both, "zero_shot": loss(predictors[:1]), "images": loss(predictors[1:2])}
+    ratios = {}
+    for place, number in enumerate(others, start=2):
+        found[f"{OTHER}{number}"] = loss(predictors[place : place + 1])
+        without = [*predictors[:place], *predictors[place + 1 :]]
+        ratios[number] = len(votes) * (loss(without) - both)
+    return {name: blind - value for name, value in found.items()}, ratios
 
 
 def _cross_entropy(targets: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
@@ -820,24 +721,21 @@ def _minimise(
     """
     active = torch.ones_like(start)
     while True:
-        found = _descend(loss, start * active, active)
+        found = _descend(lambda free: loss(free * active), start * active) * active
         if not (found[:n_weights] < 0).any():
             return found
         active[found[:n_weights].argmin()] = 0
 
 
-def _descend(
-    loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, active: torch.Tensor
-) -> torch.Tensor:
-    """Minimise a loss while the entries that are not active (0 in place of 1) are 0."""
+def _descend(loss: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor) -> torch.Tensor:
     free = start.requires_grad_()
     optimiser = torch.optim.LBFGS([free], max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> float:
         optimiser.zero_grad()
-        value = loss(free * active)
+        value = loss(free)
         value.backward()
         return value.item()
 
     optimiser.step(closure)
-    return free.detach() * active
+    return free.detach()

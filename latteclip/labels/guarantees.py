@@ -65,10 +65,8 @@ def pac_threshold(confidence: Floats, wrong: Bools, max_error: float) -> float:
     labels are nested, so the exact bound of the largest set needs no correction for the search
     (Candes, Ilyas and Zrnic, Probably approximately correct labels, arXiv 2506.10908).
 
-    Args:
-        confidence: [m] of the labels of images that were drawn uniformly.
-        wrong: [m] whether a person's answer is another one.
-        max_error: share of all labels.
+    Confidences [m] are of labels of images that were drawn uniformly. A label is wrong [m] where a
+    person's answer is another one.
     """
     if upper_bound(0, len(wrong)) > max_error:
         return float("inf")
@@ -84,24 +82,14 @@ def conformal_accepted(
     """Return which of N other labels may be used: on average, at most a share of them is wrong.
 
     Each label has a conformal p-value for the hypothesis that it is wrong, and Benjamini and
-    Hochberg's procedure selects (conformal labelling, arXiv 2510.14581).
-
-    Args:
-        confidence: [m] of the labels of images that were drawn uniformly.
-        wrong: [m] whether a person's answer is another one.
-        others: [N] confidences of the labels to select from.
-        false_discovery: the share.
+    Hochberg's procedure selects (conformal labelling, arXiv 2510.14581). For confidences [m] and
+    wrong labels [m] see `pac_threshold`. Those of the other labels are [N].
     """
     rng = np.random.default_rng(TIE_SEED)
-    jitter = [rng.random(len(part)) for part in (confidence, others)]
-    errors = np.sort(_pairs(confidence[wrong], jitter[0][wrong]))
-    # Wrong ones that are at least as sure.
-    surer = len(errors) - np.searchsorted(errors, _pairs(others, jitter[1]))
+    # Complex numbers are ordered by the first part, and then by the second.
+    drawn, rest = (part + 1j * rng.random(len(part)) for part in (confidence, others))
+    errors = np.sort(drawn[wrong])
+    surer = len(errors) - np.searchsorted(errors, rest)  # wrong ones at least as sure
     p_values = (1 + surer) / (1 + len(wrong))
     found: Bools = false_discovery_control(p_values) <= false_discovery
     return found
-
-
-def _pairs(first: Floats, second: Floats) -> npt.NDArray[np.complex128]:
-    """Return numbers that are ordered by the first, and then by the second."""
-    return first + 1j * second

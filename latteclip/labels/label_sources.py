@@ -1,14 +1,12 @@
-"""What is known of training images before any label: image features, and votes for classes.
+"""What labels are made of: image features, votes for classes, and a person's answers.
 
-Nothing here holds a table of all images and all classes: such tables are computed for some rows at
-a time.
-
-Letters: N training images, n some of them, C classes, D embedding width, U distinct captions, K
-options of an image.
+Tables of images and classes are computed for some rows at a time. Letters: N training images, n
+some of them, A answered ones, C classes, D embedding width, U distinct captions, K options.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -26,7 +24,6 @@ MIN_LENGTH = 1e-5  # mean distance from the mean below which features do not tel
 SHRINKAGE = 0.8  # of a covariance towards a multiple of the identity: found on photographs of DTD
 COVARIANCE_ROWS = 2**16  # images from which it is estimated, at most
 Rows = slice | torch.Tensor
-Permute = Callable[[torch.Tensor], torch.Tensor]
 
 
 # --- images --------------------------------------------------------------------------------------
@@ -39,10 +36,11 @@ class CentredFeatures:
     centred: Features  # [N, D] float32
     mean: torch.Tensor  # [D] float64
     length: float  # mean distance of the features from their mean
+    whitening: torch.Tensor | None = None  # [D, D] float64, symmetric: what they are multiplied by
 
     @staticmethod
-    def centre(features: Features) -> "CentredFeatures":
-        """Centre features [N, D] in place."""
+    def centre(features: Features, whitening: torch.Tensor | None = None) -> "CentredFeatures":
+        """Centre features [N, D] in place, which may be whitened."""
         n = len(features)
         mean, length = torch.zeros(features.shape[1], dtype=torch.float64), 0.0
         for rows in parts(n):
@@ -54,43 +52,32 @@ class CentredFeatures:
         is_constant = length < MIN_LENGTH
         for rows in parts(n):
             features[rows] = features[rows] * 0 if is_constant else features[rows] / length
-        return CentredFeatures(features, mean, 1.0 if is_constant else length)
+        return CentredFeatures(features, mean, 1.0 if is_constant else length, whitening)
 
     def classifier(self, weights: torch.Tensor, scale: float) -> Classifier:
-        """Return a classifier of uncentred features from logits [C, D] of centred features."""
+        """Return a classifier of features as they were from logits [C, D] of centred features."""
         weights = weights / (self.length * scale)
-        return Classifier.of(weights, -(weights @ self.mean))
+        of_features = weights if self.whitening is None else weights @ self.whitening
+        return Classifier.of(of_features, -(weights @ self.mean))
 
 
-@dataclass(frozen=True)
-class WhitenedFeatures(CentredFeatures):
-    """Features of an image model beside CLIP, with nearly equal variance in all directions.
+def whiten(features: Features) -> CentredFeatures:
+    """Centre features [N, D] in place, with nearly equal variance in all directions.
 
     Prototypes of whitened features are a linear discriminant analysis whose covariance, shrunken
     towards a multiple of the identity, needs no labels.
     """
-
-    transform: torch.Tensor  # [D, D] float64, symmetric: from features to whitened features
-
-    @classmethod
-    def of(cls, features: Features) -> Self:
-        """Whiten and centre features [N, D] in place."""
-        step = -(-len(features) // COVARIANCE_ROWS)
-        sample = features[slice(None, None, step)].double()
-        sample = sample - sample.mean(dim=0)
-        covariance = sample.T @ sample / len(sample)
-        variance = (covariance.trace() / len(covariance)).clamp(min=MIN_LENGTH**2)
-        identity = torch.eye(len(covariance), dtype=torch.float64)
-        values, vectors = torch.linalg.eigh(torch.lerp(covariance / variance, identity, SHRINKAGE))
-        transform = vectors * values.rsqrt() @ vectors.T
-        for rows in parts(len(features)):
-            features[rows] = features[rows] @ transform.float()
-        return cls(**vars(CentredFeatures.centre(features)), transform=transform)
-
-    def classifier(self, weights: torch.Tensor, scale: float) -> Classifier:
-        """Return a classifier of features from logits [C, D] of whitened and centred features."""
-        weights = weights / (self.length * scale)
-        return Classifier.of(weights @ self.transform, -(weights @ self.mean))
+    step = -(-len(features) // COVARIANCE_ROWS)
+    sample = features[slice(None, None, step)].double()
+    sample = sample - sample.mean(dim=0)
+    covariance = sample.T @ sample / len(sample)
+    variance = (covariance.trace() / len(covariance)).clamp(min=MIN_LENGTH**2)
+    identity = torch.eye(len(covariance), dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(torch.lerp(covariance / variance, identity, SHRINKAGE))
+    whitening = vectors * values.rsqrt() @ vectors.T
+    for rows in parts(len(features)):
+        features[rows] = features[rows] @ whitening.float()
+    return CentredFeatures.centre(features, whitening)
 
 
 @dataclass(frozen=True)
@@ -101,18 +88,14 @@ class CalibratedFeatures(CentredFeatures):
     over the images, up to a constant of each image.
     """
 
-    texts: torch.Tensor  # [C, D] float64: logits of centred features
+    texts: torch.Tensor = field(kw_only=True)  # [C, D] float64: logits of centred features
 
     @classmethod
     def of(cls, features: Features, classes: torch.Tensor, scale: float) -> Self:
-        """Centre features [N, D] in place and scale class embeddings [C, D].
-
-        Args:
-            scale: factor of the cosines in a softmax.
-        """
+        """Centre features [N, D] in place and scale class embeddings [C, D] as for a softmax."""
         images = CentredFeatures.centre(features)
         texts = scale * images.length * classes.double()
-        return cls(images.centred, images.mean, images.length, texts)
+        return cls(images.centred, images.mean, images.length, texts=texts)
 
     def zero_shot(self, rows: Rows) -> torch.Tensor:
         """Return calibrated log-probabilities [n, C] float64."""
@@ -131,13 +114,8 @@ class Votes:
     probabilities: Callable[[Rows], torch.Tensor]
     # Centred L2-normalised features [n, D] float64 of the texts of rows, 0 without a text.
     text_features: Callable[[Rows], torch.Tensor] | None = None
-    _permuted: Callable[[torch.Tensor], Permute] | None = None
-
-    def permuted(self, rows: torch.Tensor) -> Permute:
-        """Return a function from a permutation [n] to these rows' votes [n, C] in its order."""
-        if self._permuted is not None:
-            return self._permuted(rows)
-        return self.probabilities(rows).__getitem__
+    # A function from a permutation [n] to the votes [n, C] of rows in its order, if special.
+    permuted: Callable[[torch.Tensor], Callable[[torch.Tensor], torch.Tensor]] | None = None
 
 
 def zero_shot_votes(images: CalibratedFeatures) -> Votes:
@@ -155,13 +133,11 @@ def label_votes(labels: torch.Tensor, n_classes: int) -> Votes:
 def caption_votes(
     texts: Features, row_of: torch.Tensor, classes: torch.Tensor, scale: float
 ) -> Votes:
-    """Score captions like images, by the cosines of their features with the class embeddings.
+    """Score captions like images, by scaled cosines of their features and the classes [C, D].
 
     Args:
         texts: [U + 1, D] float32, the last row for images without a caption.
         row_of: [N] the row of each image's caption.
-        classes: [C, D] class embeddings.
-        scale: factor of the cosines in a softmax.
     """
     last = len(texts) - 1
     has = row_of != last
@@ -184,12 +160,8 @@ def class_score_votes(options: torch.Tensor, scores: torch.Tensor, n_classes: in
     """Return what a multimodal model answers when asked to choose a class among some options.
 
     An image keeps its options when votes are permuted: CLIP chose the options, so they carry
-    information about the image whatever the answer is.
-
-    Args:
-        options: [N, K] classes, -1 where there are fewer.
-        scores: [N, K] log-probabilities.
-        n_classes: C.
+    information about the image whatever the answer is. Options [N, K] are -1 where there are fewer,
+    and scores [N, K] are log-probabilities.
     """
     options, order = options.sort(dim=1)
     scores, given = scores.gather(1, order), options >= 0
@@ -204,7 +176,7 @@ def class_score_votes(options: torch.Tensor, scores: torch.Tensor, n_classes: in
         votes = scores.double().softmax(dim=1).nan_to_num(0.0)
         return votes.new_zeros(len(votes), n_classes).scatter_add_(1, options, votes)
 
-    def permuted(rows: torch.Tensor) -> Permute:
+    def permuted(rows: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         own, missing = options[rows], scores[rows].isinf()
         # An image with fewer options lends the others the mean score of their class.
         lent = scores[rows].masked_fill(missing, 0.0)
@@ -236,6 +208,67 @@ def _without_means(
     without = (scores.double() - means[options]).masked_fill(~given, 0.0)
     without -= without.sum(dim=1, keepdim=True) / per_image[:, None]
     return without.round(decimals=DECIMALS).float()
+
+
+# --- answers -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """A person's answers about A of N training images."""
+
+    n: int
+    rows: torch.Tensor  # [A]
+    shares: torch.Tensor  # [A, C] float64 share of each class; 0 for an image of none of them
+    drawn: torch.Tensor  # [A] bool: whether the image was drawn at random, to check labels
+
+    @classmethod
+    def none(cls, n: int, n_classes: int) -> Self:
+        """Return no answers."""
+        rows, shares = torch.empty(0, dtype=torch.long), torch.empty(0, n_classes)
+        return cls(n, rows, shares.double(), rows > 0)
+
+    def select(self, mask: torch.Tensor) -> "LabelledRows":
+        """Return some of the answered images."""
+        return LabelledRows(self.n, self.rows[mask], self.shares[mask], self.drawn[mask])
+
+    @cached_property
+    def place(self) -> torch.Tensor:
+        """Return the place [N] of each image among the answered ones, or -1."""
+        place = torch.full((self.n,), -1)
+        place[self.rows] = torch.arange(len(self.rows))
+        return place
+
+    @property
+    def taught(self) -> torch.Tensor:
+        """Return the rows of the images of one of the classes."""
+        return self.rows[self.shares.any(dim=1)]
+
+    @property
+    def truth(self) -> torch.Tensor:
+        """Return the shares of these images."""
+        return self.shares[self.shares.any(dim=1)]
+
+    def replace(self, rows: Rows, log_posterior: torch.Tensor) -> torch.Tensor:
+        """Return a log-posterior [n, C] in which answered rows follow the answers.
+
+        Of two answers that differ, the posterior decides. An image of none of the classes has
+        -inf for all.
+        """
+        place = self.place[rows]
+        is_answered = place >= 0
+        if not is_answered.any():
+            return log_posterior
+        table = log_posterior.clone()
+        answered = self.shares[place[is_answered]].log() + log_posterior[is_answered]
+        table[is_answered] = answered.log_softmax(dim=1).nan_to_num(-torch.inf, neginf=-torch.inf)
+        return table
+
+    def at_end(self, table: torch.Tensor) -> torch.Tensor:
+        """Return a table [n, C] in which the last rows, those of `taught`, are the answers."""
+        if not len(self.truth):
+            return table
+        return torch.cat([table[: len(table) - len(self.truth)], self.truth])
 
 
 def parts(n: int) -> Iterator[slice]:

@@ -4,7 +4,7 @@ Letters: N images, C classes, D embedding width, T captions, U distinct ones.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from latteclip.clip import encode, feature_memmap
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import load_classifier
-from latteclip.clip.feature_memmap import FeatureMemmap, Features
+from latteclip.clip.feature_memmap import FeatureMemmap
 from latteclip.core import devices, tables
 from latteclip.core.errors import UserError
 from latteclip.core.terminal import Progress
@@ -24,11 +24,12 @@ from latteclip.labels.class_scores import read_class_scores
 from latteclip.labels.features import read_features
 from latteclip.labels.label_sources import (
     CalibratedFeatures,
+    CentredFeatures,
     Votes,
-    WhitenedFeatures,
     caption_votes,
     class_score_votes,
     parts,
+    whiten,
 )
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class Predictors:
 
     images: CalibratedFeatures
     votes: Votes  # of class scores where there are some, or else of captions
-    others: list[WhitenedFeatures]  # of image models beside CLIP
+    others: list[CentredFeatures]  # of image models beside CLIP
     individual: dict[str, IndividualLabels]  # by what votes; the last one counts
     leaked: bool  # whether the captioner read the pseudo-labels
     described: dict[str, Any]  # CLIP
@@ -86,38 +87,25 @@ def read_predictors(
         captions, leaked = read_captions(image_captions_path, image_ids)
         texts, row_of = encode_captions(captions, clip, settings.batch_size)
         votes = caption_votes(texts, row_of, classes.weights, scale)
-        individual["caption"] = _by_captions(texts, row_of, scale * classes.weights)
+        logits = (scale * classes.weights).double().T  # class means are not subtracted
+        labels, confidence = _best(
+            (texts[rows].double() @ logits).softmax(dim=1) for rows in parts(len(texts))
+        )
+        confidence[-1] = 0
+        individual["caption"] = labels[row_of], confidence[row_of]
     if class_scores_path is not None:
         options, scores = read_class_scores(class_scores_path, image_ids)
         votes, leaked = class_score_votes(options, scores, len(classnames)), False
-        individual["lmm"] = _by_votes(votes)
+        individual["lmm"] = _best(votes.probabilities(rows) for rows in parts(len(image_ids)))
     if not individual:
         raise UserError("Nothing votes: give --image-captions or --class-scores.")
-    others = [
-        WhitenedFeatures.of(read_features(path, image_ids, tables.IMAGE_FEATURES))
-        for path in eyes_paths
-    ]
-    return Predictors(images, votes, others, individual, leaked, described)
+    features_of = (read_features(path, image_ids, tables.IMAGE_FEATURES) for path in eyes_paths)
+    return Predictors(images, votes, [*map(whiten, features_of)], individual, leaked, described)
 
 
-def _by_captions(texts: Features, row_of: torch.Tensor, classes: torch.Tensor) -> IndividualLabels:
-    """Return the class that is nearest to each caption [T], class means included.
-
-    Args:
-        texts: [U + 1, D].
-        row_of: [T] rows of `texts`, of which the last stands for no caption.
-        classes: [C, D] class embeddings times the logit scale.
-    """
-    scores = (texts[rows].double() @ classes.double().T for rows in parts(len(texts)))
-    best = [part.softmax(dim=1).max(dim=1) for part in scores]
-    confidence, labels = (torch.cat(column) for column in zip(*best, strict=True))
-    confidence[-1] = 0
-    return labels[row_of], confidence[row_of].float()
-
-
-def _by_votes(votes: Votes) -> IndividualLabels:
-    """Return the class with the largest share of each image's vote."""
-    best = [votes.probabilities(rows).max(dim=1) for rows in parts(len(votes.has))]
+def _best(tables: Iterable[torch.Tensor]) -> IndividualLabels:
+    """Return the best classes by tables of probabilities, and their probabilities."""
+    best = [table.max(dim=1) for table in tables]
     confidence, labels = (torch.cat(column) for column in zip(*best, strict=True))
     return labels, confidence.float()
 
@@ -144,8 +132,7 @@ def encode_captions(
 ) -> tuple[FeatureMemmap, torch.Tensor]:
     """Return features [U + 1, D] of the distinct captions, and the row of each caption [T].
 
-    The last row is zero, for images without a caption. The tokenizer cuts captions that are too
-    long for the text tower.
+    The last row is zero, for images without a caption. The tokenizer cuts long captions.
     """
     encoded = pc.dictionary_encode(captions.cast(pa.large_string())).combine_chunks()
     distinct = tables.Strings(pa.chunked_array([encoded.dictionary]))

@@ -48,10 +48,6 @@ def pseudo_label_images(
     W0 [C, D] is a classifier. Its description has classnames, template (the first one), templates
     (if there are several), class_synonyms, written_names, model, pretrained and logit_scale, the
     factor of cosines in a softmax.
-
-    Raises:
-        UserError: the index is broken, the templates do not fit the classes, or there is no such
-            model.
     """
     table, classnames = tables.read_unlabelled(images_path, training=False)
     clip = clips.load(

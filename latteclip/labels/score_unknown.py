@@ -1,7 +1,4 @@
-"""Score how likely each image shows none of the classes, by CLIP's features or by the captioner.
-
-Letters: N images.
-"""
+"""Score how likely each image shows none of the classes, by CLIP's features or by the captioner."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -50,10 +47,6 @@ def score_unknown(
     Where the captioner scored classes of a training image, its scores decide. Thresholds follow
     from a person's answers where these show that the scores tell images of no class apart. Labels
     are not read.
-
-    Raises:
-        UserError: an input lacks an image or does not belong to the others, or there is no
-            training image.
     """
     table, classnames = tables.read_unlabelled(images_path, training=False)
     training = pc.not_equal(table["split"], "test").to_numpy()
@@ -61,29 +54,26 @@ def score_unknown(
         raise UserError(f"{images_path} has no training image; check the dataset's split.")
     classes, described = load_classifier(class_embeddings_path, classnames=classnames)
     features = read_features(pseudo_labels_path, table["image_id"])
-    detector, scores = UnknownDetector.learn(
+    detector, found = UnknownDetector.learn(
         features, torch.from_numpy(training), classes.weights, settings.share, described
     )
+    of_training, scores = table.filter(pa.array(training)), found.numpy()
     rows, is_none = np.empty(0, np.int64), np.empty(0, bool)
-    if answers_path is not None:
-        of_training = table.filter(pa.array(training))
-        if answers := read_labelled(answers_path, of_training, classnames):
-            rows = np.flatnonzero(training)[answers.rows]
-            is_none = (~answers.shares.any(dim=1)).numpy()
-    limit = answered_threshold(scores.numpy()[rows], is_none, detector.threshold)
-    detector = replace(detector, threshold=limit)
-    unknown = (scores > limit).numpy()
-    detector.save(detector_output)
-    metadata = {**described, "threshold": detector.threshold, "share": settings.share}
+    if answers_path and (answers := read_labelled(answers_path, of_training, classnames)):
+        rows = np.flatnonzero(training)[answers.rows]
+        is_none = (~answers.shares.any(dim=1)).numpy()
+    limit = answered_threshold(scores[rows], is_none, detector.threshold)
+    replace(detector, threshold=limit).save(detector_output)
+    metadata = {**described, "threshold": limit, "share": settings.share}
+    unknown = scores > limit
     by_captioner = np.full(len(table), np.nan, np.float32)
     if class_scores_path is not None:
-        ids = table["image_id"].filter(pa.array(training))
-        by_captioner[training] = unlikeliness(read_class_scores(class_scores_path, ids)[1].numpy())
+        _, class_scores = read_class_scores(class_scores_path, of_training["image_id"])
+        by_captioner[training] = unlikeliness(class_scores.numpy())
     scored = ~np.isnan(by_captioner)
     if scored.any():
-        n = int(settings.share * int(training.sum()))
+        n, asked = int(settings.share * len(of_training)), scored[rows]
         limit = threshold(torch.from_numpy(by_captioner[scored]), n)
-        asked = scored[rows]
         limit = answered_threshold(by_captioner[rows[asked]], is_none[asked], limit)
         unknown[scored] = by_captioner[scored] > limit
         metadata["captioner_threshold"] = limit
@@ -92,7 +82,7 @@ def score_unknown(
         metadata["answers"] = {"none": int(is_none.sum()), "classes": int((~is_none).sum())}
     columns = {
         "image_id": table["image_id"],
-        "score": scores.numpy(),
+        "score": scores,
         "captioner_score": pa.array(by_captioner, pa.float32(), from_pandas=True),
         "is_unknown": unknown,
     }
@@ -100,18 +90,15 @@ def score_unknown(
     log.info(
         "%d of %d images are marked unknown, %d of them by the captioner, which scored %d images. "
         "CLIP marks images whose distance from each class text is above %.3f.",
-        *(unknown.sum(), len(table), unknown[scored].sum(), scored.sum(), detector.threshold),
+        *(unknown.sum(), len(table), unknown[scored].sum(), scored.sum(), metadata["threshold"]),
     )
 
 
 def answered_threshold(scores: Floats, is_none: Bools, otherwise: float) -> float:
-    """Return the midpoint of the mean scores of answered images of a class and of none.
+    """Return the midpoint of the mean scores [A] of answered images of a class and of none.
 
-    Args:
-        scores: [A] of answered images.
-        is_none: [A].
-        otherwise: what is returned if there are too few of either kind, or if the scores of the
-            images of none are not significantly larger.
+    It is `otherwise` if there are too few of either kind, or if the scores of the images of none
+    are not significantly larger.
     """
     if min(is_none.sum(), (~is_none).sum()) < MIN_ANSWERS:
         return otherwise

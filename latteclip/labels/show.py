@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from latteclip.core import tables
 from latteclip.core.errors import UserError
@@ -45,46 +46,40 @@ def show(results: str, n: int, image_ids: Sequence[str] = ()) -> str:
     columns = tables.PSEUDO_LABELS, "image_id", "pseudo_label"
     zero_shot = tables.lookup_column(folder / "pseudo_labels.parquet", *columns, table["image_id"])
     table = table.append_column("zero_shot_label", zero_shot)
-    labels = table.select([label for _, label, _ in SOURCES]).to_pandas()
-    chosen = (
-        _by_id(table, image_ids, path) if image_ids else _of_each_kind(_kinds(table, labels), n)
-    )
+    chosen = _by_id(table["image_id"], image_ids, path) if image_ids else _of_each_kind(table, n)
     rows = table.take(pa.array(chosen, pa.int64())).to_pylist()
-    ids = [row["image_id"] for row in rows]
     texts = [None] * len(rows)
     if captions.is_file():
+        ids = [row["image_id"] for row in rows]
         texts = tables.lookup(captions, tables.CAPTIONS, "id", "caption", ids)
     images = [_image(row, text, metadata) for row, text in zip(rows, texts, strict=True)]
-    moved = int((labels["fused_label"] != labels["zero_shot_label"]).sum())
+    moved = pc.sum(pc.not_equal(table["fused_label"], zero_shot)).as_py()
     return "\n\n".join([_summary(path, len(table), moved, metadata), *images])
 
 
-# --- which images --------------------------------------------------------------------------------
-
-
-def _by_id(table: pa.Table, image_ids: Sequence[str], path: Path) -> list[int]:
+def _by_id(ids: pa.ChunkedArray, wanted: Sequence[str], path: Path) -> list[int]:
     """Return the rows of images."""
-    ids = table["image_id"].to_pylist()
-    row_of = {image_id: row for row, image_id in enumerate(ids)}
-    if missing := [image_id for image_id in image_ids if image_id not in row_of]:
+    rows: list[int | None] = pc.index_in(pa.array(wanted), ids).to_pylist()
+    if None in rows:
+        missing = wanted[rows.index(None)]
         raise UserError(
-            f"{path} has no image {missing[0]!r}. An image_id of this table is {ids[0]!r}."
+            f"{path} has no image {missing!r}. An image_id of this table is {ids[0].as_py()!r}."
         )
-    return [row_of[image_id] for image_id in image_ids]
+    return [row for row in rows if row is not None]
 
 
-def _kinds(table: pa.Table, labels: pd.DataFrame) -> np.ndarray:
-    """Return 0 where the label is not the zero-shot one, 1 where sources disagree, else 2."""
-    voted = labels.copy()
+def _of_each_kind(table: pa.Table, n: int) -> list[int]:
+    """Return n rows in table order, in equal numbers as far as they exist of three kinds.
+
+    The label is not the zero-shot one, or else sources disagree, or all sources agree.
+    """
+    voted = table.select([label for _, label, _ in SOURCES]).to_pandas()
+    changed = voted["fused_label"] != voted["zero_shot_label"]
     for _, label, confidence in SOURCES:
         if confidence is not None:
-            voted[label] = labels[label].where(table[confidence].to_numpy() > 0)
+            voted[label] = voted[label].where(table[confidence].to_numpy() > 0)
     disagree = voted.max(axis=1) != voted.min(axis=1)
-    return np.where(labels["fused_label"] != labels["zero_shot_label"], 0, 2 - disagree)
-
-
-def _of_each_kind(kinds: np.ndarray, n: int) -> list[int]:
-    """Return n rows, of the three kinds in equal numbers as far as they exist, in table order."""
+    kinds = np.where(changed, 0, 2 - disagree)
     rows_of = [np.flatnonzero(kinds == kind) for kind in range(3)]
     turns = [(turn, kind) for kind, rows in enumerate(rows_of) for turn in range(len(rows[:n]))]
     taken = [kind for _, kind in sorted(turns)[:n]]
@@ -95,12 +90,9 @@ def _of_each_kind(kinds: np.ndarray, n: int) -> list[int]:
     return sorted(np.concatenate(spread).tolist())
 
 
-# --- text ----------------------------------------------------------------------------------------
-
-
 def _summary(path: Path, n: int, moved: int, metadata: dict[str, Any]) -> str:
     votes, p_value = metadata["votes"], metadata["corroboration"]["p_value"]
-    verdict, predictors = "no better than permuted votes do, so they are ignored", ""
+    verdict, predictors = "no better than permuted votes do, so they are ignored", []
     if metadata["corroborated"]:
         verdict, predictors = "better than permuted votes do, so they count", _predictors(metadata)
     lines = [
@@ -109,7 +101,7 @@ def _summary(path: Path, n: int, moved: int, metadata: dict[str, Any]) -> str:
         f"votes: {votes} of {metadata['voting']} of {n} images, {metadata['agreement']:.0%} of "
         "them for the class of the calibrated zero-shot scores (each class's mean subtracted)",
         f"test: {votes} agree with images and zero-shot scores {verdict} (p-value {p_value:.3f})",
-        *predictors.splitlines(),
+        *predictors,
         f"labels: {moved} of {n} differ from the zero-shot ones, {metadata['changed']} from the "
         "calibrated ones",
     ]
@@ -118,17 +110,12 @@ def _summary(path: Path, n: int, moved: int, metadata: dict[str, Any]) -> str:
         if checked := answers.get("checked"):
             line += f"; labels {checked_sentence(checked)}"
         lines.append(line)
-    return "\n".join(_wrapped(line) for line in lines)
+    wrap = textwrap.TextWrapper(WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join(line if len(line) <= WIDTH else wrap.fill(line) for line in lines)
 
 
-def _wrapped(line: str) -> str:
-    if len(line) <= WIDTH:
-        return line
-    return textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
-
-
-def _predictors(metadata: dict[str, Any]) -> str:
-    """Return what the predictors of the votes are worth."""
+def _predictors(metadata: dict[str, Any]) -> list[str]:
+    """Return lines on what the predictors of the votes are worth."""
     weights, gains, eyes = metadata["weights"], metadata["gains"], metadata.get("eyes", [])
     rows = {
         "zero-shot scores": (weights["zero_shot"], gains["zero_shot"]),
@@ -140,13 +127,14 @@ def _predictors(metadata: dict[str, Any]) -> str:
         rows["prototypes of captions"] = (weights["texts"], math.nan)
     frame = pd.DataFrame(rows, index=["weight", "times as likely"]).T
     frame["times as likely"] = np.exp(frame["times as likely"])
-    lines = textwrap.indent(frame.to_string(float_format="{:.2f}".format, na_rep=""), "  ")
-    return (
-        "predictors: their weights, and how many times as likely a vote is as by frequencies\n"
-        f"{lines}\nexplained: zero-shot scores and image prototypes explain "
+    table = frame.to_string(float_format="{:.2f}".format, na_rep="")
+    return [
+        "predictors: their weights, and how many times as likely a vote is as by frequencies",
+        *textwrap.indent(table, "  ").splitlines(),
+        "explained: zero-shot scores and image prototypes explain "
         f"{metadata['explained_share']:.0%} of the votes; the more they explain, the likelier all "
-        f"make the same mistakes, so beside a vote they count {metadata['independence']:.2f} times"
-    )
+        f"make the same mistakes, so beside a vote they count {metadata['independence']:.2f} times",
+    ]
 
 
 def _image(row: dict[str, Any], caption: str | None, metadata: dict[str, Any]) -> str:

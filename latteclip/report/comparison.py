@@ -58,7 +58,7 @@ def headline(
         zero_shot: acc1 of the pretrained model as a fraction.
     """
     rows = []
-    for values in summary(pd.DataFrame(list(metrics)), baseline).to_dict("records"):
+    for values in summary(metrics, baseline).to_dict("records"):
         row: Row = {name: known(values[column]) for column, name in FIGURES.items()}
         row |= {name: values[name] for name in ("method", "seeds")}
         row["marks"] = values["marks"].split()

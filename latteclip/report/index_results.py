@@ -51,12 +51,11 @@ def index_results(
     Raises:
         UserError: a file is missing or broken.
     """
-    found = read_results(metrics_paths, selections_paths, audits_paths, others)
-    chosen = {one.dataset: one for one in found.selections}
-    table, without = split_by_labels(summary(pd.DataFrame(found.metrics), settings.baseline))
+    runs, chosen, audits = read_results(metrics_paths, selections_paths, audits_paths, others)
+    table, without = split_by_labels(summary(runs, settings.baseline))
     sizes = {
         run["dataset"]: {"images": run["images"], "classes": len(run["per_class"]) or None}
-        for run in found.metrics
+        for run in runs
     }
     marks = table.groupby("method", sort=False)["marks"].agg(lambda of: union(of.str.split()))
     means, complete = means_over_datasets(table) if len(table) else ({}, [])
@@ -73,7 +72,7 @@ def index_results(
         cells=_cells(table),
         sizes=sizes,
         chosen=chosen,
-        audits=found.audits,
+        audits=audits,
         explained={mark: MARKS[mark] for mark in MARKS if any(mark in m.split() for m in marks)},
         complete=complete,
         means=means,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
-from support.runs_of_methods import MARKED, RUNS, SEVERAL, run
+from support.runs_of_methods import MARKED, SEVERAL, run
 
 from latteclip.core import tables
 from latteclip.evaluate import summarize
@@ -12,35 +12,19 @@ from latteclip.evaluate.results import MARKS, Accuracy, Audit, Comparison
 from latteclip.evaluate.summary import summary
 
 
-def cells_of(runs, baseline):
-    """Lines of the Markdown, and the cells of each."""
-    text = summarize.accuracy_table(summary(pd.DataFrame(runs), baseline), baseline)
+def test_the_table_lines_up_and_marks_are_explained_below_it():
+    text = summarize.accuracy_table(summary(MARKED, "zero_shot"), "zero_shot")
     lines = text.splitlines()
-    return lines, [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-
-
-def test_markdown_lines_up_and_reads_well():
-    lines, cells = cells_of(RUNS, "zero_shot")
-    assert len({len(line) for line in lines}) == 1
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert len({len(line) for line in lines[:7]}) == 1
     assert cells[0][3:5] == ["acc1", "over zero-shot"]
     assert cells[2] == ["dtd", "zero_shot", "1", "40.0", "", "60.0", "30.0"]
     assert cells[3] == ["dtd", "latteclip", "3", "60.0 +- 10.0", "+20.0", "80.0", "50.0"]
     assert cells[4] == ["aaa", "latteclip", "1", "30.0", "-", "50.0", "20.0"]
-
-
-def test_marks_follow_the_method_s_name_and_are_explained_below_the_table():
-    lines, cells = cells_of(MARKED, "zero_shot")
-    assert [row[1] for row in cells[2:7]] == [
-        "zero_shot",
-        "latteclip",
-        "latteclip",
-        "flyp_supervised (supervised)",
-        "latteclip_fused (ours, collapsed)",
-    ]
-    assert len({len(line) for line in lines[:7]}) == 1
-    assert lines[7] == ""
+    names = ["flyp_supervised (supervised)", "latteclip_fused (ours, collapsed)"]
+    assert [row[1] for row in cells[5:7]] == names
     marks = ("supervised", "ours", "collapsed")
-    assert lines[8:] == [f"- {mark}: {MARKS[mark]}." for mark in marks]
+    assert lines[7:] == ["", *(f"- {mark}: {MARKS[mark]}." for mark in marks)]
 
 
 def write_marked(folder):
@@ -53,49 +37,30 @@ def write_marked(folder):
     return paths
 
 
-def test_summary_files_are_written(tmp_path):
-    paths = write_marked(tmp_path)
-    summarize.summarize(paths, [], [], "zero_shot", str(tmp_path / "s.csv"), str(tmp_path / "s.md"))
-    written = pd.read_csv(tmp_path / "s.csv")
-    assert list(written.columns) == [
-        "dataset",
-        "method",
-        "marks",
-        "seeds",
-        "acc1_mean",
-        "acc1_std",
-        "acc1_gain",
-        "baseline",
-        "acc5_mean",
-        "mean_per_class_recall",
-        "chosen",
-        "agreement",
-        *("audited", "audited_low", "audited_high"),
-    ]
-    assert written["acc1_mean"].tolist() == [40, 60, 30, 90, 70]
-    assert written["marks"].fillna("").tolist() == ["", "", "", "supervised", "ours collapsed"]
-    assert "latteclip_fused (ours, collapsed)" in (tmp_path / "s.md").read_text()
+def summarized(folder, *args, **options):
+    """The table, its texts as they are, and the lines of the Markdown."""
+    csv, text = (str(folder / f"s.{kind}") for kind in ("csv", "md"))
+    files = [*args, *[[]] * (2 - len(args))]
+    summarize.summarize(write_marked(folder), *files, "zero_shot", csv, text, **options)
+    written = pd.read_csv(csv, dtype=str, keep_default_na=False)
+    return written, Path(text).read_text().splitlines()
 
 
 def test_a_star_marks_what_was_chosen_and_below_it_says_why(tmp_path):
-    paths = write_marked(tmp_path)
     selection = {"dataset": "dtd", "method": "latteclip_fused", "seed": 1, "reason": "It is best."}
     (tmp_path / "selection.json").write_text(json.dumps(selection))
-    chosen = [str(tmp_path / "selection.json")]
-    summarize.summarize(
-        paths, chosen, [], "zero_shot", str(tmp_path / "s.csv"), str(tmp_path / "s.md")
-    )
-    lines = (tmp_path / "s.md").read_text().splitlines()
-    assert [line.split("|")[2].strip() for line in lines[2:7]] == [
-        "zero_shot",
-        "latteclip",
-        "latteclip",
-        "flyp_supervised (supervised)",
-        "latteclip_fused ★ (ours, collapsed)",
+    written, lines = summarized(tmp_path, [str(tmp_path / "selection.json")])
+    assert list(written.columns) == [
+        *("dataset", "method", "marks", "seeds", "acc1_mean", "acc1_std", "acc1_gain"),
+        *("baseline", "acc5_mean", "mean_per_class_recall", "chosen", "agreement"),
+        *("audited", "audited_low", "audited_high"),
     ]
-    assert lines.count("- ★ dtd: It is best.") == 1
-    written = pd.read_csv(tmp_path / "s.csv", dtype=str, keep_default_na=False)
+    assert written["acc1_mean"].tolist() == ["40.00", "60.00", "30.00", "90.00", "70.00"]
+    assert written["marks"].tolist() == ["", "", "", "supervised", "ours collapsed"]
     assert written["chosen"].tolist() == ["", "", "", "", "1"]
+    starred = [line for line in lines if "★" in line]
+    assert "latteclip_fused ★ (ours, collapsed)" in starred[0]
+    assert starred[1:] == ["- ★ dtd: It is best."]
 
 
 def write_audit(folder, dataset="dtd"):
@@ -110,13 +75,10 @@ def write_audit(folder, dataset="dtd"):
 
 def test_an_audit_stands_beside_the_accuracies_and_below_the_table(tmp_path):
     audit, said = write_audit(tmp_path)
-    csv, text = (str(tmp_path / f"s.{kind}") for kind in ("csv", "md"))
-    summarize.summarize(write_marked(tmp_path), [], [audit], "zero_shot", csv, text)
-    written = pd.read_csv(csv, dtype=str, keep_default_na=False)
+    written, lines = summarized(tmp_path, [], [audit])
     assert written["audited"].tolist() == ["40.00", "60.00", "", "", ""]
     assert written["audited_low"].tolist() == ["31.00", "50.00", "", "", ""]
     assert written["marks"].tolist()[:3] == ["audited", "audited", ""]
-    lines = Path(text).read_text().splitlines()
     assert f"- audited: dtd, 100 of 1,234 test images: {said}" in lines
     assert [line for line in lines if "latteclip (seed 2)" in line and "50.0 to 70.0" in line]
 
@@ -127,17 +89,15 @@ def test_labels_that_answers_checked_stand_below_the_table(tmp_path):
     for dataset, answers in (("dtd", {"checked": checked}), ("other", {})):
         path = tmp_path / dataset / "fused_labels.parquet"
         tables.write(path, columns, tables.FUSED_LABELS, {"answers": {"images": {}, **answers}})
-    csv, text = (str(tmp_path / f"s.{kind}") for kind in ("csv", "md"))
     labels = [str(path) for path in tmp_path.glob("*/fused_labels.parquet")]
-    files = [write_marked(tmp_path), [], []]
-    summarize.summarize(*files, "zero_shot", csv, text, fused_labels_paths=labels)
-    [line] = [line for line in Path(text).read_text().splitlines() if line.startswith("- labels")]
+    _, lines = summarized(tmp_path, fused_labels_paths=labels)
+    [line] = [line for line in lines if line.startswith("- labels")]
     assert all(word in line for word in ("dtd", "50 answers", "91.0", "83.0", "96.0"))
 
 
 def test_datasets_of_earlier_runs_stay_in_the_table(tmp_path):
     """One without labels has what votes and answers say; limited runs are not in it."""
-    results, csv, text = tmp_path / "results", str(tmp_path / "s.csv"), str(tmp_path / "s.md")
+    results = tmp_path / "results"
     for values in (run("mine", "latteclip", 2, None), run("broken", "latteclip", 0, 0.5)):
         folder = results / values["dataset"] / values["method"] / f"seed{values['seed']}"
         folder.mkdir(parents=True)
@@ -153,20 +113,16 @@ def test_datasets_of_earlier_runs_stay_in_the_table(tmp_path):
     limited.write_text(json.dumps(run("mine_64", "latteclip", 0, 0.5)))
     no_images = {column.name: pa.nulls(0, column.type) for column in tables.IMAGES}
     tables.write(results / "mine_64" / "images.parquet", no_images, tables.IMAGES, {"limit": 64})
-    summarize.summarize(write_marked(tmp_path), [], [], "zero_shot", csv, text, others=str(results))
-    written = pd.read_csv(csv)
+    written, lines = summarized(tmp_path, others=str(results))
     assert written["dataset"].unique().tolist() == ["dtd", "aaa", "mine"]
-    assert written["agreement"].tolist()[-1] == 62.5
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in Path(text).read_text().splitlines()
-    ]
+    assert written["agreement"].tolist()[-1] == "62.50"
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert ["mine", "latteclip ★", "1", "62.5", "60.0 (50.0 to 70.0)"] in rows
     assert "mine" not in [row[0] for row in rows[: len(MARKED)]]
 
 
 def test_several_datasets_make_the_paper_s_table_with_its_published_mean():
-    text = summarize.dataset_table(summary(pd.DataFrame(SEVERAL), "zero_shot"))
+    text = summarize.dataset_table(summary(SEVERAL, "zero_shot"))
     table = text[text.index("| acc1 ") :].splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[:4]]
     assert cells[0] == ["acc1", "dtd", "mine", "eurosat", "sun397", "mean"]
@@ -174,5 +130,5 @@ def test_several_datasets_make_the_paper_s_table_with_its_published_mean():
     assert cells[3] == ["latteclip", "60.0", "90.0", "25.0", "30.0", "58.3"]
     # 20 points on dtd, 5 on eurosat, but not those on mine.
     assert "+12.50" in text and "+4.74" in text
-    one = summary(pd.DataFrame([run("mine", "zero_shot", 0, 0.4)]), "zero_shot")
+    one = summary([run("mine", "zero_shot", 0, 0.4)], "zero_shot")
     assert summarize.dataset_table(one) == ""  # one dataset needs no second table

@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from support.tiny import write_class_scores
 
-from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.labels.class_scores import read_class_scores, unlikeliness
 
@@ -13,20 +13,7 @@ IDS = ["a.png", "b.png", "c.png"]
 
 
 def write(path, options, values):
-    n = len(options)
-    tables.write(
-        path,
-        {
-            "image_id": IDS[:n],
-            "options": pa.array(options, pa.list_(pa.int32())),
-            "log_probabilities": pa.array(values, pa.list_(pa.float32())),
-            "none": pa.nulls(n, pa.float32()),
-            "error": pa.nulls(n, pa.string()),
-            "digest": pa.nulls(n, pa.string()),
-        },
-        tables.CLASS_SCORES,
-    )
-    return str(path)
+    return write_class_scores(path, IDS[: len(options)], options, values)
 
 
 def read(path, image_ids):

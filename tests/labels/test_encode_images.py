@@ -18,17 +18,19 @@ class Pictures:
     """Five pictures, of which the stage writes the features."""
 
     def __init__(self, folder):
-        self.folder = folder
-        self.files = write_pictures(folder / "pictures", 5)
+        self.files, self.output = (
+            write_pictures(folder / "pictures", 5),
+            folder / "features.parquet",
+        )
         splits = ["train", "test", "val", "train", "train"]
         self.index = write_index(folder / "i.parquet", self.files, splits, [None] * 5, ["a", "b"])
 
     def run(self, model):
         """Features [N, D] and the metadata of their table."""
-        output = str(self.folder / "features.parquet")
-        encode_images(self.index, EncodingSettings(model, 2), output, device="cpu", threads=1)
-        table, described = tables.read(output, tables.IMAGE_FEATURES)
-        assert table["image_id"].to_pylist() == [f"{i}.png" for i in range(5)] or table.num_rows
+        settings = EncodingSettings(model, 2)
+        encode_images(self.index, settings, str(self.output), device="cpu", threads=1)
+        table, described = tables.read(self.output, tables.IMAGE_FEATURES)
+        assert table["image_id"].to_pylist() == [f"{i:03d}.png" for i in range(5)]
         return torch.tensor(table["image_features"].to_pylist()), described
 
 
@@ -94,7 +96,7 @@ def test_a_model_that_cannot_be_used_is_refused_in_one_sentence(pictures, tmp_pa
     with pytest.raises(UserError, match=named) as error:
         pictures.run(name)
     assert "\n" not in str(error.value)
-    assert not (tmp_path / "features.parquet").exists()
+    assert not pictures.output.exists()
 
 
 @pytest.mark.parametrize("name", ["vit_basse_patch16", "local-dir:nowhere"])

@@ -13,19 +13,12 @@ from latteclip.labels.features import read_features
 N, C, D, K = 23, 7, 5, 3
 
 
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def unit_vectors(n, seed):
-    return F.normalize(torch.randn(n, D, generator=generator(seed)), dim=1)
-
-
 @pytest.fixture
 def labelled(tmp_path):
     """Image_ids, their features, and a function that writes their pseudo-labels."""
     names = [f"{number}.png" for number in range(N)]
-    images, embeddings = unit_vectors(N, 1), unit_vectors(C, 2)
+    draw = torch.Generator().manual_seed(1)
+    images, embeddings = (F.normalize(torch.randn(n, D, generator=draw), dim=1) for n in (N, C))
     table = pa.table({"image_id": names, "split": ["train"] * N})
 
     def write(name):

@@ -2,7 +2,7 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
-from support.tiny import DEMO_CLIP, write_captions
+from support.tiny import DEMO_CLIP, write_captions, write_class_scores
 from support.worlds import World
 from support.zero_shot_files import ZeroShotFiles
 
@@ -13,12 +13,12 @@ from latteclip.core import holdout, tables
 from latteclip.core.errors import UserError
 from latteclip.labels import fuse_labels as stage
 from latteclip.labels import fusion
-from latteclip.labels.answers import Answer, teaching_schema, write_answers
+from latteclip.labels.answers import Answer
 from latteclip.labels.label_sources import (
     CalibratedFeatures,
-    WhitenedFeatures,
     caption_votes,
     class_score_votes,
+    whiten,
 )
 
 CLASSNAMES = ["striped", "dotted", "woven", "marbled", "grid", "cracked"]
@@ -65,20 +65,11 @@ class Dataset(ZeroShotFiles):
     def write(self):
         captions, scores = self.path("captions.parquet"), self.path("class_scores.parquet")
         write_captions(captions, list(self.captions), list(self.captions.values()))
-        given = self.options >= 0
         lists = [
-            [row[own].tolist() for row, own in zip(table, given, strict=True)]
+            [row[own].tolist() for row, own in zip(table, self.options >= 0, strict=True)]
             for table in (self.options, self.scores)
         ]
-        columns = {
-            "image_id": self.captioned,
-            "options": lists[0],
-            "log_probabilities": lists[1],
-            "none": pa.nulls(len(given), pa.float32()),
-            **{name: pa.nulls(len(given), pa.string()) for name in ("error", "digest")},
-        }
-        tables.write(scores, columns, tables.CLASS_SCORES)
-        return *super().write(), captions, scores
+        return *super().write(), captions, write_class_scores(scores, self.captioned, *lists)
 
     def run(self, *, captions=True, scores=False, settings=SETTINGS, answers=None, **eyes):
         """The table written and its metadata."""
@@ -106,9 +97,6 @@ class Dataset(ZeroShotFiles):
     def votes(self):
         """The table VOTES of the last run and its metadata."""
         return tables.read(self.path("votes.parquet"), tables.VOTES)
-
-    def bytes(self):
-        return [(self.folder / name).read_bytes() for name in OUTPUTS]
 
     def images(self):
         return CalibratedFeatures.of(
@@ -145,18 +133,16 @@ def assert_is_fusion(dataset, columns, metadata, votes):
     assert columns["fused_label"] == fused.labels.tolist()
     assert columns["fused_confidence"] == pytest.approx(fused.confidence.tolist(), abs=1e-3)
     assert columns["image_label"] == fused.individual_labels["images"].tolist()
-    assert columns["calibrated_label"] == fused.individual_labels["zero_shot"].tolist()
-    assert metadata["explained_share"] == pytest.approx(found.explained_share, rel=1e-3)
     assert metadata["gains"] == pytest.approx(fused.gains, rel=1e-3)
     weights = {"zero_shot": found.zero_shot, "images": found.images[0], "texts": found.texts}
     assert metadata["weights"] == pytest.approx(weights, rel=1e-2, abs=1e-3)
     statistics = {"images": test.images, "zero_shot": test.zero_shot, "p_value": 0.001}
     assert metadata["corroborated"] is test.significant is True
     assert metadata["corroboration"] == pytest.approx(statistics, rel=1e-3)
-    found, described = classifier.load_classifier(dataset.folder / "classifier")
-    wanted = images.classifier(fused.weights, dataset.scale)
-    torch.testing.assert_close(found.weights, wanted.weights, atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(found.bias, wanted.bias, atol=1e-3, rtol=1e-3)
+    head, described = classifier.load_classifier(dataset.folder / "classifier")
+    features = dataset.world.features[dataset.training]
+    wanted = images.classifier(fused.weights, dataset.scale).scores(features)
+    torch.testing.assert_close(head.scores(features), wanted, atol=1e-3, rtol=1e-3)
     assert described == dataset.described
 
 
@@ -190,9 +176,6 @@ def test_useless_captions_leave_the_calibrated_labels(dataset):
     assert metadata["corroborated"] is False
     assert (metadata["explained_share"], metadata["changed"], metadata["gains"]) == (0, 0, {})
     assert metadata["weights"] == {"zero_shot": 1, "images": 0, "texts": 0}
-    found, _ = classifier.load_classifier(dataset.folder / "classifier")
-    scores = dataset.world.features[dataset.training] @ dataset.embeddings.T
-    torch.testing.assert_close(found.bias, -scores.mean(dim=0), atol=1e-5, rtol=1e-4)
 
 
 def test_an_empty_caption_votes_for_nothing(dataset):
@@ -208,16 +191,14 @@ def test_an_empty_caption_votes_for_nothing(dataset):
 
 def test_each_distinct_caption_is_encoded_once(dataset, monkeypatch):
     dataset.captions = dict.fromkeys(dataset.captions, " a dotted texture.")
-    for number in range(7):
-        dataset.captions[dataset.names[dataset.training[number]]] = f"text {number % 4}"
-    batches = []
+    dataset.captions |= {name: f"text {i % 4}" for i, name in enumerate(dataset.captioned[:7])}
+    batches, encode_texts = [], encode.encode_texts
 
     def count(clip, tokens):
         batches.append(len(tokens))
         assert not torch.is_grad_enabled()
         return encode_texts(clip, tokens)
 
-    encode_texts = encode.encode_texts
     monkeypatch.setattr(encode, "encode_texts", count)
     dataset.run()
     assert batches == [3, 2]  # four texts and the dotted one
@@ -260,6 +241,15 @@ def test_an_image_without_options_has_no_vote(dataset):
     assert columns["lmm_label"][5] in dataset.options[5, :2].tolist()
     assert metadata["voting"] == 115
     assert None not in columns["fused_label"]
+    table, described = dataset.votes()
+    voting = list(range(5, 120))
+    assert table["image_id"].to_pylist() == [dataset.captioned[i] for i in voting]
+    votes = class_score_votes(dataset.options, dataset.scores, C)
+    parameters = fusion.fuse(dataset.images(), votes).parameters
+    wanted = parameters.classes(votes.probabilities(voting)).float()
+    torch.testing.assert_close(torch.tensor(table["vote"].to_pylist()), wanted)
+    assert (described["votes"], described["corroborated"]) == ("class scores", True)
+    assert described["leaked"] is False
 
 
 def test_without_captions_and_scores_there_is_no_vote(dataset):
@@ -273,13 +263,13 @@ def test_without_captions_and_scores_there_is_no_vote(dataset):
 
 def test_no_label_of_an_image_and_no_test_image_has_a_part_in_it(dataset):
     dataset.run()
-    before = dataset.bytes()
+    before = dataset.written(*OUTPUTS)
     dataset.labels = [None] * IMAGES
     test = [i for i in range(IMAGES) if i % 4 == 3]
     dataset.world.features[test] = dataset.world.features[test].roll(1, dims=1)
     dataset.captions |= {dataset.names[i]: "a grid." for i in test}
     dataset.run()
-    assert dataset.bytes() == before
+    assert dataset.written(*OUTPUTS) == before
 
 
 # --- image models beside CLIP ---------------------------------------------------------------------
@@ -295,7 +285,7 @@ def test_features_of_other_models_are_fused(dataset, demo_clip):
     table, metadata = dataset.run(eyes_paths=[path], eyes_prototypes_output=prototypes)
     training = dataset.training
     fused = fusion.fuse(
-        dataset.images(), dataset.caption_votes(), [WhitenedFeatures.of(other[training].clone())]
+        dataset.images(), dataset.caption_votes(), [whiten(other[training].clone())]
     )
     assert table["fused_label"] == fused.labels.tolist()
     assert dataset.right(table["fused_label"]) >= dataset.right(alone["fused_label"])
@@ -314,28 +304,13 @@ def test_features_of_other_models_are_fused(dataset, demo_clip):
     assert joint.weights.shape == (C, dataset.embeddings.shape[1] + 16)
 
 
-# --- votes, by which classifiers are judged ------------------------------------------------------
-
-
-def test_the_votes_of_all_images_that_have_one_are_written(dataset):
-    dataset.options[3] = -1
-    dataset.run(captions=False, scores=True)
-    table, described = dataset.votes()
-    voting = [i for i in range(120) if i != 3]
-    assert table["image_id"].to_pylist() == [dataset.names[dataset.training[i]] for i in voting]
-    votes = class_score_votes(dataset.options, dataset.scores, C)
-    wanted = (
-        fusion.fuse(dataset.images(), votes).parameters.classes(votes.probabilities(voting)).float()
-    )
-    torch.testing.assert_close(torch.tensor(table["vote"].to_pylist()), wanted)
-    assert (described["votes"], described["corroborated"]) == ("class scores", True)
-    assert described["leaked"] is False
+# --- votes, by which classifiers are compared ----------------------------------------------------
 
 
 def test_of_very_many_images_some_judge(dataset, monkeypatch):
     monkeypatch.setattr(holdout, "MAX_HELD_OUT", 50)
     dataset.run()
-    ids = [dataset.names[i] for i in dataset.training]
+    ids = dataset.captioned
     wanted = [ids[i] for i in holdout.judging(ids).nonzero()[0]]
     assert len(wanted) == 50
     assert dataset.votes()[0]["image_id"].to_pylist() == wanted
@@ -356,39 +331,27 @@ def test_captions_by_prompts_with_labels_are_marked(dataset, caplog, monkeypatch
     assert [record.levelname for record in caplog.records].count("WARNING") == 1
 
 
-def write_answers_of(dataset, **changed):
-    """Answers about the first 40 training images, of which the last ten check."""
-    entries = {}
-    for place, row in enumerate(dataset.training[:40]):
-        name = CLASSNAMES[dataset.world.classes[row]]
-        phase = "check" if place >= 30 else "teach"
-        answer = Answer(dataset.names[row], "class", name, phase)
-        entries[answer.key] = answer
-    entries |= {one.key: one for one in changed.get("more", [])}
-    path = dataset.folder / "answers.json"
-    path.unlink(missing_ok=True)
-    write_answers(path, teaching_schema("made", CLASSNAMES), entries, "")
-    return str(path)
+# --- answers -------------------------------------------------------------------------------------
 
 
 def test_labels_follow_answers_and_are_checked_by_them(dataset, caplog):
     gone, none = Answer("gone.png", "none"), dataset.names[dataset.training[50]]
-    path = write_answers_of(dataset, more=[gone, Answer(none, "none")])
+    rows = dataset.training[:40]
+    path = dataset.write_answers(rows, gone, Answer(none, "none"), drawn=rows[30:])
     columns, metadata = dataset.run(answers=path)
-    truth = dataset.world.classes[dataset.training].tolist()
-    assert columns["fused_label"][:40] == truth[:40]
+    assert columns["fused_label"][:40] == dataset.world.classes[rows].tolist()
     assert columns["fused_confidence"][:40] == [1.0] * 40
     assert columns["fused_confidence"][50] == 0
     assert "gone.png" in caplog.text
     answers = metadata["answers"]
     assert len(answers["images"]) == 41 and answers["images"][none] is None
     checked = answers["checked"]
+    assert checked["image_id"] == dataset.captioned[30:40]
     assert checked["answers"] == 10 and checked["low"] <= checked["value"] <= checked["high"]
     assert len(checked["classifiers"]["image_prototypes"]["right"]) == 10
 
 
 def test_answers_that_are_empty_change_no_byte(dataset):
-    before = dataset.run() and dataset.bytes()
-    path = dataset.folder / "answers.json"
-    write_answers(path, teaching_schema("made", CLASSNAMES), {}, "")
-    assert dataset.run(answers=str(path)) and dataset.bytes() == before
+    before = dataset.run() and dataset.written(*OUTPUTS)
+    answers = dataset.write_answers([])
+    assert dataset.run(answers=answers) and dataset.written(*OUTPUTS) == before

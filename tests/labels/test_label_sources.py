@@ -8,8 +8,8 @@ from support.worlds import ALL, SCALE, World, captions_of, generator
 from latteclip.labels.label_sources import (
     FLOOR,
     CalibratedFeatures,
-    WhitenedFeatures,
     class_score_votes,
+    whiten,
 )
 
 N, C, D, U, K = 23, 7, 5, 4, 3
@@ -24,21 +24,9 @@ def world():
 
 
 def test_zero_shot_scores_are_cosines_without_class_means(world):
-    found = world.images().zero_shot(ALL)
-    scores = [
-        [
-            SCALE * sum(x * t for x, t in zip(image, text, strict=True))
-            for text in world.texts.tolist()
-        ]
-        for image in world.features.tolist()
-    ]
-    for c in range(C):
-        mean = sum(row[c] for row in scores) / N
-        for row in scores:
-            row[c] -= mean
-    for row, own in zip(scores, found.tolist(), strict=True):
-        normaliser = math.log(sum(math.exp(score) for score in row))
-        assert own == pytest.approx([score - normaliser for score in row], abs=1e-5)
+    scores = SCALE * world.features.double() @ world.texts.double().T
+    wanted = (scores - scores.mean(dim=0)).log_softmax(dim=1)
+    torch.testing.assert_close(world.images().zero_shot(ALL), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_centred_features_have_mean_zero_and_mean_length_one(world):
@@ -60,7 +48,7 @@ def test_a_classifier_gives_the_logits_of_centred_features(world):
 def test_whitening_evens_out_variances_and_its_classifier_takes_features_as_they_are():
     draw = generator(3)
     features = torch.randn(300, D, generator=draw) * torch.arange(1, D + 1) + 5
-    white = WhitenedFeatures.of(features.clone())
+    white = whiten(features.clone())
     spread, even = (x.var(dim=0) for x in (features, white.centred))
     assert 1 < even.max() / even.min() < spread.max() / spread.min()
     weights = torch.randn(C, D, generator=draw).double()
@@ -91,54 +79,38 @@ def captions(world):
 
 
 def test_captions_are_scored_by_cosines_without_class_means(world, captions):
+    """Their features are centred over the images, and of length one."""
     texts, row_of, votes = captions
     voting = [i for i in range(N) if i not in (0, 5)]
     assert votes.has.tolist() == [i in voting for i in range(N)]
-    scores = SCALE * texts.double() @ world.texts.double().T  # [U, C]
-    means = torch.stack([scores[row_of[i]] for i in voting]).mean(dim=0)
-    found = votes.probabilities(ALL)
+    mean = texts[row_of[voting]].double().mean(dim=0)
+    found, features = votes.probabilities(ALL), votes.text_features(ALL)
     for i in range(N):
-        wanted = (scores[row_of[i]] - means).softmax(dim=0) if i in voting else torch.zeros(C)
-        torch.testing.assert_close(found[i], wanted.double(), atol=1e-5, rtol=1e-4)
+        wanted, feature = torch.zeros(C).double(), torch.zeros(D).double()
+        if i in voting:
+            off = texts[row_of[i]].double() - mean
+            wanted, feature = (SCALE * world.texts.double() @ off).softmax(dim=0), off / off.norm()
+        torch.testing.assert_close(found[i], wanted, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(features[i], feature, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(votes.probabilities(slice(4, 9)), found[4:9])
-
-
-def test_features_of_captions_are_centred_over_the_images_and_of_length_one(captions):
-    texts, row_of, votes = captions
-    voting = [i for i in range(N) if i not in (0, 5)]
-    mean = torch.stack([texts[row_of[i]] for i in voting]).mean(dim=0)
-    found = votes.text_features(ALL)
-    for i in range(N):
-        wanted = F.normalize(texts[row_of[i]] - mean, dim=0) if i in voting else torch.zeros(D)
-        torch.testing.assert_close(found[i].float(), wanted, atol=1e-5, rtol=1e-4)
 
 
 # --- class scores --------------------------------------------------------------------------------
 
 
-def score_votes_in_loops(options, scores):
-    """Votes [N, C] from lists of options and log-probabilities, by the definition."""
-    floor = FLOOR
-    given = []  # of each image {class: score}
-    for classes, values in zip(options, scores, strict=True):
-        own = {c: value for c, value in zip(classes, values, strict=True) if c >= 0}
-        best = max(own.values(), default=0)
-        best = 0 if math.isinf(best) else best
-        given.append({c: max(value - best, -floor) for c, value in own.items()})
-    for _ in range(200):  # take off what is common to a class, and what is to an image
-        for c in range(C):
-            values = [own[c] for own in given if c in own]
-            for own in given:
-                if c in own:
-                    own[c] -= sum(values) / len(values)
-        for own in given:
-            mean = sum(own.values()) / max(1, len(own))
-            own.update({c: value - mean for c, value in own.items()})
-    votes = []
-    for own in given:
-        powers = {c: math.exp(value) for c, value in own.items()}
-        votes.append([powers.get(c, 0) / sum(powers.values()) if own else 0 for c in range(C)])
-    return torch.tensor(votes, dtype=torch.float64)
+def score_votes_by_least_squares(options, scores):
+    """Votes [N, C]: a softmax of scores without the effects of images and of classes."""
+    given = options >= 0
+    best = scores.masked_fill(~given, -math.inf).amax(dim=1, keepdim=True)
+    scores = (scores - best.nan_to_num(0.0, neginf=0.0)).clamp(min=-FLOOR).double()
+    rows, columns = given.nonzero().T
+    classes = options[rows, columns]
+    effects = torch.cat([F.one_hot(rows, N), F.one_hot(classes, C)], dim=1).double()
+    values = scores[rows, columns][:, None]
+    found = torch.linalg.lstsq(effects, values, driver="gelsd").solution
+    rest = torch.full((N, C), -math.inf).double()
+    rest[rows, classes] = (values - effects @ found)[:, 0]
+    return rest.softmax(dim=1).nan_to_num(0.0)
 
 
 def some_scores():
@@ -157,7 +129,7 @@ def some_scores():
 def test_class_scores_vote_without_class_means():
     options, scores = some_scores()
     votes = class_score_votes(options, scores, C)
-    wanted = score_votes_in_loops(options.tolist(), scores.tolist())
+    wanted = score_votes_by_least_squares(options, scores)
     torch.testing.assert_close(votes.probabilities(ALL), wanted, atol=1e-3, rtol=1e-3)
     assert votes.has.tolist() == [i != 2 for i in range(N)]
     assert not wanted[:, C - 1].any()  # the class that is never an option
@@ -182,10 +154,3 @@ def test_scores_are_permuted_and_options_are_not():
     # An image with one option lends it, and means beside it.
     last = swapped[4][own[4] > 0]
     torch.testing.assert_close(last, torch.full((K,), 1 / K).double())
-
-
-def test_whole_votes_of_captions_are_permuted(captions):
-    *_, votes = captions
-    rows, order = torch.tensor([3, 9, 4]), torch.tensor([2, 0, 1])
-    permuted = votes.permuted(rows)(order)
-    torch.testing.assert_close(permuted, votes.probabilities(rows[order]))

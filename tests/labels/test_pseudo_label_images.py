@@ -74,16 +74,13 @@ def test_the_table_is_that_of_the_direct_computation(labelled, direct, demo_clip
         assert columns["topk_scores"][i] == pytest.approx([scores[c] for c in best], abs=1e-5)
 
 
-def test_class_embeddings_are_kept_with_all_that_scores_need(labelled, direct, demo_clip):
-    head, described = labelled[4]
-    embeddings = head.weights
-    torch.testing.assert_close(embeddings, torch.stack(direct[2]), rtol=1e-4, atol=1e-5)
+def test_class_embeddings_have_all_that_scores_need(labelled, direct, demo_clip):
+    *_, metadata, (head, described) = labelled
+    torch.testing.assert_close(head.weights, torch.stack(direct[2]), rtol=1e-4, atol=1e-5)
     names = {"classnames": CLASSNAMES, "model": SETTINGS.model, "pretrained": None}
-    assert labelled[3] == {**names, "template": SETTINGS.template}
-    assert described == {
-        **labelled[3],
-        "logit_scale": pytest.approx(math.exp(demo_clip.model.logit_scale.item())),
-    }
+    assert metadata == {**names, "template": SETTINGS.template}
+    scale = pytest.approx(math.exp(demo_clip.model.logit_scale.item()))
+    assert described == {**metadata, "logit_scale": scale}
 
 
 def text_feature(clip, text):

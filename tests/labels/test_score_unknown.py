@@ -1,16 +1,14 @@
 import math
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
+from support.tiny import write_class_scores
 from support.worlds import World
 from support.zero_shot_files import ZeroShotFiles
 
-from latteclip.clip.ood import load_detector
 from latteclip.core import tables
-from latteclip.labels.answers import Answer, teaching_schema, write_answers
 from latteclip.labels.score_unknown import UnknownSettings, score_unknown
 
 
@@ -23,9 +21,9 @@ class Dataset(ZeroShotFiles):
         score_unknown(*self.write(), UnknownSettings(share), *outputs, class_scores, answers)
         return tables.read(outputs[0], tables.UNKNOWN)
 
-    def bytes(self):
-        self.run()
-        return [(self.folder / name).read_bytes() for name in ("unknown.parquet", "detector")]
+    def bytes(self, **given):
+        self.run(**given)
+        return self.written("unknown.parquet", "detector")
 
 
 @pytest.fixture
@@ -38,22 +36,13 @@ def dataset(tmp_path):
     return found
 
 
-def plain(dataset):
-    """Scores image by image, in plain loops."""
-    features = dataset.world.features.double().numpy()
-    mean = features[dataset.training].mean(axis=0)
-    found = []
-    for feature in features:
-        off = feature - mean
-        texts = dataset.world.texts.double().numpy()
-        found.append(min(1 - off @ text / np.linalg.norm(off) for text in texts))
-    return np.array(found)
-
-
 def test_the_score_is_the_distance_from_the_nearest_class_text(dataset):
     table, _ = dataset.run()
+    features = dataset.world.features
+    off = F.normalize(features - features[dataset.training].mean(dim=0), dim=1)
+    wanted = 1 - (off @ dataset.world.texts.T).amax(dim=1)
     assert table["image_id"].to_pylist() == dataset.names
-    np.testing.assert_allclose(table["score"].to_numpy(), plain(dataset), atol=1e-5)
+    np.testing.assert_allclose(table["score"].to_numpy(), wanted.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25])
@@ -71,14 +60,9 @@ def test_the_captioner_s_word_counts_where_it_scored_classes(dataset):
     total = torch.where(outside, 0.2, 0.8)[asked] - torch.arange(200) / 1e4
     lists = [[math.log(0.75 * x), math.log(0.25 * x)] for x in total.tolist()]
     n, rest = len(dataset.training), len(dataset.training) - len(asked)
-    columns = {
-        "image_id": [dataset.names[i] for i in dataset.training],
-        "options": pa.array([[1, 3]] * len(asked) + [[]] * rest, pa.list_(pa.int32())),
-        "log_probabilities": pa.array(lists + [[]] * rest, pa.list_(pa.float32())),
-        **{name: [None] * n for name in ("none", "error", "digest")},
-    }
-    path = dataset.path("class_scores.parquet")
-    tables.write(path, columns, tables.CLASS_SCORES)
+    ids = [dataset.names[i] for i in dataset.training]
+    options = [[1, 3]] * len(asked) + [[]] * rest
+    path = write_class_scores(dataset.path("scores.parquet"), ids, options, lists + [[]] * rest)
     before, _ = dataset.run(share=0.05)
     table, told = dataset.run(share=0.05, class_scores=path)
     found = np.array(table["captioner_score"].to_pylist(), np.float64)
@@ -93,25 +77,12 @@ def test_the_captioner_s_word_counts_where_it_scored_classes(dataset):
     assert (marked[others] == np.array(before["is_unknown"].to_pylist())[others]).all()
 
 
-def answer(dataset, rows):
-    """Write answers about training images, of which the last class has no name."""
-    answers = {}
-    for row in rows:
-        name, label = dataset.names[row], int(dataset.world.classes[row])
-        kind, named = ("none", None) if label == 5 else ("class", dataset.classnames[label])
-        answers[name] = Answer(name, kind, named)
-    path = dataset.folder / "answers.json"
-    path.unlink(missing_ok=True)
-    write_answers(path, teaching_schema("made", dataset.classnames), answers, "")
-    return str(path)
-
-
 def test_none_of_these_calibrates_the_threshold(dataset):
     outside = (dataset.world.classes == 5).numpy()
     training = np.array(dataset.training)
     before = np.array(dataset.run(share=0.02)[0]["is_unknown"].to_pylist())
     asked = training[:60]
-    table, described = dataset.run(share=0.02, answers=answer(dataset, asked))
+    table, described = dataset.run(share=0.02, answers=dataset.write_answers(asked))
     scores, unknown = (table[name].to_numpy() for name in ("score", "is_unknown"))
     limit = (scores[asked[outside[asked]]].mean() + scores[asked[~outside[asked]]].mean()) / 2
     assert described["threshold"] == pytest.approx(limit, abs=1e-6)
@@ -126,20 +97,8 @@ def test_none_of_these_calibrates_the_threshold(dataset):
 
 
 def test_answers_without_none_change_no_byte(dataset):
-    before = dataset.bytes()
     known = [row for row in dataset.training if dataset.world.classes[row] != 5][:40]
-    dataset.run(answers=answer(dataset, known))
-    found = [(dataset.folder / name).read_bytes() for name in ("unknown.parquet", "detector")]
-    assert found == before
-
-
-def test_the_detector_gives_new_images_the_same_scores(dataset):
-    table, told = dataset.run()
-    detector = load_detector(dataset.path("detector"), dataset.classnames)
-    alone = torch.cat([detector.scores(x[None]) for x in dataset.world.features])
-    np.testing.assert_allclose(alone.numpy(), table["score"].to_numpy(), atol=1e-6)
-    assert detector.threshold == told["threshold"]
-    assert detector.described == dataset.described
+    assert dataset.bytes(answers=dataset.write_answers(known)) == dataset.bytes()
 
 
 def test_no_label_and_no_test_image_decides(dataset):

@@ -301,3 +301,17 @@ def write_captions(path, ids, captions, pseudo_labels=None, members=None, metada
     }
     tables.write(path, usual | columns, tables.CAPTIONS, metadata)
     return str(path)
+
+
+def write_class_scores(path, ids, options, scores):
+    """A CLASS_SCORES table from lists of options and of log-probabilities."""
+    n = len(ids)
+    columns = {
+        "image_id": ids,
+        "options": pa.array(options, pa.list_(pa.int32())),
+        "log_probabilities": pa.array(scores, pa.list_(pa.float32())),
+        "none": pa.nulls(n, pa.float32()),
+        **{name: pa.nulls(n, pa.string()) for name in ("error", "digest")},
+    }
+    tables.write(path, columns, tables.CLASS_SCORES)
+    return str(path)

@@ -9,8 +9,8 @@ from latteclip.clip.feature_memmap import FeatureMemmap
 from latteclip.labels.label_sources import (
     CalibratedFeatures,
     Votes,
-    WhitenedFeatures,
     caption_votes,
+    whiten,
 )
 
 SCALE = 30.0
@@ -51,7 +51,7 @@ class World:
         draw = generator(50)
         centres = F.normalize(torch.randn(self.n_classes, 16, generator=draw), dim=1)
         noises = noise * torch.randn(len(self.classes), 16, generator=draw)
-        return WhitenedFeatures.of(F.normalize(centres[self.classes] + noises, dim=1))
+        return whiten(F.normalize(centres[self.classes] + noises, dim=1))
 
     def calibrated(self):
         """Calibrated zero-shot scores [N, C]: class means off, computed plainly."""

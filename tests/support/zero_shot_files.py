@@ -5,6 +5,7 @@ from support.worlds import SCALE
 
 from latteclip.clip.classifier import Classifier, save_classifier
 from latteclip.core import tables
+from latteclip.labels.answers import Answer, teaching_schema, write_answers
 
 
 class ZeroShotFiles:
@@ -45,3 +46,21 @@ class ZeroShotFiles:
         tables.write(pseudo_labels, columns, tables.PSEUDO_LABELS)
         save_classifier(texts, Classifier.of(self.world.texts), self.described)
         return index, pseudo_labels, texts
+
+    def write_answers(self, rows, *more, drawn=()):
+        """Answers with the true classes of images, "none" where a class has no name; their path."""
+        answers = list(more)
+        for row in rows:
+            label = int(self.world.classes[row])
+            name = self.classnames[label] if label < len(self.classnames) else None
+            phase = "check" if row in drawn else "teach"
+            answers.append(Answer(self.names[row], "class" if name else "none", name, phase))
+        path = self.folder / "answers.json"
+        path.unlink(missing_ok=True)
+        entries = {one.key: one for one in answers}
+        write_answers(path, teaching_schema("made", self.classnames), entries, "")
+        return str(path)
+
+    def written(self, *names):
+        """The bytes of files."""
+        return [(self.folder / name).read_bytes() for name in names]
