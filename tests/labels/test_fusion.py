@@ -242,11 +242,7 @@ def test_sources_that_err_independently_are_better_together(seed):
     world = World.of(seed=seed)
     votes = world.votes(seed)
     fused = fuse(world.images(), votes)
-    alone = [
-        votes.probabilities(ALL).argmax(1),
-        world.calibrated().argmax(1),
-        fused.individual_labels["images"],
-    ]
+    alone = [votes.probabilities(ALL).argmax(1), *fused.individual_labels.values()]
     assert world.right(fused.labels) > max(map(world.right, alone)) + 0.02
     assert ((fused.confidence > 1 / 6) & (fused.confidence <= 1)).all()
     order = fused.confidence.argsort(descending=True)
@@ -423,26 +419,12 @@ def test_with_a_class_without_images_labels_are_better_than_calibrated_ones():
     never /= never.sum(dim=1, keepdim=True)
     for votes in (table_votes(never), world.captions(right=0.8)):
         fused = fuse(world.images(), votes)
-        assert fused.parameters.test.significant
-        assert fused.weights.isfinite().all()
-        assert fused.confidence.isfinite().all()
+        assert fused.weights.isfinite().all() and fused.confidence.isfinite().all()
         assert (fused.labels == gone).sum() < (fused.individual_labels["zero_shot"] == gone).sum()
         assert world.right(fused.labels) > world.right(world.calibrated().argmax(1)) + 0.1
 
 
 # --- parts, order, memory ------------------------------------------------------------------------
-
-
-def assert_same(one, other):
-    assert one.labels.tolist() == other.labels.tolist()
-    torch.testing.assert_close(one.confidence, other.confidence, atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(one.weights, other.weights, atol=1e-3, rtol=1e-3)
-    assert one.parameters.explained_share == pytest.approx(
-        other.parameters.explained_share, rel=1e-4
-    )
-    assert one.gains == pytest.approx(other.gains, rel=1e-3)
-    for name, labels in one.individual_labels.items():
-        assert labels.tolist() == other.individual_labels[name].tolist()
 
 
 @pytest.mark.parametrize("rows", [64, 899])
@@ -457,11 +439,13 @@ def test_features_on_the_disk_give_what_features_in_memory_give(monkeypatch, row
     monkeypatch.setattr(label_sources, "ROWS", rows)
     there = CalibratedFeatures.of(on_disk(world.features), world.texts, SCALE)
     votes = caption_votes(on_disk(texts), row_of, world.texts, SCALE)
-    assert_same(fuse(there, votes), whole)
-    prototypes = fusion.prototypes_by_zero_shot(images)
-    torch.testing.assert_close(
-        fusion.prototypes_by_zero_shot(there), prototypes, atol=1e-4, rtol=1e-4
-    )
+    found = fuse(there, votes)
+    assert found.labels.tolist() == whole.labels.tolist()
+    torch.testing.assert_close(found.confidence, whole.confidence, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(found.weights, whole.weights, atol=1e-3, rtol=1e-3)
+    assert found.gains == pytest.approx(whole.gains, rel=1e-3)
+    heads = [fusion.prototypes_by_zero_shot(one) for one in (there, images)]
+    torch.testing.assert_close(*heads, atol=1e-4, rtol=1e-4)
 
 
 def test_parameters_of_a_sample_are_nearly_the_same(monkeypatch):
