@@ -1,8 +1,7 @@
 """One table over datasets and methods from the metrics of every run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -74,47 +73,43 @@ def summarize(
 
 def accuracy_table(table: pd.DataFrame, baseline: str) -> str:
     """Return the accuracies as Markdown, with notes on the marks that follow methods."""
-    rows = []
-    for row in table.to_dict("records"):
-        marks = f" ({', '.join(row['marks'].split())})" if row["marks"] else ""
-        spread = "" if pd.isna(row["acc1_std"]) else f" +- {row['acc1_std']:.1f}"
-        gain = "" if row["method"] == baseline else _number(row["acc1_gain"], "+.1f")
-        rows.append(
-            {
-                "dataset": row["dataset"],
-                "method": _starred(row) + marks,
-                "seeds": row["seeds"],
-                "acc1": _number(row["acc1_mean"]) + spread,
-                f"over {baseline.replace('_', '-')}": gain,
-                "acc5": _number(row["acc5_mean"]),
-                "per-class recall": _number(row["mean_per_class_recall"]),
-            }
-        )
+    marks = table["marks"].map(lambda names: f" ({', '.join(names.split())})" if names else "")
+    spread = table["acc1_std"].map(lambda value: "" if pd.isna(value) else f" +- {value:.1f}")
+    columns = {
+        "dataset": table["dataset"],
+        "method": _starred(table) + marks,
+        "seeds": table["seeds"],
+        "acc1": table["acc1_mean"].map(_number) + spread,
+        f"over {baseline.replace('_', '-')}": table["acc1_gain"]
+        .map("{:+.1f}".format)
+        .mask(table["acc1_gain"].isna(), "-")
+        .mask(table["method"] == baseline, ""),
+        "acc5": table["acc5_mean"].map(_number),
+        "per-class recall": table["mean_per_class_recall"].map(_number),
+    }
     notes = [f"- {mark}: {MARKS[mark]}." for mark in union(table["marks"].str.split()).split()]
-    return _with_notes(rows, notes)
+    return _with_notes(pd.DataFrame(columns), notes)
 
 
 def _unlabelled_table(table: pd.DataFrame) -> str:
     """Return the agreement with votes and the audited accuracy where no label is known."""
-    rows = [
-        {
-            "without labels": row["dataset"],
-            "method": _starred(row),
-            "seeds": row["seeds"],
-            "agrees with votes": _number(row["agreement"]),
-            "right by answers": "-"
-            if pd.isna(row["audited"])
-            else f"{row['audited']:.1f} ({row['audited_low']:.1f} to {row['audited_high']:.1f})",
-        }
-        for row in table.to_dict("records")
-    ]
+    low, high = table["audited_low"].map(_number), table["audited_high"].map(_number)
+    interval = " (" + low + " to " + high + ")"
+    columns = {
+        "without labels": table["dataset"],
+        "method": _starred(table),
+        "seeds": table["seeds"],
+        "agrees with votes": table["agreement"].map(_number),
+        "right by answers": table["audited"].map(_number)
+        + interval.mask(table["audited"].isna(), ""),
+    }
     notes = [
         f"- {name}: `latteclip audit results/{name}` asks about a hundred images, and estimates "
         "the accuracy of each method."
         for name, part in table.groupby("dataset")
         if part["audited"].isna().all()
     ]
-    return _with_notes(rows, notes)
+    return _with_notes(pd.DataFrame(columns), notes)
 
 
 def _audit_table(audits: Sequence[Audit]) -> str:
@@ -128,7 +123,7 @@ def _audit_table(audits: Sequence[Audit]) -> str:
         for audit in audits
         for one in audit.accuracies
     ]
-    return _with_notes(rows)
+    return _with_notes(pd.DataFrame(rows))
 
 
 def _verdict(audit: Audit) -> str:
@@ -151,11 +146,7 @@ def dataset_table(table: pd.DataFrame) -> str:
     means, complete = means_over_datasets(table)
     if len(accuracies.columns) > 1:
         accuracies["mean"] = accuracies.index.map(means)
-        rows = [
-            {"acc1": method, **{str(name): _number(value) for name, value in row.items()}}
-            for method, row in accuracies.iterrows()
-        ]
-        parts.append(_with_notes(rows, left=1))
+        parts.append(_with_notes(accuracies.map(_number).rename_axis("acc1").reset_index(), left=1))
         if means and len(complete) + 1 < len(accuracies.columns):
             parts.append(f"The mean is over {', '.join(complete)}, on which all methods were run.")
     gain, n = gain_on_paper_datasets(table)
@@ -168,22 +159,20 @@ def dataset_table(table: pd.DataFrame) -> str:
     return "\n\n".join(parts)
 
 
-def _with_notes(
-    rows: Sequence[Mapping[str, object]], notes: Sequence[str] = (), left: int = 2
-) -> str:
+def _with_notes(table: pd.DataFrame, notes: Sequence[str] = (), left: int = 2) -> str:
     """Return a Markdown table, its first columns set to the left, and notes below it."""
-    if not rows:
+    if not len(table):
         return ""
-    table = pd.DataFrame(rows)
     align = ["left" if i < left else "right" for i in range(len(table.columns))]
     # The cells are texts, which tabulate would read as numbers.
     text = table.to_markdown(index=False, colalign=align, disable_numparse=True)
     return "\n".join([text, *([""] if notes else []), *notes])
 
 
-def _starred(row: Mapping[Any, Any]) -> str:
-    return f"{row['method']} {STAR}" if row.get("chosen") else str(row["method"])
+def _starred(table: pd.DataFrame) -> pd.Series:
+    chosen = table.get("chosen", pd.Series("", table.index))
+    return table["method"].mask(chosen != "", table["method"] + f" {STAR}")
 
 
-def _number(value: float, form: str = ".1f") -> str:
-    return "-" if pd.isna(value) else format(value, form)
+def _number(value: float) -> str:
+    return "-" if pd.isna(value) else f"{value:.1f}"
