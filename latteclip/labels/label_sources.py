@@ -36,11 +36,11 @@ class CentredFeatures:
     centred: Features  # [N, D] float32
     mean: torch.Tensor  # [D] float64
     length: float  # mean distance of the features from their mean
-    whitening: torch.Tensor | None = None  # [D, D] float64, symmetric: what they are multiplied by
+    whitening: torch.Tensor | None = None  # [D, D] float64, symmetric: applied before centring
 
     @staticmethod
     def centre(features: Features, whitening: torch.Tensor | None = None) -> "CentredFeatures":
-        """Centre features [N, D] in place, which may be whitened."""
+        """Centre features [N, D] in place."""
         n = len(features)
         mean, length = torch.zeros(features.shape[1], dtype=torch.float64), 0.0
         for rows in parts(n):
@@ -55,14 +55,14 @@ class CentredFeatures:
         return CentredFeatures(features, mean, 1.0 if is_constant else length, whitening)
 
     def classifier(self, weights: torch.Tensor, scale: float) -> Classifier:
-        """Return a classifier of features as they were from logits [C, D] of centred features."""
+        """Return a classifier of uncentred features from logits [C, D] of centred features."""
         weights = weights / (self.length * scale)
         of_features = weights if self.whitening is None else weights @ self.whitening
         return Classifier.of(of_features, -(weights @ self.mean))
 
 
 def whiten(features: Features) -> CentredFeatures:
-    """Centre features [N, D] in place, with nearly equal variance in all directions.
+    """Whiten and centre features [N, D] in place: variances in all directions are nearly equal.
 
     Prototypes of whitened features are a linear discriminant analysis whose covariance, shrunken
     towards a multiple of the identity, needs no labels.
