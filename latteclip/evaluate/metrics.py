@@ -63,12 +63,9 @@ def read_evaluated_images(images_path: str, dataset: str) -> tuple[pa.Table, lis
     if len(tests):
         return tests, metadata["classnames"]
     # Images that were trained on give no accuracy.
-    columns = {
-        field.name: pa.nulls(len(table), field.type)
-        if field.name in tables.LABEL_COLUMNS
-        else table[field.name]
-        for field in tables.IMAGES
-    }
+    unknown = (tables.IMAGES.field(name) for name in tables.LABEL_COLUMNS)
+    columns = {name: table[name] for name in table.column_names}
+    columns |= {field.name: pa.nulls(len(table), field.type) for field in unknown}
     return pa.table(columns, schema=tables.IMAGES), metadata["classnames"]
 
 
