@@ -272,18 +272,15 @@ def render_page(interview: Interview, sources: str, values: Mapping[str, Any]) -
     script = (folder / "audit.js").read_text(encoding="utf-8")
     style = render.style() + (folder / "audit.css").read_text(encoding="utf-8")
     policy = render.policy(script, sources)
-    schema = interview.schema
     page = render.environment(PACKAGE).get_template("audit.html")
     text = page.render(
         policy=policy,
         style=Markup(style),
         script=Markup(script),
-        title=interview.title,
-        dataset=schema.dataset,
-        images=interview.images,
-        classnames=sorted(schema.classnames),
-        all_offered=len(schema.classnames) <= ALL_OFFERED,
-        values={**schema.header(), **values},
+        interview=interview,
+        classnames=sorted(interview.schema.classnames),
+        all_offered=len(interview.schema.classnames) <= ALL_OFFERED,
+        values={**interview.schema.header(), **values},
     )
     return text, policy
 

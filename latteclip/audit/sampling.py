@@ -129,9 +129,7 @@ def read_population(folder: str | Path, split: str | None = None) -> Population:
     training images are taken that no candidate learned from. Without a test split, all images are
     taken, for their labels are wanted. Where images are planned already, methods that do not
     predict all of them are left out. `split` is test where there are test images, or else train.
-
-    Raises:
-        UserError: there is nothing to audit, or a file is missing or of other images.
+    Raises UserError where there is nothing to audit.
     """
     folder = Path(folder)
     index, classnames = tables.read_unlabelled(folder / "images.parquet", training=False)
@@ -255,8 +253,7 @@ def read_plan(path: str | Path) -> SamplingPlan:
 def read_or_draw(path: Path, population: Population) -> SamplingPlan:
     """Read the plan of an audit, or draw it; later candidates do not change it.
 
-    Raises:
-        UserError: the plan is of other images or classes.
+    Raises UserError if the plan is of other images or classes.
     """
     if not path.exists():
         strata = stratify(population)

@@ -84,10 +84,8 @@ def score(
     """Estimate the accuracies of runs and all their differences from answers.
 
     Answers "cannot tell" are left out, and the other images of their stratum represent them. So are
-    answers after the first image without one, for the sample is a prefix of the order.
-
-    Raises:
-        TooFewAnswersError: there are too few answers.
+    answers after the first image without one, for the sample is a prefix of the order. Raises
+    TooFewAnswersError.
     """
     answers = answered_prefix(plan, answers)
     known = {name: one for name, one in answers.items() if one.kind != UNSURE}

@@ -32,10 +32,8 @@ def abstention_threshold(
     """Return the probability that a prediction needs for the guarantee, and log the guarantee.
 
     With 95 % probability, at most the share `max_error` of all predictions is wrong and not
-    abstained from. `classify` returns the model's `Prediction`s for image files.
-
-    Raises:
-        UserError: the model lies outside a dataset's results, or there are too few answers.
+    abstained from. `classify` returns the model's `Prediction`s for image files. Raises UserError
+    outside of a dataset's results, and for too few answers.
     """
     folder = results_with(LABELS, model.folder, "--abstain")
     named, checked = read_answers_of_labels(tables.read_metadata(folder / LABELS, "image_id"))

@@ -41,7 +41,7 @@ def export(model: str, destination: str, form: str, licence: str | None = None) 
         model: results/<dataset>, where a model was chosen, or the folder of a model or run.
         destination: a folder that does not exist, or is empty.
         form: a key of FORMS.
-        licence: of the weights, as the hub spells it (mit, cc-by-nc-4.0, ...).
+        licence: of the weights, as the hub spells it.
     """
     folder = new_folder(destination)
     opened = finetuned.load(model, torch.device("cpu"))

@@ -58,17 +58,9 @@ def export_labels(
 ) -> str:
     """Write the labels of the training images, and return sentences on what was written.
 
-    Args:
-        folder: results/<dataset>.
-        form: csv, parquet or one of FOLDERS.
-        output: a file, or a new or empty folder for FOLDERS.
-        copy: whether an image folder has copies of images in place of links.
-        leave_out: kinds of images that are not exported, of LEAVE_OUT.
-        max_error: the share of all labels that may be wrong and accepted.
-        false_discovery: the share of the accepted labels that may be wrong on average.
-
-    Raises:
-        UserError: there are no labels, `output` cannot be written, or an image vanished.
+    The arguments are those of `latteclip labels export`. `form` is csv, parquet or one of FOLDERS,
+    and `output` is a file, or a new or empty folder for FOLDERS. Raises UserError where there are
+    no labels, `output` cannot be written, or an image vanished.
     """
     if copy and form != "imagefolder":
         raise UserError(f"--copy is for --format imagefolder; {form} holds no images.")

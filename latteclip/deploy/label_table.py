@@ -38,10 +38,8 @@ def read(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
     """Read the labels of a dataset's results, a person's answers, and what describes the labels.
 
     Names of classes are dictionaries, which take less memory. Described are CLIP, `votes`, the
-    class names as the dataset writes them, and `calibration`.
-
-    Raises:
-        UserError: there are no labels yet, or a file is missing.
+    class names as the dataset writes them, and `calibration`. Raises UserError before there are
+    labels.
     """
     path, index = folder / "fused_labels.parquet", folder / "images.parquet"
     if not path.is_file():
@@ -211,11 +209,9 @@ def accepted(
 ) -> tuple[pa.Array, str]:
     """Return which labels [N] may be taken without a look, and the guarantee in words.
 
-    At most `max_error` of all labels, or on average `false_discovery` of the taken ones, are wrong
-    and taken. Answered images are taken by their answers.
-
-    Raises:
-        UserError: there are too few answers about images that were drawn at random.
+    At most `max_error` of all labels, or on average `false_discovery` of the taken ones, is wrong
+    and taken. Answered images are taken by their answers. Raises UserError for too few answers
+    about images that were drawn at random.
     """
     labels, described = tables.read(folder / "fused_labels.parquet", tables.FUSED_LABELS)
     named, checked = read_answers_of_labels(described)

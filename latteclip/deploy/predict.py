@@ -1,11 +1,5 @@
 """Classify images with a fine-tuned model, and mark images that show none of its classes.
 
-From Python, three lines:
-
-    from latteclip.deploy.predict import Classifier
-    classifier = Classifier("results/demo")
-    predictions = classifier(["a.jpg", "b.jpg"], topk=3)  # each: .path, .classname, .topk_scores
-
 Letters: B images of a batch, C classes, D embedding width, K best classes of an image.
 """
 
@@ -256,10 +250,8 @@ def image_paths(words: Iterable[str], stdin: IO[bytes]) -> list[str]:
     """Return the image files that words name, without repetitions, in order.
 
     A word is a file, a folder (searched with all below it), a glob (`**` for any folders), or "-"
-    for a list on stdin with one path per line, or with null characters between them.
-
-    Raises:
-        UserError: a word names nothing.
+    for a list on stdin with one path per line, or with null characters between them. Raises
+    UserError for a word that names nothing.
     """
     paths: list[str] = []
     for word in words:
@@ -303,7 +295,7 @@ def _matches(pattern: str) -> list[str]:
         return []
     named = set(path.parts)
     visible = [one for one in found if not any(p.startswith(".") for p in {*one.parts} - named)]
-    return sorted(str(one) for one in visible)
+    return sorted(map(str, visible))
 
 
 # --- prediction files ---------------------------------------------------------------------------
@@ -315,10 +307,8 @@ Rows = Iterator[Prediction]
 def writer_of(output: str | None) -> Callable[[Rows, int, list[str]], None]:
     """Return the function that writes predictions of K classes, with further columns.
 
-    The suffix of `output` names the format (none: CSV on stdout). A file is written whole or not.
-
-    Raises:
-        UserError: the suffix names no format, or a folder has the name.
+    The suffix of `output` names the format (none: CSV on stdout); another one raises UserError. A
+    file is written whole or not at all.
     """
     suffix = ".csv" if output is None else Path(output).suffix.lower()
     if suffix not in FORMATS:

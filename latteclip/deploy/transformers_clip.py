@@ -47,11 +47,7 @@ ACTIVATIONS = {
 
 
 def write(opened: FinetunedModel, folder: Path) -> None:
-    """Write model and processor, as `from_pretrained` of CLIPModel and CLIPProcessor read them.
-
-    Raises:
-        UserError: transformers has no such network, tokenizer or preprocessing.
-    """
+    """Write model and processor for the `from_pretrained` of transformers, or raise UserError."""
     clip = opened.clip
     try:
         tokenizer = _tokenizer(opened)
