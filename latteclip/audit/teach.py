@@ -7,7 +7,6 @@ were before that phase, so that the interval holds at every moment.
 Letters: N training images, P images of the pool that is computed with, C classes.
 """
 
-import logging
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -34,14 +33,12 @@ from latteclip.labels.answers import (
     content_digest,
     labelled_rows,
     read_answers,
-    read_exported,
     teaching_schema,
 )
 from latteclip.labels.fusion import ROUNDS, LabelModel
 from latteclip.labels.guarantees import confidence_sequence
 from latteclip.labels.predictors import FusionSettings, read_predictors
 
-log = logging.getLogger(__name__)
 SEED = 0
 BATCH = 10  # questions between which the labels learn
 STEPS = 2  # rounds of the fusion that it takes; with many classes one
@@ -92,7 +89,7 @@ class TeachingSession(Interview):
         row_of = self._rows(answers.values())
         self.pool = self._choose_pool([*row_of.values()])  # [P] ascending rows
         self._place = {int(row): place for place, row in enumerate(self.pool)}
-        self.model, self._start = self._read_model(), torch.zeros(0)
+        self.model = self._read_model()
         self._labels = self._start = self.posterior().argmax(dim=1)
         self.questions = []
         for one in answers.values():
@@ -137,7 +134,7 @@ class TeachingSession(Interview):
         """Return the answers that the page exported, or labels from another tool."""
         if is_foreign(path):
             return read_foreign(path, list(self.ids), list(self.paths), self.classnames)
-        return read_exported(path, self.schema)
+        return super().read_file(path)
 
     def answered(self, answers: Mapping[str, Answer]) -> int:
         return min(len(answers), self.total)

@@ -32,7 +32,7 @@ TASKS, CONFIG = "tasks.json", "config.xml"  # of Label Studio
 TABLE = "labels.csv"  # beside the folders of classes
 LOCAL = "/data/local-files/?d="  # where Label Studio serves files of its machine
 NOT_IN_XML = re.compile("[\x00-\x08\x0b-\x1f\ud800-\udfff\ufffe\uffff]")
-# Images that may be left out. A file of this name in a dataset's results names them.
+# Kinds of images that may be left out. A file of this name in a dataset's results has them.
 LEAVE_OUT = {
     "unknown": "may belong to none of the classes (is_unknown)",
     "duplicates": "show the same picture as another one (duplicate_of)",
@@ -87,12 +87,11 @@ def export_labels(
         else:
             WRITERS[form](temporary, table, described)
     n, error = len(table) - table["label"].null_count, _error(described["calibration"])
-    lines = [
-        f"{n} labels, {error}, are in {output}.",
-        *promises,
-        *_about_answers(table, Path(folder)),
-        *_about_kinds(counts, leave_out),
-    ]
+    lines = [f"{n} labels, {error}, are in {output}.", *promises, *_about_answers(table, folder)]
+    for kind, count in counts.items():
+        rest = f"{LEAVE_OUT[kind]}; --leave-out {kind} exports without them"
+        rest = "are left out" if kind in leave_out else rest
+        lines += [f"{count} images {rest}."] * (count > 0)
     return "\n".join(lines)
 
 
@@ -121,7 +120,7 @@ def _error(calibration: Mapping[str, Any]) -> str:
     )
 
 
-def _about_answers(table: pa.Table, folder: Path) -> Iterator[str]:
+def _about_answers(table: pa.Table, folder: str) -> Iterator[str]:
     """Describe what a person's answers changed."""
     answered = table.filter(pc.is_valid(table["answered"]))
     if len(answered):
@@ -131,21 +130,11 @@ def _about_answers(table: pa.Table, folder: Path) -> Iterator[str]:
             f"A person answered about {len(answered)} of the images: {changed} labels are another "
             f"class by that, and {label.null_count} images of none of the classes have no label."
         )
-    if audit_files(folder, "test")[1].is_file():
+    if audit_files(Path(folder), "test")[1].is_file():
         yield (
             "Answers about images of the test split change nothing here; latteclip audit "
             f"{folder} --split train asks about the exported ones."
         )
-
-
-def _about_kinds(counts: Mapping[str, int], leave_out: Collection[str]) -> Iterator[str]:
-    for kind, count in counts.items():
-        if count and kind in leave_out:
-            yield f"{count} images are left out ({kind})."
-        elif count:
-            yield (
-                f"{count} of the images {LEAVE_OUT[kind]}; --leave-out {kind} exports without them."
-            )
 
 
 # --- files ---------------------------------------------------------------------------------------
