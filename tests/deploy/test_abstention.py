@@ -7,11 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from support.tiny import write_index, write_pictures
+from support.tiny import DEMO_CLIP, write_index, write_pictures
 
 from latteclip.cli import main
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier, save_classifier
+from latteclip.clip.encode import encode_files
+from latteclip.clip.ood import UnknownDetector
 from latteclip.core import tables
 from latteclip.core.errors import UserError
 from latteclip.deploy import predict
@@ -37,6 +39,14 @@ class Results:
         self.predicted = self.classifier()(self.pictures)
         self.right = np.arange(N) % 5 > 0
         self.answer(20)
+        features = encode_files(clip, self.pictures, 8, 1)
+        texts = torch.nn.functional.normalize(torch.randn(3, 128, generator=draw), dim=1)
+        described = {"classnames": CLASSNAMES, "model": f"local-dir:{DEMO_CLIP}"}
+        self.detector, scores = UnknownDetector.learn(
+            features, torch.ones(N, dtype=torch.bool), texts, 0.3, {**described, "pretrained": None}
+        )
+        self.detector.save(folder / predict.DETECTOR)
+        self.unknown_scores = scores.tolist()
 
     def train(self, held_out: Sequence[str] = (), **metadata):
         run = self.model.parent
@@ -74,24 +84,32 @@ def results(tmp_path, demo_clip):
     return Results(tmp_path / "results" / "mine", demo_clip)
 
 
-def test_uncertain_predictions_are_marked_in_every_format(results, tmp_path, caplog):
+def test_uncertain_and_unknown_images_are_marked_in_every_format(results, tmp_path, caplog):
     caplog.set_level("INFO")
     threshold = results.threshold(slice(20))
-    marks = [one.probability < threshold for one in results.predicted]
-    assert 0 < sum(marks) < N
-    opened = results.classifier(abstain=ERROR)
-    assert [one.abstained for one in opened(results.pictures)] == marks
+    marks = {
+        "abstained": [one.probability < threshold for one in results.predicted],
+        "is_unknown": [score > results.detector.threshold for score in results.unknown_scores],
+    }
+    assert all(0 < sum(column) < N for column in marks.values())
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    words = [*results.pictures[:4], tmp_path / "broken.png", *results.pictures[4:]]
+    for name, options in (("plain", []), ("out", ["--unknown", "--abstain", ERROR])):
+        for suffix in ("csv", "jsonl", "parquet"):
+            output = ["--output", tmp_path / f"{name}.{suffix}", "--threads", 1, "--batch-size", 5]
+            arguments = ["predict", results.model, *words, *options, *output]
+            assert main.main([*map(str, arguments)]) == 3  # an image was left out
     assert "20 answers" in caplog.text and f"{threshold:.4f}" in caplog.text
-    for suffix in ("csv", "jsonl", "parquet"):
-        output = tmp_path / f"out.{suffix}"
-        arguments = [*results.pictures, "-o", output, "--abstain", ERROR, "--threads", 1]
-        assert main.main(["predict", str(results.model), *map(str, arguments)]) == 0
-    assert pq.read_table(tmp_path / "out.parquet")["abstained"].to_pylist() == marks
+    table, plain = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("out", "plain"))
+    assert table.drop_columns(["unknown_score", *marks]).equals(plain)
     lines = (tmp_path / "out.jsonl").read_text().splitlines()
-    assert [json.loads(line)["abstained"] for line in lines] == marks
     with (tmp_path / "out.csv").open() as file:
-        rows = [row["abstained"] for row in csv.DictReader(file)]
-    assert rows == [str(mark).lower() for mark in marks]
+        rows = list(csv.DictReader(file))
+    for found in (table.to_pylist(), [json.loads(line) for line in lines], rows):
+        for name, column in marks.items():
+            assert [str(row[name]).lower() for row in found] == [str(m).lower() for m in column]
+        scores = [float(row["unknown_score"]) for row in found]
+        assert scores == pytest.approx(results.unknown_scores, abs=1e-5)
 
 
 def test_only_images_that_the_model_was_not_trained_on_count(results):

@@ -13,13 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from support.tiny import DEMO_CLIP, ROOT, write_pictures
+from support.tiny import ROOT, write_pictures
 
 from latteclip.cli import main
 from latteclip.clip import model as clips
 from latteclip.clip.classifier import Classifier, load_classifier, save_classifier
-from latteclip.clip.encode import encode_files
-from latteclip.clip.ood import UnknownDetector
 from latteclip.core.class_templates import ClassTemplates
 from latteclip.core.errors import UserError
 from latteclip.deploy import predict
@@ -87,49 +85,6 @@ def test_what_is_no_regular_file_is_skipped_and_never_waited_for(model, pictures
     assert len(paths) == N + 2
     assert len(predict.Classifier(model, device="cpu", threads=1)(paths)) == N
     assert "pipe.jpg" in caplog.text and "zeros.jpg" in caplog.text
-
-
-@pytest.fixture
-def in_results(model, pictures, demo_clip, tmp_path):
-    """The tuned model inside a dataset's results, whose pretrained CLIP is the demo's."""
-    folder = tmp_path / "results" / "made"
-    shutil.copytree(model, folder / "flyp" / "seed0" / "model")
-    features = encode_files(demo_clip, pictures, BATCH, 1)
-    texts = torch.nn.functional.normalize(torch.randn(C, D), dim=1)
-    described = {
-        "classnames": CLASSNAMES,
-        "model": f"local-dir:{DEMO_CLIP}",
-        "pretrained": None,
-    }
-    detector, _ = UnknownDetector.learn(
-        features, torch.ones(len(features), dtype=torch.bool), texts, 0.3, described
-    )
-    detector.save(folder / predict.DETECTOR)
-    return folder, detector, detector.scores(features).tolist()
-
-
-def test_images_of_no_class_are_marked_in_every_format(in_results, pictures, tmp_path):
-    folder, detector, scores = in_results
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    words = [*pictures[:4], str(tmp_path / "broken.png"), *pictures[4:]]
-    plain = {"topk": 2, "batch_size": BATCH, "precision": "bf16", "device": "cpu", "threads": 1}
-    for suffix in (".csv", ".jsonl", ".parquet"):
-        for unknown in (False, True):
-            output = str(tmp_path / f"{unknown}{suffix}")
-            model = str(folder / "flyp" / "seed0")
-            assert predict.predict(model, words, output, unknown=unknown, **plain) == 1
-    written = {unknown: pq.read_table(tmp_path / f"{unknown}.parquet") for unknown in (False, True)}
-    last = ["unknown_score", "is_unknown"]
-    assert written[True].column_names == [*written[False].column_names, *last]
-    assert written[True].drop_columns(last).equals(written[False])
-    marks = [score > detector.threshold for score in scores]
-    assert 0 < sum(marks) < N
-    lines = [json.loads(line) for line in (tmp_path / "True.jsonl").read_text().splitlines()]
-    rows = list(csv.DictReader((tmp_path / "True.csv").open()))
-    for found in (written[True].to_pylist(), lines, rows):
-        assert [str(row["is_unknown"]).lower() for row in found] == [str(m).lower() for m in marks]
-        found = [float(row["unknown_score"]) for row in found]
-        assert found == pytest.approx(scores, abs=1e-5)
 
 
 def test_the_python_of_the_documents_runs(model, pictures, monkeypatch, tmp_path, capsys):
