@@ -134,7 +134,7 @@ def read_population(folder: str | Path, split: str | None = None) -> Population:
     folder = Path(folder)
     index, classnames = tables.read_unlabelled(folder / "images.parquet", training=False)
     is_test = pc.equal(index["split"], "test")
-    has_tests = pc.any(is_test).as_py()
+    has_tests = bool(pc.any(is_test).as_py())
     split = split or ("test" if has_tests else "train")
     held_out = has_tests and split == "train"
     index = index.filter(is_test if split == "test" else pc.invert(is_test))
@@ -154,7 +154,8 @@ def read_population(folder: str | Path, split: str | None = None) -> Population:
         table["prediction"].take(pc.index_in(ids, table["image_id"])).to_numpy()
         for table in predicted.values()
     ]
-    predictions = np.stack(columns, axis=1).astype(np.int_)
+    predictions, candidates = np.stack(columns, axis=1).astype(np.int_), list(predicted)
+    differ = (predictions != predictions[:, :1]).sum(axis=0)  # from the baseline
     scores = folder / "pseudo_labels.parquet", tables.PSEUDO_LABELS, "image_id"
     ranked = tables.lookup_column(*scores, "topk_labels", ids)
     confidence = tables.lookup_column(*scores, "confidence", ids)
@@ -164,11 +165,11 @@ def read_population(folder: str | Path, split: str | None = None) -> Population:
         classnames,
         ids.to_pylist(),
         index["path"].to_pylist(),
-        list(predicted),
+        candidates,
         predictions,
         np.array(ranked.to_pylist(), dtype=np.int_),
         confidence.to_numpy().astype(np.float64),
-        _model(list(predicted), predictions, chosen),
+        candidates.index(chosen) if chosen in candidates[1:] else int(differ.argmax()),
     )
 
 
@@ -229,13 +230,6 @@ def _covering(images: pa.Array, predicted: dict[Run, pa.Table]) -> dict[Run, pa.
     return {run: table for run, table in predicted.items() if covers[run]}
 
 
-def _model(candidates: Sequence[Run], predictions: Ints, chosen: Run | None) -> int:
-    """Return the chosen model, or the model that differs most from the baseline."""
-    if chosen in candidates[1:]:
-        return candidates.index(chosen)
-    return int((predictions != predictions[:, :1]).sum(axis=0).argmax())
-
-
 # --- plan ----------------------------------------------------------------------------------------
 
 
@@ -257,7 +251,10 @@ def read_or_draw(path: Path, population: Population) -> SamplingPlan:
     """
     if not path.exists():
         strata = stratify(population)
-        _write_plan(path, population, strata, sampling_order(strata, np.random.default_rng(SEED)))
+        turn = sampling_order(strata, np.random.default_rng(SEED))
+        columns = {"image_id": population.image_ids, "stratum": strata, "turn": turn}
+        described = {"split": population.split, "classnames": population.classnames, "seed": SEED}
+        tables.write(path, columns, PLAN, described)
     plan, split = read_plan(path), population.split
     images = split, population.classnames, population.image_ids
     if (plan.split, plan.classnames, plan.image_ids) != images:
@@ -298,13 +295,3 @@ def sampling_order(strata: Ints, rng: np.random.Generator) -> Ints:
     turn = np.empty(len(strata), dtype=np.int_)
     turn[np.argsort(due, kind="stable")] = np.arange(len(strata))
     return turn
-
-
-def _write_plan(path: Path, population: Population, strata: Ints, turn: Ints) -> None:
-    columns = {
-        "image_id": population.image_ids,
-        "stratum": strata.astype(np.int8),
-        "turn": turn.astype(np.int32),
-    }
-    described = {"split": population.split, "classnames": population.classnames, "seed": SEED}
-    tables.write(path, columns, PLAN, described)
