@@ -84,8 +84,7 @@ def results(tmp_path, demo_clip):
     return Results(tmp_path / "results" / "mine", demo_clip)
 
 
-def test_uncertain_and_unknown_images_are_marked_in_every_format(results, tmp_path, caplog):
-    caplog.set_level("INFO")
+def test_uncertain_and_unknown_images_are_marked_in_every_format(results, tmp_path, capsys):
     threshold = results.threshold(slice(20))
     marks = {
         "abstained": [one.probability < threshold for one in results.predicted],
@@ -99,7 +98,8 @@ def test_uncertain_and_unknown_images_are_marked_in_every_format(results, tmp_pa
             output = ["--output", tmp_path / f"{name}.{suffix}", "--threads", 1, "--batch-size", 5]
             arguments = ["predict", results.model, *words, *options, *output]
             assert main.main([*map(str, arguments)]) == 3  # an image was left out
-    assert "20 answers" in caplog.text and f"{threshold:.4f}" in caplog.text
+    printed = capsys.readouterr().err
+    assert "20 answers" in printed and f"{threshold:.4f}" in printed
     table, plain = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("out", "plain"))
     assert table.drop_columns(["unknown_score", *marks]).equals(plain)
     lines = (tmp_path / "out.jsonl").read_text().splitlines()
