@@ -56,19 +56,6 @@ def seed_list(value: int | str | Iterable[int]) -> list[int]:
     return [int(part) for part in names(value)]
 
 
-def _with_image_dir(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration with `image_dir` as the source of the one dataset that is run."""
-    folder = config.get("image_dir")
-    if folder is None:
-        return config
-    asked = names(config["dataset"])
-    if len(asked) != 1 or asked == [ALL]:
-        raise UserError(f"image_dir belongs to one dataset, but dataset asks for {asked}.")
-    [key] = asked
-    values = {**config["datasets"].get(key, {}), "source": {"folder": folder}}
-    return {**config, "datasets": {**config["datasets"], key: values}}
-
-
 class Configuration:
     """The resolved configuration: the settings of each stage for each dataset and method.
 
@@ -90,8 +77,12 @@ class Configuration:
         """
         self._gpus = gpus
         self._given = check(given)
-        self.config = _with_image_dir(check(merge(files, self._given)))
+        self.config = check(merge(files, self._given))
         asked = names(self.config["dataset"])
+        if folder := self.config.get("image_dir"):
+            if len(asked) != 1 or asked == [ALL]:
+                raise UserError(f"image_dir belongs to one dataset, but dataset asks for {asked}.")
+            self.config["datasets"].setdefault(asked[0], {})["source"] = {"folder": folder}
         self.datasets = self.from_source("downloads") if asked == [ALL] else asked
         self.seeds = seed_list(self.config["seeds"])
         for name in self.datasets:
@@ -99,7 +90,6 @@ class Configuration:
                 sentence = unknown(f"Dataset {name!r}", name, self.config["datasets"])
                 raise UserError(f"{sentence} For your own images add image_dir=path/to/photos.")
         self.limit: int | None = self.config["limit"]
-        self._whole: dict[str, str] = {}
         if self.limit is not None:
             self.datasets = [self._limited(name) for name in self.datasets]
         self.methods = list(dict.fromkeys(m for d in self.datasets for m in self.methods_of(d)))
@@ -131,14 +121,12 @@ class Configuration:
                 f"A limit of {self.limit} would write to results/{name}, but {name} is a dataset "
                 "of its own; choose another limit."
             )
-        datasets = {**self.config["datasets"], name: self.config["datasets"][dataset]}
-        self.config = {**self.config, "datasets": datasets}
-        self._whole[name] = dataset
+        self.config["datasets"][name] = self.config["datasets"][dataset]
         return name
 
     def whole(self, dataset: str) -> str:
         """Return the key of the dataset from which a limited run takes its images."""
-        return self._whole.get(dataset, dataset)
+        return dataset.removesuffix(self.limit_suffix)
 
     def dataset(self, dataset: str) -> dict[str, Any]:
         """Return the content of the dataset's file."""
@@ -214,8 +202,14 @@ class Configuration:
 
     def _lineage(self, method: str) -> list[str]:
         """Return the method after those that it is like, the first of which is like no other."""
-        other = self.config["methods"][method].get("like")
-        return [*(self._lineage(other) if other else []), method]
+        lineage = [method]
+        while other := self.config["methods"][lineage[0]].get("like"):
+            self._check_name(other, f"Method {{}}, which {lineage[0]} is like,")
+            if other in lineage:
+                circle = ", ".join([*reversed(lineage), other])
+                raise UserError(f"Methods are like each other in a circle: {circle}; break it.")
+            lineage.insert(0, other)
+        return lineage
 
     def pseudo_labels(self, method: str, dataset: str) -> str | None:
         """Return the method's pseudo-labels, or None if it reads true labels or none."""
@@ -343,7 +337,9 @@ class Configuration:
             self._check_name(name, "Method {}")
         self._check_name(self.table["baseline"], "Method {} of table.baseline")
         for name in methods:
-            self._check_likeness(name)
+            if "objective" not in self._inherited(name):
+                key = f"methods.{self._lineage(name)[0]}.objective"
+                raise UserError(f"Configuration key {key} is missing; add it, or `like`.")
         for name in filter(self.is_average, methods):
             of = str(self._inherited(name).get("of"))
             self._check_name(of, f"Method {{}}, methods.{name}.of,")
@@ -356,18 +352,6 @@ class Configuration:
     def _check_name(self, method: str, what: str) -> None:
         if method not in self.config["methods"]:
             raise UserError(unknown(what.format(repr(method)), method, self.config["methods"]))
-
-    def _check_likeness(self, method: str) -> None:
-        seen = [method]
-        while other := self.config["methods"][seen[-1]].get("like"):
-            self._check_name(other, f"Method {{}}, which {seen[-1]} is like,")
-            if other in seen:
-                circle = ", ".join([*seen, other])
-                raise UserError(f"Methods are like each other in a circle: {circle}; break it.")
-            seen.append(other)
-        if "objective" not in self.config["methods"][seen[-1]]:
-            key = f"methods.{seen[-1]}.objective"
-            raise UserError(f"Configuration key {key} is missing; add it, or `like`.")
 
     def _fault_of_method(self, method: str, dataset: str) -> str | None:
         """Return how settings of a method contradict each other or those of the dataset."""
@@ -433,6 +417,4 @@ def as_json(value: Any) -> str:
 
 def note_shards(dataset: str, number: int) -> None:
     """Note the number of shards for later runs."""
-    path = Path(SHARDS.format(dataset=dataset))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"shards": number})
+    write_json(SHARDS.format(dataset=dataset), {"shards": number})

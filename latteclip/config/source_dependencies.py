@@ -32,8 +32,7 @@ def sources(*modules: str) -> list[str]:
 
 @cache  # hundreds of jobs have the same code
 def _sources(modules: tuple[str, ...], here: Path) -> list[str]:
-    root = layers.PACKAGE.parent
-    return sorted(layers.relative_to_cwd(_file(root, name)) for name in closure(root, *modules))
+    return sorted(layers.relative_to_cwd(_file(name)) for name in closure(*modules))
 
 
 def templates() -> list[str]:
@@ -41,43 +40,37 @@ def templates() -> list[str]:
     return sorted(map(layers.relative_to_cwd, (layers.PACKAGE / "report" / "templates").iterdir()))
 
 
-def closure(root: Path, *modules: str) -> set[str]:
-    """Return modules and their direct and indirect imports from the packages of a folder."""
+def closure(*modules: str) -> set[str]:
+    """Return modules and their direct and indirect imports from the package."""
     found: set[str] = set()
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
         if name not in found:
             found.add(name)
-            waiting += _imports(_file(root, name), root)
+            waiting += _imports(_file(name))
     return found
 
 
 @cache
-def _imports(file: Path, root: Path) -> list[str]:
-    """Return the modules that a file imports from its package, without those of no effect."""
-    package = file.relative_to(root).parts[0] + "."
+def _imports(file: Path) -> list[str]:
+    """Return the modules that a file imports from the package, without those of no effect."""
     names = set(_imported_names(ast.parse(file.read_bytes()))) - WITHOUT_EFFECT
-    return [n for n in names if n.startswith(package) and _file(root, n).is_file()]
+    return [name for name in names if name.startswith("latteclip.") and _file(name).is_file()]
 
 
-def _imported_names(tree: ast.Module) -> Iterator[str]:
+def _imported_names(tree: ast.AST) -> Iterator[str]:
     """Yield the names in import statements; what they take from a module may be a module."""
-    for node in _statements(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def _statements(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield all statements inside a statement; expressions, most of a tree, have none."""
     for part in ("body", "orelse", "handlers", "finalbody", "cases"):
-        for inner in getattr(node, part, ()):
-            yield inner
-            yield from _statements(inner)
+        for node in getattr(tree, part, ()):  # expressions, most of a tree, have none
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                yield node.module
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            else:
+                yield from _imported_names(node)
 
 
-def _file(root: Path, name: str) -> Path:
-    return root.joinpath(*name.split(".")).with_suffix(".py")
+def _file(name: str) -> Path:
+    return layers.PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py")

@@ -121,14 +121,6 @@ def test_wrong_usage_is_one_line_and_status_2(arguments, message, capsys):
     assert printed.count("\n") == 1
 
 
-def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
-    (tmp_path / "file").touch()
-    log = tmp_path / "file" / "log.txt"
-    arguments = [*SUMMARIZE, "--log", str(log)]
-    assert main.main(arguments) == 2
-    assert re.fullmatch(f"error: {tmp_path}/file.*\n", capsys.readouterr().err)
-
-
 def test_a_file_that_the_system_refuses_is_one_sentence(buggy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         "latteclip.evaluate.summarize.read_results", lambda *_: (tmp_path / "no" / "x").read_text()

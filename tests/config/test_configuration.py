@@ -57,11 +57,6 @@ def test_photographs_in_a_folder_run_without_group_captions(config, tmp_path):
     assert asked.methods_of("mine") == ["latteclip"]
 
 
-def test_a_method_without_training_runs_once(config):
-    found = configured(config, method="zero_shot,latteclip", seeds=2)
-    assert found.runs("demo") == [("zero_shot", 0), ("latteclip", 0), ("latteclip", 1)]
-
-
 def test_all_datasets_are_those_that_are_downloaded(config):
     assert set(configured(config, dataset="all").datasets) == set(summary.PAPER_DATASETS)
 
@@ -131,17 +126,11 @@ def test_the_study_runs_what_the_paper_compares(config):
 
 
 def test_strings_of_the_command_line_become_what_the_schema_wants(config):
-    found = configured(
-        config,
-        finetune={"lr": "2.5e-1", "epochs": "7"},
-        captioner={"revision": "null", "model": "123"},
-        methods={"latteclip": {"switches": {"prototypes": "false", "alpha": "0.5"}}},
-    )
-    values = found.method("latteclip", "dtd")
-    assert (values["finetune"]["lr"], values["finetune"]["epochs"]) == (0.25, 7)
-    assert values["switches"]["prototypes"] is False
-    captioner = found.section("captioner", "demo")
-    assert (captioner["model"], captioner["revision"]) == ("123", None)
+    captioner = {"revision": "null", "model": "123"}
+    found = configured(config, finetune={"lr": "2.5e-1", "epochs": "7"}, captioner=captioner)
+    values = found.method("latteclip", "dtd")["finetune"]
+    assert (values["lr"], values["epochs"]) == (0.25, 7)
+    assert found.section("captioner", "demo").items() >= {"model": "123", "revision": None}.items()
 
 
 @pytest.mark.parametrize(
@@ -154,7 +143,6 @@ def test_strings_of_the_command_line_become_what_the_schema_wants(config):
         ({"method": "flyp,lateclip"}, "lateclip.*latteclip"),
         ({"finetune": {"lr": -1}}, r"finetune\.lr "),
         ({"datasets": {"demo": {"source": {"folder": "."}}}}, r"datasets\.demo\.source "),
-        ({"finetune": {"epochs": "many"}}, r"finetune\.epochs "),
         ({"finetune": None}, "finetune"),
         ({"seeds": "a,b"}, "seeds"),
         ({"limit": 0}, "limit"),
@@ -207,31 +195,22 @@ def test_one_key_of_a_folder_may_be_set_and_the_others_stay(config, tmp_path, se
         assert found == {**plain, key: value}
 
 
-@pytest.mark.parametrize(
-    ("model", "side"),
-    [
-        ("llava-hf/llava-v1.6-mistral-7b-hf", 336),
-        ("llava-hf/llama3-llava-next-8b-hf", 336),
-        ("Qwen/Qwen3-VL-8B-Instruct", None),
-    ],
-)
-def test_pictures_are_squares_for_captioners_that_see_them_so(config, model, side):
-    found = configured(config, captioner={"model": model}).section("captioner", "dtd")
-    assert found["square_side"] == side
+def test_pictures_are_squares_for_captioners_that_see_them_so(config):
+    for model, side in (("me/llama3-llava-next-8b", 336), ("Qwen/Qwen3-VL-8B-Instruct", None)):
+        found = configured(config, captioner={"model": model}).section("captioner", "dtd")
+        assert found["square_side"] == side
 
 
-@pytest.mark.parametrize("name", ["of {dataset}", "{ x, [0-9]+}"])
-def test_braces_in_a_source_folder_are_refused(config, tmp_path, name):
+def test_braces_in_a_source_folder_are_refused(config, tmp_path):
     """Snakemake takes them for wildcards, and would put a value in their place."""
-    (tmp_path / name).mkdir()
-    refused(config, "braces", **source(folder=str(tmp_path / name)))
+    folder = tmp_path / "{ x, [0-9]+}"
+    folder.mkdir()
+    refused(config, "braces", **source(folder=str(folder)))
 
 
 @pytest.mark.parametrize(
     ("gpus", "captioner", "expected"),
     [
-        (1, {}, 1),
-        (4, {}, 4),
         (4, {"tensor_parallel_size": 2}, 2),
         (1, {"tensor_parallel_size": 2}, 1),
         (4, {"engine": "openai"}, 1),

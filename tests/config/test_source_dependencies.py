@@ -5,8 +5,8 @@ from latteclip.config import source_dependencies as code
 
 
 @pytest.fixture
-def package(tmp_path):
-    """A folder with a package `latteclip`, of which it writes a module."""
+def package(tmp_path, monkeypatch):
+    """Writes a module of a package `latteclip` in a folder."""
 
     def write(name, text=""):
         path = tmp_path.joinpath("latteclip", *name.split(".")).with_suffix(".py")
@@ -14,7 +14,7 @@ def package(tmp_path):
         (path.parent / "__init__.py").write_text('"""A room."""\n')
         path.write_text(text)
 
-    write.root = tmp_path
+    monkeypatch.setattr(layers, "PACKAGE", tmp_path / "latteclip")
     return write
 
 
@@ -26,7 +26,7 @@ def test_imports_of_every_form_are_followed(package):
     package("c.fourth", "from latteclip.a import first\n")
     package("c.stranger")
     package("core.terminal", "from latteclip.c import stranger\n")
-    found = code.closure(package.root, "latteclip.a.first")
+    found = code.closure("latteclip.a.first")
     names = ("a.first", "b.plain", "b.second", "b.third", "c.fourth")
     assert found == {f"latteclip.{name}" for name in names}
 
@@ -67,7 +67,7 @@ def test_a_stage_has_its_sources_and_no_others(monkeypatch):
 )
 def test_an_edit_is_one_of_the_stages_that_import_the_module(edited, rerun, spared):
     """The sources of its stage are inputs of a rule: a dry run would find the same in seconds."""
-    closures = {s: code.closure(layers.PACKAGE.parent, f"latteclip.{s}") for s in rerun | spared}
+    closures = {s: code.closure(f"latteclip.{s}") for s in rerun | spared}
     assert {s for s, found in closures.items() if f"latteclip.{edited}" in found} == rerun
 
 

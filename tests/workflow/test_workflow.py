@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from open_clip import create_model_and_transforms
-from support.checkout import DEMO, N_TEST, N_TRAIN, edit, hear_interrupts
+from support.checkout import N_TEST, N_TRAIN, hear_interrupts
 from support.class_folders import class_folders
 from support.tiny import write_pictures
 
@@ -119,19 +119,6 @@ NEW_GROUPS = {"summarize_captions": 1, **TUNED_ON_CAPTIONS}
 NEW_CAPTIONS = {"fuse_labels": 1, **NEW_GROUPS}
 
 
-def in_demo(*keys, value):
-    def change(checkout):
-        def set_value(content):
-            section = content["datasets"]["demo"]
-            for key in keys[:-1]:
-                section = section[key]
-            section[keys[-1]] = value
-
-        edit(checkout, DEMO, set_value)
-
-    return change
-
-
 def in_file(name):
     """An edit that changes what a Python or Markdown file says, but not what it does."""
 
@@ -164,22 +151,16 @@ def taught(checkout):
 
 # What decides and what does not: settings, files of code by their content, answers. Which stages
 # import which module is the matter of tests/config/test_source_dependencies.py.
+SHARDED = {"caption_images_shard": 2, "caption_groups_shard": 2, "gather_captions": 2}
+SETTINGS = {
+    "finetune={'lr': 1e-4}": TUNED,
+    "prompts={'image': 'What is this?'}": {"caption_images": 1, **NEW_CAPTIONS},
+    "captions={'shards': 2}": {**SHARDED, **NEW_CAPTIONS},
+}
 EDITS = {
     "an audit": (answered, {"score_audit": 1, **COLLECTED}),  # no training learns from it
     # flyp reads no such labels
     "answers that teach": (taught, {"fuse_labels": 1, "score_unknown": 1, **COLLECTED}),
-    "learning rate": (in_demo("finetune", "lr", value=1e-4), TUNED),
-    "image prompt": (
-        in_demo("prompts", "image", value="What is this?"),
-        {"caption_images": 1, **NEW_CAPTIONS},
-    ),
-    "two shards": (
-        in_demo("captions", value={"shards": 2}),
-        {
-            **{"caption_images_shard": 2, "caption_groups_shard": 2, "gather_captions": 2},
-            **NEW_CAPTIONS,
-        },
-    ),
     "an objective": (in_file("latteclip/train/objectives/latteclip.py"), TUNED_ON_CAPTIONS),
     "the engine that runs": (
         in_file("latteclip/captions/engines/transformers.py"),
@@ -208,6 +189,11 @@ def edited(finished):
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     shutil.rmtree(finished.root / RESULTS / "audit", ignore_errors=True)
     (finished.root / RESULTS / "answers.json").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_setting_reruns_what_reads_it_and_nothing_else(finished, setting):
+    assert planned(finished, setting) == SETTINGS[setting]
 
 
 @pytest.mark.parametrize("name", EDITS)
@@ -307,10 +293,10 @@ def test_captions_that_were_removed_are_made_again_without_an_engine(edited):
 @pytest.mark.slow
 def test_a_training_that_ctrl_c_stops_continues_with_the_next_run(finished_copy):
     """Ctrl-C is SIGINT to all processes of a terminal."""
-    in_demo("finetune", "epochs", value=20)(finished_copy)  # of three steps
     folder = finished_copy.root / RESULTS / "latteclip/seed0"
     command = ["-j1", folder.relative_to(finished_copy.root) / "history.parquet"]
     command += ["--config", "seeds=1", "compute={'checkpoint_minutes': 0}"]
+    command += ["finetune={'epochs': 20}"]  # of three steps
     options = {"start_new_session": True, "preexec_fn": hear_interrupts}
     run = finished_copy.start("snakemake", *command, **options)
     while not [*folder.glob("checkpoint/step-*.pt")] and run.poll() is None:
