@@ -10,14 +10,14 @@ import platform
 import shutil
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import requests
 
 from latteclip import __version__
 from latteclip.config import hub_names, layers
@@ -211,16 +211,13 @@ def hub() -> Iterator[Finding]:
         return
     address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
-        request = urllib.request.Request(address, method="HEAD")
-        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT) as answer:
-            yield "ok", f"{address} answers ({answer.status})"
-    except urllib.error.HTTPError as error:
-        yield "ok", f"{address} answers ({error.code})"
-    except (OSError, ValueError) as error:
+        status = requests.head(address, timeout=HUB_TIMEOUT).status_code
+        yield "ok", f"{address} answers ({status})"
+    except requests.RequestException as error:
         yield (
             "warning",
-            f"{address} does not answer ({getattr(error, 'reason', error)}); set https_proxy or "
-            "HF_ENDPOINT, or HF_HUB_OFFLINE=1 where models are in the cache",
+            f"{address} does not answer ({type(error).__name__}); set https_proxy or HF_ENDPOINT, "
+            "or HF_HUB_OFFLINE=1 where models are in the cache",
         )
 
 

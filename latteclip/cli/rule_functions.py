@@ -99,8 +99,7 @@ class RuleFunctions:
             loaded = Configuration(shipped, layers.difference(self._config, shipped))
         else:
             # Snakemake reads files of --configfile too, but accepts a key given twice.
-            files = [file for file in self._workflow.configfiles if Path(file).suffix != ".json"]
-            layers.given([], files)
+            layers.given([], self._workflow.configfiles)
             counts = self._notes_shards and self._workflow.is_main_process
             gpus_here = free_gpus() if counts else 1
             loaded = Configuration(layers.defaults(), self._config, gpus=gpus_here)
@@ -247,13 +246,20 @@ class RuleFunctions:
         )
 
     def _images(self, wildcards: Any, input: Any) -> int:
-        """Return the images of the index, or of the dataset's file if there is no index here."""
+        """Return the images of the index, or of the dataset's file if there is no index here.
+
+        Raises:
+            FileNotFoundError: there is no index yet. Snakemake asks again later.
+        """
         if "images" not in input.keys() or self._provider not in (None, "fs"):
-            return job_resources.images_expected(self.configuration, wildcards.dataset)
-        index = str(input.images)
-        if self._provider:  # there is no copy here
-            index = input.images.storage_object.query
-        return job_resources.images_indexed(index)
+            counts = self.configuration.section("split", wildcards.dataset).get("counts", {})
+            return int(counts.get("train", 0) + counts.get("test", 0))
+        from pyarrow.parquet import read_metadata
+
+        # A storage has no copy here.
+        index = input.images.storage_object.query if self._provider else str(input.images)
+        with Path(index).open("rb") as file:  # given the name, pyarrow's error would lack it
+            return int(read_metadata(file).num_rows)
 
     # Handlers. Those of a module run if the other workflow's handlers call them (docs/projects.md).
 

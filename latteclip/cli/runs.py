@@ -22,17 +22,6 @@ TIMEOUT = 30  # seconds: a busy controller answers slowly
 # Of `squeue --format`. The executor writes rule and wildcards into the comment.
 FIELDS = ("%i", "%T", "%r", "%M", "%l", "%Z", "%k")
 RULE = re.compile(r"(?:rule|group)_(.+?)(?:_wildcards_(.+))?")
-# Reasons for which a job waits, as SLURM names them, that do not explain themselves.
-REASONS = {
-    "AssocGrpGRES": "your account uses all the GPUs that it may",
-    "BadConstraints": "no node is like that: correct the profile and start it again",
-    "BeginTime": "it was put back into the queue and starts again in a moment",
-    "JobHeldUser": "it is held: scontrol release lets it go",
-    "PartitionTimeLimit": "it wants more time than its partition allows: lower its runtime in the "
-    "profile and start it again",
-    "QOSMaxGRESPerUser": "you use all the GPUs that you may",
-    "Resources": "all nodes that could take it are busy",
-}
 log = logging.getLogger(__name__)
 
 
@@ -103,8 +92,7 @@ class QueuedJob:
 
     def __str__(self) -> str:
         if self.state == "PENDING":
-            meaning = REASONS.get(self.reason)
-            return f"waits: {meaning} ({self.reason})" if meaning else f"waits: {self.reason}"
+            return f"waits: {self.reason}"
         return f"{self.state.lower()} for {self.elapsed} of {self.limit}"
 
 

@@ -9,7 +9,6 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -97,9 +96,8 @@ def status(
         known = dict.fromkeys([*layers.datasets(), *runs.noted_datasets()])
         names = [key for key in known if (RESULTS / key).is_dir()]
     jobs: dict[tuple[str, ...], Job] = {}  # by their outputs: datasets share some
-    with tempfile.TemporaryDirectory() as folder:
-        for options in _options(names, config, configfile, sdm, Path(folder)):
-            jobs = {tuple(job.outputs): job for job in _jobs(options)} | jobs
+    for options in _options(names, config, configfile, sdm):
+        jobs = {tuple(job.outputs): job for job in _jobs(options)} | jobs
     order = {rule: number for number, rule in enumerate(STAGES)}
 
     def place(job: Job) -> tuple[int, str]:
@@ -113,7 +111,6 @@ def _options(
     config: Sequence[str],
     configfiles: Sequence[str],
     deployment: Sequence[str],
-    folder: Path,
 ) -> Iterator[list[str]]:
     """Yield options of Snakemake, once for all datasets that were last run with the same ones."""
     plain: list[str] = []  # datasets that are looked at with the options given
@@ -128,11 +125,10 @@ def _options(
         noted.setdefault(key, []).append(name.removesuffix(f"_{values.get('limit')}"))
     pairs = [*config, *([f"dataset={','.join(plain)}"] if plain else [])]
     asked = [] if names and not plain else [(configfiles, pairs, deployment)]
-    for number, (key, datasets) in enumerate(noted.items()):
+    for key, datasets in noted.items():
         values, methods = json.loads(key)
-        file = folder / f"{number}.json"
-        file.write_text(json.dumps({**values, "dataset": datasets}), encoding="utf-8")
-        asked.append(([str(file)], [], methods))
+        words = {**values, "dataset": datasets}.items()
+        asked.append(([], [f"{name}={json.dumps(value)}" for name, value in words], methods))
     for files, words, methods in asked:
         flags = {"--configfile": files, "--config": words, "--sdm": methods}
         yield [word for flag, each in flags.items() if each for word in (flag, *each)]

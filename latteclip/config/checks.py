@@ -12,6 +12,7 @@ from pathlib import Path
 
 from latteclip.config import hub_names
 from latteclip.config.configuration import Configuration
+from latteclip.config.stage_params import captions_in_use
 from latteclip.core.errors import UserError, suggestion
 from latteclip.core.terminal import URL
 
@@ -100,10 +101,9 @@ def _captioner(configuration: Configuration, dataset: str) -> Iterator[str]:
 
 def _has_answers(configuration: Configuration, dataset: str) -> bool:
     """Return whether the tables of the captioner's answers exist."""
-    tables = [f"captions/{kind}s" for kind in configuration.caption_kinds(dataset)]
-    if configuration.scores_classes(dataset):
-        tables.append("class_scores")
-    return all(os.path.isfile(f"results/{dataset}/{table}.parquet") for table in tables)
+    tables = captions_in_use(configuration, dataset)
+    tables += [f"results/{dataset}/class_scores.parquet"] * configuration.scores_classes(dataset)
+    return all(map(os.path.isfile, tables))
 
 
 def _files(configuration: Configuration, dataset: str) -> Iterator[str]:

@@ -57,24 +57,6 @@ def minutes(stage: str, images: int, passes: float, attempt: int) -> int:
     return int((least + images * passes / images_per_second / 60) * attempt)
 
 
-def images_expected(configuration: Configuration, dataset: str) -> int:
-    """Return the number of images in the dataset's file, or 0."""
-    counts = configuration.section("split", dataset).get("counts", {})
-    return int(counts.get("train", 0) + counts.get("test", 0))
-
-
-def images_indexed(index: str) -> int:
-    """Return the number of images in an index.
-
-    Raises:
-        FileNotFoundError: there is no index yet. Snakemake asks again later.
-    """
-    from pyarrow.parquet import read_metadata
-
-    with Path(index).open("rb") as file:  # given the name, pyarrow's error would lack it
-        return int(read_metadata(file).num_rows)
-
-
 def captioner_gpus(configuration: Configuration, dataset: str) -> int:
     """Return the GPUs of a captioning job, 0 if a server or the user writes the captions."""
     values = configuration.section("captioner", dataset)

@@ -1,28 +1,28 @@
 import json
 import re
-from pathlib import Path
+
+from snakemake import cli as snakemake_cli
 
 from latteclip.cli import runs, status
+from latteclip.config import layers
+from latteclip.config.configuration import Configuration
 
 
 def test_a_dataset_is_looked_at_with_the_options_of_its_last_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    mine = {"image_dir": "photos", "seeds": 1}
+    mine = {"image_dir": "photos", "seeds": 1, "captioner": {"revision": None}}
     runs.note_options({"a": "a", "b": "b"}, mine, ["conda"])
     runs.note_options({"c_64": "c"}, {"limit": 64}, [])
-    asked = status._options(["a", "b", "c_64", "dtd"], [], [], [], tmp_path)
-    found = [
-        [json.loads(Path(word).read_text()) if word.endswith(".json") else word for word in words]
-        for words in asked
-    ]
-    assert found == [
+    of_two = ['image_dir="photos"', "seeds=1", 'captioner={"revision": null}', 'dataset=["a", "b"]']
+    assert list(status._options(["a", "b", "c_64", "dtd"], [], [], [])) == [
         ["--config", "dataset=dtd"],
-        ["--configfile", {**mine, "dataset": ["a", "b"]}, "--sdm", "conda"],
-        ["--configfile", {"limit": 64, "dataset": ["c"]}],
+        ["--config", *sorted(of_two[:3]), of_two[3], "--sdm", "conda"],
+        ["--config", "limit=64", 'dataset=["c"]'],
     ]
-    assert list(status._options(["a"], ["seeds=2"], [], [], tmp_path)) == [
-        ["--config", "seeds=2", "dataset=a"]
-    ]
+    given = status._options(["a"], ["seeds=2"], [], [])
+    assert list(given) == [["--config", "seeds=2", "dataset=a"]]
+    read = Configuration(layers.defaults(project=None), snakemake_cli.parse_config(of_two[1:3]))
+    assert (read.seeds, read.section("captioner", "dtd")["revision"]) == ([0], None)
     assert runs.noted_datasets() == ["a", "b", "c_64"]
 
 
