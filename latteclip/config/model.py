@@ -37,6 +37,7 @@ Key = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,100}$")]
 Suffix = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9.]*$")]
 FileName = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 CHECKSUM = "md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}|git_blob:[0-9a-f]{40}"
+MethodName = Annotated[str, Field(pattern="^[a-z0-9_]{1,100}$")]
 Texts = str | list[str]
 Objective = Literal[
     "zero_shot",
@@ -92,9 +93,7 @@ class Split(Section):
         "a CoOp split JSON, class folders, a table, one list per split, or shards of two kinds"
     )
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = key("share of labelled images for testing")
-    max_corrupt: Share = key(
-        "share of images, rounded up, that may be left out because they cannot be decoded"
-    )
+    max_corrupt: Share = key("share of images, rounded up, that may be broken")
     file: Line = key("the split JSON or table, relative to the dataset's folder")
     lists: Lists = key()
     suffix: str = key("suffix that turns an image of a list into a path")
@@ -145,8 +144,7 @@ class Captioner(Section):
     batch_size: Positive = key("requests that the engine works on at once")
     max_image_side: Pixels | None = key("larger images are scaled to this side; null: no limit")
     square_side: Pixels | Auto | None = key(
-        "images are scaled to a square of this side; auto: 336 for LLaVA-1.6, the size of its "
-        "overview, null for others; null: they keep their shape"
+        "side of the square to which images are scaled; auto: 336 for LLaVA-1.6; null: no square"
     )
     concurrency: Positive = key("engine openai: requests that the server gets at once")
     timeout: AboveZero = key("engine openai: seconds to wait for an answer")
@@ -191,7 +189,7 @@ class Unknown(Section):
     """Images that show none of the classes."""
 
     share: Annotated[float, Field(ge=0, le=0.5)] = key(
-        "share of the training images to mark as unknown, those furthest from every class"
+        "share of training images to mark as unknown"
     )
 
 
@@ -224,9 +222,7 @@ class Compute(Section):
     """How fine-tuning is computed: speed and memory, not results."""
 
     cache_gib: AtLeastZero = key("GiB in memory for decoded images; more are on disk, if they fit")
-    micro_batch: Positive | Auto | None = key(
-        "images and texts encoded at once, with the same result; auto: what fits; null: the batch"
-    )
+    micro_batch: Positive | Auto | None = key("images encoded at once; auto: what fits; null: all")
     gradient_checkpointing: bool = key("recompute activations: less memory, more time")
     compile: bool = key("torch.compile the towers")
     checkpoint_minutes: AtLeastZero = key("minutes between checkpoints; 0: one for every epoch")
@@ -280,9 +276,7 @@ class MethodOfDataset(Section):
         "the training labels; all but zero_shot are not in the paper"
     )
     prototypes: Literal["text", "image"] = key("prototypes at the start; image is not in the paper")
-    head: Literal["tuned", "refit"] = key(
-        "the classifier after training; refit: image prototypes of the features, not in the paper"
-    )
+    head: Literal["tuned", "refit"] = key("the classifier after training; refit: image prototypes")
     graph: Graph = key()
     switches: Switches = key()
     finetune: Finetune = key()
@@ -355,9 +349,7 @@ class Shared(Section):
     """Keys that a dataset may have too."""
 
     split: Split = key()
-    template: Texts = key(
-        "class template with {} for the class name, or a list whose text features are averaged"
-    )
+    template: Texts = key("class template with {} for the name, or a list to average over")
     prompts: Prompts = key()
     clip: Clip = key()
     inference: Inference = key()
@@ -381,9 +373,7 @@ class Dataset(Shared):
     citation: str = key("the paper to cite")
     size: str = key("size of its downloads, in words")
     source: Source = key()
-    class_synonyms: dict[str, list[str]] = key(
-        "other names of classes, whose text features are averaged with the name's"
-    )
+    class_synonyms: dict[str, list[str]] = key("other names of classes, averaged with the name")
     methods: dict[Key, MethodOfDataset] = key("what the dataset changes of a method")
 
 
@@ -401,13 +391,11 @@ class Config(Shared):
         | Annotated[str, Field(pattern="^[0-9]{1,9}(,[0-9]{1,9}){0,999}$")]
     ) = key("a number of seeds, or the seeds, separated by commas")
     eyes: list[Line] | Line = key(
-        "image models beside CLIP whose features help to label images; names of timm, "
-        "hf-hub:<repo>, local-dir:<folder> or open_clip:<model>/<tag>"
+        "image models beside CLIP that help to label images: a name of timm, hf-hub:<repo>, "
+        "local-dir:<folder> or open_clip:<model>/<tag>"
     )
     table: Table = key()
-    methods: dict[Annotated[str, Field(pattern="^[a-z0-9_]{1,100}$")], Method] = key(
-        "methods by name"
-    )
+    methods: dict[MethodName, Method] = key("methods by name")
     datasets: dict[Key, Dataset] = key("datasets by key")
 
 
