@@ -1,5 +1,6 @@
 """Inputs, parameters and resources of jobs, with a stand-in for Snakemake's workflow."""
 
+import sys
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -108,7 +109,8 @@ def test_absent_inputs_make_no_options():
     assert options("eyes", "class_scores")(DEMO, inputs) == "--eyes a --eyes b"
 
 
-def test_a_mistaken_configuration_is_snakemake_s_error(functions):
+def test_a_mistaken_configuration_is_snakemake_s_error(functions, monkeypatch):
+    monkeypatch.setattr(sys, "tracebacklimit", 1000, raising=False)  # restored afterwards
     with pytest.raises(WorkflowError, match="demmo"):
         functions(dataset="demmo")
 
