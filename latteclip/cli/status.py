@@ -127,8 +127,8 @@ def _options(
     asked = [] if names and not plain else [(configfiles, pairs, deployment)]
     for key, datasets in noted.items():
         values, methods = json.loads(key)
-        words = {**values, "dataset": datasets}.items()
-        asked.append(([], [f"{name}={json.dumps(value)}" for name, value in words], methods))
+        given = {**values, "dataset": datasets}.items()
+        asked.append(([], [f"{name}={json.dumps(value)}" for name, value in given], methods))
     for files, words, methods in asked:
         flags = {"--configfile": files, "--config": words, "--sdm": methods}
         yield [word for flag, each in flags.items() if each for word in (flag, *each)]
